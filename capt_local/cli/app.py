@@ -1,0 +1,131 @@
+"""The dispatcher: finds the verb, imports it alone, turns errors into a line and an exit code.
+
+Nothing heavy is imported here, so that `capt-local --help` answers at once: not Typer, not numpy,
+not the engine. The help of the whole program is written from the table of verbs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn
+
+from capt_local import __version__
+from capt_local.cli.exits import ExitCode, code_for, line_for, wants_traceback
+from capt_local.report.screen import Screen
+
+if TYPE_CHECKING:
+    import typer
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A command: the function `name` of its module does it."""
+
+    name: str
+    module: str
+    summary: str
+
+
+VERBS = (
+    Verb("demo", "capt_local.cli.demo", "A fictitious visit, with the three demo models"),
+    Verb("generate", "capt_local.cli.generate", "One answer to a prompt (-p, -f or stdin)"),
+    Verb("doctor", "capt_local.cli.doctor", "What runs here: versions, backend, memory, bundle"),
+)
+
+_EPILOGUE = """\
+Use 'capt-local VERB --help' for the options of a verb.
+Every option has a twin in the environment, for example CAPT_LOCAL_BUNDLE for --bundle.
+
+Intended use: drafts for review by a clinician. Not for time-critical decisions, not for patients
+to read unreviewed. Text stays on this machine; nothing is written unless asked for."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the process."""
+    sys.exit(int(run(sys.argv[1:] if arguments is None else list(arguments))))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code."""
+    screen = Screen.standard()
+    try:
+        return _dispatch(list(arguments), screen)
+    except BrokenPipeError:
+        _drop_stdout()
+        return ExitCode.UNEXPECTED
+    except Exception as error:
+        return _report(error, screen)
+    except KeyboardInterrupt as error:
+        return _report(error, screen)
+
+
+def _report(error: BaseException, screen: Screen) -> ExitCode:
+    if wants_traceback():
+        raise error
+    screen.error(line_for(error))
+    return code_for(error)
+
+
+def _dispatch(arguments: list[str], screen: Screen) -> int:
+    first = arguments[0] if arguments else "--help"
+    if first in ("--install-completion", "--show-completion") or _completing():
+        return _whole(arguments)
+    if first in ("-h", "--help", "help"):
+        screen.line(help_text())
+        return ExitCode.OK
+    if first == "--version":
+        screen.line(f"capt-local {__version__}")
+        return ExitCode.OK
+    for verb in VERBS:
+        if verb.name == first:
+            return _call(verb, arguments[1:], screen)
+    screen.error(f"there is no such verb; one of {', '.join(v.name for v in VERBS)} is needed.")
+    return ExitCode.USAGE
+
+
+def help_text() -> str:
+    """The help of the whole program."""
+    width = max(len(verb.name) for verb in VERBS)
+    verbs = "\n".join(f"  {verb.name:<{width}}  {verb.summary}" for verb in VERBS)
+    return (
+        "capt-local: private clinical language-model inference by Cross-Architecture Proxy "
+        "Tuning.\n\n"
+        f"Usage: capt-local VERB [OPTIONS]\n\nVerbs:\n{verbs}\n\n"
+        f"Options:\n  --version             the version\n"
+        f"  --install-completion  completion for this shell\n\n{_EPILOGUE}"
+    )
+
+
+def function(verb: Verb) -> Callable[..., int]:
+    """The function of a verb; imports its module."""
+    found: Callable[..., int] = getattr(import_module(verb.module), verb.name)
+    return found
+
+
+def _call(verb: Verb, arguments: list[str], screen: Screen) -> int:
+    from capt_local.cli import typed
+
+    return typed.call(function(verb), f"capt-local {verb.name}", arguments, screen)
+
+
+def _whole(arguments: list[str]) -> int:
+    """All verbs in one Typer program; only shell completion needs that."""
+    from capt_local.cli import typed
+
+    program: typer.Typer = typed.program({verb.name: function(verb) for verb in VERBS})
+    program(arguments, prog_name="capt-local")
+    return ExitCode.OK
+
+
+def _completing() -> bool:
+    return "_CAPT_LOCAL_COMPLETE" in os.environ
+
+
+def _drop_stdout() -> None:
+    """Whoever read standard output has gone; keeps Python from complaining about it at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())

@@ -1,0 +1,86 @@
+"""Exit codes, and which error leads to which. The one place that knows them."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from enum import IntEnum
+from pathlib import Path
+
+from capt_local import __version__
+from capt_local.errors import (
+    Cancelled,
+    CaptError,
+    ContextOverflow,
+    MemoryShortage,
+    ModelError,
+    NumericalError,
+    UsageError,
+)
+
+
+class ExitCode(IntEnum):
+    """What a process says about its end."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    MODEL = 3
+    MEMORY = 4
+    CONTEXT = 5
+    FAILED_RECORDS = 6
+    INTERRUPTED = 130
+
+
+_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
+    (UsageError, ExitCode.USAGE),
+    (ModelError, ExitCode.MODEL),
+    (NumericalError, ExitCode.MODEL),
+    (MemoryShortage, ExitCode.MEMORY),
+    (ContextOverflow, ExitCode.CONTEXT),
+    (Cancelled, ExitCode.INTERRUPTED),
+    (KeyboardInterrupt, ExitCode.INTERRUPTED),
+)
+
+
+def code_for(error: BaseException) -> ExitCode:
+    """The exit code of an error; what nobody foresaw is 1."""
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return code
+    return ExitCode.UNEXPECTED
+
+
+def line_for(error: BaseException) -> str:
+    """The line that a person reads.
+
+    The message of an unforeseen exception may hold the user's text, so only its type and the
+    place in this package are told.
+    """
+    if code_for(error) is ExitCode.INTERRUPTED:
+        return "interrupted."
+    if isinstance(error, CaptError):
+        return str(error)
+    return (
+        f"unexpected {type(error).__name__} at {_place(error)} (capt-local {__version__}). "
+        "This is a defect, and this line holds nothing of your text: please report it. "
+        "CAPT_LOCAL_DEBUG=1 shows the traceback, which may hold text."
+    )
+
+
+def wants_traceback() -> bool:
+    """Whether the user asked to see tracebacks, text in them or not."""
+    return os.environ.get("CAPT_LOCAL_DEBUG") == "1"
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of this package, or of whoever raised it outside."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return "an unknown place"
+    package = Path(__file__).resolve().parent.parent
+    ours = [frame for frame in frames if package in Path(frame.filename).resolve().parents]
+    frame = ours[-1] if ours else frames[-1]
+    path = Path(frame.filename)
+    name = path.resolve().relative_to(package).as_posix() if ours else path.name
+    return f"{name}:{frame.lineno}"

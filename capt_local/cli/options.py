@@ -1,0 +1,259 @@
+"""The options that verbs share, each defined once, in groups of one concern.
+
+A default of None means: what the bundle says, else the default of the decoder. Each option that
+is a setting has an environment twin CAPT_LOCAL_*. The prompt and the files of one call have none:
+the environment is inherited by everything that is started later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from capt_local.decode.options import Method
+
+
+def _option(*names: str, help: str, twin: str = "", metavar: str | None = None, **more: Any) -> Any:
+    envvar = f"CAPT_LOCAL_{twin}" if twin else None
+    return typer.Option(
+        *names, help=help, envvar=envvar, metavar=metavar, show_default=False, **more
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFlags:
+    """Which models, and how they are loaded."""
+
+    bundle: Annotated[
+        str | None,
+        _option(
+            "-m",
+            "--bundle",
+            twin="BUNDLE",
+            metavar="NAME|PATH",
+            help="A bundle: its id, its folder or its bundle.toml. Default: demo.",
+        ),
+    ] = None
+    target: Annotated[
+        Path | None,
+        _option("--target", twin="TARGET", metavar="GGUF", help="The target model, for no bundle."),
+    ] = None
+    expert: Annotated[
+        Path | None,
+        _option("--expert", twin="EXPERT", metavar="GGUF", help="The clinical expert, likewise."),
+    ] = None
+    base: Annotated[
+        Path | None,
+        _option(
+            "--base",
+            twin="BASE",
+            metavar="GGUF",
+            help="What the expert was trained from, likewise.",
+        ),
+    ] = None
+    no_verify: Annotated[
+        bool,
+        _option("--no-verify", twin="NO_VERIFY", help="Do not check the digests of the models."),
+    ] = False
+    ctx_size: Annotated[
+        int | None,
+        _option(
+            "-c",
+            "--ctx-size",
+            twin="CTX_SIZE",
+            metavar="N",
+            min=1,
+            help="Tokens that the context holds. Default: the bundle's.",
+        ),
+    ] = None
+    gpu_layers: Annotated[
+        str,
+        _option(
+            "-ngl",
+            "--gpu-layers",
+            twin="GPU_LAYERS",
+            metavar="N|auto|all",
+            help="Layers on the GPU. Default: auto, as many as fit.",
+        ),
+    ] = "auto"
+    threads: Annotated[
+        int | None,
+        _option(
+            "-t",
+            "--threads",
+            twin="THREADS",
+            metavar="N",
+            min=1,
+            help="CPU threads. Default: the cores that this process may use.",
+        ),
+    ] = None
+    date: Annotated[
+        str | None,
+        _option(
+            "--date",
+            twin="DATE",
+            metavar="YYYY-MM-DD",
+            help="The date that chat templates may tell. Default: today.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFlags:
+    """What is asked."""
+
+    prompt: Annotated[
+        str | None,
+        _option(
+            "-p",
+            "--prompt",
+            metavar="TEXT",
+            help="The prompt; '-' reads standard input. Other accounts of this machine can see "
+            "the arguments of a process: for patient text use -f or standard input.",
+        ),
+    ] = None
+    file: Annotated[
+        Path | None,
+        _option("-f", "--file", metavar="PATH", help="A UTF-8 file that holds the prompt."),
+    ] = None
+    system: Annotated[
+        str | None,
+        _option("--system", twin="SYSTEM", metavar="TEXT", help="The system text."),
+    ] = None
+    raw: Annotated[
+        bool,
+        _option("--raw", twin="RAW", help="Go on with the text as it is, without a template."),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class MethodFlags:
+    """How the three models are combined."""
+
+    method: Annotated[
+        Method | None,
+        _option(
+            "--method",
+            twin="METHOD",
+            metavar="capt|target|expert|base",
+            help="The three together, or one alone. Default: the bundle's, else capt.",
+        ),
+    ] = None
+    alpha: Annotated[
+        str | None,
+        _option(
+            "--alpha",
+            twin="ALPHA",
+            metavar="NUMBER|evidence",
+            help="Weight of the contrast; 'evidence' weighs it by how well it explains the prompt. "
+            "Default: the bundle's, else evidence.",
+        ),
+    ] = None
+    plausibility: Annotated[
+        float | None,
+        _option(
+            "--plausibility",
+            twin="PLAUSIBILITY",
+            metavar="P",
+            help="Never say a token below this share of the target's best. Default: 1e-5.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFlags:
+    """How tokens are drawn, and when the answer ends."""
+
+    max_tokens: Annotated[
+        int | None,
+        _option(
+            "-n",
+            "--max-tokens",
+            twin="MAX_TOKENS",
+            metavar="N",
+            help="Most tokens of the answer. Default: the bundle's, else 512.",
+        ),
+    ] = None
+    temp: Annotated[
+        float | None,
+        _option(
+            "--temp",
+            twin="TEMP",
+            metavar="T",
+            help="Temperature; 0 takes the likeliest. Default: 0.",
+        ),
+    ] = None
+    top_k: Annotated[
+        int, _option("--top-k", twin="TOP_K", metavar="K", help="Keep the K likeliest; 0: all.")
+    ] = 0
+    top_p: Annotated[
+        float,
+        _option("--top-p", twin="TOP_P", metavar="P", help="Keep the likeliest up to this mass."),
+    ] = 1.0
+    min_p: Annotated[
+        float,
+        _option("--min-p", twin="MIN_P", metavar="P", help="Keep those above this share of best."),
+    ] = 0.0
+    repeat_penalty: Annotated[
+        float,
+        _option(
+            "--repeat-penalty",
+            twin="REPEAT_PENALTY",
+            metavar="X",
+            help="Above 1: say less often what was just said. Default: 1.",
+        ),
+    ] = 1.0
+    repeat_last_n: Annotated[
+        int,
+        _option(
+            "--repeat-last-n",
+            twin="REPEAT_LAST_N",
+            metavar="N",
+            help="Tokens that the repetition penalty looks back. Default: 64.",
+        ),
+    ] = 64
+    seed: Annotated[
+        int,
+        _option("-s", "--seed", twin="SEED", metavar="N", help="Of the random draws. Default: 0."),
+    ] = 0
+    stop: Annotated[
+        list[str] | None,
+        _option("--stop", metavar="TEXT", help="Ends the answer; may be given several times."),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFlags:
+    """Where the answer goes, and in which form."""
+
+    output: Annotated[
+        Path | None,
+        _option("-o", "--output", metavar="PATH", help="Write the answer here (mode 0600)."),
+    ] = None
+    json: Annotated[
+        bool, _option("--json", twin="JSON", help="Write a JSON object instead of the text.")
+    ] = False
+    top_logprobs: Annotated[
+        int,
+        _option(
+            "--top-logprobs",
+            twin="TOP_LOGPROBS",
+            metavar="N",
+            min=0,
+            max=100,
+            help="Candidates of each model for each token, with --json.",
+        ),
+    ] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ViewFlags:
+    """How much is told on standard error."""
+
+    verbose: Annotated[
+        int,
+        _option("-v", "--verbose", twin="VERBOSE", count=True, help="Tell more on standard error."),
+    ] = 0

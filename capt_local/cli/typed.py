@@ -1,0 +1,107 @@
+"""Typer around verbs whose options come in groups.
+
+A verb is a function of frozen dataclasses (see `options`); each field of such a group is one
+option. So an option is defined once and shared, and a verb's signature names groups, not thirty
+flags. Errors of the command line are told without the value that was typed: it may be a note.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_type_hints
+
+import typer
+
+from capt_local.cli.exits import ExitCode
+from capt_local.report.screen import Screen
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+# Click's usage errors, wherever this version of Typer keeps them.
+_USAGE_ERRORS = tuple(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ in ("ClickException", "UsageError")
+)
+_PLAIN_OPTION = re.compile(r"--?[a-z][a-z-]{0,30}")
+
+
+def call(verb: Callable[..., int], name: str, arguments: Sequence[str], screen: Screen) -> int:
+    """Parses the arguments of a verb and runs it.
+
+    Returns:
+        The exit code.
+    """
+    program = typer.Typer(add_completion=False, rich_markup_mode=None)
+    program.command(context_settings=dict(_SETTINGS))(flat(verb))
+    command = typer.main.get_command(program)
+    try:
+        # Only the parsing happens inside: Click has ideas of its own about errors and Ctrl-C.
+        parsed = command.main(list(arguments), prog_name=name, standalone_mode=False)
+    except typer.Exit as exit_:
+        return exit_.exit_code
+    except typer.Abort:
+        return ExitCode.INTERRUPTED
+    except _USAGE_ERRORS as error:
+        screen.error(f"{_usage_line(error)} See '{name} --help'.")
+        return ExitCode.USAGE
+    if not isinstance(parsed, dict):
+        return int(parsed or 0)  # --help
+    return verb(**parsed)
+
+
+def program(verbs: Mapping[str, Callable[..., int]]) -> typer.Typer:
+    """One Typer program with all verbs, for shell completion."""
+    whole = typer.Typer(rich_markup_mode=None)
+    for name, verb in verbs.items():
+        whole.command(name, context_settings=dict(_SETTINGS))(flat(verb))
+    return whole
+
+
+def flat(verb: Callable[..., int]) -> Callable[..., dict[str, Any]]:
+    """A function with one parameter for each field of the verb's groups, that returns these."""
+    groups = {
+        name: kind
+        for name, kind in get_type_hints(verb).items()
+        if name != "return" and dataclasses.is_dataclass(kind)
+    }
+
+    def command(**values: Any) -> dict[str, Any]:
+        return {
+            name: kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
+            for name, kind in groups.items()
+        }
+
+    parameters = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hint
+        )
+        for kind in groups.values()
+        for field, hint in _fields(kind)
+    ]
+    command.__name__ = verb.__name__
+    command.__doc__ = verb.__doc__
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _fields(kind: type) -> list[tuple[dataclasses.Field[Any], Any]]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [(field, hints[field.name]) for field in dataclasses.fields(kind)]
+
+
+def _usage_line(error: BaseException) -> str:
+    """What is wrong with the command line, without the value that was typed."""
+    option = getattr(error, "option_name", None)
+    names = getattr(getattr(error, "param", None), "opts", None)
+    if names:
+        return f"The value of {max(names, key=len)} is not one that it takes."
+    if option is None:
+        return "There is text that belongs to no option; put the prompt in quotes: -p '...'."
+    # Text that begins with a dash looks like an option; only what cannot be a note is repeated.
+    shown = option if _PLAIN_OPTION.fullmatch(option) else "that was given"
+    if hasattr(error, "possibilities"):
+        near = ", ".join(getattr(error, "possibilities", None) or ())
+        return f"There is no option {shown}{f' (near: {near})' if near else ''}."
+    return f"The option {shown} needs a value."

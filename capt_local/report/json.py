@@ -1,0 +1,187 @@
+"""An answer as the JSON object that `--json` writes.
+
+The shape is OpenAI's, so that existing readers work; what is ours lies under `capt` and
+`provenance`. Everything is ASCII and valid JSON: numbers that are not finite become null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any
+
+from capt_local.decode.step import Choice, FinishReason, Step
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """How long it took, in seconds."""
+
+    load: float = 0.0
+    prompt: float = 0.0
+    generate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is known about a finished answer.
+
+    Attributes:
+        steps: all of them, in order.
+        text: the answer's bytes.
+        finish: why it ended.
+        model: id of the bundle.
+        raw: whether the prompt was text to go on with, not a message.
+        prompt_tokens: tokens of the prompt, by role.
+        context_limit: tokens that the smallest context holds.
+        weights: (alpha, share of the mixture) pairs.
+        warnings: lines that were shown to the user.
+        provenance: versions, bundle, digests, method and parameters; holds no text of the user.
+        created: Unix time, or None when the caller wants the same bytes each time.
+        id: of this answer.
+    """
+
+    steps: Sequence[Step]
+    text: bytes
+    finish: FinishReason | None
+    model: str
+    raw: bool = False
+    prompt_tokens: Mapping[str, int] = field(default_factory=dict)
+    context_limit: int = 0
+    weights: Sequence[tuple[float, float]] = ()
+    timings: Timings = field(default_factory=Timings)
+    warnings: Sequence[str] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    created: int | None = None
+    id: str = ""
+
+
+def new_id() -> str:
+    """A fresh id for an answer; random, so it says nothing about the text."""
+    return f"capt-{uuid.uuid4().hex}"
+
+
+def answer_object(answer: Answer, *, top_logprobs: int = 0) -> JsonObject:
+    """The object for one answer.
+
+    Args:
+        answer: what to write.
+        top_logprobs: how many candidates to list for each token.
+    """
+    result: JsonObject = {
+        "id": answer.id or new_id(),
+        "object": "text_completion" if answer.raw else "chat.completion",
+    }
+    if answer.created is not None:
+        result["created"] = answer.created
+    result |= {
+        "model": answer.model,
+        "choices": [_choice_object(answer, top_logprobs)],
+        "usage": _usage(answer),
+        "timings": _timings(answer),
+        "capt": _summary(answer),
+        "provenance": dict(answer.provenance),
+        "warnings": list(answer.warnings),
+        "ai_label": "AIRPT",
+        "human_review": "none",
+    }
+    return result
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """JSON text: ASCII only, no NaN or infinity, lone surrogates replaced."""
+    return json.dumps(_clean(value), ensure_ascii=True, allow_nan=False, indent=indent)
+
+
+def _choice_object(answer: Answer, top_logprobs: int) -> JsonObject:
+    text = answer.text.decode("utf-8", "replace")
+    content: JsonObject = (
+        {"text": text} if answer.raw else {"message": {"role": "assistant", "content": text}}
+    )
+    return {
+        "index": 0,
+        **content,
+        "finish_reason": str(answer.finish) if answer.finish else None,
+        "logprobs": {"content": [_step_object(step, top_logprobs) for step in answer.steps]},
+    }
+
+
+def _step_object(step: Step, top_logprobs: int) -> JsonObject:
+    return {
+        **_token(step.piece, step.logp),
+        "top_logprobs": [_choice(choice) for choice in step.top[:top_logprobs]],
+        "capt": {
+            "delta": step.contrast,
+            "changed": step.changed,
+            "target_rank": step.target_rank,
+            "target_logprob": step.target_logp,
+            "target_choice": _choice(step.target_choice),
+            "target_top": [_choice(choice) for choice in step.target_top[:top_logprobs]],
+            "expert_top": [_choice(choice) for choice in step.expert_top[:top_logprobs]],
+            "base_top": [_choice(choice) for choice in step.base_top[:top_logprobs]],
+        },
+    }
+
+
+def _choice(choice: Choice) -> JsonObject:
+    return _token(choice.piece, choice.logp)
+
+
+def _token(piece: bytes, logp: float) -> JsonObject:
+    # `bytes` is exact; `token` is for reading, since a piece need not be UTF-8 by itself.
+    return {"token": piece.decode("utf-8", "replace"), "logprob": logp, "bytes": list(piece)}
+
+
+def _usage(answer: Answer) -> JsonObject:
+    prompt = max(answer.prompt_tokens.values(), default=0)
+    prompt = answer.prompt_tokens.get("target", prompt)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": len(answer.steps),
+        "total_tokens": prompt + len(answer.steps),
+        "prompt_tokens_by_model": dict(answer.prompt_tokens),
+        "context_limit": answer.context_limit,
+    }
+
+
+def _timings(answer: Answer) -> JsonObject:
+    timings = answer.timings
+    return {
+        "load_seconds": timings.load,
+        "prompt_seconds": timings.prompt,
+        "generate_seconds": timings.generate,
+    }
+
+
+def _summary(answer: Answer) -> JsonObject:
+    changed = sum(step.changed for step in answer.steps)
+    contrasts = [step.contrast for step in answer.steps]
+    return {
+        "changed": changed,
+        "share": changed / len(contrasts) if contrasts else None,
+        "mean_contrast": math.fsum(contrasts) / len(contrasts) if contrasts else None,
+        "weights": [{"alpha": alpha, "weight": weight} for alpha, weight in answer.weights],
+    }
+
+
+def _clean(value: Any) -> Any:
+    """The same value without numbers and characters that JSON readers refuse."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):  # numpy's numbers too
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {_clean(str(key)): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    return value
