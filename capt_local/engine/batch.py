@@ -1,0 +1,83 @@
+"""One `llama_batch`, allocated once and filled through numpy."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+class Batch:
+    """Room for `size` tokens, each of one sequence.
+
+    Args:
+        api: the binding's C functions.
+        size: tokens.
+
+    Attributes:
+        raw: what `llama_decode` takes.
+        size: tokens that fit.
+    """
+
+    def __init__(self, api: Any, size: int) -> None:
+        """Allocates the arrays and ties them to the C structure."""
+        self.size = size
+        self._tokens = np.zeros(size, np.int32)
+        self._positions = np.zeros(size, np.int32)
+        self._counts = np.ones(size, np.int32)  # each token belongs to one sequence
+        self._sequences = np.zeros(size, np.int32)
+        self._wanted = np.zeros(size, np.int8)
+        self._offsets = np.arange(size, dtype=np.int32)
+        # llama.cpp wants a pointer to the sequence of each token.
+        first = self._sequences.ctypes.data
+        self._pointers = first + 4 * np.arange(size, dtype=np.uintp)
+        pointer_to_int = ctypes.POINTER(ctypes.c_int32)
+        self.raw = api.llama_batch(
+            n_tokens=0,
+            token=self._tokens.ctypes.data_as(pointer_to_int),
+            embd=None,
+            pos=self._positions.ctypes.data_as(pointer_to_int),
+            n_seq_id=self._counts.ctypes.data_as(pointer_to_int),
+            seq_id=self._pointers.ctypes.data_as(ctypes.POINTER(pointer_to_int)),
+            logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill_one(self, token: int, position: int, row: bool) -> None:
+        """One token of the running sequence; the path of every step, so without slices."""
+        self._tokens[0] = token
+        self._positions[0] = position
+        self._sequences[0] = 0
+        self._wanted[0] = row
+        self.raw.n_tokens = 1
+
+    def fill(self, tokens: Sequence[int], position: int, rows: int) -> None:
+        """Consecutive tokens of the running sequence, with logits after the last `rows`."""
+        count = len(tokens)
+        self._tokens[:count] = tokens
+        np.add(self._offsets[:count], position, out=self._positions[:count])
+        self._sequences[:count] = 0
+        self._wanted[: count - rows] = 0
+        self._wanted[count - rows : count] = 1
+        self.raw.n_tokens = count
+
+    def fill_branches(self, tails: Sequence[Sequence[int]], position: int) -> list[int]:
+        """Tails of the sequences 1, 2, ..., with logits after the last token of each.
+
+        Returns:
+            Places of those last tokens in the batch.
+        """
+        at = 0
+        ends = []
+        for number, tail in enumerate(tails, start=1):
+            end = at + len(tail)
+            self._tokens[at:end] = tail
+            self._positions[at:end] = self._offsets[: len(tail)] + position
+            self._sequences[at:end] = number
+            self._wanted[at : end - 1] = 0
+            self._wanted[end - 1] = 1
+            ends.append(end - 1)
+            at = end
+        self.raw.n_tokens = at
+        return ends

@@ -1,0 +1,196 @@
+"""llama.cpp, loaded once: its log, its backends, what it says about itself.
+
+The library is process-wide by nature (one log, one set of backends), so there is one `Library`
+too, made on first use; importing this module does not load llama.cpp.
+"""
+
+from __future__ import annotations
+
+import _thread
+import ctypes
+import os
+import sys
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from capt_local.errors import UsageError
+
+# The structures of the binding fit only the library that it was built with.
+BINDING_VERSION = "0.3.36"
+
+_WARN, _ERROR, _CONTINUED = 3, 4, 5
+_DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "composite")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Something that llama.cpp can compute on. Memory in bytes, 0 where unknown."""
+
+    name: str
+    description: str
+    kind: str
+    free: int
+    total: int
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether layers can be put on it."""
+        return self.kind in ("GPU", "integrated GPU")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildInfo:
+    """What `doctor` shows about llama.cpp."""
+
+    binding: str
+    llama_cpp: str
+    gpu_offload: bool
+    system_info: str
+    devices: tuple[Device, ...]
+
+
+class Library:
+    """llama.cpp's functions with its log caught.
+
+    Attributes:
+        api: the module with the C functions.
+    """
+
+    def __init__(self) -> None:
+        """Loads the binding, checks its version and starts llama.cpp's backends."""
+        self.api: Any = _import_binding()
+        self._lines: deque[tuple[int, str]] = deque(maxlen=32)
+        # llama.cpp keeps only the address, so the callback has to live as long as the library.
+        self._callback = self.api.llama_log_callback(self._log)
+        self.api.llama_log_set(self._callback, None)
+        self.api.llama_backend_init()
+
+    def function(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+        """A C function with a prototype of our own, apart from the binding's."""
+        found = self.api._lib[name]
+        found.restype = result
+        found.argtypes = list(arguments)
+        return found
+
+    def forget_errors(self) -> None:
+        """Drops what was logged, so that `last_error` speaks of what comes."""
+        self._lines.clear()
+
+    def last_error(self) -> str:
+        """The first error that llama.cpp logged since `forget_errors`, without its function name.
+
+        The first says why; those after it only say that something failed.
+        """
+        lines = list(self._lines)
+        for wanted in (_ERROR, _WARN):
+            for level, line in lines:
+                if level == wanted and line.strip():
+                    _, _, said = line.strip().partition(": ")
+                    return said or line.strip()
+        return ""
+
+    def build_info(self) -> BuildInfo:
+        """Versions, build flags and devices."""
+        api = self.api
+        return BuildInfo(
+            binding=BINDING_VERSION,
+            llama_cpp=_text(api.llama_version()),
+            gpu_offload=bool(api.llama_supports_gpu_offload()),
+            system_info=_text(api.llama_print_system_info()).strip(),
+            devices=self.devices(),
+        )
+
+    def devices(self) -> tuple[Device, ...]:
+        """What llama.cpp can compute on, with the memory that is free now."""
+        address, size = ctypes.c_void_p, ctypes.c_size_t
+        pointer = ctypes.POINTER(size)
+        get = self._ggml("ggml_backend_dev_get", address, size)
+        name = self._ggml("ggml_backend_dev_name", ctypes.c_char_p, address)
+        description = self._ggml("ggml_backend_dev_description", ctypes.c_char_p, address)
+        kind = self._ggml("ggml_backend_dev_type", ctypes.c_int, address)
+        memory = self._ggml("ggml_backend_dev_memory", None, address, pointer, pointer)
+        found = []
+        for index in range(self._ggml("ggml_backend_dev_count", size)()):
+            device = get(index)
+            free, total = size(), size()
+            memory(device, ctypes.byref(free), ctypes.byref(total))
+            found.append(
+                Device(
+                    name=_text(name(device)),
+                    description=_text(description(device)),
+                    kind=_DEVICE_KINDS[kind(device)],
+                    free=free.value,
+                    total=total.value,
+                )
+            )
+        return tuple(found)
+
+    def _ggml(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+        """A function of ggml, which is a library of its own beside libllama."""
+        from llama_cpp._ggml import libggml
+
+        try:
+            found = libggml[name]
+        except AttributeError:
+            found = self.api._lib[name]
+        found.restype = result
+        found.argtypes = list(arguments)
+        return found
+
+    def _log(self, level: int, text: bytes, _data: object) -> None:
+        try:
+            line = text.decode("utf-8", "replace")
+            if level == _CONTINUED:
+                if self._lines:
+                    last, before = self._lines.pop()
+                    self._lines.append((last, before + line))
+            elif level in (_WARN, _ERROR):
+                self._lines.append((level, line))
+        except KeyboardInterrupt:
+            # An exception cannot leave a callback; the interrupt is raised again behind it.
+            _thread.interrupt_main()
+
+
+def _import_binding() -> Any:
+    if os.environ.get("LLAMA_CPP_LIB_PATH"):
+        raise UsageError(
+            "LLAMA_CPP_LIB_PATH points to another llama.cpp library. Unset it: only the library "
+            "that was installed together with the binding is safe to use."
+        )
+    # A failed assertion in ggml would start a debugger on the process and dump patient text.
+    os.environ["GGML_NO_BACKTRACE"] = "1"
+    _forbid_core_dumps()
+    try:
+        import llama_cpp
+    except ImportError:
+        raise UsageError(
+            f"llama-cpp-python is not installed: pip install llama-cpp-python=={BINDING_VERSION}"
+        ) from None
+    if llama_cpp.__version__ != BINDING_VERSION:
+        raise UsageError(
+            f"llama-cpp-python {llama_cpp.__version__} is installed, but this version needs "
+            f"exactly {BINDING_VERSION}: pip install llama-cpp-python=={BINDING_VERSION}"
+        )
+    return llama_cpp.llama_cpp
+
+
+def _forbid_core_dumps() -> None:
+    if sys.platform == "win32":
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "replace")
+
+
+@cache
+def library() -> Library:
+    """The library of this process, loaded on the first call (0.3 s)."""
+    return Library()

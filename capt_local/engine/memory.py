@@ -1,0 +1,170 @@
+"""What a model will take in memory, before any of it is loaded.
+
+An estimate on the safe side, from the header of the file: the weights as they lie in the file,
+the KV cache for the whole context, and what a batch needs while it is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from capt_local.engine.header import Header
+from capt_local.engine.options import LoadOptions
+from capt_local.errors import MemoryShortage
+
+DEFAULT_CONTEXT = 4096
+
+_CONTEXT_UNIT = 256  # llama.cpp pads a context to a multiple of this
+_KV_BYTES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
+_GRAPH_BYTES = 8 << 20  # descriptions of the computation and of the vocabulary
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes that a model takes once it is open.
+
+    Attributes:
+        weights: the tensors.
+        kv_cache: keys and values for the whole context, or the state of a recurrent model.
+        buffers: logits and intermediate results of a batch.
+        layers: layers of the model, the output being one of them.
+    """
+
+    weights: int
+    kv_cache: int
+    buffers: int
+    layers: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.kv_cache + self.buffers
+
+    def layers_that_fit(self, free: int) -> int:
+        """How many layers fit into `free` bytes of a GPU beside the buffers."""
+        each = (self.weights + self.kv_cache) / max(self.layers, 1)
+        return max(0, min(self.layers, int((free - self.buffers) / max(each, 1))))
+
+
+def context_size(header: Header, options: LoadOptions) -> int:
+    """Tokens that the context will hold: what was asked for, or a default for this model."""
+    if options.context is not None:
+        return options.context
+    trained = header.number("context_length", DEFAULT_CONTEXT)
+    return min(trained, DEFAULT_CONTEXT)
+
+
+def estimate(header: Header, options: LoadOptions) -> MemoryEstimate:
+    """What the model of this header takes with these options."""
+    return MemoryEstimate(
+        weights=sum(tensor.size for tensor in header.tensors),
+        kv_cache=_kv_cache(header, options) + _recurrent_state(header, options),
+        buffers=_buffers(header, options),
+        layers=header.number("block_count") + 1,
+    )
+
+
+def check_fits(estimates: Mapping[str, MemoryEstimate], available: int | None = None) -> None:
+    """Refuses models that do not fit together.
+
+    Args:
+        estimates: by role.
+        available: bytes, or None: what this machine has free now.
+
+    Raises:
+        MemoryShortage: with the estimate of each role and what is there.
+    """
+    there = available_memory() if available is None else available
+    needed = sum(one.total for one in estimates.values())
+    if needed <= there:
+        return
+    each = ", ".join(
+        f"{role} {_mib(one.total)} (weights {_mib(one.weights)}, KV cache {_mib(one.kv_cache)})"
+        for role, one in estimates.items()
+    )
+    raise MemoryShortage(
+        f"Not enough memory: {_mib(needed)} are needed, {_mib(there)} are free. {each}. Use a "
+        "smaller --ctx-size, smaller models, or more GPU layers."
+    )
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: the machine's, or what its control group allows."""
+    free = int(psutil.virtual_memory().available)
+    group = _control_group_room(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    return free if group is None else min(free, group)
+
+
+def _control_group_room(membership: Path, root: Path) -> int | None:
+    """Bytes left of the smallest memory limit on this process (Linux, cgroup v2), or None."""
+    try:
+        lines = membership.read_text().splitlines()
+        own = next(line[3:] for line in lines if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return None
+    rooms = []
+    folder = root / own.lstrip("/")
+    while folder != root.parent:
+        rooms.append(_room(folder))
+        folder = folder.parent
+    return min((room for room in rooms if room is not None), default=None)
+
+
+def _room(group: Path) -> int | None:
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        counts = dict(
+            line.split() for line in (group / "memory.stat").read_text().splitlines() if line
+        )
+    except (OSError, ValueError):
+        return None  # no such group, or no limit ("max")
+    # Cached file pages count as used, but are given back when memory is short.
+    return max(0, limit - used + int(counts.get("inactive_file", 0)))
+
+
+def _kv_cache(header: Header, options: LoadOptions) -> int:
+    layers, heads = header.number("block_count"), header.number("attention.head_count", 1)
+    if not layers or not heads:
+        return 0
+    width = header.number("embedding_length") // heads
+    key = header.number("attention.key_length", width)
+    value = header.number("attention.value_length", width)
+    name = f"{header.architecture}.attention.head_count_kv"
+    per_layer = header.arrays.get(name, (header.number("attention.head_count_kv", heads),) * layers)
+    cells = -(-context_size(header, options) // _CONTEXT_UNIT) * _CONTEXT_UNIT
+    numbers = sum(int(count) for count in per_layer) * (key + value) * cells
+    return int(numbers * _KV_BYTES[options.kv_type])
+
+
+def sequence_count(options: LoadOptions, recurrent: bool) -> int:
+    """Sequences of a context: the running one, and as many branches as one batch may hold.
+
+    A recurrent model keeps its whole state for each sequence, so there it is one branch at a time.
+    """
+    return 2 if recurrent else options.max_rows + 1
+
+
+def _recurrent_state(header: Header, options: LoadOptions) -> int:
+    inner, state = header.number("ssm.inner_size"), header.number("ssm.state_size")
+    kernel = header.number("ssm.conv_kernel")
+    layers = header.number("block_count")
+    return 4 * layers * sequence_count(options, True) * inner * (state + max(kernel - 1, 0))
+
+
+def _buffers(header: Header, options: LoadOptions) -> int:
+    vocabulary = header.lengths.get("tokenizer.ggml.tokens", 0)
+    logits = 2 * 4 * (options.max_rows + 1) * vocabulary  # computed, and copied for the reader
+    width, inner = header.number("embedding_length"), header.number("feed_forward_length")
+    heads = header.number("attention.head_count", 1)
+    scores = context_size(header, options) * (heads + 2)
+    return logits + 4 * options.batch * (6 * width + 3 * inner + scores) + _GRAPH_BYTES
+
+
+def _mib(count: int) -> str:
+    return f"{count / _MIB:,.0f} MiB"

@@ -1,0 +1,83 @@
+"""How a model is loaded and how much it may hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from capt_local.errors import UsageError
+
+GpuLayers = int | Literal["auto", "all"]
+KvType = Literal["f16", "q8_0", "f32"]
+FlashAttention = Literal["auto", "on", "off"]
+
+# llama.cpp keeps sequence ids in a bit set of 256, one of them for the running sequence.
+_MOST_ROWS = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter to put on a model.
+
+    Attributes:
+        path: of the adapter's GGUF file.
+        scale: weight of the adapter; 0 leaves the model as it is.
+    """
+
+    path: Path
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """Everything that decides how a model is loaded.
+
+    Attributes:
+        gpu_layers: layers on the GPU; "auto" puts there what fits, "all" insists.
+        context: tokens that the context holds, or None: as many as the model was trained for, at
+            most 4,096, since the KV cache is allocated at once.
+        threads: CPU threads, or None: the physical cores that this process may use.
+        flash_attention: "auto" uses it where the backend has it.
+        kv_type: number format of the KV cache.
+        max_rows: logit rows that one call may read, and branches that one batch may hold; each
+            takes 8 bytes per token of the vocabulary.
+        batch: tokens that go through the model at once; more take more memory, and cancelling
+            waits for them on a GPU.
+        whole_window: models with a sliding window keep their whole context, so that they can be
+            rewound; without, they take less memory and are computed again instead.
+        check_tensors: looks at every weight for NaN and infinities while loading (slow).
+        map_file: reads the weights through a memory map. The file must not change as long as the
+            model is open, or answers change and the process may die; without, it is read once.
+        adapters: LoRA adapters of this model.
+    """
+
+    gpu_layers: GpuLayers = "auto"
+    context: int | None = None
+    threads: int | None = None
+    flash_attention: FlashAttention = "auto"
+    kv_type: KvType = "f16"
+    max_rows: int = 32
+    batch: int = 256
+    whole_window: bool = True
+    check_tensors: bool = False
+    map_file: bool = False
+    adapters: tuple[Adapter, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses values without a meaning."""
+        layers = self.gpu_layers
+        checks = {
+            f"--gpu-layers {layers} is negative.": isinstance(layers, int) and layers < 0,
+            f"--ctx-size {self.context} is below 1.": self.context is not None and self.context < 1,
+            f"--threads {self.threads} is below 1.": self.threads is not None and self.threads < 1,
+            f"{self.max_rows} logit rows are not 1 to {_MOST_ROWS}.": not (
+                1 <= self.max_rows <= _MOST_ROWS
+            ),
+            f"A batch of {self.batch} tokens is below {self.max_rows} logit rows.": (
+                self.batch < self.max_rows
+            ),
+        }
+        for message, wrong in checks.items():
+            if wrong:
+                raise UsageError(message)
