@@ -1,0 +1,1 @@
+"""Bundles: which models belong together, where they lie, and whether they are the right ones."""

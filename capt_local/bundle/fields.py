@@ -1,0 +1,153 @@
+"""Reading one table of a manifest, key by key, with errors that name the file and the key."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NoReturn, TypeVar
+
+from capt_local.errors import ModelError
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CONTROL = re.compile(r"[^\n\t -~\u00a0-\U0010ffff]")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_T = TypeVar("_T")
+_KINDS: dict[type, str] = {str: "a text", int: "a whole number", dict: "a table"}
+
+
+class Table:
+    """One table of a manifest. Reading a key takes it out; `done` refuses what is left.
+
+    Args:
+        values: the table as parsed.
+        file: the manifest, for errors.
+        name: of the table, as "models.target"; empty for the top.
+    """
+
+    def __init__(self, values: Mapping[str, object], file: Path, name: str = "") -> None:
+        self._left = dict(values)
+        self._file = file
+        self._name = name
+
+    def fail(self, key: str, problem: str) -> NoReturn:
+        """Raises the error for a key.
+
+        Raises:
+            ModelError: always.
+        """
+        place = f"{self._name}.{key}" if self._name else key
+        raise ModelError(f"{self._file}: {place} {problem}.")
+
+    def table(self, key: str) -> Table:
+        """A table below this one; empty if there is none."""
+        found = self._take(key, dict)
+        return Table(found or {}, self._file, f"{self._name}.{key}" if self._name else key)
+
+    def __contains__(self, key: str) -> bool:
+        """Whether there is such a key that has not been read yet."""
+        return key in self._left
+
+    def keys(self) -> list[str]:
+        """What has not been read yet."""
+        return list(self._left)
+
+    def is_text(self, key: str) -> bool:
+        """Whether a key that has not been read yet holds a text."""
+        return isinstance(self._left.get(key), str)
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A text without control characters; required if there is no default."""
+        value = self._take(key, str)
+        if value is None:
+            return self._required(key) if default is None else default
+        if _CONTROL.search(value):
+            self.fail(key, "holds control characters")
+        return value
+
+    def optional_text(self, key: str) -> str | None:
+        """A text, or None where there is no such key."""
+        return self.text(key) if key in self else None
+
+    def name(self, key: str) -> str:
+        """A required short name of letters, digits, dots, dashes and underscores."""
+        value = self.text(key)
+        if not NAME.fullmatch(value):
+            self.fail(
+                key, "must be 1 to 64 letters, digits, '.', '-' or '_', first a letter or digit"
+            )
+        return value
+
+    def choice(self, key: str, allowed: Iterable[str], default: str | None = None) -> str | None:
+        """One of some words."""
+        value = self.optional_text(key)
+        words = tuple(allowed)
+        if value is None:
+            return default
+        if value not in words:
+            self.fail(key, f"must be one of {', '.join(words)}")
+        return value
+
+    def whole(self, key: str, least: int) -> int | None:
+        """A whole number, or None where there is no such key."""
+        value = self._take(key, int)
+        if value is not None and not least <= value < 2**63:
+            self.fail(key, f"must be at least {least}")
+        return value
+
+    def number(self, key: str, least: float, most: float) -> float | None:
+        """A finite number within bounds, or None where there is no such key."""
+        value = self._left.pop(key, None)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fail(key, "must be a number")
+        if not math.isfinite(value) or not least <= value <= most:
+            self.fail(key, f"must be between {least:g} and {most:g}")
+        return float(value)
+
+    def digest(self, key: str) -> str | None:
+        """A SHA-256 in lower-case hexadecimal, or None where there is no such key."""
+        value = self.optional_text(key)
+        if value is not None and not _SHA256.fullmatch(value):
+            self.fail(key, "must be a SHA-256 of 64 lower-case hexadecimal digits")
+        return value
+
+    def file(self, key: str, folder: Path) -> Path | None:
+        """A regular file inside `folder`, or None where there is no such key."""
+        value = self.optional_text(key)
+        if value is None:
+            return None
+        if "\\" in value or PurePosixPath(value).is_absolute() or PureWindowsPath(value).drive:
+            self.fail(key, "must be a path relative to the folder of the bundle, with '/'")
+        if not value or ".." in PurePosixPath(value).parts:
+            self.fail(key, "must name a file inside the folder of the bundle")
+        path = folder / value
+        if not path.resolve().is_relative_to(folder.resolve()):
+            self.fail(key, "is a link that leaves the folder of the bundle")
+        if not path.is_file():
+            self.fail(key, f"names {value}, which is not there")
+        return path
+
+    def done(self) -> None:
+        """Refuses keys that nobody asked for: a typing error must not pass for a default.
+
+        Raises:
+            ModelError: a key is left.
+        """
+        for key in self._left:
+            # The key itself comes from the file, so only a plain one is shown.
+            shown = key if NAME.fullmatch(key) else "a key with odd characters"
+            self.fail(shown, "is not known; remove it or correct its name")
+
+    def _take(self, key: str, kind: type[_T]) -> _T | None:
+        value = self._left.pop(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            self.fail(key, f"must be {_KINDS[kind]}")
+        return value
+
+    def _required(self, key: str) -> NoReturn:
+        self.fail(key, "is missing")

@@ -1,0 +1,136 @@
+"""Where bundles are found.
+
+In order: a path; the bundle that travels with the package; the folders of the environment
+variable CAPT_LOCAL_MODELS; the user's data folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+
+from platformdirs import user_data_dir
+
+from capt_local.bundle.fields import NAME
+from capt_local.bundle.manifest import MANIFEST, Bundle
+from capt_local.errors import ModelError
+
+DEMO = "demo"
+VARIABLE = "CAPT_LOCAL_MODELS"
+
+
+def find(reference: str | Path) -> Bundle:
+    """Opens the manifest of a bundle; the models themselves are not read.
+
+    Args:
+        reference: an id, or a path to a bundle's folder or manifest. A text is a path if it
+            holds a separator, begins with "." or "~", or ends in ".toml".
+
+    Raises:
+        ModelError: there is no such bundle, or its manifest is broken.
+    """
+    if isinstance(reference, Path) or _looks_like_path(reference):
+        return _at(Path(reference).expanduser())
+    for folder in _candidates(reference) if NAME.fullmatch(reference) else ():
+        if (folder / MANIFEST).is_file():
+            return _named(folder, reference)
+    hint = " A folder of that name is here: write ./ in front." if _is_here(reference) else ""
+    raise ModelError(
+        f"No bundle has the id {reference!r}. Give a known id or the path of a bundle; "
+        f"`capt-local models list` shows what is there.{hint}"
+    )
+
+
+def available(on_problem: Callable[[ModelError], None] | None = None) -> list[Bundle]:
+    """All bundles that `find` knows by their id, the packaged one first.
+
+    Args:
+        on_problem: called for each broken bundle, which is then left out; without it the first
+            broken one raises.
+
+    Raises:
+        ModelError: a manifest is broken and `on_problem` is not given.
+    """
+    found: dict[str, Bundle] = {}
+    for folder in _everywhere():
+        if folder.name in found or not (folder / MANIFEST).is_file():
+            continue
+        try:
+            found[folder.name] = _named(folder, folder.name)
+        except ModelError as error:
+            if on_problem is None:
+                raise
+            on_problem(error)
+    return list(found.values())
+
+
+def user_folder() -> Path:
+    """The user's own store; it need not exist."""
+    return Path(user_data_dir("capt-local", appauthor=False)) / "models"
+
+
+def packaged_folder() -> Path:
+    """Where the demo bundle lies: inside an installed package, beside an editable one."""
+    package = Path(str(resources.files("capt_local")))
+    beside = package.parent / "models" / DEMO
+    # Beside an installed package lie the packages of others, hence the look at the project file.
+    if (package.parent / "pyproject.toml").is_file() and (beside / MANIFEST).is_file():
+        return beside
+    return package / "models" / DEMO
+
+
+def _at(place: Path) -> Bundle:
+    if not place.exists():
+        raise ModelError(f"There is no bundle at {place}.")
+    if place.is_dir() and not (place / MANIFEST).is_file():
+        raise ModelError(f"The folder {place} holds no {MANIFEST}, so it is not a bundle.")
+    return Bundle.load(place)
+
+
+def _named(folder: Path, name: str) -> Bundle:
+    bundle = Bundle.load(folder)
+    if bundle.id != name:
+        raise ModelError(
+            f"{folder / MANIFEST}: the id is {bundle.id!r}, but the folder is {name!r}. "
+            "Rename the folder."
+        )
+    return bundle
+
+
+def _candidates(name: str) -> Iterator[Path]:
+    if name == DEMO:
+        yield packaged_folder()
+    for store in _stores():
+        yield store / name
+
+
+def _everywhere() -> Iterator[Path]:
+    yield packaged_folder()
+    for store in _stores():
+        if store.is_dir():
+            yield from sorted(store.iterdir())
+
+
+def _stores() -> Iterator[Path]:
+    for text in os.environ.get(VARIABLE, "").split(os.pathsep):
+        if text:
+            yield Path(text).expanduser()
+    yield user_folder()
+
+
+def _looks_like_path(reference: str) -> bool:
+    separators = [mark for mark in (os.sep, os.altsep, "/") if mark]
+    return (
+        reference.startswith((".", "~"))
+        or reference.endswith(".toml")
+        or any(mark in reference for mark in separators)
+    )
+
+
+def _is_here(reference: str) -> bool:
+    try:
+        return Path(reference).is_dir()
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,150 @@
+"""Making a bundle: a manifest with the digests of the files as they are now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from capt_local.bundle.manifest import MANIFEST, SCHEMA, Bundle, ModelFile, Role, Style
+from capt_local.bundle.verify import file_digest
+from capt_local.errors import ModelError
+
+
+def describe(
+    role: Role,
+    path: Path,
+    *,
+    licence: str = "",
+    source: str = "",
+    style: Style = Style.CHAT,
+    template: str | None = None,
+    template_file: Path | None = None,
+) -> ModelFile:
+    """One model with size and digest taken from the file.
+
+    Args:
+        role: what it does in the trio.
+        path: of the GGUF file, in the folder of the bundle.
+        licence: of the weights.
+        source: where they come from.
+        style: how the model is asked.
+        template: name of a built-in chat template.
+        template_file: chat template in the folder of the bundle.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        pinned = template_file.read_bytes() if template_file else None
+    except OSError as error:
+        reason = error.strerror or "unreadable"
+        raise ModelError(f"The {role}'s files cannot be read: {reason}.") from None
+    return ModelFile(
+        role=role,
+        path=path,
+        size=size,
+        sha256=file_digest(path, size),
+        licence=licence,
+        source=source,
+        style=style,
+        template=template,
+        template_file=template_file,
+        template_sha256=hashlib.sha256(pinned).hexdigest() if pinned is not None else None,
+    )
+
+
+def write_manifest(bundle: Bundle, folder: Path) -> Path:
+    """Writes `bundle.toml` into the folder that holds the models; the same input, the same bytes.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        ModelError: a model lies elsewhere, or what was written does not read back the same.
+    """
+    file = folder / MANIFEST
+    draft = folder / f"{MANIFEST}.new"
+    try:
+        draft.write_bytes(manifest_text(bundle, folder).encode("utf-8"))
+        # Read back before it counts, so that a manifest that was written can be read.
+        again = Bundle.load(draft)
+        if again != replace(bundle, folder=folder, notices=()):
+            raise ModelError(
+                "The manifest does not read back as it was meant; nothing was written."
+            )
+        os.replace(draft, file)
+    except OSError as error:
+        raise ModelError(f"{file} cannot be written: {error.strerror or 'no access'}.") from None
+    finally:
+        draft.unlink(missing_ok=True)
+    return file
+
+
+def manifest_text(bundle: Bundle, folder: Path) -> str:
+    """The text of a manifest.
+
+    Raises:
+        ModelError: a model has no digest or lies outside the folder.
+    """
+    head = {
+        "schema": SCHEMA,
+        "id": bundle.id,
+        "title": bundle.title,
+        "version": bundle.version,
+        "licence": bundle.licence,
+        "description": bundle.description,
+        "context": bundle.context,
+    }
+    said = bundle.defaults
+    defaults = {
+        "method": said.method,
+        "alpha": "evidence" if said.alpha is None else said.alpha,
+        "plausibility": said.plausibility,
+        "temperature": said.temperature,
+        "max_tokens": said.max_tokens,
+    }
+    tables = [_lines(head), "\n[defaults]\n" + _lines(defaults)]
+    for role, model in bundle.models.items():
+        tables.append(f"\n[models.{role}]\n" + _lines(_model(model, folder)))
+    return "".join(tables)
+
+
+def _model(model: ModelFile, folder: Path) -> dict[str, object]:
+    if model.sha256 is None:
+        raise ModelError(f"The {model.role} has no digest; describe it from its file first.")
+    return {
+        "file": _inside(model.path, folder),
+        "size": model.size,
+        "sha256": model.sha256,
+        "licence": model.licence,
+        "source": model.source,
+        "style": model.style.value,
+        "template": model.template,
+        "template_file": _inside(model.template_file, folder) if model.template_file else None,
+        "template_sha256": model.template_sha256,
+    }
+
+
+def _inside(path: Path, folder: Path) -> str:
+    try:
+        return path.relative_to(folder).as_posix()
+    except ValueError:
+        raise ModelError(f"{path.name} does not lie in the folder of the bundle.") from None
+
+
+def _lines(values: Mapping[str, object]) -> str:
+    return "".join(
+        f"{key} = {_toml(value)}\n" for key, value in values.items() if value is not None
+    )
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, str):
+        # A JSON string is a TOML string, but for the one control character that JSON lets stand.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
