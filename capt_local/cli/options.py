@@ -16,10 +16,17 @@ import typer
 from capt_local.decode.options import Method
 
 
-def _option(*names: str, help: str, twin: str = "", metavar: str | None = None, **more: Any) -> Any:
+def option(*names: str, help: str, twin: str = "", metavar: str | None = None, **more: Any) -> Any:
+    """A Typer option; `twin` is the end of the name of its environment variable."""
     envvar = f"CAPT_LOCAL_{twin}" if twin else None
     return typer.Option(
-        *names, help=help, envvar=envvar, metavar=metavar, show_default=False, **more
+        *names,
+        help=help,
+        envvar=envvar,
+        metavar=metavar,
+        show_default=False,
+        show_envvar=False,
+        **more,
     )
 
 
@@ -29,7 +36,7 @@ class ModelFlags:
 
     bundle: Annotated[
         str | None,
-        _option(
+        option(
             "-m",
             "--bundle",
             twin="BUNDLE",
@@ -39,15 +46,15 @@ class ModelFlags:
     ] = None
     target: Annotated[
         Path | None,
-        _option("--target", twin="TARGET", metavar="GGUF", help="The target model, for no bundle."),
+        option("--target", twin="TARGET", metavar="GGUF", help="The target model, for no bundle."),
     ] = None
     expert: Annotated[
         Path | None,
-        _option("--expert", twin="EXPERT", metavar="GGUF", help="The clinical expert, likewise."),
+        option("--expert", twin="EXPERT", metavar="GGUF", help="The clinical expert, likewise."),
     ] = None
     base: Annotated[
         Path | None,
-        _option(
+        option(
             "--base",
             twin="BASE",
             metavar="GGUF",
@@ -56,11 +63,11 @@ class ModelFlags:
     ] = None
     no_verify: Annotated[
         bool,
-        _option("--no-verify", twin="NO_VERIFY", help="Do not check the digests of the models."),
+        option("--no-verify", twin="NO_VERIFY", help="Do not check the digests of the models."),
     ] = False
     ctx_size: Annotated[
         int | None,
-        _option(
+        option(
             "-c",
             "--ctx-size",
             twin="CTX_SIZE",
@@ -71,7 +78,7 @@ class ModelFlags:
     ] = None
     gpu_layers: Annotated[
         str,
-        _option(
+        option(
             "-ngl",
             "--gpu-layers",
             twin="GPU_LAYERS",
@@ -81,7 +88,7 @@ class ModelFlags:
     ] = "auto"
     threads: Annotated[
         int | None,
-        _option(
+        option(
             "-t",
             "--threads",
             twin="THREADS",
@@ -92,7 +99,7 @@ class ModelFlags:
     ] = None
     date: Annotated[
         str | None,
-        _option(
+        option(
             "--date",
             twin="DATE",
             metavar="YYYY-MM-DD",
@@ -107,7 +114,7 @@ class PromptFlags:
 
     prompt: Annotated[
         str | None,
-        _option(
+        option(
             "-p",
             "--prompt",
             metavar="TEXT",
@@ -117,15 +124,15 @@ class PromptFlags:
     ] = None
     file: Annotated[
         Path | None,
-        _option("-f", "--file", metavar="PATH", help="A UTF-8 file that holds the prompt."),
+        option("-f", "--file", metavar="PATH", help="A UTF-8 file that holds the prompt."),
     ] = None
     system: Annotated[
         str | None,
-        _option("--system", twin="SYSTEM", metavar="TEXT", help="The system text."),
+        option("--system", twin="SYSTEM", metavar="TEXT", help="The system text."),
     ] = None
     raw: Annotated[
         bool,
-        _option("--raw", twin="RAW", help="Go on with the text as it is, without a template."),
+        option("--raw", twin="RAW", help="Go on with the text as it is, without a template."),
     ] = False
 
 
@@ -135,7 +142,7 @@ class MethodFlags:
 
     method: Annotated[
         Method | None,
-        _option(
+        option(
             "--method",
             twin="METHOD",
             metavar="capt|target|expert|base",
@@ -144,7 +151,7 @@ class MethodFlags:
     ] = None
     alpha: Annotated[
         str | None,
-        _option(
+        option(
             "--alpha",
             twin="ALPHA",
             metavar="NUMBER|evidence",
@@ -154,7 +161,7 @@ class MethodFlags:
     ] = None
     plausibility: Annotated[
         float | None,
-        _option(
+        option(
             "--plausibility",
             twin="PLAUSIBILITY",
             metavar="P",
@@ -169,7 +176,7 @@ class SampleFlags:
 
     max_tokens: Annotated[
         int | None,
-        _option(
+        option(
             "-n",
             "--max-tokens",
             twin="MAX_TOKENS",
@@ -179,7 +186,7 @@ class SampleFlags:
     ] = None
     temp: Annotated[
         float | None,
-        _option(
+        option(
             "--temp",
             twin="TEMP",
             metavar="T",
@@ -187,19 +194,19 @@ class SampleFlags:
         ),
     ] = None
     top_k: Annotated[
-        int, _option("--top-k", twin="TOP_K", metavar="K", help="Keep the K likeliest; 0: all.")
+        int, option("--top-k", twin="TOP_K", metavar="K", help="Keep the K likeliest; 0: all.")
     ] = 0
     top_p: Annotated[
         float,
-        _option("--top-p", twin="TOP_P", metavar="P", help="Keep the likeliest up to this mass."),
+        option("--top-p", twin="TOP_P", metavar="P", help="Keep the likeliest up to this mass."),
     ] = 1.0
     min_p: Annotated[
         float,
-        _option("--min-p", twin="MIN_P", metavar="P", help="Keep those above this share of best."),
+        option("--min-p", twin="MIN_P", metavar="P", help="Keep those above this share of best."),
     ] = 0.0
     repeat_penalty: Annotated[
         float,
-        _option(
+        option(
             "--repeat-penalty",
             twin="REPEAT_PENALTY",
             metavar="X",
@@ -208,7 +215,7 @@ class SampleFlags:
     ] = 1.0
     repeat_last_n: Annotated[
         int,
-        _option(
+        option(
             "--repeat-last-n",
             twin="REPEAT_LAST_N",
             metavar="N",
@@ -217,11 +224,11 @@ class SampleFlags:
     ] = 64
     seed: Annotated[
         int,
-        _option("-s", "--seed", twin="SEED", metavar="N", help="Of the random draws. Default: 0."),
+        option("-s", "--seed", twin="SEED", metavar="N", help="Of the random draws. Default: 0."),
     ] = 0
     stop: Annotated[
         list[str] | None,
-        _option("--stop", metavar="TEXT", help="Ends the answer; may be given several times."),
+        option("--stop", metavar="TEXT", help="Ends the answer; may be given several times."),
     ] = None
 
 
@@ -231,14 +238,14 @@ class OutputFlags:
 
     output: Annotated[
         Path | None,
-        _option("-o", "--output", metavar="PATH", help="Write the answer here (mode 0600)."),
+        option("-o", "--output", metavar="PATH", help="Write the answer here (mode 0600)."),
     ] = None
     json: Annotated[
-        bool, _option("--json", twin="JSON", help="Write a JSON object instead of the text.")
+        bool, option("--json", twin="JSON", help="Write a JSON object instead of the text.")
     ] = False
     top_logprobs: Annotated[
         int,
-        _option(
+        option(
             "--top-logprobs",
             twin="TOP_LOGPROBS",
             metavar="N",
@@ -255,5 +262,5 @@ class ViewFlags:
 
     verbose: Annotated[
         int,
-        _option("-v", "--verbose", twin="VERBOSE", count=True, help="Tell more on standard error."),
+        option("-v", "--verbose", twin="VERBOSE", count=True, help="Tell more on standard error."),
     ] = 0

@@ -20,7 +20,7 @@ from capt_local.report.screen import Screen
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 # Click's usage errors, wherever this version of Typer keeps them.
-_USAGE_ERRORS = tuple(
+_USAGE_ERRORS: tuple[type[Exception], ...] = tuple(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ in ("ClickException", "UsageError")
 )
 _PLAIN_OPTION = re.compile(r"--?[a-z][a-z-]{0,30}")
@@ -60,10 +60,8 @@ def program(verbs: Mapping[str, Callable[..., int]]) -> typer.Typer:
 
 def flat(verb: Callable[..., int]) -> Callable[..., dict[str, Any]]:
     """A function with one parameter for each field of the verb's groups, that returns these."""
-    groups = {
-        name: kind
-        for name, kind in get_type_hints(verb).items()
-        if name != "return" and dataclasses.is_dataclass(kind)
+    groups: dict[str, type[Any]] = {
+        name: kind for name, kind in get_type_hints(verb).items() if name != "return"
     }
 
     def command(**values: Any) -> dict[str, Any]:
@@ -86,7 +84,7 @@ def flat(verb: Callable[..., int]) -> Callable[..., dict[str, Any]]:
     return command
 
 
-def _fields(kind: type) -> list[tuple[dataclasses.Field[Any], Any]]:
+def _fields(kind: type[Any]) -> list[tuple[dataclasses.Field[Any], Any]]:
     hints = get_type_hints(kind, include_extras=True)
     return [(field, hints[field.name]) for field in dataclasses.fields(kind)]
 
@@ -100,8 +98,9 @@ def _usage_line(error: BaseException) -> str:
     if option is None:
         return "There is text that belongs to no option; put the prompt in quotes: -p '...'."
     # Text that begins with a dash looks like an option; only what cannot be a note is repeated.
-    shown = option if _PLAIN_OPTION.fullmatch(option) else "that was given"
+    plain = _PLAIN_OPTION.fullmatch(option)
     if hasattr(error, "possibilities"):
         near = ", ".join(getattr(error, "possibilities", None) or ())
-        return f"There is no option {shown}{f' (near: {near})' if near else ''}."
-    return f"The option {shown} needs a value."
+        what = f"option {option}" if plain else "such option"
+        return f"There is no {what}{f' (near: {near})' if near else ''}."
+    return f"The option {option if plain else 'at the end'} needs a value."

@@ -41,7 +41,7 @@ class Answer:
         prompt_tokens: tokens of the prompt, by role.
         context_limit: tokens that the smallest context holds.
         weights: (alpha, share of the mixture) pairs.
-        warnings: lines that were shown to the user.
+        notices: what the models, templates and decoder had to say, a sentence each.
         provenance: versions, bundle, digests, method and parameters; holds no text of the user.
         created: Unix time, or None when the caller wants the same bytes each time.
         id: of this answer.
@@ -56,7 +56,7 @@ class Answer:
     context_limit: int = 0
     weights: Sequence[tuple[float, float]] = ()
     timings: Timings = field(default_factory=Timings)
-    warnings: Sequence[str] = ()
+    notices: Sequence[str] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     created: int | None = None
     id: str = ""
@@ -87,11 +87,26 @@ def answer_object(answer: Answer, *, top_logprobs: int = 0) -> JsonObject:
         "timings": _timings(answer),
         "capt": _summary(answer),
         "provenance": dict(answer.provenance),
-        "warnings": list(answer.warnings),
+        "warnings": [*answer.notices, *warnings(answer)],
         "ai_label": "AIRPT",
         "human_review": "none",
     }
     return result
+
+
+def warnings(answer: Answer) -> list[str]:
+    """What a reader of the answer must know, in sentences."""
+    lines = []
+    if answer.finish is FinishReason.LENGTH:
+        lines.append(
+            f"the answer was ended after {len(answer.steps)} tokens and may be "
+            "incomplete; raise --max-tokens (or --ctx-size) for more."
+        )
+    if answer.finish is FinishReason.INTERRUPTED:
+        lines.append("the answer was interrupted and is incomplete.")
+    if not answer.text.strip():
+        lines.append("the answer is empty; that says nothing about the text that was asked about.")
+    return lines
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:

@@ -1,0 +1,184 @@
+"""What `doctor` finds out: facts about this machine and a bundle, and what is wrong with them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from capt_local import __version__
+from capt_local.cli.exits import ExitCode, code_for
+from capt_local.errors import CaptError, MemoryShortage
+
+if TYPE_CHECKING:
+    from capt_local.bundle.manifest import Bundle
+    from capt_local.engine.options import LoadOptions
+    from capt_local.vocab.vocabulary import Vocabulary
+
+_MIB = 1 << 20
+
+
+@dataclass(slots=True)
+class Diagnosis:
+    """Facts by section, and problems in the order in which they were found.
+
+    Attributes:
+        facts: section to name to value; values are text, numbers, booleans or None.
+        problems: lines that say what is wrong.
+        warnings: lines about what works but should be known.
+        code: the exit code; that of the first problem.
+    """
+
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    code: ExitCode = ExitCode.OK
+
+    def problem(self, error: CaptError) -> None:
+        """Notes what is wrong; the first problem decides the exit code."""
+        self.problems.append(str(error))
+        if self.code is ExitCode.OK:
+            self.code = code_for(error)
+
+    def attempt(self, section: str, find: Callable[[], dict[str, Any]]) -> None:
+        """Fills a section, or notes why that is not possible."""
+        try:
+            self.facts[section] = find()
+        except CaptError as error:
+            self.problem(error)
+
+
+def software() -> dict[str, Any]:
+    """Versions and build flags.
+
+    Raises:
+        UsageError: the binding is missing or not the pinned version.
+    """
+    from capt_local.engine.library import library
+
+    build = library().build_info()
+    return {
+        "capt-local": __version__,
+        "llama-cpp-python": build.binding,
+        "llama.cpp": build.llama_cpp,
+        "Python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "build flags": build.system_info,
+    }
+
+
+def backend() -> dict[str, Any]:
+    """Devices, and whether layers go to a GPU."""
+    from capt_local.engine.library import library
+
+    build = library().build_info()
+    gpus = [device for device in build.devices if device.is_gpu]
+    facts: dict[str, Any] = {"live": gpus[0].name if gpus else "CPU"}
+    facts["GPU support in this build"] = build.gpu_offload
+    for device in build.devices:
+        memory = f", {mebibytes(device.free)} free" if device.total else ""
+        facts[device.name] = f"{device.kind}: {device.description}{memory}"
+    return facts
+
+
+def memory() -> dict[str, Any]:
+    """Total and available main memory."""
+    import psutil
+
+    from capt_local.engine.memory import available_memory
+
+    total = int(psutil.virtual_memory().total)
+    return {"total": mebibytes(total), "available": mebibytes(available_memory())}
+
+
+def files(bundle: Bundle, check: bool) -> dict[str, Any]:
+    """What the bundle is, its files checked against its manifest.
+
+    Raises:
+        ModelError: a file is missing or not the one that the manifest names.
+    """
+    from capt_local.bundle import verify
+
+    if check:
+        verify.verify(bundle)
+    known = all(model.sha256 for model in bundle.models.values())
+    return {
+        "id": bundle.id,
+        "version": bundle.version,
+        "roles": ", ".join(bundle.models),
+        "digests": ("verified" if check else "not checked") if known else "none known",
+    }
+
+
+def room(bundle: Bundle, options: LoadOptions, diagnosis: Diagnosis) -> dict[str, Any]:
+    """Whether the models fit into memory; notes the problem when they do not.
+
+    Raises:
+        ModelError: a file is not a GGUF that can be read.
+    """
+    from capt_local.engine.header import read_header
+    from capt_local.engine.library import library
+    from capt_local.engine.memory import available_memory, check_fits, estimate
+
+    estimates = {
+        role: estimate(read_header(model.path), options) for role, model in bundle.models.items()
+    }
+    available = available_memory()
+    needed = sum(one.total for one in estimates.values())
+    facts: dict[str, Any] = {role: mebibytes(one.total) for role, one in estimates.items()}
+    facts |= {"needed": mebibytes(needed), "available": mebibytes(available)}
+    facts["fits"] = needed <= available
+    # Where a GPU takes a part, main memory need not hold everything; loading decides.
+    if not any(device.is_gpu for device in library().devices()):
+        try:
+            check_fits(estimates, available)
+        except MemoryShortage as error:
+            diagnosis.problem(error)
+    return facts
+
+
+def roles(bundle: Bundle, diagnosis: Diagnosis) -> dict[str, Any]:
+    """How the models of a bundle go together; only their vocabularies are loaded.
+
+    Raises:
+        ModelError: a file cannot be loaded.
+    """
+    from capt_local.engine.weights import Weights
+
+    vocabularies: dict[str, Vocabulary] = {}
+    templates: dict[str, str | None] = {}
+    facts: dict[str, Any] = {}
+    for role, model in bundle.models.items():
+        with Weights(model.path, vocabulary_only=True) as weights:
+            about = weights.metadata
+            facts[role] = (
+                f"{about.architecture}, {about.file_type}, {about.vocabulary_size:,} tokens, "
+                f"trained for {about.context_length:,}"
+            )
+            vocabularies[role], templates[role] = weights.vocabulary, about.chat_template
+    if "expert" not in vocabularies or "base" not in vocabularies:
+        return facts
+    same = vocabularies["expert"].same_as(vocabularies["base"])
+    facts["expert and base: same vocabulary"] = same
+    facts["expert and base: same chat template"] = templates["expert"] == templates["base"]
+    share = overlap(vocabularies["target"], vocabularies["expert"])
+    facts["target's pieces that the expert has too"] = f"{100 * share:.0f} %"
+    if not same:
+        diagnosis.warnings.append(
+            "Expert and base have different vocabularies: this works, but the contrast also holds "
+            "the difference of their tokens."
+        )
+    return facts
+
+
+def overlap(target: Vocabulary, expert: Vocabulary) -> float:
+    """The share of the target's text pieces that are pieces of the expert as well."""
+    ours = {piece for piece, text in zip(target.pieces(), target.is_text, strict=True) if text}
+    theirs = {piece for piece, text in zip(expert.pieces(), expert.is_text, strict=True) if text}
+    return len(ours & theirs) / len(ours) if ours else 0.0
+
+
+def mebibytes(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / _MIB:,.0f} MiB"

@@ -1,0 +1,87 @@
+"""`capt-local doctor`: what runs here, and whether a bundle is whole and fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from capt_local.cli import diagnosis as find
+from capt_local.cli.diagnosis import Diagnosis
+from capt_local.cli.options import ModelFlags, ViewFlags, option
+from capt_local.cli.session import find_bundle, load_options
+from capt_local.errors import CaptError
+from capt_local.report.json import dumps
+from capt_local.report.screen import Screen
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorFlags:
+    """How the findings are told."""
+
+    json: Annotated[bool, option("--json", twin="JSON", help="Write a JSON object.")] = False
+
+
+def doctor(model: ModelFlags, how: DoctorFlags, view: ViewFlags) -> int:
+    """What runs here: versions, backend, memory; whether a bundle is whole and fits.
+
+    Exit code 0 when all is well, 3 when the bundle is broken, 4 when it does not fit into memory.
+    """
+    screen = Screen.standard(view.verbose)
+    found = examine(model)
+    if how.json:
+        screen.line(dumps(as_object(found), indent=2))
+    else:
+        for line in as_lines(found):
+            screen.line(line)
+    return found.code
+
+
+def examine(flags: ModelFlags) -> Diagnosis:
+    """Looks at everything; a problem in one place does not hide the others."""
+    found = Diagnosis()
+    found.attempt("software", find.software)
+    if found.problems:
+        return found
+    found.attempt("backend", find.backend)
+    found.attempt("memory", find.memory)
+    try:
+        bundle = find_bundle(flags)
+        options = load_options(flags, bundle)
+    except CaptError as error:
+        found.problem(error)
+        return found
+    found.warnings.extend(bundle.notices)
+    found.attempt("bundle", lambda: find.files(bundle, check=not flags.no_verify))
+    if not found.problems:  # a file that is not the right one never reaches llama.cpp
+        found.attempt("memory of the bundle", lambda: find.room(bundle, options, found))
+        found.attempt("roles", lambda: find.roles(bundle, found))
+    return found
+
+
+def as_lines(found: Diagnosis) -> list[str]:
+    """The findings for people."""
+    lines: list[str] = []
+    for section, facts in found.facts.items():
+        width = max(len(name) for name in facts)
+        lines.append(section)
+        lines += [f"  {name:<{width}}  {_told(value)}" for name, value in facts.items()]
+    lines += [f"warning: {line}" for line in found.warnings]
+    lines += [f"problem: {line}" for line in found.problems]
+    return lines if found.problems else [*lines, "All is well."]
+
+
+def as_object(found: Diagnosis) -> dict[str, Any]:
+    """The findings for programs."""
+    return {
+        "ok": not found.problems,
+        "exit_code": int(found.code),
+        **found.facts,
+        "warnings": found.warnings,
+        "problems": found.problems,
+    }
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)

@@ -1,0 +1,93 @@
+"""Where the prompt comes from: one of -p, -f or standard input.
+
+Text is read as bytes and must be UTF-8. Errors name the option and the place of a bad byte, never
+the text or the name of the file, which may be a patient's.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+from capt_local.cli.options import PromptFlags
+from capt_local.errors import UsageError
+from capt_local.prompt.messages import Message
+
+_BOM = "\ufeff"
+Asked = str | list[Message]
+
+
+def read_prompt(flags: PromptFlags, stdin: BinaryIO | None = None) -> Asked:
+    """What the flags ask: raw text as a string, else messages.
+
+    Args:
+        flags: of the command line.
+        stdin: standard input as bytes; the process's own when None.
+
+    Raises:
+        UsageError: no text, empty text, text from two places, text that is not UTF-8, or a
+            terminal as standard input with nothing else given.
+    """
+    text = _text(flags, stdin or sys.stdin.buffer)
+    if not text.strip():
+        raise UsageError("The prompt is empty. Give it with -p, -f or on standard input.")
+    if flags.raw:
+        if flags.system is not None:
+            raise UsageError("--raw text has no turns, so --system cannot go with it.")
+        return text
+    messages = [Message("user", text)]
+    if flags.system is not None:
+        messages.insert(0, Message("system", checked(flags.system, "--system")))
+    return messages
+
+
+def _text(flags: PromptFlags, stdin: BinaryIO) -> str:
+    if flags.prompt is not None and flags.file is not None:
+        raise UsageError("The prompt is given twice, with -p and -f. Give one of them.")
+    if flags.file is not None and str(flags.file) != "-":
+        return decoded(_file_bytes(flags.file), "The prompt file (-f)")
+    if flags.prompt is not None and flags.prompt != "-":
+        return checked(flags.prompt, "-p")
+    asked_for = flags.prompt == "-" or flags.file is not None
+    if not asked_for and stdin.isatty():
+        raise UsageError("There is no prompt. Give it with -p, -f or on standard input.")
+    return decoded(stdin.read(), "Standard input")
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        # The name of the file is not repeated: people name files after patients.
+        raise UsageError(f"The prompt file (-f) cannot be read: {error.strerror}.") from None
+
+
+def decoded(data: bytes, what: str) -> str:
+    """Bytes as text; a byte order mark in front is not part of it.
+
+    Raises:
+        UsageError: naming the offset of the first byte that is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8").removeprefix(_BOM)
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{what} is not valid UTF-8: byte {error.start} (counted from 0) is "
+            f"0x{data[error.start]:02x}. Convert the text to UTF-8."
+        ) from None
+
+
+def checked(text: str, option: str) -> str:
+    """Text from the command line; bytes that were not UTF-8 arrive as lone surrogates.
+
+    Raises:
+        UsageError: naming the offset of the first such character.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"The text of {option} is not valid UTF-8 at character {error.start} (counted from 0)."
+        ) from None
+    return text

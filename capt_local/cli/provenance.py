@@ -1,0 +1,52 @@
+"""Where an answer comes from: versions, models, method, parameters. No text of the user."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from typing import TYPE_CHECKING, Any
+
+from capt_local import __version__
+from capt_local.decode.options import GenerateOptions
+
+if TYPE_CHECKING:
+    from capt_local.runtime import Runtime
+
+
+def provenance(runtime: Runtime, options: GenerateOptions) -> dict[str, Any]:
+    """What is needed to make the same answer again, apart from the prompt.
+
+    Stop strings are left out, their number apart: they may be words of a note.
+    """
+    from capt_local.engine.library import library
+
+    build = library().build_info()
+    parameters = dataclasses.asdict(options)
+    parameters["stop"] = len(options.stop)
+    bundle = runtime.bundle
+    return {
+        "versions": {
+            "capt_local": __version__,
+            "llama_cpp_python": build.binding,
+            "llama_cpp": build.llama_cpp,
+            "python": platform.python_version(),
+        },
+        "platform": f"{platform.system()} {platform.machine()}",
+        "build": build.system_info,
+        "bundle": {"id": bundle.id, "version": bundle.version},
+        "models": {role: _model(runtime, role) for role in runtime.models},
+        "method": str(options.method),
+        "parameters": parameters,
+    }
+
+
+def _model(runtime: Runtime, role: str) -> dict[str, Any]:
+    metadata = runtime.models[role].metadata
+    return {
+        # None for files that no manifest names: their digest was not taken.
+        "sha256": runtime.bundle.models[role].sha256,
+        "architecture": metadata.architecture,
+        "quantization": metadata.file_type,
+        "context": runtime.models[role].context_limit,
+        "gpu_layers": metadata.gpu_layers,
+    }

@@ -1,0 +1,235 @@
+"""What generate and demo share: from flags to a runtime, from a generation to an answer."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from capt_local.cli.interrupt import Interrupt
+from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags
+from capt_local.cli.provenance import provenance
+from capt_local.decode.options import CombineOptions, GenerateOptions, Method, SampleOptions
+from capt_local.decode.step import Step
+from capt_local.errors import UsageError
+from capt_local.prompt.messages import Message
+from capt_local.report.json import Answer, Timings, new_id
+from capt_local.report.screen import Screen
+
+if TYPE_CHECKING:
+    from capt_local.bundle.manifest import Bundle
+    from capt_local.engine.options import LoadOptions
+    from capt_local.runtime import Runtime
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A loaded bundle and what belongs to one run of a command."""
+
+    runtime: Runtime
+    screen: Screen
+    interrupt: Interrupt
+    load_seconds: float
+
+
+def find_bundle(flags: ModelFlags) -> Bundle:
+    """The bundle that the flags name, or one made of explicit model files.
+
+    Raises:
+        UsageError: a bundle and files are given, or an expert or base without a target.
+        ModelError: there is no such bundle, or it is broken.
+    """
+    from capt_local.bundle import store
+    from capt_local.bundle.manifest import Bundle
+
+    files = (flags.target, flags.expert, flags.base)
+    if not any(files):
+        return store.find(flags.bundle or "demo")
+    if flags.bundle is not None:
+        raise UsageError("Give either --bundle, or --target with --expert and --base.")
+    if flags.target is None:
+        raise UsageError("--expert and --base need a --target.")
+    return Bundle.from_paths(flags.target, flags.expert, flags.base)
+
+
+def load_options(flags: ModelFlags, bundle: Bundle) -> LoadOptions:
+    """How the models are loaded.
+
+    Raises:
+        UsageError: a value has no meaning.
+    """
+    from capt_local.engine.options import GpuLayers, LoadOptions
+
+    layers: GpuLayers
+    match flags.gpu_layers:
+        case "auto":
+            layers = "auto"
+        case "all":
+            layers = "all"
+        case number if number.isascii() and number.isdecimal():
+            layers = int(number)
+        case _:
+            raise UsageError("--gpu-layers takes a number, auto or all.")
+    context = flags.ctx_size if flags.ctx_size is not None else bundle.context
+    return LoadOptions(gpu_layers=layers, context=context, threads=flags.threads)
+
+
+def generate_options(
+    bundle: Bundle, how: MethodFlags, sample: SampleFlags, top: int
+) -> GenerateOptions:
+    """How the answer is made: flags first, then what the bundle says, then the defaults.
+
+    Raises:
+        UsageError: a value has no meaning.
+    """
+    said = bundle.defaults
+    ours, combine = GenerateOptions(), CombineOptions()
+    alpha = _alpha(how.alpha) if how.alpha is not None else said.alpha
+    return GenerateOptions(
+        method=method(bundle, how),
+        max_tokens=_first(sample.max_tokens, said.max_tokens, ours.max_tokens),
+        stop=tuple(sample.stop or ()),
+        top=top,
+        combine=CombineOptions(
+            alpha=alpha,
+            plausibility=_first(how.plausibility, said.plausibility, combine.plausibility),
+        ),
+        sample=SampleOptions(
+            temperature=_first(sample.temp, said.temperature, 0.0),
+            top_k=sample.top_k,
+            top_p=sample.top_p,
+            min_p=sample.min_p,
+            repeat_penalty=sample.repeat_penalty,
+            repeat_window=sample.repeat_last_n,
+            seed=sample.seed,
+        ),
+    )
+
+
+def method(bundle: Bundle, how: MethodFlags) -> Method:
+    """The method that was asked for, or that the bundle can do."""
+    if how.method is not None:
+        return how.method
+    if len(bundle.models) == 1:
+        return Method.TARGET
+    return Method(bundle.defaults.method or Method.CAPT)
+
+
+def pinned_date(flags: ModelFlags) -> datetime.date | None:
+    """The date for chat templates, if one was given.
+
+    Raises:
+        UsageError: it is not a date.
+    """
+    if flags.date is None:
+        return None
+    try:
+        return datetime.date.fromisoformat(flags.date)
+    except ValueError:
+        raise UsageError("--date takes a date as YYYY-MM-DD.") from None
+
+
+def open_session(
+    bundle: Bundle,
+    flags: ModelFlags,
+    screen: Screen,
+    interrupt: Interrupt,
+    *,
+    wanted: Method = Method.CAPT,
+) -> Session:
+    """Loads the models that the method needs, with a progress line, and tells the notices.
+
+    Raises:
+        ModelError, MemoryShortage: see `Runtime.open`.
+        Cancelled: Ctrl-C was pressed.
+    """
+    # Everything that can be wrong with the flags is found before anything heavy is imported.
+    load, date = load_options(flags, bundle), pinned_date(flags)
+    from capt_local.runtime import Runtime
+
+    def progress(role: str, fraction: float) -> None:
+        interrupt.check()
+        screen.progress(f"loading {role}", fraction)
+
+    started = time.perf_counter()
+    runtime = Runtime.open(
+        bundle,
+        load=load,
+        progress=progress,
+        check=not flags.no_verify,
+        date=date,
+        roles=None if wanted is Method.CAPT else (wanted.value,),
+    )
+    screen.clear_progress()
+    session = Session(runtime, screen, interrupt, time.perf_counter() - started)
+    screen.notes(runtime.notices)
+    return session
+
+
+def answer_to(
+    session: Session,
+    asked: str | Sequence[Message],
+    options: GenerateOptions,
+    *,
+    raw: bool = False,
+    show: Callable[[bytes], None] | None = None,
+) -> Answer:
+    """Runs one generation to its end.
+
+    Args:
+        session: with the models.
+        asked: the prompt.
+        options: how the answer is made.
+        raw: whether the prompt is text to go on with.
+        show: called with the bytes of the answer as they come.
+
+    Raises:
+        UsageError, ContextOverflow, NumericalError: see `Runtime.generate`.
+    """
+    generation = session.runtime.generate(asked, options, raw=raw, cancel=session.interrupt)
+    steps: list[Step] = []
+    shown = 0
+    for step in generation:
+        steps.append(step)
+        shown += len(step.piece)
+        if show is not None:
+            show(step.piece)
+    # An interrupted answer may end in bytes that no step brought.
+    if show is not None and len(generation.text) > shown:
+        show(generation.text[shown:])
+    return Answer(
+        steps=steps,
+        text=generation.text,
+        finish=generation.finish,
+        model=session.runtime.bundle.id,
+        raw=raw,
+        prompt_tokens=dict(generation.prompt_tokens),
+        context_limit=generation.context_limit,
+        weights=tuple(generation.weights),
+        timings=Timings(
+            session.load_seconds, generation.prompt_seconds, generation.generate_seconds
+        ),
+        notices=(*session.runtime.notices, *generation.notices),
+        provenance=provenance(session.runtime, options),
+        created=int(time.time()),
+        id=new_id(),
+    )
+
+
+def _alpha(text: str) -> float | None:
+    """A number, or None for `evidence`."""
+    if text == "evidence":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError("--alpha takes a number or 'evidence'.") from None
+
+
+def _first(*values: _Value | None) -> _Value:
+    """The first value that was given."""
+    return next(value for value in values if value is not None)

@@ -1,0 +1,46 @@
+"""The last line on standard error: how much, how fast, how much the expert changed."""
+
+from __future__ import annotations
+
+from capt_local.report.json import Answer
+
+
+def summary_line(answer: Answer) -> str:
+    """Tokens, speeds, context, changed tokens and, when mixed, the weights of alpha."""
+    steps, timings = len(answer.steps), answer.timings
+    prompt = answer.prompt_tokens.get("target", max(answer.prompt_tokens.values(), default=0))
+    # The largest prompt counts: the context that is full first ends the answer.
+    used = max(answer.prompt_tokens.values(), default=0) + steps
+    parts = [
+        f"{_count(steps, 'token')}{_speed(steps, timings.generate)}",
+        f"prompt {_count(prompt, 'token')}{_speed(prompt, timings.prompt)}",
+        f"context {used}/{answer.context_limit}",
+        _changed(answer),
+        _weights(answer),
+        f"end: {answer.finish}" if answer.finish else "",
+    ]
+    return " | ".join(part for part in parts if part)
+
+
+def _changed(answer: Answer) -> str:
+    if len(answer.prompt_tokens) < 2:
+        return ""
+    changed = sum(step.changed for step in answer.steps)
+    share = f" ({100 * changed / len(answer.steps):.0f} %)" if answer.steps else ""
+    return f"changed by the expert {changed}{share}"
+
+
+def _weights(answer: Answer) -> str:
+    """Weights of at least one percent; a fixed alpha is one weight of 1."""
+    shown = [(alpha, weight) for alpha, weight in answer.weights if weight >= 0.005]
+    if len(answer.weights) == 1:
+        return f"alpha {shown[0][0]:g}" if shown else ""
+    return "alpha " + ", ".join(f"{a:g}: {100 * w:.0f} %" for a, w in shown) if shown else ""
+
+
+def _speed(tokens: int, seconds: float) -> str:
+    return f" ({tokens / seconds:.1f}/s)" if tokens and seconds > 0 else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
