@@ -1,0 +1,44 @@
+"""What every test gets: no network, no user's settings, no colour."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
+
+
+class NetworkForbidden(AssertionError):
+    """The program tried to reach the network."""
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Any use of a socket fails the test, names included: nothing here needs the network."""
+
+    def refuse(*_: object, **__: object) -> object:
+        raise NetworkForbidden("a socket was used")
+
+    for name in ("socket", "create_connection", "getaddrinfo", "gethostbyname"):
+        monkeypatch.setattr(socket, name, refuse)
+    yield
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Settings of whoever runs the tests do not reach them; the data folder is an empty one."""
+    for name in list(os.environ):
+        if name.startswith("CAPT_LOCAL_") and name != "CAPT_LOCAL_TEST_CACHE":
+            monkeypatch.delenv(name)
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder / "data"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
