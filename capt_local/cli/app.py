@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from capt_local import __version__
 from capt_local.cli.exits import ExitCode, code_for, line_for, wants_traceback
-from capt_local.report.screen import Screen
+from capt_local.report.screen import Screen, drop_output
 
 if TYPE_CHECKING:
     import typer
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _dispatch(list(arguments), screen)
     except BrokenPipeError:
-        _drop_stdout()
+        drop_output()
         return ExitCode.UNEXPECTED
     except Exception as error:
         return _report(error, screen)
@@ -123,9 +123,3 @@ def _whole(arguments: list[str]) -> int:
 
 def _completing() -> bool:
     return "_CAPT_LOCAL_COMPLETE" in os.environ
-
-
-def _drop_stdout() -> None:
-    """Whoever read standard output has gone; keeps Python from complaining about it at exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())

@@ -39,6 +39,13 @@ def can_style(stream: TextIO, environment: Mapping[str, str]) -> bool:
     return os.name != "nt" or "WT_SESSION" in environment or "TERM" in environment
 
 
+def drop_output() -> None:
+    """Sends standard output nowhere: its reader has gone, and Python would complain at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 class Screen:
     """Both output streams of a command.
 

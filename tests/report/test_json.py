@@ -1,0 +1,148 @@
+"""The JSON object: OpenAI's shape, ASCII, no NaN, exact bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capt_local.decode.step import FinishReason
+from capt_local.report.json import Answer, Timings, answer_object, dumps, warnings
+from capt_local.report.summary import summary_line
+from tests.report.steps import step
+
+
+def an_answer(**changes: object) -> Answer:
+    steps = [
+        step(0, b"5 \xc2"),
+        step(1, b"\xb5", instead=b"m", contrast=2.5),
+        step(2, b"g", finish=FinishReason.STOP),
+    ]
+    values: dict[str, object] = {
+        "steps": steps,
+        "text": "5 µg".encode(),
+        "finish": FinishReason.STOP,
+        "model": "demo",
+        "prompt_tokens": {"target": 10, "expert": 12, "base": 12},
+        "context_limit": 512,
+        "weights": ((0.0, 0.25), (1.0, 0.75)),
+        "timings": Timings(0.5, 0.25, 1.5),
+        "notices": ("a notice",),
+        "provenance": {"versions": {"capt_local": "0"}},
+        "created": 7,
+        "id": "capt-1",
+    }
+    return Answer(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_the_shape() -> None:
+    found = answer_object(an_answer(), top_logprobs=1)
+    assert found["object"] == "chat.completion"
+    choice = found["choices"][0]
+    assert choice["message"] == {"role": "assistant", "content": "5 µg"}
+    assert choice["finish_reason"] == "stop"
+    second = choice["logprobs"]["content"][1]
+    assert (second["bytes"], second["token"], second["logprob"]) == ([0xB5], "\ufffd", -0.5)
+    assert len(second["top_logprobs"]) == 1
+    assert second["capt"]["delta"] == 2.5
+    assert second["capt"]["changed"] is True
+    assert second["capt"]["target_rank"] == 3
+    assert {"target_top", "expert_top", "base_top"} <= set(second["capt"])
+    assert found["usage"]["prompt_tokens"] == 10
+    assert found["usage"]["completion_tokens"] == 3
+    assert found["capt"] == {
+        "changed": 1,
+        "share": pytest.approx(1 / 3),
+        "mean_contrast": pytest.approx(5.5 / 3),
+        "weights": [{"alpha": 0.0, "weight": 0.25}, {"alpha": 1.0, "weight": 0.75}],
+    }
+    assert (found["ai_label"], found["human_review"]) == ("AIRPT", "none")
+    assert found["warnings"] == ["a notice"]
+
+
+def test_raw_text_is_a_text_completion() -> None:
+    found = answer_object(an_answer(raw=True))
+    assert found["object"] == "text_completion"
+    assert found["choices"][0]["text"] == "5 µg"
+    assert "message" not in found["choices"][0]
+
+
+def test_the_bytes_of_the_tokens_are_the_answer() -> None:
+    answer = an_answer()
+    content = json.loads(dumps(answer_object(answer)))["choices"][0]["logprobs"]["content"]
+    assert b"".join(bytes(token["bytes"]) for token in content) == answer.text
+
+
+def test_numbers_that_are_not_finite_become_null() -> None:
+    steps = [step(0, b"a", logp=-math.inf, target_logp=math.nan)]
+    content = json.loads(dumps(answer_object(an_answer(steps=steps))))
+    token = content["choices"][0]["logprobs"]["content"][0]
+    assert token["logprob"] is None
+    assert token["capt"]["target_logprob"] is None
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(json_values)
+def test_whatever_is_written_is_ascii_and_strict_json(value: object) -> None:
+    text = dumps(value)
+    assert text.isascii()
+    assert "\n" not in text
+
+    def refuse(name: str) -> object:
+        raise AssertionError(name)
+
+    json.loads(text, parse_constant=refuse)
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="utf-8")),
+        st.integers() | st.text(st.characters(codec="utf-8")),
+        max_size=4,
+    )
+)
+def test_ordinary_values_come_back(value: dict[str, object]) -> None:
+    assert json.loads(dumps(value)) == value
+
+
+def test_lone_surrogates_do_not_get_out() -> None:
+    assert json.loads(dumps("a\ud800b")) == "a?b"
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    value = {"a": np.float32(0.5), "b": np.int64(3), "c": np.float32("nan"), "d": True}
+    assert json.loads(dumps(value)) == {"a": 0.5, "b": 3, "c": None, "d": True}
+
+
+def test_an_answer_that_was_cut_or_is_empty_says_so() -> None:
+    assert warnings(an_answer()) == []
+    assert "3 tokens" in warnings(an_answer(finish=FinishReason.LENGTH))[0]
+    assert "interrupted" in warnings(an_answer(finish=FinishReason.INTERRUPTED))[0]
+    assert "empty" in warnings(an_answer(text=b" \n"))[0]
+
+
+def test_the_summary_line() -> None:
+    assert summary_line(an_answer()) == (
+        "3 tokens (2.0/s) | prompt 10 tokens (40.0/s) | context 15/512 | "
+        "changed by the expert 1 (33 %) | alpha 0: 25 %, 1: 75 % | end: stop"
+    )
+
+
+def test_the_summary_of_a_target_alone_says_nothing_about_an_expert() -> None:
+    line = summary_line(an_answer(prompt_tokens={"target": 10}, weights=()))
+    assert "expert" not in line
+    assert "alpha" not in line
+
+
+def test_the_summary_of_a_fixed_alpha() -> None:
+    assert "| alpha 0.5 |" in summary_line(an_answer(weights=((0.5, 1.0),)))

@@ -1,0 +1,142 @@
+"""The house rules, read off the syntax trees: who imports whom, who prints, how long things are."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "capt_local"
+FILES = sorted(PACKAGE.rglob("*.py"))
+SCREEN = PACKAGE / "report" / "screen.py"
+
+# What each room may use, itself apart. A room that is not here may be used by none below `cli`.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "__init__": set(),
+    "vocab": {"errors"},
+    "bundle": {"errors"},
+    "engine": {"errors", "vocab"},
+    "prompt": {"errors", "vocab", "bundle"},
+    "align": {"errors", "vocab"},
+    "decode": {"errors", "vocab", "align", "prompt"},
+    "voices": {"errors", "vocab", "align", "decode", "prompt", "bundle", "engine"},
+    "runtime": {"errors", "vocab", "align", "decode", "prompt", "bundle", "engine", "voices"},
+    "report": {"errors", "decode"},
+}
+ALLOWED["cli"] = {*ALLOWED, "cli"}
+ALLOWED["__main__"] = {"cli"}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of what a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+
+
+def rooms_used(path: Path) -> set[str]:
+    parts = [name.split(".") for name in imports(path)]
+    names = {p[1] if len(p) > 1 else "__init__" for p in parts if p[0] == "capt_local"}
+    # `from capt_local import __version__` is the package itself.
+    known = {room(file) for file in FILES}
+    return {name if name in known else "__init__" for name in names}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_a_room_uses_only_rooms_below_it(path: Path) -> None:
+    own = room(path)
+    if own == "__init__":
+        pytest.skip("the package's public face may show everything")
+    assert own in ALLOWED, f"the room {own} has no rule here"
+    assert rooms_used(path) <= ALLOWED[own] | {own}
+
+
+def test_there_are_no_circles_between_rooms() -> None:
+    below: dict[str, set[str]] = {}
+    for path in FILES:
+        if room(path) != "__init__":
+            below.setdefault(room(path), set()).update(rooms_used(path) - {room(path)})
+    settled: set[str] = {"__init__"}
+    while below:
+        free = [name for name, needs in below.items() if needs <= settled]
+        assert free, f"a circle among {sorted(below)}"
+        settled.update(free)
+        for name in free:
+            del below[name]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_only_the_engine_knows_the_binding(path: Path) -> None:
+    users = {name.split(".")[0] for name in imports(path)}
+    if room(path) != "engine":
+        assert not users & {"llama_cpp", "ctypes"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_only_the_command_line_knows_typer(path: Path) -> None:
+    if room(path) != "cli":
+        assert "typer" not in {name.split(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_nothing_reaches_for_the_network(path: Path) -> None:
+    network = {"socket", "http", "urllib", "requests", "httpx", "ftplib", "smtplib", "diskcache"}
+    assert not {name.split(".")[0] for name in imports(path)} & network
+
+
+def printing(tree: ast.AST) -> Iterator[str]:
+    """Every way of printing that a file uses."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name in {"print", "pprint", "breakpoint", "input"} or name.startswith(
+                ("typer.echo", "typer.secho", "rich.print", "logging.", "warnings.", "os.write")
+            ):
+                yield name
+        elif isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            if name in {"sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"}:
+                yield name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_only_the_screen_prints(path: Path) -> None:
+    if path != SCREEN:
+        assert not list(printing(ast.parse(path.read_text("utf-8"))))
+        assert not any(name.split(".")[0] in {"rich", "logging"} for name in imports(path))
+
+
+def test_the_rule_about_printing_sees_what_it_should() -> None:
+    source = "import sys\nprint(1)\nsys.stderr.write('x')\ntyper.echo('x')"
+    assert len(list(printing(ast.parse(source)))) == 3
+    assert list(printing(ast.parse(SCREEN.read_text("utf-8"))))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert text.count("\n") < 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert _code_lines(node) < 40, node.name
+
+
+def _code_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    first = node.body[0]
+    docstring = 0
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+        docstring = (first.end_lineno or 0) - first.lineno + 1
+    return (node.end_lineno or 0) - node.lineno + 1 - docstring
