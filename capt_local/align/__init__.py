@@ -1,0 +1,1 @@
+"""Alignment of two vocabularies by bytes. Pure: knows no model."""

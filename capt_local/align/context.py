@@ -1,0 +1,109 @@
+"""A proxy's tokens for a growing text: always the tokens that its own tokenizer would choose.
+
+When a text grows, its last tokens may change ("card" + "iac" may become "cardiac"), the earlier
+ones do not. Only the text behind the last safe cut is tokenized again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from capt_local.vocab.tokenizer import TextTokenizer
+
+
+class CanonicalContext:
+    """Fixed tokens in front, and the canonical tokens of a text that grows behind them.
+
+    A tokenizer that puts a space in front of a text is met half-way: before the text begins, the
+    context already holds that space as a piece, so that healing can take it for what it is, the
+    beginning of the first word.
+
+    Args:
+        tokenizer: of the proxy.
+        head: tokens that stay (scaffolding, earlier turns).
+        text: what the growing text holds already.
+        start: whether the text begins a sequence or follows a control token.
+
+    Attributes:
+        tokens: all tokens now; do not change it.
+        fixed: number of tokens in `head`.
+    """
+
+    def __init__(
+        self, tokenizer: TextTokenizer, head: Sequence[int], text: bytes = b"", *, start: bool
+    ) -> None:
+        """Tokenizes what is there."""
+        self._tokenizer = tokenizer
+        self._start = start
+        self.fixed = len(head)
+        self.tokens = list(head)
+        self._text = b""
+        self._cut = 0
+        self._cut_tokens = self.fixed
+        self.append(text)
+
+    @property
+    def text(self) -> bytes:
+        """The growing text, without the head and without a leading space of the tokenizer."""
+        return self._text
+
+    @property
+    def last_piece(self) -> bytes:
+        """Bytes of the last token, if it belongs to the growing text; else empty."""
+        if len(self.tokens) == self.fixed:
+            return b""
+        return self._tokenizer.vocabulary.piece(self.tokens[-1])
+
+    def append(self, text: bytes) -> int:
+        """Adds text.
+
+        Returns:
+            How many tokens at the front stayed as they were; the others are to be decoded anew.
+        """
+        self._text += text
+        return self._replace_tail()
+
+    def truncate(self, size: int) -> int:
+        """Drops the text behind its first `size` bytes; returns what `append` returns."""
+        self._text = self._text[:size]
+        if self._cut > size:
+            self._cut, self._cut_tokens = 0, self.fixed
+        return self._replace_tail()
+
+    def _replace_tail(self) -> int:
+        tail = self._text[self._cut :]
+        first = self._start and self._cut == 0
+        new = self._tokenizer.encode(tail, start=first) if tail else []
+        if not self._text and first and self._tokenizer.lead:
+            new = self._lead_token()
+        kept = self._cut_tokens
+        old = self.tokens[kept:]
+        same = next(
+            (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b),
+            min(len(old), len(new)),
+        )
+        self.tokens[kept + same :] = new[same:]
+        if self._text:
+            self._advance_cut(tail, new)
+        return kept + same
+
+    def _lead_token(self) -> list[int]:
+        token = self._tokenizer.vocabulary.byte_ids.get(self._tokenizer.lead[0])
+        return [] if token is None else [token]
+
+    def _advance_cut(self, tail: bytes, new: list[int]) -> None:
+        """Moves the safe cut forward, to a place where a token begins."""
+        cut = self._tokenizer.last_cut(tail)
+        if not cut:
+            return
+        # Counted from the end, where no leading space of the tokenizer can be.
+        behind, piece = len(tail) - cut, self._tokenizer.vocabulary.piece
+        for count in range(len(new), 0, -1):
+            if behind <= 0:
+                break
+            behind -= len(piece(new[count - 1]))
+        else:
+            count = 0
+        if behind == 0:
+            self._cut += cut
+            self._cut_tokens += count

@@ -1,0 +1,59 @@
+"""The token events of a target: what a proxy's probabilities are projected onto.
+
+An event is "the target's tokenization of what follows starts with these bytes". Tokens with the
+same bytes share an event, all tokens that end a generation are one event, and control tokens have
+none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from capt_local.vocab.prefix_index import PrefixIndex
+from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.vocab.vocabulary import IntArray
+
+END_EVENT = 0
+NO_EVENT = -1
+
+
+class TargetEvents:
+    """The events of one target vocabulary.
+
+    Attributes:
+        tokenizer: of the target.
+        index: the target's text tokens in byte order.
+        of_token: the event of each token, shape (vocabulary,); NO_EVENT for control tokens.
+        count: number of events.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        """Numbers the distinct pieces in byte order, behind the end event."""
+        self.tokenizer = tokenizer
+        vocabulary = tokenizer.vocabulary
+        self.index = PrefixIndex(vocabulary)
+        self._event_of_piece: dict[bytes, int] = {}
+        for key in self.index.keys:
+            self._event_of_piece.setdefault(key, len(self._event_of_piece) + 1)
+        self.of_place: IntArray = np.fromiter(
+            map(self._event_of_piece.__getitem__, self.index.keys), np.int32, len(self.index.keys)
+        )
+        self.of_token: IntArray = np.full(len(vocabulary), NO_EVENT, dtype=np.int32)
+        self.of_token[self.index.ids] = self.of_place
+        self.of_token[vocabulary.end_ids] = END_EVENT
+        self.count = len(self._event_of_piece) + 1
+        self._first: dict[bytes, int] = {}
+
+    def of_piece(self, piece: bytes) -> int:
+        """The event of exactly these bytes; NO_EVENT if the target has no such token."""
+        return self._event_of_piece.get(piece, NO_EVENT)
+
+    def first(self, text: bytes) -> int:
+        """The event with which the target's tokenizer begins `text` (not empty)."""
+        event = self._event_of_piece.get(text)
+        if event is None:
+            event = self._first.get(text)
+        if event is None:
+            tokens = self.tokenizer.encode(text, start=False)
+            event = self._first[text] = int(self.of_token[tokens[0]])
+        return event

@@ -1,0 +1,1 @@
+"""Combination and choice of tokens. Knows models by a protocol alone."""

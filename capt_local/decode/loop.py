@@ -1,0 +1,157 @@
+"""The answer, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from capt_local.decode.options import GenerateOptions
+from capt_local.decode.sample import choose
+from capt_local.decode.step import Choice, FinishReason, Step
+from capt_local.decode.stops import StopStrings
+from capt_local.decode.trio import Distribution, Trio
+from capt_local.errors import Cancelled, ContextOverflow
+from capt_local.vocab.vocabulary import Vocabulary
+
+
+class Walk:
+    """Chooses one token after the other until the answer ends.
+
+    Iterating yields one `Step` a token. Between steps all models stand at the same text.
+
+    Args:
+        trio: at the end of a prompt.
+        options: of the answer.
+        cancel: asked before each step; true ends the answer as interrupted.
+
+    Attributes:
+        finish: why the answer ended; None while it has not.
+        held: bytes at the end that no step has brought, since they might have begun a stop string
+            when the answer was interrupted.
+        notices: what the user should know.
+    """
+
+    def __init__(
+        self, trio: Trio, options: GenerateOptions, cancel: Callable[[], bool] | None = None
+    ) -> None:
+        """Decodes nothing yet."""
+        self._trio = trio
+        self._options = options
+        self._cancel = cancel or (lambda: False)
+        self._rng = np.random.default_rng(options.sample.seed)
+        self._stops = StopStrings(options.stop)
+        self.finish: FinishReason | None = None
+        self.notices: list[str] = []
+
+    @property
+    def held(self) -> bytes:
+        """See the class."""
+        return self._stops.held
+
+    def __iter__(self) -> Iterator[Step]:
+        """Yields the steps."""
+        for index in range(self._options.max_tokens):
+            try:
+                step = None if self._cancel() else self._step(index)
+            except Cancelled:
+                step = None
+            except ContextOverflow:
+                self._stop_at_full_context()
+                return
+            if step is None:
+                self.finish = FinishReason.INTERRUPTED
+                return
+            self.finish = step.finish
+            yield step
+            if step.finish is not None:
+                return
+
+    def _step(self, index: int) -> Step:
+        here = self._trio.distribution()
+        place = choose(
+            here.candidates.tokens,
+            here.logp,
+            self._trio.tokens,
+            self._options.sample,
+            self._rng,
+        )
+        token = int(here.candidates.tokens[place])
+        piece, finish = self._take(token, last=index + 1 == self._options.max_tokens)
+        step = describe(self._trio, here, place, index, piece, finish, self._options.top)
+        if finish is not FinishReason.STOP:
+            self._trio.advance(token)
+        return step
+
+    def _take(self, token: int, *, last: bool) -> tuple[bytes, FinishReason | None]:
+        """What a token adds to the answer, and whether it ends it."""
+        vocabulary = self._trio.cached.model.vocabulary
+        if vocabulary.is_end[token]:
+            return self._stops.flush(), FinishReason.STOP
+        piece = self._stops.feed(vocabulary.text((token,)))
+        if self._stops.found:
+            return piece, FinishReason.STOP
+        # Room for the token itself in every context; a proxy may need a few tokens for it.
+        if last or self._trio.room <= 1:
+            if not last:
+                self._stop_at_full_context()
+            return piece + self._stops.flush(), FinishReason.LENGTH
+        return piece, None
+
+    def _stop_at_full_context(self) -> None:
+        self.finish = FinishReason.LENGTH
+        self.notices.append(
+            "The context is full, so the answer ends here. A larger --ctx-size leaves more room."
+        )
+
+
+def describe(
+    trio: Trio,
+    here: Distribution,
+    place: int,
+    index: int,
+    piece: bytes,
+    finish: FinishReason | None,
+    top: int,
+) -> Step:
+    """The record of the choice of candidate `place`."""
+    vocabulary = trio.cached.model.vocabulary
+    own = here.candidates
+    best = int(np.argmax(own.logp))
+    proxies = (
+        [_likeliest_pieces(proxy.row, proxy.cached.model.vocabulary, top) for proxy in trio.proxies]
+        if top
+        else []
+    )
+    return Step(
+        index=index,
+        token=int(own.tokens[place]),
+        piece=piece,
+        logp=float(here.logp[place]),
+        target_logp=float(own.logp[place]),
+        target_rank=int(np.count_nonzero(own.logp > own.logp[place])),
+        target_choice=_choice(vocabulary, int(own.tokens[best]), float(own.logp[best])),
+        contrast=float(here.contrast[place]),
+        top=_likeliest(vocabulary, own.tokens, here.logp, top),
+        target_top=_likeliest(vocabulary, own.tokens, own.logp, top),
+        expert_top=proxies[0] if proxies else (),
+        base_top=proxies[1] if proxies else (),
+        finish=finish,
+    )
+
+
+def _choice(vocabulary: Vocabulary, token: int, logp: float) -> Choice:
+    return Choice(token, vocabulary.piece(token), logp)
+
+
+def _likeliest(
+    vocabulary: Vocabulary, tokens: np.ndarray, logp: np.ndarray, top: int
+) -> tuple[Choice, ...]:
+    order = np.argsort(-logp, kind="stable")[:top]
+    return tuple(_choice(vocabulary, int(tokens[i]), float(logp[i])) for i in order)
+
+
+def _likeliest_pieces(row: np.ndarray, vocabulary: Vocabulary, top: int) -> tuple[Choice, ...]:
+    best = np.argpartition(-row, min(top, len(row) - 1))[:top]
+    with np.errstate(divide="ignore"):
+        return _likeliest(vocabulary, best, np.log(row[best]), top)

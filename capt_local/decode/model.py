@@ -1,0 +1,94 @@
+"""What the decoder needs from a model. The engine provides it; tests provide it in 30 lines.
+
+Logits are rows of float32 over the model's vocabulary, unnormalised (nats). A row is a view into
+memory that the next call to the same model overwrites: copy what is to be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from capt_local.vocab.vocabulary import Vocabulary
+
+Rows = npt.NDArray[np.float32]
+
+
+class Model(Protocol):
+    """One model with one running sequence of tokens in its KV cache."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's tokens."""
+        ...
+
+    @property
+    def context_limit(self) -> int:
+        """Tokens that the context holds."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """Tokens in the KV cache now."""
+        ...
+
+    @property
+    def max_rows(self) -> int:
+        """The most logit rows that one `extend` can return."""
+        ...
+
+    def tokenize(self, text: bytes, *, special: bool) -> list[int]:
+        """Splits UTF-8 text the way llama.cpp does, without adding BOS or EOS.
+
+        With `special`, control tokens written out in `text` become those tokens; without, they
+        stay text, except USER_DEFINED ones, which llama.cpp always matches. A tokenizer that puts
+        a space before a text does so here too.
+        """
+        ...
+
+    def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
+        """Appends tokens and returns the logits after the last `rows` of them.
+
+        Args:
+            tokens: at least one token. Long lists run in chunks; with `rows` = 0 no logits are
+                computed.
+            rows: 0 to min(len(tokens), max_rows).
+
+        Returns:
+            Shape (rows, vocabulary), the last row being what follows all tokens. A view that the
+            next call overwrites. Every value is finite.
+
+        Raises:
+            ContextOverflow: the tokens do not fit; nothing was appended.
+            NumericalError: a logit is NaN or infinite.
+        """
+        ...
+
+    def rewind(self, length: int) -> bool:
+        """Drops all tokens from position `length` on.
+
+        Returns:
+            False where the model's memory cannot forget a part (sliding window, recurrent): then
+            the whole sequence has been dropped (`position` is 0) and must be computed again.
+        """
+        ...
+
+    def branch(self, tails: Sequence[Sequence[int]]) -> Rows:
+        """Logits after each of several continuations of the running sequence, in one batch.
+
+        The running sequence stays as it is. All tails share its KV cache.
+
+        Args:
+            tails: at most `max_rows` continuations of at least one token each.
+
+        Returns:
+            Shape (len(tails), vocabulary): the row after the last token of each tail. A copy.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the KV cache (and the weights, when nothing else uses them)."""
+        ...

@@ -1,0 +1,114 @@
+"""One proxy (expert or base) that follows the text of the answer in its own tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from capt_local.align.context import CanonicalContext
+from capt_local.align.cover import FloatArray, Probabilities
+from capt_local.align.projection import Alignment
+from capt_local.decode.cached import CachedModel, common_length
+from capt_local.decode.model import Rows
+from capt_local.prompt.messages import Prompt
+from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.vocab.vocabulary import IntArray
+
+# Rows that are kept behind the last token: healing needs one, a few more save decoding a token
+# again when the text is rolled back over a short word.
+_KEPT_ROWS = 6
+
+
+def softmax(logits: Rows) -> Probabilities:
+    """Probabilities of one row of logits, as a new array of the same shape."""
+    row: Probabilities = np.exp(logits - logits.max())
+    row *= np.float32(1.0 / row.sum(dtype=np.float64))
+    return row
+
+
+class Proxy:
+    """Keeps a model at the canonical tokens of prompt + answer.
+
+    Args:
+        cached: the model and what it has seen.
+        tokenizer: of the model.
+        alignment: onto the target's tokens.
+
+    Attributes:
+        cached: see above.
+        alignment: see above.
+    """
+
+    def __init__(self, cached: CachedModel, tokenizer: TextTokenizer, alignment: Alignment) -> None:
+        """Starts with an empty context."""
+        self.cached = cached
+        self.alignment = alignment
+        self._tokenizer = tokenizer
+        self._context = CanonicalContext(tokenizer, (), start=False)
+        self._rows: dict[int, Probabilities] = {}
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of prompt and answer; do not change them."""
+        return self._context.tokens
+
+    @property
+    def room(self) -> int:
+        """Tokens that still fit into the context."""
+        return self.cached.model.context_limit - len(self.tokens)
+
+    def start(self, prompt: Prompt) -> None:
+        """Takes a prompt; decodes nothing yet. What the KV cache shares with it is kept."""
+        self._rows.clear()
+        if self.alignment.follows_tokens:
+            self._context = CanonicalContext(self._tokenizer, prompt.tokens, start=False)
+        elif prompt.goes_on:
+            head = [token for segment in prompt.segments[:-1] for token in segment.tokens]
+            text = prompt.segments[-1].text or b""
+            self._context = CanonicalContext(self._tokenizer, head, text, start=True)
+        else:
+            self._context = CanonicalContext(
+                self._tokenizer, prompt.tokens, start=prompt.starts_fresh
+            )
+
+    def append(self, token: int, piece: bytes) -> None:
+        """Follows one token of the answer. Decodes nothing yet: see `settle`."""
+        if self.alignment.follows_tokens:
+            self._context.tokens.append(token)
+        elif piece:
+            self._context.append(piece)
+
+    def wanted_rows(self) -> list[int]:
+        """After how many tokens rows are needed: before the last piece (to heal it), after it."""
+        size = len(self.tokens)
+        heals = size > self._context.fixed and size > 1 and not self.alignment.follows_tokens
+        return [size - 1, size] if heals else [size]
+
+    def settle(self) -> None:
+        """Brings the model to the text, so that the rows that `probability` needs are there."""
+        same = common_length(self.cached.tokens, self.tokens)
+        self._rows = {place: row for place, row in self._rows.items() if place <= same}
+        missing = [place for place in self.wanted_rows() if place not in self._rows]
+        if not missing:
+            self.cached.keep(same)
+            return
+        count = len(self.tokens) - missing[0] + 1
+        for offset, logits in enumerate(self.cached.follow(self.tokens, count)):
+            self.keep_row(missing[0] + offset, softmax(logits))
+
+    def keep_row(self, place: int, row: Probabilities) -> None:
+        """Keeps the probabilities that follow the first `place` tokens."""
+        self._rows[place] = row
+        for old in sorted(self._rows)[:-_KEPT_ROWS]:
+            del self._rows[old]
+
+    def probability(self, wanted: IntArray) -> FloatArray:
+        """Probability of each event after the text; `settle` comes first. See `Alignment`."""
+        places = self.wanted_rows()
+        before = self._rows[places[0]] if len(places) == 2 else None
+        last = self._context.last_piece if before is not None else b""
+        return self.alignment.probability(wanted, self.row, before, last)
+
+    @property
+    def row(self) -> Probabilities:
+        """Probabilities over the proxy's own vocabulary after the text, shape (vocabulary,)."""
+        return self._rows[len(self.tokens)]

@@ -1,0 +1,78 @@
+"""How probable a given text is: the walk of the decoder along tokens that are already there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from capt_local.decode.evidence import Evidence
+from capt_local.decode.trio import Trio
+from capt_local.prompt.messages import Prompt, Segment
+from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.vocab.vocabulary import Vocabulary
+
+# A word of the target may take a few tokens of a proxy; a window ends before that can overflow.
+_MARGIN = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TextScore:
+    """Log-likelihood of a text.
+
+    Attributes:
+        nats: -log p of the tokens.
+        tokens: of the target.
+        size: bytes of the text.
+        windows: how often the text was begun afresh because the context was full.
+    """
+
+    nats: float
+    tokens: int
+    size: int
+    windows: int
+
+
+def score_text(
+    trio: Trio, tokenizer: TextTokenizer, text: bytes, evidence: Evidence | None = None
+) -> TextScore:
+    """Scores a text from its beginning, token by token.
+
+    A text that is longer than the context is scored in windows, each begun afresh.
+
+    Args:
+        trio: of which the target's tokens are scored.
+        tokenizer: of the target.
+        text: UTF-8.
+        evidence: if given, the weights of the alphas follow the text: each token is predicted
+            with the weights from the tokens before it.
+
+    Raises:
+        ContextOverflow: the context is too small for any window.
+    """
+    tokens = tokenizer.encode(text, start=True)
+    nats, windows = 0.0, 0
+    for place, token in enumerate(tokens):
+        if place == 0 or trio.room <= _MARGIN:
+            _begin(trio)
+            windows += 1
+        if evidence is not None:
+            trio.observe(evidence)
+        here = trio.distribution()
+        nats -= here.token_logp(token, trio.alphas, trio.weights.tolist())
+        if evidence is not None:
+            evidence.observe(here.candidates, here.contrast, token)
+        trio.advance(token)
+    return TextScore(nats, len(tokens), len(text), windows)
+
+
+def _begin(trio: Trio) -> None:
+    """Puts all models at the beginning of a text."""
+    models = [trio.cached, *(proxy.cached for proxy in trio.proxies)]
+    prompts = {
+        each.role: Prompt((Segment((_first_token(each.model.vocabulary),)),)) for each in models
+    }
+    trio.start(prompts, reserve=_MARGIN + 1)
+
+
+def _first_token(vocabulary: Vocabulary) -> int:
+    """The token that a text follows: BOS, or for models without one what ends a document."""
+    return vocabulary.bos if vocabulary.bos is not None else int(vocabulary.end_ids[0])

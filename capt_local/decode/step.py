@@ -1,0 +1,67 @@
+"""The record of one choice: what was said, what the target alone would have said, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    INTERRUPTED = "interrupted"
+    ABSTAINED = "abstained"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A candidate token with its log-probability (nats) under one model."""
+
+    token: int
+    piece: bytes
+    logp: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One token of an answer. All log-probabilities are natural logarithms.
+
+    Attributes:
+        index: position in the answer, from 0.
+        token: id in the target's vocabulary.
+        piece: bytes that the token adds to the answer; empty for an end or control token. With
+            stop strings, bytes that might begin one are held back until it is known, so the bytes
+            of the steps joined are the answer in any case.
+        logp: log-probability under the combined distribution, before temperature and cuts.
+        target_logp: log-probability under the target alone.
+        target_rank: rank under the target alone, 0 being its own choice.
+        target_choice: the token that the target alone finds likeliest after the same text.
+        contrast: logp_expert - logp_base of the token's event; 0 without proxies.
+        top: the likeliest candidates of the combination.
+        target_top: the likeliest tokens of the target.
+        expert_top: the likeliest pieces of the expert, in its own vocabulary.
+        base_top: the likeliest pieces of the base, in its own vocabulary.
+        finish: set on the last step alone.
+    """
+
+    index: int
+    token: int
+    piece: bytes
+    logp: float
+    target_logp: float
+    target_rank: int
+    target_choice: Choice
+    contrast: float = 0.0
+    top: tuple[Choice, ...] = ()
+    target_top: tuple[Choice, ...] = ()
+    expert_top: tuple[Choice, ...] = ()
+    base_top: tuple[Choice, ...] = ()
+    finish: FinishReason | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the target alone would have chosen another token after the same text."""
+        return self.token != self.target_choice.token

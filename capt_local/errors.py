@@ -1,0 +1,55 @@
+"""What can go wrong, by kind.
+
+Every error that a user can cause is one of these. The message is one line, says what is wrong
+and what to do, and never holds the user's text: it goes to terminals, logs and bug reports.
+The command line maps the kinds to exit codes; nothing here knows about processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class CaptError(Exception):
+    """Base of all errors that are explained to the user in one line."""
+
+
+class UsageError(CaptError):
+    """The request itself is not possible: an option, a value, an empty or undecodable prompt."""
+
+
+class ModelError(CaptError):
+    """A model file or bundle is missing, broken, or not what its manifest says."""
+
+
+class MemoryShortage(CaptError):
+    """The models do not fit in the memory of this machine; the message has the estimate."""
+
+
+class ContextOverflow(CaptError):
+    """A text does not fit into the smallest context; nothing has been computed or cut.
+
+    Attributes:
+        counts: tokens that the text takes, by role.
+        limit: tokens that the smallest context holds.
+    """
+
+    def __init__(self, counts: Mapping[str, int], limit: int, reserve: int = 0) -> None:
+        """Builds the one-line message from token counts alone."""
+        self.counts = dict(counts)
+        self.limit = limit
+        self.reserve = reserve
+        each = ", ".join(f"{role} {count}" for role, count in self.counts.items())
+        room = f" and {reserve} for the answer" if reserve else ""
+        super().__init__(
+            f"The text does not fit: {each} tokens{room}, but the context holds {limit}. "
+            "Shorten the text or use a larger --ctx-size; nothing was cut."
+        )
+
+
+class NumericalError(CaptError):
+    """A model returned logits that are not finite; its weights or the backend are broken."""
+
+
+class Cancelled(CaptError):
+    """The work was stopped between two steps on request."""

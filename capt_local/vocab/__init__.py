@@ -1,0 +1,1 @@
+"""Vocabularies as bytes, and text as tokens."""

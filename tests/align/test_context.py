@@ -1,0 +1,57 @@
+"""The kept tokens are those of the whole text, however it grows or shrinks."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capt_local.align.context import CanonicalContext
+from capt_local.vocab.tokenizer import TextTokenizer
+from tests.fakes import greedy_tokenizer, make_vocabulary
+
+VOCABULARY = make_vocabulary(["card", "cardiac", "iac", " the", " card", "  ", "\n\n", "é", " a"])
+PIECES = st.lists(
+    st.one_of(
+        st.sampled_from([b"card", b"iac", b" ", b"the", b"\n", b"\xc3", b"\xa9", b" a"]),
+        st.binary(min_size=1, max_size=3),
+    ),
+    max_size=25,
+)
+
+
+def tokenizer(lead: bytes) -> TextTokenizer:
+    return TextTokenizer(VOCABULARY, greedy_tokenizer(VOCABULARY, lead=lead))
+
+
+@settings(deadline=None, max_examples=200)
+@given(PIECES, st.sampled_from([b"", b" "]), st.booleans(), st.data())
+def test_growing_and_shrinking_is_tokenizing_anew(
+    pieces: list[bytes], lead: bytes, start: bool, data: st.DataObject
+) -> None:
+    tokens = tokenizer(lead)
+    context = CanonicalContext(tokens, [0, 5], start=start)
+    seen: list[int] = list(context.tokens)
+    for piece in pieces:
+        if data.draw(st.integers(0, 5)) == 0:
+            kept = context.truncate(data.draw(st.integers(0, len(context.text))))
+        else:
+            kept = context.append(piece)
+        assert context.tokens[:kept] == seen[:kept]
+        seen = list(context.tokens)
+        if context.text:
+            assert seen == [0, 5, *tokens.encode(context.text, start=start)]
+
+
+def test_a_leading_space_waits_for_the_first_word() -> None:
+    context = CanonicalContext(tokenizer(b" "), [0], start=True)
+    assert context.last_piece == b" "
+    context.append(b"card")
+    assert context.last_piece == b" card"
+
+
+def test_an_invalid_byte_becomes_its_own_token_and_is_replaced_when_complete() -> None:
+    context = CanonicalContext(tokenizer(b""), [0], start=True)
+    context.append(b"a\xc3")
+    assert context.last_piece == b"\xc3"
+    context.append(b"\xa9")
+    assert context.last_piece == "é".encode()
