@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from capt_local.engine.formats import leave_out_crashing
 from capt_local.errors import UsageError
 
 # The structures of the binding fit only the library that it was built with.
@@ -43,12 +44,22 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class BuildInfo:
-    """What `doctor` shows about llama.cpp."""
+    """What `doctor` shows about llama.cpp.
+
+    Attributes:
+        binding: version of llama-cpp-python.
+        llama_cpp: version of llama.cpp.
+        gpu_offload: whether the build can put layers on a GPU.
+        system_info: instruction sets and build flags.
+        left_out: weight formats that are not used since they crash.
+        devices: what there is to compute on.
+    """
 
     binding: str
     llama_cpp: str
     gpu_offload: bool
     system_info: str
+    left_out: tuple[str, ...]
     devices: tuple[Device, ...]
 
 
@@ -57,6 +68,7 @@ class Library:
 
     Attributes:
         api: the module with the C functions.
+        left_out: weight formats that are not used since they crash.
     """
 
     def __init__(self) -> None:
@@ -67,6 +79,7 @@ class Library:
         self._callback = self.api.llama_log_callback(self._log)
         self.api.llama_log_set(self._callback, None)
         self.api.llama_backend_init()
+        self.left_out: tuple[str, ...] = leave_out_crashing(self._ggml)
 
     def function(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         """A C function with a prototype of our own, apart from the binding's."""
@@ -100,6 +113,7 @@ class Library:
             llama_cpp=_text(api.llama_version()),
             gpu_offload=bool(api.llama_supports_gpu_offload()),
             system_info=_text(api.llama_print_system_info()).strip(),
+            left_out=self.left_out,
             devices=self.devices(),
         )
 
