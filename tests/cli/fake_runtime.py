@@ -1,0 +1,114 @@
+"""A runtime that says what it is told to, so that the command line can be tested without models."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capt_local.decode.step import FinishReason, Step
+from tests.report.steps import step
+
+
+@dataclass
+class Script:
+    """What the fake does, and what it was asked.
+
+    Attributes:
+        pieces: (bytes, what the target would have said instead or None) for each step.
+        finish: of the answer.
+        fail_at: which step raises `error`; -1 raises while loading, None never.
+        error: what is raised.
+        press_at: the step behind which Ctrl-C is pressed.
+        calls: the arguments of every open and generate.
+    """
+
+    pieces: list[tuple[bytes, bytes | None]] = field(
+        default_factory=lambda: [(b"It is ", None), (b"pneumonia", b"a cold"), (b".", None)]
+    )
+    finish: FinishReason = FinishReason.STOP
+    fail_at: int | None = None
+    error: BaseException = field(default_factory=RuntimeError)
+    press_at: int | None = None
+    calls: list[dict[str, Any]] = field(default_factory=list)
+
+
+class FakeGeneration:
+    """Yields the steps of the script."""
+
+    def __init__(self, script: Script, cancel: Callable[[], bool]) -> None:
+        self._script, self._cancel = script, cancel
+        self.text = b""
+        self.finish: FinishReason | None = None
+        self.prompt_tokens = {"target": 10, "expert": 12, "base": 12}
+        self.context_limit = 256
+        self.weights = ((0.5, 1.0),)
+        self.prompt_seconds, self.generate_seconds = 0.5, 1.0
+        self.notices: list[str] = []
+
+    def __iter__(self) -> Iterator[Step]:
+        script = self._script
+        for index, (piece, instead) in enumerate(script.pieces):
+            if script.fail_at == index:
+                raise script.error
+            if self._cancel():
+                self.finish = FinishReason.INTERRUPTED
+                return
+            last = index == len(script.pieces) - 1
+            self.finish = script.finish if last else None
+            self.text += piece
+            yield step(index, piece, instead=instead, finish=self.finish)
+            if script.press_at == index:
+                signal.raise_signal(signal.SIGINT)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
+    """Puts the fake in the place of `capt_local.runtime`."""
+
+    class FakeRuntime:
+        def __init__(self, bundle: Any) -> None:
+            self.bundle = bundle
+            self.notices = list(bundle.notices)
+            about = types.SimpleNamespace(architecture="llama", file_type="Q8_0", gpu_layers=0)
+            self.models = {
+                role: types.SimpleNamespace(metadata=about, context_limit=256)
+                for role in bundle.models
+            }
+
+        @classmethod
+        def open(cls, bundle: Any, **options: Any) -> FakeRuntime:
+            script.calls.append({"bundle": bundle, **options})
+            options["progress"]("target", 1.0)
+            if script.fail_at == -1:
+                raise script.error
+            return cls(bundle)
+
+        def generate(self, asked: Any, options: Any, *, raw: bool, cancel: Any) -> FakeGeneration:
+            script.calls.append({"asked": asked, "options": options, "raw": raw})
+            return FakeGeneration(script, cancel)
+
+        def __enter__(self) -> FakeRuntime:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            script.calls.append({"closed": True})
+
+    module = types.ModuleType("capt_local.runtime")
+    module.Runtime = FakeRuntime  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "capt_local.runtime", module)
+
+
+def model_flags(folder: Path) -> list[str]:
+    """Flags that name three files; the fake does not open them."""
+    flags = []
+    for role in ("target", "expert", "base"):
+        path = folder / f"{role}.gguf"
+        path.write_bytes(b"GGUF")
+        flags += [f"--{role}", str(path)]
+    return flags

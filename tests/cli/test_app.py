@@ -1,0 +1,192 @@
+"""The dispatcher: help without heavy imports, verbs that exist, errors as one line."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from capt_local import errors
+from capt_local.cli.app import VERBS, help_text
+from capt_local.cli.exits import ExitCode, code_for, line_for
+from capt_local.cli.options import (
+    MethodFlags,
+    ModelFlags,
+    OutputFlags,
+    PromptFlags,
+    SampleFlags,
+    ViewFlags,
+)
+from tests.cli.conftest import Run
+
+CANARY = "zyzzyva-canary"
+
+
+def test_help_names_every_verb(run: Run) -> None:
+    result = run("--help")
+    assert result.code == 0
+    assert re.findall(r"^  ([a-z]+)  ", result.out, re.M) == [verb.name for verb in VERBS]
+    assert result.out == help_text() + "\n"
+    assert result.err == ""
+    assert run().out == result.out == run("-h").out
+
+
+def test_help_says_what_it_is_for() -> None:
+    assert "review by a clinician" in help_text()
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_every_verb_has_a_function_and_help(verb: object, run: Run) -> None:
+    module = importlib.import_module(verb.module)  # type: ignore[attr-defined]
+    name = verb.name  # type: ignore[attr-defined]
+    assert callable(getattr(module, name))
+    result = run(name, "--help")
+    assert result.code == 0
+    assert result.out.startswith(f"Usage: capt-local {name} [OPTIONS]")
+    assert "--bundle" in result.out
+    assert result.err == ""
+
+
+def test_the_top_level_help_imports_nothing_heavy() -> None:
+    heavy = ("numpy", "typer", "rich", "llama_cpp", "jinja2", "psutil", "tomllib", "asyncio")
+    code = (
+        "import sys\n"
+        "from capt_local.cli.app import run\n"
+        "assert run(['--help']) == 0\n"
+        f"print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_help_of_a_verb_loads_no_model_library() -> None:
+    code = (
+        "import sys\n"
+        "from capt_local.cli.app import run\n"
+        "assert run(['generate', '--help']) == 0\n"
+        "print([n for n in ('numpy', 'llama_cpp') if n in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_python_m_is_the_same_program() -> None:
+    command = [sys.executable, "-m", "capt_local", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"capt-local \d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_every_setting_has_a_twin_in_the_environment() -> None:
+    import typing
+
+    none = {"prompt", "file", "output", "stop"}
+    for group in (ModelFlags, PromptFlags, MethodFlags, SampleFlags, OutputFlags, ViewFlags):
+        hints = typing.get_type_hints(group, include_extras=True)
+        for name, hint in hints.items():
+            twin = hint.__metadata__[0].envvar
+            assert twin == (None if name in none else f"CAPT_LOCAL_{name.upper()}"), name
+
+
+def test_the_environment_is_used_and_a_flag_wins(
+    run: Run, script: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPT_LOCAL_SEED", "7")
+    run("generate", "{models}", "-p", "x")
+    run("generate", "{models}", "-p", "x", "--seed", "8")
+    calls = [call for call in script.calls if "options" in call]  # type: ignore[attr-defined]
+    assert [call["options"].sample.seed for call in calls] == [7, 8]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["generate", "--nonsense", "5"],
+        ["generate", "-p", "x", CANARY],
+        ["generate", f"--{CANARY} and more"],
+        ["generate", "--temp", CANARY, "-p", "x"],
+        ["generate", "--method", CANARY, "-p", "x"],
+        ["generate", "-p"],
+        ["generate", "-p", "x", "--alpha", CANARY],
+        ["generate", "-p", "x", "--date", CANARY],
+        ["generate", "-p", "x", "-ngl", CANARY],
+        ["generate", "-p", "x", "--top-p", "2"],
+        ["generate", "-p", "x", "-n", "0"],
+        ["generate", "-p", "x", "-c", "0"],
+        ["generate", "-p", "x", "--top-logprobs", "3"],
+        ["generate", "-p", "x", "--stop", ""],
+        ["demo", "--method", "target"],
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_2(
+    arguments: list[str], run: Run, script: object
+) -> None:
+    models = ["{models}"] if arguments[0] != "nonsense" else []
+    result = run(arguments[0], *models, *arguments[1:])
+    assert result.code == ExitCode.USAGE
+    assert result.out == ""
+    assert re.fullmatch(r"error: [^\n]+\n", result.err)
+    assert CANARY not in result.err
+    assert not script.calls  # type: ignore[attr-defined]
+
+
+def test_an_option_that_is_nearly_right_gets_a_hint(run: Run, script: object) -> None:
+    assert "--temp" in run("generate", "--tmp", "1").err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.UsageError("x"), 2),
+        (errors.ModelError("x"), 3),
+        (errors.NumericalError("x"), 3),
+        (errors.MemoryShortage("x"), 4),
+        (errors.ContextOverflow({"target": 5}, 4), 5),
+        (errors.Cancelled("x"), 130),
+        (KeyboardInterrupt(), 130),
+        (RuntimeError("x"), 1),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int) -> None:
+    assert code_for(error) == code
+
+
+def test_every_kind_of_error_has_a_code() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    kinds = [k for k in kinds if issubclass(k, errors.CaptError) and k is not errors.CaptError]
+    assert len(kinds) >= 6
+    for kind in kinds:
+        made = kind({"target": 1}, 1) if kind is errors.ContextOverflow else kind("x")
+        assert code_for(made) is not ExitCode.UNEXPECTED
+
+
+def test_an_unforeseen_error_tells_type_and_place_but_not_its_message() -> None:
+    try:
+        raise KeyError(CANARY)
+    except KeyError as error:
+        line = line_for(error)
+    assert "KeyError" in line
+    assert "test_app.py:" in line
+    assert CANARY not in line
+
+
+def test_shell_completion_knows_the_verbs() -> None:
+    code = "from capt_local.cli.app import main; main()"
+    environment = {
+        "_CAPT_LOCAL_COMPLETE": "complete_bash",
+        "COMP_WORDS": "capt-local ge",
+        "COMP_CWORD": "1",
+    }
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    assert done.stdout.split() == ["generate"]

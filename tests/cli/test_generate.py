@@ -1,0 +1,310 @@
+"""`generate`: the answer alone on standard output, exit codes, and no text in any error."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from capt_local.decode.options import Method
+from capt_local.decode.step import FinishReason
+from capt_local.errors import (
+    ContextOverflow,
+    MemoryShortage,
+    ModelError,
+    NumericalError,
+)
+from capt_local.prompt.messages import Message
+from tests.cli.conftest import Run, Stdin
+from tests.cli.fake_runtime import Script
+
+CANARY = "zyzzyva-canary"
+
+
+def test_the_answer_alone_is_on_standard_output(run: Run, script: Script) -> None:
+    result = run("generate", "{models}", "-p", "What is it?")
+    assert (result.code, result.out) == (0, "It is pneumonia.\n")
+    assert "note: The models were given as files" in result.err
+    assert result.err.splitlines()[-1].startswith("3 tokens (3.0/s) | prompt 10 tokens (20.0/s)")
+    assert script.calls[1]["asked"] == [Message("user", "What is it?")]
+    assert script.calls[-1] == {"closed": True}
+
+
+def test_flags_reach_the_decoder(run: Run, script: Script) -> None:
+    run(
+        "generate", "{models}", "-p", "x", "--system", "Be short.", "--method", "capt",
+        "--alpha", "0.5", "--plausibility", "0.1", "-n", "9", "--temp", "0.7", "--top-k", "5",
+        "--top-p", "0.9", "--min-p", "0.05", "--repeat-penalty", "1.1", "-s", "3",
+        "--stop", "END", "--stop", "a b", "-ngl", "7", "-c", "1024", "-t", "2",
+        "--date", "2024-02-29", "--no-verify",
+    )  # fmt: skip
+    opened, asked = script.calls[0], script.calls[1]
+    assert (opened["load"].gpu_layers, opened["load"].context, opened["load"].threads) == (
+        7, 1024, 2,
+    )  # fmt: skip
+    assert opened["date"].isoformat() == "2024-02-29"
+    assert opened["check"] is False
+    assert asked["asked"][0] == Message("system", "Be short.")
+    options = asked["options"]
+    assert (options.method, options.max_tokens, options.stop) == (Method.CAPT, 9, ("END", "a b"))
+    assert (options.combine.alpha, options.combine.plausibility) == (0.5, 0.1)
+    sample = options.sample
+    assert (sample.temperature, sample.top_k, sample.top_p, sample.min_p) == (0.7, 5, 0.9, 0.05)
+    assert (sample.repeat_penalty, sample.seed) == (1.1, 3)
+
+
+def test_alpha_from_the_evidence_is_the_default(run: Run, script: Script) -> None:
+    run("generate", "{models}", "-p", "x")
+    run("generate", "{models}", "-p", "x", "--alpha", "evidence")
+    asked = [call for call in script.calls if "asked" in call]
+    assert [call["options"].combine.alpha for call in asked] == [None, None]
+
+
+def test_one_method_loads_one_model(run: Run, script: Script) -> None:
+    run("generate", "{models}", "-p", "x", "--method", "expert")
+    assert script.calls[0]["roles"] == ("expert",)
+
+
+def test_a_target_alone_is_asked_alone(run: Run, script: Script, tmp_path: Path) -> None:
+    result = run("generate", "--target", str(tmp_path / "target.gguf"), "-p", "x")
+    assert result.code == 0
+    assert script.calls[1]["options"].method is Method.TARGET
+
+
+def test_an_expert_without_a_base_or_target_is_refused(
+    run: Run, script: Script, tmp_path: Path
+) -> None:
+    target, expert = str(tmp_path / "target.gguf"), str(tmp_path / "expert.gguf")
+    assert run("generate", "--target", target, "--expert", expert, "-p", "x").code == 2
+    assert run("generate", "--expert", expert, "-p", "x").code == 2
+    assert run("generate", "-m", "demo", "--target", target, "-p", "x").code == 2
+
+
+def test_a_missing_model_is_exit_3(run: Run, script: Script, tmp_path: Path) -> None:
+    result = run("generate", "--target", str(tmp_path / "no.gguf"), "-p", "x")
+    assert result.code == 3
+    assert "no.gguf" in result.err
+    assert run("generate", "-m", "no-such-bundle", "-p", "x").code == 3
+
+
+# Where the prompt comes from
+
+
+def test_standard_input_is_read_when_it_is_no_terminal(run: Run, script: Script) -> None:
+    for arguments in ([], ["-p", "-"], ["-f", "-"]):
+        script.calls.clear()
+        result = run("generate", "{models}", *arguments, stdin=Stdin("Fièvre?\n".encode()))
+        assert result.code == 0
+        assert script.calls[1]["asked"] == [Message("user", "Fièvre?\n")]
+
+
+def test_a_terminal_without_a_prompt_is_never_waited_for(run: Run, script: Script) -> None:
+    result = run("generate", "{models}", stdin=Stdin(terminal=True))
+    assert result.code == 2
+    assert not script.calls
+
+
+def test_a_prompt_file_is_read_and_its_byte_order_mark_is_not_text(
+    run: Run, script: Script, tmp_path: Path
+) -> None:
+    file = tmp_path / "note.txt"
+    file.write_bytes(b"\xef\xbb\xbfCough.\r\n")
+    assert run("generate", "{models}", "--raw", "-f", str(file)).code == 0
+    assert script.calls[1] == script.calls[1] | {"asked": "Cough.\r\n", "raw": True}
+
+
+@pytest.mark.parametrize("data", [b"", b" \n\t ", b"\xef\xbb\xbf"])
+def test_an_empty_prompt_is_refused(data: bytes, run: Run, script: Script) -> None:
+    assert run("generate", "{models}", stdin=Stdin(data)).code == 2
+    assert not script.calls
+
+
+def test_bytes_that_are_not_utf8_are_named_by_their_place(run: Run, script: Script) -> None:
+    result = run("generate", "{models}", stdin=Stdin(CANARY.encode() + b" 38\xb0C"))
+    assert result.code == 2
+    assert f"byte {len(CANARY) + 3} " in result.err
+    assert "0xb0" in result.err
+    assert CANARY not in result.err
+    assert not script.calls
+
+
+def test_bytes_that_are_not_utf8_on_the_command_line(run: Run, script: Script) -> None:
+    result = run("generate", "{models}", "-p", CANARY + "\udcb0")
+    assert result.code == 2
+    assert CANARY not in result.err
+    assert run("generate", "{models}", "-p", "x", "--system", CANARY + "\udcb0").code == 2
+
+
+def test_a_prompt_from_two_places_is_refused(run: Run, script: Script, tmp_path: Path) -> None:
+    file = tmp_path / "note.txt"
+    file.write_text("x")
+    assert run("generate", "{models}", "-p", "x", "-f", str(file)).code == 2
+    assert run("generate", "{models}", "--raw", "--system", "s", "-p", "x").code == 2
+
+
+def test_the_name_of_a_missing_prompt_file_is_not_repeated(
+    run: Run, script: Script, tmp_path: Path
+) -> None:
+    result = run("generate", "{models}", "-f", str(tmp_path / f"{CANARY}.txt"))
+    assert result.code == 2
+    assert CANARY not in result.err
+
+
+# Failures
+
+
+FAILURES = [
+    (ModelError("The target is broken."), 3),
+    (NumericalError("The target's logits are not finite."), 3),
+    (MemoryShortage("Not enough memory."), 4),
+    (ContextOverflow({"target": 300}, 256), 5),
+    (ValueError(f"cannot handle {CANARY}"), 1),
+    (UnicodeDecodeError("utf-8", CANARY.encode(), 0, 1, CANARY), 1),
+    (KeyboardInterrupt(), 130),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), FAILURES, ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize("place", [-1, 0, 1, 2])
+@pytest.mark.parametrize("form", [[], ["--json"], ["-v"]])
+def test_no_failure_anywhere_tells_the_text(
+    error: BaseException, code: int, place: int, form: list[str], run: Run, script: Script
+) -> None:
+    script.fail_at, script.error = place, error
+    result = run("generate", "{models}", *form, "-p", f"{CANARY} {CANARY}", "--system", CANARY)
+    assert result.code == code
+    assert CANARY not in result.err + result.out
+    assert "Traceback" not in result.err
+    errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    shown = "" if place < 1 or form == ["--json"] else ["It is \n", "It is pneumonia\n"][place - 1]
+    assert result.out == shown
+
+
+def test_debugging_shows_the_traceback(
+    run: Run, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPT_LOCAL_DEBUG", "1")
+    script.fail_at, script.error = 0, ValueError("inner")
+    with pytest.raises(ValueError, match="inner"):
+        run("generate", "{models}", "-p", "x")
+
+
+def test_an_interrupted_answer_shows_what_is_there(run: Run, script: Script) -> None:
+    script.press_at = 1
+    result = run("generate", "{models}", "-p", "x")
+    assert (result.code, result.out) == (130, "It is pneumonia\n")
+    assert "interrupted" in result.err
+    assert result.err.splitlines()[-1].endswith("| end: interrupted")
+
+
+def test_an_interrupted_answer_as_json_says_so(run: Run, script: Script) -> None:
+    script.press_at = 0
+    result = run("generate", "{models}", "-p", "x", "--json")
+    choice = json.loads(result.out)["choices"][0]
+    assert result.code == 130
+    assert choice["finish_reason"] == "interrupted"
+    assert choice["message"]["content"] == "It is "
+
+
+def test_an_answer_that_was_cut_says_so(run: Run, script: Script) -> None:
+    script.finish = FinishReason.LENGTH
+    result = run("generate", "{models}", "-p", "x")
+    assert result.code == 0
+    assert "may be incomplete" in result.err
+
+
+def test_an_empty_answer_says_so(run: Run, script: Script) -> None:
+    script.pieces = [(b"", None)]
+    result = run("generate", "{models}", "-p", "x")
+    assert result.out == ""
+    assert "the answer is empty" in result.err
+
+
+def test_escape_sequences_of_a_model_do_not_get_out(run: Run, script: Script) -> None:
+    script.pieces = [(b"\x1b]52;", None), (b"c;x\x07", None)]
+    assert "\x1b" not in run("generate", "{models}", "-p", "x").out
+
+
+# Output
+
+
+def test_json(run: Run, script: Script) -> None:
+    result = run("generate", "{models}", "-p", CANARY, "--stop", CANARY, "--json")
+    found = json.loads(result.out)
+    assert found["model"] == "files"
+    assert found["choices"][0]["message"]["content"] == "It is pneumonia."
+    assert found["capt"]["changed"] == 1
+    assert found["provenance"]["method"] == "capt"
+    assert found["provenance"]["models"]["target"]["sha256"] is None
+    assert found["provenance"]["versions"]["llama_cpp_python"] == "0.3.36"
+    assert CANARY not in result.out + result.err
+    assert result.out.count("\n") == 1
+
+
+def test_top_logprobs(run: Run, script: Script) -> None:
+    result = run("generate", "{models}", "-p", "x", "--json", "--top-logprobs", "2")
+    assert script.calls[1]["options"].top == 2
+    token = json.loads(result.out)["choices"][0]["logprobs"]["content"][0]
+    assert len(token["top_logprobs"]) == 2
+
+
+def test_an_output_file_is_for_its_owner_alone(run: Run, script: Script, tmp_path: Path) -> None:
+    file = tmp_path / "answer.txt"
+    file.write_text("older")
+    os.chmod(file, 0o644)
+    result = run("generate", "{models}", "-p", "x", "-o", str(file))
+    assert (result.code, result.out) == (0, "")
+    assert file.read_text("utf-8") == "It is pneumonia."
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"answer.txt", "target.gguf", "expert.gguf", "base.gguf"}
+
+
+def test_an_answer_that_failed_leaves_the_older_file(
+    run: Run, script: Script, tmp_path: Path
+) -> None:
+    file = tmp_path / "answer.txt"
+    file.write_text("older")
+    script.fail_at, script.error = 1, NumericalError("broken")
+    assert run("generate", "{models}", "-p", "x", "-o", str(file)).code == 3
+    assert file.read_text("utf-8") == "older"
+    assert not list(tmp_path.glob(".capt-local-*"))
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_models_load(
+    run: Run, script: Script, tmp_path: Path
+) -> None:
+    for place in (tmp_path / "no" / "folder", tmp_path, Path(os.devnull)):
+        result = run("generate", "{models}", "-p", "x", "-o", str(place))
+        assert result.code == 2
+        assert re.search(r"^error: The output \(-o\) [^\n]+$", result.err, re.M)
+    assert not script.calls
+
+
+def test_an_answer_is_not_lost_with_the_disk(
+    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = run("generate", "{models}", "-p", "x", "-o", str(tmp_path / "answer.txt"))
+    assert result.code == 2
+    assert result.out == "It is pneumonia.\n"
+    assert "No space left" in result.err
+    assert not list(tmp_path.glob("*answer*")) + list(tmp_path.glob(".capt-local-*"))
+
+
+def test_no_file_is_written_that_was_not_asked_for(
+    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    run("generate", "{models}", "-p", "x")
+    run("generate", "{models}", "-p", "x", "--json")
+    assert sorted(tmp_path.rglob("*")) == before
