@@ -62,9 +62,10 @@ def as_lines(found: Diagnosis) -> list[str]:
     """The findings for people."""
     lines: list[str] = []
     for section, facts in found.facts.items():
-        width = max(len(name) for name in facts)
+        shown = {name: value for name, value in facts.items() if value not in ("", None)}
+        width = max((len(name) for name in shown), default=0)
         lines.append(section)
-        lines += [f"  {name:<{width}}  {_told(value)}" for name, value in facts.items()]
+        lines += [f"  {name:<{width}}  {_told(value)}" for name, value in shown.items()]
     lines += [f"warning: {line}" for line in found.warnings]
     lines += [f"problem: {line}" for line in found.problems]
     return lines if found.problems else [*lines, "All is well."]
@@ -84,4 +85,4 @@ def as_object(found: Diagnosis) -> dict[str, Any]:
 def _told(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "" if value is None else str(value)
+    return str(value)
