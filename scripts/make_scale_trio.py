@@ -8,10 +8,9 @@ gives the same files, byte for byte. "1b" takes 1.2 GB and half a minute.
 
 The weights say nothing, but a step costs what it costs with a real model, and the distributions
 have the shape that decides what the decoder has to do: the last norm is scaled so that a step has
-an entropy of 1 to 3 nats. For normally distributed logits with standard deviation s over n tokens
-it is log(n) - s^2 / 2 (until s nears sqrt(2 log(n)), where few tokens take all), which gives s for
-each vocabulary. Expert and base differ in a part of the last layers alone, so that their contrast
-is about one nat.
+an entropy of about 2 nats on average (1 to 3 for most steps). The logits of random weights are
+normally distributed; n of them with a standard deviation of 1.3 * sqrt(2 log n) have that entropy.
+Expert and base differ in a part of the last layer alone, so that their contrast is about one nat.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ BLOCK, BLOCK_BYTES = 32, 18
 NIBBLE_RMS = sqrt(sum(k * k for k in range(-8, 8)) / 16)
 ALIGNMENT = 32
 CHUNK_BLOCKS = 1 << 18
-ENTROPY = 2.0  # nats, of a step
+SPREAD = 1.3  # of the logits, over the largest that is still flat
 CONTEXT = 4096
 
 
@@ -155,8 +154,8 @@ def model_values(shape: Shape, title: str, tokens: int) -> list[bytes]:
 
 
 def logit_spread(tokens: int) -> float:
-    """Standard deviation of normal logits over `tokens` tokens with an entropy of `ENTROPY`."""
-    return sqrt(2 * (log(tokens) - ENTROPY))
+    """Standard deviation of normal logits over `tokens` tokens with an entropy of about 2 nats."""
+    return SPREAD * sqrt(2 * log(tokens))
 
 
 def tensors(shape: Shape, tokens: int) -> Iterator[Tensor]:

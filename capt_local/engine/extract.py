@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from itertools import repeat
 
 import numpy as np
 
@@ -21,6 +21,10 @@ _KIND_BITS = {
     1 << 5: TokenKind.BYTE,
 }
 _KIND_MASK = (1 << 6) - 1
+_KINDS = np.array(
+    [_KIND_BITS.get(bits, TokenKind.UNDEFINED) for bits in range(_KIND_MASK + 1)], np.uint8
+)
+_SLOT = 64  # bytes; a few hundred tokens of a vocabulary are longer
 
 
 def read_vocabulary(library: Library, vocab: int, name: str) -> Vocabulary:
@@ -42,36 +46,38 @@ def read_vocabulary(library: Library, vocab: int, name: str) -> Vocabulary:
     address, number = ctypes.c_void_p, ctypes.c_int32
     attributes = library.function("llama_vocab_get_attr", ctypes.c_int, address, number)
     is_end = library.function("llama_vocab_is_eog", ctypes.c_bool, address, number)
+    everywhere, tokens = repeat(handle), range(count)
+    bits = np.fromiter(map(attributes, everywhere, tokens), np.int32, count) & _KIND_MASK
+    ends = np.fromiter(map(is_end, everywhere, tokens), np.bool_, count)
     bos = api.llama_vocab_bos(vocab)
     return Vocabulary(
         _pieces(library, handle, count, name),
-        np.fromiter((_kind(attributes(handle, token)) for token in range(count)), np.uint8, count),
-        end_ids=(token for token in range(count) if is_end(handle, token)),
+        _KINDS[bits],
+        end_ids=np.flatnonzero(ends).tolist(),
         bos=bos if bos >= 0 else None,
         add_bos=bool(api.llama_vocab_get_add_bos(vocab)),
     )
 
 
-def _kind(attributes: int) -> TokenKind:
-    return _KIND_BITS.get(attributes & _KIND_MASK, TokenKind.UNDEFINED)
-
-
 def _pieces(library: Library, vocab: ctypes.c_void_p, count: int, name: str) -> list[bytes]:
-    number = ctypes.c_int32
-    spell: Callable[..., int] = library.function(
-        "llama_token_to_piece",
-        number, ctypes.c_void_p, number, ctypes.c_char_p, number, number, ctypes.c_bool,
-    )  # fmt: skip
-    size = 64
-    buffer = ctypes.create_string_buffer(size)
-    pieces = []
-    for token in range(count):
-        length = spell(vocab, token, buffer, size, 0, True)
-        if length < 0:  # the buffer is too short; the size needed comes back as a negative number
-            size = -length
-            buffer = ctypes.create_string_buffer(size)
-            length = spell(vocab, token, buffer, size, 0, True)
-        if length < 0:
+    """The bytes of all tokens, spelt into slots of one buffer; long ones once more on their own."""
+    number, address = ctypes.c_int32, ctypes.c_void_p
+    spell = library.function(
+        "llama_token_to_piece", number, address, number, address, number, number, ctypes.c_bool
+    )
+    slots = ctypes.create_string_buffer(_SLOT * count)
+    first = ctypes.addressof(slots)
+    places = range(first, first + _SLOT * count, _SLOT)
+    same = (repeat(_SLOT), repeat(0), repeat(True))
+    lengths = list(map(spell, repeat(vocab), range(count), places, *same))
+    raw = slots.raw
+    pieces = [
+        raw[at : at + size] for at, size in zip(range(0, len(raw), _SLOT), lengths, strict=True)
+    ]
+    for token in np.flatnonzero(np.array(lengths) < 0).tolist():
+        size = -lengths[token]  # a slot was too short; this is the size needed
+        buffer = ctypes.create_string_buffer(size)
+        if spell(vocab, token, ctypes.addressof(buffer), size, 0, True) != size:
             raise ModelError(f"{name}: llama.cpp cannot spell token {token} of the vocabulary.")
-        pieces.append(buffer.raw[:length])
+        pieces[token] = buffer.raw
     return pieces
