@@ -46,11 +46,13 @@ class Prompt:
             than beginning a text of its own (a turn).
         starts_fresh: for a turn: whether the answer is the first text behind a control token, so
             that a tokenizer with a leading space puts it there.
+        notices: what the user should be told about how the prompt was made.
     """
 
     segments: tuple[Segment, ...]
     goes_on: bool = False
     starts_fresh: bool = True
+    notices: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> tuple[int, ...]:

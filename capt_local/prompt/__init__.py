@@ -1,0 +1,1 @@
+"""Prompts: messages become tokens, what people wrote apart from what a template wrote."""

@@ -1,0 +1,165 @@
+"""From messages or raw text to the tokens of one model.
+
+Scaffolding is tokenized with control tokens, text without, each apart. Where a tokenizer would
+look across the border, three rules make the tokens those of the whole, for text that does not
+begin or end in white space:
+
+- Text at the beginning, or right behind a control token, gets the leading space that some
+  tokenizers put there; elsewhere it goes on from what stands before.
+- A space at the end of scaffolding is part of the first word behind it ("[/INST] Hello" is "]",
+  " Hello"), so it is taken from the scaffolding and tokenized with the text. It is then in the
+  tokens of the text's segment but not in its `text`, as the leading space is.
+- An empty text has no segment of tokens of its own between its scaffolding: what stands before
+  and behind it is tokenized in one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from capt_local.errors import ModelError, UsageError
+from capt_local.prompt.messages import Message, Prompt, Segment
+from capt_local.prompt.template import ChatTemplate
+from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.vocab.vocabulary import TokenKind
+
+_MARKERS = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
+
+
+def build_chat(
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: TextTokenizer
+) -> Prompt:
+    """The prompt that asks for an answer to the last message.
+
+    Args:
+        messages: ends with the user's turn; a system message may stand first.
+        template: of the model.
+        tokenizer: of the model.
+
+    Raises:
+        UsageError: the conversation is empty, out of order, or its last message is empty.
+        ModelError: the template or the vocabulary cannot take it.
+    """
+    _check(messages)
+    scaffold = template.scaffold(messages)
+    texts = [_utf8(message.content) for message in messages]
+    segments = _Segments(tokenizer, template.role)
+    for part in scaffold.parts:
+        if isinstance(part, str):
+            segments.add_scaffold(part.encode("utf-8", "replace"))
+        else:
+            segments.add_text(texts[part], evidence=messages[part].role == "user")
+    segments.close()
+    return Prompt(
+        segments=tuple(segments.done),
+        goes_on=False,
+        starts_fresh=segments.fresh,
+        notices=scaffold.notices,
+    )
+
+
+def build_raw(text: bytes, tokenizer: TextTokenizer, *, role: str = "target") -> Prompt:
+    """The prompt whose answer goes on with a text.
+
+    Args:
+        text: any bytes but none; kept as they are.
+        tokenizer: of the model.
+        role: of the model, for errors.
+
+    Raises:
+        UsageError: the text is empty.
+        ModelError: the vocabulary cannot spell it.
+    """
+    if not text:
+        raise UsageError("The prompt is empty.")
+    segments = _Segments(tokenizer, role)
+    segments.add_text(text, evidence=True)
+    segments.close()
+    return Prompt(segments=tuple(segments.done), goes_on=True, starts_fresh=False)
+
+
+class _Segments:
+    """Segments as they come, with scaffolding held back until it is known what follows.
+
+    Attributes:
+        done: what is tokenized.
+        fresh: whether the next text would stand at the beginning or behind a control token.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, role: str) -> None:
+        self.done: list[Segment] = []
+        self.fresh = True
+        self._tokenizer = tokenizer
+        self._role = role
+        self._held = b""
+        self._bos_due = True
+
+    def add_scaffold(self, text: bytes) -> None:
+        self._held += text
+
+    def add_text(self, text: bytes, *, evidence: bool) -> None:
+        if not text:
+            return
+        space = b" " if self._held.endswith(b" ") else b""
+        self._held = self._held.removesuffix(space)
+        self.close()
+        try:
+            tokens = self._tokenizer.encode(space + text, start=self.fresh)
+        except ValueError:
+            # The reason names a byte of the text, which must not be told.
+            raise ModelError(
+                f"The vocabulary of the {self._role} cannot spell every byte of the text, and a "
+                "text is never changed. Use a model with byte tokens."
+            ) from None
+        self._refuse_markers(tokens)
+        self.done.append(Segment(tuple(tokens), text, evidence))
+        self.fresh = False
+
+    def close(self) -> None:
+        """Tokenizes the scaffolding that is held back."""
+        vocabulary = self._tokenizer.vocabulary
+        try:
+            tokens = self._tokenizer.scaffold(self._held, start=self.fresh)
+        except ValueError:
+            raise ModelError(
+                f"The tokenizer of the {self._role} cannot take its chat template apart from the "
+                "text. Name another template in the bundle, or use --raw."
+            ) from None
+        self._held = b""
+        if self._bos_due and vocabulary.add_bos and vocabulary.bos is not None:
+            # A template may write the token itself; a second one would be a text of its own.
+            tokens = tokens if tokens[:1] == [vocabulary.bos] else [vocabulary.bos, *tokens]
+        self._bos_due = False
+        if tokens:
+            self.done.append(Segment(tuple(tokens)))
+            self.fresh = bool(vocabulary.kinds[tokens[-1]] in _MARKERS)
+
+    def _refuse_markers(self, tokens: list[int]) -> None:
+        """The last look at what the text became: a forged turn must never reach a model."""
+        vocabulary = self._tokenizer.vocabulary
+        if any(vocabulary.kinds[token] == TokenKind.CONTROL for token in tokens):
+            raise ModelError(
+                f"The tokenizer of the {self._role} makes control tokens out of text; this model "
+                "cannot be used with text that is not trusted."
+            )
+
+
+def _check(messages: Sequence[Message]) -> None:
+    if not messages:
+        raise UsageError("The conversation is empty.")
+    if any(message.role not in ("system", "user", "assistant") for message in messages):
+        raise UsageError("A message has a role that is not system, user or assistant.")
+    if any(message.role == "system" for message in messages[1:]):
+        raise UsageError("A system message must be the first message.")
+    if messages[-1].role != "user":
+        raise UsageError("The last message must be the user's.")
+    if not messages[-1].content.strip():
+        raise UsageError("The prompt is empty.")
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        # The error itself holds the text.
+        raise UsageError("A message holds half of a character (a lone surrogate).") from None

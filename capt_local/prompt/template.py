@@ -1,0 +1,211 @@
+"""Chat templates: which scaffolding a model expects around what people wrote.
+
+A template never sees a message. It is rendered with a mark in the place of each message's
+content, and what it wrote around the marks is the scaffolding. So no text can forge a turn, no
+text is changed by a template (trimmed, cut or escaped), and no error of a template holds any.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import Template
+from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError, UndefinedError
+
+from capt_local.errors import CaptError, ModelError, UsageError
+from capt_local.prompt.messages import Message
+from capt_local.prompt.meter import LimitReached, Limits
+from capt_local.prompt.sandbox import Sandbox
+
+LARGEST_TEMPLATE = 1 << 16
+_LONGEST_FORMAT = 200
+_LONGEST_REFUSAL = 200
+# Plane 15 is for private use: no text has a character of it by right.
+_MARKS = range(0xF0000, 0xFFFFE)
+_BETWEEN = "\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Scaffold:
+    """What a template wrote around messages.
+
+    Attributes:
+        parts: scaffolding as text, and in the places of the messages their indexes; each message
+            once, in order. No part is empty.
+        notices: what the user should be told.
+    """
+
+    parts: tuple[str | int, ...]
+    notices: tuple[str, ...] = ()
+
+
+class _Refusal(Exception):
+    """The template called `raise_exception`."""
+
+
+class _NotInOrder(Exception):
+    """A message is left out, repeated or moved; the text says which, by its role."""
+
+
+class ChatTemplate:
+    """A chat template in Jinja, as it stands in a GGUF file.
+
+    Args:
+        source: of the template, at most 64 KiB.
+        role: of the model, for errors.
+        date: what `strftime_now` takes for today; None: today.
+        bos: how the template is to write the token that begins a sequence.
+        eos: how it is to write the token that ends one.
+        limits: what one rendering may take.
+
+    Raises:
+        ModelError: it is too large or not a template.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        role: str = "target",
+        date: datetime.date | None = None,
+        bos: str = "",
+        eos: str = "",
+        limits: Limits | None = None,
+    ) -> None:
+        self.role = role
+        self._date = date or datetime.date.today()
+        self._words = {"bos_token": bos, "eos_token": eos}
+        self._limits = limits or Limits()
+        if len(source.encode("utf-8", "replace")) > LARGEST_TEMPLATE:
+            raise self._broken(f"is larger than {LARGEST_TEMPLATE // 1024} KiB")
+        taken = set(source + bos + eos)
+        self._mark = next(chr(code) for code in _MARKS if chr(code) not in taken)
+        sandbox = Sandbox(self._limits)
+        try:
+            self._code = sandbox.compile(sandbox.metered(source))
+        except Exception as error:  # a program by strangers may fail in any way
+            raise self._explained(error) from None
+
+    def scaffold(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> Scaffold:
+        """The scaffolding for a conversation.
+
+        If the template refuses or drops a system message in front, its text goes in front of the
+        first user message, with an empty line between; a notice says so.
+
+        Args:
+            messages: of the conversation; only their roles and order matter.
+            add_generation_prompt: whether the answer is to begin behind it.
+
+        Raises:
+            ModelError: the template is broken, takes too much, or drops or moves messages.
+            UsageError: the template refuses this order of roles.
+        """
+        contents = [self._content(index) for index in range(len(messages))]
+        turns = [
+            {"role": message.role, "content": content}
+            for message, content in zip(messages, contents, strict=True)
+        ]
+        try:
+            return Scaffold(self._parts(turns, messages, add_generation_prompt))
+        except (_Refusal, _NotInOrder) as error:
+            if [message.role for message in messages[:2]] == ["system", "user"]:
+                first = {"role": "user", "content": contents[0] + _BETWEEN + contents[1]}
+                folded = self._folded([first, *turns[2:]], messages, add_generation_prompt)
+                if folded is not None:
+                    return folded
+            raise self._refused(error) from None
+
+    def _folded(
+        self, turns: list[dict[str, str]], messages: Sequence[Message], answer: bool
+    ) -> Scaffold | None:
+        try:
+            parts = self._parts(turns, messages, answer)
+        except (_Refusal, _NotInOrder):
+            return None
+        notice = (
+            f"The chat template of the {self.role} has no system message: the system text stands "
+            "in front of the first user message instead."
+        )
+        return Scaffold(parts, (notice,))
+
+    def _parts(
+        self, turns: list[dict[str, str]], messages: Sequence[Message], answer: bool
+    ) -> tuple[str | int, ...]:
+        rendered = self._render(turns, answer)
+        # Every second piece is what stood between two marks, which is the index of a message.
+        pieces = re.split(f"{self._mark}([0-9]+){self._mark}", rendered)
+        found = [int(index) for index in pieces[1::2]]
+        for index, message in enumerate(messages):
+            if found.count(index) != 1:
+                times = "leaves out" if index not in found else "repeats"
+                raise _NotInOrder(f"{times} message {index + 1} ({message.role})")
+        if found != sorted(found) or any(self._mark in piece for piece in pieces[::2]):
+            raise _NotInOrder("changes or moves the messages")
+        parts = [int(piece) if place % 2 else piece for place, piece in enumerate(pieces)]
+        return tuple(part for part in parts if part != "")
+
+    def _render(self, turns: list[dict[str, str]], answer: bool) -> str:
+        sandbox = Sandbox(self._limits)
+        functions = {"raise_exception": _raise_exception, "strftime_now": self._strftime}
+        template = Template.from_code(sandbox, self._code, sandbox.make_globals(functions))
+        try:
+            return template.render(
+                messages=turns,
+                add_generation_prompt=answer,
+                tools=None,
+                documents=None,
+                **self._words,
+            )
+        except _Refusal:
+            raise
+        except Exception as error:  # a program by strangers may fail in any way
+            raise self._explained(error) from None
+
+    def _strftime(self, form: str) -> str:
+        if len(form) > _LONGEST_FORMAT:
+            raise LimitReached("it writes a date that is too long")
+        return datetime.datetime.combine(self._date, datetime.time()).strftime(form)
+
+    def _content(self, index: int) -> str:
+        return f"{self._mark}{index}{self._mark}"
+
+    def _refused(self, error: _Refusal | _NotInOrder) -> CaptError:
+        if isinstance(error, _NotInOrder):
+            return self._broken(str(error))
+        said = _plain(str(error))[:_LONGEST_REFUSAL]
+        return UsageError(
+            f"The chat template of the {self.role} refuses this conversation: {said or 'no reason'}"
+        )
+
+    def _explained(self, error: Exception) -> ModelError:
+        if isinstance(error, TemplateSyntaxError):
+            return self._broken(
+                f"has a mistake in line {error.lineno}: {_plain(str(error.message))}"
+            )
+        if isinstance(error, LimitReached):
+            return self._broken(f"was stopped: {_plain(str(error))}")
+        if isinstance(error, SecurityError):
+            return self._broken(f"does what templates may not do: {_plain(str(error))}")
+        if isinstance(error, UndefinedError | TemplateError):
+            return self._broken(f"fails: {_plain(str(error))}")
+        return self._broken(f"fails with a {type(error).__name__}")
+
+    def _broken(self, problem: str) -> ModelError:
+        return ModelError(
+            f"The chat template of the {self.role} {problem.rstrip('.')[:300]}. "
+            "Name another template in the bundle, or use --raw."
+        )
+
+
+def _raise_exception(message: object) -> None:
+    raise _Refusal(str(message))
+
+
+def _plain(text: str) -> str:
+    """Text of a stranger's program for one line of an error: printable ASCII alone."""
+    return "".join(char if " " <= char <= "~" else " " for char in text).strip()
