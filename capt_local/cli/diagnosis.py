@@ -13,6 +13,7 @@ from capt_local.errors import CaptError, MemoryShortage
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle
+    from capt_local.engine.memory import MemoryEstimate
     from capt_local.engine.options import LoadOptions
     from capt_local.vocab.vocabulary import Vocabulary
 
@@ -121,7 +122,7 @@ def room(bundle: Bundle, options: LoadOptions, diagnosis: Diagnosis) -> dict[str
     from capt_local.engine.library import library
     from capt_local.engine.memory import available_memory, check_fits, estimate
 
-    estimates = {
+    estimates: dict[str, MemoryEstimate] = {
         role: estimate(read_header(model.path), options) for role, model in bundle.models.items()
     }
     available = available_memory()

@@ -10,6 +10,7 @@ from capt_local import __version__
 from capt_local.decode.options import GenerateOptions
 
 if TYPE_CHECKING:
+    from capt_local.engine.llama import LlamaModel
     from capt_local.runtime import Runtime
 
 
@@ -34,19 +35,21 @@ def provenance(runtime: Runtime, options: GenerateOptions) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "build": build.system_info,
         "bundle": {"id": bundle.id, "version": bundle.version},
-        "models": {role: _model(runtime, role) for role in runtime.models},
+        "models": {
+            role: _model(model, bundle.models[role].sha256)
+            for role, model in runtime.models.items()
+        },
         "method": str(options.method),
         "parameters": parameters,
     }
 
 
-def _model(runtime: Runtime, role: str) -> dict[str, Any]:
-    metadata = runtime.models[role].metadata
+def _model(model: LlamaModel, sha256: str | None) -> dict[str, Any]:
     return {
         # None for files that no manifest names: their digest was not taken.
-        "sha256": runtime.bundle.models[role].sha256,
-        "architecture": metadata.architecture,
-        "quantization": metadata.file_type,
-        "context": runtime.models[role].context_limit,
-        "gpu_layers": metadata.gpu_layers,
+        "sha256": sha256,
+        "architecture": model.metadata.architecture,
+        "quantization": model.metadata.file_type,
+        "context": model.context_limit,
+        "gpu_layers": model.metadata.gpu_layers,
     }

@@ -50,8 +50,6 @@ def test_an_interrupt_ends_the_demo(run: Run, script: Script) -> None:
 
 
 @pytest.mark.parametrize(("error", "code"), [(UsageError("x"), 2), (MemoryShortage("x"), 4)])
-def test_failures_have_their_codes(
-    error: Exception, code: int, run: Run, script: Script
-) -> None:
+def test_failures_have_their_codes(error: Exception, code: int, run: Run, script: Script) -> None:
     script.fail_at, script.error = -1, error
     assert run("demo", "{models}").code == code

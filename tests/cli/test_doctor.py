@@ -1,0 +1,121 @@
+"""`doctor`: exit 0 when all is well, 3 when the bundle is broken, 4 when it does not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from capt_local.bundle.manifest import Bundle, Role
+from capt_local.bundle.write import describe, write_manifest
+from capt_local.cli.diagnosis import overlap
+from capt_local.engine import memory
+from tests.cli.conftest import Run
+from tests.fakes import make_vocabulary
+from tests.tiny_models import tiny_gguf
+from tests.tiny_vocabularies import Flavour
+
+ROLES: Mapping[Role, Flavour] = {"target": "bpe", "expert": "spm", "base": "spm"}
+
+
+def make_bundle(folder: Path, flavours: Mapping[Role, Flavour] = ROLES) -> Path:
+    folder.mkdir()
+    models = {
+        role: describe(role, tiny_gguf(folder / f"{role}.gguf", seed=number, flavour=flavour))
+        for number, (role, flavour) in enumerate(flavours.items())
+    }
+    write_manifest(Bundle(id=folder.name, models=models, version="3"), folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return make_bundle(tmp_path / "tiny")
+
+
+def test_a_whole_bundle(bundle: Path, run: Run) -> None:
+    result = run("doctor", "-m", str(bundle))
+    assert result.code == 0, result.out
+    assert result.out.endswith("All is well.\n")
+    assert result.err == ""
+    for part in ("llama-cpp-python", "0.3.36", "build flags", "verified", "fits"):
+        assert part in result.out
+
+
+def test_the_same_as_json(bundle: Path, run: Run) -> None:
+    found = json.loads(run("doctor", "-m", str(bundle), "--json").out)
+    assert (found["ok"], found["exit_code"], found["problems"]) == (True, 0, [])
+    assert found["software"]["llama-cpp-python"] == "0.3.36"
+    assert found["bundle"]["roles"] == "target, expert, base"
+    assert found["memory of the bundle"]["fits"] is True
+    assert found["roles"]["expert and base: same vocabulary"] is True
+    assert found["roles"]["expert and base: same chat template"] is True
+
+
+def test_expert_and_base_of_different_vocabularies_are_a_warning(tmp_path: Path, run: Run) -> None:
+    mixed = make_bundle(tmp_path / "mixed", {"target": "bpe", "expert": "spm", "base": "bpe"})
+    found = json.loads(run("doctor", "-m", str(mixed), "--json").out)
+    assert found["exit_code"] == 0
+    assert found["roles"]["expert and base: same vocabulary"] is False
+    assert any("different vocabularies" in line for line in found["warnings"])
+
+
+def test_a_target_alone_is_well(tmp_path: Path, run: Run) -> None:
+    alone = make_bundle(tmp_path / "alone", {"target": "bpe"})
+    found = json.loads(run("doctor", "-m", str(alone), "--json").out)
+    assert found["exit_code"] == 0
+    assert list(found["roles"]) == ["target"]
+
+
+def test_one_flipped_byte_is_exit_3(bundle: Path, run: Run) -> None:
+    file = bundle / "expert.gguf"
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
+    result = run("doctor", "-m", str(bundle))
+    assert result.code == 3
+    assert "problem: The expert model" in result.out
+    assert "All is well" not in result.out
+    # The rest is told all the same, but nothing of the wrong file is loaded.
+    assert "software" in result.out
+    assert "roles" not in result.out.split("problem:")[0].splitlines()
+
+
+def test_a_missing_bundle_is_exit_3(tmp_path: Path, run: Run) -> None:
+    result = run("doctor", "-m", str(tmp_path / "nowhere"), "--json")
+    found = json.loads(result.out)
+    assert (result.code, found["exit_code"], found["ok"]) == (3, 3, False)
+    assert len(found["problems"]) == 1
+
+
+def test_a_file_that_is_no_gguf_is_exit_3(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"no model at all")
+    assert run("doctor", "--target", str(tmp_path / "x.gguf")).code == 3
+
+
+def test_models_that_do_not_fit_are_exit_4(
+    bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 1 << 20)
+    result = run("doctor", "-m", str(bundle), "--json")
+    found = json.loads(result.out)
+    assert result.code == 4
+    assert found["memory of the bundle"]["fits"] is False
+    assert "Not enough memory" in found["problems"][0]
+
+
+def test_files_without_a_manifest_say_so(tmp_path: Path, run: Run) -> None:
+    file = tiny_gguf(tmp_path / "t.gguf", seed=1)
+    found = json.loads(run("doctor", "--target", str(file), "--json").out)
+    assert found["exit_code"] == 0
+    assert found["bundle"]["digests"] == "none known"
+    assert found["warnings"]
+
+
+def test_overlap_of_vocabularies() -> None:
+    target = make_vocabulary(["fever", "cough"], all_bytes=False)
+    expert = make_vocabulary(["fever", "rash", "pain"], all_bytes=False)
+    assert overlap(target, expert) == 0.5
+    assert overlap(target, target) == 1.0
