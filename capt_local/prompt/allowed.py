@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Callable
+from string import Formatter
 from typing import Any
 
 from jinja2 import Undefined, pass_context
@@ -117,6 +118,28 @@ def check_method(meter: Meter, method: object, arguments: tuple[Any, ...]) -> No
         _check_replace(meter, owner, arguments[0], arguments[1])
     elif method.__name__ == "join" and arguments:
         meter.expect(len(owner) * len(arguments[0]))
+
+
+def format_simply(meter: Meter, method: Any, *args: object, **kwargs: object) -> str:
+    """The method `format` of a text, with plain fields alone: {}, {0}, {name}.
+
+    Raises:
+        LimitReached: the result is too large.
+        SecurityError: a field has a format of its own, which has no bound.
+    """
+    if method.__name__ != "format":
+        raise SecurityError("it formats with format_map")
+    parts, next_field = [], 0
+    for literal, field, layout, conversion in Formatter().parse(method.__self__):
+        parts.append(literal)
+        if field is not None:
+            if layout or conversion or not (field == "" or field.isidentifier() or field.isdigit()):
+                raise SecurityError("it formats with more than plain fields")
+            place = field or str(next_field)
+            next_field += not field
+            parts.append(as_text(args[int(place)] if place.isdigit() else kwargs[place]))
+    meter.expect(sum(map(len, parts)))
+    return "".join(parts)
 
 
 def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

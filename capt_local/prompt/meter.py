@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from jinja2 import Undefined
@@ -22,7 +22,7 @@ class LimitReached(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one rendering may take. Real templates take a hundredth of it.
+    """How much one rendering may take. Templates of published models take a tenth of it.
 
     Attributes:
         value: weight of any single value: its characters, items and bytes together.
@@ -37,6 +37,16 @@ class Limits:
     output: int = 1 << 18
     work: int = 200_000
     seconds: float = 1.0
+
+    def for_messages(self, count: int) -> Limits:
+        """The limits for a conversation: a long one may take more work, time and output."""
+        factor = 1 + count // 50
+        return replace(
+            self,
+            output=self.output * factor,
+            work=self.work * factor,
+            seconds=self.seconds * factor,
+        )
 
 
 class Meter:

@@ -9,7 +9,9 @@ models use, and no others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from jinja2 import Undefined, nodes
@@ -26,9 +28,13 @@ from capt_local.prompt.allowed import (
     check_method,
     check_operation,
     filters,
+    format_simply,
     may_read,
 )
-from capt_local.prompt.meter import Limits, Meter
+from capt_local.prompt.meter import LimitReached, Limits, Meter
+
+# Several times what the longest templates of published models have.
+_MOST_NODES = 10_000
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -56,9 +62,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
         Raises:
             jinja2.TemplateSyntaxError: it is not a template.
+            LimitReached: compiling it would take seconds.
         """
-        tree: nodes.Template = _Metering().visit(self.parse(source))
-        return tree.set_environment(self)  # type: ignore[return-value]
+        tree = self.parse(source)
+        if sum(1 for _ in islice(tree.find_all(nodes.Node), _MOST_NODES + 1)) > _MOST_NODES:
+            raise LimitReached("it has too many expressions")
+        metered: nodes.Template = _Metering().visit(tree)
+        return metered.set_environment(self)  # type: ignore[return-value]
 
     def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
         """Allows what is on the lists above, and the variables of a namespace."""
@@ -70,10 +80,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Refuses at once; Jinja would wait until the value is used."""
         raise SecurityError(f"it reaches for {attribute!r} of a {type(obj).__name__}")
 
-    def wrap_str_format(self, value: object) -> None:
-        """Refuses `str.format`, which has no bound; Jinja would allow a form of it."""
-        if super().wrap_str_format(value) is not None:
-            raise SecurityError("it formats with str.format")
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Gives templates a simpler `str.format` with a bound."""
+        if super().wrap_str_format(value) is None:
+            return None
+        return partial(format_simply, self.meter, value)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Checks the size of a result before it is made."""

@@ -128,8 +128,8 @@ class ChatTemplate:
         except (_Refusal, _NotInOrder):
             return None
         notice = (
-            f"The chat template of the {self.role} has no system message: the system text stands "
-            "in front of the first user message instead."
+            f"The chat template of the {self.role} takes no system message at the beginning: the "
+            "system text stands in front of the first user message instead."
         )
         return Scaffold(parts, (notice,))
 
@@ -150,7 +150,7 @@ class ChatTemplate:
         return tuple(part for part in parts if part != "")
 
     def _render(self, turns: list[dict[str, str]], answer: bool) -> str:
-        sandbox = Sandbox(self._limits)
+        sandbox = Sandbox(self._limits.for_messages(len(turns)))
         functions = {"raise_exception": _raise_exception, "strftime_now": self._strftime}
         template = Template.from_code(sandbox, self._code, sandbox.make_globals(functions))
         try:
