@@ -93,8 +93,7 @@ def _read_proxy(
 
 def _places(trio: Trio, prompts: Mapping[str, Prompt]) -> list[_Place]:
     """The last positions of the user's text at which all models have a boundary, in order."""
-    models = [trio.cached, *(proxy.cached for proxy in trio.proxies)]
-    texts = [_user_texts(prompts[each.role], each.model.vocabulary) for each in models]
+    texts = [_user_texts(prompts[each.role], each.model.vocabulary) for each in trio.models]
     found: list[_Place] = []
     for own, *others in zip(*texts, strict=True):
         if any(other.text != own.text for other in others):

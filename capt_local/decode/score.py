@@ -66,9 +66,9 @@ def score_text(
 
 def _begin(trio: Trio) -> None:
     """Puts all models at the beginning of a text."""
-    models = [trio.cached, *(proxy.cached for proxy in trio.proxies)]
     prompts = {
-        each.role: Prompt((Segment((_first_token(each.model.vocabulary),)),)) for each in models
+        each.role: Prompt((Segment((_first_token(each.model.vocabulary),)),))
+        for each in trio.models
     }
     trio.start(prompts, reserve=_MARGIN + 1)
 

@@ -148,14 +148,18 @@ class Trio:
             proxy.append(token, piece)
 
     @property
+    def models(self) -> tuple[CachedModel, ...]:
+        """The target and the proxies."""
+        return (self.cached, *(proxy.cached for proxy in self.proxies))
+
+    @property
     def room(self) -> int:
         """Tokens that still fit into the fullest context."""
         own = self.cached.model.context_limit - len(self.tokens)
         return min([own, *(proxy.room for proxy in self.proxies)])
 
     def _check_fit(self, prompts: Mapping[str, Prompt], reserve: int) -> None:
-        models = [self.cached, *(proxy.cached for proxy in self.proxies)]
-        counts = {cached.role: len(prompts[cached.role].tokens) for cached in models}
-        limits = {cached.role: cached.model.context_limit for cached in models}
+        counts = {each.role: len(prompts[each.role].tokens) for each in self.models}
+        limits = {each.role: each.model.context_limit for each in self.models}
         if any(counts[role] + reserve > limits[role] for role in counts):
             raise ContextOverflow(counts, min(limits.values()), reserve)

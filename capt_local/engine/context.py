@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,6 +53,7 @@ class Context:
         limit: tokens that fit.
         branches: sequences beside the running one that one batch may hold.
         notes: what was decided without being asked for.
+        seconds: time in llama.cpp so far, computing and waiting for it.
     """
 
     def __init__(self, weights: Weights, options: LoadOptions) -> None:
@@ -77,6 +79,7 @@ class Context:
         self._width = len(weights.vocabulary)
         # The output buffer of other models is allocated in full at once and never moves.
         self._moves = recurrent
+        self.seconds = 0.0
         self._views: dict[tuple[int, int], Rows] = {}
 
     def _bind(self) -> None:
@@ -101,13 +104,17 @@ class Context:
             ContextOverflow, Cancelled, MemoryShortage, ModelError: by llama.cpp's return code;
                 part of the batch may have been added to the memory.
         """
+        started = time.perf_counter()
         code = self._decode(self._handle, self.batch.raw)
+        self.seconds += time.perf_counter() - started
         if code:
             raise self._failure(code)
 
     def rows(self, count: int) -> Rows:
         """The logits of the last `count` tokens that asked for them: a view, shape (count, n)."""
-        address = self._logits(self._handle, -count)
+        started = time.perf_counter()
+        address = self._logits(self._handle, -count)  # waits for a GPU
+        self.seconds += time.perf_counter() - started
         key = (address, count)
         view = self._views.get(key)
         if view is None:

@@ -79,6 +79,11 @@ class LlamaModel:
         return self.weights.metadata
 
     @property
+    def seconds(self) -> float:
+        """Time in llama.cpp so far: computing, and waiting for a GPU."""
+        return self._context.seconds
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was decided without being asked for and should be told, a sentence each."""
         return self._context.notes

@@ -1,0 +1,115 @@
+"""One answer from prompt to end: what it took, and why it ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Self
+
+from capt_local.decode.loop import Walk
+from capt_local.decode.options import GenerateOptions
+from capt_local.decode.prompt_evidence import prefill_with_evidence
+from capt_local.decode.step import FinishReason, Step
+from capt_local.decode.trio import Trio
+from capt_local.errors import Cancelled
+from capt_local.prompt.messages import Prompt
+
+
+class Generation:
+    """An answer that is being made: an iterator of steps.
+
+    Attributes:
+        text: bytes of the answer so far; at the end, all of it.
+        finish: why it ended; None while it has not.
+        prompt_tokens: by role.
+        context_limit: tokens that the smallest context holds.
+        weights: (alpha, weight) pairs of the mixture; empty without proxies.
+        evidence_tokens: positions of the prompt that the weights come from.
+        prompt_seconds: time for the prompt, all models.
+        generate_seconds: time for the answer so far, time of the reader excluded.
+        changed: steps at which the target alone would have chosen otherwise.
+        steps_done: tokens of the answer so far.
+        notices: what the user should know.
+    """
+
+    def __init__(
+        self,
+        trio: Trio,
+        prompts: Mapping[str, Prompt],
+        options: GenerateOptions,
+        cancel: Callable[[], bool] | None,
+    ) -> None:
+        """Checks that the prompt fits; decodes when the first step is asked for."""
+        trio.configure(options.combine)
+        trio.start(prompts)
+        self._trio = trio
+        self._prompts = prompts
+        self._walk = Walk(trio, options, cancel)
+        self._steps: Iterator[Step] | None = None
+        self._prompt_notices = [note for prompt in prompts.values() for note in prompt.notices]
+        self.text = b""
+        self.finish: FinishReason | None = None
+        self.prompt_tokens = {role: len(prompt.tokens) for role, prompt in prompts.items()}
+        self.context_limit = min(each.model.context_limit for each in trio.models)
+        self.weights: tuple[tuple[float, float], ...] = ()
+        self.evidence_tokens = 0
+        self.prompt_seconds = 0.0
+        self.generate_seconds = 0.0
+        self.changed = 0
+        self.steps_done = 0
+
+    def __iter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __next__(self) -> Step:
+        """The next step; the first one decodes the prompt.
+
+        Raises:
+            NumericalError: a model gives numbers that are not finite.
+            MemoryShortage, ModelError: the backend failed.
+        """
+        if self.finish is not None:
+            raise StopIteration
+        if self._steps is None:
+            self._steps = iter(self._walk)
+            if not self._prefill():
+                raise StopIteration
+        started = time.perf_counter()
+        try:
+            step = next(self._steps)
+        except StopIteration:
+            self.text += self._walk.held
+            self.finish = self._walk.finish
+            raise
+        finally:
+            self.generate_seconds += time.perf_counter() - started
+        self.text += step.piece
+        self.steps_done += 1
+        self.changed += step.changed
+        self.finish = step.finish
+        return step
+
+    @property
+    def notices(self) -> list[str]:
+        """See the class."""
+        models = [notice for each in self._trio.models for notice in each.notices]
+        return [*dict.fromkeys(self._prompt_notices + models + self._walk.notices)]
+
+    def _prefill(self) -> bool:
+        """Decodes the prompt; False if that was cancelled."""
+        started = time.perf_counter()
+        try:
+            if self._trio.proxies and self._trio.options.alpha is None:
+                evidence = prefill_with_evidence(self._trio, self._prompts)
+                self._trio.observe(evidence)
+                self.evidence_tokens = evidence.seen
+            self._trio.settle()
+        except Cancelled:
+            self.finish = FinishReason.INTERRUPTED
+            return False
+        finally:
+            self.prompt_seconds = time.perf_counter() - started
+        if self._trio.proxies:
+            self.weights = tuple(zip(self._trio.alphas, self._trio.weights.tolist(), strict=True))
+        return True
