@@ -75,7 +75,7 @@ class CanonicalContext:
         first = self._start and self._cut == 0
         new = self._tokenizer.encode(tail, start=first) if tail else []
         if not self._text and first and self._tokenizer.lead:
-            new = self._lead_token()
+            new = list(self._tokenizer.lead_tokens)
         kept = self._cut_tokens
         old = self.tokens[kept:]
         same = next(
@@ -86,10 +86,6 @@ class CanonicalContext:
         if self._text:
             self._advance_cut(tail, new)
         return kept + same
-
-    def _lead_token(self) -> list[int]:
-        token = self._tokenizer.vocabulary.byte_ids.get(self._tokenizer.lead[0])
-        return [] if token is None else [token]
 
     def _advance_cut(self, tail: bytes, new: list[int]) -> None:
         """Moves the safe cut forward, to a place where a token begins."""

@@ -11,18 +11,23 @@ from capt_local.engine.library import Library
 from capt_local.errors import ModelError
 from capt_local.vocab.vocabulary import TokenKind, Vocabulary
 
-# llama.cpp's bit of each kind; the bits above them tell how a marker treats white space.
-_KIND_BITS = {
-    1 << 0: TokenKind.UNKNOWN,
-    1 << 1: TokenKind.UNUSED,
-    1 << 2: TokenKind.NORMAL,
-    1 << 3: TokenKind.CONTROL,
-    1 << 4: TokenKind.USER_DEFINED,
-    1 << 5: TokenKind.BYTE,
-}
+# llama.cpp's bit of each kind, the strongest first: a token that it finds to be a marker keeps the
+# kind that the file gave it beside CONTROL. Bits above these tell how a marker treats white space.
+_KIND_BITS = (
+    (1 << 3, TokenKind.CONTROL),
+    (1 << 4, TokenKind.USER_DEFINED),
+    (1 << 5, TokenKind.BYTE),
+    (1 << 0, TokenKind.UNKNOWN),
+    (1 << 1, TokenKind.UNUSED),
+    (1 << 2, TokenKind.NORMAL),
+)
 _KIND_MASK = (1 << 6) - 1
 _KINDS = np.array(
-    [_KIND_BITS.get(bits, TokenKind.UNDEFINED) for bits in range(_KIND_MASK + 1)], np.uint8
+    [
+        next((kind for bit, kind in _KIND_BITS if bits & bit), TokenKind.UNDEFINED)
+        for bits in range(_KIND_MASK + 1)
+    ],
+    np.uint8,
 )
 _SLOT = 64  # bytes; a few hundred tokens of a vocabulary are longer
 

@@ -1,15 +1,16 @@
 """Text that people wrote, and scaffolding, as tokens.
 
-llama.cpp's tokenizer is right for well-behaved text. Four things it does not do are done here:
-text goes on from earlier text without a second leading space, control and user-defined tokens
-never come out of text, bytes that are not UTF-8 are kept, and the place where a text may be cut
-without changing its tokens is known.
+llama.cpp's tokenizer is right for well-behaved text. What it does not do is done here: text goes
+on from earlier text without a second leading space, control and user-defined tokens never come out
+of text, no byte is lost (not those that are not UTF-8, not the character that SentencePiece writes
+for a space), and the place where a text may be cut without changing its tokens is known.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import numpy as np
 
@@ -20,7 +21,9 @@ Tokenize = Callable[..., list[int]]
 # A control character that no vocabulary merges with its neighbours: SentencePiece models spell it
 # as one byte token. Text tokenized behind it is not at a beginning, so it gets no leading space.
 _GUARD = b"\x01"
-_SPACE_AFTER_TEXT = re.compile(rb"[^\s] ")
+_TEXT_THEN_SPACE = re.compile(rb"(?=(\S) )")
+# What SentencePiece writes for a space; written by people, it is not one.
+_SPACE_MARK = "\u2581".encode()
 
 
 class TextTokenizer:
@@ -38,11 +41,7 @@ class TextTokenizer:
         self._tokenize = tokenize
         self._forbidden = self._forbidden_in_text()
         self.lead: bytes = b" " if self._bytes(tokenize(b"a", special=False)) == b" a" else b""
-        self.cuts_at_spaces: bool = not any(
-            _SPACE_AFTER_TEXT.search(piece)
-            for piece, text in zip(vocabulary.pieces(), vocabulary.is_text, strict=True)
-            if text
-        )
+        self._uncut = _bytes_before_spaces(vocabulary)
 
     def encode(self, text: bytes, *, start: bool) -> list[int]:
         """Tokens of a text that people or models wrote. Markers in it stay text.
@@ -54,19 +53,28 @@ class TextTokenizer:
 
         Returns:
             Tokens whose bytes joined are `text` (after the lead). None is CONTROL, and none is
-            USER_DEFINED except runs of white space, which no template uses as a marker.
+            USER_DEFINED except white space and single characters, which are no markers.
 
         Raises:
             ValueError: the vocabulary cannot spell one of the bytes.
         """
         tokens: list[int] = []
         for part, valid in _utf8_parts(text):
+            first = start and not tokens
             if valid:
-                raw = self._split(part, start=start and not tokens, special=False)
-                tokens += self._as_text(raw)
+                tokens += self._encode_valid(part, start=first)
             else:
+                tokens += self.lead_tokens if first else ()
                 tokens += [self._byte(byte) for byte in part]
         return tokens
+
+    @cached_property
+    def lead_tokens(self) -> tuple[int, ...]:
+        """The tokens of the lead alone, as the tokenizer writes them in front of a text."""
+        if not self.lead:
+            return ()
+        tokens = self._tokenize(_GUARD, special=False)
+        return tuple(tokens[: self._tokens_of(self.lead, tokens)])
 
     def scaffold(self, text: bytes, *, start: bool) -> list[int]:
         """Tokens of template text, in which control tokens written out are meant as such."""
@@ -75,13 +83,11 @@ class TextTokenizer:
     def last_cut(self, text: bytes) -> int:
         """Where `text` can be cut so that the tokens of both sides are those of the whole.
 
-        A word that follows a space after text begins a token in every tokenization, if no piece
-        of the vocabulary holds a space behind another character. 0 when there is no such place.
+        A space begins a token in every tokenization, if no piece of the vocabulary holds a space
+        behind the byte that is in front of it. 0 when there is no such place.
         """
-        if not self.cuts_at_spaces:
-            return 0
         cut = text.rfind(b" ")
-        while cut > 0 and text[cut - 1 : cut].isspace():
+        while cut > 0 and (text[cut - 1] in self._uncut or text[cut - 1 : cut].isspace()):
             cut = text.rfind(b" ", 0, cut)
         return max(cut, 0)
 
@@ -91,16 +97,16 @@ class TextTokenizer:
         if start or not self.lead:
             return self._tokenize(text, special=special)
         tokens = self._tokenize(_GUARD + text, special=special)
-        return tokens[self._guard_tokens(tokens) :]
+        return tokens[self._tokens_of(self.lead + _GUARD, tokens) :]
 
-    def _guard_tokens(self, tokens: list[int]) -> int:
-        """How many tokens spell the lead and the guard character."""
+    def _tokens_of(self, front: bytes, tokens: list[int]) -> int:
+        """How many tokens spell `front`, which the text of `tokens` begins with."""
         seen = b""
         for count, token in enumerate(tokens):
-            if seen == self.lead + _GUARD:
+            if seen == front:
                 return count
             seen += self.vocabulary.piece(token)
-        if seen == self.lead + _GUARD:
+        if seen == front:
             return len(tokens)
         raise ValueError("this tokenizer merges a control character with its neighbours")
 
@@ -108,26 +114,65 @@ class TextTokenizer:
         kinds = self.vocabulary.kinds
         forbidden = np.isin(kinds, (TokenKind.CONTROL, TokenKind.UNKNOWN, TokenKind.USER_DEFINED))
         for token in np.flatnonzero(kinds == TokenKind.USER_DEFINED).tolist():
-            if self.vocabulary.piece(token).isspace():
+            piece = self.vocabulary.piece(token)
+            if piece.isspace() or len(piece.decode("utf-8", "replace")) == 1:
                 forbidden[token] = False
         return forbidden | self.vocabulary.is_end
 
-    def _as_text(self, tokens: list[int]) -> list[int]:
-        """Spells tokens that must not come out of text by smaller ones."""
-        if not self._forbidden[tokens].any():
+    @cached_property
+    def _matched_anywhere(self) -> re.Pattern[bytes]:
+        """What llama.cpp does not take for text even where it should, the longest first."""
+        user_defined = self.vocabulary.kinds == TokenKind.USER_DEFINED
+        found = {
+            self.vocabulary.piece(token)
+            for token in np.flatnonzero(user_defined & self._forbidden).tolist()
+        }
+        longest_first = sorted(found | {_SPACE_MARK}, key=len, reverse=True)
+        return re.compile(b"|".join(map(re.escape, filter(None, longest_first))))
+
+    def _encode_valid(self, text: bytes, *, start: bool) -> list[int]:
+        """Tokens of UTF-8 text; the careful way only where the plain one goes wrong."""
+        tokens = self._split(text, start=start, special=False)
+        if self._is(tokens, text, start=start):
+            return tokens
+        tokens, at = [], 0
+        for match in self._matched_anywhere.finditer(text):
+            tokens += self._without_markers(text[at : match.start()], start=start and not tokens)
+            tokens += self.lead_tokens if start and not tokens else ()
+            tokens += self._spell(match[0])
+            at = match.end()
+        return tokens + self._without_markers(text[at:], start=start and not tokens)
+
+    def _without_markers(self, text: bytes, *, start: bool) -> list[int]:
+        """Tokens of text in which llama.cpp matches no marker, though it may merge one."""
+        tokens = self._split(text, start=start, special=False)
+        if self._is(tokens, text, start=start):
             return tokens
         result: list[int] = []
         for token in tokens:
-            spelled = self._spell(self.vocabulary.piece(token)) if self._forbidden[token] else None
-            result += [token] if spelled is None else spelled
-        return result
+            result += (
+                self._spell(self.vocabulary.piece(token)) if self._forbidden[token] else [token]
+            )
+        if self._is(result, text, start=start):
+            return result
+        return [*(self.lead_tokens if start else ()), *self._spell(text)]
+
+    def _is(self, tokens: list[int], text: bytes, *, start: bool) -> bool:
+        """Whether the tokens are allowed in text, and are this text."""
+        if not text:
+            return not tokens
+        wanted = self.lead + text if start else text
+        return not self._forbidden[tokens].any() and self._bytes(tokens) == wanted
 
     def _spell(self, piece: bytes) -> list[int]:
-        first = len(piece.decode("utf-8", "replace")[:1].encode()) if piece else 0
-        if len(piece) <= first:
-            return [self._byte(byte) for byte in piece]
-        head, tail = piece[:first], piece[first:]
-        return self.encode(head, start=False) + self.encode(tail, start=False)
+        """Tokens of UTF-8 text, one character at a time, so that nothing in it is a marker."""
+        tokens: list[int] = []
+        for character in piece.decode("utf-8", "replace"):
+            text = character.encode()
+            single = [] if text == _SPACE_MARK else self._split(text, start=False, special=False)
+            fits = bool(single) and self._is(single, text, start=False)
+            tokens += single if fits else [self._byte(byte) for byte in text]
+        return tokens
 
     def _byte(self, byte: int) -> int:
         try:
@@ -136,7 +181,16 @@ class TextTokenizer:
             raise ValueError(f"the vocabulary cannot spell the byte 0x{byte:02x}") from None
 
     def _bytes(self, tokens: list[int]) -> bytes:
-        return b"".join(self.vocabulary.piece(token) for token in tokens)
+        return b"".join(map(self.vocabulary.piece, tokens))
+
+
+def _bytes_before_spaces(vocabulary: Vocabulary) -> frozenset[int]:
+    """The bytes that stand directly in front of a space inside some piece."""
+    found: set[bytes] = set()
+    for piece, text in zip(vocabulary.pieces(), vocabulary.is_text.tolist(), strict=True):
+        if text and b" " in piece[1:]:
+            found.update(_TEXT_THEN_SPACE.findall(piece))
+    return frozenset(byte for one in found for byte in one)
 
 
 def _utf8_parts(text: bytes) -> Iterator[tuple[bytes, bool]]:

@@ -1,0 +1,59 @@
+"""The real vocabularies, for tests: fetched once, each opened once in a test run."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from capt_local.engine.weights import Weights
+from scripts.real_vocabularies import VocabulariesUnavailable, fetch
+
+# Every vocabulary of the distribution that a decoder can have. The other two (bert-bge and
+# nomic-bert-moe) rewrite the text and are refused.
+NAMES = (
+    "aquila",
+    "baichuan",
+    "command-r",
+    "deepseek-coder",
+    "deepseek-llm",
+    "falcon",
+    "gemma-4",
+    "gpt-2",
+    "gpt-neox",
+    "llama-bpe",
+    "llama-spm",
+    "mpt",
+    "phi-3",
+    "qwen2",
+    "qwen35",
+    "refact",
+    "starcoder",
+)
+REFUSED = ("bert-bge", "nomic-bert-moe")
+
+
+@cache
+def _folder() -> Path | VocabulariesUnavailable:
+    try:
+        return fetch()
+    except VocabulariesUnavailable as error:
+        return error
+
+
+def vocabulary_path(name: str) -> Path:
+    """The file of a vocabulary. Skips the test without a network, but never in a CI run."""
+    folder = _folder()
+    if isinstance(folder, VocabulariesUnavailable):
+        if folder.offline and os.environ.get("CI") != "true":
+            pytest.skip(f"the real vocabularies are not in the cache and pip is offline: {folder}")
+        pytest.fail(str(folder))
+    return folder / f"ggml-vocab-{name}.gguf"
+
+
+@cache
+def open_vocabulary(name: str) -> Weights:
+    """The weights of a vocabulary: no tensors, but tokens and the tokenizer."""
+    return Weights(vocabulary_path(name), vocabulary_only=True)
