@@ -140,9 +140,10 @@ class Context:
             False where this memory cannot forget a part: then all of it has been dropped.
         """
         if length > 0 and self._remove(self._memory, _RUNNING, length, -1):
+            # A sliding window may already have let go of tokens that come into sight again, or of
+            # all that is left (-1).
             earliest = self._earliest(self._memory, _RUNNING)
-            # A sliding window may already have let go of tokens that come into sight again.
-            if not self._window or earliest <= max(0, length - self._window):
+            if not self._window or 0 <= earliest <= max(0, length - self._window):
                 return True
         self._clear(self._memory, True)
         return length == 0

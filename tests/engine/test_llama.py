@@ -1,0 +1,253 @@
+"""Extend, rewind and branch on a tiny model that llama.cpp really computes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from capt_local.engine.llama import LlamaModel
+from capt_local.engine.options import LoadOptions
+from capt_local.engine.weights import Weights
+from capt_local.errors import Cancelled, ContextOverflow, ModelError, NumericalError
+from tests.engine.conftest import ONE_THREAD
+from tests.tiny_models import WINDOW, tiny_gguf
+
+TOKENS = [(7 * n + n * n) % 300 for n in range(200)]
+CLOSE = 2e-4  # of logits of about 4; other batch shapes add up in another order
+
+
+def rows_one_by_one(model: LlamaModel, tokens: list[int]) -> np.ndarray:
+    return np.concatenate([model.extend([token]).copy() for token in tokens])
+
+
+def test_rows_are_the_logits_after_the_last_tokens(model: LlamaModel) -> None:
+    single = rows_one_by_one(model, TOKENS[:20])
+    assert model.rewind(0)
+    rows = model.extend(TOKENS[:20], rows=8)
+    assert rows.shape == (8, len(model.vocabulary))
+    assert model.position == 20
+    np.testing.assert_allclose(rows, single[-8:], atol=CLOSE)
+    assert single.std() > 1  # the model says something
+
+
+def test_long_input_runs_in_chunks_and_all_rows_come_from_the_last(model: LlamaModel) -> None:
+    # 65 tokens in batches of 32: without care one row would be left for the last batch.
+    single = rows_one_by_one(model, TOKENS[:65])
+    model.rewind(0)
+    np.testing.assert_allclose(model.extend(TOKENS[:65], rows=8), single[-8:], atol=CLOSE)
+
+
+def test_no_rows_only_fill_the_cache(model: LlamaModel) -> None:
+    assert model.extend(TOKENS[:9], rows=0).shape == (0, len(model.vocabulary))
+    with_cache = model.extend(TOKENS[9:10]).copy()
+    model.rewind(0)
+    np.testing.assert_allclose(model.extend(TOKENS[:10]), with_cache, atol=CLOSE)
+
+
+def test_extending_after_a_rewind_is_a_fresh_prefill_bit_for_bit(model: LlamaModel) -> None:
+    model.extend(TOKENS[:16], rows=0)
+    fresh = model.extend(TOKENS[16:24], rows=2).copy()
+    model.rewind(16)
+    model.extend(TOKENS[40:70], rows=1)
+    assert model.rewind(16)
+    assert model.position == 16
+    assert np.array_equal(model.extend(TOKENS[16:24], rows=2), fresh)
+
+
+def test_same_calls_give_the_same_bits_in_two_contexts(tiny_path: Callable[..., Path]) -> None:
+    with (
+        Weights(tiny_path()) as weights,
+        LlamaModel(weights, ONE_THREAD) as one,
+        LlamaModel(weights, ONE_THREAD) as two,
+    ):
+        first = one.extend(TOKENS[:30], rows=4).copy()
+        two.extend(TOKENS[100:120])  # a context of its own
+        two.rewind(0)
+        assert np.array_equal(two.extend(TOKENS[:30], rows=4), first)
+
+
+def test_a_branch_is_what_extending_would_give_and_leaves_no_trace(model: LlamaModel) -> None:
+    model.extend(TOKENS[:12], rows=0)
+    tails = [[5], [6, 7, 8], [5, 6], [300], [9, 9]]
+    branched = model.branch(tails)
+    assert model.position == 12
+    for tail, row in zip(tails, branched, strict=True):
+        np.testing.assert_allclose(model.extend(tail)[0], row, atol=CLOSE)
+        model.rewind(12)
+    assert np.array_equal(model.branch(tails), branched)
+
+
+def test_branches_that_do_not_fit_one_batch_run_in_several(model: LlamaModel) -> None:
+    model.extend(TOKENS[:12], rows=0)
+    tails = [TOKENS[n : n + 15] for n in range(8)]  # 120 tokens, batches of 32
+    branched = model.branch(tails)
+    for tail, row in zip(tails, branched, strict=True):
+        np.testing.assert_allclose(model.extend(tail)[0], row, atol=CLOSE)
+        model.rewind(12)
+
+
+def test_branches_need_only_the_room_of_one(model: LlamaModel) -> None:
+    room = 4
+    text = (TOKENS * 3)[: model.context_limit - room]
+    model.extend(text, rows=0)
+    branched = model.branch([[1, 2, 3], [4, 5, 6], [7, 8, 9, 10]])
+    np.testing.assert_allclose(model.extend([7, 8, 9, 10])[0], branched[2], atol=CLOSE)
+
+
+def test_text_that_does_not_fit_leaves_the_position(model: LlamaModel) -> None:
+    model.extend(TOKENS[:10])
+    with pytest.raises(ContextOverflow) as caught:
+        model.extend([1] * model.context_limit)
+    assert caught.value.counts == {"target": model.context_limit + 10}
+    assert model.position == 10
+    with pytest.raises(ContextOverflow):
+        model.branch([[1], [1] * model.context_limit])
+    assert model.position == 10
+    model.extend([1] * (model.context_limit - 10), rows=0)
+    assert model.position == model.context_limit
+    with pytest.raises(ContextOverflow):
+        model.extend([1])
+
+
+def test_a_context_never_goes_beyond_what_the_model_was_trained_for(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "short.gguf", seed=1, context=100)
+    with LlamaModel.open(path, ONE_THREAD) as short:  # llama.cpp pads to 256
+        assert short.context_limit == 100
+        assert short.notes == ()
+    longer = dataclasses.replace(ONE_THREAD, context=200)
+    with LlamaModel.open(path, longer) as stretched:
+        assert stretched.context_limit >= 200
+        assert "longer than the 100" in stretched.notes[0]
+
+
+def test_a_shortened_context_is_told(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "long.gguf", seed=1, context=100_000)
+    with LlamaModel.open(path, ONE_THREAD) as model:
+        assert model.context_limit == 4096
+        assert "4,096 of the 100,000 tokens" in model.notes[0]
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_cancelling_a_long_text_leaves_the_position(model: LlamaModel, stop_at: int) -> None:
+    model.extend(TOKENS[:16], rows=0)
+    fresh = model.extend(TOKENS[16:24]).copy()
+    model.rewind(16)
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked >= stop_at * 40  # it is asked many times for each batch
+
+    model.should_stop = stop
+    with pytest.raises(Cancelled):
+        model.extend(TOKENS[16:], rows=4)
+    model.should_stop = None
+    assert asked == stop_at * 40
+    assert model.position == 16
+    assert np.array_equal(model.extend(TOKENS[16:24]), fresh)
+
+
+def test_an_exception_in_should_stop_arrives_and_leaves_the_position(model: LlamaModel) -> None:
+    model.extend(TOKENS[:16], rows=0)
+
+    def broken() -> bool:
+        raise KeyError("asked")
+
+    model.should_stop = broken
+    with pytest.raises(KeyError, match="asked"):
+        model.extend(TOKENS[16:60])
+    assert model.position == 16
+
+
+def test_nan_weights_are_an_error_and_leave_the_position(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "broken.gguf", seed=1, nan=True)
+    with LlamaModel.open(path, ONE_THREAD, name="expert") as model:
+        with pytest.raises(NumericalError, match=r"expert \(broken.gguf\)"):
+            model.extend(TOKENS[:4])
+        assert model.position == 0
+        with pytest.raises(NumericalError):
+            model.extend([1])
+        model.extend([1], rows=0)
+        with pytest.raises(NumericalError):
+            model.branch([[1], [2]])
+
+
+def test_checking_the_tensors_finds_nan_weights_at_load(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "broken.gguf", seed=1, nan=True)
+    with pytest.raises(ModelError, match=r"broken.gguf cannot be loaded: .*invalid data"):
+        Weights(path, LoadOptions(check_tensors=True))
+
+
+def test_a_recurrent_model_says_that_it_cannot_rewind(tiny_path: Callable[..., Path]) -> None:
+    with LlamaModel.open(tiny_path(architecture="mamba"), ONE_THREAD) as model:
+        fresh = model.extend(TOKENS[:20], rows=2).copy()
+        branched = model.branch([[1], [2, 3]])  # one at a time, from a copy of the state
+        assert model.position == 20
+        np.testing.assert_allclose(model.extend([2, 3])[0], branched[1], atol=CLOSE)
+        assert model.rewind(22)  # nothing to forget
+        assert not model.rewind(10)
+        assert model.position == 0
+        assert np.array_equal(model.extend(TOKENS[:20], rows=2), fresh)
+
+
+def test_a_recurrent_model_that_is_cancelled_is_empty(tiny_path: Callable[..., Path]) -> None:
+    with LlamaModel.open(tiny_path(architecture="mamba"), ONE_THREAD) as model:
+        fresh = model.extend(TOKENS[:20], rows=2).copy()
+        model.should_stop = lambda: True
+        with pytest.raises(Cancelled):
+            model.extend(TOKENS[20:60])
+        model.should_stop = None
+        assert model.position == 0
+        assert np.array_equal(model.extend(TOKENS[:20], rows=2), fresh)
+
+
+def test_a_small_sliding_window_cannot_rewind_but_a_whole_one_can(
+    tiny_path: Callable[..., Path],
+) -> None:
+    path = tiny_path(architecture="gemma3")
+    text = (TOKENS * 2)[:300]  # longer than the cells of a small window
+    back = 300 - 2 * WINDOW
+    small = dataclasses.replace(ONE_THREAD, whole_window=False)
+    with LlamaModel.open(path, ONE_THREAD) as whole, LlamaModel.open(path, small) as windowed:
+        expected = whole.extend(text, rows=2).copy()
+        np.testing.assert_allclose(windowed.extend(text, rows=2), expected, atol=CLOSE)
+        assert whole.rewind(back)
+        np.testing.assert_allclose(whole.extend(text[back:], rows=2), expected, atol=CLOSE)
+        assert not windowed.rewind(10)
+        assert windowed.position == 0
+        np.testing.assert_allclose(windowed.extend(text, rows=2), expected, atol=CLOSE)
+
+
+def test_contract_violations_are_refused_before_llama_cpp_sees_them(model: LlamaModel) -> None:
+    for tokens, rows in (([], 0), ([1], 2), ([1] * 20, 9), ([1], -1)):
+        with pytest.raises(ValueError, match="rows of"):
+            model.extend(tokens, rows)
+    for tails in ([], [[1], []], [[1]] * 9):
+        with pytest.raises(ValueError, match="tails"):
+            model.branch(tails)
+    with pytest.raises(ValueError, match="rewind"):
+        model.rewind(1)
+
+
+def test_a_token_outside_the_vocabulary_is_an_error(model: LlamaModel) -> None:
+    model.extend(TOKENS[:5])
+    with pytest.raises(ModelError, match="code -1"):
+        model.extend([len(model.vocabulary)])
+    assert model.position == 5
+
+
+def test_closing_twice_is_closing_once(tiny_path: Callable[..., Path]) -> None:
+    weights = Weights(tiny_path())
+    one, two = LlamaModel(weights, ONE_THREAD), LlamaModel(weights, ONE_THREAD)
+    weights.close()
+    one.close()
+    one.close()
+    assert np.isfinite(two.extend(TOKENS[:4])).all()
+    two.close()
+    with pytest.raises(ValueError, match="closed"):
+        weights.retain()
