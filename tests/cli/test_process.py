@@ -1,0 +1,163 @@
+"""Whole processes with tiny real models: streams, pipes, terminals, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_models import tiny_gguf
+
+ROOT = Path(__file__).resolve().parents[2]
+CANARY = "zyzzyva-canary"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags for three tiny models of two vocabularies."""
+    folder = tmp_path_factory.mktemp("models")
+    flags = ["-t", "1"]  # threads that wait for each other are slow on a busy machine
+    for number, role in enumerate(("target", "expert", "base")):
+        flavour = "bpe" if role == "target" else "spm"
+        path = tiny_gguf(folder / f"{role}.gguf", seed=number, flavour=flavour, context=4096)  # type: ignore[arg-type]
+        flags += [f"--{role}", str(path)]
+    return flags
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "capt_local", *arguments]
+
+
+def done(*arguments: str, text: str = "", **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """A command that has run to its end, with `text` on its standard input."""
+    return subprocess.run(
+        command(*arguments), input=text.encode(), capture_output=True, check=False, **options
+    )
+
+
+def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """A command that runs, its output in pipes."""
+    return subprocess.Popen(
+        command(*arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_a_prompt_on_standard_input(models: list[str], tmp_path: Path) -> None:
+    prompt, environment = f"{CANARY} fever", {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = ["generate", *models, "--raw", "-n", "12", "--json"]
+    result = done(*arguments, text=prompt, cwd=tmp_path, env=environment)
+    assert result.returncode == 0
+    found = json.loads(result.stdout)
+    assert 0 < found["usage"]["completion_tokens"] <= 12
+    content = found["choices"][0]["logprobs"]["content"]
+    whole = b"".join(bytes(token["bytes"]) for token in content)
+    assert whole.decode("utf-8", "replace") == found["choices"][0]["text"]
+    assert CANARY.encode() not in result.stderr
+    assert b"\x1b" not in result.stdout + result.stderr
+    assert b"Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_call_gives_the_same_answer(models: list[str]) -> None:
+    arguments = ["generate", *models, "--raw", "-n", "12", "--temp", "0.8"]
+    first, second = (done(*arguments, text="fever").stdout for _ in range(2))
+    assert first == second
+    assert first
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_what_is_there(models: list[str]) -> None:
+    process = start(["generate", *models, "--raw", "-p", "fever", "-n", "100000"])
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (first + out).endswith(b"\n")
+    assert b"interrupted" in err
+    assert b"Traceback" not in err
+    assert b"ignored" not in err
+
+
+def test_a_reader_that_leaves_is_no_drama(models: list[str]) -> None:
+    process = start(["generate", *models, "--raw", "-p", "fever", "-n", "4000"])
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=60) == 1
+    assert b"Traceback" not in err
+    assert b"BrokenPipe" not in err
+
+
+def test_the_help_of_a_verb_into_a_closed_pipe() -> None:
+    process = start(["generate", "--help"])
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.wait(timeout=60)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_a_terminal_gets_marks_without_colour(models: list[str]) -> None:
+    import pty
+
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        command("demo", *models, "--raw", "-p", "fever and", "-n", "24", "--alpha", "3"),
+        stdin=subprocess.DEVNULL,
+        stdout=slave,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TERM": "xterm", "NO_COLOR": "1"},
+    )
+    os.close(slave)
+    shown = b""
+    try:
+        while chunk := os.read(master, 4096):
+            shown += chunk
+    except OSError:  # Linux: the other side has closed
+        pass
+    os.close(master)
+    assert process.wait(timeout=60) == 0
+    assert b"\x1b[1m\x1b[4m" in shown
+    for style in (b"\x1b[1m", b"\x1b[4m", b"\x1b[0m"):
+        shown = shown.replace(style, b"")
+    assert b"\x1b" not in shown
+
+
+def test_a_text_that_is_too_long_is_exit_5_with_the_counts(models: list[str]) -> None:
+    result = done("generate", *models, "--raw", "-c", "256", text=f"{CANARY} " * 400)
+    assert result.returncode == 5
+    assert result.stdout == b""
+    for role in (b"target", b"expert", b"base"):
+        assert role in result.stderr
+    assert CANARY.encode() not in result.stderr
+
+
+def test_a_model_with_nan_weights_is_exit_3(tmp_path: Path) -> None:
+    broken = tiny_gguf(tmp_path / "broken.gguf", seed=1, nan=True)
+    result = done("generate", "--target", str(broken), "--raw", text=CANARY)
+    assert result.returncode == 3
+    assert result.stdout == b""
+    assert result.stderr.count(b"error: ") == 1
+    assert CANARY.encode() not in result.stderr
+
+
+def test_a_truncated_model_is_exit_3(tmp_path: Path) -> None:
+    cut = tiny_gguf(tmp_path / "cut.gguf", seed=1)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    result = done("generate", "--target", str(cut), "--raw", text=CANARY)
+    assert result.returncode == 3
+    assert b"cut.gguf" in result.stderr
+    assert result.stderr.count(b"error: ") == 1
