@@ -23,8 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "prompt": {"errors", "vocab", "bundle"},
     "align": {"errors", "vocab"},
     "decode": {"errors", "vocab", "align", "prompt"},
-    "voices": {"errors", "vocab", "align", "decode", "prompt", "bundle", "engine"},
-    "runtime": {"errors", "vocab", "align", "decode", "prompt", "bundle", "engine", "voices"},
+    "runtime": {"errors", "vocab", "align", "decode", "prompt", "bundle", "engine"},
     "report": {"errors", "decode"},
 }
 ALLOWED["cli"] = {*ALLOWED, "cli"}

@@ -20,20 +20,15 @@ from capt_local.report.screen import Screen, Span
 from capt_local.report.steps import marked_text, shift_table
 from capt_local.report.summary import summary_line
 
-_QUESTIONS = (
-    "What is the most likely diagnosis?",
-    "Write a short clinical note about this visit.",
-)
+# In the words that the demo models were trained on; they are too small to understand others.
+_TASK = 'Summarize the conversation as the "GENHX" section of a clinical note.'
+_QUESTION = "What are the symptoms of pneumonia?"
 _MAX_TOKENS = 64
-_CLOSING = (
-    "The two answers start from the same prompt. At each token the target's probabilities are "
-    "shifted by what",
-    "the clinical expert thinks likelier than the general model that it was trained from; where "
-    "that changed the",
-    "choice, the token is marked. These are tiny models made to show the method: what they say "
-    "is not medical",
-    "advice and often wrong. The visit is invented.",
-)
+_CLOSING = """
+Both answers start from the same prompt. At each token the target's probabilities are shifted by
+what the expert finds likelier than the base; where that changed the choice, the token is marked.
+These models are tiny and made to show the method: what they say is not medical advice and often
+wrong. The visit is invented."""
 
 
 def demo(
@@ -51,7 +46,7 @@ def demo(
     if how.method is not None:
         raise UsageError("demo shows the target and capt side by side; --method has no place here.")
     own = prompt.prompt is not None or prompt.file is not None
-    asked = [read_prompt(prompt)] if own else _visit_questions(screen)
+    asked = [("", read_prompt(prompt))] if own else _prompts(screen)
     bundle = find_bundle(model)
     if sample.max_tokens is None:
         sample = dataclasses.replace(sample, max_tokens=_MAX_TOKENS)
@@ -59,10 +54,12 @@ def demo(
     with Interrupt() as interrupt:
         session = open_session(bundle, model, screen, interrupt)
         with session.runtime:
-            finished = all(_compare(session, one, options, raw=prompt.raw) for one in asked)
+            finished = all(
+                _compare(session, title, one, options, raw=prompt.raw) for title, one in asked
+            )
     if not finished:
         return ExitCode.INTERRUPTED
-    _lines(screen, _CLOSING)
+    screen.line(_CLOSING)
     return ExitCode.OK
 
 
@@ -71,45 +68,54 @@ def visit() -> str:
     return (resources.files("capt_local") / "data" / "demo_visit.txt").read_text("utf-8")
 
 
-def _visit_questions(screen: Screen) -> list[Asked]:
+def _prompts(screen: Screen) -> list[tuple[str, Asked]]:
+    """What is asked, with a title; shows the visit."""
     text = visit()
     _lines(screen, ["A visit (fictitious, written for this demo):", ""])
     _lines(screen, [f"  {line}" for line in text.splitlines()])
-    return [[Message("user", f"{text}\n{question}")] for question in _QUESTIONS]
+    return [
+        (_TASK, [Message("user", f"{_TASK}\n\n{text.strip()}")]),
+        (_QUESTION, [Message("user", _QUESTION)]),
+    ]
 
 
-def _compare(session: Session, asked: Asked, options: GenerateOptions, *, raw: bool) -> bool:
+def _compare(
+    session: Session, title: str, asked: Asked, options: GenerateOptions, *, raw: bool
+) -> bool:
     """Shows both answers to one prompt.
 
     Returns:
         False when Ctrl-C ended it.
     """
     screen = session.screen
-    screen.line()
-    if not isinstance(asked, str):
-        _lines(screen, ["Question:", f"  {asked[-1].content.splitlines()[-1]}", ""])
+    _lines(screen, ["", f"Question: {title}", ""] if title else [""])
     _lines(screen, ["The target alone:"])
     alone = answer_to(session, asked, dataclasses.replace(options, method=Method.TARGET), raw=raw)
-    _show_answer(screen, alone)
+    _show_answer(session, alone)
     if alone.finish is FinishReason.INTERRUPTED:
         return False
     marks = "bold and underlined" if screen.style_out else "in [brackets]"
     _lines(screen, ["", f"Target, expert and base together (what the expert changed is {marks}):"])
     together = answer_to(session, asked, options, raw=raw)
-    _show_answer(screen, together)
+    _show_answer(session, together)
     table = shift_table(together.steps) or ["The expert changed no token."]
     _lines(screen, ["", "Largest shifts (probabilities; contrast in nats):"])
     _lines(screen, [f"  {line}" for line in table])
     return together.finish is not FinishReason.INTERRUPTED
 
 
-def _show_answer(screen: Screen, answer: Answer) -> None:
+def _show_answer(session: Session, answer: Answer) -> None:
+    screen = session.screen
     marked = marked_text(answer.steps)
     # Continuation lines are indented like the first, so that the answer stands apart.
     indented = tuple(Span(span.text.replace("\n", "\n  "), span.marked) for span in marked)
     screen.show((Span("  "), *indented))
     screen.line(f"  ({summary_line(answer)})")
-    screen.notes(warnings(answer) if not answer.text.strip() else [])
+    # The notices of the bundle have been told when it was opened.
+    screen.notes(answer.notices[len(session.runtime.notices) :])
+    # That an answer was cut is no news here: the demo keeps them short, and the line says so.
+    if answer.finish is not FinishReason.LENGTH or not answer.text.strip():
+        screen.notes(warnings(answer))
 
 
 def _lines(screen: Screen, lines: Iterable[str]) -> None:

@@ -36,8 +36,9 @@ def provenance(runtime: Runtime, options: GenerateOptions) -> dict[str, Any]:
         "build": build.system_info,
         "bundle": {"id": bundle.id, "version": bundle.version},
         "models": {
-            role: _model(model, bundle.models[role].sha256)
-            for role, model in runtime.models.items()
+            role: _model(runtime.models[role], file.sha256)
+            for role, file in bundle.models.items()
+            if role in runtime.models
         },
         "method": str(options.method),
         "parameters": parameters,

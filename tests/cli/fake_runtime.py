@@ -50,7 +50,7 @@ class FakeGeneration:
         self.context_limit = 256
         self.weights = ((0.5, 1.0),)
         self.prompt_seconds, self.generate_seconds = 0.5, 1.0
-        self.notices: list[str] = []
+        self.notices = ["a notice of the generation"]
 
     def __iter__(self) -> Iterator[Step]:
         script = self._script

@@ -28,7 +28,8 @@ CANARY = "zyzzyva-canary"
 def test_the_answer_alone_is_on_standard_output(run: Run, script: Script) -> None:
     result = run("generate", "{models}", "-p", "What is it?")
     assert (result.code, result.out) == (0, "It is pneumonia.\n")
-    assert "note: The models were given as files" in result.err
+    for notice in ("The models were given as files", "a notice of the generation"):
+        assert result.err.count(f"note: {notice}") == 1
     assert result.err.splitlines()[-1].startswith("3 tokens (3.0/s) | prompt 10 tokens (20.0/s)")
     assert script.calls[1]["asked"] == [Message("user", "What is it?")]
     assert script.calls[-1] == {"closed": True}
