@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import platform
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,16 @@ from capt_local.decode.options import GenerateOptions
 
 if TYPE_CHECKING:
     from capt_local.engine.llama import LlamaModel
+    from capt_local.engine.options import LoadOptions
     from capt_local.runtime import Runtime
 
 
-def provenance(runtime: Runtime, options: GenerateOptions) -> dict[str, Any]:
+def provenance(
+    runtime: Runtime,
+    options: GenerateOptions,
+    load: LoadOptions,
+    date: datetime.date | None,
+) -> dict[str, Any]:
     """What is needed to make the same answer again, apart from the prompt.
 
     Stop strings are left out, their number apart: they may be words of a note.
@@ -42,6 +49,14 @@ def provenance(runtime: Runtime, options: GenerateOptions) -> dict[str, Any]:
         },
         "method": str(options.method),
         "parameters": parameters,
+        "loading": {
+            "threads": load.threads,
+            "batch": load.batch,
+            "flash_attention": load.flash_attention,
+            "kv_type": load.kv_type,
+        },
+        # What the chat templates took for today; None: the day of the answer.
+        "date": date.isoformat() if date else None,
     }
 
 

@@ -33,6 +33,8 @@ class Session:
     runtime: Runtime
     screen: Screen
     interrupt: Interrupt
+    load: LoadOptions
+    date: datetime.date | None
     load_seconds: float
 
 
@@ -165,7 +167,7 @@ def open_session(
         roles=None if wanted is Method.CAPT else (wanted.value,),
     )
     screen.clear_progress()
-    session = Session(runtime, screen, interrupt, time.perf_counter() - started)
+    session = Session(runtime, screen, interrupt, load, date, time.perf_counter() - started)
     screen.notes(runtime.notices)
     return session
 
@@ -214,7 +216,7 @@ def answer_to(
             session.load_seconds, generation.prompt_seconds, generation.generate_seconds
         ),
         notices=(*session.runtime.notices, *generation.notices),
-        provenance=provenance(session.runtime, options),
+        provenance=provenance(session.runtime, options, session.load, session.date),
         created=int(time.time()),
         id=new_id(),
     )

@@ -235,13 +235,27 @@ def test_escape_sequences_of_a_model_do_not_get_out(run: Run, script: Script) ->
 
 
 def test_json(run: Run, script: Script) -> None:
-    result = run("generate", "{models}", "-p", CANARY, "--stop", CANARY, "--json")
+    result = run(
+        "generate",
+        "{models}",
+        "-p",
+        CANARY,
+        "--stop",
+        CANARY,
+        "-t",
+        "3",
+        "--date",
+        "2024-02-29",
+        "--json",
+    )
     found = json.loads(result.out)
     assert found["model"] == "files"
     assert found["choices"][0]["message"]["content"] == "It is pneumonia."
     assert found["capt"]["changed"] == 1
     assert found["provenance"]["method"] == "capt"
     assert found["provenance"]["models"]["target"]["sha256"] is None
+    assert found["provenance"]["loading"]["threads"] == 3
+    assert found["provenance"]["date"] == "2024-02-29"
     assert found["provenance"]["versions"]["llama_cpp_python"] == "0.3.36"
     assert CANARY not in result.out + result.err
     assert result.out.count("\n") == 1
