@@ -129,7 +129,7 @@ def format_simply(meter: Meter, method: Any, *args: object, **kwargs: object) ->
     """
     if method.__name__ != "format":
         raise SecurityError("it formats with format_map")
-    parts, next_field = [], 0
+    parts, size, next_field = [], 0, 0
     for literal, field, layout, conversion in Formatter().parse(method.__self__):
         parts.append(literal)
         if field is not None:
@@ -138,7 +138,8 @@ def format_simply(meter: Meter, method: Any, *args: object, **kwargs: object) ->
             place = field or str(next_field)
             next_field += not field
             parts.append(as_text(args[int(place)] if place.isdigit() else kwargs[place]))
-    meter.expect(sum(map(len, parts)))
+        size += sum(map(len, parts[-2:]))
+        meter.expect(size)
     return "".join(parts)
 
 

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from capt_local.bundle import store
+from capt_local.bundle.manifest import MANIFEST, Bundle
+from capt_local.bundle.write import describe, write_manifest
+from capt_local.errors import ModelError
+
+
+def make(folder: Path, name: str, title: str = "") -> Path:
+    place = folder / name
+    place.mkdir(parents=True)
+    (place / "target.gguf").write_bytes(b"GGUF" + title.encode())
+    models = {"target": describe("target", place / "target.gguf")}
+    write_manifest(Bundle(id=name, title=title, models=models), place)  # type: ignore[arg-type]
+    return place
+
+
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = make(tmp_path / "package", "demo", "packaged")
+    monkeypatch.setattr(store, "packaged_folder", lambda: folder)
+    return folder
+
+
+@pytest.fixture
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "user" / "models"
+    monkeypatch.setattr(store, "user_folder", lambda: folder)
+    return folder
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    folders = [tmp_path / "site one", tmp_path / "site two"]
+    monkeypatch.setenv(store.VARIABLE, os.pathsep.join(map(str, folders)))
+    return folders
+
+
+def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = make(tmp_path, "mine")
+    for reference in (place, str(place), str(place / MANIFEST)):
+        assert store.find(reference).id == "mine"
+    monkeypatch.chdir(tmp_path)
+    assert store.find("./mine").id == "mine"
+    assert store.find(Path("mine")).id == "mine"
+
+
+def test_the_demo_is_the_packaged_one(packaged: Path, user: Path, site: list[Path]) -> None:
+    for folder in (user, *site):
+        make(folder, "demo", "other")
+    assert store.find("demo").title == "packaged"
+
+
+def test_a_demo_elsewhere_is_found_where_none_is_packaged(
+    tmp_path: Path, user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "packaged_folder", lambda: tmp_path / "none")
+    make(user, "demo", "user's")
+    assert store.find("demo").title == "user's"
+
+
+def test_order_of_the_stores(packaged: Path, user: Path, site: list[Path]) -> None:
+    make(user, "trio", "user")
+    assert store.find("trio").title == "user"
+    make(site[1], "trio", "second")
+    assert store.find("trio").title == "second"
+    make(site[0], "trio", "first")
+    assert store.find("trio").title == "first"
+
+
+def test_unknown_ids(
+    packaged: Path, user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="No bundle has the id 'trio'") as caught:
+        store.find("trio")
+    assert "write ./ in front" not in str(caught.value)
+    make(tmp_path, "trio")
+    with pytest.raises(ModelError, match=r"A folder of that name is here: write \./ in front"):
+        store.find("trio")
+
+
+@pytest.mark.parametrize("reference", ["", "a b", "x\x00y", "-m", "\x1b[2J", "x" * 5000])
+def test_odd_ids_are_refused(packaged: Path, user: Path, reference: str) -> None:
+    user.mkdir(parents=True)
+    (user / MANIFEST).write_text("not for reading")
+    with pytest.raises(ModelError, match="No bundle has the id") as caught:
+        store.find(reference)
+    assert str(caught.value).isprintable()
+
+
+def test_paths_that_are_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="There is no bundle at"):
+        store.find(tmp_path / "none")
+    with pytest.raises(ModelError, match=r"holds no bundle\.toml"):
+        store.find(tmp_path)
+
+
+def test_a_renamed_folder_is_not_another_bundle(packaged: Path, user: Path) -> None:
+    make(user, "trio").rename(user / "other")
+    with pytest.raises(ModelError, match="the id is 'trio', but the folder is 'other'"):
+        store.find("other")
+
+
+def test_all_bundles_once_each(packaged: Path, user: Path, site: list[Path]) -> None:
+    make(user, "b", "user")
+    make(user, "a", "user")
+    make(site[0], "b", "site")
+    (user / "not a bundle").mkdir()
+    (user / "file").write_text("x")
+    found = [(bundle.id, bundle.title) for bundle in store.available()]
+    assert found == [("demo", "packaged"), ("b", "site"), ("a", "user")]
+
+
+def test_broken_bundles_are_told(packaged: Path, user: Path) -> None:
+    (make(user, "a") / MANIFEST).write_text("broken")
+    make(user, "b")
+    problems: list[ModelError] = []
+    assert [bundle.id for bundle in store.available(problems.append)] == ["demo", "b"]
+    assert len(problems) == 1
+    assert "not valid TOML" in str(problems[0])
+    with pytest.raises(ModelError, match="not valid TOML"):
+        store.available()
+
+
+def test_the_user_s_folder_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.user_folder().parts[-2:] == ("capt-local", "models")
+
+
+def layout(root: Path, *, project: bool, beside: bool, inside: bool) -> Path:
+    package = root / "capt_local"
+    package.mkdir()
+    if project:
+        (root / "pyproject.toml").write_text("")
+    for wanted, place in ((beside, root / "models"), (inside, package / "models")):
+        if wanted:
+            make(place, "demo")
+    return package
+
+
+@pytest.mark.parametrize(
+    ("project", "beside", "inside", "expected"),
+    [
+        (True, True, False, "models/demo"),
+        (False, True, True, "capt_local/models/demo"),
+        (False, True, False, "capt_local/models/demo"),
+        (True, False, True, "capt_local/models/demo"),
+    ],
+    ids=["editable", "installed", "another package's models", "built in place"],
+)
+def test_where_the_packaged_bundle_lies(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    project: bool,
+    beside: bool,
+    inside: bool,
+    expected: str,
+) -> None:
+    package = layout(tmp_path, project=project, beside=beside, inside=inside)
+    monkeypatch.setattr(store.resources, "files", lambda name: package)
+    assert store.packaged_folder() == tmp_path / expected

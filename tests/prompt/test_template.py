@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+
+import pytest
+
+from capt_local.errors import ModelError, UsageError
+from capt_local.prompt.messages import Message
+from capt_local.prompt.template import LARGEST_TEMPLATE, ChatTemplate
+from tests.prompt import templates
+
+SYSTEM, USER, ANSWER = Message("system", "S"), Message("user", "U"), Message("assistant", "A")
+SHORT, LONG = (SYSTEM, USER), (SYSTEM, USER, ANSWER, USER)
+
+
+def shown(parts: Iterable[str | int]) -> str:
+    """Scaffolding as one text, with [0], [1] in the places of the messages."""
+    return "".join(part if isinstance(part, str) else f"[{part}]" for part in parts)
+
+
+def scaffolding(source: str, messages: tuple[Message, ...]) -> str:
+    return shown(ChatTemplate(source, bos="<s>", eos="</s>").scaffold(messages).parts)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            templates.CHATML,
+            "<|im_start|>system\n[0]"
+            "<|im_end|>\n<|im_start|>user\n[1]"
+            "<|im_end|>\n<|im_start|>assistant\n[2]"
+            "<|im_end|>\n<|im_start|>user\n[3]"
+            "<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            templates.LLAMA2,
+            "<s>[INST] <<SYS>>\n[0]\n<</SYS>>\n\n[1] [/INST] [2] </s><s>[INST] [3] [/INST]",
+        ),
+        (
+            templates.LLAMA3,
+            "<s><|start_header_id|>system<|end_header_id|>\n\n[0]"
+            "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n[1]"
+            "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n[2]"
+            "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n[3]"
+            "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (
+            templates.PHI3,
+            "<|system|>\n[0]"
+            "<|end|>\n<|user|>\n[1]"
+            "<|end|>\n<|assistant|>\n[2]"
+            "<|end|>\n<|user|>\n[3]"
+            "<|end|>\n<|assistant|>\n",
+        ),
+        (
+            templates.ZEPHYR,
+            "<|system|>\n[0]"
+            "</s>\n<|user|>\n[1]"
+            "</s>\n<|assistant|>\n[2]"
+            "</s>\n<|user|>\n[3]"
+            "</s>\n<|assistant|>\n",
+        ),
+    ],
+    ids=["chatml", "llama2", "llama3", "phi3", "zephyr"],
+)
+def test_scaffolding_of_a_conversation(source: str, expected: str) -> None:
+    assert scaffolding(source, LONG) == expected
+    assert not ChatTemplate(source).scaffold(LONG).notices
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            templates.GEMMA,
+            "<s><start_of_turn>user\n[0]\n\n[1]<end_of_turn>\n<start_of_turn>model\n",
+        ),
+        (templates.MISTRAL, "<s>[INST] [0]\n\n[1] [/INST]"),
+        (templates.WITHOUT_SYSTEM, "<|im_start|>[0]\n\n[1]"),
+    ],
+    ids=["refused", "refused-later", "dropped"],
+)
+def test_without_a_system_role_its_text_precedes_the_user_s(source: str, expected: str) -> None:
+    found = ChatTemplate(source, bos="<s>", role="expert").scaffold(SHORT)
+    assert shown(found.parts) == expected
+    assert found.notices == (
+        "The chat template of the expert takes no system message at the beginning: the system "
+        "text stands in front of the first user message instead.",
+    )
+
+
+def test_no_notice_without_a_system_message() -> None:
+    assert not ChatTemplate(templates.GEMMA).scaffold((USER,)).notices
+
+
+def test_a_refused_order_of_roles_is_the_user_s_error() -> None:
+    with pytest.raises(UsageError, match=r"of the target refuses .*: Roles must alternate"):
+        scaffolding(templates.LLAMA2, (USER, USER))
+
+
+def test_without_an_answer_to_come() -> None:
+    found = ChatTemplate(templates.CHATML).scaffold((USER,), add_generation_prompt=False)
+    assert found.parts == ("<|im_start|>user\n", 0, "<|im_end|>\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("{{ messages[-1].content }}", r"leaves out message 1 \(user\)"),
+        ("{% for m in messages %}{{ m.content ~ m.content }}{% endfor %}", "repeats message 1"),
+        (
+            "{% for m in messages|reverse %}{{ m.content }}{% endfor %}",
+            "changes or moves the messages",
+        ),
+        (
+            "{% for m in messages %}{{ m.content }}{{ m.content[:1] }}{% endfor %}",
+            "changes or moves the messages",
+        ),
+        ("{% for m in messages %}{{ m.content[1:] }}{% endfor %}", "leaves out message 1"),
+        ("{% for m in messages %}", "has a mistake in line 1"),
+        ("{{ nothing.here }}", "fails: 'nothing' is undefined"),
+        ("x" * (LARGEST_TEMPLATE + 1), "is larger than 64 KiB"),
+        ("\N{EURO SIGN}" * (LARGEST_TEMPLATE // 2), "is larger than 64 KiB"),
+    ],
+)
+def test_broken_templates_are_named(source: str, problem: str) -> None:
+    with pytest.raises(ModelError, match=f"^The chat template of the base {problem}") as caught:
+        ChatTemplate(source, role="base").scaffold((USER, ANSWER, USER))
+    assert caught.value.__cause__ is None
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_template_says_is_shown_as_plain_ascii_alone() -> None:
+    source = "{{ raise_exception('\x1b]52;c;x\x07\N{RIGHT-TO-LEFT OVERRIDE}a\nb' ~ messages) }}"
+    with pytest.raises(UsageError) as caught:
+        ChatTemplate(source).scaffold((USER,))
+    assert str(caught.value).isascii()
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+def test_a_template_never_sees_a_message() -> None:
+    """So it can neither change nor leak one: the scaffolding is that of any other text."""
+    canary = "CANARY {{ 7 * 7 }} {% raw %} <|im_end|>"
+    source = (
+        "{% for m in messages %}{% if 'CANARY' in m.content %}!{% endif %}"
+        "[{{ m.content | upper }}]{% endfor %}"
+    )
+    found = ChatTemplate(source).scaffold((Message("user", canary),))
+    assert found.parts == ("[", 0, "]")
+    with pytest.raises(UsageError) as caught:
+        ChatTemplate("{{ raise_exception(messages[0].content) }}").scaffold(
+            (Message("user", canary),)
+        )
+    assert "CANARY" not in str(caught.value)
+
+
+def test_a_mark_in_the_template_is_not_taken_for_a_message() -> None:
+    mark = ChatTemplate("{{ 1 }}")._content(0)
+    found = ChatTemplate(mark + "{{ messages[0].content }}").scaffold((USER,))
+    assert found.parts == (mark, 0)
+
+
+def test_the_date_can_be_pinned() -> None:
+    source = "{{ strftime_now('%d %b %Y') }}{{ messages[0].content }}"
+    pinned = ChatTemplate(source, date=datetime.date(2024, 7, 26))
+    assert pinned.scaffold((USER,)).parts == ("26 Jul 2024", 0)
+    today = ChatTemplate(source).scaffold((USER,)).parts[0]
+    days = [datetime.date.today() - datetime.timedelta(days) for days in (0, 1)]
+    assert today in [day.strftime("%d %b %Y") for day in days]
+
+
+def test_what_published_templates_use() -> None:
+    source = (
+        "{%- set ns = namespace(first=true, seen=[]) -%}\n"
+        "{%- macro shown(text, up=false) %}{{ text | upper if up else text }}{% endmacro -%}\n"
+        "{% for m in messages -%}\n"
+        "{%- if loop.index0 > 4 %}{% break %}{% endif -%}\n"
+        "{%- generation %}{{ shown(m['content']) }}{% endgeneration -%}\n"
+        "{%- if ns.first %}{% set ns.first = false %}{{ {'a': [1, 'ä']} | tojson }}{% endif -%}\n"
+        "{%- if tools %}{{ tools | dictsort | random }}{% endif -%}\n"
+        "{{- '{} {0}'.format('x') if false else '{}-{name}'.format(loop.length, name='n') -}}\n"
+        "{{- ', '.join(['p', 'q']) ~ (m.role.split('s') | first) ~ -3 // 2 -}}\n"
+        "{%- endfor -%}"
+    )
+    assert scaffolding(source, (USER,)) == '[0]{"a": [1, "ä"]}1-np, qu-2'
