@@ -32,6 +32,7 @@ def tiny_gguf(
     context: int = CONTEXT,
     spread: float = 4.0,
     nan: bool = False,
+    number_format: str = "F32",
     template: str | None = TEMPLATE,
 ) -> Path:
     """Writes a model.
@@ -44,6 +45,7 @@ def tiny_gguf(
         context: tokens that it claims to be trained for.
         spread: standard deviation of the logits.
         nan: one weight of the last layer is NaN.
+        number_format: of the matrices, such as "Q8_0".
         template: chat template, or None.
 
     Returns:
@@ -55,7 +57,7 @@ def tiny_gguf(
     _add_vocabulary(writer, vocabulary, template)
     random = np.random.default_rng(seed)
     for name, shape in _tensors(architecture, len(vocabulary)):
-        writer.add_tensor(name, _values(random, name, shape, spread, nan))
+        _add_tensor(writer, name, _values(random, name, shape, spread, nan), number_format)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -81,6 +83,14 @@ def tiny_adapter(path: Path, *, seed: int, rank: int = 2) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _add_tensor(writer: gguf.GGUFWriter, name: str, values: np.ndarray, number_format: str) -> None:
+    if values.ndim < 2 or number_format == "F32":
+        writer.add_tensor(name, values)
+        return
+    kind = gguf.GGMLQuantizationType[number_format]
+    writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
 
 
 def _add_sizes(

@@ -21,14 +21,14 @@ def set_adapters(
     Raises:
         ModelError: a file is missing or does not fit the model.
     """
-    api = library.api
+    address = ctypes.c_void_p
+    load = library.function("llama_adapter_lora_init", address, address, ctypes.c_char_p)
     loaded: list[int] = []
     for adapter in options.adapters:
         name = adapter.path.name
         library.forget_errors()
-        handle = None
-        if adapter.path.is_file():
-            handle = api.llama_adapter_lora_init(weights.handle, bytes(adapter.path))
+        exists = adapter.path.is_file()
+        handle = load(weights.handle, bytes(adapter.path)) if exists else None
         if not handle:
             free_adapters(library, loaded)
             said = library.last_error().replace(str(adapter.path), name)
@@ -36,16 +36,19 @@ def set_adapters(
                 f"{name} cannot be used as an adapter of {weights.metadata.name}: "
                 f"{said or 'there is no such file'}."
             )
-        loaded.append(int(handle))
+        loaded.append(handle)
     if loaded:
+        put = library.function(
+            "llama_set_adapters_lora", ctypes.c_int32, address, address, ctypes.c_size_t, address
+        )
         scales = (ctypes.c_float * len(loaded))(*(one.scale for one in options.adapters))
-        handles = (ctypes.c_void_p * len(loaded))(*loaded)
-        api.llama_set_adapters_lora(context, handles, len(loaded), scales)
+        put(context, (address * len(loaded))(*loaded), len(loaded), scales)
     return loaded
 
 
 def free_adapters(library: Library, adapters: list[int]) -> None:
     """Frees adapters; no context may use them any more."""
+    free = library.function("llama_adapter_lora_free", None, ctypes.c_void_p)
     for adapter in adapters:
-        library.api.llama_adapter_lora_free(adapter)
+        free(adapter)
     adapters.clear()

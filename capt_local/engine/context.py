@@ -250,7 +250,7 @@ def _parameters(api: Any, weights: Weights, options: LoadOptions, sequences: int
     threads = options.threads or physical_cores()
     result = api.llama_context_default_params()
     result.n_ctx = context_size(weights.header, options)
-    result.n_batch = result.n_ubatch = options.batch
+    result.n_batch = result.n_ubatch = options.batch_size(weights.metadata.gpu_layers > 0)
     result.n_seq_max = sequences
     # llama.cpp reserves a row for each sequence, and aborts where that is not allowed for.
     result.n_outputs_max = max(options.max_rows, sequences)

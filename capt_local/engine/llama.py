@@ -7,6 +7,7 @@ method promises.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -221,8 +222,8 @@ class LlamaModel:
         return kept
 
     def _finite(self, rows: Rows) -> Rows:
-        # NaN and infinity survive a sum; only a sum that is not finite is worth a closer look.
-        if not np.isfinite(rows.sum()) and not np.isfinite(rows).all():
+        # NaN comes through both, and each is several times faster than looking at every number.
+        if not (isfinite(rows.max()) and isfinite(rows.min())):
             raise NumericalError(
                 f"{self.name} ({self.metadata.name}) returned logits that are not numbers. Its "
                 "file is damaged or the backend is broken: verify the file, or try "

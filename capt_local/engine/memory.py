@@ -45,6 +45,16 @@ class MemoryEstimate:
         """All of it."""
         return self.weights + self.kv_cache + self.buffers
 
+    def beside_gpu(self, layers: int) -> MemoryEstimate:
+        """What is left for the machine's own memory with so many layers on a GPU."""
+        share = 1 - layers / max(self.layers, 1)
+        return MemoryEstimate(
+            int(self.weights * share),
+            int(self.kv_cache * share),
+            self.buffers,
+            self.layers - layers,
+        )
+
     def layers_that_fit(self, free: int) -> int:
         """How many layers fit into `free` bytes of a GPU beside the buffers."""
         each = (self.weights + self.kv_cache) / max(self.layers, 1)
@@ -61,8 +71,12 @@ def context_size(header: Header, options: LoadOptions) -> int:
 
 def estimate(header: Header, options: LoadOptions) -> MemoryEstimate:
     """What the model of this header takes with these options."""
+    sizes = {tensor.name: tensor.size for tensor in header.tensors}
+    # Where input and output share a matrix, it is kept twice: in order for the one, rearranged for
+    # the other.
+    again = sizes.get("token_embd.weight", 0) if "output.weight" not in sizes else 0
     return MemoryEstimate(
-        weights=sum(tensor.size for tensor in header.tensors),
+        weights=sum(sizes.values()) + again,
         kv_cache=_kv_cache(header, options) + _recurrent_state(header, options),
         buffers=_buffers(header, options),
         layers=header.number("block_count") + 1,
@@ -157,13 +171,13 @@ def _recurrent_state(header: Header, options: LoadOptions) -> int:
     return 4 * layers * sequence_count(options, True) * inner * (state + max(kernel - 1, 0))
 
 
-def _buffers(header: Header, options: LoadOptions) -> int:
+def _buffers(header: Header, options: LoadOptions, on_gpu: bool = False) -> int:
     vocabulary = header.lengths.get("tokenizer.ggml.tokens", 0)
     logits = 2 * 4 * (options.max_rows + 1) * vocabulary  # computed, and copied for the reader
     width, inner = header.number("embedding_length"), header.number("feed_forward_length")
     heads = header.number("attention.head_count", 1)
     scores = context_size(header, options) * (heads + 2)
-    return logits + 4 * options.batch * (6 * width + 3 * inner + scores) + _GRAPH_BYTES
+    return logits + 4 * options.batch_size(on_gpu) * (6 * width + 3 * inner + scores) + _GRAPH_BYTES
 
 
 def _mib(count: int) -> str:

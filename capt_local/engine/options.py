@@ -42,8 +42,8 @@ class LoadOptions:
         kv_type: number format of the KV cache.
         max_rows: logit rows that one call may read, and branches that one batch may hold; each
             takes 8 bytes per token of the vocabulary.
-        batch: tokens that go through the model at once; more take more memory, and cancelling
-            waits for them on a GPU.
+        batch: tokens that go through the model at once, or None: 512 with layers on a GPU, else
+            128 (more take more memory, and a CPU gains little from them).
         whole_window: models with a sliding window keep their whole context, so that they can be
             rewound; without, they take less memory and are computed again instead.
         check_tensors: looks at every weight for NaN and infinities while loading (slow).
@@ -57,8 +57,8 @@ class LoadOptions:
     threads: int | None = None
     flash_attention: FlashAttention = "auto"
     kv_type: KvType = "f16"
-    max_rows: int = 32
-    batch: int = 256
+    max_rows: int = 16
+    batch: int | None = None
     whole_window: bool = True
     check_tensors: bool = False
     map_file: bool = False
@@ -75,9 +75,13 @@ class LoadOptions:
                 1 <= self.max_rows <= _MOST_ROWS
             ),
             f"A batch of {self.batch} tokens is below {self.max_rows} logit rows.": (
-                self.batch < self.max_rows
+                self.batch is not None and self.batch < self.max_rows
             ),
         }
         for message, wrong in checks.items():
             if wrong:
                 raise UsageError(message)
+
+    def batch_size(self, on_gpu: bool) -> int:
+        """Tokens of a batch; at least as many as rows may be read."""
+        return self.batch or max(512 if on_gpu else 128, self.max_rows)

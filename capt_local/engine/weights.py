@@ -15,7 +15,7 @@ from capt_local.engine.interrupts import HeldInterrupts
 from capt_local.engine.library import Library, library
 from capt_local.engine.memory import check_fits, estimate
 from capt_local.engine.options import LoadOptions
-from capt_local.errors import Cancelled, ModelError
+from capt_local.errors import Cancelled, MemoryShortage, ModelError, UsageError
 from capt_local.vocab.vocabulary import Vocabulary
 
 Progress = Callable[[float], None]
@@ -177,13 +177,13 @@ class Weights:
             layers = options.gpu_layers
         if not gpus:
             if options.gpu_layers != "auto" and layers:
-                raise ModelError(
-                    f"{name}: --gpu-layers {options.gpu_layers} was asked for, but this build of "
-                    "llama.cpp sees no GPU. Use --gpu-layers 0 or auto."
+                raise UsageError(
+                    f"--gpu-layers {options.gpu_layers} was asked for, but this build of llama.cpp "
+                    "sees no GPU. Use --gpu-layers 0 or auto."
                 )
             layers = 0
-        if layers == 0:
-            check_fits({name: needed})
+        layers = min(layers, needed.layers)
+        check_fits({name: needed.beside_gpu(layers)})
         return layers
 
     def _load(
@@ -220,9 +220,8 @@ class Weights:
             raise Cancelled(f"Loading {path.name} was stopped.")
         if not handle:
             said = self._library.last_error().replace(str(path), path.name)
-            raise ModelError(
-                f"{path.name} cannot be loaded: {said or 'llama.cpp gives no reason'}."
-            )
+            kind = MemoryShortage if "alloc" in said or "out of memory" in said else ModelError
+            raise kind(f"{path.name} cannot be loaded: {said or 'llama.cpp gives no reason'}.")
         return int(handle)
 
     def _describe(self, name: str) -> Metadata:

@@ -1,0 +1,84 @@
+"""Estimates of memory, and refusing what does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from capt_local.engine import memory
+from capt_local.engine.header import read_header
+from capt_local.engine.memory import MemoryEstimate, check_fits, estimate
+from capt_local.engine.options import LoadOptions
+from capt_local.engine.weights import Weights
+from capt_local.errors import MemoryShortage
+from tests.tiny_models import LAYERS, WIDTH
+
+MIB = 1 << 20
+
+
+def test_weights_and_kv_cache_are_counted_to_the_byte(tiny_path: Callable[..., Path]) -> None:
+    header = read_header(tiny_path())
+    found = estimate(header, LoadOptions(context=300, kv_type="f16"))
+    assert found.weights == sum(one.size for one in header.tensors)
+    assert found.kv_cache == 2 * WIDTH * LAYERS * 512 * 2  # keys and values; padded to 512 cells
+    assert found.layers == LAYERS + 1
+    assert found.total == found.weights + found.kv_cache + found.buffers
+    wider = estimate(header, LoadOptions(context=300, kv_type="f32"))
+    assert wider.kv_cache == 2 * found.kv_cache
+
+
+def test_a_matrix_for_both_ends_counts_twice(tiny_path: Callable[..., Path]) -> None:
+    header = read_header(tiny_path())
+    shared = dataclasses.replace(
+        header, tensors=tuple(one for one in header.tensors if one.name != "output.weight")
+    )
+    assert estimate(shared, LoadOptions()).weights == estimate(header, LoadOptions()).weights
+
+
+def test_models_that_do_not_fit_are_refused_with_the_figures() -> None:
+    one = MemoryEstimate(weights=600 * MIB, kv_cache=300 * MIB, buffers=100 * MIB, layers=10)
+    check_fits({"target": one, "expert": one}, 2000 * MIB)
+    with pytest.raises(MemoryShortage) as caught:
+        check_fits({"target": one, "expert": one}, 1999 * MIB)
+    message = str(caught.value)
+    assert "2,000 MiB are needed, 1,999 MiB are free" in message
+    assert "target 1,000 MiB (weights 600 MiB, KV cache 300 MiB)" in message
+
+
+def test_a_model_that_does_not_fit_is_not_loaded(
+    tiny_path: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    with pytest.raises(MemoryShortage, match=r"llama-bpe.gguf \d+ MiB"):
+        Weights(tiny_path())
+
+
+def test_layers_go_to_a_gpu_as_far_as_they_fit() -> None:
+    one = MemoryEstimate(weights=800 * MIB, kv_cache=200 * MIB, buffers=100 * MIB, layers=10)
+    assert one.layers_that_fit(0) == 0
+    assert one.layers_that_fit(100 * MIB + 350 * MIB) == 3
+    assert one.layers_that_fit(5000 * MIB) == 10
+    assert one.beside_gpu(10).total == one.buffers
+    assert one.beside_gpu(5).weights == 400 * MIB
+
+
+def test_the_smallest_limit_of_the_control_groups_rules(tmp_path: Path) -> None:
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/slice/job\n")
+    root = tmp_path / "root"
+    job = root / "slice" / "job"
+    job.mkdir(parents=True)
+    assert memory._control_group_room(membership, root) is None
+    for folder, limit in ((job, "max"), (job.parent, "1000")):
+        (folder / "memory.max").write_text(limit)
+        (folder / "memory.current").write_text("700")
+        (folder / "memory.stat").write_text("anon 500\ninactive_file 150\n")
+    assert memory._control_group_room(membership, root) == 1000 - 700 + 150
+    assert memory._control_group_room(tmp_path / "none", root) is None
+
+
+def test_what_is_free_is_a_number_of_bytes() -> None:
+    assert 0 < memory.available_memory() < 1 << 50

@@ -1,0 +1,181 @@
+"""Loading: what a model says about itself, progress, users, adapters, errors in plain words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from capt_local.engine.llama import LlamaModel
+from capt_local.engine.options import Adapter, LoadOptions
+from capt_local.engine.weights import Weights
+from capt_local.errors import ModelError, UsageError
+from capt_local.vocab.vocabulary import TokenKind
+from tests.engine.conftest import ONE_THREAD
+from tests.tiny_models import CONTEXT, LAYERS, tiny_adapter, tiny_gguf
+from tests.tiny_vocabularies import MARKERS, TEMPLATE, TEXT, USER_DEFINED, Flavour, tiny_vocabulary
+
+FLAVOURS: tuple[Flavour, ...] = ("bpe", "spm")
+
+
+def test_a_model_says_what_it_is(tiny_path: Callable[..., Path]) -> None:
+    with Weights(tiny_path()) as weights:
+        found = weights.metadata
+        assert found.name == "llama-bpe.gguf"
+        assert found.title == "tiny"
+        assert found.architecture == "llama"
+        assert found.file_type == "all F32"
+        assert found.parameters * 4 == found.size
+        assert found.context_length == CONTEXT
+        assert found.vocabulary_size == len(weights.vocabulary)
+        assert found.chat_template == TEMPLATE
+        assert found.layers == LAYERS + 1
+        assert weights.value("llama.block_count") == str(LAYERS)
+        assert weights.value("no.such.key") is None
+
+
+def test_a_model_without_a_template_has_none(tmp_path: Path) -> None:
+    with Weights(tiny_gguf(tmp_path / "plain.gguf", seed=1, template=None)) as weights:
+        assert weights.metadata.chat_template is None
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_every_token_has_its_bytes_and_kind(
+    tiny_path: Callable[..., Path], flavour: Flavour
+) -> None:
+    wanted = tiny_vocabulary(flavour)
+    with Weights(tiny_path(flavour)) as weights:
+        found = weights.vocabulary
+        assert len(found) == len(wanted)
+        assert found.kinds.tolist() == wanted.kinds
+        assert sorted(found.byte_ids) == list(range(256))
+        ends = {wanted.tokens[token] for token in found.end_ids.tolist()}
+        assert MARKERS[1] in ends
+        assert ends <= {MARKERS[1], "</s>", "<|endoftext|>"}
+        assert found.bos == wanted.ids["bos"]
+        assert found.add_bos == (flavour == "spm")
+        marker = wanted.tokens.index(MARKERS[0])
+        assert found.piece(marker) == MARKERS[0].encode()
+        assert not found.is_text[marker]
+        assert found.kinds[wanted.tokens.index(USER_DEFINED)] == TokenKind.USER_DEFINED
+        tokens = weights.tokenize(TEXT.encode(), special=False)
+        assert found.text(tokens).lstrip() == TEXT.encode()
+        assert len(tokens) < len(TEXT) / 2
+        special = weights.tokenize(b"<|im_start|>a", special=True)
+        assert special[0] == marker
+        assert marker not in weights.tokenize(b"<|im_start|>a", special=False)
+
+
+def test_text_that_is_not_utf_8_never_reaches_llama_cpp(tiny_path: Callable[..., Path]) -> None:
+    with Weights(tiny_path(), vocabulary_only=True) as weights:
+        with pytest.raises(ValueError, match="utf-8"):
+            weights.tokenize(b"caf\xe9", special=False)
+        assert weights.tokenize(b"", special=False) == []
+        assert weights.vocabulary.text(weights.tokenize(b"a\0b", special=False)) == b"a\0b"
+
+
+def test_progress_runs_to_the_end(tiny_path: Callable[..., Path]) -> None:
+    seen: list[float] = []
+    Weights(tiny_path(), progress=seen.append).close()
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+def test_an_exception_in_progress_stops_the_load_and_arrives(
+    tiny_path: Callable[..., Path],
+) -> None:
+    def stop(_fraction: float) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        Weights(tiny_path(), progress=stop)
+
+
+def test_llama_cpp_says_itself_what_is_wrong_with_a_model(
+    tiny_path: Callable[..., Path], tmp_path: Path
+) -> None:
+    whole = tiny_path().read_bytes()
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(whole.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0lama9", 1))
+    with pytest.raises(ModelError) as caught:
+        Weights(path)
+    message = str(caught.value)
+    assert message.startswith("odd.gguf cannot be loaded: ")
+    assert "unknown model architecture: 'lama9'" in message
+    assert str(tmp_path) not in message
+    assert "\n" not in message
+    path.write_bytes(whole.replace(b"blk.1.ffn_up", b"blk.1.ffn_xx", 1))
+    with pytest.raises(ModelError, match=r"tensor 'blk.1.ffn_up.weight' not found"):
+        Weights(path)
+
+
+def test_gpu_layers_without_a_gpu_are_refused_not_ignored(
+    tiny_path: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capt_local.engine.library.Library.devices", lambda _self: ())
+    for layers in ("all", 3):
+        with pytest.raises(UsageError, match=f"--gpu-layers {layers}"):
+            Weights(tiny_path(), LoadOptions(gpu_layers=layers))
+    with Weights(tiny_path(), LoadOptions(gpu_layers="auto")) as weights:
+        assert weights.metadata.gpu_layers == 0
+
+
+def test_an_adapter_changes_the_model_by_its_scale(
+    tiny_path: Callable[..., Path], tmp_path: Path
+) -> None:
+    adapter = tiny_adapter(tmp_path / "adapter.gguf", seed=5)
+    tokens = list(range(30, 40))
+
+    def logits(weights: Weights, *adapters: Adapter) -> np.ndarray:
+        options = dataclasses.replace(ONE_THREAD, adapters=adapters)
+        with LlamaModel(weights, options) as model:
+            return model.extend(tokens).copy()
+
+    with Weights(tiny_path()) as weights:
+        plain = logits(weights)
+        off = logits(weights, Adapter(adapter, 0.0))
+        half, full = (logits(weights, Adapter(adapter, scale)) for scale in (0.5, 1.0))
+        assert np.array_equal(off, plain)
+        assert 0.01 < np.abs(half - plain).mean() < np.abs(full - plain).mean()
+        assert np.array_equal(logits(weights), plain)  # the weights themselves are untouched
+
+
+def test_adapters_that_do_not_fit_are_named(tiny_path: Callable[..., Path], tmp_path: Path) -> None:
+    with Weights(tiny_path()) as weights:
+        for path, said in (
+            (tmp_path / "none.gguf", "there is no such file"),
+            (tiny_path(), "expect general.type to be 'adapter'"),
+        ):
+            options = dataclasses.replace(ONE_THREAD, adapters=(Adapter(path),))
+            with pytest.raises(ModelError, match=said) as caught:
+                LlamaModel(weights, options)
+            assert path.name in str(caught.value)
+            assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("quantized", ["Q8_0", "Q4_0", "F16"])
+def test_batches_run_in_every_format_that_is_rearranged(tmp_path: Path, quantized: str) -> None:
+    # With tiles (AMX) such a batch ends the process in the version that is pinned.
+    path = tiny_gguf(tmp_path / "model.gguf", seed=1, number_format=quantized)
+    with LlamaModel.open(path, ONE_THREAD) as model:
+        rows = model.extend(list(range(60)), rows=4)
+        assert rows.std() > 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"gpu_layers": -1},
+        {"context": 0},
+        {"threads": 0},
+        {"max_rows": 0},
+        {"max_rows": 256},
+        {"batch": 8, "max_rows": 16},
+    ],
+)
+def test_options_without_a_meaning_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        LoadOptions(**wrong)  # type: ignore[arg-type]
