@@ -169,6 +169,13 @@ def open_session(
     screen.clear_progress()
     session = Session(runtime, screen, interrupt, load, date, time.perf_counter() - started)
     screen.notes(runtime.notices)
+    for role, model in runtime.models.items():
+        about = model.metadata
+        screen.detail(
+            f"{role}: {about.architecture}, {about.file_type}, context {model.context_limit}, "
+            f"{about.gpu_layers} layers on the GPU"
+        )
+    screen.detail(f"loaded in {session.load_seconds:.2f} s")
     return session
 
 

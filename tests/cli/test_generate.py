@@ -35,6 +35,13 @@ def test_the_answer_alone_is_on_standard_output(run: Run, script: Script) -> Non
     assert script.calls[-1] == {"closed": True}
 
 
+def test_more_is_told_on_request(run: Run, script: Script) -> None:
+    quiet, told = (run("generate", "{models}", "-p", "x", *extra) for extra in ([], ["-v"]))
+    assert "expert: llama, Q8_0, context 256, 0 layers on the GPU" in told.err
+    assert "expert: llama" not in quiet.err
+    assert told.out == quiet.out
+
+
 def test_flags_reach_the_decoder(run: Run, script: Script) -> None:
     run(
         "generate", "{models}", "-p", "x", "--system", "Be short.", "--method", "capt",
