@@ -1,3 +1,64 @@
-"""Private clinical language-model inference by Cross-Architecture Proxy Tuning."""
+"""Private clinical language-model inference by Cross-Architecture Proxy Tuning.
+
+from capt_local import GenerateOptions, Runtime
+
+with Runtime.open("demo") as runtime:
+    answer = runtime.generate("What are the symptoms of asthma?", GenerateOptions())
+    for step in answer:
+        ...
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from capt_local.decode.options import (
+        AlignOptions,
+        CombineOptions,
+        GenerateOptions,
+        Method,
+        SampleOptions,
+    )
+    from capt_local.decode.step import FinishReason, Step
+    from capt_local.engine.options import LoadOptions
+    from capt_local.errors import CaptError
+    from capt_local.prompt.messages import Message
+    from capt_local.runtime import Runtime
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "AlignOptions": "capt_local.decode.options",
+    "CaptError": "capt_local.errors",
+    "CombineOptions": "capt_local.decode.options",
+    "FinishReason": "capt_local.decode.step",
+    "GenerateOptions": "capt_local.decode.options",
+    "LoadOptions": "capt_local.engine.options",
+    "Message": "capt_local.prompt.messages",
+    "Method": "capt_local.decode.options",
+    "Runtime": "capt_local.runtime",
+    "SampleOptions": "capt_local.decode.options",
+    "Step": "capt_local.decode.step",
+}
+__all__ = [
+    "AlignOptions",
+    "CaptError",
+    "CombineOptions",
+    "FinishReason",
+    "GenerateOptions",
+    "LoadOptions",
+    "Message",
+    "Method",
+    "Runtime",
+    "SampleOptions",
+    "Step",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name when it is first used, so that `--help` need not load the engine."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

@@ -36,6 +36,7 @@ from capt_local.prompt.messages import Message, Prompt
 from capt_local.prompt.named import open_template
 from capt_local.prompt.template import ChatTemplate
 from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.vocab.vocabulary import Vocabulary
 
 Progress = Callable[[str, float], None]
 
@@ -93,7 +94,7 @@ class Runtime:
         Args:
             bundle: an id ("demo" travels with the package), a path, or a bundle.
             load: how the models are loaded; its context wins over the bundle's.
-            progress: called with a role and the share of its file that is loaded.
+            progress: called with a role and the share of its file that is checked, then loaded.
             check: whether the digests are checked first.
             date: what the templates take for today; None: today.
             roles: which models are needed; None: all.
@@ -112,7 +113,7 @@ class Runtime:
         if load.context is None and found.context is not None:
             load = dataclasses.replace(load, context=found.context)
         if check:
-            verify(dataclasses.replace(found, models=files))
+            verify(dataclasses.replace(found, models=files), progress)
         check_fits({role: estimate(read_header(file.path), load) for role, file in files.items()})
         models: dict[str, LlamaModel] = {}
         try:
@@ -171,6 +172,15 @@ class Runtime:
         mixed = trio.proxies and options.combine.alpha is None
         evidence = Evidence(options.combine.grid) if mixed else None
         return score_text(trio, self._tokenizers[self._role(trio.cached.role)], text, evidence)
+
+    def forget(self) -> None:
+        """Empties the KV caches; nothing of earlier texts is left in them."""
+        for cached in self._cached.values():
+            cached.keep(0)
+
+    def decoded(self) -> dict[str, int]:
+        """Tokens that each model has decoded so far, by role."""
+        return {role: cached.decoded for role, cached in self._cached.items()}
 
     def close(self) -> None:
         """Frees the models."""
@@ -233,18 +243,31 @@ class Runtime:
         if raw:
             if not isinstance(prompt, str):
                 raise UsageError("A conversation has no raw form: give a text.")
-            return build_raw(prompt.encode(), self._tokenizers[role], role=role)
+            return build_raw(_bytes(prompt), self._tokenizers[role], role=role)
         messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
         if role not in self._templates:
             model = self.models[role]
-            bos, vocabulary = model.vocabulary.bos, model.vocabulary
             self._templates[role] = open_template(
                 self.bundle.models[role],
                 model.metadata.chat_template,
-                bos="" if bos is None else vocabulary.piece(bos).decode("utf-8", "replace"),
+                bos=_marker(model.vocabulary, model.vocabulary.bos),
+                eos=_marker(model.vocabulary, model.vocabulary.eos),
                 date=self._date,
             )
         return build_chat(messages, self._templates[role], self._tokenizers[role])
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # The error itself holds the text.
+        raise UsageError("The prompt holds half of a character (a lone surrogate).") from None
+
+
+def _marker(vocabulary: Vocabulary, token: int | None) -> str:
+    """How a template writes a token."""
+    return "" if token is None else vocabulary.piece(token).decode("utf-8", "replace")
 
 
 def _reporter(role: str, progress: Progress | None) -> Callable[[float], None] | None:

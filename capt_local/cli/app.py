@@ -33,6 +33,8 @@ class Verb:
 VERBS = (
     Verb("demo", "capt_local.cli.demo", "A fictitious visit, with the three demo models"),
     Verb("generate", "capt_local.cli.generate", "One answer to a prompt (-p, -f or stdin)"),
+    Verb("score", "capt_local.cli.score", "How well texts are predicted: bits per byte"),
+    Verb("bench", "capt_local.cli.bench", "How fast answers come, target alone and together"),
     Verb("doctor", "capt_local.cli.doctor", "What runs here: versions, backend, memory, bundle"),
 )
 

@@ -168,6 +168,22 @@ class MethodFlags:
             help="Never say a token below this share of the target's best. Default: 1e-5.",
         ),
     ] = None
+    no_healing: Annotated[
+        bool,
+        option(
+            "--no-healing",
+            twin="NO_HEALING",
+            help="Take the last piece of expert and base as it stands (for comparison).",
+        ),
+    ] = False
+    no_long_tokens: Annotated[
+        bool,
+        option(
+            "--no-long-tokens",
+            twin="NO_LONG_TOKENS",
+            help="No say for expert and base on tokens longer than their pieces (likewise).",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, slots=True)

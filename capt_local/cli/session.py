@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, TypeVar
 from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags
 from capt_local.cli.provenance import provenance
-from capt_local.decode.options import CombineOptions, GenerateOptions, Method, SampleOptions
+from capt_local.decode.options import (
+    AlignOptions,
+    CombineOptions,
+    GenerateOptions,
+    Method,
+    SampleOptions,
+)
 from capt_local.decode.step import Step
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
@@ -96,6 +102,7 @@ def generate_options(
         max_tokens=_first(sample.max_tokens, said.max_tokens, ours.max_tokens),
         stop=tuple(sample.stop or ()),
         top=top,
+        align=AlignOptions(long_tokens=not how.no_long_tokens, healing=not how.no_healing),
         combine=CombineOptions(
             alpha=alpha,
             plausibility=_first(how.plausibility, said.plausibility, combine.plausibility),

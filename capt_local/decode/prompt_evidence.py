@@ -135,13 +135,13 @@ def _user_texts(prompt: Prompt, vocabulary: Vocabulary) -> list[_UserText]:
     for segment in prompt.segments:
         if segment.evidence and segment.text is not None:
             pieces = [vocabulary.piece(token) for token in segment.tokens]
-            # A leading space that the tokenizer added is in the first piece: no boundary at 0.
+            # Spaces that the tokenizer or the template put in front are no part of the text.
             offset = len(segment.text) - sum(map(len, pieces))
             marks: dict[int, int] = {}
             for count, piece in enumerate(pieces):
-                marks[offset] = start + count
+                if offset >= 0:
+                    marks[offset] = start + count
                 offset += len(piece)
-            marks.pop(-1, None)
             found.append(_UserText(segment.text, marks, pieces, start))
         start += len(segment.tokens)
     return found

@@ -55,12 +55,14 @@ def read_vocabulary(library: Library, vocab: int, name: str) -> Vocabulary:
     bits = np.fromiter(map(attributes, everywhere, tokens), np.int32, count) & _KIND_MASK
     ends = np.fromiter(map(is_end, everywhere, tokens), np.bool_, count)
     bos = api.llama_vocab_bos(vocab)
+    eos = api.llama_vocab_eos(vocab)
     return Vocabulary(
         _pieces(library, handle, count, name),
         _KINDS[bits],
         end_ids=np.flatnonzero(ends).tolist(),
         bos=bos if bos >= 0 else None,
         add_bos=bool(api.llama_vocab_get_add_bos(vocab)),
+        eos=eos if eos >= 0 else None,
     )
 
 

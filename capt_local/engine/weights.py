@@ -94,11 +94,11 @@ class Weights:
         try:
             api = self._library.api
             self._vocab = ctypes.c_void_p(api.llama_model_get_vocab(self.handle))
+            self._refuse_other_kinds(path.name)
             self.vocabulary: Vocabulary = read_vocabulary(
                 self._library, self._vocab.value or 0, path.name
             )
             self.metadata: Metadata = self._describe(path.name)
-            self._refuse_other_kinds(path.name)
         except BaseException:
             self.close()
             raise
@@ -253,7 +253,7 @@ class Weights:
             or api.llama_model_is_diffusion(self.handle)
         ):
             raise ModelError(
-                f"{name} ({self.metadata.architecture}) does not write text from left to right. "
+                f"{name} ({self.header.architecture}) does not write text from left to right. "
                 "Use a decoder-only language model."
             )
         if api.llama_vocab_type(self._vocab) in (

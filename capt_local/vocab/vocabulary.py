@@ -46,6 +46,7 @@ class Vocabulary:
         end_ids: every token that ends a generation.
         bos: the token that starts a sequence, if there is one.
         add_bos: whether the model expects `bos` in front of a text.
+        eos: the token that templates write where a text ends, if there is one.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Vocabulary:
         end_ids: Iterable[int],
         bos: int | None = None,
         add_bos: bool = False,
+        eos: int | None = None,
     ) -> None:
         """Copies the pieces into one buffer."""
         if len(pieces) != len(kinds):
@@ -67,6 +69,7 @@ class Vocabulary:
         self.end_ids: IntArray = np.array(sorted(set(end_ids)), dtype=np.int32)
         self.bos = bos
         self.add_bos = add_bos
+        self.eos = eos
 
     def __len__(self) -> int:
         """Number of tokens."""

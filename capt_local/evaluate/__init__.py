@@ -1,0 +1,1 @@
+"""Measurements: how well texts are predicted, and how fast answers come."""
