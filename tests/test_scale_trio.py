@@ -1,0 +1,71 @@
+"""The random trio for measurements: the same from the same seed, and shaped like real models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from capt_local.engine.header import Header, read_header
+from capt_local.engine.llama import LlamaModel
+from capt_local.engine.options import LoadOptions
+from scripts.make_scale_trio import PRESETS, write_model
+from tests.real_vocabularies import vocabulary_path
+
+SHAPE = PRESETS["tiny"][1]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Base and expert of the smallest trio."""
+    folder = tmp_path_factory.mktemp("scale")
+    vocabulary = vocabulary_path("llama-spm")
+    write_model(folder / "base.gguf", SHAPE, vocabulary, 2)
+    write_model(folder / "expert.gguf", SHAPE, vocabulary, 2, own_from=SHAPE.layers - 1)
+    return folder / "base.gguf", folder / "expert.gguf"
+
+
+def log_probabilities(path: Path) -> np.ndarray:
+    tokens = np.random.default_rng(1).integers(300, 30_000, 16).tolist()
+    with LlamaModel.open(path, LoadOptions(threads=1)) as model:
+        rows = model.extend(tokens, rows=16).astype(np.float64)
+    rows -= rows.max(axis=1, keepdims=True)
+    return rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+
+
+def test_the_same_seed_gives_the_same_file(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    vocabulary = vocabulary_path("llama-spm")
+    (tmp_path / "again").mkdir()
+    again, other = tmp_path / "again" / "base.gguf", tmp_path / "other.gguf"
+    write_model(again, SHAPE, vocabulary, 2)
+    write_model(other, SHAPE, vocabulary, 3)
+    assert again.read_bytes() == pair[0].read_bytes()
+    assert other.read_bytes()[-1000:] != pair[0].read_bytes()[-1000:]
+
+
+def test_a_step_has_the_entropy_of_a_real_model(pair: tuple[Path, Path]) -> None:
+    base, expert = (log_probabilities(path) for path in pair)
+    for logp in (base, expert):
+        entropy = -(np.exp(logp) * logp).sum(axis=1)
+        assert 1 < entropy.mean() < 3.5
+    contrast = expert - base
+    assert 0.3 < contrast.std() < 4
+
+
+def test_the_models_have_the_sizes_that_they_claim() -> None:
+    from scripts.make_scale_trio import tensors
+
+    def billions(shape: object, tokens: int) -> float:
+        return sum(float(np.prod(one.shape)) for one in tensors(shape, tokens)) / 1e9  # type: ignore[arg-type]
+
+    for preset, target, proxy in (("1b", 1.1, 0.5), ("8b", 8, 6.7)):
+        large, small = PRESETS[preset]
+        assert billions(large, 151_936) == pytest.approx(target, rel=0.05)
+        assert billions(small, 32_000) == pytest.approx(proxy, rel=0.05)
+
+
+def test_the_file_is_a_sound_gguf(pair: tuple[Path, Path]) -> None:
+    header: Header = read_header(pair[0])
+    assert header.lengths["tokenizer.ggml.tokens"] == 32_000
+    assert header.number("block_count") == SHAPE.layers
