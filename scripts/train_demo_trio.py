@@ -27,7 +27,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="folder of the training text")
     parser.add_argument("--out", type=Path, required=True, help="folder for the GGUF files")
-    parser.add_argument("--work", type=Path, help="folder for checkpoints (OUT/work)")
+    parser.add_argument("--work", type=Path, help="folder for checkpoints (build/trio-OUT)")
     parser.add_argument("--minutes", type=float, default=80.0, help="time budget of the training")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
@@ -86,7 +86,12 @@ def train(args: argparse.Namespace, role: str) -> None:
     for name, stream in streams[0].items():
         print(f"{role}: {name}: {len(stream):,} units, {len(stream.ids):,} tokens", flush=True)
     trainer = Trainer(
-        role, plan, vocab, args.work, device=args.device, compiled=not args.no_compile
+        role,
+        plan,
+        vocab,
+        args.work,
+        device=args.device,
+        compiled=not (args.no_compile or args.tiny),
     )
     trainer.run(streams, args.minutes * plan.minutes_share, args.seed)
 
@@ -117,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run one stage or all."""
     argv = sys.argv[1:] if argv is None else argv
     args = arguments(argv)
-    args.work = args.work or args.out / "work"
+    args.work = args.work or Path("build") / f"trio-{args.out.name}"
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage == "all":
         run_all(args, argv)

@@ -72,7 +72,9 @@ class Packer:
 
     def __init__(self, streams: Mapping[str, Stream], context: int, seed: int) -> None:
         """Streams by name; their shares come with every row, so that stages can differ."""
-        self.streams, self.context = dict(streams), context
+        self.streams = {name: stream for name, stream in streams.items() if len(stream)}
+        self.mean = {n: len(s.ids) / len(s) for n, s in self.streams.items()}
+        self.context = context
         self.rng = random.Random(seed)
         self.orders: dict[str, list[int]] = {name: [] for name in streams}
         self.epochs = dict.fromkeys(streams, 0)
@@ -87,9 +89,9 @@ class Packer:
         return self.streams[name].unit(self.orders[name].pop())
 
     def _pick(self, shares: Mapping[str, float], whole: bool | None = None) -> str:
-        names = [n for n in shares if whole is None or self.streams[n].whole == whole]
-        mean = {n: len(self.streams[n].ids) / len(self.streams[n]) for n in names}
-        return self.rng.choices(names, [shares[n] / mean[n] for n in names])[0]
+        names = [n for n in shares if n in self.streams]
+        names = [n for n in names if whole is None or self.streams[n].whole == whole]
+        return self.rng.choices(names, [shares[n] / self.mean[n] for n in names])[0]
 
     def row(self, shares: Mapping[str, float]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids and loss weights [context + 1]; `shares` are shares of the tokens."""
