@@ -58,8 +58,8 @@ class Cover:
         order = np.argsort(credited, kind="stable")
         # The pieces of one event side by side, so that one `reduceat` sums them all.
         self.longer: IntArray = np.concatenate((pieces, end_ids))[order].astype(np.int32)
-        keys, starts = np.unique(credited[order], return_index=True)
-        self._starts = starts.astype(np.intp)
+        keys, starts, counts = np.unique(credited[order], return_index=True, return_counts=True)
+        self._starts, self._counts = starts.astype(np.intp), counts.astype(np.intp)
         self._sums = _Places(keys, events.count)
         self._long = _Places(np.empty(0, dtype=np.int32), events.count)
         self._long_pieces = np.empty(0, dtype=np.int32)
@@ -85,13 +85,28 @@ class Cover:
             Shape (n,), not normalised: events overlap where one's bytes begin another's.
         """
         result = np.zeros(len(wanted))
-        if len(self._starts):
+        if len(self._counts):
             places, found = self._sums.find(wanted)
-            result[found] = np.add.reduceat(row[self.longer], self._starts)[places]
+            result[found] = self._sum(row, places)
         if len(self._long_pieces):
             places, found = self._long.find(wanted)
             result[found] += row[self._long_pieces[places]]
         return result
+
+    def _sum(self, row: Probabilities, places: npt.NDArray[np.intp]) -> FloatArray:
+        """Probability of all pieces of each event; `places` are places among the events."""
+        if not len(places):
+            return np.empty(0)
+        if len(places) * 4 > len(self._counts):  # most of the table: one pass over all of it
+            sums: FloatArray = np.add.reduceat(row[self.longer], self._starts)[places]
+            return sums
+        counts = self._counts[places]
+        ends = np.cumsum(counts)
+        # The pieces of the wanted events alone, one event behind the other.
+        inside = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+        pieces = self.longer[np.repeat(self._starts[places], counts) + inside]
+        few: FloatArray = np.add.reduceat(row[pieces], ends - counts)
+        return few
 
 
 def _longest_beginnings(added: list[bytes], pieces: IntArray, events: TargetEvents) -> IntArray:

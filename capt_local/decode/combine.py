@@ -68,28 +68,28 @@ def contrast(expert: FloatArray, base: FloatArray, has_event: npt.NDArray[np.boo
     return np.where(has_event, np.log(expert + FLOOR) - np.log(base + FLOOR), 0.0)
 
 
-def log_normaliser(
+def tilt(
     candidates: Candidates, shift: FloatArray, alphas: Sequence[float]
-) -> FloatArray:
-    """Log of the sum over the vocabulary of p_target * exp(alpha * contrast), for each alpha.
+) -> tuple[FloatArray, FloatArray]:
+    """The factors exp(alpha * contrast), and what they make of the sum of the probabilities.
+
+    Nothing overflows: a contrast is within log(1 / FLOOR) and an alpha within 10.
 
     Args:
         candidates: of the target.
         shift: their contrasts, shape (n,).
-        alphas: m weights.
+        alphas: m weights of the contrast.
 
     Returns:
-        Shape (m,).
+        Factors, shape (m, n); the sum over the vocabulary of p_target * factor, shape (m,).
     """
-    scores = candidates.logp + np.multiply.outer(np.asarray(alphas), shift)
-    top = np.maximum(scores.max(axis=1), -700.0)
-    total = np.exp(scores - top[:, None]).sum(axis=1) + candidates.rest * np.exp(-top)
-    result: FloatArray = top + np.log(total)
-    return result
+    factors = np.exp(np.multiply.outer(np.asarray(alphas, dtype=np.float64), shift))
+    sums: FloatArray = factors @ np.exp(candidates.logp) + candidates.rest
+    return factors, sums
 
 
 def combine(
-    candidates: Candidates, shift: FloatArray, alphas: Sequence[float], weights: Sequence[float]
+    candidates: Candidates, shift: FloatArray, alphas: Sequence[float], weights: FloatArray
 ) -> FloatArray:
     """The mixture sum_i w_i P_i with P_i proportional to p_target * exp(alpha_i * contrast).
 
@@ -107,10 +107,6 @@ def combine(
     """
     if not np.any(shift):
         return candidates.logp
-    grid = [(alpha, weight) for alpha, weight in zip(alphas, weights, strict=True) if weight > 0.0]
-    kept = [alpha for alpha, _ in grid]
-    log_weights = np.log([weight for _, weight in grid])
-    offsets = log_weights - log_normaliser(candidates, shift, kept)
-    scores = offsets[:, None] + np.multiply.outer(kept, shift)
-    result: FloatArray = candidates.logp + np.logaddexp.reduce(scores, axis=0)
-    return result
+    factors, sums = tilt(candidates, shift, alphas)
+    mixed: FloatArray = candidates.logp + np.log((weights / sums) @ factors)
+    return mixed

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from capt_local.decode.combine import Candidates, FloatArray, log_normaliser
+from capt_local.decode.combine import Candidates, FloatArray, tilt
 
 FORGETTING = 0.98
 
@@ -53,6 +53,6 @@ class Evidence:
         place = int(np.searchsorted(candidates.tokens, token))
         known = place < len(candidates.tokens) and int(candidates.tokens[place]) == token
         own = float(shift[place]) if known else 0.0
-        gained = np.asarray(self.alphas) * own - log_normaliser(candidates, shift, self.alphas)
+        gained = np.asarray(self.alphas) * own - np.log(tilt(candidates, shift, self.alphas)[1])
         self._logs = self._forgetting * self._logs + gained
         self.seen += 1

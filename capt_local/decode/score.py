@@ -57,7 +57,7 @@ def score_text(
         if evidence is not None:
             trio.observe(evidence)
         here = trio.distribution()
-        nats -= here.token_logp(token, trio.alphas, trio.weights.tolist())
+        nats -= here.token_logp(token, trio.alphas, trio.weights)
         if evidence is not None:
             evidence.observe(here.candidates, here.contrast, token)
         trio.advance(token)

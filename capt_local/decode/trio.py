@@ -33,7 +33,7 @@ class Distribution:
     logp: FloatArray
     row: npt.NDArray[np.float32]
 
-    def token_logp(self, token: int, alphas: Sequence[float], weights: Sequence[float]) -> float:
+    def token_logp(self, token: int, alphas: Sequence[float], weights: FloatArray) -> float:
         """Log-probability of any token of the vocabulary under the combination, in nats."""
         place = int(np.searchsorted(self.candidates.tokens, token))
         if place < len(self.logp) and int(self.candidates.tokens[place]) == token:
@@ -119,7 +119,7 @@ class Trio:
         assert self._row is not None
         candidates = plausible(self._row, self.options.plausibility)
         shift = self.contrast(candidates)
-        logp = combine(candidates, shift, self.alphas, self.weights.tolist())
+        logp = combine(candidates, shift, self.alphas, self.weights)
         return Distribution(candidates, shift, logp, self._row)
 
     def contrast(self, candidates: Candidates) -> FloatArray:

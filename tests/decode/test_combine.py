@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.decode.combine import combine, contrast, log_normaliser, plausible
+from capt_local.decode.combine import combine, contrast, plausible, tilt
 from capt_local.decode.evidence import Evidence
 from tests.fakes import softmax
 
@@ -44,15 +44,15 @@ def test_mixture_is_the_sum_of_its_parts_and_normalised(
         wanted += weight * part / part.sum()
     got = np.exp(combine(own, shift, alphas, weights))
     np.testing.assert_allclose(got, wanted[own.tokens], rtol=1e-4, atol=1e-9)
-    rest = own.rest * (weights * np.exp(-log_normaliser(own, shift, alphas))).sum()
+    rest = own.rest * (weights / tilt(own, shift, alphas)[1]).sum()
     np.testing.assert_allclose(got.sum() + rest, 1.0, rtol=1e-6)
 
 
 def test_no_contrast_is_the_target() -> None:
     own = plausible(np.array([0.0, 1.0, 2.0], np.float32), 0.0)
-    np.testing.assert_array_equal(combine(own, np.zeros(3), [0.0, 1.0], [0.5, 0.5]), own.logp)
+    np.testing.assert_array_equal(combine(own, np.zeros(3), [0.0, 1.0], np.full(2, 0.5)), own.logp)
     shift = np.array([1.0, -2.0, 0.5])
-    np.testing.assert_allclose(combine(own, shift, [0.0], [1.0]), own.logp, atol=1e-12)
+    np.testing.assert_allclose(combine(own, shift, [0.0], np.ones(1)), own.logp, atol=1e-12)
 
 
 def test_contrast_is_zero_where_a_token_has_no_event() -> None:
@@ -70,7 +70,7 @@ def test_evidence_finds_the_alpha_that_wrote_the_text(forgetting: float) -> None
     for _ in range(400):
         own = plausible(rng.normal(size=8).astype(np.float32), 0.0)
         shift = rng.normal(size=8)
-        shares = np.exp(combine(own, shift, [1.0], [1.0]))
+        shares = np.exp(combine(own, shift, [1.0], np.ones(1)))
         evidence.observe(own, shift, int(rng.choice(8, p=shares / shares.sum())))
     assert evidence.seen == 400
     assert grid[int(evidence.weights.argmax())] == 1.0
@@ -88,6 +88,6 @@ def test_mixture_loses_at_most_log_n_to_the_best_alpha(seed: int) -> None:
         shift = rng.normal(size=len(own.tokens)) * 2
         place = int(rng.integers(len(own.tokens)))
         mixed -= combine(own, shift, grid, evidence.weights)[place]
-        single -= [combine(own, shift, [alpha], [1.0])[place] for alpha in grid]
+        single -= [combine(own, shift, [alpha], np.ones(1))[place] for alpha in grid]
         evidence.observe(own, shift, int(own.tokens[place]))
     assert mixed <= single.min() + np.log(len(grid)) + 1e-6

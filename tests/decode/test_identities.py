@@ -81,7 +81,7 @@ def test_log_probability_of_every_token_sums_to_one() -> None:
     trio.observe(prefill_with_evidence(trio, turn(trio)))
     for _ in range(5):
         here = trio.distribution()
-        weights = trio.weights.tolist()
-        logs = [here.token_logp(token, trio.alphas, weights) for token in range(len(TARGET))]
+        tokens = range(len(TARGET))
+        logs = [here.token_logp(token, trio.alphas, trio.weights) for token in tokens]
         np.testing.assert_allclose(np.exp(logs).sum(), 1.0, rtol=1e-5)
         trio.advance(int(here.candidates.tokens[here.logp.argmax()]))
