@@ -27,8 +27,9 @@ from capt_local.decode.proxy import Proxy
 from capt_local.decode.score import TextScore, score_text
 from capt_local.decode.trio import Trio
 from capt_local.engine.header import read_header
+from capt_local.engine.library import library
 from capt_local.engine.llama import LlamaModel
-from capt_local.engine.memory import check_fits, estimate
+from capt_local.engine.memory import MemoryEstimate, check_fits, estimate
 from capt_local.engine.options import LoadOptions
 from capt_local.errors import UsageError
 from capt_local.prompt.build import build_chat, build_raw
@@ -114,7 +115,11 @@ class Runtime:
             load = dataclasses.replace(load, context=found.context)
         if check:
             verify(dataclasses.replace(found, models=files), progress)
-        check_fits({role: estimate(read_header(file.path), load) for role, file in files.items()})
+        needed: dict[str, MemoryEstimate] = {
+            role: estimate(read_header(file.path), load) for role, file in files.items()
+        }
+        if not any(device.is_gpu for device in library().devices()):
+            check_fits(needed)  # beside a GPU each model is weighed as it is loaded
         models: dict[str, LlamaModel] = {}
         try:
             for role, file in files.items():

@@ -27,6 +27,7 @@ class CanonicalContext:
     Attributes:
         tokens: all tokens now; do not change it.
         fixed: number of tokens in `head`.
+        unseen: whether bytes were left out that the vocabulary cannot spell.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class CanonicalContext:
         self._tokenizer = tokenizer
         self._start = start
         self.fixed = len(head)
+        self.unseen = False
         self.tokens = list(head)
         self._text = b""
         self._cut = 0
@@ -73,7 +75,7 @@ class CanonicalContext:
     def _replace_tail(self) -> int:
         tail = self._text[self._cut :]
         first = self._start and self._cut == 0
-        new = self._tokenizer.encode(tail, start=first) if tail else []
+        new, whole = self._encode(tail, first=first)
         if not self._text and first and self._tokenizer.lead:
             new = list(self._tokenizer.lead_tokens)
         kept = self._cut_tokens
@@ -83,9 +85,22 @@ class CanonicalContext:
             min(len(old), len(new)),
         )
         self.tokens[kept + same :] = new[same:]
-        if self._text:
+        if self._text and whole:
             self._advance_cut(tail, new)
         return kept + same
+
+    def _encode(self, tail: bytes, *, first: bool) -> tuple[list[int], bool]:
+        """The tokens of a tail, and whether they hold all of its bytes."""
+        if not tail:
+            return [], True
+        try:
+            return self._tokenizer.encode(tail, start=first), True
+        except ValueError:
+            # The answer is not the proxy's: what it has no token for, it does not see.
+            known = self._tokenizer.vocabulary.byte_ids
+            tail = tail.translate(None, bytes(byte for byte in range(256) if byte not in known))
+            self.unseen = True
+            return self._tokenizer.encode(tail, start=first), False
 
     def _advance_cut(self, tail: bytes, new: list[int]) -> None:
         """Moves the safe cut forward, to a place where a token begins."""

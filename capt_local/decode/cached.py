@@ -62,10 +62,13 @@ class CachedModel:
             del self.tokens[length:]
             return
         self.tokens.clear()
-        notice = (
+        self.tell(
             f"The {self.role} cannot take tokens back (recurrent or sliding-window memory): its "
             "whole text is computed again where that is needed. Slower, same answer."
         )
+
+    def tell(self, notice: str) -> None:
+        """Adds a notice, once."""
         if notice not in self.notices:
             self.notices.append(notice)
 

@@ -76,6 +76,11 @@ class Proxy:
             self._context.tokens.append(token)
         elif piece:
             self._context.append(piece)
+            if self._context.unseen:
+                self.cached.tell(
+                    f"The {self.cached.role} has no token for some bytes of the answer and does "
+                    "not see them."
+                )
 
     def wanted_rows(self) -> list[int]:
         """After how many tokens rows are needed: before the last piece (to heal it), after it."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from capt_local.decode.evidence import Evidence
 from capt_local.decode.trio import Trio
+from capt_local.errors import ModelError
 from capt_local.prompt.messages import Prompt, Segment
 from capt_local.vocab.tokenizer import TextTokenizer
 from capt_local.vocab.vocabulary import Vocabulary
@@ -47,8 +48,14 @@ def score_text(
 
     Raises:
         ContextOverflow: the context is too small for any window.
+        ModelError: the vocabulary cannot spell the text.
     """
-    tokens = tokenizer.encode(text, start=True)
+    try:
+        tokens = tokenizer.encode(text, start=True)
+    except ValueError:
+        raise ModelError(
+            f"The vocabulary of the {trio.cached.role} cannot spell every byte of the text."
+        ) from None
     nats, windows = 0.0, 0
     for place, token in enumerate(tokens):
         if place == 0 or trio.room <= _MARGIN:

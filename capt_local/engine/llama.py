@@ -22,6 +22,9 @@ from capt_local.engine.weights import Metadata, Progress, Weights
 from capt_local.errors import ContextOverflow, NumericalError
 from capt_local.vocab.vocabulary import Vocabulary
 
+# So few tokens are over before anybody could want to stop them, and the asking would cost more.
+_SHORT = 8
+
 
 class LlamaModel:
     """One context on shared weights. Not for use from two threads at once.
@@ -187,6 +190,10 @@ class LlamaModel:
     def _run_chunks(self, tokens: Sequence[int], rows: int) -> None:
         """Runs a long text in batches; the last one holds all rows."""
         start, done, count = self._position, 0, len(tokens)
+        if count <= min(_SHORT, self._batch.size):
+            self._batch.fill(tokens, start, rows)
+            self._context.decode()
+            return
         with HeldInterrupts() as interrupts, self._context.watched(self._stopper(interrupts)):
             while done < count:
                 left = count - done

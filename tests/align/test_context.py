@@ -55,3 +55,14 @@ def test_an_invalid_byte_becomes_its_own_token_and_is_replaced_when_complete() -
     assert context.last_piece == b"\xc3"
     context.append(b"\xa9")
     assert context.last_piece == "é".encode()
+
+
+def test_bytes_without_a_token_are_left_out_and_told() -> None:
+    vocabulary = make_vocabulary(["card", "c", "a", "r", "d", " "], all_bytes=False)
+    tokens = TextTokenizer(vocabulary, greedy_tokenizer(vocabulary))
+    context = CanonicalContext(tokens, [0], start=True)
+    context.append(b"card ")
+    assert not context.unseen
+    context.append("\xc3".encode("latin-1") + b"card a")
+    assert context.unseen
+    assert vocabulary.text(context.tokens) == b"card card a"
