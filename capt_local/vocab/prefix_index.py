@@ -30,10 +30,13 @@ class PrefixIndex:
 
     def interval(self, prefix: bytes) -> tuple[int, int]:
         """The places [low, high) of all keys that begin with `prefix` (equal ones included)."""
-        size = len(prefix)
         low = bisect_left(self.keys, prefix)
-        high = bisect_right(self.keys, prefix, lo=low, key=lambda key: key[:size])
-        return low, high
+        stem = prefix.rstrip(b"\xff")
+        if not stem:
+            return low, len(self.keys)
+        # The first bytes in order that no longer begin with the prefix.
+        behind = stem[:-1] + bytes((stem[-1] + 1,))
+        return low, bisect_left(self.keys, behind, lo=low)
 
     def exact(self, piece: bytes) -> tuple[int, int]:
         """The places [low, high) of all keys that equal `piece`."""
