@@ -71,9 +71,8 @@ class Runtime:
         }
         self._templates: dict[Role, ChatTemplate] = {}
         self._proxies: dict[AlignOptions, tuple[Proxy, ...]] = {}
-        if "expert" in models and not models["expert"].vocabulary.same_as(
-            models["base"].vocabulary
-        ):
+        proxies = [models[role].vocabulary for role in ("expert", "base") if role in models]
+        if len(proxies) == 2 and not proxies[0].same_as(proxies[1]):
             self.notices.append(
                 "Expert and base have different vocabularies: the contrast also holds the "
                 "difference of their tokens and is less sharp."
