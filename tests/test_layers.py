@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "capt_local"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCREEN = PACKAGE / "report" / "screen.py"
+DRAWING = PACKAGE / "report" / "drawing.py"
 
 # What each room may use, itself apart. A room that is not here may be used by none below `cli`.
 ALLOWED: dict[str, set[str]] = {
@@ -118,7 +119,15 @@ def printing(tree: ast.AST) -> Iterator[str]:
 def test_only_the_screen_prints(path: Path) -> None:
     if path != SCREEN:
         assert not list(printing(ast.parse(path.read_text("utf-8"))))
-        assert not any(name.split(".")[0] in {"rich", "logging"} for name in imports(path))
+        assert "logging" not in {name.split(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_only_the_drawing_knows_rich(path: Path) -> None:
+    rich = {name for name in imports(path) if name.split(".")[0] == "rich"}
+    assert bool(rich) == (path == DRAWING)
+    # What turns strings into styles, or writes by itself, is not even there.
+    assert not rich & {"rich.print", "rich.markup", "rich.live", "rich.progress", "rich.markdown"}
 
 
 def test_the_rule_about_printing_sees_what_it_should() -> None:

@@ -11,13 +11,15 @@ from capt_local.cli.demo import visit
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, option
-from capt_local.cli.session import find_bundle, generate_options, open_session
+from capt_local.cli.session import Session, find_bundle, generate_options, open_session
+from capt_local.decode.options import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.evaluate.speed import MODES
 from capt_local.evaluate.speed import bench as run_modes
 from capt_local.evaluate.texts import read_texts
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
+from capt_local.report.view import Table
 
 _TOKENS = 64
 
@@ -67,23 +69,33 @@ def bench(
     with Interrupt() as interrupt:
         session = open_session(bundle, model, screen, interrupt, wanted=options.method)
         with session.runtime:
-
-            def told(part: float) -> None:
-                interrupt.check()
-                screen.progress("measuring", part)
-
-            modes = run_modes(session.runtime, prompts, wanted, raw=what.raw, progress=told)
-    screen.clear_progress()
-    found = {name: mode.as_object() for name, mode in modes.items() if mode.tokens}
+            found = _measure(session, prompts, wanted, raw=what.raw)
     if not found:
         raise UsageError("Every answer ended with its first token: nothing to measure.")
     ratios = _ratios(found)
     if what.json:
         screen.line(dumps({"modes": found, "ratios": ratios}))
-        return ExitCode.OK
-    for line in _lines(found, ratios):
-        screen.line(line)
+    else:
+        screen.show(_table(found))
+        for name, ratio in ratios.items():
+            screen.line(f"{name} answer speed: {ratio:.2f}")
     return ExitCode.OK
+
+
+def _measure(
+    session: Session, prompts: list[str], wanted: dict[str, GenerateOptions], *, raw: bool
+) -> dict[str, dict[str, object]]:
+    """The figures of each mode that said something, with a progress line meanwhile."""
+
+    def told(part: float) -> None:
+        session.interrupt.check()
+        session.screen.progress("measuring", part)
+
+    try:
+        modes = run_modes(session.runtime, prompts, wanted, raw=raw, progress=told)
+    finally:
+        session.screen.clear_progress()
+    return {name: mode.as_object() for name, mode in modes.items() if mode.tokens}
 
 
 def _ratios(found: dict[str, dict[str, object]]) -> dict[str, float]:
@@ -99,12 +111,16 @@ def _ratios(found: dict[str, dict[str, object]]) -> dict[str, float]:
     }
 
 
-def _lines(found: dict[str, dict[str, object]], ratios: dict[str, float]) -> list[str]:
-    lines = [f"{'mode':<12} {'prompt t/s':>11} {'answer t/s':>11} {'outside llama.cpp':>20}"]
-    for name, mode in found.items():
-        lines.append(
-            f"{name:<12} {mode['prefill_tokens_per_s']:>11.1f} "
-            f"{mode['generate_tokens_per_s']:>11.1f} "
-            f"{mode['outside_decode_ms_per_token']:>9.2f} ms {mode['outside_decode_share']:>7.1%}"
+def _table(found: dict[str, dict[str, object]]) -> Table:
+    heading = ("mode", "prompt t/s", "answer t/s", "outside llama.cpp", "share")
+    rows = tuple(
+        (
+            name,
+            f"{mode['prefill_tokens_per_s']:.1f}",
+            f"{mode['generate_tokens_per_s']:.1f}",
+            f"{mode['outside_decode_ms_per_token']:.2f} ms/token",
+            f"{mode['outside_decode_share']:.1%}",
         )
-    return lines + [f"{name} answer speed: {ratio:.2f}" for name, ratio in ratios.items()]
+        for name, mode in found.items()
+    )
+    return Table("", rows, heading, right=(1, 2, 3, 4))

@@ -12,6 +12,7 @@ from capt_local.cli.session import find_bundle, load_options
 from capt_local.errors import CaptError
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
+from capt_local.report.view import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ def doctor(model: ModelFlags, how: DoctorFlags, view: ViewFlags) -> int:
     if how.json:
         screen.line(dumps(as_object(found), indent=2))
     else:
-        for line in as_lines(found):
+        screen.show(*as_tables(found))
+        for line in verdict(found):
             screen.line(line)
     return found.code
 
@@ -58,15 +60,21 @@ def examine(flags: ModelFlags) -> Diagnosis:
     return found
 
 
-def as_lines(found: Diagnosis) -> list[str]:
-    """The findings for people."""
-    lines: list[str] = []
-    for section, facts in found.facts.items():
-        shown = {name: value for name, value in facts.items() if value not in ("", None)}
-        width = max((len(name) for name in shown), default=0)
-        lines.append(section)
-        lines += [f"  {name:<{width}}  {_told(value)}" for name, value in shown.items()]
-    lines += [f"warning: {line}" for line in found.warnings]
+def as_tables(found: Diagnosis) -> list[Table]:
+    """The facts for people, a table for each section."""
+    sections = {
+        section: {name: value for name, value in facts.items() if value not in ("", None)}
+        for section, facts in found.facts.items()
+    }
+    return [
+        Table(section, tuple((name, _told(value)) for name, value in facts.items()))
+        for section, facts in sections.items()
+    ]
+
+
+def verdict(found: Diagnosis) -> list[str]:
+    """What is wrong, or that nothing is."""
+    lines = [f"warning: {line}" for line in found.warnings]
     lines += [f"problem: {line}" for line in found.problems]
     return lines if found.problems else [*lines, "All is well."]
 

@@ -16,6 +16,7 @@ from capt_local.evaluate.likelihood import Likelihood, measure
 from capt_local.evaluate.texts import read_texts
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
+from capt_local.report.view import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,15 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
         done += 1
         screen.progress("scoring", done / len(texts))
         if what.per_item:
-            screen.line(_text(one, options.method, as_json=what.json))
+            screen.line(_json(one, options.method) if what.json else _line(one))
 
     with Interrupt() as interrupt:
         session = open_session(bundle, model, screen, interrupt, wanted=options.method)
-        with session.runtime:
-            whole = measure(session.runtime, texts, options, told)
-    screen.clear_progress()
+        try:
+            with session.runtime:
+                whole = measure(session.runtime, texts, options, told)
+        finally:
+            screen.clear_progress()
     cut = sum(text.cut for text in texts)
     if cut:
         screen.note(f"{cut} of {len(texts)} texts were cut to --max-bytes.")
@@ -75,22 +78,35 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
         screen.note(
             f"{whole.windows - len(texts)} times the context was full and a text went on afresh."
         )
-    screen.line(_text(whole, options.method, as_json=what.json))
+    if what.json:
+        screen.line(_json(whole, options.method))
+    else:
+        screen.show(_table(whole, options.method))
     return ExitCode.OK
 
 
-def _text(one: Likelihood, method: str, *, as_json: bool) -> str:
-    if as_json:
-        figures = {
-            "method": str(method),
-            "bits_per_byte": one.bits_per_byte,
-            "bytes": one.size,
-            "tokens": one.tokens,
-            "nats": one.nats,
-        }
-        return dumps({"id": one.id, **figures} if one.id else figures)
-    name = f"{one.id}: " if one.id else ""
-    return (
-        f"{name}{one.bits_per_byte:.4f} bits per byte ({one.size} bytes, {one.tokens} tokens, "
-        f"{one.nats:.1f} nats, {method})"
+def _json(one: Likelihood, method: str) -> str:
+    figures = {
+        "method": str(method),
+        "bits_per_byte": one.bits_per_byte,
+        "bytes": one.size,
+        "tokens": one.tokens,
+        "nats": one.nats,
+    }
+    return dumps({"id": one.id, **figures} if one.id else figures)
+
+
+def _line(one: Likelihood) -> str:
+    return f"{one.id}: {one.bits_per_byte:.4f} bits per byte, {one.size} bytes"
+
+
+def _table(whole: Likelihood, method: str) -> Table:
+    heading = ("method", "bits per byte", "bytes", "tokens", "nats")
+    row = (
+        str(method),
+        f"{whole.bits_per_byte:.4f}",
+        f"{whole.size}",
+        f"{whole.tokens}",
+        f"{whole.nats:.1f}",
     )
+    return Table("", (row,), heading, right=(1, 2, 3, 4))

@@ -165,15 +165,17 @@ def open_session(
         screen.progress(f"loading {role}", fraction)
 
     started = time.perf_counter()
-    runtime = Runtime.open(
-        bundle,
-        load=load,
-        progress=progress,
-        check=not flags.no_verify,
-        date=date,
-        roles=None if wanted is Method.CAPT else (wanted.value,),
-    )
-    screen.clear_progress()
+    try:
+        runtime = Runtime.open(
+            bundle,
+            load=load,
+            progress=progress,
+            check=not flags.no_verify,
+            date=date,
+            roles=None if wanted is Method.CAPT else (wanted.value,),
+        )
+    finally:  # an error is told on a line of its own
+        screen.clear_progress()
     session = Session(runtime, screen, interrupt, load, date, time.perf_counter() - started)
     screen.notes(runtime.notices)
     for role, model in runtime.models.items():

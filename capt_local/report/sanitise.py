@@ -46,6 +46,11 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
+def visible_line(text: str) -> str:
+    """The same on one line: newline and tab are spelled out too."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 class Sanitiser:
     """Turns a stream of token bytes into text that is safe to show.
 

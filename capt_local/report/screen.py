@@ -9,34 +9,40 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TextIO
 
 from capt_local.report.sanitise import Sanitiser, visible
+from capt_local.report.view import Look, View
 
-_MARK = ("\x1b[1m\x1b[4m", "\x1b[0m")
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of text that is marked (bold and underlined) or not."""
-
-    text: str
-    marked: bool = False
+_REDRAW = 0.1  # seconds; drawing must not slow down what it tells about
 
 
-Line = tuple[Span, ...]
-
-
-def can_style(stream: TextIO, environment: Mapping[str, str]) -> bool:
-    """Whether bold and underline work there: a terminal, and not a dumb one.
+def look_of(stream: TextIO, environment: Mapping[str, str]) -> Look | None:
+    """What a stream can show; None when it is no terminal, or a dumb one.
 
     NO_COLOR asks for no colour, and there is none; bold and underline are not colour.
     """
     if not stream.isatty() or environment.get("TERM") == "dumb":
-        return False
-    return os.name != "nt" or "WT_SESSION" in environment or "TERM" in environment
+        return None
+    if os.name == "nt" and "WT_SESSION" not in environment and "TERM" not in environment:
+        return None
+    return Look(
+        width=_width(stream, environment),
+        colour=not environment.get("NO_COLOR"),
+        encoding=stream.encoding or "ascii",
+    )
+
+
+def _width(stream: TextIO, environment: Mapping[str, str]) -> int:
+    columns = environment.get("COLUMNS", "")
+    if columns.isascii() and columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or Look().width
+    except (OSError, ValueError):  # a terminal only by its word
+        return Look().width
 
 
 def drop_output() -> None:
@@ -52,8 +58,8 @@ class Screen:
     Args:
         out: for the answer.
         err: for everything else.
-        style_out: whether marks are shown as bold and underline on `out`; else as [brackets].
-        live_err: whether `err` is a terminal, so that a progress line may be redrawn.
+        look_out: what the terminal behind `out` can show; None for plain text.
+        look_err: the same of `err`; None for no progress line.
         verbose: how often -v was given.
     """
 
@@ -62,17 +68,19 @@ class Screen:
         out: TextIO,
         err: TextIO,
         *,
-        style_out: bool = False,
-        live_err: bool = False,
+        look_out: Look | None = None,
+        look_err: Look | None = None,
         verbose: int = 0,
     ) -> None:
         """Starts with nothing written."""
         self._out = out
         self._err = err
-        self.style_out = style_out
+        self.look_out = look_out
         self.verbose = verbose
-        self._live_err = live_err
+        self._look_err = look_err
         self._progress_shown = ""
+        self._progress_cells = 0
+        self._progress_at = 0.0
         self._sanitiser = Sanitiser()
         self._last = "\n"
 
@@ -87,8 +95,8 @@ class Screen:
         return cls(
             sys.stdout,
             sys.stderr,
-            style_out=can_style(sys.stdout, os.environ),
-            live_err=sys.stderr.isatty() and os.environ.get("TERM") != "dumb",
+            look_out=look_of(sys.stdout, os.environ),
+            look_err=look_of(sys.stderr, os.environ),
             verbose=verbose,
         )
 
@@ -111,22 +119,29 @@ class Screen:
 
     def line(self, text: str = "") -> None:
         """Writes a line to standard output: a result that was asked for."""
-        self.show((Span(text),))
-
-    def show(self, *lines: Line) -> None:
-        """Writes lines with marks to standard output."""
         self.clear_progress()
-        for line in lines:
-            self._out.write("".join(self._render(span) for span in line) + "\n")
+        self._out.write(visible(text) + "\n")
         self._out.flush()
 
-    def _render(self, span: Span) -> str:
-        text = visible(span.text)
-        if not span.marked or not text:
-            return text
-        before, after = _MARK if self.style_out else ("[", "]")
-        # A mark that crosses a line end would colour the margin, or look like an open bracket.
-        return "\n".join(before + part + after if part else "" for part in text.split("\n"))
+    def show(self, *views: View) -> None:
+        """Writes views to standard output, each with an empty line behind it.
+
+        On a terminal they are drawn; elsewhere they are plain lines.
+        """
+        self.clear_progress()
+        for view in views:
+            self._out.write(self._as_text(view) + "\n")
+        self._out.flush()
+
+    def _as_text(self, view: View) -> str:
+        # Imported here: `--help` and answers that go into a pipe need neither.
+        if self.look_out is None:
+            from capt_local.report.plain import plain
+
+            return "".join(f"{line}\n" for line in plain(view))
+        from capt_local.report.drawing import drawn
+
+        return drawn(view, self.look_out)
 
     def note(self, text: str) -> None:
         """Writes one line about the work to standard error."""
@@ -149,24 +164,28 @@ class Screen:
         self.note("error: " + text.replace("\n", " "))
 
     def progress(self, label: str, fraction: float) -> None:
-        """Redraws the progress line on a terminal; says nothing elsewhere.
+        """Redraws the progress line on a terminal now and then; says nothing elsewhere.
 
         Args:
             label: what is going on.
             fraction: 0 to 1.
         """
-        if not self._live_err:
+        if self._look_err is None:
             return
-        shown = visible(f"{label} {100 * min(max(fraction, 0.0), 1.0):.0f} %").replace("\n", " ")
-        if shown != self._progress_shown:
-            padding = " " * max(0, len(self._progress_shown) - len(shown))
-            self._progress_shown = shown
-            self._err.write("\r" + shown + padding)
-            self._err.flush()
+        now = time.monotonic()
+        if label == self._progress_shown and now - self._progress_at < _REDRAW:
+            return
+        from capt_local.report.drawing import progress_line, progress_width
+
+        self._progress_shown, self._progress_at = label, now
+        self._progress_cells = progress_width(self._look_err)
+        shown = progress_line(label, min(max(fraction, 0.0), 1.0), self._look_err)
+        self._err.write("\r" + shown)
+        self._err.flush()
 
     def clear_progress(self) -> None:
         """Wipes the progress line."""
         if self._progress_shown:
-            self._err.write("\r" + " " * len(self._progress_shown) + "\r")
+            self._err.write("\r" + " " * self._progress_cells + "\r")
             self._err.flush()
             self._progress_shown = ""

@@ -1,18 +1,14 @@
-"""What the expert changed, as lines for a terminal.
-
-Pure: steps in, lines with marks out. The screen turns marks into bold and underline, or into
-brackets where neither works; colour is never needed to read it.
-"""
+"""What the expert changed, as views: marked text, the largest shifts, the weights of alpha."""
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 from capt_local.decode.step import Choice, Step
-from capt_local.report.sanitise import Sanitiser, visible
-from capt_local.report.screen import Line, Span
+from capt_local.report.plain import cells
+from capt_local.report.sanitise import Sanitiser, visible_line
+from capt_local.report.view import Line, Span, Table
 
 _CELL = 26
 
@@ -41,23 +37,27 @@ def marked_text(steps: Iterable[Step]) -> Line:
 def largest_shifts(steps: Iterable[Step], count: int = 10) -> list[Step]:
     """The changed steps in which the combination moved furthest from the target.
 
-    Ordered by logp - target_logp of the token that was said (nats), largest first.
+    Ordered by logp - target_logp of the token that was said (nats), largest first. The same
+    change of the same token, made again and again, is there once.
     """
-    changed = [step for step in steps if step.changed]
-    return sorted(changed, key=lambda step: step.target_logp - step.logp)[:count]
+    changed = sorted(
+        (step for step in steps if step.changed), key=lambda step: step.target_logp - step.logp
+    )
+    once: dict[tuple[int, int], Step] = {}
+    for step in changed:
+        once.setdefault((step.target_choice.token, step.token), step)
+    return list(once.values())[:count]
 
 
-def shift_table(steps: Sequence[Step], count: int = 10) -> list[str]:
-    """A table of the largest shifts, one line each, with a heading; empty when nothing changed.
+def shift_table(steps: Sequence[Step], count: int = 10) -> Table:
+    """A table of the largest shifts; without rows when nothing changed.
 
     Columns: the step, what the target alone would have said and its probability for it, what was
     said, its probability under the target and under the combination, and the contrast in nats.
     """
-    rows = [_row(step) for step in largest_shifts(steps, count)]
-    if not rows:
-        return []
+    rows = tuple(_row(step) for step in largest_shifts(steps, count))
     heading = ("step", "target alone", "p", "was said", "p target", "p all", "contrast")
-    return _columns([heading, *rows], right=(0, 2, 4, 5, 6))
+    return Table("Largest shifts", rows, heading, right=(0, 2, 4, 5, 6))
 
 
 def _row(step: Step) -> tuple[str, ...]:
@@ -85,8 +85,7 @@ def quoted(piece: bytes, width: int = _CELL) -> str:
     """A token in quotes, on one line: white space and undecodable bytes are spelled out."""
     if not piece:
         return "(end)"
-    text = visible(piece.decode("utf-8", "backslashreplace"))
-    text = text.replace("\n", "\\n").replace("\t", "\\t")
+    text = visible_line(piece.decode("utf-8", "backslashreplace"))
     return f'"{clipped(text, width - 2)}"'
 
 
@@ -98,14 +97,6 @@ def probability(logp: float) -> str:
     return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"
 
 
-def cells(text: str) -> int:
-    """Columns that a text takes on a terminal: wide characters two, combining ones none."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
-
-
 def clipped(text: str, width: int) -> str:
     """A text for a table cell; what does not fit is replaced by an ellipsis."""
     if cells(text) <= width:
@@ -113,15 +104,3 @@ def clipped(text: str, width: int) -> str:
     while cells(text) > width - 1:
         text = text[:-1]
     return text + "…"
-
-
-def _columns(rows: Sequence[Sequence[str]], right: tuple[int, ...]) -> list[str]:
-    widths = [max(cells(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        parts = []
-        for i, cell in enumerate(row):
-            gap = " " * (widths[i] - cells(cell))
-            parts.append(gap + cell if i in right else cell + gap)
-        lines.append("  ".join(parts).rstrip())
-    return lines

@@ -1,4 +1,4 @@
-"""The last line on standard error: how much, how fast, how much the expert changed."""
+"""How much, how fast, how much the expert changed: in one line."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ def summary_line(answer: Answer) -> str:
         f"end: {answer.finish}" if answer.finish else "",
     ]
     return " | ".join(part for part in parts if part)
+
+
+def short_line(answer: Answer) -> str:
+    """Tokens, speed, changed tokens and the end, for below a text."""
+    steps = len(answer.steps)
+    parts = [f"{_count(steps, 'token')}{_speed(steps, answer.timings.generate)}"]
+    if len(answer.prompt_tokens) > 1:
+        parts.append(f"{sum(step.changed for step in answer.steps)} changed")
+    if answer.finish:
+        parts.append(f"end: {answer.finish}")
+    return ", ".join(parts)
 
 
 def _changed(answer: Answer) -> str:

@@ -130,8 +130,8 @@ def test_a_terminal_gets_marks_without_colour(models: list[str]) -> None:
         pass
     os.close(master)
     assert process.wait(timeout=60) == 0
-    assert b"\x1b[1m\x1b[4m" in shown
-    for style in (b"\x1b[1m", b"\x1b[4m", b"\x1b[0m"):
+    assert b"\x1b[1;4m" in shown
+    for style in (b"\x1b[1m", b"\x1b[1;4m", b"\x1b[0m"):
         shown = shown.replace(style, b"")
     assert b"\x1b" not in shown
 

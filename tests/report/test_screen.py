@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import io
+import re
+import subprocess
+import sys
 
-from capt_local.report.screen import Screen, Span, can_style
+import pytest
+
+from capt_local.report import screen as module
+from capt_local.report.screen import Screen, look_of
+from capt_local.report.view import Look, Pane, Prose, Span
 
 
 class Terminal(io.StringIO):
+    encoding = "utf-8"  # type: ignore[assignment]
+
     def isatty(self) -> bool:
         return True
 
 
-def make(**options: bool) -> tuple[Screen, io.StringIO, io.StringIO]:
+def make(**options: Look | None) -> tuple[Screen, io.StringIO, io.StringIO]:
     out, err = io.StringIO(), io.StringIO()
     return Screen(out, err, **options), out, err
 
@@ -43,38 +52,49 @@ def test_an_empty_answer_prints_nothing() -> None:
 
 
 def test_escape_sequences_reach_neither_stream() -> None:
-    screen, out, err = make(style_out=True)
+    screen, out, err = make(look_out=Look())
     for piece in (b"\x1b", b"]52;c;aGk=", b"\x07"):
         screen.answer(piece)
     screen.note("\x1b[2J")
-    screen.show((Span("\x1b[31mred\x1b[0m", marked=False),))
+    screen.show(Prose((Span("\x1b[31mred\x1b[0m"),)))
     assert "\x1b" not in out.getvalue() + err.getvalue()
     assert "\\x1b]52" in out.getvalue()
+    assert "\\x1b[31mred" in out.getvalue()
 
 
-def test_marks_are_bold_and_underlined_where_that_works() -> None:
-    screen, out, _ = make(style_out=True)
-    screen.show((Span("the "), Span("lungs", marked=True)))
-    assert out.getvalue() == "the \x1b[1m\x1b[4mlungs\x1b[0m\n"
+def test_views_are_drawn_on_a_terminal_and_plain_lines_elsewhere() -> None:
+    view = Pane("Title", (Span("the "), Span("lungs", marked=True)))
+    drawn, out, _ = make(look_out=Look(30))
+    drawn.show(view)
+    assert "the \x1b[1;4mlungs\x1b[0m" in out.getvalue()
+    plain, out, _ = make()
+    plain.show(view)
+    assert out.getvalue() == "Title:\n  the [lungs]\n\n"
 
 
-def test_marks_are_brackets_elsewhere_and_do_not_cross_lines() -> None:
-    screen, out, _ = make()
-    screen.show((Span("a"), Span("b\nc", marked=True)))
-    assert out.getvalue() == "a[b]\n[c]\n"
+def test_what_a_stream_can_show() -> None:
+    assert look_of(Terminal(), {"TERM": "xterm", "COLUMNS": "120"}) == Look(120, True, "utf-8")
+    no_colour = look_of(Terminal(), {"TERM": "xterm", "NO_COLOR": "1"})
+    assert no_colour == Look(80, False, "utf-8")
+    assert look_of(Terminal(), {"TERM": "xterm", "NO_COLOR": "", "COLUMNS": "x"}) == Look(80, True)
+    assert look_of(Terminal(), {"TERM": "dumb"}) is None
+    assert look_of(io.StringIO(), {"TERM": "xterm"}) is None
 
 
-def test_marked_text_cannot_close_its_own_style() -> None:
-    screen, out, _ = make(style_out=True)
-    screen.show((Span("\x1b[0mx", marked=True),))
-    assert out.getvalue() == "\x1b[1m\x1b[4m\\x1b[0mx\x1b[0m\n"
-
-
-def test_styles_only_on_a_terminal_that_is_not_dumb_and_never_colour() -> None:
-    assert can_style(Terminal(), {"TERM": "xterm"})
-    assert can_style(Terminal(), {"TERM": "xterm", "NO_COLOR": "1"})  # no colour is used at all
-    assert not can_style(Terminal(), {"TERM": "dumb"})
-    assert not can_style(io.StringIO(), {"TERM": "xterm"})
+def test_a_plain_answer_and_notes_need_no_rich() -> None:
+    code = (
+        "import sys\n"
+        "from capt_local.report.screen import Screen\n"
+        "from capt_local.report.view import Prose\n"
+        "screen = Screen.standard()\n"
+        "screen.answer(b'x')\n"
+        "screen.note('x')\n"
+        "screen.progress('loading', 0.5)\n"
+        "screen.show(Prose.of('x'))\n"
+        "print('rich' in sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "x\nFalse\n"
 
 
 def test_no_progress_line_where_it_could_not_be_redrawn() -> None:
@@ -84,13 +104,32 @@ def test_no_progress_line_where_it_could_not_be_redrawn() -> None:
 
 
 def test_the_progress_line_is_wiped_before_anything_else_is_said() -> None:
-    screen, out, err = make(live_err=True)
-    screen.progress("loading target", 0.5)
-    screen.progress("loading target", 0.5)
+    screen, out, err = make(look_err=Look(21))
+    screen.progress("loading", 0.5)
     screen.answer(b"x")
-    shown = "\rloading target 50 %"
-    assert err.getvalue() == shown + "\r" + " " * (len(shown) - 1) + "\r"
+    first, second = err.getvalue().split("\r")[1:3]
+    assert re.sub("\x1b\\[[0-9;]*m", "", first) == "loading ━━━     50 %"
+    assert second == " " * 20
+    assert err.getvalue().endswith("\r")
     assert out.getvalue() == "x"
+
+
+def test_the_progress_line_is_drawn_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([1.0, 1.01, 1.02, 1.2])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    screen, _, err = make(look_err=Look(40))
+    for label, part in [("one", 0.1), ("one", 0.2), ("two", 0.3), ("two", 0.4)]:
+        screen.progress(label, part)
+    shown = re.findall(r"(\d+) %", err.getvalue())
+    assert shown == ["10", "30", "40"]
+
+
+def test_no_colour_in_the_progress_line_unless_wanted() -> None:
+    for colour in (False, True):
+        screen, _, err = make(look_err=Look(40, colour=colour))
+        screen.progress("loading", 0.5)
+        assert ("\x1b[3" in err.getvalue()) == colour
+        assert ("\x1b[9" in err.getvalue()) == colour
 
 
 def test_an_error_is_one_line() -> None:

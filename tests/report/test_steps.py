@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capt_local.decode.step import Choice, Step
-from capt_local.report.screen import Span
+from capt_local.report.plain import cells, plain
 from capt_local.report.steps import (
-    cells,
     clipped,
     largest_shifts,
     marked_text,
@@ -17,6 +16,7 @@ from capt_local.report.steps import (
     said,
     shift_table,
 )
+from capt_local.report.view import Span
 from tests.report.steps import step
 
 
@@ -59,14 +59,24 @@ def test_the_largest_shifts_come_first_and_only_changed_tokens_count() -> None:
 
 def test_the_table() -> None:
     steps = [step(0, b" pneumonia", instead=b" cold\n", logp=-0.5, target_logp=-6.0, contrast=4.0)]
-    assert shift_table(steps) == [
-        "step  target alone      p  was said      p target  p all  contrast",
-        '   1  " cold\\n"     0.779  " pneumonia"     0.002  0.607     +4.00',
+    assert plain(shift_table(steps)) == [
+        "Largest shifts",
+        "  step  target alone      p  was said      p target  p all  contrast",
+        '     1  " cold\\n"     0.779  " pneumonia"     0.002  0.607     +4.00',
     ]
 
 
 def test_no_table_when_nothing_changed() -> None:
-    assert shift_table([step(0, b"a")]) == []
+    assert shift_table([step(0, b"a")]).rows == ()
+
+
+def test_the_same_change_is_told_once_at_its_largest() -> None:
+    again = Choice(10, b"a", -2.0), Choice(9, b"b", -0.2)
+    steps = [
+        Step(i, 10, b"a", logp, -2.0, 3, again[1], top=again)
+        for i, logp in enumerate((-1.0, -0.5, -0.9))
+    ]
+    assert [s.index for s in largest_shifts(steps)] == [1]
 
 
 def test_a_token_in_quotes_is_one_line_without_escape_sequences() -> None:

@@ -1,0 +1,187 @@
+"""Views as Rich draws them on a terminal. The only file that knows Rich; it writes nothing.
+
+Every text becomes a `Text` behind the sanitiser: Rich's markup, emoji codes and highlighting are
+for strings, and no string reaches it. Colour only repeats what bold and underline say.
+"""
+
+from __future__ import annotations
+
+import io
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table as Grid
+from rich.text import Text
+
+from capt_local.report.plain import filled
+from capt_local.report.sanitise import visible, visible_line
+from capt_local.report.view import Bars, Beside, Line, Look, Pane, Prose, Table, View, tidy
+
+MARK = "bold underline magenta"
+_HEAD = "bold"
+_FRAME = "cyan"
+_BAR = 20
+_WIDEST = 140
+_SIDE_BY_SIDE = 100
+_NARROW = 80
+_PROGRESS = 60
+
+
+class _Page(io.StringIO):
+    """Where Rich writes; it asks for the encoding to choose its lines."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__()
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """That of the terminal for which is drawn."""
+        return self._encoding
+
+
+def console_for(look: Look, *, record: bool = False) -> Console:
+    """A console that draws into memory; nothing of the environment decides about it."""
+    return Console(
+        file=_Page(look.encoding),
+        width=min(look.width, _WIDEST),
+        height=100,
+        force_terminal=True,
+        force_jupyter=False,
+        color_system="standard",
+        no_color=not look.colour,
+        legacy_windows=False,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        record=record,
+        _environ={},
+    )
+
+
+def drawn(view: View, look: Look) -> str:
+    """A view as text with styles, ending with a newline."""
+    console = console_for(look)
+    console.print(renderable(view, console))
+    return _written(console)
+
+
+def progress_line(label: str, fraction: float, look: Look) -> str:
+    """One line that tells how far something is; always `progress_width(look)` columns wide."""
+    console = console_for(Look(progress_width(look), look.colour, look.encoding))
+    line = Grid.grid(expand=True, padding=(0, 1, 0, 0))
+    line.add_column(no_wrap=True, overflow="ellipsis")
+    line.add_column(ratio=1)
+    line.add_column(justify="right", no_wrap=True, width=5)
+    bar = ProgressBar(total=1.0, completed=fraction, complete_style=_FRAME, finished_style=_FRAME)
+    line.add_row(_cell(label), bar, Text(f"{100 * fraction:.0f} %"))
+    console.print(line)
+    return _written(console).rstrip("\n")
+
+
+def progress_width(look: Look) -> int:
+    """Columns of a progress line: one less than the terminal, so that it never wraps."""
+    return max(min(look.width - 1, _PROGRESS), 1)
+
+
+def renderable(view: View, console: Console) -> RenderableType:
+    """What Rich prints for a view."""
+    if isinstance(view, Prose):
+        text = _text(view.line)
+        text.stylize(_HEAD if view.strong else "")
+        return text
+    if isinstance(view, Pane):
+        return _panel(view)
+    if isinstance(view, Table):
+        return _titled(view.title, _table(view, console.width))
+    if isinstance(view, Bars):
+        return _titled(view.title, _bars(view, ascii_only=console.options.ascii_only))
+    return _beside(view, console)
+
+
+def _written(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def _text(line: Line) -> Text:
+    text = Text(overflow="fold")
+    for span in tidy(line):
+        text.append(visible(span.text), MARK if span.marked else None)
+    return text
+
+
+def _cell(text: str, style: str = "") -> Text:
+    return Text(visible_line(text), style, overflow="fold")
+
+
+def _panel(pane: Pane, height: int | None = None) -> Panel:
+    foot = _cell(pane.foot) if pane.foot else None
+    return Panel(
+        _text(pane.body),
+        box=box.ROUNDED,
+        title=_cell(pane.title, _HEAD),
+        title_align="left",
+        subtitle=foot,
+        subtitle_align="left",
+        border_style=_FRAME,
+        height=height,
+    )
+
+
+def _titled(title: str, body: RenderableType) -> RenderableType:
+    return Group(_cell(title, _HEAD), body) if title else body
+
+
+def _table(table: Table, width: int) -> Grid:
+    grid = Grid(
+        box=box.SIMPLE_HEAD if table.headings else None,
+        show_header=bool(table.headings),
+        border_style=_FRAME,
+        show_edge=False,
+        collapse_padding=bool(table.headings) and width < _NARROW,
+    )
+    for i in range(len(table.headings or (table.rows or ((),))[0])):
+        heading = _cell(table.headings[i], _HEAD) if table.headings else Text()
+        # A figure that is folded would be read as another one.
+        is_right = i in table.right
+        grid.add_column(heading, justify="right" if is_right else "left", no_wrap=is_right)
+    for row in table.rows:
+        grid.add_row(*(_cell(cell) for cell in row))
+    return grid
+
+
+def _bars(bars: Bars, *, ascii_only: bool) -> Grid:
+    grid = Grid.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    full, rest = ("#", "-") if ascii_only else ("█", "░")
+    for name, share in bars.rows:
+        cells = filled(share, _BAR)
+        bar = Text(full * cells, _FRAME).append(rest * (_BAR - cells))
+        grid.add_row(_cell(name), bar, Text(f"{100 * share:.0f} %", justify="right"))
+    return grid
+
+
+def _beside(both: Beside, console: Console) -> RenderableType:
+    left, right = both.left, both.right
+    width = console.width
+    if isinstance(left, Pane) and isinstance(right, Pane):
+        if width < _SIDE_BY_SIDE:
+            return Group(_panel(left), _panel(right))
+        half = (width - 1) // 2
+        options = console.options.update(width=half)
+        height = max(len(console.render_lines(_panel(pane), options)) for pane in (left, right))
+        row = Grid.grid(padding=(0, 1, 0, 0), pad_edge=False)
+        row.add_column(width=half)
+        row.add_column(width=half)
+        row.add_row(_panel(left, height), _panel(right, height))
+        return row
+    parts = [renderable(left, console), renderable(right, console)]
+    need = sum(Measurement.get(console, console.options, part).maximum for part in parts)
+    if need + 4 > width:
+        return Group(parts[0], Text(), parts[1])
+    row = Grid.grid(padding=(0, 4, 0, 0), pad_edge=False)
+    row.add_row(*parts)
+    return row

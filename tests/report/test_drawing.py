@@ -1,0 +1,208 @@
+"""Views as characters: golden at a fixed width, and no text is ever an instruction."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from capt_local.decode.step import FinishReason
+from capt_local.report.compare import LEGEND, alpha_bars, answers, figures
+from capt_local.report.drawing import drawn, progress_line, progress_width
+from capt_local.report.json import Answer, Timings
+from capt_local.report.plain import cells, plain
+from capt_local.report.view import Bars, Beside, Look, Pane, Prose, Span, Table, View, tidy
+from tests.report.steps import step
+
+STYLE = re.compile(r"\x1b\[[0-9;]*m")
+CANARY = "\x1b]52;\x07[bold red]x[/] :smile: [link=//x] \u202e\x9b2J"
+SPELLED = r"\x1b]52;\x07[bold red]x[/] :smile: [link=//x] \u202e\x9b2J"
+
+
+def an_answer(*pieces: tuple[bytes, bytes | None], proxies: bool = True) -> Answer:
+    return Answer(
+        steps=[step(i, piece, instead=instead) for i, (piece, instead) in enumerate(pieces)],
+        text=b"".join(piece for piece, _ in pieces),
+        finish=FinishReason.STOP,
+        model="demo",
+        prompt_tokens=dict.fromkeys(("target", "expert", "base")[: 3 if proxies else 1], 9),
+        weights=((0.0, 0.25), (0.5, 0.75)) if proxies else (),
+        timings=Timings(generate=1.0),
+    )
+
+
+ALONE = an_answer((b"It is a cold.", None), proxies=False)
+TOGETHER = an_answer((b"It is", None), (b" pneumonia", b" a"), (b".", None))
+
+
+def shown(view: View, width: int, **look: object) -> list[str]:
+    """What is drawn, without styles and trailing blanks."""
+    text = STYLE.sub("", drawn(view, Look(width, **look)))  # type: ignore[arg-type]
+    return [line.rstrip() for line in text.splitlines()]
+
+
+def test_answers_stand_side_by_side_where_there_is_room() -> None:
+    assert shown(answers(ALONE, TOGETHER), 101) == [
+        "╭─ The target alone ─────────────────────────────╮ "
+        "╭─ Target + expert - base ───────────────────────╮",
+        "│ It is a cold.                                  │ "
+        "│ It is pneumonia.                               │",
+        "╰─ 1 token (1.0/s), end: stop ───────────────────╯ "
+        "╰─ 3 tokens (3.0/s), 1 changed, end: stop ───────╯",
+    ]
+
+
+def test_and_one_under_the_other_where_there_is_none() -> None:
+    assert shown(answers(ALONE, TOGETHER), 50) == [
+        "╭─ The target alone ─────────────────────────────╮",
+        "│ It is a cold.                                  │",
+        "╰─ 1 token (1.0/s), end: stop ───────────────────╯",
+        "╭─ Target + expert - base ───────────────────────╮",
+        "│ It is pneumonia.                               │",
+        "╰─ 3 tokens (3.0/s), 1 changed, end: stop ───────╯",
+    ]
+
+
+def test_panes_side_by_side_have_one_height() -> None:
+    long = an_answer((b"one two three " * 12, None), proxies=False)
+    lines = shown(answers(long, TOGETHER), 100)
+    assert all(len(line) == len(lines[0]) for line in lines)
+    assert lines[-1].count("╰") == 2
+
+
+def test_the_same_in_a_file() -> None:
+    assert plain(answers(ALONE, TOGETHER)) == [
+        "The target alone:",
+        "  It is a cold.",
+        "  (1 token (1.0/s), end: stop)",
+        "",
+        "Target + expert - base:",
+        "  It is [pneumonia].",
+        "  (3 tokens (3.0/s), 1 changed, end: stop)",
+    ]
+
+
+def test_figures() -> None:
+    assert shown(figures(TOGETHER), 70) == [
+        "Largest shifts",
+        " step  target alone      p  was said      p target  p all  contrast",
+        "─" * 68,
+        '    2  " a"          0.779  " pneumonia"     0.135  0.607     +1.50',
+        "",
+        "Alpha, by the prompt",
+        "0    █████░░░░░░░░░░░░░░░  25 %",
+        "0.5  ███████████████░░░░░  75 %",
+    ]
+    wide = shown(figures(TOGETHER), 110)
+    assert wide[0].startswith("Largest shifts")
+    assert wide[0].endswith("    Alpha, by the prompt")
+    assert plain(figures(TOGETHER))[-3:] == [
+        "Alpha, by the prompt",
+        "  0     25 %  #####",
+        "  0.5   75 %  ###############",
+    ]
+
+
+def test_an_answer_that_nothing_changed_says_so() -> None:
+    assert plain(figures(an_answer((b"It", None)))) == ["The expert changed no token."]
+
+
+def test_a_fixed_alpha_and_none() -> None:
+    assert alpha_bars([(0.5, 1.0)]) == Bars("Alpha, fixed", (("0.5", 1.0),))
+    assert alpha_bars([]) is None
+
+
+def test_marks_are_bold_and_underlined_and_coloured_only_where_colours_are() -> None:
+    view = Prose((Span("the"), Span(" lungs", marked=True)))
+    assert drawn(view, Look(40)) == "the \x1b[1;4mlungs\x1b[0m\n"
+    assert drawn(view, Look(40, colour=True)) == "the \x1b[1;4;35mlungs\x1b[0m\n"
+
+
+@pytest.mark.parametrize("width", [100, 60, 20, 1])
+def test_without_colour_there_is_bold_and_underline_alone(width: int) -> None:
+    for view in (answers(ALONE, TOGETHER), figures(TOGETHER), LEGEND):
+        assert set(STYLE.findall(drawn(view, Look(width)))) <= {"\x1b[1m", "\x1b[1;4m", "\x1b[0m"}
+
+
+@pytest.mark.parametrize("width", [160, 80, 40])
+def test_nothing_is_wider_than_the_terminal(width: int) -> None:
+    for view in (answers(ALONE, TOGETHER), LEGEND, Table("t", (("name", "value " * 40),))):
+        assert all(cells(line) <= width for line in shown(view, width))
+
+
+VIEWS: list[View] = [
+    Prose.of(CANARY),
+    Pane("t", (Span(CANARY),)),
+    Pane("t", (Span(CANARY, marked=True),)),
+    Pane(CANARY, ()),
+    Pane("t", (), CANARY),
+    Table(CANARY, (("a",),)),
+    Table("t", ((CANARY, "b"),)),
+    Table("t", (("a", "b"),), (CANARY, "y"), right=(0,)),
+    Bars(CANARY, ((CANARY, 0.5),)),
+    Beside(Pane(CANARY, ()), Pane("t", (Span(CANARY),))),
+    Beside(Table(CANARY, ((CANARY,),)), Bars(CANARY, ())),
+]
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=range(len(VIEWS)))
+@pytest.mark.parametrize("colour", [False, True])
+def test_no_text_is_an_instruction(view: View, colour: bool) -> None:
+    on_terminal = STYLE.sub("", drawn(view, Look(400, colour=colour)))
+    for text in (on_terminal, "\n".join(plain(view))):
+        assert SPELLED in re.sub(r"[│\n]", "", text)
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+
+
+def test_text_is_not_highlighted_and_addresses_are_no_links() -> None:
+    text = drawn(Prose.of("http://x 12 'a' True None 10.0.0.1"), Look(80, colour=True))
+    assert text == "http://x 12 'a' True None 10.0.0.1\n"
+
+
+def test_a_terminal_without_unicode_gets_ascii() -> None:
+    bars = Bars("t", (("0.5", 0.5),))
+    for view in (answers(ALONE, TOGETHER), figures(TOGETHER), bars):
+        assert drawn(view, Look(110, encoding="ascii")).isascii()
+    assert progress_line("loading", 0.5, Look(40, encoding="ascii")).isascii()
+
+
+@pytest.mark.parametrize("width", [1, 5, 20, 80])
+def test_a_progress_line_is_one_line_that_fits(width: int) -> None:
+    look = Look(width)
+    line = STYLE.sub("", progress_line("loading " + CANARY, 0.3, look))
+    assert "\n" not in line
+    assert cells(line) <= progress_width(look) <= max(width - 1, 1)
+
+
+def test_the_environment_decides_nothing_behind_our_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = drawn(figures(TOGETHER), Look(90, colour=True))
+    for name, value in {
+        "TERM": "dumb",
+        "COLUMNS": "7",
+        "NO_COLOR": "1",
+        "FORCE_COLOR": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert drawn(figures(TOGETHER), Look(90, colour=True)) == before
+
+
+def test_marks_are_joined_and_leave_blanks_out() -> None:
+    spans = [Span("The"), Span(" lungs", True), Span(" are ", True), Span("ok"), Span("\n", True)]
+    assert tidy(spans) == (
+        Span("The"),
+        Span(" "),
+        Span("lungs are", True),
+        Span(" "),
+        Span("ok"),
+        Span("\n", True),
+    )
+
+
+def test_marks_do_not_cross_lines_in_a_file() -> None:
+    assert plain(Pane("t", (Span("a"), Span("b\nc", True)))) == ["t:", "  a[b]", "  [c]"]
+
+
+def test_facts_without_headings() -> None:
+    table = Table("software", (("a", "1"), ("long", "2\n3")))
+    assert plain(table) == ["software", "  a     1", "  long  2\\n3"]
+    assert shown(table, 40) == ["software", " a     1", " long  2\\n3"]
