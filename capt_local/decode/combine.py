@@ -17,10 +17,6 @@ from capt_local.vocab.vocabulary import IntArray
 
 FloatArray = npt.NDArray[np.float64]
 
-# Probability under which a proxy's opinion on an event counts as none: two numbers this small
-# differ by rounding and quantization, and their ratio would be noise.
-FLOOR = 1e-9
-
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
@@ -57,15 +53,18 @@ def plausible(logits: npt.NDArray[np.float32], plausibility: float) -> Candidate
     return Candidates(tokens.astype(np.int32), logp, rest, log_total)
 
 
-def contrast(expert: FloatArray, base: FloatArray, has_event: npt.NDArray[np.bool_]) -> FloatArray:
+def contrast(
+    expert: FloatArray, base: FloatArray, has_event: npt.NDArray[np.bool_], floor: float
+) -> FloatArray:
     """logp_expert - logp_base of each event, 0 where the token has none.
 
     Args:
         expert: probabilities, shape (n,).
         base: probabilities, shape (n,).
         has_event: shape (n,).
+        floor: added to both, see `align.projection`.
     """
-    return np.where(has_event, np.log(expert + FLOOR) - np.log(base + FLOOR), 0.0)
+    return np.where(has_event, np.log((expert + floor) / (base + floor)), 0.0)
 
 
 def tilt(
@@ -73,7 +72,7 @@ def tilt(
 ) -> tuple[FloatArray, FloatArray]:
     """The factors exp(alpha * contrast), and what they make of the sum of the probabilities.
 
-    Nothing overflows: a contrast is within log(1 / FLOOR) and an alpha within 10.
+    Nothing overflows: the floor keeps a contrast within 88 nats, and an alpha is within 8.
 
     Args:
         candidates: of the target.

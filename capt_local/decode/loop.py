@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from capt_local.decode.options import GenerateOptions
-from capt_local.decode.sample import choose
+from capt_local.decode.sample import choose, penalised
 from capt_local.decode.step import Choice, FinishReason, Step
 from capt_local.decode.stops import StopStrings
 from capt_local.decode.trio import Distribution, Trio
@@ -78,7 +78,7 @@ class Walk:
         )
         token = int(here.candidates.tokens[place])
         piece, finish = self._take(token, last=index + 1 == self._options.max_tokens)
-        step = describe(self._trio, here, place, index, piece, finish, self._options.top)
+        step = describe(self._trio, here, place, index, piece, finish, self._options)
         if finish is not FinishReason.STOP:
             self._trio.advance(token)
         return step
@@ -112,12 +112,16 @@ def describe(
     index: int,
     piece: bytes,
     finish: FinishReason | None,
-    top: int,
+    options: GenerateOptions,
 ) -> Step:
-    """The record of the choice of candidate `place`."""
+    """The record of the choice of candidate `place`.
+
+    What the target alone would have chosen is subject to the same repetition penalty, so that a
+    step that the penalty changed does not count as changed by the expert.
+    """
     vocabulary = trio.cached.model.vocabulary
-    own = here.candidates
-    best = int(np.argmax(own.logp))
+    own, top = here.candidates, options.top
+    best = int(np.argmax(penalised(own.tokens, own.logp, trio.tokens, options.sample)))
     proxies = (
         [_likeliest_pieces(proxy.row, proxy.cached.model.vocabulary, top) for proxy in trio.proxies]
         if top

@@ -51,8 +51,8 @@ class CombineOptions:
 
     def __post_init__(self) -> None:
         """Refuses values without a meaning."""
-        if self.alpha is not None and not -10.0 <= self.alpha <= 10.0:
-            raise UsageError(f"--alpha {self.alpha} is not between -10 and 10.")
+        if self.alpha is not None and not -8.0 <= self.alpha <= 8.0:
+            raise UsageError(f"--alpha {self.alpha} is not between -8 and 8.")
         if not 0.0 <= self.plausibility <= 1.0:
             raise UsageError(f"--plausibility {self.plausibility} is not between 0 and 1.")
         if not self.grid or self.evidence_tokens < 0:

@@ -52,7 +52,8 @@ def prefill_with_evidence(trio: Trio, prompts: Mapping[str, Prompt]) -> Evidence
     for place, own, expert, base in zip(places, candidates, *said, strict=True):
         shift = np.zeros(len(own.tokens))
         if len(own.tokens) > 1:
-            shift = contrast(expert, base, trio.proxies[0].alignment.events(own.tokens) >= 0)
+            alignment = trio.proxies[0].alignment
+            shift = contrast(expert, base, alignment.events(own.tokens) >= 0, alignment.floor)
         evidence.observe(own, shift, trio.tokens[place.target])
     return evidence
 

@@ -133,7 +133,8 @@ class Trio:
             if base.alignment is expert.alignment
             else base.alignment.events(candidates.tokens)
         )
-        return contrast(expert.probability(wanted), base.probability(other), wanted >= 0)
+        said = expert.probability(wanted), base.probability(other)
+        return contrast(*said, wanted >= 0, expert.alignment.floor)
 
     def observe(self, evidence: Evidence) -> None:
         """Takes over the weights that the evidence gives."""

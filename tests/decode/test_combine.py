@@ -57,9 +57,11 @@ def test_no_contrast_is_the_target() -> None:
 
 def test_contrast_is_zero_where_a_token_has_no_event() -> None:
     flags = np.array([True, False])
-    got = contrast(np.array([0.5, 0.5]), np.array([0.25, 0.25]), flags)
+    got = contrast(np.array([0.5, 0.5]), np.array([0.25, 0.25]), flags, 1e-9)
     np.testing.assert_allclose(got, [np.log(2), 0.0], rtol=1e-6)
-    assert contrast(np.zeros(1), np.zeros(1), np.array([True]))[0] == 0.0
+    assert contrast(np.zeros(1), np.zeros(1), np.array([True]), 1e-5)[0] == 0.0
+    rare = contrast(np.array([1e-3]), np.array([1e-8]), np.array([True]), 1e-5)[0]
+    assert rare == pytest.approx(np.log(1.01e-3 / 1.001e-5))
 
 
 @pytest.mark.parametrize("forgetting", [1.0, 0.98])

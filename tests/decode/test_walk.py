@@ -198,3 +198,12 @@ def test_score_is_the_sum_over_the_walk_and_windows_are_counted() -> None:
     np.testing.assert_allclose(score_text(alone, tokens, text).nats, wanted, rtol=1e-5)
     assert got.nats != pytest.approx(wanted) and got.windows == 1 and got.size == len(text)
     assert score_text(toy(limit=60), tokens, text * 10).windows > 1
+
+
+def test_a_penalty_is_not_counted_as_a_change_by_the_expert() -> None:
+    trio = toy(CombineOptions(alpha=0.0))
+    trio.start(turn(trio))
+    sample = SampleOptions(repeat_penalty=4.0)
+    steps = list(Walk(trio, GenerateOptions(max_tokens=40, sample=sample)))
+    assert any(step.target_rank for step in steps)
+    assert not any(step.changed for step in steps)

@@ -106,9 +106,7 @@ def test_one_model_in_all_roles_is_proxy_tuning_over_one_vocabulary() -> None:
 
     files = {role: model.path for role, model in find("demo").models.items()}
     bundle = Bundle.from_paths(files["base"], files["expert"], files["base"])
-    options = GenerateOptions(
-        max_tokens=12, combine=CombineOptions(alpha=1.0, plausibility=0.0)
-    )
+    options = GenerateOptions(max_tokens=12, combine=CombineOptions(alpha=1.0, plausibility=0.0))
     with Runtime.open(bundle, load=LoadOptions(threads=1)) as runtime:
         generation = runtime.generate(NOTE, options, raw=True)
         steps = list(generation)
@@ -164,8 +162,7 @@ def test_cancelling_in_the_prompt_and_in_the_answer(runtime: Runtime) -> None:
         seen.append(step.token)
     assert len(seen) == 5 and generation.finish is FinishReason.INTERRUPTED
     texts = {
-        cached.model.vocabulary.text(cached.tokens).strip()
-        for cached in runtime._cached.values()
+        cached.model.vocabulary.text(cached.tokens).strip() for cached in runtime._cached.values()
     }
     assert len(texts) == 1
 
@@ -179,9 +176,11 @@ def test_empty_prompts_and_missing_models_are_refused(runtime: Runtime) -> None:
     for prompt, raw in (("", True), ("  ", False)):
         with pytest.raises(UsageError, match="empty"):
             runtime.generate(prompt, raw=raw)
-    with Runtime.open("demo", roles=["target"], load=LoadOptions(threads=1)) as alone:
-        with pytest.raises(UsageError, match="no expert"):
-            alone.generate("x", GenerateOptions())
+    with (
+        Runtime.open("demo", roles=["target"], load=LoadOptions(threads=1)) as alone,
+        pytest.raises(UsageError, match="no expert"),
+    ):
+        alone.generate("x", GenerateOptions())
 
 
 @pytest.mark.parametrize("role", ["target", "expert", "base"])
