@@ -130,8 +130,10 @@ def main(argv: list[str] | None = None) -> None:
         make_vocabs(args)
     elif args.stage == "export":
         from trio.export import export_trio
+        from trio.manifest import write_bundle
 
         export_trio(args.work, args.out, args.type)
+        write_bundle(args.out)
     else:
         train(args, args.stage)
 

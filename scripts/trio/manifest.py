@@ -1,0 +1,32 @@
+"""The bundle.toml of the demo trio: sizes and digests of the files as they were exported."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from capt_local.bundle.manifest import ROLES, Bundle
+from capt_local.bundle.write import describe, write_manifest
+
+_SOURCE = "trained by the capt-local project, see MODEL_CARDS.md"
+
+
+def write_bundle(folder: Path) -> Path:
+    """Describes the three files in `folder`; returns the manifest."""
+    models = {
+        role: describe(role, folder / f"{role}.gguf", licence="Apache-2.0", source=_SOURCE)
+        for role in ROLES
+    }
+    bundle = Bundle(
+        id="demo",
+        title="Three very small models that show the method; never for clinical use",
+        version="1",
+        licence="Apache-2.0",
+        description="A general target, a clinical expert and its general base, two vocabularies.",
+        models=models,
+        context=1024,
+        folder=folder,
+    )
+    return write_manifest(bundle, folder)
