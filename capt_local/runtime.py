@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,7 +18,7 @@ from typing import Self
 from capt_local.align.events import TargetEvents
 from capt_local.align.fit import fit
 from capt_local.bundle import store
-from capt_local.bundle.manifest import ROLES, Bundle, Role
+from capt_local.bundle.manifest import ROLES, Bundle, ModelFile, Role
 from capt_local.bundle.verify import verify
 from capt_local.decode.cached import CachedModel
 from capt_local.decode.evidence import Evidence
@@ -32,12 +33,9 @@ from capt_local.engine.llama import LlamaModel
 from capt_local.engine.memory import MemoryEstimate, check_fits, estimate
 from capt_local.engine.options import LoadOptions
 from capt_local.errors import UsageError
-from capt_local.prompt.build import build_chat, build_raw
-from capt_local.prompt.messages import Message, Prompt
-from capt_local.prompt.named import open_template
-from capt_local.prompt.template import ChatTemplate
+from capt_local.prompt.asking import Asker
+from capt_local.prompt.messages import Message
 from capt_local.vocab.tokenizer import TextTokenizer
-from capt_local.vocab.vocabulary import Vocabulary
 
 Progress = Callable[[str, float], None]
 
@@ -64,12 +62,17 @@ class Runtime:
             *bundle.notices,
             *dict.fromkeys(n for m in models.values() for n in m.notes),
         ]
-        self._date = date
         self._cached = {role: CachedModel(role, model) for role, model in models.items()}
         self._tokenizers = {
             role: TextTokenizer(model.vocabulary, model.tokenize) for role, model in models.items()
         }
-        self._templates: dict[Role, ChatTemplate] = {}
+        self._askers = {
+            role: Asker(
+                bundle.models[role], model.metadata.chat_template, self._tokenizers[role], date
+            )
+            for role, model in self._loaded()
+        }
+        self._current: Generation | None = None
         self._proxies: dict[AlignOptions, tuple[Proxy, ...]] = {}
         proxies = [models[role].vocabulary for role in ("expert", "base") if role in models]
         if len(proxies) == 2 and not proxies[0].same_as(proxies[1]):
@@ -119,16 +122,7 @@ class Runtime:
         }
         if not any(device.is_gpu for device in library().devices()):
             check_fits(needed)  # beside a GPU each model is weighed as it is loaded
-        models: dict[str, LlamaModel] = {}
-        try:
-            for role, file in files.items():
-                report = _reporter(role, progress)
-                models[role] = LlamaModel.open(file.path, load, report, name=role)
-            return cls(found, models, date)
-        except BaseException:
-            for model in models.values():
-                model.close()
-            raise
+        return cls(found, _load(files, load, progress), date)
 
     def generate(
         self,
@@ -152,13 +146,24 @@ class Runtime:
             ContextOverflow: the prompt does not fit; nothing was computed.
         """
         options = options or GenerateOptions()
+        self._end_current()
         trio = self._trio(options)
-        prompts = {each.role: self._prompt(each.role, prompt, raw=raw) for each in trio.models}
+        prompts = {
+            each.role: self._askers[self._role(each.role)].prompt(prompt, raw=raw)
+            for each in trio.models
+        }
         for model in self.models.values():
             model.should_stop = cancel
-        return Generation(trio, prompts, options, cancel)
+        self._current = Generation(trio, prompts, options, cancel)
+        return self._current
 
-    def score(self, text: bytes, options: GenerateOptions | None = None) -> TextScore:
+    def score(
+        self,
+        text: bytes,
+        options: GenerateOptions | None = None,
+        *,
+        cancel: Callable[[], bool] | None = None,
+    ) -> TextScore:
         """Log-likelihood of a text from its beginning.
 
         Without a fixed alpha, its weights follow the text: each token is predicted with the
@@ -167,18 +172,25 @@ class Runtime:
         Args:
             text: UTF-8.
             options: the method and the weight of the contrast.
+            cancel: asked at every token.
+
+        Raises:
+            Cancelled: `cancel` said so.
         """
         options = options or GenerateOptions()
+        self._end_current()
         trio = self._trio(options)
         trio.configure(options.combine)
         for model in self.models.values():
-            model.should_stop = None
+            model.should_stop = cancel
         mixed = trio.proxies and options.combine.alpha is None
         evidence = Evidence(options.combine.grid) if mixed else None
-        return score_text(trio, self._tokenizers[self._role(trio.cached.role)], text, evidence)
+        tokenizers = {each.role: self._tokenizers[self._role(each.role)] for each in trio.models}
+        return score_text(trio, tokenizers, text, evidence, cancel)
 
     def forget(self) -> None:
         """Empties the KV caches; nothing of earlier texts is left in them."""
+        self._end_current()
         for cached in self._cached.values():
             cached.keep(0)
 
@@ -188,6 +200,7 @@ class Runtime:
 
     def close(self) -> None:
         """Frees the models."""
+        self._end_current()
         for model in self.models.values():
             model.close()
 
@@ -203,6 +216,16 @@ class Runtime:
     ) -> None:
         """Frees the models."""
         self.close()
+
+    def _loaded(self) -> list[tuple[Role, LlamaModel]]:
+        """The loaded models by role, in the order of the roles."""
+        return [(role, self.models[role]) for role in ROLES if role in self.models]
+
+    def _end_current(self) -> None:
+        """Ends an unfinished answer: the models can follow one text at a time."""
+        if self._current is not None:
+            self._current.end()
+            self._current = None
 
     def _role(self, name: str) -> Role:
         """The role of that name.
@@ -241,38 +264,18 @@ class Runtime:
             for role, alignment in zip(roles, (first, second), strict=True)
         )
 
-    def _prompt(self, name: str, prompt: str | Sequence[Message], *, raw: bool) -> Prompt:
-        """The prompt in the form and the tokens of one model."""
-        role = self._role(name)
-        if raw:
-            if not isinstance(prompt, str):
-                raise UsageError("A conversation has no raw form: give a text.")
-            return build_raw(_bytes(prompt), self._tokenizers[role], role=role)
-        messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
-        if role not in self._templates:
-            model = self.models[role]
-            self._templates[role] = open_template(
-                self.bundle.models[role],
-                model.metadata.chat_template,
-                bos=_marker(model.vocabulary, model.vocabulary.bos),
-                eos=_marker(model.vocabulary, model.vocabulary.eos),
-                date=self._date,
-            )
-        return build_chat(messages, self._templates[role], self._tokenizers[role])
 
-
-def _bytes(text: str) -> bytes:
+def _load(
+    files: Mapping[Role, ModelFile], options: LoadOptions, progress: Progress | None
+) -> dict[str, LlamaModel]:
+    """Loads the models, or none of them."""
+    models: dict[str, LlamaModel] = {}
     try:
-        return text.encode()
-    except UnicodeEncodeError:
-        # The error itself holds the text.
-        raise UsageError("The prompt holds half of a character (a lone surrogate).") from None
-
-
-def _marker(vocabulary: Vocabulary, token: int | None) -> str:
-    """How a template writes a token."""
-    return "" if token is None else vocabulary.piece(token).decode("utf-8", "replace")
-
-
-def _reporter(role: str, progress: Progress | None) -> Callable[[float], None] | None:
-    return None if progress is None else lambda share: progress(role, share)
+        for role, file in files.items():
+            report = None if progress is None else partial(progress, role)
+            models[role] = LlamaModel.open(file.path, options, report, name=role)
+    except BaseException:
+        for model in models.values():
+            model.close()
+        raise
+    return models

@@ -7,6 +7,8 @@ none.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from capt_local.vocab.prefix_index import PrefixIndex
@@ -43,6 +45,17 @@ class TargetEvents:
         self.of_token[vocabulary.end_ids] = END_EVENT
         self.count = len(self._event_of_piece) + 1
         self._first: dict[bytes, int] = {}
+
+    @cached_property
+    def of_first_token(self) -> IntArray:
+        """The event of each token where it begins a text, without the tokenizer's own space."""
+        lead, found = self.tokenizer.lead, self.of_token.copy()
+        if lead:
+            low, high = self.index.interval(lead)
+            for place in range(low, high):
+                piece = self.index.keys[place][len(lead) :]
+                found[self.index.ids[place]] = self.of_piece(piece)
+        return found
 
     def of_piece(self, piece: bytes) -> int:
         """The event of exactly these bytes; NO_EVENT if the target has no such token."""

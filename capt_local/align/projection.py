@@ -39,8 +39,13 @@ class Alignment(Protocol):
         """Probability under which a proxy's opinion counts less and less."""
         ...
 
-    def events(self, tokens: IntArray) -> IntArray:
-        """The event of each target token; negative where the proxies have no say."""
+    def events(self, tokens: IntArray, *, start: bool = False) -> IntArray:
+        """The event of each target token; negative where the proxies have no say.
+
+        Args:
+            tokens: of the target, shape (n,).
+            start: whether the tokens begin a text whose leading space is the tokenizer's own.
+        """
         ...
 
     def probability(
@@ -56,7 +61,7 @@ class SharedVocabulary:
     follows_tokens = True
     floor = _TINY
 
-    def events(self, tokens: IntArray) -> IntArray:
+    def events(self, tokens: IntArray, *, start: bool = False) -> IntArray:
         """Every token is its own event."""
         return tokens
 
@@ -92,9 +97,9 @@ class Projection:
         self._healers: OrderedDict[bytes, Cover] = OrderedDict()
         self._entries = 0
 
-    def events(self, tokens: IntArray) -> IntArray:
+    def events(self, tokens: IntArray, *, start: bool = False) -> IntArray:
         """The events of target tokens."""
-        return self._events.of_token[tokens]
+        return (self._events.of_first_token if start else self._events.of_token)[tokens]
 
     def probability(
         self, wanted: IntArray, row: Probabilities, before: Probabilities | None, last: bytes

@@ -71,24 +71,25 @@ class Generation:
         """
         if self.finish is not None:
             raise StopIteration
-        if self._steps is None:
-            self._steps = iter(self._walk)
-            if not self._prefill():
-                raise StopIteration
-        started = time.perf_counter()
         try:
-            step = next(self._steps)
+            step = self._next()
         except StopIteration:
-            self.text += self._walk.held
-            self.finish = self._walk.finish
+            self.end(self._walk.finish or FinishReason.INTERRUPTED)
             raise
-        finally:
-            self.generate_seconds += time.perf_counter() - started
+        except BaseException:
+            self.end(FinishReason.ERROR)
+            raise
         self.text += step.piece
         self.steps_done += 1
         self.changed += step.changed
         self.finish = step.finish
         return step
+
+    def end(self, finish: FinishReason = FinishReason.INTERRUPTED) -> None:
+        """Ends the answer where it is; an answer that has ended stays as it is."""
+        if self.finish is None:
+            self.text += self._walk.held
+            self.finish = finish
 
     @property
     def notices(self) -> list[str]:
@@ -96,8 +97,18 @@ class Generation:
         models = [notice for each in self._trio.models for notice in each.notices]
         return [*dict.fromkeys(self._prompt_notices + models + self._walk.notices)]
 
-    def _prefill(self) -> bool:
-        """Decodes the prompt; False if that was cancelled."""
+    def _next(self) -> Step:
+        if self._steps is None:
+            self._prefill()
+            self._steps = iter(self._walk)
+        started = time.perf_counter()
+        try:
+            return next(self._steps)
+        finally:
+            self.generate_seconds += time.perf_counter() - started
+
+    def _prefill(self) -> None:
+        """Decodes the prompt; StopIteration if that was cancelled."""
         started = time.perf_counter()
         try:
             if self._trio.proxies and self._trio.options.alpha is None:
@@ -106,10 +117,8 @@ class Generation:
                 self.evidence_tokens = evidence.seen
             self._trio.settle()
         except Cancelled:
-            self.finish = FinishReason.INTERRUPTED
-            return False
+            raise StopIteration from None
         finally:
             self.prompt_seconds = time.perf_counter() - started
         if self._trio.proxies:
             self.weights = tuple(zip(self._trio.alphas, self._trio.weights.tolist(), strict=True))
-        return True

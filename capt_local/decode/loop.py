@@ -88,7 +88,7 @@ class Walk:
         vocabulary = self._trio.cached.model.vocabulary
         if vocabulary.is_end[token]:
             return self._stops.flush(), FinishReason.STOP
-        piece = self._stops.feed(vocabulary.text((token,)))
+        piece = self._stops.feed(self._trio.piece(token))
         if self._stops.found:
             return piece, FinishReason.STOP
         # Room for the token itself in every context; a proxy may need a few tokens for it.
@@ -121,7 +121,10 @@ def describe(
     """
     vocabulary = trio.cached.model.vocabulary
     own, top = here.candidates, options.top
-    best = int(np.argmax(penalised(own.tokens, own.logp, trio.tokens, options.sample)))
+    best, together = (
+        int(np.argmax(penalised(own.tokens, logp, trio.tokens, options.sample)))
+        for logp in (own.logp, here.logp)
+    )
     proxies = (
         [_likeliest_pieces(proxy.row, proxy.cached.model.vocabulary, top) for proxy in trio.proxies]
         if top
@@ -140,6 +143,7 @@ def describe(
         target_top=_likeliest(vocabulary, own.tokens, own.logp, top),
         expert_top=proxies[0] if proxies else (),
         base_top=proxies[1] if proxies else (),
+        likeliest=None if together == place else int(own.tokens[together]),
         finish=finish,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -55,8 +56,10 @@ class CombineOptions:
             raise UsageError(f"--alpha {self.alpha} is not between -8 and 8.")
         if not 0.0 <= self.plausibility <= 1.0:
             raise UsageError(f"--plausibility {self.plausibility} is not between 0 and 1.")
-        if not self.grid or self.evidence_tokens < 0:
-            raise UsageError("The grid of weights is empty or the evidence has a negative length.")
+        if 0.0 not in self.grid or not all(-8.0 <= alpha <= 8.0 for alpha in self.grid):
+            raise UsageError("The grid of weights needs 0 in it, and nothing beyond -8 and 8.")
+        if self.evidence_tokens < 0:
+            raise UsageError("The evidence cannot have a negative length.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +87,14 @@ class SampleOptions:
     def __post_init__(self) -> None:
         """Refuses values without a meaning."""
         checks = {
-            f"--temp {self.temperature} is negative.": self.temperature < 0,
+            f"--temp {self.temperature} is not 0 or above.": not 0 <= self.temperature < math.inf,
             f"--top-k {self.top_k} is negative.": self.top_k < 0,
             f"--top-p {self.top_p} is not above 0 and at most 1.": not 0 < self.top_p <= 1,
             f"--min-p {self.min_p} is not between 0 and 1.": not 0 <= self.min_p <= 1,
-            f"--repeat-penalty {self.repeat_penalty} is not above 0.": self.repeat_penalty <= 0,
+            f"--repeat-penalty {self.repeat_penalty} is not above 0.": not (
+                0 < self.repeat_penalty < math.inf
+            ),
+            f"--seed {self.seed} is negative.": self.seed < 0,
             f"--repeat-last-n {self.repeat_window} is negative.": self.repeat_window < 0,
         }
         for message, wrong in checks.items():

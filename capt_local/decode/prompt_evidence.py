@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from capt_local.align.cover import Probabilities
-from capt_local.decode.combine import Candidates, FloatArray, contrast, plausible
+from capt_local.decode.combine import Candidates, FloatArray, plausible
 from capt_local.decode.evidence import Evidence
 from capt_local.decode.proxy import softmax
 from capt_local.decode.trio import Trio
@@ -52,8 +52,7 @@ def prefill_with_evidence(trio: Trio, prompts: Mapping[str, Prompt]) -> Evidence
     for place, own, expert, base in zip(places, candidates, *said, strict=True):
         shift = np.zeros(len(own.tokens))
         if len(own.tokens) > 1:
-            alignment = trio.proxies[0].alignment
-            shift = contrast(expert, base, alignment.events(own.tokens) >= 0, alignment.floor)
+            shift = trio.compare(own, expert, base)
         evidence.observe(own, shift, trio.tokens[place.target])
     return evidence
 

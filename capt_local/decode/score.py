@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from capt_local.decode.evidence import Evidence
 from capt_local.decode.trio import Trio
-from capt_local.errors import ModelError
+from capt_local.errors import Cancelled, ModelError
 from capt_local.prompt.messages import Prompt, Segment
 from capt_local.vocab.tokenizer import TextTokenizer
 from capt_local.vocab.vocabulary import Vocabulary
@@ -33,7 +34,11 @@ class TextScore:
 
 
 def score_text(
-    trio: Trio, tokenizer: TextTokenizer, text: bytes, evidence: Evidence | None = None
+    trio: Trio,
+    tokenizers: Mapping[str, TextTokenizer],
+    text: bytes,
+    evidence: Evidence | None = None,
+    cancel: Callable[[], bool] | None = None,
 ) -> TextScore:
     """Scores a text from its beginning, token by token.
 
@@ -41,25 +46,30 @@ def score_text(
 
     Args:
         trio: of which the target's tokens are scored.
-        tokenizer: of the target.
+        tokenizers: of all its models, by role.
         text: UTF-8.
         evidence: if given, the weights of the alphas follow the text: each token is predicted
             with the weights from the tokens before it.
+        cancel: asked at every token.
 
     Raises:
+        Cancelled: `cancel` said so.
         ContextOverflow: the context is too small for any window.
         ModelError: the vocabulary cannot spell the text.
     """
     try:
-        tokens = tokenizer.encode(text, start=True)
+        tokens = tokenizers[trio.cached.role].encode(text, start=True)
     except ValueError:
         raise ModelError(
             f"The vocabulary of the {trio.cached.role} cannot spell every byte of the text."
         ) from None
     nats, windows = 0.0, 0
     for place, token in enumerate(tokens):
+        if cancel is not None and cancel():
+            raise Cancelled("The scoring was stopped.")
         if place == 0 or trio.room <= _MARGIN:
-            _begin(trio)
+            # Only the text itself begins with the space that some tokenizers put in front.
+            _begin(trio, tokenizers, first=place == 0)
             windows += 1
         if evidence is not None:
             trio.observe(evidence)
@@ -71,12 +81,13 @@ def score_text(
     return TextScore(nats, len(tokens), len(text), windows)
 
 
-def _begin(trio: Trio) -> None:
-    """Puts all models at the beginning of a text."""
-    prompts = {
-        each.role: Prompt((Segment((_first_token(each.model.vocabulary),)),))
-        for each in trio.models
-    }
+def _begin(trio: Trio, tokenizers: Mapping[str, TextTokenizer], *, first: bool) -> None:
+    """Puts all models at the beginning of a text, or of a window of it."""
+    prompts = {}
+    for each in trio.models:
+        start = Segment((_first_token(each.model.vocabulary),))
+        lead = tokenizers[each.role].lead if first else b""
+        prompts[each.role] = Prompt((start,), starts_fresh=first, lead=lead)
     trio.start(prompts, reserve=_MARGIN + 1)
 
 

@@ -44,6 +44,8 @@ class Step:
         target_top: the likeliest tokens of the target.
         expert_top: the likeliest pieces of the expert, in its own vocabulary.
         base_top: the likeliest pieces of the base, in its own vocabulary.
+        likeliest: the token that the combination finds likeliest, which a draw may pass over; None
+            where that is the token itself.
         finish: set on the last step alone.
     """
 
@@ -59,9 +61,14 @@ class Step:
     target_top: tuple[Choice, ...] = ()
     expert_top: tuple[Choice, ...] = ()
     base_top: tuple[Choice, ...] = ()
+    likeliest: int | None = None
     finish: FinishReason | None = None
 
     @property
     def changed(self) -> bool:
-        """Whether the target alone would have chosen another token after the same text."""
-        return self.token != self.target_choice.token
+        """Whether the likeliest token after the same text is another one than for the target.
+
+        At temperature 0 that is whether the target alone would have said something else.
+        """
+        likeliest = self.token if self.likeliest is None else self.likeliest
+        return likeliest != self.target_choice.token

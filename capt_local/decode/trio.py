@@ -75,6 +75,7 @@ class Trio:
         self.proxies = tuple(proxies)
         self.options = options or CombineOptions()
         self.tokens: list[int] = []
+        self._lead = b""
         self._row: npt.NDArray[np.float32] | None = None
         self.configure(self.options)
 
@@ -97,6 +98,7 @@ class Trio:
         """
         self._check_fit(prompts, reserve)
         self.tokens = list(prompts[self.cached.role].tokens)
+        self._lead = prompts[self.cached.role].lead
         self._row = None
         self.configure(self.options)
         for proxy in self.proxies:
@@ -126,15 +128,19 @@ class Trio:
         """logp_expert - logp_base of each candidate at the present place, shape (n,)."""
         if not self.proxies or len(candidates.tokens) == 1:
             return np.zeros(len(candidates.tokens))
-        expert, base = self.proxies
-        wanted = expert.alignment.events(candidates.tokens)
-        other = (
-            wanted
-            if base.alignment is expert.alignment
-            else base.alignment.events(candidates.tokens)
+        said = [
+            proxy.probability(proxy.alignment.events(candidates.tokens, start=bool(self._lead)))
+            for proxy in self.proxies
+        ]
+        return self.compare(candidates, *said)
+
+    def compare(self, candidates: Candidates, expert: FloatArray, base: FloatArray) -> FloatArray:
+        """The contrast from what both proxies give to the events of the candidates, shape (n,)."""
+        alignments = [proxy.alignment for proxy in self.proxies]
+        has_event = np.logical_and.reduce(
+            [each.events(candidates.tokens, start=bool(self._lead)) >= 0 for each in alignments]
         )
-        said = expert.probability(wanted), base.probability(other)
-        return contrast(*said, wanted >= 0, expert.alignment.floor)
+        return contrast(expert, base, has_event, max(each.floor for each in alignments))
 
     def observe(self, evidence: Evidence) -> None:
         """Takes over the weights that the evidence gives."""
@@ -142,11 +148,16 @@ class Trio:
 
     def advance(self, token: int) -> None:
         """Goes one token on. The models decode it when the next distribution is asked for."""
+        piece = self.piece(token)
         self.tokens.append(token)
         self._row = None
-        piece = self.cached.model.vocabulary.text((token,))
+        self._lead = b""
         for proxy in self.proxies:
             proxy.append(token, piece)
+
+    def piece(self, token: int) -> bytes:
+        """What a token adds to the answer, without a space that the tokenizer puts in front."""
+        return self.cached.model.vocabulary.text((token,)).removeprefix(self._lead)
 
     @property
     def models(self) -> tuple[CachedModel, ...]:

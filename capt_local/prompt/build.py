@@ -54,6 +54,7 @@ def build_chat(
         segments=tuple(segments.done),
         goes_on=False,
         starts_fresh=segments.fresh,
+        lead=tokenizer.lead if segments.fresh else b"",
         notices=scaffold.notices,
     )
 

@@ -46,12 +46,14 @@ class Prompt:
             than beginning a text of its own (a turn).
         starts_fresh: for a turn: whether the answer is the first text behind a control token, so
             that a tokenizer with a leading space puts it there.
+        lead: the space that the tokenizer puts in front of the answer, which is no part of it.
         notices: what the user should be told about how the prompt was made.
     """
 
     segments: tuple[Segment, ...]
     goes_on: bool = False
     starts_fresh: bool = True
+    lead: bytes = b""
     notices: tuple[str, ...] = ()
 
     @property

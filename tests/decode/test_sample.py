@@ -59,7 +59,16 @@ def test_draws_follow_the_distribution(temperature: float) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"min_p": 2}, {"repeat_penalty": 0}],
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"repeat_penalty": float("nan")},
+        {"seed": -1},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"min_p": 2},
+        {"repeat_penalty": 0},
+    ],
 )
 def test_values_without_a_meaning_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="--"):

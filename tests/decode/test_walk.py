@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from capt_local.align.events import TargetEvents
 from capt_local.align.fit import fit
 from capt_local.decode.cached import CachedModel
 from capt_local.decode.evidence import Evidence
+from capt_local.decode.generation import Generation
 from capt_local.decode.loop import Walk
 from capt_local.decode.options import CombineOptions, GenerateOptions, SampleOptions
 from capt_local.decode.prompt_evidence import prefill_with_evidence
@@ -19,8 +22,9 @@ from capt_local.decode.score import score_text
 from capt_local.decode.step import FinishReason
 from capt_local.decode.stops import StopStrings
 from capt_local.decode.trio import Trio
-from capt_local.errors import ContextOverflow
+from capt_local.errors import ContextOverflow, NumericalError
 from capt_local.prompt.messages import Prompt, Segment
+from capt_local.vocab.tokenizer import TextTokenizer
 from tests.decode.trios import PROXY, TARGET, make_trio, toy, turn
 from tests.fakes import FakeModel, make_vocabulary, softmax, text_tokenizer
 
@@ -185,19 +189,24 @@ def test_a_prompt_that_does_not_fit_is_refused_with_all_counts_and_nothing_is_de
     assert trio.cached.decoded == 0
 
 
+def tokenizers(trio: Trio) -> dict[str, TextTokenizer]:
+    return {each.role: text_tokenizer(each.model) for each in trio.models}  # type: ignore[arg-type]
+
+
 def test_score_is_the_sum_over_the_walk_and_windows_are_counted() -> None:
     trio = toy(CombineOptions(alpha=1.0))
     tokens = text_tokenizer(trio.cached.model)  # type: ignore[arg-type]
     text = b"abc the card a ab"
-    got = score_text(trio, tokens, text)
+    got = score_text(trio, tokenizers(trio), text)
     alone = Trio(toy().cached)
     wanted, model, seen = 0.0, FakeModel(TARGET, 1), [0]
     for token in tokens.encode(text, start=True):
         wanted -= float(np.log(softmax(model.logits(seen))[token]))
         seen.append(token)
-    np.testing.assert_allclose(score_text(alone, tokens, text).nats, wanted, rtol=1e-5)
+    np.testing.assert_allclose(score_text(alone, tokenizers(alone), text).nats, wanted, rtol=1e-5)
     assert got.nats != pytest.approx(wanted) and got.windows == 1 and got.size == len(text)
-    assert score_text(toy(limit=60), tokens, text * 10).windows > 1
+    small = toy(limit=60)
+    assert score_text(small, tokenizers(small), text * 10).windows > 1
 
 
 def test_a_penalty_is_not_counted_as_a_change_by_the_expert() -> None:
@@ -207,3 +216,82 @@ def test_a_penalty_is_not_counted_as_a_change_by_the_expert() -> None:
     steps = list(Walk(trio, GenerateOptions(max_tokens=40, sample=sample)))
     assert any(step.target_rank for step in steps)
     assert not any(step.changed for step in steps)
+
+
+def test_the_leading_space_of_the_targets_tokenizer_is_no_part_of_the_answer() -> None:
+    """A target that writes " card" at the beginning of a text says "card" to its proxies."""
+    target = FakeModel(TARGET, 1, lead=b" ")
+    trio = make_trio(target, FakeModel(PROXY, 2), FakeModel(PROXY, 3), CombineOptions(alpha=1.0))
+    prompts = turn(trio)
+    prompts["target"] = dataclasses.replace(prompts["target"], lead=b" ")
+    trio.start(prompts)
+    here = trio.distribution()
+    names = [TARGET.piece(token) for token in here.candidates.tokens.tolist()]
+    word = names.index(b" a")
+    event = TARGET.byte_ids[ord("a")]
+    proxies = [
+        proxy.probability(proxy.alignment.events(np.array([event]))) for proxy in trio.proxies
+    ]
+    assert here.contrast[word] == pytest.approx(
+        float(np.log((proxies[0] + 1e-5) / (proxies[1] + 1e-5))[0])
+    )
+    trio.advance(int(here.candidates.tokens[word]))
+    trio.settle()
+    for proxy in trio.proxies:
+        assert PROXY.text(proxy.tokens[proxy._context.fixed :]) == b"a"
+    assert trio.piece(int(here.candidates.tokens[word])) == b" a"
+
+
+def test_an_error_ends_the_answer_as_an_error() -> None:
+    trio = toy()
+    prompts = turn(trio)
+    generation = Generation(trio, prompts, sampled(20, stop=("\x00never",)), None)
+    next(generation)
+
+    def fail(*_: object, **__: object) -> None:
+        raise NumericalError("broken")
+
+    trio.cached.model.extend = fail  # type: ignore[method-assign, assignment]
+    with pytest.raises(NumericalError):
+        next(generation)
+    assert generation.finish is FinishReason.ERROR
+    assert list(generation) == []
+
+
+def test_a_failed_prompt_is_not_answered_without_its_evidence() -> None:
+    trio = toy()
+    generation = Generation(trio, turn(trio), sampled(20), None)
+    healthy = trio.proxies[1].cached.model.extend
+
+    def fail(*_: object, **__: object) -> None:
+        raise NumericalError("broken")
+
+    trio.proxies[1].cached.model.extend = fail  # type: ignore[method-assign, assignment]
+    with pytest.raises(NumericalError):
+        next(generation)
+    trio.proxies[1].cached.model.extend = healthy  # type: ignore[method-assign]
+    assert list(generation) == [] and generation.finish is FinishReason.ERROR
+
+
+def test_a_draw_is_not_counted_as_a_change_by_the_expert() -> None:
+    trio = toy(CombineOptions(alpha=0.0))
+    trio.start(turn(trio))
+    steps = list(Walk(trio, sampled(40)))
+    assert any(step.target_rank for step in steps)
+    assert not any(step.changed for step in steps)
+
+
+def test_control_tokens_have_no_contrast_where_one_proxy_has_no_event_for_them() -> None:
+    """The expert shares the target's vocabulary, the base does not."""
+    target, expert, base = FakeModel(TARGET, 1), FakeModel(TARGET, 2), FakeModel(PROXY, 3)
+    events = TargetEvents(text_tokenizer(target))
+    proxies = [
+        Proxy(CachedModel(role, each), text_tokenizer(each), fit(each.vocabulary, events))
+        for role, each in (("expert", expert), ("base", base))
+    ]
+    options = CombineOptions(alpha=1.0, plausibility=0.0)
+    trio = Trio(CachedModel("target", target), proxies, options)
+    trio.start(turn(trio))
+    here = trio.distribution()
+    assert here.contrast[0] == 0.0
+    assert np.abs(here.contrast).max() <= np.log(1 / 1e-5) + 1e-6
