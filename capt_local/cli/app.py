@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from capt_local import __version__
 from capt_local.cli.exits import ExitCode, code_for, line_for, wants_traceback
-from capt_local.report.screen import Screen, drop_output
+from capt_local.report.screen import Screen, check_output, drop_output
 
 if TYPE_CHECKING:
     import typer
@@ -55,6 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code."""
     screen = Screen.standard()
     try:
+        check_output()
         return _dispatch(list(arguments), screen)
     except BrokenPipeError:
         drop_output()

@@ -7,7 +7,15 @@ from importlib import resources
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.interrupt import Interrupt
-from capt_local.cli.options import MethodFlags, ModelFlags, PromptFlags, SampleFlags, ViewFlags
+from capt_local.cli.options import (
+    MethodFlags,
+    ModelFlags,
+    OwnTextFlags,
+    PromptFlags,
+    SampleFlags,
+    SideBySideFlags,
+    ViewFlags,
+)
 from capt_local.cli.prompts import Asked, read_prompt
 from capt_local.cli.session import Session, answer_to, find_bundle, generate_options, open_session
 from capt_local.decode.options import GenerateOptions, Method
@@ -34,8 +42,8 @@ _CLOSING = Prose.of(
 
 def demo(
     model: ModelFlags,
-    prompt: PromptFlags,
-    how: MethodFlags,
+    prompt: OwnTextFlags,
+    how: SideBySideFlags,
     sample: SampleFlags,
     view: ViewFlags,
 ) -> int:
@@ -61,6 +69,8 @@ def play(
         UsageError, ModelError, MemoryShortage: see `open_session` and `read_prompt`.
     """
     own = prompt.prompt is not None or prompt.file is not None
+    if not own and (prompt.raw or prompt.system is not None):
+        raise UsageError("--raw and --system go with a text of your own: give it with -p or -f.")
     asked = [("", read_prompt(prompt))] if own else _prompts()
     bundle = find_bundle(model)
     if sample.max_tokens is None:

@@ -136,6 +136,12 @@ class PromptFlags:
     ] = False
 
 
+class OwnTextFlags(PromptFlags):
+    """What is asked instead of a text that is there anyway."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class MethodFlags:
     """How the three models are combined."""
@@ -184,6 +190,12 @@ class MethodFlags:
             help="No say for expert and base on tokens longer than their pieces (likewise).",
         ),
     ] = False
+
+
+class SideBySideFlags(MethodFlags):
+    """The same for verbs that run several methods, so that none can be chosen."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)

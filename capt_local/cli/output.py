@@ -23,7 +23,11 @@ class OutputFile:
     def __init__(self, path: Path) -> None:
         """Makes and removes an empty file beside `path`, to find out now and not at the end."""
         self._path = path
-        if path.exists() and not path.is_file():
+        try:
+            regular = path.is_file() or not path.exists()
+        except OSError as error:  # such as a name that is too long
+            raise _refusal(error) from None
+        if not regular:
             raise UsageError("The output (-o) is not a regular file. Name another one.")
         os.unlink(self._new_file())
 

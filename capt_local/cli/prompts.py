@@ -29,7 +29,7 @@ def read_prompt(flags: PromptFlags, stdin: BinaryIO | None = None) -> Asked:
         UsageError: no text, empty text, text from two places, text that is not UTF-8, or a
             terminal as standard input with nothing else given.
     """
-    text = _text(flags, stdin or sys.stdin.buffer)
+    text = _text(flags, stdin)
     if not text.strip():
         raise UsageError("The prompt is empty. Give it with -p, -f or on standard input.")
     if flags.raw:
@@ -42,7 +42,7 @@ def read_prompt(flags: PromptFlags, stdin: BinaryIO | None = None) -> Asked:
     return messages
 
 
-def _text(flags: PromptFlags, stdin: BinaryIO) -> str:
+def _text(flags: PromptFlags, stdin: BinaryIO | None) -> str:
     if flags.prompt is not None and flags.file is not None:
         raise UsageError("The prompt is given twice, with -p and -f. Give one of them.")
     if flags.file is not None and str(flags.file) != "-":
@@ -50,9 +50,19 @@ def _text(flags: PromptFlags, stdin: BinaryIO) -> str:
     if flags.prompt is not None and flags.prompt != "-":
         return checked(flags.prompt, "-p")
     asked_for = flags.prompt == "-" or flags.file is not None
-    if not asked_for and stdin.isatty():
+    return decoded(_stdin_bytes(stdin, wait=asked_for), "Standard input")
+
+
+def _stdin_bytes(stdin: BinaryIO | None, *, wait: bool) -> bytes:
+    """All of standard input; looked at only here, since a process may have none."""
+    if stdin is None and sys.stdin is not None:
+        stdin = sys.stdin.buffer
+    if stdin is None or (not wait and stdin.isatty()):
         raise UsageError("There is no prompt. Give it with -p, -f or on standard input.")
-    return decoded(stdin.read(), "Standard input")
+    try:
+        return stdin.read()
+    except OSError as error:
+        raise UsageError(f"Standard input cannot be read: {error.strerror}.") from None
 
 
 def _file_bytes(path: Path) -> bytes:

@@ -16,7 +16,8 @@ from typing import Any, get_type_hints
 import typer
 
 from capt_local.cli.exits import ExitCode
-from capt_local.report.screen import Screen
+from capt_local.cli.yielding import settled
+from capt_local.report.screen import Screen, unwritable
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 # Click's usage errors, wherever this version of Typer keeps them.
@@ -42,6 +43,10 @@ def call(verb: Callable[..., int], name: str, arguments: Sequence[str], screen: 
         return exit_.exit_code
     except typer.Abort:
         return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # Click writes the help by itself
+        raise unwritable(error) from None
     except _USAGE_ERRORS as error:
         screen.error(f"{_usage_line(error)} See '{name} --help'.")
         return ExitCode.USAGE
@@ -59,17 +64,24 @@ def program(verbs: Mapping[str, Callable[..., int]]) -> typer.Typer:
 
 
 def flat(verb: Callable[..., int]) -> Callable[..., dict[str, Any]]:
-    """A function with one parameter for each field of the verb's groups, that returns these."""
+    """A function with one parameter for each field of the verb's groups, that returns these.
+
+    One more parameter is Click's context, which knows what came from the environment.
+    """
     groups: dict[str, type[Any]] = {
         name: kind for name, kind in get_type_hints(verb).items() if name != "return"
     }
 
-    def command(**values: Any) -> dict[str, Any]:
-        return {
+    def command(context: typer.Context, **values: Any) -> dict[str, Any]:
+        sources = {name: context.get_parameter_source(name) for name in values}
+        origin = {name: source.name for name, source in sources.items() if source is not None}
+        made = {
             name: kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
             for name, kind in groups.items()
         }
+        return {name: settled(group, origin) for name, group in made.items()}
 
+    whole = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     parameters = [
         inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hint
@@ -77,6 +89,7 @@ def flat(verb: Callable[..., int]) -> Callable[..., dict[str, Any]]:
         for kind in groups.values()
         for field, hint in _fields(kind)
     ]
+    parameters.insert(0, whole)
     command.__name__ = verb.__name__
     command.__doc__ = verb.__doc__
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

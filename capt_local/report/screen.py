@@ -7,12 +7,15 @@ a file can send escape sequences; styles are added here, behind it.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from typing import TextIO
 
+from capt_local.errors import UsageError
 from capt_local.report.sanitise import Sanitiser, visible
 from capt_local.report.view import Look, View
 
@@ -52,6 +55,32 @@ def drop_output() -> None:
     os.close(nowhere)
 
 
+def check_output() -> None:
+    """Refuses to run without a standard output.
+
+    Raises:
+        UsageError: it is closed. The next file that is opened would take its place, and what
+            libraries print would get into that file.
+    """
+    if sys.stdout is None:
+        raise UsageError("Standard output is closed. Send it to a file, a pipe or /dev/null.")
+
+
+def unwritable(error: OSError) -> UsageError:
+    """What to raise for standard output that cannot be written; what is left of it is dropped."""
+    with contextlib.suppress(OSError, ValueError):  # no real stream, as in tests
+        drop_output()
+    return UsageError(f"Standard output cannot be written: {error.strerror or 'it is broken'}.")
+
+
+class _Nowhere(io.StringIO):
+    """Stands for a stream that the process does not have."""
+
+    def write(self, text: str) -> int:
+        """Drops the text."""
+        return len(text)
+
+
 class Screen:
     """Both output streams of a command.
 
@@ -86,17 +115,21 @@ class Screen:
 
     @classmethod
     def standard(cls, verbose: int = 0) -> Screen:
-        """The process's own streams. What they cannot encode is spelled out, never an error."""
-        for stream in (sys.stdout, sys.stderr):
+        """The process's own streams. What they cannot encode is spelled out, never an error.
+
+        A stream that is closed takes what is written and drops it; see `check_output`.
+        """
+        out, err = (stream or _Nowhere() for stream in (sys.stdout, sys.stderr))
+        for stream in (out, err):
             reconfigure = getattr(stream, "reconfigure", None)
             if reconfigure is not None:
                 encoding = stream.encoding if stream.isatty() else "utf-8"
                 reconfigure(encoding=encoding, errors="backslashreplace")
         return cls(
-            sys.stdout,
-            sys.stderr,
-            look_out=look_of(sys.stdout, os.environ),
-            look_err=look_of(sys.stderr, os.environ),
+            out,
+            err,
+            look_out=look_of(out, os.environ),
+            look_err=look_of(err, os.environ),
             verbose=verbose,
         )
 
@@ -114,14 +147,12 @@ class Screen:
         if text:
             self.clear_progress()
             self._last = text[-1]
-            self._out.write(text)
-            self._out.flush()
+            self._write(text)
 
     def line(self, text: str = "") -> None:
         """Writes a line to standard output: a result that was asked for."""
         self.clear_progress()
-        self._out.write(visible(text) + "\n")
-        self._out.flush()
+        self._write(visible(text) + "\n")
 
     def show(self, *views: View) -> None:
         """Writes views to standard output, each with an empty line behind it.
@@ -129,9 +160,16 @@ class Screen:
         On a terminal they are drawn; elsewhere they are plain lines.
         """
         self.clear_progress()
-        for view in views:
-            self._out.write(self._as_text(view) + "\n")
-        self._out.flush()
+        self._write("".join(self._as_text(view) + "\n" for view in views))
+
+    def _write(self, text: str) -> None:
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise unwritable(error) from None
 
     def _as_text(self, view: View) -> str:
         # Imported here: `--help` and answers that go into a pipe need neither.
