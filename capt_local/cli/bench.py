@@ -10,7 +10,7 @@ from typing import Annotated
 from capt_local.cli.demo import visit
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.interrupt import Interrupt
-from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, option
+from capt_local.cli.options import ModelFlags, SampleFlags, SideBySideFlags, ViewFlags, option
 from capt_local.cli.session import Session, find_bundle, generate_options, open_session
 from capt_local.decode.options import GenerateOptions
 from capt_local.errors import UsageError
@@ -44,7 +44,7 @@ class BenchFlags:
 
 
 def bench(
-    what: BenchFlags, model: ModelFlags, how: MethodFlags, sample: SampleFlags, view: ViewFlags
+    what: BenchFlags, model: ModelFlags, how: SideBySideFlags, sample: SampleFlags, view: ViewFlags
 ) -> int:
     """Prompt and answer speed, and the time that is spent outside llama.cpp.
 
@@ -56,7 +56,8 @@ def bench(
         raise UsageError("bench runs its modes side by side; --method has no place here.")
     prompts = [visit()]
     if what.prompts is not None:
-        prompts = [text.data.decode() for text in read_texts(what.prompts, limit=what.limit)]
+        texts = read_texts(what.prompts, "The file of --prompts", limit=what.limit)
+        prompts = [text.data.decode() for text in texts]
     bundle = find_bundle(model)
     if sample.max_tokens is None:
         sample = dataclasses.replace(sample, max_tokens=_TOKENS)
@@ -67,7 +68,7 @@ def bench(
         if method == "target" or "expert" in bundle.models
     }
     with Interrupt() as interrupt:
-        session = open_session(bundle, model, screen, interrupt, wanted=options.method)
+        session = open_session(bundle, model, screen, interrupt)
         with session.runtime:
             found = _measure(session, prompts, wanted, raw=what.raw)
     if not found:

@@ -11,9 +11,10 @@ import typer
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, option
-from capt_local.cli.session import find_bundle, generate_options, open_session
+from capt_local.cli.session import Session, find_bundle, generate_options, open_session
+from capt_local.decode.options import GenerateOptions
 from capt_local.evaluate.likelihood import Likelihood, measure
-from capt_local.evaluate.texts import read_texts
+from capt_local.evaluate.texts import Text, read_texts
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
 from capt_local.report.view import Table
@@ -51,26 +52,41 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
       capt-local score notes.jsonl --method target --limit 20 --max-bytes 2000 --json
     """
     screen = Screen.standard(view.verbose)
-    texts = read_texts(what.file, limit=what.limit, size=what.max_bytes)
+    texts = read_texts(what.file, "The file of texts (FILE)", limit=what.limit, size=what.max_bytes)
     bundle = find_bundle(model)
     options = generate_options(bundle, how, SampleFlags(), 0)
-    done = 0
+    with Interrupt() as interrupt:
+        session = open_session(bundle, model, screen, interrupt, wanted=options.method)
+        with session.runtime:
+            whole = _measured(session, texts, options, what)
+    _tell_cuts(screen, texts, whole)
+    if what.json:
+        screen.line(_json(whole, options.method))
+    else:
+        screen.show(_table(whole, options.method))
+    return ExitCode.OK
+
+
+def _measured(
+    session: Session, texts: list[Text], options: GenerateOptions, what: ScoreFlags
+) -> Likelihood:
+    """Scores the texts, with a progress line meanwhile."""
+    screen, done = session.screen, 0
 
     def told(one: Likelihood) -> None:
         nonlocal done
-        interrupt.check()
         done += 1
         screen.progress("scoring", done / len(texts))
         if what.per_item:
             screen.line(_json(one, options.method) if what.json else _line(one))
 
-    with Interrupt() as interrupt:
-        session = open_session(bundle, model, screen, interrupt, wanted=options.method)
-        try:
-            with session.runtime:
-                whole = measure(session.runtime, texts, options, told)
-        finally:
-            screen.clear_progress()
+    try:
+        return measure(session.runtime, texts, options, told, session.interrupt)
+    finally:
+        screen.clear_progress()
+
+
+def _tell_cuts(screen: Screen, texts: list[Text], whole: Likelihood) -> None:
     cut = sum(text.cut for text in texts)
     if cut:
         screen.note(f"{cut} of {len(texts)} texts were cut to --max-bytes.")
@@ -78,11 +94,6 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
         screen.note(
             f"{whole.windows - len(texts)} times the context was full and a text went on afresh."
         )
-    if what.json:
-        screen.line(_json(whole, options.method))
-    else:
-        screen.show(_table(whole, options.method))
-    return ExitCode.OK
 
 
 def _json(one: Likelihood, method: str) -> str:

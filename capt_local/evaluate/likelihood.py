@@ -40,6 +40,7 @@ def measure(
     texts: Sequence[Text],
     options: GenerateOptions,
     each: Callable[[Likelihood], None] = lambda _: None,
+    cancel: Callable[[], bool] | None = None,
 ) -> Likelihood:
     """Scores every text by itself and adds them up.
 
@@ -48,10 +49,14 @@ def measure(
         texts: at least one.
         options: the method, the alignment and the weight of the contrast.
         each: called with the result of each text as it is there.
+        cancel: asked at every token; true ends the work.
+
+    Raises:
+        Cancelled: `cancel` said so.
     """
     found = []
     for text in texts:
-        score = runtime.score(text.data, options)
+        score = runtime.score(text.data, options, cancel=cancel)
         found.append(Likelihood(text.id, score.nats, score.size, score.tokens, score.windows))
         each(found[-1])
     return Likelihood(

@@ -26,11 +26,14 @@ class Text:
     cut: bool = False
 
 
-def read_texts(path: Path, *, limit: int | None = None, size: int | None = None) -> list[Text]:
+def read_texts(
+    path: Path, what: str, *, limit: int | None = None, size: int | None = None
+) -> list[Text]:
     """Reads the texts of a file.
 
     Args:
         path: `.jsonl`: an object with `text` (and `id`) a line; anything else is one text.
+        what: what errors call the file; its name may be a patient's.
         limit: only so many texts.
         size: only so many bytes of each (never a part of a character).
 
@@ -39,47 +42,51 @@ def read_texts(path: Path, *, limit: int | None = None, size: int | None = None)
     """
     try:
         if path.stat().st_size > _LARGEST:
-            raise UsageError(f"{path.name} is larger than {_LARGEST >> 20} MiB.")
+            raise UsageError(f"{what} is larger than {_LARGEST >> 20} MiB.")
         data = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{path.name}: {error.strerror or 'cannot be read'}.") from None
+        raise UsageError(f"{what} cannot be read: {error.strerror or 'no access'}.") from None
     if path.suffix == ".jsonl":
         lines = [line for line in enumerate(data.split(b"\n"), 1) if line[1].strip()]
-        texts = [_line(path.name, number, line) for number, line in lines[:limit]]
+        texts = {number: _line(what, number, line) for number, line in lines[:limit]}
     else:
-        texts = [Text("1", _checked(path.name, 1, data))]
+        texts = {1: Text("1", _checked(what, 1, data))}
     if not texts:
-        raise UsageError(f"{path.name} holds no text.")
-    return [text if size is None else _shortened(text, size) for text in texts]
+        raise UsageError(f"{what} holds no text.")
+    return [_shortened(what, number, text, size) for number, text in texts.items()]
 
 
-def _line(name: str, number: int, line: bytes) -> Text:
+def _line(what: str, number: int, line: bytes) -> Text:
     # A message of the JSON reader would hold a part of the line.
     try:
         item = json.loads(line)
     except (ValueError, RecursionError):
-        raise UsageError(f"{name}, line {number}: not JSON.") from None
+        raise UsageError(f"{what}, line {number}: not JSON.") from None
     if not isinstance(item, dict) or not isinstance(item.get("text"), str):
-        raise UsageError(f'{name}, line {number}: no "text".')
+        raise UsageError(f'{what}, line {number}: no "text".')
     try:
         data = item["text"].encode()
     except UnicodeEncodeError:
-        raise UsageError(f"{name}, line {number}: half of a character.") from None
-    return Text(str(item.get("id", number)), _checked(name, number, data))
+        raise UsageError(f"{what}, line {number}: half of a character.") from None
+    return Text(str(item.get("id", number)), _checked(what, number, data))
 
 
-def _checked(name: str, number: int, data: bytes) -> bytes:
+def _checked(what: str, number: int, data: bytes) -> bytes:
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name}: not UTF-8 at byte {error.start}.") from None
+        raise UsageError(f"{what}: not UTF-8 at byte {error.start}.") from None
     if not data:
-        raise UsageError(f"{name}, line {number}: the text is empty.")
+        raise UsageError(f"{what}, line {number}: the text is empty.")
     return data
 
 
-def _shortened(text: Text, size: int) -> Text:
-    if len(text.data) <= size:
+def _shortened(what: str, number: int, text: Text, size: int | None) -> Text:
+    if size is None or len(text.data) <= size:
         return text
     kept = text.data[:size].decode("utf-8", "ignore").encode()
+    if not kept:
+        raise UsageError(
+            f"{what}, line {number}: the first character is longer than {size} bytes; allow more."
+        )
     return Text(text.id, kept, cut=True)

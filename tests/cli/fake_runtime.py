@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from capt_local.decode.score import TextScore
 from capt_local.decode.step import FinishReason, Step
+from capt_local.errors import Cancelled
 from tests.report.steps import step
 
 
@@ -92,6 +94,14 @@ def install(monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
         def generate(self, asked: Any, options: Any, *, raw: bool, cancel: Any) -> FakeGeneration:
             script.calls.append({"asked": asked, "options": options, "raw": raw})
             return FakeGeneration(script, cancel)
+
+        def score(self, text: bytes, options: Any, *, cancel: Any) -> TextScore:
+            script.calls.append({"scored": text, "options": options})
+            if script.press_at == len(script.calls) - 2:
+                signal.raise_signal(signal.SIGINT)
+            if cancel():
+                raise Cancelled("stopped")
+            return TextScore(8.0, 2, len(text), 1)
 
         def __enter__(self) -> FakeRuntime:
             return self

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,20 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_is_there(models: list[str]) -> N
     assert b"interrupted" in err
     assert b"Traceback" not in err
     assert b"ignored" not in err
+
+
+def test_ctrl_c_stops_the_scoring_of_a_long_text(models: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "note.txt"
+    file.write_text("fever and a cough " * 20_000)
+    process = start(["score", *models, "-v", str(file)])
+    assert process.stderr is not None
+    while not process.stderr.readline().startswith(b"loaded in"):
+        assert process.poll() is None
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, b"")
+    assert err.endswith(b"error: interrupted.\n")
 
 
 def test_a_reader_that_leaves_is_no_drama(models: list[str]) -> None:
