@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.options import (
@@ -50,8 +53,9 @@ def generate(
     with Interrupt() as interrupt:
         session = open_session(bundle, model, screen, interrupt, wanted=options.method)
         with session.runtime:
-            answer = _answer(session, asked, options, raw=prompt.raw, live=_live(output))
-    _deliver(answer, output, file, screen)
+            deliver = partial(_deliver, output=output, file=file, screen=screen)
+            answer = _answer(session, asked, options, deliver, raw=prompt.raw, live=_live(output))
+    deliver(answer)
     # The notices of the bundle have been told when it was opened.
     screen.notes(answer.notices[len(session.runtime.notices) :])
     screen.notes(warnings(answer))
@@ -66,11 +70,25 @@ def _live(output: OutputFlags) -> bool:
 
 
 def _answer(
-    session: Session, asked: Asked, options: GenerateOptions, *, raw: bool, live: bool
+    session: Session,
+    asked: Asked,
+    options: GenerateOptions,
+    deliver: Callable[[Answer], None],
+    *,
+    raw: bool,
+    live: bool,
 ) -> Answer:
     screen = session.screen
+
+    def keep(part: Answer) -> None:
+        try:
+            deliver(part)
+        except UsageError as error:  # what ended the answer is the error to tell
+            screen.notes([str(error)])
+
     try:
-        return answer_to(session, asked, options, raw=raw, show=screen.answer if live else None)
+        show = screen.answer if live else None
+        return answer_to(session, asked, options, raw=raw, show=show, keep=keep)
     finally:
         # Also behind a part of an answer that an error ended: the error gets its own line.
         if live:

@@ -49,14 +49,18 @@ def provenance(
         },
         "method": str(options.method),
         "parameters": parameters,
-        "loading": {
-            "threads": load.threads,
-            "batch": load.batch,
-            "flash_attention": load.flash_attention,
-            "kv_type": load.kv_type,
-        },
+        "loading": _loading(load),
         # What the chat templates took for today; None: the day of the answer.
         "date": date.isoformat() if date else None,
+    }
+
+
+def _loading(load: LoadOptions) -> dict[str, Any]:
+    return {
+        "threads": load.threads,
+        "batch": load.batch,
+        "flash_attention": load.flash_attention,
+        "kv_type": load.kv_type,
     }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags
+from capt_local.cli.prompts import checked
 from capt_local.cli.provenance import provenance
 from capt_local.decode.options import (
     AlignOptions,
@@ -18,7 +19,7 @@ from capt_local.decode.options import (
     Method,
     SampleOptions,
 )
-from capt_local.decode.step import Step
+from capt_local.decode.step import FinishReason, Step
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
 from capt_local.report.json import Answer, Timings, new_id
@@ -26,6 +27,7 @@ from capt_local.report.screen import Screen
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle
+    from capt_local.decode.generation import Generation
     from capt_local.engine.options import LoadOptions
     from capt_local.runtime import Runtime
 
@@ -100,7 +102,7 @@ def generate_options(
     return GenerateOptions(
         method=method(bundle, how),
         max_tokens=_first(sample.max_tokens, said.max_tokens, ours.max_tokens),
-        stop=tuple(sample.stop or ()),
+        stop=tuple(checked(text, "--stop") for text in sample.stop or ()),
         top=top,
         align=AlignOptions(long_tokens=not how.no_long_tokens, healing=not how.no_healing),
         combine=CombineOptions(
@@ -177,6 +179,13 @@ def open_session(
     finally:  # an error is told on a line of its own
         screen.clear_progress()
     session = Session(runtime, screen, interrupt, load, date, time.perf_counter() - started)
+    _tell_loaded(session)
+    return session
+
+
+def _tell_loaded(session: Session) -> None:
+    """The notices and, with -v, what was loaded."""
+    screen, runtime = session.screen, session.runtime
     screen.notes(runtime.notices)
     for role, model in runtime.models.items():
         about = model.metadata
@@ -185,7 +194,6 @@ def open_session(
             f"{about.gpu_layers} layers on the GPU"
         )
     screen.detail(f"loaded in {session.load_seconds:.2f} s")
-    return session
 
 
 def answer_to(
@@ -195,6 +203,7 @@ def answer_to(
     *,
     raw: bool = False,
     show: Callable[[bytes], None] | None = None,
+    keep: Callable[[Answer], None] | None = None,
 ) -> Answer:
     """Runs one generation to its end.
 
@@ -204,25 +213,43 @@ def answer_to(
         options: how the answer is made.
         raw: whether the prompt is text to go on with.
         show: called with the bytes of the answer as they come.
+        keep: called with the part that is there when an error ends the answer behind its first
+            token; the error goes on.
 
     Raises:
         UsageError, ContextOverflow, NumericalError: see `Runtime.generate`.
     """
     generation = session.runtime.generate(asked, options, raw=raw, cancel=session.interrupt)
     steps: list[Step] = []
-    shown = 0
-    for step in generation:
-        steps.append(step)
-        shown += len(step.piece)
-        if show is not None:
-            show(step.piece)
+    try:
+        for step in generation:
+            steps.append(step)
+            if show is not None:
+                show(step.piece)
+    except Exception:
+        if steps and keep is not None:
+            keep(_answer(session, generation, steps, options, FinishReason.ERROR, raw=raw))
+        raise
     # An interrupted answer may end in bytes that no step brought.
+    shown = sum(len(step.piece) for step in steps)
     if show is not None and len(generation.text) > shown:
         show(generation.text[shown:])
+    return _answer(session, generation, steps, options, generation.finish, raw=raw)
+
+
+def _answer(
+    session: Session,
+    generation: Generation,
+    steps: list[Step],
+    options: GenerateOptions,
+    finish: FinishReason | None,
+    *,
+    raw: bool,
+) -> Answer:
     return Answer(
         steps=steps,
         text=generation.text,
-        finish=generation.finish,
+        finish=finish,
         model=session.runtime.bundle.id,
         raw=raw,
         prompt_tokens=dict(generation.prompt_tokens),

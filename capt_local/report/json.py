@@ -104,6 +104,8 @@ def warnings(answer: Answer) -> list[str]:
         )
     if answer.finish is FinishReason.INTERRUPTED:
         lines.append("the answer was interrupted and is incomplete.")
+    if answer.finish is FinishReason.ERROR:
+        lines.append("an error ended the answer, so it is incomplete.")
     if not answer.text.strip():
         lines.append("the answer is empty; that says nothing about the text that was asked about.")
     return lines

@@ -144,7 +144,11 @@ def test_bytes_that_are_not_utf8_on_the_command_line(run: Run, script: Script) -
     result = run("generate", "{models}", "-p", CANARY + "\udcb0")
     assert result.code == 2
     assert CANARY not in result.err
-    assert run("generate", "{models}", "-p", "x", "--system", CANARY + "\udcb0").code == 2
+    for option in ("--system", "--stop"):
+        result = run("generate", "{models}", "-p", "x", option, CANARY + "\udcb0")
+        assert result.code == 2
+        assert option in result.err
+        assert CANARY not in result.err
 
 
 def test_a_prompt_from_two_places_is_refused(run: Run, script: Script, tmp_path: Path) -> None:
@@ -187,6 +191,9 @@ def test_no_failure_anywhere_tells_the_text(
     assert result.code == code
     assert CANARY not in result.err + result.out
     assert "Traceback" not in result.err
+    if place >= 1 and form == ["--json"] and isinstance(error, Exception):
+        assert json.loads(result.out)["choices"][0]["finish_reason"] == "error"
+        return
     errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     shown = "" if place < 1 or form == ["--json"] else ["It is \n", "It is pneumonia\n"][place - 1]
@@ -287,21 +294,55 @@ def test_an_output_file_is_for_its_owner_alone(run: Run, script: Script, tmp_pat
     assert left == {"answer.txt", "target.gguf", "expert.gguf", "base.gguf"}
 
 
-def test_an_answer_that_failed_leaves_the_older_file(
+def test_an_answer_that_failed_at_once_leaves_the_older_file(
     run: Run, script: Script, tmp_path: Path
 ) -> None:
     file = tmp_path / "answer.txt"
     file.write_text("older")
-    script.fail_at, script.error = 1, NumericalError("broken")
+    script.fail_at, script.error = 0, NumericalError("broken")
     assert run("generate", "{models}", "-p", "x", "-o", str(file)).code == 3
     assert file.read_text("utf-8") == "older"
     assert not list(tmp_path.glob(".capt-local-*"))
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_what_was_made_before_an_error_is_kept(
+    form: list[str], run: Run, script: Script, tmp_path: Path
+) -> None:
+    file = tmp_path / "answer"
+    script.fail_at, script.error = 2, NumericalError("broken")
+    result = run("generate", "{models}", "-p", "x", *form, "-o", str(file))
+    assert (result.code, result.out) == (3, "")
+    assert result.err.endswith("error: broken\n")
+    written = file.read_text("utf-8")
+    if form:
+        found = json.loads(written)
+        assert found["choices"][0]["finish_reason"] == "error"
+        assert found["usage"]["completion_tokens"] == 2
+        assert any("incomplete" in line for line in found["warnings"])
+        written = found["choices"][0]["message"]["content"]
+    assert written == "It is pneumonia"
+
+
+def test_an_error_is_told_even_if_what_was_made_cannot_be_written(
+    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    script.fail_at, script.error = 2, NumericalError("broken")
+    result = run("generate", "{models}", "-p", "x", "-o", str(tmp_path / "answer"))
+    assert (result.code, result.out) == (3, "It is pneumonia\n")
+    assert "No space left" in result.err
+    assert result.err.endswith("error: broken\n")
+
+
 def test_an_output_that_cannot_be_written_is_found_before_the_models_load(
     run: Run, script: Script, tmp_path: Path
 ) -> None:
-    for place in (tmp_path / "no" / "folder", tmp_path, Path(os.devnull)):
+    long = tmp_path / ("x" * 300)
+    for place in (tmp_path / "no" / "folder", tmp_path, Path(os.devnull), long):
         result = run("generate", "{models}", "-p", "x", "-o", str(place))
         assert result.code == 2
         assert re.search(r"^error: The output \(-o\) [^\n]+$", result.err, re.M)
