@@ -17,6 +17,7 @@ from capt_local.errors import ModelError, UsageError
 
 MANIFEST = "bundle.toml"
 SCHEMA = 1
+ALPHA_LIMIT = 8.0  # that of `decode.options.CombineOptions`
 _LARGEST_MANIFEST = 1 << 20
 
 Role = Literal["target", "expert", "base"]
@@ -224,7 +225,7 @@ def _defaults(table: Table) -> Defaults:
     if table.is_text("alpha"):
         table.choice("alpha", ("evidence",))
     else:
-        alpha = table.number("alpha", -10, 10)
+        alpha = table.number("alpha", -ALPHA_LIMIT, ALPHA_LIMIT)
     defaults = Defaults(
         method=table.choice("method", METHODS),
         alpha=alpha,

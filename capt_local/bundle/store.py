@@ -38,8 +38,8 @@ def find(reference: str | Path) -> Bundle:
             return _named(folder, reference)
     hint = " A folder of that name is here: write ./ in front." if _is_here(reference) else ""
     raise ModelError(
-        f"No bundle has the id {reference!r}. Give a known id or the path of a bundle; "
-        f"`capt-local models list` shows what is there.{hint}"
+        f"No bundle has the id {reference!r}. Give {DEMO!r}, the path of a folder with "
+        f"a {MANIFEST} or of that file, or the id of a bundle in a folder of {VARIABLE}.{hint}"
     )
 
 
@@ -82,7 +82,7 @@ def packaged_folder() -> Path:
 
 
 def _at(place: Path) -> Bundle:
-    if not place.exists():
+    if not os.path.exists(place):  # which takes a name that is too long for one that is not there
         raise ModelError(f"There is no bundle at {place}.")
     if place.is_dir() and not (place / MANIFEST).is_file():
         raise ModelError(f"The folder {place} holds no {MANIFEST}, so it is not a bundle.")

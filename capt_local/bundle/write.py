@@ -38,12 +38,7 @@ def describe(
     Raises:
         ModelError: a file cannot be read.
     """
-    try:
-        size = path.stat().st_size
-        pinned = template_file.read_bytes() if template_file else None
-    except OSError as error:
-        reason = error.strerror or "unreadable"
-        raise ModelError(f"The {role}'s files cannot be read: {reason}.") from None
+    size, pinned = _facts(role, path, template_file)
     return ModelFile(
         role=role,
         path=path,
@@ -54,8 +49,18 @@ def describe(
         style=style,
         template=template,
         template_file=template_file,
-        template_sha256=hashlib.sha256(pinned).hexdigest() if pinned is not None else None,
+        template_sha256=pinned,
     )
+
+
+def _facts(role: Role, path: Path, template_file: Path | None) -> tuple[int, str | None]:
+    """The size of a model and the digest of its template file."""
+    try:
+        pinned = hashlib.sha256(template_file.read_bytes()).hexdigest() if template_file else None
+        return path.stat().st_size, pinned
+    except OSError as error:
+        reason = error.strerror or "unreadable"
+        raise ModelError(f"The {role}'s files cannot be read: {reason}.") from None
 
 
 def write_manifest(bundle: Bundle, folder: Path) -> Path:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from pathlib import Path
 
 import pytest
 
-from capt_local.bundle.manifest import MANIFEST, Bundle, Defaults, Style
+from capt_local.bundle.manifest import ALPHA_LIMIT, MANIFEST, Bundle, Defaults, Style
 from capt_local.bundle.verify import read_template, verify
 from capt_local.bundle.write import describe, manifest_text, write_manifest
+from capt_local.decode.options import CombineOptions
 from capt_local.errors import ModelError, UsageError
 
 CONTENT = {"target": b"GGUF target", "expert": b"GGUF expert", "base": b"GGUF base"}
@@ -79,6 +81,13 @@ def test_a_target_alone_is_a_bundle(folder: Path) -> None:
     assert bundle.models["target"].style is Style.CHAT
 
 
+def test_alpha_has_the_bounds_of_the_decoder(folder: Path) -> None:
+    text = HEAD + f"[defaults]\nalpha = {-ALPHA_LIMIT}\n" + TARGET
+    CombineOptions(alpha=load(folder, text).defaults.alpha)
+    with pytest.raises(UsageError):
+        CombineOptions(alpha=math.nextafter(ALPHA_LIMIT, math.inf))
+
+
 def test_alpha_from_the_evidence_can_be_named(folder: Path) -> None:
     assert load(folder, HEAD + '[defaults]\nalpha = "evidence"\n' + TARGET).defaults.alpha is None
 
@@ -135,7 +144,7 @@ BAD = {
     "defaults unknown": (HEAD + "[defaults]\ntop = 1\n" + TARGET, "defaults.top is not known"),
     "method unknown": (HEAD + '[defaults]\nmethod = "x"\n' + TARGET, "method must be one of capt"),
     "alpha a word": (HEAD + '[defaults]\nalpha = "x"\n' + TARGET, "alpha must be one of evidence"),
-    "alpha large": (HEAD + "[defaults]\nalpha = 11\n" + TARGET, "alpha must be between -10 and 10"),
+    "alpha large": (HEAD + "[defaults]\nalpha = 8.5\n" + TARGET, "alpha must be between -8 and 8"),
     "alpha nan": (HEAD + "[defaults]\nalpha = nan\n" + TARGET, "alpha must be between"),
     "alpha true": (HEAD + "[defaults]\nalpha = true\n" + TARGET, "alpha must be a number"),
     "plausibility": (HEAD + "[defaults]\nplausibility = 2\n" + TARGET, "must be between 0 and 1"),

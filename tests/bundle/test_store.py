@@ -164,3 +164,16 @@ def test_where_the_packaged_bundle_lies(
     package = layout(tmp_path, project=project, beside=beside, inside=inside)
     monkeypatch.setattr(store.resources, "files", lambda name: package)
     assert store.packaged_folder() == tmp_path / expected
+
+
+def test_an_unknown_bundle_is_told_what_there_is() -> None:
+    with pytest.raises(ModelError) as caught:
+        store.find("no-such-bundle")
+    for way in (store.DEMO, MANIFEST, store.VARIABLE):
+        assert way in str(caught.value)
+    assert "models list" not in str(caught.value)
+
+
+def test_a_path_that_is_too_long_is_no_bundle() -> None:
+    with pytest.raises(ModelError, match="There is no bundle"):
+        store.find("./" + "x" * 300)
