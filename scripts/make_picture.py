@@ -1,6 +1,6 @@
 """Plays the demo and draws a part of it as docs/demo.svg, the picture of the README.
 
-    python -m scripts.make_picture [-m BUNDLE] [--question 1|2] [-n 96] [-o docs/demo.svg]
+    python -m scripts.make_picture [-m BUNDLE] [--question 1|2] [-n 48] [-o docs/demo.svg]
 
 Without -m it takes the demo bundle. What is drawn is what the demo showed in this run, speeds
 included. The file loads nothing: no web font, no link; the reader's own monospaced font is used,
@@ -20,7 +20,7 @@ from capt_local.cli.demo import play
 from capt_local.cli.options import MethodFlags, ModelFlags, PromptFlags, SampleFlags
 from capt_local.report.drawing import console_for, renderable
 from capt_local.report.screen import Screen
-from capt_local.report.view import Look, Pane, Prose, View
+from capt_local.report.view import Look, Prose, View
 
 COLUMNS = 108
 THEME = TerminalTheme(
@@ -74,11 +74,11 @@ class Recorder(Screen):
 
 
 def part_of(views: list[View], question: int) -> list[View]:
-    """One question with its answers, the visit before it if it is about that, and the legend."""
-    starts = [i for i, v in enumerate(views) if isinstance(v, Prose) and v.strong]
+    """One scene of the demo, and the legend behind the last one."""
+    # A scene begins with the pane in front of its question.
+    starts = [i - 1 for i, v in enumerate(views) if isinstance(v, Prose) and v.strong]
     ends = [*starts[1:], max(i for i, v in enumerate(views) if not isinstance(v, Prose)) + 1]
-    visit = [v for v in views[: starts[0]] if isinstance(v, Pane)] if question == 1 else []
-    return [*visit, *views[starts[question - 1] : ends[question - 1]], *views[ends[-1] :]]
+    return [*views[starts[question - 1] : ends[question - 1]], *views[ends[-1] :]]
 
 
 def picture(views: list[View], columns: int = COLUMNS) -> str:
@@ -113,7 +113,7 @@ def main() -> int:
     parser.add_argument("-m", "--bundle", help="id, folder or bundle.toml (default: demo)")
     for role in ("target", "expert", "base"):
         parser.add_argument(f"--{role}", type=Path, help="a GGUF, for no bundle")
-    parser.add_argument("--question", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--question", type=int, choices=(1, 2), default=2)
     parser.add_argument("-n", "--max-tokens", type=int)
     parser.add_argument("-t", "--threads", type=int)
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/demo.svg"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from importlib import resources
 
 from capt_local.cli.exits import ExitCode
@@ -31,13 +32,31 @@ from capt_local.report.view import Pane, Prose, Span
 # In the words that the demo models were trained on; they are too small to understand others.
 _TASK = 'Summarize the conversation as the "GENHX" section of a clinical note.'
 _GENHX = "GENHX is the history of the illness in the data that the models were trained on."
-_QUESTION = "What are the symptoms of pneumonia?"
-_MAX_TOKENS = 96
+_MAX_TOKENS = 48
 _CLOSING = Prose.of(
     "Both answers start from the same prompt; at each token the target's log-probabilities are "
     "shifted by alpha times the expert's minus the base's. These models are tiny and made to show "
     "the method: what they say is not medical advice and often wrong. The visit is invented."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One thing that is asked, and how it is introduced.
+
+    Attributes:
+        asked: the question, or a text to go on with.
+        raw: whether it is the latter.
+        title: of what is shown before.
+        shown: what the reader has to know.
+        question: what is asked, for the reader.
+    """
+
+    asked: Asked
+    raw: bool = False
+    title: str = ""
+    shown: str = ""
+    question: str = ""
 
 
 def demo(
@@ -71,20 +90,15 @@ def play(
     own = prompt.prompt is not None or prompt.file is not None
     if not own and (prompt.raw or prompt.system is not None):
         raise UsageError("--raw and --system go with a text of your own: give it with -p or -f.")
-    asked = [("", read_prompt(prompt))] if own else _prompts()
+    scenes = [Scene(read_prompt(prompt), raw=prompt.raw)] if own else _scenes()
     bundle = find_bundle(model)
     if sample.max_tokens is None:
         sample = dataclasses.replace(sample, max_tokens=_MAX_TOKENS)
     options = dataclasses.replace(generate_options(bundle, how, sample, top=3), method=Method.CAPT)
     with Interrupt() as interrupt:
         session = open_session(bundle, model, screen, interrupt)
-        if not own:
-            title = "A visit (fictitious, written for this demo)"
-            screen.show(Pane(title, (Span(visit().strip()),)))
         with session.runtime:
-            finished = all(
-                _compare(session, title, one, options, raw=prompt.raw) for title, one in asked
-            )
+            finished = all(_compare(session, scene, options) for scene in scenes)
     if not finished:
         return ExitCode.INTERRUPTED
     screen.show(LEGEND, _CLOSING)
@@ -93,28 +107,43 @@ def play(
 
 def visit() -> str:
     """The dialogue that travels with the package; written for it, about nobody."""
-    return (resources.files("capt_local") / "data" / "demo_visit.txt").read_text("utf-8")
+    return _text("demo_visit.txt").strip()
 
 
-def _prompts() -> list[tuple[str, Asked]]:
-    """What is asked, with a title."""
+def _text(name: str) -> str:
+    return (resources.files("capt_local") / "data" / name).read_text("utf-8")
+
+
+def _scenes() -> list[Scene]:
+    """What the demo shows: a visit to summarize, and the beginning of a note to go on with."""
+    note = _text("demo_note.txt")
     return [
-        (f"{_TASK} ({_GENHX})", [Message("user", f"{_TASK}\n\n{visit().strip()}")]),
-        (_QUESTION, [Message("user", _QUESTION)]),
+        Scene(
+            [Message("user", f"{_TASK}\n\n{visit()}")],
+            title="A visit (fictitious, written for this demo)",
+            shown=visit(),
+            question=f"Question: {_TASK} ({_GENHX})",
+        ),
+        Scene(
+            note,
+            raw=True,
+            title="The beginning of a note (likewise)",
+            shown=note,
+            question="Task: go on with the text as it is, without a chat template",
+        ),
     ]
 
 
-def _compare(
-    session: Session, title: str, asked: Asked, options: GenerateOptions, *, raw: bool
-) -> bool:
+def _compare(session: Session, scene: Scene, options: GenerateOptions) -> bool:
     """Shows both answers to one prompt.
 
     Returns:
         False when Ctrl-C ended it.
     """
-    screen = session.screen
-    if title:
-        screen.show(Prose.of(f"Question: {title}", strong=True))
+    screen, asked, raw = session.screen, scene.asked, scene.raw
+    if scene.shown:
+        screen.show(Pane(scene.title, (Span(scene.shown),)))
+        screen.show(Prose.of(scene.question, strong=True))
     own = dataclasses.replace(options, method=Method.TARGET)
     alone = _answer(session, "the target alone", asked, own, raw=raw)
     if alone.finish is FinishReason.INTERRUPTED:

@@ -155,6 +155,8 @@ def _choice(vocabulary: Vocabulary, token: int, logp: float) -> Choice:
 def _likeliest(
     vocabulary: Vocabulary, tokens: np.ndarray, logp: np.ndarray, top: int
 ) -> tuple[Choice, ...]:
+    if not top:  # sorting every candidate would be most of a step
+        return ()
     order = np.argsort(-logp, kind="stable")[:top]
     return tuple(_choice(vocabulary, int(tokens[i]), float(logp[i])) for i in order)
 

@@ -96,16 +96,16 @@ def check_template(native: Native, vocab: TargetVocab | ProxyVocab) -> bool:
 
 def bits_per_byte(native: Native, vocab: TargetVocab | ProxyVocab, texts: list[str]) -> float:
     """Bits per byte of the first 2,000 bytes of each text, after the start token."""
-    bits, size = 0.0, 0
+    bits, size, lengths = 0.0, 0, vocab.byte_lengths()
     for text in texts:
         part = text.encode()[:2000].decode(errors="ignore")
         ids = [vocab.start, *vocab.encode(part)][:1024]
-        rows = native.logits(ids)[:-1].astype(np.float64)
+        rows = native.logits(ids)[:-1]
         picked = rows[np.arange(len(ids) - 1), ids[1:]]
         top = rows.max(1)
-        total = top + np.log(np.exp(rows - top[:, None]).sum(1))
+        total = top + np.log(np.exp(rows - top[:, None]).sum(1, dtype=np.float64))
         bits += float((total - picked).sum()) / math.log(2)
-        read = sum(vocab.byte_lengths()[i] for i in ids[1:])
+        read = sum(lengths[i] for i in ids[1:])
         size += min(read, len(part.encode()))
     return bits / size
 
