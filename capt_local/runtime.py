@@ -96,7 +96,7 @@ class Runtime:
 
         Args:
             bundle: an id ("demo" travels with the package), a path, or a bundle.
-            load: how the models are loaded; its context wins over the bundle's.
+            load: how the models are loaded; a context given here wins.
             progress: called with a role and the share of its file that is checked, then loaded.
             check: whether the digests are checked first.
             date: what the templates take for today; None: today.

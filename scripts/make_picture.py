@@ -1,6 +1,6 @@
 """Plays the demo and draws a part of it as docs/demo.svg, the picture of the README.
 
-    python -m scripts.make_picture [-m BUNDLE] [--question 1|2] [-n 48] [-o docs/demo.svg]
+    python -m scripts.make_picture [-m BUNDLE] [--question 1|2] [-n 32] [-o docs/demo.svg]
 
 Without -m it takes the demo bundle. What is drawn is what the demo showed in this run, speeds
 included. The file loads nothing: no web font, no link; the reader's own monospaced font is used,

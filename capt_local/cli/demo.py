@@ -32,7 +32,7 @@ from capt_local.report.view import Pane, Prose, Span
 # In the words that the demo models were trained on; they are too small to understand others.
 _TASK = 'Summarize the conversation as the "GENHX" section of a clinical note.'
 _GENHX = "GENHX is the history of the illness in the data that the models were trained on."
-_MAX_TOKENS = 48
+_MAX_TOKENS = 32
 _CLOSING = Prose.of(
     "Both answers start from the same prompt; at each token the target's log-probabilities are "
     "shifted by alpha times the expert's minus the base's. These models are tiny and made to show "
@@ -127,7 +127,7 @@ def _scenes() -> list[Scene]:
         Scene(
             note,
             raw=True,
-            title="The beginning of a note (likewise)",
+            title="The beginning of a note (fictitious, written for this demo)",
             shown=note,
             question="Task: go on with the text as it is, without a chat template",
         ),

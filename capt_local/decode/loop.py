@@ -125,11 +125,7 @@ def describe(
         int(np.argmax(penalised(own.tokens, logp, trio.tokens, options.sample)))
         for logp in (own.logp, here.logp)
     )
-    proxies = (
-        [_likeliest_pieces(proxy.row, proxy.cached.model.vocabulary, top) for proxy in trio.proxies]
-        if top
-        else []
-    )
+    expert, base = _said_by_proxies(trio, top)
     return Step(
         index=index,
         token=int(own.tokens[place]),
@@ -141,11 +137,21 @@ def describe(
         contrast=float(here.contrast[place]),
         top=_likeliest(vocabulary, own.tokens, here.logp, top),
         target_top=_likeliest(vocabulary, own.tokens, own.logp, top),
-        expert_top=proxies[0] if proxies else (),
-        base_top=proxies[1] if proxies else (),
+        expert_top=expert,
+        base_top=base,
         likeliest=None if together == place else int(own.tokens[together]),
         finish=finish,
     )
+
+
+def _said_by_proxies(trio: Trio, top: int) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
+    """The likeliest pieces of expert and base."""
+    if not top or not trio.proxies:
+        return (), ()
+    expert, base = (
+        _likeliest_pieces(proxy.row, proxy.cached.model.vocabulary, top) for proxy in trio.proxies
+    )
+    return expert, base
 
 
 def _choice(vocabulary: Vocabulary, token: int, logp: float) -> Choice:

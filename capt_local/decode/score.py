@@ -57,12 +57,7 @@ def score_text(
         ContextOverflow: the context is too small for any window.
         ModelError: the vocabulary cannot spell the text.
     """
-    try:
-        tokens = tokenizers[trio.cached.role].encode(text, start=True)
-    except ValueError:
-        raise ModelError(
-            f"The vocabulary of the {trio.cached.role} cannot spell every byte of the text."
-        ) from None
+    tokens = _tokens(tokenizers[trio.cached.role], text, trio.cached.role)
     nats, windows = 0.0, 0
     for place, token in enumerate(tokens):
         if cancel is not None and cancel():
@@ -79,6 +74,15 @@ def score_text(
             evidence.observe(here.candidates, here.contrast, token)
         trio.advance(token)
     return TextScore(nats, len(tokens), len(text), windows)
+
+
+def _tokens(tokenizer: TextTokenizer, text: bytes, role: str) -> list[int]:
+    try:
+        return tokenizer.encode(text, start=True)
+    except ValueError:
+        raise ModelError(
+            f"The vocabulary of the {role} cannot spell every byte of the text."
+        ) from None
 
 
 def _begin(trio: Trio, tokenizers: Mapping[str, TextTokenizer], *, first: bool) -> None:
