@@ -37,7 +37,13 @@ class Native:
     def __init__(self, path: Path, context: int) -> None:
         """Load one file on the CPU."""
         self.llama = llama_cpp.Llama(
-            str(path), n_ctx=context, n_batch=context, logits_all=True, n_threads=1, verbose=False
+            str(path),
+            n_ctx=context,
+            n_batch=context,
+            logits_all=True,
+            n_threads=1,
+            n_threads_batch=1,
+            verbose=False,
         )
         self.vocab = llama_cpp.llama_model_get_vocab(self.llama.model)
 
