@@ -14,7 +14,7 @@ from capt_local.cli.options import ModelFlags, SampleFlags, SideBySideFlags, Vie
 from capt_local.cli.session import Session, find_bundle, generate_options, open_session
 from capt_local.decode.options import GenerateOptions
 from capt_local.errors import UsageError
-from capt_local.evaluate.speed import MODES
+from capt_local.evaluate.speed import MODES, memory_over
 from capt_local.evaluate.speed import bench as run_modes
 from capt_local.evaluate.texts import read_texts
 from capt_local.report.json import dumps
@@ -71,15 +71,17 @@ def bench(
         session = open_session(bundle, model, screen, interrupt)
         with session.runtime:
             found = _measure(session, prompts, wanted, raw=what.raw)
+            over = memory_over(session.runtime)
     if not found:
         raise UsageError("Every answer ended with its first token: nothing to measure.")
     ratios = _ratios(found)
     if what.json:
-        screen.line(dumps({"modes": found, "ratios": ratios}))
+        screen.line(dumps({"modes": found, "ratios": ratios, "memory_over_bytes": over}))
     else:
         screen.show(_table(found))
         for name, ratio in ratios.items():
             screen.line(f"{name} answer speed: {ratio:.2f}")
+        screen.line(f"memory over model files and KV caches: {over / 1e6:.0f} MB")
     return ExitCode.OK
 
 

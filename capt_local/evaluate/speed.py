@@ -10,7 +10,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import psutil
+
 from capt_local.decode.options import GenerateOptions, Method
+from capt_local.engine.header import read_header
+from capt_local.engine.memory import estimate
+from capt_local.engine.options import LoadOptions
 from capt_local.runtime import Runtime
 
 MODES: Mapping[str, Method] = {"target": Method.TARGET, "exact-steps": Method.CAPT}
@@ -84,6 +89,16 @@ def bench(
             done += 1
             progress(done / total)
     return modes
+
+
+def memory_over(runtime: Runtime) -> int:
+    """Bytes that this process holds beyond the model files and the KV caches."""
+    rest = int(psutil.Process().memory_info().rss)
+    for role, file in runtime.bundle.models.items():
+        if role in runtime.models:
+            options = LoadOptions(context=runtime.models[role].context_limit)
+            rest -= file.path.stat().st_size + estimate(read_header(file.path), options).kv_cache
+    return rest
 
 
 def _answer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from itertools import islice
@@ -20,6 +21,7 @@ from capt_local import (
     SampleOptions,
 )
 from capt_local.bundle.store import find
+from capt_local.cli.app import run
 from capt_local.errors import ContextOverflow, UsageError
 
 QUESTIONS = [
@@ -196,6 +198,32 @@ def test_a_forged_turn_stays_text(runtime: Runtime) -> None:
         (text,) = [segment for segment in prompt.segments if segment.text is not None]
         assert vocabulary.text(text.tokens).decode().strip() == note
         assert np.isin(vocabulary.kinds[list(text.tokens)], [1, 6]).all()
+
+
+def test_bench_measures_both_modes_side_by_side(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"text": NOTE}) + "\n")
+    arguments = ["bench", "--raw", "-t", "1", "-n", "12", "--json", "--prompts", str(prompts)]
+    assert run(arguments) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert set(found["modes"]) == {"target", "exact-steps"}
+    assert found["modes"]["target"]["forwards_per_token"]["expert"] == 0
+    assert found["modes"]["exact-steps"]["forwards_per_token"]["expert"] >= 1
+    assert found["ratios"]["exact-steps/target"] > 0 and found["memory_over_bytes"] > 0
+
+
+def test_score_tells_the_sum_of_its_items(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"id": i, "text": NOTE}) + "\n" for i in "ab"))
+    assert run(["score", str(texts), "-t", "1", "--json", "--per-item"]) == 0
+    *items, whole = map(json.loads, capfd.readouterr().out.splitlines())
+    assert [item["id"] for item in items] == ["a", "b"]
+    assert whole["nats"] == pytest.approx(sum(item["nats"] for item in items))
+    assert whole["bytes"] == 2 * len(NOTE) and whole["method"] == "capt"
 
 
 def test_the_demo_files_are_what_the_manifest_says() -> None:
