@@ -229,7 +229,11 @@ class Weights:
         summary = ctypes.create_string_buffer(256)
         api.llama_model_desc(self.handle, summary, len(summary))
         template = api.llama_model_chat_template(self.handle, None)
-        file_type = api.llama_ftype_name(api.llama_model_ftype(self.handle))
+        # Loaded for its vocabulary alone, a model calls itself F32: the file itself knows better.
+        declared = self.header.values.get("general.file_type")
+        known = isinstance(declared, int)
+        number = declared if known else api.llama_model_ftype(self.handle)
+        file_type = api.llama_ftype_name(number)
         return Metadata(
             name=name,
             title=self.value("general.name") or "",

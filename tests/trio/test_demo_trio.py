@@ -226,6 +226,12 @@ def test_score_tells_the_sum_of_its_items(
     assert whole["bytes"] == 2 * len(NOTE) and whole["method"] == "capt"
 
 
+def test_doctor_names_the_format_of_the_weights(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 0
+    roles = json.loads(capfd.readouterr().out)["roles"]
+    assert all("llama, F16, " in roles[role] for role in ("target", "expert", "base"))
+
+
 def test_the_demo_files_are_what_the_manifest_says() -> None:
     bundle = find("demo")
     assert set(bundle.models) == {"target", "expert", "base"}
