@@ -52,7 +52,7 @@ def prefill_with_evidence(trio: Trio, prompts: Mapping[str, Prompt]) -> Evidence
     for place, own, expert, base in zip(places, candidates, *said, strict=True):
         shift = np.zeros(len(own.tokens))
         if len(own.tokens) > 1:
-            shift = trio.compare(own, expert, base)
+            shift = trio.compare(trio.events(own.tokens), expert, base)
         evidence.observe(own, shift, trio.tokens[place.target])
     return evidence
 

@@ -15,6 +15,7 @@ from capt_local.decode.options import CombineOptions
 from capt_local.decode.proxy import Proxy
 from capt_local.errors import ContextOverflow
 from capt_local.prompt.messages import Prompt
+from capt_local.vocab.vocabulary import IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +129,23 @@ class Trio:
         """logp_expert - logp_base of each candidate at the present place, shape (n,)."""
         if not self.proxies or len(candidates.tokens) == 1:
             return np.zeros(len(candidates.tokens))
-        said = [
-            proxy.probability(proxy.alignment.events(candidates.tokens, start=bool(self._lead)))
-            for proxy in self.proxies
-        ]
-        return self.compare(candidates, *said)
-
-    def compare(self, candidates: Candidates, expert: FloatArray, base: FloatArray) -> FloatArray:
-        """The contrast from what both proxies give to the events of the candidates, shape (n,)."""
-        alignments = [proxy.alignment for proxy in self.proxies]
-        has_event = np.logical_and.reduce(
-            [each.events(candidates.tokens, start=bool(self._lead)) >= 0 for each in alignments]
+        events = self.events(candidates.tokens, start=bool(self._lead))
+        said = (
+            proxy.probability(wanted) for proxy, wanted in zip(self.proxies, events, strict=True)
         )
-        return contrast(expert, base, has_event, max(each.floor for each in alignments))
+        return self.compare(events, *said)
+
+    def events(self, tokens: IntArray, *, start: bool = False) -> list[IntArray]:
+        """The events of target tokens for each proxy; see `Alignment.events`."""
+        return [proxy.alignment.events(tokens, start=start) for proxy in self.proxies]
+
+    def compare(
+        self, events: Sequence[IntArray], expert: FloatArray, base: FloatArray
+    ) -> FloatArray:
+        """The contrast from what both proxies give to events, shape (n,)."""
+        has_event = np.logical_and.reduce([wanted >= 0 for wanted in events])
+        floor = max(proxy.alignment.floor for proxy in self.proxies)
+        return contrast(expert, base, has_event, floor)
 
     def observe(self, evidence: Evidence) -> None:
         """Takes over the weights that the evidence gives."""
