@@ -126,6 +126,7 @@ def describe(
         for logp in (own.logp, here.logp)
     )
     expert, base = _said_by_proxies(trio, top)
+    proxy_logp = trio.said_by_proxies(int(own.tokens[place])) if top else None
     return Step(
         index=index,
         token=int(own.tokens[place]),
@@ -139,6 +140,8 @@ def describe(
         target_top=_likeliest(vocabulary, own.tokens, own.logp, top),
         expert_top=expert,
         base_top=base,
+        expert_logp=proxy_logp[0] if proxy_logp else None,
+        base_logp=proxy_logp[1] if proxy_logp else None,
         likeliest=None if together == place else int(own.tokens[together]),
         finish=finish,
     )

@@ -40,6 +40,9 @@ class Step:
         target_rank: rank under the target alone, 0 being its own choice.
         target_choice: the token that the target alone finds likeliest after the same text.
         contrast: logp_expert - logp_base of the token's event; 0 without proxies.
+        expert_logp: log-probability of that event under the expert; None where no candidates were
+            asked for.
+        base_logp: the same under the base.
         top: the likeliest candidates of the combination.
         target_top: the likeliest tokens of the target.
         expert_top: the likeliest pieces of the expert, in its own vocabulary.
@@ -61,6 +64,8 @@ class Step:
     target_top: tuple[Choice, ...] = ()
     expert_top: tuple[Choice, ...] = ()
     base_top: tuple[Choice, ...] = ()
+    expert_logp: float | None = None
+    base_logp: float | None = None
     likeliest: int | None = None
     finish: FinishReason | None = None
 

@@ -147,6 +147,23 @@ class Trio:
         floor = max(proxy.alignment.floor for proxy in self.proxies)
         return contrast(expert, base, has_event, floor)
 
+    def said_by_proxies(self, token: int) -> tuple[float, float] | None:
+        """logp_expert and logp_base of a token's event at the present place, in nats.
+
+        None without proxies, or where the token has no event. Their difference is the contrast.
+        """
+        if not self.proxies:
+            return None
+        events = self.events(np.asarray([token], dtype=np.int32), start=bool(self._lead))
+        if any(wanted[0] < 0 for wanted in events):
+            return None
+        floor = max(proxy.alignment.floor for proxy in self.proxies)
+        expert, base = (
+            float(np.log(proxy.probability(wanted)[0] + floor))
+            for proxy, wanted in zip(self.proxies, events, strict=True)
+        )
+        return expert, base
+
     def observe(self, evidence: Evidence) -> None:
         """Takes over the weights that the evidence gives."""
         self.alphas, self.weights = evidence.alphas, evidence.weights
