@@ -1,0 +1,131 @@
+"""Tasks: what is asked, and what a right answer is.
+
+A task is a file of JSON Lines, or a folder with a `task.toml` that says how to read a file of
+another form. Both become the same items, and both are checked in the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from capt_local.bundle.fields import NAME
+from capt_local.errors import UsageError
+from capt_local.evaluate.items import MAX_TOKENS, MEASURES, Item, Kind, Measure, problem_of
+from capt_local.evaluate.records import measure_of, read_records
+from capt_local.evaluate.strict import Problems, read_bytes
+
+__all__ = ["Item", "Kind", "Measure", "Task", "read_task"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Items of one kind.
+
+    Attributes:
+        name: short, for tables.
+        kind: of all items.
+        items: at least one, in the order of the file.
+        measure: what answers are measured by.
+        licence: of the items.
+        style: name or path of the prompt style that the task asks for; "" for none.
+        max_tokens: the longest answer.
+        no_answer: for spans the answer that says that there is none; for labels the answer that
+            says that none applies.
+        digest: SHA-256 in hexadecimal over all files that the items come from.
+        total: how many items there were before `limit`.
+
+    Raises:
+        UsageError: the items are not of the kind, or two share an id.
+    """
+
+    name: str
+    kind: Kind
+    items: tuple[Item, ...]
+    measure: Measure
+    licence: str = ""
+    style: str = ""
+    max_tokens: int = 512
+    no_answer: str = ""
+    digest: str = ""
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks that everything fits together."""
+        if not NAME.fullmatch(self.name):
+            raise UsageError(
+                "The name of a task must be 1 to 64 letters, digits, '.', '-' or '_', first a "
+                "letter or digit."
+            )
+        if not self.items:
+            raise UsageError("A task needs at least one item.")
+        if self.measure not in MEASURES[self.kind]:
+            raise UsageError(f"A {self.kind} task cannot be measured by {self.measure}.")
+        if self.max_tokens < 1:
+            raise UsageError("The longest answer of a task must be at least one token.")
+        for number, item in enumerate(self.items, 1):
+            problem = problem_of(item, self.measure, self.no_answer)
+            if problem:
+                raise UsageError(f"Item {number} of a task: {problem}.")
+        if len({item.id for item in self.items}) < len(self.items):
+            raise UsageError("Two items of a task have the same id.")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """All choices of all items, in the order of their first appearance."""
+        return tuple(dict.fromkeys(choice for item in self.items for choice in item.choices))
+
+    @property
+    def same_choices(self) -> bool:
+        """Whether every item has the same choices, so that they are classes."""
+        return len({item.choices for item in self.items}) == 1
+
+
+def read_task(
+    place: Path, *, limit: int | None = None, seed: int = 0, what: str = "The task file"
+) -> Task:
+    """Reads a task.
+
+    Args:
+        place: a `.jsonl` file, or a folder with a `task.toml`.
+        limit: only so many items, drawn at random; their order is kept.
+        seed: of the draw.
+        what: how errors call it; its name may be a patient's.
+
+    Raises:
+        UsageError: it cannot be read, or lines are not as they should be; the first is told with
+            its number, and how many more there are.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError("A task needs a limit of at least 1 item.")
+    return _drawn(_whole(place, what), limit, seed)
+
+
+def _whole(place: Path, what: str) -> Task:
+    data = read_bytes(place, what)
+    problems = Problems(what)
+    records = read_records(data, problems)
+    if not records:
+        problems.fail("it holds no items")
+    first = records[0]
+    if not NAME.fullmatch(first.task):
+        problems.fail('"task" must be 1 to 64 letters, digits, \'.\', \'-\' or \'_\'')
+    return Task(
+        name=first.task,
+        kind=first.kind,
+        items=tuple(record.item for record in records),
+        measure=measure_of(first.kind),
+        licence="; ".join(dict.fromkeys(record.licence for record in records if record.licence)),
+        max_tokens=MAX_TOKENS[first.kind],
+        digest=hashlib.sha256(data).hexdigest(),
+        total=len(records),
+    )
+
+
+def _drawn(task: Task, limit: int | None, seed: int) -> Task:
+    if limit is None or limit >= len(task.items):
+        return task
+    places = sorted(random.Random(seed).sample(range(len(task.items)), limit))
+    return replace(task, items=tuple(task.items[place] for place in places))
