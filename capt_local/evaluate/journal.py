@@ -1,7 +1,7 @@
 """The journal of an evaluation: every finished item is safe, and only the same run goes on with it.
 
-The first line is a fingerprint of everything that decides a result; then one outcome a line. Holds
-ids, the index of the choice and figures, no text.
+The first line is a fingerprint of everything that decides a result; then one result a line. Holds
+ids, places of choices and figures, no text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from capt_local.errors import UsageError
 from capt_local.evaluate.lines import LineFile
-from capt_local.evaluate.outcome import Outcome
+from capt_local.evaluate.result import Result
 
 _MARK = "capt_local_eval"
 _VERSION = 1
@@ -25,7 +25,7 @@ class Journal:
     """A results file that is open for one run. Use it as a context manager.
 
     Attributes:
-        done: the outcomes of earlier runs.
+        done: the results of earlier runs.
         fingerprint: of the earlier runs; None for a new file.
     """
 
@@ -43,7 +43,7 @@ class Journal:
             if not lines and torn[: len(_HEAD)] != _HEAD[: len(torn)]:
                 raise _other_file()
             self.fingerprint = _fingerprint(lines[0]) if lines else None
-            self.done = [_outcome(number, line) for number, line in enumerate(lines[1:], 2)]
+            self.done = [_result(number, line) for number, line in enumerate(lines[1:], 2)]
         except BaseException:
             self._file.close()
             raise
@@ -70,9 +70,9 @@ class Journal:
             )
         self._file.make_private()
 
-    def append(self, outcome: Outcome) -> None:
-        """Adds an outcome; it is on the disk when this returns."""
-        self._file.append(outcome.as_object())
+    def append(self, result: Result) -> None:
+        """Adds a result; it is on the disk when this returns."""
+        self._file.append(result.as_object())
 
     def close(self) -> None:
         """Closes the file."""
@@ -116,9 +116,9 @@ def _fingerprint(line: bytes) -> dict[str, Any]:
     return fingerprint
 
 
-def _outcome(number: int, line: bytes) -> Outcome:
+def _result(number: int, line: bytes) -> Result:
     try:
-        return Outcome.from_object(json.loads(line))
+        return Result.from_object(json.loads(line))
     except (ValueError, RecursionError):
         raise UsageError(f"{_WHAT}, line {number}: not a result. Name a new file.") from None
 

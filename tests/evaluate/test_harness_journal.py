@@ -10,21 +10,22 @@ import pytest
 
 from capt_local.errors import UsageError
 from capt_local.evaluate.journal import Journal, differing
-from capt_local.evaluate.outcome import DOES_NOT_FIT, Outcome
+from capt_local.evaluate.metrics import Outcome
+from capt_local.evaluate.result import DOES_NOT_FIT, Result
 
 FINGERPRINT = {"models": {"target": "aa"}, "alpha": None, "grid": (0.0, 1.0), "tasks": {}}
 DONE = [
-    Outcome("t", "capt", "1", named=(2,), tokens=3, decoded=20, seconds=0.5),
-    Outcome("t", "target", "1", failed=DOES_NOT_FIT, cut=True),
-    Outcome("p", "capt", "é", scores={"nats": 3.5, "bytes": 4}),
+    Result("t", "capt", "1", Outcome({"accuracy": 1.0}, (2,), (2,)), decoded=20, seconds=0.5),
+    Result("t", "target", "1", failed=DOES_NOT_FIT, cut=True),
+    Result("p", "capt", "é", Outcome({"nats": 3.5, "bytes": 4.0}), tokens=3, unfinished=1),
 ]
 
 
 def written(path: Path) -> Path:
     with Journal(path) as journal:
         journal.begin(FINGERPRINT)
-        for outcome in DONE:
-            journal.append(outcome)
+        for result in DONE:
+            journal.append(result)
     return path
 
 
@@ -101,11 +102,13 @@ def test_other_files_are_left_alone(tmp_path: Path, data: bytes) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"named": [-1]},
-        {"named": ["1"]},
+        {"failed": ""},
+        {"failed": "", "values": {}, "predicted": [-1], "expected": []},
+        {"failed": "", "values": {}, "predicted": ["1"], "expected": []},
+        {"failed": "", "values": {"nats": "1"}, "predicted": [], "expected": []},
+        {"failed": "", "values": {"nats": float("nan")}, "predicted": [], "expected": []},
         {"tokens": True},
-        {"seconds": float("nan")},
-        {"scores": {"nats": "1"}},
+        {"seconds": "1"},
         {"more": 1},
     ],
 )
