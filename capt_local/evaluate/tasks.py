@@ -111,7 +111,7 @@ def _whole(place: Path, what: str) -> Task:
         problems.fail("it holds no items")
     first = records[0]
     if not NAME.fullmatch(first.task):
-        problems.fail('"task" must be 1 to 64 letters, digits, \'.\', \'-\' or \'_\'')
+        problems.fail("\"task\" must be 1 to 64 letters, digits, '.', '-' or '_'")
     return Task(
         name=first.task,
         kind=first.kind,
