@@ -131,6 +131,10 @@ class Style:
             return said.strip() or None
         return named_choice(said, item.choices, letters=self._lettered(task))
 
+    def spoken(self, item: Item, task: Task) -> tuple[str, ...]:
+        """Each choice of a classification as an answer in this style says it."""
+        return tuple(self._said(replace(item, reference=choice), task) for choice in item.choices)
+
     def _shown(self, item: Item, task: Task) -> list[Item]:
         return self.shots.of(item, task) if self.shots else []
 
