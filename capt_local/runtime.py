@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,26 +17,26 @@ from typing import Self
 from capt_local.align.events import TargetEvents
 from capt_local.align.fit import fit
 from capt_local.bundle import store
-from capt_local.bundle.manifest import ROLES, Bundle, ModelFile, Role
+from capt_local.bundle.manifest import ROLES, Bundle, Role
 from capt_local.bundle.verify import verify
-from capt_local.decode.cached import CachedModel
+from capt_local.decode.answers import Answers, AnswerScore, Choosing, Chosen, as_utf8
+from capt_local.decode.cached import CachedModel, common_length
 from capt_local.decode.evidence import Evidence
 from capt_local.decode.generation import Generation
 from capt_local.decode.options import AlignOptions, GenerateOptions, Method
 from capt_local.decode.proxy import Proxy
-from capt_local.decode.score import TextScore, score_text
+from capt_local.decode.score import TextScore, opening, score_text
 from capt_local.decode.trio import Trio
-from capt_local.engine.header import read_header
-from capt_local.engine.library import library
 from capt_local.engine.llama import LlamaModel
-from capt_local.engine.memory import MemoryEstimate, check_fits, estimate
 from capt_local.engine.options import LoadOptions
+from capt_local.engine.several import open_models
 from capt_local.errors import UsageError
 from capt_local.prompt.asking import Asker
-from capt_local.prompt.messages import Message
+from capt_local.prompt.messages import Message, Prompt
 from capt_local.vocab.tokenizer import TextTokenizer
 
 Progress = Callable[[str, float], None]
+Asked = str | Sequence[Message]
 
 
 class Runtime:
@@ -58,19 +57,21 @@ class Runtime:
         """See `open`."""
         self.bundle = bundle
         self.models = dict(models)
-        self.notices = [
-            *bundle.notices,
-            *dict.fromkeys(n for m in models.values() for n in m.notes),
-        ]
+        told = dict.fromkeys(note for model in models.values() for note in model.notes)
+        self.notices = [*bundle.notices, *told]
         self._cached = {role: CachedModel(role, model) for role, model in models.items()}
-        self._tokenizers = {
+        self._tokenizers: dict[str, TextTokenizer] = {
             role: TextTokenizer(model.vocabulary, model.tokenize) for role, model in models.items()
         }
         self._askers = {
             role: Asker(
-                bundle.models[role], model.metadata.chat_template, self._tokenizers[role], date
+                bundle.models[role],
+                models[role].metadata.chat_template,
+                self._tokenizers[role],
+                date,
             )
-            for role, model in self._loaded()
+            for role in ROLES
+            if role in models
         }
         self._current: Generation | None = None
         self._proxies: dict[AlignOptions, tuple[Proxy, ...]] = {}
@@ -117,16 +118,11 @@ class Runtime:
             load = dataclasses.replace(load, context=found.context)
         if check:
             verify(dataclasses.replace(found, models=files), progress)
-        needed: dict[str, MemoryEstimate] = {
-            role: estimate(read_header(file.path), load) for role, file in files.items()
-        }
-        if not any(device.is_gpu for device in library().devices()):
-            check_fits(needed)  # beside a GPU each model is weighed as it is loaded
-        return cls(found, _load(files, load, progress), date)
+        return cls(found, open_models({r: f.path for r, f in files.items()}, load, progress), date)
 
     def generate(
         self,
-        prompt: str | Sequence[Message],
+        prompt: Asked,
         options: GenerateOptions | None = None,
         *,
         raw: bool = False,
@@ -146,15 +142,8 @@ class Runtime:
             ContextOverflow: the prompt does not fit; nothing was computed.
         """
         options = options or GenerateOptions()
-        self._end_current()
-        trio = self._trio(options)
-        prompts = {
-            each.role: self._askers[self._role(each.role)].prompt(prompt, raw=raw)
-            for each in trio.models
-        }
-        for model in self.models.values():
-            model.should_stop = cancel
-        self._current = Generation(trio, prompts, options, cancel)
+        trio = self._begin(options, cancel)
+        self._current = Generation(trio, self._prompts(trio, prompt, raw=raw), options, cancel)
         return self._current
 
     def score(
@@ -164,29 +153,68 @@ class Runtime:
         *,
         cancel: Callable[[], bool] | None = None,
     ) -> TextScore:
-        """Log-likelihood of a text from its beginning.
+        """Log-likelihood of a text (UTF-8) from its beginning.
 
         Without a fixed alpha, its weights follow the text: each token is predicted with the
         weights that the text before it gives.
 
-        Args:
-            text: UTF-8.
-            options: the method and the weight of the contrast.
-            cancel: asked at every token.
-
         Raises:
-            Cancelled: `cancel` said so.
+            Cancelled: `cancel`, which is asked at every token, said so.
         """
         options = options or GenerateOptions()
-        self._end_current()
-        trio = self._trio(options)
-        trio.configure(options.combine)
-        for model in self.models.values():
-            model.should_stop = cancel
+        trio = self._begin(options, cancel)
         mixed = trio.proxies and options.combine.alpha is None
         evidence = Evidence(options.combine.grid) if mixed else None
-        tokenizers = {each.role: self._tokenizers[self._role(each.role)] for each in trio.models}
-        return score_text(trio, tokenizers, text, evidence, cancel)
+        return score_text(trio, self._tokenizers, text, evidence, cancel)
+
+    def score_answer(
+        self,
+        prompt: Asked,
+        continuation: bytes,
+        options: GenerateOptions | None = None,
+        *,
+        raw: bool = False,
+        cancel: Callable[[], bool] | None = None,
+        end: bool = False,
+    ) -> AnswerScore:
+        """Log-likelihood of a given answer after a prompt; see `Answers.scores`.
+
+        A raw prompt may be empty: the answer is then a text of its own.
+        """
+        return self._answers(prompt, options, cancel, raw=raw).score(continuation, end=end)
+
+    def choose(
+        self,
+        prompt: Asked,
+        choices: Sequence[str],
+        options: GenerateOptions | None = None,
+        *,
+        raw: bool = False,
+        cancel: Callable[[], bool] | None = None,
+        how: Choosing = Choosing.LIKELIHOOD,
+    ) -> Chosen:
+        """Chooses one of several answers to a prompt; see `Answers.choose`."""
+        answers = self._answers(prompt, options, cancel, raw=raw)
+        return answers.choose([as_utf8(choice) for choice in choices], how)
+
+    def count(self, prompt: str | Sequence[Message]) -> dict[str, int]:
+        """Tokens that a prompt takes in each loaded model, by role; decodes nothing.
+
+        Raises:
+            UsageError: the prompt is empty.
+        """
+        return {
+            role: len(asker.prompt(prompt, raw=False).tokens)
+            for role, asker in self._askers.items()
+        }
+
+    def keep(self, prompt: str | Sequence[Message]) -> None:
+        """Takes out of the KV caches what they hold beyond the beginning that a prompt shares."""
+        self._end_current()
+        for role, asker in self._askers.items():
+            tokens = asker.prompt(prompt, raw=False).tokens
+            cached = self._cached[role]
+            cached.keep(common_length(cached.tokens, list(tokens)))
 
     def forget(self) -> None:
         """Empties the KV caches; nothing of earlier texts is left in them."""
@@ -217,9 +245,35 @@ class Runtime:
         """Frees the models."""
         self.close()
 
-    def _loaded(self) -> list[tuple[Role, LlamaModel]]:
-        """The loaded models by role, in the order of the roles."""
-        return [(role, self.models[role]) for role in ROLES if role in self.models]
+    def _begin(self, options: GenerateOptions, cancel: Callable[[], bool] | None) -> Trio:
+        """The models for a new text; what was being made has ended."""
+        self._end_current()
+        trio = self._trio(options)
+        trio.configure(options.combine)
+        for model in self.models.values():
+            model.should_stop = cancel
+        return trio
+
+    def _prompts(self, trio: Trio, asked: Asked, *, raw: bool) -> dict[str, Prompt]:
+        """The prompt of each model, by role."""
+        roles = [self._role(each.role) for each in trio.models]
+        return {role: self._askers[role].prompt(asked, raw=raw) for role in roles}
+
+    def _answers(
+        self,
+        asked: Asked,
+        options: GenerateOptions | None,
+        cancel: Callable[[], bool] | None,
+        *,
+        raw: bool,
+    ) -> Answers:
+        """What judges given answers to a prompt."""
+        trio = self._begin(options or GenerateOptions(), cancel)
+        if raw and not asked:
+            prompts = opening(trio.models, self._tokenizers)
+        else:
+            prompts = self._prompts(trio, asked, raw=raw)
+        return Answers(trio, self._tokenizers, prompts, cancel)
 
     def _end_current(self) -> None:
         """Ends an unfinished answer: the models can follow one text at a time."""
@@ -263,19 +317,3 @@ class Runtime:
             Proxy(self._cached[role], self._tokenizers[role], alignment)
             for role, alignment in zip(roles, (first, second), strict=True)
         )
-
-
-def _load(
-    files: Mapping[Role, ModelFile], options: LoadOptions, progress: Progress | None
-) -> dict[str, LlamaModel]:
-    """Loads the models, or none of them."""
-    models: dict[str, LlamaModel] = {}
-    try:
-        for role, file in files.items():
-            report = None if progress is None else partial(progress, role)
-            models[role] = LlamaModel.open(file.path, options, report, name=role)
-    except BaseException:
-        for model in models.values():
-            model.close()
-        raise
-    return models

@@ -8,7 +8,7 @@ from typing import Self
 
 from capt_local.decode.loop import Walk
 from capt_local.decode.options import GenerateOptions
-from capt_local.decode.prompt_evidence import prefill_with_evidence
+from capt_local.decode.prefill import prefill
 from capt_local.decode.step import FinishReason, Step
 from capt_local.decode.trio import Trio
 from capt_local.errors import Cancelled
@@ -111,11 +111,8 @@ class Generation:
         """Decodes the prompt; StopIteration if that was cancelled."""
         started = time.perf_counter()
         try:
-            if self._trio.proxies and self._trio.options.alpha is None:
-                evidence = prefill_with_evidence(self._trio, self._prompts)
-                self._trio.observe(evidence)
-                self.evidence_tokens = evidence.seen
-            self._trio.settle()
+            evidence = prefill(self._trio, self._prompts)
+            self.evidence_tokens = evidence.seen if evidence is not None else 0
         except Cancelled:
             raise StopIteration from None
         finally:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from capt_local.decode.cached import CachedModel
 from capt_local.decode.evidence import Evidence
 from capt_local.decode.trio import Trio
 from capt_local.errors import Cancelled, ModelError
@@ -63,8 +64,8 @@ def score_text(
         if cancel is not None and cancel():
             raise Cancelled("The scoring was stopped.")
         if place == 0 or trio.room <= _MARGIN:
-            # Only the text itself begins with the space that some tokenizers put in front.
-            _begin(trio, tokenizers, first=place == 0)
+            prompts = opening(trio.models, tokenizers, first=place == 0)
+            trio.start(prompts, reserve=_MARGIN + 1)
             windows += 1
         if evidence is not None:
             trio.observe(evidence)
@@ -85,14 +86,23 @@ def _tokens(tokenizer: TextTokenizer, text: bytes, role: str) -> list[int]:
         ) from None
 
 
-def _begin(trio: Trio, tokenizers: Mapping[str, TextTokenizer], *, first: bool) -> None:
-    """Puts all models at the beginning of a text, or of a window of it."""
+def opening(
+    models: Iterable[CachedModel], tokenizers: Mapping[str, TextTokenizer], *, first: bool = True
+) -> dict[str, Prompt]:
+    """What stands in front of a text: prompts of one token, by role.
+
+    Args:
+        models: that read the text.
+        tokenizers: by role.
+        first: whether the text itself begins there, with the space that some tokenizers put in
+            front, rather than a window of it.
+    """
     prompts = {}
-    for each in trio.models:
+    for each in models:
         start = Segment((_first_token(each.model.vocabulary),))
         lead = tokenizers[each.role].lead if first else b""
         prompts[each.role] = Prompt((start,), starts_fresh=first, lead=lead)
-    trio.start(prompts, reserve=_MARGIN + 1)
+    return prompts
 
 
 def _first_token(vocabulary: Vocabulary) -> int:
