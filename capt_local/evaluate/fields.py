@@ -41,6 +41,11 @@ class Fields(Table):
         found = self._take(key, dict)
         return Fields(found or {}, self._what, f"{self._name}.{key}" if self._name else key)
 
+    def everything(self) -> dict[str, object]:
+        """All that is left, as it stands."""
+        left, self._left = self._left, {}
+        return left
+
     def words(self) -> dict[str, str]:
         """All that is left, where each value must be a text."""
         return {key: self.text(key) for key in self.keys()}

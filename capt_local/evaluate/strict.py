@@ -24,10 +24,12 @@ class Problems:
 
     Args:
         what: how errors call the file.
+        unit: what is counted: "line", or "row" where rows are not lines.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, unit: str = "line") -> None:
         self._what = what
+        self._unit = unit
         self._first: tuple[int | None, str] | None = None
         self._lines: set[int] = set()
 
@@ -47,8 +49,8 @@ class Problems:
             return
         line, problem = self._first
         more = len(self._lines) - 1
-        rest = f" {more} more line{'s are' if more > 1 else ' is'} wrong too." if more else ""
-        raise UsageError(f"{self._what}, line {line}: {problem}.{rest}")
+        rest = f" {more} more {self._unit}{'s are' if more > 1 else ' is'} wrong too."
+        raise UsageError(f"{self._what}, {self._unit} {line}: {problem}.{rest if more else ''}")
 
     def fail(self, problem: str) -> NoReturn:
         """Raises the error of a file that is wrong as a whole.

@@ -14,10 +14,12 @@ from pathlib import Path
 from capt_local.bundle.fields import NAME
 from capt_local.errors import UsageError
 from capt_local.evaluate.items import MAX_TOKENS, MEASURES, Item, Kind, Measure, problem_of
+from capt_local.evaluate.layouts import Description, Layout, read_description
 from capt_local.evaluate.records import measure_of, read_records
-from capt_local.evaluate.strict import Problems, read_bytes
+from capt_local.evaluate.rows import Format, plain, read_rows
+from capt_local.evaluate.strict import NotReadable, Problems, lines, read_bytes
 
-__all__ = ["Item", "Kind", "Measure", "Task", "read_task"]
+__all__ = ["Item", "Kind", "Measure", "Task", "read_examples", "read_task"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +102,31 @@ def read_task(
     """
     if limit is not None and limit < 1:
         raise UsageError("A task needs a limit of at least 1 item.")
-    return _drawn(_whole(place, what), limit, seed)
+    if not place.is_dir():
+        return _drawn(_of_lines(place, what), limit, seed)
+    return _drawn(_of_folder(read_description(place, what), what), limit, seed)
 
 
-def _whole(place: Path, what: str) -> Task:
+def read_examples(place: Path, *, what: str = "The task file") -> Task | None:
+    """The examples that the `task.toml` of a folder names, read as its items are.
+
+    Args:
+        place: as for `read_task`.
+        what: how errors call it.
+
+    Returns:
+        None for a file, and where the folder has no examples.
+
+    Raises:
+        UsageError: as `read_task`.
+    """
+    if not place.is_dir():
+        return None
+    description = read_description(place, what)
+    return _of_folder(description, what, examples=True) if description.has_examples else None
+
+
+def _of_lines(place: Path, what: str) -> Task:
     data = read_bytes(place, what)
     problems = Problems(what)
     records = read_records(data, problems)
@@ -122,6 +145,48 @@ def _whole(place: Path, what: str) -> Task:
         digest=hashlib.sha256(data).hexdigest(),
         total=len(records),
     )
+
+
+def _of_folder(description: Description, what: str, *, examples: bool = False) -> Task:
+    layout = description.layout(examples=examples)
+    data = read_bytes(layout.file, what)
+    ids = read_bytes(layout.only, f"{what}, the ids that count") if layout.only else b""
+    problems = Problems(what, "row" if layout.form is Format.JSON else "line")
+    items = _items(layout, data, ids, problems)
+    if not items:
+        problems.fail("it holds no items")
+    parts = (hashlib.sha256(part).digest() for part in (description.data, data, ids))
+    return Task(
+        name=layout.name,
+        kind=layout.kind,
+        items=tuple(items),
+        measure=layout.measure,
+        licence=layout.licence,
+        style=layout.style,
+        max_tokens=layout.max_tokens,
+        no_answer=layout.no_answer,
+        digest=hashlib.sha256(b"".join(parts)).hexdigest(),
+        total=len(items),
+    )
+
+
+def _items(layout: Layout, data: bytes, ids: bytes, problems: Problems) -> list[Item]:
+    counting = {line.strip() for _, line in lines(ids)}
+    found: dict[str, Item] = {}
+    for row in read_rows(data, layout.form, layout.inside, problems):
+        try:
+            if layout.only and plain(row.values(layout.only_path)[0]).encode() not in counting:
+                continue
+            item = layout.item(row)
+            problem = problem_of(item, layout.measure, layout.no_answer)
+            if problem or item.id in found:
+                raise NotReadable(problem or "this id stood on a line before")
+        except NotReadable as error:
+            problems.add(row.number, error)
+        else:
+            found[item.id] = item
+    problems.settle()
+    return list(found.values())
 
 
 def _drawn(task: Task, limit: int | None, seed: int) -> Task:
