@@ -67,12 +67,15 @@ def new_id() -> str:
     return f"capt-{uuid.uuid4().hex}"
 
 
-def answer_object(answer: Answer, *, top_logprobs: int = 0) -> JsonObject:
-    """The object for one answer.
+def answer_object(
+    answer: Answer, *, top_logprobs: int = 0, alone: Answer | None = None
+) -> JsonObject:
+    """The object for one answer. `readback.answer_from` reads it.
 
     Args:
         answer: what to write.
         top_logprobs: how many candidates to list for each token.
+        alone: the target's own answer to the same prompt, if that was made too.
     """
     result: JsonObject = {
         "id": answer.id or new_id(),
@@ -91,6 +94,8 @@ def answer_object(answer: Answer, *, top_logprobs: int = 0) -> JsonObject:
         "ai_label": "AIRPT",
         "human_review": "none",
     }
+    if alone is not None:
+        result["capt"]["target_alone"] = answer_object(alone)
     return result
 
 
@@ -131,13 +136,18 @@ def _choice_object(answer: Answer, top_logprobs: int) -> JsonObject:
 
 def _step_object(step: Step, top_logprobs: int) -> JsonObject:
     return {
-        **_token(step.piece, step.logp),
+        **_token(step.token, step.piece, step.logp),
         "top_logprobs": [_choice(choice) for choice in step.top[:top_logprobs]],
         "capt": {
             "delta": step.contrast,
             "changed": step.changed,
+            # Only where a draw passed over the likeliest token; `changed` is about that one.
+            "likeliest_id": step.likeliest,
             "target_rank": step.target_rank,
             "target_logprob": step.target_logp,
+            # Of the event that the text goes on with this token; null without --top-logprobs.
+            "expert_logprob": step.expert_logp,
+            "base_logprob": step.base_logp,
             "target_choice": _choice(step.target_choice),
             "target_top": [_choice(choice) for choice in step.target_top[:top_logprobs]],
             "expert_top": [_choice(choice) for choice in step.expert_top[:top_logprobs]],
@@ -147,12 +157,14 @@ def _step_object(step: Step, top_logprobs: int) -> JsonObject:
 
 
 def _choice(choice: Choice) -> JsonObject:
-    return _token(choice.piece, choice.logp)
+    return _token(choice.token, choice.piece, choice.logp)
 
 
-def _token(piece: bytes, logp: float) -> JsonObject:
-    # `bytes` is exact; `token` is for reading, since a piece need not be UTF-8 by itself.
-    return {"token": piece.decode("utf-8", "replace"), "logprob": logp, "bytes": list(piece)}
+def _token(token: int, piece: bytes, logp: float) -> JsonObject:
+    # `bytes` is exact; `token` is for reading, since a piece need not be UTF-8 by itself. `id` is
+    # what llama.cpp's server adds; those of expert and base are of their own vocabularies.
+    text = piece.decode("utf-8", "replace")
+    return {"token": text, "logprob": logp, "bytes": list(piece), "id": token}
 
 
 def _usage(answer: Answer) -> JsonObject:

@@ -49,27 +49,38 @@ def largest_shifts(steps: Iterable[Step], count: int = 10) -> list[Step]:
     return list(once.values())[:count]
 
 
-def shift_table(steps: Sequence[Step], count: int = 10) -> Table:
+def shift_table(steps: Sequence[Step], count: int = 10, *, proxies: bool = False) -> Table:
     """A table of the largest shifts; without rows when nothing changed.
 
     Columns: the step, what the target alone would have said and its probability for it, what was
     said, its probability under the target and under the combination, and the contrast in nats.
+    With `proxies`, also its probability under expert and base, where that is known.
     """
-    rows = tuple(_row(step) for step in largest_shifts(steps, count))
-    heading = ("step", "target alone", "p", "was said", "p target", "p all", "contrast")
-    return Table("Largest shifts", rows, heading, right=(0, 2, 4, 5, 6))
+    largest = largest_shifts(steps, count)
+    proxies = proxies and any(step.expert_logp is not None for step in largest)
+    rows = tuple(_row(step, proxies) for step in largest)
+    more = ("p expert", "p base") if proxies else ()
+    heading = ("step", "target alone", "p", "was said", "p target", *more, "p all", "contrast")
+    return Table("Largest shifts", rows, heading, right=(0, 2, *range(4, len(heading))))
 
 
-def _row(step: Step) -> tuple[str, ...]:
+def _row(step: Step, proxies: bool) -> tuple[str, ...]:
+    both = (step.expert_logp, step.base_logp) if proxies else ()
     return (
         str(step.index + 1),
         quoted(step.target_choice.piece),
         probability(step.target_choice.logp),
         quoted(said(step)),
         probability(step.target_logp),
+        *(probability(math.nan if logp is None else logp) for logp in both),
         probability(step.logp),
-        f"{step.contrast:+.2f}",
+        nats(step.contrast),
     )
+
+
+def nats(value: float) -> str:
+    """A contrast as a person reads it: signed, two digits."""
+    return "?" if math.isnan(value) else f"{value:+.2f}"
 
 
 def said(step: Step) -> bytes:
