@@ -32,8 +32,10 @@ class Verb:
 
 VERBS = (
     Verb("demo", "capt_local.cli.demo", "A fictitious visit, with the three demo models"),
+    Verb("chat", "capt_local.cli.chat", "A conversation, with /why for what the expert changed"),
     Verb("generate", "capt_local.cli.generate", "One answer to a prompt (-p, -f or stdin)"),
     Verb("score", "capt_local.cli.score", "How well texts are predicted: bits per byte"),
+    Verb("eval", "capt_local.cli.eval", "Tasks under several methods, with 95 % intervals"),
     Verb("bench", "capt_local.cli.bench", "How fast answers come, target alone and together"),
     Verb("doctor", "capt_local.cli.doctor", "What runs here: versions, backend, memory, bundle"),
 )

@@ -42,6 +42,7 @@ class Journal:
             # Only the beginning of a first line of ours may be written over.
             if not lines and torn[: len(_HEAD)] != _HEAD[: len(torn)]:
                 raise _other_file()
+            self._head: dict[str, Any] | None = None
             self.fingerprint = _fingerprint(lines[0]) if lines else None
             self.done = [_result(number, line) for number, line in enumerate(lines[1:], 2)]
         except BaseException:
@@ -49,7 +50,9 @@ class Journal:
             raise
 
     def begin(self, fingerprint: Mapping[str, Any]) -> None:
-        """Writes the fingerprint of a new file, or compares it with that of an old one.
+        """Compares the fingerprint with that of an old file.
+
+        A new file gets it together with its first result.
 
         Args:
             fingerprint: values that JSON has; compared name by name.
@@ -59,19 +62,19 @@ class Journal:
         """
         ours = json.loads(json.dumps(fingerprint))
         if self.fingerprint is None:
-            self._file.make_private()
-            self._file.append({_MARK: _VERSION, "fingerprint": ours})
-            return
-        if names := differing(self.fingerprint, ours):
+            self._head = {_MARK: _VERSION, "fingerprint": ours}
+        elif names := differing(self.fingerprint, ours):
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
             raise UsageError(
                 f"{_WHAT} is of a run with other settings; what differs: {shown}. "
                 "Use the same settings, or name a new file."
             )
-        self._file.make_private()
 
     def append(self, result: Result) -> None:
         """Adds a result; it is on the disk when this returns."""
+        if self._head is not None:
+            self._file.append(self._head)
+            self._head = None
         self._file.append(result.as_object())
 
     def close(self) -> None:

@@ -57,10 +57,11 @@ class LineFile:
         end = data.rfind(b"\n") + 1
         self.torn = data[end:]
         self._whole = end
+        self._begun = False
         self.lines = data[:end].split(b"\n")[:-1]
 
     def append(self, value: Any) -> None:
-        """Adds a line and waits until the disk has it.
+        """Adds a line and waits until the disk has it; the file is its owner's alone from then on.
 
         Raises:
             UsageError: the disk is full, or broken.
@@ -68,26 +69,12 @@ class LineFile:
         assert self._handle is not None, "the file is closed"
         line = json.dumps(value, ensure_ascii=True, allow_nan=False).encode() + b"\n"
         try:
-            if self.torn:
-                os.ftruncate(self._handle, self._whole)
-                self.torn = b""
+            if not self._begun:
+                self._begin(self._handle)
             rest = memoryview(line)
             while rest:
                 rest = rest[os.write(self._handle, rest) :]
             os.fsync(self._handle)
-        except OSError as error:
-            raise self._refusal(error) from None
-
-    def make_private(self) -> None:
-        """Takes the file, if it was there before, from everybody but its owner.
-
-        Raises:
-            UsageError: it belongs to somebody else.
-        """
-        assert self._handle is not None, "the file is closed"
-        try:
-            if hasattr(os, "fchmod"):
-                os.fchmod(self._handle, 0o600)
         except OSError as error:
             raise self._refusal(error) from None
 
@@ -97,6 +84,15 @@ class LineFile:
             with contextlib.suppress(OSError):
                 os.close(self._handle)
             self._handle = None
+
+    def _begin(self, handle: int) -> None:
+        """Before the first line: the file was perhaps there before, with a torn line at its end."""
+        if hasattr(os, "fchmod"):
+            os.fchmod(handle, 0o600)
+        if self.torn:
+            os.ftruncate(handle, self._whole)
+            self.torn = b""
+        self._begun = True
 
     def _lock(self) -> None:
         assert self._handle is not None
