@@ -1,0 +1,120 @@
+"""Given answers on the real demo trio: against the binding's own logits, and what is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
+from capt_local.bundle.store import find
+from capt_local.decode.answers import Choosing
+from capt_local.errors import ContextOverflow, UsageError
+
+NOTE = "The patient is a 61-year-old woman who presents with shortness of breath. She was"
+ANSWER = b" given furosemide and admitted for heart failure."
+CHOICES = [" admitted to the hospital.", " admitted to the garden.", " blue."]
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Runtime]:
+    with Runtime.open("demo", load=LoadOptions(threads=1)) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("role", ["target", "expert", "base"])
+def test_one_model_gives_the_log_softmax_of_the_bindings_logits(
+    runtime: Runtime, role: str, raw: bool
+) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    model = llama_cpp.Llama(
+        str(find("demo").models[role].path),
+        n_ctx=512,
+        n_threads=1,
+        logits_all=True,
+        verbose=False,
+    )
+    prompt = runtime._askers[role].prompt(NOTE, raw=raw)
+    front = list(prompt.tokens)
+    if raw:  # the whole, as the binding's tokenizer has it
+        head = front[: len(front) - len(prompt.segments[-1].tokens)]
+        whole = [*head, *model.tokenize(NOTE.encode() + ANSWER, add_bos=False, special=False)]
+        assert whole[: len(front)] == front
+    else:
+        whole = front + runtime._tokenizers[role].encode(ANSWER, start=prompt.starts_fresh)
+    model.eval(whole)
+    rows = np.array(model.scores[len(front) - 1 : len(whole)], dtype=np.float64)
+    model.close()
+    rows -= np.logaddexp.reduce(rows, axis=1, keepdims=True)
+    answer = whole[len(front) :]
+    wanted = -rows[np.arange(len(answer)), answer].sum()
+    options = GenerateOptions(method=Method(role))
+    got = runtime.score_answer(NOTE, ANSWER, options, raw=raw)
+    assert got.tokens == len(answer) and got.size == len(ANSWER)
+    assert got.nats == pytest.approx(wanted, rel=2e-3)
+    ends = runtime.models[role].vocabulary.end_ids
+    ended = runtime.score_answer(NOTE, ANSWER, options, raw=raw, end=True)
+    assert ended.nats - got.nats == pytest.approx(
+        -np.logaddexp.reduce(rows[len(answer)][ends]), rel=2e-3, abs=0.02
+    )
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_the_answer_that_was_generated_has_its_probability(runtime: Runtime, raw: bool) -> None:
+    options = GenerateOptions(max_tokens=16)
+    generation = runtime.generate(NOTE, options, raw=raw)
+    steps = list(generation)
+    got = runtime.score_answer(NOTE, generation.text, options, raw=raw)
+    assert got.tokens == len(steps)  # what was generated is the canonical tokens of its text
+    assert got.nats == pytest.approx(-sum(step.logp for step in steps), rel=5e-3, abs=0.05)
+    assert got.greedy
+    assert not runtime.score_answer(NOTE, ANSWER, options, raw=raw).greedy
+
+
+def test_alpha_zero_is_the_target(runtime: Runtime) -> None:
+    zero = GenerateOptions(combine=CombineOptions(alpha=0.0))
+    alone = GenerateOptions(method=Method.TARGET)
+    one, other = (runtime.score_answer(NOTE, ANSWER, each, raw=True) for each in (zero, alone))
+    assert one.nats == pytest.approx(other.nats, rel=1e-3)
+
+
+def test_an_answer_to_an_empty_text_is_a_text(runtime: Runtime) -> None:
+    options = GenerateOptions(combine=CombineOptions(alpha=0.75))
+    text = NOTE.encode()
+    got = runtime.score_answer("", text, options, raw=True)
+    assert got.nats == pytest.approx(runtime.score(text, options).nats, rel=1e-3)
+    with pytest.raises(UsageError, match="empty"):
+        runtime.score_answer("", text, options)
+
+
+def test_the_prompt_of_a_choice_is_decoded_once(runtime: Runtime) -> None:
+    runtime.forget()
+    before = runtime.decoded()
+    chosen = runtime.choose(NOTE, CHOICES, raw=True)
+    after = runtime.decoded()
+    single = [runtime.score_answer(NOTE, text.encode(), raw=True).nats for text in CHOICES]
+    assert [-logp for logp in chosen.logps] == pytest.approx(single, rel=5e-3)
+    assert chosen.index == int(np.argmin(single))
+    for role, model in runtime.models.items():
+        prompt = len(runtime._askers[role].prompt(NOTE, raw=True).tokens)
+        tails = sum(len(model.tokenize(text.encode(), special=False)) for text in CHOICES)
+        assert after[role] - before[role] < prompt + tails + 12
+
+
+@pytest.mark.parametrize("how", list(Choosing))
+def test_every_way_chooses_the_clinical_answer(runtime: Runtime, how: Choosing) -> None:
+    question = "The patient has chest pain and shortness of breath. She was given"
+    choices = [" oxygen and aspirin.", " zebra xylophone."]
+    assert runtime.choose(question, choices, raw=True, how=how).index == 0
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_computed(runtime: Runtime) -> None:
+    runtime.forget()
+    before = runtime.decoded()
+    with pytest.raises(ContextOverflow, match=r"target \d+, expert \d+, base \d+ tokens"):
+        runtime.choose(NOTE, ["yes", "chest pain " * 3000])
+    with pytest.raises(UsageError, match="half of a character"):
+        runtime.choose(NOTE, ["yes", "\ud800"])
+    assert runtime.decoded() == before
