@@ -197,24 +197,19 @@ class Runtime:
         answers = self._answers(prompt, options, cancel, raw=raw)
         return answers.choose([as_utf8(choice) for choice in choices], how)
 
-    def count(self, prompt: str | Sequence[Message]) -> dict[str, int]:
-        """Tokens that a prompt takes in each loaded model, by role; decodes nothing.
+    def keep(self, prompt: str | Sequence[Message]) -> dict[str, int]:
+        """Takes out of the KV caches what is not the beginning of a prompt; decodes nothing.
 
-        Raises:
-            UsageError: the prompt is empty.
+        Returns:
+            Tokens that the prompt takes in each loaded model, by role.
         """
-        return {
-            role: len(asker.prompt(prompt, raw=False).tokens)
-            for role, asker in self._askers.items()
-        }
-
-    def keep(self, prompt: str | Sequence[Message]) -> None:
-        """Takes out of the KV caches what they hold beyond the beginning that a prompt shares."""
         self._end_current()
+        counts: dict[str, int] = {}
         for role, asker in self._askers.items():
-            tokens = asker.prompt(prompt, raw=False).tokens
-            cached = self._cached[role]
-            cached.keep(common_length(cached.tokens, list(tokens)))
+            tokens, cached = list(asker.prompt(prompt, raw=False).tokens), self._cached[role]
+            cached.keep(common_length(cached.tokens, tokens))
+            counts[role] = len(tokens)
+        return counts
 
     def forget(self) -> None:
         """Empties the KV caches; nothing of earlier texts is left in them."""

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "capt_local"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCREEN = PACKAGE / "report" / "screen.py"
 DRAWING = PACKAGE / "report" / "drawing.py"
+INPUT_LINE = PACKAGE / "report" / "input_line.py"
 
 # What each room may use, itself apart. A room that is not here may be used by none below `cli`.
 ALLOWED: dict[str, set[str]] = {
@@ -26,6 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": {"errors", "vocab", "align", "decode", "prompt", "bundle", "engine"},
     "report": {"errors", "decode"},
 }
+# The record of an answer is all that it takes from the room of the views.
+ALLOWED["chat"] = {"errors", "decode", "prompt", "report"}
 ALLOWED["evaluate"] = {*ALLOWED["runtime"], "runtime"}
 # The public face names what it gives out, and imports it only when it is used.
 ALLOWED["__init__"] = {"errors", "decode", "engine", "prompt", "runtime"}
@@ -128,6 +131,19 @@ def test_only_the_drawing_knows_rich(path: Path) -> None:
     assert bool(rich) == (path == DRAWING)
     # What turns strings into styles, or writes by itself, is not even there.
     assert not rich & {"rich.print", "rich.markup", "rich.live", "rich.progress", "rich.markdown"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_only_the_input_line_knows_prompt_toolkit(path: Path) -> None:
+    # It draws what is typed by itself, so it is the one other place where text meets a terminal.
+    users = {name.split(".")[0] for name in imports(path)}
+    assert ("prompt_toolkit" in users) == (path == INPUT_LINE)
+
+
+def test_a_conversation_shows_nothing() -> None:
+    for path in (PACKAGE / "chat").glob("*.py"):
+        used = {name for name in imports(path) if name.startswith("capt_local.report.")}
+        assert {name.split(".")[2] for name in used} <= {"json", "readback"}
 
 
 def test_the_rule_about_printing_sees_what_it_should() -> None:

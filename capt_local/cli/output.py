@@ -15,20 +15,22 @@ class OutputFile:
 
     Args:
         path: of the file. What is there already is replaced when the answer is complete.
+        name: of the file in errors: what the user calls it, never its path.
 
     Raises:
         UsageError: the file cannot be written there. Nothing has been computed yet.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str = "The output (-o)") -> None:
         """Makes and removes an empty file beside `path`, to find out now and not at the end."""
         self._path = path
+        self._name = name
         try:
             regular = path.is_file() or not path.exists()
         except OSError as error:  # such as a name that is too long
-            raise _refusal(error) from None
+            raise self._refusal(error) from None
         if not regular:
-            raise UsageError("The output (-o) is not a regular file. Name another one.")
+            raise UsageError(f"{name} is not a regular file. Name another one.")
         os.unlink(self._new_file())
 
     def write(self, text: str) -> None:
@@ -48,7 +50,7 @@ class OutputFile:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             if isinstance(error, OSError):
-                raise _refusal(error) from None
+                raise self._refusal(error) from None
             raise
 
     def _new_file(self) -> str:
@@ -56,10 +58,9 @@ class OutputFile:
         try:
             handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".capt-local-")
         except OSError as error:
-            raise _refusal(error) from None
+            raise self._refusal(error) from None
         os.close(handle)
         return name
 
-
-def _refusal(error: OSError) -> UsageError:
-    return UsageError(f"The output (-o) cannot be written: {error.strerror}. Nothing was written.")
+    def _refusal(self, error: OSError) -> UsageError:
+        return UsageError(f"{self._name} cannot be written: {error.strerror}. Nothing was written.")

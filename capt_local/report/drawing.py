@@ -69,15 +69,23 @@ def drawn(view: View, look: Look) -> str:
     return _written(console)
 
 
-def progress_line(label: str, fraction: float, look: Look) -> str:
-    """One line that tells how far something is; always `progress_width(look)` columns wide."""
+def progress_line(label: str, fraction: float | None, look: Look) -> str:
+    """One line that tells how far something is; always `progress_width(look)` columns wide.
+
+    Without a fraction there is no bar.
+    """
     console = console_for(Look(progress_width(look), look.colour, look.encoding))
     line = Grid.grid(expand=True, padding=(0, 1, 0, 0))
     line.add_column(no_wrap=True, overflow="ellipsis")
     line.add_column(ratio=1)
     line.add_column(justify="right", no_wrap=True, width=5)
-    bar = ProgressBar(total=1.0, completed=fraction, complete_style=_FRAME, finished_style=_FRAME)
-    line.add_row(_cell(label), bar, Text(f"{100 * fraction:.0f} %"))
+    if fraction is None:
+        line.add_row(_cell(label), Text(), Text())
+    else:
+        bar = ProgressBar(
+            total=1.0, completed=fraction, complete_style=_FRAME, finished_style=_FRAME
+        )
+        line.add_row(_cell(label), bar, Text(f"{100 * fraction:.0f} %"))
     console.print(line)
     return _written(console).rstrip("\n")
 

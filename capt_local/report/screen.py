@@ -133,6 +133,11 @@ class Screen:
             verbose=verbose,
         )
 
+    @property
+    def on_terminal(self) -> bool:
+        """Whether somebody sees at least one of the streams."""
+        return self._out.isatty() or self._err.isatty()
+
     def answer(self, piece: bytes) -> None:
         """Shows the next bytes of the answer at once, as far as they are whole characters."""
         self._answer_text(self._sanitiser.feed(piece))
@@ -160,7 +165,17 @@ class Screen:
         On a terminal they are drawn; elsewhere they are plain lines.
         """
         self.clear_progress()
-        self._write("".join(self._as_text(view) + "\n" for view in views))
+        self._write("".join(self._as_text(view, self.look_out) + "\n" for view in views))
+
+    def aside(self, *views: View) -> None:
+        """Writes views to standard error, drawn for the present width of the terminal.
+
+        For a session, in which standard output carries the answers alone.
+        """
+        self.clear_progress()
+        self._look_err = look_of(self._err, os.environ)
+        self._err.write("".join(self._as_text(view, self._look_err) + "\n" for view in views))
+        self._err.flush()
 
     def _write(self, text: str) -> None:
         try:
@@ -171,15 +186,16 @@ class Screen:
         except OSError as error:
             raise unwritable(error) from None
 
-    def _as_text(self, view: View) -> str:
+    @staticmethod
+    def _as_text(view: View, look: Look | None) -> str:
         # Imported here: `--help` and answers that go into a pipe need neither.
-        if self.look_out is None:
+        if look is None:
             from capt_local.report.plain import plain
 
             return "".join(f"{line}\n" for line in plain(view))
         from capt_local.report.drawing import drawn
 
-        return drawn(view, self.look_out)
+        return drawn(view, look)
 
     def note(self, text: str) -> None:
         """Writes one line about the work to standard error."""
@@ -201,12 +217,12 @@ class Screen:
         """Writes the one line that tells what is wrong."""
         self.note("error: " + text.replace("\n", " "))
 
-    def progress(self, label: str, fraction: float) -> None:
+    def progress(self, label: str, fraction: float | None) -> None:
         """Redraws the progress line on a terminal now and then; says nothing elsewhere.
 
         Args:
             label: what is going on.
-            fraction: 0 to 1.
+            fraction: 0 to 1; None where nobody knows how far it is.
         """
         if self._look_err is None:
             return
@@ -217,7 +233,8 @@ class Screen:
 
         self._progress_shown, self._progress_at = label, now
         self._progress_cells = progress_width(self._look_err)
-        shown = progress_line(label, min(max(fraction, 0.0), 1.0), self._look_err)
+        known = None if fraction is None else min(max(fraction, 0.0), 1.0)
+        shown = progress_line(label, known, self._look_err)
         self._err.write("\r" + shown)
         self._err.flush()
 

@@ -1,0 +1,292 @@
+"""What the commands of a chat do. Each shows its result beside the answers, on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from capt_local.chat import settings, transcript
+from capt_local.chat.commands import COMMANDS, Call
+from capt_local.chat.complete import path_of
+from capt_local.chat.conversation import Turn, with_notes
+from capt_local.cli.output import OutputFile
+from capt_local.cli.prompts import checked, decoded
+from capt_local.cli.talk import Talk
+from capt_local.decode.options import GenerateOptions
+from capt_local.errors import UsageError
+from capt_local.report.compare import LEGEND, figures
+from capt_local.report.json import Answer
+from capt_local.report.sanitise import visible
+from capt_local.report.steps import clipped, marked_text
+from capt_local.report.summary import short_line, summary_line
+from capt_local.report.view import Bars, Beside, Pane, Prose, Span, Table
+
+_LARGEST_NOTE = 1 << 24  # bytes
+_CELL = 40
+
+
+class Commands:
+    """Carries out commands.
+
+    Args:
+        talk: what they are about.
+        forget_typed: forgets the lines that were typed.
+        toggle_multi: changes what Enter does; returns whether it now begins a new line.
+    """
+
+    def __init__(
+        self, talk: Talk, forget_typed: Callable[[], None], toggle_multi: Callable[[], bool]
+    ) -> None:
+        """Does nothing yet."""
+        self._talk = talk
+        self._screen = talk.session.screen
+        self._forget_typed = forget_typed
+        self._toggle_multi = toggle_multi
+        self._own: Path | None = None  # the file that /save may write again
+
+    def run(self, call: Call) -> None:
+        """Carries one out; `exit` is not among them.
+
+        Raises:
+            CaptError: it cannot be done; nothing has changed.
+        """
+        done: Callable[[str], None] = getattr(self, f"_{call.name}")
+        done(call.rest)
+
+    def _help(self, _: str) -> None:
+        rows = tuple((f"/{each.name} {each.takes}".strip(), each.summary) for each in COMMANDS)
+        self._screen.aside(
+            Table("", rows),
+            Prose.of(
+                'Alt-Enter begins a new line, text between """ and """ may have many, and pasted '
+                "text keeps its lines. Tab completes commands and files. Ctrl-C stops an answer. "
+                "Nothing is written unless you ask for it with /save or --transcript."
+            ),
+        )
+
+    def _why(self, rest: str) -> None:
+        turns = self._talk.conversation.turns
+        if not turns:
+            raise UsageError("Nothing has been answered yet.")
+        number = rest or str(len(turns))
+        if not (number.isascii() and number.isdecimal() and 1 <= int(number) <= len(turns)):
+            raise UsageError(f"/why takes the number of a turn, 1 to {len(turns)}.")
+        answer = turns[int(number) - 1].answer
+        pane = Pane(f"Answer {number}", marked_text(answer.steps), short_line(answer))
+        self._screen.aside(pane, figures(answer), LEGEND)
+
+    def _regen(self, rest: str) -> None:
+        talk, screen = self._talk, self._screen
+        old = talk.conversation.last()
+        options = settings.changed(talk.options, rest) if rest else talk.options
+        if not rest and old.options == options:
+            options = _next_draw(options)
+        changes = [] if old.options is None else settings.differences(old.options, options)
+        beside = changes != [] or old.options is None
+        # The seed of a further draw is no news; whatever else differs is shown side by side.
+        if not rest and [name for name, *_ in changes] == ["seed"]:
+            beside = False
+        new = talk.ask_again(options, live=not beside)
+        if new is None:
+            screen.note("Interrupted; the answer before it stays.")
+            return
+        if beside:
+            screen.aside(_side_by_side(old, new, changes))
+        talk.tell(new.answer)
+        if beside:
+            screen.note("The conversation goes on with the new answer.")
+
+    def _undo(self, _: str) -> None:
+        talk = self._talk
+        talk.replace(talk.conversation.without_last(), transcript.undo_line())
+        left = len(talk.conversation.turns)
+        self._screen.note(f"The last turn is taken back; {_count(left, 'turn')} left.")
+
+    def _clear(self, _: str) -> None:
+        self._talk.forget()
+        self._forget_typed()
+        kept = " The system text stays." if self._talk.conversation.system is not None else ""
+        self._screen.note(
+            f"The conversation is forgotten, in all models.{kept} What the terminal shows is not."
+        )
+
+    def _system(self, rest: str) -> None:
+        talk = self._talk
+        if not rest:
+            text = talk.conversation.system
+            if text is None:
+                raise UsageError("There is no system text. /system TEXT sets one.")
+            self._screen.aside(Pane("System text", (Span(text),)))
+            return
+        new = None if rest in ('""', "''") else checked(rest, "/system")
+        talk.replace(replace(talk.conversation, system=new), transcript.system_line(new))
+        self._screen.note(f"The system text is {'removed' if new is None else 'set'}.")
+
+    def _set(self, rest: str) -> None:
+        talk = self._talk
+        if not rest:
+            self._screen.aside(_settings(talk.options))
+            return
+        before = talk.options
+        talk.options = settings.changed(before, rest)
+        for name, old, new in settings.differences(before, talk.options):
+            self._screen.note(f"{name} is {new} from now on (was {old}).")
+
+    def _show(self, _: str) -> None:
+        talk, runtime = self._talk, self._talk.session.runtime
+        models = tuple(
+            (role, about.architecture, about.file_type, str(model.context_limit))
+            for role, model in runtime.models.items()
+            for about in (model.metadata,)
+        )
+        columns = ("role", "architecture", "format", "context")
+        turns = tuple(
+            (str(number), _start(turn.question), _start(turn.reply), str(turn.answer.finish))
+            for number, turn in enumerate(talk.conversation.turns, 1)
+        )
+        title = f"Bundle {runtime.bundle.id}"
+        self._screen.aside(Table(title, models, columns, right=(3,)), _settings(talk.options))
+        if talk.conversation.system is not None:
+            self._screen.aside(Pane("System text", (Span(talk.conversation.system),)))
+        if turns:
+            heading = ("turn", "question", "answer", "end")
+            self._screen.aside(Table("Turns", turns, heading, right=(0,)))
+
+    def _context(self, _: str) -> None:
+        talk = self._talk
+        used = talk.roll_back() if talk.conversation.messages() else {}
+        rows = []
+        for role, model in talk.session.runtime.models.items():
+            count, limit = used.get(role, 0), model.context_limit
+            rows.append((f"{role}  {count}/{limit} tokens", min(count / limit, 1.0)))
+        self._screen.aside(Bars("Context that the conversation takes", tuple(rows)))
+
+    def _stats(self, _: str) -> None:
+        talk = self._talk
+        turns, runtime = talk.conversation.turns, talk.session.runtime
+        if turns:
+            self._screen.note(summary_line(turns[-1].answer))
+        decoded = ", ".join(f"{role} {count}" for role, count in runtime.decoded().items())
+        self._screen.note(
+            f"{_count(len(turns), 'turn')}; tokens computed in this session: {decoded}; "
+            f"models loaded in {talk.session.load_seconds:.1f} s"
+        )
+
+    def _read(self, rest: str) -> None:
+        talk = self._talk
+        text = decoded(_file_bytes(rest, "/read", _LARGEST_NOTE), "The note")
+        if not text.strip():
+            raise UsageError("The note is empty.")
+        if "\0" in text:
+            raise UsageError("The note holds zero bytes: it is no text, or not UTF-8.")
+        notes = (*talk.notes, text)
+        taken = talk.session.runtime.keep(talk.conversation.asking(with_notes(notes, "")))
+        talk.notes = notes
+        hidden = sum(visible(character) != character for character in text if character != "\r")
+        if hidden:
+            self._screen.note(
+                f"note: {_count(hidden, 'control or invisible character')} in the note; the models "
+                "get the text as it is."
+            )
+        limit = min(model.context_limit for model in talk.session.runtime.models.values())
+        each = ", ".join(f"{role} {count}" for role, count in taken.items())
+        self._screen.note(
+            f"The note ({_count(len(text), 'character')}) stands before your next question; with "
+            f"it the turn takes {each} of {limit} tokens."
+        )
+
+    def _save(self, rest: str) -> None:
+        talk = self._talk
+        if not talk.conversation.messages():
+            raise UsageError("Nothing has been said yet, so there is nothing to save.")
+        path = _named(rest, "/save")
+        if path != self._own and path.exists():
+            raise UsageError("There is such a file already. Name a new one; nothing was written.")
+        file = OutputFile(path, "The file of /save")
+        file.write(transcript.written(talk.conversation, talk.first_line()))
+        self._own = path
+        self._screen.note(
+            f"Saved: {_count(len(talk.conversation.turns), 'turn')}, readable by you alone. The "
+            "file holds what was said."
+        )
+
+    def _load(self, rest: str) -> None:
+        talk, speakers = self._talk, self._talk.speakers
+        data = _file_bytes(rest, "/load", transcript.LARGEST)
+        conversation = transcript.read(data, speakers)
+        before = len(talk.conversation.turns)
+        lines = transcript.written(conversation, transcript.clear_line()).splitlines()
+        talk.replace(conversation, *lines)
+        self._own = path_of(rest)
+        if None in speakers.digests.values():
+            self._screen.note(
+                "note: these models have no manifest, so it is not known whether the conversation "
+                "was held with the same ones."
+            )
+        gone = f" in the place of {_count(before, 'turn')}" if before else ""
+        self._screen.note(f"Loaded: {_count(len(conversation.turns), 'turn')}{gone}.")
+        if conversation.turns:
+            last = conversation.turns[-1].answer
+            self._screen.aside(Pane("Last answer", marked_text(last.steps), short_line(last)))
+
+    def _multi(self, _: str) -> None:
+        several = self._toggle_multi()
+        sends, breaks = ("Alt-Enter", "Enter") if several else ("Enter", "Alt-Enter")
+        self._screen.note(f"{breaks} begins a new line, {sends} sends.")
+
+
+def _next_draw(options: GenerateOptions) -> GenerateOptions:
+    if not options.sample.temperature:
+        raise UsageError(
+            "At temperature 0 the same settings give the same answer. Name another one, such as "
+            "/regen alpha=0 or /regen temp=0.7."
+        )
+    return settings.changed(options, f"seed={options.sample.seed + 1}")
+
+
+def _side_by_side(old: Turn, new: Turn, changes: list[tuple[str, str, str]]) -> Beside:
+    before = ", ".join(f"{name} {value}" for name, value, _ in changes) or "before"
+    now = ", ".join(f"{name} {value}" for name, _, value in changes) or "now"
+    return Beside(_pane(before, old.answer), _pane(now, new.answer))
+
+
+def _pane(title: str, answer: Answer) -> Pane:
+    return Pane(title, marked_text(answer.steps), short_line(answer))
+
+
+def _settings(options: GenerateOptions) -> Table:
+    rows = tuple((each.name, each.of(options), each.takes) for each in settings.SETTINGS)
+    return Table("Settings", rows, ("name", "value", "takes"))
+
+
+def _start(text: str) -> str:
+    return clipped(" ".join(text.split()), _CELL)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _named(rest: str, command: str) -> Path:
+    if not rest:
+        raise UsageError(f"{command} needs the name of a file.")
+    try:
+        path = path_of(rest)
+        path.exists()  # not a name at all, such as one that is too long
+    except (OSError, ValueError, RuntimeError):
+        raise UsageError(f"{command} cannot use that name. Give another one.") from None
+    return path
+
+
+def _file_bytes(rest: str, command: str, largest: int) -> bytes:
+    path = _named(rest, command)
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{command} needs a regular file.")
+        if path.stat().st_size > largest:
+            raise UsageError(f"The file is larger than {largest >> 20} MiB.")
+        return path.read_bytes()
+    except OSError as error:
+        # The name is not repeated: people name files after patients.
+        raise UsageError(f"The file cannot be read: {error.strerror}.") from None

@@ -1,0 +1,100 @@
+"""The signals of a session: Ctrl-C stops an answer, a second one leaves; others ask to leave."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+from capt_local.cli.interrupt import Interrupt
+
+# A closed terminal sends SIGHUP; Windows has none.
+_LEAVE = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if getattr(signal, name, None)
+)
+
+
+class Leave(Exception):
+    """A signal asked the session to end while it waited for input."""
+
+
+class Signals(Interrupt):
+    """Catches Ctrl-C, SIGTERM and SIGHUP while it is entered; use from the main thread.
+
+    Attributes:
+        leaving: the signal that asked to leave; None while none did.
+        tick: called whenever the decoder asks whether to stop; None for nothing.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has been asked yet."""
+        super().__init__()
+        self.leaving: int | None = None
+        self.tick: Callable[[], None] | None = None
+        self._handlers: dict[int, Any] = {}
+        self._wake: Callable[[], None] | None = None
+        self._waits = False
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        if self.tick is not None:
+            self.tick()
+        return super().__call__()
+
+    def again(self) -> None:
+        """Forgets a Ctrl-C; the next one stops what begins now."""
+        self.requested = self.leaving is not None
+
+    @property
+    def code(self) -> int | None:
+        """The exit code of the signal that asked to leave, as shells number it."""
+        return None if self.leaving is None else 128 + self.leaving
+
+    @contextmanager
+    def waiting(self, wake: Callable[[], None] | None = None) -> Iterator[None]:
+        """While input is waited for.
+
+        Args:
+            wake: ends the waiting when a signal asks to leave; None raises `Leave` from there, and
+                KeyboardInterrupt for Ctrl-C.
+        """
+        self._wake, self._waits = wake, True
+        try:
+            if self.leaving is not None:
+                raise Leave
+            yield
+        finally:
+            self._wake, self._waits = None, False
+
+    def __enter__(self) -> Signals:
+        """Starts to listen."""
+        super().__enter__()
+        for number in _LEAVE:
+            self._handlers[number] = signal.signal(number, self._asked_to_leave)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leaves the signals as they were."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        super().__exit__(kind, error, trace)
+
+    def _pressed(self, number: int, frame: FrameType | None) -> None:
+        if self._waits:
+            raise KeyboardInterrupt
+        super()._pressed(number, frame)
+
+    def _asked_to_leave(self, number: int, frame: FrameType | None) -> None:
+        self.leaving = number
+        self.requested = True
+        if self._wake is not None:
+            self._wake()
+        elif self._waits:
+            raise Leave

@@ -1,0 +1,241 @@
+"""A conversation with a loaded bundle: what is asked, what is kept, what is written down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from capt_local.chat import transcript
+from capt_local.chat.conversation import Conversation, Turn, with_notes
+from capt_local.chat.transcript import Speakers
+from capt_local.cli.provenance import provenance
+from capt_local.cli.session import Session, answer_to
+from capt_local.cli.signals import Signals
+from capt_local.cli.transcript_file import TranscriptFile
+from capt_local.decode.options import GenerateOptions
+from capt_local.decode.step import FinishReason
+from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
+from capt_local.prompt.messages import Message
+from capt_local.report.json import Answer, warnings
+from capt_local.report.summary import short_line
+
+# What `keep` is asked about when nothing is being asked: the beginning of any next turn.
+_ANYTHING = "."
+
+
+class Talk:
+    """The state of a chat.
+
+    Args:
+        session: with the models.
+        signals: what stops an answer.
+        options: how answers are made.
+        log: the running transcript; None for none.
+        system: the system text; None for none.
+
+    Attributes:
+        session: as given.
+        conversation: what was said so far.
+        options: as given; `/set` changes them.
+        notes: texts that will stand before the next question.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        signals: Signals,
+        options: GenerateOptions,
+        log: TranscriptFile | None = None,
+        system: str | None = None,
+    ) -> None:
+        """Starts with nothing said."""
+        self.session = session
+        self.options = options
+        self.conversation = Conversation(system)
+        self.notes: tuple[str, ...] = ()
+        self._signals = signals
+        self._log = log
+        self._told: set[str] = set(session.runtime.notices)
+        self.write_down(self.first_line())
+        if system is not None:
+            self.write_down(transcript.system_line(system))
+
+    @property
+    def speakers(self) -> Speakers:
+        """Whose conversation it is."""
+        bundle = self.session.runtime.bundle
+        return Speakers(bundle.id, {role: file.sha256 for role, file in bundle.models.items()})
+
+    def first_line(self) -> str:
+        """That of a transcript."""
+        session = self.session
+        about = provenance(session.runtime, self.options, session.load, session.date)
+        return self.speakers.line(about)
+
+    def ask(self, typed: str) -> Answer:
+        """Asks the next question, and shows the answer while it is made.
+
+        Raises:
+            Cancelled: it was stopped before the answer began; nothing has changed.
+            ContextOverflow, CaptError: it cannot be answered. What was shown of an answer is kept
+                as a turn; if nothing was, nothing has changed.
+        """
+        question, before = with_notes(self.notes, typed), self.conversation
+        options = self.options
+
+        def add(answer: Answer) -> None:
+            turn = Turn(question, answer, options)
+            self.conversation, self.notes = before.plus(turn), ()
+            self.write_down(transcript.turn_line(turn))
+
+        answer = self._answer(before.asking(question), options, keep=add)
+        add(answer)
+        self.tell(answer)
+        return answer
+
+    def ask_again(self, options: GenerateOptions, *, live: bool) -> Turn | None:
+        """Answers the last question again; the new answer takes the place of the one before.
+
+        Args:
+            options: for this answer.
+            live: whether it is shown while it is made.
+
+        Returns:
+            The new turn; None if it was interrupted: then the answer before it stays.
+
+        Raises:
+            Cancelled, CaptError: as for `ask`; the answer before it stays.
+        """
+        before, question = self.conversation.without_last(), self.conversation.last().question
+        answer = self._answer(before.asking(question), options, live=live)
+        if answer.finish is FinishReason.INTERRUPTED:
+            self.roll_back()
+            return None
+        turn = Turn(question, answer, options)
+        self.conversation = before.plus(turn)
+        self.write_down(transcript.undo_line(), transcript.turn_line(turn))
+        return turn
+
+    def replace(self, conversation: Conversation, *lines: str) -> None:
+        """Goes on with another conversation.
+
+        Args:
+            conversation: from now on.
+            lines: what the running transcript says about it.
+        """
+        self.conversation = conversation
+        self.roll_back()
+        self.write_down(*lines)
+
+    def roll_back(self) -> dict[str, int]:
+        """Takes out of the KV caches what the conversation does not hold.
+
+        Returns:
+            Tokens that it takes in each model, by role, with the frame of the next question.
+        """
+        runtime = self.session.runtime
+        if not self.conversation.turns and self.conversation.system is None:
+            runtime.forget()
+        return runtime.keep(self.conversation.asking(_ANYTHING))
+
+    def forget(self) -> None:
+        """Forgets what was said, and what the models have of it."""
+        self.conversation = Conversation(self.conversation.system)
+        self.notes = ()
+        self.session.runtime.forget()
+        self.write_down(transcript.clear_line())
+
+    def tell(self, answer: Answer) -> None:
+        """What there is to say about an answer: each notice once, warnings, one line of figures."""
+        screen = self.session.screen
+        screen.notes(notice for notice in answer.notices if notice not in self._told)
+        self._told.update(answer.notices)
+        screen.notes(warnings(answer))
+        used = max(answer.prompt_tokens.values(), default=0) + len(answer.steps)
+        screen.note(f"[{short_line(answer)}, context {used}/{answer.context_limit}]")
+
+    def write_down(self, *lines: str) -> None:
+        """Adds lines to the running transcript; a full disk is told and tried again later."""
+        if self._log is not None:
+            try:
+                self._log.add(*lines)
+            except UsageError as error:
+                self.session.screen.error(str(error))
+
+    def close(self) -> None:
+        """Ends the running transcript.
+
+        Raises:
+            UsageError: lines of it could still not be written.
+        """
+        if self._log is not None:
+            try:
+                self._log.add()
+            finally:
+                self._log.close()
+
+    def _answer(
+        self,
+        asked: Sequence[Message],
+        options: GenerateOptions,
+        *,
+        live: bool = True,
+        keep: Callable[[Answer], None] | None = None,
+    ) -> Answer:
+        screen, done = self.session.screen, 0
+
+        def show(piece: bytes) -> None:
+            nonlocal done
+            done += 1
+            self._signals.tick = None
+            if live:
+                screen.answer(piece)
+            else:
+                screen.progress("answering again", done / options.max_tokens)
+
+        self._signals.again()
+        self._signals.tick = _reading(self.session)
+        try:
+            answer = answer_to(self.session, asked, options, show=show, keep=keep)
+        except Exception:
+            if not done:
+                self._undo_reading()
+            raise
+        finally:
+            self._signals.tick = None
+            screen.clear_progress()
+            if live and done:
+                screen.end_answer()
+        if answer.finish is FinishReason.INTERRUPTED and not answer.text:
+            self._undo_reading()
+            raise Cancelled("Stopped before the answer began.")
+        return answer
+
+    def _undo_reading(self) -> None:
+        """Nothing came of a question: the models forget it."""
+        try:
+            self.roll_back()
+        except CaptError:  # the models could not take what was asked at all
+            self.session.runtime.forget()
+
+
+def no_room(error: ContextOverflow) -> str:
+    """Why a turn was refused and what helps; says nothing of the text but its length."""
+    each = ", ".join(f"{role} {count}" for role, count in error.counts.items())
+    return (
+        f"This turn does not fit: with the conversation it takes {each} tokens, and the smallest "
+        f"context holds {error.limit}. Nothing was run or cut. /undo takes the last turn back, "
+        "/clear begins anew, and a larger --ctx-size (-c) at the start holds more."
+    )
+
+
+def _reading(session: Session) -> Callable[[], None]:
+    """A progress line while the models read; answers that begin at once do not flicker."""
+    begun = time.monotonic()
+
+    def tick() -> None:
+        seconds = time.monotonic() - begun
+        if seconds > 0.5:
+            session.screen.progress(f"reading, {seconds:.0f} s (Ctrl-C stops)", None)
+
+    return tick

@@ -1,0 +1,230 @@
+"""The line in which a person types, on a terminal. The only file that knows prompt_toolkit.
+
+It keeps nothing on the disk: what was typed is remembered for the arrow keys until the session
+ends. Characters that would move the cursor or turn the direction of text around are shown spelled
+out, as everywhere; what was typed or pasted stays as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import Application
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.formatted_text import AnyFormattedText, StyleAndTextTuples
+from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
+from prompt_toolkit.layout.utils import explode_text_fragments
+from prompt_toolkit.output.defaults import create_output
+from prompt_toolkit.styles import Style
+
+from capt_local.report.sanitise import visible_line
+
+Offers = Callable[[str], Iterable[tuple[str, int]]]
+_PROMPT, _MORE = ">>> ", "... "
+_TAB = " " * 4
+_STYLE = Style.from_dict({"prompt": "bold", "spelled": "reverse"})
+
+
+class Idle(Exception):
+    """Nothing was typed for too long."""
+
+
+class Woken(Exception):
+    """Somebody called `InputLine.wake`."""
+
+
+class InputLine:
+    """Asks for one text after the other.
+
+    Args:
+        offers: what Tab offers for the text before the cursor: (text, how much it replaces).
+        is_open: whether Enter must begin another line, since the text is not complete.
+        idle: seconds without a key after which `ask` gives up; None for never.
+
+    Attributes:
+        multi: whether Enter begins a new line and Alt-Enter sends, rather than the other way round.
+        typed: what stood on the line when `ask` ended.
+    """
+
+    def __init__(
+        self, offers: Offers, is_open: Callable[[str], bool], idle: float | None = None
+    ) -> None:
+        """Looks at the terminal; shows nothing yet."""
+        self.multi = False
+        self.typed = ""
+        self._is_open = is_open
+        self._idle = idle
+        self._last_key = 0.0
+        self._woken = False
+        output = create_output(always_prefer_tty=True)
+        # A terminal answers the question where its cursor is some time later: such an answer ends
+        # up as text in the shell when the session has ended meanwhile.
+        if hasattr(output, "enable_cpr"):
+            output.enable_cpr = False
+        self._session: PromptSession[str] = PromptSession(
+            [("class:prompt", _PROMPT)],
+            output=output,
+            multiline=True,
+            prompt_continuation=_continuation,
+            key_bindings=self._keys(),
+            completer=_Offered(offers),
+            complete_while_typing=False,
+            history=InMemoryHistory(),
+            input_processors=[_SpelledOut()],
+            style=_STYLE,
+            include_default_pygments_style=False,
+            reserve_space_for_menu=6,
+        )
+        self._session.app.key_processor.before_key_press += self._note_key
+
+    def ask(self, draft: str = "") -> str:
+        """One text; several lines where the person wants that.
+
+        Args:
+            draft: what stands there to begin with.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; `typed` is what was there.
+            EOFError: Ctrl-D on an empty line, or the terminal has gone.
+            Idle: nothing was typed for too long.
+            Woken: `wake` was called.
+        """
+        try:
+            return self._session.prompt(default=draft, pre_run=self._begun)
+        finally:
+            self.typed = self._session.default_buffer.text
+
+    def wake(self) -> None:
+        """Ends `ask`; may be called from a signal handler."""
+        self._woken = True  # the line may only be about to be asked for
+        app = self._session.app
+        if app.loop is not None:
+            app.loop.call_soon_threadsafe(_leave, app, Woken())
+
+    def forget(self) -> None:
+        """Forgets what was typed."""
+        self.typed = ""
+        self._session.history = InMemoryHistory()
+        self._session.default_buffer.history = self._session.history
+        self._session.default_buffer.reset()
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """While an answer is written, keys are kept for the next line and do not show in it."""
+        with contextlib.ExitStack() as stack:
+            restore = _without_echo(self._session.input.fileno())
+            if restore is not None:
+                stack.callback(restore)
+            # So a text that is pasted meanwhile is not sent line by line.
+            self._session.output.enable_bracketed_paste()
+            self._session.output.flush()
+            stack.callback(self._session.output.flush)
+            stack.callback(self._session.output.disable_bracketed_paste)
+            yield
+
+    def _begun(self) -> None:
+        self._note_key()
+        if self._woken:
+            _leave(self._session.app, Woken())
+        if self._idle is not None:
+            self._session.app.create_background_task(self._watch(self._idle))
+
+    def _note_key(self, _: object = None) -> None:
+        self._last_key = time.monotonic()
+
+    async def _watch(self, idle: float) -> None:
+        while (left := self._last_key + idle - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+        _leave(self._session.app, Idle())
+
+    def _keys(self) -> KeyBindings:
+        keys = KeyBindings()
+
+        @Condition
+        def goes_on() -> bool:
+            return self.multi or self._is_open(self._session.default_buffer.text)
+
+        @keys.add("enter", filter=goes_on)
+        @keys.add("escape", "enter", filter=~goes_on)
+        def _new_line(event: KeyPressEvent) -> None:
+            event.current_buffer.insert_text("\n")
+
+        @keys.add("enter", filter=~goes_on)
+        @keys.add("escape", "enter", filter=goes_on)
+        def _send(event: KeyPressEvent) -> None:
+            event.current_buffer.validate_and_handle()
+
+        return keys
+
+
+class _Offered(Completer):
+    """Completions from a plain function; names of files are sanitised where they are shown."""
+
+    def __init__(self, offers: Offers) -> None:
+        self._offers = offers
+
+    def get_completions(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
+        for text, back in self._offers(document.text_before_cursor):
+            yield Completion(text, -back, display=visible_line(text))
+
+
+class _SpelledOut(Processor):
+    r"""Shows what a terminal would obey as `\x1b`; see `sanitise`."""
+
+    def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
+        fragments: StyleAndTextTuples = []
+        places = [0]  # in what is shown, of each character
+        for style, character, *_ in explode_text_fragments(transformation_input.fragments):
+            shown = _TAB if character == "\t" else visible_line(character)
+            spelled = shown not in (character, _TAB)
+            fragments.append((f"{style} class:spelled" if spelled else style, shown))
+            places.append(places[-1] + len(shown))
+
+        def shown_at(place: int) -> int:
+            over = place - (len(places) - 1)
+            return places[place] if over <= 0 else places[-1] + over
+
+        def source_at(place: int) -> int:
+            below = [at for at, start in enumerate(places) if start <= place]
+            return below[-1] + max(0, place - places[-1])
+
+        return Transformation(fragments, shown_at, source_at)
+
+
+def _continuation(width: int, _number: int, _wraps: int) -> AnyFormattedText:
+    return [("class:prompt", _MORE[:width])]
+
+
+def _leave(app: Application[Any], error: Exception) -> None:
+    if app.is_running and not app.is_done:
+        app.exit(exception=error)
+
+
+def _without_echo(terminal: int) -> Callable[[], None] | None:
+    """Stops the echo of keys and returns what starts it again; None where that is not known."""
+    try:
+        import termios
+    except ImportError:  # Windows does not echo by itself
+        return None
+    try:
+        before = termios.tcgetattr(terminal)
+        quiet = termios.tcgetattr(terminal)
+        quiet[3] &= ~(termios.ECHO | termios.ICANON)
+        termios.tcsetattr(terminal, termios.TCSADRAIN, quiet)
+    except termios.error:
+        return None
+
+    def restore() -> None:
+        with contextlib.suppress(termios.error):  # the terminal may have gone
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+    return restore

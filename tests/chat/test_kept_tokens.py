@@ -1,0 +1,113 @@
+"""What stays in the KV caches from turn to turn, counted on the demo trio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from capt_local import CombineOptions, GenerateOptions, LoadOptions, Message, Runtime
+from capt_local.decode.cached import common_length
+
+FIRST = "Summarize: the patient is a 54-year-old man with chest pain for 2 days and a cough."
+SECOND = "And which medicines does he take at home?"
+FIXED = GenerateOptions(max_tokens=16, combine=CombineOptions(alpha=0.5))
+EVIDENCE = GenerateOptions(max_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Runtime]:
+    with Runtime.open("demo", load=LoadOptions(threads=1)) as opened:
+        yield opened
+
+
+def turn(runtime: Runtime, said: list[Message], options: GenerateOptions) -> list[Message]:
+    """The conversation with the answer to its last question."""
+    generation = runtime.generate(said, options)
+    assert list(generation)
+    return [*said, Message("assistant", generation.text.decode("utf-8", "replace"))]
+
+
+def tokens(runtime: Runtime, said: list[Message]) -> dict[str, list[int]]:
+    return {
+        role: list(asker.prompt(said, raw=False).tokens) for role, asker in runtime._askers.items()
+    }
+
+
+def new_tokens(runtime: Runtime, said: list[Message]) -> dict[str, int]:
+    """How many tokens of a prompt the caches do not hold."""
+    return {
+        role: len(prompt) - common_length(prompt, runtime._cached[role].tokens)
+        for role, prompt in tokens(runtime, said).items()
+    }
+
+
+def decoded_by(runtime: Runtime, said: list[Message], options: GenerateOptions) -> dict[str, int]:
+    """Tokens that each model decodes before the answer's first token is known."""
+    before = runtime.decoded()
+    next(runtime.generate(said, options))
+    return {role: count - before[role] for role, count in runtime.decoded().items()}
+
+
+REREAD = pytest.mark.xfail(
+    strict=True, reason="the evidence of earlier turns is read again in every turn"
+)
+
+
+@pytest.mark.parametrize(
+    "options", [FIXED, pytest.param(EVIDENCE, marks=REREAD)], ids=["fixed", "evidence"]
+)
+def test_a_second_turn_decodes_only_what_is_new(runtime: Runtime, options: GenerateOptions) -> None:
+    runtime.forget()
+    said = turn(runtime, [Message("user", FIRST)], options)
+    asked = [*said, Message("user", SECOND)]
+    new, whole = new_tokens(runtime, asked), tokens(runtime, asked)
+    # The first turn is there but for the marks at its end.
+    assert all(0 < count < len(whole[role]) / 2 for role, count in new.items())
+    assert decoded_by(runtime, asked, options) == new
+
+
+@pytest.mark.parametrize("options", [FIXED, EVIDENCE], ids=["fixed", "evidence"])
+def test_what_was_kept_changes_no_answer(runtime: Runtime, options: GenerateOptions) -> None:
+    runtime.forget()
+    said = turn(runtime, [Message("user", FIRST)], options)
+    asked = [*said, Message("user", SECOND)]
+    kept = turn(runtime, asked, options)
+    runtime.forget()
+    assert turn(runtime, asked, options) == kept
+
+
+def test_a_turn_that_is_taken_back_leaves_the_caches(runtime: Runtime) -> None:
+    runtime.forget()
+    said = turn(runtime, [Message("user", FIRST)], FIXED)
+    held = {role: list(cached.tokens) for role, cached in runtime._cached.items()}
+    turn(runtime, [*said, Message("user", SECOND)], FIXED)
+    before = runtime.decoded()
+    counts = runtime.keep([*said, Message("user", ".")])
+    assert runtime.decoded() == before
+    for role, cached in runtime._cached.items():
+        beyond = len(held[role])
+        # What is left beyond the first turn is the frame of any second one.
+        assert cached.tokens[:beyond] == held[role][: len(cached.tokens)]
+        assert beyond <= len(cached.tokens) < counts[role]
+        assert cached.model.position == len(cached.tokens)
+
+
+def test_an_edited_turn_is_computed_from_where_it_differs(runtime: Runtime) -> None:
+    runtime.forget()
+    said = turn(runtime, [Message("user", FIRST)], FIXED)
+    turn(runtime, [*said, Message("user", SECOND)], FIXED)
+    edited = [*said, Message("user", SECOND.replace("home", "work"))]
+    new = new_tokens(runtime, edited)
+    assert all(0 < count < 16 for count in new.values())
+    assert decoded_by(runtime, edited, FIXED) == new
+
+
+def test_the_same_question_again_needs_one_row(runtime: Runtime) -> None:
+    runtime.forget()
+    said = [Message("user", FIRST)]
+    turn(runtime, said, FIXED)
+    again = decoded_by(runtime, said, replace(FIXED, combine=CombineOptions(alpha=0.0)))
+    # Healing reads one row more of the proxies where the prompt ends in text.
+    assert all(count <= 2 for count in again.values())

@@ -1,0 +1,162 @@
+"""A terminal that a program runs in: pexpect holds the other end, pyte is the screen."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pexpect
+import pyte
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = ">>>"
+_ENDED = b"\x1b[?2004l"  # prompt_toolkit switches bracketed paste off when a line is sent
+_PASTE = ("\x1b[200~", "\x1b[201~")
+
+
+class Terminal:
+    """A command that runs in a terminal of a given size.
+
+    Attributes:
+        screen: what is seen, with what scrolled away.
+        raw: all bytes that the command wrote.
+        process: the command.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        size: tuple[int, int] = (24, 80),
+        environment: Mapping[str, str] | None = None,
+        before: Callable[[], None] | None = None,
+        cwd: Path | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "capt_local"),
+        timeout: float = 30.0,
+    ) -> None:
+        more = {"TERM": "xterm", "PYTHONPATH": str(ROOT), **(environment or {})}
+        inherited = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+        self.timeout = timeout
+        self.process = pexpect.spawn(
+            command[0],
+            [*command[1:], *arguments],
+            dimensions=size,
+            env={**inherited, **more},
+            preexec_fn=before,
+            cwd=None if cwd is None else str(cwd),
+        )
+        self.process.delaybeforesend = None
+        self.raw = b""
+        self.screen = pyte.HistoryScreen(size[1], size[0], history=100_000)
+        self._stream = pyte.ByteStream(self.screen)
+
+    def read(self, seconds: float = 0.05) -> None:
+        """Takes in what was written within so long."""
+        try:
+            chunk = self.process.read_nonblocking(65536, seconds)
+        except (pexpect.TIMEOUT, pexpect.EOF):
+            return
+        self.raw += chunk
+        self._stream.feed(chunk)
+
+    def wait(self, there: Callable[[], bool], timeout: float | None = None) -> None:
+        """Waits until something is seen."""
+        until = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while not there():
+            assert time.monotonic() < until, "\n".join(self.lines()[-40:])
+            assert self.process.isalive() or self.pending(), "\n".join(self.lines()[-40:])
+            self.read()
+
+    def pending(self) -> bool:
+        """Whether an ended command had more to say."""
+        before = len(self.raw)
+        self.read()
+        return len(self.raw) > before
+
+    def lines(self) -> list[str]:
+        """All lines, also those that scrolled away."""
+        columns = range(self.screen.columns)
+        top = ["".join(row[x].data for x in columns) for row in self.screen.history.top]
+        return [line.rstrip() for line in [*top, *self.screen.display]]
+
+    def text(self) -> str:
+        """The same as one text."""
+        return "\n".join(self.lines())
+
+    def at_cursor(self) -> str:
+        """The line in which the cursor stands."""
+        return self.screen.display[self.screen.cursor.y].rstrip()
+
+    def ready(self, timeout: float | None = None) -> None:
+        """Waits for an empty prompt."""
+        self.wait(lambda: self.at_cursor() == PROMPT, timeout)
+
+    def send(self, keys: str | bytes) -> None:
+        """Presses keys."""
+        self.process.send(keys)
+
+    def paste(self, text: str | bytes) -> None:
+        """Pastes as a terminal does: between two marks, line ends as carriage returns."""
+        data = text.encode() if isinstance(text, str) else text
+        first, last = (mark.encode() for mark in _PASTE)
+        self.process.send(first + data.replace(b"\n", b"\r") + last)
+
+    def say(self, line: str = "", *, empty: bool = True, timeout: float | None = None) -> str:
+        """Sends a line and waits for the next prompt.
+
+        Args:
+            line: what is typed before Enter.
+            empty: whether the next prompt must be empty; False for one that offers the line again.
+            timeout: in seconds.
+
+        Returns:
+            What was shown meanwhile, in lines.
+        """
+        sent, seen = self.raw.count(_ENDED), len(self.raw)
+        self.send(line + "\r")
+        begins = PROMPT if empty else f"{PROMPT} "
+        self.wait(
+            lambda: self.raw.count(_ENDED) > sent and self._prompts(begins, empty=empty), timeout
+        )
+        return plain(self.raw[seen:])
+
+    def _prompts(self, begins: str, *, empty: bool) -> bool:
+        line = self.at_cursor()
+        return line == begins if empty else line.startswith(begins)
+
+    def press(self, keys: str | bytes, shown: str) -> None:
+        """Presses keys and waits until something new is shown."""
+        seen = len(self.raw)
+        self.send(keys)
+        self.wait(lambda: shown in plain(self.raw[seen:]))
+
+    def end(self, timeout: float | None = None) -> int:
+        """Waits for the end; the exit code, or minus the signal that ended it."""
+        until = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while self.process.isalive():
+            assert time.monotonic() < until, "the command does not end"
+            self.read()
+        while self.pending():
+            pass
+        self.process.close()
+        status, number = self.process.exitstatus, self.process.signalstatus
+        return -int(number or 0) if status is None else int(status)
+
+    def close(self) -> None:
+        """Ends the command if it still runs."""
+        if self.process.isalive():
+            self.process.kill(signal.SIGKILL)
+        self.process.close(force=True)
+
+
+_SEQUENCE = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]|\r")
+
+
+def plain(written: bytes) -> str:
+    """What was written, without the sequences that move the cursor and the like."""
+    return _SEQUENCE.sub(b"", written).decode("utf-8", "replace")
