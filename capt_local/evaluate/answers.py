@@ -19,6 +19,7 @@ _LEAD = re.compile(
     r"^(?:the\s+)?(?:(?:best|correct|final)\s+)?(?:answer|option|choice)\b\W*(?:is\b)?"
 )
 _LETTER_LEAD = r"(?:answer|option|choice)\b(?:\s+is)?\W*"
+_OR = r"\s*(?:,|/|or\b|and\b)\s*(?:or\b|and\b)?\s*"
 _DENIAL = re.compile(r"(?:\b(?:not|never|no|neither|nor|cannot|without)|n['’]t)\s+(?:\w+\s+)?$")
 LETTERS = string.ascii_uppercase
 
@@ -42,7 +43,7 @@ def named_choice(answer: str, choices: Sequence[str], *, letters: bool = False) 
         choice as a word of its own; it has a letter in the form of an answer (as "(B)", "B." or
         "answer: B"); its first line with any choice in it has one alone, not denied. Else None.
     """
-    if any(len(choice) == 1 for choice in choices):
+    if all(len(choice) == 1 for choice in choices):
         return _lettered(answer, {choice: choice for choice in choices}) or _whole(answer, choices)
     found = _whole(answer, choices) or _beginning(answer, choices)
     if found is None and letters:
@@ -71,8 +72,11 @@ def _whole(answer: str, choices: Sequence[str]) -> str | None:
 def _beginning(answer: str, choices: Sequence[str]) -> str | None:
     text = folded(answer).lstrip(_AROUND)
     text = _LEAD.sub("", text).lstrip(_AROUND)
-    match = _pattern(choices).match(text)
-    return _of(match.group(), choices) if match else None
+    one = _pattern(choices).pattern
+    match = re.match(one, text)
+    if match is None or re.match(rf"{_OR}{one}\s*(?:$|[,/.;?]|or\b)", text[match.end() :]):
+        return None
+    return _of(match.group(), choices)
 
 
 def _within(answer: str, choices: Sequence[str]) -> str | None:
@@ -89,14 +93,15 @@ def _within(answer: str, choices: Sequence[str]) -> str | None:
 
 def _lettered(answer: str, choices: dict[str, str]) -> str | None:
     """The choice by its letter; a bare "A" before a word is an article, not an answer."""
-    one = "[" + re.escape("".join(choices)) + "]"
+    one = f"[{re.escape(''.join(choices))}]"
     text = answer.strip().lstrip(_QUOTES + " ")
     if len(bare := text.strip(_AROUND)) == 1:
         # Alone, a letter means what it is, be it small.
         return choices.get(bare, choices.get(bare.upper()))
+    no_other = rf"(?!\W?{_OR}\W?{one}\b)"
     forms = (
-        rf"^\(?({one})(?:[.):,]|\s*$|\s*\n)",
-        rf"(?i:{_LETTER_LEAD})\(?({one})\b(?! [a-z])",
+        rf"^\(?({one})(?:[.):,]|\s*$|\s*\n){no_other}",
+        rf"(?i:{_LETTER_LEAD})\(?(?!A [a-z])({one})\b{no_other}",
         rf"\(({one})\)",
     )
     for form in forms:

@@ -74,7 +74,8 @@ def judge(task: Task, item: Item, answer: str | None) -> Outcome:
         named = tuple(task.choices.index(label) for label in named_labels(text, item.choices))
         right = labels_of(item.reference, task.no_answer)
         expected = tuple(sorted(task.choices.index(label) for label in right))
-        return Outcome({"exact": float(named == expected)}, named, expected)
+        said = bool(named) or folded(text.strip(" .")) == folded(task.no_answer)
+        return Outcome({"exact": float(said and named == expected)}, named, expected)
     if task.measure is Measure.SPAN:
         f1 = token_f1(text, item.references, task.no_answer)
         return Outcome({"exact_match": exact_match(text, item.references), "token_f1": f1})

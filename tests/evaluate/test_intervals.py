@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from capt_local.errors import UsageError
+from capt_local.evaluate import intervals
+from capt_local.evaluate.intervals import (
+    compare,
+    difference_of_means,
+    paired,
+    ratio_of_sums,
+)
+from capt_local.evaluate.items import Item, Kind, Measure
+from capt_local.evaluate.metrics import Outcome, judge, judge_prose, summarise
+from capt_local.evaluate.tasks import Task
+
+
+def test_a_difference_of_means_is_that_of_scipy() -> None:
+    method, target = np.random.default_rng(3).random((2, 80))
+    found = paired(difference_of_means(method, target), 80)
+    theirs = bootstrap(
+        (method, target),
+        lambda a, b, axis: (a - b).mean(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=10_000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    assert found.estimate == pytest.approx((method - target).mean())
+    assert (found.low, found.high) == pytest.approx(tuple(theirs), abs=0.004)
+    assert found.low < found.estimate < found.high
+
+
+def test_a_ratio_of_sums_is_that_of_scipy() -> None:
+    random = np.random.default_rng(3)
+    method, target = random.gamma(2, 50, 60), random.gamma(2, 80, 60)
+    found = paired(ratio_of_sums(method, target), 60, ratio=True)
+    theirs = bootstrap(
+        (method, target),
+        lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=10_000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    assert found.estimate == pytest.approx(method.sum() / target.sum())
+    assert (found.low, found.high) == pytest.approx(tuple(theirs), rel=0.02)
+
+
+def outcomes_of(task: Task, answers: list[str | None]) -> list[Outcome]:
+    return [judge(task, *pair) for pair in zip(task.items, answers, strict=True)]
+
+
+def sections(count: int) -> tuple[Task, list[Outcome], list[Outcome]]:
+    random = np.random.default_rng(3)
+    choices = ("x", "y", "z", "never")
+    items = tuple(
+        Item(str(n), "", "t", str(random.choice(choices[:3])), choices) for n in range(count)
+    )
+    task = Task("made-up", Kind.CLASSIFICATION, items, Measure.CHOICE)
+    said = [None if random.random() < 0.1 else str(random.choice(choices[:3])) for _ in items]
+    better = [
+        item.reference if random.random() < 0.4 else one
+        for item, one in zip(items, said, strict=True)
+    ]
+    return task, outcomes_of(task, better), outcomes_of(task, said)
+
+
+def test_macro_f1_is_computed_anew_from_each_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same draws one by one through scikit-learn give the same interval."""
+    task, method, target = sections(40)
+    monkeypatch.setattr(intervals, "_CHUNK", 40 * 7)  # several chunks, the last one short
+    found = compare(task, method, target, seed=5, resamples=60)["macro_f1"]
+    differences = []
+    for counts in np.concatenate(list(intervals._counts(40, 60, 5))):
+        drawn = np.repeat(np.arange(40), counts.astype(int))
+        figures = [
+            summarise(task, [outcomes[place] for place in drawn])["macro_f1"]
+            for outcomes in (method, target)
+        ]
+        differences.append(figures[0] - figures[1])
+    low, high = np.quantile(differences, (0.025, 0.975))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    both = [summarise(task, outcomes)["macro_f1"] for outcomes in (method, target)]
+    assert found.estimate == pytest.approx(both[0] - both[1])
+
+
+def test_micro_f1_over_sets_of_labels() -> None:
+    choices = ("lab", "imaging")
+    items = tuple(
+        Item(str(n), "", "t", ref, choices) for n, ref in enumerate(["lab", "none", "imaging"] * 8)
+    )
+    task = Task("made-up", Kind.GENERATION, items, Measure.LABELS, no_answer="none")
+    method = outcomes_of(task, ["lab", "none", "lab"] * 8)
+    target = outcomes_of(task, ["imaging", "lab", "imaging"] * 8)
+    found = compare(task, method, target)
+    figures = summarise(task, method)["micro_f1"] - summarise(task, target)["micro_f1"]
+    assert found["micro_f1"].estimate == pytest.approx(figures)
+    assert set(found) == {"micro_f1", "macro_f1"}
+
+
+def test_every_chunk_draws_as_many_items_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "_CHUNK", 100)
+    counts = np.concatenate(list(intervals._counts(30, 11, 0)))
+    assert counts.shape == (11, 30)
+    assert (counts.sum(axis=1) == 30).all()
+
+
+def prose(nats: list[float]) -> list[Outcome]:
+    return [judge_prose(value, 100) for value in nats]
+
+
+def test_the_same_answers_give_no_difference() -> None:
+    items = tuple(Item(str(n), "", "t", "") for n in range(3))
+    task = Task("made-up", Kind.PERPLEXITY, items, Measure.BITS)
+    same = compare(task, prose([1, 2, 3]), prose([1, 2, 3]))["bits_per_byte"]
+    assert (same.estimate, same.low, same.high) == (1, 1, 1)
+    assert same.ratio and not same.excludes_same
+    half = compare(task, prose([1, 2, 3]), prose([2, 4, 6.5]))["bits_per_byte"]
+    assert half.excludes_same and half.high < 0.51
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    task, method, target = sections(25)
+    one, two = (compare(task, method, target, seed=9, resamples=500) for _ in range(2))
+    assert one == two
+    assert one != compare(task, method, target, seed=10, resamples=500)
+
+
+def test_a_real_difference_is_found_and_chance_mostly_is_not() -> None:
+    """Over many made-up experiments without a difference, about one in twenty intervals errs."""
+    errs = 0
+    for seed in range(200):
+        noise = np.random.default_rng(seed).normal(size=60)
+        found = paired(difference_of_means(noise, np.zeros(60)), 60, seed=seed, resamples=800)
+        errs += found.excludes_same
+    assert 2 <= errs <= 24
+    assert paired(difference_of_means(noise + 1, np.zeros(60)), 60).excludes_same
+
+
+def test_what_cannot_be_paired_is_refused() -> None:
+    task, method, target = sections(10)
+    with pytest.raises(UsageError):
+        compare(task, method, target[:-1])
+    with pytest.raises(UsageError):
+        compare(task, [], [])
+    with pytest.raises(UsageError):
+        compare(task, method, target[::-1])
+    items = (Item("1", "", "t", ""),)
+    texts = Task("made-up", Kind.PERPLEXITY, items, Measure.BITS)
+    with pytest.raises(UsageError):
+        compare(texts, [judge_prose(1, 3)], [judge_prose(1, 4)])

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+
+from capt_local.errors import UsageError
+from capt_local.evaluate import extra
+from capt_local.evaluate.items import Item, Kind, Measure
+from capt_local.evaluate.metrics import (
+    Outcome,
+    column,
+    judge,
+    judge_prose,
+    metrics_of,
+    named_labels,
+    summarise,
+)
+from capt_local.evaluate.overlap import exact_match, rouge, token_f1
+from capt_local.evaluate.tasks import Task
+
+CHOICES = ("x", "y", "z")
+
+
+def classification(references: list[str], choices: tuple[str, ...] = CHOICES) -> Task:
+    items = [Item(str(n), "", "text", ref, choices) for n, ref in enumerate(references)]
+    return Task("made-up", Kind.CLASSIFICATION, tuple(items), Measure.CHOICE)
+
+
+def judged(task: Task, answers: list[str | None]) -> list[Outcome]:
+    return [judge(task, *pair) for pair in zip(task.items, answers, strict=True)]
+
+
+def test_an_unanswered_question_is_wrong() -> None:
+    task = classification(["x", "x", "y"])
+    figures = summarise(task, judged(task, ["x", None, "y"]))
+    assert figures["accuracy"] == pytest.approx(2 / 3)
+    # x: one of two found, none wrong; y: right; z never comes up and has 0.
+    assert figures["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(CHOICES), st.sampled_from([*CHOICES, None])),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_macro_f1_is_that_of_scikit_learn_over_names(
+    pairs: list[tuple[str, str | None]],
+) -> None:
+    task = classification([reference for reference, _ in pairs])
+    figures = summarise(task, judged(task, [answer for _, answer in pairs]))
+    wanted = f1_score(
+        [reference for reference, _ in pairs],
+        [answer or "" for _, answer in pairs],
+        labels=list(CHOICES),
+        average="macro",
+        zero_division=0,
+    )
+    assert figures["macro_f1"] == pytest.approx(wanted)
+
+
+def test_choices_that_differ_between_items_are_no_classes() -> None:
+    items = (Item("1", "", "t", "x", ("x", "y")), Item("2", "", "t", "p", ("p", "q")))
+    task = Task("made-up", Kind.CLASSIFICATION, items, Measure.CHOICE)
+    assert metrics_of(task) == ("accuracy",)
+    assert summarise(task, judged(task, ["x", "q"])) == {"accuracy": 0.5}
+
+
+def test_an_answer_that_is_no_choice_is_a_mistake_of_the_caller() -> None:
+    task = classification(["x"])
+    with pytest.raises(UsageError):
+        judge(task, task.items[0], "w")
+
+
+def test_rouge_by_hand() -> None:
+    # Stems: the reference has "patient cough sinc monday", the answer three of them in order.
+    found = rouge("Patients coughing Monday", ["patient coughs since Monday"])
+    precision, recall = 3 / 3, 3 / 4
+    assert found["rouge1"] == pytest.approx(2 * precision * recall / (precision + recall))
+    assert found["rougeL"] == found["rouge1"]
+    assert found["rouge2"] == pytest.approx(2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))
+    assert rouge("", ["a word"]) == {"rouge1": 0.0, "rouge2": 0.0, "rougeL": 0.0}
+    assert rouge("word", ["other", "word"])["rouge1"] == 1.0
+
+
+def test_spans_by_the_rules_of_squad() -> None:
+    assert exact_match("A small, left effusion.", ["the small left effusion"]) == 1
+    assert exact_match("small effusion", ["a small left effusion", "large"]) == 0
+    assert token_f1("small effusion", ["a small left effusion"]) == pytest.approx(4 / 5)
+    assert token_f1("x", ["y", "x"]) == 1
+    assert token_f1("", ["y"]) == 0
+
+
+def test_a_question_without_an_answer_is_right_or_wrong() -> None:
+    none = "unanswerable"
+    assert token_f1("Unanswerable.", [none], none) == 1
+    assert token_f1("it is unanswerable I think", [none], none) == 0
+    assert token_f1("unanswerable", ["a small unanswerable thing"], none) == 0
+
+
+def labels_task() -> Task:
+    wanted = ["lab, imaging", "none", "imaging"]
+    items = [Item(str(n), "", "t", ref, ("lab", "imaging")) for n, ref in enumerate(wanted)]
+    return Task("made-up", Kind.GENERATION, tuple(items), Measure.LABELS, no_answer="none")
+
+
+def test_sets_of_labels() -> None:
+    task = labels_task()
+    outcomes = judged(task, ["Imaging; lab", "lab", "none"])
+    figures = summarise(task, outcomes)
+    # lab: 1 hit, 1 false; imaging: 1 hit, 1 missed.
+    assert figures["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert figures["micro_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert [one.values["exact"] for one in outcomes] == [1, 0, 0]
+    assert [one.values["exact"] for one in judged(task, ["", "None.", ""])] == [0, 1, 0]
+
+
+def test_labels_are_read_from_a_list() -> None:
+    labels = ("lab", "imaging", "patient instructions")
+    assert named_labels("Patient  instructions,\n- LAB.", labels) == ("lab", "patient instructions")
+    assert named_labels("labs, imaging now", labels) == ()
+
+
+def test_bits_per_byte_is_a_ratio_of_sums() -> None:
+    items = (Item("1", "", "a", ""), Item("2", "", "b", ""))
+    task = Task("made-up", Kind.PERPLEXITY, items, Measure.BITS)
+    outcomes = [judge_prose(8 * math.log(2), 1), judge_prose(0.0, 7)]
+    assert summarise(task, outcomes) == {"bits_per_byte": pytest.approx(1.0)}
+
+
+def test_figures_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(UsageError):
+        judge_prose(math.nan, 3)
+    with pytest.raises(UsageError):
+        summarise(labels_task(), [])
+    items = (Item("1", "", "a", ""),)
+    with pytest.raises(UsageError):
+        judge(Task("made-up", Kind.PERPLEXITY, items, Measure.BITS), items[0], "text")
+
+
+def test_a_missing_library_is_one_line_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(extra.importlib, "import_module", missing)
+    task = classification(["x"])
+    outcomes = [Outcome({"accuracy": 1.0}, (0,), (0,))]
+    with pytest.raises(UsageError, match=r"sklearn.*pip install 'capt-local\[eval\]'"):
+        summarise(task, outcomes)
+
+
+def test_arrays_hold_one_value_for_each_item() -> None:
+    task = classification(["x", "y"])
+    assert np.array_equal(column(judged(task, ["x", "x"]), "accuracy"), [1.0, 0.0])
