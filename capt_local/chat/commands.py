@@ -48,7 +48,7 @@ COMMANDS = (
     Command("exit", "", "leave (also Ctrl-D)"),
 )
 _ALIASES = {"quit": "exit", "bye": "exit", "q": "exit", "?": "help", "h": "help"}
-_CALL = re.compile(r"/([a-zA-Z?]\S*)?(?:\s+(.*))?", re.DOTALL)
+_CALL = re.compile(r"/(?:([a-zA-Z?]\S*)(?:\s+(.*))?)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
