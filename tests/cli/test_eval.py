@@ -1,0 +1,289 @@
+"""`eval`: the table, its files, going on after a stop, and errors without text."""
+
+from __future__ import annotations
+
+import csv
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capt_local.errors import ContextOverflow, UsageError
+from tests.cli.conftest import Run
+from tests.evaluate.fake_runtime import Rules, install
+
+CANARY = "zyzzyva-canary"
+
+
+@pytest.fixture
+def rules(monkeypatch: pytest.MonkeyPatch) -> Rules:
+    """What the fake runtime is to do; tests change it before they run a command."""
+
+    def say(method: str, prompt: str, seed: int) -> str:
+        if "prose" in prompt:
+            return "5" if method == "capt" else "10"
+        return "no" if "note 1" in prompt or method == "capt" else "yes"
+
+    made = Rules(say=say)
+    install(monkeypatch, made)
+    return made
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def choices(tmp_path: Path) -> Path:
+    return written(
+        tmp_path / "choices.jsonl",
+        [
+            {
+                "id": str(number),
+                "task": "so",
+                "kind": "classification",
+                "instruction": "Is it so?",
+                "input": f"note {number}",
+                "reference": "no" if number == 1 else "yes",
+                "choices": ["yes", "no"],
+                "licence": "CC0-1.0",
+            }
+            for number in range(4)
+        ],
+    )
+
+
+@pytest.fixture
+def prose(tmp_path: Path) -> Path:
+    rows = [
+        {"id": str(n), "task": "prose", "kind": "perplexity", "text": f"prose {n}", "licence": "x"}
+        for n in range(2)
+    ]
+    return written(tmp_path / "prose.jsonl", rows)
+
+
+def test_the_table_of_two_kinds(run: Run, rules: Rules, choices: Path, prose: Path) -> None:
+    result = run("eval", "{models}", "--task", str(choices), str(prose), "--methods", "capt")
+    assert result.code == 0
+    assert [" ".join(line.split()) for line in result.out.splitlines() if line] == [
+        "Classification",
+        "task method accuracy minus target, 95 % macro-F1 minus target, 95 % "
+        "items failed seconds tokens",
+        "so target 1.000 - 1.000 - 4 0 0.0 16",
+        "so capt 0.250 -0.750 [-1.000, -0.250] 0.200 -0.800 [-0.800, -0.500] 4 0 0.0 16",
+        "Prose",
+        "task method bits per byte over target, 95 % items failed seconds tokens",
+        "prose target 2.0610 - 2 0 0.0 10",
+        "prose capt 1.0305 0.500 [0.500, 0.500] 2 0 0.0 10",
+    ]
+    assert "the target is run too" in result.err
+
+
+def test_the_object_and_the_file(run: Run, rules: Rules, choices: Path, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    result = run(
+        *("eval", "{models}", "--task", str(choices), "--json", "--csv", str(table)),
+        *("--stop", CANARY, "--limit", "3", "--seed", "5"),
+    )
+    assert (result.code, CANARY in result.out) == (0, False)
+    found = json.loads(result.out)
+    assert set(found) == {"tasks", "settings", "provenance", "interrupted"}
+    task = found["tasks"]["so"]
+    assert (task["items"], task["items_in_file"], list(task["methods"])) == (
+        *(3, 4),
+        ["target", "capt"],
+    )
+    capt = task["methods"]["capt"]
+    assert capt["counts"] == {
+        "done": 3,
+        "failed": {},
+        "left": 0,
+        "unanswered": 0,
+        "unfinished": 0,
+    }
+    assert set(capt["intervals"]) == set(capt["metrics"]) == {"accuracy", "macro_f1"}
+    assert found["settings"]["seed"] == 5
+    assert found["settings"]["methods"]["capt"]["combine"]["plausibility"] == 1e-5
+    assert set(found["provenance"]) >= {"versions", "models", "loading", "date"}
+    with table.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["method"], row["metric"]) for row in rows] == [
+        (method, metric) for method in ("target", "capt") for metric in ("accuracy", "macro_f1")
+    ]
+    assert float(rows[2]["value"]) == capt["metrics"]["accuracy"]
+    assert float(rows[2]["low"]) == capt["intervals"]["accuracy"]["low"]
+    assert stat.S_IMODE(table.stat().st_mode) == 0o600
+
+
+def without_times(out: str) -> Any:
+    found = json.loads(out)
+    for task in found["tasks"].values():
+        for cell in task["methods"].values():
+            del cell["seconds"]
+    return found
+
+
+def test_a_stop_loses_nothing(
+    run: Run, rules: Rules, choices: Path, prose: Path, tmp_path: Path
+) -> None:
+    results, samples = tmp_path / "results.jsonl", tmp_path / "samples.jsonl"
+    command = ("eval", "{models}", "--task", str(choices), "--task", str(prose), "--json")
+    whole = run(*command)
+    keep = (*command, "--results", str(results), "--log-samples", str(samples))
+
+    rules.calls.clear()
+    rules.press_at = 4
+    stopped = run(*keep)
+    assert stopped.code == 130
+    assert "The same command goes on from here." in stopped.err
+    counts = json.loads(stopped.out)["tasks"]["so"]["methods"]["capt"]["counts"]
+    assert (counts["done"], counts["left"]) == (1, 3)
+    assert json.loads(stopped.out)["interrupted"]
+    with results.open("ab") as stream:
+        stream.write(b'{"task": "so", "met')
+
+    rules.calls.clear()
+    rules.press_at = None
+    resumed = run(*keep)
+    assert resumed.code == 0
+    assert "3 of 12 results are there already." in resumed.err
+    assert len(rules.calls) == 9
+    assert without_times(resumed.out) == without_times(whole.out)
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert len({(line["task"], line["method"], line["id"]) for line in lines}) == len(lines) == 12
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (results, samples)] == [0o600] * 2
+    assert "note" not in results.read_text()
+
+    other = run(*keep, "--alpha", "1", "-n", "9")
+    assert other.code == 2
+    for name in ("max_tokens", "methods.target.combine.alpha", "methods.capt.combine.alpha"):
+        assert name in other.err
+
+
+def test_a_stop_without_files_tells_what_was_done(run: Run, rules: Rules, choices: Path) -> None:
+    rules.press_at = 3
+    result = run("eval", "{models}", "--task", str(choices))
+    assert result.code == 130
+    assert "so    target     1.000" in result.out
+    assert "so, target: 3 items were not run." in result.err
+    assert result.err.splitlines()[-1] == "interrupted. Nothing was kept."
+
+
+def test_a_run_has_one_day(run: Run, rules: Rules, prose: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    command = ("eval", "{models}", "--task", str(prose), "--results", str(results))
+    assert run(*command, "--date", "2026-01-31").code == 0
+    assert run(*command).code == 0  # another day, but the same run
+    assert [str(opened["date"]) for opened in rules.opened] == ["2026-01-31"] * 2
+    again = run(*command, "--date", "2026-02-01")
+    assert (again.code, "what differs: date." in again.err) == (2, True)
+
+
+def test_items_that_do_not_fit_are_counted_and_said(run: Run, rules: Rules, choices: Path) -> None:
+    usual = rules.say
+
+    def say(method: str, prompt: str, seed: int) -> str:
+        if method == "capt" and "note 2" not in prompt:
+            raise ContextOverflow({"expert": 300}, 256)
+        return usual(method, prompt, seed)
+
+    rules.say = say
+    result = run("eval", "{models}", "--task", str(choices))
+    assert result.code == 6
+    assert result.err.count("an item failed. The text does not fit: expert 300 tokens") == 1
+    assert "so, capt: 3 failed (does not fit); its figures are over the other 1." in result.err
+    assert result.out.splitlines()[3].split()[-4:-2] == ["1", "3"]
+
+
+def test_inputs_are_cut_only_on_request(run: Run, rules: Rules, choices: Path) -> None:
+    result = run("eval", "{models}", "--task", str(choices), "--max-input-bytes", "4")
+    assert result.code == 0
+    assert "so: 4 of 4 inputs were cut to --max-input-bytes." in result.err
+    assert not any("note 1" in call[2] for call in rules.calls)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "There is no task"),
+        (["--task", "{choices}", "--method", "capt"], "--methods, not --method"),
+        (["--task", "{choices}", "--methods", f"target,{CANARY}"], "Number 2 of --methods"),
+        (["--task", "{choices}", "--methods", "capt,capt"], "names capt twice"),
+        (["--task", "{choices}", "{choices}"], "Tasks 1 and 2 have the same name"),
+        (["--task", "{choices}", "--style", CANARY], "There is no such style"),
+        (["--task", "{choices}", "--shots", "2"], "name a file of them"),
+        (["--task", "{choices}", "--shots-file", "{choices}"], "--shots-file is not used"),
+        (["--task", "{choices}", "--shots-by", "nearest"], "--shots-by needs"),
+        (["--task", "{choices}", "--shots", "4", "--shots-file", "{choices}"], "ask for fewer"),
+        (["--task", "{choices}", "--samples", "2"], "give --temp"),
+        (["--task", "{choices}", "--samples", "2", "--choice", "constrained"], "--choice free"),
+        (["--task", "{choices}", "--max-input-bytes", "0"], "--max-input-bytes"),
+        (["--task", "{folder}/none.jsonl"], "Task 1"),
+        (["--task", "{choices}", "--results", "{choices}"], "--results"),
+        (["--task", "{choices}", "--log-samples", "{choices}"], "--log-samples"),
+        (["--task", "{choices}", "--csv", "{folder}"], "--csv"),
+        (
+            ["--task", "{choices}", "--results", "{folder}/a", "--log-samples", "{folder}/a"],
+            "name the same file",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_before_anything_runs(
+    arguments: list[str], said: str, run: Run, rules: Rules, choices: Path, tmp_path: Path
+) -> None:
+    before = choices.read_bytes()
+    places = {"{choices}": str(choices), "{folder}": str(tmp_path)}
+    given = []
+    for argument in arguments:
+        for name, place in places.items():
+            argument = argument.replace(name, place)
+        given.append(argument)
+    result = run("eval", "{models}", *given)
+    assert (result.code, result.out) == (2, "")
+    assert said in result.err
+    assert CANARY not in result.err and str(tmp_path) not in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not rules.calls and not rules.opened
+    assert choices.read_bytes() == before
+
+
+def test_a_method_that_the_bundle_cannot_serve(
+    run: Run, rules: Rules, choices: Path, tmp_path: Path
+) -> None:
+    alone = ["--target", str(tmp_path / "target.gguf"), "--task", str(choices)]
+    result = run("eval", *alone, "--methods", "target,capt")
+    assert (result.code, "--methods can only be target" in result.err) == (2, True)
+    assert not rules.opened
+    assert run("eval", *alone).code == 0
+
+    rules.calls.clear()
+    rules.refuse["base"] = UsageError("No base here.")
+    result = run("eval", "{models}", "--task", str(choices), "--methods", "target,base")
+    assert (result.code, result.err.splitlines()[-1]) == (2, "error: No base here.")
+    assert not rules.calls
+
+
+def test_only_the_models_that_are_needed_are_opened(run: Run, rules: Rules, choices: Path) -> None:
+    for methods, roles in (("target", ("target",)), ("target,expert", None)):
+        assert run("eval", "{models}", "--task", str(choices), "--methods", methods).code == 0
+        assert rules.opened[-1]["roles"] == roles
+
+
+def test_answers_are_written_only_to_the_file_that_was_named(
+    run: Run, rules: Rules, choices: Path, tmp_path: Path
+) -> None:
+    rules.say = lambda method, prompt, seed: f"yes {CANARY}"
+    samples = tmp_path / "samples.jsonl"
+    there = set(tmp_path.iterdir())
+    command = ("eval", "{models}", "--task", str(choices), "--choice", "free", "-v")
+    result = run(*command, "--log-samples", str(samples))
+    assert result.code == 0
+    assert set(tmp_path.iterdir()) - there == {samples}
+    first = json.loads(samples.read_text().splitlines()[0])
+    assert (first["answers"], first["said"]) == ([f"yes {CANARY}"], "yes")
+    assert CANARY not in result.out + result.err
+    again = run(*command, "--log-samples", str(samples))
+    assert (again.code, "holds something already" in again.err) == (2, True)
