@@ -41,7 +41,8 @@ def eval(
 
     Classifications have accuracy and macro-F1, generations ROUGE, prose bits per byte. Intervals
     are paired bootstraps over items, against the target alone. An item that does not fit into the
-    context is counted as failed; nothing is cut unless --max-input-bytes says so.
+    context is counted as failed; nothing is cut unless --max-input-bytes says so. Answers are as
+    long as the task allows, at temperature 0, unless -n and --temp say otherwise.
 
     Examples:
       capt-local eval --task pubmedqa.jsonl --methods target,capt
@@ -58,6 +59,8 @@ def eval(
     plan = make_plan(what, bundle, how, sample, exams)
     _check_bundle(bundle, plan)
     table_file = OutputFile(what.csv, "The table (--csv)") if what.csv else None
+    if what.names is not None and TARGET not in what.names:
+        screen.note("note: the target is run too, since intervals are against it.")
     chosen = settings(what, exams, plan, sample.seed)
     with Interrupt() as interrupt, contextlib.ExitStack() as stack:
         kept = open_kept(what, bundle, model, chosen, stack)

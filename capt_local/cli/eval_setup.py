@@ -122,6 +122,11 @@ class EvalFlags:
         """All tasks, in the order of the command line, as far as that can be known."""
         return (*(self.task or ()), *(self.more_tasks or ()))
 
+    @property
+    def names(self) -> list[str] | None:
+        """What --methods names, known methods or not; None where it was not given."""
+        return None if self.methods is None else [n.strip() for n in self.methods.split(",")]
+
 
 def read_exams(what: EvalFlags, seed: int) -> tuple[Exam, ...]:
     """Reads tasks, styles and examples.
@@ -179,7 +184,7 @@ def make_plan(
     Raises:
         UsageError: a method is unknown or comes twice, or a value has no meaning.
     """
-    methods = _methods(what.methods, bundle)
+    methods = _methods(what.names, bundle)
     longer = dataclasses.replace(sample, temp=sample.temp or 0.0)
     plan = Plan(
         methods={
@@ -197,14 +202,14 @@ def make_plan(
     return plan
 
 
-def _methods(given: str | None, bundle: Bundle) -> list[Method]:
+def _methods(given: list[str] | None, bundle: Bundle) -> list[Method]:
     """The methods in the order of the command line, the target in front when it is not there."""
     if given is None:
         return [Method.TARGET, Method.CAPT] if "expert" in bundle.models else [Method.TARGET]
     known = {method.value: method for method in Method}
     found: list[Method] = []
-    for number, name in enumerate(given.split(","), 1):
-        method = known.get(name.strip())
+    for number, name in enumerate(given, 1):
+        method = known.get(name)
         if method is None:
             raise UsageError(f"Number {number} of --methods is none; there are {', '.join(known)}.")
         if method in found:
