@@ -187,11 +187,9 @@ def read_style(
         UsageError: there is no such style, it is broken, or it needs examples.
     """
     fields = _opened(which)
-    table = fields.table("shots")
-    count, chosen = table.count("count") or 0, table.choice("by", tuple(ShotsBy))
-    table.done()
+    count, chosen = _shots(fields)
     count = count if shots is None else shots
-    by = by or ShotsBy(chosen or ShotsBy.FIXED)
+    by = by or chosen
     style = _parsed(fields)
     if count and examples is None:
         raise UsageError(f"The style {style.name} shows {count} examples; name a file of them.")
@@ -200,6 +198,22 @@ def read_style(
         shots=Shots(examples, count, by) if examples and count else None,
         samples=style.samples if samples is None else samples,
     )
+
+
+def shows_examples(which: str) -> bool:
+    """Whether a style shows examples where nobody says how many.
+
+    Raises:
+        UsageError: there is no such style, or its examples are not described as they should be.
+    """
+    return _shots(_opened(which))[0] > 0
+
+
+def _shots(fields: Fields) -> tuple[int, ShotsBy]:
+    table = fields.table("shots")
+    count, by = table.count("count") or 0, table.choice("by", tuple(ShotsBy))
+    table.done()
+    return count, ShotsBy(by or ShotsBy.FIXED)
 
 
 def _opened(which: str) -> Fields:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from capt_local.bundle.fields import NAME
@@ -38,6 +38,8 @@ class Task:
             says that none applies.
         digest: SHA-256 in hexadecimal over all files that the items come from.
         total: how many items there were before `limit`.
+        choices: all choices of all items, in the order of their first appearance.
+        same_choices: whether every item has the same choices, so that they are classes.
 
     Raises:
         UsageError: the items are not of the kind, or two share an id.
@@ -53,9 +55,15 @@ class Task:
     no_answer: str = ""
     digest: str = ""
     total: int = 0
+    choices: tuple[str, ...] = field(init=False)
+    same_choices: bool = field(init=False)
 
     def __post_init__(self) -> None:
         """Checks that everything fits together."""
+        each = dict.fromkeys(item.choices for item in self.items)
+        found = dict.fromkeys(choice for choices in each for choice in choices)
+        object.__setattr__(self, "choices", tuple(found))
+        object.__setattr__(self, "same_choices", len(each) == 1)
         if not NAME.fullmatch(self.name):
             raise UsageError(
                 "The name of a task must be 1 to 64 letters, digits, '.', '-' or '_', first a "
@@ -73,16 +81,6 @@ class Task:
                 raise UsageError(f"Item {number} of a task: {problem}.")
         if len({item.id for item in self.items}) < len(self.items):
             raise UsageError("Two items of a task have the same id.")
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """All choices of all items, in the order of their first appearance."""
-        return tuple(dict.fromkeys(choice for item in self.items for choice in item.choices))
-
-    @property
-    def same_choices(self) -> bool:
-        """Whether every item has the same choices, so that they are classes."""
-        return len({item.choices for item in self.items}) == 1
 
 
 def read_task(

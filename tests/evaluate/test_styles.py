@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from capt_local.errors import UsageError
 from capt_local.evaluate.items import Item, Kind, Measure
 from capt_local.evaluate.shots import Shots, ShotsBy
-from capt_local.evaluate.styles import read_style, style_names
+from capt_local.evaluate.styles import read_style, shows_examples, style_names
 from capt_local.evaluate.tasks import Task, read_task
 from capt_local.prompt.messages import Message
 
@@ -223,3 +223,8 @@ def test_styles_that_are_not_there(tmp_path: Path) -> None:
         read_style("zeroshot")
     with pytest.raises(UsageError, match="no such file"):
         read_style(str(tmp_path / "x.toml"))
+
+
+def test_whether_a_style_shows_examples_is_known_before_they_are_read() -> None:
+    assert shows_examples("few-shot")
+    assert not shows_examples("zero-shot")
