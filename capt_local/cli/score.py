@@ -1,123 +1,157 @@
-"""`capt-local score`: bits per byte of texts under a method."""
+"""`capt-local score`: how probable texts and given answers are, and which choices are taken."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from capt_local.cli.exits import ExitCode
 from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, option
-from capt_local.cli.session import Session, find_bundle, generate_options, open_session
-from capt_local.decode.options import GenerateOptions
-from capt_local.evaluate.likelihood import Likelihood, measure
-from capt_local.evaluate.texts import Text, read_texts
-from capt_local.report.json import dumps
+from capt_local.cli.output import OutputFile
+from capt_local.cli.scores import Scores
+from capt_local.cli.session import find_bundle, generate_options, open_session
+from capt_local.decode.answers import Choosing
+from capt_local.errors import Cancelled, UsageError
+from capt_local.evaluate.given import Given, read_given
+from capt_local.evaluate.likelihood import Asking, measure
+from capt_local.evaluate.texts import Text
 from capt_local.report.screen import Screen
-from capt_local.report.view import Table
+
+
+class Normalise(StrEnum):
+    """What the log-likelihood of a choice is divided by."""
+
+    NONE = "none"
+    BYTES = "bytes"
+    TOKENS = "tokens"
+
+
+class How(StrEnum):
+    """How a choice is made."""
+
+    LIKELIHOOD = "likelihood"
+    CONSTRAINED = "constrained"
+
+
+_HOW = {
+    Normalise.NONE: Choosing.LIKELIHOOD,
+    Normalise.BYTES: Choosing.PER_BYTE,
+    Normalise.TOKENS: Choosing.PER_TOKEN,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreFlags:
-    """Which texts, and how the result is told."""
+    """What is scored, and how the result is told."""
 
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help='JSON Lines with a "text" each, or one text.')
+        Path, typer.Argument(metavar="FILE", help="JSON Lines (.jsonl, see above), or one text.")
     ]
     limit: Annotated[
-        int | None, option("--limit", metavar="N", min=1, help="Only the first N texts.")
+        int | None, option("--limit", metavar="N", min=1, help="Only the first N items.")
     ] = None
     max_bytes: Annotated[
         int | None,
         option("--max-bytes", metavar="N", min=1, help="Only the first N bytes of each text."),
     ] = None
+    raw: Annotated[
+        bool,
+        option("--raw", twin="RAW", help="Answers go on with the prompt, without a template."),
+    ] = False
+    end: Annotated[
+        bool, option("--end", help="It counts that a given answer ends where it does.")
+    ] = False
+    normalise: Annotated[
+        Normalise | None,
+        option(
+            "--normalise",
+            metavar="none|bytes|tokens",
+            help="What the log-likelihood of a choice is divided by. Default: none.",
+        ),
+    ] = None
+    choice: Annotated[
+        How,
+        option(
+            "--choice",
+            metavar="likelihood|constrained",
+            help="Take the likeliest choice, or generate one token by token. Default: likelihood.",
+        ),
+    ] = How.LIKELIHOOD
     json: Annotated[bool, option("--json", twin="JSON", help="Write a JSON object.")] = False
-    per_item: Annotated[bool, option("--per-item", help="A line for each text before the sum.")] = (
+    per_item: Annotated[bool, option("--per-item", help="A line for each item before the sum.")] = (
         False
     )
+    output: Annotated[
+        Path | None,
+        option("-o", "--output", metavar="PATH", help="Write a line of JSON for each item here."),
+    ] = None
 
 
 def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags) -> int:
-    """Log-likelihood and bits per byte of texts, exact over the normalised distribution.
+    """Log-likelihood and bits per byte, exact over the normalised distribution.
 
-    Each text is scored from its beginning, token by token. Without a fixed --alpha, its weights
-    follow the text: each token is predicted with what the text before it has shown.
+    Each line of FILE is {"id", "text"}, a text that is scored from its beginning; or {"id",
+    "prompt", "continuation"}, a given answer after a prompt; or {"id", "prompt", "choices",
+    "answer"}, of which one is chosen. "messages" may stand for "prompt". Without a fixed --alpha,
+    its weights come from the prompt; in a text they follow it, each token being predicted with
+    what stands before it. An item that is longer than the context is told, and the rest goes on.
 
     Examples:
       capt-local score notes.jsonl --method capt
 
-      capt-local score notes.jsonl --method target --limit 20 --max-bytes 2000 --json
+      capt-local score questions.jsonl --normalise bytes --per-item --json
     """
     screen = Screen.standard(view.verbose)
-    texts = read_texts(what.file, "The file of texts (FILE)", limit=what.limit, size=what.max_bytes)
+    items = read_given(
+        what.file, "The file (FILE)", raw=what.raw, limit=what.limit, size=what.max_bytes
+    )
+    asking = Asking(what.raw, what.end, _choosing(what))
+    output = _output(what)
     bundle = find_bundle(model)
     options = generate_options(bundle, how, SampleFlags(), 0)
-    with Interrupt() as interrupt:
-        session = open_session(bundle, model, screen, interrupt, wanted=options.method)
-        with session.runtime:
-            whole = _measured(session, texts, options, what)
-    _tell_cuts(screen, texts, whole)
-    if what.json:
-        screen.line(_json(whole, options.method))
-    else:
-        screen.show(_table(whole, options.method))
-    return ExitCode.OK
-
-
-def _measured(
-    session: Session, texts: list[Text], options: GenerateOptions, what: ScoreFlags
-) -> Likelihood:
-    """Scores the texts, with a progress line meanwhile."""
-    screen, done = session.screen, 0
-
-    def told(one: Likelihood) -> None:
-        nonlocal done
-        done += 1
-        screen.progress("scoring", done / len(texts))
-        if what.per_item:
-            screen.line(_json(one, options.method) if what.json else _line(one))
-
+    scores = Scores(screen, options.method, items, per_item=what.per_item, json=what.json)
+    _tell_cuts(screen, items)
     try:
-        return measure(session.runtime, texts, options, told, session.interrupt)
+        with Interrupt() as interrupt:
+            session = open_session(bundle, model, screen, interrupt, wanted=options.method)
+            with session.runtime:
+                for one in measure(session.runtime, items, options, asking, interrupt):
+                    scores.add(one)
+    except Cancelled:
+        if not scores.done:
+            raise
     finally:
         screen.clear_progress()
+        if output is not None and scores.done:
+            output.write(scores.lines())
+    return scores.tell()
 
 
-def _tell_cuts(screen: Screen, texts: list[Text], whole: Likelihood) -> None:
-    cut = sum(text.cut for text in texts)
-    if cut:
-        screen.note(f"{cut} of {len(texts)} texts were cut to --max-bytes.")
-    if whole.windows > len(texts):
-        screen.note(
-            f"{whole.windows - len(texts)} times the context was full and a text went on afresh."
+def _choosing(what: ScoreFlags) -> Choosing:
+    if what.choice is How.LIKELIHOOD:
+        return _HOW[what.normalise or Normalise.NONE]
+    if what.normalise is not None:
+        raise UsageError(
+            "--normalise is for the likelihood of choices, not for --choice constrained."
         )
+    return Choosing.CONSTRAINED
 
 
-def _json(one: Likelihood, method: str) -> str:
-    figures = {
-        "method": str(method),
-        "bits_per_byte": one.bits_per_byte,
-        "bytes": one.size,
-        "tokens": one.tokens,
-        "nats": one.nats,
-    }
-    return dumps({"id": one.id, **figures} if one.id else figures)
+def _output(what: ScoreFlags) -> OutputFile | None:
+    """The file for the items, tried out before anything is loaded."""
+    if what.output is None:
+        return None
+    output = OutputFile(what.output)
+    if what.output.exists() and what.output.samefile(what.file):
+        raise UsageError("The output (-o) is FILE itself. Name another one.")
+    return output
 
 
-def _line(one: Likelihood) -> str:
-    return f"{one.id}: {one.bits_per_byte:.4f} bits per byte, {one.size} bytes"
-
-
-def _table(whole: Likelihood, method: str) -> Table:
-    heading = ("method", "bits per byte", "bytes", "tokens", "nats")
-    row = (
-        str(method),
-        f"{whole.bits_per_byte:.4f}",
-        f"{whole.size}",
-        f"{whole.tokens}",
-        f"{whole.nats:.1f}",
-    )
-    return Table("", (row,), heading, right=(1, 2, 3, 4))
+def _tell_cuts(screen: Screen, items: list[Given]) -> None:
+    cut = sum(isinstance(item, Text) and item.cut for item in items)
+    if cut:
+        screen.note(f"{cut} of {len(items)} texts are cut to --max-bytes.")

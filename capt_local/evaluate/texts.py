@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from capt_local.errors import UsageError
-
-_LARGEST = 64 << 20
+from capt_local.evaluate.records import identifier
+from capt_local.evaluate.strict import LARGEST, NotReadable, Problems, lines, parse_json, utf8
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +19,13 @@ class Text:
         id: of the line; the number of the line if it has none.
         data: UTF-8, not empty.
         cut: whether it was cut on request.
+        line: where it stands in its file, from 1.
     """
 
     id: str
     data: bytes
     cut: bool = False
+    line: int = 1
 
 
 def read_texts(
@@ -40,53 +42,85 @@ def read_texts(
     Raises:
         UsageError: the file cannot be read, or a line is not as it should be (with its number).
     """
+    data = read_file(path, what)
+    if path.suffix != ".jsonl":
+        return [whole_file(data, what, size)]
+    problems, found = Problems(what), []
+    for number, line in lines(data):
+        try:
+            value = fields(line)
+            found.append(text_of(value, number, size))
+        except NotReadable as error:
+            problems.add(number, error)
+        if limit is not None and len(found) == limit:
+            break
+    problems.settle()
+    if not found:
+        raise UsageError(f"{what} holds no text.")
+    return found
+
+
+def read_file(path: Path, what: str) -> bytes:
+    """The bytes of a file, or of a pipe.
+
+    Raises:
+        UsageError: it cannot be read, or is larger than 64 MiB.
+    """
     try:
-        if path.stat().st_size > _LARGEST:
-            raise UsageError(f"{what} is larger than {_LARGEST >> 20} MiB.")
-        data = path.read_bytes()
+        if path.stat().st_size > LARGEST:
+            raise UsageError(f"{what} is larger than {LARGEST >> 20} MiB.")
+        return path.read_bytes()
     except OSError as error:
         raise UsageError(f"{what} cannot be read: {error.strerror or 'no access'}.") from None
-    if path.suffix == ".jsonl":
-        lines = [line for line in enumerate(data.split(b"\n"), 1) if line[1].strip()]
-        texts = {number: _line(what, number, line) for number, line in lines[:limit]}
-    else:
-        texts = {1: Text("1", _checked(what, 1, data))}
-    if not texts:
-        raise UsageError(f"{what} holds no text.")
-    return [_shortened(what, number, text, size) for number, text in texts.items()]
 
 
-def _line(what: str, number: int, line: bytes) -> Text:
-    # A message of the JSON reader would hold a part of the line.
-    try:
-        item = json.loads(line)
-    except (ValueError, RecursionError):
-        raise UsageError(f"{what}, line {number}: not JSON.") from None
-    if not isinstance(item, dict) or not isinstance(item.get("text"), str):
-        raise UsageError(f'{what}, line {number}: no "text".')
-    try:
-        data = item["text"].encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"{what}, line {number}: half of a character.") from None
-    return Text(str(item.get("id", number)), _checked(what, number, data))
+def whole_file(data: bytes, what: str, size: int | None = None) -> Text:
+    """A file that is one text.
 
-
-def _checked(what: str, number: int, data: bytes) -> bytes:
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{what}: not UTF-8 at byte {error.start}.") from None
+    Raises:
+        UsageError: it is empty or not UTF-8.
+    """
     if not data:
-        raise UsageError(f"{what}, line {number}: the text is empty.")
-    return data
+        raise UsageError(f"{what} holds no text.")
+    try:
+        return text_of({"text": utf8(data)}, 1, size)
+    except NotReadable as error:
+        raise UsageError(f"{what}: {error}.") from None
 
 
-def _shortened(what: str, number: int, text: Text, size: int | None) -> Text:
-    if size is None or len(text.data) <= size:
-        return text
-    kept = text.data[:size].decode("utf-8", "ignore").encode()
+def fields(line: bytes) -> dict[str, object]:
+    """The fields of a line of JSON.
+
+    Raises:
+        NotReadable: it is not a JSON object.
+    """
+    value = parse_json(line)
+    if not isinstance(value, dict):
+        raise NotReadable("not a JSON object")
+    return value
+
+
+def text_of(value: Mapping[str, object], number: int, size: int | None) -> Text:
+    """The text of a line.
+
+    Args:
+        value: the fields of the line.
+        number: of the line.
+        size: the most bytes of the text that are kept.
+
+    Raises:
+        NotReadable: there is no text, or an empty one, or nothing of it would be left.
+    """
+    name = identifier(value["id"]) if "id" in value else str(number)
+    text = value.get("text")
+    if not isinstance(text, str):
+        raise NotReadable('"text" must be a text' if "text" in value else 'no "text"')
+    if not text:
+        raise NotReadable("the text is empty")
+    data = text.encode()
+    if size is None or len(data) <= size:
+        return Text(name, data, line=number)
+    kept = data[:size].decode("utf-8", "ignore").encode()
     if not kept:
-        raise UsageError(
-            f"{what}, line {number}: the first character is longer than {size} bytes; allow more."
-        )
-    return Text(text.id, kept, cut=True)
+        raise NotReadable(f"the first character is longer than {size} bytes; allow more")
+    return Text(name, kept, cut=True, line=number)

@@ -40,7 +40,7 @@ def build_chat(
         UsageError: the conversation is empty, out of order, or its last message is empty.
         ModelError: the template or the vocabulary cannot take it.
     """
-    _check(messages)
+    check_turns(messages)
     scaffold = template.scaffold(messages)
     texts = [_utf8(message.content) for message in messages]
     segments = _Segments(tokenizer, template.role)
@@ -145,7 +145,12 @@ class _Segments:
             )
 
 
-def _check(messages: Sequence[Message]) -> None:
+def check_turns(messages: Sequence[Message]) -> None:
+    """Refuses a conversation that no answer can follow.
+
+    Raises:
+        UsageError: it is empty, out of order, or its last message is empty.
+    """
     if not messages:
         raise UsageError("The conversation is empty.")
     if any(message.role not in ("system", "user", "assistant") for message in messages):
