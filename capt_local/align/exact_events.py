@@ -131,7 +131,7 @@ def event_masses(
             children += _children(tables.index, one, (rest, ahead), places, weights)
             shares[unsure] = 0.0
             result += np.bincount(table.events, shares, minlength=len(result))
-        read(one for one, _, _ in children)
+        read([one for one, _, _ in children])
         wave = children
     return result[:-1]
 

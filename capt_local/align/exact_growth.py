@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from capt_local.align.exact_rows import Branch, Span, spans
 from capt_local.vocab.prefix_index import PrefixIndex
 
-Read = Callable[[Iterable[Branch]], None]
+Read = Callable[[Sequence[Branch]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,19 @@ class Growth:
         """Follows the sequences to the end of the text."""
         known = {one.tokens for one in live}
         wave = list(live)
+        self._read(wave)
         while wave:
-            self._read(wave)
             children = [child for one in wave for child in self._step(one)]
             wave = self._choose([child for child in children if child.tokens not in known])
+            if wave:
+                # Sequences that end with the text will be read for what follows it: one batch.
+                self._read([*wave, *self._ended()])
+
+    def _ended(self) -> list[Branch]:
+        """The heaviest sequences so far that end with the text."""
+        least = self._drop * self.total
+        ended = [one for one, mass in self.found if one.end == self._window.size and mass >= least]
+        return sorted(ended, key=lambda one: -one.weight)[: self._width]
 
     def _step(self, one: Branch) -> list[Branch]:
         """Adds the pieces that may follow a sequence; returns the sequences that fit the text."""

@@ -48,7 +48,7 @@ class Continuations:
         while children:
             children.sort(key=lambda pair: -pair[0].weight)
             wave = children[: self._width]
-            read(one for one, _ in wave)
+            read([one for one, _ in wave])
             children = [child for one, ahead in wave for child in self._follow(one, b"", ahead)]
         result = np.empty(len(self._order))
         result[self._order] = self._sums
