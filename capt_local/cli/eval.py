@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from capt_local.cli.eval_files import Kept, open_kept
-from capt_local.cli.eval_report import as_csv, as_object, notes, tables
+from capt_local.cli.eval_report import as_csv, as_object, notes, views
 from capt_local.cli.eval_settings import settings
 from capt_local.cli.eval_setup import EvalFlags, make_plan, read_exams
 from capt_local.cli.exits import ExitCode
@@ -152,7 +152,7 @@ def _deliver(
     if json is not None:
         screen.line(json)
     else:
-        screen.show(*tables(summaries))
+        screen.show(*views(summaries))
     screen.notes(notes(summaries))
     if file is not None:
         file.write(as_csv(summaries))

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from capt_local.evaluate.intervals import Interval
-from capt_local.evaluate.items import Measure
 from capt_local.evaluate.metrics import metrics_of
 from capt_local.evaluate.summary import TARGET, Cell, TaskSummary
-from capt_local.report.view import Table
+from capt_local.report.view import Prose, Table, View
 
 _NAMES = {
     "accuracy": "accuracy",
@@ -24,72 +23,72 @@ _NAMES = {
     "token_f1": "token F1",
     "bits_per_byte": "bits per byte",
 }
-_TITLES = {
-    Measure.CHOICE: "Classification",
-    Measure.ROUGE: "Generation",
-    Measure.SPAN: "Spans",
-    Measure.LABELS: "Labels",
-    Measure.BITS: "Prose",
-}
+_LEGEND = (
+    "Against the target: the difference, for bits per byte the ratio (x), and its 95 % interval "
+    "(paired bootstrap over items)."
+)
 
 
-def tables(summaries: Sequence[TaskSummary]) -> list[Table]:
-    """One table for each way of measuring, a row for each task and method.
-
-    An interval stands behind its figure: of the difference to the target, for bits per byte of
-    the ratio.
-    """
-    measures = dict.fromkeys(summary.task.measure for summary in summaries)
+def views(summaries: Sequence[TaskSummary]) -> list[View]:
+    """Figures in one table, a row for each task, method and figure; what they cost in another."""
+    figures = tuple(row for summary in summaries for row in _figure_rows(summary))
+    costs = tuple(row for summary in summaries for row in _cost_rows(summary))
     return [
-        _table(measure, [s for s in summaries if s.task.measure is measure]) for measure in measures
+        Table(
+            "Figures",
+            _once(figures),
+            ("task", "method", "figure", "value", "against target"),
+            right=(3, 4),
+        ),
+        Table(
+            "Items and cost",
+            _once(costs),
+            ("task", "method", "done", "failed", "seconds", "tokens"),
+            right=(2, 3, 4, 5),
+        ),
+        Prose.of(_LEGEND),
     ]
 
 
-def _table(measure: Measure, summaries: Sequence[TaskSummary]) -> Table:
-    metrics = max((metrics_of(summary.task) for summary in summaries), key=len)
-    against = "over target" if measure is Measure.BITS else "minus target"
-    heading = ["task", "method"]
-    for name in metrics:
-        heading += [_NAMES[name], f"{against}, 95 %"]
-    heading += ["items", "failed", "seconds", "tokens"]
-    rows = tuple(
-        (
-            summary.task.name,
-            cell.method,
-            *(text for name in metrics for text in _figures(cell, name)),
-            f"{cell.done}",
-            f"{sum(cell.failed.values())}",
-            f"{cell.seconds:.1f}",
-            f"{cell.tokens}",
-        )
-        for summary in summaries
-        for cell in summary.cells
-    )
-    # Intervals may be folded where the terminal is narrow; figures never are.
-    figures = (*range(2, 2 + 2 * len(metrics), 2), *range(2 + 2 * len(metrics), len(heading)))
-    return Table(_TITLES[measure], rows, tuple(heading), right=figures)
+def _once(rows: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+    """The rows without the task and the method where they are those of the row above."""
+    shown = []
+    for row, above in zip(rows, (("", ""), *rows), strict=False):
+        task = "" if row[0] == above[0] else row[0]
+        method = "" if row[:2] == above[:2] else row[1]
+        shown.append((task, method, *row[2:]))
+    return tuple(shown)
 
 
-def _figures(cell: Cell, name: str) -> tuple[str, str]:
-    if name not in cell.metrics:
-        return "-", "-"
-    digits = 4 if name == "bits_per_byte" else 3
-    interval = cell.intervals.get(name)
-    value = f"{cell.metrics[name]:.{digits}f}"
-    if interval is None:
-        return value, "-"
-    sign = "" if interval.ratio else "+"
-    ends = f"[{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
-    return value, f"{interval.estimate:{sign}.3f} {ends}"
+def _figure_rows(summary: TaskSummary) -> Iterator[tuple[str, ...]]:
+    for cell in summary.cells:
+        for name in metrics_of(summary.task):
+            digits = 4 if name == "bits_per_byte" else 3
+            value = f"{cell.metrics[name]:.{digits}f}" if name in cell.metrics else "-"
+            against = cell.intervals.get(name)
+            shown = _against(against) if against else "-"
+            yield summary.task.name, cell.method, _NAMES[name], value, shown
+
+
+def _cost_rows(summary: TaskSummary) -> Iterator[tuple[str, ...]]:
+    for cell in summary.cells:
+        failed = sum(cell.failed.values())
+        counts = (f"{cell.done}", f"{failed}", f"{cell.seconds:.1f}", f"{cell.tokens}")
+        yield summary.task.name, cell.method, *counts
+
+
+def _against(interval: Interval) -> str:
+    if interval.ratio:
+        return f"x{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 def notes(summaries: Sequence[TaskSummary]) -> Iterator[str]:
     """What a reader of the table must know, in sentences."""
     for summary in summaries:
-        task, name = summary.task, summary.task.name
+        name = summary.task.name
         if summary.cut:
-            of_all = f"{summary.cut} of {len(task.items)}"
-            yield f"{name}: {of_all} inputs were cut to --max-input-bytes."
+            yield f"{name}: inputs that were cut to --max-input-bytes: {summary.cut}."
         for cell in summary.cells:
             yield from (f"{name}, {cell.method}: {text}" for text in _about(cell))
 

@@ -69,15 +69,23 @@ def test_the_table_of_two_kinds(run: Run, rules: Rules, choices: Path, prose: Pa
     result = run("eval", "{models}", "--task", str(choices), str(prose), "--methods", "capt")
     assert result.code == 0
     assert [" ".join(line.split()) for line in result.out.splitlines() if line] == [
-        "Classification",
-        "task method accuracy minus target, 95 % macro-F1 minus target, 95 % "
-        "items failed seconds tokens",
-        "so target 1.000 - 1.000 - 4 0 0.0 16",
-        "so capt 0.250 -0.750 [-1.000, -0.250] 0.200 -0.800 [-0.800, -0.500] 4 0 0.0 16",
-        "Prose",
-        "task method bits per byte over target, 95 % items failed seconds tokens",
-        "prose target 2.0610 - 2 0 0.0 10",
-        "prose capt 1.0305 0.500 [0.500, 0.500] 2 0 0.0 10",
+        "Figures",
+        "task method figure value against target",
+        "so target accuracy 1.000 -",
+        "macro-F1 1.000 -",
+        "capt accuracy 0.250 -0.750 [-1.000, -0.250]",
+        "macro-F1 0.200 -0.800 [-0.800, -0.500]",
+        "prose target bits per byte 2.0610 -",
+        "capt bits per byte 1.0305 x0.500 [0.500, 0.500]",
+        "Items and cost",
+        "task method done failed seconds tokens",
+        "so target 4 0 0.0 16",
+        "capt 4 0 0.0 16",
+        "prose target 2 0 0.0 10",
+        "capt 2 0 0.0 10",
+        "Against the target: the difference, for bits per byte the ratio (x), and its 95 % interval "
+        "(paired",
+        "bootstrap over items).",
     ]
     assert "the target is run too" in result.err
 
@@ -167,7 +175,7 @@ def test_a_stop_without_files_tells_what_was_done(run: Run, rules: Rules, choice
     rules.press_at = 3
     result = run("eval", "{models}", "--task", str(choices))
     assert result.code == 130
-    assert "so    target     1.000" in result.out
+    assert "so    target  accuracy  1.000" in result.out
     assert "so, target: 3 items were not run." in result.err
     assert result.err.splitlines()[-1] == "interrupted. Nothing was kept."
 
@@ -195,13 +203,14 @@ def test_items_that_do_not_fit_are_counted_and_said(run: Run, rules: Rules, choi
     assert result.code == 6
     assert result.err.count("an item failed. The text does not fit: expert 300 tokens") == 1
     assert "so, capt: 3 failed (does not fit); its figures are over the other 1." in result.err
-    assert result.out.splitlines()[3].split()[-4:-2] == ["1", "3"]
+    cost = result.out.split("Items and cost")[1].splitlines()
+    assert cost[3].split()[:3] == ["capt", "1", "3"]
 
 
 def test_inputs_are_cut_only_on_request(run: Run, rules: Rules, choices: Path) -> None:
     result = run("eval", "{models}", "--task", str(choices), "--max-input-bytes", "4")
     assert result.code == 0
-    assert "so: 4 of 4 inputs were cut to --max-input-bytes." in result.err
+    assert "so: inputs that were cut to --max-input-bytes: 4." in result.err
     assert not any("note 1" in call[2] for call in rules.calls)
 
 
