@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from capt_local.decode.answers import AnswerScore, Choosing, Chosen
 from capt_local.decode.score import TextScore
 from capt_local.decode.step import FinishReason, Step
-from capt_local.errors import Cancelled
+from capt_local.errors import Cancelled, ContextOverflow
 from tests.report.steps import step
 
 
@@ -28,6 +29,7 @@ class Script:
         fail_at: which step raises `error`; -1 raises while loading, None never.
         error: what is raised.
         press_at: the step behind which Ctrl-C is pressed.
+        longest: bytes of the longest answer that can be scored.
         calls: the arguments of every open and generate.
     """
 
@@ -38,6 +40,7 @@ class Script:
     fail_at: int | None = None
     error: BaseException = field(default_factory=RuntimeError)
     press_at: int | None = None
+    longest: int = 100
     calls: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -102,6 +105,33 @@ def install(monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
             if cancel():
                 raise Cancelled("stopped")
             return TextScore(8.0, 2, len(text), 1)
+
+        def score_answer(
+            self, asked: Any, answer: bytes, options: Any, *, raw: bool, cancel: Any, end: bool
+        ) -> AnswerScore:
+            script.calls.append({"asked": asked, "answer": answer, "raw": raw, "end": end})
+            if len(answer) > script.longest:
+                raise ContextOverflow({"target": len(answer)}, script.longest)
+            return AnswerScore(4.0, 2, len(answer), greedy=True)
+
+        def choose(
+            self, asked: Any, choices: Any, options: Any, *, raw: bool, cancel: Any, how: Any
+        ) -> Chosen:
+            script.calls.append({"asked": asked, "choices": choices, "how": how})
+            scores = tuple(
+                AnswerScore(float(i + 1), 1, len(c), False) for i, c in enumerate(choices)
+            )
+            return Chosen(0) if how is Choosing.CONSTRAINED else Chosen(0, scores)
+
+        def keep(self, asked: Any) -> dict[str, int]:
+            script.calls.append({"kept": asked})
+            return dict.fromkeys(self.models, 10 * len(asked))
+
+        def forget(self) -> None:
+            script.calls.append({"forgotten": True})
+
+        def decoded(self) -> dict[str, int]:
+            return dict.fromkeys(self.models, 30)
 
         def __enter__(self) -> FakeRuntime:
             return self

@@ -1,16 +1,29 @@
-"""`score`: what it reads, and errors that name neither the file nor its text."""
+"""`score`: what it reads and tells, and errors that name neither the file nor its text."""
 
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 
 import pytest
 
+from capt_local.decode.answers import Choosing
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 
 CANARY = "zyzzyva-canary"
+FIGURES = {"method", "bits_per_byte", "bytes", "tokens", "nats"}
+TEXT = {"id": "t", "text": "fever"}
+ANSWER = {"id": "c", "prompt": "What is it?", "continuation": "A cold."}
+QUESTION = {"id": "q", "prompt": "Is it?", "choices": ["yes", "no"], "answer": "yes"}
+WRONG = {"id": "w", "prompt": "Is it?", "choices": ["yes", "no"], "answer": 1}
+
+
+def written(folder: Path, *items: object) -> str:
+    file = folder / f"{CANARY}.jsonl"
+    file.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return str(file)
 
 
 def test_each_text_and_the_sum(run: Run, script: Script, tmp_path: Path) -> None:
@@ -21,6 +34,112 @@ def test_each_text_and_the_sum(run: Run, script: Script, tmp_path: Path) -> None
     found = [json.loads(line) for line in result.out.splitlines()]
     assert [line.get("id") for line in found] == ["a", "3", None]
     assert found[-1]["bytes"] == 10
+    assert set(found[-1]) == FIGURES
+
+
+def test_one_object_holds_the_figures_and_the_accuracy(
+    run: Run, script: Script, tmp_path: Path
+) -> None:
+    file = written(tmp_path, TEXT, ANSWER, QUESTION, WRONG)
+    result = run("score", "{models}", file, "--json", "--method", "target")
+    (line,) = result.out.splitlines()
+    whole = json.loads(line)
+    assert set(whole) == {*FIGURES, "accuracy", "questions"}
+    assert (whole["method"], whole["accuracy"], whole["questions"]) == ("target", 0.5, 2)
+    # of the questions, the right choice counts
+    assert whole["nats"] == 8.0 + 4.0 + 1.0 + 2.0
+    assert whole["bytes"] == len("fever" + "A cold." + "yes" + "no")
+
+
+def test_each_kind_of_item_has_its_line(run: Run, script: Script, tmp_path: Path) -> None:
+    file = written(tmp_path, TEXT, ANSWER, QUESTION, WRONG)
+    out = tmp_path / "out.jsonl"
+    result = run("score", "{models}", file, "-o", str(out))
+    assert result.code == 0 and "0.500 of 2" in result.out
+    text, answer, question, wrong = map(json.loads, out.read_text().splitlines())
+    assert set(text) == {"id", *FIGURES}
+    assert set(answer) == {"id", *FIGURES, "greedy"} and answer["greedy"] is True
+    assert question["chosen"] == wrong["chosen"] == 0
+    assert question["logps"] == [-1.0, -2.0]
+    assert (question["correct"], wrong["correct"]) == (True, False)
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    plain = run("score", "{models}", file, "--per-item")
+    lines = plain.out.splitlines()
+    assert lines[0].startswith("t: 2.3083 bits per byte, 5 bytes")
+    assert lines[2].endswith("choice 0, right") and lines[3].endswith("choice 0, wrong")
+
+
+def test_choices_alone_have_no_bits(run: Run, script: Script, tmp_path: Path) -> None:
+    question = {key: value for key, value in QUESTION.items() if key != "answer"}
+    file = written(tmp_path, question)
+    whole = json.loads(run("score", "{models}", file, "--json").out)
+    assert (whole["bits_per_byte"], whole["bytes"]) == (None, 0) and "accuracy" not in whole
+
+
+@pytest.mark.parametrize(
+    ("flags", "how"),
+    [
+        ([], Choosing.LIKELIHOOD),
+        (["--normalise", "none"], Choosing.LIKELIHOOD),
+        (["--normalise", "bytes"], Choosing.PER_BYTE),
+        (["--normalise", "tokens"], Choosing.PER_TOKEN),
+        (["--choice", "constrained"], Choosing.CONSTRAINED),
+    ],
+)
+def test_choices_are_made_as_asked(
+    flags: list[str], how: Choosing, run: Run, script: Script, tmp_path: Path
+) -> None:
+    result = run("score", "{models}", written(tmp_path, QUESTION), *flags)
+    assert result.code == 0
+    assert [call["how"] for call in script.calls if "how" in call] == [how]
+
+
+def test_raw_and_end_reach_the_models(run: Run, script: Script, tmp_path: Path) -> None:
+    file = written(tmp_path, {**ANSWER, "prompt": ""})
+    assert run("score", "{models}", file, "--raw", "--end").code == 0
+    (call,) = [call for call in script.calls if "answer" in call]
+    assert (call["asked"], call["raw"], call["end"]) == ("", True, True)
+
+
+def test_what_is_longer_than_the_context_is_told_and_the_rest_goes_on(
+    run: Run, script: Script, tmp_path: Path
+) -> None:
+    long = {**ANSWER, "id": CANARY, "continuation": CANARY * 20}
+    file, out = written(tmp_path, TEXT, long, ANSWER), tmp_path / "out.jsonl"
+    result = run("score", "{models}", file, "--json", "--per-item", "-o", str(out))
+    assert result.code == 6
+    *items, whole = map(json.loads, result.out.splitlines())
+    assert "target 280 tokens, but the context holds 100" in items[1]["error"]
+    assert whole["bytes"] == 12 and whole["failed"] == 1
+    assert [json.loads(line) for line in out.read_text().splitlines()] == items
+    assert "line 2: The text does not fit: target 280" in result.err
+    assert "1 of 3 items could not be scored" in result.err and CANARY not in result.err
+
+
+def test_an_interrupt_leaves_what_is_done(run: Run, script: Script, tmp_path: Path) -> None:
+    file, out = written(tmp_path, {"text": "fever"}, {"text": "cough"}), tmp_path / "out.jsonl"
+    script.press_at = 1  # within the second text
+    result = run("score", "{models}", file, "--json", "-o", str(out))
+    assert result.code == 130
+    whole = json.loads(result.out)
+    assert (whole["bytes"], whole["interrupted"]) == (5, True)
+    assert len(out.read_text().splitlines()) == 1
+    assert result.err.splitlines()[-1] == (
+        "error: interrupted after 1 of 2 items; the figures are of these."
+    )
+
+
+def test_an_interrupt_stops_within_a_text(run: Run, script: Script, tmp_path: Path) -> None:
+    file, out = tmp_path / "note.txt", tmp_path / "out.jsonl"
+    file.write_text("fever")
+    script.press_at = 0
+    result = run("score", "{models}", str(file), "-o", str(out))
+    assert (result.code, result.out, result.err.splitlines()[-1]) == (
+        130,
+        "",
+        "error: interrupted.",
+    )
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -57,13 +176,21 @@ def test_errors_name_the_argument_and_the_line(
     assert not script.calls
 
 
-def test_an_interrupt_stops_within_a_text(run: Run, script: Script, tmp_path: Path) -> None:
-    file = tmp_path / "note.txt"
-    file.write_text("fever")
-    script.press_at = 0
-    result = run("score", "{models}", str(file))
-    assert (result.code, result.out, result.err.splitlines()[-1]) == (
-        130,
-        "",
-        "error: interrupted.",
-    )
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--choice", "constrained", "--normalise", "bytes"], "--normalise is for"),
+        (["--choice", "free"], "not one that it takes"),
+        (["-o", "{file}"], "is FILE itself"),
+        (["--raw"], "line 2"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_found_before_anything_loads(
+    flags: list[str], said: str, run: Run, script: Script, tmp_path: Path
+) -> None:
+    turns = {"messages": [{"role": "user", "content": CANARY}], "completion": "x"}
+    file = written(tmp_path, QUESTION, turns)
+    before = Path(file).read_bytes()
+    result = run("score", "{models}", file, *(flag.format(file=file) for flag in flags))
+    assert result.code == 2 and said in result.err and CANARY not in result.err
+    assert not script.calls and Path(file).read_bytes() == before

@@ -1,0 +1,136 @@
+"""Lines for `score`: what they mean, and what is refused, without a word of theirs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from capt_local.errors import UsageError
+from capt_local.evaluate.given import Continuation, Question, read_given
+from capt_local.evaluate.texts import Text
+from capt_local.prompt.messages import Message
+
+CANARY = "zyzzyva"
+TURNS = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Why?"}]
+
+
+def read(folder: Path, *lines: object, **how: object) -> list[object]:
+    file = folder / f"{CANARY}.jsonl"
+    written = (line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+    file.write_bytes(b"\n".join(written))
+    return list(read_given(file, "The file", **how))  # type: ignore[arg-type]
+
+
+def test_each_kind_of_line(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        {"text": "fièvre"},
+        b"",
+        {"id": 7, "prompt": "Why?", "continuation": " so"},
+        {"id": "m", "messages": TURNS, "completion": "so"},
+        {"id": "q", "prompt": "Which?", "choices": ["a", "b"], "answer": "b", "note": None},
+        {"id": "r", "prompt": "Which?", "choices": ["1", "0"], "answer": 0},
+        b" ",
+        {"prompt": "Which?", "choices": ["a", "b"]},
+    )
+    turns = (Message("system", "Be short."), Message("user", "Why?"))
+    assert found == [
+        Text("1", "fièvre".encode(), line=1),
+        Continuation("7", "Why?", b" so", 3),
+        Continuation("m", turns, b"so", 4),
+        Question("q", "Which?", ("a", "b"), 1, 5),
+        Question("r", "Which?", ("1", "0"), 0, 6),
+        Question("8", "Which?", ("a", "b"), None, 8),
+    ]
+
+
+def test_limits_come_after_the_check_of_all_lines(tmp_path: Path) -> None:
+    (text,) = read(tmp_path, {"text": "été"}, {"text": "b"}, limit=1, size=3)
+    assert text == Text("1", "ét".encode(), cut=True)
+    with pytest.raises(UsageError, match="line 3: not JSON"):
+        read(tmp_path, {"text": "a"}, {"text": "b"}, b"{", limit=1)
+
+
+def test_raw_prompts_may_be_empty(tmp_path: Path) -> None:
+    (found,) = read(tmp_path, {"prompt": "", "continuation": "x"}, raw=True)
+    assert found == Continuation("1", "", b"x")
+
+
+def test_any_other_file_is_one_text(tmp_path: Path) -> None:
+    file = tmp_path / "note.txt"
+    file.write_text('{"text": "x"}\n')
+    assert list(read_given(file, "The file")) == [Text("1", b'{"text": "x"}\n')]
+    file.write_bytes(b"\xff" + CANARY.encode())
+    with pytest.raises(UsageError, match="The file: not UTF-8 at byte 0"):
+        read_given(file, "The file")
+
+
+ASKED = {"prompt": CANARY}
+CHOICES = {**ASKED, "choices": ["yes", CANARY]}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ([CANARY], "not a JSON object"),
+        (b"zyzzyva", "not JSON"),
+        (b'{"text": "zyzzyva", "text": "b"}', "a key stands there twice"),
+        (b'{"text": "zyzzyva", "n": NaN}', "NaN and infinity are not JSON"),
+        (b'{"text": "zyzzyva\xff"}', "not UTF-8 at byte 17"),
+        (b'{"text": "zyzzyva \\udc00"}', "half of a character"),
+        (ASKED, 'no "text", "continuation" or "choices"'),
+        ({"text": CANARY, "choices": []}, '"text" and "choices" do not go together'),
+        ({**ASKED, "continuation": "a", "completion": "b"}, "do not go together"),
+        ({"text": CANARY, "prompt": CANARY}, 'name it "continuation"'),
+        ({"text": 3}, '"text" must be a text'),
+        ({"id": None, "text": CANARY}, '"id"'),
+        ({"id": [CANARY], "text": "a"}, '"id" must be a text or a whole number'),
+        ({"continuation": CANARY}, 'either "prompt" or "messages" is needed'),
+        ({**ASKED, "messages": TURNS, "continuation": "a"}, 'either "prompt" or "messages"'),
+        ({"prompt": 3, "continuation": CANARY}, '"prompt" must be a text'),
+        ({"prompt": " ", "continuation": CANARY}, "the prompt is empty"),
+        ({**ASKED, "continuation": ""}, "the continuation is empty"),
+        ({**ASKED, "completion": 1}, '"completion" must be a text'),
+        ({"messages": CANARY, "continuation": "a"}, '"messages" must be a list'),
+        ({"messages": [CANARY], "continuation": "a"}, "list of objects"),
+        ({"messages": [{"role": CANARY}], "continuation": "a"}, '"role"'),
+        ({"messages": [{"role": "user", "content": 1}], "continuation": "a"}, '"content"'),
+        ({"messages": [], "continuation": CANARY}, "conversation is empty"),
+        ({"messages": TURNS[:1], "continuation": CANARY}, "last message must be the user's"),
+        ({**ASKED, "choices": CANARY}, "list of texts"),
+        ({**ASKED, "choices": [CANARY]}, "fewer than two choices"),
+        ({**ASKED, "choices": [CANARY, ""]}, "a choice is empty"),
+        ({**ASKED, "choices": [CANARY, CANARY]}, "two choices are the same"),
+        ({**CHOICES, "answer": "zyzzyva "}, '"answer" is none of the choices'),
+        ({**CHOICES, "answer": 2}, '"answer" is none of the choices'),
+        ({**CHOICES, "answer": True}, '"answer" is none of the choices'),
+    ],
+)
+def test_a_line_that_is_wrong_is_named_without_its_text(
+    line: object, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as error:
+        read(tmp_path, {"id": "first", "text": "fever"}, line)
+    assert str(error.value).startswith("The file, line 2: ")
+    assert said in str(error.value) and CANARY not in str(error.value)
+
+
+def test_what_does_not_go_with_the_flags_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match='line 1: "messages" have no raw form'):
+        read(tmp_path, {"messages": TURNS, "continuation": "a"}, raw=True)
+    with pytest.raises(UsageError, match="line 1: --max-bytes cuts texts alone"):
+        read(tmp_path, {**ASKED, "continuation": "a"}, size=5)
+
+
+def test_ids_stand_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="line 2: its id is that of line 1"):
+        read(tmp_path, {"id": CANARY, "text": "a"}, {"id": CANARY, "text": "b"})
+    with pytest.raises(UsageError, match="line 3: its id is that of line 2"):
+        read(tmp_path, {"id": "a", "text": "a"}, {"id": 3, "text": "a"}, {"text": "b"})
+
+
+def test_all_wrong_lines_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"line 1: .* 2 more lines are wrong too"):
+        read(tmp_path, {}, {"text": "a"}, {}, b"{")
