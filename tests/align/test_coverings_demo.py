@@ -84,7 +84,7 @@ def test_all_tokenizations_are_at_least_the_canonical_one(models: dict[str, Llam
     chances = []
     for token in tokens:
         follower.head += found.rebase()
-        shares = found.events(tables, mass=0.02)
+        shares = found.events(tables, mass=0.005)
         # Control tokens, and pieces that were left out, are missing.
         assert 0.9 < shares.sum() <= 1.0 + 1e-5
         assert shares[END_EVENT] == pytest.approx(found.end(), abs=1e-7)
@@ -100,5 +100,5 @@ def test_all_tokenizations_are_at_least_the_canonical_one(models: dict[str, Llam
     assert nats == pytest.approx(-found.log_prefix, abs=found.lost + 0.5)
     # Token by token it costs more: undecided pieces of little mass credit their first token.
     events_nats = -float(np.log(np.array(chances) + 1e-6).sum())
-    assert events_nats < -canonical * 1.25
+    assert events_nats < -canonical * 1.2
     assert found.positions < 16 * len(tokens) and len(follower.head) > 20
