@@ -52,6 +52,17 @@ def test_scoring_leaves_all_other_tokens_as_the_target_has_them() -> None:
     assert made.tokens.tolist() == sorted(made.tokens.tolist())
 
 
+def test_sharing_leaves_all_other_tokens_their_probability() -> None:
+    target = TARGET.row({"card": 0.5, "iac": 0.25, " the": 0.125, "<|end|>": 0.1})
+    made = method().sharing(target, EXPERT, BASE)
+    # The three have 0.875 of the target and share it as 2 : 0.125 : 0.125.
+    wanted = {"card": 0.875 * 2 / 2.25, "iac": 0.875 * 0.125 / 2.25, "<|end|>": 0.1}
+    own = log_softmax(target)
+    for piece, share in wanted.items():
+        token = TARGET.id(piece)
+        assert made.token_logp(token, own[token]) == pytest.approx(np.log(share), abs=1e-5)
+
+
 def test_alpha_weighs_the_contrast() -> None:
     target = TARGET.row({"card": 0.5, "iac": 0.25, " the": 0.125})
     made = method(alpha=0.5).generating(target, EXPERT, BASE)
@@ -113,17 +124,17 @@ def test_of_equals_the_likelier_token_of_the_target_comes() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.floats(-2, 2))
-def test_both_forms_are_normalised(seed: int, k: int, alpha: float) -> None:
+def test_all_forms_are_normalised(seed: int, k: int, alpha: float) -> None:
     rng = np.random.default_rng(seed)
     rows = [
         (rng.normal(size=len(toy.vocabulary)) * 4).astype(np.float32)
         for toy in (TARGET, PROXY, PROXY)
     ]
     assert np.exp(method(k, alpha).generating(*rows).logp).sum() == pytest.approx(1.0)
-    made = method(k, alpha).scoring(*rows)
     own = log_softmax(rows[0])
-    total = sum(np.exp(made.token_logp(token, own[token])) for token in range(len(own)))
-    assert total == pytest.approx(1.0)
+    for made in (method(k, alpha).scoring(*rows), method(k, alpha).sharing(*rows)):
+        total = sum(np.exp(made.token_logp(token, own[token])) for token in range(len(own)))
+        assert total == pytest.approx(1.0)
 
 
 def test_rows_are_normalised_over_the_whole_vocabulary() -> None:

@@ -89,6 +89,16 @@ class PaperCapt:
         total = float(np.logaddexp(log_mass(scores), math.log(rest) if rest else -math.inf))
         return Choices(tokens, scores - total, -total).merged()
 
+    def sharing(self, target: Row, expert: Row, base: Row) -> Choices:
+        """Another form for likelihoods: the candidates share what the target gives to them.
+
+        Every other token keeps the target's probability, as with UniTE and contrastive decoding. A
+        contrast that is wrong can take from the other candidates, but not from all tokens, so
+        this form is the kinder one where the contrasts are noisy (docs/baselines.md).
+        """
+        tokens, own, scores = self._scores(target, expert, base)
+        return Choices(tokens, scores - log_mass(scores) + log_mass(own), outside=0.0).merged()
+
     def _scores(
         self, target: Row, expert: Row, base: Row
     ) -> tuple[IntArray, FloatArray, FloatArray]:
