@@ -83,16 +83,19 @@ class EventTables:
         low, high = pieces_behind(self.index, rest)
         events = np.full(high - low, NO_EVENT, dtype=np.int32)
         undecided = np.zeros(high - low, dtype=np.bool_)
-        decided, event = b"", NO_EVENT
-        for place in range(low, high):
-            text = ahead + self.index.keys[place][len(rest) :]
-            # In byte order all that begins alike stands together: what is decided is decided
-            # for all of them.
-            if not decided or not text.startswith(decided):
-                size = self._decided(text, len(ahead))
-                decided, event = text[:size], self._first(text[:size] if size else text)
-                undecided[place - low] = not size
-            events[place - low] = event
+        place = low
+        while place < high:
+            key = self.index.keys[place]
+            text = ahead + key[len(rest) :]
+            size = self._decided(text, len(ahead))
+            end = place + 1
+            if size:
+                # What is decided is decided for all that begin alike; they stand together.
+                text = text[:size]
+                end = self.index.interval(rest + text[len(ahead) :])[1]
+            undecided[place - low] = not size
+            events[place - low : end - low] = self._first(text)
+            place = end
         # Bytes that the target has no event for are counted in a place of their own.
         events[events == NO_EVENT] = self.count
         return EventTable(low, high, events, undecided, self._first(ahead) if ahead else END_EVENT)
