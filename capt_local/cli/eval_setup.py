@@ -79,8 +79,8 @@ class EvalFlags:
         option(
             "--choice",
             metavar="likelihood|likelihood-per-byte|constrained|free",
-            help="How a classification is answered. Default: likelihood-per-byte, but free where "
-            "the style reads the answer from a text.",
+            help="How a classification is answered. Default: likelihood, but free where the "
+            "style reads the answer from a text.",
         ),
     ] = None
     raw: Annotated[bool, option("--raw", help="Ask with plain text, without chat templates.")] = (
@@ -221,4 +221,4 @@ def _methods(given: list[str] | None, bundle: Bundle) -> list[Method]:
 def _choice(exams: Sequence[Exam]) -> ChoiceBy:
     styles = [exam.style for exam in exams if exam.task.kind is Kind.CLASSIFICATION]
     free = any(style is not None and (style.marker or style.samples > 1) for style in styles)
-    return ChoiceBy.FREE if free else ChoiceBy.PER_BYTE
+    return ChoiceBy.FREE if free else ChoiceBy.LIKELIHOOD

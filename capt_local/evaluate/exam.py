@@ -17,7 +17,12 @@ from capt_local.prompt.messages import Message
 
 
 class ChoiceBy(StrEnum):
-    """How the answer to a classification is found."""
+    """How the answer to a classification is found.
+
+    The likelihood is what the model believes, given that it answers with one of the choices; the
+    question lists them, so no other wording takes a share of it. Per byte, long choices win over
+    short ones: "maybe" over "no" at a lower probability.
+    """
 
     LIKELIHOOD = "likelihood"  # the choice that is likeliest as a whole
     PER_BYTE = "likelihood-per-byte"  # the choice with the largest log-likelihood per byte
@@ -82,7 +87,7 @@ class Plan:
     """
 
     methods: Mapping[str, GenerateOptions]
-    choice: ChoiceBy = ChoiceBy.PER_BYTE
+    choice: ChoiceBy = ChoiceBy.LIKELIHOOD
     raw: bool = False
     max_tokens: int | None = None
     temperature: float | None = None

@@ -83,8 +83,8 @@ def test_the_table_of_two_kinds(run: Run, rules: Rules, choices: Path, prose: Pa
         "capt 4 0 0.0 16",
         "prose target 2 0 0.0 10",
         "capt 2 0 0.0 10",
-        "Against the target: the difference, for bits per byte the ratio (x), and its 95 % interval "
-        "(paired",
+        "Against the target: the difference, for bits per byte the ratio (x), "
+        "and its 95 % interval (paired",
         "bootstrap over items).",
     ]
     assert "the target is run too" in result.err
