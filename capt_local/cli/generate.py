@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
 from capt_local.cli.exits import ExitCode
+from capt_local.cli.html import TOP, ReportFile, ReportFlags
 from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.options import (
     MethodFlags,
@@ -18,7 +20,7 @@ from capt_local.cli.options import (
 from capt_local.cli.output import OutputFile
 from capt_local.cli.prompts import Asked, read_prompt
 from capt_local.cli.session import Session, answer_to, find_bundle, generate_options, open_session
-from capt_local.decode.options import GenerateOptions
+from capt_local.decode.options import GenerateOptions, Method
 from capt_local.decode.step import FinishReason
 from capt_local.errors import UsageError
 from capt_local.report.json import Answer, answer_object, dumps, warnings
@@ -32,6 +34,7 @@ def generate(
     how: MethodFlags,
     sample: SampleFlags,
     output: OutputFlags,
+    report: ReportFlags,
     view: ViewFlags,
 ) -> int:
     """One answer to a prompt: the answer on standard output, everything else on standard error.
@@ -44,24 +47,40 @@ def generate(
       capt-local generate --raw --target big.gguf --expert clinical.gguf --base general.gguf < text
     """
     screen = Screen.standard(view.verbose)
-    if output.top_logprobs and not output.json:
-        raise UsageError("--top-logprobs goes with --json.")
+    _check(output, report)
     asked = read_prompt(prompt)
     bundle = find_bundle(model)
-    options = generate_options(bundle, how, sample, output.top_logprobs)
+    top = max(output.top_logprobs, TOP if report.html else 0)
+    options = generate_options(bundle, how, sample, top)
+    if report.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
+        raise UsageError("--with-target compares with the target, so it needs a method of three.")
     file = OutputFile(output.output) if output.output else None
+    page = ReportFile(report.html) if report.html else None
+    deliver = partial(_deliver, output=output, file=file, page=page, screen=screen)
     with Interrupt() as interrupt:
         session = open_session(bundle, model, screen, interrupt, wanted=options.method)
         with session.runtime:
-            deliver = partial(_deliver, output=output, file=file, screen=screen)
             answer = _answer(session, asked, options, deliver, raw=prompt.raw, live=_live(output))
-    deliver(answer)
+            alone = None
+            if report.with_target:
+                alone = _target_alone(session, asked, options, answer, deliver)
+    deliver(answer, alone)
     # The notices of the bundle have been told when it was opened.
     screen.notes(answer.notices[len(session.runtime.notices) :])
     screen.notes(warnings(answer))
     screen.note(summary_line(answer))
     interrupted = answer.finish is FinishReason.INTERRUPTED
     return ExitCode.INTERRUPTED if interrupted else ExitCode.OK
+
+
+def _check(output: OutputFlags, report: ReportFlags) -> None:
+    """Refuses what does not go together, before anything is read."""
+    if output.top_logprobs and not output.json:
+        raise UsageError("--top-logprobs goes with --json.")
+    if report.with_target and not (report.html or output.json):
+        raise UsageError("--with-target goes with --html or --json.")
+    if report.html and output.output and report.html.absolute() == output.output.absolute():
+        raise UsageError("The answer (-o) and the report (--html) need two files.")
 
 
 def _live(output: OutputFlags) -> bool:
@@ -73,7 +92,7 @@ def _answer(
     session: Session,
     asked: Asked,
     options: GenerateOptions,
-    deliver: Callable[[Answer], None],
+    deliver: Callable[..., None],
     *,
     raw: bool,
     live: bool,
@@ -95,12 +114,62 @@ def _answer(
             screen.end_answer()
 
 
-def _deliver(answer: Answer, output: OutputFlags, file: OutputFile | None, screen: Screen) -> None:
-    """Writes what has not been shown yet."""
+def _target_alone(
+    session: Session,
+    asked: Asked,
+    options: GenerateOptions,
+    answer: Answer,
+    deliver: Callable[..., None],
+) -> Answer | None:
+    """The target's own answer; None if Ctrl-C has been pressed before."""
+    if answer.finish is FinishReason.INTERRUPTED:
+        return None
+    own = dataclasses.replace(options, method=Method.TARGET, top=0)
+    limit, done = own.max_tokens, 0
+
+    def told(_: bytes) -> None:
+        nonlocal done
+        done += 1
+        session.screen.progress("the target alone", done / limit)
+
+    try:
+        return answer_to(session, asked, own, raw=answer.raw, show=told)
+    except Exception:
+        deliver(answer)  # it is finished, whatever happens to the other
+        raise
+    finally:
+        session.screen.clear_progress()
+
+
+def _deliver(
+    answer: Answer,
+    alone: Answer | None = None,
+    *,
+    output: OutputFlags,
+    file: OutputFile | None,
+    page: ReportFile | None,
+    screen: Screen,
+) -> None:
+    """Writes what has not been shown yet, and the report."""
+    try:
+        _deliver_text(answer, alone, output, file, screen)
+    finally:
+        if page is not None:
+            page.write(answer, alone)
+
+
+def _deliver_text(
+    answer: Answer,
+    alone: Answer | None,
+    output: OutputFlags,
+    file: OutputFile | None,
+    screen: Screen,
+) -> None:
     if _live(output):
         return
     if output.json:
-        text = dumps(answer_object(answer, top_logprobs=output.top_logprobs)) + "\n"
+        found = answer_object(answer, top_logprobs=output.top_logprobs, alone=alone)
+        text = dumps(found) + "\n"
     else:
         text = answer.text.decode("utf-8", "replace")
     if file is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import functools
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from capt_local.decode.step import Step
 from capt_local.errors import UsageError
@@ -93,12 +93,14 @@ def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _own_file(name: str) -> Markup:
-    """A file of the package, to stand in the page as it is."""
-    return Markup((resources.files("capt_local.report") / "page" / name).read_text("utf-8"))
+def _own_file(name: str) -> str:
+    """A file of the package; the template puts it into the page as it is."""
+    return (resources.files("capt_local.report") / "page" / name).read_text("utf-8")
 
 
+@functools.cache
 def _environment() -> Environment:
+    # Kept: compiling the template takes longer than filling it.
     environment = Environment(
         loader=PackageLoader("capt_local.report", "page"),
         autoescape=True,

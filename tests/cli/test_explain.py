@@ -1,0 +1,218 @@
+"""`explain` and `generate --html`: from a file or a pipe to a view or a page; broken files."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capt_local.decode.options import Method
+from capt_local.errors import NumericalError
+from tests.cli.conftest import Run, Stdin
+from tests.cli.fake_runtime import Script
+
+CANARY = "zyzzyva-canary"
+
+
+@pytest.fixture
+def kept(run: Run, script: Script, tmp_path: Path) -> Path:
+    """What `generate --json` wrote."""
+    file = tmp_path / "answer.json"
+    flags = ("--json", "--top-logprobs", "3", "--with-target", "-o", str(file))
+    assert run("generate", "{models}", "-p", "x", *flags).code == 0
+    return file
+
+
+def turn(file: Path, **changes: object) -> str:
+    answer = json.loads(file.read_text()) | changes
+    return json.dumps({"type": "turn", "question": CANARY, "answer": answer})
+
+
+def test_an_answer_is_explained_from_a_file_or_a_pipe(run: Run, kept: Path) -> None:
+    for arguments, stdin in (
+        ([str(kept)], None),
+        ([], Stdin(kept.read_bytes())),
+        (["-"], Stdin(kept.read_bytes())),
+    ):
+        result = run("explain", *arguments, stdin=stdin)
+        assert result.code == 0
+        assert "It is [pneumonia]." in result.out and '"a cold"' in result.out
+        assert "one token at a time" in result.out
+
+
+def test_a_report_is_for_its_owner_alone(run: Run, kept: Path, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text("older")
+    os.chmod(file, 0o644)
+    result = run("explain", str(kept), "--html", str(file))
+    assert (result.code, result.out) == (0, "")
+    assert "holds the text of the answer" in result.err
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    source = file.read_text("utf-8")
+    assert "pneumonia" in source and "own answer</h2>" not in source
+    assert not list(tmp_path.glob(".capt-local-*"))
+
+
+def test_the_targets_own_answer_beside_it(run: Run, kept: Path, tmp_path: Path) -> None:
+    assert "The target alone:" in run("explain", str(kept), "--with-target").out
+    file = tmp_path / "report.html"
+    assert run("explain", str(kept), "--with-target", "--html", str(file)).code == 0
+    assert "own answer</h2>" in file.read_text("utf-8")
+    value = json.loads(kept.read_text())
+    del value["capt"]["target_alone"]
+    result = run("explain", "--with-target", stdin=Stdin(json.dumps(value).encode()))
+    assert result.code == 2 and "generate --json --with-target" in result.err
+
+
+def test_turns_of_a_transcript(run: Run, kept: Path) -> None:
+    lines = ['{"type": "capt-local chat", "schema": 1}', turn(kept, model="first")]
+    lines += [turn(kept), '{"type": "undo"}', turn(kept), '{"type": "system", "text": "s"}']
+    transcript = "\n".join(lines).encode()
+    result = run("explain", stdin=Stdin(transcript))
+    assert result.code == 0 and "holds 2 answers; this is the last" in result.err
+    assert run("explain", "--turn", "2", stdin=Stdin(transcript)).err == ""
+    result = run("explain", "--turn", "3", stdin=Stdin(transcript))
+    assert result.code == 2 and "the file holds 2 answers" in result.err
+    cleared = transcript + b'\n{"type": "clear"}\n'
+    assert run("explain", stdin=Stdin(cleared)).code == 2
+
+
+def test_a_line_of_a_batch(run: Run, kept: Path) -> None:
+    line = {"id": "a", "response": {"status_code": 200, "body": json.loads(kept.read_text())}}
+    result = run("explain", stdin=Stdin(json.dumps(line).encode()))
+    assert "[pneumonia]" in result.out
+
+
+def test_what_the_file_lacks_is_told(run: Run, script: Script) -> None:
+    bare = run("generate", "{models}", "-p", "x", "--json").out
+    result = run("explain", stdin=Stdin(bare.encode()))
+    assert result.code == 0 and "--top-logprobs 3" in result.err
+    value = json.loads(bare)
+    for entry in value["choices"][0]["logprobs"]["content"]:
+        del entry["capt"]
+    result = run("explain", stdin=Stdin(json.dumps(value).encode()))
+    assert result.code == 2 and "generate --json --top-logprobs 3" in result.err
+
+
+BROKEN = [
+    b"", b" \n", b"\xff" + CANARY.encode(), f"{CANARY}".encode(), b'{"a": 1, "a": 2}',
+    b'{"choices": NaN}', b"[" * 100_000, f'{{"{CANARY}": "{CANARY}"}}'.encode(), b"[]", b"3",
+    b'{"choices": [1]}', f'{{"type": "turn"}}\n{CANARY}'.encode(), b'{"type": "undo"}\n{}',
+    b'{"choices": [{"message": {"content": "\\ud800"}}]}', b'{"answer": {"choices": 3}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", BROKEN, ids=range(len(BROKEN)))
+def test_a_broken_file_is_one_line_without_its_text(data: bytes, run: Run, tmp_path: Path) -> None:
+    file, report = tmp_path / f"{CANARY}.json", tmp_path / "report.html"
+    file.write_bytes(data)
+    for arguments, stdin in (([str(file)], None), ([], Stdin(data))):
+        result = run("explain", *arguments, "--html", str(report), stdin=stdin)
+        assert (result.code, result.out) == (2, "")
+        assert result.err.count("\n") == 1 and result.err.startswith("error: ")
+        assert CANARY not in result.err and "Traceback" not in result.err
+    assert not report.exists()
+
+
+def test_files_that_cannot_be_read_or_written(run: Run, kept: Path, tmp_path: Path) -> None:
+    result = run("explain", str(tmp_path / f"{CANARY}.json"))
+    assert result.code == 2 and CANARY not in result.err
+    assert run("explain", str(tmp_path)).code == 2
+    assert run("explain", stdin=Stdin(terminal=True)).code == 2
+    for place in (tmp_path / "no" / "folder", tmp_path, Path(os.devnull)):
+        result = run("explain", str(kept), "--html", str(place))
+        assert result.code == 2 and "--html" in result.err
+
+
+# generate --html
+
+
+def test_generate_writes_a_report_beside_the_answer(
+    run: Run, script: Script, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.html"
+    result = run("generate", "{models}", "-p", CANARY, "--html", str(file))
+    assert (result.code, result.out) == (0, "It is pneumonia.\n")
+    assert script.calls[1]["options"].top == 3
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    source = file.read_text("utf-8")
+    assert "pneumonia" in source and CANARY not in source
+    assert "own answer</h2>" not in source
+
+
+def test_generate_runs_the_target_too_when_asked(run: Run, script: Script, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    result = run("generate", "{models}", "-p", "x", "--html", str(file), "--with-target")
+    assert (result.code, result.out) == (0, "It is pneumonia.\n")
+    methods = [call["options"].method for call in script.calls if "asked" in call]
+    assert methods == [Method.CAPT, Method.TARGET]
+    assert "own answer</h2>" in file.read_text("utf-8")
+
+
+def test_options_that_do_not_go_together(run: Run, script: Script, tmp_path: Path) -> None:
+    file = str(tmp_path / "x")
+    for flags in (
+        ["--with-target"],
+        ["--html", file, "-o", file],
+        ["--html", file, "--with-target", "--method", "target"],
+        ["--html", str(tmp_path / "no" / "folder")],
+    ):
+        assert run("generate", "{models}", "-p", "x", *flags).code == 2
+    assert not script.calls
+
+
+def test_an_interrupted_answer_has_a_report_that_says_so(
+    run: Run, script: Script, tmp_path: Path
+) -> None:
+    script.press_at = 1
+    file = tmp_path / "report.html"
+    result = run("generate", "{models}", "-p", "x", "--html", str(file), "--with-target")
+    assert result.code == 130
+    source = file.read_text("utf-8")
+    assert "was interrupted" in source and "own answer</h2>" not in source
+
+
+def test_an_error_keeps_the_report_of_what_was_made(
+    run: Run, script: Script, tmp_path: Path
+) -> None:
+    script.fail_at, script.error = 2, NumericalError("broken")
+    file = tmp_path / "report.html"
+    assert run("generate", "{models}", "-p", "x", "--html", str(file)).code == 3
+    source = file.read_text("utf-8")
+    assert "pneumonia" in source and "an error ended the answer" in source
+
+
+def test_a_full_disk_loses_no_answer(
+    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    flags = ("--json", "-o", str(tmp_path / "a"), "--html", str(tmp_path / "b"))
+    result = run("generate", "{models}", "-p", "x", *flags)
+    assert result.code == 2 and "pneumonia" in result.out and "No space left" in result.err
+    assert not list(tmp_path.glob(".capt-local-*"))
+
+
+def test_an_answer_is_not_lost_with_the_targets_own(
+    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import capt_local.cli.generate as verb
+
+    made = verb.answer_to
+
+    def fails(session: object, asked: object, options: Any, **more: Any) -> Any:
+        if options.method is Method.TARGET:
+            raise NumericalError("broken")
+        return made(session, asked, options, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(verb, "answer_to", fails)
+    file = tmp_path / "report.html"
+    flags = ("--json", "--html", str(file), "--with-target")
+    result = run("generate", "{models}", "-p", "x", *flags)
+    assert result.code == 3 and "pneumonia" in result.out and "pneumonia" in file.read_text()

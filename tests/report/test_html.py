@@ -1,0 +1,241 @@
+"""The page: all of the text and nothing else, a strict policy, cells of whole characters."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capt_local.decode.step import FinishReason
+from capt_local.errors import UsageError
+from capt_local.report.html import chance, page, policy
+from capt_local.report.html_cells import LEVELS, cells, details, level, spelled
+from capt_local.report.html_chart import chart
+from capt_local.report.json import Answer
+from capt_local.report.sanitise import visible
+from tests.report.answers import an_answer, long_answer
+
+HOSTILE = [
+    "<script>document.title='x'</script>",
+    "</script><script>document.title='x'</script>",
+    "</style><style>*{display:none}</style>",
+    "<!--", "-->", "]]>", "<!--<script>",
+    "\"'><img src=http://x onerror=alert(1)>", "' onmouseover='x", "&lt;&amp;&#60;",
+    "{{ 7*7 }}{% raw %}", "javascript:alert(1)", "\u2028\u2029", "\x00\x1b[2J\x7f\x85\ufffe",
+    "\u202egnp.exe\u202c\u2066x\u2069", "\ufeff\u200b", "${x}`", "\\u003cscript>",
+]  # fmt: skip
+
+
+class Reader(HTMLParser):
+    """What a page holds: tags, attributes, and the text of the strip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.strip, self._in_strip, self.data, self._in_data = "", 0, "", False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append((tag, given))
+        if self._in_strip or given.get("id") == "strip":
+            self._in_strip += 1
+        self._in_data = given.get("id") == "data"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_strip -= bool(self._in_strip)
+
+    def handle_data(self, data: str) -> None:
+        self.strip += data if self._in_strip else ""
+        self.data += data if self._in_data else ""
+        self._in_data = False
+
+
+def read(source: str) -> Reader:
+    reader = Reader()
+    reader.feed(source)
+    reader.close()
+    return reader
+
+
+def said(*pieces: str | bytes) -> Answer:
+    data = [piece if isinstance(piece, bytes) else piece.encode() for piece in pieces]
+    return an_answer((piece, b"other", 2.0) for piece in data)
+
+
+TAGS = {tag for tag, _ in read(page(said("a"))).tags}
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_stays_text(text: str) -> None:
+    answer = said("a ", text, " b")
+    first = replace(
+        answer.steps[0], target_choice=replace(answer.steps[0].target_choice, piece=text.encode())
+    )
+    answer = replace(
+        answer,
+        steps=[first, *answer.steps[1:]],
+        notices=(text,),
+        model=text,
+        id=text,
+        provenance={"method": text, text: {text: [text]}},
+    )
+    source = page(answer, answer)
+    found = read(source)
+    assert {tag for tag, _ in found.tags} - {"h3"} == TAGS
+    assert [tag for tag, _ in found.tags].count("script") == 2
+    assert found.strip.rstrip() == visible(f"a {text} b").rstrip()
+    assert spelled(text.encode()) in json.loads(found.data)["pieces"]
+    assert not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", source
+    )
+
+
+@given(st.lists(st.text(max_size=12), max_size=6))
+def test_whatever_is_said_stands_in_the_page(pieces: list[str]) -> None:
+    answer = said(*[piece.encode("utf-8", "replace") for piece in pieces])
+    found = read(page(answer))
+    shown = visible(answer.text.decode())
+    assert found.strip.strip() == shown.strip()
+    names = {name for _, given in found.tags for name in given}
+    assert not [name for name in names if name.startswith("on") or name == "style"]
+    assert not names & {"src", "srcset", "action", "background", "ping", "formaction"}
+
+
+def test_nothing_is_loaded_and_only_our_own_script_runs() -> None:
+    source = page(said("a"))
+    (script,) = re.findall(r"<script>(.*?)</script>", source, re.S)
+    (style,) = re.findall(r"<style>(.*?)</style>", source, re.S)
+    (given,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', source)
+    rules = dict(rule.split(" ", 1) for rule in html.unescape(given).split("; "))
+    for text, rule in ((script, "script-src"), (style, "style-src")):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert rules[rule] == f"'sha256-{digest}'"
+    assert (rules["default-src"], rules["base-uri"], rules["form-action"]) == ("'none'",) * 3
+    assert policy(style, script) == html.unescape(given)
+    assert not re.search(r"https?://|@import|url\(|//[a-z]", style + script.replace("// ", ""))
+    links = [given["href"] for tag, given in read(source).tags if tag == "a"]
+    assert links and all(link and link.startswith("#t") for link in links)
+
+
+def test_the_page_says_what_it_is() -> None:
+    source = page(an_answer([(b"Yes", b"No", 1.0)], FinishReason.LENGTH))
+    for part in (
+        "Contains patient data", "Intended use", "review by a clinician", "one token at a time",
+        "may be incomplete", "AI report (AIRPT), human review: none", "2023-11-14 22:13 UTC",
+        "parameters · combine · grid", "0.5 (25 %), 1 (75 %)", 'lang="en"', 'translate="no"',
+    ):  # fmt: skip
+        assert part in source
+    assert "Yes" not in source[: source.index("</title>")]
+
+
+def test_one_model_alone_and_nothing_at_all() -> None:
+    alone = replace(said("a"), prompt_tokens={"target": 3}, weights=())
+    assert "nothing to compare" in page(alone) and "Largest shifts" not in page(alone)
+    empty = page(an_answer([]))
+    assert "the answer is empty" in empty and 'role="listbox"' not in empty
+    same = page(an_answer([(b"a", None, 0.0)]))
+    assert "The expert changed no token." in same
+
+
+def test_the_targets_own_answer_stands_beside_it() -> None:
+    source = page(said("It is pneumonia."), said("It is <b>a cold."))
+    assert "own answer" in source and "It is &lt;b&gt;a cold." in source
+    assert "own answer</h2>" not in page(said("x"))
+
+
+def test_provenance_that_nobody_wrote_is_refused() -> None:
+    deep: dict[str, object] = {}
+    for _ in range(200):
+        deep = {"a": deep, "b": 1}
+    with pytest.raises(UsageError, match="too deeply"):
+        page(replace(said("a"), provenance=deep))
+    for created in (10**400, 10**12, -1):
+        assert "Made" not in page(replace(said("a"), created=created)) or created == -1
+
+
+# Cells
+
+
+def texts(*pieces: str | bytes) -> list[str]:
+    return [cell.lead + cell.text + cell.trail for cell in cells(said(*pieces))]
+
+
+def test_parts_of_one_character_are_one_cell() -> None:
+    assert texts(b"38 \xc2", b"\xb0C") == ["38 °C"]
+    assert texts(b"\xf0", b"\x9f", b"\xab", b"\x80", " x") == ["🫀", " x"]
+    assert texts("👩", "\u200d", "⚕️", "!") == ["👩\u200d⚕️", "!"]
+    assert texts("🇩", "🇪", "🇫", "🇷") == ["🇩🇪", "🇫🇷"]
+    assert texts("e", "\u0301", "👍", "🏽") == ["e\u0301", "👍🏽"]
+
+
+def test_bytes_that_are_no_character_are_told() -> None:
+    assert texts(b"a", b"\xc2", b"b") == ["a", "\ufffdb"]
+    assert texts(b"a", b"\xc2") == ["a", "\ufffd"]
+    assert spelled(b"\xc2") == "\\xc2"
+
+
+def test_every_step_is_in_one_cell_and_all_text_is_there() -> None:
+    answer = said(b"", "a", b"\xe2\x82", b"", b"\xac", "\n\n", " b ", b"")
+    found = cells(answer)
+    assert [s.index for cell in found for s in cell.steps] == list(range(8))
+    assert [(c.lead, c.text, c.trail) for c in found] == [
+        ("", "a", ""), ("", "€", ""), ("", "\n\n", ""), (" ", "b", " "), ("", "", ""),
+    ]  # fmt: skip
+    assert [c.name for c in found] == ["", "", "line break", "", "the end of the answer"]
+
+
+def test_what_an_interruption_held_back_is_a_cell_without_steps() -> None:
+    answer = replace(said("a"), text=b"a EN", finish=FinishReason.INTERRUPTED)
+    assert [(c.text, len(c.steps)) for c in cells(answer)] == [("a", 1), ("EN", 0)]
+    assert "EN" in page(answer)
+
+
+@given(st.lists(st.binary(max_size=4), max_size=8))
+def test_cells_never_lose_text(pieces: list[bytes]) -> None:
+    whole = b"".join(pieces)
+    assert "".join(texts(*pieces)) == visible(whole.decode("utf-8", "replace"))
+
+
+def test_the_scale_is_fixed() -> None:
+    assert [level(x) for x in (-99.0, -4.0, -1.0, 0.0, 0.2, 0.5, 4.0, 99.0, math.nan)] == [
+        -LEVELS, -LEVELS, -2, 0, 0, 1, LEVELS, LEVELS, 0,
+    ]  # fmt: skip
+    both = an_answer([(b"\xc2", None, 0.5), (b"\xb5", None, -3.0)])
+    assert cells(both)[0].level == -6
+
+
+def test_a_chart_has_a_bar_for_each_token() -> None:
+    found = chart(long_answer(60).steps)
+    assert found.above.count("z") + found.below.count("z") == 59  # the first is exactly 0
+    assert found.changed.count("z") == 20
+    assert found.beyond and "60 tokens" in found.said
+    assert chart(long_answer(3).steps).width == 40
+    assert chart([]).said == "No contrast is known."
+
+
+def test_numbers_that_are_not_known() -> None:
+    answer = an_answer([(b"a", b"b", math.nan)])
+    answer = replace(answer, steps=[replace(answer.steps[0], logp=math.nan, expert_logp=None)])
+    assert ">?<" in page(answer)
+    (told,) = details(cells(answer))["steps"]
+    assert isinstance(told, list) and told[7] is None and told[8] is None
+
+
+def test_percent_for_people() -> None:
+    assert [chance(math.log(p)) for p in (1.0, 0.5, 0.0996, 0.012, 0.00123, 1e-9)] == [
+        "100 %", "50 %", "10.0 %", "1.2 %", "0.12 %", "< 0.01 %",
+    ]  # fmt: skip
+    assert [chance(x) for x in (None, math.nan, -math.inf)] == ["?"] * 3
+
+
+def test_a_long_answer_is_a_small_page() -> None:
+    assert len(page(long_answer(2000), long_answer(2000)).encode()) < 2_000_000
