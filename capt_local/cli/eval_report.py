@@ -95,7 +95,8 @@ def notes(summaries: Sequence[TaskSummary]) -> Iterator[str]:
 
 def _about(cell: Cell) -> Iterator[str]:
     for reason, count in cell.failed.items():
-        yield f"{count} failed ({reason}); its figures are over the other {cell.done}."
+        rest = f"its figures are over the other {cell.done}" if cell.done else "none was done"
+        yield f"{count} failed ({reason}); {rest}."
     if cell.unanswered:
         yield f"{cell.unanswered} answers name no choice; they count as wrong."
     if cell.unfinished:
