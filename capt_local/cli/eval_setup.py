@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +18,8 @@ from capt_local.errors import UsageError
 from capt_local.evaluate.exam import ChoiceBy, Exam, Plan, shortened
 from capt_local.evaluate.items import Kind
 from capt_local.evaluate.shots import ShotsBy
-from capt_local.evaluate.styles import Style, read_style
-from capt_local.evaluate.tasks import Task, read_task
+from capt_local.evaluate.styles import Style, read_style, shows_examples
+from capt_local.evaluate.tasks import Task, read_examples, read_task
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle
@@ -64,7 +65,11 @@ class EvalFlags:
     ] = None
     shots_file: Annotated[
         Path | None,
-        option("--shots-file", metavar="FILE|DIR", help="A task to take the examples from."),
+        option(
+            "--shots-file",
+            metavar="FILE|DIR",
+            help="A task to take the examples from. Default: those that the task's folder names.",
+        ),
     ] = None
     shots_by: Annotated[
         ShotsBy | None,
@@ -145,15 +150,23 @@ def read_exams(what: EvalFlags, seed: int) -> tuple[Exam, ...]:
     for number, place in enumerate(what.places, 1):
         task = read_task(place, limit=what.limit, seed=seed, what=f"Task {number}")
         task, cut = shortened(task, what.max_input_bytes)
-        style = None if task.kind is Kind.PERPLEXITY else _style(what, task, examples)
+        own = partial(read_examples, place, what=f"Task {number}")
+        style = None if task.kind is Kind.PERPLEXITY else _style(what, task, examples, own)
         exams.append(Exam(task, style, cut))
     _check_used(what, exams)
     return tuple(exams)
 
 
-def _style(what: EvalFlags, task: Task, examples: Task | None) -> Style:
+def _style(
+    what: EvalFlags, task: Task, examples: Task | None, own: Callable[[], Task | None]
+) -> Style:
+    which = what.style or task.style or _STYLE
+    wanted = shows_examples(which) if what.shots is None else what.shots > 0
+    # The folder of a task may name examples, which need not be there for a style without any.
+    if examples is None and wanted and (found := own()) is not None:
+        examples = shortened(found, what.max_input_bytes)[0]
     return read_style(
-        what.style or task.style or _STYLE,
+        which,
         examples=examples,
         shots=what.shots,
         by=what.shots_by,
@@ -168,8 +181,8 @@ def _check_used(what: EvalFlags, exams: Sequence[Exam]) -> None:
         raise UsageError(
             "--shots-file is not used: give --shots K, or a style that shows examples."
         )
-    if what.shots_by is not None and what.shots_file is None:
-        raise UsageError("--shots-by needs --shots-file.")
+    if what.shots_by is not None and not any(style.shots for style in styles):
+        raise UsageError("--shots-by needs examples: give --shots-file.")
 
 
 def make_plan(

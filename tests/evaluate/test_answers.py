@@ -88,6 +88,7 @@ def test_the_longer_of_two_choices_is_the_one_that_is_named() -> None:
     choices = ("history", "history of illness")
     assert named_choice("History of illness.", choices) == "history of illness"
     assert named_choice("It is the history", choices) == "history"
+    assert named_choice("It is the history of illness", choices) == "history of illness"
     assert named_choice("entailed", ("entailed", "not entailed")) == "entailed"
     assert named_choice("not entailed", ("entailed", "not entailed")) == "not entailed"
 

@@ -119,6 +119,7 @@ def test_sets_of_labels() -> None:
     assert figures["micro_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert [one.values["exact"] for one in outcomes] == [1, 0, 0]
     assert [one.values["exact"] for one in judged(task, ["", "None.", ""])] == [0, 1, 0]
+    assert [one.values["exact"] for one in judged(task, ["?", "I cannot say", ""])] == [0, 0, 0]
 
 
 def test_labels_are_read_from_a_list() -> None:
