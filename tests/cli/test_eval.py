@@ -214,6 +214,27 @@ def test_inputs_are_cut_only_on_request(run: Run, rules: Rules, choices: Path) -
     assert not any("note 1" in call[2] for call in rules.calls)
 
 
+def test_examples_of_a_folder_are_read_where_they_are_shown(
+    run: Run, rules: Rules, tmp_path: Path
+) -> None:
+    folder = tmp_path / "task"
+    folder.mkdir()
+    (folder / "task.toml").write_text(
+        'name = "so"\nkind = "classification"\nfile = "test.jsonl"\nchoices = ["yes", "no"]\n'
+        'fields = { id = "id", input = "note", reference = "label" }\n'
+        '[examples]\nfile = "train.jsonl"\n'
+    )
+    written(folder / "test.jsonl", [{"id": 1, "note": "cough", "label": "yes"}])
+    rules.say = lambda *_: "yes"
+    command = ("eval", "{models}", "--task", str(folder), "--methods", "target")
+    assert run(*command).code == 0
+    shown = run(*command, "--shots", "1")
+    assert (shown.code, "Task 1" in shown.err) == (2, True)
+    written(folder / "train.jsonl", [{"id": 2, "note": "fever and chills", "label": "no"}])
+    assert run(*command, "--shots", "1", "--max-input-bytes", "5").code == 0
+    assert "fever" in rules.calls[-1][2] and "chills" not in rules.calls[-1][2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
