@@ -19,6 +19,10 @@ LEGEND = Prose(
         Span("base, in nats. Large does not mean correct."),
     )
 )
+_DRAWN = Prose.of(
+    "These tokens were drawn at random (a temperature above 0): changed compares the likeliest "
+    "token of all three with that of the target, not with the draw."
+)
 
 
 def views(answer: Answer, alone: Answer | None = None) -> tuple[View, ...]:
@@ -43,4 +47,5 @@ def _figures(answer: Answer) -> tuple[View, ...]:
     if not table.rows:
         return (Prose.of("The expert changed no token."),)
     weights = alpha_bars(answer.weights)
-    return (Beside(table, weights) if weights else table, LEGEND)
+    drawn = (_DRAWN,) if any(step.likeliest is not None for step in answer.steps) else ()
+    return (Beside(table, weights) if weights else table, LEGEND, *drawn)

@@ -74,6 +74,7 @@ def page(answer: Answer, alone: Answer | None = None) -> str:
             together=_figures(answer),
             alone=alone and _figures(alone),
             three=len(answer.prompt_tokens) > 1,
+            drawn=any(step.likeliest is not None for step in answer.steps),
             warnings=[visible(line) for line in (*answer.notices, *warnings(answer))],
             facts=_facts(answer),
             more=list(_flat(answer.provenance)),

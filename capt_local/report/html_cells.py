@@ -128,8 +128,8 @@ def details(found: Sequence[Cell]) -> dict[str, list[object]]:
     Returns:
         pieces: texts; steps: per step the number of its cell, the piece that was said, logp,
         target_logp, rank under the target, the target's own piece and its logp, contrast,
-        expert_logp, base_logp, changed (0 or 1), and four lists of piece, logp, piece, logp, ...:
-        of target, expert, base and all together. Numbers that are not finite are null.
+        expert_logp, base_logp, changed and drawn (0 or 1), and four lists of piece, logp, piece,
+        logp, ...: of target, expert, base and all together. Numbers that are not finite are null.
     """
     pieces: dict[bytes, int] = {}
 
@@ -152,6 +152,7 @@ def details(found: Sequence[Cell]) -> dict[str, list[object]]:
             short(step.expert_logp),
             short(step.base_logp),
             int(step.changed),
+            int(step.likeliest is not None),
             *map(top, (step.target_top, step.expert_top, step.base_top, step.top)),
         ]
         for cell in found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+from scripts.make_screenshot import BROWSERS, browser_flags, browser_path
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +19,13 @@ def browser() -> Iterator[Any]:
     It is started before the fixture that forbids sockets to each test, since its driver needs a
     pair of them; the pages' own requests are watched by `Opened`.
     """
-    path = next(filter(None, map(shutil.which, NAMES)), None)
+    path = browser_path()
     if path is None:
-        pytest.skip(f"there is no Chromium on this machine ({', '.join(NAMES)})")
+        pytest.skip(f"there is no Chromium on this machine ({', '.join(BROWSERS)})")
     from playwright.sync_api import sync_playwright
 
-    # Root has no sandbox; everyone else does.
-    flags = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=path, args=flags)
+        opened = driver.chromium.launch(executable_path=path, args=browser_flags())
         yield opened
         opened.close()
 

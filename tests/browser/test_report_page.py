@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,12 @@ def test_the_mouse_shows_any_token(shown: Opened) -> None:
         assert model in text
     shown.page.locator("#t0").hover()
     assert "would have said the same" in panel(shown)
+
+
+def test_a_draw_is_told(opens: Open) -> None:
+    steps = [replace(step, likeliest=99) for step in ANSWER.steps]
+    opened = opens(page(replace(ANSWER, steps=steps)))
+    assert "Drawn at random" in panel(opened) and "not with the draw" in opened.text(".how")
 
 
 def test_the_chart_leads_to_the_token(shown: Opened) -> None:

@@ -69,6 +69,13 @@ def test_what_is_not_known_is_not_shown() -> None:
     assert "nothing to compare" in text(alone)
 
 
+def test_a_draw_is_told() -> None:
+    answer = an_answer(PIECES)
+    assert "drawn at random" not in text(answer)
+    steps = [*answer.steps[:1], replace(answer.steps[1], likeliest=99), *answer.steps[2:]]
+    assert "drawn at random" in text(replace(answer, steps=steps))
+
+
 def test_warnings_stand_beside_the_answer() -> None:
     assert "Note: the answer was interrupted" in text(an_answer(PIECES, FinishReason.INTERRUPTED))
     assert "the answer is empty" in text(an_answer([(b"", None, 0.0)])).replace("\n", " ")

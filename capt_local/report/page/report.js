@@ -61,14 +61,15 @@
   }
 
   function about(index) {
-    const [, said, logp, target, rank, own, ownLogp, contrast, expert, base, changed, ...tops] = steps[index];
+    const [, said, logp, target, rank, own, ownLogp, contrast, expert, base, changed, drawn, ...tops] = steps[index];
     const box = make("div");
     const title = make("p", "said", piece(said));
     if (changed) title.append(make("span", "chip", "changed"));
     box.append(title);
     const instead = make("p", "instead");
-    if (said === own) instead.append("The target alone would have said the same.");
-    else instead.append("After the same text, the target alone would have said ", piece(own), " (" + chance(ownLogp) + "). It ranks what was said at " + (rank + 1) + ".");
+    if (said === own) instead.append("The target alone would have said the same, with " + chance(ownLogp) + ".");
+    else instead.append("After the same text, the target alone would have said ", piece(own), " (" + chance(ownLogp) + "). There, what was said has rank " + (rank + 1) + ".");
+    if (drawn) instead.append(" Drawn at random: all together find another token likeliest.");
     box.append(instead);
     box.append(make("div", "pair", make("span", "", "Contrast, expert against base"), make("b", "", nats(contrast) + " nats")));
     box.append(meter(contrast || 0));
