@@ -11,7 +11,7 @@ from capt_local.decode.prefill import prefill
 from capt_local.decode.trio import Trio
 from capt_local.errors import Cancelled, ModelError
 from capt_local.prompt.messages import Prompt
-from capt_local.vocab.prefix_index import PrefixIndex
+from capt_local.vocab.vocabulary import Vocabulary
 
 
 def constrained(
@@ -40,14 +40,14 @@ def constrained(
     """
     trio.start(prompts)
     prefill(trio, prompts)
-    index = PrefixIndex(trio.cached.model.vocabulary)
     lead = prompts[trio.cached.role].lead
+    tokens = _occurring(trio.cached.model.vocabulary, [lead + choice for choice in choices])
     live, size = list(range(len(choices))), 0
     while len(live) > 1:
         if cancel is not None and cancel():
             raise Cancelled("The choice was stopped.")
         ends = [place for place in live if len(choices[place]) == size]
-        piece = _next(trio, index, [choices[place][size:] for place in live], lead)
+        piece = _next(trio, tokens, [choices[place][size:] for place in live], lead)
         if not piece:
             return ends[0]
         live = [place for place in live if choices[place].startswith(piece, size)]
@@ -55,9 +55,12 @@ def constrained(
     return live[0]
 
 
-def _next(trio: Trio, index: PrefixIndex, rests: Sequence[bytes], lead: bytes) -> bytes:
+def _next(
+    trio: Trio, tokens: Mapping[bytes, Sequence[int]], rests: Sequence[bytes], lead: bytes
+) -> bytes:
     """Goes on by the likeliest token that begins a rest; b"" where the end is likelier."""
-    allowed = np.array(sorted({t for rest in rests for t in _begins(index, rest, lead)}), np.int32)
+    begins = {token for rest in rests for token in _begins(tokens, rest, lead)}
+    allowed = np.array(sorted(begins), dtype=np.int32)
     here = trio.distribution()
     said = logps(trio, here, allowed)
     if b"" in rests:
@@ -72,11 +75,24 @@ def _next(trio: Trio, index: PrefixIndex, rests: Sequence[bytes], lead: bytes) -
     return piece
 
 
-def _begins(index: PrefixIndex, rest: bytes, lead: bytes) -> Iterator[int]:
+def _begins(tokens: Mapping[bytes, Sequence[int]], rest: bytes, lead: bytes) -> Iterator[int]:
     """Tokens that a text may begin with, with or without the space that stands in front."""
     for front in {b"", lead}:
         for size in range(1, len(rest) + 1):
-            low, high = index.interval(front + rest[:size])
-            if low == high:
-                break
-            yield from index.ids[slice(*index.exact(front + rest[:size]))].tolist()
+            yield from tokens.get(front + rest[:size], ())
+
+
+def _occurring(vocabulary: Vocabulary, texts: Sequence[bytes]) -> dict[bytes, list[int]]:
+    """The text tokens that occur in texts, by their bytes."""
+    longest = int(vocabulary.lengths[vocabulary.is_text].max())
+    parts = {
+        text[start:end]
+        for text in texts
+        for start in range(len(text))
+        for end in range(start + 1, min(len(text), start + longest) + 1)
+    }
+    found: dict[bytes, list[int]] = {}
+    for token, piece in enumerate(vocabulary.pieces()):
+        if piece in parts and vocabulary.is_text[token]:
+            found.setdefault(piece, []).append(token)
+    return found
