@@ -111,6 +111,7 @@ def _run(session: Session, exams: Sequence[Exam], plan: Plan, kept: Kept) -> lis
         session.screen.note(f"{len(results)} of {remaining.total} results are there already.")
     done = {result.place for result in results}
     told: set[tuple[str, str, str]] = set()
+    session.screen.progress(f"{remaining.done}/{remaining.total}", remaining.share)
     try:
         for finished in run(session.runtime, exams, plan, done=done, cancel=session.interrupt):
             kept.add(finished)
