@@ -68,6 +68,8 @@ def generate(
     # The notices of the bundle have been told when it was opened.
     screen.notes(answer.notices[len(session.runtime.notices) :])
     screen.notes(warnings(answer))
+    if alone is not None and alone.finish is FinishReason.INTERRUPTED:
+        screen.notes(["the target's own answer was interrupted; this answer is whole."])
     screen.note(summary_line(answer))
     interrupted = answer.finish is FinishReason.INTERRUPTED
     return ExitCode.INTERRUPTED if interrupted else ExitCode.OK

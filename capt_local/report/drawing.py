@@ -150,7 +150,7 @@ def _table(table: Table, width: int) -> Grid:
         show_header=bool(table.headings),
         border_style=_FRAME,
         show_edge=False,
-        collapse_padding=bool(table.headings) and width < _NARROW,
+        collapse_padding=bool(table.headings) and width <= _NARROW,
     )
     for i in range(len(table.headings or (table.rows or ((),))[0])):
         heading = _cell(table.headings[i], _HEAD) if table.headings else Text()

@@ -14,9 +14,9 @@ LEGEND = Prose(
         Span(": changed; after the same text, the target alone would have said another token. "),
         Span("That is told for one token at a time, given this answer up to there: it does not "),
         Span("say that the target alone would have written the rest. p: the probability of what "),
-        Span("the target would have said; then of what was said, under the target, the expert, "),
-        Span("the base and all three. Contrast: how much likelier the expert finds it than the "),
-        Span("base, in nats. Large does not mean correct."),
+        Span("the target would have said. Target, expert, base, all: the probability of what was "),
+        Span("said under each and together. Nats: the contrast, how much likelier the expert "),
+        Span("finds it than the base (+2.3 is ten times). Large does not mean correct."),
     )
 )
 _DRAWN = Prose.of(

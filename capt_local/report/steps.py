@@ -59,8 +59,10 @@ def shift_table(steps: Sequence[Step], count: int = 10, *, proxies: bool = False
     largest = largest_shifts(steps, count)
     proxies = proxies and any(step.expert_logp is not None for step in largest)
     rows = tuple(_row(step, proxies) for step in largest)
-    more = ("p expert", "p base") if proxies else ()
-    heading = ("step", "target alone", "p", "was said", "p target", *more, "p all", "contrast")
+    # Short names where there are many, so that the words beside them keep their room.
+    figures = ("target", "expert", "base", "all", "nats")
+    heading = ("step", "target alone", "p", "was said")
+    heading += figures if proxies else ("p target", "p all", "contrast")
     return Table("Largest shifts", rows, heading, right=(0, 2, *range(4, len(heading))))
 
 

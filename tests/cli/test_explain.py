@@ -216,3 +216,35 @@ def test_an_answer_is_not_lost_with_the_targets_own(
     flags = ("--json", "--html", str(file), "--with-target")
     result = run("generate", "{models}", "-p", "x", *flags)
     assert result.code == 3 and "pneumonia" in result.out and "pneumonia" in file.read_text()
+
+
+def test_an_interrupted_target_is_told(
+    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import capt_local.cli.generate as verb
+
+    made = verb.answer_to
+
+    def presses(session: object, asked: object, options: Any, **more: Any) -> Any:
+        script.press_at = 0 if options.method is Method.TARGET else None
+        return made(session, asked, options, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(verb, "answer_to", presses)
+    file = tmp_path / "report.html"
+    result = run("generate", "{models}", "-p", "x", "--html", str(file), "--with-target")
+    assert (result.code, result.out) == (0, "It is pneumonia.\n")
+    assert "the target's own answer was interrupted" in result.err
+    assert "end: interrupted" in file.read_text("utf-8")
+
+
+def test_a_transcript_of_chat_is_read(run: Run, kept: Path, tmp_path: Path) -> None:
+    from capt_local.chat.conversation import Conversation, Turn
+    from capt_local.chat.transcript import Speakers, written
+    from capt_local.report.readback import answer_from
+
+    answer = answer_from(json.loads(kept.read_text())).answer
+    talk = Conversation().plus(Turn(CANARY, answer)).plus(Turn(CANARY, answer))
+    file = tmp_path / "talk.jsonl"
+    file.write_text(written(talk, Speakers("demo", {}).line({})))
+    result = run("explain", str(file), "--turn", "1")
+    assert result.code == 0 and "[pneumonia]" in result.out and CANARY not in result.out

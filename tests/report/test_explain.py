@@ -32,7 +32,7 @@ def test_marks_and_figures_without_colour() -> None:
         "2 a cold 0.779 pneumonia 0.135 0.368 0.014 0.607 +3.25"
     )
     assert '"(end)"' not in shown and "(end)" in shown
-    heading = "step  target alone      p  was said      p target  p expert  p base  p all  contrast"
+    heading = "step  target alone      p  was said      target  expert   base    all   nats"
     assert heading in shown
 
 
@@ -63,7 +63,7 @@ def test_what_is_not_known_is_not_shown() -> None:
     bare = replace(
         answer, steps=[replace(s, expert_logp=None, base_logp=None) for s in answer.steps]
     )
-    assert "p expert" not in text(bare)
+    assert "  expert  " not in text(bare) and "p target" in text(bare)
     assert "The expert changed no token." in text(an_answer([(b"a", None, 0.1)]))
     alone = replace(answer, prompt_tokens={"target": 10}, weights=())
     assert "nothing to compare" in text(alone)
