@@ -11,7 +11,6 @@ import dataclasses
 import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from capt_local.align.events import TargetEvents
@@ -29,7 +28,7 @@ from capt_local.decode.score import TextScore, opening, score_text
 from capt_local.decode.trio import Trio
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.options import LoadOptions
-from capt_local.engine.several import open_models
+from capt_local.engine.several import open_models, vocabulary_notices
 from capt_local.errors import UsageError
 from capt_local.prompt.asking import Asker
 from capt_local.prompt.messages import Message, Prompt
@@ -58,29 +57,19 @@ class Runtime:
         self.bundle = bundle
         self.models = dict(models)
         told = dict.fromkeys(note for model in models.values() for note in model.notes)
-        self.notices = [*bundle.notices, *told]
+        self.notices = [*bundle.notices, *told, *vocabulary_notices(models)]
         self._cached = {role: CachedModel(role, model) for role, model in models.items()}
         self._tokenizers: dict[str, TextTokenizer] = {
             role: TextTokenizer(model.vocabulary, model.tokenize) for role, model in models.items()
         }
+        templates = {role: model.metadata.chat_template for role, model in models.items()}
         self._askers = {
-            role: Asker(
-                bundle.models[role],
-                models[role].metadata.chat_template,
-                self._tokenizers[role],
-                date,
-            )
+            role: Asker(bundle.models[role], templates[role], self._tokenizers[role], date)
             for role in ROLES
             if role in models
         }
         self._current: Generation | None = None
         self._proxies: dict[AlignOptions, tuple[Proxy, ...]] = {}
-        proxies = [models[role].vocabulary for role in ("expert", "base") if role in models]
-        if len(proxies) == 2 and not proxies[0].same_as(proxies[1]):
-            self.notices.append(
-                "Expert and base have different vocabularies: the contrast also holds the "
-                "difference of their tokens and is less sharp."
-            )
 
     @classmethod
     def open(
@@ -231,12 +220,7 @@ class Runtime:
         """Itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Frees the models."""
         self.close()
 

@@ -44,3 +44,14 @@ def open_models(
             model.close()
         raise
     return models
+
+
+def vocabulary_notices(models: Mapping[str, LlamaModel]) -> list[str]:
+    """What the user should know about the vocabularies of expert and base."""
+    proxies = [models[role].vocabulary for role in ("expert", "base") if role in models]
+    if len(proxies) < 2 or proxies[0].same_as(proxies[1]):
+        return []
+    return [
+        "Expert and base have different vocabularies: the contrast also holds the difference of "
+        "their tokens and is less sharp."
+    ]
