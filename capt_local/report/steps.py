@@ -60,9 +60,9 @@ def shift_table(steps: Sequence[Step], count: int = 10, *, proxies: bool = False
     proxies = proxies and any(step.expert_logp is not None for step in largest)
     rows = tuple(_row(step, proxies) for step in largest)
     # Short names where there are many, so that the words beside them keep their room.
-    figures = ("target", "expert", "base", "all", "nats")
-    heading = ("step", "target alone", "p", "was said")
-    heading += figures if proxies else ("p target", "p all", "contrast")
+    many = ("target", "expert", "base", "all", "nats")
+    figures = many if proxies else ("p target", "p all", "contrast")
+    heading = ("step", "target alone", "p", "was said", *figures)
     return Table("Largest shifts", rows, heading, right=(0, 2, *range(4, len(heading))))
 
 
