@@ -20,15 +20,16 @@ from capt_local.cli.signals import Leave, Signals
 from capt_local.cli.talk import Talk, no_room
 from capt_local.cli.transcript_file import TranscriptFile
 from capt_local.decode.step import FinishReason
-from capt_local.errors import Cancelled, ContextOverflow, UsageError
+from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
 from capt_local.report.screen import Screen, drop_output
+from capt_local.report.view import Prose
 
 if TYPE_CHECKING:
     from capt_local.report.input_line import InputLine
 
 _BANNER = (
     "Drafts for review by a clinician; not for time-critical decisions. Nothing is written unless "
-    "you ask for it."
+    "you ask for it. /help lists the commands, /why shows what the expert changed."
 )
 
 
@@ -109,7 +110,7 @@ def _converse(talk: Talk, signals: Signals, idle: float | None) -> int:
         return _lines(talk, signals, sys.stdin.buffer if sys.stdin is not None else None)
     except Leave:
         pass
-    except (UsageError, OSError):
+    except (CaptError, OSError):
         if signals.code is None:
             raise
         drop_output()
@@ -145,7 +146,7 @@ class _Terminal:
             with self._signals.waiting(self._line.wake):
                 typed = self._line.ask(draft)
         except KeyboardInterrupt:
-            return self._pressed_at_the_prompt()
+            return self._pressed_at_the_prompt(draft)
         except EOFError:
             return self._signals.code or ExitCode.OK
         except Idle:
@@ -197,9 +198,9 @@ class _Terminal:
         else:
             self._screen.error(line_for(error))
 
-    def _pressed_at_the_prompt(self) -> int | None:
-        """The first Ctrl-C clears the line, a second one leaves."""
-        if self._pressed and not self._line.typed:
+    def _pressed_at_the_prompt(self, draft: str) -> int | None:
+        """The first Ctrl-C clears the line, a second one leaves; so does one after an answer's."""
+        if self._pressed and self._line.typed in ("", draft):
             return ExitCode.INTERRUPTED
         self._pressed = True
         self._screen.note("Ctrl-C again or Ctrl-D leaves.")
@@ -222,8 +223,8 @@ class _Terminal:
         runtime = self._talk.session.runtime
         context = min(model.context_limit for model in runtime.models.values())
         roles = " + ".join(runtime.models)
-        self._screen.note(f"{runtime.bundle.id}: {roles}, context {context} tokens. {_BANNER}")
-        self._screen.note("/help lists the commands, /why shows what the expert changed.")
+        about = f"{runtime.bundle.id}: {roles}, context {context} tokens."
+        self._screen.aside(Prose.of(f"{about} {_BANNER}"))
 
 
 def _lines(talk: Talk, signals: Signals, stdin: BinaryIO | None) -> int:

@@ -15,7 +15,7 @@ from capt_local.cli.prompts import checked, decoded
 from capt_local.cli.talk import Talk
 from capt_local.decode.options import GenerateOptions
 from capt_local.errors import UsageError
-from capt_local.report.compare import LEGEND, figures
+from capt_local.report.explain import views
 from capt_local.report.json import Answer
 from capt_local.report.sanitise import visible
 from capt_local.report.steps import clipped, marked_text
@@ -72,9 +72,8 @@ class Commands:
         number = rest or str(len(turns))
         if not (number.isascii() and number.isdecimal() and 1 <= int(number) <= len(turns)):
             raise UsageError(f"/why takes the number of a turn, 1 to {len(turns)}.")
-        answer = turns[int(number) - 1].answer
-        pane = Pane(f"Answer {number}", marked_text(answer.steps), short_line(answer))
-        self._screen.aside(pane, figures(answer), LEGEND)
+        # Its notices and warnings have been told.
+        self._screen.aside(*views(replace(turns[int(number) - 1].answer, notices=())))
 
     def _regen(self, rest: str) -> None:
         talk, screen = self._talk, self._screen
@@ -156,10 +155,11 @@ class Commands:
     def _context(self, _: str) -> None:
         talk = self._talk
         used = talk.roll_back() if talk.conversation.messages() else {}
-        rows = []
-        for role, model in talk.session.runtime.models.items():
+        models, rows = talk.session.runtime.models, []
+        width = max(map(len, models))
+        for role, model in models.items():
             count, limit = used.get(role, 0), model.context_limit
-            rows.append((f"{role}  {count}/{limit} tokens", min(count / limit, 1.0)))
+            rows.append((f"{role:<{width}}  {count}/{limit} tokens", min(count / limit, 1.0)))
         self._screen.aside(Bars("Context that the conversation takes", tuple(rows)))
 
     def _stats(self, _: str) -> None:

@@ -89,7 +89,6 @@ class Talk:
             self.write_down(transcript.turn_line(turn))
 
         answer = self._answer(before.asking(question), options, keep=add)
-        add(answer)
         self.tell(answer)
         return answer
 
@@ -106,15 +105,20 @@ class Talk:
         Raises:
             Cancelled, CaptError: as for `ask`; the answer before it stays.
         """
-        before, question = self.conversation.without_last(), self.conversation.last().question
-        answer = self._answer(before.asking(question), options, live=live)
-        if answer.finish is FinishReason.INTERRUPTED:
+        old = self.conversation
+        before, question = old.without_last(), old.last().question
+
+        def exchange(answer: Answer) -> None:
+            if answer.finish not in (FinishReason.INTERRUPTED, FinishReason.ERROR):
+                turn = Turn(question, answer, options)
+                self.conversation = before.plus(turn)
+                self.write_down(transcript.undo_line(), transcript.turn_line(turn))
+
+        self._answer(before.asking(question), options, live=live, keep=exchange)
+        if self.conversation is old:
             self.roll_back()
             return None
-        turn = Turn(question, answer, options)
-        self.conversation = before.plus(turn)
-        self.write_down(transcript.undo_line(), transcript.turn_line(turn))
-        return turn
+        return self.conversation.last()
 
     def replace(self, conversation: Conversation, *lines: str) -> None:
         """Goes on with another conversation.
@@ -179,9 +183,10 @@ class Talk:
         asked: Sequence[Message],
         options: GenerateOptions,
         *,
+        keep: Callable[[Answer], None],
         live: bool = True,
-        keep: Callable[[Answer], None] | None = None,
     ) -> Answer:
+        """Makes an answer; `keep` gets it before anything else can fail."""
         screen, done = self.session.screen, 0
 
         def show(piece: bytes) -> None:
@@ -197,6 +202,9 @@ class Talk:
         self._signals.tick = _reading(self.session)
         try:
             answer = answer_to(self.session, asked, options, show=show, keep=keep)
+            if answer.finish is FinishReason.INTERRUPTED and not answer.text:
+                raise Cancelled("Stopped before the answer began.")
+            keep(answer)
         except Exception:
             if not done:
                 self._undo_reading()
@@ -206,9 +214,6 @@ class Talk:
             screen.clear_progress()
             if live and done:
                 screen.end_answer()
-        if answer.finish is FinishReason.INTERRUPTED and not answer.text:
-            self._undo_reading()
-            raise Cancelled("Stopped before the answer began.")
         return answer
 
     def _undo_reading(self) -> None:

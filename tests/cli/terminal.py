@@ -15,7 +15,7 @@ import pyte
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = ">>>"
-_ENDED = b"\x1b[?2004l"  # prompt_toolkit switches bracketed paste off when a line is sent
+ENDED = b"\x1b[?2004l"  # prompt_toolkit switches bracketed paste off when a line is sent
 _PASTE = ("\x1b[200~", "\x1b[201~")
 
 
@@ -117,11 +117,11 @@ class Terminal:
         Returns:
             What was shown meanwhile, in lines.
         """
-        sent, seen = self.raw.count(_ENDED), len(self.raw)
+        sent, seen = self.raw.count(ENDED), len(self.raw)
         self.send(line + "\r")
         begins = PROMPT if empty else f"{PROMPT} "
         self.wait(
-            lambda: self.raw.count(_ENDED) > sent and self._prompts(begins, empty=empty), timeout
+            lambda: self.raw.count(ENDED) > sent and self._prompts(begins, empty=empty), timeout
         )
         return plain(self.raw[seen:])
 
@@ -146,6 +146,19 @@ class Terminal:
         self.process.close()
         status, number = self.process.exitstatus, self.process.signalstatus
         return -int(number or 0) if status is None else int(status)
+
+    def hang_up(self) -> int:
+        """Closes the terminal as a window is closed; the exit code of what ran in it."""
+        process = self.process
+        process.ptyproc.fileobj.close()
+        process.ptyproc.closed = process.closed = True
+        process.child_fd = process.ptyproc.fd = -1
+        until = time.monotonic() + self.timeout
+        while (ended := os.waitpid(process.pid, os.WNOHANG)) == (0, 0):
+            assert time.monotonic() < until, "the session goes on without a terminal"
+            time.sleep(0.05)
+        process.terminated = process.ptyproc.terminated = True
+        return os.waitstatus_to_exitcode(ended[1])
 
     def close(self) -> None:
         """Ends the command if it still runs."""

@@ -1,0 +1,62 @@
+"""What a chat costs beside the models, with a decoder that takes no time. Told, not held."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+
+import pytest
+
+from capt_local.cli.options import ModelFlags
+from capt_local.cli.session import find_bundle, open_session
+from capt_local.cli.signals import Signals
+from capt_local.cli.talk import Talk
+from capt_local.decode.options import GenerateOptions
+from capt_local.report.screen import Screen
+from tests.cli.fake_runtime import Script, install
+
+TOKENS = 2000
+
+
+def test_first_token_and_streaming(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, Script(pieces=[(b" word", None)] * TOKENS))
+    places = {role: tmp_path / f"{role}.gguf" for role in ("target", "expert", "base")}
+    for path in places.values():
+        path.write_bytes(b"GGUF")
+    flags = ModelFlags(**places)
+    out, first = Stamped(), []
+    screen = Screen(out, io.StringIO())
+    with Signals() as signals:
+        session = open_session(find_bundle(flags), flags, screen, signals)
+        talk = Talk(session, signals, GenerateOptions(top=3))
+        for _ in range(20):
+            out.at.clear()
+            begun = time.perf_counter()
+            talk.ask("What helps?")
+            ended = time.perf_counter()
+            first.append(out.at[0] - begun)
+        begun_alone = time.perf_counter()
+        steps = list(session.runtime.generate([], talk.options, raw=False, cancel=signals))
+        alone = time.perf_counter() - begun_alone
+    assert len(out.at) >= len(steps) == TOKENS
+    with capsys.disabled():
+        each = 1e3 * (ended - begun - alone) / TOKENS
+        print(
+            f"\nchat beside the models: first token {1e3 * min(first):.2f} ms, with 19 turns of "
+            f"{TOKENS} tokens before it {1e3 * first[-1]:.2f} ms; {each:.4f} ms a token"
+        )
+
+
+class Stamped(io.StringIO):
+    """Notes when it was written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at: list[float] = []
+
+    def write(self, text: str) -> int:
+        self.at.append(time.perf_counter())
+        return len(text)

@@ -1,0 +1,244 @@
+"""How a chat ends, and what interrupts it: signals, a closed terminal, time, the end of a pipe."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("termios", reason="Windows has no pseudo-terminals")
+
+from tests.cli.terminal import ENDED, Terminal, plain
+
+QUESTION = "What are the symptoms of asthma?"
+CANARY = "zyzzyva"
+# At a temperature at which the demo models do not find an end.
+LONG = ("-t", "1", "-n", "900", "-c", "4096", "--temp", "9", "--plausibility", "0")
+NOTE = f"{CANARY} fever and a cough " * 300
+
+
+def started(*flags: str) -> Terminal:
+    terminal = Terminal(["chat", *LONG, *flags])
+    terminal.ready()
+    return terminal
+
+
+def answering(terminal: Terminal) -> None:
+    """Asks, and waits until the answer has begun."""
+    sent = terminal.raw.count(ENDED)
+    terminal.send(f"{QUESTION}\r")
+
+    def begun() -> bool:
+        # The mode for pasting is the last thing that is switched before the answer, and the
+        # line that tells of the reading, where there was time for it, is wiped.
+        written = terminal.raw.rpartition(ENDED)[2].partition(b"\x1b[?2004h")[2]
+        shown = plain(written.rpartition(b"  \r")[2]).strip()
+        is_answer = len(shown) > 3 and "reading," not in shown
+        return terminal.raw.count(ENDED) > sent and is_answer
+
+    terminal.wait(begun)
+
+
+def reading(terminal: Terminal) -> None:
+    """Asks about a long note, and waits until the models read it."""
+    terminal.paste(NOTE)
+    terminal.wait(lambda: "cough" in terminal.at_cursor())
+    sent = terminal.raw.count(ENDED)
+    terminal.send("\r")
+    quiet = b"\x1b[?2004h"
+    terminal.wait(
+        lambda: terminal.raw.count(ENDED) > sent and quiet in terminal.raw.rpartition(ENDED)[2]
+    )
+
+
+def turns(path: Path) -> list[dict[str, object]]:
+    return [e for e in map(json.loads, path.read_text().splitlines()) if e["type"] == "turn"]
+
+
+def echoes(terminal: Terminal) -> bool:
+    return bool(termios.tcgetattr(terminal.process.child_fd)[3] & termios.ECHO)
+
+
+def test_ctrl_c_keeps_the_part_and_the_session_and_the_second_one_leaves(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    terminal = started("--transcript", str(path))
+    assert path.stat().st_mode & 0o777 == 0o600
+    answering(terminal)
+    assert not echoes(terminal)
+    begun = time.monotonic()
+    terminal.send("\x03")
+    terminal.ready()
+    assert time.monotonic() - begun < 3  # a second on a machine that does nothing else
+    assert "interrupted" in terminal.text()
+    (turn,) = turns(path)
+    assert turn["answer"]["choices"][0]["finish_reason"] == "interrupted"  # type: ignore[index]
+    terminal.say("/set max-tokens 3")
+    terminal.say("Go on.")
+    assert len(turns(path)) == 2
+    terminal.say("/set max-tokens 900")
+    answering(terminal)
+    terminal.send("\x03")
+    terminal.ready()
+    terminal.send("\x03")
+    assert terminal.end() == 130
+    assert "Traceback" not in terminal.text()
+
+
+def test_ctrl_c_while_the_models_read_offers_the_text_again() -> None:
+    terminal = started()
+    answering(terminal)
+    terminal.send("\x03")
+    terminal.ready()
+    reading(terminal)
+    begun = time.monotonic()
+    terminal.send("\x03")
+    terminal.wait(lambda: b"Stopped before the answer began" in terminal.raw)
+    assert time.monotonic() - begun < 3
+    terminal.wait(lambda: "cough" in terminal.at_cursor())
+    terminal.send("\x15")
+    terminal.ready()
+    shown = terminal.say("/context")
+    counts = [int(line.split("/")[0].split()[-1]) for line in shown.splitlines() if "4096" in line]
+    assert len(counts) == 3 and max(counts) < 500
+    assert "1 turn;" in terminal.say("/stats")
+    reading(terminal)
+    terminal.send("\x03")
+    terminal.wait(lambda: terminal.raw.count(b"Stopped before the answer began") == 2)
+    terminal.wait(lambda: "cough" in terminal.at_cursor())
+    terminal.send("\x03")
+    assert terminal.end() == 130
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["at the prompt", "in an answer"])
+def test_a_signal_ends_the_session_and_restores_the_terminal(busy: bool, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    terminal = started("--transcript", str(path))
+    if busy:
+        answering(terminal)
+    else:
+        terminal.send("half a question")
+        terminal.wait(lambda: "question" in terminal.at_cursor())
+    terminal.process.kill(signal.SIGTERM)
+    assert terminal.end() == 143
+    assert "Traceback" not in terminal.text() and "error" not in terminal.text()
+    assert terminal.raw.count(b"\x1b[?2004h") == terminal.raw.count(b"\x1b[?2004l")
+    assert len(turns(path)) == busy
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["at the prompt", "in an answer"])
+def test_a_closed_terminal_ends_the_session(busy: bool, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    errors = tmp_path / "errors"
+    shell = f'exec "$@" 2>{errors}'
+    command = ("sh", "-c", shell, "sh", sys.executable, "-m", "capt_local")
+    terminal = Terminal(["chat", *LONG, "--transcript", str(path)], command=command)
+    terminal.ready()
+    if busy:
+        answering(terminal)
+    assert terminal.hang_up() == 128 + signal.SIGHUP
+    assert "Traceback" not in errors.read_text() and "error" not in errors.read_text()
+    assert len(turns(path)) == busy
+
+
+def test_an_idle_session_forgets_and_says_so(tmp_path: Path) -> None:
+    terminal = started("--idle-timeout", "0.05")
+    terminal.say("/set max-tokens 4")
+    terminal.say(f"{QUESTION} {CANARY}")
+    terminal.send(f"half a question {CANARY}")
+    terminal.wait(lambda: "are forgotten" in terminal.text().replace("\n", " "))
+    terminal.ready()
+    assert "0 turns;" in terminal.say("/stats")
+    assert "Nothing has been answered" in terminal.say("/why", empty=False)
+    terminal.send("\x15")
+    terminal.ready()
+    terminal.send("\x1b[A\x1b[A\x1b[A")
+    terminal.read(0.3)
+    assert CANARY not in terminal.at_cursor()
+    terminal.send("\x15\x04")
+    assert terminal.end() == 0
+
+
+def test_keys_that_are_pressed_during_an_answer_stand_on_the_next_line() -> None:
+    terminal = started()
+    terminal.say("/set max-tokens 60")
+    answering(terminal)
+    terminal.paste("typed\nahead")
+    terminal.wait(lambda: "ahead" in terminal.at_cursor() and "typed" in terminal.text())
+    terminal.close()
+
+
+def piped(text: bytes, *flags: str) -> subprocess.CompletedProcess[bytes]:
+    command: Sequence[str] = (sys.executable, "-m", "capt_local", "chat", "-t", "1", "-n", "6")
+    return subprocess.run([*command, *flags], input=text, capture_output=True, check=False)
+
+
+def test_a_pipe_has_one_turn_a_line_and_no_commands(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    text = f'{QUESTION}\r\n\n/exit {CANARY}\n"""\none\n\n/two\n"""\nlast'
+    result = piped(text.encode(), "--transcript", str(path))
+    assert result.returncode == 0
+    said = turns(path)
+    assert [turn["question"] for turn in said] == [
+        QUESTION,
+        f"/exit {CANARY}",
+        "one\n\n/two",
+        "last",
+    ]
+    answers = [turn["answer"]["choices"][0]["message"]["content"] for turn in said]  # type: ignore[index]
+    shown = "".join(answer if answer.endswith("\n") else f"{answer}\n" for answer in answers)
+    assert result.stdout.decode() == shown
+    assert b"\x1b" not in result.stdout + result.stderr and b">>>" not in result.stderr
+    assert CANARY.encode() not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "says"),
+    [
+        (b"caf\xe9 zyzzyva\n", 2, b"Line 1 of standard input is not valid UTF-8: byte 3"),
+        (b'"""\nzyzzyva', 2, b'the closing """ is missing'),
+        (b"zyzzyva fever " * 900, 5, b"does not fit"),
+        (b"", 0, b""),
+    ],
+)
+def test_what_a_pipe_cannot_have(text: bytes, code: int, says: bytes) -> None:
+    result = piped(text)
+    assert (result.returncode, result.stdout) == (code, b"")
+    assert says in result.stderr and CANARY.encode() not in result.stderr
+    assert result.stderr.count(b"error: ") == (code != 0)
+
+
+def test_a_terminal_and_a_file_for_the_answers(tmp_path: Path) -> None:
+    out = tmp_path / "answers.txt"
+    shell = f'exec "$@" >{out}'
+    command = ("sh", "-c", shell, "sh", sys.executable, "-m", "capt_local")
+    terminal = Terminal(["chat", "-t", "1", "-n", "6"], command=command)
+    terminal.ready()
+    terminal.say(QUESTION)
+    terminal.say("/why")
+    terminal.send("\x04")
+    assert terminal.end() == 0
+    answer = out.read_text()
+    assert answer.count("\n") == 1 and answer not in terminal.text()
+    assert "was said" in terminal.text() and "─" not in answer and "\x1b" not in answer
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--idle-timeout", "0"), b"minutes above 0"),
+        (("--idle-timeout", "nan"), b"minutes above 0"),
+        (("--transcript", "/nowhere/x"), b"cannot be made: No such file"),
+        (("--alpha", "9"), b"not between -8 and 8"),
+    ],
+)
+def test_flags_are_checked_before_models_load(flags: tuple[str, ...], says: bytes) -> None:
+    result = piped(b"x\n", *flags)
+    assert result.returncode == 2 and says in result.stderr
+    assert result.stderr.count(b"\n") == 1
