@@ -13,17 +13,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from capt_local.align.events import TargetEvents
-from capt_local.align.fit import fit
 from capt_local.bundle import store
-from capt_local.bundle.manifest import ROLES, Bundle, Role
+from capt_local.bundle.manifest import Bundle, ModelFile
 from capt_local.bundle.verify import verify
 from capt_local.decode.answers import Answers, AnswerScore, Choosing, Chosen, as_utf8
+from capt_local.decode.assembly import Assembly
 from capt_local.decode.cached import CachedModel, common_length
 from capt_local.decode.evidence import Evidence
 from capt_local.decode.generation import Generation
-from capt_local.decode.options import AlignOptions, GenerateOptions, Method
-from capt_local.decode.proxy import Proxy
+from capt_local.decode.options import GenerateOptions
+from capt_local.decode.prompt_evidence import Memory
 from capt_local.decode.score import TextScore, opening, score_text
 from capt_local.decode.trio import Trio
 from capt_local.engine.llama import LlamaModel
@@ -64,12 +63,14 @@ class Runtime:
         }
         templates = {role: model.metadata.chat_template for role, model in models.items()}
         self._askers = {
-            role: Asker(bundle.models[role], templates[role], self._tokenizers[role], date)
-            for role in ROLES
-            if role in models
+            role: Asker(
+                bundle.models[cast(Role, role)], templates[role], self._tokenizers[role], date
+            )
+            for role in models
         }
         self._current: Generation | None = None
-        self._proxies: dict[AlignOptions, tuple[Proxy, ...]] = {}
+        self._memory = Memory()
+        self._assembly = Assembly(self._cached, self._tokenizers, self._missing)
 
     @classmethod
     def open(
@@ -132,7 +133,9 @@ class Runtime:
         """
         options = options or GenerateOptions()
         trio = self._begin(options, cancel)
-        self._current = Generation(trio, self._prompts(trio, prompt, raw=raw), options, cancel)
+        self._current = Generation(
+            trio, self._prompts(trio, prompt, raw=raw), options, cancel, self._memory
+        )
         return self._current
 
     def score(
@@ -151,9 +154,10 @@ class Runtime:
             Cancelled: `cancel`, which is asked at every token, said so.
         """
         options = options or GenerateOptions()
-        trio = self._begin(options, cancel)
-        mixed = trio.proxies and options.combine.alpha is None
-        evidence = Evidence(options.combine.grid) if mixed else None
+        trio = self._begin(options, cancel, scoring=True)
+        evidence = None
+        if trio.mixes:
+            evidence = Evidence(len(trio.powers), options.combine.forgetting)
         return score_text(trio, self._tokenizers, text, evidence, cancel)
 
     def score_answer(
@@ -203,6 +207,7 @@ class Runtime:
     def forget(self) -> None:
         """Empties the KV caches; nothing of earlier texts is left in them."""
         self._end_current()
+        self._memory.clear()
         for cached in self._cached.values():
             cached.keep(0)
 
@@ -224,10 +229,16 @@ class Runtime:
         """Frees the models."""
         self.close()
 
-    def _begin(self, options: GenerateOptions, cancel: Callable[[], bool] | None) -> Trio:
+    def _begin(
+        self,
+        options: GenerateOptions,
+        cancel: Callable[[], bool] | None,
+        *,
+        scoring: bool = False,
+    ) -> Trio:
         """The models for a new text; what was being made has ended."""
         self._end_current()
-        trio = self._trio(options)
+        trio = self._assembly.trio(options, scoring=scoring)
         trio.configure(options.combine)
         for model in self.models.values():
             model.should_stop = cancel
@@ -235,8 +246,7 @@ class Runtime:
 
     def _prompts(self, trio: Trio, asked: Asked, *, raw: bool) -> dict[str, Prompt]:
         """The prompt of each model, by role."""
-        roles = [self._role(each.role) for each in trio.models]
-        return {role: self._askers[role].prompt(asked, raw=raw) for role in roles}
+        return {each.role: self._askers[each.role].prompt(asked, raw=raw) for each in trio.models}
 
     def _answers(
         self,
@@ -247,7 +257,7 @@ class Runtime:
         raw: bool,
     ) -> Answers:
         """What judges given answers to a prompt."""
-        trio = self._begin(options or GenerateOptions(), cancel)
+        trio = self._begin(options or GenerateOptions(), cancel, scoring=True)
         if raw and not asked:
             prompts = opening(trio.models, self._tokenizers)
         else:
@@ -260,39 +270,9 @@ class Runtime:
             self._current.end()
             self._current = None
 
-    def _role(self, name: str) -> Role:
-        """The role of that name.
-
-        Raises:
-            UsageError: it is not loaded.
-        """
-        for role in ROLES:
-            if role == name and role in self.models:
-                return role
-        raise UsageError(
-            f"The bundle {self.bundle.id} has no {name}: give --expert and --base, or use "
+    def _missing(self, role: str) -> str:
+        """What to say where a method needs a model that is not loaded."""
+        return (
+            f"The bundle {self.bundle.id} has no {role}: give --expert and --base, or use "
             "--method target."
-        )
-
-    def _trio(self, options: GenerateOptions) -> Trio:
-        """The models that a method needs."""
-        if options.method is not Method.CAPT:
-            return Trio(self._cached[self._role(options.method.value)])
-        proxies = self._proxies.get(options.align)
-        if proxies is None:
-            proxies = self._proxies[options.align] = self._fit(options.align)
-        return Trio(self._cached["target"], proxies)
-
-    def _fit(self, how: AlignOptions) -> tuple[Proxy, ...]:
-        """Expert and base, aligned to the target; one table for both if they share a vocabulary."""
-        roles = (self._role("expert"), self._role("base"))
-        events = TargetEvents(self._tokenizers[self._role("target")])
-        expert, base = (self.models[role].vocabulary for role in roles)
-        first = fit(expert, events, long_tokens=how.long_tokens, healing=how.healing)
-        second = first
-        if not base.same_as(expert):
-            second = fit(base, events, long_tokens=how.long_tokens, healing=how.healing)
-        return tuple(
-            Proxy(self._cached[role], self._tokenizers[role], alignment)
-            for role, alignment in zip(roles, (first, second), strict=True)
         )

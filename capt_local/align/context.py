@@ -10,6 +10,21 @@ from collections.abc import Sequence
 
 from capt_local.vocab.tokenizer import TextTokenizer
 
+# No piece that matters begins so far back.
+_LONGEST_REST = 24
+
+
+def rests(pieces: Sequence[bytes]) -> list[bytes]:
+    """Bytes of the last piece, of the last two, ..., as far back as a longer piece may begin."""
+    found: list[bytes] = []
+    rest = b""
+    for piece in reversed(pieces):
+        rest = piece + rest
+        if len(rest) > _LONGEST_REST:
+            break
+        found.append(rest)
+    return found
+
 
 class CanonicalContext:
     """Fixed tokens in front, and the canonical tokens of a text that grows behind them.
@@ -49,12 +64,15 @@ class CanonicalContext:
         """The growing text, without the head and without a leading space of the tokenizer."""
         return self._text
 
-    @property
-    def last_piece(self) -> bytes:
-        """Bytes of the last token, if it belongs to the growing text; else empty."""
-        if len(self.tokens) == self.fixed:
-            return b""
-        return self._tokenizer.vocabulary.piece(self.tokens[-1])
+    def rests(self, depth: int) -> list[bytes]:
+        """Bytes of the last token of the growing text, of the last two, ...; at most `depth`.
+
+        The first token of all has nothing before it and is left out.
+        """
+        if not depth:
+            return []
+        last = self.tokens[max(self.fixed, 1) :][-depth:]
+        return rests([self._tokenizer.vocabulary.piece(token) for token in last])
 
     def append(self, text: bytes) -> int:
         """Adds text.

@@ -43,7 +43,8 @@ class TargetEvents:
         self.of_token: IntArray = np.full(len(vocabulary), NO_EVENT, dtype=np.int32)
         self.of_token[self.index.ids] = self.of_place
         self.of_token[vocabulary.end_ids] = END_EVENT
-        self.count = len(self._event_of_piece) + 1
+        self._pieces = list(self._event_of_piece)
+        self.count = len(self._pieces) + 1
         self._first: dict[bytes, int] = {}
 
     @cached_property
@@ -60,6 +61,17 @@ class TargetEvents:
     def of_piece(self, piece: bytes) -> int:
         """The event of exactly these bytes; NO_EVENT if the target has no such token."""
         return self._event_of_piece.get(piece, NO_EVENT)
+
+    def piece(self, event: int) -> bytes:
+        """The bytes of an event other than the end."""
+        return self._pieces[event - 1]
+
+    def interval(self, text: bytes) -> tuple[int, int]:
+        """The events that begin with `text`, as a half-open range."""
+        low, high = self.index.interval(text)
+        if low == high:
+            return 0, 0
+        return int(self.of_place[low]), int(self.of_place[high - 1]) + 1
 
     def first(self, text: bytes) -> int:
         """The event with which the target's tokenizer begins `text` (not empty)."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from capt_local.align.cover import FloatArray, Probabilities
+from capt_local.align.question import FloatArray, Probabilities
 from capt_local.vocab.prefix_index import PrefixIndex
 from capt_local.vocab.vocabulary import IntArray
 

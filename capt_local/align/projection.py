@@ -1,75 +1,33 @@
 """Projection of a proxy's probabilities onto the target's token events, with healing.
 
-The formulas are those of Cross-Architecture Proxy Tuning (Ronaghi et al. 2026) carried from
-strings to bytes and from the first sub-token to all pieces: see docs/method.md.
+Cross-Architecture Proxy Tuning (Ronaghi et al. 2026) carried from strings to bytes, and from the
+first sub-token to all pieces: see docs/method.md.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 
-from capt_local.align.cover import Cover, FloatArray, Probabilities
+from capt_local.align.cover import Cover, Shares, credit
 from capt_local.align.events import TargetEvents
+from capt_local.align.question import FloatArray, Probabilities, Question, View
 from capt_local.vocab.prefix_index import PrefixIndex
 from capt_local.vocab.vocabulary import IntArray, Vocabulary
 
-# Added to the probabilities of both proxies before their ratio is taken. A base that never met a
+# Added to the probabilities of both proxies before they are compared. A base that never met a
 # word gives it 1e-8 where the expert gives it 1e-3: that is no evidence of 12 nats. Chosen on
-# clinical notes (docs/results.md): 1e-5 was best for two trios, 1e-9 cost up to 0.09 bits per byte.
-FLOOR = 1e-5
-# One vocabulary is proxy tuning to the letter; this only keeps an underflow from dividing by 0.
+# clinical notes (docs/results.md).
+FLOOR = 1e-6
+# How many pieces back a longer piece may begin. The third one back still helped, the fifth did not.
+DEPTH = 3
+# Entries of healing tables that are kept: 4 bytes each.
+_CACHE_ENTRIES = 4_000_000
 _TINY = float(np.finfo(np.float32).tiny)
-# Entries of healing tables that are kept: 8 bytes each.
-_CACHE_ENTRIES = 2_000_000
 
-
-class Alignment(Protocol):
-    """What a proxy's row says about tokens of the target."""
-
-    @property
-    def follows_tokens(self) -> bool:
-        """Whether the proxy takes the target's tokens as they are (one shared vocabulary)."""
-        ...
-
-    @property
-    def floor(self) -> float:
-        """Probability under which a proxy's opinion counts less and less."""
-        ...
-
-    def events(self, tokens: IntArray, *, start: bool = False) -> IntArray:
-        """The event of each target token; negative where the proxies have no say.
-
-        Args:
-            tokens: of the target, shape (n,).
-            start: whether the tokens begin a text whose leading space is the tokenizer's own.
-        """
-        ...
-
-    def probability(
-        self, wanted: IntArray, row: Probabilities, before: Probabilities | None, last: bytes
-    ) -> FloatArray:
-        """Probability of each event, given the proxy's row (and the one before its last piece)."""
-        ...
-
-
-class SharedVocabulary:
-    """One vocabulary for both: the identity. This is proxy tuning (Liu et al. 2024)."""
-
-    follows_tokens = True
-    floor = _TINY
-
-    def events(self, tokens: IntArray, *, start: bool = False) -> IntArray:
-        """Every token is its own event."""
-        return tokens
-
-    def probability(
-        self, wanted: IntArray, row: Probabilities, before: Probabilities | None, last: bytes
-    ) -> FloatArray:
-        """The proxy's own probabilities."""
-        return row[wanted].astype(np.float64)
+Asked: TypeAlias = Question[Shares]
 
 
 class Projection:
@@ -78,61 +36,61 @@ class Projection:
     Args:
         proxy: the proxy's vocabulary.
         events: of the target.
-        long_tokens: credit tokens that no piece covers with their first piece.
-        healing: mix in the pieces that the proxy's last piece may have been the start of.
+        long_tokens: tokens that are longer than a piece share in it.
+        healing: mix in the pieces that the proxy's last pieces may have been the start of.
     """
 
     follows_tokens = False
     floor = FLOOR
+    most: int | None = None
 
     def __init__(
         self, proxy: Vocabulary, events: TargetEvents, *, long_tokens: bool, healing: bool
     ) -> None:
         """Builds the table of the plain projection; healing tables are made when needed."""
+        self.depth = DEPTH if healing else 0
         self._events = events
         self._index = PrefixIndex(proxy)
         self._long_tokens = long_tokens
-        self._healing = healing
         self._plain = self._cover(b"", proxy.end_ids)
         self._healers: OrderedDict[bytes, Cover] = OrderedDict()
         self._entries = 0
 
-    def events(self, tokens: IntArray, *, start: bool = False) -> IntArray:
-        """The events of target tokens."""
-        return (self._events.of_first_token if start else self._events.of_token)[tokens]
+    def ask(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Asked:
+        """See `Alignment.ask`; what is wanted is the event of each token."""
+        of = self._events.of_first_token if start else self._events.of_token
+        return Question(of[tokens], prior)
 
-    def probability(
-        self, wanted: IntArray, row: Probabilities, before: Probabilities | None, last: bytes
-    ) -> FloatArray:
+    def probability(self, question: Asked, view: View) -> FloatArray:
         """The probability of each event.
 
-        With y the last piece, p the row after it and q the row before it, the two coverings of
-        the text (y and then a piece; one piece that starts with y) are mixed:
+        The text so far may have been covered otherwise than by the proxy's own tokens y_1..y_n: by
+        the first n-k of them and one piece u that goes beyond the text. With p(u) from the row
+        there, all these coverings are mixed by their probabilities, each divided by that of
+        y_1..y_n:
 
-            [q(y) * plain(p) + sum over longer pieces u = y + v of q(u), credited by v]
-            / [sum over all pieces that start with y of q]
-
-        Args:
-            wanted: events, shape (n,).
-            row: probabilities after all tokens, shape (proxy vocabulary,).
-            before: probabilities before the last token; None: no healing (as at the beginning of
-                a text).
-            last: bytes of the last token; empty: no healing.
-
-        Returns:
-            Shape (n,).
+            [plain(row) + sum_k sum_u p(u) / (p(y_n-k+1) .. p(y_n)), credited by what u adds]
+            / [1 + sum_k sum_u p(u) / (p(y_n-k+1) .. p(y_n))]
         """
-        plain = self._plain.credit(row, wanted)
-        if not self._healing or before is None or not last:
-            return plain
-        healer = self._healer(last)
-        if not len(healer.longer):
-            return plain
-        stayed = float(before[healer.same].sum(dtype=np.float64))
-        mass = stayed + float(before[healer.longer].sum(dtype=np.float64))
-        if mass <= 0.0:
-            return plain
-        return (stayed * plain + healer.credit(before, wanted)) / mass
+        size = len(question.wanted)
+        said = credit(self._shares(question, b"", self._plain), view.row, size)
+        total, inverse = 1.0, 1.0
+        for back in view.back:
+            inverse /= max(float(back.row[back.token]), _TINY)
+            healer = self._healer(back.rest)
+            if len(healer.longer):
+                shares = self._shares(question, back.rest, healer)
+                said += credit(shares, back.row, size) * inverse
+                total += _mass(back.row, healer.longer) * inverse
+        said /= total
+        return said
+
+    def _shares(self, question: Asked, start: bytes, cover: Cover) -> Shares:
+        """Expert and base often stand at the same pieces; then the second finds it done."""
+        found = question.prepared.get(start)
+        if found is None:
+            found = question.prepared[start] = cover.share(question.wanted, question.prior)
+        return found
 
     def _cover(self, start: bytes, end_ids: IntArray) -> Cover:
         return Cover(start, self._index, end_ids, self._events, long_tokens=self._long_tokens)
@@ -147,3 +105,7 @@ class Projection:
         else:
             self._healers.move_to_end(last)
         return cover
+
+
+def _mass(row: Probabilities, pieces: IntArray) -> float:
+    return float(row[pieces].sum(dtype=np.float64))

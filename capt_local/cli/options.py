@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from capt_local.align.fit import Align
 from capt_local.decode.options import Method
 
 
@@ -151,8 +152,10 @@ class MethodFlags:
         option(
             "--method",
             twin="METHOD",
-            metavar="capt|target|expert|base",
-            help="The three together, or one alone. Default: the bundle's, else capt.",
+            metavar="NAME",
+            help="capt: all together; target, expert, base: one alone; capt-paper, unite, "
+            "proxy-tuning, contrastive: published methods, to compare. Default: the bundle's, else "
+            "capt.",
         ),
     ] = None
     alpha: Annotated[
@@ -160,9 +163,28 @@ class MethodFlags:
         option(
             "--alpha",
             twin="ALPHA",
-            metavar="NUMBER|evidence",
-            help="Weight of the contrast; 'evidence' weighs it by how well it explains the prompt. "
-            "Default: the bundle's, else evidence.",
+            metavar="NUMBER[,...]|evidence",
+            help="Weight of the contrast, one for all pairs or one for each; 'evidence' weighs "
+            "the models by how well they explain the prompt. Default: the bundle's, else evidence.",
+        ),
+    ] = None
+    weights: Annotated[
+        str | None,
+        option(
+            "--weights",
+            twin="WEIGHTS",
+            metavar="A,B,C",
+            help="Fixed weights of target, expert and base instead: T^A * E^B / B^C.",
+        ),
+    ] = None
+    alignment: Annotated[
+        Align | None,
+        option(
+            "--alignment",
+            twin="ALIGNMENT",
+            metavar="NAME",
+            help="How vocabularies are joined: projection (default), exact (slow), prefix-mass, "
+            "first-piece, capt-paper (to compare).",
         ),
     ] = None
     plausibility: Annotated[

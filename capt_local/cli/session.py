@@ -98,15 +98,24 @@ def generate_options(
     """
     said = bundle.defaults
     ours, combine = GenerateOptions(), CombineOptions()
-    alpha = _alpha(how.alpha) if how.alpha is not None else said.alpha
+    alphas: tuple[float, ...] = ()
+    if how.alpha is not None:
+        alphas = _alphas(how.alpha)
+    elif said.alpha is not None and how.weights is None:
+        alphas = (said.alpha,)
     return GenerateOptions(
         method=method(bundle, how),
         max_tokens=_first(sample.max_tokens, said.max_tokens, ours.max_tokens),
         stop=tuple(checked(text, "--stop") for text in sample.stop or ()),
         top=top,
-        align=AlignOptions(long_tokens=not how.no_long_tokens, healing=not how.no_healing),
+        align=AlignOptions(
+            kind=how.alignment or AlignOptions().kind,
+            long_tokens=not how.no_long_tokens,
+            healing=not how.no_healing,
+        ),
         combine=CombineOptions(
-            alpha=alpha,
+            alphas=alphas,
+            powers=_numbers(how.weights, "--weights takes numbers, as in 0.5,1,0.5."),
             plausibility=_first(how.plausibility, said.plausibility, combine.plausibility),
         ),
         sample=SampleOptions(
@@ -174,7 +183,7 @@ def open_session(
             progress=progress,
             check=not flags.no_verify,
             date=date,
-            roles=None if wanted is Method.CAPT else (wanted.value,),
+            roles=wanted.roles,
         )
     finally:  # an error is told on a line of its own
         screen.clear_progress()
@@ -265,14 +274,18 @@ def _answer(
     )
 
 
-def _alpha(text: str) -> float | None:
-    """A number, or None for `evidence`."""
+def _alphas(text: str) -> tuple[float, ...]:
+    """Numbers, or none for `evidence`."""
     if text == "evidence":
-        return None
+        return ()
+    return _numbers(text, "--alpha takes a number, one for each pair, or 'evidence'.")
+
+
+def _numbers(text: str | None, wrong: str) -> tuple[float, ...]:
     try:
-        return float(text)
+        return tuple(float(part) for part in text.split(",")) if text is not None else ()
     except ValueError:
-        raise UsageError("--alpha takes a number or 'evidence'.") from None
+        raise UsageError(wrong) from None
 
 
 def _first(*values: _Value | None) -> _Value:

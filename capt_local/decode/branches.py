@@ -9,7 +9,8 @@ import numpy as np
 
 from capt_local.decode.combine import FloatArray
 from capt_local.decode.prefill import prefill
-from capt_local.decode.trio import Distribution, Trio
+from capt_local.decode.rules import Distribution
+from capt_local.decode.trio import Trio
 from capt_local.errors import Cancelled
 from capt_local.prompt.messages import Prompt
 from capt_local.vocab.vocabulary import IntArray, Vocabulary
@@ -30,20 +31,12 @@ class Said:
     likeliest: bool
 
 
-def logps(trio: Trio, here: Distribution, tokens: IntArray) -> FloatArray:
-    """Log-probabilities of any tokens under the combination, shape (n,).
-
-    All tokens that are no candidates have one factor over their probability under the target, so
-    one of them tells it for all.
-    """
+def logps(here: Distribution, tokens: IntArray) -> FloatArray:
+    """Log-probabilities of any tokens under a distribution with ascending candidates, (n,)."""
     own = here.candidates
     places = np.minimum(np.searchsorted(own.tokens, tokens), len(own.tokens) - 1)
     inside = own.tokens[places] == tokens
-    result: FloatArray = here.row[tokens].astype(np.float64) - own.log_total
-    if not inside.all():
-        first = int(np.argmin(inside))
-        said = here.token_logp(int(tokens[first]), trio.alphas, trio.weights)
-        result += said - result[first]
+    result: FloatArray = here.row[tokens].astype(np.float64) - own.log_total + here.outside
     result[inside] = here.logp[places[inside]]
     return result
 
@@ -114,7 +107,7 @@ class Branches:
             if path and list(path[:-1]) != here:
                 trio.start(self._prompts)
                 if evidence is not None:
-                    trio.observe(evidence)
+                    trio.observe(evidence.weights)
                 here = []
             for token in path[len(here) :]:
                 trio.advance(token)
@@ -130,14 +123,14 @@ class Branches:
         likeliest, total = int(here.candidates.tokens[here.logp.argmax()]), 0.0
         if first and self._given:
             allowed = _beginning_with(self._given, vocabulary)
-            known = logps(trio, here, allowed)
+            known = logps(here, allowed)
             likeliest, total = int(allowed[known.argmax()]), log_mass(known)
         wanted = np.array(list(node.children), dtype=np.int32)
         if len(wanted):
-            for token, logp in zip(wanted.tolist(), logps(trio, here, wanted), strict=True):
+            for token, logp in zip(wanted.tolist(), logps(here, wanted), strict=True):
                 node.said[token] = Said(float(logp) - total, token == likeliest)
         if node.ends:
-            ends = logps(trio, here, vocabulary.end_ids)
+            ends = logps(here, vocabulary.end_ids)
             node.end = Said(log_mass(ends), bool(vocabulary.is_end[likeliest]))
 
 

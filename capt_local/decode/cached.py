@@ -72,6 +72,18 @@ class CachedModel:
         if notice not in self.notices:
             self.notices.append(notice)
 
+    def bring(self, tokens: Sequence[int]) -> None:
+        """Brings the cache to exactly `tokens`, without a row."""
+        self.keep(common_length(self.tokens, tokens))
+        if len(self.tokens) < len(tokens):
+            self.extend(tokens[len(self.tokens) :], 0)
+
+    def branch(self, tails: Sequence[Sequence[int]]) -> Rows:
+        """See `Model.branch`."""
+        rows = self.model.branch(tails)
+        self.decoded += sum(map(len, tails))
+        return rows
+
     def follow(self, tokens: Sequence[int], rows: int) -> Rows:
         """Brings the cache to `tokens` and returns the logits after the last `rows` of them.
 

@@ -1,8 +1,8 @@
 """The formulas of the combination. Pure arrays; everything is a natural logarithm.
 
 Sources: Cross-Architecture Proxy Tuning (Ronaghi et al. 2026), proxy tuning (Liu et al. 2024),
-the plausibility limit of contrastive decoding (Li et al. 2022), and Bayesian model averaging over
-the weight of the contrast.
+the plausibility limit of contrastive decoding (Li et al. 2022), products of experts (Hinton 2002)
+and Bayesian model averaging over their exponents.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.vocab.vocabulary import IntArray
+from capt_local.vocab.vocabulary import BoolArray, IntArray
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -25,7 +25,7 @@ class Candidates:
     Attributes:
         tokens: ascending ids, shape (n,).
         logp: log-probability of each under the target, over its whole vocabulary, shape (n,).
-        rest: probability of all other tokens together; they keep it, and get no contrast.
+        rest: probability of all other tokens together; they keep it.
         log_total: logsumexp of the row, so that any logit minus it is a log-probability.
     """
 
@@ -35,12 +35,15 @@ class Candidates:
     log_total: float
 
 
-def plausible(logits: npt.NDArray[np.float32], plausibility: float) -> Candidates:
+def plausible(
+    logits: npt.NDArray[np.float32], plausibility: float, most: int | None = None
+) -> Candidates:
     """The tokens with p >= plausibility * max p (Li et al. 2022, eq. 3).
 
     Args:
         logits: of the target, shape (vocabulary,).
         plausibility: 0 (all tokens) to 1 (the likeliest alone).
+        most: the likeliest of these, if there are more.
     """
     top = logits.max()
     log_total = float(top) + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
@@ -48,64 +51,71 @@ def plausible(logits: npt.NDArray[np.float32], plausibility: float) -> Candidate
         tokens = np.flatnonzero(logits >= top + np.float32(np.log(plausibility)))
     else:
         tokens = np.arange(len(logits))
+    if most is not None and len(tokens) > most:
+        tokens = np.sort(tokens[np.argsort(-logits[tokens], kind="stable")[:most]])
     logp = logits[tokens].astype(np.float64) - log_total
     rest = max(0.0, 1.0 - float(np.exp(logp).sum())) if len(tokens) < len(logits) else 0.0
     return Candidates(tokens.astype(np.int32), logp, rest, log_total)
 
 
-def contrast(
-    expert: FloatArray, base: FloatArray, has_event: npt.NDArray[np.bool_], floor: float
+def logs(
+    said: Sequence[FloatArray], has_say: BoolArray, own: FloatArray, floor: float
 ) -> FloatArray:
-    """logp_expert - logp_base of each event, 0 where the token has none.
+    """Log-probabilities of the candidates under each proxy.
+
+    Where the proxies have no say on a token (a control token of the target), they are taken to
+    say what the target says: its contrast is 0.
 
     Args:
-        expert: probabilities, shape (n,).
-        base: probabilities, shape (n,).
-        has_event: shape (n,).
-        floor: added to both, see `align.projection`.
+        said: probabilities under k proxies, each of shape (n,).
+        has_say: shape (n,).
+        own: log-probabilities under the target, shape (n,).
+        floor: added to the probabilities, see `align.projection.FLOOR`.
+
+    Returns:
+        Shape (k, n).
     """
-    return np.where(has_event, np.log((expert + floor) / (base + floor)), 0.0)
+    rows = np.array(said).reshape(-1, len(own))
+    return np.where(has_say, np.log(rows + floor), own)
 
 
-def tilt(
-    candidates: Candidates, shift: FloatArray, alphas: Sequence[float]
-) -> tuple[FloatArray, FloatArray]:
-    """The factors exp(alpha * contrast), and what they make of the sum of the probabilities.
+def products(candidates: Candidates, said: FloatArray, powers: FloatArray) -> FloatArray:
+    """The distributions P_i proportional to T^a * E^b * A^-c, one for each row of exponents.
 
-    Nothing overflows: the floor keeps a contrast within 88 nats, and an alpha is within 8.
+    (1, alpha, alpha) is CAPT with that alpha, (1, 0, 0) the target, (0, 1, 0) the expert where the
+    target finds it plausible. The candidates share what the target gives to them; every other
+    token keeps the target's probability, so each P_i is normalised over the vocabulary.
 
     Args:
         candidates: of the target.
-        shift: their contrasts, shape (n,).
-        alphas: m weights of the contrast.
+        said: log-probabilities of expert, base, and further pairs, shape (k, n).
+        powers: the exponents a, b, -c, ... of each product, shape (m, 1 + k).
 
     Returns:
-        Factors, shape (m, n); the sum over the vocabulary of p_target * factor, shape (m,).
+        Log-probabilities, shape (m, n).
     """
-    factors = np.exp(np.multiply.outer(np.asarray(alphas, dtype=np.float64), shift))
-    sums: FloatArray = factors @ np.exp(candidates.logp) + candidates.rest
-    return factors, sums
+    scores: FloatArray = np.multiply.outer(powers[:, 0], candidates.logp)
+    if len(said):
+        scores += powers[:, 1:] @ said
+    scores -= scores.max(axis=1, keepdims=True)
+    share = max(1.0 - candidates.rest, np.finfo(np.float64).tiny)
+    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True)) - np.log(share)
+    return scores
 
 
-def combine(
-    candidates: Candidates, shift: FloatArray, alphas: Sequence[float], weights: FloatArray
-) -> FloatArray:
-    """The mixture sum_i w_i P_i with P_i proportional to p_target * exp(alpha_i * contrast).
-
-    One alpha with weight 1 is CAPT with a fixed alpha. Together with the rest, which has
-    probability sum_i w_i rest / Z_i, the result is normalised over the target's vocabulary.
+def mixture(members: FloatArray, weights: FloatArray) -> FloatArray:
+    """Log sum_i w_i P_i.
 
     Args:
-        candidates: of the target.
-        shift: their contrasts, shape (n,).
-        alphas: m weights of the contrast.
-        weights: of the mixture, summing to 1, shape (m,).
+        members: log-probabilities of each P_i, shape (m, n).
+        weights: summing to 1, shape (m,).
 
     Returns:
-        Log-probabilities of the candidates, shape (n,).
+        Shape (n,).
     """
-    if not np.any(shift):
-        return candidates.logp
-    factors, sums = tilt(candidates, shift, alphas)
-    mixed: FloatArray = candidates.logp + np.log((weights / sums) @ factors)
+    if len(members) == 1:
+        only: FloatArray = members[0]
+        return only
+    best = members.max(axis=0)
+    mixed: FloatArray = best + np.log(weights @ np.exp(members - best))
     return mixed

@@ -62,9 +62,9 @@ def _next(
     begins = {token for rest in rests for token in _begins(tokens, rest, lead)}
     allowed = np.array(sorted(begins), dtype=np.int32)
     here = trio.distribution()
-    said = logps(trio, here, allowed)
+    said = logps(here, allowed)
     if b"" in rests:
-        end = log_mass(logps(trio, here, trio.cached.model.vocabulary.end_ids))
+        end = log_mass(logps(here, trio.cached.model.vocabulary.end_ids))
         if not len(said) or end >= said.max():
             return b""
     if not len(said):

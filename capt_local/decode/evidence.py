@@ -1,39 +1,36 @@
-"""Weights of the grid of alphas from the evidence of a text: Bayesian model averaging.
+"""Weights of several combinations from the evidence of a text: Bayesian model averaging.
 
-Each alpha gives a distribution; its weight is proportional to the probability that it gave to the
-text so far. Over any text the mixture is then within log(m) nats of the best of m alphas in
-hindsight, so that with alpha = 0 among them it can hardly be worse than the target alone. A slow
-forgetting gives that bound up for a text that changes.
+Each combination gives a distribution; its weight is proportional to the probability that it gave
+to the text so far. Over any text the mixture is then within log(m) nats of the best of m
+combinations in hindsight, so that with the target alone among them it can hardly be worse than the
+target alone. A slow forgetting gives that bound up for a text that changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from capt_local.decode.combine import Candidates, FloatArray, tilt
+from capt_local.decode.combine import FloatArray
 
 FORGETTING = 0.98
 
 
 class Evidence:
-    """Collects how well each alpha predicts a text.
+    """Collects how well each of m combinations predicts a text.
 
     Args:
-        alphas: the grid, m weights of the contrast.
+        count: m.
         forgetting: factor on all earlier evidence at each token; 1 forgets nothing.
 
     Attributes:
         seen: tokens of evidence so far.
     """
 
-    def __init__(self, alphas: Sequence[float], forgetting: float = FORGETTING) -> None:
+    def __init__(self, count: int, forgetting: float = FORGETTING) -> None:
         """Starts with equal weights."""
-        self.alphas = tuple(alphas)
         self.seen = 0
         self._forgetting = forgetting
-        self._logs = np.zeros(len(self.alphas))
+        self._logs = np.zeros(count)
 
     @property
     def weights(self) -> FloatArray:
@@ -42,17 +39,9 @@ class Evidence:
         result: FloatArray = shares / shares.sum()
         return result
 
-    def observe(self, candidates: Candidates, shift: FloatArray, token: int) -> None:
-        """Takes in that `token` came where the target had these candidates.
-
-        Args:
-            candidates: of the target at that place.
-            shift: their contrasts, shape (n,).
-            token: of the target; one that is not a candidate got no contrast from any alpha.
-        """
-        place = int(np.searchsorted(candidates.tokens, token))
-        known = place < len(candidates.tokens) and int(candidates.tokens[place]) == token
-        own = float(shift[place]) if known else 0.0
-        gained = np.asarray(self.alphas) * own - np.log(tilt(candidates, shift, self.alphas)[1])
-        self._logs = self._forgetting * self._logs + gained
+    def observe(self, logps: FloatArray) -> None:
+        """Takes in the log-probability that each combination gave to what came, shape (m,)."""
+        self._logs = self._forgetting * self._logs + logps
+        # Only differences count; small numbers stay exact over a long text.
+        self._logs -= self._logs.max()
         self.seen += 1

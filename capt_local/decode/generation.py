@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
 from capt_local.decode.loop import Walk
-from capt_local.decode.options import GenerateOptions
+from capt_local.decode.options import GenerateOptions, Powers
 from capt_local.decode.prefill import prefill
+from capt_local.decode.prompt_evidence import Memory
 from capt_local.decode.step import FinishReason, Step
 from capt_local.decode.trio import Trio
 from capt_local.errors import Cancelled
@@ -23,7 +24,8 @@ class Generation:
         finish: why it ended; None while it has not.
         prompt_tokens: by role.
         context_limit: tokens that the smallest context holds.
-        weights: (alpha, weight) pairs of the mixture; empty without proxies.
+        weights: exponents (a, b, c) of T^a E^b A^-c and their share of the mixture; empty for
+            a method without.
         evidence_tokens: positions of the prompt that the weights come from.
         prompt_seconds: time for the prompt, all models.
         generate_seconds: time for the answer so far, time of the reader excluded.
@@ -38,12 +40,14 @@ class Generation:
         prompts: Mapping[str, Prompt],
         options: GenerateOptions,
         cancel: Callable[[], bool] | None,
+        memory: Memory | None = None,
     ) -> None:
         """Checks that the prompt fits; decodes when the first step is asked for."""
         trio.configure(options.combine)
         trio.start(prompts)
         self._trio = trio
         self._prompts = prompts
+        self._memory = memory
         self._walk = Walk(trio, options, cancel)
         self._steps: Iterator[Step] | None = None
         self._prompt_notices = [note for prompt in prompts.values() for note in prompt.notices]
@@ -51,7 +55,7 @@ class Generation:
         self.finish: FinishReason | None = None
         self.prompt_tokens = {role: len(prompt.tokens) for role, prompt in prompts.items()}
         self.context_limit = min(each.model.context_limit for each in trio.models)
-        self.weights: tuple[tuple[float, float], ...] = ()
+        self.weights: tuple[tuple[Powers, float], ...] = ()
         self.evidence_tokens = 0
         self.prompt_seconds = 0.0
         self.generate_seconds = 0.0
@@ -111,11 +115,11 @@ class Generation:
         """Decodes the prompt; StopIteration if that was cancelled."""
         started = time.perf_counter()
         try:
-            evidence = prefill(self._trio, self._prompts)
+            evidence = prefill(self._trio, self._prompts, self._memory)
             self.evidence_tokens = evidence.seen if evidence is not None else 0
         except Cancelled:
             raise StopIteration from None
         finally:
             self.prompt_seconds = time.perf_counter() - started
-        if self._trio.proxies:
-            self.weights = tuple(zip(self._trio.alphas, self._trio.weights.tolist(), strict=True))
+        if self._trio.powers:
+            self.weights = tuple(zip(self._trio.powers, self._trio.weights.tolist(), strict=True))

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from capt_local.decode.options import GenerateOptions
+from capt_local.decode.rules import Distribution
 from capt_local.decode.sample import choose, penalised
 from capt_local.decode.step import Choice, FinishReason, Step
 from capt_local.decode.stops import StopStrings
-from capt_local.decode.trio import Distribution, Trio
+from capt_local.decode.trio import Trio
 from capt_local.errors import Cancelled, ContextOverflow
 from capt_local.vocab.vocabulary import Vocabulary
 
@@ -125,8 +126,7 @@ def describe(
         int(np.argmax(penalised(own.tokens, logp, trio.tokens, options.sample)))
         for logp in (own.logp, here.logp)
     )
-    expert, base = _said_by_proxies(trio, top)
-    proxy_logp = trio.said_by_proxies(int(own.tokens[place])) if top else None
+    said = here.said[:, place].tolist() if top else []
     return Step(
         index=index,
         token=int(own.tokens[place]),
@@ -138,23 +138,21 @@ def describe(
         contrast=float(here.contrast[place]),
         top=_likeliest(vocabulary, own.tokens, here.logp, top),
         target_top=_likeliest(vocabulary, own.tokens, own.logp, top),
-        expert_top=expert,
-        base_top=base,
-        expert_logp=proxy_logp[0] if proxy_logp else None,
-        base_logp=proxy_logp[1] if proxy_logp else None,
+        expert_top=_pieces_of(trio, "expert", top),
+        base_top=_pieces_of(trio, "base", top),
+        expert_logp=said[0] if said else None,
+        base_logp=said[1] if said else None,
         likeliest=None if together == place else int(own.tokens[together]),
         finish=finish,
     )
 
 
-def _said_by_proxies(trio: Trio, top: int) -> tuple[tuple[Choice, ...], tuple[Choice, ...]]:
-    """The likeliest pieces of expert and base."""
-    if not top or not trio.proxies:
-        return (), ()
-    expert, base = (
-        _likeliest_pieces(proxy.row, proxy.cached.model.vocabulary, top) for proxy in trio.proxies
-    )
-    return expert, base
+def _pieces_of(trio: Trio, role: str, top: int) -> tuple[Choice, ...]:
+    """The likeliest pieces of expert or base (of the first pair, where there are more)."""
+    proxy = next((each for each in trio.proxies if each.cached.role == role), None)
+    if proxy is None or not top:
+        return ()
+    return _likeliest_pieces(proxy.row, proxy.cached.model.vocabulary, top)
 
 
 def _choice(vocabulary: Vocabulary, token: int, logp: float) -> Choice:

@@ -5,61 +5,152 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeAlias
 
+from capt_local.align.fit import Align
 from capt_local.errors import UsageError
+
+# The exponents (a, b, c) of T^a E^b A^-c; with more pairs (a, b, c, b2, c2, ...).
+Powers: TypeAlias = tuple[float, ...]
 
 
 class Method(StrEnum):
-    """Which distribution the answer is drawn from."""
+    """Which distribution the answer is drawn from. The last four are published methods."""
 
     CAPT = "capt"
     TARGET = "target"
     EXPERT = "expert"
     BASE = "base"
+    CAPT_PAPER = "capt-paper"
+    UNITE = "unite"
+    PROXY_TUNING = "proxy-tuning"
+    CONTRASTIVE = "contrastive"
+
+    @property
+    def roles(self) -> tuple[str, ...] | None:
+        """The models that it needs, the one whose tokens are chosen first; None: all."""
+        match self:
+            case Method.CAPT:
+                return None
+            case Method.TARGET | Method.EXPERT | Method.BASE:
+                return (self.value,)
+            case Method.UNITE:
+                return ("target", "expert")
+            case Method.CONTRASTIVE:
+                return ("expert", "base")
+        return ("target", "expert", "base")
 
 
 @dataclass(frozen=True, slots=True)
 class AlignOptions:
-    """Parts of the projection of a proxy's row onto the target's tokens (METHOD.md).
+    """How tokens of the target are looked up at expert and base (docs/method.md).
 
     Attributes:
-        long_tokens: a target token longer than every piece that could start it gets the
-            probability of its first piece.
-        healing: the proxy's last piece may have been the start of a longer one.
+        kind: which alignment.
+        long_tokens: of the projection: a token longer than a piece shares in it.
+        healing: the proxy's last pieces may have been the start of a longer one.
     """
 
+    kind: Align = Align.PROJECTION
     long_tokens: bool = True
     healing: bool = True
 
 
+# What the evidence of a text chooses among: the target alone, mild and strong help, and nearly the
+# expert alone. Chosen on clinical notes and general prose (docs/results.md).
+GRID: tuple[Powers, ...] = (
+    (1.0, 0.0, 0.0),
+    (0.5, 0.5, 0.0),
+    (1.0, 0.5, 0.5),
+    (0.75, 1.0, 0.75),
+    (0.5, 1.0, 0.5),
+    (0.25, 1.0, 0.25),
+    (0.0, 1.0, 0.0),
+)
+_LARGEST = 8.0
+
+
 @dataclass(frozen=True, slots=True)
 class CombineOptions:
-    """The weight of the contrast.
+    """What weight each model has.
 
     Attributes:
-        alpha: a fixed weight, or None: mixed over `grid` by the evidence of the prompt.
-        plausibility: tokens with p_target < plausibility * max p_target get no contrast and are
-            never chosen.
-        grid: the weights that the evidence chooses among; holds 0, so that the target alone is
-            always one of them.
+        alphas: a fixed weight of the contrast, (alpha,) for all pairs or one for each; empty:
+            mixed over `grid` by the evidence of the prompt.
+        powers: fixed exponents (a, b, c) of T^a E^b A^-c instead, or (a, b, c, b2, c2, ...).
+        plausibility: tokens with p_target < plausibility * max p_target keep the target's
+            probability and are never chosen.
+        grid: the exponents that the evidence chooses among; holds the target alone.
         evidence_tokens: how many of the last tokens that the user wrote are the evidence.
+        forgetting: factor on earlier evidence at each token; 1 forgets nothing.
     """
 
-    alpha: float | None = None
+    alphas: tuple[float, ...] = ()
+    powers: Powers = ()
     plausibility: float = 1e-5
-    grid: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+    grid: tuple[Powers, ...] = GRID
     evidence_tokens: int = 64
+    forgetting: float = 0.98
 
     def __post_init__(self) -> None:
         """Refuses values without a meaning."""
-        if self.alpha is not None and not -8.0 <= self.alpha <= 8.0:
-            raise UsageError(f"--alpha {self.alpha} is not between -8 and 8.")
+        for alpha in self.alphas:
+            if not -_LARGEST <= alpha <= _LARGEST:
+                raise UsageError(f"--alpha {alpha} is not between -8 and 8.")
+        if self.alphas and self.powers:
+            raise UsageError("Give either --alpha or --weights.")
         if not 0.0 <= self.plausibility <= 1.0:
             raise UsageError(f"--plausibility {self.plausibility} is not between 0 and 1.")
-        if 0.0 not in self.grid or not all(-8.0 <= alpha <= 8.0 for alpha in self.grid):
-            raise UsageError("The grid of weights needs 0 in it, and nothing beyond -8 and 8.")
-        if self.evidence_tokens < 0:
-            raise UsageError("The evidence cannot have a negative length.")
+        if not all(-_LARGEST <= power <= _LARGEST for row in self._rows() for power in row):
+            raise UsageError("A weight is not between -8 and 8.")
+        if any(len(row) < 3 or len(row) % 2 == 0 for row in self._rows()):
+            raise UsageError("--weights takes A,B,C, and B,C once more for each further pair.")
+        if (1.0, 0.0, 0.0) not in self.grid or any(len(row) != 3 for row in self.grid):
+            raise UsageError("The grid of weights needs the target alone in it.")
+        if self.evidence_tokens < 0 or not 0.0 < self.forgetting <= 1.0:
+            raise UsageError("The evidence has a length, and forgets by a factor up to 1.")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the weights come from the evidence."""
+        return not self.alphas and not self.powers
+
+    def rows(self, pairs: int) -> tuple[Powers, ...]:
+        """The exponents of each combination that is mixed, shape (m, 1 + 2 * pairs).
+
+        Several pairs are weighed one by one, and together with the exponents of expert and base
+        divided among them.
+
+        Raises:
+            UsageError: there are not as many weights as pairs.
+        """
+        if not pairs:
+            return ((1.0,),)
+        if self.powers or self.alphas:
+            return (self._fixed(pairs),)
+        nothing = (0.0, 0.0)
+        rows: list[Powers] = []
+        for a, b, c in self.grid:
+            for place in range(pairs):
+                rows.append((a, *nothing * place, b, c, *nothing * (pairs - 1 - place)))
+            if pairs > 1:
+                rows.append((a, *(b / pairs, c / pairs) * pairs))
+        return tuple(dict.fromkeys(rows))
+
+    def _fixed(self, pairs: int) -> Powers:
+        if self.powers:
+            if len(self.powers) != 1 + 2 * pairs:
+                raise UsageError(
+                    f"--weights takes {1 + 2 * pairs} numbers for {pairs} pairs of expert and base."
+                )
+            return self.powers
+        if len(self.alphas) not in (1, pairs):
+            raise UsageError(f"--alpha takes one number, or {pairs}: one for each pair.")
+        alphas = self.alphas if len(self.alphas) == pairs else self.alphas * pairs
+        return (1.0, *(power for alpha in alphas for power in (alpha, alpha)))
+
+    def _rows(self) -> tuple[Powers, ...]:
+        return (self.powers, *self.grid) if self.powers else self.grid
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,27 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from capt_local.decode.evidence import Evidence
-from capt_local.decode.prompt_evidence import prefill_with_evidence
+from capt_local.decode.prompt_evidence import Memory, prefill_with_evidence
 from capt_local.decode.trio import Trio
 from capt_local.prompt.messages import Prompt
 
 
-def prefill(trio: Trio, prompts: Mapping[str, Prompt]) -> Evidence | None:
+def prefill(
+    trio: Trio, prompts: Mapping[str, Prompt], memory: Memory | None = None
+) -> Evidence | None:
     """Brings all models to the end of the prompt.
 
     Args:
         trio: started with the same prompts.
         prompts: by role.
+        memory: what the positions of an earlier prompt showed.
 
     Returns:
-        What the weights of the contrast come from; None where they are fixed.
+        What the weights come from; None where they are fixed.
 
     Raises:
         Cancelled: the models were told to stop.
     """
     evidence = None
-    if trio.proxies and trio.options.alpha is None:
-        evidence = prefill_with_evidence(trio, prompts)
-        trio.observe(evidence)
+    if trio.mixes:
+        evidence = prefill_with_evidence(trio, prompts, memory)
+        trio.observe(evidence.weights)
     trio.settle()
     return evidence

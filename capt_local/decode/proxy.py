@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from capt_local.align.context import CanonicalContext
-from capt_local.align.cover import FloatArray, Probabilities
-from capt_local.align.projection import Alignment
+from capt_local.align.fit import AnyAlignment
+from capt_local.align.question import Back, FloatArray, Probabilities, Question, View
 from capt_local.decode.cached import CachedModel, common_length
 from capt_local.decode.model import Rows
 from capt_local.prompt.messages import Prompt
 from capt_local.vocab.tokenizer import TextTokenizer
-from capt_local.vocab.vocabulary import IntArray
 
-# Rows that are kept behind the last token: healing needs one, a few more save decoding a token
+# Rows that are kept behind the last token: healing needs a few, and some more save decoding tokens
 # again when the text is rolled back over a short word.
-_KEPT_ROWS = 6
+_KEPT_ROWS = 8
 
 
 def softmax(logits: Rows) -> Probabilities:
@@ -32,19 +33,29 @@ class Proxy:
         cached: the model and what it has seen.
         tokenizer: of the model.
         alignment: onto the target's tokens.
+        keeps_logits: for a method that needs more than probabilities.
 
     Attributes:
         cached: see above.
         alignment: see above.
     """
 
-    def __init__(self, cached: CachedModel, tokenizer: TextTokenizer, alignment: Alignment) -> None:
+    def __init__(
+        self,
+        cached: CachedModel,
+        tokenizer: TextTokenizer,
+        alignment: AnyAlignment,
+        *,
+        keeps_logits: bool = False,
+    ) -> None:
         """Starts with an empty context."""
         self.cached = cached
         self.alignment = alignment
         self._tokenizer = tokenizer
         self._context = CanonicalContext(tokenizer, (), start=False)
         self._rows: dict[int, Probabilities] = {}
+        self._keeps_logits = keeps_logits
+        self._logits: Rows | None = None
 
     @property
     def tokens(self) -> list[int]:
@@ -59,6 +70,7 @@ class Proxy:
     def start(self, prompt: Prompt) -> None:
         """Takes a prompt; decodes nothing yet. What the KV cache shares with it is kept."""
         self._rows.clear()
+        self._logits = None
         if self.alignment.follows_tokens:
             self._context = CanonicalContext(self._tokenizer, prompt.tokens, start=False)
         elif prompt.goes_on:
@@ -83,10 +95,9 @@ class Proxy:
                 )
 
     def wanted_rows(self) -> list[int]:
-        """After how many tokens rows are needed: before the last piece (to heal it), after it."""
+        """After how many tokens rows are needed: after the last pieces that may be healed."""
         size = len(self.tokens)
-        heals = size > self._context.fixed and size > 1 and not self.alignment.follows_tokens
-        return [size - 1, size] if heals else [size]
+        return list(range(size - len(self._rests()), size + 1))
 
     def settle(self) -> None:
         """Brings the model to the text, so that the rows that `probability` needs are there."""
@@ -98,22 +109,36 @@ class Proxy:
             return
         count = len(self.tokens) - missing[0] + 1
         for offset, logits in enumerate(self.cached.follow(self.tokens, count)):
-            self.keep_row(missing[0] + offset, softmax(logits))
+            self.keep_row(missing[0] + offset, logits)
 
-    def keep_row(self, place: int, row: Probabilities) -> None:
-        """Keeps the probabilities that follow the first `place` tokens."""
-        self._rows[place] = row
+    def keep_row(self, place: int, logits: Rows) -> None:
+        """Keeps what follows the first `place` tokens."""
+        self._rows[place] = softmax(logits)
+        if self._keeps_logits and place == len(self.tokens):
+            self._logits = logits.copy()
         for old in sorted(self._rows)[:-_KEPT_ROWS]:
             del self._rows[old]
 
-    def probability(self, wanted: IntArray) -> FloatArray:
-        """Probability of each event after the text; `settle` comes first. See `Alignment`."""
-        places = self.wanted_rows()
-        before = self._rows[places[0]] if len(places) == 2 else None
-        last = self._context.last_piece if before is not None else b""
-        return self.alignment.probability(wanted, self.row, before, last)
+    def probability(self, question: Question[Any]) -> FloatArray:
+        """Probability of each token in question; `settle` comes first. See `Alignment`."""
+        rests, size = self._rests(), len(self.tokens)
+        back = [
+            Back(self._rows[place], self.tokens[place], rest)
+            for place, rest in zip(range(size - 1, -1, -1), rests, strict=False)
+        ]
+        return self.alignment.probability(question, View(self.row, back))
 
     @property
     def row(self) -> Probabilities:
         """Probabilities over the proxy's own vocabulary after the text, shape (vocabulary,)."""
         return self._rows[len(self.tokens)]
+
+    @property
+    def logits(self) -> Rows:
+        """The same row as logits, where it `keeps_logits`."""
+        assert self._logits is not None
+        return self._logits
+
+    def _rests(self) -> list[bytes]:
+        """Bytes that may be healed, the shortest first."""
+        return self._context.rests(self.alignment.depth)

@@ -49,7 +49,7 @@ def score_text(
         trio: of which the target's tokens are scored.
         tokenizers: of all its models, by role.
         text: UTF-8.
-        evidence: if given, the weights of the alphas follow the text: each token is predicted
+        evidence: if given, the weights follow the text: each token is predicted
             with the weights from the tokens before it.
         cancel: asked at every token.
 
@@ -68,11 +68,11 @@ def score_text(
             trio.start(prompts, reserve=_MARGIN + 1)
             windows += 1
         if evidence is not None:
-            trio.observe(evidence)
+            trio.observe(evidence.weights)
         here = trio.distribution()
-        nats -= here.token_logp(token, trio.alphas, trio.weights)
+        nats -= here.token_logp(token)
         if evidence is not None:
-            evidence.observe(here.candidates, here.contrast, token)
+            evidence.observe(here.gains(token))
         trio.advance(token)
     return TextScore(nats, len(tokens), len(text), windows)
 

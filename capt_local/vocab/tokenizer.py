@@ -33,12 +33,17 @@ class TextTokenizer:
         vocabulary: of the model.
         tokenize: `tokenize(text: bytes, *, special: bool) -> list[int]`, llama.cpp's tokenizer
             without BOS or EOS (see `decode.model.Model.tokenize`).
+
+    Attributes:
+        vocabulary: see above.
+        tokenize: see above.
+        lead: the space that the tokenizer puts in front of a text, or nothing.
     """
 
     def __init__(self, vocabulary: Vocabulary, tokenize: Tokenize) -> None:
         """Finds out whether the tokenizer puts a space in front of a text."""
         self.vocabulary = vocabulary
-        self._tokenize = tokenize
+        self.tokenize = tokenize
         self._forbidden = self._forbidden_in_text()
         self.lead: bytes = b" " if self._bytes(tokenize(b"a", special=False)) == b" a" else b""
         self._uncut = _bytes_before_spaces(vocabulary)
@@ -73,7 +78,7 @@ class TextTokenizer:
         """The tokens of the lead alone, as the tokenizer writes them in front of a text."""
         if not self.lead:
             return ()
-        tokens = self._tokenize(_GUARD, special=False)
+        tokens = self.tokenize(_GUARD, special=False)
         return tuple(tokens[: self._tokens_of(self.lead, tokens)])
 
     def scaffold(self, text: bytes, *, start: bool) -> list[int]:
@@ -95,8 +100,8 @@ class TextTokenizer:
         if not text:
             return []
         if start or not self.lead:
-            return self._tokenize(text, special=special)
-        tokens = self._tokenize(_GUARD + text, special=special)
+            return self.tokenize(text, special=special)
+        tokens = self.tokenize(_GUARD + text, special=special)
         return tokens[self._tokens_of(self.lead + _GUARD, tokens) :]
 
     def _tokens_of(self, front: bytes, tokens: list[int]) -> int:

@@ -1,0 +1,176 @@
+"""Alignments that need no table of events: one vocabulary, first pieces, prefix mass, strings.
+
+All but the first are there to be compared with the projection (docs/results.md).
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+
+from capt_local.align.events import END_EVENT, TargetEvents
+from capt_local.align.projection import DEPTH, FLOOR
+from capt_local.align.published import TokenStrings
+from capt_local.align.question import FloatArray, Probabilities, Question, View
+from capt_local.vocab.prefix_index import PrefixIndex
+from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.vocab.vocabulary import IntArray
+
+# One vocabulary is proxy tuning to the letter; this only keeps an underflow from dividing by 0.
+_TINY = float(np.finfo(np.float32).tiny)
+# Candidates of the published method.
+_PUBLISHED_CANDIDATES = 20
+
+Asked: TypeAlias = Question[None]
+
+
+class SharedVocabulary:
+    """One vocabulary for both: the identity. This is proxy tuning (Liu et al. 2024)."""
+
+    follows_tokens = True
+    depth = 0
+    floor = _TINY
+    most: int | None = None
+
+    def ask(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Asked:
+        """Every token stands for itself."""
+        return Question(tokens, prior)
+
+    def probability(self, question: Asked, view: View) -> FloatArray:
+        """The proxy's own probabilities."""
+        return view.row[question.wanted].astype(np.float64)
+
+
+class FirstPiece:
+    """Each token by the piece with which the proxy's tokenizer begins its bytes.
+
+    The published mapping without its defects: by bytes, and with all ends as one event.
+    """
+
+    follows_tokens = False
+    depth = 0
+    floor = FLOOR
+    most: int | None = None
+
+    def __init__(self, proxy: TextTokenizer, events: TargetEvents) -> None:
+        """Splits nothing yet: the piece of a token is looked for when it is first asked for."""
+        self._proxy = proxy
+        self._events = events
+        self._pieces: IntArray = np.full(events.count, -2, dtype=np.int32)
+        self._pieces[END_EVENT] = -1
+        self._end_ids = proxy.vocabulary.end_ids
+
+    def ask(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Asked:
+        """See `Alignment.ask`; what is wanted is the event of each token."""
+        wanted = (self._events.of_first_token if start else self._events.of_token)[tokens]
+        for event in np.unique(wanted[wanted >= 0]):
+            if self._pieces[event] == -2:
+                text = self._events.piece(int(event))
+                self._pieces[event] = self._proxy.encode(text, start=False)[0]
+        return Question(wanted, prior)
+
+    def probability(self, question: Asked, view: View) -> FloatArray:
+        """The probability of each token's first piece."""
+        wanted = question.wanted
+        said = view.row[self._pieces[wanted]].astype(np.float64)
+        said[wanted == END_EVENT] = view.row[self._end_ids].sum(dtype=np.float64)
+        return np.where(wanted >= 0, said, 0.0)
+
+
+class PrefixMass:
+    """Each token by all pieces that begin with its bytes: that the text goes on with them.
+
+    A token longer than all pieces that could begin it gets the longest of these. Tokens are not
+    exclusive here: "c" includes all that "card" has.
+
+    Args:
+        index: the proxy's text tokens in byte order.
+        end_ids: tokens of the proxy that end a generation.
+        events: of the target.
+        healing: mix in the pieces that the proxy's last pieces may have been the start of.
+    """
+
+    follows_tokens = False
+    floor = FLOOR
+    most: int | None = None
+
+    def __init__(
+        self, index: PrefixIndex, end_ids: IntArray, events: TargetEvents, *, healing: bool
+    ) -> None:
+        """Looks up nothing yet."""
+        self.depth = DEPTH if healing else 0
+        self._index = index
+        self._end_ids = end_ids
+        self._events = events
+        self._spans: dict[bytes, tuple[int, int]] = {}
+
+    def ask(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Asked:
+        """See `Alignment.ask`; what is wanted is the event of each token."""
+        of = self._events.of_first_token if start else self._events.of_token
+        return Question(of[tokens], prior)
+
+    def probability(self, question: Asked, view: View) -> FloatArray:
+        """Sums over the pieces, mixed over the coverings as in `Projection.probability`."""
+        said, _ = self._credit(question.wanted, view.row, b"")
+        total, inverse = 1.0, 1.0
+        for back in view.back:
+            inverse /= max(float(back.row[back.token]), _TINY)
+            more, mass = self._credit(question.wanted, back.row, back.rest)
+            said += more * inverse
+            total += mass * inverse
+        return said / total
+
+    def _credit(
+        self, wanted: IntArray, row: Probabilities, start: bytes
+    ) -> tuple[FloatArray, float]:
+        """What the pieces behind `start` give to each event, and what they have together."""
+        sums = np.concatenate(([0.0], np.cumsum(row[self._index.ids], dtype=np.float64)))
+        spans = np.array([self._span(start, int(event)) for event in wanted]).reshape(-1, 2)
+        said: FloatArray = sums[spans[:, 1]] - sums[spans[:, 0]]
+        if not start:
+            ends = float(row[self._end_ids].sum(dtype=np.float64))
+            return np.where(wanted == END_EVENT, ends, said), 1.0
+        low, high = self._index.exact(start)[1], self._index.interval(start)[1]
+        return said, float(sums[high] - sums[low])
+
+    def _span(self, start: bytes, event: int) -> tuple[int, int]:
+        """Places of the pieces that begin with `start` and an event's bytes, or of the longest."""
+        if event <= END_EVENT:
+            return 0, 0
+        text = start + self._events.piece(event)
+        found = self._spans.get(text)
+        if found is None:
+            found = self._index.interval(text)
+            for size in range(len(text) - 1, len(start), -1):
+                if found[0] < found[1]:
+                    break
+                found = self._index.exact(text[:size])
+            self._spans[text] = found
+        return found
+
+
+class PublishedMapping:
+    """The target's top 20, each by one piece found by its string: the published alignment.
+
+    With all of its defects (docs/baselines.md); the base takes the piece of the expert.
+    """
+
+    follows_tokens = False
+    depth = 0
+    floor = _TINY
+    most: int | None = _PUBLISHED_CANDIDATES
+
+    def __init__(self, target: TokenStrings, proxy: TokenStrings) -> None:
+        """Keeps the strings of both vocabularies."""
+        self._target = target
+        self._proxy = proxy
+
+    def ask(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Asked:
+        """See `Alignment.ask`; what is wanted is the piece of each token."""
+        pieces = [self._proxy.piece(self._target.key(token)) for token in tokens.tolist()]
+        return Question(np.array(pieces, dtype=np.int32), prior)
+
+    def probability(self, question: Asked, view: View) -> FloatArray:
+        """The probability of each piece."""
+        return view.row[question.wanted].astype(np.float64)

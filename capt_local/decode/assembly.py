@@ -1,0 +1,161 @@
+"""Which models take which places for a method, and how they are aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from capt_local.align.events import TargetEvents
+from capt_local.align.fit import Align, AnyAlignment, fit
+from capt_local.align.published import TokenStrings
+from capt_local.align.simple import SharedVocabulary
+from capt_local.decode.cached import CachedModel
+from capt_local.decode.exact import ExactProxy
+from capt_local.decode.follower import Follower
+from capt_local.decode.methods.choices import Choices
+from capt_local.decode.methods.contrastive import Contrastive
+from capt_local.decode.methods.paper import PaperCapt
+from capt_local.decode.methods.proxy_tuning import proxy_tuning
+from capt_local.decode.methods.unite import Unite
+from capt_local.decode.options import AlignOptions, GenerateOptions, Method
+from capt_local.decode.proxy import Proxy
+from capt_local.decode.rules import Published
+from capt_local.decode.trio import Trio
+from capt_local.errors import UsageError
+from capt_local.vocab.prefix_index import PrefixIndex
+from capt_local.vocab.tokenizer import TextTokenizer
+
+
+class Assembly:
+    """Puts loaded models together. Tables between vocabularies are made once.
+
+    Args:
+        cached: the models by role: target, expert, base, and expert-2, base-2, ... for further
+            pairs.
+        tokenizers: of the same models.
+        hint: how to name a missing model, for messages: told the role, returns a sentence.
+    """
+
+    def __init__(
+        self,
+        cached: Mapping[str, CachedModel],
+        tokenizers: Mapping[str, TextTokenizer],
+        hint: Callable[[str], str],
+    ) -> None:
+        """Builds nothing yet."""
+        self._cached = dict(cached)
+        self._tokenizers = dict(tokenizers)
+        self._hint = hint
+        self._events: TargetEvents | None = None
+        self._alignments: dict[tuple[AlignOptions, int], AnyAlignment] = {}
+        self._followers: dict[AlignOptions, tuple[Follower, ...]] = {}
+        self._strings: dict[str, TokenStrings] = {}
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The roles of each pair of expert and base."""
+        experts = [role for role in self._cached if role.startswith("expert")]
+        return tuple((role, role.replace("expert", "base")) for role in experts)
+
+    def trio(self, options: GenerateOptions, *, scoring: bool = False) -> Trio:
+        """The models that a method needs, in their places.
+
+        Args:
+            options: the method, the alignment and the weights.
+            scoring: the form of a published method that gives every token some probability,
+                instead of the one that it generates with (docs/baselines.md).
+
+        Raises:
+            UsageError: the method needs a model that is not there, or one vocabulary where there
+                are two.
+        """
+        method = options.method
+        roles = method.roles or ("target", *(role for pair in self.pairs for role in pair))
+        if method is Method.CAPT and len(roles) == 1:
+            roles = ("target", "expert", "base")
+        leader, *others = [self._need(role) for role in roles]
+        if method is Method.CAPT:
+            return Trio(leader, self._aligned(options.align, others), options.combine)
+        if not others:
+            return Trio(leader, (), options.combine)
+        if method in (Method.PROXY_TUNING, Method.CONTRASTIVE):
+            self._need_one_vocabulary(method, roles)
+            alignment: AnyAlignment = SharedVocabulary()
+        else:
+            alignment = fit(self._tokenizers["expert"], self._target_events(), Align.CAPT_PAPER)
+        followers = [
+            Proxy(each, self._tokenizers[each.role], alignment, keeps_logits=True)
+            for each in others
+        ]
+        rule = Published(self._choices(method, scoring=scoring))
+        return Trio(leader, followers, options.combine, rule)
+
+    def _choices(self, method: Method, *, scoring: bool) -> Callable[..., Choices]:
+        """The published algorithm."""
+        if method is Method.PROXY_TUNING:
+            return proxy_tuning
+        made: Contrastive | PaperCapt | Unite
+        if method is Method.CONTRASTIVE:
+            made = Contrastive()
+        elif method is Method.UNITE:
+            made = Unite(self._spelled("target"), self._spelled("expert"))
+        else:
+            target, expert, base = map(self._spelled, ("target", "expert", "base"))
+            made = PaperCapt(target, expert, base)
+        return made.scoring if scoring else made.generating
+
+    def _aligned(self, how: AlignOptions, others: Sequence[CachedModel]) -> tuple[Follower, ...]:
+        """All experts and bases, aligned to the target."""
+        found = self._followers.get(how)
+        if found is None:
+            found = self._followers[how] = tuple(self._follower(each, how) for each in others)
+        return found
+
+    def _follower(self, cached: CachedModel, how: AlignOptions) -> Follower:
+        tokenizer, events = self._tokenizers[cached.role], self._target_events()
+        alignment = self._alignment(tokenizer, how)
+        if how.kind is Align.EXACT and not alignment.follows_tokens:
+            index = PrefixIndex(tokenizer.vocabulary)
+            return ExactProxy(cached, tokenizer, alignment, index, events)
+        return Proxy(cached, tokenizer, alignment)
+
+    def _alignment(self, tokenizer: TextTokenizer, how: AlignOptions) -> AnyAlignment:
+        """One table for all models of one vocabulary."""
+        for (known, place), alignment in self._alignments.items():
+            other = list(self._tokenizers.values())[place]
+            if known == how and other.vocabulary.same_as(tokenizer.vocabulary):
+                return alignment
+        place = list(self._tokenizers.values()).index(tokenizer)
+        made = fit(
+            tokenizer,
+            self._target_events(),
+            how.kind,
+            long_tokens=how.long_tokens,
+            healing=how.healing,
+        )
+        self._alignments[how, place] = made
+        return made
+
+    def _target_events(self) -> TargetEvents:
+        if self._events is None:
+            self._events = TargetEvents(self._tokenizers["target"])
+        return self._events
+
+    def _spelled(self, role: str) -> TokenStrings:
+        found = self._strings.get(role)
+        if found is None:
+            tokenizer = self._tokenizers[role]
+            found = self._strings[role] = TokenStrings(tokenizer.vocabulary, tokenizer.tokenize)
+        return found
+
+    def _need(self, role: str) -> CachedModel:
+        if role not in self._cached:
+            raise UsageError(self._hint(role))
+        return self._cached[role]
+
+    def _need_one_vocabulary(self, method: Method, roles: Sequence[str]) -> None:
+        first, *others = [self._tokenizers[role].vocabulary for role in roles]
+        if not all(first.same_as(other) for other in others):
+            raise UsageError(
+                f"--method {method} needs {' and '.join(roles)} to have one vocabulary, and they "
+                "have not. --method capt does not need that."
+            )
