@@ -126,9 +126,16 @@ class Talk:
         Args:
             conversation: from now on.
             lines: what the running transcript says about it.
+
+        Raises:
+            CaptError: the models cannot take it; the conversation stays as it was.
         """
-        self.conversation = conversation
-        self.roll_back()
+        before, self.conversation = self.conversation, conversation
+        try:
+            self.roll_back()
+        except CaptError:
+            self.conversation = before
+            raise
         self.write_down(*lines)
 
     def roll_back(self) -> dict[str, int]:

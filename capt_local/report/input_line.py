@@ -15,6 +15,7 @@ from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application
+from prompt_toolkit.clipboard import InMemoryClipboard
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
@@ -111,8 +112,9 @@ class InputLine:
             app.loop.call_soon_threadsafe(_leave, app, Woken())
 
     def forget(self) -> None:
-        """Forgets what was typed."""
+        """Forgets what was typed, also what was cut out."""
         self.typed = ""
+        self._session.clipboard = InMemoryClipboard()
         self._session.history = InMemoryHistory()
         self._session.default_buffer.history = self._session.history
         self._session.default_buffer.reset()

@@ -70,7 +70,7 @@ def test_an_answer_and_what_the_expert_changed_in_it(fresh: Chat) -> None:
     shown = fresh(QUESTION)
     assert "changed" in shown and "context" in shown
     why = fresh("/why")
-    assert "was said" in why and "Contrast" in why and "─" in why
+    assert "was said" in why and "─" in why
     assert fresh("/why 1")
     assert "1 to 1" in fresh.refused("/why 2")
     assert "1 to 1" in fresh.refused("/why x")
@@ -291,10 +291,12 @@ def test_what_was_typed_comes_back_with_the_arrow_until_it_is_forgotten(fresh: C
     fresh("/stats")
     terminal.send("\x1b[A")
     terminal.wait(lambda: terminal.at_cursor() == ">>> /stats")
+    terminal.send("\x15\x19")  # cut, and pasted again
+    terminal.wait(lambda: terminal.at_cursor() == ">>> /stats")
     terminal.send("\x15")
     terminal.ready()
     fresh("/clear")
-    terminal.send("\x1b[A\x1b[A")
+    terminal.send("\x1b[A\x1b[A\x19")
     terminal.read(0.3)
     assert terminal.at_cursor() == ">>>"
 

@@ -1,0 +1,186 @@
+"""A conversation with a runtime that does what the test says: nothing said is lost."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from capt_local.chat.commands import Call
+from capt_local.cli.chat_commands import Commands
+from capt_local.cli.options import ModelFlags
+from capt_local.cli.session import find_bundle, open_session
+from capt_local.cli.signals import Signals
+from capt_local.cli.talk import Talk
+from capt_local.cli.transcript_file import TranscriptFile
+from capt_local.decode.options import GenerateOptions
+from capt_local.decode.step import FinishReason
+from capt_local.errors import Cancelled, ContextOverflow, NumericalError, UsageError
+from capt_local.report.screen import Screen
+from tests.cli.conftest import Run, Stdin
+from tests.cli.fake_runtime import Script
+
+Made = tuple[Talk, io.StringIO, Path]
+
+
+@pytest.fixture
+def made(script: Script, tmp_path: Path) -> Iterator[Made]:
+    places = {role: tmp_path / f"{role}.gguf" for role in ("target", "expert", "base")}
+    for path in places.values():
+        path.write_bytes(b"GGUF")
+    flags, err, log = ModelFlags(**places), io.StringIO(), tmp_path / "t.jsonl"
+    with Signals() as signals:
+        session = open_session(find_bundle(flags), flags, Screen(io.StringIO(), err), signals)
+        talk = Talk(session, signals, GenerateOptions(top=3), TranscriptFile(log))
+        yield talk, err, log
+
+
+def events(log: Path) -> list[str]:
+    return [json.loads(line)["type"] for line in log.read_text().splitlines()[1:]]
+
+
+def test_an_interrupted_answer_is_a_turn(made: Made, script: Script) -> None:
+    talk, err, log = made
+    script.press_at = 0
+    talk.ask("one")
+    script.press_at = None
+    talk.ask("two")
+    assert [turn.answer.finish for turn in talk.conversation.turns] == ["interrupted", "stop"]
+    assert talk.conversation.turns[0].reply == "It is "
+    assert events(log) == ["turn", "turn"] and "interrupted" in err.getvalue()
+    # A notice is told once, however often it comes.
+    assert err.getvalue().count("a notice of the generation") == 1
+
+
+def test_an_answer_that_an_error_ends_is_a_turn(made: Made, script: Script) -> None:
+    talk, _, log = made
+    script.fail_at, script.error = 2, NumericalError("no numbers")
+    with pytest.raises(NumericalError):
+        talk.ask("one")
+    (turn,) = talk.conversation.turns
+    assert (turn.reply, turn.answer.finish) == ("It is pneumonia", FinishReason.ERROR)
+    assert events(log) == ["turn"]
+
+
+@pytest.mark.parametrize(
+    "error", [ContextOverflow({"target": 9}, 4), UsageError("x"), RuntimeError("y")]
+)
+def test_a_question_that_fails_at_once_changes_nothing(
+    made: Made, script: Script, error: Exception
+) -> None:
+    talk, _, log = made
+    talk.notes = ("a note",)
+    script.fail_at, script.error = 0, error
+    with pytest.raises(type(error)):
+        talk.ask("one")
+    assert talk.conversation.turns == () and talk.notes == ("a note",) and events(log) == []
+    assert {"forgotten": True} in script.calls
+    script.fail_at = None
+    talk.ask("one")
+    assert talk.conversation.turns[0].question == "a note\n\none" and talk.notes == ()
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_second_answer_that_is_interrupted_leaves_the_first(
+    made: Made, script: Script, live: bool
+) -> None:
+    talk, _, log = made
+    talk.ask("one")
+    before = talk.conversation
+    script.press_at = 1
+    assert talk.ask_again(GenerateOptions(), live=live) is None
+    script.fail_at, script.error = 1, NumericalError("no numbers")
+    with pytest.raises(NumericalError):
+        talk.ask_again(GenerateOptions(), live=live)
+    assert talk.conversation is before and events(log) == ["turn"]
+    script.fail_at = script.press_at = None
+    assert talk.ask_again(GenerateOptions(), live=live) is talk.conversation.last()
+    assert events(log) == ["turn", "undo", "turn"]
+
+
+def test_an_answer_that_did_not_begin_is_no_turn(made: Made, script: Script) -> None:
+    talk, _, log = made
+    script.fail_at, script.error = 0, Cancelled("stopped")
+    with pytest.raises(Cancelled):
+        talk.ask("one")
+    assert talk.conversation.turns == () and events(log) == []
+
+
+def test_a_transcript_on_a_full_disk_is_told_and_made_up_for(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk, err, log = made
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        talk.ask("one")
+        assert "No space left" in err.getvalue() and events(log) == []
+        with pytest.raises(UsageError, match="No space left"):
+            talk._log.add()  # type: ignore[union-attr]
+    talk.ask("two")
+    assert events(log) == ["turn", "turn"]
+    talk.close()
+
+
+def test_a_conversation_that_the_models_cannot_take_is_not_gone_on_from(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk, *_ = made
+    talk.ask("one")
+
+    def refused(_: object) -> dict[str, int]:
+        raise UsageError("no system text")
+
+    monkeypatch.setattr(talk.session.runtime, "keep", refused)
+    before = talk.conversation
+    with pytest.raises(UsageError):
+        Commands(talk, lambda: None, lambda: True).run(Call("system", "x"))
+    assert talk.conversation is before
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--idle-timeout", "0"), "minutes above 0"),
+        (("--idle-timeout", "nan"), "minutes above 0"),
+        (("--transcript", "/nowhere/x"), "cannot be made: No such file"),
+        (("--alpha", "9"), "not between -8 and 8"),
+        (("--system", "\udce9"), "--system is not valid UTF-8"),
+    ],
+)
+def test_flags_are_checked_before_models_load(
+    run: Run, script: Script, flags: tuple[str, ...], says: str
+) -> None:
+    result = run("chat", "{models}", *flags, stdin=Stdin(b"x\n"))
+    assert result.code == 2 and says in result.err and result.err.count("\n") == 1
+    assert script.calls == []
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "says"),
+    [
+        (b"", 0, ""),
+        (b"caf\xe9 zyzzyva\n", 2, "Line 1 of standard input is not valid UTF-8: byte 3"),
+        (b'"""\nzyzzyva', 2, 'the closing """ is missing'),
+    ],
+)
+def test_what_a_pipe_cannot_have(
+    run: Run, script: Script, data: bytes, code: int, says: str
+) -> None:
+    result = run("chat", "{models}", stdin=Stdin(data))
+    assert (result.code, result.out) == (code, "")
+    assert says in result.err and "zyzzyva" not in result.err
+
+
+def test_ctrl_c_in_a_pipe_ends_it_with_the_part(run: Run, script: Script) -> None:
+    script.press_at = 0
+    result = run("chat", "{models}", stdin=Stdin(b"one\ntwo\n"))
+    assert (result.code, result.out) == (130, "It is \n")
+    assert len([call for call in script.calls if "asked" in call]) == 1
