@@ -62,10 +62,9 @@ class Runtime:
             role: TextTokenizer(model.vocabulary, model.tokenize) for role, model in models.items()
         }
         templates = {role: model.metadata.chat_template for role, model in models.items()}
+        files: dict[str, ModelFile] = dict(bundle.models.items())
         self._askers = {
-            role: Asker(
-                bundle.models[cast(Role, role)], templates[role], self._tokenizers[role], date
-            )
+            role: Asker(files[role], templates[role], self._tokenizers[role], date)
             for role in models
         }
         self._current: Generation | None = None

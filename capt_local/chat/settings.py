@@ -35,18 +35,20 @@ class Setting:
     def of(self, options: GenerateOptions) -> str:
         """The present value as it would be typed."""
         value = getattr(getattr(options, self.group) if self.group else options, self.field)
-        if value is None:
-            return EVIDENCE
+        if isinstance(value, tuple):
+            return ",".join(f"{each:g}" for each in value) or EVIDENCE
         return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _alpha(text: str) -> float | None:
-    return None if text == EVIDENCE else float(text)
+def _weights(text: str) -> tuple[float, ...]:
+    return () if text == EVIDENCE else tuple(float(part) for part in text.split(","))
 
 
 _METHODS = "|".join(Method)
+_WEIGHTS = ("alphas", "powers")
 SETTINGS = (
-    Setting("alpha", "combine", "alpha", _alpha, f"a number or '{EVIDENCE}'"),
+    Setting("alpha", "combine", "alphas", _weights, f"a number or '{EVIDENCE}'"),
+    Setting("weights", "combine", "powers", _weights, f"A,B,C or '{EVIDENCE}'"),
     Setting("plausibility", "combine", "plausibility", float, "a number from 0 to 1"),
     Setting("method", "", "method", Method, f"one of {_METHODS}"),
     Setting("max-tokens", "", "max_tokens", int, "a whole number"),
@@ -112,5 +114,8 @@ def _with(options: GenerateOptions, setting: Setting, text: str) -> GenerateOpti
     # The parameters check themselves, as they do for the flags.
     if not setting.group:
         return dataclasses.replace(options, **{setting.field: value})
-    group = dataclasses.replace(getattr(options, setting.group), **{setting.field: value})
+    fields = {setting.field: value}
+    if setting.field in _WEIGHTS:  # the one takes the place of the other
+        fields = {**dict.fromkeys(_WEIGHTS, ()), **fields}
+    group = dataclasses.replace(getattr(options, setting.group), **fields)
     return dataclasses.replace(options, **{setting.group: group})

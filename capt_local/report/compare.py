@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from capt_local.report.json import Answer
 from capt_local.report.steps import marked_text, shift_table
 from capt_local.report.summary import short_line
-from capt_local.report.view import Bars, Beside, Pane, Prose, Span, View
+from capt_local.report.view import Beside, Pane, Prose, Span, View
+from capt_local.report.weights import bars
 
 LEGEND = Prose(
     (
@@ -30,15 +29,8 @@ def answers(alone: Answer, together: Answer) -> Beside:
 
 
 def figures(answer: Answer) -> View:
-    """The largest shifts and the weights of alpha."""
-    table, weights = shift_table(answer.steps), alpha_bars(answer.weights)
+    """The largest shifts and the weights of the models."""
+    table, weights = shift_table(answer.steps), bars(answer.weights)
     if not table.rows:
         return Prose.of("The expert changed no token.")
     return Beside(table, weights) if weights else table
-
-
-def alpha_bars(weights: Sequence[tuple[float, float]]) -> Bars | None:
-    """The share of each alpha in the mixture; a fixed one is one bar, no proxies are none."""
-    title = "Alpha, fixed" if len(weights) == 1 else "Alpha, by the prompt"
-    rows = tuple((f"{alpha:g}", share) for alpha, share in weights)
-    return Bars(title, rows) if rows else None

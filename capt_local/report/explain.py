@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from capt_local.report.compare import alpha_bars, answers
+from capt_local.report.compare import answers
 from capt_local.report.json import Answer, warnings
 from capt_local.report.steps import marked_text, shift_table
 from capt_local.report.summary import short_line
 from capt_local.report.view import Beside, Pane, Prose, Span, View
+from capt_local.report.weights import bars
 
 LEGEND = Prose(
     (
@@ -46,6 +47,6 @@ def _figures(answer: Answer) -> tuple[View, ...]:
     table = shift_table(answer.steps, proxies=True)
     if not table.rows:
         return (Prose.of("The expert changed no token."),)
-    weights = alpha_bars(answer.weights)
+    weights = bars(answer.weights)
     drawn = (_DRAWN,) if any(step.likeliest is not None for step in answer.steps) else ()
     return (Beside(table, weights) if weights else table, LEGEND, *drawn)

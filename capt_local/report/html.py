@@ -25,6 +25,7 @@ from capt_local.report.json import Answer, warnings
 from capt_local.report.sanitise import visible, visible_line
 from capt_local.report.steps import largest_shifts, nats, said
 from capt_local.report.summary import short_line
+from capt_local.report.weights import in_words
 
 _SHIFTS = 10
 _DEEPEST = 8
@@ -164,7 +165,7 @@ def _facts(answer: Answer) -> list[tuple[str, str]]:
     if isinstance(held.get("method"), str):
         facts.append(("Method", held["method"]))
     if answer.weights:
-        facts.append(("Alpha (share)", _alphas(answer)))
+        facts.append(("Weights (share)", in_words(answer.weights)))
     if answer.finish:
         facts.append(("Ended by", str(answer.finish)))
     if answer.prompt_tokens:
@@ -174,12 +175,6 @@ def _facts(answer: Answer) -> list[tuple[str, str]]:
         facts.append(("Made", made))
     facts += [("Answer", answer.id), ("Labels", "AI report (AIRPT), human review: none")]
     return [(name, visible_line(value)) for name, value in facts if value]
-
-
-def _alphas(answer: Answer) -> str:
-    if len(answer.weights) == 1:
-        return f"{answer.weights[0][0]:g}, fixed"
-    return ", ".join(f"{a:g} ({100 * w:.0f} %)" for a, w in answer.weights if w >= 0.005)
 
 
 def _moment(created: int | None) -> str | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
+from capt_local.decode.options import Powers
 from capt_local.decode.step import Choice, FinishReason, Step
 
 JsonObject = dict[str, Any]
@@ -40,7 +41,7 @@ class Answer:
         raw: whether the prompt was text to go on with, not a message.
         prompt_tokens: tokens of the prompt, by role.
         context_limit: tokens that the smallest context holds.
-        weights: (alpha, share of the mixture) pairs.
+        weights: exponents (a, b, c) of T^a E^b A^-c, and their share of the mixture.
         notices: what the models, templates and decoder had to say, a sentence each.
         provenance: versions, bundle, digests, method and parameters; holds no text of the user.
         created: Unix time, or None when the caller wants the same bytes each time.
@@ -54,7 +55,7 @@ class Answer:
     raw: bool = False
     prompt_tokens: Mapping[str, int] = field(default_factory=dict)
     context_limit: int = 0
-    weights: Sequence[tuple[float, float]] = ()
+    weights: Sequence[tuple[Powers, float]] = ()
     timings: Timings = field(default_factory=Timings)
     notices: Sequence[str] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -195,7 +196,9 @@ def _summary(answer: Answer) -> JsonObject:
         "changed": changed,
         "share": changed / len(contrasts) if contrasts else None,
         "mean_contrast": math.fsum(contrasts) / len(contrasts) if contrasts else None,
-        "weights": [{"alpha": alpha, "weight": weight} for alpha, weight in answer.weights],
+        "weights": [
+            {"powers": list(powers), "weight": weight} for powers, weight in answer.weights
+        ],
     }
 
 

@@ -147,7 +147,10 @@ def _answer(root: _Field) -> Answer:
         prompt_tokens=_by_role(usage.get("prompt_tokens_by_model")),
         context_limit=usage.get("context_limit").count(),
         weights=tuple(
-            (each.get("alpha").number(), each.get("weight").number())
+            (
+                tuple(power.number() for power in each.get("powers").list()),
+                each.get("weight").number(),
+            )
             for each in root.get("capt").get("weights").list()
         ),
         timings=Timings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from capt_local.report.json import Answer
+from capt_local.report.weights import in_words
 
 
 def summary_line(answer: Answer) -> str:
@@ -42,11 +43,7 @@ def _changed(answer: Answer) -> str:
 
 
 def _weights(answer: Answer) -> str:
-    """Weights of at least one percent; a fixed alpha is one weight of 1."""
-    shown = [(alpha, weight) for alpha, weight in answer.weights if weight >= 0.005]
-    if len(answer.weights) == 1:
-        return f"alpha {shown[0][0]:g}" if shown else ""
-    return "alpha " + ", ".join(f"{a:g}: {100 * w:.0f} %" for a, w in shown) if shown else ""
+    return f"weights: {words}" if (words := in_words(answer.weights)) else ""
 
 
 def _speed(tokens: int, seconds: float) -> str:

@@ -83,9 +83,9 @@ def test_a_target_alone_is_a_bundle(folder: Path) -> None:
 
 def test_alpha_has_the_bounds_of_the_decoder(folder: Path) -> None:
     text = HEAD + f"[defaults]\nalpha = {-ALPHA_LIMIT}\n" + TARGET
-    CombineOptions(alpha=load(folder, text).defaults.alpha)
+    CombineOptions(alphas=(load(folder, text).defaults.alpha or 0.0,))
     with pytest.raises(UsageError):
-        CombineOptions(alpha=math.nextafter(ALPHA_LIMIT, math.inf))
+        CombineOptions(alphas=(math.nextafter(ALPHA_LIMIT, math.inf),))
 
 
 def test_alpha_from_the_evidence_can_be_named(folder: Path) -> None:

@@ -11,6 +11,7 @@ from capt_local.errors import UsageError
 START = GenerateOptions()
 VALUES = {
     "alpha": "0.5",
+    "weights": "0.75,1,0.75",
     "plausibility": "0.1",
     "method": "target",
     "max-tokens": "7",
@@ -39,9 +40,17 @@ def test_all_parameters_of_the_sampling_can_be_set() -> None:
 
 def test_several_at_once_and_other_spellings() -> None:
     new = changed(START, "alpha=evidence temperature=0.5 n=9 METHOD=base")
-    assert new.combine.alpha is None and new.sample.temperature == 0.5
+    assert new.combine.mixes and new.sample.temperature == 0.5
     assert new.max_tokens == 9 and new.method is Method.BASE
     assert changed(START, "top_p 0.5").sample.top_p == 0.5
+
+
+def test_alpha_and_weights_take_each_others_place() -> None:
+    weighed = changed(START, "weights 0.75,1,0.75")
+    assert weighed.combine.powers == (0.75, 1.0, 0.75)
+    new = changed(weighed, "alpha 0.5")
+    assert new.combine.alphas == (0.5,) and not new.combine.powers
+    assert changed(new, "weights evidence").combine.mixes
 
 
 @pytest.mark.parametrize(
@@ -56,6 +65,7 @@ def test_several_at_once_and_other_spellings() -> None:
         ("seed -4", "negative"),
         ("seed 1.5", "a whole number"),
         ("alpha strong", "'evidence'"),
+        ("weights 1,2", "takes A,B,C"),
         ("method magic", "one of"),
         ("alhpa 1", "nearest is alpha"),
         ("zzz 1", "Known: alpha"),

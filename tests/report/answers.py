@@ -45,7 +45,7 @@ def an_answer(
         model="demo",
         prompt_tokens={"target": 10, "expert": 12, "base": 12},
         context_limit=512,
-        weights=((0.5, 0.25), (1.0, 0.75)),
+        weights=(((1.0, 0.5, 0.5), 0.25), ((1.0, 1.0, 1.0), 0.75)),
         timings=Timings(0.5, 0.25, 1.5),
         provenance={
             "versions": {"capt_local": "0"},

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from capt_local.decode.step import FinishReason
-from capt_local.report.compare import LEGEND, alpha_bars, answers, figures
+from capt_local.report.compare import LEGEND, answers, figures
 from capt_local.report.drawing import drawn, progress_line, progress_width
 from capt_local.report.json import Answer, Timings
 from capt_local.report.plain import cells, plain
@@ -26,7 +26,7 @@ def an_answer(*pieces: tuple[bytes, bytes | None], proxies: bool = True) -> Answ
         finish=FinishReason.STOP,
         model="demo",
         prompt_tokens=dict.fromkeys(("target", "expert", "base")[: 3 if proxies else 1], 9),
-        weights=((0.0, 0.25), (0.5, 0.75)) if proxies else (),
+        weights=(((1.0, 0.0, 0.0), 0.25), ((1.0, 0.5, 0.5), 0.75)) if proxies else (),
         timings=Timings(generate=1.0),
     )
 
@@ -89,27 +89,22 @@ def test_figures() -> None:
         "─" * 68,
         '    2  " a"          0.779  " pneumonia"     0.135  0.607     +1.50',
         "",
-        "Alpha, by the prompt",
-        "0    █████░░░░░░░░░░░░░░░  25 %",
-        "0.5  ███████████████░░░░░  75 %",
+        "Weights, by the prompt",
+        "target     █████░░░░░░░░░░░░░░░  25 %",
+        "alpha 0.5  ███████████████░░░░░  75 %",
     ]
     wide = shown(figures(TOGETHER), 110)
     assert wide[0].startswith("Largest shifts")
-    assert wide[0].endswith("    Alpha, by the prompt")
+    assert wide[0].endswith("    Weights, by the prompt")
     assert plain(figures(TOGETHER))[-3:] == [
-        "Alpha, by the prompt",
-        "  0     25 %  #####",
-        "  0.5   75 %  ###############",
+        "Weights, by the prompt",
+        "  target      25 %  #####",
+        "  alpha 0.5   75 %  ###############",
     ]
 
 
 def test_an_answer_that_nothing_changed_says_so() -> None:
     assert plain(figures(an_answer((b"It", None)))) == ["The expert changed no token."]
-
-
-def test_a_fixed_alpha_and_none() -> None:
-    assert alpha_bars([(0.5, 1.0)]) == Bars("Alpha, fixed", (("0.5", 1.0),))
-    assert alpha_bars([]) is None
 
 
 def test_marks_are_bold_and_underlined_and_coloured_only_where_colours_are() -> None:

@@ -29,7 +29,7 @@ def an_answer(**changes: object) -> Answer:
         "model": "demo",
         "prompt_tokens": {"target": 10, "expert": 12, "base": 12},
         "context_limit": 512,
-        "weights": ((0.0, 0.25), (1.0, 0.75)),
+        "weights": (((1.0, 0.0, 0.0), 0.25), ((1.0, 1.0, 1.0), 0.75)),
         "timings": Timings(0.5, 0.25, 1.5),
         "notices": ("a notice",),
         "provenance": {"versions": {"capt_local": "0"}},
@@ -58,7 +58,10 @@ def test_the_shape() -> None:
         "changed": 1,
         "share": pytest.approx(1 / 3),
         "mean_contrast": pytest.approx(5.5 / 3),
-        "weights": [{"alpha": 0.0, "weight": 0.25}, {"alpha": 1.0, "weight": 0.75}],
+        "weights": [
+            {"powers": [1.0, 0.0, 0.0], "weight": 0.25},
+            {"powers": [1.0, 1.0, 1.0], "weight": 0.75},
+        ],
     }
     assert (found["ai_label"], found["human_review"]) == ("AIRPT", "none")
     assert found["warnings"] == ["a notice"]
@@ -134,7 +137,7 @@ def test_an_answer_that_was_cut_or_is_empty_says_so() -> None:
 def test_the_summary_line() -> None:
     assert summary_line(an_answer()) == (
         "3 tokens (2.0/s) | prompt 10 tokens (40.0/s) | context 15/512 | "
-        "changed by the expert 1 (33 %) | alpha 0: 25 %, 1: 75 % | end: stop"
+        "changed by the expert 1 (33 %) | weights: alpha 1 (75 %), target (25 %) | end: stop"
     )
 
 
@@ -145,4 +148,4 @@ def test_the_summary_of_a_target_alone_says_nothing_about_an_expert() -> None:
 
 
 def test_the_summary_of_a_fixed_alpha() -> None:
-    assert "| alpha 0.5 |" in summary_line(an_answer(weights=((0.5, 1.0),)))
+    assert "| weights: alpha 0.5 |" in summary_line(an_answer(weights=(((1.0, 0.5, 0.5), 1.0),)))
