@@ -93,7 +93,7 @@ def test_figures() -> None:
         "target     █████░░░░░░░░░░░░░░░  25 %",
         "alpha 0.5  ███████████████░░░░░  75 %",
     ]
-    wide = shown(figures(TOGETHER), 110)
+    wide = shown(figures(TOGETHER), 120)
     assert wide[0].startswith("Largest shifts")
     assert wide[0].endswith("    Weights, by the prompt")
     assert plain(figures(TOGETHER))[-3:] == [
