@@ -98,7 +98,7 @@ class Commands:
 
     def _undo(self, _: str) -> None:
         talk = self._talk
-        talk.replace(talk.conversation.without_last(), transcript.undo_line())
+        talk.replace(talk.conversation.without_last(), transcript.undo_line)
         left = len(talk.conversation.turns)
         self._screen.note(f"The last turn is taken back; {_count(left, 'turn')} left.")
 
@@ -119,7 +119,8 @@ class Commands:
             self._screen.aside(Pane("System text", (Span(text),)))
             return
         new = None if rest in ('""', "''") else checked(rest, "/system")
-        talk.replace(replace(talk.conversation, system=new), transcript.system_line(new))
+        changed = replace(talk.conversation, system=new)
+        talk.replace(changed, lambda: transcript.system_line(new))
         self._screen.note(f"The system text is {'removed' if new is None else 'set'}.")
 
     def _set(self, rest: str) -> None:
@@ -216,8 +217,9 @@ class Commands:
         data = _file_bytes(rest, "/load", transcript.LARGEST)
         conversation = transcript.read(data, speakers)
         before = len(talk.conversation.turns)
-        lines = transcript.written(conversation, transcript.clear_line()).splitlines()
-        talk.replace(conversation, *lines)
+        talk.replace(
+            conversation, lambda: transcript.written(conversation, transcript.clear_line())
+        )
         self._own = path_of(rest)
         if None in speakers.digests.values():
             self._screen.note(

@@ -56,9 +56,7 @@ class Talk:
         self._signals = signals
         self._log = log
         self._told: set[str] = set(session.runtime.notices)
-        self.write_down(self.first_line())
-        if system is not None:
-            self.write_down(transcript.system_line(system))
+        self.write_down(lambda: transcript.written(self.conversation, self.first_line()))
 
     @property
     def speakers(self) -> Speakers:
@@ -86,7 +84,7 @@ class Talk:
         def add(answer: Answer) -> None:
             turn = Turn(question, answer, options)
             self.conversation, self.notes = before.plus(turn), ()
-            self.write_down(transcript.turn_line(turn))
+            self.write_down(lambda: transcript.turn_line(turn))
 
         answer = self._answer(before.asking(question), options, keep=add)
         self.tell(answer)
@@ -112,7 +110,7 @@ class Talk:
             if answer.finish not in (FinishReason.INTERRUPTED, FinishReason.ERROR):
                 turn = Turn(question, answer, options)
                 self.conversation = before.plus(turn)
-                self.write_down(transcript.undo_line(), transcript.turn_line(turn))
+                self.write_down(lambda: f"{transcript.undo_line()}\n{transcript.turn_line(turn)}")
 
         self._answer(before.asking(question), options, live=live, keep=exchange)
         if self.conversation is old:
@@ -120,12 +118,12 @@ class Talk:
             return None
         return self.conversation.last()
 
-    def replace(self, conversation: Conversation, *lines: str) -> None:
+    def replace(self, conversation: Conversation, lines: Callable[[], str]) -> None:
         """Goes on with another conversation.
 
         Args:
             conversation: from now on.
-            lines: what the running transcript says about it.
+            lines: makes what the running transcript says about it.
 
         Raises:
             CaptError: the models cannot take it; the conversation stays as it was.
@@ -136,7 +134,7 @@ class Talk:
         except CaptError:
             self.conversation = before
             raise
-        self.write_down(*lines)
+        self.write_down(lines)
 
     def roll_back(self) -> dict[str, int]:
         """Takes out of the KV caches what the conversation does not hold.
@@ -154,7 +152,7 @@ class Talk:
         self.conversation = Conversation(self.conversation.system)
         self.notes = ()
         self.session.runtime.forget()
-        self.write_down(transcript.clear_line())
+        self.write_down(transcript.clear_line)
 
     def tell(self, answer: Answer) -> None:
         """What there is to say about an answer: each notice once, warnings, one line of figures."""
@@ -165,11 +163,15 @@ class Talk:
         used = max(answer.prompt_tokens.values(), default=0) + len(answer.steps)
         screen.note(f"[{short_line(answer)}, context {used}/{answer.context_limit}]")
 
-    def write_down(self, *lines: str) -> None:
-        """Adds lines to the running transcript; a full disk is told and tried again later."""
+    def write_down(self, lines: Callable[[], str]) -> None:
+        """Adds lines to the running transcript; a full disk is told and tried again later.
+
+        Args:
+            lines: makes them; the record of a long answer takes time, so only where it is wanted.
+        """
         if self._log is not None:
             try:
-                self._log.add(*lines)
+                self._log.add(*lines().splitlines())
             except UsageError as error:
                 self.session.screen.error(str(error))
 
