@@ -30,6 +30,13 @@ class Align(StrEnum):
     FIRST_PIECE = "first-piece"
     CAPT_PAPER = "capt-paper"
 
+    @property
+    def cost(self) -> str:
+        """What a step costs beside one position for each new token of a proxy."""
+        if self is Align.EXACT:
+            return "about three more positions a step and proxy, on sequences of their own"
+        return "no extra positions"
+
 
 def fit(
     proxy: TextTokenizer,
