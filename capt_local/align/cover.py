@@ -144,13 +144,14 @@ def _groups(added: list[bytes], events: TargetEvents) -> _Entries:
     """Each piece for all events that begin with its bytes, or, if there are none, its first one.
 
     The events that begin with given bytes are an interval of the sorted events; painting the
-    intervals in order of length leaves each event with the longest piece that begins it.
+    intervals in order of length leaves each event with the length of the longest piece of all.
     """
     spans = np.array([events.interval(part) for part in added], np.int32).reshape(-1, 2)
     sizes = spans[:, 1] - spans[:, 0]
-    longest = np.full(events.count, -1, dtype=np.int32)
-    for place in sorted(np.flatnonzero(sizes).tolist(), key=lambda place: len(added[place])):
-        longest[spans[place, 0] : spans[place, 1]] = place
+    lengths = np.fromiter(map(len, added), np.int32, len(added))
+    longest = np.zeros(events.count, dtype=np.int32)
+    for place in sorted(np.flatnonzero(sizes).tolist(), key=lengths.__getitem__):
+        longest[spans[place, 0] : spans[place, 1]] = lengths[place]
     piece = np.repeat(np.arange(len(added), dtype=np.int32), sizes)
     ends = np.cumsum(sizes)
     event = np.arange(len(piece), dtype=np.int32)
@@ -160,7 +161,7 @@ def _groups(added: list[bytes], events: TargetEvents) -> _Entries:
     return _Entries(
         np.concatenate((event, first)),
         np.concatenate((piece, alone)),
-        np.concatenate((longest[event] != piece, np.zeros(len(alone), np.bool_))),
+        np.concatenate((longest[event] > lengths[piece], np.zeros(len(alone), np.bool_))),
     )
 
 

@@ -103,7 +103,7 @@ class PrefixMass:
         self._index = index
         self._end_ids = end_ids
         self._events = events
-        self._spans: dict[bytes, tuple[int, int]] = {}
+        self._spans: dict[tuple[bytes, int], tuple[int, int]] = {}
 
     def ask(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Asked:
         """See `Alignment.ask`; what is wanted is the event of each token."""
@@ -138,15 +138,15 @@ class PrefixMass:
         """Places of the pieces that begin with `start` and an event's bytes, or of the longest."""
         if event <= END_EVENT:
             return 0, 0
-        text = start + self._events.piece(event)
-        found = self._spans.get(text)
+        found = self._spans.get((start, event))
         if found is None:
+            text = start + self._events.piece(event)
             found = self._index.interval(text)
             for size in range(len(text) - 1, len(start), -1):
                 if found[0] < found[1]:
                     break
                 found = self._index.exact(text[:size])
-            self._spans[text] = found
+            self._spans[start, event] = found
         return found
 
 

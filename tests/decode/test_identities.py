@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from capt_local.decode.loop import Walk
-from capt_local.decode.options import CombineOptions, GenerateOptions, SampleOptions
+from capt_local.decode.options import CombineOptions, GenerateOptions, Powers, SampleOptions
 from capt_local.decode.prompt_evidence import prefill_with_evidence
 from capt_local.decode.trio import Trio
 from tests.decode.trios import PROXY, TARGET, make_trio, toy, turn
@@ -28,14 +28,14 @@ def alone(options: GenerateOptions) -> list[int]:
 
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED])
 def test_alpha_zero_is_the_target(options: GenerateOptions) -> None:
-    assert answer(toy(CombineOptions(alpha=0.0)), options) == alone(options)
+    assert answer(toy(CombineOptions(alphas=(0.0,))), options) == alone(options)
 
 
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED])
-@pytest.mark.parametrize("alpha", [1.0, None])
-def test_expert_equal_to_base_is_the_target(options: GenerateOptions, alpha: float | None) -> None:
+@pytest.mark.parametrize("powers", [(1.0, 1.0, 1.0), (1.0, 2.5, 2.5), (1.0, -1.0, -1.0)])
+def test_expert_equal_to_base_is_the_target(options: GenerateOptions, powers: Powers) -> None:
     models = [FakeModel(TARGET, 1), FakeModel(PROXY, 2), FakeModel(PROXY, 2)]
-    assert answer(make_trio(*models, CombineOptions(alpha=alpha)), options) == alone(options)
+    assert answer(make_trio(*models, CombineOptions(powers=powers)), options) == alone(options)
 
 
 def test_target_alone_takes_the_largest_logit() -> None:
@@ -52,7 +52,7 @@ def test_target_alone_takes_the_largest_logit() -> None:
 def test_one_vocabulary_is_proxy_tuning(alpha: float) -> None:
     """softmax(l_T + alpha (l_E - l_A)), Liu et al. 2024, over every token of the vocabulary."""
     models = [FakeModel(TARGET, seed, scale=1.5) for seed in (1, 2, 3)]
-    trio = make_trio(*models, CombineOptions(alpha=alpha, plausibility=0.0))
+    trio = make_trio(*models, CombineOptions(alphas=(alpha,), plausibility=0.0))
     trio.start(turn(trio))
     for _ in range(20):
         here = trio.distribution()
@@ -63,7 +63,7 @@ def test_one_vocabulary_is_proxy_tuning(alpha: float) -> None:
 
 
 def test_the_contrast_changes_the_answer_and_is_recorded() -> None:
-    trio = toy(CombineOptions(alpha=1.0))
+    trio = toy(CombineOptions(alphas=(1.0,)))
     trio.start(turn(trio))
     steps = list(Walk(trio, GenerateOptions(max_tokens=40, top=3)))
     assert [step.token for step in steps] != alone(GREEDY)
@@ -78,10 +78,9 @@ def test_the_contrast_changes_the_answer_and_is_recorded() -> None:
 def test_log_probability_of_every_token_sums_to_one() -> None:
     trio = toy(CombineOptions(plausibility=1e-2))
     trio.start(turn(trio))
-    trio.observe(prefill_with_evidence(trio, turn(trio)))
+    trio.observe(prefill_with_evidence(trio, turn(trio)).weights)
     for _ in range(5):
         here = trio.distribution()
-        tokens = range(len(TARGET))
-        logs = [here.token_logp(token, trio.alphas, trio.weights) for token in tokens]
+        logs = [here.token_logp(token) for token in range(len(TARGET))]
         np.testing.assert_allclose(np.exp(logs).sum(), 1.0, rtol=1e-5)
         trio.advance(int(here.candidates.tokens[here.logp.argmax()]))

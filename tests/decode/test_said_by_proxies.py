@@ -17,7 +17,7 @@ def walked(trio: Trio, **options: int) -> list[Step]:
 
 
 def test_their_difference_is_the_contrast() -> None:
-    steps = walked(toy(CombineOptions(alpha=1.0, plausibility=0.0)), top=2)
+    steps = walked(toy(CombineOptions(alphas=(1.0,), plausibility=0.0)), top=2)
     told = [step for step in steps if step.expert_logp is not None]
     assert told
     for step in told:
@@ -27,6 +27,6 @@ def test_their_difference_is_the_contrast() -> None:
 
 
 def test_they_are_told_with_the_candidates_alone() -> None:
-    assert all(step.expert_logp is None for step in walked(toy(CombineOptions(alpha=1.0))))
+    assert all(step.expert_logp is None for step in walked(toy(CombineOptions(alphas=(1.0,)))))
     target = Trio(toy().cached)
     assert all(step.base_logp is None for step in walked(target, top=2))

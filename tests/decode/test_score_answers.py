@@ -68,12 +68,12 @@ def test_the_target_alone_gives_the_sum_of_its_log_softmax() -> None:
 
 
 @pytest.mark.parametrize(
-    ("alpha", "prompt"), [(None, b"bdcc"), (None, b"babb"), (1.0, b"acar"), (1.0, b"abdr")]
+    ("alphas", "prompt"), [((), b"addd"), ((), b"bacc"), ((1.0,), b"bbca"), ((1.0,), b"addd")]
 )
 def test_a_greedy_answer_has_the_probability_that_generating_gave_it(
-    alpha: float | None, prompt: bytes
+    alphas: tuple[float, ...], prompt: bytes
 ) -> None:
-    trio = letters(CombineOptions(alpha=alpha))
+    trio = letters(CombineOptions(alphas=alphas))
     prompts = turn(trio, prompt)
     options = GenerateOptions(max_tokens=12, combine=trio.options)
     generation = Generation(trio, prompts, options, None)
@@ -93,9 +93,9 @@ def test_a_greedy_answer_has_the_probability_that_generating_gave_it(
     assert not judge.score(generation.text[:-1] + last).greedy
 
 
-@pytest.mark.parametrize("alpha", [None, 1.0])
-def test_all_continuations_of_n_tokens_sum_to_one(alpha: float | None) -> None:
-    trio = letters(CombineOptions(alpha=alpha, plausibility=1e-2))
+@pytest.mark.parametrize("alphas", [(), (1.0,)])
+def test_all_continuations_of_n_tokens_sum_to_one(alphas: tuple[float, ...]) -> None:
+    trio = letters(CombineOptions(alphas=alphas, plausibility=1e-2))
     paths = list(itertools.product(range(len(LETTERS)), repeat=3))
     said = Branches(trio, turn(trio, b"abccard")).walk(paths, end=False)
     total = sum(math.exp(sum(one.logp for one in path)) for path in said)
@@ -193,7 +193,7 @@ def test_prompt_and_common_beginnings_are_decoded_once() -> None:
 def test_lengths_count_as_asked() -> None:
     trio = toy()
     judge = answers(trio, turn(trio))
-    choices = [b"abc", b"cardiac the card a ab abc", b"xyz the"]
+    choices = [b"xyz", b"cardiac the card a ab abc", b"xyz the"]
     scores = judge.scores(choices)
     wanted = {
         Choosing.LIKELIHOOD: [score.nats for score in scores],

@@ -46,7 +46,7 @@ def test_rows_are_those_of_a_fresh_prefill(
     model = FakeModel(PROXY, 2, can_rewind=can_rewind, lead=lead)
     tokens = text_tokenizer(model)
     proxy = Proxy(
-        CachedModel("expert", model), tokens, fit(PROXY, TargetEvents(text_tokenizer(target)))
+        CachedModel("expert", model), tokens, fit(tokens, TargetEvents(text_tokenizer(target)))
     )
     user = Segment(tuple(tokens.encode(b"card", start=True)), b"card")
     for text in (first, second):  # the second prompt shares the cache of the first
@@ -91,7 +91,7 @@ def test_evidence_of_the_prompt_is_that_of_the_step_by_step_walk() -> None:
     other = toy()
     begin = {role: Prompt(prompt.segments[:1]) for role, prompt in prompts.items()}
     other.start(begin)
-    wanted, places = Evidence(other.options.grid), 0
+    wanted, places = Evidence(len(other.powers)), 0
     for token in prompts["target"].segments[1].tokens:
         here = other.distribution()
         boundary = all(
@@ -99,7 +99,7 @@ def test_evidence_of_the_prompt_is_that_of_the_step_by_step_walk() -> None:
             for proxy in other.proxies
         )
         if boundary:
-            wanted.observe(here.candidates, here.contrast, token)
+            wanted.observe(here.gains(token))
             places += 1
         other.advance(token)
     assert got.seen == places > 5
@@ -194,7 +194,7 @@ def tokenizers(trio: Trio) -> dict[str, TextTokenizer]:
 
 
 def test_score_is_the_sum_over_the_walk_and_windows_are_counted() -> None:
-    trio = toy(CombineOptions(alpha=1.0))
+    trio = toy(CombineOptions(alphas=(1.0,)))
     tokens = text_tokenizer(trio.cached.model)  # type: ignore[arg-type]
     text = b"abc the card a ab"
     got = score_text(trio, tokenizers(trio), text)
@@ -210,7 +210,7 @@ def test_score_is_the_sum_over_the_walk_and_windows_are_counted() -> None:
 
 
 def test_a_penalty_is_not_counted_as_a_change_by_the_expert() -> None:
-    trio = toy(CombineOptions(alpha=0.0))
+    trio = toy(CombineOptions(alphas=(0.0,)))
     trio.start(turn(trio))
     sample = SampleOptions(repeat_penalty=4.0)
     steps = list(Walk(trio, GenerateOptions(max_tokens=40, sample=sample)))
@@ -221,7 +221,9 @@ def test_a_penalty_is_not_counted_as_a_change_by_the_expert() -> None:
 def test_the_leading_space_of_the_targets_tokenizer_is_no_part_of_the_answer() -> None:
     """A target that writes " card" at the beginning of a text says "card" to its proxies."""
     target = FakeModel(TARGET, 1, lead=b" ")
-    trio = make_trio(target, FakeModel(PROXY, 2), FakeModel(PROXY, 3), CombineOptions(alpha=1.0))
+    trio = make_trio(
+        target, FakeModel(PROXY, 2), FakeModel(PROXY, 3), CombineOptions(alphas=(1.0,))
+    )
     prompts = turn(trio)
     prompts["target"] = dataclasses.replace(prompts["target"], lead=b" ")
     trio.start(prompts)
@@ -274,7 +276,7 @@ def test_a_failed_prompt_is_not_answered_without_its_evidence() -> None:
 
 
 def test_a_draw_is_not_counted_as_a_change_by_the_expert() -> None:
-    trio = toy(CombineOptions(alpha=0.0))
+    trio = toy(CombineOptions(alphas=(0.0,)))
     trio.start(turn(trio))
     steps = list(Walk(trio, sampled(40)))
     assert any(step.target_rank for step in steps)
@@ -286,10 +288,10 @@ def test_control_tokens_have_no_contrast_where_one_proxy_has_no_event_for_them()
     target, expert, base = FakeModel(TARGET, 1), FakeModel(TARGET, 2), FakeModel(PROXY, 3)
     events = TargetEvents(text_tokenizer(target))
     proxies = [
-        Proxy(CachedModel(role, each), text_tokenizer(each), fit(each.vocabulary, events))
+        Proxy(CachedModel(role, each), text_tokenizer(each), fit(text_tokenizer(each), events))
         for role, each in (("expert", expert), ("base", base))
     ]
-    options = CombineOptions(alpha=1.0, plausibility=0.0)
+    options = CombineOptions(alphas=(1.0,), plausibility=0.0)
     trio = Trio(CachedModel("target", target), proxies, options)
     trio.start(turn(trio))
     here = trio.distribution()

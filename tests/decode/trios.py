@@ -19,7 +19,7 @@ def make_trio(
     target: FakeModel, expert: FakeModel, base: FakeModel, options: CombineOptions | None = None
 ) -> Trio:
     events = TargetEvents(text_tokenizer(target))
-    alignment = fit(expert.vocabulary, events)
+    alignment = fit(text_tokenizer(expert), events)
     proxies = [
         Proxy(CachedModel(role, model), text_tokenizer(model), alignment)
         for role, model in (("expert", expert), ("base", base))

@@ -74,14 +74,14 @@ def test_the_answer_that_was_generated_has_its_probability(runtime: Runtime, raw
 
 
 def test_alpha_zero_is_the_target(runtime: Runtime) -> None:
-    zero = GenerateOptions(combine=CombineOptions(alpha=0.0))
+    zero = GenerateOptions(combine=CombineOptions(alphas=(0.0,)))
     alone = GenerateOptions(method=Method.TARGET)
     one, other = (runtime.score_answer(NOTE, ANSWER, each, raw=True) for each in (zero, alone))
     assert one.nats == pytest.approx(other.nats, rel=1e-3)
 
 
 def test_an_answer_to_an_empty_text_is_a_text(runtime: Runtime) -> None:
-    options = GenerateOptions(combine=CombineOptions(alpha=0.75))
+    options = GenerateOptions(combine=CombineOptions(alphas=(0.75,)))
     text = NOTE.encode()
     got = runtime.score_answer("", text, options, raw=True)
     assert got.nats == pytest.approx(runtime.score(text, options).nats, rel=1e-3)

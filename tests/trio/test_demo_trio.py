@@ -67,7 +67,7 @@ def test_target_alone_is_the_greedy_answer_of_the_binding(
 
 def test_alpha_zero_is_the_target(runtime: Runtime) -> None:
     alone, _ = answer(runtime, NOTE, GenerateOptions(method=Method.TARGET, max_tokens=32), raw=True)
-    options = GenerateOptions(max_tokens=32, combine=CombineOptions(alpha=0.0))
+    options = GenerateOptions(max_tokens=32, combine=CombineOptions(alphas=(0.0,)))
     zero, generation = answer(runtime, NOTE, options, raw=True)
     assert [step.token for step in zero] == [step.token for step in alone]
     assert generation.changed == 0
@@ -79,7 +79,7 @@ def test_expert_equal_to_base_is_the_target() -> None:
 
     bundle = Bundle.from_paths(files["target"], files["base"], files["base"])
     with Runtime.open(bundle, load=LoadOptions(threads=1)) as same:
-        options = GenerateOptions(max_tokens=32, combine=CombineOptions(alpha=1.0))
+        options = GenerateOptions(max_tokens=32, combine=CombineOptions(alphas=(1.0,)))
         steps, _ = answer(same, NOTE, options, raw=True)
         alone, _ = answer(
             same, NOTE, GenerateOptions(method=Method.TARGET, max_tokens=32), raw=True
@@ -96,7 +96,9 @@ def test_one_model_in_all_roles_is_proxy_tuning_over_one_vocabulary() -> None:
 
     files = {role: model.path for role, model in find("demo").models.items()}
     bundle = Bundle.from_paths(files["base"], files["expert"], files["base"])
-    options = GenerateOptions(max_tokens=12, combine=CombineOptions(alpha=1.0, plausibility=0.0))
+    options = GenerateOptions(
+        max_tokens=12, combine=CombineOptions(alphas=(1.0,), plausibility=0.0)
+    )
     with Runtime.open(bundle, load=LoadOptions(threads=1)) as runtime:
         generation = runtime.generate(NOTE, options, raw=True)
         steps = list(generation)
@@ -126,7 +128,7 @@ def test_the_expert_changes_the_answer_towards_itself(runtime: Runtime) -> None:
 def test_scores_are_those_of_normalised_distributions(runtime: Runtime, method: Method) -> None:
     score = runtime.score(NOTE.encode(), GenerateOptions(method=method))
     assert score.size == len(NOTE.encode()) and 0.3 < score.nats / math.log(2) / score.size < 8
-    fixed = GenerateOptions(method=method, combine=CombineOptions(alpha=0.0))
+    fixed = GenerateOptions(method=method, combine=CombineOptions(alphas=(0.0,)))
     if method is Method.CAPT:
         alone = runtime.score(NOTE.encode(), GenerateOptions(method=Method.TARGET))
         assert runtime.score(NOTE.encode(), fixed).nats == pytest.approx(alone.nats, rel=1e-4)
