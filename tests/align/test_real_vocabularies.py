@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from capt_local.align.context import CanonicalContext
 from capt_local.align.events import TargetEvents
-from capt_local.align.projection import Projection
+from capt_local.align.projection import DEPTH, Projection
+from capt_local.align.question import Back, View
 from capt_local.vocab.tokenizer import TextTokenizer
 from tests.real_vocabularies import open_vocabulary
 
@@ -30,7 +32,10 @@ def tokenizer(name: str) -> TextTokenizer:
 @cache
 def projection(target: str, proxy: str) -> tuple[TargetEvents, Projection]:
     events = TargetEvents(tokenizer(target))
-    made = Projection(tokenizer(proxy).vocabulary, events, long_tokens=True, healing=True)
+    index = tokenizer(proxy).vocabulary
+    started = time.perf_counter()
+    made = Projection(index, events, long_tokens=True, healing=True)
+    print(f"{target} x {proxy}: table in {time.perf_counter() - started:.2f} s")
     return events, made
 
 
@@ -41,43 +46,77 @@ def sure_of(proxy: str, token: int) -> np.ndarray:
     return row
 
 
+@pytest.mark.parametrize("long", [True, False])
 @pytest.mark.parametrize(("target", "proxy"), PAIRS)
-def test_every_text_piece_credits_the_token_that_begins_it(target: str, proxy: str) -> None:
-    """Each piece of the proxy is worth its whole probability to one event, and not lost."""
-    events, _made = projection(target, proxy)
+def test_every_text_piece_is_given_away_whole(target: str, proxy: str, long: bool) -> None:
+    """Over all tokens of the target, whatever it expects: 1 less the control tokens."""
+    events, made = projection(target, proxy)
     vocabulary = tokenizer(proxy).vocabulary
-    everything = np.arange(events.count, dtype=np.int32)
-    plain = Projection(vocabulary, events, long_tokens=False, healing=False)
-    row = np.full(len(vocabulary), 1.0 / len(vocabulary), dtype=np.float32)
-    got = plain.probability(everything, row, None, b"").sum()
-    counted = vocabulary.is_text.sum() + len(vocabulary.end_ids)
-    assert got == pytest.approx(counted / len(vocabulary), rel=1e-3)
+    if not long:
+        made = Projection(vocabulary, events, long_tokens=False, healing=False)
+    rng = np.random.default_rng(0)
+    row = rng.dirichlet(np.full(len(vocabulary), 0.1)).astype(np.float32)
+    tokens = np.arange(len(tokenizer(target).vocabulary), dtype=np.int32)
+    prior = rng.dirichlet(np.full(len(tokens), 0.1)) + 1e-30
+    got = made.probability(made.ask(tokens, prior), View(row))
+    counted = np.append(np.flatnonzero(vocabulary.is_text), vocabulary.end_ids)
+    assert got.sum() == pytest.approx(row[counted].sum(dtype=np.float64), rel=1e-5)
+    assert got.min() >= 0.0
+
+
+@pytest.mark.parametrize(("target", "proxy"), PAIRS)
+def test_healed_rows_stay_distributions_along_a_note(target: str, proxy: str) -> None:
+    """At every token of a note, healed three pieces back by a proxy that was surprised or not."""
+    _events, made = projection(target, proxy)
+    other, rng = tokenizer(proxy), np.random.default_rng(0)
+    whole = other.encode(NOTE.encode(), start=True)
+    tokens = np.arange(len(tokenizer(target).vocabulary), dtype=np.int32)
+    question = made.ask(tokens, rng.dirichlet(np.full(len(tokens), 0.1)) + 1e-30)
+    context, longer = CanonicalContext(other, [], start=True), 0
+    text = b"".join(map(other.vocabulary.piece, whole)).removeprefix(other.lead)
+    for cut in range(0, len(text), 9):
+        context.append(text[cut : cut + 9])
+        behind = context.rests(DEPTH)
+        last = context.tokens[::-1][: len(behind)]
+        rows = rng.dirichlet(np.full(len(other.vocabulary), 0.1), size=len(behind) + 1)
+        back = [Back(*each) for each in zip(rows[1:].astype(np.float32), last, behind, strict=True)]
+        got = made.probability(question, View(rows[0].astype(np.float32), back))
+        assert 0.9 < got.sum() < 1.0 + 1e-5 and got.min() >= 0.0
+        longer += sum(len(made._healer(rest).longer) > 0 for rest in behind)
+    assert longer > 20
 
 
 @pytest.mark.parametrize(("target", "proxy"), PAIRS)
 def test_a_proxy_that_knows_what_comes_gives_its_token_the_credit(target: str, proxy: str) -> None:
     """Walk a note in the target's tokens: a proxy that is certain of the right next piece, and was
-    certain of the right last one, gives the target's true token all or the first part of it."""
+    certain of the right last ones, gives all to a target that expects the token, too."""
     _events, made = projection(target, proxy)
     own, other = tokenizer(target), tokenizer(proxy)
     context = CanonicalContext(other, [], start=True)
     whole = other.encode(NOTE.encode(), start=True)
+    everything = np.arange(len(own.vocabulary), dtype=np.int32)
     seen = 0
     for token in own.encode(NOTE.encode(), start=True):
         piece = own.vocabulary.piece(token)
-        wanted = made.events(np.array([token], dtype=np.int32))
         place = len(context.tokens)
         boundary = context.tokens == whole[:place] and place < len(whole)
         text = piece if context.text else piece.removeprefix(own.lead)
         if boundary and place and context.text:
-            before = sure_of(proxy, whole[place - 1])
+            behind = context.rests(DEPTH)
+            last = context.tokens[::-1][: len(behind)]
+            back = [
+                Back(sure_of(proxy, token), token, rest)
+                for token, rest in zip(last, behind, strict=True)
+            ]
+            prior = np.full(len(everything), 1e-9)
+            prior[token] = 1.0
             got = made.probability(
-                wanted, sure_of(proxy, whole[place]), before, context.last_piece
-            )[0]
-            assert got == pytest.approx(1.0) or text.startswith(
-                other.vocabulary.piece(whole[place])
+                made.ask(everything, prior), View(sure_of(proxy, whole[place]), back)
             )
-            seen += got > 0.99
+            begins = text.startswith(other.vocabulary.piece(whole[place]))
+            assert got[token] > 0.99 or not begins
+            assert got.sum() == pytest.approx(1.0)
+            seen += got[token] > 0.99
         context.append(text)
     assert context.tokens == other.encode(NOTE.encode(), start=True)
     assert seen > 40
