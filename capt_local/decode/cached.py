@@ -101,11 +101,14 @@ class CachedModel:
 
         Args:
             tokens: the text.
-            wanted: after how many tokens a row is wanted, ascending, from 1.
+            wanted: after how many tokens a row is wanted, ascending, from 1; for none the cache
+                stays as it is.
 
         Yields:
             (count, logits after the first `count` tokens); a view until the next one.
         """
+        if not wanted:
+            return
         self.keep(min(common_length(self.tokens, tokens), wanted[0] - 1))
         for group in _groups(wanted, self.model.max_rows):
             start = group[0] - 1

@@ -187,8 +187,11 @@ class _UserText:
     start: int
 
     def rests(self, offset: int) -> tuple[bytes, ...]:
-        """Bytes of the token that ends at an offset, of the last two, ...; none where it begins."""
-        return tuple(rests(self.pieces[: self.marks[offset] - self.start]))
+        """Bytes of the token that ends at an offset, of the last two, ...; none where it begins.
+
+        Nothing stands before the first token of all (of a model without BOS), so it is left out.
+        """
+        return tuple(rests(self.pieces[max(1 - self.start, 0) : self.marks[offset] - self.start]))
 
 
 def _user_texts(prompt: Prompt, vocabulary: Vocabulary) -> list[_UserText]:

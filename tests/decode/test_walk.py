@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from capt_local.align.events import TargetEvents
 from capt_local.align.fit import fit
+from capt_local.align.projection import FLOOR
 from capt_local.decode.cached import CachedModel
 from capt_local.decode.evidence import Evidence
 from capt_local.decode.generation import Generation
@@ -28,6 +29,7 @@ from capt_local.vocab.tokenizer import TextTokenizer
 from tests.decode.trios import PROXY, TARGET, make_trio, toy, turn
 from tests.fakes import FakeModel, make_vocabulary, softmax, text_tokenizer
 
+A = np.array([TARGET.byte_ids[ord("a")]], dtype=np.int32)
 TEXT = st.text(alphabet="abcdiar the\né", max_size=30).map(str.encode)
 
 
@@ -230,13 +232,16 @@ def test_the_leading_space_of_the_targets_tokenizer_is_no_part_of_the_answer() -
     here = trio.distribution()
     names = [TARGET.piece(token) for token in here.candidates.tokens.tolist()]
     word = names.index(b" a")
-    event = TARGET.byte_ids[ord("a")]
-    proxies = [
-        proxy.probability(proxy.alignment.events(np.array([event]))) for proxy in trio.proxies
-    ]
-    assert here.contrast[word] == pytest.approx(
-        float(np.log((proxies[0] + 1e-5) / (proxies[1] + 1e-5))[0])
+    own = here.candidates
+    wanted = [trio.proxies[0].alignment.ask(own.tokens, np.exp(own.logp), start=True).wanted[word]]
+    assert wanted == [trio.proxies[0].alignment.ask(A, np.ones(1)).wanted[0]]
+    question = trio.contrast.questions(own, trio.proxies, start=True)
+    expert, base = (
+        proxy.probability(question[id(proxy.alignment)])[word] + FLOOR for proxy in trio.proxies
     )
+    assert here.contrast[word] == pytest.approx(np.log(expert / base))
+    unlike = trio.contrast.questions(own, trio.proxies)
+    assert trio.proxies[0].probability(unlike[id(trio.proxies[0].alignment)])[word] != expert
     trio.advance(int(here.candidates.tokens[word]))
     trio.settle()
     for proxy in trio.proxies:
@@ -296,4 +301,4 @@ def test_control_tokens_have_no_contrast_where_one_proxy_has_no_event_for_them()
     trio.start(turn(trio))
     here = trio.distribution()
     assert here.contrast[0] == 0.0
-    assert np.abs(here.contrast).max() <= np.log(1 / 1e-5) + 1e-6
+    assert np.abs(here.contrast).max() <= np.log(1 / FLOOR) + 1e-6

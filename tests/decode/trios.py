@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from capt_local.align.events import TargetEvents
 from capt_local.align.fit import fit
+from capt_local.decode.assembly import Assembly
 from capt_local.decode.cached import CachedModel
 from capt_local.decode.options import CombineOptions
 from capt_local.decode.proxy import Proxy
@@ -35,11 +38,23 @@ def toy(options: CombineOptions | None = None, **kinds: object) -> Trio:
     return make_trio(*models, options)
 
 
-def turn(trio: Trio, text: bytes = b"abc the card", *, goes_on: bool = False) -> dict[str, Prompt]:
-    """BOS and a text of the user, for every model."""
+def assembly(models: Mapping[str, FakeModel]) -> Assembly:
+    """The models by role, as the runtime puts them together."""
+    return Assembly(
+        {role: CachedModel(role, model) for role, model in models.items()},
+        {role: text_tokenizer(model) for role, model in models.items()},
+        lambda role: f"There is no {role} here.",
+    )
+
+
+def turn(
+    trio: Trio, text: bytes = b"abc the card", *, goes_on: bool = False, bos: bool = True
+) -> dict[str, Prompt]:
+    """BOS if wanted, and a text of the user, for every model."""
     prompts = {}
     for cached in (trio.cached, *(proxy.cached for proxy in trio.proxies)):
         tokens = text_tokenizer(cached.model).encode(text, start=True)  # type: ignore[arg-type]
         user = Segment(tuple(tokens), text, evidence=True)
-        prompts[cached.role] = Prompt((Segment((0,)), user), goes_on=goes_on)
+        segments = (Segment((0,)), user) if bos else (user,)
+        prompts[cached.role] = Prompt(segments, goes_on=goes_on)
     return prompts
