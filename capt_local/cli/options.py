@@ -32,84 +32,6 @@ def option(*names: str, help: str, twin: str = "", metavar: str | None = None, *
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFlags:
-    """Which models, and how they are loaded."""
-
-    bundle: Annotated[
-        str | None,
-        option(
-            "-m",
-            "--bundle",
-            twin="BUNDLE",
-            metavar="NAME|PATH",
-            help="A bundle: its id, its folder or its bundle.toml. Default: demo.",
-        ),
-    ] = None
-    target: Annotated[
-        Path | None,
-        option("--target", twin="TARGET", metavar="GGUF", help="The target model, for no bundle."),
-    ] = None
-    expert: Annotated[
-        Path | None,
-        option("--expert", twin="EXPERT", metavar="GGUF", help="The clinical expert, likewise."),
-    ] = None
-    base: Annotated[
-        Path | None,
-        option(
-            "--base",
-            twin="BASE",
-            metavar="GGUF",
-            help="What the expert was trained from, likewise.",
-        ),
-    ] = None
-    no_verify: Annotated[
-        bool,
-        option("--no-verify", twin="NO_VERIFY", help="Do not check the digests of the models."),
-    ] = False
-    ctx_size: Annotated[
-        int | None,
-        option(
-            "-c",
-            "--ctx-size",
-            twin="CTX_SIZE",
-            metavar="N",
-            min=1,
-            help="Tokens that the context holds. Default: the bundle's.",
-        ),
-    ] = None
-    gpu_layers: Annotated[
-        str,
-        option(
-            "-ngl",
-            "--gpu-layers",
-            twin="GPU_LAYERS",
-            metavar="N|auto|all",
-            help="Layers on the GPU. Default: auto, as many as fit.",
-        ),
-    ] = "auto"
-    threads: Annotated[
-        int | None,
-        option(
-            "-t",
-            "--threads",
-            twin="THREADS",
-            metavar="N",
-            min=1,
-            help="CPU threads. Default: the cores that this process may use.",
-        ),
-    ] = None
-    date: Annotated[
-        str | None,
-        option(
-            "--date",
-            twin="DATE",
-            metavar="YYYY-MM-DD",
-            help="The date that chat templates may tell. Default: today.",
-        ),
-    ] = None
-
-
-@dataclass(frozen=True, slots=True)
 class PromptFlags:
     """What is asked."""
 
@@ -153,9 +75,9 @@ class MethodFlags:
             "--method",
             twin="METHOD",
             metavar="NAME",
-            help="capt: all together; target, expert, base: one alone; capt-paper, unite, "
-            "proxy-tuning, contrastive: published methods, to compare. Default: the bundle's, else "
-            "capt.",
+            help="capt: all together; expert-led: the same over the expert's tokens; target, "
+            "expert, base: one alone; capt-paper, unite, proxy-tuning, contrastive: published "
+            "methods. Default: the bundle's, else capt.",
         ),
     ] = None
     alpha: Annotated[

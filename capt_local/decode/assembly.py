@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from capt_local.align.events import TargetEvents
 from capt_local.align.fit import Align, AnyAlignment, fit
 from capt_local.align.published import TokenStrings
 from capt_local.align.simple import SharedVocabulary
 from capt_local.decode.cached import CachedModel
-from capt_local.decode.exact import ExactProxy
-from capt_local.decode.follower import Follower
 from capt_local.decode.methods.choices import Choices
 from capt_local.decode.methods.contrastive import Contrastive
 from capt_local.decode.methods.paper import PaperCapt
 from capt_local.decode.methods.proxy_tuning import proxy_tuning
 from capt_local.decode.methods.unite import Unite
-from capt_local.decode.options import AlignOptions, GenerateOptions, Method
+from capt_local.decode.options import GenerateOptions, Method
 from capt_local.decode.proxy import Proxy
 from capt_local.decode.rules import Published
+from capt_local.decode.tables import Tables
 from capt_local.decode.trio import Trio
 from capt_local.errors import UsageError
-from capt_local.vocab.prefix_index import PrefixIndex
 from capt_local.vocab.tokenizer import TextTokenizer
+
+
+def first_pair_notice(pairs: int) -> str:
+    """What to say where a method for one pair meets several."""
+    return f"This method uses one pair of expert and base: the first of {pairs}."
 
 
 class Assembly:
@@ -45,9 +47,7 @@ class Assembly:
         self._cached = dict(cached)
         self._tokenizers = dict(tokenizers)
         self._hint = hint
-        self._events: TargetEvents | None = None
-        self._alignments: dict[tuple[AlignOptions, int], AnyAlignment] = {}
-        self._followers: dict[AlignOptions, tuple[Follower, ...]] = {}
+        self._tables: dict[str, Tables] = {}
         self._strings: dict[str, TokenStrings] = {}
 
     @property
@@ -55,6 +55,11 @@ class Assembly:
         """The roles of each pair of expert and base."""
         experts = [role for role in self._cached if role.startswith("expert")]
         return tuple((role, role.replace("expert", "base")) for role in experts)
+
+    def notices(self, method: Method) -> list[str]:
+        """What the user should know about the models that a method leaves out."""
+        proxies = {"expert", "base"} & set(method.roles or ())
+        return [first_pair_notice(len(self.pairs))] if proxies and len(self.pairs) > 1 else []
 
     def trio(self, options: GenerateOptions, *, scoring: bool = False) -> Trio:
         """The models that a method needs, in their places.
@@ -74,14 +79,19 @@ class Assembly:
             roles = ("target", "expert", "base")
         leader, *others = [self._need(role) for role in roles]
         if method is Method.CAPT:
-            return Trio(leader, self._aligned(options.align, others), options.combine)
+            followed = self._onto(leader.role).followers(options.align, others)
+            return Trio(leader, followed, options.combine)
         if not others:
             return Trio(leader, (), options.combine)
+        if method is Method.EXPERT_LED:
+            led = self._onto(leader.role).followers(options.align, others)
+            return Trio(leader, led, options.combine, expert_leads=True)
         if method in (Method.PROXY_TUNING, Method.CONTRASTIVE):
             self._need_one_vocabulary(method, roles)
             alignment: AnyAlignment = SharedVocabulary()
         else:
-            alignment = fit(self._tokenizers["expert"], self._target_events(), Align.CAPT_PAPER)
+            events = self._onto("target").events
+            alignment = fit(self._tokenizers["expert"], events, Align.CAPT_PAPER)
         followers = [
             Proxy(each, self._tokenizers[each.role], alignment, keeps_logits=True)
             for each in others
@@ -103,42 +113,11 @@ class Assembly:
             made = PaperCapt(target, expert, base)
         return made.scoring if scoring else made.generating
 
-    def _aligned(self, how: AlignOptions, others: Sequence[CachedModel]) -> tuple[Follower, ...]:
-        """All experts and bases, aligned to the target."""
-        found = self._followers.get(how)
-        if found is None:
-            found = self._followers[how] = tuple(self._follower(each, how) for each in others)
-        return found
-
-    def _follower(self, cached: CachedModel, how: AlignOptions) -> Follower:
-        tokenizer, events = self._tokenizers[cached.role], self._target_events()
-        alignment = self._alignment(tokenizer, how)
-        if how.kind is Align.EXACT and not alignment.follows_tokens:
-            index = PrefixIndex(tokenizer.vocabulary)
-            return ExactProxy(cached, tokenizer, alignment, index, events)
-        return Proxy(cached, tokenizer, alignment)
-
-    def _alignment(self, tokenizer: TextTokenizer, how: AlignOptions) -> AnyAlignment:
-        """One table for all models of one vocabulary."""
-        for (known, place), alignment in self._alignments.items():
-            other = list(self._tokenizers.values())[place]
-            if known == how and other.vocabulary.same_as(tokenizer.vocabulary):
-                return alignment
-        place = list(self._tokenizers.values()).index(tokenizer)
-        made = fit(
-            tokenizer,
-            self._target_events(),
-            how.kind,
-            long_tokens=how.long_tokens,
-            healing=how.healing,
-        )
-        self._alignments[how, place] = made
-        return made
-
-    def _target_events(self) -> TargetEvents:
-        if self._events is None:
-            self._events = TargetEvents(self._tokenizers["target"])
-        return self._events
+    def _onto(self, role: str) -> Tables:
+        """The alignments onto the vocabulary of a role."""
+        if role not in self._tables:
+            self._tables[role] = Tables(self._tokenizers[role], self._tokenizers)
+        return self._tables[role]
 
     def _spelled(self, role: str) -> TokenStrings:
         found = self._strings.get(role)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,12 +16,16 @@ Powers: TypeAlias = tuple[float, ...]
 
 
 class Method(StrEnum):
-    """Which distribution the answer is drawn from. The last four are published methods."""
+    """Which distribution the answer is drawn from. The last four are published methods.
+
+    EXPERT_LED has the products of CAPT over the expert's tokens instead of the target's.
+    """
 
     CAPT = "capt"
     TARGET = "target"
     EXPERT = "expert"
     BASE = "base"
+    EXPERT_LED = "expert-led"
     CAPT_PAPER = "capt-paper"
     UNITE = "unite"
     PROXY_TUNING = "proxy-tuning"
@@ -34,6 +39,8 @@ class Method(StrEnum):
                 return None
             case Method.TARGET | Method.EXPERT | Method.BASE:
                 return (self.value,)
+            case Method.EXPERT_LED:
+                return ("expert", "target", "base")
             case Method.UNITE:
                 return ("target", "expert")
             case Method.CONTRASTIVE:
@@ -194,6 +201,24 @@ class SampleOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Structure:
+    """The form that an answer must have.
+
+    Attributes:
+        grammar: in GBNF, llama.cpp's notation, beginning with the rule `root`.
+        kind: what the user gave, such as "json-schema".
+    """
+
+    grammar: str
+    kind: str = "grammar"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the grammar."""
+        return hashlib.sha256(self.grammar.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateOptions:
     """Everything that decides an answer besides the models and the prompt.
 
@@ -201,6 +226,7 @@ class GenerateOptions:
         max_tokens: the answer ends with `length` after so many tokens.
         stop: strings that end the answer and are not part of it.
         top: how many candidates each step reports for each model; 0 reports none.
+        structure: the form that the answer must have; None for any.
     """
 
     method: Method = Method.CAPT
@@ -210,6 +236,7 @@ class GenerateOptions:
     align: AlignOptions = field(default_factory=AlignOptions)
     combine: CombineOptions = field(default_factory=CombineOptions)
     sample: SampleOptions = field(default_factory=SampleOptions)
+    structure: Structure | None = None
 
     def __post_init__(self) -> None:
         """Refuses values without a meaning."""
@@ -217,3 +244,5 @@ class GenerateOptions:
             raise UsageError(f"--max-tokens {self.max_tokens} is below 1.")
         if any(not text for text in self.stop):
             raise UsageError("A stop string is empty.")
+        if self.stop and self.structure is not None:
+            raise UsageError("A stop string would cut a structured answer; give one of the two.")

@@ -97,15 +97,19 @@ class Contrast:
     Args:
         options: exponents and plausibility.
         pairs: number of pairs of expert and base.
+        expert_leads: the same products over the tokens of the expert, followed by target and base.
     """
 
-    def __init__(self, options: CombineOptions, pairs: int) -> None:
+    def __init__(self, options: CombineOptions, pairs: int, *, expert_leads: bool = False) -> None:
         """Lays out the exponents."""
         self.options = options
         self.powers = options.rows(pairs)
         # The base's exponents are told as they are written, T^a E^b A^-c.
         signs = np.array([1.0, *(1.0, -1.0) * pairs])
         self._signed = np.array(self.powers) * signs
+        self._expert_leads = expert_leads
+        if expert_leads:
+            self._signed = self._signed[:, [1, 0, 2]]
 
     def distribution(
         self, row: Row, followers: Sequence[Follower], weights: FloatArray, *, start: bool
@@ -149,7 +153,8 @@ class Contrast:
     ) -> Distribution:
         """The mixture of the products."""
         members = products(own, said, self._signed)
-        contrast = said[0::2].sum(axis=0) - said[1::2].sum(axis=0)
+        experts, bases = said[0::2].sum(axis=0), said[1::2].sum(axis=0)
+        contrast = own.logp - bases if self._expert_leads else experts - bases
         return Distribution(own, contrast, mixture(members, weights), row, members, said)
 
 

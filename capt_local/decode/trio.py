@@ -14,6 +14,9 @@ from capt_local.decode.options import CombineOptions, Powers
 from capt_local.decode.rules import Contrast, Distribution, Rule
 from capt_local.errors import ContextOverflow
 from capt_local.prompt.messages import Prompt
+from capt_local.vocab.vocabulary import BoolArray
+
+_NOTHING = np.float32(1e4)  # nats below the least; a probability of 0
 
 
 class Trio:
@@ -26,6 +29,7 @@ class Trio:
         proxies: expert and base, further pairs, or nothing: then the target answers alone.
         options: the weight of each model.
         rule: the method; None: the products that the options name.
+        expert_leads: these products, led by the expert and followed by target and base.
 
     Attributes:
         cached: the target and what it has seen.
@@ -39,6 +43,8 @@ class Trio:
         proxies: Sequence[Follower] = (),
         options: CombineOptions | None = None,
         rule: Rule | None = None,
+        *,
+        expert_leads: bool = False,
     ) -> None:
         """Starts without a text."""
         self.cached = target
@@ -46,6 +52,7 @@ class Trio:
         self.options = options or CombineOptions()
         self.tokens: list[int] = []
         self._rule = rule
+        self._expert_leads = expert_leads
         self._lead = b""
         self._row: npt.NDArray[np.float32] | None = None
         self.configure(self.options)
@@ -53,7 +60,9 @@ class Trio:
     def configure(self, options: CombineOptions) -> None:
         """Sets the weights; without evidence all that are mixed weigh the same."""
         self.options = options
-        self.contrast = Contrast(options, len(self.proxies) // 2)
+        # A published method has weights of its own, so those for several pairs are not read.
+        pairs = 0 if self._rule else len(self.proxies) // 2
+        self.contrast = Contrast(options, pairs, expert_leads=self._expert_leads)
         self.rule: Rule = self._rule or self.contrast
         count = max(len(self.rule.powers), 1)
         self.weights: FloatArray = np.full(count, 1.0 / count)
@@ -97,12 +106,19 @@ class Trio:
         for proxy in self.proxies:
             proxy.settle()
 
-    def distribution(self) -> Distribution:
-        """The distribution over what may come next; brings the models there first."""
+    def distribution(self, only: BoolArray | None = None) -> Distribution:
+        """The distribution over what may come next; brings the models there first.
+
+        Args:
+            only: the tokens that may come, shape (vocabulary,); the target gives nothing to the
+                others. None: all.
+        """
         self.settle()
         assert self._row is not None
-        start = bool(self._lead)
-        return self.rule.distribution(self._row, self.proxies, self.weights, start=start)
+        row = self._row
+        if only is not None:  # finite, so that any exponent leaves numbers
+            row = np.where(only, row, row.min() - _NOTHING)
+        return self.rule.distribution(row, self.proxies, self.weights, start=bool(self._lead))
 
     def observe(self, weights: FloatArray) -> None:
         """Takes over the weights that the evidence gives."""
