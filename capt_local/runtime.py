@@ -15,9 +15,10 @@ from typing import Self
 
 from capt_local.bundle import store
 from capt_local.bundle.manifest import Bundle, ModelFile
+from capt_local.bundle.roles import roles as roles_of
 from capt_local.bundle.verify import verify
 from capt_local.decode.answers import Answers, AnswerScore, Choosing, Chosen, as_utf8
-from capt_local.decode.assembly import Assembly
+from capt_local.decode.assembly import Assembly, first_pair_notice
 from capt_local.decode.cached import CachedModel, common_length
 from capt_local.decode.evidence import Evidence
 from capt_local.decode.generation import Generation
@@ -57,6 +58,8 @@ class Runtime:
         self.models = dict(models)
         told = dict.fromkeys(note for model in models.values() for note in model.notes)
         self.notices = [*bundle.notices, *told, *vocabulary_notices(models)]
+        if bundle.pairs > 1 and {"expert", "base"} & set(models) and "expert-2" not in models:
+            self.notices.append(first_pair_notice(bundle.pairs))
         self._cached = {role: CachedModel(role, model) for role, model in models.items()}
         self._tokenizers: dict[str, TextTokenizer] = {
             role: TextTokenizer(model.vocabulary, model.tokenize) for role, model in models.items()
@@ -101,7 +104,7 @@ class Runtime:
         wanted = set(found.models if roles is None else roles)
         if missing := wanted - set(found.models):
             raise UsageError(f"The bundle {found.id} has no {' and no '.join(sorted(missing))}.")
-        files = {role: file for role, file in found.models.items() if role in wanted}
+        files = {role: found.models[role] for role in roles_of(found.pairs) if role in wanted}
         load = load or LoadOptions()
         if load.context is None and found.context is not None:
             load = dataclasses.replace(load, context=found.context)
@@ -133,7 +136,12 @@ class Runtime:
         options = options or GenerateOptions()
         trio = self._begin(options, cancel)
         self._current = Generation(
-            trio, self._prompts(trio, prompt, raw=raw), options, cancel, self._memory
+            trio,
+            self._prompts(trio, prompt, raw=raw),
+            options,
+            cancel,
+            self._memory,
+            self._assembly.notices(options.method),
         )
         return self._current
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from rich.terminal_theme import TerminalTheme
 
 from capt_local.cli.demo import play
-from capt_local.cli.options import MethodFlags, ModelFlags, PromptFlags, SampleFlags
+from capt_local.cli.model_flags import ModelFlags
+from capt_local.cli.options import MethodFlags, PromptFlags, SampleFlags
 from capt_local.report.drawing import console_for, renderable
 from capt_local.report.screen import Screen
 from capt_local.report.view import Look, Prose, View
@@ -122,8 +123,8 @@ def main() -> int:
     model = ModelFlags(
         bundle=asked.bundle,
         target=asked.target,
-        expert=asked.expert,
-        base=asked.base,
+        expert=asked.expert and [asked.expert],
+        base=asked.base and [asked.base],
         threads=asked.threads,
     )
     sample = SampleFlags(max_tokens=asked.max_tokens)

@@ -99,13 +99,15 @@ class Table:
     def number(self, key: str, least: float, most: float) -> float | None:
         """A finite number within bounds, or None where there is no such key."""
         value = self._left.pop(key, None)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.fail(key, "must be a number")
-        if not math.isfinite(value) or not least <= value <= most:
-            self.fail(key, f"must be between {least:g} and {most:g}")
-        return float(value)
+        return None if value is None else self._bounded(key, value, least, most)
+
+    def numbers(self, key: str, least: float, most: float) -> tuple[float, ...]:
+        """One finite number within bounds, or a list of them; none where there is no such key."""
+        value = self._left.pop(key, ())
+        if value == []:
+            self.fail(key, "is an empty list")
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(self._bounded(key, each, least, most) for each in values)
 
     def digest(self, key: str) -> str | None:
         """A SHA-256 in lower-case hexadecimal, or None where there is no such key."""
@@ -140,6 +142,13 @@ class Table:
             # The key itself comes from the file, so only a plain one is shown.
             shown = key if NAME.fullmatch(key) else "a key with odd characters"
             self.fail(shown, "is not known; remove it or correct its name")
+
+    def _bounded(self, key: str, value: object, least: float, most: float) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fail(key, "must be a number")
+        if not math.isfinite(value) or not least <= value <= most:
+            self.fail(key, f"must be between {least:g} and {most:g}")
+        return float(value)
 
     def _take(self, key: str, kind: type[_T]) -> _T | None:
         value = self._left.pop(key, None)

@@ -1,4 +1,4 @@
-"""What a bundle is: up to three models that belong together, and how to ask them.
+"""What a bundle is: a target and pairs of expert and base, and how to ask them.
 
 A bundle is a folder with a `bundle.toml`. The manifest names each file with its size and digest,
 so that nothing but the models it was made with is ever loaded under its name.
@@ -7,21 +7,21 @@ so that nothing but the models it was made with is ever loaded under its name.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast
 
 from capt_local.bundle.fields import Table
-from capt_local.errors import ModelError, UsageError
+from capt_local.bundle.roles import Role, count_pairs, paired, roles
+from capt_local.errors import ModelError
 
 MANIFEST = "bundle.toml"
 SCHEMA = 1
 ALPHA_LIMIT = 8.0  # that of `decode.options.CombineOptions`
 _LARGEST_MANIFEST = 1 << 20
 
-Role = Literal["target", "expert", "base"]
-ROLES: tuple[Role, ...] = get_args(Role)
 METHODS = ("capt", "target", "expert", "base")
 
 
@@ -37,8 +37,8 @@ class ModelFile:
     """One model of a bundle.
 
     Attributes:
-        role: what it does in the trio.
-        path: of the GGUF file.
+        role: what it does in the bundle; see `bundle.roles`.
+        path: of the GGUF file; several models may share one.
         size: bytes.
         sha256: digest in hexadecimal; None for a file that was given by its path.
         licence: of the weights.
@@ -67,14 +67,14 @@ class Defaults:
 
     Attributes:
         method: a name of `decode.options.Method`.
-        alpha: a fixed weight; None is the weight from the evidence.
+        alphas: fixed weights, one for all pairs or one for each; empty: from the evidence.
         plausibility: see `decode.options.CombineOptions`.
         temperature: 0 takes the likeliest token.
         max_tokens: the longest answer.
     """
 
     method: str | None = None
-    alpha: float | None = None
+    alphas: tuple[float, ...] = ()
     plausibility: float | None = None
     temperature: float | None = None
     max_tokens: int | None = None
@@ -90,7 +90,7 @@ class Bundle:
         version: of the bundle.
         licence: of the bundle as a whole.
         description: for people; may have several lines.
-        models: by role; the target always, expert and base both or neither.
+        models: by role; the target always, of each pair both expert and base.
         context: tokens of context to use; None is the models' own.
         defaults: how to ask.
         folder: where it lies; None for files that were given by their paths.
@@ -107,6 +107,11 @@ class Bundle:
     defaults: Defaults = field(default_factory=Defaults)
     folder: Path | None = None
     notices: tuple[str, ...] = ()
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of expert and base it has."""
+        return sum(role.startswith("expert") for role in self.models)
 
     @classmethod
     def load(cls, place: Path) -> Bundle:
@@ -125,23 +130,23 @@ class Bundle:
     def from_paths(
         cls,
         target: str | Path,
-        expert: str | Path | None = None,
-        base: str | Path | None = None,
+        expert: str | Path | Sequence[str | Path] | None = None,
+        base: str | Path | Sequence[str | Path] | None = None,
     ) -> Bundle:
         """A bundle of files that were given one by one, without digests.
+
+        Args:
+            target: its file.
+            expert: one file, or one for each pair.
+            base: likewise, in the order of the experts; they may share one file.
 
         Raises:
             UsageError: an expert without a base, or the other way round.
             ModelError: a file is missing.
         """
-        if (expert is None) != (base is None):
-            given, missing = ("expert", "base") if base is None else ("base", "expert")
-            raise UsageError(
-                f"The {given} is given without the {missing}: the contrast needs both. "
-                f"Give the {missing} too, or the target alone."
-            )
-        files = zip(ROLES, (target, expert, base), strict=True)
-        models = {role: _loose(role, Path(path)) for role, path in files if path is not None}
+        proxies = paired(_listed(expert), _listed(base))
+        files = zip(roles(len(proxies) // 2), (target, *proxies), strict=True)
+        models = {role: _loose(role, Path(path)) for role, path in files}
         notice = "The models were given as files: no manifest says whether they are the right ones."
         return cls(id="files", title="Models given as files", models=models, notices=(notice,))
 
@@ -167,6 +172,7 @@ def _parsed(file: Path) -> dict[str, object]:
 def _bundle(top: Table, folder: Path) -> Bundle:
     if top.whole("schema", 1) != SCHEMA:
         top.fail("schema", f"must be {SCHEMA}, the version of the format that this program reads")
+    models = _models(top.table("models"), folder)
     bundle = Bundle(
         id=top.name("id"),
         title=top.text("title", ""),
@@ -174,8 +180,8 @@ def _bundle(top: Table, folder: Path) -> Bundle:
         licence=top.text("licence", ""),
         description=top.text("description", ""),
         context=top.whole("context", 1),
-        defaults=_defaults(top.table("defaults")),
-        models=_models(top.table("models"), folder),
+        defaults=_defaults(top.table("defaults"), len(models) // 2),
+        models=models,
         folder=folder,
     )
     top.done()
@@ -184,15 +190,10 @@ def _bundle(top: Table, folder: Path) -> Bundle:
 
 def _models(tables: Table, folder: Path) -> dict[Role, ModelFile]:
     given = tables.keys()
-    for name in given:
-        if name not in ROLES:
-            tables.fail("roles", f"may be {', '.join(ROLES)}, and there is another one")
     if "target" not in given:
         tables.fail("target", "is missing; every bundle has a target")
-    if ("expert" in given) != ("base" in given):
-        missing = "base" if "expert" in given else "expert"
-        tables.fail(missing, "is missing; a bundle has both expert and base, or the target alone")
-    return {role: _model(tables.table(role), role, folder) for role in ROLES if role in given}
+    pairs = count_pairs(given, tables.fail)
+    return {role: _model(tables.table(role), role, folder) for role in roles(pairs)}
 
 
 def _model(table: Table, role: Role, folder: Path) -> ModelFile:
@@ -220,21 +221,29 @@ def _model(table: Table, role: Role, folder: Path) -> ModelFile:
     return model
 
 
-def _defaults(table: Table) -> Defaults:
-    alpha = None
+def _defaults(table: Table, pairs: int) -> Defaults:
+    alphas: tuple[float, ...] = ()
     if table.is_text("alpha"):
         table.choice("alpha", ("evidence",))
     else:
-        alpha = table.number("alpha", -ALPHA_LIMIT, ALPHA_LIMIT)
+        alphas = table.numbers("alpha", -ALPHA_LIMIT, ALPHA_LIMIT)
+    if len(alphas) > 1 and len(alphas) != pairs:
+        table.fail("alpha", f"must be one number, or one for each pair of the bundle ({pairs})")
     defaults = Defaults(
         method=table.choice("method", METHODS),
-        alpha=alpha,
+        alphas=alphas,
         plausibility=table.number("plausibility", 0, 1),
         temperature=table.number("temperature", 0, 100),
         max_tokens=table.whole("max_tokens", 1),
     )
     table.done()
     return defaults
+
+
+def _listed(given: str | Path | Sequence[str | Path] | None) -> list[str | Path]:
+    if given is None:
+        return []
+    return [given] if isinstance(given, str | Path) else list(given)
 
 
 def _loose(role: Role, path: Path) -> ModelFile:

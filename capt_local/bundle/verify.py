@@ -19,16 +19,20 @@ def verify(bundle: Bundle, progress: Progress | None = None) -> None:
     Models without a digest (given by their paths) are left out: `Bundle.notices` says so.
 
     Args:
-        bundle: its files are read once, from beginning to end.
+        bundle: its files are read once, from beginning to end; also one that several models share.
         progress: called with a role and the share of its file that is read, 0 to 1.
 
     Raises:
         ModelError: a file is missing, unreadable or another one; names its role.
     """
+    known: dict[Path, str] = {}
     for model in bundle.models.values():
         if model.sha256 is not None:
             _check_size(model)
-            if file_digest(model.path, model.size, _reporter(model, progress)) != model.sha256:
+            if model.path not in known:
+                report = _reporter(model, progress)
+                known[model.path] = file_digest(model.path, model.size, report)
+            if known[model.path] != model.sha256:
                 raise ModelError(_other(model, "its SHA-256 differs"))
         if model.template_file is not None:
             read_template(model)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from capt_local.bundle.manifest import MANIFEST, SCHEMA, Bundle, ModelFile, Role, Style
+from capt_local.bundle.manifest import MANIFEST, SCHEMA, Bundle, Defaults, ModelFile, Style
+from capt_local.bundle.roles import Role
 from capt_local.bundle.verify import file_digest
 from capt_local.errors import ModelError
 
@@ -27,7 +28,7 @@ def describe(
     """One model with size and digest taken from the file.
 
     Args:
-        role: what it does in the trio.
+        role: what it does in the bundle; see `bundle.roles`.
         path: of the GGUF file, in the folder of the bundle.
         licence: of the weights.
         source: where they come from.
@@ -108,7 +109,7 @@ def manifest_text(bundle: Bundle, folder: Path) -> str:
     said = bundle.defaults
     defaults = {
         "method": said.method,
-        "alpha": "evidence" if said.alpha is None else said.alpha,
+        "alpha": _alpha(said),
         "plausibility": said.plausibility,
         "temperature": said.temperature,
         "max_tokens": said.max_tokens,
@@ -117,6 +118,12 @@ def manifest_text(bundle: Bundle, folder: Path) -> str:
     for role, model in bundle.models.items():
         tables.append(f"\n[models.{role}]\n" + _lines(_model(model, folder)))
     return "".join(tables)
+
+
+def _alpha(said: Defaults) -> object:
+    if not said.alphas:
+        return "evidence"
+    return said.alphas[0] if len(said.alphas) == 1 else list(said.alphas)
 
 
 def _model(model: ModelFile, folder: Path) -> dict[str, object]:

@@ -10,7 +10,8 @@ from typing import Annotated
 from capt_local.cli.demo import visit
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.interrupt import Interrupt
-from capt_local.cli.options import ModelFlags, SampleFlags, SideBySideFlags, ViewFlags, option
+from capt_local.cli.model_flags import ModelFlags
+from capt_local.cli.options import SampleFlags, SideBySideFlags, ViewFlags, option
 from capt_local.cli.session import Session, find_bundle, generate_options, open_session
 from capt_local.decode.options import GenerateOptions
 from capt_local.errors import UsageError

@@ -13,7 +13,8 @@ from capt_local.chat import commands, complete
 from capt_local.chat.transcript import CANDIDATES
 from capt_local.cli.chat_commands import Commands
 from capt_local.cli.exits import ExitCode, line_for, wants_traceback
-from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, option
+from capt_local.cli.model_flags import ModelFlags
+from capt_local.cli.options import MethodFlags, SampleFlags, ViewFlags, option
 from capt_local.cli.prompts import checked, decoded
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.cli.signals import Leave, Signals

@@ -8,9 +8,9 @@ from importlib import resources
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.interrupt import Interrupt
+from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import (
     MethodFlags,
-    ModelFlags,
     OwnTextFlags,
     PromptFlags,
     SampleFlags,

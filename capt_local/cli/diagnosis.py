@@ -13,7 +13,6 @@ from capt_local.errors import CaptError, MemoryShortage
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle
-    from capt_local.engine.memory import MemoryEstimate
     from capt_local.engine.options import LoadOptions
     from capt_local.vocab.vocabulary import Vocabulary
 
@@ -118,22 +117,24 @@ def room(bundle: Bundle, options: LoadOptions, diagnosis: Diagnosis) -> dict[str
     Raises:
         ModelError: a file is not a GGUF that can be read.
     """
-    from capt_local.engine.header import read_header
     from capt_local.engine.library import library
-    from capt_local.engine.memory import available_memory, check_fits, estimate
+    from capt_local.engine.memory import available_memory, check_fits
+    from capt_local.engine.several import estimates
 
-    estimates: dict[str, MemoryEstimate] = {
-        role: estimate(read_header(model.path), options) for role, model in bundle.models.items()
-    }
+    each = estimates({role: model.path for role, model in bundle.models.items()}, options)
     available = available_memory()
-    needed = sum(one.total for one in estimates.values())
-    facts: dict[str, Any] = {role: mebibytes(one.total) for role, one in estimates.items()}
+    needed = sum(one.total for one in each.values())
+    facts: dict[str, Any] = {
+        # The weights of a file that several models share are counted with the first of them.
+        role: mebibytes(one.total) + ("" if one.weights else ", weights shared")
+        for role, one in each.items()
+    }
     facts |= {"needed": mebibytes(needed), "available": mebibytes(available)}
     facts["fits"] = needed <= available
     # Where a GPU takes a part, main memory need not hold everything; loading decides.
     if not any(device.is_gpu for device in library().devices()):
         try:
-            check_fits(estimates, available)
+            check_fits(each, available)
         except MemoryShortage as error:
             diagnosis.problem(error)
     return facts
@@ -145,6 +146,7 @@ def roles(bundle: Bundle, diagnosis: Diagnosis) -> dict[str, Any]:
     Raises:
         ModelError: a file cannot be loaded.
     """
+    from capt_local.bundle.roles import pair_roles
     from capt_local.engine.weights import Weights
 
     vocabularies: dict[str, Vocabulary] = {}
@@ -158,18 +160,17 @@ def roles(bundle: Bundle, diagnosis: Diagnosis) -> dict[str, Any]:
                 f"trained for {about.context_length:,}"
             )
             vocabularies[role], templates[role] = weights.vocabulary, about.chat_template
-    if "expert" not in vocabularies or "base" not in vocabularies:
-        return facts
-    same = vocabularies["expert"].same_as(vocabularies["base"])
-    facts["expert and base: same vocabulary"] = same
-    facts["expert and base: same chat template"] = templates["expert"] == templates["base"]
-    share = overlap(vocabularies["target"], vocabularies["expert"])
-    facts["target's pieces that the expert has too"] = f"{100 * share:.0f} %"
-    if not same:
-        diagnosis.warnings.append(
-            "Expert and base have different vocabularies: this works, but the contrast also holds "
-            "the difference of their tokens."
-        )
+    for expert, base in (pair_roles(number) for number in range(1, bundle.pairs + 1)):
+        same = vocabularies[expert].same_as(vocabularies[base])
+        facts[f"{expert} and {base}: same vocabulary"] = same
+        facts[f"{expert} and {base}: same chat template"] = templates[expert] == templates[base]
+        share = overlap(vocabularies["target"], vocabularies[expert])
+        facts[f"target's pieces that the {expert} has too"] = f"{100 * share:.0f} %"
+        if not same:
+            diagnosis.warnings.append(
+                f"{expert.capitalize()} and {base} have different vocabularies: this works, but "
+                "the contrast also holds the difference of their tokens."
+            )
     return facts
 
 

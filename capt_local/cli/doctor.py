@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from capt_local.cli import diagnosis as find
 from capt_local.cli.diagnosis import Diagnosis
-from capt_local.cli.options import ModelFlags, ViewFlags, option
+from capt_local.cli.model_flags import ModelFlags
+from capt_local.cli.options import ViewFlags, option
 from capt_local.cli.session import find_bundle, load_options
 from capt_local.errors import CaptError
 from capt_local.report.json import dumps

@@ -12,7 +12,8 @@ from capt_local.cli.eval_settings import settings
 from capt_local.cli.eval_setup import EvalFlags, make_plan, read_exams
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.interrupt import Interrupt
-from capt_local.cli.options import ModelFlags, SampleFlags, SideBySideFlags, ViewFlags
+from capt_local.cli.model_flags import ModelFlags
+from capt_local.cli.options import SampleFlags, SideBySideFlags, ViewFlags
 from capt_local.cli.output import OutputFile
 from capt_local.cli.provenance import provenance
 from capt_local.cli.session import Session, find_bundle, open_session
@@ -93,8 +94,9 @@ def _check_bundle(bundle: Bundle, plan: Plan) -> None:
 
 def _check_served(session: Session, plan: Plan) -> None:
     """Puts a word to every method, without computing, so that none fails in the middle."""
-    for options in plan.methods.values():
-        session.runtime.generate("-", options, raw=True, cancel=session.interrupt)
+    for name, options in plan.methods.items():
+        made = session.runtime.generate("-", options, raw=True, cancel=session.interrupt)
+        session.screen.notes(f"{name}: {notice}" for notice in made.notices)
     session.runtime.forget()
 
 

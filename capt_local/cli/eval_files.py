@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from capt_local.cli.eval_settings import fingerprint
 from capt_local.cli.eval_setup import EvalFlags
-from capt_local.cli.options import ModelFlags
+from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.session import load_options, pinned_date
 from capt_local.errors import UsageError
 from capt_local.evaluate.harness import Finished

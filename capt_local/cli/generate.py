@@ -9,14 +9,8 @@ from functools import partial
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.html import TOP, ReportFile, ReportFlags
 from capt_local.cli.interrupt import Interrupt
-from capt_local.cli.options import (
-    MethodFlags,
-    ModelFlags,
-    OutputFlags,
-    PromptFlags,
-    SampleFlags,
-    ViewFlags,
-)
+from capt_local.cli.model_flags import ModelFlags
+from capt_local.cli.options import MethodFlags, OutputFlags, PromptFlags, SampleFlags, ViewFlags
 from capt_local.cli.output import OutputFile
 from capt_local.cli.prompts import Asked, read_prompt
 from capt_local.cli.session import Session, answer_to, find_bundle, generate_options, open_session

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from capt_local.cli.interrupt import Interrupt
-from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags
+from capt_local.cli.model_flags import ModelFlags
+from capt_local.cli.options import MethodFlags, SampleFlags
 from capt_local.cli.prompts import checked
 from capt_local.cli.provenance import provenance
 from capt_local.decode.options import (
@@ -56,8 +57,7 @@ def find_bundle(flags: ModelFlags) -> Bundle:
     from capt_local.bundle import store
     from capt_local.bundle.manifest import Bundle
 
-    files = (flags.target, flags.expert, flags.base)
-    if not any(files):
+    if not (flags.target or flags.expert or flags.base):
         return store.find(flags.bundle or "demo")
     if flags.bundle is not None:
         raise UsageError("Give either --bundle, or --target with --expert and --base.")
@@ -101,8 +101,8 @@ def generate_options(
     alphas: tuple[float, ...] = ()
     if how.alpha is not None:
         alphas = _alphas(how.alpha)
-    elif said.alpha is not None and how.weights is None:
-        alphas = (said.alpha,)
+    elif how.weights is None:
+        alphas = said.alphas
     return GenerateOptions(
         method=method(bundle, how),
         max_tokens=_first(sample.max_tokens, said.max_tokens, ours.max_tokens),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Self
 
 from capt_local.decode.loop import Walk
@@ -41,6 +41,7 @@ class Generation:
         options: GenerateOptions,
         cancel: Callable[[], bool] | None,
         memory: Memory | None = None,
+        notices: Sequence[str] = (),
     ) -> None:
         """Checks that the prompt fits; decodes when the first step is asked for."""
         trio.configure(options.combine)
@@ -51,6 +52,7 @@ class Generation:
         self._walk = Walk(trio, options, cancel)
         self._steps: Iterator[Step] | None = None
         self._prompt_notices = [note for prompt in prompts.values() for note in prompt.notices]
+        self._prompt_notices += notices
         self.text = b""
         self.finish: FinishReason | None = None
         self.prompt_tokens = {role: len(prompt.tokens) for role, prompt in prompts.items()}

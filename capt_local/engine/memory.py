@@ -45,6 +45,12 @@ class MemoryEstimate:
         """All of it."""
         return self.weights + self.kv_cache + self.buffers
 
+    def with_contexts(self, count: int) -> MemoryEstimate:
+        """The same weights under several contexts."""
+        return MemoryEstimate(
+            self.weights, self.kv_cache * count, self.buffers * count, self.layers
+        )
+
     def beside_gpu(self, layers: int) -> MemoryEstimate:
         """What is left for the machine's own memory with so many layers on a GPU."""
         share = 1 - layers / max(self.layers, 1)

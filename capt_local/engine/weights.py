@@ -65,6 +65,7 @@ class Weights:
         options: how to load it.
         progress: called with the part that is loaded, 0 to 1; may raise to stop.
         vocabulary_only: reads no tensors; such weights tokenize, but no context fits on them.
+        contexts: how many will be made on them, so that there is room for all.
 
     Attributes:
         header: of the file.
@@ -83,12 +84,13 @@ class Weights:
         progress: Progress | None = None,
         *,
         vocabulary_only: bool = False,
+        contexts: int = 1,
     ) -> None:
         """Checks the header, then the memory, then loads."""
         options = options or LoadOptions()
         self.header: Header = read_header(path)
         self._library: Library = library()
-        self._layers = 0 if vocabulary_only else self._choose_layers(path.name, options)
+        self._layers = 0 if vocabulary_only else self._choose_layers(path.name, options, contexts)
         self._users = 1
         self.handle: int | None = self._load(path, options, progress, vocabulary_only)
         try:
@@ -164,9 +166,9 @@ class Weights:
         """Lets go."""
         self.close()
 
-    def _choose_layers(self, name: str, options: LoadOptions) -> int:
+    def _choose_layers(self, name: str, options: LoadOptions, contexts: int) -> int:
         """Layers for the GPU; also refuses what does not fit into memory."""
-        needed = estimate(self.header, options)
+        needed = estimate(self.header, options).with_contexts(contexts)
         gpus = [device for device in self._library.devices() if device.is_gpu]
         if options.gpu_layers == "all":
             layers = needed.layers

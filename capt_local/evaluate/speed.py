@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 
@@ -94,10 +95,14 @@ def bench(
 def memory_over(runtime: Runtime) -> int:
     """Bytes that this process holds beyond the model files and the KV caches."""
     rest = int(psutil.Process().memory_info().rss)
-    for role, file in runtime.bundle.models.items():
-        if role in runtime.models:
-            options = LoadOptions(context=runtime.models[role].context_limit)
-            rest -= file.path.stat().st_size + estimate(read_header(file.path), options).kv_cache
+    counted: set[Path] = set()
+    for role, model in runtime.models.items():
+        path = runtime.bundle.models[role].path.resolve()
+        if path not in counted:  # models of one file share its weights
+            rest -= path.stat().st_size
+            counted.add(path)
+        options = LoadOptions(context=model.context_limit)
+        rest -= estimate(read_header(path), options).kv_cache
     return rest
 
 

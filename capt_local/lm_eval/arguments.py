@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from capt_local.cli.options import MethodFlags, ModelFlags
+from capt_local.cli.model_flags import ModelFlags
+from capt_local.cli.options import MethodFlags
 from capt_local.decode.options import GenerateOptions, Method
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
@@ -49,15 +51,12 @@ def model_flags(
     Raises:
         UsageError: a value has no meaning.
     """
-    target, expert, base = (
-        None if file is None else Path(str(file))
-        for file in (files["target"], files["expert"], files["base"])
-    )
+    target = files["target"]
     return ModelFlags(
         bundle=None if bundle is None else str(bundle),
-        target=target,
-        expert=expert,
-        base=base,
+        target=None if target is None else Path(str(target)),
+        expert=_files(files["expert"]),
+        base=_files(files["base"]),
         ctx_size=_count("ctx_size", ctx_size),
         threads=_count("threads", threads),
         gpu_layers=str(gpu_layers),
@@ -124,6 +123,11 @@ def _stops(until: object) -> tuple[str, ...]:
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise UsageError("The generation argument 'until' is a text or a list of texts.")
     return tuple(texts)
+
+
+def _files(given: str | None) -> list[Path] | None:
+    """One file, or one for each pair, separated as in PATH."""
+    return None if given is None else [Path(file) for file in str(given).split(os.pathsep)]
 
 
 def _count(name: str, value: object) -> int | None:

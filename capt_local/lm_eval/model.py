@@ -34,8 +34,8 @@ class CaptLocal(LM):
     Args:
         bundle: id or path; demo where no files are named.
         target: a model file, for no bundle.
-        expert: likewise.
-        base: likewise.
+        expert: likewise; of several pairs one each, separated as in PATH.
+        base: likewise, in the order of the experts.
         method: see `capt-local score --help`; None is the bundle's.
         alpha: weight of the contrast, or "evidence".
         plausibility: see `capt-local score --help`.

@@ -7,7 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from capt_local.bundle.manifest import ROLES, Bundle
+from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.roles import roles
 from capt_local.bundle.write import describe, write_manifest
 
 _SOURCE = "trained by the capt-local project, see MODEL_CARDS.md"
@@ -17,7 +18,7 @@ def write_bundle(folder: Path) -> Path:
     """Describes the three files in `folder`; returns the manifest."""
     models = {
         role: describe(role, folder / f"{role}.gguf", licence="Apache-2.0", source=_SOURCE)
-        for role in ROLES
+        for role in roles(1)
     }
     bundle = Bundle(
         id="demo",

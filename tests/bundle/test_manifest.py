@@ -61,7 +61,7 @@ def test_a_whole_manifest(folder: Path) -> None:
     )
     assert (bundle.id, bundle.title, bundle.version) == ("trio", "T", "1.2")
     assert (bundle.licence, bundle.description, bundle.context) == ("L", "a\nb", 2048)
-    assert bundle.defaults == Defaults("capt", 0.75, 0.1, 0.0, 9)
+    assert bundle.defaults == Defaults("capt", (0.75,), 0.1, 0.0, 9)
     assert list(bundle.models) == ["target", "expert", "base"]
     target, expert, base = bundle.models.values()
     assert target.path == folder / "target.gguf"
@@ -83,13 +83,13 @@ def test_a_target_alone_is_a_bundle(folder: Path) -> None:
 
 def test_alpha_has_the_bounds_of_the_decoder(folder: Path) -> None:
     text = HEAD + f"[defaults]\nalpha = {-ALPHA_LIMIT}\n" + TARGET
-    CombineOptions(alphas=(load(folder, text).defaults.alpha or 0.0,))
+    CombineOptions(alphas=load(folder, text).defaults.alphas)
     with pytest.raises(UsageError):
         CombineOptions(alphas=(math.nextafter(ALPHA_LIMIT, math.inf),))
 
 
 def test_alpha_from_the_evidence_can_be_named(folder: Path) -> None:
-    assert load(folder, HEAD + '[defaults]\nalpha = "evidence"\n' + TARGET).defaults.alpha is None
+    assert load(folder, HEAD + '[defaults]\nalpha = "evidence"\n' + TARGET).defaults.alphas == ()
 
 
 BAD = {
@@ -215,7 +215,7 @@ def test_what_is_written_reads_back(folder: Path) -> None:
         title='"quoted" \\ ünï \N{GRINNING FACE}',
         description="one\ntwo\ttab",
         context=512,
-        defaults=Defaults("capt", None, 1e-5, 0.0, 64),
+        defaults=Defaults("capt", (), 1e-5, 0.0, 64),
     )
     file = write_manifest(bundle, folder)
     again = Bundle.load(file)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.cli.options import ModelFlags
+from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.session import find_bundle, open_session
 from capt_local.cli.signals import Signals
 from capt_local.cli.talk import Talk
@@ -26,7 +26,7 @@ def test_first_token_and_streaming(
     places = {role: tmp_path / f"{role}.gguf" for role in ("target", "expert", "base")}
     for path in places.values():
         path.write_bytes(b"GGUF")
-    flags = ModelFlags(**places)
+    flags = ModelFlags(target=places["target"], expert=[places["expert"]], base=[places["base"]])
     out, first = Stamped(), []
     screen = Screen(out, io.StringIO())
     with Signals() as signals:

@@ -59,7 +59,7 @@ def test_flags_reach_the_decoder(run: Run, script: Script) -> None:
     assert asked["asked"][0] == Message("system", "Be short.")
     options = asked["options"]
     assert (options.method, options.max_tokens, options.stop) == (Method.CAPT, 9, ("END", "a b"))
-    assert (options.combine.alpha, options.combine.plausibility) == (0.5, 0.1)
+    assert (options.combine.alphas, options.combine.plausibility) == ((0.5,), 0.1)
     sample = options.sample
     assert (sample.temperature, sample.top_k, sample.top_p, sample.min_p) == (0.7, 5, 0.9, 0.05)
     assert (sample.repeat_penalty, sample.seed) == (1.1, 3)
@@ -69,7 +69,7 @@ def test_alpha_from_the_evidence_is_the_default(run: Run, script: Script) -> Non
     run("generate", "{models}", "-p", "x")
     run("generate", "{models}", "-p", "x", "--alpha", "evidence")
     asked = [call for call in script.calls if "asked" in call]
-    assert [call["options"].combine.alpha for call in asked] == [None, None]
+    assert [call["options"].combine.alphas for call in asked] == [(), ()]
 
 
 def test_one_method_loads_one_model(run: Run, script: Script) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from capt_local.chat.commands import Call
 from capt_local.cli.chat_commands import Commands
-from capt_local.cli.options import ModelFlags
+from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.session import find_bundle, open_session
 from capt_local.cli.signals import Signals
 from capt_local.cli.talk import Talk
@@ -32,7 +32,8 @@ def made(script: Script, tmp_path: Path) -> Iterator[Made]:
     places = {role: tmp_path / f"{role}.gguf" for role in ("target", "expert", "base")}
     for path in places.values():
         path.write_bytes(b"GGUF")
-    flags, err, log = ModelFlags(**places), io.StringIO(), tmp_path / "t.jsonl"
+    flags = ModelFlags(target=places["target"], expert=[places["expert"]], base=[places["base"]])
+    err, log = io.StringIO(), tmp_path / "t.jsonl"
     with Signals() as signals:
         session = open_session(find_bundle(flags), flags, Screen(io.StringIO(), err), signals)
         talk = Talk(session, signals, GenerateOptions(top=3), TranscriptFile(log))

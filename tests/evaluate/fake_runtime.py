@@ -51,6 +51,7 @@ class Rules:
 class _Generation:
     def __init__(self, text: bytes, finish: FinishReason) -> None:
         self.text, self.finish, self.steps_done = text, finish, 3
+        self.notices: list[str] = []
 
     def __iter__(self) -> Iterator[None]:
         return iter([None] * self.steps_done)

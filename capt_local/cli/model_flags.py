@@ -1,0 +1,96 @@
+"""Which models a verb runs, and how they are loaded.
+
+An option that may be given several times has its values in one environment variable, separated as
+in PATH (":", or ";" on Windows).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from capt_local.cli.options import option
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFlags:
+    """Which models, and how they are loaded."""
+
+    bundle: Annotated[
+        str | None,
+        option(
+            "-m",
+            "--bundle",
+            twin="BUNDLE",
+            metavar="NAME|PATH",
+            help="A bundle: its id, its folder or its bundle.toml. Default: demo.",
+        ),
+    ] = None
+    target: Annotated[
+        Path | None,
+        option("--target", twin="TARGET", metavar="GGUF", help="The target model, for no bundle."),
+    ] = None
+    expert: Annotated[
+        list[Path] | None,
+        option(
+            "--expert",
+            twin="EXPERT",
+            metavar="GGUF",
+            help="The clinical expert, likewise; once for each of several pairs.",
+        ),
+    ] = None
+    base: Annotated[
+        list[Path] | None,
+        option(
+            "--base",
+            twin="BASE",
+            metavar="GGUF",
+            help="What the expert was trained from, likewise; in the order of the experts.",
+        ),
+    ] = None
+    no_verify: Annotated[
+        bool,
+        option("--no-verify", twin="NO_VERIFY", help="Do not check the digests of the models."),
+    ] = False
+    ctx_size: Annotated[
+        int | None,
+        option(
+            "-c",
+            "--ctx-size",
+            twin="CTX_SIZE",
+            metavar="N",
+            min=1,
+            help="Tokens that the context holds. Default: the bundle's.",
+        ),
+    ] = None
+    gpu_layers: Annotated[
+        str,
+        option(
+            "-ngl",
+            "--gpu-layers",
+            twin="GPU_LAYERS",
+            metavar="N|auto|all",
+            help="Layers on the GPU. Default: auto, as many as fit.",
+        ),
+    ] = "auto"
+    threads: Annotated[
+        int | None,
+        option(
+            "-t",
+            "--threads",
+            twin="THREADS",
+            metavar="N",
+            min=1,
+            help="CPU threads. Default: the cores that this process may use.",
+        ),
+    ] = None
+    date: Annotated[
+        str | None,
+        option(
+            "--date",
+            twin="DATE",
+            metavar="YYYY-MM-DD",
+            help="The date that chat templates may tell. Default: today.",
+        ),
+    ] = None
