@@ -25,7 +25,10 @@ def make_vocabulary(words: Sequence[str | bytes], *, all_bytes: bool = True) -> 
 
 
 def greedy_tokenizer(vocabulary: Vocabulary, *, lead: bytes = b"") -> Callable[..., list[int]]:
-    """Longest match from the left; splits in front of spaces, as all real tokenizers do."""
+    """Longest match from the left; splits in front of spaces, as all real tokenizers do.
+
+    A byte that the vocabulary has no token for becomes token 0, which is no text.
+    """
     ids: dict[bytes, int] = {}
     for token in np.flatnonzero(vocabulary.is_text).tolist():
         ids[vocabulary.piece(token)] = token
@@ -35,8 +38,9 @@ def greedy_tokenizer(vocabulary: Vocabulary, *, lead: bytes = b"") -> Callable[.
         text = lead + text
         tokens = []
         while text:
-            size = next(n for n in range(min(longest, len(text)), 0, -1) if text[:n] in ids)
-            tokens.append(ids[text[:size]])
+            sizes = range(min(longest, len(text)), 0, -1)
+            size = next((n for n in sizes if text[:n] in ids), 1)
+            tokens.append(ids.get(text[:size], 0))
             text = text[size:]
         return tokens
 

@@ -79,7 +79,10 @@ class ExactProxy:
         raise NotImplementedError
 
     def start(self, prompt: Prompt) -> None:
-        """Takes a prompt. Tokens before the last safe cut of its text are taken as they are."""
+        """Takes a prompt. Tokens before the last safe cut of its text are taken as they are.
+
+        So is the first token of all.
+        """
         self._plain.start(prompt)
         self._coverings = self._beam()
         lead = self._tokenizer.lead
@@ -92,6 +95,11 @@ class ExactProxy:
         self._head = [token for segment in prompt.segments[:-1] for token in segment.tokens]
         self._head += self._tokenizer.encode(text[:cut], start=True) if cut else []
         self._waiting = text[cut:] if cut else lead + text
+        if not self._head:
+            # Nothing can be read before the first token of all (of a model without BOS).
+            self._head = self.tokens[:1]
+            first = self._tokenizer.vocabulary.text(self._head)
+            self._waiting = self._waiting[len(first) :]
 
     def append(self, token: int, piece: bytes) -> None:
         """Follows one token of the answer. Decodes nothing yet: see `settle`."""
