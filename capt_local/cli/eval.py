@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from capt_local.cli.eval_files import Kept, open_kept
+from capt_local.cli.eval_files import Kept, open_kept, open_table
 from capt_local.cli.eval_report import as_csv, as_object, notes, views
 from capt_local.cli.eval_settings import settings
 from capt_local.cli.eval_setup import EvalFlags, make_plan, read_exams
@@ -59,7 +59,7 @@ def eval(
     bundle = find_bundle(model)
     plan = make_plan(what, bundle, how, sample, exams)
     _check_bundle(bundle, plan)
-    table_file = OutputFile(what.csv, "The table (--csv)") if what.csv else None
+    table_file = open_table(what)
     if what.names is not None and TARGET not in what.names:
         screen.note("note: the target is run too, since intervals are against it.")
     chosen = settings(what, exams, plan, sample.seed)

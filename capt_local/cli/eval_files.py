@@ -7,11 +7,13 @@ import dataclasses
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capt_local.cli.eval_settings import fingerprint
 from capt_local.cli.eval_setup import EvalFlags
 from capt_local.cli.model_flags import ModelFlags
+from capt_local.cli.output import OutputFile
 from capt_local.cli.session import load_options, pinned_date
 from capt_local.errors import UsageError
 from capt_local.evaluate.harness import Finished
@@ -48,6 +50,31 @@ class Kept:
             self.samples.append(finished)
         if self.journal is not None:
             self.journal.append(finished.result)
+
+
+def open_table(what: EvalFlags) -> OutputFile | None:
+    """The file for the table, which takes the place of what is there.
+
+    Raises:
+        UsageError: it cannot be written, or it is a file that the run reads or keeps.
+    """
+    if what.csv is None:
+        return None
+    table = what.csv.resolve()
+    style = Path(what.style) if what.style is not None else None
+    others = (*what.places, what.shots_file, style, what.results, what.log_samples)
+    for other in others:
+        if other is None:
+            continue
+        place = other.resolve()
+        inside = table.exists() and place.is_dir() and table.is_relative_to(place)
+        same = table.exists() and place.exists() and table.samefile(place)
+        if table == place or inside or same:
+            raise UsageError(
+                "The table (--csv) would replace a file that this run reads or keeps. Name "
+                "another one."
+            )
+    return OutputFile(what.csv, "The table (--csv)")
 
 
 def open_kept(

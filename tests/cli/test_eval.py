@@ -235,6 +235,24 @@ def test_examples_of_a_folder_are_read_where_they_are_shown(
     assert "fever" in rules.calls[-1][2] and "chills" not in rules.calls[-1][2]
 
 
+def test_the_table_takes_the_place_of_no_file_of_a_task(
+    run: Run, rules: Rules, tmp_path: Path
+) -> None:
+    folder = tmp_path / "task"
+    folder.mkdir()
+    (folder / "task.toml").write_text(
+        'name = "so"\nkind = "classification"\nfile = "notes.csv"\nchoices = ["yes", "no"]\n'
+        'fields = { id = "id", input = "note", reference = "label" }\n'
+    )
+    notes = folder / "notes.csv"
+    notes.write_text("id,note,label\n1,cough,yes\n")
+    rules.say = lambda *_: "yes"
+    command = ("eval", "{models}", "--task", str(folder), "--methods", "target", "--csv")
+    refused = run(*command, str(notes))
+    assert (refused.code, notes.read_text()) == (2, "id,note,label\n1,cough,yes\n")
+    assert run(*command, str(folder / "table.csv")).code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -255,6 +273,11 @@ def test_examples_of_a_folder_are_read_where_they_are_shown(
         (["--task", "{choices}", "--results", "{choices}"], "--results"),
         (["--task", "{choices}", "--log-samples", "{choices}"], "--log-samples"),
         (["--task", "{choices}", "--csv", "{folder}"], "--csv"),
+        (["--task", "{choices}", "--csv", "{choices}"], "--csv"),
+        (
+            ["--task", "{choices}", "--results", "{folder}/a", "--csv", "{folder}/./a"],
+            "(--csv) would replace",
+        ),
         (
             ["--task", "{choices}", "--results", "{folder}/a", "--log-samples", "{folder}/a"],
             "name the same file",
