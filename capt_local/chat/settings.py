@@ -47,7 +47,9 @@ def _weights(text: str) -> tuple[float, ...]:
 _METHODS = "|".join(Method)
 _WEIGHTS = ("alphas", "powers")
 SETTINGS = (
-    Setting("alpha", "combine", "alphas", _weights, f"a number or '{EVIDENCE}'"),
+    Setting(
+        "alpha", "combine", "alphas", _weights, f"a number, one for each pair, or '{EVIDENCE}'"
+    ),
     Setting("weights", "combine", "powers", _weights, f"A,B,C or '{EVIDENCE}'"),
     Setting("plausibility", "combine", "plausibility", float, "a number from 0 to 1"),
     Setting("method", "", "method", Method, f"one of {_METHODS}"),

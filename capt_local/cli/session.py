@@ -96,15 +96,15 @@ def generate_options(
     Raises:
         UsageError: a value has no meaning.
     """
-    said = bundle.defaults
+    said, chosen = bundle.defaults, method(bundle, how)
     ours, combine = GenerateOptions(), CombineOptions()
     alphas: tuple[float, ...] = ()
     if how.alpha is not None:
         alphas = _alphas(how.alpha)
-    elif how.weights is None:
-        alphas = said.alphas
+    elif how.weights is None:  # of a method that uses the first pair: the first
+        alphas = said.alphas if chosen.roles is None else said.alphas[:1]
     return GenerateOptions(
-        method=method(bundle, how),
+        method=chosen,
         max_tokens=_first(sample.max_tokens, said.max_tokens, ours.max_tokens),
         stop=tuple(checked(text, "--stop") for text in sample.stop or ()),
         top=top,

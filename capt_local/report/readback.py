@@ -6,6 +6,7 @@ Errors name the place of a field, never what it holds: that may be a patient's t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from capt_local.decode.step import Choice, FinishReason, Step
 from capt_local.errors import UsageError
 from capt_local.report.json import Answer, Timings, warnings
 
+_ROLE = re.compile(r"target|(expert|base)(-[1-9][0-9]?)?")  # base-2 is that of a second pair
 _HOW = "Write it with capt-local generate --json --top-logprobs 3."
 
 
@@ -219,7 +221,7 @@ def _finish(field: _Field) -> FinishReason:
 def _by_role(field: _Field) -> dict[str, int]:
     # Names of others are not repeated in an error, so they are not looked at.
     held = field.object()
-    return {r: field.get(r).count() for r in ("target", "expert", "base") if r in held}
+    return {role: field.get(role).count() for role in held if _ROLE.fullmatch(role)}
 
 
 def _whole(said: str, joined: bytes) -> bytes:

@@ -27,7 +27,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from capt_local import GenerateOptions, LoadOptions, Method, Runtime, SampleOptions  # noqa: E402
 from capt_local.errors import ContextOverflow, UsageError  # noqa: E402
 from capt_local.lm_eval.__main__ import main  # noqa: E402
-from capt_local.lm_eval.arguments import answer_options  # noqa: E402
+from capt_local.lm_eval.arguments import answer_options, model_flags  # noqa: E402
 from capt_local.lm_eval.model import CaptLocal  # noqa: E402
 from capt_local.prompt.messages import Message  # noqa: E402
 
@@ -284,3 +284,13 @@ def test_each_answer_of_a_run_is_drawn_anew(model: CaptLocal) -> None:
     asked = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 12}
     texts = model.generate_until(requests("generate_until", (NOTE, asked), (NOTE, asked)))
     assert texts[0] != texts[1]
+
+
+def test_files_of_several_pairs_are_separated_as_in_path() -> None:
+    several = os.pathsep.join(("a.gguf", "b.gguf"))
+    files = {"target": "t.gguf", "expert": several, "base": "c.gguf"}
+    flags = model_flags(None, files, None, None, "auto")
+    assert (flags.target, flags.base) == (Path("t.gguf"), [Path("c.gguf")])
+    assert flags.expert == [Path("a.gguf"), Path("b.gguf")]
+    alone = model_flags(None, {"target": None, "expert": None, "base": None}, None, None, "auto")
+    assert (alone.target, alone.expert, alone.base) == (None, None, None)

@@ -43,6 +43,13 @@ def test_an_answer_comes_back_as_it_was() -> None:
         )
 
 
+def test_the_models_of_further_pairs_are_counted() -> None:
+    counts = {"target": 10, "expert": 12, "base": 12, "expert-2": 11, "base-2": 11}
+    value = stored(an_answer(prompt_tokens=counts))
+    value["usage"]["prompt_tokens_by_model"][CANARY] = CANARY
+    assert answer_from(value).answer.prompt_tokens == counts
+
+
 def test_warnings_are_not_told_twice() -> None:
     cut = an_answer(finish=FinishReason.ERROR)
     assert answer_from(stored(cut)).answer.notices == ("a notice",)

@@ -1,0 +1,114 @@
+"""Models that are opened together; those of one file share its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from capt_local.engine import memory
+from capt_local.engine.llama import LlamaModel
+from capt_local.engine.several import estimates, open_models, vocabulary_notices
+from capt_local.errors import MemoryShortage, ModelError
+from tests.engine.conftest import ONE_THREAD
+
+TinyPath = Callable[..., Path]
+
+
+@pytest.fixture
+def files(tiny_path: TinyPath, tmp_path: Path) -> dict[str, Path]:
+    """Two experts of one base; the second base is named through a link."""
+    base, link = tiny_path("spm"), tmp_path / "link.gguf"
+    link.symlink_to(base)
+    return {
+        "target": tiny_path("bpe"),
+        "expert": tiny_path("spm", "gemma3"),
+        "base": base,
+        "expert-2": tiny_path("spm", "mamba"),
+        "base-2": link,
+    }
+
+
+def test_models_of_one_file_share_its_weights(files: dict[str, Path]) -> None:
+    told: list[str] = []
+    models = open_models(files, ONE_THREAD, lambda role, _: told.append(role))
+    assert list(models) == list(files)
+    assert [model.name for model in models.values()] == list(files)
+    assert models["base"].weights is models["base-2"].weights
+    assert len({id(model.weights) for model in models.values()}) == 4
+    assert list(dict.fromkeys(told)) == ["target", "expert", "base", "expert-2"]
+    for model in models.values():
+        model.close()
+    assert all(model.weights.handle is None for model in models.values())
+
+
+def test_contexts_on_one_file_do_not_see_each_other(tiny_path: TinyPath) -> None:
+    models = open_models({"base": tiny_path(), "base-2": tiny_path()}, ONE_THREAD)
+    first, second = models.values()
+    with LlamaModel.open(tiny_path(), ONE_THREAD) as alone:
+        wanted = alone.extend([5, 6, 7]).copy()
+    first.extend([9, 10, 11, 12])
+    np.testing.assert_array_equal(second.extend([5, 6, 7]), wanted)
+    assert (first.position, second.position) == (4, 3)
+    first.close()
+    assert second.rewind(2)
+    np.testing.assert_allclose(second.extend([7]), wanted, atol=1e-4)
+    second.close()
+    assert second.weights.handle is None
+
+
+def test_shared_weights_count_once(files: dict[str, Path]) -> None:
+    needed = estimates(files, ONE_THREAD)
+    assert list(needed) == list(files)
+    assert needed["base-2"] == dataclasses.replace(needed["base"], weights=0)
+    assert needed["base"].weights > 0 and needed["base-2"].kv_cache > 0
+
+
+def test_a_gpu_leaves_room_for_every_context(tiny_path: TinyPath) -> None:
+    one = estimates({"base": tiny_path()}, ONE_THREAD)["base"]
+    two = one.with_contexts(2)
+    assert two.total == 2 * one.total - one.weights
+    assert two.layers_that_fit(one.total) < one.layers_that_fit(one.total) == one.layers
+
+
+def test_what_does_not_fit_together_is_not_loaded(
+    tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"base": tiny_path(), "base-2": tiny_path()}
+    needed = sum(one.total for one in estimates(files, ONE_THREAD).values())
+    monkeypatch.setattr(memory, "available_memory", lambda: needed - 1)
+    with pytest.raises(MemoryShortage, match=r"base \d+ MiB .*, base-2 \d+ MiB \(weights 0 MiB"):
+        open_models(files, ONE_THREAD)
+    monkeypatch.setattr(memory, "available_memory", lambda: needed)
+    for model in open_models(files, ONE_THREAD).values():
+        model.close()
+
+
+def test_all_or_none(tiny_path: TinyPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[LlamaModel] = []
+    make = LlamaModel.__init__
+
+    def second_fails(self: LlamaModel, *arguments: object, **named: object) -> None:
+        if opened:
+            raise ModelError("no second one")
+        make(self, *arguments, **named)  # type: ignore[arg-type]
+        opened.append(self)
+
+    monkeypatch.setattr(LlamaModel, "__init__", second_fails)
+    with pytest.raises(ModelError, match="no second one"):
+        open_models({"base": tiny_path(), "base-2": tiny_path()}, ONE_THREAD)
+    assert opened[0].weights.handle is None
+
+
+def test_each_pair_with_two_vocabularies_is_told(files: dict[str, Path]) -> None:
+    models = open_models(files, ONE_THREAD)
+    assert vocabulary_notices(models) == []
+    mixed = {**models, "base-2": models["target"]}
+    (told,) = vocabulary_notices(mixed)
+    assert told.startswith("Expert-2 and base-2 have different vocabularies")
+    assert vocabulary_notices({"expert": models["expert"], "target": models["target"]}) == []
+    for model in models.values():
+        model.close()

@@ -1,0 +1,233 @@
+"""Several pairs of expert and base on the demo trio: what must not change, and what is told."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
+from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.store import find
+from capt_local.cli.app import run
+from capt_local.decode.step import Step
+from capt_local.errors import ContextOverflow, UsageError
+from capt_local.report.weights import in_words
+
+NOTE = "The patient is a 61-year-old woman who presents with shortness of breath. She was"
+FIVE = ["target", "expert", "base", "expert-2", "base-2"]
+TARGET, EXPERT, BASE = (find("demo").models[role].path for role in FIVE[:3])
+PAIRS = {
+    "one": ([EXPERT], [BASE]),
+    "twice": ([EXPERT, EXPERT], [BASE, BASE]),
+    "turned": ([EXPERT, BASE], [BASE, EXPERT]),
+    "idle": ([EXPERT, BASE], [BASE, BASE]),
+}
+Open = Callable[[str], Runtime]
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Open]:
+    """`opened(name)` is a runtime with those pairs."""
+    made: dict[str, Runtime] = {}
+
+    def get(name: str) -> Runtime:
+        if name not in made:
+            bundle = Bundle.from_paths(TARGET, *PAIRS[name])
+            made[name] = Runtime.open(bundle, load=LoadOptions(threads=1, context=512))
+        return made[name]
+
+    yield get
+    for runtime in made.values():
+        runtime.close()
+
+
+def weighed(*alphas: float, plausibility: float = 1e-5, top: int = 0) -> GenerateOptions:
+    combine = CombineOptions(alphas=alphas, plausibility=plausibility)
+    return GenerateOptions(max_tokens=24, combine=combine, top=top)
+
+
+def steps(runtime: Runtime, options: GenerateOptions) -> list[Step]:
+    runtime.forget()  # what is left of another text makes other batches, which round otherwise
+    return list(runtime.generate(NOTE, options, raw=True))
+
+
+def assert_same(found: list[Step], wanted: list[Step]) -> None:
+    assert [step.token for step in found] == [step.token for step in wanted]
+    assert [step.logp for step in found] == pytest.approx([step.logp for step in wanted], abs=1e-6)
+
+
+@pytest.mark.parametrize("plausibility", [0.0, 1e-5])
+@pytest.mark.parametrize(
+    ("pairs", "alphas", "alone"),
+    [
+        ("turned", (0.75, 0.0), 0.75),  # a pair without weight
+        ("twice", (0.5, 0.25), 0.75),  # the same pair twice: weights add up
+        ("twice", (0.5,), 1.0),  # one number is for each pair
+        ("idle", (0.75, 2.0), 0.75),  # an expert that is its own base
+        ("turned", (1.0, 0.25), 0.75),  # the other way round takes away
+    ],
+)
+def test_identities(
+    opened: Open, pairs: str, alphas: tuple[float, ...], alone: float, plausibility: float
+) -> None:
+    wanted = steps(opened("one"), weighed(alone, plausibility=plausibility))
+    assert_same(steps(opened(pairs), weighed(*alphas, plausibility=plausibility)), wanted)
+    assert any(step.changed for step in wanted)
+
+
+def test_pairs_that_cancel_leave_the_target(opened: Open) -> None:
+    alone = GenerateOptions(method=Method.TARGET, max_tokens=24)
+    assert_same(steps(opened("turned"), weighed(0.75)), steps(opened("one"), alone))
+
+
+def test_a_text_scores_as_with_one_pair(opened: Open) -> None:
+    text = NOTE.encode()
+    found = opened("twice").score(text, weighed(0.5, 0.25))
+    assert found.nats == pytest.approx(opened("one").score(text, weighed(0.75)).nats, abs=1e-5)
+    answer = b" admitted to the hospital."
+    twice = opened("twice").score_answer(NOTE, answer, weighed(0.5, 0.25), raw=True)
+    once = opened("one").score_answer(NOTE, answer, weighed(0.75), raw=True)
+    assert twice.nats == pytest.approx(once.nats, abs=1e-5)
+
+
+def test_fixed_weights_have_two_numbers_for_each_further_pair(opened: Open) -> None:
+    five = CombineOptions(powers=(0.75, 0.5, 0.25, 0.5, 0.5))
+    three = CombineOptions(powers=(0.75, 1.0, 0.75))
+    assert_same(
+        steps(opened("twice"), GenerateOptions(max_tokens=24, combine=five)),
+        steps(opened("one"), GenerateOptions(max_tokens=24, combine=three)),
+    )
+    with pytest.raises(UsageError, match="--weights takes 5 numbers for 2 pairs"):
+        opened("twice").generate(NOTE, GenerateOptions(combine=three))
+    with pytest.raises(UsageError, match="--alpha takes one number, or 2: one for each pair"):
+        opened("twice").generate(NOTE, weighed(0.5, 0.5, 0.5))
+
+
+def test_evidence_weighs_pair_by_pair(opened: Open) -> None:
+    generation = opened("twice").generate(NOTE, GenerateOptions(max_tokens=4), raw=True)
+    assert list(generation) and generation.evidence_tokens > 0
+    weights = dict(generation.weights)
+    assert sum(weights.values()) == pytest.approx(1.0)
+    # The pairs are the same, so the text speaks for the one as much as for the other, and for both.
+    for (a, b, c, *rest), share in weights.items():
+        if rest == [0.0, 0.0] and b:
+            assert weights[a, 0.0, 0.0, b, c] == pytest.approx(share, rel=1e-3)
+            assert weights[a, b / 2, c / 2, b / 2, c / 2] == pytest.approx(share, rel=1e-3)
+    words = in_words(generation.weights)
+    assert "E1" in words and "B1" in words and "E2" in words and "B2" in words
+
+
+def test_evidence_finds_the_pair_that_helps(opened: Open) -> None:
+    generation = opened("turned").generate(NOTE, GenerateOptions(max_tokens=4), raw=True)
+    list(generation)
+    first, second = (
+        sum(share for powers, share in generation.weights if powers[one] and not powers[other])
+        for one, other in ((1, 3), (3, 1))
+    )
+    assert first > 2 * second
+
+
+def test_every_model_is_counted_and_told(opened: Open) -> None:
+    runtime = opened("twice")
+    generation = runtime.generate(NOTE, weighed(1.0))
+    assert list(generation.prompt_tokens) == FIVE == list(runtime.models)
+    assert list(runtime.decoded()) == FIVE == list(runtime.keep(NOTE))
+    with pytest.raises(
+        ContextOverflow, match=r"target \d+, expert \d+, base \d+, expert-2 \d+, base-2 \d+ tokens"
+    ):
+        runtime.generate(NOTE * 50, weighed(1.0))
+
+
+def test_a_shared_file_is_loaded_once_and_has_a_context_for_each(opened: Open) -> None:
+    models = opened("idle").models
+    assert models["base"].weights is models["base-2"].weights is models["expert-2"].weights
+    assert models["expert"].weights is not models["base"].weights
+    found = list(opened("idle").generate(NOTE, weighed(0.5, 0.5), raw=True))
+    assert found and models["base"].position == models["base-2"].position > 0
+    models["base"].rewind(1)
+    assert models["base-2"].position > 1
+
+
+@pytest.mark.parametrize("method", [Method.UNITE, Method.CAPT_PAPER, Method.EXPERT, Method.BASE])
+def test_a_method_for_one_pair_takes_the_first_and_says_so(opened: Open, method: Method) -> None:
+    options = GenerateOptions(method=method, max_tokens=8)
+    assert_same(steps(opened("turned"), options), steps(opened("one"), options))
+    told = "This method uses one pair of expert and base: the first of 2."
+    assert told in opened("turned").generate(NOTE, options).notices
+    assert told not in opened("one").generate(NOTE, options).notices
+    assert told not in opened("turned").generate(NOTE, weighed(1.0)).notices
+    target = GenerateOptions(method=Method.TARGET)
+    assert told not in opened("turned").generate(NOTE, target).notices
+
+
+def test_weights_for_each_pair_do_not_stop_a_published_method(opened: Open) -> None:
+    combine = CombineOptions(alphas=(0.5, 1.0))
+    options = GenerateOptions(method=Method.CAPT_PAPER, max_tokens=4, combine=combine)
+    assert steps(opened("turned"), options)
+
+
+def command(*arguments: str) -> list[str]:
+    files = ["--target", TARGET, "--expert", EXPERT, "--expert", BASE, "--base", BASE]
+    return [arguments[0], *map(str, files), "--base", str(BASE), "-t", "1", *arguments[1:]]
+
+
+def test_the_command_line_takes_pairs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("-p", NOTE, "--raw", "-n", "12", "--json", "--top-logprobs", "2")
+    assert run(command("generate", *asked, "--alpha", "0.5,2")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["usage"]["prompt_tokens_by_model"]) == FIVE
+    assert list(found["provenance"]["models"]) == FIVE
+    assert found["capt"]["weights"][0]["powers"] == [1.0, 0.5, 0.5, 2.0, 2.0]
+    kept = tmp_path / "answer.json"
+    kept.write_text(json.dumps(found))
+    assert run(["explain", str(kept)]) == 0
+    capsys.readouterr()
+    # The same from the environment, separated as in PATH.
+    monkeypatch.setenv("CAPT_LOCAL_TARGET", str(TARGET))
+    monkeypatch.setenv("CAPT_LOCAL_EXPERT", os.pathsep.join(map(str, (EXPERT, BASE))))
+    monkeypatch.setenv("CAPT_LOCAL_BASE", os.pathsep.join(map(str, (BASE, BASE))))
+    assert run(["generate", "-t", "1", *asked, "--alpha", "0.5,2"]) == 0
+    assert json.loads(capsys.readouterr().out)["choices"] == found["choices"]
+
+
+def test_the_command_line_says_which_pair_a_method_uses(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ("-p", NOTE, "--raw", "-n", "2", "--method", "capt-paper", "--json")
+    assert run(command("generate", *asked)) == 0
+    out, err = capsys.readouterr()
+    told = "This method uses one pair of expert and base: the first of 2."
+    assert err.count(told) == 1 and json.loads(out)["warnings"].count(told) == 1
+    assert list(json.loads(out)["usage"]["prompt_tokens_by_model"]) == FIVE[:3]
+
+
+def test_doctor_and_bench_know_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command("doctor", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bundle"]["roles"] == ", ".join(FIVE)
+    memory = found["memory of the bundle"]
+    shared = [role for role in FIVE if memory[role].endswith(", weights shared")]
+    assert shared == ["expert-2", "base-2"]
+    assert found["roles"]["expert-2 and base-2: same vocabulary"] is True
+    assert run(command("bench", "-n", "4", "--json")) == 0
+    modes = json.loads(capsys.readouterr().out)["modes"]
+    assert list(modes["exact-steps"]["forwards_per_token"]) == FIVE
+
+
+def test_eval_says_which_method_uses_one_pair(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    item = {"id": "1", "task": "so", "kind": "classification", "instruction": "Is it so?"}
+    item |= {"input": "a", "reference": "yes", "choices": ["yes", "no"], "licence": "CC0-1.0"}
+    task = tmp_path / "task.jsonl"
+    task.write_text("".join(json.dumps(item | {"id": str(i)}) + "\n" for i in range(2)))
+    assert run(command("eval", "--task", str(task), "--methods", "capt,unite", "--json")) == 0
+    told = "This method uses one pair of expert and base: the first of 2."
+    err = capsys.readouterr().err
+    assert f"unite: {told}" in err and err.count(told) == 1
