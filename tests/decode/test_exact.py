@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +48,10 @@ def exact(
 
 def all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """No sequence is left out of the beam."""
-    endless = partial(Coverings, width=10**6, drop=0.0, horizon=10**6)
+
+    def endless(*args: Any, **_: Any) -> Coverings:
+        return Coverings(*args, width=10**6, drop=0.0, horizon=10**6)
+
     monkeypatch.setattr("capt_local.decode.exact.Coverings", endless)
 
 

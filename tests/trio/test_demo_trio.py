@@ -124,7 +124,7 @@ def test_the_expert_changes_the_answer_towards_itself(runtime: Runtime) -> None:
             assert step.target_choice.logp >= step.target_logp
 
 
-@pytest.mark.parametrize("method", list(Method))
+@pytest.mark.parametrize("method", [each for each in Method if each is not Method.PROXY_TUNING])
 def test_scores_are_those_of_normalised_distributions(runtime: Runtime, method: Method) -> None:
     score = runtime.score(NOTE.encode(), GenerateOptions(method=method))
     assert score.size == len(NOTE.encode()) and 0.3 < score.nats / math.log(2) / score.size < 8
@@ -136,6 +136,7 @@ def test_scores_are_those_of_normalised_distributions(runtime: Runtime, method: 
 
 def test_the_same_seed_gives_the_same_answer(runtime: Runtime) -> None:
     options = GenerateOptions(max_tokens=24, sample=SampleOptions(temperature=1.0, seed=7))
+    runtime.forget()  # what is shared with an earlier text came in batches of another shape
     first, _ = answer(runtime, NOTE, options, raw=True)
     answer(runtime, QUESTIONS[0], GenerateOptions(max_tokens=5))
     runtime.forget()

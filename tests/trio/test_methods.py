@@ -1,0 +1,226 @@
+"""Every method on the real demo trio, and the published ones stepped by hand beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from capt_local import (
+    AlignOptions,
+    CombineOptions,
+    GenerateOptions,
+    LoadOptions,
+    Message,
+    Method,
+    Runtime,
+)
+from capt_local.align.fit import Align
+from capt_local.align.published import TokenStrings
+from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.store import find
+from capt_local.decode.cached import common_length
+from capt_local.decode.exact import ExactProxy
+from capt_local.decode.methods.choices import Choices
+from capt_local.decode.methods.contrastive import Contrastive
+from capt_local.decode.methods.paper import PaperCapt
+from capt_local.decode.methods.proxy_tuning import proxy_tuning
+from capt_local.decode.methods.unite import Unite
+from capt_local.decode.score import opening
+from capt_local.errors import UsageError
+
+NOTE = "The patient is a 61-year-old woman who presents with shortness of breath. She was"
+QUESTION = "What are the symptoms of asthma?"
+PUBLISHED = [Method.CAPT_PAPER, Method.UNITE, Method.CONTRASTIVE]
+LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Runtime]:
+    with Runtime.open("demo", load=LoadOptions(threads=1)) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def one_vocabulary() -> Iterator[Runtime]:
+    """The demo's expert between two copies of its base: all of one vocabulary."""
+    files = {role: model.path for role, model in find("demo").models.items()}
+    bundle = Bundle.from_paths(files["base"], files["expert"], files["base"])
+    with Runtime.open(bundle, load=LoadOptions(threads=1)) as opened:
+        yield opened
+
+
+def pure(runtime: Runtime, method: Method) -> Callable[..., Choices]:
+    """The published algorithm, straight from its file."""
+    strings = {
+        role: TokenStrings(model.vocabulary, model.tokenize)
+        for role, model in runtime.models.items()
+    }
+    if method is Method.PROXY_TUNING:
+        return proxy_tuning
+    if method is Method.UNITE:
+        return Unite(strings["target"], strings["expert"]).generating
+    if method is Method.CAPT_PAPER:
+        return PaperCapt(strings["target"], strings["expert"], strings["base"]).generating
+    return Contrastive().generating
+
+
+def by_hand(runtime: Runtime, method: Method, text: str) -> tuple[list[int], float]:
+    """Tokens chosen one by one, every model reading the whole text afresh, and the narrowest lead.
+
+    The text goes on from raw text, so each model's tokens are the canonical ones of all of it.
+    """
+    choose, roles = pure(runtime, method), method.roles
+    assert roles is not None
+    leading = runtime.models[roles[0]]
+    start = list(runtime._askers[roles[0]].prompt(text, raw=True).tokens)
+    tokens, lead = list(start), np.inf
+    for _ in range(LENGTH):
+        answer = leading.vocabulary.text(tokens[len(start) :])
+        rows = []
+        for role in roles:
+            model = runtime.models[role]
+            if model is leading or method in (Method.PROXY_TUNING, Method.CONTRASTIVE):
+                own = tokens
+            else:
+                prompt = runtime._askers[role].prompt(text, raw=True)
+                head = [t for segment in prompt.segments[:-1] for t in segment.tokens]
+                whole = text.encode() + answer
+                own = [*head, *runtime._tokenizers[role].encode(whole, start=True)]
+            model.rewind(0)
+            rows.append(model.extend(own, 1)[0].copy())
+        made = choose(*rows)
+        first, second = np.sort([*made.logp, -np.inf])[::-1][:2]
+        lead = min(lead, float(first - second))
+        tokens.append(made.best)
+        if leading.vocabulary.is_end[made.best]:
+            break
+    for role in roles:
+        runtime.models[role].rewind(0)
+        runtime._cached[role].tokens.clear()
+    return tokens[len(start) :], lead
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_a_published_answer_is_that_of_its_function_stepped_by_hand(
+    runtime: Runtime, method: Method
+) -> None:
+    runtime.forget()
+    wanted, lead = by_hand(runtime, method, NOTE)
+    assert lead > 1e-3, "a near-tie: choose another text"
+    options = GenerateOptions(method=method, max_tokens=LENGTH)
+    assert [step.token for step in runtime.generate(NOTE, options, raw=True)] == wanted
+
+
+def test_proxy_tuning_of_one_vocabulary_is_its_function_stepped_by_hand(
+    one_vocabulary: Runtime,
+) -> None:
+    one_vocabulary.forget()
+    wanted, lead = by_hand(one_vocabulary, Method.PROXY_TUNING, NOTE)
+    assert lead > 1e-3, "a near-tie: choose another text"
+    options = GenerateOptions(method=Method.PROXY_TUNING, max_tokens=LENGTH)
+    steps = list(one_vocabulary.generate(NOTE, options, raw=True))
+    assert [step.token for step in steps] == wanted
+    combine = CombineOptions(alphas=(1.0,), plausibility=0.0)
+    ours = list(
+        one_vocabulary.generate(NOTE, GenerateOptions(max_tokens=LENGTH, combine=combine), raw=True)
+    )
+    assert [step.token for step in ours] == wanted
+    assert [s.logp for s in ours] == pytest.approx([s.logp for s in steps], abs=0.02)
+
+
+@pytest.mark.parametrize("method", [each for each in Method if each is not Method.PROXY_TUNING])
+@pytest.mark.parametrize("raw", [True, False])
+def test_every_method_generates_and_scores(runtime: Runtime, method: Method, raw: bool) -> None:
+    options = GenerateOptions(method=method, max_tokens=6, top=2)
+    generation = runtime.generate(NOTE, options, raw=raw)
+    steps = list(generation)
+    assert 0 < len(steps) <= 6 and generation.text
+    assert all(np.isfinite(step.logp) and step.logp <= 1e-6 for step in steps)
+    got = runtime.score_answer(NOTE, b" treated with aspirin.", options, raw=raw)
+    assert 0 < got.nats < 200
+    chosen = runtime.choose(NOTE, [" treated with aspirin.", " zebra xylophone."], options, raw=raw)
+    assert chosen.index == 0
+    whole = runtime.score(NOTE.encode(), options)
+    assert 0.3 < whole.nats / np.log(2) / whole.size < 8
+
+
+def test_proxy_tuning_of_two_vocabularies_is_refused(runtime: Runtime) -> None:
+    options = GenerateOptions(method=Method.PROXY_TUNING)
+    for ask in (
+        lambda: runtime.generate(NOTE, options),
+        lambda: runtime.score(NOTE.encode(), options),
+        lambda: runtime.score_answer(NOTE, b" well", options),
+    ):
+        with pytest.raises(UsageError, match="proxy-tuning needs target and expert and base"):
+            ask()
+
+
+@pytest.mark.parametrize("kind", list(Align))
+def test_every_alignment_generates_and_scores(runtime: Runtime, kind: Align) -> None:
+    options = GenerateOptions(align=AlignOptions(kind), max_tokens=4)
+    generation = runtime.generate(NOTE, options, raw=True)
+    steps = list(generation)
+    assert len(steps) == 4 and generation.evidence_tokens > 5
+    score = runtime.score(NOTE[:40].encode(), options)
+    assert 0.3 < score.nats / np.log(2) / score.size < 8
+
+
+@pytest.mark.parametrize("role", ["expert", "base"])
+def test_exact_probabilities_of_a_text_telescope_to_that_of_the_proxys_own_tokens(
+    runtime: Runtime, role: str
+) -> None:
+    """What a proxy gives to one token of the target after the other is what it gives to the text.
+
+    The sum over all tokenizations is a little more than its own tokens alone, a beam a little less.
+    """
+    options = GenerateOptions(align=AlignOptions(Align.EXACT))
+    trio = runtime._assembly.trio(options)
+    runtime.forget()
+    trio.start(opening(trio.models, runtime._tokenizers))
+    place = [each.cached.role for each in trio.proxies].index(role)
+    assert isinstance(trio.proxies[place], ExactProxy)
+    logp = 0.0
+    for token in runtime._tokenizers["target"].encode(NOTE.encode(), start=True):
+        trio.settle()
+        question = trio.proxies[place].alignment.ask(
+            np.array([token], dtype=np.int32), np.ones(1), start=not logp
+        )
+        logp += float(np.log(trio.proxies[place].probability(question)[0]))
+        trio.advance(token)
+    alone = runtime.score(NOTE.encode(), GenerateOptions(method=Method(role))).nats
+    assert alone - 1.0 < -logp < alone + 0.3
+
+
+@pytest.mark.parametrize("kind", [Align.PROJECTION, Align.FIRST_PIECE])
+def test_a_second_turn_decodes_new_tokens_alone(runtime: Runtime, kind: Align) -> None:
+    runtime.forget()
+    options = GenerateOptions(align=AlignOptions(kind), max_tokens=5)
+    talk = [Message("user", QUESTION)]
+    first = runtime.generate(talk, options)
+    list(first)
+    talk += [
+        Message("assistant", first.text.decode("utf-8", "replace")),
+        Message("user", "And how is it treated in older patients?"),
+    ]
+    held = {role: list(cached.tokens) for role, cached in runtime._cached.items()}
+    before = runtime.decoded()
+    second = runtime.generate(talk, options)
+    next(second)
+    after = runtime.decoded()
+    assert second.evidence_tokens > first.evidence_tokens > 0
+    depth = runtime._assembly.trio(options).proxies[0].alignment.depth
+    for role, asker in runtime._askers.items():
+        tokens = list(asker.prompt(talk, raw=False).tokens)
+        new = len(tokens) - common_length(tokens, held[role])
+        assert 0 < new < len(tokens)
+        # The row before the first new position, and those that healing looks back to.
+        assert after[role] - before[role] <= new + depth + 1, role
+    second.end()
+    runtime.forget()
+    afresh = runtime.generate(talk, options)
+    next(afresh)
+    weights, wanted = ([weight for _, weight in each.weights] for each in (second, afresh))
+    assert afresh.evidence_tokens == second.evidence_tokens
+    assert weights == pytest.approx(wanted, abs=0.02)
