@@ -112,8 +112,11 @@ def probability(logp: float) -> str:
 
 def clipped(text: str, width: int) -> str:
     """A text for a table cell; what does not fit is replaced by an ellipsis."""
-    if cells(text) <= width:
-        return text
-    while cells(text) > width - 1:
-        text = text[:-1]
-    return text + "…"
+    used = kept = 0
+    for place, character in enumerate(text, 1):  # a text may be a long note: one pass
+        used += cells(character)
+        if used > width:
+            return text[:kept] + "…"
+        if used < width:
+            kept = place
+    return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,6 +100,19 @@ def test_probabilities_for_people() -> None:
 @given(st.text(max_size=40), st.integers(4, 30))
 def test_a_clipped_text_fits(text: str, width: int) -> None:
     assert cells(clipped(text, width)) <= width
+    assert clipped(text, width) == text or cells(text) > width
+
+
+def test_a_long_text_is_clipped_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+
+    def counted(text: str) -> int:
+        looked_at.append(len(text))
+        return cells(text)
+
+    monkeypatch.setattr("capt_local.report.steps.cells", counted)
+    assert clipped("体温" * 5_000, 12) == "体温体温体…"
+    assert sum(looked_at) < 100
 
 
 def test_wide_characters_take_two_columns() -> None:
