@@ -190,7 +190,7 @@ def test_exact_probabilities_of_a_text_telescope_to_that_of_the_proxys_own_token
         logp += float(np.log(trio.proxies[place].probability(question)[0]))
         trio.advance(token)
     alone = runtime.score(NOTE.encode(), GenerateOptions(method=Method(role))).nats
-    assert alone - 1.0 < -logp < alone + 0.3
+    assert 0.95 * alone - 0.5 < -logp < alone + 0.3
 
 
 @pytest.mark.parametrize("kind", [Align.PROJECTION, Align.FIRST_PIECE])
