@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from capt_local.decode.options import Powers
 from capt_local.decode.step import Choice, FinishReason, Step
 from capt_local.errors import UsageError
 from capt_local.report.json import Answer, Timings, warnings
@@ -148,13 +149,7 @@ def _answer(root: _Field) -> Answer:
         raw=raw,
         prompt_tokens=_by_role(usage.get("prompt_tokens_by_model")),
         context_limit=usage.get("context_limit").count(),
-        weights=tuple(
-            (
-                tuple(power.number() for power in each.get("powers").list()),
-                each.get("weight").number(),
-            )
-            for each in root.get("capt").get("weights").list()
-        ),
+        weights=tuple(_weight(each) for each in root.get("capt").get("weights").list()),
         timings=Timings(
             *(timings.get(f"{name}_seconds").number() for name in ("load", "prompt", "generate"))
         ),
@@ -216,6 +211,11 @@ def _finish(field: _Field) -> FinishReason:
         return FinishReason(field.text())
     except ValueError:
         raise field.wrong(f"one of {', '.join(FinishReason)}") from None
+
+
+def _weight(field: _Field) -> tuple[Powers, float]:
+    powers = tuple(power.number() for power in field.get("powers").list())
+    return powers, field.get("weight").number()
 
 
 def _by_role(field: _Field) -> dict[str, int]:
