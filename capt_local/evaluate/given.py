@@ -13,7 +13,7 @@ from pathlib import Path
 from capt_local.errors import UsageError
 from capt_local.evaluate.records import identifier, texts
 from capt_local.evaluate.strict import NotReadable, Problems, lines
-from capt_local.evaluate.texts import Text, fields, read_file, text_of, whole_file
+from capt_local.evaluate.texts import Text, fields, is_lines, read_file, text_of, whole_file
 from capt_local.prompt.build import check_turns
 from capt_local.prompt.messages import Message, Role
 
@@ -76,7 +76,7 @@ def read_given(
             with its number, and how many more there are.
     """
     data = read_file(path, what)
-    if path.suffix != ".jsonl":
+    if not is_lines(path):
         return [whole_file(data, what, size)]
     problems, found = Problems(what), list[Given]()
     seen: dict[str, int] = {}

@@ -13,7 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from capt_local.evaluate.strict import NotReadable, Problems, lines, parse_json, utf8
+from capt_local.evaluate.strict import (
+    NotReadable,
+    Problems,
+    check_characters,
+    lines,
+    parse_json,
+    utf8,
+)
 
 _LONGEST_LIST = 1 << 17
 
@@ -85,13 +92,12 @@ def listed(value: object) -> list[str]:
     if isinstance(value, str):
         if len(value) > _LONGEST_LIST:
             raise NotReadable("a list is too long")
-        try:
-            value = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            raise NotReadable("not a list") from None
+        value = _parsed(value.strip())
     if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
         raise NotReadable("not a list of texts")
-    return list(value)
+    found = list(value)
+    check_characters(found)
+    return found
 
 
 def plain(value: object) -> str:
@@ -110,6 +116,18 @@ def plain(value: object) -> str:
 def shown(key: str) -> str:
     """A key of a task's description for an error: it may have any signs."""
     return "".join(char if char.isprintable() else "?" for char in key[:80])
+
+
+def _parsed(text: str) -> object:
+    """A list that is written as text; in JSON, two escapes may be one character."""
+    try:
+        return parse_json(text.encode())
+    except NotReadable:
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise NotReadable("not a list") from None
 
 
 def _jsonl(data: bytes, problems: Problems) -> Iterator[Row]:
@@ -135,9 +153,7 @@ def _json(data: bytes, inside: str, problems: Problems) -> Iterator[Row]:
 
 
 def _csv(data: bytes, delimiter: str, problems: Problems) -> Iterator[Row]:
-    # Programs that write tables put a mark in front of UTF-8, which is no part of the first name.
-    text = utf8(data).removeprefix("\ufeff")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(utf8(data), newline=""), delimiter=delimiter, strict=True)
     before, names = 0, list[str]()
     try:
         for cells in reader:

@@ -6,6 +6,7 @@ No error holds a part of the file or its name: both may be a patient's.
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -62,7 +63,7 @@ class Problems:
 
 
 def read_bytes(path: Path, what: str) -> bytes:
-    """The bytes of a file.
+    """The bytes of a file, without the mark that some programs put in front of UTF-8.
 
     Raises:
         UsageError: it cannot be read, or is larger than 64 MiB.
@@ -73,7 +74,7 @@ def read_bytes(path: Path, what: str) -> bytes:
             raise UsageError(f"{what} cannot be read: {reason}.")
         if path.stat().st_size > LARGEST:
             raise UsageError(f"{what} is larger than {LARGEST >> 20} MiB.")
-        return path.read_bytes()
+        return path.read_bytes().removeprefix(BOM_UTF8)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no access"
         raise UsageError(f"{what} cannot be read: {reason}.") from None
@@ -103,7 +104,7 @@ def parse_json(data: bytes) -> object:
         value: object = json.loads(
             text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite
         )
-        _check_characters(value)
+        check_characters(value)
     except NotReadable:
         raise
     except RecursionError:
@@ -137,7 +138,12 @@ def _finite(text: str) -> float:
     return value
 
 
-def _check_characters(value: object) -> None:
+def check_characters(value: object) -> None:
+    """Refuses texts in a value of JSON that are no UTF-8.
+
+    Raises:
+        NotReadable: there is half of a character.
+    """
     if isinstance(value, str):
         try:
             value.encode()
@@ -145,8 +151,8 @@ def _check_characters(value: object) -> None:
             raise NotReadable("half of a character (a lone surrogate)") from None
     elif isinstance(value, dict):
         for key, item in value.items():
-            _check_characters(key)
-            _check_characters(item)
+            check_characters(key)
+            check_characters(item)
     elif isinstance(value, list):
         for item in value:
-            _check_characters(item)
+            check_characters(item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def read_texts(
         UsageError: the file cannot be read, or a line is not as it should be (with its number).
     """
     data = read_file(path, what)
-    if path.suffix != ".jsonl":
+    if not is_lines(path):
         return [whole_file(data, what, size)]
     problems, found = Problems(what), []
     for number, line in lines(data):
@@ -60,8 +61,13 @@ def read_texts(
     return found
 
 
+def is_lines(path: Path) -> bool:
+    """Whether a file is JSON Lines, by its name."""
+    return path.suffix.lower() == ".jsonl"
+
+
 def read_file(path: Path, what: str) -> bytes:
-    """The bytes of a file, or of a pipe.
+    """The bytes of a file or a pipe, without the mark that some programs put in front of UTF-8.
 
     Raises:
         UsageError: it cannot be read, or is larger than 64 MiB.
@@ -69,7 +75,7 @@ def read_file(path: Path, what: str) -> bytes:
     try:
         if path.stat().st_size > LARGEST:
             raise UsageError(f"{what} is larger than {LARGEST >> 20} MiB.")
-        return path.read_bytes()
+        return path.read_bytes().removeprefix(BOM_UTF8)
     except OSError as error:
         raise UsageError(f"{what} cannot be read: {error.strerror or 'no access'}.") from None
 

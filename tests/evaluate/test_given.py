@@ -9,7 +9,7 @@ import pytest
 
 from capt_local.errors import UsageError
 from capt_local.evaluate.given import Continuation, Question, read_given
-from capt_local.evaluate.texts import Text
+from capt_local.evaluate.texts import Text, read_texts
 from capt_local.prompt.messages import Message
 
 CANARY = "zyzzyva"
@@ -65,6 +65,17 @@ def test_any_other_file_is_one_text(tmp_path: Path) -> None:
     file.write_bytes(b"\xff" + CANARY.encode())
     with pytest.raises(UsageError, match="The file: not UTF-8 at byte 0"):
         read_given(file, "The file")
+
+
+def test_a_file_from_another_system_is_the_same(tmp_path: Path) -> None:
+    """A mark in front of UTF-8, line ends of two signs, and a name in capitals."""
+    file = tmp_path / "NOTES.JSONL"
+    file.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n')
+    assert read_given(file, "The file") == [Text("1", b"a", line=1), Text("2", b"b", line=2)]
+    assert read_texts(file, "The file") == read_given(file, "The file")
+    note = tmp_path / "note.txt"
+    note.write_bytes(b"\xef\xbb\xbffever\r\n")
+    assert read_given(note, "The file") == [Text("1", b"fever\r\n")]
 
 
 ASKED = {"prompt": CANARY}

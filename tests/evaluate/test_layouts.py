@@ -10,6 +10,7 @@ from capt_local.errors import UsageError
 from capt_local.evaluate.items import Kind, Measure
 from capt_local.evaluate.layouts import layout_names
 from capt_local.evaluate.metrics import judge, summarise
+from capt_local.evaluate.rows import listed
 from capt_local.evaluate.styles import read_style
 from capt_local.evaluate.tasks import read_examples, read_task
 
@@ -251,6 +252,12 @@ def test_labels_that_nobody_described(tmp_path: Path) -> None:
 @pytest.mark.parametrize("new", ["[__import__('os')", "['Do' + 'x'", "{'Do'", f"['{SECRET}', 1"])
 def test_lists_that_are_none_are_never_run(tmp_path: Path, new: str) -> None:
     assert 'line 4: "sentence": not a list' in refused(clip_with(tmp_path, "['Do'", new))
+
+
+def test_lists_in_json_may_hold_any_character(tmp_path: Path) -> None:
+    place = clip_with(tmp_path, "['Do'", r"['\ud83d'")
+    assert 'line 4: "sentence": half of a character' in refused(place)
+    assert listed(r'["\ud83d\ude00", "a\/b"]') == ["\U0001f600", "a/b"]
 
 
 def test_a_link_may_not_leave_the_folder(tmp_path: Path) -> None:

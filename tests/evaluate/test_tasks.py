@@ -81,6 +81,12 @@ def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
     assert read_task(path).items[0].input == "a\x85b\u2028c"
 
 
+def test_a_mark_in_front_of_utf_8_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\r\n")
+    assert read_task(path).items[0].id == "1"
+
+
 def test_an_id_may_be_a_whole_number(tmp_path: Path) -> None:
     assert read_task(written(tmp_path, changed(id=7))).items[0].id == "7"
 
