@@ -16,6 +16,8 @@ from capt_local.errors import UsageError
 from capt_local.report.json import Answer, Timings, warnings
 
 _ROLE = re.compile(r"target|(expert|base)(-[1-9][0-9]?)?")  # base-2 is that of a second pair
+_UNCOUNTABLE = 1 << 53
+_ROUNDED = 1e-6  # shares are sums
 _HOW = "Write it with capt-local generate --json --top-logprobs 3."
 
 
@@ -74,10 +76,11 @@ class _Field:
         return self.value
 
     def count(self) -> int:
-        """A whole number from 0 on."""
-        if isinstance(self.value, bool) or not isinstance(self.value, int) or self.value < 0:
+        """A whole number from 0 on; one that no machine can count to is none."""
+        value = self.value
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _UNCOUNTABLE:
             raise self.wrong("a whole number from 0 on")
-        return self.value
+        return value
 
     def number(self) -> float:
         """A number; null, which stands for one that was not finite, becomes NaN."""
@@ -215,7 +218,12 @@ def _finish(field: _Field) -> FinishReason:
 
 def _weight(field: _Field) -> tuple[Powers, float]:
     powers = tuple(power.number() for power in field.get("powers").list())
-    return powers, field.get("weight").number()
+    share = field.get("weight").number()
+    if len(powers) % 2 == 0 or not all(map(math.isfinite, powers)):
+        raise field.get("powers").wrong("a number for the target and two for each pair")
+    if not 0.0 <= share <= 1.0 + _ROUNDED:
+        raise field.get("weight").wrong("a share from 0 to 1")
+    return powers, share
 
 
 def _by_role(field: _Field) -> dict[str, int]:

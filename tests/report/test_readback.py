@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 
 from capt_local.decode.step import FinishReason
 from capt_local.errors import UsageError
+from capt_local.report.explain import views
+from capt_local.report.html import page
 from capt_local.report.json import Answer, answer_object, dumps
+from capt_local.report.plain import plain
 from capt_local.report.readback import Stored, answer_from, missing
+from capt_local.report.summary import summary_line
 from tests.report.steps import step
 from tests.report.test_json import an_answer
 
@@ -90,7 +94,10 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 BASE = stored(an_answer())
-WRONG: list[Any] = [None, CANARY, -1, 1.5, True, [CANARY], {CANARY: CANARY}, [[[]]], 10**400]
+WRONG: list[Any] = [
+    *(None, CANARY, -1, 1.5, 1e299, True, 10**400),
+    *([], [CANARY], [1, 2], {CANARY: CANARY}, [[[]]]),
+]
 
 
 @given(st.sampled_from(places(BASE)), st.sampled_from(WRONG), st.booleans())
@@ -110,7 +117,35 @@ def test_no_broken_field_gets_further_or_is_repeated(
     except UsageError as error:
         assert CANARY not in str(error) and "\n" not in str(error)
     else:
+        # What was let through can be shown.
         assert isinstance(found.answer.text, bytes)
+        assert all(plain(view) for view in views(found.answer, found.alone))
+        assert summary_line(found.answer) and page(found.answer, found.alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("powers", []),
+        ("powers", [1, 2]),
+        ("powers", [1, None, 1]),
+        ("weight", None),
+        ("weight", 1e299),
+        ("weight", -0.5),
+    ],
+)
+def test_weights_that_mean_nothing(name: str, wrong: Any) -> None:
+    value = stored(an_answer())
+    value["capt"]["weights"] = [{"powers": [1, 1, 1], "weight": 1.0, name: wrong}]
+    with pytest.raises(UsageError, match=rf"weights\[0\].{name} is not"):
+        answer_from(value)
+
+
+def test_a_count_that_no_machine_counts_to() -> None:
+    value = stored(an_answer())
+    value["usage"]["prompt_tokens_by_model"] = {"target": 10**400}
+    with pytest.raises(UsageError, match=r"by_model\.target is not a whole number"):
+        answer_from(value)
 
 
 @pytest.mark.parametrize("value", [None, [], 3, CANARY, {}, {"choices": []}])
