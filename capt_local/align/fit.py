@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Any, TypeAlias
 
 from capt_local.align.events import TargetEvents
+from capt_local.align.kinds import Align
 from capt_local.align.projection import Projection
 from capt_local.align.published import TokenStrings
 from capt_local.align.question import Alignment
@@ -15,27 +15,6 @@ from capt_local.vocab.tokenizer import TextTokenizer
 
 # What an alignment prepares for a question is its own affair.
 AnyAlignment: TypeAlias = Alignment[Any]
-
-
-class Align(StrEnum):
-    """How tokens of the target are looked up at a proxy.
-
-    PROJECTION is the default. EXACT sums over all tokenizations, with a beam, at many more
-    positions a step. The others are there to be compared with it and cost no more than it does.
-    """
-
-    PROJECTION = "projection"
-    EXACT = "exact"
-    PREFIX_MASS = "prefix-mass"
-    FIRST_PIECE = "first-piece"
-    CAPT_PAPER = "capt-paper"
-
-    @property
-    def cost(self) -> str:
-        """What a step costs beside one position for each new token of a proxy."""
-        if self is Align.EXACT:
-            return "about three more positions a step and proxy, on sequences of their own"
-        return "no extra positions"
 
 
 def fit(

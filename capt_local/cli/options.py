@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from capt_local.align.fit import Align
+from capt_local.align.kinds import Align
 from capt_local.decode.options import Method
 
 

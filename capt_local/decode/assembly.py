@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from capt_local.align.fit import Align, AnyAlignment, fit
+from capt_local.align.fit import AnyAlignment, fit
+from capt_local.align.kinds import Align
 from capt_local.align.published import TokenStrings
 from capt_local.align.simple import SharedVocabulary
 from capt_local.decode.cached import CachedModel

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from capt_local.align.events import TargetEvents
-from capt_local.align.fit import Align, AnyAlignment, fit
+from capt_local.align.fit import AnyAlignment, fit
+from capt_local.align.kinds import Align
 from capt_local.decode.cached import CachedModel
 from capt_local.decode.exact import ExactProxy
 from capt_local.decode.follower import Follower

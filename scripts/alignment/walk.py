@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from capt_local.align.events import TargetEvents
-from capt_local.align.fit import Align, AnyAlignment, fit
+from capt_local.align.fit import AnyAlignment, fit
+from capt_local.align.kinds import Align
 from capt_local.align.question import FloatArray, Question, View
 from capt_local.bundle import store
 from capt_local.decode.cached import CachedModel
@@ -151,13 +152,8 @@ class Models:
             raise UsageError("A text is longer than the context. Give a smaller --max-bytes.")
         return tokens["target"]
 
-    def walk(self, text: bytes, tell: Callable[[], None] | None = None) -> Iterator[Place]:
-        """Goes along a text, as `score` does.
-
-        Args:
-            text: UTF-8.
-            tell: called after each place.
-        """
+    def walk(self, text: bytes) -> Iterator[Place]:
+        """Goes along a text (UTF-8), as `score` does."""
         prompts, tokens = self.prompts(), self.tokens(text)
         target, lead = self.cached["target"], prompts["target"].lead
         own = list(prompts["target"].tokens)
@@ -183,8 +179,6 @@ class Models:
             for proxy in proxies:
                 proxy.append(token, last)
             lead = b""
-            if tell is not None:
-                tell()
 
     def close(self) -> None:
         """Frees the models."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from capt_local.align.fit import Align, fit
+from capt_local.align.fit import fit
+from capt_local.align.kinds import Align
 from capt_local.align.projection import DEPTH, Projection
 from capt_local.align.simple import FirstPiece, PrefixMass, PublishedMapping, SharedVocabulary
 from tests.align.slow import events_of, tokenizer_of

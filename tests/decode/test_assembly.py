@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from capt_local.align.fit import Align
+from capt_local.align.kinds import Align
 from capt_local.align.simple import PublishedMapping, SharedVocabulary
 from capt_local.decode.exact import ExactProxy
 from capt_local.decode.options import AlignOptions, CombineOptions, GenerateOptions, Method

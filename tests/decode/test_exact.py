@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from capt_local.align.coverings import Coverings
 from capt_local.align.events import END_EVENT, TargetEvents
-from capt_local.align.fit import Align
+from capt_local.align.kinds import Align
 from capt_local.decode.exact import ExactProxy
 from capt_local.decode.generation import Generation
 from capt_local.decode.options import AlignOptions, CombineOptions, GenerateOptions, SampleOptions

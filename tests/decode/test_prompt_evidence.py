@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.align.fit import Align
+from capt_local.align.kinds import Align
 from capt_local.decode.evidence import Evidence
 from capt_local.decode.options import AlignOptions, CombineOptions, GenerateOptions
 from capt_local.decode.prefill import prefill

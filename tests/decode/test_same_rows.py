@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.align.fit import Align
+from capt_local.align.kinds import Align
 from capt_local.decode.options import AlignOptions, CombineOptions, GenerateOptions
 from capt_local.decode.prefill import prefill
 from capt_local.decode.trio import Trio

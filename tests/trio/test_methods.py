@@ -16,7 +16,7 @@ from capt_local import (
     Method,
     Runtime,
 )
-from capt_local.align.fit import Align
+from capt_local.align.kinds import Align
 from capt_local.align.published import TokenStrings
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.store import find
