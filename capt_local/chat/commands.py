@@ -34,7 +34,7 @@ COMMANDS = (
     Command(
         "regen", "[NAME=VALUE ...]", "answer again; with other settings, both stand side by side"
     ),
-    Command("undo", "", "take the last turn back"),
+    Command("undo", "", "take the last turn back, or a note that waits for its question"),
     Command("clear", "", "forget the conversation, the notes and the typed lines"),
     Command("system", "[TEXT]", 'show or change the system text; "" removes it'),
     Command("set", "[NAME VALUE]", "show or change how answers are made: alpha, temp, method, ..."),
@@ -66,7 +66,8 @@ def understood(line: str) -> Call | str:
     that begins with a slash but with no command.
 
     Raises:
-        UsageError: one line that begins with a slash, but with no command. It is not repeated.
+        UsageError: one line that begins with a slash, but with no command; or text behind a
+            command that takes none. It is not repeated.
     '''
     inside = in_block(line)
     if inside is not None:
@@ -78,7 +79,7 @@ def understood(line: str) -> Call | str:
     name = _ALIASES.get(typed, typed)
     names = [command.name for command in COMMANDS]
     if name in names:
-        return Call(name, (found[2] or "").strip())
+        return _call(COMMANDS[names.index(name)], (found[2] or "").strip())
     if "\n" in line:
         return line
     near = get_close_matches(name, names, 1, 0.5)
@@ -87,6 +88,16 @@ def understood(line: str) -> Call | str:
         f"There is no such command; {hint}. Text that begins with a slash goes between "
         f"{BLOCK} and {BLOCK}."
     )
+
+
+def _call(command: Command, rest: str) -> Call:
+    # A pasted text that begins like this must not take the conversation away.
+    if rest and not command.takes:
+        raise UsageError(
+            f"/{command.name} takes nothing behind it. Text that begins with a slash goes between "
+            f"{BLOCK} and {BLOCK}."
+        )
+    return Call(command.name, rest)
 
 
 def in_block(line: str) -> str | None:

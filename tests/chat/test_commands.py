@@ -9,7 +9,18 @@ from capt_local.errors import UsageError
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_every_command_is_understood(command) -> None:
     assert understood(f"/{command.name}") == Call(command.name)
-    assert understood(f"/{command.name.upper()}  a  b ") == Call(command.name, "a  b")
+    line = f"/{command.name.upper()}  a  b "
+    if command.takes:
+        assert understood(line) == Call(command.name, "a  b")
+    else:
+        with pytest.raises(UsageError, match=f"/{command.name} takes nothing"):
+            understood(line)
+
+
+def test_a_pasted_text_that_begins_like_a_command_forgets_nothing() -> None:
+    with pytest.raises(UsageError, match="takes nothing") as caught:
+        understood("/clear\nzyzzyva")
+    assert "zyzzyva" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
