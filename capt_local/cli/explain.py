@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ def explain(what: StoredFlags, report: ReportFlags, view: ViewFlags) -> int:
       capt-local explain answer.json --html report.html
     """
     screen = Screen.standard(view.verbose)
+    _check_apart(what.file, report.html)
     file = ReportFile(report.html) if report.html else None
     kept = _kept(_read(what.file))
     if what.turn is not None and what.turn > len(kept):
@@ -72,6 +74,12 @@ def explain(what: StoredFlags, report: ReportFlags, view: ViewFlags) -> int:
         file.write(found.answer, alone)
         screen.note("The report is written; it holds the text of the answer.")
     return ExitCode.OK
+
+
+def _check_apart(answer: Path | None, report: Path | None) -> None:
+    with contextlib.suppress(OSError, ValueError):  # one of them is not there
+        if answer is not None and report is not None and answer.samefile(report):
+            raise UsageError("The report (--html) would take the place of the answer (FILE).")
 
 
 def _target_alone(found: Stored) -> Answer:

@@ -128,6 +128,15 @@ def test_files_that_cannot_be_read_or_written(run: Run, kept: Path, tmp_path: Pa
         assert result.code == 2 and "--html" in result.err
 
 
+def test_a_report_does_not_take_the_place_of_the_answer(run: Run, kept: Path) -> None:
+    before = kept.read_bytes()
+    result = run(
+        "explain", str(kept), "--html", str(kept.parent / "." / ".." / kept.parent.name / kept.name)
+    )
+    assert result.code == 2 and "take the place" in result.err
+    assert kept.read_bytes() == before
+
+
 # generate --html
 
 
