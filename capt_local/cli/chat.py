@@ -88,8 +88,10 @@ def chat(
         log = TranscriptFile(talk.transcript) if talk.transcript is not None else None
         try:
             session = open_session(bundle, model, screen, signals, wanted=options.method)
-        except Cancelled:
-            if signals.code is not None:
+        except BaseException as error:
+            if log is not None:
+                log.discard()  # an empty one would be in the way the next time
+            if isinstance(error, Cancelled) and signals.code is not None:
                 return signals.code
             raise
         with session.runtime:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from capt_local.chat import settings, transcript
 from capt_local.chat.commands import COMMANDS, Call
-from capt_local.chat.complete import path_of
 from capt_local.chat.conversation import Turn, with_notes
+from capt_local.cli.chat_files import file_bytes, named
 from capt_local.cli.output import OutputFile
 from capt_local.cli.prompts import checked, decoded
 from capt_local.cli.talk import Talk
@@ -98,6 +98,10 @@ class Commands:
 
     def _undo(self, _: str) -> None:
         talk = self._talk
+        if talk.notes:  # such as that of another patient
+            talk.notes = talk.notes[:-1]
+            self._screen.note(f"The note is taken back; {_count(len(talk.notes), 'note')} left.")
+            return
         talk.replace(talk.conversation.without_last(), transcript.undo_line)
         left = len(talk.conversation.turns)
         self._screen.note(f"The last turn is taken back; {_count(left, 'turn')} left.")
@@ -105,6 +109,7 @@ class Commands:
     def _clear(self, _: str) -> None:
         self._talk.forget()
         self._forget_typed()
+        self._own = None  # another conversation does not take its place
         kept = " The system text stays." if self._talk.conversation.system is not None else ""
         self._screen.note(
             f"The conversation is forgotten, in all models.{kept} What the terminal shows is not."
@@ -176,7 +181,7 @@ class Commands:
 
     def _read(self, rest: str) -> None:
         talk = self._talk
-        text = decoded(_file_bytes(rest, "/read", _LARGEST_NOTE), "The note")
+        text = decoded(file_bytes(rest, "/read", _LARGEST_NOTE), "The note")
         if not text.strip():
             raise UsageError("The note is empty.")
         if "\0" in text:
@@ -201,7 +206,11 @@ class Commands:
         talk = self._talk
         if not talk.conversation.messages():
             raise UsageError("Nothing has been said yet, so there is nothing to save.")
-        path = _named(rest, "/save")
+        path = named(rest, "/save")
+        if talk.writes_to(path):
+            raise UsageError("That is the running transcript, which holds all this already.")
+        if path.is_dir():
+            raise UsageError("That is a folder. Name a file; nothing was written.")
         if path != self._own and path.exists():
             raise UsageError("There is such a file already. Name a new one; nothing was written.")
         file = OutputFile(path, "The file of /save")
@@ -214,13 +223,16 @@ class Commands:
 
     def _load(self, rest: str) -> None:
         talk, speakers = self._talk, self._talk.speakers
-        data = _file_bytes(rest, "/load", transcript.LARGEST)
+        data = file_bytes(rest, "/load", transcript.LARGEST)
         conversation = transcript.read(data, speakers)
         before = len(talk.conversation.turns)
         talk.replace(
             conversation, lambda: transcript.written(conversation, transcript.clear_line())
         )
-        self._own = path_of(rest)
+        self._own = named(rest, "/load")
+        waiting, talk.notes = len(talk.notes), ()
+        if waiting:
+            self._screen.note(f"{_count(waiting, 'note')} that waited for a question: forgotten.")
         if None in speakers.digests.values():
             self._screen.note(
                 "note: these models have no manifest, so it is not known whether the conversation "
@@ -268,27 +280,3 @@ def _start(text: str) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _named(rest: str, command: str) -> Path:
-    if not rest:
-        raise UsageError(f"{command} needs the name of a file.")
-    try:
-        path = path_of(rest)
-        path.exists()  # not a name at all, such as one that is too long
-    except (OSError, ValueError, RuntimeError):
-        raise UsageError(f"{command} cannot use that name. Give another one.") from None
-    return path
-
-
-def _file_bytes(rest: str, command: str, largest: int) -> bytes:
-    path = _named(rest, command)
-    try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{command} needs a regular file.")
-        if path.stat().st_size > largest:
-            raise UsageError(f"The file is larger than {largest >> 20} MiB.")
-        return path.read_bytes()
-    except OSError as error:
-        # The name is not repeated: people name files after patients.
-        raise UsageError(f"The file cannot be read: {error.strerror}.") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from capt_local.chat import transcript
 from capt_local.chat.conversation import Conversation, Turn, with_notes
@@ -174,6 +175,10 @@ class Talk:
                 self._log.add(*lines().splitlines())
             except UsageError as error:
                 self.session.screen.error(str(error))
+
+    def writes_to(self, path: Path) -> bool:
+        """Whether a path leads to the running transcript."""
+        return self._log is not None and self._log.is_at(path)
 
     def close(self) -> None:
         """Ends the running transcript.

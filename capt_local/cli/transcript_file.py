@@ -30,6 +30,7 @@ class TranscriptFile:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "that is no file name"
             raise UsageError(f"The --transcript file cannot be made: {reason}.") from None
+        self._path = path
         self._safe = 0  # bytes of whole lines
         self._waiting: list[str] = []
 
@@ -54,9 +55,23 @@ class TranscriptFile:
         self._safe += len(data)
         self._waiting.clear()
 
+    def is_at(self, path: Path) -> bool:
+        """Whether a path leads to this file."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), path.stat())
+        except OSError:
+            return False
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+    def discard(self) -> None:
+        """Closes the file and takes it away: nothing was said."""
+        if self.is_at(self._path):
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+        self.close()
 
     def _write(self, data: bytes) -> None:
         # Half a line of an earlier time would make the rest unreadable.

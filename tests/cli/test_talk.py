@@ -146,6 +146,67 @@ def test_a_conversation_that_the_models_cannot_take_is_not_gone_on_from(
     assert talk.conversation is before
 
 
+def commands(talk: Talk) -> Commands:
+    return Commands(talk, lambda: None, lambda: True)
+
+
+def test_the_running_transcript_is_not_replaced(made: Made) -> None:
+    talk, _, log = made
+    run = commands(talk).run
+    talk.ask("one")
+    run(Call("load", str(log)))
+    with pytest.raises(UsageError, match="running transcript"):
+        run(Call("save", str(log)))
+    talk.ask("two")
+    assert (
+        events(log)[-1] == "turn"
+        and json.loads(log.read_text().splitlines()[-1])["question"] == "two"
+    )
+
+
+def test_another_conversation_does_not_take_the_place_of_a_saved_one(
+    made: Made, tmp_path: Path
+) -> None:
+    talk, _, _ = made
+    run, file = commands(talk).run, tmp_path / "one.jsonl"
+    talk.ask("one")
+    run(Call("save", str(file)))
+    run(Call("save", str(file)))
+    run(Call("clear"))
+    talk.ask("two")
+    with pytest.raises(UsageError, match="such a file already"):
+        run(Call("save", str(file)))
+    with pytest.raises(UsageError, match="folder"):
+        run(Call("save", str(tmp_path)))
+    assert '"one"' in file.read_text()
+
+
+def test_a_note_of_another_patient_can_be_taken_back(made: Made, tmp_path: Path) -> None:
+    talk, err, _ = made
+    run, saved = commands(talk).run, tmp_path / "saved.jsonl"
+    talk.ask("one")
+    run(Call("save", str(saved)))
+    for text in ("first", "second"):
+        (tmp_path / "note").write_text(text)
+        run(Call("read", str(tmp_path / "note")))
+    run(Call("undo"))
+    assert talk.notes == ("first",) and len(talk.conversation.turns) == 1
+    assert "1 note left" in err.getvalue()
+    run(Call("load", str(saved)))
+    assert talk.notes == () and "1 note that waited" in err.getvalue()
+    run(Call("undo"))
+    assert talk.conversation.turns == ()
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), Cancelled("stopped"), KeyboardInterrupt()])
+def test_a_session_that_does_not_begin_leaves_no_empty_transcript(
+    run: Run, script: Script, error: BaseException, tmp_path: Path
+) -> None:
+    script.fail_at, script.error = -1, error
+    assert run("chat", "{models}", "--transcript", str(tmp_path / "t"), stdin=Stdin(b"x")).code
+    assert not (tmp_path / "t").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
