@@ -35,11 +35,7 @@ def cover(
 def parts(shares: Shares, wanted: int, pieces: int) -> np.ndarray:
     """The shares as a table, shape (wanted, proxy vocabulary)."""
     table = np.zeros((wanted, pieces))
-    bounds = np.append(shares.starts, len(shares.pieces))
-    for place, low, high in zip(shares.places, bounds[:-1], bounds[1:], strict=True):
-        assert low < high
-        for piece, part in zip(shares.pieces[low:high], shares.parts[low:high], strict=True):
-            table[place, piece] += part
+    np.add.at(table, (shares.places, shares.pieces), shares.parts)
     return table
 
 
