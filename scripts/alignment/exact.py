@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import log
 from time import perf_counter
@@ -162,6 +162,26 @@ def compare(
     }
     records = {name: Record() for name in ways}
     before = {name: way.rows for name, way in ways.items()}
+    likely = _walk(models, texts, ways, records)
+    decoded = {name: way.rows - before[name] for name, way in ways.items()}
+    size = log(2) * sum(map(len, texts))
+    columns = (
+        "alignment", "error to prefixes, nats", "weighted", "error to events, nats", "weighted",
+        "other choice, alpha 1", "other choice, mixture", "bits per byte, mixture", "expert",
+        "positions a step and proxy", "ms a step",
+    )  # fmt: skip
+    title = (
+        f"{len(likely)} steps. Errors of the contrast over tokens of more than {LIKELY:g} under "
+        "the target, the mean and weighted by the target's probability; choices beside those of "
+        "exact prefixes. The time of the cheap ones is without the models."
+    )
+    return [Table(title, columns, tuple(_rows(records, decoded, likely, size)))]
+
+
+def _walk(
+    models: Models, texts: Sequence[bytes], ways: dict[str, Way], records: dict[str, Record]
+) -> list[FloatArray]:
+    """Fills the records; returns the target's probabilities of its likely tokens, by place."""
     likely: list[FloatArray] = []
     for text in texts:
         evidence = {name: Evidence(len(GRID)) for name in ways}
@@ -174,29 +194,22 @@ def compare(
                 own, said = way.ask(place)
                 records[name].seconds += perf_counter() - begun
                 records[name].take(place, own, said, evidence[name])
-    size, count = sum(map(len, texts)), len(likely)
-    rows: list[tuple[Cell, ...]] = []
+    return likely
+
+
+def _rows(
+    records: dict[str, Record], decoded: dict[str, int], likely: list[FloatArray], size: float
+) -> Iterator[tuple[Cell, ...]]:
+    count = len(likely)
     for name, one in records.items():
-        decoded = (ways[name].rows - before[name]) / count / len(PROXIES)
-        cost = (decoded, 1000 * one.seconds / count)
         errors = [_error(one, records[reference], likely) for reference in (PREFIXES, EVENTS)]
         differs = [
             float(np.mean(np.array(mine) != np.array(theirs)))
             for mine, theirs in zip(one.choices, records[PREFIXES].choices, strict=True)
         ]
-        bits = (one.nats / log(2) / size).tolist()
-        rows.append((name, *errors[0], *errors[1], *differs, *bits, *cost))
-    columns = (
-        "alignment", "error to prefixes, nats", "weighted", "error to events, nats", "weighted",
-        "other choice, alpha 1", "other choice, mixture", "bits per byte, mixture", "expert",
-        "positions a step and proxy", "ms a step",
-    )  # fmt: skip
-    title = (
-        f"{count} steps. Errors of the contrast over tokens of more than {LIKELY:g} under the "
-        "target, the mean and weighted by the target's probability; choices beside those of "
-        "exact prefixes. The time of the cheap ones is without the models."
-    )
-    return [Table(title, columns, tuple(rows))]
+        bits = (one.nats / size).tolist()
+        cost = (decoded[name] / count / len(PROXIES), 1000 * one.seconds / count)
+        yield (name, *errors[0], *errors[1], *differs, *bits, *cost)
 
 
 def _likely(place: Place) -> IntArray:

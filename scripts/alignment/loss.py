@@ -78,7 +78,8 @@ class Loss:
         vocabulary = models.tokenizers["expert"].vocabulary
         self.branchings = {most: Branching(vocabulary, models.events, most) for most in BRANCHES}
         self._ways: dict[str, Way] = {name: partial(self._cheap, name) for name in CHEAP}
-        self._ways["projection, pairs"] = self._paired
+        for name in ("projection", "without healing"):
+            self._ways[f"{name}, pairs"] = partial(self._paired, name)
         self._alignments = {name: models.alignment(name) for name in CHEAP}
         for most in BRANCHES:
             self._ways[f"projection, {most} read on"] = partial(self._branched, most)
@@ -138,8 +139,8 @@ class Loss:
         question, said = ask(alignment, own, place.views, start=place.start)
         return logs(said, question.has_say, own.logp, alignment.floor)
 
-    def _paired(self, place: Place, own: Candidates) -> FloatArray:
-        return self._refuse(place, own, self._cheap("projection", place, own))
+    def _paired(self, name: str, place: Place, own: Candidates) -> FloatArray:
+        return self._refuse(place, own, self._cheap(name, place, own))
 
     def _branched(self, most: int, place: Place, own: Candidates) -> FloatArray:
         alignment = self.branchings[most]
