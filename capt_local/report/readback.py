@@ -18,6 +18,7 @@ from capt_local.report.json import Answer, Timings, warnings
 _ROLE = re.compile(r"target|(expert|base)(-[1-9][0-9]?)?")  # base-2 is that of a second pair
 _UNCOUNTABLE = 1 << 53
 _ROUNDED = 1e-6  # shares are sums
+_DEEPEST = 8  # levels of a provenance
 _HOW = "Write it with capt-local generate --json --top-logprobs 3."
 
 
@@ -157,11 +158,22 @@ def _answer(root: _Field) -> Answer:
             *(timings.get(f"{name}_seconds").number() for name in ("load", "prompt", "generate"))
         ),
         notices=tuple(line.text() for line in root.get("warnings").list()),
-        provenance=dict(root.get("provenance").object()),
+        provenance=_provenance(root.get("provenance")),
         created=created.count() if created else None,
         id=root.get("id").text(),
     )
     return _without_own_warnings(answer)
+
+
+def _provenance(field: _Field) -> dict[str, object]:
+    if _deeper(field.value, _DEEPEST):
+        raise field.wrong("nested as ours is")
+    return dict(field.object())
+
+
+def _deeper(value: object, levels: int) -> bool:
+    held = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_deeper(each, levels - 1) for each in held)
 
 
 def _without_own_warnings(answer: Answer) -> Answer:

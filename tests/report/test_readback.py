@@ -148,6 +148,14 @@ def test_a_count_that_no_machine_counts_to() -> None:
         answer_from(value)
 
 
+def test_a_provenance_that_is_too_deep_to_be_written_again() -> None:
+    value = stored(an_answer())
+    for _ in range(700):
+        value["provenance"] = {CANARY: value["provenance"]}
+    with pytest.raises(UsageError, match="provenance is not nested as ours"):
+        answer_from(value)
+
+
 @pytest.mark.parametrize("value", [None, [], 3, CANARY, {}, {"choices": []}])
 def test_what_is_no_answer_at_all(value: object) -> None:
     with pytest.raises(UsageError, match="generate --json"):
