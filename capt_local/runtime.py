@@ -183,6 +183,19 @@ class Runtime:
         """
         return self._answers(prompt, options, cancel, raw=raw).score(continuation, end=end)
 
+    def score_answers(
+        self,
+        prompt: Asked,
+        continuations: Sequence[bytes],
+        options: GenerateOptions | None = None,
+        *,
+        raw: bool = False,
+        cancel: Callable[[], bool] | None = None,
+        end: bool = False,
+    ) -> tuple[AnswerScore, ...]:
+        """As `score_answer` for several answers; what they share is computed once."""
+        return self._answers(prompt, options, cancel, raw=raw).scores(continuations, end=end)
+
     def choose(
         self,
         prompt: Asked,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,7 +127,8 @@ class Answers:
     def choose(self, choices: Sequence[bytes], how: Choosing = Choosing.LIKELIHOOD) -> Chosen:
         """Chooses one of several answers.
 
-        The end of an answer counts only where the choice is constrained.
+        The end of an answer counts where the choice is constrained, and where one choice is the
+        beginning of another: without its end the shorter one is never less likely.
 
         Args:
             choices: UTF-8, different, none of them empty.
@@ -143,7 +145,7 @@ class Answers:
         if how is Choosing.CONSTRAINED:
             self._places(choices)
             return Chosen(constrained(self._trio, self._prompts, choices, self._cancel))
-        scores = self.scores(choices)
+        scores = self.scores(choices, end=_nested(choices))
         rates = [-score.nats / _length(score, how) for score in scores]
         return Chosen(max(range(len(rates)), key=rates.__getitem__), scores)
 
@@ -181,6 +183,12 @@ def _check(answer: bytes) -> None:
     except UnicodeDecodeError as error:
         # The error itself holds the bytes.
         raise UsageError(f"An answer is not UTF-8 at byte {error.start}.") from None
+
+
+def _nested(choices: Sequence[bytes]) -> bool:
+    """Whether one of different choices is the beginning of another."""
+    ordered = sorted(choices)  # then what begins with a choice stands right behind it
+    return any(after.startswith(one) for one, after in itertools.pairwise(ordered))
 
 
 def _length(score: AnswerScore, how: Choosing) -> int:

@@ -108,8 +108,10 @@ class CaptLocal(LM):
             texts = [request.args[1] for request in group]
             asked, raw = _asked(context)
             different = list(dict.fromkeys(texts))
-            chosen = self._session.runtime.choose(asked, different, self.options, raw=raw)
-            scores = dict(zip(different, chosen.scores, strict=True))
+            scored = self._session.runtime.score_answers(
+                asked, [as_utf8(text) for text in different], self.options, raw=raw
+            )
+            scores = dict(zip(different, scored, strict=True))
             for text in texts:
                 result = (-scores[text].nats, scores[text].greedy)
                 self.cache_hook.add_partial("loglikelihood", (context, text), result)

@@ -193,7 +193,7 @@ def test_prompt_and_common_beginnings_are_decoded_once() -> None:
 def test_lengths_count_as_asked() -> None:
     trio = toy()
     judge = answers(trio, turn(trio))
-    choices = [b"xyz", b"cardiac the card a ab abc", b"xyz the"]
+    choices = [b"xyz", b"cardiac the card a ab abc", b"yxz the"]
     scores = judge.scores(choices)
     wanted = {
         Choosing.LIKELIHOOD: [score.nats for score in scores],
@@ -207,6 +207,21 @@ def test_lengths_count_as_asked() -> None:
         assert got.logps == pytest.approx([-score.nats for score in scores])
         found.add(got.index)
     assert len(found) > 1
+
+
+def test_a_choice_that_another_begins_with_is_weighed_with_its_end() -> None:
+    """Without it "a" could not be less likely than "ab"."""
+    choices, found = [b"a", b"ab", b"c"], set()
+    for prompt in (b"abc", b"card", b"dab", b"rrr", b"cab", b"bad", b"acc"):
+        trio = letters(CombineOptions(alphas=(1.0,)))
+        judge = answers(trio, turn(trio, prompt))
+        got, whole = judge.choose(choices), judge.scores(choices, end=True)
+        assert got.logps == pytest.approx([-score.nats for score in whole])
+        assert got.index == int(np.argmax(got.logps))
+        found.add(got.index)
+        bare = judge.choose([b"ab", b"c", b"da"])
+        assert bare.scores == judge.scores([b"ab", b"c", b"da"])
+    assert 1 in found
 
 
 def constrained_by_hand(seen: list[int], choices: list[bytes], model: FakeModel) -> bytes:
