@@ -118,8 +118,8 @@ def credit(shares: Shares, row: Probabilities, size: int) -> FloatArray:
         size: number of wanted events.
     """
     given: FloatArray = row.take(shares.pieces) * shares.parts
-    found: FloatArray = np.bincount(shares.places, given, minlength=size)
-    return found
+    # Of no entries at all numpy counts integers.
+    return np.bincount(shares.places, given, minlength=size).astype(np.float64, copy=False)
 
 
 class _Entries(NamedTuple):
