@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,7 +20,11 @@ from prompt_toolkit.clipboard import InMemoryClipboard
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
-from prompt_toolkit.formatted_text import AnyFormattedText, StyleAndTextTuples
+from prompt_toolkit.formatted_text import (
+    AnyFormattedText,
+    StyleAndTextTuples,
+    fragment_list_to_text,
+)
 from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
@@ -183,6 +188,9 @@ class _SpelledOut(Processor):
     r"""Shows what a terminal would obey as `\x1b`; see `sanitise`."""
 
     def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
+        text = fragment_list_to_text(transformation_input.fragments)
+        if visible_line(text) == text:  # quick: this is done at every key, for a whole note
+            return Transformation(transformation_input.fragments)
         fragments: StyleAndTextTuples = []
         places = [0]  # in what is shown, of each character
         for style, character, *_ in explode_text_fragments(transformation_input.fragments):
@@ -196,8 +204,7 @@ class _SpelledOut(Processor):
             return places[place] if over <= 0 else places[-1] + over
 
         def source_at(place: int) -> int:
-            below = [at for at, start in enumerate(places) if start <= place]
-            return below[-1] + max(0, place - places[-1])
+            return bisect_right(places, place) - 1 + max(0, place - places[-1])
 
         return Transformation(fragments, shown_at, source_at)
 
