@@ -78,7 +78,7 @@ class Commands:
     def _regen(self, rest: str) -> None:
         talk, screen = self._talk, self._screen
         old = talk.conversation.last()
-        options = settings.changed(talk.options, rest) if rest else talk.options
+        options = self._changed(rest) if rest else talk.options
         if not rest and old.options == options:
             options = _next_draw(options)
         changes = [] if old.options is None else settings.differences(old.options, options)
@@ -134,9 +134,16 @@ class Commands:
             self._screen.aside(_settings(talk.options))
             return
         before = talk.options
-        talk.options = settings.changed(before, rest)
+        talk.options = self._changed(rest)
         for name, old, new in settings.differences(before, talk.options):
             self._screen.note(f"{name} is {new} from now on (was {old}).")
+
+    def _changed(self, rest: str) -> GenerateOptions:
+        """The settings with new values that these models can answer with."""
+        options = settings.changed(self._talk.options, rest)
+        pairs = self._talk.session.runtime.bundle.pairs
+        options.combine.rows(pairs if options.method.roles is None else min(pairs, 1))
+        return options
 
     def _show(self, _: str) -> None:
         talk, runtime = self._talk, self._talk.session.runtime

@@ -150,6 +150,18 @@ def commands(talk: Talk) -> Commands:
     return Commands(talk, lambda: None, lambda: True)
 
 
+@pytest.mark.parametrize("command", ["set", "regen"])
+def test_weights_for_more_pairs_than_there_are_are_refused_at_once(
+    made: Made, command: str
+) -> None:
+    talk, _, log = made
+    talk.ask("one")
+    before = talk.options
+    with pytest.raises(UsageError, match="one number"):
+        commands(talk).run(Call(command, "alpha=0,5"))
+    assert talk.options is before and events(log) == ["turn"]
+
+
 def test_the_running_transcript_is_not_replaced(made: Made) -> None:
     talk, _, log = made
     run = commands(talk).run
