@@ -67,7 +67,8 @@ def eval(
         kept = open_kept(what, bundle, model, chosen, stack)
         session = open_session(bundle, kept.model, screen, interrupt, wanted=_wanted(plan))
         with session.runtime:
-            _check_served(session, plan)
+            asks = any(exam.style is not None for exam in exams)
+            _check_served(session, plan, raw=plan.raw or not asks)
             results = _run(session, exams, plan, kept)
             about = _provenance(session, plan)
     methods = list(plan.methods)
@@ -92,10 +93,13 @@ def _check_bundle(bundle: Bundle, plan: Plan) -> None:
         )
 
 
-def _check_served(session: Session, plan: Plan) -> None:
-    """Puts a word to every method, without computing, so that none fails in the middle."""
+def _check_served(session: Session, plan: Plan, *, raw: bool) -> None:
+    """Puts a word to every method, without computing, so that none fails in the middle.
+
+    In the form in which items are asked: a model without a chat template is found out, too.
+    """
     for name, options in plan.methods.items():
-        made = session.runtime.generate("-", options, raw=True, cancel=session.interrupt)
+        made = session.runtime.generate("-", options, raw=raw, cancel=session.interrupt)
         session.screen.notes(f"{name}: {notice}" for notice in made.notices)
     session.runtime.forget()
 

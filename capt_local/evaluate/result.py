@@ -28,8 +28,8 @@ class Result:
         item: id of the item.
         outcome: the figures; None when the item failed.
         failed: why there is no outcome; "" when there is one.
-        tokens: of the answers, or of the text, in the leading model's tokens; 0 where choices
-            are weighed and nothing is written.
+        tokens: of the answers, of the choices that were weighed, or of the text, in the leading
+            model's tokens; 0 where a choice is constrained.
         decoded: tokens that all models together have decoded for it, prompts included.
         seconds: all models and all samples.
         cut: whether the input was cut on request.

@@ -32,14 +32,20 @@ class SampleLog:
         if first and not (resumed and ours and _is_sample(self._file.lines[:1])):
             self.close()
             raise UsageError(f"{_WHAT} holds something already. Name a new file.")
+        self._there = {place for line in self._file.lines if (place := _answered(line))}
 
     def append(self, finished: Finished) -> None:
         """Adds the answers to an item.
+
+        A run that was killed may have kept the answers and not yet the result; made again, they
+        are the same, and are not written twice.
 
         Raises:
             UsageError: the disk is full.
         """
         result = finished.result
+        if not result.failed and result.place in self._there:
+            return
         self._file.append(
             {
                 "task": result.task,
@@ -63,6 +69,15 @@ class SampleLog:
     def __exit__(self, *_: object) -> None:
         """Closes the file."""
         self.close()
+
+
+def _answered(line: bytes) -> tuple[str, str, str] | None:
+    """The task, method and item of a line with answers; None of a failure, or of no such line."""
+    try:
+        value = json.loads(line)
+        return None if value["failed"] else (value["task"], value["method"], value["id"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _is_sample(lines: list[bytes]) -> bool:

@@ -28,6 +28,7 @@ class Rules:
         refuse: methods that the bundle cannot serve, and why.
         calls: (verb, method, prompt, options) of every call, probes without a prompt left out.
         opened: arguments of every open.
+        probes: whether each probe was raw.
         forgotten: how often the caches were emptied.
     """
 
@@ -37,6 +38,7 @@ class Rules:
     refuse: dict[str, Exception] = field(default_factory=dict)
     calls: list[tuple[str, str, str, Any]] = field(default_factory=list)
     opened: list[dict[str, Any]] = field(default_factory=list)
+    probes: list[bool] = field(default_factory=list)
     forgotten: int = 0
 
     def count(self, verb: str, prompt: str, options: Any, cancel: Callable[[], bool]) -> None:
@@ -74,6 +76,7 @@ class FakeRuntime:
         if options.method.value in self.rules.refuse:
             raise self.rules.refuse[options.method.value]
         if prompt == "-":  # a probe
+            self.rules.probes.append(raw)
             return _Generation(b"", FinishReason.STOP)
         text = asked(prompt)
         try:
