@@ -13,6 +13,7 @@ from capt_local.bundle.verify import file_digest
 from capt_local.cli.eval_setup import EvalFlags
 from capt_local.decode.options import GenerateOptions
 from capt_local.evaluate.exam import Exam, Plan
+from capt_local.evaluate.items import Kind
 from capt_local.evaluate.styles import Style
 
 if TYPE_CHECKING:
@@ -26,7 +27,11 @@ def settings(what: EvalFlags, exams: Sequence[Exam], plan: Plan, seed: int) -> d
         "seed": seed,
         "limit": what.limit,
         "max_input_bytes": what.max_input_bytes,
-        "choice": str(plan.choice),
+        "choice": {
+            exam.task.name: str(plan.choice_of(exam))
+            for exam in exams
+            if exam.task.kind is Kind.CLASSIFICATION
+        },
         "raw": plan.raw,
         "max_tokens": plan.max_tokens,
         "temperature": plan.temperature,

@@ -206,7 +206,7 @@ def make_plan(
             )
             for method in methods
         },
-        choice=what.choice or _choice(exams),
+        choice=what.choice,
         raw=what.raw,
         max_tokens=sample.max_tokens,
         temperature=sample.temp,
@@ -229,9 +229,3 @@ def _methods(given: list[str] | None, bundle: Bundle) -> list[Method]:
             raise UsageError(f"--methods names {method} twice.")
         found.append(method)
     return found if Method.TARGET in found else [Method.TARGET, *found]
-
-
-def _choice(exams: Sequence[Exam]) -> ChoiceBy:
-    styles = [exam.style for exam in exams if exam.task.kind is Kind.CLASSIFICATION]
-    free = any(style is not None and (style.marker or style.samples > 1) for style in styles)
-    return ChoiceBy.FREE if free else ChoiceBy.LIKELIHOOD

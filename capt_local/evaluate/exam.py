@@ -80,14 +80,14 @@ class Plan:
 
     Attributes:
         methods: how each of them answers, by its name; the length of answers is the task's.
-        choice: how the answer to a classification is found.
+        choice: how the answer to a classification is found; None: as its style needs it.
         raw: texts to go on with instead of messages, for models without a chat template.
         max_tokens: the longest answer; None: the style's, else the task's.
         temperature: of answers; None: the style's, else 0.
     """
 
     methods: Mapping[str, GenerateOptions]
-    choice: ChoiceBy = ChoiceBy.LIKELIHOOD
+    choice: ChoiceBy | None = None
     raw: bool = False
     max_tokens: int | None = None
     temperature: float | None = None
@@ -110,7 +110,7 @@ class Plan:
             if exam.style is None or exam.task.kind is not Kind.CLASSIFICATION:
                 continue
             several = exam.style.samples > 1
-            if self.choice is not ChoiceBy.FREE and (exam.style.marker or several):
+            if self.choice_of(exam) is not ChoiceBy.FREE and exam.style.reads_text:
                 raise UsageError(
                     "Several samples, and answers that are read behind a marker, are texts: they "
                     "need --choice free."
@@ -119,6 +119,11 @@ class Plan:
                 raise UsageError(
                     "Several samples at temperature 0 are all the same: give --temp, such as 0.7."
                 )
+
+    def choice_of(self, exam: Exam) -> ChoiceBy:
+        """How the answer to a classification is found; what else is run makes no difference."""
+        free = exam.style is not None and exam.style.reads_text
+        return self.choice or (ChoiceBy.FREE if free else ChoiceBy.LIKELIHOOD)
 
     def options(self, exam: Exam, method: str, draw: int = 0) -> GenerateOptions:
         """How one answer is made.

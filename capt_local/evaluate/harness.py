@@ -147,7 +147,7 @@ def _answered(
     if exam.task.kind is Kind.PERPLEXITY:
         score = runtime.score(item.input.encode(), plan.options(exam, method), cancel=cancel)
         return _Answer(judge_prose(score.nats, score.size), score.tokens)
-    if exam.task.kind is Kind.CLASSIFICATION and plan.choice is not ChoiceBy.FREE:
+    if exam.task.kind is Kind.CLASSIFICATION and plan.choice_of(exam) is not ChoiceBy.FREE:
         return _chosen(runtime, exam, item, plan.options(exam, method), plan, cancel)
     return _written(runtime, exam, item, method, plan, cancel)
 
@@ -166,7 +166,7 @@ def _chosen(
         exam.spoken(item, raw=plan.raw),
         options,
         raw=plan.raw,
-        how=_HOW[plan.choice],
+        how=_HOW[plan.choice_of(exam)],
         cancel=cancel,
     )
     said = item.choices[chosen.index]

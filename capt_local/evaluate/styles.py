@@ -75,6 +75,11 @@ class Style:
                     f"{', '.join(_PLACES)}; a dollar sign itself is $$."
                 )
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether an answer must be a text: it is read behind a marker, or several are."""
+        return bool(self.marker) or self.samples > 1
+
     def check(self, task: Task) -> None:
         """Whether the style can ask this task.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,6 +97,17 @@ def test_a_free_answer_is_read_by_the_style() -> None:
     assert (whole.cells[0].unanswered, whole.cells[0].tokens) == (1, 9)
     assert whole.cells[1].intervals["accuracy"].estimate == 0
     assert whole.cells[0].intervals == {}
+
+
+def test_each_task_is_answered_as_its_style_needs() -> None:
+    other = dataclasses.replace(QUESTIONS, name="other")
+    exams = [exam(QUESTIONS), exam(other, "chain-of-thought")]
+    how = Plan(plan().methods)
+    rules = Rules(say=lambda *_: "yes")
+    outcomes(rules, exams, how)
+    assert [call[0] for call in rules.calls] == ["choose likelihood"] * 6 + ["generate"] * 6
+    with pytest.raises(UsageError, match="--choice free"):
+        plan(ChoiceBy.LIKELIHOOD).check(exams)
 
 
 def test_samples_have_seeds_of_their_own_and_most_decide() -> None:
