@@ -24,7 +24,6 @@ from capt_local.prompt.messages import Prompt
 from capt_local.vocab.prefix_index import PrefixIndex
 from capt_local.vocab.tokenizer import TextTokenizer
 
-
 # Sequences with a smaller share are left out, also on the way to a token of several pieces: that
 # token then gets nothing. With ten times as much a base gave 0 to a word of a clinical note.
 _DROP = 1e-4
