@@ -27,6 +27,7 @@ from prompt_toolkit.formatted_text import (
 )
 from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.layout.controls import BufferControl
 from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
 from prompt_toolkit.layout.utils import explode_text_fragments
 from prompt_toolkit.output.defaults import create_output
@@ -117,12 +118,18 @@ class InputLine:
             app.loop.call_soon_threadsafe(_leave, app, Woken())
 
     def forget(self) -> None:
-        """Forgets what was typed, also what was cut out."""
+        """Forgets what was typed, also what was cut out or searched for."""
+        session = self._session
         self.typed = ""
-        self._session.clipboard = InMemoryClipboard()
-        self._session.history = InMemoryHistory()
-        self._session.default_buffer.history = self._session.history
-        self._session.default_buffer.reset()
+        session.clipboard = InMemoryClipboard()
+        session.history = InMemoryHistory()
+        session.default_buffer.history = session.history
+        session.search_buffer.history = InMemoryHistory()
+        session.default_buffer.reset()
+        session.search_buffer.reset()
+        for control in session.app.layout.find_all_controls():
+            if isinstance(control, BufferControl):
+                control.search_state.text = ""
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:

@@ -6,13 +6,16 @@ import pytest
 
 pytest.importorskip("prompt_toolkit")
 
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import StyleAndTextTuples, fragment_list_to_text
+from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.layout.controls import BufferControl
 from prompt_toolkit.layout.processors import Transformation, TransformationInput
+from prompt_toolkit.output import DummyOutput
 
-from capt_local.report.input_line import _SpelledOut
+from capt_local.report.input_line import InputLine, _SpelledOut
 
 
 def shown(fragments: StyleAndTextTuples) -> Transformation:
@@ -37,3 +40,28 @@ def test_plain_text_is_taken_as_it_is() -> None:
     fragments: StyleAndTextTuples = [("class:a", "fever und Übelkeit ")] * 3
     made = shown(fragments)
     assert made.fragments is fragments and made.display_to_source(7) == 7
+
+
+def test_what_was_searched_for_is_forgotten_too() -> None:
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        line = InputLine(lambda _: (), lambda _: False)
+        buffer = line._session.search_buffer
+        buffer.text = "zyzzyva"
+        buffer.append_to_history()
+        for control in controls(line):
+            control.search_state.text = "zyzzyva"
+        assert "zyzzyva" in searched(line)
+        line.forget()
+        assert searched(line) == ""
+
+
+def controls(line: InputLine) -> list[BufferControl]:
+    found = line._session.app.layout.find_all_controls()
+    return [each for each in found if isinstance(each, BufferControl)]
+
+
+def searched(line: InputLine) -> str:
+    """What stands in the line of the search, in its history and in the last search."""
+    buffer = line._session.search_buffer
+    states = [each.search_state.text for each in controls(line)]
+    return "".join([buffer.text, *buffer.history.get_strings(), *states])
