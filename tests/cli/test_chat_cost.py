@@ -1,4 +1,4 @@
-"""What a chat costs beside the models, with a decoder that takes no time. Told, not held."""
+"""What a chat costs beside the models, with a decoder that takes no time: the best of many."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_first_token_and_streaming(
     for path in places.values():
         path.write_bytes(b"GGUF")
     flags = ModelFlags(target=places["target"], expert=[places["expert"]], base=[places["base"]])
-    out, first = Stamped(), []
+    out, first, whole, alone = Stamped(), [], [], []
     screen = Screen(out, io.StringIO())
     with Signals() as signals:
         session = open_session(find_bundle(flags), flags, screen, signals)
@@ -36,18 +36,20 @@ def test_first_token_and_streaming(
             out.at.clear()
             begun = time.perf_counter()
             talk.ask("What helps?")
-            ended = time.perf_counter()
+            whole.append(time.perf_counter() - begun)
             first.append(out.at[0] - begun)
-        begun_alone = time.perf_counter()
-        steps = list(session.runtime.generate([], talk.options, raw=False, cancel=signals))
-        alone = time.perf_counter() - begun_alone
+        for _ in range(20):
+            begun = time.perf_counter()
+            steps = list(session.runtime.generate([], talk.options, raw=False, cancel=signals))
+            alone.append(time.perf_counter() - begun)
     assert len(out.at) >= len(steps) == TOKENS
     with capsys.disabled():
-        each = 1e3 * (ended - begun - alone) / TOKENS
+        each = 1e3 * (min(whole) - min(alone)) / TOKENS
         print(
             f"\nchat beside the models: first token {1e3 * min(first):.2f} ms, with 19 turns of "
             f"{TOKENS} tokens before it {1e3 * first[-1]:.2f} ms; {each:.4f} ms a token"
         )
+    assert min(first) < 0.05 and each < 0.2
 
 
 class Stamped(io.StringIO):
