@@ -116,6 +116,8 @@ def mixture(members: FloatArray, weights: FloatArray) -> FloatArray:
     if len(members) == 1:
         only: FloatArray = members[0]
         return only
-    best = members.max(axis=0)
-    mixed: FloatArray = best + np.log(weights @ np.exp(members - best))
+    with np.errstate(divide="ignore"):  # a weight may be 0
+        scores = members + np.log(weights)[:, None]
+    best = scores.max(axis=0)
+    mixed: FloatArray = best + np.log(np.exp(scores - best).sum(axis=0))
     return mixed

@@ -139,3 +139,9 @@ def test_a_floor_keeps_the_contrast_of_rare_words_small() -> None:
     rows = [np.array([1e-3]), np.array([1e-8])]
     expert, base = logs(rows, np.array([True]), np.zeros(1), 1e-6)
     assert (expert - base)[0] == pytest.approx(np.log(1.001e-3 / 1.01e-6))
+
+
+def test_a_member_without_weight_is_left_out_even_where_the_others_say_nothing() -> None:
+    members = np.array([[0.0, -1.0], [-2000.0, -1.0]])
+    mixed = mixture(members, np.array([0.0, 1.0]))
+    assert mixed == pytest.approx([-2000.0, -1.0])
