@@ -152,7 +152,8 @@ class CombineOptions:
                 )
             return self.powers
         if len(self.alphas) not in (1, pairs):
-            raise UsageError(f"--alpha takes one number, or {pairs}: one for each pair.")
+            each = f", or {pairs}: one for each pair" if pairs > 1 else ""
+            raise UsageError(f"--alpha takes one number{each}.")
         alphas = self.alphas if len(self.alphas) == pairs else self.alphas * pairs
         return (1.0, *(power for alpha in alphas for power in (alpha, alpha)))
 
