@@ -29,6 +29,8 @@ from tests.real_vocabularies import open_vocabulary
 
 NOTE = b"The patient is a 61-year-old woman who presents with dyspnea. She was given 40 mg of"
 DEFAULT = CombineOptions()
+# The same rows read in other batches differ in the fifth digit (KV cache in half precision).
+CLOSE = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +65,17 @@ def bits(runtime: Runtime, options: GenerateOptions) -> float:
 def test_one_walk_gives_what_score_gives(study: Study, runtime: Runtime) -> None:
     """Mixed and fixed, with and without healing: the walk is the decoder's own."""
     gains = study.gains[Setting("projection", DEFAULT.plausibility)]
-    assert gains.mixed(GRID, Evidence()) == pytest.approx(bits(runtime, GenerateOptions()), 1e-5)
+    assert gains.mixed(GRID, Evidence()) == pytest.approx(bits(runtime, GenerateOptions()), CLOSE)
     fixed = CombineOptions(powers=(0.25, 1.0, 0.25))
     assert gains.fixed((0.25, 1.0, 0.25)) == pytest.approx(
-        bits(runtime, GenerateOptions(combine=fixed)), 1e-5
+        bits(runtime, GenerateOptions(combine=fixed)), CLOSE
     )
     assert gains.fixed((1.0, 0.0, 0.0)) == pytest.approx(
-        bits(runtime, GenerateOptions(method=Method.TARGET)), 1e-5
+        bits(runtime, GenerateOptions(method=Method.TARGET)), CLOSE
     )
     without = study.gains[Setting("without healing", DEFAULT.plausibility)]
     options = GenerateOptions(align=AlignOptions(healing=False))
-    assert without.mixed(GRID, Evidence()) == pytest.approx(bits(runtime, options), 1e-5)
+    assert without.mixed(GRID, Evidence()) == pytest.approx(bits(runtime, options), CLOSE)
     assert without.mixed(GRID, Evidence()) > gains.mixed(GRID, Evidence())
 
 

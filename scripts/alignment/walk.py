@@ -212,6 +212,7 @@ def of_token(place: Place, own: Candidates, members: FloatArray) -> FloatArray:
     """What each product gave to the token that came, shape (m,); as `Distribution.token_logp`."""
     found = np.flatnonzero(own.tokens == place.token)
     if len(found):
-        column: FloatArray = members[:, found[0]]
+        # A view would keep the members of all tokens alive.
+        column: FloatArray = members[:, found[0]].copy()
         return column
     return np.full(len(members), float(place.row[place.token]) - own.log_total)
