@@ -108,4 +108,4 @@ class Projection:
 
 
 def _mass(row: Probabilities, pieces: IntArray) -> float:
-    return float(row[pieces].sum(dtype=np.float64))
+    return float(row.take(pieces).sum())

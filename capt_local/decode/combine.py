@@ -46,9 +46,12 @@ def plausible(
         most: the likeliest of these, if there are more.
     """
     top = logits.max()
-    log_total = float(top) + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
+    # The row is long and rarely in the processor's cache: one copy of it, and few passes.
+    shares = logits - top
+    np.exp(shares, out=shares)
+    log_total = float(top) + float(np.log(shares.sum()))
     if plausibility > 0.0:
-        tokens = np.flatnonzero(logits >= top + np.float32(np.log(plausibility)))
+        tokens = np.flatnonzero(shares >= np.float32(plausibility))
     else:
         tokens = np.arange(len(logits))
     if most is not None and len(tokens) > most:

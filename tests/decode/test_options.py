@@ -53,7 +53,7 @@ def test_what_is_fixed_is_taken_as_it_is(
 @pytest.mark.parametrize(
     ("options", "pairs", "message"),
     [
-        (CombineOptions(alphas=(0.5, 1.0)), 1, "takes one number, or 1"),
+        (CombineOptions(alphas=(0.5, 1.0)), 1, "takes one number."),
         (CombineOptions(alphas=(0.5, 1.0)), 3, "takes one number, or 3"),
         (CombineOptions(powers=(1.0, 1.0, 1.0)), 2, "takes 5 numbers for 2 pairs"),
         (CombineOptions(powers=(1.0,) * 5), 1, "takes 3 numbers for 1 pair"),
