@@ -34,9 +34,9 @@ _TASK = 'Summarize the conversation as the "GENHX" section of a clinical note.'
 _GENHX = "GENHX is the history of the illness in the data that the models were trained on."
 _MAX_TOKENS = 32
 _CLOSING = Prose.of(
-    "Both answers start from the same prompt; at each token the target's log-probabilities are "
-    "shifted by alpha times the expert's minus the base's. These models are tiny and made to show "
-    "the method: what they say is not medical advice and often wrong. The visit is invented."
+    "Both answers start from the same prompt; at each token the log-probabilities of the three "
+    "are summed with these weights. The models are tiny and made to show the method: what they say "
+    "is not medical advice and often wrong. The visit is invented."
 )
 
 

@@ -14,8 +14,9 @@ LEGEND = Prose(
         Span(": the target alone would have chosen another token after the same text. "),
         Span("p: the probability of what the target would have said, of what was said under the "),
         Span("target, and under all three. Contrast: how much likelier the expert finds it than "),
-        Span("the base, in nats. Alpha: the weight of that contrast; several are mixed by how "),
-        Span("well each explains the prompt."),
+        Span("the base, in nats. Weights: how much the log-probabilities of target, expert and "),
+        Span("base count (alpha 1 is T + E - B); several are mixed by how well each explains the "),
+        Span("prompt."),
     )
 )
 

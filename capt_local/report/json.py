@@ -39,6 +39,7 @@ class Answer:
         finish: why it ended.
         model: id of the bundle.
         raw: whether the prompt was text to go on with, not a message.
+        structured: whether it has the form that was asked for; None where none was.
         prompt_tokens: tokens of the prompt, by role.
         context_limit: tokens that the smallest context holds.
         weights: exponents (a, b, c) of T^a E^b A^-c, and their share of the mixture.
@@ -53,6 +54,7 @@ class Answer:
     finish: FinishReason | None
     model: str
     raw: bool = False
+    structured: bool | None = None
     prompt_tokens: Mapping[str, int] = field(default_factory=dict)
     context_limit: int = 0
     weights: Sequence[tuple[Powers, float]] = ()
@@ -112,6 +114,10 @@ def warnings(answer: Answer) -> list[str]:
         lines.append("the answer was interrupted and is incomplete.")
     if answer.finish is FinishReason.ERROR:
         lines.append("an error ended the answer, so it is incomplete.")
+    if answer.structured is False:
+        lines.append(
+            "the answer ends before its form (schema or grammar) is complete, so it is not valid."
+        )
     if not answer.text.strip():
         lines.append("the answer is empty; that says nothing about the text that was asked about.")
     return lines
@@ -192,7 +198,10 @@ def _timings(answer: Answer) -> JsonObject:
 def _summary(answer: Answer) -> JsonObject:
     changed = sum(step.changed for step in answer.steps)
     contrasts = [step.contrast for step in answer.steps]
-    return {
+    form: JsonObject = {}
+    if answer.structured is not None:
+        form["structured"] = "complete" if answer.structured else "incomplete"
+    return form | {
         "changed": changed,
         "share": changed / len(contrasts) if contrasts else None,
         "mean_contrast": math.fsum(contrasts) / len(contrasts) if contrasts else None,

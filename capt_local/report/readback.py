@@ -151,6 +151,7 @@ def _answer(root: _Field) -> Answer:
         finish=ended,
         model=root.get("model").text(),
         raw=raw,
+        structured=_structured(root.get("capt")),
         prompt_tokens=_by_role(usage.get("prompt_tokens_by_model")),
         context_limit=usage.get("context_limit").count(),
         weights=tuple(_weight(each) for each in root.get("capt").get("weights").list()),
@@ -174,6 +175,16 @@ def _provenance(field: _Field) -> dict[str, object]:
 def _deeper(value: object, levels: int) -> bool:
     held = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels < 0 or any(_deeper(each, levels - 1) for each in held)
+
+
+def _structured(summary: _Field) -> bool | None:
+    """Whether the answer has the form that was asked for; None where none was."""
+    found = summary.maybe("structured")
+    if found is None:
+        return None
+    if found.text() not in ("complete", "incomplete"):
+        raise found.wrong("complete or incomplete")
+    return found.text() == "complete"
 
 
 def _without_own_warnings(answer: Answer) -> Answer:

@@ -42,7 +42,10 @@ def in_words(weights: Sequence[tuple[Powers, float]]) -> str:
 
 
 def bars(weights: Sequence[tuple[Powers, float]]) -> Bars | None:
-    """The share of each combination; fixed weights are one bar, a method without any has none."""
+    """The share of each combination of at least half a percent.
+
+    Fixed weights are one bar, a method without any has none.
+    """
     title = "Weights, fixed" if len(weights) == 1 else "Weights, by the prompt"
-    rows = tuple((name(powers), share) for powers, share in weights)
+    rows = tuple((name(powers), share) for powers, share in weights if share >= _LEAST)
     return Bars(title, rows) if rows else None
