@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -18,6 +18,7 @@ from capt_local.cli.options import MethodFlags, SampleFlags, ViewFlags, option
 from capt_local.cli.prompts import checked, decoded
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.cli.signals import Leave, Signals
+from capt_local.cli.structured import StructureFlags, structure
 from capt_local.cli.talk import Talk, no_room
 from capt_local.cli.transcript_file import TranscriptFile
 from capt_local.decode.step import FinishReason
@@ -65,6 +66,7 @@ def chat(
     talk: ChatFlags,
     how: MethodFlags,
     sample: SampleFlags,
+    form: StructureFlags,
     view: ViewFlags,
 ) -> int:
     """A conversation; /help in it lists the commands, /why shows what the expert changed.
@@ -82,8 +84,9 @@ def chat(
     screen = Screen.standard(view.verbose)
     system = None if talk.system is None else checked(talk.system, "--system")
     idle = _seconds(talk.idle_timeout)
+    shape = structure(form)
     bundle = find_bundle(model)
-    options = generate_options(bundle, how, sample, CANDIDATES)
+    options = replace(generate_options(bundle, how, sample, CANDIDATES), structure=shape)
     with Signals() as signals:
         log = TranscriptFile(talk.transcript) if talk.transcript is not None else None
         try:

@@ -14,6 +14,7 @@ from capt_local.cli.options import MethodFlags, OutputFlags, PromptFlags, Sample
 from capt_local.cli.output import OutputFile
 from capt_local.cli.prompts import Asked, read_prompt
 from capt_local.cli.session import Session, answer_to, find_bundle, generate_options, open_session
+from capt_local.cli.structured import StructureFlags, structure
 from capt_local.decode.options import GenerateOptions, Method
 from capt_local.decode.step import FinishReason
 from capt_local.errors import UsageError
@@ -28,6 +29,7 @@ def generate(
     how: MethodFlags,
     sample: SampleFlags,
     output: OutputFlags,
+    form: StructureFlags,
     report: ReportFlags,
     view: ViewFlags,
 ) -> int:
@@ -43,9 +45,11 @@ def generate(
     screen = Screen.standard(view.verbose)
     _check(output, report)
     asked = read_prompt(prompt)
+    shape = structure(form)
     bundle = find_bundle(model)
     top = max(output.top_logprobs, TOP if report.html else 0)
     options = generate_options(bundle, how, sample, top)
+    options = dataclasses.replace(options, structure=shape)
     if report.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
         raise UsageError("--with-target compares with the target, so it needs a method of three.")
     file = OutputFile(output.output) if output.output else None

@@ -24,13 +24,17 @@ def provenance(
 ) -> dict[str, Any]:
     """What is needed to make the same answer again, apart from the prompt.
 
-    Stop strings are left out, their number apart: they may be words of a note.
+    Stop strings are left out, their number apart: they may be words of a note. So is the form of
+    the answer, its digest apart.
     """
     from capt_local.engine.library import library
 
     build = library().build_info()
     parameters = dataclasses.asdict(options)
     parameters["stop"] = len(options.stop)
+    if options.structure is not None:  # a schema may be long, or hold words of a note
+        form = {"kind": options.structure.kind, "sha256": options.structure.digest}
+        parameters["structure"] = form
     bundle = runtime.bundle
     return {
         "versions": {

@@ -259,6 +259,7 @@ def _answer(
         steps=steps,
         text=generation.text,
         finish=finish,
+        structured=generation.structured,
         model=session.runtime.bundle.id,
         raw=raw,
         prompt_tokens=dict(generation.prompt_tokens),

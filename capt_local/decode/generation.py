@@ -30,6 +30,8 @@ class Generation:
         prompt_seconds: time for the prompt, all models.
         generate_seconds: time for the answer so far, time of the reader excluded.
         changed: steps at which the target alone would have chosen otherwise.
+        structured: whether the answer so far has the form that it is kept to; None where it is
+            kept to none.
         steps_done: tokens of the answer so far.
         notices: what the user should know.
     """
@@ -49,7 +51,11 @@ class Generation:
         self._trio = trio
         self._prompts = prompts
         self._memory = memory
-        self._walk = Walk(trio, options, cancel)
+        constraint = None
+        if options.structure is not None:
+            lead = prompts[trio.cached.role].lead
+            constraint = trio.cached.model.constraint(options.structure.grammar, lead)
+        self._walk = Walk(trio, options, cancel, constraint)
         self._steps: Iterator[Step] | None = None
         self._prompt_notices = [note for prompt in prompts.values() for note in prompt.notices]
         self._prompt_notices += notices
@@ -98,10 +104,22 @@ class Generation:
             self.finish = finish
 
     @property
+    def structured(self) -> bool | None:
+        """See the class."""
+        return self._walk.complete
+
+    @property
     def notices(self) -> list[str]:
         """See the class."""
+        said = [*self._walk.notices]
+        if self._walk.beyond:
+            count = self._walk.beyond
+            said.append(
+                f"At {count} token{'s' * (count > 1)} the form allowed nothing that the model "
+                "finds plausible, so the likeliest that it allows were taken."
+            )
         models = [notice for each in self._trio.models for notice in each.notices]
-        return [*dict.fromkeys(self._prompt_notices + models + self._walk.notices)]
+        return [*dict.fromkeys(self._prompt_notices + models + said)]
 
     def _next(self) -> Step:
         if self._steps is None:

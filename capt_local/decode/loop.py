@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from capt_local.decode.constraint import Gate, Open
+from capt_local.decode.model import Constraint
 from capt_local.decode.options import GenerateOptions
-from capt_local.decode.rules import Distribution
-from capt_local.decode.sample import choose, penalised
+from capt_local.decode.sample import choose, likeliest
 from capt_local.decode.step import Choice, FinishReason, Step
 from capt_local.decode.stops import StopStrings
 from capt_local.decode.trio import Trio
@@ -25,6 +26,7 @@ class Walk:
         trio: at the end of a prompt.
         options: of the answer.
         cancel: asked before each step; true ends the answer as interrupted.
+        constraint: what the answer is kept to, at its beginning; None: anything.
 
     Attributes:
         finish: why the answer ended; None while it has not.
@@ -34,7 +36,11 @@ class Walk:
     """
 
     def __init__(
-        self, trio: Trio, options: GenerateOptions, cancel: Callable[[], bool] | None = None
+        self,
+        trio: Trio,
+        options: GenerateOptions,
+        cancel: Callable[[], bool] | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         """Decodes nothing yet."""
         self._trio = trio
@@ -42,8 +48,19 @@ class Walk:
         self._cancel = cancel or (lambda: False)
         self._rng = np.random.default_rng(options.sample.seed)
         self._stops = StopStrings(options.stop)
+        self._gate = Gate(constraint, options.sample) if constraint is not None else None
         self.finish: FinishReason | None = None
         self.notices: list[str] = []
+
+    @property
+    def complete(self) -> bool | None:
+        """Whether the answer has the form that it is kept to; None where it is kept to none."""
+        return None if self._gate is None else self._gate.complete
+
+    @property
+    def beyond(self) -> int:
+        """Steps at which the form allowed no plausible token."""
+        return 0 if self._gate is None else self._gate.beyond
 
     @property
     def held(self) -> bytes:
@@ -69,17 +86,20 @@ class Walk:
                 return
 
     def _step(self, index: int) -> Step:
-        here = self._trio.distribution()
+        opened = Open(self._trio.distribution())
+        if self._gate is not None:
+            opened = self._gate.open(self._trio, opened.here)
         place = choose(
-            here.candidates.tokens,
-            here.logp,
+            opened.here.candidates.tokens,
+            opened.here.logp,
             self._trio.tokens,
             self._options.sample,
             self._rng,
+            opened.mask,
         )
-        token = int(here.candidates.tokens[place])
+        token = int(opened.here.candidates.tokens[place])
         piece, finish = self._take(token, last=index + 1 == self._options.max_tokens)
-        step = describe(self._trio, here, place, index, piece, finish, self._options)
+        step = describe(self._trio, opened, place, index, piece, finish, self._options)
         if finish is not FinishReason.STOP:
             self._trio.advance(token)
         return step
@@ -89,6 +109,8 @@ class Walk:
         vocabulary = self._trio.cached.model.vocabulary
         if vocabulary.is_end[token]:
             return self._stops.flush(), FinishReason.STOP
+        if self._gate is not None:
+            self._gate.accept(token)
         piece = self._stops.feed(self._trio.piece(token))
         if self._stops.found:
             return piece, FinishReason.STOP
@@ -108,7 +130,7 @@ class Walk:
 
 def describe(
     trio: Trio,
-    here: Distribution,
+    opened: Open,
     place: int,
     index: int,
     piece: bytes,
@@ -117,13 +139,14 @@ def describe(
 ) -> Step:
     """The record of the choice of candidate `place`.
 
-    What the target alone would have chosen is subject to the same repetition penalty, so that a
-    step that the penalty changed does not count as changed by the expert.
+    What the target alone would have chosen is subject to the same repetition penalty and the same
+    form, so that a step that these changed does not count as changed by the expert.
     """
     vocabulary = trio.cached.model.vocabulary
-    own, top = here.candidates, options.top
+    here, top = opened.here, options.top
+    own = here.candidates
     best, together = (
-        int(np.argmax(penalised(own.tokens, logp, trio.tokens, options.sample)))
+        likeliest(own.tokens, logp, trio.tokens, options.sample, opened.mask)
         for logp in (own.logp, here.logp)
     )
     said = here.said[:, place].tolist() if top else []

@@ -12,9 +12,29 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.vocab.vocabulary import Vocabulary
+from capt_local.vocab.vocabulary import BoolArray, IntArray, Vocabulary
 
 Rows = npt.NDArray[np.float32]
+
+
+class Constraint(Protocol):
+    """What may come next in an answer, by the tokens of one model."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer may end here."""
+        ...
+
+    def allowed(self, tokens: Sequence[int] | IntArray) -> BoolArray:
+        """Which of these tokens may come next, shape (n,).
+
+        End tokens may where the form is complete; control tokens never.
+        """
+        ...
+
+    def accept(self, token: int) -> None:
+        """Goes one token on. It is allowed, and no end token."""
+        ...
 
 
 class Model(Protocol):
@@ -86,6 +106,18 @@ class Model(Protocol):
 
         Returns:
             Shape (len(tails), vocabulary): the row after the last token of each tail. A copy.
+        """
+        ...
+
+    def constraint(self, grammar: str, lead: bytes) -> Constraint:
+        """What a grammar allows in an answer, by this model's tokens.
+
+        Args:
+            grammar: in GBNF.
+            lead: what the tokenizer puts in front of the answer, which is no part of it.
+
+        Raises:
+            UsageError: the grammar cannot be read.
         """
         ...
 

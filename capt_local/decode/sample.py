@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from capt_local.decode.combine import FloatArray
 from capt_local.decode.options import SampleOptions
-from capt_local.vocab.vocabulary import IntArray
+from capt_local.vocab.vocabulary import BoolArray, IntArray
 
 
 def penalised(
@@ -50,12 +50,25 @@ def filtered(scores: FloatArray, options: SampleOptions) -> npt.NDArray[np.intp]
     return order
 
 
+def likeliest(
+    tokens: IntArray,
+    logp: FloatArray,
+    recent: Sequence[int],
+    options: SampleOptions,
+    mask: BoolArray | None = None,
+) -> int:
+    """The place of the likeliest token after the penalty; see `choose`."""
+    scores = penalised(tokens, logp, recent, options)
+    return int(np.argmax(scores if mask is None else np.where(mask, scores, -np.inf)))
+
+
 def choose(
     tokens: IntArray,
     logp: FloatArray,
     recent: Sequence[int],
     options: SampleOptions,
     rng: np.random.Generator,
+    mask: BoolArray | None = None,
 ) -> int:
     """Draws the next token.
 
@@ -65,14 +78,18 @@ def choose(
         recent: tokens of the text so far, oldest first.
         options: temperature, filters and penalty.
         rng: advanced by one draw, unless the temperature is 0.
+        mask: which tokens may be drawn, at least one, shape (n,); None: all.
 
     Returns:
         The place of the chosen token in `tokens`. At temperature 0 the likeliest, the lowest id
         of equals.
     """
-    scores = penalised(tokens, logp, recent, options)
     if options.temperature == 0.0:
-        return int(np.argmax(scores))
+        return likeliest(tokens, logp, recent, options, mask)
+    if mask is not None:
+        places = np.flatnonzero(mask)
+        return int(places[choose(tokens[places], logp[places], recent, options, rng)])
+    scores = penalised(tokens, logp, recent, options)
     order = filtered(scores, options)
     shares = np.exp((scores[order] - scores[order[0]]) / options.temperature)
     edges = np.cumsum(shares)

@@ -16,6 +16,7 @@ import numpy as np
 
 from capt_local.engine.batch import Batch
 from capt_local.engine.context import Context, Rows
+from capt_local.engine.grammar import Grammar
 from capt_local.engine.interrupts import HeldInterrupts
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.weights import Metadata, Progress, Weights
@@ -110,6 +111,10 @@ class LlamaModel:
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
         """Splits UTF-8 text the way llama.cpp does, without adding BOS or EOS."""
         return self.weights.tokenize(text, special=special)
+
+    def constraint(self, grammar: str, lead: bytes = b"") -> Grammar:
+        """What a grammar allows in an answer; see `engine.grammar.Grammar`."""
+        return Grammar(self.weights, grammar, lead)
 
     def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
         """Appends tokens and returns the logits after the last `rows` of them.

@@ -53,6 +53,7 @@ class FakeGeneration:
         self.finish: FinishReason | None = None
         self.prompt_tokens = {"target": 10, "expert": 12, "base": 12}
         self.context_limit = 256
+        self.structured: bool | None = None
         self.weights = (((1.0, 0.5, 0.5), 1.0),)
         self.prompt_seconds, self.generate_seconds = 0.5, 1.0
         self.notices = ["a notice of the generation"]

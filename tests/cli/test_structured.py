@@ -1,0 +1,119 @@
+"""`--json-schema` and `--grammar-file`: what reaches the decoder, what is told, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from capt_local.decode.options import Structure
+from capt_local.decode.step import FinishReason
+from capt_local.report.readback import answer_from
+from tests.cli.conftest import Run, Stdin
+from tests.cli.fake_runtime import FakeGeneration, Script
+
+CANARY = "zyzzyva"
+
+
+def file(folder: Path, text: str | bytes) -> str:
+    path = folder / f"{CANARY}.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+@pytest.fixture
+def formed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers say whether they have their form: those that end by themselves."""
+    monkeypatch.setattr(
+        FakeGeneration, "structured",
+        property(lambda self: self.finish is FinishReason.STOP, lambda self, value: None),
+        raising=False,
+    )  # fmt: skip
+
+
+def test_a_grammar_reaches_the_decoder(run: Run, script: Script, tmp_path: Path) -> None:
+    grammar = 'root ::= "é"'
+    result = run("generate", "{models}", "-p", "x", "--grammar-file", file(tmp_path, grammar))
+    assert result.code == 0
+    assert script.calls[1]["options"].structure == Structure(grammar)
+
+
+def test_a_schema_reaches_the_decoder(run: Run, script: Script, tmp_path: Path) -> None:
+    run("generate", "{models}", "-p", "x", "--json-schema", file(tmp_path, '{"type": "null"}'))
+    found = script.calls[1]["options"].structure
+    assert found.kind == "json-schema" and found.grammar.startswith("root ::= ")
+
+
+def test_a_chat_has_it_for_every_turn(run: Run, script: Script, tmp_path: Path) -> None:
+    path = file(tmp_path, 'root ::= "a"')
+    run("chat", "{models}", "--grammar-file", path, stdin=Stdin(b"one\ntwo\n"))
+    asked = [call["options"].structure for call in script.calls if "asked" in call]
+    assert asked == [Structure('root ::= "a"')] * 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "text", "said"),
+    [
+        (["--json-schema"], f"The patient {CANARY}", "is not JSON"),
+        (["--json-schema"], b"\xff\xfe", "is not valid UTF-8"),
+        (["--json-schema"], '{"type": "string", "pattern": "x"}', '"pattern"'),
+        (["--grammar-file"], f"The patient {CANARY}", "line 1: expecting ::="),
+        (["--grammar-file"], "", "is empty"),
+        (["--grammar-file"], "a" * (1 << 21), "larger than 1024 KiB"),
+        (["--stop", "x", "--grammar-file"], 'root ::= "a"', "stop string"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_a_broken_file_is_one_line_before_any_model(
+    run: Run,
+    script: Script,
+    tmp_path: Path,
+    verb: str,
+    flags: list[str],
+    text: str | bytes,
+    said: str,
+) -> None:
+    asks = ["-p", "x"] if verb == "generate" else []
+    result = run(verb, "{models}", *asks, *flags, file(tmp_path, text))
+    assert (result.code, result.out) == (2, "")
+    assert said in result.err and result.err.count("\n") == 1
+    assert CANARY not in result.err
+    assert script.calls == []
+
+
+def test_a_missing_file_and_two_files_are_refused(run: Run, script: Script, tmp_path: Path) -> None:
+    gone = run("generate", "-p", "x", "--json-schema", str(tmp_path / CANARY))
+    assert gone.code == 2 and CANARY not in gone.err and "cannot be read" in gone.err
+    path = file(tmp_path, 'root ::= "a"')
+    both = run("generate", "-p", "x", "--json-schema", path, "--grammar-file", path)
+    assert both.code == 2 and "either --json-schema or --grammar-file" in both.err
+    assert script.calls == []
+
+
+@pytest.mark.usefixtures("formed")
+@pytest.mark.parametrize(
+    ("finish", "state"),
+    [(FinishReason.STOP, "complete"), (FinishReason.LENGTH, "incomplete")],
+)
+def test_whether_it_is_complete_is_told(
+    run: Run, script: Script, tmp_path: Path, finish: FinishReason, state: str
+) -> None:
+    script.finish = finish
+    path = file(tmp_path, f'root ::= "{CANARY}"')
+    result = run("generate", "{models}", "-p", "x", "--grammar-file", path, "--json")
+    told = json.loads(result.out)
+    assert (result.code, told["capt"]["structured"]) == (0, state)
+    whole = state == "complete"
+    assert ("not valid" in result.err) != whole
+    assert any("not valid" in line for line in told["warnings"]) != whole
+    # The grammar itself may hold words of a note.
+    assert told["provenance"]["parameters"]["structure"]["kind"] == "grammar"
+    assert CANARY not in result.out
+    assert answer_from(told).answer.structured is whole
+
+
+def test_without_a_form_nothing_is_said_of_one(run: Run, script: Script) -> None:
+    told = json.loads(run("generate", "{models}", "-p", "x", "--json").out)
+    assert "structured" not in told["capt"]
+    assert told["provenance"]["parameters"]["structure"] is None

@@ -1,0 +1,97 @@
+"""Structured answers of the real demo trio."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import jsonschema
+import pytest
+
+from capt_local import FinishReason, GenerateOptions, LoadOptions, Method, Runtime, SampleOptions
+from capt_local.bundle.store import find
+from capt_local.decode.json_schema import grammar_of
+from capt_local.decode.options import Structure
+
+PROMPTS = ["A 54-year-old man with chest pain for 2 days.", "Temperatur 38,5 °C — \U0001f321"]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "diagnosis": {"type": "string", "maxLength": 30},
+        "severity": {"enum": ["mild", "moderate", "severe"]},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "findings": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 2,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string", "maxLength": 20},
+                    "value": {"type": "number"},
+                    "sure": {"type": ["boolean", "null"]},
+                },
+                "required": ["value"],
+            },
+        },
+    },
+    "required": ["severity", "findings"],
+    "additionalProperties": False,
+}
+FORM = Structure(grammar_of(json.dumps(SCHEMA).encode()), "json-schema")
+CHOICE = Structure('root ::= "yes" | "no"')
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Runtime]:
+    with Runtime.open("demo", load=LoadOptions(threads=1)) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("method", [Method.CAPT, Method.TARGET, Method.EXPERT, Method.CAPT_PAPER,
+                                    Method.UNITE, Method.CONTRASTIVE])  # fmt: skip
+def test_every_answer_is_an_instance(
+    runtime: Runtime, prompt: str, temperature: float, method: Method
+) -> None:
+    sample = SampleOptions(temperature=temperature, seed=1)
+    options = GenerateOptions(method, 300, structure=FORM, sample=sample)
+    generation = runtime.generate(prompt, options)
+    list(generation)
+    assert (generation.finish, generation.structured) == (FinishReason.STOP, True)
+    jsonschema.validate(json.loads(generation.text.decode()), SCHEMA)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("method", [Method.CAPT, Method.TARGET, Method.BASE])
+def test_a_choice_is_made(runtime: Runtime, prompt: str, method: Method) -> None:
+    generation = runtime.generate(prompt, GenerateOptions(method, structure=CHOICE))
+    list(generation)
+    assert generation.text in (b"yes", b"no")
+
+
+@pytest.mark.parametrize("form", [FORM, CHOICE], ids=["schema", "choice"])
+def test_the_targets_answer_is_that_of_the_binding(runtime: Runtime, form: Structure) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    model = llama_cpp.Llama(
+        str(find("demo").models["target"].path), n_ctx=512, n_threads=1, verbose=False
+    )
+    prompt = runtime._askers["target"].prompt(PROMPTS[0], raw=False)
+    ends = set(runtime.models["target"].vocabulary.end_ids.tolist())
+    wanted = []
+    grammar = llama_cpp.LlamaGrammar.from_string(form.grammar)
+    for token in model.generate(list(prompt.tokens), temp=0.0, repeat_penalty=1.0, grammar=grammar):
+        wanted.append(token)
+        if token in ends or len(wanted) == 200:
+            break
+    model.close()
+    options = GenerateOptions(Method.TARGET, 200, structure=form)
+    steps = list(runtime.generate(PROMPTS[0], options))
+    assert [step.token for step in steps] == wanted
+
+
+def test_an_answer_that_is_cut_is_incomplete(runtime: Runtime) -> None:
+    generation = runtime.generate(PROMPTS[0], GenerateOptions(max_tokens=5, structure=FORM))
+    list(generation)
+    assert (generation.finish, generation.structured) == (FinishReason.LENGTH, False)
