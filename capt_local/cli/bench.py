@@ -15,9 +15,9 @@ from capt_local.cli.options import SampleFlags, SideBySideFlags, ViewFlags, opti
 from capt_local.cli.session import Session, find_bundle, generate_options, open_session
 from capt_local.decode.options import GenerateOptions
 from capt_local.errors import UsageError
+from capt_local.evaluate.reading.texts import read_texts
 from capt_local.evaluate.speed import MODES, memory_over
 from capt_local.evaluate.speed import bench as run_modes
-from capt_local.evaluate.texts import read_texts
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
 from capt_local.report.view import Table

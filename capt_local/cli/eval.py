@@ -19,11 +19,11 @@ from capt_local.cli.provenance import provenance
 from capt_local.cli.session import Session, find_bundle, open_session
 from capt_local.decode.options import Method
 from capt_local.errors import UsageError
-from capt_local.evaluate.exam import Exam, Plan
-from capt_local.evaluate.harness import Finished, run
-from capt_local.evaluate.remaining import Remaining, spoken_time
-from capt_local.evaluate.result import Result
-from capt_local.evaluate.summary import TARGET, TaskSummary, summary
+from capt_local.evaluate.figures.summary import TARGET, TaskSummary, summary
+from capt_local.evaluate.runs.exam import Exam, Plan
+from capt_local.evaluate.runs.harness import Finished, run
+from capt_local.evaluate.runs.remaining import Remaining, spoken_time
+from capt_local.evaluate.runs.result import Result
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
 

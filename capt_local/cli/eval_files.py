@@ -16,10 +16,10 @@ from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.output import OutputFile
 from capt_local.cli.session import load_options, pinned_date
 from capt_local.errors import UsageError
-from capt_local.evaluate.harness import Finished
-from capt_local.evaluate.journal import Journal
-from capt_local.evaluate.result import LASTING, Result
-from capt_local.evaluate.samples import SampleLog
+from capt_local.evaluate.runs.harness import Finished
+from capt_local.evaluate.runs.journal import Journal
+from capt_local.evaluate.runs.result import LASTING, Result
+from capt_local.evaluate.runs.samples import SampleLog
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle

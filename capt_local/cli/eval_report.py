@@ -7,9 +7,9 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from capt_local.evaluate.intervals import Interval
-from capt_local.evaluate.metrics import metrics_of
-from capt_local.evaluate.summary import TARGET, Cell, TaskSummary
+from capt_local.evaluate.figures.intervals import Interval
+from capt_local.evaluate.figures.metrics import metrics_of
+from capt_local.evaluate.figures.summary import TARGET, Cell, TaskSummary
 from capt_local.report.view import Prose, Table, View
 
 _NAMES = {

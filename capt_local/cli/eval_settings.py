@@ -12,9 +12,9 @@ from capt_local import __version__
 from capt_local.bundle.verify import file_digest
 from capt_local.cli.eval_setup import EvalFlags
 from capt_local.decode.options import GenerateOptions
-from capt_local.evaluate.exam import Exam, Plan
-from capt_local.evaluate.items import Kind
-from capt_local.evaluate.styles import Style
+from capt_local.evaluate.runs.exam import Exam, Plan
+from capt_local.evaluate.tasks.items import Kind
+from capt_local.evaluate.tasks.styles import Style
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle, ModelFile

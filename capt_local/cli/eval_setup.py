@@ -15,11 +15,11 @@ from capt_local.cli.options import SampleFlags, SideBySideFlags, option
 from capt_local.cli.session import generate_options
 from capt_local.decode.options import Method
 from capt_local.errors import UsageError
-from capt_local.evaluate.exam import ChoiceBy, Exam, Plan, shortened
-from capt_local.evaluate.items import Kind
-from capt_local.evaluate.shots import ShotsBy
-from capt_local.evaluate.styles import Style, read_style, shows_examples
-from capt_local.evaluate.tasks import Task, read_examples, read_task
+from capt_local.evaluate.runs.exam import ChoiceBy, Exam, Plan, shortened
+from capt_local.evaluate.tasks.items import Kind
+from capt_local.evaluate.tasks.shots import ShotsBy
+from capt_local.evaluate.tasks.styles import Style, read_style, shows_examples
+from capt_local.evaluate.tasks.task import Task, read_examples, read_task
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle

@@ -17,9 +17,9 @@ from capt_local.cli.scores import Scores
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.decode.answers import Choosing
 from capt_local.errors import Cancelled, UsageError
-from capt_local.evaluate.given import Given, read_given
 from capt_local.evaluate.likelihood import Asking, measure
-from capt_local.evaluate.texts import Text
+from capt_local.evaluate.reading.given import Given, read_given
+from capt_local.evaluate.reading.texts import Text
 from capt_local.report.screen import Screen
 
 

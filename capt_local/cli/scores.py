@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from capt_local.cli.exits import ExitCode
 from capt_local.decode.options import Method
-from capt_local.evaluate.given import Given
 from capt_local.evaluate.likelihood import Likelihood, Total, bits_per_byte
+from capt_local.evaluate.reading.given import Given
 from capt_local.report.json import JsonObject, dumps
 from capt_local.report.screen import Screen
 from capt_local.report.view import Table

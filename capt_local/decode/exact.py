@@ -1,8 +1,8 @@
 """A proxy that is read over all tokenizations of the answer: the reference, slow and exact.
 
 Where `Proxy` stands at the canonical tokens of the text, this one keeps a beam of sequences that
-cover it (`align.coverings`), from the last safe cut of the prompt on. A token of the target is
-asked for by its bytes: the probability that the text goes on with them.
+cover it (`align.exact`), from the last safe cut of the prompt on. A token of the target is asked for
+by its bytes: the probability that the text goes on with them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from capt_local.align.coverings import Coverings
 from capt_local.align.events import END_EVENT, TargetEvents
+from capt_local.align.exact.coverings import Coverings
 from capt_local.align.fit import AnyAlignment
 from capt_local.align.question import FloatArray, Probabilities, Question
 from capt_local.decode.cached import CachedModel

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from capt_local.decode.answers import Choosing
 from capt_local.decode.options import GenerateOptions
 from capt_local.errors import ContextOverflow
-from capt_local.evaluate.given import Continuation, Given, Question
-from capt_local.evaluate.texts import Text
+from capt_local.evaluate.reading.given import Continuation, Given, Question
+from capt_local.evaluate.reading.texts import Text
 from capt_local.runtime import Runtime
 
 

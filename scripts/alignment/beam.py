@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capt_local.align.coverings import Coverings
 from capt_local.align.events import END_EVENT, TargetEvents
-from capt_local.align.exact_events import EventTables
+from capt_local.align.exact.coverings import Coverings
+from capt_local.align.exact.events import EventTables
 from capt_local.align.question import FloatArray, Probabilities
 from capt_local.decode.cached import CachedModel
 from capt_local.decode.proxy import softmax

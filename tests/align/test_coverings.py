@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.align.coverings import Coverings
-from capt_local.align.exact_events import EventTables
+from capt_local.align.exact.coverings import Coverings
+from capt_local.align.exact.events import EventTables
 from capt_local.vocab.prefix_index import PrefixIndex
 from capt_local.vocab.vocabulary import TokenKind, Vocabulary
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from capt_local.align.coverings import Coverings
 from capt_local.align.events import END_EVENT, TargetEvents
-from capt_local.align.exact_events import EventTables
+from capt_local.align.exact.coverings import Coverings
+from capt_local.align.exact.events import EventTables
 from capt_local.bundle.store import find
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.options import LoadOptions

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.align.coverings import Coverings
 from capt_local.align.events import END_EVENT, TargetEvents
+from capt_local.align.exact.coverings import Coverings
 from capt_local.align.kinds import Align
 from capt_local.decode.exact import ExactProxy
 from capt_local.decode.generation import Generation

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.given import Continuation, Question, read_given
-from capt_local.evaluate.texts import Text, read_texts
+from capt_local.evaluate.reading.given import Continuation, Question, read_given
+from capt_local.evaluate.reading.texts import Text, read_texts
 from capt_local.prompt.messages import Message
 
 CANARY = "zyzzyva"

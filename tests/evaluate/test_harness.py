@@ -17,14 +17,14 @@ from capt_local.errors import (
     NumericalError,
     UsageError,
 )
-from capt_local.evaluate.exam import ChoiceBy, Exam, Plan, shortened
-from capt_local.evaluate.harness import Finished, run
-from capt_local.evaluate.items import Item, Kind, Measure
-from capt_local.evaluate.remaining import Remaining, spoken_time
-from capt_local.evaluate.result import Result
-from capt_local.evaluate.styles import read_style
-from capt_local.evaluate.summary import summary
-from capt_local.evaluate.tasks import Task
+from capt_local.evaluate.figures.summary import summary
+from capt_local.evaluate.runs.exam import ChoiceBy, Exam, Plan, shortened
+from capt_local.evaluate.runs.harness import Finished, run
+from capt_local.evaluate.runs.remaining import Remaining, spoken_time
+from capt_local.evaluate.runs.result import Result
+from capt_local.evaluate.tasks.items import Item, Kind, Measure
+from capt_local.evaluate.tasks.styles import read_style
+from capt_local.evaluate.tasks.task import Task
 from tests.evaluate.fake_runtime import FakeRuntime, Rules
 
 QUESTIONS = Task(

@@ -5,16 +5,16 @@ import pytest
 from scipy.stats import bootstrap
 
 from capt_local.errors import UsageError
-from capt_local.evaluate import intervals
-from capt_local.evaluate.intervals import (
+from capt_local.evaluate.figures import intervals
+from capt_local.evaluate.figures.intervals import (
     compare,
     difference_of_means,
     paired,
     ratio_of_sums,
 )
-from capt_local.evaluate.items import Item, Kind, Measure
-from capt_local.evaluate.metrics import Outcome, judge, judge_prose, summarise
-from capt_local.evaluate.tasks import Task
+from capt_local.evaluate.figures.metrics import Outcome, judge, judge_prose, summarise
+from capt_local.evaluate.tasks.items import Item, Kind, Measure
+from capt_local.evaluate.tasks.task import Task
 
 
 def test_a_difference_of_means_is_that_of_scipy() -> None:

@@ -11,9 +11,9 @@ from capt_local.decode.answers import AnswerScore, Choosing, Chosen
 from capt_local.decode.options import GenerateOptions
 from capt_local.decode.score import TextScore
 from capt_local.errors import Cancelled, ContextOverflow
-from capt_local.evaluate.given import Continuation, Given, Question
 from capt_local.evaluate.likelihood import Asking, Likelihood, Total, measure
-from capt_local.evaluate.texts import Text
+from capt_local.evaluate.reading.given import Continuation, Given, Question
+from capt_local.evaluate.reading.texts import Text
 from capt_local.runtime import Runtime
 
 ITEMS: list[Given] = [

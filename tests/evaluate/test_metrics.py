@@ -10,8 +10,7 @@ from sklearn.metrics import f1_score
 
 from capt_local.errors import UsageError
 from capt_local.evaluate import extra
-from capt_local.evaluate.items import Item, Kind, Measure
-from capt_local.evaluate.metrics import (
+from capt_local.evaluate.figures.metrics import (
     Outcome,
     column,
     judge,
@@ -20,8 +19,9 @@ from capt_local.evaluate.metrics import (
     named_labels,
     summarise,
 )
-from capt_local.evaluate.overlap import exact_match, rouge, token_f1
-from capt_local.evaluate.tasks import Task
+from capt_local.evaluate.figures.overlap import exact_match, rouge, token_f1
+from capt_local.evaluate.tasks.items import Item, Kind, Measure
+from capt_local.evaluate.tasks.task import Task
 
 CHOICES = ("x", "y", "z")
 

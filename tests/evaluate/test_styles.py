@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.items import Item, Kind, Measure
-from capt_local.evaluate.shots import Shots, ShotsBy
-from capt_local.evaluate.styles import read_style, shows_examples, style_names
-from capt_local.evaluate.tasks import Task, read_task
+from capt_local.evaluate.tasks.items import Item, Kind, Measure
+from capt_local.evaluate.tasks.shots import Shots, ShotsBy
+from capt_local.evaluate.tasks.styles import read_style, shows_examples, style_names
+from capt_local.evaluate.tasks.task import Task, read_task
 from capt_local.prompt.messages import Message
 
 DATA = Path(__file__).parent.parent / "data" / "tasks"

@@ -131,7 +131,8 @@ def test_the_page_says_what_it_is() -> None:
     for part in (
         "Contains patient data", "Intended use", "review by a clinician", "one token at a time",
         "may be incomplete", "AI report (AIRPT), human review: none", "2023-11-14 22:13 UTC",
-        "parameters · combine · grid", "alpha 1 (75 %), alpha 0.5 (25 %)", 'lang="en"', 'translate="no"',
+        "parameters · combine · grid", "alpha 1 (75 %), alpha 0.5 (25 %)",
+        'lang="en"', 'translate="no"',
     ):  # fmt: skip
         assert part in source
     assert "Yes" not in source[: source.index("</title>")]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.lines import LineFile
-from capt_local.evaluate.result import Result
+from capt_local.evaluate.runs.lines import LineFile
+from capt_local.evaluate.runs.result import Result
 
 _MARK = "capt_local_eval"
 _VERSION = 1

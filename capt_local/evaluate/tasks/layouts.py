@@ -13,10 +13,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from string import Template
 
-from capt_local.evaluate.fields import Fields, parse_toml
-from capt_local.evaluate.items import MAX_TOKENS, MEASURES, Item, Kind, Measure, joined_labels
-from capt_local.evaluate.rows import Format, Row, listed, plain, shown
-from capt_local.evaluate.strict import NotReadable, read_bytes
+from capt_local.evaluate.reading.fields import Fields, parse_toml
+from capt_local.evaluate.reading.rows import Format, Row, listed, plain, shown
+from capt_local.evaluate.reading.strict import NotReadable, read_bytes
+from capt_local.evaluate.tasks.items import MAX_TOKENS, MEASURES, Item, Kind, Measure, joined_labels
 
 DESCRIPTION = "task.toml"
 

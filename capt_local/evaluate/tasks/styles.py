@@ -14,12 +14,12 @@ from string import Template
 
 from capt_local.bundle.fields import NAME
 from capt_local.errors import UsageError
-from capt_local.evaluate.answers import LETTERS, after_marker, named_choice
-from capt_local.evaluate.fields import Fields, parse_toml
-from capt_local.evaluate.items import Item, Kind
-from capt_local.evaluate.shots import Shots, ShotsBy
-from capt_local.evaluate.strict import read_bytes
-from capt_local.evaluate.tasks import Task
+from capt_local.evaluate.reading.fields import Fields, parse_toml
+from capt_local.evaluate.reading.strict import read_bytes
+from capt_local.evaluate.tasks.answers import LETTERS, after_marker, named_choice
+from capt_local.evaluate.tasks.items import Item, Kind
+from capt_local.evaluate.tasks.shots import Shots, ShotsBy
+from capt_local.evaluate.tasks.task import Task
 from capt_local.prompt.messages import Message
 
 _PLACES = ("instruction", "input", "choices", "lettered", "no_answer", "marker")

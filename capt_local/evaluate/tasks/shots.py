@@ -8,8 +8,8 @@ from typing import Any
 
 from capt_local.errors import UsageError
 from capt_local.evaluate.extra import library
-from capt_local.evaluate.items import Item, Kind, folded
-from capt_local.evaluate.tasks import Task
+from capt_local.evaluate.tasks.items import Item, Kind, folded
+from capt_local.evaluate.tasks.task import Task
 
 
 class ShotsBy(StrEnum):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.metrics import Outcome
+from capt_local.evaluate.figures.metrics import Outcome
 
 # Why an item failed, as it stands in journals and tables.
 DOES_NOT_FIT = "does not fit"

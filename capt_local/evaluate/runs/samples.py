@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.harness import Finished
-from capt_local.evaluate.lines import LineFile
+from capt_local.evaluate.runs.harness import Finished
+from capt_local.evaluate.runs.lines import LineFile
 
 _WHAT = "The file of answers (--log-samples)"
 _HEAD = b'{"task": '

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from capt_local.evaluate.strict import (
+from capt_local.evaluate.reading.strict import (
     NotReadable,
     Problems,
     check_characters,

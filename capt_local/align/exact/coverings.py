@@ -23,10 +23,10 @@ from math import inf, log, log1p
 
 import numpy as np
 
-from capt_local.align.exact_events import EventTables, event_masses
-from capt_local.align.exact_growth import Growth, Window
-from capt_local.align.exact_prefix import Continuations
-from capt_local.align.exact_rows import Branch, Reader, Row, pieces_behind
+from capt_local.align.exact.events import EventTables, event_masses
+from capt_local.align.exact.growth import Growth, Window
+from capt_local.align.exact.prefix import Continuations
+from capt_local.align.exact.rows import Branch, Reader, Row, pieces_behind
 from capt_local.align.question import FloatArray
 from capt_local.vocab.prefix_index import PrefixIndex
 from capt_local.vocab.vocabulary import IntArray

@@ -18,7 +18,7 @@ class Kind(StrEnum):
 
 
 class Measure(StrEnum):
-    """What an answer is measured by; see `evaluate.metrics`."""
+    """What an answer is measured by; see `evaluate.figures.metrics`."""
 
     CHOICE = "choice"  # accuracy and macro-F1
     ROUGE = "rouge"  # overlap with the reference

@@ -10,9 +10,9 @@ from enum import StrEnum
 from capt_local.decode.options import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.evaluate.extra import library
-from capt_local.evaluate.items import Item, Kind, Measure
-from capt_local.evaluate.styles import Style
-from capt_local.evaluate.tasks import Task
+from capt_local.evaluate.tasks.items import Item, Kind, Measure
+from capt_local.evaluate.tasks.styles import Style
+from capt_local.evaluate.tasks.task import Task
 from capt_local.prompt.messages import Message
 
 

@@ -11,7 +11,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-from capt_local.evaluate.items import folded
+from capt_local.evaluate.tasks.items import folded
 
 _QUOTES = "\"'`*_“”‘’«»"
 _AROUND = _QUOTES + " \t.,:;!?()[]"

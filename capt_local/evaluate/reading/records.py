@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from capt_local.evaluate.items import MEASURES, Item, Kind, Measure, problem_of
-from capt_local.evaluate.strict import NotReadable, Problems, lines, parse_json
+from capt_local.evaluate.reading.strict import NotReadable, Problems, lines, parse_json
+from capt_local.evaluate.tasks.items import MEASURES, Item, Kind, Measure, problem_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.records import identifier
-from capt_local.evaluate.strict import LARGEST, NotReadable, Problems, lines, parse_json, utf8
+from capt_local.evaluate.reading.records import identifier
+from capt_local.evaluate.reading.strict import (
+    LARGEST,
+    NotReadable,
+    Problems,
+    lines,
+    parse_json,
+    utf8,
+)
 
 
 @dataclass(frozen=True, slots=True)

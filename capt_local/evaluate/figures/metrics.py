@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from capt_local.errors import UsageError
 from capt_local.evaluate.extra import library
-from capt_local.evaluate.items import Item, Measure, folded, labels_of
-from capt_local.evaluate.overlap import ROUGE, exact_match, rouge, token_f1
-from capt_local.evaluate.tasks import Task
+from capt_local.evaluate.figures.overlap import ROUGE, exact_match, rouge, token_f1
+from capt_local.evaluate.tasks.items import Item, Measure, folded, labels_of
+from capt_local.evaluate.tasks.task import Task
 
 Floats = NDArray[np.float64]
 

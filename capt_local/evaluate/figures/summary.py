@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from capt_local.evaluate.intervals import Interval, compare
-from capt_local.evaluate.metrics import Outcome, summarise
-from capt_local.evaluate.result import Result
-from capt_local.evaluate.tasks import Task
+from capt_local.evaluate.figures.intervals import Interval, compare
+from capt_local.evaluate.figures.metrics import Outcome, summarise
+from capt_local.evaluate.runs.result import Result
+from capt_local.evaluate.tasks.task import Task
 
 TARGET = "target"
 

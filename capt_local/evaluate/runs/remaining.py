@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from capt_local.evaluate.exam import Exam
-from capt_local.evaluate.result import Result
+from capt_local.evaluate.runs.exam import Exam
+from capt_local.evaluate.runs.result import Result
 
 _Pair = tuple[str, str]
 

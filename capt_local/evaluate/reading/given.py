@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.records import identifier, texts
-from capt_local.evaluate.strict import NotReadable, Problems, lines
-from capt_local.evaluate.texts import Text, fields, is_lines, read_file, text_of, whole_file
+from capt_local.evaluate.reading.records import identifier, texts
+from capt_local.evaluate.reading.strict import NotReadable, Problems, lines
+from capt_local.evaluate.reading.texts import Text, fields, is_lines, read_file, text_of, whole_file
 from capt_local.prompt.build import check_turns
 from capt_local.prompt.messages import Message, Role
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from capt_local.align.exact_rows import Branch, Span, spans
+from capt_local.align.exact.rows import Branch, Span, spans
 from capt_local.vocab.prefix_index import PrefixIndex
 
 Read = Callable[[Sequence[Branch]], None]

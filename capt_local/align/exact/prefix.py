@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from capt_local.align.exact_growth import Read
-from capt_local.align.exact_rows import Branch, pieces_behind
+from capt_local.align.exact.growth import Read
+from capt_local.align.exact.rows import Branch, pieces_behind
 from capt_local.align.question import FloatArray
 from capt_local.vocab.prefix_index import PrefixIndex
 

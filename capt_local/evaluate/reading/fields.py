@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from capt_local.bundle.fields import Table
 from capt_local.errors import UsageError
-from capt_local.evaluate.strict import NotReadable, utf8
+from capt_local.evaluate.reading.strict import NotReadable, utf8
 
 _LINE = re.compile(r"at line (\d+)")
 

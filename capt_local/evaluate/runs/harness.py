@@ -21,11 +21,11 @@ from capt_local.errors import (
     NumericalError,
     UsageError,
 )
-from capt_local.evaluate.answers import vote
-from capt_local.evaluate.exam import ChoiceBy, Exam, Plan
-from capt_local.evaluate.items import Item, Kind
-from capt_local.evaluate.metrics import Outcome, judge, judge_prose
-from capt_local.evaluate.result import DOES_NOT_FIT, MODEL, NOT_FINITE, REFUSED, Result
+from capt_local.evaluate.figures.metrics import Outcome, judge, judge_prose
+from capt_local.evaluate.runs.exam import ChoiceBy, Exam, Plan
+from capt_local.evaluate.runs.result import DOES_NOT_FIT, MODEL, NOT_FINITE, REFUSED, Result
+from capt_local.evaluate.tasks.answers import vote
+from capt_local.evaluate.tasks.items import Item, Kind
 from capt_local.runtime import Runtime
 
 Cancel = Callable[[], bool]

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from capt_local.align.events import END_EVENT, NO_EVENT
-from capt_local.align.exact_growth import Read
-from capt_local.align.exact_rows import Branch, pieces_behind
+from capt_local.align.exact.growth import Read
+from capt_local.align.exact.rows import Branch, pieces_behind
 from capt_local.align.question import FloatArray
 from capt_local.vocab.prefix_index import PrefixIndex
 from capt_local.vocab.vocabulary import BoolArray, IntArray

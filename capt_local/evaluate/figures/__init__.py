@@ -1,0 +1,1 @@
+"""What answers are worth, and how sure that is."""

@@ -1,0 +1,1 @@
+"""An evaluation as it runs: items, results, journal."""

@@ -1,0 +1,1 @@
+"""What is asked, how it is put to a model, and how its answer is read."""
