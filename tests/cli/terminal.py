@@ -90,7 +90,9 @@ class Terminal:
 
     def at_cursor(self) -> str:
         """The line in which the cursor stands."""
-        return self.screen.display[self.screen.cursor.y].rstrip()
+        # When a window shrinks, pyte leaves the cursor below it until it is moved.
+        row = min(self.screen.cursor.y, self.screen.lines - 1)
+        return self.screen.display[row].rstrip()
 
     def ready(self, timeout: float | None = None) -> None:
         """Waits for an empty prompt."""
