@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -20,6 +20,7 @@ from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.cli.signals import Leave, Signals
 from capt_local.cli.structured import StructureFlags, structure
 from capt_local.cli.talk import Talk, no_room
+from capt_local.cli.thinking import ThoughtFlags, thinking
 from capt_local.cli.transcript_file import TranscriptFile
 from capt_local.decode.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
@@ -67,6 +68,7 @@ def chat(
     how: MethodFlags,
     sample: SampleFlags,
     form: StructureFlags,
+    thought: ThoughtFlags,
     view: ViewFlags,
 ) -> int:
     """A conversation; /help in it lists the commands, /why shows what the expert changed.
@@ -86,7 +88,7 @@ def chat(
     idle = _seconds(talk.idle_timeout)
     shape = structure(form)
     bundle = find_bundle(model)
-    options = replace(generate_options(bundle, how, sample, CANDIDATES), structure=shape)
+    options = thought.added(generate_options(bundle, how, sample, CANDIDATES), shape)
     with Signals() as signals:
         log = TranscriptFile(talk.transcript) if talk.transcript is not None else None
         try:
@@ -98,7 +100,7 @@ def chat(
                 return signals.code
             raise
         with session.runtime:
-            held = Talk(session, signals, options, log, system)
+            held = Talk(session, signals, options, log, system, thinking(thought, screen))
             try:
                 return _converse(held, signals, idle)
             finally:

@@ -15,6 +15,7 @@ from capt_local.cli.output import OutputFile
 from capt_local.cli.prompts import Asked, read_prompt
 from capt_local.cli.session import Session, answer_to, find_bundle, generate_options, open_session
 from capt_local.cli.structured import StructureFlags, structure
+from capt_local.cli.thinking import Tell, ThoughtFlags, thinking
 from capt_local.decode.options import GenerateOptions, Method
 from capt_local.decode.step import FinishReason
 from capt_local.errors import UsageError
@@ -30,6 +31,7 @@ def generate(
     sample: SampleFlags,
     output: OutputFlags,
     form: StructureFlags,
+    thought: ThoughtFlags,
     report: ReportFlags,
     view: ViewFlags,
 ) -> int:
@@ -48,8 +50,8 @@ def generate(
     shape = structure(form)
     bundle = find_bundle(model)
     top = max(output.top_logprobs, TOP if report.html else 0)
-    options = generate_options(bundle, how, sample, top)
-    options = dataclasses.replace(options, structure=shape)
+    options = thought.added(generate_options(bundle, how, sample, top), shape)
+    show, think = _shown(output, thought, screen)
     if report.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
         raise UsageError("--with-target compares with the target, so it needs a method of three.")
     file = OutputFile(output.output) if output.output else None
@@ -58,7 +60,7 @@ def generate(
     with Interrupt() as interrupt:
         session = open_session(bundle, model, screen, interrupt, wanted=options.method)
         with session.runtime:
-            answer = _answer(session, asked, options, deliver, raw=prompt.raw, live=_live(output))
+            answer = _answer(session, asked, options, deliver, show, think, raw=prompt.raw)
             alone = None
             if report.with_target:
                 alone = _target_alone(session, asked, options, answer, deliver)
@@ -69,8 +71,7 @@ def generate(
     if alone is not None and alone.finish is FinishReason.INTERRUPTED:
         screen.notes(["the target's own answer was interrupted; this answer is whole."])
     screen.note(summary_line(answer))
-    interrupted = answer.finish is FinishReason.INTERRUPTED
-    return ExitCode.INTERRUPTED if interrupted else ExitCode.OK
+    return ExitCode.INTERRUPTED if answer.finish is FinishReason.INTERRUPTED else ExitCode.OK
 
 
 def _check(output: OutputFlags, report: ReportFlags) -> None:
@@ -83,6 +84,13 @@ def _check(output: OutputFlags, report: ReportFlags) -> None:
         raise UsageError("The answer (-o) and the report (--html) need two files.")
 
 
+def _shown(
+    output: OutputFlags, thought: ThoughtFlags, screen: Screen
+) -> tuple[Tell | None, Tell | None]:
+    """What shows the answer and the thoughts while they are made."""
+    return (screen.answer, thinking(thought, screen)) if _live(output) else (None, None)
+
+
 def _live(output: OutputFlags) -> bool:
     """Whether the text is shown while it is made."""
     return not output.json and output.output is None
@@ -93,9 +101,10 @@ def _answer(
     asked: Asked,
     options: GenerateOptions,
     deliver: Callable[..., None],
+    show: Tell | None,
+    think: Tell | None,
     *,
     raw: bool,
-    live: bool,
 ) -> Answer:
     screen = session.screen
 
@@ -106,11 +115,10 @@ def _answer(
             screen.notes([str(error)])
 
     try:
-        show = screen.answer if live else None
-        return answer_to(session, asked, options, raw=raw, show=show, keep=keep)
+        return answer_to(session, asked, options, raw=raw, show=show, think=think, keep=keep)
     finally:
         # Also behind a part of an answer that an error ended: the error gets its own line.
-        if live:
+        if show is not None:
             screen.end_answer()
 
 

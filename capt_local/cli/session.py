@@ -13,6 +13,7 @@ from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import MethodFlags, SampleFlags
 from capt_local.cli.prompts import checked
 from capt_local.cli.provenance import provenance
+from capt_local.cli.thinking import teller
 from capt_local.decode.options import (
     AlignOptions,
     CombineOptions,
@@ -212,6 +213,7 @@ def answer_to(
     *,
     raw: bool = False,
     show: Callable[[bytes], None] | None = None,
+    think: Callable[[bytes], None] | None = None,
     keep: Callable[[Answer], None] | None = None,
 ) -> Answer:
     """Runs one generation to its end.
@@ -222,25 +224,25 @@ def answer_to(
         options: how the answer is made.
         raw: whether the prompt is text to go on with.
         show: called with the bytes of the answer as they come.
-        keep: called with the part that is there when an error ends the answer behind its first
-            token; the error goes on.
+        think: called with those of the model's thoughts.
+        keep: called with the part of an answer that an error ends; the error goes on.
 
     Raises:
         UsageError, ContextOverflow, NumericalError: see `Runtime.generate`.
     """
     generation = session.runtime.generate(asked, options, raw=raw, cancel=session.interrupt)
     steps: list[Step] = []
+    tell = teller(show, think)
     try:
         for step in generation:
             steps.append(step)
-            if show is not None:
-                show(step.piece)
+            tell(step)
     except Exception:
-        if steps and keep is not None:
+        if keep is not None and not all(step.thought for step in steps):
             keep(_answer(session, generation, steps, options, FinishReason.ERROR, raw=raw))
         raise
     # An interrupted answer may end in bytes that no step brought.
-    shown = sum(len(step.piece) for step in steps)
+    shown = sum(len(step.piece) for step in steps if not step.thought)
     if show is not None and len(generation.text) > shown:
         show(generation.text[shown:])
     return _answer(session, generation, steps, options, generation.finish, raw=raw)
@@ -255,8 +257,11 @@ def _answer(
     *,
     raw: bool,
 ) -> Answer:
+    own = [step for step in steps if not step.thought]
     return Answer(
-        steps=steps,
+        steps=own,
+        thoughts=generation.thoughts,
+        thought_tokens=len(steps) - len(own),
         text=generation.text,
         finish=finish,
         structured=generation.structured,

@@ -12,6 +12,7 @@ from capt_local.chat.transcript import Speakers
 from capt_local.cli.provenance import provenance
 from capt_local.cli.session import Session, answer_to
 from capt_local.cli.signals import Signals
+from capt_local.cli.thinking import Tell
 from capt_local.cli.transcript_file import TranscriptFile
 from capt_local.decode.options import GenerateOptions
 from capt_local.decode.step import FinishReason
@@ -33,6 +34,7 @@ class Talk:
         options: how answers are made.
         log: the running transcript; None for none.
         system: the system text; None for none.
+        think: shows a model's thoughts; None: nobody sees them.
 
     Attributes:
         session: as given.
@@ -48,6 +50,7 @@ class Talk:
         options: GenerateOptions,
         log: TranscriptFile | None = None,
         system: str | None = None,
+        think: Tell | None = None,
     ) -> None:
         """Starts with nothing said."""
         self.session = session
@@ -55,6 +58,7 @@ class Talk:
         self.conversation = Conversation(system)
         self.notes: tuple[str, ...] = ()
         self._signals = signals
+        self._think = think
         self._log = log
         self._told: set[str] = set(session.runtime.notices)
         self.write_down(lambda: transcript.written(self.conversation, self.first_line()))
@@ -161,7 +165,7 @@ class Talk:
         screen.notes(notice for notice in answer.notices if notice not in self._told)
         self._told.update(answer.notices)
         screen.notes(warnings(answer))
-        used = max(answer.prompt_tokens.values(), default=0) + len(answer.steps)
+        used = max(answer.prompt_tokens.values(), default=0) + answer.tokens
         screen.note(f"[{short_line(answer)}, context {used}/{answer.context_limit}]")
 
     def write_down(self, lines: Callable[[], str]) -> None:
@@ -215,7 +219,8 @@ class Talk:
         self._signals.again()
         self._signals.tick = _reading(self.session)
         try:
-            answer = answer_to(self.session, asked, options, show=show, keep=keep)
+            think = self._thinks if live else self._thinks_unseen
+            answer = answer_to(self.session, asked, options, show=show, think=think, keep=keep)
             if answer.finish is FinishReason.INTERRUPTED and not answer.text:
                 raise Cancelled("Stopped before the answer began.")
             keep(answer)
@@ -226,9 +231,21 @@ class Talk:
         finally:
             self._signals.tick = None
             screen.clear_progress()
+            screen.end_thoughts()
             if live and done:
                 screen.end_answer()
         return answer
+
+    def _thinks(self, piece: bytes) -> None:
+        if self._think is None:
+            self._thinks_unseen(piece)
+        else:
+            self._signals.tick = None
+            self._think(piece)
+
+    def _thinks_unseen(self, _: bytes) -> None:
+        self._signals.tick = None
+        self.session.screen.progress("thinking (Ctrl-C stops)", None)
 
     def _undo_reading(self) -> None:
         """Nothing came of a question: the models forget it."""

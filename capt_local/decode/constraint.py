@@ -30,10 +30,12 @@ class Open:
     Attributes:
         here: the distribution.
         mask: which of its candidates, shape (n,); None: all that matter.
+        alone: whether the leading model alone has a say.
     """
 
     here: Distribution
     mask: BoolArray | None = None
+    alone: bool = False
 
 
 class Gate:

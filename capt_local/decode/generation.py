@@ -11,6 +11,7 @@ from capt_local.decode.options import GenerateOptions, Powers
 from capt_local.decode.prefill import prefill
 from capt_local.decode.prompt_evidence import Memory
 from capt_local.decode.step import FinishReason, Step
+from capt_local.decode.thoughts import Thoughts
 from capt_local.decode.trio import Trio
 from capt_local.errors import Cancelled
 from capt_local.prompt.messages import Prompt
@@ -21,6 +22,7 @@ class Generation:
 
     Attributes:
         text: bytes of the answer so far; at the end, all of it.
+        thoughts: bytes of what the model wrote before it, between its markers.
         finish: why it ended; None while it has not.
         prompt_tokens: by role.
         context_limit: tokens that the smallest context holds.
@@ -55,11 +57,14 @@ class Generation:
         if options.structure is not None:
             lead = prompts[trio.cached.role].lead
             constraint = trio.cached.model.constraint(options.structure.grammar, lead)
-        self._walk = Walk(trio, options, cancel, constraint)
+        lead_prompt, vocabulary = prompts[trio.cached.role], trio.cached.model.vocabulary
+        thoughts = Thoughts.of(lead_prompt, vocabulary, formed=constraint is not None)
+        self._walk = Walk(trio, options, cancel, constraint, thoughts)
         self._steps: Iterator[Step] | None = None
         self._prompt_notices = [note for prompt in prompts.values() for note in prompt.notices]
         self._prompt_notices += notices
         self.text = b""
+        self.thoughts = b""
         self.finish: FinishReason | None = None
         self.prompt_tokens = {role: len(prompt.tokens) for role, prompt in prompts.items()}
         self.context_limit = min(each.model.context_limit for each in trio.models)
@@ -91,11 +96,19 @@ class Generation:
         except BaseException:
             self.end(FinishReason.ERROR)
             raise
-        self.text += step.piece
+        self._add(step)
         self.steps_done += 1
         self.changed += step.changed
         self.finish = step.finish
         return step
+
+    def _add(self, step: Step) -> None:
+        if step.thought:
+            self.thoughts += step.piece
+        else:
+            self.text += step.piece
+        if step.finish is not None:  # behind thoughts, which the last step brought
+            self.text += self._walk.held
 
     def end(self, finish: FinishReason = FinishReason.INTERRUPTED) -> None:
         """Ends the answer where it is; an answer that has ended stays as it is."""

@@ -11,7 +11,8 @@ from capt_local.decode.model import Constraint
 from capt_local.decode.options import GenerateOptions
 from capt_local.decode.sample import choose, likeliest
 from capt_local.decode.step import Choice, FinishReason, Step
-from capt_local.decode.stops import StopStrings
+from capt_local.decode.stream import Stream
+from capt_local.decode.thoughts import Part, Thoughts
 from capt_local.decode.trio import Trio
 from capt_local.errors import Cancelled, ContextOverflow
 from capt_local.vocab.vocabulary import Vocabulary
@@ -27,6 +28,7 @@ class Walk:
         options: of the answer.
         cancel: asked before each step; true ends the answer as interrupted.
         constraint: what the answer is kept to, at its beginning; None: anything.
+        thoughts: divides thoughts and answer; None where all is the answer.
 
     Attributes:
         finish: why the answer ended; None while it has not.
@@ -41,21 +43,25 @@ class Walk:
         options: GenerateOptions,
         cancel: Callable[[], bool] | None = None,
         constraint: Constraint | None = None,
+        thoughts: Thoughts | None = None,
     ) -> None:
         """Decodes nothing yet."""
         self._trio = trio
         self._options = options
         self._cancel = cancel or (lambda: False)
         self._rng = np.random.default_rng(options.sample.seed)
-        self._stops = StopStrings(options.stop)
+        self._stream = Stream(trio.cached.model.vocabulary, options.stop, thoughts)
         self._gate = Gate(constraint, options.sample) if constraint is not None else None
+        self._spoilt = False
         self.finish: FinishReason | None = None
         self.notices: list[str] = []
 
     @property
     def complete(self) -> bool | None:
         """Whether the answer has the form that it is kept to; None where it is kept to none."""
-        return None if self._gate is None else self._gate.complete
+        if self._gate is None:
+            return None
+        return self._gate.complete and not self._spoilt
 
     @property
     def beyond(self) -> int:
@@ -65,7 +71,7 @@ class Walk:
     @property
     def held(self) -> bytes:
         """See the class."""
-        return self._stops.held
+        return self._stream.held()
 
     def __iter__(self) -> Iterator[Step]:
         """Yields the steps."""
@@ -86,8 +92,8 @@ class Walk:
                 return
 
     def _step(self, index: int) -> Step:
-        opened = Open(self._trio.distribution())
-        if self._gate is not None:
+        opened = self._here()
+        if self._gate is not None and not self._stream.apart:
             opened = self._gate.open(self._trio, opened.here)
         place = choose(
             opened.here.candidates.tokens,
@@ -98,28 +104,44 @@ class Walk:
             opened.mask,
         )
         token = int(opened.here.candidates.tokens[place])
-        piece, finish = self._take(token, last=index + 1 == self._options.max_tokens)
-        step = describe(self._trio, opened, place, index, piece, finish, self._options)
+        part, finish = self._take(token, last=index + 1 == self._options.max_tokens)
+        step = describe(self._trio, opened, place, index, part, finish, self._options)
         if finish is not FinishReason.STOP:
-            self._trio.advance(token)
+            reads_all = self._options.expert_in_thoughts
+            read = self._trio.piece(token) if reads_all else self._stream.read
+            self._trio.advance_reading(token, read)
         return step
 
-    def _take(self, token: int, *, last: bool) -> tuple[bytes, FinishReason | None]:
-        """What a token adds to the answer, and whether it ends it."""
+    def _here(self) -> Open:
+        """The distribution; that of the target alone where expert and base read no thoughts."""
+        if self._options.expert_in_thoughts or not self._trio.proxies:
+            return Open(self._trio.distribution())
+        if self._stream.apart or self._stream.behind:
+            alone = self._trio.distribution(alone=True)
+            token = int(alone.candidates.tokens[np.argmax(alone.logp)])
+            # Line ends between thoughts and answer are none of the expert's either.
+            if self._stream.apart or not self._trio.piece(token).strip(b"\n"):
+                return Open(alone, alone=True)
+        return Open(self._trio.distribution())
+
+    def _take(self, token: int, *, last: bool) -> tuple[Part, FinishReason | None]:
+        """What a token adds to thoughts or answer, and whether it ends it."""
         vocabulary = self._trio.cached.model.vocabulary
         if vocabulary.is_end[token]:
-            return self._stops.flush(), FinishReason.STOP
-        if self._gate is not None:
+            return self._stream.flush(), FinishReason.STOP
+        if self._gate is not None and not self._stream.apart:
             self._gate.accept(token)
-        piece = self._stops.feed(self._trio.piece(token))
-        if self._stops.found:
-            return piece, FinishReason.STOP
+        part = self._stream.feed(token, self._trio.piece(token))
+        # A token that ends the thoughts and begins the answer began it without the form.
+        self._spoilt |= self._stream.behind and self._stream.apart
+        if self._stream.stopped:
+            return part, FinishReason.STOP
         # Room for the token itself in every context; a proxy may need a few tokens for it.
         if last or self._trio.room <= 1:
             if not last:
                 self._stop_at_full_context()
-            return piece + self._stops.flush(), FinishReason.LENGTH
-        return piece, None
+            return self._stream.flush(part), FinishReason.LENGTH
+        return part, None
 
     def _stop_at_full_context(self) -> None:
         self.finish = FinishReason.LENGTH
@@ -133,7 +155,7 @@ def describe(
     opened: Open,
     place: int,
     index: int,
-    piece: bytes,
+    part: Part,
     finish: FinishReason | None,
     options: GenerateOptions,
 ) -> Step:
@@ -149,11 +171,12 @@ def describe(
         likeliest(own.tokens, logp, trio.tokens, options.sample, opened.mask)
         for logp in (own.logp, here.logp)
     )
-    said = here.said[:, place].tolist() if top else []
+    said = here.said[:, place].tolist() if top and not opened.alone else []
     return Step(
         index=index,
         token=int(own.tokens[place]),
-        piece=piece,
+        piece=part.text,
+        thought=part.thought,
         logp=float(here.logp[place]),
         target_logp=float(own.logp[place]),
         target_rank=int(np.count_nonzero(own.logp > own.logp[place])),
@@ -161,8 +184,8 @@ def describe(
         contrast=float(here.contrast[place]),
         top=_likeliest(vocabulary, own.tokens, here.logp, top),
         target_top=_likeliest(vocabulary, own.tokens, own.logp, top),
-        expert_top=_pieces_of(trio, "expert", top),
-        base_top=_pieces_of(trio, "base", top),
+        expert_top=_pieces_of(trio, "expert", 0 if opened.alone else top),
+        base_top=_pieces_of(trio, "base", 0 if opened.alone else top),
         expert_logp=said[0] if said else None,
         base_logp=said[1] if said else None,
         likeliest=None if together == place else int(own.tokens[together]),

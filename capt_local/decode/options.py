@@ -228,6 +228,8 @@ class GenerateOptions:
         stop: strings that end the answer and are not part of it.
         top: how many candidates each step reports for each model; 0 reports none.
         structure: the form that the answer must have; None for any.
+        expert_in_thoughts: whether expert and base read the thoughts that a model writes before
+            its answer, and have a say in them.
     """
 
     method: Method = Method.CAPT
@@ -238,6 +240,7 @@ class GenerateOptions:
     combine: CombineOptions = field(default_factory=CombineOptions)
     sample: SampleOptions = field(default_factory=SampleOptions)
     structure: Structure | None = None
+    expert_in_thoughts: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values without a meaning."""

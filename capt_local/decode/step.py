@@ -50,6 +50,8 @@ class Step:
         likeliest: the token that the combination finds likeliest, which a draw may pass over; None
             where that is the token itself.
         finish: set on the last step alone.
+        thought: whether `piece` belongs to the model's thoughts, not to its answer. The tokens of
+            the markers have no bytes.
     """
 
     index: int
@@ -68,6 +70,7 @@ class Step:
     base_logp: float | None = None
     likeliest: int | None = None
     finish: FinishReason | None = None
+    thought: bool = False
 
     @property
     def changed(self) -> bool:

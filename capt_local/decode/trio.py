@@ -101,21 +101,24 @@ class Trio:
 
     def settle(self) -> None:
         """Brings all models to the text."""
-        if self._row is None:
-            self._row = self.cached.follow(self.tokens, 1)[0]
+        self._own_row()
         for proxy in self.proxies:
             proxy.settle()
 
-    def distribution(self, only: BoolArray | None = None) -> Distribution:
+    def distribution(self, only: BoolArray | None = None, *, alone: bool = False) -> Distribution:
         """The distribution over what may come next; brings the models there first.
 
         Args:
             only: the tokens that may come, shape (vocabulary,); the target gives nothing to the
                 others. None: all.
+            alone: only the target has a say; the others stay where they are.
         """
+        if alone:
+            row = self._own_row()
+            one = np.ones(1)
+            return Contrast(self.options, 0).distribution(row, (), one, start=bool(self._lead))
         self.settle()
-        assert self._row is not None
-        row = self._row
+        row = self._own_row()
         if only is not None:  # finite, so that any exponent leaves numbers
             row = np.where(only, row, row.min() - _NOTHING)
         return self.rule.distribution(row, self.proxies, self.weights, start=bool(self._lead))
@@ -126,12 +129,16 @@ class Trio:
 
     def advance(self, token: int) -> None:
         """Goes one token on. The models decode it when the next distribution is asked for."""
-        piece = self.piece(token)
+        self.advance_reading(token, self.piece(token))
+
+    def advance_reading(self, token: int, read: bytes | None) -> None:
+        """The same where expert and base read something else, or with None nothing."""
         self.tokens.append(token)
         self._row = None
         self._lead = b""
-        for proxy in self.proxies:
-            proxy.append(token, piece)
+        if read is not None:
+            for proxy in self.proxies:
+                proxy.append(token, read)
 
     def piece(self, token: int) -> bytes:
         """What a token adds to the answer, without a space that the tokenizer puts in front."""
@@ -147,6 +154,12 @@ class Trio:
         """Tokens that still fit into the fullest context."""
         own = self.cached.model.context_limit - len(self.tokens)
         return min([own, *(proxy.room for proxy in self.proxies)])
+
+    def _own_row(self) -> npt.NDArray[np.float32]:
+        """The target's logits behind the text."""
+        if self._row is None:
+            self._row = self.cached.follow(self.tokens, 1)[0]
+        return self._row
 
     def _check_fit(self, prompts: Mapping[str, Prompt], reserve: int) -> None:
         counts = {each.role: len(prompts[each.role].tokens) for each in self.models}

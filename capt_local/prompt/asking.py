@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Sequence
 
 from capt_local.bundle.manifest import ModelFile
 from capt_local.errors import UsageError
 from capt_local.prompt.build import build_chat, build_raw
+from capt_local.prompt.markers import Markers
 from capt_local.prompt.messages import Message, Prompt
 from capt_local.prompt.named import open_template
 from capt_local.prompt.template import ChatTemplate
+from capt_local.prompt.thinking import markers_of
 from capt_local.vocab.tokenizer import TextTokenizer
 
 
@@ -37,6 +40,8 @@ class Asker:
         self._tokenizer = tokenizer
         self._date = date
         self._template: ChatTemplate | None = None
+        self._found: Markers | None = None
+        self._looked = False
 
     def prompt(self, asked: str | Sequence[Message], *, raw: bool) -> Prompt:
         """The prompt of a question, a conversation, or a text to go on with.
@@ -50,7 +55,8 @@ class Asker:
                 raise UsageError("A conversation has no raw form: give a text.")
             return build_raw(_utf8(asked), self._tokenizer, role=self._file.role)
         messages = [Message("user", asked)] if isinstance(asked, str) else asked
-        return build_chat(messages, self.template(), self._tokenizer)
+        made = build_chat(messages, self.template(), self._tokenizer)
+        return dataclasses.replace(made, markers=self._markers())
 
     def template(self) -> ChatTemplate:
         """The chat template, opened once."""
@@ -64,6 +70,13 @@ class Asker:
                 date=self._date,
             )
         return self._template
+
+    def _markers(self) -> Markers | None:
+        """Those of the model's thoughts, looked for once."""
+        if not self._looked:
+            found = markers_of(self._tokenizer.vocabulary, self.template().source)
+            self._looked, self._found = True, found
+        return self._found
 
     def _written(self, token: int | None) -> str:
         """How a template writes a token."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from capt_local.prompt.markers import Markers
+
 Role = Literal["system", "user", "assistant"]
 
 
@@ -48,6 +50,7 @@ class Prompt:
             that a tokenizer with a leading space puts it there.
         lead: the space that the tokenizer puts in front of the answer, which is no part of it.
         notices: what the user should be told about how the prompt was made.
+        markers: of the thoughts that the model may write first; None: it writes none.
     """
 
     segments: tuple[Segment, ...]
@@ -55,6 +58,7 @@ class Prompt:
     starts_fresh: bool = True
     lead: bytes = b""
     notices: tuple[str, ...] = ()
+    markers: Markers | None = None
 
     @property
     def tokens(self) -> tuple[int, ...]:

@@ -53,6 +53,10 @@ class _NotInOrder(Exception):
 class ChatTemplate:
     """A chat template in Jinja, as it stands in a GGUF file.
 
+    Attributes:
+        role: as given.
+        source: as given.
+
     Args:
         source: of the template, at most 64 KiB.
         role: of the model, for errors.
@@ -76,6 +80,7 @@ class ChatTemplate:
         limits: Limits | None = None,
     ) -> None:
         self.role = role
+        self.source = source
         self._date = date or datetime.date.today()
         self._words = {"bos_token": bos, "eos_token": eos}
         self._limits = limits or Limits()

@@ -39,6 +39,8 @@ class Answer:
         finish: why it ended.
         model: id of the bundle.
         raw: whether the prompt was text to go on with, not a message.
+        thoughts: bytes of what the model wrote before its answer; their tokens are not in `steps`.
+        thought_tokens: how many tokens they took, markers and the line ends behind included.
         structured: whether it has the form that was asked for; None where none was.
         prompt_tokens: tokens of the prompt, by role.
         context_limit: tokens that the smallest context holds.
@@ -54,6 +56,8 @@ class Answer:
     finish: FinishReason | None
     model: str
     raw: bool = False
+    thoughts: bytes = b""
+    thought_tokens: int = 0
     structured: bool | None = None
     prompt_tokens: Mapping[str, int] = field(default_factory=dict)
     context_limit: int = 0
@@ -63,6 +67,11 @@ class Answer:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     created: int | None = None
     id: str = ""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were made, thoughts included."""
+        return len(self.steps) + self.thought_tokens
 
 
 def new_id() -> str:
@@ -107,7 +116,7 @@ def warnings(answer: Answer) -> list[str]:
     lines = []
     if answer.finish is FinishReason.LENGTH:
         lines.append(
-            f"the answer was ended after {len(answer.steps)} tokens and may be "
+            f"the answer was ended after {answer.tokens} tokens and may be "
             "incomplete; raise --max-tokens (or --ctx-size) for more."
         )
     if answer.finish is FinishReason.INTERRUPTED:
@@ -118,6 +127,8 @@ def warnings(answer: Answer) -> list[str]:
         lines.append(
             "the answer ends before its form (schema or grammar) is complete, so it is not valid."
         )
+    if answer.thought_tokens and not answer.steps:
+        lines.append("the model was still in its thoughts when the answer ended.")
     if not answer.text.strip():
         lines.append("the answer is empty; that says nothing about the text that was asked about.")
     return lines
@@ -130,9 +141,10 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
 
 def _choice_object(answer: Answer, top_logprobs: int) -> JsonObject:
     text = answer.text.decode("utf-8", "replace")
-    content: JsonObject = (
-        {"text": text} if answer.raw else {"message": {"role": "assistant", "content": text}}
-    )
+    message: JsonObject = {"role": "assistant", "content": text}
+    if answer.thought_tokens:
+        message["reasoning_content"] = answer.thoughts.decode("utf-8", "replace")
+    content: JsonObject = {"text": text} if answer.raw else {"message": message}
     return {
         "index": 0,
         **content,
@@ -179,8 +191,9 @@ def _usage(answer: Answer) -> JsonObject:
     prompt = answer.prompt_tokens.get("target", prompt)
     return {
         "prompt_tokens": prompt,
-        "completion_tokens": len(answer.steps),
-        "total_tokens": prompt + len(answer.steps),
+        "completion_tokens": answer.tokens,
+        "completion_tokens_details": {"reasoning_tokens": answer.thought_tokens},
+        "total_tokens": prompt + answer.tokens,
         "prompt_tokens_by_model": dict(answer.prompt_tokens),
         "context_limit": answer.context_limit,
     }

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from capt_local.decode.options import Powers
 from capt_local.decode.step import Choice, FinishReason, Step
@@ -135,7 +136,8 @@ def _answer(root: _Field) -> Answer:
         raise UsageError("This is not an answer that can be read: it needs exactly one choice.")
     choice, usage, timings = choices[0], root.get("usage"), root.get("timings")
     raw = root.get("object").text() == "text_completion"
-    said = (choice if raw else choice.get("message")).get("text" if raw else "content").text()
+    message = choice if raw else choice.get("message")
+    said = message.get("text" if raw else "content").text()
     steps = [
         _step(index, entry)
         for index, entry in enumerate(choice.get("logprobs").get("content").list())
@@ -151,6 +153,7 @@ def _answer(root: _Field) -> Answer:
         finish=ended,
         model=root.get("model").text(),
         raw=raw,
+        **_thoughts(message, usage),
         structured=_structured(root.get("capt")),
         prompt_tokens=_by_role(usage.get("prompt_tokens_by_model")),
         context_limit=usage.get("context_limit").count(),
@@ -175,6 +178,16 @@ def _provenance(field: _Field) -> dict[str, object]:
 def _deeper(value: object, levels: int) -> bool:
     held = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels < 0 or any(_deeper(each, levels - 1) for each in held)
+
+
+def _thoughts(message: _Field, usage: _Field) -> dict[str, Any]:
+    """What the answer holds of the model's thoughts, by the names of its fields."""
+    text = message.maybe("reasoning_content")
+    details = usage.maybe("completion_tokens_details")
+    return {
+        "thoughts": text.text().encode("utf-8", "replace") if text else b"",
+        "thought_tokens": details.get("reasoning_tokens").count() if details else 0,
+    }
 
 
 def _structured(summary: _Field) -> bool | None:

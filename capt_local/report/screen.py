@@ -19,6 +19,7 @@ from capt_local.errors import UsageError
 from capt_local.report.sanitise import Sanitiser, visible
 from capt_local.report.view import Look, View
 
+_DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
 _REDRAW = 0.1  # seconds; drawing must not slow down what it tells about
 
 
@@ -111,6 +112,8 @@ class Screen:
         self._progress_cells = 0
         self._progress_at = 0.0
         self._sanitiser = Sanitiser()
+        self._thoughts = Sanitiser()
+        self._last_thought = ""
         self._last = "\n"
 
     @classmethod
@@ -138,12 +141,43 @@ class Screen:
         """Whether somebody sees at least one of the streams."""
         return self._out.isatty() or self._err.isatty()
 
+    @property
+    def asides_on_terminal(self) -> bool:
+        """Whether standard error is a terminal that can show more than plain lines."""
+        return self._look_err is not None
+
+    def thought(self, piece: bytes, *, dim: bool) -> None:
+        """Shows the next bytes of a model's thoughts at once, on standard error.
+
+        Args:
+            piece: of the thoughts.
+            dim: whether a terminal shows them fainter than the answer.
+        """
+        self._thought_text(self._thoughts.feed(piece), dim=dim)
+
+    def end_thoughts(self) -> None:
+        """Ends the thoughts with a newline, if there were any."""
+        if self._last_thought:
+            self._thought_text(self._thoughts.flush(), dim=False)
+            self._err.write("\n" if self._last_thought != "\n" else "")
+            self._err.flush()
+            self._last_thought = ""
+
+    def _thought_text(self, text: str, *, dim: bool) -> None:
+        if text:
+            self.clear_progress()
+            self._last_thought = text[-1]
+            styled = dim and self._look_err is not None
+            self._err.write(f"{_DIM}{text}{_NOT_DIM}" if styled else text)
+            self._err.flush()
+
     def answer(self, piece: bytes) -> None:
         """Shows the next bytes of the answer at once, as far as they are whole characters."""
         self._answer_text(self._sanitiser.feed(piece))
 
     def end_answer(self) -> None:
         """Ends the answer with a newline, unless it has one."""
+        self.end_thoughts()
         self._answer_text(self._sanitiser.flush())
         if self._last != "\n":
             self._answer_text("\n")
@@ -151,6 +185,7 @@ class Screen:
     def _answer_text(self, text: str) -> None:
         if text:
             self.clear_progress()
+            self.end_thoughts()
             self._last = text[-1]
             self._write(text)
 

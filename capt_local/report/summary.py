@@ -8,7 +8,7 @@ from capt_local.report.weights import in_words
 
 def summary_line(answer: Answer) -> str:
     """Tokens, speeds, context, changed tokens and, when mixed, the weights of alpha."""
-    steps, timings = len(answer.steps), answer.timings
+    steps, timings = answer.tokens, answer.timings
     prompt = answer.prompt_tokens.get("target", max(answer.prompt_tokens.values(), default=0))
     # The largest prompt counts: the context that is full first ends the answer.
     used = max(answer.prompt_tokens.values(), default=0) + steps
@@ -16,6 +16,7 @@ def summary_line(answer: Answer) -> str:
         f"{_count(steps, 'token')}{_speed(steps, timings.generate)}",
         f"prompt {_count(prompt, 'token')}{_speed(prompt, timings.prompt)}",
         f"context {used}/{answer.context_limit}",
+        f"thoughts {_count(answer.thought_tokens, 'token')}" if answer.thought_tokens else "",
         _changed(answer),
         _weights(answer),
         f"end: {answer.finish}" if answer.finish else "",
@@ -25,7 +26,7 @@ def summary_line(answer: Answer) -> str:
 
 def short_line(answer: Answer) -> str:
     """Tokens, speed, changed tokens and the end, for below a text."""
-    steps = len(answer.steps)
+    steps = answer.tokens
     parts = [f"{_count(steps, 'token')}{_speed(steps, answer.timings.generate)}"]
     if len(answer.prompt_tokens) > 1:
         parts.append(f"{sum(step.changed for step in answer.steps)} changed")

@@ -6,7 +6,7 @@ import signal
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class Script:
         finish: of the answer.
         fail_at: which step raises `error`; -1 raises while loading, None never.
         error: what is raised.
-        press_at: the step behind which Ctrl-C is pressed.
+        press_at: the step behind which Ctrl-C is pressed; -2 is the first thought, -3 the next.
+        thoughts: what the model thinks before its answer.
         longest: bytes of the longest answer that can be scored.
         calls: the arguments of every open and generate.
     """
@@ -40,6 +41,7 @@ class Script:
     fail_at: int | None = None
     error: BaseException = field(default_factory=RuntimeError)
     press_at: int | None = None
+    thoughts: list[bytes] = field(default_factory=list)
     longest: int = 100
     calls: list[dict[str, Any]] = field(default_factory=list)
 
@@ -54,12 +56,21 @@ class FakeGeneration:
         self.prompt_tokens = {"target": 10, "expert": 12, "base": 12}
         self.context_limit = 256
         self.structured: bool | None = None
+        self.thoughts = b""
         self.weights = (((1.0, 0.5, 0.5), 1.0),)
         self.prompt_seconds, self.generate_seconds = 0.5, 1.0
         self.notices = ["a notice of the generation"]
 
     def __iter__(self) -> Iterator[Step]:
         script = self._script
+        for index, piece in enumerate(script.thoughts):
+            if self._cancel():
+                self.finish = FinishReason.INTERRUPTED
+                return
+            self.thoughts += piece
+            yield replace(step(index, piece), thought=True)
+            if script.press_at == -2 - index:
+                signal.raise_signal(signal.SIGINT)
         for index, (piece, instead) in enumerate(script.pieces):
             if script.fail_at == index:
                 raise script.error
