@@ -115,6 +115,8 @@ def _converse(talk: Talk, signals: Signals, idle: float | None) -> int:
 
             line = InputLine(_offers, commands.is_open, idle)
             return _Terminal(talk, signals, line, idle).run()
+        if idle is not None:
+            talk.session.screen.note("--idle-timeout has no effect without a terminal.")
         return _lines(talk, signals, sys.stdin.buffer if sys.stdin is not None else None)
     except Leave:
         pass

@@ -161,7 +161,8 @@ def _answer(root: _Field) -> Answer:
         timings=Timings(
             *(timings.get(f"{name}_seconds").number() for name in ("load", "prompt", "generate"))
         ),
-        notices=tuple(line.text() for line in root.get("warnings").list()),
+        # One line each: a file could else write lines that look like ours.
+        notices=tuple(" ".join(line.text().split()) for line in root.get("warnings").list()),
         provenance=_provenance(root.get("provenance")),
         created=created.count() if created else None,
         id=root.get("id").text(),

@@ -182,7 +182,8 @@ def piped(text: bytes, *flags: str) -> subprocess.CompletedProcess[bytes]:
 def test_a_pipe_has_one_turn_a_line_and_no_commands(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     text = f'{QUESTION}\r\n\n/exit {CANARY}\n"""\none\n\n/two\n"""\nlast'
-    result = piped(text.encode(), "--transcript", str(path))
+    result = piped(text.encode(), "--transcript", str(path), "--idle-timeout", "5")
+    assert b"--idle-timeout has no effect" in result.stderr
     assert result.returncode == 0
     said = turns(path)
     assert [turn["question"] for turn in said] == [

@@ -59,6 +59,12 @@ def test_warnings_are_not_told_twice() -> None:
     assert answer_from(stored(cut)).answer.notices == ("a notice",)
 
 
+def test_a_warning_is_one_line() -> None:
+    value = stored(an_answer())
+    value["warnings"] = ["first\n\nerror: not ours\u2028and more"]
+    assert answer_from(value).answer.notices == ("first error: not ours and more",)
+
+
 def test_numbers_that_were_not_finite_are_not_known() -> None:
     answer = an_answer(steps=[step(0, b"a", target_logp=-math.inf)], text=b"a")
     assert math.isnan(answer_from(stored(answer)).answer.steps[0].target_logp)
