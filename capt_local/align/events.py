@@ -58,6 +58,10 @@ class TargetEvents:
                 found[self.index.ids[place]] = self.of_piece(piece)
         return found
 
+    def of(self, tokens: IntArray, *, start: bool = False) -> IntArray:
+        """The event of each token, shape (n,); `start`: see `of_first_token`."""
+        return (self.of_first_token if start else self.of_token)[tokens]
+
     def of_piece(self, piece: bytes) -> int:
         """The event of exactly these bytes; NO_EVENT if the target has no such token."""
         return self._event_of_piece.get(piece, NO_EVENT)

@@ -25,7 +25,6 @@ FLOOR = 1e-6
 DEPTH = 3
 # Entries of healing tables that are kept: 4 bytes each.
 _CACHE_ENTRIES = 4_000_000
-_TINY = float(np.finfo(np.float32).tiny)
 
 Asked: TypeAlias = Question[Shares]
 
@@ -58,8 +57,7 @@ class Projection:
 
     def ask(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Asked:
         """See `Alignment.ask`; what is wanted is the event of each token."""
-        of = self._events.of_first_token if start else self._events.of_token
-        return Question(of[tokens], prior)
+        return Question(self._events.of(tokens, start=start), prior)
 
     def probability(self, question: Asked, view: View) -> FloatArray:
         """The probability of each event.
@@ -74,9 +72,8 @@ class Projection:
         """
         size = len(question.wanted)
         said = credit(self._shares(question, b"", self._plain), view.row, size)
-        total, inverse = 1.0, 1.0
-        for back in view.back:
-            inverse /= max(float(back.row[back.token]), _TINY)
+        total = 1.0
+        for back, inverse in view.coverings():
             healer = self._healer(back.rest)
             if len(healer.longer):
                 shares = self._shares(question, back.rest, healer)

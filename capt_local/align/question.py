@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -14,6 +14,8 @@ from capt_local.vocab.vocabulary import BoolArray, IntArray
 FloatArray = npt.NDArray[np.float64]
 Probabilities = npt.NDArray[np.float32]
 Prepared = TypeVar("Prepared")
+# Keeps an underflow from dividing by 0, and changes nothing else.
+TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,13 @@ class View(NamedTuple):
 
     row: Probabilities
     back: Sequence[Back] = ()
+
+    def coverings(self) -> Iterator[tuple[Back, float]]:
+        """Each place back, with one over the probability of the tokens that came from there on."""
+        inverse = 1.0
+        for back in self.back:
+            inverse /= max(float(back.row[back.token]), TINY)
+            yield back, inverse
 
 
 class Alignment(Protocol[Prepared]):

@@ -12,13 +12,11 @@ import numpy as np
 from capt_local.align.events import END_EVENT, TargetEvents
 from capt_local.align.projection import DEPTH, FLOOR
 from capt_local.align.published import TokenStrings
-from capt_local.align.question import FloatArray, Probabilities, Question, View
+from capt_local.align.question import TINY, FloatArray, Probabilities, Question, View
 from capt_local.vocab.prefix_index import PrefixIndex
 from capt_local.vocab.tokenizer import TextTokenizer
 from capt_local.vocab.vocabulary import IntArray
 
-# One vocabulary is proxy tuning to the letter; this only keeps an underflow from dividing by 0.
-_TINY = float(np.finfo(np.float32).tiny)
 # Candidates of the published method.
 _PUBLISHED_CANDIDATES = 20
 
@@ -30,7 +28,7 @@ class SharedVocabulary:
 
     follows_tokens = True
     depth = 0
-    floor = _TINY
+    floor = TINY
     most: int | None = None
 
     def ask(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Asked:
@@ -63,7 +61,7 @@ class FirstPiece:
 
     def ask(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Asked:
         """See `Alignment.ask`; what is wanted is the event of each token."""
-        wanted = (self._events.of_first_token if start else self._events.of_token)[tokens]
+        wanted = self._events.of(tokens, start=start)
         for event in np.unique(wanted[wanted >= 0]):
             if self._pieces[event] == -2:
                 text = self._events.piece(int(event))
@@ -107,15 +105,13 @@ class PrefixMass:
 
     def ask(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Asked:
         """See `Alignment.ask`; what is wanted is the event of each token."""
-        of = self._events.of_first_token if start else self._events.of_token
-        return Question(of[tokens], prior)
+        return Question(self._events.of(tokens, start=start), prior)
 
     def probability(self, question: Asked, view: View) -> FloatArray:
         """Sums over the pieces, mixed over the coverings as in `Projection.probability`."""
         said, _ = self._credit(question.wanted, view.row, b"")
-        total, inverse = 1.0, 1.0
-        for back in view.back:
-            inverse /= max(float(back.row[back.token]), _TINY)
+        total = 1.0
+        for back, inverse in view.coverings():
             more, mass = self._credit(question.wanted, back.row, back.rest)
             said += more * inverse
             total += mass * inverse
@@ -158,7 +154,7 @@ class PublishedMapping:
 
     follows_tokens = False
     depth = 0
-    floor = _TINY
+    floor = TINY
     most: int | None = _PUBLISHED_CANDIDATES
 
     def __init__(self, target: TokenStrings, proxy: TokenStrings) -> None:

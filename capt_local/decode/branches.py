@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from capt_local.decode.combine import FloatArray
+from capt_local.decode.methods.choices import log_mass
 from capt_local.decode.prefill import prefill
 from capt_local.decode.rules import Distribution
 from capt_local.decode.trio import Trio
@@ -132,11 +133,6 @@ class Branches:
         if node.ends:
             ends = logps(here, vocabulary.end_ids)
             node.end = Said(log_mass(ends), bool(vocabulary.is_end[likeliest]))
-
-
-def log_mass(known: FloatArray) -> float:
-    """Log-probability that any of several tokens comes."""
-    return float(np.logaddexp.reduce(known))
 
 
 def _beginning_with(given: bytes, vocabulary: Vocabulary) -> IntArray:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from capt_local.decode.branches import log_mass, logps
+from capt_local.decode.branches import logps
+from capt_local.decode.methods.choices import log_mass
 from capt_local.decode.prefill import prefill
 from capt_local.decode.trio import Trio
 from capt_local.errors import Cancelled, ModelError

@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from capt_local.decode.combine import FloatArray
-
-FORGETTING = 0.98
+from capt_local.decode.options import FORGETTING
 
 
 class Evidence:

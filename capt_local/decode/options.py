@@ -74,6 +74,8 @@ GRID: tuple[Powers, ...] = (
     (0.25, 1.0, 0.25),
     (0.0, 1.0, 0.0),
 )
+# Factor on earlier evidence at each token; 1 forgets nothing.
+FORGETTING = 0.98
 _LARGEST = 8.0
 
 
@@ -97,7 +99,7 @@ class CombineOptions:
     plausibility: float = 1e-5
     grid: tuple[Powers, ...] = GRID
     evidence_tokens: int = 64
-    forgetting: float = 0.98
+    forgetting: float = FORGETTING
 
     def __post_init__(self) -> None:
         """Refuses values without a meaning."""

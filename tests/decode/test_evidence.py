@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capt_local.decode.combine import mixture, plausible, products
-from capt_local.decode.evidence import FORGETTING, Evidence
-from capt_local.decode.options import GRID, CombineOptions
+from capt_local.decode.evidence import Evidence
+from capt_local.decode.options import FORGETTING, GRID, CombineOptions
 
 SIGNED = np.array(GRID) * (1.0, 1.0, -1.0)
 TARGET_ALONE = GRID.index((1.0, 0.0, 0.0))
