@@ -54,6 +54,7 @@ class Context:
         branches: sequences beside the running one that one batch may hold.
         notes: what was decided without being asked for.
         seconds: time in llama.cpp so far, computing and waiting for it.
+        calls: batches computed so far.
     """
 
     def __init__(self, weights: Weights, options: LoadOptions) -> None:
@@ -80,6 +81,7 @@ class Context:
         # The output buffer of other models is allocated in full at once and never moves.
         self._moves = recurrent
         self.seconds = 0.0
+        self.calls = 0
         self._views: dict[tuple[int, int], Rows] = {}
 
     def _bind(self) -> None:
@@ -107,6 +109,7 @@ class Context:
         started = time.perf_counter()
         code = self._decode(self._handle, self.batch.raw)
         self.seconds += time.perf_counter() - started
+        self.calls += 1
         if code:
             raise self._failure(code)
 

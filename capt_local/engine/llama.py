@@ -89,6 +89,11 @@ class LlamaModel:
         return self._context.seconds
 
     @property
+    def calls(self) -> int:
+        """Batches computed so far; a text longer than a batch takes several."""
+        return self._context.calls
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was decided without being asked for and should be told, a sentence each."""
         return self._context.notes
