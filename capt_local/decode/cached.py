@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from capt_local.decode.kept import KeptRows, Row
 from capt_local.decode.model import Model, Rows
 
 # Rows that lie this close together are read in one batch, the ones between them for nothing: a
@@ -22,6 +24,20 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     return next(i for i in range(size) if first[i] != second[i])
 
 
+class Need(NamedTuple):
+    """What has to be read of a model before a choice.
+
+    Attributes:
+        cached: the model.
+        tokens: its text.
+        rows: logits are needed after so many of the last tokens.
+    """
+
+    cached: CachedModel
+    tokens: list[int]
+    rows: int
+
+
 class CachedModel:
     """Extends and rewinds a model, and knows what it has seen.
 
@@ -30,8 +46,10 @@ class CachedModel:
         model: the model; nobody else may move it.
 
     Attributes:
-        tokens: what the KV cache holds; do not change it.
+        tokens: what the KV cache holds, which may be more than the text; do not change it.
         decoded: tokens decoded so far.
+        passes: calls that decoded them.
+        kept: rows that were computed ahead of the text.
         notices: what the user should know, each once.
     """
 
@@ -41,17 +59,19 @@ class CachedModel:
         self.model = model
         self.tokens: list[int] = []
         self.decoded = 0
+        self.passes = 0
+        self.kept = KeptRows()
         self.notices: list[str] = []
 
     def extend(self, tokens: Sequence[int], rows: int) -> Rows:
         """See `Model.extend`."""
+        self.kept.overwritten()
         try:
             result = self.model.extend(tokens, rows)
         finally:
             # A failed call leaves the cache as it was, or empty where it cannot be taken back.
             del self.tokens[self.model.position :]
-        self.tokens += tokens
-        self.decoded += len(tokens)
+        self._count(tokens)
         return result
 
     def keep(self, length: int) -> None:
@@ -80,19 +100,70 @@ class CachedModel:
 
     def branch(self, tails: Sequence[Sequence[int]]) -> Rows:
         """See `Model.branch`."""
+        self.kept.overwritten()
         rows = self.model.branch(tails)
         self.decoded += sum(map(len, tails))
+        self.passes += 1
         return rows
 
-    def follow(self, tokens: Sequence[int], rows: int) -> Rows:
-        """Brings the cache to `tokens` and returns the logits after the last `rows` of them.
+    def follow(self, tokens: list[int], rows: int) -> Sequence[Row]:
+        """The logits after the last `rows` of `tokens`, decoded where they are not kept.
 
         Args:
             tokens: the whole text.
             rows: at least 1; tokens that are in the cache are decoded again for their row.
+
+        Returns:
+            Views until the next call that decodes.
         """
+        new = self.wants(tokens, rows)
+        if new:
+            return list(self.extend(new, rows))
+        return self._kept(tokens, rows) or []
+
+    def wants(self, tokens: list[int], rows: int) -> list[int]:
+        """What `follow` has to decode, once the cache is cut back to where that goes on.
+
+        Returns:
+            The last tokens of the text; none where the rows are kept.
+        """
+        if self._kept(tokens, rows) is not None:
+            return []
         self.keep(min(common_length(self.tokens, tokens), len(tokens) - rows))
-        return self.extend(tokens[len(self.tokens) :], rows)
+        return tokens[len(self.tokens) :]
+
+    def give(self, new: Sequence[int], rows: Rows) -> None:
+        """Takes over what was decoded elsewhere, in one batch with other texts.
+
+        Args:
+            new: what `wants` returned, now in the KV cache.
+            rows: the logits after the last of them: views until the next batch.
+        """
+        self.kept.overwritten()
+        self._count(new)
+        self.keep_rows(self.tokens, rows)
+
+    def keep_rows(self, tokens: list[int], rows: Rows) -> None:
+        """Keeps views of the logits after the last tokens, shape (count, vocabulary)."""
+        for back, row in enumerate(reversed(rows)):
+            self.kept.put(tokens[: len(tokens) - back], row, view=True)
+
+    def _count(self, tokens: Sequence[int]) -> None:
+        self.tokens += tokens
+        self.decoded += len(tokens)
+        self.passes += 1
+
+    def _kept(self, tokens: list[int], rows: int) -> list[Row] | None:
+        """The rows of `follow`, if all are kept."""
+        if not len(self.kept):
+            return None
+        found: list[Row] = []
+        for count in range(len(tokens) - rows + 1, len(tokens) + 1):
+            row = self.kept.get(tokens[:count])
+            if row is None:
+                return None
+            found.append(row)
+        return found
 
     def read(
         self, tokens: Sequence[int], wanted: Sequence[int]

@@ -9,7 +9,7 @@ import numpy as np
 from capt_local.align.context import CanonicalContext
 from capt_local.align.fit import AnyAlignment
 from capt_local.align.question import Back, FloatArray, Probabilities, Question, View
-from capt_local.decode.cached import CachedModel, common_length
+from capt_local.decode.cached import CachedModel, Need
 from capt_local.decode.model import Rows
 from capt_local.prompt.messages import Prompt
 from capt_local.vocab.tokenizer import TextTokenizer
@@ -87,7 +87,8 @@ class Proxy:
         if self.alignment.follows_tokens:
             self._context.tokens.append(token)
         elif piece:
-            self._context.append(piece)
+            same = self._context.append(piece)
+            self._rows = {place: row for place, row in self._rows.items() if place <= same}
             if self._context.unseen:
                 self.cached.tell(
                     f"The {self.cached.role} has no token for some bytes of the answer and does "
@@ -101,15 +102,17 @@ class Proxy:
 
     def settle(self) -> None:
         """Brings the model to the text, so that the rows that `probability` needs are there."""
-        same = common_length(self.cached.tokens, self.tokens)
-        self._rows = {place: row for place, row in self._rows.items() if place <= same}
+        if need := self.need():
+            first = len(self.tokens) - need.rows + 1
+            for offset, logits in enumerate(self.cached.follow(self.tokens, need.rows)):
+                self.keep_row(first + offset, logits)
+
+    def need(self) -> Need | None:
+        """What `settle` reads of the model; None where it has been read."""
         missing = [place for place in self.wanted_rows() if place not in self._rows]
         if not missing:
-            self.cached.keep(same)
-            return
-        count = len(self.tokens) - missing[0] + 1
-        for offset, logits in enumerate(self.cached.follow(self.tokens, count)):
-            self.keep_row(missing[0] + offset, logits)
+            return None
+        return Need(self.cached, self.tokens, len(self.tokens) - missing[0] + 1)
 
     def keep_row(self, place: int, logits: Rows) -> None:
         """Keeps what follows the first `place` tokens."""

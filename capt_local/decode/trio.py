@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.decode.cached import CachedModel
+from capt_local.decode.cached import CachedModel, Need
 from capt_local.decode.combine import FloatArray
 from capt_local.decode.follower import Follower
 from capt_local.decode.options import CombineOptions, Powers
@@ -98,6 +98,11 @@ class Trio:
     def keep_row(self, row: npt.NDArray[np.float32]) -> None:
         """Takes the logits that follow all tokens (a view, valid until the target moves on)."""
         self._row = row
+
+    def needs(self) -> list[Need]:
+        """What the next distribution reads of each model that is not there yet."""
+        own = [] if self._row is not None else [Need(self.cached, self.tokens, 1)]
+        return own + [need for each in self.proxies if (need := each.need()) is not None]
 
     def settle(self) -> None:
         """Brings all models to the text."""
