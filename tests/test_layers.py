@@ -18,24 +18,27 @@ INPUT_LINE = PACKAGE / "report" / "input_line.py"
 # What each room may use, itself apart. A room that is not here may be used by none below `cli`.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "strict": {"errors"},
     "vocab": {"errors"},
     "bundle": {"errors"},
     "engine": {"errors", "vocab"},
     "prompt": {"errors", "vocab", "bundle"},
     "align": {"errors", "vocab"},
-    "decode": {"errors", "vocab", "align", "prompt"},
+    "decode": {"errors", "strict", "vocab", "align", "prompt"},
     "runtime": {"errors", "vocab", "align", "decode", "prompt", "bundle", "engine"},
     "report": {"errors", "decode"},
 }
 # The record of an answer is all that it takes from the room of the views.
-ALLOWED["chat"] = {"errors", "decode", "prompt", "report"}
-ALLOWED["evaluate"] = {*ALLOWED["runtime"], "runtime"}
+ALLOWED["chat"] = {"errors", "strict", "decode", "prompt", "report"}
+ALLOWED["evaluate"] = {*ALLOWED["runtime"], "strict", "runtime"}
+ALLOWED["provenance"] = {"errors", "decode", "engine", "runtime"}
+ALLOWED["batch"] = {*ALLOWED["runtime"], "strict", "runtime", "report", "provenance"}
 # The public face names what it gives out, and imports it only when it is used.
 ALLOWED["__init__"] = {"errors", "decode", "engine", "prompt", "runtime"}
 ALLOWED["cli"] = {*ALLOWED, "cli"}
 ALLOWED["__main__"] = {"cli"}
 # Another command line, above our own.
-ALLOWED["lm_eval"] = {"errors", "decode", "prompt", "report", "cli"}
+ALLOWED["lm_eval"] = {"errors", "decode", "prompt", "report", "provenance", "cli"}
 
 
 def room(path: Path) -> str:

@@ -10,8 +10,7 @@ A file that is read is untrusted. Errors name the line and never what is in it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +18,8 @@ from capt_local.chat.conversation import Conversation, Turn
 from capt_local.errors import UsageError
 from capt_local.report.json import JsonObject, answer_object, dumps
 from capt_local.report.readback import answer_from
+from capt_local.strict.json import parse_object
+from capt_local.strict.problems import NotReadable
 
 KIND = "capt-local chat"
 SCHEMA = 1
@@ -140,35 +141,14 @@ def _check_first(event: JsonObject, speakers: Speakers) -> None:
 
 def _object(line: bytes, number: int) -> JsonObject:
     try:
-        found = json.loads(
-            line.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_refused
-        )
-    except (ValueError, RecursionError):
+        return parse_object(line)
+    except NotReadable:
         raise _broken(number) from None
-    if not isinstance(found, dict):
-        raise _broken(number)
-    return found
-
-
-def _distinct(pairs: Iterable[tuple[str, Any]]) -> JsonObject:
-    """An object whose names are all different: readers disagree about repeated ones."""
-    items = list(pairs)
-    if len(dict(items)) < len(items):
-        raise ValueError
-    return dict(items)
-
-
-def _refused(_: str) -> Any:
-    raise ValueError
 
 
 def _text(value: object, number: int) -> str:
-    try:
-        if isinstance(value, str):
-            value.encode("utf-8")
-            return value
-    except UnicodeEncodeError:  # half of a character
-        pass
+    if isinstance(value, str):
+        return value
     raise _broken(number)
 
 

@@ -24,9 +24,11 @@ from capt_local.decode.json_terms import (
     WHOLE,
     is_of,
     literal,
-    read,
 )
 from capt_local.errors import UsageError
+from capt_local.strict.files import utf8
+from capt_local.strict.json import load
+from capt_local.strict.problems import NotReadable
 
 LARGEST_SCHEMA = 1 << 16  # bytes
 DEEPEST = 32
@@ -47,9 +49,8 @@ def grammar_of(schema: bytes, name: str = "The schema") -> str:
     if len(schema) > LARGEST_SCHEMA:
         raise UsageError(f"{name} is larger than {LARGEST_SCHEMA >> 10} KiB.")
     try:
-        found = read(schema)
-    except (ValueError, RecursionError):
-        # The error itself may hold the text.
+        found = load(utf8(schema))
+    except NotReadable:
         raise UsageError(f"{name} is not JSON (UTF-8, no name twice in an object).") from None
     return _Writer(found, name).grammar()
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-from typing import Any
 
 # What says nothing about the form of an instance.
 ABOUT = {"title", "description", "$comment", "$schema", "$id", "examples", "default",
@@ -67,32 +65,3 @@ def is_of(value: object, kind: object) -> bool:
         return kind == "number" or (kind == "integer" and value == int(value))
     kinds = {"string": str, "array": list, "object": dict}
     return isinstance(kind, str) and kind in kinds and isinstance(value, kinds[kind])
-
-
-def read(text: bytes) -> Any:
-    """A JSON value.
-
-    Raises:
-        ValueError, RecursionError: it is none, has a name twice in an object, or a number that is
-            too large. The error may hold the text.
-    """
-    return json.loads(
-        text, object_pairs_hook=_distinct, parse_constant=_refused, parse_float=_finite
-    )
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError
-    return dict(pairs)
-
-
-def _refused(_: str) -> Any:
-    raise ValueError
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError
-    return value

@@ -9,7 +9,8 @@ from typing import NoReturn
 
 from capt_local.bundle.fields import Table
 from capt_local.errors import UsageError
-from capt_local.evaluate.reading.strict import NotReadable, utf8
+from capt_local.strict.files import utf8
+from capt_local.strict.problems import NotReadable
 
 _LINE = re.compile(r"at line (\d+)")
 

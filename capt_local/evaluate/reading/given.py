@@ -12,10 +12,12 @@ from pathlib import Path
 
 from capt_local.errors import UsageError
 from capt_local.evaluate.reading.records import identifier, texts
-from capt_local.evaluate.reading.strict import NotReadable, Problems, lines
-from capt_local.evaluate.reading.texts import Text, fields, is_lines, read_file, text_of, whole_file
+from capt_local.evaluate.reading.texts import Text, is_lines, text_of, whole_file
 from capt_local.prompt.build import check_turns
 from capt_local.prompt.messages import Message, Role
+from capt_local.strict.files import read_bytes
+from capt_local.strict.json import lines, parse_object
+from capt_local.strict.problems import NotReadable, Problems
 
 _ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 
@@ -75,14 +77,14 @@ def read_given(
         UsageError: the file cannot be read, or lines are not as they should be; the first is told
             with its number, and how many more there are.
     """
-    data = read_file(path, what)
+    data = read_bytes(path, what, pipes=True)
     if not is_lines(path):
         return [whole_file(data, what, size)]
     problems, found = Problems(what), list[Given]()
     seen: dict[str, int] = {}
     for number, line in lines(data):
         try:
-            item = _item(number, fields(line), raw=raw, size=size)
+            item = _item(number, parse_object(line), raw=raw, size=size)
             before = seen.setdefault(item.id, number)
             if before != number:
                 raise NotReadable(f"its id is that of line {before}")

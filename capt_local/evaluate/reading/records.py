@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from capt_local.evaluate.reading.strict import NotReadable, Problems, lines, parse_json
 from capt_local.evaluate.tasks.items import MEASURES, Item, Kind, Measure, problem_of
+from capt_local.strict.json import lines, parse_object
+from capt_local.strict.problems import NotReadable, Problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def read_records(data: bytes, problems: Problems) -> list[Record]:
     seen: set[str] = set()
     for number, line in lines(data):
         try:
-            record = _record(parse_json(line))
+            record = _record(parse_object(line))
             if record.item.id in seen:
                 raise NotReadable('this "id" stood on a line before')
             if found and record.kind is not found[0].kind:
@@ -59,9 +60,7 @@ def read_records(data: bytes, problems: Problems) -> list[Record]:
     return found
 
 
-def _record(value: object) -> Record:
-    if not isinstance(value, dict):
-        raise NotReadable("not a JSON object")
+def _record(value: Mapping[str, object]) -> Record:
     kind = _kind(value)
     prose = kind is Kind.PERPLEXITY
     item = Item(

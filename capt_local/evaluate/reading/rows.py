@@ -13,14 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from capt_local.evaluate.reading.strict import (
-    NotReadable,
-    Problems,
-    check_characters,
-    lines,
-    parse_json,
-    utf8,
-)
+from capt_local.strict.files import utf8
+from capt_local.strict.json import check_characters, lines, parse_json, parse_object
+from capt_local.strict.problems import NotReadable, Problems
 
 _LONGEST_LIST = 1 << 17
 
@@ -133,9 +128,7 @@ def _parsed(text: str) -> object:
 def _jsonl(data: bytes, problems: Problems) -> Iterator[Row]:
     for number, line in lines(data):
         try:
-            value = parse_json(line)
-            if not isinstance(value, dict):
-                raise NotReadable("not a JSON object")
+            value = parse_object(line)
         except NotReadable as error:
             problems.add(number, error)
         else:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from capt_local.errors import UsageError
 from capt_local.evaluate.reading.records import identifier
-from capt_local.evaluate.reading.strict import (
-    LARGEST,
-    NotReadable,
-    Problems,
-    lines,
-    parse_json,
-    utf8,
-)
+from capt_local.strict.files import read_bytes, utf8
+from capt_local.strict.json import lines, parse_object
+from capt_local.strict.problems import NotReadable, Problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +44,13 @@ def read_texts(
     Raises:
         UsageError: the file cannot be read, or a line is not as it should be (with its number).
     """
-    data = read_file(path, what)
+    data = read_bytes(path, what, pipes=True)
     if not is_lines(path):
         return [whole_file(data, what, size)]
     problems, found = Problems(what), []
     for number, line in lines(data):
         try:
-            value = fields(line)
+            value = parse_object(line)
             found.append(text_of(value, number, size))
         except NotReadable as error:
             problems.add(number, error)
@@ -73,20 +67,6 @@ def is_lines(path: Path) -> bool:
     return path.suffix.lower() == ".jsonl"
 
 
-def read_file(path: Path, what: str) -> bytes:
-    """The bytes of a file or a pipe, without the mark that some programs put in front of UTF-8.
-
-    Raises:
-        UsageError: it cannot be read, or is larger than 64 MiB.
-    """
-    try:
-        if path.stat().st_size > LARGEST:
-            raise UsageError(f"{what} is larger than {LARGEST >> 20} MiB.")
-        return path.read_bytes().removeprefix(BOM_UTF8)
-    except OSError as error:
-        raise UsageError(f"{what} cannot be read: {error.strerror or 'no access'}.") from None
-
-
 def whole_file(data: bytes, what: str, size: int | None = None) -> Text:
     """A file that is one text.
 
@@ -99,18 +79,6 @@ def whole_file(data: bytes, what: str, size: int | None = None) -> Text:
         return text_of({"text": utf8(data)}, 1, size)
     except NotReadable as error:
         raise UsageError(f"{what}: {error}.") from None
-
-
-def fields(line: bytes) -> dict[str, object]:
-    """The fields of a line of JSON.
-
-    Raises:
-        NotReadable: it is not a JSON object.
-    """
-    value = parse_json(line)
-    if not isinstance(value, dict):
-        raise NotReadable("not a JSON object")
-    return value
 
 
 def text_of(value: Mapping[str, object], number: int, size: int | None) -> Text:

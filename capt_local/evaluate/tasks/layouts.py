@@ -15,8 +15,9 @@ from string import Template
 
 from capt_local.evaluate.reading.fields import Fields, parse_toml
 from capt_local.evaluate.reading.rows import Format, Row, listed, plain, shown
-from capt_local.evaluate.reading.strict import NotReadable, read_bytes
 from capt_local.evaluate.tasks.items import MAX_TOKENS, MEASURES, Item, Kind, Measure, joined_labels
+from capt_local.strict.files import read_bytes
+from capt_local.strict.problems import NotReadable
 
 DESCRIPTION = "task.toml"
 

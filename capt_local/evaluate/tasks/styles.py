@@ -15,12 +15,12 @@ from string import Template
 from capt_local.bundle.fields import NAME
 from capt_local.errors import UsageError
 from capt_local.evaluate.reading.fields import Fields, parse_toml
-from capt_local.evaluate.reading.strict import read_bytes
 from capt_local.evaluate.tasks.answers import LETTERS, after_marker, named_choice
 from capt_local.evaluate.tasks.items import Item, Kind
 from capt_local.evaluate.tasks.shots import Shots, ShotsBy
 from capt_local.evaluate.tasks.task import Task
 from capt_local.prompt.messages import Message
+from capt_local.strict.files import read_bytes
 
 _PLACES = ("instruction", "input", "choices", "lettered", "no_answer", "marker")
 _BETWEEN = "\n\n"

@@ -15,9 +15,11 @@ from capt_local.bundle.fields import NAME
 from capt_local.errors import UsageError
 from capt_local.evaluate.reading.records import measure_of, read_records
 from capt_local.evaluate.reading.rows import Format, plain, read_rows
-from capt_local.evaluate.reading.strict import NotReadable, Problems, lines, read_bytes
 from capt_local.evaluate.tasks.items import MAX_TOKENS, MEASURES, Item, Kind, Measure, problem_of
 from capt_local.evaluate.tasks.layouts import Description, Layout, read_description
+from capt_local.strict.files import read_bytes
+from capt_local.strict.json import lines
+from capt_local.strict.problems import NotReadable, Problems
 
 __all__ = ["Item", "Kind", "Measure", "Task", "read_examples", "read_task"]
 
