@@ -15,7 +15,6 @@ from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import SampleFlags, SideBySideFlags, ViewFlags
 from capt_local.cli.output import OutputFile
-from capt_local.cli.provenance import provenance
 from capt_local.cli.session import Session, find_bundle, open_session
 from capt_local.decode.options import Method
 from capt_local.errors import UsageError
@@ -24,6 +23,7 @@ from capt_local.evaluate.runs.exam import Exam, Plan
 from capt_local.evaluate.runs.harness import Finished, run
 from capt_local.evaluate.runs.remaining import Remaining, spoken_time
 from capt_local.evaluate.runs.result import Result
+from capt_local.provenance import provenance
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
 

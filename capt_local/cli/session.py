@@ -12,7 +12,6 @@ from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import MethodFlags, SampleFlags
 from capt_local.cli.prompts import checked
-from capt_local.cli.provenance import provenance
 from capt_local.cli.thinking import teller
 from capt_local.decode.options import (
     AlignOptions,
@@ -24,6 +23,7 @@ from capt_local.decode.options import (
 from capt_local.decode.step import FinishReason, Step
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
+from capt_local.provenance import provenance
 from capt_local.report.json import Answer, Timings, new_id
 from capt_local.report.screen import Screen
 

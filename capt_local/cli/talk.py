@@ -9,7 +9,6 @@ from pathlib import Path
 from capt_local.chat import transcript
 from capt_local.chat.conversation import Conversation, Turn, with_notes
 from capt_local.chat.transcript import Speakers
-from capt_local.cli.provenance import provenance
 from capt_local.cli.session import Session, answer_to
 from capt_local.cli.signals import Signals
 from capt_local.cli.thinking import Tell
@@ -18,6 +17,7 @@ from capt_local.decode.options import GenerateOptions
 from capt_local.decode.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
 from capt_local.prompt.messages import Message
+from capt_local.provenance import provenance
 from capt_local.report.json import Answer, warnings
 from capt_local.report.summary import short_line
 
