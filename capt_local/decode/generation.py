@@ -24,7 +24,8 @@ class Generation:
         text: bytes of the answer so far; at the end, all of it.
         thoughts: bytes of what the model wrote before it, between its markers.
         finish: why it ended; None while it has not.
-        prompt_tokens: by role.
+        prompts: by role.
+        prompt_tokens: their lengths.
         context_limit: tokens that the smallest context holds.
         weights: exponents (a, b, c) of T^a E^b A^-c and their share of the mixture; empty for
             a method without.
@@ -51,7 +52,7 @@ class Generation:
         trio.configure(options.combine)
         trio.start(prompts)
         self._trio = trio
-        self._prompts = prompts
+        self.prompts = dict(prompts)
         self._memory = memory
         constraint = None
         if options.structure is not None:
@@ -102,6 +103,24 @@ class Generation:
         self.finish = step.finish
         return step
 
+    def prepare(self) -> None:
+        """Decodes the prompt, which the first step does where this is left out.
+
+        Raises:
+            NumericalError, MemoryShortage, ModelError: as for a step.
+        """
+        if self.finish is not None or self._steps is not None:
+            return
+        try:
+            self._prefill()
+        except StopIteration:
+            self.end()
+        except BaseException:
+            self.end(FinishReason.ERROR)
+            raise
+        else:
+            self._steps = iter(self._walk)
+
     def _add(self, step: Step) -> None:
         if step.thought:
             self.thoughts += step.piece
@@ -148,7 +167,7 @@ class Generation:
         """Decodes the prompt; StopIteration if that was cancelled."""
         started = time.perf_counter()
         try:
-            evidence = prefill(self._trio, self._prompts, self._memory)
+            evidence = prefill(self._trio, self.prompts, self._memory)
             self.evidence_tokens = evidence.seen if evidence is not None else 0
         except Cancelled:
             raise StopIteration from None
