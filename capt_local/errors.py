@@ -7,7 +7,9 @@ The command line maps the kinds to exit codes; nothing here knows about processe
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 
 
 class CaptError(Exception):
@@ -53,3 +55,23 @@ class NumericalError(CaptError):
 
 class Cancelled(CaptError):
     """The work was stopped between two steps on request."""
+
+
+class WorkerFailed(CaptError):
+    """The process that holds the models cannot go on."""
+
+
+def place_of(error: BaseException) -> str:
+    """The innermost line of this package, or of whoever raised it outside: "decode/loop.py:12".
+
+    What can be told of an exception whose message may hold a text of the user.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return "an unknown place"
+    package = Path(__file__).resolve().parent
+    ours = [frame for frame in frames if package in Path(frame.filename).resolve().parents]
+    frame = ours[-1] if ours else frames[-1]
+    path = Path(frame.filename)
+    name = path.resolve().relative_to(package).as_posix() if ours else path.name
+    return f"{name}:{frame.lineno}"

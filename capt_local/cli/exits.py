@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import traceback
 from enum import IntEnum
-from pathlib import Path
 
 from capt_local import __version__
 from capt_local.errors import (
@@ -16,6 +14,7 @@ from capt_local.errors import (
     ModelError,
     NumericalError,
     UsageError,
+    place_of,
 )
 
 
@@ -62,7 +61,7 @@ def line_for(error: BaseException) -> str:
     if isinstance(error, CaptError):
         return str(error)
     return (
-        f"unexpected {type(error).__name__} at {_place(error)} (capt-local {__version__}). "
+        f"unexpected {type(error).__name__} at {place_of(error)} (capt-local {__version__}). "
         "This is a defect, and this line holds nothing of your text: please report it. "
         "CAPT_LOCAL_DEBUG=1 shows the traceback, which may hold text."
     )
@@ -71,16 +70,3 @@ def line_for(error: BaseException) -> str:
 def wants_traceback() -> bool:
     """Whether the user asked to see tracebacks, text in them or not."""
     return os.environ.get("CAPT_LOCAL_DEBUG") == "1"
-
-
-def _place(error: BaseException) -> str:
-    """The innermost line of this package, or of whoever raised it outside."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return "an unknown place"
-    package = Path(__file__).resolve().parent.parent
-    ours = [frame for frame in frames if package in Path(frame.filename).resolve().parents]
-    frame = ours[-1] if ours else frames[-1]
-    path = Path(frame.filename)
-    name = path.resolve().relative_to(package).as_posix() if ours else path.name
-    return f"{name}:{frame.lineno}"

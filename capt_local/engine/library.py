@@ -9,7 +9,6 @@ from __future__ import annotations
 import _thread
 import ctypes
 import os
-import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from functools import cache
 from typing import Any
 
 from capt_local.engine.formats import leave_out_crashing
+from capt_local.engine.private import keep_memory_private
 from capt_local.errors import UsageError
 
 # The structures of the binding fit only the library that it was built with.
@@ -176,7 +176,7 @@ def _import_binding() -> Any:
         )
     # A failed assertion in ggml would start a debugger on the process and dump patient text.
     os.environ["GGML_NO_BACKTRACE"] = "1"
-    _forbid_core_dumps()
+    keep_memory_private()
     try:
         import llama_cpp
     except ImportError:
@@ -189,15 +189,6 @@ def _import_binding() -> Any:
             f"exactly {BINDING_VERSION}: pip install llama-cpp-python=={BINDING_VERSION}"
         )
     return llama_cpp.llama_cpp
-
-
-def _forbid_core_dumps() -> None:
-    if sys.platform == "win32":
-        return
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def _text(value: bytes | None) -> str:
