@@ -1,0 +1,98 @@
+"""A run without models: records, a fake answerer, and the loop that a run is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from capt_local.batch.fingerprint import Fingerprint
+from capt_local.batch.journal import Journal
+from capt_local.batch.output import Asked, ErrorCode, Failure, Origin, OutputLine
+from capt_local.batch.shard import Shard
+from capt_local.decode.step import FinishReason
+from capt_local.report.json import Answer, answer_object
+
+NOTE = "canary-7f3a"  # stands for patient text: in answers alone, in no message
+
+
+def fingerprint(shard: Shard | None = None, **changed: Any) -> Fingerprint:
+    values: dict[str, Any] = {
+        "versions": {"capt_local": "1", "llama_cpp": "b1"},
+        "build": {"platform": "test"},
+        "bundle": {"id": "demo", "manifest_sha256": "ab" * 32},
+        "models": {role: {"sha256": role.encode().hex()} for role in ("target", "expert", "base")},
+        "method": "capt",
+        "parameters": {"max_tokens": 16, "sample": {"seed": 0, "temperature": 0.0}},
+        "prompt": {"template": None, "system": "cd" * 32},
+        "computing": {"threads": 1, "parallel": 1},
+    }
+    return Fingerprint(**(values | changed), shard=shard)
+
+
+def ids(count: int) -> list[str]:
+    return [f"note-{number}" for number in range(1, count + 1)]
+
+
+def asked(id: str, seed: int = 0) -> Asked:
+    number = int(id.rpartition("-")[2])
+    sha256 = hashlib.sha256(f"record {id}".encode()).hexdigest()
+    return Asked(id, number, sha256, custom_id=id, seed=seed)
+
+
+def line(id: str, of: Fingerprint, now: float = 1.5e9) -> OutputLine:
+    """The answer of a record: its length depends on the id, and each ninth one fails."""
+    origin, number = Origin(of), asked(id).number
+    if number % 9 == 0:
+        return origin.failed(asked(id), Failure(ErrorCode.CONTEXT_OVERFLOW, "too long"), now)
+    text = f"{NOTE} {id} \u00e4\u2028 " * (1 + number * 7919 % 40)
+    answer = Answer((), text.encode(), FinishReason.STOP, "demo", created=int(now))
+    return origin.answered(asked(id), answer_object(answer), now)
+
+
+def run(
+    path: Path,
+    wanted: Iterable[str],
+    of: Fingerprint | None = None,
+    *,
+    in_order: bool = False,
+    **more: Any,
+) -> Journal:
+    """A whole run; returns the closed journal."""
+    of, wanted = of or fingerprint(), list(wanted)
+    with Journal.open(path, of, **more) as journal:
+        for id in wanted:
+            if id not in journal.done:
+                journal.append(line(id, of))
+        if in_order:
+            journal.put_in_order(wanted)
+    return journal
+
+
+def untimed(data: bytes) -> list[str]:
+    """The lines of an output without the three fields that tell times."""
+    assert data == b"" or data.endswith(b"\n")
+    return [_untimed(each) for each in data.split(b"\n")[:-1]]
+
+
+def _untimed(each: bytes) -> str:
+    value = json.loads(each)
+    if value["response"]:
+        value["response"]["body"]["created"] = 0
+    value["timings"] = {}
+    value["provenance"]["time"] = ""
+    return json.dumps(value)
+
+
+def in_file(path: Path) -> list[str]:
+    """The ids of an output, in its order."""
+    return [json.loads(each)["id"] for each in path.read_bytes().split(b"\n")[:-1]]
+
+
+def beside(path: Path) -> Sequence[str]:
+    """What lies beside an output, without its own name and the dot behind."""
+    return sorted(
+        each.name.removeprefix(path.name + ".") for each in path.parent.iterdir() if each != path
+    )
