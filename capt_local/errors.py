@@ -57,7 +57,7 @@ class Cancelled(CaptError):
     """The work was stopped between two steps on request."""
 
 
-class WorkerFailed(CaptError):
+class WorkerFailed(ModelError):
     """The process that holds the models cannot go on."""
 
 

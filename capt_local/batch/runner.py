@@ -1,0 +1,203 @@
+"""The order of work: records to the worker, outcomes to the journal, until all are done.
+
+The only state besides the journal is which records are at hand; whenever the run ends, what the
+journal holds is all that is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from capt_local.batch.asks import as_message, settings_of
+from capt_local.batch.crew import Crew, News, Outcome
+from capt_local.batch.output import Asked, ErrorCode, Failure, Origin, OutputLine, code_of
+from capt_local.batch.progress import Progress
+from capt_local.batch.records import InputChanged, Record
+from capt_local.batch.shard import Shard
+from capt_local.batch.structured import Form
+from capt_local.decode.options import GenerateOptions
+from capt_local.errors import CaptError
+
+_WAIT = 0.1  # seconds without an event until signals and the display get their turn
+
+
+class Source(Protocol):
+    """The input, as far as it matters here; see `sources`."""
+
+    ids: Sequence[str]
+
+    def record(self, place: int) -> Record:
+        """Reads a record again."""
+
+    def line(self, place: int) -> tuple[int, str]:
+        """Where it was, and the digest of what it was."""
+
+
+class Journal(Protocol):
+    """The output, likewise; see `journal`."""
+
+    done: Mapping[str, str]
+
+    def append(self, line: OutputLine) -> None:
+        """Adds a line; it is on the disk when this returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one run has to do.
+
+    Attributes:
+        source: the input.
+        journal: the output.
+        origin: makes lines.
+        options: of answers.
+        places: of the records that are to be done, in their order; see `places_to_do`.
+        logprobs: whether the output holds log-probabilities, where a record does not say.
+        form: what checks a structured answer; None where there is no schema.
+        fail_fast: whether the first failed record ends the run.
+    """
+
+    source: Source
+    journal: Journal
+    origin: Origin
+    options: GenerateOptions
+    places: tuple[int, ...]
+    logprobs: bool = False
+    form: Form | None = None
+    fail_fast: bool = False
+
+
+def places_to_do(
+    ids: Iterable[str], done: Mapping[str, str], shard: Shard | None, limit: int | None
+) -> tuple[int, ...]:
+    """Which records are left.
+
+    Args:
+        ids: of all records, in the order of the input.
+        done: those that have a line.
+        shard: the part that is this process's.
+        limit: at most so many.
+    """
+    left = [
+        place
+        for place, id in enumerate(ids)
+        if id not in done and (shard is None or shard.holds(id))
+    ]
+    return tuple(left if limit is None else left[:limit])
+
+
+class Runner:
+    """Does a job.
+
+    Args:
+        job: what there is to do.
+        crew: does it; its worker has said hello.
+        progress: counts.
+        tell: told of everything besides the records themselves.
+        stop: whether to stop; asked at least every 0.1 s.
+        now: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        crew: Crew,
+        progress: Progress,
+        *,
+        tell: Callable[[News], None],
+        stop: Callable[[], bool],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Does nothing yet."""
+        self._job, self._crew, self._progress = job, crew, progress
+        self._tell, self._stop, self._now = tell, stop, now
+        self._hand: dict[int, tuple[Asked, bool]] = {}
+        self._halted = False
+
+    def run(self) -> bool:
+        """Works until all is done, or until it is to stop. Records at hand are dropped then.
+
+        Returns:
+            Whether all is done.
+
+        Raises:
+            JournalFull, JournalBroken: the disk fails.
+            CaptError: no worker can be started any more.
+        """
+        todo = iter(self._job.places)
+        self._crew.load()
+        more = True
+        while more or not self._crew.idle:
+            if self._halted or self._stop():
+                return False
+            more = more and self._fill(todo)
+            event = self._crew.take(_WAIT)
+            if isinstance(event, Outcome):
+                self._settle(event)
+            elif event is not None:
+                self._note(event)
+        return not self._halted
+
+    def _fill(self, todo: Iterator[int]) -> bool:
+        """Puts records to the crew while it takes some; whether there may be more."""
+        while self._crew.room and not self._halted:
+            place = next(todo, None)
+            if place is None:
+                self._crew.no_more()
+                return False
+            self._put(place)
+        return True
+
+    def _put(self, place: int) -> None:
+        job = self._job
+        try:
+            record = job.source.record(place)
+        except InputChanged as error:
+            asked = Asked(job.source.ids[place], *job.source.line(place))
+            self._fail(asked, Failure(ErrorCode.INPUT_CHANGED, str(error)))
+            return
+        asked = Asked(record.id, record.number, record.digest, record.custom_id)
+        try:
+            settings = settings_of(record, job.options)
+        except CaptError as error:
+            self._fail(asked, Failure(code_of(error), str(error)))
+            return
+        asked = Asked(record.id, record.number, record.digest, record.custom_id, settings.seed)
+        wanted = record.settings.logprobs
+        self._hand[place] = asked, job.logprobs if wanted is None else wanted
+        self._crew.put(place, as_message(place, record, settings))
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Writes the line of a record."""
+        asked, logprobs = self._hand.pop(outcome.key)
+        if outcome.failure is not None:
+            self._fail(asked, outcome.failure)
+            return
+        answer = outcome.answer or {}
+        form = self._job.form
+        self._write(
+            self._job.origin.answered(
+                asked,
+                answer,
+                self._now(),
+                logprobs=logprobs,
+                invalid="" if form is None else form.problem(answer),
+            )
+        )
+
+    def _fail(self, asked: Asked, failure: Failure) -> None:
+        self._write(self._job.origin.failed(asked, failure, self._now()))
+
+    def _write(self, line: OutputLine) -> None:
+        self._job.journal.append(line)
+        self._progress.add(line)
+        self._halted = self._halted or (self._job.fail_fast and line.error is not None)
+        self._tell(News())
+
+    def _note(self, news: News) -> None:
+        if news.ready is not None:
+            self._progress.ready()
+        self._tell(news)

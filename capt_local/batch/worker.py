@@ -1,0 +1,189 @@
+"""The worker process: the models live here, and whatever they do, the run goes on without them.
+
+It reads from standard input and writes to standard output (see `wire`); what libraries print goes
+nowhere. It knows neither files nor ids, and it ends when the run's process does.
+
+What it is told: `open`, then `ask` for each record, then `end`.
+What it says: `hello`, `loading`, `ready`, `begun` when a record is taken, `answered` or `failed`
+when it is done, and `fatal` before it ends because of an error.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from capt_local import __version__
+from capt_local.batch import wire
+from capt_local.batch.answering import Answered, Ask, answer_object_of, answers
+from capt_local.batch.asks import from_message
+from capt_local.batch.opening import Opening
+from capt_local.batch.output import code_of
+from capt_local.batch.packing import unpacked
+from capt_local.errors import CaptError, place_of
+
+Progress = Callable[[str, float], None]
+_EACH = 0.01  # of a file; how often loading is told
+
+
+def main() -> None:
+    """Serves until the run has ended."""
+    # Signals of a terminal or a batch system are for the run, which then ends its worker.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    incoming, outgoing = _streams()
+    from capt_local.engine.private import be_first_to_go
+
+    be_first_to_go()
+    Worker(incoming, outgoing, _open).serve()
+
+
+def _streams() -> tuple[BinaryIO, BinaryIO]:
+    """The pipes, out of the way of whatever prints."""
+    incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1):
+        os.dup2(nowhere, number)
+    os.close(nowhere)
+    return incoming, outgoing
+
+
+def _open(opening: Opening, progress: Progress) -> Any:
+    from capt_local.runtime import Runtime
+
+    return Runtime.open(
+        opening.bundle,
+        load=opening.load,
+        progress=progress,
+        check=opening.check,
+        date=opening.day,
+        roles=opening.options.method.roles,
+    )
+
+
+class Worker:
+    """Answers what it is asked.
+
+    Args:
+        incoming: messages of the run.
+        outgoing: messages to the run.
+        open_models: loads the models; gives a `Runtime`.
+    """
+
+    def __init__(
+        self,
+        incoming: BinaryIO,
+        outgoing: BinaryIO,
+        open_models: Callable[[Opening, Progress], Any],
+    ) -> None:
+        """Says nothing yet."""
+        self._incoming, self._outgoing = incoming, outgoing
+        self._open_models = open_models
+        self._messages: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
+        self._told: dict[str, float] = {}
+
+    def serve(self) -> None:
+        """Does everything from `hello` to the end."""
+        threading.Thread(target=self._read, daemon=True).start()
+        try:
+            self._say({"hello": facts()})
+            opening = unpacked(Opening, self._messages.get()["open"])
+            with self._open_models(opening, self._tell_loading) as runtime:
+                self._say({"ready": about(runtime)})
+                self._answer(runtime, opening)
+        except BrokenPipeError:
+            return
+        except CaptError as error:
+            self._say({"fatal": type(error).__name__, "message": str(error)})
+        except Exception as error:
+            # The message of such an error may hold text of a record.
+            where = f"{type(error).__name__} at {place_of(error)}"
+            self._say({"fatal": "unexpected", "message": where})
+
+    def _read(self) -> None:
+        """Takes in messages as they come; without the run there is nothing left to do."""
+        while (message := wire.receive(self._incoming)) is not None:
+            self._messages.put(message)
+        os._exit(0)
+
+    def _say(self, message: wire.Message) -> None:
+        wire.send(self._outgoing, message)
+
+    def _tell_loading(self, role: str, share: float) -> None:
+        if share >= 1.0 or abs(share - self._told.get(role, -1.0)) >= _EACH:
+            self._told[role] = share
+            self._say({"loading": role, "share": share})
+
+    def _answer(self, runtime: Any, opening: Opening) -> None:
+        keys: list[int] = []
+        for answered in answers(runtime, self._asks(opening, keys), opening.parallel):
+            self._deliver(runtime, keys[answered.index], answered)
+
+    def _asks(self, opening: Opening, keys: list[int]) -> Iterator[Ask]:
+        """Records as they are wanted; one that cannot be asked is answered with its error."""
+        while "end" not in (message := self._messages.get()):
+            key = message["ask"]
+            self._say({"begun": key})
+            try:
+                prompt, options = from_message(message, opening.options)
+            except CaptError as error:
+                self._fail(key, error)
+                continue
+            keys.append(key)
+            yield Ask(prompt, options, raw=opening.raw)
+
+    def _deliver(self, runtime: Any, key: int, answered: Answered) -> None:
+        if answered.error is not None:
+            self._fail(key, answered.error)
+        else:
+            self._say({"answered": key, "answer": answer_object_of(runtime, answered)})
+
+    def _fail(self, key: int, error: CaptError) -> None:
+        self._say({"failed": key, "code": str(code_of(error)), "message": str(error)})
+
+
+def facts() -> dict[str, Any]:
+    """What is known before anything is loaded: versions and the build of llama.cpp."""
+    import numpy
+
+    from capt_local.engine.library import library
+
+    build = library().build_info()
+    return {
+        "versions": {
+            "capt_local": __version__,
+            "llama_cpp_python": build.binding,
+            "llama_cpp": build.llama_cpp,
+            "numpy": numpy.__version__,
+        },
+        "build": {
+            "platform": f"{platform.system()} {platform.machine()}",
+            "llama_cpp": build.system_info,
+        },
+    }
+
+
+def about(runtime: Any) -> dict[str, Any]:
+    """What is known once the models are loaded."""
+    return {
+        "notices": list(runtime.notices),
+        "models": {
+            role: {
+                "architecture": model.metadata.architecture,
+                "quantization": model.metadata.file_type,
+                "context": model.context_limit,
+                "gpu_layers": model.metadata.gpu_layers,
+            }
+            for role, model in runtime.models.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
