@@ -9,18 +9,22 @@ import pytest
 
 from capt_local.bundle.manifest import Bundle, Defaults
 from capt_local.cli import bench
-from capt_local.evaluate.speed import Mode
+from capt_local.cli.bench_report import Report, Workload
+from capt_local.evaluate.speed.figures import Figures
+from capt_local.evaluate.speed.result import SpeedResult
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 
-MODE = Mode(prompt_tokens=1, prompt_seconds=1.0, tokens=1, seconds=1.0, inside=1.0)
+FOUND = SpeedResult({"target": Figures(1.0, 0.0, 1.0, 0.0, tokens=1, answers=1)}, {}, {})
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bench that measures nothing."""
-    monkeypatch.setattr(bench, "run_modes", lambda *_, **__: {"target": MODE})
-    monkeypatch.setattr(bench, "memory_over", lambda _: 0)
+    report = Report(FOUND, Workload([], True, 1), 1, (0, 0), {}, {})
+    monkeypatch.setattr(bench, "_standard", lambda *_: [])
+    monkeypatch.setattr(bench, "_measure", lambda *_: FOUND)
+    monkeypatch.setattr(bench, "_report", lambda *_: report)
 
 
 def test_model_files_win_over_a_bundle_of_the_environment(

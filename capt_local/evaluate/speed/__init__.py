@@ -1,0 +1,1 @@
+"""How fast answers come, and what it costs beside llama.cpp itself."""

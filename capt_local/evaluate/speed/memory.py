@@ -1,0 +1,31 @@
+"""What a loaded bundle takes in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from capt_local.engine.header import read_header
+from capt_local.engine.memory import estimate
+from capt_local.engine.options import LoadOptions
+from capt_local.runtime import Runtime
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def memory_over(runtime: Runtime) -> int:
+    """Bytes that this process holds beyond the model files and the KV caches."""
+    rest = resident()
+    counted: set[Path] = set()
+    for role, model in runtime.models.items():
+        path = runtime.bundle.models[role].path.resolve()
+        if path not in counted:  # models of one file share its weights
+            rest -= path.stat().st_size
+            counted.add(path)
+        options = LoadOptions(context=model.context_limit)
+        rest -= estimate(read_header(path), options).kv_cache
+    return rest

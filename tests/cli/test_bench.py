@@ -1,0 +1,137 @@
+"""The flags of `bench`, found wrong before any model is loaded, and what it tells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.store import find
+from capt_local.cli.bench import chosen_modes
+from capt_local.cli.bench_report import Report, Workload, tell
+from capt_local.decode.options import GenerateOptions, Method, SampleOptions
+from capt_local.errors import UsageError
+from capt_local.evaluate.speed.batches import BatchCost
+from capt_local.evaluate.speed.figures import figures, ratios
+from capt_local.evaluate.speed.result import SpeedResult
+from capt_local.evaluate.speed.same import Difference, Sameness, Shift
+from capt_local.evaluate.speed.taken import Drafts
+from capt_local.report.screen import Screen
+from tests.cli.conftest import Run
+from tests.cli.fake_runtime import Script
+from tests.evaluate.speed.answers import taken, turns
+
+CANARY = "PATIENT-CANARY"
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Bundle:
+    path = tmp_path / "target.gguf"
+    path.write_bytes(b"GGUF")
+    return Bundle.from_paths(path)
+
+
+def test_all_modes_are_those_of_the_bundle(alone: Bundle) -> None:
+    options = GenerateOptions(max_tokens=5)
+    assert list(chosen_modes(None, alone, options)) == ["target", "llama"]
+    whole = chosen_modes(None, find("demo"), options)
+    assert list(whole)[:2] == ["target", "exact-steps"] and list(whole)[-1] == "llama"
+    assert whole["target"].method is Method.TARGET and whole["exact-steps"].method is Method.CAPT
+    drawn = GenerateOptions(sample=SampleOptions(temperature=1.0))
+    assert list(chosen_modes(None, alone, drawn)) == ["target"]
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        ("target,fast", "Number 2 of --modes"),
+        ("target, target", "target twice"),
+        ("", "Number 1"),
+        ("target,exact-steps", "Number 2 of --modes is none of this bundle"),
+    ],
+)
+def test_modes_that_are_none_are_refused(names: str, problem: str, alone: Bundle) -> None:
+    with pytest.raises(UsageError, match=problem):
+        chosen_modes(names, alone, GenerateOptions())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--limit", "3"],
+        ["--raw"],
+        ["--max-input-bytes", "9"],
+        ["--prompts", "{prompts}", "-r", "2"],
+        ["--prompts", "{prompts}", "--prompt-tokens", "2"],
+        ["--prompts", "{broken}"],
+        ["--prompts", "{missing}"],
+        ["--modes", "llama,fast"],
+        ["--limit", "0"],
+    ],
+)
+def test_wrong_flags_are_told_before_anything_is_loaded(
+    flags: list[str], run: Run, script: Script, tmp_path: Path
+) -> None:
+    prompts, broken = tmp_path / "in.jsonl", tmp_path / "broken.jsonl"
+    prompts.write_text('{"prompt": "x"}\n')
+    broken.write_text(f'{{"note": "{CANARY}"}}\n')
+    places = {"prompts": prompts, "broken": broken, "missing": tmp_path / CANARY}
+    result = run("bench", "{models}", *(flag.format(**places) for flag in flags))
+    assert result.code == 2 and not script.calls
+    assert CANARY not in result.err and result.err.count("\n") <= 3
+
+
+def report() -> Report:
+    made = turns(
+        target=[taken([1] * 11, rate=20.0, passes={"target": 10, "expert": 0})],
+        auto=[
+            taken(
+                [1] * 11,
+                rate=15.0,
+                passes={"target": 5, "expert": 5},
+                decoded={"target": 15, "expert": 15},
+                drafts=Drafts(10, 5, 2, 5),
+                inside=0.5,
+            )
+        ],
+    )
+    cost = {1: 1.0, 4: 2.0}
+    difference = Difference(1, 4, (300, 301), (-0.5, -0.6), (-0.6, -0.5))
+    result = SpeedResult(
+        figures={name: figures(made.of(name)) for name in ("target", "auto")},
+        ratios=ratios(made, ["target", "auto"], "target"),
+        same={"auto": Sameness("exact-steps", 0, 1, Shift(1e-6, 1e-5, 9), (difference,))},
+        costs={role: BatchCost(0.02, cost) for role in ("target", "expert")},
+        prompts=1,
+        prompt_tokens=100,
+        too_long=[3],
+    )
+    return Report(result, Workload([], True, 11), 2, (5_000_000, 1_000_000), {"target": 9}, {})
+
+
+def test_the_table_says_what_a_ratio_is_made_of(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(Screen.standard(), report(), json=False)
+    out = capsys.readouterr().out
+    assert "pp100 t/s" in out and "tg11 t/s" in out
+    assert "0.75" in out and "0.50/0.50" in out and "50%" in out
+    # Half a forward of three tokens each, 20 ms times 1 2/3: 16.67 ms for each of the two.
+    assert "target 16.67 + expert 16.67 ms a token, which allows 0.60" in out
+    assert "prompt 1, step 4: token 300 or 301" in out and "not batch arithmetic" in out
+    assert "1 prompts do not fit" in out
+
+
+def test_the_object_has_the_promised_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(Screen.standard(), report(), json=True)
+    told = json.loads(capsys.readouterr().out)
+    mode = told["modes"]["auto"]
+    assert mode["generate_tokens_per_s"] == pytest.approx(15.0)
+    assert mode["prefill_tokens_per_s"] == pytest.approx(200.0)
+    assert mode["forwards_per_token"] == {"target": 0.5, "expert": 0.5}
+    assert (mode["acceptance"], mode["gated"]) == (0.5, pytest.approx(2 / 11))
+    assert mode["outside_decode_share"] == pytest.approx((10 / 15 - 0.5) / 0.5)
+    assert (mode["same_answers"], mode["compared_with"]) == (0, "exact-steps")
+    assert mode["differences"][0]["scores_mode"] == [-0.6, -0.5]
+    assert told["ratios"] == {"auto/target": pytest.approx(0.75)}
+    assert told["threads"] == 2 and told["batches"]["target"]["relative"]["4"] == 2.0

@@ -1,0 +1,61 @@
+"""`bench` with the real demo trio: every mode answers, and the figures belong together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capt_local.cli.app import run
+
+TASKS = Path(__file__).resolve().parent.parent / "data" / "tasks"
+
+
+def bench(capfd: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    assert run(["bench", "-t", "1", "--json", *flags]) == 0
+    told: dict[str, Any] = json.loads(capfd.readouterr().out)
+    return told
+
+
+def test_the_invented_text_in_all_modes(capfd: pytest.CaptureFixture[str]) -> None:
+    told = bench(capfd, "-n", "8", "-r", "2", "--prompt-tokens", "64")
+    modes = told["modes"]
+    assert {"target", "exact-steps", "llama"} <= set(modes)
+    for name, mode in modes.items():
+        assert mode["generate_tokens_per_s"] > 0 and mode["prefill_tokens_per_s"] > 0
+        assert mode["tokens"] <= 14
+        if name not in ("target", "llama"):
+            assert mode["forwards_per_token"].keys() == {"target", "expert", "base"}
+    assert modes["exact-steps"]["forwards_per_token"]["target"] == 1.0
+    assert modes["target"]["forwards_per_token"] == {"target": 1.0, "expert": 0.0, "base": 0.0}
+    # The binding's own greedy answer is that of the target alone.
+    assert (modes["llama"]["same_answers"], modes["llama"]["compared_with"]) == (2, "target")
+    assert told["ratios"]["exact-steps/target"] > 0
+    assert told["batches"].keys() == {"target", "expert", "base"}
+    assert set(told["batches"]["target"]["relative"]) == {"1", "4", "8", "16"}
+    assert told["model_bytes"].keys() == {"target", "expert", "base"}
+    assert told["provenance"]["bundle"]["id"] == "demo" and told["threads"] == 1
+
+
+def test_a_task_of_eval_is_measured_on(capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["--prompts", str(TASKS / "summary.jsonl"), "--modes", "target,exact-steps"]
+    told = bench(capfd, *flags, "--limit", "2", "-n", "4")
+    assert list(told["modes"]) == ["target", "exact-steps"]
+    assert told["prompts"] == {"measured": 2, "too_long": []}
+    assert told["workload"] == {"kind": "prompts", "max_tokens": 4}
+
+
+def test_a_prompt_that_does_not_fit_is_left_out_and_told(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "word " * n}) + "\n" for n in (900, 3)))
+    flags = ["-c", "128", "--prompts", str(path), "--raw", "--modes", "target", "-n", "4"]
+    assert bench(capfd, *flags)["prompts"] == {"measured": 1, "too_long": [1]}
+
+
+def test_a_context_without_room_for_the_invented_text(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "-t", "1", "-c", "128", "--modes", "target"]) == 2
+    assert "--prompt-tokens" in capfd.readouterr().err
