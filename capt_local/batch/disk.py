@@ -33,7 +33,7 @@ class Files:
     def open(self, path: Path, flags: int) -> io.FileIO:
         """Opens a file without a buffer, for its owner alone if it is made."""
         handle = os.open(path, flags | _SAFE, _MODE)
-        return io.FileIO(handle, "r+b" if flags & os.O_RDWR else "wb")
+        return io.FileIO(handle, "r+b" if flags & os.O_RDWR else "rb")
 
     def write(self, stream: io.FileIO, data: memoryview) -> int:
         """Writes once; returns how many bytes went out."""

@@ -196,15 +196,31 @@ class Journal:
         self._store.rewrite(order)
         return True
 
+    def tell_provenance(self, provenance: Mapping[str, Any]) -> None:
+        """Keeps in the manifest what is known once the models are loaded.
+
+        Args:
+            provenance: see `RunFacts`; holds no text of records. What is as at the last start
+                is not kept twice.
+
+        Raises:
+            JournalBroken: the disk fails or is full; the output is safe.
+        """
+        if (manifest := self.manifest.with_provenance(provenance)) != self.manifest:
+            self._tell(manifest)
+
     def conclude(self, last: Mapping[str, Any]) -> None:
         """Writes the end of the run into the manifest: counts, the head of the audit log, ...
 
         Raises:
             JournalBroken: the disk fails or is full; the output is safe.
         """
-        self.manifest = dataclasses.replace(self.manifest, last=json.loads(json.dumps(dict(last))))
+        self._tell(dataclasses.replace(self.manifest, last=json.loads(json.dumps(dict(last)))))
+
+    def _tell(self, manifest: RunManifest) -> None:
+        self.manifest = manifest
         try:
-            self.manifest.write(self._files, self._path)
+            manifest.write(self._files, self._path)
         except OSError as error:
             self._store.stop(error)
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import io
 import os
+import time
 from pathlib import Path
 
 from capt_local.batch.disk import Files, sibling
@@ -22,6 +23,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+_PATIENCE = 30.0  # seconds
 NO_LOCKS = (
     "This file system has no locks: nothing keeps a second run from writing to the same output."
 )
@@ -82,6 +84,30 @@ class Lock:
         if os.name == "nt":
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
+
+
+def wait_for_lock(stream: io.FileIO, what: str) -> None:
+    """Locks an open file until it is closed; waits for others, which hold it for moments alone.
+
+    Args:
+        stream: open for writing.
+        what: what errors call the file.
+
+    Raises:
+        UsageError: another process keeps it.
+    """
+    ends = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            _lock(stream)
+        except OSError as error:
+            if error.errno not in _HELD:
+                return  # a file system without locks
+            if time.monotonic() > ends:
+                raise UsageError(f"{what} is being kept by another process.") from None
+            time.sleep(0.02)
+        else:
+            return
 
 
 def _is_at(stream: io.FileIO, path: Path) -> bool:

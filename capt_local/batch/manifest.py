@@ -36,26 +36,18 @@ class RunFacts:
     Attributes:
         provenance: versions, platform, build, bundle, parameters, loading: all that a line of
             the output leaves out.
-        records: how many records this output is to hold (those of the shard).
-        total: how many the whole input holds.
-        input_sha256: digest of the whole input.
-        input_kind: how it was read.
+        wanted: how many records this output is to hold (those of its shard).
+        input: what `Source.describe` says: counts, digest, form.
     """
 
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    records: int | None = None
-    total: int | None = None
-    input_sha256: str | None = None
-    input_kind: str | None = None
+    wanted: int | None = None
+    input: Mapping[str, Any] = field(default_factory=dict)
 
     def input_object(self) -> dict[str, Any]:
         """The part about the input, for JSON."""
-        return {
-            "records": self.records,
-            "total": self.total,
-            "sha256": self.input_sha256,
-            "kind": self.input_kind,
-        }
+        told: dict[str, Any] = json.loads(json.dumps({**self.input, "wanted": self.wanted}))
+        return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +60,7 @@ class RunManifest:
         fingerprint: as `Fingerprint.as_object` gives it.
         input: see `RunFacts.input_object`.
         provenance: that of the first start, and of each later one that differs from the one
-            before, each with its `time`.
+            before, each with its `time`; see `RunFacts`.
         last: what the last run said at its end; empty while it goes on or after a kill.
     """
 
@@ -82,22 +74,22 @@ class RunManifest:
     @classmethod
     def new(cls, fingerprint: Mapping[str, Any], facts: RunFacts) -> RunManifest:
         """That of a run that begins."""
-        first = {"time": now_text(), **facts.provenance}
-        return cls(
-            run=f"run-{uuid.uuid4().hex}",
-            created=now_text(),
-            fingerprint=fingerprint,
-            input=facts.input_object(),
-            provenance=(first,),
-        )
+        run, now = f"run-{uuid.uuid4().hex}", now_text()
+        begun = cls(run=run, created=now, fingerprint=fingerprint, input=facts.input_object())
+        return begun.with_provenance(facts.provenance)
 
     def resumed(self, facts: RunFacts) -> RunManifest:
         """That of the same run, started again."""
-        entries = self.provenance
-        last = {k: v for k, v in entries[-1].items() if k != "time"} if entries else None
-        if last != json.loads(json.dumps(dict(facts.provenance))):
-            entries = (*entries, {"time": now_text(), **facts.provenance})
-        return replace(self, input=facts.input_object(), provenance=entries, last={})
+        again = replace(self, input=facts.input_object(), last={})
+        return again.with_provenance(facts.provenance)
+
+    def with_provenance(self, provenance: Mapping[str, Any]) -> RunManifest:
+        """The same with an entry more, where there is something new to tell."""
+        told: dict[str, Any] = json.loads(json.dumps(dict(provenance)))
+        before = self.provenance[-1] if self.provenance else {}
+        if not told or told == {name: value for name, value in before.items() if name != "time"}:
+            return self
+        return replace(self, provenance=(*self.provenance, {"time": now_text(), **told}))
 
     @property
     def digest(self) -> str:
