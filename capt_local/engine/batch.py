@@ -52,25 +52,36 @@ class Batch:
         self._wanted[0] = row
         self.raw.n_tokens = 1
 
-    def fill(self, tokens: Sequence[int], position: int, rows: int) -> None:
-        """Consecutive tokens of the running sequence, with logits after the last `rows`."""
+    def fill(self, tokens: Sequence[int], position: int, rows: int, sequence: int = 0) -> None:
+        """Consecutive tokens of one sequence, with logits after the last `rows`."""
         count = len(tokens)
         self._tokens[:count] = tokens
         np.add(self._offsets[:count], position, out=self._positions[:count])
-        self._sequences[:count] = 0
+        self._sequences[:count] = sequence
         self._wanted[: count - rows] = 0
         self._wanted[count - rows : count] = 1
         self.raw.n_tokens = count
 
-    def fill_branches(self, tails: Sequence[Sequence[int]], position: int) -> list[int]:
-        """Tails of the sequences 1, 2, ..., with logits after the last token of each.
+    def fill_lanes(
+        self, first: int, tokens: Sequence[int], positions: Sequence[int], rows: Sequence[bool]
+    ) -> None:
+        """One token of each of the sequences `first`, `first` + 1, ..."""
+        count = len(tokens)
+        self._tokens[:count] = tokens
+        self._positions[:count] = positions
+        np.add(self._offsets[:count], first, out=self._sequences[:count])
+        self._wanted[:count] = rows
+        self.raw.n_tokens = count
+
+    def fill_branches(self, tails: Sequence[Sequence[int]], positions: Sequence[int]) -> list[int]:
+        """Tails of the sequences 1, 2, ..., each from its position on, with logits at their ends.
 
         Returns:
             Places of those last tokens in the batch.
         """
         at = 0
         ends = []
-        for number, tail in enumerate(tails, start=1):
+        for number, (tail, position) in enumerate(zip(tails, positions, strict=True), start=1):
             end = at + len(tail)
             self._tokens[at:end] = tail
             self._positions[at:end] = self._offsets[: len(tail)] + position

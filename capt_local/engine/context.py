@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
-from capt_local.engine.adapters import free_adapters, set_adapters
+from capt_local.engine.adapters import put_adapters
 from capt_local.engine.batch import Batch
 from capt_local.engine.library import Library, library
-from capt_local.engine.memory import context_size, sequence_count
+from capt_local.engine.memory import sequence_count
 from capt_local.engine.options import LoadOptions
+from capt_local.engine.parameters import (
+    CONTEXT_UNIT,
+    context_parameters,
+    is_recurrent,
+    make_context,
+    notes,
+)
 from capt_local.engine.weights import Weights
 from capt_local.errors import (
     Cancelled,
@@ -29,16 +33,8 @@ from capt_local.errors import (
 
 Rows = npt.NDArray[np.float32]
 
-_FLASH = {"auto": -1, "off": 0, "on": 1}
-_GGML_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 _NO_SLOT, _ABORTED, _NO_MEMORY = 1, 2, -2
 _RUNNING = 0  # the sequence that `extend` appends to; branches are 1, 2, ...
-
-
-def physical_cores() -> int:
-    """Physical cores that this process may use; threads beyond them only wait for each other."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(usable or 1, psutil.cpu_count(logical=False) or usable or 1))
 
 
 class Context:
@@ -47,37 +43,42 @@ class Context:
     Args:
         weights: which must stay open as long as this.
         options: of the context.
+        lanes: 0 for one running sequence and its branches; else as many sequences with memory of
+            their own, each for the whole context.
 
     Attributes:
         batch: what the next `decode` computes.
         limit: tokens that fit.
         branches: sequences beside the running one that one batch may hold.
+        can_rewind: whether the memory can forget a part of a sequence.
         notes: what was decided without being asked for.
         seconds: time in llama.cpp so far, computing and waiting for it.
         calls: batches computed so far.
     """
 
-    def __init__(self, weights: Weights, options: LoadOptions) -> None:
+    def __init__(self, weights: Weights, options: LoadOptions, *, lanes: int = 0) -> None:
         """Allocates."""
         self._library: Library = library()
         api = self._library.api
-        recurrent = _is_recurrent(api, weights)
-        sequences = sequence_count(options, recurrent)
-        self._address = _make(self._library, weights, _parameters(api, weights, options, sequences))
+        recurrent = is_recurrent(api, weights)
+        sequences = lanes or sequence_count(options, recurrent)
+        parameters = context_parameters(api, weights, options, sequences, apart=bool(lanes))
+        self._address = make_context(self._library, weights, parameters)
         self._name = weights.metadata.name
-        self._adapters: list[int] = []
         try:
-            self._adapters = set_adapters(self._library, weights, self._address, options)
+            told = put_adapters(self._library, weights, self._address, options.adapters)
         except BaseException:
             api.llama_free(self._address)
             raise
         self._bind()
-        self.branches = sequences - 1
+        self._apart = bool(lanes)
+        self.branches = 0 if lanes else sequences - 1
         self.batch = Batch(api, int(api.llama_n_batch(self._address)))
         self.limit = self._usable(weights, options)
-        self.notes = _notes(weights, options, self.limit)
+        self.notes = (*notes(weights, options, self.limit), *told)
         self._window = int(api.llama_model_n_swa(weights.handle))
         self._width = len(weights.vocabulary)
+        self.can_rewind = not recurrent and (options.whole_window or not self._window)
         # The output buffer of other models is allocated in full at once and never moves.
         self._moves = recurrent
         self.seconds = 0.0
@@ -128,27 +129,30 @@ class Context:
         """The logits of the token at `place` of the batch: a view, shape (n,)."""
         return self._view(self._logits(self._handle, place), 1)[0]
 
-    def copy_sequence(self, number: int) -> None:
-        """Makes the sequence `number` share the tokens of the running one."""
-        self._copy(self._memory, _RUNNING, number, -1, -1)
+    def copy_sequence(self, number: int, length: int = -1, source: int = _RUNNING) -> None:
+        """Gives the sequence `number` the first tokens of another; -1: all, as lanes must."""
+        self._copy(self._memory, source, number, -1, length)
 
     def drop_sequence(self, number: int) -> None:
         """Forgets the sequence `number`."""
         self._remove(self._memory, number, -1, -1)
 
-    def cut(self, length: int) -> bool:
-        """Drops the running sequence from position `length` on.
+    def cut(self, length: int, number: int = _RUNNING) -> bool:
+        """Drops a sequence from position `length` on.
 
         Returns:
             False where this memory cannot forget a part: then all of it has been dropped.
         """
-        if length > 0 and self._remove(self._memory, _RUNNING, length, -1):
+        if length > 0 and self._remove(self._memory, number, length, -1):
             # A sliding window may already have let go of tokens that come into sight again, or of
             # all that is left (-1).
-            earliest = self._earliest(self._memory, _RUNNING)
+            earliest = self._earliest(self._memory, number)
             if not self._window or 0 <= earliest <= max(0, length - self._window):
                 return True
-        self._clear(self._memory, True)
+        if self._apart:
+            self.drop_sequence(number)
+        else:
+            self._clear(self._memory, True)
         return length == 0
 
     @contextmanager
@@ -179,7 +183,6 @@ class Context:
         """Frees the memory."""
         self._views.clear()
         self._library.api.llama_free(self._address)
-        free_adapters(self._library, self._adapters)
 
     def _view(self, address: int | None, count: int) -> Rows:
         if not address:
@@ -200,67 +203,10 @@ class Context:
 
     def _usable(self, weights: Weights, options: LoadOptions) -> int:
         """Tokens that may be used: llama.cpp pads a context, beyond what a model may know."""
-        allocated = int(self._library.api.llama_n_ctx(self._address))
+        allocated = int(self._library.api.llama_n_ctx_seq(self._address))
+        if self._apart:
+            allocated -= CONTEXT_UNIT
         trained = weights.metadata.context_length
         if 0 < trained < allocated and (options.context or 0) <= trained:
             return trained
         return allocated
-
-
-def _notes(weights: Weights, options: LoadOptions, limit: int) -> tuple[str, ...]:
-    metadata, notes = weights.metadata, []
-    trained = metadata.context_length
-    if options.context is None and limit < trained:
-        notes.append(
-            f"{metadata.name}: the context holds {limit:,} of the {trained:,} tokens that the "
-            "model was trained for; --ctx-size changes that."
-        )
-    if options.context is not None and 0 < trained < options.context:
-        notes.append(
-            f"{metadata.name}: the context of {options.context:,} tokens is longer than the "
-            f"{trained:,} that the model was trained for; answers may get worse."
-        )
-    if 0 < metadata.gpu_layers < metadata.layers:
-        notes.append(
-            f"{metadata.name}: {metadata.gpu_layers} of {metadata.layers} layers are on the GPU."
-        )
-    return tuple(notes)
-
-
-def _is_recurrent(api: Any, weights: Weights) -> bool:
-    """Whether the model keeps a state (also beside a KV cache) that cannot be cut back."""
-    handle = weights.handle
-    return bool(api.llama_model_is_recurrent(handle) or api.llama_model_is_hybrid(handle))
-
-
-def _make(library: Library, weights: Weights, parameters: Any) -> int:
-    api = library.api
-    library.forget_errors()
-    address = api.llama_init_from_model(weights.handle, parameters)
-    name = weights.metadata.name
-    if not address:
-        said = library.last_error()
-        if "alloc" in said:
-            raise MemoryShortage(f"{name}: {said}. Use a smaller --ctx-size.")
-        raise ModelError(f"{name} cannot be run: {said or 'llama.cpp gives no reason'}.")
-    if not api.llama_get_memory(address):
-        api.llama_free(address)
-        raise ModelError(f"{name} keeps no context, so it cannot write text.")
-    return int(address)
-
-
-def _parameters(api: Any, weights: Weights, options: LoadOptions, sequences: int) -> Any:
-    threads = options.threads or physical_cores()
-    result = api.llama_context_default_params()
-    result.n_ctx = context_size(weights.header, options)
-    result.n_batch = result.n_ubatch = options.batch_size(weights.metadata.gpu_layers > 0)
-    result.n_seq_max = sequences
-    # llama.cpp reserves a row for each sequence, and aborts where that is not allowed for.
-    result.n_outputs_max = max(options.max_rows, sequences)
-    result.n_threads = result.n_threads_batch = threads
-    result.flash_attn_type = _FLASH[options.flash_attention]
-    result.type_k = result.type_v = _GGML_TYPES[options.kv_type]
-    result.no_perf = True
-    result.swa_full = options.whole_window
-    result.kv_unified = True  # branches share the cells of the running sequence
-    return result

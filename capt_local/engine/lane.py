@@ -1,0 +1,102 @@
+"""One of several texts on a context, as a model by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from capt_local.engine.context import Rows
+from capt_local.engine.grammar import Grammar
+from capt_local.engine.weights import Metadata
+from capt_local.errors import CaptError
+from capt_local.vocab.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from capt_local.engine.lanes import Lanes
+
+
+class Part(NamedTuple):
+    """Tokens to append to a lane, and how many of the last of them want their logits."""
+
+    lane: Lane
+    tokens: Sequence[int]
+    rows: int
+
+
+class Lane:
+    """See `decode.model.Model`, which this is.
+
+    Attributes:
+        number: of the lane.
+        position: tokens in its KV cache now.
+    """
+
+    def __init__(self, owner: Lanes, number: int) -> None:
+        """An empty lane."""
+        self._owner = owner
+        self.number = number
+        self.position = 0
+        self._rows: Rows = np.empty((1, len(owner.weights.vocabulary)), np.float32)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's tokens."""
+        return self._owner.weights.vocabulary
+
+    @property
+    def metadata(self) -> Metadata:
+        """What the model says about itself."""
+        return self._owner.weights.metadata
+
+    @property
+    def context_limit(self) -> int:
+        """Tokens that the lane holds."""
+        return self._owner.limit
+
+    @property
+    def max_rows(self) -> int:
+        """The most logit rows that one `extend` can return."""
+        return self._owner.options.max_rows
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether the memory can forget a part."""
+        return self._owner.can_rewind
+
+    def rows(self, count: int) -> Rows:
+        """Room for rows; the lane's own, so that no other lane overwrites them."""
+        if len(self._rows) < count:
+            self._rows = np.empty((count, len(self.vocabulary)), np.float32)
+        return self._rows[:count]
+
+    def tokenize(self, text: bytes, *, special: bool) -> list[int]:
+        """Splits UTF-8 text the way llama.cpp does, without adding BOS or EOS."""
+        return self._owner.weights.tokenize(text, special=special)
+
+    def constraint(self, grammar: str, lead: bytes = b"") -> Grammar:
+        """What a grammar allows in an answer; see `engine.grammar.Grammar`."""
+        return Grammar(self._owner.weights, grammar, lead)
+
+    def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
+        """Appends tokens, without the other lanes; see `decode.model.Model.extend`."""
+        if not 0 <= rows <= min(len(tokens), self.max_rows) or not tokens:
+            raise ValueError(f"{rows} rows of {len(tokens)} tokens, at most {self.max_rows}")
+        (result,) = self._owner.run([Part(self, tokens, rows)])
+        if isinstance(result, CaptError):
+            raise result
+        return result
+
+    def rewind(self, length: int) -> bool:
+        """Drops all tokens from position `length` on; see `decode.model.Model.rewind`."""
+        if not 0 <= length <= self.position:
+            raise ValueError(f"cannot rewind from {self.position} to {length}")
+        return length == self.position or self._owner.cut(self, length)
+
+    def branch(self, tails: Sequence[Sequence[int]], after: Sequence[int] | None = None) -> Rows:
+        """Not here: the memory of a lane has one end. Models of one text have branches."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing: all lanes close together."""

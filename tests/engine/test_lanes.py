@@ -1,0 +1,241 @@
+"""Several texts on one context: each is what it would be alone, whatever runs beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from capt_local.engine.lane import Lane, Part
+from capt_local.engine.lanes import MOST_TOGETHER, Lanes
+from capt_local.engine.llama import LlamaModel
+from capt_local.engine.spans import spans
+from capt_local.engine.weights import Weights
+from capt_local.errors import Cancelled, CaptError, ContextOverflow, ModelError, NumericalError
+from tests.engine.conftest import ONE_THREAD
+
+TOKENS = [(7 * n + n * n) % 300 for n in range(200)]
+CLOSE = 2e-4
+COUNT = 6
+
+
+@pytest.fixture
+def lanes(tiny_path: Callable[..., Path]) -> Iterator[Lanes]:
+    with Weights(tiny_path()) as weights:
+        made = Lanes(weights, ONE_THREAD, COUNT, name="target")
+    yield made
+    made.close()
+
+
+def text(number: int, size: int = 40) -> list[int]:
+    return [(token + 11 * number) % 300 for token in TOKENS[:size]]
+
+
+def rows_of(result: object) -> np.ndarray:
+    assert isinstance(result, np.ndarray), result
+    return result.copy()
+
+
+def alone(lane: Lane, tokens: list[int], steps: int) -> list[np.ndarray]:
+    """A prompt and single tokens behind it."""
+    found = [lane.extend(tokens).copy()]
+    for step in range(steps):
+        found.append(lane.extend([TOKENS[step]]).copy())
+    lane.rewind(0)
+    return found
+
+
+def test_a_lane_says_what_a_context_of_its_own_says(
+    lanes: Lanes, tiny_path: Callable[..., Path]
+) -> None:
+    with LlamaModel.open(tiny_path(), ONE_THREAD) as model:
+        assert lanes.limit == model.context_limit
+        for number, lane in enumerate(lanes.lanes):
+            found = lane.extend(text(number), rows=3)
+            np.testing.assert_allclose(found, model.extend(text(number), rows=3), atol=CLOSE)
+            model.rewind(0)
+
+
+def test_a_text_gives_the_same_bits_whatever_runs_beside_it(lanes: Lanes) -> None:
+    assert lanes.alike
+    expected = alone(lanes.lanes[2], text(2), 12)
+    again = alone(lanes.lanes[5], text(2), 12)
+    assert all(np.array_equal(*pair) for pair in zip(expected, again, strict=True))
+    rng = np.random.default_rng(1)
+    busy = {0: 7, 1: 100, 3: 31, 4: 60}  # other lanes, with texts of other lengths
+    for number, size in busy.items():
+        lanes.lanes[number].extend(text(number, size), rows=0)
+    found = [lanes.lanes[2].extend(text(2)).copy()]
+    for step in range(12):
+        others = rng.permutation(list(busy))[: rng.integers(0, 5)]
+        parts = [Part(lanes.lanes[2], [TOKENS[step]], 1)]
+        parts += [
+            Part(lanes.lanes[other], TOKENS[: rng.integers(1, MOST_TOGETHER + 1)], 1)
+            for other in others
+        ]
+        places = rng.permutation(len(parts))
+        results = lanes.run([parts[place] for place in places])
+        found.append(rows_of(results[int(np.flatnonzero(places == 0)[0])]))
+    assert all(np.array_equal(*pair) for pair in zip(expected, found, strict=True))
+
+
+def test_all_lanes_are_filled_up_where_batches_differ(lanes: Lanes) -> None:
+    lanes.alike = False
+    expected = alone(lanes.lanes[0], text(0), 5)
+    for number in range(1, COUNT):
+        lanes.lanes[number].extend(text(number), rows=0)
+    found = [lanes.lanes[0].extend(text(0)).copy()]
+    for step in range(5):
+        parts = [Part(lane, [TOKENS[step]], 1) for lane in lanes.lanes]
+        found.append(rows_of(lanes.run(parts)[0]))
+    assert all(np.array_equal(*pair) for pair in zip(expected, found, strict=True))
+
+
+def test_rows_come_back_in_the_order_of_the_parts(lanes: Lanes) -> None:
+    parts = [Part(lanes.lanes[n], text(n, size), rows) for n, size, rows in
+             ((4, 3, 2), (0, 1, 0), (2, 30, 4), (1, 4, 4), (3, 1, 1))]  # fmt: skip
+    found = [rows_of(result) for result in lanes.run(parts)]
+    for part, rows in zip(parts, found, strict=True):
+        assert rows.shape == (part.rows, len(part.lane.vocabulary))
+        assert part.lane.position == len(part.tokens)
+        part.lane.rewind(0)
+        if part.rows:
+            np.testing.assert_allclose(part.lane.extend(part.tokens, part.rows), rows, atol=CLOSE)
+
+
+def test_a_lane_goes_back_without_the_others(lanes: Lanes) -> None:
+    one, two = lanes.lanes[:2]
+    one.extend(text(1), rows=0)
+    two.extend(text(2), rows=0)
+    fresh = one.extend(TOKENS[:8], rows=2).copy()
+    assert one.rewind(40)
+    one.extend(TOKENS[50:70], rows=0)
+    assert one.rewind(40) and two.position == 40
+    assert np.array_equal(one.extend(TOKENS[:8], rows=2), fresh)
+    with pytest.raises(ValueError, match="cannot rewind"):
+        two.rewind(41)
+
+
+def test_what_one_lane_computed_is_there_for_another(lanes: Lanes) -> None:
+    one, two = lanes.lanes[1], lanes.lanes[4]
+    one.extend(text(0, 30), rows=0)
+    expected = one.extend([5]).copy()
+    one.extend(TOKENS[:20], rows=0)
+    two.extend(TOKENS[:50], rows=0)
+    assert lanes.share(one, two, 30)
+    assert two.position == 30
+    assert np.array_equal(two.extend([5]), expected)
+    assert one.position == 51
+    assert not lanes.share(one, one, 5)
+    assert not lanes.share(one, two, 52)
+
+
+def test_a_part_that_does_not_fit_leaves_the_others_alone(lanes: Lanes) -> None:
+    full, other = lanes.lanes[0], lanes.lanes[1]
+    full.extend((TOKENS * 3)[: lanes.limit], rows=0)
+    results = lanes.run([Part(full, [1], 1), Part(other, [1], 1)])
+    assert isinstance(results[0], ContextOverflow)
+    assert results[0].counts == {"target": lanes.limit + 1}
+    assert rows_of(results[1]).shape[0] == 1
+    assert (full.position, other.position) == (lanes.limit, 1)
+    # A full lane still keeps its neighbours company.
+    other.extend([2])
+    assert full.position == lanes.limit
+
+
+def test_the_part_that_fails_is_found(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = lanes._context.decode
+
+    def failing() -> None:
+        batch = lanes._batch
+        if 299 in batch._tokens[: batch.raw.n_tokens]:
+            raise ModelError("the backend failed")
+        decode()
+
+    expected = alone(lanes.lanes[1], text(1), 1)
+    lanes.lanes[1].extend(text(1), rows=0)
+    lanes.lanes[0].extend(text(0), rows=0)
+    monkeypatch.setattr(lanes._context, "decode", failing)
+    parts = [Part(lanes.lanes[0], [5, 299], 1), Part(lanes.lanes[1], [TOKENS[0]], 1)]
+    results = lanes.run(parts)
+    assert isinstance(results[0], ModelError)
+    assert np.array_equal(rows_of(results[1]), expected[1])
+    assert [part.lane.position for part in parts] == [40, 41]
+
+
+def test_numbers_that_are_none_end_one_text(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = lanes._context.rows
+
+    def spoilt(count: int) -> np.ndarray:
+        found = rows(count).copy()
+        found[0, 7] = np.nan
+        return found
+
+    monkeypatch.setattr(lanes._context, "rows", spoilt)
+    results = lanes.run([Part(lane, [1], 1) for lane in lanes.lanes[:3]])
+    assert isinstance(results[0], NumericalError)
+    assert not any(isinstance(result, CaptError) for result in results[1:])
+    assert [lane.position for lane in lanes.lanes[:3]] == [0, 1, 1]
+
+
+def test_a_long_text_can_be_stopped(lanes: Lanes) -> None:
+    lanes.lanes[0].extend(text(0), rows=0)
+    lanes.should_stop = lambda: True
+    with pytest.raises(Cancelled):
+        lanes.lanes[0].extend(TOKENS)
+    assert lanes.lanes[0].position == 40
+    lanes.should_stop = None
+    lanes.lanes[0].extend(TOKENS)
+
+
+@pytest.mark.parametrize("architecture", ["gemma3", "mamba"])
+def test_memory_that_cannot_forget_a_part_takes_nothing_in_vain(
+    tiny_path: Callable[..., Path], architecture: str
+) -> None:
+    options = dataclasses.replace(ONE_THREAD, whole_window=False)
+    with Weights(tiny_path(architecture=architecture)) as weights:
+        made = Lanes(weights, options, 3)
+        with LlamaModel(weights, options) as model:
+            expected = [model.extend(text(1)).copy(), model.extend([5]).copy()]
+    assert not made.can_rewind
+    first = made.lanes[1].extend(text(1)).copy()
+    made.lanes[0].extend(text(0), rows=0)
+    parts = [Part(made.lanes[0], [7], 1), Part(made.lanes[1], [5], 1)]
+    found = [first, rows_of(made.run(parts)[1])]
+    for pair in zip(expected, found, strict=True):
+        np.testing.assert_allclose(*pair, atol=CLOSE)
+    assert not made.share(made.lanes[0], made.lanes[2], 10)
+    kept = made.lanes[0].rewind(20)  # a window that is still there can be cut
+    assert made.lanes[0].position == (20 if kept else 0)
+    assert made.lanes[1].position == 41
+    made.close()
+
+
+def test_one_lane_has_company(tiny_path: Callable[..., Path]) -> None:
+    with Weights(tiny_path()) as weights:
+        one, six = Lanes(weights, ONE_THREAD, 1), Lanes(weights, ONE_THREAD, 6)
+    assert len(one.lanes) == 2
+    pairs = zip(alone(one.lanes[0], text(0), 4), alone(six.lanes[3], text(0), 4), strict=True)
+    assert all(np.array_equal(*pair) for pair in pairs)
+    one.close()
+    six.close()
+    six.close()
+
+
+def test_spans() -> None:
+    assert spans([0, 1, 2, 3], 8, 2) == [(0, 4)]
+    assert spans([0, 3], 8, 2) == [(0, 4)]
+    assert spans([0, 4], 8, 2) == [(0, 2), (4, 6)]
+    assert spans([7], 8, 2) == [(6, 8)]
+    assert spans([0, 7], 8, 8) == [(0, 8)]
+    assert spans([0, 1, 2, 3, 4, 5, 6], 8, 2) == [(0, 8)]
+    assert spans([5, 6, 7], 8, 2) == [(4, 8)]
+    assert spans([0, 1, 2], 3, 2) == [(0, 3)]
+    for seen in ([1], [0, 5], [2, 3, 7], [0, 1, 4, 6]):
+        found = spans(seen, 8, 1)
+        held = [lane for first, stop in found for lane in range(first, stop)]
+        assert set(seen) <= set(held) and len(held) == len(set(held)), found
+        assert all(stop - first >= 2 for first, stop in found)
