@@ -70,17 +70,14 @@ class Crew:
 
     Args:
         start: starts a worker.
-        opening: the message that lets it load its models.
-        window: how many records a worker holds: those being answered, and a few behind them, so
-            that none of its places is ever empty.
     """
 
-    def __init__(
-        self, start: Callable[[], Worker], opening: wire.Message, window: int
-    ) -> None:
+    def __init__(self, start: Callable[[], Worker]) -> None:
         """Starts a worker, which loads nothing yet."""
-        self._start, self._opening, self._window = start, opening, window
-        self._worker: Worker | None = start()
+        self._start = start
+        self._worker = start()
+        self._opening: wire.Message = {}
+        self._window = 0
         self._ready = False
         self._ended = self._told_end = False
         self._waiting: deque[tuple[int, wire.Message]] = deque()
@@ -96,14 +93,21 @@ class Crew:
         Raises:
             CaptError: it cannot start.
         """
-        event = self._event(seconds)
+        event = self._worker.event(seconds)
         if isinstance(event, Death):
             raise event.at_start()
         return event["hello"] if event else None
 
-    def load(self) -> None:
-        """Lets it load the models."""
-        self._tell({"open": self._opening})
+    def load(self, opening: dict[str, Any], window: int) -> None:
+        """Lets it load the models.
+
+        Args:
+            opening: an `Opening`, packed.
+            window: how many records it holds: those being answered, and a few behind them, so
+                that none of its places is ever empty.
+        """
+        self._opening, self._window = {"open": opening}, window
+        self._worker.tell(self._opening)
 
     @property
     def room(self) -> bool:
@@ -132,7 +136,7 @@ class Crew:
             CaptError: a worker cannot be started or cannot load the models, or workers die again
                 and again without a record.
         """
-        event = self._event(seconds)
+        event = self._worker.event(seconds)
         if isinstance(event, Death):
             return self._died(event)
         if event is None or "hello" in event:
@@ -150,13 +154,11 @@ class Crew:
 
     def finish(self) -> None:
         """Lets the worker end by itself, when all is done."""
-        if self._worker is not None:
-            self._worker.finish()
+        self._worker.finish()
 
     def kill(self) -> None:
         """Ends the worker; records that it has are dropped."""
-        if self._worker is not None:
-            self._worker.kill()
+        self._worker.kill()
 
     def _done(self, event: wire.Message) -> Outcome:
         key = event["answered"] if "answered" in event else event["failed"]
@@ -185,7 +187,7 @@ class Crew:
         self._hand.clear()
         self._waiting.extendleft(reversed(left))
         self._worker, self._ready, self._told_end = self._start(), False, False
-        self.load()
+        self._worker.tell(self._opening)
         if given_up is None:
             return News(died=death.cause)
         message = f"The worker process died {DEATHS} times with this record; last, {death.cause}."
@@ -213,15 +215,7 @@ class Crew:
         while self._waiting and len(self._hand) < limit:
             key, ask = self._waiting.popleft()
             self._hand[key] = ask
-            self._tell(ask)
+            self._worker.tell(ask)
         if self._ended and not self._waiting and not self._told_end:
             self._told_end = True
-            self._tell({"end": True})
-
-    def _event(self, seconds: float) -> wire.Message | Death | None:
-        assert self._worker is not None
-        return self._worker.event(seconds)
-
-    def _tell(self, message: wire.Message) -> None:
-        assert self._worker is not None
-        self._worker.tell(message)
+            self._worker.tell({"end": True})

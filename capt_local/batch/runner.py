@@ -39,8 +39,6 @@ class Source(Protocol):
 class Journal(Protocol):
     """The output, likewise; see `journal`."""
 
-    done: Mapping[str, str]
-
     def append(self, line: OutputLine) -> None:
         """Adds a line; it is on the disk when this returns."""
 
@@ -94,7 +92,7 @@ class Runner:
 
     Args:
         job: what there is to do.
-        crew: does it; its worker has said hello.
+        crew: does it; it has been told what to load.
         progress: counts.
         tell: told of everything besides the records themselves.
         stop: whether to stop; asked at least every 0.1 s.
@@ -128,7 +126,6 @@ class Runner:
             CaptError: no worker can be started any more.
         """
         todo = iter(self._job.places)
-        self._crew.load()
         more = True
         while more or not self._crew.idle:
             if self._halted or self._stop():

@@ -48,7 +48,7 @@ class Form:
         choice = answer["choices"][0]
         said = choice["message"]["content"] if "message" in choice else choice["text"]
         try:
-            value = parse_json(said.encode("utf-8", "replace"))
+            value: Any = parse_json(said.encode("utf-8", "replace"))
         except NotReadable:
             if choice["finish_reason"] == "length":
                 return "The answer reached its largest length before its form was complete."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 Message = dict[str, Any]
 
@@ -16,7 +16,7 @@ _HEAD = struct.Struct(">I")
 _LARGEST = 1 << 30
 
 
-def send(stream: BinaryIO, message: Message) -> None:
+def send(stream: IO[bytes], message: Message) -> None:
     """Sends a message.
 
     Raises:
@@ -27,7 +27,7 @@ def send(stream: BinaryIO, message: Message) -> None:
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> Message | None:
+def receive(stream: IO[bytes]) -> Message | None:
     """The next message; None where the other side has gone, also in the middle of one."""
     head = stream.read(_HEAD.size)
     if len(head) < _HEAD.size:

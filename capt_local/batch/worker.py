@@ -16,7 +16,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from capt_local import __version__
 from capt_local.batch import wire
@@ -44,7 +44,7 @@ def main() -> None:
     Worker(incoming, outgoing, _open).serve()
 
 
-def _streams() -> tuple[BinaryIO, BinaryIO]:
+def _streams() -> tuple[IO[bytes], IO[bytes]]:
     """The pipes, out of the way of whatever prints."""
     incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -78,8 +78,8 @@ class Worker:
 
     def __init__(
         self,
-        incoming: BinaryIO,
-        outgoing: BinaryIO,
+        incoming: IO[bytes],
+        outgoing: IO[bytes],
         open_models: Callable[[Opening, Progress], Any],
     ) -> None:
         """Says nothing yet."""
@@ -153,9 +153,11 @@ def facts() -> dict[str, Any]:
     import numpy
 
     from capt_local.engine.library import library
+    from capt_local.engine.parameters import physical_cores
 
     build = library().build_info()
     return {
+        "cores": physical_cores(),
         "versions": {
             "capt_local": __version__,
             "llama_cpp_python": build.binding,

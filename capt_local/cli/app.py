@@ -35,6 +35,7 @@ VERBS = (
     Verb("chat", "capt_local.cli.chat", "A conversation, with /why for what the expert changed"),
     Verb("generate", "capt_local.cli.generate", "One answer to a prompt (-p, -f or stdin)"),
     Verb("explain", "capt_local.cli.explain", "What the expert changed in an answer, and why"),
+    Verb("batch", "capt_local.cli.batch", "An answer to each record of a file, resumable"),
     Verb("score", "capt_local.cli.score", "How well texts are predicted: bits per byte"),
     Verb("eval", "capt_local.cli.eval", "Tasks under several methods, with 95 % intervals"),
     Verb("bench", "capt_local.cli.bench", "How fast answers come, target alone and together"),

@@ -72,7 +72,9 @@ class Signals(Interrupt):
         """Starts to listen."""
         super().__enter__()
         for number in _LEAVE:
-            self._handlers[number] = signal.signal(number, self._asked_to_leave)
+            # What nohup has switched off stays off.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._handlers[number] = signal.signal(number, self._asked_to_leave)
         return self
 
     def __exit__(

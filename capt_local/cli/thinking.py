@@ -32,19 +32,9 @@ class Switch(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ThoughtFlags:
-    """For models that think before they answer."""
+class QuietThoughtFlags:
+    """For models that think before they answer, where nobody watches."""
 
-    thoughts: Annotated[
-        Shown | None,
-        option(
-            "--thoughts",
-            twin="THOUGHTS",
-            metavar="show|dim|hide",
-            help="How the model's thoughts are shown, on standard error. Default: dim on a "
-            "terminal, else hide.",
-        ),
-    ] = None
     expert_in_thoughts: Annotated[
         Switch,
         option(
@@ -59,6 +49,22 @@ class ThoughtFlags:
         """The options with what these flags say, and the form of the answer."""
         on = self.expert_in_thoughts is Switch.ON
         return replace(options, structure=form, expert_in_thoughts=on)
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtFlags(QuietThoughtFlags):
+    """The same where somebody does."""
+
+    thoughts: Annotated[
+        Shown | None,
+        option(
+            "--thoughts",
+            twin="THOUGHTS",
+            metavar="show|dim|hide",
+            help="How the model's thoughts are shown, on standard error. Default: dim on a "
+            "terminal, else hide.",
+        ),
+    ] = None
 
 
 def thinking(flags: ThoughtFlags, screen: Screen) -> Tell | None:

@@ -49,10 +49,14 @@ def _width(stream: TextIO, environment: Mapping[str, str]) -> int:
         return Look().width
 
 
-def drop_output() -> None:
-    """Sends standard output nowhere: its reader has gone, and Python would complain at exit."""
+def drop_output(*, asides: bool = False) -> None:
+    """Sends standard output nowhere: its reader has gone, and Python would complain at exit.
+
+    Args:
+        asides: the same of standard error instead.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, (sys.stderr if asides else sys.stdout).fileno())
     os.close(nowhere)
 
 

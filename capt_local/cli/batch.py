@@ -1,0 +1,93 @@
+"""`capt-local batch`: a file of records, an answer to each, nothing lost and nothing twice."""
+
+from __future__ import annotations
+
+from capt_local.batch.journal_place import check_place
+from capt_local.batch.sources import Source
+from capt_local.cli.batch_audit import Audit
+from capt_local.cli.batch_flags import AfterFlags, InputFlags, RunFlags
+from capt_local.cli.batch_run import BatchRun, Plan
+from capt_local.cli.batch_setup import Chosen, chosen, settled
+from capt_local.cli.batch_told import Told
+from capt_local.cli.exits import ExitCode
+from capt_local.cli.model_flags import ModelFlags
+from capt_local.cli.options import MethodFlags, SampleFlags, ViewFlags
+from capt_local.cli.output import OutputFile
+from capt_local.cli.signals import Signals
+from capt_local.cli.structured import StructureFlags
+from capt_local.cli.thinking import QuietThoughtFlags
+from capt_local.engine.private import keep_memory_private
+from capt_local.errors import Cancelled, UsageError
+from capt_local.report.json import dumps
+from capt_local.report.screen import Screen
+
+
+def batch(
+    what: InputFlags,
+    run: RunFlags,
+    model: ModelFlags,
+    how: MethodFlags,
+    sample: SampleFlags,
+    form: StructureFlags,
+    thought: QuietThoughtFlags,
+    after: AfterFlags,
+    view: ViewFlags,
+) -> int:
+    """Answers each record of a file; running the same command again goes on where it stopped.
+
+    A record is a line {"id", "prompt"} or {"id", "messages"}, a line of OpenAI's batches, a row of
+    a CSV file, or a text file of a folder. The whole input is checked before a model loads. The
+    output has a line for each record, on the disk as soon as it is finished, errors among them.
+
+    Examples:
+      capt-local batch notes.jsonl -o answers.jsonl -n 300
+
+      capt-local batch notes.csv --template ask.txt --system rules.txt -o answers.jsonl
+
+      capt-local batch notes.jsonl -o part2.jsonl --shard 2/8
+    """
+    screen = Screen.standard(view.verbose)
+    keep_memory_private()
+    flags = chosen(run, model, how, sample, form, thought, after)
+    told = Told(screen)
+    file = OutputFile(after.summary, "The summary (--summary)") if after.summary else None
+    plan = _plan(what, run, flags, after, told)
+    with Signals() as signals:
+        try:
+            ended = BatchRun(plan, told, signals).go()
+        except Cancelled:
+            told.note("interrupted; nothing was written.")
+            return signals.code or ExitCode.INTERRUPTED
+    text = dumps(ended.summary, indent=1)
+    if file is not None:
+        file.write(text + "\n")
+    if after.json:
+        screen.line(text)
+    return ended.code
+
+
+def _plan(what: InputFlags, run: RunFlags, flags: Chosen, after: AfterFlags, told: Told) -> Plan:
+    """Checks the output's place and the whole input."""
+    if run.output is None:
+        raise UsageError("There is no output. Name a file with -o.")
+    check_place(run.output, [what.input])
+    fixed = settled(run.output, flags, new=run.force_new)
+    audit = None if after.audit is None else Audit(after.audit, after.site_key)
+    source = _source(what, flags, told)
+    told.notes(source.notices)
+    told.notes(audit.notices if audit else ())
+    return Plan(run.output, run, flags, fixed, source, False, after.logprobs, audit)
+
+
+def _source(what: InputFlags, flags: Chosen, told: Told) -> Source:
+    from capt_local.batch.checking import check_input
+
+    try:
+        return check_input(
+            what.input,
+            options=flags.options,
+            model=flags.bundle.id,
+            progress=lambda share: told.fraction("checking the input", share),
+        )
+    finally:
+        told.clear()

@@ -1,0 +1,141 @@
+"""How a batch run goes: its output, its parts, how much at once, and what is told of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from capt_local.batch.shard import Shard
+from capt_local.cli.options import option
+from capt_local.errors import UsageError
+
+AUTO = "auto"
+_MOST = 255  # sequences that llama.cpp can hold in one context, one kept back
+
+
+@dataclass(frozen=True, slots=True)
+class RunFlags:
+    """Where answers go, which records are taken, and how many at once."""
+
+    output: Annotated[
+        Path | None,
+        option(
+            "-o",
+            "--output",
+            metavar="PATH",
+            help="Write a line for each record here (mode 0600). The same command goes on with it.",
+        ),
+    ] = None
+    parallel: Annotated[
+        str,
+        option(
+            "--parallel",
+            twin="PARALLEL",
+            metavar="N|auto",
+            help="Records answered at once. Default: auto, by memory and cores.",
+        ),
+    ] = AUTO
+    shard: Annotated[
+        str | None,
+        option("--shard", twin="SHARD", metavar="I/N", help="Only part I of N; see merge."),
+    ] = None
+    limit: Annotated[
+        int | None, option("--limit", metavar="N", min=1, help="At most N records in this run.")
+    ] = None
+    retry_errors: Annotated[
+        bool, option("--retry-errors", help="Do records that have failed again.")
+    ] = False
+    fail_fast: Annotated[
+        bool, option("--fail-fast", help="Stop at the first record that fails.")
+    ] = False
+    force_new: Annotated[
+        bool,
+        option("--force-new", help="Move an output that is there aside, and begin a new one."),
+    ] = False
+    in_order: Annotated[
+        bool,
+        option("--in-order", help="At the end, put the output into the order of the input."),
+    ] = False
+    ray: Annotated[
+        int | None,
+        option(
+            "--ray",
+            metavar="N",
+            min=1,
+            help="Run N shards as actors of a local Ray, and merge them (the extra 'ray').",
+        ),
+    ] = None
+
+    @property
+    def at_once(self) -> int | None:
+        """How many records at once; None for auto.
+
+        Raises:
+            UsageError: it is no number.
+        """
+        if self.parallel == AUTO:
+            return None
+        text = self.parallel
+        if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= _MOST):
+            raise UsageError(f"--parallel takes a number from 1 to {_MOST}, or auto.")
+        return int(text)
+
+    @property
+    def part(self) -> Shard | None:
+        """The shard; None for all records."""
+        return None if self.shard is None else Shard.parse(self.shard)
+
+
+@dataclass(frozen=True, slots=True)
+class AfterFlags:
+    """What is told of the run."""
+
+    json: Annotated[
+        bool, option("--json", twin="JSON", help="Write the summary to standard output as JSON.")
+    ] = False
+    summary: Annotated[
+        Path | None, option("--summary", metavar="FILE", help="Write it here, likewise.")
+    ] = None
+    logprobs: Annotated[
+        bool,
+        option("--logprobs", twin="LOGPROBS", help="Keep the log-probability of each token."),
+    ] = False
+    top_logprobs: Annotated[
+        int,
+        option(
+            "--top-logprobs",
+            twin="TOP_LOGPROBS",
+            metavar="N",
+            min=0,
+            max=100,
+            help="And N candidates of each model for each token.",
+        ),
+    ] = 0
+    audit: Annotated[
+        Path | None,
+        option(
+            "--audit",
+            twin="AUDIT",
+            metavar="FILE",
+            help="Add start and end of the run to this log (counts only, hash-chained).",
+        ),
+    ] = None
+    site_key: Annotated[
+        Path | None,
+        option(
+            "--site-key",
+            twin="SITE_KEY",
+            metavar="FILE",
+            help="A secret of the site: the log then has an HMAC of the output.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class InputFlags:
+    """TEMP until batch_input lands."""
+
+    input: Annotated[Path, typer.Argument(metavar="INPUT", help="in")]

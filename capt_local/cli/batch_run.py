@@ -1,0 +1,213 @@
+"""One batch run, from its checked flags and input to its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capt_local.batch.crew import Crew
+from capt_local.batch.journal import Journal
+from capt_local.batch.output import OK, Origin
+from capt_local.batch.process import WorkerProcess, worker_command
+from capt_local.batch.progress import Progress
+from capt_local.batch.runner import Job, Runner, places_to_do
+from capt_local.batch.sources import Source
+from capt_local.cli.batch_audit import Audit
+from capt_local.cli.batch_flags import RunFlags
+from capt_local.cli.batch_setup import Chosen, Settled, facts, fingerprint, opening
+from capt_local.cli.batch_told import Told, summary_line
+from capt_local.cli.exits import ExitCode, wants_traceback
+from capt_local.cli.signals import Signals
+from capt_local.errors import Cancelled
+
+_WAIT = 0.1  # seconds until signals get their turn
+_AHEAD = 2  # records that a worker holds for each that it answers
+
+Summary = dict[str, Any]
+
+
+def start_worker() -> WorkerProcess:
+    """A worker; what it prints is shown only where tracebacks are, since it may be text."""
+    return WorkerProcess(worker_command(), show=wants_traceback())
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run of which everything is checked that can be without the models.
+
+    Attributes:
+        output: where lines go.
+        run: how it goes.
+        flags: what decides the answers.
+        fixed: what the flags leave open.
+        source: the input.
+        raw: whether prompts are texts to go on with.
+        logprobs: whether lines hold log-probabilities.
+        audit: the log of runs; None for none.
+    """
+
+    output: Path
+    run: RunFlags
+    flags: Chosen
+    fixed: Settled
+    source: Source
+    raw: bool
+    logprobs: bool
+    audit: Audit | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        code: of the process.
+        summary: for people and programs; None where nothing was begun.
+    """
+
+    code: int
+    summary: Summary | None = None
+
+
+class BatchRun:
+    """A run. `go` once.
+
+    Args:
+        plan: what there is to do.
+        told: tells of it.
+        signals: which may stop it; entered.
+        start: starts a worker.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        told: Told,
+        signals: Signals,
+        start: Callable[[], WorkerProcess] = start_worker,
+    ) -> None:
+        """Starts nothing yet."""
+        self._plan, self._told, self._signals, self._start = plan, told, signals, start
+
+    def go(self) -> Ended:
+        """Does all records that are left.
+
+        Raises:
+            Cancelled: it was stopped before it wrote anything.
+            CaptError: the output is of another run, a model cannot be loaded, the disk is full, ...
+        """
+        plan = self._plan
+        crew = Crew(self._start)
+        with contextlib.ExitStack() as stack:
+            stack.callback(crew.kill)
+            hello = self._hello(crew)
+            mark = fingerprint(plan.flags, plan.fixed, plan.source, hello)
+            self._check()
+            journal = stack.enter_context(self._journal(mark, hello))
+            self._told.notes(journal.notices)
+            ids, shard = plan.source.ids, plan.flags.shard
+            left = places_to_do(ids, journal.done, shard, None)
+            places = left[: plan.run.limit]
+            progress = Progress(len(places), before=len(journal.done))
+            job = Job(
+                plan.source,
+                journal,
+                Origin(mark),
+                plan.flags.options,
+                places,
+                logprobs=plan.logprobs,
+                form=plan.flags.form,
+                fail_fast=plan.run.fail_fast,
+            )
+            if plan.audit is not None:
+                plan.audit.begin(journal.manifest, len(places))
+            if places:
+                crew.load(opening(plan.flags, plan.fixed, mark, raw=plan.raw), self._window)
+            return self._worked(job, crew, journal, progress, len(left))
+
+    @property
+    def _window(self) -> int:
+        return _AHEAD * self._plan.fixed.parallel
+
+    def _check(self) -> None:
+        """Ends what has no half result."""
+        if self._signals.requested:
+            raise Cancelled("interrupted")
+
+    def _hello(self, crew: Crew) -> Mapping[str, Any]:
+        while (hello := crew.hello(_WAIT)) is None:
+            self._check()
+        return hello
+
+    def _journal(self, mark: Any, hello: Mapping[str, Any]) -> Journal:
+        """The output, compared with the input as it is now."""
+        plan, source = self._plan, self._plan.source
+        journal = Journal.open(
+            plan.output,
+            mark,
+            retry_errors=plan.run.retry_errors,
+            force_new=plan.run.force_new,
+            facts=facts(plan.flags, source, mark, hello),
+        )
+        try:
+            lines = (source.line(place) for place in range(len(source)))
+            known = zip(lines, source.ids, strict=True)
+            journal.check_records((number, id, sha256) for (number, sha256), id in known)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def _worked(
+        self, job: Job, crew: Crew, journal: Journal, progress: Progress, left: int
+    ) -> Ended:
+        """The work, and what is said of it."""
+        whole, code = False, int(ExitCode.UNEXPECTED)
+        self._told.count(progress)
+        try:
+            runner = Runner(job, crew, progress, tell=self._told.news, stop=self._stop)
+            whole = not job.places or runner.run()
+            if whole and job.places:
+                crew.finish()
+            if whole and self._plan.run.in_order:
+                journal.put_in_order(self._plan.source.ids)
+            code = self._code(journal)
+        finally:
+            self._told.clear()
+            summary = self._summary(journal, progress, left, code)
+            journal.conclude(summary)
+        self._tell_end(summary, whole=whole)
+        return Ended(code, summary)
+
+    def _stop(self) -> bool:
+        self._told.tick()
+        return self._signals.requested
+
+    def _code(self, journal: Journal) -> int:
+        if self._signals.requested:
+            return self._signals.code or ExitCode.INTERRUPTED
+        failed = any(code != OK for code in journal.done.values())
+        return ExitCode.FAILED_RECORDS if failed else ExitCode.OK
+
+    def _summary(self, journal: Journal, progress: Progress, left: int, code: int) -> Summary:
+        """Figures of this run, and what is left of the whole."""
+        summary = progress.as_object() | {"left": left - progress.done, "exit_code": code}
+        failed = sum(value != OK for value in journal.done.values())
+        summary["failed_before"] = failed - progress.failed
+        if self._plan.audit is not None:
+            summary["audit_head"] = self._plan.audit.end(summary, self._plan.output)
+        return summary
+
+    def _tell_end(self, summary: Summary, *, whole: bool) -> None:
+        self._told.note(summary_line(summary))
+        if summary["left"]:
+            again = " (without --force-new)" if self._plan.run.force_new else ""
+            why = "" if whole else "stopped; "
+            count = summary["left"]
+            self._told.note(
+                f"{why}{count} record{'s are' if count > 1 else ' is'} left: the same "
+                f"command{again} goes on with {'them' if count > 1 else 'it'}."
+            )
