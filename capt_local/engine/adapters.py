@@ -1,54 +1,186 @@
-"""LoRA adapters on a context."""
+"""LoRA adapters: loaded onto weights once, put on any of the contexts there.
+
+llama.cpp ends the process over some adapters (of embeddings that serve as output too, or with ranks
+that differ) and passes over norms without a word. So the header of an adapter is held against that
+of its model first.
+"""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
+from capt_local.engine.header import Header, read_header
 from capt_local.engine.library import Library
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.weights import Weights
+from capt_local.engine.options import Adapter
 from capt_local.errors import ModelError
 
+if TYPE_CHECKING:
+    from capt_local.engine.weights import Weights
 
-def set_adapters(
-    library: Library, weights: Weights, context: int, options: LoadOptions
-) -> list[int]:
-    """Loads the LoRA adapters of the options and puts them on the context.
+_KINDS = {0, 1, 8, 30}  # F32, F16, Q8_0, BF16: what the converter of llama.cpp writes
+_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
+_NORM = "_norm.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    """An adapter on some weights.
+
+    Attributes:
+        address: llama.cpp's own.
+        notes: what the user should know about it.
+    """
+
+    address: int
+    notes: tuple[str, ...]
+
+
+def load_adapter(library: Library, handle: int | None, model: str, path: Path) -> int:
+    """Loads an adapter that `check_adapter` has found to fit.
+
+    Args:
+        library: llama.cpp.
+        handle: of the model; freeing it frees the adapter too.
+        model: the name of its file, for errors.
+        path: of the adapter.
+
+    Raises:
+        ModelError: llama.cpp refuses it (with its own words).
+    """
+    address = ctypes.c_void_p
+    load = library.function("llama_adapter_lora_init", address, address, ctypes.c_char_p)
+    library.forget_errors()
+    found = load(handle, bytes(path))
+    if not found:
+        said = library.last_error().replace(str(path), path.name)
+        _refuse(path.name, model, said or "llama.cpp gives no reason")
+    return int(found)
+
+
+def put_adapters(
+    library: Library, weights: Weights, context: int, adapters: Sequence[Adapter]
+) -> tuple[str, ...]:
+    """Puts adapters on a context; other contexts on the same weights do not see them.
 
     Returns:
-        Addresses of the adapters, to be freed after the context.
+        What the user should know about them.
 
     Raises:
         ModelError: a file is missing or does not fit the model.
     """
-    address = ctypes.c_void_p
-    load = library.function("llama_adapter_lora_init", address, address, ctypes.c_char_p)
-    loaded: list[int] = []
-    for adapter in options.adapters:
-        name = adapter.path.name
-        library.forget_errors()
-        exists = adapter.path.is_file()
-        handle = load(weights.handle, bytes(adapter.path)) if exists else None
-        if not handle:
-            free_adapters(library, loaded)
-            said = library.last_error().replace(str(adapter.path), name)
-            raise ModelError(
-                f"{name} cannot be used as an adapter of {weights.metadata.name}: "
-                f"{said or 'there is no such file'}."
+    if not adapters:
+        return ()
+    loaded = [weights.adapter(one.path) for one in adapters]
+    address, count = ctypes.c_void_p, len(loaded)
+    put = library.function(
+        "llama_set_adapters_lora", ctypes.c_int32, address, address, ctypes.c_size_t, address
+    )
+    scales = (ctypes.c_float * count)(*(one.scale for one in adapters))
+    put(context, (address * count)(*(one.address for one in loaded)), count, scales)
+    return tuple(note for one in loaded for note in one.notes)
+
+
+def adapter_size(path: Path) -> int:
+    """Bytes that the matrices of an adapter take in memory.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    return sum(one.size for one in read_header(path).tensors)
+
+
+def check_adapter(path: Path, header: Header, model: str) -> tuple[str, ...]:
+    """Whether an adapter fits a model, by their headers.
+
+    Args:
+        path: of the adapter.
+        header: of the model.
+        model: the name of its file, for errors.
+
+    Returns:
+        What the user should know.
+
+    Raises:
+        ModelError: it is missing, damaged, no LoRA adapter, or one of another model.
+    """
+    found = read_header(path)
+    if reason := _other_kind(found, header) or _misfit(found, header):
+        _refuse(path.name, model, reason)
+    norms = sum(one.name.endswith(_NORM) for one in found.tensors)
+    if not norms:
+        return ()
+    return (
+        f"{path.name}: {norms} norms in it are left out, since llama.cpp puts adapters on matrices "
+        "alone; the model is not quite the one that was trained.",
+    )
+
+
+def _other_kind(adapter: Header, model: Header) -> str | None:
+    """What is wrong with an adapter as a whole."""
+    values = adapter.values
+    if values.get("general.type") != "adapter" or values.get("adapter.type") != "lora":
+        return "it is not a LoRA adapter"
+    if adapter.architecture != model.architecture:
+        # The name comes from the file, so only a plain one is shown.
+        shown = adapter.architecture if adapter.architecture.isidentifier() else "another"
+        return f"it is made for the architecture {shown}, the model has {model.architecture}"
+    if not isinstance(values.get("adapter.lora.alpha", 0.0), float):
+        return "its alpha is not a number"
+    if "adapter.alora.invocation_tokens" in adapter.lengths:
+        return "it is one that begins in the middle of a text (aLoRA), which is not supported here"
+    return None
+
+
+def _misfit(adapter: Header, model: Header) -> str | None:
+    """What is wrong with the matrices of an adapter."""
+    shapes = {one.name: _plain(one.shape) for one in model.tensors}
+    pairs: dict[str, dict[str, tuple[int, ...]]] = {}
+    for one in adapter.tensors:
+        name, _, side = one.name.rpartition(".")
+        if side in ("lora_a", "lora_b"):
+            if one.kind not in _KINDS:
+                return "a matrix has a number format that adapters do not have"
+            pairs.setdefault(name, {})[side] = _plain(one.shape)
+        elif not one.name.endswith(_NORM):
+            return "it holds something else than pairs of matrices"
+    if not pairs:
+        return "it holds no matrices"
+    for name, pair in pairs.items():
+        if len(pair) != 2:
+            return "one matrix of a pair is missing"
+        if name not in shapes:
+            return "it changes a matrix that the model does not have"
+        if name == _EMBEDDING and _OUTPUT not in shapes:
+            return (
+                "it changes the embeddings, which in this model serve as output too; llama.cpp "
+                "cannot do that. Make the adapter without them, or give the model an output matrix"
             )
-        loaded.append(handle)
-    if loaded:
-        put = library.function(
-            "llama_set_adapters_lora", ctypes.c_int32, address, address, ctypes.c_size_t, address
-        )
-        scales = (ctypes.c_float * len(loaded))(*(one.scale for one in options.adapters))
-        put(context, (address * len(loaded))(*loaded), len(loaded), scales)
-    return loaded
+        if not _pair_fits(name, pair["lora_a"], pair["lora_b"], shapes[name]):
+            return "its matrices have other shapes than those of the model"
+    return None
 
 
-def free_adapters(library: Library, adapters: list[int]) -> None:
-    """Frees adapters; no context may use them any more."""
-    free = library.function("llama_adapter_lora_free", None, ctypes.c_void_p)
-    for adapter in adapters:
-        free(adapter)
-    adapters.clear()
+def _pair_fits(name: str, a: tuple[int, ...], b: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Shapes with the fastest dimension first: whole (in, out), a (in, rank), b (rank, out)."""
+    if (
+        name == _EMBEDDING
+    ):  # rows are taken from it, so its `a` is (rank, tokens), `b` (rank, width)
+        return len(a) == len(b) == 2 and a[0] == b[0] and (b[1], a[1]) == whole
+    return (
+        len(a) == len(b) >= 2 and a[1] == b[0] and (a[0], b[1], *b[2:]) == whole and a[2:] == b[2:]
+    )
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without empty dimensions behind the second."""
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return (*shape, 1) if len(shape) == 1 else shape
+
+
+def _refuse(adapter: str, model: str, reason: str) -> NoReturn:
+    raise ModelError(f"{adapter} cannot be used as an adapter of {model}: {reason}.")

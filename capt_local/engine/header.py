@@ -80,11 +80,12 @@ TENSOR_TYPES: dict[int, tuple[int, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of a file: shape with the fastest dimension first, size in bytes."""
+    """One tensor: shape with the fastest dimension first, size in bytes, format of its numbers."""
 
     name: str
     shape: tuple[int, ...]
     size: int
+    kind: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,7 @@ class _Reader:
         block, size = TENSOR_TYPES[kind]
         if min(shape) < 1 or prod(shape) > 1 << 48 or shape[0] % block:
             raise self._broken("a tensor has an impossible shape")
-        return Tensor(name, shape, prod(shape) // block * size), offset
+        return Tensor(name, shape, prod(shape) // block * size, kind), offset
 
     def _scalar(self, kind: int) -> Scalar:
         if kind == _STRING:

@@ -7,11 +7,12 @@ the KV cache for the whole context, and what a batch needs while it is computed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
+from capt_local.engine.adapters import adapter_size
 from capt_local.engine.header import Header
 from capt_local.engine.options import LoadOptions
 from capt_local.errors import MemoryShortage
@@ -33,23 +34,23 @@ class MemoryEstimate:
         kv_cache: keys and values for the whole context, or the state of a recurrent model.
         buffers: logits and intermediate results of a batch.
         layers: layers of the model, the output being one of them.
+        adapters: LoRA adapters beside the weights.
     """
 
     weights: int
     kv_cache: int
     buffers: int
     layers: int
+    adapters: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.kv_cache + self.buffers
+        return self.weights + self.adapters + self.kv_cache + self.buffers
 
     def with_contexts(self, count: int) -> MemoryEstimate:
         """The same weights under several contexts."""
-        return MemoryEstimate(
-            self.weights, self.kv_cache * count, self.buffers * count, self.layers
-        )
+        return replace(self, kv_cache=self.kv_cache * count, buffers=self.buffers * count)
 
     def beside_gpu(self, layers: int) -> MemoryEstimate:
         """What is left for the machine's own memory with so many layers on a GPU."""
@@ -59,11 +60,12 @@ class MemoryEstimate:
             int(self.kv_cache * share),
             self.buffers,
             self.layers - layers,
+            int(self.adapters * share),
         )
 
     def layers_that_fit(self, free: int) -> int:
         """How many layers fit into `free` bytes of a GPU beside the buffers."""
-        each = (self.weights + self.kv_cache) / max(self.layers, 1)
+        each = (self.weights + self.adapters + self.kv_cache) / max(self.layers, 1)
         return max(0, min(self.layers, int((free - self.buffers) / max(each, 1))))
 
 
@@ -76,7 +78,11 @@ def context_size(header: Header, options: LoadOptions) -> int:
 
 
 def estimate(header: Header, options: LoadOptions) -> MemoryEstimate:
-    """What the model of this header takes with these options."""
+    """What the model of this header takes with these options, its adapters among them.
+
+    Raises:
+        ModelError: an adapter is missing or damaged.
+    """
     sizes = {tensor.name: tensor.size for tensor in header.tensors}
     # Where input and output share a matrix, it is kept twice: in order for the one, rearranged for
     # the other.
@@ -86,6 +92,7 @@ def estimate(header: Header, options: LoadOptions) -> MemoryEstimate:
         kv_cache=_kv_cache(header, options) + _recurrent_state(header, options),
         buffers=_buffers(header, options),
         layers=header.number("block_count") + 1,
+        adapters=sum(adapter_size(path) for path in {one.path for one in options.adapters}),
     )
 
 
@@ -104,7 +111,8 @@ def check_fits(estimates: Mapping[str, MemoryEstimate], available: int | None = 
     if needed <= there:
         return
     each = ", ".join(
-        f"{role} {_mib(one.total)} (weights {_mib(one.weights)}, KV cache {_mib(one.kv_cache)})"
+        f"{role} {_mib(one.total)} (weights {_mib(one.weights)}{_adapted(one)}, "
+        f"KV cache {_mib(one.kv_cache)})"
         for role, one in estimates.items()
     )
     raise MemoryShortage(
@@ -184,6 +192,10 @@ def _buffers(header: Header, options: LoadOptions, on_gpu: bool = False) -> int:
     heads = header.number("attention.head_count", 1)
     scores = context_size(header, options) * (heads + 2)
     return logits + 4 * options.batch_size(on_gpu) * (6 * width + 3 * inner + scores) + _GRAPH_BYTES
+
+
+def _adapted(one: MemoryEstimate) -> str:
+    return f", adapter {_mib(one.adapters)}" if one.adapters else ""
 
 
 def _mib(count: int) -> str:

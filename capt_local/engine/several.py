@@ -1,28 +1,44 @@
 """Opening the models of a bundle: all of them, or none.
 
 Models of one file share its weights: two experts that were trained from one base need it in memory
-once, with a KV cache for each.
+once, with a KV cache for each. So does an expert that is its base with a LoRA adapter.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
+from capt_local.engine.adapters import check_adapter
 from capt_local.engine.header import read_header
 from capt_local.engine.library import library
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.memory import MemoryEstimate, check_fits, estimate
-from capt_local.engine.options import LoadOptions
+from capt_local.engine.options import Adapter, LoadOptions
 from capt_local.engine.weights import Weights
+from capt_local.errors import UsageError
+
+
+class AdapterFile(Protocol):
+    """An adapter of one role, as a bundle names it."""
+
+    @property
+    def path(self) -> Path:
+        """Of the GGUF file."""
+
+    @property
+    def scale(self) -> float:
+        """Weight of the adapter."""
 
 
 def open_models(
     files: Mapping[str, Path],
     options: LoadOptions,
     progress: Callable[[str, float], None] | None = None,
+    adapters: Mapping[str, AdapterFile] | None = None,
 ) -> dict[str, LlamaModel]:
     """Loads models that have to fit into the memory together.
 
@@ -31,21 +47,26 @@ def open_models(
         options: of each.
         progress: called with a role and the share of its file that is loaded; of roles that share
             a file, with the first.
+        adapters: by role; those of roles without a file are not used.
 
     Raises:
-        ModelError: a file is missing or broken.
+        ModelError: a file is missing or broken, or an adapter does not fit its model.
         MemoryShortage: they do not fit.
+        UsageError: the options, which are those of all models, hold adapters.
     """
-    needed = estimates(files, options)
+    each = _options(files, options, adapters)
+    needed = estimates(files, options, adapters)
     if not any(device.is_gpu for device in library().devices()):
         check_fits(needed)  # beside a GPU each model is weighed as it is loaded
     models: dict[str, LlamaModel] = {}
     try:
         for path, roles in _by_file(files).items():
             report = None if progress is None else partial(progress, roles[0])
-            with Weights(path, options, report, contexts=len(roles)) as weights:
+            together = tuple(one for role in roles for one in each[role].adapters)
+            shared = replace(options, adapters=together)
+            with Weights(path, shared, report, contexts=len(roles)) as weights:
                 for role in roles:
-                    models[role] = LlamaModel(weights, options, name=role)
+                    models[role] = LlamaModel(weights, each[role], name=role)
     except BaseException:
         for model in models.values():
             model.close()
@@ -53,17 +74,39 @@ def open_models(
     return {role: models[role] for role in files}
 
 
-def estimates(files: Mapping[str, Path], options: LoadOptions) -> dict[str, MemoryEstimate]:
-    """What each model takes in memory, by role; shared weights count for the first role alone.
+def estimates(
+    files: Mapping[str, Path],
+    options: LoadOptions,
+    adapters: Mapping[str, AdapterFile] | None = None,
+) -> dict[str, MemoryEstimate]:
+    """What each model takes in memory, by role.
+
+    Weights that several roles share, and adapters, count for the first role alone.
+
+    Args:
+        files: see `open_models`.
+        options: likewise.
+        adapters: likewise.
 
     Raises:
-        ModelError: a file is missing or broken.
+        ModelError: a file is missing or broken, or an adapter does not fit its model.
+        UsageError: see `open_models`.
     """
+    each = _options(files, options, adapters)
     needed: dict[str, MemoryEstimate] = {}
-    for path, (first, *others) in _by_file(files).items():
-        needed[first] = estimate(read_header(path), options)
-        shared = dataclasses.replace(needed[first], weights=0)
-        needed |= dict.fromkeys(others, shared)
+    for path, roles in _by_file(files).items():
+        header, counted = read_header(path), set[Path]()
+        for place, role in enumerate(roles):
+            for adapter in each[role].adapters:
+                check_adapter(adapter.path, header, path.name)
+            found = estimate(header, each[role])
+            again = counted.issuperset(one.path for one in each[role].adapters)
+            needed[role] = replace(
+                found,
+                weights=0 if place else found.weights,
+                adapters=0 if again else found.adapters,
+            )
+            counted.update(one.path for one in each[role].adapters)
     return {role: needed[role] for role in files}
 
 
@@ -80,6 +123,21 @@ def vocabulary_notices(models: Mapping[str, LlamaModel]) -> list[str]:
                 "holds the difference of their tokens and is less sharp."
             )
     return told
+
+
+def _options(
+    files: Mapping[str, Path], options: LoadOptions, adapters: Mapping[str, AdapterFile] | None
+) -> dict[str, LoadOptions]:
+    """The options of each role, with its own adapter."""
+    if options.adapters:
+        raise UsageError("An adapter belongs to one model: name it in the bundle, not for all.")
+    named = adapters or {}
+    return {
+        role: replace(options, adapters=(Adapter(named[role].path, named[role].scale),))
+        if role in named
+        else options
+        for role in files
+    }
 
 
 def _by_file(files: Mapping[str, Path]) -> dict[Path, list[str]]:

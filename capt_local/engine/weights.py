@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from capt_local.engine.adapters import LoadedAdapter, check_adapter, load_adapter
 from capt_local.engine.extract import read_vocabulary
 from capt_local.engine.header import Header, read_header
 from capt_local.engine.interrupts import HeldInterrupts
@@ -92,6 +93,7 @@ class Weights:
         self._library: Library = library()
         self._layers = 0 if vocabulary_only else self._choose_layers(path.name, options, contexts)
         self._users = 1
+        self._adapters: dict[Path, LoadedAdapter] = {}
         self.handle: int | None = self._load(path, options, progress, vocabulary_only)
         try:
             api = self._library.api
@@ -138,6 +140,20 @@ class Weights:
         buffer = ctypes.create_string_buffer(length + 1)
         api.llama_model_meta_val_str(self.handle, name, buffer, length + 1)
         return buffer.raw[:length].decode("utf-8", "replace")
+
+    def adapter(self, path: Path) -> LoadedAdapter:
+        """A LoRA adapter of these weights: loaded once, freed with them.
+
+        Raises:
+            ModelError: the file is missing, damaged, or does not fit.
+        """
+        place = path.resolve()
+        if place not in self._adapters:
+            name = self.metadata.name
+            notes = check_adapter(path, self.header, name)
+            address = load_adapter(self._library, self.handle, name, path)
+            self._adapters[place] = LoadedAdapter(address, notes)
+        return self._adapters[place]
 
     def retain(self) -> Self:
         """Counts one more user."""
