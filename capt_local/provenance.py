@@ -11,6 +11,7 @@ from capt_local import __version__
 from capt_local.decode.options import GenerateOptions
 
 if TYPE_CHECKING:
+    from capt_local.bundle.manifest import ModelFile
     from capt_local.engine.llama import LlamaModel
     from capt_local.engine.options import LoadOptions
     from capt_local.runtime import Runtime
@@ -47,7 +48,7 @@ def provenance(
         "build": build.system_info,
         "bundle": {"id": bundle.id, "version": bundle.version},
         "models": {
-            role: _model(runtime.models[role], file.sha256)
+            role: _model(runtime.models[role], file)
             for role, file in bundle.models.items()
             if role in runtime.models
         },
@@ -68,10 +69,12 @@ def _loading(load: LoadOptions) -> dict[str, Any]:
     }
 
 
-def _model(model: LlamaModel, sha256: str | None) -> dict[str, Any]:
+def _model(model: LlamaModel, file: ModelFile) -> dict[str, Any]:
+    adapter = file.adapter
     return {
         # None for files that no manifest names: their digest was not taken.
-        "sha256": sha256,
+        "sha256": file.sha256,
+        **({"adapter": {"sha256": adapter.sha256, "scale": adapter.scale}} if adapter else {}),
         "architecture": model.metadata.architecture,
         "quantization": model.metadata.file_type,
         "context": model.context_limit,

@@ -110,7 +110,8 @@ class Runtime:
             load = dataclasses.replace(load, context=found.context)
         if check:
             verify(dataclasses.replace(found, models=files), progress)
-        return cls(found, open_models({r: f.path for r, f in files.items()}, load, progress), date)
+        paths = {role: file.path for role, file in files.items()}
+        return cls(found, open_models(paths, load, progress, found.adapters), date)
 
     def generate(
         self,

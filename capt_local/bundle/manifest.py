@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import cast
 
+from capt_local.bundle.adapter import Adapted, AdapterFile, listed_adapters, read_adapter
 from capt_local.bundle.fields import Table
-from capt_local.bundle.roles import Role, count_pairs, paired, roles
+from capt_local.bundle.roles import Role, adapted, count_pairs, paired, roles
 from capt_local.errors import ModelError
 
 MANIFEST = "bundle.toml"
@@ -47,6 +48,7 @@ class ModelFile:
         template: name of a built-in chat template instead of the file's own.
         template_file: a chat template beside the model instead of the file's own.
         template_sha256: digest of `template_file`, or else of the GGUF's own template.
+        adapter: a LoRA adapter on it; a model of the same file without one is not changed by it.
     """
 
     role: Role
@@ -59,6 +61,7 @@ class ModelFile:
     template: str | None = None
     template_file: Path | None = None
     template_sha256: str | None = None
+    adapter: AdapterFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,23 @@ class Bundle:
         """How many pairs of expert and base it has."""
         return sum(role.startswith("expert") for role in self.models)
 
+    @property
+    def adapters(self) -> dict[Role, AdapterFile]:
+        """The adapters by the role of their model."""
+        return {role: model.adapter for role, model in self.models.items() if model.adapter}
+
+    @property
+    def digests(self) -> dict[str, str | None]:
+        """SHA-256 of each model by its role, of its adapter by `<role>.adapter`; None if unknown.
+
+        A scale other than 1 stands behind the adapter's name.
+        """
+        found = {str(role): model.sha256 for role, model in self.models.items()}
+        for role, adapter in self.adapters.items():
+            scale = "" if adapter.scale == 1 else f"*{adapter.scale:g}"
+            found[f"{role}.adapter{scale}"] = adapter.sha256
+        return found
+
     @classmethod
     def load(cls, place: Path) -> Bundle:
         """Reads a manifest.
@@ -132,6 +152,7 @@ class Bundle:
         target: str | Path,
         expert: str | Path | Sequence[str | Path] | None = None,
         base: str | Path | Sequence[str | Path] | None = None,
+        expert_adapter: Adapted | Sequence[Adapted] | None = None,
     ) -> Bundle:
         """A bundle of files that were given one by one, without digests.
 
@@ -139,14 +160,19 @@ class Bundle:
             target: its file.
             expert: one file, or one for each pair.
             base: likewise, in the order of the experts; they may share one file.
+            expert_adapter: a LoRA adapter of the expert, or one for each; without experts, each
+                expert is the base with its adapter.
 
         Raises:
-            UsageError: an expert without a base, or the other way round.
+            UsageError: an expert without a base, or the other way round; an adapter without either.
             ModelError: a file is missing.
         """
-        proxies = paired(_listed(expert), _listed(base))
+        adapters, bases = listed_adapters(expert_adapter), _listed(base)
+        proxies = paired(adapted(_listed(expert), bases, adapters), bases)
         files = zip(roles(len(proxies) // 2), (target, *proxies), strict=True)
         models = {role: _loose(role, Path(path)) for role, path in files}
+        for role, adapter in zip(list(models)[1::2], adapters, strict=False):
+            models[role] = replace(models[role], adapter=adapter)
         notice = "The models were given as files: no manifest says whether they are the right ones."
         return cls(id="files", title="Models given as files", models=models, notices=(notice,))
 
@@ -212,6 +238,7 @@ def _model(table: Table, role: Role, folder: Path) -> ModelFile:
         template=table.name("template") if "template" in table else None,
         template_file=table.file("template_file", folder),
         template_sha256=table.digest("template_sha256"),
+        adapter=read_adapter(table.table("adapter"), folder) if "adapter" in table else None,
     )
     if model.template and (model.template_file or model.template_sha256):
         table.fail("template", "names a built-in template; remove template_file and its digest")

@@ -48,6 +48,30 @@ def count_pairs(names: Sequence[str], fail: Callable[[str, str], NoReturn]) -> i
     return len(numbers)
 
 
+def adapted(
+    experts: Sequence[_File], bases: Sequence[_File], adapters: Sequence[object]
+) -> Sequence[_File]:
+    """The experts, where adapters are given: without files of their own they are the bases.
+
+    Raises:
+        UsageError: there is no base, or not one adapter for each expert.
+    """
+    if not adapters:
+        return experts
+    if not bases:
+        raise UsageError(
+            "An adapter of the expert is given without the base: the contrast needs both. "
+            "Give the base too."
+        )
+    found = experts or bases
+    if len(adapters) != len(found):
+        raise UsageError(
+            f"The adapters given are {len(adapters)}, the experts {len(found)}: give each expert "
+            "its adapter, in the same order. A bundle.toml can give one to some alone."
+        )
+    return found
+
+
 def paired(experts: Sequence[_File], bases: Sequence[_File]) -> list[_File]:
     """Files of the proxies in the order of their roles: expert, base, expert-2, base-2, ... .
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from capt_local.bundle.adapter import AdapterFile
 from capt_local.bundle.manifest import Bundle, ModelFile
 from capt_local.errors import ModelError
 
@@ -26,14 +28,11 @@ def verify(bundle: Bundle, progress: Progress | None = None) -> None:
         ModelError: a file is missing, unreadable or another one; names its role.
     """
     known: dict[Path, str] = {}
-    for model in bundle.models.values():
-        if model.sha256 is not None:
-            _check_size(model)
-            if model.path not in known:
-                report = _reporter(model, progress)
-                known[model.path] = file_digest(model.path, model.size, report)
-            if known[model.path] != model.sha256:
-                raise ModelError(_other(model, "its SHA-256 differs"))
+    for role, model in bundle.models.items():
+        report = None if progress is None else partial(progress, role)
+        _check_file(f"{role} model", model, known, report)
+        if model.adapter is not None:
+            _check_file(f"{role}'s adapter", model.adapter, known, report)
         if model.template_file is not None:
             read_template(model)
 
@@ -97,23 +96,29 @@ def check_template(model: ModelFile, template: bytes) -> None:
         )
 
 
-def _check_size(model: ModelFile) -> None:
+def _check_file(
+    what: str,
+    file: ModelFile | AdapterFile,
+    known: dict[Path, str],
+    report: Callable[[float], None] | None,
+) -> None:
+    """Checks one file that has a digest, and reads it if it is not `known` yet."""
+    if file.sha256 is None:
+        return
     try:
-        size = model.path.stat().st_size
+        size = file.path.stat().st_size
     except OSError as error:
-        raise ModelError(_other(model, error.strerror or "it is unreadable")) from None
-    if size != model.size:
-        raise ModelError(_other(model, f"it has {size} bytes instead of {model.size}"))
+        raise _other(what, file.path, error.strerror or "it is unreadable") from None
+    if size != file.size:
+        raise _other(what, file.path, f"it has {size} bytes instead of {file.size}")
+    if file.path not in known:
+        known[file.path] = file_digest(file.path, file.size, report)
+    if known[file.path] != file.sha256:
+        raise _other(what, file.path, "its SHA-256 differs")
 
 
-def _other(model: ModelFile, why: str) -> str:
-    return (
-        f"The {model.role} model {model.path.name} is not the file that the bundle names: {why}. "
+def _other(what: str, path: Path, why: str) -> ModelError:
+    return ModelError(
+        f"The {what} {path.name} is not the file that the bundle names: {why}. "
         "Get the bundle again from its source."
     )
-
-
-def _reporter(model: ModelFile, progress: Progress | None) -> Callable[[float], None] | None:
-    if progress is None:
-        return None
-    return lambda share: progress(model.role, share)

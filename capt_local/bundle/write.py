@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from capt_local.bundle.adapter import AdapterFile
 from capt_local.bundle.manifest import MANIFEST, SCHEMA, Bundle, Defaults, ModelFile, Style
 from capt_local.bundle.roles import Role
 from capt_local.bundle.verify import file_digest
@@ -24,6 +25,7 @@ def describe(
     style: Style = Style.CHAT,
     template: str | None = None,
     template_file: Path | None = None,
+    adapter: AdapterFile | None = None,
 ) -> ModelFile:
     """One model with size and digest taken from the file.
 
@@ -35,6 +37,7 @@ def describe(
         style: how the model is asked.
         template: name of a built-in chat template.
         template_file: chat template in the folder of the bundle.
+        adapter: a LoRA adapter in the folder of the bundle; its digest is taken too.
 
     Raises:
         ModelError: a file cannot be read.
@@ -51,6 +54,7 @@ def describe(
         template=template,
         template_file=template_file,
         template_sha256=pinned,
+        adapter=adapter and replace(adapter, sha256=file_digest(adapter.path, adapter.size)),
     )
 
 
@@ -117,6 +121,9 @@ def manifest_text(bundle: Bundle, folder: Path) -> str:
     tables = [_lines(head), "\n[defaults]\n" + _lines(defaults)]
     for role, model in bundle.models.items():
         tables.append(f"\n[models.{role}]\n" + _lines(_model(model, folder)))
+        if model.adapter is not None:
+            values = _adapter(role, model.adapter, folder)
+            tables.append(f"\n[models.{role}.adapter]\n" + _lines(values))
     return "".join(tables)
 
 
@@ -139,6 +146,19 @@ def _model(model: ModelFile, folder: Path) -> dict[str, object]:
         "template": model.template,
         "template_file": _inside(model.template_file, folder) if model.template_file else None,
         "template_sha256": model.template_sha256,
+    }
+
+
+def _adapter(role: Role, adapter: AdapterFile, folder: Path) -> dict[str, object]:
+    if adapter.sha256 is None:
+        raise ModelError(f"The {role}'s adapter has no digest; describe it from its file first.")
+    return {
+        "file": _inside(adapter.path, folder),
+        "size": adapter.size,
+        "sha256": adapter.sha256,
+        "scale": adapter.scale,
+        "licence": adapter.licence,
+        "source": adapter.source,
     }
 
 

@@ -102,7 +102,7 @@ def files(bundle: Bundle, check: bool) -> dict[str, Any]:
 
     if check:
         verify.verify(bundle)
-    known = all(model.sha256 for model in bundle.models.values())
+    known = all(bundle.digests.values())
     return {
         "id": bundle.id,
         "version": bundle.version,
@@ -121,12 +121,15 @@ def room(bundle: Bundle, options: LoadOptions, diagnosis: Diagnosis) -> dict[str
     from capt_local.engine.memory import available_memory, check_fits
     from capt_local.engine.several import estimates
 
-    each = estimates({role: model.path for role, model in bundle.models.items()}, options)
+    paths = {role: model.path for role, model in bundle.models.items()}
+    each = estimates(paths, options, bundle.adapters)
     available = available_memory()
     needed = sum(one.total for one in each.values())
     facts: dict[str, Any] = {
         # The weights of a file that several models share are counted with the first of them.
-        role: mebibytes(one.total) + ("" if one.weights else ", weights shared")
+        role: mebibytes(one.total)
+        + ("" if one.weights else ", weights shared")
+        + (f", adapter {mebibytes(one.adapters)}" if one.adapters else "")
         for role, one in each.items()
     }
     facts |= {"needed": mebibytes(needed), "available": mebibytes(available)}
@@ -158,6 +161,7 @@ def roles(bundle: Bundle, diagnosis: Diagnosis) -> dict[str, Any]:
             facts[role] = (
                 f"{about.architecture}, {about.file_type}, {about.vocabulary_size:,} tokens, "
                 f"trained for {about.context_length:,}"
+                + (f", {model.adapter}" if model.adapter else "")
             )
             vocabularies[role], templates[role] = weights.vocabulary, about.chat_template
     for expert, base in (pair_roles(number) for number in range(1, bundle.pairs + 1)):

@@ -17,6 +17,7 @@ from capt_local.evaluate.tasks.items import Kind
 from capt_local.evaluate.tasks.styles import Style
 
 if TYPE_CHECKING:
+    from capt_local.bundle.adapter import AdapterFile
     from capt_local.bundle.manifest import Bundle, ModelFile
     from capt_local.engine.options import LoadOptions
 
@@ -74,12 +75,19 @@ def fingerprint(
 
 
 def _model(file: ModelFile) -> dict[str, Any]:
+    adapter = file.adapter
     return {
         "sha256": file.sha256 or file_digest(file.path, file.size),
+        **({"adapter": _adapter(adapter)} if adapter else {}),
         "style": str(file.style),
         "template": file.template,
         "template_sha256": file.template_sha256,
     }
+
+
+def _adapter(file: AdapterFile) -> dict[str, Any]:
+    digest = file.sha256 or file_digest(file.path, file.size)
+    return {"sha256": digest, "scale": file.scale}
 
 
 def _parameters(options: GenerateOptions) -> dict[str, Any]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from capt_local.cli.options import option
+
+if TYPE_CHECKING:
+    from capt_local.bundle.adapter import AdapterFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,15 @@ class ModelFlags:
             twin="BASE",
             metavar="GGUF",
             help="What the expert was trained from, likewise; in the order of the experts.",
+        ),
+    ] = None
+    expert_adapter: Annotated[
+        list[str] | None,
+        option(
+            "--expert-adapter",
+            twin="EXPERT_ADAPTER",
+            metavar="GGUF[=SCALE]",
+            help="A LoRA adapter for each expert; without --expert, of the base.",
         ),
     ] = None
     no_verify: Annotated[
@@ -94,3 +106,14 @@ class ModelFlags:
             help="The date that chat templates may tell. Default: today.",
         ),
     ] = None
+
+    def adapters(self) -> list[AdapterFile]:
+        """The adapters of the experts, with their scales.
+
+        Raises:
+            ModelError: a file is missing.
+            UsageError: a scale has no meaning.
+        """
+        from capt_local.bundle.adapter import AdapterFile
+
+        return [AdapterFile.parse(text) for text in self.expert_adapter or ()]

@@ -58,13 +58,13 @@ def find_bundle(flags: ModelFlags) -> Bundle:
     from capt_local.bundle import store
     from capt_local.bundle.manifest import Bundle
 
-    if not (flags.target or flags.expert or flags.base):
+    if not (flags.target or flags.expert or flags.base or flags.expert_adapter):
         return store.find(flags.bundle or "demo")
     if flags.bundle is not None:
         raise UsageError("Give either --bundle, or --target with --expert and --base.")
     if flags.target is None:
         raise UsageError("--expert and --base need a --target.")
-    return Bundle.from_paths(flags.target, flags.expert, flags.base)
+    return Bundle.from_paths(flags.target, flags.expert, flags.base, flags.adapters())
 
 
 def load_options(flags: ModelFlags, bundle: Bundle) -> LoadOptions:
@@ -198,10 +198,10 @@ def _tell_loaded(session: Session) -> None:
     screen, runtime = session.screen, session.runtime
     screen.notes(runtime.notices)
     for role, model in runtime.models.items():
-        about = model.metadata
+        about, adapter = model.metadata, runtime.bundle.models[role].adapter
         screen.detail(
             f"{role}: {about.architecture}, {about.file_type}, context {model.context_limit}, "
-            f"{about.gpu_layers} layers on the GPU"
+            f"{about.gpu_layers} layers on the GPU" + (f", {adapter}" if adapter else "")
         )
     screen.detail(f"loaded in {session.load_seconds:.2f} s")
 

@@ -67,7 +67,7 @@ class Talk:
     def speakers(self) -> Speakers:
         """Whose conversation it is."""
         bundle = self.session.runtime.bundle
-        return Speakers(bundle.id, {role: file.sha256 for role, file in bundle.models.items()})
+        return Speakers(bundle.id, bundle.digests)
 
     def first_line(self) -> str:
         """That of a transcript."""

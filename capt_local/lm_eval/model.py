@@ -21,6 +21,9 @@ from capt_local.prompt.messages import Message
 from capt_local.provenance import provenance
 from capt_local.report.screen import Screen
 
+_KNOWN = ("bundle", "target", "expert", "base", "expert_adapter", "method", "alpha",
+          "plausibility", "ctx_size", "threads", "gpu_layers", "seed")  # fmt: skip
+
 
 @register_model("capt-local")
 class CaptLocal(LM):
@@ -36,6 +39,7 @@ class CaptLocal(LM):
         target: a model file, for no bundle.
         expert: likewise; of several pairs one each, separated as in PATH.
         base: likewise, in the order of the experts.
+        expert_adapter: a LoRA adapter for each expert; without experts, of the base.
         method: see `capt-local score --help`; None is the bundle's.
         alpha: weight of the contrast, or "evidence".
         plausibility: see `capt-local score --help`.
@@ -58,6 +62,7 @@ class CaptLocal(LM):
         target: str | None = None,
         expert: str | None = None,
         base: str | None = None,
+        expert_adapter: str | None = None,
         method: str | None = None,
         alpha: float | str | None = None,
         plausibility: float | None = None,
@@ -74,10 +79,9 @@ class CaptLocal(LM):
         super().__init__()
         if others:
             raise UsageError(
-                f"{len(others)} model arguments are not known here. These are: bundle, target, "
-                "expert, base, method, alpha, plausibility, ctx_size, threads, gpu_layers, seed."
+                f"{len(others)} model arguments are not known here. These are: {', '.join(_KNOWN)}."
             )
-        files = {"target": target, "expert": expert, "base": base}
+        files = dict(target=target, expert=expert, base=base, expert_adapter=expert_adapter)
         flags = model_flags(bundle, files, ctx_size, threads, gpu_layers)
         found = find_bundle(flags)
         how = method_flags(method, alpha, plausibility)
