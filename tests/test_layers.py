@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "vocab": {"errors"},
     "bundle": {"errors"},
     "engine": {"errors", "vocab"},
-    "prompt": {"errors", "vocab", "bundle"},
+    "prompt": {"errors", "strict", "vocab", "bundle"},
     "align": {"errors", "vocab"},
     "decode": {"errors", "strict", "vocab", "align", "prompt"},
     "runtime": {"errors", "vocab", "align", "decode", "prompt", "bundle", "engine"},

@@ -48,13 +48,7 @@ def load(text: str) -> object:
         NotReadable: it is not, or is nested too deeply.
     """
     try:
-        value: object = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_constant=_constant,
-            parse_float=_finite,
-            parse_int=_whole,
-        )
+        value: object = _DECODER.decode(text)
     except RecursionError:
         raise NotReadable("nested too deeply") from None
     except ValueError:
@@ -128,3 +122,9 @@ def _finite(text: str) -> float:
     if value in (float("inf"), float("-inf")):
         raise NotReadable("a number is too large")
     return value
+
+
+# Made once: `json.loads` would make one for each line.
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite, parse_int=_whole
+)
