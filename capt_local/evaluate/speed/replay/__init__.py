@@ -1,0 +1,1 @@
+"""Runs of one bundle as numbers, and driving another bundle through them."""
