@@ -6,7 +6,7 @@ the same file. Other architectures stand for models that forget: a sliding windo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Literal
@@ -34,6 +34,8 @@ def tiny_gguf(
     nan: bool = False,
     number_format: str = "F32",
     template: str | None = TEMPLATE,
+    tied: bool = False,
+    changes: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Writes a model.
 
@@ -47,6 +49,8 @@ def tiny_gguf(
         nan: one weight of the last layer is NaN.
         number_format: of the matrices, such as "Q8_0".
         template: chat template, or None.
+        tied: the embeddings serve as output too.
+        changes: what is added to tensors, by name.
 
     Returns:
         `path`.
@@ -57,7 +61,12 @@ def tiny_gguf(
     _add_vocabulary(writer, vocabulary, template)
     random = np.random.default_rng(seed)
     for name, shape in _tensors(architecture, len(vocabulary)):
-        _add_tensor(writer, name, _values(random, name, shape, spread, nan), number_format)
+        if tied and name == "output.weight":
+            continue
+        values = _values(random, name, shape, spread, nan)
+        if changes and name in changes:
+            values = values + changes[name].astype(np.float32)
+        _add_tensor(writer, name, values, number_format)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -67,17 +76,47 @@ def tiny_gguf(
 
 def tiny_adapter(path: Path, *, seed: int, rank: int = 2) -> Path:
     """Writes a LoRA adapter for the tiny llama model."""
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", float(rank))
     random = np.random.default_rng(seed)
+    tensors = {}
     for layer in range(LAYERS):
         name = f"blk.{layer}.ffn_down.weight"
-        first = random.standard_normal((rank, INNER)) / sqrt(INNER)
-        second = random.standard_normal((WIDTH, rank))
-        writer.add_tensor(f"{name}.lora_a", first.astype(np.float32))
-        writer.add_tensor(f"{name}.lora_b", second.astype(np.float32))
+        tensors[f"{name}.lora_a"] = random.standard_normal((rank, INNER)) / sqrt(INNER)
+        tensors[f"{name}.lora_b"] = random.standard_normal((WIDTH, rank))
+    return adapter_gguf(path, tensors, alpha=rank)
+
+
+def adapter_gguf(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    alpha: float | str = 1.0,
+    architecture: str = "llama",
+    kind: str = "lora",
+    dtype: type[np.generic] = np.float32,
+    begins: Sequence[int] = (),
+) -> Path:
+    """Writes an adapter of these tensors (as numpy has them: rows first).
+
+    Args:
+        path: of the new file.
+        tensors: by name.
+        alpha: llama.cpp multiplies by it over the rank.
+        architecture: of the model that it claims to be for.
+        kind: of the adapter.
+        dtype: of the tensors.
+        begins: tokens from which on it works, for an adapter that begins in the middle of a text.
+    """
+    writer = gguf.GGUFWriter(str(path), architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", kind)
+    if isinstance(alpha, str):
+        writer.add_string("adapter.lora.alpha", alpha)
+    else:
+        writer.add_float32("adapter.lora.alpha", float(alpha))
+    if begins:
+        writer.add_array("adapter.alora.invocation_tokens", list(begins))
+    for name, values in tensors.items():
+        writer.add_tensor(name, values.astype(dtype))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

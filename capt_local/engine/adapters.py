@@ -137,7 +137,7 @@ def _other_kind(adapter: Header, model: Header) -> str | None:
 
 def _misfit(adapter: Header, model: Header) -> str | None:
     """What is wrong with the matrices of an adapter."""
-    shapes = {one.name: _plain(one.shape) for one in model.tensors}
+    shapes = {one.name: one.shape for one in model.tensors}
     pairs: dict[str, dict[str, tuple[int, ...]]] = {}
     for one in adapter.tensors:
         name, _, side = one.name.rpartition(".")
@@ -176,7 +176,7 @@ def _pair_fits(name: str, a: tuple[int, ...], b: tuple[int, ...], whole: tuple[i
 
 
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without empty dimensions behind the second."""
+    """A shape of two dimensions, or more where these are not empty: tools write it as they like."""
     while len(shape) > 2 and shape[-1] == 1:
         shape = shape[:-1]
     return (*shape, 1) if len(shape) == 1 else shape

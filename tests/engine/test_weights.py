@@ -1,21 +1,19 @@
-"""Loading: what a model says about itself, progress, users, adapters, errors in plain words."""
+"""Loading: what a model says about itself, progress, users, errors in plain words."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from capt_local.engine.llama import LlamaModel
-from capt_local.engine.options import Adapter, LoadOptions
+from capt_local.engine.options import LoadOptions
 from capt_local.engine.weights import Weights
 from capt_local.errors import ModelError, UsageError
 from capt_local.vocab.vocabulary import TokenKind
 from tests.engine.conftest import ONE_THREAD
-from tests.tiny_models import CONTEXT, LAYERS, tiny_adapter, tiny_gguf
+from tests.tiny_models import CONTEXT, LAYERS, tiny_gguf
 from tests.tiny_vocabularies import MARKERS, TEMPLATE, TEXT, USER_DEFINED, Flavour, tiny_vocabulary
 
 FLAVOURS: tuple[Flavour, ...] = ("bpe", "spm")
@@ -121,39 +119,6 @@ def test_gpu_layers_without_a_gpu_are_refused_not_ignored(
             Weights(tiny_path(), LoadOptions(gpu_layers=layers))
     with Weights(tiny_path(), LoadOptions(gpu_layers="auto")) as weights:
         assert weights.metadata.gpu_layers == 0
-
-
-def test_an_adapter_changes_the_model_by_its_scale(
-    tiny_path: Callable[..., Path], tmp_path: Path
-) -> None:
-    adapter = tiny_adapter(tmp_path / "adapter.gguf", seed=5)
-    tokens = list(range(30, 40))
-
-    def logits(weights: Weights, *adapters: Adapter) -> np.ndarray:
-        options = dataclasses.replace(ONE_THREAD, adapters=adapters)
-        with LlamaModel(weights, options) as model:
-            return model.extend(tokens).copy()
-
-    with Weights(tiny_path()) as weights:
-        plain = logits(weights)
-        off = logits(weights, Adapter(adapter, 0.0))
-        half, full = (logits(weights, Adapter(adapter, scale)) for scale in (0.5, 1.0))
-        assert np.array_equal(off, plain)
-        assert 0.01 < np.abs(half - plain).mean() < np.abs(full - plain).mean()
-        assert np.array_equal(logits(weights), plain)  # the weights themselves are untouched
-
-
-def test_adapters_that_do_not_fit_are_named(tiny_path: Callable[..., Path], tmp_path: Path) -> None:
-    with Weights(tiny_path()) as weights:
-        for path, said in (
-            (tmp_path / "none.gguf", "there is no such file"),
-            (tiny_path(), "expect general.type to be 'adapter'"),
-        ):
-            options = dataclasses.replace(ONE_THREAD, adapters=(Adapter(path),))
-            with pytest.raises(ModelError, match=said) as caught:
-                LlamaModel(weights, options)
-            assert path.name in str(caught.value)
-            assert str(tmp_path) not in str(caught.value)
 
 
 @pytest.mark.parametrize("quantized", ["Q8_0", "Q4_0", "F16"])
