@@ -215,7 +215,7 @@ class Crew:
         while self._waiting and len(self._hand) < limit:
             key, ask = self._waiting.popleft()
             self._hand[key] = ask
-            self._worker.tell(ask)
+            self._worker.tell({**ask, "alone": True} if self._suspects else ask)
         if self._ended and not self._waiting and not self._told_end:
             self._told_end = True
             self._worker.tell({"end": True})

@@ -28,11 +28,18 @@ from capt_local.batch.packing import unpacked
 from capt_local.errors import CaptError, place_of
 
 Progress = Callable[[str, float], None]
+OpenModels = Callable[[Opening, Progress], Any]
+Facts = Callable[[], dict[str, Any]]
 _EACH = 0.01  # of a file; how often loading is told
 
 
-def main() -> None:
-    """Serves until the run has ended."""
+def main(open_models: OpenModels | None = None, hello: Facts | None = None) -> None:
+    """Serves until the run has ended.
+
+    Args:
+        open_models: loads the models; None for those of the bundle.
+        hello: what is said first; None for `facts`.
+    """
     # Signals of a terminal or a batch system are for the run, which then ends its worker.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
@@ -41,7 +48,7 @@ def main() -> None:
     from capt_local.engine.private import be_first_to_go
 
     be_first_to_go()
-    Worker(incoming, outgoing, _open).serve()
+    Worker(incoming, outgoing, open_models or _open, hello or facts).serve()
 
 
 def _streams() -> tuple[IO[bytes], IO[bytes]]:
@@ -74,25 +81,28 @@ class Worker:
         incoming: messages of the run.
         outgoing: messages to the run.
         open_models: loads the models; gives a `Runtime`.
+        hello: what is known before.
     """
 
     def __init__(
         self,
         incoming: IO[bytes],
         outgoing: IO[bytes],
-        open_models: Callable[[Opening, Progress], Any],
+        open_models: OpenModels,
+        hello: Facts,
     ) -> None:
         """Says nothing yet."""
         self._incoming, self._outgoing = incoming, outgoing
-        self._open_models = open_models
+        self._open_models, self._hello = open_models, hello
         self._messages: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
         self._told: dict[str, float] = {}
+        self._ended = False
 
     def serve(self) -> None:
         """Does everything from `hello` to the end."""
         threading.Thread(target=self._read, daemon=True).start()
         try:
-            self._say({"hello": facts()})
+            self._say({"hello": self._hello()})
             opening = unpacked(Opening, self._messages.get()["open"])
             with self._open_models(opening, self._tell_loading) as runtime:
                 self._say({"ready": about(runtime)})
@@ -121,14 +131,25 @@ class Worker:
             self._say({"loading": role, "share": share})
 
     def _answer(self, runtime: Any, opening: Opening) -> None:
-        keys: list[int] = []
-        for answered in answers(runtime, self._asks(opening, keys), opening.parallel):
-            self._deliver(runtime, keys[answered.index], answered)
+        while not self._ended:
+            keys: list[int] = []
+            for answered in answers(runtime, self._asks(opening, keys), opening.parallel):
+                self._deliver(runtime, keys[answered.index], answered)
 
     def _asks(self, opening: Opening, keys: list[int]) -> Iterator[Ask]:
-        """Records as they are wanted; one that cannot be asked is answered with its error."""
-        while "end" not in (message := self._messages.get()):
-            key = message["ask"]
+        """Records as they are wanted; one that cannot be asked is answered with its error.
+
+        The run keeps more here than are answered at once, so waiting for the next one holds up
+        nothing. Behind one that it gives alone it sends no other before the answer, so there the
+        row ends for now.
+        """
+        alone = False
+        while not alone:
+            message = self._messages.get()
+            if "end" in message:
+                self._ended = True
+                return
+            key, alone = message["ask"], message.get("alone", False)
             self._say({"begun": key})
             try:
                 prompt, options = from_message(message, opening.options)

@@ -1,0 +1,115 @@
+"""A worker process without models: `python -m tests.batch.fake_worker FOLDER`.
+
+A prompt is a row of words that say what becomes of it: `die SIGNAL` ends the process, `once`
+in front of it only the first time (FOLDER remembers), `refuse` and `overflow` fail, `wait SECONDS`
+takes time, `break` is an exception with the prompt in its message. Anything else is answered with
+its own words backwards, and its seed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any
+
+from capt_local.batch import worker
+from capt_local.batch.answering import Answered, Ask
+from capt_local.batch.opening import Opening
+from capt_local.decode.step import FinishReason
+from capt_local.errors import ContextOverflow, MemoryShortage, NumericalError
+from tests.report.steps import step
+
+FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
+
+
+class FakeRuntime:
+    """Answers without models, several at once."""
+
+    notices = ("a notice of the runtime",)
+    models: dict[str, Any] = {}  # noqa: RUF012
+    bundle = SimpleNamespace(id="fake")
+
+    def __enter__(self) -> FakeRuntime:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    def generate_many(self, asks: Iterable[Ask], *, parallel: int) -> Iterator[Answered]:
+        """As that of `Runtime`: lanes are filled first, then answered in turn."""
+        coming = enumerate(asks)
+        lanes: list[tuple[int, Ask]] = []
+        more = True
+        while more or lanes:
+            while more and len(lanes) < parallel:
+                taken = next(coming, None)
+                more = taken is not None
+                lanes += [taken] if taken else []
+            if lanes:
+                yield answered(*lanes.pop(0))
+
+
+def answered(index: int, ask: Ask) -> Answered:
+    """What becomes of a prompt."""
+    said = ask.prompt if isinstance(ask.prompt, str) else ask.prompt[-1].content
+    words = said.split()
+    match words:
+        case ["once", *rest]:
+            mark = FOLDER / f"seen-{'-'.join(rest)}"
+            words = rest if not mark.exists() else ["survived"]
+            mark.touch()
+    match words:
+        case ["die", name]:
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(60)
+        case ["exit", code]:
+            os._exit(int(code))
+        case ["refuse"]:
+            return Answered(index, None, (), NumericalError("The target's numbers are not finite."))
+        case ["overflow"]:
+            return Answered(index, None, (), ContextOverflow({"target": 2000}, 1024))
+        case ["break", *_]:
+            raise TypeError(said)
+        case ["wait", seconds]:
+            time.sleep(float(seconds))
+    text = f"{' '.join(reversed(words))} {ask.options.sample.seed}".encode()
+    last = step(0, text, finish=FinishReason.STOP)
+    generation = SimpleNamespace(
+        text=text,
+        finish=FinishReason.STOP,
+        thoughts=b"",
+        structured=None,
+        prompt_tokens={"target": len(words)},
+        context_limit=1024,
+        weights=(),
+        prompt_seconds=0.0,
+        generate_seconds=0.0,
+        notices=(),
+    )
+    return Answered(index, generation, (last,), None)
+
+
+def open_models(opening: Opening, progress: worker.Progress) -> Any:
+    """Loads nothing, or fails where FOLDER says so."""
+    progress("target", 1.0)
+    print("a library prints on standard output")
+    if (FOLDER / "no-memory").exists():
+        raise MemoryShortage("The models do not fit.")
+    if (FOLDER / "killed").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return FakeRuntime()
+
+
+if __name__ == "__main__":
+    versions = {"capt_local": "1", "llama_cpp_python": "1", "llama_cpp": "1", "numpy": "1"}
+    worker.main(open_models, lambda: {"versions": versions, "build": {}, "cores": 1})

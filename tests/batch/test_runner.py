@@ -1,0 +1,207 @@
+"""The order of work, with real worker processes that die, fail and take their time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from capt_local.batch.crew import Crew, News
+from capt_local.batch.fingerprint import Fingerprint
+from capt_local.batch.output import Origin
+from capt_local.batch.process import WorkerProcess
+from capt_local.batch.progress import Progress
+from capt_local.batch.runner import Job, Runner, places_to_do
+from capt_local.batch.seeds import record_seed
+from capt_local.batch.shard import Shard
+from capt_local.decode.options import GenerateOptions
+from capt_local.errors import MemoryShortage, WorkerFailed
+from tests.batch.fake_input import FakeJournal, FakeSource, opening, start_worker
+
+CANARY = "zyzzyva-canary"
+MARK = Fingerprint({}, {}, {"id": "fake"}, {"target": {"sha256": None}}, "capt", {})
+
+
+class Bench:
+    """Runs prompts through worker processes, and keeps what happened.
+
+    Attributes:
+        journal: with the lines.
+        news: all of it.
+        workers: that were started.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.journal = FakeJournal()
+        self.news: list[News] = []
+        self.workers: list[WorkerProcess] = []
+        self.progress = Progress(0)
+
+    def start(self) -> WorkerProcess:
+        self.workers.append(start_worker(self.folder))
+        return self.workers[-1]
+
+    def run(
+        self,
+        prompts: Mapping[str, str],
+        *,
+        parallel: int = 1,
+        stop: Callable[[], bool] = lambda: False,
+        changed: tuple[str, ...] = (),
+        fail_fast: bool = False,
+    ) -> bool:
+        source = FakeSource(prompts, changed)
+        places = places_to_do(source.ids, {}, None, None)
+        job = Job(
+            source, self.journal, Origin(MARK), GenerateOptions(), places, fail_fast=fail_fast
+        )
+        self.progress = Progress(len(places))
+        crew = Crew(self.start)
+        try:
+            while crew.hello(0.1) is None:
+                assert not stop()
+            crew.load(opening(parallel), 2 * parallel)
+            runner = Runner(job, crew, self.progress, tell=self.news.append, stop=stop)
+            whole = runner.run()
+            if whole:
+                crew.finish()
+            return whole
+        finally:
+            crew.kill()
+
+    @property
+    def deaths(self) -> list[str]:
+        return [news.died for news in self.news if news.died]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    assert all(not is_alive(worker.pid) for worker in made.workers)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def answer(id: str, prompt: str) -> str:
+    return f"{' '.join(reversed(prompt.split()))} {record_seed(0, id)}"
+
+
+@pytest.mark.parametrize("parallel", [1, 3, 8])
+def test_every_record_is_answered_once(bench: Bench, parallel: int) -> None:
+    prompts = {f"r{number}": f"word {number}" for number in range(20)}
+    assert bench.run(prompts, parallel=parallel)
+    assert bench.journal.answers == {id: answer(id, text) for id, text in prompts.items()}
+    assert len(bench.workers) == 1
+    assert (bench.progress.done, bench.progress.failed, bench.progress.answer_tokens) == (20, 0, 20)
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_a_record_that_kills_three_workers_is_given_up(bench: Bench, parallel: int) -> None:
+    prompts = {"a": "one", "b": "die SIGABRT", "c": "two", "d": "three", "e": "four"}
+    assert bench.run(prompts, parallel=parallel)
+    found = bench.journal.answers
+    assert found.pop("b") == "worker_died"
+    assert found == {id: answer(id, prompts[id]) for id in found}
+    assert set(found) == {"a", "c", "d", "e"}
+    (failed,) = [line for line in bench.journal.lines if line.id == "b"]
+    assert failed.error is not None
+    assert "3 times" in failed.error["message"]
+    assert "SIGABRT" in failed.error["message"]
+    assert len(bench.workers) == 4
+
+
+def test_several_that_kill_are_told_apart(bench: Bench) -> None:
+    prompts = {f"r{n}": "die SIGBUS" if n in (2, 3, 11) else f"word {n}" for n in range(14)}
+    assert bench.run(prompts, parallel=4)
+    found = bench.journal.answers
+    assert [id for id in prompts if found[id] == "worker_died"] == ["r2", "r3", "r11"]
+    assert len(found) == 14
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cause"),
+    [
+        ("once die SIGKILL", "memory ran out"),
+        ("once die SIGSEGV", "SIGSEGV"),
+        ("once exit 7", "exit code 7"),
+        (f"once break {CANARY}", "unexpected TypeError at "),
+    ],
+)
+def test_a_worker_that_dies_once_is_replaced(bench: Bench, prompt: str, cause: str) -> None:
+    assert bench.run({"a": "one", "b": prompt, "c": "two"})
+    found = bench.journal.answers
+    assert found["b"] == answer("b", "survived")
+    assert [cause in death for death in bench.deaths] == [True]
+    assert CANARY not in str(bench.news)
+
+
+def test_a_failed_record_is_a_line_and_the_others_go_on(bench: Bench) -> None:
+    prompts = {"a": "refuse", "b": "one", "c": "overflow", "d": "two"}
+    assert bench.run(prompts, parallel=2, changed=("d",))
+    found = bench.journal.answers
+    assert found.pop("b") == answer("b", "one")
+    assert found == {"a": "numerical_error", "c": "context_overflow", "d": "input_changed"}
+    messages = {line.id: line.error["message"] for line in bench.journal.lines if line.error}
+    assert "target 2000" in messages["c"]
+
+
+def test_a_worker_without_memory_ends_the_run(bench: Bench) -> None:
+    (bench.folder / "no-memory").touch()
+    with pytest.raises(MemoryShortage, match="do not fit"):
+        bench.run({"a": "one"})
+
+
+def test_a_worker_that_is_killed_while_it_loads_ends_the_run(bench: Bench) -> None:
+    (bench.folder / "killed").touch()
+    with pytest.raises(MemoryShortage, match="SIGKILL"):
+        bench.run({"a": "one"})
+
+
+def test_a_stop_is_quick_and_drops_what_is_at_hand(bench: Bench) -> None:
+    prompts = {"a": "one", "b": "wait 60", "c": "two"}
+    began = time.monotonic()
+
+    def stop() -> bool:
+        return bool(bench.journal.lines)
+
+    assert not bench.run(prompts, stop=stop)
+    assert list(bench.journal.answers) == ["a"]
+    assert time.monotonic() - began < 30
+
+
+def test_the_first_failure_can_end_the_run(bench: Bench) -> None:
+    prompts = {"a": "one", "b": "refuse", "c": "wait 60"}
+    assert not bench.run(prompts, fail_fast=True)
+    assert list(bench.journal.answers) == ["a", "b"]
+
+
+def test_a_disk_that_fails_ends_the_run(bench: Bench) -> None:
+    bench.journal.error = WorkerFailed("the disk is full")
+    with pytest.raises(WorkerFailed):
+        bench.run({"a": "one", "b": "wait 60"})
+
+
+def test_which_records_are_left() -> None:
+    ids = [f"r{number}" for number in range(100)]
+    assert places_to_do(ids, {"r0": "ok", "r2": "worker_died"}, None, 3) == (1, 3, 4)
+    shards = [places_to_do(ids, {}, Shard(index, 3), None) for index in (1, 2, 3)]
+    assert sorted(place for shard in shards for place in shard) == list(range(100))
+
+
+def test_the_seed_of_a_record_is_documented_arithmetic() -> None:
+    import hashlib
+
+    digest = hashlib.sha256(b"capt-local batch seed 1\n7\nnote-1").digest()
+    assert record_seed(7, "note-1") == int.from_bytes(digest, "big") >> (256 - 53)
+    assert len({record_seed(seed, id) for seed in range(9) for id in ("a", "b", "1\u00e9")}) == 27
