@@ -75,6 +75,8 @@ class FakeModel:
         self.context_limit = limit
         self.max_rows = max_rows
         self.can_rewind = can_rewind
+        self.size = 1
+        self.on_gpu = False
         self.tokens: list[int] = []
         self.extended = 0
         self._seed = seed
@@ -114,8 +116,14 @@ class FakeModel:
         del self.tokens[length:]
         return True
 
-    def branch(self, tails: Sequence[Sequence[int]]) -> np.ndarray:
-        return np.array([self.logits([*self.tokens, *tail]) for tail in tails])
+    def branch(
+        self, tails: Sequence[Sequence[int]], after: Sequence[int] | None = None
+    ) -> np.ndarray:
+        places = after or [self.position] * len(tails)
+        assert self.can_rewind or not after
+        assert all(0 <= place <= self.position for place in places)
+        pairs = zip(tails, places, strict=True)
+        return np.array([self.logits([*self.tokens[:place], *tail]) for tail, place in pairs])
 
     def close(self) -> None:
         self.tokens.clear()

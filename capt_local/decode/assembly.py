@@ -49,7 +49,15 @@ class Assembly:
         self._tokenizers = dict(tokenizers)
         self._hint = hint
         self._tables: dict[str, Tables] = {}
+        self._shared: Callable[[str], Tables] | None = None
         self._strings: dict[str, TokenStrings] = {}
+
+    def beside(self, cached: Mapping[str, CachedModel]) -> Assembly:
+        """The same for other contexts on the same models; the tables are shared."""
+        other = Assembly(cached, self._tokenizers, self._hint)
+        other._shared = self._onto
+        other._strings = self._strings
+        return other
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -79,14 +87,15 @@ class Assembly:
         if method is Method.CAPT and len(roles) == 1:
             roles = ("target", "expert", "base")
         leader, *others = [self._need(role) for role in roles]
+        tokenizer = self._tokenizers[leader.role]
         if method is Method.CAPT:
             followed = self._onto(leader.role).followers(options.align, others)
-            return Trio(leader, followed, options.combine)
+            return Trio(leader, followed, options.combine, tokenizer=tokenizer)
         if not others:
-            return Trio(leader, (), options.combine)
+            return Trio(leader, (), options.combine, tokenizer=tokenizer)
         if method is Method.EXPERT_LED:
             led = self._onto(leader.role).followers(options.align, others)
-            return Trio(leader, led, options.combine, expert_leads=True)
+            return Trio(leader, led, options.combine, expert_leads=True, tokenizer=tokenizer)
         if method in (Method.PROXY_TUNING, Method.CONTRASTIVE):
             self._need_one_vocabulary(method, roles)
             alignment: AnyAlignment = SharedVocabulary()
@@ -98,7 +107,7 @@ class Assembly:
             for each in others
         ]
         rule = Published(self._choices(method, scoring=scoring))
-        return Trio(leader, followers, options.combine, rule)
+        return Trio(leader, followers, options.combine, rule, tokenizer=tokenizer)
 
     def _choices(self, method: Method, *, scoring: bool) -> Callable[..., Choices]:
         """The published algorithm."""
@@ -117,7 +126,10 @@ class Assembly:
     def _onto(self, role: str) -> Tables:
         """The alignments onto the vocabulary of a role."""
         if role not in self._tables:
-            self._tables[role] = Tables(self._tokenizers[role], self._tokenizers)
+            if self._shared is not None:
+                self._tables[role] = self._shared(role).beside()
+            else:
+                self._tables[role] = Tables(self._tokenizers[role], self._tokenizers)
         return self._tables[role]
 
     def _spelled(self, role: str) -> TokenStrings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from capt_local.decode.kept import KeptRows, Row
 from capt_local.decode.model import Model, Rows
+from capt_local.decode.stopwatch import Stopwatch
 
 # Rows that lie this close together are read in one batch, the ones between them for nothing: a
 # batch more would cost more than a few rows.
@@ -50,6 +52,7 @@ class CachedModel:
         decoded: tokens decoded so far.
         passes: calls that decoded them.
         kept: rows that were computed ahead of the text.
+        watch: measures what batches cost on this machine.
         notices: what the user should know, each once.
     """
 
@@ -61,16 +64,19 @@ class CachedModel:
         self.decoded = 0
         self.passes = 0
         self.kept = KeptRows()
+        self.watch = Stopwatch()
         self.notices: list[str] = []
 
     def extend(self, tokens: Sequence[int], rows: int) -> Rows:
         """See `Model.extend`."""
         self.kept.overwritten()
+        started = time.perf_counter()
         try:
             result = self.model.extend(tokens, rows)
         finally:
             # A failed call leaves the cache as it was, or empty where it cannot be taken back.
             del self.tokens[self.model.position :]
+        self.watch.time(len(tokens), time.perf_counter() - started)
         self._count(tokens)
         return result
 
@@ -98,10 +104,10 @@ class CachedModel:
         if len(self.tokens) < len(tokens):
             self.extend(tokens[len(self.tokens) :], 0)
 
-    def branch(self, tails: Sequence[Sequence[int]]) -> Rows:
+    def branch(self, tails: Sequence[Sequence[int]], after: Sequence[int] | None = None) -> Rows:
         """See `Model.branch`."""
         self.kept.overwritten()
-        rows = self.model.branch(tails)
+        rows = self.model.branch(tails, after)
         self.decoded += sum(map(len, tails))
         self.passes += 1
         return rows
@@ -147,6 +153,26 @@ class CachedModel:
         """Keeps views of the logits after the last tokens, shape (count, vocabulary)."""
         for back, row in enumerate(reversed(rows)):
             self.kept.put(tokens[: len(tokens) - back], row, view=True)
+
+    def has(self, tokens: list[int], rows: int) -> bool:
+        """Whether `follow` finds all its rows without decoding."""
+        return self._kept(tokens, rows) is not None
+
+    def look_ahead(self, path: list[int], first: int) -> None:
+        """Decodes a text that may come, in one batch, and keeps what follows its last tokens.
+
+        Args:
+            path: the present text and what may come.
+            first: rows are kept after this many tokens and after each further one. At most
+                `max_rows`: the end of a longer path is left out.
+        """
+        path = path[: first + self.model.max_rows - 1]
+        while first <= len(path) and self.kept.get(path[:first]) is not None:
+            first += 1
+        if first > len(path):
+            return
+        self.keep(min(common_length(self.tokens, path), first - 1))
+        self.keep_rows(path, self.extend(path[len(self.tokens) :], len(path) - first + 1))
 
     def _count(self, tokens: Sequence[int]) -> None:
         self.tokens += tokens

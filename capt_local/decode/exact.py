@@ -40,6 +40,8 @@ class ExactProxy:
         events: of the target.
     """
 
+    can_look_ahead = False
+
     def __init__(
         self,
         cached: CachedModel,
@@ -130,6 +132,12 @@ class ExactProxy:
     def need(self) -> Need | None:
         """None: the beam reads several tokenizations, one after the other."""
         return None
+
+    def begin_ahead(self) -> None:
+        """Nothing: it cannot look ahead."""
+
+    def look_ahead(self, pieces: Sequence[tuple[int, bytes]]) -> None:
+        """Nothing: which tokenizations matter is only known when the text is there."""
 
     def wanted_rows(self) -> Iterable[int]:
         """None: the beam reads its own."""

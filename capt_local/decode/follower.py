@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from capt_local.align.fit import AnyAlignment
@@ -17,6 +17,7 @@ class Follower(Protocol):
 
     cached: CachedModel
     alignment: AnyAlignment
+    can_look_ahead: bool
 
     @property
     def tokens(self) -> list[int]:
@@ -52,6 +53,18 @@ class Follower(Protocol):
 
     def need(self) -> Need | None:
         """What `settle` reads of the model; None where it has been read, or is read otherwise."""
+        ...
+
+    def begin_ahead(self) -> None:
+        """Makes room for rows ahead of the present text."""
+        ...
+
+    def look_ahead(self, pieces: Sequence[tuple[int, bytes]]) -> None:
+        """Reads, in as few batches as it can, what the next places need if these pieces come.
+
+        Args:
+            pieces: tokens that the target may write, with their bytes, in order.
+        """
         ...
 
     def wanted_rows(self) -> Iterable[int]:

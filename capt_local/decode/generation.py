@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Self
 
 from capt_local.decode.loop import Walk
-from capt_local.decode.options import GenerateOptions, Powers
+from capt_local.decode.options import GenerateOptions, Powers, Speed
 from capt_local.decode.prefill import prefill
 from capt_local.decode.prompt_evidence import Memory
+from capt_local.decode.speculate.setup import speculation
+from capt_local.decode.speculate.tally import Tally
 from capt_local.decode.step import FinishReason, Step
 from capt_local.decode.thoughts import Thoughts
 from capt_local.decode.trio import Trio
@@ -36,6 +38,7 @@ class Generation:
         structured: whether the answer so far has the form that it is kept to; None where it is
             kept to none.
         steps_done: tokens of the answer so far.
+        tally: what was drafted, accepted and left out.
         notices: what the user should know.
     """
 
@@ -60,7 +63,11 @@ class Generation:
             constraint = trio.cached.model.constraint(options.structure.grammar, lead)
         lead_prompt, vocabulary = prompts[trio.cached.role], trio.cached.model.vocabulary
         thoughts = Thoughts.of(lead_prompt, vocabulary, formed=constraint is not None)
-        self._walk = Walk(trio, options, cancel, constraint, thoughts)
+        # What expert and base say is told with the candidates, so they are asked each time then.
+        trio.gates = options.speed is not Speed.EXACT_STEPS and not options.top
+        self.tally = Tally()
+        ahead = speculation(trio, options, self.tally)
+        self._walk = Walk(trio, options, cancel, constraint, thoughts, ahead)
         self._steps: Iterator[Step] | None = None
         self._prompt_notices = [note for prompt in prompts.values() for note in prompt.notices]
         self._prompt_notices += notices
@@ -100,7 +107,11 @@ class Generation:
         self._add(step)
         self.steps_done += 1
         self.changed += step.changed
+        self.tally.steps += 1
+        self.tally.gated += step.gated
         self.finish = step.finish
+        if step.finish is not None:
+            self._trio.drop_ahead()
         return step
 
     def prepare(self) -> None:
@@ -134,6 +145,7 @@ class Generation:
         if self.finish is None:
             self.text += self._walk.held
             self.finish = finish
+            self._trio.drop_ahead()
 
     @property
     def structured(self) -> bool | None:
@@ -151,17 +163,20 @@ class Generation:
                 "finds plausible, so the likeliest that it allows were taken."
             )
         models = [notice for each in self._trio.models for notice in each.notices]
-        return [*dict.fromkeys(self._prompt_notices + models + said)]
+        return [*dict.fromkeys(self._prompt_notices + models + said + self.tally.notices)]
 
     def _next(self) -> Step:
         if self._steps is None:
             self._prefill()
             self._steps = iter(self._walk)
         started = time.perf_counter()
+        before = [(each.passes, each.decoded) for each in self._trio.models]
         try:
             return next(self._steps)
         finally:
             self.generate_seconds += time.perf_counter() - started
+            for each, (passes, decoded) in zip(self._trio.models, before, strict=True):
+                self.tally.add(each.role, each.passes - passes, each.decoded - decoded)
 
     def _prefill(self) -> None:
         """Decodes the prompt; StopIteration if that was cancelled."""

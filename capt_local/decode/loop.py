@@ -10,6 +10,7 @@ from capt_local.decode.constraint import Gate, Open
 from capt_local.decode.model import Constraint
 from capt_local.decode.options import GenerateOptions
 from capt_local.decode.sample import choose, likeliest
+from capt_local.decode.speculate.speculation import Speculation
 from capt_local.decode.step import Choice, FinishReason, Step
 from capt_local.decode.stream import Stream
 from capt_local.decode.thoughts import Part, Thoughts
@@ -29,6 +30,7 @@ class Walk:
         cancel: asked before each step; true ends the answer as interrupted.
         constraint: what the answer is kept to, at its beginning; None: anything.
         thoughts: divides thoughts and answer; None where all is the answer.
+        ahead: drafts what may come; None: every step by itself.
 
     Attributes:
         finish: why the answer ended; None while it has not.
@@ -44,6 +46,7 @@ class Walk:
         cancel: Callable[[], bool] | None = None,
         constraint: Constraint | None = None,
         thoughts: Thoughts | None = None,
+        ahead: Speculation | None = None,
     ) -> None:
         """Decodes nothing yet."""
         self._trio = trio
@@ -52,6 +55,7 @@ class Walk:
         self._rng = np.random.default_rng(options.sample.seed)
         self._stream = Stream(trio.cached.model.vocabulary, options.stop, thoughts)
         self._gate = Gate(constraint, options.sample) if constraint is not None else None
+        self._ahead = ahead
         self._spoilt = False
         self.finish: FinishReason | None = None
         self.notices: list[str] = []
@@ -92,6 +96,8 @@ class Walk:
                 return
 
     def _step(self, index: int) -> Step:
+        if self._ahead is not None and not self._stream.apart and not self._stream.behind:
+            self._ahead.prepare(self._options.max_tokens - index)
         opened = self._here()
         if self._gate is not None and not self._stream.apart:
             opened = self._gate.open(self._trio, opened.here)
@@ -104,6 +110,8 @@ class Walk:
             opened.mask,
         )
         token = int(opened.here.candidates.tokens[place])
+        if self._ahead is not None:
+            self._ahead.chose(token)
         part, finish = self._take(token, last=index + 1 == self._options.max_tokens)
         step = describe(self._trio, opened, place, index, part, finish, self._options)
         if finish is not FinishReason.STOP:
@@ -190,6 +198,7 @@ def describe(
         base_logp=said[1] if said else None,
         likeliest=None if together == place else int(own.tokens[together]),
         finish=finish,
+        gated=here.gated,
     )
 
 

@@ -60,6 +60,21 @@ class Model(Protocol):
         """The most logit rows that one `extend` can return."""
         ...
 
+    @property
+    def size(self) -> int:
+        """Bytes of its weights."""
+        ...
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU computes at least a part of it."""
+        ...
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether the memory can forget a part; see `rewind`."""
+        ...
+
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
         """Splits UTF-8 text the way llama.cpp does, without adding BOS or EOS.
 
@@ -96,13 +111,15 @@ class Model(Protocol):
         """
         ...
 
-    def branch(self, tails: Sequence[Sequence[int]]) -> Rows:
+    def branch(self, tails: Sequence[Sequence[int]], after: Sequence[int] | None = None) -> Rows:
         """Logits after each of several continuations of the running sequence, in one batch.
 
         The running sequence stays as it is. All tails share its KV cache.
 
         Args:
             tails: at most `max_rows` continuations of at least one token each.
+            after: how many tokens of the running sequence each of them goes on from, where the
+                model can rewind; None: from its end.
 
         Returns:
             Shape (len(tails), vocabulary): the row after the last token of each tail. A copy.

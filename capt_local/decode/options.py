@@ -48,6 +48,20 @@ class Method(StrEnum):
         return ("target", "expert", "base")
 
 
+class Speed(StrEnum):
+    """How the steps of an answer are computed. The answer is the same.
+
+    EXACT_STEPS runs every model for every token, one at a time. AUTO leaves out what cannot change
+    a choice, and drafts from whichever source pays; the others draft from one source alone.
+    """
+
+    AUTO = "auto"
+    EXACT_STEPS = "exact-steps"
+    LOOKUP = "lookup"
+    TARGET_DRAFT = "target-draft"
+    EXPERT_DRAFT = "expert-draft"
+
+
 @dataclass(frozen=True, slots=True)
 class AlignOptions:
     """How tokens of the target are looked up at expert and base (docs/method.md).
@@ -232,6 +246,7 @@ class GenerateOptions:
         structure: the form that the answer must have; None for any.
         expert_in_thoughts: whether expert and base read the thoughts that a model writes before
             its answer, and have a say in them.
+        speed: how its steps are computed.
     """
 
     method: Method = Method.CAPT
@@ -243,6 +258,7 @@ class GenerateOptions:
     sample: SampleOptions = field(default_factory=SampleOptions)
     structure: Structure | None = None
     expert_in_thoughts: bool = False
+    speed: Speed = Speed.AUTO
 
     def __post_init__(self) -> None:
         """Refuses values without a meaning."""

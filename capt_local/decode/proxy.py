@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,8 @@ import numpy as np
 from capt_local.align.context import CanonicalContext
 from capt_local.align.fit import AnyAlignment
 from capt_local.align.question import Back, FloatArray, Probabilities, Question, View
-from capt_local.decode.cached import CachedModel, Need
+from capt_local.decode.cached import CachedModel, Need, common_length
+from capt_local.decode.combine import exponentials, total
 from capt_local.decode.model import Rows
 from capt_local.prompt.messages import Prompt
 from capt_local.vocab.tokenizer import TextTokenizer
@@ -21,8 +24,8 @@ _KEPT_ROWS = 8
 
 def softmax(logits: Rows) -> Probabilities:
     """Probabilities of one row of logits, as a new array of the same shape."""
-    row: Probabilities = np.exp(logits - logits.max())
-    row *= np.float32(1.0 / row.sum(dtype=np.float64))
+    row, _ = exponentials(logits, float(logits.max()))
+    row *= np.float32(1.0 / total(row))
     return row
 
 
@@ -38,6 +41,7 @@ class Proxy:
     Attributes:
         cached: see above.
         alignment: see above.
+        can_look_ahead: whether the model can forget a draft.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Proxy:
         """Starts with an empty context."""
         self.cached = cached
         self.alignment = alignment
+        self.can_look_ahead = cached.model.can_rewind
         self._tokenizer = tokenizer
         self._context = CanonicalContext(tokenizer, (), start=False)
         self._rows: dict[int, Probabilities] = {}
@@ -94,6 +99,57 @@ class Proxy:
                     f"The {self.cached.role} has no token for some bytes of the answer and does "
                     "not see them."
                 )
+
+    def begin_ahead(self) -> None:
+        """Makes room for rows ahead of the present text; takes over what is known here."""
+        need = self.need()
+        if need is not None and self.cached.has(need.tokens, need.rows):
+            self.settle()
+        self.cached.kept.begin(self.tokens)
+
+    def look_ahead(self, pieces: Sequence[tuple[int, bytes]]) -> None:
+        """Reads what the next places need if these pieces come; see `Follower.look_ahead`.
+
+        The tokens of the whole draft go through the model in one batch. Where the draft is cut
+        off in the middle of them, the text has other tokens: these branch off, in a second batch.
+        """
+        contexts = self._contexts(pieces)
+        path, need = contexts[-1], self.need()
+        if need is not None and path[: len(self.tokens)] != self.tokens:
+            self.settle()  # the draft changes the last token, which has to be read first
+            need = self.need()
+        same = common_length(self.tokens, path)
+        self.cached.look_ahead(path, same + 1 if need is None else len(self.tokens) - need.rows + 1)
+        tails: dict[tuple[int, ...], int] = {}
+        for tokens in contexts[1:]:
+            at = common_length(tokens, path)
+            # After the end of a longer tail alone a row is read; two of them would want more.
+            if at == len(tokens) - 1 and not self.cached.has(tokens, 1):
+                tails[tuple(tokens)] = at
+        if tails and max(tails.values()) <= len(self.cached.tokens):
+            self._branch(tails)
+
+    def _branch(self, tails: dict[tuple[int, ...], int]) -> None:
+        """Reads what follows texts that leave the decoded one, each after so many tokens."""
+        texts = list(tails)[: self.cached.model.max_rows]
+        places = [tails[text] for text in texts]
+        self.cached.kept.hold()
+        ends = [text[place:] for text, place in zip(texts, places, strict=True)]
+        for text, row in zip(texts, self.cached.branch(ends, places), strict=True):
+            self.cached.kept.put(list(text), row, view=False)
+
+    def _contexts(self, pieces: Sequence[tuple[int, bytes]]) -> list[list[int]]:
+        """The tokens now, and after each piece."""
+        context = copy.copy(self._context)
+        context.tokens = list(context.tokens)
+        found = [self.tokens]
+        for token, piece in pieces:
+            if self.alignment.follows_tokens:
+                context.tokens.append(token)
+            elif piece:
+                context.append(piece)
+            found.append(list(context.tokens))
+        return found
 
     def wanted_rows(self) -> list[int]:
         """After how many tokens rows are needed: after the last pieces that may be healed."""

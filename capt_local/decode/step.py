@@ -39,7 +39,8 @@ class Step:
         target_logp: log-probability under the target alone.
         target_rank: rank under the target alone, 0 being its own choice.
         target_choice: the token that the target alone finds likeliest after the same text.
-        contrast: logp_expert - logp_base of the token's event; 0 without proxies.
+        contrast: logp_expert - logp_base of the token's event; 0 without proxies, and where they
+            were not asked.
         expert_logp: log-probability of that event under the expert; None where no candidates were
             asked for.
         base_logp: the same under the base.
@@ -52,6 +53,8 @@ class Step:
         finish: set on the last step alone.
         thought: whether `piece` belongs to the model's thoughts, not to its answer. The tokens of
             the markers have no bytes.
+        gated: whether one token alone was plausible for the target, so that expert and base were
+            not asked.
     """
 
     index: int
@@ -71,6 +74,7 @@ class Step:
     likeliest: int | None = None
     finish: FinishReason | None = None
     thought: bool = False
+    gated: bool = False
 
     @property
     def changed(self) -> bool:

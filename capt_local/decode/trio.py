@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.decode.cached import CachedModel, Need
+from capt_local.align.question import TINY
+from capt_local.decode.cached import CachedModel, Need, common_length
 from capt_local.decode.combine import FloatArray
 from capt_local.decode.follower import Follower
 from capt_local.decode.options import CombineOptions, Powers
 from capt_local.decode.rules import Contrast, Distribution, Rule
 from capt_local.errors import ContextOverflow
 from capt_local.prompt.messages import Prompt
+from capt_local.vocab.tokenizer import TextTokenizer
 from capt_local.vocab.vocabulary import BoolArray
 
 _NOTHING = np.float32(1e4)  # nats below the least; a probability of 0
@@ -30,11 +32,14 @@ class Trio:
         options: the weight of each model.
         rule: the method; None: the products that the options name.
         expert_leads: these products, led by the expert and followed by target and base.
+        tokenizer: of the target, where drafts are to be turned into its tokens.
 
     Attributes:
         cached: the target and what it has seen.
         tokens: the target's tokens, prompt and answer.
         weights: of the mixture, summing to 1, one for each of `powers`.
+        gates: whether expert and base are left out where one token alone is plausible; they catch
+            up later. What they would have said is then not told.
     """
 
     def __init__(
@@ -45,12 +50,15 @@ class Trio:
         rule: Rule | None = None,
         *,
         expert_leads: bool = False,
+        tokenizer: TextTokenizer | None = None,
     ) -> None:
         """Starts without a text."""
         self.cached = target
+        self.tokenizer = tokenizer
         self.proxies = tuple(proxies)
         self.options = options or CombineOptions()
         self.tokens: list[int] = []
+        self.gates = False
         self._rule = rule
         self._expert_leads = expert_leads
         self._lead = b""
@@ -122,11 +130,68 @@ class Trio:
             row = self._own_row()
             one = np.ones(1)
             return Contrast(self.options, 0).distribution(row, (), one, start=bool(self._lead))
+        if self.gates and only is None and (sole := self._sole()):
+            return sole
         self.settle()
         row = self._own_row()
         if only is not None:  # finite, so that any exponent leaves numbers
             row = np.where(only, row, row.min() - _NOTHING)
         return self.rule.distribution(row, self.proxies, self.weights, start=bool(self._lead))
+
+    @property
+    def at_start(self) -> bool:
+        """Whether an answer begins whose leading space is the tokenizer's own."""
+        return bool(self._lead)
+
+    @property
+    def can_look_ahead(self) -> bool:
+        """Whether all models can read a draft and forget it again."""
+        return self.cached.model.can_rewind and all(each.can_look_ahead for each in self.proxies)
+
+    @property
+    def has_row(self) -> bool:
+        """Whether the target has read what stands before the next choice."""
+        return self._row is not None or self.cached.has(self.tokens, 1)
+
+    def lead_row(self) -> npt.NDArray[np.float32]:
+        """The target's logits behind the text; they stay while it reads ahead."""
+        row = self._own_row().copy()
+        self.cached.kept.put(self.tokens, row, view=False)
+        self._row = None
+        return row
+
+    def begin_ahead(self) -> None:
+        """Makes room for rows ahead of the present text."""
+        row = self._row
+        self.cached.kept.begin(self.tokens)
+        if row is not None:
+            self.lead_row()
+        for proxy in self.proxies:
+            proxy.begin_ahead()
+
+    def look_ahead(self, draft: Sequence[int], *, read: bool) -> None:
+        """Reads a draft in all models, each in as few batches as it can.
+
+        Args:
+            draft: tokens that may come next.
+            read: whether the target has read all of them but the last; it then stops there.
+        """
+        path = [*self.tokens, *draft]
+        if not read:
+            self.cached.look_ahead(path, len(self.tokens))
+        kept = self._plausible(path)  # behind an implausible token nothing will be asked
+        pieces = [(token, self.cached.model.vocabulary.text((token,))) for token in draft[:kept]]
+        if pieces:
+            pieces[0] = (draft[0], self.piece(draft[0]))
+        for proxy in self.proxies:
+            proxy.look_ahead(pieces)
+
+    def drop_ahead(self) -> None:
+        """Takes back what models have read beyond the text."""
+        texts = [self.tokens, *(proxy.tokens for proxy in self.proxies)]
+        for cached, text in zip(self.models, texts, strict=True):
+            cached.kept.clear()
+            cached.keep(common_length(cached.tokens, text))
 
     def observe(self, weights: FloatArray) -> None:
         """Takes over the weights that the evidence gives."""
@@ -159,6 +224,22 @@ class Trio:
         """Tokens that still fit into the fullest context."""
         own = self.cached.model.context_limit - len(self.tokens)
         return min([own, *(proxy.room for proxy in self.proxies)])
+
+    def _plausible(self, path: list[int]) -> int:
+        """How many tokens of a path behind the text are plausible where they come."""
+        limit = np.log(max(self.options.plausibility, TINY))
+        size = len(self.tokens)
+        for place in range(size, len(path)):
+            row = self.cached.kept.get(path[:place])
+            if row is None or row[path[place]] < row.max() + limit:
+                return place - size
+        return len(path) - size
+
+    def _sole(self) -> Distribution | None:
+        """The distribution where expert and base cannot change it, without asking them."""
+        if not self.proxies or self.rule is not self.contrast:
+            return None
+        return self.contrast.sole(self._own_row(), self.proxies)
 
     def _own_row(self) -> npt.NDArray[np.float32]:
         """The target's logits behind the text."""

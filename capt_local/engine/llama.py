@@ -84,6 +84,11 @@ class LlamaModel:
         return self.weights.metadata
 
     @property
+    def options(self) -> LoadOptions:
+        """Those of its context."""
+        return self._options
+
+    @property
     def seconds(self) -> float:
         """Time in llama.cpp so far: computing, and waiting for a GPU."""
         return self._context.seconds
@@ -156,7 +161,22 @@ class LlamaModel:
             raise ValueError(f"cannot rewind from {self._position} to {length}")
         return length == self._position or self._forget_from(length)
 
-    def branch(self, tails: Sequence[Sequence[int]]) -> Rows:
+    @property
+    def size(self) -> int:
+        """Bytes of the weights."""
+        return self.metadata.size
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU computes at least a part of it."""
+        return self.metadata.gpu_layers > 0
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether the memory can forget a part; see `decode.model.Model`."""
+        return self._context.can_rewind
+
+    def branch(self, tails: Sequence[Sequence[int]], after: Sequence[int] | None = None) -> Rows:
         """Logits after each of several continuations; see `decode.model.Model.branch`.
 
         Raises:
@@ -165,6 +185,9 @@ class LlamaModel:
         """
         if not 0 < len(tails) <= self.max_rows or not all(len(tail) for tail in tails):
             raise ValueError(f"{len(tails)} tails, at most {self.max_rows}, none of them empty")
+        places = list(after) if after is not None else [self._position] * len(tails)
+        if not all(0 <= place <= self._position for place in places):
+            raise ValueError(f"branches begin at {places}, not within {self._position} tokens")
         longest = max(len(tail) for tail in tails)
         room = min(self._limit - self._position, self._batch.size)
         if longest > room:
@@ -173,8 +196,9 @@ class LlamaModel:
         done = 0
         while done < len(tails):
             group = _as_many_as_fit(tails[done:], room, self._context.branches)
-            self._run_branches(group, result[done : done + len(group)])
-            done += len(group)
+            stop = done + len(group)
+            self._run_branches(group, places[done:stop], result[done:stop])
+            done = stop
         return self._finite(result)
 
     def close(self) -> None:
@@ -218,13 +242,16 @@ class LlamaModel:
         asked = self.should_stop
         return lambda: interrupts.asked or (asked is not None and asked())
 
-    def _run_branches(self, tails: Sequence[Sequence[int]], out: Rows) -> None:
-        context, start = self._context, self._position
+    def _run_branches(
+        self, tails: Sequence[Sequence[int]], places: Sequence[int], out: Rows
+    ) -> None:
+        context = self._context
         numbers = range(1, len(tails) + 1)
         try:
-            for number in numbers:
-                context.copy_sequence(number)
-            ends = self._batch.fill_branches(tails, start)
+            for number, place in zip(numbers, places, strict=True):
+                # A whole sequence also of a memory that cannot be cut.
+                context.copy_sequence(number, -1 if place == self._position else place)
+            ends = self._batch.fill_branches(tails, places)
             context.decode()
             for row, end in enumerate(ends):
                 out[row] = context.row(end)

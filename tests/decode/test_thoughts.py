@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capt_local.decode.generation import Generation
-from capt_local.decode.options import CombineOptions, GenerateOptions
+from capt_local.decode.options import CombineOptions, GenerateOptions, Speed
 from capt_local.decode.step import FinishReason
 from capt_local.decode.thoughts import Place, Thoughts
 from capt_local.decode.trio import Trio
@@ -142,7 +142,7 @@ def test_the_target_thinks_alone_and_the_expert_reads_the_answer(opened: bool) -
 
 
 def test_the_expert_may_have_a_say_in_thoughts() -> None:
-    options = GenerateOptions(expert_in_thoughts=True)
+    options = GenerateOptions(expert_in_thoughts=True, speed=Speed.EXACT_STEPS)
     generation, steps, trio = answer(SAID, options)
     assert (generation.thoughts, generation.text) == (b"hm card", b"Yes!")
     assert steps[1].contrast != 0.0

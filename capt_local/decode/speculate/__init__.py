@@ -1,0 +1,1 @@
+"""Speed without a change in the answer: drafts that all models check in one batch each."""

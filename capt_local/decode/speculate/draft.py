@@ -1,0 +1,61 @@
+"""What a draft is, and what its sources have to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from capt_local.decode.trio import Trio
+
+# Told how sure the source is of its next token (a grade of its own); whether to draft it.
+GoOn = Callable[[int], bool]
+
+
+class Draft(NamedTuple):
+    """Tokens of the target that may come next.
+
+    Attributes:
+        tokens: in order.
+        grades: how sure the source was of each, see `DraftSource.grades`.
+        read: whether the target has already read all of them but the last.
+    """
+
+    tokens: list[int]
+    grades: list[int]
+    read: bool = False
+
+
+class DraftSource(Protocol):
+    """Guesses how the answer goes on. A wrong guess costs time, never the answer.
+
+    Attributes:
+        name: of the source, for figures.
+        priors: for each grade, the share of tokens that is expected to be right before anything
+            is known about the answer at hand.
+        leader: the role of the model that decodes the draft token by token; None: nobody.
+    """
+
+    name: str
+    priors: tuple[float, ...]
+    leader: str | None
+
+    def start(self, trio: Trio) -> None:
+        """A new answer begins."""
+        ...
+
+    def grade(self, trio: Trio) -> int | None:
+        """How sure the first token of a draft would be, before anything is decoded.
+
+        None where there is nothing to offer; -1 where that is not known yet.
+        """
+        ...
+
+    def draft(self, trio: Trio, most: int, go_on: GoOn) -> Draft:
+        """Guesses the next tokens.
+
+        Args:
+            trio: at the text.
+            most: tokens at most, at least 1.
+            go_on: asked before each token.
+        """
+        ...

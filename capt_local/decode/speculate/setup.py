@@ -1,0 +1,62 @@
+"""What an answer is drafted with: the sources that were asked for and the models that are there."""
+
+from __future__ import annotations
+
+from capt_local.decode.options import GenerateOptions, Speed
+from capt_local.decode.proxy import Proxy
+from capt_local.decode.speculate.costs import Costs
+from capt_local.decode.speculate.draft import DraftSource
+from capt_local.decode.speculate.leading import TargetDraft
+from capt_local.decode.speculate.lookup import Lookup
+from capt_local.decode.speculate.policy import Policy
+from capt_local.decode.speculate.reading_along import ExpertDraft
+from capt_local.decode.speculate.speculation import Speculation
+from capt_local.decode.speculate.tally import Tally
+from capt_local.decode.trio import Trio
+
+
+def speculation(trio: Trio, options: GenerateOptions, tally: Tally) -> Speculation | None:
+    """What drafts for an answer; None where nothing does.
+
+    Where the models at hand cannot do what was asked for, the tally says so.
+    """
+    if options.speed is Speed.EXACT_STEPS:
+        return None
+    if not trio.can_look_ahead:
+        if options.speed is not Speed.AUTO or trio.proxies:
+            tally.notices.append(
+                "The answer is written step by step, without drafts: a model cannot take tokens "
+                "back, or the alignment cannot look ahead."
+            )
+        return None
+    sources = [each for each in _sources(trio) if options.speed in (Speed.AUTO, each.name)]
+    if not sources:
+        if options.speed is not Speed.AUTO:
+            tally.notices.append(
+                f"The answer is written step by step: {options.speed} needs a model that this "
+                "method does not use."
+            )
+        return None
+    asked = options.speed is not Speed.AUTO
+    return Speculation(trio, sources, Policy(costs(trio), sources, always=asked), tally)
+
+
+def costs(trio: Trio) -> Costs:
+    """What decoding costs with these models, as far as is known."""
+    sizes = {each.role: each.model.size for each in trio.models}
+    known = Costs.of(sizes, trio.cached.role, gpu=trio.cached.model.on_gpu)
+    if trio.cached.watch.more is not None:
+        known.more = trio.cached.watch.more
+    return known
+
+
+def _sources(trio: Trio) -> list[DraftSource]:
+    """All that these models allow."""
+    found: list[DraftSource] = [Lookup()]
+    if not trio.proxies:
+        return found
+    found.append(TargetDraft())
+    expert = next((each for each in trio.proxies if each.cached.role == "expert"), None)
+    if isinstance(expert, Proxy) and trio.tokenizer is not None:
+        found.append(ExpertDraft(expert, trio.tokenizer))
+    return found

@@ -1,0 +1,115 @@
+"""Drafts for one answer: made before a choice, checked by all models at once, taken back if wrong.
+
+Nothing here chooses a token. What is drafted is only read ahead; each choice is then made as step
+by step, from the same formulas over the same texts, and finds its rows there or has them decoded.
+So a wrong draft, or none, changes the time and never the answer (but for the last bits of logits
+that were computed in another batch). With a temperature the draws are the same, too: a drafted
+token is kept with the probability that the combination gives it, which is what rejection sampling
+does for a draft that is certain of itself (Leviathan et al. 2023), with the draw of that step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from capt_local.decode.speculate.draft import Draft, DraftSource
+from capt_local.decode.speculate.policy import Policy
+from capt_local.decode.speculate.tally import Count, Tally
+from capt_local.decode.trio import Trio
+from capt_local.errors import Cancelled
+
+
+class Speculation:
+    """See the module.
+
+    Args:
+        trio: at the beginning of an answer.
+        sources: of drafts.
+        policy: which of them, and when.
+        tally: where it is counted.
+    """
+
+    def __init__(
+        self, trio: Trio, sources: Sequence[DraftSource], policy: Policy, tally: Tally
+    ) -> None:
+        """Drafts nothing yet."""
+        self._trio = trio
+        self._sources = list(sources)
+        self._policy = policy
+        self._tally = tally
+        self._source: DraftSource | None = None
+        self._draft = Draft([], [])
+        self._accepted = 0
+        self._chosen = 0
+        for source in self._sources:
+            source.start(trio)
+
+    def prepare(self, most: int) -> None:
+        """Reads ahead, if that is worth it, where the next choice has not been read yet.
+
+        Args:
+            most: tokens that the answer may still have.
+        """
+        trio = self._trio
+        if self._source is not None and trio.has_row:
+            return  # what was read covers this choice, too
+        self._finish()
+        # Expert and base may need a few tokens more than the target for the same text.
+        most = min(most - 1, trio.room // 2 - 1)
+        if most < 1:
+            return
+        trio.begin_ahead()
+        source = self._best(most)
+        if source is not None:
+            self._try(source, most)
+
+    def chose(self, token: int) -> None:
+        """A token has been chosen."""
+        if self._source is None:
+            self._policy.stepped()
+            return
+        self._chosen += 1
+        place = self._chosen - 1
+        if self._accepted == place < len(self._draft.tokens):
+            self._accepted += self._draft.tokens[place] == token
+        if self._accepted < self._chosen:  # another token, or behind the draft
+            self._finish()
+
+    def _best(self, most: int) -> DraftSource | None:
+        """The source that promises most."""
+        found, best = None, 0.0
+        for source in self._sources:
+            grade = source.grade(self._trio)
+            gain = 0.0 if grade is None else self._policy.gain(source, grade, most)
+            if gain > best:
+                found, best = source, gain
+        return found if self._policy.allows(best) else None
+
+    def _try(self, source: DraftSource, most: int) -> None:
+        """Drafts and reads it; a source that fails is left out from then on."""
+        try:
+            draft = source.draft(self._trio, most, self._policy.go_on(source))
+            if not draft.tokens:
+                return
+            self._trio.look_ahead(draft.tokens, read=draft.read)
+        except Cancelled:
+            raise
+        except Exception as error:  # whatever it is, the answer does not need the draft
+            self._sources.remove(source)
+            self._tally.notices.append(
+                f"Drafts by {source.name} failed ({type(error).__name__}) and are switched off; "
+                "the answer is the same, and comes slower."
+            )
+            return
+        self._source, self._draft, self._accepted, self._chosen = source, draft, 0, 0
+        count = self._tally.by_source.setdefault(source.name, Count())
+        count.rounds += 1
+        count.drafted += len(draft.tokens)
+
+    def _finish(self) -> None:
+        """Takes in how the draft fared."""
+        if self._source is None:
+            return
+        self._policy.checked(self._source, self._draft, self._accepted, self._chosen)
+        self._tally.by_source[self._source.name].accepted += self._accepted
+        self._source = None
