@@ -13,7 +13,8 @@ piece begins as well takes next to nothing from the shorter one: a proxy that wr
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,18 +29,22 @@ from capt_local.vocab.vocabulary import IntArray
 ASIDE = 0.003
 _LEAST = 5e-324
 
+Places: TypeAlias = npt.NDArray[np.intp]
+
 
 class Shares(NamedTuple):
     """Which part of which piece goes to which of the wanted events.
 
+    The entries of one cover stand behind those of the other.
+
     Attributes:
-        places: which of the wanted events gets something, ascending, shape (entries,).
-        pieces: from which piece, shape (entries,).
+        places: which of the wanted events gets something, shape (entries,).
+        pieces: from which piece, for each cover.
         parts: which part of the piece's probability, shape (entries,).
     """
 
-    places: npt.NDArray[np.intp]
-    pieces: IntArray
+    places: Places
+    pieces: tuple[IntArray, ...]
     parts: FloatArray
 
 
@@ -75,51 +80,81 @@ class Cover:
         event = np.concatenate((entries.event, np.full(len(ends), END_EVENT, np.int32)))
         piece = np.concatenate((entries.piece, ends))
         aside = np.concatenate((entries.aside, np.zeros(len(ends), np.bool_)))
-        # The entries of one event side by side, so that one `reduceat` sums them all.
+        # The entries of one event side by side.
         order = np.argsort(event, kind="stable")
         self._piece: IntArray = piece[order]
         self._weight = np.where(aside[order], np.float32(ASIDE), np.float32(1.0))
-        keys, starts, counts = np.unique(event[order], return_index=True, return_counts=True)
-        self._starts, self._counts = starts.astype(np.intp), counts.astype(np.intp)
-        self._sums = _Places(keys, events.count)
+        self._spans = _Spans(event[order], events.count)
 
     @property
     def size(self) -> int:
         """Entries of the table, for the budget of a cache."""
-        return len(self.longer) + 2 * len(self._piece) + self._sums.size
+        return len(self.longer) + 2 * len(self._piece) + self._spans.size
 
-    def share(self, wanted: IntArray, prior: FloatArray) -> Shares:
-        """Shares the pieces among events.
+    def spans(self, wanted: IntArray) -> tuple[IntArray, IntArray]:
+        """Where the entries of each wanted event begin, and how many it has, shape (n,) each."""
+        return self._spans.find(wanted)
 
-        Args:
-            wanted: events, shape (n,); NO_EVENT gets nothing.
-            prior: the target's probability of each, shape (n,).
-        """
-        keys, found = self._sums.find(wanted)
-        counts = self._counts[keys]
-        places = np.repeat(np.flatnonzero(found), counts)
-        # The entries of the wanted events alone, one event behind the other.
-        entry = np.repeat(self._starts[keys] - (np.cumsum(counts) - counts), counts)
-        entry += np.arange(len(entry))
-        piece = self._piece.take(entry)
-        part = self._weight.take(entry) * prior.take(places)
-        group = np.bincount(piece, part, minlength=len(self.longer))
-        # Where the target has all of a group at 0, nobody gets anything.
-        part /= np.maximum(group.take(piece), _LEAST)
-        return Shares(places, self.longer.take(piece), part)
+    def entries(self, places: Places) -> tuple[IntArray, npt.NDArray[np.float32]]:
+        """The piece of each entry, by its place in `longer`, and its weight."""
+        return self._piece.take(places), self._weight.take(places)
 
 
-def credit(shares: Shares, row: Probabilities, size: int) -> FloatArray:
-    """The probability of each wanted event.
+def share(covers: Sequence[Cover], wanted: IntArray, prior: FloatArray) -> Shares:
+    """Shares the pieces of each cover among events.
+
+    All covers together, since with a few hundred events the calls of numpy are what costs.
+
+    Args:
+        covers: at least one.
+        wanted: events, shape (n,); NO_EVENT gets nothing.
+        prior: the target's probability of each, shape (n,).
+    """
+    size = len(wanted)
+    if not size:
+        return Shares(np.empty(0, np.intp), (), np.empty(0))
+    spans = [cover.spans(wanted) for cover in covers]
+    counts = np.concatenate([count for _, count in spans])
+    ends = counts.cumsum()
+    # The entries of the wanted events alone, those of one event behind those of the other.
+    entry = (np.concatenate([start for start, _ in spans]) + counts - ends).repeat(counts)
+    entry += np.arange(len(entry))
+    places = np.concatenate((np.arange(size),) * len(covers)).repeat(counts)
+    pieces, groups, weights = [], [], []
+    low = before = 0
+    for cover, high in zip(covers, ends[size - 1 :: size].tolist(), strict=True):
+        piece, weight = cover.entries(entry[low:high])
+        pieces.append(cover.longer.take(piece))
+        groups.append(piece + before)
+        weights.append(weight)
+        low, before = high, before + len(cover.longer)
+    group = np.concatenate(groups)
+    parts = np.concatenate(weights) * prior.take(places)
+    # Where the target has all of a group at 0, nobody gets anything.
+    parts /= np.maximum(np.bincount(group, parts).take(group), _LEAST)
+    return Shares(places, tuple(pieces), parts)
+
+
+def credit(
+    shares: Shares, rows: Sequence[Probabilities], factors: Sequence[float], size: int
+) -> FloatArray:
+    """What the pieces give to each wanted event.
 
     Args:
         shares: of the pieces.
-        row: the proxy's probabilities, shape (proxy vocabulary,).
+        rows: the proxy's probabilities for each cover, shape (proxy vocabulary,).
+        factors: on each row.
         size: number of wanted events.
     """
-    given: FloatArray = row.take(shares.pieces) * shares.parts
+    given = [
+        row.take(pieces) * np.float64(factor)
+        for row, pieces, factor in zip(rows, shares.pieces, factors, strict=False)
+    ]
+    if not given:
+        return np.zeros(size)
     # Of no entries at all numpy counts integers.
-    return np.bincount(shares.places, given, minlength=size).astype(np.float64, copy=False)
+    said = np.bincount(shares.places, np.concatenate(given) * shares.parts, minlength=size)
+    return said.astype(np.float64, copy=False)
 
 
 class _Entries(NamedTuple):
@@ -162,30 +197,36 @@ def _groups(added: list[bytes], events: TargetEvents) -> _Entries:
     )
 
 
-class _Places:
-    """Finds events among ascending keys: by a table of all events if the keys are many."""
+class _Spans:
+    """Finds the entries of an event: by a table of all events if they are many.
 
-    def __init__(self, keys: IntArray, events: int) -> None:
-        self._keys = keys
+    Args:
+        event: of each entry, ascending.
+        events: number of all events.
+    """
+
+    def __init__(self, event: IntArray, events: int) -> None:
+        keys, starts, counts = np.unique(event, return_index=True, return_counts=True)
+        # Behind the last key stands one that is never found and has no entries.
+        self._keys: IntArray = np.append(keys, np.int32(events))
+        self._starts: IntArray = np.append(starts, 0).astype(np.int32)
+        self._counts: IntArray = np.append(counts, 0).astype(np.int32)
         self._table: IntArray | None = None
-        if len(keys) * 16 > events:
+        if len(keys) * 4 > events:
             # One entry more, so that NO_EVENT (-1) finds nothing.
-            self._table = np.full(events + 1, -1, dtype=np.int32)
+            self._table = np.full(events + 1, len(keys), dtype=np.int32)
             self._table[keys] = np.arange(len(keys))
 
     @property
     def size(self) -> int:
-        """Entries in memory."""
-        return len(self._keys) + (0 if self._table is None else len(self._table))
+        """Numbers in memory."""
+        return 3 * len(self._keys) + (0 if self._table is None else len(self._table))
 
-    def find(self, wanted: IntArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
-        """Places of those wanted events that are among the keys, and which ones these are."""
-        if not len(self._keys):
-            return np.empty(0, np.intp), np.zeros(len(wanted), np.bool_)
+    def find(self, wanted: IntArray) -> tuple[IntArray, IntArray]:
+        """See `Cover.spans`."""
         if self._table is not None:
-            places = self._table[wanted]
-            found = places >= 0
+            places: Places = self._table.take(wanted).astype(np.intp)
         else:
-            places = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-            found = self._keys[places] == wanted
-        return places[found].astype(np.intp), found
+            places = self._keys.searchsorted(wanted)
+            places[self._keys.take(places) != wanted] = len(self._keys) - 1
+        return self._starts.take(places), self._counts.take(places)

@@ -60,7 +60,7 @@ class TargetEvents:
 
     def of(self, tokens: IntArray, *, start: bool = False) -> IntArray:
         """The event of each token, shape (n,); `start`: see `of_first_token`."""
-        return (self.of_first_token if start else self.of_token)[tokens]
+        return (self.of_first_token if start else self.of_token).take(tokens)
 
     def of_piece(self, piece: bytes) -> int:
         """The event of exactly these bytes; NO_EVENT if the target has no such token."""

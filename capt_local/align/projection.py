@@ -11,9 +11,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from capt_local.align.cover import Cover, Shares, credit
+from capt_local.align.cover import Cover, Shares, credit, share
 from capt_local.align.events import TargetEvents
-from capt_local.align.question import FloatArray, Probabilities, Question, View
+from capt_local.align.question import FloatArray, Question, View
 from capt_local.vocab.prefix_index import PrefixIndex
 from capt_local.vocab.vocabulary import IntArray, Vocabulary
 
@@ -70,24 +70,24 @@ class Projection:
             [plain(row) + sum_k sum_u p(u) / (p(y_n-k+1) .. p(y_n)), credited by what u adds]
             / [1 + sum_k sum_u p(u) / (p(y_n-k+1) .. p(y_n))]
         """
-        size = len(question.wanted)
-        said = credit(self._shares(question, b"", self._plain), view.row, size)
+        covers, rows, factors, starts = [self._plain], [view.row], [1.0], [b""]
         total = 1.0
         for back, inverse in view.coverings():
             healer = self._healer(back.rest)
             if len(healer.longer):
-                shares = self._shares(question, back.rest, healer)
-                said += credit(shares, back.row, size) * inverse
-                total += _mass(back.row, healer.longer) * inverse
+                covers.append(healer)
+                rows.append(back.row)
+                factors.append(inverse)
+                starts.append(back.rest)
+                total += float(back.row.take(healer.longer).sum()) * inverse
+        # Expert and base often stand at the same pieces; then the second finds it done.
+        shares = question.prepared.get(tuple(starts))
+        if shares is None:
+            shares = share(covers, question.wanted, question.prior)
+            question.prepared[tuple(starts)] = shares
+        said = credit(shares, rows, factors, len(question.wanted))
         said /= total
         return said
-
-    def _shares(self, question: Asked, start: bytes, cover: Cover) -> Shares:
-        """Expert and base often stand at the same pieces; then the second finds it done."""
-        found = question.prepared.get(start)
-        if found is None:
-            found = question.prepared[start] = cover.share(question.wanted, question.prior)
-        return found
 
     def _cover(self, start: bytes, end_ids: IntArray) -> Cover:
         return Cover(start, self._index, end_ids, self._events, long_tokens=self._long_tokens)
@@ -102,7 +102,3 @@ class Projection:
         else:
             self._healers.move_to_end(last)
         return cover
-
-
-def _mass(row: Probabilities, pieces: IntArray) -> float:
-    return float(row.take(pieces).sum())

@@ -28,13 +28,13 @@ class Question(Generic[Prepared]):
         wanted: what stands for each token (an event, or a piece), shape (n,); negative where the
             proxies have no say.
         prior: the target's probability of each token, shape (n,).
-        prepared: what the alignment worked out for this question, by the bytes that it starts
-            after.
+        prepared: what the alignment worked out for this question, by the bytes that its pieces
+            start after.
     """
 
     wanted: IntArray
     prior: FloatArray
-    prepared: dict[bytes, Prepared] = field(default_factory=dict)
+    prepared: dict[tuple[bytes, ...], Prepared] = field(default_factory=dict)
 
     @property
     def has_say(self) -> BoolArray:

@@ -7,8 +7,10 @@ and Bayesian model averaging over their exponents.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,14 @@ import numpy.typing as npt
 from capt_local.vocab.vocabulary import BoolArray, IntArray
 
 FloatArray = npt.NDArray[np.float64]
+SingleArray = npt.NDArray[np.float32]
+
+# Between exp(-60) and exp(60) a row of single precision keeps all that matters of its largest.
+_SAFE = 60.0
+# Numpy adds rows of a matrix four times faster than it sums one long row, and as exactly.
+_WIDTH = 4096
+# A sum of probabilities above this has lost nothing to underflow.
+_LEAST = 1e-280
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +45,26 @@ class Candidates:
     log_total: float
 
 
-def plausible(
-    logits: npt.NDArray[np.float32], plausibility: float, most: int | None = None
-) -> Candidates:
+def exponentials(logits: SingleArray, top: float) -> tuple[SingleArray, float]:
+    """The exponentials of a row, all divided by exp(shift), and the shift.
+
+    Args:
+        logits: shape (vocabulary,).
+        top: the largest of them.
+    """
+    # The row is long and rarely in the processor's cache: where none is needed, no pass to shift.
+    shift = 0.0 if abs(top) < _SAFE else top
+    return np.exp(logits - np.float32(shift) if shift else logits), shift
+
+
+def total(shares: SingleArray) -> float:
+    """The sum of a row."""
+    whole = len(shares) - len(shares) % _WIDTH
+    columns = shares[:whole].reshape(-1, _WIDTH).sum(axis=0)
+    return float(columns.sum()) + float(shares[whole:].sum())
+
+
+def plausible(logits: SingleArray, plausibility: float, most: int | None = None) -> Candidates:
     """The tokens with p >= plausibility * max p (Li et al. 2022, eq. 3).
 
     Args:
@@ -45,18 +72,17 @@ def plausible(
         plausibility: 0 (all tokens) to 1 (the likeliest alone).
         most: the likeliest of these, if there are more.
     """
-    top = logits.max()
-    # The row is long and rarely in the processor's cache: one copy of it, and few passes.
-    shares = logits - top
-    np.exp(shares, out=shares)
-    log_total = float(top) + float(np.log(shares.sum()))
+    top = float(logits.max())
+    shares, shift = exponentials(logits, top)
+    log_total = shift + math.log(total(shares))
     if plausibility > 0.0:
-        tokens = np.flatnonzero(shares >= np.float32(plausibility))
+        (tokens,) = (logits >= np.float32(top + math.log(plausibility))).nonzero()
     else:
         tokens = np.arange(len(logits))
     if most is not None and len(tokens) > most:
         tokens = np.sort(tokens[np.argsort(-logits[tokens], kind="stable")[:most]])
-    logp = logits[tokens].astype(np.float64) - log_total
+    logp = logits.take(tokens).astype(np.float64)
+    logp -= log_total
     rest = max(0.0, 1.0 - float(np.exp(logp).sum())) if len(tokens) < len(logits) else 0.0
     return Candidates(tokens.astype(np.int32), logp, rest, log_total)
 
@@ -79,10 +105,24 @@ def logs(
         Shape (k, n).
     """
     rows = np.array(said).reshape(-1, len(own))
-    return np.where(has_say, np.log(rows + floor), own)
+    rows += floor
+    np.log(rows, out=rows)
+    return rows if has_say.all() else np.where(has_say, rows, own)
 
 
-def products(candidates: Candidates, said: FloatArray, powers: FloatArray) -> FloatArray:
+class Products(NamedTuple):
+    """Several distributions over the candidates.
+
+    Attributes:
+        logp: log-probabilities, shape (m, n).
+        shares: the same as probabilities, shape (m, n).
+    """
+
+    logp: FloatArray
+    shares: FloatArray
+
+
+def products(candidates: Candidates, said: FloatArray, powers: FloatArray) -> Products:
     """The distributions P_i proportional to T^a * E^b * A^-c, one for each row of exponents.
 
     (1, alpha, alpha) is CAPT with that alpha, (1, 0, 0) the target, (0, 1, 0) the expert where the
@@ -93,34 +133,37 @@ def products(candidates: Candidates, said: FloatArray, powers: FloatArray) -> Fl
         candidates: of the target.
         said: log-probabilities of expert, base, and further pairs, shape (k, n).
         powers: the exponents a, b, -c, ... of each product, shape (m, 1 + k).
-
-    Returns:
-        Log-probabilities, shape (m, n).
     """
     scores: FloatArray = np.multiply.outer(powers[:, 0], candidates.logp)
     if len(said):
         scores += powers[:, 1:] @ said
     scores -= scores.max(axis=1, keepdims=True)
+    shares = np.exp(scores)
     share = max(1.0 - candidates.rest, np.finfo(np.float64).tiny)
-    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True)) - np.log(share)
-    return scores
+    factors = share / shares.sum(axis=1, keepdims=True)
+    scores += np.log(factors)
+    shares *= factors
+    return Products(scores, shares)
 
 
-def mixture(members: FloatArray, weights: FloatArray) -> FloatArray:
+def mixture(members: Products, weights: FloatArray) -> FloatArray:
     """Log sum_i w_i P_i.
 
     Args:
-        members: log-probabilities of each P_i, shape (m, n).
+        members: the P_i.
         weights: summing to 1, shape (m,).
 
     Returns:
         Shape (n,).
     """
-    if len(members) == 1:
-        only: FloatArray = members[0]
+    if len(weights) == 1:
+        only: FloatArray = members.logp[0]
         return only
+    mixed: FloatArray = weights @ members.shares
+    if mixed.min() > _LEAST:
+        return np.log(mixed, out=mixed)
     with np.errstate(divide="ignore"):  # a weight may be 0
-        scores = members + np.log(weights)[:, None]
+        scores = members.logp + np.log(weights)[:, None]
     best = scores.max(axis=0)
-    mixed: FloatArray = best + np.log(np.exp(scores - best).sum(axis=0))
-    return mixed
+    by_logs: FloatArray = best + np.log(np.exp(scores - best).sum(axis=0))
+    return by_logs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.align.question import Question
+from capt_local.align.question import TINY, Question
 from capt_local.decode.combine import (
     Candidates,
     FloatArray,
@@ -38,6 +40,7 @@ class Distribution:
             does not look at them one by one.
         outside: what any other token has over its log-probability under the leading model;
             -inf: it cannot come.
+        gated: whether one token alone is plausible, so that the followers were not asked.
     """
 
     candidates: Candidates
@@ -47,6 +50,7 @@ class Distribution:
     members: FloatArray
     said: FloatArray
     outside: float = 0.0
+    gated: bool = False
 
     def place(self, token: int) -> int | None:
         """The place of a token among the candidates."""
@@ -120,6 +124,20 @@ class Contrast:
         said = [each.probability(questions[id(each.alignment)]) for each in followers]
         return self.combined(own, self.logs(own, followers, questions, said), row, weights)
 
+    def sole(self, row: Row, followers: Sequence[Follower]) -> Distribution | None:
+        """The distribution where one token alone is plausible, whatever the followers say.
+
+        Its contrast is not known then, and given as 0.
+        """
+        limit = row.max() + math.log(max(self.options.plausibility, TINY))
+        if np.count_nonzero(row >= limit) > 1:
+            return None
+        own = self.candidates(row, followers)
+        if len(own.tokens) > 1:
+            return None
+        nothing, members = np.zeros(1), np.full((len(self.powers), 1), math.log1p(-own.rest))
+        return Distribution(own, nothing, members[0], row, members, np.empty((0, 1)), gated=True)
+
     def candidates(self, row: Row, followers: Sequence[Follower]) -> Candidates:
         """The target's plausible tokens, as many as the alignments can compare."""
         most = [each.alignment.most for each in followers if each.alignment.most is not None]
@@ -145,7 +163,9 @@ class Contrast:
         """What the followers say about the candidates, as logarithms, shape (k, n)."""
         if not followers:
             return np.empty((0, len(own.tokens)))
-        has_say = np.logical_and.reduce([question.has_say for question in questions.values()])
+        has_say = functools.reduce(
+            np.logical_and, (question.has_say for question in questions.values())
+        )
         return logs(said, has_say, own.logp, max(each.alignment.floor for each in followers))
 
     def combined(
@@ -155,7 +175,7 @@ class Contrast:
         members = products(own, said, self._signed)
         experts, bases = said[0::2].sum(axis=0), said[1::2].sum(axis=0)
         contrast = own.logp - bases if self._expert_leads else experts - bases
-        return Distribution(own, contrast, mixture(members, weights), row, members, said)
+        return Distribution(own, contrast, mixture(members, weights), row, members.logp, said)
 
 
 class Published:

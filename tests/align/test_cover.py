@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.align.cover import ASIDE, Cover, Shares, credit
+from capt_local.align.cover import ASIDE, Cover, Shares, credit, share
 from capt_local.align.events import END_EVENT, NO_EVENT, TargetEvents
 from capt_local.vocab.prefix_index import PrefixIndex
 from capt_local.vocab.vocabulary import Vocabulary
@@ -33,9 +33,10 @@ def cover(
 
 
 def parts(shares: Shares, wanted: int, pieces: int) -> np.ndarray:
-    """The shares as a table, shape (wanted, proxy vocabulary)."""
+    """The shares of one cover as a table, shape (wanted, proxy vocabulary)."""
     table = np.zeros((wanted, pieces))
-    np.add.at(table, (shares.places, shares.pieces), shares.parts)
+    if shares.pieces:
+        np.add.at(table, (shares.places, shares.pieces[0]), shares.parts)
     return table
 
 
@@ -49,9 +50,8 @@ def test_sharing_is_its_rule(
     wanted = data.draw(st.lists(st.integers(NO_EVENT, events.count - 1), max_size=12))
     chances = st.one_of(st.just(0.0), st.floats(1e-12, 1.0))
     prior = data.draw(st.lists(chances, min_size=len(wanted), max_size=len(wanted)))
-    shares = cover(proxy, events, start, long=long).share(
-        np.array(wanted, dtype=np.int32), np.array(prior)
-    )
+    made = cover(proxy, events, start, long=long)
+    shares = share([made], np.array(wanted, dtype=np.int32), np.array(prior))
     slow = slow_parts(start, proxy, events, wanted, prior, long=long)
     got = parts(shares, len(wanted), len(proxy))
     for place, pieces in enumerate(slow):
@@ -59,7 +59,27 @@ def test_sharing_is_its_rule(
         exact[list(pieces)] = [float(part) for part in pieces.values()]
         np.testing.assert_allclose(got[place], exact, rtol=1e-9, atol=0)
     row = np.random.default_rng(0).dirichlet(np.ones(len(proxy))).astype(np.float32)
-    np.testing.assert_allclose(credit(shares, row, len(wanted)), got @ row, rtol=1e-6, atol=1e-12)
+    said = credit(shares, [row], [1.0], len(wanted))
+    np.testing.assert_allclose(said, got @ row, rtol=1e-6, atol=1e-12)
+
+
+@settings(max_examples=100)
+@given(WORDS, WORDS, st.lists(STARTS, min_size=1, max_size=3, unique=True), st.integers(0, 2**16))
+def test_covers_together_are_each_for_itself(
+    own: list[str], other: list[str], starts: list[bytes], seed: int
+) -> None:
+    events, proxy, rng = events_of(words(own)), words(other), np.random.default_rng(seed)
+    covers = [cover(proxy, events, start) for start in starts]
+    wanted = rng.integers(NO_EVENT, events.count, 6).astype(np.int32)
+    prior = rng.random(6)
+    rows = [rng.random(len(proxy)).astype(np.float32) for _ in starts]
+    factors = [10.0 ** float(rng.integers(-3, 60)) for _ in starts]
+    got = credit(share(covers, wanted, prior), rows, factors, 6)
+    each = [
+        credit(share([made], wanted, prior), [row], [factor], 6)
+        for made, row, factor in zip(covers, rows, factors, strict=True)
+    ]
+    np.testing.assert_allclose(got, np.sum(each, axis=0), rtol=1e-6)
 
 
 @settings(max_examples=100)
@@ -71,7 +91,7 @@ def test_every_piece_is_given_away_whole(
     every = np.arange(events.count, dtype=np.int32)
     prior = np.random.default_rng(seed).dirichlet(np.full(events.count, 0.2)) + 1e-30
     made = cover(proxy, events, start, long=long)
-    sums = parts(made.share(every, prior), events.count, len(proxy)).sum(axis=0)
+    sums = parts(share([made], every, prior), events.count, len(proxy)).sum(axis=0)
     given_away = sorted([*longer(proxy, start), *([] if start else proxy.end_ids.tolist())])
     assert sorted(made.longer.tolist()) == given_away
     np.testing.assert_allclose(sums[given_away], 1.0, rtol=1e-9)
@@ -90,10 +110,10 @@ def test_among_some_events_a_piece_is_shared_as_among_all_given_that_it_is_one_o
     )
     made = cover(proxy, events, start)
     every = np.arange(events.count, dtype=np.int32)
-    whole = parts(made.share(every, prior), events.count, len(proxy))[some]
+    whole = parts(share([made], every, prior), events.count, len(proxy))[some]
     total = whole.sum(axis=0)
     wanted = np.divide(whole, total, out=np.zeros_like(whole), where=total > 0)
-    got = parts(made.share(some, prior[some]), len(some), len(proxy))
+    got = parts(share([made], some, prior[some]), len(some), len(proxy))
     np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-15)
 
 
@@ -103,7 +123,7 @@ def shared(
     """Parts by the bytes of event and piece, of events with a given prior."""
     events, other = events_of(words(target)), words(proxy)
     wanted = np.array([events.of_piece(text.encode()) for text in prior], dtype=np.int32)
-    shares = cover(other, events, start.encode()).share(wanted, np.array(list(prior.values())))
+    shares = share([cover(other, events, start.encode())], wanted, np.array(list(prior.values())))
     table = parts(shares, len(wanted), len(other))
     return {
         (event, other.piece(piece).decode()): float(table[place, piece])
@@ -133,7 +153,7 @@ def test_a_piece_that_stands_twice_is_shared_twice_alike() -> None:
     events = events_of(words(["ab", "abb"]))
     proxy = words(["ab", "ab", "abb"])
     wanted = np.array([events.of_piece(b"ab"), events.of_piece(b"abb")], dtype=np.int32)
-    table = parts(cover(proxy, events).share(wanted, np.full(2, 0.5)), 2, len(proxy))
+    table = parts(share([cover(proxy, events)], wanted, np.full(2, 0.5)), 2, len(proxy))
     twins = [token for token in text_ids(proxy) if proxy.piece(token) == b"ab"]
     assert len(twins) == 2
     np.testing.assert_array_equal(table[:, twins[0]], table[:, twins[1]])
@@ -165,19 +185,19 @@ def test_all_ends_of_the_proxy_go_to_the_ends_of_the_target() -> None:
     )
     events = events_of(words([]))
     ends = np.array([END_EVENT, NO_EVENT, END_EVENT], dtype=np.int32)
-    shares = cover(proxy, events).share(ends, np.array([0.1, 0.5, 0.3]))
+    shares = share([cover(proxy, events)], ends, np.array([0.1, 0.5, 0.3]))
     row = np.array([0.1, 0.2, 0.3, 0.3, 0.1, 0.0], dtype=np.float32)
-    np.testing.assert_allclose(credit(shares, row, 3), [0.125, 0.0, 0.375], rtol=1e-6)
-    healed = cover(proxy, events, b"a").share(ends, np.full(3, 0.1))
+    np.testing.assert_allclose(credit(shares, [row], [1.0], 3), [0.125, 0.0, 0.375], rtol=1e-6)
+    healed = share([cover(proxy, events, b"a")], ends, np.full(3, 0.1))
     assert not len(healed.places)
 
 
 def test_nothing_wanted_and_nothing_there_are_no_errors() -> None:
     events, proxy = events_of(words(["ab"])), words(["ab"])
-    nothing = cover(proxy, events).share(np.empty(0, np.int32), np.empty(0))
-    assert credit(nothing, np.zeros(len(proxy), np.float32), 0).shape == (0,)
-    unknown = cover(proxy, events, b"xx").share(np.array([1], dtype=np.int32), np.ones(1))
-    got = credit(unknown, np.ones(len(proxy), np.float32), 1)
+    nothing = share([cover(proxy, events)], np.empty(0, np.int32), np.empty(0))
+    assert credit(nothing, [np.zeros(len(proxy), np.float32)], [1.0], 0).shape == (0,)
+    unknown = share([cover(proxy, events, b"xx")], np.array([1], dtype=np.int32), np.ones(1))
+    got = credit(unknown, [np.ones(len(proxy), np.float32)], [1.0], 1)
     assert got.tolist() == [0.0] and got.dtype == np.float64
 
 
@@ -187,10 +207,10 @@ def test_few_events_of_many_are_found_as_well(start: bytes) -> None:
     events = events_of(make_vocabulary(["iac", "i", "ia", "iacs"]))
     proxy = make_vocabulary(["card", "cardi", "cardiac", "cardiacs"])
     made = cover(proxy, events, start)
-    assert (made._sums._table is None) == bool(start)
+    assert (made._spans._table is None) == bool(start)
     wanted = [0, NO_EVENT, *range(events.count - 1, 0, -1)]
     prior = np.random.default_rng(1).random(len(wanted)).tolist()
-    shares = made.share(np.array(wanted, dtype=np.int32), np.array(prior))
+    shares = share([made], np.array(wanted, dtype=np.int32), np.array(prior))
     got = parts(shares, len(wanted), len(proxy))
     slow = slow_parts(start, proxy, events, wanted, prior, long=True)
     for place, pieces in enumerate(slow):

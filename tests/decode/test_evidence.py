@@ -25,8 +25,8 @@ def losses(rng: np.random.Generator, powers: np.ndarray, length: int) -> tuple[f
         members = products(own, said, powers)
         place = int(rng.integers(len(own.tokens)))
         mixed -= mixture(members, evidence.weights)[place]
-        single -= members[:, place]
-        evidence.observe(members[:, place])
+        single -= members.logp[:, place]
+        evidence.observe(members.logp[:, place])
     return mixed, single
 
 
@@ -74,8 +74,8 @@ def test_evidence_finds_the_powers_that_wrote_the_text(forgetting: float) -> Non
     for _ in range(600):
         own = plausible(rng.normal(size=8).astype(np.float32) * 2, 0.0)
         members = products(own, rng.normal(size=(2, 8)) * 2, SIGNED)
-        shares = np.exp(members[writer])
-        evidence.observe(members[:, int(rng.choice(8, p=shares / shares.sum()))])
+        shares = members.shares[writer]
+        evidence.observe(members.logp[:, int(rng.choice(8, p=shares / shares.sum()))])
     assert int(evidence.weights.argmax()) == writer
 
 
