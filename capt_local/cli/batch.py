@@ -5,7 +5,8 @@ from __future__ import annotations
 from capt_local.batch.journal_place import check_place
 from capt_local.batch.sources import Source
 from capt_local.cli.batch_audit import Audit
-from capt_local.cli.batch_flags import AfterFlags, InputFlags, RunFlags
+from capt_local.cli.batch_flags import AfterFlags, RunFlags
+from capt_local.cli.batch_input import InputFlags
 from capt_local.cli.batch_run import BatchRun, Plan
 from capt_local.cli.batch_setup import Chosen, chosen, settled
 from capt_local.cli.batch_told import Told
@@ -70,24 +71,21 @@ def _plan(what: InputFlags, run: RunFlags, flags: Chosen, after: AfterFlags, tol
     """Checks the output's place and the whole input."""
     if run.output is None:
         raise UsageError("There is no output. Name a file with -o.")
-    check_place(run.output, [what.input])
+    read = [what.place, what.system, what.template, flags.schema]
+    check_place(run.output, [path for path in read if path is not None])
     fixed = settled(run.output, flags, new=run.force_new)
     audit = None if after.audit is None else Audit(after.audit, after.site_key)
     source = _source(what, flags, told)
     told.notes(source.notices)
     told.notes(audit.notices if audit else ())
-    return Plan(run.output, run, flags, fixed, source, False, after.logprobs, audit)
+    return Plan(run.output, run, flags, fixed, source, what.raw, after.logprobs, audit)
 
 
 def _source(what: InputFlags, flags: Chosen, told: Told) -> Source:
-    from capt_local.batch.checking import check_input
+    def tell(share: float) -> None:
+        told.fraction("checking the input", share)
 
     try:
-        return check_input(
-            what.input,
-            options=flags.options,
-            model=flags.bundle.id,
-            progress=lambda share: told.fraction("checking the input", share),
-        )
+        return what.check(what.place, options=flags.options, model=flags.bundle.id, progress=tell)
     finally:
         told.clear()

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from capt_local.batch.shard import Shard
 from capt_local.cli.options import option
 from capt_local.errors import UsageError
@@ -132,10 +130,3 @@ class AfterFlags:
             help="A secret of the site: the log then has an HMAC of the output.",
         ),
     ] = None
-
-
-@dataclass(frozen=True, slots=True)
-class InputFlags:
-    """TEMP until batch_input lands."""
-
-    input: Annotated[Path, typer.Argument(metavar="INPUT", help="in")]

@@ -19,7 +19,7 @@ from capt_local.cli.batch_audit import Audit
 from capt_local.cli.batch_flags import RunFlags
 from capt_local.cli.batch_setup import Chosen, Settled, facts, fingerprint, opening
 from capt_local.cli.batch_told import Told, summary_line
-from capt_local.cli.exits import ExitCode, wants_traceback
+from capt_local.cli.exits import ExitCode, code_for, wants_traceback
 from capt_local.cli.signals import Signals
 from capt_local.errors import Cancelled
 
@@ -175,6 +175,9 @@ class BatchRun:
             if whole and self._plan.run.in_order:
                 journal.put_in_order(self._plan.source.ids)
             code = self._code(journal)
+        except BaseException as error:
+            code = int(code_for(error))
+            raise
         finally:
             self._told.clear()
             summary = self._summary(journal, progress, left, code)
@@ -203,6 +206,8 @@ class BatchRun:
 
     def _tell_end(self, summary: Summary, *, whole: bool) -> None:
         self._told.note(summary_line(summary))
+        if "audit_head" in summary:
+            self._told.note(f"audit log: {summary['audit_head']}")
         if summary["left"]:
             again = " (without --force-new)" if self._plan.run.force_new else ""
             why = "" if whole else "stopped; "

@@ -48,7 +48,8 @@ class Chosen:
         parallel: records at once; None for as many as are good.
         shard: the part of this process; None for all.
         form: what validates structured answers; None where there is no schema.
-        schema_sha256: of the schema's file.
+        schema: its file; None where there is none.
+        schema_sha256: of that file.
     """
 
     bundle: Bundle
@@ -59,6 +60,7 @@ class Chosen:
     parallel: int | None
     shard: Shard | None
     form: Form | None
+    schema: Path | None
     schema_sha256: str | None
 
 
@@ -95,6 +97,7 @@ def chosen(
         parallel=parallel,
         shard=part,
         form=form,
+        schema=shape.json_schema,
         schema_sha256=digest,
     )
 
