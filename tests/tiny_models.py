@@ -74,7 +74,7 @@ def tiny_gguf(
     return path
 
 
-def tiny_adapter(path: Path, *, seed: int, rank: int = 2) -> Path:
+def tiny_adapter(path: Path, *, seed: int, rank: int = 2, architecture: str = "llama") -> Path:
     """Writes a LoRA adapter for the tiny llama model."""
     random = np.random.default_rng(seed)
     tensors = {}
@@ -82,7 +82,7 @@ def tiny_adapter(path: Path, *, seed: int, rank: int = 2) -> Path:
         name = f"blk.{layer}.ffn_down.weight"
         tensors[f"{name}.lora_a"] = random.standard_normal((rank, INNER)) / sqrt(INNER)
         tensors[f"{name}.lora_b"] = random.standard_normal((WIDTH, rank))
-    return adapter_gguf(path, tensors, alpha=rank)
+    return adapter_gguf(path, tensors, alpha=rank, architecture=architecture)
 
 
 def adapter_gguf(

@@ -53,7 +53,7 @@ class ModelFlags:
         ),
     ] = None
     expert_adapter: Annotated[
-        list[str] | None,
+        list[Path] | None,
         option(
             "--expert-adapter",
             twin="EXPERT_ADAPTER",
@@ -116,4 +116,4 @@ class ModelFlags:
         """
         from capt_local.bundle.adapter import AdapterFile
 
-        return [AdapterFile.parse(text) for text in self.expert_adapter or ()]
+        return [AdapterFile.parse(str(given)) for given in self.expert_adapter or ()]

@@ -57,7 +57,7 @@ def model_flags(
         target=None if target is None else Path(str(target)),
         expert=_files(files["expert"]),
         base=_files(files["base"]),
-        expert_adapter=_several(files.get("expert_adapter")),
+        expert_adapter=_files(files.get("expert_adapter")),
         ctx_size=_count("ctx_size", ctx_size),
         threads=_count("threads", threads),
         gpu_layers=str(gpu_layers),
@@ -127,13 +127,7 @@ def _stops(until: object) -> tuple[str, ...]:
 
 
 def _files(given: str | None) -> list[Path] | None:
-    names = _several(given)
-    return None if names is None else [Path(name) for name in names]
-
-
-def _several(given: str | None) -> list[str] | None:
-    """One file, or one for each pair, separated as in PATH."""
-    return None if given is None else str(given).split(os.pathsep)
+    return None if given is None else [Path(file) for file in str(given).split(os.pathsep)]
 
 
 def _count(name: str, value: object) -> int | None:

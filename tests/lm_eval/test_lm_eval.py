@@ -290,8 +290,9 @@ def test_each_answer_of_a_run_is_drawn_anew(model: CaptLocal) -> None:
 def test_files_of_several_pairs_are_separated_as_in_path() -> None:
     several = os.pathsep.join(("a.gguf", "b.gguf"))
     files = {"target": "t.gguf", "expert": several, "base": "c.gguf"}
-    flags = model_flags(None, files, None, None, "auto")
+    flags = model_flags(None, files | {"expert_adapter": "l.gguf"}, None, None, "auto")
     assert (flags.target, flags.base) == (Path("t.gguf"), [Path("c.gguf")])
+    assert flags.expert_adapter == [Path("l.gguf")]
     assert flags.expert == [Path("a.gguf"), Path("b.gguf")]
     alone = model_flags(None, {"target": None, "expert": None, "base": None}, None, None, "auto")
     assert (alone.target, alone.expert, alone.base) == (None, None, None)

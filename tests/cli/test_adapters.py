@@ -1,0 +1,127 @@
+"""An expert that is its base with an adapter: flags, environment, bundle, doctor, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capt_local.bundle.adapter import AdapterFile
+from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.write import describe, write_manifest
+from tests.cli.conftest import Run
+from tests.cli.fake_runtime import Script
+from tests.tiny_models import tiny_adapter, tiny_gguf
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Target, base and an adapter that fits it."""
+    tiny_gguf(tmp_path / "target.gguf", seed=1, flavour="spm")
+    tiny_gguf(tmp_path / "base.gguf", seed=2)
+    tiny_adapter(tmp_path / "lora.gguf", seed=3)
+    return tmp_path
+
+
+def flags(folder: Path, adapter: str = "lora.gguf") -> list[str]:
+    given = {"--target": "target.gguf", "--base": "base.gguf", "--expert-adapter": adapter}
+    return [part for flag, name in given.items() for part in (flag, str(folder / name))]
+
+
+def opened(script: Script) -> Any:
+    return script.calls[0]["bundle"]
+
+
+def test_the_expert_is_the_base_with_its_adapter(run: Run, script: Script, folder: Path) -> None:
+    done = run("generate", *flags(folder, "lora.gguf=0.5"), "-p", "x", "--json", "-v")
+    assert done.code == 0, done.err
+    bundle = opened(script)
+    assert bundle.models["expert"].path == bundle.models["base"].path == folder / "base.gguf"
+    assert bundle.adapters == {"expert": AdapterFile.given(folder / "lora.gguf", 0.5)}
+    assert "expert: llama, Q8_0, context 256, 0 layers on the GPU, adapter lora.gguf x 0.5" in (
+        done.err.replace("\n", " ")
+    )
+    models = json.loads(done.out)["provenance"]["models"]
+    assert models["expert"]["adapter"] == {"sha256": None, "scale": 0.5}
+    assert "adapter" not in models["base"]
+
+
+def test_the_environment_separates_them_as_in_path(
+    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora, base = str(folder / "lora.gguf"), str(folder / "base.gguf")
+    monkeypatch.setenv("CAPT_LOCAL_EXPERT_ADAPTER", os.pathsep.join((lora, f"{lora}=0.5")))
+    monkeypatch.setenv("CAPT_LOCAL_BASE", os.pathsep.join((base, base)))
+    assert run("generate", "--target", str(folder / "target.gguf"), "-p", "x").code == 0
+    assert {role: one.scale for role, one in opened(script).adapters.items()} == {
+        "expert": 1.0, "expert-2": 0.5
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        (["--expert-adapter", "lora.gguf"], 2, "need a --target"),
+        (["--target", "target.gguf", "--expert-adapter", "lora.gguf"], 2, "without the base"),
+        (["-m", "demo", "--expert-adapter", "lora.gguf"], 2, "Give either --bundle"),
+        (["--target", "target.gguf", "--base", "base.gguf"], 2, "without the expert"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    run: Run,
+    script: Script,
+    folder: Path,
+    given: list[str],
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder)
+    done = run("generate", *given, "-p", "x")
+    assert (done.code, script.calls) == (code, [])
+    assert said in done.err and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ("none.gguf", "The adapter none.gguf is not there"),
+        ("target.gguf", "target.gguf cannot be used as an adapter of base.gguf: it is not a LoRA"),
+        ("other.gguf", "is made for the architecture gemma3, the model has llama"),
+    ],
+)
+def test_a_wrong_adapter_is_one_line_and_exit_3(
+    run: Run, folder: Path, adapter: str, said: str
+) -> None:
+    tiny_adapter(folder / "other.gguf", seed=3, architecture="gemma3")
+    for verb in (["generate", "-p", "x"], ["doctor"]):
+        done = run(*verb, *flags(folder, adapter), "-t", "1")
+        assert done.code == 3
+        assert said in (done.err or done.out).replace("\n", " ")
+        assert str(folder) not in done.err and "Traceback" not in done.err
+
+
+def test_a_bundle_with_an_adapter_is_examined(run: Run, folder: Path) -> None:
+    models = {
+        "target": describe("target", folder / "target.gguf"),
+        "expert": describe(
+            "expert", folder / "base.gguf", adapter=AdapterFile.given(folder / "lora.gguf")
+        ),
+        "base": describe("base", folder / "base.gguf"),
+    }
+    write_manifest(Bundle("lora", models), folder)
+    found = json.loads(run("doctor", "-m", str(folder), "--json").out)
+    assert found["ok"], found["problems"]
+    assert found["bundle"]["digests"] == "verified"
+    room = found["memory of the bundle"]
+    assert room["expert"].endswith("MiB, adapter 0 MiB") and room["base"].endswith("weights shared")
+    assert found["roles"]["expert"].endswith("adapter lora.gguf")
+    data = bytearray((folder / "lora.gguf").read_bytes())
+    data[-1] ^= 1
+    (folder / "lora.gguf").write_bytes(data)
+    found = json.loads(run("doctor", "-m", str(folder), "--json").out)
+    assert found["exit_code"] == 3
+    assert "The expert's adapter lora.gguf is not the file" in found["problems"][0]
