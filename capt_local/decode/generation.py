@@ -114,6 +114,11 @@ class Generation:
             self._trio.drop_ahead()
         return step
 
+    @property
+    def trio(self) -> Trio:
+        """The models; whoever moves them himself makes no more steps here."""
+        return self._trio
+
     def prepare(self) -> None:
         """Decodes the prompt, which the first step does where this is left out.
 

@@ -10,7 +10,7 @@ from capt_local.decode.constraint import Gate, Open
 from capt_local.decode.model import Constraint
 from capt_local.decode.options import GenerateOptions
 from capt_local.decode.sample import choose, likeliest
-from capt_local.decode.speculate.speculation import Speculation
+from capt_local.decode.speculate.draft import Ahead
 from capt_local.decode.step import Choice, FinishReason, Step
 from capt_local.decode.stream import Stream
 from capt_local.decode.thoughts import Part, Thoughts
@@ -31,6 +31,7 @@ class Walk:
         constraint: what the answer is kept to, at its beginning; None: anything.
         thoughts: divides thoughts and answer; None where all is the answer.
         ahead: drafts what may come; None: every step by itself.
+        force: says the token of a step, whatever was chosen; for measurements alone.
 
     Attributes:
         finish: why the answer ended; None while it has not.
@@ -46,7 +47,8 @@ class Walk:
         cancel: Callable[[], bool] | None = None,
         constraint: Constraint | None = None,
         thoughts: Thoughts | None = None,
-        ahead: Speculation | None = None,
+        ahead: Ahead | None = None,
+        force: Callable[[int], int] | None = None,
     ) -> None:
         """Decodes nothing yet."""
         self._trio = trio
@@ -56,6 +58,7 @@ class Walk:
         self._stream = Stream(trio.cached.model.vocabulary, options.stop, thoughts)
         self._gate = Gate(constraint, options.sample) if constraint is not None else None
         self._ahead = ahead
+        self._force = force
         self._spoilt = False
         self.finish: FinishReason | None = None
         self.notices: list[str] = []
@@ -110,6 +113,8 @@ class Walk:
             opened.mask,
         )
         token = int(opened.here.candidates.tokens[place])
+        if self._force is not None:
+            token = self._force(index)
         if self._ahead is not None:
             self._ahead.chose(token)
         part, finish = self._take(token, last=index + 1 == self._options.max_tokens)

@@ -130,7 +130,7 @@ class Trio:
             row = self._own_row()
             one = np.ones(1)
             return Contrast(self.options, 0).distribution(row, (), one, start=bool(self._lead))
-        if self.gates and only is None and (sole := self._sole()):
+        if self.gates and only is None and (sole := self.sole()):
             return sole
         self.settle()
         row = self._own_row()
@@ -179,7 +179,7 @@ class Trio:
         path = [*self.tokens, *draft]
         if not read:
             self.cached.look_ahead(path, len(self.tokens))
-        kept = self._plausible(path)  # behind an implausible token nothing will be asked
+        kept = self.plausible_ahead(path)  # behind an implausible token nothing will be asked
         pieces = [(token, self.cached.model.vocabulary.text((token,))) for token in draft[:kept]]
         if pieces:
             pieces[0] = (draft[0], self.piece(draft[0]))
@@ -225,7 +225,7 @@ class Trio:
         own = self.cached.model.context_limit - len(self.tokens)
         return min([own, *(proxy.room for proxy in self.proxies)])
 
-    def _plausible(self, path: list[int]) -> int:
+    def plausible_ahead(self, path: list[int]) -> int:
         """How many tokens of a path behind the text are plausible where they come."""
         limit = np.log(max(self.options.plausibility, TINY))
         size = len(self.tokens)
@@ -235,7 +235,7 @@ class Trio:
                 return place - size
         return len(path) - size
 
-    def _sole(self) -> Distribution | None:
+    def sole(self) -> Distribution | None:
         """The distribution where expert and base cannot change it, without asking them."""
         if not self.proxies or self.rule is not self.contrast:
             return None

@@ -25,6 +25,18 @@ class Draft(NamedTuple):
     read: bool = False
 
 
+class Ahead(Protocol):
+    """What reads ahead of an answer."""
+
+    def prepare(self, most: int) -> None:
+        """A choice comes, and at most so many tokens with it."""
+        ...
+
+    def chose(self, token: int) -> None:
+        """A token has been chosen."""
+        ...
+
+
 class DraftSource(Protocol):
     """Guesses how the answer goes on. A wrong guess costs time, never the answer.
 
