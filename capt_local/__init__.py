@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from capt_local.decode.many.asks import Answered, Ask
     from capt_local.decode.options import (
         AlignOptions,
         CombineOptions,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
+    "Answered": "capt_local.decode.many.asks",
+    "Ask": "capt_local.decode.many.asks",
     "AlignOptions": "capt_local.decode.options",
     "CaptError": "capt_local.errors",
     "CombineOptions": "capt_local.decode.options",
@@ -44,6 +47,8 @@ _PLACES = {
 }
 __all__ = [
     "AlignOptions",
+    "Answered",
+    "Ask",
     "CaptError",
     "CombineOptions",
     "FinishReason",

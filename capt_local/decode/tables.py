@@ -32,6 +32,13 @@ class Tables:
         self._alignments: list[tuple[AlignOptions, TextTokenizer, AnyAlignment]] = []
         self._followers: dict[tuple[AlignOptions, str], Follower] = {}
 
+    def beside(self) -> Tables:
+        """The same tables, for other models with the same vocabularies."""
+        other = Tables(self._leader, self._tokenizers)
+        other.events = self.events
+        other._alignments = self._alignments
+        return other
+
     @cached_property
     def events(self) -> TargetEvents:
         """The events of the leading vocabulary."""

@@ -10,11 +10,14 @@ import numpy as np
 from capt_local.engine.context import Rows
 from capt_local.engine.grammar import Grammar
 from capt_local.engine.weights import Metadata
-from capt_local.errors import CaptError
+from capt_local.errors import CaptError, UsageError
 from capt_local.vocab.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from capt_local.engine.lanes import Lanes
+
+# Rows that a step may need; room for so many is kept.
+_FEW = 4
 
 
 class Part(NamedTuple):
@@ -31,6 +34,7 @@ class Lane:
     Attributes:
         number: of the lane.
         position: tokens in its KV cache now.
+        rows: what the last part gave; the lane's own, so that no other lane overwrites them.
     """
 
     def __init__(self, owner: Lanes, number: int) -> None:
@@ -38,7 +42,8 @@ class Lane:
         self._owner = owner
         self.number = number
         self.position = 0
-        self._rows: Rows = np.empty((1, len(owner.weights.vocabulary)), np.float32)
+        self._room: Rows = np.empty((1, len(owner.weights.vocabulary)), np.float32)
+        self.rows = self._room[:0]
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -61,15 +66,29 @@ class Lane:
         return self._owner.options.max_rows
 
     @property
+    def size(self) -> int:
+        """Bytes of the weights."""
+        return self.metadata.size
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU computes at least a part of it."""
+        return self.metadata.gpu_layers > 0
+
+    @property
     def can_rewind(self) -> bool:
         """Whether the memory can forget a part."""
         return self._owner.can_rewind
 
-    def rows(self, count: int) -> Rows:
-        """Room for rows; the lane's own, so that no other lane overwrites them."""
-        if len(self._rows) < count:
-            self._rows = np.empty((count, len(self.vocabulary)), np.float32)
-        return self._rows[:count]
+    def make_room(self, count: int) -> None:
+        """Makes room for so many rows. Many are needed for prompts alone, so they are not kept."""
+        width = len(self.vocabulary)
+        if count > _FEW:
+            self.rows = np.empty((count, width), np.float32)
+            return
+        if len(self._room) < count:
+            self._room = np.empty((_FEW, width), np.float32)
+        self.rows = self._room[:count]
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
         """Splits UTF-8 text the way llama.cpp does, without adding BOS or EOS."""
@@ -95,8 +114,22 @@ class Lane:
         return length == self.position or self._owner.cut(self, length)
 
     def branch(self, tails: Sequence[Sequence[int]], after: Sequence[int] | None = None) -> Rows:
-        """Not here: the memory of a lane has one end. Models of one text have branches."""
-        raise NotImplementedError
+        """Logits after each of several continuations, one after the other.
+
+        Raises:
+            UsageError: the memory cannot forget a part, or they begin further back.
+        """
+        start = self.position
+        if not self.can_rewind or any(place != start for place in after or ()):
+            raise UsageError(
+                "This alignment needs branches, which these models do not have where several "
+                "requests are answered together: answer them one at a time."
+            )
+        found = np.empty((len(tails), len(self.vocabulary)), np.float32)
+        for number, tail in enumerate(tails):
+            found[number] = self.extend(tail)[0]
+            self.rewind(start)
+        return found
 
     def close(self) -> None:
         """Nothing: all lanes close together."""

@@ -41,6 +41,8 @@ class Lanes:
         name: as given.
         weights: as given.
         lanes: the models, one a lane.
+        most_together: so many tokens of a lane go along with those of others.
+        decoded: tokens that texts have had decoded so far.
         alike: whether a token gives the same bits in batches of different size.
         should_stop: asked while long texts are computed; True ends that with `Cancelled`.
     """
@@ -53,6 +55,8 @@ class Lanes:
         self.weights = weights.retain()
         self.options = options
         self.should_stop: Callable[[], bool] | None = None
+        self.most_together = MOST_TOGETHER
+        self.decoded = 0
         self.alike = True
         self._open = True
         count = max(count, 2)
@@ -65,8 +69,7 @@ class Lanes:
         self.lanes = tuple(Lane(self, number) for number in range(count))
         # A memory that cannot let go of one token takes none that nobody asked for.
         self._fills = self._context.can_rewind
-        everywhere = weights.metadata.gpu_layers > 0  # where a batch costs little more for it
-        self._gap = (count if everywhere else _GAP) if self._fills else 0
+        self._gap = count if self._on_gpu else _GAP  # where a batch costs little more for them
         try:
             self.alike = not self._fills or self._computes_alike()
         except BaseException:
@@ -88,11 +91,12 @@ class Lanes:
         """Time in llama.cpp so far."""
         return self._context.seconds
 
-    def run(self, parts: Sequence[Part]) -> list[Rows | CaptError]:
+    def run(self, parts: Sequence[tuple[Lane, Sequence[int], int]]) -> list[Rows | CaptError]:
         """Appends tokens to lanes.
 
         Args:
-            parts: at most one for each lane.
+            parts: lane, tokens, and after how many of the last of them logits are wanted; at most
+                one for each lane.
 
         Returns:
             For each part its rows, shape (rows, vocabulary), which the next part of the same lane
@@ -101,7 +105,7 @@ class Lanes:
         """
         done: dict[int, Rows | CaptError] = {}
         together = []
-        for part in parts:
+        for part in (wanted := [Part(*part) for part in parts]):
             if part.lane.position + len(part.tokens) > self.limit:
                 count = part.lane.position + len(part.tokens)
                 done[part.lane.number] = ContextOverflow({self.name: count}, self.limit)
@@ -111,7 +115,7 @@ class Lanes:
                 together.append(part)
         for part, result in zip(together, self._attempt(together, self._passes), strict=True):
             done[part.lane.number] = result
-        return [done[part.lane.number] for part in parts]
+        return [done[part.lane.number] for part in wanted]
 
     def share(self, source: Lane, target: Lane, length: int) -> bool:
         """Gives a lane the first tokens of another; what it held is dropped.
@@ -145,6 +149,8 @@ class Lanes:
         if not parts:
             return []
         starts = [part.lane.position for part in parts]
+        for part in parts:
+            part.lane.make_room(part.rows)
         try:
             compute(parts)
         except BaseException as error:
@@ -155,11 +161,12 @@ class Lanes:
             if len(parts) == 1:
                 return [error]
             return [self._attempt([part], compute)[0] for part in parts]
+        self.decoded += sum(len(part.tokens) for part in parts)
         return [self._judged(part, at) for part, at in zip(parts, starts, strict=True)]
 
     def _judged(self, part: Part, start: int) -> Rows | CaptError:
         """The rows of a part, if they are numbers."""
-        rows = part.lane.rows(part.rows)
+        rows = part.lane.rows
         if not part.rows or (np.isfinite(rows.max()) and np.isfinite(rows.min())):
             return rows
         self.cut(part.lane, start)
@@ -183,7 +190,7 @@ class Lanes:
                 lane.position += now
                 done += now
         if part.rows:
-            lane.rows(part.rows)[:] = self._context.rows(part.rows)
+            lane.rows[:] = self._context.rows(part.rows)
 
     def _stopper(self, interrupts: HeldInterrupts) -> Callable[[], bool]:
         asked = self.should_stop
@@ -234,15 +241,16 @@ class Lanes:
             rows = self._context.rows(sum(asked))
             for part, own, place in zip(parts, wanted, places, strict=True):
                 if own and part is not None:
-                    part.lane.rows(part.rows)[at - len(part.tokens) + part.rows] = rows[place]
+                    part.lane.rows[at - len(part.tokens) + part.rows] = rows[place]
 
     def _computes_alike(self) -> bool:
         """Whether two lanes say the same in the smallest batch and in the largest."""
         found = []
         for count in dict.fromkeys((2, len(self.lanes))):
-            parts = [Part(lane, (1, 2, 3), 2) for lane in self.lanes[:count]]
-            self._passes(parts)
-            found.append([self.lanes[0].rows(2).copy(), self.lanes[1].rows(2).copy()])
+            for lane in self.lanes[:count]:
+                lane.make_room(2)
+            self._passes([Part(lane, (1, 2, 3), 2) for lane in self.lanes[:count]])
+            found.append([lane.rows.copy() for lane in self.lanes[:2]])
             for lane in self.lanes[:count]:
                 self.cut(lane, 0)
         return all(np.array_equal(row, found[0][0]) for pair in found for row in pair)

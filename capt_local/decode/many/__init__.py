@@ -1,0 +1,1 @@
+"""Many requests at once: each goes its own way, and their models decode together."""

@@ -1,0 +1,95 @@
+"""Models that are loaded, with what is needed to ask them."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+
+from capt_local.bundle.manifest import Bundle, ModelFile
+from capt_local.decode.assembly import Assembly, first_pair_notice
+from capt_local.decode.cached import CachedModel
+from capt_local.decode.generation import Generation
+from capt_local.decode.options import GenerateOptions
+from capt_local.decode.prompt_evidence import Memory
+from capt_local.decode.trio import Trio
+from capt_local.engine.llama import LlamaModel
+from capt_local.engine.several import vocabulary_notices
+from capt_local.prompt.asking import Asker
+from capt_local.prompt.messages import Message, Prompt
+from capt_local.runtime.many import Side
+from capt_local.vocab.tokenizer import TextTokenizer
+
+Asked = str | Sequence[Message]
+
+
+class Loaded:
+    """The models of a bundle, their templates, and the tables between them.
+
+    Attributes:
+        bundle: what was opened.
+        models: the loaded models by role.
+        notices: what the user should know about the bundle.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        models: Mapping[str, LlamaModel],
+        date: datetime.date | None = None,
+    ) -> None:
+        """See `Runtime.open`."""
+        self.bundle = bundle
+        self.models = dict(models)
+        told = dict.fromkeys(note for model in models.values() for note in model.notes)
+        self.notices = [*bundle.notices, *told, *vocabulary_notices(models)]
+        if bundle.pairs > 1 and {"expert", "base"} & set(models) and "expert-2" not in models:
+            self.notices.append(first_pair_notice(bundle.pairs))
+        self._cached = {role: CachedModel(role, model) for role, model in models.items()}
+        self._tokenizers: dict[str, TextTokenizer] = {
+            role: TextTokenizer(model.vocabulary, model.tokenize) for role, model in models.items()
+        }
+        templates = {role: model.metadata.chat_template for role, model in models.items()}
+        files: dict[str, ModelFile] = dict(bundle.models.items())
+        self._askers = {
+            role: Asker(files[role], templates[role], self._tokenizers[role], date)
+            for role in models
+        }
+        self._current: Generation | None = None
+        self._memory = Memory()
+        self._assembly = Assembly(self._cached, self._tokenizers, self._missing)
+        self._side = Side(self.models, self._assembly, self._prompt)
+
+    def _begin(
+        self,
+        options: GenerateOptions,
+        cancel: Callable[[], bool] | None,
+        *,
+        scoring: bool = False,
+    ) -> Trio:
+        """The models for a new text; what was being made has ended."""
+        self._end_current()
+        trio = self._assembly.trio(options, scoring=scoring)
+        trio.configure(options.combine)
+        for model in self.models.values():
+            model.should_stop = cancel
+        return trio
+
+    def _prompts(self, trio: Trio, asked: Asked, *, raw: bool) -> dict[str, Prompt]:
+        """The prompt of each model, by role."""
+        return {each.role: self._prompt(each.role, asked, raw) for each in trio.models}
+
+    def _prompt(self, role: str, asked: Asked, raw: bool) -> Prompt:
+        return self._askers[role].prompt(asked, raw=raw)
+
+    def _end_current(self) -> None:
+        """Ends an unfinished answer: the models can follow one text at a time."""
+        if self._current is not None:
+            self._current.end()
+            self._current = None
+
+    def _missing(self, role: str) -> str:
+        """What to say where a method needs a model that is not loaded."""
+        return (
+            f"The bundle {self.bundle.id} has no {role}: give --expert and --base, or use "
+            "--method target."
+        )
