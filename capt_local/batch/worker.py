@@ -20,11 +20,12 @@ from typing import IO, Any
 
 from capt_local import __version__
 from capt_local.batch import wire
-from capt_local.batch.answering import Answered, Ask, answer_object_of, answers
+from capt_local.batch.answering import answer_object_of
 from capt_local.batch.asks import from_message
 from capt_local.batch.opening import Opening
 from capt_local.batch.output import code_of
 from capt_local.batch.packing import unpacked
+from capt_local.decode.many.asks import Answered, Ask
 from capt_local.errors import CaptError, place_of
 
 Progress = Callable[[str, float], None]
@@ -133,8 +134,11 @@ class Worker:
     def _answer(self, runtime: Any, opening: Opening) -> None:
         while not self._ended:
             keys: list[int] = []
-            for answered in answers(runtime, self._asks(opening, keys), opening.parallel):
-                self._deliver(runtime, keys[answered.index], answered)
+            asks = self._asks(opening, keys)
+            # One at a time is what `generate` does, to the last bit.
+            alone = opening.parallel == 1
+            for answered in runtime.generate_many(asks, parallel=opening.parallel, alone=alone):
+                self._deliver(runtime.bundle.id, keys[answered.index], answered)
 
     def _asks(self, opening: Opening, keys: list[int]) -> Iterator[Ask]:
         """Records as they are wanted; one that cannot be asked is answered with its error.
@@ -159,11 +163,13 @@ class Worker:
             keys.append(key)
             yield Ask(prompt, options, raw=opening.raw)
 
-    def _deliver(self, runtime: Any, key: int, answered: Answered) -> None:
+    def _deliver(self, model: str, key: int, answered: Answered) -> None:
+        generation = answered.generation
         if answered.error is not None:
             self._fail(key, answered.error)
-        else:
-            self._say({"answered": key, "answer": answer_object_of(runtime, answered)})
+        elif generation is not None:
+            answer = answer_object_of(model, generation, answered.steps)
+            self._say({"answered": key, "answer": answer})
 
     def _fail(self, key: int, error: CaptError) -> None:
         self._say({"failed": key, "code": str(code_of(error)), "message": str(error)})
@@ -174,11 +180,9 @@ def facts() -> dict[str, Any]:
     import numpy
 
     from capt_local.engine.library import library
-    from capt_local.engine.parameters import physical_cores
 
     build = library().build_info()
     return {
-        "cores": physical_cores(),
         "versions": {
             "capt_local": __version__,
             "llama_cpp_python": build.binding,

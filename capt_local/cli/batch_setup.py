@@ -14,7 +14,7 @@ from capt_local.batch.journal_place import WHAT
 from capt_local.batch.manifest import RunFacts, RunManifest, read_manifest
 from capt_local.batch.opening import Opening
 from capt_local.batch.packing import packed
-from capt_local.batch.parallel import lanes_that_fit
+from capt_local.batch.parallel import records_at_once
 from capt_local.batch.shard import Shard
 from capt_local.batch.sources import Source
 from capt_local.batch.structured import Form
@@ -27,6 +27,7 @@ from capt_local.cli.structured import StructureFlags, structure
 from capt_local.cli.thinking import QuietThoughtFlags
 from capt_local.decode.options import GenerateOptions
 from capt_local.engine.options import LoadOptions
+from capt_local.engine.parameters import physical_cores
 from capt_local.errors import UsageError
 from capt_local.strict.files import read_bytes
 from capt_local.strict.json import parse_json
@@ -135,14 +136,15 @@ def settled(output: Path, what: Chosen, *, new: bool) -> Settled:
 
     Raises:
         UsageError: the manifest of the output is broken.
+        ModelError: a model is missing or broken.
     """
     before = None if new else read_manifest(output, WHAT)
     date = str(what.date) if what.date else _kept(before, "prompt", "date", str)
     parallel = what.parallel or _kept(before, "computing", "parallel", int)
-    return Settled(
-        date=date or datetime.date.today().isoformat(),
-        parallel=parallel or lanes_that_fit(what.bundle, what.options, what.load),
-    )
+    if parallel is None:
+        cores = what.load.threads or physical_cores()
+        parallel = records_at_once(what.bundle, what.options, what.load, cores=cores)
+    return Settled(date or datetime.date.today().isoformat(), parallel)
 
 
 def _kept(before: RunManifest | None, group: str, name: str, kind: type[Any]) -> Any:
@@ -175,7 +177,7 @@ def fingerprint(
         prompt={**source.how(), "date": fixed.date, "schema_sha256": what.schema_sha256},
         computing={
             "parallel": fixed.parallel,
-            "threads": load.threads or hello["cores"],
+            "threads": load.threads or physical_cores(),
             "context": load.context,
             "batch": load.batch,
             "gpu_layers": load.gpu_layers,

@@ -18,8 +18,8 @@ from types import SimpleNamespace, TracebackType
 from typing import Any
 
 from capt_local.batch import worker
-from capt_local.batch.answering import Answered, Ask
 from capt_local.batch.opening import Opening
+from capt_local.decode.many.asks import Answered, Ask
 from capt_local.decode.step import FinishReason
 from capt_local.errors import ContextOverflow, MemoryShortage, NumericalError
 from tests.report.steps import step
@@ -45,7 +45,9 @@ class FakeRuntime:
     ) -> None:
         pass
 
-    def generate_many(self, asks: Iterable[Ask], *, parallel: int) -> Iterator[Answered]:
+    def generate_many(
+        self, asks: Iterable[Ask], *, parallel: int, alone: bool
+    ) -> Iterator[Answered]:
         """As that of `Runtime`: lanes are filled first, then answered in turn."""
         coming = enumerate(asks)
         lanes: list[tuple[int, Ask]] = []
@@ -84,7 +86,7 @@ def answered(index: int, ask: Ask) -> Answered:
             time.sleep(float(seconds))
     text = f"{' '.join(reversed(words))} {ask.options.sample.seed}".encode()
     last = step(0, text, finish=FinishReason.STOP)
-    generation = SimpleNamespace(
+    generation: Any = SimpleNamespace(
         text=text,
         finish=FinishReason.STOP,
         thoughts=b"",
@@ -112,4 +114,4 @@ def open_models(opening: Opening, progress: worker.Progress) -> Any:
 
 if __name__ == "__main__":
     versions = {"capt_local": "1", "llama_cpp_python": "1", "llama_cpp": "1", "numpy": "1"}
-    worker.main(open_models, lambda: {"versions": versions, "build": {}, "cores": 1})
+    worker.main(open_models, lambda: {"versions": versions, "build": {}})
