@@ -52,15 +52,27 @@ class Batch:
         self._wanted[0] = row
         self.raw.n_tokens = 1
 
-    def fill(self, tokens: Sequence[int], position: int, rows: int, sequence: int = 0) -> None:
-        """Consecutive tokens of one sequence, with logits after the last `rows`."""
-        count = len(tokens)
+    def fill(
+        self,
+        tokens: Sequence[int],
+        position: int,
+        rows: int,
+        padding: int = 0,
+        *,
+        sequence: int = 0,
+    ) -> None:
+        """Consecutive tokens of one sequence, with logits after the last `rows`.
+
+        Tokens that mean nothing, `padding` of them, are put behind.
+        """
+        count, size = len(tokens), len(tokens) + padding
         self._tokens[:count] = tokens
-        np.add(self._offsets[:count], position, out=self._positions[:count])
-        self._sequences[:count] = sequence
-        self._wanted[: count - rows] = 0
+        self._tokens[count:size] = 0
+        np.add(self._offsets[:size], position, out=self._positions[:size])
+        self._sequences[:size] = sequence
+        self._wanted[:size] = 0
         self._wanted[count - rows : count] = 1
-        self.raw.n_tokens = count
+        self.raw.n_tokens = size
 
     def fill_lanes(
         self, first: int, tokens: Sequence[int], positions: Sequence[int], rows: Sequence[bool]

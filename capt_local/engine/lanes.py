@@ -185,7 +185,9 @@ class Lanes:
                 left = count - done
                 now = left if left <= size else min(size, left - part.rows)
                 rows = part.rows if now == left else 0
-                self._batch.fill(tokens[done : done + now], lane.position, rows, lane.number)
+                self._batch.fill(
+                    tokens[done : done + now], lane.position, rows, sequence=lane.number
+                )
                 self._context.decode()
                 lane.position += now
                 done += now
