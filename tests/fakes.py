@@ -77,6 +77,7 @@ class FakeModel:
         self.can_rewind = can_rewind
         self.size = 1
         self.on_gpu = False
+        self.by_fours = False
         self.tokens: list[int] = []
         self.extended = 0
         self._seed = seed

@@ -71,6 +71,11 @@ class Model(Protocol):
         ...
 
     @property
+    def by_fours(self) -> bool:
+        """Whether its kernels take four tokens of a batch at once."""
+        ...
+
+    @property
     def can_rewind(self) -> bool:
         """Whether the memory can forget a part; see `rewind`."""
         ...

@@ -104,3 +104,15 @@ class Batch:
             at = end
         self.raw.n_tokens = at
         return ends
+
+
+def as_many_as_fit(
+    tails: Sequence[Sequence[int]], room: int, most: int
+) -> Sequence[Sequence[int]]:
+    """The first tails that together take at most `room` tokens; at least one."""
+    used = 0
+    for count, tail in enumerate(tails[:most]):
+        used += len(tail)
+        if used > room:
+            return tails[:count]
+    return tails[:most]

@@ -14,7 +14,7 @@ from typing import Self
 
 import numpy as np
 
-from capt_local.engine.batch import Batch
+from capt_local.engine.batch import Batch, as_many_as_fit
 from capt_local.engine.context import Context, Rows
 from capt_local.engine.grammar import Grammar
 from capt_local.engine.interrupts import HeldInterrupts
@@ -204,7 +204,7 @@ class LlamaModel:
         result = np.empty((len(tails), len(self.vocabulary)), np.float32)
         done = 0
         while done < len(tails):
-            group = _as_many_as_fit(tails[done:], room, self._context.branches)
+            group = as_many_as_fit(tails[done:], room, self._context.branches)
             stop = done + len(group)
             self._run_branches(group, places[done:stop], result[done:stop])
             done = stop
@@ -292,15 +292,3 @@ class LlamaModel:
                 "--gpu-layers 0."
             )
         return rows
-
-
-def _as_many_as_fit(
-    tails: Sequence[Sequence[int]], room: int, most: int
-) -> Sequence[Sequence[int]]:
-    """The first tails that together take at most `room` tokens; at least one."""
-    used = 0
-    for count, tail in enumerate(tails[:most]):
-        used += len(tail)
-        if used > room:
-            return tails[:count]
-    return tails[:most]

@@ -17,6 +17,7 @@ _FADING = 0.97  # of what was seen earlier, at each observation
 _LONGEST = 12
 # Steps that an answer may lose to drafts that fail: a few in all, and this share of its length.
 _LOSS, _LOSS_SHARE = 1.0, 0.015
+_HOPE = 0.75  # what a token is expected to cost before one was drafted, over step by step
 
 
 class Record:
@@ -55,41 +56,64 @@ class Policy:
         self._costs = costs
         self._always = always
         self._records = {source.name: Record(source.priors) for source in sources}
-        self._lost = 0.0  # in steps
+        self._spent = 0.0
         self._steps = 0
 
     def gain(self, source: DraftSource, grade: int, most: int) -> float:
         """Tokens a unit of cost, over step by step, with the best length of a draft."""
-        chance, best = self._records[source.name].chance(grade), 0.0
-        # Behind the target's own draft no row has been read from which one more could be chosen.
-        tokens, expected = (0.0, 1.0) if source.leader == "target" else (1.0, chance)
+        chance = self._records[source.name].chance(grade)
+        tokens, expected = _beginning(source), 1.0
+        best = 0.0
         for drafted in range(1, min(most, _LONGEST) + 1):
-            tokens += expected
+            tokens += _more(source, expected, chance)
             expected *= chance
             best = max(best, tokens / self._costs.check(drafted, source.leader))
         return best * self._costs.step
 
     def allows(self, gain: float) -> bool:
         """Whether a draft that promises such a gain is made."""
-        return self._always or (gain > 1.0 and self._lost < _LOSS + _LOSS_SHARE * self._steps)
+        if self._always:
+            return gain > 0.0
+        lost = self._spent / self._costs.step - self._steps
+        return gain > 1.0 and lost < _LOSS + _LOSS_SHARE * self._steps
 
-    def go_on(self, source: DraftSource) -> GoOn:
-        """Says, token by token, whether a draft should get longer."""
-        record = self._records[source.name]
-        limit = self._costs.further(source.leader) / self._costs.step
-        chance, drafted = 1.0, 0
+    @property
+    def _price(self) -> float:
+        """What a token has cost so far, no more than step by step."""
+        expected = _HOPE * self._costs.step
+        price = (_STRENGTH * expected + self._spent) / (_STRENGTH + self._steps)
+        return min(price, self._costs.step)
+
+    def go_on(self, source: DraftSource, most: int) -> GoOn:
+        """Says, token by token, whether a draft should get longer.
+
+        It should if some longer one is worth more, with tokens at the price that they had so far.
+        """
+        record, cost = self._records[source.name], self._costs
+        tokens, expected, drafted = _beginning(source), 1.0, 0
 
         def longer(grade: int) -> bool:
-            nonlocal chance, drafted
-            chance *= record.chance(grade)
-            drafted += 1
-            return drafted <= _LONGEST and (chance > limit or (self._always and drafted == 1))
+            nonlocal tokens, expected, drafted
+            chance, now = record.chance(grade), tokens * self._price
+            now -= cost.check(drafted, source.leader) if drafted else cost.step
+            further, chances = tokens, expected
+            for length in range(drafted + 1, min(most, _LONGEST) + 1):
+                further += _more(source, chances, chance)
+                chances *= chance
+                worth = further * self._price - cost.check(length, source.leader)
+                if worth > now or (self._always and not drafted):
+                    tokens += _more(source, expected, chance)
+                    expected *= chance
+                    drafted += 1
+                    return True
+            return False
 
         return longer
 
     def stepped(self) -> None:
         """A token was chosen without a draft."""
         self._steps += 1
+        self._spent += self._costs.step
 
     def checked(self, source: DraftSource, draft: Draft, accepted: int, chosen: int) -> None:
         """Takes in how a draft fared.
@@ -103,6 +127,18 @@ class Policy:
         record = self._records[source.name]
         for place, grade in enumerate(draft.grades[: accepted + 1]):
             record.observe(grade, right=place < accepted)
-        spent = self._costs.check(len(draft.tokens), source.leader) / self._costs.step
-        self._lost += spent - chosen
+        self._spent += self._costs.check(len(draft.tokens), source.leader)
         self._steps += chosen
+
+
+def _beginning(source: DraftSource) -> float:
+    """Tokens that a draft brings beside its own.
+
+    One is chosen from what was read behind it; behind the target's own nothing has been read.
+    """
+    return 0.0 if source.leader == "target" else 1.0
+
+
+def _more(source: DraftSource, expected: float, chance: float) -> float:
+    """What one token more brings, if those before it are right with the chance `expected`."""
+    return expected if source.leader == "target" else expected * chance

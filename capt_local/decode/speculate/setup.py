@@ -29,8 +29,8 @@ def speculation(trio: Trio, options: GenerateOptions, tally: Tally) -> Speculati
                 "back, or the alignment cannot look ahead."
             )
         return None
-    sources = [each for each in _sources(trio) if options.speed in (Speed.AUTO, each.name)]
-    if not sources:
+    wanted = [each for each in sources(trio) if options.speed in (Speed.AUTO, each.name)]
+    if not wanted:
         if options.speed is not Speed.AUTO:
             tally.notices.append(
                 f"The answer is written step by step: {options.speed} needs a model that this "
@@ -38,19 +38,20 @@ def speculation(trio: Trio, options: GenerateOptions, tally: Tally) -> Speculati
             )
         return None
     asked = options.speed is not Speed.AUTO
-    return Speculation(trio, sources, Policy(costs(trio), sources, always=asked), tally)
+    return Speculation(trio, wanted, Policy(costs(trio), wanted, always=asked), tally)
 
 
 def costs(trio: Trio) -> Costs:
     """What decoding costs with these models, as far as is known."""
+    own = trio.cached.model
     sizes = {each.role: each.model.size for each in trio.models}
-    known = Costs.of(sizes, trio.cached.role, gpu=trio.cached.model.on_gpu)
-    if trio.cached.watch.more is not None:
+    known = Costs.of(sizes, trio.cached.role, gpu=own.on_gpu, fours=own.by_fours)
+    if trio.cached.watch.more is not None and not own.by_fours:
         known.more = trio.cached.watch.more
     return known
 
 
-def _sources(trio: Trio) -> list[DraftSource]:
+def sources(trio: Trio) -> list[DraftSource]:
     """All that these models allow."""
     found: list[DraftSource] = [Lookup()]
     if not trio.proxies:

@@ -88,7 +88,7 @@ class Speculation:
     def _try(self, source: DraftSource, most: int) -> None:
         """Drafts and reads it; a source that fails is left out from then on."""
         try:
-            draft = source.draft(self._trio, most, self._policy.go_on(source))
+            draft = source.draft(self._trio, most, self._policy.go_on(source, most))
             if not draft.tokens:
                 return
             self._trio.look_ahead(draft.tokens, read=draft.read)
