@@ -167,8 +167,9 @@ class Journal:
         if changed:
             more = f", and {len(changed) - 1} more" if changed[1:] else ""
             raise UsageError(
-                f"The input, line {changed[0]}{more}: changed since its answer was written. Give "
-                "changed records new ids, or begin again with --force-new."
+                f"The input, line {changed[0]}{more}: changed since its line was written. Give "
+                "changed records new ids (or use --retry-errors where they had failed), or begin "
+                "again with --force-new."
             )
         if missing := len(self._store.kept) - seen:
             self.notices.append(f"{_records(missing)} of the output no longer in the input; kept.")

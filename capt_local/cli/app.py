@@ -36,6 +36,8 @@ VERBS = (
     Verb("generate", "capt_local.cli.generate", "One answer to a prompt (-p, -f or stdin)"),
     Verb("explain", "capt_local.cli.explain", "What the expert changed in an answer, and why"),
     Verb("batch", "capt_local.cli.batch", "An answer to each record of a file, resumable"),
+    Verb("replay", "capt_local.cli.replay", "One record of a batch again: is the answer the same"),
+    Verb("merge", "capt_local.cli.merge", "The outputs of all shards of a batch run as one"),
     Verb("audit", "capt_local.cli.audit", "The log of batch runs: is it whole, what is in it"),
     Verb("score", "capt_local.cli.score", "How well texts are predicted: bits per byte"),
     Verb("eval", "capt_local.cli.eval", "Tasks under several methods, with 95 % intervals"),

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from capt_local.batch.output import answer_object_of
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.html import ReportFile, ReportFlags
 from capt_local.cli.options import ViewFlags, option
@@ -134,9 +135,7 @@ def _answer_in(event: object) -> object:
         return None
     if "choices" in event:
         return event
-    held = event.get("answer") or event.get("response")
-    if isinstance(held, dict) and isinstance(held.get("body"), dict):
-        held = held["body"]
+    held = event.get("answer") or answer_object_of(event)
     return held if isinstance(held, dict) and "choices" in held else None
 
 

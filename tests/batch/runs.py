@@ -14,6 +14,7 @@ from capt_local.batch.output import Asked, ErrorCode, Failure, Origin, OutputLin
 from capt_local.batch.shard import Shard
 from capt_local.decode.step import FinishReason
 from capt_local.report.json import Answer, answer_object
+from tests.batch.faults import Quick
 
 NOTE = "canary-7f3a"  # stands for patient text: in answers alone, in no message
 
@@ -47,7 +48,7 @@ def line(id: str, of: Fingerprint, now: float = 1.5e9) -> OutputLine:
     origin, number = Origin(of), asked(id).number
     if number % 9 == 0:
         return origin.failed(asked(id), Failure(ErrorCode.CONTEXT_OVERFLOW, "too long"), now)
-    text = f"{NOTE} {id} \u00e4\u2028 " * (1 + number * 7919 % 40)
+    text = f"{NOTE} {id} \u00e4\u2028 " * (1 + number * 7919 % 7)
     answer = Answer((), text.encode(), FinishReason.STOP, "demo", created=int(now))
     return origin.answered(asked(id), answer_object(answer), now)
 
@@ -62,6 +63,7 @@ def run(
 ) -> Journal:
     """A whole run; returns the closed journal."""
     of, wanted = of or fingerprint(), list(wanted)
+    more.setdefault("files", Quick())
     with Journal.open(path, of, **more) as journal:
         for id in wanted:
             if id not in journal.done:
