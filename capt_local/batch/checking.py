@@ -155,13 +155,13 @@ class _Checking:
         found = []
         if self._other_models:
             found.append(
-                f"{self._other_models} lines of the input ask for a model by another name; the "
-                "models of this run answer them."
+                f"lines of the input that ask for a model by another name: {self._other_models}. "
+                "The models of this run answer them."
             )
         if isinstance(self._held, Folder) and self._held.passed_over:
             found.append(
-                f"{self._held.passed_over} entries of the input folder are not *.txt; they are "
-                "not read."
+                "entries of the input folder that are not *.txt, and are not read: "
+                f"{self._held.passed_over}."
             )
         return found
 
@@ -171,8 +171,8 @@ def _held(
 ) -> Input:
     """The input, with nothing of it checked."""
     piped = None if str(path) != "-" else stdin or _standard_input()
-    kind = format or InputFormat.of(path if piped is None else None)
     try:
+        kind = format or InputFormat.of(path if piped is None else None)
         if kind is InputFormat.TXT_DIR:
             if piped is not None or not path.is_dir():
                 raise UsageError("--input-format txt-dir needs a folder.")

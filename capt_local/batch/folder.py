@@ -103,10 +103,13 @@ class Folder:
         if path.is_symlink():
             raise NotReadable("a link; copy the file into the folder")
         handle = os.open(path, _FLAGS | _BINARY)
-        with open(handle, "rb") as stream:
+        try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise NotReadable("not a regular file")
-            data = stream.read(self._longest + 1)
+            with open(handle, "rb", closefd=False) as stream:
+                data = stream.read(self._longest + 1)
+        finally:
+            os.close(handle)
         if len(data) > self._longest:
             raise NotReadable(f"larger than {size_text(self._longest)}")
         return data

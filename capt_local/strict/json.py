@@ -86,18 +86,18 @@ def check_characters(value: object) -> None:
 
 
 def _check_depth(value: object) -> None:
-    level, depth = [value], 0
-    while level:
-        if depth > DEEPEST:
-            raise NotReadable("nested too deeply")
-        level = [inner for outer in level for inner in _inside(outer)]
-        depth += 1
+    outer = [value]
+    for _ in range(DEEPEST + 1):
+        outer = [inner for each in outer for inner in _inside(each)]
+    if outer:
+        raise NotReadable("nested too deeply")
 
 
 def _inside(value: object) -> list[object]:
+    """What stands one level deeper: something in an empty list too, which is a level."""
     if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
+        return list(value.values()) or [None]
+    return (value or [None]) if isinstance(value, list) else []
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -1,0 +1,62 @@
+"""Inputs made in code, and what the check says about them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capt_local.batch.asking import Asking
+from capt_local.batch.checking import check_input
+from capt_local.batch.records import InputErrors, Record
+from capt_local.batch.sources import Source
+from capt_local.batch.template import RecordTemplate
+from capt_local.errors import UsageError
+
+CANARY = "zyzzyva"  # a word of the patient's text
+
+
+def line(**fields: Any) -> bytes:
+    return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+
+
+def short(id: object = "r1", prompt: str = CANARY, **more: Any) -> bytes:
+    return line(id=id, prompt=prompt, **more)
+
+
+def openai(custom_id: str = "r1", **body: Any) -> bytes:
+    body = {"messages": [{"role": "user", "content": CANARY}], **body}
+    return line(custom_id=custom_id, method="POST", url="/v1/chat/completions", body=body)
+
+
+def written(folder: Path, data: bytes, name: str = "in.jsonl") -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def checked(path: Path, template: str | None = None, **how: Any) -> Source:
+    """The source; `how` goes to `Asking`."""
+    filled = None if template is None else RecordTemplate(template.encode())
+    return check_input(path, asking=Asking(template=filled, **how))
+
+
+def records(source: Source) -> list[Record]:
+    return [source.record(place) for place in range(len(source))]
+
+
+def refused(path: Path, template: str | None = None, **how: Any) -> UsageError:
+    """The error, which tells nothing of the text."""
+    with pytest.raises(UsageError) as caught:
+        checked(path, template, **how)
+    assert CANARY not in str(caught.value) and "\n" not in str(caught.value)
+    return caught.value
+
+
+def problems(path: Path, template: str | None = None, **how: Any) -> tuple[str, ...]:
+    """What is wrong with the lines."""
+    error = refused(path, template, **how)
+    assert isinstance(error, InputErrors)
+    return error.problems

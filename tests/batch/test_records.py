@@ -1,0 +1,243 @@
+"""What a record is: the forms of a line, ids, what it may set for itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capt_local.batch.parameters import settings_of
+from capt_local.batch.records import RecordSettings
+from capt_local.decode.options import GenerateOptions, SampleOptions, Structure
+from capt_local.errors import UsageError
+from capt_local.prompt.messages import Message
+from capt_local.strict.problems import NotReadable
+from tests.batch.inputs import CANARY, checked, line, openai, problems, records, short, written
+
+USER = Message("user", CANARY)
+NO_PROMPT = 'either "prompt" or "messages" is needed (other fields need --template)'
+
+
+def test_the_forms_of_a_line(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": CANARY}]
+    data = (
+        short("a", max_tokens=3)
+        + line(id=2, messages=turns)
+        + openai("c", model="m", temperature=0, seed=5)
+        + line(custom_id="d", body={"messages": turns[1:]})
+    )
+    source = checked(written(tmp_path, data))
+    found = records(source)
+    assert list(source.ids) == [record.id for record in found] == ["a", "2", "c", "d"]
+    assert [record.number for record in found] == [1, 2, 3, 4]
+    assert [record.custom_id for record in found] == [None, None, "c", "d"]
+    assert [record.prompt for record in found] == [
+        CANARY, (Message("system", "s"), USER), (USER,), (USER,)
+    ]  # fmt: skip
+    assert [record.settings for record in found] == [
+        RecordSettings(max_tokens=3),
+        RecordSettings(),
+        RecordSettings(temperature=0.0, seed=5),
+        RecordSettings(),
+    ]
+
+
+def test_the_system_text_of_the_run(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    turns.append({"role": "user", "content": CANARY})
+    path = written(tmp_path, short("a") + line(id="b", messages=turns))
+    first, second = records(checked(path, system="be brief"))
+    assert first.prompt == (Message("system", "be brief"), USER)
+    assert second.prompt[0] == Message("system", "be brief") and len(second.prompt) == 4
+    own = [{"role": "system", "content": CANARY}, {"role": "user", "content": "q"}]
+    path = written(tmp_path, short("a") + line(id="b", messages=own))
+    assert problems(path, system="be brief") == (
+        "line 2: it has a system message of its own, and --system gives another",
+    )
+
+
+def test_raw_prompts(tmp_path: Path) -> None:
+    path = written(tmp_path, short("a"))
+    assert records(checked(path, raw=True))[0].prompt == CANARY
+    assert "--raw" in problems(written(tmp_path, openai()), raw=True)[0]
+    with pytest.raises(UsageError, match="--system cannot go with it"):
+        checked(path, raw=True, system="s")
+
+
+def test_content_as_a_part_of_text(tmp_path: Path) -> None:
+    parts: list[dict[str, Any]] = [{"type": "text", "text": CANARY}]
+    message = {"role": "user", "content": parts, "name": None}
+    data = line(id="a", messages=[message])
+    assert records(checked(written(tmp_path, data)))[0].prompt == (USER,)
+    parts.append({"type": "image_url", "image_url": {"url": CANARY}})
+    assert problems(written(tmp_path, line(id="a", messages=[message]))) == (
+        'line 1: the "content" of a message must be a text',
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, NO_PROMPT),
+        ({"note": CANARY}, NO_PROMPT),
+        ({"prompt": CANARY, "messages": []}, '"prompt" and "messages" do not go together'),
+        ({"prompt": 5}, '"prompt" must be a text'),
+        ({"prompt": " \n"}, "the prompt is empty"),
+        ({"prompt": f"{CANARY}\0"}, "a text holds a zero character (NUL)"),
+        ({"prompt": "x", CANARY: 1}, "it has a field that capt-local does not know"),
+        ({"messages": CANARY}, '"messages" must be a list of objects'),
+        ({"messages": [CANARY]}, '"messages" must be a list of objects'),
+        ({"messages": []}, "The conversation is empty"),
+        ({"messages": [{"role": CANARY, "content": "x"}]},
+         'the "role" of a message must be system, user or assistant'),
+        ({"messages": [{"role": "user"}]}, 'the "content" of a message must be a text'),
+        ({"messages": [{"role": "user", "content": f"{CANARY}\0"}]},
+         "a text holds a zero character (NUL)"),
+        ({"messages": [{"role": "user", "content": "x", "name": CANARY}]},
+         'a message holds more than "role" and "content"'),
+        ({"messages": [{"role": "assistant", "content": CANARY}]},
+         "The last message must be the user's"),
+        ({"custom_id": "x", "body": {"messages": []}},
+         "beside custom_id, method, url and body there is another field"),
+    ],
+)  # fmt: skip
+def test_prompts_that_are_none(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
+    assert problems(written(tmp_path, line(id="a", **fields))) == (f"line 1: {said}",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, 'no "custom_id"'),
+        ({"custom_id": "a"}, '"body" must be an object'),
+        ({"custom_id": "a", "body": [CANARY]}, '"body" must be an object'),
+        ({"custom_id": "a", "body": {}}, 'a "body" has "messages", and no "prompt"'),
+        ({"custom_id": "a", "body": {"prompt": CANARY}}, 'a "body" has "messages", not "prompt"'),
+        ({"custom_id": "a", "method": CANARY}, '"method" must be POST'),
+        ({"custom_id": "a", "url": CANARY}, '"url" must be /v1/chat/completions'),
+        ({"custom_id": "a", "body": {"model": 1, "messages": []}}, '"model" must be a text'),
+    ],
+)
+def test_batch_lines_that_are_none(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = written(tmp_path, line(**{"method": "POST", **fields}))
+    assert problems(path) == (f"line 1: {said}",)
+
+
+@pytest.mark.parametrize(
+    ("id", "said"),
+    [
+        (None, 'no "id"'),
+        (True, "the id must be a text or a whole number"),
+        (1.5, "the id must be a text or a whole number"),
+        ([CANARY], "the id must be a text or a whole number"),
+        ("", "the id must have 1 to 200 characters"),
+        (CANARY * 29, "the id must have 1 to 200 characters"),
+        (f"{CANARY}\n", "the id must be printable, with no space at its ends"),
+        (f"{CANARY}\x1b[2J", "the id must be printable, with no space at its ends"),
+        (f"\u202e{CANARY}", "the id must be printable, with no space at its ends"),
+        (f"{CANARY}\u2028", "the id must be printable, with no space at its ends"),
+        (f"{CANARY}\u200b", "the id must be printable, with no space at its ends"),
+        (f" {CANARY}", "the id must be printable, with no space at its ends"),
+    ],
+)
+def test_ids_that_are_none(id: object, said: str, tmp_path: Path) -> None:
+    assert problems(written(tmp_path, short(id))) == (f"line 1: {said}",)
+
+
+def test_ids_are_there_once(tmp_path: Path) -> None:
+    data = short("a") + short("é") + short(7) + b"\n" + short("a") + short("7") + short("e\u0301")
+    assert problems(written(tmp_path, data)) == (
+        "line 5: its id is that of line 1",
+        "line 6: its id is that of line 3",
+    )
+
+
+def test_the_field_of_the_id(tmp_path: Path) -> None:
+    data = line(note_id=3, prompt="x")
+    assert checked(written(tmp_path, data), id_field="note_id").ids == ("3",)
+    assert problems(written(tmp_path, short()), id_field=CANARY) == (
+        "line 1: the field of the id is not there",
+    )
+
+
+SETTINGS = [
+    ({"max_completion_tokens": 4}, {"max_tokens": 4}),
+    ({"max_tokens": None, "stop": None}, {}),
+    ({"temperature": 1, "top_p": 0.5}, {"temperature": 1.0, "top_p": 0.5}),
+    ({"stop": "x"}, {"stop": ("x",)}),
+    ({"stop": ["x", "y"]}, {"stop": ("x", "y")}),
+    ({"logprobs": True, "top_logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
+    ({"logprobs": False}, {"logprobs": False}),
+    ({"seed": (1 << 63) - 1}, {"seed": (1 << 63) - 1}),
+    ({"n": 1, "stream": False, "tools": [], "frequency_penalty": 0.0}, {}),
+    ({"response_format": {"type": "text"}, "user": None}, {}),
+]
+
+
+@pytest.mark.parametrize(("fields", "made"), SETTINGS)
+def test_settings(fields: dict[str, object], made: dict[str, Any]) -> None:
+    assert settings_of(fields) == RecordSettings(**made)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"max_tokens": 0}, '"max_tokens" must be a whole number from 1 to 16777216'),
+        ({"max_tokens": True}, '"max_tokens" must be a whole number from 1 to 16777216'),
+        ({"max_tokens": 10**900}, '"max_tokens" must be a whole number from 1 to 16777216'),
+        ({"max_tokens": "5"}, '"max_tokens" must be a whole number from 1 to 16777216'),
+        ({"max_tokens": 1, "max_completion_tokens": 1},
+         '"max_tokens" and "max_completion_tokens" do not go together'),
+        ({"temperature": -0.1}, '"temperature" must be a number 0 or above and at most 100'),
+        ({"temperature": 10**900}, '"temperature" must be a number 0 or above and at most 100'),
+        ({"temperature": CANARY}, '"temperature" must be a number 0 or above and at most 100'),
+        ({"top_p": 0}, '"top_p" must be a number above 0 and at most 1'),
+        ({"top_p": False}, '"top_p" must be a number above 0 and at most 1'),
+        ({"seed": -1}, '"seed" must be a whole number from 0 to 9223372036854775807'),
+        ({"stop": ["x"] * 17}, '"stop" must be a text, or a list of at most 16'),
+        ({"stop": {"x": 1}}, '"stop" must be a text, or a list of at most 16'),
+        ({"stop": ""}, '"stop" must hold texts that are not empty'),
+        ({"stop": ["x", 5]}, '"stop" must hold texts that are not empty'),
+        ({"logprobs": 1}, '"logprobs" must be true or false'),
+        ({"top_logprobs": 2}, '"top_logprobs" goes with "logprobs": true'),
+        ({"top_logprobs": 2, "logprobs": False}, '"top_logprobs" goes with "logprobs": true'),
+        ({"n": 2}, 'this "n" is not supported'),
+        ({"n": True}, 'this "n" is not supported'),
+        ({"stream": True}, 'this "stream" is not supported'),
+        ({"frequency_penalty": 0.5}, 'this "frequency_penalty" is not supported'),
+        ({"tools": [{"type": "function"}]}, 'this "tools" is not supported'),
+        ({"response_format": {"type": "json_object"}},
+         'this "response_format" is not supported: give --json-schema for the whole run'),
+        ({"top_k": 5}, 'this "top_k" is not supported: give --top-k for the whole run'),
+        ({"user": CANARY}, '"user" is not supported'),
+        ({"guided_json": {}},
+         '"guided_json" is not supported: give --json-schema for the whole run'),
+        ({CANARY: CANARY}, "it has a field that capt-local does not know"),
+    ],
+)  # fmt: skip
+def test_settings_that_are_refused(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(NotReadable) as caught:
+        settings_of(fields)
+    assert str(caught.value) == said
+
+
+def test_settings_go_before_those_of_the_run() -> None:
+    run = GenerateOptions(max_tokens=9, stop=("z",), sample=SampleOptions(0.5, seed=3, top_k=4))
+    assert RecordSettings().applied(run) == run
+    own = RecordSettings(max_tokens=2, temperature=0.0, seed=0, stop=(), top_logprobs=0)
+    found = own.applied(run)
+    assert (found.max_tokens, found.stop) == (2, ())
+    assert found.sample == SampleOptions(0.0, seed=0, top_k=4)
+
+
+def test_settings_that_do_not_go_with_the_run_are_told_before(tmp_path: Path) -> None:
+    from capt_local.batch.checking import check_input
+    from capt_local.batch.records import InputErrors
+
+    path = written(tmp_path, short("a") + short("b", stop=CANARY) + short("c", stop=CANARY))
+    run = GenerateOptions(structure=Structure('root ::= "x"'))
+    with pytest.raises(InputErrors) as caught:
+        check_input(path, options=run)
+    assert caught.value.total == 2 and CANARY not in str(caught.value)
+    assert caught.value.problems[0].startswith("line 2: A stop string would cut")

@@ -1,0 +1,196 @@
+"""A checked input: read again by place, changes noticed, little kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from capt_local.batch.checking import InputLimits, check_input
+from capt_local.batch.inputs import InputFormat
+from capt_local.batch.records import InputChanged, InputErrors
+from capt_local.errors import Cancelled, UsageError
+from tests.batch.inputs import CANARY, checked, openai, records, refused, short, written
+
+THREE = short("a", "one") + b"\r\n" + short("b", "two\u2028") + short("c", "three").rstrip()
+
+
+def test_records_are_read_again_in_any_order(tmp_path: Path) -> None:
+    source = checked(written(tmp_path, b"\xef\xbb\xbf" + THREE))
+    assert [source.record(place).prompt for place in (2, 0, 1, 0)] == [
+        "three", "one", "two\u2028", "one"
+    ]  # fmt: skip
+    assert [record.number for record in records(source)] == [1, 3, 4]
+    line = THREE.split(b"\n")[2]
+    assert source.record(1).digest == hashlib.sha256(line).hexdigest()
+    assert source.digest == hashlib.sha256(b"\xef\xbb\xbf" + THREE).hexdigest()
+    assert (source.place("c"), source.place("d"), len(source)) == (2, None, 3)
+    assert source.describe() == {
+        "format": "jsonl",
+        "template_sha256": None,
+        "system_sha256": None,
+        "id_field": "id",
+        "raw": False,
+        "records": 3,
+        "sha256": source.digest,
+    }
+    for place in (-1, 3):
+        with pytest.raises(IndexError):
+            source.record(place)
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
+def test_changes_are_noticed(tmp_path: Path, name: str) -> None:
+    data = THREE if name.endswith("l") else b'id,prompt\na,one\nb,"tw\no"\nc,three\n'
+    path = written(tmp_path, data, name)
+    source = checked(path)
+    assert source.changed() is None
+    path.write_bytes(data.replace(b"tw", CANARY[:2].encode()))
+    assert source.record(0).prompt == "one" and source.record(2).prompt == "three"
+    with pytest.raises(InputChanged, match=r"line 3: it has changed since the input was checked\."):
+        source.record(1)
+    path.write_bytes(data[:20])
+    with pytest.raises(InputChanged, match=r"line [45]: it has changed"):
+        source.record(2)
+    path.unlink()
+    with pytest.raises(InputChanged, match="line 3: it can no longer be read: No such file"):
+        source.record(1)
+    assert "has changed since it was checked" in (source.changed() or "")
+
+
+def test_a_file_of_the_same_name_is_another_file(tmp_path: Path) -> None:
+    path = written(tmp_path, THREE)
+    source = checked(path)
+    other = written(tmp_path, THREE.replace(b"one", b"two"), "other")
+    other.replace(path)
+    with pytest.raises(InputChanged, match="line 1"):
+        source.record(0)
+    assert source.record(2).prompt == "three"
+
+
+def test_what_is_added_behind_is_told_and_not_read(tmp_path: Path) -> None:
+    path = written(tmp_path, THREE)
+    source = checked(path)
+    with path.open("ab") as stream:
+        stream.write(b"\n" + short("d"))
+    assert [record.id for record in records(source)] == ["a", "b", "c"]
+    assert "what was added to it was not read" in (source.changed() or "")
+
+
+def test_an_input_that_is_being_written(tmp_path: Path) -> None:
+    path = written(tmp_path, THREE)
+
+    def write(_: float) -> None:
+        path.write_bytes(THREE + b"\n" + short("d"))
+
+    with pytest.raises(UsageError, match="written to while it was checked"):
+        check_input(path, progress=write)
+
+
+def test_standard_input_is_kept_in_memory(tmp_path: Path) -> None:
+    source = check_input(Path("-"), stdin=io.BytesIO(THREE))
+    assert [record.id for record in records(source)] == ["a", "b", "c"]
+    assert source.changed() is None and not list(tmp_path.iterdir())
+    rows = io.BytesIO(b"id,prompt\n1,x\n")
+    assert check_input(Path("-"), InputFormat.CSV, stdin=rows).ids == ("1",)
+
+
+def test_a_pipe_that_is_too_long(tmp_path: Path) -> None:
+    limits = InputLimits(piped=100)
+    assert len(check_input(Path("-"), stdin=io.BytesIO(THREE[:100]), limits=limits)) == 3
+    with pytest.raises(UsageError, match=r"larger than .* no copy is written to the disk"):
+        check_input(Path("-"), stdin=io.BytesIO(THREE.ljust(101)), limits=limits)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
+def test_a_named_pipe_is_kept_too(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.jsonl"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(THREE,))
+    writer.start()
+    source = check_input(path)
+    writer.join()
+    assert [record.prompt for record in records(source)] == ["one", "two\u2028", "three"]
+
+
+def test_the_name_says_the_format(tmp_path: Path) -> None:
+    for name in ("in.jsonl", "in.NDJSON"):
+        assert checked(written(tmp_path, THREE, name)).kind is InputFormat.JSONL
+    for name in (f"{CANARY}.json", CANARY, "in.txt"):
+        assert "--input-format jsonl, csv or txt-dir" in str(refused(written(tmp_path, b"", name)))
+    path = written(tmp_path, THREE, "in.txt")
+    assert len(check_input(path, InputFormat.JSONL)) == 3
+
+
+def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
+    for path, said in (
+        (tmp_path / f"{CANARY}.jsonl", "No such file or directory"),
+        (tmp_path / f"{CANARY * 100}.jsonl", "File name too long"),
+        (Path(f"{CANARY}\0.jsonl"), "no access"),
+    ):
+        assert str(refused(path)) == f"The input cannot be read: {said}."
+    assert str(refused(written(tmp_path, b"\n \n"))) == "The input holds no record."
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
+def test_an_input_without_access(tmp_path: Path) -> None:
+    path = written(tmp_path, THREE)
+    path.chmod(0)
+    assert str(refused(path)) == "The input cannot be read: Permission denied."
+
+
+def test_all_problems_are_counted_and_the_first_are_told(tmp_path: Path) -> None:
+    data = short("good") + b"".join(b"{%s\n" % CANARY.encode() for _ in range(50))
+    error = refused(written(tmp_path, data))
+    assert isinstance(error, InputErrors)
+    assert error.total == 50 and len(error.problems) == 20
+    assert error.problems[0] == "line 2: not JSON" and error.problems[-1] == "line 21: not JSON"
+    assert "; and 30 more lines. No model was loaded." in str(error)
+
+
+def test_lines_that_ask_for_another_model_are_counted(tmp_path: Path) -> None:
+    data = short("a") + openai("b", model=CANARY) + openai("c", model="demo") + openai("d")
+    source = check_input(written(tmp_path, data), model="demo")
+    (notice,) = source.notices
+    assert "by another name: 1." in notice and CANARY not in notice
+
+
+def test_the_check_can_be_watched_and_stopped(tmp_path: Path) -> None:
+    path = written(tmp_path, b"".join(short(number) for number in range(2000)))
+    shares: list[float] = []
+    check_input(path, progress=shares.append)
+    assert len(shares) == 4 and shares == sorted(shares) and 0 < shares[0] < shares[-1] <= 1
+
+    def stop(_: float) -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        check_input(path, progress=stop)
+
+
+def test_a_line_that_is_too_long_is_passed_over(tmp_path: Path) -> None:
+    long = b'{"id": "x", "prompt": "' + b"z" * (5 << 20) + b'"}\n'
+    error = refused(written(tmp_path, short("a") + long + short("b") + b"[]\n" + long.rstrip()))
+    assert isinstance(error, InputErrors)
+    assert error.problems == (
+        "line 2: longer than 4 MiB",
+        "line 4: not a JSON object",
+        "line 5: longer than 4 MiB",
+    )
+
+
+def test_a_line_of_just_the_limit(tmp_path: Path) -> None:
+    def of(size: int) -> bytes:
+        empty = short("a", "")
+        return short("a", "z" * (size - len(empty) + 1))
+
+    limits = InputLimits(record=1000)
+    for end in (b"", b"\n"):
+        path = written(tmp_path, of(1000).rstrip() + end)
+        assert len(check_input(path, limits=limits)) == 1
+        with pytest.raises(InputErrors):
+            check_input(written(tmp_path, of(1001).rstrip() + end), limits=limits)

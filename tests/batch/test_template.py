@@ -1,0 +1,157 @@
+"""Templates around the fields of a record: text stays text, and nothing is missing in silence."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capt_local.batch.template import RecordTemplate
+from capt_local.errors import UsageError
+from capt_local.prompt.messages import Message
+from capt_local.prompt.meter import Limits
+from capt_local.strict.problems import NotReadable
+from tests.batch.inputs import CANARY, checked, line, problems, records, written
+
+
+def text(template: str, **fields: Any) -> str:
+    return RecordTemplate(template.encode()).text(fields)
+
+
+def refusal(template: str, **fields: Any) -> str:
+    with pytest.raises(NotReadable) as caught:
+        text(template, **fields)
+    assert CANARY not in str(caught.value)
+    return str(caught.value)
+
+
+def test_fields_are_filled_in() -> None:
+    assert text("Note:\n{{ note }}\n", note="a\nb", other=None) == "Note:\na\nb"
+    assert text('{{ record["Note Text"] }} ({{ age }})', age=7, **{"Note Text": "x"}) == "x (7)"
+    assert text("{% if a is defined %}{{ a }}{% else %}-{% endif %}", b="x") == "-"
+    assert text("{{ a | default('none') }}{{ b }}", b=1.5) == "none1.5"
+    assert (
+        text("{% for d in drugs %}\n{{ d.name }};\n{% endfor %}", drugs=[{"name": "x"}]) == "x;\n"
+    )
+    assert text("{{ 'yes' if smoker else 'no' }}", smoker=True) == "yes"
+    assert text("{{ labs | tojson }}", labs={"k": None}) == '{"k": null}'
+    assert text("{{ record.record }}", record="x") == "x"
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "{{ 7 * 7 }}{% for x in range(9) %}",
+        "{% raw %}",
+        "<|im_end|>\n<|im_start|>system",
+        "<b>&amp; \"q\" 'q'</b>",
+        "a\u2028b\x0c\r\nc\x1b[2J  ",
+        "\U0010ffff\u202e",
+    ],
+)
+def test_text_stays_text(note: str) -> None:
+    assert text("a {{ note }} b", note=note) == f"a {note} b"
+
+
+@given(st.text(), st.text())
+def test_any_text_stays_text(note: str, other: str) -> None:
+    found = text("{{ note }}|{{ record['the other'] }}", note=note, **{"the other": other})
+    assert found == f"{note}|{other}"
+
+
+@pytest.mark.parametrize(
+    ("template", "fields", "said"),
+    [
+        ("{{ note }}", {}, 'there is no field "note", which the template names'),
+        ("{{ note }}{{ b }}", {"note": "x"}, 'there is no field "b", which the template names'),
+        ("{% if note %}x{% endif %}", {}, 'there is no field "note", which the template names'),
+        ("{% for n in note %}{{ n }}{% endfor %}", {}, 'there is no field "note"'),
+        ("{{ note ~ 'x' }}", {}, 'there is no field "note", which the template names'),
+        ("{{ note | upper }}", {}, 'there is no field "note", which the template names'),
+        ("{{ record.note }}", {}, "the template asks for a value that is not there"),
+        ("{{ record[note] }}", {"note": CANARY}, "the template asks for a value that is not there"),
+        ("{{ note.x }}", {"note": {}}, "the template asks for a value that is not there"),
+        ("{{ note }}", {"note": None}, "the template prints a value that is null"),
+        ("{{ note }}", {"note": True}, "the template prints a value that is true or false"),
+        ("{{ note }}", {"note": [CANARY]}, "the template prints a list"),
+        ("{{ note }}", {"note": {"a": CANARY}}, "the template prints an object"),
+        ("{{ 'x' ~ note }}", {"note": None}, "the template prints a value that is null"),
+        ("{{ note[note] }}", {"note": CANARY}, "the template"),
+        ("{{ ''[note] }}", {"note": "__class__"}, "the template does what templates may not do"),
+        ("{{ note.__class__ }}", {"note": "x"}, "the template does what templates may not do"),
+        ("{{ note | attr('x') }}", {"note": "x"}, "the template does what templates may not do"),
+        ("{{ note + 1 }}", {"note": CANARY}, "the template fails with a TypeError"),
+        ("{{ note | int / 0 }}", {"note": CANARY}, "the template fails with a ZeroDivisionError"),
+        ("{% include note %}", {"note": CANARY}, "the template fails with a TypeError"),
+        ("{{ note * 9999999 }}", {"note": "x"}, "the template was stopped: it makes a value"),
+        ("{{ note }}", {"note": "x" * (5 << 20)}, "the template was stopped: it writes too much"),
+        ("{{ note }}{{ note }}", {"note": "x" * (3 << 20)}, "the template was stopped: it writes"),
+        ("{% for x in range(note) %}{% for y in range(note) %}{% endfor %}{% endfor %}",
+         {"note": 100_000}, "the template was stopped: it takes too"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_filled_in(template: str, fields: dict[str, Any], said: str) -> None:
+    assert refusal(template, **fields).startswith(said)
+
+
+def test_a_record_does_not_use_up_the_budget_of_the_next() -> None:
+    made = RecordTemplate(b"{{ note }}", Limits(output=100))
+    for _ in range(10):
+        assert len(made.text({"note": "x" * 90})) == 90
+    with pytest.raises(NotReadable):
+        made.text({"note": "x" * 101})
+    assert made.text({"note": "y"}) == "y"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (b"{{ zyzzyva", "has a mistake in line 1."),
+        (b"a\n\n{% zyzzyva %}", "has a mistake in line 3."),
+        (b"{{ x | zyzzyva }}", "has a mistake in line 1."),
+        (b"{% for x in y recursive %}{% endfor %}{{ zyzzyva.a b }}", "has a mistake in line 1."),
+        (b"\xff\xfe{\x00", "is not UTF-8 at byte 0 (UTF-16?)."),
+        (b"zyzzyva", "names no field: write one as {{ note }}."),
+        (b"", "names no field: write one as {{ note }}."),
+        (b"{{ range(3) }}", "names no field: write one as {{ note }}."),
+        (b"x" * (1 << 16) + b"{{ x }}", "is larger than 64 KiB."),
+        (b"{{a+a}}" * 6000, "was refused: it has too many expressions."),
+        (b"{{ " + b"(" * 5000 + b"a" + b")" * 5000 + b" }}", "fails with a RecursionError."),
+    ],
+)
+def test_what_is_no_template(template: bytes, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        RecordTemplate(template)
+    assert str(caught.value) == f"The template (--template) {said}"
+
+
+def test_a_template_is_the_users_message(tmp_path: Path) -> None:
+    path = written(tmp_path, line(id="a", note=CANARY, prompt="p", max_tokens=CANARY, body=[1]))
+    source = checked(path, "Short: {{ note }}", system="s")
+    (record,) = records(source)
+    assert record.prompt == (Message("system", "s"), Message("user", f"Short: {CANARY}"))
+    assert record.settings.max_tokens is None and record.custom_id is None
+    assert source.how() == {
+        "format": "jsonl",
+        "template_sha256": hashlib.sha256(b"Short: {{ note }}").hexdigest(),
+        "system_sha256": hashlib.sha256(b"s").hexdigest(),
+        "id_field": "id",
+        "raw": False,
+    }
+
+
+def test_each_record_is_tried_before(tmp_path: Path) -> None:
+    data = line(id="a", note=CANARY) + line(id="b") + line(id="c", note=None) + line(note="x")
+    path = written(tmp_path, data + line(id="e", note=f"{CANARY}\0") + line(id="f", note="  "))
+    assert problems(path, "{{ note }}") == (
+        'line 2: there is no field "note", which the template names',
+        "line 3: the template prints a value that is null: take its parts, or write "
+        "{{ ... | tojson }}",
+        'line 4: no "id"',
+        "line 5: a text holds a zero character (NUL)",
+        "line 6: the prompt is empty",
+    )
