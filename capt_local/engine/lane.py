@@ -76,6 +76,11 @@ class Lane:
         return self.metadata.gpu_layers > 0
 
     @property
+    def by_fours(self) -> bool:
+        """Whether its kernels take four tokens of a batch at once."""
+        return self.metadata.by_fours
+
+    @property
     def can_rewind(self) -> bool:
         """Whether the memory can forget a part."""
         return self._owner.can_rewind

@@ -215,7 +215,7 @@ class Lanes:
             return [(number, number + 1) for number in numbers]
         if not self.alike:
             return [(0, len(self.lanes))]
-        return spans(numbers, len(self.lanes), self._gap)
+        return spans(numbers, len(self.lanes), self._gap, by_fours=self.weights.metadata.by_fours)
 
     def _pass(self, first: int, stop: int, at: int, here: dict[int, Part]) -> None:
         """One token of each lane from `first` on, which some of them forget at once."""

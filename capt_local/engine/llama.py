@@ -25,9 +25,6 @@ from capt_local.vocab.vocabulary import Vocabulary
 
 # So few tokens are over before anybody could want to stop them, and the asking would cost more.
 _SHORT = 16
-# Formats that llama.cpp rearranges for kernels which take four tokens at once: two or three cost
-# more than four, as each of them is computed by itself.
-_BY_FOURS = ("Q4_0", "Q4_K", "IQ4_NL")
 
 
 class LlamaModel:
@@ -178,7 +175,7 @@ class LlamaModel:
     @property
     def by_fours(self) -> bool:
         """Whether its kernels take four tokens of a batch at once; see `decode.model.Model`."""
-        return not self.on_gpu and self.metadata.file_type.startswith(_BY_FOURS)
+        return self.metadata.by_fours
 
     @property
     def can_rewind(self) -> bool:

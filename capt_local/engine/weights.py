@@ -23,6 +23,9 @@ Progress = Callable[[float], None]
 
 # Left free on a GPU for the backend itself.
 _GPU_RESERVE = 512 << 20
+# Formats that llama.cpp rearranges for kernels which take four tokens at once: two or three cost
+# more than four, as each of them is computed by itself.
+_BY_FOURS = ("Q4_0", "Q4_K", "IQ4_NL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,11 @@ class Metadata:
     chat_template: str | None
     gpu_layers: int
     layers: int
+
+    @property
+    def by_fours(self) -> bool:
+        """Whether its kernels take four tokens of a batch at once; see `decode.model.Model`."""
+        return not self.gpu_layers and self.file_type.startswith(_BY_FOURS)
 
 
 class Weights:

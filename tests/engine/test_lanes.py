@@ -231,11 +231,22 @@ def test_spans() -> None:
     assert spans([0, 4], 8, 2) == [(0, 2), (4, 6)]
     assert spans([7], 8, 2) == [(6, 8)]
     assert spans([0, 7], 8, 8) == [(0, 8)]
-    assert spans([0, 1, 2, 3, 4, 5, 6], 8, 2) == [(0, 8)]
-    assert spans([5, 6, 7], 8, 2) == [(4, 8)]
-    assert spans([0, 1, 2], 3, 2) == [(0, 3)]
-    for seen in ([1], [0, 5], [2, 3, 7], [0, 1, 4, 6]):
-        found = spans(seen, 8, 1)
-        held = [lane for first, stop in found for lane in range(first, stop)]
-        assert set(seen) <= set(held) and len(held) == len(set(held)), found
-        assert all(stop - first >= 2 for first, stop in found)
+    assert spans([0, 1, 2, 3, 4, 5, 6], 8, 2) == [(0, 7)]
+    assert spans([0, 1, 2, 3, 4, 5, 6], 8, 2, by_fours=True) == [(0, 8)]
+    assert spans([0, 1], 8, 2, by_fours=True) == [(0, 4)]
+    assert spans([5, 6, 7], 8, 2, by_fours=True) == [(4, 8)]
+    assert spans([0, 1, 2], 3, 2, by_fours=True) == [(0, 3)]
+    assert spans([0, 4], 5, 2, by_fours=True) == [(0, 5)]
+
+
+@pytest.mark.parametrize("by_fours", [False, True])
+@pytest.mark.parametrize("gap", [1, 2, 8])
+def test_every_lane_that_is_wanted_is_in_one_span(gap: int, by_fours: bool) -> None:
+    for count in range(2, 10):
+        for bits in range(1, 1 << count):
+            seen = [lane for lane in range(count) if bits >> lane & 1]
+            found = spans(seen, count, gap, by_fours=by_fours)
+            held = [lane for first, stop in found for lane in range(first, stop)]
+            assert set(seen) <= set(held) <= set(range(count))
+            assert len(held) == len(set(held))
+            assert all(stop - first >= 2 for first, stop in found)

@@ -126,6 +126,11 @@ class Seat:
         return self._lane.on_gpu
 
     @property
+    def by_fours(self) -> bool:
+        """Whether its kernels take four tokens of a batch at once."""
+        return self._lane.by_fours
+
+    @property
     def can_rewind(self) -> bool:
         """Whether the memory can forget a part."""
         return self._lane.can_rewind
