@@ -157,9 +157,13 @@ def _manifest_digest(bundle: Bundle) -> str | None:
 
 
 def _model(file: ModelFile) -> dict[str, str | None]:
-    return {
+    found = {
         "sha256": file.sha256 or file_digest(file.path, file.size),
         "style": str(file.style),
         "template": file.template,
         "template_sha256": file.template_sha256,
     }
+    if adapter := file.adapter:
+        found["adapter_sha256"] = adapter.sha256 or file_digest(adapter.path, adapter.size)
+        found["adapter_scale"] = repr(adapter.scale)
+    return found

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from capt_local import GenerateOptions, LoadOptions
+from capt_local.batch.fingerprint import Fingerprint
 from capt_local.bundle.adapter import AdapterFile
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.write import describe, write_manifest
+from capt_local.cli.eval_settings import fingerprint
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 from tests.tiny_models import tiny_adapter, tiny_gguf
@@ -83,6 +86,30 @@ def test_what_does_not_go_together_is_refused(
     done = run("generate", *given, "-p", "x")
     assert (done.code, script.calls) == (code, [])
     assert said in done.err and done.err.count("\n") == 1
+
+
+def test_what_decides_a_result_holds_the_adapter_and_its_scale(folder: Path) -> None:
+    def bundle(scale: float | None) -> Bundle:
+        base, lora = folder / "base.gguf", folder / "lora.gguf"
+        if scale is None:
+            return Bundle.from_paths(folder / "target.gguf", base, base)
+        adapter = AdapterFile.given(lora, scale)
+        return Bundle.from_paths(folder / "target.gguf", base=base, expert_adapter=adapter)
+
+    def marks(scale: float | None) -> tuple[str, str]:
+        found = bundle(scale)
+        run = Fingerprint.of(
+            found, GenerateOptions(), versions={}, build={}, prompt={}, computing={}
+        )
+        return run.digest, json.dumps(fingerprint({}, found, LoadOptions(), "2026-01-01"))
+
+    before = [marks(scale) for scale in (None, 1.0, 0.5)]
+    assert before == [marks(scale) for scale in (None, 1.0, 0.5)]
+    tiny_adapter(folder / "lora.gguf", seed=4)
+    now = [marks(scale) for scale in (None, 1.0, 0.5)]
+    assert now[0] == before[0]
+    runs, evaluations = zip(*before, *now[1:], strict=True)
+    assert len(set(runs)) == len(set(evaluations)) == 5
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,12 @@ def memory_over(runtime: Runtime) -> int:
     rest = resident()
     counted: set[Path] = set()
     for role, model in runtime.models.items():
-        path = runtime.bundle.models[role].path.resolve()
-        if path not in counted:  # models of one file share its weights
-            rest -= path.stat().st_size
-            counted.add(path)
+        file = runtime.bundle.models[role]
+        path = file.path.resolve()
+        for part in (path, *((file.adapter.path.resolve(),) if file.adapter else ())):
+            if part not in counted:  # models of one file share its weights
+                rest -= part.stat().st_size
+                counted.add(part)
         options = LoadOptions(context=model.context_limit)
         rest -= estimate(read_header(path), options).kv_cache
     return rest
