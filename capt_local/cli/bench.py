@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-from capt_local.bundle.manifest import Bundle
-from capt_local.cli.bench_flags import PROMPT_TOKENS, REPETITIONS, BenchFlags
-from capt_local.cli.bench_report import Report, Workload, tell
+from capt_local.cli.bench_flags import BenchFlags
+from capt_local.cli.bench_modes import chosen_modes, needed, open_modes
+from capt_local.cli.bench_report import Report, tell
+from capt_local.cli.bench_work import Workload, given_questions, given_trace, standard_questions
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import SampleFlags, SideBySideFlags, ViewFlags
+from capt_local.cli.output import OutputFile
 from capt_local.cli.session import Session, find_bundle, generate_options, open_session
-from capt_local.decode.options import GenerateOptions, Method
+from capt_local.decode.options import GenerateOptions
 from capt_local.engine.parameters import physical_cores
-from capt_local.engine.plain import PlainLlama
-from capt_local.errors import MemoryShortage, UsageError
+from capt_local.errors import ContextOverflow, UsageError
 from capt_local.evaluate.speed.batches import batch_costs
 from capt_local.evaluate.speed.memory import memory_over, resident
-from capt_local.evaluate.speed.modes import PlainMode, RuntimeMode
-from capt_local.evaluate.speed.questions import Question, read_questions, standard_text
-from capt_local.evaluate.speed.result import ALONE, PLAIN, STEPS, SpeedResult
+from capt_local.evaluate.speed.questions import Question
+from capt_local.evaluate.speed.replay.files import as_lines
+from capt_local.evaluate.speed.replay.run import ReplayMode, driven_questions, record
+from capt_local.evaluate.speed.replay.trace import Trace
+from capt_local.evaluate.speed.result import STEPS, SpeedResult
 from capt_local.evaluate.speed.taken import Mode
 from capt_local.evaluate.speed.turns import take_turns
 from capt_local.provenance import provenance
@@ -45,36 +48,105 @@ def bench(
 
       capt-local bench --prompts notes.jsonl --limit 20 --modes target,exact-steps,auto
 
-      capt-local bench --prompts notes.jsonl --json > speed.json
+      capt-local bench --prompts notes.jsonl --record trace.jsonl
+
+      capt-local bench --target big.gguf --expert e.gguf --base b.gguf --replay trace.jsonl
     """
     screen = Screen.standard(view.verbose)
     if how.method is not None:
         raise UsageError("bench runs its modes side by side; --method has no place here.")
     what.check()
-    questions = _given(what)
+    most = sample.max_tokens or _TOKENS
+    trace, questions = given_trace(what, most), given_questions(what)
+    file = OutputFile(what.record, "The trace (--record)") if what.record is not None else None
     bundle = find_bundle(model)
-    if sample.max_tokens is None:
-        sample = dataclasses.replace(sample, max_tokens=_TOKENS)
-    wanted = chosen_modes(what.modes, bundle, generate_options(bundle, how, sample, 0))
+    options = generate_options(bundle, how, dataclasses.replace(sample, max_tokens=most), 0)
+    wanted = chosen_modes(what.modes, bundle, options)
+    if (trace or file) and options.sample.temperature:
+        raise UsageError("A trace is of greedy answers: leave out --temp.")
     with Interrupt() as interrupt:
-        session = open_session(bundle, model, screen, interrupt, wanted=_needed(wanted))
+        session = open_session(bundle, model, screen, interrupt, wanted=needed(wanted))
         with session.runtime:
-            workload = Workload(
-                questions=questions or _standard(session, what),
-                invented=what.prompts is None,
-                most=sample.max_tokens or _TOKENS,
-            )
-            found = _measure(session, workload.questions, wanted)
-            report = _report(session, workload, found, wanted)
+            if file is not None:
+                return _record(session, questions, options, what, file)
+            if trace is not None:
+                driven = driven_questions(trace, session.runtime)
+                work = Workload(driven, most, trace=trace)
+            else:
+                asked = questions or standard_questions(session.runtime, what)
+                work = Workload(asked, most, invented=not questions)
+            found = _measure(session, work, wanted)
+            report = _report(session, work, found, wanted)
     if not any(each.tokens for each in found.figures.values()):
         raise UsageError("Every answer ended with its first token: nothing to measure.")
     tell(screen, report, json=what.json)
     return ExitCode.OK
 
 
+def _measure(
+    session: Session, work: Workload, wanted: Mapping[str, GenerateOptions]
+) -> SpeedResult:
+    """All modes in turn, with a progress line meanwhile."""
+    runtime, told = session.runtime, _progress(session, "measuring")
+    with contextlib.ExitStack() as stack:
+        stack.callback(session.screen.clear_progress)
+        modes = open_modes(session, wanted, stack, _driving(session, work.trace))
+        turns = take_turns(modes, work.questions, told)
+        costs = batch_costs(runtime, told)
+        return SpeedResult.of(turns, modes, costs, chosen=work.trace is None)
+
+
+def _driving(session: Session, trace: Trace | None) -> Callable[[GenerateOptions], Mode] | None:
+    """Makes modes that a trace drives; None without one."""
+    if trace is None:
+        return None
+    offered = trace.sources
+    return lambda options: ReplayMode(session.runtime, options, offered, session.interrupt)
+
+
+def _record(
+    session: Session,
+    questions: list[Question],
+    options: GenerateOptions,
+    what: BenchFlags,
+    file: OutputFile,
+) -> int:
+    """Writes a trace instead of measuring: at every token all sources of drafts are asked."""
+    questions = questions or standard_questions(session.runtime, what)[:1]
+    told, answers, left = _progress(session, "recording"), [], 0
+    try:
+        for done, question in enumerate(questions):
+            told(done / len(questions))
+            try:
+                answers.append(record(session.runtime, question, options, session.interrupt))
+            except ContextOverflow:
+                left += 1
+    finally:
+        session.screen.clear_progress()
+    if not answers:
+        raise UsageError("No prompt fits into the context; a larger --ctx-size may help.")
+    trace = Trace("recorded", tuple(answers))
+    file.write(as_lines(trace))
+    session.screen.note(
+        f"{len(answers)} answers of {trace.places} tokens recorded"
+        + (f"; {left} prompts do not fit into the context and were left out." if left else ".")
+    )
+    return ExitCode.OK
+
+
+def _progress(session: Session, label: str) -> Callable[[float], None]:
+    """Tells how far it is; ends everything after Ctrl-C."""
+
+    def told(part: float) -> None:
+        session.interrupt.check()
+        session.screen.progress(label, part)
+
+    return told
+
+
 def _report(
     session: Session,
-    workload: Workload,
+    work: Workload,
     found: SpeedResult,
     wanted: Mapping[str, GenerateOptions],
 ) -> Report:
@@ -82,111 +154,9 @@ def _report(
     first = wanted.get(STEPS) or next(iter(wanted.values()))
     return Report(
         result=found,
-        workload=workload,
+        work=work,
         threads=load.threads or physical_cores(),
         memory=(resident(), memory_over(runtime)),
         sizes={role: model.metadata.size for role, model in runtime.models.items()},
         provenance=provenance(runtime, first, load, session.date),
     )
-
-
-def chosen_modes(
-    names: str | None, bundle: Bundle, options: GenerateOptions
-) -> dict[str, GenerateOptions]:
-    """The modes that were asked for, or all that the bundle can do.
-
-    Raises:
-        UsageError: a mode is unknown or comes twice, or needs models that are not there.
-    """
-    known = {ALONE: dataclasses.replace(options, method=Method.TARGET)}
-    if "expert" in bundle.models:
-        known[STEPS] = dataclasses.replace(options, method=Method.CAPT)
-    known[PLAIN] = known[ALONE]
-    if names is None:
-        if options.sample.temperature:  # the binding draws in its own way
-            del known[PLAIN]
-        return known
-    found: dict[str, GenerateOptions] = {}
-    for number, name in enumerate(names.split(","), 1):
-        if name.strip() not in known:
-            raise UsageError(
-                f"Number {number} of --modes is none of this bundle; there are {', '.join(known)}."
-            )
-        if name.strip() in found:
-            raise UsageError(f"--modes names {name.strip()} twice.")
-        found[name.strip()] = known[name.strip()]
-    return found
-
-
-def _needed(wanted: Mapping[str, GenerateOptions]) -> Method:
-    """The method whose models serve all modes."""
-    alone = all(each.method is Method.TARGET for each in wanted.values())
-    return Method.TARGET if alone else Method.CAPT
-
-
-def _given(what: BenchFlags) -> list[Question]:
-    """The prompts of the user, or none."""
-    if what.prompts is None:
-        return []
-    return read_questions(
-        what.prompts,
-        "The file of --prompts",
-        limit=what.limit,
-        size=what.max_input_bytes,
-        raw=what.raw,
-    )
-
-
-def _standard(session: Session, what: BenchFlags) -> list[Question]:
-    """The same invented text again and again, so that the spread is that of the machine."""
-    runtime, alone = session.runtime, GenerateOptions(method=Method.TARGET)
-
-    def count(text: bytes) -> int:
-        tokens = runtime.models["target"].tokenize(text, special=False)
-        return len(tokens)
-
-    longest = runtime.models["target"].context_limit
-    wanted = what.prompt_tokens or PROMPT_TOKENS
-    if wanted >= longest:
-        raise UsageError(
-            f"A prompt of {wanted} tokens leaves no room for an answer in a context of {longest}: "
-            "give a larger --ctx-size or a smaller --prompt-tokens."
-        )
-    question = Question(standard_text(count, wanted), raw=True)
-    runtime.generate(question.asked, alone, raw=True).end()
-    return [question] * (what.repetitions or REPETITIONS)
-
-
-def _measure(
-    session: Session, questions: Sequence[Question], wanted: Mapping[str, GenerateOptions]
-) -> SpeedResult:
-    """All modes in turn, with a progress line meanwhile."""
-    runtime, cancel = session.runtime, session.interrupt
-
-    def told(part: float) -> None:
-        cancel.check()
-        session.screen.progress("measuring", part)
-
-    with contextlib.ExitStack() as stack:
-        stack.callback(session.screen.clear_progress)
-        modes: dict[str, Mode] = {}
-        for name, options in wanted.items():
-            if name != PLAIN:
-                modes[name] = RuntimeMode(runtime, options, cancel)
-            elif (plain := _plain(session, stack, only=len(wanted) == 1)) is not None:
-                modes[name] = PlainMode(plain, runtime, options, cancel)
-        turns = take_turns(modes, questions, told)
-        return SpeedResult.of(turns, modes, batch_costs(runtime, told))
-
-
-def _plain(session: Session, stack: contextlib.ExitStack, *, only: bool) -> PlainLlama | None:
-    """The target once more in the binding's own class; None, and said, where it does not fit."""
-    runtime = session.runtime
-    path = runtime.bundle.models["target"].path
-    try:
-        return stack.enter_context(PlainLlama(path, runtime.models["target"], session.load))
-    except MemoryShortage as error:
-        if only:
-            raise
-        session.screen.note(f"note: {PLAIN} is left out. {error}")
-        return None

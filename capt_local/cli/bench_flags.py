@@ -62,6 +62,23 @@ class BenchFlags:
             help=f"How often the invented text is answered. Default: {REPETITIONS}.",
         ),
     ] = None
+    record: Annotated[
+        Path | None,
+        option(
+            "--record",
+            metavar="FILE",
+            help="Do not measure, but write how these answers come about, in numbers (mode 0600).",
+        ),
+    ] = None
+    replay: Annotated[
+        str | None,
+        option(
+            "--replay",
+            metavar="FILE|60|75|87",
+            help="Drive the models through such a file, or through answers of which so many "
+            "percent of choices are the target's own: all is computed, nothing is chosen.",
+        ),
+    ] = None
     json: Annotated[bool, option("--json", twin="JSON", help="Write a JSON object.")] = False
 
     def check(self) -> None:
@@ -70,16 +87,23 @@ class BenchFlags:
         Raises:
             UsageError: there are such.
         """
-        if self.prompts is None:
-            given = {
-                "--limit": self.limit,
-                "--max-input-bytes": self.max_input_bytes,
-                "--raw": self.raw or None,
-            }
-            for name, value in given.items():
-                if value is not None:
-                    raise UsageError(f"{name} is about the prompts of --prompts; give these too.")
-        elif self.prompt_tokens is not None or self.repetitions is not None:
+        if self.replay is not None and (self.prompts is not None or self.record is not None):
+            raise UsageError("--replay has its own prompts: leave out --prompts and --record.")
+        if self.record is not None and (self.modes is not None or self.json):
+            raise UsageError("--record measures nothing: leave out --modes and --json.")
+        if self.prompts is not None and (self.prompt_tokens or self.repetitions) is not None:
             raise UsageError(
                 "--prompt-tokens and -r are about the invented text; leave out --prompts."
             )
+        if self.prompts is None:
+            self._check_without_prompts()
+
+    def _check_without_prompts(self) -> None:
+        given = {
+            "--limit": None if self.replay is not None else self.limit,
+            "--max-input-bytes": self.max_input_bytes,
+            "--raw": self.raw or None,
+        }
+        for name, value in given.items():
+            if value is not None:
+                raise UsageError(f"{name} is about the prompts of --prompts; give these too.")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from capt_local.evaluate.speed.questions import Question
+from capt_local.cli.bench_work import Workload
 from capt_local.evaluate.speed.result import ALONE, SpeedResult
 from capt_local.evaluate.speed.same import Sameness
 from capt_local.report.json import dumps
@@ -18,27 +18,12 @@ _NONE = "-"
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
-    """What is measured on.
-
-    Attributes:
-        questions: at least one.
-        invented: whether they are a text of our own, again and again.
-        most: tokens of the longest answer.
-    """
-
-    questions: Sequence[Question]
-    invented: bool
-    most: int
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """All that is told of a run.
 
     Attributes:
         result: the figures.
-        workload: what they were measured on.
+        work: what they were measured on.
         threads: of the CPU.
         memory: bytes of the process, and those beyond model files and KV caches.
         sizes: bytes of the weights, by role.
@@ -46,7 +31,7 @@ class Report:
     """
 
     result: SpeedResult
-    workload: Workload
+    work: Workload
     threads: int
     memory: tuple[int, int]
     sizes: Mapping[str, int]
@@ -55,10 +40,13 @@ class Report:
     def as_object(self) -> dict[str, Any]:
         """For a script."""
         resident, over = self.memory
-        kind = "invented text" if self.workload.invented else "prompts"
         return {
             **self.result.as_object(),
-            "workload": {"kind": kind, "max_tokens": self.workload.most},
+            "workload": {
+                "kind": self.work.kind,
+                "max_tokens": self.work.most,
+                "trace": None if self.work.trace is None else self.work.trace.as_object(),
+            },
             "threads": self.threads,
             "memory_bytes": resident,
             "memory_over_bytes": over,
@@ -79,8 +67,8 @@ def tell(screen: Screen, report: Report, *, json: bool) -> None:
 
 def _table(report: Report) -> Table:
     first, second = "prompt t/s", "answer t/s"
-    if report.workload.invented:  # as llama-bench calls it
-        first, second = f"pp{report.result.prompt_tokens} t/s", f"tg{report.workload.most} t/s"
+    if report.work.invented:  # as llama-bench calls it
+        first, second = f"pp{report.result.prompt_tokens} t/s", f"tg{report.work.most} t/s"
     headings = (
         "mode", first, second, "x target", "forwards T/E/B", "right", "gated", "outside"
     )  # fmt: skip
@@ -156,10 +144,15 @@ def _differences(same: Sameness) -> Iterator[str]:
 
 def _rest(report: Report) -> Iterator[str]:
     result, (resident, over) = report.result, report.memory
+    if (trace := report.work.trace) is not None:
+        yield (
+            f"trace: {trace.source}, {len(trace.answers)} answers of {trace.places} tokens, "
+            f"{trace.share('own'):.0%} of them the target's own, {trace.share('gated'):.0%} gated"
+        )
     if result.too_long:
         yield f"{len(result.too_long)} prompts do not fit into the context and were left out."
     yield (
-        f"{result.prompts} prompts, answers of at most {report.workload.most} tokens; "
+        f"{result.prompts} prompts, answers of at most {report.work.most} tokens; "
         f"threads: {report.threads}; memory {resident / 1e6:,.0f} MB, "
         f"{over / 1e6:,.0f} MB of it over model files and KV caches"
     )

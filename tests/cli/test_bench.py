@@ -9,9 +9,10 @@ import pytest
 
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.store import find
-from capt_local.cli.bench import chosen_modes
-from capt_local.cli.bench_report import Report, Workload, tell
-from capt_local.decode.options import GenerateOptions, Method, SampleOptions
+from capt_local.cli.bench_modes import chosen_modes
+from capt_local.cli.bench_report import Report, tell
+from capt_local.cli.bench_work import Workload
+from capt_local.decode.options import GenerateOptions, Method, SampleOptions, Speed
 from capt_local.errors import UsageError
 from capt_local.evaluate.speed.batches import BatchCost
 from capt_local.evaluate.speed.figures import figures, ratios
@@ -38,7 +39,11 @@ def test_all_modes_are_those_of_the_bundle(alone: Bundle) -> None:
     assert list(chosen_modes(None, alone, options)) == ["target", "llama"]
     whole = chosen_modes(None, find("demo"), options)
     assert list(whole)[:2] == ["target", "exact-steps"] and list(whole)[-1] == "llama"
+    assert set(whole) == {"target", "llama", *Speed}
     assert whole["target"].method is Method.TARGET and whole["exact-steps"].method is Method.CAPT
+    # Alone, the target is what llama.cpp is: nothing is drafted for it.
+    assert whole["target"].speed is whole["exact-steps"].speed is Speed.EXACT_STEPS
+    assert whole["lookup"].speed is Speed.LOOKUP
     drawn = GenerateOptions(sample=SampleOptions(temperature=1.0))
     assert list(chosen_modes(None, alone, drawn)) == ["target"]
 
@@ -49,7 +54,7 @@ def test_all_modes_are_those_of_the_bundle(alone: Bundle) -> None:
         ("target,fast", "Number 2 of --modes"),
         ("target, target", "target twice"),
         ("", "Number 1"),
-        ("target,exact-steps", "Number 2 of --modes is none of this bundle"),
+        ("target,exact-steps", "Number 2 of --modes is none of this run"),
     ],
 )
 def test_modes_that_are_none_are_refused(names: str, problem: str, alone: Bundle) -> None:
@@ -69,6 +74,16 @@ def test_modes_that_are_none_are_refused(names: str, problem: str, alone: Bundle
         ["--prompts", "{missing}"],
         ["--modes", "llama,fast"],
         ["--limit", "0"],
+        ["--replay", "75", "--prompts", "{prompts}"],
+        ["--replay", "75", "--record", "{broken}"],
+        ["--replay", "75", "--raw"],
+        ["--replay", "75", "--temp", "1"],
+        ["--replay", "{prompts}"],
+        ["--replay", "{missing}"],
+        ["--replay", "76"],
+        ["--record", "{broken}", "--json"],
+        ["--record", "{broken}", "--modes", "auto"],
+        ["--record", "{missing}/trace"],
     ],
 )
 def test_wrong_flags_are_told_before_anything_is_loaded(
@@ -108,7 +123,9 @@ def report() -> Report:
         prompt_tokens=100,
         too_long=[3],
     )
-    return Report(result, Workload([], True, 11), 2, (5_000_000, 1_000_000), {"target": 9}, {})
+    return Report(
+        result, Workload([], 11, invented=True), 2, (5_000_000, 1_000_000), {"target": 9}, {}
+    )
 
 
 def test_the_table_says_what_a_ratio_is_made_of(capsys: pytest.CaptureFixture[str]) -> None:

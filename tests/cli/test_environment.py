@@ -9,7 +9,8 @@ import pytest
 
 from capt_local.bundle.manifest import Bundle, Defaults
 from capt_local.cli import bench
-from capt_local.cli.bench_report import Report, Workload
+from capt_local.cli.bench_report import Report
+from capt_local.cli.bench_work import Workload
 from capt_local.evaluate.speed.figures import Figures
 from capt_local.evaluate.speed.result import SpeedResult
 from tests.cli.conftest import Run
@@ -21,8 +22,8 @@ FOUND = SpeedResult({"target": Figures(1.0, 0.0, 1.0, 0.0, tokens=1, answers=1)}
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bench that measures nothing."""
-    report = Report(FOUND, Workload([], True, 1), 1, (0, 0), {}, {})
-    monkeypatch.setattr(bench, "_standard", lambda *_: [])
+    report = Report(FOUND, Workload([], 1, invented=True), 1, (0, 0), {}, {})
+    monkeypatch.setattr(bench, "standard_questions", lambda *_: [])
     monkeypatch.setattr(bench, "_measure", lambda *_: FOUND)
     monkeypatch.setattr(bench, "_report", lambda *_: report)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
 from capt_local.cli.app import run
+from capt_local.evaluate.speed.replay.files import read_trace
 
 TASKS = Path(__file__).resolve().parent.parent / "data" / "tasks"
 
@@ -28,6 +31,9 @@ def test_the_invented_text_in_all_modes(capfd: pytest.CaptureFixture[str]) -> No
         assert mode["tokens"] <= 14
         if name not in ("target", "llama"):
             assert mode["forwards_per_token"].keys() == {"target", "expert", "base"}
+        if name not in ("target", "llama", "exact-steps"):
+            assert mode["compared_with"] == "exact-steps" and mode["same_answers"] == 2
+            assert mode["gated"] is not None and mode["drafts"]["drafted"] >= 0
     assert modes["exact-steps"]["forwards_per_token"]["target"] == 1.0
     assert modes["target"]["forwards_per_token"] == {"target": 1.0, "expert": 0.0, "base": 0.0}
     # The binding's own greedy answer is that of the target alone.
@@ -44,7 +50,7 @@ def test_a_task_of_eval_is_measured_on(capfd: pytest.CaptureFixture[str]) -> Non
     told = bench(capfd, *flags, "--limit", "2", "-n", "4")
     assert list(told["modes"]) == ["target", "exact-steps"]
     assert told["prompts"] == {"measured": 2, "too_long": []}
-    assert told["workload"] == {"kind": "prompts", "max_tokens": 4}
+    assert told["workload"] == {"kind": "prompts", "max_tokens": 4, "trace": None}
 
 
 def test_a_prompt_that_does_not_fit_is_left_out_and_told(
@@ -59,3 +65,46 @@ def test_a_prompt_that_does_not_fit_is_left_out_and_told(
 def test_a_context_without_room_for_the_invented_text(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "-t", "1", "-c", "128", "--modes", "target"]) == 2
     assert "--prompt-tokens" in capfd.readouterr().err
+
+
+def test_a_recorded_run_drives_other_models(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.jsonl"
+    prompts = ["--prompts", str(TASKS / "summary.jsonl"), "-n", "16"]
+    assert run(["bench", "-t", "1", *prompts, "--limit", "2", "--record", str(trace)]) == 0
+    assert "2 answers of" in capfd.readouterr().err
+    assert stat.S_IMODE(trace.stat().st_mode) == 0o600
+    recorded = read_trace(trace, "The trace")
+    modes = ["--modes", "target,exact-steps,auto,lookup,target-draft,expert-draft,llama"]
+    told = bench(capfd, "--replay", str(trace), *modes)
+    assert told["workload"]["kind"] == "replay"
+    assert told["workload"]["trace"]["tokens"] == recorded.places
+    steps = sum(len(one.places) - 1 for one in recorded.answers)
+    for name, mode in told["modes"].items():
+        assert mode["tokens"] == steps, name  # as many as were recorded, whatever models say
+    # Driven through its own run a trio drafts what it drafted then.
+    real = bench(capfd, *prompts, "--limit", "2", "--modes", "exact-steps,lookup,target-draft")
+    for name in ("lookup", "target-draft"):
+        was, driven = real["modes"][name]["drafts"], told["modes"][name]["drafts"]
+        assert driven["by_source"] == was["by_source"], name
+    assert bench(capfd, "--replay", str(trace), "--limit", "1", "-n", "5", *modes[:1], "auto")[
+        "workload"
+    ]["trace"] == {**told["workload"]["trace"], "answers": 1, "tokens": 5, "own": ANY}
+
+
+@pytest.mark.parametrize("percent", ["60", "75", "87"])
+def test_answers_by_chance_drive_a_trio(percent: str, capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["-n", "20", "-r", "1", "--prompt-tokens", "64", "--modes", "target,target-draft"]
+    told = bench(capfd, "--replay", percent, *flags)
+    trace = told["workload"]["trace"]
+    assert trace["own"] == pytest.approx(int(percent) / 100, abs=0.03)
+    assert trace["tokens"] == 20
+    drafts = told["modes"]["target-draft"]["drafts"]
+    assert list(drafts["by_source"]) == ["target-draft"]
+    assert 0 < drafts["accepted"] <= drafts["drafted"]
+
+
+def test_a_trace_longer_than_the_context_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "-t", "1", "-c", "128", "--replay", "75"]) == 2
+    assert "--ctx-size" in capfd.readouterr().err

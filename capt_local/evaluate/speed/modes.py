@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from capt_local.decode.generation import Generation
-from capt_local.decode.options import GenerateOptions, Method
+from capt_local.decode.options import GenerateOptions, Method, Speed
+from capt_local.decode.speculate.tally import Tally
 from capt_local.decode.step import FinishReason, Step
 from capt_local.engine.plain import PlainLlama
 from capt_local.errors import Cancelled
 from capt_local.evaluate.speed.questions import Question
 from capt_local.evaluate.speed.taken import Drafts, Taken
 from capt_local.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the models of a runtime have done.
+
+    Attributes:
+        seconds: in llama.cpp, all models.
+        passes: batches, by role.
+        decoded: tokens in them, by role.
+    """
+
+    seconds: float
+    passes: Mapping[str, int]
+    decoded: Mapping[str, int]
+
+    @classmethod
+    def of(cls, runtime: Runtime) -> Counts:
+        """Until now."""
+        models = runtime.models
+        return cls(
+            sum(model.seconds for model in models.values()),
+            {role: model.calls for role, model in models.items()},
+            runtime.decoded(),
+        )
+
+    def since(self, before: Counts) -> Counts:
+        """What has been done since."""
+        return Counts(
+            self.seconds - before.seconds,
+            {role: count - before.passes[role] for role, count in self.passes.items()},
+            {role: count - before.decoded[role] for role, count in self.decoded.items()},
+        )
 
 
 class RuntimeMode:
@@ -30,6 +64,7 @@ class RuntimeMode:
     ) -> None:
         """Computes nothing."""
         self.options = options
+        self._drafts = options.speed is not Speed.EXACT_STEPS
         self._runtime = runtime
         self._cancel = cancel
 
@@ -37,19 +72,19 @@ class RuntimeMode:
         """See `Mode`."""
         generation = self._begin(question, self.options)
         generation.prepare()
-        before = self._counts()
+        before = Counts.of(self._runtime)
         steps = list(self._steps(generation))
-        inside, passes, decoded = self._counts()
+        spent = Counts.of(self._runtime).since(before)
         return Taken(
             prompt_tokens=generation.prompt_tokens["target"],
             prompt_seconds=generation.prompt_seconds,
             tokens=tuple(step.token for step in steps),
             seconds=generation.generate_seconds,
             logps=tuple(step.logp for step in steps),
-            inside=inside - before[0],
-            passes={role: count - before[1][role] for role, count in passes.items()},
-            decoded={role: count - before[2][role] for role, count in decoded.items()},
-            drafts=_drafts(generation),
+            inside=spent.seconds,
+            passes=spent.passes,
+            decoded=spent.decoded,
+            drafts=drafts_of(generation.tally) if self._drafts else None,
         )
 
     def step(self, question: Question, index: int, top: int) -> tuple[tuple[int, ...], Step] | None:
@@ -74,15 +109,6 @@ class RuntimeMode:
         yield from generation
         if generation.finish is FinishReason.INTERRUPTED:
             raise Cancelled("Stopped on request.")
-
-    def _counts(self) -> tuple[float, dict[str, int], dict[str, int]]:
-        """Seconds in llama.cpp, batches and tokens decoded so far."""
-        models = self._runtime.models
-        return (
-            sum(model.seconds for model in models.values()),
-            {role: model.calls for role, model in models.items()},
-            self._runtime.decoded(),
-        )
 
 
 class PlainMode:
@@ -114,12 +140,13 @@ class PlainMode:
         asked.end()  # only its prompt is wanted, and whether that fits
         prompt = asked.prompts["target"].tokens
         target = self._runtime.models["target"]
-        most = min(self._options.max_tokens, target.context_limit - len(prompt))
+        most = min(question.length or self._options.max_tokens, target.context_limit - len(prompt))
+        ends = target.vocabulary.is_end
         started = time.perf_counter()
         coming = self._plain.tokens(prompt)
         tokens = [next(coming)]
         first = time.perf_counter()
-        while len(tokens) < most and not target.vocabulary.is_end[tokens[-1]]:
+        while len(tokens) < most and (question.length or not ends[tokens[-1]]):
             if self._cancel():
                 raise Cancelled("Stopped on request.")
             tokens.append(next(coming))
@@ -134,6 +161,14 @@ class PlainMode:
         )
 
 
-def _drafts(generation: Generation) -> Drafts | None:
+def drafts_of(tally: Tally) -> Drafts:
     """How an answer was drafted."""
-    return None
+    return Drafts(
+        drafted=tally.drafted,
+        accepted=tally.accepted,
+        gated=tally.gated,
+        rounds=tally.rounds,
+        by_source={
+            name: (count.drafted, count.accepted) for name, count in tally.by_source.items()
+        },
+    )

@@ -28,10 +28,12 @@ class Question:
     Attributes:
         asked: a question, a conversation, or a text to go on with.
         raw: whether it is the latter.
+        length: of the answer, whatever is said; None: it ends by itself.
     """
 
     asked: str | tuple[Message, ...]
     raw: bool = False
+    length: int | None = None
 
 
 def read_questions(

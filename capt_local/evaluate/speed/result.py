@@ -41,7 +41,12 @@ class SpeedResult:
 
     @classmethod
     def of(
-        cls, turns: Turns, modes: Mapping[str, Mode], costs: Mapping[str, BatchCost]
+        cls,
+        turns: Turns,
+        modes: Mapping[str, Mode],
+        costs: Mapping[str, BatchCost],
+        *,
+        chosen: bool = True,
     ) -> SpeedResult:
         """From what all answers took; makes answers again where they differ.
 
@@ -49,11 +54,12 @@ class SpeedResult:
             turns: of these modes.
             modes: by name.
             costs: of batches.
+            chosen: whether the modes chose what they said, so that it can be compared.
         """
         return cls(
             figures={name: figures(turns.of(name)) for name in modes},
             ratios=ratios(turns, list(modes), ALONE),
-            same=_same(turns, modes),
+            same=_same(turns, modes) if chosen else {},
             costs=costs,
             prompts=len(turns.rounds),
             prompt_tokens=next(iter(turns.rounds[0].taken.values())).prompt_tokens,

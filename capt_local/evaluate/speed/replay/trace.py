@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from capt_local.errors import UsageError
 
 VERSION = 1
-LONGEST_DRAFT = 16
+LONGEST_DRAFT = 12
 MOST_STEPS = 100_000
 _MOST_TOKENS = 10_000_000
 
@@ -114,6 +114,22 @@ class Trace:
 
     source: str
     answers: tuple[Walked, ...]
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The sources of drafts that offer something."""
+        places = (place for one in self.answers for place in one.places)
+        return frozenset(name for place in places for name in place.offers)
+
+    def as_object(self) -> dict[str, object]:
+        """For a script."""
+        return {
+            "source": self.source,
+            "answers": len(self.answers),
+            "tokens": self.places,
+            "own": self.share("own"),
+            "gated": self.share("gated"),
+        }
 
     @property
     def places(self) -> int:
