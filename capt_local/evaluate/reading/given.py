@@ -13,13 +13,11 @@ from pathlib import Path
 from capt_local.errors import UsageError
 from capt_local.evaluate.reading.records import identifier, texts
 from capt_local.evaluate.reading.texts import Text, is_lines, text_of, whole_file
-from capt_local.prompt.build import check_turns
-from capt_local.prompt.messages import Message, Role
+from capt_local.prompt.messages import Message
+from capt_local.prompt.reading import messages_of
 from capt_local.strict.files import read_bytes
 from capt_local.strict.json import lines, parse_object
 from capt_local.strict.problems import NotReadable, Problems
-
-_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,33 +128,13 @@ def _prompt(value: Mapping[str, object], *, raw: bool) -> str | tuple[Message, .
     if "messages" in value:
         if raw:
             raise NotReadable('"messages" have no raw form: give a "prompt", or leave out --raw')
-        return _messages(value["messages"])
+        return messages_of(value["messages"])
     prompt = value["prompt"]
     if not isinstance(prompt, str):
         raise NotReadable('"prompt" must be a text')
     if not raw and not prompt.strip():
         raise NotReadable("the prompt is empty")
     return prompt
-
-
-def _messages(value: object) -> tuple[Message, ...]:
-    if not isinstance(value, list):
-        raise NotReadable('"messages" must be a list')
-    found = []
-    for message in value:
-        if not isinstance(message, dict):
-            raise NotReadable('"messages" must be a list of objects')
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or role not in _ROLES:
-            raise NotReadable('the "role" of a message must be system, user or assistant')
-        if not isinstance(content, str):
-            raise NotReadable('the "content" of a message must be a text')
-        found.append(Message(_ROLES[role], content))
-    try:
-        check_turns(found)
-    except UsageError as error:
-        raise NotReadable(str(error).removesuffix(".")) from None
-    return tuple(found)
 
 
 def _choices(value: object) -> tuple[str, ...]:
