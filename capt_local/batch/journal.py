@@ -172,7 +172,7 @@ class Journal:
                 "again with --force-new."
             )
         if missing := len(self._store.kept) - seen:
-            self.notices.append(f"{_records(missing)} of the output no longer in the input; kept.")
+            self.notices.append(f"{_records(missing)} in the output and no longer in the input.")
 
     def put_in_order(self, ids: Iterable[str]) -> bool:
         """Puts the lines into the order of the input, when the work is done.
@@ -256,8 +256,8 @@ class Journal:
             del self.done[id]
         if formless:
             self.notices.append(
-                f"{_records(formless)} answered in a wrong form; the same settings would give the "
-                "same again, so they stay."
+                f"{_records(formless)} answered in a wrong form and not done again: the same "
+                "settings would give the same."
             )
 
 

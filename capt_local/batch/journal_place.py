@@ -49,7 +49,7 @@ def check_place(path: Path, inputs: Sequence[Path]) -> None:
 
 def _check_apart(path: Path, other: Path) -> None:
     with contextlib.suppress(OSError, ValueError):  # one of them is not there
-        if path.resolve() == other.resolve() or path.samefile(other):
+        if path.resolve() == other.resolve() or (path.exists() and path.samefile(other)):
             raise UsageError(f"{WHAT} is a file that the run reads. Name another one.")
         reads = path.suffix.lower() == ".txt" and other.is_dir()
         if reads and path.resolve().parent == other.resolve():

@@ -255,13 +255,16 @@ def answer_object_of(line: Mapping[str, Any]) -> JsonObject | None:
     Returns:
         None where the line holds no answer.
     """
-    response, provenance = line.get("response"), line.get("provenance")
+    response = line.get("response")
     body = response.get("body") if isinstance(response, dict) else None
-    if not isinstance(body, dict) or not isinstance(provenance, dict):
+    if not isinstance(body, dict):
         return None
     ours = {name: line[name] for name in ("capt", "timings", "provenance") if name in line}
-    labels = {"ai_label": AI_LABEL, "human_review": HUMAN_REVIEW}
-    return {**body, **ours, "warnings": provenance.get("warnings", []), **labels}
+    provenance = line.get("provenance")
+    if isinstance(provenance, dict):
+        labels = {"ai_label": AI_LABEL, "human_review": HUMAN_REVIEW}
+        ours |= {"warnings": provenance.get("warnings", []), **labels}
+    return {**body, **ours}
 
 
 def _said(choice: Mapping[str, Any]) -> str:

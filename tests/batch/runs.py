@@ -43,14 +43,14 @@ def asked(id: str, seed: int = 0) -> Asked:
     return Asked(id, number, sha256, custom_id=id, seed=seed)
 
 
-def line(id: str, of: Fingerprint, now: float = 1.5e9) -> OutputLine:
+def line(id: str, of: Fingerprint, now: float = 1.5e9, invalid: str = "") -> OutputLine:
     """The answer of a record: its length depends on the id, and each ninth one fails."""
     origin, number = Origin(of), asked(id).number
     if number % 9 == 0:
         return origin.failed(asked(id), Failure(ErrorCode.CONTEXT_OVERFLOW, "too long"), now)
     text = f"{NOTE} {id} \u00e4\u2028 " * (1 + number * 7919 % 7)
     answer = Answer((), text.encode(), FinishReason.STOP, "demo", created=int(now))
-    return origin.answered(asked(id), answer_object(answer), now)
+    return origin.answered(asked(id), answer_object(answer), now, invalid=invalid)
 
 
 def run(

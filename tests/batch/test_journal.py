@@ -3,15 +3,21 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from capt_local.batch.journal import Journal, JournalBroken
-from capt_local.batch.manifest import RunFacts
+from capt_local.batch.manifest import RunFacts, read_manifest
 from capt_local.batch.shard import Shard
 from capt_local.errors import UsageError
-from tests.batch.runs import NOTE, beside, fingerprint, ids, in_file, line, run, untimed
+from tests.batch.faults import Quick
+from tests.batch.runs import NOTE, asked, beside, fingerprint, ids, in_file, line, run
+
+OF = fingerprint()
 
 
 def test_a_run_writes_each_record_once_and_resumes(tmp_path: Path) -> None:
@@ -53,3 +59,284 @@ def test_another_setting_is_refused_and_named_without_texts(tmp_path: Path) -> N
     ) in str(error.value)
     assert NOTE not in str(error.value)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def refused(output: Path, match: str, **more: Any) -> None:
+    """The output is refused in one clear line, and nothing has changed."""
+    before = everything(output.parent) if output.parent.is_dir() else {}
+    with pytest.raises(UsageError, match=match) as error:
+        run(output, ids(3), **more)
+    assert "\n" not in str(error.value) and NOTE not in str(error.value)
+    assert output.name not in str(error.value) or output.name == "-"
+    if output.parent.is_dir():
+        assert everything(output.parent) == before
+
+
+def test_places_where_no_output_can_be(tmp_path: Path) -> None:
+    notes = tmp_path / "notes-of-smith"
+    notes.mkdir()
+    refused(notes, "is a folder")
+    refused(tmp_path / "no-such" / "smith.jsonl", "its folder is not there")
+    refused(Path("-"), "is a file")
+    refused(tmp_path / "smith\0.jsonl", "cannot be written: no access")
+    refused(tmp_path / ("smith" * 60), "File name too long")
+    link = tmp_path / "smith-link"
+    link.symlink_to(tmp_path / "elsewhere")
+    refused(link, "is a symbolic link")
+    os.mkfifo(tmp_path / "smith-pipe")
+    refused(tmp_path / "smith-pipe", "is not a regular file")
+    refused(Path(os.devnull), "is not a regular file")
+
+
+def test_the_output_is_not_what_the_run_reads(tmp_path: Path) -> None:
+    notes, folder = tmp_path / "smith.jsonl", tmp_path / "smith"
+    notes.write_bytes(b"{}\n")
+    folder.mkdir()
+    refused(notes, "is a file that the run reads", inputs=[folder, notes])
+    os.link(notes, tmp_path / "smith-2.jsonl")
+    refused(tmp_path / "smith-2.jsonl", "is a file that the run reads", inputs=[notes])
+    refused(folder / "out.TXT", "would be read as a note", inputs=[folder])
+    run(folder / "out.jsonl", ids(1), inputs=[folder])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    refused(tmp_path / "smith", "cannot be written: Permission denied")
+
+
+@pytest.mark.parametrize("held", [b"{}\n", b"some notes", line("note-1", OF).encode() + b"\n"])
+def test_a_file_that_is_none_of_ours_is_left_alone(held: bytes, tmp_path: Path) -> None:
+    output = tmp_path / "smith"
+    output.write_bytes(held)
+    refused(output, "not of capt-local batch, or has lost its manifest")
+    journal = run(output, ids(2), force_new=True)
+    assert journal.notices == [
+        "The output that was there is kept beside the new one, with the ending .old-1."
+    ]
+    assert (tmp_path / "smith.old-1").read_bytes() == held
+    assert in_file(output) == ids(2)
+
+
+def test_an_empty_file_is_taken(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.touch(0o644)
+    run(output, ids(1))
+    assert in_file(output) == ids(1) and stat.S_IMODE(output.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    "held",
+    [b"", b"{", b"[]", b'{"a": 1}', b'{"capt_run": 1}', b'{"capt_run": 1, "capt_run": 1}', b"\xff"],
+)
+def test_a_manifest_that_is_broken(held: bytes, tmp_path: Path) -> None:
+    output = tmp_path / "smith"
+    run(output, ids(2))
+    (tmp_path / "smith.run.json").write_bytes(held)
+    refused(output, "its manifest .* is broken")
+    run(output, ids(2), force_new=True)
+    assert (tmp_path / "smith.old-1.run.json").read_bytes() == held
+
+
+def test_a_manifest_that_was_changed(tmp_path: Path) -> None:
+    output, manifest = tmp_path / "smith", tmp_path / "smith.run.json"
+    run(output, ids(2))
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"method": "capt"', '"method": "unite"'))
+    refused(output, "is broken")
+    manifest.write_text(text.replace('"capt_run": 1', '"capt_run": 2'))
+    refused(output, "written by another version")
+
+
+def test_a_line_in_the_middle_that_is_none(tmp_path: Path) -> None:
+    output = tmp_path / "smith"
+    run(output, ids(3))
+    lines = output.read_bytes().split(b"\n")
+    for place, other, match in [
+        (1, b"", "line 2: it is not a result"),
+        (0, b'{"id": 3}', "line 1: it is not a result"),
+        (2, lines[0], "line 3: it is of a record that an earlier line is of"),
+        (1, line("note-2", fingerprint(method="unite")).encode(), "line 2: it is of a run with"),
+    ]:
+        changed = [*lines]
+        changed[place] = other
+        output.write_bytes(b"\n".join([*changed[:3], lines[1].replace(b"note-2", b"note-4"), b""]))
+        refused(output, match)
+
+
+def test_a_second_run_is_kept_out_while_the_first_goes_on(tmp_path: Path) -> None:
+    output = tmp_path / "smith"
+    with Journal.open(output, OF, files=Quick()):
+        refused(output, "is being written by another run")
+        refused(output, "is being written by another run", force_new=True)
+    run(output, ids(1))
+
+
+def test_the_lock_of_a_killed_process_is_no_lock(tmp_path: Path) -> None:
+    output = tmp_path / "smith"
+    code = (
+        "import os, sys; from pathlib import Path; from tests.batch.runs import *;"
+        "journal = Journal.open(Path(sys.argv[1]), fingerprint()); print('open', flush=True);"
+        "sys.stdin.read()"
+    )
+    root = Path(__file__).resolve().parents[2]
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code, str(output)]
+    with subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"open\n"
+        refused(output, "is being written by another run")
+        other.kill()
+        other.wait()
+    assert beside(output) == ["capt-lock", "run.json"]
+    run(output, ids(1))
+    assert beside(output) == ["run.json"]
+
+
+def test_what_else_changes_the_output_during_the_run_stops_it(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with Journal.open(output, OF, files=Quick()) as journal:
+        journal.append(line("note-1", OF))
+        data = output.read_bytes()
+        output.write_bytes(data + b"x")
+        with pytest.raises(JournalBroken, match=r"changed by something else .* 1 record is safe"):
+            journal.append(line("note-2", OF))
+    assert output.read_bytes() == data + b"x"  # not ours to cut
+    run(output, ids(2))
+    with Journal.open(output, OF, files=Quick()) as journal:
+        output.rename(tmp_path / "moved")
+        with pytest.raises(JournalBroken, match="moved or taken away"):
+            journal.append(line("note-3", OF))
+        with pytest.raises(JournalBroken, match="moved or taken away"):
+            journal.put_in_order(ids(2)[::-1])
+    assert not output.exists() and in_file(tmp_path / "moved") == ids(2)
+
+
+def test_an_interrupted_line_is_taken_back(tmp_path: Path) -> None:
+    class Pressed(Quick):
+        def write(self, stream: Any, data: memoryview) -> int:
+            if b"note-2" in bytes(data):
+                super().write(stream, data[:50])
+                raise KeyboardInterrupt
+            return super().write(stream, data)
+
+    output = tmp_path / "out"
+    with Journal.open(output, OF, files=Pressed()) as journal:
+        journal.append(line("note-1", OF))
+        with pytest.raises(KeyboardInterrupt):
+            journal.append(line("note-2", OF))
+        with pytest.raises(JournalBroken, match="it was interrupted"):
+            journal.append(line("note-3", OF))
+    assert in_file(output) == ids(1) and output.read_bytes().endswith(b"\n")
+
+
+def test_errors_are_done_again_when_asked(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run(output, ids(20))
+    assert run(output, ids(20)).done["note-9"] == "context_overflow"
+    journal = Journal.open(output, OF, retry_errors=True, files=Quick())
+    with journal:
+        assert journal.done.keys() == set(ids(20)) - {"note-9", "note-18"}
+        assert in_file(output) == [id for id in ids(20) if id not in ("note-9", "note-18")]
+    run(output, ids(20))
+    assert sorted(in_file(output)) == sorted(ids(20))
+    assert in_file(output)[-2:] == ["note-9", "note-18"]
+
+
+def test_answers_of_a_wrong_form_are_not_asked_for_again(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with Journal.open(output, OF, files=Quick()) as journal:
+        journal.append(line("note-1", OF, invalid="the answer is cut"))
+    journal = run(output, ids(9), retry_errors=True)
+    assert journal.done["note-1"] == "invalid_structure" and in_file(output) == ids(9)
+    assert journal.notices == [
+        "1 record is answered in a wrong form and not done again: the same settings would give the "
+        "same."
+    ]
+
+
+def test_the_order_of_the_input_on_request(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    backwards = ids(12)[::-1]
+    run(output, backwards)
+    assert in_file(output) == backwards
+    with Journal.open(output, OF, files=Quick()) as journal:
+        assert journal.put_in_order([*ids(5), "note-99", *ids(12)])
+        assert in_file(output) == ids(12)
+        assert not journal.put_in_order(ids(12))
+        journal.append(line("note-13", OF))  # the journal goes on
+        assert journal.put_in_order(ids(11)) is False  # others come last, in the order they had
+    assert in_file(output) == ids(13) and beside(output) == ["run.json"]
+
+
+def test_a_record_that_has_changed_is_refused_by_its_line(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run(output, ids(4))
+    records = [(asked(id).number, id, asked(id).sha256) for id in ids(6)]
+    with Journal.open(output, OF, files=Quick()) as journal:
+        journal.check_records(records)
+        assert journal.notices == []
+        journal.check_records(records[1:])
+        assert journal.notices == ["1 record is in the output and no longer in the input."]
+        changed = [(number, id, "0" * 64) for number, id, _ in records]
+        with pytest.raises(UsageError, match="line 1, and 3 more: changed since its line") as error:
+            journal.check_records(changed)
+        assert "note-" not in str(error.value)
+
+
+def test_the_manifest_tells_the_run(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    facts = RunFacts({"platform": "A"}, wanted=3, input={"records": 9, "sha256": "ef" * 32})
+    with Journal.open(output, OF, facts=facts, files=Quick()) as journal:
+        journal.append(line("note-1", OF))
+        journal.tell_provenance({"platform": "A"})
+        journal.conclude({"done": 1, "audit_head": "0" * 64})
+        first = journal.manifest
+    assert read_manifest(output, "it") == first
+    assert len(first.provenance) == 1 and first.last["done"] == 1
+    with Journal.open(output, OF, facts=RunFacts({"platform": "B"}), files=Quick()) as journal:
+        again = journal.manifest
+        assert again.run == first.run and again.last == {}
+        assert [entry["platform"] for entry in again.provenance] == ["A", "B"]
+    held = json.loads((tmp_path / "out.run.json").read_bytes())
+    assert held["ai_label"] == "AIRPT" and held["human_review"] == "none"
+    assert json.loads(output.read_bytes())["provenance"]["run"] == held["fingerprint_sha256"]
+    assert stat.S_IMODE((tmp_path / "out.run.json").stat().st_mode) == 0o600
+
+
+def test_a_manifest_that_cannot_be_written_says_what_is_safe(tmp_path: Path) -> None:
+    class Full(Quick):
+        def replace(self, old: Path, new: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+    output = tmp_path / "out"
+    run(output, ids(2))
+    with Journal.open(output, OF, files=Quick()) as journal:
+        journal._files = Full()
+        with pytest.raises(JournalBroken, match=r"is full\. 2 records are safe"):
+            journal.conclude({"done": 2})
+    assert in_file(output) == ids(2)
+
+
+def test_force_new_keeps_every_output_before(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for count in (1, 2, 3):
+        run(output, ids(count), force_new=True)
+    assert in_file(tmp_path / "out.old-1") == ids(1) and in_file(tmp_path / "out.old-2") == ids(2)
+    assert beside(output) == ["old-1", "old-1.run.json", "old-2", "old-2.run.json", "run.json"]
+
+
+def test_another_files_of_the_same_beginning_stay(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for ending in ("lock", "new", "torn-1", "old-1"):
+        (tmp_path / f"out.{ending}").write_bytes(b"mine")
+    run(output, ids(2))
+    output.write_bytes(output.read_bytes()[:-5])
+    run(output, ids(2))
+    run(output, ids(1), force_new=True)
+    for ending in ("lock", "new", "torn-1", "old-1"):
+        assert (tmp_path / f"out.{ending}").read_bytes() == b"mine"
+    assert "torn-2" in beside(output) and "old-2" in beside(output)
