@@ -54,7 +54,7 @@ def test_templates_that_are_none(tmp_path: Path) -> None:
         (AskFlags(template=tmp_path / CANARY), "cannot be read: there is no such file"),
         (AskFlags(template=tmp_path), "cannot be read: it is not a file"),
         (AskFlags(template=file(tmp_path, b"{{ zyzzyva")), "has a mistake in line 1"),
-        (AskFlags(template=file(tmp_path, b"x" * 70_000)), "is larger than 64 KiB"),
+        (AskFlags(template=file(tmp_path, b"x" * 70_000, "long")), "is larger than 64 KiB"),
     ):
         with pytest.raises(UsageError) as caught:
             flags.asking()
