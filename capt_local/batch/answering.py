@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from capt_local.decode.generation import Generation
 from capt_local.decode.step import Step
-from capt_local.report.json import Answer, JsonObject, Timings, answer_object
+from capt_local.report.json import JsonObject, answer_object
+from capt_local.report.made import answer_of
 
 _ALL = 100  # candidates of a token: as many as the step has
 
@@ -19,19 +20,4 @@ def answer_object_of(model: str, generation: Generation, steps: Sequence[Step]) 
         generation: that has ended.
         steps: all of it.
     """
-    own = [step for step in steps if not step.thought]
-    answer = Answer(
-        steps=own,
-        text=generation.text,
-        finish=generation.finish,
-        model=model,
-        thoughts=generation.thoughts,
-        thought_tokens=len(steps) - len(own),
-        structured=generation.structured,
-        prompt_tokens=dict(generation.prompt_tokens),
-        context_limit=generation.context_limit,
-        weights=tuple(generation.weights),
-        timings=Timings(0.0, generation.prompt_seconds, generation.generate_seconds),
-        notices=tuple(generation.notices),
-    )
-    return answer_object(answer, top_logprobs=_ALL)
+    return answer_object(answer_of(generation, steps, model), top_logprobs=_ALL)

@@ -18,6 +18,7 @@ from capt_local.cli.options import MethodFlags, SampleFlags, ViewFlags, option
 from capt_local.cli.prompts import checked, decoded
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.cli.signals import Leave, Signals
+from capt_local.cli.speeding import SpeedFlags
 from capt_local.cli.structured import StructureFlags, structure
 from capt_local.cli.talk import Talk, no_room
 from capt_local.cli.thinking import ThoughtFlags, thinking
@@ -67,6 +68,7 @@ def chat(
     talk: ChatFlags,
     how: MethodFlags,
     sample: SampleFlags,
+    pace: SpeedFlags,
     form: StructureFlags,
     thought: ThoughtFlags,
     view: ViewFlags,
@@ -88,7 +90,7 @@ def chat(
     idle = _seconds(talk.idle_timeout)
     shape = structure(form)
     bundle = find_bundle(model)
-    options = thought.added(generate_options(bundle, how, sample, CANDIDATES), shape)
+    options = pace.at(thought.added(generate_options(bundle, how, sample, CANDIDATES), shape))
     with Signals() as signals:
         log = TranscriptFile(talk.transcript) if talk.transcript is not None else None
         try:

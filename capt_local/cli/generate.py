@@ -14,6 +14,7 @@ from capt_local.cli.options import MethodFlags, OutputFlags, PromptFlags, Sample
 from capt_local.cli.output import OutputFile
 from capt_local.cli.prompts import Asked, read_prompt
 from capt_local.cli.session import Session, answer_to, find_bundle, generate_options, open_session
+from capt_local.cli.speeding import SpeedFlags
 from capt_local.cli.structured import StructureFlags, structure
 from capt_local.cli.thinking import Tell, ThoughtFlags, thinking
 from capt_local.decode.options import GenerateOptions, Method
@@ -29,6 +30,7 @@ def generate(
     prompt: PromptFlags,
     how: MethodFlags,
     sample: SampleFlags,
+    pace: SpeedFlags,
     output: OutputFlags,
     form: StructureFlags,
     thought: ThoughtFlags,
@@ -50,7 +52,7 @@ def generate(
     shape = structure(form)
     bundle = find_bundle(model)
     top = max(output.top_logprobs, TOP if report.html else 0)
-    options = thought.added(generate_options(bundle, how, sample, top), shape)
+    options = pace.at(thought.added(generate_options(bundle, how, sample, top), shape))
     show, think = _shown(output, thought, screen)
     if report.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
         raise UsageError("--with-target compares with the target, so it needs a method of three.")

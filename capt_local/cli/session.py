@@ -24,7 +24,8 @@ from capt_local.decode.step import FinishReason, Step
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
 from capt_local.provenance import provenance
-from capt_local.report.json import Answer, Timings, new_id
+from capt_local.report.json import Answer, new_id
+from capt_local.report.made import answer_of
 from capt_local.report.screen import Screen
 
 if TYPE_CHECKING:
@@ -257,22 +258,13 @@ def _answer(
     *,
     raw: bool,
 ) -> Answer:
-    own = [step for step in steps if not step.thought]
-    return Answer(
-        steps=own,
-        thoughts=generation.thoughts,
-        thought_tokens=len(steps) - len(own),
-        text=generation.text,
+    return answer_of(
+        generation,
+        steps,
+        session.runtime.bundle.id,
+        load=session.load_seconds,
         finish=finish,
-        structured=generation.structured,
-        model=session.runtime.bundle.id,
         raw=raw,
-        prompt_tokens=dict(generation.prompt_tokens),
-        context_limit=generation.context_limit,
-        weights=tuple(generation.weights),
-        timings=Timings(
-            session.load_seconds, generation.prompt_seconds, generation.generate_seconds
-        ),
         notices=(*session.runtime.notices, *generation.notices),
         provenance=provenance(session.runtime, options, session.load, session.date),
         created=int(time.time()),

@@ -15,6 +15,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from capt_local.decode.options import Powers
+from capt_local.decode.speculate.tally import Tally
 from capt_local.decode.step import Choice, FinishReason, Step
 
 JsonObject = dict[str, Any]
@@ -46,6 +47,7 @@ class Answer:
         context_limit: tokens that the smallest context holds.
         weights: exponents (a, b, c) of T^a E^b A^-c, and their share of the mixture.
         notices: what the models, templates and decoder had to say, a sentence each.
+        tally: what was drafted, accepted and left out on the way; None where it is not known.
         provenance: versions, bundle, digests, method and parameters; holds no text of the user.
         created: Unix time, or None when the caller wants the same bytes each time.
         id: of this answer.
@@ -64,6 +66,7 @@ class Answer:
     weights: Sequence[tuple[Powers, float]] = ()
     timings: Timings = field(default_factory=Timings)
     notices: Sequence[str] = ()
+    tally: Tally | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     created: int | None = None
     id: str = ""
@@ -158,7 +161,8 @@ def _step_object(step: Step, top_logprobs: int) -> JsonObject:
         **_token(step.token, step.piece, step.logp),
         "top_logprobs": [_choice(choice) for choice in step.top[:top_logprobs]],
         "capt": {
-            "delta": step.contrast,
+            # Not known where one token alone was plausible: expert and base were not asked.
+            "delta": None if step.gated else step.contrast,
             "changed": step.changed,
             # Only where a draw passed over the likeliest token; `changed` is about that one.
             "likeliest_id": step.likeliest,
@@ -210,17 +214,33 @@ def _timings(answer: Answer) -> JsonObject:
 
 def _summary(answer: Answer) -> JsonObject:
     changed = sum(step.changed for step in answer.steps)
-    contrasts = [step.contrast for step in answer.steps]
+    contrasts = [step.contrast for step in answer.steps if not step.gated]
     form: JsonObject = {}
     if answer.structured is not None:
         form["structured"] = "complete" if answer.structured else "incomplete"
+    if answer.tally is not None:
+        form["speed"] = _speed(answer.tally)
     return form | {
         "changed": changed,
-        "share": changed / len(contrasts) if contrasts else None,
+        "share": changed / len(answer.steps) if answer.steps else None,
         "mean_contrast": math.fsum(contrasts) / len(contrasts) if contrasts else None,
         "weights": [
             {"powers": list(powers), "weight": weight} for powers, weight in answer.weights
         ],
+    }
+
+
+def _speed(tally: Tally) -> JsonObject:
+    return {
+        "forwards_per_token": tally.forwards_per_token(),
+        "gated": tally.gated,
+        "drafted": tally.drafted,
+        "accepted": tally.accepted,
+        "acceptance": tally.acceptance,
+        "by_source": {
+            name: {"rounds": count.rounds, "drafted": count.drafted, "accepted": count.accepted}
+            for name, count in tally.by_source.items()
+        },
     }
 
 

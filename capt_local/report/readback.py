@@ -209,9 +209,8 @@ def _without_own_warnings(answer: Answer) -> Answer:
 
 def _step(index: int, entry: _Field) -> Step:
     more = entry.get("capt")
-    likeliest, expert, base = (
-        more.maybe(name) for name in ("likeliest_id", "expert_logprob", "base_logprob")
-    )
+    names = ("likeliest_id", "expert_logprob", "base_logprob", "delta")
+    likeliest, expert, base, delta = (more.maybe(name) for name in names)
     step = Step(
         index=index,
         token=entry.get("id").count(),
@@ -220,7 +219,7 @@ def _step(index: int, entry: _Field) -> Step:
         target_logp=more.get("target_logprob").number(),
         target_rank=more.get("target_rank").count(),
         target_choice=_choice(more.get("target_choice")),
-        contrast=more.get("delta").number(),
+        contrast=delta.number() if delta else 0.0,
         top=_choices(entry.get("top_logprobs")),
         target_top=_choices(more.get("target_top")),
         expert_top=_choices(more.get("expert_top")),
@@ -228,6 +227,7 @@ def _step(index: int, entry: _Field) -> Step:
         expert_logp=expert.number() if expert else None,
         base_logp=base.number() if base else None,
         likeliest=likeliest.count() if likeliest else None,
+        gated=delta is None,
     )
     if step.changed != more.get("changed").flag():
         raise UsageError(

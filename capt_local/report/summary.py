@@ -19,6 +19,7 @@ def summary_line(answer: Answer) -> str:
         f"thoughts {_count(answer.thought_tokens, 'token')}" if answer.thought_tokens else "",
         _changed(answer),
         _weights(answer),
+        _drafts(answer),
         f"end: {answer.finish}" if answer.finish else "",
     ]
     return " | ".join(part for part in parts if part)
@@ -41,6 +42,20 @@ def _changed(answer: Answer) -> str:
     changed = sum(step.changed for step in answer.steps)
     share = f" ({100 * changed / len(answer.steps):.0f} %)" if answer.steps else ""
     return f"changed by the expert {changed}{share}"
+
+
+def _drafts(answer: Answer) -> str:
+    """How many drafted tokens were right, and how often each model ran for a token."""
+    tally = answer.tally
+    if tally is None or len(answer.prompt_tokens) < 2 or not tally.steps:
+        return ""
+    parts = []
+    if tally.drafted:
+        parts.append(f"drafts {tally.accepted}/{tally.drafted} right")
+    if tally.gated:
+        parts.append(f"{_count(tally.gated, 'token')} without the expert")
+    runs = " ".join(f"{role} {often:.2f}" for role, often in tally.forwards_per_token().items())
+    return ", ".join([*parts, f"runs a token: {runs}"])
 
 
 def _weights(answer: Answer) -> str:

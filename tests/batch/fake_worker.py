@@ -97,6 +97,7 @@ def answered(index: int, ask: Ask) -> Answered:
         prompt_seconds=0.0,
         generate_seconds=0.0,
         notices=(),
+        tally=None,
     )
     return Answered(index, generation, (last,), None)
 

@@ -14,6 +14,7 @@ import pytest
 
 from capt_local.decode.answers import AnswerScore, Choosing, Chosen
 from capt_local.decode.score import TextScore
+from capt_local.decode.speculate.tally import Tally
 from capt_local.decode.step import FinishReason, Step
 from capt_local.errors import Cancelled, ContextOverflow
 from tests.report.steps import step
@@ -59,6 +60,7 @@ class FakeGeneration:
         self.thoughts = b""
         self.weights = (((1.0, 0.5, 0.5), 1.0),)
         self.prompt_seconds, self.generate_seconds = 0.5, 1.0
+        self.tally = Tally()
         self.notices = ["a notice of the generation"]
 
     def __iter__(self) -> Iterator[Step]:
