@@ -107,17 +107,15 @@ def put(files: Files, path: Path, data: bytes) -> None:
     """Makes a file hold `data`, on the disk, whole or not at all; what was there is replaced."""
     beside = sibling(path, NEW)
     remove(files, beside)
-    stream = create(files, beside)
     try:
-        write_all(files, stream, data)
-        files.fsync(stream)
+        with create(files, beside) as stream:
+            write_all(files, stream, data)
+            files.fsync(stream)
+        files.replace(beside, path)
     except BaseException:
-        stream.close()
         with contextlib.suppress(OSError):
             files.unlink(beside)
         raise
-    stream.close()
-    files.replace(beside, path)
     files.sync_folder(path.parent)
 
 

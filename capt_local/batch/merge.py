@@ -84,9 +84,11 @@ def merge(
         except OSError as error:
             raise refusal(error) from None
         stack.callback(lock.close)
+        names = [f"Output {number} of {len(outputs)}" for number in range(1, len(outputs) + 1)]
+        _check_distinct(outputs, names)
         parts = [
-            stack.enter_context(_opened(path, f"Output {number} of {len(outputs)}", files))
-            for number, path in enumerate(outputs, 1)
+            stack.enter_context(_opened(path, name, files))
+            for path, name in zip(outputs, names, strict=True)
         ]
         _check_together(parts)
         order = _order(parts, records)
@@ -96,6 +98,14 @@ def merge(
             raise _unwritten(error) from None
     failed = sum(kept.code != OK for part in parts for kept in part.kept.values())
     return Merged(len(order), failed, len(parts))
+
+
+def _check_distinct(outputs: Sequence[Path], names: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for path, name in zip(outputs, names, strict=True):
+        before = seen.setdefault(os.path.realpath(path), name)
+        if before != name:
+            raise UsageError(f"{name} and {before} are the same file.")
 
 
 @contextlib.contextmanager

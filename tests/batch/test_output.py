@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+import pytest
+
+from capt_local.batch.fingerprint import Fingerprint, differing, digest_of, told
+from capt_local.batch.output import (
+    Asked,
+    ErrorCode,
+    Failure,
+    Origin,
+    answer_object_of,
+    code_of,
+)
+from capt_local.batch.shard import Shard
+from capt_local.bundle.store import find
+from capt_local.decode.options import GenerateOptions, SampleOptions, Structure
+from capt_local.errors import (
+    CaptError,
+    ContextOverflow,
+    MemoryShortage,
+    ModelError,
+    NumericalError,
+    UsageError,
+)
+from capt_local.report.json import answer_object
+from capt_local.report.readback import answer_from
+from tests.batch.runs import NOTE, fingerprint, ids, untimed
+from tests.report.answers import an_answer
+
+OF = fingerprint()
+ASKED = Asked("a-1", 7, "cd" * 32, custom_id="a-1", seed=5)
+NOW = 1_800_000_000.9
+ANSWER = an_answer([(b"No", b"Yes", 1.5), (b" fever\xe2\x80\xa8.", None, 0.25)])
+
+
+def read(line: Any) -> dict[str, Any]:
+    data = line.encode()
+    assert b"\n" not in data and data.isascii()
+    value: dict[str, Any] = json.loads(data)
+    return value
+
+
+def test_a_line_has_the_shape_of_openais_batches() -> None:
+    value = read(Origin(OF).answered(ASKED, answer_object(ANSWER), NOW))
+    assert list(value) == [
+        "id", "custom_id", "response", "error", "capt", "timings", "provenance"
+    ]  # fmt: skip
+    assert value["id"] == value["custom_id"] == "a-1" and value["error"] is None
+    response, body = value["response"], value["response"]["body"]
+    assert response["status_code"] == 200 and response["request_id"] == body["id"]
+    assert body["object"] == "chat.completion" and body["created"] == int(NOW)
+    assert body["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "No fever\u2028."},
+            "finish_reason": "stop",
+            "logprobs": None,
+        }
+    ]
+    assert body["usage"]["prompt_tokens"] == 10 and body["usage"]["completion_tokens"] == 2
+    assert value["capt"]["share"] == 0.5 and value["capt"]["mean_contrast"] == 0.875
+    assert value["timings"] == {
+        "load_seconds": 0.5, "prompt_seconds": 0.25, "generate_seconds": 1.5
+    }  # fmt: skip
+
+
+def test_the_provenance_of_a_line() -> None:
+    answer = answer_object(dataclasses.replace(ANSWER, notices=("said",)))
+    provenance = read(Origin(OF).answered(ASKED, answer, NOW, warnings=["more"]))["provenance"]
+    assert provenance == {
+        "time": "2027-01-15T08:00:00Z",
+        "status": "ok",
+        "run": OF.digest,
+        "versions": {"capt_local": "1", "llama_cpp": "b1"},
+        "bundle": {"id": "demo", "manifest_sha256": "ab" * 32},
+        "models": {role: role.encode().hex() for role in ("target", "expert", "base")},
+        "method": "capt",
+        "seed": 5,
+        "record": {"line": 7, "sha256": "cd" * 32},
+        "ai_label": "AIRPT",
+        "human_review": "none",
+        "finish_reason": "stop",
+        "output_sha256": digest_of("No fever\u2028."),
+        "warnings": ["said", "more"],
+    }
+
+
+def test_log_probabilities_on_request_and_the_line_as_an_answer() -> None:
+    answer = answer_object(ANSWER, top_logprobs=3)
+    value = read(Origin(OF).answered(ASKED, answer, NOW, logprobs=True))
+    assert value["response"]["body"]["choices"][0]["logprobs"] == answer["choices"][0]["logprobs"]
+    kept = answer_from(answer_object_of(value)).answer
+    assert kept.steps == ANSWER.steps and kept.text == ANSWER.text
+    assert kept.weights == ANSWER.weights and kept.provenance["run"] == OF.digest
+
+
+def test_a_text_that_was_gone_on_with() -> None:
+    raw = dataclasses.replace(ANSWER, raw=True)
+    value = read(Origin(OF).answered(ASKED, answer_object(raw), NOW))
+    assert value["response"]["body"]["object"] == "text_completion"
+    assert value["response"]["body"]["choices"][0]["text"] == "No fever\u2028."
+    assert value["provenance"]["output_sha256"] == digest_of("No fever\u2028.")
+
+
+def test_an_answer_of_a_wrong_form_is_kept_beside_its_error() -> None:
+    line = Origin(OF).answered(ASKED, answer_object(ANSWER), NOW, invalid="it is cut")
+    value = read(line)
+    assert line.code == "invalid_structure"
+    assert value["error"] == {"code": "invalid_structure", "message": "it is cut"}
+    assert value["response"]["body"]["choices"] and value["provenance"]["status"] == "failed"
+
+
+def test_a_record_without_an_answer() -> None:
+    failure = Failure(ErrorCode.WORKER_DIED, "killed\nby signal 9 " + "x" * 1000)
+    line = Origin(OF).failed(ASKED, failure, NOW)
+    value = read(line)
+    assert line.code == "worker_died" and value["response"] is None and value["capt"] is None
+    assert value["error"]["message"].startswith("killed by signal 9 x")
+    assert len(value["error"]["message"]) == 500
+    assert value["provenance"]["status"] == "failed" and answer_object_of(value) is None
+
+
+def test_a_line_holds_nothing_random() -> None:
+    one, two = (
+        Origin(of).answered(ASKED, answer_object(dataclasses.replace(ANSWER, id=id)), now).encode()
+        for of, id, now in ((OF, "", NOW), (fingerprint(Shard(2, 3)), "x", NOW + 60))
+    )
+    assert one != two and untimed(one + b"\n") == untimed(two + b"\n")
+    other = Origin(OF).answered(dataclasses.replace(ASKED, id="b"), answer_object(ANSWER), NOW)
+    assert read(other)["response"]["request_id"] != json.loads(one)["response"]["request_id"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ContextOverflow({"target": 9}, 4), "context_overflow"),
+        (NumericalError(""), "numerical_error"),
+        (MemoryShortage(""), "memory_shortage"),
+        (ModelError(""), "model_error"),
+        (UsageError(""), "invalid_request"),
+        (CaptError(""), "unexpected"),
+    ],
+)
+def test_each_error_has_a_code(error: CaptError, code: str) -> None:
+    assert code_of(error) == code
+
+
+def demo(options: GenerateOptions, shard: Shard | None = None) -> Fingerprint:
+    return Fingerprint.of(
+        find("demo"),
+        options,
+        versions={"capt_local": "1"},
+        build={"platform": "x"},
+        prompt={"template": digest_of(NOTE)},
+        computing={"threads": 2},
+        shard=shard,
+    )
+
+
+def test_a_fingerprint_is_of_everything_that_decides_an_answer() -> None:
+    first = demo(GenerateOptions())
+    held = first.as_object()
+    assert set(held["models"]) == {"target", "expert", "base"} and held["bundle"]["id"] == "demo"
+    assert re.fullmatch("[0-9a-f]{64}", held["bundle"]["manifest_sha256"])
+    for changed, names in [
+        (GenerateOptions(max_tokens=9), ["parameters.max_tokens (512, now 9)"]),
+        (GenerateOptions(sample=SampleOptions(seed=3)), ["parameters.sample.seed (0, now 3)"]),
+        (GenerateOptions(stop=(NOTE,)), ["parameters.stop"]),
+        (GenerateOptions(structure=Structure(NOTE)), ["parameters.structure"]),
+    ]:
+        other = demo(changed)
+        assert differing(held, other.as_object()) == names
+        assert other.digest != first.digest
+        assert NOTE not in json.dumps(other.as_object())
+    assert demo(GenerateOptions()).digest == first.digest
+    shard = demo(GenerateOptions(), Shard(1, 2))
+    assert shard.digest == first.digest and differing(held, shard.as_object()) == ["shard"]
+
+
+def test_differences_are_told_by_name_and_number() -> None:
+    before = {"a": {"x": 1, "y": "secret"}, "b": True, "c": None}
+    now = {"a": {"x": 1.5, "y": "other"}, "b": 1, "d": 2}
+    assert differing(before, now) == ["a.x (1, now 1.5)", "a.y", "b (True, now 1)", "c", "d"]
+    assert told([f"n{number}" for number in range(10)]) == (
+        "n0, n1, n2, n3, n4, n5, n6, n7 and 2 more"
+    )
+
+
+def test_shards_divide_the_ids() -> None:
+    parts = [Shard(index, 5) for index in range(1, 6)]
+    held = [[id for id in ids(2000) if part.holds(id)] for part in parts]
+    assert sorted(id for part in held for id in part) == sorted(ids(2000))
+    assert all(330 < len(part) < 470 for part in held)
+    assert Shard.parse("2/8") == Shard(2, 8) and str(Shard(2, 8)) == "2/8"
+
+
+def test_the_division_is_the_same_for_ever() -> None:
+    # Outputs of earlier versions are resumed and merged by it.
+    assert [Shard(1, 3).holds(id) for id in ids(8)] == [
+        False, False, False, False, True, True, False, True
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "0/3", "4/3", "1/0", "1", "a/b", "1/2/3", "-1/2", "1 /2"])
+def test_shards_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="--shard"):
+        Shard.parse(text)
