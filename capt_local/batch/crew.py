@@ -16,6 +16,9 @@ from capt_local.batch.output import ErrorCode, Failure
 from capt_local.batch.process import Death
 from capt_local.errors import WorkerFailed
 
+# Records that a worker holds for each that it answers at once: with fewer than one more than that,
+# it would wait for a record while its answers waited for it.
+_AHEAD = 2
 DEATHS = 3  # of workers with one record, and in a row without one
 
 
@@ -98,15 +101,13 @@ class Crew:
             raise event.at_start()
         return event["hello"] if event else None
 
-    def load(self, opening: dict[str, Any], window: int) -> None:
+    def load(self, opening: dict[str, Any]) -> None:
         """Lets it load the models.
 
         Args:
             opening: an `Opening`, packed.
-            window: how many records it holds: those being answered, and a few behind them, so
-                that none of its places is ever empty.
         """
-        self._opening, self._window = {"open": opening}, window
+        self._opening, self._window = {"open": opening}, _AHEAD * opening["parallel"]
         self._worker.tell(self._opening)
 
     @property

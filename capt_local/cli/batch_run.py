@@ -24,7 +24,6 @@ from capt_local.cli.signals import Signals
 from capt_local.errors import Cancelled
 
 _WAIT = 0.1  # seconds until signals get their turn
-_AHEAD = 2  # records that a worker holds for each that it answers
 
 Summary = dict[str, Any]
 
@@ -32,6 +31,24 @@ Summary = dict[str, Any]
 def start_worker() -> WorkerProcess:
     """A worker; what it prints is shown only where tracebacks are, since it may be text."""
     return WorkerProcess(worker_command(), show=wants_traceback())
+
+
+def hello_of(crew: Crew, signals: Signals) -> Mapping[str, Any]:
+    """What the worker says before it loads its models.
+
+    Raises:
+        Cancelled: a signal came first.
+        CaptError: it cannot start.
+    """
+    while (hello := crew.hello(_WAIT)) is None:
+        _check(signals)
+    return hello
+
+
+def _check(signals: Signals) -> None:
+    """Ends what has no half result."""
+    if signals.requested:
+        raise Cancelled("interrupted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +120,9 @@ class BatchRun:
         crew = Crew(self._start)
         with contextlib.ExitStack() as stack:
             stack.callback(crew.kill)
-            hello = self._hello(crew)
+            hello = hello_of(crew, self._signals)
             mark = fingerprint(plan.flags, plan.fixed, plan.source, hello)
-            self._check()
+            _check(self._signals)
             journal = stack.enter_context(self._journal(mark, hello))
             self._told.notes(journal.notices)
             ids, shard = plan.source.ids, plan.flags.shard
@@ -125,22 +142,8 @@ class BatchRun:
             if plan.audit is not None:
                 plan.audit.begin(journal.manifest, len(places))
             if places:
-                crew.load(opening(plan.flags, plan.fixed, mark, raw=plan.raw), self._window)
+                crew.load(opening(plan.flags, plan.fixed, mark, raw=plan.raw))
             return self._worked(job, crew, journal, progress, len(left))
-
-    @property
-    def _window(self) -> int:
-        return _AHEAD * self._plan.fixed.parallel
-
-    def _check(self) -> None:
-        """Ends what has no half result."""
-        if self._signals.requested:
-            raise Cancelled("interrupted")
-
-    def _hello(self, crew: Crew) -> Mapping[str, Any]:
-        while (hello := crew.hello(_WAIT)) is None:
-            self._check()
-        return hello
 
     def _journal(self, mark: Any, hello: Mapping[str, Any]) -> Journal:
         """The output, compared with the input as it is now."""

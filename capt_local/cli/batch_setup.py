@@ -86,7 +86,7 @@ def chosen(
         raise UsageError("--site-key goes with --audit.")
     parallel, part = run.at_once, run.part
     grammar = structure(shape)
-    form, digest = _form(shape.json_schema)
+    form, digest = form_of(shape.json_schema)
     bundle = find_bundle(model)
     options = generate_options(bundle, how, sample, after.top_logprobs)
     return Chosen(
@@ -103,7 +103,12 @@ def chosen(
     )
 
 
-def _form(path: Path | None) -> tuple[Form | None, str | None]:
+def form_of(path: Path | None) -> tuple[Form | None, str | None]:
+    """What validates answers against the schema of a file, and its digest.
+
+    Raises:
+        UsageError: the file cannot be read, or is no schema.
+    """
     if path is None:
         return None, None
     try:

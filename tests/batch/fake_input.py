@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from capt_local.batch.opening import Opening
 from capt_local.batch.output import OutputLine
@@ -69,6 +70,6 @@ def start_worker(folder: Path) -> WorkerProcess:
     return WorkerProcess([sys.executable, "-m", "tests.batch.fake_worker", str(folder)])
 
 
-def opening(parallel: int) -> dict[str, object]:
-    made: dict[str, object] = packed(Opening(store.find("demo"), parallel=parallel))
+def opening(parallel: int) -> dict[str, Any]:
+    made: dict[str, Any] = packed(Opening(store.find("demo"), parallel=parallel))
     return made

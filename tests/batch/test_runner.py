@@ -64,7 +64,7 @@ class Bench:
         try:
             while crew.hello(0.1) is None:
                 assert not stop()
-            crew.load(opening(parallel), 2 * parallel)
+            crew.load(opening(parallel))
             runner = Runner(job, crew, self.progress, tell=self.news.append, stop=stop)
             whole = runner.run()
             if whole:
