@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.align.question import TINY, Question
+from capt_local.align.question import Question
 from capt_local.decode.combine import (
     Candidates,
     FloatArray,
@@ -112,6 +112,7 @@ class Contrast:
         signs = np.array([1.0, *(1.0, -1.0) * pairs])
         self._signed = np.array(self.powers) * signs
         self._expert_leads = expert_leads
+        self._seen: tuple[Row, Candidates] | None = None
         if expert_leads:
             self._signed = self._signed[:, [1, 0, 2]]
 
@@ -129,9 +130,6 @@ class Contrast:
 
         Its contrast is not known then, and given as 0.
         """
-        limit = row.max() + math.log(max(self.options.plausibility, TINY))
-        if np.count_nonzero(row >= limit) > 1:
-            return None
         own = self.candidates(row, followers)
         if len(own.tokens) > 1:
             return None
@@ -139,9 +137,15 @@ class Contrast:
         return Distribution(own, nothing, members[0], row, members, np.empty((0, 1)), gated=True)
 
     def candidates(self, row: Row, followers: Sequence[Follower]) -> Candidates:
-        """The target's plausible tokens, as many as the alignments can compare."""
-        most = [each.alignment.most for each in followers if each.alignment.most is not None]
-        return plausible(row, self.options.plausibility, min(most, default=None))
+        """The target's plausible tokens, as many as the alignments can compare.
+
+        Asked twice about one array, as the gate and the step after it do, it looks once.
+        """
+        if self._seen is None or self._seen[0] is not row:
+            most = [each.alignment.most for each in followers if each.alignment.most is not None]
+            found = plausible(row, self.options.plausibility, min(most, default=None))
+            self._seen = row, found
+        return self._seen[1]
 
     def questions(
         self, own: Candidates, followers: Sequence[Follower], *, start: bool = False

@@ -71,6 +71,7 @@ class Trio:
         # A published method has weights of its own, so those for several pairs are not read.
         pairs = 0 if self._rule else len(self.proxies) // 2
         self.contrast = Contrast(options, pairs, expert_leads=self._expert_leads)
+        self._alone = Contrast(options, 0)
         self.rule: Rule = self._rule or self.contrast
         count = max(len(self.rule.powers), 1)
         self.weights: FloatArray = np.full(count, 1.0 / count)
@@ -128,8 +129,7 @@ class Trio:
         """
         if alone:
             row = self._own_row()
-            one = np.ones(1)
-            return Contrast(self.options, 0).distribution(row, (), one, start=bool(self._lead))
+            return self._alone.distribution(row, (), np.ones(1), start=bool(self._lead))
         if self.gates and only is None and (sole := self.sole()):
             return sole
         self.settle()
