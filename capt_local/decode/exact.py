@@ -58,7 +58,7 @@ class ExactProxy:
         self._events = events
         self._plain = Proxy(cached, tokenizer, alignment)
         self._head: list[int] = []
-        self._waiting = b""
+        self._waiting: list[bytes] = []
         self._coverings = self._beam()
 
     @property
@@ -70,7 +70,8 @@ class ExactProxy:
     def room(self) -> int:
         """Tokens that still fit into the context beside the longest sequence of the beam."""
         longest = max((len(one.tokens) for one in self._coverings.branches), default=0)
-        used = max(len(self._head) + longest + len(self._waiting), len(self.tokens))
+        waiting = sum(map(len, self._waiting))
+        used = max(len(self._head) + longest + waiting, len(self.tokens))
         return self.cached.model.context_limit - used
 
     @property
@@ -94,40 +95,45 @@ class ExactProxy:
         lead = self._tokenizer.lead
         if not prompt.goes_on:
             self._head = list(prompt.tokens)
-            self._waiting = lead if prompt.starts_fresh else b""
+            self._waiting = [lead if prompt.starts_fresh else b""]
             return
         text = prompt.segments[-1].text or b""
         cut = self._tokenizer.last_cut(text)
         self._head = [token for segment in prompt.segments[:-1] for token in segment.tokens]
         self._head += self._tokenizer.encode(text[:cut], start=True) if cut else []
-        self._waiting = text[cut:] if cut else lead + text
+        waiting = text[cut:] if cut else lead + text
         if not self._head:
             # Nothing can be read before the first token of all (of a model without BOS).
             self._head = self.tokens[:1]
             first = self._tokenizer.vocabulary.text(self._head)
-            self._waiting = self._waiting[len(first) :]
+            waiting = waiting[len(first) :]
+        self._waiting = [waiting]
 
     def append(self, token: int, piece: bytes) -> None:
         """Follows one token of the answer. Decodes nothing yet: see `settle`."""
         self._plain.append(token, piece)
-        self._waiting += piece
+        self._waiting.append(piece)
 
     def settle(self) -> None:
-        """Brings the beam to the text.
+        """Brings the beam to the text, as if it had followed each piece when it came.
+
+        What it leaves out on the way depends on where it stops, and it is to be the same whether
+        or not it was asked at each place.
 
         Raises:
             ModelError: the vocabulary cannot spell the text.
         """
-        try:
-            self._coverings.append(self._waiting)
-        except ValueError:
-            raise ModelError(
-                f"The vocabulary of the {self.cached.role} cannot spell the text, so it has no "
-                "exact probability. Use --alignment projection."
-            ) from None
-        self._waiting = b""
-        self._head += self._coverings.rebase()
-        self._coverings.settle()
+        while self._waiting:
+            try:
+                self._coverings.append(self._waiting[0])
+            except ValueError:
+                raise ModelError(
+                    f"The vocabulary of the {self.cached.role} cannot spell the text, so it has no "
+                    "exact probability. Use --alignment projection."
+                ) from None
+            del self._waiting[0]
+            self._head += self._coverings.rebase()
+            self._coverings.settle()
 
     def need(self) -> Need | None:
         """None: the beam reads several tokenizations, one after the other."""

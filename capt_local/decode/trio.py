@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 import numpy.typing as npt
 
 from capt_local.align.question import TINY
+from capt_local.decode.beside import beside
 from capt_local.decode.cached import CachedModel, Need, common_length
 from capt_local.decode.combine import FloatArray
 from capt_local.decode.follower import Follower
@@ -33,6 +35,7 @@ class Trio:
         rule: the method; None: the products that the options name.
         expert_leads: these products, led by the expert and followed by target and base.
         tokenizer: of the target, where drafts are to be turned into its tokens.
+        pool: threads in which expert and base may run beside each other.
 
     Attributes:
         cached: the target and what it has seen.
@@ -51,10 +54,12 @@ class Trio:
         *,
         expert_leads: bool = False,
         tokenizer: TextTokenizer | None = None,
+        pool: Executor | None = None,
     ) -> None:
         """Starts without a text."""
         self.cached = target
         self.tokenizer = tokenizer
+        self._pool = pool
         self.proxies = tuple(proxies)
         self.options = options or CombineOptions()
         self.tokens: list[int] = []
@@ -116,8 +121,13 @@ class Trio:
     def settle(self) -> None:
         """Brings all models to the text."""
         self._own_row()
+        # What a model has read already is no reason to give it a share of the cores.
+        decoding = [need.cached for need in self.needs() if not need.cached.has(*need[1:])]
         for proxy in self.proxies:
-            proxy.settle()
+            if proxy.cached not in decoding:
+                proxy.settle()
+        jobs = [(each.cached, each.settle) for each in self.proxies if each.cached in decoding]
+        beside(self._pool, jobs)
 
     def distribution(self, only: BoolArray | None = None, *, alone: bool = False) -> Distribution:
         """The distribution over what may come next; brings the models there first.
@@ -130,7 +140,8 @@ class Trio:
         if alone:
             row = self._own_row()
             return self._alone.distribution(row, (), np.ones(1), start=bool(self._lead))
-        if self.gates and only is None and (sole := self.sole()):
+        # Where a context is full all are asked, so that the answer ends where it does in any case.
+        if self.gates and only is None and self.room > 1 and (sole := self.sole()):
             return sole
         self.settle()
         row = self._own_row()
@@ -183,8 +194,8 @@ class Trio:
         pieces = [(token, self.cached.model.vocabulary.text((token,))) for token in draft[:kept]]
         if pieces:
             pieces[0] = (draft[0], self.piece(draft[0]))
-        for proxy in self.proxies:
-            proxy.look_ahead(pieces)
+        ahead = [(each.cached, each.look_ahead(pieces)) for each in self.proxies]
+        beside(self._pool, [(cached, read) for cached, read in ahead if read is not None])
 
     def drop_ahead(self) -> None:
         """Takes back what models have read beyond the text."""
