@@ -12,6 +12,8 @@ from capt_local.engine.memory import MemoryEstimate, available_memory, estimate
 from capt_local.engine.parameters import cells_of_lane
 from capt_local.errors import MemoryShortage
 
+MOST_LANES = 256  # llama.cpp keeps sequence ids in a bit set of so many
+
 _GPU_RESERVE = 256 << 20  # left free for the backend itself
 _MIB = 1 << 20
 

@@ -21,6 +21,7 @@ from capt_local.decode.cached import common_length
 from capt_local.decode.generation import Generation
 from capt_local.decode.many.asks import Answered, Ask
 from capt_local.decode.options import GenerateOptions
+from capt_local.engine.many import MOST_LANES
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.several import open_models
 from capt_local.errors import UsageError
@@ -133,11 +134,11 @@ class Runtime(Scoring):
             The answers as they end. The error of one request leaves the others as they are.
 
         Raises:
-            UsageError: `parallel` is below 1.
+            UsageError: `parallel` is not 1 to 256.
             MemoryShortage: so many at once do not fit; says how many would.
         """
-        if parallel < 1:
-            raise UsageError(f"{parallel} requests at once are below 1.")
+        if not 1 <= parallel <= MOST_LANES:
+            raise UsageError(f"{parallel} requests at once are not 1 to {MOST_LANES}.")
         if not alone:
             return self._side.answers(asks, parallel, cancel)
 

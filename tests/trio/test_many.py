@@ -1,0 +1,182 @@
+"""Many requests at once, on the trio that travels with the package."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from capt_local import Answered, Ask, GenerateOptions, LoadOptions, Runtime, SampleOptions
+from capt_local.decode.options import Speed, Structure
+from capt_local.decode.step import FinishReason
+from capt_local.engine import many
+from capt_local.errors import ContextOverflow, MemoryShortage, UsageError
+from capt_local.prompt.messages import Message
+
+OPTIONS = GenerateOptions(max_tokens=10, speed=Speed.EXACT_STEPS)
+SYSTEM = Message(
+    "system",
+    "You are a careful clinical assistant. You answer in the words of a clinical note, you add "
+    "nothing that was not said, and you keep numbers and names of drugs exactly as they are.",
+)
+NOTES = [
+    "58-year-old woman with dyspnea on exertion for 3 days. Troponin negative.",
+    "What are the symptoms of asthma?",
+    "Metoprolol 25 mg twice a day, lisinopril 10 mg.",
+    "Chest pain since this morning, no fever, blood pressure 142/88.",
+    "Assessment: decompensated cardiomyopathy. Plan:",
+]
+YES_NO = Structure('root ::= "yes" | "no"')
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Runtime]:
+    with Runtime.open("demo", load=LoadOptions(threads=1, context=512), check=False) as opened:
+        yield opened
+
+
+def asks(options: GenerateOptions = OPTIONS) -> list[Ask]:
+    """A conversation and a question for each note; the system text is the same."""
+    talks = [Ask([SYSTEM, Message("user", note)], options) for note in NOTES]
+    return talks + [Ask(note, options) for note in NOTES[:2]]
+
+
+def in_order(found: Sequence[Answered] | Iterator[Answered]) -> list[Answered]:
+    return sorted(found, key=lambda each: each.index)
+
+
+def test_answers_are_those_of_one_at_a_time(runtime: Runtime) -> None:
+    alone = in_order(runtime.generate_many(asks(), alone=True))
+    together = in_order(runtime.generate_many(asks(), parallel=4))
+    assert [each.index for each in together] == list(range(len(asks())))
+    for one, two in zip(alone, together, strict=True):
+        assert one.generation is not None and two.generation is not None
+        assert one.error is two.error is None
+        assert one.generation.prompt_tokens == two.generation.prompt_tokens
+        assert one.generation.notices == two.generation.notices
+        pairs = zip(one.generation.weights, two.generation.weights, strict=True)
+        assert all(abs(a - b) < 1e-2 for (_, a), (_, b) in pairs)
+        # Where a choice was near, the last bits of another batch may turn it; the first tokens of
+        # these answers are not near.
+        assert [step.token for step in one.steps[:3]] == [step.token for step in two.steps[:3]]
+        assert abs(one.steps[0].logp - two.steps[0].logp) < 2e-2
+
+
+def test_alone_is_generate_to_the_last_bit(runtime: Runtime) -> None:
+    ask = asks()[2]
+    (found,) = runtime.generate_many([ask], alone=True)
+    runtime.forget()
+    assert tuple(runtime.generate(ask.prompt, ask.options)) == found.steps
+
+
+def test_no_bit_depends_on_order_company_or_number(runtime: Runtime) -> None:
+    given = asks()
+    first = in_order(runtime.generate_many(given, parallel=4))
+    again = in_order(runtime.generate_many(given, parallel=4))
+    assert [each.steps for each in again] == [each.steps for each in first]
+    turned = in_order(runtime.generate_many(given[::-1], parallel=3))[::-1]
+    assert [each.steps for each in turned] == [each.steps for each in first]
+    runtime.forget()
+    (single,) = runtime.generate_many([given[3]], parallel=1)
+    assert single.steps == first[3].steps
+    assert first[3].generation is not None and single.generation is not None
+    assert single.generation.weights == first[3].generation.weights
+
+
+def test_seeds_forms_and_errors_are_each_requests_own(runtime: Runtime) -> None:
+    warm = dataclasses.replace(OPTIONS, sample=SampleOptions(temperature=1.0, seed=3))
+    given = [
+        Ask(NOTES[0], warm),
+        Ask(NOTES[0], dataclasses.replace(OPTIONS, structure=YES_NO)),
+        Ask("", OPTIONS),
+        Ask("fever " * 600, OPTIONS),
+        Ask(NOTES[0], warm, raw=True),
+        Ask([SYSTEM], OPTIONS),
+    ]
+    found = in_order(runtime.generate_many(given, parallel=3))
+    assert found[1].generation is not None
+    assert found[1].generation.text in (b"yes", b"no")
+    assert found[1].generation.structured is True
+    assert isinstance(found[2].error, UsageError) and isinstance(found[3].error, ContextOverflow)
+    assert isinstance(found[5].error, UsageError)
+    assert found[0].error is None and found[4].error is None
+    again = in_order(runtime.generate_many(given[::-1], parallel=2))[::-1]
+    assert [each.steps for each in again] == [each.steps for each in found]
+
+
+def test_a_shared_beginning_is_decoded_once(runtime: Runtime) -> None:
+    runtime.forget()
+    before = runtime.decoded()
+    list(runtime.generate_many(asks()[:5], parallel=5))
+    shared = {role: count - before[role] for role, count in runtime.decoded().items()}
+    before = runtime.decoded()
+    list(runtime.generate_many(asks()[:5], alone=True))
+    alone = {role: count - before[role] for role, count in runtime.decoded().items()}
+    assert all(shared[role] < 0.75 * alone[role] for role in alone), (shared, alone)
+
+
+def test_cancelling_ends_what_runs(runtime: Runtime) -> None:
+    count = 0
+
+    def cancel() -> bool:
+        nonlocal count
+        count += 1
+        return count > 400
+
+    long = dataclasses.replace(OPTIONS, max_tokens=200)
+    found = list(runtime.generate_many(asks(long), parallel=3, cancel=cancel))
+    assert 0 < len(found) <= 4
+    finishes = [each.generation.finish for each in found if each.generation is not None]
+    assert FinishReason.INTERRUPTED in finishes
+    assert len(in_order(runtime.generate_many(asks()[:3], parallel=3))) == 3
+
+
+def test_one_answer_may_be_made_between_two_of_many(runtime: Runtime) -> None:
+    expected = in_order(runtime.generate_many(asks(), parallel=2))
+    runtime.forget()
+    own = tuple(runtime.generate(NOTES[1], OPTIONS))
+    runtime.forget()
+    running = runtime.generate_many(asks(), parallel=2)
+    found = [next(running)]
+    assert tuple(runtime.generate(NOTES[1], OPTIONS)) == own
+    found += running
+    assert [each.steps for each in in_order(found)] == [each.steps for each in expected]
+
+
+def test_a_new_call_ends_the_one_before(runtime: Runtime) -> None:
+    first = runtime.generate_many(asks(), parallel=2)
+    next(first)
+    assert len(list(runtime.generate_many(asks()[:2], parallel=2))) == 2
+    assert list(first) == []
+
+
+def test_closing_in_mid_run_frees_everything() -> None:
+    opened = Runtime.open("demo", load=LoadOptions(threads=1, context=512), check=False)
+    running = opened.generate_many(asks(), parallel=2)
+    kept = next(running)
+    opened.close()
+    assert list(running) == []
+    assert kept.generation is not None and kept.generation.notices == []
+    del running
+    gc.collect()
+
+
+@pytest.mark.parametrize("parallel", [0, -3, 5000])
+def test_a_number_that_makes_no_sense_is_refused(runtime: Runtime, parallel: int) -> None:
+    with pytest.raises(UsageError):
+        runtime.generate_many(asks(), parallel=parallel)
+
+
+def test_lanes_that_do_not_fit_are_refused_with_what_would(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = sum(many._lane(model).kv_cache for model in runtime.models.values())
+    buffers = sum(many._lane(model).buffers for model in runtime.models.values())
+    monkeypatch.setattr(many, "available_memory", lambda: buffers + 5 * each + 7)
+    with pytest.raises(MemoryShortage, match=r"16 requests at once: .*; 5 would fit"):
+        runtime.generate_many(asks(), parallel=16)
+    monkeypatch.setattr(many, "available_memory", lambda: buffers)
+    with pytest.raises(MemoryShortage, match="one at a time"):
+        runtime.generate_many(asks(), parallel=16)
