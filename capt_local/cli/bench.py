@@ -17,6 +17,7 @@ from capt_local.cli.options import SampleFlags, SideBySideFlags, ViewFlags
 from capt_local.cli.output import OutputFile
 from capt_local.cli.session import Session, find_bundle, generate_options, open_session
 from capt_local.decode.options import GenerateOptions
+from capt_local.decode.prompt_evidence import Memory
 from capt_local.engine.parameters import physical_cores
 from capt_local.errors import ContextOverflow, UsageError
 from capt_local.evaluate.speed.batches import batch_costs
@@ -26,6 +27,7 @@ from capt_local.evaluate.speed.replay.files import as_lines
 from capt_local.evaluate.speed.replay.run import ReplayMode, driven_questions, record
 from capt_local.evaluate.speed.replay.trace import Trace
 from capt_local.evaluate.speed.result import STEPS, SpeedResult
+from capt_local.evaluate.speed.side import SideBySide
 from capt_local.evaluate.speed.taken import Mode
 from capt_local.evaluate.speed.turns import take_turns
 from capt_local.provenance import provenance
@@ -74,7 +76,7 @@ def bench(
                 work = Workload(driven, most, trace=trace)
             else:
                 asked = questions or standard_questions(session.runtime, what)
-                work = Workload(asked, most, invented=not questions)
+                work = Workload(asked, most, invented=not questions, parallel=what.parallel)
             found = _measure(session, work, wanted)
             report = _report(session, work, found, wanted)
     if not any(each.tokens for each in found.figures.values()):
@@ -91,17 +93,34 @@ def _measure(
     with contextlib.ExitStack() as stack:
         stack.callback(session.screen.clear_progress)
         modes = open_modes(session, wanted, stack, _driving(session, work.trace))
-        turns = take_turns(modes, work.questions, told)
+        side = _side(session, work, wanted)
+        turns = take_turns(modes, work.questions, told, side.add if side else lambda _: None)
         costs = batch_costs(runtime, told)
-        return SpeedResult.of(turns, modes, costs, chosen=work.trace is None)
+        return SpeedResult.of(turns, modes, costs, chosen=work.trace is None, side=side)
+
+
+def _side(
+    session: Session, work: Workload, wanted: Mapping[str, GenerateOptions]
+) -> SideBySide | None:
+    """What answers side by side, if that was asked for.
+
+    Raises:
+        UsageError: there are fewer prompts.
+    """
+    if work.parallel is None:
+        return None
+    if len(work.questions) < work.parallel:
+        raise UsageError(f"--parallel {work.parallel} needs as many prompts, or more.")
+    options = wanted.get(STEPS) or next(iter(wanted.values()))
+    return SideBySide(session.runtime, options, work.parallel, session.interrupt)
 
 
 def _driving(session: Session, trace: Trace | None) -> Callable[[GenerateOptions], Mode] | None:
     """Makes modes that a trace drives; None without one."""
     if trace is None:
         return None
-    offered = trace.sources
-    return lambda options: ReplayMode(session.runtime, options, offered, session.interrupt)
+    offered, memory, cancel = trace.sources, Memory(), session.interrupt
+    return lambda options: ReplayMode(session.runtime, options, offered, memory, cancel)
 
 
 def _record(

@@ -62,6 +62,15 @@ class BenchFlags:
             help=f"How often the invented text is answered. Default: {REPETITIONS}.",
         ),
     ] = None
+    parallel: Annotated[
+        int | None,
+        option(
+            "--parallel",
+            metavar="N",
+            min=2,
+            help="Also answer N prompts side by side, against the same one at a time.",
+        ),
+    ] = None
     record: Annotated[
         Path | None,
         option(
@@ -95,6 +104,8 @@ class BenchFlags:
             raise UsageError(
                 "--prompt-tokens and -r are about the invented text; leave out --prompts."
             )
+        if self.parallel is not None and (self.prompts is None or self.record is not None):
+            raise UsageError("--parallel measures on different prompts: give --prompts.")
         if self.prompts is None:
             self._check_without_prompts()
 

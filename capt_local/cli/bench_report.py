@@ -61,7 +61,8 @@ def tell(screen: Screen, report: Report, *, json: bool) -> None:
         screen.line(dumps(report.as_object()))
         return
     screen.show(_table(report))
-    for line in (*_bounds(report.result), *_same(report.result), *_rest(report)):
+    result = report.result
+    for line in (*_bounds(result), *_side(result), *_same(result), *_rest(report)):
         screen.line(line)
 
 
@@ -81,7 +82,7 @@ def _row(result: SpeedResult, name: str) -> tuple[str, ...]:
     forwards = "/".join(f"{found.passes[role]:.2f}" for role in _ROLES if role in found.passes)
     return (
         name,
-        f"{found.prefill:.1f} ± {found.prefill_spread:.1f}",
+        _NONE if found.prefill is None else f"{found.prefill:.1f} ± {found.prefill_spread:.1f}",
         _NONE if found.rate is None else f"{found.rate:.1f} ± {found.rate_spread:.1f}",
         _NONE if ratio is None else f"{ratio.median:.2f}",
         forwards or _NONE,
@@ -118,8 +119,18 @@ def _bounds(result: SpeedResult) -> Iterator[str]:
         yield line
 
 
+def _side(result: SpeedResult) -> Iterator[str]:
+    for name, figures in result.side.items():
+        over = ", ".join(f"{r.median:.2f} x {other}" for other, r in figures.ratios.items())
+        yield (
+            f"{name}: {figures.requests:.2f} requests/s, {figures.rate:.1f} tokens/s with their "
+            f"prompts: {over}, in {figures.groups} groups"
+        )
+
+
 def _same(result: SpeedResult) -> Iterator[str]:
-    for name, same in result.same.items():
+    side = {name: each.same for name, each in result.side.items() if each.same is not None}
+    for name, same in {**result.same, **side}.items():
         yield f"{name}: {same.same} of {same.answers} answers as {same.reference}"
         yield from _differences(same)
 

@@ -24,12 +24,14 @@ class Workload:
         most: tokens of the longest answer.
         invented: whether they are a text of our own, again and again.
         trace: what the models are driven through; None: they choose themselves.
+        parallel: prompts that are also answered side by side.
     """
 
     questions: Sequence[Question]
     most: int
     invented: bool = False
     trace: Trace | None = None
+    parallel: int | None = None
 
     @property
     def kind(self) -> str:

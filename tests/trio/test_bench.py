@@ -53,6 +53,18 @@ def test_a_task_of_eval_is_measured_on(capfd: pytest.CaptureFixture[str]) -> Non
     assert told["workload"] == {"kind": "prompts", "max_tokens": 4, "trace": None}
 
 
+def test_prompts_side_by_side_get_the_same_answers(capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["--prompts", str(TASKS / "summary.jsonl"), "--modes", "target,exact-steps"]
+    told = bench(capfd, *flags, "--limit", "2", "-n", "6", "--parallel", "2")
+    side = told["modes"]["parallel-2"]
+    assert (side["groups"], side["compared_answers"]) == (1, 2)
+    assert side["same_answers"] == 2  # so short that no two tokens come near each other
+    assert told["ratios"].keys() == {
+        *("exact-steps/target", "parallel-2/target", "parallel-2/exact-steps"),
+    }
+    assert run(["bench", "-t", "1", *flags, "--limit", "1", "--parallel", "2"]) == 2
+
+
 def test_a_prompt_that_does_not_fit_is_left_out_and_told(
     capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

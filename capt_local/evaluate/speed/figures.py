@@ -20,7 +20,7 @@ class Figures:
     """What one mode took, over prompts. Answers of one token say nothing about generation.
 
     Attributes:
-        prefill: prompt tokens of the target a second, all models.
+        prefill: prompt tokens of the target a second, all models; None if not known.
         prefill_spread: standard deviation of the prompts; 0 for one.
         rate: tokens of the answers a second; None where no answer has two.
         rate_spread: standard deviation of the answers; 0 for one.
@@ -33,7 +33,7 @@ class Figures:
         drafts: summed; None for a mode without.
     """
 
-    prefill: float
+    prefill: float | None
     prefill_spread: float
     rate: float | None
     rate_spread: float
@@ -109,17 +109,16 @@ def figures(taken: Sequence[Taken]) -> Figures:
     Args:
         taken: at least one answer.
     """
-    prefills = [one.prompt_tokens / one.prompt_seconds for one in taken]
+    read = [(one.prompt_tokens, one.prompt_seconds) for one in taken if one.prompt_seconds]
     counted = [one for one in taken if one.steps]
     rates = [one.rate for one in counted if one.rate is not None]
     tokens, seconds = sum(one.steps for one in counted), sum(one.seconds for one in counted)
     known = [one.inside for one in counted if one.inside is not None]
     inside = sum(known) if known else None
     drafted = [one.drafts for one in counted if one.drafts is not None]
-    prompt_seconds = sum(one.prompt_seconds for one in taken)
     return Figures(
-        prefill=sum(one.prompt_tokens for one in taken) / prompt_seconds,
-        prefill_spread=_spread(prefills),
+        prefill=sum(count for count, _ in read) / sum(each for _, each in read) if read else None,
+        prefill_spread=_spread([count / each for count, each in read]),
         rate=tokens / seconds if tokens else None,
         rate_spread=_spread(rates),
         tokens=tokens,

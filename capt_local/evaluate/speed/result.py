@@ -11,6 +11,7 @@ from capt_local.evaluate.speed.bounds import Bound, bound
 from capt_local.evaluate.speed.figures import Figures, Ratio, figures, ratios
 from capt_local.evaluate.speed.modes import RuntimeMode
 from capt_local.evaluate.speed.same import Sameness, explain, sameness
+from capt_local.evaluate.speed.side import SideBySide, SideFigures
 from capt_local.evaluate.speed.taken import Mode
 from capt_local.evaluate.speed.turns import Turns
 
@@ -29,6 +30,7 @@ class SpeedResult:
         prompts: that were answered in all modes.
         prompt_tokens: of the first of them, in the target.
         too_long: numbers of prompts that do not fit, from 1.
+        side: of answering side by side, by its name.
     """
 
     figures: Mapping[str, Figures]
@@ -38,6 +40,7 @@ class SpeedResult:
     prompts: int = 0
     prompt_tokens: int = 0
     too_long: Sequence[int] = ()
+    side: Mapping[str, SideFigures] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -47,6 +50,7 @@ class SpeedResult:
         costs: Mapping[str, BatchCost],
         *,
         chosen: bool = True,
+        side: SideBySide | None = None,
     ) -> SpeedResult:
         """From what all answers took; makes answers again where they differ.
 
@@ -55,6 +59,7 @@ class SpeedResult:
             modes: by name.
             costs: of batches.
             chosen: whether the modes chose what they said, so that it can be compared.
+            side: the same prompts side by side.
         """
         return cls(
             figures={name: figures(turns.of(name)) for name in modes},
@@ -64,18 +69,30 @@ class SpeedResult:
             prompts=len(turns.rounds),
             prompt_tokens=next(iter(turns.rounds[0].taken.values())).prompt_tokens,
             too_long=[number + 1 for number in turns.too_long],
+            side=_side(side, modes),
         )
 
     def bound(self, name: str) -> Bound | None:
         """What bounds the speed of a mode."""
         return bound(self.figures[name], self.costs)
 
+    def all_ratios(self) -> dict[str, Ratio]:
+        """By "mode/other"."""
+        side = {
+            f"{name}/{other}": ratio
+            for name, each in self.side.items()
+            for other, ratio in each.ratios.items()
+        }
+        return {**self.ratios, **side}
+
     def as_object(self) -> dict[str, object]:
         """For a script."""
+        modes = {name: self._mode(name) for name in self.figures}
+        ratios = self.all_ratios()
         return {
-            "modes": {name: self._mode(name) for name in self.figures},
-            "ratios": {name: ratio.median for name, ratio in self.ratios.items()},
-            "ratio_spread": {name: ratio.as_object() for name, ratio in self.ratios.items()},
+            "modes": modes | {name: each.as_object() for name, each in self.side.items()},
+            "ratios": {name: ratio.median for name, ratio in ratios.items()},
+            "ratio_spread": {name: ratio.as_object() for name, ratio in ratios.items()},
             "batches": {role: cost.as_object() for role, cost in self.costs.items()},
             "prompts": {"measured": self.prompts, "too_long": list(self.too_long)},
         }
@@ -90,6 +107,15 @@ class SpeedResult:
         }
 
 
+def _side(side: SideBySide | None, modes: Mapping[str, Mode]) -> dict[str, SideFigures]:
+    """Over the target alone, and over the three one at a time."""
+    if side is None:
+        return {}
+    names = [name for name in modes if name != PLAIN]
+    found = side.figures(names, STEPS)
+    return {} if found is None else {f"parallel-{side.parallel}": found}
+
+
 def _same(turns: Turns, modes: Mapping[str, Mode]) -> dict[str, Sameness]:
     """Step by step is what all others of ours must be equal to; `Llama` to the target alone."""
     found = {}
@@ -97,7 +123,7 @@ def _same(turns: Turns, modes: Mapping[str, Mode]) -> dict[str, Sameness]:
         reference = ALONE if name == PLAIN else STEPS
         if name == reference or reference not in modes:
             continue
-        found[name] = sameness(turns, name, reference)
+        found[name] = sameness(turns.pairs(reference, name), reference)
         other = modes[reference]
         if name == ALONE:  # another answer wherever the expert had something to say
             found[name] = dataclasses.replace(found[name], shift=None, differences=())

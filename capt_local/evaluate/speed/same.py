@@ -9,7 +9,7 @@ where the answers agree.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from capt_local.decode.step import Step
@@ -114,12 +114,18 @@ class Sameness:
         }
 
 
-def sameness(turns: Turns, name: str, reference: str) -> Sameness:
-    """Compares the answers of one mode with those of another; scores are looked up by `explain`."""
+def sameness(pairs: Iterable[tuple[int, Taken, Taken]], reference: str) -> Sameness:
+    """Compares answers of one mode with those of another; scores are looked up by `explain`.
+
+    Args:
+        pairs: number of the prompt (from 0), the other's answer and ours.
+        reference: the name of the other.
+    """
     shifts: list[float] = []
     differences = []
-    for one in turns.rounds:
-        theirs, ours = one.taken[reference], one.taken[name]
+    answers = 0
+    for number, theirs, ours in pairs:
+        answers += 1
         same = common(theirs, ours)
         shifts += [
             abs(first - second)
@@ -127,11 +133,11 @@ def sameness(turns: Turns, name: str, reference: str) -> Sameness:
         ]
         if theirs.tokens != ours.tokens:
             tokens = _at(theirs.tokens, same), _at(ours.tokens, same)
-            differences.append(Difference(one.number + 1, same, tokens))
+            differences.append(Difference(number + 1, same, tokens))
     return Sameness(
         reference=reference,
-        same=len(turns.rounds) - len(differences),
-        answers=len(turns.rounds),
+        same=answers - len(differences),
+        answers=answers,
         shift=Shift(statistics.median(shifts), max(shifts), len(shifts)) if shifts else None,
         differences=tuple(differences),
     )

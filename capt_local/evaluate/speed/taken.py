@@ -52,7 +52,7 @@ class Taken:
 
     Attributes:
         prompt_tokens: of the target.
-        prompt_seconds: for the prompt, all models.
+        prompt_seconds: for the prompt, all models; None where some of it was there already.
         tokens: of the answer, in the target's vocabulary.
         seconds: for the answer behind the prompt.
         logps: of each token in the distribution that it was chosen from; empty if not known.
@@ -63,7 +63,7 @@ class Taken:
     """
 
     prompt_tokens: int
-    prompt_seconds: float
+    prompt_seconds: float | None
     tokens: tuple[int, ...]
     seconds: float
     logps: tuple[float, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from capt_local.errors import ContextOverflow, UsageError
@@ -41,11 +41,17 @@ class Turns:
         """What one mode took, by prompt."""
         return [each.taken[name] for each in self.rounds if name in each.taken]
 
+    def pairs(self, reference: str, name: str) -> Iterator[tuple[int, Taken, Taken]]:
+        """Number of the prompt, and the answers of two modes."""
+        for each in self.rounds:
+            yield each.number, each.taken[reference], each.taken[name]
+
 
 def take_turns(
     modes: Mapping[str, Mode],
     questions: Sequence[Question],
     progress: Callable[[float], None] = lambda _: None,
+    after: Callable[[Round], None] = lambda _: None,
 ) -> Turns:
     """Answers every prompt in every mode; the next prompt begins with another mode.
 
@@ -53,6 +59,7 @@ def take_turns(
         modes: by their names.
         questions: at least one.
         progress: called with the part that is done.
+        after: called with each prompt that all modes have answered.
 
     Returns:
         What it took. The first prompt is answered once more before everything, unmeasured.
@@ -76,6 +83,7 @@ def take_turns(
             turns.too_long.append(number)
         else:
             turns.rounds.append(Round(number, question, {name: taken[name] for name in names}))
+            after(turns.rounds[-1])
     if not turns.rounds:
         raise UsageError("No prompt fits into the context; a larger --ctx-size may help.")
     return turns

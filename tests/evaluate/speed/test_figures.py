@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from capt_local.evaluate.speed.batches import BatchCost
@@ -56,6 +58,13 @@ def test_forwards_positions_and_drafts_are_told_for_a_token() -> None:
         "rounds": 10,
         "by_source": {"lookup": {"drafted": 40, "accepted": 10}},
     }
+
+
+def test_a_prompt_that_was_there_already_says_nothing_about_prompts() -> None:
+    again = dataclasses.replace(taken([1] * 11, rate=10.0), prompt_seconds=None)
+    found = figures([again])
+    assert found.prefill is None and found.rate == pytest.approx(10.0)
+    assert figures([again, taken([1])]).prefill == pytest.approx(200.0)
 
 
 def test_drafts_of_different_sources_stay_apart() -> None:

@@ -15,7 +15,7 @@ def test_equal_answers_and_the_shift_of_their_scores() -> None:
         steps=[taken([1, 2, 3], logps=[-1.0, -2.0, -3.0])],
         auto=[taken([1, 2, 3], logps=[-1.0, -2.001, -3.0])],
     )
-    found = sameness(made, "auto", "steps")
+    found = sameness(made.pairs("steps", "auto"), "steps")
     assert (found.same, found.answers, found.differences) == (1, 1, ())
     assert found.shift is not None
     assert found.shift.steps == 3 and found.shift.largest == pytest.approx(0.001)
@@ -26,7 +26,7 @@ def test_scores_behind_a_difference_are_of_other_texts() -> None:
         steps=[taken([1, 2, 3], logps=[-1.0, -2.0, -3.0])],
         auto=[taken([1, 9, 3], logps=[-1.0, -7.0, -9.0])],
     )
-    found = sameness(made, "auto", "steps")
+    found = sameness(made.pairs("steps", "auto"), "steps")
     assert found.shift == Shift(0.0, 0.0, 1)
     assert found.differences == (Difference(1, 1, (2, 9)),)
     assert found.same == 0
@@ -34,7 +34,7 @@ def test_scores_behind_a_difference_are_of_other_texts() -> None:
 
 def test_an_answer_that_goes_on_is_a_difference() -> None:
     made = turns(steps=[taken([1, 2])], auto=[taken([1, 2, 3])])
-    found = sameness(made, "auto", "steps")
+    found = sameness(made.pairs("steps", "auto"), "steps")
     assert found.differences == (Difference(1, 2, (None, 3)),)
     assert found.shift is None
 

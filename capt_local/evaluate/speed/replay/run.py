@@ -10,6 +10,7 @@ from itertools import cycle, islice
 from capt_local.decode.loop import Walk
 from capt_local.decode.options import GenerateOptions, Speed
 from capt_local.decode.prefill import prefill
+from capt_local.decode.prompt_evidence import Memory
 from capt_local.decode.proxy import Proxy
 from capt_local.decode.speculate.draft import DraftSource
 from capt_local.decode.speculate.lookup import Lookup
@@ -82,6 +83,7 @@ class ReplayMode:
         runtime: with all models that the options need.
         options: how.
         offered: the sources of drafts that the trace knows.
+        memory: what prompts showed, of all modes: they need not read a prompt again.
         cancel: asked while an answer is made.
     """
 
@@ -90,28 +92,27 @@ class ReplayMode:
         runtime: Runtime,
         options: GenerateOptions,
         offered: frozenset[str],
+        memory: Memory,
         cancel: Callable[[], bool],
     ) -> None:
         """Computes nothing."""
         self._runtime = runtime
         self._options = options
         self._offered = offered
+        self._memory = memory
         self._cancel = cancel
 
     def answer(self, question: Question) -> Taken:
         """See `Mode`."""
         assert isinstance(question, DrivenQuestion) and question.answer is not None
         options = replace(self._options, max_tokens=len(question.answer.places))
-        self._runtime.forget()
         generation = self._runtime.generate(question.asked, options, raw=True, cancel=self._cancel)
         prompts = generation.prompts
         script = Script(question.answer, question.said, len(prompts["target"].tokens))
         trio, tally = DrivenTrio(generation.trio, script), Tally()
         trio.start(prompts)
-        started = time.perf_counter()
-        prefill(trio, prompts)
-        read = time.perf_counter()
-        before = Counts.of(self._runtime)
+        prefill(trio, prompts, self._memory)
+        before, started = Counts.of(self._runtime), time.perf_counter()
         walk = Walk(
             trio,
             options,
@@ -121,15 +122,16 @@ class ReplayMode:
         )
         steps = list(walk)
         done = time.perf_counter()
+        trio.drop_ahead()  # or the next mode would find rows of this text
         if walk.finish is FinishReason.INTERRUPTED:
             raise Cancelled("Stopped on request.")
         tally.steps, tally.gated = len(steps), sum(step.gated for step in steps)
         spent = Counts.of(self._runtime).since(before)
         return Taken(
             prompt_tokens=len(prompts["target"].tokens),
-            prompt_seconds=read - started,
+            prompt_seconds=None,
             tokens=tuple(question.said[: len(steps)]),
-            seconds=done - read,
+            seconds=done - started,
             inside=spent.seconds,
             passes=spent.passes,
             decoded=spent.decoded,
