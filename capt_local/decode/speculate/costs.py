@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from capt_local.decode.speculate.draft import LEADING
 from capt_local.decode.stopwatch import CHEAP, FAIR
 
 # Kernels that take four tokens at once need little more than one and a half times what a single
@@ -70,9 +71,9 @@ class Costs:
             drafted: tokens.
             leader: who decoded them one by one; see `DraftSource.leader`.
         """
-        cost = float(drafted) if leader == "target" else self.batch(drafted + 1)
-        # The target's own draft leaves its last token unread, so one token less is checked.
-        places = drafted if leader == "target" else drafted + 1
+        cost = float(drafted) if leader == LEADING else self.batch(drafted + 1)
+        # The leading model's own draft leaves its last token unread, so one token less is checked.
+        places = drafted if leader == LEADING else drafted + 1
         for role, one in self.proxies.items():
             pieces = _PIECES * drafted + 1 if role == leader else self.batch(_PIECES * places)
             cost += one * pieces

@@ -7,6 +7,9 @@ from typing import NamedTuple, Protocol
 
 from capt_local.decode.trio import Trio
 
+# The leader of a draft by the model whose tokens are chosen, whatever its role.
+LEADING = "leading"
+
 # Told how sure the source is of its next token (a grade of its own); whether to draft it.
 GoOn = Callable[[int], bool]
 
@@ -23,6 +26,17 @@ class Draft(NamedTuple):
     tokens: list[int]
     grades: list[int]
     read: bool = False
+
+    def checked(self, most: int, grades: int) -> Draft:
+        """The same with at most so many tokens.
+
+        Raises:
+            ValueError: there is not one grade below `grades` for each token.
+        """
+        right = all(0 <= grade < grades for grade in self.grades)
+        if len(self.tokens) != len(self.grades) or not right:
+            raise ValueError("a draft without a grade for each token")
+        return Draft(self.tokens[:most], self.grades[:most], self.read)
 
 
 class Ahead(Protocol):
@@ -44,7 +58,8 @@ class DraftSource(Protocol):
         name: of the source, for figures.
         priors: for each grade, the share of tokens that is expected to be right before anything
             is known about the answer at hand.
-        leader: the role of the model that decodes the draft token by token; None: nobody.
+        leader: the role of the model that decodes the draft token by token, or LEADING; None:
+            nobody.
     """
 
     name: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from capt_local.decode.speculate.draft import Draft, GoOn
+from capt_local.decode.speculate.draft import LEADING, Draft, GoOn
 from capt_local.decode.trio import Trio
 
 _GRADES = (0.3, 0.6, 0.9)
@@ -23,7 +23,7 @@ class TargetDraft:
     """See the module. A grade is how sure the target is."""
 
     name = "target-draft"
-    leader: str | None = "target"
+    leader: str | None = LEADING
     priors: tuple[float, ...] = (0.25, 0.5, 0.8, 0.95)
 
     def start(self, trio: Trio) -> None:

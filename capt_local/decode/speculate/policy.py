@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from capt_local.decode.speculate.costs import Costs
-from capt_local.decode.speculate.draft import Draft, DraftSource, GoOn
+from capt_local.decode.speculate.draft import LEADING, Draft, DraftSource, GoOn
 
 _STRENGTH = 4.0  # observations that a prior counts for
 _FADING = 0.97  # of what was seen earlier, at each observation
@@ -125,7 +125,8 @@ class Policy:
             chosen: tokens that were chosen in all, from what was read.
         """
         record = self._records[source.name]
-        for place, grade in enumerate(draft.grades[: accepted + 1]):
+        # Where the answer left the draft unasked, its next token was neither right nor wrong.
+        for place, grade in enumerate(draft.grades[:chosen]):
             record.observe(grade, right=place < accepted)
         self._spent += self._costs.check(len(draft.tokens), source.leader)
         self._steps += chosen
@@ -136,9 +137,9 @@ def _beginning(source: DraftSource) -> float:
 
     One is chosen from what was read behind it; behind the target's own nothing has been read.
     """
-    return 0.0 if source.leader == "target" else 1.0
+    return 0.0 if source.leader == LEADING else 1.0
 
 
 def _more(source: DraftSource, expected: float, chance: float) -> float:
     """What one token more brings, if those before it are right with the chance `expected`."""
-    return expected if source.leader == "target" else expected * chance
+    return expected if source.leader == LEADING else expected * chance

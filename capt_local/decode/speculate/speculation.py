@@ -10,13 +10,17 @@ does for a draft that is certain of itself (Leviathan et al. 2023), with the dra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from capt_local.decode.speculate.draft import Draft, DraftSource
 from capt_local.decode.speculate.policy import Policy
 from capt_local.decode.speculate.tally import Count, Tally
 from capt_local.decode.trio import Trio
-from capt_local.errors import Cancelled
+from capt_local.errors import Cancelled, ContextOverflow
+
+T = TypeVar("T")
 
 
 class Speculation:
@@ -41,8 +45,8 @@ class Speculation:
         self._draft = Draft([], [])
         self._accepted = 0
         self._chosen = 0
-        for source in self._sources:
-            source.start(trio)
+        for source in sources:
+            self._guarded(source, partial(source.start, trio))
 
     def prepare(self, most: int) -> None:
         """Reads ahead, if that is worth it, where the next choice has not been read yet.
@@ -71,45 +75,61 @@ class Speculation:
         self._chosen += 1
         place = self._chosen - 1
         if self._accepted == place < len(self._draft.tokens):
-            self._accepted += self._draft.tokens[place] == token
+            right = self._draft.tokens[place] == token
+            self._accepted += right
+            self._tally.by_source[self._source.name].accepted += right
         if self._accepted < self._chosen:  # another token, or behind the draft
             self._finish()
 
     def _best(self, most: int) -> DraftSource | None:
         """The source that promises most."""
         found, best = None, 0.0
-        for source in self._sources:
-            grade = source.grade(self._trio)
-            gain = 0.0 if grade is None else self._policy.gain(source, grade, most)
-            if gain > best:
+        for source in list(self._sources):
+            gain = self._guarded(source, partial(self._gain, source, most))
+            if gain is not None and gain > best:
                 found, best = source, gain
         return found if self._policy.allows(best) else None
 
+    def _gain(self, source: DraftSource, most: int) -> float:
+        grade = source.grade(self._trio)
+        return 0.0 if grade is None else self._policy.gain(source, grade, most)
+
     def _try(self, source: DraftSource, most: int) -> None:
-        """Drafts and reads it; a source that fails is left out from then on."""
-        try:
-            draft = source.draft(self._trio, most, self._policy.go_on(source, most))
-            if not draft.tokens:
-                return
-            self._trio.look_ahead(draft.tokens, read=draft.read)
-        except Cancelled:
-            raise
-        except Exception as error:  # whatever it is, the answer does not need the draft
-            self._sources.remove(source)
-            self._tally.notices.append(
-                f"Drafts by {source.name} failed ({type(error).__name__}) and are switched off; "
-                "the answer is the same, and comes slower."
-            )
+        """Drafts and reads it."""
+        draft = self._guarded(source, partial(self._drafted, source, most))
+        if draft is None or not draft.tokens:
             return
         self._source, self._draft, self._accepted, self._chosen = source, draft, 0, 0
         count = self._tally.by_source.setdefault(source.name, Count())
         count.rounds += 1
         count.drafted += len(draft.tokens)
 
+    def _drafted(self, source: DraftSource, most: int) -> Draft:
+        go_on = self._policy.go_on(source, most)
+        draft = source.draft(self._trio, most, go_on).checked(most, len(source.priors))
+        if draft.tokens:
+            self._trio.look_ahead(draft.tokens, read=draft.read)
+        return draft
+
+    def _guarded(self, source: DraftSource, work: Callable[[], T]) -> T | None:
+        """What a source does; one that fails is left out from then on."""
+        try:
+            return work()
+        except Cancelled:
+            raise
+        except ContextOverflow:  # the little that is left is written step by step
+            self._sources.clear()
+        except Exception as error:  # whatever it is, the answer does not need the draft
+            self._sources = [each for each in self._sources if each is not source]
+            self._tally.notices.append(
+                f"Drafts by {source.name} failed ({type(error).__name__}) and are switched off; "
+                "the answer is the same, and comes slower."
+            )
+        return None
+
     def _finish(self) -> None:
         """Takes in how the draft fared."""
         if self._source is None:
             return
         self._policy.checked(self._source, self._draft, self._accepted, self._chosen)
-        self._tally.by_source[self._source.name].accepted += self._accepted
         self._source = None
