@@ -78,6 +78,7 @@ class FakeModel:
         self.size = 1
         self.on_gpu = False
         self.by_fours = False
+        self.threads = 1
         self.tokens: list[int] = []
         self.extended = 0
         self._seed = seed
@@ -88,6 +89,9 @@ class FakeModel:
     @property
     def position(self) -> int:
         return len(self.tokens)
+
+    def use_threads(self, count: int) -> None:
+        assert 1 <= count <= self.threads
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
         return self._tokenize(text, special=special)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from capt_local.align.fit import AnyAlignment, fit
 from capt_local.align.kinds import Align
@@ -48,6 +50,8 @@ class Assembly:
         self._cached = dict(cached)
         self._tokenizers = dict(tokenizers)
         self._hint = hint
+        # A thread is made when there is work for it.
+        self._pool = ThreadPoolExecutor(max(1, len(self._cached) - 1), "capt-local")
         self._tables: dict[str, Tables] = {}
         self._shared: Callable[[str], Tables] | None = None
         self._strings: dict[str, TokenStrings] = {}
@@ -87,15 +91,15 @@ class Assembly:
         if method is Method.CAPT and len(roles) == 1:
             roles = ("target", "expert", "base")
         leader, *others = [self._need(role) for role in roles]
-        tokenizer = self._tokenizers[leader.role]
+        shared: dict[str, Any] = {"tokenizer": self._tokenizers[leader.role], "pool": self._pool}
         if method is Method.CAPT:
             followed = self._onto(leader.role).followers(options.align, others)
-            return Trio(leader, followed, options.combine, tokenizer=tokenizer)
+            return Trio(leader, followed, options.combine, **shared)
         if not others:
-            return Trio(leader, (), options.combine, tokenizer=tokenizer)
+            return Trio(leader, (), options.combine, **shared)
         if method is Method.EXPERT_LED:
             led = self._onto(leader.role).followers(options.align, others)
-            return Trio(leader, led, options.combine, expert_leads=True, tokenizer=tokenizer)
+            return Trio(leader, led, options.combine, expert_leads=True, **shared)
         if method in (Method.PROXY_TUNING, Method.CONTRASTIVE):
             self._need_one_vocabulary(method, roles)
             alignment: AnyAlignment = SharedVocabulary()
@@ -107,7 +111,7 @@ class Assembly:
             for each in others
         ]
         rule = Published(self._choices(method, scoring=scoring))
-        return Trio(leader, followers, options.combine, rule, tokenizer=tokenizer)
+        return Trio(leader, followers, options.combine, rule, **shared)
 
     def _choices(self, method: Method, *, scoring: bool) -> Callable[..., Choices]:
         """The published algorithm."""

@@ -71,6 +71,15 @@ class Model(Protocol):
         ...
 
     @property
+    def threads(self) -> int:
+        """Threads of the processor that it runs on; 0 where a GPU computes."""
+        ...
+
+    def use_threads(self, count: int) -> None:
+        """Lets what comes run on so many threads, so that other models can run beside it."""
+        ...
+
+    @property
     def by_fours(self) -> bool:
         """Whether its kernels take four tokens of a batch at once."""
         ...

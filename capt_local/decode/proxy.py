@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,27 +107,36 @@ class Proxy:
             self.settle()
         self.cached.kept.begin(self.tokens)
 
-    def look_ahead(self, pieces: Sequence[tuple[int, bytes]]) -> None:
-        """Reads what the next places need if these pieces come; see `Follower.look_ahead`.
+    def look_ahead(self, pieces: Sequence[tuple[int, bytes]]) -> Callable[[], None] | None:
+        """What reads the next places if these pieces come; see `Follower.look_ahead`.
 
         The tokens of the whole draft go through the model in one batch. Where the draft is cut
         off in the middle of them, the text has other tokens: these branch off, in a second batch.
         """
         contexts = self._contexts(pieces)
         path, need = contexts[-1], self.need()
-        if need is not None and path[: len(self.tokens)] != self.tokens:
-            self.settle()  # the draft changes the last token, which has to be read first
-            need = self.need()
-        same = common_length(self.tokens, path)
-        self.cached.look_ahead(path, same + 1 if need is None else len(self.tokens) - need.rows + 1)
+        goes_on = path[: len(self.tokens)] == self.tokens
+        first = common_length(self.tokens, path) + 1
+        if need is not None and goes_on:
+            first = len(self.tokens) - need.rows + 1
+        ready = all(self.cached.has(path[:count], 1) for count in range(first, len(path) + 1))
         tails: dict[tuple[int, ...], int] = {}
         for tokens in contexts[1:]:
             at = common_length(tokens, path)
             # After the end of a longer tail alone a row is read; two of them would want more.
             if at == len(tokens) - 1 and not self.cached.has(tokens, 1):
                 tails[tuple(tokens)] = at
-        if tails and max(tails.values()) <= len(self.cached.tokens):
-            self._branch(tails)
+        if ready and not tails and (need is None or goes_on):
+            return None
+
+        def read() -> None:
+            if not goes_on:
+                self.settle()  # the draft changes the last token, which has to be read first
+            self.cached.look_ahead(path, first)
+            if tails and max(tails.values()) <= len(self.cached.tokens):
+                self._branch(tails)
+
+        return read
 
     def _branch(self, tails: dict[tuple[int, ...], int]) -> None:
         """Reads what follows texts that leave the decoded one, each after so many tokens."""

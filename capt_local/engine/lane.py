@@ -76,6 +76,14 @@ class Lane:
         return self.metadata.gpu_layers > 0
 
     @property
+    def threads(self) -> int:
+        """None of its own: what runs beside it are the other lanes."""
+        return 0
+
+    def use_threads(self, count: int) -> None:
+        """Nothing; see `threads`."""
+
+    @property
     def by_fours(self) -> bool:
         """Whether its kernels take four tokens of a batch at once."""
         return self.metadata.by_fours

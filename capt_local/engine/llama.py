@@ -19,6 +19,7 @@ from capt_local.engine.context import Context, Rows
 from capt_local.engine.grammar import Grammar
 from capt_local.engine.interrupts import HeldInterrupts
 from capt_local.engine.options import LoadOptions
+from capt_local.engine.parameters import physical_cores
 from capt_local.engine.weights import Metadata, Progress, Weights
 from capt_local.errors import ContextOverflow, NumericalError
 from capt_local.vocab.vocabulary import Vocabulary
@@ -171,6 +172,15 @@ class LlamaModel:
     def on_gpu(self) -> bool:
         """Whether a GPU computes at least a part of it."""
         return self.metadata.gpu_layers > 0
+
+    @property
+    def threads(self) -> int:
+        """Threads of the processor; 0 where a GPU computes."""
+        return 0 if self.on_gpu else self._options.threads or physical_cores()
+
+    def use_threads(self, count: int) -> None:
+        """Lets what comes run on so many threads; see `decode.model.Model`."""
+        self._context.use_threads(count)
 
     @property
     def by_fours(self) -> bool:

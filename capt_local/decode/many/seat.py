@@ -126,6 +126,15 @@ class Seat:
         return self._lane.on_gpu
 
     @property
+    def threads(self) -> int:
+        """None of its own; see `engine.lane.Lane`."""
+        return self._lane.threads
+
+    def use_threads(self, count: int) -> None:
+        """See `Model.use_threads`."""
+        self._lane.use_threads(count)
+
+    @property
     def by_fours(self) -> bool:
         """Whether its kernels take four tokens of a batch at once."""
         return self._lane.by_fours
