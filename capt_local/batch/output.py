@@ -118,7 +118,7 @@ class OutputLine:
         response: `{status_code, request_id, body}`, or None.
         error: `{code, message}`, or None.
         capt: what the expert changed, or None.
-        timings: seconds by name.
+        timings: seconds by name, and `speed`: how often each model ran.
         provenance: of this line; see `Origin`.
     """
 
@@ -198,14 +198,17 @@ class Origin:
         if not logprobs:
             choice["logprobs"] = None
         body["choices"] = [choice]
+        capt, timings = dict(answer["capt"]), dict(answer["timings"])
+        if "speed" in capt:  # how much work it was depends on what was in the caches before
+            timings["speed"] = capt.pop("speed")
         failure = Failure(ErrorCode.INVALID_STRUCTURE, invalid) if invalid else None
         said = _said(choice)
         return OutputLine(
             asked=asked,
             response={"status_code": 200, "request_id": self._request(asked), "body": body},
             error=failure.as_object() if failure else None,
-            capt=dict(answer["capt"]),
-            timings=dict(answer["timings"]),
+            capt=capt,
+            timings=timings,
             provenance=self._provenance(asked, now, "failed" if failure else OK)
             | {
                 "finish_reason": choice["finish_reason"],

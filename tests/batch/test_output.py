@@ -90,6 +90,14 @@ def test_the_provenance_of_a_line() -> None:
     }
 
 
+def test_how_much_work_it_was_stands_among_the_times() -> None:
+    answer = answer_object(ANSWER)
+    answer["capt"]["speed"] = {"drafted": 3}
+    value = read(Origin(OF).answered(ASKED, answer, NOW))
+    assert value["timings"]["speed"] == {"drafted": 3} and "speed" not in value["capt"]
+    assert answer["capt"]["speed"]  # what was given is as it was
+
+
 def test_log_probabilities_on_request_and_the_line_as_an_answer() -> None:
     answer = answer_object(ANSWER, top_logprobs=3)
     value = read(Origin(OF).answered(ASKED, answer, NOW, logprobs=True))
