@@ -135,9 +135,8 @@ class Worker:
         while not self._ended:
             keys: list[int] = []
             asks = self._asks(opening, keys)
-            # One at a time is what `generate` does, to the last bit.
-            alone = opening.parallel == 1
-            for answered in runtime.generate_many(asks, parallel=opening.parallel, alone=alone):
+            # Also where it is one at a time: so answers have the same bits as side by side.
+            for answered in runtime.generate_many(asks, parallel=opening.parallel):
                 self._deliver(runtime.bundle.id, keys[answered.index], answered)
 
     def _asks(self, opening: Opening, keys: list[int]) -> Iterator[Ask]:

@@ -119,7 +119,7 @@ def _chosen(
     stop = tuple(checked(text, "--stop") for text in what.stop or ())
     rules, digest = form_of(form.json_schema)
     then, given = load_then(manifest), load_options(model, bundle)
-    unset = load_options(ModelFlags(), Bundle("", {}))
+    unset = load_options(ModelFlags(), bundle)
     changed = {
         field.name: getattr(given, field.name)
         for field in dataclasses.fields(LoadOptions)

@@ -45,9 +45,7 @@ class FakeRuntime:
     ) -> None:
         pass
 
-    def generate_many(
-        self, asks: Iterable[Ask], *, parallel: int, alone: bool
-    ) -> Iterator[Answered]:
+    def generate_many(self, asks: Iterable[Ask], *, parallel: int) -> Iterator[Answered]:
         """As that of `Runtime`: lanes are filled first, then answered in turn."""
         coming = enumerate(asks)
         lanes: list[tuple[int, Ask]] = []

@@ -1,0 +1,341 @@
+"""`batch` with the trio that travels with the package: whole runs, stopped ones, parts of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from capt_local.cli.app import run
+
+ROOT = Path(__file__).resolve().parents[2]
+CANARY = "zyzzyva-canary"
+NOTES = [
+    "58-year-old woman with dyspnea on exertion.",
+    "What are the symptoms of asthma?",
+    "Metoprolol 25 mg twice a day.",
+    "Chest pain since this morning, no fever.",
+    "Assessment: cardiomyopathy. Plan:",
+    f"Fever and a cough, {CANARY}.",
+]
+QUICK = ("-t", "1", "-n", "6", "-c", "512")
+
+
+def written(path: Path, lines: Sequence[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def notes(path: Path, count: int = len(NOTES)) -> str:
+    texts = (NOTES * count)[:count]
+    return written(path, [{"id": f"n{i}", "prompt": text} for i, text in enumerate(texts)])
+
+
+def results(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def untimed(path: Path) -> dict[str, dict[str, Any]]:
+    """Lines by their id without what tells times; fails where an id comes twice."""
+    found = {}
+    for line in results(path):
+        del line["timings"], line["provenance"]["time"]
+        if line["response"]:
+            del line["response"]["body"]["created"]
+        assert found.setdefault(line["id"], line) is line
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of an undisturbed run, four at once."""
+    folder = tmp_path_factory.mktemp("whole")
+    arguments = [notes(folder / "in.jsonl"), "-o", str(folder / "out.jsonl")]
+    assert run(["batch", *arguments, *QUICK, "--parallel", "4"]) == 0
+    return folder / "out.jsonl"
+
+
+def test_a_run_has_a_line_for_each_record(whole: Path) -> None:
+    found = untimed(whole)
+    assert sorted(found) == [f"n{i}" for i in range(len(NOTES))]
+    line = found["n1"]
+    body = line["response"]["body"]
+    assert body["object"] == "chat.completion" and body["choices"][0]["logprobs"] is None
+    assert 0 < body["usage"]["completion_tokens"] <= 6
+    assert line["error"] is None and line["custom_id"] is None
+    assert line["provenance"]["ai_label"] == "AIRPT"
+    assert stat.S_IMODE(whole.stat().st_mode) == 0o600
+    assert CANARY not in whole.with_name("out.jsonl.run.json").read_text()
+    assert sorted(path.name for path in whole.parent.iterdir()) == [
+        "in.jsonl", "out.jsonl", "out.jsonl.run.json",
+    ]  # fmt: skip
+
+
+def test_a_finished_run_is_done(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = whole.read_bytes()
+    arguments = [str(whole.with_name("in.jsonl")), "-o", str(whole), *QUICK]
+    assert run(["batch", *arguments, "--json"]) == 0
+    out, err = capfd.readouterr()
+    summary = json.loads(out)
+    assert (summary["done"], summary["already_done"], summary["left"]) == (0, len(NOTES), 0)
+    assert CANARY not in err
+    assert whole.read_bytes() == before
+    assert run(["batch", *arguments, "--temp", "0.5"]) == 2
+    assert "parameters.sample.temperature (0.0, now 0.5)" in capfd.readouterr().err
+
+
+def test_one_at_a_time_and_in_parts_give_the_same_answers(
+    whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = str(whole.with_name("in.jsonl"))
+    one = tmp_path / "one.jsonl"
+    assert run(["batch", place, "-o", str(one), *QUICK, "--parallel", "1", "--limit", "3"]) == 0
+    assert "3 records are left: the same command goes on with them." in capfd.readouterr().err
+    parts = [str(tmp_path / f"part{i}.jsonl") for i in (1, 2)]
+    for number, part in enumerate(parts, 1):
+        more = ["--parallel", "4", "--shard", f"{number}/2"]
+        assert run(["batch", place, "-o", part, *QUICK, *more]) == 0
+    merged = tmp_path / "merged.jsonl"
+    assert run(["merge", *parts, "-o", str(merged), "--input", place]) == 0
+    assert [line["id"] for line in results(merged)] == [f"n{i}" for i in range(len(NOTES))]
+    assert untimed(merged) == untimed(whole)
+    lines, there = untimed(one), untimed(whole)
+    assert len(lines) == 3
+    for id, line in lines.items():
+        assert line["response"]["body"]["choices"] == there[id]["response"]["body"]["choices"]
+
+
+def test_a_record_is_run_again(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["replay", str(whole), "--id", "n5", "--input", str(whole.with_name("in.jsonl"))]
+    assert run([*arguments, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["identical"], found["settings_that_differ"]) == (True, [])
+    assert run(["replay", str(whole), "--id", "none", *arguments[4:]]) == 2
+
+
+def test_failed_records_are_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    place = written(
+        tmp_path / "in.jsonl",
+        [
+            {"id": "long", "prompt": f"{CANARY} " * 900},
+            {"id": "short", "prompt": NOTES[0], "max_tokens": 2, "logprobs": True},
+            {"custom_id": "batch", "method": "POST", "url": "/v1/chat/completions",
+             "body": {"messages": [{"role": "user", "content": CANARY}], "max_tokens": 1}},
+        ],
+    )  # fmt: skip
+    output, summary = tmp_path / "out.jsonl", tmp_path / "summary.json"
+    arguments = ["batch", place, "-o", str(output), *QUICK, "--in-order"]
+    assert run([*arguments, "--summary", str(summary)]) == 6
+    long, short, batch = results(output)
+    assert long["error"]["code"] == "context_overflow" and long["response"] is None
+    assert "target" in long["error"]["message"] and CANARY not in json.dumps(long)
+    content = short["response"]["body"]["choices"][0]["logprobs"]["content"]
+    assert len(content) == short["response"]["body"]["usage"]["completion_tokens"] == 2
+    assert batch["custom_id"] == "batch" and batch["error"] is None
+    told = json.loads(summary.read_text())
+    assert (told["done"], told["failed"]) == (2, {"context_overflow": 1})
+    assert "1 failed (context_overflow 1)" in capfd.readouterr().err
+    assert run([*arguments, "--retry-errors"]) == 6
+    assert [line["id"] for line in results(output)] == ["long", "short", "batch"]
+    assert CANARY not in capfd.readouterr().err
+
+
+def test_an_answer_that_breaks_off_is_not_of_its_schema(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"a": {"enum": ["yes", "no"]}}, '
+                      '"required": ["a"], "additionalProperties": false}')  # fmt: skip
+    place = written(
+        tmp_path / "in.jsonl",
+        [{"id": "whole", "prompt": "Yes or no?", "max_tokens": 30},
+         {"id": "cut", "prompt": "Yes or no?", "max_tokens": 2}],
+    )  # fmt: skip
+    output = tmp_path / "out.jsonl"
+    arguments = ["batch", place, "-o", str(output), *QUICK, "--json-schema", str(schema)]
+    assert run(arguments) == 6
+    lines = untimed(output)
+    said = lines["whole"]["response"]["body"]["choices"][0]["message"]["content"]
+    assert json.loads(said)["a"] in ("yes", "no") and lines["whole"]["error"] is None
+    assert lines["cut"]["error"]["code"] == "invalid_structure"
+    assert lines["cut"]["response"]["body"]["choices"][0]["finish_reason"] == "length"
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "capt_local", *arguments]
+
+
+def started(arguments: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """A batch run as a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command("batch", *arguments),
+        stdin=options.pop("stdin", subprocess.DEVNULL),
+        stderr=options.pop("stderr", subprocess.PIPE),
+        stdout=subprocess.DEVNULL,
+        env=environment,
+        **options,
+    )
+
+
+def wait_for_lines(process: subprocess.Popen[bytes], output: Path, count: int) -> None:
+    until = time.monotonic() + 120
+    while not output.exists() or output.read_bytes().count(b"\n") < count:
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.02)
+
+
+def worker_of(process: subprocess.Popen[bytes]) -> psutil.Process:
+    (child,) = psutil.Process(process.pid).children()
+    return child
+
+
+@pytest.fixture(scope="module")
+def long_whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of an undisturbed run of 24 records, two at once."""
+    folder = tmp_path_factory.mktemp("long")
+    arguments = [notes(folder / "in.jsonl", 24), "-o", str(folder / "out.jsonl")]
+    assert run(["batch", *arguments, *QUICK, "--parallel", "2"]) == 0
+    return folder / "out.jsonl"
+
+
+@pytest.fixture
+def long_run(long_whole: Path, tmp_path: Path) -> Iterator[list[str]]:
+    """Arguments of the same run with another output."""
+    place = str(long_whole.with_name("in.jsonl"))
+    yield [place, "-o", str(tmp_path / "out.jsonl"), *QUICK, "--parallel", "2"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_stops_the_run_and_it_goes_on(
+    long_whole: Path, long_run: list[str], number: int, code: int
+) -> None:
+    output = Path(long_run[2])
+    process = started(long_run)
+    wait_for_lines(process, output, 3)
+    worker = worker_of(process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert b"the same command goes on with them." in err
+    assert b"Traceback" not in err and CANARY.encode() not in err
+    assert not worker.is_running()
+    assert 3 <= len(untimed(output)) < 24
+    assert run(["batch", *long_run]) == 0
+    assert untimed(output) == untimed(long_whole)
+
+
+def test_a_killed_run_leaves_no_worker_and_goes_on(long_whole: Path, long_run: list[str]) -> None:
+    output = Path(long_run[2])
+    process = started(long_run)
+    wait_for_lines(process, output, 3)
+    worker = worker_of(process)
+    process.kill()
+    process.communicate(timeout=60)
+    psutil.wait_procs([worker], timeout=30)
+    assert not worker.is_running()
+    assert run(["batch", *long_run]) == 0
+    assert untimed(output) == untimed(long_whole)
+
+
+def test_a_killed_worker_is_replaced(long_whole: Path, long_run: list[str]) -> None:
+    output = Path(long_run[2])
+    process = started(long_run)
+    wait_for_lines(process, output, 3)
+    worker_of(process).kill()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert b"The worker process died: it was killed (SIGKILL)" in err
+    assert untimed(output) == untimed(long_whole)
+
+
+def test_a_second_ctrl_c_is_immediate_and_leaves_whole_lines(long_run: list[str]) -> None:
+    output = Path(long_run[2])
+    process = started(long_run)
+    wait_for_lines(process, output, 2)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert 2 <= len(untimed(output)) < 24
+
+
+def test_a_run_goes_on_where_nobody_reads_what_it_says(long_run: list[str]) -> None:
+    reader, writer = os.pipe()
+    process = started([*long_run, "--limit", "4"], stderr=writer)
+    os.close(writer)
+    os.close(reader)
+    assert process.wait(timeout=120) == 0
+    assert len(untimed(Path(long_run[2]))) == 4
+
+
+def test_standard_input_is_read_and_nohup_holds(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    process = started(
+        ["-", "-o", str(output), *QUICK],
+        stdin=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    lines = [{"id": f"n{i}", "prompt": NOTES[i]} for i in range(2)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    assert process.stdin is not None
+    process.stdin.write(text.encode())
+    process.stdin.close()
+    wait_for_lines(process, output, 1)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 0
+    assert len(untimed(output)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["{in}"], 2, "There is no output. Name a file with -o."),
+        (["{in}", "-o", "{folder}"], 2, "is a folder"),
+        (["{in}", "-o", "{in}"], 2, "is a file that the run reads"),
+        (["{in}", "-o", "{folder}/none/out.jsonl"], 2, "its folder is not there"),
+        (["{in}", "-o", "{other}"], 2, "holds something that is not of capt-local batch"),
+        (["{in}", "-o", "/dev/full"], 2, "is not a regular file"),
+        (["{bad}", "-o", "{out}"], 2, "line 2: not JSON"),
+        (["{in}", "-o", "{out}", "--template", "{template}"], 2, "line 1: "),
+        (["{in}", "-o", "{out}", "--parallel", "0"], 2, "--parallel takes a number"),
+        (["{in}", "-o", "{out}", "--shard", "3/2"], 2, "--shard"),
+        (["{in}", "-o", "{out}", "--top-logprobs", "2"], 2, "goes with --logprobs"),
+        (["{in}", "-o", "{out}", "--site-key", "{in}"], 2, "goes with --audit"),
+        (["{in}", "-o", "{out}", "--target", "{other}"], 3, ""),
+        (["{in}", "-o", "{out}", "-m", "./none"], 3, "There is no bundle"),
+        (["{in}", "-o", "{out}", "--parallel", "255", "-c", "1000000"], 4, "Not enough memory"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    told: str,
+) -> None:
+    places = {name: tmp_path / name for name in ("in.jsonl", "bad.jsonl", "other", "template")}
+    notes(places["in.jsonl"], 2)
+    places["bad.jsonl"].write_text(f'{{"id": "a", "prompt": "x"}}\n{CANARY}\n')
+    places["other"].write_text("somebody's file\n")
+    places["template"].write_text("{{ unknown }}")
+    names = {"in": "in.jsonl", "bad": "bad.jsonl", "other": "other", "template": "template"}
+    fields = {name: str(tmp_path / file) for name, file in names.items()}
+    fields |= {"folder": str(tmp_path), "out": str(tmp_path / "out.jsonl")}
+    given = [argument.format(**fields) for argument in arguments]
+    assert run(["batch", *given, "-t", "1"]) == code
+    err = capfd.readouterr().err
+    assert told in err
+    assert err.count("error: ") == 1 and "Traceback" not in err and CANARY not in err
+    assert places["other"].read_text() == "somebody's file\n"
