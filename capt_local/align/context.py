@@ -57,6 +57,8 @@ class CanonicalContext:
         self._text = b""
         self._cut = 0
         self._cut_tokens = self.fixed
+        self._whole = True
+        self._rests: tuple[int, list[bytes]] = (0, [])
         self.append(text)
 
     @property
@@ -69,10 +71,10 @@ class CanonicalContext:
 
         The first token of all has nothing before it and is left out.
         """
-        if not depth:
-            return []
-        last = self.tokens[max(self.fixed, 1) :][-depth:]
-        return rests([self._tokenizer.vocabulary.piece(token) for token in last])
+        if depth != self._rests[0]:
+            last = self.tokens[max(self.fixed, 1, len(self.tokens) - depth) :]
+            self._rests = depth, rests(list(map(self._tokenizer.vocabulary.piece, last)))
+        return self._rests[1]
 
     def append(self, text: bytes) -> int:
         """Adds text.
@@ -80,6 +82,8 @@ class CanonicalContext:
         Returns:
             How many tokens at the front stayed as they were; the others are to be decoded anew.
         """
+        if self._goes_on_at_cut(text):
+            self._cut, self._cut_tokens = len(self._text), len(self.tokens)
         self._text += text
         return self._replace_tail()
 
@@ -90,10 +94,18 @@ class CanonicalContext:
             self._cut, self._cut_tokens = 0, self.fixed
         return self._replace_tail()
 
+    def _goes_on_at_cut(self, text: bytes) -> bool:
+        """Whether the tokens that are there stay as they are, whatever comes with `text`."""
+        tail = self._text[self._cut :]
+        seam = tail[-1:] + text[:1]
+        return bool(tail) and self._whole and self._tokenizer.last_cut(seam) == 1
+
     def _replace_tail(self) -> int:
+        self._rests = 0, []
         tail = self._text[self._cut :]
         first = self._start and self._cut == 0
         new, whole = self._encode(tail, first=first)
+        self._whole = whole
         if not self._text and first and self._tokenizer.lead:
             new = list(self._tokenizer.lead_tokens)
         kept = self._cut_tokens

@@ -8,6 +8,7 @@ for a space), and the place where a text may be cut without changing its tokens 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -22,6 +23,8 @@ Tokenize = Callable[..., list[int]]
 # as one byte token. Text tokenized behind it is not at a beginning, so it gets no leading space.
 _GUARD = b"\x01"
 _TEXT_THEN_SPACE = re.compile(rb"(?=(\S) )")
+# An answer is tokenized word by word, and most of its words come again.
+_SHORT, _KEPT = 24, 4096
 # What SentencePiece writes for a space; written by people, it is not one.
 _SPACE_MARK = "\u2581".encode()
 
@@ -47,6 +50,7 @@ class TextTokenizer:
         self._forbidden = self._forbidden_in_text()
         self.lead: bytes = b" " if self._bytes(tokenize(b"a", special=False)) == b" a" else b""
         self._uncut = _bytes_before_spaces(vocabulary)
+        self._short = functools.lru_cache(_KEPT)(lambda text: self._encode(text, start=False))
 
     def encode(self, text: bytes, *, start: bool) -> list[int]:
         """Tokens of a text that people or models wrote. Markers in it stay text.
@@ -63,6 +67,11 @@ class TextTokenizer:
         Raises:
             ValueError: the vocabulary cannot spell one of the bytes.
         """
+        if not start and len(text) <= _SHORT:
+            return list(self._short(text))
+        return self._encode(text, start=start)
+
+    def _encode(self, text: bytes, *, start: bool) -> list[int]:
         tokens: list[int] = []
         for part, valid in _utf8_parts(text):
             first = start and not tokens

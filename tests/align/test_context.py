@@ -66,3 +66,26 @@ def test_bytes_without_a_token_are_left_out_and_told() -> None:
     context.append("\xc3".encode("latin-1") + b"card a")
     assert context.unseen
     assert vocabulary.text(context.tokens) == b"card card a"
+
+
+def test_a_word_behind_a_safe_cut_is_tokenized_alone() -> None:
+    asked: list[bytes] = []
+    plain = greedy_tokenizer(VOCABULARY)
+
+    def tokenize(text: bytes, *, special: bool) -> list[int]:
+        asked.append(text)
+        return plain(text, special=special)
+
+    context = CanonicalContext(TextTokenizer(VOCABULARY, tokenize), [0], b"card", start=True)
+    asked.clear()
+    assert context.append(b" cardiac") == 2
+    assert asked == [b" cardiac"]
+    assert context.append(b" a") == len(context.tokens) - 1
+    assert context.rests(2) == [b" a", b"iac a"]
+
+
+def test_tokens_of_a_short_text_are_the_callers_own() -> None:
+    tokens = tokenizer(b"")
+    first = tokens.encode(b"card", start=False)
+    first.append(0)
+    assert tokens.encode(b"card", start=False) == first[:-1]
