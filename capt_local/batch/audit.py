@@ -32,11 +32,12 @@ from capt_local.strict.files import read_bytes
 from capt_local.strict.json import parse_object
 from capt_local.strict.problems import NotReadable
 
-WHAT = "The audit log (--audit)"
+WHAT = "The audit log"
 BEFORE_THE_FIRST = "0" * 64
 _FILES = Files()
 _SHORTEST_KEY = 16
 _LARGEST_KEY = 1 << 16
+_LONGEST = 1 << 20  # bytes of a line
 _CHUNK = 1 << 20
 
 
@@ -200,7 +201,8 @@ def verify(path: Path) -> Verdict:
     """
     try:
         if not path.is_file():
-            raise UsageError(f"{WHAT} cannot be read: there is no such file.")
+            reason = "it is not a file" if path.exists() else "there is no such file"
+            raise UsageError(f"{WHAT} cannot be read: {reason}.")
         with path.open("rb", buffering=0) as stream:
             return _examine(stream)
     except (OSError, ValueError) as error:
@@ -250,8 +252,7 @@ def output_hmac(path: Path, key: bytes) -> str:
 def _examine(stream: io.FileIO) -> Verdict:
     entries: list[Mapping[str, Any]] = []
     head, whole = BEFORE_THE_FIRST, 0
-    lines = raw_lines(stream)
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(raw_lines(stream, _LONGEST), 1):
         if not line.endswith(b"\n") and _begins_as_ours(line, number):
             return Verdict(tuple(entries), head, torn=len(line), whole=whole)
         value, problem = _checked(line, number, head)
@@ -264,6 +265,8 @@ def _examine(stream: io.FileIO) -> Verdict:
 
 def _begins_as_ours(line: bytes, number: int) -> bool:
     """Whether half a line is the beginning of an entry; nothing else is ever cut off."""
+    if len(line) == _LONGEST:
+        return False
     front = f'{{"n": {number}, "time": "'.encode()
     return line[: len(front)] == front[: len(line)]
 

@@ -92,11 +92,17 @@ def scan(stream: io.FileIO, run: str, what: str) -> Scan:
     return Scan(kept, whole, size)
 
 
-def raw_lines(stream: io.FileIO) -> Iterator[bytes]:
-    """The lines of a file with their ends; the last one may have none."""
+def raw_lines(stream: io.FileIO, longest: int = -1) -> Iterator[bytes]:
+    """The lines of a file with their ends; the last one may have none.
+
+    Args:
+        stream: open for reading.
+        longest: bytes after which a longer line is cut in two; -1: none is.
+    """
     stream.seek(0)
     with open(stream.fileno(), "rb", closefd=False, buffering=1 << 20) as reader:
-        yield from reader
+        while line := reader.readline(longest):
+            yield line
 
 
 def read_line(stream: io.FileIO, kept: Kept) -> bytes:

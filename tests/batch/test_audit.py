@@ -129,11 +129,23 @@ def test_what_is_no_log_is_left_alone(held: bytes, tmp_path: Path) -> None:
     assert path.read_bytes() == held
 
 
+def test_a_line_without_an_end_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log(path, 1)
+    with path.open("ab") as stream:
+        stream.write(b'{"n": 2, "time": "')
+        stream.truncate(1 << 33)  # zeros that take no room on the disk
+    found = verify(path)
+    assert found.bad == 2 and not found.torn
+
+
 def test_places_where_no_log_can_be(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "no" / "smith", tmp_path / "smith\0"):
         with pytest.raises(UsageError, match="audit log") as error:
             AuditLog(path)
         assert "smith" not in str(error.value)
+    with pytest.raises(UsageError, match="it is not a file"):
+        verify(tmp_path)
     with pytest.raises(UsageError, match="no such file"):
         verify(tmp_path / "smith")
 

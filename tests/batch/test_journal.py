@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from capt_local.batch.journal import Journal, JournalBroken
 from capt_local.batch.manifest import RunFacts, read_manifest
+from capt_local.batch.output import Asked, ErrorCode, Failure, Origin
 from capt_local.batch.shard import Shard
 from capt_local.errors import UsageError
+from capt_local.report.json import Answer, answer_object
 from tests.batch.faults import Quick
 from tests.batch.runs import NOTE, asked, beside, fingerprint, ids, in_file, line, run
 
@@ -340,3 +344,24 @@ def test_another_files_of_the_same_beginning_stay(tmp_path: Path) -> None:
     for ending in ("lock", "new", "torn-1", "old-1"):
         assert (tmp_path / f"out.{ending}").read_bytes() == b"mine"
     assert "torn-2" in beside(output) and "old-2" in beside(output)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(), st.text(min_size=1), st.floats(), st.text())
+def test_whatever_is_said_is_a_line_that_is_read_back(
+    tmp_path: Path, said: str, id: str, number: float, message: str
+) -> None:
+    output = tmp_path / "out"
+    one = Asked(id.encode("utf-8", "replace").decode(), 1, "ab" * 32)
+    other = Asked(one.id + "+", 2, "cd" * 32)
+    answer = answer_object(Answer((), said.encode("utf-8", "replace"), None, "demo"))
+    answer["capt"]["mean_contrast"] = number
+    origin = Origin(OF)
+    with Journal.open(output, OF, force_new=True, files=Quick()) as journal:
+        journal.append(origin.answered(one, answer, 0.0, warnings=[message]))
+        journal.append(origin.failed(other, Failure(ErrorCode.UNEXPECTED, message), 0.0))
+    with Journal.open(output, OF, files=Quick()) as journal:
+        assert journal.notices == []
+        assert journal.done == {one.id: "ok", other.id: "unexpected"}
+    for path in tmp_path.iterdir():
+        path.unlink()
