@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -88,16 +88,20 @@ def check_input(
         refuse_other_id(asking.id_field)
         asking = dataclasses.replace(asking, prompt_field="note")
     checking = _Checking(held, asking, options or GenerateOptions(), model, limits)
-    try:
-        for count, piece in enumerate(held.pieces()):
-            checking.take(piece)
-            if progress is not None and count % _TOLD_EVERY == 0:
-                progress(held.share)
-    except OSError as error:
-        raise _unreadable(error) from None
+    for count, piece in enumerate(_pieces(held)):
+        checking.take(piece)
+        if progress is not None and count % _TOLD_EVERY == 0:
+            progress(held.share)
     if held.stamp() != before:
         raise UsageError(f"{WHAT} was written to while it was checked. Run again when it is done.")
     return checking.source()
+
+
+def _pieces(held: Input) -> Iterator[Piece]:
+    try:
+        yield from held.pieces()
+    except OSError as error:
+        raise _unreadable(error) from None
 
 
 class _Checking:

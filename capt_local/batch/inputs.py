@@ -194,7 +194,7 @@ class Lines:
 
     def fields(self, piece: Piece) -> dict[str, object]:
         """The members of an object."""
-        return parse_object(piece.data)
+        return parse_object(piece.data, as_written=True)
 
     def again(self, start: int, size: int) -> bytes:
         """Reads the bytes at a place."""

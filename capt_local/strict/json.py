@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import NoReturn
 
 from capt_local.strict.files import utf8
@@ -16,39 +17,60 @@ _DIGITS = 1000  # of a whole number; reading takes the square of their count
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_json(data: bytes) -> object:
+class Number(float):
+    """A number with a point or an exponent, which as text is what was written: 4.10, 0.00005."""
+
+    __slots__ = ("_written",)
+    _written: str
+
+    def __new__(cls, written: str) -> Number:
+        """The number that a text spells."""
+        found = super().__new__(cls, written)
+        found._written = written
+        return found
+
+    def __str__(self) -> str:
+        """What was written."""
+        return self._written
+
+
+def parse_json(data: bytes, *, as_written: bool = False) -> object:
     """Bytes as JSON: no key twice, no NaN or infinity, no half of a character.
+
+    Args:
+        data: of the text.
+        as_written: gives numbers that are not whole as `Number`, for who prints them.
 
     Raises:
         NotReadable: they are not, or are nested too deeply.
     """
     text = utf8(data)
-    value = load(text)
+    value = load(text, as_written=as_written)
     if _SURROGATE.search(text):
         check_characters(value)
     return value
 
 
-def parse_object(data: bytes) -> dict[str, object]:
+def parse_object(data: bytes, *, as_written: bool = False) -> dict[str, object]:
     """The same for bytes that are to be an object.
 
     Raises:
         NotReadable: they are not.
     """
-    value = parse_json(data)
+    value = parse_json(data, as_written=as_written)
     if not isinstance(value, dict):
         raise NotReadable("not a JSON object")
     return value
 
 
-def load(text: str) -> object:
+def load(text: str, *, as_written: bool = False) -> object:
     """A text as JSON; it may spell halves of characters.
 
     Raises:
         NotReadable: it is not, or is nested too deeply.
     """
     try:
-        value: object = _DECODER.decode(text)
+        value: object = _DECODERS[as_written].decode(text)
     except RecursionError:
         raise NotReadable("nested too deeply") from None
     except ValueError:
@@ -117,14 +139,17 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _finite(text: str) -> float:
-    value = float(text)
+def _finite(text: str, kind: type[float] = float) -> float:
+    value = kind(text)
     if value in (float("inf"), float("-inf")):
         raise NotReadable("a number is too large")
     return value
 
 
 # Made once: `json.loads` would make one for each line.
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite, parse_int=_whole
+_DECODERS = tuple(
+    json.JSONDecoder(
+        object_pairs_hook=_object, parse_constant=_constant, parse_float=floats, parse_int=_whole
+    )
+    for floats in (_finite, partial(_finite, kind=Number))
 )

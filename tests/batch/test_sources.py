@@ -172,6 +172,14 @@ def test_the_check_can_be_watched_and_stopped(tmp_path: Path) -> None:
         check_input(path, progress=stop)
 
 
+def test_what_the_progress_raises_is_not_the_inputs(tmp_path: Path) -> None:
+    def broken(_: float) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        check_input(written(tmp_path, short()), progress=broken)
+
+
 def test_a_line_that_is_too_long_is_passed_over(tmp_path: Path) -> None:
     long = b'{"id": "x", "prompt": "' + b"z" * (5 << 20) + b'"}\n'
     error = refused(written(tmp_path, short("a") + long + short("b") + b"[]\n" + long.rstrip()))

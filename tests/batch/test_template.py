@@ -144,6 +144,12 @@ def test_a_template_is_the_users_message(tmp_path: Path) -> None:
     }
 
 
+def test_numbers_are_printed_as_they_were_written(tmp_path: Path) -> None:
+    path = written(tmp_path, b'{"id": "a", "k": 4.10, "dose": 0.00005, "n": [1E2]}\n')
+    (record,) = records(checked(path, "{{ k }} {{ dose }} {{ n[0] ~ '' }}{{ '!' if k > 4 }}"))
+    assert record.prompt == "4.10 0.00005 1E2!"
+
+
 def test_each_record_is_tried_before(tmp_path: Path) -> None:
     data = line(id="a", note=CANARY) + line(id="b") + line(id="c", note=None) + line(note="x")
     path = written(tmp_path, data + line(id="e", note=f"{CANARY}\0") + line(id="f", note="  "))

@@ -63,6 +63,17 @@ def test_what_is_taken() -> None:
     assert parse_json(b' {"a": -0.5e1}\r') == {"a": -5.0}
 
 
+def test_numbers_as_they_were_written() -> None:
+    data = b"[4.10, 0.00005, 1E2, -0.0, 7, 123456789012345678901234567890]"
+    found = parse_json(data, as_written=True)
+    assert isinstance(found, list)
+    assert f"[{', '.join(map(str, found))}]".encode() == data
+    assert found == parse_json(data) and found[0] + 1 == 4.1 + 1
+    assert str(parse_json(b"0.00005")) == "5e-05"
+    with pytest.raises(NotReadable, match="a number is too large"):
+        parse_json(b"[1e999]", as_written=True)
+
+
 def test_half_a_character_is_only_for_who_asks() -> None:
     assert load('"\\ud800"') == "\ud800"
 
