@@ -83,6 +83,7 @@ class Context:
         self._moves = recurrent
         self.seconds = 0.0
         self.calls = 0
+        self._clock = self._library.clock
         self._views: dict[tuple[int, int], Rows] = {}
 
     def _bind(self) -> None:
@@ -111,7 +112,8 @@ class Context:
                 part of the batch may have been added to the memory.
         """
         started = time.perf_counter()
-        code = self._decode(self._handle, self.batch.raw)
+        with self._clock:
+            code = self._decode(self._handle, self.batch.raw)
         self.seconds += time.perf_counter() - started
         self.calls += 1
         if code:
@@ -124,7 +126,8 @@ class Context:
     def rows(self, count: int) -> Rows:
         """The logits of the last `count` tokens that asked for them: a view, shape (count, n)."""
         started = time.perf_counter()
-        address = self._logits(self._handle, -count)  # waits for a GPU
+        with self._clock:
+            address = self._logits(self._handle, -count)  # waits for a GPU
         self.seconds += time.perf_counter() - started
         key = (address, count)
         view = self._views.get(key)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from capt_local.engine.clock import BusyClock
 from capt_local.engine.formats import leave_out_crashing
 from capt_local.engine.private import keep_memory_private
 from capt_local.errors import UsageError
@@ -69,11 +70,13 @@ class Library:
     Attributes:
         api: the module with the C functions.
         left_out: weight formats that are not used since they crash.
+        clock: how long models have computed, those that ran beside each other counted once.
     """
 
     def __init__(self) -> None:
         """Loads the binding, checks its version and starts llama.cpp's backends."""
         self.api: Any = _import_binding()
+        self.clock = BusyClock()
         self._lines: deque[tuple[int, str]] = deque(maxlen=32)
         # llama.cpp keeps only the address, so the callback has to live as long as the library.
         self._callback = self.api.llama_log_callback(self._log)

@@ -10,6 +10,7 @@ from capt_local.decode.generation import Generation
 from capt_local.decode.options import GenerateOptions, Method, Speed
 from capt_local.decode.speculate.tally import Tally
 from capt_local.decode.step import FinishReason, Step
+from capt_local.engine.library import library
 from capt_local.engine.plain import PlainLlama
 from capt_local.errors import Cancelled
 from capt_local.evaluate.speed.questions import Question
@@ -22,7 +23,7 @@ class Counts:
     """What the models of a runtime have done.
 
     Attributes:
-        seconds: in llama.cpp, all models.
+        seconds: in llama.cpp; what ran at once counts once.
         passes: batches, by role.
         decoded: tokens in them, by role.
     """
@@ -36,7 +37,7 @@ class Counts:
         """Until now."""
         models = runtime.models
         return cls(
-            sum(model.seconds for model in models.values()),
+            library().clock.seconds,
             {role: model.calls for role, model in models.items()},
             runtime.decoded(),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from capt_local.decode.proxy import Proxy, softmax
@@ -144,11 +146,11 @@ class DrivenExpert(_Driven):
         if offer is None:
             row.argmax()
             return Draft([], [])
-        wanted = self._script.draft(offer, len(trio.tokens))[:most]
-        ends = np.cumsum([len(trio.piece(token)) for token in wanted])
+        wanted = self._script.draft(offer, len(trio.tokens))
         text = b"".join(map(trio.piece, wanted))
+        pieces = self._tokenizer.encode(text, start=False)
         tokens, read = list(proxy.tokens), 0
-        for number, piece in enumerate(self._tokenizer.encode(text, start=False)):
+        for number, piece in enumerate(pieces):
             row.argmax()
             # Pieces and tokens are about as long, so that a piece has the grade of "its" token.
             grade = offer.grades[min(number, len(wanted) - 1)]
@@ -159,7 +161,16 @@ class DrivenExpert(_Driven):
             logits = cached.follow(tokens, 1)[0].copy()
             cached.kept.put(tokens, logits, view=False)
             row = softmax(logits)
-        return self._take(trio, offer, int(np.searchsorted(ends, read, side="right")))
+        begun = read < len(text) and not text[read : read + 1].isspace()
+        return self._take(trio, offer, min(most, _whole(trio, wanted, text[:read], begun=begun)))
+
+
+def _whole(trio: Trio, wanted: Sequence[int], text: bytes, *, begun: bool) -> int:
+    """Tokens of a draft that its text so far holds; a word that goes on counts no further."""
+    ends = np.cumsum([len(trio.piece(token)) for token in wanted])
+    count = int(np.searchsorted(ends, len(text), side="right"))
+    cut = trio.tokenizer.last_cut(text) if begun and trio.tokenizer is not None else 0
+    return min(count, int(np.searchsorted(ends, cut)) + 1) if cut else count
 
 
 def _sureness(row: np.ndarray) -> float:

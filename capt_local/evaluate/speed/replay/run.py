@@ -135,7 +135,7 @@ class ReplayMode:
             inside=spent.seconds,
             passes=spent.passes,
             decoded=spent.decoded,
-            drafts=drafts_of(tally),
+            drafts=None if self._options.speed is Speed.EXACT_STEPS else drafts_of(tally),
         )
 
     def _speculation(self, trio: Trio, script: Script, tally: Tally) -> Speculation | None:
