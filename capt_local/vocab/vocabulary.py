@@ -65,7 +65,7 @@ class Vocabulary:
         lengths = np.fromiter((len(piece) for piece in pieces), np.int64, len(pieces))
         self._offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
         self._data = b"".join(pieces)
-        self._marks = memoryview(self._offsets)  # a single one is read faster than an array's
+        self._marks = self._offsets.data  # one number of it is read faster than an array's
         self.kinds: npt.NDArray[np.uint8] = np.asarray(kinds, dtype=np.uint8)
         self.end_ids: IntArray = np.array(sorted(set(end_ids)), dtype=np.int32)
         self.bos = bos
