@@ -18,6 +18,8 @@ from capt_local.decode.stopwatch import CHEAP, FAIR
 # Kernels that take four tokens at once need little more than one and a half times what a single
 # one takes, and a token that is left over is computed by itself (Q4_0, AVX-512).
 _FOUR, _LEFT = 1.6, 0.8
+# What models take beside each other on half of the cores, over one after the other on all.
+_BESIDE = 0.75
 # Tokens of a proxy for one of the target: 1.23 for Llama 2 under Qwen2.
 _PIECES = 1.2
 
@@ -31,11 +33,13 @@ class Costs:
         proxies: one token of each of the others, by role.
         more: one token more in a batch, over one by itself.
         fours: whether tokens are computed four at a time.
+        beside: whether the others run beside each other.
     """
 
     proxies: Mapping[str, float]
     more: float = FAIR
     fours: bool = False
+    beside: bool = False
 
     @classmethod
     def of(
@@ -71,15 +75,20 @@ class Costs:
             drafted: tokens.
             leader: who decoded them one by one; see `DraftSource.leader`.
         """
-        cost = float(drafted) if leader == LEADING else self.batch(drafted + 1)
-        # The leading model's own draft leaves its last token unread, so one token less is checked.
-        places = drafted if leader == LEADING else drafted + 1
-        for role, one in self.proxies.items():
-            pieces = _PIECES * drafted + 1 if role == leader else self.batch(_PIECES * places)
-            cost += one * pieces
-        return cost
+        cost = float(drafted) if leader == "target" else self.batch(drafted + 1)
+        # The target's own draft leaves its last token unread, so one token less is checked.
+        places = drafted if leader == "target" else drafted + 1
+        checked = {role: one for role, one in self.proxies.items() if role != leader}
+        for role in self.proxies.keys() - checked.keys():
+            cost += self.proxies[role] * (_PIECES * drafted + 1)
+        return cost + self._others(checked, _PIECES * places)
+
+    def _others(self, proxies: Mapping[str, float], count: float) -> float:
+        """So many tokens at once through each of some models."""
+        cost = sum(proxies.values()) * self.batch(count)
+        return cost * _BESIDE if self.beside and len(proxies) > 1 else cost
 
     @property
     def step(self) -> float:
         """One token step by step."""
-        return 1.0 + sum(self.proxies.values()) * self.batch(_PIECES)
+        return 1.0 + self._others(self.proxies, _PIECES)

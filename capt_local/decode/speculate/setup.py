@@ -46,6 +46,7 @@ def costs(trio: Trio) -> Costs:
     own = trio.cached.model
     sizes = {each.role: each.model.size for each in trio.models}
     known = Costs.of(sizes, trio.cached.role, gpu=own.on_gpu, fours=own.by_fours)
+    known.beside = own.threads > 1 and not own.on_gpu
     if trio.cached.watch.more is not None and not own.by_fours:
         known.more = trio.cached.watch.more
     return known
