@@ -11,6 +11,7 @@ from unittest.mock import ANY
 import pytest
 
 from capt_local.cli.app import run
+from capt_local.errors import MemoryShortage
 from capt_local.evaluate.speed.replay.files import read_trace
 
 TASKS = Path(__file__).resolve().parent.parent / "data" / "tasks"
@@ -120,3 +121,34 @@ def test_answers_by_chance_drive_a_trio(percent: str, capfd: pytest.CaptureFixtu
 def test_a_trace_longer_than_the_context_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "-t", "1", "-c", "128", "--replay", "75"]) == 2
     assert "--ctx-size" in capfd.readouterr().err
+
+
+def test_where_no_second_copy_fits_llama_is_left_out_and_said(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise MemoryShortage("Not enough memory.")
+
+    monkeypatch.setattr("capt_local.cli.bench_modes.PlainLlama", none)
+    flags = ["bench", "-t", "1", "--json", "-n", "3", "-r", "1", "--prompt-tokens", "16"]
+    assert run([*flags, "--modes", "target,llama"]) == 0
+    told = capfd.readouterr()
+    assert list(json.loads(told.out)["modes"]) == ["target"]
+    assert "llama is left out" in told.err
+    assert run([*flags, "--modes", "llama"]) == 4
+
+
+def test_ctrl_c_ends_a_run_in_the_middle_of_an_answer(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = iter(range(1000))
+
+    def cancel(_: object) -> bool:
+        return next(asked) > 5
+
+    monkeypatch.setattr("capt_local.cli.interrupt.Interrupt.__call__", cancel)
+    assert run(["bench", "-t", "1", "--modes", "target", "--prompt-tokens", "16"]) == 130
+    trace = tmp_path / "trace.jsonl"
+    asked = iter(range(1000))
+    assert run(["bench", "-t", "1", "--record", str(trace), "--prompt-tokens", "16"]) == 130
+    assert not trace.exists() and not capfd.readouterr().out
