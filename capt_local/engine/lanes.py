@@ -2,9 +2,9 @@
 
 Short parts of many texts go through the model together; long ones (prompts) by themselves, in
 batches that depend on nothing but the text. So what a text gives is the same bit for bit whatever
-runs beside it, where the backend computes a token alike in batches of every size from two on. A
-lane that would be alone is given company, and where the backend does not (`alike`), all lanes are
-filled up each time.
+runs beside it, if the backend computes a token alike in batches of any size. Some backends do so
+from two tokens on: then a lane that would be alone is given company. Where all sizes differ, all
+lanes are filled up each time. Which it is, is tried out.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from capt_local.errors import CaptError, ContextOverflow, NumericalError
 
 # Tokens of a text that still go along with those of others; beyond, a batch of its own pays.
 MOST_TOGETHER = 4
-# Lanes between two parts that are rather filled up than computed in two batches.
-_GAP = 2
 _PAD = 0  # any token will do; nobody reads what it gives
 
 
@@ -43,7 +41,7 @@ class Lanes:
         lanes: the models, one a lane.
         most_together: so many tokens of a lane go along with those of others.
         decoded: tokens that texts have had decoded so far.
-        alike: whether a token gives the same bits in batches of different size.
+        least: lanes of a batch, from which on its size makes no difference to any bit.
         should_stop: asked while long texts are computed; True ends that with `Cancelled`.
     """
 
@@ -57,7 +55,7 @@ class Lanes:
         self.should_stop: Callable[[], bool] | None = None
         self.most_together = MOST_TOGETHER
         self.decoded = 0
-        self.alike = True
+        self.least = 1
         self._open = True
         count = max(count, 2)
         try:
@@ -69,9 +67,8 @@ class Lanes:
         self.lanes = tuple(Lane(self, number) for number in range(count))
         # A memory that cannot let go of one token takes none that nobody asked for.
         self._fills = self._context.can_rewind
-        self._gap = count if self._on_gpu else _GAP  # where a batch costs little more for them
         try:
-            self.alike = not self._fills or self._computes_alike()
+            self.least = self._smallest() if self._fills else 1
         except BaseException:
             self.close()
             raise
@@ -209,13 +206,17 @@ class Lanes:
             for first, stop in self._spans(sorted(here)):
                 self._pass(first, stop, at, here)
 
-    def _spans(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
+    def _spans(self, numbers: Sequence[int]) -> Sequence[tuple[int, int]]:
         """The lanes of each batch, neighbours all: llama.cpp computes no others together."""
         if not self._fills:
             return [(number, number + 1) for number in numbers]
-        if not self.alike:
-            return [(0, len(self.lanes))]
-        return spans(numbers, len(self.lanes), self._gap, by_fours=self.weights.metadata.by_fours)
+        return spans(
+            tuple(numbers),
+            len(self.lanes),
+            self.least,
+            by_fours=self.weights.metadata.by_fours,
+            on_gpu=self._on_gpu,
+        )
 
     def _pass(self, first: int, stop: int, at: int, here: dict[int, Part]) -> None:
         """One token of each lane from `first` on, which some of them forget at once."""
@@ -225,9 +226,9 @@ class Lanes:
         wanted = [part is not None and at >= len(part.tokens) - part.rows for part in parts]
         asked = list(wanted)
         if any(wanted) and self._fills:
-            # The last layer is computed for the rows alone: company for a single one there too.
-            least = 2 if self.alike else len(lanes)
-            for place in [i for i, row in enumerate(wanted) if not row][: least - sum(wanted)]:
+            # The last layer is computed for the rows alone, so they need the same company.
+            others = [place for place, row in enumerate(wanted) if not row]
+            for place in others[: max(self.least - sum(wanted), 0)]:
                 asked[place] = True
         self._batch.fill_lanes(first, tokens, [lane.position for lane in lanes], asked)
         try:
@@ -245,14 +246,21 @@ class Lanes:
                 if own and part is not None:
                     part.lane.rows[at - len(part.tokens) + part.rows] = rows[place]
 
-    def _computes_alike(self) -> bool:
-        """Whether two lanes say the same in the smallest batch and in the largest."""
-        found = []
-        for count in dict.fromkeys((2, len(self.lanes))):
-            for lane in self.lanes[:count]:
+    def _smallest(self) -> int:
+        """The smallest batch whose rows are those of the largest, bit for bit."""
+        count = len(self.lanes)
+        found: dict[int, list[Rows]] = {}
+        for self.least in sorted({size for size in (1, 2, 3, count) if size <= count}):
+            lanes = self.lanes[: self.least]
+            for lane in lanes:
                 lane.make_room(2)
-            self._passes([Part(lane, (1, 2, 3), 2) for lane in self.lanes[:count]])
-            found.append([lane.rows.copy() for lane in self.lanes[:2]])
-            for lane in self.lanes[:count]:
+            self._passes([Part(lane, (1, 2, 3), 2) for lane in lanes])
+            found[self.least] = [lane.rows.copy() for lane in lanes]
+            for lane in lanes:
                 self.cut(lane, 0)
-        return all(np.array_equal(row, found[0][0]) for pair in found for row in pair)
+        whole = found[count]
+        alike = {
+            size: all(map(np.array_equal, rows, whole)) and np.array_equal(rows[0], whole[-1])
+            for size, rows in found.items()
+        }
+        return next(size for size in alike if all(alike[more] for more in alike if more >= size))

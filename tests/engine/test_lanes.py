@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from capt_local.engine.lane import Lane, Part
 from capt_local.engine.lanes import MOST_TOGETHER, Lanes
 from capt_local.engine.llama import LlamaModel
-from capt_local.engine.spans import spans
+from capt_local.engine.spans import cost, spans
 from capt_local.engine.weights import Weights
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, ModelError, NumericalError
 from tests.engine.conftest import ONE_THREAD
@@ -60,7 +61,7 @@ def test_a_lane_says_what_a_context_of_its_own_says(
 
 
 def test_a_text_gives_the_same_bits_whatever_runs_beside_it(lanes: Lanes) -> None:
-    assert lanes.alike
+    assert lanes.least <= 2
     expected = alone(lanes.lanes[2], text(2), 12)
     again = alone(lanes.lanes[5], text(2), 12)
     assert all(np.array_equal(*pair) for pair in zip(expected, again, strict=True))
@@ -83,7 +84,7 @@ def test_a_text_gives_the_same_bits_whatever_runs_beside_it(lanes: Lanes) -> Non
 
 
 def test_all_lanes_are_filled_up_where_batches_differ(lanes: Lanes) -> None:
-    lanes.alike = False
+    lanes.least = COUNT
     expected = alone(lanes.lanes[0], text(0), 5)
     for number in range(1, COUNT):
         lanes.lanes[number].extend(text(number), rows=0)
@@ -217,7 +218,7 @@ def test_memory_that_cannot_forget_a_part_takes_nothing_in_vain(
 def test_one_lane_has_company(tiny_path: Callable[..., Path]) -> None:
     with Weights(tiny_path()) as weights:
         one, six = Lanes(weights, ONE_THREAD, 1), Lanes(weights, ONE_THREAD, 6)
-    assert len(one.lanes) == 2
+    assert len(one.lanes) == 2 and one.least <= 2
     pairs = zip(alone(one.lanes[0], text(0), 4), alone(six.lanes[3], text(0), 4), strict=True)
     assert all(np.array_equal(*pair) for pair in pairs)
     one.close()
@@ -225,28 +226,34 @@ def test_one_lane_has_company(tiny_path: Callable[..., Path]) -> None:
     six.close()
 
 
-def test_spans() -> None:
-    assert spans([0, 1, 2, 3], 8, 2) == [(0, 4)]
-    assert spans([0, 3], 8, 2) == [(0, 4)]
-    assert spans([0, 4], 8, 2) == [(0, 2), (4, 6)]
-    assert spans([7], 8, 2) == [(6, 8)]
-    assert spans([0, 7], 8, 8) == [(0, 8)]
-    assert spans([0, 1, 2, 3, 4, 5, 6], 8, 2) == [(0, 7)]
-    assert spans([0, 1, 2, 3, 4, 5, 6], 8, 2, by_fours=True) == [(0, 8)]
-    assert spans([0, 1], 8, 2, by_fours=True) == [(0, 4)]
-    assert spans([5, 6, 7], 8, 2, by_fours=True) == [(4, 8)]
-    assert spans([0, 1, 2], 3, 2, by_fours=True) == [(0, 3)]
-    assert spans([0, 4], 5, 2, by_fours=True) == [(0, 5)]
+@pytest.mark.parametrize("kind", [{}, {"by_fours": True}, {"on_gpu": True}])
+@pytest.mark.parametrize("least", [1, 2, 4])
+def test_spans_are_the_cheapest_that_hold_every_lane(least: int, kind: dict[str, bool]) -> None:
+    priced = {"by_fours": False, "on_gpu": False, **kind}
+    count = 5
+    everything = [
+        (first, stop) for first in range(count) for stop in range(first + least, count + 1)
+    ]
+    for bits in range(1, 1 << count):
+        wanted = tuple(lane for lane in range(count) if bits >> lane & 1)
+        found = spans(wanted, count, least, **kind)
+        held = [lane for first, stop in found for lane in range(first, stop)]
+        assert set(wanted) <= set(held) <= set(range(count))
+        assert held == sorted(set(held))
+        assert all(stop - first >= least for first, stop in found)
+        price = sum(cost(stop - first, **priced) for first, stop in found)
+        for size in (1, 2, 3):
+            for other in itertools.combinations(everything, size):
+                lanes = [lane for first, stop in other for lane in range(first, stop)]
+                if len(lanes) == len(set(lanes)) and set(wanted) <= set(lanes):
+                    assert sum(cost(b - a, **priced) for a, b in other) >= price - 1e-9
 
 
-@pytest.mark.parametrize("by_fours", [False, True])
-@pytest.mark.parametrize("gap", [1, 2, 8])
-def test_every_lane_that_is_wanted_is_in_one_span(gap: int, by_fours: bool) -> None:
-    for count in range(2, 10):
-        for bits in range(1, 1 << count):
-            seen = [lane for lane in range(count) if bits >> lane & 1]
-            found = spans(seen, count, gap, by_fours=by_fours)
-            held = [lane for first, stop in found for lane in range(first, stop)]
-            assert set(seen) <= set(held) <= set(range(count))
-            assert len(held) == len(set(held))
-            assert all(stop - first >= 2 for first, stop in found)
+def test_spans_for_kernels_of_several_kinds() -> None:
+    assert spans((0, 1, 2, 3, 4, 5, 6), 8, 1, by_fours=True) == ((0, 8),)
+    assert spans((1, 2), 8, 1, by_fours=True) == ((0, 4),)
+    assert spans((1, 6), 8, 1, by_fours=True) == ((1, 2), (6, 7))
+    assert spans((0, 3), 8, 2) == ((0, 4),)
+    assert spans((0, 7), 8, 2) == ((0, 2), (6, 8))
+    assert spans((0, 7), 8, 2, on_gpu=True) == ((0, 8),)
+    assert spans((7,), 8, 2) == ((6, 8),)
