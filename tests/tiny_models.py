@@ -90,6 +90,7 @@ def adapter_gguf(
     tensors: Mapping[str, np.ndarray],
     *,
     alpha: float | str = 1.0,
+    alpha_kind: str = "FLOAT32",
     architecture: str = "llama",
     kind: str = "lora",
     dtype: type[np.generic] = np.float32,
@@ -101,6 +102,7 @@ def adapter_gguf(
         path: of the new file.
         tensors: by name.
         alpha: llama.cpp multiplies by it over the rank.
+        alpha_kind: of the value, such as "FLOAT32".
         architecture: of the model that it claims to be for.
         kind: of the adapter.
         dtype: of the tensors.
@@ -109,10 +111,7 @@ def adapter_gguf(
     writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", kind)
-    if isinstance(alpha, str):
-        writer.add_string("adapter.lora.alpha", alpha)
-    else:
-        writer.add_float32("adapter.lora.alpha", float(alpha))
+    writer.add_key_value("adapter.lora.alpha", alpha, gguf.GGUFValueType[alpha_kind])
     if begins:
         writer.add_array("adapter.alora.invocation_tokens", list(begins))
     for name, values in tensors.items():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from capt_local.engine.header import Header, read_header
+from capt_local.engine.header import FLOAT32, Header, read_header
 from capt_local.engine.library import Library
 from capt_local.engine.options import Adapter
 from capt_local.errors import ModelError
@@ -128,8 +128,8 @@ def _other_kind(adapter: Header, model: Header) -> str | None:
         # The name comes from the file, so only a plain one is shown.
         shown = adapter.architecture if adapter.architecture.isidentifier() else "another"
         return f"it is made for the architecture {shown}, the model has {model.architecture}"
-    if not isinstance(values.get("adapter.lora.alpha", 0.0), float):
-        return "its alpha is not a number"
+    if adapter.kinds.get("adapter.lora.alpha", FLOAT32) != FLOAT32:
+        return "its alpha is not a number of 32 bits"
     if "adapter.alora.invocation_tokens" in adapter.lengths:
         return "it is one that begins in the middle of a text (aLoRA), which is not supported here"
     return None

@@ -23,19 +23,9 @@ _KEPT_ARRAY = 1024
 _CHUNK = 1 << 20
 
 # GGUF value types: id -> struct format. 8 is a string and 9 an array.
-_FORMATS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?",
+            10: "Q", 11: "q", 12: "d"}  # fmt: skip
+FLOAT32 = 6
 _STRING, _ARRAY = 8, 9
 
 # Number formats of tensors: id -> (numbers in a block, bytes of a block), as in ggml.
@@ -98,6 +88,7 @@ class Header:
         arrays: short arrays of numbers by key.
         lengths: length of every array by key.
         tensors: in the order of the file.
+        kinds: GGUF value type of each scalar by key.
     """
 
     file_size: int
@@ -105,6 +96,7 @@ class Header:
     arrays: dict[str, tuple[int | float | bool, ...]]
     lengths: dict[str, int]
     tensors: tuple[Tensor, ...]
+    kinds: dict[str, int]
 
     @property
     def architecture(self) -> str:
@@ -160,6 +152,7 @@ class _Reader:
         values: dict[str, Scalar] = {}
         arrays: dict[str, tuple[int | float | bool, ...]] = {}
         lengths: dict[str, int] = {}
+        kinds: dict[str, int] = {}
         for _ in range(pairs):
             key, kind = self._string(), self._number("I")
             if kind == _ARRAY:
@@ -167,11 +160,11 @@ class _Reader:
                 if kept:
                     arrays[key] = kept
             else:
-                values[key] = self._scalar(kind)
+                values[key], kinds[key] = self._scalar(kind), kind
         self._refuse_parts(values)
         found = tuple(self._tensor() for _ in range(tensors))
         self._check_places(found, values)
-        return Header(self._size, values, arrays, lengths, tuple(t for t, _ in found))
+        return Header(self._size, values, arrays, lengths, tuple(t for t, _ in found), kinds)
 
     def _check_places(
         self, found: tuple[tuple[Tensor, int], ...], values: dict[str, Scalar]

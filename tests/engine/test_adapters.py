@@ -18,7 +18,7 @@ from capt_local.engine.llama import LlamaModel
 from capt_local.engine.options import Adapter
 from capt_local.engine.several import estimates, open_models
 from capt_local.engine.weights import Weights
-from capt_local.errors import ModelError, UsageError
+from capt_local.errors import ModelError, NumericalError, UsageError
 from tests.engine.conftest import ONE_THREAD
 from tests.tiny_models import INNER, WIDTH, adapter_gguf, tiny_adapter, tiny_gguf
 
@@ -158,7 +158,8 @@ BAD: dict[str, tuple[Mapping[str, np.ndarray], dict[str, Any], str]] = {
     "architecture": (PAIR, {"architecture": "qwen2"}, "for the architecture qwen2, the model has"),
     "odd architecture": (PAIR, {"architecture": "\x1b[2J"}, "for the architecture another, the"),
     "no lora": (PAIR, {"kind": "control"}, "it is not a LoRA adapter"),
-    "alpha": (PAIR, {"alpha": "16"}, "its alpha is not a number"),
+    "alpha a text": (PAIR, {"alpha": "16", "alpha_kind": "STRING"}, "its alpha is not a number"),
+    "alpha too long": (PAIR, {"alpha_kind": "FLOAT64"}, "its alpha is not a number of 32 bits"),
     "begins later": (PAIR, {"begins": [1, 2]}, "begins in the middle of a text"),
     "empty": ({}, {}, "it holds no matrices"),
     "norms alone": ({"output_norm.weight": np.ones(WIDTH)}, {}, "it holds no matrices"),
@@ -229,6 +230,20 @@ def test_files_that_are_no_adapter(tiny_path: TinyPath, adapter: Path, tmp_path:
             assert path.name in str(caught.value)
             assert str(tmp_path) not in str(caught.value)
         logits(weights)  # nothing is left of them
+
+
+def test_an_adapter_that_is_no_numbers_is_told_at_the_first_step(
+    tiny_path: TinyPath, tmp_path: Path
+) -> None:
+    broken = {name: np.full_like(values, np.nan) for name, values in PAIR.items()}
+    path = adapter_gguf(tmp_path / "lora.gguf", broken)
+    files = {"expert": tiny_path(), "base": tiny_path()}
+    models = open_models(files, ONE_THREAD, adapters={"expert": Named(path)})
+    with pytest.raises(NumericalError, match=r"expert .* are not numbers"):
+        models["expert"].extend(TOKENS)
+    assert np.isfinite(models["base"].extend(TOKENS)).all()
+    for model in models.values():
+        model.close()
 
 
 def embedding_pair(tokens: int, rank: int = 2) -> dict[str, np.ndarray]:
