@@ -91,7 +91,7 @@ class Cover:
         """Entries of the table, for the budget of a cache."""
         return len(self.longer) + 2 * len(self._piece) + self._spans.size
 
-    def spans(self, wanted: IntArray) -> tuple[IntArray, IntArray]:
+    def spans(self, wanted: IntArray) -> tuple[Places, Places]:
         """Where the entries of each wanted event begin, and how many it has, shape (n,) each."""
         return self._spans.find(wanted)
 
@@ -207,26 +207,25 @@ class _Spans:
 
     def __init__(self, event: IntArray, events: int) -> None:
         keys, starts, counts = np.unique(event, return_index=True, return_counts=True)
-        # Behind the last key stands one that is never found and has no entries.
-        self._keys: IntArray = np.append(keys, np.int32(events))
-        self._starts: IntArray = np.append(starts, 0).astype(np.int32)
-        self._counts: IntArray = np.append(counts, 0).astype(np.int32)
-        self._table: IntArray | None = None
+        self._keys: IntArray | None = None
         if len(keys) * 4 > events:
-            # One entry more, so that NO_EVENT (-1) finds nothing.
-            self._table = np.full(events + 1, len(keys), dtype=np.int32)
-            self._table[keys] = np.arange(len(keys))
+            # One more for NO_EVENT (-1), which has no entries.
+            self._starts, self._counts = np.zeros((2, events + 1), np.intp)
+            self._starts[keys], self._counts[keys] = starts, counts
+        else:
+            # Behind the last key stands one that is never wanted.
+            self._keys = np.append(keys, np.int32(events))
+            self._starts, self._counts = np.append(starts, 0), np.append(counts, 0)
 
     @property
     def size(self) -> int:
-        """Numbers in memory."""
-        return 3 * len(self._keys) + (0 if self._table is None else len(self._table))
+        """Entries of 4 bytes in memory."""
+        return 4 * len(self._starts) + (0 if self._keys is None else len(self._keys))
 
-    def find(self, wanted: IntArray) -> tuple[IntArray, IntArray]:
+    def find(self, wanted: IntArray) -> tuple[Places, Places]:
         """See `Cover.spans`."""
-        if self._table is not None:
-            places: Places = self._table.take(wanted).astype(np.intp)
-        else:
-            places = self._keys.searchsorted(wanted)
-            places[self._keys.take(places) != wanted] = len(self._keys) - 1
+        if self._keys is None:
+            return self._starts.take(wanted), self._counts.take(wanted)
+        places = self._keys.searchsorted(wanted)
+        places[self._keys.take(places) != wanted] = len(self._keys) - 1
         return self._starts.take(places), self._counts.take(places)

@@ -60,8 +60,8 @@ def exponentials(logits: SingleArray, top: float) -> tuple[SingleArray, float]:
 def total(shares: SingleArray) -> float:
     """The sum of a row."""
     whole = len(shares) - len(shares) % _WIDTH
-    columns = shares[:whole].reshape(-1, _WIDTH).sum(axis=0)
-    return float(columns.sum()) + float(shares[whole:].sum())
+    columns = np.add.reduce(shares[:whole].reshape(-1, _WIDTH))
+    return float(np.add.reduce(columns)) + float(np.add.reduce(shares[whole:]))
 
 
 def plausible(logits: SingleArray, plausibility: float, most: int | None = None) -> Candidates:
@@ -134,9 +134,7 @@ def products(candidates: Candidates, said: FloatArray, powers: FloatArray) -> Pr
         said: log-probabilities of expert, base, and further pairs, shape (k, n).
         powers: the exponents a, b, -c, ... of each product, shape (m, 1 + k).
     """
-    scores: FloatArray = np.multiply.outer(powers[:, 0], candidates.logp)
-    if len(said):
-        scores += powers[:, 1:] @ said
+    scores: FloatArray = powers @ np.concatenate((candidates.logp[None], said))
     scores -= scores.max(axis=1, keepdims=True)
     shares = np.exp(scores)
     share = max(1.0 - candidates.rest, np.finfo(np.float64).tiny)

@@ -177,7 +177,7 @@ class Contrast:
     ) -> Distribution:
         """The mixture of the products."""
         members = products(own, said, self._signed)
-        experts, bases = said[0::2].sum(axis=0), said[1::2].sum(axis=0)
+        experts, bases = np.add.reduce(said[0::2]), np.add.reduce(said[1::2])
         contrast = own.logp - bases if self._expert_leads else experts - bases
         return Distribution(own, contrast, mixture(members, weights), row, members.logp, said)
 

@@ -59,7 +59,7 @@ def likeliest(
 ) -> int:
     """The place of the likeliest token after the penalty; see `choose`."""
     scores = penalised(tokens, logp, recent, options)
-    return int(np.argmax(scores if mask is None else np.where(mask, scores, -np.inf)))
+    return int((scores if mask is None else np.where(mask, scores, -np.inf)).argmax())
 
 
 def choose(
