@@ -19,6 +19,7 @@ from capt_local.errors import WorkerFailed
 # Records that a worker holds for each that it answers at once: with fewer than one more than that,
 # it would wait for a record while its answers waited for it.
 _AHEAD = 2
+GIVEN_UP = 5  # records in a row; then it is not the records
 DEATHS = 3  # of workers with one record, and in a row without one
 
 
@@ -89,6 +90,7 @@ class Crew:
         self._suspects: set[int] = set()
         self._deaths: Counter[int] = Counter()
         self._idle_deaths = 0
+        self._given_up = 0
 
     def hello(self, seconds: float) -> dict[str, Any] | None:
         """What the first worker says before it loads its models; None where it says nothing yet.
@@ -135,7 +137,7 @@ class Crew:
 
         Raises:
             CaptError: a worker cannot be started or cannot load the models, or workers die again
-                and again without a record.
+                and again without a record, or with every record.
         """
         event = self._worker.event(seconds)
         if isinstance(event, Death):
@@ -164,7 +166,7 @@ class Crew:
     def _done(self, event: wire.Message) -> Outcome:
         key = event["answered"] if "answered" in event else event["failed"]
         self._settled(key)
-        self._idle_deaths = 0
+        self._idle_deaths = self._given_up = 0
         self._feed()
         if "answered" in event:
             return Outcome(key, answer=event["answer"])
@@ -184,6 +186,7 @@ class Crew:
         given_up = self._blamed(held, death)
         # What it had not begun waits as before, behind what it had.
         left = [(key, ask) for key, ask in self._hand.items() if key != given_up]
+        self._given_up += given_up is not None
         left.sort(key=lambda item: item[0] not in self._suspects)
         self._hand.clear()
         self._waiting.extendleft(reversed(left))
@@ -197,6 +200,11 @@ class Crew:
     def _blamed(self, held: list[int], death: Death) -> int | None:
         """Counts a death against the records that the worker had; the one that is given up."""
         self._idle_deaths = 0 if held else self._idle_deaths + 1
+        if self._given_up >= GIVEN_UP:
+            raise WorkerFailed(
+                f"{GIVEN_UP} records in a row were given up, so it is not the records; the worker "
+                f"process dies whatever it is asked. Last, {death.cause}."
+            )
         if self._idle_deaths >= DEATHS:
             raise WorkerFailed(
                 f"The worker process died {DEATHS} times without a record; last, {death.cause}."

@@ -146,6 +146,12 @@ def test_a_worker_that_dies_once_is_replaced(bench: Bench, prompt: str, cause: s
     assert CANARY not in str(bench.news)
 
 
+def test_workers_that_die_whatever_they_are_asked_end_the_run(bench: Bench) -> None:
+    with pytest.raises(WorkerFailed, match="5 records in a row"):
+        bench.run({f"r{number}": "die SIGSEGV" for number in range(20)})
+    assert list(bench.journal.answers.values()) == ["worker_died"] * 5
+
+
 def test_a_failed_record_is_a_line_and_the_others_go_on(bench: Bench) -> None:
     prompts = {"a": "refuse", "b": "one", "c": "overflow", "d": "two"}
     assert bench.run(prompts, parallel=2, changed=("d",))
