@@ -1,10 +1,10 @@
 """Several texts at once on one context: each is a sequence with memory of its own, a lane.
 
 Short parts of many texts go through the model together; long ones (prompts) by themselves, in
-batches that depend on nothing but the text. So what a text gives is the same bit for bit whatever
-runs beside it, if the backend computes a token alike in batches of any size. Some backends do so
-from two tokens on: then a lane that would be alone is given company. Where all sizes differ, all
-lanes are filled up each time. Which it is, is tried out.
+batches that depend on nothing but the text. What a text gives is the same bit for bit whatever runs
+beside it: a backend computes a token alike at every place of batches of some sizes. Which these are
+is tried out, and only these are used: a batch that would have another size is filled up with tokens
+for neighbours, who forget them at once. Where there are none, each lane has batches of its own.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from capt_local.engine.context import Context, Rows
 from capt_local.engine.interrupts import HeldInterrupts
 from capt_local.engine.lane import Lane, Part
 from capt_local.engine.options import LoadOptions
-from capt_local.engine.spans import spans
+from capt_local.engine.spans import Kernels, best_sizes, spans, tried_sizes
 from capt_local.engine.weights import Weights
 from capt_local.errors import CaptError, ContextOverflow, NumericalError
 
 # Tokens of a text that still go along with those of others; beyond, a batch of its own pays.
 MOST_TOGETHER = 4
+_TRIED = (1, 2)  # tokens that any model has
 _PAD = 0  # any token will do; nobody reads what it gives
 
 
@@ -41,7 +42,7 @@ class Lanes:
         lanes: the models, one a lane.
         most_together: so many tokens of a lane go along with those of others.
         decoded: tokens that texts have had decoded so far.
-        least: lanes of a batch, from which on its size makes no difference to any bit.
+        sizes: of batches, which make no difference to any bit.
         should_stop: asked while long texts are computed; True ends that with `Cancelled`.
     """
 
@@ -55,7 +56,7 @@ class Lanes:
         self.should_stop: Callable[[], bool] | None = None
         self.most_together = MOST_TOGETHER
         self.decoded = 0
-        self.least = 1
+        self.sizes: tuple[int, ...] = ()
         self._open = True
         count = max(count, 2)
         try:
@@ -67,8 +68,10 @@ class Lanes:
         self.lanes = tuple(Lane(self, number) for number in range(count))
         # A memory that cannot let go of one token takes none that nobody asked for.
         self._fills = self._context.can_rewind
+        self._kernels = Kernels(weights.metadata.by_fours, self._on_gpu)
         try:
-            self.least = self._smallest() if self._fills else 1
+            if self._fills:
+                self._choose_sizes()
         except BaseException:
             self.close()
             raise
@@ -210,13 +213,7 @@ class Lanes:
         """The lanes of each batch, neighbours all: llama.cpp computes no others together."""
         if not self._fills:
             return [(number, number + 1) for number in numbers]
-        return spans(
-            tuple(numbers),
-            len(self.lanes),
-            self.least,
-            by_fours=self.weights.metadata.by_fours,
-            on_gpu=self._on_gpu,
-        )
+        return spans(tuple(numbers), len(self.lanes), self.sizes, self._kernels)
 
     def _pass(self, first: int, stop: int, at: int, here: dict[int, Part]) -> None:
         """One token of each lane from `first` on, which some of them forget at once."""
@@ -226,9 +223,10 @@ class Lanes:
         wanted = [part is not None and at >= len(part.tokens) - part.rows for part in parts]
         asked = list(wanted)
         if any(wanted) and self._fills:
-            # The last layer is computed for the rows alone, so they need the same company.
+            # The last layer is computed for the rows alone, and their number is a size, too.
             others = [place for place, row in enumerate(wanted) if not row]
-            for place in others[: max(self.least - sum(wanted), 0)]:
+            size = next(size for size in (*self.sizes, len(lanes)) if size >= sum(wanted))
+            for place in others[: size - sum(wanted)]:
                 asked[place] = True
         self._batch.fill_lanes(first, tokens, [lane.position for lane in lanes], asked)
         try:
@@ -246,21 +244,20 @@ class Lanes:
                 if own and part is not None:
                     part.lane.rows[at - len(part.tokens) + part.rows] = rows[place]
 
-    def _smallest(self) -> int:
-        """The smallest batch whose rows are those of the largest, bit for bit."""
+    def _choose_sizes(self) -> None:
+        """Finds the sizes of batches that give the same bits, at every place in them."""
         count = len(self.lanes)
-        found: dict[int, list[Rows]] = {}
-        for self.least in sorted({size for size in (1, 2, 3, count) if size <= count}):
-            lanes = self.lanes[: self.least]
+        classes: dict[bytes, list[int]] = {}
+        for size in tried_sizes(count):
+            self.sizes = (size,)
+            lanes = self.lanes[:size]
             for lane in lanes:
-                lane.make_room(2)
-            self._passes([Part(lane, (1, 2, 3), 2) for lane in lanes])
-            found[self.least] = [lane.rows.copy() for lane in lanes]
+                lane.make_room(1)
+            for at in range(len(_TRIED)):
+                self._pass(0, size, at, {lane.number: Part(lane, _TRIED, 1) for lane in lanes})
+            rows = {lane.rows.tobytes() for lane in lanes}
+            if len(rows) == 1:
+                classes.setdefault(rows.pop(), []).append(size)
             for lane in lanes:
                 self.cut(lane, 0)
-        whole = found[count]
-        alike = {
-            size: all(map(np.array_equal, rows, whole)) and np.array_equal(rows[0], whole[-1])
-            for size, rows in found.items()
-        }
-        return next(size for size in alike if all(alike[more] for more in alike if more >= size))
+        self.sizes = best_sizes(map(tuple, classes.values()), count, self._kernels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from capt_local.engine.context import Context
 from capt_local.engine.lane import Lane, Part
 from capt_local.engine.lanes import MOST_TOGETHER, Lanes
 from capt_local.engine.llama import LlamaModel
-from capt_local.engine.spans import cost, spans
+from capt_local.engine.spans import Kernels, best_sizes, spans, tried_sizes
 from capt_local.engine.weights import Weights
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, ModelError, NumericalError
 from tests.engine.conftest import ONE_THREAD
@@ -61,7 +63,7 @@ def test_a_lane_says_what_a_context_of_its_own_says(
 
 
 def test_a_text_gives_the_same_bits_whatever_runs_beside_it(lanes: Lanes) -> None:
-    assert lanes.least <= 2
+    assert len(lanes.sizes) > 2
     expected = alone(lanes.lanes[2], text(2), 12)
     again = alone(lanes.lanes[5], text(2), 12)
     assert all(np.array_equal(*pair) for pair in zip(expected, again, strict=True))
@@ -84,7 +86,7 @@ def test_a_text_gives_the_same_bits_whatever_runs_beside_it(lanes: Lanes) -> Non
 
 
 def test_all_lanes_are_filled_up_where_batches_differ(lanes: Lanes) -> None:
-    lanes.least = COUNT
+    lanes.sizes = (COUNT,)
     expected = alone(lanes.lanes[0], text(0), 5)
     for number in range(1, COUNT):
         lanes.lanes[number].extend(text(number), rows=0)
@@ -218,7 +220,7 @@ def test_memory_that_cannot_forget_a_part_takes_nothing_in_vain(
 def test_one_lane_has_company(tiny_path: Callable[..., Path]) -> None:
     with Weights(tiny_path()) as weights:
         one, six = Lanes(weights, ONE_THREAD, 1), Lanes(weights, ONE_THREAD, 6)
-    assert len(one.lanes) == 2 and one.least <= 2
+    assert len(one.lanes) == 2
     pairs = zip(alone(one.lanes[0], text(0), 4), alone(six.lanes[3], text(0), 4), strict=True)
     assert all(np.array_equal(*pair) for pair in pairs)
     one.close()
@@ -226,34 +228,59 @@ def test_one_lane_has_company(tiny_path: Callable[..., Path]) -> None:
     six.close()
 
 
-@pytest.mark.parametrize("kind", [{}, {"by_fours": True}, {"on_gpu": True}])
-@pytest.mark.parametrize("least", [1, 2, 4])
-def test_spans_are_the_cheapest_that_hold_every_lane(least: int, kind: dict[str, bool]) -> None:
-    priced = {"by_fours": False, "on_gpu": False, **kind}
+KINDS = [Kernels(), Kernels(by_fours=True), Kernels(on_gpu=True)]
+
+
+@pytest.mark.parametrize("kernels", KINDS)
+@pytest.mark.parametrize("sizes", [(1, 2, 3, 4, 5), (2, 4, 5), (5,), (1, 4)])
+def test_spans_are_the_cheapest_that_hold_every_lane(
+    sizes: tuple[int, ...], kernels: Kernels
+) -> None:
     count = 5
-    everything = [
-        (first, stop) for first in range(count) for stop in range(first + least, count + 1)
-    ]
+    everything = [(first, first + size) for size in sizes for first in range(count - size + 1)]
     for bits in range(1, 1 << count):
         wanted = tuple(lane for lane in range(count) if bits >> lane & 1)
-        found = spans(wanted, count, least, **kind)
+        found = spans(wanted, count, sizes, kernels)
         held = [lane for first, stop in found for lane in range(first, stop)]
         assert set(wanted) <= set(held) <= set(range(count))
         assert held == sorted(set(held))
-        assert all(stop - first >= least for first, stop in found)
-        price = sum(cost(stop - first, **priced) for first, stop in found)
-        for size in (1, 2, 3):
-            for other in itertools.combinations(everything, size):
+        price = sum(kernels.cost(stop - first) for first, stop in found)
+        for number in (1, 2, 3):
+            for other in itertools.combinations(everything, number):
                 lanes = [lane for first, stop in other for lane in range(first, stop)]
                 if len(lanes) == len(set(lanes)) and set(wanted) <= set(lanes):
-                    assert sum(cost(b - a, **priced) for a, b in other) >= price - 1e-9
+                    assert sum(kernels.cost(b - a) for a, b in other) >= price - 1e-9
 
 
 def test_spans_for_kernels_of_several_kinds() -> None:
-    assert spans((0, 1, 2, 3, 4, 5, 6), 8, 1, by_fours=True) == ((0, 8),)
-    assert spans((1, 2), 8, 1, by_fours=True) == ((0, 4),)
-    assert spans((1, 6), 8, 1, by_fours=True) == ((1, 2), (6, 7))
-    assert spans((0, 3), 8, 2) == ((0, 4),)
-    assert spans((0, 7), 8, 2) == ((0, 2), (6, 8))
-    assert spans((0, 7), 8, 2, on_gpu=True) == ((0, 8),)
-    assert spans((7,), 8, 2) == ((6, 8),)
+    plain, fours, gpu = KINDS
+    assert spans((0, 1, 2, 3, 4, 5, 6), 8, (1, 2, 4, 6, 8), fours) == ((0, 8),)
+    assert spans((1, 2), 8, (1, 2, 4, 6, 8), fours) == ((0, 4),)
+    assert spans((1, 6), 8, (1, 2, 4, 6, 8), fours) == ((1, 2), (6, 7))
+    assert spans((0, 3), 8, (2, 4, 6, 8), plain) == ((0, 4),)
+    assert spans((0, 7), 8, (2, 4, 6, 8), plain) == ((0, 2), (6, 8))
+    assert spans((0, 7), 8, (2, 4, 6, 8), gpu) == ((0, 8),)
+
+
+def test_the_best_of_several_sets_of_sizes() -> None:
+    plain, fours, gpu = KINDS
+    assert best_sizes([(1, 2, 4, 6), (8,)], 8, fours) == (1, 2, 4, 6)
+    assert best_sizes([(1, 2, 4, 6), (8,)], 8, gpu) == (8,)
+    assert best_sizes([(1,), (2, 4, 6, 8)], 8, plain) == (2, 4, 6, 8)
+    assert best_sizes([(2, 4), (5,)], 5, plain) == (5,)  # five lanes are no pairs
+    assert best_sizes([(2, 4), (1,)], 5, plain) == (1,)
+    assert tried_sizes(2) == [1, 2] and tried_sizes(8) == [1, 2, 4, 6, 8]
+    assert tried_sizes(17) == [1, 2, 4, 6, 8, 12, 16, 17]
+
+
+def test_where_no_two_places_compute_alike_each_lane_has_its_own_batches(
+    tiny_path: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Context.rows
+
+    def uneven(self: Context, count: int) -> np.ndarray:
+        return rows(self, count) + np.arange(count, dtype=np.float32)[:, None]
+
+    monkeypatch.setattr(Context, "rows", uneven)
+    with Weights(tiny_path()) as weights, contextlib.closing(Lanes(weights, ONE_THREAD, 3)) as made:
+        assert made.sizes == (1,)
