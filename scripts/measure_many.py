@@ -28,7 +28,9 @@ def main() -> None:
     """Prints the figures."""
     given = arguments()
     options = GenerateOptions(max_tokens=given.max_tokens, speed=Speed(given.speed))
-    questions = read_questions(given.prompts, "The file", limit=given.limit, size=given.size)
+    questions = read_questions(
+        given.prompts, "The file", limit=given.limit, size=given.size, raw=given.raw
+    )
     asks = [Ask(each.asked, options, raw=each.raw) for each in questions]
     bundle: str | Bundle = given.bundle
     if given.folder:
@@ -74,6 +76,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--parallel", type=int, default=8)
     parser.add_argument("--fewer", type=int, default=3)
+    parser.add_argument("--raw", action="store_true", help="without chat templates")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--context", type=int)
     parser.add_argument("--speed", default=Speed.EXACT_STEPS.value, help="of both")
