@@ -75,9 +75,9 @@ class Costs:
             drafted: tokens.
             leader: who decoded them one by one; see `DraftSource.leader`.
         """
-        cost = float(drafted) if leader == "target" else self.batch(drafted + 1)
-        # The target's own draft leaves its last token unread, so one token less is checked.
-        places = drafted if leader == "target" else drafted + 1
+        cost = float(drafted) if leader == LEADING else self.batch(drafted + 1)
+        # The leading model's own draft leaves its last token unread, so one token less is checked.
+        places = drafted if leader == LEADING else drafted + 1
         checked = {role: one for role, one in self.proxies.items() if role != leader}
         for role in self.proxies.keys() - checked.keys():
             cost += self.proxies[role] * (_PIECES * drafted + 1)

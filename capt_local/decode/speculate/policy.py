@@ -64,7 +64,7 @@ class Policy:
         chance = self._records[source.name].chance(grade)
         tokens, expected = _beginning(source), 1.0
         best = 0.0
-        for drafted in range(1, min(most, _LONGEST) + 1):
+        for drafted in range(1, self._reach(source, most) + 1):
             tokens += _more(source, expected, chance)
             expected *= chance
             best = max(best, tokens / self._costs.check(drafted, source.leader))
@@ -72,10 +72,17 @@ class Policy:
 
     def allows(self, gain: float) -> bool:
         """Whether a draft that promises such a gain is made."""
+        return gain > (0.0 if self._always else 1.0)
+
+    def _reach(self, source: DraftSource, most: int) -> int:
+        """How long a draft may be: if all of it is wrong, no more is lost than may be."""
+        most = min(most, _LONGEST)
         if self._always:
-            return gain > 0.0
-        lost = self._spent / self._costs.step - self._steps
-        return gain > 1.0 and lost < _LOSS + _LOSS_SHARE * self._steps
+            return most
+        steps, cost = self._steps + 1, self._costs
+        left = (steps + _LOSS + _LOSS_SHARE * steps) * cost.step - self._spent
+        lengths = range(1, most + 1)
+        return next((n - 1 for n in lengths if cost.check(n, source.leader) > left), most)
 
     @property
     def _price(self) -> float:
@@ -91,13 +98,14 @@ class Policy:
         """
         record, cost = self._records[source.name], self._costs
         tokens, expected, drafted = _beginning(source), 1.0, 0
+        reach = self._reach(source, most)
 
         def longer(grade: int) -> bool:
             nonlocal tokens, expected, drafted
             chance, now = record.chance(grade), tokens * self._price
             now -= cost.check(drafted, source.leader) if drafted else cost.step
             further, chances = tokens, expected
-            for length in range(drafted + 1, min(most, _LONGEST) + 1):
+            for length in range(drafted + 1, reach + 1):
                 further += _more(source, chances, chance)
                 chances *= chance
                 worth = further * self._price - cost.check(length, source.leader)

@@ -59,7 +59,7 @@ class Speculation:
             return  # what was read covers this choice, too
         self._finish()
         # Expert and base may need a few tokens more than the target for the same text.
-        most = min(most - 1, trio.room // 2 - 1)
+        most = min(most - 1, trio.room // 2 - 1, trio.cached.model.max_rows - 1)
         if most < 1:
             return
         trio.begin_ahead()
