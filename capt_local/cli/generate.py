@@ -56,9 +56,7 @@ def generate(
     show, think = _shown(output, thought, screen)
     if report.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
         raise UsageError("--with-target compares with the target, so it needs a method of three.")
-    file = OutputFile(output.output) if output.output else None
-    page = ReportFile(report.html) if report.html else None
-    deliver = partial(_deliver, output=output, file=file, page=page, screen=screen)
+    deliver = _deliverer(output, report, screen)
     with Interrupt() as interrupt:
         session = open_session(bundle, model, screen, interrupt, wanted=options.method)
         with session.runtime:
@@ -74,6 +72,13 @@ def generate(
         screen.notes(["the target's own answer was interrupted; this answer is whole."])
     screen.note(summary_line(answer))
     return ExitCode.INTERRUPTED if answer.finish is FinishReason.INTERRUPTED else ExitCode.OK
+
+
+def _deliverer(output: OutputFlags, report: ReportFlags, screen: Screen) -> Callable[..., None]:
+    """What writes the answer where it should go; the files are there from now on."""
+    file = OutputFile(output.output) if output.output else None
+    page = ReportFile(report.html) if report.html else None
+    return partial(_deliver, output=output, file=file, page=page, screen=screen)
 
 
 def _check(output: OutputFlags, report: ReportFlags) -> None:

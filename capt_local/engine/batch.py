@@ -106,9 +106,7 @@ class Batch:
         return ends
 
 
-def as_many_as_fit(
-    tails: Sequence[Sequence[int]], room: int, most: int
-) -> Sequence[Sequence[int]]:
+def as_many_as_fit(tails: Sequence[Sequence[int]], room: int, most: int) -> Sequence[Sequence[int]]:
     """The first tails that together take at most `room` tokens; at least one."""
     used = 0
     for count, tail in enumerate(tails[:most]):

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from capt_local.engine.context import Rows
-from capt_local.engine.grammar import Grammar
-from capt_local.engine.weights import Metadata
+from capt_local.engine.on_weights import OnWeights
 from capt_local.errors import CaptError, UsageError
-from capt_local.vocab.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from capt_local.engine.lanes import Lanes
@@ -28,7 +26,7 @@ class Part(NamedTuple):
     rows: int
 
 
-class Lane:
+class Lane(OnWeights):
     """See `decode.model.Model`, which this is.
 
     Attributes:
@@ -40,20 +38,11 @@ class Lane:
     def __init__(self, owner: Lanes, number: int) -> None:
         """An empty lane."""
         self._owner = owner
+        self.weights = owner.weights
         self.number = number
         self.position = 0
         self._room: Rows = np.empty((1, len(owner.weights.vocabulary)), np.float32)
         self.rows = self._room[:0]
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The model's tokens."""
-        return self._owner.weights.vocabulary
-
-    @property
-    def metadata(self) -> Metadata:
-        """What the model says about itself."""
-        return self._owner.weights.metadata
 
     @property
     def context_limit(self) -> int:
@@ -66,27 +55,12 @@ class Lane:
         return self._owner.options.max_rows
 
     @property
-    def size(self) -> int:
-        """Bytes of the weights."""
-        return self.metadata.size
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether a GPU computes at least a part of it."""
-        return self.metadata.gpu_layers > 0
-
-    @property
     def threads(self) -> int:
         """None of its own: what runs beside it are the other lanes."""
         return 0
 
     def use_threads(self, count: int) -> None:
         """Nothing; see `threads`."""
-
-    @property
-    def by_fours(self) -> bool:
-        """Whether its kernels take four tokens of a batch at once."""
-        return self.metadata.by_fours
 
     @property
     def can_rewind(self) -> bool:
@@ -102,14 +76,6 @@ class Lane:
         if len(self._room) < count:
             self._room = np.empty((_FEW, width), np.float32)
         self.rows = self._room[:count]
-
-    def tokenize(self, text: bytes, *, special: bool) -> list[int]:
-        """Splits UTF-8 text the way llama.cpp does, without adding BOS or EOS."""
-        return self._owner.weights.tokenize(text, special=special)
-
-    def constraint(self, grammar: str, lead: bytes = b"") -> Grammar:
-        """What a grammar allows in an answer; see `engine.grammar.Grammar`."""
-        return Grammar(self._owner.weights, grammar, lead)
 
     def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
         """Appends tokens, without the other lanes; see `decode.model.Model.extend`."""

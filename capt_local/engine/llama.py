@@ -16,19 +16,18 @@ import numpy as np
 
 from capt_local.engine.batch import Batch, as_many_as_fit
 from capt_local.engine.context import Context, Rows
-from capt_local.engine.grammar import Grammar
 from capt_local.engine.interrupts import HeldInterrupts
+from capt_local.engine.on_weights import OnWeights
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.parameters import physical_cores
-from capt_local.engine.weights import Metadata, Progress, Weights
+from capt_local.engine.weights import Progress, Weights
 from capt_local.errors import ContextOverflow, NumericalError
-from capt_local.vocab.vocabulary import Vocabulary
 
 # So few tokens are over before anybody could want to stop them, and the asking would cost more.
 _SHORT = 16
 
 
-class LlamaModel:
+class LlamaModel(OnWeights):
     """One context on shared weights. Not for use from two threads at once.
 
     Args:
@@ -76,16 +75,6 @@ class LlamaModel:
             return cls(weights, options, name=name)
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        """The model's tokens."""
-        return self.weights.vocabulary
-
-    @property
-    def metadata(self) -> Metadata:
-        """What the model says about itself."""
-        return self.weights.metadata
-
-    @property
     def options(self) -> LoadOptions:
         """Those of its context."""
         return self._options
@@ -119,14 +108,6 @@ class LlamaModel:
     def max_rows(self) -> int:
         """The most logit rows that one `extend` can return."""
         return self._options.max_rows
-
-    def tokenize(self, text: bytes, *, special: bool) -> list[int]:
-        """Splits UTF-8 text the way llama.cpp does, without adding BOS or EOS."""
-        return self.weights.tokenize(text, special=special)
-
-    def constraint(self, grammar: str, lead: bytes = b"") -> Grammar:
-        """What a grammar allows in an answer; see `engine.grammar.Grammar`."""
-        return Grammar(self.weights, grammar, lead)
 
     def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
         """Appends tokens and returns the logits after the last `rows` of them.
@@ -164,16 +145,6 @@ class LlamaModel:
         return length == self._position or self._forget_from(length)
 
     @property
-    def size(self) -> int:
-        """Bytes of the weights."""
-        return self.metadata.size
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether a GPU computes at least a part of it."""
-        return self.metadata.gpu_layers > 0
-
-    @property
     def threads(self) -> int:
         """Threads of the processor; 0 where a GPU computes."""
         return 0 if self.on_gpu else self._options.threads or physical_cores()
@@ -181,11 +152,6 @@ class LlamaModel:
     def use_threads(self, count: int) -> None:
         """Lets what comes run on so many threads; see `decode.model.Model`."""
         self._context.use_threads(count)
-
-    @property
-    def by_fours(self) -> bool:
-        """Whether its kernels take four tokens of a batch at once; see `decode.model.Model`."""
-        return self.metadata.by_fours
 
     @property
     def can_rewind(self) -> bool:

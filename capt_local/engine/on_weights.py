@@ -1,0 +1,50 @@
+"""What a model is by its weights alone, whatever context it runs in."""
+
+from __future__ import annotations
+
+from capt_local.engine.grammar import Grammar
+from capt_local.engine.weights import Metadata, Weights
+from capt_local.vocab.vocabulary import Vocabulary
+
+
+class OnWeights:
+    """The part of `decode.model.Model` that all contexts on the same weights share.
+
+    Attributes:
+        weights: of the model.
+    """
+
+    weights: Weights
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's tokens."""
+        return self.weights.vocabulary
+
+    @property
+    def metadata(self) -> Metadata:
+        """What the model says about itself."""
+        return self.weights.metadata
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights."""
+        return self.metadata.size
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU computes at least a part of it."""
+        return self.metadata.gpu_layers > 0
+
+    @property
+    def by_fours(self) -> bool:
+        """Whether its kernels take four tokens of a batch at once; see `decode.model.Model`."""
+        return self.metadata.by_fours
+
+    def tokenize(self, text: bytes, *, special: bool) -> list[int]:
+        """Splits UTF-8 text the way llama.cpp does, without adding BOS or EOS."""
+        return self.weights.tokenize(text, special=special)
+
+    def constraint(self, grammar: str, lead: bytes = b"") -> Grammar:
+        """What a grammar allows in an answer; see `engine.grammar.Grammar`."""
+        return Grammar(self.weights, grammar, lead)
