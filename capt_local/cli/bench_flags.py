@@ -25,16 +25,17 @@ class BenchFlags:
         ),
     ] = None
     prompts: Annotated[
-        Path | None,
+        list[Path] | None,
         option(
             "--prompts",
             metavar="FILE|DIR",
             help='Measure on these: a task of eval, JSON Lines with a "prompt" or "text" each, or '
-            "one text. Default: an invented text of --prompt-tokens tokens.",
+            "one text; several are possible. Default: an invented text of --prompt-tokens tokens.",
         ),
     ] = None
     limit: Annotated[
-        int | None, option("--limit", metavar="N", min=1, help="Only the first N prompts.")
+        int | None,
+        option("--limit", metavar="N", min=1, help="Only the first N prompts of each file."),
     ] = None
     max_input_bytes: Annotated[
         int | None,
@@ -96,17 +97,17 @@ class BenchFlags:
         Raises:
             UsageError: there are such.
         """
-        if self.replay is not None and (self.prompts is not None or self.record is not None):
+        if self.replay is not None and (bool(self.prompts) or self.record is not None):
             raise UsageError("--replay has its own prompts: leave out --prompts and --record.")
         if self.record is not None and (self.modes is not None or self.json):
             raise UsageError("--record measures nothing: leave out --modes and --json.")
-        if self.prompts is not None and (self.prompt_tokens or self.repetitions) is not None:
+        if bool(self.prompts) and (self.prompt_tokens or self.repetitions) is not None:
             raise UsageError(
                 "--prompt-tokens and -r are about the invented text; leave out --prompts."
             )
-        if self.parallel is not None and (self.prompts is None or self.record is not None):
+        if self.parallel is not None and (not self.prompts or self.record is not None):
             raise UsageError("--parallel measures on different prompts: give --prompts.")
-        if self.prompts is None:
+        if not self.prompts:
             self._check_without_prompts()
 
     def _check_without_prompts(self) -> None:

@@ -142,15 +142,13 @@ def _differences(same: Sameness) -> Iterator[str]:
             f"{same.shift.largest:.1e} (largest) nats"
         )
     for one in same.differences:
-        scores = "  scores not found again"
-        if one.reference is not None and one.mode is not None:
+        scores = "scores not found again"
+        if one.reference is not None:
+            here = "" if one.mode is None else f", here {one.mode[0]:.6f} {one.mode[1]:.6f}"
             sign = "" if one.explained(same.shift) else "not "
-            scores = (
-                f"  {one.reference[0]:.6f} {one.reference[1]:.6f}, here {one.mode[0]:.6f} "
-                f"{one.mode[1]:.6f}: {sign}batch arithmetic"
-            )
+            scores = f"{one.reference[0]:.6f} {one.reference[1]:.6f}{here}: {sign}batch arithmetic"
         first, second = ("end" if token is None else str(token) for token in one.tokens)
-        yield f"  prompt {one.prompt}, step {one.step}: token {first} or {second};{scores}"
+        yield f"  prompt {one.prompt}, step {one.step}: token {first} or {second}; {scores}"
 
 
 def _rest(report: Report) -> Iterator[str]:

@@ -47,15 +47,14 @@ def given_questions(what: BenchFlags) -> list[Question]:
     Raises:
         UsageError: they cannot be read.
     """
-    if what.prompts is None:
-        return []
-    return read_questions(
-        what.prompts,
-        "The file of --prompts",
-        limit=what.limit,
-        size=what.max_input_bytes,
-        raw=what.raw,
-    )
+    found: list[Question] = []
+    several = len(what.prompts or ()) > 1
+    for number, path in enumerate(what.prompts or (), 1):
+        name = f"File {number} of --prompts" if several else "The file of --prompts"
+        found += read_questions(
+            path, name, limit=what.limit, size=what.max_input_bytes, raw=what.raw
+        )
+    return found
 
 
 def given_trace(what: BenchFlags, most: int) -> Trace | None:

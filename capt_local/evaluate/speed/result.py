@@ -69,7 +69,7 @@ class SpeedResult:
             prompts=len(turns.rounds),
             prompt_tokens=next(iter(turns.rounds[0].taken.values())).prompt_tokens,
             too_long=[number + 1 for number in turns.too_long],
-            side=_side(side, modes),
+            side=_side(side, turns, modes),
         )
 
     def bound(self, name: str) -> Bound | None:
@@ -107,13 +107,20 @@ class SpeedResult:
         }
 
 
-def _side(side: SideBySide | None, modes: Mapping[str, Mode]) -> dict[str, SideFigures]:
+def _side(
+    side: SideBySide | None, turns: Turns, modes: Mapping[str, Mode]
+) -> dict[str, SideFigures]:
     """Over the target alone, and over the three one at a time."""
     if side is None:
         return {}
     names = [name for name in modes if name != PLAIN]
     found = side.figures(names, STEPS)
-    return {} if found is None else {f"parallel-{side.parallel}": found}
+    if found is None:
+        return {}
+    steps = modes.get(STEPS)
+    if found.same is not None and isinstance(steps, RuntimeMode):
+        found = dataclasses.replace(found, same=explain(found.same, turns, None, steps))
+    return {f"parallel-{side.parallel}": found}
 
 
 def _same(turns: Turns, modes: Mapping[str, Mode]) -> dict[str, Sameness]:

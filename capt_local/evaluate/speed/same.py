@@ -58,10 +58,14 @@ class Difference:
 
     @property
     def distance(self) -> float | None:
-        """How far the difference of the two scores moved between reference and mode, in nats."""
-        if self.reference is None or self.mode is None:
+        """How far the difference of the two scores moved between reference and mode, in nats.
+
+        Where it is known in the reference alone: how far it moved at least, to the other side.
+        """
+        if self.reference is None:
             return None
-        return abs((self.reference[0] - self.reference[1]) - (self.mode[0] - self.mode[1]))
+        apart = self.reference[0] - self.reference[1]
+        return abs(apart if self.mode is None else apart - (self.mode[0] - self.mode[1]))
 
     def as_object(self, shift: Shift | None) -> dict[str, object]:
         """For a script."""
@@ -143,8 +147,17 @@ def sameness(pairs: Iterable[tuple[int, Taken, Taken]], reference: str) -> Samen
     )
 
 
-def explain(found: Sameness, turns: Turns, mode: RuntimeMode, reference: RuntimeMode) -> Sameness:
-    """Looks up the scores of both tokens of every difference, in answers that are made again."""
+def explain(
+    found: Sameness, turns: Turns, mode: RuntimeMode | None, reference: RuntimeMode
+) -> Sameness:
+    """Looks up the scores of both tokens of every difference, in answers that are made again.
+
+    Args:
+        found: what differs.
+        turns: with the prompts.
+        mode: that gave the other answers; None: only the reference is asked again.
+        reference: that gave the answers which were expected.
+    """
     questions = {one.number + 1: one.question for one in turns.rounds}
     looked = []
     for one in found.differences:
@@ -153,7 +166,7 @@ def explain(found: Sameness, turns: Turns, mode: RuntimeMode, reference: Runtime
         scores: list[tuple[float, float] | None] = [None, None]
         if first is not None and second is not None:
             for place, (each, token) in enumerate(((reference, first), (mode, second))):
-                again = each.step(question, one.step, _TOP)
+                again = each.step(question, one.step, _TOP) if each is not None else None
                 if again is not None and again[1].token == token:
                     scores[place] = _scores(again[1], first, second)
         looked.append(Difference(one.prompt, one.step, one.tokens, scores[0], scores[1]))

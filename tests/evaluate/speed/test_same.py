@@ -48,5 +48,8 @@ def test_a_difference_is_explained_by_scores_that_hardly_moved() -> None:
     far = Difference(3, 7, (5, 6), (-1.0, -2.0), (-2.0, -1.0))
     assert not far.explained(shift)
     assert Difference(3, 7, (5, 6)).explained(shift) is None
+    # Known on one side alone: it went over to the other side, by the distance at least.
+    assert Difference(3, 7, (5, 6), (-1.0, -1.0003)).explained(shift)
+    assert not Difference(3, 7, (5, 6), (-1.0, -1.001)).explained(shift)
     told = json.dumps(far.as_object(shift))
     assert '"tokens": [5, 6]' in told and '"batch_arithmetic": false' in told
