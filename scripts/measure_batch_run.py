@@ -132,9 +132,10 @@ def measured(folder: Path, records: int, size: int, parallel: int) -> str:
         crew.kill()
     assert progress.done == records and not progress.failed
     whole, kept, busy = (1000 * each / records for each in (seconds, timed.seconds, cpu))
+    rest = whole - kept
     return (
         f"{records} records: {whole:.2f} ms each, {kept:.2f} ms of it in the journal "
-        f"({plain(folder, whole - kept):.2f} ms a plain write and fsync), {whole - kept:.2f} ms the rest; "
+        f"({plain(folder, rest):.2f} ms a plain write and fsync), {rest:.2f} ms the rest; "
         f"{busy:.2f} ms of the processor in the run's process"
     )
 
