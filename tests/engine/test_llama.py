@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -251,3 +251,95 @@ def test_closing_twice_is_closing_once(tiny_path: Callable[..., Path]) -> None:
     two.close()
     with pytest.raises(ValueError, match="closed"):
         weights.retain()
+
+
+@pytest.fixture
+def padding(tmp_path: Path) -> Iterator[tuple[LlamaModel, LlamaModel]]:
+    """A model that pads short batches, wherever this runs, and the same one that does not."""
+    path = tiny_gguf(tmp_path / "fours.gguf", seed=1, number_format="Q4_0")
+    with (
+        Weights(path) as weights,
+        LlamaModel(weights, ONE_THREAD) as one,
+        LlamaModel(weights, ONE_THREAD) as other,
+    ):
+        one._by_fours, other._by_fours = True, False
+        yield one, other
+
+
+ROUGH = 2e-2  # of logits of about 4, with the activations of Q4_0 rounded to eight bits
+
+
+@pytest.mark.parametrize("count", range(2, 16))
+def test_tokens_that_mean_nothing_leave_no_trace(
+    padding: tuple[LlamaModel, LlamaModel], count: int
+) -> None:
+    for rows in (0, 1, min(count, 8)):
+        found = []
+        for model in padding:
+            model.rewind(0)
+            model.extend(TOKENS[:9], rows=0)
+            first = model.extend(TOKENS[9 : 9 + count], rows).copy()
+            assert (first.shape[0], model.position) == (rows, 9 + count)
+            # What comes behind sees the text alone.
+            behind = model.extend(TOKENS[50:52], rows=2).copy()
+            assert model.position == 11 + count
+            assert model.rewind(9 + count)
+            found.append((first, behind, model.extend(TOKENS[50:51]).copy()))
+        for padded, plain in zip(*found, strict=True):
+            np.testing.assert_allclose(padded, plain, atol=ROUGH)
+
+
+def test_padding_happens_and_only_where_it_fits(
+    padding: tuple[LlamaModel, LlamaModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = padding
+    sizes: list[int] = []
+    decode = model._context.decode
+
+    def counted() -> None:
+        sizes.append(model._batch.raw.n_tokens)
+        decode()
+
+    monkeypatch.setattr(model._context, "decode", counted)
+    for count in (1, 2, 3, 4, 5, 6, 7):
+        model.extend(TOKENS[:count])
+    assert sizes == [1, 4, 4, 4, 5, 8, 8]
+    # To the last place of the context.
+    for left in (3, 2):
+        model.rewind(0)
+        text = (TOKENS * 3)[: model.context_limit - left]
+        model.extend(text, rows=0)
+        sizes.clear()
+        end = model.extend(TOKENS[: min(left, 3)], rows=2)
+        assert np.isfinite(end).all() and sizes == [left]
+        assert model.position == model.context_limit
+        with pytest.raises(ContextOverflow):
+            model.extend([1, 2])
+        assert model.position == model.context_limit
+
+
+def test_branches_from_the_middle_are_what_recomputing_gives(model: LlamaModel) -> None:
+    model.extend(TOKENS[:20], rows=0)
+    tails = [[5], [6, 7, 8], [5, 6], [300], [9, 9], [4]]
+    after = [0, 3, 12, 19, 20, 12]
+    branched = model.branch(tails, after)
+    assert model.position == 20
+    for tail, place, row in zip(tails, after, branched, strict=True):
+        model.rewind(0)
+        np.testing.assert_allclose(model.extend([*TOKENS[:place], *tail])[0], row, atol=CLOSE)
+    model.rewind(0)
+    model.extend(TOKENS[:20], rows=0)
+    assert np.array_equal(model.branch(tails, after), branched)
+    behind = model.extend(TOKENS[20:22]).copy()
+    model.rewind(0)
+    np.testing.assert_allclose(model.extend(TOKENS[:22]), behind, atol=CLOSE)
+
+
+def test_branches_begin_within_the_text(model: LlamaModel) -> None:
+    model.extend(TOKENS[:5])
+    for place in (-1, 6):
+        with pytest.raises(ValueError, match="branches begin"):
+            model.branch([[1]], [place])
+    with pytest.raises(ValueError):
+        model.branch([[1], [2]], [3])
+    assert model.position == 5
