@@ -9,8 +9,8 @@ from typing import NamedTuple
 # What a batch costs, in batches of one token (measured on two cores, on weights of 0.5 and 1.1 B):
 # the first token of all, each further one, and a whole four of them where kernels take four at
 # once. A GPU reads the weights once for all.
-_FURTHER, _ON_GPU = 0.3, 0.03
-_READING, _ONE_OF_FOURS, _FOUR = 0.25, 0.75, 1.35
+_FURTHER, _ON_GPU = 0.25, 0.03
+_READING, _ONE_OF_FOURS, _FOUR = 0.1, 0.9, 1.45
 
 
 class Kernels(NamedTuple):
