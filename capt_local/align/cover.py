@@ -59,7 +59,8 @@ class Cover:
         long_tokens: whether tokens that are longer than a piece share in it.
 
     Attributes:
-        longer: the pieces that begin with `start` and add to it, ends included, shape (m,).
+        longer: the pieces that begin with `start` and add to it, ends included, ascending, shape
+            (m,).
     """
 
     def __init__(
@@ -74,12 +75,16 @@ class Cover:
         """Builds the table; costs a few us a piece."""
         low, high = proxy.exact(start)[1] if start else 0, proxy.interval(start)[1]
         added = [key[len(start) :] for key in proxy.keys[low:high]]
-        self.longer: IntArray = np.concatenate((proxy.ids[low:high], end_ids)).astype(np.int32)
+        longer = np.concatenate((proxy.ids[low:high], end_ids)).astype(np.int32)
         entries = _groups(added, events) if long_tokens else _own(added, events)
-        ends = np.arange(len(added), len(self.longer), dtype=np.int32)
+        ends = np.arange(len(added), len(longer), dtype=np.int32)
         event = np.concatenate((entries.event, np.full(len(ends), END_EVENT, np.int32)))
         piece = np.concatenate((entries.piece, ends))
         aside = np.concatenate((entries.aside, np.zeros(len(ends), np.bool_)))
+        # Pieces in order of token, so that a row is read from its beginning to its end.
+        ascending = np.argsort(longer)
+        self.longer: IntArray = longer[ascending]
+        piece = np.argsort(ascending).astype(np.int32)[piece]
         # The entries of one event side by side.
         order = np.argsort(event, kind="stable")
         self._piece: IntArray = piece[order]
@@ -176,24 +181,24 @@ def _groups(added: list[bytes], events: TargetEvents) -> _Entries:
     """Each piece for all events that begin with its bytes, or, if there are none, its first one.
 
     The events that begin with given bytes are an interval of the sorted events; painting the
-    intervals in order of length leaves each event with the length of the longest piece of all.
+    intervals in order of length leaves each rank with the length of the longest piece of all.
     """
     spans = np.array([events.interval(part) for part in added], np.int32).reshape(-1, 2)
     sizes = spans[:, 1] - spans[:, 0]
     lengths = np.fromiter(map(len, added), np.int32, len(added))
-    longest = np.zeros(events.count, dtype=np.int32)
+    longest = np.zeros(len(events.of_rank), dtype=np.int32)
     for place in sorted(np.flatnonzero(sizes).tolist(), key=lengths.__getitem__):
         longest[spans[place, 0] : spans[place, 1]] = lengths[place]
     piece = np.repeat(np.arange(len(added), dtype=np.int32), sizes)
     ends = np.cumsum(sizes)
-    event = np.arange(len(piece), dtype=np.int32)
-    event += np.repeat(spans[:, 0] - (ends - sizes), sizes).astype(np.int32)
+    rank = np.arange(len(piece), dtype=np.int32)
+    rank += np.repeat(spans[:, 0] - (ends - sizes), sizes).astype(np.int32)
     alone = np.flatnonzero(sizes == 0).astype(np.int32)
     first = np.fromiter((events.first(added[place]) for place in alone), np.int32, len(alone))
     return _Entries(
-        np.concatenate((event, first)),
+        np.concatenate((events.of_rank[rank], first)),
         np.concatenate((piece, alone)),
-        np.concatenate((longest[event] > lengths[piece], np.zeros(len(alone), np.bool_))),
+        np.concatenate((longest[rank] > lengths[piece], np.zeros(len(alone), np.bool_))),
     )
 
 

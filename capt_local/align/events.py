@@ -26,22 +26,30 @@ class TargetEvents:
         tokenizer: of the target.
         index: the target's text tokens in byte order.
         of_token: the event of each token, shape (vocabulary,); NO_EVENT for control tokens.
+        of_rank: the events of text in byte order, shape (count - 1,).
         count: number of events.
     """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
-        """Numbers the distinct pieces in byte order, behind the end event."""
+        """Numbers the distinct pieces in order of token, behind the end event.
+
+        Tokens with low ids are the common ones: what belongs to them stands together in memory.
+        """
         self.tokenizer = tokenizer
         vocabulary = tokenizer.vocabulary
         self.index = PrefixIndex(vocabulary)
         self._event_of_piece: dict[bytes, int] = {}
-        for key in self.index.keys:
-            self._event_of_piece.setdefault(key, len(self._event_of_piece) + 1)
-        self.of_place: IntArray = np.fromiter(
+        for token in np.sort(self.index.ids).tolist():
+            self._event_of_piece.setdefault(vocabulary.piece(token), len(self._event_of_piece) + 1)
+        of_place: IntArray = np.fromiter(
             map(self._event_of_piece.__getitem__, self.index.keys), np.int32, len(self.index.keys)
         )
+        # Of tokens with the same bytes, which stand side by side, the first.
+        distinct = np.diff(of_place, prepend=NO_EVENT) != 0
+        self.of_rank: IntArray = of_place[distinct]
+        self._ranks: IntArray = (np.cumsum(distinct) - 1).astype(np.int32)
         self.of_token: IntArray = np.full(len(vocabulary), NO_EVENT, dtype=np.int32)
-        self.of_token[self.index.ids] = self.of_place
+        self.of_token[self.index.ids] = of_place
         self.of_token[vocabulary.end_ids] = END_EVENT
         self._pieces = list(self._event_of_piece)
         self.count = len(self._pieces) + 1
@@ -71,11 +79,11 @@ class TargetEvents:
         return self._pieces[event - 1]
 
     def interval(self, text: bytes) -> tuple[int, int]:
-        """The events that begin with `text`, as a half-open range."""
+        """The events that begin with `text`, as a half-open range of ranks (see `of_rank`)."""
         low, high = self.index.interval(text)
         if low == high:
             return 0, 0
-        return int(self.of_place[low]), int(self.of_place[high - 1]) + 1
+        return int(self._ranks[low]), int(self._ranks[high - 1]) + 1
 
     def first(self, text: bytes) -> int:
         """The event with which the target's tokenizer begins `text` (not empty)."""
