@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from capt_local.cli.bench_work import Workload
-from capt_local.evaluate.speed.result import ALONE, SpeedResult
+from capt_local.evaluate.speed.figures import Ratio
+from capt_local.evaluate.speed.result import ALONE, STEPS, SpeedResult
 from capt_local.evaluate.speed.same import Sameness
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
@@ -71,25 +72,30 @@ def _table(report: Report) -> Table:
     if report.work.invented:  # as llama-bench calls it
         first, second = f"pp{report.result.prompt_tokens} t/s", f"tg{report.work.most} t/s"
     headings = (
-        "mode", first, second, "x target", "forwards T/E/B", "right", "gated", "outside"
+        "mode", first, second, "x target", "x steps", "forwards T/E/B", "right", "gated", "outside"
     )  # fmt: skip
     rows = tuple(_row(report.result, name) for name in report.result.figures)
     return Table("", rows, headings, right=tuple(range(1, len(headings))))
 
 
 def _row(result: SpeedResult, name: str) -> tuple[str, ...]:
-    found, ratio = result.figures[name], result.ratios.get(f"{name}/{ALONE}")
+    found, ratios = result.figures[name], result.ratios
     forwards = "/".join(f"{found.passes[role]:.2f}" for role in _ROLES if role in found.passes)
     return (
         name,
         _NONE if found.prefill is None else f"{found.prefill:.1f} ± {found.prefill_spread:.1f}",
         _NONE if found.rate is None else f"{found.rate:.1f} ± {found.rate_spread:.1f}",
-        _NONE if ratio is None else f"{ratio.median:.2f}",
+        _times(ratios.get(f"{name}/{ALONE}")),
+        _times(ratios.get(f"{name}/{STEPS}")),
         forwards or _NONE,
         _share(found.acceptance),
         _share(found.gated),
         _NONE if found.outside_ms is None else f"{found.outside_ms:.2f} ms",
     )
+
+
+def _times(ratio: Ratio | None) -> str:
+    return _NONE if ratio is None else f"{ratio.median:.2f}"
 
 
 def _share(value: float | None) -> str:

@@ -40,7 +40,8 @@ def test_the_invented_text_in_all_modes(capfd: pytest.CaptureFixture[str]) -> No
     assert modes["target"]["forwards_per_token"] == {"target": 1.0, "expert": 0.0, "base": 0.0}
     # The binding's own greedy answer is that of the target alone.
     assert (modes["llama"]["same_answers"], modes["llama"]["compared_with"]) == (2, "target")
-    assert told["ratios"]["exact-steps/target"] > 0
+    assert told["ratios"]["exact-steps/target"] > 0 and told["ratios"]["auto/exact-steps"] > 0
+    assert "target/exact-steps" not in told["ratios"]
     assert told["batches"].keys() == {"target", "expert", "base"}
     assert set(told["batches"]["target"]["relative"]) == {"1", "4", "8", "16"}
     assert told["model_bytes"].keys() == {"target", "expert", "base"}

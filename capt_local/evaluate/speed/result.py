@@ -24,7 +24,7 @@ class SpeedResult:
 
     Attributes:
         figures: of each mode, by name.
-        ratios: by "mode/target".
+        ratios: by "mode/target" and "mode/exact-steps".
         same: answers beside those that must be the same, by mode.
         costs: of batches, by role.
         prompts: that were answered in all modes.
@@ -63,7 +63,7 @@ class SpeedResult:
         """
         return cls(
             figures={name: figures(turns.of(name)) for name in modes},
-            ratios=ratios(turns, list(modes), ALONE),
+            ratios=_ratios(turns, modes),
             same=_same(turns, modes) if chosen else {},
             costs=costs,
             prompts=len(turns.rounds),
@@ -105,6 +105,12 @@ class SpeedResult:
             "bound": None if limit is None else limit.as_object(),
             **({} if same is None else same.as_object()),
         }
+
+
+def _ratios(turns: Turns, modes: Mapping[str, Mode]) -> dict[str, Ratio]:
+    """Over the target alone, and of what drafts over step by step."""
+    drafting = [name for name in modes if name not in (ALONE, PLAIN)]
+    return ratios(turns, list(modes), ALONE) | ratios(turns, drafting, STEPS)
 
 
 def _side(
