@@ -11,6 +11,9 @@
 # When all have ended:
 #   capt-local merge answers.jsonl.shard-*-of-8 -o answers.jsonl --input notes.jsonl
 #
+# Tasks may start on different days, and some chat templates tell the date: all take that of the
+# input file, unless CAPT_LOCAL_DATE or --date says another one.
+#
 # The log of a task holds counts and no text. Put outputs where only you may read them.
 #
 #SBATCH --job-name=capt-local
@@ -27,6 +30,7 @@ if [ $# -lt 2 ]; then
 fi
 input=$1 output=$2
 shift 2
+export CAPT_LOCAL_DATE=${CAPT_LOCAL_DATE:-$(date -r "$input" +%F)}
 
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
     shards=${SHARDS:-$SLURM_ARRAY_TASK_COUNT}

@@ -22,6 +22,8 @@ from capt_local.errors import Cancelled, UsageError
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
 
+_GROUPS = ("what", "run", "model", "how", "sample", "form", "thought", "after", "view")
+
 
 def batch(
     what: InputFlags,
@@ -49,6 +51,11 @@ def batch(
     """
     screen = Screen.standard(view.verbose)
     keep_memory_private()
+    if run.ray is not None:
+        from capt_local.cli.batch_ray import batch_on_ray
+
+        groups = (what, run, model, how, sample, form, thought, after, view)
+        return batch_on_ray(dict(zip(_GROUPS, groups, strict=True)), Told(screen))
     flags = chosen(run, model, how, sample, form, thought, after)
     told = Told(screen)
     file = OutputFile(after.summary, "The summary (--summary)") if after.summary else None

@@ -18,6 +18,7 @@ from capt_local.batch.parallel import records_at_once
 from capt_local.batch.shard import Shard
 from capt_local.batch.sources import Source
 from capt_local.batch.structured import Form
+from capt_local.bundle.check import Check
 from capt_local.bundle.manifest import Bundle
 from capt_local.cli.batch_flags import AfterFlags, RunFlags
 from capt_local.cli.model_flags import ModelFlags
@@ -44,7 +45,7 @@ class Chosen:
         bundle: that answers.
         options: of answers.
         load: how the models are loaded.
-        check: whether their digests are checked.
+        check: how their digests are checked.
         date: what templates take for today; None where no flag says.
         parallel: records at once; None for as many as are good.
         shard: the part of this process; None for all.
@@ -56,7 +57,7 @@ class Chosen:
     bundle: Bundle
     options: GenerateOptions
     load: LoadOptions
-    check: bool
+    check: Check
     date: datetime.date | None
     parallel: int | None
     shard: Shard | None
@@ -93,7 +94,7 @@ def chosen(
         bundle=bundle,
         options=thought.added(options, grammar),
         load=load_options(model, bundle),
-        check=not model.no_verify,
+        check=model.check,
         date=pinned_date(model),
         parallel=parallel,
         shard=part,
@@ -131,13 +132,14 @@ class Settled:
     parallel: int
 
 
-def settled(output: Path, what: Chosen, *, new: bool) -> Settled:
+def settled(output: Path, what: Chosen, *, new: bool, processes: int = 1) -> Settled:
     """What the flags leave open is as it was when the run began, so that it can be resumed.
 
     Args:
         output: of the run.
         what: the flags say.
         new: whether the output begins anew in any case.
+        processes: runs that share this machine.
 
     Raises:
         UsageError: the manifest of the output is broken.
@@ -148,7 +150,9 @@ def settled(output: Path, what: Chosen, *, new: bool) -> Settled:
     parallel = what.parallel or _kept(before, "computing", "parallel", int)
     if parallel is None:
         cores = what.load.threads or physical_cores()
-        parallel = records_at_once(what.bundle, what.options, what.load, cores=cores)
+        parallel = records_at_once(
+            what.bundle, what.options, what.load, cores=cores, processes=processes
+        )
     return Settled(date or datetime.date.today().isoformat(), parallel)
 
 
