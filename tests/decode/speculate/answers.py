@@ -33,6 +33,8 @@ def lettered(words: Sequence[str]) -> Vocabulary:
 class Habit(FakeModel):
     """Knows the last tokens alone, so that it repeats itself; sometimes it is quite sure.
 
+    Rows that it has given out are overwritten by its next call, as those of a real model are.
+
     Args:
         vocabulary: of the model.
         seed: as for any fake.
@@ -53,6 +55,18 @@ class Habit(FakeModel):
         super().__init__(vocabulary, seed, **kinds)  # type: ignore[arg-type]
         self._memory, self._sure = memory, sure
         self._rows: dict[tuple[int, ...], np.ndarray] = {}
+        self._given = np.empty((0, len(vocabulary)), np.float32)
+
+    def extend(self, tokens: Sequence[int], rows: int = 1) -> np.ndarray:
+        self._given[:] = np.random.default_rng(0).standard_normal(self._given.shape[1]) * 9
+        self._given = super().extend(tokens, rows)
+        return self._given
+
+    def branch(
+        self, tails: Sequence[Sequence[int]], after: Sequence[int] | None = None
+    ) -> np.ndarray:
+        self._given[:] = -7.0
+        return super().branch(tails, after)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         tail = tuple(tokens[-self._memory :])
