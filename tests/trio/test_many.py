@@ -71,6 +71,17 @@ def test_alone_is_generate_to_the_last_bit(runtime: Runtime) -> None:
     assert tuple(runtime.generate(ask.prompt, ask.options)) == found.steps
 
 
+def test_alone_too_an_error_is_each_requests_own(runtime: Runtime) -> None:
+    given = [Ask("", OPTIONS), Ask("fever " * 600, OPTIONS), asks()[2]]
+    found = list(runtime.generate_many(given, alone=True))
+    assert [each.index for each in found] == [0, 1, 2]
+    assert isinstance(found[0].error, UsageError) and isinstance(found[1].error, ContextOverflow)
+    assert found[0].generation is found[1].generation is None and found[2].steps
+    stopped = list(runtime.generate_many(asks(), alone=True, cancel=lambda: True))
+    assert len(stopped) == 1 and stopped[0].generation is not None
+    assert stopped[0].generation.finish is FinishReason.INTERRUPTED
+
+
 def test_no_bit_depends_on_order_company_or_number(runtime: Runtime) -> None:
     given = asks()
     first = in_order(runtime.generate_many(given, parallel=4))
