@@ -13,7 +13,7 @@ from capt_local.decode.options import CombineOptions, GenerateOptions, Method, S
 from capt_local.decode.speculate import setup
 from capt_local.decode.step import FinishReason
 from capt_local.decode.trio import Trio
-from capt_local.errors import Cancelled, MemoryShortage, NumericalError
+from capt_local.errors import Cancelled, ContextOverflow, MemoryShortage, NumericalError
 from tests.decode.speculate.answers import (
     DRAFTING,
     Habit,
@@ -97,19 +97,34 @@ def test_a_draft_that_does_not_fit_into_the_context_of_a_proxy(
     always[own.pieces().index(b"abcabcab")] = 10
 
     def made() -> Mapping[str, FakeModel]:
-        found = {"target": Habit(own, 1), "expert": Habit(other, 2), "base": Habit(other, 3)}
+        found = {
+            role: Habit(vocabulary, 1, max_rows=16)
+            for role, vocabulary in (("target", own), ("expert", other), ("base", other))
+        }
         found["target"].logits = lambda tokens: always  # type: ignore[method-assign]
         for role in ("expert", "base"):
-            found[role].context_limit = 60
+            found[role].context_limit = 44
         return found
 
+    refused: list[int] = []
+    look_ahead = Trio.look_ahead
+
+    def watched(trio: Trio, draft: Sequence[int], *, read: bool) -> None:
+        try:
+            look_ahead(trio, draft, read=read)
+        except ContextOverflow:
+            refused.append(len(draft))
+            raise
+
+    monkeypatch.setattr(Trio, "look_ahead", watched)
     token = int(always.argmax())
     monkeypatch.setattr(
         setup, "sources", lambda trio: [Oracle([token] * 99, lambda left, n: left[:n])]
     )
     found = at_every_speed(made, dataclasses.replace(OPTIONS, max_tokens=30))
-    assert 3 <= len(found[Speed.AUTO].steps) < 10
+    assert 2 < len(found[Speed.AUTO].steps) < 10
     assert found[Speed.AUTO].generation.tally.notices == []
+    assert refused
 
 
 @pytest.mark.parametrize("roles", [("target",), ("expert",), ("expert", "base"), ROLES])
