@@ -17,7 +17,7 @@ from capt_local.batch.output import Asked, ErrorCode, Failure, Origin, OutputLin
 from capt_local.batch.progress import Progress
 from capt_local.batch.records import InputChanged, Record
 from capt_local.batch.shard import Shard
-from capt_local.batch.structured import Form
+from capt_local.batch.structured import Form, problem
 from capt_local.decode.options import GenerateOptions
 from capt_local.errors import CaptError
 
@@ -174,14 +174,13 @@ class Runner:
             self._fail(asked, outcome.failure)
             return
         answer = outcome.answer or {}
-        form = self._job.form
         self._write(
             self._job.origin.answered(
                 asked,
                 answer,
                 self._now(),
                 logprobs=logprobs,
-                invalid="" if form is None else form.problem(answer),
+                invalid=problem(answer, self._job.form),
             )
         )
 

@@ -6,12 +6,28 @@ rules, and an answer that ends at its largest length breaks off. So the finished
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from capt_local.errors import UsageError
 from capt_local.strict.json import parse_json
 from capt_local.strict.problems import NotReadable
+
+_BROKEN_OFF = "The answer reached its largest length before its form was complete."
+_NOT_JSON = "The answer is not valid JSON."
+
+
+def problem(answer: Mapping[str, Any], form: Form | None) -> str:
+    """Why an answer is not of the form that was asked for; empty where it is, or none was.
+
+    Args:
+        answer: as `report.json.answer_object` gives it.
+        form: of a schema; None where there is none, but perhaps a grammar.
+    """
+    if form is not None:
+        return form.problem(answer)
+    return _BROKEN_OFF if answer["capt"].get("structured") == "incomplete" else ""
 
 
 class Form:
@@ -50,10 +66,13 @@ class Form:
         try:
             value: Any = parse_json(said.encode("utf-8", "replace"))
         except NotReadable:
-            if choice["finish_reason"] == "length":
-                return "The answer reached its largest length before its form was complete."
-            return "The answer is not valid JSON."
-        error = next(iter(self._validator.iter_errors(value)), None)
+            return _BROKEN_OFF if choice["finish_reason"] == "length" else _NOT_JSON
+        from referencing.exceptions import Unresolvable
+
+        try:
+            error = next(iter(self._validator.iter_errors(value)), None)
+        except (Unresolvable, RecursionError, re.error):
+            return "The schema has a reference or a pattern that cannot be followed."
         if error is None:
             return ""
         return f"The answer breaks a rule of the schema ({error.validator})."

@@ -208,6 +208,8 @@ class BatchRun:
         return summary
 
     def _tell_end(self, summary: Summary, *, whole: bool) -> None:
+        changed = self._plan.source.changed()
+        self._told.notes([changed] if changed else ())
         self._told.note(summary_line(summary))
         if "audit_head" in summary:
             self._told.note(f"audit log: {summary['audit_head']}")

@@ -1,0 +1,62 @@
+"""Whether a finished answer is of the form that was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from capt_local.batch.structured import Form, problem
+from capt_local.errors import UsageError
+
+CANARY = "zyzzyva-canary"
+SCHEMA = {
+    "type": "object",
+    "properties": {"dose": {"type": "integer", "maximum": 10}},
+    "required": ["dose"],
+}
+NAME = "The schema (--json-schema)"
+
+
+def answer(text: str, *, finish: str = "stop", raw: bool = False, **capt: Any) -> dict[str, Any]:
+    said: dict[str, Any] = {"text": text} if raw else {"message": {"content": text}}
+    return {"choices": [{**said, "finish_reason": finish}], "capt": capt}
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_an_instance_of_the_schema_has_no_problem(raw: bool) -> None:
+    assert problem(answer('{"dose": 3}', raw=raw), Form(SCHEMA, NAME)) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "told"),
+    [
+        ('{"dose": 11}', "stop", "maximum"),
+        ("{}", "stop", "required"),
+        ('{"dose": 1, "dose": 2}', "stop", "not valid JSON"),
+        ('{"dose": NaN}', "stop", "not valid JSON"),
+        (f'{{"{CANARY}": ', "length", "largest length"),
+        (f'{{"dose": "{CANARY}"}}', "stop", "type"),
+    ],
+)
+def test_what_is_wrong_is_told_without_the_answer(text: str, finish: str, told: str) -> None:
+    found = problem(answer(text, finish=finish), Form(SCHEMA, NAME))
+    assert told in found
+    assert CANARY not in found
+
+
+def test_a_grammar_has_its_own_word() -> None:
+    assert problem(answer("ye", finish="length", structured="incomplete"), None) != ""
+    assert problem(answer("yes", structured="complete"), None) == ""
+    assert problem(answer("yes"), None) == ""
+
+
+def test_what_is_no_schema_is_refused_without_its_text() -> None:
+    with pytest.raises(UsageError) as caught:
+        Form({"type": CANARY}, NAME)
+    assert str(caught.value) == f"{NAME} is not a valid JSON schema."
+
+
+def test_a_reference_elsewhere_is_never_fetched() -> None:
+    form = Form({"$ref": "http://127.0.0.1:9/schema.json"}, NAME)
+    assert "reference" in form.problem(answer("{}"))
