@@ -5,11 +5,12 @@ All but the first are there to be compared with the projection (docs/results.md)
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TypeAlias
 
 import numpy as np
 
-from capt_local.align.events import END_EVENT, TargetEvents
+from capt_local.align.events import END_EVENT, NO_EVENT, TargetEvents
 from capt_local.align.projection import DEPTH, FLOOR
 from capt_local.align.published import TokenStrings
 from capt_local.align.question import TINY, FloatArray, Probabilities, Question, View
@@ -19,6 +20,8 @@ from capt_local.vocab.vocabulary import IntArray
 
 # Candidates of the published method.
 _PUBLISHED_CANDIDATES = 20
+# Tables of prefix mass that are kept: 8 bytes for each of the target's tokens.
+_KEPT_TABLES = 48
 
 Asked: TypeAlias = Question[None]
 
@@ -101,7 +104,7 @@ class PrefixMass:
         self._index = index
         self._end_ids = end_ids
         self._events = events
-        self._spans: dict[tuple[bytes, int], tuple[int, int]] = {}
+        self._spans: OrderedDict[bytes, IntArray] = OrderedDict()
 
     def ask(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Asked:
         """See `Alignment.ask`; what is wanted is the event of each token."""
@@ -121,28 +124,46 @@ class PrefixMass:
         self, wanted: IntArray, row: Probabilities, start: bytes
     ) -> tuple[FloatArray, float]:
         """What the pieces behind `start` give to each event, and what they have together."""
-        sums = np.concatenate(([0.0], np.cumsum(row[self._index.ids], dtype=np.float64)))
-        spans = np.array([self._span(start, int(event)) for event in wanted]).reshape(-1, 2)
+        low = self._index.exact(start)[1] if start else 0
+        high = self._index.interval(start)[1]
+        if low == high:
+            return np.zeros(len(wanted)), 0.0
+        sums = np.zeros(high - low + 1)
+        row.take(self._index.ids[low:high]).cumsum(dtype=np.float64, out=sums[1:])
+        spans = self._table(start, low, high).take(wanted, axis=0)
         said: FloatArray = sums[spans[:, 1]] - sums[spans[:, 0]]
-        if not start:
-            ends = float(row[self._end_ids].sum(dtype=np.float64))
-            return np.where(wanted == END_EVENT, ends, said), 1.0
-        low, high = self._index.exact(start)[1], self._index.interval(start)[1]
-        return said, float(sums[high] - sums[low])
+        if start:
+            return said, float(sums[-1])
+        ends = float(row[self._end_ids].sum(dtype=np.float64))
+        return np.where(wanted == END_EVENT, ends, said), 1.0
 
-    def _span(self, start: bytes, event: int) -> tuple[int, int]:
-        """Places of the pieces that begin with `start` and an event's bytes, or of the longest."""
-        if event <= END_EVENT:
-            return 0, 0
-        found = self._spans.get((start, event))
-        if found is None:
-            text = start + self._events.piece(event)
-            found = self._index.interval(text)
-            for size in range(len(text) - 1, len(start), -1):
-                if found[0] < found[1]:
-                    break
-                found = self._index.exact(text[:size])
-            self._spans[start, event] = found
+    def _table(self, start: bytes, low: int, high: int) -> IntArray:
+        """For each event the places, from `low` on, of the pieces that begin with `start` and it.
+
+        Where there are none, of the longest piece that begins `start` and the event.
+        """
+        found = self._spans.get(start)
+        if found is not None:
+            self._spans.move_to_end(start)
+            return found
+        by_rank = np.zeros((len(self._events.of_rank), 2), np.int32)
+        begun: dict[int, tuple[int, int]] = {}
+        # The longer a piece, the later it is painted over the events that begin with it.
+        for key in sorted(set(self._index.keys[low:high]), key=len):
+            added = key[len(start) :]
+            first, last = self._events.interval(added)
+            by_rank[first:last] = self._index.exact(key)
+            for size in range(1, len(added) + 1):
+                event = self._events.of_piece(added[:size])
+                if event != NO_EVENT and event not in begun:
+                    begun[event] = self._index.interval(key[: len(start) + size])
+        found = np.full((self._events.count + 1, 2), low, np.int32)  # the last is NO_EVENT
+        found[self._events.of_rank] = np.where(by_rank.any(axis=1, keepdims=True), by_rank, low)
+        found[list(begun)] = np.array(list(begun.values()), np.int32).reshape(-1, 2)
+        found -= low
+        self._spans[start] = found
+        if len(self._spans) > _KEPT_TABLES:
+            self._spans.popitem(last=False)
         return found
 
 
