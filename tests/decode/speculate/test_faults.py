@@ -96,14 +96,14 @@ def test_a_draft_that_does_not_fit_into_the_context_of_a_proxy(
     always = np.full(len(own), -10.0, np.float32)
     always[own.pieces().index(b"abcabcab")] = 10
 
-    def made() -> Mapping[str, FakeModel]:
+    def made(limit: int) -> Mapping[str, FakeModel]:
         found = {
             role: Habit(vocabulary, 1, max_rows=16)
             for role, vocabulary in (("target", own), ("expert", other), ("base", other))
         }
         found["target"].logits = lambda tokens: always  # type: ignore[method-assign]
         for role in ("expert", "base"):
-            found[role].context_limit = 44
+            found[role].context_limit = limit
         return found
 
     refused: list[int] = []
@@ -121,9 +121,10 @@ def test_a_draft_that_does_not_fit_into_the_context_of_a_proxy(
     monkeypatch.setattr(
         setup, "sources", lambda trio: [Oracle([token] * 99, lambda left, n: left[:n])]
     )
-    found = at_every_speed(made, dataclasses.replace(OPTIONS, max_tokens=30))
-    assert 2 < len(found[Speed.AUTO].steps) < 10
-    assert found[Speed.AUTO].generation.tally.notices == []
+    for limit in range(40, 56):
+        found = at_every_speed(lambda limit=limit: made(limit), OPTIONS)
+        assert 2 < len(found[Speed.AUTO].steps) < 10
+        assert found[Speed.AUTO].generation.tally.notices == []
     assert refused
 
 
