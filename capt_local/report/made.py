@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from capt_local.decode.generation import Generation
 from capt_local.decode.step import Step
 from capt_local.report.json import Answer, Timings
+
+if TYPE_CHECKING:
+    from capt_local.decode.generation import Generation
 
 
 def answer_of(
