@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from capt_local.batch.journal_place import check_place
-from capt_local.batch.sources import Source
-from capt_local.cli.batch_audit import Audit
 from capt_local.cli.batch_flags import AfterFlags, RunFlags
 from capt_local.cli.batch_input import InputFlags
-from capt_local.cli.batch_run import BatchRun, Plan
-from capt_local.cli.batch_setup import Chosen, chosen, settled
-from capt_local.cli.batch_told import Told
-from capt_local.cli.exits import ExitCode
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import MethodFlags, SampleFlags, ViewFlags
-from capt_local.cli.output import OutputFile
-from capt_local.cli.signals import Signals
 from capt_local.cli.structured import StructureFlags
 from capt_local.cli.thinking import QuietThoughtFlags
-from capt_local.engine.private import keep_memory_private
-from capt_local.errors import Cancelled, UsageError
-from capt_local.report.json import dumps
-from capt_local.report.screen import Screen
-
-_GROUPS = ("what", "run", "model", "how", "sample", "form", "thought", "after", "view")
 
 
 def batch(
@@ -49,50 +34,7 @@ def batch(
 
       capt-local batch notes.jsonl -o part2.jsonl --shard 2/8
     """
-    screen = Screen.standard(view.verbose)
-    keep_memory_private()
-    if run.ray is not None:
-        from capt_local.cli.batch_ray import batch_on_ray
+    # Imported here: the help needs none of it.
+    from capt_local.cli.batch_work import Groups, work
 
-        groups = (what, run, model, how, sample, form, thought, after, view)
-        return batch_on_ray(dict(zip(_GROUPS, groups, strict=True)), Told(screen))
-    flags = chosen(run, model, how, sample, form, thought, after)
-    told = Told(screen)
-    file = OutputFile(after.summary, "The summary (--summary)") if after.summary else None
-    plan = _plan(what, run, flags, after, told)
-    with Signals() as signals:
-        try:
-            ended = BatchRun(plan, told, signals).go()
-        except Cancelled:
-            told.note("interrupted; nothing was written.")
-            return signals.code or ExitCode.INTERRUPTED
-    text = dumps(ended.summary, indent=1)
-    if file is not None:
-        file.write(text + "\n")
-    if after.json:
-        screen.line(text)
-    return ended.code
-
-
-def _plan(what: InputFlags, run: RunFlags, flags: Chosen, after: AfterFlags, told: Told) -> Plan:
-    """Checks the output's place and the whole input."""
-    if run.output is None:
-        raise UsageError("There is no output. Name a file with -o.")
-    read = [what.place, what.system, what.template, flags.schema]
-    check_place(run.output, [path for path in read if path is not None])
-    fixed = settled(run.output, flags, new=run.force_new)
-    audit = None if after.audit is None else Audit(after.audit, after.site_key)
-    source = _source(what, flags, told)
-    told.notes(source.notices)
-    told.notes(audit.notices if audit else ())
-    return Plan(run.output, run, flags, fixed, source, what.raw, after.logprobs, audit)
-
-
-def _source(what: InputFlags, flags: Chosen, told: Told) -> Source:
-    def tell(share: float) -> None:
-        told.fraction("checking the input", share)
-
-    try:
-        return what.check(what.place, options=flags.options, model=flags.bundle.id, progress=tell)
-    finally:
-        told.clear()
+    return work(Groups(what, run, model, how, sample, form, thought, after, view))

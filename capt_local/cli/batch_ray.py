@@ -9,12 +9,12 @@ dashboard and its forwarding of logs are off.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,15 @@ from capt_local.batch.disk import sibling
 from capt_local.batch.journal_place import WHAT, check_place, holds_something
 from capt_local.cli.batch_flags import AfterFlags, RunFlags
 from capt_local.cli.batch_input import AskFlags, InputFlags
-from capt_local.cli.batch_setup import chosen, settled
+from capt_local.cli.batch_setup import settled
 from capt_local.cli.batch_told import Told
+from capt_local.cli.batch_work import Groups, work
 from capt_local.cli.exits import ExitCode, code_for, line_for
 from capt_local.cli.merge import MergeFlags, merge
 from capt_local.cli.options import ViewFlags
 from capt_local.cli.signals import Signals
 from capt_local.engine.parameters import physical_cores
 from capt_local.errors import UsageError
-
-Groups = Mapping[str, Any]
 
 _AGAIN = 5  # times that Ray starts an actor again
 _WAIT = 0.5  # seconds until signals get their turn
@@ -49,17 +48,15 @@ class Part:
         """Does the shard, or goes on with it.
 
         Args:
-            groups: of flags, as `batch` takes them.
+            groups: of flags.
             folder: that relative paths start from.
 
         Returns:
             The exit code, and the line of the error if there is one.
         """
-        from capt_local.cli.batch import batch
-
         os.chdir(folder)
         try:
-            return int(batch(**groups)), ""
+            return int(work(groups)), ""
         except Exception as error:
             return int(code_for(error)), line_for(error)
 
@@ -68,13 +65,13 @@ def batch_on_ray(groups: Groups, told: Told) -> int:
     """Runs all shards and merges them.
 
     Args:
-        groups: of flags, as `batch` takes them.
+        groups: of flags.
         told: tells.
 
     Raises:
         UsageError: flags do not go together, or Ray is not installed.
     """
-    what, run, after = groups["what"], groups["run"], groups["after"]
+    what, run, after = groups.what, groups.run, groups.after
     _check(what, run, after)
     ray = _ray()
     parts = _parts(groups)
@@ -95,8 +92,9 @@ def batch_on_ray(groups: Groups, told: Told) -> int:
         return signals.code or ExitCode.INTERRUPTED
     if code not in (ExitCode.OK, ExitCode.FAILED_RECORDS):
         return code
-    outputs = [part["run"].output for part in parts]
-    ask = {field.name: getattr(what, field.name) for field in dataclasses.fields(AskFlags)}
+    assert run.output is not None
+    outputs = [shard_output(run.output, each, len(parts)) for each in range(1, len(parts) + 1)]
+    ask = {field.name: getattr(what, field.name) for field in fields(AskFlags)}
     flags = MergeFlags(outputs=outputs, output=run.output, input=what.place, json=after.json)
     return merge(flags, AskFlags(**ask), ViewFlags())
 
@@ -132,27 +130,23 @@ def _ray() -> Any:
     return ray
 
 
-def _parts(groups: Groups) -> list[dict[str, Any]]:
+def _parts(groups: Groups) -> list[Groups]:
     """The flags of each shard; what each would settle for itself is settled once for all.
 
     Raises:
         CaptError: a flag has no meaning, or there is no such bundle.
     """
-    run, count = groups["run"], groups["run"].ray
-    threads = groups["model"].threads or max(1, physical_cores() // count)
-    model = dataclasses.replace(groups["model"], threads=threads)
-    others = [groups[name] for name in ("how", "sample", "form", "thought", "after")]
-    flags = chosen(run, model, *others)
+    run, model = groups.run, groups.model
+    assert run.output is not None and run.ray is not None
+    count = run.ray
+    model = replace(model, threads=model.threads or max(1, physical_cores() // count))
+    groups = replace(groups, model=model, after=replace(groups.after, json=False))
     outputs = [shard_output(run.output, number, count) for number in range(1, count + 1)]
-    fixed = settled(outputs[0], flags, new=False, processes=count)
-    common = dataclasses.replace(run, ray=None, parallel=str(fixed.parallel))
+    fixed = settled(outputs[0], groups.chosen(), new=False, processes=count)
+    groups = replace(groups, model=replace(model, date=fixed.date))
+    common = replace(run, ray=None, parallel=str(fixed.parallel))
     return [
-        {
-            **groups,
-            "model": dataclasses.replace(model, date=fixed.date),
-            "after": dataclasses.replace(groups["after"], json=False),
-            "run": dataclasses.replace(common, shard=f"{number}/{count}", output=output),
-        }
+        replace(groups, run=replace(common, shard=f"{number}/{count}", output=output))
         for number, output in enumerate(outputs, 1)
     ]
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from capt_local.batch.checking import check_input
-from capt_local.batch.merge import merge as merge_outputs
-from capt_local.batch.sources import Source
 from capt_local.cli.batch_input import AskFlags
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import ViewFlags, option
 from capt_local.errors import UsageError
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
+
+if TYPE_CHECKING:
+    from capt_local.batch.sources import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,10 @@ def merge(what: MergeFlags, asked: AskFlags, view: ViewFlags) -> int:
         raise UsageError("There are no outputs to merge. Name those of all shards.")
     if what.output is None:
         raise UsageError("There is no output. Name a new file with -o.")
+    # Imported here: the help needs none of it.
+    from capt_local.batch.checking import check_input
+    from capt_local.batch.merge import merge as merge_outputs
+
     records = None
     if what.input is not None:
         records = _records(check_input(what.input, asked.input_format, asking=asked.asking()))

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from capt_local.batch.crew import Crew
-from capt_local.batch.fingerprint import differing
-from capt_local.batch.manifest import RunManifest
-from capt_local.batch.output import Origin, OutputLine
-from capt_local.batch.progress import Progress
-from capt_local.batch.replay import (
-    Comparison,
-    Said,
-    date_then,
-    find_line,
-    load_then,
-    options_then,
-    parallel_then,
-)
-from capt_local.batch.runner import Job, Runner
-from capt_local.batch.sources import Source
-from capt_local.bundle import store
-from capt_local.bundle.manifest import Bundle
 from capt_local.cli.batch_input import AskFlags
-from capt_local.cli.batch_run import hello_of, start_worker
-from capt_local.cli.batch_setup import Chosen, Settled, fingerprint, form_of, opening
-from capt_local.cli.batch_told import Told
-from capt_local.cli.exits import ExitCode
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import ViewFlags, option
-from capt_local.cli.prompts import checked
-from capt_local.cli.session import find_bundle, load_options
-from capt_local.cli.signals import Signals
-from capt_local.cli.structured import StructureFlags, structure
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.private import keep_memory_private
-from capt_local.errors import Cancelled, UsageError
-from capt_local.report.json import dumps
-from capt_local.report.screen import Screen
+from capt_local.cli.structured import StructureFlags
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +28,6 @@ class ReplayFlags:
         option("--stop", metavar="TEXT", help="As the run had it; its output has digests alone."),
     ] = None
     json: Annotated[bool, option("--json", twin="JSON", help="Write a JSON object.")] = False
-
-
-@dataclass(slots=True)
-class OneLine:
-    """An output for one line, in memory."""
-
-    line: OutputLine | None = None
-
-    def append(self, line: OutputLine) -> None:
-        """Keeps it."""
-        self.line = line
 
 
 def replay(
@@ -90,113 +47,7 @@ def replay(
     Examples:
       capt-local replay answers.jsonl --id note-17 --input notes.jsonl
     """
-    screen = Screen.standard(view.verbose)
-    keep_memory_private()
-    if what.id is None or what.input is None:
-        raise UsageError("Which record? Give --id, and the input of the run with --input.")
-    manifest, line = find_line(what.output, what.id)
-    flags = _chosen(what, model, form, manifest)
-    fixed = Settled(str(flags.date) if flags.date else date_then(manifest), flags.parallel or 1)
-    source = ask.check(what.input, options=flags.options, model=flags.bundle.id)
-    place = source.place(what.id)
-    if place is None:
-        raise UsageError("The input (--input) has no record of that id.")
-    told = Told(screen)
-    with Signals() as signals:
-        now, settings = _again(flags, fixed, source, place, manifest, told, signals, raw=ask.raw)
-    if source.line(place)[1] != line["provenance"]["record"]["sha256"]:
-        settings.insert(0, "record")
-    found = Comparison(Said.of(line), now)
-    _tell(screen, found, settings, json=what.json)
-    return ExitCode.OK if found.identical else ExitCode.FAILED_RECORDS
+    # Imported here: the help needs none of it.
+    from capt_local.cli.replay_work import work
 
-
-def _chosen(
-    what: ReplayFlags, model: ModelFlags, form: StructureFlags, manifest: RunManifest
-) -> Chosen:
-    """The settings of that run; flags that are given win."""
-    bundle = _bundle(model, manifest)
-    stop = tuple(checked(text, "--stop") for text in what.stop or ())
-    rules, digest = form_of(form.json_schema)
-    then, given = load_then(manifest), load_options(model, bundle)
-    unset = load_options(ModelFlags(), bundle)
-    changed = {
-        field.name: getattr(given, field.name)
-        for field in dataclasses.fields(LoadOptions)
-        if getattr(given, field.name) != getattr(unset, field.name)
-    }
-    return Chosen(
-        bundle=bundle,
-        options=options_then(manifest, stop, structure(form)),
-        load=dataclasses.replace(then, **changed),
-        check=not model.no_verify,
-        date=None,
-        parallel=parallel_then(manifest),
-        shard=manifest.shard,
-        form=rules,
-        schema=form.json_schema,
-        schema_sha256=digest,
-    )
-
-
-def _bundle(model: ModelFlags, manifest: RunManifest) -> Bundle:
-    named = model.bundle or model.target or model.expert or model.base or model.expert_adapter
-    id = manifest.fingerprint.get("bundle", {}).get("id")
-    if named or id == "files":
-        return find_bundle(model)
-    return store.find(str(id))
-
-
-def _again(
-    flags: Chosen,
-    fixed: Settled,
-    source: Source,
-    place: int,
-    manifest: RunManifest,
-    told: Told,
-    signals: Signals,
-    *,
-    raw: bool,
-) -> tuple[Said, list[str]]:
-    """What comes out now, and the settings that differ."""
-    crew = Crew(start_worker)
-    try:
-        mark = fingerprint(flags, fixed, source, hello_of(crew, signals))
-        crew.load(opening(flags, fixed, mark, raw=raw))
-        output = OneLine()
-        job = Job(source, output, Origin(mark), flags.options, (place,), form=flags.form)
-        progress = Progress(1)
-        runner = Runner(job, crew, progress, tell=told.news, stop=lambda: signals.requested)
-        if not runner.run() or output.line is None:
-            raise Cancelled("interrupted")
-        crew.finish()
-    finally:
-        crew.kill()
-        told.clear()
-    now: Mapping[str, Any] = {
-        "error": output.line.error,
-        "response": output.line.response,
-        "provenance": output.line.provenance,
-    }
-    return Said.of(now), differing(manifest.fingerprint, mark.as_object())
-
-
-def _tell(screen: Screen, found: Comparison, settings: list[str], *, json: bool) -> None:
-    if json:
-        screen.line(dumps(found.as_object() | {"settings_that_differ": settings}, indent=1))
-        return
-    then, now = found.then, found.now
-    if found.identical and then.text is None:
-        screen.line(f"identical: the record fails as it did then ({then.code}).")
-    elif found.identical:
-        screen.line(f"identical: the answer is the same ({then.tokens} tokens, {then.finish}).")
-    elif then.text is None or now.text is None:
-        screen.line(f"different: then {then.code}, now {now.code}.")
-    else:
-        screen.line(
-            f"different: the answers part after {found.common} characters "
-            f"(then {len(then.text)}, now {len(now.text)})."
-        )
-    screen.line(f"settings that differ: {', '.join(settings) or 'none'}.")
-    if not then.untouched:
-        screen.line("The text in the output is not the one that was written: its digest differs.")
+    return work(what, ask, model, form, view)
