@@ -1,0 +1,93 @@
+"""`replay` with the trio that travels with the package: the same, another setting, another text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capt_local.cli.app import run
+from tests.cli.test_batch import CANARY, QUICK, written
+
+Said = pytest.CaptureFixture[str]
+PROMPTS = [
+    {"id": "warm", "prompt": f"What is fever? {CANARY}", "temperature": 0.8},
+    {"id": "long", "prompt": "fever " * 900},
+]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("replay")
+    place = written(folder / "in.jsonl", PROMPTS)
+    (folder / "rules.txt").write_text("Be short.\n")
+    more = ["--system", str(folder / "rules.txt"), "--stop", "END"]
+    assert run(["batch", place, "-o", str(folder / "out.jsonl"), *QUICK, *more]) == 6
+    return folder / "out.jsonl"
+
+
+def replayed(output: Path, capfd: Said, *more: str, id: str = "warm") -> tuple[int, dict[str, Any]]:
+    place = str(output.with_name("in.jsonl"))
+    code = run(["replay", str(output), "--id", id, "--input", place, "--json", *more])
+    out, err = capfd.readouterr()
+    assert CANARY not in out + err
+    return code, json.loads(out) if out else {"error": err}
+
+
+def test_a_drawn_answer_is_drawn_again(output: Path, capfd: Said) -> None:
+    texts = ["--system", str(output.with_name("rules.txt")), "--stop", "END"]
+    code, found = replayed(output, capfd, *texts)
+    assert (code, found["identical"], found["settings_that_differ"]) == (0, True, [])
+    assert found["output_untouched"] is True
+
+
+def test_what_was_not_given_again_is_named(output: Path, capfd: Said) -> None:
+    code, found = replayed(output, capfd, "-t", "2")
+    names = " ".join(found["settings_that_differ"])
+    assert "prompt.system_sha256" in names and "parameters.stop" in names
+    assert "computing.threads (1, now 2)" in names
+    assert (code == 0) == found["identical"]
+
+
+def test_a_failed_record_fails_again(output: Path, capfd: Said) -> None:
+    texts = ["--system", str(output.with_name("rules.txt")), "--stop", "END"]
+    code, found = replayed(output, capfd, *texts, id="long")
+    assert (code, found["identical"]) == (0, True)
+    assert found["then"]["code"] == found["now"]["code"] == "context_overflow"
+
+
+def test_another_record_and_a_changed_output_are_noticed(
+    output: Path, tmp_path: Path, capfd: Said
+) -> None:
+    for name in ("rules.txt", "out.jsonl.run.json"):
+        (tmp_path / name).write_bytes(output.with_name(name).read_bytes())
+    written(tmp_path / "in.jsonl", [{"id": "warm", "prompt": "What is gout?", "temperature": 0.8}])
+    line = json.loads(output.read_bytes().split(b"\n")[0])
+    if line["id"] != "warm":
+        line = json.loads(output.read_bytes().split(b"\n")[1])
+    line["response"]["body"]["choices"][0]["message"]["content"] += " Changed."
+    (tmp_path / "out.jsonl").write_text(json.dumps(line) + "\n")
+    texts = ["--system", str(tmp_path / "rules.txt"), "--stop", "END"]
+    code, found = replayed(tmp_path / "out.jsonl", capfd, *texts)
+    assert (code, found["identical"], found["output_untouched"]) == (6, False, False)
+    assert found["settings_that_differ"] == ["record"]
+
+
+@pytest.mark.parametrize(
+    ("id", "manifest", "told"),
+    [
+        ("none", True, "has no record of that id"),
+        ("warm", False, "has lost its manifest"),
+    ],
+)
+def test_what_cannot_be_run_again_is_one_line(
+    output: Path, tmp_path: Path, capfd: Said, id: str, manifest: bool, told: str
+) -> None:
+    names = ["in.jsonl", "out.jsonl"] + ["out.jsonl.run.json"] * manifest
+    for name in names:
+        (tmp_path / name).write_bytes(output.with_name(name).read_bytes())
+    code, found = replayed(tmp_path / "out.jsonl", capfd, id=id)
+    assert code == 2 and told in found["error"] and found["error"].count("error: ") == 1
+    assert run(["replay", str(output)]) == 2
