@@ -33,6 +33,7 @@ def beside(pool: Executor | None, jobs: Sequence[Job]) -> None:
         return
     for cached, _ in jobs:
         cached.model.use_threads(share)
+        cached.by_itself = False
     others = [pool.submit(job) for _, job in jobs[1:]]
     interrupted: BaseException | None = None
     try:
@@ -47,6 +48,7 @@ def beside(pool: Executor | None, jobs: Sequence[Job]) -> None:
                 interrupted = error
         for cached, _ in jobs:
             cached.model.use_threads(cached.model.threads)
+            cached.by_itself = True
     if interrupted is not None:
         raise interrupted
     for other in others:

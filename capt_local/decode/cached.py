@@ -53,6 +53,7 @@ class CachedModel:
         passes: calls that decoded them.
         kept: rows that were computed ahead of the text.
         watch: measures what batches cost on this machine.
+        by_itself: whether no other model runs beside it now.
         notices: what the user should know, each once.
     """
 
@@ -65,6 +66,7 @@ class CachedModel:
         self.passes = 0
         self.kept = KeptRows()
         self.watch = Stopwatch()
+        self.by_itself = True
         self.notices: list[str] = []
 
     def extend(self, tokens: Sequence[int], rows: int) -> Rows:
@@ -76,7 +78,8 @@ class CachedModel:
         finally:
             # A failed call leaves the cache as it was, or empty where it cannot be taken back.
             del self.tokens[self.model.position :]
-        self.watch.time(len(tokens), time.perf_counter() - started)
+        if self.by_itself:
+            self.watch.time(len(tokens), time.perf_counter() - started)
         self._count(tokens)
         return result
 
@@ -92,6 +95,11 @@ class CachedModel:
             f"The {self.role} cannot take tokens back (recurrent or sliding-window memory): its "
             "whole text is computed again where that is needed. Slower, same answer."
         )
+
+    def forget(self) -> None:
+        """Keeps nothing of any text."""
+        self.keep(0)
+        self.kept.clear()
 
     def tell(self, notice: str) -> None:
         """Adds a notice, once."""

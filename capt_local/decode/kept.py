@@ -66,5 +66,6 @@ class KeptRows:
 
     def clear(self) -> None:
         """Drops everything."""
+        self._stem = []
         self._rows.clear()
         self._views.clear()

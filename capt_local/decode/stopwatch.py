@@ -1,4 +1,4 @@
-"""What one token more in a batch costs on this machine, rounded to one of three kinds.
+"""What tokens cost on this machine, rounded to kinds that lie far apart.
 
 Rounded, since what is drafted decides the shapes of batches, and these the last bits of logits: the
 same question should get the same answer twice, also on a machine whose speed drifts.
@@ -6,6 +6,7 @@ same question should get the same answer twice, also on a machine whose speed dr
 
 from __future__ import annotations
 
+import math
 import statistics
 
 # One token more in a batch, over one by itself. A GPU reads the weights once for all; a CPU
@@ -23,24 +24,36 @@ def kind_of(share: float) -> float:
     return CHEAP if share < _LIMITS[0] else FAIR if share < _LIMITS[1] else DEAR
 
 
+def rounded(ratio: float) -> float:
+    """The nearest power of the square root of 2."""
+    return float(2.0 ** (round(2.0 * math.log2(ratio)) / 2.0))
+
+
 class Stopwatch:
-    """Measures what one token more in a batch costs, until it has seen enough."""
+    """Measures a model until it has seen enough.
+
+    Attributes:
+        one: seconds of one token by itself; None where that is not known yet.
+        more: one token more in a batch over that, a kind; None likewise.
+    """
 
     def __init__(self) -> None:
         """Has measured nothing."""
         self._single: list[float] = []
         self._several: list[tuple[int, float]] = []
+        self.one: float | None = None
         self.more: float | None = None
 
     def time(self, count: int, seconds: float) -> None:
         """Takes the time of a batch of so many tokens."""
         if self.more is not None or count > _LONGEST:
             return
-        if count == 1:
-            self._single.append(seconds)
-        else:
+        if count > 1:
             self._several.append((count, seconds))
-        if min(len(self._single), len(self._several)) >= _ENOUGH:
-            one = statistics.median(self._single)
-            shares = [(spent / one - 1.0) / (size - 1) for size, spent in self._several]
+        elif self.one is None:
+            self._single.append(seconds)
+        if self.one is None and len(self._single) >= _ENOUGH:
+            self.one = statistics.median(self._single)
+        if self.one is not None and len(self._several) >= _ENOUGH:
+            shares = [(spent / self.one - 1.0) / (size - 1) for size, spent in self._several]
             self.more = kind_of(statistics.median(shares))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from capt_local.bundle import store
+from capt_local.bundle.check import Check
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.roles import roles as roles_of
 from capt_local.bundle.verify import verify
@@ -29,6 +30,7 @@ from capt_local.prompt.messages import Message
 from capt_local.runtime.loaded import Asked
 from capt_local.runtime.many import one_by_one
 from capt_local.runtime.scoring import Scoring
+from capt_local.runtime.tokenizers import check_tokenizers
 
 Progress = Callable[[str, float], None]
 
@@ -43,7 +45,7 @@ class Runtime(Scoring):
         *,
         load: LoadOptions | None = None,
         progress: Progress | None = None,
-        check: bool = True,
+        check: bool | Check = Check.CACHED,
         date: datetime.date | None = None,
         roles: Iterable[str] | None = None,
     ) -> Runtime:
@@ -53,7 +55,7 @@ class Runtime(Scoring):
             bundle: an id ("demo" travels with the package), a path, or a bundle.
             load: how the models are loaded; a context given here wins.
             progress: called with a role and the share of its file that is checked, then loaded.
-            check: whether the digests are checked first.
+            check: how the digests are checked first; True is `cached`, False `never`.
             date: what the templates take for today; None: today.
             roles: which models are needed; None: all.
 
@@ -70,10 +72,13 @@ class Runtime(Scoring):
         load = load or LoadOptions()
         if load.context is None and found.context is not None:
             load = dataclasses.replace(load, context=found.context)
-        if check:
-            verify(dataclasses.replace(found, models=files), progress)
+        if isinstance(check, bool):
+            check = Check.CACHED if check else Check.NEVER
+        stamps = verify(dataclasses.replace(found, models=files), progress, check)
+        check_tokenizers(files.values())
         paths = {role: file.path for role, file in files.items()}
-        return cls(found, open_models(paths, load, progress, found.adapters), date)
+        models = open_models(paths, load, progress, found.adapters, stamps)
+        return cls(found, models, date)
 
     def generate(
         self,
@@ -163,12 +168,14 @@ class Runtime(Scoring):
         return counts
 
     def forget(self) -> None:
-        """Empties the KV caches; nothing of earlier texts is left in them."""
+        """Empties the KV caches and all else that holds earlier texts."""
         self._end_current()
         self._side.forget()
         self._memory.clear()
         for cached in self._cached.values():
-            cached.keep(0)
+            cached.forget()
+        for tokenizer in self._tokenizers.values():
+            tokenizer.forget()
 
     def decoded(self) -> dict[str, int]:
         """Tokens that each model has decoded so far, by role."""

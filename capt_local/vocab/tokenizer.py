@@ -82,6 +82,10 @@ class TextTokenizer:
                 tokens += [self._byte(byte) for byte in part]
         return tokens
 
+    def forget(self) -> None:
+        """Keeps nothing of the words that it has met."""
+        self._short.cache_clear()
+
     @cached_property
     def lead_tokens(self) -> tuple[int, ...]:
         """The tokens of the lead alone, as the tokenizer writes them in front of a text."""

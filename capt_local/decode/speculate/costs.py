@@ -36,7 +36,7 @@ class Costs:
         beside: whether the others run beside each other.
     """
 
-    proxies: Mapping[str, float]
+    proxies: dict[str, float]
     more: float = FAIR
     fours: bool = False
     beside: bool = False

@@ -12,6 +12,7 @@ from capt_local.decode.speculate.policy import Policy
 from capt_local.decode.speculate.reading_along import ExpertDraft
 from capt_local.decode.speculate.speculation import Speculation
 from capt_local.decode.speculate.tally import Tally
+from capt_local.decode.stopwatch import rounded
 from capt_local.decode.trio import Trio
 
 
@@ -47,8 +48,20 @@ def costs(trio: Trio) -> Costs:
     sizes = {each.role: each.model.size for each in trio.models}
     known = Costs.of(sizes, trio.cached.role, gpu=own.on_gpu, fours=own.by_fours)
     known.beside = own.threads > 1 and not own.on_gpu
-    if trio.cached.watch.more is not None and not own.by_fours:
-        known.more = trio.cached.watch.more
+    watch = trio.cached.watch
+    if watch.more is not None and not own.by_fours:
+        known.more = watch.more
+    # A small model of many layers takes longer than its size says.
+    measured = {
+        each.cached.role: rounded(each.cached.watch.one / watch.one)
+        for each in trio.proxies
+        if watch.one is not None and each.cached.watch.one is not None
+    }
+    # Expert and base are alike, and the base may never run by itself.
+    for role in known.proxies:
+        pair = role.replace("base", "expert")
+        if pair in measured:
+            known.proxies[role] = measured[pair]
     return known
 
 
