@@ -19,6 +19,7 @@ INPUT_LINE = PACKAGE / "report" / "input_line.py"
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "strict": {"errors"},
+    "config": {"errors"},
     "vocab": {"errors"},
     "bundle": {"errors"},
     "engine": {"errors", "vocab"},

@@ -23,13 +23,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A command: the function `name` of its module does it."""
+    """A command: the function of its module does it, or one of several below it.
+
+    Attributes:
+        name: as typed, and of the function.
+        module: that holds it.
+        summary: its line in the help.
+        verbs: those that stand behind its name, as in `models list`; their functions bear both
+            names, as `models_list`.
+    """
 
     name: str
     module: str
     summary: str
+    verbs: tuple[Verb, ...] = ()
 
 
+_CONFIG = (Verb("show", "capt_local.cli.config", "Every setting, and where its value comes from"),)
 VERBS = (
     Verb("demo", "capt_local.cli.demo", "A fictitious visit, with the three demo models"),
     Verb("chat", "capt_local.cli.chat", "A conversation, with /why for what the expert changed"),
@@ -42,6 +52,7 @@ VERBS = (
     Verb("score", "capt_local.cli.score", "How well texts are predicted: bits per byte"),
     Verb("eval", "capt_local.cli.eval", "Tasks under several methods, with 95 % intervals"),
     Verb("bench", "capt_local.cli.bench", "How fast answers come, target alone and together"),
+    Verb("config", "capt_local.cli.config", "What site and user have settled: show", _CONFIG),
     Verb("doctor", "capt_local.cli.doctor", "What runs here: versions, backend, memory, bundle"),
 )
 
@@ -90,43 +101,79 @@ def _dispatch(arguments: list[str], screen: Screen) -> int:
     if first == "--version":
         screen.line(f"capt-local {__version__}")
         return ExitCode.OK
-    for verb in VERBS:
-        if verb.name == first:
-            return _call(verb, arguments[1:], screen)
-    screen.error(f"there is no such verb; one of {', '.join(v.name for v in VERBS)} is needed.")
+    return _choose(VERBS, arguments, (), screen)
+
+
+def _choose(
+    verbs: Sequence[Verb], arguments: list[str], above: tuple[str, ...], screen: Screen
+) -> int:
+    for verb in verbs:
+        if arguments and verb.name == arguments[0]:
+            names, rest = (*above, verb.name), arguments[1:]
+            if not verb.verbs:
+                return _call(verb, names, rest, screen)
+            if rest and rest[0] not in ("-h", "--help"):
+                return _choose(verb.verbs, rest, names, screen)
+            screen.line(group_help(verb))
+            return ExitCode.OK
+    behind = f" behind {' '.join(above)}" if above else ""
+    known = ", ".join(verb.name for verb in verbs)
+    screen.error(f"there is no such verb{behind}; one of {known} is needed.")
     return ExitCode.USAGE
 
 
 def help_text() -> str:
     """The help of the whole program."""
-    width = max(len(verb.name) for verb in VERBS)
-    verbs = "\n".join(f"  {verb.name:<{width}}  {verb.summary}" for verb in VERBS)
     return (
         "capt-local: private clinical language-model inference by Cross-Architecture Proxy "
         "Tuning.\n\n"
-        f"Usage: capt-local VERB [OPTIONS]\n\nVerbs:\n{verbs}\n\n"
+        f"Usage: capt-local VERB [OPTIONS]\n\nVerbs:\n{_listed(VERBS)}\n\n"
         f"Options:\n  --version             the version\n"
         f"  --install-completion  completion for this shell\n\n{_EPILOGUE}"
     )
 
 
-def function(verb: Verb) -> Callable[..., int]:
-    """The function of a verb; imports its module."""
-    found: Callable[..., int] = getattr(import_module(verb.module), verb.name)
+def group_help(verb: Verb) -> str:
+    """The help of a verb that has others behind it."""
+    name = f"capt-local {verb.name}"
+    return (
+        f"Usage: {name} VERB [OPTIONS]\n\n{verb.summary}\n\nVerbs:\n{_listed(verb.verbs)}\n\n"
+        f"Use '{name} VERB --help' for the options of a verb."
+    )
+
+
+def _listed(verbs: Sequence[Verb]) -> str:
+    width = max(len(verb.name) for verb in verbs)
+    return "\n".join(f"  {verb.name:<{width}}  {verb.summary}" for verb in verbs)
+
+
+def function(verb: Verb, *above: str) -> Callable[..., int]:
+    """The function of a verb; imports its module.
+
+    Args:
+        verb: one without others behind it.
+        above: the names in front of its own.
+    """
+    found: Callable[..., int] = getattr(import_module(verb.module), "_".join((*above, verb.name)))
     return found
 
 
-def _call(verb: Verb, arguments: list[str], screen: Screen) -> int:
+def _call(verb: Verb, names: Sequence[str], arguments: list[str], screen: Screen) -> int:
     from capt_local.cli import typed
 
-    return typed.call(function(verb), f"capt-local {verb.name}", arguments, screen)
+    found = function(verb, *names[:-1])
+    return typed.call(found, f"capt-local {' '.join(names)}", arguments, screen)
 
 
 def _whole(arguments: list[str]) -> int:
     """All verbs in one Typer program; only shell completion needs that."""
     from capt_local.cli import typed
 
-    program: typer.Typer = typed.program({verb.name: function(verb) for verb in VERBS})
+    program: typer.Typer = typed.program({v.name: function(v) for v in VERBS if not v.verbs})
+    for verb in VERBS:
+        if verb.verbs:
+            inner = {each.name: function(each, verb.name) for each in verb.verbs}
+            program.add_typer(typed.program(inner), name=verb.name)
     program(arguments, prog_name="capt-local")
     return ExitCode.OK
 

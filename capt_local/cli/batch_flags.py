@@ -8,6 +8,7 @@ from typing import Annotated
 
 from capt_local.batch.shard import Shard
 from capt_local.cli.options import option
+from capt_local.config.limits import Feature
 from capt_local.errors import UsageError
 
 AUTO = "auto"
@@ -65,6 +66,7 @@ class RunFlags:
             min=1,
             help="Run N shards as actors of a local Ray, and merge them (the extra 'ray').",
         ),
+        Feature.NETWORK,
     ] = None
 
     @property

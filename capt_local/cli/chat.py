@@ -23,6 +23,7 @@ from capt_local.cli.structured import StructureFlags, structure
 from capt_local.cli.talk import Talk, no_room
 from capt_local.cli.thinking import ThoughtFlags, thinking
 from capt_local.cli.transcript_file import TranscriptFile
+from capt_local.config.limits import Feature
 from capt_local.decode.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
 from capt_local.report.screen import Screen, drop_output
@@ -51,6 +52,7 @@ class ChatFlags:
             metavar="PATH",
             help="Write down every turn here at once (a new file, JSON Lines, mode 0600).",
         ),
+        Feature.TRANSCRIPTS,
     ] = None
     idle_timeout: Annotated[
         float | None,

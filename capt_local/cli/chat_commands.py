@@ -9,6 +9,7 @@ from pathlib import Path
 from capt_local.chat import settings, transcript
 from capt_local.chat.commands import COMMANDS, Call
 from capt_local.chat.conversation import Turn, with_notes
+from capt_local.cli.allowed import check_transcript, check_weights
 from capt_local.cli.chat_files import file_bytes, named
 from capt_local.cli.output import OutputFile
 from capt_local.cli.prompts import checked, decoded
@@ -141,6 +142,7 @@ class Commands:
     def _changed(self, rest: str) -> GenerateOptions:
         """The settings with new values that these models can answer with."""
         options = settings.changed(self._talk.options, rest)
+        check_weights(options.combine)
         pairs = self._talk.session.runtime.bundle.pairs
         options.combine.rows(pairs if options.method.roles is None else min(pairs, 1))
         return options
@@ -213,6 +215,7 @@ class Commands:
         talk = self._talk
         if not talk.conversation.messages():
             raise UsageError("Nothing has been said yet, so there is nothing to save.")
+        check_transcript("/save")
         path = named(rest, "/save")
         if talk.writes_to(path):
             raise UsageError("That is the running transcript, which holds all this already.")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from capt_local import __version__
 from capt_local.cli.exits import ExitCode, code_for
-from capt_local.errors import CaptError, MemoryShortage
+from capt_local.cli.mebibytes import mebibytes
+from capt_local.cli.surroundings import archive_flaws
+from capt_local.errors import CaptError, MemoryShortage, ModelError
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle
     from capt_local.engine.options import LoadOptions
     from capt_local.vocab.vocabulary import Vocabulary
-
-_MIB = 1 << 20
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class Diagnosis:
             self.problem(error)
 
 
-def software() -> dict[str, Any]:
+def software(diagnosis: Diagnosis) -> dict[str, Any]:
     """Versions and build flags.
 
     Raises:
@@ -58,6 +58,8 @@ def software() -> dict[str, Any]:
     from capt_local.engine.library import library
 
     build = library().build_info()
+    flaws = archive_flaws()
+    diagnosis.warnings.extend([flaws] if flaws else [])
     return {
         "capt-local": __version__,
         "llama-cpp-python": build.binding,
@@ -68,17 +70,26 @@ def software() -> dict[str, Any]:
     }
 
 
-def backend() -> dict[str, Any]:
-    """Devices, and whether layers go to a GPU."""
+def backend(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Devices, and whether layers go to a GPU; notes the problem of one that does not compute."""
     from capt_local.engine.library import library
 
     build = library().build_info()
     gpus = [device for device in build.devices if device.is_gpu]
     facts: dict[str, Any] = {"live": gpus[0].name if gpus else "CPU"}
     facts["GPU support in this build"] = build.gpu_offload
-    for device in build.devices:
-        memory = f", {mebibytes(device.free)} free" if device.total else ""
-        facts[device.name] = f"{device.kind}: {device.description}{memory}"
+    for index, device in enumerate(build.devices):
+        free = f", {mebibytes(device.free)} free" if device.total else ""
+        right = library().computes(index)
+        facts[device.name] = f"{device.kind}: {device.description}{free}"
+        facts[f"{device.name} multiplies two matrices"] = "rightly" if right else "not"
+        if not right:
+            diagnosis.problem(
+                ModelError(
+                    f"{device.name} does not multiply two small matrices rightly: answers would be "
+                    "wrong. Update its driver, or build llama.cpp without it."
+                )
+            )
     return facts
 
 
@@ -112,34 +123,35 @@ def files(bundle: Bundle, check: bool) -> dict[str, Any]:
 
 
 def room(bundle: Bundle, options: LoadOptions, diagnosis: Diagnosis) -> dict[str, Any]:
-    """Whether the models fit into memory; notes the problem when they do not.
+    """What a run takes in memory; notes the problem when it does not fit.
 
     Raises:
         ModelError: a file is not a GGUF that can be read.
     """
-    from capt_local.engine.library import library
-    from capt_local.engine.memory import available_memory, check_fits
-    from capt_local.engine.several import estimates
+    from capt_local.cli.fit import fit
 
-    paths = {role: model.path for role, model in bundle.models.items()}
-    each = estimates(paths, options, bundle.adapters)
-    available = available_memory()
-    needed = sum(one.total for one in each.values())
-    facts: dict[str, Any] = {
+    found = fit(bundle, options)
+    context = f"{options.context:,}" if options.context else "the models' own, at most 4,096"
+    facts: dict[str, Any] = {"context": context, "program": mebibytes(found.program)}
+    for role, one in found.models.items():
         # The weights of a file that several models share are counted with the first of them.
-        role: mebibytes(one.total)
-        + ("" if one.weights else ", weights shared")
-        + (f", adapter {mebibytes(one.adapters)}" if one.adapters else "")
-        for role, one in each.items()
-    }
-    facts |= {"needed": mebibytes(needed), "available": mebibytes(available)}
-    facts["fits"] = needed <= available
-    # Where a GPU takes a part, main memory need not hold everything; loading decides.
-    if not any(device.is_gpu for device in library().devices()):
-        try:
-            check_fits(each, available)
-        except MemoryShortage as error:
-            diagnosis.problem(error)
+        weights = f"weights {mebibytes(one.weights)}" if one.weights else "weights shared"
+        adapter = f", adapter {mebibytes(one.adapters)}" if one.adapters else ""
+        facts[role] = (
+            f"{mebibytes(one.total)}: {weights}{adapter}, KV cache {mebibytes(one.kv_cache)}, "
+            f"compute {mebibytes(one.buffers)}"
+        )
+    if found.reading:
+        facts["reading a prompt"] = mebibytes(found.reading)
+    facts |= {"needed": mebibytes(found.needed), "available": mebibytes(found.available)}
+    facts["needed bytes"], facts["available bytes"] = found.needed, found.available
+    facts["fits"] = found.fits
+    layers = (f"{role} {on} of {found.models[role].layers}" for role, on in found.on_gpu.items())
+    facts["layers on the GPU"] = ", ".join(layers) if found.gpu else "none: no GPU is live"
+    try:
+        found.check()
+    except MemoryShortage as error:
+        diagnosis.problem(error)
     return facts
 
 
@@ -183,8 +195,3 @@ def overlap(target: Vocabulary, expert: Vocabulary) -> float:
     ours = {piece for piece, text in zip(target.pieces(), target.is_text, strict=True) if text}
     theirs = {piece for piece, text in zip(expert.pieces(), expert.is_text, strict=True) if text}
     return len(ours & theirs) / len(ours) if ours else 0.0
-
-
-def mebibytes(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / _MIB:,.0f} MiB"

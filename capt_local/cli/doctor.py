@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from capt_local.cli import diagnosis as find
+from capt_local.cli import surroundings as around
 from capt_local.cli.diagnosis import Diagnosis
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import ViewFlags, option
@@ -42,11 +43,14 @@ def doctor(model: ModelFlags, how: DoctorFlags, view: ViewFlags) -> int:
 def examine(flags: ModelFlags) -> Diagnosis:
     """Looks at everything; a problem in one place does not hide the others."""
     found = Diagnosis()
-    found.attempt("software", find.software)
+    found.attempt("software", lambda: find.software(found))
     if found.problems:
         return found
-    found.attempt("backend", find.backend)
+    found.attempt("backend", lambda: find.backend(found))
     found.attempt("memory", find.memory)
+    found.attempt("private memory", lambda: around.private_memory(found.warnings))
+    found.attempt("settings", around.settings)
+    found.attempt("store", lambda: around.store(found.warnings))
     try:
         bundle = find_bundle(flags)
         options = load_options(flags, bundle)
@@ -55,6 +59,7 @@ def examine(flags: ModelFlags) -> Diagnosis:
         return found
     found.warnings.extend(bundle.notices)
     found.attempt("bundle", lambda: find.files(bundle, check=not flags.no_verify))
+    found.attempt("files", lambda: around.modes(bundle, found.warnings))
     if not found.problems:  # a file that is not the right one never reaches llama.cpp
         found.attempt("memory of the bundle", lambda: find.room(bundle, options, found))
         found.attempt("roles", lambda: find.roles(bundle, found))
@@ -64,7 +69,7 @@ def examine(flags: ModelFlags) -> Diagnosis:
 def as_tables(found: Diagnosis) -> list[Table]:
     """The facts for people, a table for each section."""
     sections = {
-        section: {name: value for name, value in facts.items() if value not in ("", None)}
+        section: {name: value for name, value in facts.items() if _is_for_people(name, value)}
         for section, facts in found.facts.items()
     }
     return [
@@ -89,6 +94,10 @@ def as_object(found: Diagnosis) -> dict[str, Any]:
         "warnings": found.warnings,
         "problems": found.problems,
     }
+
+
+def _is_for_people(name: str, value: Any) -> bool:
+    return value not in ("", None) and not name.endswith(" bytes")
 
 
 def _told(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from capt_local.cli.options import option
 from capt_local.cli.output import OutputFile
+from capt_local.config.limits import Feature
 from capt_local.report.json import Answer
 
 TOP = 3
@@ -25,6 +26,7 @@ class ReportFlags:
             metavar="PATH",
             help="Write what the expert changed as one HTML page here (mode 0600).",
         ),
+        Feature.REPORTS,
     ] = None
     with_target: Annotated[
         bool,

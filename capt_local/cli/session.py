@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from capt_local.cli.allowed import check_weights
 from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import MethodFlags, SampleFlags
@@ -105,7 +106,7 @@ def generate_options(
         alphas = _alphas(how.alpha)
     elif how.weights is None:  # of a method that uses the first pair: the first
         alphas = said.alphas if chosen.roles is None else said.alphas[:1]
-    return GenerateOptions(
+    made = GenerateOptions(
         method=chosen,
         max_tokens=_first(sample.max_tokens, said.max_tokens, ours.max_tokens),
         stop=tuple(checked(text, "--stop") for text in sample.stop or ()),
@@ -130,6 +131,8 @@ def generate_options(
             seed=sample.seed,
         ),
     )
+    check_weights(made.combine)
+    return made
 
 
 def method(bundle: Bundle, how: MethodFlags) -> Method:

@@ -16,7 +16,9 @@ from typing import Any, get_type_hints
 import typer
 
 from capt_local.cli.exits import ExitCode
+from capt_local.cli.settings import Given, Layers
 from capt_local.cli.yielding import settled
+from capt_local.config.limits import Feature, Limits
 from capt_local.report.screen import Screen, unwritable
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -24,6 +26,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _USAGE_ERRORS: tuple[type[Exception], ...] = tuple(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ in ("ClickException", "UsageError")
 )
+_FILES = "DEFAULT_MAP"  # Click's name for what comes from files
 _PLAIN_OPTION = re.compile(r"--?[a-z][a-z-]{0,30}")
 
 
@@ -33,12 +36,12 @@ def call(verb: Callable[..., int], name: str, arguments: Sequence[str], screen: 
     Returns:
         The exit code.
     """
-    program = typer.Typer(add_completion=False, rich_markup_mode=None)
-    program.command(context_settings=dict(_SETTINGS))(flat(verb))
-    command = typer.main.get_command(program)
+    made: Any = command(verb)
+    given = Layers.read().given(verb)
+    files = {"default_map": given.values, "obj": given}
     try:
         # Only the parsing happens inside: Click has ideas of its own about errors and Ctrl-C.
-        parsed = command.main(list(arguments), prog_name=name, standalone_mode=False)
+        parsed = made.main(list(arguments), prog_name=name, standalone_mode=False, **files)
     except typer.Exit as exit_:
         return exit_.exit_code
     except typer.Abort:
@@ -55,6 +58,13 @@ def call(verb: Callable[..., int], name: str, arguments: Sequence[str], screen: 
     return verb(**parsed)
 
 
+def command(verb: Callable[..., int]) -> Any:
+    """A verb as a Click command."""
+    program = typer.Typer(add_completion=False, rich_markup_mode=None)
+    program.command(context_settings=dict(_SETTINGS))(flat(verb))
+    return typer.main.get_command(program)
+
+
 def program(verbs: Mapping[str, Callable[..., int]]) -> typer.Typer:
     """One Typer program with all verbs, for shell completion."""
     whole = typer.Typer(rich_markup_mode=None)
@@ -66,7 +76,7 @@ def program(verbs: Mapping[str, Callable[..., int]]) -> typer.Typer:
 def flat(verb: Callable[..., int]) -> Callable[..., dict[str, Any]]:
     """A function with one parameter for each field of the verb's groups, that returns these.
 
-    One more parameter is Click's context, which knows what came from the environment.
+    One more parameter is Click's context, which knows what came from the environment and files.
     """
     groups: dict[str, type[Any]] = {
         name: kind for name, kind in get_type_hints(verb).items() if name != "return"
@@ -75,6 +85,10 @@ def flat(verb: Callable[..., int]) -> Callable[..., dict[str, Any]]:
     def command(context: typer.Context, **values: Any) -> dict[str, Any]:
         sources = {name: context.get_parameter_source(name) for name in values}
         origin = {name: source.name for name, source in sources.items() if source is not None}
+        if isinstance(context.obj, Given):
+            origin |= {name: context.obj.origin[name] for name in origin if origin[name] == _FILES}
+            for kind in groups.values():
+                _check_allowed(kind, values, context.obj.limits)
         made = {
             name: kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
             for name, kind in groups.items()
@@ -84,7 +98,7 @@ def flat(verb: Callable[..., int]) -> Callable[..., dict[str, Any]]:
     whole = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     parameters = [
         inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hint
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=_default(field), annotation=hint
         )
         for kind in groups.values()
         for field, hint in _fields(kind)
@@ -97,9 +111,23 @@ def flat(verb: Callable[..., int]) -> Callable[..., dict[str, Any]]:
     return command
 
 
+def _check_allowed(kind: type[Any], values: Mapping[str, Any], limits: Limits) -> None:
+    """Refuses options of a group that the site forbids."""
+    for field, hint in _fields(kind):
+        declared = getattr(hint, "__metadata__", ())
+        for need in declared:
+            if isinstance(need, Feature) and values[field.name] not in (None, False):
+                limits.refuse(need, f"--{field.name.replace('_', '-')}")
+
+
 def _fields(kind: type[Any]) -> list[tuple[dataclasses.Field[Any], Any]]:
     hints = get_type_hints(kind, include_extras=True)
     return [(field, hints[field.name]) for field in dataclasses.fields(kind)]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """What stands where nothing is given; an argument without a default has to be given."""
+    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
 
 
 def _usage_line(error: BaseException) -> str:

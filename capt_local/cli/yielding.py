@@ -1,4 +1,4 @@
-"""A flag wins over the environment, also where it is another option that it does not go with."""
+"""A flag wins over the environment, that over files, also where two options do not go together."""
 
 from __future__ import annotations
 
@@ -17,24 +17,29 @@ else:
     _Group = TypeVar("_Group")
 
 _FILES = frozenset({"target", "expert", "base"})
+# Where a value can come from, the strongest first; the names of Click and of `cli.settings`.
+_SOURCES = ("COMMANDLINE", "ENVIRONMENT", "USER", "SITE")
 
 
 def settled(group: _Group, origin: Mapping[str, str]) -> _Group:
-    """The group without those values of the environment that do not go with what was typed.
+    """The group without those values that do not go with one of a stronger source.
 
     Args:
         group: of options.
-        origin: by option, the name of Click's `ParameterSource`.
+        origin: by option, the name of its source.
     """
-    typed = {name for name, source in origin.items() if source == "COMMANDLINE"}
-    inherited = {name for name, source in origin.items() if source == "ENVIRONMENT"}
-    gone = _yielding(group, typed) & inherited
+    rank = {name: _SOURCES.index(source) for name, source in origin.items() if source in _SOURCES}
+    gone: set[str] = set()
+    for strength in range(len(_SOURCES) - 1):
+        said = {name for name, place in rank.items() if place == strength} - gone
+        weaker = {name for name, place in rank.items() if place > strength}
+        gone |= _yielding(group, said) & weaker
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(group)}
     return dataclasses.replace(group, **{name: defaults[name] for name in gone})
 
 
 def _yielding(group: object, typed: Set[str]) -> Set[str]:
-    """Options that count only if they were typed."""
+    """Options that yield to those that were given by a stronger source, typed ones above all."""
     match group:
         case ModelFlags():
             return _rivals(typed, {"bundle"}, _FILES)

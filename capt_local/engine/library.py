@@ -18,6 +18,7 @@ from typing import Any
 from capt_local.engine.clock import BusyClock
 from capt_local.engine.formats import leave_out_crashing
 from capt_local.engine.private import keep_memory_private
+from capt_local.engine.trial import computes
 from capt_local.errors import UsageError
 
 # The structures of the binding fit only the library that it was built with.
@@ -144,6 +145,14 @@ class Library:
                 )
             )
         return tuple(found)
+
+    def computes(self, device: int) -> bool:
+        """Whether a device gives the right product of two small matrices.
+
+        Args:
+            device: its place in `devices`.
+        """
+        return computes(self._ggml, device)
 
     def _ggml(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         """A function of ggml, which is a library of its own beside libllama."""

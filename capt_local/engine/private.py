@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import sys
 
-_PR_SET_DUMPABLE = 4  # <linux/prctl.h>
+_PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 3, 4  # <linux/prctl.h>
 _FIRST_TO_GO = "500"  # of 1,000
 
 
@@ -22,6 +22,20 @@ def keep_memory_private() -> None:
         # A core pattern that is a pipe ignores the limit, but not this.
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def memory_is_private() -> bool | None:
+    """Whether no core dump of this process can be written; None where nobody can say."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    if sys.platform == "linux":
+        try:
+            return ctypes.CDLL(None).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) == 0
+        except (OSError, AttributeError):
+            return None
+    return resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
 
 
 def be_first_to_go() -> None:

@@ -16,13 +16,12 @@ from capt_local.engine.interrupts import HeldInterrupts
 from capt_local.engine.library import Library, library
 from capt_local.engine.memory import check_fits, estimate
 from capt_local.engine.options import LoadOptions
+from capt_local.engine.placement import free_on_gpus
 from capt_local.errors import Cancelled, MemoryShortage, ModelError, UsageError
 from capt_local.vocab.vocabulary import Vocabulary
 
 Progress = Callable[[float], None]
 
-# Left free on a GPU for the backend itself.
-_GPU_RESERVE = 512 << 20
 # Formats that llama.cpp rearranges for kernels which take four tokens at once: two or three cost
 # more than four, as each of them is computed by itself.
 _BY_FOURS = ("Q4_0", "Q4_K", "IQ4_NL")
@@ -197,8 +196,7 @@ class Weights:
         if options.gpu_layers == "all":
             layers = needed.layers
         elif options.gpu_layers == "auto":
-            free = sum(max(0, device.free - _GPU_RESERVE) for device in gpus)
-            layers = needed.layers_that_fit(free)
+            layers = needed.layers_that_fit(free_on_gpus(gpus))
         else:
             layers = options.gpu_layers
         if not gpus:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from capt_local import errors
-from capt_local.cli.app import VERBS, help_text
+from capt_local.cli.app import VERBS, Verb, help_text
 from capt_local.cli.exits import ExitCode, code_for, line_for
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import MethodFlags, OutputFlags, PromptFlags, SampleFlags, ViewFlags
@@ -32,16 +32,25 @@ def test_help_says_what_it_is_for() -> None:
     assert "review by a clinician" in help_text()
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
-def test_every_verb_has_a_function_and_help(verb: object, run: Run) -> None:
-    module = importlib.import_module(verb.module)  # type: ignore[attr-defined]
-    name = verb.name  # type: ignore[attr-defined]
-    assert callable(getattr(module, name))
-    result = run(name, "--help")
+LEAVES = [
+    ((*above, verb.name), verb)
+    for above, verbs in [((), VERBS), *(((verb.name,), verb.verbs) for verb in VERBS)]
+    for verb in verbs
+    if not verb.verbs
+]
+# What stands in files needs no models.
+WITHOUT_MODELS = {"explain", "merge", "audit", "models", "config"}
+
+
+@pytest.mark.parametrize(
+    ("names", "verb"), LEAVES, ids=lambda value: "-".join(value) if isinstance(value, tuple) else ""
+)
+def test_every_verb_has_a_function_and_help(names: tuple[str, ...], verb: Verb, run: Run) -> None:
+    assert callable(getattr(importlib.import_module(verb.module), "_".join(names)))
+    result = run(*names, "--help")
     assert result.code == 0
-    assert result.out.startswith(f"Usage: capt-local {name} [OPTIONS]")
-    # What stands in a file needs no models.
-    assert ("--bundle" in result.out) == (name != "explain")
+    assert result.out.startswith(f"Usage: capt-local {' '.join(names)} [OPTIONS]")
+    assert ("--bundle" in result.out) == (names[0] not in WITHOUT_MODELS)
     assert result.err == ""
 
 

@@ -12,6 +12,7 @@ from capt_local.bundle.manifest import Bundle, Role
 from capt_local.bundle.write import describe, write_manifest
 from capt_local.cli.diagnosis import overlap
 from capt_local.engine import memory
+from capt_local.engine.library import Library
 from tests.cli.conftest import Run
 from tests.fakes import make_vocabulary
 from tests.tiny_models import tiny_gguf
@@ -112,6 +113,49 @@ def test_files_without_a_manifest_say_so(tmp_path: Path, run: Run) -> None:
     assert found["exit_code"] == 0
     assert found["bundle"]["digests"] == "none known"
     assert found["warnings"]
+
+
+def test_the_estimate_is_told_in_parts(bundle: Path, run: Run) -> None:
+    small = json.loads(run("doctor", "-m", str(bundle), "-c", "256", "--json").out)
+    large = json.loads(run("doctor", "-m", str(bundle), "-c", "8192", "--json").out)
+    room = small["memory of the bundle"]
+    assert "KV cache" in room["target"] and "compute" in room["target"]
+    assert room["needed bytes"] < large["memory of the bundle"]["needed bytes"]
+    assert room["layers on the GPU"] == "none: no GPU is live"
+    assert (room["context"], large["memory of the bundle"]["context"]) == ("256", "8,192")
+    table = run("doctor", "-m", str(bundle)).out
+    assert "needed bytes" not in table and "needed " in table
+
+
+def test_the_backend_has_multiplied(
+    bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = json.loads(run("doctor", "-m", str(bundle), "--json").out)
+    assert found["backend"]["CPU multiplies two matrices"] == "rightly"
+    monkeypatch.setattr(Library, "computes", lambda *_: False)
+    result = run("doctor", "-m", str(bundle))
+    assert result.code == 3
+    assert "problem: CPU does not multiply" in result.out
+
+
+def test_files_that_others_can_write_are_a_warning(bundle: Path, run: Run) -> None:
+    (bundle / "base.gguf").chmod(0o666)
+    found = json.loads(run("doctor", "-m", str(bundle), "--json").out)
+    assert found["exit_code"] == 0
+    assert found["files"]["writable by others"] == 1
+    assert any("base.gguf" in line and "chmod" in line for line in found["warnings"])
+
+
+def test_a_broken_bundle_in_the_store_is_a_warning(
+    bundle: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store" / "bad").mkdir(parents=True)
+    (tmp_path / "store" / "bad" / "bundle.toml").write_text("nonsense")
+    monkeypatch.setenv("CAPT_LOCAL_MODELS", str(tmp_path / "store"))
+    found = json.loads(run("doctor", "-m", str(bundle), "--json").out)
+    assert found["exit_code"] == 0
+    assert found["store"] == {"bundles": "demo", "broken": 1}
+    assert any("bad" in line for line in found["warnings"])
 
 
 def test_overlap_of_vocabularies() -> None:

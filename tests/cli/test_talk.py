@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from capt_local.chat.commands import Call
+from capt_local.cli import allowed
 from capt_local.cli.chat_commands import Commands
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.session import find_bundle, open_session
 from capt_local.cli.signals import Signals
 from capt_local.cli.talk import Talk
 from capt_local.cli.transcript_file import TranscriptFile
+from capt_local.config.limits import Feature, Limits
+from capt_local.config.read import SiteFile
 from capt_local.decode.options import GenerateOptions
 from capt_local.decode.step import FinishReason
 from capt_local.errors import Cancelled, ContextOverflow, NumericalError, UsageError
@@ -160,6 +163,26 @@ def test_weights_for_more_pairs_than_there_are_are_refused_at_once(
     with pytest.raises(UsageError, match="one number"):
         commands(talk).run(Call(command, "alpha=0,5"))
     assert talk.options is before and events(log) == ["turn"]
+
+
+def test_what_the_site_forbids_is_forbidden_in_a_conversation_too(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(tmp_path / "site.toml", frozenset({Feature.TRANSCRIPTS}), 1.5)
+    monkeypatch.setattr(allowed, "read_site", lambda: SiteFile(limits.file, True, limits=limits))
+    talk, _, log = made
+    talk.ask("one")
+    before = talk.options
+    for call in (
+        Call("save", str(tmp_path / "x")),
+        Call("set", "alpha=2"),
+        Call("regen", "alpha=2"),
+    ):
+        with pytest.raises(UsageError, match=r"forbidden here: .*site\.toml"):
+            commands(talk).run(call)
+    assert talk.options is before and events(log) == ["turn"]
+    assert not (tmp_path / "x").exists()
+    commands(talk).run(Call("set", "alpha=1.5"))
 
 
 def test_the_running_transcript_is_not_replaced(made: Made) -> None:

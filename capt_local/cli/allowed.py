@@ -1,0 +1,28 @@
+"""What a site forbids, asked where no option is: commands of a chat, weights however they came."""
+
+from __future__ import annotations
+
+from capt_local.config.limits import Feature
+from capt_local.config.read import read_site
+from capt_local.decode.options import CombineOptions
+
+
+def check_weights(combine: CombineOptions) -> None:
+    """Refuses fixed weights that the site forbids.
+
+    Raises:
+        UsageError: one is wider than the site allows.
+    """
+    read_site().limits.check_weights((*combine.alphas, *combine.powers))
+
+
+def check_transcript(what: str) -> None:
+    """Refuses to write a conversation down where the site forbids that.
+
+    Args:
+        what: the command that asks, for the error.
+
+    Raises:
+        UsageError: it is forbidden.
+    """
+    read_site().limits.refuse(Feature.TRANSCRIPTS, what)

@@ -1,0 +1,130 @@
+"""`capt-local config show`: every setting, its value, and where that comes from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from capt_local.cli.exits import ExitCode
+from capt_local.cli.options import ViewFlags, option
+from capt_local.cli.settings import Layers, Setting, settable, verbs
+from capt_local.report.json import dumps
+from capt_local.report.screen import Screen
+from capt_local.report.view import Table
+
+# Variables that are no option's twin: where bundles lie, and tracebacks.
+_OTHERS = ("CAPT_LOCAL_DEBUG", "CAPT_LOCAL_MODELS")
+
+
+@dataclass(frozen=True, slots=True)
+class ShowFlags:
+    """How it is told."""
+
+    json: Annotated[bool, option("--json", twin="JSON", help="Write a JSON object.")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A setting and what it is now.
+
+    Attributes:
+        setting: as it is declared.
+        value: as it stands where it is set; None where nobody sets it.
+        source: "site file", "user file", "environment" or "default".
+    """
+
+    setting: Setting
+    value: Any
+    source: str
+
+
+def config_show(how: ShowFlags, view: ViewFlags) -> int:
+    """Every setting, its value, and whether site, user or environment say so.
+
+    A flag wins over the environment, that over the user's file, that over the site's. Values of
+    the environment are told as they are; a verb checks them when it uses them.
+    """
+    screen = Screen.standard(view.verbose)
+    layers = Layers.read()
+    found = list(_settings(layers, os.environ))
+    unknown = _unknown(found, os.environ)
+    if how.json:
+        screen.line(dumps(as_object(layers, found, unknown), indent=2))
+        return ExitCode.OK
+    screen.show(*as_tables(layers, found))
+    screen.notes(f"{name} is in the environment, but no setting has this name." for name in unknown)
+    return ExitCode.OK
+
+
+def as_tables(layers: Layers, found: list[Found]) -> tuple[Table, ...]:
+    """Files, settings and limits for people."""
+    files = tuple(
+        (name.lower(), str(file.path) + ("" if file.exists else " (not there)"))
+        for name, file in layers.named()
+    )
+    rows = tuple(
+        (one.setting.key, "" if one.value is None else _told(one.value), one.source)
+        for one in found
+    )
+    limits = layers.limits
+    limited = (
+        ("forbidden", ", ".join(sorted(limits.forbidden)) or "nothing"),
+        ("largest fixed weight", "the program's" if limits.alpha is None else f"{limits.alpha:g}"),
+    )
+    return (
+        Table("Files, the stronger last", files),
+        Table("Settings", rows, ("setting", "value", "from")),
+        Table("Limits of the site", limited),
+    )
+
+
+def as_object(layers: Layers, found: list[Found], unknown: list[str]) -> dict[str, Any]:
+    """The same for programs."""
+    limits = layers.limits
+    return {
+        "files": {
+            name.lower(): {"path": str(file.path), "exists": file.exists}
+            for name, file in layers.named()
+        },
+        "settings": {
+            one.setting.key: {
+                "value": one.value,
+                "source": one.source,
+                "variable": one.setting.variable,
+            }
+            for one in found
+        },
+        "limits": {"forbid": sorted(limits.forbidden), "alpha": limits.alpha},
+        "unknown_variables": unknown,
+    }
+
+
+def _settings(layers: Layers, environment: Mapping[str, str]) -> Iterator[Found]:
+    """All settings of all verbs, in the order of their names."""
+    known: dict[str, Setting] = {}
+    for verb in verbs():
+        known = settable(verb) | known
+        layers.given(verb)  # checks each value against this verb's own option
+    for key, setting in sorted(known.items()):
+        value, source = None, "default"
+        for name, file in layers.named():
+            if key in file.options:
+                value, source = file.options[key], f"{name.lower()} file"
+        if environment.get(setting.variable):  # an empty one counts as none
+            value, source = environment[setting.variable], "environment"
+        yield Found(setting, value, source)
+
+
+def _unknown(found: list[Found], environment: Mapping[str, str]) -> list[str]:
+    """Variables of our prefix that nothing reads; a typing error is one of them."""
+    known = {one.setting.variable for one in found} | set(_OTHERS)
+    ours = {name for name in environment if name.startswith("CAPT_LOCAL_")}
+    return sorted(ours - known)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,198 @@
+"""Values of options that come from files: which settings there are, and what the files say.
+
+What can be set is read off the declarations of the options: whatever has an environment twin. So
+there is no second list, and a key of a file is the long flag without its dashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+from capt_local.config.limits import Limits
+from capt_local.config.read import ConfigFile, SiteFile, read_site, read_user
+from capt_local.errors import UsageError
+
+SITE, USER = "SITE", "USER"
+
+Verb = Callable[..., int]
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """The files of this machine and this user; the user's wins."""
+
+    site: SiteFile
+    user: ConfigFile
+
+    @classmethod
+    def read(cls) -> Layers:
+        """Reads both.
+
+        Raises:
+            UsageError: one is not understood, or not to be trusted.
+        """
+        return cls(read_site(), read_user())
+
+    @property
+    def limits(self) -> Limits:
+        """What the site forbids."""
+        return self.site.limits
+
+    def named(self) -> Iterator[tuple[str, ConfigFile]]:
+        """The layers, the strongest last."""
+        yield SITE, self.site
+        yield USER, self.user
+
+    def given(self, verb: Verb) -> Given:
+        """What the files say about the options of one verb.
+
+        Raises:
+            UsageError: a key is no setting of any verb, or a value is not one that it takes.
+        """
+        values: dict[str, Any] = {}
+        origin: dict[str, str] = {}
+        known = settable(verb)
+        for layer, file in self.named():
+            unknown = file.options.keys() - known.keys()
+            if unknown:
+                _check_known(file, unknown)
+            for key, value in file.options.items():
+                if key in known:
+                    known[key].check(value, file)
+                    values[known[key].name] = value
+                    origin[known[key].name] = layer
+        return Given(values, origin, self.limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What files say about one verb.
+
+    Attributes:
+        values: by the name of the parameter.
+        origin: which layer each is from.
+        limits: what the site forbids.
+    """
+
+    values: Mapping[str, Any]
+    origin: Mapping[str, str]
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """An option that has a twin, as its declaration tells.
+
+    Attributes:
+        name: of the field that holds it.
+        key: in a file: the long flag without its dashes.
+        variable: in the environment.
+        kind: bool, int, float, str, Path, or an enumeration of texts.
+        several: whether it takes a list of these.
+        least: of a number, or None.
+        most: likewise.
+    """
+
+    name: str
+    key: str
+    variable: str
+    kind: type
+    several: bool
+    least: float | None = None
+    most: float | None = None
+
+    def check(self, value: object, file: ConfigFile) -> None:
+        """Refuses a value of a file that the option does not take.
+
+        Raises:
+            UsageError: it is such.
+        """
+        if self.several and not isinstance(value, list):
+            self._refuse(file, "takes a list, as in [...]")
+        for one in value if isinstance(value, list) and self.several else [value]:
+            if not self._is_of_kind(one):
+                self._refuse(file, f"takes {self._wanted()}")
+            if self.kind is Path and not Path(str(one)).is_absolute():
+                self._refuse(file, "takes a path from the root on")
+            if not self._is_taken(one):
+                self._refuse(file, "has a value that it does not take")
+
+    def _is_of_kind(self, value: object) -> bool:
+        if self.kind is bool:
+            return isinstance(value, bool)
+        if isinstance(value, bool):
+            return False
+        if self.kind is float:
+            return isinstance(value, int | float)
+        return isinstance(value, int if self.kind is int else str)
+
+    def _is_taken(self, value: Any) -> bool:
+        if issubclass(self.kind, Enum):
+            return value in [member.value for member in self.kind]
+        if self.kind in (int, float):
+            low, high = self.least, self.most
+            return (low is None or value >= low) and (high is None or value <= high)
+        return not isinstance(value, str) or "\0" not in value
+
+    def _wanted(self) -> str:
+        names = {bool: "true or false", int: "a whole number", float: "a number"}
+        return names.get(self.kind, 'a text, as in "..."')
+
+    def _refuse(self, file: ConfigFile, problem: str) -> NoReturn:
+        raise UsageError(f"{file.path}: options.{self.key} {problem}.")
+
+
+def settable(verb: Verb) -> dict[str, Setting]:
+    """The options of a verb that have a twin, by their key in a file."""
+    groups = [kind for name, kind in get_type_hints(verb).items() if name != "return"]
+    found = (
+        _setting(name, hint)
+        for kind in groups
+        for name, hint in get_type_hints(kind, include_extras=True).items()
+    )
+    return {each.key: each for each in found if each is not None}
+
+
+def verbs() -> Iterator[Verb]:
+    """The functions of all verbs; imports them."""
+    from capt_local.cli.app import VERBS, function
+
+    for verb in VERBS:
+        for leaf in verb.verbs or (verb,):
+            yield function(leaf, *((verb.name,) if verb.verbs else ()))
+
+
+def _setting(name: str, hint: Any) -> Setting | None:
+    kind, declared = get_args(hint)[0], hint.__metadata__[0]
+    if not declared.envvar:
+        return None
+    union = () if get_origin(kind) is list else get_args(kind)
+    parts = [part for part in union if part is not NoneType] or [kind]
+    several = get_origin(parts[0]) is list
+    # In an annotation the first flag stands where Typer keeps the default elsewhere.
+    flags = [flag for flag in (declared.default, *declared.param_decls) if isinstance(flag, str)]
+    long = max((flag.partition("/")[0] for flag in flags), key=len)
+    return Setting(
+        name=name,
+        key=long.lstrip("-"),
+        variable=declared.envvar,
+        kind=get_args(parts[0])[0] if several else parts[0],
+        several=several,
+        least=declared.min,
+        most=declared.max,
+    )
+
+
+def _check_known(file: ConfigFile, keys: set[str]) -> None:
+    """Refuses keys that no verb has; those of other verbs are fine."""
+    known = {key for verb in verbs() for key in settable(verb)}
+    for key in sorted(keys):
+        if key not in known:
+            raise UsageError(
+                f"{file.path}: there is no options.{key}; 'capt-local config show' lists the keys."
+            )

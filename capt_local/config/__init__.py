@@ -1,0 +1,1 @@
+"""What the site and the user have settled: two files, read strictly."""

@@ -1,0 +1,66 @@
+"""What a site forbids to everybody who uses this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from capt_local.errors import UsageError
+
+# Below this a limit would not hold: the evidence of a prompt weighs an expert by up to 1 by itself.
+LEAST_ALPHA = 1.0
+
+
+class Feature(StrEnum):
+    """What can be forbidden."""
+
+    TRANSCRIPTS = "transcripts"
+    """Files that hold conversations: --transcript, /save."""
+    REPORTS = "reports"
+    """Pages about answers: --html."""
+    NETWORK = "network"
+    """Whatever opens a port or a connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of a site.
+
+    Attributes:
+        file: that they come from, for errors.
+        forbidden: what nobody may use.
+        alpha: the largest fixed weight of an expert or base; None: the program's own limit.
+    """
+
+    file: Path
+    forbidden: frozenset[Feature] = frozenset()
+    alpha: float | None = None
+
+    def refuse(self, feature: Feature, what: str) -> None:
+        """Refuses what is forbidden.
+
+        Args:
+            feature: that is asked for.
+            what: the flag or command that asks, for the error.
+
+        Raises:
+            UsageError: it is forbidden.
+        """
+        if feature in self.forbidden:
+            raise UsageError(f"{what} is forbidden here: {self.file} forbids {feature}.")
+
+    def check_weights(self, weights: Iterable[float]) -> None:
+        """Refuses weights that are wider than the site allows.
+
+        Args:
+            weights: fixed weights of contrasts, or exponents.
+
+        Raises:
+            UsageError: one is.
+        """
+        if self.alpha is not None and any(abs(weight) > self.alpha for weight in weights):
+            raise UsageError(
+                f"A weight beyond {self.alpha:g} is forbidden here: limits.alpha in {self.file}."
+            )

@@ -1,0 +1,196 @@
+"""The two files: whatever is not understood or not to be trusted is one line with file and key."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from capt_local.config import places, read
+from capt_local.config.limits import Feature, Limits
+from capt_local.config.read import read_site, read_user
+from capt_local.errors import UsageError
+
+CANARY = "zyzzyva-canary"
+AS_ROOT = pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="only root makes files of others"
+)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A site's file that this account may write as if it were root."""
+    folder = tmp_path / "etc"
+    folder.mkdir(mode=0o755)
+    monkeypatch.setattr(places, "site_file", lambda: folder / "config.toml")
+    tables = read._tables
+
+    def own(path: Path, known: set[str], *, owner: int, others: int) -> object:
+        return tables(path, known, owner=os.getuid(), others=others)
+
+    monkeypatch.setattr(read, "_tables", own)
+    return folder / "config.toml"
+
+
+@pytest.fixture
+def user() -> Path:
+    path = places.user_file()
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_without_files_nothing_is_settled(site: Path) -> None:
+    assert read_site() == read.SiteFile(site, limits=Limits(site))
+    assert not read_user().exists
+    assert read_user().options == {}
+
+
+def test_a_whole_file(site: Path) -> None:
+    site.write_text(
+        "[options]\nctx-size = 2048\n[limits]\nforbid = ['reports', 'network']\nalpha = 1.5\n"
+    )
+    found = read_site()
+    assert found.options == {"ctx-size": 2048}
+    forbidden = frozenset({Feature.REPORTS, Feature.NETWORK})
+    assert found.limits == Limits(site, forbidden, 1.5)
+
+
+def test_the_users_place_is_that_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    if sys.platform == "linux":
+        assert places.user_file() == tmp_path / "capt-local" / "config.toml"
+
+
+def test_the_environment_does_not_move_the_sites_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = places.site_file()
+    for name in ("XDG_CONFIG_DIRS", "XDG_CONFIG_HOME", "HOME", "CAPT_LOCAL_SITE_CONFIG"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("WIN_PD_OVERRIDE_COMMON_APPDATA", str(tmp_path))
+    assert places.site_file() == before
+    assert before.is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("[option]\n", ["option", "limits, options"]),
+        ("alpha = 1\n", ["alpha"]),
+        ("options = 3\n", ["options is not a table"]),
+        ("[limits]\nforbid = 'reports'\n", ["limits.forbid"]),
+        ("[limits]\nforbid = [1]\n", ["limits.forbid"]),
+        (f"[limits]\nforbid = ['{CANARY}']\n", ["limits.forbid", "transcripts"]),
+        ("[limits]\nalpha = '1'\n", ["limits.alpha is not a number"]),
+        ("[limits]\nalpha = true\n", ["limits.alpha is not a number"]),
+        ("[limits]\nalpha = 0.5\n", ["limits.alpha", "1 and 8"]),
+        ("[limits]\nalpha = nan\n", ["limits.alpha"]),
+        ("[limits]\nalpha = inf\n", ["limits.alpha"]),
+        ("[limits]\nbeta = 1\n", ["limits.beta"]),
+        (f"[limits]\n\n{CANARY}\n", ["not TOML", "line 3"]),
+        ("[limits]\n[limits]\n", ["not TOML", "line 2"]),
+        ("a = " + "[" * 30_000, ["not TOML"]),
+        ("# \udcff\n", ["not UTF-8 at byte 2"]),
+        ("#" * 70_000, ["larger than 64 KiB"]),
+    ],
+    ids=range(17),
+)
+def test_what_is_not_understood_names_file_and_key(text: str, names: list[str], site: Path) -> None:
+    site.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UsageError) as caught:
+        read_site()
+    line = str(caught.value)
+    assert str(site) in line and "\n" not in line and CANARY not in line
+    assert all(name in line for name in names), line
+
+
+def test_limits_are_the_sites_alone(user: Path) -> None:
+    user.write_text("[limits]\nforbid = []\n")
+    with pytest.raises(UsageError, match=r"config\.toml: .*limits.*site's alone"):
+        read_user()
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o646, 0o602])
+def test_a_sites_file_that_others_can_write_is_not_trusted(mode: int, site: Path) -> None:
+    site.write_text("")
+    site.chmod(mode)
+    with pytest.raises(UsageError, match=r"config\.toml can be written by others.*chmod go-w"):
+        read_site()
+
+
+def test_a_folder_that_others_can_write_is_not_trusted(site: Path) -> None:
+    site.write_text("")
+    site.parent.chmod(0o777)
+    with pytest.raises(UsageError, match=r"etc can be written by others"):
+        read_site()
+
+
+def test_a_link_into_a_folder_of_others_is_not_trusted(site: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "real.toml").write_text("")
+    site.symlink_to(other / "real.toml")
+    assert read_site().exists
+    other.chmod(0o777)
+    with pytest.raises(UsageError, match=r"other can be written by others"):
+        read_site()
+
+
+@AS_ROOT
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_a_sites_file_of_another_account_is_not_trusted(place: str, site: Path) -> None:
+    site.write_text("")
+    os.chown(site if place == "file" else site.parent, 65534, -1)
+    with pytest.raises(UsageError, match="does not belong to root"):
+        read_site()
+
+
+@AS_ROOT
+def test_a_users_file_of_another_account_is_not_trusted(user: Path) -> None:
+    user.write_text("")
+    os.chown(user, 65534, -1)
+    with pytest.raises(UsageError, match="does not belong to"):
+        read_user()
+
+
+def test_a_users_file_that_everybody_can_write_is_not_trusted(user: Path) -> None:
+    user.write_text("[options]\n")
+    user.chmod(0o664)  # as many systems make files: the group is the user's own
+    assert read_user().exists
+    user.chmod(0o666)
+    with pytest.raises(UsageError, match="chmod o-w"):
+        read_user()
+
+
+def test_what_cannot_be_read_is_not_passed_over(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.mkdir()
+    with pytest.raises(UsageError, match=r"config\.toml cannot be read"):
+        read_site()
+    site.rmdir()
+    os.mkfifo(site)
+    with pytest.raises(UsageError, match="not a file"):
+        read_site()
+
+    def refused(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(UsageError, match=r"config\.toml cannot be read: Permission denied"):
+        read_site()
+
+
+def test_limits_name_the_sites_file(tmp_path: Path) -> None:
+    limits = Limits(tmp_path / "c.toml", frozenset({Feature.REPORTS}), 1.5)
+    limits.refuse(Feature.TRANSCRIPTS, "--transcript")
+    limits.check_weights([1.5, -1.5, 0.0])
+    with pytest.raises(UsageError, match=r"--html is forbidden here: .*c\.toml forbids reports"):
+        limits.refuse(Feature.REPORTS, "--html")
+    for weight in (1.6, -1.6):
+        with pytest.raises(UsageError, match=r"limits\.alpha in .*c\.toml"):
+            limits.check_weights([weight])
