@@ -9,11 +9,15 @@ import pytest
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Message, Runtime
 from capt_local.decode.cached import common_length
+from capt_local.decode.options import Speed
 
 FIRST = "Summarize: the patient is a 54-year-old man with chest pain for 2 days and a cough."
 SECOND = "And which medicines does he take at home?"
-FIXED = GenerateOptions(max_tokens=16, combine=CombineOptions(alphas=(0.5,)))
-EVIDENCE = GenerateOptions(max_tokens=16)
+# Step by step: what a draft reads ahead would count, too.
+FIXED = GenerateOptions(
+    speed=Speed.EXACT_STEPS, max_tokens=16, combine=CombineOptions(alphas=(0.5,))
+)
+EVIDENCE = GenerateOptions(speed=Speed.EXACT_STEPS, max_tokens=16)
 
 
 @pytest.fixture(scope="module")

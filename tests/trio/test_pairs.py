@@ -13,10 +13,13 @@ from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Run
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.store import find
 from capt_local.cli.app import run
+from capt_local.decode.options import Speed
 from capt_local.decode.step import Step
 from capt_local.errors import ContextOverflow, UsageError
 from capt_local.report.weights import in_words
 
+# Pairs change how steps are computed, and with it the last bits of drafts.
+STEPS = Speed.EXACT_STEPS
 NOTE = "The patient is a 61-year-old woman who presents with shortness of breath. She was"
 FIVE = ["target", "expert", "base", "expert-2", "base-2"]
 TARGET, EXPERT, BASE = (find("demo").models[role].path for role in FIVE[:3])
@@ -47,7 +50,7 @@ def opened() -> Iterator[Open]:
 
 def weighed(*alphas: float, plausibility: float = 1e-5, top: int = 0) -> GenerateOptions:
     combine = CombineOptions(alphas=alphas, plausibility=plausibility)
-    return GenerateOptions(max_tokens=24, combine=combine, top=top)
+    return GenerateOptions(max_tokens=24, combine=combine, top=top, speed=STEPS)
 
 
 def steps(runtime: Runtime, options: GenerateOptions) -> list[Step]:
@@ -80,7 +83,7 @@ def test_identities(
 
 
 def test_pairs_that_cancel_leave_the_target(opened: Open) -> None:
-    alone = GenerateOptions(method=Method.TARGET, max_tokens=24)
+    alone = GenerateOptions(method=Method.TARGET, max_tokens=24, speed=STEPS)
     assert_same(steps(opened("turned"), weighed(0.75)), steps(opened("one"), alone))
 
 
@@ -98,8 +101,8 @@ def test_fixed_weights_have_two_numbers_for_each_further_pair(opened: Open) -> N
     five = CombineOptions(powers=(0.75, 0.5, 0.25, 0.5, 0.5))
     three = CombineOptions(powers=(0.75, 1.0, 0.75))
     assert_same(
-        steps(opened("twice"), GenerateOptions(max_tokens=24, combine=five)),
-        steps(opened("one"), GenerateOptions(max_tokens=24, combine=three)),
+        steps(opened("twice"), GenerateOptions(max_tokens=24, combine=five, speed=STEPS)),
+        steps(opened("one"), GenerateOptions(max_tokens=24, combine=three, speed=STEPS)),
     )
     with pytest.raises(UsageError, match="--weights takes 5 numbers for 2 pairs"):
         opened("twice").generate(NOTE, GenerateOptions(combine=three))
