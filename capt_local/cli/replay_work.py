@@ -25,6 +25,7 @@ from capt_local.batch.runner import Job, Runner
 from capt_local.batch.sources import Source
 from capt_local.bundle import store
 from capt_local.bundle.manifest import Bundle
+from capt_local.cli.allowed import check_weights
 from capt_local.cli.batch_input import AskFlags
 from capt_local.cli.batch_run import hello_of, start_worker
 from capt_local.cli.batch_setup import Chosen, Settled, fingerprint, form_of, opening
@@ -98,9 +99,11 @@ def _chosen(
         for field in dataclasses.fields(LoadOptions)
         if getattr(given, field.name) != getattr(unset, field.name)
     }
+    options = options_then(manifest, stop, structure(form))
+    check_weights(options.combine)  # the site may have become stricter since
     return Chosen(
         bundle=bundle,
-        options=options_then(manifest, stop, structure(form)),
+        options=options,
         load=dataclasses.replace(then, **changed),
         check=model.check,
         date=None,

@@ -6,6 +6,7 @@ there is no second list, and a key of a file is the long flag without its dashes
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +21,7 @@ from capt_local.errors import UsageError
 SITE, USER = "SITE", "USER"
 
 Verb = Callable[..., int]
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,40}")  # others may hold anything, line breaks too
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,7 @@ def _check_known(file: ConfigFile, keys: set[str]) -> None:
     known = {key for verb in verbs() for key in settable(verb)}
     for key in sorted(keys):
         if key not in known:
+            named = f"options.{key}" if _KEY.fullmatch(key) else "such key in options"
             raise UsageError(
-                f"{file.path}: there is no options.{key}; 'capt-local config show' lists the keys."
+                f"{file.path}: there is no {named}; 'capt-local config show' lists the keys."
             )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +79,8 @@ def _tables(
     data = _read(path, owner, others)
     if data is None:
         return None
+    import tomllib  # seldom needed, and every verb comes by here
+
     try:
         whole = tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -90,7 +91,7 @@ def _tables(
         if key not in known:
             hint = " Limits are the site's alone." if key == "limits" else ""
             raise UsageError(
-                f"{path}: there is no table {key!r}; known: {', '.join(sorted(known))}.{hint}"
+                f"{path}: there is no table {key[:40]!r}; known: {', '.join(sorted(known))}.{hint}"
             )
         if not isinstance(value, dict):
             raise UsageError(f"{path}: {key} is not a table; write [{key}] above its keys.")
@@ -143,7 +144,7 @@ def _line_of(error: Exception) -> str:
 def _limits(path: Path, table: Mapping[str, Any]) -> Limits:
     for key in table:
         if key not in ("forbid", "alpha"):
-            raise UsageError(f"{path}: there is no limits.{key}; known: alpha, forbid.")
+            raise UsageError(f"{path}: there is no limits.{key[:40]!r}; known: alpha, forbid.")
     return Limits(path, _forbidden(path, table.get("forbid", [])), _alpha(path, table.get("alpha")))
 
 

@@ -85,6 +85,7 @@ def test_model_files_of_a_stronger_source_win_over_a_bundle(
         ("sead = 1", "there is no options.sead"),
         ("prompt = 'x'", "there is no options.prompt"),
         ("SEED = 1", "there is no options.SEED"),
+        ('"a\\nb" = 1', "there is no such key in options"),
         ("seed = '1'", "options.seed takes a whole number"),
         ("seed = 1.0", "options.seed takes a whole number"),
         ("seed = true", "options.seed takes a whole number"),

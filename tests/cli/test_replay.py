@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from capt_local.cli import allowed, replay_work
 from capt_local.cli.app import run
+from capt_local.config.limits import Limits
+from capt_local.config.read import SiteFile
+from capt_local.decode.options import CombineOptions, GenerateOptions
 from tests.cli.test_batch import CANARY, QUICK, written
 
 Said = pytest.CaptureFixture[str]
@@ -49,6 +54,21 @@ def test_what_was_not_given_again_is_named(output: Path, capfd: Said) -> None:
     assert "prompt.system_sha256" in names and "parameters.stop" in names
     assert "computing.threads (1, now 2)" in names
     assert (code == 0) == found["identical"]
+
+
+def test_weights_that_the_site_forbids_now_are_refused(
+    output: Path, capfd: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    then = replay_work.options_then
+
+    def wide(*given: Any) -> GenerateOptions:
+        return dataclasses.replace(then(*given), combine=CombineOptions(alphas=(2.0,)))
+
+    site = SiteFile(tmp_path / "site.toml", True, limits=Limits(tmp_path / "site.toml", alpha=1.5))
+    monkeypatch.setattr(replay_work, "options_then", wide)
+    monkeypatch.setattr(allowed, "read_site", lambda: site)
+    code, said = replayed(output, capfd)
+    assert code == 2 and "site.toml" in said["error"]
 
 
 def test_a_failed_record_fails_again(output: Path, capfd: Said) -> None:

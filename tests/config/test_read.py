@@ -90,7 +90,7 @@ def test_the_environment_does_not_move_the_sites_file(
         ("[limits]\nalpha = 0.5\n", ["limits.alpha", "1 and 8"]),
         ("[limits]\nalpha = nan\n", ["limits.alpha"]),
         ("[limits]\nalpha = inf\n", ["limits.alpha"]),
-        ("[limits]\nbeta = 1\n", ["limits.beta"]),
+        ("[limits]\nbeta = 1\n", ["limits.'beta'"]),
         (f"[limits]\n\n{CANARY}\n", ["not TOML", "line 3"]),
         ("[limits]\n[limits]\n", ["not TOML", "line 2"]),
         ("a = " + "[" * 30_000, ["not TOML"]),
