@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass, field
 
+from capt_local.bundle.check import Check
 from capt_local.bundle.manifest import Bundle
 from capt_local.decode.options import GenerateOptions
 from capt_local.engine.options import LoadOptions
@@ -20,7 +21,7 @@ class Opening:
         options: of answers; each record may change some (see `asks`).
         load: how the models are loaded.
         date: what the templates take for today, as YYYY-MM-DD.
-        check: whether the digests are checked.
+        check: how the digests are checked.
         raw: whether prompts are text to go on with.
         parallel: how many records are answered at once.
     """
@@ -29,7 +30,7 @@ class Opening:
     options: GenerateOptions = field(default_factory=GenerateOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
     date: str = ""
-    check: bool = True
+    check: Check = Check.CACHED
     raw: bool = False
     parallel: int = 1
 

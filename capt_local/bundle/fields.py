@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -24,10 +25,14 @@ class Table:
         values: the table as parsed.
         file: the manifest, for errors.
         name: of the table, as "models.target"; empty for the top.
+        present: whether files that are named have to be there.
     """
 
-    def __init__(self, values: Mapping[str, object], file: Path, name: str = "") -> None:
+    def __init__(
+        self, values: Mapping[str, object], file: Path, name: str = "", *, present: bool = True
+    ) -> None:
         self._left = dict(values)
+        self._present = present
         self._file = file
         self._name = name
 
@@ -38,12 +43,26 @@ class Table:
             ModelError: always.
         """
         place = f"{self._name}.{key}" if self._name else key
-        raise ModelError(f"{self._file}: {place} {problem}.")
+        self.refuse(f"{place} {problem}.")
+
+    def refuse(self, problem: str) -> NoReturn:
+        """Raises an error about the manifest as a whole, in one sentence or more.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(f"{self._file}: {problem}")
 
     def table(self, key: str) -> Table:
         """A table below this one; empty if there is none."""
         found = self._take(key, dict)
-        return Table(found or {}, self._file, f"{self._name}.{key}" if self._name else key)
+        name = f"{self._name}.{key}" if self._name else key
+        return Table(found or {}, self._file, name, present=self._present)
+
+    def peek(self, key: str) -> str | None:
+        """A text that is still to be read; None if there is none, or it is no text."""
+        value = self._left.get(key)
+        return value if isinstance(value, str) else None
 
     def __contains__(self, key: str) -> bool:
         """Whether there is such a key that has not been read yet."""
@@ -116,6 +135,15 @@ class Table:
             self.fail(key, "must be a SHA-256 of 64 lower-case hexadecimal digits")
         return value
 
+    def date(self, key: str) -> str:
+        """A day as YYYY-MM-DD, written as TOML writes one; empty where there is no such key."""
+        value = self._left.pop(key, None)
+        if value is None:
+            return ""
+        if not isinstance(value, datetime.date) or isinstance(value, datetime.datetime):
+            self.fail(key, "must be a day without quotes, as in 2027-01-31")
+        return value.isoformat()
+
     def file(self, key: str, folder: Path) -> Path | None:
         """A regular file inside `folder`, or None where there is no such key."""
         value = self.optional_text(key)
@@ -126,6 +154,8 @@ class Table:
         if not value or ".." in PurePosixPath(value).parts:
             self.fail(key, "must name a file inside the folder of the bundle")
         path = folder / value
+        if not self._present:
+            return path
         if not path.resolve().is_relative_to(folder.resolve()):
             self.fail(key, "is a link that leaves the folder of the bundle")
         if not path.is_file():

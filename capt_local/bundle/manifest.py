@@ -6,22 +6,19 @@ so that nothing but the models it was made with is ever loaded under its name.
 
 from __future__ import annotations
 
-import tomllib
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import cast
 
-from capt_local.bundle.adapter import Adapted, AdapterFile, listed_adapters, read_adapter
-from capt_local.bundle.fields import Table
-from capt_local.bundle.roles import Role, adapted, count_pairs, paired, roles
+from capt_local.bundle.adapter import Adapted, AdapterFile, listed_adapters
+from capt_local.bundle.roles import Role, adapted, paired, roles
 from capt_local.errors import ModelError
 
 MANIFEST = "bundle.toml"
 SCHEMA = 1
 ALPHA_LIMIT = 8.0  # that of `decode.options.CombineOptions`
-_LARGEST_MANIFEST = 1 << 20
 
 METHODS = ("capt", "target", "expert", "base")
 
@@ -48,6 +45,7 @@ class ModelFile:
         template: name of a built-in chat template instead of the file's own.
         template_file: a chat template beside the model instead of the file's own.
         template_sha256: digest of `template_file`, or else of the GGUF's own template.
+        tokenizer_sha256: digest of the tokenizer in the file; see `engine.digests`.
         adapter: a LoRA adapter on it; a model of the same file without one is not changed by it.
     """
 
@@ -61,6 +59,7 @@ class ModelFile:
     template: str | None = None
     template_file: Path | None = None
     template_sha256: str | None = None
+    tokenizer_sha256: str | None = None
     adapter: AdapterFile | None = None
 
 
@@ -90,12 +89,16 @@ class Bundle:
     Attributes:
         id: short name, which is also its folder's name in a store.
         title: one line for people.
-        version: of the bundle.
+        version: of the bundle; numbers with dots where it is to travel.
+        requires: the oldest capt-local that it is for; empty for any.
+        tested_with: the llama-cpp-python that it was tested with; empty if nobody says.
+        review_by: the day by which somebody has to look at it again, as YYYY-MM-DD, or empty.
         licence: of the bundle as a whole.
         description: for people; may have several lines.
         models: by role; the target always, of each pair both expert and base.
         context: tokens of context to use; None is the models' own.
         defaults: how to ask.
+        card: what it says of itself, by the keys of `bundle.card`.
         folder: where it lies; None for files that were given by their paths.
         notices: what the user should be told.
     """
@@ -104,10 +107,14 @@ class Bundle:
     models: dict[Role, ModelFile]
     title: str = ""
     version: str = ""
+    requires: str = ""
+    tested_with: str = ""
+    review_by: str = ""
     licence: str = ""
     description: str = ""
     context: int | None = None
     defaults: Defaults = field(default_factory=Defaults)
+    card: dict[str, str] = field(default_factory=dict)
     folder: Path | None = None
     notices: tuple[str, ...] = ()
 
@@ -134,17 +141,21 @@ class Bundle:
         return found
 
     @classmethod
-    def load(cls, place: Path) -> Bundle:
+    def load(cls, place: Path, today: datetime.date | None = None) -> Bundle:
         """Reads a manifest.
 
         Args:
             place: the `bundle.toml`, or its folder.
+            today: the day, for bundles that are to be reviewed; None: that of the clock.
 
         Raises:
-            ModelError: it is missing, broken, or a file that it names is not there.
+            ModelError: it is missing, broken, or made for a newer program, or a file that it names
+                is not there.
         """
+        from capt_local.bundle.read import read_manifest
+
         file = place / MANIFEST if place.is_dir() else place
-        return _bundle(Table(_parsed(file), file), file.parent)
+        return read_manifest(file, today)
 
     @classmethod
     def from_paths(
@@ -175,96 +186,6 @@ class Bundle:
             models[role] = replace(models[role], adapter=adapter)
         notice = "The models were given as files: no manifest says whether they are the right ones."
         return cls(id="files", title="Models given as files", models=models, notices=(notice,))
-
-
-def _parsed(file: Path) -> dict[str, object]:
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(_LARGEST_MANIFEST + 1)
-    except OSError as error:
-        reason = error.strerror or "unreadable"
-        raise ModelError(f"{file}: the bundle's manifest cannot be read: {reason}.") from None
-    if len(data) > _LARGEST_MANIFEST:
-        raise ModelError(f"{file}: larger than 1 MiB; this is not a bundle's manifest.")
-    try:
-        return tomllib.loads(data.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise ModelError(f"{file}: not UTF-8; this is not a bundle's manifest.") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        line = f" ({error})" if isinstance(error, tomllib.TOMLDecodeError) else ""
-        raise ModelError(f"{file}: not valid TOML{line}.") from None
-
-
-def _bundle(top: Table, folder: Path) -> Bundle:
-    if top.whole("schema", 1) != SCHEMA:
-        top.fail("schema", f"must be {SCHEMA}, the version of the format that this program reads")
-    models = _models(top.table("models"), folder)
-    bundle = Bundle(
-        id=top.name("id"),
-        title=top.text("title", ""),
-        version=top.text("version", ""),
-        licence=top.text("licence", ""),
-        description=top.text("description", ""),
-        context=top.whole("context", 1),
-        defaults=_defaults(top.table("defaults"), len(models) // 2),
-        models=models,
-        folder=folder,
-    )
-    top.done()
-    return bundle
-
-
-def _models(tables: Table, folder: Path) -> dict[Role, ModelFile]:
-    given = tables.keys()
-    if "target" not in given:
-        tables.fail("target", "is missing; every bundle has a target")
-    pairs = count_pairs(given, tables.fail)
-    return {role: _model(tables.table(role), role, folder) for role in roles(pairs)}
-
-
-def _model(table: Table, role: Role, folder: Path) -> ModelFile:
-    path, size, digest = table.file("file", folder), table.whole("size", 1), table.digest("sha256")
-    for key, value in (("file", path), ("size", size), ("sha256", digest)):
-        if value is None:
-            table.fail(key, "is missing")
-    model = ModelFile(
-        role=role,
-        path=cast(Path, path),
-        size=cast(int, size),
-        sha256=digest,
-        licence=table.text("licence", ""),
-        source=table.text("source", ""),
-        style=Style(table.choice("style", list(Style)) or Style.CHAT),
-        template=table.name("template") if "template" in table else None,
-        template_file=table.file("template_file", folder),
-        template_sha256=table.digest("template_sha256"),
-        adapter=read_adapter(table.table("adapter"), folder) if "adapter" in table else None,
-    )
-    if model.template and (model.template_file or model.template_sha256):
-        table.fail("template", "names a built-in template; remove template_file and its digest")
-    if model.template_file and not model.template_sha256:
-        table.fail("template_sha256", "is missing; template_file needs its digest")
-    table.done()
-    return model
-
-
-def _defaults(table: Table, pairs: int) -> Defaults:
-    alphas: tuple[float, ...] = ()
-    if table.is_text("alpha"):
-        table.choice("alpha", ("evidence",))
-    else:
-        alphas = table.numbers("alpha", -ALPHA_LIMIT, ALPHA_LIMIT)
-    if len(alphas) > 1 and len(alphas) != pairs:
-        table.fail("alpha", f"must be one number, or one for each pair of the bundle ({pairs})")
-    defaults = Defaults(
-        method=table.choice("method", METHODS),
-        alphas=alphas,
-        plausibility=table.number("plausibility", 0, 1),
-        temperature=table.number("temperature", 0, 100),
-        max_tokens=table.whole("max_tokens", 1),
-    )
-    table.done()
-    return defaults
 
 
 def _listed(given: str | Path | Sequence[str | Path] | None) -> list[str | Path]:

@@ -66,6 +66,14 @@ def available(on_problem: Callable[[ModelError], None] | None = None) -> list[Bu
     return list(found.values())
 
 
+def is_installed(bundle: Bundle) -> bool:
+    """Whether it lies in the user's own store or in a folder of CAPT_LOCAL_MODELS."""
+    if bundle.folder is None:
+        return False
+    above = bundle.folder.resolve().parent
+    return any(above == each.resolve() for each in _stores())
+
+
 def user_folder() -> Path:
     """The user's own store; it need not exist."""
     return Path(user_data_dir("capt-local", appauthor=False)) / "models"

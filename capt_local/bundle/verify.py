@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from capt_local.bundle.adapter import AdapterFile
+from capt_local.bundle.check import Check
+from capt_local.bundle.known import KnownDigests, known_digests
 from capt_local.bundle.manifest import Bundle, ModelFile
+from capt_local.bundle.store import is_installed
 from capt_local.errors import ModelError
+from capt_local.strict.stamp import Stamp, stamp_of
 
 Progress = Callable[[str, float], None]
 _CHUNK = 1 << 20
 
 
-def verify(bundle: Bundle, progress: Progress | None = None) -> None:
+def verify(
+    bundle: Bundle, progress: Progress | None = None, check: Check = Check.ALWAYS
+) -> dict[Path, Stamp]:
     """Checks the size and digest of each file of a bundle.
 
     Models without a digest (given by their paths) are left out: `Bundle.notices` says so.
@@ -23,18 +31,25 @@ def verify(bundle: Bundle, progress: Progress | None = None) -> None:
     Args:
         bundle: its files are read once, from beginning to end; also one that several models share.
         progress: called with a role and the share of its file that is read, 0 to 1.
+        check: how.
+
+    Returns:
+        What tells that a file is still the one that was checked, by path.
 
     Raises:
         ModelError: a file is missing, unreadable or another one; names its role.
     """
-    known: dict[Path, str] = {}
+    if check is Check.NEVER:
+        return {}
+    digests = _Digests(known_digests() if check is Check.CACHED and is_installed(bundle) else None)
     for role, model in bundle.models.items():
         report = None if progress is None else partial(progress, role)
-        _check_file(f"{role} model", model, known, report)
+        _check_file(f"{role} model", model, digests, report)
         if model.adapter is not None:
-            _check_file(f"{role}'s adapter", model.adapter, known, report)
+            _check_file(f"{role}'s adapter", model.adapter, digests, report)
         if model.template_file is not None:
             read_template(model)
+    return digests.stamps
 
 
 def file_digest(path: Path, size: int, report: Callable[[float], None] | None = None) -> str:
@@ -48,16 +63,20 @@ def file_digest(path: Path, size: int, report: Callable[[float], None] | None = 
     Raises:
         ModelError: it cannot be read.
     """
-    digest, done = hashlib.sha256(), 0
     try:
         with path.open("rb", buffering=0) as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-                done += len(chunk)
-                if report is not None:
-                    report(min(done / size, 1.0) if size else 1.0)
+            return _hashed(stream, size, report)
     except OSError as error:
         raise ModelError(f"{path.name} cannot be read: {error.strerror or 'unreadable'}.") from None
+
+
+def _hashed(stream: BinaryIO, size: int, report: Callable[[float], None] | None) -> str:
+    digest, done = hashlib.sha256(), 0
+    while chunk := stream.read(_CHUNK):
+        digest.update(chunk)
+        done += len(chunk)
+        if report is not None:
+            report(min(done / size, 1.0) if size else 1.0)
     return digest.hexdigest()
 
 
@@ -96,24 +115,47 @@ def check_template(model: ModelFile, template: bytes) -> None:
         )
 
 
+class _Digests:
+    """Digests and stamps of the files of one check, each read once."""
+
+    def __init__(self, known: KnownDigests | None) -> None:
+        self._known = known
+        self._found: dict[Path, str] = {}
+        self.stamps: dict[Path, Stamp] = {}
+
+    def of(
+        self, what: str, file: ModelFile | AdapterFile, report: Callable[[float], None] | None
+    ) -> str:
+        """The digest of a file that has the right size."""
+        path = file.path
+        if path in self._found and self.stamps[path][2] == file.size:
+            return self._found[path]
+        try:
+            with path.open("rb", buffering=0) as stream:
+                stamp = stamp_of(os.fstat(stream.fileno()))
+                if stamp[2] != file.size:
+                    raise _other(what, path, f"it has {stamp[2]} bytes instead of {file.size}")
+                found = self._known.find(path, stamp) if self._known else None
+                if found is None:
+                    found = _hashed(stream, file.size, report)
+                    if stamp_of(os.fstat(stream.fileno())) != stamp:
+                        raise ModelError(f"The {what} {path.name} changed while it was read.")
+                    if self._known and found == file.sha256:
+                        self._known.keep(path, stamp, found)
+        except OSError as error:
+            raise _other(what, path, error.strerror or "it is unreadable") from None
+        self._found[path], self.stamps[path] = found, stamp
+        return found
+
+
 def _check_file(
     what: str,
     file: ModelFile | AdapterFile,
-    known: dict[Path, str],
+    digests: _Digests,
     report: Callable[[float], None] | None,
 ) -> None:
-    """Checks one file that has a digest, and reads it if it is not `known` yet."""
-    if file.sha256 is None:
-        return
-    try:
-        size = file.path.stat().st_size
-    except OSError as error:
-        raise _other(what, file.path, error.strerror or "it is unreadable") from None
-    if size != file.size:
-        raise _other(what, file.path, f"it has {size} bytes instead of {file.size}")
-    if file.path not in known:
-        known[file.path] = file_digest(file.path, file.size, report)
-    if known[file.path] != file.sha256:
+    """Checks one file that has a digest."""
+    if file.sha256 is not None and digests.of(what, file, report) != file.sha256:
         raise _other(what, file.path, "its SHA-256 differs")
 
 

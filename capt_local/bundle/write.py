@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
@@ -25,6 +26,8 @@ def describe(
     style: Style = Style.CHAT,
     template: str | None = None,
     template_file: Path | None = None,
+    template_sha256: str | None = None,
+    tokenizer_sha256: str | None = None,
     adapter: AdapterFile | None = None,
 ) -> ModelFile:
     """One model with size and digest taken from the file.
@@ -37,6 +40,8 @@ def describe(
         style: how the model is asked.
         template: name of a built-in chat template.
         template_file: chat template in the folder of the bundle.
+        template_sha256: digest of the GGUF's own template, to pin it.
+        tokenizer_sha256: likewise of its tokenizer.
         adapter: a LoRA adapter in the folder of the bundle; its digest is taken too.
 
     Raises:
@@ -53,7 +58,8 @@ def describe(
         style=style,
         template=template,
         template_file=template_file,
-        template_sha256=pinned,
+        template_sha256=pinned or template_sha256,
+        tokenizer_sha256=tokenizer_sha256,
         adapter=adapter and replace(adapter, sha256=file_digest(adapter.path, adapter.size)),
     )
 
@@ -83,7 +89,7 @@ def write_manifest(bundle: Bundle, folder: Path) -> Path:
         draft.write_bytes(manifest_text(bundle, folder).encode("utf-8"))
         # Read back before it counts, so that a manifest that was written can be read.
         again = Bundle.load(draft)
-        if again != replace(bundle, folder=folder, notices=()):
+        if replace(again, notices=()) != replace(bundle, folder=folder, notices=()):
             raise ModelError(
                 "The manifest does not read back as it was meant; nothing was written."
             )
@@ -106,6 +112,9 @@ def manifest_text(bundle: Bundle, folder: Path) -> str:
         "id": bundle.id,
         "title": bundle.title,
         "version": bundle.version,
+        "requires": bundle.requires or None,
+        "tested_with": bundle.tested_with or None,
+        "review_by": datetime.date.fromisoformat(bundle.review_by) if bundle.review_by else None,
         "licence": bundle.licence,
         "description": bundle.description,
         "context": bundle.context,
@@ -119,6 +128,8 @@ def manifest_text(bundle: Bundle, folder: Path) -> str:
         "max_tokens": said.max_tokens,
     }
     tables = [_lines(head), "\n[defaults]\n" + _lines(defaults)]
+    if bundle.card:
+        tables.append("\n[card]\n" + _lines(bundle.card))
     for role, model in bundle.models.items():
         tables.append(f"\n[models.{role}]\n" + _lines(_model(model, folder)))
         if model.adapter is not None:
@@ -146,6 +157,7 @@ def _model(model: ModelFile, folder: Path) -> dict[str, object]:
         "template": model.template,
         "template_file": _inside(model.template_file, folder) if model.template_file else None,
         "template_sha256": model.template_sha256,
+        "tokenizer_sha256": model.tokenizer_sha256,
     }
 
 
@@ -179,4 +191,4 @@ def _toml(value: object) -> str:
     if isinstance(value, str):
         # A JSON string is a TOML string, but for the one control character that JSON lets stand.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)
+    return value.isoformat() if isinstance(value, datetime.date) else repr(value)

@@ -39,6 +39,16 @@ class Verb:
     verbs: tuple[Verb, ...] = ()
 
 
+_MODELS = (
+    Verb("list", "capt_local.cli.models", "The bundles that are here"),
+    Verb("show", "capt_local.cli.models_show", "What a bundle is, and how its models fit together"),
+    Verb("verify", "capt_local.cli.models", "Whether the files are those that the bundle names"),
+    Verb("remove", "capt_local.cli.models", "Deletes a bundle from the user's own store"),
+    Verb("export", "capt_local.cli.models_travel", "Writes a bundle for another machine, signed"),
+    Verb("import", "capt_local.cli.models_travel", "Takes in a bundle that came from elsewhere"),
+    Verb("keygen", "capt_local.cli.models_keys", "Makes a pair of keys to sign bundles with"),
+    Verb("trust", "capt_local.cli.models_keys", "Installs the public key of a source of bundles"),
+)
 _CONFIG = (Verb("show", "capt_local.cli.config", "Every setting, and where its value comes from"),)
 VERBS = (
     Verb("demo", "capt_local.cli.demo", "A fictitious visit, with the three demo models"),
@@ -52,6 +62,12 @@ VERBS = (
     Verb("score", "capt_local.cli.score", "How well texts are predicted: bits per byte"),
     Verb("eval", "capt_local.cli.eval", "Tasks under several methods, with 95 % intervals"),
     Verb("bench", "capt_local.cli.bench", "How fast answers come, target alone and together"),
+    Verb(
+        "models",
+        "capt_local.cli.models",
+        "The bundles: list, show, verify, export, import",
+        _MODELS,
+    ),
     Verb("config", "capt_local.cli.config", "What site and user have settled: show", _CONFIG),
     Verb("doctor", "capt_local.cli.doctor", "What runs here: versions, backend, memory, bundle"),
 )

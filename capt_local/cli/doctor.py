@@ -58,7 +58,7 @@ def examine(flags: ModelFlags) -> Diagnosis:
         found.problem(error)
         return found
     found.warnings.extend(bundle.notices)
-    found.attempt("bundle", lambda: find.files(bundle, check=not flags.no_verify))
+    found.attempt("bundle", lambda: find.files(bundle, check=flags.check != "never"))
     found.attempt("files", lambda: around.modes(bundle, found.warnings))
     if not found.problems:  # a file that is not the right one never reaches llama.cpp
         found.attempt("memory of the bundle", lambda: find.room(bundle, options, found))

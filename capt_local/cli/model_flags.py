@@ -8,12 +8,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+from capt_local.bundle.check import Check
 from capt_local.cli.options import option
+from capt_local.errors import UsageError
 
 if TYPE_CHECKING:
     from capt_local.bundle.adapter import AdapterFile
+
+
+def verify_option() -> Any:
+    """How the digests of models are checked; the default stands in the help of each verb."""
+    return option(
+        "--verify",
+        twin="VERIFY",
+        metavar="always|cached|never",
+        help="Check the digests of the models: always reads the files; cached (default) reads a "
+        "file of an installed bundle once and then only if it has changed.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +74,10 @@ class ModelFlags:
             help="A LoRA adapter for each expert; without --expert, of the base.",
         ),
     ] = None
+    verify: Annotated[Check | None, verify_option()] = None
     no_verify: Annotated[
         bool,
-        option("--no-verify", twin="NO_VERIFY", help="Do not check the digests of the models."),
+        option("--no-verify", twin="NO_VERIFY", help="The same as --verify never."),
     ] = False
     ctx_size: Annotated[
         int | None,
@@ -106,6 +120,19 @@ class ModelFlags:
             help="The date that chat templates may tell. Default: today.",
         ),
     ] = None
+
+    @property
+    def check(self) -> Check:
+        """How digests are checked.
+
+        Raises:
+            UsageError: two flags contradict each other.
+        """
+        if not self.no_verify:
+            return self.verify or Check.CACHED
+        if self.verify not in (None, Check.NEVER):
+            raise UsageError("Give either --verify or --no-verify.")
+        return Check.NEVER
 
     def adapters(self) -> list[AdapterFile]:
         """The adapters of the experts, with their scales.

@@ -186,7 +186,7 @@ def open_session(
             bundle,
             load=load,
             progress=progress,
-            check=not flags.no_verify,
+            check=flags.check,
             date=date,
             roles=wanted.roles,
         )

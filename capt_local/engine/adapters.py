@@ -39,7 +39,9 @@ class LoadedAdapter:
     notes: tuple[str, ...]
 
 
-def load_adapter(library: Library, handle: int | None, model: str, path: Path) -> int:
+def load_adapter(
+    library: Library, handle: int | None, model: str, path: Path, place: Path | None = None
+) -> int:
     """Loads an adapter that `check_adapter` has found to fit.
 
     Args:
@@ -47,6 +49,7 @@ def load_adapter(library: Library, handle: int | None, model: str, path: Path) -
         handle: of the model; freeing it frees the adapter too.
         model: the name of its file, for errors.
         path: of the adapter.
+        place: where to open it instead; see `engine.held`.
 
     Raises:
         ModelError: llama.cpp refuses it (with its own words).
@@ -54,9 +57,10 @@ def load_adapter(library: Library, handle: int | None, model: str, path: Path) -
     address = ctypes.c_void_p
     load = library.function("llama_adapter_lora_init", address, address, ctypes.c_char_p)
     library.forget_errors()
-    found = load(handle, bytes(path))
+    place = place or path
+    found = load(handle, bytes(place))
     if not found:
-        said = library.last_error().replace(str(path), path.name)
+        said = library.last_error().replace(str(place), path.name)
         _refuse(path.name, model, said or "llama.cpp gives no reason")
     return int(found)
 

@@ -8,11 +8,12 @@ found serve to estimate memory; the vocabulary is skipped (llama.cpp reads it).
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
+from capt_local.engine.number_formats import TENSOR_TYPES
 from capt_local.errors import ModelError
 
 Scalar = int | float | bool | str
@@ -27,45 +28,6 @@ _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?",
             10: "Q", 11: "q", 12: "d"}  # fmt: skip
 FLOAT32 = 6
 _STRING, _ARRAY = 8, 9
-
-# Number formats of tensors: id -> (numbers in a block, bytes of a block), as in ggml.
-TENSOR_TYPES: dict[int, tuple[int, int]] = {
-    0: (1, 4),  # F32
-    1: (1, 2),  # F16
-    2: (32, 18),  # Q4_0
-    3: (32, 20),  # Q4_1
-    6: (32, 22),  # Q5_0
-    7: (32, 24),  # Q5_1
-    8: (32, 34),  # Q8_0
-    9: (32, 36),  # Q8_1
-    10: (256, 84),  # Q2_K
-    11: (256, 110),  # Q3_K
-    12: (256, 144),  # Q4_K
-    13: (256, 176),  # Q5_K
-    14: (256, 210),  # Q6_K
-    15: (256, 292),  # Q8_K
-    16: (256, 66),  # IQ2_XXS
-    17: (256, 74),  # IQ2_XS
-    18: (256, 98),  # IQ3_XXS
-    19: (256, 50),  # IQ1_S
-    20: (32, 18),  # IQ4_NL
-    21: (256, 110),  # IQ3_S
-    22: (256, 82),  # IQ2_S
-    23: (256, 136),  # IQ4_XS
-    24: (1, 1),  # I8
-    25: (1, 2),  # I16
-    26: (1, 4),  # I32
-    27: (1, 8),  # I64
-    28: (1, 8),  # F64
-    29: (256, 56),  # IQ1_M
-    30: (1, 2),  # BF16
-    34: (256, 54),  # TQ1_0
-    35: (256, 66),  # TQ2_0
-    39: (32, 17),  # MXFP4
-    40: (64, 36),  # NVFP4
-    41: (128, 18),  # Q1_0
-    42: (64, 18),  # Q2_0
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +51,7 @@ class Header:
         lengths: length of every array by key.
         tensors: in the order of the file.
         kinds: GGUF value type of each scalar by key.
+        places: first byte in the file and length of each value by key, its type in front of it.
     """
 
     file_size: int
@@ -97,6 +60,7 @@ class Header:
     lengths: dict[str, int]
     tensors: tuple[Tensor, ...]
     kinds: dict[str, int]
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -109,15 +73,19 @@ class Header:
         return int(value) if isinstance(value, (int, float)) else default
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, place: Path | None = None) -> Header:
     """Reads and checks the header of a GGUF file.
+
+    Args:
+        path: of the file.
+        place: where to open it instead; see `engine.held`.
 
     Raises:
         ModelError: the file is missing, is not a GGUF, is cut off or holds impossible numbers.
             The message has the file's name, not its folder.
     """
     try:
-        with path.open("rb") as file:
+        with (place or path).open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
             return _Reader(file, path.name, size).header()
@@ -153,18 +121,22 @@ class _Reader:
         arrays: dict[str, tuple[int | float | bool, ...]] = {}
         lengths: dict[str, int] = {}
         kinds: dict[str, int] = {}
+        places: dict[str, tuple[int, int]] = {}
         for _ in range(pairs):
-            key, kind = self._string(), self._number("I")
+            key, start = self._string(), self._start + self._at
+            kind = self._number("I")
             if kind == _ARRAY:
                 lengths[key], kept = self._array()
                 if kept:
                     arrays[key] = kept
             else:
                 values[key], kinds[key] = self._scalar(kind), kind
+            places[key] = (start, self._start + self._at - start)
         self._refuse_parts(values)
         found = tuple(self._tensor() for _ in range(tensors))
         self._check_places(found, values)
-        return Header(self._size, values, arrays, lengths, tuple(t for t, _ in found), kinds)
+        tensors_found = tuple(tensor for tensor, _ in found)
+        return Header(self._size, values, arrays, lengths, tensors_found, kinds, places)
 
     def _check_places(
         self, found: tuple[tuple[Tensor, int], ...], values: dict[str, Scalar]

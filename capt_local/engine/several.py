@@ -20,6 +20,7 @@ from capt_local.engine.memory import MemoryEstimate, check_fits, estimate
 from capt_local.engine.options import Adapter, LoadOptions
 from capt_local.engine.weights import Weights
 from capt_local.errors import UsageError
+from capt_local.strict.stamp import Stamp
 
 
 class AdapterFile(Protocol):
@@ -39,6 +40,7 @@ def open_models(
     options: LoadOptions,
     progress: Callable[[str, float], None] | None = None,
     adapters: Mapping[str, AdapterFile] | None = None,
+    stamps: Mapping[Path, Stamp] | None = None,
 ) -> dict[str, LlamaModel]:
     """Loads models that have to fit into the memory together.
 
@@ -48,6 +50,7 @@ def open_models(
         progress: called with a role and the share of its file that is loaded; of roles that share
             a file, with the first.
         adapters: by role; those of roles without a file are not used.
+        stamps: of the files that were checked, by path; one that is not the same is not loaded.
 
     Raises:
         ModelError: a file is missing or broken, or an adapter does not fit its model.
@@ -64,7 +67,8 @@ def open_models(
             report = None if progress is None else partial(progress, roles[0])
             together = tuple(one for role in roles for one in each[role].adapters)
             shared = replace(options, adapters=together)
-            with Weights(path, shared, report, contexts=len(roles)) as weights:
+            count = len(roles)
+            with Weights(path, shared, report, contexts=count, stamps=stamps) as weights:
                 for role in roles:
                     models[role] = LlamaModel(weights, each[role], name=role)
     except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,12 +12,15 @@ from typing import Self
 from capt_local.engine.adapters import LoadedAdapter, check_adapter, load_adapter
 from capt_local.engine.extract import read_vocabulary
 from capt_local.engine.header import Header, read_header
+from capt_local.engine.held import HeldFile
 from capt_local.engine.interrupts import HeldInterrupts
 from capt_local.engine.library import Library, library
 from capt_local.engine.memory import check_fits, estimate
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.placement import free_on_gpus
+from capt_local.engine.suited import refuse_other_kinds
 from capt_local.errors import Cancelled, MemoryShortage, ModelError, UsageError
+from capt_local.strict.stamp import Stamp
 from capt_local.vocab.vocabulary import Vocabulary
 
 Progress = Callable[[float], None]
@@ -74,6 +77,7 @@ class Weights:
         progress: called with the part that is loaded, 0 to 1; may raise to stop.
         vocabulary_only: reads no tensors; such weights tokenize, but no context fits on them.
         contexts: how many will be made on them, so that there is room for all.
+        stamps: of the files that were checked, by path; adapters too.
 
     Attributes:
         header: of the file.
@@ -93,23 +97,24 @@ class Weights:
         *,
         vocabulary_only: bool = False,
         contexts: int = 1,
+        stamps: Mapping[Path, Stamp] | None = None,
     ) -> None:
         """Checks the header, then the memory, then loads."""
         options = options or LoadOptions()
-        self.header: Header = read_header(path)
         self._library: Library = library()
-        self._layers = 0 if vocabulary_only else self._choose_layers(path.name, options, contexts)
         self._users = 1
         self._adapters: dict[Path, LoadedAdapter] = {}
-        self.handle: int | None = self._load(path, options, progress, vocabulary_only)
+        self._stamps = dict(stamps or {})
+        self.handle: int | None = None
         try:
-            api = self._library.api
-            self._vocab = ctypes.c_void_p(api.llama_model_get_vocab(self.handle))
-            self._refuse_other_kinds(path.name)
-            self.vocabulary: Vocabulary = read_vocabulary(
-                self._library, self._vocab.value or 0, path.name
-            )
-            self.metadata: Metadata = self._describe(path.name)
+            with HeldFile(path, self._stamps.get(path)) as held:
+                self.header: Header = read_header(path, held.place)
+                self._layers = (
+                    0 if vocabulary_only else self._choose_layers(path.name, options, contexts)
+                )
+                self.handle = self._load(held, options, progress, vocabulary_only)
+                held.check()
+            self._examine(path.name)
         except BaseException:
             self.close()
             raise
@@ -119,6 +124,13 @@ class Weights:
             number, ctypes.c_void_p, ctypes.c_char_p, number, ctypes.c_void_p, number,
             ctypes.c_bool, ctypes.c_bool,
         )  # fmt: skip
+
+    def _examine(self, name: str) -> None:
+        library = self._library
+        self._vocab = ctypes.c_void_p(library.api.llama_model_get_vocab(self.handle))
+        refuse_other_kinds(library, self.handle, self._vocab, name, self.header.architecture)
+        self.vocabulary: Vocabulary = read_vocabulary(library, self._vocab.value or 0, name)
+        self.metadata: Metadata = self._describe(name)
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
         """Splits UTF-8 text; see `decode.model.Model.tokenize`.
@@ -158,7 +170,9 @@ class Weights:
         if place not in self._adapters:
             name = self.metadata.name
             notes = check_adapter(path, self.header, name)
-            address = load_adapter(self._library, self.handle, name, path)
+            with HeldFile(path, self._stamps.get(path)) as held:
+                address = load_adapter(self._library, self.handle, name, path, held.place)
+                held.check()
             self._adapters[place] = LoadedAdapter(address, notes)
         return self._adapters[place]
 
@@ -211,8 +225,9 @@ class Weights:
         return layers
 
     def _load(
-        self, path: Path, options: LoadOptions, progress: Progress | None, vocabulary_only: bool
+        self, held: HeldFile, options: LoadOptions, progress: Progress | None, vocabulary_only: bool
     ) -> int:
+        path = held.path
         api = self._library.api
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = self._layers
@@ -235,7 +250,7 @@ class Weights:
 
             callback = api.llama_progress_callback(tell)
             parameters.progress_callback = callback
-            handle = api.llama_model_load_from_file(bytes(path), parameters)
+            handle = api.llama_model_load_from_file(bytes(held.place), parameters)
         if raised:
             api.llama_model_free(handle)
             raise raised[0]
@@ -243,7 +258,7 @@ class Weights:
             api.llama_model_free(handle)
             raise Cancelled(f"Loading {path.name} was stopped.")
         if not handle:
-            said = self._library.last_error().replace(str(path), path.name)
+            said = self._library.last_error().replace(str(held.place), path.name)
             kind = MemoryShortage if "alloc" in said or "out of memory" in said else ModelError
             raise kind(f"{path.name} cannot be loaded: {said or 'llama.cpp gives no reason'}.")
         return int(handle)
@@ -272,23 +287,3 @@ class Weights:
             gpu_layers=self._layers,
             layers=self.header.number("block_count") + 1,
         )
-
-    def _refuse_other_kinds(self, name: str) -> None:
-        api = self._library.api
-        if (
-            not api.llama_model_has_decoder(self.handle)
-            or api.llama_model_has_encoder(self.handle)
-            or api.llama_model_is_diffusion(self.handle)
-        ):
-            raise ModelError(
-                f"{name} ({self.header.architecture}) does not write text from left to right. "
-                "Use a decoder-only language model."
-            )
-        if api.llama_vocab_type(self._vocab) in (
-            api.LLAMA_VOCAB_TYPE_WPM,
-            api.LLAMA_VOCAB_TYPE_UGM,
-        ):
-            raise ModelError(
-                f"{name}: its tokenizer rewrites the text (lower case, white space), so what it "
-                "reads is not what was written. Use a model with byte-level BPE or SentencePiece."
-            )

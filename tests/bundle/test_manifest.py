@@ -98,7 +98,10 @@ BAD = {
     "nested without end": ("a = " + "[" * 5000, "not valid TOML"),
     "too large": (b"#" * (1 << 20) + b"\n", "larger than 1 MiB"),
     "no schema": ('id = "x"\n' + TARGET, "schema must be 1"),
-    "later schema": ('schema = 2\nid = "x"\n' + TARGET, "schema must be 1"),
+    "later schema": (
+        'schema = 2\nid = "x"\n' + TARGET,
+        "bundle x was made for a newer",
+    ),
     "schema of another type": ('schema = "1"\nid = "x"\n' + TARGET, "schema must be a whole"),
     "schema true": ('schema = true\nid = "x"\n' + TARGET, "schema must be a whole"),
     "no id": ("schema = 1\n" + TARGET, "id is missing"),

@@ -54,6 +54,17 @@ def test_every_verb_has_a_function_and_help(names: tuple[str, ...], verb: Verb, 
     assert result.err == ""
 
 
+def test_verbs_behind_a_verb(run: Run) -> None:
+    result = run("models")
+    assert (result.code, result.err) == (0, "")
+    assert result.out == run("models", "--help").out
+    for name in ("list", "show", "verify", "remove"):
+        assert f"\n  {name}  " in result.out.replace("   ", "  ").replace("   ", "  ")
+    result = run("models", CANARY)
+    assert (result.code, result.out) == (2, "")
+    assert "no such verb behind models" in result.err and CANARY not in result.err
+
+
 def test_the_top_level_help_imports_nothing_heavy() -> None:
     heavy = ("numpy", "typer", "rich", "llama_cpp", "jinja2", "psutil", "tomllib", "asyncio")
     code = (

@@ -55,7 +55,7 @@ def test_flags_reach_the_decoder(run: Run, script: Script) -> None:
         7, 1024, 2,
     )  # fmt: skip
     assert opened["date"].isoformat() == "2024-02-29"
-    assert opened["check"] is False
+    assert opened["check"] == "never"
     assert asked["asked"][0] == Message("system", "Be short.")
     options = asked["options"]
     assert (options.method, options.max_tokens, options.stop) == (Method.CAPT, 9, ("END", "a b"))

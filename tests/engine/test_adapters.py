@@ -118,9 +118,9 @@ def test_one_file_is_loaded_once(
     loads: list[Path] = []
     load = adapters.load_adapter
 
-    def counted(library: Any, handle: Any, model: str, path: Path) -> int:
+    def counted(library: Any, handle: Any, model: str, path: Path, place: Path) -> int:
         loads.append(path)
-        return load(library, handle, model, path)
+        return load(library, handle, model, path, place)
 
     monkeypatch.setattr("capt_local.engine.weights.load_adapter", counted)
     link = tmp_path / "link.gguf"

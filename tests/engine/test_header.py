@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.engine.header import TENSOR_TYPES, read_header
+from capt_local.engine.header import read_header
 from capt_local.engine.library import library
+from capt_local.engine.number_formats import TENSOR_TYPES
 from capt_local.errors import ModelError
 from tests.tiny_models import CONTEXT, WIDTH
 

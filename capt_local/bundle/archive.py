@@ -1,0 +1,219 @@
+"""A bundle as one file: a plain tar of stored members in one order, read without mercy.
+
+The signed manifest says which members there are, how they are called and how long they are. So the
+reader knows every byte of every header beforehand and takes no other: no link, no folder, no
+device, no other name or order, nothing behind the end. Any tar program reads such an archive.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from capt_local.errors import ModelError
+
+BLOCK = 512
+_SMALL = 8 << 30  # from here on, a size does not fit into octal digits
+_KINDS = {
+    b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device",
+    b"5": "a folder", b"6": "a pipe", b"L": "a long name", b"K": "a long name",
+    b"x": "an extended header", b"g": "an extended header", b"S": "a sparse file",
+}  # fmt: skip
+_JUNK = {".ds_store", "thumbs.db", "desktop.ini"}
+
+
+class Source(Protocol):
+    """Where the files of a bundle come from, in their order."""
+
+    def begin(self, name: str, size: int | None, most: int) -> int:
+        """Goes to the next file and returns its size.
+
+        Args:
+            name: that it must have.
+            size: that it must have; None: any up to `most`.
+            most: bytes.
+
+        Raises:
+            ModelError: it is not there, or is another thing.
+        """
+
+    def read(self, count: int) -> bytes:
+        """The next bytes of the file; fewer only where the source ends."""
+
+    def skip(self, count: int) -> None:
+        """Goes on by so many bytes."""
+
+    def end(self, names: set[str]) -> None:
+        """Behind the last file, whose names were these.
+
+        Raises:
+            ModelError: there is more.
+        """
+
+    def close(self) -> None:
+        """Lets go of it."""
+
+
+def header(name: str, size: int) -> bytes:
+    """The header of a member: ustar, mode 0600, nobody's, of no time."""
+    length = f"{size:011o}\0".encode() if size < _SMALL else b"\x80" + size.to_bytes(11, "big")
+    front = name.encode("ascii").ljust(100, b"\0") + b"0000600\0" + b"0000000\0" * 2
+    behind = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
+    block = front + length + b"0" * 11 + b"\0" + b" " * 8 + behind
+    checksum = f"{sum(block):06o}\0 ".encode()
+    return block[:148] + checksum + block[156:]
+
+
+def padding(size: int) -> bytes:
+    """What stands between a member and the next header."""
+    return bytes(-size % BLOCK)
+
+
+END = bytes(2 * BLOCK)
+
+
+class ArchiveSource:
+    """A bundle in one file.
+
+    Raises:
+        ModelError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens it."""
+        self._name = path.name
+        self._stream = open_regular(path)
+        self._left = b""
+
+    def begin(self, name: str, size: int | None, most: int) -> int:
+        """See `Source.begin`."""
+        if self._exactly(len(self._left)) != self._left:
+            raise self._damaged("there is something between two members")
+        block = self._exactly(BLOCK)
+        found = _size(block) if size is None else size
+        if found is None or found > most or block != header(name, found):
+            raise self._damaged(_why(block, name, size))
+        self._left = padding(found)
+        return found
+
+    def read(self, count: int) -> bytes:
+        """See `Source.read`."""
+        return self._stream.read(count)
+
+    def skip(self, count: int) -> None:
+        """See `Source.skip`."""
+        self._stream.seek(count, os.SEEK_CUR)
+
+    def end(self, names: set[str]) -> None:
+        """See `Source.end`."""
+        if self._exactly(len(self._left)) != self._left or self._exactly(len(END)) != END:
+            raise self._damaged("there is something behind the last file of the manifest")
+        if self._stream.read(1):
+            raise self._damaged("there is something behind its end")
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._stream.close()
+
+    def _exactly(self, count: int) -> bytes:
+        found = self._stream.read(count)
+        if len(found) < count:
+            raise self._damaged("it is cut off")
+        return found
+
+    def _damaged(self, why: str) -> ModelError:
+        return ModelError(f"{self._name} is no archive of a bundle that can be used: {why}.")
+
+
+class FolderSource:
+    """A bundle as a folder of plain files, as on a stick."""
+
+    def __init__(self, folder: Path) -> None:
+        """Remembers the folder."""
+        self._folder = folder
+        self._stream: BinaryIO | None = None
+
+    def begin(self, name: str, size: int | None, most: int) -> int:
+        """See `Source.begin`."""
+        self.close()
+        self._stream = open_regular(self._folder / name)
+        found = os.fstat(self._stream.fileno()).st_size
+        if found > most or size not in (None, found):
+            raise ModelError(f"{name} has {found} bytes, which is not what the bundle says.")
+        return found
+
+    def read(self, count: int) -> bytes:
+        """See `Source.read`."""
+        return self._stream.read(count) if self._stream else b""
+
+    def skip(self, count: int) -> None:
+        """See `Source.skip`."""
+        if self._stream:
+            self._stream.seek(count, os.SEEK_CUR)
+
+    def end(self, names: set[str]) -> None:
+        """See `Source.end`; what file managers leave behind is passed over."""
+        for each in os.listdir(self._folder):
+            if each not in names and each.lower() not in _JUNK and not each.startswith("._"):
+                raise ModelError(
+                    f"{self._folder.name} holds a file that the manifest does not name. "
+                    "Take it out, or get the bundle again from its source."
+                )
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        if self._stream:
+            self._stream.close()
+            self._stream = None
+
+
+def open_source(path: Path) -> Source:
+    """A bundle that came from elsewhere: an archive or a folder.
+
+    Raises:
+        ModelError: it is not there, or is neither.
+    """
+    # Unlike `Path.is_dir`, this takes a name that is too long for one that is not there.
+    return FolderSource(path) if os.path.isdir(path) else ArchiveSource(path)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, for reading; no link, and nothing that would wait.
+
+    Raises:
+        ModelError: it is not there, or is another thing.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        stream = os.fdopen(os.open(path, flags | getattr(os, "O_BINARY", 0)), "rb")
+    except FileNotFoundError:
+        raise ModelError(f"{path.name} is not there.") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it has an impossible name"
+        raise ModelError(f"{path.name} cannot be read: {reason}.") from None
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise ModelError(f"{path.name} is not a file.")
+    return stream
+
+
+def _size(block: bytes) -> int | None:
+    """The size that a header claims, as far as `header` would write it."""
+    digits = block[124:135]
+    return int(digits, 8) if digits.isdigit() and not set(digits) & set(b"89") else None
+
+
+def _why(block: bytes, name: str, size: int | None) -> str:
+    """What is wrong with a header; says nothing of what stands in it."""
+    if block[257:262] != b"ustar":
+        return f"where {name} should be there is no header of a file"
+    if kind := _KINDS.get(block[156:157]):
+        return f"where {name} should be there is {kind}"
+    if block[:100].rstrip(b"\0") != name.encode():
+        return f"where {name} should be there is another file"
+    claimed = _size(block)
+    if claimed is None or claimed != size:
+        return f"{name} has another size than it may have"
+    return f"the header of {name} is not as capt-local writes it"

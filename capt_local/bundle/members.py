@@ -1,0 +1,91 @@
+"""The files of a bundle that travels: which, in which order, under which names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from capt_local.bundle.fields import NAME
+from capt_local.bundle.manifest import MANIFEST, Bundle
+from capt_local.bundle.signing import SIGNATURE
+from capt_local.errors import ModelError
+
+LARGEST_TEMPLATE = 1 << 20
+# Names that mean a device on Windows, whatever their ending.
+_RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file.
+
+    Attributes:
+        name: in the folder and in an archive.
+        size: bytes; None for a template, of which the manifest has the digest alone.
+        sha256: digest in hexadecimal.
+    """
+
+    name: str
+    size: int | None
+    sha256: str
+
+    @property
+    def most(self) -> int:
+        """Bytes that it may have."""
+        return LARGEST_TEMPLATE if self.size is None else self.size
+
+
+def members(bundle: Bundle) -> tuple[Member, ...]:
+    """The files that a manifest names besides itself, each once, in the order of the roles.
+
+    Raises:
+        ModelError: a name is not plain, a file is named in two ways, or models are mixed up.
+    """
+    folder = bundle.folder or Path()
+    found: dict[str, Member] = {}
+    for role, model in bundle.models.items():
+        named: list[tuple[Path, int | None, str | None]] = [(model.path, model.size, model.sha256)]
+        if model.adapter is not None:
+            named.append((model.adapter.path, model.adapter.size, model.adapter.sha256))
+        if model.template_file is not None:
+            named.append((model.template_file, None, model.template_sha256))
+        for path, size, digest in named:
+            member = Member(_plain(path.relative_to(folder).as_posix(), role), size, digest or "")
+            if found.setdefault(member.name.casefold(), member) != member:
+                raise ModelError(f"The bundle names {member.name} in two ways, which differ.")
+    _refuse_twins(bundle)
+    return tuple(found.values())
+
+
+def check_id(bundle: Bundle) -> None:
+    """Refuses ids that cannot be the name of a folder everywhere.
+
+    Raises:
+        ModelError: it is such a name.
+    """
+    if _RESERVED.fullmatch(bundle.id) or bundle.id.endswith("."):
+        raise ModelError("The id of the bundle cannot be the name of a folder.")
+
+
+def _plain(name: str, role: str) -> str:
+    own = name.casefold() in (MANIFEST, SIGNATURE)
+    if not NAME.fullmatch(name) or name.endswith(".") or _RESERVED.fullmatch(name) or own:
+        raise ModelError(
+            f"A file of the {role} has a name that cannot travel. Files of a bundle that travels "
+            "lie beside its manifest, with names of letters, digits, '.', '-' and '_'."
+        )
+    return name
+
+
+def _refuse_twins(bundle: Bundle) -> None:
+    """An expert that is its own base has nothing to say, and is a mistake of whoever made it."""
+    for role, expert in bundle.models.items():
+        base = bundle.models.get(role.replace("expert", "base"))
+        if not role.startswith("expert") or base is None or expert.sha256 != base.sha256:
+            continue
+        pair = [one.adapter and (one.adapter.sha256, one.adapter.scale) for one in (expert, base)]
+        if pair[0] == pair[1]:
+            raise ModelError(
+                f"The {role} and its base are the same model, so nothing is contrasted."
+            )

@@ -1,0 +1,140 @@
+"""`capt-local models export` and `import`: bundles on a stick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from capt_local.cli.exits import ExitCode
+from capt_local.cli.models import bundle_argument
+from capt_local.cli.models_keys import key_folders
+from capt_local.cli.options import ViewFlags, option
+from capt_local.errors import UsageError
+from capt_local.report.screen import Screen
+
+if TYPE_CHECKING:
+    from capt_local.bundle.manifest import Bundle
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFlags:
+    """Which bundle goes where."""
+
+    bundle: Annotated[str, bundle_argument()]
+    output: Annotated[
+        Path,
+        option(
+            "-o",
+            "--output",
+            metavar="PATH",
+            help="NAME.capt for one archive, another name for a folder that is made.",
+        ),
+    ]
+    key: Annotated[
+        Path | None, option("--key", metavar="NAME.key", help="Signs with this private key.")
+    ] = None
+    unsigned: Annotated[
+        bool, option("--unsigned", help="Goes out without a signature; importing it needs a flag.")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImportFlags:
+    """What is taken in."""
+
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="What models export wrote.")]
+    key: Annotated[
+        Path | None,
+        option("--key", metavar="FILE.pub", help="Trusts this public key for this import too."),
+    ] = None
+    allow_unsigned: Annotated[
+        bool, option("--allow-unsigned", help="Takes a bundle that nobody has signed.")
+    ] = False
+    allow_older: Annotated[
+        bool,
+        option("--allow-older", help="Takes a version that is not newer than the installed one."),
+    ] = False
+
+
+def models_export(what: ExportFlags, view: ViewFlags) -> int:
+    """Writes a bundle as one file or folder for a machine without a network, signed.
+
+    Without --key, the signature that the bundle came with goes with it. Each file is held against
+    the manifest as it is copied.
+    """
+    from capt_local.bundle import exporting, store
+    from capt_local.bundle.signing import read_private
+
+    screen = Screen.standard(view.verbose)
+    bundle = store.find(what.bundle)
+    key = read_private(what.key) if what.key else None
+    if key is None and not what.unsigned and bundle.folder:
+        if not exporting.kept_signature(bundle.folder):
+            raise UsageError(
+                "The bundle has no signature. Give --key NAME.key (capt-local models keygen makes "
+                "one), or --unsigned."
+            )
+    elif what.unsigned and key:
+        raise UsageError("Give either --key or --unsigned.")
+    try:
+        made = exporting.export(bundle, what.output, key, screen.progress)
+    finally:
+        screen.clear_progress()
+    screen.line(f"{bundle.id} {bundle.version} is written to {made}.")
+    return ExitCode.OK
+
+
+def models_import(what: ImportFlags, view: ViewFlags) -> int:
+    """Takes a bundle into the user's own store: the signature first, then whole or not at all.
+
+    After an interruption, the same command goes on where it was. Exit code 3 when the bundle is
+    not to be trusted, damaged, or older than the installed one; the store is then what it was.
+    """
+    from capt_local.bundle.importing import Terms, import_bundle
+    from capt_local.bundle.signing import read_public, trusted_keys
+
+    screen = Screen.standard(view.verbose)
+    keys = trusted_keys(key_folders())
+    if what.key is not None:
+        given = read_public(what.key)
+        keys[given.fingerprint] = given
+    terms = Terms(keys, what.allow_unsigned, what.allow_older)
+
+    def look(bundle: Bundle) -> None:
+        examine(bundle, screen)
+
+    try:
+        found = import_bundle(what.path, terms, look, screen.progress)
+    finally:
+        screen.clear_progress()
+    bundle = found.bundle
+    screen.notes(bundle.notices)
+    if found.resumed:
+        screen.note(f"note: {found.resumed >> 20:,} MiB were there of an earlier try.")
+    signed = f"signed by {found.signer}" if found.signer else "not signed by anybody"
+    done = "is installed" if found.fresh else "was installed already, and is whole"
+    screen.line(f"{bundle.id} {bundle.version} {done}: {signed}.")
+    screen.line(f"Use it with: capt-local generate -m {bundle.id}")
+    return ExitCode.OK
+
+
+def examine(bundle: Bundle, screen: Screen) -> None:
+    """Loads each file once in a process of its own, every weight looked at.
+
+    Raises:
+        ModelError: one is damaged, or ended the process that looked at it.
+    """
+    from capt_local.engine.examine import examine as look
+
+    files = {model.path: None for model in bundle.models.values()}
+    for number, path in enumerate(files):
+        screen.progress(f"examining {path.name}", number / len(files))
+        adapters = [
+            model.adapter.path
+            for model in bundle.models.values()
+            if model.adapter and model.path == path
+        ]
+        look(path, adapters)

@@ -1,0 +1,79 @@
+"""A small signed bundle that lies in a folder, and a store to take it into. No model is real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from capt_local.bundle import exporting, store
+from capt_local.bundle.importing import Imported, Terms, import_bundle
+from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.signing import TrustedKey, new_key, read_private, read_public
+from capt_local.bundle.write import describe, write_manifest
+
+SIZES = {"target": 70_000, "expert": 1_500, "base": 1_024}
+FILES = ["base.gguf", "bundle.sig", "bundle.toml", "chat.jinja", "expert.gguf", "target.gguf"]
+
+
+def content(role: str, version: str) -> bytes:
+    return f"GGUF {role} {version} ".encode().ljust(SIZES[role], role[:1].encode())
+
+
+def make_bundle(folder: Path, version: str = "2", **about: object) -> Bundle:
+    folder.mkdir(parents=True)
+    for role in SIZES:
+        (folder / f"{role}.gguf").write_bytes(content(role, version))
+    (folder / "chat.jinja").write_text("{{ messages }}")
+    template = {"target": folder / "chat.jinja"}
+    models = {
+        role: describe(role, folder / f"{role}.gguf", template_file=template.get(role))
+        for role in SIZES
+    }
+    made = Bundle(id="trio", models=models, version=version, **about)  # type: ignore[arg-type]
+    return Bundle.load(write_manifest(made, folder))
+
+
+@dataclass(frozen=True)
+class Hands:
+    """Whoever makes bundles, with a key."""
+
+    folder: Path
+    key: Path
+    trusted: TrustedKey
+
+    @classmethod
+    def at(cls, folder: Path) -> Hands:
+        folder.mkdir(parents=True, exist_ok=True)
+        private, public, _ = new_key(folder / "hands")
+        return cls(folder, private, read_public(public))
+
+    def export(self, name: str, version: str = "2", *, signed: bool = True) -> Path:
+        bundle = make_bundle(self.folder / f"{name}-from", version)
+        return exporting.export(
+            bundle, self.folder / name, read_private(self.key) if signed else None
+        )
+
+    def take(
+        self,
+        path: Path,
+        *,
+        unsigned: bool = False,
+        older: bool = False,
+        examine: Callable[[Bundle], None] = lambda _: None,
+        report: Callable[[str, float], None] | None = None,
+    ) -> Imported:
+        keys = {self.trusted.fingerprint: self.trusted}
+        return import_bundle(path, Terms(keys, unsigned, older), examine, report)
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    """What lies below a folder, by path; None for what is no file."""
+    return {
+        str(each.relative_to(folder)): each.read_bytes() if each.is_file() else None
+        for each in sorted(folder.rglob("*"))
+    }
+
+
+def installed() -> dict[str, bytes | None]:
+    return everything(store.user_folder()) if store.user_folder().is_dir() else {}

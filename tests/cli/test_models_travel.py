@@ -1,0 +1,99 @@
+"""`models keygen`, `trust`, `export`, `import` with files that llama.cpp really loads."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from capt_local.bundle import store
+from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.write import describe, write_manifest
+from capt_local.cli import models_keys
+from capt_local.engine import examine
+from capt_local.errors import ModelError
+from tests.cli.conftest import Run
+from tests.tiny_models import tiny_adapter, tiny_gguf
+
+
+@pytest.fixture(autouse=True)
+def no_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The keys of this machine's site are not those of the tests."""
+    monkeypatch.setattr(models_keys, "site_file", lambda: tmp_path / "etc" / "config.toml")
+
+
+def make(folder: Path, *, nan: bool = False) -> Path:
+    folder.mkdir()
+    file = tiny_gguf(folder / "target.gguf", seed=1, nan=nan)
+    write_manifest(Bundle(id="tiny", models={"target": describe("target", file)}), folder)
+    return folder
+
+
+def test_from_one_machine_to_another(run: Run, tmp_path: Path) -> None:
+    folder, archive, keys = (
+        make(tmp_path / "from"),
+        str(tmp_path / "tiny.capt"),
+        str(tmp_path / "k"),
+    )
+    assert run("models", "export", str(folder), "-o", archive).code == 2
+    made = run("models", "keygen", "-o", keys)
+    assert made.code == 0
+    fingerprint = made.out.split()[-1]
+    assert run("models", "export", str(folder), "-o", archive, "--key", f"{keys}.key").code == 0
+    result = run("models", "import", archive)
+    assert (result.code, result.out) == (3, "")
+    assert f"not trusted here ({fingerprint})" in result.err
+    result = run("models", "trust", f"{keys}.pub")
+    assert (result.code, fingerprint in result.out) == (0, True)
+    result = run("models", "import", archive)
+    assert (result.code, result.err) == (0, "")
+    assert f"tiny  is installed: signed by {fingerprint}" in result.out
+    assert run("models", "verify", "tiny").code == 0
+    assert "was installed already" in run("models", "import", archive).out
+
+
+def test_a_key_for_one_import(run: Run, tmp_path: Path) -> None:
+    keys, archive = str(tmp_path / "k"), str(tmp_path / "tiny.capt")
+    run("models", "keygen", "-o", keys)
+    run("models", "export", str(make(tmp_path / "from")), "-o", archive, "--key", f"{keys}.key")
+    assert run("models", "import", archive, "--key", f"{keys}.pub").code == 0
+
+
+def test_unsigned_only_when_asked_for(run: Run, tmp_path: Path) -> None:
+    archive = str(tmp_path / "tiny.capt")
+    assert (
+        run("models", "export", str(make(tmp_path / "from")), "-o", archive, "--unsigned").code == 0
+    )
+    assert run("models", "import", archive).code == 3
+    result = run("models", "import", archive, "--allow-unsigned")
+    assert (result.code, "not signed by anybody" in result.out) == (0, True)
+
+
+def test_a_weight_that_is_no_number_is_found_at_import(run: Run, tmp_path: Path) -> None:
+    archive = str(tmp_path / "tiny.capt")
+    run("models", "export", str(make(tmp_path / "from", nan=True)), "-o", archive, "--unsigned")
+    result = run("models", "import", archive, "--allow-unsigned")
+    assert (result.code, result.out) == (3, "")
+    assert "target.gguf cannot be loaded" in result.err
+    assert not (store.user_folder() / "tiny").exists()
+
+
+def test_a_file_that_ends_the_process_ends_the_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tiny_gguf(tmp_path / "a.gguf", seed=1)
+    examine.examine(file, [tiny_adapter(tmp_path / "lora.gguf", seed=2)])
+    monkeypatch.setattr(examine, "_PROGRAM", "import os; os.abort()")
+    with pytest.raises(ModelError, match=r"a\.gguf ended the process .* \(code -6\)"):
+        examine.examine(file)
+    monkeypatch.setattr(examine, "_PROGRAM", "1 / 0")
+    with pytest.raises(ModelError, match=r"ended the process that looked at it \(code 1\)"):
+        examine.examine(file)
+
+
+def test_what_is_no_gguf_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    (tmp_path / "a.gguf").write_bytes(b"no model")
+    with pytest.raises(ModelError, match="not a GGUF"):
+        examine.examine(tmp_path / "a.gguf")

@@ -1,0 +1,126 @@
+"""A file that is swapped or cut off between its check and its loading is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.verify import verify
+from capt_local.bundle.write import describe, write_manifest
+from capt_local.engine import held, weights
+from capt_local.engine.digests import file_digests
+from capt_local.engine.held import HeldFile
+from capt_local.engine.weights import Weights
+from capt_local.errors import ModelError
+from tests.tiny_models import tiny_gguf
+
+CHANGED = "changed between its check and its loading"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    file = tiny_gguf(tmp_path / "target.gguf", seed=1)
+    models = {"target": describe("target", file)}
+    return Bundle.load(write_manifest(Bundle(id="one", models=models), tmp_path))
+
+
+def swap(path: Path) -> None:
+    """Another file of that name, with the times of the first."""
+    before, other = path.stat(), path.with_name("other")
+    tiny_gguf(other, seed=2)
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(other, path)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwrite(path: Path) -> None:
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\0\0\0\1")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [swap, truncate, overwrite, os.unlink])
+def test_a_change_before_loading(bundle: Bundle, change: object) -> None:
+    path = bundle.models["target"].path
+    stamps = verify(bundle)
+    with Weights(path, stamps=stamps) as loaded:
+        assert loaded.metadata.layers
+    change(path)  # type: ignore[operator]
+    with pytest.raises(ModelError, match=rf"target\.gguf( {CHANGED}|: there is no such)"):
+        Weights(path, stamps=stamps)
+
+
+@pytest.mark.parametrize("change", [swap, overwrite])
+@pytest.mark.parametrize("by_name", [False, True], ids=["by its handle", "by its name"])
+def test_a_change_while_loading(
+    bundle: Bundle, change: object, by_name: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bundle.models["target"].path
+    if by_name:
+        monkeypatch.setattr(held, "_HANDLES", Path("/no/such/folder"))
+    opened = weights.read_header
+    headers = []
+
+    def header(*arguments: Path) -> object:
+        headers.append(opened(*arguments))
+        change(path)  # type: ignore[operator]
+        return headers[0]
+
+    monkeypatch.setattr(weights, "read_header", header)
+    stamps = verify(bundle)
+    with pytest.raises(ModelError, match=rf"target\.gguf {CHANGED}"):
+        Weights(path, stamps=stamps)
+
+
+def test_where_llama_cpp_opens_it() -> None:
+    with HeldFile(Path(__file__)) as file:
+        on_linux = sys.platform == "linux"
+        assert (file.place != file.path) == on_linux
+        assert file.place.read_bytes() == Path(__file__).read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs another account")
+def test_a_handle_can_be_opened_also_where_the_process_is_private(tmp_path: Path) -> None:
+    """Without rights over itself, as `keep_memory_private` leaves a process."""
+    file = tmp_path / "file"
+    file.write_text("content")
+    file.chmod(0o644)
+    code = (
+        "import os, resource, sys\n"
+        "from capt_local.engine.private import keep_memory_private\n"
+        "handle = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "os.setuid(65534)\n"
+        "keep_memory_private()\n"
+        "print(open(f'/proc/self/fd/{handle}').read())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "content\n"
+
+
+def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"none\.gguf: there is no such model file"):
+        HeldFile(tmp_path / "none.gguf")
+    with pytest.raises(ModelError, match="cannot be read"):
+        HeldFile(tmp_path / ("x" * 300))
+
+
+def test_digests_of_tokenizers(tmp_path: Path) -> None:
+    one = file_digests(tiny_gguf(tmp_path / "a.gguf", seed=1))
+    assert file_digests(tiny_gguf(tmp_path / "b.gguf", seed=2)) == one
+    other = file_digests(tiny_gguf(tmp_path / "c.gguf", seed=1, template="{{ 1 }}"))
+    assert other.tokenizer == one.tokenizer and other.template != one.template
+    assert file_digests(tiny_gguf(tmp_path / "d.gguf", seed=1, template=None)).template is None
+    spm = file_digests(tiny_gguf(tmp_path / "e.gguf", seed=1, flavour="spm"))
+    assert spm.tokenizer != one.tokenizer
