@@ -13,7 +13,7 @@ import typer
 
 from capt_local.cli.options import SampleFlags, SideBySideFlags, option
 from capt_local.cli.session import generate_options
-from capt_local.decode.options import Method
+from capt_local.decode.options import GenerateOptions, Method, Speed
 from capt_local.errors import UsageError
 from capt_local.evaluate.runs.exam import ChoiceBy, Exam, Plan, shortened
 from capt_local.evaluate.tasks.items import Kind
@@ -201,8 +201,8 @@ def make_plan(
     longer = dataclasses.replace(sample, temp=sample.temp or 0.0)
     plan = Plan(
         methods={
-            method.value: generate_options(
-                bundle, dataclasses.replace(how, method=method), longer, 0
+            method.value: _stepwise(
+                generate_options(bundle, dataclasses.replace(how, method=method), longer, 0)
             )
             for method in methods
         },
@@ -213,6 +213,11 @@ def make_plan(
     )
     plan.check(exams)
     return plan
+
+
+def _stepwise(options: GenerateOptions) -> GenerateOptions:
+    """Without drafts, so that a run that was stopped goes on to the last bit as it would have."""
+    return dataclasses.replace(options, speed=Speed.EXACT_STEPS)
 
 
 def _methods(given: list[str] | None, bundle: Bundle) -> list[Method]:

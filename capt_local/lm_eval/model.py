@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -15,6 +16,7 @@ from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.options import SampleFlags
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.decode.answers import as_utf8
+from capt_local.decode.options import Speed
 from capt_local.errors import UsageError
 from capt_local.lm_eval.arguments import ChatText, answer_options, method_flags, model_flags
 from capt_local.prompt.messages import Message
@@ -85,7 +87,9 @@ class CaptLocal(LM):
         flags = model_flags(bundle, files, ctx_size, threads, gpu_layers)
         found = find_bundle(flags)
         how = method_flags(method, alpha, plausibility)
-        self.options = generate_options(found, how, SampleFlags(seed=seed), 0)
+        options = generate_options(found, how, SampleFlags(seed=seed), 0)
+        # To the last bit the same each time; drafts may change that.
+        self.options = dataclasses.replace(options, speed=Speed.EXACT_STEPS)
         self._screen = Screen.standard()
         if device is not None:
             self._screen.note("note: --device is not used; gpu_layers says what runs on a GPU.")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from capt_local.align.cover import Cover, Shares, credit
+from capt_local.align.cover import Cover, Shares, credit, share
 from capt_local.align.events import TargetEvents
 from capt_local.align.projection import Asked, Projection
 from capt_local.align.question import FloatArray, Probabilities, View
@@ -35,6 +35,7 @@ class _Behind(TargetEvents):
         self._all = events
         self._piece = piece
         self.count = events.count
+        self.of_rank = events.of_rank
 
     def interval(self, text: bytes) -> tuple[int, int]:
         """See `TargetEvents.interval`."""
@@ -78,27 +79,26 @@ class Branching(Projection):
         """As of the projection, with the mass of the pieces that are read on shared anew."""
         self.questions += 1
         said = super().probability(question, view)
-        shares = self._shares(question, b"", self._plain)
+        shares = share([self._plain], question.wanted, question.prior)
         chosen = self._open(shares, view.row)
         if not len(chosen):
             return said
         self.positions += len(chosen)
         size = len(question.wanted)
-        before = credit(
-            shares._replace(parts=shares.parts * np.isin(shares.pieces, chosen)), view.row, size
-        )
+        taken = shares._replace(parts=shares.parts * np.isin(shares.pieces[0], chosen))
+        before = credit(taken, [view.row], [1.0], size)
         after = np.zeros(size)
         for piece, row in zip(chosen.tolist(), self.read(chosen.tolist()), strict=True):
-            behind = self._behind(piece).share(question.wanted, question.prior)
-            after += float(view.row[piece]) * credit(behind, row, size)
+            behind = share([self._behind(piece)], question.wanted, question.prior)
+            after += credit(behind, [row], [float(view.row[piece])], size)
         # A token's share differs from 0 by rounding alone where it was all taken away.
         return np.maximum(said + (after - before) / self._total(view), 0.0)
 
     def _open(self, shares: Shares, row: Probabilities) -> IntArray:
         """The pieces whose mass is most in doubt."""
         largest = np.zeros(len(row))
-        np.maximum.at(largest, shares.pieces, shares.parts)
-        touched = np.unique(shares.pieces)
+        np.maximum.at(largest, shares.pieces[0], shares.parts)
+        touched = np.unique(shares.pieces[0])
         doubt = row[touched] * (1.0 - largest[touched])
         order = np.argsort(-doubt)[: self._most]
         return touched[order[doubt[order] > _LEAST]].astype(np.int32)

@@ -13,7 +13,7 @@ import numpy as np
 from capt_local.align.events import NO_EVENT
 from capt_local.align.projection import FLOOR
 from capt_local.align.question import FloatArray
-from capt_local.decode.combine import Candidates, logs, mixture, plausible, products
+from capt_local.decode.combine import Candidates, Products, logs, mixture, plausible, products
 from capt_local.decode.evidence import Evidence
 from capt_local.decode.options import GRID
 from capt_local.vocab.prefix_index import PrefixIndex
@@ -140,10 +140,11 @@ class Record:
     def take(self, place: Place, own: Candidates, said: FloatArray, evidence: Evidence) -> None:
         """Chooses, and lets the evidence follow the text."""
         members = products(own, said, _POWERS)
-        mixed = mixture(members[:-1], evidence.weights)
-        self.choices[0].append(int(own.tokens[members[-1].argmax()]))
+        grid = Products(*(each[:-1] for each in members))
+        mixed = mixture(grid, evidence.weights)
+        self.choices[0].append(int(own.tokens[members.logp[-1].argmax()]))
         self.choices[1].append(int(own.tokens[mixed.argmax()]))
-        came = of_token(place, own, np.vstack((members[:-1], mixed)))
+        came = of_token(place, own, np.vstack((grid.logp, mixed)))
         self.nats -= came[[-1, EXPERT]]
         evidence.observe(came[:-1])
         row = np.full(len(place.row), np.nan)

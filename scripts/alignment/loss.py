@@ -100,7 +100,7 @@ class Loss:
             for (name, plausibility), came in found.items():
                 own = plausible(place.row, plausibility, _most(self._alignments.get(name)))
                 powers = signed(self.gains[name, plausibility].powers)
-                members = products(own, self._ways[name](place, own), powers)
+                members = products(own, self._ways[name](place, own), powers).logp
                 came.append(of_token(place, own, members))
         for key, gains in self.gains.items():
             gains.texts.append(np.array(found[key]))

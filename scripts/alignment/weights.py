@@ -161,6 +161,6 @@ class Study:
             if key not in known:
                 question, said = ask(alignment, own, place.views, start=place.start)
                 rows = logs(said, question.has_say, own.logp, floor)
-                known[key] = of_token(place, own, products(own, rows, self._signed))
+                known[key] = of_token(place, own, products(own, rows, self._signed).logp)
             result[setting] = known[key]
         return result

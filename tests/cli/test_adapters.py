@@ -144,7 +144,7 @@ def test_a_bundle_with_an_adapter_is_examined(run: Run, folder: Path) -> None:
     assert found["ok"], found["problems"]
     assert found["bundle"]["digests"] == "verified"
     room = found["memory of the bundle"]
-    assert room["expert"].endswith("MiB, adapter 0 MiB") and room["base"].endswith("weights shared")
+    assert "MiB, adapter 0 MiB" in room["expert"] and "weights shared" in room["base"]
     assert found["roles"]["expert"].endswith("adapter lora.gguf")
     data = bytearray((folder / "lora.gguf").read_bytes())
     data[-1] ^= 1

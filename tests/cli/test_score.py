@@ -146,7 +146,7 @@ def test_an_interrupt_stops_within_a_text(run: Run, script: Script, tmp_path: Pa
     ("data", "extra", "said"),
     [
         (None, [], "cannot be read"),
-        (b"", [], "holds no text"),
+        (b"", [], "holds no "),
         (b"{}", [], 'line 1: no "text"'),
         (b"\nzyzzyva-canary", [], "line 2: not JSON"),
         (b'{"text": ""}', [], "line 1: the text is empty"),

@@ -215,7 +215,7 @@ def test_doctor_and_bench_know_pairs(capsys: pytest.CaptureFixture[str]) -> None
     found = json.loads(capsys.readouterr().out)
     assert found["bundle"]["roles"] == ", ".join(FIVE)
     memory = found["memory of the bundle"]
-    shared = [role for role in FIVE if memory[role].endswith(", weights shared")]
+    shared = [role for role in FIVE if "weights shared" in memory[role]]
     assert shared == ["expert-2", "base-2"]
     assert found["roles"]["expert-2 and base-2: same vocabulary"] is True
     assert run(command("bench", "-n", "4", "--json")) == 0
