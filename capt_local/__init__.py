@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from capt_local.errors import CaptError
     from capt_local.prompt.messages import Message
     from capt_local.runtime import Runtime
+    from capt_local.version import __version__
 
-__version__ = "0.1.0"
 
 _PLACES = {
     "Answered": "capt_local.decode.many.asks",
@@ -44,6 +44,7 @@ _PLACES = {
     "Runtime": "capt_local.runtime",
     "SampleOptions": "capt_local.decode.options",
     "Step": "capt_local.decode.step",
+    "__version__": "capt_local.version",
 }
 __all__ = [
     "AlignOptions",
@@ -59,6 +60,7 @@ __all__ = [
     "Runtime",
     "SampleOptions",
     "Step",
+    "__version__",
 ]
 
 

@@ -7,8 +7,8 @@ import datetime
 import platform
 from typing import TYPE_CHECKING, Any
 
-from capt_local import __version__
 from capt_local.decode.options import GenerateOptions
+from capt_local.version import __version__
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import ModelFile

@@ -17,11 +17,12 @@ INPUT_LINE = PACKAGE / "report" / "input_line.py"
 
 # What each room may use, itself apart. A room that is not here may be used by none below `cli`.
 ALLOWED: dict[str, set[str]] = {
+    "version": set(),
     "errors": set(),
     "strict": {"errors"},
     "config": {"errors"},
     "vocab": {"errors"},
-    "bundle": {"__init__", "errors", "strict"},
+    "bundle": {"version", "errors", "strict"},
     "engine": {"errors", "strict", "vocab"},
     "prompt": {"errors", "strict", "vocab", "bundle"},
     "align": {"errors", "vocab"},
@@ -32,10 +33,10 @@ ALLOWED: dict[str, set[str]] = {
 # The record of an answer is all that it takes from the room of the views.
 ALLOWED["chat"] = {"errors", "strict", "decode", "prompt", "report"}
 ALLOWED["evaluate"] = {*ALLOWED["runtime"], "strict", "runtime"}
-ALLOWED["provenance"] = {"__init__", "errors", "decode", "bundle", "engine", "runtime"}
+ALLOWED["provenance"] = {"version", "errors", "decode", "bundle", "engine", "runtime"}
 ALLOWED["batch"] = {*ALLOWED["provenance"], *ALLOWED["runtime"], "strict", "report", "provenance"}
 # The public face names what it gives out, and imports it only when it is used.
-ALLOWED["__init__"] = {"errors", "decode", "engine", "prompt", "runtime"}
+ALLOWED["__init__"] = {"version", "errors", "decode", "engine", "prompt", "runtime"}
 ALLOWED["cli"] = {*ALLOWED, "cli"}
 ALLOWED["__main__"] = {"cli"}
 # Another command line, above our own.

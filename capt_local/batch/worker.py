@@ -18,7 +18,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from capt_local import __version__
 from capt_local.batch import wire
 from capt_local.batch.answering import answer_object_of
 from capt_local.batch.asks import from_message
@@ -27,6 +26,7 @@ from capt_local.batch.output import code_of
 from capt_local.batch.packing import unpacked
 from capt_local.decode.many.asks import Answered, Ask
 from capt_local.errors import CaptError, place_of
+from capt_local.version import __version__
 
 Progress = Callable[[str, float], None]
 OpenModels = Callable[[Opening, Progress], Any]

@@ -20,7 +20,7 @@ from capt_local.bundle.exporting import CHUNK, Report, check_room
 from capt_local.bundle.incoming import Incoming
 from capt_local.bundle.manifest import MANIFEST, Bundle
 from capt_local.bundle.members import Member, check_id, members
-from capt_local.bundle.read import LARGEST_MANIFEST, parse_manifest
+from capt_local.bundle.read import LARGEST_MANIFEST, parse_manifest, read_bundle
 from capt_local.bundle.signing import LARGEST_SIGNATURE, SIGNATURE, TrustedKey, check_signature
 from capt_local.bundle.verify import verify
 from capt_local.bundle.versions import is_older, numbers
@@ -94,7 +94,7 @@ def _import(source: Source, terms: Terms, examine: Examine, report: Report | Non
     place = store.user_folder() / bundle.id
     with Incoming(place) as incoming:
         if incoming.is_installed(manifest, signature):
-            return _again(Bundle.load(place), signer)
+            return _again(read_bundle(place), signer)
         _check_version(bundle, place, terms)
         incoming.begin(manifest, signature)
         there = sum(incoming.length(each.name) for each in files)
@@ -102,9 +102,9 @@ def _import(source: Source, terms: Terms, examine: Examine, report: Report | Non
         for member in files:
             _copy(source, member, incoming, report)
         source.end({MANIFEST, SIGNATURE, *(each.name for each in files)})
-        examine(Bundle.load(incoming.folder))
+        examine(read_bundle(incoming.folder))
         incoming.install()
-    return Imported(Bundle.load(place), signer, there)
+    return Imported(read_bundle(place), signer, there)
 
 
 def _again(bundle: Bundle, signer: str | None) -> Imported:

@@ -6,7 +6,6 @@ so that nothing but the models it was made with is ever loaded under its name.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -139,23 +138,6 @@ class Bundle:
             scale = "" if adapter.scale == 1 else f"*{adapter.scale:g}"
             found[f"{role}.adapter{scale}"] = adapter.sha256
         return found
-
-    @classmethod
-    def load(cls, place: Path, today: datetime.date | None = None) -> Bundle:
-        """Reads a manifest.
-
-        Args:
-            place: the `bundle.toml`, or its folder.
-            today: the day, for bundles that are to be reviewed; None: that of the clock.
-
-        Raises:
-            ModelError: it is missing, broken, or made for a newer program, or a file that it names
-                is not there.
-        """
-        from capt_local.bundle.read import read_manifest
-
-        file = place / MANIFEST if place.is_dir() else place
-        return read_manifest(file, today)
 
     @classmethod
     def from_paths(

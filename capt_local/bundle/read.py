@@ -9,12 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
 
-from capt_local import __version__
 from capt_local.bundle.adapter import read_adapter
 from capt_local.bundle.card import KEYS
 from capt_local.bundle.fields import NAME, Table
 from capt_local.bundle.manifest import (
     ALPHA_LIMIT,
+    MANIFEST,
     METHODS,
     SCHEMA,
     Bundle,
@@ -25,21 +25,24 @@ from capt_local.bundle.manifest import (
 from capt_local.bundle.roles import Role, count_pairs, roles
 from capt_local.bundle.versions import is_older, numbers
 from capt_local.errors import ModelError
+from capt_local.version import __version__
 
 LARGEST_MANIFEST = 1 << 20
 _BINDING = "llama-cpp-python"
 
 
-def read_manifest(file: Path, today: datetime.date | None = None) -> Bundle:
-    """The bundle of a manifest.
+def read_bundle(place: Path, today: datetime.date | None = None) -> Bundle:
+    """Reads a manifest.
 
     Args:
-        file: the manifest.
-        today: see `Bundle.load`.
+        place: the `bundle.toml`, or its folder.
+        today: the day, for bundles that are to be reviewed; None: that of the clock.
 
     Raises:
-        ModelError: see `Bundle.load`.
+        ModelError: it is missing, broken, or made for a newer program, or a file that it names is
+            not there.
     """
+    file = place / MANIFEST if place.is_dir() else place
     try:
         with file.open("rb") as stream:
             data = stream.read(LARGEST_MANIFEST + 1)

@@ -15,6 +15,7 @@ from platformdirs import user_data_dir
 
 from capt_local.bundle.fields import NAME
 from capt_local.bundle.manifest import MANIFEST, Bundle
+from capt_local.bundle.read import read_bundle
 from capt_local.errors import ModelError
 
 DEMO = "demo"
@@ -94,11 +95,11 @@ def _at(place: Path) -> Bundle:
         raise ModelError(f"There is no bundle at {place}.")
     if place.is_dir() and not (place / MANIFEST).is_file():
         raise ModelError(f"The folder {place} holds no {MANIFEST}, so it is not a bundle.")
-    return Bundle.load(place)
+    return read_bundle(place)
 
 
 def _named(folder: Path, name: str) -> Bundle:
-    bundle = Bundle.load(folder)
+    bundle = read_bundle(folder)
     if bundle.id != name:
         raise ModelError(
             f"{folder / MANIFEST}: the id is {bundle.id!r}, but the folder is {name!r}. "

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from capt_local.bundle.adapter import AdapterFile
 from capt_local.bundle.manifest import MANIFEST, SCHEMA, Bundle, Defaults, ModelFile, Style
+from capt_local.bundle.read import read_bundle
 from capt_local.bundle.roles import Role
 from capt_local.bundle.verify import file_digest
 from capt_local.errors import ModelError
@@ -88,7 +89,7 @@ def write_manifest(bundle: Bundle, folder: Path) -> Path:
     try:
         draft.write_bytes(manifest_text(bundle, folder).encode("utf-8"))
         # Read back before it counts, so that a manifest that was written can be read.
-        again = Bundle.load(draft)
+        again = read_bundle(draft)
         if replace(again, notices=()) != replace(bundle, folder=folder, notices=()):
             raise ModelError(
                 "The manifest does not read back as it was meant; nothing was written."

@@ -37,4 +37,9 @@ def batch(
     # Imported here: the help needs none of it.
     from capt_local.cli.batch_work import Groups, work
 
-    return work(Groups(what, run, model, how, sample, form, thought, after, view))
+    groups = Groups(what, run, model, how, sample, form, thought, after, view)
+    if run.ray is not None:
+        from capt_local.cli.batch_ray import batch_on_ray
+
+        return batch_on_ray(groups)
+    return work(groups)

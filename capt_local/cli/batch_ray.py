@@ -30,7 +30,9 @@ from capt_local.cli.merge import MergeFlags, merge
 from capt_local.cli.options import ViewFlags
 from capt_local.cli.signals import Signals
 from capt_local.engine.parameters import physical_cores
+from capt_local.engine.private import keep_memory_private
 from capt_local.errors import UsageError
+from capt_local.report.screen import Screen
 
 _AGAIN = 5  # times that Ray starts an actor again
 _WAIT = 0.5  # seconds until signals get their turn
@@ -61,16 +63,17 @@ class Part:
             return int(code_for(error)), line_for(error)
 
 
-def batch_on_ray(groups: Groups, told: Told) -> int:
+def batch_on_ray(groups: Groups) -> int:
     """Runs all shards and merges them.
 
     Args:
         groups: of flags.
-        told: tells.
 
     Raises:
         UsageError: flags do not go together, or Ray is not installed.
     """
+    told = Told(Screen.standard(groups.view.verbose))
+    keep_memory_private()
     what, run, after = groups.what, groups.run, groups.after
     _check(what, run, after)
     ray = _ray()

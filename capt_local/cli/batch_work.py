@@ -55,10 +55,6 @@ def work(flags: Groups) -> int:
     screen = Screen.standard(flags.view.verbose)
     keep_memory_private()
     told = Told(screen)
-    if flags.run.ray is not None:
-        from capt_local.cli.batch_ray import batch_on_ray
-
-        return batch_on_ray(flags, told)
     what, after, said = flags.what, flags.after, flags.chosen()
     file = OutputFile(after.summary, "The summary (--summary)") if after.summary else None
     plan = _plan(what, flags.run, said, after, told)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from capt_local import __version__
 from capt_local.cli.exits import ExitCode, code_for
 from capt_local.cli.mebibytes import mebibytes
 from capt_local.cli.surroundings import archive_flaws
 from capt_local.errors import CaptError, MemoryShortage, ModelError
+from capt_local.version import __version__
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle

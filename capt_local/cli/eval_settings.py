@@ -8,13 +8,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from capt_local import __version__
 from capt_local.bundle.verify import file_digest
 from capt_local.cli.eval_setup import EvalFlags
 from capt_local.decode.options import GenerateOptions
 from capt_local.evaluate.runs.exam import Exam, Plan
 from capt_local.evaluate.tasks.items import Kind
 from capt_local.evaluate.tasks.styles import Style
+from capt_local.version import __version__
 
 if TYPE_CHECKING:
     from capt_local.bundle.adapter import AdapterFile

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from enum import IntEnum
 
-from capt_local import __version__
 from capt_local.errors import (
     Cancelled,
     CaptError,
@@ -16,6 +15,7 @@ from capt_local.errors import (
     UsageError,
     place_of,
 )
+from capt_local.version import __version__
 
 
 class ExitCode(IntEnum):

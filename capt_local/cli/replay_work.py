@@ -34,7 +34,7 @@ from capt_local.cli.exits import ExitCode
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import ViewFlags
 from capt_local.cli.prompts import checked
-from capt_local.cli.replay import ReplayFlags
+from capt_local.cli.replay_flags import ReplayFlags
 from capt_local.cli.session import find_bundle, load_options
 from capt_local.cli.signals import Signals
 from capt_local.cli.structured import StructureFlags, structure

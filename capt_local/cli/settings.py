@@ -14,6 +14,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
+from capt_local.cli.verbs import VERBS, function
 from capt_local.config.limits import Limits
 from capt_local.config.read import ConfigFile, SiteFile, read_site, read_user
 from capt_local.errors import UsageError
@@ -162,8 +163,6 @@ def settable(verb: Verb) -> dict[str, Setting]:
 
 def verbs() -> Iterator[Verb]:
     """The functions of all verbs; imports them."""
-    from capt_local.cli.app import VERBS, function
-
     for verb in VERBS:
         for leaf in verb.verbs or (verb,):
             yield function(leaf, *((verb.name,) if verb.verbs else ()))

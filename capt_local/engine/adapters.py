@@ -11,15 +11,11 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from capt_local.engine.header import FLOAT32, Header, read_header
 from capt_local.engine.library import Library
-from capt_local.engine.options import Adapter
 from capt_local.errors import ModelError
-
-if TYPE_CHECKING:
-    from capt_local.engine.weights import Weights
 
 _KINDS = {0, 1, 8, 30}  # F32, F16, Q8_0, BF16: what the converter of llama.cpp writes
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
@@ -66,35 +62,28 @@ def load_adapter(
 
 
 def put_adapters(
-    library: Library, weights: Weights, context: int, adapters: Sequence[Adapter]
+    library: Library, loaded: Sequence[LoadedAdapter], scales: Sequence[float], context: int
 ) -> tuple[str, ...]:
     """Puts adapters on a context; other contexts on the same weights do not see them.
 
+    Args:
+        library: llama.cpp.
+        loaded: the adapters.
+        scales: the weight of each.
+        context: llama.cpp's own.
+
     Returns:
         What the user should know about them.
-
-    Raises:
-        ModelError: a file is missing or does not fit the model.
     """
-    if not adapters:
+    if not loaded:
         return ()
-    loaded = [weights.adapter(one.path) for one in adapters]
     address, count = ctypes.c_void_p, len(loaded)
     put = library.function(
         "llama_set_adapters_lora", ctypes.c_int32, address, address, ctypes.c_size_t, address
     )
-    scales = (ctypes.c_float * count)(*(one.scale for one in adapters))
-    put(context, (address * count)(*(one.address for one in loaded)), count, scales)
+    factors = (ctypes.c_float * count)(*scales)
+    put(context, (address * count)(*(one.address for one in loaded)), count, factors)
     return tuple(note for one in loaded for note in one.notes)
-
-
-def adapter_size(path: Path) -> int:
-    """Bytes that the matrices of an adapter take in memory.
-
-    Raises:
-        ModelError: it is missing or damaged.
-    """
-    return sum(one.size for one in read_header(path).tensors)
 
 
 def check_adapter(path: Path, header: Header, model: str) -> tuple[str, ...]:

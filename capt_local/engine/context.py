@@ -66,7 +66,9 @@ class Context:
         self._address = make_context(self._library, weights, parameters)
         self._name = weights.metadata.name
         try:
-            told = put_adapters(self._library, weights, self._address, options.adapters)
+            loaded = [weights.adapter(one.path) for one in options.adapters]
+            scales = [one.scale for one in options.adapters]
+            told = put_adapters(self._library, loaded, scales, self._address)
         except BaseException:
             api.llama_free(self._address)
             raise

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from capt_local.engine.context import Rows
 from capt_local.engine.on_weights import OnWeights
+from capt_local.engine.options import LoadOptions
+from capt_local.engine.weights import Weights
 from capt_local.errors import CaptError, UsageError
-
-if TYPE_CHECKING:
-    from capt_local.engine.lanes import Lanes
 
 # Rows that a step may need; room for so many is kept.
 _FEW = 4
@@ -26,6 +25,31 @@ class Part(NamedTuple):
     rows: int
 
 
+class Owner(Protocol):
+    """What a lane needs of all lanes together; see `engine.lanes`."""
+
+    weights: Weights
+    options: LoadOptions
+
+    @property
+    def limit(self) -> int:
+        """Tokens that each lane holds."""
+        ...
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether the memory can forget a part."""
+        ...
+
+    def run(self, parts: Sequence[tuple[Lane, Sequence[int], int]]) -> list[Rows | CaptError]:
+        """Decodes parts together."""
+        ...
+
+    def cut(self, lane: Lane, length: int) -> bool:
+        """Drops a lane's tokens from a position on; see `Model.rewind`."""
+        ...
+
+
 class Lane(OnWeights):
     """See `decode.model.Model`, which this is.
 
@@ -35,7 +59,7 @@ class Lane(OnWeights):
         rows: what the last part gave; the lane's own, so that no other lane overwrites them.
     """
 
-    def __init__(self, owner: Lanes, number: int) -> None:
+    def __init__(self, owner: Owner, number: int) -> None:
         """An empty lane."""
         self._owner = owner
         self.weights = owner.weights

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from capt_local.engine.adapters import adapter_size
-from capt_local.engine.header import Header
+from capt_local.engine.header import Header, read_header
 from capt_local.engine.options import LoadOptions
 from capt_local.errors import MemoryShortage
 
@@ -94,6 +93,15 @@ def estimate(header: Header, options: LoadOptions) -> MemoryEstimate:
         layers=header.number("block_count") + 1,
         adapters=sum(adapter_size(path) for path in {one.path for one in options.adapters}),
     )
+
+
+def adapter_size(path: Path) -> int:
+    """Bytes that the matrices of an adapter take in memory.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    return sum(one.size for one in read_header(path).tensors)
 
 
 def check_fits(estimates: Mapping[str, MemoryEstimate], available: int | None = None) -> None:

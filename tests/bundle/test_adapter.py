@@ -10,6 +10,7 @@ import pytest
 
 from capt_local.bundle.adapter import SCALE_LIMIT, AdapterFile
 from capt_local.bundle.manifest import MANIFEST, Bundle
+from capt_local.bundle.read import read_bundle
 from capt_local.bundle.verify import verify
 from capt_local.bundle.write import describe, write_manifest
 from capt_local.errors import ModelError, UsageError
@@ -43,7 +44,7 @@ def load(folder: Path, **changes: str | None) -> Bundle:
     models = [model(folder, "target", "target"), model(folder, "base", "base")]
     adapted = model(folder, "expert", "base") + "[models.expert.adapter]\n" + "".join(lines)
     (folder / MANIFEST).write_text(HEAD + "".join(models) + adapted)
-    return Bundle.load(folder)
+    return read_bundle(folder)
 
 
 def test_an_expert_may_be_its_base_with_an_adapter(folder: Path) -> None:
@@ -92,7 +93,7 @@ def test_an_adapter_is_a_table(folder: Path) -> None:
     text = HEAD + model(folder, "target", "target") + 'adapter = "lora.gguf"\n'
     (folder / MANIFEST).write_text(text)
     with pytest.raises(ModelError, match=r"models\.target\.adapter must be a table"):
-        Bundle.load(folder)
+        read_bundle(folder)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_what_is_written_reads_back(folder: Path) -> None:
         "expert": describe("expert", folder / "base.gguf", adapter=replace(lora, licence="L")),
         "base": describe("base", folder / "base.gguf"),
     }
-    again = Bundle.load(write_manifest(Bundle(id="lora", models=models), folder))
+    again = read_bundle(write_manifest(Bundle(id="lora", models=models), folder))
     assert again.models == models
     assert again.adapters["expert"].sha256 == hashlib.sha256(LORA).hexdigest()
     verify(again)

@@ -12,6 +12,7 @@ from capt_local import __version__
 from capt_local.bundle import read
 from capt_local.bundle.card import KEYS
 from capt_local.bundle.manifest import MANIFEST, Bundle
+from capt_local.bundle.read import read_bundle
 from capt_local.bundle.versions import is_older, numbers
 from capt_local.bundle.write import describe, manifest_text, write_manifest
 from capt_local.errors import ModelError
@@ -50,7 +51,7 @@ def changed(bundle: Bundle, old: str, new: str) -> Path:
 
 def test_what_is_written_reads_back(bundle: Bundle) -> None:
     assert bundle.folder is not None
-    again = Bundle.load(write_manifest(bundle, bundle.folder), TODAY)
+    again = read_bundle(write_manifest(bundle, bundle.folder), TODAY)
     assert again == bundle
     assert again.models["target"].tokenizer_sha256 == "ab" * 32
     assert "review_by = 2026-06-01\n" in (bundle.folder / MANIFEST).read_text()
@@ -59,21 +60,21 @@ def test_what_is_written_reads_back(bundle: Bundle) -> None:
 def test_a_review_that_is_past_is_a_notice(bundle: Bundle) -> None:
     assert bundle.folder is not None
     file = write_manifest(bundle, bundle.folder)
-    assert Bundle.load(file, TODAY).notices == ()
-    (told,) = Bundle.load(file, TODAY + datetime.timedelta(days=1)).notices
+    assert read_bundle(file, TODAY).notices == ()
+    (told,) = read_bundle(file, TODAY + datetime.timedelta(days=1)).notices
     assert "one was to be reviewed by 2026-06-01, which is past" in told
 
 
 def test_the_clock_decides_where_no_day_is_given(bundle: Bundle) -> None:
     assert bundle.folder is not None
     write_manifest(replace(bundle, review_by="1999-12-31"), bundle.folder)
-    assert len(Bundle.load(bundle.folder).notices) == 1
+    assert len(read_bundle(bundle.folder).notices) == 1
     write_manifest(replace(bundle, review_by="9999-12-31"), bundle.folder)
-    assert Bundle.load(bundle.folder).notices == ()
+    assert read_bundle(bundle.folder).notices == ()
 
 
 def test_an_engine_that_it_was_not_tested_with_is_a_notice(bundle: Bundle) -> None:
-    (told,) = Bundle.load(changed(bundle, '"0.3.36"', '"0.3.9"'), TODAY).notices
+    (told,) = read_bundle(changed(bundle, '"0.3.36"', '"0.3.9"'), TODAY).notices
     assert "tested with llama-cpp-python 0.3.9; here it runs with 0.3.36" in told
 
 
@@ -88,13 +89,13 @@ def test_a_bundle_for_a_newer_program_is_refused_by_name(
     with pytest.raises(
         ModelError, match=r"the bundle one was made for a newer capt-local"
     ) as caught:
-        Bundle.load(file)
+        read_bundle(file)
     assert "Update capt-local" in str(caught.value)
 
 
 def test_a_bundle_for_this_program_is_not_for_a_newer_one(bundle: Bundle) -> None:
     file = changed(bundle, 'requires = "0.1"', f'requires = "{__version__}"')
-    assert Bundle.load(file, TODAY).requires == __version__
+    assert read_bundle(file, TODAY).requires == __version__
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_a_bundle_for_this_program_is_not_for_a_newer_one(bundle: Bundle) -> Non
 )
 def test_bad_values_name_the_key(bundle: Bundle, old: str, new: str, problem: str) -> None:
     with pytest.raises(ModelError, match=problem):
-        Bundle.load(changed(bundle, old, new))
+        read_bundle(changed(bundle, old, new))
 
 
 def test_every_key_of_a_card_is_another() -> None:

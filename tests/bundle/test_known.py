@@ -13,6 +13,7 @@ import pytest
 from capt_local.bundle import known, store, verify
 from capt_local.bundle.check import Check
 from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.read import read_bundle
 from capt_local.bundle.write import describe, write_manifest
 from capt_local.errors import ModelError
 
@@ -40,7 +41,7 @@ def make(folder: Path) -> Bundle:
     file = folder / "target.gguf"
     file.write_bytes(b"G" * SIZE)
     file.chmod(0o600)
-    return Bundle.load(
+    return read_bundle(
         write_manifest(Bundle(id=folder.name, models={"target": describe("target", file)}), folder)
     )
 

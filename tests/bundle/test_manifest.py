@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundle.manifest import ALPHA_LIMIT, MANIFEST, Bundle, Defaults, Style
+from capt_local.bundle.read import read_bundle
 from capt_local.bundle.verify import read_template, verify
 from capt_local.bundle.write import describe, manifest_text, write_manifest
 from capt_local.decode.options import CombineOptions
@@ -44,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 def load(folder: Path, text: str | bytes) -> Bundle:
     data = text.encode() if isinstance(text, str) else text
     (folder / MANIFEST).write_bytes(data)
-    return Bundle.load(folder)
+    return read_bundle(folder)
 
 
 def test_a_whole_manifest(folder: Path) -> None:
@@ -179,7 +180,7 @@ def test_a_link_may_not_leave_the_folder(folder: Path, tmp_path: Path) -> None:
 
 def test_a_missing_manifest(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="manifest cannot be read: No such file"):
-        Bundle.load(tmp_path)
+        read_bundle(tmp_path)
 
 
 def test_bundle_of_files(folder: Path) -> None:
@@ -221,7 +222,7 @@ def test_what_is_written_reads_back(folder: Path) -> None:
         defaults=Defaults("capt", (), 1e-5, 0.0, 64),
     )
     file = write_manifest(bundle, folder)
-    again = Bundle.load(file)
+    again = read_bundle(file)
     assert again.title == bundle.title
     assert again.description == bundle.description
     assert again.models == bundle.models

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundle.manifest import MANIFEST, Bundle, Defaults
+from capt_local.bundle.read import read_bundle
 from capt_local.bundle.roles import roles
 from capt_local.bundle.verify import verify
 from capt_local.bundle.write import describe, write_manifest
@@ -36,7 +37,7 @@ def load(folder: Path, *named: str, head: str = HEAD, **shared: str) -> Bundle:
     """A bundle of these roles; `shared` says whose file a role has instead of its own."""
     tables = [table(folder, role, shared.get(role.replace("-", ""), role)) for role in named]
     (folder / MANIFEST).write_text(head + "".join(tables))
-    return Bundle.load(folder)
+    return read_bundle(folder)
 
 
 def test_roles_have_an_order() -> None:
@@ -90,7 +91,7 @@ def test_a_shared_file_is_checked_against_both_digests(folder: Path) -> None:
     (folder / MANIFEST).write_text(f'{head}sha256 = "{"0" * 64}"\n')
     assert last
     with pytest.raises(ModelError, match=r"The base-2 model base\.gguf .* its SHA-256 differs"):
-        verify(Bundle.load(folder))
+        verify(read_bundle(folder))
 
 
 def test_an_alpha_for_each_pair(folder: Path) -> None:
@@ -124,7 +125,7 @@ def test_what_is_written_reads_back(folder: Path) -> None:
     models = {role: describe(role, folder / f"{role}.gguf") for role in FIVE}
     models["base-2"] = describe("base-2", folder / "base.gguf")
     bundle = Bundle(id="two", models=models, defaults=Defaults(alphas=(0.5, -1.0)))
-    again = Bundle.load(write_manifest(bundle, folder))
+    again = read_bundle(write_manifest(bundle, folder))
     assert again.models == models and again.defaults == bundle.defaults
     verify(again)
 

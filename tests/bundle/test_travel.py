@@ -15,6 +15,7 @@ from capt_local.bundle import exporting, importing, incoming, store
 from capt_local.bundle.archive import ArchiveSource, header
 from capt_local.bundle.manifest import MANIFEST, Bundle
 from capt_local.bundle.members import members
+from capt_local.bundle.read import read_bundle
 from capt_local.bundle.signing import SIGNATURE, read_private
 from capt_local.bundle.verify import verify
 from capt_local.errors import ModelError, UsageError
@@ -58,7 +59,7 @@ def test_a_size_that_octal_digits_do_not_hold() -> None:
 
 def test_the_same_bundle_gives_the_same_archive(hands: Hands) -> None:
     one = hands.export("a.capt")
-    bundle = Bundle.load(hands.folder / "a.capt-from")
+    bundle = read_bundle(hands.folder / "a.capt-from")
     again = exporting.export(bundle, hands.folder / "b.capt", read_private(hands.key))
     assert one.read_bytes() == again.read_bytes()
 
@@ -302,7 +303,7 @@ def test_an_export_overwrites_nothing(hands: Hands) -> None:
     path = hands.export("trio.capt")
     before = path.read_bytes()
     with pytest.raises(UsageError, match="is there already"):
-        exporting.export(Bundle.load(hands.folder / "trio.capt-from"), path)
+        exporting.export(read_bundle(hands.folder / "trio.capt-from"), path)
     assert path.read_bytes() == before
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundle.manifest import Bundle, Role
+from capt_local.bundle.read import read_bundle
 from capt_local.bundle.verify import read_template, verify
 from capt_local.bundle.write import describe, write_manifest
 from capt_local.errors import ModelError
@@ -22,7 +23,7 @@ def bundle(tmp_path: Path) -> Bundle:
     models["target"] = describe(
         "target", tmp_path / "target.gguf", template_file=tmp_path / "chat.jinja"
     )
-    return Bundle.load(write_manifest(Bundle(id="trio", models=models), tmp_path))
+    return read_bundle(write_manifest(Bundle(id="trio", models=models), tmp_path))
 
 
 def test_progress_goes_through_every_file(bundle: Bundle) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from capt_local.bundle import exporting, store
 from capt_local.bundle.importing import Imported, Terms, import_bundle
 from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.read import read_bundle
 from capt_local.bundle.signing import TrustedKey, new_key, read_private, read_public
 from capt_local.bundle.write import describe, write_manifest
 
@@ -31,7 +32,7 @@ def make_bundle(folder: Path, version: str = "2", **about: object) -> Bundle:
         for role in SIZES
     }
     made = Bundle(id="trio", models=models, version=version, **about)  # type: ignore[arg-type]
-    return Bundle.load(write_manifest(made, folder))
+    return read_bundle(write_manifest(made, folder))
 
 
 @dataclass(frozen=True)

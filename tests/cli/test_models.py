@@ -9,6 +9,7 @@ import pytest
 
 from capt_local.bundle import store
 from capt_local.bundle.manifest import MANIFEST, Bundle
+from capt_local.bundle.read import read_bundle
 from capt_local.bundle.write import describe, write_manifest
 from capt_local.engine.digests import file_digests
 from capt_local.errors import ModelError
@@ -155,7 +156,7 @@ def test_verify_and_no_verify_contradict_each_other(bundle: Path, run: Run) -> N
 def test_another_tokenizer_than_the_manifest_names_is_refused(bundle: Path) -> None:
     import dataclasses
 
-    model = Bundle.load(bundle).models["target"]
+    model = read_bundle(bundle).models["target"]
     check_tokenizers([model])
     right = file_digests(model.path).tokenizer
     check_tokenizers([dataclasses.replace(model, tokenizer_sha256=right)])

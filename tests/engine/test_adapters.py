@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from capt_local.engine import adapters
-from capt_local.engine.adapters import adapter_size
 from capt_local.engine.header import read_header
 from capt_local.engine.lanes import Lanes
 from capt_local.engine.llama import LlamaModel
+from capt_local.engine.memory import adapter_size
 from capt_local.engine.options import Adapter
 from capt_local.engine.several import estimates, open_models
 from capt_local.engine.weights import Weights

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.read import read_bundle
 from capt_local.bundle.verify import verify
 from capt_local.bundle.write import describe, write_manifest
 from capt_local.engine import held, weights
@@ -26,7 +27,7 @@ CHANGED = "changed between its check and its loading"
 def bundle(tmp_path: Path) -> Bundle:
     file = tiny_gguf(tmp_path / "target.gguf", seed=1)
     models = {"target": describe("target", file)}
-    return Bundle.load(write_manifest(Bundle(id="one", models=models), tmp_path))
+    return read_bundle(write_manifest(Bundle(id="one", models=models), tmp_path))
 
 
 def swap(path: Path) -> None:
