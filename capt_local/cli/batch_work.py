@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from capt_local.batch.journal_place import check_place
 from capt_local.batch.sources import Source
@@ -78,12 +80,26 @@ def _plan(what: InputFlags, run: RunFlags, flags: Chosen, after: AfterFlags, tol
         raise UsageError("There is no output. Name a file with -o.")
     read = [what.place, what.system, what.template, flags.schema]
     check_place(run.output, [path for path in read if path is not None])
+    _check_apart(run.output, read, after)
     fixed = settled(run.output, flags, new=run.force_new)
     audit = None if after.audit is None else Audit(after.audit, after.site_key)
     source = _source(what, flags, told)
     told.notes(source.notices)
     told.notes(audit.notices if audit else ())
     return Plan(run.output, run, flags, fixed, source, what.raw, after.logprobs, audit)
+
+
+def _check_apart(output: Path, read: Sequence[Path | None], after: AfterFlags) -> None:
+    """Refuses a summary or an audit log in the place of the output, its company, or an input."""
+    written = {"--summary": after.summary, "--audit": after.audit}
+    others = {path.resolve() for path in (*read, after.site_key) if path is not None}
+    for name, path in written.items():
+        if path is None:
+            continue
+        place, own = path.resolve(), output.resolve()
+        if place in {own, own.with_name(f"{own.name}.run.json")} | others:
+            raise UsageError(f"{name} names a file that this run reads or writes otherwise.")
+        others.add(place)
 
 
 def _source(what: InputFlags, flags: Chosen, told: Told) -> Source:

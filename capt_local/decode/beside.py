@@ -8,7 +8,7 @@ its logits, so the share depends on what runs alone, never on the clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, wait
+from concurrent.futures import Executor, Future, wait
 
 from capt_local.decode.cached import CachedModel
 
@@ -31,12 +31,13 @@ def beside(pool: Executor | None, jobs: Sequence[Job]) -> None:
         for _, job in jobs:
             job()
         return
-    for cached, _ in jobs:
-        cached.model.use_threads(share)
-        cached.by_itself = False
-    others = [pool.submit(job) for _, job in jobs[1:]]
+    others: list[Future[None]] = []
     interrupted: BaseException | None = None
     try:
+        for cached, _ in jobs:
+            cached.model.use_threads(share)
+            cached.by_itself = False
+        others += [pool.submit(job) for _, job in jobs[1:]]
         jobs[0][1]()
     finally:
         # Nobody may use these models before they are through, whatever happens meanwhile.

@@ -59,7 +59,7 @@ class Trio:
         """Starts without a text."""
         self.cached = target
         self.tokenizer = tokenizer
-        self._pool = pool
+        self.pool = pool
         self.proxies = tuple(proxies)
         self.options = options or CombineOptions()
         self.tokens: list[int] = []
@@ -127,7 +127,7 @@ class Trio:
             if proxy.cached not in decoding:
                 proxy.settle()
         jobs = [(each.cached, each.settle) for each in self.proxies if each.cached in decoding]
-        beside(self._pool, jobs)
+        beside(self.pool, jobs)
 
     def distribution(self, only: BoolArray | None = None, *, alone: bool = False) -> Distribution:
         """The distribution over what may come next; brings the models there first.
@@ -195,7 +195,7 @@ class Trio:
         if pieces:
             pieces[0] = (draft[0], self.piece(draft[0]))
         ahead = [(each.cached, each.look_ahead(pieces)) for each in self.proxies]
-        beside(self._pool, [(cached, read) for cached, read in ahead if read is not None])
+        beside(self.pool, [(cached, read) for cached, read in ahead if read is not None])
 
     def drop_ahead(self) -> None:
         """Takes back what models have read beyond the text."""

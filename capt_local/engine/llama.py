@@ -58,6 +58,7 @@ class LlamaModel(OnWeights):
             raise
         self._batch: Batch = self._context.batch
         self._limit = self._context.limit
+        self._threads = 0 if self.on_gpu else self._options.threads or physical_cores()
         self._by_fours = self.by_fours and self.can_rewind
         self._none: Rows = np.empty((0, len(weights.vocabulary)), np.float32)
 
@@ -147,7 +148,7 @@ class LlamaModel(OnWeights):
     @property
     def threads(self) -> int:
         """Threads of the processor; 0 where a GPU computes."""
-        return 0 if self.on_gpu else self._options.threads or physical_cores()
+        return self._threads
 
     def use_threads(self, count: int) -> None:
         """Lets what comes run on so many threads; see `decode.model.Model`."""
