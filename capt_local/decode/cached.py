@@ -80,7 +80,9 @@ class CachedModel:
             del self.tokens[self.model.position :]
         if self.by_itself:
             self.watch.time(len(tokens), time.perf_counter() - started)
-        self._count(tokens)
+        self.tokens += tokens
+        self.decoded += len(tokens)
+        self.passes += 1
         return result
 
     def keep(self, length: int) -> None:
@@ -130,32 +132,11 @@ class CachedModel:
         Returns:
             Views until the next call that decodes.
         """
-        new = self.wants(tokens, rows)
-        if new:
-            return list(self.extend(new, rows))
-        return self._kept(tokens, rows) or []
-
-    def wants(self, tokens: list[int], rows: int) -> list[int]:
-        """What `follow` has to decode, once the cache is cut back to where that goes on.
-
-        Returns:
-            The last tokens of the text; none where the rows are kept.
-        """
-        if self._kept(tokens, rows) is not None:
-            return []
+        kept = self._kept(tokens, rows)
+        if kept is not None:
+            return kept
         self.keep(min(common_length(self.tokens, tokens), len(tokens) - rows))
-        return tokens[len(self.tokens) :]
-
-    def give(self, new: Sequence[int], rows: Rows) -> None:
-        """Takes over what was decoded elsewhere, in one batch with other texts.
-
-        Args:
-            new: what `wants` returned, now in the KV cache.
-            rows: the logits after the last of them: views until the next batch.
-        """
-        self.kept.overwritten()
-        self._count(new)
-        self.keep_rows(self.tokens, rows)
+        return list(self.extend(tokens[len(self.tokens) :], rows))
 
     def keep_rows(self, tokens: list[int], rows: Rows) -> None:
         """Keeps views of the logits after the last tokens, shape (count, vocabulary)."""
@@ -181,11 +162,6 @@ class CachedModel:
             return
         self.keep(min(common_length(self.tokens, path), first - 1))
         self.keep_rows(path, self.extend(path[len(self.tokens) :], len(path) - first + 1))
-
-    def _count(self, tokens: Sequence[int]) -> None:
-        self.tokens += tokens
-        self.decoded += len(tokens)
-        self.passes += 1
 
     def _kept(self, tokens: list[int], rows: int) -> list[Row] | None:
         """The rows of `follow`, if all are kept."""

@@ -37,7 +37,6 @@ class Generation:
         changed: steps at which the target alone would have chosen otherwise.
         structured: whether the answer so far has the form that it is kept to; None where it is
             kept to none.
-        steps_done: tokens of the answer so far.
         tally: what was drafted, accepted and left out.
         notices: what the user should know.
     """
@@ -81,7 +80,6 @@ class Generation:
         self.prompt_seconds = 0.0
         self.generate_seconds = 0.0
         self.changed = 0
-        self.steps_done = 0
 
     def __iter__(self) -> Self:
         """Itself."""
@@ -105,7 +103,6 @@ class Generation:
             self.end(FinishReason.ERROR)
             raise
         self._add(step)
-        self.steps_done += 1
         self.changed += step.changed
         self.tally.steps += 1
         self.tally.gated += step.gated
@@ -151,6 +148,11 @@ class Generation:
             self.text += self._walk.held
             self.finish = finish
             self._trio.drop_ahead()
+
+    @property
+    def steps_done(self) -> int:
+        """Tokens of the answer so far."""
+        return self.tally.steps
 
     @property
     def structured(self) -> bool | None:

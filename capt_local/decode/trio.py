@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from capt_local.align.question import TINY
 from capt_local.decode.beside import beside
-from capt_local.decode.cached import CachedModel, Need, common_length
+from capt_local.decode.cached import CachedModel, common_length
 from capt_local.decode.combine import FloatArray
 from capt_local.decode.follower import Follower
 from capt_local.decode.options import CombineOptions, Powers
@@ -113,20 +113,17 @@ class Trio:
         """Takes the logits that follow all tokens (a view, valid until the target moves on)."""
         self._row = row
 
-    def needs(self) -> list[Need]:
-        """What the next distribution reads of each model that is not there yet."""
-        own = [] if self._row is not None else [Need(self.cached, self.tokens, 1)]
-        return own + [need for each in self.proxies if (need := each.need()) is not None]
-
     def settle(self) -> None:
         """Brings all models to the text."""
         self._own_row()
         # What a model has read already is no reason to give it a share of the cores.
-        decoding = [need.cached for need in self.needs() if not need.cached.has(*need[1:])]
+        jobs = []
         for proxy in self.proxies:
-            if proxy.cached not in decoding:
+            need = proxy.need()
+            if need is None or proxy.cached.has(need.tokens, need.rows):
                 proxy.settle()
-        jobs = [(each.cached, each.settle) for each in self.proxies if each.cached in decoding]
+            else:
+                jobs.append((proxy.cached, proxy.settle))
         beside(self.pool, jobs)
 
     def distribution(self, only: BoolArray | None = None, *, alone: bool = False) -> Distribution:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from capt_local.engine.closing import Closing
 from capt_local.errors import ModelError
 from capt_local.strict.stamp import Stamp, stamp_of
 
 _HANDLES = Path("/proc/self/fd")  # Linux
 
 
-class HeldFile:
+class HeldFile(Closing):
     """A file that llama.cpp is to load.
 
     On Linux, llama.cpp is given the open file by its handle, so another one of the same name is
@@ -71,16 +70,3 @@ class HeldFile:
     def close(self) -> None:
         """Lets go of it."""
         os.close(self._handle)
-
-    def __enter__(self) -> Self:
-        """The file itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Lets go of it."""
-        self.close()

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 
 from capt_local.engine.batch import Batch, as_many_as_fit
+from capt_local.engine.closing import Closing
 from capt_local.engine.context import Context, Rows
 from capt_local.engine.interrupts import HeldInterrupts
 from capt_local.engine.on_weights import OnWeights
@@ -27,7 +27,7 @@ from capt_local.errors import ContextOverflow, NumericalError
 _SHORT = 16
 
 
-class LlamaModel(OnWeights):
+class LlamaModel(OnWeights, Closing):
     """One context on shared weights. Not for use from two threads at once.
 
     Args:
@@ -190,19 +190,6 @@ class LlamaModel(OnWeights):
             self._open = False
             self._context.close()
             self.weights.close()
-
-    def __enter__(self) -> Self:
-        """The model itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the model."""
-        self.close()
 
     def _run_chunks(self, tokens: Sequence[int], rows: int) -> None:
         """Runs a long text in batches; the last one holds all rows."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from capt_local.engine.closing import Closing
 from capt_local.engine.library import library
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.memory import check_fits, estimate
@@ -18,7 +18,7 @@ from capt_local.errors import ModelError
 _ON_CPU = 0
 
 
-class PlainLlama:
+class PlainLlama(Closing):
     """A second copy of a model, loaded and run by llama-cpp-python itself.
 
     Args:
@@ -71,16 +71,3 @@ class PlainLlama:
     def close(self) -> None:
         """Frees the copy."""
         self._llama.close()
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Frees the copy."""
-        self.close()

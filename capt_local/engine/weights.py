@@ -6,10 +6,10 @@ import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from capt_local.engine.adapters import LoadedAdapter, check_adapter, load_adapter
+from capt_local.engine.closing import Closing
 from capt_local.engine.extract import read_vocabulary
 from capt_local.engine.header import Header, read_header
 from capt_local.engine.held import HeldFile
@@ -68,7 +68,7 @@ class Metadata:
         return not self.gpu_layers and self.file_type.startswith(_BY_FOURS)
 
 
-class Weights:
+class Weights(Closing):
     """A loaded model file. Closed when its maker and every context on it have let go.
 
     Args:
@@ -189,19 +189,6 @@ class Weights:
         if self._users == 0 and self.handle is not None:
             self._library.api.llama_model_free(self.handle)
             self.handle = None
-
-    def __enter__(self) -> Self:
-        """The weights themselves."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Lets go."""
-        self.close()
 
     def _choose_layers(self, name: str, options: LoadOptions, contexts: int) -> int:
         """Layers for the GPU; also refuses what does not fit into memory."""
