@@ -14,7 +14,7 @@ from capt_local.batch.fingerprint import Fingerprint
 from capt_local.bundle.adapter import AdapterFile
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.write import describe, write_manifest
-from capt_local.cli.eval_settings import fingerprint
+from capt_local.cli.eval.settings import fingerprint
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 from tests.tiny_models import tiny_adapter, tiny_gguf

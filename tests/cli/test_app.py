@@ -46,7 +46,9 @@ WITHOUT_MODELS = {"explain", "merge", "audit", "models", "config"}
     ("names", "verb"), LEAVES, ids=lambda value: "-".join(value) if isinstance(value, tuple) else ""
 )
 def test_every_verb_has_a_function_and_help(names: tuple[str, ...], verb: Verb, run: Run) -> None:
-    assert callable(getattr(importlib.import_module(verb.module), "_".join(names)))
+    assert callable(
+        getattr(importlib.import_module(f"capt_local.cli.{verb.module}"), "_".join(names))
+    )
     result = run(*names, "--help")
     assert result.code == 0
     assert result.out.startswith(f"Usage: capt-local {' '.join(names)} [OPTIONS]")

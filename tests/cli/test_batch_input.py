@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.batch.inputs import InputFormat
-from capt_local.cli.batch_input import AskFlags, InputFlags
+from capt_local.cli.batch.input import AskFlags, InputFlags
 from capt_local.decode.options import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message

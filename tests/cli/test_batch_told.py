@@ -10,8 +10,8 @@ from capt_local.batch.crew import News
 from capt_local.batch.fingerprint import Fingerprint
 from capt_local.batch.output import Asked, ErrorCode, Failure, Origin, OutputLine
 from capt_local.batch.progress import Progress
-from capt_local.cli import batch_told
-from capt_local.cli.batch_told import Told, label, summary_line
+from capt_local.cli.batch import told as batch_told
+from capt_local.cli.batch.told import Told, label, summary_line
 from capt_local.report.screen import Screen
 from capt_local.report.view import Look
 

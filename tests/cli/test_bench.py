@@ -9,9 +9,9 @@ import pytest
 
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.store import find
-from capt_local.cli.bench_modes import chosen_modes
-from capt_local.cli.bench_report import Report, tell
-from capt_local.cli.bench_work import Workload
+from capt_local.cli.bench.modes import chosen_modes
+from capt_local.cli.bench.report import Report, tell
+from capt_local.cli.bench.work import Workload
 from capt_local.decode.options import GenerateOptions, Method, SampleOptions, Speed
 from capt_local.errors import UsageError
 from capt_local.evaluate.speed.batches import BatchCost

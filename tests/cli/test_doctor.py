@@ -10,7 +10,7 @@ import pytest
 
 from capt_local.bundle.manifest import Bundle, Role
 from capt_local.bundle.write import describe, write_manifest
-from capt_local.cli.diagnosis import overlap
+from capt_local.cli.doctor.diagnosis import overlap
 from capt_local.engine import memory
 from capt_local.engine.library import Library
 from tests.cli.conftest import Run

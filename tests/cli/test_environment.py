@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundle.manifest import Bundle, Defaults
-from capt_local.cli import bench
-from capt_local.cli.bench_report import Report
-from capt_local.cli.bench_work import Workload
+from capt_local.cli.bench import verb as bench
+from capt_local.cli.bench.report import Report
+from capt_local.cli.bench.work import Workload
 from capt_local.evaluate.speed.figures import Figures
 from capt_local.evaluate.speed.result import SpeedResult
 from tests.cli.conftest import Run

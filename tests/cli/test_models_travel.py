@@ -10,7 +10,7 @@ import pytest
 from capt_local.bundle import store
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.write import describe, write_manifest
-from capt_local.cli import models_keys
+from capt_local.cli.models import keys as models_keys
 from capt_local.engine import examine
 from capt_local.errors import ModelError
 from tests.cli.conftest import Run

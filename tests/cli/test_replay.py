@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from capt_local.cli import allowed, replay_work
+from capt_local.cli import allowed
 from capt_local.cli.app import run
+from capt_local.cli.batch import replay_work
 from capt_local.config.limits import Limits
 from capt_local.config.read import SiteFile
 from capt_local.decode.options import CombineOptions, GenerateOptions

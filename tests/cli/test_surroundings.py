@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from capt_local.cli import surroundings
-from capt_local.cli.surroundings import archive_flaws, private_memory, swaps
+from capt_local.cli.doctor import surroundings
+from capt_local.cli.doctor.surroundings import archive_flaws, private_memory, swaps
 from capt_local.engine import private
 
 

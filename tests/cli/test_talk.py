@@ -12,12 +12,12 @@ import pytest
 
 from capt_local.chat.commands import Call
 from capt_local.cli import allowed
-from capt_local.cli.chat_commands import Commands
+from capt_local.cli.chat.commands import Commands
+from capt_local.cli.chat.talk import Talk
+from capt_local.cli.chat.transcript_file import TranscriptFile
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.session import find_bundle, open_session
 from capt_local.cli.signals import Signals
-from capt_local.cli.talk import Talk
-from capt_local.cli.transcript_file import TranscriptFile
 from capt_local.config.limits import Feature, Limits
 from capt_local.config.read import SiteFile
 from capt_local.decode.options import GenerateOptions

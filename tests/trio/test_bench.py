@@ -139,7 +139,7 @@ def test_where_no_second_copy_fits_llama_is_left_out_and_said(
     def none(*_: object) -> None:
         raise MemoryShortage("Not enough memory.")
 
-    monkeypatch.setattr("capt_local.cli.bench_modes.PlainLlama", none)
+    monkeypatch.setattr("capt_local.cli.bench.modes.PlainLlama", none)
     flags = ["bench", "-t", "1", "--json", "-n", "3", "-r", "1", "--prompt-tokens", "16"]
     assert run([*flags, "--modes", "target,llama"]) == 0
     told = capfd.readouterr()

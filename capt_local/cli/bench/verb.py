@@ -6,10 +6,10 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from capt_local.cli.bench_flags import BenchFlags
-from capt_local.cli.bench_modes import chosen_modes, needed, open_modes
-from capt_local.cli.bench_report import Report, tell
-from capt_local.cli.bench_work import Workload, given_questions, given_trace, standard_questions
+from capt_local.cli.bench.flags import BenchFlags
+from capt_local.cli.bench.modes import chosen_modes, needed, open_modes
+from capt_local.cli.bench.report import Report, tell
+from capt_local.cli.bench.work import Workload, given_questions, given_trace, standard_questions
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.model_flags import ModelFlags

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from capt_local.cli.batch_flags import AfterFlags, RunFlags
-from capt_local.cli.batch_input import InputFlags
+from capt_local.cli.batch.flags import AfterFlags, RunFlags
+from capt_local.cli.batch.input import InputFlags
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import MethodFlags, SampleFlags, ViewFlags
 from capt_local.cli.structured import StructureFlags
@@ -35,11 +35,11 @@ def batch(
       capt-local batch notes.jsonl -o part2.jsonl --shard 2/8
     """
     # Imported here: the help needs none of it.
-    from capt_local.cli.batch_work import Groups, work
+    from capt_local.cli.batch.work import Groups, work
 
     groups = Groups(what, run, model, how, sample, form, thought, after, view)
     if run.ray is not None:
-        from capt_local.cli.batch_ray import batch_on_ray
+        from capt_local.cli.batch.ray import batch_on_ray
 
         return batch_on_ray(groups)
     return work(groups)

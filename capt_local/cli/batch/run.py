@@ -15,10 +15,10 @@ from capt_local.batch.process import WorkerProcess, worker_command
 from capt_local.batch.progress import Progress
 from capt_local.batch.runner import Job, Runner, places_to_do
 from capt_local.batch.sources import Source
-from capt_local.cli.batch_audit import Audit
-from capt_local.cli.batch_flags import RunFlags
-from capt_local.cli.batch_setup import Chosen, Settled, facts, fingerprint, opening
-from capt_local.cli.batch_told import Told, summary_line
+from capt_local.cli.batch.flags import RunFlags
+from capt_local.cli.batch.logged import Audit
+from capt_local.cli.batch.setup import Chosen, Settled, facts, fingerprint, opening
+from capt_local.cli.batch.told import Told, summary_line
 from capt_local.cli.exits import ExitCode, code_for, wants_traceback
 from capt_local.cli.signals import Signals
 from capt_local.errors import Cancelled

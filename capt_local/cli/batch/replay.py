@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from capt_local.cli.batch_input import AskFlags
+from capt_local.cli.batch.input import AskFlags
+from capt_local.cli.batch.replay_flags import ReplayFlags
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import ViewFlags
-from capt_local.cli.replay_flags import ReplayFlags
 from capt_local.cli.structured import StructureFlags
 
 
@@ -27,6 +27,6 @@ def replay(
       capt-local replay answers.jsonl --id note-17 --input notes.jsonl
     """
     # Imported here: the help needs none of it.
-    from capt_local.cli.replay_work import work
+    from capt_local.cli.batch.replay_work import work
 
     return work(what, ask, model, form, view)

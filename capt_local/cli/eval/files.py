@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capt_local.cli.eval_settings import fingerprint
-from capt_local.cli.eval_setup import EvalFlags
+from capt_local.cli.eval.settings import fingerprint
+from capt_local.cli.eval.setup import EvalFlags
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.output import OutputFile
 from capt_local.cli.session import load_options, pinned_date

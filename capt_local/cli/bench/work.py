@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from capt_local.cli.bench_flags import PROMPT_TOKENS, REPETITIONS, BenchFlags
+from capt_local.cli.bench.flags import PROMPT_TOKENS, REPETITIONS, BenchFlags
 from capt_local.errors import UsageError
 from capt_local.evaluate.speed.questions import Question, read_questions, standard_text
 from capt_local.evaluate.speed.replay.files import read_trace

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from capt_local.cli.doctor.surroundings import archive_flaws
 from capt_local.cli.exits import ExitCode, code_for
 from capt_local.cli.mebibytes import mebibytes
-from capt_local.cli.surroundings import archive_flaws
 from capt_local.errors import CaptError, MemoryShortage, ModelError
 from capt_local.version import __version__
 
@@ -128,7 +128,7 @@ def room(bundle: Bundle, options: LoadOptions, diagnosis: Diagnosis) -> dict[str
     Raises:
         ModelError: a file is not a GGUF that can be read.
     """
-    from capt_local.cli.fit import fit
+    from capt_local.cli.doctor.fit import fit
 
     found = fit(bundle, options)
     context = f"{options.context:,}" if options.context else "the models' own, at most 4,096"

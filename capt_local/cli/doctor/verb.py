@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from capt_local.cli import diagnosis as find
-from capt_local.cli import surroundings as around
-from capt_local.cli.diagnosis import Diagnosis
+from capt_local.cli.doctor import diagnosis as find
+from capt_local.cli.doctor import surroundings as around
+from capt_local.cli.doctor.diagnosis import Diagnosis
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import ViewFlags, option
 from capt_local.cli.session import find_bundle, load_options

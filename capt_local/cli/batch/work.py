@@ -8,12 +8,12 @@ from pathlib import Path
 
 from capt_local.batch.journal_place import check_place
 from capt_local.batch.sources import Source
-from capt_local.cli.batch_audit import Audit
-from capt_local.cli.batch_flags import AfterFlags, RunFlags
-from capt_local.cli.batch_input import InputFlags
-from capt_local.cli.batch_run import BatchRun, Plan
-from capt_local.cli.batch_setup import Chosen, chosen, settled
-from capt_local.cli.batch_told import Told
+from capt_local.cli.batch.flags import AfterFlags, RunFlags
+from capt_local.cli.batch.input import InputFlags
+from capt_local.cli.batch.logged import Audit
+from capt_local.cli.batch.run import BatchRun, Plan
+from capt_local.cli.batch.setup import Chosen, chosen, settled
+from capt_local.cli.batch.told import Told
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import MethodFlags, SampleFlags, ViewFlags

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.models import bundle_argument
-from capt_local.cli.models_keys import key_folders
+from capt_local.cli.models.keys import key_folders
+from capt_local.cli.models.verb import bundle_argument
 from capt_local.cli.options import ViewFlags, option
 from capt_local.errors import UsageError
 from capt_local.report.screen import Screen

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 from capt_local.chat import commands, complete
 from capt_local.chat.transcript import CANDIDATES
-from capt_local.cli.chat_commands import Commands
+from capt_local.cli.chat.commands import Commands
+from capt_local.cli.chat.talk import Talk, no_room
+from capt_local.cli.chat.transcript_file import TranscriptFile
 from capt_local.cli.exits import ExitCode, line_for, wants_traceback
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import MethodFlags, SampleFlags, ViewFlags, option
@@ -20,9 +22,7 @@ from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.cli.signals import Leave, Signals
 from capt_local.cli.speeding import SpeedFlags
 from capt_local.cli.structured import StructureFlags, structure
-from capt_local.cli.talk import Talk, no_room
 from capt_local.cli.thinking import ThoughtFlags, thinking
-from capt_local.cli.transcript_file import TranscriptFile
 from capt_local.config.limits import Feature
 from capt_local.decode.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError

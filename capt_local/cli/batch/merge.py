@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from capt_local.cli.batch_input import AskFlags
+from capt_local.cli.batch.input import AskFlags
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import ViewFlags, option
 from capt_local.errors import UsageError

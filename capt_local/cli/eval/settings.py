@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from capt_local.bundle.verify import file_digest
-from capt_local.cli.eval_setup import EvalFlags
+from capt_local.cli.eval.setup import EvalFlags
 from capt_local.decode.options import GenerateOptions
 from capt_local.evaluate.runs.exam import Exam, Plan
 from capt_local.evaluate.tasks.items import Kind

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from capt_local.cli.bench_work import Workload
+from capt_local.cli.bench.work import Workload
 from capt_local.evaluate.speed.figures import Ratio
 from capt_local.evaluate.speed.result import ALONE, STEPS, SpeedResult
 from capt_local.evaluate.speed.same import Sameness

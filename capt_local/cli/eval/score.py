@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
+from capt_local.cli.eval.scores import Scores
 from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import MethodFlags, SampleFlags, ViewFlags, option
 from capt_local.cli.output import OutputFile
-from capt_local.cli.scores import Scores
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.decode.answers import Choosing
 from capt_local.errors import Cancelled, UsageError

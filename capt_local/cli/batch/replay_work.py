@@ -26,15 +26,15 @@ from capt_local.batch.sources import Source
 from capt_local.bundle import store
 from capt_local.bundle.manifest import Bundle
 from capt_local.cli.allowed import check_weights
-from capt_local.cli.batch_input import AskFlags
-from capt_local.cli.batch_run import hello_of, start_worker
-from capt_local.cli.batch_setup import Chosen, Settled, fingerprint, form_of, opening
-from capt_local.cli.batch_told import Told
+from capt_local.cli.batch.input import AskFlags
+from capt_local.cli.batch.replay_flags import ReplayFlags
+from capt_local.cli.batch.run import hello_of, start_worker
+from capt_local.cli.batch.setup import Chosen, Settled, fingerprint, form_of, opening
+from capt_local.cli.batch.told import Told
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import ViewFlags
 from capt_local.cli.prompts import checked
-from capt_local.cli.replay_flags import ReplayFlags
 from capt_local.cli.session import find_bundle, load_options
 from capt_local.cli.signals import Signals
 from capt_local.cli.structured import StructureFlags, structure

@@ -9,7 +9,7 @@ from capt_local.bundle.card import SECTIONS
 from capt_local.bundle.check import Check
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.model_flags import verify_option
-from capt_local.cli.models import bundle_argument, mebibytes, size_of
+from capt_local.cli.models.verb import bundle_argument, mebibytes, size_of
 from capt_local.cli.options import ViewFlags, option
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
@@ -123,7 +123,7 @@ def _fits(
     bundle: Bundle, models: dict[str, dict[str, Any]], vocabularies: dict[str, Vocabulary]
 ) -> dict[str, Any]:
     from capt_local.bundle.roles import pair_roles
-    from capt_local.cli.diagnosis import overlap
+    from capt_local.cli.doctor.diagnosis import overlap
 
     fits: dict[str, Any] = {}
     for expert, base in (pair_roles(number) for number in range(1, bundle.pairs + 1)):

@@ -9,10 +9,10 @@ from pathlib import Path
 from capt_local.chat import transcript
 from capt_local.chat.conversation import Conversation, Turn, with_notes
 from capt_local.chat.transcript import Speakers
+from capt_local.cli.chat.transcript_file import TranscriptFile
 from capt_local.cli.session import Session, answer_to
 from capt_local.cli.signals import Signals
 from capt_local.cli.thinking import Tell
-from capt_local.cli.transcript_file import TranscriptFile
 from capt_local.decode.options import GenerateOptions
 from capt_local.decode.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError

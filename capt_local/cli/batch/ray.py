@@ -20,13 +20,13 @@ from typing import Any
 
 from capt_local.batch.disk import sibling
 from capt_local.batch.journal_place import WHAT, check_place, holds_something
-from capt_local.cli.batch_flags import AfterFlags, RunFlags
-from capt_local.cli.batch_input import AskFlags, InputFlags
-from capt_local.cli.batch_setup import settled
-from capt_local.cli.batch_told import Told
-from capt_local.cli.batch_work import Groups, work
+from capt_local.cli.batch.flags import AfterFlags, RunFlags
+from capt_local.cli.batch.input import AskFlags, InputFlags
+from capt_local.cli.batch.merge import MergeFlags, merge
+from capt_local.cli.batch.setup import settled
+from capt_local.cli.batch.told import Told
+from capt_local.cli.batch.work import Groups, work
 from capt_local.cli.exits import ExitCode, code_for, line_for
-from capt_local.cli.merge import MergeFlags, merge
 from capt_local.cli.options import ViewFlags
 from capt_local.cli.signals import Signals
 from capt_local.engine.parameters import physical_cores

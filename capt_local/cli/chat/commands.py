@@ -10,10 +10,10 @@ from capt_local.chat import settings, transcript
 from capt_local.chat.commands import COMMANDS, Call
 from capt_local.chat.conversation import Turn, with_notes
 from capt_local.cli.allowed import check_transcript, check_weights
-from capt_local.cli.chat_files import file_bytes, named
+from capt_local.cli.chat.files import file_bytes, named
+from capt_local.cli.chat.talk import Talk
 from capt_local.cli.output import OutputFile
 from capt_local.cli.prompts import checked, decoded
-from capt_local.cli.talk import Talk
 from capt_local.decode.options import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.report.explain import views

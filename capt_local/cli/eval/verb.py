@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from capt_local.cli.eval_files import Kept, open_kept, open_table
-from capt_local.cli.eval_report import as_csv, as_object, notes, views
-from capt_local.cli.eval_settings import settings
-from capt_local.cli.eval_setup import EvalFlags, make_plan, read_exams
+from capt_local.cli.eval.files import Kept, open_kept, open_table
+from capt_local.cli.eval.report import as_csv, as_object, notes, views
+from capt_local.cli.eval.settings import settings
+from capt_local.cli.eval.setup import EvalFlags, make_plan, read_exams
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.model_flags import ModelFlags

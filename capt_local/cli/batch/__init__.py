@@ -1,0 +1,1 @@
+"""The verbs that answer many records: batch, merge, replay, audit."""

@@ -1,0 +1,1 @@
+"""`capt-local bench`."""

@@ -1,0 +1,1 @@
+"""`capt-local chat`: the conversation, its commands, what it writes down."""

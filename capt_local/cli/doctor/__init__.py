@@ -1,0 +1,1 @@
+"""`capt-local doctor`, and what else asks for its findings."""

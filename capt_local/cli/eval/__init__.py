@@ -1,0 +1,1 @@
+"""The verbs that judge answers: eval and score."""

@@ -1,0 +1,1 @@
+"""`capt-local models`: the bundles of this machine, and those that travel."""
