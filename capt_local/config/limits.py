@@ -22,6 +22,13 @@ class Feature(StrEnum):
     """Pages about answers: --html."""
     NETWORK = "network"
     """Whatever opens a port or a connection."""
+    PULL = "pull"
+    """Downloads of models: `models pull`. Where the network is forbidden, so are they."""
+    UNSIGNED = "unsigned-bundles"
+    """Models that no key of the site has signed: unsigned bundles, files given by their paths."""
+
+
+_WIDER = {Feature.PULL: Feature.NETWORK}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,10 @@ class Limits:
     forbidden: frozenset[Feature] = frozenset()
     alpha: float | None = None
 
+    def forbids(self, feature: Feature) -> bool:
+        """Whether nobody may use it, by its own name or a wider one."""
+        return bool(self.forbidden & {feature, _WIDER.get(feature, feature)})
+
     def refuse(self, feature: Feature, what: str) -> None:
         """Refuses what is forbidden.
 
@@ -48,8 +59,9 @@ class Limits:
         Raises:
             UsageError: it is forbidden.
         """
-        if feature in self.forbidden:
-            raise UsageError(f"{what} is forbidden here: {self.file} forbids {feature}.")
+        if self.forbids(feature):
+            named = feature if feature in self.forbidden else _WIDER[feature]
+            raise UsageError(f"{what} is forbidden here: {self.file} forbids {named}.")
 
     def check_weights(self, weights: Iterable[float]) -> None:
         """Refuses weights that are wider than the site allows.

@@ -12,6 +12,7 @@ from pathlib import Path
 from platformdirs import user_config_path
 
 NAME = "config.toml"
+KEYS = "keys"
 
 
 def site_file() -> Path:
@@ -31,3 +32,8 @@ def site_file() -> Path:
 def user_file() -> Path:
     """The file of the user, as $XDG_CONFIG_HOME/capt-local/config.toml; it need not exist."""
     return user_config_path("capt-local", appauthor=False) / NAME
+
+
+def key_folders() -> tuple[Path, Path]:
+    """Where public keys lie that are trusted: the site's, the user's; they need not exist."""
+    return site_file().parent / KEYS, user_file().parent / KEYS

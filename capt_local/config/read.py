@@ -142,10 +142,13 @@ def _line_of(error: Exception) -> str:
 
 
 def _limits(path: Path, table: Mapping[str, Any]) -> Limits:
+    features = [feature.value for feature in Feature]
     for key in table:
-        if key not in ("forbid", "alpha"):
-            raise UsageError(f"{path}: there is no limits.{key[:40]!r}; known: alpha, forbid.")
-    return Limits(path, _forbidden(path, table.get("forbid", [])), _alpha(path, table.get("alpha")))
+        if key not in ("forbid", "alpha", *features):
+            known = ", ".join(["alpha", "forbid", *features])
+            raise UsageError(f"{path}: there is no limits.{key[:40]!r}; known: {known}.")
+    forbidden, alpha = _forbidden(path, table.get("forbid", [])), _alpha(path, table.get("alpha"))
+    return Limits(path, forbidden | _switched_off(path, table, forbidden), alpha)
 
 
 def _forbidden(path: Path, names: object) -> frozenset[Feature]:
@@ -158,6 +161,19 @@ def _forbidden(path: Path, names: object) -> frozenset[Feature]:
                 f"{path}: limits.forbid has a name that is not known; known: {', '.join(known)}."
             )
     return frozenset(Feature(name) for name in names)
+
+
+def _switched_off(
+    path: Path, table: Mapping[str, Any], forbidden: frozenset[Feature]
+) -> frozenset[Feature]:
+    """What stands as `pull = false`, which says the same as its name among those of `forbid`."""
+    given = {feature: table[feature.value] for feature in Feature if feature.value in table}
+    for feature, value in given.items():
+        if not isinstance(value, bool):
+            raise UsageError(f"{path}: limits.{feature} takes true or false.")
+        if value and feature in forbidden:
+            raise UsageError(f"{path}: limits.{feature} is true, but limits.forbid names it.")
+    return frozenset(feature for feature, value in given.items() if not value)
 
 
 def _alpha(path: Path, value: object) -> float | None:

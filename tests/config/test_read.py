@@ -57,6 +57,22 @@ def test_a_whole_file(site: Path) -> None:
     assert found.limits == Limits(site, forbidden, 1.5)
 
 
+def test_each_limit_may_stand_by_its_name(site: Path) -> None:
+    site.write_text("[limits]\npull = false\nunsigned-bundles = false\nreports = true\n")
+    assert read_site().limits == Limits(site, frozenset({Feature.PULL, Feature.UNSIGNED}))
+
+
+def test_who_forbids_the_network_forbids_downloads(tmp_path: Path) -> None:
+    limits = Limits(tmp_path / "c.toml", frozenset({Feature.NETWORK}))
+    assert limits.forbids(Feature.PULL) and not limits.forbids(Feature.REPORTS)
+    with pytest.raises(UsageError, match=r"models pull is forbidden here: .*c\.toml forbids netw"):
+        limits.refuse(Feature.PULL, "models pull")
+    only = Limits(tmp_path / "c.toml", frozenset({Feature.PULL}))
+    assert not only.forbids(Feature.NETWORK)
+    with pytest.raises(UsageError, match=r"forbids pull"):
+        only.refuse(Feature.PULL, "models pull")
+
+
 def test_the_users_place_is_that_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,14 +106,16 @@ def test_the_environment_does_not_move_the_sites_file(
         ("[limits]\nalpha = 0.5\n", ["limits.alpha", "1 and 8"]),
         ("[limits]\nalpha = nan\n", ["limits.alpha"]),
         ("[limits]\nalpha = inf\n", ["limits.alpha"]),
-        ("[limits]\nbeta = 1\n", ["limits.'beta'"]),
+        ("[limits]\nbeta = 1\n", ["limits.'beta'", "unsigned-bundles"]),
+        ("[limits]\npull = 0\n", ["limits.pull takes true or false"]),
+        ("[limits]\nforbid = ['pull']\npull = true\n", ["limits.pull is true, but"]),
         (f"[limits]\n\n{CANARY}\n", ["not TOML", "line 3"]),
         ("[limits]\n[limits]\n", ["not TOML", "line 2"]),
         ("a = " + "[" * 30_000, ["not TOML"]),
         ("# \udcff\n", ["not UTF-8 at byte 2"]),
         ("#" * 70_000, ["larger than 64 KiB"]),
     ],
-    ids=range(17),
+    ids=range(19),
 )
 def test_what_is_not_understood_names_file_and_key(text: str, names: list[str], site: Path) -> None:
     site.write_bytes(text.encode("utf-8", "surrogateescape"))
