@@ -13,6 +13,7 @@ KvType = Literal["f16", "q8_0", "f32"]
 FlashAttention = Literal["auto", "on", "off"]
 
 # llama.cpp keeps sequence ids in a bit set of 256, one of them for the running sequence.
+_PLAIN_KV = ("f16", "f32")  # llama.cpp computes with other formats in flash attention alone
 _MOST_ROWS = 255
 
 
@@ -38,7 +39,7 @@ class LoadOptions:
         context: tokens that the context holds, or None: as many as the model was trained for, at
             most 4,096, since the KV cache is allocated at once.
         threads: CPU threads, or None: the physical cores that this process may use.
-        flash_attention: "auto" uses it where the backend has it.
+        flash_attention: "auto" uses it with layers on a GPU, or a KV cache that needs it.
         kv_type: number format of the KV cache.
         max_rows: logit rows that one call may read, and branches that one batch may hold; each
             takes 8 bytes per token of the vocabulary.
@@ -81,6 +82,16 @@ class LoadOptions:
         for message, wrong in checks.items():
             if wrong:
                 raise UsageError(message)
+
+    def flash(self, on_gpu: bool) -> FlashAttention:
+        """What llama.cpp is asked for.
+
+        On a CPU its flash attention goes through the cells one by one. With heads of 64 numbers a
+        token behind 700 others took twice the time, a batch of eight three times (docs/results.md).
+        """
+        if self.flash_attention != "auto" or on_gpu or self.kv_type not in _PLAIN_KV:
+            return self.flash_attention
+        return "off"
 
     def batch_size(self, on_gpu: bool) -> int:
         """Tokens of a batch; at least as many as rows may be read."""

@@ -98,7 +98,7 @@ def context_parameters(
     # llama.cpp reserves a row for each sequence, and aborts where that is not allowed for.
     result.n_outputs_max = max(options.max_rows, sequences)
     result.n_threads = result.n_threads_batch = threads
-    result.flash_attn_type = _FLASH[options.flash_attention]
+    result.flash_attn_type = _FLASH[options.flash(weights.metadata.gpu_layers > 0)]
     result.type_k = result.type_v = _GGML_TYPES[options.kv_type]
     result.no_perf = True
     result.swa_full = options.whole_window

@@ -50,7 +50,7 @@ class PlainLlama(Closing):
                 n_threads=threads,
                 n_threads_batch=threads,
                 n_gpu_layers=on_gpu,
-                flash_attn=options.flash_attention != "off",
+                flash_attn=options.flash(on_gpu > 0) != "off",
                 use_mmap=options.map_file,
                 verbose=False,
             )
