@@ -11,7 +11,7 @@ from capt_local.decode.options import GenerateOptions
 from capt_local.version import __version__
 
 if TYPE_CHECKING:
-    from capt_local.bundle.manifest import ModelFile
+    from capt_local.bundle.manifest import Bundle, ModelFile
     from capt_local.engine.llama import LlamaModel
     from capt_local.engine.options import LoadOptions
     from capt_local.runtime import Runtime
@@ -46,7 +46,7 @@ def provenance(
         },
         "platform": f"{platform.system()} {platform.machine()}",
         "build": build.system_info,
-        "bundle": {"id": bundle.id, "version": bundle.version},
+        "bundle": about_bundle(bundle),
         "models": {
             role: _model(runtime.models[role], file)
             for role, file in bundle.models.items()
@@ -57,6 +57,17 @@ def provenance(
         "loading": _loading(load),
         # What the chat templates took for today; None: the day of the answer.
         "date": date.isoformat() if date else None,
+    }
+
+
+def about_bundle(bundle: Bundle) -> dict[str, Any]:
+    """Which bundle, and who vouches for it."""
+    return {
+        "id": bundle.id,
+        "version": bundle.version,
+        # Both None for files that were given by their paths.
+        "manifest_sha256": bundle.manifest_sha256,
+        "signer": bundle.signer.as_object() if bundle.signer else None,
     }
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from capt_local.bundle.archive import END, header, open_regular, padding
-from capt_local.bundle.manifest import MANIFEST, Bundle
+from capt_local.bundle.manifest import MANIFEST, SIGNATURE, Bundle
 from capt_local.bundle.members import Member, check_id, members
-from capt_local.bundle.signing import LARGEST_SIGNATURE, SIGNATURE, sign
+from capt_local.bundle.signing import LARGEST_SIGNATURE, sign
 from capt_local.errors import ModelError, UsageError
 
 if TYPE_CHECKING:

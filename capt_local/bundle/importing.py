@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from capt_local.bundle import store
@@ -18,10 +18,11 @@ from capt_local.bundle.archive import Source, open_source
 from capt_local.bundle.check import Check
 from capt_local.bundle.exporting import CHUNK, Report, check_room
 from capt_local.bundle.incoming import Incoming
-from capt_local.bundle.manifest import MANIFEST, Bundle
+from capt_local.bundle.manifest import MANIFEST, RECEIPT, SIGNATURE, Bundle, Signer
 from capt_local.bundle.members import Member, check_id, members
 from capt_local.bundle.read import LARGEST_MANIFEST, parse_manifest, read_bundle
-from capt_local.bundle.signing import LARGEST_SIGNATURE, SIGNATURE, TrustedKey, check_signature
+from capt_local.bundle.signer import receipt
+from capt_local.bundle.signing import LARGEST_SIGNATURE, TRUST_IT, TrustedKey, check_signature
 from capt_local.bundle.verify import verify
 from capt_local.bundle.versions import is_older, numbers
 from capt_local.errors import ModelError
@@ -37,11 +38,17 @@ class Terms:
         keys: that are trusted, by fingerprint.
         unsigned: whether a bundle without a signature is.
         older: whether one is that is not newer than the installed one.
+        key_hint: what to do about a key that is not trusted.
+        no_key_hint: what to do about a bundle that nobody has signed.
     """
 
     keys: Mapping[str, TrustedKey]
     unsigned: bool = False
     older: bool = False
+    key_hint: str = TRUST_IT
+    no_key_hint: str = (
+        "Get a signed one, or take it on your own responsibility with --allow-unsigned."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +56,12 @@ class Imported:
     """What has been done.
 
     Attributes:
-        bundle: as it is installed.
-        signer: fingerprint of the key; None for an unsigned bundle.
+        bundle: as it is installed, with its signer.
         resumed: bytes that were there of an earlier try.
         fresh: whether anything was changed; false if this very bundle was installed already.
     """
 
     bundle: Bundle
-    signer: str | None
     resumed: int = 0
     fresh: bool = True
 
@@ -78,12 +83,19 @@ def import_bundle(
     """
     source = open_source(path)
     try:
-        return _import(source, terms, examine, report)
+        return import_from(source, terms, examine, report)
     finally:
         source.close()
 
 
-def _import(source: Source, terms: Terms, examine: Examine, report: Report | None) -> Imported:
+def import_from(
+    source: Source, terms: Terms, examine: Examine, report: Report | None = None
+) -> Imported:
+    """The same for a source that is open already, wherever its bytes come from.
+
+    Raises:
+        ModelError: as `import_bundle`.
+    """
     manifest = _whole(source, MANIFEST, LARGEST_MANIFEST)
     signature = _signature(source)
     signer = _signer(manifest, signature, terms)
@@ -94,6 +106,8 @@ def _import(source: Source, terms: Terms, examine: Examine, report: Report | Non
     place = store.user_folder() / bundle.id
     with Incoming(place) as incoming:
         if incoming.is_installed(manifest, signature):
+            if signer:
+                incoming.vouch(receipt(signer), installed=True)
             return _again(read_bundle(place), signer)
         _check_version(bundle, place, terms)
         incoming.begin(manifest, signature)
@@ -101,15 +115,21 @@ def _import(source: Source, terms: Terms, examine: Examine, report: Report | Non
         check_room(incoming.folder, sum(each.most for each in files) - there + CHUNK)
         for member in files:
             _copy(source, member, incoming, report)
-        source.end({MANIFEST, SIGNATURE, *(each.name for each in files)})
+        source.end({MANIFEST, SIGNATURE, RECEIPT, *(each.name for each in files)})
         examine(read_bundle(incoming.folder))
+        if signer:
+            incoming.vouch(receipt(signer))
         incoming.install()
-    return Imported(read_bundle(place), signer, there)
+    return Imported(_signed(read_bundle(place), signer), there)
 
 
-def _again(bundle: Bundle, signer: str | None) -> Imported:
+def _again(bundle: Bundle, signer: TrustedKey | None) -> Imported:
     verify(bundle, check=Check.ALWAYS)
-    return Imported(bundle, signer, fresh=False)
+    return Imported(_signed(bundle, signer), fresh=False)
+
+
+def _signed(bundle: Bundle, key: TrustedKey | None) -> Bundle:
+    return replace(bundle, signer=Signer(key.fingerprint, key.name)) if key else bundle
 
 
 def _whole(source: Source, name: str, most: int) -> bytes:
@@ -129,15 +149,12 @@ def _signature(source: Source) -> bytes:
         raise
 
 
-def _signer(manifest: bytes, signature: bytes, terms: Terms) -> str | None:
+def _signer(manifest: bytes, signature: bytes, terms: Terms) -> TrustedKey | None:
     if signature:
-        return check_signature(manifest, signature, terms.keys)
+        return terms.keys[check_signature(manifest, signature, terms.keys, terms.key_hint)]
     if terms.unsigned:
         return None
-    raise ModelError(
-        "The bundle is not signed, so nobody knows who made it. Get a signed one, or take it on "
-        "your own responsibility with --allow-unsigned."
-    )
+    raise ModelError(f"The bundle is not signed, so nobody knows who made it. {terms.no_key_hint}")
 
 
 def _check_version(bundle: Bundle, place: Path, terms: Terms) -> None:

@@ -15,8 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from capt_local.bundle.manifest import MANIFEST
-from capt_local.bundle.signing import SIGNATURE
+from capt_local.bundle.manifest import MANIFEST, RECEIPT, SIGNATURE
 from capt_local.errors import ModelError
 
 try:
@@ -24,6 +23,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+OLD, LOCK = ".old", ".lock"  # behind the name of a bundle
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
@@ -32,6 +32,7 @@ class Incoming:
 
     Args:
         place: where the bundle will lie.
+        above: on the same disk, in which it is put together; None: beside the store.
 
     Attributes:
         folder: where it is put together.
@@ -40,17 +41,17 @@ class Incoming:
         ModelError: the store cannot be written, or the same bundle is being imported already.
     """
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, above: Path | None = None) -> None:
         """Makes the folders and takes the lock."""
         self._place = place
-        above = place.parent.parent / "incoming"
+        above = above or place.parent.parent / "incoming"
         self.folder = above / place.name
-        self._old = above / f"{place.name}.old"
+        self._old = above / f"{place.name}{OLD}"
         try:
             for each in (place.parent, above):
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(
-                above / f"{place.name}.lock", os.O_RDWR | os.O_CREAT | _SAFE, 0o600
+                above / f"{place.name}{LOCK}", os.O_RDWR | os.O_CREAT | _SAFE, 0o600
             )
             self._hold()
             self._mend()
@@ -82,6 +83,24 @@ class Incoming:
                         os.fsync(stream.fileno())
         except OSError as error:
             raise self._failed(error) from None
+
+    def vouch(self, receipt: bytes, *, installed: bool = False) -> None:
+        """Keeps which key has signed the bundle.
+
+        Args:
+            receipt: see `bundle.signer`.
+            installed: beside the bundle that is in the store already, if there is none.
+        """
+        place = (self._place if installed else self.folder) / RECEIPT
+        if installed and place.is_file():
+            return
+        with self.guarded():
+            place.unlink(missing_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE
+            with os.fdopen(os.open(place, flags, 0o600), "wb") as stream:
+                stream.write(receipt)
+                stream.flush()
+                os.fsync(stream.fileno())
 
     def length(self, name: str) -> int:
         """Bytes that are there of a file."""
@@ -174,6 +193,35 @@ class Incoming:
             f"The store {self._place.parent} cannot be written: {error.strerror}. What is "
             "installed there is what it was."
         )
+
+
+def is_locked(above: Path, name: str) -> bool | None:
+    """Whether a bundle is being put together right now.
+
+    Args:
+        above: the folder in which that is done.
+        name: of the bundle.
+
+    Returns:
+        None where the system does not tell.
+    """
+    if fcntl is None:
+        return None
+    try:
+        handle = os.open(above / f"{name}{LOCK}", os.O_RDONLY | _SAFE)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(handle)
+    return False
 
 
 def _sync(folder: Path) -> None:

@@ -46,11 +46,11 @@ class KnownDigests:
 
     def find(self, path: Path, stamp: Stamp) -> str | None:
         """The digest of a file, if it is known and the file may be trusted to be the same."""
-        return self._entries.get(_key(path, stamp)) if _private(path) else None
+        return self._entries.get(_key(path, stamp)) if is_private(path) else None
 
     def keep(self, path: Path, stamp: Stamp, digest: str) -> None:
         """Keeps a digest that was just taken; says nothing where that is not possible."""
-        if not _private(path) or time.time_ns() - max(stamp[3:]) < _SETTLED:
+        if not is_private(path) or time.time_ns() - max(stamp[3:]) < _SETTLED:
             return
         # Another process may have added some meanwhile.
         entries = self._read()
@@ -96,8 +96,13 @@ def known_digests() -> KnownDigests | None:
     return KnownDigests() if hasattr(os, "geteuid") else None
 
 
-def _private(path: Path) -> bool:
-    """Whether nobody but this user and root may change a file, or put another in its place."""
+def is_private(path: Path) -> bool:
+    """Whether nobody but this user and root may change a file, or put another in its place.
+
+    Where the system does not tell whose a file is (Windows), it is taken for private.
+    """
+    if not hasattr(os, "geteuid"):
+        return True
     with contextlib.suppress(OSError):
         real = path.resolve()
         return all(_ours(os.lstat(one), _OTHERS_WRITE, root=True) for one in (real, real.parent))

@@ -15,7 +15,8 @@ from capt_local.bundle.adapter import Adapted, AdapterFile, listed_adapters
 from capt_local.bundle.roles import Role, adapted, paired, roles
 from capt_local.errors import ModelError
 
-MANIFEST = "bundle.toml"
+MANIFEST, SIGNATURE = "bundle.toml", "bundle.sig"
+RECEIPT = "bundle.signer"  # which key vouched at import; see `bundle.signer`
 SCHEMA = 1
 ALPHA_LIMIT = 8.0  # that of `decode.options.CombineOptions`
 
@@ -82,6 +83,27 @@ class Defaults:
 
 
 @dataclass(frozen=True, slots=True)
+class Signer:
+    """A trusted key that has signed a manifest.
+
+    Attributes:
+        key: its fingerprint, SHA-256 of the public key in hexadecimal.
+        name: what it is called where it is trusted; may be empty.
+    """
+
+    key: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.name} ({self.key})" if self.name else self.key
+
+    def as_object(self) -> dict[str, str]:
+        """For programs."""
+        return {"key": self.key, "name": self.name}
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """Models that belong together.
 
@@ -100,6 +122,8 @@ class Bundle:
         card: what it says of itself, by the keys of `bundle.card`.
         folder: where it lies; None for files that were given by their paths.
         notices: what the user should be told.
+        manifest_sha256: digest of the manifest as it was read; None without one.
+        signer: whose trusted key has signed it; None where nobody asked, or nobody has.
     """
 
     id: str
@@ -116,6 +140,9 @@ class Bundle:
     card: dict[str, str] = field(default_factory=dict)
     folder: Path | None = None
     notices: tuple[str, ...] = ()
+    # What a bundle holds makes it the same, not how it was written down and by whom.
+    manifest_sha256: str | None = field(default=None, compare=False)
+    signer: Signer | None = field(default=None, compare=False)
 
     @property
     def pairs(self) -> int:

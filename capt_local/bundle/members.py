@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capt_local.bundle.fields import NAME
-from capt_local.bundle.manifest import MANIFEST, Bundle
-from capt_local.bundle.signing import SIGNATURE
+from capt_local.bundle.manifest import MANIFEST, RECEIPT, SIGNATURE, Bundle
 from capt_local.errors import ModelError
 
 LARGEST_TEMPLATE = 1 << 20
@@ -69,7 +68,7 @@ def check_id(bundle: Bundle) -> None:
 
 
 def _plain(name: str, role: str) -> str:
-    own = name.casefold() in (MANIFEST, SIGNATURE)
+    own = name.casefold() in (MANIFEST, SIGNATURE, RECEIPT)
     if not NAME.fullmatch(name) or name.endswith(".") or _RESERVED.fullmatch(name) or own:
         raise ModelError(
             f"A file of the {role} has a name that cannot travel. Files of a bundle that travels "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import tomllib
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -64,7 +65,8 @@ def parse_manifest(data: bytes, file: Path, *, present: bool = True) -> Bundle:
     Raises:
         ModelError: it is broken, or made for a newer program; or a file is missing.
     """
-    return _bundle(Table(_parsed(data, file), file, present=present), file.parent)
+    bundle = _bundle(Table(_parsed(data, file), file, present=present), file.parent)
+    return replace(bundle, manifest_sha256=hashlib.sha256(data).hexdigest())
 
 
 def notices(bundle: Bundle, today: datetime.date) -> tuple[str, ...]:

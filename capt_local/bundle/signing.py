@@ -20,16 +20,21 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from capt_local.bundle.fields import NAME
+from capt_local.bundle.manifest import SIGNATURE as SIGNATURE
 from capt_local.errors import ModelError, UsageError
 from capt_local.strict.json import parse_object
 from capt_local.strict.problems import NotReadable
 
-SIGNATURE = "bundle.sig"
 LARGEST_SIGNATURE = 4096
 PUBLIC, PRIVATE = ".pub", ".key"
+_MARK = 16  # digits of a fingerprint in the name of a file
 # What is signed begins with this, so that no signature of another thing passes for one of these.
 _CONTEXT = b"capt-local bundle manifest 1\n"
 _LARGEST_KEY = 4096
+TRUST_IT = (
+    "If its fingerprint is that of your source, install it: capt-local models trust FILE.pub."
+)
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -40,10 +45,12 @@ class TrustedKey:
     Attributes:
         fingerprint: SHA-256 of its 32 bytes, in hexadecimal.
         key: itself.
+        name: of its file, without the ending; empty for one without a plain name.
     """
 
     fingerprint: str
     key: Ed25519PublicKey
+    name: str = ""
 
 
 def new_key(place: Path) -> tuple[Path, Path, str]:
@@ -103,7 +110,8 @@ def read_public(file: Path) -> TrustedKey:
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise ModelError(f"{file.name} holds no public Ed25519 key in PEM.")
-    return TrustedKey(fingerprint(key), key)
+    found = fingerprint(key)
+    return TrustedKey(found, key, _name(file, found))
 
 
 def read_private(file: Path) -> Ed25519PrivateKey:
@@ -134,20 +142,17 @@ def _signature_file(name: str, signature: bytes) -> bytes:
     return json.dumps({"key": name, "signature": signature.hex()}).encode()
 
 
-def check_signature(manifest: bytes, signature: bytes, keys: Mapping[str, TrustedKey]) -> str:
-    """Whether a trusted key has signed a manifest.
-
-    Args:
-        manifest: its bytes.
-        signature: those of the signature file.
-        keys: by fingerprint.
-
-    Returns:
-        The fingerprint of the key.
+def signed_with(signature: bytes) -> str:
+    """The fingerprint that a signature file names, which proves nothing by itself.
 
     Raises:
-        ModelError: no; says why.
+        ModelError: it is damaged.
     """
+    return _parts(signature)[0]
+
+
+def _parts(signature: bytes) -> tuple[str, bytes]:
+    """The fingerprint and the signature of a signature file."""
     try:
         found = parse_object(signature)
         name, value = found.get("key"), found.get("signature")
@@ -158,10 +163,30 @@ def check_signature(manifest: bytes, signature: bytes, keys: Mapping[str, Truste
             raise ValueError
     except (NotReadable, ValueError):
         raise ModelError(f"The signature ({SIGNATURE}) is damaged. Get the bundle again.") from None
+    return name, data
+
+
+def check_signature(
+    manifest: bytes, signature: bytes, keys: Mapping[str, TrustedKey], hint: str = TRUST_IT
+) -> str:
+    """Whether a trusted key has signed a manifest.
+
+    Args:
+        manifest: its bytes.
+        signature: those of the signature file.
+        keys: by fingerprint.
+        hint: what to do about a key that is not trusted.
+
+    Returns:
+        The fingerprint of the key.
+
+    Raises:
+        ModelError: no; says why.
+    """
+    name, data = _parts(signature)
     if name not in keys:
         raise ModelError(
-            f"The bundle is signed with a key that is not trusted here ({name[:64]}). If its "
-            "fingerprint is that of your source, install it: capt-local models trust FILE.pub."
+            f"The bundle is signed with a key that is not trusted here ({name[:64]}). {hint}"
         )
     try:
         keys[name].key.verify(data, _CONTEXT + manifest)
@@ -201,14 +226,23 @@ def install(file: Path, folder: Path) -> TrustedKey:
         ModelError: it is no public key, or cannot be installed.
     """
     key = read_public(file)
-    place = folder / f"{key.fingerprint[:16]}{PUBLIC}"
+    mark = key.fingerprint[:_MARK]
+    place = folder / f"{key.name}.{mark}{PUBLIC}".lstrip(".")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not place.exists():
+        if key.fingerprint not in trusted_keys([folder]):
             write_new(place, _pem(key.key), 0o644)
     except OSError as error:
         raise ModelError(f"{folder} cannot be written: {error.strerror}.") from None
     return key
+
+
+def _name(file: Path, fingerprint: str) -> str:
+    """What a key is called: the name of its file, without what `install` adds to it."""
+    mark = fingerprint[:_MARK]
+    name = file.name.removesuffix(PUBLIC)
+    name = "" if name == mark else name.removesuffix(f".{mark}")
+    return name if NAME.fullmatch(name) else ""
 
 
 def _pem(key: Ed25519PublicKey) -> bytes:

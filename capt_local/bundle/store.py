@@ -75,9 +75,19 @@ def is_installed(bundle: Bundle) -> bool:
     return any(above == each.resolve() for each in _stores())
 
 
+def is_packaged(bundle: Bundle) -> bool:
+    """Whether it is the one that travels with the package."""
+    return bundle.folder is not None and bundle.folder.resolve() == packaged_folder().resolve()
+
+
 def user_folder() -> Path:
     """The user's own store; it need not exist."""
     return Path(user_data_dir("capt-local", appauthor=False)) / "models"
+
+
+def incoming_folder() -> Path:
+    """Where bundles are put together that are on their way into the user's own store."""
+    return user_folder().parent / "incoming"
 
 
 def packaged_folder() -> Path:

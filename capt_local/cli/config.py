@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import ViewFlags, option
-from capt_local.cli.settings import Layers, Setting, settable, verbs
+from capt_local.cli.settings import STORES, Layers, Setting, settable, verbs
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
 from capt_local.report.view import Table
 
-# Variables that are no option's twin: where bundles lie, and tracebacks.
-_OTHERS = ("CAPT_LOCAL_DEBUG", "CAPT_LOCAL_MODELS")
+# Variables that are no setting.
+_OTHERS = ("CAPT_LOCAL_DEBUG", "CAPT_LOCAL_HUB_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,11 @@ def config_show(how: ShowFlags, view: ViewFlags) -> int:
     """
     screen = Screen.standard(view.verbose)
     layers = Layers.read()
-    found = list(_settings(layers, os.environ))
-    unknown = _unknown(found, os.environ)
+    environment = dict(os.environ)
+    if environment.get(STORES.variable) == os.pathsep.join(layers.stores()):
+        environment.pop(STORES.variable, None)  # handed on from a file, see `cli.stores`
+    found = list(_settings(layers, environment))
+    unknown = _unknown(found, environment)
     if how.json:
         screen.line(dumps(as_object(layers, found, unknown), indent=2))
         return ExitCode.OK
@@ -103,7 +106,7 @@ def as_object(layers: Layers, found: list[Found], unknown: list[str]) -> dict[st
 
 def _settings(layers: Layers, environment: Mapping[str, str]) -> Iterator[Found]:
     """All settings of all verbs, in the order of their names."""
-    known: dict[str, Setting] = {}
+    known: dict[str, Setting] = {STORES.key: STORES}
     for verb in verbs():
         known = settable(verb) | known
         layers.given(verb)  # checks each value against this verb's own option

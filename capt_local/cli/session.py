@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from capt_local.cli.allowed import check_weights
+from capt_local.cli.allowed import check_unsigned, check_weights
 from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import MethodFlags, SampleFlags
 from capt_local.cli.prompts import checked
 from capt_local.cli.thinking import teller
+from capt_local.cli.vouched import permitted
 from capt_local.decode.options import (
     AlignOptions,
     CombineOptions,
@@ -54,18 +55,20 @@ def find_bundle(flags: ModelFlags) -> Bundle:
     """The bundle that the flags name, or one made of explicit model files.
 
     Raises:
-        UsageError: a bundle and files are given, or an expert or base without a target.
+        UsageError: a bundle and files are given, or an expert or base without a target; or the site
+            forbids such models.
         ModelError: there is no such bundle, or it is broken.
     """
     from capt_local.bundle import store
     from capt_local.bundle.manifest import Bundle
 
     if not (flags.target or flags.expert or flags.base or flags.expert_adapter):
-        return store.find(flags.bundle or "demo")
+        return permitted(store.find(flags.bundle or "demo"), flags.check)
     if flags.bundle is not None:
         raise UsageError("Give either --bundle, or --target with --expert and --base.")
     if flags.target is None:
         raise UsageError("--expert and --base need a --target.")
+    check_unsigned("A model file that is given by its path")
     return Bundle.from_paths(flags.target, flags.expert, flags.base, flags.adapters())
 
 

@@ -1,11 +1,14 @@
 """Values of options that come from files: which settings there are, and what the files say.
 
-What can be set is read off the declarations of the options: whatever has an environment twin. So
-there is no second list, and a key of a file is the long flag without its dashes.
+What can be set is read off the declarations of the options: whatever has an environment twin, and
+a key of a file is the long flag without its dashes. Their names alone stand in a list of their own
+(`cli.keys`), since reading the declarations of all verbs takes a second. Besides, the folders with
+bundles can be set, which have a variable and no flag.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +17,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
+from capt_local.cli.keys import KEYS
+from capt_local.cli.stores import VARIABLE
 from capt_local.cli.verbs import VERBS, function
 from capt_local.config.limits import Limits
 from capt_local.config.read import ConfigFile, SiteFile, read_site, read_user
@@ -61,15 +66,27 @@ class Layers:
         origin: dict[str, str] = {}
         known = settable(verb)
         for layer, file in self.named():
-            unknown = file.options.keys() - known.keys()
-            if unknown:
-                _check_known(file, unknown)
+            _check_known(file)
             for key, value in file.options.items():
                 if key in known:
                     known[key].check(value, file)
                     values[known[key].name] = value
                     origin[known[key].name] = layer
-        return Given(values, origin, self.limits)
+        return Given(values, origin, self.limits, self.stores())
+
+    def stores(self) -> tuple[str, ...]:
+        """Folders with bundles that the files name; the user's file wins.
+
+        Raises:
+            UsageError: they are not given as paths from the root on.
+        """
+        found: tuple[str, ...] = ()
+        for _, file in self.named():
+            if STORES.key in file.options:
+                value = file.options[STORES.key]
+                STORES.check(value, file)
+                found = tuple(value)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +97,13 @@ class Given:
         values: by the name of the parameter.
         origin: which layer each is from.
         limits: what the site forbids.
+        stores: folders with bundles.
     """
 
     values: Mapping[str, Any]
     origin: Mapping[str, str]
     limits: Limits
+    stores: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +141,8 @@ class Setting:
                 self._refuse(file, f"takes {self._wanted()}")
             if self.kind is Path and not Path(str(one)).is_absolute():
                 self._refuse(file, "takes a path from the root on")
+            if self is STORES and os.pathsep in str(one):
+                self._refuse(file, f"takes paths without {os.pathsep!r}")
             if not self._is_taken(one):
                 self._refuse(file, "has a value that it does not take")
 
@@ -148,6 +169,10 @@ class Setting:
 
     def _refuse(self, file: ConfigFile, problem: str) -> NoReturn:
         raise UsageError(f"{file.path}: options.{self.key} {problem}.")
+
+
+STORES = Setting("models", "models", VARIABLE, Path, several=True)
+"""Folders with bundles: the one setting without a flag."""
 
 
 def settable(verb: Verb) -> dict[str, Setting]:
@@ -189,12 +214,10 @@ def _setting(name: str, hint: Any) -> Setting | None:
     )
 
 
-def _check_known(file: ConfigFile, keys: set[str]) -> None:
+def _check_known(file: ConfigFile) -> None:
     """Refuses keys that no verb has; those of other verbs are fine."""
-    known = {key for verb in verbs() for key in settable(verb)}
-    for key in sorted(keys):
-        if key not in known:
-            named = f"options.{key}" if _KEY.fullmatch(key) else "such key in options"
-            raise UsageError(
-                f"{file.path}: there is no {named}; 'capt-local config show' lists the keys."
-            )
+    for key in sorted(file.options.keys() - KEYS - {STORES.key}):
+        named = f"options.{key}" if _KEY.fullmatch(key) else "such key in options"
+        raise UsageError(
+            f"{file.path}: there is no {named}; 'capt-local config show' lists the keys."
+        )

@@ -17,6 +17,7 @@ import typer
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.settings import Given, Layers
+from capt_local.cli.stores import handed_on
 from capt_local.cli.yielding import settled
 from capt_local.config.limits import Feature, Limits
 from capt_local.report.screen import Screen, unwritable
@@ -55,7 +56,8 @@ def call(verb: Callable[..., int], name: str, arguments: Sequence[str], screen: 
         return ExitCode.USAGE
     if not isinstance(parsed, dict):
         return int(parsed or 0)  # --help
-    return verb(**parsed)
+    with handed_on(given.stores):
+        return verb(**parsed)
 
 
 def command(verb: Callable[..., int]) -> Any:

@@ -1,4 +1,4 @@
-"""Whether models split text as their bundle says."""
+"""Whether models take text as their bundle says: its tokenizer, and its own chat template."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ from capt_local.errors import ModelError
 
 
 def check_tokenizers(models: Iterable[ModelFile]) -> None:
-    """Compares the tokenizers of files with the digests in the manifest, where there are any.
+    """Compares tokenizers and templates of files with their digests in the manifest, if any.
+
+    Templates that lie beside the file are not looked at; see `bundle.verify`.
 
     Raises:
         ModelError: one is another, or a file cannot be read.
     """
     for model in models:
-        pinned = model.tokenizer_sha256
-        if pinned is not None and file_digests(model.path).tokenizer != pinned:
-            raise ModelError(
-                f"The tokenizer of the {model.role} is not the one that the bundle names: its "
-                "SHA-256 differs. Get the bundle again from its source."
-            )
+        template = None if model.template_file else model.template_sha256
+        pinned = {"tokenizer": model.tokenizer_sha256, "chat template": template}
+        if not any(pinned.values()):
+            continue
+        found = file_digests(model.path)
+        there = {"tokenizer": found.tokenizer, "chat template": found.template}
+        for what, digest in pinned.items():
+            if digest is not None and there[what] != digest:
+                raise ModelError(
+                    f"The {what} of the {model.role} is not the one that the bundle names: its "
+                    "SHA-256 differs. Get the bundle again from its source."
+                )

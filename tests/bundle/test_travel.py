@@ -13,10 +13,10 @@ import pytest
 
 from capt_local.bundle import exporting, importing, incoming, store
 from capt_local.bundle.archive import ArchiveSource, header
-from capt_local.bundle.manifest import MANIFEST, Bundle
+from capt_local.bundle.manifest import MANIFEST, RECEIPT, SIGNATURE, Bundle, Signer
 from capt_local.bundle.members import members
 from capt_local.bundle.read import read_bundle
-from capt_local.bundle.signing import SIGNATURE, read_private
+from capt_local.bundle.signing import read_private
 from capt_local.bundle.verify import verify
 from capt_local.errors import ModelError, UsageError
 from tests.bundle.travelling import FILES, SIZES, Hands, everything, installed, make_bundle
@@ -33,13 +33,14 @@ def hands(tmp_path: Path) -> Hands:
 def test_there_and_back(name: str, hands: Hands) -> None:
     seen: list[str] = []
     found = hands.take(hands.export(name), report=lambda file, _: seen.append(file))
-    assert (found.signer, found.fresh, found.resumed) == (hands.trusted.fingerprint, True, 0)
+    assert (found.fresh, found.resumed) == (True, 0)
+    assert found.bundle.signer == Signer(hands.trusted.fingerprint, "hands")
     folder = store.user_folder() / "trio"
     assert sorted(os.listdir(folder)) == FILES
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {each.stat().st_mode & 0o777 for each in folder.iterdir()} == {0o600}
     verify(store.find("trio"))
-    assert set(seen) == set(FILES) - {MANIFEST, SIGNATURE}
+    assert set(seen) == set(FILES) - {MANIFEST, RECEIPT, SIGNATURE}
     assert os.listdir(store.user_folder().parent / "incoming") == ["trio.lock"]
 
 
@@ -110,7 +111,10 @@ def test_no_signature(hands: Hands) -> None:
         with pytest.raises(ModelError, match="The bundle is not signed"):
             hands.take(path)
         assert installed() == {}
-    assert hands.take(path, unsigned=True).signer is None
+    assert hands.take(path, unsigned=True).bundle.signer is None
+    assert sorted(os.listdir(store.user_folder() / "trio")) == [
+        name for name in FILES if name not in (RECEIPT, SIGNATURE)
+    ]
 
 
 def test_a_key_that_nobody_trusts(hands: Hands, tmp_path: Path) -> None:

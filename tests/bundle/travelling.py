@@ -14,7 +14,8 @@ from capt_local.bundle.signing import TrustedKey, new_key, read_private, read_pu
 from capt_local.bundle.write import describe, write_manifest
 
 SIZES = {"target": 70_000, "expert": 1_500, "base": 1_024}
-FILES = ["base.gguf", "bundle.sig", "bundle.toml", "chat.jinja", "expert.gguf", "target.gguf"]
+FILES = ["base.gguf", "bundle.sig", "bundle.signer", "bundle.toml", "chat.jinja"]
+FILES += ["expert.gguf", "target.gguf"]
 
 
 def content(role: str, version: str) -> bytes:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from capt_local.cli import settings, typed
+from capt_local.cli.keys import KEYS
 from capt_local.cli.settings import settable, verbs
 from capt_local.config import places, read
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -112,6 +117,31 @@ def test_a_setting_of_another_verb_is_no_error(run: Run, script: Script, user: P
     user.write_text("[options]\nidle-timeout = 5\nseed = 9\n")
     assert run("generate", "{models}", "-p", "x").code == 0
     assert seeds(script) == [9]
+
+
+def test_the_list_of_keys_is_complete() -> None:
+    """What `settings` reads off the declarations, against the list that needs no import of them."""
+    found = {key for verb in verbs() for key in settable(verb)}
+    assert found == KEYS, f"cli/keys.py: add {found - KEYS}, remove {KEYS - found}"
+
+
+def test_a_key_of_another_verb_loads_no_other_verb(user: Path) -> None:
+    user.write_text("[options]\nidle-timeout = 5\n")
+    program = (
+        "import sys; from capt_local.cli.settings import Layers; "
+        "from capt_local.cli.models.verb import models_list; Layers.read().given(models_list); "
+        "print(*(name for name in sys.modules if name.startswith('capt_local.cli.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "capt_local.cli.models.verb" in done.stdout
+    assert not {"chat", "generate", "bench", "eval"} & {
+        name.split(".")[2] for name in done.stdout.split()
+    }
+    broken = user.read_text().replace("idle-timeout", "idle-timeouts")
+    user.write_text(broken)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert "there is no options.idle-timeouts" in done.stderr
 
 
 def test_a_broken_file_does_not_take_the_help_away(run: Run, user: Path) -> None:

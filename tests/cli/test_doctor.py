@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from capt_local.bundle import store
 from capt_local.bundle.manifest import Bundle, Role
 from capt_local.bundle.write import describe, write_manifest
 from capt_local.cli.doctor.diagnosis import overlap
+from capt_local.config import places
 from capt_local.engine import memory
 from capt_local.engine.library import Library
 from tests.cli.conftest import Run
@@ -154,8 +156,65 @@ def test_a_broken_bundle_in_the_store_is_a_warning(
     monkeypatch.setenv("CAPT_LOCAL_MODELS", str(tmp_path / "store"))
     found = json.loads(run("doctor", "-m", str(bundle), "--json").out)
     assert found["exit_code"] == 0
-    assert found["store"] == {"bundles": "demo", "broken": 1}
+    assert (found["store"]["bundles"], found["store"]["broken"]) == ("demo", 1)
     assert any("bad" in line for line in found["warnings"])
+
+
+def test_another_bundle_of_the_store_that_is_not_whole_is_a_warning(bundle: Path, run: Run) -> None:
+    spoilt = make_bundle(mine(), {"target": "bpe"})
+    data = bytearray((spoilt / "target.gguf").read_bytes())
+    (spoilt / "target.gguf").write_bytes(data[:-1])
+    found = json.loads(run("doctor", "-m", str(bundle), "--json").out)
+    assert (found["exit_code"], found["store"]["broken"]) == (0, 1)
+    assert any("mine is not whole: target.gguf of the target has" in w for w in found["warnings"])
+    data[-1] ^= 1
+    (spoilt / "target.gguf").write_bytes(data)
+    quick = json.loads(run("doctor", "-m", str(bundle), "--json").out)
+    assert quick["store"]["broken"] == 0 and "not read" in quick["store"]["digests of all"]
+    whole = json.loads(run("doctor", "-m", str(bundle), "--verify", "always", "--json").out)
+    assert whole["store"]["broken"] == 1 and whole["store"]["digests of all"] == "verified"
+
+
+def mine() -> Path:
+    store.user_folder().mkdir(parents=True)
+    return store.user_folder() / "mine"
+
+
+def test_keys_are_told(bundle: Path, run: Run, tmp_path: Path) -> None:
+    found = json.loads(run("doctor", "-m", str(bundle), "--json").out)
+    assert found["keys"] == {"of the site": "none", "of the user": "none"}
+    run("models", "keygen", "-o", str(tmp_path / "house"))
+    run("models", "trust", str(tmp_path / "house.pub"))
+    found = json.loads(run("doctor", "-m", str(bundle), "--json").out)
+    assert found["keys"]["of the user"].startswith("house ")
+    (key,) = places.key_folders()[1].iterdir()
+    key.chmod(0o666)
+    result = run("doctor", "-m", str(bundle))
+    assert result.code == 3 and "others may write it" in result.out
+
+
+def test_everything_that_a_site_asks_for_is_told(bundle: Path, run: Run) -> None:
+    """Part by part: what runs here, on what, with how much memory, and who else could look in."""
+    found = json.loads(run("doctor", "-m", str(bundle), "--json").out)
+    parts = {
+        "software": ["capt-local", "llama-cpp-python", "llama.cpp", "Python", "platform",
+                     "build flags", "known flaws of this Python"],
+        "backend": ["live", "GPU support in this build", "CPU multiplies two matrices"],
+        "memory": ["total bytes", "available bytes"],
+        "private memory": ["swap", "core dumps of this process"],
+        "settings": ["site file", "user file", "forbidden by the site"],
+        "keys": ["of the site", "of the user"],
+        "store": ["place", "bundles", "broken", "left of stopped imports"],
+        "bundle": ["id", "version", "digests", "signer"],
+        "files": ["writable by others"],
+        "memory of the bundle": ["context", "target", "needed bytes", "available bytes", "fits",
+                                 "layers on the GPU"],
+        "roles": ["target", "expert and base: same vocabulary"],
+    }  # fmt: skip
+    for section, names in parts.items():
+        assert set(names) <= found[section].keys(), section
+    text = run("doctor", "-m", str(bundle)).out
+    assert all(section in text for section in parts)
 
 
 def test_overlap_of_vocabularies() -> None:

@@ -10,17 +10,10 @@ import pytest
 from capt_local.bundle import store
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.write import describe, write_manifest
-from capt_local.cli.models import keys as models_keys
 from capt_local.engine import examine
 from capt_local.errors import ModelError
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_adapter, tiny_gguf
-
-
-@pytest.fixture(autouse=True)
-def no_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The keys of this machine's site are not those of the tests."""
-    monkeypatch.setattr(models_keys, "site_file", lambda: tmp_path / "etc" / "config.toml")
 
 
 def make(folder: Path, *, nan: bool = False) -> Path:
@@ -48,7 +41,7 @@ def test_from_one_machine_to_another(run: Run, tmp_path: Path) -> None:
     assert (result.code, fingerprint in result.out) == (0, True)
     result = run("models", "import", archive)
     assert (result.code, result.err) == (0, "")
-    assert f"tiny  is installed: signed by {fingerprint}" in result.out
+    assert f"tiny  is installed: signed by k ({fingerprint})" in result.out
     assert run("models", "verify", "tiny").code == 0
     assert "was installed already" in run("models", "import", archive).out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from capt_local.config import places, read
 from capt_local.config.limits import Feature, Limits
 from capt_local.config.read import read_site, read_user
 from capt_local.errors import UsageError
+from tests.conftest import real_site_file
 
+ROOT = Path(__file__).resolve().parents[2]
 CANARY = "zyzzyva-canary"
 AS_ROOT = pytest.mark.skipif(
     not hasattr(os, "getuid") or os.getuid() != 0, reason="only root makes files of others"
@@ -84,12 +87,25 @@ def test_the_users_place_is_that_of_the_environment(
 def test_the_environment_does_not_move_the_sites_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = places.site_file()
+    before = real_site_file()
     for name in ("XDG_CONFIG_DIRS", "XDG_CONFIG_HOME", "HOME", "CAPT_LOCAL_SITE_CONFIG"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("WIN_PD_OVERRIDE_COMMON_APPDATA", str(tmp_path))
-    assert places.site_file() == before
+    assert real_site_file() == before
     assert before.is_absolute()
+
+
+def test_no_test_reads_the_files_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither here nor in a process that a test starts, whatever its folder."""
+    ours = tmp_path_factory.getbasetemp()
+    for file in (places.site_file(), places.user_file(), *places.key_folders()):
+        assert file.is_relative_to(ours)
+    program = "from capt_local.config import places as p; print(p.site_file(), *p.key_folders())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    found = [str(each) for each in (places.site_file(), *places.key_folders())]
+    assert done.stdout.split() == found
 
 
 @pytest.mark.parametrize(

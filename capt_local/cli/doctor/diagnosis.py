@@ -65,6 +65,7 @@ def software(diagnosis: Diagnosis) -> dict[str, Any]:
         "llama-cpp-python": build.binding,
         "llama.cpp": build.llama_cpp,
         "Python": platform.python_version(),
+        "known flaws of this Python": "in unpacking archives" if flaws else "none",
         "platform": f"{platform.system()} {platform.machine()}",
         "build flags": build.system_info,
     }
@@ -83,6 +84,8 @@ def backend(diagnosis: Diagnosis) -> dict[str, Any]:
         right = library().computes(index)
         facts[device.name] = f"{device.kind}: {device.description}{free}"
         facts[f"{device.name} multiplies two matrices"] = "rightly" if right else "not"
+        if device.total:
+            facts[f"{device.name} free bytes"] = device.free
         if not right:
             diagnosis.problem(
                 ModelError(
@@ -99,8 +102,9 @@ def memory() -> dict[str, Any]:
 
     from capt_local.engine.memory import available_memory
 
-    total = int(psutil.virtual_memory().total)
-    return {"total": mebibytes(total), "available": mebibytes(available_memory())}
+    total, free = int(psutil.virtual_memory().total), available_memory()
+    facts: dict[str, Any] = {"total": mebibytes(total), "available": mebibytes(free)}
+    return facts | {"total bytes": total, "available bytes": free}
 
 
 def files(bundle: Bundle, check: bool) -> dict[str, Any]:
@@ -119,6 +123,7 @@ def files(bundle: Bundle, check: bool) -> dict[str, Any]:
         "version": bundle.version,
         "roles": ", ".join(bundle.models),
         "digests": ("verified" if check else "not checked") if known else "none known",
+        "signer": str(bundle.signer) if bundle.signer else "nobody whose key is trusted here",
     }
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from capt_local.bundle.manifest import MANIFEST, RECEIPT, SIGNATURE
 from capt_local.cli.mebibytes import mebibytes
-from capt_local.errors import ModelError
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle
@@ -88,14 +88,26 @@ def modes(bundle: Bundle, told: list[str]) -> dict[str, Any]:
     """Who can write the files of a bundle."""
     if sys.platform == "win32":
         return {"writable by others": "not known on Windows"}
-    files = [Path(model.path) for model in bundle.models.values()]
-    open_ = sorted(str(path) for path in set(_writable([*files, *(each.parent for each in files)])))
+    files = list(_files(bundle))
+    places = {*files, *(each.parent for each in files)}
+    open_ = sorted(str(path) for path in _writable(places))
     if open_:
         told.append(
             f"Other accounts can write {', '.join(open_)}, and so change what is loaded: "
             "chmod go-w."
         )
     return {"writable by others": len(open_)}
+
+
+def _files(bundle: Bundle) -> Iterator[Path]:
+    """Whatever decides what is loaded, and how it is asked."""
+    for model in bundle.models.values():
+        yield model.path
+        if model.template_file is not None:
+            yield model.template_file
+    yield from (adapter.path for adapter in bundle.adapters.values())
+    if bundle.folder is not None:
+        yield from (bundle.folder / name for name in (MANIFEST, SIGNATURE, RECEIPT))
 
 
 def _writable(paths: Iterable[Path]) -> Iterator[Path]:
@@ -105,16 +117,6 @@ def _writable(paths: Iterable[Path]) -> Iterator[Path]:
                 yield path
         except OSError:
             continue  # one that is missing is told elsewhere
-
-
-def store(told: list[str]) -> dict[str, Any]:
-    """The bundles that can be named by their id; broken ones are a warning each."""
-    from capt_local.bundle.store import available
-
-    broken: list[ModelError] = []
-    found = available(broken.append)
-    told.extend(str(error) for error in broken)
-    return {"bundles": ", ".join(bundle.id for bundle in found), "broken": len(broken)}
 
 
 def settings() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from capt_local.cli.doctor import diagnosis as find
+from capt_local.cli.doctor import stored
 from capt_local.cli.doctor import surroundings as around
 from capt_local.cli.doctor.diagnosis import Diagnosis
 from capt_local.cli.model_flags import ModelFlags
@@ -50,7 +51,8 @@ def examine(flags: ModelFlags) -> Diagnosis:
     found.attempt("memory", find.memory)
     found.attempt("private memory", lambda: around.private_memory(found.warnings))
     found.attempt("settings", around.settings)
-    found.attempt("store", lambda: around.store(found.warnings))
+    found.attempt("keys", stored.keys)
+    found.attempt("store", lambda: stored.store(flags.verify, found.warnings))
     try:
         bundle = find_bundle(flags)
         options = load_options(flags, bundle)

@@ -10,10 +10,8 @@ import typer
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import ViewFlags, option
-from capt_local.config.places import site_file, user_file
+from capt_local.config.places import key_folders
 from capt_local.report.screen import Screen
-
-_KEYS = "keys"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +29,6 @@ class TrustFlags:
     """Which key is trusted."""
 
     key: Annotated[Path, typer.Argument(metavar="FILE.pub", help="A public key, as PEM.")]
-
-
-def key_folders() -> list[Path]:
-    """Where trusted keys lie: the site's, the user's."""
-    return [file.parent / _KEYS for file in (site_file(), user_file())]
 
 
 def models_keygen(what: KeygenFlags, view: ViewFlags) -> int:

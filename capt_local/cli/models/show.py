@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from capt_local.bundle.card import SECTIONS
 from capt_local.bundle.check import Check
+from capt_local.bundle.manifest import Signer
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.model_flags import verify_option
 from capt_local.cli.models.verb import bundle_argument, mebibytes, size_of
 from capt_local.cli.options import ViewFlags, option
+from capt_local.cli.vouched import permitted
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
 from capt_local.report.view import Table
@@ -39,7 +41,7 @@ def models_show(what: ShowFlags, view: ViewFlags) -> int:
     from capt_local.bundle import store, verify
 
     screen = Screen.standard(view.verbose)
-    bundle = store.find(what.bundle)
+    bundle = permitted(store.find(what.bundle), what.verify)
     try:
         verify.verify(
             bundle, lambda role, part: screen.progress(f"reading {role}", part), what.verify
@@ -94,6 +96,8 @@ def _head(bundle: Bundle) -> dict[str, Any]:
         "context": bundle.context,
         "size": size_of(bundle),
         "place": str(bundle.folder),
+        "manifest_sha256": bundle.manifest_sha256,
+        "signer": bundle.signer.as_object() if bundle.signer else None,
     }
 
 
@@ -141,7 +145,9 @@ def _fits(
 
 
 def _tables(found: dict[str, Any]) -> list[Table]:
-    head = {**found["bundle"], "size": mebibytes(found["bundle"]["size"])}
+    about = found["bundle"]
+    by = Signer(**about["signer"]) if about["signer"] else "nobody whose key is trusted here"
+    head = {**about, "size": mebibytes(about["size"]), "signer": by}
     tables = [Table("Bundle", _rows(head))]
     for role, model in found["models"].items():
         told = {**model, "size": mebibytes(model["size"]), "vocabulary": f"{model['vocabulary']:,}"}

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.models.keys import key_folders
 from capt_local.cli.models.verb import bundle_argument
 from capt_local.cli.options import ViewFlags, option
+from capt_local.cli.vouched import signed, trusted, trusted_by_the_site
+from capt_local.config.limits import Feature
+from capt_local.config.read import read_site
 from capt_local.errors import UsageError
 from capt_local.report.screen import Screen
 
 if TYPE_CHECKING:
+    from capt_local.bundle.importing import Terms
     from capt_local.bundle.manifest import Bundle
 
 
@@ -49,9 +52,12 @@ class ImportFlags:
     key: Annotated[
         Path | None,
         option("--key", metavar="FILE.pub", help="Trusts this public key for this import too."),
+        Feature.UNSIGNED,
     ] = None
     allow_unsigned: Annotated[
-        bool, option("--allow-unsigned", help="Takes a bundle that nobody has signed.")
+        bool,
+        option("--allow-unsigned", help="Takes a bundle that nobody has signed."),
+        Feature.UNSIGNED,
     ] = False
     allow_older: Annotated[
         bool,
@@ -69,7 +75,7 @@ def models_export(what: ExportFlags, view: ViewFlags) -> int:
     from capt_local.bundle.signing import read_private
 
     screen = Screen.standard(view.verbose)
-    bundle = store.find(what.bundle)
+    bundle = signed(store.find(what.bundle))
     key = read_private(what.key) if what.key else None
     if key is None and not what.unsigned and bundle.folder:
         if not exporting.kept_signature(bundle.folder):
@@ -93,18 +99,16 @@ def models_import(what: ImportFlags, view: ViewFlags) -> int:
     After an interruption, the same command goes on where it was. Exit code 3 when the bundle is
     not to be trusted, damaged, or older than the installed one; the store is then what it was.
     """
-    from capt_local.bundle.importing import Terms, import_bundle
-    from capt_local.bundle.signing import read_public, trusted_keys
+    from capt_local.bundle.importing import import_bundle
 
     screen = Screen.standard(view.verbose)
-    keys = trusted_keys(key_folders())
-    if what.key is not None:
-        given = read_public(what.key)
-        keys[given.fingerprint] = given
-    terms = Terms(keys, what.allow_unsigned, what.allow_older)
+    terms = _terms(what)
 
     def look(bundle: Bundle) -> None:
+        from capt_local.runtime.tokenizers import check_tokenizers
+
         examine(bundle, screen)
+        check_tokenizers(bundle.models.values())
 
     try:
         found = import_bundle(what.path, terms, look, screen.progress)
@@ -114,11 +118,27 @@ def models_import(what: ImportFlags, view: ViewFlags) -> int:
     screen.notes(bundle.notices)
     if found.resumed:
         screen.note(f"note: {found.resumed >> 20:,} MiB were there of an earlier try.")
-    signed = f"signed by {found.signer}" if found.signer else "not signed by anybody"
+    by = f"signed by {bundle.signer}" if bundle.signer else "not signed by anybody"
     done = "is installed" if found.fresh else "was installed already, and is whole"
-    screen.line(f"{bundle.id} {bundle.version} {done}: {signed}.")
+    screen.line(f"{bundle.id} {bundle.version} {done}: {by}.")
     screen.line(f"Use it with: capt-local generate -m {bundle.id}")
     return ExitCode.OK
+
+
+def _terms(what: ImportFlags) -> Terms:
+    """What is taken in; where the site forbids unsigned bundles, only what its own keys signed."""
+    from capt_local.bundle.importing import Terms
+    from capt_local.bundle.signing import read_public
+
+    limits = read_site().limits
+    if limits.forbids(Feature.UNSIGNED):
+        why = f"Only keys of the site count: {limits.file} forbids {Feature.UNSIGNED}."
+        return Terms(trusted_by_the_site(), older=what.allow_older, key_hint=why, no_key_hint=why)
+    keys = dict(trusted())
+    if what.key is not None:
+        given = read_public(what.key)
+        keys[given.fingerprint] = given
+    return Terms(keys, what.allow_unsigned, what.allow_older)
 
 
 def examine(bundle: Bundle, screen: Screen) -> None:

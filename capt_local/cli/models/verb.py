@@ -10,6 +10,7 @@ import typer
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import ViewFlags, option
+from capt_local.cli.vouched import signed
 from capt_local.errors import ModelError
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
@@ -60,16 +61,29 @@ def models_list(how: ListFlags, view: ViewFlags) -> int:
 
     screen = Screen.standard(view.verbose)
     problems: list[ModelError] = []
-    found = store.available(problems.append)
+    found: list[Bundle] = []
+    for bundle in store.available(problems.append):
+        try:
+            found.append(signed(bundle))
+        except ModelError as error:
+            problems.append(ModelError(f"The bundle {bundle.id}: {error}"))
     if how.json:
         objects = [_as_object(bundle) for bundle in found]
         screen.line(dumps({"bundles": objects, "problems": [str(each) for each in problems]}))
     else:
         rows = tuple(
-            (bundle.id, bundle.version, mebibytes(size_of(bundle)), bundle.title, _place(bundle))
+            (
+                bundle.id,
+                bundle.version,
+                mebibytes(size_of(bundle)),
+                _signer(bundle),
+                bundle.title,
+                _place(bundle),
+            )
             for bundle in found
         )
-        screen.show(Table("Bundles", rows, ("id", "version", "size", "title", "place"), (2,)))
+        columns = ("id", "version", "size", "signed by", "title", "place")
+        screen.show(Table("Bundles", rows, columns, (2,)))
         screen.notes(line for bundle in found for line in bundle.notices)
     for problem in problems:
         screen.error(str(problem))
@@ -84,7 +98,7 @@ def models_verify(what: BundleFlags, view: ViewFlags) -> int:
     from capt_local.bundle import store, verify
 
     screen = Screen.standard(view.verbose)
-    bundle = store.find(what.bundle)
+    bundle = signed(store.find(what.bundle))
     try:
         checked = verify.verify(bundle, lambda role, part: screen.progress(f"reading {role}", part))
     finally:
@@ -93,7 +107,8 @@ def models_verify(what: BundleFlags, view: ViewFlags) -> int:
         screen.line(dumps({"ok": True, **_as_object(bundle), "files": len(checked)}))
         return ExitCode.OK
     screen.notes(bundle.notices)
-    screen.line(f"{bundle.id} is whole: {len(checked)} files, {mebibytes(size_of(bundle))}.")
+    by = f", signed by {bundle.signer}" if bundle.signer else ""
+    screen.line(f"{bundle.id} is whole: {len(checked)} files, {mebibytes(size_of(bundle))}{by}.")
     return ExitCode.OK
 
 
@@ -126,6 +141,12 @@ def mebibytes(count: int) -> str:
     return f"{count / (1 << 20):,.1f} MiB"
 
 
+def _signer(bundle: Bundle) -> str:
+    """Short, for a column."""
+    signer = bundle.signer
+    return (signer.name or f"{signer.key[:16]}...") if signer else ""
+
+
 def _place(bundle: Bundle) -> str:
     return str(bundle.folder or Path())
 
@@ -139,5 +160,7 @@ def _as_object(bundle: Bundle) -> dict[str, Any]:
         "size": size_of(bundle),
         "pairs": bundle.pairs,
         "place": _place(bundle),
+        "manifest_sha256": bundle.manifest_sha256,
+        "signer": bundle.signer.as_object() if bundle.signer else None,
         "notices": list(bundle.notices),
     }

@@ -1,0 +1,88 @@
+"""Who has signed a bundle, and whether the site lets it be used."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from capt_local.bundle.check import Check
+from capt_local.config.limits import Feature
+from capt_local.config.places import key_folders
+from capt_local.config.read import read_site
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from capt_local.bundle.manifest import Bundle
+    from capt_local.bundle.signing import TrustedKey
+
+
+def signed(bundle: Bundle) -> Bundle:
+    """A bundle with its signer: the key that vouched at import, or one that is trusted now.
+
+    A notice tells of a key that is not trusted.
+
+    Raises:
+        ModelError: the signature is damaged, or does not fit the manifest.
+    """
+    from capt_local.bundle.signer import vouched
+
+    found = vouched(bundle, trusted)
+    if found.stranger:
+        told = (
+            f"The bundle {bundle.id} is signed with a key that is not trusted here "
+            f"({found.stranger})."
+        )
+        bundle = dataclasses.replace(bundle, notices=(*bundle.notices, told))
+    return dataclasses.replace(bundle, signer=found.signer)
+
+
+def permitted(bundle: Bundle, check: Check = Check.CACHED) -> Bundle:
+    """The same, where the site lets the bundle be used.
+
+    Where unsigned bundles are forbidden, one of the site's own keys has to have signed it: a key
+    that a user trusts would lift the limit. The demo that came with the program is as good as that.
+
+    Args:
+        bundle: read from its manifest.
+        check: how its digests will be checked; a signature of digests that nobody looks at is none.
+
+    Raises:
+        UsageError: the site forbids it.
+        ModelError: see `signed`.
+    """
+    from capt_local.bundle.signer import vouched
+    from capt_local.bundle.store import is_packaged
+
+    limits = read_site().limits
+    if limits.forbids(Feature.UNSIGNED):
+        if check is Check.NEVER:
+            limits.refuse(Feature.UNSIGNED, "--verify never")
+        if not is_packaged(bundle):
+            found = vouched(bundle, trusted_by_the_site, receipts=False)
+            if found.signer is None:
+                limits.refuse(Feature.UNSIGNED, "A bundle that no key of the site has signed")
+            return dataclasses.replace(bundle, signer=found.signer)
+    return signed(bundle)
+
+
+def trusted() -> Mapping[str, TrustedKey]:
+    """The keys that are trusted here: the site's and the user's.
+
+    Raises:
+        ModelError: one is no key, or others than its owner may write it.
+    """
+    from capt_local.bundle.signing import trusted_keys
+
+    return trusted_keys(key_folders())
+
+
+def trusted_by_the_site() -> Mapping[str, TrustedKey]:
+    """The site's keys alone.
+
+    Raises:
+        ModelError: see `trusted`.
+    """
+    from capt_local.bundle.signing import trusted_keys
+
+    return trusted_keys(key_folders()[:1])

@@ -1,0 +1,221 @@
+"""Bad bundles on a stick: one clear line, exit code 3, and the store is what it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from capt_local.bundle import exporting, importing, store
+from capt_local.bundle.manifest import MANIFEST, SIGNATURE, Bundle
+from capt_local.bundle.signing import read_private, sign
+from capt_local.bundle.write import describe, write_manifest
+from tests.bundle.travelling import everything
+from tests.cli.conftest import Run
+from tests.tiny_models import tiny_gguf
+
+SEEDS = {"target": 1, "expert": 2, "base": 3}
+
+
+class Stick:
+    """A signed bundle as a folder, and ways to spoil it."""
+
+    def __init__(self, folder: Path, key: Path) -> None:
+        self.folder = folder
+        self._key = key
+        folder.mkdir()
+        models = {
+            role: describe(role, tiny_gguf(folder / f"{role}.gguf", seed=seed))
+            for role, seed in SEEDS.items()
+        }
+        write_manifest(Bundle(id="tiny", models=models, version="2"), folder)
+        self.sign()
+
+    def sign(self) -> None:
+        manifest = (self.folder / MANIFEST).read_bytes()
+        (self.folder / SIGNATURE).write_bytes(sign(manifest, read_private(self._key)))
+
+    def change(self, old: str, new: str) -> None:
+        """Another manifest, signed by the same hand."""
+        text = (self.folder / MANIFEST).read_text()
+        assert old in text
+        (self.folder / MANIFEST).write_text(text.replace(old, new))
+        self.sign()
+
+    def size(self, role: str) -> int:
+        return (self.folder / f"{role}.gguf").stat().st_size
+
+
+@pytest.fixture
+def stick(run: Run, tmp_path: Path) -> Stick:
+    assert run("models", "keygen", "-o", str(tmp_path / "house")).code == 0
+    assert run("models", "trust", str(tmp_path / "house.pub")).code == 0
+    return Stick(tmp_path / "stick", tmp_path / "house.key")
+
+
+def another_key(stick: Stick) -> None:
+    from capt_local.bundle.signing import new_key
+
+    private, _, _ = new_key(stick.folder.with_name("stranger"))
+    manifest = (stick.folder / MANIFEST).read_bytes()
+    (stick.folder / SIGNATURE).write_bytes(sign(manifest, read_private(private)))
+
+
+def no_key(stick: Stick) -> None:
+    (stick.folder / SIGNATURE).unlink()
+
+
+def a_missing_file(stick: Stick) -> None:
+    (stick.folder / "base.gguf").unlink()
+
+
+def an_extra_file(stick: Stick) -> None:
+    (stick.folder / "more.gguf").write_bytes(b"GGUF")
+
+
+def swapped_roles(stick: Stick) -> None:
+    folder = stick.folder
+    os.rename(folder / "expert.gguf", folder / "x")
+    os.rename(folder / "base.gguf", folder / "expert.gguf")
+    os.rename(folder / "x", folder / "base.gguf")
+    assert stick.size("expert") == stick.size("base")
+
+
+def the_same_model_twice(stick: Stick) -> None:
+    text = (stick.folder / MANIFEST).read_text()
+    digests = [line for line in text.splitlines() if line.startswith("sha256")]
+    stick.change(digests[2], digests[1])
+    shutil.copy(stick.folder / "expert.gguf", stick.folder / "base.gguf")
+
+
+def the_same_file_twice(stick: Stick) -> None:
+    the_same_model_twice(stick)
+    stick.change('"base.gguf"', '"expert.gguf"')
+    (stick.folder / "base.gguf").unlink()
+
+
+def a_wrong_size(stick: Stick) -> None:
+    with (stick.folder / "base.gguf").open("ab") as file:
+        file.write(b"x")
+
+
+def a_newer_format(stick: Stick) -> None:
+    stick.change("schema = 1", "schema = 2\nof_tomorrow = [1, 2]")
+
+
+def a_newer_program(stick: Stick) -> None:
+    stick.change('version = "2"', 'version = "2"\nrequires = "99.0"\nof_tomorrow = 1')
+
+
+def a_damaged_signature(stick: Stick) -> None:
+    (stick.folder / SIGNATURE).write_bytes(b"no signature")
+
+
+def no_manifest(stick: Stick) -> None:
+    (stick.folder / MANIFEST).unlink()
+
+
+def a_date_that_is_none(stick: Stick) -> None:
+    stick.change('version = "2"', 'version = "2"\nreview_by = "soon"')
+
+
+def another_tokenizer(stick: Stick) -> None:
+    stick.change("[models.base]", f'[models.base]\ntokenizer_sha256 = "{"0" * 64}"')
+
+
+def another_template(stick: Stick) -> None:
+    stick.change("[models.base]", f'[models.base]\ntemplate_sha256 = "{"0" * 64}"')
+
+
+BAD: list[tuple[Callable[[Stick], None], str]] = [
+    (another_key, "signed with a key that is not trusted here"),
+    (no_key, "The bundle is not signed, so nobody knows who made it"),
+    (a_missing_file, "base.gguf is not there"),
+    (an_extra_file, "holds a file that the manifest does not name"),
+    (swapped_roles, "expert.gguf is not the file that the manifest names: its SHA-256 differs"),
+    (the_same_model_twice, "The expert and its base are the same model"),
+    (the_same_file_twice, "The expert and its base are the same model"),
+    (a_wrong_size, "which is not what the bundle says"),
+    (a_newer_format, "the bundle tiny was made for a newer capt-local: its format is 2"),
+    (a_newer_program, "the bundle tiny was made for a newer capt-local: it needs 99.0"),
+    (a_damaged_signature, "The signature (bundle.sig) is damaged"),
+    (no_manifest, "bundle.toml is not there"),
+    (a_date_that_is_none, "review_by must be a day"),
+    (another_tokenizer, "The tokenizer of the base is not the one that the bundle names"),
+    (another_template, "The chat template of the base is not the one that the bundle names"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "says"), BAD, ids=[spoil.__name__ for spoil, _ in BAD])
+def test_a_bad_bundle_is_one_line(
+    spoil: Callable[[Stick], None], says: str, stick: Stick, run: Run
+) -> None:
+    before = everything(store.user_folder()) if store.user_folder().exists() else {}
+    spoil(stick)
+    result = run("models", "import", str(stick.folder))
+    assert (result.code, result.out, result.err.count("\n")) == (3, "", 1), result
+    assert says in result.err
+    after = everything(store.user_folder()) if store.user_folder().exists() else {}
+    assert after == before
+
+
+def test_a_key_that_is_none(stick: Stick, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.pub").write_text("no key")
+    result = run("models", "import", str(stick.folder), "--key", str(tmp_path / "x.pub"))
+    assert (result.code, result.out, result.err.count("\n")) == (3, "", 1)
+    assert "x.pub holds no public Ed25519 key" in result.err
+
+
+def test_a_review_that_is_past_is_a_warning(stick: Stick, run: Run) -> None:
+    stick.change('version = "2"', 'version = "2"\nreview_by = 2020-01-31')
+    result = run("models", "import", str(stick.folder))
+    assert result.code == 0, result.err
+    assert result.err.count("\n") == 1 and "was to be reviewed by 2020-01-31" in result.err
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_copied(
+    stick: Stick, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(stick.folder)
+    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda _: usage._replace(free=50_000))
+    result = run("models", "import", str(stick.folder))
+    assert (result.code, result.out, result.err.count("\n")) == (3, "", 1)
+    assert "There is not enough room in" in result.err and "Nothing was copied" in result.err
+    assert not list(store.incoming_folder().rglob("*.gguf"))
+
+
+def test_a_stick_that_is_pulled_is_gone_on_with(
+    stick: Stick, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importing._next
+    calls = [0]
+
+    def pulled(source, member, count):  # type: ignore[no-untyped-def]
+        calls[0] += 1
+        if calls[0] > 1:
+            source.read = lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+        return real(source, member, count)
+
+    monkeypatch.setattr(importing, "_next", pulled)
+    result = run("models", "import", str(stick.folder))
+    assert (result.code, result.err.count("\n")) == (3, 1)
+    assert "cannot be read any more: Input/output error" in result.err
+    assert not (store.user_folder() / "tiny").exists()
+    monkeypatch.setattr(importing, "_next", real)
+    result = run("models", "import", str(stick.folder))
+    assert result.code == 0, result.err
+    assert "were there of an earlier try" in result.err
+    assert run("models", "verify", "tiny").code == 0
+
+
+@pytest.mark.parametrize("spoil", [swapped_roles, a_wrong_size, a_missing_file, a_newer_program])
+def test_an_installed_bundle_that_is_spoilt_answers_nothing(
+    spoil: Callable[[Stick], None], stick: Stick, run: Run
+) -> None:
+    spoil(stick)
+    for verb in (["generate", "-p", "x", "-t", "1", "-m"], ["models", "verify"]):
+        result = run(*verb, str(stick.folder))
+        assert (result.code, result.out, result.err.count("\n")) == (3, "", 1), result

@@ -1,0 +1,174 @@
+"""Who has signed is told everywhere, and a site can forbid what its own keys have not signed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from capt_local.bundle import store
+from capt_local.bundle.manifest import Bundle, Signer
+from capt_local.bundle.write import describe, write_manifest
+from capt_local.config import places
+from capt_local.provenance import about_bundle
+from tests.cli.conftest import Run
+from tests.cli.fake_runtime import Script
+from tests.tiny_models import tiny_gguf
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The site's file, that this account may write as if it were root."""
+    from capt_local.config import read
+
+    monkeypatch.setattr(read, "_check_owner", lambda *_: None)
+    file = places.site_file()
+    file.parent.mkdir(parents=True)
+    return file
+
+
+@pytest.fixture
+def archive(run: Run, tmp_path: Path) -> Path:
+    """A bundle on a stick, signed with the key `house`."""
+    folder = tmp_path / "from"
+    folder.mkdir()
+    file = tiny_gguf(folder / "target.gguf", seed=1)
+    models = {"target": describe("target", file)}
+    write_manifest(Bundle(id="tiny", models=models, version="1"), folder)
+    assert run("models", "keygen", "-o", str(tmp_path / "house")).code == 0
+    place = tmp_path / "tiny.capt"
+    key = str(tmp_path / "house.key")
+    assert run("models", "export", str(folder), "-o", str(place), "--key", key).code == 0
+    return place
+
+
+def trust_for_all(tmp_path: Path, site: Path) -> None:
+    """The administrator installs the key."""
+    (site.parent / "keys").mkdir(exist_ok=True)
+    shutil.copy(tmp_path / "house.pub", site.parent / "keys")
+
+
+FORBID = "[limits]\nunsigned-bundles = false\n"
+
+
+def test_the_signer_is_told(run: Run, archive: Path, tmp_path: Path) -> None:
+    fingerprint = run("models", "trust", str(tmp_path / "house.pub")).out.split()[-1]
+    assert run("models", "import", str(archive)).code == 0
+    told = json.loads(run("models", "list", "--json").out)["bundles"]
+    listed = {each["id"]: each for each in told}
+    assert listed["tiny"]["signer"] == {"key": fingerprint, "name": "house"}
+    assert listed["demo"]["signer"] is None
+    assert "house" in run("models", "list").out
+    shown = json.loads(run("models", "show", "tiny", "--json").out)["bundle"]
+    assert shown["signer"] == {"key": fingerprint, "name": "house"}
+    assert len(shown["manifest_sha256"]) == 64
+    assert f"house ({fingerprint})" in " ".join(run("models", "show", "tiny").out.split())
+    assert f"signed by house ({fingerprint})" in run("models", "verify", "tiny").out
+
+
+def test_the_signer_stands_in_the_provenance(
+    run: Run, script: Script, archive: Path, tmp_path: Path
+) -> None:
+    run("models", "import", str(archive), "--key", str(tmp_path / "house.pub"))
+    result = run("generate", "-m", "tiny", "-p", "x", "--json", "--method", "target")
+    assert result.code == 0, result.err
+    bundle = script.calls[0]["bundle"]
+    assert bundle.signer == Signer(bundle.signer.key, "house")
+    about = json.loads(result.out)["provenance"]["bundle"]
+    assert about == about_bundle(bundle)
+    assert about["signer"] == {"key": bundle.signer.key, "name": "house"}
+    assert about["manifest_sha256"] == bundle.manifest_sha256 is not None
+
+
+def test_files_have_no_signer(run: Run, script: Script) -> None:
+    about = json.loads(run("generate", "{models}", "-p", "x", "--json").out)["provenance"]["bundle"]
+    assert about == {"id": "files", "version": "", "manifest_sha256": None, "signer": None}
+
+
+def test_a_key_that_is_not_trusted_is_a_note(run: Run, script: Script, archive: Path) -> None:
+    import_as_folder(run, archive)
+    folder = archive.with_name("folder")
+    result = run("generate", "-m", str(folder), "-p", "x", "--method", "target")
+    assert result.code == 0
+    assert "is signed with a key that is not trusted here" in result.err
+
+
+def import_as_folder(run: Run, archive: Path) -> None:
+    """The same bundle as a folder beside the archive."""
+    key = str(archive.with_name("house.key"))
+    made = run(
+        "models", "export", str(archive.with_name("from")), "-o", str(archive.with_name("folder")),
+        "--key", key,
+    )  # fmt: skip
+    assert made.code == 0
+
+
+def test_a_manifest_that_was_changed_behind_its_signature(
+    run: Run, script: Script, archive: Path, tmp_path: Path
+) -> None:
+    run("models", "import", str(archive), "--key", str(tmp_path / "house.pub"))
+    file = store.user_folder() / "tiny" / "bundle.toml"
+    file.write_text(file.read_text().replace('version = "1"', 'version = "9"'))
+    for verb in (["generate", "-p", "x", "-m"], ["models", "show"], ["models", "verify"]):
+        result = run(*verb, "tiny")
+        assert (result.code, result.out) == (3, "")
+        assert "The signature does not fit the manifest" in result.err
+    listed = run("models", "list")
+    assert listed.code == 3
+    assert "tiny" not in listed.out and "does not fit the manifest" in listed.err
+    assert not script.calls
+
+
+def refused(run: Run, site: Path, *arguments: str) -> None:
+    result = run(*arguments)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result
+    assert str(site) in result.err and "unsigned-bundles" in result.err
+
+
+def test_a_site_forbids_what_nobody_has_signed(
+    run: Run, script: Script, archive: Path, site: Path, tmp_path: Path
+) -> None:
+    import_as_folder(run, archive)
+    folder = str(tmp_path / "from")
+    run("models", "import", str(archive), "--key", str(tmp_path / "house.pub"))
+    site.write_text(FORBID)
+    refused(run, site, "generate", "{models}", "-p", "x")  # files given by their paths
+    refused(run, site, "generate", "-m", folder, "-p", "x")  # not signed
+    refused(run, site, "models", "show", folder)
+    refused(run, site, "generate", "-m", str(tmp_path / "folder"), "-p", "x")  # by a stranger
+    refused(run, site, "generate", "-m", "tiny", "-p", "x")  # its key was trusted by a user
+    assert not script.calls
+    assert run("models", "list").code == 0
+    trust_for_all(tmp_path, site)
+    for reference in ("tiny", str(tmp_path / "folder"), "demo"):
+        assert run("generate", "-m", reference, "-p", "x", "--method", "target").code == 0
+    assert script.calls[0]["bundle"].signer.name == "house"
+    refused(run, site, "generate", "-m", "tiny", "-p", "x", "--verify", "never")
+    refused(run, site, "generate", "-m", "tiny", "-p", "x", "--no-verify")
+
+
+def test_a_user_does_not_lift_the_limit(
+    run: Run, script: Script, archive: Path, site: Path, tmp_path: Path
+) -> None:
+    site.write_text(FORBID)
+    assert run("models", "trust", str(tmp_path / "house.pub")).code == 0
+    before = sorted(store.user_folder().parent.rglob("*"))
+    result = run("models", "import", str(archive))
+    assert (result.code, result.out, result.err.count("\n")) == (3, "", 1)
+    assert f"Only keys of the site count: {site} forbids unsigned-bundles" in result.err
+    refused(run, site, "models", "import", str(archive), "--key", str(tmp_path / "house.pub"))
+    refused(run, site, "models", "import", str(archive), "--allow-unsigned")
+    assert sorted(store.user_folder().parent.rglob("*")) == before
+    trust_for_all(tmp_path, site)
+    assert run("models", "import", str(archive)).code == 0
+    assert run("generate", "-m", "tiny", "-p", "x", "--method", "target").code == 0
+
+
+def test_doctor_tells_what_the_site_refuses(run: Run, site: Path, tmp_path: Path) -> None:
+    site.write_text(FORBID)
+    file = tiny_gguf(tmp_path / "t.gguf", seed=1)
+    found = json.loads(run("doctor", "--target", str(file), "--json").out)
+    assert found["exit_code"] == 2
+    assert str(site) in found["problems"][0]
