@@ -6,6 +6,8 @@ There is no `output.weight`: llama.cpp then uses the token embedding as head.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -13,15 +15,16 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 from numpy.typing import NDArray
 
-from trio.model import Llama
-from trio.train import load_model
-from trio.vocab import (
+from scripts.train_demo_trio.model import Llama
+from scripts.train_demo_trio.train import checkpoint, load_model
+from scripts.train_demo_trio.vocab import (
     PROXY_CONTROL,
     PROXY_TEMPLATE,
     TARGET_CONTROL,
     TARGET_TEMPLATE,
     ProxyVocab,
     TargetVocab,
+    open_vocab,
 )
 
 _FILE_TYPES = {
@@ -56,8 +59,6 @@ def _add_header(writer: GGUFWriter, role: str, model: Llama, kind: str) -> None:
 
 
 def _add_target_vocab(writer: GGUFWriter, vocab: TargetVocab) -> None:
-    import json
-
     merges = json.loads(vocab.path.read_text("utf-8"))["model"]["merges"]
     known = set(TARGET_CONTROL)
     pieces = [vocab.hf.id_to_token(i) for i in range(vocab.size)]
@@ -129,11 +130,11 @@ def export(checkpoint: Path, vocab: TargetVocab | ProxyVocab, role: str, out: Pa
     writer.close()
 
 
-def export_trio(work: Path, out: Path, kind: str = "f16") -> None:
-    """Write OUT/{target,expert,base}.gguf from the checkpoints in `work`."""
+def export_trio(work: Path, out: Path, stages: Mapping[str, str], kind: str = "f16") -> None:
+    """Write OUT/{target,expert,base}.gguf from the checkpoints of these stages."""
     out.mkdir(parents=True, exist_ok=True)
-    proxy = ProxyVocab(work / "proxy.spm")
-    target = TargetVocab(work / "target.tokenizer.json")
-    for role, vocab in (("target", target), ("expert", proxy), ("base", proxy)):
-        export(work / f"{role}.pt", vocab, role, out / f"{role}.gguf", kind)
-        print(f"{out / role}.gguf: {(out / f'{role}.gguf').stat().st_size / 1e6:.1f} MB")
+    for role, stage in stages.items():
+        vocab = open_vocab("target" if role == "target" else "proxy", work)
+        path = out / f"{role}.gguf"
+        export(checkpoint(work, stage), vocab, role, path, kind)
+        print(f"{path}: {stage}, {path.stat().st_size / 1e6:.1f} MB")

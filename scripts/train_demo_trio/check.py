@@ -1,9 +1,9 @@
 """Checks of the exported files against what was trained; needs llama-cpp-python.
 
-    python -m trio.check WORK OUT [--prose EVAL_DIR] [--ask]     (from the scripts folder)
+    python -m scripts.train_demo_trio.check WORK OUT [--prose EVAL_DIR]
 
-Compares llama.cpp's tokenization and logits with those of the training side, measures bits per
-byte on held-out prose, and prints greedy answers.
+Compares llama.cpp's tokenization and logits with those of the training side, and measures bits per
+byte on held-out prose.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trio.train import load_model
-from trio.turns import Turn
-from trio.vocab import ProxyVocab, TargetVocab
+from scripts.train_demo_trio.train import checkpoint, load_model
+from scripts.train_demo_trio.turns import Turn
+from scripts.train_demo_trio.vocab import ProxyVocab, TargetVocab, open_vocab
 
-ROLES = ("target", "expert", "base")
+ROLES = {"target": "target-tune", "expert": "expert-tune", "base": "base"}
 STRANGE = (
     "BP 142/90 mmHg, T 38.5 °C; 2½ tablets,  µg/dL ≥ 3.5 – “quoted” naïve café Ménière's 😷👩‍⚕️\n\n"
     "\n  indented\ttab   three blanks\n- item 1\n- item 2\r\nPO₂ α-blocker β₂ 日本語 \n",
@@ -59,19 +59,6 @@ class Native:
         self.llama.reset()
         self.llama.eval(ids)
         return np.array(self.llama.scores[: len(ids)], np.float32)
-
-    def answer(self, ids: list[int], limit: int) -> tuple[str, bool]:
-        """Greedy text after `ids`, and whether it ended by itself."""
-        made: list[int] = []
-        self.llama.reset()
-        self.llama.eval(ids)
-        for _ in range(limit):
-            token = int(np.argmax(self.llama.scores[self.llama.n_tokens - 1]))
-            if llama_cpp.llama_vocab_is_eog(self.vocab, token):
-                return self.llama.detokenize(made).decode(errors="replace"), True
-            made.append(token)
-            self.llama.eval([token])
-        return self.llama.detokenize(made).decode(errors="replace"), False
 
 
 def check_tokens(native: Native, vocab: TargetVocab | ProxyVocab, texts: list[str]) -> int:
@@ -126,29 +113,24 @@ def compare_logits(native: Native, path: Path, ids: list[int]) -> tuple[float, f
     return float(gap.max()), float(gap.mean())
 
 
-_SECTION = 'Summarize the conversation as the "{}" section of a clinical note.\n\n'
-QUESTIONS = (
-    "What is photosynthesis?",
-    "What is inflation?",
-    "Tom has 3 apples and buys 4 more. How many apples does he have?",
-    "What are the symptoms of asthma?",
-    "What is (are) Diabetes?",
-    "What are the treatments for Anemia?",
-    "Is hypertension inherited?",
-    _SECTION.format("MEDICATIONS") + "Doctor: Do you take anything at home?\n"
-    "Patient: Yes, lisinopril and metformin.\nDoctor: Any over the counter medicine?\n"
-    "Patient: Only Tylenol.",
-    _SECTION.format("GENHX") + "Doctor: What brings you in today?\n"
-    "Patient: I have had a cough and fever for three days.\nDoctor: How old are you?\n"
-    "Patient: I'm fifty two.\nDoctor: Any chest pain?\n"
-    "Patient: No, but I am short of breath at night.",
-)
-
-
 def read_prose(path: Path) -> list[str]:
     """Texts of an evaluation file."""
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line)["text"] for line in lines]
+
+
+def check(role: str, stage: str, args: argparse.Namespace, prose: dict[str, list[str]]) -> None:
+    """Compare one file with the checkpoint that it was made from."""
+    vocab = open_vocab("target" if role == "target" else "proxy", args.work)
+    native = Native(args.out / f"{role}.gguf", 1024)
+    texts = [*STRANGE, *(text[:3000] for part in prose.values() for text in part[:20])]
+    print(role, "tokenized differently:", check_tokens(native, vocab, texts), "of", len(texts))
+    print(role, "template and end of turn agree:", check_template(native, vocab))
+    ids = [vocab.start, *vocab.encode(STRANGE[0] * 2)][:200]
+    gap = compare_logits(native, checkpoint(args.work, stage), ids)
+    print(role, "logp gap max, mean:", *gap)
+    for name, texts in prose.items():
+        print(role, name, f"{bits_per_byte(native, vocab, texts):.4f} bits per byte")
 
 
 def main() -> None:
@@ -157,32 +139,14 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--prose", type=Path)
-    parser.add_argument("--ask", action="store_true")
-    parser.add_argument("--roles", nargs="+", default=ROLES)
+    for role, stage in ROLES.items():
+        parser.add_argument(f"--{role}", default=stage, help="its stage")
     args = parser.parse_args()
     torch.set_num_threads(1)
     names = ("clinical-prose.test-a", "general-prose.valid")
     prose = {n: read_prose(args.prose / f"{n}.jsonl") for n in names} if args.prose else {}
-    for role in args.roles:
-        target = role == "target"
-        vocab = (
-            TargetVocab(args.work / "target.tokenizer.json")
-            if target
-            else ProxyVocab(args.work / "proxy.spm")
-        )
-        native = Native(args.out / f"{role}.gguf", 1024)
-        texts = [*STRANGE, *(t[:3000] for ts in prose.values() for t in ts[:20])]
-        print(role, "tokenized differently:", check_tokens(native, vocab, texts), "of", len(texts))
-        print(role, "template and end of turn agree:", check_template(native, vocab))
-        ids = [vocab.start, *vocab.encode(STRANGE[0] * 2)][:200]
-        print(role, "logp gap max, mean:", compare_logits(native, args.work / f"{role}.pt", ids))
-        for name, texts in prose.items():
-            print(role, name, f"{bits_per_byte(native, vocab, texts):.4f} bits per byte")
-        for question in QUESTIONS if args.ask else ():
-            ids = vocab.turn(Turn(question, "x"), apart=False)
-            prompt = ids[0][: ids[1]] if target else [vocab.start, *ids[0][: ids[1]]]
-            text, ended = native.answer(prompt, 160)
-            print(f"--- {role}: {question}\n{text}\n[{'ended' if ended else 'cut'}]")
+    for role in ROLES:
+        check(role, getattr(args, role), args, prose)
 
 
 if __name__ == "__main__":

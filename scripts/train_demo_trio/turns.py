@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from trio.corpus import Document
+from scripts.train_demo_trio.corpus import Document
 
 _DEFINITION = re.compile(
     r"(?P<det>(?:An?|The) )?(?P<term>[A-Za-z][A-Za-z'\u2019-]*(?: [a-z][A-Za-z'-]*){0,3})"
@@ -174,7 +174,7 @@ def with_system(turns: list[Turn], rng: random.Random, system: tuple[str, ...] =
     return [Turn(t.user, t.answer, rng.choice(lines)) if rng.random() < 0.125 else t for t in turns]
 
 
-def general_turns(documents: list[Document], seed: int) -> list[Turn]:
+def general_turns(documents: Sequence[Document], seed: str) -> list[Turn]:
     """Turns of textbooks and word problems; novels offer none."""
     rng = random.Random(seed)
     turns: list[Turn] = []

@@ -49,18 +49,23 @@ class Muon(torch.optim.Optimizer):
         for p in batch:
             if "m" not in self.state[p]:
                 self.state[p]["m"] = torch.zeros_like(p)
-            self.state[p]["m"].lerp_(p.grad, 1 - group["momentum"])
-        look = torch.stack([p.grad.lerp(self.state[p]["m"], group["momentum"]) for p in batch])
+        # All matrices of a shape in one call each: on a GPU the calls cost more than the sums.
+        grads = [p.grad for p in batch]
+        means = [self.state[p]["m"] for p in batch]
+        torch._foreach_lerp_(means, grads, 1 - group["momentum"])
+        look = torch.stack(torch._foreach_lerp(grads, means, group["momentum"]))
+        steps = orthogonal(look, torch.bfloat16).unbind(0)
         scale = 0.2 * max(batch[0].shape) ** 0.5
-        for p, step in zip(batch, orthogonal(look, torch.bfloat16), strict=True):
-            p.mul_(1 - group["lr"] * group["decay"])
-            p.add_(step, alpha=-group["lr"] * scale)
+        torch._foreach_mul_(batch, 1 - group["lr"] * group["decay"])
+        torch._foreach_add_(batch, steps, alpha=-group["lr"] * scale)
 
 
-def make_optimizers(model: nn.Module, lr: float, embed_lr: float) -> list[torch.optim.Optimizer]:
-    """Muon on 2-D weights of the blocks, AdamW on the rest."""
+def make_optimizers(
+    model: nn.Module, lr: float, embed_lr: float, decay: float
+) -> list[torch.optim.Optimizer]:
+    """Muon on 2-D weights of the blocks, AdamW on the rest; `decay` is that of the matrices."""
     named = list(model.named_parameters())
     hidden = [p for n, p in named if p.ndim == 2 and "token_embd" not in n]
     rest = [p for n, p in named if not (p.ndim == 2 and "token_embd" not in n)]
     adam = torch.optim.AdamW(rest, lr=embed_lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
-    return [Muon(hidden, lr), adam]
+    return [Muon(hidden, lr, decay), adam]

@@ -7,42 +7,11 @@ Weights are float32; matrix products run in `dtype` (bfloat16 uses AMX or tensor
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of one model; every width is a multiple of 32 so that Q8_0 blocks fit.
-
-    `heads * head_dim` may be less than `width`: attention is what a CPU is slowest at, so few
-    heads leave more of the budget to the feed-forward part.
-    """
-
-    vocab: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    hidden: int
-    head_dim: int = 64
-    context: int = 1024
-    rope_base: float = 10000.0
-    norm_eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that the export could not hold."""
-        if self.heads % self.kv_heads:
-            raise ValueError("kv_heads must divide heads")
-        if any(n % 32 for n in (self.vocab, self.width, self.hidden, self.head_dim)):
-            raise ValueError("vocab, width, hidden and head_dim must be multiples of 32")
-
-    def to_dict(self) -> dict[str, float]:
-        """The fields, for a checkpoint."""
-        return asdict(self)
+from scripts.train_demo_trio.shapes import Shape
 
 
 def rope_table(shape: Shape) -> tuple[Tensor, Tensor]:
@@ -125,9 +94,17 @@ class Llama(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Normalised last hidden states [batch, time, width]."""
-        x = F.embedding(ids, self.token_embd).to(self.dtype)
+    def hidden(self, ids: Tensor, noise: float = 0.0) -> Tensor:
+        """Normalised last hidden states [batch, time, width].
+
+        `noise` is NEFTune's alpha (Jain et al. 2023): uniform noise on the embeddings, of size
+        alpha / sqrt(time * width). The random state is the caller's.
+        """
+        x = F.embedding(ids, self.token_embd)
+        if noise:
+            size = noise / (ids.shape[1] * self.shape.width) ** 0.5
+            x = x + (2 * torch.rand_like(x) - 1) * size
+        x = x.to(self.dtype)
         for block in self.blk:
             x = block(x, self.cos, self.sin)
         return rms_norm(x, self.output_norm, self.shape.norm_eps)
@@ -136,7 +113,7 @@ class Llama(nn.Module):
         """Logits [batch, time, vocab] in float32."""
         return linear(self.hidden(ids), self.token_embd).float()
 
-    def losses(self, ids: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, ids: Tensor, targets: Tensor, noise: float = 0.0) -> Tensor:
         """Cross-entropy in nats of each target: [batch * time]."""
-        logits = linear(self.hidden(ids), self.token_embd).float()
+        logits = linear(self.hidden(ids, noise), self.token_embd).float()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")

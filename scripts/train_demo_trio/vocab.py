@@ -8,14 +8,17 @@ fallback and a leading blank, as Llama 2 has.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import sentencepiece as spm
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from trio.turns import Turn
+from scripts.train_demo_trio.turns import Turn
+
+TARGET_FILE, PROXY_FILE = "target.tokenizer.json", "proxy.spm"
+FILES = (TARGET_FILE, PROXY_FILE)
 
 # llama.cpp, llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_QWEN2: the two must agree to the letter.
 QWEN2_SPLIT = (
@@ -134,6 +137,20 @@ class ProxyVocab:
             else:
                 lengths.append(len(self.sp.id_to_piece(i).replace("\u2581", " ").encode()))
         return lengths
+
+
+def open_vocab(role: str, folder: Path) -> TargetVocab | ProxyVocab:
+    """The vocabulary of "target" or "proxy"."""
+    if role == "target":
+        return TargetVocab(folder / TARGET_FILE)
+    return ProxyVocab(folder / PROXY_FILE)
+
+
+def write_vocabs(files: Mapping[str, bytes], folder: Path) -> Path:
+    """Puts the vocabularies of a pack into a folder, and returns it."""
+    for name in FILES:
+        (folder / name).write_bytes(files[name])
+    return folder
 
 
 def train_target_vocab(texts: Iterable[str], size: int, path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from trio.corpus import Document
-from trio.turns import Turn, cut, general_turns, sentences, with_system
+from scripts.train_demo_trio.corpus import Document
+from scripts.train_demo_trio.turns import Turn, cut, general_turns, sentences, with_system
 
 _SYSTEM = (
     "You are a careful medical assistant.",
@@ -86,13 +86,13 @@ def from_visit(document: Document, rng: random.Random) -> Iterator[Turn]:
     talk = [line for line in lines if line.startswith("[")]
     note = "\n".join(lines[lines.index(talk[-1]) + 1 :]).strip()
     note = re.sub(r"^(Clinical note|NOTE|Note):?\s*", "", note)
-    for size in (1400, 2000):
+    for size in (1400, 2000, 4500):
         opening = ""
         for line in talk:
             if len(opening) + len(line) > size:
                 break
             opening += line + "\n"
-        answer = cut(note, 600 if size < 2000 else 1000)
+        answer = cut(note, size // 2 - 100)
         yield Turn(f"{rng.choice(_VISIT)}\n\n{opening.strip()}", answer)
 
 
@@ -121,8 +121,8 @@ def from_case(document: Document, rng: random.Random) -> Iterator[Turn]:
         yield Turn(f"Introduce the patient of this case in one sentence.\n\n{rest}", first)
 
 
-def clinical_turns(documents: list[Document], seed: int) -> list[Turn]:
-    """Turns of every clinical source."""
+def turns_of(documents: Sequence[Document], seed: str) -> list[Turn]:
+    """Turns of every source, clinical or general; the same seed makes the same turns."""
     rng = random.Random(seed)
     makers = {
         "medquad": from_medquad,

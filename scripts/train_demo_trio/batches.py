@@ -1,7 +1,7 @@
 """Token streams and their packing into rows of one context length.
 
 Documents may run over the end of a row into the next one. Turns are never cut: one that does not
-fit waits for the next row, and a document fills the gap.
+fit waits for the next row, and the beginning of a document fills the gap.
 """
 
 from __future__ import annotations
@@ -9,15 +9,23 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trio.turns import Turn
-from trio.vocab import Vocab
+from scripts.train_demo_trio.corpus import pieces
+from scripts.train_demo_trio.turns import Turn
+
+if TYPE_CHECKING:
+    from scripts.train_demo_trio.vocab import Vocab
 
 PROMPT_WEIGHT = 0.1
 """Loss weight of what the user says: worth learning from, but not what answers are judged by."""
+
+
+Part = tuple[NDArray[np.uint16], NDArray[np.float16]]
+"""Ids and loss weights of a unit, or of what is left of it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Stream:
         """Number of units."""
         return len(self.starts) - 1
 
-    def unit(self, i: int) -> tuple[NDArray[np.uint16], NDArray[np.float16]]:
+    def unit(self, i: int) -> Part:
         """Ids and weights of unit i."""
         span = slice(self.starts[i], self.starts[i + 1])
         return self.ids[span], self.weights[span]
@@ -46,13 +54,29 @@ def _stream(units: Sequence[tuple[list[int], list[float]]], whole: bool) -> Stre
     return Stream(ids, weights, starts, whole)
 
 
+def joined(parts: Sequence[Stream]) -> Stream:
+    """Streams of one kind as one."""
+    ends = np.cumsum([0, *(len(part.ids) for part in parts)])
+    starts = [part.starts[:-1] + end for part, end in zip(parts, ends[:-1], strict=True)]
+    return Stream(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.weights for part in parts]),
+        np.concatenate([*starts, ends[-1:]]),
+        parts[0].whole,
+    )
+
+
 def text_stream(texts: Sequence[str], vocab: Vocab) -> Stream:
-    """Documents: start token, text, stop token."""
+    """Documents in pieces: start token, text, and behind the last piece the stop token."""
     units = []
     for text in texts:
-        body = [*vocab.encode(text), *vocab.stop]
-        # Where no stop token exists, the next document's start token is the one to predict.
-        units.append(([vocab.start, *body], [0.0 if vocab.stop else 1.0] + [1.0] * len(body)))
+        parts = pieces(text)
+        for i, part in enumerate(parts):
+            stop = vocab.stop if i == len(parts) - 1 else ()
+            body = [*vocab.encode(part), *stop]
+            # Where no stop token exists, the next document's start token is the one to predict.
+            first = 0.0 if vocab.stop or i else 1.0
+            units.append(([vocab.start, *body], [first] + [1.0] * len(body)))
     return _stream(units, whole=False)
 
 
@@ -70,37 +94,43 @@ def turn_stream(turns: Sequence[Turn], vocab: Vocab, context: int, seed: int) ->
 class Packer:
     """Rows of `context + 1` tokens drawn from streams, each stream shuffled anew per epoch."""
 
-    def __init__(self, streams: Mapping[str, Stream], context: int, seed: int) -> None:
-        """Streams by name; their shares come with every row, so that stages can differ."""
-        self.streams = {name: stream for name, stream in streams.items() if len(stream)}
-        self.mean = {n: len(s.ids) / len(s) for n, s in self.streams.items()}
+    def __init__(
+        self,
+        streams: Mapping[str, Stream],
+        epochs: Mapping[str, float],
+        context: int,
+        seed: int,
+    ) -> None:
+        """`epochs` say how often each stream is read in the end; only ratios count here."""
+        self.streams = {n: s for n, s in streams.items() if len(s) and epochs.get(n, 0.0) > 0}
+        # A stream of n units that is read e times is drawn from n * e times.
+        self.draws = {n: len(s) * epochs[n] for n, s in self.streams.items()}
+        self.texts = [n for n, s in self.streams.items() if not s.whole]
         self.context = context
         self.rng = random.Random(seed)
-        self.orders: dict[str, list[int]] = {name: [] for name in streams}
-        self.epochs = dict.fromkeys(streams, 0)
-        self.carry: tuple[NDArray[np.uint16], NDArray[np.float16]] | None = None
-        self.waiting: tuple[NDArray[np.uint16], NDArray[np.float16]] | None = None
+        self.orders: dict[str, list[int]] = {name: [] for name in self.streams}
+        self.epochs = dict.fromkeys(self.streams, 0)
+        self.carry: Part | None = None
+        self.waiting: Part | None = None
 
-    def _next_unit(self, name: str) -> tuple[NDArray[np.uint16], NDArray[np.float16]]:
+    def _next_unit(self, name: str) -> Part:
         if not self.orders[name]:
             self.orders[name] = list(range(len(self.streams[name])))
             self.rng.shuffle(self.orders[name])
             self.epochs[name] += 1
         return self.streams[name].unit(self.orders[name].pop())
 
-    def _pick(self, shares: Mapping[str, float], whole: bool | None = None) -> str:
-        names = [n for n in shares if n in self.streams]
-        names = [n for n in names if whole is None or self.streams[n].whole == whole]
-        return self.rng.choices(names, [shares[n] / self.mean[n] for n in names])[0]
+    def _pick(self, names: Sequence[str]) -> str:
+        return self.rng.choices(names, [self.draws[n] for n in names])[0]
 
-    def row(self, shares: Mapping[str, float]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Ids and loss weights [context + 1]; `shares` are shares of the tokens."""
+    def row(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Ids and loss weights [context + 1]."""
         ids = np.zeros(self.context + 1, np.int64)
         weights = np.zeros(self.context + 1, np.float32)
         filled = 0
         while filled <= self.context:
             room = self.context + 1 - filled
-            part, weight = self._draw(shares, room)
+            part, weight = self._draw(room)
             end = min(filled + len(part), self.context + 1)
             ids[filled:end], weights[filled:end] = part[:room], weight[:room]
             if len(part) > room:
@@ -108,29 +138,34 @@ class Packer:
             filled = end
         return ids, weights
 
-    def _draw(
-        self, shares: Mapping[str, float], room: int
-    ) -> tuple[NDArray[np.uint16], NDArray[np.float16]]:
+    def rows(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Several rows: [count, context + 1] each."""
+        made = [self.row() for _ in range(count)]
+        return np.stack([r[0] for r in made]), np.stack([r[1] for r in made])
+
+    def _draw(self, room: int) -> Part:
         if self.carry is not None:
             unit, self.carry = self.carry, None
             return unit
         if self.waiting is not None and len(self.waiting[0]) <= room:
             unit, self.waiting = self.waiting, None
             return unit
-        name = self._pick(shares)
+        name = self._pick(tuple(self.streams))
         unit = self._next_unit(name)
         if not self.streams[name].whole or len(unit[0]) <= room:
             return unit
         if self.waiting is None:
             self.waiting = unit
-        return self._next_unit(self._pick(shares, whole=False))
+        # Only as much of a document as fills the gap: its rest would crowd out turns.
+        ids, weights = self._next_unit(self._pick(self.texts))
+        return ids[:room], weights[:room]
 
     def state(self) -> dict[str, object]:
         """What a checkpoint needs to go on with the same rows."""
         return {
             "rng": self.rng.getstate(),
-            "orders": self.orders,
-            "epochs": self.epochs,
+            "orders": {name: list(order) for name, order in self.orders.items()},
+            "epochs": dict(self.epochs),
             "carry": self.carry,
             "waiting": self.waiting,
         }
