@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from typing import Any
 
 from capt_local.bundle.card import KEYS
 from capt_local.engine.library import BINDING_VERSION
@@ -38,12 +39,12 @@ CARD = {
     "risk_level": "Not for clinical use, so none is claimed.",
     "output": "Text, and for each token what the three models said of it. No advice.",
     "model_type": (
-        "Three decoder-only transformers (llama architecture) of 3 to 5 million parameters, joined "
-        "at each token by Cross-Architecture Proxy Tuning."
+        "Three decoder-only transformers (llama architecture), joined at each token by "
+        "Cross-Architecture Proxy Tuning; their sizes stand in MODEL_CARDS.md."
     ),
     "foundation_models": "None: all three were trained from nothing.",
     "input_source": "What the user types, or a file.",
-    "input_type": "English text in, English text out; about 3,500 characters of context.",
+    "input_type": "English text in, English text out.",
     "development_data": (
         "Open textbooks, public-domain novels, word problems, patient information, transcribed "
         "and fictitious notes, case reports; listed with licences in MODEL_CARDS.md."
@@ -54,8 +55,8 @@ CARD = {
         "Sizes and digests of files, tokenizers and chat templates stand in the manifest. Sources "
         "hold no identifiable patients as far as their publishers state."
     ),
-    "funding": "None.",
-    "stakeholders": "None.",
+    "funding": "Not stated.",
+    "stakeholders": "None were consulted.",
     "usefulness": (
         "Bits per byte of each model on clinical and general prose: MODEL_CARDS.md. No clinical "
         "use was evaluated."
@@ -70,7 +71,7 @@ CARD = {
 }
 
 
-def about(made: datetime.date) -> dict[str, object]:
+def about(made: datetime.date) -> dict[str, Any]:
     """The fields of the bundle that do not come from its files.
 
     Args:
