@@ -66,6 +66,15 @@ def permitted(bundle: Bundle, check: Check = Check.CACHED) -> Bundle:
     return signed(bundle)
 
 
+def spoken_signer(bundle: Bundle) -> str:
+    """Who has signed a bundle, for people."""
+    from capt_local.bundle.store import is_packaged
+
+    if bundle.signer is not None:
+        return str(bundle.signer)
+    return "nobody; it came with the program" if is_packaged(bundle) else "nobody trusted here"
+
+
 def trusted() -> Mapping[str, TrustedKey]:
     """The keys that are trusted here: the site's and the user's.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from capt_local.cli.doctor.surroundings import archive_flaws
 from capt_local.cli.exits import ExitCode, code_for
 from capt_local.cli.mebibytes import mebibytes
+from capt_local.cli.vouched import spoken_signer
 from capt_local.errors import CaptError, MemoryShortage, ModelError
 from capt_local.version import __version__
 
@@ -80,7 +81,8 @@ def backend(diagnosis: Diagnosis) -> dict[str, Any]:
     facts: dict[str, Any] = {"live": gpus[0].name if gpus else "CPU"}
     facts["GPU support in this build"] = build.gpu_offload
     for index, device in enumerate(build.devices):
-        free = f", {mebibytes(device.free)} free" if device.total else ""
+        there = f", {mebibytes(device.free)} of {mebibytes(device.total)} free"
+        free = there if device.total else ""
         right = library().computes(index)
         facts[device.name] = f"{device.kind}: {device.description}{free}"
         facts[f"{device.name} multiplies two matrices"] = "rightly" if right else "not"
@@ -123,7 +125,7 @@ def files(bundle: Bundle, check: bool) -> dict[str, Any]:
         "version": bundle.version,
         "roles": ", ".join(bundle.models),
         "digests": ("verified" if check else "not checked") if known else "none known",
-        "signer": str(bundle.signer) if bundle.signer else "nobody whose key is trusted here",
+        "signer": spoken_signer(bundle),
     }
 
 

@@ -28,7 +28,8 @@ class DoctorFlags:
 def doctor(model: ModelFlags, how: DoctorFlags, view: ViewFlags) -> int:
     """What runs here: versions, backend, memory; whether a bundle is whole and fits.
 
-    Exit code 0 when all is well, 3 when the bundle is broken, 4 when it does not fit into memory.
+    Exit code 0 when all is well, 3 when the bundle is broken, 4 when it does not fit into memory, 2
+    when the site forbids it or a file of settings is not understood.
     """
     screen = Screen.standard(view.verbose)
     found = examine(model)

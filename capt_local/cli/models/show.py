@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from capt_local.bundle.card import SECTIONS
 from capt_local.bundle.check import Check
-from capt_local.bundle.manifest import Signer
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.model_flags import verify_option
 from capt_local.cli.models.verb import bundle_argument, mebibytes, size_of
 from capt_local.cli.options import ViewFlags, option
-from capt_local.cli.vouched import permitted
+from capt_local.cli.vouched import permitted, spoken_signer
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
 from capt_local.report.view import Table
@@ -52,7 +51,7 @@ def models_show(what: ShowFlags, view: ViewFlags) -> int:
     if what.json:
         screen.line(dumps(found, indent=2))
         return ExitCode.OK
-    screen.show(*_tables(found))
+    screen.show(*_tables(found, spoken_signer(bundle)))
     screen.notes(bundle.notices)
     return ExitCode.OK
 
@@ -144,10 +143,9 @@ def _fits(
     return fits
 
 
-def _tables(found: dict[str, Any]) -> list[Table]:
+def _tables(found: dict[str, Any], signer: str) -> list[Table]:
     about = found["bundle"]
-    by = Signer(**about["signer"]) if about["signer"] else "nobody whose key is trusted here"
-    head = {**about, "size": mebibytes(about["size"]), "signer": by}
+    head = {**about, "size": mebibytes(about["size"]), "signer": signer}
     tables = [Table("Bundle", _rows(head))]
     for role, model in found["models"].items():
         told = {**model, "size": mebibytes(model["size"]), "vocabulary": f"{model['vocabulary']:,}"}
