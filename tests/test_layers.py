@@ -23,11 +23,12 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "vocab": {"errors"},
     "bundle": {"version", "errors", "strict"},
+    "hub": {"version", "errors", "strict", "bundle"},
     "engine": {"errors", "strict", "vocab"},
     "prompt": {"errors", "strict", "vocab", "bundle"},
     "align": {"errors", "vocab"},
     "decode": {"errors", "strict", "vocab", "align", "prompt"},
-    "runtime": {"errors", "vocab", "align", "decode", "prompt", "bundle", "engine"},
+    "runtime": {"errors", "strict", "vocab", "align", "decode", "prompt", "bundle", "engine"},
     "report": {"errors", "decode"},
 }
 # The record of an answer is all that it takes from the room of the views.
@@ -105,9 +106,33 @@ def test_only_the_command_line_knows_typer(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_nothing_reaches_for_the_network(path: Path) -> None:
+def test_only_the_hub_reaches_for_the_network(path: Path) -> None:
     network = {"socket", "http", "urllib", "requests", "httpx", "ftplib", "smtplib", "diskcache"}
-    assert not {name.split(".")[0] for name in imports(path)} & network
+    network |= {
+        "httpx2",
+        "httpcore",
+        "httpcore2",
+        "huggingface_hub",
+        "hf_xet",
+        "aiohttp",
+        "urllib3",
+    }
+    network |= {"ssl", "asyncore", "socketserver", "xmlrpc", "telnetlib", "poplib", "imaplib"}
+    allowed = {"httpx2", "huggingface_hub", "ssl", "urllib"} if room(path) == "hub" else set()
+    assert not {name.split(".")[0] for name in imports(path)} & network - allowed
+    assert "urllib.request" not in {name.rpartition(".")[0] for name in imports(path)}
+
+
+def test_only_one_verb_uses_the_hub() -> None:
+    users = {path for path in FILES if "hub" in rooms_used(path) and room(path) != "hub"}
+    assert {path.name for path in users} == {"pull.py", "pulled.py"}
+    for path in users:  # and only when it is run
+        tree = ast.parse(path.read_text("utf-8"))
+        assert not [
+            node
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and ".hub" in (node.module or "")
+        ]
 
 
 def printing(tree: ast.AST) -> Iterator[str]:

@@ -1,0 +1,298 @@
+"""`models pull` from a hub on this machine, with files that llama.cpp really loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import capt_local.hub
+from capt_local.bundle import store
+from capt_local.cli.models import pull as verb
+from capt_local.config import places
+from capt_local.config import read as config_read
+from capt_local.hub import web
+from capt_local.hub.passing import Patience
+from tests.cli.conftest import Run, Stdin
+from tests.hub.mirror import Handler, Mirror, Repository, running, sha256, status
+from tests.hub.pulls import COMMITS, SIZES, name, only_loopback, write_recipe
+from tests.tiny_models import tiny_gguf
+
+ACCEPT = ("--accept-licence", "apache-2.0")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine may be asked, nobody else."""
+    only_loopback(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "Patience", lambda: Patience(tries=2, sleep=lambda _: None))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        role: tiny_gguf(folder / f"{role}.gguf", seed=seed).read_bytes()
+        for seed, role in enumerate(SIZES)
+    }
+
+
+@pytest.fixture
+def mirror(models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    with running() as found:
+        for role, data in models.items():
+            repository = Repository({f"{role}.Q4_K_M.gguf": data}, COMMITS[role])
+            found.repositories[name(role)] = repository
+        monkeypatch.setenv("CAPT_LOCAL_MIRROR", found.url)
+        yield found
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    return str(write_recipe(tmp_path / "trio.toml"))
+
+
+def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> Path:
+    """A site's file that counts as root's."""
+    file = tmp_path / "site.toml"
+    file.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(places, "site_file", lambda: file)
+    monkeypatch.setattr(config_read, "_check_owner", lambda *_: None)
+    return file
+
+
+def test_recipes_are_listed_without_asking_anybody(run: Run, mirror: Mirror) -> None:
+    result = run("models", "pull", "--offline")
+    assert result.code == 0 and "llama3-med" in result.out and "by hand" in result.out
+    found = json.loads(run("models", "pull", "--json").out)
+    assert {each["id"] for each in found} >= {"paper", "permissive"}
+    assert mirror.seen == []
+
+
+def test_a_bundle_from_a_hub(run: Run, mirror: Mirror, recipe: str) -> None:
+    result = run("models", "pull", recipe, *ACCEPT)
+    assert result.code == 0, result.err
+    assert result.err.count("FIRST USE") == 3
+    assert "trio 1 is installed" in result.out and COMMITS["base"] in result.out
+    assert "not the right one" not in result.err
+    assert run("models", "verify", "trio").code == 0
+    shown = json.loads(run("models", "show", "trio", "--json").out)
+    assert shown["fit"]["expert"]["same_vocabulary"] is True
+    asked = len(mirror.seen)
+    again = run("models", "pull", recipe)
+    assert (again.code, "no hub was asked" in again.out, len(mirror.seen)) == (0, True, asked)
+
+
+def test_what_would_be_fetched(run: Run, mirror: Mirror, recipe: str) -> None:
+    result = run("models", "pull", recipe, "--dry-run", "--json")
+    found = json.loads(result.out)
+    assert (result.code, found["installed"]) == (0, False)
+    assert found["models"]["base"]["known"] == "first use: the hub's word alone"
+    assert mirror.fetches() == [] and not store.user_folder().exists()
+    pins = [f"--sha256={role}={each['sha256']}" for role, each in found["models"].items()]
+    pins += [f"--revision={role}={each['revision']}" for role, each in found["models"].items()]
+    pinned = run("models", "pull", recipe, *pins, *ACCEPT, "--json")
+    assert (pinned.code, pinned.err) == (0, "")
+    assert json.loads(pinned.out)["models"]["base"]["known"] == "pinned"
+
+
+def test_nothing_is_fetched_before_each_licence_is_accepted(
+    run: Run, mirror: Mirror, tmp_path: Path
+) -> None:
+    mirror.repositories[name("base")].licence = "Llama3"
+    recipe = str(write_recipe(tmp_path / "r.toml"))
+    result = run("models", "pull", recipe, *ACCEPT)
+    assert (result.code, result.out) == (3, "")
+    assert "licence llama3 (base: base of a maker, from maker/base-GGUF)" in result.err
+    assert "accept what you have read with --accept-licence llama3." in result.err
+    assert mirror.fetches() == [] and not store.user_folder().exists()
+    assert run("models", "pull", recipe, *ACCEPT, "--accept-licence", "LLAMA3").code == 0
+    assert store.find("trio").models["base"].licence == "apache-2.0 and llama3"
+
+
+@pytest.mark.parametrize(("typed", "code"), [("accept\n", 0), ("yes\n", 3), ("", 3)])
+def test_on_a_terminal_one_is_asked(
+    run: Run, mirror: Mirror, recipe: str, typed: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Typing(Stdin):
+        def readline(self, size: int | None = -1) -> bytes:
+            return typed.encode()
+
+    assert run("models", "pull", recipe, stdin=Typing(terminal=True)).code == 3  # nobody sees it
+    monkeypatch.setattr(verb.Screen, "asides_on_terminal", True)
+    result = run("models", "pull", recipe, stdin=Typing(terminal=True))
+    assert (result.code, "Type 'accept' to accept apache-2.0:" in result.err) == (code, True)
+
+
+@pytest.mark.parametrize("way", ["flag", "twin", "file"])
+def test_offline(
+    run: Run, mirror: Mirror, recipe: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--offline"] if way == "flag" else []
+    if way == "twin":
+        monkeypatch.setenv("CAPT_LOCAL_OFFLINE", "1")
+    if way == "file":
+        places.user_file().parent.mkdir(parents=True)
+        places.user_file().write_text("[options]\noffline = true\n")
+    result = run("models", "pull", recipe, *ACCEPT, *flags)
+    assert (result.code, result.out, mirror.seen) == (2, "", [])
+    assert "--offline (or its twin) forbids" in result.err
+
+
+def test_the_librarys_own_switch_counts_too(
+    run: Run, mirror: Mirror, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web.constants, "HF_HUB_OFFLINE", True)
+    result = run("models", "pull", recipe, *ACCEPT)
+    assert (result.code, mirror.seen) == (2, []) and "HF_HUB_OFFLINE" in result.err
+
+
+@pytest.mark.parametrize(
+    ("limit", "named"),
+    [
+        ("pull = false", "pull"),
+        ('forbid = ["pull"]', "pull"),
+        ('forbid = ["network"]', "network"),
+        ("unsigned-bundles = false", "unsigned-bundles"),
+    ],
+)
+def test_a_site_forbids_it(
+    run: Run,
+    mirror: Mirror,
+    recipe: str,
+    limit: str,
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    file = site(monkeypatch, tmp_path, f"[limits]\n{limit}\n")
+    result = run("models", "pull", recipe, *ACCEPT)
+    assert (result.code, result.out, mirror.seen) == (2, "", [])
+    assert f"{file} forbids {named}" in result.err
+
+
+@pytest.mark.parametrize(("reference", "told"), [("paper", "PhysioNet"), ("medgemma", "gated")])
+def test_what_needs_an_account_is_explained(
+    run: Run, mirror: Mirror, reference: str, told: str
+) -> None:
+    result = run("models", "pull", reference, *ACCEPT)
+    assert (result.code, result.out, mirror.seen) == (3, "", [])
+    assert told in result.err and "models create" in result.err
+
+
+def test_without_the_extra_it_says_what_to_install(
+    run: Run, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for loaded in [each for each in sys.modules if each.startswith("capt_local.hub.")]:
+        monkeypatch.delitem(sys.modules, loaded)
+        monkeypatch.delattr(capt_local.hub, loaded.rpartition(".")[2], raising=False)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    result = run("models", "pull", recipe, *ACCEPT)
+    assert (result.code, result.out) == (2, "")
+    assert "pip install 'capt-local[pull]'" in result.err
+    assert run("models", "pull").code == 0
+
+
+def test_tokens_come_from_the_environment_alone(
+    run: Run, mirror: Mirror, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_theirs")
+    run("models", "pull", recipe, "--dry-run")
+    monkeypatch.setenv(verb.TOKEN, "hf_ours")
+    run("models", "pull", recipe, "--dry-run")
+    run("models", "pull", recipe, "--dry-run", "--hf-token")
+    sent = [seen.headers.get("authorization") for seen in mirror.seen[::3]]
+    assert sent == [None, "Bearer hf_ours", "Bearer hf_theirs"]
+    mirror.order("/api/", status(401))
+    refused = run("models", "pull", recipe, *ACCEPT, "-v")
+    assert refused.code == 3 and "hf_" not in refused.err + refused.out
+    monkeypatch.delenv("HF_TOKEN")
+    result = run("models", "pull", recipe, "--hf-token")
+    assert result.code == 2 and "HF_TOKEN is not in the environment" in result.err
+    listed = run("config", "show", "--json").out
+    assert "hf_ours" not in listed and json.loads(listed)["unknown_variables"] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--revision", "base"], "ROLE=VALUE"),
+        (["--sha256", "base=0", "--sha256", "base=1"], "once for each role"),
+        (["--revision", "other=" + "a" * 40], "no such role"),
+        (["--mirror", "http://example.org"], "must begin with https://"),
+    ],
+)
+def test_flags_that_are_refused(
+    run: Run, mirror: Mirror, recipe: str, flags: list[str], told: str
+) -> None:
+    result = run("models", "pull", recipe, *ACCEPT, *flags)
+    assert (result.code, result.out, mirror.seen) == (2, "", []) and told in result.err
+
+
+def test_a_weight_that_is_no_number_is_found(
+    run: Run, mirror: Mirror, recipe: str, tmp_path: Path
+) -> None:
+    bad = tiny_gguf(tmp_path / "nan.gguf", seed=9, nan=True).read_bytes()
+    mirror.repositories[name("base")].files["base.Q4_K_M.gguf"] = bad
+    result = run("models", "pull", recipe, *ACCEPT)
+    assert (result.code, "base.gguf" in result.err) == (3, True)
+    assert not (store.user_folder() / "trio").exists()
+
+
+def test_a_process_that_is_interrupted_goes_on(
+    run: Run, mirror: Mirror, recipe: str, models: dict[str, bytes]
+) -> None:
+    """And with bytes of the file in the store no library has put anything elsewhere."""
+    waiting: list[bool] = []
+
+    def stop_in_the_middle(handler: Handler) -> None:
+        data = models["target"]
+        handler.head(200, {"Content-Length": str(len(data))})
+        handler.wfile.write(data[:50_000])
+        handler.wfile.flush()
+        waiting.append(True)
+        time.sleep(5)
+        handler.cut()
+
+    mirror.order("/resolve/", stop_in_the_middle)
+    home = Path(os.environ["XDG_DATA_HOME"]).parent / "other"
+    home.mkdir()
+    command = [sys.executable, "-m", "capt_local", "models", "pull", recipe, *ACCEPT]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "HOME": str(home), "HF_HOME": str(home / "hf")},
+        cwd=Path(__file__).resolve().parents[2],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    part = store.user_folder().parent / "incoming" / "trio" / "target.gguf"
+    limit = time.monotonic() + 60
+    while not waiting and time.monotonic() < limit:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert "give the same command again to go on" in err and "Traceback" not in err
+    assert part.stat().st_size == 50_000
+    assert list(home.rglob("*")) == []
+    result = run("models", "pull", recipe, *ACCEPT)
+    assert result.code == 0, result.err
+    assert [seen.range for seen in mirror.fetches()][1] == "bytes=50000-"
+    assert sha256((store.user_folder() / "trio" / "target.gguf").read_bytes()) == sha256(
+        models["target"]
+    )

@@ -1,0 +1,223 @@
+"""A hub on this machine: it speaks as much of the API as a pull asks for, and fails on order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+Action = Callable[["Handler"], None]
+
+
+@dataclass
+class Repository:
+    """What the mirror has under one name."""
+
+    files: dict[str, bytes]
+    commit: str = "1" * 40
+    licence: str | None = "apache-2.0"
+    gated: object = False
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def described(self, name: str) -> dict[str, Any]:
+        siblings = [
+            {
+                "rfilename": path,
+                "size": len(data),
+                "blobId": "0" * 40,
+                "lfs": {"size": len(data), "sha256": sha256(data), "pointerSize": 134},
+            }
+            for path, data in self.files.items()
+        ]
+        card = {"cardData": {"license": self.licence}} if self.licence else {}
+        found = {"id": name, "sha": self.commit, "gated": self.gated, "siblings": siblings}
+        return {**found, **card, **self.about}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request."""
+
+    path: str
+    headers: dict[str, str]
+
+    @property
+    def range(self) -> str | None:
+        return self.headers.get("range")
+
+
+class Mirror:
+    """A running mirror.
+
+    Attributes:
+        url: where it is.
+        repositories: what it has, by name.
+        seen: the requests, in their order.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.seen: list[Seen] = []
+        self._orders: list[tuple[str, list[Action]]] = []
+        mirror = self
+
+        class Bound(Handler):
+            pass
+
+        Bound.mirror = mirror
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
+        self._server.daemon_threads = True
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
+        self._thread.start()
+
+    def order(self, part: str, *actions: Action) -> None:
+        """The next requests with this in their path are answered so; those after as usual."""
+        self._orders.append((part, list(actions)))
+
+    def ordered(self, path: str) -> Action | None:
+        for part, actions in self._orders:
+            if part in path and actions:
+                return actions.pop(0)
+        return None
+
+    def fetches(self) -> list[Seen]:
+        return [each for each in self.seen if "/resolve/" in each.path]
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    mirror: Mirror
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.mirror.seen.append(Seen(self.path, headers))
+        action = self.mirror.ordered(self.path)
+        try:
+            (action or Handler.usual)(self)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+    def usual(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if path.startswith("/api/models/"):
+            self._describe(path.removeprefix("/api/models/"))
+        elif "/resolve/" in path:
+            name, _, rest = path.removeprefix("/").partition("/resolve/")
+            revision, _, file = rest.partition("/")
+            self.send_file(name, revision, file)
+        else:
+            self.answer(404)
+
+    def _describe(self, path: str) -> None:
+        name, _, revision = path.partition("/revision/")
+        found = self.mirror.repositories.get(name)
+        if found is None:
+            self.answer(404, {"X-Error-Code": "RepoNotFound"})
+        elif revision not in ("main", found.commit):
+            self.answer(404, {"X-Error-Code": "RevisionNotFound"})
+        else:
+            self.answer(200, {}, json.dumps(found.described(name)).encode())
+
+    def send_file(self, name: str, revision: str, file: str) -> None:
+        found = self.mirror.repositories.get(name)
+        if found is None or revision != found.commit or file not in found.files:
+            return self.answer(404, {"X-Error-Code": "EntryNotFound"})
+        self.send(found.files[file], found.commit)
+
+    def send(self, data: bytes, commit: str | None = None, *, stop: int | None = None) -> None:
+        """A file from where it is asked for; the connection is cut at `stop`."""
+        start = self.start
+        status = 206 if start else 200
+        headers = {"ETag": f'"{sha256(data)}"', "Content-Length": str(len(data) - start)}
+        if commit:
+            headers["X-Repo-Commit"] = commit
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        self.head(status, headers)
+        self.wfile.write(data[start:stop])
+        if stop is not None:
+            self.cut()
+
+    @property
+    def start(self) -> int:
+        asked = self.headers.get("Range", "bytes=0-")
+        return int(asked.removeprefix("bytes=").removesuffix("-"))
+
+    def head(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def answer(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
+        self.head(status, {"Content-Length": str(len(body)), **(headers or {})})
+        self.wfile.write(body)
+
+    def cut(self) -> None:
+        self.wfile.flush()
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def running(tls: ssl.SSLContext | None = None) -> Iterator[Mirror]:
+    mirror = Mirror(tls)
+    try:
+        yield mirror
+    finally:
+        mirror.stop()
+
+
+def status(code: int, **headers: str) -> Action:
+    """An answer with a status and a body that nobody is to repeat."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    body = b'{"error": "SECRET of the hub"}'
+    return lambda handler: handler.answer(
+        code, {"X-Error-Message": "SECRET of the hub", "X-HF-Warning": "x; SECRET", **named}, body
+    )
+
+
+def cut_at(count: int) -> Action:
+    """Sends the file as asked for, but only up to a byte."""
+
+    def act(handler: Handler) -> None:
+        path = unquote(urlsplit(handler.path).path)
+        name, _, rest = path.removeprefix("/").partition("/resolve/")
+        found = handler.mirror.repositories[name]
+        data = found.files[rest.partition("/")[2]]
+        handler.send(data, found.commit, stop=count)
+
+    return act
+
+
+def sends(body: bytes, headers: dict[str, str] | None = None, code: int = 200) -> Action:
+    return lambda handler: handler.answer(code, headers, body)
+
+
+def redirect(url: str) -> Action:
+    return lambda handler: handler.answer(302, {"Location": url})
