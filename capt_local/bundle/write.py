@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from capt_local.bundle.adapter import AdapterFile
+from capt_local.bundle.card import SECTIONS
 from capt_local.bundle.manifest import MANIFEST, SCHEMA, Bundle, Defaults, ModelFile, Style
 from capt_local.bundle.read import read_bundle
 from capt_local.bundle.roles import Role
@@ -75,8 +76,13 @@ def _facts(role: Role, path: Path, template_file: Path | None) -> tuple[int, str
         raise ModelError(f"The {role}'s files cannot be read: {reason}.") from None
 
 
-def write_manifest(bundle: Bundle, folder: Path) -> Path:
+def write_manifest(bundle: Bundle, folder: Path, *, whole_card: bool = False) -> Path:
     """Writes `bundle.toml` into the folder that holds the models; the same input, the same bytes.
+
+    Args:
+        bundle: what it says.
+        folder: where the models lie.
+        whole_card: the headings of the card that have no text stand there too, as comments.
 
     Returns:
         The manifest that was written.
@@ -87,7 +93,7 @@ def write_manifest(bundle: Bundle, folder: Path) -> Path:
     file = folder / MANIFEST
     draft = folder / f"{MANIFEST}.new"
     try:
-        draft.write_bytes(manifest_text(bundle, folder).encode("utf-8"))
+        draft.write_bytes(manifest_text(bundle, folder, whole_card=whole_card).encode("utf-8"))
         # Read back before it counts, so that a manifest that was written can be read.
         again = read_bundle(draft)
         if replace(again, notices=()) != replace(bundle, folder=folder, notices=()):
@@ -102,8 +108,8 @@ def write_manifest(bundle: Bundle, folder: Path) -> Path:
     return file
 
 
-def manifest_text(bundle: Bundle, folder: Path) -> str:
-    """The text of a manifest.
+def manifest_text(bundle: Bundle, folder: Path, *, whole_card: bool = False) -> str:
+    """The text of a manifest; see `write_manifest`.
 
     Raises:
         ModelError: a model has no digest or lies outside the folder.
@@ -129,14 +135,26 @@ def manifest_text(bundle: Bundle, folder: Path) -> str:
         "max_tokens": said.max_tokens,
     }
     tables = [_lines(head), "\n[defaults]\n" + _lines(defaults)]
-    if bundle.card:
-        tables.append("\n[card]\n" + _lines(bundle.card))
+    if bundle.card or whole_card:
+        card = _whole_card(bundle.card) if whole_card else _lines(bundle.card)
+        tables.append("\n[card]\n" + card)
     for role, model in bundle.models.items():
         tables.append(f"\n[models.{role}]\n" + _lines(_model(model, folder)))
         if model.adapter is not None:
             values = _adapter(role, model.adapter, folder)
             tables.append(f"\n[models.{role}.adapter]\n" + _lines(values))
     return "".join(tables)
+
+
+def _whole_card(card: Mapping[str, str]) -> str:
+    """Every key of a card by its section; one without a text as a comment, to be filled in."""
+    lines: list[str] = []
+    for section, headings in SECTIONS.items():
+        lines.append(f"# {section}\n")
+        for key, heading in headings.items():
+            blank = f'# {key} = ""  # {heading}\n'
+            lines.append(_lines({key: card[key]}) if key in card else blank)
+    return "".join(lines)
 
 
 def _alpha(said: Defaults) -> object:

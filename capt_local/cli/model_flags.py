@@ -29,6 +29,29 @@ def verify_option() -> Any:
     )
 
 
+def gpu_layers_option() -> Any:
+    """How much of the models goes to a GPU; the default is `auto`."""
+    return option(
+        "-ngl",
+        "--gpu-layers",
+        twin="GPU_LAYERS",
+        metavar="N|auto|all",
+        help="Layers on the GPU. Default: auto, as many as fit.",
+    )
+
+
+def threads_option() -> Any:
+    """On how many threads a CPU computes."""
+    return option(
+        "-t",
+        "--threads",
+        twin="THREADS",
+        metavar="N",
+        min=1,
+        help="CPU threads. Default: the cores that this process may use.",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFlags:
     """Which models, and how they are loaded."""
@@ -90,27 +113,8 @@ class ModelFlags:
             help="Tokens that the context holds. Default: the bundle's.",
         ),
     ] = None
-    gpu_layers: Annotated[
-        str,
-        option(
-            "-ngl",
-            "--gpu-layers",
-            twin="GPU_LAYERS",
-            metavar="N|auto|all",
-            help="Layers on the GPU. Default: auto, as many as fit.",
-        ),
-    ] = "auto"
-    threads: Annotated[
-        int | None,
-        option(
-            "-t",
-            "--threads",
-            twin="THREADS",
-            metavar="N",
-            min=1,
-            help="CPU threads. Default: the cores that this process may use.",
-        ),
-    ] = None
+    gpu_layers: Annotated[str, gpu_layers_option()] = "auto"
+    threads: Annotated[int | None, threads_option()] = None
     date: Annotated[
         str | None,
         option(
