@@ -32,6 +32,7 @@ _MODELS = (
     Verb("create", "models.create", "Makes a bundle of models, after trying them out"),
     Verb("remove", "models.verb", "Deletes a bundle from the user's own store"),
     Verb("clean", "models.clean", "Deletes what imports that were stopped have left"),
+    Verb("pull", "models.pull", "Fetches a bundle from a hub, the one verb with a network"),
     Verb("export", "models.travel", "Writes a bundle for another machine, signed"),
     Verb("import", "models.travel", "Takes in a bundle that came from elsewhere"),
     Verb("keygen", "models.keys", "Makes a pair of keys to sign bundles with"),
