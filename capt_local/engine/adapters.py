@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from capt_local.engine.header import FLOAT32, Header, read_header
+from capt_local.engine.gguf_reader import FLOAT32
+from capt_local.engine.header import Header, read_header
 from capt_local.engine.library import Library
 from capt_local.errors import ModelError
 
@@ -118,9 +119,10 @@ def _other_kind(adapter: Header, model: Header) -> str | None:
     if values.get("general.type") != "adapter" or values.get("adapter.type") != "lora":
         return "it is not a LoRA adapter"
     if adapter.architecture != model.architecture:
-        # The name comes from the file, so only a plain one is shown.
-        shown = adapter.architecture if adapter.architecture.isidentifier() else "another"
-        return f"it is made for the architecture {shown}, the model has {model.architecture}"
+        return (
+            f"it is made for the architecture {adapter.architecture}, "
+            f"the model has {model.architecture}"
+        )
     if adapter.kinds.get("adapter.lora.alpha", FLOAT32) != FLOAT32:
         return "its alpha is not a number of 32 bits"
     if "adapter.alora.invocation_tokens" in adapter.lengths:

@@ -1,33 +1,61 @@
 """The header of a GGUF file, read and checked in Python before llama.cpp sees the file.
 
 A broken header can abort the process inside llama.cpp, and a truncated file kills it later. So
-counts, lengths and the place of every tensor are held against the file's size first. The values
-found serve to estimate memory; the vocabulary is skipped (llama.cpp reads it).
+counts, lengths, names, sizes and the place of every tensor are held against limits and the file's
+size first, and only known architectures and tokenizers are let in. The values found serve to
+estimate memory; the vocabulary is skipped (llama.cpp reads it).
 """
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
+from capt_local.engine.architectures import check_kind
+from capt_local.engine.gguf_reader import (
+    ARRAY,
+    FLOAT32,
+    INT32,
+    STRING,
+    UINT32,
+    GgufReader,
+    Numbers,
+    Scalar,
+)
 from capt_local.engine.number_formats import TENSOR_TYPES
 from capt_local.errors import ModelError
 
-Scalar = int | float | bool | str
-
-_MOST_ENTRIES = 1 << 17
+_MOST_TENSORS = 1 << 16
+_MOST_PAIRS = 1 << 14
 _MOST_DIMENSIONS = 4
-_KEPT_ARRAY = 1024
-_CHUNK = 1 << 20
-
-# GGUF value types: id -> struct format. 8 is a string and 9 an array.
-_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?",
-            10: "Q", 11: "q", 12: "d"}  # fmt: skip
-FLOAT32 = 6
-_STRING, _ARRAY = 8, 9
+_MOST_NUMBERS = 1 << 48  # of a tensor
+_LONGEST_KEY = (1 << 16) - 1  # bytes, as GGUF has it
+_LONGEST_NAME = 63  # bytes, of a tensor: what llama.cpp has room for
+_WIDEST_ALIGNMENT = 1 << 16
+# The sizes that this program computes with itself, and more than any model has.
+_LARGEST = {
+    "block_count": 1 << 12,
+    "context_length": 1 << 31,
+    "embedding_length": 1 << 20,
+    "feed_forward_length": 1 << 24,
+    "attention.head_count": 1 << 16,
+    "attention.head_count_kv": 1 << 16,
+    "attention.key_length": 1 << 16,
+    "attention.value_length": 1 << 16,
+    "ssm.conv_kernel": 1 << 16,
+    "ssm.inner_size": 1 << 24,
+    "ssm.state_size": 1 << 16,
+}
+# Lists of the vocabulary: the types that they may have.
+_LISTS = {
+    "tokenizer.ggml.tokens": (STRING,),
+    "tokenizer.ggml.merges": (STRING,),
+    "tokenizer.ggml.token_type": (INT32,),
+    "tokenizer.ggml.scores": (FLOAT32, INT32),
+}
+_EACH_TOKEN = ("tokenizer.ggml.token_type", "tokenizer.ggml.scores")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +84,7 @@ class Header:
 
     file_size: int
     values: dict[str, Scalar]
-    arrays: dict[str, tuple[int | float | bool, ...]]
+    arrays: dict[str, Numbers]
     lengths: dict[str, int]
     tensors: tuple[Tensor, ...]
     kinds: dict[str, int]
@@ -70,7 +98,7 @@ class Header:
     def number(self, key: str, default: int = 0) -> int:
         """A whole number under `<architecture>.<key>`."""
         value = self.values.get(f"{self.architecture}.{key}", default)
-        return int(value) if isinstance(value, (int, float)) else default
+        return value if isinstance(value, int) else default
 
 
 def read_header(path: Path, place: Path | None = None) -> Header:
@@ -81,14 +109,14 @@ def read_header(path: Path, place: Path | None = None) -> Header:
         place: where to open it instead; see `engine.held`.
 
     Raises:
-        ModelError: the file is missing, is not a GGUF, is cut off or holds impossible numbers.
-            The message has the file's name, not its folder.
+        ModelError: the file is missing, is not a GGUF, is cut off, holds impossible numbers, or is
+            of a kind that is not let in. The message has the file's name, not its folder.
     """
     try:
         with (place or path).open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
-            return _Reader(file, path.name, size).header()
+            return parse_header(file, path.name, size)
     except FileNotFoundError:
         raise ModelError(f"{path.name}: there is no such model file.") from None
     except IsADirectoryError:
@@ -97,167 +125,151 @@ def read_header(path: Path, place: Path | None = None) -> Header:
         raise ModelError(f"{path.name} cannot be read: {error.strerror}.") from None
 
 
-class _Reader:
-    """Walks over a header. Never reads past what the file holds."""
+def parse_header(file: BinaryIO, name: str, size: int) -> Header:
+    """The header of an open file, checked.
 
-    def __init__(self, file: BinaryIO, name: str, size: int) -> None:
-        self._file = file
+    Args:
+        file: at its beginning.
+        name: for errors.
+        size: bytes of the file.
+
+    Raises:
+        ModelError: see `read_header`.
+    """
+    return _Parser(GgufReader(file, name, size), name, size).header()
+
+
+class _Parser:
+    """Knows what stands where in a header, and what it may say."""
+
+    def __init__(self, reader: GgufReader, name: str, size: int) -> None:
+        self._reader = reader
         self._name = name
         self._size = size
-        self._data = b""
-        self._start = 0  # place of _data in the file
-        self._at = 0  # next byte, within _data
+        self._values: dict[str, Scalar] = {}
+        self._kinds: dict[str, int] = {}
+        self._arrays: dict[str, Numbers] = {}
+        self._lengths: dict[str, int] = {}
+        self._places: dict[str, tuple[int, int]] = {}
 
     def header(self) -> Header:
-        if self._size < 24 or self._take(4) != b"GGUF":
+        if self._size < 24 or self._reader.take(4) != b"GGUF":
             raise ModelError(f"{self._name} is not a GGUF file.")
-        version = self._number("I")
+        version = self._reader.number("I")
         if version not in (2, 3):
             raise ModelError(
                 f"{self._name} is a GGUF file of version {version & 0xFFFF}; 2 and 3 can be read."
             )
-        tensors, pairs = self._count(), self._count()
-        values: dict[str, Scalar] = {}
-        arrays: dict[str, tuple[int | float | bool, ...]] = {}
-        lengths: dict[str, int] = {}
-        kinds: dict[str, int] = {}
-        places: dict[str, tuple[int, int]] = {}
+        tensors, pairs = self._count(_MOST_TENSORS), self._count(_MOST_PAIRS)
         for _ in range(pairs):
-            key, start = self._string(), self._start + self._at
-            kind = self._number("I")
-            if kind == _ARRAY:
-                lengths[key], kept = self._array()
-                if kept:
-                    arrays[key] = kept
-            else:
-                values[key], kinds[key] = self._scalar(kind), kind
-            places[key] = (start, self._start + self._at - start)
-        self._refuse_parts(values)
-        found = tuple(self._tensor() for _ in range(tensors))
-        self._check_places(found, values)
-        tensors_found = tuple(tensor for tensor, _ in found)
-        return Header(self._size, values, arrays, lengths, tensors_found, kinds, places)
+            self._pair()
+        self._refuse_parts()
+        architecture = self._values.get("general.architecture")
+        check_kind(self._name, architecture, self._values.get("tokenizer.ggml.model"))
+        self._check_sizes(str(architecture))
+        self._check_lists()
+        found = self._tensors(tensors)
+        return Header(
+            self._size, self._values, self._arrays, self._lengths, found, self._kinds, self._places
+        )
 
-    def _check_places(
-        self, found: tuple[tuple[Tensor, int], ...], values: dict[str, Scalar]
-    ) -> None:
-        alignment = values.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-            raise self._broken("its alignment is not a power of two")
-        here = self._start + self._at
-        data = (here + alignment - 1) // alignment * alignment
-        for tensor, offset in found:
-            if offset % alignment:
-                raise self._broken("a tensor does not begin where it may")
-            if data + offset + tensor.size > self._size:
-                raise self._cut_off(data + offset + tensor.size)
+    def _pair(self) -> None:
+        key, start = self._key(_LONGEST_KEY, self._places), self._reader.place
+        kind = self._reader.number("I")
+        if kind == ARRAY:
+            inner, self._lengths[key], kept = self._reader.array()
+            if inner not in _LISTS.get(key, (inner,)):
+                raise self._reader.broken("a list of its vocabulary has another type")
+            if kept:
+                self._arrays[key] = kept
+        else:
+            self._values[key], self._kinds[key] = self._reader.scalar(kind), kind
+        self._places[key] = (start, self._reader.place - start)
 
-    def _refuse_parts(self, values: dict[str, Scalar]) -> None:
-        parts = values.get("split.count", 1)
+    def _key(self, longest: int, others: dict[str, tuple[int, int]] | dict[str, Tensor]) -> str:
+        """The next name, which is not one of the others."""
+        try:
+            name = self._reader.text(longest).decode("utf-8")
+        except UnicodeDecodeError:
+            raise self._reader.broken("a name is not UTF-8") from None
+        if not name or name in others:
+            raise self._reader.broken("a name is empty or stands there twice")
+        return name
+
+    def _count(self, most: int) -> int:
+        count = self._reader.number("Q")
+        if count > most:
+            raise self._reader.broken(f"it claims {count} entries")
+        return count
+
+    def _refuse_parts(self) -> None:
+        parts = self._values.get("split.count", 1)
         if isinstance(parts, int) and parts > 1:
             raise ModelError(
                 f"{self._name} is one of {parts} parts of a model. Join them into one file first "
                 "(llama-gguf-split --merge)."
             )
 
-    def _tensor(self) -> tuple[Tensor, int]:
-        name = self._string()
-        dimensions = self._number("I")
+    def _check_sizes(self, architecture: str) -> None:
+        for name, largest in _LARGEST.items():
+            key = f"{architecture}.{name}"
+            every = (self._values.get(key, 0), *self._arrays.get(key, ()))
+            if not all(isinstance(one, int) and 0 <= one <= largest for one in every):
+                raise self._reader.broken(f"{name} is no possible size")
+
+    def _check_lists(self) -> None:
+        tokens = self._lengths.get("tokenizer.ggml.tokens", 0)
+        for name in _LISTS:
+            if name in self._values:
+                raise self._reader.broken("a list of its vocabulary is none")
+        for name in _EACH_TOKEN:
+            if self._lengths.get(name, tokens) < tokens:
+                raise self._reader.broken("a list of its vocabulary is too short")
+
+    def _tensors(self, count: int) -> tuple[Tensor, ...]:
+        found: dict[str, Tensor] = {}
+        offsets = []
+        for _ in range(count):
+            tensor, offset = self._tensor(found)
+            found[tensor.name] = tensor
+            offsets.append(offset)
+        self._check_places(tuple(found.values()), offsets)
+        return tuple(found.values())
+
+    def _tensor(self, others: dict[str, Tensor]) -> tuple[Tensor, int]:
+        name = self._key(_LONGEST_NAME, others)
+        dimensions = self._reader.number("I")
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
-            raise self._broken("a tensor has an impossible shape")
-        shape = tuple(self._number("Q") for _ in range(dimensions))
-        kind, offset = self._number("I"), self._number("Q")
+            raise self._reader.broken("a tensor has an impossible shape")
+        shape = tuple(self._reader.number("Q") for _ in range(dimensions))
+        kind, offset = self._reader.number("I"), self._reader.number("Q")
         if kind not in TENSOR_TYPES:
-            raise self._broken(f"a tensor has the unknown number format {kind}")
+            raise self._reader.broken(f"a tensor has the unknown number format {kind}")
         block, size = TENSOR_TYPES[kind]
-        if min(shape) < 1 or prod(shape) > 1 << 48 or shape[0] % block:
-            raise self._broken("a tensor has an impossible shape")
+        if min(shape) < 1 or prod(shape) > _MOST_NUMBERS or shape[0] % block:
+            raise self._reader.broken("a tensor has an impossible shape")
         return Tensor(name, shape, prod(shape) // block * size, kind), offset
 
-    def _scalar(self, kind: int) -> Scalar:
-        if kind == _STRING:
-            return self._string()
-        if kind not in _FORMATS:
-            raise self._broken("a value has an unknown type")
-        value: int | float | bool = self._number(_FORMATS[kind])
-        return value
+    def _check_places(self, tensors: tuple[Tensor, ...], offsets: list[int]) -> None:
+        """Tensors lie one behind the other, as llama.cpp has it, so none on another."""
+        alignment = self._values.get("general.alignment", 32)
+        if (
+            not isinstance(alignment, int)
+            or self._kinds.get("general.alignment", UINT32) != UINT32
+            or not 1 <= alignment <= _WIDEST_ALIGNMENT
+            or alignment & (alignment - 1)
+        ):
+            raise self._reader.broken("its alignment is not a power of two")
+        data = _up(self._reader.place, alignment)
+        expected = 0
+        for tensor, offset in zip(tensors, offsets, strict=True):
+            if offset != expected:
+                raise self._reader.broken("a tensor does not begin where the one before ends")
+            if data + offset + tensor.size > self._size:
+                raise self._reader.cut_off(data + offset + tensor.size)
+            expected = _up(offset + tensor.size, alignment)
 
-    def _array(self) -> tuple[int, tuple[int | float | bool, ...]]:
-        kind, length = self._number("I"), self._number("Q")
-        if length > self._size:
-            raise self._broken("a list is longer than the file")
-        if kind == _STRING:
-            self._skip_strings(length)
-            return length, ()
-        if kind not in _FORMATS:
-            raise self._broken("a list has an unknown type")
-        layout = struct.Struct(f"<{length}{_FORMATS[kind]}")
-        if length > _KEPT_ARRAY:
-            self._skip(layout.size)
-            return length, ()
-        return length, layout.unpack(self._take(layout.size))
 
-    def _skip_strings(self, length: int) -> None:
-        """Walks over strings; a vocabulary with its merges has 300,000."""
-        data, at = self._data, self._at
-        for _ in range(length):
-            if at + 8 > len(data):
-                self._at = at
-                self._need(8)
-                data, at = self._data, self._at
-            at += 8 + int.from_bytes(data[at : at + 8], "little")
-            if at > len(data):
-                self._at = len(data)
-                self._skip(at - len(data))
-                data, at = self._data, self._at
-        self._at = at
-
-    def _count(self) -> int:
-        count = int(self._number("Q"))
-        if count > _MOST_ENTRIES:
-            raise self._broken(f"it claims {count} entries")
-        return count
-
-    def _number(self, code: str) -> int:
-        layout = struct.Struct(f"<{code}")
-        return layout.unpack(self._take(layout.size))[0]
-
-    def _string(self) -> str:
-        length = self._number("Q")
-        if length > self._size:
-            raise self._broken("a text is longer than the file")
-        return self._take(length).decode("utf-8", "replace")
-
-    def _take(self, count: int) -> bytes:
-        self._need(count)
-        part = self._data[self._at : self._at + count]
-        self._at += count
-        return part
-
-    def _skip(self, count: int) -> None:
-        if self._start + self._at + count > self._size:
-            raise self._cut_off(self._start + self._at + count)
-        self._start += self._at + count
-        self._data, self._at = b"", 0
-        self._file.seek(self._start)
-
-    def _need(self, count: int) -> None:
-        missing = count - (len(self._data) - self._at)
-        if missing <= 0:
-            return
-        if self._start + self._at + count > self._size:
-            raise self._cut_off(self._start + self._at + count)
-        self._data = self._data[self._at :] + self._file.read(max(missing, _CHUNK))
-        self._start += self._at
-        self._at = 0
-        if len(self._data) < count:
-            raise self._cut_off(self._start + count)
-
-    def _broken(self, why: str) -> ModelError:
-        return ModelError(f"{self._name} is damaged: {why}. Get the file again.")
-
-    def _cut_off(self, needed: int) -> ModelError:
-        return ModelError(
-            f"{self._name} is cut off: it has {self._size:,} bytes but needs at least "
-            f"{needed:,}. Get the file again."
-        )
+def _up(place: int, alignment: int) -> int:
+    """The next place that is a multiple of `alignment`."""
+    return -(-place // alignment) * alignment

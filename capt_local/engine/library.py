@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from capt_local.engine.clock import BusyClock
@@ -25,6 +26,7 @@ from capt_local.errors import UsageError
 BINDING_VERSION = "0.3.36"
 
 _WARN, _ERROR, _CONTINUED = 3, 4, 5
+_LONGEST = 300  # characters of an error
 _DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "composite")
 
 
@@ -83,7 +85,9 @@ class Library:
         self._callback = self.api.llama_log_callback(self._log)
         self.api.llama_log_set(self._callback, None)
         self.api.llama_backend_init()
-        self.left_out: tuple[str, ...] = leave_out_crashing(self._ggml)
+        self.left_out: tuple[str, ...] = leave_out_crashing(
+            self._ggml, Path(self.api._lib._name).parent
+        )
 
     def function(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         """A C function with a prototype of our own, apart from the binding's."""
@@ -99,14 +103,16 @@ class Library:
     def last_error(self) -> str:
         """The first error that llama.cpp logged since `forget_errors`, without its function name.
 
-        The first says why; those after it only say that something failed.
+        The first says why; those after it only say that something failed. It may repeat what
+        stands in a file, so only characters that can be shown are left, and not too many.
         """
         lines = list(self._lines)
         for wanted in (_ERROR, _WARN):
             for level, line in lines:
                 if level == wanted and line.strip():
                     _, _, said = line.strip().partition(": ")
-                    return said or line.strip()
+                    shown = "".join(char for char in said or line.strip() if char.isprintable())
+                    return shown[:_LONGEST]
         return ""
 
     def build_info(self) -> BuildInfo:

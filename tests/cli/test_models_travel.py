@@ -86,7 +86,7 @@ def test_a_file_that_ends_the_process_ends_the_other_one(
 
 
 def test_what_is_no_gguf_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     (tmp_path / "a.gguf").write_bytes(b"no model")
     with pytest.raises(ModelError, match="not a GGUF"):
         examine.examine(tmp_path / "a.gguf")

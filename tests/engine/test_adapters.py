@@ -156,7 +156,6 @@ PAIR = {f"{DOWN}.lora_a": A, f"{DOWN}.lora_b": B}
 EMBEDDING, TIED = "token_embd.weight", "tied.gguf"
 BAD: dict[str, tuple[Mapping[str, np.ndarray], dict[str, Any], str]] = {
     "architecture": (PAIR, {"architecture": "qwen2"}, "for the architecture qwen2, the model has"),
-    "odd architecture": (PAIR, {"architecture": "\x1b[2J"}, "for the architecture another, the"),
     "no lora": (PAIR, {"kind": "control"}, "it is not a LoRA adapter"),
     "alpha a text": (PAIR, {"alpha": "16", "alpha_kind": "STRING"}, "its alpha is not a number"),
     "alpha too long": (PAIR, {"alpha_kind": "FLOAT64"}, "its alpha is not a number of 32 bits"),

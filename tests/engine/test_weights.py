@@ -97,17 +97,14 @@ def test_llama_cpp_says_itself_what_is_wrong_with_a_model(
 ) -> None:
     whole = tiny_path().read_bytes()
     path = tmp_path / "odd.gguf"
-    path.write_bytes(whole.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0lama9", 1))
+    path.write_bytes(whole.replace(b"blk.1.ffn_up", b"blk.1.ffn_xx", 1))
     with pytest.raises(ModelError) as caught:
         Weights(path)
     message = str(caught.value)
     assert message.startswith("odd.gguf cannot be loaded: ")
-    assert "unknown model architecture: 'lama9'" in message
+    assert "tensor 'blk.1.ffn_up.weight' not found" in message
     assert str(tmp_path) not in message
     assert "\n" not in message
-    path.write_bytes(whole.replace(b"blk.1.ffn_up", b"blk.1.ffn_xx", 1))
-    with pytest.raises(ModelError, match=r"tensor 'blk.1.ffn_up.weight' not found"):
-        Weights(path)
 
 
 def test_gpu_layers_without_a_gpu_are_refused_not_ignored(

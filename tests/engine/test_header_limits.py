@@ -1,0 +1,183 @@
+"""What a header may not say, one lie at a time, each refused by name before llama.cpp sees it."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from capt_local.engine.architectures import ARCHITECTURES, TOKENIZERS
+from capt_local.engine.header import parse_header, read_header
+from capt_local.engine.library import library
+from capt_local.engine.memory import estimate
+from capt_local.engine.options import LoadOptions
+from capt_local.engine.weights import Weights
+from capt_local.errors import ModelError
+from tests.fuzz.seeds import gguf, text
+
+U32, F32, TEXT, LIST = 4, 6, 8, 9
+
+
+def pair(key: str, kind: int, value: bytes) -> bytes:
+    return text(key) + struct.pack("<I", kind) + value
+
+
+def whole(key: str, value: int) -> bytes:
+    return pair(key, U32, struct.pack("<I", value))
+
+
+def words(key: str, *values: str) -> bytes:
+    return pair(key, LIST, struct.pack("<IQ", TEXT, len(values)) + b"".join(map(text, values)))
+
+
+def numbers(key: str, count: int, kind: int = F32) -> bytes:
+    return pair(key, LIST, struct.pack("<IQ", kind, count) + bytes(4 * count))
+
+
+def tensor(name: str, shape: tuple[int, ...] = (8, 2), *, offset: int = 0, kind: int = 0) -> bytes:
+    sizes = struct.pack(f"<{len(shape)}Q", *shape)
+    return text(name) + struct.pack("<I", len(shape)) + sizes + struct.pack("<IQ", kind, offset)
+
+
+LLAMA = pair("general.architecture", TEXT, text("llama"))
+TOKENS = words("tokenizer.ggml.tokens", "a", "b")
+
+LIES: dict[str, tuple[list[bytes], list[bytes], str]] = {
+    "no architecture": ([], [], "a file that names none is not among the architectures"),
+    "an architecture of another kind": (
+        [pair("general.architecture", TEXT, text("bert"))], [], "bert is not among the arch"),
+    "an architecture that nobody knows": (
+        [pair("general.architecture", TEXT, text("\x1b[2Jx\ny"))], [], "what the file names is"),
+    "an architecture that is a number": ([whole("general.architecture", 7)], [], "what the file"),
+    "a tokenizer that rewrites the text": (
+        [LLAMA, pair("tokenizer.ggml.model", TEXT, text("bert"))], [], "bert is not among the tok"),
+    "a key that stands there twice": ([LLAMA, whole("a", 1), whole("a", 2)], [], "there twice"),
+    "the architecture twice": ([LLAMA, LLAMA], [], "there twice"),
+    "a key without a name": ([LLAMA, whole("", 1)], [], "empty or stands there twice"),
+    "a key that is no text": (
+        [LLAMA, struct.pack("<Q", 1) + b"\xff" + struct.pack("<II", U32, 1)], [], "not UTF-8"),
+    "a key that is too long": ([LLAMA, whole("k" * 65_536, 1)], [], "longer than any"),
+    "a value of an unknown type": ([LLAMA, pair("a", 13, b"")], [], "a value has an unknown type"),
+    "a list of lists": ([LLAMA, pair("a", LIST, struct.pack("<IQ", LIST, 1))], [], "a list has an"),
+    "a list that is too long": (
+        [LLAMA, pair("a", LIST, struct.pack("<IQ", TEXT, 1 << 23))], [], "longer than any"),
+    "a list of numbers that is too long": (
+        [LLAMA, pair("a", LIST, struct.pack("<IQ", 0, 1 << 27))], [], "longer than any"),
+    "a text that is too long": (
+        [LLAMA, pair("a", TEXT, struct.pack("<Q", 1 << 25))], [], "longer than any"),
+    "a long text in a list": (
+        [LLAMA, pair("a", LIST, struct.pack("<IQQ", TEXT, 1, 1 << 25))], [], "longer than any"),
+    "four billion layers": ([LLAMA, whole("llama.block_count", (1 << 32) - 1)], [], "block_count"),
+    "layers that are no whole number": (
+        [LLAMA, pair("llama.block_count", F32, struct.pack("<f", float("inf")))], [], "block_"),
+    "heads below nothing": (
+        [LLAMA, pair("llama.attention.head_count", 5, struct.pack("<i", -1))], [], "head_count"),
+    "heads of layers that are no whole numbers": (
+        [LLAMA, numbers("llama.attention.head_count_kv", 3)], [], "head_count_kv"),
+    "an alignment of 3": ([LLAMA, whole("general.alignment", 3)], [], "alignment"),
+    "an alignment of nothing": ([LLAMA, whole("general.alignment", 0)], [], "alignment"),
+    "an alignment of gigabytes": ([LLAMA, whole("general.alignment", 1 << 30)], [], "alignment"),
+    "an alignment that is a float": (
+        [LLAMA, pair("general.alignment", F32, struct.pack("<f", 32))], [], "alignment"),
+    "tokens that are numbers": ([LLAMA, numbers("tokenizer.ggml.tokens", 2)], [], "another type"),
+    "tokens that are one text": (
+        [LLAMA, pair("tokenizer.ggml.tokens", TEXT, text("a"))], [], "a list of its vocabulary is"),
+    "merges that are numbers": (
+        [LLAMA, TOKENS, numbers("tokenizer.ggml.merges", 2)], [], "another type"),
+    "kinds of fewer tokens than there are": (
+        [LLAMA, TOKENS, numbers("tokenizer.ggml.token_type", 1, 5)], [], "too short"),
+    "scores of fewer tokens than there are": (
+        [LLAMA, numbers("tokenizer.ggml.scores", 1), TOKENS], [], "too short"),
+    "a tensor twice": ([LLAMA], [tensor("a"), tensor("a", offset=64)], "there twice"),
+    "a tensor without a name": ([LLAMA], [tensor("")], "empty or stands there twice"),
+    "a tensor with a long name": ([LLAMA], [tensor("x" * 64)], "longer than any"),
+    "tensors on each other": ([LLAMA], [tensor("a"), tensor("b", offset=32)], "does not begin"),
+    "tensors in the same place": ([LLAMA], [tensor("a"), tensor("b")], "does not begin"),
+    "a hole between tensors": ([LLAMA], [tensor("a"), tensor("b", offset=96)], "does not begin"),
+    "a tensor that begins late": ([LLAMA], [tensor("a", offset=32)], "does not begin"),
+    "a tensor between two places": ([LLAMA], [tensor("a", offset=1)], "does not begin"),
+    "a tensor behind the end": ([LLAMA], [tensor("a", (1 << 20, 2))], "cut off"),
+    "a tensor of no dimension": ([LLAMA], [tensor("a", ())], "impossible shape"),
+    "a tensor of five dimensions": ([LLAMA], [tensor("a", (1,) * 5)], "impossible shape"),
+    "a tensor without numbers": ([LLAMA], [tensor("a", (8, 0))], "impossible shape"),
+    "a tensor whose size overflows": ([LLAMA], [tensor("a", (1 << 32, 1 << 32))], "impossible sh"),
+    "half a block": ([LLAMA], [tensor("a", (16, 2), kind=2)], "impossible shape"),
+    "a number format that was taken out": ([LLAMA], [tensor("a", kind=4)], "number format 4"),
+}  # fmt: skip
+
+
+def refusal(data: bytes) -> str:
+    with pytest.raises(ModelError) as caught:
+        parse_header(io.BytesIO(data), "a.gguf", len(data))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
+def test_a_lie_in_a_header_is_refused_by_name(lie: tuple[list[bytes], list[bytes], str]) -> None:
+    pairs, tensors, said = lie
+    found = refusal(gguf(pairs, tensors, 256))
+    assert found.startswith("a.gguf") and said in found and found.isprintable()
+
+
+def test_what_is_no_lie_is_taken() -> None:
+    pairs = [LLAMA, TOKENS, whole("llama.block_count", 2), numbers("tokenizer.ggml.scores", 3)]
+    data = gguf(pairs, [tensor("a"), tensor("x" * 63, offset=64)], 128)
+    found = parse_header(io.BytesIO(data), "a.gguf", len(data))
+    assert [one.name for one in found.tensors] == ["a", "x" * 63]
+    assert found.number("block_count") == 2 and estimate(found, LoadOptions()).layers == 3
+
+
+@pytest.mark.parametrize("count", ["tensors", "pairs"])
+def test_more_entries_than_any_file_has(count: str) -> None:
+    data = bytearray(gguf([LLAMA], [], 0))
+    place = 8 if count == "tensors" else 16
+    data[place : place + 8] = (1 << 17).to_bytes(8, "little")
+    assert "claims 131072 entries" in refusal(bytes(data))
+
+
+def test_a_lie_about_a_length_takes_no_memory(tmp_path: Path) -> None:
+    """A sparse file that is as large as a text claims to be: the text is not read."""
+    file = tmp_path / "sparse.gguf"
+    file.write_bytes(gguf([LLAMA, pair("a", TEXT, struct.pack("<Q", 1 << 33))], [], 0))
+    with file.open("r+b") as stream:
+        stream.truncate(1 << 34)
+    with pytest.raises(ModelError, match="a text is longer than any that is used"):
+        read_header(file)
+
+
+def test_every_architecture_is_one_of_the_pinned_llama_cpp() -> None:
+    """The names stand in its library; so a new version is looked through when it is pinned."""
+    path = Path(library().api.__file__).parent / "lib"
+    found = b"".join(each.read_bytes() for each in path.glob("*llama*") if each.is_file())
+    assert b"\0no-such-architecture\0" not in found
+    assert not {name for name in ARCHITECTURES | TOKENIZERS if name.encode() + b"\0" not in found}
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "llada", "dream", "eagle3", "clip", "qwen3tts", ""])
+def test_what_writes_no_text_from_left_to_right_is_not_let_in(name: str) -> None:
+    assert name not in ARCHITECTURES
+
+
+def test_such_a_file_never_reaches_llama_cpp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_path: Callable[..., Path]
+) -> None:
+    file = tmp_path / "other.gguf"
+    file.write_bytes(tiny_path().read_bytes().replace(b"llama", b"bertx"))
+    monkeypatch.setattr(Weights, "_load", lambda *_: pytest.fail("llama.cpp was asked"))
+    with pytest.raises(ModelError, match=r"^other\.gguf: bertx is not among the architectures"):
+        Weights(file)
+
+
+def test_an_error_of_llama_cpp_that_repeats_the_file_can_be_shown(
+    tmp_path: Path, tiny_path: Callable[..., Path]
+) -> None:
+    data = tiny_path().read_bytes()
+    assert text("gpt-2") in data
+    file = tmp_path / "other.gguf"
+    file.write_bytes(data.replace(text("gpt-2"), text("\x1b[2Jx")))
+    with pytest.raises(ModelError, match="unknown pre-tokenizer") as caught:
+        Weights(file)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500

@@ -1,0 +1,35 @@
+"""Damaged GGUF files on their whole way: this process lives on, and each gets a named error.
+
+`scripts/fuzz_models.py` does the same with 1,000 of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from tests.fuzz.mutated import MUTATIONS, Models, Outcome, outcomes
+
+COUNT = 180
+
+
+def test_damaged_models_end_in_a_named_error_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "valid").mkdir()
+    found: Counter[Outcome] = Counter()
+    for number, became, said in outcomes(range(COUNT), tmp_path):
+        found[became] += 1
+        if became is not Outcome.LOADED:
+            assert "damaged.gguf" in said or "(damaged" in said, (number, said)
+            assert "\n" not in said and str(tmp_path) not in said, (number, said)
+            assert said.isprintable(), (number, said)
+    assert found.total() == COUNT
+    # Most of what is wrong is found before llama.cpp sees it, and what passes has no other harm.
+    assert found[Outcome.HEADER] > COUNT / 3 and found[Outcome.LOADED] > 0
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["valid", "work"]
+
+
+def test_the_same_number_is_the_same_file_and_no_valid_one(tmp_path: Path) -> None:
+    models, again = Models(tmp_path), Models(tmp_path)
+    files = [models.damaged(number) for number in range(len(MUTATIONS) * 5)]
+    assert files == [again.damaged(number) for number in range(len(files))]
+    assert len(set(files)) == len(files)
