@@ -21,7 +21,8 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-CHILDREN = Path(__file__).resolve().parent / "children"
+ROOT = Path(__file__).resolve().parents[1]
+CHILDREN = ROOT / "tests" / "children"
 """Holds what processes import by themselves that tests start."""
 real_site_file = places.site_file
 
@@ -42,6 +43,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_settings_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What starts processes before a test begins, as fixtures of a module do, has none either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(CHILDREN), str(ROOT), *_python_path()]))
+        _empty_folders(patch, tmp_path_factory.mktemp("home"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def plain_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
@@ -50,19 +60,20 @@ def plain_environment(
 
     The folders for data, settings and state are empty ones; in processes that tests start, too.
     """
-    for name in list(os.environ):
-        if name.startswith("CAPT_LOCAL_") and name != "CAPT_LOCAL_TEST_CACHE":
-            monkeypatch.delenv(name)
-    folder = tmp_path_factory.mktemp("home")
-    monkeypatch.setenv("XDG_DATA_HOME", str(folder / "data"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
-    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
-    site = folder / "etc" / "config.toml"
-    monkeypatch.setattr(places, "site_file", lambda: site)
-    monkeypatch.setenv("TESTS_SITE_FILE", str(site))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(CHILDREN), *_python_path()]))
+    _empty_folders(monkeypatch, tmp_path_factory.mktemp("home"))
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")
+
+
+def _empty_folders(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("CAPT_LOCAL_") and name != "CAPT_LOCAL_TEST_CACHE":
+            patch.delenv(name)
+    for kind in ("data", "config", "state"):
+        patch.setenv(f"XDG_{kind.upper()}_HOME", str(folder / kind))
+    site = folder / "etc" / "config.toml"
+    patch.setattr(places, "site_file", lambda: site)
+    patch.setenv("TESTS_SITE_FILE", str(site))
 
 
 def _python_path() -> list[str]:

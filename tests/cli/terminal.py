@@ -13,7 +13,6 @@ from pathlib import Path
 import pexpect
 import pyte
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPT = ">>>"
 ENDED = b"\x1b[?2004l"  # prompt_toolkit switches bracketed paste off when a line is sent
 _PASTE = ("\x1b[200~", "\x1b[201~")
@@ -39,7 +38,7 @@ class Terminal:
         command: Sequence[str] = (sys.executable, "-m", "capt_local"),
         timeout: float = 30.0,
     ) -> None:
-        more = {"TERM": "xterm", "PYTHONPATH": str(ROOT), **(environment or {})}
+        more = {"TERM": "xterm", **(environment or {})}
         inherited = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
         self.timeout = timeout
         self.process = pexpect.spawn(

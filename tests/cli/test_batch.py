@@ -18,7 +18,6 @@ import pytest
 
 from capt_local.cli.app import run
 
-ROOT = Path(__file__).resolve().parents[2]
 CANARY = "zyzzyva-canary"
 NOTES = [
     "58-year-old woman with dyspnea on exertion.",
@@ -175,13 +174,11 @@ def command(*arguments: str) -> list[str]:
 
 def started(arguments: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     """A batch run as a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command("batch", *arguments),
         stdin=options.pop("stdin", subprocess.DEVNULL),
         stderr=options.pop("stderr", subprocess.PIPE),
         stdout=subprocess.DEVNULL,
-        env=environment,
         **options,
     )
 

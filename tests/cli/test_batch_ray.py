@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from capt_local.cli.app import run
-from tests.cli.test_batch import QUICK, ROOT, notes, untimed
+from tests.cli.test_batch import QUICK, notes, untimed
 
 with_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray (240 MB) is an extra: pip install '.[ray]'"
@@ -48,7 +48,7 @@ def test_a_killed_actor_goes_on_where_it_was(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+            "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], *sys.path]),
             "RUN": str(command),
         },
     )

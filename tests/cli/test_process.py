@@ -16,7 +16,6 @@ import pytest
 
 from tests.tiny_models import tiny_gguf
 
-ROOT = Path(__file__).resolve().parents[2]
 CANARY = "zyzzyva-canary"
 
 
@@ -54,9 +53,9 @@ def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def test_a_prompt_on_standard_input(models: list[str], tmp_path: Path) -> None:
-    prompt, environment = f"{CANARY} fever", {**os.environ, "PYTHONPATH": str(ROOT)}
+    prompt = f"{CANARY} fever"
     arguments = ["generate", *models, "--raw", "-n", "12", "--json"]
-    result = done(*arguments, text=prompt, cwd=tmp_path, env=environment)
+    result = done(*arguments, text=prompt, cwd=tmp_path)
     assert result.returncode == 0
     found = json.loads(result.stdout)
     assert 0 < found["usage"]["completion_tokens"] <= 12

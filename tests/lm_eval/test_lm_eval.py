@@ -31,7 +31,6 @@ from capt_local.lm_eval.arguments import answer_options, model_flags  # noqa: E4
 from capt_local.lm_eval.model import CaptLocal  # noqa: E402
 from capt_local.prompt.messages import Message  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 NOTE = "The patient is a 61-year-old woman with shortness of breath. She was"
 ANSWERS = [" given furosemide.", " painted blue.", " admitted to the hospital."]
 TASKS = {
@@ -208,7 +207,6 @@ def test_the_module_is_a_command() -> None:
         [sys.executable, "-m", "capt_local.lm_eval", "run", "--help"],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         timeout=120,
         check=False,
     )

@@ -80,6 +80,7 @@ def backend(diagnosis: Diagnosis) -> dict[str, Any]:
     gpus = [device for device in build.devices if device.is_gpu]
     facts: dict[str, Any] = {"live": gpus[0].name if gpus else "CPU"}
     facts["GPU support in this build"] = build.gpu_offload
+    facts["weight formats left out, since they crash"] = ", ".join(build.left_out) or "none"
     for index, device in enumerate(build.devices):
         there = f", {mebibytes(device.free)} of {mebibytes(device.total)} free"
         free = there if device.total else ""
