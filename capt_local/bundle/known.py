@@ -44,18 +44,25 @@ class KnownDigests:
         self._place = state_folder() / _FILE
         self._entries = self._read()
 
-    def find(self, path: Path, stamp: Stamp) -> str | None:
-        """The digest of a file, if it is known and the file may be trusted to be the same."""
-        return self._entries.get(_key(path, stamp)) if is_private(path) else None
+    def find(self, path: Path, stamp: Stamp, about: str = "") -> str | None:
+        """The digest of a file, if it is known and the file may be trusted to be the same.
 
-    def keep(self, path: Path, stamp: Stamp, digest: str) -> None:
+        Args:
+            path: of the file.
+            stamp: of it now.
+            about: what else than its own digest is asked for.
+        """
+        return self._entries.get(about + _key(path, stamp)) if is_private(path) else None
+
+    def keep(self, path: Path, stamp: Stamp, digest: str, about: str = "") -> None:
         """Keeps a digest that was just taken; says nothing where that is not possible."""
         if not is_private(path) or time.time_ns() - max(stamp[3:]) < _SETTLED:
             return
         # Another process may have added some meanwhile.
         entries = self._read()
-        entries.pop(_key(path, stamp), None)
-        entries[_key(path, stamp)] = digest
+        key = about + _key(path, stamp)
+        entries.pop(key, None)
+        entries[key] = digest
         self._entries = dict(list(entries.items())[-_MOST:])
         with contextlib.suppress(OSError):
             self._write()
