@@ -27,6 +27,7 @@ from capt_local.engine.options import LoadOptions
 from capt_local.engine.several import open_models
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
+from capt_local.runtime.first_look import NOT_LOOKED_AT, is_trusted, look_first
 from capt_local.runtime.loaded import Asked
 from capt_local.runtime.many import one_by_one
 from capt_local.runtime.scoring import Scoring
@@ -75,10 +76,14 @@ class Runtime(Scoring):
         if isinstance(check, bool):
             check = Check.CACHED if check else Check.NEVER
         stamps = verify(dataclasses.replace(found, models=files), progress, check)
+        stamps = look_first(found, files, check=check, stamps=stamps, progress=progress)
         check_tokenizers(files.values())
         paths = {role: file.path for role, file in files.items()}
         models = open_models(paths, load, progress, found.adapters, stamps)
-        return cls(found, models, date)
+        runtime = cls(found, models, date)
+        if check is Check.NEVER and not is_trusted(found):
+            runtime.notices.append(NOT_LOOKED_AT)
+        return runtime
 
     def generate(
         self,
@@ -133,7 +138,8 @@ class Runtime(Scoring):
             parallel: requests at once.
             cancel: asked between steps and while prompts are computed; true ends what is running
                 as interrupted, and takes nothing more.
-            alone: one at a time through `generate` itself: its answers to the last bit.
+            alone: one at a time through `generate` itself, which has forgotten what came before:
+                with `Speed.EXACT_STEPS` its answers to the last bit.
 
         Yields:
             The answers as they end. The error of one request leaves the others as they are.
@@ -186,6 +192,7 @@ class Runtime(Scoring):
         """Frees the models."""
         self._end_current()
         self._side.close()
+        self._assembly.close()
         for model in self.models.values():
             model.close()
 

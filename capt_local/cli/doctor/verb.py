@@ -9,6 +9,7 @@ from capt_local.cli.doctor import diagnosis as find
 from capt_local.cli.doctor import stored
 from capt_local.cli.doctor import surroundings as around
 from capt_local.cli.doctor.diagnosis import Diagnosis
+from capt_local.cli.doctor.looking import first_look
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import ViewFlags, option
 from capt_local.cli.session import find_bundle, load_options
@@ -65,7 +66,10 @@ def examine(flags: ModelFlags) -> Diagnosis:
     found.attempt("files", lambda: around.modes(bundle, found.warnings))
     if not found.problems:  # a file that is not the right one never reaches llama.cpp
         found.attempt("memory of the bundle", lambda: find.room(bundle, options, found))
-        found.attempt("roles", lambda: find.roles(bundle, found))
+        before = len(found.problems)
+        found.attempt("first look", lambda: first_look(bundle, flags.check, found.warnings))
+        if len(found.problems) == before:
+            found.attempt("roles", lambda: find.roles(bundle, found))
     return found
 
 

@@ -38,15 +38,21 @@ def models_show(what: ShowFlags, view: ViewFlags) -> int:
     The digests are checked first, so that nothing else than the models of the bundle is read.
     """
     from capt_local.bundle import store, verify
+    from capt_local.runtime.first_look import NOT_LOOKED_AT, is_trusted, look_first
 
     screen = Screen.standard(view.verbose)
     bundle = permitted(store.find(what.bundle), what.verify)
     try:
-        verify.verify(
-            bundle, lambda role, part: screen.progress(f"reading {role}", part), what.verify
-        )
+
+        def report(role: str, part: float) -> None:
+            screen.progress(f"reading {role}", part)
+
+        stamps = verify.verify(bundle, report, what.verify)
+        look_first(bundle, check=what.verify, stamps=stamps, progress=report)
     finally:
         screen.clear_progress()
+    if what.verify is Check.NEVER and not is_trusted(bundle):
+        screen.note(f"note: {NOT_LOOKED_AT}")
     found = described(bundle)
     if what.json:
         screen.line(dumps(found, indent=2))

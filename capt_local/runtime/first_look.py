@@ -1,0 +1,117 @@
+"""Files that no trusted manifest names are loaded in a process of their own before in this one.
+
+Trusted are the bundle that travels with the package, bundles that a trusted key has signed, and
+those of the user's own store, which were looked into when they were imported. What was looked into
+once is remembered as digests are (see `bundle.known`): by path, device, inode, size and times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from capt_local.bundle import store
+from capt_local.bundle.check import Check
+from capt_local.bundle.known import KnownDigests, known_digests
+from capt_local.bundle.manifest import Bundle, ModelFile
+from capt_local.engine.examine import Examiner
+from capt_local.engine.library import BINDING_VERSION
+from capt_local.errors import ModelError
+from capt_local.strict.stamp import Stamp, stamp_of
+
+Progress = Callable[[str, float], None]
+
+NOT_LOOKED_AT = (
+    "--verify never: the model files are loaded as they are, without a first look in a process of "
+    "their own."
+)
+_ABOUT = "examined:"
+
+
+def is_trusted(bundle: Bundle) -> bool:
+    """Whether a trusted manifest names the files of a bundle."""
+    if bundle.folder is None:
+        return False
+    own = bundle.folder.resolve().parent == store.user_folder().resolve()
+    return own or bundle.signer is not None or store.is_packaged(bundle)
+
+
+def look_first(
+    bundle: Bundle,
+    models: Mapping[str, ModelFile] | None = None,
+    *,
+    check: Check = Check.CACHED,
+    stamps: Mapping[Path, Stamp] | None = None,
+    progress: Progress | None = None,
+) -> dict[Path, Stamp]:
+    """Has files that no trusted manifest names loaded elsewhere first.
+
+    Args:
+        bundle: that they belong to.
+        models: those that are to be loaded, by role; None: all of the bundle.
+        check: `always` looks again at what is known, `never` looks at nothing.
+        stamps: of files whose digests were checked, by path.
+        progress: called with a role and 0, several times a second; may raise to stop.
+
+    Returns:
+        What tells that a file is still the one that was looked into, by path; `stamps` among them.
+
+    Raises:
+        ModelError: a file is missing or damaged, or ended the process that looked at it.
+        MemoryShortage: one does not fit into memory.
+    """
+    found = dict(stamps or {})
+    if check is Check.NEVER or is_trusted(bundle):
+        return found
+    wanted = bundle.models if models is None else models
+    for model in wanted.values():
+        for path in (model.path, *([model.adapter.path] if model.adapter else [])):
+            found.setdefault(path, _stamp(path))
+    known = known_digests()
+    with Examiner() as examiner:
+        for role, files in _by_model(wanted):
+            marks = _marks(files, found)
+            if check is Check.CACHED and known is not None and _is_known(known, marks, found):
+                continue
+            waiting = None if progress is None else partial(progress, role, 0.0)
+            examiner.look(files[0], files[1:], waiting)
+            for path, mark in marks.items() if known is not None else ():
+                known.keep(path, found[path], mark, _ABOUT)
+    return found
+
+
+def _by_model(models: Mapping[str, ModelFile]) -> Iterable[tuple[str, list[Path]]]:
+    """The first role of each model file, and the file with all adapters that are put on it."""
+    found: dict[Path, tuple[str, list[Path]]] = {}
+    for role, model in models.items():
+        _, files = found.setdefault(model.path.resolve(), (role, [model.path]))
+        if model.adapter and model.adapter.path not in files:
+            files.append(model.adapter.path)
+    return found.values()
+
+
+def _is_known(known: KnownDigests, marks: Mapping[Path, str], stamps: Mapping[Path, Stamp]) -> bool:
+    return all(known.find(path, stamps[path], _ABOUT) == mark for path, mark in marks.items())
+
+
+def _marks(files: Sequence[Path], stamps: Mapping[Path, Stamp]) -> dict[Path, str]:
+    """What is remembered of a model, and of adapters on that model, with this llama.cpp."""
+    model = stamps[files[0]]
+    return {path: _mark(model, stamps[path]) for path in files}
+
+
+def _mark(*stamps: Stamp) -> str:
+    return hashlib.sha256(repr((BINDING_VERSION, stamps)).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        return stamp_of(os.stat(path))
+    except FileNotFoundError:
+        raise ModelError(f"{path.name}: there is no such model file.") from None
+    except OSError as error:
+        reason = error.strerror or "unreadable"
+        raise ModelError(f"{path.name} cannot be read: {reason}.") from None

@@ -1,0 +1,228 @@
+"""Files that no trusted manifest names are loaded elsewhere first, on every way to llama.cpp."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from capt_local.bundle import known, store
+from capt_local.bundle.check import Check
+from capt_local.bundle.manifest import Bundle, Signer
+from capt_local.bundle.read import read_bundle
+from capt_local.bundle.write import describe, write_manifest
+from capt_local.cli import app
+from capt_local.engine import examine
+from capt_local.engine.examine import Examiner
+from capt_local.engine.options import LoadOptions
+from capt_local.engine.weights import Weights
+from capt_local.errors import Cancelled, ModelError
+from capt_local.runtime import Runtime, first_look
+from capt_local.runtime.first_look import NOT_LOOKED_AT, is_trusted, look_first
+from tests.tiny_models import tiny_adapter, tiny_gguf
+
+LOAD = LoadOptions(threads=1, context=256)
+ABORT = "import os; os.abort()"
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that were written just now are remembered too."""
+    monkeypatch.setattr(known, "_SETTLED", 0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that nobody else may write."""
+    (tmp_path / "models").mkdir(mode=0o755)
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The files that were looked at, in order; nothing really is."""
+    found: list[list[str]] = []
+
+    def look(
+        _: Examiner, path: Path, adapters: Sequence[Path] = (), waiting: object = None
+    ) -> None:
+        found.append([path.name, *(each.name for each in adapters)])
+
+    monkeypatch.setattr(Examiner, "look", look)
+    return found
+
+
+@pytest.fixture
+def aborting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever is looked at ends the other process; llama.cpp is never asked in this one."""
+    monkeypatch.setattr(examine, "_PROGRAM", ABORT)
+    monkeypatch.setattr(Weights, "_load", lambda *_: pytest.fail("llama.cpp was asked"))
+    yield
+
+
+def trio(folder: Path) -> Bundle:
+    files = [tiny_gguf(folder / f"{name}.gguf", seed=1) for name in ("target", "expert", "base")]
+    for file in files:
+        file.chmod(0o644)
+    return Bundle.from_paths(*files)
+
+
+def with_manifest(folder: Path) -> Bundle:
+    file = tiny_gguf(folder / "target.gguf", seed=1)
+    file.chmod(0o644)
+    return read_bundle(write_manifest(Bundle("one", {"target": describe("target", file)}), folder))
+
+
+def test_each_file_is_looked_at_once(folder: Path, looked: list[list[str]]) -> None:
+    bundle = trio(folder)
+    stamps = look_first(bundle)
+    assert looked == [["target.gguf"], ["expert.gguf"], ["base.gguf"]]
+    assert set(stamps) == {model.path for model in bundle.models.values()}
+    look_first(bundle)
+    assert len(looked) == 3
+    look_first(bundle, check=Check.ALWAYS)
+    assert len(looked) == 6
+    look_first(bundle, check=Check.NEVER)
+    assert len(looked) == 6
+
+
+def test_a_file_that_was_changed_is_looked_at_again(folder: Path, looked: list[list[str]]) -> None:
+    bundle = trio(folder)
+    look_first(bundle)
+    path = bundle.models["expert"].path
+    before = path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    look_first(bundle)
+    assert looked[3:] == [["expert.gguf"]]
+
+
+def test_a_file_that_others_may_write_is_looked_at_each_time(
+    folder: Path, looked: list[list[str]]
+) -> None:
+    bundle = trio(folder)
+    bundle.models["base"].path.chmod(0o666)
+    look_first(bundle)
+    look_first(bundle)
+    assert looked[3:] == [["base.gguf"]]
+
+
+def test_another_llama_cpp_looks_again(
+    folder: Path, looked: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_first(trio(folder))
+    monkeypatch.setattr(first_look, "BINDING_VERSION", "0.3.37")
+    look_first(trio(folder))
+    assert len(looked) == 6
+
+
+def test_what_was_found_bad_is_not_remembered(folder: Path) -> None:
+    bundle = Bundle.from_paths(tiny_gguf(folder / "target.gguf", seed=1, nan=True))
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"target\.gguf"):
+            look_first(bundle)
+
+
+def test_a_shared_file_and_its_adapter_are_one_look(folder: Path, looked: list[list[str]]) -> None:
+    files = [tiny_gguf(folder / f"{name}.gguf", seed=1) for name in ("target", "base")]
+    adapter = tiny_adapter(folder / "lora.gguf", seed=2)
+    for path in (*files, adapter):
+        path.chmod(0o644)
+    bundle = Bundle.from_paths(files[0], None, files[1], str(adapter))
+    for _ in range(2):
+        assert adapter in look_first(bundle)
+    assert looked == [["target.gguf"], ["base.gguf", "lora.gguf"]]
+    other = tiny_adapter(folder / "other.gguf", seed=3)
+    look_first(Bundle.from_paths(files[0], None, files[1], str(other)))
+    assert looked[2:] == [["base.gguf", "other.gguf"]]
+
+
+def test_whose_files_are_looked_at(folder: Path, tmp_path: Path) -> None:
+    loose, opened = trio(folder), with_manifest(folder)
+    assert not is_trusted(loose) and not is_trusted(opened)
+    assert is_trusted(dataclasses.replace(opened, signer=Signer("ab", "hospital")))
+    assert is_trusted(store.find("demo"))
+    own = store.user_folder() / "one"
+    own.parent.mkdir(parents=True)
+    shutil.copytree(folder, own)
+    assert is_trusted(read_bundle(own))
+    above = tmp_path / "elsewhere" / "one"
+    shutil.copytree(folder, above)
+    assert not is_trusted(read_bundle(above))
+
+
+def test_only_the_roles_that_are_needed(folder: Path, looked: list[list[str]]) -> None:
+    with Runtime.open(trio(folder), load=LOAD, roles=["target"]):
+        assert looked == [["target.gguf"]]
+
+
+def test_a_swap_between_look_and_load_is_found(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = trio(folder)
+
+    def look(_: Examiner, path: Path, *_more: object) -> None:
+        other = tiny_gguf(folder / "other", seed=2)
+        os.replace(other, path)
+
+    monkeypatch.setattr(Examiner, "look", look)
+    with pytest.raises(ModelError, match="changed between its check and its loading"):
+        Runtime.open(bundle, load=LOAD, roles=["target"])
+
+
+def test_ctrl_c_stops_the_look(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examine, "_PROGRAM", "import time; time.sleep(60)")
+
+    def progress(role: str, share: float) -> None:
+        raise Cancelled(f"{role} {share}")
+
+    started = time.monotonic()
+    with pytest.raises(Cancelled, match=r"target 0\.0"):
+        Runtime.open(trio(folder), load=LOAD, progress=progress)
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.usefixtures("aborting")
+@pytest.mark.parametrize(
+    "verb", [["generate", "-p", "x"], ["doctor"], ["bench"], ["chat"]], ids=lambda verb: verb[0]
+)
+def test_a_hostile_file_never_reaches_llama_cpp_here(
+    folder: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    bundle = trio(folder)
+    files = [f"--{role}={model.path}" for role, model in bundle.models.items()]
+    code = app.run([*verb, *files, "-t", "1"])
+    captured = capsys.readouterr()
+    assert int(code) == 3
+    assert (
+        "target.gguf ended the process that looked at it (code -6)" in captured.out + captured.err
+    )
+
+
+@pytest.mark.usefixtures("aborting")
+@pytest.mark.parametrize(
+    "verb", [["models", "show"], ["doctor", "-m"], ["generate", "-p", "x", "-m"]]
+)
+def test_nor_one_of_a_bundle_that_nobody_vouches_for(
+    folder: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    with_manifest(folder)
+    code = app.run([*verb, str(folder)])
+    captured = capsys.readouterr()
+    assert int(code) == 3
+    assert (
+        "target.gguf ended the process that looked at it (code -6)" in captured.out + captured.err
+    )
+
+
+def test_verify_never_says_so(folder: Path, looked: list[list[str]]) -> None:
+    bundle = trio(folder)
+    with Runtime.open(bundle, load=LOAD, check=Check.NEVER) as runtime:
+        assert NOT_LOOKED_AT in runtime.notices and not looked
+    with Runtime.open(bundle, load=LOAD) as runtime:
+        assert NOT_LOOKED_AT not in runtime.notices and len(looked) == 3
