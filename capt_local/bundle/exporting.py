@@ -30,6 +30,8 @@ def export(
     place: Path,
     key: Ed25519PrivateKey | None = None,
     report: Report | None = None,
+    *,
+    unsigned: bool = False,
 ) -> Path:
     """Writes a bundle; each file is held against the manifest as it is copied.
 
@@ -38,6 +40,7 @@ def export(
         place: a name that ends in .capt for an archive; otherwise a folder that is made.
         key: that signs; None keeps the signature that the bundle came with, if it has one.
         report: called with a file's name and the share of it that is written.
+        unsigned: without a signature, also where the bundle came with one.
 
     Returns:
         What was written.
@@ -53,7 +56,9 @@ def export(
     if os.path.lexists(place):
         raise UsageError(f"{place.name} is there already; nothing was written.")
     manifest = (folder / MANIFEST).read_bytes()
-    signature = sign(manifest, key) if key else kept_signature(folder)
+    signature = b""
+    if not unsigned:
+        signature = sign(manifest, key) if key else kept_signature(folder)
     draft = place.with_name(place.name + _DRAFT)
     try:
         _check_room(draft.parent, [folder / each.name for each in files])

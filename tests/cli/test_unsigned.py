@@ -147,6 +147,10 @@ def test_a_site_forbids_what_nobody_has_signed(
     assert script.calls[0]["bundle"].signer.name == "house"
     refused(run, site, "generate", "-m", "tiny", "-p", "x", "--verify", "never")
     refused(run, site, "generate", "-m", "tiny", "-p", "x", "--no-verify")
+    file = str(tmp_path / "from" / "target.gguf")
+    refused(
+        run, site, "models", "create", "mine", "--target", file, "--expert", file, "--base", file
+    )
 
 
 def test_a_user_does_not_lift_the_limit(
@@ -164,6 +168,35 @@ def test_a_user_does_not_lift_the_limit(
     trust_for_all(tmp_path, site)
     assert run("models", "import", str(archive)).code == 0
     assert run("generate", "-m", "tiny", "-p", "x", "--method", "target").code == 0
+
+
+def test_an_unsigned_archive_names_the_sites_file(
+    run: Run, archive: Path, site: Path, tmp_path: Path
+) -> None:
+    plain = str(tmp_path / "plain.capt")
+    assert run("models", "export", str(tmp_path / "from"), "-o", plain, "--unsigned").code == 0
+    site.write_text(FORBID)
+    result = run("models", "import", plain)
+    assert (result.code, result.out, result.err.count("\n")) == (3, "", 1)
+    assert str(site) in result.err and "--allow-unsigned" not in result.err
+
+
+def test_who_changes_a_manifest_signs_it_anew(run: Run, archive: Path, tmp_path: Path) -> None:
+    run("models", "import", str(archive), "--key", str(tmp_path / "house.pub"))
+    file = store.user_folder() / "tiny" / "bundle.toml"
+    file.write_text(file.read_text() + '\n[card]\nrisks = "It makes things up."\n')
+    out, key = str(tmp_path / "again.capt"), str(tmp_path / "house.key")
+    assert run("models", "export", "tiny", "-o", out).code == 3
+    assert run("models", "export", "tiny", "-o", out, "--key", key).code == 0
+
+
+def test_unsigned_goes_out_without_the_signature_that_was_there(
+    run: Run, archive: Path, tmp_path: Path
+) -> None:
+    run("models", "import", str(archive), "--key", str(tmp_path / "house.pub"))
+    out = tmp_path / "again"
+    assert run("models", "export", "tiny", "-o", str(out), "--unsigned").code == 0
+    assert sorted(each.name for each in out.iterdir()) == ["bundle.toml", "target.gguf"]
 
 
 def test_doctor_tells_what_the_site_refuses(run: Run, site: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from capt_local.bundle.card import KEYS
+from capt_local.cli.allowed import check_unsigned
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.create_flags import AboutFlags, CheckFlags, FromFlags
 from capt_local.cli.models.verb import mebibytes
@@ -33,6 +34,7 @@ def models_create(what: FromFlags, about: AboutFlags, how: CheckFlags, view: Vie
     """
     from capt_local.cli.models.create_work import made
 
+    check_unsigned("A bundle that models create makes, which nobody has signed,")
     screen = Screen.standard(view.verbose)
     found = made(what, about, how, screen)
     if how.json:

@@ -75,18 +75,19 @@ def models_export(what: ExportFlags, view: ViewFlags) -> int:
     from capt_local.bundle.signing import read_private
 
     screen = Screen.standard(view.verbose)
-    bundle = signed(store.find(what.bundle))
+    if what.unsigned and what.key:
+        raise UsageError("Give either --key or --unsigned.")
+    bundle = store.find(what.bundle)
     key = read_private(what.key) if what.key else None
-    if key is None and not what.unsigned and bundle.folder:
-        if not exporting.kept_signature(bundle.folder):
+    if key is None and not what.unsigned:
+        bundle = signed(bundle)  # a signature that does not fit goes nowhere
+        if bundle.folder and not exporting.kept_signature(bundle.folder):
             raise UsageError(
                 "The bundle has no signature. Give --key NAME.key (capt-local models keygen makes "
                 "one), or --unsigned."
             )
-    elif what.unsigned and key:
-        raise UsageError("Give either --key or --unsigned.")
     try:
-        made = exporting.export(bundle, what.output, key, screen.progress)
+        made = exporting.export(bundle, what.output, key, screen.progress, unsigned=what.unsigned)
     finally:
         screen.clear_progress()
     screen.line(f"{bundle.id} {bundle.version} is written to {made}.")
