@@ -50,6 +50,11 @@ class Recipe:
     context: int | None = None
     card: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the digest of every file is known without asking a hub."""
+        return all(part.sha256 is not None for part in self.parts.values())
+
     def pinned(self, revisions: Mapping[str, str], digests: Mapping[str, str]) -> Recipe:
         """The same with what the user pins.
 

@@ -25,11 +25,11 @@ def show_recipes(found: Sequence[Recipe], screen: Screen, *, as_json: bool) -> N
             each.id,
             each.title,
             ", ".join(sorted({part.licence for part in each.parts.values()})),
-            "by hand" if each.by_hand else "yes",
+            "by hand" if each.by_hand else ("pinned" if each.is_pinned else "at first use"),
         )
         for each in found
     )
-    screen.show(Table("Recipes", rows, ("name", "what it is", "licences", "fetched")))
+    screen.show(Table("Recipes", rows, ("name", "what it is", "licences", "digests")))
     screen.line("What a recipe does: capt-local models pull NAME --dry-run")
 
 
@@ -39,6 +39,7 @@ def _recipe_object(recipe: Recipe) -> dict[str, Any]:
         "title": recipe.title,
         "version": recipe.version,
         "by_hand": recipe.by_hand or None,
+        "pinned": recipe.is_pinned,
         "models": {
             role: {
                 "weights": part.weights,
