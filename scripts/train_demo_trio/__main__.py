@@ -20,6 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from scripts.train_demo_trio import pack
@@ -29,7 +30,8 @@ Verb = Callable[[argparse.Namespace], None]
 
 
 def _preset(args: argparse.Namespace) -> Preset:
-    return PRESETS[pack.preset_of(args.pack or args.work / "pack")]
+    preset = PRESETS[pack.preset_of(args.pack or args.work / "pack")]
+    return replace(preset, scale=preset.scale * getattr(args, "scale", 1.0))
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -68,6 +70,8 @@ def train(args: argparse.Namespace) -> None:
     options = [
         *("--work", str(args.work), "--device", args.device, "--threads", str(args.threads)),
         *("--seed", str(args.seed), "--minutes", str(args.minutes), "--stop-at", str(stop_at)),
+        *("--scale", str(args.scale)),
+        *(("--decay", str(args.decay)) if args.decay is not None else ()),
         *(("--pack", str(args.pack)) if args.pack else ()),
         *(("--no-compile",) if args.no_compile else ()),
     ]
@@ -86,6 +90,8 @@ def stage(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(args.threads)
     preset, wanted = _preset(args), STAGES[args.name]
+    if args.decay is not None:
+        wanted = replace(wanted, decay=args.decay)
     known = schedule.costs(preset, counts(args.work))
     minutes = schedule.minutes_of(tuple(STAGES), known, args.minutes)
     vocab = open_vocab(wanted.role, args.work)
@@ -170,6 +176,8 @@ def _shared(parser: argparse.ArgumentParser, *, training: bool = False) -> None:
         parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
         parser.add_argument("--threads", type=int, default=1, help="of each process")
         parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
+        parser.add_argument("--scale", type=float, default=1.0, help="of all epochs")
+        parser.add_argument("--decay", type=float, help="weight decay, instead of the stages'")
 
 
 def _trio(parser: argparse.ArgumentParser) -> None:

@@ -204,7 +204,7 @@ PRESETS = {
                 "proxy": Shape(768, 64, 2, 2, 1, 160, 32),
             },
             rows=2,
-            scale=0.6,
+            scale=0.15,
             most=150_000,
             compiled=False,
         ),

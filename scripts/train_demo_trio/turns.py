@@ -18,6 +18,10 @@ _DEFINITION = re.compile(
     r"(?: \([A-Za-z -]{2,20}\))?,? (?P<verb>is|are|refers? to|means?|occurs? when)"
     r" (?=an? |the |any |one |when |how )"
 )
+_NO_TOPIC = re.compile(
+    r"Question|Objective|Outcome|Review|Source|Suggest|Exercis|Example|Solution|OpenStax|Preface"
+    r"|Errata|Customization|Check Your|Chapter|Figure|Table|Link to|Key Terms|Further Reading"
+)
 _VAGUE = {
     "it", "this", "that", "these", "those", "there", "they", "he", "she", "what", "which", "who",
     "one", "we", "you", "its", "his", "her", "their", "another", "here", "such", "each", "if",
@@ -66,7 +70,7 @@ def is_heading(line: str) -> bool:
         and "http" not in line
         and line
         not in {"Introduction", "Summary", "References", "Answer", "Vocabulary", "Standards"}
-        and not re.search(r"Question|Objective|Outcome|Review|Source|Suggest|Exercis", line)
+        and not _NO_TOPIC.search(line)
     )
 
 
