@@ -18,7 +18,13 @@ from capt_local.decode.speculate.draft import Draft, DraftSource
 from capt_local.decode.speculate.policy import Policy
 from capt_local.decode.speculate.tally import Count, Tally
 from capt_local.decode.trio import Trio
-from capt_local.errors import Cancelled, ContextOverflow
+from capt_local.errors import (
+    Cancelled,
+    ContextOverflow,
+    MemoryShortage,
+    ModelError,
+    NumericalError,
+)
 
 T = TypeVar("T")
 
@@ -115,10 +121,13 @@ class Speculation:
         """What a source does; one that fails is left out from then on."""
         try:
             return work()
-        except Cancelled:
-            raise
-        except ContextOverflow:  # the little that is left is written step by step
+        except (Cancelled, MemoryShortage, ModelError, NumericalError):
+            raise  # of a model, whoever asked it: no draft has failed, and the user has to know
+        except ContextOverflow:
             self._sources.clear()
+            self._tally.notices.append(
+                "The context is nearly full, so the end of the answer is written without drafts."
+            )
         except Exception as error:  # whatever it is, the answer does not need the draft
             self._sources = [each for each in self._sources if each is not source]
             self._tally.notices.append(
