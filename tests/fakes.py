@@ -57,6 +57,7 @@ class FakeModel:
         can_rewind: False drops everything instead, as recurrent models do.
         limit: tokens of context.
         end_logit: added to the end tokens, so that an answer goes on unless a test wants it to end.
+        threads: of the processor; with two, expert and base run beside each other.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class FakeModel:
         lead: bytes = b"",
         max_rows: int = 4,
         end_logit: float = -30.0,
+        threads: int = 1,
     ) -> None:
         self.vocabulary = vocabulary
         self.context_limit = limit
@@ -78,7 +80,7 @@ class FakeModel:
         self.size = 1
         self.on_gpu = False
         self.by_fours = False
-        self.threads = 1
+        self.threads = threads
         self.tokens: list[int] = []
         self.extended = 0
         self._seed = seed

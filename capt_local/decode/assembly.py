@@ -51,17 +51,29 @@ class Assembly:
         self._tokenizers = dict(tokenizers)
         self._hint = hint
         # A thread is made when there is work for it.
-        self._pool = ThreadPoolExecutor(max(1, len(self._cached) - 1), "capt-local")
+        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(
+            max(1, len(self._cached) - 1), "capt-local"
+        )
         self._tables: dict[str, Tables] = {}
         self._shared: Callable[[str], Tables] | None = None
         self._strings: dict[str, TokenStrings] = {}
 
     def beside(self, cached: Mapping[str, CachedModel]) -> Assembly:
-        """The same for other contexts on the same models; the tables are shared."""
+        """The same for other contexts on the same models; the tables are shared.
+
+        These contexts have no threads of their own, so they need none to run beside each other.
+        """
         other = Assembly(cached, self._tokenizers, self._hint)
+        other._pool = None
         other._shared = self._onto
         other._strings = self._strings
         return other
+
+    def close(self) -> None:
+        """Ends the threads; models run one after the other from then on."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:

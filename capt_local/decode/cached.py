@@ -71,6 +71,7 @@ class CachedModel:
 
     def extend(self, tokens: Sequence[int], rows: int) -> Rows:
         """See `Model.extend`."""
+        self._agree()
         self.kept.overwritten()
         started = time.perf_counter()
         try:
@@ -87,6 +88,7 @@ class CachedModel:
 
     def keep(self, length: int) -> None:
         """Keeps at most the first `length` tokens; a model that cannot do that keeps none."""
+        self._agree()
         if length >= len(self.tokens):
             return
         if self.model.rewind(length):
@@ -97,6 +99,18 @@ class CachedModel:
             f"The {self.role} cannot take tokens back (recurrent or sliding-window memory): its "
             "whole text is computed again where that is needed. Slower, same answer."
         )
+
+    def _agree(self) -> None:
+        """Makes the record what the model holds.
+
+        An interrupt between a call to the model and the line that takes it down leaves one of them
+        behind the other.
+        """
+        known, held = len(self.tokens), self.model.position
+        if held < known:
+            del self.tokens[held:]
+        elif held > known and not self.model.rewind(known):
+            self.tokens.clear()
 
     def forget(self) -> None:
         """Keeps nothing of any text."""
@@ -116,6 +130,7 @@ class CachedModel:
 
     def branch(self, tails: Sequence[Sequence[int]], after: Sequence[int] | None = None) -> Rows:
         """See `Model.branch`."""
+        self._agree()
         self.kept.overwritten()
         rows = self.model.branch(tails, after)
         self.decoded += sum(map(len, tails))
@@ -156,7 +171,7 @@ class CachedModel:
                 `max_rows`: the end of a longer path is left out.
         """
         path = path[: first + self.model.max_rows - 1]
-        while first <= len(path) and self.kept.get(path[:first]) is not None:
+        while first <= len(path) and self.kept.get(path, first) is not None:
             first += 1
         if first > len(path):
             return
@@ -169,7 +184,7 @@ class CachedModel:
             return None
         found: list[Row] = []
         for count in range(len(tokens) - rows + 1, len(tokens) + 1):
-            row = self.kept.get(tokens[:count])
+            row = self.kept.get(tokens, count)
             if row is None:
                 return None
             found.append(row)

@@ -24,6 +24,7 @@ class KeptRows:
         self._stem: list[int] = []
         self._rows: dict[tuple[int, ...], Row] = {}
         self._views: set[tuple[int, ...]] = set()
+        self._longest = -1  # of the keys
 
     def __len__(self) -> int:
         """Rows that are kept."""
@@ -39,33 +40,38 @@ class KeptRows:
         if tokens[: len(self._stem)] != self._stem:
             self.begin(tokens)
         key = tuple(tokens[len(self._stem) :])
-        self._rows[key] = row
+        self._longest = max(self._longest, len(key))
         if view:
             self._views.add(key)
-        else:
+        self._rows[key] = row
+        if not view:
             self._views.discard(key)
 
-    def get(self, tokens: list[int]) -> Row | None:
-        """What follows `tokens`, if it is here."""
-        size = len(self._stem)
-        if not self._rows or tokens[:size] != self._stem:
+    def get(self, tokens: list[int], count: int | None = None) -> Row | None:
+        """What follows the first `count` of these tokens, or all of them, if it is here."""
+        size, end = len(self._stem), len(tokens) if count is None else count
+        # The text is long and is asked about many times a step: its end, which is short, comes
+        # first, and only where that is known the rest.
+        if not size <= end <= size + self._longest:
             return None
-        return self._rows.get(tuple(tokens[size:]))
+        row = self._rows.get(tuple(tokens[size:end]))
+        return row if row is not None and tokens[:size] == self._stem else None
 
     def overwritten(self) -> None:
         """Drops the views: the model has decoded something else."""
         for key in self._views:
-            del self._rows[key]
+            self._rows.pop(key, None)  # an interrupt may have left some to be dropped again
         self._views.clear()
 
     def hold(self) -> None:
         """Makes copies of the views, before they are overwritten."""
-        for key in self._views:
+        while self._views:
+            key = next(iter(self._views))
             self._rows[key] = self._rows[key].copy()
-        self._views.clear()
+            self._views.discard(key)
 
     def clear(self) -> None:
         """Drops everything."""
-        self._stem = []
         self._rows.clear()
         self._views.clear()
+        self._stem, self._longest = [], -1

@@ -194,7 +194,7 @@ def describe(
         target_logp=float(own.logp[place]),
         target_rank=int(np.count_nonzero(own.logp > own.logp[place])),
         target_choice=_choice(vocabulary, int(own.tokens[best]), float(own.logp[best])),
-        contrast=float(here.contrast[place]),
+        contrast=None if here.gated else float(here.contrast[place]),
         top=_likeliest(vocabulary, own.tokens, here.logp, top),
         target_top=_likeliest(vocabulary, own.tokens, own.logp, top),
         expert_top=_pieces_of(trio, "expert", 0 if opened.alone else top),

@@ -119,7 +119,8 @@ class Proxy:
         first = common_length(self.tokens, path) + 1
         if need is not None and goes_on:
             first = len(self.tokens) - need.rows + 1
-        ready = all(self.cached.has(path[:count], 1) for count in range(first, len(path) + 1))
+        kept = self.cached.kept
+        ready = all(kept.get(path, count) is not None for count in range(first, len(path) + 1))
         tails: dict[tuple[int, ...], int] = {}
         for tokens in contexts[1:]:
             at = common_length(tokens, path)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,7 +32,8 @@ class Distribution:
 
     Attributes:
         candidates: of the leading model, with its own log-probabilities.
-        contrast: sum over the pairs of logp_expert - logp_base of each, shape (n,).
+        contrast: sum over the pairs of logp_expert - logp_base of each, shape (n,); NaN where
+            `gated`.
         logp: log-probability of each candidate under the combination, shape (n,).
         row: the leading model's logits, shape (vocabulary,); valid until it advances.
         members: log-probabilities under each combination that is mixed, shape (m, n).
@@ -125,16 +126,25 @@ class Contrast:
         said = [each.probability(questions[id(each.alignment)]) for each in followers]
         return self.combined(own, self.logs(own, followers, questions, said), row, weights)
 
-    def sole(self, row: Row, followers: Sequence[Follower]) -> Distribution | None:
+    def sole(
+        self, row: Row, followers: Sequence[Follower], weights: FloatArray
+    ) -> Distribution | None:
         """The distribution where one token alone is plausible, whatever the followers say.
 
-        Its contrast is not known then, and given as 0.
+        Its contrast is not known then.
         """
         own = self.candidates(row, followers)
         if len(own.tokens) > 1:
             return None
-        nothing, members = np.zeros(1), np.full((len(self.powers), 1), math.log1p(-own.rest))
-        return Distribution(own, nothing, members[0], row, members, np.empty((0, 1)), gated=True)
+        # What they say of a single token falls out when it is normalised. So anything will do, and
+        # the numbers are to the last bit those of a step at which they are asked.
+        anything = np.zeros((self._signed.shape[1] - 1, 1))
+        return dataclasses.replace(
+            self.combined(own, anything, row, weights),
+            contrast=np.full(1, np.nan),
+            said=np.empty((0, 1)),
+            gated=True,
+        )
 
     def candidates(self, row: Row, followers: Sequence[Follower]) -> Candidates:
         """The target's plausible tokens, as many as the alignments can compare.

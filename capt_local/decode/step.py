@@ -39,7 +39,7 @@ class Step:
         target_logp: log-probability under the target alone.
         target_rank: rank under the target alone, 0 being its own choice.
         target_choice: the token that the target alone finds likeliest after the same text.
-        contrast: logp_expert - logp_base of the token's event; 0 without proxies, and where they
+        contrast: logp_expert - logp_base of the token's event; 0 without proxies, None where they
             were not asked.
         expert_logp: log-probability of that event under the expert; None where no candidates were
             asked for.
@@ -64,7 +64,7 @@ class Step:
     target_logp: float
     target_rank: int
     target_choice: Choice
-    contrast: float = 0.0
+    contrast: float | None = 0.0
     top: tuple[Choice, ...] = ()
     target_top: tuple[Choice, ...] = ()
     expert_top: tuple[Choice, ...] = ()

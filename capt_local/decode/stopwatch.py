@@ -49,7 +49,8 @@ class Stopwatch:
         if self.more is not None or count > _LONGEST:
             return
         if count > 1:
-            self._several.append((count, seconds))
+            if len(self._several) < _ENOUGH:  # the first ones; a single token may never come
+                self._several.append((count, seconds))
         elif self.one is None:
             self._single.append(seconds)
         if self.one is None and len(self._single) >= _ENOUGH:

@@ -238,7 +238,7 @@ class Trio:
         limit = np.log(max(self.options.plausibility, TINY))
         size = len(self.tokens)
         for place in range(size, len(path)):
-            row = self.cached.kept.get(path[:place])
+            row = self.cached.kept.get(path, place)
             if row is None or row[path[place]] < row.max() + limit:
                 return place - size
         return len(path) - size
@@ -247,7 +247,7 @@ class Trio:
         """The distribution where expert and base cannot change it, without asking them."""
         if not self.proxies or self.rule is not self.contrast:
             return None
-        return self.contrast.sole(self._own_row(), self.proxies)
+        return self.contrast.sole(self._own_row(), self.proxies, self.weights)
 
     def _own_row(self) -> npt.NDArray[np.float32]:
         """The target's logits behind the text."""

@@ -52,13 +52,18 @@ class Cell:
     @property
     def level(self) -> int:
         """Of the largest contrast, from -LEVELS to LEVELS."""
-        known = [step.contrast for step in self.steps if not math.isnan(step.contrast)]
-        return level(max(known, key=abs, default=0.0))
+        return level(max(contrasts(self.steps).values(), key=abs, default=0.0))
 
 
-def level(contrast: float) -> int:
+def contrasts(steps: Sequence[Step]) -> dict[int, float]:
+    """Those that are known, by their places among the steps."""
+    told = ((place, step.contrast) for place, step in enumerate(steps))
+    return {place: x for place, x in told if x is not None and not math.isnan(x)}
+
+
+def level(contrast: float | None) -> int:
     """A contrast in nats as a step of the scale; beyond its ends is at its ends."""
-    if math.isnan(contrast):
+    if contrast is None or math.isnan(contrast):
         return 0
     return round(min(max(contrast / LIMIT, -1.0), 1.0) * LEVELS)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from capt_local.decode.step import Step
-from capt_local.report.html_cells import LIMIT
+from capt_local.report.html_cells import LIMIT, contrasts
 
 _NARROWEST = 40  # tokens; bars of a short answer would look like walls
 _HALF = 40  # height of one side of the scale
@@ -43,7 +43,7 @@ class Chart:
 
 def chart(steps: Sequence[Step]) -> Chart:
     """The chart of an answer. Contrasts beyond the scale end at its end."""
-    known = [(i, s.contrast) for i, s in enumerate(steps) if not math.isnan(s.contrast)]
+    known = list(contrasts(steps).items())
     changed = [i for i, step in enumerate(steps) if step.changed]
     return Chart(
         width=max(len(steps), _NARROWEST),

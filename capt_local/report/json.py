@@ -162,7 +162,7 @@ def _step_object(step: Step, top_logprobs: int) -> JsonObject:
         "top_logprobs": [_choice(choice) for choice in step.top[:top_logprobs]],
         "capt": {
             # Not known where one token alone was plausible: expert and base were not asked.
-            "delta": None if step.gated else step.contrast,
+            "delta": step.contrast,
             "changed": step.changed,
             # Only where a draw passed over the likeliest token; `changed` is about that one.
             "likeliest_id": step.likeliest,
@@ -214,7 +214,7 @@ def _timings(answer: Answer) -> JsonObject:
 
 def _summary(answer: Answer) -> JsonObject:
     changed = sum(step.changed for step in answer.steps)
-    contrasts = [step.contrast for step in answer.steps if not step.gated]
+    contrasts = [step.contrast for step in answer.steps if step.contrast is not None]
     form: JsonObject = {}
     if answer.structured is not None:
         form["structured"] = "complete" if answer.structured else "incomplete"
@@ -223,7 +223,9 @@ def _summary(answer: Answer) -> JsonObject:
     return form | {
         "changed": changed,
         "share": changed / len(answer.steps) if answer.steps else None,
+        # Over the tokens at which expert and base were asked, and how many these are.
         "mean_contrast": math.fsum(contrasts) / len(contrasts) if contrasts else None,
+        "mean_contrast_tokens": len(contrasts),
         "weights": [
             {"powers": list(powers), "weight": weight} for powers, weight in answer.weights
         ],

@@ -219,7 +219,7 @@ def _step(index: int, entry: _Field) -> Step:
         target_logp=more.get("target_logprob").number(),
         target_rank=more.get("target_rank").count(),
         target_choice=_choice(more.get("target_choice")),
-        contrast=delta.number() if delta else 0.0,
+        contrast=delta.number() if delta else None,
         top=_choices(entry.get("top_logprobs")),
         target_top=_choices(more.get("target_top")),
         expert_top=_choices(more.get("expert_top")),

@@ -80,8 +80,10 @@ def _row(step: Step, proxies: bool) -> tuple[str, ...]:
     )
 
 
-def nats(value: float) -> str:
-    """A contrast as a person reads it: signed, two digits."""
+def nats(value: float | None) -> str:
+    """A contrast as a person reads it: signed, two digits; None: nobody was asked for it."""
+    if value is None:
+        return "not asked"
     return "?" if math.isnan(value) else f"{value:+.2f}"
 
 

@@ -85,6 +85,35 @@ def test_a_product_is_its_formula_over_what_the_proxies_say(
     np.testing.assert_allclose(here.contrast, contrast, atol=1e-9)
 
 
+@pytest.mark.parametrize("method", [Method.CAPT, Method.EXPERT_LED])
+@pytest.mark.parametrize("alphas", [(), (0.7,)])
+@pytest.mark.parametrize("plausibility", [1.0, 0.6])
+def test_a_token_that_is_alone_has_the_same_bits_whether_the_others_are_asked_or_not(
+    method: Method, alphas: tuple[float, ...], plausibility: float
+) -> None:
+    options = GenerateOptions(
+        method=method, combine=CombineOptions(alphas=alphas, plausibility=plausibility)
+    )
+    models = {"target": FakeModel(TARGET, 1), "expert": FakeModel(PROXY, 2)}
+    trio = assembly({**models, "base": FakeModel(PROXY, 3)}).trio(options)
+    random, alone = np.random.default_rng(0), 0
+    trio.start(turn(trio))
+    for token in range(2, 40):
+        shares = random.random(len(trio.weights))
+        trio.observe(shares / shares.sum())
+        found, asked = trio.sole(), trio.distribution()
+        assert (found is not None) == (len(asked.candidates.tokens) == 1)
+        if found is not None:
+            alone += 1
+            np.testing.assert_array_equal(found.logp, asked.logp)
+            np.testing.assert_array_equal(found.members, asked.members)
+            assert np.isnan(found.contrast).all() and found.gated and not asked.gated
+            for other in (0, 1, 99):
+                assert found.token_logp(other) == asked.token_logp(other)
+        trio.advance(token)
+    assert alone > 5
+
+
 @pytest.mark.parametrize("alpha", [-1.0, 0.5, 1.0, 2.0])
 def test_one_vocabulary_is_proxy_tuning_to_the_letter(alpha: float) -> None:
     """Over every token, against the pure function of the published method."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,7 @@ def test_the_shape() -> None:
         "changed": 1,
         "share": pytest.approx(1 / 3),
         "mean_contrast": pytest.approx(5.5 / 3),
+        "mean_contrast_tokens": 3,
         "weights": [
             {"powers": [1.0, 0.0, 0.0], "weight": 0.25},
             {"powers": [1.0, 1.0, 1.0], "weight": 0.75},
@@ -65,6 +67,17 @@ def test_the_shape() -> None:
     }
     assert (found["ai_label"], found["human_review"]) == ("AIRPT", "none")
     assert found["warnings"] == ["a notice"]
+
+
+def test_the_mean_is_over_the_tokens_at_which_expert_and_base_were_asked() -> None:
+    asked = step(0, b"a", contrast=3.0)
+    not_asked = replace(step(1, b"b"), contrast=None, gated=True)
+    found = json.loads(dumps(answer_object(an_answer(steps=[asked, not_asked, asked]))))
+    assert (found["capt"]["mean_contrast"], found["capt"]["mean_contrast_tokens"]) == (3.0, 2)
+    deltas = [one["capt"]["delta"] for one in found["choices"][0]["logprobs"]["content"]]
+    assert deltas == [3.0, None, 3.0]
+    found = answer_object(an_answer(steps=[not_asked]))
+    assert (found["capt"]["mean_contrast"], found["capt"]["mean_contrast_tokens"]) == (None, 0)
 
 
 def test_raw_text_is_a_text_completion() -> None:

@@ -6,13 +6,23 @@ import dataclasses
 import gc
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 
 from capt_local import Answered, Ask, GenerateOptions, LoadOptions, Runtime, SampleOptions
 from capt_local.decode.options import Speed, Structure
 from capt_local.decode.step import FinishReason
 from capt_local.engine import many
-from capt_local.errors import ContextOverflow, MemoryShortage, UsageError
+from capt_local.engine.context import Rows
+from capt_local.engine.lane import Part
+from capt_local.engine.lanes import Lanes
+from capt_local.errors import (
+    CaptError,
+    ContextOverflow,
+    MemoryShortage,
+    NumericalError,
+    UsageError,
+)
 from capt_local.prompt.messages import Message
 
 OPTIONS = GenerateOptions(max_tokens=10, speed=Speed.EXACT_STEPS)
@@ -126,6 +136,39 @@ def test_a_shared_beginning_is_decoded_once(runtime: Runtime) -> None:
     list(runtime.generate_many(asks()[:5], alone=True))
     alone = {role: count - before[role] for role, count in runtime.decoded().items()}
     assert all(shared[role] < 0.75 * alone[role] for role in alone), (shared, alone)
+
+
+def test_one_that_fails_among_eight_ends_alone(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = dataclasses.replace(OPTIONS, max_tokens=5)
+    given = [Ask(note[:24], options) for note in (NOTES * 2)[:8]]
+    whole = in_order(runtime.generate_many(given, parallel=8))
+    runtime.forget()
+    judged, seen = Lanes._judged, 0
+
+    def damaged(lanes: Lanes, part: Part, start: int) -> Rows | CaptError:
+        nonlocal seen
+        if lanes.name == "expert" and part.lane.number == 3 and len(part.tokens) <= 4:
+            seen += 1
+            if seen == 3:
+                part.lane.rows[:] = np.nan
+        return judged(lanes, part, start)
+
+    monkeypatch.setattr(Lanes, "_judged", damaged)
+    found = in_order(runtime.generate_many(given, parallel=8))
+    failed = [each.index for each in found if each.error is not None]
+    assert len(failed) == 1 and isinstance(found[failed[0]].error, NumericalError)
+    assert found[failed[0]].generation is not None
+    assert found[failed[0]].generation.finish is FinishReason.ERROR
+    for one, two in zip(whole, found, strict=True):
+        if two.error is None:
+            assert two.steps == one.steps  # to the last bit
+        else:
+            assert two.steps == one.steps[: len(two.steps)] and len(two.steps) < len(one.steps)
+    monkeypatch.undo()
+    (again,) = runtime.generate_many(given[:1], parallel=8)
+    assert again.steps == whole[0].steps
 
 
 def test_cancelling_ends_what_runs(runtime: Runtime) -> None:

@@ -38,7 +38,8 @@
     return "< 0.01 %";
   }
   function nats(value) {
-    return value === null ? "?" : (value < 0 ? "\u2212" : "+") + Math.abs(value).toFixed(2);
+    if (value === null) return "not asked";
+    return (value < 0 ? "\u2212" : "+") + Math.abs(value).toFixed(2) + " nats";
   }
   function bar(logp) {
     const fill = make("i");
@@ -71,7 +72,7 @@
     else instead.append("After the same text, the target alone would have said ", piece(own), " (" + chance(ownLogp) + "). There, what was said has rank " + (rank + 1) + ".");
     if (drawn) instead.append(" Drawn at random: all together find another token likeliest.");
     box.append(instead);
-    box.append(make("div", "pair", make("span", "", "Contrast, expert against base"), make("b", "", nats(contrast) + " nats")));
+    box.append(make("div", "pair", make("span", "", "Contrast, expert against base"), make("b", "", nats(contrast))));
     box.append(meter(contrast || 0));
     const rows = make("div", "rows");
     for (const [name, value] of [["target", target], ["expert", expert], ["base", base], ["together", logp]]) {
@@ -136,7 +137,7 @@
     const own = stepsOf[number];
     document.getElementById("status").textContent = own.map((index) => {
       const step = steps[index];
-      const text = (pieces[step[1]] || END) + ", contrast " + nats(step[7]) + " nats";
+      const text = (pieces[step[1]] || END) + ", contrast " + nats(step[7]);
       return step[10] ? text + ", changed; the target alone would have said " + (pieces[step[5]] || END) : text;
     }).join("; ");
   }

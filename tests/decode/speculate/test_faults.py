@@ -43,21 +43,29 @@ class Failing(Habit):
         super().__init__(*given, **kinds)
         self.calls = 0
         self.fail_at = 0
+        self.late = False
         self.error: BaseException = Cancelled("Stopped on request.")
 
     def extend(self, tokens: Sequence[int], rows: int = 1) -> np.ndarray:
         self._count()
-        return super().extend(tokens, rows)
+        made = super().extend(tokens, rows)
+        self._fail(late=True)
+        return made
 
     def branch(
         self, tails: Sequence[Sequence[int]], after: Sequence[int] | None = None
     ) -> np.ndarray:
         self._count()
-        return super().branch(tails, after)
+        made = super().branch(tails, after)
+        self._fail(late=True)
+        return made
 
     def _count(self) -> None:
         self.calls += 1
-        if self.calls == self.fail_at:
+        self._fail(late=False)
+
+    def _fail(self, *, late: bool) -> None:
+        if self.calls == self.fail_at and late == self.late:
             raise self.error
 
 
@@ -121,11 +129,15 @@ def test_a_draft_that_does_not_fit_into_the_context_of_a_proxy(
     monkeypatch.setattr(
         setup, "sources", lambda trio: [Oracle([token] * 99, lambda left, n: left[:n])]
     )
+    said_of_full = "The context is nearly full, so the end of the answer is written without drafts."
+    full = 0
     for limit in range(40, 56):
         found = at_every_speed(lambda limit=limit: made(limit), OPTIONS)
         assert 2 < len(found[Speed.AUTO].steps) < 10
-        assert found[Speed.AUTO].generation.tally.notices == []
-    assert refused
+        said = found[Speed.AUTO].generation.tally.notices
+        assert said in ([], [said_of_full])
+        full += bool(said)
+    assert full == len(refused) > 0
 
 
 @pytest.mark.parametrize("roles", [("target",), ("expert",), ("expert", "base"), ROLES])
@@ -159,9 +171,9 @@ def test_a_target_alone_that_cannot_rewind_says_nothing_unless_asked() -> None:
         assert sum("without drafts" in note for note in told.generation.notices) == wanted
 
 
-def calls_of_answer(speed: Speed) -> dict[str, tuple[int, int]]:
+def calls_of_answer(speed: Speed, threads: int) -> dict[str, tuple[int, int]]:
     """For each model its first call behind the prompt and its last one."""
-    made, prompt = models(), models()
+    made, prompt = models(threads=threads), models(threads=threads)
     tell(made, dataclasses.replace(SHORT, speed=speed))
     tell(prompt, dataclasses.replace(SHORT, max_tokens=1, speed=speed))
     return {role: (prompt[role].calls + 1, made[role].calls) for role in made}
@@ -179,37 +191,49 @@ ERRORS = [Cancelled("Stopped."), KeyboardInterrupt(), NumericalError("nan"), Mem
     ids=lambda given: str(given) if isinstance(given, Speed) else type(given).__name__,
 )
 @pytest.mark.parametrize("role", ROLES)
-def test_an_error_in_any_call_of_any_model(role: str, speed: Speed, error: BaseException) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_in_any_call_of_any_model(
+    role: str, speed: Speed, error: BaseException, threads: int
+) -> None:
+    an_error_in_any_call(role, speed, error, threads=threads)
+
+
+@pytest.mark.parametrize("speed", Speed)
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_interrupt_between_a_call_and_its_record(role: str, speed: Speed, threads: int) -> None:
+    """The model has decoded, and nobody has taken that down."""
+    an_error_in_any_call(role, speed, KeyboardInterrupt(), threads=threads, late=True)
+
+
+def an_error_in_any_call(
+    role: str, speed: Speed, error: BaseException, *, threads: int, late: bool = False
+) -> None:
     """Afterwards all models stand at one text, and the next answer is the right one."""
     stepwise = dataclasses.replace(SHORT, speed=Speed.EXACT_STEPS)
     plain = tell(models(), stepwise)
     said = [step.token for step in plain.steps]
-    first, last = calls_of_answer(speed)[role]
+    first, last = calls_of_answer(speed, threads)[role]
     assert last > first + 1
     for number in range(first, last + 1):
-        made = models()
+        made = models(threads=threads)
         trio = assembly(made).trio(SHORT)
-        made[role].fail_at, made[role].error = number, error
+        made[role].fail_at, made[role].error, made[role].late = number, error, late
         told = tell(made, dataclasses.replace(SHORT, speed=speed), trio=trio)
         tokens = [step.token for step in told.steps]
         assert tokens == said[: len(tokens)]
-        ended(told, error, plain)
+        ended(told, error)
         again = tell(made, stepwise, trio=trio)
         same(again, plain)
         assert made[role].calls >= number  # it has happened
 
 
-def ended(told: Told, error: BaseException, plain: Told) -> None:
+def ended(told: Told, error: BaseException) -> None:
     """What became of an answer in which a call failed."""
     generation = told.generation
     if isinstance(error, Cancelled):
         assert told.error is None and generation.finish is FinishReason.INTERRUPTED
-    elif isinstance(error, KeyboardInterrupt):
-        assert told.error is error and generation.finish is FinishReason.ERROR
-    elif told.error is None:  # in a draft, which the answer did not need
-        same(told, plain)
-        assert any(type(error).__name__ in note for note in generation.tally.notices)
-    else:
+    else:  # also in a draft, which the answer did not need: a model that fails may fail again
         assert told.error is error and generation.finish is FinishReason.ERROR
 
 
@@ -234,7 +258,7 @@ class Damaged(Habit):
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_damaged_numbers_behind_a_wrong_draft_do_no_harm(
+def test_damaged_numbers_behind_a_wrong_draft_are_told(
     monkeypatch: pytest.MonkeyPatch, role: str
 ) -> None:
     sound = models(kind=Damaged)
@@ -247,8 +271,10 @@ def test_damaged_numbers_behind_a_wrong_draft_do_no_harm(
     made = models(kind=Damaged)
     made[role].bad = lambda tokens: tuple(tokens) not in sound[role].read
     told = tell(made, OPTIONS)
-    same(told, plain)
-    assert any("NumericalError" in note for note in told.generation.tally.notices)
+    assert isinstance(told.error, NumericalError)
+    assert told.generation.finish is FinishReason.ERROR
+    assert [step.token for step in told.steps] == said[: len(told.steps)]
+    assert told.generation.tally.notices == []
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -262,8 +288,12 @@ def test_damaged_numbers_that_are_needed_end_the_answer(role: str, place: int) -
         return found
 
     options = dataclasses.replace(OPTIONS, combine=CombineOptions(alphas=(0.5,), plausibility=0.0))
-    found = at_every_speed(made, options)
-    for told in found.values():
+    plain = tell(made(), dataclasses.replace(options, speed=Speed.EXACT_STEPS))
+    said = [step.token for step in plain.steps]
+    for speed in Speed:
+        told = tell(made(), dataclasses.replace(options, speed=speed))
+        # A draft may come upon them before the answer does.
+        assert [step.token for step in told.steps] == said[: len(told.steps)]
         assert isinstance(told.error, NumericalError)
         assert told.generation.finish is FinishReason.ERROR
 

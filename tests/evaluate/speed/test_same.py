@@ -51,5 +51,7 @@ def test_a_difference_is_explained_by_scores_that_hardly_moved() -> None:
     # Known on one side alone: it went over to the other side, by the distance at least.
     assert Difference(3, 7, (5, 6), (-1.0, -1.0003)).explained(shift)
     assert not Difference(3, 7, (5, 6), (-1.0, -1.001)).explained(shift)
+    # A fault that moves every score would explain itself.
+    assert not near.explained(Shift(0.3, 0.5, 500))
     told = json.dumps(far.as_object(shift))
     assert '"tokens": [5, 6]' in told and '"batch_arithmetic": false' in told

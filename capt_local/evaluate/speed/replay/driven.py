@@ -36,13 +36,13 @@ class DrivenTrio(Trio):
     def sole(self) -> Distribution | None:
         """Takes the time that it takes, and is what the script says."""
         row = self._own_row()
-        found = self.contrast.sole(row, self.proxies)
+        found = self.contrast.sole(row, self.proxies, self.weights)
         if not self.proxies or not self._script.gated(len(self.tokens)):
             return None
         if found is None:
             sure = np.full_like(row, -_SURE)
             sure[row.argmax()] = 0.0
-            found = self.contrast.sole(sure, self.proxies)
+            found = self.contrast.sole(sure, self.proxies, self.weights)
         return found
 
     def plausible_ahead(self, path: list[int]) -> int:
