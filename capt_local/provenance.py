@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import platform
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,19 @@ def provenance(
     options: GenerateOptions,
     load: LoadOptions,
     date: datetime.date | None,
+    text: bytes | None = None,
 ) -> dict[str, Any]:
     """What is needed to make the same answer again, apart from the prompt.
 
     Stop strings are left out, their number apart: they may be words of a note. So is the form of
     the answer, its digest apart.
+
+    Args:
+        runtime: that answers.
+        options: of the answer.
+        load: how the models were loaded.
+        date: what the chat templates took for today; None: the day of the answer.
+        text: of the answer, if there is one: its digest is told, in the form in which JSON has it.
     """
     from capt_local.engine.library import library
 
@@ -55,9 +64,13 @@ def provenance(
         "method": str(options.method),
         "parameters": parameters,
         "loading": _loading(load),
-        # What the chat templates took for today; None: the day of the answer.
         "date": date.isoformat() if date else None,
+        **({} if text is None else {"output_sha256": _digest(text)}),
     }
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text.decode("utf-8", "replace").encode()).hexdigest()
 
 
 def about_bundle(bundle: Bundle) -> dict[str, Any]:

@@ -272,7 +272,9 @@ def _answer(
         finish=finish,
         raw=raw,
         notices=(*session.runtime.notices, *generation.notices),
-        provenance=provenance(session.runtime, options, session.load, session.date),
+        provenance=provenance(
+            session.runtime, options, session.load, session.date, generation.text
+        ),
         created=int(time.time()),
         id=new_id(),
     )

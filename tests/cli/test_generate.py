@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -267,6 +268,8 @@ def test_json(run: Run, script: Script) -> None:
     assert found["choices"][0]["message"]["content"] == "It is pneumonia."
     assert found["capt"]["changed"] == 1
     assert found["provenance"]["method"] == "capt"
+    said = found["choices"][0]["message"]["content"].encode()
+    assert found["provenance"]["output_sha256"] == hashlib.sha256(said).hexdigest()
     assert found["provenance"]["models"]["target"]["sha256"] is None
     assert found["provenance"]["loading"]["threads"] == 3
     assert found["provenance"]["date"] == "2024-02-29"
