@@ -1,4 +1,9 @@
-"""What every test gets: no network, no user's settings, no colour."""
+"""What every test gets: no network, no user's settings, no colour.
+
+Two guards stand before the network. One is in the interpreter, of the tests and of what they start
+(`tests/children/socket_guard.py`): it lets nothing pass but loopback and sockets of this machine.
+The other takes all sockets from a test, unless its folder has a fixture of its own in that place.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,8 @@ import pytest
 from hypothesis import settings
 
 from capt_local.config import places
+from tests.children import socket_guard
+from tests.children.socket_guard import NetworkForbidden
 
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
@@ -27,8 +34,26 @@ CHILDREN = ROOT / "tests" / "children"
 real_site_file = places.site_file
 
 
-class NetworkForbidden(AssertionError):
-    """The program tried to reach the network."""
+socket_guard.install()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def forbidden_sockets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the guards of processes write what they refused."""
+    log = tmp_path_factory.mktemp("sockets") / "log"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(socket_guard.LOG, str(log))
+        yield log
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_refused(forbidden_sockets: Path) -> Iterator[None]:
+    """A socket that was refused fails the test, also where the program went on."""
+    yield
+    if forbidden_sockets.exists():
+        said = forbidden_sockets.read_text()
+        forbidden_sockets.unlink()
+        pytest.fail(f"the network was reached for: {said}")
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import pytest
 
 from capt_local.engine.weights import Weights
 from scripts.real_vocabularies import VocabulariesUnavailable, fetch
+from tests.children.socket_guard import LOG
 
 # Every vocabulary of the distribution that a decoder can have. The other two (bert-bge and
 # nomic-bert-moe) rewrite the text and are refused.
@@ -37,10 +38,12 @@ REFUSED = ("bert-bge", "nomic-bert-moe")
 
 @cache
 def _folder() -> Path | VocabulariesUnavailable:
-    try:
-        return fetch()
-    except VocabulariesUnavailable as error:
-        return error
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(LOG, raising=False)  # pip may reach its index
+        try:
+            return fetch()
+        except VocabulariesUnavailable as error:
+            return error
 
 
 def vocabulary_path(name: str) -> Path:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import NetworkForbidden
+from tests.children.socket_guard import LOG, NetworkForbidden
 from tests.test_layers import FILES, imports
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +55,18 @@ def test_the_pages_name_each_other() -> None:
         assert part in security
 
 
+def test_every_technical_safeguard_is_told() -> None:
+    """All standards and specifications of 45 CFR 164.312, what is given and what is not."""
+    security = (ROOT / "SECURITY.md").read_text("utf-8")
+    safeguards = [
+        "(a)(1)", "(a)(2)(i)", "(a)(2)(ii)", "(a)(2)(iii)", "(a)(2)(iv)", "(b)", "(c)(1)",
+        "(c)(2)", "(d)", "(e)(1)", "(e)(2)(i)", "(e)(2)(ii)",
+    ]  # fmt: skip
+    rows = [line.split("|")[1:-1] for line in security.splitlines() if line.startswith("| (")]
+    assert [row[0].split()[0] for row in rows] == safeguards
+    assert all(len(row) == 3 and all(cell.strip() for cell in row) for row in rows)
+
+
 def test_the_guard_forbids_sockets() -> None:
     for use in (
         lambda: socket.socket(),
@@ -60,6 +75,76 @@ def test_the_guard_forbids_sockets() -> None:
     ):
         with pytest.raises(NetworkForbidden):
             use()
+
+
+def python(code: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """A process of the kind that tests start."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "s.connect(('192.0.2.1', 9))",
+        "s.connect_ex(('192.0.2.1', 9))",
+        "s.bind(('0.0.0.0', 0))",
+        "s.bind(('', 0))",
+        "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 9))",
+        "socket.getaddrinfo('example.invalid', 80)",
+        "socket.gethostbyname('example.invalid')",
+        "socket.create_connection(('2001:db8::1', 9))",
+        "import urllib.request; urllib.request.urlopen('http://192.0.2.1/')",
+    ],
+)
+def test_no_process_of_a_test_reaches_another_machine(
+    use: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(LOG, str(tmp_path / "log"))
+    done = python(f"import socket\ns = socket.socket()\ntry:\n    {use}\nexcept OSError:\n    pass")
+    assert done.returncode and "NetworkForbidden" in done.stderr
+    assert (tmp_path / "log").read_text().startswith("socket.")
+
+
+def test_this_machine_may_be_asked() -> None:
+    code = (
+        "import socket\n"
+        "one = socket.create_server(('127.0.0.1', 0))\n"
+        "socket.create_connection(('localhost', one.getsockname()[1])).close()\n"
+        "socket.socketpair()\n"
+    )
+    assert python(code).returncode == 0
+
+
+def test_the_program_is_never_started_without_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-m", "capt_local", "--version"]
+    for more in ({"env": {}}, {"env": {"PYTHONPATH": "/elsewhere"}}):
+        with pytest.raises(AssertionError, match="without the guard"):
+            subprocess.run(command, **more)  # type: ignore[call-overload]
+    with pytest.raises(AssertionError, match="without the guard"):
+        subprocess.run([command[0], "-I", *command[1:]])
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+# The kernel ends the process at the first call that has to do with sockets, whoever makes it.
+WATCHED = """
+import platform, sys
+from capt_local.engine import forbidden_calls as calls
+machine = platform.machine()
+call, architecture, _, every = calls._MACHINES[machine]
+calls._MACHINES[machine] = (call, architecture, {}, every[:6])
+calls._ERROR = calls._KILL
+assert calls.forbid_calls()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux watches")
+def test_a_conversation_makes_no_call_for_a_socket() -> None:
+    chat = "from capt_local.cli import app; sys.exit(app.run(['chat', '-t', '1', '-n', '4']))"
+    done = python(WATCHED + chat, "What is a fever?\n/stats\n")
+    assert (done.returncode, bool(done.stdout)) == (0, True), done.stderr
+    control = python(WATCHED + "import socket; socket.socket(socket.AF_UNIX)")
+    assert control.returncode == -signal.SIGSYS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

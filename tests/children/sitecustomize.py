@@ -1,7 +1,7 @@
 """What processes get that tests start: Python imports this by itself when it begins.
 
 The site's file has a fixed place that no variable moves, so its place is changed here, as soon as
-the program imports the module that knows it.
+the program imports the module that knows it. Sockets are guarded as in the tests themselves.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+
+import socket_guard
 
 PLACES = "capt_local.config.places"
 
@@ -38,5 +40,7 @@ class Redirect(MetaPathFinder):
         return spec
 
 
+if socket_guard.LOG in os.environ:
+    socket_guard.install()
 if "TESTS_SITE_FILE" in os.environ:
     sys.meta_path.insert(0, Redirect())

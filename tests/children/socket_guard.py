@@ -26,10 +26,11 @@ class NetworkForbidden(AssertionError):
 
 def install() -> None:
     """From now on, for the life of the process."""
-    sys.addaudithook(_watch)
+    sys.addaudithook(watch)
 
 
-def _watch(event: str, arguments: tuple[object, ...]) -> None:
+def watch(event: str, arguments: tuple[object, ...]) -> None:
+    """Looks at what the interpreter is about to do; raises where that is forbidden."""
     if event == "subprocess.Popen":
         _check_process(arguments)
     if not event.startswith("socket."):
@@ -47,17 +48,17 @@ def _watch(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def _check_process(arguments: tuple[object, ...]) -> None:
-    """A Python that is started without this guard has to be the one that confines itself."""
+    """The program is started with this guard, or as the process that confines itself."""
     _, command, _, environment = arguments
     words = [os.fsdecode(each) for each in command] if isinstance(command, list | tuple) else []
-    if not words or words[0] != sys.executable:
+    if words[:1] != [sys.executable] or not any("capt_local" in word for word in words):
         return
     variables = environment if isinstance(environment, dict) else os.environ
     folder = os.path.dirname(os.path.abspath(__file__))
     guarded = folder in str(variables.get("PYTHONPATH", "")).split(os.pathsep)
     isolated = {"-I", "-E", "-S"} & set(words[1:3])
     if (isolated or not guarded) and not any(_CONFINED in word for word in words):
-        raise AssertionError("a Python process is started without the guard of sockets")
+        raise AssertionError("the program is started without the guard of sockets")
 
 
 def _is_near(address: object) -> bool:
