@@ -72,7 +72,6 @@ class Library:
 
     Attributes:
         api: the module with the C functions.
-        left_out: weight formats that are not used since they crash.
         clock: how long models have computed, those that ran beside each other counted once.
     """
 
@@ -85,9 +84,7 @@ class Library:
         self._callback = self.api.llama_log_callback(self._log)
         self.api.llama_log_set(self._callback, None)
         self.api.llama_backend_init()
-        self.left_out: tuple[str, ...] = leave_out_crashing(
-            self._ggml, Path(self.api._lib._name).parent
-        )
+        self._formats = leave_out_crashing(self._ggml, Path(self.api._lib._name).parent)
 
     def function(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         """A C function with a prototype of our own, apart from the binding's."""
@@ -95,6 +92,11 @@ class Library:
         found.restype = result
         found.argtypes = list(arguments)
         return found
+
+    @property
+    def tiles(self) -> bool:
+        """Whether a CPU computes batches of quantized weights in tiles (AMX)."""
+        return self._formats.tiles
 
     def forget_errors(self) -> None:
         """Drops what was logged, so that `last_error` speaks of what comes."""
@@ -123,7 +125,7 @@ class Library:
             llama_cpp=_text(api.llama_version()),
             gpu_offload=bool(api.llama_supports_gpu_offload()),
             system_info=_text(api.llama_print_system_info()).strip(),
-            left_out=self.left_out,
+            left_out=self._formats.left_out,
             devices=self.devices(),
         )
 

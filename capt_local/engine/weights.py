@@ -47,6 +47,7 @@ class Metadata:
         chat_template: Jinja source, if the file has one.
         gpu_layers: layers that were put on a GPU.
         layers: layers in all, the output being one.
+        by_fours: whether its kernels take four tokens of a batch at once; see `decode.model.Model`.
     """
 
     name: str
@@ -61,11 +62,7 @@ class Metadata:
     chat_template: str | None
     gpu_layers: int
     layers: int
-
-    @property
-    def by_fours(self) -> bool:
-        """Whether its kernels take four tokens of a batch at once; see `decode.model.Model`."""
-        return not self.gpu_layers and self.file_type.startswith(_BY_FOURS)
+    by_fours: bool
 
 
 class Weights(Closing):
@@ -259,13 +256,14 @@ class Weights(Closing):
         declared = self.header.values.get("general.file_type")
         known = isinstance(declared, int)
         number = declared if known else api.llama_model_ftype(self.handle)
-        file_type = api.llama_ftype_name(number)
+        file_type = (api.llama_ftype_name(number) or b"").decode("utf-8", "replace")
+        on_cpu_in_fours = file_type.startswith(_BY_FOURS) and not self._library.tiles
         return Metadata(
             name=name,
             title=self.value("general.name") or "",
             architecture=self.header.architecture,
             description=summary.value.decode("utf-8", "replace"),
-            file_type=(file_type or b"").decode("utf-8", "replace"),
+            file_type=file_type,
             parameters=int(api.llama_model_n_params(self.handle)),
             size=int(api.llama_model_size(self.handle)),
             context_length=self.header.number("context_length"),
@@ -273,4 +271,5 @@ class Weights(Closing):
             chat_template=template.decode("utf-8", "replace") if template else None,
             gpu_layers=self._layers,
             layers=self.header.number("block_count") + 1,
+            by_fours=on_cpu_in_fours and not self._layers,
         )
