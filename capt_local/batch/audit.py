@@ -11,34 +11,26 @@ looks for it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import hmac
 import io
-import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from capt_local.batch.audit_chain import WHAT, Verdict, examine, hash_of, line_of
 from capt_local.batch.disk import Files, create, write_all
-from capt_local.batch.journal_lines import raw_lines
 from capt_local.batch.journal_place import tear_off
 from capt_local.batch.lock import wait_for_lock
 from capt_local.batch.manifest import now_text
 from capt_local.errors import UsageError
-from capt_local.strict.files import read_bytes
-from capt_local.strict.json import parse_object
-from capt_local.strict.problems import NotReadable
 
-WHAT = "The audit log"
-BEFORE_THE_FIRST = "0" * 64
 _FILES = Files()
-_SHORTEST_KEY = 16
-_LARGEST_KEY = 1 << 16
-_LONGEST = 1 << 20  # bytes of a line
-_CHUNK = 1 << 20
+_NO_LOCKS = (
+    "The file system of the audit log has no locks: nothing keeps two runs from adding to it at "
+    "the same moment."
+)
 
 
 class Event(StrEnum):
@@ -89,27 +81,6 @@ class Entry:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a log turned out to be.
-
-    Attributes:
-        entries: those before the first bad one, as they stand in the file.
-        head: hash of the last of them.
-        bad: number of the first bad entry, from 1; None for a whole log.
-        problem: what is wrong with it.
-        torn: bytes at the end of the file that a kill left of an entry; not an error.
-        whole: bytes of the entries.
-    """
-
-    entries: tuple[Mapping[str, Any], ...]
-    head: str
-    bad: int | None = None
-    problem: str = ""
-    torn: int = 0
-    whole: int = 0
-
-
 class AuditLog:
     """A log that entries are added to; several runs may share one.
 
@@ -148,10 +119,10 @@ class AuditLog:
                 **entry.as_object(),
                 "previous": found.head,
             }
-            value["hash"] = _hash(value)
+            value["hash"] = hash_of(value)
             try:
                 stream.seek(found.whole)
-                write_all(self._files, stream, _line(value))
+                write_all(self._files, stream, line_of(value))
                 self._files.fsync(stream)
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -163,7 +134,8 @@ class AuditLog:
     def _opened(self) -> Iterator[io.FileIO]:
         try:
             with self._stream() as stream:
-                wait_for_lock(stream, WHAT)
+                if not wait_for_lock(stream, WHAT) and _NO_LOCKS not in self.notices:
+                    self.notices.append(_NO_LOCKS)
                 yield stream
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "no access"
@@ -181,7 +153,7 @@ class AuditLog:
 
     def _examined(self, stream: io.FileIO) -> Verdict:
         """The log as it is; a torn end is moved aside."""
-        found = _examine(stream)
+        found = examine(stream)
         if found.bad is not None:
             raise UsageError(
                 f"{WHAT}: entry {found.bad} is bad ({found.problem}), so nothing is added. See "
@@ -191,109 +163,3 @@ class AuditLog:
             tear_off(self._files, stream, self._path, found.whole)
             self.notices.append("The audit log ended in half an entry, which is kept beside it.")
         return found
-
-
-def verify(path: Path) -> Verdict:
-    """Reads a log and checks each entry.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    try:
-        if not path.is_file():
-            reason = "it is not a file" if path.exists() else "there is no such file"
-            raise UsageError(f"{WHAT} cannot be read: {reason}.")
-        with path.open("rb", buffering=0) as stream:
-            return _examine(stream)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no access"
-        raise UsageError(f"{WHAT} cannot be read: {reason}.") from None
-
-
-def with_head(found: Verdict, head: str) -> Verdict:
-    """The same verdict, unless a head that was kept elsewhere is not in the log.
-
-    Args:
-        found: of a log.
-        head: hash that a run printed.
-    """
-    if found.bad is not None or head in {str(entry["hash"]) for entry in found.entries}:
-        return found
-    problem = "no entry has the head that was given: entries were cut off, or the log made anew"
-    return replace(found, bad=len(found.entries) + 1, problem=problem)
-
-
-def read_key(path: Path) -> bytes:
-    """The site's key.
-
-    Raises:
-        UsageError: it cannot be read, or is too short to be one.
-    """
-    what = "The site key (--site-key)"
-    key = read_bytes(path, what, largest=_LARGEST_KEY).strip()
-    if len(key) < _SHORTEST_KEY:
-        raise UsageError(f"{what} has less than {_SHORTEST_KEY} bytes.")
-    return key
-
-
-def output_hmac(path: Path, key: bytes) -> str:
-    """HMAC-SHA256 of a file; nobody without the key can tell by it what the file holds.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    made = hmac.new(key, digestmod="sha256")
-    with path.open("rb") as stream:
-        while part := stream.read(_CHUNK):
-            made.update(part)
-    return made.hexdigest()
-
-
-def _examine(stream: io.FileIO) -> Verdict:
-    entries: list[Mapping[str, Any]] = []
-    head, whole = BEFORE_THE_FIRST, 0
-    for number, line in enumerate(raw_lines(stream, _LONGEST), 1):
-        if not line.endswith(b"\n") and _begins_as_ours(line, number):
-            return Verdict(tuple(entries), head, torn=len(line), whole=whole)
-        value, problem = _checked(line, number, head)
-        if problem:
-            return Verdict(tuple(entries), head, number, problem, whole=whole)
-        entries.append(value)
-        head, whole = value["hash"], whole + len(line)
-    return Verdict(tuple(entries), head, whole=whole)
-
-
-def _begins_as_ours(line: bytes, number: int) -> bool:
-    """Whether half a line is the beginning of an entry; nothing else is ever cut off."""
-    if len(line) == _LONGEST:
-        return False
-    front = f'{{"n": {number}, "time": "'.encode()
-    return line[: len(front)] == front[: len(line)]
-
-
-def _checked(line: bytes, number: int, head: str) -> tuple[dict[str, Any], str]:
-    """An entry, and what is wrong with it; "" for nothing."""
-    try:
-        value: dict[str, Any] = parse_object(line)
-    except NotReadable as error:
-        return {}, str(error)
-    if not isinstance(value.get("hash"), str) or "event" not in value:
-        return value, "not an entry of an audit log"
-    if value.get("previous") != head:
-        return value, "it does not follow the entry before it"
-    if value["hash"] != _hash(value) or line != _line(value):
-        return value, "it was changed"
-    if value.get("n") != number:
-        return value, "its number is not its place"
-    return value, ""
-
-
-def _hash(value: Mapping[str, Any]) -> str:
-    """Of all of an entry but its hash; `previous` ties it to the one before."""
-    rest = {name: item for name, item in value.items() if name != "hash"}
-    return hashlib.sha256(_line(rest)).hexdigest()
-
-
-def _line(value: Mapping[str, Any]) -> bytes:
-    """The one form of an entry: a space more is a change too."""
-    return json.dumps(value, ensure_ascii=True, allow_nan=False).encode() + b"\n"

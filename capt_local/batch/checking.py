@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +26,7 @@ from capt_local.batch.inputs import (
     MemoryStore,
     Store,
     Table,
+    delimiter_of,
 )
 from capt_local.batch.pieces import LONGEST, Piece
 from capt_local.batch.records import SHOWN, InputErrors, RecordSettings
@@ -59,6 +60,7 @@ def check_input(
     format: InputFormat | None = None,
     *,
     asking: Asking | None = None,
+    delimiter: str | None = None,
     options: GenerateOptions | None = None,
     model: str | None = None,
     limits: InputLimits | None = None,
@@ -71,6 +73,7 @@ def check_input(
         path: a file, a folder or a pipe; "-" is standard input.
         format: how records are written; None: the name says.
         asking: how their fields become prompts.
+        delimiter: between the cells of a table; None: the name says.
         options: of the run; what a record sets for itself must go with them.
         model: that answers. Lines may ask for another one: then a notice says so.
         limits: how much is read.
@@ -82,7 +85,7 @@ def check_input(
         InputErrors: lines of it are wrong; all were looked at.
     """
     asking, limits = asking or Asking(), limits or InputLimits()
-    held = _held(path, format, limits, stdin)
+    held = _held(path, format, delimiter, limits, stdin)
     before = held.stamp()
     if held.kind is InputFormat.TXT_DIR:
         refuse_other_id(asking.id_field)
@@ -171,12 +174,18 @@ class _Checking:
 
 
 def _held(
-    path: Path, format: InputFormat | None, limits: InputLimits, stdin: BinaryIO | None
+    path: Path,
+    format: InputFormat | None,
+    delimiter: str | None,
+    limits: InputLimits,
+    stdin: BinaryIO | None,
 ) -> Input:
     """The input, with nothing of it checked."""
     piped = None if str(path) != "-" else stdin or _standard_input()
     try:
         kind = format or InputFormat.of(path if piped is None else None)
+        if delimiter is not None and kind is not InputFormat.CSV:
+            raise UsageError("--delimiter goes with CSV: --input-format csv.")
         if kind is InputFormat.TXT_DIR:
             if piped is not None or not path.is_dir():
                 raise UsageError("--input-format txt-dir needs a folder.")
@@ -184,10 +193,9 @@ def _held(
         store = _store(path, limits) if piped is None else _kept(piped, limits)
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         raise _unreadable(error) from None
-    return _FORMS[kind](store, WHAT, limits.record)
-
-
-_FORMS: Mapping[InputFormat, type[Lines]] = {InputFormat.JSONL: Lines, InputFormat.CSV: Table}
+    if kind is InputFormat.CSV:
+        return Table(store, WHAT, limits.record, delimiter or delimiter_of(path))
+    return Lines(store, WHAT, limits.record)
 
 
 def _store(path: Path, limits: InputLimits) -> Store:

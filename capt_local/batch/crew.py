@@ -1,17 +1,20 @@
 """Keeps a worker at work, whatever becomes of it, until each record has an answer or a failure.
 
 When a worker dies, the records that it had taken are suspects: a new worker gets them one at a
-time, so that the record that kills workers is known. One with which three have died is given up.
+time, so that the record that kills workers is known. One with which three have died is given up,
+and so is one with which two have hung, since that takes longer.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from capt_local.batch import wire
+from capt_local.batch.events import News, Outcome, Worker
 from capt_local.batch.output import ErrorCode, Failure
 from capt_local.batch.process import Death
 from capt_local.errors import WorkerFailed
@@ -21,52 +24,10 @@ from capt_local.errors import WorkerFailed
 _AHEAD = 2
 GIVEN_UP = 5  # records in a row; then it is not the records
 DEATHS = 3  # of workers with one record, and in a row without one
-
-
-class Worker(Protocol):
-    """What a `WorkerProcess` can do."""
-
-    def tell(self, message: wire.Message) -> None:
-        """Sends a message."""
-
-    def event(self, seconds: float) -> wire.Message | Death | None:
-        """What it says next."""
-
-    def finish(self) -> None:
-        """Lets it end."""
-
-    def kill(self) -> None:
-        """Ends it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a record.
-
-    Attributes:
-        key: of the record.
-        answer: as `report.json.answer_object` gives it, or None.
-        failure: why there is none.
-    """
-
-    key: int
-    answer: dict[str, Any] | None = None
-    failure: Failure | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """What else happened: one of these is set.
-
-    Attributes:
-        loading: a role, and the share of its file that is checked, then loaded.
-        ready: what a worker said once its models were loaded.
-        died: why a worker died that is now replaced.
-    """
-
-    loading: tuple[str, float] | None = None
-    ready: dict[str, Any] | None = None
-    died: str = ""
+HANGS = 2
+# Seconds until models are loaded again where that has just failed: memory may come free.
+PAUSES = (2.0, 10.0, 60.0)
+_TURN, _TURNS = 0.1, 100  # seconds, and how often a worker that is to end is waited for
 
 
 class Crew:
@@ -74,23 +35,31 @@ class Crew:
 
     Args:
         start: starts a worker.
+        patience: seconds that a worker with records may show no sign of going on.
+        pauses: seconds before each try to load the models again.
     """
 
-    def __init__(self, start: Callable[[], Worker]) -> None:
+    def __init__(
+        self,
+        start: Callable[[], Worker],
+        *,
+        patience: float = math.inf,
+        pauses: Sequence[float] = PAUSES,
+    ) -> None:
         """Starts a worker, which loads nothing yet."""
-        self._start = start
+        self._start, self._patience, self._pauses = start, patience, tuple(pauses)
         self._worker = start()
         self._opening: wire.Message = {}
         self._window = 0
-        self._ready = False
+        self._ready = self._gone = self._proved = False
         self._ended = self._told_end = False
         self._waiting: deque[tuple[int, wire.Message]] = deque()
         self._hand: dict[int, wire.Message] = {}
         self._begun: dict[int, None] = {}
         self._suspects: set[int] = set()
         self._deaths: Counter[int] = Counter()
-        self._idle_deaths = 0
-        self._given_up = 0
+        self._idle_deaths = self._given_up = self._tries = 0
+        self._pause = self._silent = 0.0
 
     def hello(self, seconds: float) -> dict[str, Any] | None:
         """What the first worker says before it loads its models; None where it says nothing yet.
@@ -139,11 +108,34 @@ class Crew:
             CaptError: a worker cannot be started or cannot load the models, or workers die again
                 and again without a record, or with every record.
         """
-        event = self._worker.event(seconds)
-        if isinstance(event, Death):
-            return self._died(event)
-        if event is None or "hello" in event:
-            return None
+        if self._gone:
+            return self._replaced(seconds)
+        left = seconds
+        while (event := self._worker.event(left)) is not None:
+            self._silent, left = 0.0, 0.0
+            if isinstance(event, Death):
+                return self._died(event)
+            if (found := self._heard(event)) is not None:
+                return found
+        return self._waited(left)
+
+    def finish(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Lets the worker end by itself, when all is done.
+
+        Args:
+            stop: asked ten times a second; true ends it.
+        """
+        for _ in range(_TURNS):
+            if self._worker.ended(_TURN) or stop():
+                break
+        self._worker.kill()
+
+    def kill(self) -> None:
+        """Ends the worker; records that it has are dropped."""
+        self._worker.kill()
+
+    def _heard(self, event: wire.Message) -> Outcome | News | None:
+        """What a message tells the run; None for what only the crew wants to know."""
         if "loading" in event:
             return News(loading=(event["loading"], event["share"]))
         if "ready" in event:
@@ -152,16 +144,19 @@ class Crew:
             return News(ready=event["ready"])
         if "begun" in event:
             self._begun[event["begun"]] = None
+            self._proved, self._tries = True, 0
             return None
-        return self._done(event)
+        if "answered" in event or "failed" in event:
+            return self._done(event)
+        return None
 
-    def finish(self) -> None:
-        """Lets the worker end by itself, when all is done."""
-        self._worker.finish()
-
-    def kill(self) -> None:
-        """Ends the worker; records that it has are dropped."""
+    def _waited(self, seconds: float) -> Outcome | News | None:
+        """Nothing came for so long. Only time that was spent listening counts."""
+        self._silent += seconds
+        if not self._hand or self._silent < self._patience:
+            return None
         self._worker.kill()
+        return self._died(Death(f"it went on with nothing for {self._silent:.0f} s", hung=True))
 
     def _done(self, event: wire.Message) -> Outcome:
         key = event["answered"] if "answered" in event else event["failed"]
@@ -179,23 +174,47 @@ class Crew:
         self._suspects.discard(key)
 
     def _died(self, death: Death) -> Outcome | News:
-        """Starts another worker, and sees to the records of the one that died."""
+        """Sees to the records of a worker that died; the next `take` replaces it."""
         held, self._begun = list(self._begun), {}
+        self._gone, self._silent = True, 0.0
         if not self._ready or (death.error is not None and not held):
-            raise death.at_start()
+            return self._not_loaded(death)
         given_up = self._blamed(held, death)
-        # What it had not begun waits as before, behind what it had.
-        left = [(key, ask) for key, ask in self._hand.items() if key != given_up]
-        self._given_up += given_up is not None
-        left.sort(key=lambda item: item[0] not in self._suspects)
-        self._hand.clear()
-        self._waiting.extendleft(reversed(left))
-        self._worker, self._ready, self._told_end = self._start(), False, False
-        self._worker.tell(self._opening)
+        self._ask_again()
         if given_up is None:
             return News(died=death.cause)
-        message = f"The worker process died {DEATHS} times with this record; last, {death.cause}."
-        return Outcome(given_up, failure=Failure(ErrorCode.WORKER_DIED, message))
+        self._given_up += 1
+        return Outcome(given_up, failure=_failure(death))
+
+    def _ask_again(self) -> None:
+        """What the worker had waits as before; what it had not begun behind what it had."""
+        left = sorted(self._hand.items(), key=lambda item: item[0] not in self._suspects)
+        self._hand.clear()
+        self._waiting.extendleft(reversed(left))
+        self._ready = self._told_end = False
+
+    def _not_loaded(self, death: Death) -> News:
+        """A worker died before it could answer anything: a model or memory is the reason."""
+        if not self._proved or self._tries >= len(self._pauses):
+            raise death.at_start()
+        self._pause, self._tries = self._pauses[self._tries], self._tries + 1
+        self._ask_again()
+        return News(unloaded=(death.cause, self._pause))
+
+    def _replaced(self, seconds: float) -> News | None:
+        """Starts another worker, when it is time."""
+        if self._pause > 0:
+            rest = min(seconds, self._pause)
+            time.sleep(rest)
+            self._pause -= rest
+            return None
+        try:
+            self._worker = self._start()
+        except WorkerFailed as error:
+            return self._not_loaded(Death(str(error).rstrip("."), error=error))
+        self._gone = False
+        self._worker.tell(self._opening)
+        return None
 
     def _blamed(self, held: list[int], death: Death) -> int | None:
         """Counts a death against the records that the worker had; the one that is given up."""
@@ -211,7 +230,7 @@ class Crew:
             )
         self._suspects.update(held)
         self._deaths.update(held)
-        if len(held) == 1 and self._deaths[held[0]] >= DEATHS:
+        if len(held) == 1 and self._deaths[held[0]] >= (HANGS if death.hung else DEATHS):
             self._settled(held[0])
             return held[0]
         return None
@@ -228,3 +247,12 @@ class Crew:
         if self._ended and not self._waiting and not self._told_end:
             self._told_end = True
             self._worker.tell({"end": True})
+
+
+def _failure(death: Death) -> Failure:
+    """Why a record is given up."""
+    if death.hung:
+        message = f"The worker process was ended again: with this record alone, {death.cause}."
+        return Failure(ErrorCode.TIMED_OUT, message)
+    message = f"The worker process died {DEATHS} times with this record; last, {death.cause}."
+    return Failure(ErrorCode.WORKER_DIED, message)

@@ -36,6 +36,7 @@ class Fingerprint:
         prompt: digests of the template and the system text, the date that templates tell, ...
         computing: what changes the last digit of a number: threads, context, batch, layers on
             the GPU, how many records go at once.
+        output: what a line holds besides the answer: whether log-probabilities.
         shard: which part of the input; None for all of it.
     """
 
@@ -47,6 +48,7 @@ class Fingerprint:
     parameters: Mapping[str, Any]
     prompt: Mapping[str, Any] = field(default_factory=dict)
     computing: Mapping[str, Any] = field(default_factory=dict)
+    output: Mapping[str, Any] = field(default_factory=dict)
     shard: Shard | None = None
 
     @classmethod
@@ -59,6 +61,7 @@ class Fingerprint:
         build: Mapping[str, str],
         prompt: Mapping[str, Any],
         computing: Mapping[str, Any],
+        output: Mapping[str, Any] | None = None,
         shard: Shard | None = None,
     ) -> Fingerprint:
         """The fingerprint of a run; reads models whose digest no manifest names.
@@ -70,6 +73,7 @@ class Fingerprint:
             build: likewise.
             prompt: likewise; texts as `digest_of(text)`.
             computing: likewise.
+            output: likewise.
             shard: likewise.
 
         Raises:
@@ -91,6 +95,7 @@ class Fingerprint:
             parameters=parameters,
             prompt=dict(prompt),
             computing=dict(computing),
+            output=dict(output or {}),
             shard=shard,
         )
 

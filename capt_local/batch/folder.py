@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from capt_local.batch.inputs import InputFormat, stamp_of
+from capt_local.batch.inputs import InputFormat
 from capt_local.batch.pieces import LONGEST, Piece
 from capt_local.errors import UsageError
 from capt_local.strict.files import size_text, utf8
@@ -44,7 +44,7 @@ class Folder:
         self._path = path
         self._longest = longest
         names = os.listdir(path)
-        self.names = tuple(sorted(name for name in names if name.lower().endswith(_SUFFIX)))
+        self.names = _texts(names)
         self.passed_over = len(names) - len(self.names)
         self._hash = hashlib.sha256()
         self._done = 0
@@ -60,8 +60,18 @@ class Folder:
         return self._done / max(1, len(self.names))
 
     def stamp(self) -> object:
-        """The folder's own: files that were changed are seen when they are read again."""
-        return stamp_of(self._path)
+        """Which texts it has: one that was changed is seen when it is read again.
+
+        Not the folder's own times: an output that is written beside the texts changes them.
+        """
+        try:
+            return _texts(os.listdir(self._path))
+        except OSError:
+            return None
+
+    def how(self) -> dict[str, str]:
+        """Nothing does."""
+        return {}
 
     def pieces(self) -> Iterator[Piece]:
         """The files; the place of a piece is that of its name among the names, from 0."""
@@ -113,6 +123,11 @@ class Folder:
         if len(data) > self._longest:
             raise NotReadable(f"larger than {size_text(self._longest)}")
         return data
+
+
+def _texts(names: Sequence[str]) -> tuple[str, ...]:
+    """Those of text files, in order."""
+    return tuple(sorted(name for name in names if name.lower().endswith(_SUFFIX)))
 
 
 def refuse_other_id(id_field: str) -> None:

@@ -6,19 +6,21 @@ bytes of a piece again.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from capt_local.batch.pieces import LONGEST, LineReader, Piece, without_end
-from capt_local.batch.tables import Rows, cells_of, fields_of
+from capt_local.batch.tables import COMMA, Rows, cells_of, fields_of
 from capt_local.errors import UsageError
 from capt_local.strict.json import parse_object
 
 WHAT = "The input"  # its name may be a patient's
-_NAMES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+_NAMES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
 
 
 class InputFormat(StrEnum):
@@ -42,10 +44,15 @@ class InputFormat(StrEnum):
         found = _NAMES.get(path.suffix.lower())
         if found is None:
             raise UsageError(
-                "The name of the input does not end in .jsonl, .ndjson or .csv. Say what it is "
-                "with --input-format jsonl, csv or txt-dir."
+                "The name of the input does not end in .jsonl, .ndjson, .csv or .tsv. Say what it "
+                "is with --input-format jsonl, csv or txt-dir."
             )
         return cls(found)
+
+
+def delimiter_of(path: Path) -> str:
+    """What stands between the cells of a table by its name."""
+    return "\t" if path.suffix.lower() == ".tsv" else COMMA
 
 
 class Store(Protocol):
@@ -153,6 +160,9 @@ class Input(Protocol):
     def again(self, start: int, size: int) -> bytes:
         """The bytes of a piece as they are now. OSError if they cannot be read."""
 
+    def how(self) -> dict[str, str]:
+        """What decides the fields of a piece besides its bytes; no text of it."""
+
 
 class Lines:
     """JSON Lines; see `Input`."""
@@ -202,22 +212,41 @@ class Lines:
             stream.seek(start)
             return stream.read(size)
 
+    def how(self) -> dict[str, str]:
+        """Nothing does."""
+        return {}
+
 
 class Table(Lines):
-    """CSV; see `Input`."""
+    """CSV; see `Input`.
+
+    Args:
+        store: where its bytes are.
+        what: how errors call it.
+        longest: bytes that a row may have.
+        delimiter: between two cells.
+    """
 
     kind = InputFormat.CSV
 
-    def __init__(self, store: Store, what: str, longest: int = LONGEST) -> None:
+    def __init__(
+        self, store: Store, what: str, longest: int = LONGEST, delimiter: str = COMMA
+    ) -> None:
         """Reads nothing yet."""
         super().__init__(store, what, longest)
+        self._delimiter = delimiter
         self._names: tuple[str, ...] = ()
 
     def _records(self, lines: LineReader) -> Iterator[Piece]:
-        rows = Rows(lines, self.what)
+        rows = Rows(lines, self.what, self._delimiter)
         self._names = rows.names
         yield from rows
 
     def fields(self, piece: Piece) -> dict[str, object]:
         """The cells of a row by the names of their columns."""
-        return fields_of(cells_of(piece), self._names)
+        return fields_of(cells_of(piece, self._delimiter), self._names)
+
+    def how(self) -> dict[str, str]:
+        """What divides a row, and the digest of the names of its columns."""
+        names = hashlib.sha256(json.dumps(self._names).encode()).hexdigest()
+        return {"delimiter": self._delimiter, "columns_sha256": names}

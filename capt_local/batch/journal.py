@@ -1,9 +1,9 @@
 """The output of a run as its journal: what is finished is on the disk, once, and stays.
 
-One finished record is one write of its whole line and one fsync; when `append` returns, neither a
-kill nor a power cut loses it. The file never holds a record twice, whenever the process ends: lines
-are only added, and where lines go or change places, the whole file is written beside, flushed and
-renamed.
+Finished records are one write of their whole lines and one fsync; when `append` returns, neither a
+kill nor a power cut loses them. The file never holds a record twice, whenever the process ends:
+lines are only added, and where lines go or change places, the whole file is written beside, flushed
+and renamed.
 
     OUTPUT            the lines, in the order in which records finished
     OUTPUT.run.json   which run it is (see `manifest`)
@@ -14,6 +14,7 @@ renamed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -23,27 +24,30 @@ from pathlib import Path
 from typing import Any
 
 from capt_local.batch.disk import Files, create
-from capt_local.batch.fingerprint import Fingerprint, differing, told
-from capt_local.batch.journal_lines import Kept, scan
+from capt_local.batch.fingerprint import Fingerprint
+from capt_local.batch.journal_found import Found, Lines, counted, examine
+from capt_local.batch.journal_lines import Kept
 from capt_local.batch.journal_place import (
     WHAT,
     check_place,
     clear_leftovers,
-    holds_something,
     move_aside,
-    refusal,
+    refused_by_the_disk,
     tear_off,
 )
 from capt_local.batch.journal_store import JournalBroken, JournalFull, Store
 from capt_local.batch.lock import Lock
-from capt_local.batch.manifest import RunFacts, RunManifest, read_manifest
+from capt_local.batch.manifest import RunFacts, RunManifest
 from capt_local.batch.output import OK, OutputLine
-from capt_local.errors import UsageError
 
 __all__ = ["Journal", "JournalBroken", "JournalFull"]
 
 _FILES = Files()
 _NO_FACTS = RunFacts()
+COMPUTED_ELSEWHERE = (
+    "This start computes on other devices or with other layers on them than an earlier one (the "
+    "manifest lists both): last digits of numbers, and rarely a token, may differ."
+)
 
 
 class Journal:
@@ -70,6 +74,7 @@ class Journal:
         path: Path,
         fingerprint: Fingerprint,
         *,
+        records: Lines | None = None,
         retry_errors: bool = False,
         force_new: bool = False,
         files: Files = _FILES,
@@ -81,6 +86,8 @@ class Journal:
         Args:
             path: of the output.
             fingerprint: of this run.
+            records: line, id and SHA-256 (hexadecimal) of each record as it is now; what is done
+                is compared with them before anything is written.
             retry_errors: takes the lines of records without an answer out, so that they are done
                 again.
             force_new: moves an output that is there aside instead of going on with it.
@@ -89,90 +96,56 @@ class Journal:
             inputs: files and folders that the run reads; the output must be none of them.
 
         Raises:
-            UsageError: it cannot be written, is in use, is something else, or is of a run with
-                other settings, which are named. What was there is as it was.
+            UsageError: it cannot be written, is in use, is something else, is of a run with other
+                settings, which are named, or of records that have changed. What was there is as
+                it was.
+            JournalBroken: the disk failed while errors were taken out. No record is lost by it:
+                without a line, it is to be done.
         """
         check_place(path, inputs)
-        try:
+        with refused_by_the_disk(), contextlib.ExitStack() as held:
             lock = Lock(path, files, WHAT)
-        except OSError as error:
-            raise refusal(error) from None
-        try:
+            held.callback(lock.close)
+            said = [move_aside(files, path)] if force_new else []
+            stream = held.enter_context(files.open(path, os.O_RDWR)) if path.exists() else None
+            found = examine(path, stream, fingerprint, records, retry_errors=retry_errors)
+            # All that refuses has been asked: from here on it is written.
             clear_leftovers(files, path)
-            said = move_aside(files, path) if force_new else ""
-            journal = cls._opened(path, fingerprint, files, lock, facts)
-        except BaseException as error:
-            lock.close()
-            raise (refusal(error) if isinstance(error, OSError) else error) from None
-        journal.notices += [said] if said else []
-        if retry_errors:
-            journal._drop_errors()
-        return journal
-
-    @classmethod
-    def _opened(
-        cls, path: Path, fingerprint: Fingerprint, files: Files, lock: Lock, facts: RunFacts
-    ) -> Journal:
-        before = read_manifest(path, WHAT)
-        there = holds_something(path)
-        if there:
-            manifest = _same_run(before, fingerprint).resumed(facts)
-        else:
-            manifest = RunManifest.new(fingerprint.as_object(), facts)
-            manifest.write(files, path)
-        stream = files.open(path, os.O_RDWR) if path.exists() else create(files, path)
-        try:
-            store, said = _store(path, files, stream, manifest.digest)
-            if there:
-                manifest.write(files, path)
-        except BaseException:
-            stream.close()
-            raise
+            manifest = _begun(path, files, found, fingerprint, facts)
+            stream = stream or held.enter_context(create(files, path))
+            said.append(_made_safe(path, files, stream, found))
+            held.pop_all()
+        store = Store(path, files, stream, found.lines)
         journal = cls(path, files, lock, store, manifest)
-        journal.notices += [said] if said else []
+        journal._resume(found, retry_errors=retry_errors)
+        journal.notices += [*filter(None, said), *found.notices]
         return journal
 
-    def append(self, line: OutputLine) -> None:
-        """Adds the line of a record; it is on the disk when this returns.
+    def _resume(self, found: Found, *, retry_errors: bool) -> None:
+        """Takes out what is done again, then tells of this start; closes where that fails.
+
+        In this order: a manifest that names the input as it is now must have no lines beside it
+        that were made from an earlier one.
+        """
+        try:
+            if retry_errors:
+                self._drop_errors()
+            if found.manifest is not None:
+                self._tell(self.manifest)
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, *lines: OutputLine) -> None:
+        """Adds lines, all in one write and one fsync; they are on the disk when this returns.
 
         Raises:
-            JournalFull: there is no room. What was written of the line is cut off again.
+            JournalFull: there is no room. What was written of them is cut off again.
             JournalBroken: the disk fails, or something else has changed the output.
         """
-        entry = Kept(
-            code=line.code,
-            answered=line.response is not None,
-            number=line.asked.number,
-            sha256=bytes.fromhex(line.asked.sha256),
-        )
-        self._store.append(line.id, line.encode() + b"\n", entry)
-        self.done[line.id] = line.code
-
-    def check_records(self, records: Iterable[tuple[int, str, str]]) -> None:
-        """Compares what is done with the input as it is now.
-
-        Args:
-            records: line, id and SHA-256 (hexadecimal) of each record.
-
-        Raises:
-            UsageError: a record has changed since its line was written.
-        """
-        changed, seen = [], 0
-        for number, id, sha256 in records:
-            kept = self._store.kept.get(id)
-            if kept is not None:
-                seen += 1
-                if kept.sha256.hex() != sha256:
-                    changed.append(number)
-        if changed:
-            more = f", and {len(changed) - 1} more" if changed[1:] else ""
-            raise UsageError(
-                f"The input, line {changed[0]}{more}: changed since its line was written. Give "
-                "changed records new ids (or use --retry-errors where they had failed), or begin "
-                "again with --force-new."
-            )
-        if missing := len(self._store.kept) - seen:
-            self.notices.append(f"{_records(missing)} in the output and no longer in the input.")
+        self._store.append([(line.id, line.encode() + b"\n", _entry(line)) for line in lines])
+        for line in lines:
+            self.done[line.id] = line.code
 
     def put_in_order(self, ids: Iterable[str]) -> bool:
         """Puts the lines into the order of the input, when the work is done.
@@ -197,18 +170,22 @@ class Journal:
         self._store.rewrite(order)
         return True
 
-    def tell_provenance(self, provenance: Mapping[str, Any]) -> None:
+    def tell_provenance(self, provenance: Mapping[str, Any]) -> list[str]:
         """Keeps in the manifest what is known once the models are loaded.
 
         Args:
-            provenance: see `RunFacts`; holds no text of records. What is as at the last start
-                is not kept twice.
+            provenance: more about this start (see `RunFacts`); holds no text of records.
+
+        Returns:
+            What the user should know: that it is computed elsewhere than before.
 
         Raises:
             JournalBroken: the disk fails or is full; the output is safe.
         """
-        if (manifest := self.manifest.with_provenance(provenance)) != self.manifest:
-            self._tell(manifest)
+        if (manifest := self.manifest.with_more(provenance)) == self.manifest:
+            return []
+        self._tell(manifest)
+        return [COMPUTED_ELSEWHERE] if len(manifest.computed) > 1 else []
 
     def conclude(self, last: Mapping[str, Any]) -> None:
         """Writes the end of the run into the manifest: counts, the head of the audit log, ...
@@ -239,52 +216,46 @@ class Journal:
         self.close()
 
     def _drop_errors(self) -> None:
-        """Takes out the lines that hold no answer; closes the journal where that fails.
-
-        No record is lost by it, whenever it ends: without a line, it is to be done.
-        """
+        """Takes out the lines that hold no answer."""
         kept = self._store.kept
         wanted = [id for id, entry in kept.items() if entry.answered]
         formless = sum(kept[id].code != OK for id in wanted)
-        try:
-            if len(wanted) < len(kept):
-                self._store.rewrite(wanted)
-        except BaseException:
-            self.close()
-            raise
+        if len(wanted) < len(kept):
+            self._store.rewrite(wanted)
         for id in [id for id in self.done if id not in self._store.kept]:
             del self.done[id]
         if formless:
             self.notices.append(
-                f"{_records(formless)} answered in a wrong form and not done again: the same "
+                f"{counted(formless)} answered in a wrong form and not done again: the same "
                 "settings would give the same."
             )
 
 
-def _store(path: Path, files: Files, stream: io.FileIO, run: str) -> tuple[Store, str]:
-    """The lines of an output that is open, and what there is to say about its end."""
+def _begun(
+    path: Path, files: Files, found: Found, fingerprint: Fingerprint, facts: RunFacts
+) -> RunManifest:
+    """The manifest of this start. That of a new run is written before its output is there."""
+    if found.manifest is not None:
+        return found.manifest.resumed(facts)
+    manifest = RunManifest.new(fingerprint.as_object(), facts)
+    manifest.write(files, path)
+    return manifest
+
+
+def _made_safe(path: Path, files: Files, stream: io.FileIO, found: Found) -> str:
+    """Sees to the end of an output that is open; a sentence for the user, or ""."""
     if hasattr(os, "fchmod"):
         os.fchmod(stream.fileno(), 0o600)
-    found = scan(stream, run, WHAT)
-    said = tear_off(files, stream, path, found.whole) if found.torn else ""
+    said = tear_off(files, stream, path, found.lines.whole) if found.lines.torn else ""
     # A run that was killed between write and fsync left a line that only this makes safe.
     files.fsync(stream)
-    return Store(path, files, stream, found), said
+    return said
 
 
-def _same_run(before: RunManifest | None, fingerprint: Fingerprint) -> RunManifest:
-    if before is None:
-        raise UsageError(
-            f"{WHAT} holds something that is not of capt-local batch, or has lost its manifest "
-            "(.run.json). Nothing was written; name a new file."
-        )
-    if names := differing(before.fingerprint, fingerprint.as_object()):
-        raise UsageError(
-            f"{WHAT} is of a run with other settings; what differs: {told(names)}. Use the same "
-            "settings, name a new file, or move this one aside with --force-new."
-        )
-    return before
-
-
-def _records(count: int) -> str:
-    return f"{count} record{' is' if count == 1 else 's are'}"
+def _entry(line: OutputLine) -> Kept:
+    return Kept(
+        code=line.code,
+        answered=line.response is not None,
+        number=line.asked.number,
+        sha256=bytes.fromhex(line.asked.sha256),
+    )

@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from capt_local.batch.disk import NEW, Files, create, put, remove, sibling, unused, write_all
@@ -51,18 +51,32 @@ def _check_apart(path: Path, other: Path) -> None:
     with contextlib.suppress(OSError, ValueError):  # one of them is not there
         if path.resolve() == other.resolve() or (path.exists() and path.samefile(other)):
             raise UsageError(f"{WHAT} is a file that the run reads. Name another one.")
-        reads = path.suffix.lower() == ".txt" and other.is_dir()
-        if reads and path.resolve().parent == other.resolve():
+        if would_be_read(path, other):
             raise UsageError(
                 f"{WHAT} would be read as a note: it is a .txt in the folder of the notes. "
                 "Name it .jsonl, or another folder."
             )
 
 
+def would_be_read(path: Path, folder: Path) -> bool:
+    """Whether a file would be one of the texts of a folder of notes."""
+    reads = path.suffix.lower() == ".txt" and folder.is_dir()
+    return reads and path.resolve().parent == folder.resolve()
+
+
 def refusal(error: OSError | ValueError) -> UsageError:
     """What to raise where the system refuses, before anything is written."""
     reason = getattr(error, "strerror", None) or "no access"
     return UsageError(f"{WHAT} cannot be written: {reason}. What was there is as it was.")
+
+
+@contextlib.contextmanager
+def refused_by_the_disk() -> Iterator[None]:
+    """Raises `refusal` where the system refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise refusal(error) from None
 
 
 def holds_something(path: Path) -> bool:

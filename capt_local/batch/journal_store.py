@@ -1,4 +1,4 @@
-"""Lines in a file: added one at a time, or all put anew at once; either is on the disk, or was not.
+"""Lines in a file: added at its end, or all put anew at once; either is on the disk, or was not.
 
 This file knows bytes, ids and the disk; what a run is stands in `journal`.
 """
@@ -57,30 +57,31 @@ class Store:
         self._broken: JournalBroken | None = None
         self.kept: dict[str, Kept] = found.kept
 
-    def append(self, id: str, line: bytes, entry: Kept) -> None:
-        """Adds a line; it is on the disk when this returns.
+    def append(self, lines: Sequence[tuple[str, bytes, Kept]]) -> None:
+        """Adds lines with one write and one fsync; they are on the disk when this returns.
 
         Args:
-            id: of a record that has no line yet.
-            line: with its end.
-            entry: about the line; its place is filled in here.
+            lines: the id of a record that has none yet, its line with its end, and what is kept
+                of it; its place is filled in here.
 
         Raises:
-            JournalFull: there is no room. What was written of the line is cut off again.
+            JournalFull: there is no room. What was written of them is cut off again.
             JournalBroken: the disk fails, or something else has changed the file.
         """
-        if id in self.kept:
-            raise ValueError("the record has a line already")
+        ids = {id for id, _, _ in lines}
+        if len(ids) < len(lines) or not ids.isdisjoint(self.kept):
+            raise ValueError("a record has a line already")
         self._check()
         try:
             self._stream.seek(self._size)
-            write_all(self._files, self._stream, line)
+            write_all(self._files, self._stream, b"".join(line for _, line, _ in lines))
             self._files.fsync(self._stream)
         except BaseException as error:  # a second Ctrl-C too
-            self._take_back()
+            self._take_back(flush=isinstance(error, Exception))
             self.stop(error)
-        self.kept[id] = dataclasses.replace(entry, offset=self._size, length=len(line))
-        self._size += len(line)
+        for id, line, entry in lines:
+            self.kept[id] = dataclasses.replace(entry, offset=self._size, length=len(line))
+            self._size += len(line)
 
     def rewrite(self, wanted: Sequence[str]) -> None:
         """Makes the file hold these lines in this order, in one moment.
@@ -140,8 +141,13 @@ class Store:
         self._broken = JournalBroken(f"{WHAT} was {what} during the run.", len(self.kept))
         raise self._broken
 
-    def _take_back(self) -> None:
-        """Cuts off what was written of a line; where that fails too, the next run does it."""
+    def _take_back(self, *, flush: bool) -> None:
+        """Cuts off what was written of lines; where that fails too, the next run does it.
+
+        Args:
+            flush: whether the disk is waited for: not by who presses Ctrl-C a second time.
+        """
         with contextlib.suppress(OSError):
             self._files.truncate(self._stream, self._size)
-            self._files.fsync(self._stream)
+            if flush:
+                self._files.fsync(self._stream)

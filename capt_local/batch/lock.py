@@ -24,6 +24,7 @@ except ImportError:  # Windows
 
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 _PATIENCE = 30.0  # seconds
+_ENDING = "capt-lock"
 NO_LOCKS = (
     "This file system has no locks: nothing keeps a second run from writing to the same output."
 )
@@ -47,7 +48,7 @@ class Lock:
 
     def __init__(self, path: Path, files: Files, what: str) -> None:
         """Takes the lock, or refuses at once."""
-        self._path = sibling(path, "capt-lock")
+        self._path = sibling(path, _ENDING)
         self._files = files
         self.notice = ""
         self._stream = self._taken(what)
@@ -86,12 +87,29 @@ class Lock:
                 os.unlink(self._path)
 
 
-def wait_for_lock(stream: io.FileIO, what: str) -> None:
+def in_use(path: Path) -> bool:
+    """Whether another process holds the lock of an output; makes no file."""
+    try:
+        stream = sibling(path, _ENDING).open("rb", buffering=0)
+    except OSError:  # mostly, there is none
+        return False
+    with stream:
+        try:
+            _lock(stream)
+        except OSError as error:
+            return error.errno in _HELD
+    return False
+
+
+def wait_for_lock(stream: io.FileIO, what: str) -> bool:
     """Locks an open file until it is closed; waits for others, which hold it for moments alone.
 
     Args:
         stream: open for writing.
         what: what errors call the file.
+
+    Returns:
+        Whether it is locked; a file system without locks locks nothing.
 
     Raises:
         UsageError: another process keeps it.
@@ -102,12 +120,12 @@ def wait_for_lock(stream: io.FileIO, what: str) -> None:
             _lock(stream)
         except OSError as error:
             if error.errno not in _HELD:
-                return  # a file system without locks
+                return False
             if time.monotonic() > ends:
                 raise UsageError(f"{what} is being kept by another process.") from None
             time.sleep(0.02)
         else:
-            return
+            return True
 
 
 def _is_at(stream: io.FileIO, path: Path) -> bool:

@@ -58,9 +58,10 @@ class RunManifest:
         run: a random id of the run; it stays when the run is resumed.
         created: when the run began, in UTC.
         fingerprint: as `Fingerprint.as_object` gives it.
-        input: see `RunFacts.input_object`.
+        input: see `RunFacts.input_object`; `earlier` lists the digests that it had at earlier
+            starts.
         provenance: that of the first start, and of each later one that differs from the one
-            before, each with its `time`; see `RunFacts`.
+            before, each with its `time`; see `RunFacts`. `loaded` is there once models were loaded.
         last: what the last run said at its end; empty while it goes on or after a kill.
     """
 
@@ -80,16 +81,46 @@ class RunManifest:
 
     def resumed(self, facts: RunFacts) -> RunManifest:
         """That of the same run, started again."""
-        again = replace(self, input=facts.input_object(), last={})
-        return again.with_provenance(facts.provenance)
+        now, before = facts.input_object(), self.input.get("sha256")
+        earlier = [*self.input.get("earlier", ()), before]
+        if before is not None and before != now.get("sha256"):
+            now["earlier"] = list(dict.fromkeys(earlier))
+        elif earlier[:-1]:
+            now["earlier"] = earlier[:-1]
+        return replace(self, input=now, last={}).with_provenance(facts.provenance)
 
     def with_provenance(self, provenance: Mapping[str, Any]) -> RunManifest:
-        """The same with an entry more, where there is something new to tell."""
-        told: dict[str, Any] = json.loads(json.dumps(dict(provenance)))
-        before = self.provenance[-1] if self.provenance else {}
-        if not told or told == {name: value for name, value in before.items() if name != "time"}:
+        """The same with an entry more, where a start has something new to tell."""
+        told, before = _plain(provenance), self._latest
+        if all(name in before and before[name] == value for name, value in told.items()):
             return self
         return replace(self, provenance=(*self.provenance, {"time": now_text(), **told}))
+
+    def with_more(self, provenance: Mapping[str, Any]) -> RunManifest:
+        """The same with more in the latest entry; where that says otherwise, in a new one."""
+        told, before = _plain(provenance), self._latest
+        if any(name in before and before[name] != value for name, value in told.items()):
+            return replace(
+                self, provenance=(*self.provenance, {**before, "time": now_text(), **told})
+            )
+        return replace(self, provenance=(*self.provenance[:-1], {**before, **told}))
+
+    @property
+    def computed(self) -> list[tuple[object, object]]:
+        """On what the starts computed: devices, and the models as they were loaded; no two alike.
+
+        Starts that loaded nothing are left out.
+        """
+        found: list[tuple[object, object]] = []
+        for entry in self.provenance:
+            place = entry.get("devices"), entry.get("loaded")
+            if "loaded" in entry and place not in found:
+                found.append(place)
+        return found
+
+    @property
+    def _latest(self) -> Mapping[str, Any]:
+        return self.provenance[-1] if self.provenance else {}
 
     @property
     def digest(self) -> str:
@@ -152,6 +183,12 @@ def read_manifest(output: Path, what: str) -> RunManifest | None:
 def now_text() -> str:
     """The time in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _plain(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """As it will be read back."""
+    told: dict[str, Any] = json.loads(json.dumps(dict(provenance)))
+    return told
 
 
 def _manifest(value: object, what: str) -> RunManifest:

@@ -18,11 +18,17 @@ from typing import Any
 from capt_local.batch.disk import NEW, Files, create, is_full, sibling, write_all
 from capt_local.batch.fingerprint import differing, told
 from capt_local.batch.journal_lines import Kept, read_line, scan
-from capt_local.batch.journal_place import WHAT, check_place, holds_something, refusal
+from capt_local.batch.journal_place import (
+    WHAT,
+    check_place,
+    holds_something,
+    move_aside,
+    refused_by_the_disk,
+)
 from capt_local.batch.lock import Lock
 from capt_local.batch.manifest import RunFacts, RunManifest, read_manifest
+from capt_local.batch.merge_order import Part, in_order
 from capt_local.batch.output import OK
-from capt_local.batch.shard import Shard
 from capt_local.errors import UsageError
 
 _FILES = Files()
@@ -36,23 +42,13 @@ class Merged:
         records: lines of the new output.
         failed: those that hold an error.
         shards: how many outputs they came from.
+        notices: what the user should know.
     """
 
     records: int
     failed: int
     shards: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One shard's output, open and locked."""
-
-    name: str
-    path: Path
-    stream: io.FileIO
-    manifest: RunManifest
-    shard: Shard
-    kept: dict[str, Kept]
+    notices: tuple[str, ...] = ()
 
 
 def merge(
@@ -60,6 +56,7 @@ def merge(
     output: Path,
     *,
     records: Sequence[tuple[int, str, str]] | None = None,
+    force_new: bool = False,
     files: Files = _FILES,
 ) -> Merged:
     """Writes the merged output, whole or not at all.
@@ -69,6 +66,7 @@ def merge(
         output: the new file.
         records: line, id and SHA-256 of each record of the input; without them, completeness is
             judged by the counts that the shards kept, and the order by the lines that they noted.
+        force_new: moves an output that is there aside.
         files: operations; for tests.
 
     Raises:
@@ -76,13 +74,13 @@ def merge(
             new one cannot be written. They are told by their place on the command line.
     """
     check_place(output, outputs)
-    if holds_something(output):
-        raise UsageError(f"{WHAT} is there already. Name a new file.")
+    if holds_something(output) and not force_new:
+        raise UsageError(
+            f"{WHAT} is there already. Name a new file, or move it aside with --force-new."
+        )
     with contextlib.ExitStack() as stack:
-        try:
+        with refused_by_the_disk():
             lock = Lock(output, files, WHAT)
-        except OSError as error:
-            raise refusal(error) from None
         stack.callback(lock.close)
         names = [f"Output {number} of {len(outputs)}" for number in range(1, len(outputs) + 1)]
         _check_distinct(outputs, names)
@@ -91,13 +89,16 @@ def merge(
             for path, name in zip(outputs, names, strict=True)
         ]
         _check_together(parts)
-        order = _order(parts, records)
+        order = in_order(parts, records)
         try:
+            aside = move_aside(files, output) if force_new else ""
             _write(files, output, parts, order)
         except OSError as error:
             raise _unwritten(error) from None
+        said = dict.fromkeys((lock.notice, *(part.notice for part in parts), aside))
     failed = sum(kept.code != OK for part in parts for kept in part.kept.values())
-    return Merged(len(order), failed, len(parts))
+    notices = (*filter(None, said), *_elsewhere(parts))
+    return Merged(len(order), failed, len(parts), notices)
 
 
 def _check_distinct(outputs: Sequence[Path], names: Sequence[str]) -> None:
@@ -109,7 +110,7 @@ def _check_distinct(outputs: Sequence[Path], names: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, name: str, files: Files) -> Iterator[_Part]:
+def _opened(path: Path, name: str, files: Files) -> Iterator[Part]:
     """Opens a shard for reading and keeps runs from writing to it."""
     try:
         if not path.is_file():
@@ -118,13 +119,13 @@ def _opened(path: Path, name: str, files: Files) -> Iterator[_Part]:
             lock = Lock(path, files, name)
             stack.callback(lock.close)
             stream = stack.enter_context(files.open(path, os.O_RDONLY))
-            yield _part(path, name, stream)
+            yield dataclasses.replace(_part(path, name, stream), notice=lock.notice)
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = getattr(error, "strerror", None) or "no access"
         raise UsageError(f"{name} cannot be read: {reason}.") from None
 
 
-def _part(path: Path, name: str, stream: io.FileIO) -> _Part:
+def _part(path: Path, name: str, stream: io.FileIO) -> Part:
     manifest = read_manifest(path, name)
     if manifest is None:
         raise UsageError(f"{name} is not of capt-local batch, or has lost its manifest.")
@@ -135,10 +136,10 @@ def _part(path: Path, name: str, stream: io.FileIO) -> _Part:
         raise UsageError(f"{name} ends in half a line: run shard {manifest.shard} again.")
     if not all(manifest.shard.holds(id) for id in found.kept):
         raise UsageError(f"{name} holds records that are not of shard {manifest.shard}.")
-    return _Part(name, path, stream, manifest, manifest.shard, found.kept)
+    return Part(name, path, stream, manifest, manifest.shard, found.kept)
 
 
-def _check_together(parts: Sequence[_Part]) -> None:
+def _check_together(parts: Sequence[Part]) -> None:
     """Whether the shards are of one run and one input, and none is missing or there twice."""
     first, places = parts[0], dict[int, str]()
     for part in parts:
@@ -166,49 +167,12 @@ def _check_together(parts: Sequence[_Part]) -> None:
         raise UsageError(f"Not all shards are given; missing: {told(names)}.")
 
 
-def _without_shard(part: _Part) -> Mapping[str, Any]:
+def _without_shard(part: Part) -> Mapping[str, Any]:
     return {name: value for name, value in part.manifest.fingerprint.items() if name != "shard"}
 
 
-def _order(
-    parts: Sequence[_Part], records: Sequence[tuple[int, str, str]] | None
-) -> list[tuple[_Part, Kept]]:
-    """All lines in the order of the input."""
-    if records is None:
-        for part in parts:
-            _check_count(part)
-        lines = [(part, kept) for part in parts for kept in part.kept.values()]
-        return sorted(lines, key=lambda line: line[1].number)
-    where = {id: (part, kept) for part in parts for id, kept in part.kept.items()}
-    lacking = [number for number, id, _ in records if id not in where]
-    if lacking:
-        raise UsageError(
-            f"{len(lacking)} of {len(records)} records have no line yet, the first one in line "
-            f"{lacking[0]} of the input. Run the shards to their end."
-        )
-    if len(where) > len(records):
-        raise UsageError(f"{len(where) - len(records)} lines are of records not in the input.")
-    for number, id, sha256 in records:
-        if where[id][1].sha256.hex() != sha256:
-            raise UsageError(f"The input, line {number}: changed since its answer was written.")
-    return [where[id] for _, id, _ in records]
-
-
-def _check_count(part: _Part) -> None:
-    wanted, held = part.manifest.input.get("wanted"), len(part.kept)
-    if not isinstance(wanted, int):
-        raise UsageError(f"{part.name} does not say how many records it is of; give --input.")
-    if held < wanted:
-        raise UsageError(
-            f"{part.name} holds {held} of the {wanted} records of shard {part.shard}. Run that "
-            "shard to its end."
-        )
-    if held > wanted:
-        raise UsageError(f"{part.name} holds {held} records, but its input had {wanted}.")
-
-
 def _write(
-    files: Files, output: Path, parts: Sequence[_Part], order: Sequence[tuple[_Part, Kept]]
+    files: Files, output: Path, parts: Sequence[Part], order: Sequence[tuple[Part, Kept]]
 ) -> None:
     """Writes beside, then renames; the manifest first, which without an output means nothing."""
     new = sibling(output, NEW)
@@ -228,7 +192,7 @@ def _write(
         raise
 
 
-def _manifest(parts: Sequence[_Part], count: int) -> RunManifest:
+def _manifest(parts: Sequence[Part], count: int) -> RunManifest:
     """That of a run without shards, with what each shard said about itself."""
     facts = RunFacts(wanted=count, input=parts[0].manifest.input)
     whole = RunManifest.new({**parts[0].manifest.fingerprint, "shard": None}, facts)
@@ -238,6 +202,18 @@ def _manifest(parts: Sequence[_Part], count: int) -> RunManifest:
         for entry in part.manifest.provenance
     ]
     return dataclasses.replace(whole, provenance=tuple(entries))
+
+
+def _elsewhere(parts: Sequence[Part]) -> Iterator[str]:
+    """Says so where the shards were not all computed on the same devices."""
+    first: list[tuple[object, object]] = []
+    for part in parts:
+        first += [place for place in part.manifest.computed if place not in first]
+    if len(first) > 1:
+        yield (
+            "The shards were computed on different devices or with different layers on them (the "
+            "manifest lists all): last digits of numbers, and rarely a token, depend on that."
+        )
 
 
 def _unwritten(error: OSError) -> UsageError:

@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import Any
 
 from capt_local.batch.fingerprint import Fingerprint
-from capt_local.batch.records import Record
+from capt_local.batch.records import InputChanged, Record, TemplateFailed
 from capt_local.errors import (
     CaptError,
     ContextOverflow,
@@ -42,6 +42,7 @@ class ErrorCode(StrEnum):
     CONTEXT_OVERFLOW = "context_overflow"
     NUMERICAL_ERROR = "numerical_error"
     WORKER_DIED = "worker_died"
+    TIMED_OUT = "timed_out"
     TEMPLATE_ERROR = "template_error"
     INPUT_CHANGED = "input_changed"
     INVALID_STRUCTURE = "invalid_structure"
@@ -57,6 +58,8 @@ _CODES: tuple[tuple[type[CaptError], ErrorCode], ...] = (
     (MemoryShortage, ErrorCode.MEMORY_SHORTAGE),
     (ModelError, ErrorCode.MODEL_ERROR),
     (UsageError, ErrorCode.INVALID_REQUEST),
+    (InputChanged, ErrorCode.INPUT_CHANGED),
+    (TemplateFailed, ErrorCode.TEMPLATE_ERROR),
 )
 
 

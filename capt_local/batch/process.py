@@ -39,11 +39,13 @@ class Death:
     Attributes:
         cause: for a sentence: "it was killed (SIGKILL), probably because memory ran out".
         killed: whether memory is the likely reason.
+        hung: whether it was ended because it did nothing any more.
         error: what it said itself; None where it had no time to.
     """
 
     cause: str
     killed: bool = False
+    hung: bool = False
     error: CaptError | None = None
 
     def at_start(self) -> CaptError:
@@ -87,8 +89,15 @@ class WorkerProcess:
             reason = error.strerror or "unknown"
             raise WorkerFailed(f"The worker process cannot be started: {reason}.") from None
         self._events: queue.SimpleQueue[wire.Message | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[wire.Message | None] = queue.SimpleQueue()
         self._fatal: wire.Message | None = None
-        threading.Thread(target=self._listen, daemon=True).start()
+        # Each pipe has a thread of its own, which also closes it: where a worker hangs, nobody
+        # waits for it but they.
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._listen, self._write)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def pid(self) -> int:
@@ -96,10 +105,11 @@ class WorkerProcess:
         return self._process.pid
 
     def tell(self, message: wire.Message) -> None:
-        """Sends a message. One to a worker that has died is lost; `event` tells of the death."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):
-            wire.send(self._process.stdin, message)
+        """Sends a message, without waiting for the worker to read it.
+
+        One to a worker that has died is lost; `event` tells of the death.
+        """
+        self._outbox.put(message)
 
     def event(self, seconds: float) -> wire.Message | Death | None:
         """What it says next; None where it says nothing for so long."""
@@ -114,31 +124,40 @@ class WorkerProcess:
             return self.event(_PATIENCE)
         return message
 
-    def finish(self) -> None:
-        """Lets a worker that was told to end do so."""
+    def ended(self, seconds: float) -> bool:
+        """Whether it has ended, or does so in that time."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_PATIENCE)
-        self.kill()
+            self._process.wait(seconds)
+        return self._process.returncode is not None
 
     def kill(self) -> None:
-        """Ends the process at once; safe to call again."""
+        """Ends the process at once; safe to call again.
+
+        One that hangs in the kernel (a network disk that is gone) ends when that lets it: it is
+        not waited for.
+        """
         self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        self._outbox.put(None)
+        self.ended(_PATIENCE)
+        for thread in self._threads:
+            thread.join(_PATIENCE if self._process.returncode is not None else 0)
 
     def _listen(self) -> None:
-        stream = self._process.stdout
-        assert stream is not None
+        assert self._process.stdout is not None
         message: wire.Message | None = {}
-        while message is not None:
-            try:
-                message = wire.receive(stream)
-            except (OSError, ValueError):  # closed by `kill`, or half a message
-                message = None
-            self._events.put(message)
+        with self._process.stdout as stream:
+            while message is not None:
+                try:
+                    message = wire.receive(stream)
+                except (OSError, ValueError):  # half a message
+                    message = None
+                self._events.put(message)
+
+    def _write(self) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError), self._process.stdin as stream:
+            while (message := self._outbox.get()) is not None:
+                wire.send(stream, message)
 
     def _death(self) -> Death:
         try:

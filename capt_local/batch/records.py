@@ -38,6 +38,10 @@ class InputChanged(CaptError):
     """A record is no longer what was checked: its bytes are others, or cannot be read."""
 
 
+class TemplateFailed(CaptError):
+    """A record that was good when it was checked is not filled in now: time or memory ran out."""
+
+
 @dataclass(frozen=True, slots=True)
 class RecordSettings:
     """What a record sets for itself; None: as the run has it.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from capt_local.batch.fingerprint import differing, digest_of
 from capt_local.batch.journal_lines import raw_lines
 from capt_local.batch.journal_place import WHAT
 from capt_local.batch.manifest import RunManifest, read_manifest
@@ -33,6 +35,7 @@ class Said:
         finish: why it ended.
         tokens: of the answer.
         sha256: of the text, as the line has it.
+        logprobs: digest of the log-probabilities; None where the line holds none.
     """
 
     code: str
@@ -40,6 +43,7 @@ class Said:
     finish: str | None
     tokens: int
     sha256: str | None
+    logprobs: str | None = None
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> Said:
@@ -58,7 +62,9 @@ class Said:
             choice = body["choices"][0]
             text = choice["message"]["content"] if "message" in choice else choice["text"]
             tokens = int(body["usage"]["completion_tokens"])
-            return cls(code, str(text), choice["finish_reason"], tokens, digest)
+            inner = choice.get("logprobs")
+            each = None if inner is None else digest_of(json.dumps(inner, sort_keys=True))
+            return cls(code, str(text), choice["finish_reason"], tokens, digest, each)
         except (KeyError, TypeError, IndexError, ValueError):
             raise UsageError(f"{WHAT}: the line of this record is not a result.") from None
 
@@ -84,8 +90,15 @@ class Comparison:
 
     @property
     def identical(self) -> bool:
-        """Whether they are the same: text, end, tokens, or the same error."""
+        """Whether they are the same: text, end, tokens, log-probabilities, or the same error."""
         return self.then == self.now
+
+    @property
+    def same_text(self) -> bool:
+        """Whether they are, apart from the log-probabilities."""
+        return dataclasses.replace(self.then, logprobs=None) == dataclasses.replace(
+            self.now, logprobs=None
+        )
 
     @property
     def common(self) -> int:
@@ -98,6 +111,7 @@ class Comparison:
         """For JSON; no text."""
         return {
             "identical": self.identical,
+            "same_text": self.same_text,
             "characters_in_common": self.common,
             "then": _figures(self.then),
             "now": _figures(self.now),
@@ -179,6 +193,31 @@ def date_then(manifest: RunManifest) -> str:
     return value
 
 
+def logprobs_then(manifest: RunManifest) -> bool:
+    """Whether its lines held log-probabilities where a record did not say.
+
+    Raises:
+        UsageError: the manifest is of another version.
+    """
+    value = _group(manifest, "output").get("logprobs")
+    if not isinstance(value, bool):
+        raise _other_version()
+    return value
+
+
+def computed_otherwise(manifest: RunManifest, now: Mapping[str, Any]) -> list[str]:
+    """Names of what differs in devices and loading from every start of the run.
+
+    Args:
+        manifest: of the run.
+        now: `devices` and `loaded`, as an entry of its provenance has them.
+    """
+    then = [{"devices": devices, "loaded": loaded} for devices, loaded in manifest.computed]
+    if not then or dict(now) in then:
+        return []
+    return [f"computed.{name}" for name in differing(then[-1], now)]
+
+
 def _group(manifest: RunManifest, name: str) -> Mapping[str, Any]:
     value = manifest.fingerprint.get(name)
     if not isinstance(value, Mapping):
@@ -194,7 +233,12 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 
 def _figures(said: Said) -> dict[str, Any]:
-    return {"code": said.code, "finish_reason": said.finish, "completion_tokens": said.tokens}
+    return {
+        "code": said.code,
+        "finish_reason": said.finish,
+        "completion_tokens": said.tokens,
+        "logprobs": said.logprobs is not None,
+    }
 
 
 def _other_version() -> UsageError:

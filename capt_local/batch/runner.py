@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from capt_local.batch.asks import as_message, settings_of
-from capt_local.batch.crew import Crew, News, Outcome
-from capt_local.batch.output import Asked, ErrorCode, Failure, Origin, OutputLine, code_of
+from capt_local.batch.crew import Crew
+from capt_local.batch.events import News, Outcome
+from capt_local.batch.output import Asked, Failure, Origin, OutputLine, code_of
 from capt_local.batch.progress import Progress
-from capt_local.batch.records import InputChanged, Record
+from capt_local.batch.records import InputChanged, Record, TemplateFailed
 from capt_local.batch.shard import Shard
 from capt_local.batch.structured import Form, problem
 from capt_local.decode.options import GenerateOptions
 from capt_local.errors import CaptError
 
 _WAIT = 0.1  # seconds without an event until signals and the display get their turn
+_TOGETHER = 64  # lines that one fsync may be for
 
 
 class Source(Protocol):
@@ -39,8 +41,8 @@ class Source(Protocol):
 class Journal(Protocol):
     """The output, likewise; see `journal`."""
 
-    def append(self, line: OutputLine) -> None:
-        """Adds a line; it is on the disk when this returns."""
+    def append(self, *lines: OutputLine) -> None:
+        """Adds lines; they are on the disk when this returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ class Runner:
         self._job, self._crew, self._progress = job, crew, progress
         self._tell, self._stop, self._now = tell, stop, now
         self._hand: dict[int, tuple[Asked, bool]] = {}
+        self._lines: list[OutputLine] = []  # finished, and not on the disk yet
         self._halted = False
 
     def run(self) -> bool:
@@ -127,20 +130,21 @@ class Runner:
         """
         todo = iter(self._job.places)
         more = True
-        while more or not self._crew.idle:
-            if self._halted or self._stop():
-                return False
+        while True:
             more = more and self._fill(todo)
-            event = self._crew.take(_WAIT)
-            if isinstance(event, Outcome):
-                self._settle(event)
-            elif event is not None:
-                self._note(event)
-        return not self._halted
+            # The worker has its next records by now: it computes while the disk is waited for.
+            self._commit()
+            if self._halted:
+                return False
+            if not more and self._crew.idle:
+                return True
+            if self._stop():
+                return False
+            self._listen(0.0 if more and self._crew.room else _WAIT)
 
     def _fill(self, todo: Iterator[int]) -> bool:
         """Puts records to the crew while it takes some; whether there may be more."""
-        while self._crew.room and not self._halted:
+        while self._crew.room and len(self._lines) < _TOGETHER and not self._halted:
             place = next(todo, None)
             if place is None:
                 self._crew.no_more()
@@ -152,20 +156,34 @@ class Runner:
         job = self._job
         try:
             record = job.source.record(place)
-        except InputChanged as error:
+        except (InputChanged, TemplateFailed) as error:
             asked = Asked(job.source.ids[place], *job.source.line(place))
-            self._fail(asked, Failure(ErrorCode.INPUT_CHANGED, str(error)))
+            self._fail(asked, Failure(code_of(error), str(error)))
             return
-        asked = Asked(record.id, record.number, record.digest, record.custom_id)
         try:
             settings = settings_of(record, job.options)
         except CaptError as error:
-            self._fail(asked, Failure(code_of(error), str(error)))
+            self._fail(Asked.about(record), Failure(code_of(error), str(error)))
             return
-        asked = Asked(record.id, record.number, record.digest, record.custom_id, settings.seed)
         wanted = record.settings.logprobs
-        self._hand[place] = asked, job.logprobs if wanted is None else wanted
+        logprobs = job.logprobs if wanted is None else wanted
+        self._hand[place] = Asked.about(record, settings.seed), logprobs
         self._crew.put(place, as_message(place, record, settings))
+
+    def _listen(self, seconds: float) -> None:
+        """Takes in what has happened, all that is there already among it."""
+        try:
+            while (event := self._crew.take(seconds)) is not None:
+                if isinstance(event, Outcome):
+                    self._settle(event)
+                else:
+                    self._note(event)
+                if self._halted or len(self._lines) >= _TOGETHER:
+                    return
+                seconds = 0.0
+        except CaptError:
+            self._commit()  # what is finished is kept, whatever became of the worker
+            raise
 
     def _settle(self, outcome: Outcome) -> None:
         """Writes the line of a record."""
@@ -188,9 +206,17 @@ class Runner:
         self._write(self._job.origin.failed(asked, failure, self._now()))
 
     def _write(self, line: OutputLine) -> None:
-        self._job.journal.append(line)
-        self._progress.add(line)
+        self._lines.append(line)
         self._halted = self._halted or (self._job.fail_fast and line.error is not None)
+
+    def _commit(self) -> None:
+        """Puts the finished lines on the disk, with one fsync for all; then they count as done."""
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
+        self._job.journal.append(*lines)
+        for line in lines:
+            self._progress.add(line)
         self._tell(News())
 
     def _note(self, news: News) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from capt_local.batch.asking import Asking
 from capt_local.batch.inputs import WHAT, Input
 from capt_local.batch.pieces import Piece
-from capt_local.batch.records import InputChanged, Record
+from capt_local.batch.records import InputChanged, Record, TemplateFailed
+from capt_local.strict.problems import NotReadable
 
 _DIGEST = 32  # bytes
 
@@ -90,6 +91,7 @@ class Source:
 
         Raises:
             InputChanged: its bytes are not those that were checked, or cannot be read.
+            TemplateFailed: the template takes too much now.
             IndexError: there is no such record.
         """
         number, start, size = self._index.where(place)
@@ -106,8 +108,11 @@ class Source:
             raise InputChanged(
                 f"{WHAT}, {unit} {number}: it has changed since the input was checked."
             )
-        fields = self._held.fields(Piece(number, start, data))
-        return self._asking.record(number, fields, found.hex())
+        try:
+            fields = self._held.fields(Piece(number, start, data))
+            return self._asking.record(number, fields, found.hex())
+        except NotReadable as error:  # tells nothing of what stands in the record
+            raise TemplateFailed(f"{WHAT}, {unit} {number}: {error}.") from None
 
     def changed(self) -> str | None:
         """What to tell at the end of a run if the input is not as it was; None if it is.
@@ -126,9 +131,15 @@ class Source:
         """
         return self._index.where(place)[0], self._index.digest(place).hex()
 
+    def lines(self) -> Iterator[tuple[int, str, str]]:
+        """Line, id and SHA-256 of each record, as `line` has them."""
+        for place, id in enumerate(self.ids):
+            number, sha256 = self.line(place)
+            yield number, id, sha256
+
     def how(self) -> dict[str, Any]:
         """What decides the prompt of a record besides its bytes, for a fingerprint; no text."""
-        return {"format": str(self.kind), **self._asking.described()}
+        return {"format": str(self.kind), **self._held.how(), **self._asking.described()}
 
     def describe(self) -> dict[str, Any]:
         """What the input is, for the manifest of a run: no text, no name, no id."""

@@ -1,7 +1,7 @@
 """CSV as the standard library reads it, row by row, with the bytes of each row.
 
-Separated by commas, quoted with ", and the first row names the columns. A quoted cell may hold
-line feeds, so a row may be several lines.
+Separated by commas unless the user says otherwise, quoted with ", and the first row names the
+columns. A quoted cell may hold line feeds, so a row may be several lines.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from capt_local.errors import UsageError
 from capt_local.strict.files import size_text, utf8
 from capt_local.strict.problems import NotReadable
 
+COMMA = ","
+_OTHERS = ";\t|"
 _MOST_COLUMNS = 1000
 _QUOTING = "not CSV (look at its quotation marks)"
 
@@ -26,6 +28,7 @@ class Rows:
     Args:
         lines: of the file.
         what: how errors call the file.
+        delimiter: between two cells.
 
     Attributes:
         names: of the columns.
@@ -34,21 +37,21 @@ class Rows:
         UsageError: there is no header, or a poor one.
     """
 
-    def __init__(self, lines: LineReader, what: str) -> None:
+    def __init__(self, lines: LineReader, what: str, delimiter: str = COMMA) -> None:
         """Reads the header."""
         self._longest = lines.longest
         self._lines = iter(lines)
         self._row: list[Piece] = []
         self._wrong: str | None = None
         self._left = lines.longest
-        self._reader = csv.reader(self._feed(), strict=True)
+        self._reader = csv.reader(self._feed(), strict=True, delimiter=delimiter)
         header = next(self._pieces(), None)
         if header is None:
             raise UsageError(f"{what} is empty; its first line must name the columns.")
         try:
             if header.problem is not None:
                 raise NotReadable(header.problem)
-            self.names = _header(cells_of(header))
+            self.names = _header(cells_of(header, delimiter), delimiter)
         except NotReadable as error:
             raise UsageError(f"{what}, line {header.number}: {error}.") from None
 
@@ -118,8 +121,12 @@ def fields_of(cells: Sequence[str], names: Sequence[str]) -> dict[str, object]:
     return dict(zip(names, cells, strict=True))
 
 
-def cells_of(row: Piece) -> Sequence[str]:
+def cells_of(row: Piece, delimiter: str = COMMA) -> Sequence[str]:
     """The cells of a row.
+
+    Args:
+        row: as it was read.
+        delimiter: between two cells.
 
     Raises:
         NotReadable: it is none.
@@ -129,20 +136,22 @@ def cells_of(row: Piece) -> Sequence[str]:
     text = _text(row.data)
     try:
         with _long_cells(len(text)):
-            return next(csv.reader(io.StringIO(text, newline=""), strict=True), [])
+            reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+            return next(reader, [])
     except csv.Error:
         raise NotReadable(_QUOTING) from None
 
 
-def _header(names: Sequence[str]) -> tuple[str, ...]:
+def _header(names: Sequence[str], delimiter: str) -> tuple[str, ...]:
     if len(names) > _MOST_COLUMNS:
         raise NotReadable(f"more than {_MOST_COLUMNS} columns")
     if "" in names:
         raise NotReadable("a column has no name")
     if len(set(names)) < len(names):
         raise NotReadable("two columns have the same name")
-    if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
-        raise NotReadable("one column; a table must be separated by commas")
+    others = set(_OTHERS + COMMA) - {delimiter}
+    if len(names) == 1 and not others.isdisjoint(names[0]):
+        raise NotReadable("one column; say with --delimiter what stands between the cells")
     return tuple(names)
 
 

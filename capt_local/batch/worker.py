@@ -4,8 +4,9 @@ It reads from standard input and writes to standard output (see `wire`); what li
 nowhere. It knows neither files nor ids, and it ends when the run's process does.
 
 What it is told: `open`, then `ask` for each record, then `end`.
-What it says: `hello`, `loading`, `ready`, `begun` when a record is taken, `answered` or `failed`
-when it is done, and `fatal` before it ends because of an error.
+What it says: `hello`, `loading`, `ready`, `begun` when a record is taken, `alive` while it
+computes, `answered` or `failed` when a record is done, and `fatal` before it ends because of an
+error.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import platform
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -32,6 +34,7 @@ Progress = Callable[[str, float], None]
 OpenModels = Callable[[Opening, Progress], Any]
 Facts = Callable[[], dict[str, Any]]
 _EACH = 0.01  # of a file; how often loading is told
+_ALIVE = 1.0  # seconds after which it says that it goes on
 
 
 def main(open_models: OpenModels | None = None, hello: Facts | None = None) -> None:
@@ -98,6 +101,8 @@ class Worker:
         self._messages: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
         self._told: dict[str, float] = {}
         self._ended = False
+        self._voice = threading.Lock()  # models beside each other ask whether to stop
+        self._said = 0.0
 
     def serve(self) -> None:
         """Does everything from `hello` to the end."""
@@ -124,7 +129,18 @@ class Worker:
         os._exit(0)
 
     def _say(self, message: wire.Message) -> None:
-        wire.send(self._outgoing, message)
+        with self._voice:
+            wire.send(self._outgoing, message)
+            self._said = time.monotonic()
+
+    def _going_on(self) -> bool:
+        """What the decoder asks between two steps; never a reason to stop.
+
+        A worker that hangs is known by its not asking any more.
+        """
+        if time.monotonic() - self._said >= _ALIVE:
+            self._say({"alive": True})
+        return False
 
     def _tell_loading(self, role: str, share: float) -> None:
         if share >= 1.0 or abs(share - self._told.get(role, -1.0)) >= _EACH:
@@ -136,7 +152,8 @@ class Worker:
             keys: list[int] = []
             asks = self._asks(opening, keys)
             # Also where it is one at a time: so answers have the same bits as side by side.
-            for answered in runtime.generate_many(asks, parallel=opening.parallel):
+            many = runtime.generate_many(asks, parallel=opening.parallel, cancel=self._going_on)
+            for answered in many:
                 self._deliver(runtime.bundle.id, keys[answered.index], answered)
 
     def _asks(self, opening: Opening, keys: list[int]) -> Iterator[Ask]:
@@ -175,7 +192,7 @@ class Worker:
 
 
 def facts() -> dict[str, Any]:
-    """What is known before anything is loaded: versions and the build of llama.cpp."""
+    """What is known before anything is loaded: versions, the build of llama.cpp and its devices."""
     import numpy
 
     from capt_local.engine.library import library
@@ -192,6 +209,8 @@ def facts() -> dict[str, Any]:
             "platform": f"{platform.system()} {platform.machine()}",
             "llama_cpp": build.system_info,
         },
+        # What is free on them changes, which they are does not.
+        "devices": [f"{device.name}: {device.description}" for device in build.devices],
     }
 
 

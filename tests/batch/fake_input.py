@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,23 +12,28 @@ from capt_local.batch.opening import Opening
 from capt_local.batch.output import OutputLine
 from capt_local.batch.packing import packed
 from capt_local.batch.process import WorkerProcess
-from capt_local.batch.records import InputChanged, Record, RecordSettings
+from capt_local.batch.records import InputChanged, Record, RecordSettings, TemplateFailed
 from capt_local.bundle import store
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class FakeSource:
-    """Prompts by their ids; those in `changed` cannot be read again."""
+    """Prompts by their ids; those in `changed` and `slow` cannot be read again, or filled in."""
 
-    def __init__(self, prompts: Mapping[str, str], changed: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        prompts: Mapping[str, str],
+        changed: tuple[str, ...] = (),
+        slow: tuple[str, ...] = (),
+    ) -> None:
         self.ids = tuple(prompts)
-        self._prompts, self._changed = prompts, changed
+        self._prompts, self._changed, self._slow = prompts, changed, slow
 
     def record(self, place: int) -> Record:
         id = self.ids[place]
         if id in self._changed:
             raise InputChanged(f"The input, line {place + 1}: it has changed.")
+        if id in self._slow:
+            raise TemplateFailed(f"The input, line {place + 1}: the template was stopped.")
         number, digest = self.line(place)
         return Record(number, id, None, self._prompts[id], RecordSettings(), digest)
 
@@ -39,16 +43,18 @@ class FakeSource:
 
 
 class FakeJournal:
-    """Keeps lines; raises `error` where one is set."""
+    """Keeps lines, and how many came together; raises `error` where one is set."""
 
     def __init__(self) -> None:
         self.lines: list[OutputLine] = []
+        self.together: list[int] = []
         self.error: Exception | None = None
 
-    def append(self, line: OutputLine) -> None:
+    def append(self, *lines: OutputLine) -> None:
         if self.error is not None:
             raise self.error
-        self.lines.append(line)
+        self.lines += lines
+        self.together.append(len(lines))
 
     @property
     def answers(self) -> dict[str, str]:
@@ -66,7 +72,6 @@ def said(line: OutputLine) -> str:
 
 def start_worker(folder: Path) -> WorkerProcess:
     """The process of `fake_worker`."""
-    os.environ["PYTHONPATH"] = str(ROOT)
     return WorkerProcess([sys.executable, "-m", "tests.batch.fake_worker", str(folder)])
 
 

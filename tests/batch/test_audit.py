@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.batch.audit import AuditLog, Entry, Event, output_hmac, read_key, verify, with_head
+from capt_local.batch import lock
+from capt_local.batch.audit import AuditLog, Entry, Event
+from capt_local.batch.audit_chain import verify, with_head
+from capt_local.batch.audit_key import output_hmac, read_key
 from capt_local.errors import UsageError
 from tests.batch.faults import BROKEN, FULL, Cut, Faulty
+from tests.batch.test_merge import no_locks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -165,6 +169,16 @@ def test_no_fault_breaks_the_chain(code: int | None, tmp_path: Path) -> None:
         if not files.struck:
             break
     assert at > 3
+
+
+def test_a_file_system_without_locks_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_lock", no_locks)
+    made = AuditLog(tmp_path / "log")
+    made.append(entry(1))
+    (said,) = made.notices
+    assert "audit log has no locks" in said
 
 
 def test_several_runs_write_to_one_log(tmp_path: Path) -> None:

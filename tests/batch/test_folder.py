@@ -109,6 +109,15 @@ def test_a_file_that_changes(folder: Path) -> None:
     assert "has changed since it was checked" in (source.changed() or "")
 
 
+def test_what_is_written_beside_the_texts_is_no_change_of_them(folder: Path) -> None:
+    source = checked(folder)
+    (folder / "answers.jsonl").write_text("{}\n")
+    (folder / "answers.jsonl.run.json").write_text("{}\n")
+    assert source.changed() is None
+    (folder / "another.txt").write_text(CANARY)
+    assert "what was added to it was not read" in (source.changed() or "")
+
+
 def test_the_digest_is_that_of_names_and_texts(folder: Path) -> None:
     first = checked(folder).digest
     assert checked(folder).digest == first

@@ -18,7 +18,7 @@ from capt_local.batch.output import Asked, ErrorCode, Failure, Origin
 from capt_local.batch.shard import Shard
 from capt_local.errors import UsageError
 from capt_local.report.json import Answer, answer_object
-from tests.batch.faults import Quick
+from tests.batch.faults import FULL, Faulty, Quick
 from tests.batch.runs import NOTE, asked, beside, fingerprint, ids, in_file, line, run
 
 OF = fingerprint()
@@ -276,19 +276,106 @@ def test_the_order_of_the_input_on_request(tmp_path: Path) -> None:
     assert in_file(output) == ids(13) and beside(output) == ["run.json"]
 
 
-def test_a_record_that_has_changed_is_refused_by_its_line(tmp_path: Path) -> None:
+def records(count: int) -> list[tuple[int, str, str]]:
+    return [(asked(id).number, id, asked(id).sha256) for id in ids(count)]
+
+
+def test_a_record_that_has_changed_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    output = tmp_path / "smith"
+    run(output, ids(4), facts=RunFacts(wanted=4, input={"sha256": "aa" * 32}))
+    with output.open("ab") as stream:
+        stream.write(b'{"half')
+    changed = [(number, id, "0" * 64) for number, id, _ in records(6)]
+    now = RunFacts({"platform": "B"}, wanted=6, input={"sha256": "bb" * 32})
+    refused(output, "line 1, and 3 more: changed since its line", records=changed, facts=now)
+    # The manifest still names the input that the lines were made from: merge relies on it.
+    manifest = read_manifest(output, "it")
+    assert manifest is not None and manifest.input["sha256"] == "aa" * 32
+    assert "note-" not in str(manifest)
+
+
+def test_what_is_done_is_compared_with_the_input(tmp_path: Path) -> None:
     output = tmp_path / "out"
     run(output, ids(4))
-    records = [(asked(id).number, id, asked(id).sha256) for id in ids(6)]
-    with Journal.open(output, OF, files=Quick()) as journal:
-        journal.check_records(records)
-        assert journal.notices == []
-        journal.check_records(records[1:])
-        assert journal.notices == ["1 record is in the output and no longer in the input."]
-        changed = [(number, id, "0" * 64) for number, id, _ in records]
-        with pytest.raises(UsageError, match="line 1, and 3 more: changed since its line") as error:
-            journal.check_records(changed)
-        assert "note-" not in str(error.value)
+    assert run(output, [], records=records(6)).notices == []
+    gone = run(output, [], records=records(6)[1:]).notices
+    assert gone == ["1 record is in the output and no longer in the input."]
+
+
+def test_a_changed_record_that_had_failed_is_done_again_on_request(tmp_path: Path) -> None:
+    output = tmp_path / "smith"
+    run(output, ids(9))  # the ninth fails
+    changed = [*records(8), (9, "note-9", "0" * 64)]
+    refused(output, "line 9: changed since", records=changed)
+    assert "note-9" not in run(output, [], records=changed, retry_errors=True).done
+    assert in_file(output) == ids(8)
+
+
+def test_an_input_that_changed_between_two_starts_is_in_the_manifest(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for digest in ("aa", "aa", "bb", "cc", "cc", "bb"):
+        journal = run(output, ids(2), facts=RunFacts(input={"sha256": digest * 32}))
+    assert journal.manifest.input["sha256"] == "bb" * 32
+    assert journal.manifest.input["earlier"] == ["aa" * 32, "bb" * 32, "cc" * 32]
+    same = run(tmp_path / "same", ids(2), facts=RunFacts(input={"sha256": "aa" * 32}))
+    assert "earlier" not in same.manifest.input
+
+
+def test_lines_that_are_added_together_are_one_write_and_one_fsync(tmp_path: Path) -> None:
+    class Counting(Quick):
+        calls: list[str] = []  # noqa: RUF012
+
+        def write(self, stream: Any, data: memoryview) -> int:
+            self.calls.append("write")
+            return super().write(stream, data)
+
+        def fsync(self, stream: Any) -> None:
+            self.calls.append("fsync")
+
+    files = Counting()
+    output = tmp_path / "out"
+    with Journal.open(output, OF, files=files) as journal:
+        files.calls.clear()
+        journal.append(*(line(id, OF) for id in ids(20)))
+        assert files.calls == ["write", "fsync"]
+        with pytest.raises(ValueError, match="already"):
+            journal.append(line("note-21", OF), line("note-21", OF))
+        assert journal.done.keys() == set(ids(20))
+    assert in_file(output) == ids(20)
+
+
+def test_lines_that_do_not_fit_together_are_none_of_them_acknowledged(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with Journal.open(output, OF, files=Faulty("write", 3, FULL)) as journal:
+        journal.append(line("note-1", OF))
+        with pytest.raises(JournalBroken, match="1 record is safe") as error:
+            journal.append(*(line(id, OF) for id in ids(5)[1:]))
+        assert error.value.safe == 1 and journal.done.keys() == {"note-1"}
+    assert in_file(output) == ids(1)
+    assert in_file(output) == ids(1)
+
+
+def test_what_is_known_behind_the_loading_completes_the_entry_of_the_start(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+
+    def started(device: str, layers: int) -> tuple[Journal, list[str]]:
+        with Journal.open(output, OF, facts=RunFacts({"devices": [device]}), files=Quick()) as made:
+            told = made.tell_provenance({"loaded": {"target": {"gpu_layers": layers}}})
+            made.append(line(f"note-{len(made.done) + 1}", OF))
+            return made, told
+
+    journal, said = started("A", 9)
+    assert said == [] and len(journal.manifest.provenance) == 1
+    assert journal.manifest.provenance[0]["loaded"] == {"target": {"gpu_layers": 9}}
+    journal, said = started("A", 9)
+    assert said == [] and len(journal.manifest.provenance) == 1
+    for device, layers, entries in (("A", 4, 2), ("B", 4, 3)):
+        journal, said = started(device, layers)
+        assert len(said) == 1 and "other devices or with other layers" in said[0]
+        found = read_manifest(output, "it")
+        assert found is not None and len(found.provenance) == entries
+        assert found.provenance[-1]["devices"] == [device]
+        assert found.provenance[-1]["loaded"] == {"target": {"gpu_layers": layers}}
 
 
 def test_the_manifest_tells_the_run(tmp_path: Path) -> None:
@@ -296,7 +383,7 @@ def test_the_manifest_tells_the_run(tmp_path: Path) -> None:
     facts = RunFacts({"platform": "A"}, wanted=3, input={"records": 9, "sha256": "ef" * 32})
     with Journal.open(output, OF, facts=facts, files=Quick()) as journal:
         journal.append(line("note-1", OF))
-        journal.tell_provenance({"platform": "A"})
+        assert journal.tell_provenance({"platform": "A"}) == []
         journal.conclude({"done": 1, "audit_head": "0" * 64})
         first = journal.manifest
     assert read_manifest(output, "it") == first

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from capt_local.batch import lock
 from capt_local.batch.journal import Journal
 from capt_local.batch.manifest import RunFacts, read_manifest
 from capt_local.batch.merge import merge
@@ -130,6 +133,66 @@ def test_the_input_is_not_the_one(tmp_path: Path) -> None:
     refused(parts, output, "1 lines are of records not in the input", records=RECORDS[1:])
     changed = [*RECORDS[:4], (5, "note-5", "00" * 32), *RECORDS[5:]]
     refused(parts, output, "The input, line 5: changed since", records=changed)
+
+
+def test_numbers_of_lines_that_may_have_moved_give_no_order(tmp_path: Path) -> None:
+    parts, output = shards(tmp_path), tmp_path / "merged"
+    was = RunFacts({"host": 2}, wanted=0, input={**INPUT, "sha256": "00" * 32})
+    wanted = [id for id in ids(COUNT) if Shard(2, 3).holds(id)]
+    run(parts[1], wanted[:3], fingerprint(Shard(2, 3)), facts=was, force_new=True)
+    for path in tmp_path.glob("smith-2.old-1*"):
+        path.unlink()
+    run(parts[1], wanted, fingerprint(Shard(2, 3)), facts=_facts(2))
+    refused(parts, output, "Output 2 of 3 was made while its input changed.* --input")
+    merge(parts, output, records=RECORDS, files=Quick())
+    assert in_file(output) == ids(COUNT)
+
+
+def test_two_records_of_one_line_give_no_order(tmp_path: Path) -> None:
+    parts, output = shards(tmp_path), tmp_path / "merged"
+    first = json.loads(parts[0].read_bytes().splitlines()[0])["provenance"]["record"]["line"]
+    second = json.loads(parts[1].read_bytes().splitlines()[0])["provenance"]["record"]["line"]
+    data = parts[1].read_bytes()
+    assert data.count(b'"line": %d,' % second) == 1
+    parts[1].write_bytes(data.replace(b'"line": %d,' % second, b'"line": %d,' % first))
+    refused(parts, output, "of the same line of the input.* --input")
+    merge(parts, output, records=RECORDS, files=Quick())
+    assert in_file(output) == ids(COUNT)
+
+
+def test_an_earlier_merge_is_moved_aside_on_request(tmp_path: Path) -> None:
+    parts, output = shards(tmp_path), tmp_path / "merged"
+    merge(parts, output, files=Quick())
+    before = output.read_bytes()
+    refused(parts, output, "is there already.* --force-new")
+    merged = merge(parts, output, files=Quick(), force_new=True)
+    assert output.read_bytes() == before == (tmp_path / "merged.old-1").read_bytes()
+    assert "with the ending .old-1." in merged.notices[0]
+
+
+def test_shards_of_different_devices_are_told(tmp_path: Path) -> None:
+    parts, output = shards(tmp_path), tmp_path / "merged"
+    assert merge(parts, output, files=Quick()).notices == ()
+    for number, device in ((1, "A"), (2, "B"), (3, "A")):
+        facts = RunFacts(wanted=_facts(number).wanted, input=INPUT)
+        of = fingerprint(Shard(number, 3))
+        with Journal.open(parts[number - 1], of, facts=facts, files=Quick()) as journal:
+            journal.tell_provenance({"devices": [device], "loaded": {}})
+    (said,) = merge(parts, tmp_path / "other", files=Quick()).notices
+    assert "different devices" in said
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = shards(tmp_path)
+    monkeypatch.setattr(lock, "_lock", no_locks)
+    (said,) = merge(parts, tmp_path / "merged", files=Quick()).notices
+    assert "has no locks" in said
+
+
+def no_locks(_: object) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def test_places_where_it_cannot_be(tmp_path: Path) -> None:

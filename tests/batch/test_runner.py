@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from capt_local.batch.crew import Crew, News
+from capt_local.batch.crew import Crew
+from capt_local.batch.events import News
 from capt_local.batch.fingerprint import Fingerprint
 from capt_local.batch.output import Origin
 from capt_local.batch.process import WorkerProcess
@@ -52,15 +56,17 @@ class Bench:
         parallel: int = 1,
         stop: Callable[[], bool] = lambda: False,
         changed: tuple[str, ...] = (),
+        slow: tuple[str, ...] = (),
         fail_fast: bool = False,
+        patience: float = math.inf,
     ) -> bool:
-        source = FakeSource(prompts, changed)
+        source = FakeSource(prompts, changed, slow)
         places = places_to_do(source.ids, {}, None, None)
         job = Job(
             source, self.journal, Origin(MARK), GenerateOptions(), places, fail_fast=fail_fast
         )
         self.progress = Progress(len(places))
-        crew = Crew(self.start)
+        crew = Crew(self.start, patience=patience, pauses=(0.05, 0.05))
         try:
             while crew.hello(0.1) is None:
                 assert not stop()
@@ -76,6 +82,10 @@ class Bench:
     @property
     def deaths(self) -> list[str]:
         return [news.died for news in self.news if news.died]
+
+    @property
+    def reloads(self) -> list[str]:
+        return [news.unloaded[0] for news in self.news if news.unloaded]
 
 
 @pytest.fixture
@@ -160,6 +170,90 @@ def test_a_failed_record_is_a_line_and_the_others_go_on(bench: Bench) -> None:
     assert found == {"a": "numerical_error", "c": "context_overflow", "d": "input_changed"}
     messages = {line.id: line.error["message"] for line in bench.journal.lines if line.error}
     assert "target 2000" in messages["c"]
+
+
+def test_a_record_that_takes_the_template_too_long_now_is_a_line(bench: Bench) -> None:
+    assert bench.run({"a": "one", "b": "two", "c": "three"}, slow=("b",))
+    found = bench.journal.answers
+    assert found.pop("b") == "template_error" and set(found) == {"a", "c"}
+
+
+def test_a_worker_that_hangs_is_ended_and_its_record_fails(bench: Bench) -> None:
+    prompts = {"a": "one", "b": "wait 3600", "c": "two", "d": "three"}
+    began = time.monotonic()
+    assert bench.run(prompts, parallel=2, patience=1.0)
+    found = bench.journal.answers
+    assert found.pop("b") == "timed_out"
+    assert found == {id: answer(id, prompts[id]) for id in found} and set(found) == {"a", "c", "d"}
+    (failed,) = [line for line in bench.journal.lines if line.id == "b"]
+    assert failed.error is not None and "alone, it went on with nothing" in failed.error["message"]
+    # Once in company, to find out which record it is, and once alone.
+    assert len(bench.workers) == 3 and time.monotonic() - began < 60
+
+
+def test_a_worker_that_is_stopped_hangs(bench: Bench) -> None:
+    def stop() -> bool:
+        if bench.journal.lines and len(bench.workers) == 1:
+            os.kill(bench.workers[0].pid, signal.SIGSTOP)
+        return False
+
+    prompts = {f"r{number}": "busy 0.2" for number in range(6)}
+    assert bench.run(prompts, patience=1.5, stop=stop)
+    assert set(bench.journal.answers.values()) == {answer(id, "busy 0.2") for id in prompts}
+    assert ["went on with nothing" in death for death in bench.deaths] == [True]
+
+
+def test_long_work_is_no_hanging(bench: Bench) -> None:
+    assert bench.run({"a": "busy 4"}, patience=2.0)
+    assert bench.journal.answers == {"a": answer("a", "busy 4")} and len(bench.workers) == 1
+
+
+def test_models_that_cannot_be_loaded_again_at_once_are_tried_again(bench: Bench) -> None:
+    (bench.folder / "fail-again").write_text("load fail fail load")
+    prompts = {"a": "one", "b": "once die SIGKILL", "c": "two"}
+    assert bench.run(prompts)
+    assert set(bench.journal.answers) == {"a", "b", "c"}
+    assert bench.journal.answers["b"] == answer("b", "survived")
+    assert bench.reloads == ["The models do not fit"] * 2 and len(bench.workers) == 4
+
+
+def test_models_that_cannot_be_loaded_again_at_all_end_the_run(bench: Bench) -> None:
+    (bench.folder / "fail-again").write_text("load fail fail fail")
+    with pytest.raises(MemoryShortage, match="do not fit"):
+        bench.run({"a": "one", "b": "once die SIGKILL", "c": "two"})
+    assert set(bench.journal.answers) == {"a"} and len(bench.workers) == 4
+
+
+class Lingering(WorkerProcess):
+    """Does not end by itself."""
+
+    asked = 0
+
+    def ended(self, seconds: float) -> bool:
+        self.asked += 1
+        return super().ended(seconds if seconds > 1 else 0)  # `kill` is patient
+
+
+def test_a_signal_is_heard_while_a_worker_is_to_end() -> None:
+    worker = Lingering([sys.executable, "-c", "import time; time.sleep(600)"])
+    crew = Crew(lambda: worker)
+    crew.finish(lambda: worker.asked == 3)
+    assert worker.asked >= 3 and not is_alive(worker.pid)
+
+
+def test_lines_that_are_finished_together_are_one_write(bench: Bench) -> None:
+    prompts = {f"r{number}": f"word {number}" for number in range(60)}
+    assert bench.run(prompts, parallel=8)
+    assert sum(bench.journal.together) == 60 and len(bench.journal.together) < 60
+    assert bench.progress.done == 60
+
+
+def test_what_was_finished_is_written_though_the_worker_fails_for_good(bench: Bench) -> None:
+    (bench.folder / "fail-again").write_text("load fail fail fail")
+    prompts = {"a": "one", "b": "two", "c": "exit 3"}
+    with pytest.raises(MemoryShortage):
+        bench.run(prompts, parallel=1)
+    assert set(bench.journal.answers) == {"a", "b"}
 
 
 def test_a_worker_without_memory_ends_the_run(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -10,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from capt_local.batch.asking import Asking
 from capt_local.batch.checking import InputLimits, check_input
 from capt_local.batch.inputs import InputFormat
-from capt_local.batch.records import InputChanged, InputErrors
+from capt_local.batch.records import InputChanged, InputErrors, TemplateFailed
+from capt_local.batch.template import RecordTemplate
 from capt_local.errors import Cancelled, UsageError
-from tests.batch.inputs import CANARY, checked, openai, records, refused, short, written
+from capt_local.prompt.meter import Limits
+from tests.batch.inputs import CANARY, checked, line, openai, records, refused, short, written
 
 THREE = short("a", "one") + b"\r\n" + short("b", "two\u2028") + short("c", "three").rstrip()
 
@@ -60,6 +64,19 @@ def test_changes_are_noticed(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputChanged, match="line 3: it can no longer be read: No such file"):
         source.record(1)
     assert "has changed since it was checked" in (source.changed() or "")
+
+
+def test_a_template_that_takes_too_long_later_fails_that_record(tmp_path: Path) -> None:
+    limits = Limits(seconds=30.0)
+    program = b"{% for x in range(999) %}{{ note }}{% endfor %}"
+    asking = Asking(template=RecordTemplate(program, limits))
+    source = check_input(written(tmp_path, line(id="a", note=CANARY)), asking=asking)
+    assert source.record(0).prompt
+    # As on a machine that is busy now.
+    asking.template._limits = dataclasses.replace(limits, seconds=0.0)  # type: ignore[union-attr]
+    with pytest.raises(TemplateFailed, match=r"line 1: the template was stopped: ") as caught:
+        source.record(0)
+    assert CANARY not in str(caught.value)
 
 
 def test_a_file_of_the_same_name_is_another_file(tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capt_local.batch.asking import Asking
 from capt_local.batch.checking import check_input
 from capt_local.batch.inputs import InputFormat
+from capt_local.batch.template import RecordTemplate
+from capt_local.errors import UsageError
 from tests.batch.inputs import CANARY, checked, problems, records, refused, written
 
 ASK = "{{ note }}"
@@ -39,6 +42,31 @@ def test_rows_are_records(tmp_path: Path) -> None:
     assert source.ids == ("a", "b") and source.kind is InputFormat.CSV
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_another_character_divides_the_cells(delimiter: str, tmp_path: Path) -> None:
+    data = f'id{delimiter}note\na{delimiter}"x, {delimiter} y"\nb{delimiter}1,2\n'.encode()
+    asking = Asking(template=RecordTemplate(ASK.encode()))
+    source = check_input(table(tmp_path, data), asking=asking, delimiter=delimiter)
+    assert [record.prompt for record in records(source)] == [f"x, {delimiter} y", "1,2"]
+    assert source.how()["delimiter"] == delimiter
+    if delimiter == "\t":
+        assert records(checked(written(tmp_path, data, "in.TSV"), ASK)) == records(source)
+
+
+def test_a_delimiter_goes_with_tables_alone(tmp_path: Path) -> None:
+    for path in (written(tmp_path, b"{}\n"), tmp_path):
+        with pytest.raises(UsageError, match="--delimiter goes with CSV"):
+            check_input(path, delimiter=";")
+
+
+def test_what_the_columns_are_called_decides_a_prompt(tmp_path: Path) -> None:
+    one = checked(table(tmp_path, b"id,note,old\n1,x,y\n"), ASK)
+    other = checked(table(tmp_path, b"id,old,note\n1,x,y\n"), ASK)
+    assert one.line(0) == other.line(0)  # the same bytes, and yet
+    assert one.record(0).prompt != other.record(0).prompt
+    assert one.how() != other.how() and "note" not in str(one.how())
+
+
 def test_without_a_template_a_column_is_the_prompt(tmp_path: Path) -> None:
     path = table(tmp_path, b"row,prompt\n1,x\n")
     assert records(checked(path, id_field="row"))[0].prompt == "x"
@@ -55,8 +83,14 @@ def test_without_a_template_a_column_is_the_prompt(tmp_path: Path) -> None:
         (b"\n\n", "The input is empty; its first line must name the columns."),
         (b"zyzzyva,zyzzyva\n1,2\n", "The input, line 1: two columns have the same name."),
         (b"\nid,,zyzzyva\n", "The input, line 2: a column has no name."),
-        (b"id;zyzzyva\n1;2\n", "line 1: one column; a table must be separated by commas."),
-        (b"id\tzyzzyva\n", "line 1: one column; a table must be separated by commas."),
+        (
+            b"id;zyzzyva\n1;2\n",
+            "column; say with --delimiter what stands between the cells.",
+        ),
+        (
+            b"id\tzyzzyva\n",
+            "column; say with --delimiter what stands between the cells.",
+        ),
         (b"id,zyzzyva\xff\n", "The input, line 1: not UTF-8 at byte 10."),
         (b"\xff\xfei\x00d\x00", "The input, line 1: not UTF-8 at byte 0 (UTF-16?)."),
         (b"id,zyzzyva\0\n", "The input, line 1: it holds a zero character (NUL)."),

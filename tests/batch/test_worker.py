@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -130,6 +131,21 @@ def test_a_worker_ends_with_its_run_and_ignores_the_terminal() -> None:
     process.stdin.close()
     assert process.wait(timeout=30) == 0
     process.stdout.close()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_nobody_waits_for_a_worker_that_reads_nothing(stopped: bool) -> None:
+    worker = WorkerProcess([sys.executable, "-c", "import time; time.sleep(600)"])
+    if stopped:
+        os.kill(worker.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    for _ in range(4):
+        worker.tell({"ask": 1, "prompt": "x" * (8 << 20)})
+    assert worker.event(0.05) is None and not worker.ended(0.05)
+    worker.kill()
+    assert worker.ended(0) and time.monotonic() - began < 20
+    worker.kill()
+    worker.tell({"ask": 2})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked in Linux's way")

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from capt_local.batch.crew import News
+from capt_local.batch.events import News
 from capt_local.batch.fingerprint import Fingerprint
 from capt_local.batch.output import Asked, ErrorCode, Failure, Origin, OutputLine
 from capt_local.batch.progress import Progress

@@ -29,7 +29,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("replay")
     place = written(folder / "in.jsonl", PROMPTS)
     (folder / "rules.txt").write_text("Be short.\n")
-    more = ["--system", str(folder / "rules.txt"), "--stop", "END"]
+    more = ["--system", str(folder / "rules.txt"), "--stop", "END", "--logprobs"]
     assert run(["batch", place, "-o", str(folder / "out.jsonl"), *QUICK, *more]) == 6
     return folder / "out.jsonl"
 
@@ -47,6 +47,32 @@ def test_a_drawn_answer_is_drawn_again(output: Path, capfd: Said) -> None:
     code, found = replayed(output, capfd, *texts)
     assert (code, found["identical"], found["settings_that_differ"]) == (0, True, [])
     assert found["output_untouched"] is True
+
+
+def test_other_log_probabilities_are_another_answer(
+    output: Path, tmp_path: Path, capfd: Said
+) -> None:
+    for name in ("in.jsonl", "rules.txt", "out.jsonl.run.json"):
+        (tmp_path / name).write_bytes(output.with_name(name).read_bytes())
+    lines = [json.loads(line) for line in output.read_bytes().splitlines()]
+    (line,) = [line for line in lines if line["id"] == "warm"]
+    line["response"]["body"]["choices"][0]["logprobs"]["content"][0]["logprob"] -= 1e-6
+    (tmp_path / "out.jsonl").write_text(json.dumps(line) + "\n")
+    texts = ["--system", str(tmp_path / "rules.txt"), "--stop", "END"]
+    code, found = replayed(tmp_path / "out.jsonl", capfd, *texts)
+    assert (code, found["identical"], found["same_text"]) == (6, False, True)
+    assert found["output_untouched"] is True and found["settings_that_differ"] == []
+
+
+def test_other_devices_are_named(output: Path, tmp_path: Path, capfd: Said) -> None:
+    for name in ("in.jsonl", "rules.txt", "out.jsonl", "out.jsonl.run.json"):
+        (tmp_path / name).write_bytes(output.with_name(name).read_bytes())
+    manifest = json.loads((tmp_path / "out.jsonl.run.json").read_bytes())
+    manifest["provenance"][0]["devices"] = ["CPU: another one"]
+    (tmp_path / "out.jsonl.run.json").write_text(json.dumps(manifest))
+    texts = ["--system", str(tmp_path / "rules.txt"), "--stop", "END"]
+    _, found = replayed(tmp_path / "out.jsonl", capfd, *texts)
+    assert found["settings_that_differ"] == ["computed.devices"]
 
 
 def test_what_was_not_given_again_is_named(output: Path, capfd: Said) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from capt_local.batch.audit import Verdict, verify, with_head
+from capt_local.batch.audit_chain import Verdict, verify, with_head
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import ViewFlags, option
 from capt_local.errors import UsageError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -58,6 +59,25 @@ class RunFlags:
         bool,
         option("--in-order", help="At the end, put the output into the order of the input."),
     ] = False
+    record_timeout: Annotated[
+        int,
+        option(
+            "--record-timeout",
+            twin="RECORD_TIMEOUT",
+            metavar="SECONDS",
+            min=0,
+            help="End a worker that computes nothing for so long, and fail the record that it "
+            "hangs on. Default: 1800; 0 never does.",
+        ),
+    ] = 1800
+    check: Annotated[
+        bool,
+        option(
+            "--check",
+            help="Check flags, input and output, tell what there is to do, and leave: no model is "
+            "loaded and nothing written.",
+        ),
+    ] = False
     ray: Annotated[
         int | None,
         option(
@@ -82,6 +102,11 @@ class RunFlags:
         if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= _MOST):
             raise UsageError(f"--parallel takes a number from 1 to {_MOST}, or auto.")
         return int(text)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a worker may hang."""
+        return self.record_timeout or math.inf
 
     @property
     def part(self) -> Shard | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,20 @@ _LARGEST = 1 << 16  # bytes of a system text or a template
 _SYSTEM, _TEMPLATE = "The system text (--system)", "The template (--template)"
 
 
+class Delimiter(StrEnum):
+    """Between two cells of a table."""
+
+    COMMA = "comma"
+    SEMICOLON = "semicolon"
+    TAB = "tab"
+    PIPE = "pipe"
+
+    @property
+    def character(self) -> str:
+        """The character itself."""
+        return {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}[self.value]
+
+
 @dataclass(frozen=True, slots=True)
 class AskFlags:
     """How the records of an input become prompts."""
@@ -35,6 +50,15 @@ class AskFlags:
             twin="INPUT_FORMAT",
             metavar="jsonl|csv|txt-dir",
             help="How records are written. Default: by the name of the input.",
+        ),
+    ] = None
+    delimiter: Annotated[
+        Delimiter | None,
+        option(
+            "--delimiter",
+            twin="DELIMITER",
+            metavar="comma|semicolon|tab|pipe",
+            help="What stands between the cells of CSV. Default: comma, and tab in *.tsv.",
         ),
     ] = None
     system: Annotated[
@@ -83,7 +107,7 @@ class AskFlags:
         self,
         path: Path,
         *,
-        options: GenerateOptions,
+        options: GenerateOptions | None = None,
         model: str | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Source:
@@ -99,6 +123,7 @@ class AskFlags:
             path,
             self.input_format,
             asking=asking,
+            delimiter=None if self.delimiter is None else self.delimiter.character,
             options=options,
             model=model,
             progress=progress,

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from capt_local.batch.audit import AuditLog, Entry, Event, output_hmac, read_key
+from capt_local.batch.audit import AuditLog, Entry, Event
+from capt_local.batch.audit_key import output_hmac, read_key
+from capt_local.batch.journal_place import WHAT
 from capt_local.batch.manifest import RunManifest
 from capt_local.batch.output import OK
+from capt_local.errors import UsageError
 
 
 class Audit:
@@ -19,7 +22,7 @@ class Audit:
         key: file of the site's key; None for none.
 
     Attributes:
-        notices: what the user should know.
+        unread: why there is no HMAC of the output though there is a key; None where there is one.
 
     Raises:
         UsageError: the log cannot be written or is broken, or the key cannot be read.
@@ -30,7 +33,14 @@ class Audit:
         self._key = None if key is None else read_key(key)
         self._log = AuditLog(path)
         self._common: dict[str, Any] = {}
-        self.notices = self._log.notices
+        self._told = 0
+        self.unread: UsageError | None = None
+
+    def fresh(self) -> list[str]:
+        """What the user should know and has not been told."""
+        found = self._log.notices[self._told :]
+        self._told += len(found)
+        return found
 
     def begin(self, manifest: RunManifest, records: int) -> None:
         """Notes the start.
@@ -65,7 +75,20 @@ class Audit:
                 Event.END,
                 counts=counts,
                 exit_status=summary["exit_code"],
-                output_hmac=None if self._key is None else output_hmac(output, self._key),
+                output_hmac=self._hmac(output),
                 **self._common,
             )
         )
+
+    def _hmac(self, output: Path) -> str | None:
+        if self._key is None:
+            return None
+        try:
+            return output_hmac(output, self._key)
+        except OSError as error:
+            reason = error.strerror or "no access"
+            self.unread = UsageError(
+                f"{WHAT} cannot be read at the end of the run: {reason}. The audit log has the end "
+                "of the run, without an HMAC of the output."
+            )
+            return None

@@ -42,6 +42,9 @@ class MergeFlags:
             "it, the shards' own counts are compared.",
         ),
     ] = None
+    force_new: Annotated[
+        bool, option("--force-new", help="Move an output that is there aside.")
+    ] = False
     json: Annotated[
         bool, option("--json", twin="JSON", help="Write the counts to standard output as JSON.")
     ] = False
@@ -64,13 +67,13 @@ def merge(what: MergeFlags, asked: AskFlags, view: ViewFlags) -> int:
     if what.output is None:
         raise UsageError("There is no output. Name a new file with -o.")
     # Imported here: the help needs none of it.
-    from capt_local.batch.checking import check_input
     from capt_local.batch.merge import merge as merge_outputs
 
     records = None
     if what.input is not None:
-        records = _records(check_input(what.input, asked.input_format, asking=asked.asking()))
-    done = merge_outputs(what.outputs, what.output, records=records)
+        records = _records(asked.check(what.input))
+    done = merge_outputs(what.outputs, what.output, records=records, force_new=what.force_new)
+    screen.notes(done.notices)
     if what.json:
         told = {"records": done.records, "failed": done.failed, "shards": done.shards}
         screen.line(dumps(told))
@@ -81,5 +84,4 @@ def merge(what: MergeFlags, asked: AskFlags, view: ViewFlags) -> int:
 
 def _records(source: Source) -> list[tuple[int, str, str]]:
     """Line, id and digest of each record."""
-    lines = (source.line(place) for place in range(len(source)))
-    return [(number, id, sha256) for (number, sha256), id in zip(lines, source.ids, strict=True)]
+    return list(source.lines())

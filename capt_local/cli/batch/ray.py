@@ -109,6 +109,7 @@ def _check(what: InputFlags, run: RunFlags, after: AfterFlags) -> None:
         ("--shard", run.shard),
         ("--limit", run.limit),
         ("--force-new", run.force_new),
+        ("--check", run.check),
         ("--summary", after.summary),
     ):
         if given:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from capt_local.batch.crew import Crew
-from capt_local.batch.fingerprint import differing
+from capt_local.batch.events import News
+from capt_local.batch.fingerprint import Fingerprint, differing
 from capt_local.batch.manifest import RunManifest
 from capt_local.batch.output import Origin, OutputLine
 from capt_local.batch.progress import Progress
 from capt_local.batch.replay import (
     Comparison,
     Said,
+    computed_otherwise,
     date_then,
     find_line,
     load_then,
+    logprobs_then,
     options_then,
     parallel_then,
 )
@@ -38,6 +41,7 @@ from capt_local.cli.prompts import checked
 from capt_local.cli.session import find_bundle, load_options
 from capt_local.cli.signals import Signals
 from capt_local.cli.structured import StructureFlags, structure
+from capt_local.cli.vouched import permitted
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.private import keep_memory_private
 from capt_local.errors import Cancelled, UsageError
@@ -51,9 +55,9 @@ class OneLine:
 
     line: OutputLine | None = None
 
-    def append(self, line: OutputLine) -> None:
+    def append(self, *lines: OutputLine) -> None:
         """Keeps it."""
-        self.line = line
+        (self.line,) = lines
 
 
 def work(
@@ -112,6 +116,7 @@ def _chosen(
         form=rules,
         schema=form.json_schema,
         schema_sha256=digest,
+        logprobs=logprobs_then(manifest),
     )
 
 
@@ -120,7 +125,7 @@ def _bundle(model: ModelFlags, manifest: RunManifest) -> Bundle:
     id = manifest.fingerprint.get("bundle", {}).get("id")
     if named or id == "files":
         return find_bundle(model)
-    return store.find(str(id))
+    return permitted(store.find(str(id)), model.check)
 
 
 def _again(
@@ -136,25 +141,43 @@ def _again(
 ) -> tuple[Said, list[str]]:
     """What comes out now, and the settings that differ."""
     crew = Crew(start_worker)
+    loaded: dict[str, Any] = {}
+
+    def tell(news: News) -> None:
+        if news.ready is not None:
+            loaded["loaded"] = news.ready["models"]
+        told.news(news)
+
     try:
-        mark = fingerprint(flags, fixed, source, hello_of(crew, signals))
+        hello = hello_of(crew, signals)
+        mark = fingerprint(flags, fixed, source, hello)
         crew.load(opening(flags, fixed, mark, raw=raw))
         output = OneLine()
-        job = Job(source, output, Origin(mark), flags.options, (place,), form=flags.form)
-        progress = Progress(1)
-        runner = Runner(job, crew, progress, tell=told.news, stop=lambda: signals.requested)
+        job = _job(flags, source, output, mark, place)
+        runner = Runner(job, crew, Progress(1), tell=tell, stop=lambda: signals.requested)
         if not runner.run() or output.line is None:
             raise Cancelled("interrupted")
-        crew.finish()
+        crew.finish(lambda: signals.requested)
     finally:
         crew.kill()
         told.clear()
-    now: Mapping[str, Any] = {
-        "error": output.line.error,
-        "response": output.line.response,
-        "provenance": output.line.provenance,
-    }
-    return Said.of(now), differing(manifest.fingerprint, mark.as_object())
+    settings = differing(manifest.fingerprint, mark.as_object())
+    if loaded:
+        settings += computed_otherwise(manifest, {"devices": hello.get("devices"), **loaded})
+    return Said.of(json.loads(output.line.encode())), settings
+
+
+def _job(flags: Chosen, source: Source, output: OneLine, mark: Fingerprint, place: int) -> Job:
+    """One record, as its run had it."""
+    return Job(
+        source,
+        output,
+        Origin(mark),
+        flags.options,
+        (place,),
+        logprobs=flags.logprobs,
+        form=flags.form,
+    )
 
 
 def _tell(screen: Screen, found: Comparison, settings: list[str], *, json: bool) -> None:
@@ -166,6 +189,8 @@ def _tell(screen: Screen, found: Comparison, settings: list[str], *, json: bool)
         screen.line(f"identical: the record fails as it did then ({then.code}).")
     elif found.identical:
         screen.line(f"identical: the answer is the same ({then.tokens} tokens, {then.finish}).")
+    elif found.same_text:
+        screen.line("different: the text is the same, but not its log-probabilities.")
     elif then.text is None or now.text is None:
         screen.line(f"different: then {then.code}, now {now.code}.")
     else:

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from capt_local.batch.crew import Crew
-from capt_local.batch.journal import Journal
+from capt_local.batch.events import News
+from capt_local.batch.fingerprint import Fingerprint
+from capt_local.batch.journal import Journal, JournalBroken
+from capt_local.batch.journal_found import look
 from capt_local.batch.output import OK, Origin
 from capt_local.batch.process import WorkerProcess, worker_command
 from capt_local.batch.progress import Progress
@@ -21,7 +24,7 @@ from capt_local.cli.batch.setup import Chosen, Settled, facts, fingerprint, open
 from capt_local.cli.batch.told import Told, summary_line
 from capt_local.cli.exits import ExitCode, code_for, wants_traceback
 from capt_local.cli.signals import Signals
-from capt_local.errors import Cancelled
+from capt_local.errors import Cancelled, CaptError
 
 _WAIT = 0.1  # seconds until signals get their turn
 
@@ -62,7 +65,6 @@ class Plan:
         fixed: what the flags leave open.
         source: the input.
         raw: whether prompts are texts to go on with.
-        logprobs: whether lines hold log-probabilities.
         audit: the log of runs; None for none.
     """
 
@@ -72,7 +74,6 @@ class Plan:
     fixed: Settled
     source: Source
     raw: bool
-    logprobs: bool
     audit: Audit | None
 
 
@@ -109,6 +110,31 @@ class BatchRun:
         """Starts nothing yet."""
         self._plan, self._told, self._signals, self._start = plan, told, signals, start
 
+    def check(self) -> Ended:
+        """Looks at all that `go` would, the models apart. Writes nothing.
+
+        Raises:
+            Cancelled: it was stopped.
+            CaptError: the output is of another run, or cannot be written.
+        """
+        plan = self._plan
+        crew = Crew(self._start)
+        try:
+            mark = self._mark(hello_of(crew, self._signals))
+        finally:
+            crew.kill()
+        records, again = plan.source.lines(), plan.run.retry_errors
+        found = look(plan.output, mark, records, retry_errors=again, new=plan.run.force_new)
+        self._told.notes(found.notices)
+        done = {id: kept.code for id, kept in found.done(retry_errors=again).items()}
+        left = len(places_to_do(plan.source.ids, done, plan.flags.shard, None))
+        self._told.note(
+            f"checked: {len(plan.source)} records in the input; {len(done)} are done, {left} to be "
+            "done. No model was loaded, and nothing written."
+        )
+        counts = {"records": len(plan.source), "already_done": len(done), "left": left}
+        return Ended(ExitCode.OK, {**counts, "torn_bytes": found.lines.torn})
+
     def go(self) -> Ended:
         """Does all records that are left.
 
@@ -117,13 +143,13 @@ class BatchRun:
             CaptError: the output is of another run, a model cannot be loaded, the disk is full, ...
         """
         plan = self._plan
-        crew = Crew(self._start)
+        crew = Crew(self._start, patience=plan.run.patience)
         with contextlib.ExitStack() as stack:
             stack.callback(crew.kill)
             hello = hello_of(crew, self._signals)
-            mark = fingerprint(plan.flags, plan.fixed, plan.source, hello)
+            mark = self._mark(hello)
             _check(self._signals)
-            journal = stack.enter_context(self._journal(mark, hello))
+            journal = stack.enter_context(self._opened(mark, hello))
             self._told.notes(journal.notices)
             ids, shard = plan.source.ids, plan.flags.shard
             left = places_to_do(ids, journal.done, shard, None)
@@ -135,7 +161,7 @@ class BatchRun:
                 Origin(mark),
                 plan.flags.options,
                 places,
-                logprobs=plan.logprobs,
+                logprobs=plan.flags.logprobs,
                 form=plan.flags.form,
                 fail_fast=plan.run.fail_fast,
             )
@@ -145,55 +171,90 @@ class BatchRun:
                 crew.load(opening(plan.flags, plan.fixed, mark, raw=plan.raw))
             return self._worked(job, crew, journal, progress, len(left))
 
-    def _journal(self, mark: Any, hello: Mapping[str, Any]) -> Journal:
+    def _mark(self, hello: Mapping[str, Any]) -> Fingerprint:
+        plan = self._plan
+        return fingerprint(plan.flags, plan.fixed, plan.source, hello)
+
+    def _opened(self, mark: Fingerprint, hello: Mapping[str, Any]) -> Journal:
         """The output, compared with the input as it is now."""
-        plan, source = self._plan, self._plan.source
-        journal = Journal.open(
+        plan = self._plan
+        return Journal.open(
             plan.output,
             mark,
+            records=plan.source.lines(),
             retry_errors=plan.run.retry_errors,
             force_new=plan.run.force_new,
-            facts=facts(plan.flags, source, mark, hello),
+            facts=facts(plan.flags, plan.source, mark, hello),
         )
-        try:
-            lines = (source.line(place) for place in range(len(source)))
-            known = zip(lines, source.ids, strict=True)
-            journal.check_records((number, id, sha256) for (number, sha256), id in known)
-        except BaseException:
-            journal.close()
-            raise
-        return journal
 
     def _worked(
         self, job: Job, crew: Crew, journal: Journal, progress: Progress, left: int
     ) -> Ended:
         """The work, and what is said of it."""
-        whole, code = False, int(ExitCode.UNEXPECTED)
+        whole, failure = False, None
         self._told.count(progress)
         try:
-            runner = Runner(job, crew, progress, tell=self._told.news, stop=self._stop)
-            whole = not job.places or runner.run()
-            if whole and job.places:
-                crew.finish()
-            if whole and self._plan.run.in_order:
-                journal.put_in_order(self._plan.source.ids)
-            code = self._code(journal)
-        except BaseException as error:
-            code = int(code_for(error))
-            raise
+            whole = self._answered(job, crew, journal, progress)
+        except Exception as error:  # no KeyboardInterrupt: a second Ctrl-C writes nothing more
+            failure = error
         finally:
             self._told.clear()
-            summary = self._summary(journal, progress, left, code)
-            journal.conclude(summary)
+        code = int(code_for(failure)) if failure else self._code(journal, whole=whole)
+        summary = self._summary(journal, progress, left, code)
+        trouble = self._concluded(journal, summary)
+        if failure is not None:
+            # That the same disk fails again is no news.
+            again = isinstance(failure, JournalBroken) and isinstance(trouble, JournalBroken)
+            self._told.notes([str(trouble)] if trouble and not again else ())
+            raise failure
         self._tell_end(summary, whole=whole)
+        if trouble is not None:
+            raise trouble
         return Ended(code, summary)
+
+    def _answered(self, job: Job, crew: Crew, journal: Journal, progress: Progress) -> bool:
+        """Whether all records are done, and the lines in the order that was asked for."""
+
+        def tell(news: News) -> None:
+            if news.ready is not None:
+                self._told.notes(journal.tell_provenance({"loaded": news.ready["models"]}))
+            self._told.news(news)
+
+        if job.places:
+            if not Runner(job, crew, progress, tell=tell, stop=self._stop).run():
+                return False
+            crew.finish(self._stop)
+        if self._plan.run.in_order:
+            if self._signals.requested:
+                return False
+            journal.put_in_order(self._plan.source.ids)
+        return True
+
+    def _concluded(self, journal: Journal, summary: Summary) -> CaptError | None:
+        """Notes the end of the run; what went wrong with that, which hides nothing else."""
+        audit = self._plan.audit
+        trouble: CaptError | None = None
+        if audit is not None:
+            try:
+                summary["audit_head"] = audit.end(summary, self._plan.output)
+                trouble = audit.unread
+            except CaptError as error:
+                trouble = error
+            self._told.notes(audit.fresh())
+        if trouble is not None:
+            summary["exit_code"] = int(code_for(trouble))
+        try:
+            journal.conclude(summary)
+        except CaptError as error:
+            trouble = trouble or error
+        return trouble
 
     def _stop(self) -> bool:
         self._told.tick()
         return self._signals.requested
 
-    def _code(self, journal: Journal) -> int:
-        if self._signals.requested:
+    def _code(self, journal: Journal, *, whole: bool) -> int:
+        if self._signals.requested and not whole:
             return self._signals.code or ExitCode.INTERRUPTED
         failed = any(code != OK for code in journal.done.values())
         return ExitCode.FAILED_RECORDS if failed else ExitCode.OK
@@ -203,8 +264,6 @@ class BatchRun:
         summary = progress.as_object() | {"left": left - progress.done, "exit_code": code}
         failed = sum(value != OK for value in journal.done.values())
         summary["failed_before"] = failed - progress.failed
-        if self._plan.audit is not None:
-            summary["audit_head"] = self._plan.audit.end(summary, self._plan.output)
         return summary
 
     def _tell_end(self, summary: Summary, *, whole: bool) -> None:

@@ -52,6 +52,7 @@ class Chosen:
         form: what validates structured answers; None where there is no schema.
         schema: its file; None where there is none.
         schema_sha256: of that file.
+        logprobs: whether lines hold log-probabilities, where a record does not say.
     """
 
     bundle: Bundle
@@ -64,6 +65,7 @@ class Chosen:
     form: Form | None
     schema: Path | None
     schema_sha256: str | None
+    logprobs: bool = False
 
 
 def chosen(
@@ -101,6 +103,7 @@ def chosen(
         form=form,
         schema=shape.json_schema,
         schema_sha256=digest,
+        logprobs=after.logprobs,
     )
 
 
@@ -193,6 +196,7 @@ def fingerprint(
             "flash_attention": load.flash_attention,
             "kv_type": load.kv_type,
         },
+        output={"logprobs": what.logprobs},
         shard=what.shard,
     )
 
@@ -205,7 +209,12 @@ def facts(what: Chosen, source: Source, mark: Fingerprint, hello: Mapping[str, A
     return RunFacts(
         provenance={
             **hello,
-            "bundle": {"id": bundle.id, "version": bundle.version, "licence": bundle.licence},
+            "bundle": {
+                "id": bundle.id,
+                "version": bundle.version,
+                "licence": bundle.licence,
+                "signer": packed(bundle.signer),
+            },
             "notices": list(bundle.notices),
             "loading": packed(what.load),
             "method": mark.method,

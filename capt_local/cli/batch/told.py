@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from capt_local.batch.crew import News
+from capt_local.batch.events import News
 from capt_local.batch.progress import Progress
 from capt_local.evaluate.runs.remaining import spoken_time
 from capt_local.report.screen import Screen, drop_output
@@ -59,6 +59,12 @@ class Told:
             self.note(
                 f"note: The worker process died: {news.died}. It is started again, and the "
                 "records that it had are done again, one at a time."
+            )
+        if news.unloaded is not None:
+            cause, pause = news.unloaded
+            self.note(
+                f"note: The models could not be loaded again: {cause}. The next try is in "
+                f"{spoken_time(pause)}; what is finished is safe."
             )
         if news.ready is not None and not self._ready:
             self._ready = True

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from capt_local.batch.journal_place import check_place
+from capt_local.batch.journal_place import check_place, would_be_read
 from capt_local.batch.sources import Source
 from capt_local.cli.batch.flags import AfterFlags, RunFlags
 from capt_local.cli.batch.input import InputFlags
@@ -58,11 +58,15 @@ def work(flags: Groups) -> int:
     keep_memory_private()
     told = Told(screen)
     what, after, said = flags.what, flags.after, flags.chosen()
+    only = flags.run.check
+    if only and after.summary:
+        raise UsageError("--summary does not go with --check, which writes nothing.")
     file = OutputFile(after.summary, "The summary (--summary)") if after.summary else None
     plan = _plan(what, flags.run, said, after, told)
     with Signals() as signals:
         try:
-            ended = BatchRun(plan, told, signals).go()
+            run = BatchRun(plan, told, signals)
+            ended = run.check() if only else run.go()
         except Cancelled:
             told.note("interrupted; nothing was written.")
             return signals.code or ExitCode.INTERRUPTED
@@ -81,12 +85,13 @@ def _plan(what: InputFlags, run: RunFlags, flags: Chosen, after: AfterFlags, tol
     read = [what.place, what.system, what.template, flags.schema]
     check_place(run.output, [path for path in read if path is not None])
     _check_apart(run.output, read, after)
+    _check_notes(what.place, after)
     fixed = settled(run.output, flags, new=run.force_new)
-    audit = None if after.audit is None else Audit(after.audit, after.site_key)
+    audit = None if after.audit is None or run.check else Audit(after.audit, after.site_key)
     source = _source(what, flags, told)
     told.notes(source.notices)
-    told.notes(audit.notices if audit else ())
-    return Plan(run.output, run, flags, fixed, source, what.raw, after.logprobs, audit)
+    told.notes(audit.fresh() if audit else ())
+    return Plan(run.output, run, flags, fixed, source, what.raw, audit)
 
 
 def _check_apart(output: Path, read: Sequence[Path | None], after: AfterFlags) -> None:
@@ -100,6 +105,13 @@ def _check_apart(output: Path, read: Sequence[Path | None], after: AfterFlags) -
         if place in {own, own.with_name(f"{own.name}.run.json")} | others:
             raise UsageError(f"{name} names a file that this run reads or writes otherwise.")
         others.add(place)
+
+
+def _check_notes(place: Path, after: AfterFlags) -> None:
+    """Refuses what the next run would read as a note."""
+    for name, path in (("--summary", after.summary), ("--audit", after.audit)):
+        if path is not None and would_be_read(path, place):
+            raise UsageError(f"{name} names a .txt in the folder of the notes. Name it otherwise.")
 
 
 def _source(what: InputFlags, flags: Chosen, told: Told) -> Source:

@@ -1,0 +1,238 @@
+"""`batch` with a worker without models: what is written, what is told, and in which order."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capt_local.batch.audit import AuditLog, Entry, Event
+from capt_local.batch.disk import Files
+from capt_local.batch.journal import Journal, JournalFull
+from capt_local.batch.manifest import read_manifest
+from capt_local.batch.runner import Runner
+from capt_local.cli.batch import logged, work
+from capt_local.cli.batch.run import BatchRun
+from capt_local.errors import UsageError
+from tests.batch.fake_input import start_worker
+from tests.cli.conftest import Result, Run
+
+CANARY = "zyzzyva-canary"
+
+
+class Place:
+    """A folder with an input; runs batch there.
+
+    Attributes:
+        folder: of everything.
+        output: where lines go.
+    """
+
+    def __init__(self, folder: Path, run: Run) -> None:
+        self.folder, self._run = folder, run
+        self.output = folder / "out.jsonl"
+        self.write(a="one", b="two")
+
+    def write(self, **prompts: str) -> None:
+        lines = [json.dumps({"id": id, "prompt": text}) for id, text in prompts.items()]
+        (self.folder / "in.jsonl").write_text("\n".join(lines) + "\n")
+
+    def batch(self, *more: str, input: str = "in.jsonl") -> Result:
+        given = ["batch", str(self.folder / input), "-o", str(self.output), "-t", "1"]
+        result = self._run(*given, "--parallel", "1", *more)
+        assert CANARY not in result.err + result.out and "Traceback" not in result.err
+        return result
+
+    def path(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def all(self) -> dict[str, bytes]:
+        found = [path for path in self.folder.rglob("*") if path.is_file()]
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in found}
+
+    def codes(self) -> dict[str, str]:
+        lines = [json.loads(line) for line in self.output.read_bytes().splitlines()]
+        return {line["id"]: line["error"]["code"] if line["error"] else "ok" for line in lines}
+
+    def last(self) -> dict[str, Any]:
+        manifest = read_manifest(self.output, "it")
+        assert manifest is not None
+        return dict(manifest.last)
+
+    def events(self) -> list[tuple[str, Any]]:
+        lines = Path(self.path("log")).read_bytes().splitlines()
+        entries = [json.loads(line) for line in lines]
+        return [(entry["event"], entry["output_hmac"]) for entry in entries]
+
+
+@pytest.fixture
+def place(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Place:
+    folder = tmp_path / "place"
+    folder.mkdir()
+    start = functools.partial(start_worker, tmp_path)
+    monkeypatch.setattr(work, "BatchRun", functools.partial(BatchRun, start=start))
+    return Place(folder, run)
+
+
+def test_a_resume_that_is_refused_has_written_nothing(place: Place) -> None:
+    place.write(a="one", b="refuse")
+    assert place.batch().code == 6
+    place.write(a=f"other {CANARY}", b="refuse", c="three")
+    before = place.all()
+    result = place.batch()
+    assert result.code == 2 and "line 1: changed since its line was written" in result.err
+    assert place.all() == before
+    place.write(a="one", b="corrected")
+    assert place.batch().code == 2 and place.batch("--retry-errors").code == 0
+    assert place.codes() == {"a": "ok", "b": "ok"}
+
+
+def test_whether_lines_have_log_probabilities_is_a_setting_of_the_run(place: Place) -> None:
+    assert place.batch("--limit", "1").code == 0
+    before = place.all()
+    result = place.batch("--logprobs")
+    assert result.code == 2 and "what differs: output.logprobs (False, now True)" in result.err
+    assert place.all() == before
+
+
+def test_a_check_tells_and_writes_nothing(place: Place) -> None:
+    before = place.all()
+    result = place.batch("--check", "--audit", place.path("log"))
+    assert result.code == 0 and place.all() == before
+    assert "2 records in the input; 0 are done, 2 to be done" in result.err
+    assert place.batch("--limit", "1").code == 0
+    before = place.all()
+    result = place.batch("--check", "--json")
+    assert json.loads(result.out) == {
+        "records": 2, "already_done": 1, "left": 1, "torn_bytes": 0
+    }  # fmt: skip
+    assert "0 are done" in place.batch("--check", "--force-new").err
+    result = place.batch("--check", "--temp", "1")
+    assert result.code == 2 and "what differs: parameters.sample.temperature" in result.err
+    place.write(a="changed", b="two")
+    assert "line 1: changed since" in place.batch("--check").err
+    place.write(a=" ")
+    assert "line 1: the prompt is empty" in place.batch("--check").err
+    assert place.batch("--check", "--summary", place.path("s")).code == 2
+    assert {name: data for name, data in place.all().items() if name != "in.jsonl"} == {
+        name: data for name, data in before.items() if name != "in.jsonl"
+    }
+
+
+def test_a_check_sees_a_run_that_goes_on(place: Place) -> None:
+    assert place.batch().code == 0
+    manifest = read_manifest(place.output, "it")
+    assert manifest is not None
+    from capt_local.batch.lock import Lock
+
+    lock = Lock(place.output, Files(), "it")
+    assert "is being written by another run" in place.batch("--check").err
+    lock.close()
+    assert place.batch("--check").code == 0
+
+
+def test_a_record_that_hangs_fails_and_the_others_go_on(place: Place) -> None:
+    place.write(a="one", b="wait 3600", c="two")
+    result = place.batch("--record-timeout", "1")
+    assert result.code == 6 and place.codes() == {"a": "ok", "b": "timed_out", "c": "ok"}
+    assert "it went on with nothing for 1 s" in result.err
+
+
+def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log of runs takes no end."""
+    append = AuditLog.append
+
+    def refuse(self: AuditLog, entry: Entry) -> str:
+        if entry.event is Event.END:
+            raise UsageError("The audit log cannot be written: it fails.")
+        return append(self, entry)
+
+    monkeypatch.setattr(AuditLog, "append", refuse)
+
+
+def test_a_log_that_fails_at_the_end_is_told_and_the_manifest_has_the_end(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch)
+    result = place.batch("--audit", place.path("log"))
+    assert result.code == 2 and "2 done" in result.err
+    assert "error: The audit log cannot be written: it fails." in result.err
+    assert place.codes() == {"a": "ok", "b": "ok"}
+    assert (place.last()["done"], place.last()["exit_code"]) == (2, 2)
+
+
+def test_a_log_that_fails_hides_no_full_disk(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch)
+
+    def full(*_: object) -> None:
+        raise JournalFull("The disk of the output (-o) is full.", 0)
+
+    monkeypatch.setattr(Journal, "append", full)
+    result = place.batch("--audit", place.path("log"))
+    assert result.code == 2 and result.err.count("error: ") == 1
+    assert "error: The disk of the output (-o) is full. 0 records are safe" in result.err
+    assert "note: The audit log cannot be written: it fails." in result.err
+    assert place.last()["exit_code"] == 2
+
+
+def test_an_output_that_is_gone_at_the_end_is_one_line(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> str:
+        raise FileNotFoundError(2, "No such file or directory", CANARY)
+
+    monkeypatch.setattr(logged, "output_hmac", gone)
+    (place.folder / "key").write_text("0123456789abcdef")
+    more = ["--audit", place.path("log"), "--site-key", place.path("key")]
+    result = place.batch(*more)
+    assert result.code == 2 and result.err.count("error: ") == 1
+    assert "cannot be read at the end of the run: No such file or directory." in result.err
+    assert place.events() == [("start", None), ("end", None)]
+    assert place.last()["exit_code"] == 2 and "audit_head" in place.last()
+
+
+def test_a_second_ctrl_c_writes_nothing_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(_: Runner) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "run", pressed)
+    assert place.batch("--audit", place.path("log")).code == 130
+    assert place.events() == [("start", None)] and place.last() == {}
+
+
+def test_a_file_system_without_locks_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    from capt_local.batch import lock
+    from tests.batch.test_merge import no_locks
+
+    monkeypatch.setattr(lock, "_lock", no_locks)
+    result = place.batch("--audit", place.path("log"))
+    assert result.code == 0
+    assert result.err.count("has no locks: nothing keeps a second run") == 1
+    assert result.err.count("The file system of the audit log has no locks") == 1
+
+
+def test_an_output_beside_the_notes_is_no_change_of_the_input(place: Place) -> None:
+    notes = place.folder / "notes"
+    notes.mkdir()
+    (notes / "a.txt").write_text("one")
+    place.output = notes / "answers.jsonl"
+    result = place.batch(input="notes")
+    assert result.code == 0 and "changed" not in result.err
+    for flag in ("--summary", "--audit"):
+        result = place.batch(flag, str(notes / "x.txt"), input="notes")
+        assert result.code == 2 and f"{flag} names a .txt in the folder of the notes" in result.err
+    assert sorted(path.name for path in notes.iterdir()) == [
+        "a.txt", "answers.jsonl", "answers.jsonl.run.json",
+    ]  # fmt: skip
+
+
+def test_a_table_with_other_delimiters(place: Place) -> None:
+    (place.folder / "in.csv").write_text("id;prompt\na;one, two\n")
+    result = place.batch(input="in.csv")
+    assert result.code == 2 and "say with --delimiter" in result.err
+    assert place.batch("--delimiter", "semicolon", input="in.csv").code == 0
+    result = place.batch("--delimiter", "tab", input="in.csv")
+    assert result.code == 2 and "--delimiter" in result.err
