@@ -1,0 +1,1 @@
+"""A folder from which capt-local installs without a network: wheels, hashes, bundle, installer."""

@@ -1,0 +1,252 @@
+"""Installs capt-local from the folder that this file lies in, without a network.
+
+install.sh starts it with the Python that the wheels are for; nothing but that Python's own library
+is used. README.md beside it says what the folder holds and how to check it before any of it runs.
+
+    DIR/versions/NAME/   a virtual environment for each wheelhouse that was installed
+    DIR/current          leads to the one in use, replaced in one move
+    DIR/bin/capt-local   the program
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import venv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# After everything else, so that nothing beside this file can pass for a part of Python.
+sys.path.append(str(Path(__file__).resolve().parent))
+
+from install_checks import (
+    ABOUT,
+    AGAIN,
+    REQUIREMENTS,
+    SUMS,
+    WHEELS,
+    Refused,
+    check_file,
+    check_machine,
+    fingerprint,
+    numbers,
+    read_sums,
+)
+
+DONE = "installed.json"
+
+
+def prepare(place: Path, needed: int) -> None:
+    """Makes the folder of the program, or finds an earlier installation in it.
+
+    Raises:
+        Refused: it holds other things, cannot be written, or there is no room.
+    """
+    versions = place / "versions"
+    try:
+        if place.is_dir() and any(place.iterdir()) and not versions.is_dir():
+            raise Refused(f"{place} holds other things. Give an empty or new folder with --to.")
+        versions.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(versions).free
+    except OSError as error:
+        raise _unwritable(place, error) from None
+    if free < needed:
+        raise Refused(
+            f"There is not enough room in {place}: {needed >> 20:,} MiB are needed and "
+            f"{free >> 20:,} MiB are free. Nothing was installed."
+        )
+
+
+def _unwritable(place: Path, error: OSError) -> Refused:
+    return Refused(f"{place} cannot be written: {error.strerror}. Give another place with --to.")
+
+
+def check_older(place: Path, about: Mapping[str, Any]) -> None:
+    """Never back to an older program, which may have faults that are known."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        there = json.loads((place / "current" / DONE).read_text("utf-8"))["version"]
+        if numbers(about["version"]) < numbers(there):
+            raise Refused(
+                f"capt-local {there} is installed in {place}, and this is {about['version']}. "
+                "--allow-older installs it all the same."
+            )
+
+
+def install(stick: Path, about: Mapping[str, Any], sums: Mapping[str, str], place: Path) -> Path:
+    """Makes the environment of this wheelhouse, tries it, and only then leads to it.
+
+    Returns:
+        The program.
+
+    Raises:
+        Refused: it cannot be made, or does not run here; an earlier installation is what it was.
+    """
+    folder = place / "versions" / f"{about['version']}-{sums[REQUIREMENTS][:12]}"
+    try:
+        if not (folder / DONE).is_file():
+            shutil.rmtree(folder, ignore_errors=True)  # of a try that was ended
+            _fill(stick, sums, folder)
+            (folder / DONE).write_text(json.dumps({"version": about["version"]}), "utf-8")
+        _lead_to(place, folder)
+    except OSError as error:
+        raise _unwritable(place, error) from None
+    return place / "bin" / "capt-local"
+
+
+def _fill(stick: Path, sums: Mapping[str, str], folder: Path) -> None:
+    wheels = [Path(name) for name in sums if name.startswith(f"{WHEELS}/pip-")]
+    if len(wheels) != 1:
+        raise Refused(f"{SUMS} does not name one wheel of pip. {AGAIN}")
+    python = folder / "bin" / "python"
+    # pip runs from its own wheel, so that a Python without ensurepip will do.
+    command = [str(python), "-I", str(stick / wheels[0] / "pip"), "install", "--isolated"]
+    command += ["--no-index", "--no-cache-dir", "--no-input", "--disable-pip-version-check"]
+    command += ["--only-binary=:all:", "--require-hashes", "--quiet", "--no-warn-script-location"]
+    command += [f"--find-links={stick / WHEELS}", f"--requirement={stick / REQUIREMENTS}"]
+    try:
+        venv.EnvBuilder(symlinks=True).create(folder)
+        # With nothing on its path, pip asks no compiler for its version, which leaves traces.
+        done = call(command, PATH=str(folder / "bin"))
+        if done.returncode:
+            raise Refused(f"pip did not install the wheels: {_reason(done)}")
+        done = call([str(folder / "bin" / "capt-local"), "doctor", "-m", "demo"])
+        if done.returncode == -signal.SIGILL:
+            raise Refused(
+                "The processor of this machine lacks instructions that llama.cpp was built to "
+                "use. Make a wheelhouse with --cpu portable, or on a machine like this one."
+            )
+        if done.returncode:
+            why = _missing_library(python) or _reason(done)
+            raise Refused(f"capt-local does not run on this machine: {why}")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _missing_library(python: Path) -> str:
+    """Which library of the system the binding does not find; empty if that is not the reason."""
+    done = call([str(python), "-I", "-c", "import llama_cpp"])
+    found = re.search(r"([\w.+-]+): cannot open shared object file", done.stderr)
+    return f"{found[1]} is missing. Install the package of the system that has it." if found else ""
+
+
+def call(command: Sequence[str], **more: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program; nothing of the caller's settings of pip, Python and capt-local reaches it."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PIP_", "PYTHON", "CAPT_LOCAL_"))
+    }
+    kept |= {"PIP_CONFIG_FILE": os.devnull, "NO_COLOR": "1", **more}
+    return subprocess.run(
+        command, env=kept, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    marked = [line for line in lines if re.match(r"(error|problem):", line, re.IGNORECASE)]
+    return (marked or lines or [f"it ended with code {done.returncode}"])[-1]
+
+
+def _lead_to(place: Path, folder: Path) -> None:
+    """Leads to a version in one move, and removes all but it and the one before."""
+    current, before = place / "current", (place / "current").resolve()
+    (place / "bin").mkdir(exist_ok=True)
+    _link(place / "bin" / "capt-local", Path("..", "current", "bin", "capt-local"))
+    _link(current, Path("versions", folder.name))
+    for other in (place / "versions").iterdir():
+        # The one before stays, since it may be running.
+        if other.resolve() not in (before, folder.resolve()):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _link(place: Path, target: Path) -> None:
+    draft = place.with_name(f".{place.name}.new")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(target)
+    os.replace(draft, place)
+
+
+def take_in(stick: Path, about: Mapping[str, Any], program: Path, compared: bool) -> None:
+    """Trusts the key of the stick and imports its bundle.
+
+    Raises:
+        Refused: the bundle was not taken in; the program is installed.
+    """
+    verbs = (["trust", str(stick / about["key"])], ["import", str(stick / about["bundle"])])
+    for verb in verbs:
+        done = call([str(program), "models", *verb])
+        if done.returncode:
+            raise Refused(f"The program is installed, the bundle is not: {_reason(done)}", 3)
+    print(f"key          {fingerprint(stick / about['key'])}")
+    if not compared:
+        print("             is trusted from now on. It came with the stick, so compare it with")
+        print("             what the maker of the stick tells you by another way.")
+    print(f"bundle       {done.stdout.splitlines()[0]}")
+
+
+def arguments(given: Sequence[str]) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="install.sh", description="Installs capt-local from this folder without a network."
+    )
+    parser.add_argument("--to", type=Path, metavar="DIR", default=Path("~/capt-local"),
+                        help="where the program goes (%(default)s)")  # fmt: skip
+    parser.add_argument("--fingerprint", metavar="HEX",
+                        help="refuses the stick if its key is another than this one")  # fmt: skip
+    parser.add_argument("--program-only", action="store_true",
+                        help="installs neither key nor bundle")  # fmt: skip
+    parser.add_argument("--allow-older", action="store_true",
+                        help="also installs an older program than is there")  # fmt: skip
+    return parser.parse_args(given)
+
+
+def run(stick: Path, given: argparse.Namespace) -> None:
+    """All of it, in order: checks, program, key and bundle."""
+    sums = read_sums(stick)
+    check_file(stick, ABOUT, sums[ABOUT])
+    about = json.loads((stick / ABOUT).read_text("utf-8"))
+    check_machine(about)  # before gigabytes of models are read
+    if given.fingerprint and fingerprint(stick / about["key"]) != given.fingerprint.lower():
+        raise Refused("The key of this stick is another one than that of --fingerprint. Stop here.")
+    print(f"checking     {len(sums)} files", flush=True)
+    for name, digest in sums.items():
+        check_file(stick, name, digest)
+    place = Path(os.path.abspath(given.to.expanduser()))
+    if not given.allow_older:
+        check_older(place, about)
+    prepare(place, about["room"])
+    print(f"installing   capt-local {about['version']} into {place}", flush=True)
+    program = install(stick, about, sums, place)
+    if not given.program_only:
+        take_in(stick, about, program, bool(given.fingerprint))
+    print(f"ready        {program} {about['next']}")
+
+
+def main() -> int:
+    """Everything that is foreseen ends with one line."""
+    try:
+        run(Path(__file__).resolve().parent, arguments(sys.argv[1:]))
+    except Refused as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on.", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"error: {error.filename or 'the stick'}: {error.strerror}. {AGAIN}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""install.sh with a stub for the program: what it does, and how it refuses what is wrong."""
+
+from __future__ import annotations
+
+import os
+import py_compile
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from capt_local.bundle.signing import read_public
+from scripts.wheelhouse.install_checks import processor_flags
+from scripts.wheelhouse.stick import write_sums
+from tests.wheelhouse.stub import program, refused, run, tell, version, write_program
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="the installer is for Linux and macOS")
+
+
+def test_from_the_stick_to_the_next_command(stick: Path) -> None:
+    before = sorted(stick.rglob("*"))
+    result = run(stick)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-1] == f"ready        {program(stick)} chat -m tiny"
+    assert read_public(stick / "keys" / "maker.pub").fingerprint in result.stdout
+    assert "compare it" in result.stdout
+    assert version(stick) == "1.0"
+    called = (stick.parent / "log").read_text().splitlines()
+    assert called == [
+        "doctor|-m|demo",
+        f"models|trust|{stick}/keys/maker.pub",
+        f"models|import|{stick}/bundle/tiny.capt",
+    ]
+    # Nothing but the program is anywhere, and nothing new on the stick.
+    assert [each.name for each in (stick.parent / "home").iterdir()] == ["capt-local"]
+    assert sorted(stick.rglob("*")) == before
+
+
+def test_the_same_command_again(stick: Path) -> None:
+    assert run(stick).returncode == 0
+    made = (stick.parent / "home" / "capt-local" / "current").resolve().stat().st_mtime_ns
+    assert run(stick).returncode == 0
+    assert (stick.parent / "home" / "capt-local" / "current").stat().st_mtime_ns == made
+
+
+def test_what_an_interrupted_try_left_is_made_anew(stick: Path) -> None:
+    assert run(stick).returncode == 0
+    folder = (stick.parent / "home" / "capt-local" / "current").resolve()
+    (folder / "installed.json").unlink()
+    (folder / "bin" / "capt-local").unlink()
+    assert run(stick).returncode == 0
+    assert version(stick) == "1.0"
+
+
+def test_the_program_alone_elsewhere(stick: Path) -> None:
+    place = stick.parent / "some where" / "else"
+    assert run(stick, "--program-only", "--to", str(place)).returncode == 0
+    assert (place / "bin" / "capt-local").is_file()
+    assert (stick.parent / "log").read_text() == "doctor|-m|demo\n"
+
+
+def test_a_fingerprint_that_was_compared(stick: Path) -> None:
+    right = read_public(stick / "keys" / "maker.pub").fingerprint
+    assert "another one" in refused(stick, "--fingerprint", "0" * 64)
+    assert not program(stick).exists()
+    result = run(stick, "--fingerprint", right.upper())
+    assert result.returncode == 0 and "compare it" not in result.stdout
+
+
+FILES = (
+    "wheelhouse.json", "requirements.txt", "bundle/tiny.capt", "keys/maker.pub", "install.py",
+    "python-version", "wheels/capt_local-1.0-py3-none-any.whl",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_flipped_bit(stick: Path, name: str) -> None:
+    data = bytearray((stick / name).read_bytes())
+    # A letter of a comment or text becomes another one, so that the installer itself still runs.
+    place = data.index(b"Installs") if name == "install.py" else len(data) - 1
+    data[place] ^= 1 if name != "python-version" else ord("\n") ^ ord(" ")
+    (stick / name).write_bytes(data)
+    assert f"{name} is damaged or was changed" in refused(stick)
+    assert not program(stick).exists()
+
+
+@pytest.mark.parametrize("name", [*FILES, "SHA256SUMS", "install_checks.py"])
+def test_a_missing_file(stick: Path, name: str) -> None:
+    (stick / name).unlink()
+    assert f"{name} is missing" in refused(stick)
+    assert not program(stick).exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["", "x", "0" * 64 + "  ./../above", "0" * 64 + "  /etc/passwd", "0" * 63 + "  ./a"]
+)
+def test_sums_that_are_damaged(stick: Path, line: str) -> None:
+    with (stick / "SHA256SUMS").open("a") as file:
+        file.write(line + "\n")
+    assert "of SHA256SUMS is damaged" in refused(stick)
+
+
+def test_sums_that_leave_something_out(stick: Path) -> None:
+    sums = stick / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    sums.write_text("".join(line for line in lines if "requirements" not in line))
+    assert "does not name requirements.txt" in refused(stick)
+    sums.write_text("".join(line for line in lines if "/pip-" not in line))
+    assert "one wheel of pip" in refused(stick)
+
+
+def test_a_wheel_that_is_not_the_one_of_the_requirements(stick: Path) -> None:
+    old = (stick / "requirements.txt").read_text()
+    write_program(stick / "wheels", importing="print('changed')")
+    tell(stick)
+    assert (stick / "requirements.txt").read_text() != old
+    (stick / "requirements.txt").write_text(old)
+    (stick / "SHA256SUMS").unlink()
+    write_sums(stick)
+    assert "pip did not install the wheels: ERROR:" in refused(stick)
+    assert not program(stick).exists()
+
+
+def test_another_python(stick: Path) -> None:
+    (stick / "python-version").write_text("3.3\n")
+    line = refused(stick)
+    assert "for Python 3.3" in line and f"is 3.{sys.version_info[1]}." in line
+    assert "which was not found" in refused(stick, PYTHON="")
+    assert "no Python that runs" in refused(stick, PYTHON="/nowhere/python")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"implementation": "pypy"}, "wheels are for pypy 3."),
+        ({"python": "3.99"}, "wheels are for cpython 3.99, and this is cpython 3."),
+        ({"machine": "s390x"}, "on s390x, and this is"),
+        ({"system": "Plan9"}, "wheels are for Plan9 on"),
+        ({"libc": ["glibc", "99.1"]}, "glibc 99.1 or newer"),
+        ({"room": 1 << 60}, "not enough room"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="what Linux tells of C library and processor")
+def test_another_machine(stick: Path, change: dict[str, object], part: str) -> None:
+    tell(stick, **change)
+    assert part in refused(stick)
+    assert not program(stick).exists()
+
+
+@pytest.mark.skipif(not processor_flags(), reason="nothing tells what the processor can do")
+def test_a_processor_that_is_too_old(stick: Path) -> None:
+    tell(stick, processor=[min(processor_flags()), "avx9000"])
+    assert "lacks avx9000, which" in refused(stick)
+
+
+def test_a_place_that_holds_other_things(stick: Path) -> None:
+    place = stick.parent / "home" / "capt-local"
+    place.mkdir(parents=True)
+    (place / "thesis.txt").write_text("mine")
+    assert "holds other things" in refused(stick)
+    assert [each.name for each in place.iterdir()] == ["thesis.txt"]
+
+
+def test_a_place_that_cannot_be_written(stick: Path) -> None:
+    file = stick.parent / "file"
+    file.write_text("")
+    line = refused(stick, "--to", str(file / "below"))
+    assert f"{file}/below cannot be written: Not a directory. Give another place" in line
+    assert f"{file} cannot be written: Not a directory" in refused(stick, "--to", str(file))
+
+
+def test_a_place_that_is_read_only(stick: Path) -> None:
+    place = stick.parent / "ro"
+    place.mkdir()
+    mount = f"mount -t tmpfs -o ro none '{place}' && exec sh '{stick}/install.sh' --to '{place}/x'"
+    allowed = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    if allowed.returncode:
+        pytest.skip("mounting is not allowed here")
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    line = f"error: {place}/x cannot be written: Read-only file system. Give another place"
+    assert done.stderr == f"{line} with --to.\n"
+
+
+def test_what_lies_on_the_stick_and_is_not_named_is_not_used(stick: Path) -> None:
+    planted = "raise SystemExit('planted')\n"
+    for name in ("json.py", "argparse.py", "venv.py", "sitecustomize.py"):
+        (stick / name).write_text(planted)
+    checks = stick / "install_checks.py"
+    kept = checks.read_bytes()
+    checks.write_text(planted)
+    py_compile.compile(str(checks), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    checks.write_bytes(kept)
+    assert list((stick / "__pycache__").iterdir())
+    result = run(stick)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_settings_of_the_machine_do_not_reach_pip_or_python(stick: Path) -> None:
+    trap = stick.parent / "trap"
+    trap.mkdir()
+    (trap / "sitecustomize.py").write_text("raise SystemExit('trap')\n")
+    configuration = stick.parent / "home" / ".config" / "pip" / "pip.conf"
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text("[global]\nno-binary = :all:\n")
+    result = run(
+        stick, PIP_NO_BINARY=":all:", PIP_REQUIRE_VIRTUALENV="x", PIP_TARGET=str(trap),
+        PIP_CONFIG_FILE=str(configuration), PYTHONPATH=str(trap), CAPT_LOCAL_BUNDLE="nowhere",
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_wrong_usage(stick: Path) -> None:
+    result = run(stick, "--nonsense")
+    assert result.returncode == 2 and "usage: install.sh" in result.stderr
