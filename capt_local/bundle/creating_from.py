@@ -50,7 +50,7 @@ def ingredients(
     for number in range(1, bundle.pairs + 1):
         expert, base = (bundle.models[role] for role in pair_roles(number))
         _refuse_twins(expert, base)
-    return bundle
+    return replace(bundle, notices=())
 
 
 def same_file(one: Path, other: Path) -> bool:

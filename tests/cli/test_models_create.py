@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import gguf
 import pytest
 
 from capt_local.bundle import store
@@ -81,6 +82,7 @@ def test_a_bundle_that_can_be_used(
     for part in ("CC0-1.0", "alpha 0, the target alone", "weights from the evidence", "linked"):
         assert part in result.out
     assert "do not write into those" in result.err
+    assert "given as files" not in result.err and "--verify never" not in result.err
     bundle = store.find("mine")
     text = (store.user_folder() / "mine" / MANIFEST).read_text("utf-8")
     assert CANARY not in text + result.out + result.err
@@ -358,22 +360,27 @@ def test_a_licence_has_to_be_known(run: Run, models: dict[str, Path]) -> None:
     assert "The licence of the expert is not known" in result.err
 
 
-def test_a_site_that_forbids_unsigned_models(
-    run: Run, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_what_a_file_says_of_its_licence(
+    run: Run, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from capt_local.config import read
-    from capt_local.config.limits import Feature, Limits
+    def speak(writer: gguf.GGUFWriter, _: str) -> None:
+        writer.add_string("general.name", "Tiny\x1b[2J  \u202eone\n" + "x" * 500)
+        writer.add_string("general.license", "mit")
+        writer.add_string("general.repo_url", "from a friend")
 
-    site = read.read_site()
-    import dataclasses
-
-    limits = Limits(tmp_path / "site.toml", frozenset({Feature.UNSIGNED}))
-    closed = dataclasses.replace(site, limits=limits)
-    monkeypatch.setattr(read, "read_site", lambda: closed)
-    result = create(run, models)
-    assert (result.code, nothing_is_there()) == (2, True)
-    assert "--no-run" in result.err and "site.toml" in result.err
-    assert create(run, models, "--no-run").code == 0
+    monkeypatch.setattr(gguf.GGUFWriter, "add_name", speak)
+    spoken = tiny_gguf(tmp_path / "spoken.gguf", seed=1)
+    flags = ["--no-run", "--licence", "target=CC0-1.0", "--licence", "base=CC0-1.0"]
+    result = create(run, models, *flags, expert=str(spoken))
+    assert result.code == 0, result.err
+    bundle = store.find("mine")
+    assert (bundle.models["expert"].licence, bundle.licence) == ("mit", "CC0-1.0; mit")
+    assert bundle.models["expert"].source == "from a friend"
+    names = bundle.card["foundation_models"]
+    assert "expert: Tiny [2J one x" in names and len(names) < 300 and names.isprintable()
+    result = create(run, models, "--no-run", "--replace", expert=str(spoken))
+    assert store.find("mine").models["expert"].licence == "CC0-1.0"
+    assert "The file of the expert names the licence 'mit', not 'CC0-1.0'" in result.err
 
 
 def test_a_bundle_that_was_made_travels(run: Run, models: dict[str, Path], tmp_path: Path) -> None:

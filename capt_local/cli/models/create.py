@@ -67,7 +67,9 @@ def as_views(found: Made) -> list[Table | Pane]:
     heads = ("role", "architecture", "quantisation", "size", "file", "licence")
     views: list[Table | Pane] = [Table("Models", rows, heads, (3,))]
     for expert, fit in found.facts["fit"].items():
-        told = tuple((name.replace("_", " "), _told(value)) for name, value in fit.items())
+        told = tuple(
+            (name.replace("_", " "), _told(value)) for name, value in fit.items() if name != "base"
+        )
         views.append(Table(f"How {expert} and {fit['base']} fit", told))
     return [*views, *_run_views(found.run)] if found.run is not None else views
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -16,6 +17,7 @@ from capt_local.report.screen import Screen
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle
+    from capt_local.cli.session import Session
     from capt_local.decode.options import GenerateOptions
     from capt_local.evaluate.reading.texts import Text
     from capt_local.report.json import Answer
@@ -105,13 +107,11 @@ def measured(bundle: Bundle, sample: Sample, how: CheckFlags, screen: Screen) ->
         NumericalError: a model computes no numbers.
         Cancelled: Ctrl-C was pressed.
     """
-    from capt_local.bundle.check import Check
-    from capt_local.cli.session import answer_to, open_session
+    from capt_local.cli.session import answer_to
 
-    flags = ModelFlags(verify=Check.NEVER, gpu_layers=how.gpu_layers, threads=how.threads)
     try:
         with Interrupt() as interrupt:
-            session = open_session(bundle, flags, screen, interrupt)
+            session = _opened(bundle, how, screen, interrupt)
             with session.runtime as runtime:
                 screen.progress("answering", 0.0)
                 answer = answer_to(session, QUESTION, _greedy(bundle))
@@ -120,6 +120,24 @@ def measured(bundle: Bundle, sample: Sample, how: CheckFlags, screen: Screen) ->
     finally:
         screen.clear_progress()
     return Measured(sample, bits, answer)
+
+
+def _opened(bundle: Bundle, how: CheckFlags, screen: Screen, interrupt: Interrupt) -> Session:
+    """The models, whose digests were taken and which another process looked into just now."""
+    from capt_local.bundle.check import Check
+    from capt_local.cli.session import Session, load_options
+    from capt_local.runtime import Runtime
+    from capt_local.runtime.first_look import NOT_LOOKED_AT
+
+    def progress(role: str, fraction: float) -> None:
+        interrupt.check()
+        screen.progress(f"loading {role}", fraction)
+
+    load = load_options(ModelFlags(gpu_layers=how.gpu_layers, threads=how.threads), bundle)
+    started = time.perf_counter()
+    runtime = Runtime.open(bundle, load=load, progress=progress, check=Check.NEVER)
+    screen.notes(note for note in runtime.notices if note != NOT_LOOKED_AT)
+    return Session(runtime, screen, interrupt, load, None, time.perf_counter() - started)
 
 
 def _greedy(bundle: Bundle) -> GenerateOptions:

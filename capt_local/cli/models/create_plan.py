@@ -166,47 +166,62 @@ def _card(file: Path | None) -> dict[str, str]:
     return card
 
 
-def _licensed(
-    bundle: Bundle, looks: Mapping[str, Look], about: AboutFlags
-) -> tuple[Bundle, list[str]]:
-    """With licences and sources, and notes where a flag and a file disagree."""
-    names = [*bundle.models, *(f"{role}.adapter" for role in bundle.adapters)]
-    licences = by_role(about.licence or (), names, "--licence")
-    sources = by_role(about.source or (), names, "--source")
-    notes: list[str] = []
+class _Terms:
+    """Licences and sources: a flag for a role, else one for all, else what is known.
 
-    def licence(name: str, known: str) -> str:
-        given = licences.get(name, licences.get(ALL, ""))
+    Attributes:
+        notes: where a flag and a file disagree.
+    """
+
+    def __init__(self, bundle: Bundle, about: AboutFlags) -> None:
+        names = [*bundle.models, *(f"{role}.adapter" for role in bundle.adapters)]
+        self._licences = by_role(about.licence or (), names, "--licence")
+        self._sources = by_role(about.source or (), names, "--source")
+        self.notes: list[str] = []
+
+    def licence(self, name: str, known: str) -> str:
+        """The licence of a model or adapter.
+
+        Raises:
+            UsageError: nobody names one.
+        """
+        given = self._licences.get(name, self._licences.get(ALL, ""))
         if not (given or known):
             raise UsageError(
                 f"The licence of the {name} is not known: its file names none. Give --licence "
                 f"{name}=NAME, or --licence NAME for all."
             )
         if given and known and given != known:
-            notes.append(f"The file of the {name} names the licence {known!r}, not {given!r}.")
+            self.notes.append(f"The file of the {name} names the licence {known!r}, not {given!r}.")
         return given or known
 
-    models = {}
+    def source(self, name: str, known: str) -> str:
+        """Where a model or adapter comes from; may be empty."""
+        return self._sources.get(name, self._sources.get(ALL, known))
+
+
+def _licensed(
+    bundle: Bundle, looks: Mapping[str, Look], about: AboutFlags
+) -> tuple[Bundle, list[str]]:
+    """With licences, sources and the digests of tokenizers, and notes for the user."""
+    terms = _Terms(bundle, about)
+    models, every = {}, []
     for role, model in bundle.models.items():
         look, adapter = looks[role], model.adapter
+        every.append(terms.licence(role, model.licence or look.licence))
+        model = replace(
+            model,
+            licence=every[-1],
+            source=terms.source(role, model.source or look.source),
+            tokenizer_sha256=look.digests.tokenizer,
+        )
         if adapter is not None:
             name = f"{role}.adapter"
-            known = adapter.source or look.adapter_source
-            adapter = replace(
-                adapter,
-                licence=licence(name, adapter.licence or look.adapter_licence),
-                source=sources.get(name, sources.get(ALL, known)),
-            )
-        models[role] = replace(
-            model,
-            licence=licence(role, model.licence or look.licence),
-            source=sources.get(role, sources.get(ALL, model.source or look.source)),
-            tokenizer_sha256=look.digests.tokenizer,
-            adapter=adapter,
-        )
-    every = [m.licence for m in models.values()]
-    every += [m.adapter.licence for m in models.values() if m.adapter]
-    return replace(bundle, models=models, licence="; ".join(dict.fromkeys(every))), notes
+            every.append(terms.licence(name, adapter.licence or look.adapter_licence))
+            source = terms.source(name, adapter.source or look.adapter_source)
+            model = replace(model, adapter=replace(adapter, licence=every[-1], source=source))
+        models[role] = model
+    return replace(bundle, models=models, licence="; ".join(dict.fromkeys(every))), terms.notes
 
 
 def _context(looks: Mapping[str, Look], asked: int | None) -> tuple[int, list[str]]:

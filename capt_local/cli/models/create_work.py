@@ -71,16 +71,11 @@ def made(what: FromFlags, about: AboutFlags, how: CheckFlags, screen: Screen) ->
 
 
 def _ready(bundle: Bundle, how: CheckFlags) -> Sample:
-    """What has to be there for a run: leave of the site, a text, memory."""
+    """What has to be there for a run: a text, and memory."""
     from capt_local.cli.doctor.fit import fit
     from capt_local.cli.model_flags import ModelFlags
     from capt_local.cli.session import load_options
-    from capt_local.config.limits import Feature
-    from capt_local.config.read import read_site
 
-    read_site().limits.refuse(
-        Feature.UNSIGNED, "Running models that nobody has signed (--no-run makes a bundle without)"
-    )
     sample = read_sample(how.sample)
     flags = ModelFlags(gpu_layers=how.gpu_layers, threads=how.threads)
     fit(bundle, load_options(flags, bundle)).check()
