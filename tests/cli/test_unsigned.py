@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import capt_local.runtime.tokenizers  # noqa: F401  before a fake stands in the place of its package
 from capt_local.bundle import store
 from capt_local.bundle.manifest import Bundle, Signer
 from capt_local.bundle.write import describe, write_manifest
 from capt_local.config import places
 from capt_local.provenance import about_bundle
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, Stdin
 from tests.cli.fake_runtime import Script
 from tests.tiny_models import tiny_gguf
 
@@ -44,6 +45,11 @@ def archive(run: Run, tmp_path: Path) -> Path:
     return place
 
 
+def take(run: Run, archive: Path) -> None:
+    result = run("models", "import", str(archive), "--key", str(archive.with_name("house.pub")))
+    assert result.code == 0, result.err
+
+
 def trust_for_all(tmp_path: Path, site: Path) -> None:
     """The administrator installs the key."""
     (site.parent / "keys").mkdir(exist_ok=True)
@@ -71,7 +77,7 @@ def test_the_signer_is_told(run: Run, archive: Path, tmp_path: Path) -> None:
 def test_the_signer_stands_in_the_provenance(
     run: Run, script: Script, archive: Path, tmp_path: Path
 ) -> None:
-    run("models", "import", str(archive), "--key", str(tmp_path / "house.pub"))
+    take(run, archive)
     result = run("generate", "-m", "tiny", "-p", "x", "--json", "--method", "target")
     assert result.code == 0, result.err
     bundle = script.calls[0]["bundle"]
@@ -80,6 +86,24 @@ def test_the_signer_stands_in_the_provenance(
     assert about == about_bundle(bundle)
     assert about["signer"] == {"key": bundle.signer.key, "name": "house"}
     assert about["manifest_sha256"] == bundle.manifest_sha256 is not None
+
+
+def test_the_signer_stands_in_transcripts_and_evaluations(
+    run: Run, script: Script, archive: Path, tmp_path: Path
+) -> None:
+    take(run, archive)
+    written = tmp_path / "talk.jsonl"
+    flags = ["-m", "tiny", "--method", "target"]
+    assert run("chat", *flags, "--transcript", str(written), stdin=Stdin(b"hello\n")).code == 0
+    first = json.loads(written.read_text().splitlines()[0])
+    assert first["provenance"]["bundle"]["signer"]["name"] == "house"
+    task = tmp_path / "task.jsonl"
+    row = {"id": "a", "task": "t", "kind": "perplexity", "text": "Some prose.", "licence": "CC0"}
+    task.write_text(json.dumps(row) + "\n")
+    result = run("eval", "-m", "tiny", "--task", str(task), "--methods", "target", "--json")
+    assert result.code == 0, result.err
+    about = json.loads(result.out)["provenance"]["bundle"]
+    assert about == first["provenance"]["bundle"]
 
 
 def test_files_have_no_signer(run: Run, script: Script) -> None:
@@ -108,7 +132,7 @@ def import_as_folder(run: Run, archive: Path) -> None:
 def test_a_manifest_that_was_changed_behind_its_signature(
     run: Run, script: Script, archive: Path, tmp_path: Path
 ) -> None:
-    run("models", "import", str(archive), "--key", str(tmp_path / "house.pub"))
+    take(run, archive)
     file = store.user_folder() / "tiny" / "bundle.toml"
     file.write_text(file.read_text().replace('version = "1"', 'version = "9"'))
     for verb in (["generate", "-p", "x", "-m"], ["models", "show"], ["models", "verify"]):
@@ -132,7 +156,7 @@ def test_a_site_forbids_what_nobody_has_signed(
 ) -> None:
     import_as_folder(run, archive)
     folder = str(tmp_path / "from")
-    run("models", "import", str(archive), "--key", str(tmp_path / "house.pub"))
+    take(run, archive)
     site.write_text(FORBID)
     refused(run, site, "generate", "{models}", "-p", "x")  # files given by their paths
     refused(run, site, "generate", "-m", folder, "-p", "x")  # not signed
@@ -182,7 +206,7 @@ def test_an_unsigned_archive_names_the_sites_file(
 
 
 def test_who_changes_a_manifest_signs_it_anew(run: Run, archive: Path, tmp_path: Path) -> None:
-    run("models", "import", str(archive), "--key", str(tmp_path / "house.pub"))
+    take(run, archive)
     file = store.user_folder() / "tiny" / "bundle.toml"
     file.write_text(file.read_text() + '\n[card]\nrisks = "It makes things up."\n')
     out, key = str(tmp_path / "again.capt"), str(tmp_path / "house.key")
@@ -193,7 +217,7 @@ def test_who_changes_a_manifest_signs_it_anew(run: Run, archive: Path, tmp_path:
 def test_unsigned_goes_out_without_the_signature_that_was_there(
     run: Run, archive: Path, tmp_path: Path
 ) -> None:
-    run("models", "import", str(archive), "--key", str(tmp_path / "house.pub"))
+    take(run, archive)
     out = tmp_path / "again"
     assert run("models", "export", "tiny", "-o", str(out), "--unsigned").code == 0
     assert sorted(each.name for each in out.iterdir()) == ["bundle.toml", "target.gguf"]
