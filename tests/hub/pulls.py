@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from capt_local.bundle.importing import Imported
 from capt_local.bundle.manifest import Bundle
@@ -94,23 +91,3 @@ class Puller:
 
     def _now(self) -> float:
         return self.times.pop(0) if self.times else 0.0
-
-
-def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any use of a socket for another address than 127.0.0.1 fails the test, names included."""
-    from tests.conftest import NetworkForbidden
-
-    connect, look_up = socket.socket.connect, socket.getaddrinfo
-
-    def guarded_connect(self: socket.socket, address: Any) -> None:
-        if self.family == socket.AF_INET and address[0] != "127.0.0.1":
-            raise NetworkForbidden("an address of another machine was used")
-        connect(self, address)
-
-    def guarded_look_up(host: Any, *rest: Any, **more: Any) -> Any:
-        if host not in ("127.0.0.1", b"127.0.0.1", None):
-            raise NetworkForbidden("a name was looked up")
-        return look_up(host, *rest, **more)
-
-    monkeypatch.setattr(socket.socket, "connect", guarded_connect)
-    monkeypatch.setattr(socket, "getaddrinfo", guarded_look_up)
