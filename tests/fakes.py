@@ -79,7 +79,6 @@ class FakeModel:
         self.can_rewind = can_rewind
         self.size = 1
         self.on_gpu = False
-        self.by_fours = False
         self.threads = threads
         self.tokens: list[int] = []
         self.extended = 0
@@ -91,6 +90,9 @@ class FakeModel:
     @property
     def position(self) -> int:
         return len(self.tokens)
+
+    def price(self, count: int) -> float:
+        return 1.0 + 0.22 * (count - 1)
 
     def use_threads(self, count: int) -> None:
         assert 1 <= count <= self.threads

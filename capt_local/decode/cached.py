@@ -65,7 +65,7 @@ class CachedModel:
         self.decoded = 0
         self.passes = 0
         self.kept = KeptRows()
-        self.watch = Stopwatch()
+        self.watch = Stopwatch(model.price)
         self.by_itself = True
         self.notices: list[str] = []
 

@@ -79,9 +79,8 @@ class Model(Protocol):
         """Lets what comes run on so many threads, so that other models can run beside it."""
         ...
 
-    @property
-    def by_fours(self) -> bool:
-        """Whether its kernels take four tokens of a batch at once."""
+    def price(self, count: int) -> float:
+        """What a batch of so many tokens costs here, in batches of one, as far as is known."""
         ...
 
     @property

@@ -8,37 +8,36 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 
-# One token more in a batch, over one by itself. A GPU reads the weights once for all; a CPU
-# computes for each (measured 0.20 to 0.25); the last is for machines that gain nothing.
-CHEAP, FAIR, DEAR = 0.03, 0.22, 0.7
-_LIMITS = (0.08, 0.45)
 # So many batches, and single tokens, are timed before they say something.
 _ENOUGH = 12
 # Longer batches are prompts, in which a token costs less.
 _LONGEST = 16
+# What the further tokens of a batch cost, over what was expected: no less, and no more than this.
+_LEAST, _MOST = 1 / 8, 8.0
 
 
-def kind_of(share: float) -> float:
-    """The kind of a machine on which one token more in a batch costs this share of one."""
-    return CHEAP if share < _LIMITS[0] else FAIR if share < _LIMITS[1] else DEAR
-
-
-def rounded(ratio: float) -> float:
-    """The nearest power of the square root of 2."""
-    return float(2.0 ** (round(2.0 * math.log2(ratio)) / 2.0))
+def rounded(ratio: float, step: float) -> float:
+    """The nearest power of `step`."""
+    return float(step ** round(math.log(ratio, step)))
 
 
 class Stopwatch:
     """Measures a model until it has seen enough.
 
+    Args:
+        price: what a batch of so many tokens is expected to cost, in batches of one.
+
     Attributes:
         one: seconds of one token by itself; None where that is not known yet.
-        more: one token more in a batch over that, a kind; None likewise.
+        more: what further tokens of a batch cost over what was expected, a power of 2; None
+            likewise.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, price: Callable[[int], float]) -> None:
         """Has measured nothing."""
+        self._price = price
         self._single: list[float] = []
         self._several: list[tuple[int, float]] = []
         self.one: float | None = None
@@ -56,5 +55,9 @@ class Stopwatch:
         if self.one is None and len(self._single) >= _ENOUGH:
             self.one = statistics.median(self._single)
         if self.one is not None and len(self._several) >= _ENOUGH:
-            shares = [(spent / self.one - 1.0) / (size - 1) for size, spent in self._several]
-            self.more = kind_of(statistics.median(shares))
+            shares = [
+                (spent / self.one - 1.0) / (self._price(size) - 1.0)
+                for size, spent in self._several
+            ]
+            share = statistics.median(shares)
+            self.more = rounded(min(max(share, _LEAST), _MOST), 2.0)

@@ -9,7 +9,8 @@ for neighbours, who forget them at once. Where there are none, each lane has bat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from capt_local.engine.context import Context, Rows
 from capt_local.engine.interrupts import HeldInterrupts
 from capt_local.engine.lane import Lane, Part
 from capt_local.engine.options import LoadOptions
-from capt_local.engine.spans import Kernels, best_sizes, spans, tried_sizes
+from capt_local.engine.parameters import physical_cores
+from capt_local.engine.spans import best_sizes, spans, tried_sizes
 from capt_local.engine.weights import Weights
 from capt_local.errors import CaptError, ContextOverflow, NumericalError
 
@@ -35,6 +37,8 @@ class Lanes:
         options: of the context; each lane holds as many tokens as a context of its own would.
         count: lanes that are wanted; there are at least two.
         name: for error messages, such as the role in the trio.
+        threads: of the processor for short parts, so that other models can run beside this one;
+            None: all. How many decides the last bits, so it stays the same.
 
     Attributes:
         name: as given.
@@ -47,7 +51,13 @@ class Lanes:
     """
 
     def __init__(
-        self, weights: Weights, options: LoadOptions, count: int, *, name: str = "model"
+        self,
+        weights: Weights,
+        options: LoadOptions,
+        count: int,
+        *,
+        name: str = "model",
+        threads: int | None = None,
     ) -> None:
         """Allocates, and tries out how the backend computes."""
         self.name = name
@@ -65,10 +75,12 @@ class Lanes:
             weights.close()
             raise
         self._batch = self._context.batch
+        self._threads = (options.threads or physical_cores(), threads)
+        self._share_cores()
         self.lanes = tuple(Lane(self, number) for number in range(count))
         # A memory that cannot let go of one token takes none that nobody asked for.
         self._fills = self._context.can_rewind
-        self._kernels = Kernels(weights.metadata.by_fours, self._on_gpu)
+        self._kernels = weights.metadata.kernels
         try:
             if self._fills:
                 self._choose_sizes()
@@ -180,7 +192,11 @@ class Lanes:
         (part,) = parts
         tokens, lane, size = part.tokens, part.lane, self.options.batch_size(self._on_gpu)
         done, count = 0, len(tokens)
-        with HeldInterrupts() as interrupts, self._context.watched(self._stopper(interrupts)):
+        with (
+            self._all_cores(),
+            HeldInterrupts() as interrupts,
+            self._context.watched(self._stopper(interrupts)),
+        ):
             while done < count:
                 left = count - done
                 now = left if left <= size else min(size, left - part.rows)
@@ -193,6 +209,23 @@ class Lanes:
                 done += now
         if part.rows:
             lane.rows[:] = self._context.rows(part.rows)
+
+    def _share_cores(self) -> None:
+        """Runs what comes on the threads for short parts."""
+        _, some = self._threads
+        if some is not None:
+            self._context.use_threads(some)
+
+    @contextmanager
+    def _all_cores(self) -> Iterator[None]:
+        """Runs a long text on all threads."""
+        every, some = self._threads
+        if some is not None:
+            self._context.use_threads(every)
+        try:
+            yield
+        finally:
+            self._share_cores()
 
     def _stopper(self, interrupts: HeldInterrupts) -> Callable[[], bool]:
         asked = self.should_stop

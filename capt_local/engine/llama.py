@@ -59,7 +59,7 @@ class LlamaModel(OnWeights, Closing):
         self._batch: Batch = self._context.batch
         self._limit = self._context.limit
         self._threads = 0 if self.on_gpu else self._options.threads or physical_cores()
-        self._by_fours = self.by_fours and self.can_rewind
+        self._kernels = weights.metadata.kernels
         self._none: Rows = np.empty((0, len(weights.vocabulary)), np.float32)
 
     @classmethod
@@ -213,9 +213,9 @@ class LlamaModel(OnWeights, Closing):
 
     def _padding(self, count: int) -> int:
         """Tokens that are added to a short batch, and taken back, since it is faster with them."""
-        more = -count % 4
+        more = self._kernels.filled(count) - count
         fits = self._position + count + more <= self._limit and count + more <= self._batch.size
-        return more if more in (1, 2) and fits and self._by_fours else 0
+        return more if fits and self.can_rewind else 0
 
     def _stopper(self, interrupts: HeldInterrupts) -> Callable[[], bool]:
         asked = self.should_stop

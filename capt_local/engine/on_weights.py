@@ -36,10 +36,10 @@ class OnWeights:
         """Whether a GPU computes at least a part of it."""
         return self.metadata.gpu_layers > 0
 
-    @property
-    def by_fours(self) -> bool:
-        """Whether its kernels take four tokens of a batch at once; see `decode.model.Model`."""
-        return self.metadata.by_fours
+    def price(self, count: int) -> float:
+        """What a batch of so many tokens costs, in batches of one; see `decode.model.Model`."""
+        kernels = self.metadata.kernels
+        return kernels.cost(kernels.filled(count))
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
         """Splits UTF-8 text the way llama.cpp does, without adding BOS or EOS."""

@@ -4,26 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
 
-# What a batch costs, in batches of one token (measured on two cores, on weights of 0.5 and 1.1 B):
-# the first token of all, each further one, and a whole four of them where kernels take four at
-# once. A GPU reads the weights once for all.
-_FURTHER, _ON_GPU = 0.25, 0.03
-_READING, _ONE_OF_FOURS, _FOUR = 0.1, 0.9, 1.45
-
-
-class Kernels(NamedTuple):
-    """What decides the price of a batch; see `decode.model.Model`."""
-
-    by_fours: bool = False
-    on_gpu: bool = False
-
-    def cost(self, size: int) -> float:
-        """What a batch of so many tokens costs, in batches of one."""
-        if self.by_fours:
-            return _READING + _ONE_OF_FOURS * (size % 4) + _FOUR * (size // 4)
-        return 1.0 + (_ON_GPU if self.on_gpu else _FURTHER) * (size - 1)
+from capt_local.engine.kernels import Kernels
 
 
 def tried_sizes(count: int) -> list[int]:

@@ -14,6 +14,7 @@ from capt_local.engine.extract import read_vocabulary
 from capt_local.engine.header import Header, read_header
 from capt_local.engine.held import HeldFile
 from capt_local.engine.interrupts import HeldInterrupts
+from capt_local.engine.kernels import Kernels
 from capt_local.engine.library import Library, library
 from capt_local.engine.memory import check_fits, estimate
 from capt_local.engine.options import LoadOptions
@@ -47,7 +48,7 @@ class Metadata:
         chat_template: Jinja source, if the file has one.
         gpu_layers: layers that were put on a GPU.
         layers: layers in all, the output being one.
-        by_fours: whether its kernels take four tokens of a batch at once; see `decode.model.Model`.
+        kernels: that compute batches of its tokens.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Metadata:
     chat_template: str | None
     gpu_layers: int
     layers: int
-    by_fours: bool
+    kernels: Kernels
 
 
 class Weights(Closing):
@@ -257,7 +258,8 @@ class Weights(Closing):
         known = isinstance(declared, int)
         number = declared if known else api.llama_model_ftype(self.handle)
         file_type = (api.llama_ftype_name(number) or b"").decode("utf-8", "replace")
-        on_cpu_in_fours = file_type.startswith(_BY_FOURS) and not self._library.tiles
+        on_cpu, tiles = not self._layers, self._library.tiles
+        rearranged = on_cpu and file_type.startswith(_BY_FOURS)
         return Metadata(
             name=name,
             title=self.value("general.name") or "",
@@ -271,5 +273,5 @@ class Weights(Closing):
             chat_template=template.decode("utf-8", "replace") if template else None,
             gpu_layers=self._layers,
             layers=self.header.number("block_count") + 1,
-            by_fours=on_cpu_in_fours and not self._layers,
+            kernels=Kernels(rearranged and not tiles, not on_cpu, on_cpu and tiles),
         )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from capt_local.bundle.manifest import Bundle
@@ -16,6 +17,8 @@ from capt_local.bundle.write import describe, write_manifest
 from capt_local.engine import held, weights
 from capt_local.engine.digests import file_digests
 from capt_local.engine.held import HeldFile
+from capt_local.engine.llama import LlamaModel
+from capt_local.engine.options import LoadOptions
 from capt_local.engine.weights import Weights
 from capt_local.errors import ModelError
 from tests.tiny_models import tiny_gguf
@@ -81,6 +84,16 @@ def test_a_change_while_loading(
     stamps = verify(bundle)
     with pytest.raises(ModelError, match=rf"target\.gguf {CHANGED}"):
         Weights(path, stamps=stamps)
+
+
+def test_weights_that_are_loaded_do_not_follow_their_file(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "target.gguf", seed=1)
+    with LlamaModel.open(path, LoadOptions(threads=1)) as model:
+        before = model.extend([3, 4, 5]).copy()
+        model.rewind(0)
+        path.write_bytes(bytes(path.stat().st_size))
+        os.truncate(path, 64)
+        assert np.array_equal(model.extend([3, 4, 5]), before)
 
 
 def test_where_llama_cpp_opens_it() -> None:

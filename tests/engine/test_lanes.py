@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from capt_local.engine.context import Context
+from capt_local.engine.kernels import Kernels
 from capt_local.engine.lane import Lane, Part
 from capt_local.engine.lanes import MOST_TOGETHER, Lanes
 from capt_local.engine.llama import LlamaModel
-from capt_local.engine.spans import Kernels, best_sizes, spans, tried_sizes
+from capt_local.engine.spans import best_sizes, spans, tried_sizes
 from capt_local.engine.weights import Weights
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, ModelError, NumericalError
 from tests.engine.conftest import ONE_THREAD

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from capt_local.engine.kernels import Kernels
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.weights import Weights
@@ -262,7 +263,7 @@ def padding(tmp_path: Path) -> Iterator[tuple[LlamaModel, LlamaModel]]:
         LlamaModel(weights, ONE_THREAD) as one,
         LlamaModel(weights, ONE_THREAD) as other,
     ):
-        one._by_fours, other._by_fours = True, False
+        one._kernels, other._kernels = Kernels(by_fours=True), Kernels()
         yield one, other
 
 

@@ -134,10 +134,9 @@ class Seat:
         """See `Model.use_threads`."""
         self._lane.use_threads(count)
 
-    @property
-    def by_fours(self) -> bool:
-        """Whether its kernels take four tokens of a batch at once."""
-        return self._lane.by_fours
+    def price(self, count: int) -> float:
+        """See `Model.price`."""
+        return self._lane.price(count)
 
     @property
     def can_rewind(self) -> bool:

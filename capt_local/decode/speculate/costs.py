@@ -2,22 +2,18 @@
 
 The costs are a model, not a stop watch: what is drafted decides the shapes of the batches, these
 decide the last bits of the logits, and the same question should get the same answer twice. So the
-sizes of the models stand for their speed, and what the machine makes of a batch is measured, but
-rounded to one of three kinds.
+sizes of the models stand for their speed and the kernels for the price of a batch, until both were
+measured, and what was measured is rounded coarsely.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from capt_local.decode.speculate.draft import LEADING
-from capt_local.decode.stopwatch import CHEAP, FAIR
 
-# Kernels that take four tokens at once need little more than one and a half times what a single
-# one takes, and a token that is left over is computed by itself (Q4_0, AVX-512).
-_FOUR, _LEFT = 1.6, 0.8
 # What models take beside each other on half of the cores, over one after the other on all.
 _BESIDE = 0.75
 # Tokens of a proxy for one of the target: 1.23 for Llama 2 under Qwen2.
@@ -29,33 +25,29 @@ class Costs:
     """Of the three models.
 
     Attributes:
-        target: one token of the target by itself, 1 by definition.
-        proxies: one token of each of the others, by role.
-        more: one token more in a batch, over one by itself.
-        fours: whether tokens are computed four at a time.
+        proxies: one token of each of the others, by role; one of the target is 1 by definition.
+        price: what a batch of so many tokens costs, in batches of one.
+        more: what the further tokens of a batch cost over that.
         beside: whether the others run beside each other.
     """
 
     proxies: dict[str, float]
-    more: float = FAIR
-    fours: bool = False
+    price: Callable[[int], float]
+    more: float = 1.0
     beside: bool = False
 
     @classmethod
-    def of(
-        cls, sizes: Mapping[str, int], leader: str, *, gpu: bool = False, fours: bool = False
-    ) -> Costs:
+    def of(cls, sizes: Mapping[str, int], leader: str, price: Callable[[int], float]) -> Costs:
         """From the bytes of the weights, which are what is read for a token.
 
         Args:
             sizes: by role.
             leader: the role of the target.
-            gpu: whether they are on a GPU.
-            fours: see the class.
+            price: see the class.
         """
         one = max(sizes[leader], 1)
         proxies = {role: size / one for role, size in sizes.items() if role != leader}
-        return cls(proxies, CHEAP if gpu else FAIR, fours)
+        return cls(proxies, price)
 
     def batch(self, count: float) -> float:
         """So many tokens at once (1.2: on average), over one by itself."""
@@ -63,10 +55,7 @@ class Costs:
         if whole < count:
             part = count - whole
             return (1 - part) * self.batch(whole) + part * self.batch(whole + 1)
-        if not self.fours or whole <= 1:
-            return 1.0 + self.more * (whole - 1) if whole else 0.0
-        groups, left = divmod(whole, 4)
-        return groups * _FOUR + min(left * _LEFT, _FOUR)
+        return 1.0 + self.more * (self.price(whole) - 1.0) if whole else 0.0
 
     def check(self, drafted: int, leader: str | None) -> float:
         """A draft and one token more through all models, with the making of the draft.

@@ -15,6 +15,8 @@ from capt_local.decode.speculate.tally import Tally
 from capt_local.decode.stopwatch import rounded
 from capt_local.decode.trio import Trio
 
+_FINE = 2.0**0.5  # to which the speeds of models are rounded
+
 
 def speculation(trio: Trio, options: GenerateOptions, tally: Tally) -> Speculation | None:
     """What drafts for an answer; None where nothing does.
@@ -46,14 +48,14 @@ def costs(trio: Trio) -> Costs:
     """What decoding costs with these models, as far as is known."""
     own = trio.cached.model
     sizes = {each.role: each.model.size for each in trio.models}
-    known = Costs.of(sizes, trio.cached.role, gpu=own.on_gpu, fours=own.by_fours)
+    known = Costs.of(sizes, trio.cached.role, own.price)
     known.beside = own.threads > 1 and not own.on_gpu
     watch = trio.cached.watch
-    if watch.more is not None and not own.by_fours:
+    if watch.more is not None:
         known.more = watch.more
     # A small model of many layers takes longer than its size says.
     measured = {
-        each.cached.role: rounded(each.cached.watch.one / watch.one)
+        each.cached.role: rounded(each.cached.watch.one / watch.one, _FINE)
         for each in trio.proxies
         if watch.one is not None and each.cached.watch.one is not None
     }

@@ -14,13 +14,18 @@ from capt_local.decode.speculate.leading import TargetDraft, grade_of
 from capt_local.decode.speculate.lookup import Lookup
 from capt_local.decode.speculate.policy import Policy, Record
 from capt_local.decode.speculate.reading_along import ExpertDraft
-from capt_local.decode.stopwatch import CHEAP, DEAR, FAIR, Stopwatch, kind_of
+from capt_local.decode.stopwatch import Stopwatch, rounded
+from capt_local.engine.kernels import Kernels
 
 LENGTH = 200
 SIZES = [{"target": 11, "expert": 5, "base": 5}, {"target": 8, "expert": 7, "base": 7}]
 MACHINES = {
-    "processor": {}, "fours": {"fours": True}, "GPU": {"gpu": True}, "slow": {},
-}  # fmt: skip
+    "processor": Kernels(),
+    "fours": Kernels(by_fours=True),
+    "tiles": Kernels(tiles=True),
+    "GPU": Kernels(on_gpu=True),
+    "slow": Kernels(),
+}
 
 
 @dataclass
@@ -38,9 +43,10 @@ SOURCES = [
 
 
 def costs_of(machine: str, sizes: dict[str, int]) -> Costs:
-    costs = Costs.of(sizes, "target", **MACHINES[machine])
+    kernels = MACHINES[machine]
+    costs = Costs.of(sizes, "target", lambda count: kernels.cost(kernels.filled(count)))
     if machine == "slow":
-        costs.more = DEAR
+        costs.more = 4.0
     return costs
 
 
@@ -88,7 +94,7 @@ def test_no_source_makes_an_answer_slower_by_more_than_two_percent(
         assert ratio <= 1.02 + 1e-9
 
 
-@pytest.mark.parametrize("machine", ["processor", "fours", "GPU"])
+@pytest.mark.parametrize("machine", ["processor", "fours", "tiles", "GPU"])
 def test_a_source_that_is_right_is_followed_further_and_pays(machine: str) -> None:
     costs = costs_of(machine, SIZES[0])
     ratio, lengths = answered(costs, SOURCES[:1], lambda place: True)
@@ -136,8 +142,12 @@ def test_a_record_starts_with_the_prior_and_forgets() -> None:
     assert record.chance(0) > 0.8
 
 
+def linear(count: int) -> float:
+    return 1.0 + 0.1 * (count - 1)
+
+
 def test_costs_by_hand() -> None:
-    costs = Costs({"expert": 0.5, "base": 0.5}, more=0.2)
+    costs = Costs({"expert": 0.5, "base": 0.5}, linear, more=2.0)
     assert costs.batch(0) == 0.0 and costs.batch(1) == 1.0
     assert costs.batch(4) == pytest.approx(1.6) and costs.batch(1.5) == pytest.approx(1.1)
     assert costs.step == pytest.approx(1 + costs.batch(1.2))
@@ -151,38 +161,41 @@ def test_costs_by_hand() -> None:
 
 
 def test_where_the_expert_leads_its_own_draft_is_priced_as_such() -> None:
-    led = Costs.of({"expert": 5, "target": 10, "base": 5}, "expert")
+    led = Costs.of({"expert": 5, "target": 10, "base": 5}, "expert", linear)
     assert led.check(4, LEADING) == pytest.approx(4 + 3 * led.batch(4.8))
 
 
-def test_kernels_for_four() -> None:
-    fours = Costs({}, fours=True)
-    assert [fours.batch(count) for count in (1, 3, 4, 8)] == [1.0, 1.6, 1.6, 3.2]
-
-
-@pytest.mark.parametrize(("share", "kind"), [(0.0, CHEAP), (0.2, FAIR), (0.5, DEAR), (3.0, DEAR)])
-def test_a_stopwatch_knows_three_kinds_of_machines(share: float, kind: float) -> None:
-    assert kind_of(share) == kind
-    watch = Stopwatch()
+@pytest.mark.parametrize(
+    ("share", "more"), [(-1.0, 0.125), (0.05, 0.5), (0.11, 1.0), (0.2, 2.0), (9.0, 8.0)]
+)
+def test_a_stopwatch_rounds_what_further_tokens_cost(share: float, more: float) -> None:
+    watch = Stopwatch(linear)
     for place in range(12):
         assert watch.more is None
         watch.time(1, 0.01)
         watch.time(2 + place % 5, 0.01 * (1 + share * (1 + place % 5)))
-    assert watch.more == kind
+    assert watch.one == 0.01 and watch.more == more
 
 
 def test_a_stopwatch_is_not_misled_by_prompts_and_stops_when_it_knows() -> None:
-    watch = Stopwatch()
+    watch = Stopwatch(linear)
     for _ in range(50):
         watch.time(1, 0.01)
         watch.time(500, 9.0)
     assert watch.more is None
     for _ in range(12):
         watch.time(4, 0.01 * 1.6)
-    assert watch.more == FAIR
+    assert watch.more == 2.0
     for _ in range(99):
         watch.time(4, 9.0)
-    assert watch.more == FAIR
+    assert watch.more == 2.0
+
+
+def test_rounding_to_powers() -> None:
+    assert [rounded(ratio, 2.0) for ratio in (0.3, 0.7, 0.71, 1.4, 3.0)] == [
+        0.25, 0.5, 1.0, 1.0, 4.0
+    ]  # fmt: skip
+    assert rounded(0.45, 2.0**0.5) == pytest.approx(0.5)
 
 
 def test_grades() -> None:
