@@ -148,14 +148,15 @@ def examine(bundle: Bundle, screen: Screen) -> None:
     Raises:
         ModelError: one is damaged, or ended the process that looked at it.
     """
-    from capt_local.engine.examine import examine as look
+    from capt_local.engine.examine import Examiner
 
     files = {model.path: None for model in bundle.models.values()}
-    for number, path in enumerate(files):
-        screen.progress(f"examining {path.name}", number / len(files))
-        adapters = [
-            model.adapter.path
-            for model in bundle.models.values()
-            if model.adapter and model.path == path
-        ]
-        look(path, adapters)
+    with Examiner() as examiner:
+        for number, path in enumerate(files):
+            screen.progress(f"examining {path.name}", number / len(files))
+            adapters = [
+                model.adapter.path
+                for model in bundle.models.values()
+                if model.adapter and model.path == path
+            ]
+            examiner.look(path, adapters)
