@@ -65,8 +65,8 @@ def forbid_calls() -> bool:
     known = _MACHINES.get(platform.machine())
     if sys.platform != "linux" or known is None or sys.maxsize < 1 << 32:
         return False
-    call, *rest = known
-    code = b"".join(_instructions(*rest))
+    call, architecture, opening, forbidden = known
+    code = b"".join(_instructions(architecture, opening, forbidden))
     program = _Program(len(code) // 8, code)
     c, word = ctypes.CDLL(None), ctypes.c_ulong
     if c.prctl(_PR_SET_NO_NEW_PRIVS, word(1), word(0), word(0), word(0)):

@@ -78,8 +78,9 @@ def look_first(
                 continue
             waiting = None if progress is None else partial(progress, role, 0.0)
             examiner.look(files[0], files[1:], waiting)
-            for path, mark in marks.items() if known is not None else ():
-                known.keep(path, found[path], mark, _ABOUT)
+            if known is not None:
+                for path, mark in marks.items():
+                    known.keep(path, found[path], mark, _ABOUT)
     return found
 
 
