@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from capt_local.batch.records import RecordSettings
 from capt_local.strict.problems import NotReadable
 
+_UNSET = RecordSettings()
 _MOST_TOKENS = 1 << 24
 _HOTTEST = 100
 _LARGEST_SEED = (1 << 63) - 1
@@ -65,6 +66,8 @@ def settings_of(fields: Mapping[str, object]) -> RecordSettings:
     Raises:
         NotReadable: a field is not supported, or its value has no meaning.
     """
+    if not fields:  # as most records
+        return _UNSET
     given = _Given(fields)
     tokens = given.whole("max_tokens", 1, _MOST_TOKENS)
     other = given.whole("max_completion_tokens", 1, _MOST_TOKENS)
