@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle
 
 
-def first_look(bundle: Bundle, check: Check, warnings: list[str]) -> dict[str, Any]:
+def first_look(bundle: Bundle, check: Check, told: list[str]) -> dict[str, Any]:
     """Who vouches for the files, or that they were loaded in a process of their own.
 
     Raises:
@@ -22,7 +22,7 @@ def first_look(bundle: Bundle, check: Check, warnings: list[str]) -> dict[str, A
     if is_trusted(bundle):
         return {"files": "named by a trusted manifest"}
     if check is Check.NEVER:
-        warnings.append(NOT_LOOKED_AT)
+        told.append(NOT_LOOKED_AT)
         return {"files": "not looked at"}
     look_first(bundle, check=check)
     return {"files": "loaded in a process of their own, every weight looked at"}
