@@ -15,7 +15,10 @@ from capt_local.bundle.manifest import MANIFEST
 from capt_local.bundle.read import read_bundle
 from capt_local.cli.doctor import fit as fitting
 from capt_local.cli.models import create_measure, travel
+from capt_local.cli.models.create_measure import BASE, EXPERT, TARGET, Measured, read_sample
+from capt_local.decode.step import FinishReason
 from capt_local.engine import memory
+from capt_local.report.json import Answer
 from capt_local.version import __version__
 from tests.cli.conftest import Result, Run
 from tests.tiny_models import tiny_adapter, tiny_gguf
@@ -381,6 +384,44 @@ def test_what_a_file_says_of_its_licence(
     result = create(run, models, "--no-run", "--replace", expert=str(spoken))
     assert store.find("mine").models["expert"].licence == "CC0-1.0"
     assert "The file of the expert names the licence 'mit', not 'CC0-1.0'" in result.err
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_id_that_leads_elsewhere(
+    broken: bool,
+    run: Run,
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert create(run, models, "--no-run", "-o", str(tmp_path / "mine")).code == 0
+    if broken:
+        (tmp_path / "mine" / "base.gguf").unlink()
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path))
+    result = create(run, models, "--no-run")
+    assert (result.code, "is found before this one" in result.err) == (0, True)
+    assert (store.user_folder() / "mine" / MANIFEST).is_file()
+
+
+BITS = {TARGET: 2.0, "alpha 1": 1.0, EXPERT: 1.5, BASE: 3.0}
+SILENT = Answer([], b" ", FinishReason.STOP, "mine")
+THINKING = Answer([], b"", FinishReason.LENGTH, "mine", thoughts=b"Hm", thought_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("bits", "answer", "said"),
+    [
+        (BITS, THINKING, []),
+        (BITS, SILENT, ["answered our question with nothing"]),
+        ({**BITS, "alpha 1": 2.5}, THINKING, ["no weight of the expert is better"]),
+        ({**BITS, BASE: 1.0}, THINKING, ["whether the two are swapped"]),
+        ({**BITS, EXPERT: None}, THINKING, ["Some figures are missing"]),
+    ],
+)
+def test_what_figures_say(bits: dict[str, float | None], answer: Answer, said: list[str]) -> None:
+    found = list(Measured(read_sample(None), bits, answer).findings())
+    assert len(found) == len(said)
+    assert all(part in line for part, line in zip(said, found, strict=True))
 
 
 def test_a_bundle_that_was_made_travels(run: Run, models: dict[str, Path], tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from capt_local.bundle.adapter import AdapterFile
     from capt_local.bundle.manifest import Bundle, Defaults
 
-_MOST_CONTEXT = 4096
 _REVIEW_AFTER = datetime.timedelta(days=365)
 _LARGEST_CARD = 1 << 20
 
@@ -226,9 +225,11 @@ def _licensed(
 
 def _context(looks: Mapping[str, Look], asked: int | None) -> tuple[int, list[str]]:
     """Tokens of context, and a note where that is more than a model was trained for."""
+    from capt_local.engine.memory import DEFAULT_CONTEXT
+
     trained = {role: look.context for role, look in looks.items() if look.context}
     if asked is None:
-        return min([*trained.values(), _MOST_CONTEXT]), []
+        return min([*trained.values(), DEFAULT_CONTEXT]), []
     beyond = [f"{role} {length:,}" for role, length in trained.items() if length < asked]
     if not beyond:
         return asked, []
