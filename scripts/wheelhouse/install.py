@@ -128,6 +128,9 @@ def _fill(stick: Path, sums: Mapping[str, str], folder: Path) -> None:
             raise Refused(f"capt-local does not run on this machine: {why}")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # an earlier installation is in them
+            folder.parent.rmdir()
+            folder.parents[1].rmdir()
         raise
 
 
@@ -192,6 +195,7 @@ def take_in(stick: Path, about: Mapping[str, Any], program: Path, compared: bool
         print("             is trusted from now on. It came with the stick, so compare it with")
         print("             what the maker of the stick tells you by another way.")
     print(f"bundle       {done.stdout.splitlines()[0]}")
+    print(done.stderr, end="", file=sys.stderr)  # such as a review that is due
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:

@@ -43,6 +43,13 @@ def test_a_program_that_does_not_run_here_changes_nothing(stick: Path) -> None:
         assert (version(stick), versions(stick)) == ("1.0", {"1.0"})
 
 
+def test_ctrl_c_changes_nothing(stick: Path) -> None:
+    assert run(stick).returncode == 0
+    newer(stick, "2.0", doctor="os.kill(os.getppid(), signal.SIGINT); signal.pause()")
+    assert "interrupted; the same command goes on" in refused(stick, code=130)
+    assert (version(stick), versions(stick)) == ("1.0", {"1.0"})
+
+
 def test_a_library_of_the_system_that_is_missing_is_named(stick: Path) -> None:
     write_program(stick / "wheels", doctor="sys.exit(1)")
     wheel = stick / "wheels" / "capt_local-1.0-py3-none-any.whl"
@@ -51,6 +58,7 @@ def test_a_library_of_the_system_that_is_missing_is_named(stick: Path) -> None:
         archive.writestr("llama_cpp.py", text)
     tell(stick)
     assert "libgomp.so.1 is missing. Install the package" in refused(stick)
+    assert not list((stick.parent / "home").iterdir())
 
 
 def test_a_bundle_that_is_not_taken_in(stick: Path) -> None:
@@ -59,3 +67,11 @@ def test_a_bundle_that_is_not_taken_in(stick: Path) -> None:
     line = refused(stick, code=3)
     assert line.endswith("The program is installed, the bundle is not: error: it is older")
     assert version(stick) == "1.0"
+
+
+def test_what_the_import_remarks_is_told(stick: Path) -> None:
+    remark = "print('note: the review is due', file=sys.stderr)"
+    write_program(stick / "wheels", importing=remark)
+    tell(stick)
+    result = run(stick)
+    assert (result.returncode, result.stderr) == (0, "note: the review is due\n")
