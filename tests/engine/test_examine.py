@@ -124,7 +124,7 @@ def test_more_memory_than_the_header_explains_is_not_there(
     if sys.platform != "linux":
         pytest.skip("only Linux limits the memory of a process")
     code = """
-from capt_local.engine import examining
+import capt_local.engine.examining as examining
 examining.look = lambda *_: (examining.allow_memory(1 << 20), bytes(1 << 28))
 examining.confine = lambda: None
 import io, os
