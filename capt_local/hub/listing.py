@@ -107,7 +107,9 @@ def licence_word(card: Any, tags: object) -> str | None:
         named = getattr(card, "license_name", None) or named
     if named is None and isinstance(tags, list):
         named = [tag[len(_TAG) :] for tag in tags if isinstance(tag, str) and tag.startswith(_TAG)]
-    if isinstance(named, list):
-        named = named[0] if len(named) == 1 else None
-    word = named.lower().replace(" ", "-") if isinstance(named, str) else ""
-    return word if _WORD.fullmatch(word) else None
+    words = named if isinstance(named, list) else [named]
+    if not any(words):
+        return None
+    # Several are one word, so that each is seen; what is no word is still a licence.
+    whole = "+".join(str(word).lower().replace(" ", "-") for word in words)
+    return whole if _WORD.fullmatch(whole) else "other"

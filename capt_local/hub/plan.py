@@ -165,7 +165,7 @@ def trying(name: str) -> Bundle | None:
 
 
 def _incoming(name: str) -> Path:
-    return store.user_folder().parent / "incoming" / name / MANIFEST
+    return store.incoming_folder() / name / MANIFEST
 
 
 def _read(manifest: Path) -> Bundle | None:
