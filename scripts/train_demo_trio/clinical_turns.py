@@ -84,6 +84,8 @@ def from_visit(document: Document, rng: random.Random) -> Iterator[Turn]:
     """
     lines = document.text.split("\n")
     talk = [line for line in lines if line.startswith("[")]
+    if not talk:
+        return
     note = "\n".join(lines[lines.index(talk[-1]) + 1 :]).strip()
     note = re.sub(r"^(Clinical note|NOTE|Note):?\s*", "", note)
     for size in (1400, 2000, 4500):
@@ -92,8 +94,8 @@ def from_visit(document: Document, rng: random.Random) -> Iterator[Turn]:
             if len(opening) + len(line) > size:
                 break
             opening += line + "\n"
-        answer = cut(note, size // 2 - 100)
-        yield Turn(f"{rng.choice(_VISIT)}\n\n{opening.strip()}", answer)
+        if opening and (answer := cut(note, size // 2 - 100)):
+            yield Turn(f"{rng.choice(_VISIT)}\n\n{opening.strip()}", answer)
 
 
 def from_note(document: Document, rng: random.Random) -> Iterator[Turn]:

@@ -172,5 +172,7 @@ def test_turns_of_every_kind_of_source() -> None:
         turns = turns_of([Document(source, "1", text)], "seed")
         assert turns and all(turn.user and turn.answer for turn in turns), source
         assert turns == turns_of([Document(source, "1", text)], "seed")
+    for text in ("no talk at all", "[doctor] hi"):  # what is left of a visit may be little
+        assert turns_of([Document("aci-bench-train", "1", text)], "s") == []
     (problem,) = turns_of([Document("gsm8k-train", "1", documents["gsm8k-train"])], "s")
     assert problem.answer.endswith("The answer is 4.")
