@@ -36,7 +36,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     keys.add_argument("--key", type=Path, metavar="NAME.key", help="of models keygen; it signs")
     keys.add_argument("--new-key", type=Path, metavar="NAME.key", help="makes that key and signs")
     backends, processors = list(Backend), list(Processor)
-    text = "what computes (cpu); cuda needs its toolkit here and a driver there"
+    text = "what computes (cpu); cuda needs its toolkit here and its driver here and there"
     add("--backend", type=Backend, choices=backends, default=Backend.CPU, help=text)
     text = "portable (default): any x86-64 with AVX2, any ARM64; native: those like this one"
     add("--cpu", type=Processor, choices=processors, default=Processor.PORTABLE, help=text)

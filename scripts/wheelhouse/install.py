@@ -165,6 +165,8 @@ def _lead_to(place: Path, folder: Path) -> None:
     current, before = place / "current", (place / "current").resolve()
     (place / "bin").mkdir(exist_ok=True)
     _link(place / "bin" / "capt-local", Path("..", "current", "bin", "capt-local"))
+    if before == folder.resolve():
+        return
     _link(current, Path("versions", folder.name))
     for other in (place / "versions").iterdir():
         # The one before stays, since it may be running.

@@ -16,8 +16,9 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="the installer is for
 def test_a_newer_program_takes_the_place_and_the_one_before_stays(stick: Path) -> None:
     for number, there in (("1.0", {"1.0"}), ("1.2", {"1.0", "1.2"}), ("1.10", {"1.2", "1.10"})):
         newer(stick, number)
-        assert run(stick).returncode == 0
-        assert (version(stick), versions(stick)) == (number, there)
+        for _ in range(2):
+            assert run(stick).returncode == 0
+            assert (version(stick), versions(stick)) == (number, there)
 
 
 def test_an_older_program_only_if_it_is_wanted(stick: Path) -> None:
