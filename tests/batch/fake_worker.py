@@ -127,4 +127,5 @@ def open_models(opening: Opening, progress: worker.Progress) -> Any:
 
 if __name__ == "__main__":
     versions = {"capt_local": "1", "llama_cpp_python": "1", "llama_cpp": "1", "numpy": "1"}
-    worker.main(open_models, lambda: {"versions": versions, "build": {}})
+    devices = ["CPU: a fake one"]
+    worker.main(open_models, lambda: {"versions": versions, "build": {}, "devices": devices})

@@ -232,6 +232,18 @@ def test_a_signal_stops_the_run_and_it_goes_on(
     assert untimed(output) == untimed(long_whole)
 
 
+def test_a_signal_stops_a_run_whose_worker_hangs(long_run: list[str]) -> None:
+    output = Path(long_run[2])
+    process = started(long_run)
+    wait_for_lines(process, output, 2)
+    worker = worker_of(process)
+    worker.suspend()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143 and not worker.is_running()
+    assert 2 <= len(untimed(output)) < 24
+
+
 def test_a_killed_run_leaves_no_worker_and_goes_on(long_whole: Path, long_run: list[str]) -> None:
     output = Path(long_run[2])
     process = started(long_run)

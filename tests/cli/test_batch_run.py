@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -14,7 +15,8 @@ from capt_local.batch.disk import Files
 from capt_local.batch.journal import Journal, JournalFull
 from capt_local.batch.manifest import read_manifest
 from capt_local.batch.runner import Runner
-from capt_local.cli.batch import logged, work
+from capt_local.bundle.manifest import Signer
+from capt_local.cli.batch import logged, setup, work
 from capt_local.cli.batch.run import BatchRun
 from capt_local.errors import UsageError
 from tests.batch.fake_input import start_worker
@@ -96,6 +98,38 @@ def test_whether_lines_have_log_probabilities_is_a_setting_of_the_run(place: Pla
     result = place.batch("--logprobs")
     assert result.code == 2 and "what differs: output.logprobs (False, now True)" in result.err
     assert place.all() == before
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(place: Place) -> None:
+    assert place.batch("--limit", "1").code == 0
+    manifest = place.folder / "out.jsonl.run.json"
+    held = json.loads(manifest.read_bytes())
+    (entry,) = held["provenance"]
+    assert (entry["devices"], entry["loaded"]) == (["CPU: a fake one"], {})
+    assert entry["bundle"]["signer"] is None
+    entry["devices"] = ["GPU0: another one"]
+    manifest.write_text(json.dumps(held))
+    result = place.batch()
+    assert result.code == 0 and result.err.count("computes on other devices") == 1
+    assert place.codes() == {"a": "ok", "b": "ok"}
+    entries = json.loads(manifest.read_bytes())["provenance"]
+    assert [entry["devices"] for entry in entries] == [["GPU0: another one"], ["CPU: a fake one"]]
+    assert [entry["loaded"] for entry in entries] == [{}, {}]
+
+
+def test_the_signer_of_the_bundle_is_in_the_manifest(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signer = Signer("ab" * 32, "the pharmacy")
+    find = setup.find_bundle
+    monkeypatch.setattr(
+        setup, "find_bundle", lambda flags: dataclasses.replace(find(flags), signer=signer)
+    )
+    assert place.batch().code == 0
+    manifest = read_manifest(place.output, "it")
+    assert manifest is not None
+    told = manifest.provenance[0]["bundle"]["signer"]
+    assert told == {"key": "ab" * 32, "name": "the pharmacy"}
 
 
 def test_a_check_tells_and_writes_nothing(place: Place) -> None:

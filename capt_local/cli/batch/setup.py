@@ -213,7 +213,7 @@ def facts(what: Chosen, source: Source, mark: Fingerprint, hello: Mapping[str, A
                 "id": bundle.id,
                 "version": bundle.version,
                 "licence": bundle.licence,
-                "signer": packed(bundle.signer),
+                "signer": bundle.signer.as_object() if bundle.signer else None,
             },
             "notices": list(bundle.notices),
             "loading": packed(what.load),
