@@ -1,4 +1,4 @@
-"""What stays in the KV caches from turn to turn, counted on the demo trio."""
+"""What stays in the KV caches from turn to turn, counted on a trained trio."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Message, Runtime
 from capt_local.decode.cached import common_length
 from capt_local.decode.options import Speed
+from tests.small_trio import SMALL_TRIO
 
 FIRST = "Summarize: the patient is a 54-year-old man with chest pain for 2 days and a cough."
 SECOND = "And which medicines does he take at home?"
@@ -22,7 +23,7 @@ EVIDENCE = GenerateOptions(speed=Speed.EXACT_STEPS, max_tokens=16)
 
 @pytest.fixture(scope="module")
 def runtime() -> Iterator[Runtime]:
-    with Runtime.open("demo", load=LoadOptions(threads=1)) as opened:
+    with Runtime.open(SMALL_TRIO, load=LoadOptions(threads=1)) as opened:
         yield opened
 
 

@@ -1,4 +1,4 @@
-"""Structured answers of the real demo trio."""
+"""Structured answers of a trained trio: forms hold whatever the models would rather say."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from capt_local import FinishReason, GenerateOptions, LoadOptions, Method, Runti
 from capt_local.bundle.store import find
 from capt_local.decode.json_schema import grammar_of
 from capt_local.decode.options import Structure
+from tests.small_trio import SMALL_TRIO
 
 PROMPTS = ["A 54-year-old man with chest pain for 2 days.", "Temperatur 38,5 °C — \U0001f321"]
 SCHEMA = {
@@ -44,7 +45,7 @@ CHOICE = Structure('root ::= "yes" | "no"')
 
 @pytest.fixture(scope="module")
 def runtime() -> Iterator[Runtime]:
-    with Runtime.open("demo", load=LoadOptions(threads=1)) as opened:
+    with Runtime.open(SMALL_TRIO, load=LoadOptions(threads=1)) as opened:
         yield opened
 
 
@@ -75,7 +76,7 @@ def test_a_choice_is_made(runtime: Runtime, prompt: str, method: Method) -> None
 def test_the_targets_answer_is_that_of_the_binding(runtime: Runtime, form: Structure) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
     model = llama_cpp.Llama(
-        str(find("demo").models["target"].path), n_ctx=512, n_threads=1, verbose=False
+        str(find(SMALL_TRIO).models["target"].path), n_ctx=512, n_threads=1, verbose=False
     )
     prompt = runtime._askers["target"].prompt(PROMPTS[0], raw=False)
     ends = set(runtime.models["target"].vocabulary.end_ids.tolist())
