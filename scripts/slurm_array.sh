@@ -100,7 +100,8 @@ if [ -n "${MERGE:-}" ]; then
     merge "$@"
     exit
 fi
-export CAPT_LOCAL_DATE=${CAPT_LOCAL_DATE:-$(date_of_run)}
+CAPT_LOCAL_DATE=${CAPT_LOCAL_DATE:-$(date_of_run)}
+export CAPT_LOCAL_DATE
 
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
     shards=${SHARDS:-$SLURM_ARRAY_TASK_COUNT}
