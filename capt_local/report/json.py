@@ -248,16 +248,19 @@ def _speed(tally: Tally) -> JsonObject:
 
 def _clean(value: Any) -> Any:
     """The same value without numbers and characters that JSON readers refuse."""
-    if value is None or isinstance(value, bool):
+    kind = type(value)  # exact kinds first: asking for abstract ones takes most of the time
+    if value is None or kind is int or kind is bool or (kind is str and value.isascii()):
         return value
+    if kind is float:
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict) or isinstance(value, Mapping):  # noqa: SIM101 - see above
+        return {_clean(str(key)): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):  # numpy's numbers too
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, Mapping):
-        return {_clean(str(key)): _clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
     return value
