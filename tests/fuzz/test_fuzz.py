@@ -43,7 +43,7 @@ def test_fuzzing_for_some_seconds_finds_nothing(target: str, tmp_path: Path) -> 
     done = subprocess.run(
         [sys.executable, "-m", "tests.fuzz.run", target, "--seconds", str(SECONDS),
          "--keep", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=20 * SECONDS,
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith(f"{target}: ")
