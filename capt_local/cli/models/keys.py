@@ -10,7 +10,9 @@ import typer
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import ViewFlags, option
+from capt_local.config.limits import Feature
 from capt_local.config.places import key_folders
+from capt_local.config.read import read_site
 from capt_local.report.screen import Screen
 
 
@@ -51,4 +53,7 @@ def models_trust(what: TrustFlags, view: ViewFlags) -> int:
     screen = Screen.standard(view.verbose)
     key = install(what.key, key_folders()[-1])
     screen.line(f"trusted from now on: {key.fingerprint}")
+    limits = read_site().limits
+    if limits.forbids(Feature.UNSIGNED):
+        screen.note(f"note: {limits.file} forbids bundles that no key of the site has signed.")
     return ExitCode.OK
