@@ -77,6 +77,10 @@ class Shown:
             self._shown[place] = self._rows[number % len(self._rows)]
         return self._shown[:rows]
 
+    def price(self, count: int) -> float:
+        """Of a batch; nothing is drafted here."""
+        return float(count)
+
     def rewind(self, length: int) -> bool:
         """Goes back."""
         self.position = length
