@@ -18,6 +18,14 @@ from scripts.wheelhouse.wheels import Wheel
 
 SCHEMA = "1.6"
 _BINDING = "llama-cpp-python"
+# What its wheel holds in binary form; which build of it, the version of the binding says.
+_INSIDE = {
+    "type": "library",
+    "bom-ref": "pkg:github/ggml-org/llama.cpp",
+    "name": "llama.cpp",
+    "purl": "pkg:github/ggml-org/llama.cpp",
+    "licenses": [{"license": {"name": "MIT"}}],
+}
 
 
 def bill(
@@ -31,7 +39,7 @@ def bill(
     Args:
         root: name of the package that all others are for.
         wheels: all of them, that package and pip included.
-        models: those of the bundle: name, version, sha256, licence and source.
+        models: the bundle's files: type in CycloneDX, name, version, sha256, licence, source.
         build: how the binding was built.
 
     Returns:
@@ -41,7 +49,8 @@ def bill(
     others = [_package(wheel) for wheel in wheels if wheel is not main]
     for component in others:
         if component["name"] == _BINDING:
-            component["properties"] = _properties(build)
+            component["properties"] += _properties(build)
+            component["components"] = [_INSIDE]
     present = {wheel.name: _reference(wheel) for wheel in wheels}
     content = {
         "metadata": {"timestamp": _now(), "component": _package(main, "application")},
@@ -88,8 +97,8 @@ def _reference(wheel: Wheel) -> str:
 
 def _model(model: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "type": "machine-learning-model",
-        "bom-ref": f"model:{model['name']}@{model['sha256']}",
+        "type": model["type"],
+        "bom-ref": f"{model['name']}@{model['sha256']}",
         "name": model["name"],
         "version": model["version"],
         "description": f"source: {model['source'] or 'not stated'}",

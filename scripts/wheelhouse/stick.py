@@ -130,23 +130,28 @@ def _seal(order: Order, wheels: Sequence[Wheel], stick: Path, program: Path) -> 
     about = json.loads((stick / "wheelhouse.json").read_text("utf-8"))
     going_on = "demo" if name == "demo" else f"chat -m {name}"
     _write_about(stick, {**about, "bundle": bundle, "key": key, "next": going_on})
-    text = bill(NAME, wheels, _models(shown), order.build.told())
+    text = bill(NAME, wheels, _models(shown, stick / bundle), order.build.told())
     (stick / "sbom.cdx.json").write_text(text, "utf-8")
     write_sums(stick)
     _do([*seal, "sign", str(order.key), str(stick / SUMS)])
     return fingerprint(stick / key)
 
 
-def _models(shown: dict[str, Any]) -> list[dict[str, str]]:
+def _models(shown: dict[str, Any], archive: Path) -> list[dict[str, str]]:
+    """Each model, and the archive with all that a bundle has besides: adapters, templates."""
     head = shown["bundle"]
-    return [
+    models = [
         {
+            "type": "machine-learning-model",
             "name": f"{head['id']}/{model['file']}",
             "version": head["version"],
             **{each: model[each] or "" for each in ("sha256", "licence", "source")},
         }
-        for model in shown["models"].values()
+        for model in {model["file"]: model for model in shown["models"].values()}.values()
     ]
+    whole = {"name": archive.name, "sha256": sha256(archive), "source": "models export"}
+    about = {"version": head["version"], "licence": head["licence"]}
+    return [*models, {"type": "file", **whole, **about}]
 
 
 def _write_about(stick: Path, about: dict[str, Any]) -> None:

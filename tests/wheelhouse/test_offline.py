@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -135,6 +136,8 @@ def test_the_bill_of_materials(built: Built) -> None:
     found = {each["name"]: each for each in json.loads(text)["components"]}
     assert needed(NEEDS) <= set(found)
     assert {"demo/target.gguf", "demo/expert.gguf", "demo/base.gguf", "pip"} <= set(found)
+    archive = (built.stick / "bundle" / "demo.capt").read_bytes()
+    assert found["demo.capt"]["hashes"][0]["content"] == hashlib.sha256(archive).hexdigest()
     assert all(each["licenses"] for each in found.values()), "a licence is not stated"
     assert found["numpy"]["version"] == metadata.version("numpy")
 

@@ -14,9 +14,13 @@ from scripts.wheelhouse.sbom import bill
 from scripts.wheelhouse.wheels import Wheel
 
 MODEL = {
-    "name": "tiny/target.gguf", "version": "1", "sha256": "ab" * 32, "licence": "llama3",
+    "type": "machine-learning-model",
+    "name": "tiny/target.gguf",
+    "version": "1",
+    "sha256": "ab" * 32,
+    "licence": "llama3",
     "source": "",
-}  # fmt: skip
+}
 
 
 def wheel(name: str, needs: tuple[str, ...] = (), expression: str = "", *licences: str) -> Wheel:
@@ -72,6 +76,8 @@ def test_what_needs_what(whole: dict[str, Any]) -> None:
 
 def test_how_the_binding_was_built(whole: dict[str, Any]) -> None:
     (binding,) = (each for each in whole["components"] if each["name"] == "llama-cpp-python")
+    assert [each["name"] for each in binding["components"]] == ["llama.cpp"]
+    assert binding["properties"][0]["value"].startswith("wheels/llama-cpp-python-1.0")
     values = {each["name"]: each["value"] for each in binding["properties"]}
     assert values["capt-local:build:backend"] == "cpu"
     assert values["capt-local:build:cmake_args"] == "-DA=ON -DB=OFF"
