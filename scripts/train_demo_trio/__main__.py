@@ -161,9 +161,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def ask(args: argparse.Namespace) -> None:
     """The twenty prompts."""
-    from scripts.train_demo_trio.ask import ask as run
+    from scripts.train_demo_trio.ask import ask_all
 
-    run(args.bundle, args.threads, args.max_tokens)
+    ask_all(args.bundle, args.threads, args.max_tokens)
 
 
 def _shared(parser: argparse.ArgumentParser, *, training: bool = False) -> None:

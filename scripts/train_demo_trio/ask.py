@@ -12,6 +12,7 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from capt_local import FinishReason, GenerateOptions, LoadOptions, Method, Runtime
 
@@ -31,7 +32,7 @@ def ask(runtime: Runtime, prompt: str, method: Method, max_tokens: int) -> tuple
     return generation.text.decode(errors="replace").strip(), generation.finish is FinishReason.STOP
 
 
-def run(bundle: Path, threads: int, max_tokens: int) -> None:
+def ask_all(bundle: Path, threads: int, max_tokens: int) -> None:
     """Show all answers side by side."""
     console = Console()
     ended: Counter[Method] = Counter()
@@ -44,10 +45,10 @@ def run(bundle: Path, threads: int, max_tokens: int) -> None:
                 text, whole = ask(runtime, asked["prompt"], method, max_tokens)
                 ended[method] += whole
                 table.add_column(f"{method.value}{'' if whole else ' (cut)'}", ratio=1)
-                cells.append(text)
+                cells.append(Text(text))
             table.add_row(*cells)
             console.rule(f"{asked['id']} · {asked['kind']}", align="left")
             console.print(asked["prompt"], markup=False, highlight=False)
-            console.print(table, markup=False)
+            console.print(table)
     for method in METHODS:
         console.print(f"{method.value}: {ended[method]} of {len(prompts)} ended by themselves")

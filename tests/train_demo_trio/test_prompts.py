@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("llama_cpp")
-
+from scripts.train_demo_trio import __main__ as command
 from scripts.train_demo_trio.ask import read_prompts
+from tests.small_trio import SMALL_TRIO
 
 
 def test_twenty_different_prompts() -> None:
@@ -16,3 +16,13 @@ def test_twenty_different_prompts() -> None:
         assert len({each[key] for each in prompts}) == 20
     assert {each["kind"] for each in prompts} >= {"question", "section", "arithmetic", "visit"}
     assert all(len(each["prompt"]) < 1500 for each in prompts)
+
+
+def test_all_answers_are_shown_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    command.main(["ask", str(SMALL_TRIO), "--threads", "1", "--max-tokens", "2"])
+    shown = capsys.readouterr().out
+    for each in read_prompts():
+        assert f"{each['id']} · {each['kind']}" in shown
+    for method in ("target", "capt", "expert"):
+        assert f"{method}: " in shown
+    assert shown.count("of 20 ended by themselves") == 3
