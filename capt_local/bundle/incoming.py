@@ -53,10 +53,17 @@ class Incoming:
             self._lock = os.open(
                 above / f"{place.name}{LOCK}", os.O_RDWR | os.O_CREAT | _SAFE, 0o600
             )
+        except OSError as error:
+            raise self._failed(error) from None
+        try:
             self._hold()
             self._mend()
         except OSError as error:
+            os.close(self._lock)
             raise self._failed(error) from None
+        except ModelError:
+            os.close(self._lock)
+            raise
 
     def is_installed(self, manifest: bytes, signature: bytes) -> bool:
         """Whether this very bundle is in the store."""

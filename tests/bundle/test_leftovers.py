@@ -98,3 +98,19 @@ def test_odd_names_are_passed_over() -> None:
     (store.incoming_folder() / "x.lock").write_text("")
     (store.incoming_folder() / "one").write_text("xyz")
     assert leftovers.leftovers() == [Leftover("one", 3, False)]
+
+
+def test_an_import_that_is_refused_its_lock_lets_go_of_it(hands: Hands) -> None:
+    folder = Path("/proc/self/fd")
+    if not folder.is_dir():
+        pytest.skip("this system does not tell which files are open")
+    path = hands.export("trio.capt")
+
+    def during(_: Bundle) -> None:
+        before = len(os.listdir(folder))
+        for _ in range(5):
+            with pytest.raises(ModelError, match="being imported already"):
+                clear("trio")
+        assert len(os.listdir(folder)) == before
+
+    hands.take(path, examine=during)

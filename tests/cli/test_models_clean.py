@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import store
+from capt_local.bundle import incoming, store
 from capt_local.bundle.incoming import Incoming
 from tests.cli.conftest import Run
 
@@ -45,3 +45,14 @@ def test_doctor_tells_what_is_left(left: Path, run: Run) -> None:
     found = json.loads(run("doctor", "--json").out)
     assert found["store"]["left of stopped imports"] == "mine (3 MiB)"
     assert any("models clean" in line for line in found["warnings"])
+
+
+def test_doctor_does_not_call_stopped_what_may_be_at_work(
+    left: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incoming, "fcntl", None)  # as on a system without such locks
+    found = json.loads(run("doctor", "--json").out)
+    assert any("mine (3 MiB). Whether one is at work" in line for line in found["warnings"])
+    result = run("models", "clean", "--yes")
+    assert (result.code, result.out) == (3, "") and left.exists()
+    assert "cannot be known on this system" in result.err

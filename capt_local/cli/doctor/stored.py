@@ -93,7 +93,12 @@ def _left(told: list[str]) -> str:
 
     dead = [each for each in leftovers() if not each.busy]
     named = ", ".join(f"{each.name} ({mebibytes(each.size)})" for each in dead)
-    if dead:
+    if any(each.busy is None for each in dead):
+        told.append(
+            f"Imports that are not at their end have left files: {named}. Whether one is at work "
+            "right now cannot be known on this system."
+        )
+    elif dead:
         told.append(
             f"Imports were stopped and have left files: {named}. Give the import again to go on "
             "with it, or delete them: capt-local models clean."
