@@ -18,6 +18,7 @@ from typing import Any
 
 from capt_local.engine.clock import BusyClock
 from capt_local.engine.formats import leave_out_crashing
+from capt_local.engine.heap import keep_freed_memory
 from capt_local.engine.private import keep_memory_private
 from capt_local.engine.trial import computes
 from capt_local.errors import UsageError
@@ -77,6 +78,7 @@ class Library:
 
     def __init__(self) -> None:
         """Loads the binding, checks its version and starts llama.cpp's backends."""
+        keep_freed_memory()
         self.api: Any = _import_binding()
         self.clock = BusyClock()
         self._lines: deque[tuple[int, str]] = deque(maxlen=32)
