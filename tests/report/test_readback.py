@@ -33,10 +33,11 @@ def test_an_answer_comes_back_as_it_was() -> None:
     steps = [
         replace(step(0, b"5 \xc2", finish=None), expert_logp=-0.5, base_logp=-2.0),
         step(1, b"\xb5", instead=b"m", contrast=2.5),
-        replace(step(2, b"", finish=FinishReason.STOP), likeliest=99),
+        replace(step(2, b"g"), contrast=None, gated=True),
+        replace(step(3, b"", finish=FinishReason.STOP), likeliest=99),
     ]
     for raw in (False, True):
-        answer = an_answer(steps=steps, text="5 µ".encode(), raw=raw)
+        answer = an_answer(steps=steps, text="5 µg".encode(), raw=raw)
         alone = an_answer(steps=steps[:1], text=b"5 \xc2")
         # The target's own answer is kept without its candidates.
         bare = replace(steps[0], top=(), target_top=(), expert_top=(), base_top=())

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from capt_local.decode.step import Choice, Step
+from capt_local.report.html_cells import cells as cells_of
+from capt_local.report.html_cells import contrasts, details
+from capt_local.report.html_chart import chart
 from capt_local.report.plain import cells, plain
 from capt_local.report.steps import (
     clipped,
     largest_shifts,
     marked_text,
+    nats,
     probability,
     quoted,
     said,
     shift_table,
 )
 from capt_local.report.view import Span
+from tests.report.answers import an_answer
 from tests.report.steps import step
 
 
@@ -65,6 +73,15 @@ def test_the_table() -> None:
         "  step  target alone      p  was said      p target  p all  contrast",
         '     1  " cold\\n"     0.779  " pneumonia"     0.002  0.607     +4.00',
     ]
+
+
+def test_a_contrast_that_nobody_was_asked_for_is_not_zero() -> None:
+    assert [nats(x) for x in (None, math.nan, 0.0, -1.234)] == ["not asked", "?", "+0.00", "-1.23"]
+    asked, not_asked = step(0, b"a", contrast=0.0), replace(step(1, b"b"), contrast=None)
+    assert contrasts([not_asked, asked]) == {1: 0.0}
+    assert chart([not_asked]).said == "No contrast is known."
+    found = details(cells_of(replace(an_answer([]), steps=[asked, not_asked], text=b"ab")))["steps"]
+    assert [row[7] for row in found] == [0.0, None]
 
 
 def test_no_table_when_nothing_changed() -> None:
