@@ -14,7 +14,7 @@ import pytest
 from capt_local import Answered, Ask, GenerateOptions, LoadOptions, Runtime, SampleOptions
 from capt_local.bundle.manifest import Bundle
 from capt_local.decode.options import Speed, Structure
-from capt_local.decode.step import FinishReason
+from capt_local.decode.step import FinishReason, Step
 from capt_local.engine import many
 from capt_local.engine.context import Rows
 from capt_local.engine.lane import Part
@@ -42,6 +42,7 @@ NOTES = [
     "Chest pain since this morning, no fever, blood pressure 142/88.",
     "Assessment: decompensated cardiomyopathy. Plan:",
 ]
+NEAR = 2e-2  # nats
 YES_NO = Structure('root ::= "yes" | "no"')
 
 
@@ -61,9 +62,20 @@ def in_order(found: Sequence[Answered] | Iterator[Answered]) -> list[Answered]:
     return sorted(found, key=lambda each: each.index)
 
 
+def alike(ones: Sequence[Step], twos: Sequence[Step]) -> int:
+    """Tokens that are the same, up to where the last bits of another batch turned a near choice."""
+    for count, (one, two) in enumerate(zip(ones, twos, strict=True)):
+        if one.token != two.token:
+            assert one.top[0].logp - one.top[1].logp < NEAR
+            return count
+        assert abs(one.logp - two.logp) < NEAR
+    return len(ones)
+
+
 def test_answers_are_those_of_one_at_a_time(runtime: Runtime) -> None:
-    alone = in_order(runtime.generate_many(asks(), alone=True))
-    together = in_order(runtime.generate_many(asks(), parallel=4))
+    given = asks(dataclasses.replace(OPTIONS, top=2))
+    alone = in_order(runtime.generate_many(given, alone=True))
+    together = in_order(runtime.generate_many(given, parallel=4))
     assert [each.index for each in together] == list(range(len(asks())))
     for one, two in zip(alone, together, strict=True):
         assert one.generation is not None and two.generation is not None
@@ -72,10 +84,7 @@ def test_answers_are_those_of_one_at_a_time(runtime: Runtime) -> None:
         assert one.generation.notices == two.generation.notices
         pairs = zip(one.generation.weights, two.generation.weights, strict=True)
         assert all(abs(a - b) < 1e-2 for (_, a), (_, b) in pairs)
-        # Where a choice was near, the last bits of another batch may turn it; the first tokens of
-        # these answers are not near.
-        assert [step.token for step in one.steps[:3]] == [step.token for step in two.steps[:3]]
-        assert abs(one.steps[0].logp - two.steps[0].logp) < 2e-2
+        assert alike(one.steps, two.steps) > 0
 
 
 def test_alone_is_generate_to_the_last_bit(runtime: Runtime) -> None:
