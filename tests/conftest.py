@@ -23,9 +23,12 @@ from tests.children.socket_guard import NetworkForbidden
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
 
-# Tests of hang-ups start processes that would inherit it, where the tests run under nohup.
+# Tests of hang-ups and of Ctrl-C start processes that would inherit it, where the tests themselves
+# run under nohup or in the background of a script.
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 ROOT = Path(__file__).resolve().parents[1]
