@@ -14,21 +14,26 @@ from capt_local.engine.private import keep_memory_private
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
-def confine() -> None:
+def confine() -> bool:
     """Gives up writing files, core dumps and, on Linux, the network, other programs and new rights.
 
     It ends when the process that started it does. Ctrl-C of a terminal is for the other process.
+
+    Returns:
+        Whether the kernel forbids system calls, so that more than limits hold.
     """
+    forbidden = False
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            forbid_calls()
+            forbidden = forbid_calls()
     if sys.platform != "win32":
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     keep_memory_private()
+    return forbidden
 
 
 def allow_memory(more: int) -> None:

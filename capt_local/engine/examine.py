@@ -44,14 +44,34 @@ _PROGRAM = (
 )
 
 
-def examine(path: Path, adapters: Sequence[Path] = (), waiting: Waiting | None = None) -> None:
-    """Loads a model, and adapters onto it, in another process that ends behind that.
+_TRIAL = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from capt_local.engine.confined import confine; sys.exit(not confine())"
+)
 
-    Raises:
-        ModelError, MemoryShortage: see `Examiner.look`.
-    """
-    with Examiner() as examiner:
-        examiner.look(path, adapters, waiting)
+
+def calls_are_forbidden() -> bool:
+    """Whether the kernel forbids the other process what reaches beyond it; asks one that ends."""
+    try:
+        done = subprocess.run(
+            _command(_TRIAL),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            timeout=_SECONDS,
+        )
+        return done.returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _command(program: str) -> list[str]:
+    return [sys.executable, "-I", "-c", program, str(Path(__file__).resolve().parents[2])]
+
+
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _KEPT if name in os.environ} | _NO_GPU
 
 
 class Examiner(Closing):
@@ -125,14 +145,14 @@ class _Process:
     """One process, and a thread that listens to it."""
 
     def __init__(self) -> None:
-        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _PROGRAM, str(Path(__file__).resolve().parents[2])],
+                _command(_PROGRAM),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**kept, **_NO_GPU},
+                env=_environment(),
+                start_new_session=True,  # without the user's terminal, which it could type into
             )
         except OSError as error:
             reason = error.strerror or "unknown"

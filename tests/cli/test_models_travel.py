@@ -11,6 +11,7 @@ from capt_local.bundle import store
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.write import describe, write_manifest
 from capt_local.engine import examine
+from capt_local.engine.examine import Examiner
 from capt_local.errors import ModelError
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_adapter, tiny_gguf
@@ -21,6 +22,11 @@ def make(folder: Path, *, nan: bool = False) -> Path:
     file = tiny_gguf(folder / "target.gguf", seed=1, nan=nan)
     write_manifest(Bundle(id="tiny", models={"target": describe("target", file)}), folder)
     return folder
+
+
+def look(*files: Path) -> None:
+    with Examiner() as examiner:
+        examiner.look(files[0], files[1:])
 
 
 def test_from_one_machine_to_another(run: Run, tmp_path: Path) -> None:
@@ -76,17 +82,17 @@ def test_a_file_that_ends_the_process_ends_the_other_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tiny_gguf(tmp_path / "a.gguf", seed=1)
-    examine.examine(file, [tiny_adapter(tmp_path / "lora.gguf", seed=2)])
+    look(file, tiny_adapter(tmp_path / "lora.gguf", seed=2))
     monkeypatch.setattr(examine, "_PROGRAM", "import os; os.abort()")
     with pytest.raises(ModelError, match=r"a\.gguf ended the process .* \(code -6\)"):
-        examine.examine(file)
+        look(file)
     monkeypatch.setattr(examine, "_PROGRAM", "1 / 0")
     with pytest.raises(ModelError, match=r"ended the process that looked at it \(code 1\)"):
-        examine.examine(file)
+        look(file)
 
 
 def test_what_is_no_gguf_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     (tmp_path / "a.gguf").write_bytes(b"no model")
     with pytest.raises(ModelError, match="not a GGUF"):
-        examine.examine(tmp_path / "a.gguf")
+        look(tmp_path / "a.gguf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import sys
 import time
@@ -19,6 +20,11 @@ from tests.tiny_models import tiny_adapter, tiny_gguf
 TinyPath = Callable[..., Path]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process give it up")
 START = "import sys; sys.path.insert(0, sys.argv[1]); line = sys.stdin.readline(); "
+
+
+def look(path: Path) -> None:
+    with Examiner() as examiner:
+        examiner.look(path)
 
 
 def program(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -75,7 +81,7 @@ def test_an_end_or_an_odd_answer_is_a_named_error(
 ) -> None:
     program(monkeypatch, code)
     with pytest.raises(ModelError, match=said):
-        examine.examine(tiny_path())
+        look(tiny_path())
 
 
 def test_after_an_end_the_next_file_has_a_process_again(
@@ -133,7 +139,7 @@ examining.main()
 """
     program(monkeypatch, f"exec({code!r})")
     with pytest.raises(MemoryShortage, match=r"bpe\.gguf takes more memory than its header"):
-        examine.examine(tiny_path())
+        look(tiny_path())
 
 
 @LINUX
@@ -151,6 +157,19 @@ examining.main()
         "import os; os.chmod({place!r} + '/there', 0o777)",
         "import os; os.mkdir({place!r} + '/folder')",
         "import os; os.symlink('/', {place!r} + '/link')",
+        "import os; os.kill(os.getppid(), 0)",
+        "import os; os.kill(os.getpid(), 0)",
+        "import os, signal; signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 0)",
+        "import os, resource; resource.prlimit(os.getppid(), resource.RLIMIT_CORE, (0, 0))",
+        "import os; os.mkfifo({place!r} + '/pipe')",
+        "import os, stat; os.mknod({place!r} + '/node', stat.S_IFREG)",
+        "import os; os.utime({place!r} + '/there', (0, 0))",
+        "import os; os.utime({place!r} + '/there', (0, 0), follow_symlinks=False)",
+        "import os; os.setxattr({place!r} + '/there', 'user.a', b'b')",
+        "import os; os.setxattr({place!r} + '/there', 'user.a', b'b', follow_symlinks=False)",
+        "import os; os.setxattr(os.open({place!r} + '/there', os.O_RDONLY), 'user.a', b'b')",
+        "import os; os.removexattr({place!r} + '/there', 'user.a')",
+        "import fcntl; fcntl.ioctl(0, 0x5412, b'x')",
     ],
 )
 def test_it_cannot_reach_beyond_itself(
@@ -160,8 +179,57 @@ def test_it_cannot_reach_beyond_itself(
     before = (tmp_path / "there").stat()
     confined(monkeypatch, "    " + code.format(place=str(tmp_path)))
     with pytest.raises(ModelError, match="it was not permitted, PermissionError 1"):
-        examine.examine(tiny_path())
+        look(tiny_path())
     assert os.listdir(tmp_path) == ["there"] and (tmp_path / "there").stat() == before
+
+
+@LINUX
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("kill", 62, 129), ("tkill", 200, 130), ("tgkill", 234, 131),
+        ("rt_sigqueueinfo", 129, 138), ("rt_tgsigqueueinfo", 297, 240),
+        ("pidfd_getfd", 438, 438), ("fchmodat2", 452, 452),
+    ],
+    ids=lambda call: call[0],
+)  # fmt: skip
+def test_what_python_has_no_name_for_is_forbidden_too(
+    tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch, call: tuple[str, int, int]
+) -> None:
+    number = call[2] if platform.machine() == "aarch64" else call[1]
+    code = f"""
+    import ctypes, os
+    c, parent = ctypes.CDLL(None, use_errno=True), os.getppid()
+    if c.syscall({number}, parent, parent, 0, 0):
+        raise OSError(ctypes.get_errno(), "")"""
+    confined(monkeypatch, code)
+    with pytest.raises(ModelError, match="it was not permitted, PermissionError 1"):
+        look(tiny_path())
+
+
+@LINUX
+def test_an_abort_of_the_confined_process_is_told_as_one(
+    tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confined(monkeypatch, "    import os; os.abort()")
+    with pytest.raises(ModelError, match=r"ended the process that looked at it \(code -6\)"):
+        look(tiny_path())
+
+
+@LINUX
+def test_it_has_no_terminal_to_type_into(
+    tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confined(monkeypatch, "    import os\n    assert os.getsid(0) == os.getpid()")
+    look(tiny_path())
+
+
+@LINUX
+def test_whether_the_kernel_forbids_calls_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert examine.calls_are_forbidden()
+    for code in ("import sys; sys.exit(1)", "1 / 0"):
+        monkeypatch.setattr(examine, "_TRIAL", code)
+        assert not examine.calls_are_forbidden()
 
 
 @LINUX
@@ -176,7 +244,7 @@ def test_it_may_read_and_has_no_core_dump_and_no_new_rights(
     assert "NoNewPrivs:\\t1" in status and "Seccomp:\\t2" in status
 """
     confined(monkeypatch, code)
-    examine.examine(tiny_path())
+    look(tiny_path())
 
 
 @LINUX
