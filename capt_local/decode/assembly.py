@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 from capt_local.align.fit import AnyAlignment, fit
 from capt_local.align.kinds import Align
 from capt_local.align.published import TokenStrings
 from capt_local.align.simple import SharedVocabulary
-from capt_local.decode.beside import Beside, beside, in_turn
 from capt_local.decode.cached import CachedModel
 from capt_local.decode.methods.choices import Choices
 from capt_local.decode.methods.contrastive import Contrastive
@@ -40,7 +38,6 @@ class Assembly:
             pairs.
         tokenizers: of the same models.
         hint: how to name a missing model, for messages: told the role, returns a sentence.
-        run: how expert and base run beside each other; None: in threads, see `decode.beside`.
     """
 
     def __init__(
@@ -48,29 +45,26 @@ class Assembly:
         cached: Mapping[str, CachedModel],
         tokenizers: Mapping[str, TextTokenizer],
         hint: Callable[[str], str],
-        run: Beside | None = None,
     ) -> None:
         """Builds nothing yet."""
         self._cached = dict(cached)
         self._tokenizers = dict(tokenizers)
         self._hint = hint
         # A thread is made when there is work for it.
-        self._pool: ThreadPoolExecutor | None = None
-        if run is None:
-            self._pool = ThreadPoolExecutor(max(1, len(self._cached) - 1), "capt-local")
-        self._beside: Beside = run or partial(beside, self._pool)
+        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(
+            max(1, len(self._cached) - 1), "capt-local"
+        )
         self._tables: dict[str, Tables] = {}
         self._shared: Callable[[str], Tables] | None = None
         self._strings: dict[str, TokenStrings] = {}
 
-    def beside(self, cached: Mapping[str, CachedModel], run: Beside) -> Assembly:
+    def beside(self, cached: Mapping[str, CachedModel]) -> Assembly:
         """The same for other contexts on the same models; the tables are shared.
 
-        Args:
-            cached: the contexts.
-            run: how two of them run beside each other.
+        These contexts have no threads of their own, so they need none to run beside each other.
         """
-        other = Assembly(cached, self._tokenizers, self._hint, run)
+        other = Assembly(cached, self._tokenizers, self._hint)
+        other._pool = None
         other._shared = self._onto
         other._strings = self._strings
         return other
@@ -79,7 +73,7 @@ class Assembly:
         """Ends the threads; models run one after the other from then on."""
         if self._pool is not None:
             self._pool.shutdown()
-            self._pool, self._beside = None, in_turn
+            self._pool = None
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -109,10 +103,7 @@ class Assembly:
         if method is Method.CAPT and len(roles) == 1:
             roles = ("target", "expert", "base")
         leader, *others = [self._need(role) for role in roles]
-        shared: dict[str, Any] = {
-            "tokenizer": self._tokenizers[leader.role],
-            "beside": self._beside,
-        }
+        shared: dict[str, Any] = {"tokenizer": self._tokenizers[leader.role], "pool": self._pool}
         if method is Method.CAPT:
             followed = self._onto(leader.role).followers(options.align, others)
             return Trio(leader, followed, options.combine, **shared)

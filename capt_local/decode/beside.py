@@ -14,14 +14,6 @@ from capt_local.decode.cached import CachedModel
 from capt_local.errors import Cancelled, ContextOverflow
 
 Job = tuple[CachedModel, Callable[[], None]]
-# Runs jobs, each for another model; raises what a job raises, after all have ended.
-Beside = Callable[[Sequence[Job]], None]
-
-
-def in_turn(jobs: Sequence[Job]) -> None:
-    """Runs one job after the other."""
-    for _, job in jobs:
-        job()
 
 
 def beside(pool: Executor | None, jobs: Sequence[Job]) -> None:
@@ -32,44 +24,30 @@ def beside(pool: Executor | None, jobs: Sequence[Job]) -> None:
         jobs: each for another model.
 
     Raises:
-        As `at_once`.
+        Whatever a job raises, after all have ended. Of several errors the gravest: an interrupt,
+        then what is wrong with a model, then a full context, then the wish to stop.
     """
     threads = min((cached.model.threads for cached, _ in jobs), default=0)
     share = threads // max(len(jobs), 1)
     if pool is None or len(jobs) < 2 or share < 1:
-        in_turn(jobs)
+        for _, job in jobs:
+            job()
         return
     models = [cached for cached, _ in jobs]
+    others: list[Future[None]] = []
     errors: list[BaseException] = []
     try:
         for cached in models:
             cached.model.use_threads(share)
             cached.by_itself = False
-        at_once(pool, [job for _, job in jobs])
+        for _, job in jobs[1:]:
+            others.append(pool.submit(job))
+        jobs[0][1]()
     except BaseException as error:
         errors.append(error)
-    errors += _surely(lambda: _give_back(models))
-    if errors:
-        raise min(errors, key=_gravity)
-
-
-def at_once(pool: Executor, works: Sequence[Callable[[], None]]) -> None:
-    """Does some work in this thread, and the rest meanwhile in others.
-
-    Raises:
-        Whatever one of them raises, after all have ended. Of several errors the gravest: an
-        interrupt, then what is wrong with a model, then a full context, then the wish to stop.
-    """
-    others: list[Future[None]] = []
-    errors: list[BaseException] = []
-    try:
-        for work in works[1:]:
-            others.append(pool.submit(work))
-        works[0]()
-    except BaseException as error:
-        errors.append(error)
-    # Nobody may use the models before they are through, whatever happens meanwhile.
+    # Nobody may use these models before they are through, whatever happens meanwhile.
     errors += _surely(lambda: wait(others))
+    errors += _surely(lambda: _give_back(models))
     ends = (other.exception() for other in others)
     errors += [end for end in ends if end is not None]
     if errors:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 import numpy.typing as npt
 
 from capt_local.align.question import TINY
-from capt_local.decode.beside import Beside, in_turn
+from capt_local.decode.beside import beside
 from capt_local.decode.cached import CachedModel, common_length
 from capt_local.decode.combine import FloatArray
 from capt_local.decode.follower import Follower
@@ -34,7 +35,7 @@ class Trio:
         rule: the method; None: the products that the options name.
         expert_leads: these products, led by the expert and followed by target and base.
         tokenizer: of the target, where drafts are to be turned into its tokens.
-        beside: how expert and base run where both have something to read.
+        pool: threads in which expert and base may run beside each other.
 
     Attributes:
         cached: the target and what it has seen.
@@ -53,12 +54,12 @@ class Trio:
         *,
         expert_leads: bool = False,
         tokenizer: TextTokenizer | None = None,
-        beside: Beside = in_turn,
+        pool: Executor | None = None,
     ) -> None:
         """Starts without a text."""
         self.cached = target
         self.tokenizer = tokenizer
-        self.beside = beside
+        self.pool = pool
         self.proxies = tuple(proxies)
         self.options = options or CombineOptions()
         self.tokens: list[int] = []
@@ -123,7 +124,7 @@ class Trio:
                 proxy.settle()
             else:
                 jobs.append((proxy.cached, proxy.settle))
-        self.beside(jobs)
+        beside(self.pool, jobs)
 
     def distribution(self, only: BoolArray | None = None, *, alone: bool = False) -> Distribution:
         """The distribution over what may come next; brings the models there first.
@@ -191,7 +192,7 @@ class Trio:
         if pieces:
             pieces[0] = (draft[0], self.piece(draft[0]))
         ahead = [(each.cached, each.look_ahead(pieces)) for each in self.proxies]
-        self.beside([(cached, read) for cached, read in ahead if read is not None])
+        beside(self.pool, [(cached, read) for cached, read in ahead if read is not None])
 
     def drop_ahead(self) -> None:
         """Takes back what models have read beyond the text."""

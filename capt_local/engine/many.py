@@ -14,7 +14,6 @@ from capt_local.errors import MemoryShortage
 
 MOST_LANES = 256  # llama.cpp keeps sequence ids in a bit set of so many
 
-_LEADER = "target"  # all others wait for it, so it has all cores
 _GPU_RESERVE = 256 << 20  # left free for the backend itself
 _MIB = 1 << 20
 
@@ -32,30 +31,14 @@ def open_lanes(models: Mapping[str, LlamaModel], count: int) -> dict[str, Lanes]
     count = max(count, 2)
     _check_fits(models, count)
     made: dict[str, Lanes] = {}
-    share = _threads_of_each(models)
     try:
         for role, model in models.items():
-            threads = None if role == _LEADER else share
-            made[role] = Lanes(model.weights, model.options, count, name=role, threads=threads)
+            made[role] = Lanes(model.weights, model.options, count, name=role)
     except BaseException:
         for lanes in made.values():
             lanes.close()
         raise
     return made
-
-
-def abreast(models: Mapping[str, LlamaModel]) -> int:
-    """How many of the models that follow the target run at once; 1 on a GPU or on one core."""
-    cores = [model.threads for role, model in models.items() if role != _LEADER]
-    return max(1, min(len(cores), *cores)) if cores else 1
-
-
-def _threads_of_each(models: Mapping[str, LlamaModel]) -> int | None:
-    """Threads for short parts of a model that runs beside others; None where none does."""
-    count = abreast(models)
-    if count < 2:
-        return None
-    return min(model.threads for role, model in models.items() if role != _LEADER) // count
 
 
 def _check_fits(models: Mapping[str, LlamaModel], count: int) -> None:

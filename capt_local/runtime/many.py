@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from capt_local.decode.assembly import Assembly
 from capt_local.decode.generation import Generation
@@ -12,7 +11,7 @@ from capt_local.decode.many.table import PromptOf, Table
 from capt_local.decode.step import Step
 from capt_local.engine.lanes import Lanes
 from capt_local.engine.llama import LlamaModel
-from capt_local.engine.many import abreast, open_lanes
+from capt_local.engine.many import open_lanes
 from capt_local.errors import CaptError
 
 Cancel = Callable[[], bool]
@@ -38,7 +37,6 @@ class Side:
         self._count = 0
         self._before: dict[str, int] = {}
         self._running: Generator[Answered, None, None] | None = None
-        self._pool: ThreadPoolExecutor | None = None
 
     def answers(
         self, asks: Iterable[Ask], parallel: int, cancel: Cancel | None
@@ -53,11 +51,9 @@ class Side:
             self.close()
             self._lanes = open_lanes(self._models, parallel)
             self._count = parallel
-            if (threads := abreast(self._models) - 1) > 0:
-                self._pool = ThreadPoolExecutor(threads, "capt-local-many")
         for lanes in self._lanes.values():
             lanes.should_stop = cancel
-        table = Table(self._lanes, parallel, self._assembly, self._prompt_of, cancel, self._pool)
+        table = Table(self._lanes, parallel, self._assembly, self._prompt_of, cancel)
         self._running = table.answers(asks)
         return self._running
 
@@ -87,9 +83,6 @@ class Side:
             lanes.close()
         self._lanes.clear()
         self._count = 0
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
 
 
 def one_by_one(

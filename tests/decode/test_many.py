@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -47,10 +45,8 @@ class FakeLanes:
         self.batches: list[list[int]] = []
         self.shared: list[tuple[int, int, int]] = []
         self.fails: Callable[[int, Sequence[int]], BaseException | None] = lambda lane, new: None
-        self.entered: Callable[[], None] = lambda: None
 
     def run(self, parts: Sequence[tuple[Any, Sequence[int], int]]) -> list[Any]:
-        self.entered()
         numbers = [self.lanes.index(lane) for lane, _, _ in parts]
         assert len(set(numbers)) == len(numbers)
         assert all(len(tokens) <= self.most_together for _, tokens, _ in parts)
@@ -87,8 +83,7 @@ def prompt_of(role: str, asked: str | Sequence[Message], raw: bool) -> Prompt:
 class Desk:
     """Lanes of three models, and the requests that go to them."""
 
-    def __init__(self, places: int = 3, pool: Executor | None = None, **kinds: Any) -> None:
-        self.pool = pool
+    def __init__(self, places: int = 3, **kinds: Any) -> None:
         self.models = {role: FakeLanes(role, places, **kinds) for role in SEEDS}
         self.places = places
         self.kinds = kinds
@@ -97,8 +92,7 @@ class Desk:
         self, asks: Iterator[Ask] | Sequence[Ask], cancel: Callable[[], bool] | None = None
     ) -> Any:
         together = assembly({role: lanes.lanes[0] for role, lanes in self.models.items()})
-        table = Table(self.models, self.places, together, prompt_of, cancel, self.pool)
-        return table.answers(asks)
+        return Table(self.models, self.places, together, prompt_of, cancel).answers(asks)
 
     def alone(self, ask: Ask) -> Generation:
         """The answer of models that nobody else has used."""
@@ -106,16 +100,6 @@ class Desk:
         trio = assembly(models).trio(ask.options)
         prompts = {each.role: prompt_of(each.role, ask.prompt, ask.raw) for each in trio.models}
         return Generation(trio, prompts, ask.options, None)
-
-
-@pytest.fixture(params=["in turn", "beside each other"])
-def pool(request: pytest.FixtureRequest) -> Iterator[Executor | None]:
-    """Where expert and base decode."""
-    if request.param == "in turn":
-        yield None
-        return
-    with ThreadPoolExecutor(1) as made:
-        yield made
 
 
 def check(desk: Desk, asks: Sequence[Ask]) -> dict[int, Answered]:
@@ -132,8 +116,8 @@ def check(desk: Desk, asks: Sequence[Ask]) -> dict[int, Answered]:
     return found
 
 
-def test_every_answer_is_the_one_that_the_request_gets_alone(pool: Executor | None) -> None:
-    desk = Desk(pool=pool)
+def test_every_answer_is_the_one_that_the_request_gets_alone() -> None:
+    desk = Desk()
     check(desk, [Ask(text, PLAIN) for text in TEXTS])
     assert max(map(len, desk.models["target"].batches)) == 3
 
@@ -167,37 +151,15 @@ def test_what_does_not_matter_is_left_out_here_too() -> None:
     assert gated
 
 
-def test_expert_and_base_decode_at_the_same_time() -> None:
-    both, met = threading.Barrier(2), 0
-
-    def entered() -> None:
-        nonlocal met
-        try:
-            both.wait(0.2)  # passes where neither waits for the other to end
-            met += 1
-        except threading.BrokenBarrierError:  # one is wanted alone while a prompt is read
-            both.reset()
-
-    with ThreadPoolExecutor(1) as pool:
-        desk = Desk(places=3, pool=pool)
-        for role in ("expert", "base"):
-            desk.models[role].entered = entered
-        check(desk, [Ask(text, PLAIN) for text in TEXTS])
-    assert met > sum(len(desk.models[role].batches) for role in ("expert", "base")) / 2
-
-
-def test_requests_decode_together_though_they_begin_at_different_times(
-    pool: Executor | None,
-) -> None:
-    desk = Desk(places=4, pool=pool)
+def test_requests_decode_together_though_they_begin_at_different_times() -> None:
+    desk = Desk(places=4)
     lengths = [3, 9, 5, 9, 9, 9, 2, 9]
     asks = [Ask("abc", dataclasses.replace(PLAIN, max_tokens=n)) for n in lengths]
     check(desk, asks)
     for lanes in desk.models.values():
         batches = [len(batch) for batch in lanes.batches]
-        # As few as there can be: whoever is there takes part each time. A short prompt is read by
-        # expert and base in turn, which others that have both at once do not wait for.
-        assert sum(n == 4 for n in batches) > len(batches) / (2 if pool is None else 3), batches
+        # As few as there can be: whoever is there takes part each time.
+        assert sum(n == 4 for n in batches) > len(batches) / 2, batches
 
 
 def test_asks_are_taken_one_by_one_and_answers_come_as_they_end() -> None:
@@ -216,17 +178,16 @@ def test_asks_are_taken_one_by_one_and_answers_come_as_they_end() -> None:
     assert fetched != sorted(fetched) and sorted(fetched) == list(range(6))
 
 
-@pytest.mark.parametrize("roles", [*((role,) for role in SEEDS), ("expert", "base")])
-def test_one_request_that_fails_ends_alone(roles: Sequence[str], pool: Executor | None) -> None:
-    desk = Desk(pool=pool)
-    for role in roles:
-        lanes = desk.models[role]
+@pytest.mark.parametrize("role", list(SEEDS))
+def test_one_request_that_fails_ends_alone(role: str) -> None:
+    desk = Desk()
+    lanes = desk.models[role]
 
-        def fails(lane: int, new: Sequence[int], lanes: FakeLanes = lanes) -> CaptError | None:
-            bad = lane == 1 and lanes.lanes[1].position > 10
-            return NumericalError("not numbers") if bad else None
+    def fails(lane: int, new: Sequence[int]) -> CaptError | None:
+        bad = lane == 1 and lanes.lanes[1].position > 10
+        return NumericalError("not numbers") if bad else None
 
-        lanes.fails = fails
+    lanes.fails = fails
     asks = [Ask(text, PLAIN) for text in TEXTS]
     found = {each.index: each for each in desk.answers(asks)}
     failed = [each for each in found.values() if each.error is not None]
@@ -285,8 +246,8 @@ def test_cancelling_ends_all_with_what_they_have() -> None:
         assert list(each.steps) == list(desk.alone(asks[each.index]))[: len(each.steps)]
 
 
-def test_an_iterator_that_is_closed_leaves_nothing_behind(pool: Executor | None) -> None:
-    desk = Desk(pool=pool)
+def test_an_iterator_that_is_closed_leaves_nothing_behind() -> None:
+    desk = Desk()
     taken = []
 
     def asks() -> Iterator[Ask]:
@@ -302,16 +263,12 @@ def test_an_iterator_that_is_closed_leaves_nothing_behind(pool: Executor | None)
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
-def test_what_is_no_error_of_a_request_ends_all(
-    kind: type[BaseException], pool: Executor | None
-) -> None:
-    desk = Desk(pool=pool)
+def test_what_is_no_error_of_a_request_ends_all(kind: type[BaseException]) -> None:
+    desk = Desk()
     base = desk.models["base"]
     base.fails = lambda lane, new: kind() if len(base.batches) > 3 else None
     with pytest.raises(kind):
         list(desk.answers([Ask(text, PLAIN) for text in TEXTS]))
-    base.fails = lambda lane, new: None
-    check(desk, [Ask(text, PLAIN) for text in TEXTS])  # the same lanes again
 
 
 def test_asks_that_fail_end_all() -> None:

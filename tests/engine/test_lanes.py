@@ -7,8 +7,6 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +16,6 @@ from capt_local.engine.kernels import Kernels
 from capt_local.engine.lane import Lane, Part
 from capt_local.engine.lanes import MOST_TOGETHER, Lanes
 from capt_local.engine.llama import LlamaModel
-from capt_local.engine.many import abreast
 from capt_local.engine.spans import best_sizes, spans, tried_sizes
 from capt_local.engine.weights import Weights
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, ModelError, NumericalError
@@ -288,59 +285,3 @@ def test_where_no_two_places_compute_alike_each_lane_has_its_own_batches(
     monkeypatch.setattr(Context, "rows", uneven)
     with Weights(tiny_path()) as weights, contextlib.closing(Lanes(weights, ONE_THREAD, 3)) as made:
         assert made.sizes == (1,)
-
-
-def test_short_parts_leave_cores_to_other_models_and_long_ones_take_all(
-    tiny_path: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given: list[int] = []
-    use, decode = Context.use_threads, Context.decode
-    at_decode: list[int] = []
-
-    def use_threads(context: Context, count: int) -> None:
-        given.append(count)
-        use(context, count)
-
-    def watched(context: Context) -> None:
-        at_decode.append(given[-1] if given else 0)
-        decode(context)
-
-    monkeypatch.setattr(Context, "use_threads", use_threads)
-    monkeypatch.setattr(Context, "decode", watched)
-    options = dataclasses.replace(ONE_THREAD, threads=2)
-    with Weights(tiny_path()) as weights:
-        made = Lanes(weights, options, 2, threads=1)
-        assert set(at_decode) == {1}  # what is tried out is what is used
-        del at_decode[:]
-        for lane in made.lanes:
-            lane.extend(text(lane.number))
-        assert set(at_decode) == {2}
-        del at_decode[:]
-        made.run([Part(lane, [5, 6], 1) for lane in made.lanes])
-        assert set(at_decode) == {1}
-        made.should_stop = lambda: True
-        with pytest.raises(Cancelled):
-            made.lanes[0].extend(text(0))
-        del at_decode[:]
-        made.lanes[1].extend([7])
-        assert set(at_decode) == {1}
-        made.close()
-        del given[:]
-        Lanes(weights, options, 2).close()
-        assert not given  # nothing runs beside it
-
-
-@pytest.mark.parametrize(
-    ("threads", "wanted"),
-    [
-        ({"target": 8, "expert": 8, "base": 8}, 2),
-        ({"target": 8, "expert": 1, "base": 1}, 1),
-        ({"target": 2, "expert": 0, "base": 2}, 1),
-        ({"target": 2, "expert": 2, "base": 2, "expert-2": 2, "base-2": 2}, 2),
-        ({"target": 2, "expert": 2}, 1),
-        ({"target": 2}, 1),
-    ],
-)
-def test_how_many_models_run_at_once(threads: dict[str, int], wanted: int) -> None:
-    models: Any = {role: SimpleNamespace(threads=count) for role, count in threads.items()}
-    assert abreast(models) == wanted

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from capt_local import Answered, Ask, GenerateOptions, LoadOptions, Runtime, SampleOptions
-from capt_local.bundle.manifest import Bundle
 from capt_local.decode.options import Speed, Structure
 from capt_local.decode.step import FinishReason, Step
 from capt_local.engine import many
@@ -27,7 +24,6 @@ from capt_local.errors import (
     UsageError,
 )
 from capt_local.prompt.messages import Message
-from tests.tiny_models import tiny_gguf
 
 OPTIONS = GenerateOptions(max_tokens=10, speed=Speed.EXACT_STEPS)
 SYSTEM = Message(
@@ -117,28 +113,6 @@ def test_no_bit_depends_on_order_company_or_number(runtime: Runtime) -> None:
     assert single.steps == first[3].steps
     assert first[3].generation is not None and single.generation is not None
     assert single.generation.weights == first[3].generation.weights
-
-
-def test_nor_with_expert_and_base_beside_each_other(tmp_path: Path) -> None:
-    paths = [tiny_gguf(tmp_path / f"{seed}.gguf", seed=seed) for seed in range(3)]
-    given = [Ask("abc " * count, OPTIONS, raw=True) for count in (1, 9, 3, 1, 20, 5)]
-
-    def pools() -> set[int | None]:
-        names = threading.enumerate()
-        return {each.ident for each in names if each.name.startswith("capt-local-many")}
-
-    before = pools()
-    load = LoadOptions(threads=2, context=256)
-    with Runtime.open(Bundle.from_paths(*paths), load=load, check=False) as opened:
-        first = in_order(opened.generate_many(given, parallel=4))
-        assert len(pools() - before) == 1
-        assert all(each.error is None and each.steps for each in first)
-        turned = in_order(opened.generate_many(given[::-1], parallel=4))[::-1]
-        assert [each.steps for each in turned] == [each.steps for each in first]
-        opened.forget()
-        (single,) = opened.generate_many(given[4:5], parallel=4)
-        assert single.steps == first[4].steps
-    assert pools() == before
 
 
 def test_seeds_forms_and_errors_are_each_requests_own(runtime: Runtime) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from functools import partial
 
 from capt_local.decode.assembly import Assembly
@@ -31,7 +30,6 @@ class Table:
         assembly: of the same models, with the tables between their vocabularies.
         prompt_of: the prompt of a role for what was asked, raw or not.
         cancel: asked between steps and while prompts are computed.
-        pool: in which lanes of other models run beside each other; see `Turns`.
     """
 
     def __init__(
@@ -41,10 +39,9 @@ class Table:
         assembly: Assembly,
         prompt_of: PromptOf,
         cancel: Callable[[], bool] | None,
-        pool: Executor | None = None,
     ) -> None:
         """Answers nothing yet."""
-        self._turns: Turns[Answered] = Turns(models, places, pool)
+        self._turns: Turns[Answered] = Turns(models, places)
         self._seats = {
             role: Seat.row(role, lanes, self._turns, places) for role, lanes in models.items()
         }
@@ -78,7 +75,7 @@ class Table:
     def _begin(self, ask: Ask, place: int) -> tuple[Trio, Generation]:
         """An answer with models of its own; decodes nothing."""
         cached = {role: CachedModel(role, seats[place]) for role, seats in self._seats.items()}
-        assembly = self._assembly.beside(cached, self._turns.beside)
+        assembly = self._assembly.beside(cached)
         options = ask.options
         # Drafts would use what the others leave idle. There is nothing idle here.
         stepwise = dataclasses.replace(options, speed=Speed.EXACT_STEPS)

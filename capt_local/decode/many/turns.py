@@ -1,21 +1,17 @@
 """Whose turn it is: requests that need the same model wait for each other.
 
 Each request is ordinary code that knows nothing of the others, in a coroutine of its own
-(greenlet). All run in one thread, one at a time, in an order that depends on the requests alone;
-only what models decode for them may run in several.
+(greenlet). All run in one thread, one at a time, in an order that depends on the requests alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from capt_local.decode.beside import Job, at_once, in_turn
 from capt_local.decode.model import Model, Rows
 from capt_local.errors import CaptError
 
@@ -46,15 +42,14 @@ class Together(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class _Wish:
-    """What a request waits for, and what it got."""
+    """What a request waits for."""
 
     role: str
     lane: Any
     tokens: Sequence[int]
     rows: int
-    answer: Rows | CaptError | None = None
 
 
 class Turns(Generic[T]):
@@ -63,21 +58,16 @@ class Turns(Generic[T]):
     Args:
         models: the lanes of each model, by role.
         places: how many requests run at once.
-        pool: threads for the models that follow the target, but for one of them, so that they
-            decode at the same time; None: one after the other.
     """
 
-    def __init__(
-        self, models: Mapping[str, Together], places: int, pool: Executor | None = None
-    ) -> None:
+    def __init__(self, models: Mapping[str, Together], places: int) -> None:
         """Runs nothing yet."""
         self._models = dict(models)
-        self._pool = pool
         # The target goes last: once all the others are through, all wait for it together.
         self._order = sorted(models, key=lambda role: role == "target")
         self._free = list(range(places))
         self._places: dict[Any, int] = {}
-        self._waiting: dict[Any, Sequence[_Wish]] = {}
+        self._waiting: dict[Any, _Wish] = {}
         self._done: list[T] = []
         self._home: Any = None
 
@@ -107,34 +97,8 @@ class Turns(Generic[T]):
 
     def extend(self, role: str, lane: Any, tokens: Sequence[int], rows: int) -> Rows:
         """Appends tokens to a lane together with the others; called by a job, which waits."""
-        wish, task = _Wish(role, lane, tokens, rows), getcurrent()
-        # A part of a job waits through the job itself; see `beside`.
-        task.parent.switch((wish,) if task in self._places else wish)
-        if isinstance(wish.answer, CaptError):
-            raise wish.answer
-        assert wish.answer is not None
-        return wish.answer
-
-    def beside(self, jobs: Sequence[Job]) -> None:
-        """Runs parts of a job so that they wait for their models at the same time; called by it.
-
-        Raises:
-            What a part raises; the others end where they are.
-        """
-        if len(jobs) < 2:
-            return in_turn(jobs)
-        parts = [greenlet(work) for _, work in jobs]
-        try:
-            wishes = [part.switch() for part in parts]
-            while not all(part.dead for part in parts):
-                going = [place for place, part in enumerate(parts) if not part.dead]
-                self._home.switch([wishes[place] for place in going])
-                for place in going:
-                    wishes[place] = parts[place].switch()
-        finally:
-            for part in parts:
-                if not part.dead:
-                    part.throw(GreenletExit)
+        answer: Rows = self._home.switch(_Wish(role, lane, tokens, rows))
+        return answer
 
     def _start(self, job: Callable[[int], T]) -> None:
         place = self._free.pop(0)
@@ -159,34 +123,16 @@ class Turns(Generic[T]):
             yield self._done.pop(0)
 
     def _decode(self) -> None:
-        """Decodes for requests that wait: the target alone, or all that follow it.
-
-        Those that have what they wait for go on.
-        """
-        open_wishes: dict[str, list[_Wish]] = {}
-        for wish in (wish for wishes in self._waiting.values() for wish in wishes):
-            if wish.answer is None:
-                open_wishes.setdefault(wish.role, []).append(wish)
-        roles = [role for role in self._order if role in open_wishes]
-        others = [role for role in roles if role != "target"]
-        if self._pool is not None and len(others) > 1:
-            at_once(self._pool, [partial(self._run, role, open_wishes[role]) for role in others])
-        else:
-            self._run(roles[0], open_wishes[roles[0]])
-        ready = [
-            task
-            for task, wishes in self._waiting.items()
-            if all(wish.answer is not None for wish in wishes)
-        ]
-        for task in ready:
-            del self._waiting[task]
-            self._go_on(task, task.switch)
-
-    def _run(self, role: str, wishes: Sequence[_Wish]) -> None:
-        """One model decodes for all that wait for it."""
+        """One model decodes for all that wait for it, and these go on."""
+        wanted = {wish.role for wish in self._waiting.values()}
+        role = next(role for role in self._order if role in wanted)
+        tasks = [task for task, wish in self._waiting.items() if wish.role == role]
+        wishes = [self._waiting[task] for task in tasks]
         answers = self._models[role].run([(wish.lane, wish.tokens, wish.rows) for wish in wishes])
-        for wish, answer in zip(wishes, answers, strict=True):
-            wish.answer = answer
+        for task, answer in zip(tasks, answers, strict=True):
+            del self._waiting[task]
+            enter = task.throw if isinstance(answer, CaptError) else task.switch
+            self._go_on(task, enter, answer)
 
     def _abandon(self) -> None:
         """Ends what still runs, wherever it is."""
