@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import store
-from capt_local.bundle.manifest import Bundle, Role
+from capt_local.bundle import store, verify
+from capt_local.bundle.check import Check
+from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.roles import Role
 from capt_local.bundle.write import describe, write_manifest
 from capt_local.cli.doctor.diagnosis import overlap
 from capt_local.config import places
-from capt_local.engine import memory
+from capt_local.engine import examine, memory
 from capt_local.engine.library import Library
 from tests.cli.conftest import Run
 from tests.fakes import make_vocabulary
@@ -173,6 +176,42 @@ def test_another_bundle_of_the_store_that_is_not_whole_is_a_warning(bundle: Path
     assert quick["store"]["broken"] == 0 and "not read" in quick["store"]["digests of all"]
     whole = json.loads(run("doctor", "-m", str(bundle), "--verify", "always", "--json").out)
     assert whole["store"]["broken"] == 1 and whole["store"]["digests of all"] == "verified"
+
+
+def test_the_flag_says_how_digests_are_checked(
+    bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, Check]] = []
+
+    def check(of: Bundle, progress: object = None, check: Check = Check.ALWAYS) -> dict[str, str]:
+        asked.append((of.id, check))
+        return {}
+
+    monkeypatch.setattr(verify, "verify", check)
+    told = []
+    for flag in ([], ["--verify", "cached"], ["--verify", "always"], ["--no-verify"]):
+        found = json.loads(run("doctor", "--json", "-m", str(bundle), *flag).out)
+        told.append(found["bundle"]["digests"])
+    checks = [check for name, check in asked if name == "tiny"]
+    assert checks == [Check.CACHED, Check.CACHED, Check.ALWAYS, Check.NEVER]
+    assert told == [
+        "verified, now or since they last changed",
+        "verified, now or since they last changed",
+        "verified",
+        "not checked",
+    ]
+
+
+def test_a_kernel_that_does_not_hold_the_first_looks_process_is_told(
+    bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for forbidden in (True, False):
+        monkeypatch.setattr(examine, "calls_are_forbidden", lambda answer=forbidden: answer)
+        found = json.loads(run("doctor", "--json", "-m", str(bundle)).out)
+        assert found["first look's process"] == {"system calls forbidden to it": forbidden}
+        told = any("does not forbid system calls" in line for line in found["warnings"])
+        assert told == (sys.platform == "linux" and not forbidden)
+        assert found["exit_code"] == 0
 
 
 def mine() -> Path:

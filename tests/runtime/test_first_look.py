@@ -175,6 +175,22 @@ def test_a_swap_between_look_and_load_is_found(
         Runtime.open(bundle, load=LOAD, roles=["target"])
 
 
+@pytest.mark.parametrize("verb", [["models", "show"], ["doctor", "-m"]], ids=lambda verb: verb[0])
+def test_a_swap_is_found_by_what_reads_vocabularies_too(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verb: list[str],
+) -> None:
+    with_manifest(folder)
+    other = tiny_gguf(folder / "other", seed=2)
+    monkeypatch.setattr(Examiner, "look", lambda _, path, *_more: os.replace(other, path))
+    code = app.run([*verb, str(folder)])
+    captured = capsys.readouterr()
+    assert int(code) == 3
+    assert "changed between its check and its loading" in captured.out + captured.err
+
+
 def test_ctrl_c_stops_the_look(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examine, "_PROGRAM", "import time; time.sleep(60)")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from capt_local.bundle.check import Check
 from capt_local.cli.doctor.surroundings import archive_flaws
 from capt_local.cli.exits import ExitCode, code_for
 from capt_local.cli.mebibytes import mebibytes
@@ -15,9 +16,18 @@ from capt_local.errors import CaptError, MemoryShortage, ModelError
 from capt_local.version import __version__
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from capt_local.bundle.manifest import Bundle
     from capt_local.engine.options import LoadOptions
+    from capt_local.strict.stamp import Stamp
     from capt_local.vocab.vocabulary import Vocabulary
+
+_CHECKED = {
+    Check.ALWAYS: "verified",
+    Check.CACHED: "verified, now or since they last changed",
+    Check.NEVER: "not checked",
+}
 
 
 @dataclass(slots=True)
@@ -28,12 +38,14 @@ class Diagnosis:
         facts: section to name to value; values are text, numbers, booleans or None.
         problems: lines that say what is wrong.
         warnings: lines about what works but should be known.
+        stamps: of the model files that were checked, by path.
         code: the exit code; that of the first problem.
     """
 
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    stamps: dict[Path, Stamp] = field(default_factory=dict)
     code: ExitCode = ExitCode.OK
 
     def problem(self, error: CaptError) -> None:
@@ -110,22 +122,21 @@ def memory() -> dict[str, Any]:
     return facts | {"total bytes": total, "available bytes": free}
 
 
-def files(bundle: Bundle, check: bool) -> dict[str, Any]:
-    """What the bundle is, its files checked against its manifest.
+def files(bundle: Bundle, check: Check, diagnosis: Diagnosis) -> dict[str, Any]:
+    """What the bundle is, its files checked against its manifest; their stamps are kept.
 
     Raises:
         ModelError: a file is missing or not the one that the manifest names.
     """
     from capt_local.bundle import verify
 
-    if check:
-        verify.verify(bundle)
+    diagnosis.stamps = verify.verify(bundle, check=check)
     known = all(bundle.digests.values())
     return {
         "id": bundle.id,
         "version": bundle.version,
         "roles": ", ".join(bundle.models),
-        "digests": ("verified" if check else "not checked") if known else "none known",
+        "digests": _CHECKED[check] if known else "none known",
         "signer": spoken_signer(bundle),
     }
 
@@ -176,7 +187,7 @@ def roles(bundle: Bundle, diagnosis: Diagnosis) -> dict[str, Any]:
     templates: dict[str, str | None] = {}
     facts: dict[str, Any] = {}
     for role, model in bundle.models.items():
-        with Weights(model.path, vocabulary_only=True) as weights:
+        with Weights(model.path, vocabulary_only=True, stamps=diagnosis.stamps) as weights:
             about = weights.metadata
             facts[role] = (
                 f"{about.architecture}, {about.file_type}, {about.vocabulary_size:,} tokens, "

@@ -9,7 +9,7 @@ from capt_local.cli.doctor import diagnosis as find
 from capt_local.cli.doctor import stored
 from capt_local.cli.doctor import surroundings as around
 from capt_local.cli.doctor.diagnosis import Diagnosis
-from capt_local.cli.doctor.looking import first_look
+from capt_local.cli.doctor.looking import confinement, first_look
 from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.options import ViewFlags, option
 from capt_local.cli.session import find_bundle, load_options
@@ -52,6 +52,7 @@ def examine(flags: ModelFlags) -> Diagnosis:
     found.attempt("backend", lambda: find.backend(found))
     found.attempt("memory", find.memory)
     found.attempt("private memory", lambda: around.private_memory(found.warnings))
+    found.attempt("first look's process", lambda: confinement(found.warnings))
     found.attempt("settings", around.settings)
     found.attempt("keys", stored.keys)
     found.attempt("store", lambda: stored.store(flags.verify, found.warnings))
@@ -62,12 +63,12 @@ def examine(flags: ModelFlags) -> Diagnosis:
         found.problem(error)
         return found
     found.warnings.extend(bundle.notices)
-    found.attempt("bundle", lambda: find.files(bundle, check=flags.check != "never"))
+    found.attempt("bundle", lambda: find.files(bundle, flags.check, found))
     found.attempt("files", lambda: around.modes(bundle, found.warnings))
     if not found.problems:  # a file that is not the right one never reaches llama.cpp
         found.attempt("memory of the bundle", lambda: find.room(bundle, options, found))
         before = len(found.problems)
-        found.attempt("first look", lambda: first_look(bundle, flags.check, found.warnings))
+        found.attempt("first look", lambda: first_look(bundle, flags.check, found))
         if len(found.problems) == before:
             found.attempt("roles", lambda: find.roles(bundle, found))
     return found

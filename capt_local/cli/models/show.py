@@ -17,7 +17,11 @@ from capt_local.report.screen import Screen
 from capt_local.report.view import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from capt_local.bundle.manifest import Bundle, ModelFile
+    from capt_local.strict.stamp import Stamp
     from capt_local.vocab.vocabulary import Vocabulary
 
 _UNSAID = "not stated"
@@ -48,12 +52,12 @@ def models_show(what: ShowFlags, view: ViewFlags) -> int:
             screen.progress(f"reading {role}", part)
 
         stamps = verify.verify(bundle, report, what.verify)
-        look_first(bundle, check=what.verify, stamps=stamps, progress=report)
+        stamps = look_first(bundle, check=what.verify, stamps=stamps, progress=report)
     finally:
         screen.clear_progress()
     if what.verify is Check.NEVER and not is_trusted(bundle):
         screen.note(f"note: {NOT_LOOKED_AT}")
-    found = described(bundle)
+    found = described(bundle, stamps)
     if what.json:
         screen.line(dumps(found, indent=2))
         return ExitCode.OK
@@ -62,8 +66,12 @@ def models_show(what: ShowFlags, view: ViewFlags) -> int:
     return ExitCode.OK
 
 
-def described(bundle: Bundle) -> dict[str, Any]:
+def described(bundle: Bundle, stamps: Mapping[Path, Stamp] | None = None) -> dict[str, Any]:
     """All that is known of a bundle; only the vocabularies of its models are loaded.
+
+    Args:
+        bundle: read from its manifest.
+        stamps: of the files that were checked, by path; one that is not the same is not loaded.
 
     Raises:
         ModelError: a file cannot be loaded.
@@ -73,7 +81,7 @@ def described(bundle: Bundle) -> dict[str, Any]:
     models: dict[str, dict[str, Any]] = {}
     vocabularies: dict[str, Vocabulary] = {}
     for role, model in bundle.models.items():
-        with Weights(model.path, vocabulary_only=True) as weights:
+        with Weights(model.path, vocabulary_only=True, stamps=stamps) as weights:
             vocabularies[role] = weights.vocabulary
             models[role] = _model(model, weights)
     return {
