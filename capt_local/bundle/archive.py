@@ -7,8 +7,10 @@ device, no other name or order, nothing behind the end. Any tar program reads su
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -25,7 +27,10 @@ _JUNK = {".ds_store", "thumbs.db", "desktop.ini"}
 
 
 class Source(Protocol):
-    """Where the files of a bundle come from, in their order."""
+    """Where the files of a bundle come from, in their order.
+
+    Each method raises a ModelError where the disk fails, so that no error of the system leaves it.
+    """
 
     def begin(self, name: str, size: int | None, most: int) -> int:
         """Goes to the next file and returns its size.
@@ -100,17 +105,19 @@ class ArchiveSource:
 
     def read(self, count: int) -> bytes:
         """See `Source.read`."""
-        return self._stream.read(count)
+        with _readable(self._name):
+            return self._stream.read(count)
 
     def skip(self, count: int) -> None:
         """See `Source.skip`."""
-        self._stream.seek(count, os.SEEK_CUR)
+        with _readable(self._name):
+            self._stream.seek(count, os.SEEK_CUR)
 
     def end(self, names: set[str]) -> None:
         """See `Source.end`."""
         if self._exactly(len(self._left)) != self._left or self._exactly(len(END)) != END:
             raise self._damaged("there is something behind the last file of the manifest")
-        if self._stream.read(1):
+        if self.read(1):
             raise self._damaged("there is something behind its end")
 
     def close(self) -> None:
@@ -118,7 +125,7 @@ class ArchiveSource:
         self._stream.close()
 
     def _exactly(self, count: int) -> bytes:
-        found = self._stream.read(count)
+        found = self.read(count)
         if len(found) < count:
             raise self._damaged("it is cut off")
         return found
@@ -133,29 +140,36 @@ class FolderSource:
     def __init__(self, folder: Path) -> None:
         """Remembers the folder."""
         self._folder = folder
+        self._name = folder.name
         self._stream: BinaryIO | None = None
 
     def begin(self, name: str, size: int | None, most: int) -> int:
         """See `Source.begin`."""
         self.close()
+        self._name = name
         self._stream = open_regular(self._folder / name)
-        found = os.fstat(self._stream.fileno()).st_size
+        with _readable(name):
+            found = os.fstat(self._stream.fileno()).st_size
         if found > most or size not in (None, found):
             raise ModelError(f"{name} has {found} bytes, which is not what the bundle says.")
         return found
 
     def read(self, count: int) -> bytes:
         """See `Source.read`."""
-        return self._stream.read(count) if self._stream else b""
+        with _readable(self._name):
+            return self._stream.read(count) if self._stream else b""
 
     def skip(self, count: int) -> None:
         """See `Source.skip`."""
-        if self._stream:
-            self._stream.seek(count, os.SEEK_CUR)
+        with _readable(self._name):
+            if self._stream:
+                self._stream.seek(count, os.SEEK_CUR)
 
     def end(self, names: set[str]) -> None:
         """See `Source.end`; what file managers leave behind is passed over."""
-        for each in os.listdir(self._folder):
+        with _readable(self._folder.name):
+            found = os.listdir(self._folder)
+        for each in found:
             if each not in names and each.lower() not in _JUNK and not each.startswith("._"):
                 raise ModelError(
                     f"{self._folder.name} holds a file that the manifest does not name. "
@@ -167,6 +181,19 @@ class FolderSource:
         if self._stream:
             self._stream.close()
             self._stream = None
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Tells errors of the system in reading a file, such as those of a stick that is pulled."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or "the disk fails"
+        raise ModelError(
+            f"{name} cannot be read any more: {reason}. What was copied is kept: give the same "
+            "command again to go on."
+        ) from None
 
 
 def open_source(path: Path) -> Source:
@@ -193,7 +220,12 @@ def open_regular(path: Path) -> BinaryIO:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it has an impossible name"
         raise ModelError(f"{path.name} cannot be read: {reason}.") from None
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+    try:
+        regular = stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except OSError as error:
+        stream.close()
+        raise ModelError(f"{path.name} cannot be read: {error.strerror}.") from None
+    if not regular:
         stream.close()
         raise ModelError(f"{path.name} is not a file.")
     return stream

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,11 @@ _OF_A_BUNDLE = re.compile(r"(?P<bundle>.+):(?P<role>target|(?:expert|base)(?:-[0
 
 
 def ingredients(
-    target: str, experts: Sequence[str], bases: Sequence[str], adapters: Sequence[AdapterFile]
+    target: str,
+    experts: Sequence[str],
+    bases: Sequence[str],
+    adapters: Sequence[AdapterFile],
+    find: Callable[[str], Bundle] = store.find,
 ) -> Bundle:
     """The models, by role, where they lie; of models of other bundles with what these say of them.
 
@@ -27,6 +31,7 @@ def ingredients(
         experts: likewise, one for each pair.
         bases: likewise, in the order of the experts.
         adapters: one for each expert; without experts, each expert is the base with its adapter.
+        find: opens another bundle; raises a ModelError for one that is not to be used.
 
     Raises:
         UsageError: experts, bases and adapters do not go together.
@@ -35,7 +40,7 @@ def ingredients(
     given = (target, *paired(adapted(experts, bases, adapters), bases))
     known: dict[Role, ModelFile] = {}
     for role, text in zip(roles(len(given) // 2), given, strict=True):
-        if (found := _of_a_bundle(role, text)) is not None:
+        if (found := _of_a_bundle(role, text, find)) is not None:
             known[role] = found
     files = [
         known[role].path if role in known else Path(text)
@@ -61,13 +66,13 @@ def same_file(one: Path, other: Path) -> bool:
         return False
 
 
-def _of_a_bundle(role: Role, text: str) -> ModelFile | None:
+def _of_a_bundle(role: Role, text: str, find: Callable[[str], Bundle]) -> ModelFile | None:
     """The model of another bundle that is meant; None where a file is."""
     found = _OF_A_BUNDLE.fullmatch(text)
     if found is None or os.path.lexists(text):
         return None
     try:
-        bundle = store.find(found["bundle"])
+        bundle = find(found["bundle"])
     except ModelError as error:
         raise ModelError(f"The {role}: {error}") from None
     if found["role"] not in bundle.models:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from capt_local.bundle import store
-from capt_local.bundle.incoming import Incoming
+from capt_local.bundle.incoming import Incoming, check_replaceable
 from capt_local.bundle.manifest import MANIFEST, Bundle
 from capt_local.bundle.members import check_id
 from capt_local.bundle.read import read_bundle
@@ -48,15 +48,20 @@ def place_of_bundle(bundle: Bundle, output: Path | None, *, replaced: bool) -> P
 def under_way(place: Path, *, in_store: bool) -> Iterator[Incoming]:
     """A new, empty folder for a bundle; what is left of it at the end, or of an earlier try, goes.
 
+    What an import or pull has left stays, and nothing is made.
+
     Args:
         place: see `place_of_bundle`.
         in_store: whether that is the user's own store.
 
     Raises:
-        ModelError: the folder cannot be written, or the same bundle is being made already.
+        ModelError: the folder cannot be written, the same bundle is being made already, or an
+            import of that id was stopped.
     """
     beside = None if in_store else place.parent / f".{place.name}.incoming"
     with Incoming(place, beside) as incoming:
+        if in_store:
+            _refuse_stopped(incoming.folder)
         try:
             with incoming.guarded():
                 _empty(incoming.folder)
@@ -69,8 +74,7 @@ def under_way(place: Path, *, in_store: bool) -> Iterator[Incoming]:
 
 def _refuse_replacing(place: Path, replaced: bool) -> None:
     """Refuses to replace what is no bundle, and any bundle unless that was asked for."""
-    if place.is_symlink() or not (place / MANIFEST).is_file():
-        raise ModelError(f"{place} is there already, and is no bundle. Nothing was made.")
+    check_replaceable(place)
     if replaced:
         return
     try:
@@ -81,6 +85,15 @@ def _refuse_replacing(place: Path, replaced: bool) -> None:
     raise ModelError(
         f"{there} is there already ({place}). Give another id, or --replace to take its place."
     )
+
+
+def _refuse_stopped(folder: Path) -> None:
+    """Gigabytes may be there already. An import begins with the manifest, a making ends with it."""
+    if os.path.lexists(folder / MANIFEST):
+        raise ModelError(
+            f"A stopped import or pull of {folder.name} is there ({folder}). Give its command "
+            "again to go on with it, 'capt-local models clean --yes' to delete it, or another id."
+        )
 
 
 def _empty(folder: Path) -> None:

@@ -55,7 +55,7 @@ def export(
         raise UsageError("Only a bundle with a manifest can be exported.")
     if os.path.lexists(place):
         raise UsageError(f"{place.name} is there already; nothing was written.")
-    manifest = (folder / MANIFEST).read_bytes()
+    manifest = _manifest(bundle, folder)
     signature = b""
     if not unsigned:
         signature = sign(manifest, key) if key else kept_signature(folder)
@@ -73,6 +73,19 @@ def export(
         with contextlib.suppress(OSError):
             shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
     return place
+
+
+def _manifest(bundle: Bundle, folder: Path) -> bytes:
+    """The bytes of the manifest that was read, and of no other."""
+    try:
+        data = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise ModelError(f"{MANIFEST} cannot be read: {error.strerror}.") from None
+    if hashlib.sha256(data).hexdigest() != bundle.manifest_sha256:
+        raise ModelError(
+            f"{MANIFEST} is not the manifest that was read, or changed since. Nothing was exported."
+        )
+    return data
 
 
 def kept_signature(folder: Path) -> bytes:

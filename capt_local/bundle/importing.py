@@ -17,7 +17,7 @@ from capt_local.bundle import store
 from capt_local.bundle.archive import Source, open_source
 from capt_local.bundle.check import Check
 from capt_local.bundle.exporting import CHUNK, Report, check_room
-from capt_local.bundle.incoming import Incoming
+from capt_local.bundle.incoming import Incoming, check_replaceable
 from capt_local.bundle.manifest import MANIFEST, RECEIPT, SIGNATURE, Bundle, Signer
 from capt_local.bundle.members import Member, check_id, members
 from capt_local.bundle.read import LARGEST_MANIFEST, parse_manifest, read_bundle
@@ -105,6 +105,7 @@ def import_from(
     files = members(bundle)
     place = store.user_folder() / bundle.id
     with Incoming(place) as incoming:
+        check_replaceable(place)
         if incoming.is_installed(manifest, signature):
             if signer:
                 incoming.vouch(receipt(signer), installed=True)
@@ -179,7 +180,7 @@ def _copy(source: Source, member: Member, incoming: Incoming, report: Report | N
     """Copies a file, or the rest of it, and holds all of it against the manifest."""
     size = source.begin(member.name, member.size, member.most)
     digest = hashlib.sha256()
-    # What fails in reading the source is told as such, so all else is the store's.
+    # A source tells by itself what fails in reading it, so all else is the store's.
     with incoming.guarded(), incoming.part(member.name, size) as part:
         done = 0
         while chunk := part.read(CHUNK):  # of an earlier try
@@ -204,13 +205,7 @@ def _copy(source: Source, member: Member, incoming: Incoming, report: Report | N
 
 
 def _next(source: Source, member: Member, count: int) -> bytes:
-    try:
-        chunk = source.read(count)
-    except OSError as error:
-        raise ModelError(
-            f"{member.name} cannot be read any more: {error.strerror}. What was copied is kept: "
-            "give the same command again to go on."
-        ) from None
+    chunk = source.read(count)
     if not chunk:
         raise ModelError(
             f"{member.name} is cut off. What was copied is kept: with the whole file, give the "

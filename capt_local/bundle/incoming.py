@@ -145,6 +145,7 @@ class Incoming:
 
     def install(self) -> None:
         """Lets the bundle take its place; the one that was there goes behind that."""
+        check_replaceable(self._place)  # much time may have gone by
         try:
             _sync(self.folder)
             if self._place.exists():
@@ -181,11 +182,13 @@ class Incoming:
 
     def _mend(self) -> None:
         """After a power cut between two moves, the bundle that was there has its place again."""
-        if self._old.exists():
-            if self._place.exists():
-                shutil.rmtree(self._old)
-            else:
+        if os.path.lexists(self._old):
+            if not os.path.lexists(self._place):
                 os.rename(self._old, self._place)
+            elif self._old.is_symlink():
+                self._old.unlink()
+            else:
+                shutil.rmtree(self._old)
 
     def _read(self, name: str) -> bytes:
         with contextlib.suppress(FileNotFoundError), self._open(name, os.O_RDONLY, "rb") as stream:
@@ -199,6 +202,18 @@ class Incoming:
         return ModelError(
             f"The store {self._place.parent} cannot be written: {error.strerror}. What is "
             "installed there is what it was."
+        )
+
+
+def check_replaceable(place: Path) -> None:
+    """Refuses a place in which something lies that is no bundle, such as a link to a folder.
+
+    Raises:
+        ModelError: it is such a place.
+    """
+    if os.path.lexists(place) and (place.is_symlink() or not os.path.isfile(place / MANIFEST)):
+        raise ModelError(
+            f"{place} is there already, and is no bundle. Nothing was made: move it away first."
         )
 
 

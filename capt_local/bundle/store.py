@@ -7,6 +7,7 @@ variable CAPT_LOCAL_MODELS; the user's data folder.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -35,7 +36,7 @@ def find(reference: str | Path) -> Bundle:
     if isinstance(reference, Path) or _looks_like_path(reference):
         return _at(Path(reference).expanduser())
     for folder in _candidates(reference) if NAME.fullmatch(reference) else ():
-        if (folder / MANIFEST).is_file():
+        if _holds_manifest(folder):
             return _named(folder, reference)
     hint = " A folder of that name is here: write ./ in front." if _is_here(reference) else ""
     raise ModelError(
@@ -48,22 +49,27 @@ def available(on_problem: Callable[[ModelError], None] | None = None) -> list[Bu
     """All bundles that `find` knows by their id, the packaged one first.
 
     Args:
-        on_problem: called for each broken bundle, which is then left out; without it the first
-            broken one raises.
+        on_problem: called for each broken bundle and each folder that cannot be looked into, which
+            is then left out; without it the first one raises.
 
     Raises:
-        ModelError: a manifest is broken and `on_problem` is not given.
+        ModelError: there is such a one and `on_problem` is not given.
     """
+
+    def tell(error: ModelError) -> None:
+        if on_problem is None:
+            raise error
+        on_problem(error)
+
     found: dict[str, Bundle] = {}
-    for folder in _everywhere():
-        if folder.name in found or not (folder / MANIFEST).is_file():
-            continue
+    for folder in _everywhere(tell):
         try:
-            found[folder.name] = _named(folder, folder.name)
+            if folder.name not in found and _holds_manifest(folder):
+                found[folder.name] = _named(folder, folder.name)
         except ModelError as error:
-            if on_problem is None:
-                raise
-            on_problem(error)
+            # What no bundle can be called is none, such as the lost+found of a disk.
+            if NAME.fullmatch(folder.name) or not isinstance(error, _Unreadable):
+                tell(error)
     return list(found.values())
 
 
@@ -103,7 +109,7 @@ def packaged_folder() -> Path:
 def _at(place: Path) -> Bundle:
     if not os.path.exists(place):  # which takes a name that is too long for one that is not there
         raise ModelError(f"There is no bundle at {place}.")
-    if place.is_dir() and not (place / MANIFEST).is_file():
+    if place.is_dir() and not _holds_manifest(place):
         raise ModelError(f"The folder {place} holds no {MANIFEST}, so it is not a bundle.")
     return read_bundle(place)
 
@@ -125,11 +131,39 @@ def _candidates(name: str) -> Iterator[Path]:
         yield store / name
 
 
-def _everywhere() -> Iterator[Path]:
+def _everywhere(on_problem: Callable[[ModelError], None]) -> Iterator[Path]:
     yield packaged_folder()
     for store in _stores():
-        if store.is_dir():
-            yield from sorted(store.iterdir())
+        try:
+            entries = sorted(store.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            on_problem(_unreadable(store, error))
+            continue
+        yield from entries
+
+
+class _Unreadable(ModelError):
+    """A folder that cannot be looked into."""
+
+
+def _holds_manifest(folder: Path) -> bool:
+    """Whether there is a manifest in a folder.
+
+    Raises:
+        ModelError: the system does not tell.
+    """
+    try:
+        return stat.S_ISREG(os.stat(folder / MANIFEST).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+
+
+def _unreadable(folder: Path, error: OSError) -> _Unreadable:
+    return _Unreadable(f"The folder {folder} cannot be read: {error.strerror or 'no access'}.")
 
 
 def _stores() -> Iterator[Path]:

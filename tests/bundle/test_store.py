@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,6 +128,54 @@ def test_broken_bundles_are_told(packaged: Path, user: Path) -> None:
     assert "not valid TOML" in str(problems[0])
     with pytest.raises(ModelError, match="not valid TOML"):
         store.available()
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Closes a folder, also to root."""
+    shut: list[Path] = []
+    real_stat, real_list = os.stat, os.listdir
+
+    def stat(path: Any, **more: Any) -> os.stat_result:
+        if isinstance(path, Path) and any(path.parent == each for each in shut):
+            raise PermissionError(13, "Permission denied")
+        return real_stat(path, **more)
+
+    def listdir(path: Any = ".") -> list[str]:
+        if any(Path(path) == each for each in shut):
+            raise PermissionError(13, "Permission denied")
+        return real_list(path)
+
+    monkeypatch.setattr(store.os, "stat", stat)
+    monkeypatch.setattr(store.os, "listdir", listdir)
+    return shut.append
+
+
+def test_a_folder_that_cannot_be_read_is_told(
+    packaged: Path, user: Path, site: list[Path], closed: Callable[[Path], None]
+) -> None:
+    make(user, "b")
+    closed(make(user, "a"))
+    (user / "lost+found").mkdir()
+    closed(user / "lost+found")  # as on each disk of its own: no bundle can be called so
+    make(site[0], "c")
+    closed(site[0])
+    problems: list[ModelError] = []
+    assert [bundle.id for bundle in store.available(problems.append)] == ["demo", "b"]
+    assert [str(each) for each in problems] == [
+        f"The folder {place} cannot be read: Permission denied." for place in (site[0], user / "a")
+    ]
+    with pytest.raises(ModelError, match="cannot be read: Permission denied"):
+        store.available()
+
+
+def test_a_bundle_that_cannot_be_read_is_one_line(
+    packaged: Path, user: Path, closed: Callable[[Path], None]
+) -> None:
+    closed(make(user, "a"))
+    for reference in ("a", user / "a"):
+        with pytest.raises(ModelError, match=r"a cannot be read: Permission denied\.$"):
+            store.find(reference)
 
 
 def test_the_user_s_folder_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:

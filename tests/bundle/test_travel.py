@@ -6,20 +6,30 @@ import os
 import shutil
 import stat
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import exporting, importing, incoming, store
-from capt_local.bundle.archive import ArchiveSource, header
+from capt_local.bundle import archive, exporting, importing, incoming, store
+from capt_local.bundle.archive import ArchiveSource, FolderSource, header
 from capt_local.bundle.manifest import MANIFEST, RECEIPT, SIGNATURE, Bundle, Signer
 from capt_local.bundle.members import members
 from capt_local.bundle.read import read_bundle
 from capt_local.bundle.signing import read_private
 from capt_local.bundle.verify import verify
 from capt_local.errors import ModelError, UsageError
-from tests.bundle.travelling import FILES, SIZES, Hands, everything, installed, make_bundle
+from tests.bundle.travelling import (
+    FILES,
+    SIZES,
+    TEMPLATE,
+    Hands,
+    Pulled,
+    everything,
+    installed,
+    make_bundle,
+)
 
 KINDS = ["trio.capt", "trio-folder"]
 
@@ -135,36 +145,108 @@ def test_models_that_are_refused_are_not_installed(hands: Hands) -> None:
     assert installed() == {}
 
 
+WHOLE = sum(SIZES.values()) + len(TEMPLATE)
+
+
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("at", [0, 1, 40_000, 70_000, 71_000])
+@pytest.mark.parametrize("at", [0, 1, 40_000, 70_000, 71_000, WHOLE])
 def test_a_stick_that_is_pulled(
     name: str, at: int, hands: Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading fails behind so many bytes of the models; the same command goes on from there."""
     path = hands.export(name)
     monkeypatch.setattr(importing, "CHUNK", 1_000)
-    left = [at]
-    taken = importing._next
-
-    def pulled(source, member, count):  # type: ignore[no-untyped-def]
-        def read(count: int) -> bytes:
-            if left[0] <= 0:
-                raise OSError(5, "Input/output error")
-            data = source.read(min(count, left[0]))
-            left[0] -= len(data)
-            return data
-
-        return taken(type("Stick", (), {"read": staticmethod(read)})(), member, count)
-
-    monkeypatch.setattr(importing, "_next", pulled)
+    stick = Pulled(monkeypatch)
     with pytest.raises(ModelError, match=r"cannot be read any more: .* to go on") as caught:
-        hands.take(path)
+        hands.take(path, report=stick.pull_at(at))
     assert "\n" not in str(caught.value)
     assert installed() == {}
-    monkeypatch.setattr(importing, "_next", taken)
+    stick.out = False
     found = hands.take(path)
-    assert (found.fresh, found.resumed) == (True, at)
+    assert (found.fresh, found.resumed) == (True, sum(stick.copied.values()))
+    assert at <= found.resumed < at + 1_000
     verify(store.find("trio"))
+
+
+@pytest.mark.parametrize("source", [ArchiveSource, FolderSource])
+def test_a_stick_that_fails_is_told_by_the_source(
+    source: type, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "trio.capt" if source is ArchiveSource else "trio"
+    path = hands.export(name)
+    stick = Pulled(monkeypatch)
+    opened = source(path)
+    size = opened.begin(MANIFEST, None, 1 << 20)
+    stick.out = True
+    for fail in (
+        lambda: opened.skip(1),
+        lambda: opened.read(1),
+        lambda: opened.end(set()),
+        lambda: opened.begin(SIGNATURE, None, size) and opened.read(1),
+    ):
+        with pytest.raises(ModelError, match="cannot be read any more: Input/output error"):
+            fail()
+    opened.close()
+
+
+def test_a_file_of_which_nothing_is_told(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = hands.export("trio.capt")
+
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archive.os, "fstat", fail)
+        with pytest.raises(ModelError, match=r"trio\.capt cannot be read: Input/output error"):
+            archive.open_regular(path)
+
+
+def a_link_to_a_bundle(place: Path, outside: Path) -> None:
+    make_bundle(outside / "trio")
+    place.symlink_to(outside / "trio")
+
+
+def a_link_to_nothing(place: Path, outside: Path) -> None:
+    place.symlink_to(outside / "none")
+
+
+def a_folder_of_notes(place: Path, outside: Path) -> None:
+    place.mkdir()
+    (place / "note").write_text("mine")
+
+
+@pytest.mark.parametrize("plant", [a_link_to_a_bundle, a_link_to_nothing, a_folder_of_notes])
+def test_what_is_no_bundle_is_not_replaced(
+    plant: Callable[[Path, Path], None], hands: Hands, tmp_path: Path
+) -> None:
+    path, place = hands.export("trio.capt"), store.user_folder() / "trio"
+    place.parent.mkdir(parents=True)
+    plant(place, tmp_path / "outside")
+    before = everything(tmp_path)
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"trio is there already, and is no bundle"):
+            hands.take(path, report=lambda *_: pytest.fail("something was copied"))
+    assert everything(tmp_path) == before
+    place.rename(place.with_name("moved"))
+    assert hands.take(path).fresh
+
+
+def test_what_comes_into_the_place_meanwhile_stays(hands: Hands) -> None:
+    place = store.user_folder() / "trio"
+    with pytest.raises(ModelError, match="is no bundle"):
+        hands.take(hands.export("trio.capt"), examine=lambda _: place.mkdir())
+    assert place.is_dir() and os.listdir(place) == []
+
+
+def test_a_link_that_went_behind_a_bundle_is_no_obstacle(hands: Hands, tmp_path: Path) -> None:
+    """As an earlier version left it."""
+    path = hands.export("trio.capt")
+    hands.take(path)
+    (tmp_path / "mine").mkdir()
+    (store.incoming_folder() / "trio.old").symlink_to(tmp_path / "mine")
+    assert hands.take(path).fresh is False
+    assert not os.path.lexists(store.incoming_folder() / "trio.old")
+    assert (tmp_path / "mine").is_dir()
 
 
 def test_what_is_left_of_another_version_is_not_gone_on_with(hands: Hands) -> None:
@@ -309,6 +391,16 @@ def test_an_export_overwrites_nothing(hands: Hands) -> None:
     with pytest.raises(UsageError, match="is there already"):
         exporting.export(read_bundle(hands.folder / "trio.capt-from"), path)
     assert path.read_bytes() == before
+
+
+def test_another_manifest_than_the_one_that_was_read_is_not_exported(hands: Hands) -> None:
+    bundle = make_bundle(hands.folder / "from")
+    assert bundle.folder is not None
+    text = (bundle.folder / MANIFEST).read_text()
+    (bundle.folder / MANIFEST).write_text(text.replace('version = "2"', 'version = "3"'))
+    with pytest.raises(ModelError, match=r"bundle\.toml is not the manifest that was read"):
+        exporting.export(bundle, hands.folder / "trio.capt", read_private(hands.key))
+    assert not (hands.folder / "trio.capt").exists()
 
 
 def test_names_that_cannot_travel(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from capt_local.bundle import exporting, store
+import pytest
+
+from capt_local.bundle import archive, exporting, store
 from capt_local.bundle.importing import Imported, Terms, import_bundle
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.read import read_bundle
@@ -14,6 +18,7 @@ from capt_local.bundle.signing import TrustedKey, new_key, read_private, read_pu
 from capt_local.bundle.write import describe, write_manifest
 
 SIZES = {"target": 70_000, "expert": 1_500, "base": 1_024}
+TEMPLATE = "{{ messages }}"
 FILES = ["base.gguf", "bundle.sig", "bundle.signer", "bundle.toml", "chat.jinja"]
 FILES += ["expert.gguf", "target.gguf"]
 
@@ -26,7 +31,7 @@ def make_bundle(folder: Path, version: str = "2", **about: object) -> Bundle:
     folder.mkdir(parents=True)
     for role in SIZES:
         (folder / f"{role}.gguf").write_bytes(content(role, version))
-    (folder / "chat.jinja").write_text("{{ messages }}")
+    (folder / "chat.jinja").write_text(TEMPLATE)
     template = {"target": folder / "chat.jinja"}
     models = {
         role: describe(role, folder / f"{role}.gguf", template_file=template.get(role))
@@ -67,6 +72,56 @@ class Hands:
     ) -> Imported:
         keys = {self.trusted.fingerprint: self.trusted}
         return import_bundle(path, Terms(keys, unsigned, older), examine, report)
+
+
+class Pulled:
+    """What is left of a stick that is pulled: its files are open, and no byte of them comes.
+
+    Args:
+        patch: puts it in the place of what opens files.
+
+    Attributes:
+        out: whether it is pulled.
+        copied: bytes that were copied before, by file.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.out = False
+        self.copied: dict[str, int] = {}
+        opened, listed = archive.open_regular, os.listdir
+        patch.setattr(archive, "open_regular", lambda path: _Stream(opened(path), self))
+        patch.setattr(archive.os, "listdir", lambda path: self.check() or listed(path))
+
+    def check(self) -> None:
+        if self.out:
+            raise OSError(5, "Input/output error")
+
+    def pull_at(self, count: int) -> Callable[[str, float], None]:
+        """A report of progress; the stick is pulled when so many bytes are copied."""
+        self.out = count == 0
+
+        def report(file: str, part: float) -> None:
+            size = SIZES.get(file.removesuffix(".gguf"), len(TEMPLATE))
+            self.copied[file] = round(part * size)
+            self.out = sum(self.copied.values()) >= count
+
+        return report
+
+
+class _Stream:
+    """A file on such a stick."""
+
+    def __init__(self, stream: BinaryIO, stick: Pulled) -> None:
+        self._stream, self._stick = stream, stick
+        self.fileno, self.close = stream.fileno, stream.close
+
+    def read(self, count: int) -> bytes:
+        self._stick.check()
+        return self._stream.read(count)
+
+    def seek(self, count: int, whence: int) -> int:
+        self._stick.check()
+        return self._stream.seek(count, whence)
 
 
 def everything(folder: Path) -> dict[str, bytes | None]:

@@ -13,7 +13,8 @@ from capt_local.bundle import exporting, importing, store
 from capt_local.bundle.manifest import MANIFEST, SIGNATURE, Bundle
 from capt_local.bundle.signing import read_private, sign
 from capt_local.bundle.write import describe, write_manifest
-from tests.bundle.travelling import everything
+from capt_local.report.screen import Screen
+from tests.bundle.travelling import Pulled, everything
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_gguf
 
@@ -190,21 +191,15 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_copied(
 def test_a_stick_that_is_pulled_is_gone_on_with(
     stick: Stick, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = importing._next
-    calls = [0]
-
-    def pulled(source, member, count):  # type: ignore[no-untyped-def]
-        calls[0] += 1
-        if calls[0] > 1:
-            source.read = lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error"))
-        return real(source, member, count)
-
-    monkeypatch.setattr(importing, "_next", pulled)
+    monkeypatch.setattr(importing, "CHUNK", 1_000)
+    pulled = Pulled(monkeypatch)
+    monkeypatch.setattr(Screen, "progress", lambda *_: setattr(pulled, "out", True))
     result = run("models", "import", str(stick.folder))
     assert (result.code, result.err.count("\n")) == (3, 1)
     assert "cannot be read any more: Input/output error" in result.err
     assert not (store.user_folder() / "tiny").exists()
-    monkeypatch.setattr(importing, "_next", real)
+    monkeypatch.setattr(Screen, "progress", lambda *_: None)
+    pulled.out = False
     result = run("models", "import", str(stick.folder))
     assert result.code == 0, result.err
     assert "were there of an earlier try" in result.err

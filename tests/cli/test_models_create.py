@@ -148,6 +148,36 @@ def test_of_models_that_are_here(run: Run, models: dict[str, Path]) -> None:
     assert bundle.licence == "MIT; CC0-1.0"
 
 
+def test_of_a_bundle_that_was_changed_behind_its_signature(
+    run: Run, models: dict[str, Path], tmp_path: Path
+) -> None:
+    keys, place, stick = tmp_path / "k", tmp_path / "mine", tmp_path / "stick"
+    assert create(run, models, "--no-run", "-o", str(place)).code == 0
+    run("models", "keygen", "-o", str(keys))
+    run("models", "trust", f"{keys}.pub")
+    run("models", "export", str(place), "-o", str(stick), "--key", f"{keys}.key")
+    manifest = stick / MANIFEST
+    manifest.write_text(manifest.read_text().replace("CC0-1.0", "MIT"))
+    result = create(run, models, "--no-run", base=f"{stick}:base")
+    assert (result.code, result.out, result.err.count("\n")) == (3, "", 1)
+    assert "The base: The signature does not fit the manifest" in result.err
+    assert nothing_is_there()
+
+
+def test_what_a_stopped_import_left_stays(run: Run, models: dict[str, Path]) -> None:
+    left = store.incoming_folder() / "mine"
+    left.mkdir(parents=True)
+    (left / MANIFEST).write_text("of an import")
+    (left / "target.gguf").write_bytes(b"half")
+    for more in ((), ("--replace",)):
+        result = create(run, models, "--no-run", *more)
+        assert (result.code, result.out, result.err.count("\n")) == (3, "", 1)
+        assert "A stopped import or pull of mine is there" in result.err
+        assert sorted(os.listdir(left)) == [MANIFEST, "target.gguf"]
+    assert run("models", "clean", "--yes").code == 0
+    assert create(run, models, "--no-run").code == 0
+
+
 def test_an_adapter(run: Run, models: dict[str, Path], sample: str) -> None:
     flags = ["--expert-adapter", f"{models['lora']}=0.5", "--sample", sample]
     result = create(run, models, *flags, expert="")

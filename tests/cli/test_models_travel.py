@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundle import store
-from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.manifest import MANIFEST, SIGNATURE, Bundle
 from capt_local.bundle.write import describe, write_manifest
 from capt_local.engine import examine
 from capt_local.engine.examine import Examiner
@@ -57,6 +57,29 @@ def test_a_key_for_one_import(run: Run, tmp_path: Path) -> None:
     run("models", "keygen", "-o", keys)
     run("models", "export", str(make(tmp_path / "from")), "-o", archive, "--key", f"{keys}.key")
     assert run("models", "import", archive, "--key", f"{keys}.pub").code == 0
+
+
+@pytest.mark.parametrize("how", [["--key", "{keys}.key"], ["--unsigned"], []])
+def test_what_was_changed_behind_its_signature_goes_nowhere(
+    how: list[str], run: Run, tmp_path: Path
+) -> None:
+    keys, stick = str(tmp_path / "k"), tmp_path / "stick"
+    run("models", "keygen", "-o", keys)
+    run("models", "trust", f"{keys}.pub")
+    flags = [each.format(keys=keys) for each in how]
+    made = run(
+        "models", "export", str(make(tmp_path / "from")), "-o", str(stick), "--key", f"{keys}.key"
+    )
+    assert made.code == 0, made.err
+    manifest = stick / MANIFEST
+    manifest.write_text(manifest.read_text().replace('id = "tiny"', 'id = "other"'))
+    again = ["models", "export", str(stick), "-o", str(tmp_path / "again.capt")]
+    result = run(*again, *flags)
+    assert (result.code, result.out, result.err.count("\n")) == (3, "", 1)
+    assert "signature does not fit the manifest" in result.err
+    assert not (tmp_path / "again.capt").exists()
+    (stick / SIGNATURE).unlink()  # as the guide says
+    assert run(*again, *(flags or ["--unsigned"])).code == 0
 
 
 def test_unsigned_only_when_asked_for(run: Run, tmp_path: Path) -> None:

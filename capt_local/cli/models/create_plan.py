@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from capt_local.cli.models.create_flags import ALL, AboutFlags, FromFlags, by_role
 from capt_local.cli.models.create_look import Look, look_at, misfits
+from capt_local.cli.vouched import signed
 from capt_local.errors import ModelError, UsageError
 from capt_local.version import __version__
 
@@ -51,6 +52,7 @@ def planned(what: FromFlags, about: AboutFlags, *, misfit: bool, today: datetime
         UsageError: a flag is missing or has no meaning, or a licence is not known.
         ModelError: a file or bundle is missing or broken, or the models do not go together.
     """
+    from capt_local.bundle import store
     from capt_local.bundle.creating_from import ingredients
     from capt_local.cli.models.create_templates import with_templates
 
@@ -58,7 +60,13 @@ def planned(what: FromFlags, about: AboutFlags, *, misfit: bool, today: datetime
         raise UsageError(
             "A bundle is made of a --target, an --expert (or --expert-adapter) and its --base."
         )
-    bundle = ingredients(what.target, what.expert or (), what.base, _adapters(what))
+    bundle = ingredients(
+        what.target,
+        what.expert or (),
+        what.base,
+        _adapters(what),
+        lambda reference: signed(store.find(reference)),
+    )
     bundle = _described(replace(bundle, id=what.id), about, today)
     looks = look_at(bundle)
     if not misfit:

@@ -77,19 +77,20 @@ def models_export(what: ExportFlags, view: ViewFlags) -> int:
     screen = Screen.standard(view.verbose)
     if what.unsigned and what.key:
         raise UsageError("Give either --key or --unsigned.")
-    bundle = store.find(what.bundle)
+    # Also where it is signed anew: what was changed behind a signature goes nowhere.
+    bundle = signed(store.find(what.bundle))
     key = read_private(what.key) if what.key else None
-    if key is None and not what.unsigned:
-        bundle = signed(bundle)  # a signature that does not fit goes nowhere
-        if bundle.folder and not exporting.kept_signature(bundle.folder):
-            raise UsageError(
-                "The bundle has no signature. Give --key NAME.key (capt-local models keygen makes "
-                "one), or --unsigned."
-            )
+    kept = bundle.folder is None or exporting.kept_signature(bundle.folder)
+    if not (key or what.unsigned or kept):
+        raise UsageError(
+            "The bundle has no signature. Give --key NAME.key (capt-local models keygen makes "
+            "one), or --unsigned."
+        )
     try:
         made = exporting.export(bundle, what.output, key, screen.progress, unsigned=what.unsigned)
     finally:
         screen.clear_progress()
+    screen.notes(bundle.notices)
     screen.line(f"{bundle.id} {bundle.version} is written to {made}.")
     return ExitCode.OK
 
