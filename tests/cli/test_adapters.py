@@ -142,7 +142,7 @@ def test_a_bundle_with_an_adapter_is_examined(run: Run, folder: Path) -> None:
     write_manifest(Bundle("lora", models), folder)
     found = json.loads(run("doctor", "-m", str(folder), "--json").out)
     assert found["ok"], found["problems"]
-    assert found["bundle"]["digests"] == "verified"
+    assert found["bundle"]["digests"].startswith("verified")
     room = found["memory of the bundle"]
     assert "MiB, adapter 0 MiB" in room["expert"] and "weights shared" in room["base"]
     assert found["roles"]["expert"].endswith("adapter lora.gguf")
