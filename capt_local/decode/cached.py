@@ -162,6 +162,11 @@ class CachedModel:
         """Whether `follow` finds all its rows without decoding."""
         return self._kept(tokens, rows) is not None
 
+    def reads_one(self, tokens: list[int], rows: int) -> bool:
+        """Whether `follow` decodes a single token."""
+        known = min(common_length(self.tokens, tokens), len(tokens) - rows)
+        return len(tokens) - known == 1 and not self.has(tokens, rows)
+
     def look_ahead(self, path: list[int], first: int) -> None:
         """Decodes a text that may come, in one batch, and keeps what follows its last tokens.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from capt_local.align.fit import AnyAlignment
@@ -59,14 +59,11 @@ class Follower(Protocol):
         """Makes room for rows ahead of the present text."""
         ...
 
-    def look_ahead(self, pieces: Sequence[tuple[int, bytes]]) -> Callable[[], None] | None:
-        """What reads, in as few batches as it can, what the next places need if pieces come.
+    def look_ahead(self, pieces: Sequence[tuple[int, bytes]]) -> None:
+        """Reads, in as few batches as it can, what the next places need if pieces come.
 
         Args:
             pieces: tokens that the target may write, with their bytes, in order.
-
-        Returns:
-            To be called, in any thread; None where nothing has to be decoded.
         """
         ...
 

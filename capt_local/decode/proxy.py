@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -107,8 +107,8 @@ class Proxy:
             self.settle()
         self.cached.kept.begin(self.tokens)
 
-    def look_ahead(self, pieces: Sequence[tuple[int, bytes]]) -> Callable[[], None] | None:
-        """What reads the next places if these pieces come; see `Follower.look_ahead`.
+    def look_ahead(self, pieces: Sequence[tuple[int, bytes]]) -> None:
+        """Reads the next places if these pieces come; see `Follower.look_ahead`.
 
         The tokens of the whole draft go through the model in one batch. Where the draft is cut
         off in the middle of them, the text has other tokens: these branch off, in a second batch.
@@ -128,16 +128,12 @@ class Proxy:
             if at == len(tokens) - 1 and not self.cached.has(tokens, 1):
                 tails[tuple(tokens)] = at
         if ready and not tails and (need is None or goes_on):
-            return None
-
-        def read() -> None:
-            if not goes_on:
-                self.settle()  # the draft changes the last token, which has to be read first
-            self.cached.look_ahead(path, first)
-            if tails and max(tails.values()) <= len(self.cached.tokens):
-                self._branch(tails)
-
-        return read
+            return
+        if not goes_on:
+            self.settle()  # the draft changes the last token, which has to be read first
+        self.cached.look_ahead(path, first)
+        if tails and max(tails.values()) <= len(self.cached.tokens):
+            self._branch(tails)
 
     def _branch(self, tails: dict[tuple[int, ...], int]) -> None:
         """Reads what follows texts that leave the decoded one, each after so many tokens."""

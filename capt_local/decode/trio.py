@@ -116,11 +116,12 @@ class Trio:
     def settle(self) -> None:
         """Brings all models to the text."""
         self._own_row()
-        # What a model has read already is no reason to give it a share of the cores.
+        # What a model has read already is no reason to give it a share of the cores, and several
+        # tokens at once are divided well among all of them.
         jobs = []
         for proxy in self.proxies:
             need = proxy.need()
-            if need is None or proxy.cached.has(need.tokens, need.rows):
+            if need is None or not proxy.cached.reads_one(need.tokens, need.rows):
                 proxy.settle()
             else:
                 jobs.append((proxy.cached, proxy.settle))
@@ -191,8 +192,8 @@ class Trio:
         pieces = [(token, self.cached.model.vocabulary.text((token,))) for token in draft[:kept]]
         if pieces:
             pieces[0] = (draft[0], self.piece(draft[0]))
-        ahead = [(each.cached, each.look_ahead(pieces)) for each in self.proxies]
-        beside(self.pool, [(cached, read) for cached, read in ahead if read is not None])
+        for proxy in self.proxies:
+            proxy.look_ahead(pieces)
 
     def drop_ahead(self) -> None:
         """Takes back what models have read beyond the text."""

@@ -170,9 +170,9 @@ def test_a_check_sees_a_run_that_goes_on(place: Place) -> None:
 
 def test_a_record_that_hangs_fails_and_the_others_go_on(place: Place) -> None:
     place.write(a="one", b="wait 3600", c="two")
-    result = place.batch("--record-timeout", "1")
+    result = place.batch("--record-timeout", "3")
     assert result.code == 6 and place.codes() == {"a": "ok", "b": "timed_out", "c": "ok"}
-    assert "it went on with nothing for 1 s" in result.err
+    assert "it went on with nothing for 3 s" in result.err
 
 
 def failing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,3 +270,10 @@ def test_a_table_with_other_delimiters(place: Place) -> None:
     assert place.batch("--delimiter", "semicolon", input="in.csv").code == 0
     result = place.batch("--delimiter", "tab", input="in.csv")
     assert result.code == 2 and "--delimiter" in result.err
+
+
+def test_a_timeout_that_a_worker_which_is_well_may_miss_is_refused(place: Place) -> None:
+    place.write(a="one")
+    result = place.batch("--record-timeout", "1")
+    assert result.code == 2 and "at least 3 seconds" in result.err
+    assert not place.output.exists()

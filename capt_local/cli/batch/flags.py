@@ -13,6 +13,7 @@ from capt_local.config.limits import Feature
 from capt_local.errors import UsageError
 
 AUTO = "auto"
+_SHORTEST_SILENCE = 3  # seconds
 _MOST = 255  # sequences that llama.cpp can hold in one context, one kept back
 
 
@@ -105,7 +106,16 @@ class RunFlags:
 
     @property
     def patience(self) -> float:
-        """Seconds that a worker may hang."""
+        """Seconds that a worker may hang.
+
+        Raises:
+            UsageError: a worker that is well may be silent for so long.
+        """
+        if 0 < self.record_timeout < _SHORTEST_SILENCE:
+            raise UsageError(
+                f"--record-timeout is at least {_SHORTEST_SILENCE} seconds, or 0: a worker that is "
+                "well may be silent for a while."
+            )
         return self.record_timeout or math.inf
 
     @property

@@ -272,6 +272,8 @@ class BatchRun:
         self._told.note(summary_line(summary))
         if "audit_head" in summary:
             self._told.note(f"audit log: {summary['audit_head']}")
+        if not whole and not summary["left"]:
+            self._told.note("stopped before the output was put in order: the same command does it.")
         if summary["left"]:
             again = " (without --force-new)" if self._plan.run.force_new else ""
             why = "" if whole else "stopped; "

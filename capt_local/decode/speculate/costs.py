@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 from capt_local.decode.speculate.draft import LEADING
 
-# What models take beside each other on half of the cores, over one after the other on all.
-_BESIDE = 0.75
 # Tokens of a proxy for one of the target: 1.23 for Llama 2 under Qwen2.
 _PIECES = 1.2
 
@@ -28,13 +26,11 @@ class Costs:
         proxies: one token of each of the others, by role; one of the target is 1 by definition.
         price: what a batch of so many tokens costs, in batches of one.
         more: what the further tokens of a batch cost over that.
-        beside: whether the others run beside each other.
     """
 
     proxies: dict[str, float]
     price: Callable[[int], float]
     more: float = 1.0
-    beside: bool = False
 
     @classmethod
     def of(cls, sizes: Mapping[str, int], leader: str, price: Callable[[int], float]) -> Costs:
@@ -74,8 +70,7 @@ class Costs:
 
     def _others(self, proxies: Mapping[str, float], count: float) -> float:
         """So many tokens at once through each of some models."""
-        cost = sum(proxies.values()) * self.batch(count)
-        return cost * _BESIDE if self.beside and len(proxies) > 1 else cost
+        return sum(proxies.values()) * self.batch(count)
 
     @property
     def step(self) -> float:

@@ -49,7 +49,6 @@ def costs(trio: Trio) -> Costs:
     own = trio.cached.model
     sizes = {each.role: each.model.size for each in trio.models}
     known = Costs.of(sizes, trio.cached.role, own.price)
-    known.beside = own.threads > 1 and not own.on_gpu
     watch = trio.cached.watch
     if watch.more is not None:
         known.more = watch.more

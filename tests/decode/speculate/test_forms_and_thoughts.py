@@ -136,7 +136,8 @@ def test_models_that_run_beside_each_other_give_the_same_answer() -> None:
         told = tell(made, dataclasses.replace(OPTIONS, speed=speed))
         same(told, plain)
         assert made["target"].with_threads == {4}
-        assert 2 in made["base"].with_threads
+        # Several tokens at once each of them reads on all cores.
+        assert speed is not Speed.EXACT_STEPS or made["base"].with_threads == {2, 4}
         assert all(model.now == 4 for model in made.values())
 
 
