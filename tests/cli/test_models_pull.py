@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import capt_local.hub
-from capt_local.bundle import store
+from capt_local.bundle import store, verify
 from capt_local.cli.models import pull as verb
 from capt_local.config import places
 from capt_local.config import read as config_read
@@ -92,6 +92,20 @@ def test_a_bundle_from_a_hub(run: Run, mirror: Mirror, recipe: str) -> None:
     asked = len(mirror.seen)
     again = run("models", "pull", recipe)
     assert (again.code, "no hub was asked" in again.out, len(mirror.seen)) == (0, True, asked)
+
+
+def test_what_is_installed_is_not_read_by_a_dry_run(
+    run: Run, mirror: Mirror, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "examine", lambda *_: None)
+    assert run("models", "pull", recipe, *ACCEPT).code == 0
+    monkeypatch.setattr(verify, "verify", lambda *_: pytest.fail("the files were read"))
+    asked = len(mirror.seen)
+    result = run("models", "pull", recipe, "--dry-run")
+    assert (result.code, len(mirror.seen)) == (0, asked)
+    assert "trio 1 is installed already, so nothing would be fetched." in result.out
+    told = json.loads(run("models", "pull", recipe, "--dry-run", "--json").out)
+    assert told == {"id": "trio", "installed": True, "fetched": False, "checked": False}
 
 
 def test_what_would_be_fetched(run: Run, mirror: Mirror, recipe: str) -> None:

@@ -17,6 +17,7 @@ from capt_local.cli.models.pulled import show_plan, show_recipes
 from capt_local.cli.models.travel import examine
 from capt_local.cli.models.verb import mebibytes, size_of
 from capt_local.cli.options import ViewFlags, option
+from capt_local.cli.vouched import signed
 from capt_local.errors import ModelError, UsageError
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
@@ -106,7 +107,7 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
         raise UsageError("models pull needs more: pip install 'capt-local[pull]'.") from None
     here = hub.installed(recipe.id)
     if here is not None and hub.fulfils(here, recipe):
-        return _is_here(here, what, screen)
+        return _is_here(signed(here), what, screen)
     with _web(what, screen) as web:
         planned = hub.plan(recipe, web)
         screen.notes(planned.notes)
@@ -166,15 +167,20 @@ def _fetch(planned: Plan, web: Web, what: PullFlags, screen: Screen) -> None:
 def _is_here(bundle: Bundle, what: PullFlags, screen: Screen) -> int:
     from capt_local.bundle.verify import verify
 
-    try:
-        verify(bundle, lambda role, part: screen.progress(f"reading {role}", part))
-    finally:
-        screen.clear_progress()
-    screen.notes(bundle.notices)
     told = f"{bundle.id} {bundle.version} was installed already, and is whole; no hub was asked."
-    screen.line(
-        dumps({"id": bundle.id, "installed": True, "fetched": False}) if what.json else told
-    )
+    if what.dry_run:
+        told = (
+            f"{bundle.id} {bundle.version} is installed already, so nothing would be fetched. "
+            f"Whether it is whole: capt-local models verify {bundle.id}"
+        )
+    else:
+        try:
+            verify(bundle, lambda role, part: screen.progress(f"reading {role}", part))
+        finally:
+            screen.clear_progress()
+    screen.notes(bundle.notices)
+    found = {"id": bundle.id, "installed": True, "fetched": False, "checked": not what.dry_run}
+    screen.line(dumps(found) if what.json else told)
     return ExitCode.OK
 
 
