@@ -69,9 +69,10 @@ def test_a_text_gives_the_same_bits_whatever_runs_beside_it(lanes: Lanes) -> Non
     again = alone(lanes.lanes[5], text(2), 12)
     assert all(np.array_equal(*pair) for pair in zip(expected, again, strict=True))
     rng = np.random.default_rng(1)
-    busy = {0: 7, 1: 100, 3: 31, 4: 60}  # other lanes, with texts of other lengths
+    # Other lanes with texts of other lengths, one longer than the cells that are looked at first.
+    busy = {0: 7, 1: 290, 3: 31, 4: 60}
     for number, size in busy.items():
-        lanes.lanes[number].extend(text(number, size), rows=0)
+        lanes.lanes[number].extend((text(number, 150) + text(number, 150))[:size], rows=0)
     found = [lanes.lanes[2].extend(text(2)).copy()]
     for step in range(12):
         others = rng.permutation(list(busy))[: rng.integers(0, 5)]
