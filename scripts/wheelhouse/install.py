@@ -181,19 +181,49 @@ def _link(place: Path, target: Path) -> None:
     os.replace(draft, place)
 
 
-def take_in(stick: Path, about: Mapping[str, Any], program: Path, compared: bool) -> None:
-    """Trusts the key of the stick and imports its bundle.
+def trusted(program: Path) -> set[str]:
+    """The fingerprints of the keys that are trusted here, by the site and by this user.
 
     Raises:
-        Refused: the bundle was not taken in; the program is installed.
+        Refused: the program does not tell where they lie.
     """
-    verbs = (["trust", str(stick / about["key"])], ["import", str(stick / about["bundle"])])
-    for verb in verbs:
-        done = call([str(program), "models", *verb])
-        if done.returncode:
-            raise Refused(f"The program is installed, the bundle is not: {_reason(done)}", 3)
-    print(f"key          {fingerprint(stick / about['key'])}")
-    if not compared:
+    ask = "from capt_local.config.places import key_folders; print(*key_folders(), sep='\\n')"
+    done = call([str(program.resolve().parent / "python"), "-I", "-c", ask])
+    if done.returncode:
+        raise Refused(f"The program is installed, the bundle is not: {_reason(done)}", 3)
+    found = set()
+    for folder in done.stdout.splitlines():
+        for file in Path(folder).glob("*.pub"):
+            try:
+                found.add(fingerprint(file))
+            except (OSError, ValueError):  # no key, which the program tells
+                found.add(file.name)
+    return found
+
+
+def take_in(stick: Path, about: Mapping[str, Any], program: Path, compared: bool) -> None:
+    """Imports the bundle of the stick, and only then trusts its key.
+
+    Raises:
+        Refused: the bundle was not taken in, or its key is not trusted; the program is installed.
+    """
+    key, known = stick / about["key"], trusted(program)
+    new = fingerprint(key) not in known
+    if new and known and not compared:
+        raise Refused(
+            "The program is installed, the bundle is not: other keys are trusted here, and that of "
+            "the stick is none of them. Compare it with its maker, then give --fingerprint HEX.",
+            3,
+        )
+    models = [str(program), "models"]
+    once = ["--key", str(key)] if new else []
+    done = call([*models, "import", str(stick / about["bundle"]), *once])
+    if done.returncode:
+        raise Refused(f"The program is installed, the bundle is not: {_reason(done)}", 3)
+    if new and (trust := call([*models, "trust", str(key)])).returncode:
+        raise Refused(f"The bundle is installed, its key is not trusted: {_reason(trust)}", 3)
+    print(f"key          {fingerprint(key)}")
+    if new and not compared:
         print("             is trusted from now on. It came with the stick, so compare it with")
         print("             what the maker of the stick tells you by another way.")
     print(f"bundle       {done.stdout.splitlines()[0]}")

@@ -41,6 +41,14 @@ def main():
 """
 
 
+# The part of it that the installer asks.
+_PLACES = """\
+from pathlib import Path
+def key_folders():
+    return Path.home() / "site" / "keys", Path.home() / "user" / "keys"
+"""
+
+
 def write_wheel(folder: Path, name: str, version: str, files: Mapping[str, str]) -> Path:
     """A wheel of text files; `name` may be written in any way."""
     stem = f"{name.replace('-', '_')}-{version}"
@@ -115,7 +123,10 @@ def needed(requirements: Iterable[str]) -> set[str]:
 
 
 def write_program(
-    folder: Path, version: str = "1.0", doctor: str = "pass", importing: str = "pass"
+    folder: Path,
+    version: str = "1.0",
+    doctor: str = "pass",
+    importing: str = "pass",
 ) -> None:
     """The wheel of a program of that name, in the place of an earlier one."""
     for old in folder.glob("capt_local-*.whl"):
@@ -124,6 +135,7 @@ def write_program(
     entry = "[console_scripts]\ncapt-local = capt_local_stub:main\n"
     files = {
         "capt_local_stub.py": text,
+        "capt_local/config/places.py": _PLACES,
         f"capt_local-{version}.dist-info/entry_points.txt": entry,
     }
     write_wheel(folder, "capt-local", version, files)

@@ -29,8 +29,8 @@ def test_from_the_stick_to_the_next_command(stick: Path) -> None:
     called = (stick.parent / "log").read_text().splitlines()
     assert called == [
         "doctor|-m|demo",
+        f"models|import|{stick}/bundle/tiny.capt|--key|{stick}/keys/maker.pub",
         f"models|trust|{stick}/keys/maker.pub",
-        f"models|import|{stick}/bundle/tiny.capt",
     ]
     # Nothing but the program is anywhere, and nothing new on the stick.
     assert [each.name for each in (stick.parent / "home").iterdir()] == ["capt-local"]

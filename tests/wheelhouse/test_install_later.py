@@ -68,6 +68,7 @@ def test_a_bundle_that_is_not_taken_in(stick: Path) -> None:
     line = refused(stick, code=3)
     assert line.endswith("The program is installed, the bundle is not: error: it is older")
     assert version(stick) == "1.0"
+    assert "trust" not in (stick.parent / "log").read_text()
 
 
 def test_what_the_import_remarks_is_told(stick: Path) -> None:
