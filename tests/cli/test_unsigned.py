@@ -212,6 +212,8 @@ def test_who_changes_a_manifest_signs_it_anew(run: Run, archive: Path, tmp_path:
     file.write_text(file.read_text() + '\n[card]\nrisks = "It makes things up."\n')
     out, key = str(tmp_path / "again.capt"), str(tmp_path / "house.key")
     assert run("models", "export", "tiny", "-o", out).code == 3
+    assert run("models", "export", "tiny", "-o", out, "--key", key).code == 3
+    (file.parent / "bundle.sig").unlink()  # on purpose: from here on the bundle is unsigned
     assert run("models", "export", "tiny", "-o", out, "--key", key).code == 0
 
 
