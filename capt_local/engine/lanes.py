@@ -9,8 +9,7 @@ for neighbours, who forget them at once. Where there are none, each lane has bat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from capt_local.engine.context import Context, Rows
 from capt_local.engine.interrupts import HeldInterrupts
 from capt_local.engine.lane import Lane, Part
 from capt_local.engine.options import LoadOptions
-from capt_local.engine.parameters import physical_cores
 from capt_local.engine.spans import best_sizes, spans, tried_sizes
 from capt_local.engine.weights import Weights
 from capt_local.errors import CaptError, ContextOverflow, NumericalError
@@ -37,8 +35,6 @@ class Lanes:
         options: of the context; each lane holds as many tokens as a context of its own would.
         count: lanes that are wanted; there are at least two.
         name: for error messages, such as the role in the trio.
-        threads: of the processor for short parts, so that other models can run beside this one;
-            None: all. How many decides the last bits, so it stays the same.
 
     Attributes:
         name: as given.
@@ -51,13 +47,7 @@ class Lanes:
     """
 
     def __init__(
-        self,
-        weights: Weights,
-        options: LoadOptions,
-        count: int,
-        *,
-        name: str = "model",
-        threads: int | None = None,
+        self, weights: Weights, options: LoadOptions, count: int, *, name: str = "model"
     ) -> None:
         """Allocates, and tries out how the backend computes."""
         self.name = name
@@ -75,8 +65,6 @@ class Lanes:
             weights.close()
             raise
         self._batch = self._context.batch
-        self._threads = (options.threads or physical_cores(), threads)
-        self._share_cores()
         self.lanes = tuple(Lane(self, number) for number in range(count))
         # A memory that cannot let go of one token takes none that nobody asked for.
         self._fills = self._context.can_rewind
@@ -192,11 +180,7 @@ class Lanes:
         (part,) = parts
         tokens, lane, size = part.tokens, part.lane, self.options.batch_size(self._on_gpu)
         done, count = 0, len(tokens)
-        with (
-            self._all_cores(),
-            HeldInterrupts() as interrupts,
-            self._context.watched(self._stopper(interrupts)),
-        ):
+        with HeldInterrupts() as interrupts, self._context.watched(self._stopper(interrupts)):
             while done < count:
                 left = count - done
                 now = left if left <= size else min(size, left - part.rows)
@@ -209,23 +193,6 @@ class Lanes:
                 done += now
         if part.rows:
             lane.rows[:] = self._context.rows(part.rows)
-
-    def _share_cores(self) -> None:
-        """Runs what comes on the threads for short parts."""
-        _, some = self._threads
-        if some is not None:
-            self._context.use_threads(some)
-
-    @contextmanager
-    def _all_cores(self) -> Iterator[None]:
-        """Runs a long text on all threads."""
-        every, some = self._threads
-        if some is not None:
-            self._context.use_threads(every)
-        try:
-            yield
-        finally:
-            self._share_cores()
 
     def _stopper(self, interrupts: HeldInterrupts) -> Callable[[], bool]:
         asked = self.should_stop
