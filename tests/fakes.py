@@ -57,7 +57,6 @@ class FakeModel:
         can_rewind: False drops everything instead, as recurrent models do.
         limit: tokens of context.
         end_logit: added to the end tokens, so that an answer goes on unless a test wants it to end.
-        threads: of the processor; with two, expert and base run beside each other.
     """
 
     def __init__(
@@ -71,7 +70,6 @@ class FakeModel:
         lead: bytes = b"",
         max_rows: int = 4,
         end_logit: float = -30.0,
-        threads: int = 1,
     ) -> None:
         self.vocabulary = vocabulary
         self.context_limit = limit
@@ -79,7 +77,6 @@ class FakeModel:
         self.can_rewind = can_rewind
         self.size = 1
         self.on_gpu = False
-        self.threads = threads
         self.tokens: list[int] = []
         self.extended = 0
         self._seed = seed
@@ -93,9 +90,6 @@ class FakeModel:
 
     def price(self, count: int) -> float:
         return 1.0 + 0.22 * (count - 1)
-
-    def use_threads(self, count: int) -> None:
-        assert 1 <= count <= self.threads
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
         return self._tokenize(text, special=special)

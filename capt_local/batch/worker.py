@@ -101,7 +101,6 @@ class Worker:
         self._messages: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
         self._told: dict[str, float] = {}
         self._ended = False
-        self._voice = threading.Lock()  # models beside each other ask whether to stop
         self._said = 0.0
 
     def serve(self) -> None:
@@ -129,9 +128,8 @@ class Worker:
         os._exit(0)
 
     def _say(self, message: wire.Message) -> None:
-        with self._voice:
-            wire.send(self._outgoing, message)
-            self._said = time.monotonic()
+        wire.send(self._outgoing, message)
+        self._said = time.monotonic()
 
     def _going_on(self) -> bool:
         """What the decoder asks between two steps; never a reason to stop.

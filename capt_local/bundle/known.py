@@ -52,7 +52,7 @@ class KnownDigests:
             stamp: of it now.
             about: what else than its own digest is asked for.
         """
-        return self._entries.get(about + _key(path, stamp)) if is_private(path) else None
+        return self._entries.get(_key(path, stamp, about)) if is_private(path) else None
 
     def keep(self, path: Path, stamp: Stamp, digest: str, about: str = "") -> None:
         """Keeps a digest that was just taken; says nothing where that is not possible."""
@@ -60,7 +60,7 @@ class KnownDigests:
             return
         # Another process may have added some meanwhile.
         entries = self._read()
-        key = about + _key(path, stamp)
+        key = _key(path, stamp, about)
         entries.pop(key, None)
         entries[key] = digest
         self._entries = dict(list(entries.items())[-_MOST:])
@@ -121,5 +121,6 @@ def _ours(found: os.stat_result, forbidden: int, *, root: bool = False) -> bool:
     return found.st_uid in owners and not found.st_mode & forbidden
 
 
-def _key(path: Path, stamp: Stamp) -> str:
-    return ":".join(map(str, stamp)) + f":{path.resolve()}"
+def _key(path: Path, stamp: Stamp, about: str) -> str:
+    # What was found out about a file holds where the bundle is moved to as well.
+    return about + ":".join(map(str, stamp)) + ("" if about else f":{path.resolve()}")

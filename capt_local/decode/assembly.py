@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from capt_local.align.fit import AnyAlignment, fit
 from capt_local.align.kinds import Align
@@ -50,30 +48,16 @@ class Assembly:
         self._cached = dict(cached)
         self._tokenizers = dict(tokenizers)
         self._hint = hint
-        # A thread is made when there is work for it.
-        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(
-            max(1, len(self._cached) - 1), "capt-local"
-        )
         self._tables: dict[str, Tables] = {}
         self._shared: Callable[[str], Tables] | None = None
         self._strings: dict[str, TokenStrings] = {}
 
     def beside(self, cached: Mapping[str, CachedModel]) -> Assembly:
-        """The same for other contexts on the same models; the tables are shared.
-
-        These contexts have no threads of their own, so they need none to run beside each other.
-        """
+        """The same for other contexts on the same models; the tables are shared."""
         other = Assembly(cached, self._tokenizers, self._hint)
-        other._pool = None
         other._shared = self._onto
         other._strings = self._strings
         return other
-
-    def close(self) -> None:
-        """Ends the threads; models run one after the other from then on."""
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -103,15 +87,15 @@ class Assembly:
         if method is Method.CAPT and len(roles) == 1:
             roles = ("target", "expert", "base")
         leader, *others = [self._need(role) for role in roles]
-        shared: dict[str, Any] = {"tokenizer": self._tokenizers[leader.role], "pool": self._pool}
+        tokenizer = self._tokenizers[leader.role]
         if method is Method.CAPT:
             followed = self._onto(leader.role).followers(options.align, others)
-            return Trio(leader, followed, options.combine, **shared)
+            return Trio(leader, followed, options.combine, tokenizer=tokenizer)
         if not others:
-            return Trio(leader, (), options.combine, **shared)
+            return Trio(leader, (), options.combine, tokenizer=tokenizer)
         if method is Method.EXPERT_LED:
             led = self._onto(leader.role).followers(options.align, others)
-            return Trio(leader, led, options.combine, expert_leads=True, **shared)
+            return Trio(leader, led, options.combine, expert_leads=True, tokenizer=tokenizer)
         if method in (Method.PROXY_TUNING, Method.CONTRASTIVE):
             self._need_one_vocabulary(method, roles)
             alignment: AnyAlignment = SharedVocabulary()
@@ -123,7 +107,7 @@ class Assembly:
             for each in others
         ]
         rule = Published(self._choices(method, scoring=scoring))
-        return Trio(leader, followers, options.combine, rule, **shared)
+        return Trio(leader, followers, options.combine, rule, tokenizer=tokenizer)
 
     def _choices(self, method: Method, *, scoring: bool) -> Callable[..., Choices]:
         """The published algorithm."""

@@ -53,7 +53,6 @@ class CachedModel:
         passes: calls that decoded them.
         kept: rows that were computed ahead of the text.
         watch: measures what batches cost on this machine.
-        by_itself: whether no other model runs beside it now.
         notices: what the user should know, each once.
     """
 
@@ -66,7 +65,6 @@ class CachedModel:
         self.passes = 0
         self.kept = KeptRows()
         self.watch = Stopwatch(model.price)
-        self.by_itself = True
         self.notices: list[str] = []
 
     def extend(self, tokens: Sequence[int], rows: int) -> Rows:
@@ -79,8 +77,7 @@ class CachedModel:
         finally:
             # A failed call leaves the cache as it was, or empty where it cannot be taken back.
             del self.tokens[self.model.position :]
-        if self.by_itself:
-            self.watch.time(len(tokens), time.perf_counter() - started)
+        self.watch.time(len(tokens), time.perf_counter() - started)
         self.tokens += tokens
         self.decoded += len(tokens)
         self.passes += 1
@@ -161,11 +158,6 @@ class CachedModel:
     def has(self, tokens: list[int], rows: int) -> bool:
         """Whether `follow` finds all its rows without decoding."""
         return self._kept(tokens, rows) is not None
-
-    def reads_one(self, tokens: list[int], rows: int) -> bool:
-        """Whether `follow` decodes a single token."""
-        known = min(common_length(self.tokens, tokens), len(tokens) - rows)
-        return len(tokens) - known == 1 and not self.has(tokens, rows)
 
     def look_ahead(self, path: list[int], first: int) -> None:
         """Decodes a text that may come, in one batch, and keeps what follows its last tokens.

@@ -70,15 +70,6 @@ class Model(Protocol):
         """Whether a GPU computes at least a part of it."""
         ...
 
-    @property
-    def threads(self) -> int:
-        """Threads of the processor that it runs on; 0 where a GPU computes."""
-        ...
-
-    def use_threads(self, count: int) -> None:
-        """Lets what comes run on so many threads, so that other models can run beside it."""
-        ...
-
     def price(self, count: int) -> float:
         """What a batch of so many tokens costs here, in batches of one, as far as is known."""
         ...

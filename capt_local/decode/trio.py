@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 
 import numpy as np
 import numpy.typing as npt
 
 from capt_local.align.question import TINY
-from capt_local.decode.beside import beside
 from capt_local.decode.cached import CachedModel, common_length
 from capt_local.decode.combine import FloatArray
 from capt_local.decode.follower import Follower
@@ -35,7 +33,6 @@ class Trio:
         rule: the method; None: the products that the options name.
         expert_leads: these products, led by the expert and followed by target and base.
         tokenizer: of the target, where drafts are to be turned into its tokens.
-        pool: threads in which expert and base may run beside each other.
 
     Attributes:
         cached: the target and what it has seen.
@@ -54,12 +51,10 @@ class Trio:
         *,
         expert_leads: bool = False,
         tokenizer: TextTokenizer | None = None,
-        pool: Executor | None = None,
     ) -> None:
         """Starts without a text."""
         self.cached = target
         self.tokenizer = tokenizer
-        self.pool = pool
         self.proxies = tuple(proxies)
         self.options = options or CombineOptions()
         self.tokens: list[int] = []
@@ -116,16 +111,9 @@ class Trio:
     def settle(self) -> None:
         """Brings all models to the text."""
         self._own_row()
-        # What a model has read already is no reason to give it a share of the cores, and several
-        # tokens at once are divided well among all of them.
-        jobs = []
+        # One after the other: each on half of the cores at the same time was slower.
         for proxy in self.proxies:
-            need = proxy.need()
-            if need is None or not proxy.cached.reads_one(need.tokens, need.rows):
-                proxy.settle()
-            else:
-                jobs.append((proxy.cached, proxy.settle))
-        beside(self.pool, jobs)
+            proxy.settle()
 
     def distribution(self, only: BoolArray | None = None, *, alone: bool = False) -> Distribution:
         """The distribution over what may come next; brings the models there first.

@@ -101,9 +101,6 @@ class Context:
         )
         self._copy = function("llama_memory_seq_cp", None, address, *(number,) * 4)
         self._clear = function("llama_memory_clear", None, address, ctypes.c_bool)
-        self._set_threads = function(
-            "llama_set_n_threads", None, address, ctypes.c_int32, ctypes.c_int32
-        )
         self._earliest = function("llama_memory_seq_pos_min", number, address, number)
 
     def decode(self) -> None:
@@ -120,10 +117,6 @@ class Context:
         self.calls += 1
         if code:
             raise self._failure(code)
-
-    def use_threads(self, count: int) -> None:
-        """Computes what comes on so many threads."""
-        self._set_threads(self._handle, count, count)
 
     def rows(self, count: int) -> Rows:
         """The logits of the last `count` tokens that asked for them: a view, shape (count, n)."""

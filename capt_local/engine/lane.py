@@ -79,14 +79,6 @@ class Lane(OnWeights):
         return self._owner.options.max_rows
 
     @property
-    def threads(self) -> int:
-        """None of its own: what runs beside it are the other lanes."""
-        return 0
-
-    def use_threads(self, count: int) -> None:
-        """Nothing; see `threads`."""
-
-    @property
     def can_rewind(self) -> bool:
         """Whether the memory can forget a part."""
         return self._owner.can_rewind

@@ -19,7 +19,6 @@ from capt_local.engine.context import Context, Rows
 from capt_local.engine.interrupts import HeldInterrupts
 from capt_local.engine.on_weights import OnWeights
 from capt_local.engine.options import LoadOptions
-from capt_local.engine.parameters import physical_cores
 from capt_local.engine.weights import Progress, Weights
 from capt_local.errors import ContextOverflow, NumericalError
 
@@ -58,7 +57,6 @@ class LlamaModel(OnWeights, Closing):
             raise
         self._batch: Batch = self._context.batch
         self._limit = self._context.limit
-        self._threads = 0 if self.on_gpu else self._options.threads or physical_cores()
         self._kernels = weights.metadata.kernels
         self._none: Rows = np.empty((0, len(weights.vocabulary)), np.float32)
 
@@ -144,15 +142,6 @@ class LlamaModel(OnWeights, Closing):
         if not 0 <= length <= self._position:
             raise ValueError(f"cannot rewind from {self._position} to {length}")
         return length == self._position or self._forget_from(length)
-
-    @property
-    def threads(self) -> int:
-        """Threads of the processor; 0 where a GPU computes."""
-        return self._threads
-
-    def use_threads(self, count: int) -> None:
-        """Lets what comes run on so many threads; see `decode.model.Model`."""
-        self._context.use_threads(count)
 
     @property
     def can_rewind(self) -> bool:

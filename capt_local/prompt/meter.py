@@ -29,14 +29,14 @@ class Limits:
         depth: nesting of lists and dictionaries.
         output: characters written, those inside macros and blocks included.
         work: operations, plus an eighth of the weight of what they make.
-        seconds: processor time of the thread that renders.
+        seconds: processor time of the thread that renders; a pause of the garbage collector counts.
     """
 
     value: int = 1 << 16
     depth: int = 16
     output: int = 1 << 18
     work: int = 200_000
-    seconds: float = 1.0
+    seconds: float = 2.5
 
     def for_messages(self, count: int) -> Limits:
         """The limits for a conversation: a long one may take more work, time and output."""

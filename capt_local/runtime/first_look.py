@@ -1,8 +1,9 @@
 """Files that no trusted manifest names are loaded in a process of their own before in this one.
 
-Trusted are the bundle that travels with the package, bundles that a trusted key has signed, and
-those of the user's own store, which were looked into when they were imported. What was looked into
-once is remembered as digests are (see `bundle.known`): by path, device, inode, size and times.
+Trusted are the bundle that travels with the package, and bundles that a trusted key has signed.
+What was looked into once, at import too, is remembered as digests are (see `bundle.known`), by
+device, inode, size and times: a place in the user's own store says nothing of who has put a file
+there.
 """
 
 from __future__ import annotations
@@ -35,8 +36,7 @@ def is_trusted(bundle: Bundle) -> bool:
     """Whether a trusted manifest names the files of a bundle."""
     if bundle.folder is None:
         return False
-    own = bundle.folder.resolve().parent == store.user_folder().resolve()
-    return own or bundle.signer is not None or store.is_packaged(bundle)
+    return bundle.signer is not None or store.is_packaged(bundle)
 
 
 def look_first(

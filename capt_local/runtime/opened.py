@@ -192,7 +192,6 @@ class Runtime(Scoring):
         """Frees the models."""
         self._end_current()
         self._side.close()
-        self._assembly.close()
         for model in self.models.values():
             model.close()
 

@@ -17,11 +17,13 @@ from capt_local.bundle.manifest import Bundle, Signer
 from capt_local.bundle.read import read_bundle
 from capt_local.bundle.write import describe, write_manifest
 from capt_local.cli import app
+from capt_local.cli.models.travel import examine as examine_bundle
 from capt_local.engine import examine
 from capt_local.engine.examine import Examiner
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.weights import Weights
 from capt_local.errors import Cancelled, ModelError
+from capt_local.report.screen import Screen
 from capt_local.runtime import Runtime, first_look
 from capt_local.runtime.first_look import NOT_LOOKED_AT, is_trusted, look_first
 from tests.tiny_models import tiny_adapter, tiny_gguf
@@ -150,10 +152,40 @@ def test_whose_files_are_looked_at(folder: Path, tmp_path: Path) -> None:
     own = store.user_folder() / "one"
     own.parent.mkdir(parents=True)
     shutil.copytree(folder, own)
-    assert is_trusted(read_bundle(own))
+    assert not is_trusted(read_bundle(own))  # anybody's copy
     above = tmp_path / "elsewhere" / "one"
     shutil.copytree(folder, above)
     assert not is_trusted(read_bundle(above))
+
+
+def test_what_was_looked_at_before_it_took_its_place_is_remembered(
+    folder: Path, looked: list[list[str]]
+) -> None:
+    bundle, own = with_manifest(folder), store.user_folder() / "one"
+    examine_bundle(bundle, Screen.standard())
+    own.parent.mkdir(parents=True)
+    os.rename(folder, own)
+    with Runtime.open("one", load=LOAD):
+        assert looked == [["target.gguf"]]
+    (own / "target.gguf").write_bytes((own / "target.gguf").read_bytes())
+    with Runtime.open("one", load=LOAD):
+        assert len(looked) == 2
+
+
+def test_a_copy_in_the_own_store_is_looked_at_once(folder: Path, looked: list[list[str]]) -> None:
+    with_manifest(folder)
+    own = store.user_folder() / "one"
+    own.parent.mkdir(parents=True)
+    shutil.copytree(folder, own)
+    for _ in range(2):
+        with Runtime.open("one", load=LOAD):
+            assert looked == [["target.gguf"]]
+
+
+def test_an_import_looks_also_where_a_key_vouches(folder: Path, looked: list[list[str]]) -> None:
+    signed = dataclasses.replace(with_manifest(folder), signer=Signer("ab", "hospital"))
+    examine_bundle(signed, Screen.standard())
+    assert looked == [["target.gguf"]]
 
 
 def test_only_the_roles_that_are_needed(folder: Path, looked: list[list[str]]) -> None:

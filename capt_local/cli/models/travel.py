@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from capt_local.bundle.check import Check
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.verb import bundle_argument
 from capt_local.cli.options import ViewFlags, option
@@ -144,20 +145,16 @@ def _terms(what: ImportFlags) -> Terms:
 
 
 def examine(bundle: Bundle, screen: Screen) -> None:
-    """Loads each file once in a process of its own, every weight looked at.
+    """Loads each file once in a process of its own, every weight looked at; that is remembered.
 
     Raises:
         ModelError: one is damaged, or ended the process that looked at it.
     """
-    from capt_local.engine.examine import Examiner
+    from capt_local.runtime.first_look import look_first
 
-    files = {model.path: None for model in bundle.models.values()}
-    with Examiner() as examiner:
-        for number, path in enumerate(files):
-            screen.progress(f"examining {path.name}", number / len(files))
-            adapters = [
-                model.adapter.path
-                for model in bundle.models.values()
-                if model.adapter and model.path == path
-            ]
-            examiner.look(path, adapters)
+    def progress(role: str, _: float) -> None:
+        screen.progress(f"examining the {role}", list(bundle.models).index(role) / count)
+
+    count = len(bundle.models)
+    # Whoever vouches for it, and wherever it is put together.
+    look_first(replace(bundle, folder=None), check=Check.ALWAYS, progress=progress)

@@ -125,15 +125,6 @@ class Seat:
         """Whether a GPU computes at least a part of it."""
         return self._lane.on_gpu
 
-    @property
-    def threads(self) -> int:
-        """None of its own; see `engine.lane.Lane`."""
-        return self._lane.threads
-
-    def use_threads(self, count: int) -> None:
-        """See `Model.use_threads`."""
-        self._lane.use_threads(count)
-
     def price(self, count: int) -> float:
         """See `Model.price`."""
         return self._lane.price(count)

@@ -171,9 +171,9 @@ def test_a_target_alone_that_cannot_rewind_says_nothing_unless_asked() -> None:
         assert sum("without drafts" in note for note in told.generation.notices) == wanted
 
 
-def calls_of_answer(speed: Speed, threads: int) -> dict[str, tuple[int, int]]:
+def calls_of_answer(speed: Speed) -> dict[str, tuple[int, int]]:
     """For each model its first call behind the prompt and its last one."""
-    made, prompt = models(threads=threads), models(threads=threads)
+    made, prompt = models(), models()
     tell(made, dataclasses.replace(SHORT, speed=speed))
     tell(prompt, dataclasses.replace(SHORT, max_tokens=1, speed=speed))
     return {role: (prompt[role].calls + 1, made[role].calls) for role in made}
@@ -191,32 +191,28 @@ ERRORS = [Cancelled("Stopped."), KeyboardInterrupt(), NumericalError("nan"), Mem
     ids=lambda given: str(given) if isinstance(given, Speed) else type(given).__name__,
 )
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_an_error_in_any_call_of_any_model(
-    role: str, speed: Speed, error: BaseException, threads: int
-) -> None:
-    an_error_in_any_call(role, speed, error, threads=threads)
+def test_an_error_in_any_call_of_any_model(role: str, speed: Speed, error: BaseException) -> None:
+    an_error_in_any_call(role, speed, error)
 
 
 @pytest.mark.parametrize("speed", Speed)
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_an_interrupt_between_a_call_and_its_record(role: str, speed: Speed, threads: int) -> None:
+def test_an_interrupt_between_a_call_and_its_record(role: str, speed: Speed) -> None:
     """The model has decoded, and nobody has taken that down."""
-    an_error_in_any_call(role, speed, KeyboardInterrupt(), threads=threads, late=True)
+    an_error_in_any_call(role, speed, KeyboardInterrupt(), late=True)
 
 
 def an_error_in_any_call(
-    role: str, speed: Speed, error: BaseException, *, threads: int, late: bool = False
+    role: str, speed: Speed, error: BaseException, *, late: bool = False
 ) -> None:
     """Afterwards all models stand at one text, and the next answer is the right one."""
     stepwise = dataclasses.replace(SHORT, speed=Speed.EXACT_STEPS)
     plain = tell(models(), stepwise)
     said = [step.token for step in plain.steps]
-    first, last = calls_of_answer(speed, threads)[role]
+    first, last = calls_of_answer(speed)[role]
     assert last > first + 1
     for number in range(first, last + 1):
-        made = models(threads=threads)
+        made = models()
         trio = assembly(made).trio(SHORT)
         made[role].fail_at, made[role].error, made[role].late = number, error, late
         told = tell(made, dataclasses.replace(SHORT, speed=speed), trio=trio)

@@ -76,7 +76,6 @@ def test_answers_are_the_same_token_by_token(
         "end_logit": data.draw(st.sampled_from([-30.0, 3.0])),
         "max_rows": data.draw(st.sampled_from([4, 16])),
         "memory": data.draw(st.sampled_from([1, 2, 3])),
-        "threads": data.draw(st.sampled_from([1, 2])),
     }
     pairs = data.draw(st.sampled_from([1, 1, 2]))
     text = data.draw(st.sampled_from([b"", b"abc ab", b"ab cab cab ab cab c"]))

@@ -28,9 +28,7 @@ class DrivenTrio(Trio):
 
     def __init__(self, trio: Trio, script: Script) -> None:
         """Takes the models of the real one."""
-        super().__init__(
-            trio.cached, trio.proxies, trio.options, tokenizer=trio.tokenizer, pool=trio.pool
-        )
+        super().__init__(trio.cached, trio.proxies, trio.options, tokenizer=trio.tokenizer)
         self._script = script
 
     def sole(self) -> Distribution | None:
