@@ -8,7 +8,7 @@
     python -m scripts.train_demo_trio ask OUT                    twenty prompts, side by side
 
 DATA holds {clinical,general}/SOURCE.jsonl[.xz] and eval/*.jsonl. Needs the extra "train". Run with
---preset small on a CPU; the preset demo wants a GPU. On a machine without the text, carry W/pack
+--preset cpu on a CPU; the preset demo wants a GPU. On a machine without the text, carry W/pack
 there, train, and bring the weights back with `deliver` and `receive`.
 """
 

@@ -6,6 +6,7 @@ the gaps that the other leaves while it packs rows, updates weights in many smal
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +17,13 @@ from pathlib import Path
 
 from scripts.train_demo_trio.stages import LANES, STAGES, Preset, Stage
 
+# glibc gives large arrays back to the kernel after each use; keeping them, in large pages, makes a
+# step on a CPU a quarter faster.
+_KEPT_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 _WORTH_STARTING = 20.0  # seconds before the end of a call at which no stage is begun any more
 
 
@@ -102,7 +110,8 @@ class Lane(threading.Thread):
             if time.time() > self.stop_at - _WORTH_STARTING:
                 return
             command = [sys.executable, "-m", "scripts.train_demo_trio", "stage", name]
-            if subprocess.run([*command, *self.options], check=False).returncode:
+            env = _KEPT_MEMORY | os.environ
+            if subprocess.run([*command, *self.options], check=False, env=env).returncode:
                 self.failed = name
                 return
             if not (self.work / f"{name}.done").exists():

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from scripts.train_demo_trio.batches import Packer, Stream
+from scripts.train_demo_trio.head import head_loss, part
 from scripts.train_demo_trio.model import Llama
 from scripts.train_demo_trio.optim import make_optimizers
 from scripts.train_demo_trio.shapes import Shape
@@ -143,7 +144,10 @@ class Trainer:
             self.model.load_state_dict(parent["model"])
         self.model.to(self.device)
         self.optimizers = make_optimizers(self.model, stage.lr, stage.embed_lr, stage.decay)
-        self.losses = torch.compile(self.model.losses) if compiled else self.model.losses
+        self._hidden: Callable[..., torch.Tensor] = self.model.hidden
+        self._part = part
+        if compiled:
+            self._hidden, self._part = torch.compile(self._hidden), torch.compile(part)
 
     def _lr_factor(self, progress: float) -> float:
         warmup = self.stage.warmup
@@ -155,10 +159,8 @@ class Trainer:
         weights = shares.to(self.device, non_blocking=True)[:, 1:]
         if self.stage.noise:  # a resumed run draws the same noise
             torch.manual_seed(self.seed * 1_000_003 + step)
-        nats = self.losses(
-            ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), noise=self.stage.noise
-        )
-        loss = (nats * weights.flatten()).sum() / weights.sum()
+        x = self._hidden(ids[:, :-1].contiguous(), noise=self.stage.noise)
+        loss = head_loss(x, self.model.token_embd, ids[:, 1:], weights, self._part)
         loss.backward()
         factor = self._lr_factor(progress)
         rates = (self.stage.lr, self.stage.embed_lr)

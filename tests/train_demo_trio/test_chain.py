@@ -20,6 +20,7 @@ from scripts.train_demo_trio import __main__ as command
 from scripts.train_demo_trio import train as training
 from scripts.train_demo_trio.check import Native, check_template, check_tokens, compare_logits
 from scripts.train_demo_trio.corpus import CLINICAL, SOURCES
+from scripts.train_demo_trio.head import head_loss
 from scripts.train_demo_trio.importance import measure
 from scripts.train_demo_trio.model import Llama
 from scripts.train_demo_trio.quantize import ROLES, quantize_trio
@@ -116,6 +117,25 @@ def test_noise_is_drawn_anew_and_only_on_embeddings() -> None:
     plain, noisy, again = (model.hidden(ids, noise) for noise in (0.0, 5.0, 5.0))
     assert torch.equal(plain, model.hidden(ids)) and not torch.equal(noisy, again)
     assert (noisy - plain).abs().max() > 0
+
+
+def test_the_head_a_few_rows_at_a_time_is_the_whole_one() -> None:
+    torch.manual_seed(1)
+    x, head = torch.randn(2, 1100, 16), torch.randn(96, 16)
+    targets, weights = torch.randint(0, 96, (2, 1100)), torch.rand(2, 1100)
+    found = []
+    for whole in (False, True):
+        given = [part.clone().requires_grad_() for part in (x, head)]
+        if whole:
+            logits = (given[0] @ given[1].T).flatten(0, 1)
+            nats = torch.nn.functional.cross_entropy(logits, targets.flatten(), reduction="none")
+            loss = (nats * weights.flatten()).sum() / weights.sum()
+        else:
+            loss = head_loss(*given, targets, weights)
+        (2 * loss).backward()
+        found.append((loss, given[0].grad, given[1].grad))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_the_files_say_what_was_trained(trained: Path, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_lanes_run_what_is_not_done_and_stop_in_time(
     called: list[str] = []
     ended = SimpleNamespace(returncode=0)
 
-    def pretend(command: list[str], check: bool) -> SimpleNamespace:
+    def pretend(command: list[str], **_: object) -> SimpleNamespace:
         name = command[command.index("stage") + 1]
         called.append(name)
         if name != "expert-pretrain":  # that one runs out of time
