@@ -205,6 +205,11 @@ def _import_binding() -> Any:
         raise UsageError(
             f"llama-cpp-python is not installed: pip install llama-cpp-python=={BINDING_VERSION}"
         ) from None
+    except (OSError, RuntimeError) as error:  # its own library, or one that that needs
+        raise UsageError(
+            f"llama-cpp-python is installed, but llama.cpp cannot be loaded: {error}. On Linux it "
+            "needs libstdc++.so.6 and libgomp.so.1."
+        ) from None
     if llama_cpp.__version__ != BINDING_VERSION:
         raise UsageError(
             f"llama-cpp-python {llama_cpp.__version__} is installed, but this version needs "

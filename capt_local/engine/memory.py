@@ -193,13 +193,14 @@ def _recurrent_state(header: Header, options: LoadOptions) -> int:
     return 4 * layers * sequence_count(options, True) * inner * (state + max(kernel - 1, 0))
 
 
-def _buffers(header: Header, options: LoadOptions, on_gpu: bool = False) -> int:
+def _buffers(header: Header, options: LoadOptions) -> int:
     vocabulary = header.lengths.get("tokenizer.ggml.tokens", 0)
     logits = 2 * 4 * (options.max_rows + 1) * vocabulary  # computed, and copied for the reader
     width, inner = header.number("embedding_length"), header.number("feed_forward_length")
     heads = header.number("attention.head_count", 1)
     scores = context_size(header, options) * (heads + 2)
-    return logits + 4 * options.batch_size(on_gpu) * (6 * width + 3 * inner + scores) + _GRAPH_BYTES
+    batch = options.batch_size(on_gpu=False)
+    return logits + 4 * batch * (6 * width + 3 * inner + scores) + _GRAPH_BYTES
 
 
 def _adapted(one: MemoryEstimate) -> str:

@@ -192,7 +192,7 @@ PRESETS = {
         Preset(
             "cpu",
             {
-                "target": Shape(16384, 384, 5, 6, 2, 1024),
+                "target": Shape(16384, 384, 5, 4, 2, 1024),
                 "proxy": Shape(8192, 256, 5, 4, 2, 768),
             },
             rows=8,

@@ -50,6 +50,12 @@ def test_loading_a_model_is_silent_and_forbids_dumps(tiny_path: Callable[..., Pa
         ("import os; os.environ['LLAMA_CPP_LIB_PATH'] = '/usr/lib'", "LLAMA_CPP_LIB_PATH"),
         ("import llama_cpp; llama_cpp.__version__ = '0.3.1'", f"exactly {BINDING_VERSION}"),
         ("import sys; sys.modules['llama_cpp'] = None", "is not installed"),
+        (
+            "import ctypes\n"
+            "def fail(*args, **names): raise OSError('libgomp.so.1: cannot open')\n"
+            "ctypes.CDLL = fail",
+            "cannot be loaded",
+        ),
     ],
 )
 def test_another_library_or_version_is_refused(before: str, said: str) -> None:

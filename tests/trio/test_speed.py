@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -198,17 +197,10 @@ def test_models_that_cannot_go_back_write_the_same_without_drafts(
             assert sum("without drafts" in note for note in told.notices) == 1
 
 
-def pools() -> set[int | None]:
-    return {each.ident for each in threading.enumerate() if each.name.startswith("capt-local")}
-
-
-def test_two_threads_give_the_same_answer_and_end_with_the_runtime() -> None:
-    before = pools()
+def test_two_threads_give_the_same_answer() -> None:
     options = dataclasses.replace(OPTIONS, max_tokens=4)  # threads wait for each other: slow in CI
     with Runtime.open("demo", load=LoadOptions(threads=2, context=256), check=False) as opened:
         stepwise = dataclasses.replace(options, speed=Speed.EXACT_STEPS)
         plain = answered(opened, "Plan: aspirin. Plan: aspirin. Plan:", stepwise, raw=True)
-        assert pools() > before  # expert and base ran beside each other
         told = answered(opened, "Plan: aspirin. Plan: aspirin. Plan:", options, raw=True)
         assert told.text == plain.text
-    assert pools() == before
