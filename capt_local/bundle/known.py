@@ -56,7 +56,7 @@ class KnownDigests:
 
     def keep(self, path: Path, stamp: Stamp, digest: str, about: str = "") -> None:
         """Keeps a digest that was just taken; says nothing where that is not possible."""
-        if not is_private(path) or time.time_ns() - max(stamp[3:]) < _SETTLED:
+        if not is_private(path) or time.time_ns() - stamp[4] < _SETTLED:
             return
         # Another process may have added some meanwhile.
         entries = self._read()

@@ -68,6 +68,22 @@ def test_a_prompt_on_standard_input(models: list[str], tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_run_leaves_behind(models: list[str], tmp_path: Path) -> None:
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    for path in models[3::2]:  # behind -t 1
+        os.utime(path)
+    time.sleep(2.1)  # what was changed just now is not remembered
+    env = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    given = [*models, "--raw", "-n", "4", "-p", f"{CANARY} fever"]
+    for verb in (["generate", *given], ["generate", *given, "--json"]):
+        assert done(*verb, cwd=work, env={**env, "HOME": str(home)}).returncode == 0
+    (left,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert left.name == "digests.json" and left.stat().st_mode & 0o777 == 0o600
+    assert CANARY not in left.read_text()
+
+
 def test_the_same_call_gives_the_same_answer(models: list[str]) -> None:
     arguments = ["generate", *models, "--raw", "-n", "12", "--temp", "0.8"]
     first, second = (done(*arguments, text="fever").stdout for _ in range(2))

@@ -29,7 +29,7 @@ def first_look(bundle: Bundle, check: Check, diagnosis: Diagnosis) -> dict[str, 
         diagnosis.warnings.append(NOT_LOOKED_AT)
         return {"files": "not looked at"}
     diagnosis.stamps = look_first(bundle, check=check, stamps=diagnosis.stamps)
-    return {"files": "loaded in a process of their own, every weight looked at"}
+    return {"files": "loaded in a process of their own, now or since they last changed"}
 
 
 def confinement(told: list[str]) -> dict[str, Any]:
