@@ -35,6 +35,7 @@ from install_checks import (
     WHEELS,
     Refused,
     check_file,
+    check_key,
     check_machine,
     fingerprint,
     numbers,
@@ -252,8 +253,8 @@ def run(stick: Path, given: argparse.Namespace) -> None:
     check_file(stick, ABOUT, sums[ABOUT])
     about = json.loads((stick / ABOUT).read_text("utf-8"))
     check_machine(about)  # before gigabytes of models are read
-    if given.fingerprint and fingerprint(stick / about["key"]) != given.fingerprint.lower():
-        raise Refused("The key of this stick is another one than that of --fingerprint. Stop here.")
+    if given.fingerprint:
+        check_key(stick, about["key"], sums, given.fingerprint)
     print(f"checking     {len(sums)} files", flush=True)
     for name, digest in sums.items():
         check_file(stick, name, digest)

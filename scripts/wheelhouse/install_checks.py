@@ -72,6 +72,19 @@ def check_file(stick: Path, name: str, digest: str) -> None:
         )
 
 
+def check_key(stick: Path, name: str, sums: Mapping[str, str], wanted: str) -> None:
+    """Whether the key of the stick is the one that somebody has compared.
+
+    Raises:
+        Refused: it is another one, or its file is not the one of the sums.
+    """
+    if name not in sums:
+        raise Refused(f"{SUMS} does not name {name}. {AGAIN}")
+    check_file(stick, name, sums[name])  # before anything is read out of it
+    if fingerprint(stick / name) != wanted.lower():
+        raise Refused("The key of this stick is another one than that of --fingerprint. Stop here.")
+
+
 def check_machine(about: Mapping[str, Any]) -> None:
     """Whether the wheels are for this Python and this machine.
 

@@ -85,6 +85,18 @@ def test_one_flipped_bit(stick: Path, name: str) -> None:
     assert not program(stick).exists()
 
 
+@pytest.mark.parametrize("bit", [0x01, 0x80])  # another letter, and no letter
+def test_one_flipped_bit_of_the_key_that_was_compared(stick: Path, bit: int) -> None:
+    key = stick / "keys" / "maker.pub"
+    right, data = read_public(key).fingerprint, bytearray(key.read_bytes())
+    data[len(data) // 2] ^= bit
+    key.write_bytes(data)
+    assert "keys/maker.pub is damaged or was changed" in refused(stick, "--fingerprint", right)
+    key.unlink()
+    assert "keys/maker.pub is missing" in refused(stick, "--fingerprint", right)
+    assert not program(stick).exists()
+
+
 @pytest.mark.parametrize("name", [*FILES, "SHA256SUMS", "install_checks.py"])
 def test_a_missing_file(stick: Path, name: str) -> None:
     (stick / name).unlink()
@@ -106,6 +118,8 @@ def test_sums_that_leave_something_out(stick: Path) -> None:
     lines = sums.read_text().splitlines(keepends=True)
     sums.write_text("".join(line for line in lines if "requirements" not in line))
     assert "does not name requirements.txt" in refused(stick)
+    sums.write_text("".join(line for line in lines if "keys/" not in line))
+    assert "does not name keys/maker.pub" in refused(stick, "--fingerprint", "0" * 64)
     sums.write_text("".join(line for line in lines if "/pip-" not in line))
     assert "one wheel of pip" in refused(stick)
 
