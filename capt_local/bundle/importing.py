@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from capt_local.bundle import store
@@ -108,7 +109,7 @@ def import_from(
         check_replaceable(place)
         if incoming.is_installed(manifest, signature):
             if signer:
-                incoming.vouch(receipt(signer), installed=True)
+                incoming.vouch(partial(receipt, signer), installed=True)
             return _again(read_bundle(place), signer)
         _check_version(bundle, place, terms)
         incoming.begin(manifest, signature)
@@ -119,7 +120,7 @@ def import_from(
         source.end({MANIFEST, SIGNATURE, RECEIPT, *(each.name for each in files)})
         examine(read_bundle(incoming.folder))
         if signer:
-            incoming.vouch(receipt(signer))
+            incoming.vouch(partial(receipt, signer))
         incoming.install()
     return Imported(_signed(read_bundle(place), signer), there)
 

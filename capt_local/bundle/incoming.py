@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -91,21 +91,23 @@ class Incoming:
         except OSError as error:
             raise self._failed(error) from None
 
-    def vouch(self, receipt: bytes, *, installed: bool = False) -> None:
-        """Keeps which key has signed the bundle.
+    def vouch(self, receipt: Callable[[Path], bytes], *, installed: bool = False) -> None:
+        """Keeps which key has signed the bundle, whose manifest is in its place now.
 
         Args:
-            receipt: see `bundle.signer`.
-            installed: beside the bundle that is in the store already, if there is none.
+            receipt: makes it for that file; see `bundle.signer`.
+            installed: beside the bundle that is in the store already, if it is not there.
         """
-        place = (self._place if installed else self.folder) / RECEIPT
-        if installed and place.is_file():
-            return
+        folder = self._place if installed else self.folder
+        place = folder / RECEIPT
         with self.guarded():
+            data = receipt(folder / MANIFEST)
+            if installed and place.is_file() and place.read_bytes() == data:
+                return
             place.unlink(missing_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE
             with os.fdopen(os.open(place, flags, 0o600), "wb") as stream:
-                stream.write(receipt)
+                stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
 

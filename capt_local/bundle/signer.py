@@ -2,8 +2,10 @@
 
 An import leaves a receipt beside the manifest: which key it was held against. So the signer is
 known later too, also where the key was trusted for that one import. A receipt counts in the user's
-own store alone and only where nobody else can have written it; whatever it says, the signature is
-held against the manifest again.
+own store alone, only where nobody else can have written it, and only for the very file that the
+import wrote: its place on the disk and its times, which nobody knows before a copy is made. So a
+folder that is copied into the store brings no receipt. Whatever it says, the signature is held
+against the manifest again.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +25,7 @@ from capt_local.bundle.known import is_private
 from capt_local.bundle.manifest import MANIFEST, RECEIPT, SIGNATURE, Bundle, Signer
 from capt_local.strict.json import parse_object
 from capt_local.strict.problems import NotReadable
+from capt_local.strict.stamp import stamp_of
 
 if TYPE_CHECKING:
     from capt_local.bundle.signing import TrustedKey
@@ -67,18 +72,41 @@ def vouched(bundle: Bundle, keys: Keys, *, receipts: bool = True) -> Vouched:
         return Vouched()
     name = signed_with(signature)
     kept = _receipt(folder) if receipts else None
-    known = {name: kept} if kept and kept.fingerprint == name else keys()
+    if kept and kept.key.fingerprint == name:
+        # Also with a receipt that vouches for nothing: what was changed is refused.
+        check_signature(manifest, signature, {name: kept.key})
+        if kept.fits:
+            return Vouched(Signer(name, kept.key.name))
+    known = keys()
     if name not in known:
         return Vouched(stranger=name)
     check_signature(manifest, signature, known)
     return Vouched(Signer(name, known[name].name))
 
 
-def receipt(key: TrustedKey) -> bytes:
-    """What an import leaves of the key that vouched."""
+def receipt(key: TrustedKey, manifest: Path) -> bytes:
+    """What an import leaves of the key that vouched.
+
+    Args:
+        key: that vouched.
+        manifest: where the import has put it; it is not written after this.
+
+    Raises:
+        OSError: it is not there.
+    """
     public = key.key.public_bytes_raw().hex()
-    told = {"key": key.fingerprint, "name": key.name, "public": public}
+    told = {"key": key.fingerprint, "name": key.name, "public": public, "file": _mark(manifest)}
     return json.dumps(told).encode()
+
+
+def _mark(manifest: Path) -> str:
+    """Which file a manifest is; empty for what no import writes, such as a link.
+
+    Raises:
+        OSError: it is not there.
+    """
+    found = os.lstat(manifest)  # a link would lead a copy to a file that is known before
+    return ":".join(map(str, stamp_of(found))) if stat.S_ISREG(found.st_mode) else ""
 
 
 def _manifest(bundle: Bundle, folder: Path) -> bytes | None:
@@ -90,19 +118,34 @@ def _manifest(bundle: Bundle, folder: Path) -> bytes | None:
     return None
 
 
-def _receipt(folder: Path) -> TrustedKey | None:
+@dataclass(frozen=True, slots=True)
+class _Receipt:
+    """What lies beside a manifest.
+
+    Attributes:
+        key: that it names.
+        fits: whether it was made for this very file.
+    """
+
+    key: TrustedKey
+    fits: bool
+
+
+def _receipt(folder: Path) -> _Receipt | None:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     from capt_local.bundle.signing import TrustedKey, fingerprint
 
-    place = folder / RECEIPT
+    place, manifest = folder / RECEIPT, folder / MANIFEST
     with contextlib.suppress(OSError, NotReadable, ValueError):
         own = folder.resolve().parent == store.user_folder().resolve()
-        if own and is_private(place) and not place.is_symlink():
+        if own and is_private(place) and is_private(manifest) and not place.is_symlink():
             with place.open("rb") as stream:
                 found = parse_object(stream.read(_LARGEST))
             public, name = found.get("public"), found.get("name")
             if isinstance(public, str) and isinstance(name, str) and name.isprintable():
                 key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
-                return TrustedKey(fingerprint(key), key, name)
+                mark = _mark(manifest)
+                fits = mark != "" and found.get("file") == mark
+                return _Receipt(TrustedKey(fingerprint(key), key, name), fits)
     return None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+import subprocess
+import tarfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,9 +79,80 @@ def test_a_receipt_that_others_may_have_written_is_not_believed(place: Path) -> 
     assert vouched(store.find("trio"), no_keys).signer is None
 
 
+def test_a_folder_that_is_copied_into_the_store_brings_no_receipt(
+    hands: Hands, tmp_path: Path
+) -> None:
+    """Anybody can write one with any name, for a file of theirs."""
+    made = tmp_path / "trio"
+    with tarfile.open(hands.export("trio.capt")) as archive:
+        archive.extractall(made, filter="data")
+    key = dataclasses.replace(hands.trusted, name="hospital")
+    (made / RECEIPT).write_bytes(receipt(key, made / MANIFEST))
+    (made / RECEIPT).chmod(0o600)
+    known = {key.fingerprint: hands.trusted}
+    for copy in (shutil.copytree, partial(shutil.copytree, symlinks=True), copied_by_the_system):
+        copy(made, store.user_folder() / "trio")
+        assert vouched(store.find("trio"), no_keys) == Vouched(stranger=key.fingerprint)
+        assert vouched(store.find("trio"), lambda: known).signer == Signer(key.fingerprint, "hands")
+        shutil.rmtree(store.user_folder() / "trio")
+
+
+def copied_by_the_system(folder: Path, to: Path) -> None:
+    subprocess.run(["cp", "-a", str(folder), str(to)], check=True)
+
+
+def test_a_link_in_the_place_of_the_manifest_brings_no_receipt(
+    place: Path, hands: Hands, tmp_path: Path
+) -> None:
+    """Where it leads to is known before the copy."""
+    elsewhere = tmp_path / "elsewhere.toml"
+    shutil.copyfile(place / MANIFEST, elsewhere)
+    (place / MANIFEST).unlink()
+    (place / MANIFEST).symlink_to(elsewhere)
+    told = json.loads(receipt(hands.trusted, elsewhere))
+    for mark in (told["file"], "", None):
+        (place / RECEIPT).write_text(json.dumps(told | {"file": mark}))
+        assert vouched(store.find("trio"), no_keys).signer is None
+
+
+def test_a_manifest_that_others_may_have_written_has_no_receipt(place: Path, hands: Hands) -> None:
+    (place / MANIFEST).chmod(0o666)
+    (place / RECEIPT).write_bytes(receipt(hands.trusted, place / MANIFEST))
+    assert vouched(store.find("trio"), no_keys).signer is None
+
+
+def test_a_receipt_without_a_file_is_of_an_older_program(place: Path) -> None:
+    told = json.loads((place / RECEIPT).read_text())
+    del told["file"]
+    (place / RECEIPT).write_text(json.dumps(told))
+    assert vouched(store.find("trio"), no_keys).signer is None
+
+
+def test_a_receipt_moves_with_its_folder(
+    place: Path, hands: Hands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = tmp_path / "elsewhere"
+    place.rename(place.with_name("moved"))
+    place.with_name("moved").rename(place)
+    store.user_folder().parent.rename(new)
+    monkeypatch.setattr(store, "user_folder", lambda: new / "models")
+    found = store.find("trio")
+    assert found.folder == new / "models" / "trio"
+    assert vouched(found, not_asked).signer == Signer(hands.trusted.fingerprint, "hands")
+
+
+def test_an_import_again_brings_a_receipt_that_fits(place: Path, hands: Hands) -> None:
+    shutil.copytree(place, place.with_name("copy"))
+    shutil.rmtree(place)
+    place.with_name("copy").rename(place)
+    assert vouched(store.find("trio"), no_keys).signer is None
+    assert hands.take(hands.folder / "trio.capt").fresh is False
+    assert vouched(store.find("trio"), not_asked).signer is not None
+
+
 def test_a_receipt_of_another_key_vouches_for_nothing(place: Path, tmp_path: Path) -> None:
     other = Hands.at(tmp_path / "others")
-    (place / RECEIPT).write_bytes(receipt(other.trusted))
+    (place / RECEIPT).write_bytes(receipt(other.trusted, place / MANIFEST))
     assert vouched(store.find("trio"), no_keys).signer is None
 
 
@@ -154,6 +229,4 @@ def test_a_key_keeps_its_name(hands: Hands, tmp_path: Path) -> None:
 def test_whose_key_it_is_makes_no_other_bundle(place: Path) -> None:
     bundle = read_bundle(place)
     assert bundle.manifest_sha256 is not None and bundle.signer is None
-    import dataclasses
-
     assert dataclasses.replace(bundle, signer=Signer("0" * 64)) == bundle
