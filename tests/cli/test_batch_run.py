@@ -92,6 +92,14 @@ def test_a_resume_that_is_refused_has_written_nothing(place: Place) -> None:
     assert place.codes() == {"a": "ok", "b": "ok"}
 
 
+def test_a_finished_run_says_why_it_ends_with_an_error(place: Place) -> None:
+    place.write(a="one", b="refuse")
+    assert place.batch().code == 6
+    result = place.batch("--json")
+    assert result.code == 6 and json.loads(result.out)["failed_before"] == 1
+    assert "0 done | 2 done before, 1 of them failed (--retry-errors does " in result.err
+
+
 def test_whether_lines_have_log_probabilities_is_a_setting_of_the_run(place: Place) -> None:
     assert place.batch("--limit", "1").code == 0
     before = place.all()

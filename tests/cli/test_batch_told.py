@@ -65,8 +65,16 @@ def test_counts_speed_and_what_is_left(clock: Clock) -> None:
     told = progress.as_object()
     assert told["failed"] == {"context_overflow": 1}
     assert (told["seconds"], told["load_seconds"], told["left"]) == (25.0, 5.0, 2)
-    assert summary_line(told) == (
+    assert summary_line(told | {"failed_before": 0}) == (
         "1 done | 1 failed (context_overflow 1) | 3 done before | 2 left | 30 tokens (1.5/s) | 25 s"
+    )
+
+
+def test_what_failed_before_is_told_with_the_way_to_do_it_again(clock: Clock) -> None:
+    told = Progress(0, before=3, clock=clock).as_object()
+    assert summary_line(told | {"failed_before": 2}) == (
+        "0 done | 3 done before, 2 of them failed (--retry-errors does those without an answer "
+        "again) | 0 tokens (0.0/s) | 0 s"
     )
 
 

@@ -122,10 +122,18 @@ def summary_line(summary: dict[str, Any]) -> str:
         each = ", ".join(f"{code} {count}" for code, count in failed.items())
         parts.append(f"{sum(failed.values())} failed ({each})")
     if summary["already_done"]:
-        parts.append(f"{summary['already_done']} done before")
+        parts.append(f"{summary['already_done']} done before{_failed_before(summary)}")
     if summary["left"]:
         parts.append(f"{summary['left']} left")
     tokens, speed = summary["answer_tokens"], summary["answer_tokens_per_second"]
     parts.append(f"{tokens} tokens ({speed:.1f}/s)")
     parts.append(spoken_time(summary["seconds"]))
     return " | ".join(parts)
+
+
+def _failed_before(summary: dict[str, Any]) -> str:
+    """How many of what was done before have failed: why a run that did nothing ends with 6."""
+    count = summary["failed_before"]
+    # Answers of a wrong form stay, so not all that failed is done again.
+    again = "(--retry-errors does those without an answer again)"
+    return f", {count} of them failed {again}" if count else ""
