@@ -12,7 +12,6 @@ from typing import Any
 
 from capt_local.batch.fingerprint import differing, digest_of
 from capt_local.batch.journal_lines import raw_lines
-from capt_local.batch.journal_place import WHAT
 from capt_local.batch.manifest import RunManifest, read_manifest
 from capt_local.batch.output import OK
 from capt_local.batch.packing import unpacked
@@ -22,6 +21,7 @@ from capt_local.errors import UsageError
 from capt_local.strict.json import parse_object
 from capt_local.strict.problems import NotReadable
 
+_WHAT = "The output (OUTPUT)"
 _LOADING = ("threads", "context", "batch", "gpu_layers", "flash_attention", "kv_type")
 
 
@@ -66,7 +66,7 @@ class Said:
             each = None if inner is None else digest_of(json.dumps(inner, sort_keys=True))
             return cls(code, str(text), choice["finish_reason"], tokens, digest, each)
         except (KeyError, TypeError, IndexError, ValueError):
-            raise UsageError(f"{WHAT}: the line of this record is not a result.") from None
+            raise _no_result() from None
 
     @property
     def untouched(self) -> bool:
@@ -125,18 +125,33 @@ def find_line(output: Path, id: str) -> tuple[RunManifest, dict[str, Any]]:
     Raises:
         UsageError: it cannot be read, is no output of a run, or has no such record.
     """
-    manifest = read_manifest(output, WHAT)
-    if manifest is None:
-        raise UsageError(f"{WHAT} is not of capt-local batch, or has lost its manifest.")
+    manifest = read_manifest(output, _WHAT)
     try:
+        if not output.is_file():
+            reason = "it is not a file" if output.exists() else "there is no such file"
+            raise UsageError(f"{_WHAT} cannot be read: {reason}.")
+        if manifest is None:
+            raise UsageError(f"{_WHAT} is not of capt-local batch, or has lost its manifest.")
         with output.open("rb", buffering=0) as stream:
             for line in raw_lines(stream):
                 found = _object(line)
                 if found is not None and found.get("id") == id:
                     return manifest, found
     except OSError as error:
-        raise UsageError(f"{WHAT} cannot be read: {error.strerror or 'no access'}.") from None
-    raise UsageError(f"{WHAT} has no record of that id.")
+        raise UsageError(f"{_WHAT} cannot be read: {error.strerror or 'no access'}.") from None
+    raise UsageError(f"{_WHAT} has no record of that id.")
+
+
+def record_then(line: Mapping[str, Any]) -> str:
+    """Digest of the record that a line is of.
+
+    Raises:
+        UsageError: the line is not one.
+    """
+    try:
+        return str(line["provenance"]["record"]["sha256"])
+    except (KeyError, TypeError):
+        raise _no_result() from None
 
 
 def options_then(
@@ -241,8 +256,12 @@ def _figures(said: Said) -> dict[str, Any]:
     }
 
 
+def _no_result() -> UsageError:
+    return UsageError(f"{_WHAT}: the line of this record is not a result of capt-local batch.")
+
+
 def _other_version() -> UsageError:
     return UsageError(
-        f"{WHAT}: its manifest is not one that this version can run again. Use the version of "
+        f"{_WHAT}: its manifest is not one that this version can run again. Use the version of "
         "capt-local that wrote it."
     )

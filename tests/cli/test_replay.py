@@ -138,3 +138,42 @@ def test_what_cannot_be_run_again_is_one_line(
     code, found = replayed(tmp_path / "out.jsonl", capfd, id=id)
     assert code == 2 and told in found["error"] and found["error"].count("error: ") == 1
     assert run(["replay", str(output)]) == 2
+
+
+DAMAGED = [
+    {"id": "warm"},
+    {"id": "warm", "error": {"code": "x"}, "response": None, "provenance": {"output_sha256": None}},
+    {"id": "warm", "error": None, "response": {"body": CANARY}, "provenance": {"record": CANARY}},
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_line_is_told_before_models_are_loaded(
+    output: Path,
+    tmp_path: Path,
+    capfd: Said,
+    monkeypatch: pytest.MonkeyPatch,
+    line: dict[str, Any],
+) -> None:
+    for name in ("in.jsonl", "out.jsonl.run.json"):
+        (tmp_path / name).write_bytes(output.with_name(name).read_bytes())
+    written(tmp_path / "out.jsonl", [line])
+    monkeypatch.setattr(replay_work, "start_worker", None)
+    code, found = replayed(tmp_path / "out.jsonl", capfd)
+    assert code == 2
+    assert "the line of this record is not a result of capt-local batch." in found["error"]
+
+
+def test_an_output_that_is_not_there_is_told_as_that(
+    output: Path, tmp_path: Path, capfd: Said
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(output.with_name("in.jsonl").read_bytes())
+    for manifest in (False, True):
+        if manifest:
+            kept = output.with_name("out.jsonl.run.json")
+            (tmp_path / "out.jsonl.run.json").write_bytes(kept.read_bytes())
+        code, found = replayed(tmp_path / "out.jsonl", capfd)
+        assert code == 2 and "(OUTPUT) cannot be read: there is no such file." in found["error"]
+    (tmp_path / "folder").mkdir()
+    code, found = replayed(tmp_path / "folder", capfd)
+    assert code == 2 and "(OUTPUT) cannot be read: it is not a file." in found["error"]

@@ -23,6 +23,7 @@ from capt_local.batch.replay import (
     logprobs_then,
     options_then,
     parallel_then,
+    record_then,
 )
 from capt_local.batch.runner import Job, Runner
 from capt_local.batch.sources import Source
@@ -73,6 +74,7 @@ def work(
     if what.id is None or what.input is None:
         raise UsageError("Which record? Give --id, and the input of the run with --input.")
     manifest, line = find_line(what.output, what.id)
+    then, record = Said.of(line), record_then(line)
     flags = _chosen(what, model, form, manifest)
     fixed = Settled(str(flags.date) if flags.date else date_then(manifest), flags.parallel or 1)
     source = ask.check(what.input, options=flags.options, model=flags.bundle.id)
@@ -82,9 +84,9 @@ def work(
     told = Told(screen)
     with Signals() as signals:
         now, settings = _again(flags, fixed, source, place, manifest, told, signals, raw=ask.raw)
-    if source.line(place)[1] != line["provenance"]["record"]["sha256"]:
+    if source.line(place)[1] != record:
         settings.insert(0, "record")
-    found = Comparison(Said.of(line), now)
+    found = Comparison(then, now)
     _tell(screen, found, settings, json=what.json)
     return ExitCode.OK if found.identical else ExitCode.FAILED_RECORDS
 
