@@ -204,7 +204,13 @@ def test_texts_of_the_card(run: Run, models: dict[str, Path], tmp_path: Path) ->
     assert create(run, models, "--no-run", "--card", str(card)).code == 0
     assert store.find("mine").card["intended_use"] == "Drafts."
     assert store.find("mine").card["release_date"] == "soon"
-    for text in ("intended = 1", "not toml", "intended_use = 5", "\x00"):
+    for text in (
+        "intended = 1",
+        "not toml",
+        "intended_use = 5",
+        "\x00",
+        f"intended_use = {'1' * 5000}",
+    ):
         card.write_text(text)
         result = create(run, models, "--no-run", "--card", str(card), "--replace")
         assert (result.code in (2, 3), "card" in result.err) == (True, True)
@@ -430,7 +436,9 @@ def test_an_id_that_leads_elsewhere(
     monkeypatch.setenv(store.VARIABLE, str(tmp_path))
     result = create(run, models, "--no-run")
     assert (result.code, "is found before this one" in result.err) == (0, True)
-    assert (store.user_folder() / "mine" / MANIFEST).is_file()
+    place = store.user_folder() / "mine"
+    assert f"generate -m {place}\n" in result.out
+    assert (place / MANIFEST).is_file()
 
 
 BITS = {TARGET: 2.0, "alpha 1": 1.0, EXPERT: 1.5, BASE: 3.0}

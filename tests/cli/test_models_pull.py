@@ -15,6 +15,8 @@ import pytest
 
 import capt_local.hub
 from capt_local.bundle import store, verify
+from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.write import describe, write_manifest
 from capt_local.cli.models import pull as verb
 from capt_local.config import places
 from capt_local.config import read as config_read
@@ -106,6 +108,26 @@ def test_what_is_installed_is_not_read_by_a_dry_run(
     assert "trio 1 is installed already, so nothing would be fetched." in result.out
     told = json.loads(run("models", "pull", recipe, "--dry-run", "--json").out)
     assert told == {"id": "trio", "installed": True, "fetched": False, "checked": False}
+
+
+def test_another_bundle_of_that_id_comes_first(
+    run: Run, mirror: Mirror, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "examine", lambda *_: None)
+    other = tmp_path / "stores" / "trio"
+    other.mkdir(parents=True)
+    models = {"target": describe("target", tiny_gguf(other / "target.gguf", seed=9))}
+    write_manifest(Bundle(id="trio", models=models), other)
+    monkeypatch.setenv(store.VARIABLE, str(other.parent))
+    place = store.user_folder() / "trio"
+    found = run("models", "pull", recipe, *ACCEPT)
+    assert (found.code, "trio and is found before this one" in found.err) == (0, True)
+    for how in ("show", "generate -m"):
+        assert f"{how} {place}\n" in found.out
+    for more in ((), ("--json",), ("--dry-run",)):  # it is here by now
+        found = run("models", "pull", recipe, *more)
+        assert (found.code, "trio and is found before this one" in found.err) == (0, True)
+    assert f"models verify {place}\n" in found.out
 
 
 def test_what_would_be_fetched(run: Run, mirror: Mirror, recipe: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from capt_local.bundle import store
 from capt_local.bundle.manifest import MANIFEST, SIGNATURE, Bundle
 from capt_local.bundle.write import describe, write_manifest
+from capt_local.cli.models import travel
 from capt_local.engine import examine
 from capt_local.engine.examine import Examiner
 from capt_local.errors import ModelError
@@ -18,9 +19,10 @@ from tests.tiny_models import tiny_adapter, tiny_gguf
 
 
 def make(folder: Path, *, nan: bool = False) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     file = tiny_gguf(folder / "target.gguf", seed=1, nan=nan)
-    write_manifest(Bundle(id="tiny", models={"target": describe("target", file)}), folder)
+    name = "demo" if folder.name == "demo" else "tiny"
+    write_manifest(Bundle(id=name, models={"target": describe("target", file)}), folder)
     return folder
 
 
@@ -90,6 +92,44 @@ def test_unsigned_only_when_asked_for(run: Run, tmp_path: Path) -> None:
     assert run("models", "import", archive).code == 3
     result = run("models", "import", archive, "--allow-unsigned")
     assert (result.code, "not signed by anybody" in result.out) == (0, True)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_bundle_that_its_id_does_not_lead_to(
+    broken: bool, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one of that id comes first, and would be opened without a word."""
+    monkeypatch.setattr(travel, "examine", lambda *_: None)
+    archive = str(tmp_path / "tiny.capt")
+    first = make(tmp_path / "stores" / "tiny")
+    run("models", "export", str(first), "-o", archive, "--unsigned")
+    imported = ["models", "import", archive, "--allow-unsigned"]
+    result = run(*imported)
+    assert (result.code, result.err) == (0, "")
+    assert "generate -m tiny\n" in result.out
+    if broken:
+        (first / "target.gguf").unlink()
+    monkeypatch.setenv(store.VARIABLE, str(first.parent))
+    result = run(*imported)
+    assert result.err == "note: Another bundle has the id tiny and is found before this one.\n"
+    assert f"generate -m {store.user_folder() / 'tiny'}\n" in result.out
+
+
+def test_the_demo_that_is_imported_is_not_the_one_of_the_package(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(travel, "examine", lambda *_: None)
+    archive = str(tmp_path / "demo.capt")
+    run("models", "export", str(make(tmp_path / "demo")), "-o", archive, "--unsigned")
+    imported = ["models", "import", archive, "--allow-unsigned"]
+    result = run(*imported)
+    assert "Another bundle has the id demo and is found before this one" in result.err
+    assert f"generate -m {store.user_folder() / 'demo'}\n" in result.out
+    # The same bundle in both places needs no word.
+    monkeypatch.setattr(store, "packaged_folder", lambda: tmp_path / "demo")
+    result = run(*imported)
+    assert (result.code, result.err) == (0, "")
+    assert "generate -m demo\n" in result.out
 
 
 def test_a_weight_that_is_no_number_is_found_at_import(run: Run, tmp_path: Path) -> None:

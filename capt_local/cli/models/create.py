@@ -33,6 +33,7 @@ def models_create(what: FromFlags, about: AboutFlags, how: CheckFlags, view: Vie
       capt-local models create heart --target qwen.gguf --base demo:base --expert-adapter lora.gguf
     """
     from capt_local.cli.models.create_work import made
+    from capt_local.cli.models.travel import is_found
 
     check_unsigned("A bundle that models create makes, which nobody has signed,")
     screen = Screen.standard(view.verbose)
@@ -45,7 +46,8 @@ def models_create(what: FromFlags, about: AboutFlags, how: CheckFlags, view: Vie
     blank = sum(key not in found.bundle.card for key in KEYS)
     screen.line(f"{found.bundle.id} {found.bundle.version} is made: {found.bundle.folder}")
     screen.line(f"Its card has {blank} headings that are yours to fill in, in its bundle.toml.")
-    name = found.bundle.folder if what.output else found.bundle.id
+    by_id = what.output is None and is_found(found.bundle)
+    name = found.bundle.id if by_id else found.bundle.folder
     screen.line(f"Use it with: capt-local generate -m {name}")
     return ExitCode.OK
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capt_local.cli.models.create_card import card_of
 from capt_local.cli.models.create_flags import AboutFlags, CheckFlags, FromFlags
 from capt_local.cli.models.create_measure import Measured, Sample, measured, read_sample
 from capt_local.cli.models.create_plan import Plan, planned, refuse_misfit
-from capt_local.errors import ModelError
 from capt_local.report.screen import Screen
 
 if TYPE_CHECKING:
@@ -53,6 +51,7 @@ def made(what: FromFlags, about: AboutFlags, how: CheckFlags, screen: Screen) ->
     from capt_local.bundle.creating_place import place_of_bundle, under_way
     from capt_local.bundle.read import read_bundle
     from capt_local.bundle.write import write_manifest
+    from capt_local.cli.models.travel import found_before, is_found
 
     today = datetime.date.today()
     plan = planned(what, about, misfit=how.allow_misfit, today=today)
@@ -66,9 +65,10 @@ def made(what: FromFlags, about: AboutFlags, how: CheckFlags, screen: Screen) ->
         write_manifest(bundle, incoming.folder, whole_card=True)
         incoming.install()
     notes = (*plan.notes, *_notes(put, facts, run, what))
-    if what.output is None and not _is_found(bundle.id, place):
-        notes += (f"Another bundle has the id {bundle.id} and is found before this one.",)
-    return Made(read_bundle(place), put, facts, run, notes)
+    bundle = read_bundle(place)
+    if what.output is None and not is_found(bundle):
+        notes += (found_before(bundle),)
+    return Made(bundle, put, facts, run, notes)
 
 
 def _ready(bundle: Bundle, how: CheckFlags) -> Sample:
@@ -130,16 +130,6 @@ def _title(plan: Plan) -> str:
     """What the files call the target and the first expert."""
     target, expert = (plan.looks[role].title for role in ("target", "expert"))
     return f"{target} with {expert}" if target and expert else plan.bundle.id
-
-
-def _is_found(name: str, place: Path) -> bool:
-    """Whether the id leads to the bundle that was made."""
-    from capt_local.bundle import store
-
-    try:
-        return store.find(name).folder == place
-    except ModelError:  # another one, which is broken
-        return False
 
 
 def _notes(put: Put, facts: dict[str, Any], run: Measured | None, what: FromFlags) -> Iterator[str]:

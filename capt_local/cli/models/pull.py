@@ -14,7 +14,7 @@ import typer
 from capt_local.cli.allowed import check_pull, check_unsigned
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.pulled import show_plan, show_recipes
-from capt_local.cli.models.travel import examine
+from capt_local.cli.models.travel import examine, reference
 from capt_local.cli.models.verb import mebibytes, size_of
 from capt_local.cli.options import ViewFlags, option
 from capt_local.cli.vouched import signed
@@ -156,22 +156,24 @@ def _fetch(planned: Plan, web: Web, what: PullFlags, screen: Screen) -> None:
     screen.notes(bundle.notices)
     if found.resumed:
         screen.note(f"note: {found.resumed >> 20:,} MiB were there of an earlier try.")
+    name = reference(bundle, screen)
     show_plan(planned, screen, as_json=what.json, installed=True)
     if what.json:
         return
     screen.line(f"{bundle.id} {bundle.version} is installed: {mebibytes(size_of(bundle))}.")
-    screen.line(f"How its models fit: capt-local models show {bundle.id}")
-    screen.line(f"Use it with: capt-local generate -m {bundle.id}")
+    screen.line(f"How its models fit: capt-local models show {name}")
+    screen.line(f"Use it with: capt-local generate -m {name}")
 
 
 def _is_here(bundle: Bundle, what: PullFlags, screen: Screen) -> int:
     from capt_local.bundle.verify import verify
 
+    name = reference(bundle, screen)
     told = f"{bundle.id} {bundle.version} was installed already, and is whole; no hub was asked."
     if what.dry_run:
         told = (
             f"{bundle.id} {bundle.version} is installed already, so nothing would be fetched. "
-            f"Whether it is whole: capt-local models verify {bundle.id}"
+            f"Whether it is whole: capt-local models verify {name}"
         )
     else:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,7 @@ from capt_local.cli.options import ViewFlags, option
 from capt_local.cli.vouched import signed, trusted, trusted_by_the_site
 from capt_local.config.limits import Feature
 from capt_local.config.read import read_site
-from capt_local.errors import UsageError
+from capt_local.errors import ModelError, UsageError
 from capt_local.report.screen import Screen
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def models_import(what: ImportFlags, view: ViewFlags) -> int:
     by = f"signed by {bundle.signer}" if bundle.signer else "not signed by anybody"
     done = "is installed" if found.fresh else "was installed already, and is whole"
     screen.line(f"{bundle.id} {bundle.version} {done}: {by}.")
-    screen.line(f"Use it with: capt-local generate -m {bundle.id}")
+    screen.line(f"Use it with: capt-local generate -m {reference(bundle, screen)}")
     return ExitCode.OK
 
 
@@ -142,6 +143,31 @@ def _terms(what: ImportFlags) -> Terms:
         given = read_public(what.key)
         keys[given.fingerprint] = given
     return Terms(keys, what.allow_unsigned, what.allow_older)
+
+
+def is_found(bundle: Bundle) -> bool:
+    """Whether its id leads to an installed bundle, or to the same one inside the package."""
+    from capt_local.bundle import store
+
+    try:
+        found = store.find(bundle.id)
+    except ModelError:  # another one, which is broken
+        return False
+    same = found.manifest_sha256 == bundle.manifest_sha256
+    return found.folder == bundle.folder or (same and store.is_packaged(found))
+
+
+def found_before(bundle: Bundle) -> str:
+    """What is told of a bundle that its id does not lead to."""
+    return f"Another bundle has the id {bundle.id} and is found before this one."
+
+
+def reference(bundle: Bundle, screen: Screen) -> str:
+    """What leads to an installed bundle: its id, or its folder with a note why."""
+    if is_found(bundle):
+        return bundle.id
+    screen.notes([found_before(bundle)])
+    return shlex.quote(str(bundle.folder))
 
 
 def examine(bundle: Bundle, screen: Screen) -> None:
