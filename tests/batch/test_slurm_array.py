@@ -15,6 +15,11 @@ from typing import Any
 
 import pytest
 
+from capt_local.batch.output import Origin
+from capt_local.decode.step import FinishReason
+from capt_local.report.json import Answer, answer_object
+from tests.batch.runs import asked, fingerprint, ids, line
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "slurm_array.sh"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 # Notes its arguments; ends as FOLDER/code says, or as FOLDER/code-N does for shard N; waits for
@@ -162,6 +167,23 @@ def test_what_was_merged_is_merged_again_only_where_a_shard_has_changed(place: P
     time.sleep(0.05)
     assert place.run("in.jsonl", "out.jsonl", **gpus) == 0
     assert place.calls()[-1]["arguments"][-1] == "--force-new"
+
+
+@pytest.mark.parametrize(("last", "code"), [(8, 0), (9, 6)])
+@pytest.mark.parametrize("how", [{"MERGE": "1", "SHARDS": "1"}, {"CUDA_VISIBLE_DEVICES": "0"}])
+def test_what_was_merged_before_ends_as_that_merge_did(
+    place: Place, last: int, code: int, how: dict[str, str]
+) -> None:
+    (place.folder / "code").write_text(str(code))
+    origin, failed = Origin(fingerprint()), '{"error": {"code": "x"}} "error": {'
+    answer = Answer((), failed.encode(), FinishReason.STOP, "demo", created=0)
+    lines = [origin.answered(asked("note-1"), answer_object(answer), 0.0)]
+    lines += [line(id, fingerprint()) for id in ids(last)[1:]]
+    (place.folder / "out.jsonl.shard-1-of-1").write_text("a line")
+    time.sleep(0.05)
+    (place.folder / "out.jsonl").write_bytes(b"".join(each.encode() + b"\n" for each in lines))
+    assert place.run("in.jsonl", "out.jsonl", **how) == code
+    assert not any(call["arguments"][0] == "merge" for call in place.calls())
 
 
 @pytest.mark.parametrize(
