@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -176,7 +175,7 @@ class Table:
     def _bounded(self, key: str, value: object, least: float, most: float) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fail(key, "must be a number")
-        if not math.isfinite(value) or not least <= value <= most:
+        if not least <= value <= most:  # neither is NaN; and no float holds every whole number
             self.fail(key, f"must be between {least:g} and {most:g}")
         return float(value)
 

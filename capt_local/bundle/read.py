@@ -99,6 +99,8 @@ def _parsed(data: bytes, file: Path) -> dict[str, object]:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         line = f" ({error})" if isinstance(error, tomllib.TOMLDecodeError) else ""
         raise ModelError(f"{file}: not valid TOML{line}.") from None
+    except ValueError:  # Python converts no more than some thousand digits
+        raise ModelError(f"{file}: not valid TOML; a number in it has too many digits.") from None
 
 
 def _bundle(top: Table, folder: Path) -> Bundle:

@@ -87,6 +87,8 @@ def _tables(
         raise UsageError(f"{path}: not UTF-8 at byte {error.start}.") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not TOML{_line_of(error)}.") from None
+    except ValueError:  # Python converts no more than some thousand digits
+        raise UsageError(f"{path}: not TOML; a number in it has too many digits.") from None
     for key, value in whole.items():
         if key not in known:
             hint = " Limits are the site's alone." if key == "limits" else ""

@@ -131,7 +131,7 @@ def read_recipe(file: Path) -> Recipe:
         values = tomllib.loads(data.decode("utf-8"))
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror or 'unreadable'}.") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also of a number that has too many digits
         raise ModelError(f"{file}: not TOML; this is not a recipe.") from None
     return _recipe(Table(values, file))
 

@@ -97,6 +97,7 @@ BAD = {
     "not toml": ("id = [", "not valid TOML"),
     "not utf-8": (b'id = "\xff"', "not UTF-8"),
     "nested without end": ("a = " + "[" * 5000, "not valid TOML"),
+    "a number without end": (HEAD + f"context = {'1' * 5000}\n" + TARGET, "too many digits"),
     "too large": (b"#" * (1 << 20) + b"\n", "larger than 1 MiB"),
     "no schema": ('id = "x"\n' + TARGET, "schema must be 1"),
     "later schema": (
@@ -149,6 +150,9 @@ BAD = {
     "method unknown": (HEAD + '[defaults]\nmethod = "x"\n' + TARGET, "method must be one of capt"),
     "alpha a word": (HEAD + '[defaults]\nalpha = "x"\n' + TARGET, "alpha must be one of evidence"),
     "alpha large": (HEAD + "[defaults]\nalpha = 8.5\n" + TARGET, "alpha must be between -8 and 8"),
+    "alpha huge": (HEAD + f"[defaults]\nalpha = {'9' * 400}\n" + TARGET, "alpha must be between"),
+    "alpha infinite": (HEAD + "[defaults]\nalpha = -inf\n" + TARGET, "alpha must be between"),
+    "alphas huge": (HEAD + f"[defaults]\nalpha = [0x{'f' * 9000}]\n" + TARGET, "must be between"),
     "alpha nan": (HEAD + "[defaults]\nalpha = nan\n" + TARGET, "alpha must be between"),
     "alpha true": (HEAD + "[defaults]\nalpha = true\n" + TARGET, "alpha must be a number"),
     "plausibility": (HEAD + "[defaults]\nplausibility = 2\n" + TARGET, "must be between 0 and 1"),

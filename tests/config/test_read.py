@@ -128,10 +128,12 @@ def test_no_test_reads_the_files_of_this_machine(tmp_path_factory: pytest.TempPa
         (f"[limits]\n\n{CANARY}\n", ["not TOML", "line 3"]),
         ("[limits]\n[limits]\n", ["not TOML", "line 2"]),
         ("a = " + "[" * 30_000, ["not TOML"]),
+        (f"[limits]\nalpha = {'1' * 5000}\n", ["not TOML", "too many digits"]),
+        (f"[limits]\nalpha = {'1' * 400}\n", ["limits.alpha is not between"]),
         ("# \udcff\n", ["not UTF-8 at byte 2"]),
         ("#" * 70_000, ["larger than 64 KiB"]),
     ],
-    ids=range(19),
+    ids=range(21),
 )
 def test_what_is_not_understood_names_file_and_key(text: str, names: list[str], site: Path) -> None:
     site.write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -59,6 +59,7 @@ def test_no_recipe_names_a_host() -> None:
         ("[models.base]", "[models.other]", "there is another one"),
         ("[models.target]", "[models.expert-2]", "target is missing"),
         ("schema = 1", "schema = 1\nschema = 1", "not TOML"),
+        ("schema = 1", f"schema = {'1' * 5000}", "not TOML"),
     ],
 )
 def test_recipes_that_are_refused(tmp_path: Path, old: str, new: str, told: str) -> None:

@@ -166,7 +166,7 @@ def _card(file: Path | None) -> dict[str, str]:
     data = read_bytes(file, "The card (--card)", largest=_LARGEST_CARD)
     try:
         table = Table(tomllib.loads(data.decode("utf-8")), Path("The card (--card)"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also of a number that has too many digits
         raise UsageError("The card (--card) is not TOML in UTF-8.") from None
     card = {key: table.text(key) for key in KEYS if key in table}
     table.done()
