@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -53,26 +54,35 @@ def export(
     folder, files = bundle.folder, members(bundle)
     if folder is None:
         raise UsageError("Only a bundle with a manifest can be exported.")
-    if os.path.lexists(place):
-        raise UsageError(f"{place.name} is there already; nothing was written.")
+    _refuse_present(place)
     manifest = _manifest(bundle, folder)
     signature = b""
     if not unsigned:
         signature = sign(manifest, key) if key else kept_signature(folder)
-    draft = place.with_name(place.name + _DRAFT)
+    write = _write_archive if place.suffix == ENDING else _write_folder
     try:
-        _check_room(draft.parent, [folder / each.name for each in files])
-        if place.suffix == ENDING:
-            _write_archive(draft, folder, manifest, signature, files, report)
-        else:
-            _write_folder(draft, folder, manifest, signature, files, report)
-        os.rename(draft, place)
+        _check_room(place.parent, [folder / each.name for each in files])
+        with _draft(place) as draft:
+            write(draft, folder, manifest, signature, files, report)
+            _refuse_present(place)  # which another program may have made meanwhile
+            os.rename(draft, place)
     except OSError as error:
         raise ModelError(f"{place.name} cannot be written: {error.strerror}.") from None
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
     return place
+
+
+@contextlib.contextmanager
+def _draft(place: Path) -> Iterator[Path]:
+    """A place on the same disk, in a folder that nobody has and that goes at the end."""
+    with tempfile.TemporaryDirectory(
+        prefix=f"{place.name}.", suffix=_DRAFT, dir=place.parent, ignore_cleanup_errors=True
+    ) as made:
+        yield Path(made, place.name)
+
+
+def _refuse_present(place: Path) -> None:
+    if os.path.lexists(place):
+        raise UsageError(f"{place.name} is there already; nothing was written.")
 
 
 def _manifest(bundle: Bundle, folder: Path) -> bytes:
@@ -130,7 +140,6 @@ def _write_archive(
     files: tuple[Member, ...],
     report: Report | None,
 ) -> None:
-    draft.unlink(missing_ok=True)
     with _new(draft) as out:
         for name, data in ((MANIFEST, manifest), (SIGNATURE, signature)):
             out.write(header(name, len(data)) + data + padding(len(data)))
@@ -153,8 +162,6 @@ def _write_folder(
     files: tuple[Member, ...],
     report: Report | None,
 ) -> None:
-    if draft.is_dir():
-        shutil.rmtree(draft)
     draft.mkdir(mode=0o700)
     for name, data in ((MANIFEST, manifest), (SIGNATURE, signature)):
         if data:

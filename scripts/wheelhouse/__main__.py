@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -61,17 +60,24 @@ def run(given: argparse.Namespace) -> None:
     build = Build(given.backend, given.cpu, given.wheel)
     key = Path(os.path.abspath(given.key or given.new_key))
     order = Order(given.bundle, key, given.new_key is not None, tuple(given.extra), build)
-    draft = place.with_name(place.name + ".part")
-    shutil.rmtree(draft, ignore_errors=True)
     try:
-        draft.mkdir(parents=True)
-        with tempfile.TemporaryDirectory() as scratch:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # On the same disk, in a folder that nobody has and that goes at the end.
+        with (
+            tempfile.TemporaryDirectory(
+                prefix=f"{place.name}.",
+                suffix=".part",
+                dir=place.parent,
+                ignore_cleanup_errors=True,
+            ) as above,
+            tempfile.TemporaryDirectory() as scratch,
+        ):
+            draft = Path(above, place.name)
+            draft.mkdir()
             fingerprint = make(order, draft, Path(scratch))
-        draft.rename(place)
+            draft.rename(place)
     except OSError as error:
         raise NotBuilt(f"{error.filename}: {error.strerror}.") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     print(f"{place}: {size / 1e6:,.1f} MB\nfingerprint of the key  {fingerprint}\n"
           f"there  sh install.sh --fingerprint {fingerprint}")  # fmt: skip

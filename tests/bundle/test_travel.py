@@ -393,6 +393,38 @@ def test_an_export_overwrites_nothing(hands: Hands) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_an_export_leaves_drafts_of_others_alone(name: str, hands: Hands) -> None:
+    (hands.folder / f"{name}.part").mkdir()
+    (hands.folder / f"{name}.part" / "thesis.txt").write_text("mine")
+    (hands.folder / "other.capt.part").write_text("mine too")
+    before = everything(hands.folder)
+    made = hands.export(name)
+    hands.export("other.capt")
+    after = everything(hands.folder)
+    assert before.items() <= after.items()
+    added = {Path(each).parts[0] for each in after.keys() - before.keys()}
+    assert added == {name, f"{name}-from", "other.capt", "other.capt-from"}
+    mode = made.stat().st_mode & 0o777
+    assert mode == (0o600 if made.is_file() else 0o700)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_comes_into_the_place_of_an_export_meanwhile_stays(name: str, hands: Hands) -> None:
+    place = hands.folder / name
+    bundle = make_bundle(hands.folder / "from")
+    with pytest.raises(UsageError, match="is there already"):
+        exporting.export(bundle, place, report=lambda *_: place.write_text("mine"))
+    assert place.read_text() == "mine"
+    assert not list(hands.folder.glob("*.part"))
+
+
+def test_a_folder_that_an_export_has_no_place_in(hands: Hands) -> None:
+    bundle = make_bundle(hands.folder / "from")
+    with pytest.raises(ModelError, match=r"a\.capt cannot be written: No such file or directory"):
+        exporting.export(bundle, hands.folder / "nowhere" / "a.capt")
+
+
 def test_another_manifest_than_the_one_that_was_read_is_not_exported(hands: Hands) -> None:
     bundle = make_bundle(hands.folder / "from")
     assert bundle.folder is not None
