@@ -1,22 +1,29 @@
-"""Shards as actors of a local Ray, one of them killed in mid-run. Needs the extra `ray`."""
+"""Shards as actors of a local Ray. The test that kills one in mid-run needs the extra `ray`."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from capt_local.cli.app import run
+from capt_local.cli.batch.ray import wait_for
+from capt_local.cli.batch.told import Told
+from capt_local.cli.signals import Signals
+from capt_local.report.screen import Screen
 from tests.cli.test_batch import QUICK, notes, untimed
 
 with_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="Ray (240 MB) is an extra: pip install '.[ray]'"
+    importlib.util.find_spec("ray") is None,
+    reason="Ray (240 MB) is an extra: pip install -e '.[test,ray]'",
 )
 COUNT = 24
 # That of the worker: an actor is the parent of one.
@@ -73,6 +80,54 @@ def test_a_killed_actor_goes_on_where_it_was(tmp_path: Path) -> None:
 def opened(pid: int) -> list[str]:
     """Files that a process has open."""
     return [file.path for file in psutil.Process(pid).open_files()]
+
+
+class Died(Exception):
+    """An actor has died too often."""
+
+
+class FakeRay:
+    """Shards that end one after the other, the last one first; None is one whose actor died."""
+
+    exceptions = SimpleNamespace(RayError=Died)
+
+    def __init__(self, codes: list[int | None]) -> None:
+        self.codes = codes
+
+    def wait(self, left: list[int], timeout: float) -> tuple[list[int], list[int]]:
+        return left[-1:], left[:-1]
+
+    def get(self, number: int) -> tuple[int, str]:
+        code = self.codes[number - 1]
+        if code is None:
+            raise Died
+        return code, ""
+
+
+@pytest.mark.parametrize(
+    ("codes", "worst"),
+    [
+        ([0, 0], 0),
+        ([0, 6, 0], 6),
+        ([6, 143, 0], 143),
+        ([3, 130, 6], 3),
+        ([143, 6, 3], 3),
+        ([4, 2, 143], 4),
+        ([2, 4], 2),
+        ([6, None, 143], 1),
+    ],
+)
+def test_the_worst_of_all_shards_is_the_exit_code_whichever_ends_first(
+    codes: list[int | None], worst: int
+) -> None:
+    told = Told(Screen(io.StringIO(), err := io.StringIO()))
+    running = {number: number for number in range(1, len(codes) + 1)}
+    with Signals() as signals:
+        assert wait_for(FakeRay(codes), running, told, signals) == worst
+    lines = err.getvalue().splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        f"shard {number}/{len(codes)}" for number in reversed(running)
+    ]
 
 
 def test_what_does_not_go_with_ray(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from capt_local.report.screen import Screen
 
 _AGAIN = 5  # times that Ray starts an actor again
 _WAIT = 0.5  # seconds until signals get their turn
+_SIGNALS = 128  # from here on, exit codes of processes that a signal ended
 _STORE = 80 << 20  # bytes of Ray's object store, which holds nothing here; its least
 _OPEN_PORTS = (
     "Ray's processes listen on all network interfaces of this machine while the run goes on; a "
@@ -89,7 +90,7 @@ def batch_on_ray(groups: Groups) -> int:
             each.run.remote(part, here): number
             for number, (each, part) in enumerate(zip(actors, parts, strict=True), 1)
         }
-        code = _wait(ray, running, told, signals)
+        code = wait_for(ray, running, told, signals)
     if signals.requested:
         told.note("stopped: the same command goes on with what is left.")
         return signals.code or ExitCode.INTERRUPTED
@@ -183,9 +184,19 @@ def _cluster(ray: Any, count: int) -> Iterator[float]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait(ray: Any, running: dict[Any, int], told: Told, signals: Signals) -> int:
-    """Until all shards have ended; the worst of their exit codes, 6 being better than others."""
-    codes: list[int] = []
+def wait_for(ray: Any, running: Mapping[Any, int], told: Told, signals: Signals) -> int:
+    """Waits until all shards have ended, or a signal comes.
+
+    Args:
+        ray: the library.
+        running: the number of each shard, by what `ray.get` takes.
+        told: tells how each ended.
+        signals: which may stop it; entered.
+
+    Returns:
+        The worst of the exit codes; of those as bad, that of the first shard.
+    """
+    codes: dict[int, int] = {}
     left: Sequence[Any] = list(running)
     while left and not signals.requested:
         done, left = ray.wait(left, timeout=_WAIT)
@@ -194,10 +205,16 @@ def _wait(ray: Any, running: dict[Any, int], told: Told, signals: Signals) -> in
                 code, line = ray.get(each)
             except ray.exceptions.RayError:
                 code, line = int(ExitCode.UNEXPECTED), f"its actor died {_AGAIN + 1} times."
-            codes.append(code)
+            codes[running[each]] = code
             told.note(f"shard {running[each]}/{len(running)}: {line or _ended(code)}")
-    wrong = [code for code in codes if code not in (ExitCode.OK, ExitCode.FAILED_RECORDS)]
-    return (wrong or sorted(codes, reverse=True) or [int(ExitCode.OK)])[0]
+    return max((codes[number] for number in sorted(codes)), key=_badness, default=ExitCode.OK)
+
+
+def _badness(code: int) -> int:
+    """Of an exit code, as scripts/slurm_array.sh ranks them: errors, signals, failed records."""
+    if code in (ExitCode.OK, ExitCode.FAILED_RECORDS):
+        return int(code == ExitCode.FAILED_RECORDS)
+    return 2 if code >= _SIGNALS else 3
 
 
 def _ended(code: int) -> str:
