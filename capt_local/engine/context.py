@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -53,7 +54,7 @@ class Context:
         can_rewind: whether the memory can forget a part of a sequence.
         notes: what was decided without being asked for.
         seconds: time in llama.cpp so far, computing and waiting for it.
-        calls: batches computed so far.
+        sizes: batches computed so far, by their tokens, those that filled one up among them.
     """
 
     def __init__(self, weights: Weights, options: LoadOptions, *, lanes: int = 0) -> None:
@@ -84,7 +85,7 @@ class Context:
         # The output buffer of other models is allocated in full at once and never moves.
         self._moves = recurrent
         self.seconds = 0.0
-        self.calls = 0
+        self.sizes: Counter[int] = Counter()
         self._clock = self._library.clock
         self._views: dict[tuple[int, int], Rows] = {}
 
@@ -114,7 +115,7 @@ class Context:
         with self._clock:
             code = self._decode(self._handle, self.batch.raw)
         self.seconds += time.perf_counter() - started
-        self.calls += 1
+        self.sizes[self.batch.raw.n_tokens] += 1
         if code:
             raise self._failure(code)
 

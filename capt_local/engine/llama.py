@@ -6,7 +6,7 @@ method promises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Self
@@ -86,7 +86,12 @@ class LlamaModel(OnWeights, Closing):
     @property
     def calls(self) -> int:
         """Batches computed so far; a text longer than a batch takes several."""
-        return self._context.calls
+        return self._context.sizes.total()
+
+    @property
+    def sizes(self) -> Mapping[int, int]:
+        """The same batches by their tokens, those that only filled one up among them."""
+        return self._context.sizes
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -103,12 +103,12 @@ def test_wrong_flags_are_told_before_anything_is_loaded(
 
 def report() -> Report:
     made = turns(
-        target=[taken([1] * 11, rate=20.0, passes={"target": 10, "expert": 0})],
+        target=[taken([1] * 11, rate=20.0, sizes={"target": {1: 10}, "expert": {}})],
         auto=[
             taken(
                 [1] * 11,
                 rate=15.0,
-                passes={"target": 5, "expert": 5},
+                sizes={"target": {1: 2, 4: 3}, "expert": {1: 2, 4: 3}},
                 decoded={"target": 15, "expert": 15},
                 drafts=Drafts(10, 5, 2, 5),
                 inside=0.5,
@@ -136,8 +136,9 @@ def test_the_table_says_what_a_ratio_is_made_of(capsys: pytest.CaptureFixture[st
     out = capsys.readouterr().out
     assert "pp100 t/s" in out and "tg11 t/s" in out
     assert "0.75" in out and "0.50/0.50" in out and "50%" in out
-    # Half a forward of three tokens each, 20 ms times 1 2/3: 16.67 ms for each of the two.
-    assert "target 16.67 + expert 16.67 ms a token, which allows 0.60" in out
+    # 0.2 forwards of one token and 0.3 of four, which take twice as long: 0.8 of 20 ms.
+    assert "target 16.00 + expert 16.00 ms a token, which allows 0.62" in out
+    assert "target: one token 20.00 ms; over that, batches of 4 2.00\n" in out
     assert "prompt 1, step 4: token 300 or 301" in out and "not batch arithmetic" in out
     assert "1 prompts do not fit" in out
 

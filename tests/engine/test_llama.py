@@ -305,6 +305,7 @@ def test_padding_happens_and_only_where_it_fits(
     for count in (1, 2, 3, 4, 5, 6, 7):
         model.extend(TOKENS[:count])
     assert sizes == [1, 4, 4, 4, 5, 8, 8]
+    assert (model.sizes, model.calls) == ({1: 1, 4: 3, 5: 1, 8: 2}, 7)
     # To the last place of the context.
     for left in (3, 2):
         model.rewind(0)

@@ -42,7 +42,21 @@ def test_the_invented_text_in_all_modes(capfd: pytest.CaptureFixture[str]) -> No
     assert told["ratios"]["exact-steps/target"] > 0 and told["ratios"]["auto/exact-steps"] > 0
     assert "target/exact-steps" not in told["ratios"]
     assert told["batches"].keys() == {"target", "expert", "base"}
-    assert set(told["batches"]["target"]["relative"]) == {"1", "4", "8", "16"}
+    usual = {*map(str, range(1, 9)), "16"}
+    for role, batches in told["batches"].items():
+        came = {size for mode in modes.values() for size in mode["forwards_by_size"].get(role, ())}
+        assert set(batches["relative"]) == usual | came
+    assert modes["exact-steps"]["forwards_by_size"]["target"] == {"1": 1.0}
+    for mode in modes.values():
+        spent = {
+            role: sum(
+                count * told["batches"][role]["one_token_ms"] * told["batches"][role]["relative"][n]
+                for n, count in sizes.items()
+            )
+            for role, sizes in mode["forwards_by_size"].items()
+            if sizes
+        }
+        assert mode["bound"]["ms_per_token"] == pytest.approx(spent)
     assert told["model_bytes"].keys() == {"target", "expert", "base"}
     assert told["provenance"]["bundle"]["id"] == "demo" and told["threads"] == 1
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capt_local.cli.bench.work import Workload
+from capt_local.evaluate.speed.batches import SIZES
 from capt_local.evaluate.speed.figures import Ratio
 from capt_local.evaluate.speed.result import ALONE, STEPS, SpeedResult
 from capt_local.evaluate.speed.same import Sameness
@@ -106,9 +107,9 @@ def _bounds(result: SpeedResult) -> Iterator[str]:
     """What each ratio is made of."""
     for role, cost in result.costs.items():
         more = ", ".join(
-            f"{size} tokens {relative:.2f}" for size, relative in cost.relative.items() if size > 1
+            f"{size} {cost.relative[size]:.2f}" for size in SIZES[1:] if size in cost.relative
         )
-        yield f"{role}: one token {1000 * cost.one:.2f} ms; a batch over that: {more}"
+        yield f"{role}: one token {1000 * cost.one:.2f} ms; over that, batches of {more}"
     for name, figures in result.figures.items():
         ratio, limit = result.ratios.get(f"{name}/{ALONE}"), result.bound(name)
         if ratio is None:

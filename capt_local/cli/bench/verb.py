@@ -95,7 +95,7 @@ def _measure(
         modes = open_modes(session, wanted, stack, _driving(session, work.trace))
         side = _side(session, work, wanted)
         turns = take_turns(modes, work.questions, told, side.add if side else lambda _: None)
-        costs = batch_costs(runtime, told)
+        costs = batch_costs(runtime, turns.sizes(), told)
         return SpeedResult.of(turns, modes, costs, chosen=work.trace is None, side=side)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from capt_local.evaluate.speed.batches import BatchCost
 from capt_local.evaluate.speed.figures import Figures
 
@@ -16,8 +14,8 @@ class Bound:
     """The price of one token of an answer.
 
     Attributes:
-        seconds: of each model, by role: forwards a token, times what a forward of so many tokens
-            takes.
+        seconds: of each model, by role: forwards of each size a token, times what one of that size
+            takes. A mean size would not do: the price goes up in steps, and not evenly.
         ratio: the speed that this leaves, over that of the target alone.
     """
 
@@ -34,18 +32,12 @@ class Bound:
 
 def bound(figures: Figures, costs: Mapping[str, BatchCost]) -> Bound | None:
     """What bounds the speed of a mode; None where nothing was decoded or measured."""
-    seconds = {}
-    for role, passes in figures.passes.items():
-        if role in costs and passes:
-            size = figures.decoded.get(role, passes) / passes
-            seconds[role] = passes * _seconds(costs[role], size)
+    seconds = {
+        role: sum(count * costs[role].seconds(size) for size, count in sizes.items())
+        for role, sizes in figures.sizes.items()
+        if role in costs and sizes
+    }
     total = sum(seconds.values())
     if not total or "target" not in costs:
         return None
     return Bound(seconds, costs["target"].one / total)
-
-
-def _seconds(cost: BatchCost, size: float) -> float:
-    """Time of a batch of so many tokens, between those that were measured."""
-    sizes = sorted(cost.relative)
-    return float(cost.one * np.interp(size, sizes, [cost.relative[each] for each in sizes]))

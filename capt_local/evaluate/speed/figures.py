@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -28,8 +28,8 @@ class Figures:
         answers: how many.
         inside: seconds in llama.cpp, None if not known.
         outside: seconds outside it.
-        passes: batches decoded for a token, by role.
-        decoded: tokens decoded for a token, by role.
+        sizes: batches decoded for a token, by role and by what was in them (see `Taken`).
+        decoded: tokens of the text decoded for a token, by role.
         drafts: summed; None for a mode without.
     """
 
@@ -41,9 +41,14 @@ class Figures:
     answers: int
     inside: float | None = None
     outside: float | None = None
-    passes: Mapping[str, float] = field(default_factory=dict)
+    sizes: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     decoded: Mapping[str, float] = field(default_factory=dict)
     drafts: Drafts | None = None
+
+    @property
+    def passes(self) -> dict[str, float]:
+        """Batches decoded for a token, by role."""
+        return {role: sum(each.values()) for role, each in self.sizes.items()}
 
     @property
     def acceptance(self) -> float | None:
@@ -81,7 +86,11 @@ class Figures:
             "prefill_tokens_per_s_stdev": self.prefill_spread,
             "generate_tokens_per_s": self.rate,
             "generate_tokens_per_s_stdev": self.rate_spread,
-            "forwards_per_token": dict(self.passes),
+            "forwards_per_token": self.passes,
+            "forwards_by_size": {
+                role: {str(size): each[size] for size in sorted(each)}
+                for role, each in self.sizes.items()
+            },
             "positions_per_token": dict(self.decoded),
             "acceptance": self.acceptance,
             "gated": self.gated,
@@ -125,7 +134,7 @@ def figures(taken: Sequence[Taken]) -> Figures:
         answers=len(counted),
         inside=inside,
         outside=None if inside is None else seconds - inside,
-        passes=_per_token([one.passes for one in counted], tokens),
+        sizes=_sizes([one.sizes for one in counted], tokens),
         decoded=_per_token([one.decoded for one in counted], tokens),
         drafts=reduce(add, drafted) if drafted else None,
     )
@@ -203,3 +212,16 @@ def _per_token(counts: Sequence[Mapping[str, int]], tokens: int) -> dict[str, fl
     for one in counts:
         total.update(one)
     return {role: count / tokens for role, count in total.items()} if tokens else {}
+
+
+def _sizes(
+    counts: Sequence[Mapping[str, Mapping[int, int]]], tokens: int
+) -> dict[str, dict[int, float]]:
+    total: dict[str, Counter[int]] = defaultdict(Counter)
+    for one in counts:
+        for role, sizes in one.items():
+            total[role].update(sizes)
+    return {
+        role: {size: count / tokens for size, count in sizes.items()}
+        for role, sizes in total.items()
+    }

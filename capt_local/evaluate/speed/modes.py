@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -24,12 +25,12 @@ class Counts:
 
     Attributes:
         seconds: in llama.cpp; what ran at once counts once.
-        passes: batches, by role.
-        decoded: tokens in them, by role.
+        sizes: batches by role and by what was in them.
+        decoded: tokens of texts in them, by role.
     """
 
     seconds: float
-    passes: Mapping[str, int]
+    sizes: Mapping[str, Counter[int]]
     decoded: Mapping[str, int]
 
     @classmethod
@@ -38,7 +39,7 @@ class Counts:
         models = runtime.models
         return cls(
             library().clock.seconds,
-            {role: model.calls for role, model in models.items()},
+            {role: Counter(model.sizes) for role, model in models.items()},
             runtime.decoded(),
         )
 
@@ -46,7 +47,7 @@ class Counts:
         """What has been done since."""
         return Counts(
             self.seconds - before.seconds,
-            {role: count - before.passes[role] for role, count in self.passes.items()},
+            {role: sizes - before.sizes[role] for role, sizes in self.sizes.items()},
             {role: count - before.decoded[role] for role, count in self.decoded.items()},
         )
 
@@ -83,7 +84,7 @@ class RuntimeMode:
             seconds=generation.generate_seconds,
             logps=tuple(step.logp for step in steps),
             inside=spent.seconds,
-            passes=spent.passes,
+            sizes=spent.sizes,
             decoded=spent.decoded,
             drafts=drafts_of(generation.tally) if self._drafts else None,
         )
@@ -157,7 +158,7 @@ class PlainMode:
             prompt_seconds=first - started,
             tokens=tuple(tokens),
             seconds=done - first,
-            passes={"target": len(tokens) - 1},
+            sizes={"target": {1: len(tokens) - 1}},
             decoded={"target": len(tokens) - 1},
         )
 

@@ -57,8 +57,9 @@ class Taken:
         seconds: for the answer behind the prompt.
         logps: of each token in the distribution that it was chosen from; empty if not known.
         inside: the part of `seconds` in llama.cpp; None if not known.
-        passes: batches that were decoded for the answer, by role.
-        decoded: tokens in these batches, by role.
+        sizes: batches that were decoded for the answer, by role and by what was in them: tokens of
+            the text, and those that filled them up.
+        decoded: tokens of the text in these batches, by role.
         drafts: None for a mode without.
     """
 
@@ -68,7 +69,7 @@ class Taken:
     seconds: float
     logps: tuple[float, ...] = ()
     inside: float | None = None
-    passes: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     decoded: Mapping[str, int] = field(default_factory=dict)
     drafts: Drafts | None = None
 

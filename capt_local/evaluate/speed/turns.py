@@ -41,6 +41,15 @@ class Turns:
         """What one mode took, by prompt."""
         return [each.taken[name] for each in self.rounds if name in each.taken]
 
+    def sizes(self) -> dict[str, set[int]]:
+        """Sizes of the batches of all answers, by role."""
+        found: dict[str, set[int]] = {}
+        for each in self.rounds:
+            for taken in each.taken.values():
+                for role, sizes in taken.sizes.items():
+                    found.setdefault(role, set()).update(sizes)
+        return found
+
     def pairs(self, reference: str, name: str) -> Iterator[tuple[int, Taken, Taken]]:
         """Number of the prompt, and the answers of two modes."""
         for each in self.rounds:

@@ -15,7 +15,7 @@ def taken(
     rate: float = 10.0,
     *,
     logps: Sequence[float] = (),
-    passes: Mapping[str, int] | None = None,
+    sizes: Mapping[str, Mapping[int, int]] | None = None,
     decoded: Mapping[str, int] | None = None,
     drafts: Drafts | None = None,
     inside: float | None = None,
@@ -28,8 +28,8 @@ def taken(
         seconds=steps / rate,
         logps=tuple(logps),
         inside=inside,
-        passes=passes or {},
-        decoded=decoded or passes or {},
+        sizes=sizes or {},
+        decoded=decoded or {},
         drafts=drafts,
     )
 

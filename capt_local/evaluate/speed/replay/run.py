@@ -133,7 +133,7 @@ class ReplayMode:
             tokens=tuple(question.said[: len(steps)]),
             seconds=done - started,
             inside=spent.seconds,
-            passes=spent.passes,
+            sizes=spent.sizes,
             decoded=spent.decoded,
             drafts=None if self._options.speed is Speed.EXACT_STEPS else drafts_of(tally),
         )
