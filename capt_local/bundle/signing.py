@@ -63,8 +63,10 @@ def new_key(place: Path) -> tuple[Path, Path, str]:
         The private key (mode 0600), the public key, and its fingerprint.
 
     Raises:
-        UsageError: a file of that name is there, or cannot be written.
+        UsageError: a file of that name is there, or cannot be written, or there is no name.
     """
+    if place.name in ("", ".."):
+        raise UsageError(f"{place} is a folder: give the keys a name in it, such as hospital.")
     private = Ed25519PrivateKey.generate()
     secret = private.private_bytes(
         serialization.Encoding.PEM,

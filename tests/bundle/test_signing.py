@@ -41,6 +41,14 @@ def test_a_pair_of_keys(keys: tuple[Path, Path]) -> None:
         check_signature(b"manifest", signature, {})
 
 
+@pytest.mark.parametrize("place", [".", "", "..", "/", "there/.."])
+def test_keys_without_a_name(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="is a folder: give the keys a name in it"):
+        new_key(Path(place))
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_bit_of_a_signature(keys: tuple[Path, Path]) -> None:
     trusted = read_public(keys[1])
     signature = sign(b"manifest", read_private(keys[0]))

@@ -41,7 +41,8 @@ def test_from_one_machine_to_another(run: Run, tmp_path: Path) -> None:
     made = run("models", "keygen", "-o", keys)
     assert made.code == 0
     fingerprint = made.out.split()[-1]
-    assert run("models", "export", str(folder), "-o", archive, "--key", f"{keys}.key").code == 0
+    made = run("models", "export", str(folder), "-o", archive, "--key", f"{keys}.key")
+    assert (made.code, made.out) == (0, f"tiny is written to {archive}.\n")
     result = run("models", "import", archive)
     assert (result.code, result.out) == (3, "")
     assert f"not trusted here ({fingerprint})" in result.err
@@ -49,9 +50,15 @@ def test_from_one_machine_to_another(run: Run, tmp_path: Path) -> None:
     assert (result.code, fingerprint in result.out) == (0, True)
     result = run("models", "import", archive)
     assert (result.code, result.err) == (0, "")
-    assert f"tiny  is installed: signed by k ({fingerprint})" in result.out
+    assert f"tiny is installed: signed by k ({fingerprint})" in result.out
     assert run("models", "verify", "tiny").code == 0
     assert "was installed already" in run("models", "import", archive).out
+
+
+def test_keys_need_a_name(run: Run) -> None:
+    result = run("models", "keygen", "-o", ".")
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert "give the keys a name" in result.err
 
 
 def test_a_key_for_one_import(run: Run, tmp_path: Path) -> None:

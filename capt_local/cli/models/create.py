@@ -8,7 +8,7 @@ from capt_local.bundle.card import KEYS
 from capt_local.cli.allowed import check_unsigned
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.create_flags import AboutFlags, CheckFlags, FromFlags
-from capt_local.cli.models.verb import mebibytes
+from capt_local.cli.models.verb import mebibytes, named
 from capt_local.cli.options import ViewFlags
 from capt_local.report.json import dumps
 from capt_local.report.screen import Screen
@@ -44,7 +44,7 @@ def models_create(what: FromFlags, about: AboutFlags, how: CheckFlags, view: Vie
     screen.show(*as_views(found))
     screen.notes((*found.notes, *found.bundle.notices))
     blank = sum(key not in found.bundle.card for key in KEYS)
-    screen.line(f"{found.bundle.id} {found.bundle.version} is made: {found.bundle.folder}")
+    screen.line(f"{named(found.bundle)} is made: {found.bundle.folder}")
     screen.line(f"Its card has {blank} headings that are yours to fill in, in its bundle.toml.")
     by_id = what.output is None and is_found(found.bundle)
     name = found.bundle.id if by_id else found.bundle.folder

@@ -11,7 +11,7 @@ import typer
 
 from capt_local.bundle.check import Check
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.models.verb import bundle_argument
+from capt_local.cli.models.verb import bundle_argument, named
 from capt_local.cli.options import ViewFlags, option
 from capt_local.cli.vouched import signed, trusted, trusted_by_the_site
 from capt_local.config.limits import Feature
@@ -93,7 +93,7 @@ def models_export(what: ExportFlags, view: ViewFlags) -> int:
     finally:
         screen.clear_progress()
     screen.notes(bundle.notices)
-    screen.line(f"{bundle.id} {bundle.version} is written to {made}.")
+    screen.line(f"{named(bundle)} is written to {made}.")
     return ExitCode.OK
 
 
@@ -124,7 +124,7 @@ def models_import(what: ImportFlags, view: ViewFlags) -> int:
         screen.note(f"note: {found.resumed >> 20:,} MiB were there of an earlier try.")
     by = f"signed by {bundle.signer}" if bundle.signer else "not signed by anybody"
     done = "is installed" if found.fresh else "was installed already, and is whole"
-    screen.line(f"{bundle.id} {bundle.version} {done}: {by}.")
+    screen.line(f"{named(bundle)} {done}: {by}.")
     screen.line(f"Use it with: capt-local generate -m {reference(bundle, screen)}")
     return ExitCode.OK
 

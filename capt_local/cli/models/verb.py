@@ -129,6 +129,11 @@ def models_remove(what: RemoveFlags, view: ViewFlags) -> int:
     return ExitCode.OK
 
 
+def named(bundle: Bundle) -> str:
+    """The id, and the version if there is one."""
+    return f"{bundle.id} {bundle.version}".rstrip()
+
+
 def size_of(bundle: Bundle) -> int:
     """Bytes of the models and adapters; of a file that several share, once."""
     files = {model.path: model.size for model in bundle.models.values()}
