@@ -63,11 +63,18 @@ class Weights:
     Attributes:
         reader: of the file.
         names: of the tensors, in the order of the file.
+
+    Raises:
+        OSError: as the system does.
+        NoPair: it is no GGUF file, or not whole.
     """
 
     def __init__(self, path: Path) -> None:
         """Opens the file; numbers are made when they are asked for."""
-        self.reader = gguf.GGUFReader(path)
+        try:
+            self.reader = gguf.GGUFReader(path)
+        except (ValueError, LookupError):
+            raise NoPair(f"{path} is not a whole GGUF file") from None
         self._tensors = {tensor.name: tensor for tensor in self.reader.tensors}
         self.names = list(self._tensors)
 
@@ -280,6 +287,8 @@ def main() -> None:
             print(line)
     except NoPair as error:
         sys.exit(f"{error}.")
+    except OSError as error:
+        sys.exit(f"{error.filename or 'a file'}: {error.strerror}.")
 
 
 if __name__ == "__main__":

@@ -148,3 +148,28 @@ def test_the_command(
     monkeypatch.setattr(sys, "argv", [*command[:2], str(base), *command[3:4]])
     with pytest.raises(SystemExit, match="no difference"):
         make_lora_expert.main()
+
+
+def test_files_that_cannot_be_used_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_gguf(tmp_path / "base.gguf", seed=1)
+    expert = tiny_gguf(tmp_path / "expert.gguf", seed=2)
+    for name, held in (("text", b"a note"), ("empty", b""), ("cut", base.read_bytes()[:-9])):
+        (tmp_path / name).write_bytes(held)
+    adapter, gone = tmp_path / "lora.gguf", tmp_path / "none.gguf"
+    for files, said in (
+        ((gone, expert, adapter), f"{gone}: No such file or directory."),
+        ((base, gone, adapter), f"{gone}: No such file or directory."),
+        ((tmp_path, expert, adapter), f"{tmp_path}: Is a directory."),
+        ((base, expert, gone / "lora.gguf"), f"{gone / 'lora.gguf'}: No such file or directory."),
+        *(
+            ((base, tmp_path / name, adapter), f"{tmp_path / name} is not a whole GGUF file.")
+            for name in ("text", "empty", "cut")
+        ),
+    ):
+        monkeypatch.setattr(sys, "argv", ["make_lora_expert", *map(str, files)])
+        with pytest.raises(SystemExit) as ended:
+            make_lora_expert.main()
+        assert ended.value.code == said
+    assert not adapter.exists()
