@@ -155,9 +155,15 @@ class Table:
         path = folder / value
         if not self._present:
             return path
-        if not path.resolve().is_relative_to(folder.resolve()):
+        try:
+            inside, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
+        except OSError as error:  # a folder that nobody may look into, a name that is too long
+            self.fail(key, f"cannot be looked for: {error.strerror or 'no access'}")
+        except RuntimeError:
+            self.fail(key, "is a link that leads to itself")
+        if not inside:
             self.fail(key, "is a link that leaves the folder of the bundle")
-        if not path.is_file():
+        if not there:
             self.fail(key, f"names {value}, which is not there")
         return path
 

@@ -22,15 +22,15 @@ def removable(reference: str) -> Path:
         ModelError: there is no such bundle in the user's own store.
     """
     own = store.user_folder()
-    folder = own / reference if NAME.fullmatch(reference) else Path(reference).expanduser()
-    if folder.name == MANIFEST:
-        folder = folder.parent
     try:
+        folder = own / reference if NAME.fullmatch(reference) else Path(reference).expanduser()
+        if folder.name == MANIFEST:
+            folder = folder.parent
         inside = folder.parent.resolve() == own.resolve() and NAME.fullmatch(folder.name)
         if inside and not folder.is_symlink() and folder.is_dir():
             return folder
-    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
-        pass
+    except (OSError, RuntimeError, ValueError):
+        pass  # a link to itself, nobody's home; a name that is too long, or holds a zero byte
     raise ModelError(
         f"There is no such bundle in {own}. Only bundles of the user's own store are deleted; "
         "'capt-local models list' says where each lies."

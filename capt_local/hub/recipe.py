@@ -7,6 +7,7 @@ the first use and pinned in the bundle.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -106,7 +107,7 @@ def find_recipe(reference: str) -> Recipe:
         ModelError: there is none, or it is broken.
     """
     if reference.endswith(_ENDING) or "/" in reference or "\\" in reference:
-        return read_recipe(Path(reference).expanduser())
+        return read_recipe(Path(os.path.expanduser(reference)))  # also of nobody's home
     file = _folder() / f"{reference}{_ENDING}"
     if NAME.fullmatch(reference) and file.is_file():
         return read_recipe(file)

@@ -182,6 +182,19 @@ def test_a_link_may_not_leave_the_folder(folder: Path, tmp_path: Path) -> None:
         load(folder, HEAD + TARGET)
 
 
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="no links on this system")
+def test_a_link_that_leads_to_itself(folder: Path) -> None:
+    (folder / "loop").symlink_to("loop")
+    for name in ("loop", "loop/target.gguf"):
+        with pytest.raises(ModelError, match=r"models\.target\.file (is a link|names loop)"):
+            load(folder, HEAD + table("target", file=f'"{name}"'))
+
+
+def test_a_name_that_no_file_can_have(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"models\.target\.file (cannot be looked for|names xxx)"):
+        load(folder, HEAD + table("target", file=f'"{"x" * 300}"'))
+
+
 def test_a_missing_manifest(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="manifest cannot be read: No such file"):
         read_bundle(tmp_path)

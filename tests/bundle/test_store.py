@@ -130,6 +130,21 @@ def test_broken_bundles_are_told(packaged: Path, user: Path) -> None:
         store.available()
 
 
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="no links on this system")
+def test_a_link_that_leads_to_itself_breaks_one_bundle(packaged: Path, user: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        make(user, name)
+    for file in (user / "a" / "target.gguf", user / "b" / MANIFEST):
+        file.unlink()
+        file.symlink_to(file.name)
+    (user / "e").symlink_to("e")
+    problems: list[ModelError] = []
+    assert [bundle.id for bundle in store.available(problems.append)] == ["demo", "c", "d"]
+    assert [str(user / name) in str(each) for name, each in zip("abe", problems, strict=True)] == [
+        True
+    ] * 3
+
+
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """Closes a folder, also to root."""
@@ -167,6 +182,23 @@ def test_a_folder_that_cannot_be_read_is_told(
     ]
     with pytest.raises(ModelError, match="cannot be read: Permission denied"):
         store.available()
+
+
+def test_a_folder_in_a_bundle_that_cannot_be_read_breaks_this_one(
+    packaged: Path, user: Path, closed: Callable[[Path], None]
+) -> None:
+    inner = make(user, "a") / "inner"
+    inner.mkdir()
+    (user / "a" / "target.gguf").rename(inner / "target.gguf")
+    manifest = user / "a" / MANIFEST
+    manifest.write_text(manifest.read_text().replace("target.gguf", "inner/target.gguf"))
+    make(user, "b")
+    assert [bundle.id for bundle in store.available()] == ["demo", "a", "b"]
+    closed(inner)
+    problems: list[ModelError] = []
+    assert [bundle.id for bundle in store.available(problems.append)] == ["demo", "b"]
+    (problem,) = problems
+    assert str(problem).startswith(f"{manifest}: models.target.file ")
 
 
 def test_a_bundle_that_cannot_be_read_is_one_line(

@@ -132,6 +132,17 @@ def test_remove_only_from_the_users_store(bundle: Path, run: Run, reference: str
     assert (bundle / MANIFEST).exists()
 
 
+@pytest.mark.parametrize("reference", ["{loop}/x", "{loop}", "~nobody-of-this-name/x", "loop"])
+def test_remove_of_what_leads_nowhere(
+    bundle: Path, run: Run, reference: str, tmp_path: Path
+) -> None:
+    for loop in (tmp_path / "loop", store.user_folder() / "loop"):
+        loop.symlink_to("loop")
+    result = run("models", "remove", reference.format(loop=tmp_path / "loop"), "--yes")
+    assert (result.code, result.out) == (3, "")
+    assert "Only bundles of the user's own store are deleted" in result.err
+
+
 def test_a_link_in_the_store_is_not_followed(bundle: Path, run: Run, tmp_path: Path) -> None:
     elsewhere = make(tmp_path / "elsewhere")
     (store.user_folder() / "elsewhere").symlink_to(elsewhere)

@@ -76,6 +76,8 @@ def test_recipes_that_are_not_there(tmp_path: Path) -> None:
         find_recipe("mine")
     with pytest.raises(ModelError, match="cannot be read"):
         find_recipe(str(tmp_path / "mine.toml"))
+    with pytest.raises(ModelError, match="cannot be read"):
+        find_recipe("~nobody-of-this-name/mine.toml")
     (tmp_path / "big.toml").write_bytes(b"#" * (1 << 17))
     with pytest.raises(ModelError, match="larger than 64 KiB"):
         find_recipe(str(tmp_path / "big.toml"))
