@@ -74,6 +74,7 @@ def test_prompts_side_by_side_get_the_same_answers(capfd: pytest.CaptureFixture[
     told = bench(capfd, *flags, "--limit", "2", "-n", "6", "--parallel", "2")
     side = told["modes"]["parallel-2"]
     assert (side["groups"], side["compared_answers"]) == (1, 2)
+    assert 0 < told["memory_over_bytes"] <= told["memory_bytes"] - side["lanes_memory_bytes"]
     assert side["same_answers"] == 2  # so short that no two tokens come near each other
     assert told["ratios"].keys() == {
         *("exact-steps/target", "parallel-2/target", "parallel-2/exact-steps"),

@@ -27,7 +27,7 @@ class Report:
         result: the figures.
         work: what they were measured on.
         threads: of the CPU.
-        memory: bytes of the process, and those beyond model files and KV caches.
+        memory: bytes of the process, and those beyond model files, KV caches and lanes.
         sizes: bytes of the weights, by role.
         provenance: versions, models, options.
     """
@@ -131,7 +131,7 @@ def _side(result: SpeedResult) -> Iterator[str]:
         over = ", ".join(f"{r.median:.2f} x {other}" for other, r in figures.ratios.items())
         yield (
             f"{name}: {figures.requests:.2f} requests/s, {figures.rate:.1f} tokens/s with their "
-            f"prompts: {over}, in {figures.groups} groups"
+            f"prompts: {over}, in {figures.groups} groups; lanes of {figures.memory / 1e6:,.0f} MB"
         )
 
 
@@ -167,8 +167,9 @@ def _rest(report: Report) -> Iterator[str]:
         )
     if result.too_long:
         yield f"{len(result.too_long)} prompts do not fit into the context and were left out."
+    beyond = "model files, KV caches and lanes" if result.side else "model files and KV caches"
     yield (
         f"{result.prompts} prompts, answers of at most {report.work.most} tokens; "
         f"threads: {report.threads}; memory {resident / 1e6:,.0f} MB, "
-        f"{over / 1e6:,.0f} MB of it over model files and KV caches"
+        f"{over / 1e6:,.0f} MB of it over {beyond}"
     )

@@ -171,11 +171,12 @@ def _report(
 ) -> Report:
     runtime, load = session.runtime, session.load
     first = wanted.get(STEPS) or next(iter(wanted.values()))
+    lanes = sum(each.memory for each in found.side.values())
     return Report(
         result=found,
         work=work,
         threads=load.threads or physical_cores(),
-        memory=(resident(), memory_over(runtime)),
+        memory=(resident(), memory_over(runtime, lanes)),
         sizes={role: model.metadata.size for role, model in runtime.models.items()},
         provenance=provenance(runtime, first, load, session.date),
     )

@@ -17,9 +17,14 @@ def resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def memory_over(runtime: Runtime) -> int:
-    """Bytes that this process holds beyond the model files and the KV caches."""
-    rest = resident()
+def memory_over(runtime: Runtime, lanes: int = 0) -> int:
+    """Bytes that this process holds beyond the model files and the KV caches.
+
+    Args:
+        runtime: with all models.
+        lanes: bytes of lanes beside the models' own contexts, which do not count.
+    """
+    rest = resident() - lanes
     counted: set[Path] = set()
     for role, model in runtime.models.items():
         file = runtime.bundle.models[role]

@@ -11,6 +11,7 @@ from capt_local.decode.options import GenerateOptions
 from capt_local.decode.step import FinishReason, Step
 from capt_local.errors import Cancelled
 from capt_local.evaluate.speed.figures import Ratio
+from capt_local.evaluate.speed.memory import resident
 from capt_local.evaluate.speed.same import Sameness, sameness
 from capt_local.evaluate.speed.taken import Taken
 from capt_local.evaluate.speed.turns import Round
@@ -46,6 +47,7 @@ class SideFigures:
         requests: a second.
         rate: tokens of the answers a second.
         tokens: of all answers.
+        memory: bytes that the lanes took: their KV caches and buffers.
         ratios: speed over that of each mode, by its name.
         same: answers beside those one at a time; None where that was not run.
     """
@@ -54,6 +56,7 @@ class SideFigures:
     requests: float
     rate: float
     tokens: int
+    memory: int = 0
     ratios: Mapping[str, Ratio] = field(default_factory=dict)
     same: Sameness | None = None
 
@@ -66,6 +69,7 @@ class SideFigures:
             "requests_per_s": self.requests,
             "groups": self.groups,
             "tokens": self.tokens,
+            "lanes_memory_bytes": self.memory,
             **({} if self.same is None else self.same.as_object()),
         }
 
@@ -81,6 +85,7 @@ class SideBySide:
 
     Attributes:
         groups: what was measured.
+        memory: bytes by which this process grew when the lanes were made.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class SideBySide:
         """Allocates nothing yet."""
         self.groups: list[Group] = []
         self.parallel = parallel
+        self.memory = 0
         self._runtime = runtime
         self._options = options
         self._cancel = cancel
@@ -109,7 +115,9 @@ class SideBySide:
         if len(self._waiting) < self.parallel:
             return
         if not self.groups:
-            self._answer(self._waiting)  # makes the lanes, and is not measured
+            before = resident()
+            self._answer(self._waiting)  # makes the lanes, and its time is not measured
+            self.memory = max(0, resident() - before)
         self.groups.append(self._answer(self._waiting))
         self._waiting = []
 
@@ -135,6 +143,7 @@ class SideBySide:
             requests=len(answers) / seconds,
             rate=tokens / seconds,
             tokens=tokens,
+            memory=self.memory,
             ratios={name: ratio for name, ratio in ratios.items() if ratio is not None},
             same=sameness(self._pairs(reference), reference) if reference in ratios else None,
         )

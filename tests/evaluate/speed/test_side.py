@@ -73,6 +73,19 @@ def test_whole_groups_are_answered_and_the_first_is_warmed_up(runtime: FakeRunti
     assert found.same is not None and (found.same.same, found.same.answers) == (4, 4)
 
 
+def test_the_lanes_are_what_memory_grew_by_at_the_first_group(
+    runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = iter([500, 800])
+    monkeypatch.setattr(module, "resident", lambda: next(seen))
+    made = side(runtime)
+    assert made.memory == 0
+    for one in rounds(4):
+        made.add(one)
+    found = made.figures(["exact-steps"], "exact-steps")
+    assert found is not None and found.as_object()["lanes_memory_bytes"] == 300
+
+
 def test_answers_that_differ_are_told(runtime: FakeRuntime) -> None:
     made = side(runtime)
     for one in rounds(2, tokens=(1, 9, 3)):
