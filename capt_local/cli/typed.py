@@ -135,9 +135,14 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 def _usage_line(error: BaseException) -> str:
     """What is wrong with the command line, without the value that was typed."""
     option = getattr(error, "option_name", None)
-    names = getattr(getattr(error, "param", None), "opts", None)
+    param = getattr(error, "param", None)
+    names = getattr(param, "opts", None)
     if names:
-        return f"The value of {max(names, key=len)} is not one that it takes."
+        name = max(names, key=len)
+        if hasattr(error, "param_type"):  # only Click's MissingParameter has it
+            shown = name if name.startswith("-") else getattr(param, "metavar", name)
+            return f"{shown} is missing."
+        return f"The value of {name} is not one that it takes."
     if option is None:
         return "There is text that belongs to no option; put the prompt in quotes: -p '...'."
     # Text that begins with a dash looks like an option; only what cannot be a note is repeated.

@@ -150,6 +150,22 @@ def test_a_wrong_command_line_is_one_line_and_exit_2(
     assert not script.calls  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["audit"], "verify|show"),
+        (["audit", "verify"], "FILE"),
+        (["replay", "--id", CANARY], "OUTPUT"),
+        (["models", "export", CANARY], "--output"),
+    ],
+)
+def test_what_was_not_given_is_named(arguments: list[str], missing: str, run: Run) -> None:
+    result = run(*arguments)
+    name = " ".join(["capt-local", *arguments[: 2 if arguments[0] == "models" else 1]])
+    assert result.code == ExitCode.USAGE
+    assert result.err == f"error: {missing} is missing. See '{name} --help'.\n"
+
+
 def test_an_option_that_is_nearly_right_gets_a_hint(run: Run, script: object) -> None:
     assert "--temp" in run("generate", "--tmp", "1").err
 
