@@ -27,8 +27,8 @@ class Verdict:
     Attributes:
         entries: those before the first bad one, as they stand in the file.
         head: hash of the last of them.
-        bad: number of the first bad entry, from 1; None for a whole log.
-        problem: what is wrong with it.
+        bad: number of the first bad entry, from 1; None where none is.
+        problem: what is wrong with it, or with the log; "" for a whole one.
         torn: bytes at the end of the file that a kill left of an entry; not an error.
         whole: bytes of the entries.
     """
@@ -67,8 +67,11 @@ def with_head(found: Verdict, head: str) -> Verdict:
     """
     if found.bad is not None or head in {str(entry["hash"]) for entry in found.entries}:
         return found
-    problem = "no entry has the head that was given: entries were cut off, or the log made anew"
-    return replace(found, bad=len(found.entries) + 1, problem=problem)
+    problem = (
+        f"no entry (of {len(found.entries)}) has the head that was given: entries were cut off, or "
+        "the log made anew"
+    )
+    return replace(found, problem=problem)
 
 
 def examine(stream: io.FileIO) -> Verdict:

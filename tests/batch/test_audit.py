@@ -94,12 +94,15 @@ def test_a_head_that_was_kept_shows_entries_that_were_cut_off(tmp_path: Path) ->
     path = tmp_path / "log"
     heads = log(path, 4)
     lines = path.read_bytes().splitlines(True)
-    assert with_head(verify(path), heads[1]).bad is None
+    assert with_head(verify(path), heads[1]).problem == ""
     path.write_bytes(b"".join(lines[:2]))
-    assert verify(path).bad is None
-    assert with_head(verify(path), heads[1]).bad is None
+    assert verify(path).problem == ""
+    assert with_head(verify(path), heads[1]).problem == ""
     found = with_head(verify(path), heads[3])
-    assert found.bad == 3 and "cut off" in found.problem
+    assert found.bad is None and found.problem.startswith("no entry (of 2) has the head")
+    path.write_bytes(lines[0] + lines[2])
+    changed = verify(path)
+    assert changed.bad == 2 and with_head(changed, heads[3]) == changed
 
 
 def test_half_an_entry_is_moved_aside_and_the_chain_goes_on(tmp_path: Path) -> None:

@@ -46,7 +46,13 @@ def test_audit(run: Run, tmp_path: Path) -> None:
     assert (result.code, result.out) == (0, f"3 entries, all whole; head {heads[2]}\n")
     assert run("audit", "verify", str(path), "--head", heads[0]).code == 0
     result = run("audit", "verify", str(path), "--head", "0" * 64)
-    assert result.code == 6 and "cut off" in result.err
+    assert result.code == 6 and result.err == (
+        "error: the audit log: no entry (of 3) has the head that was given: entries were cut off, "
+        "or the log made anew.\n"
+    )
+    found = json.loads(run("audit", "verify", str(path), "--head", "0" * 64, "--json").out)
+    assert (found["ok"], found["first_bad"], found["entries"]) == (False, None, 3)
+    assert found["problem"] and found["head"] == heads[2]
     result = run("audit", "verify", str(path), "--head", "xyz")
     assert result.code == 2 and "64 hexadecimal digits" in result.err
     result = run("audit", "show", str(path))

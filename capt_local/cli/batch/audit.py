@@ -49,7 +49,7 @@ def audit(what: AuditFlags, view: ViewFlags) -> int:
     """Checks or shows the log of runs that batch --audit writes.
 
     Each entry holds the hash of the one before, so a changed, added or missing entry is found. Exit
-    code 6 when an entry is bad; the first one is named.
+    code 6 when an entry is bad, and the first one is named, or when none has the head of --head.
 
     Examples:
       capt-local audit verify runs.audit
@@ -66,8 +66,9 @@ def audit(what: AuditFlags, view: ViewFlags) -> int:
         _show(screen, found, json=what.json)
     elif what.json:
         screen.line(dumps(_as_object(found)))
-    if found.bad is not None:
-        screen.error(f"the audit log, entry {found.bad}: {found.problem}.")
+    if found.problem:
+        entry = "" if found.bad is None else f", entry {found.bad}"
+        screen.error(f"the audit log{entry}: {found.problem}.")
         return ExitCode.FAILED_RECORDS
     if found.torn:
         screen.notes([f"the log ends in half an entry ({found.torn} bytes)."])
@@ -96,7 +97,7 @@ def _told(entry: Mapping[str, Any]) -> str:
 
 def _as_object(found: Verdict) -> dict[str, Any]:
     return {
-        "ok": found.bad is None,
+        "ok": not found.problem,
         "entries": len(found.entries),
         "head": found.head,
         "first_bad": found.bad,
