@@ -7,7 +7,6 @@ a key comes there by another way than the bundles that it has signed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -207,18 +206,26 @@ def trusted_keys(folders: Iterable[Path]) -> dict[str, TrustedKey]:
         folders: that may hold some; those that are not there are left out.
 
     Raises:
-        ModelError: a key is no key, or others than its owner may write it.
+        ModelError: a key is no key, or others than its owner may write it; or a folder or key
+            cannot be read.
     """
     found: dict[str, TrustedKey] = {}
     for folder in folders:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for file in sorted(folder.iterdir()):
-                if file.suffix == PUBLIC:
-                    _refuse_shared(folder)
-                    _refuse_shared(file)
-                    key = read_public(file)
-                    found[key.fingerprint] = key
+        for file in _public_files(folder):
+            _refuse_shared(folder)
+            _refuse_shared(file)
+            key = read_public(file)
+            found[key.fingerprint] = key
     return found
+
+
+def _public_files(folder: Path) -> list[Path]:
+    try:
+        return sorted(file for file in folder.iterdir() if file.suffix == PUBLIC)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _unreadable(folder, error) from None
 
 
 def install(file: Path, folder: Path) -> TrustedKey:
@@ -263,11 +270,22 @@ def _key_bytes(file: Path) -> bytes:
         raise ModelError(f"The key {file.name} cannot be read: {error.strerror}.") from None
 
 
+def _unreadable(place: Path, error: OSError) -> ModelError:
+    """Keys that cannot be read are not passed over: what they have signed would be nobody's."""
+    return ModelError(
+        f"{place} cannot be read, so nobody knows which keys are trusted: "
+        f"{error.strerror or 'no access'}. Let all who use this program read it (chmod a+rX)."
+    )
+
+
 def _refuse_shared(place: Path) -> None:
     """Whoever may write a trusted key decides which models run."""
     if os.name != "posix":
         return
-    found = place.stat()
+    try:
+        found = place.stat()
+    except OSError as error:
+        raise _unreadable(place, error) from None
     if found.st_mode & _OTHERS_WRITE or found.st_uid not in (os.geteuid(), 0):
         raise ModelError(
             f"{place} is not to be trusted: others may write it. Make it yours and chmod go-w it."

@@ -116,3 +116,31 @@ def test_installed_keys(keys: tuple[Path, Path], tmp_path: Path) -> None:
     file.write_text("broken")
     with pytest.raises(ModelError, match="no public Ed25519 key"):
         trusted_keys([folder])
+
+
+def test_keys_that_cannot_be_read_are_told(
+    keys: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "keys"
+    install(keys[1], folder)
+    (folder / "away.pub").symlink_to("away.pub")
+    with pytest.raises(ModelError, match=r"away\.pub cannot be read, .*symbolic links.*chmod"):
+        trusted_keys([folder])
+    (folder / "away.pub").unlink()
+    (folder / "away.pub").symlink_to("none.pub")  # the keys behind it count too
+    with pytest.raises(ModelError, match=r"away\.pub cannot be read, .*No such file"):
+        trusted_keys([folder])
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ModelError, match=r"loop cannot be read, .*symbolic links.*chmod"):
+        trusted_keys([folder.with_name("loop")])
+    (folder / "away.pub").unlink()
+    assert len(trusted_keys([folder])) == 1
+
+    def refuse(path: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refuse)  # root may list everything
+    with pytest.raises(ModelError, match=r"keys cannot be read, .*: Permission denied\."):
+        trusted_keys([folder])
+    with pytest.raises(ModelError, match=r"keys cannot be read, .*: Permission denied\."):
+        install(keys[1], folder)
