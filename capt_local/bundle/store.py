@@ -34,7 +34,7 @@ def find(reference: str | Path) -> Bundle:
         ModelError: there is no such bundle, or its manifest is broken.
     """
     if isinstance(reference, Path) or _looks_like_path(reference):
-        return _at(Path(reference).expanduser())
+        return _at(Path(os.path.expanduser(reference)))  # also of nobody's home
     for folder in _candidates(reference) if NAME.fullmatch(reference) else ():
         if _holds_manifest(folder):
             return _named(folder, reference)
@@ -169,7 +169,7 @@ def _unreadable(folder: Path, error: OSError) -> _Unreadable:
 def _stores() -> Iterator[Path]:
     for text in os.environ.get(VARIABLE, "").split(os.pathsep):
         if text:
-            yield Path(text).expanduser()
+            yield Path(os.path.expanduser(text))
     yield user_folder()
 
 

@@ -52,6 +52,15 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.find(Path("mine")).id == "mine"
 
 
+def test_the_home_of_nobody_holds_nothing(
+    packaged: Path, user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(store.VARIABLE, "~nobody-of-this-name/bundles")
+    assert [bundle.id for bundle in store.available()] == ["demo"]
+    with pytest.raises(ModelError, match="There is no bundle at ~nobody-of-this-name/trio"):
+        store.find("~nobody-of-this-name/trio")
+
+
 def test_the_demo_is_the_packaged_one(packaged: Path, user: Path, site: list[Path]) -> None:
     for folder in (user, *site):
         make(folder, "demo", "other")
