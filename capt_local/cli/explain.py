@@ -29,6 +29,11 @@ _NOTHING = (
     "into standard input."
 )
 
+_NO_LOGPROBS = (
+    "The answer holds no log-probabilities, so nothing says what the expert changed. batch keeps "
+    "them with --logprobs, and with --top-logprobs 3 what each model found likeliest."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class StoredFlags:
@@ -68,7 +73,10 @@ def explain(what: StoredFlags, report: ReportFlags, view: ViewFlags) -> int:
         raise UsageError(f"--turn {what.turn} is not there: the file holds {_count(len(kept))}.")
     if what.turn is None and len(kept) > 1:
         screen.notes([f"the file holds {len(kept)} answers; this is the last (see --turn)."])
-    found = answer_from(kept[(what.turn or len(kept)) - 1])
+    one = kept[(what.turn or len(kept)) - 1]
+    if _without_logprobs(one):
+        raise UsageError(_NO_LOGPROBS)
+    found = answer_from(one)
     alone = _target_alone(found) if report.with_target else None
     screen.notes(missing(found.answer))
     if file is None:
@@ -137,6 +145,13 @@ def _answer_in(event: object) -> object:
         return event
     held = event.get("answer") or answer_object_of(event)
     return held if isinstance(held, dict) and "choices" in held else None
+
+
+def _without_logprobs(answer: object) -> bool:
+    """Whether it is an answer as batch writes it when it is not asked for log-probabilities."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return isinstance(first, dict) and first.get("logprobs", first) is None
 
 
 def _events(data: bytes) -> list[object]:

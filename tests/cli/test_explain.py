@@ -87,6 +87,22 @@ def test_a_line_of_a_batch(run: Run, kept: Path) -> None:
     assert "[pneumonia]" in result.out
 
 
+def test_a_line_of_a_batch_without_log_probabilities_says_how_to_keep_them(
+    run: Run, kept: Path
+) -> None:
+    body = json.loads(kept.read_text())
+    with_them = json.dumps({"id": "a", "response": {"status_code": 200, "body": body}})
+    body["choices"][0]["logprobs"] = None
+    without = json.dumps({"id": "b", "response": {"status_code": 200, "body": body}})
+    result = run("explain", stdin=Stdin(without.encode()))
+    assert result.code == 2 and result.out == ""
+    assert result.err.startswith("error: The answer holds no log-probabilities")
+    assert "batch keeps them with --logprobs" in result.err
+    both = f"{with_them}\n{without}\n".encode()
+    assert run("explain", "--turn", "1", stdin=Stdin(both)).code == 0
+    assert "--logprobs" in run("explain", stdin=Stdin(both)).err
+
+
 def test_what_the_file_lacks_is_told(run: Run, script: Script) -> None:
     bare = run("generate", "{models}", "-p", "x", "--json").out
     result = run("explain", stdin=Stdin(bare.encode()))
