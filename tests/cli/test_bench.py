@@ -9,13 +9,16 @@ import pytest
 
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.store import find
+from capt_local.cli.bench.flags import BenchFlags
 from capt_local.cli.bench.modes import chosen_modes
 from capt_local.cli.bench.report import Report, tell
-from capt_local.cli.bench.work import Workload
+from capt_local.cli.bench.work import Workload, given_trace
 from capt_local.decode.options import GenerateOptions, Method, SampleOptions, Speed
 from capt_local.errors import UsageError
 from capt_local.evaluate.speed.batches import BatchCost
 from capt_local.evaluate.speed.figures import figures, ratios
+from capt_local.evaluate.speed.replay.files import as_lines
+from capt_local.evaluate.speed.replay.synthetic import synthetic
 from capt_local.evaluate.speed.result import SpeedResult
 from capt_local.evaluate.speed.same import Difference, Sameness, Shift
 from capt_local.evaluate.speed.taken import Drafts
@@ -78,6 +81,11 @@ def test_modes_that_are_none_are_refused(names: str, problem: str, alone: Bundle
         ["--replay", "75", "--record", "{broken}"],
         ["--replay", "75", "--raw"],
         ["--replay", "75", "--temp", "1"],
+        ["--replay", "75", "--limit", "2"],
+        ["--replay", "75", "-n", "0"],
+        ["--replay", "{trace}", "-n", "-1"],
+        ["--replay", "{trace}", "-r", "2"],
+        ["-n", "0"],
         ["--replay", "{prompts}"],
         ["--replay", "{missing}"],
         ["--replay", "76"],
@@ -95,10 +103,23 @@ def test_wrong_flags_are_told_before_anything_is_loaded(
     prompts, broken = tmp_path / "in.jsonl", tmp_path / "broken.jsonl"
     prompts.write_text('{"prompt": "x"}\n')
     broken.write_text(f'{{"note": "{CANARY}"}}\n')
-    places = {"prompts": prompts, "broken": broken, "missing": tmp_path / CANARY}
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text(as_lines(synthetic(75, answers=2)))
+    places = {"prompts": prompts, "broken": broken, "missing": tmp_path / CANARY, "trace": trace}
     result = run("bench", "{models}", *(flag.format(**places) for flag in flags))
     assert result.code == 2 and not script.calls
     assert CANARY not in result.err and result.err.count("\n") <= 3
+
+
+def test_a_recorded_trace_is_whole_unless_a_length_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(as_lines(synthetic(75, answers=2, steps=200)))
+    whole = given_trace(BenchFlags(replay=str(path)), 128, cut=False)
+    assert whole is not None and (whole.longest, whole.places) == (200, 400)
+    short = given_trace(BenchFlags(replay=str(path), limit=1), 150, cut=True)
+    assert short is not None and (short.longest, short.places) == (150, 150)
+    drawn = given_trace(BenchFlags(replay="75", repetitions=3), 40, cut=False)
+    assert drawn is not None and (drawn.longest, drawn.places) == (40, 120)
 
 
 def report() -> Report:

@@ -58,11 +58,14 @@ def bench(
     if how.method is not None:
         raise UsageError("bench runs its modes side by side; --method has no place here.")
     what.check()
-    most = sample.max_tokens or _TOKENS
-    trace, questions = given_trace(what, most), given_questions(what)
+    questions = given_questions(what)
     file = OutputFile(what.record, "The trace (--record)") if what.record is not None else None
     bundle = find_bundle(model)
+    most = _TOKENS if sample.max_tokens is None else sample.max_tokens
     options = generate_options(bundle, how, dataclasses.replace(sample, max_tokens=most), 0)
+    trace = given_trace(what, most, cut=sample.max_tokens is not None)
+    if trace is not None:
+        options = dataclasses.replace(options, max_tokens=trace.longest)
     wanted = chosen_modes(what.modes, bundle, options)
     if (trace or file) and options.sample.temperature:
         raise UsageError("A trace is of greedy answers: leave out --temp.")
@@ -73,7 +76,7 @@ def bench(
                 return _record(session, questions, options, what, file)
             if trace is not None:
                 driven = driven_questions(trace, session.runtime)
-                work = Workload(driven, most, trace=trace)
+                work = Workload(driven, trace.longest, trace=trace)
             else:
                 asked = questions or standard_questions(session.runtime, what)
                 work = Workload(asked, most, invented=not questions, parallel=what.parallel)

@@ -57,16 +57,23 @@ def given_questions(what: BenchFlags) -> list[Question]:
     return found
 
 
-def given_trace(what: BenchFlags, most: int) -> Trace | None:
-    """The trace of --replay, with answers of at most so many tokens; None without.
+def given_trace(what: BenchFlags, most: int, *, cut: bool) -> Trace | None:
+    """The trace of --replay; None without.
+
+    Args:
+        what: the flags.
+        most: tokens of answers by chance.
+        cut: whether answers of a file are cut to as many, too.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: it cannot be read, or flags have no place with it.
     """
     if what.replay is None:
         return None
     percent = what.replay.removesuffix("%").strip()
     if percent in map(str, SHARES):
+        if what.limit is not None:
+            raise UsageError(f"-r says how many answers --replay {percent} has; leave out --limit.")
         return synthetic(
             int(percent),
             answers=what.repetitions or REPETITIONS,
@@ -77,7 +84,9 @@ def given_trace(what: BenchFlags, most: int) -> Trace | None:
         raise UsageError("The trace says how long its prompts are, and how many.")
     trace = read_trace(Path(what.replay), "The trace of --replay")
     answers = trace.answers[: what.limit]
-    return Trace(trace.source, tuple(Walked(one.prompt, one.places[:most]) for one in answers))
+    if cut:
+        answers = tuple(Walked(one.prompt, one.places[:most]) for one in answers)
+    return Trace(trace.source, answers)
 
 
 def standard_questions(runtime: Runtime, what: BenchFlags) -> list[Question]:

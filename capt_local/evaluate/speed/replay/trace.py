@@ -136,6 +136,11 @@ class Trace:
         """Tokens of all answers."""
         return sum(len(one.places) for one in self.answers)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest answer."""
+        return max(len(one.places) for one in self.answers)
+
     def share(self, what: str) -> float:
         """The share of tokens that are `gated` or the target's `own`."""
         found = sum(bool(getattr(place, what)) for one in self.answers for place in one.places)
