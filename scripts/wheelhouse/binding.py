@@ -96,6 +96,20 @@ def pinned(project: Path) -> str:
     raise NotBuilt(f"pyproject.toml pins no version of {BINDING}.")
 
 
+def check_given(build: Build, version: str) -> None:
+    """Whether a wheel that was built elsewhere will do, if one is given.
+
+    Raises:
+        NotBuilt: it is not there, or is another package or version.
+    """
+    if build.given is None:
+        return
+    if not build.given.is_file():
+        raise NotBuilt(f"There is no wheel at {build.given}.")
+    if not build.given.name.startswith(f"{BINDING.replace('-', '_')}-{version}-"):
+        raise NotBuilt(f"{build.given.name} is no wheel of {BINDING} {version}.")
+
+
 def binding_wheel(build: Build, version: str, say: Callable[[str], None]) -> Path:
     """The wheel: given, of an earlier build with these flags, or built now.
 
@@ -103,10 +117,7 @@ def binding_wheel(build: Build, version: str, say: Callable[[str], None]) -> Pat
         NotBuilt: it is another package or version, or cannot be built.
     """
     if build.given is not None:
-        if not build.given.is_file():
-            raise NotBuilt(f"There is no wheel at {build.given}.")
-        if not build.given.name.startswith(f"{BINDING.replace('-', '_')}-{version}-"):
-            raise NotBuilt(f"{build.given.name} is no wheel of {BINDING} {version}.")
+        check_given(build, version)
         return build.given
     folder = _kept(build, version)
     for wheel in folder.glob("*.whl"):

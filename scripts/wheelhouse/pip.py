@@ -1,10 +1,12 @@
-"""pip, as another process."""
+"""pip and other programs, as other processes."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 
 class NotBuilt(Exception):
@@ -40,3 +42,30 @@ def pip(*arguments: str, **environment: str) -> None:
         errors = [line for line in lines if line.lower().startswith("error")]
         reason = (errors or lines or ["it says nothing"])[-1]
         raise NotBuilt(f"pip {arguments[0]} failed: {reason}")
+
+
+def call(command: Sequence[str], **environment: str) -> str:
+    """Runs a program.
+
+    Args:
+        command: the program and what it is given.
+        environment: variables to set besides.
+
+    Returns:
+        What it says on standard output.
+
+    Raises:
+        NotBuilt: it failed; with the last line that it says on standard error.
+    """
+    done = subprocess.run(
+        command,
+        env=surroundings(**environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"{Path(command[0]).name} failed"]
+        raise NotBuilt(lines[-1].removeprefix("error: "))
+    return done.stdout

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.wheelhouse.binding import Build, binding_wheel, pinned
+from scripts.wheelhouse.binding import Build, binding_wheel, check_given, pinned
+from scripts.wheelhouse.first import check_content, check_place
 from scripts.wheelhouse.install_checks import SUMS, fingerprint
-from scripts.wheelhouse.pip import NotBuilt, pip, surroundings
+from scripts.wheelhouse.pip import call, pip
 from scripts.wheelhouse.sbom import bill
 from scripts.wheelhouse.wheels import Wheel, read_wheels, requirements, sha256
 
@@ -55,7 +55,7 @@ def make(order: Order, stick: Path, scratch: Path) -> str:
     Args:
         order: what is wanted.
         stick: an empty folder.
-        scratch: another one, for the trial install.
+        scratch: another one, for what is tried.
 
     Returns:
         The fingerprint of the key.
@@ -63,17 +63,26 @@ def make(order: Order, stick: Path, scratch: Path) -> str:
     Raises:
         NotBuilt: something is missing or fails; says what.
     """
+    _check_first(order, scratch / "first")
     _collect(order, stick / "wheels")
     wheels = read_wheels(stick / "wheels")
     (stick / "requirements.txt").write_text(requirements(wheels), "utf-8")
     _lay_out(order, wheels, stick)
     say("trying the wheels: an install without an index")
     write_sums(stick)
-    _do(["sh", str(stick / "install.sh"), "--program-only", "--to", str(scratch / "trial")],
+    call(["sh", str(stick / "install.sh"), "--program-only", "--to", str(scratch / "trial")],
         PYTHON=sys.executable)  # fmt: skip
     program = scratch / "trial" / "bin" / NAME
     say(f"exporting the bundle {order.bundle}")
     return _seal(order, wheels, stick, program)
+
+
+def _check_first(order: Order, folder: Path) -> None:
+    """What can be wrong before the binding is built, the cheap things first."""
+    check_place(order.key, new=order.new_key)
+    check_given(order.build, pinned(PROJECT))
+    say(f"looking at the key and the bundle {order.bundle}")
+    check_content(PROJECT, None if order.new_key else order.key, order.bundle, folder)
 
 
 def _collect(order: Order, folder: Path) -> None:
@@ -114,26 +123,24 @@ def _lay_out(order: Order, wheels: Sequence[Wheel], stick: Path) -> None:
 def _seal(order: Order, wheels: Sequence[Wheel], stick: Path, program: Path) -> str:
     python = str(program.resolve().parent / "python")
     if order.new_key:
-        _do([str(program), "models", "keygen", "-o", str(order.key.with_suffix(""))])
-    elif not order.key.is_file():
-        raise NotBuilt(f"There is no key at {order.key}. --new-key makes one.")
-    shown = json.loads(_do([str(program), "models", "show", order.bundle, "--json"]))
+        call([str(program), "models", "keygen", "-o", str(order.key.with_suffix(""))])
+    shown = json.loads(call([str(program), "models", "show", order.bundle, "--json"]))
     name = shown["bundle"]["id"]
     (stick / "bundle").mkdir()
     bundle, key = f"bundle/{name}.capt", f"keys/{order.key.stem}.pub"
-    _do([str(program), "models", "export", order.bundle, "-o", str(stick / bundle),
+    call([str(program), "models", "export", order.bundle, "-o", str(stick / bundle),
          "--key", str(order.key)])  # fmt: skip
     (stick / bundle).chmod(0o644)  # whoever installs has to read it
     (stick / "keys").mkdir()
     seal = [python, "-I", str(HERE / "seal.py")]
-    _do([*seal, "public", str(order.key), str(stick / key)])
+    call([*seal, "public", str(order.key), str(stick / key)])
     about = json.loads((stick / "wheelhouse.json").read_text("utf-8"))
     going_on = "demo" if name == "demo" else f"chat -m {name}"
     _write_about(stick, {**about, "bundle": bundle, "key": key, "next": going_on})
     text = bill(NAME, wheels, _models(shown, stick / bundle), order.build.told())
     (stick / "sbom.cdx.json").write_text(text, "utf-8")
     write_sums(stick)
-    _do([*seal, "sign", str(order.key), str(stick / SUMS)])
+    call([*seal, "sign", str(order.key), str(stick / SUMS)])
     return fingerprint(stick / key)
 
 
@@ -163,19 +170,3 @@ def write_sums(stick: Path) -> None:
     files = [path for path in sorted(stick.rglob("*")) if path.is_file() and path.name != SUMS]
     lines = [f"{sha256(path)}  ./{path.relative_to(stick).as_posix()}\n" for path in files]
     (stick / SUMS).write_text("".join(lines), "ascii")
-
-
-def _do(command: Sequence[str], **environment: str) -> str:
-    """Runs a program; what it says on standard error is its reason when it fails."""
-    done = subprocess.run(
-        command,
-        env=surroundings(**environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"{Path(command[0]).name} failed"]
-        raise NotBuilt(lines[-1])
-    return done.stdout

@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from capt_local.bundle.signing import new_key
 from scripts.wheelhouse import __main__ as script
-from scripts.wheelhouse.pip import NotBuilt
+from scripts.wheelhouse import first, stick
+from scripts.wheelhouse.pip import NotBuilt, call
 from scripts.wheelhouse.stick import Order
+from tests.bundle.travelling import make_bundle
+from tests.children import socket_guard
+
+
+class Compiled(Exception):
+    """So far nothing was wrong."""
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle beside a key, and all that capt-local needs is there without pip."""
+
+    def no_pip(*arguments: str, **_: str) -> None:
+        assert arguments[0] == "install" and not any("llama" in each for each in arguments)
+
+    def compile_it(*_: object) -> Path:
+        raise Compiled
+
+    def guarded(command: Sequence[str], PYTHONPATH: str) -> str:
+        path = f"{Path(socket_guard.__file__).parent}{os.pathsep}{PYTHONPATH}"
+        return call(command, PYTHONPATH=path)
+
+    monkeypatch.setattr(first, "pip", no_pip)
+    monkeypatch.setattr(first, "call", guarded)
+    monkeypatch.setattr(stick, "binding_wheel", compile_it)
+    new_key(tmp_path / "maker")
+    make_bundle(tmp_path / "trio")
+    return tmp_path / "trio"
 
 
 def build(place: Path, *more: str) -> None:
@@ -42,3 +74,54 @@ def test_nothing_is_left_of_what_failed(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(NotBuilt, match="no compiler"):
         build(tmp_path / "stick")
     assert not list(tmp_path.iterdir())
+
+
+def refused(bundle: Path, *more: str, reference: str = "") -> str:
+    """Why nothing is built; nothing is left of it."""
+    before = sorted(bundle.parent.rglob("*"))
+    keys = [] if any("key" in each for each in more) else [f"--key={bundle.parent}/maker.key"]
+    with pytest.raises(NotBuilt) as found:
+        build(bundle.parent / "stick", "--bundle", reference or str(bundle), *keys, *more)
+    assert sorted(bundle.parent.rglob("*")) == before
+    return str(found.value)
+
+
+@pytest.mark.parametrize("key", ["--key", "--new-key"])
+def test_what_is_in_order_is_built(key: str, bundle: Path) -> None:
+    name = bundle.parent / ("maker.key" if key == "--key" else "new.key")
+    with pytest.raises(Compiled):
+        build(bundle.parent / "stick", "--bundle", str(bundle), key, str(name))
+    assert not (bundle.parent / "new.key").exists()  # a build that fails leaves no key
+
+
+def test_a_bundle_that_will_not_do_is_found_before_the_build(bundle: Path) -> None:
+    assert refused(bundle, reference="nowhere").startswith("No bundle has the id 'nowhere'")
+    (bundle / "base.gguf").write_bytes(b"x" * (bundle / "base.gguf").stat().st_size)
+    assert "SHA-256 differs" in refused(bundle)
+    (bundle / "base.gguf").unlink()
+    assert "base" in refused(bundle)
+
+
+def test_a_key_that_will_not_do_is_found_before_the_build(bundle: Path) -> None:
+    key = bundle.parent / "maker.key"
+    data = key.read_bytes()
+    key.chmod(0o644)
+    assert refused(bundle).startswith("Others may read maker.key")
+    key.chmod(0o600)
+    key.write_bytes(data.replace(b"PRIVATE", b"PUBLIC"))
+    assert "holds no private Ed25519 key" in refused(bundle)
+    key.unlink()
+    assert refused(bundle).startswith(f"There is no key at {key}")
+
+
+def test_a_new_key_that_has_no_place_is_found_before_the_build(bundle: Path) -> None:
+    key, public = (bundle.parent / f"maker{ending}" for ending in (".key", ".pub"))
+    assert f"{key} is there already" in refused(bundle, f"--new-key={key}")
+    key.unlink()
+    assert f"{public} is there already" in refused(bundle, f"--new-key={key}")
+    nowhere = f"--new-key={bundle.parent}/nowhere/a.key"
+    assert "where the key is to lie, is not there" in refused(bundle, nowhere)
+
+
+def test_a_wheel_that_is_not_there_is_found_first(bundle: Path) -> None:
+    assert "There is no wheel at" in refused(bundle, "--wheel", "none.whl", reference="nowhere")

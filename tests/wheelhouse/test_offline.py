@@ -154,7 +154,9 @@ def test_what_is_printed_is_the_fingerprint(built: Built) -> None:
     [
         (["-o", ".", "--key", "a.key"], 1, "is there already; nothing was made"),
         (["-o", "new", "--key", "a.pem"], 2, "has to end in .key"),
-        (["-o", "new", "--key", "a.key", "--wheel", "none.whl"], 1, "There is no wheel at"),
+        (["-o", "new", "--key", "a.key"], 1, "There is no key at"),
+        (["-o", "new", "--new-key", "none/a.key"], 1, "where the key is to lie, is not there"),
+        (["-o", "new", "--new-key", "a.key", "--wheel", "none.whl"], 1, "There is no wheel at"),
         (["-o", "new"], 2, "--key --new-key is required"),
     ],
 )
