@@ -138,7 +138,7 @@ def _receipt(folder: Path) -> _Receipt | None:
 
     place, manifest = folder / RECEIPT, folder / MANIFEST
     with contextlib.suppress(OSError, NotReadable, ValueError):
-        own = folder.resolve().parent == store.user_folder().resolve()
+        own = store.lies_in(folder, store.user_folder())
         if own and is_private(place) and is_private(manifest) and not place.is_symlink():
             with place.open("rb") as stream:
                 found = parse_object(stream.read(_LARGEST))

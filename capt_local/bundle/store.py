@@ -77,8 +77,12 @@ def is_installed(bundle: Bundle) -> bool:
     """Whether it lies in the user's own store or in a folder of CAPT_LOCAL_MODELS."""
     if bundle.folder is None:
         return False
-    above = bundle.folder.resolve().parent
-    return any(above == each.resolve() for each in _stores())
+    return any(lies_in(bundle.folder, each) for each in _stores())
+
+
+def lies_in(folder: Path, store: Path) -> bool:
+    """Whether a bundle's folder lies in a store by its real path; in a link to itself nothing."""
+    return os.path.dirname(os.path.realpath(folder)) == os.path.realpath(store)
 
 
 def is_packaged(bundle: Bundle) -> bool:

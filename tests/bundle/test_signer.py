@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -69,6 +70,14 @@ def test_a_receipt_of_another_place_is_not_believed(
     for bundle in (store.find("trio"), store.find(tmp_path / "stick" / "trio")):
         assert bundle.folder == tmp_path / "stick" / "trio"
         assert vouched(bundle, no_keys).signer is None
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="no links on this system")
+def test_a_store_that_is_a_link_to_itself_has_no_receipts(place: Path, tmp_path: Path) -> None:
+    away = tmp_path / "away"
+    store.user_folder().rename(away)
+    store.user_folder().symlink_to("models")
+    assert vouched(store.find(away / "trio"), no_keys).signer is None
 
 
 def test_a_receipt_that_others_may_have_written_is_not_believed(place: Path) -> None:

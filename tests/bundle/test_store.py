@@ -154,6 +154,20 @@ def test_a_link_that_leads_to_itself_breaks_one_bundle(packaged: Path, user: Pat
     ] * 3
 
 
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="no links on this system")
+def test_a_store_that_is_a_link_to_itself_holds_nothing(
+    user: Path, site: list[Path], tmp_path: Path
+) -> None:
+    bundle = store.find(make(user, "a"))
+    (tmp_path / "other").symlink_to(user)
+    site[0].symlink_to(site[0].name)
+    assert store.is_installed(bundle)
+    assert store.is_installed(store.find(tmp_path / "other" / "a"))
+    user.rename(tmp_path / "away")
+    user.symlink_to(user.name)
+    assert not store.is_installed(store.find(tmp_path / "away" / "a"))
+
+
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """Closes a folder, also to root."""
