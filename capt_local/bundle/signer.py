@@ -106,7 +106,8 @@ def _mark(manifest: Path) -> str:
         OSError: it is not there.
     """
     found = os.lstat(manifest)  # a link would lead a copy to a file that is known before
-    return ":".join(map(str, stamp_of(found))) if stat.S_ISREG(found.st_mode) else ""
+    # Without the device, whose number some file systems choose anew at each start.
+    return ":".join(map(str, stamp_of(found)[1:])) if stat.S_ISREG(found.st_mode) else ""
 
 
 def _manifest(bundle: Bundle, folder: Path) -> bytes | None:
