@@ -60,7 +60,6 @@ class Shown:
     can_rewind = True
     max_rows = 64
     context_limit = 1 << 20
-    threads = 1
 
     def __init__(self, tokenizer: TextTokenizer, rows: np.ndarray) -> None:
         """Keeps the rows of a text's places; behind the last one comes the first again."""

@@ -76,7 +76,6 @@ class FakeModel:
         self.max_rows = max_rows
         self.can_rewind = can_rewind
         self.size = 1
-        self.on_gpu = False
         self.tokens: list[int] = []
         self.extended = 0
         self._seed = seed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,20 +23,6 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     if first[:size] == second[:size]:
         return size
     return next(i for i in range(size) if first[i] != second[i])
-
-
-class Need(NamedTuple):
-    """What has to be read of a model before a choice.
-
-    Attributes:
-        cached: the model.
-        tokens: its text.
-        rows: logits are needed after so many of the last tokens.
-    """
-
-    cached: CachedModel
-    tokens: list[int]
-    rows: int
 
 
 class CachedModel:

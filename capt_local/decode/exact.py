@@ -16,7 +16,7 @@ from capt_local.align.events import END_EVENT, TargetEvents
 from capt_local.align.exact.coverings import Coverings
 from capt_local.align.fit import AnyAlignment
 from capt_local.align.question import FloatArray, Probabilities, Question
-from capt_local.decode.cached import CachedModel, Need
+from capt_local.decode.cached import CachedModel
 from capt_local.decode.model import Rows
 from capt_local.decode.proxy import Proxy, softmax
 from capt_local.errors import ModelError
@@ -134,10 +134,6 @@ class ExactProxy:
             del self._waiting[0]
             self._head += self._coverings.rebase()
             self._coverings.settle()
-
-    def need(self) -> Need | None:
-        """None: the beam reads several tokenizations, one after the other."""
-        return None
 
     def begin_ahead(self) -> None:
         """Nothing: it cannot look ahead."""

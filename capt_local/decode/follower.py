@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from capt_local.align.fit import AnyAlignment
 from capt_local.align.question import FloatArray, Probabilities, Question
-from capt_local.decode.cached import CachedModel, Need
+from capt_local.decode.cached import CachedModel
 from capt_local.decode.model import Rows
 from capt_local.prompt.messages import Prompt
 
@@ -49,10 +49,6 @@ class Follower(Protocol):
 
     def settle(self) -> None:
         """Brings the model to the text."""
-        ...
-
-    def need(self) -> Need | None:
-        """What `settle` reads of the model; None where it has been read, or is read otherwise."""
         ...
 
     def begin_ahead(self) -> None:

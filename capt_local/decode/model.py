@@ -65,11 +65,6 @@ class Model(Protocol):
         """Bytes of its weights."""
         ...
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether a GPU computes at least a part of it."""
-        ...
-
     def price(self, count: int) -> float:
         """What a batch of so many tokens costs here, in batches of one, as far as is known."""
         ...

@@ -11,7 +11,7 @@ import numpy as np
 from capt_local.align.context import CanonicalContext
 from capt_local.align.fit import AnyAlignment
 from capt_local.align.question import Back, FloatArray, Probabilities, Question, View
-from capt_local.decode.cached import CachedModel, Need, common_length
+from capt_local.decode.cached import CachedModel, common_length
 from capt_local.decode.combine import exponentials, total
 from capt_local.decode.model import Rows
 from capt_local.prompt.messages import Prompt
@@ -102,8 +102,8 @@ class Proxy:
 
     def begin_ahead(self) -> None:
         """Makes room for rows ahead of the present text; takes over what is known here."""
-        need = self.need()
-        if need is not None and self.cached.has(need.tokens, need.rows):
+        rows = self._missing()
+        if rows and self.cached.has(self.tokens, rows):
             self.settle()
         self.cached.kept.begin(self.tokens)
 
@@ -114,11 +114,11 @@ class Proxy:
         off in the middle of them, the text has other tokens: these branch off, in a second batch.
         """
         contexts = self._contexts(pieces)
-        path, need = contexts[-1], self.need()
+        path, rows = contexts[-1], self._missing()
         goes_on = path[: len(self.tokens)] == self.tokens
         first = common_length(self.tokens, path) + 1
-        if need is not None and goes_on:
-            first = len(self.tokens) - need.rows + 1
+        if rows and goes_on:
+            first = len(self.tokens) - rows + 1
         kept = self.cached.kept
         ready = all(kept.get(path, count) is not None for count in range(first, len(path) + 1))
         tails: dict[tuple[int, ...], int] = {}
@@ -127,7 +127,7 @@ class Proxy:
             # After the end of a longer tail alone a row is read; two of them would want more.
             if at == len(tokens) - 1 and not self.cached.has(tokens, 1):
                 tails[tuple(tokens)] = at
-        if ready and not tails and (need is None or goes_on):
+        if ready and not tails and (not rows or goes_on):
             return
         if not goes_on:
             self.settle()  # the draft changes the last token, which has to be read first
@@ -164,17 +164,15 @@ class Proxy:
 
     def settle(self) -> None:
         """Brings the model to the text, so that the rows that `probability` needs are there."""
-        if need := self.need():
-            first = len(self.tokens) - need.rows + 1
-            for offset, logits in enumerate(self.cached.follow(self.tokens, need.rows)):
+        if rows := self._missing():
+            first = len(self.tokens) - rows + 1
+            for offset, logits in enumerate(self.cached.follow(self.tokens, rows)):
                 self.keep_row(first + offset, logits)
 
-    def need(self) -> Need | None:
-        """What `settle` reads of the model; None where it has been read."""
+    def _missing(self) -> int:
+        """After how many of the last tokens `settle` reads a row; 0 where all have been read."""
         missing = [place for place in self.wanted_rows() if place not in self._rows]
-        if not missing:
-            return None
-        return Need(self.cached, self.tokens, len(self.tokens) - missing[0] + 1)
+        return len(self.tokens) - missing[0] + 1 if missing else 0
 
     def keep_row(self, place: int, logits: Rows) -> None:
         """Keeps what follows the first `place` tokens."""

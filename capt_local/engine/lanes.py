@@ -86,11 +86,6 @@ class Lanes:
         """Whether the memory can forget a part of a lane."""
         return self._context.can_rewind
 
-    @property
-    def seconds(self) -> float:
-        """Time in llama.cpp so far."""
-        return self._context.seconds
-
     def run(self, parts: Sequence[tuple[Lane, Sequence[int], int]]) -> list[Rows | CaptError]:
         """Appends tokens to lanes.
 

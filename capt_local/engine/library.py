@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from capt_local.engine.clock import BusyClock
 from capt_local.engine.formats import leave_out_crashing
 from capt_local.engine.heap import keep_freed_memory
 from capt_local.engine.private import keep_memory_private
@@ -73,14 +72,12 @@ class Library:
 
     Attributes:
         api: the module with the C functions.
-        clock: how long models have computed, those that ran beside each other counted once.
     """
 
     def __init__(self) -> None:
         """Loads the binding, checks its version and starts llama.cpp's backends."""
         keep_freed_memory()
         self.api: Any = _import_binding()
-        self.clock = BusyClock()
         self._lines: deque[tuple[int, str]] = deque(maxlen=32)
         # llama.cpp keeps only the address, so the callback has to live as long as the library.
         self._callback = self.api.llama_log_callback(self._log)

@@ -31,11 +31,6 @@ class OnWeights:
         """Bytes of the weights."""
         return self.metadata.size
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether a GPU computes at least a part of it."""
-        return self.metadata.gpu_layers > 0
-
     def price(self, count: int) -> float:
         """What a batch of so many tokens costs, in batches of one; see `decode.model.Model`."""
         kernels = self.metadata.kernels

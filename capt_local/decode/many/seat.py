@@ -120,11 +120,6 @@ class Seat:
         """Bytes of the weights."""
         return self._lane.size
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether a GPU computes at least a part of it."""
-        return self._lane.on_gpu
-
     def price(self, count: int) -> float:
         """See `Model.price`."""
         return self._lane.price(count)

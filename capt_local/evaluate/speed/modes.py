@@ -11,7 +11,6 @@ from capt_local.decode.generation import Generation
 from capt_local.decode.options import GenerateOptions, Method, Speed
 from capt_local.decode.speculate.tally import Tally
 from capt_local.decode.step import FinishReason, Step
-from capt_local.engine.library import library
 from capt_local.engine.plain import PlainLlama
 from capt_local.errors import Cancelled
 from capt_local.evaluate.speed.questions import Question
@@ -24,7 +23,7 @@ class Counts:
     """What the models of a runtime have done.
 
     Attributes:
-        seconds: in llama.cpp; what ran at once counts once.
+        seconds: in llama.cpp.
         sizes: batches by role and by what was in them.
         decoded: tokens of texts in them, by role.
     """
@@ -38,7 +37,7 @@ class Counts:
         """Until now."""
         models = runtime.models
         return cls(
-            library().clock.seconds,
+            sum(model.seconds for model in models.values()),
             {role: Counter(model.sizes) for role, model in models.items()},
             runtime.decoded(),
         )
