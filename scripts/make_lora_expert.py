@@ -282,6 +282,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rank != "full" and not (arguments.rank.isdecimal() and int(arguments.rank)):
         parser.error("--rank takes a whole number from 1, or 'full'")
+    given = {arguments.base.resolve(), arguments.expert.resolve()}
+    if given & {each.resolve() for each in (arguments.adapter, arguments.untie) if each}:
+        parser.error("the file to write is one of the models")
     try:
         for line in _told(arguments):
             print(line)

@@ -173,3 +173,17 @@ def test_files_that_cannot_be_used_are_one_line(
             make_lora_expert.main()
         assert ended.value.code == said
     assert not adapter.exists()
+
+
+def test_no_model_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_gguf(tmp_path / "base.gguf", seed=1)
+    expert = tiny_gguf(tmp_path / "expert.gguf", seed=2)
+    before = base.read_bytes()
+    odd = tmp_path / "x" / ".." / "base.gguf"
+    for more in ([str(odd)], [str(tmp_path / "lora.gguf"), "--untie", str(base)]):
+        command = ["make_lora_expert", str(base), str(expert), *more]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as ended:
+            make_lora_expert.main()
+        assert ended.value.code == 2
+    assert base.read_bytes() == before

@@ -74,7 +74,11 @@ def new_key(place: Path) -> tuple[Path, Path, str]:
     )
     files = place.with_name(place.name + PRIVATE), place.with_name(place.name + PUBLIC)
     write_new(files[0], secret, 0o600)
-    write_new(files[1], _pem(private.public_key()), 0o644)
+    try:
+        write_new(files[1], _pem(private.public_key()), 0o644)
+    except BaseException:
+        files[0].unlink()
+        raise
     return *files, fingerprint(private.public_key())
 
 

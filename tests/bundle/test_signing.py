@@ -71,6 +71,10 @@ def test_keys_are_not_overwritten(keys: tuple[Path, Path], tmp_path: Path) -> No
     with pytest.raises(UsageError, match="is there already"):
         new_key(tmp_path / "hospital.site")
     assert keys[0].read_bytes() == before
+    keys[0].unlink()
+    with pytest.raises(UsageError, match="is there already; nothing was written"):
+        new_key(tmp_path / "hospital.site")
+    assert not keys[0].exists()
 
 
 def test_a_private_key_that_others_may_read(keys: tuple[Path, Path]) -> None:

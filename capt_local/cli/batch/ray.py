@@ -161,10 +161,7 @@ def shard_output(output: Path, number: int, count: int) -> Path:
     return sibling(output, f"shard-{number}-of-{count}")
 
 
-@contextlib.contextmanager
-def _cluster(ray: Any, count: int) -> Iterator[float]:
-    """A Ray for this run alone; gives the GPUs of each actor."""
-    folder = tempfile.mkdtemp(prefix="capt-ray-")
+def _start(ray: Any, count: int, folder: str) -> None:
     try:
         ray.init(
             address="local",
@@ -175,6 +172,19 @@ def _cluster(ray: Any, count: int) -> Iterator[float]:
             object_store_memory=_STORE,
             _temp_dir=folder,
         )
+    except Exception as error:  # its own processes may fail to come up in many ways
+        raise UsageError(
+            f"Ray could not be started ({type(error).__name__}): the machine may be too busy, or "
+            "have no room in its folder of temporary files. Try again, or use --shard."
+        ) from None
+
+
+@contextlib.contextmanager
+def _cluster(ray: Any, count: int) -> Iterator[float]:
+    """A Ray for this run alone; gives the GPUs of each actor."""
+    folder = tempfile.mkdtemp(prefix="capt-ray-")
+    try:
+        _start(ray, count, folder)
         gpus = ray.cluster_resources().get("GPU", 0.0)
         if 0 < gpus < count:
             raise UsageError(f"--ray {count} needs {count} GPUs; Ray finds {gpus:.0f}.")
