@@ -116,7 +116,7 @@ class Walk:
         if self._force is not None:
             token = self._force(index)
         if self._ahead is not None:
-            self._ahead.chose(token)
+            self._ahead.chose(token, None if opened.alone else opened.here)
         part, finish = self._take(token, last=index + 1 == self._options.max_tokens)
         step = describe(self._trio, opened, place, index, part, finish, self._options)
         if finish is not FinishReason.STOP:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from capt_local.decode.rules import Distribution
 from capt_local.decode.trio import Trio
 
 # The leader of a draft by the model whose tokens are chosen, whatever its role.
@@ -46,8 +47,13 @@ class Ahead(Protocol):
         """A choice comes, and at most so many tokens with it."""
         ...
 
-    def chose(self, token: int) -> None:
-        """A token has been chosen."""
+    def chose(self, token: int, here: Distribution | None) -> None:
+        """A token has been chosen.
+
+        Args:
+            token: which.
+            here: what it was chosen from; None where the target alone had a say.
+        """
         ...
 
 
@@ -74,6 +80,18 @@ class DraftSource(Protocol):
         """How sure the first token of a draft would be, before anything is decoded.
 
         None where there is nothing to offer; -1 where that is not known yet.
+        """
+        ...
+
+    def seen(self, trio: Trio, token: int, here: Distribution) -> tuple[int, bool] | None:
+        """What a choice tells of a draft that was not made: its grade, and whether it was right.
+
+        None where that is not known without work.
+
+        Args:
+            trio: at the text before the token.
+            token: that was chosen.
+            here: what it was chosen from.
         """
         ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from capt_local.decode.rules import Distribution
 from capt_local.decode.speculate.draft import LEADING, Draft, GoOn
 from capt_local.decode.trio import Trio
 
@@ -32,6 +33,12 @@ class TargetDraft:
     def grade(self, trio: Trio) -> int | None:
         """Not known before the target has been asked."""
         return -1
+
+    def seen(self, trio: Trio, token: int, here: Distribution) -> tuple[int, bool] | None:
+        """Whether the target would have said it, too: known at every step."""
+        logp = here.candidates.logp
+        best = int(logp.argmax())
+        return grade_of(float(np.exp(logp[best]))), int(here.candidates.tokens[best]) == token
 
     def draft(self, trio: Trio, most: int, go_on: GoOn) -> Draft:
         """The likeliest token, the likeliest after it, ... as long as that seems worth it."""

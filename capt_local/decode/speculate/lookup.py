@@ -6,6 +6,7 @@ draft (prompt lookup decoding, Saxena 2023).
 
 from __future__ import annotations
 
+from capt_local.decode.rules import Distribution
 from capt_local.decode.speculate.draft import Draft, GoOn
 from capt_local.decode.trio import Trio
 
@@ -37,6 +38,9 @@ class Lookup:
         """The longest match."""
         found = self._find(trio.tokens)
         return None if found is None else found[0]
+
+    def seen(self, trio: Trio, token: int, here: Distribution) -> None:
+        """Not known without a draft."""
 
     def draft(self, trio: Trio, most: int, go_on: GoOn) -> Draft:
         """What followed the longest match; over the end of the text into the match itself."""

@@ -123,6 +123,10 @@ class Policy:
         self._steps += 1
         self._spent += self._costs.step
 
+    def seen(self, source: DraftSource, grade: int, *, right: bool) -> None:
+        """Takes in how a draft would have fared that was not made."""
+        self._records[source.name].observe(grade, right=right)
+
     def checked(self, source: DraftSource, draft: Draft, accepted: int, chosen: int) -> None:
         """Takes in how a draft fared.
 

@@ -7,6 +7,7 @@ decodes for the draft it need not decode again for the check.
 from __future__ import annotations
 
 from capt_local.decode.proxy import Proxy, softmax
+from capt_local.decode.rules import Distribution
 from capt_local.decode.speculate.draft import Draft, GoOn
 from capt_local.decode.speculate.leading import grade_of
 from capt_local.decode.trio import Trio
@@ -36,6 +37,9 @@ class ExpertDraft:
     def grade(self, trio: Trio) -> int | None:
         """Not known before the expert has been asked."""
         return -1
+
+    def seen(self, trio: Trio, token: int, here: Distribution) -> None:
+        """Not known without a draft."""
 
     def draft(self, trio: Trio, most: int, go_on: GoOn) -> Draft:
         """The likeliest pieces, one after the other, as long as that seems worth it."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from capt_local.decode.rules import Distribution
 from capt_local.decode.speculate.draft import Draft, DraftSource
 from capt_local.decode.speculate.policy import Policy
 from capt_local.decode.speculate.tally import Count, Tally
@@ -73,8 +74,11 @@ class Speculation:
         if source is not None:
             self._try(source, most)
 
-    def chose(self, token: int) -> None:
-        """A token has been chosen."""
+    def chose(self, token: int, here: Distribution | None) -> None:
+        """A token has been chosen; see `Ahead`."""
+        if here is not None:
+            for source in list(self._sources):
+                self._guarded(source, partial(self._learn, source, token, here))
         if self._source is None:
             self._policy.stepped()
             return
@@ -86,6 +90,13 @@ class Speculation:
             self._tally.by_source[self._source.name].accepted += right
         if self._accepted < self._chosen:  # another token, or behind the draft
             self._finish()
+
+    def _learn(self, source: DraftSource, token: int, here: Distribution) -> None:
+        """Lets the policy learn of a source also where it has not drafted."""
+        if source is not self._source:
+            told = source.seen(self._trio, token, here)
+            if told is not None:
+                self._policy.seen(source, told[0], right=told[1])
 
     def _best(self, most: int) -> DraftSource | None:
         """The source that promises most."""

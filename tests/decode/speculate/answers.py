@@ -201,6 +201,9 @@ class Oracle:
     def grade(self, trio: Trio) -> int | None:
         return 0
 
+    def seen(self, *given: object) -> None:
+        pass
+
     def draft(self, trio: Trio, most: int, go_on: GoOn) -> Draft:
         self.drafts += 1
         count = 0

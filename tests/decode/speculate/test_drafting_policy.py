@@ -202,3 +202,18 @@ def test_grades() -> None:
     assert [grade_of(share) for share in (0.0, 0.29, 0.3, 0.6, 0.89, 0.9, 1.0)] == [
         0, 0, 1, 2, 2, 3, 3
     ]  # fmt: skip
+
+
+def test_what_steps_show_of_the_target_is_learnt_without_a_draft() -> None:
+    """Its priors alone would not make it draft; at 7 of 8 choices its own it pays."""
+    costs = costs_of("fours", SIZES[0])
+    source: Any = SOURCES[1]
+    policy = Policy(costs, [source])
+    assert not policy.allows(policy.gain(source, -1, 60))
+    for place in range(40):
+        policy.stepped()
+        policy.seen(source, 3 if place % 4 else 1, right=place % 8 != 0)
+    assert policy.allows(policy.gain(source, -1, 60))
+    for _ in range(40):
+        policy.seen(source, 1, right=False)
+    assert not policy.allows(policy.gain(source, -1, 60))

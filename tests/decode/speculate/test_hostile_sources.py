@@ -146,6 +146,9 @@ class Broken(Oracle):
         self._maybe("grade")
         return super().grade(*given)
 
+    def seen(self, *given: Any) -> None:
+        self._maybe("seen")
+
     def draft(self, *given: Any) -> Draft:
         self._maybe("draft")
         return super().draft(*given)
@@ -166,6 +169,17 @@ def test_one_that_throws_is_switched_off_and_that_is_said(
     tally = told.generation.tally
     assert tally.by_source["right"].accepted > 0  # the other one goes on
     assert ("oracle" in tally.by_source) == (after > 0)
+
+
+def test_one_that_throws_when_it_is_told_what_came(
+    monkeypatch: pytest.MonkeyPatch, plain: Told
+) -> None:
+    broken = Broken(tokens(plain), "seen", 2, KeyError("the patient's name"))
+    broken.priors = (0.0,)  # it never drafts
+    told = drafted(monkeypatch, broken, always=False)
+    same(told, plain)
+    (said,) = told.generation.tally.notices
+    assert "oracle failed (KeyError) and are switched off" in said and "name" not in said
 
 
 def bare(draft: Callable[[Oracle], Draft]) -> type[Oracle]:

@@ -75,6 +75,11 @@ class _Driven:
             return known
         return None if offer is None else offer.first
 
+    def seen(self, trio: Trio, token: int, here: Distribution) -> tuple[int, bool] | None:
+        """See `DraftSource.seen`."""
+        self._real.seen(trio, token, here)
+        return None
+
     def _offer(self, trio: Trio) -> Offer | None:
         return self._script.offer(self.name, len(trio.tokens))
 
@@ -100,6 +105,12 @@ class DrivenLookup(_Driven):
 
 class DrivenTarget(_Driven):
     """The target decodes, token by token, what the trace says."""
+
+    def seen(self, trio: Trio, token: int, here: Distribution) -> tuple[int, bool] | None:
+        """As the trace says, in the time that the real source takes."""
+        super().seen(trio, token, here)
+        place = self._script.place(len(trio.tokens))
+        return grade_of(place.sure), place.own
 
     def draft(self, trio: Trio, most: int, go_on: GoOn) -> Draft:
         """See `DraftSource.draft`; the same loop as the real one."""

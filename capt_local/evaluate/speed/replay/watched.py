@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from capt_local.decode.rules import Distribution
 from capt_local.decode.speculate.draft import Draft, DraftSource
 from capt_local.decode.step import Step
 from capt_local.decode.trio import Trio
@@ -41,7 +42,7 @@ class Watched:
             self._trio.drop_ahead()
         self._seen.append(found)
 
-    def chose(self, token: int) -> None:
+    def chose(self, token: int, here: Distribution | None) -> None:
         """Nothing to do: what came is known at the end."""
 
     def places(self, steps: Sequence[Step]) -> tuple[Place, ...]:
