@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -16,6 +16,19 @@ class NotBuilt(Exception):
 def surroundings(**more: str) -> dict[str, str]:
     """The environment for another process, which is not to find this project by it."""
     return {**{name: os.environ[name] for name in os.environ if name != "PYTHONPATH"}, **more}
+
+
+def _ran(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        env=surroundings(**environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def pip(*arguments: str, **environment: str) -> None:
@@ -29,14 +42,7 @@ def pip(*arguments: str, **environment: str) -> None:
         NotBuilt: it failed; with its last line about an error.
     """
     command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run(
-        command,
-        env=surroundings(**environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = _ran(command, environment)
     if done.returncode:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         errors = [line for line in lines if line.lower().startswith("error")]
@@ -57,14 +63,7 @@ def call(command: Sequence[str], **environment: str) -> str:
     Raises:
         NotBuilt: it failed; with the last line that it says on standard error.
     """
-    done = subprocess.run(
-        command,
-        env=surroundings(**environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = _ran(command, environment)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"{Path(command[0]).name} failed"]
         raise NotBuilt(lines[-1].removeprefix("error: "))
