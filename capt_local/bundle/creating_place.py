@@ -36,7 +36,7 @@ def place_of_bundle(bundle: Bundle, output: Path | None, *, replaced: bool) -> P
             )
         place = store.user_folder() / bundle.id
     else:
-        place = Path(os.path.abspath(output.expanduser()))
+        place = Path(os.path.abspath(os.path.expanduser(output)))  # also of nobody's home
         if not place.parent.is_dir():
             raise ModelError(f"{place.parent}, in which the bundle is to lie, is no folder.")
     if os.path.lexists(place):

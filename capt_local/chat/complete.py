@@ -46,8 +46,8 @@ def offers(before: str) -> list[Offer]:
 
 
 def path_of(text: str) -> Path:
-    """The file that a command names; `~` is the home folder."""
-    return Path(text).expanduser()
+    """The file that a command names; `~` is the home folder, that of nobody a name like others."""
+    return Path(os.path.expanduser(text))
 
 
 def _matching(typed: str, texts: Iterable[str]) -> list[Offer]:

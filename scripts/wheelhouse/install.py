@@ -258,7 +258,7 @@ def run(stick: Path, given: argparse.Namespace) -> None:
     print(f"checking     {len(sums)} files", flush=True)
     for name, digest in sums.items():
         check_file(stick, name, digest)
-    place = Path(os.path.abspath(given.to.expanduser()))
+    place = Path(os.path.abspath(os.path.expanduser(given.to)))
     if not given.allow_older:
         check_older(place, about)
     prepare(place, about["room"])

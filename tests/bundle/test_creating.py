@@ -245,8 +245,9 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
         for replaced in (False, True):
             with pytest.raises(ModelError, match="is there already, and is no bundle"):
                 place_of_bundle(named("x"), tmp_path / name, replaced=replaced)
-    with pytest.raises(ModelError, match="is no folder"):
-        place_of_bundle(named("x"), tmp_path / "none" / "x", replaced=False)
+    for nowhere in (tmp_path / "none" / "x", Path("~nobody-of-this-name/x")):
+        with pytest.raises(ModelError, match="is no folder"):
+            place_of_bundle(named("x"), nowhere, replaced=False)
 
 
 def test_a_bundle_is_replaced_when_that_is_asked_for(

@@ -38,3 +38,5 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert texts("/read missing/x") == texts("/why n") == []
     assert ".hidden" not in texts("/read ")
     assert path_of("~/x") == tmp_path / "x"
+    assert path_of("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
+    assert texts("/read ~nobody-of-this-name/") == []
