@@ -90,6 +90,34 @@ def test_the_table_of_two_kinds(run: Run, rules: Rules, choices: Path, prose: Pa
     assert "the target is run too" in result.err
 
 
+def test_against_another_method(
+    run: Run, rules: Rules, choices: Path, prose: Path, tmp_path: Path
+) -> None:
+    """The difference turns its sign, and nothing is run again."""
+    table, kept = tmp_path / "table.csv", tmp_path / "results"
+    tasks = ("eval", "{models}", "--task", str(choices), str(prose), "--json")
+    both = (*tasks, "--methods", "target,capt", "--results", str(kept))
+    assert run(*both).code == 0
+    size = kept.stat().st_size
+    result = run(*both, "--against", "capt", "--csv", str(table))
+    assert (result.code, kept.stat().st_size) == (0, size)
+    found = json.loads(result.out)["tasks"]
+    turned = found["so"]["methods"]["target"]["intervals"]["accuracy"]
+    assert (turned["against"], turned["estimate"], turned["low"]) == ("capt", 0.75, 0.25)
+    assert found["prose"]["methods"]["target"]["intervals"]["bits_per_byte"]["estimate"] == 2.0
+    assert not found["so"]["methods"]["capt"]["intervals"]
+    with table.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["method"], row["against"], row["interval"]) for row in rows if row["low"]] == [
+        ("target", "capt", "difference"),
+        ("target", "capt", "difference"),
+        ("target", "capt", "ratio"),
+    ]
+    alone = run(*tasks, "--methods", "capt", "--against", "expert")
+    assert list(json.loads(alone.out)["tasks"]["so"]["methods"]) == ["expert", "capt"]
+    assert "the expert is run too" in alone.err
+
+
 def test_the_object_and_the_file(run: Run, rules: Rules, choices: Path, tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     result = run(

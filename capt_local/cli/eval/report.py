@@ -9,7 +9,7 @@ from typing import Any
 
 from capt_local.evaluate.figures.intervals import Interval
 from capt_local.evaluate.figures.metrics import metrics_of
-from capt_local.evaluate.figures.summary import TARGET, Cell, TaskSummary
+from capt_local.evaluate.figures.summary import Cell, TaskSummary
 from capt_local.report.view import Prose, Table, View
 
 _NAMES = {
@@ -24,20 +24,21 @@ _NAMES = {
     "bits_per_byte": "bits per byte",
 }
 _LEGEND = (
-    "Against the target: the difference, for bits per byte the ratio (x), and its 95 % interval "
+    "Against the {against}: the difference, for bits per byte the ratio (x), and its 95 % interval "
     "(paired bootstrap over items)."
 )
 
 
 def views(summaries: Sequence[TaskSummary]) -> list[View]:
     """Figures in one table, a row for each task, method and figure; what they cost in another."""
+    against = summaries[0].against
     figures = tuple(row for summary in summaries for row in _figure_rows(summary))
     costs = tuple(row for summary in summaries for row in _cost_rows(summary))
     return [
         Table(
             "Figures",
             _once(figures),
-            ("task", "method", "figure", "value", "against target"),
+            ("task", "method", "figure", "value", f"against {against}"),
             right=(3, 4),
         ),
         Table(
@@ -46,7 +47,7 @@ def views(summaries: Sequence[TaskSummary]) -> list[View]:
             ("task", "method", "done", "failed", "seconds", "tokens"),
             right=(2, 3, 4, 5),
         ),
-        Prose.of(_LEGEND),
+        Prose.of(_LEGEND.format(against=against)),
     ]
 
 
@@ -90,10 +91,10 @@ def notes(summaries: Sequence[TaskSummary]) -> Iterator[str]:
         if summary.cut:
             yield f"{name}: inputs that were cut to --max-input-bytes: {summary.cut}."
         for cell in summary.cells:
-            yield from (f"{name}, {cell.method}: {text}" for text in _about(cell))
+            yield from (f"{name}, {cell.method}: {t}" for t in _about(cell, summary.against))
 
 
-def _about(cell: Cell) -> Iterator[str]:
+def _about(cell: Cell, against: str) -> Iterator[str]:
     for reason, count in cell.failed.items():
         rest = f"its figures are over the other {cell.done}" if cell.done else "none was done"
         yield f"{count} failed ({reason}); {rest}."
@@ -103,7 +104,7 @@ def _about(cell: Cell) -> Iterator[str]:
         yield f"{cell.unfinished} answers were ended by --max-tokens or the context."
     paired = [interval.items for interval in cell.intervals.values()]
     if paired and paired[0] < cell.done:
-        yield f"intervals are over the {paired[0]} items that the target has done too."
+        yield f"intervals are over the {paired[0]} items that the {against} has done too."
     if cell.left:
         yield f"{cell.left} items were not run."
 
@@ -133,14 +134,14 @@ def _task(summary: TaskSummary) -> dict[str, Any]:
         "items": len(task.items),
         "items_in_file": task.total,
         "cut": summary.cut,
-        "methods": {cell.method: _cell(cell) for cell in summary.cells},
+        "methods": {cell.method: _cell(cell, summary.against) for cell in summary.cells},
     }
 
 
-def _cell(cell: Cell) -> dict[str, Any]:
+def _cell(cell: Cell, against: str) -> dict[str, Any]:
     return {
         "metrics": dict(cell.metrics),
-        "intervals": {name: _interval(interval) for name, interval in cell.intervals.items()},
+        "intervals": {name: _interval(one, against) for name, one in cell.intervals.items()},
         "counts": {
             "done": cell.done,
             "failed": dict(cell.failed),
@@ -154,9 +155,9 @@ def _cell(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _interval(interval: Interval) -> dict[str, Any]:
+def _interval(interval: Interval, against: str) -> dict[str, Any]:
     return {
-        "against": TARGET,
+        "against": against,
         "kind": "ratio" if interval.ratio else "difference",
         "estimate": interval.estimate,
         "low": interval.low,
@@ -167,7 +168,7 @@ def _interval(interval: Interval) -> dict[str, Any]:
 
 _CSV = (
     *("task", "kind", "method", "metric", "value"),
-    *("against_target", "estimate", "low", "high", "paired_items"),
+    *("against", "interval", "estimate", "low", "high", "paired_items"),
     *("done", "failed", "left", "seconds", "tokens", "decoded"),
 )
 
@@ -186,17 +187,18 @@ def as_csv(summaries: Sequence[TaskSummary]) -> str:
 
 def _csv_row(summary: TaskSummary, cell: Cell, name: str) -> tuple[object, ...]:
     interval = cell.intervals.get(name)
-    against: tuple[object, ...] = ("",) * 5
+    shown: tuple[object, ...] = ("",) * 6
     if interval is not None:
         kind = "ratio" if interval.ratio else "difference"
-        against = (kind, interval.estimate, interval.low, interval.high, interval.items)
+        bounds = (interval.estimate, interval.low, interval.high)
+        shown = (summary.against, kind, *bounds, interval.items)
     return (
         summary.task.name,
         str(summary.task.kind),
         cell.method,
         name,
         cell.metrics.get(name, ""),
-        *against,
+        *shown,
         cell.done,
         sum(cell.failed.values()),
         cell.left,

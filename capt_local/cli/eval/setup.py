@@ -47,10 +47,17 @@ class EvalFlags:
         option(
             "--methods",
             metavar="A,B,...",
-            help="Methods to compare. The target is always run: intervals are against it. "
-            "Default: target and capt.",
+            help="Methods to compare. Default: target and capt.",
         ),
     ] = None
+    against: Annotated[
+        Method,
+        option(
+            "--against",
+            metavar="METHOD",
+            help="The method that intervals are against, which is always run. Default: target.",
+        ),
+    ] = Method.TARGET
     style: Annotated[
         str | None,
         option(
@@ -197,7 +204,7 @@ def make_plan(
     Raises:
         UsageError: a method is unknown or comes twice, or a value has no meaning.
     """
-    methods = _methods(what.names, bundle)
+    methods = _methods(what.names, bundle, what.against)
     longer = dataclasses.replace(sample, temp=sample.temp or 0.0)
     plan = Plan(
         methods={
@@ -220,10 +227,14 @@ def _stepwise(options: GenerateOptions) -> GenerateOptions:
     return dataclasses.replace(options, speed=Speed.EXACT_STEPS)
 
 
-def _methods(given: list[str] | None, bundle: Bundle) -> list[Method]:
-    """The methods in the order of the command line, the target in front when it is not there."""
+def _methods(given: list[str] | None, bundle: Bundle, against: Method) -> list[Method]:
+    """The methods in the order of the command line, in front what they are held against.
+
+    Raises:
+        UsageError: a name is no method's, or comes twice.
+    """
     if given is None:
-        return [Method.TARGET, Method.CAPT] if "expert" in bundle.models else [Method.TARGET]
+        given = ["target", "capt"] if "expert" in bundle.models else ["target"]
     known = {method.value: method for method in Method}
     found: list[Method] = []
     for number, name in enumerate(given, 1):
@@ -233,4 +244,4 @@ def _methods(given: list[str] | None, bundle: Bundle) -> list[Method]:
         if method in found:
             raise UsageError(f"--methods names {method} twice.")
         found.append(method)
-    return found if Method.TARGET in found else [Method.TARGET, *found]
+    return found if against in found else [against, *found]

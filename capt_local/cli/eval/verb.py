@@ -41,9 +41,9 @@ def eval(
     """Tasks under several methods in one table, with 95 % intervals of what they gain.
 
     Classifications have accuracy and macro-F1, generations ROUGE, prose bits per byte. Intervals
-    are paired bootstraps over items, against the target alone. An item that does not fit into the
-    context is counted as failed; nothing is cut unless --max-input-bytes says so. Answers are as
-    long as the task allows, at temperature 0, unless -n and --temp say otherwise.
+    are paired bootstraps over items, against the target alone or another method. An item that does
+    not fit into the context is counted as failed; nothing is cut unless --max-input-bytes says so.
+    Answers are as long as the task allows, at temperature 0, unless -n and --temp say otherwise.
 
     Examples:
       capt-local eval --task pubmedqa.jsonl --methods target,capt
@@ -60,8 +60,8 @@ def eval(
     plan = make_plan(what, bundle, how, sample, exams)
     _check_bundle(bundle, plan)
     table_file = open_table(what)
-    if what.names is not None and TARGET not in what.names:
-        screen.note("note: the target is run too, since intervals are against it.")
+    if what.names is not None and what.against not in what.names:
+        screen.note(f"note: the {what.against} is run too, since intervals are against it.")
     chosen = settings(what, exams, plan, sample.seed)
     with Interrupt() as interrupt, contextlib.ExitStack() as stack:
         kept = open_kept(what, bundle, model, chosen, stack)
@@ -72,7 +72,10 @@ def eval(
             results = _run(session, exams, plan, kept)
             about = _provenance(session, plan)
     methods = list(plan.methods)
-    summaries = [summary(exam.task, methods, results, seed=sample.seed) for exam in exams]
+    summaries = [
+        summary(exam.task, methods, results, seed=sample.seed, against=what.against)
+        for exam in exams
+    ]
     interrupted = any(cell.left for one in summaries for cell in one.cells)
     found = as_object(summaries, chosen, about, interrupted=interrupted)
     _deliver(screen, summaries, dumps(found) if what.json else None, table_file)

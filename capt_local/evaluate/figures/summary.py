@@ -1,4 +1,4 @@
-"""Results summed up: what each method reaches, and how surely it differs from the target."""
+"""Results summed up: what each method reaches, and how surely it differs from one of them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Cell:
         failed: items that have none, by reason.
         left: items that were not run, since the run was stopped.
         metrics: by the names of `metrics_of`; empty when nothing is done.
-        intervals: 95 % intervals of the difference to the target (bits per byte: of the ratio),
-            over the items that both have done; empty for the target itself.
+        intervals: 95 % intervals of the difference to the method that the table is against (bits
+            per byte: of the ratio), over the items that both have done; empty for that method.
         unanswered: classification and labels: answers that name no choice.
         unfinished: answers that were ended by the limit on their length.
         seconds: all models, all items.
@@ -55,11 +55,13 @@ class TaskSummary:
         task: what was asked.
         cells: one for each method, in their order.
         cut: items whose input was cut on request.
+        against: the method that intervals are against.
     """
 
     task: Task
     cells: tuple[Cell, ...]
     cut: int
+    against: str = TARGET
 
 
 def summary(
@@ -68,6 +70,7 @@ def summary(
     results: Iterable[Result],
     *,
     seed: int = 0,
+    against: str = TARGET,
     each: Callable[[], None] = lambda: None,
 ) -> TaskSummary:
     """Sums up one task.
@@ -77,6 +80,7 @@ def summary(
         methods: in the order of the table.
         results: of the task and others, in any order.
         seed: of the bootstrap.
+        against: the method that intervals are against.
         each: called after each method; an interval takes a moment.
 
     Raises:
@@ -90,11 +94,11 @@ def summary(
     cells = []
     for method in methods:
         found = by_method[method]
-        others = by_method.get(TARGET, {}) if method != TARGET else {}
+        others = by_method.get(against, {}) if method != against else {}
         cells.append(_cell(task, method, ids, found, others, seed))
         each()
     cut = {result.item for found in by_method.values() for result in found.values() if result.cut}
-    return TaskSummary(task, tuple(cells), len(cut))
+    return TaskSummary(task, tuple(cells), len(cut), against)
 
 
 def _cell(
@@ -102,7 +106,7 @@ def _cell(
     method: str,
     ids: Sequence[str],
     found: Mapping[str, Result],
-    target: Mapping[str, Result],
+    others: Mapping[str, Result],
     seed: int,
 ) -> Cell:
     # In the order of the task: sums and draws do not depend on the order of the run.
@@ -114,7 +118,7 @@ def _cell(
         failed=dict(Counter(result.failed for result in results if result.failed)),
         left=len(ids) - len(results),
         metrics=summarise(task, outcomes) if outcomes else {},
-        intervals=_intervals(task, ids, found, target, seed),
+        intervals=_intervals(task, ids, found, others, seed),
         unanswered=sum(bool(one.expected) and not one.predicted for one in outcomes),
         unfinished=sum(result.unfinished for result in results),
         seconds=math.fsum(result.seconds for result in results),
@@ -127,15 +131,15 @@ def _intervals(
     task: Task,
     ids: Sequence[str],
     found: Mapping[str, Result],
-    target: Mapping[str, Result],
+    others: Mapping[str, Result],
     seed: int,
 ) -> dict[str, Interval]:
     """Over the items that both have done; none when there is no such item."""
     ours: list[Outcome] = []
     theirs: list[Outcome] = []
     for id in ids:
-        if id in found and id in target:
-            one, other = found[id].outcome, target[id].outcome
+        if id in found and id in others:
+            one, other = found[id].outcome, others[id].outcome
             if one is not None and other is not None:
                 ours.append(one)
                 theirs.append(other)
