@@ -50,7 +50,7 @@ class Cost:
 
 def cost(stage: Stage, preset: Preset, counts: Mapping[str, int]) -> Cost:
     """What a stage costs, from the tokens of the streams of its role."""
-    tokens = sum(preset.scale * times * counts.get(n, 0) for n, times in stage.epochs.items())
+    tokens = sum(times * counts.get(n, 0) for n, times in preset.epochs(stage).items())
     step = preset.rows * preset.shapes[stage.role].context
     whole = max(1, round(tokens / step)) * step
     available = sum(counts.get(name, 0) for name in stage.epochs)

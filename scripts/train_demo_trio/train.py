@@ -196,7 +196,7 @@ class Trainer:
 
     def run(self, train: dict[str, Stream], held: dict[str, Stream], limits: Limits) -> bool:
         """Train; returns whether the stage is done (else it was stopped in time)."""
-        packer = Packer(train, self.stage.epochs, self.model.shape.context, self.seed)
+        packer = Packer(train, self.preset.epochs(self.stage), self.model.shape.context, self.seed)
         clock = Clock(limits.tokens, limits.minutes)
         step = begun = self._resume(packer, clock) if self.path.exists() else 0
         clock.since = saved_at = time.monotonic()

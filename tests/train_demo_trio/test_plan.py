@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,6 +78,16 @@ def test_costs_follow_from_epochs() -> None:
     assert found.available == 30_000_000
     assert found.flops == found.tokens * preset.shapes["proxy"].flops_a_token
     assert found.minutes(found.flops / 60e12) == pytest.approx(1.0)
+
+
+def test_a_preset_weighs_sources_but_not_their_turns() -> None:
+    preset = replace(PRESETS["demo"], scale=0.5, times={"openstax-general": 4.0})
+    epochs = preset.epochs(STAGES["base-tune"])
+    wanted = STAGES["base-tune"].epochs
+    assert epochs["openstax-general"] == 2.0 * wanted["openstax-general"]
+    assert epochs["turns:openstax-general"] == 0.5 * wanted["turns:openstax-general"]
+    for each in PRESETS.values():
+        assert set(each.times) <= set(SOURCES)
 
 
 def test_minutes_are_shared_by_cost_within_a_lane() -> None:
