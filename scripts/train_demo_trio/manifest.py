@@ -34,7 +34,7 @@ def describe_trio(folder: Path, name: str, context: int, made: datetime.date) ->
     bundle = Bundle(
         id=name,
         title="Three very small models that show the method; never for clinical use",
-        version="1.1",
+        version="2.0",
         licence="Apache-2.0",
         description="A general target, a clinical expert and its general base, two vocabularies.",
         models={role: _model(role, folder / f"{role}.gguf") for role in roles(1)},

@@ -81,7 +81,7 @@ def test_all_tokenizations_are_at_least_the_canonical_one(models: dict[str, Llam
         events.count,
     )
     tokens = target.encode(NOTE, start=True)
-    chances = []
+    chances, near = [], 0
     for token in tokens:
         follower.head += found.rebase()
         shares = found.events(tables, mass=0.005)
@@ -89,12 +89,14 @@ def test_all_tokenizations_are_at_least_the_canonical_one(models: dict[str, Llam
         assert 0.9 < shares.sum() <= 1.0 + 1e-5
         assert shares[END_EVENT] == pytest.approx(found.end(), abs=1e-7)
         piece = target.vocabulary.piece(token)
-        predicted = math.log(found.prefix([piece])[0])
+        predicted = float(found.prefix([piece])[0])
         came = -found.append(piece)
-        # Long tokens need rows inside them, of which some are left out.
-        assert came == pytest.approx(-predicted, abs=0.05)
+        # Long tokens need rows inside them, some of which are read only when the token has come.
+        assert predicted < math.exp(-came) * 1.05
+        near += predicted > math.exp(-came) * 0.95
         chances.append(shares[events.of_token[token]])
         nats += came
+    assert near > 0.8 * len(tokens)
     assert found.log_prefix >= canonical
     assert nats <= -canonical * 1.005
     assert nats == pytest.approx(-found.log_prefix, abs=found.lost + 0.5)

@@ -232,7 +232,7 @@ def test_score_tells_the_sum_of_its_items(
 def test_doctor_names_the_format_of_the_weights(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--json"]) == 0
     roles = json.loads(capfd.readouterr().out)["roles"]
-    assert all("llama, F16, " in roles[role] for role in ("target", "expert", "base"))
+    assert all("llama, Q8_0, " in roles[role] for role in ("target", "expert", "base"))
 
 
 def test_the_demo_files_are_what_the_manifest_says() -> None:

@@ -20,11 +20,7 @@ from capt_local.errors import Cancelled
 from tests.tiny_models import tiny_gguf
 
 # Repeats itself, as notes and their summaries do.
-COPY = (
-    "Medications: furosemide 40 mg daily, lisinopril 10 mg daily, metoprolol 25 mg daily.\n"
-    "Medications: furosemide 40 mg daily, lisinopril 10 mg daily, metoprolol 25 mg daily.\n"
-    "Medications: furosemide 40 mg daily,"
-)
+COPY = "Medications: aspirin, lisinopril, metoprolol.\n" * 4 + "Medications: aspirin,"
 PROMPTS = [
     "A 58-year-old man has had a dry cough for three weeks. What should be asked?",
     "Mr. Karlov, 71, fell at home. No loss of consciousness. Write one line for the note.",
