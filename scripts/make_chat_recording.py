@@ -23,7 +23,7 @@ from scripts.make_picture import SVG, THEME, refers_outside
 from tests.cli.terminal import PROMPT, Terminal
 
 COLUMNS, ROWS = 104, 60
-TASK = 'Summarize the conversation as the "GENHX" section of a clinical note.'
+TASK = "Write the clinical note for this visit."
 VISIT = """\
 Doctor: What brings you in today?
 Patient: I have had a cough and a fever for three days, and my chest hurts.

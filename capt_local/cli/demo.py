@@ -30,8 +30,7 @@ from capt_local.report.summary import summary_line
 from capt_local.report.view import Pane, Prose, Span
 
 # In the words that the demo models were trained on; they are too small to understand others.
-_TASK = 'Summarize the conversation as the "GENHX" section of a clinical note.'
-_GENHX = "GENHX is the history of the illness in the data that the models were trained on."
+_TASK = "Write the clinical note for this visit."
 _MAX_TOKENS = 32
 _CLOSING = Prose.of(
     "Both answers start from the same prompt; at each token the log-probabilities of the three "
@@ -122,7 +121,7 @@ def _scenes() -> list[Scene]:
             [Message("user", f"{_TASK}\n\n{visit()}")],
             title="A visit (fictitious, written for this demo)",
             shown=visit(),
-            question=f"Question: {_TASK} ({_GENHX})",
+            question=f"Question: {_TASK}",
         ),
         Scene(
             note,
