@@ -23,14 +23,15 @@ from scripts.make_picture import SVG, THEME, refers_outside
 from tests.cli.terminal import PROMPT, Terminal
 
 COLUMNS, ROWS = 104, 60
-TASK = "Write the clinical note for this visit."
-VISIT = """\
-Doctor: What brings you in today?
-Patient: I have had a cough and a fever for three days, and my chest hurts.
-Doctor: Do you take any medicines?
-Patient: Only lisinopril, for my blood pressure."""
-# What is typed, one line after the other. The visit is invented.
-KEYS = (f"{TASK}\n\n{VISIT}", "/why", "/regen alpha=0", "/context")
+TASK = "Summarize the patient in one sentence."
+NOTE = """\
+CHIEF COMPLAINT: Left ankle pain.
+HISTORY OF PRESENT ILLNESS: The patient is a 34-year-old man who twisted his left ankle while he was
+playing soccer yesterday. He felt a pop and could not walk on it.
+PAST MEDICAL HISTORY: Asthma.
+PLAN: X-ray of the ankle, rest, ice and elevation."""
+# What is typed, one line after the other. The note is invented.
+KEYS = (f"{TASK}\n\n{NOTE}", "/why", "/regen alpha=0", "/context")
 _LOADING = re.compile(r"^(loading|note:)")
 
 
