@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from capt_local.cli.eval.files import Kept, open_kept, open_table
@@ -71,11 +72,8 @@ def eval(
             _check_served(session, plan, raw=plan.raw or not asks)
             results = _run(session, exams, plan, kept)
             about = _provenance(session, plan)
-    methods = list(plan.methods)
-    summaries = [
-        summary(exam.task, methods, results, seed=sample.seed, against=what.against)
-        for exam in exams
-    ]
+    told = partial(summary, methods=list(plan.methods), results=results, seed=sample.seed)
+    summaries = [told(exam.task, against=what.against) for exam in exams]
     interrupted = any(cell.left for one in summaries for cell in one.cells)
     found = as_object(summaries, chosen, about, interrupted=interrupted)
     _deliver(screen, summaries, dumps(found) if what.json else None, table_file)
