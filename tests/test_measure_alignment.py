@@ -115,14 +115,14 @@ def test_a_varied_projection_with_the_defaults_is_the_projection(models: Models)
         "projection": models.alignment("projection"),
         "same": Varied(vocabulary, models.events, 0.003, 3),
         "even": Varied(vocabulary, models.events, 1.0, 3),
-        "short": Varied(vocabulary, models.events, 0.003, 1),
+        "unhealed": Varied(vocabulary, models.events, 0.003, 0),
     }
     made = Study(alignments, [Setting(name, 1e-5) for name in alignments], ())
     made.add(models, NOTE)
     found = {setting.alignment: gains.texts[0] for setting, gains in made.gains.items()}
     assert np.array_equal(found["same"], found["projection"])
     assert not np.allclose(found["even"], found["projection"])
-    assert not np.allclose(found["short"], found["projection"])
+    assert not np.allclose(found["unhealed"], found["projection"])
 
 
 def test_pairs_are_those_of_the_tokenizer(models: Models) -> None:
