@@ -102,7 +102,7 @@ def plain_environment(
 
 def _empty_folders(patch: pytest.MonkeyPatch, folder: Path) -> None:
     for name in list(os.environ):
-        if name.startswith("CAPT_LOCAL_") and name != "CAPT_LOCAL_TEST_CACHE":
+        if name.startswith("CAPT_LOCAL_") and not name.startswith("CAPT_LOCAL_TEST_"):
             patch.delenv(name)
     for kind in ("data", "config", "state"):
         patch.setenv(f"XDG_{kind.upper()}_HOME", str(folder / kind))
