@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from capt_local.batch.shard import Shard
 from capt_local.bundle.manifest import MANIFEST, Bundle, ModelFile
 from capt_local.bundle.verify import file_digest
 from capt_local.decode.options import GenerateOptions
@@ -37,7 +36,6 @@ class Fingerprint:
         computing: what changes the last digit of a number: threads, context, batch, layers on
             the GPU, how many records go at once.
         output: what a line holds besides the answer: whether log-probabilities.
-        shard: which part of the input; None for all of it.
     """
 
     versions: Mapping[str, str]
@@ -49,7 +47,6 @@ class Fingerprint:
     prompt: Mapping[str, Any] = field(default_factory=dict)
     computing: Mapping[str, Any] = field(default_factory=dict)
     output: Mapping[str, Any] = field(default_factory=dict)
-    shard: Shard | None = None
 
     @classmethod
     def of(
@@ -62,7 +59,6 @@ class Fingerprint:
         prompt: Mapping[str, Any],
         computing: Mapping[str, Any],
         output: Mapping[str, Any] | None = None,
-        shard: Shard | None = None,
     ) -> Fingerprint:
         """The fingerprint of a run; reads models whose digest no manifest names.
 
@@ -74,7 +70,6 @@ class Fingerprint:
             prompt: likewise; texts as `digest_of(text)`.
             computing: likewise.
             output: likewise.
-            shard: likewise.
 
         Raises:
             ModelError: a model without a digest cannot be read.
@@ -96,19 +91,17 @@ class Fingerprint:
             prompt=dict(prompt),
             computing=dict(computing),
             output=dict(output or {}),
-            shard=shard,
         )
 
     def as_object(self) -> dict[str, Any]:
-        """As JSON has it; `shard` is null where there is none."""
+        """As JSON."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        values["shard"] = self.shard.as_object() if self.shard else None
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all but the shard, so that a line is the same whichever process wrote it."""
+        """SHA-256 of it as JSON."""
         return digest_of_object(self.as_object())
 
 
@@ -119,8 +112,7 @@ def digest_of(text: str) -> str:
 
 def digest_of_object(fingerprint: Mapping[str, Any]) -> str:
     """`Fingerprint.digest` of one that was read back."""
-    values = {name: value for name, value in fingerprint.items() if name != "shard"}
-    return digest_of(json.dumps(values, sort_keys=True, ensure_ascii=True))
+    return digest_of(json.dumps(fingerprint, sort_keys=True, ensure_ascii=True))
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

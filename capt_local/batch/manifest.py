@@ -1,6 +1,6 @@
 """The run's manifest, OUTPUT.run.json: which run an output belongs to.
 
-It holds what is the same for all lines: the fingerprint, the whole provenance, the shard, the
+It holds what is the same for all lines: the fingerprint, the whole provenance, the
 input's digest and counts. No text of records. OpenAI's readers take every line of the output for a
 record, so this cannot stand there.
 """
@@ -18,7 +18,6 @@ from typing import Any
 from capt_local.batch.disk import Files, put, sibling
 from capt_local.batch.fingerprint import digest_of_object
 from capt_local.batch.output import AI_LABEL, HUMAN_REVIEW
-from capt_local.batch.shard import Shard
 from capt_local.errors import UsageError
 from capt_local.strict.json import parse_json
 from capt_local.strict.problems import NotReadable
@@ -36,7 +35,7 @@ class RunFacts:
     Attributes:
         provenance: versions, platform, build, bundle, parameters, loading: all that a line of
             the output leaves out.
-        wanted: how many records this output is to hold (those of its shard).
+        wanted: how many records this output is to hold.
         input: what `Source.describe` says: counts, digest, form.
     """
 
@@ -127,12 +126,6 @@ class RunManifest:
         """What `provenance.run` of each line is."""
         return digest_of_object(self.fingerprint)
 
-    @property
-    def shard(self) -> Shard | None:
-        """Which part of the input; None for all of it."""
-        held = self.fingerprint.get("shard")
-        return None if held is None else Shard(held["index"], held["count"])
-
     def write(self, files: Files, output: Path) -> None:
         """Puts it beside the output, on the disk, in the place of an earlier one.
 
@@ -208,10 +201,6 @@ def _manifest(value: object, what: str) -> RunManifest:
         provenance=tuple(each for each in value["provenance"] if isinstance(each, dict)),
         last=last if isinstance(last, dict) else {},
     )
-    try:
-        found.shard  # noqa: B018 - whether it is one
-    except (KeyError, TypeError, UsageError):
-        raise _broken(what) from None
     if value.get("fingerprint_sha256") != found.digest:
         raise _broken(what)
     return found

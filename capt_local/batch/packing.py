@@ -1,6 +1,6 @@
 """Parameters as JSON and back: frozen dataclasses, whatever fields they have.
 
-For what the run tells its worker, and for what `replay` reads out of the provenance of an answer.
+For what the run sends to its worker.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ _SHARE = 0.9  # of the free memory; other programs want some, too
 
 
 def records_at_once(
-    bundle: Bundle, options: GenerateOptions, load: LoadOptions, *, cores: int, processes: int = 1
+    bundle: Bundle, options: GenerateOptions, load: LoadOptions, *, cores: int
 ) -> int:
     """What `--parallel auto` is on this machine now.
 
@@ -23,7 +23,6 @@ def records_at_once(
         options: of the run; its method decides which models are loaded.
         load: how.
         cores: that compute.
-        processes: runs that share the memory.
 
     Returns:
         1 to 8.
@@ -40,6 +39,6 @@ def records_at_once(
     # Each model has a context of its own besides those of the records.
     once = sum(one.total + one.buffers for one in needed)
     each = sum(one.kv_cache for one in needed)
-    room = int(available_memory() * _SHARE) // processes - once
+    room = int(available_memory() * _SHARE) - once
     good = _GOOD if cores > 1 else _GOOD_ON_ONE_CORE
     return max(1, min(good, room // each if each else good))

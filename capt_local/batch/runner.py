@@ -17,7 +17,6 @@ from capt_local.batch.events import News, Outcome
 from capt_local.batch.output import Asked, Failure, Origin, OutputLine, code_of
 from capt_local.batch.progress import Progress
 from capt_local.batch.records import InputChanged, Record, TemplateFailed
-from capt_local.batch.shard import Shard
 from capt_local.batch.structured import Form, problem
 from capt_local.decode.options import GenerateOptions
 from capt_local.errors import CaptError
@@ -70,22 +69,15 @@ class Job:
     fail_fast: bool = False
 
 
-def places_to_do(
-    ids: Iterable[str], done: Mapping[str, str], shard: Shard | None, limit: int | None
-) -> tuple[int, ...]:
+def places_to_do(ids: Iterable[str], done: Mapping[str, str], limit: int | None) -> tuple[int, ...]:
     """Which records are left.
 
     Args:
         ids: of all records, in the order of the input.
         done: those that have a line.
-        shard: the part that is this process's.
         limit: at most so many.
     """
-    left = [
-        place
-        for place, id in enumerate(ids)
-        if id not in done and (shard is None or shard.holds(id))
-    ]
+    left = [place for place, id in enumerate(ids) if id not in done]
     return tuple(left if limit is None else left[:limit])
 
 

@@ -39,8 +39,6 @@ KEYS = frozenset(
         "repeat-last-n",
         "repeat-penalty",
         "seed",
-        "shard",
-        "site-key",
         "speed",
         "system",
         "target",

@@ -45,13 +45,6 @@ VERBS = (
     Verb("generate", "generate", "One answer to a prompt (-p, -f or stdin)"),
     Verb("explain", "explain", "What the expert changed in an answer, and why"),
     Verb("batch", "batch.verb", "An answer to each record of a file, resumable"),
-    Verb(
-        "replay",
-        "batch.replay",
-        "One record of a batch again: is the answer the same",
-    ),
-    Verb("merge", "batch.merge", "The outputs of all shards of a batch run as one"),
-    Verb("audit", "batch.audit", "The log of batch runs: is it whole, what is in it"),
     Verb("score", "eval.score", "How well texts are predicted: bits per byte"),
     Verb("eval", "eval.verb", "Tasks under several methods, with 95 % intervals"),
     Verb("bench", "bench.verb", "How fast answers come, target alone and together"),

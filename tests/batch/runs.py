@@ -11,7 +11,6 @@ from typing import Any
 from capt_local.batch.fingerprint import Fingerprint
 from capt_local.batch.journal import Journal
 from capt_local.batch.output import Asked, ErrorCode, Failure, Origin, OutputLine
-from capt_local.batch.shard import Shard
 from capt_local.decode.step import FinishReason
 from capt_local.report.json import Answer, answer_object
 from tests.batch.faults import Quick
@@ -19,7 +18,7 @@ from tests.batch.faults import Quick
 NOTE = "canary-7f3a"  # stands for patient text: in answers alone, in no message
 
 
-def fingerprint(shard: Shard | None = None, **changed: Any) -> Fingerprint:
+def fingerprint(**changed: Any) -> Fingerprint:
     values: dict[str, Any] = {
         "versions": {"capt_local": "1", "llama_cpp": "b1"},
         "build": {"platform": "test"},
@@ -30,7 +29,7 @@ def fingerprint(shard: Shard | None = None, **changed: Any) -> Fingerprint:
         "prompt": {"template": None, "system": "cd" * 32},
         "computing": {"threads": 1, "parallel": 1},
     }
-    return Fingerprint(**(values | changed), shard=shard)
+    return Fingerprint(**(values | changed))
 
 
 def ids(count: int) -> list[str]:

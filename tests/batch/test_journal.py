@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from capt_local.batch.journal import Journal, JournalBroken
 from capt_local.batch.manifest import RunFacts, read_manifest
 from capt_local.batch.output import Asked, ErrorCode, Failure, Origin
-from capt_local.batch.shard import Shard
 from capt_local.errors import UsageError
 from capt_local.report.json import Answer, answer_object
 from tests.batch.faults import FULL, Faulty, Quick
@@ -51,7 +50,6 @@ def test_another_setting_is_refused_and_named_without_texts(tmp_path: Path) -> N
     run(output, ids(2))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     other = fingerprint(
-        Shard(1, 2),
         parameters={"max_tokens": 32, "sample": {"seed": 0, "temperature": 0.0}},
         prompt={"template": NOTE, "system": "cd" * 32},
         method="target",
@@ -59,7 +57,7 @@ def test_another_setting_is_refused_and_named_without_texts(tmp_path: Path) -> N
     with pytest.raises(UsageError) as error:
         run(output, ids(2), other)
     assert (
-        "what differs: method, parameters.max_tokens (16, now 32), prompt.template, shard. Use"
+        "what differs: method, parameters.max_tokens (16, now 32), prompt.template. Use"
     ) in str(error.value)
     assert NOTE not in str(error.value)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -288,7 +286,7 @@ def test_a_record_that_has_changed_is_refused_before_anything_is_written(tmp_pat
     changed = [(number, id, "0" * 64) for number, id, _ in records(6)]
     now = RunFacts({"platform": "B"}, wanted=6, input={"sha256": "bb" * 32})
     refused(output, "line 1, and 3 more: changed since its line", records=changed, facts=now)
-    # The manifest still names the input that the lines were made from: merge relies on it.
+    # The manifest still names the input that the lines were made from.
     manifest = read_manifest(output, "it")
     assert manifest is not None and manifest.input["sha256"] == "aa" * 32
     assert "note-" not in str(manifest)

@@ -16,7 +16,6 @@ from capt_local.batch.output import (
     answer_object_of,
     code_of,
 )
-from capt_local.batch.shard import Shard
 from capt_local.bundle.store import find
 from capt_local.decode.options import GenerateOptions, SampleOptions, Structure
 from capt_local.errors import (
@@ -29,7 +28,7 @@ from capt_local.errors import (
 )
 from capt_local.report.json import answer_object
 from capt_local.report.readback import answer_from
-from tests.batch.runs import NOTE, fingerprint, ids, untimed
+from tests.batch.runs import NOTE, fingerprint, untimed
 from tests.report.answers import an_answer
 
 OF = fingerprint()
@@ -136,7 +135,7 @@ def test_a_record_without_an_answer() -> None:
 def test_a_line_holds_nothing_random() -> None:
     one, two = (
         Origin(of).answered(ASKED, answer_object(dataclasses.replace(ANSWER, id=id)), now).encode()
-        for of, id, now in ((OF, "", NOW), (fingerprint(Shard(2, 3)), "x", NOW + 60))
+        for of, id, now in ((OF, "", NOW), (fingerprint(), "x", NOW + 60))
     )
     assert one != two and untimed(one + b"\n") == untimed(two + b"\n")
     other = Origin(OF).answered(dataclasses.replace(ASKED, id="b"), answer_object(ANSWER), NOW)
@@ -158,7 +157,7 @@ def test_each_error_has_a_code(error: CaptError, code: str) -> None:
     assert code_of(error) == code
 
 
-def demo(options: GenerateOptions, shard: Shard | None = None) -> Fingerprint:
+def demo(options: GenerateOptions) -> Fingerprint:
     return Fingerprint.of(
         find("demo"),
         options,
@@ -166,7 +165,6 @@ def demo(options: GenerateOptions, shard: Shard | None = None) -> Fingerprint:
         build={"platform": "x"},
         prompt={"template": digest_of(NOTE)},
         computing={"threads": 2},
-        shard=shard,
     )
 
 
@@ -186,8 +184,6 @@ def test_a_fingerprint_is_of_everything_that_decides_an_answer() -> None:
         assert other.digest != first.digest
         assert NOTE not in json.dumps(other.as_object())
     assert demo(GenerateOptions()).digest == first.digest
-    shard = demo(GenerateOptions(), Shard(1, 2))
-    assert shard.digest == first.digest and differing(held, shard.as_object()) == ["shard"]
 
 
 def test_differences_are_told_by_name_and_number() -> None:
@@ -197,24 +193,3 @@ def test_differences_are_told_by_name_and_number() -> None:
     assert told([f"n{number}" for number in range(10)]) == (
         "n0, n1, n2, n3, n4, n5, n6, n7 and 2 more"
     )
-
-
-def test_shards_divide_the_ids() -> None:
-    parts = [Shard(index, 5) for index in range(1, 6)]
-    held = [[id for id in ids(2000) if part.holds(id)] for part in parts]
-    assert sorted(id for part in held for id in part) == sorted(ids(2000))
-    assert all(330 < len(part) < 470 for part in held)
-    assert Shard.parse("2/8") == Shard(2, 8) and str(Shard(2, 8)) == "2/8"
-
-
-def test_the_division_is_the_same_for_ever() -> None:
-    # Outputs of earlier versions are resumed and merged by it.
-    assert [Shard(1, 3).holds(id) for id in ids(8)] == [
-        False, False, False, False, True, True, False, True
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", ["", "0/3", "4/3", "1/0", "1", "a/b", "1/2/3", "-1/2", "1 /2"])
-def test_shards_that_are_none(text: str) -> None:
-    with pytest.raises(UsageError, match="--shard"):
-        Shard.parse(text)

@@ -20,7 +20,6 @@ from capt_local.batch.process import WorkerProcess
 from capt_local.batch.progress import Progress
 from capt_local.batch.runner import Job, Runner, places_to_do
 from capt_local.batch.seeds import record_seed
-from capt_local.batch.shard import Shard
 from capt_local.decode.options import GenerateOptions
 from capt_local.errors import MemoryShortage, WorkerFailed
 from tests.batch.fake_input import FakeJournal, FakeSource, opening, start_worker
@@ -61,7 +60,7 @@ class Bench:
         patience: float = math.inf,
     ) -> bool:
         source = FakeSource(prompts, changed, slow)
-        places = places_to_do(source.ids, {}, None, None)
+        places = places_to_do(source.ids, {}, None)
         job = Job(
             source, self.journal, Origin(MARK), GenerateOptions(), places, fail_fast=fail_fast
         )
@@ -294,9 +293,7 @@ def test_a_disk_that_fails_ends_the_run(bench: Bench) -> None:
 
 def test_which_records_are_left() -> None:
     ids = [f"r{number}" for number in range(100)]
-    assert places_to_do(ids, {"r0": "ok", "r2": "worker_died"}, None, 3) == (1, 3, 4)
-    shards = [places_to_do(ids, {}, Shard(index, 3), None) for index in (1, 2, 3)]
-    assert sorted(place for shard in shards for place in shard) == list(range(100))
+    assert places_to_do(ids, {"r0": "ok", "r2": "worker_died"}, 3) == (1, 3, 4)
 
 
 def test_the_seed_of_a_record_is_documented_arithmetic() -> None:

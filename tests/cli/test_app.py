@@ -39,7 +39,7 @@ LEAVES = [
     if not verb.verbs
 ]
 # What stands in files needs no models.
-WITHOUT_MODELS = {"explain", "merge", "audit", "models", "config"}
+WITHOUT_MODELS = {"explain", "models", "config"}
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,6 @@ def test_a_wrong_command_line_is_one_line_and_exit_2(
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [
-        (["audit"], "verify|show"),
-        (["audit", "verify"], "FILE"),
-        (["replay", "--id", CANARY], "OUTPUT"),
         (["models", "export", CANARY], "--output"),
     ],
 )

@@ -93,33 +93,17 @@ def test_a_finished_run_is_done(whole: Path, capfd: pytest.CaptureFixture[str]) 
     assert "parameters.sample.temperature (0.0, now 0.5)" in capfd.readouterr().err
 
 
-def test_one_at_a_time_and_in_parts_give_the_same_answers(
+def test_one_at_a_time_gives_the_same_answers(
     whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     place = str(whole.with_name("in.jsonl"))
     one = tmp_path / "one.jsonl"
     assert run(["batch", place, "-o", str(one), *QUICK, "--parallel", "1", "--limit", "3"]) == 0
     assert "3 records are left: the same command goes on with them." in capfd.readouterr().err
-    parts = [str(tmp_path / f"part{i}.jsonl") for i in (1, 2)]
-    for number, part in enumerate(parts, 1):
-        more = ["--parallel", "4", "--shard", f"{number}/2"]
-        assert run(["batch", place, "-o", part, *QUICK, *more]) == 0
-    merged = tmp_path / "merged.jsonl"
-    assert run(["merge", *parts, "-o", str(merged), "--input", place]) == 0
-    assert [line["id"] for line in results(merged)] == [f"n{i}" for i in range(len(NOTES))]
-    assert untimed(merged) == untimed(whole)
     lines, there = untimed(one), untimed(whole)
     assert len(lines) == 3
     for id, line in lines.items():
         assert line["response"]["body"]["choices"] == there[id]["response"]["body"]["choices"]
-
-
-def test_a_record_is_run_again(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    arguments = ["replay", str(whole), "--id", "n5", "--input", str(whole.with_name("in.jsonl"))]
-    assert run([*arguments, "--json"]) == 0
-    found = json.loads(capfd.readouterr().out)
-    assert (found["identical"], found["settings_that_differ"]) == (True, [])
-    assert run(["replay", str(whole), "--id", "none", *arguments[4:]]) == 2
 
 
 def test_failed_records_are_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -319,9 +303,7 @@ def test_standard_input_is_read_and_nohup_holds(tmp_path: Path) -> None:
         (["{bad}", "-o", "{out}"], 2, "line 2: not JSON"),
         (["{in}", "-o", "{out}", "--template", "{template}"], 2, "line 1: "),
         (["{in}", "-o", "{out}", "--parallel", "0"], 2, "--parallel takes a number"),
-        (["{in}", "-o", "{out}", "--shard", "3/2"], 2, "--shard"),
         (["{in}", "-o", "{out}", "--top-logprobs", "2"], 2, "goes with --logprobs"),
-        (["{in}", "-o", "{out}", "--site-key", "{in}"], 2, "goes with --audit"),
         (["{in}", "-o", "{out}", "--target", "{other}"], 3, ""),
         (["{in}", "-o", "{out}", "-m", "./none"], 3, "There is no bundle"),
         (["{in}", "-o", "{out}", "--parallel", "255", "-c", "1000000"], 4, "Not enough memory"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import json
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from capt_local.batch.audit import AuditLog, Entry, Event
+from capt_local.batch.audit import AuditLog
 from capt_local.batch.disk import Files
 from capt_local.batch.journal import Journal, JournalFull
 from capt_local.batch.manifest import read_manifest
 from capt_local.batch.runner import Runner
 from capt_local.bundle.manifest import Signer
-from capt_local.cli.batch import logged, setup, work
+from capt_local.cli.batch import setup, work
 from capt_local.cli.batch.run import BatchRun
 from capt_local.errors import UsageError
 from tests.batch.fake_input import start_worker
@@ -67,7 +68,7 @@ class Place:
     def events(self) -> list[tuple[str, Any]]:
         lines = Path(self.path("log")).read_bytes().splitlines()
         entries = [json.loads(line) for line in lines]
-        return [(entry["event"], entry["output_hmac"]) for entry in entries]
+        return [(entry["event"], entry["exit_code"]) for entry in entries]
 
 
 @pytest.fixture
@@ -185,14 +186,11 @@ def test_a_record_that_hangs_fails_and_the_others_go_on(place: Place) -> None:
 
 def failing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The log of runs takes no end."""
-    append = AuditLog.append
 
-    def refuse(self: AuditLog, entry: Entry) -> str:
-        if entry.event is Event.END:
-            raise UsageError("The audit log cannot be written: it fails.")
-        return append(self, entry)
+    def refuse(*_: object) -> None:
+        raise UsageError("The audit log cannot be written: it fails.")
 
-    monkeypatch.setattr(AuditLog, "append", refuse)
+    monkeypatch.setattr(AuditLog, "end", refuse)
 
 
 def test_a_log_that_fails_at_the_end_is_told_and_the_manifest_has_the_end(
@@ -220,20 +218,31 @@ def test_a_log_that_fails_hides_no_full_disk(place: Place, monkeypatch: pytest.M
     assert place.last()["exit_code"] == 2
 
 
-def test_an_output_that_is_gone_at_the_end_is_one_line(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def gone(*_: object) -> str:
-        raise FileNotFoundError(2, "No such file or directory", CANARY)
+def test_the_audit_log_has_start_and_end_of_each_run_and_no_text(place: Place) -> None:
+    place.write(a=CANARY, b="refuse")
+    assert place.batch("--audit", place.path("log"), "--limit", "1").code == 0
+    with Path(place.path("log")).open("ab") as log:
+        log.write(b'{"event": "torn')  # a machine that lost power
+    assert place.batch("--audit", place.path("log")).code == 6
+    lines = Path(place.path("log")).read_bytes().splitlines()
+    assert len(lines) == 5 and b"torn" in lines[2] and CANARY.encode() not in b"".join(lines)
+    entries = [json.loads(line) for line in (*lines[:2], *lines[3:])]
+    assert [entry["event"] for entry in entries] == ["start", "end"] * 2
+    assert len({entry["run"] for entry in entries}) == 1
+    assert [entry["counts"] for entry in entries] == [
+        {"records": 1}, {"records": 1, "ok": 1}, {"records": 1},
+        {"records": 1, "ok": 0, "numerical_error": 1},
+    ]  # fmt: skip
+    assert [entry["exit_code"] for entry in entries] == [None, 0, None, 6]
+    assert Path(place.path("log")).stat().st_mode & 0o777 == 0o600
 
-    monkeypatch.setattr(logged, "output_hmac", gone)
-    (place.folder / "key").write_text("0123456789abcdef")
-    more = ["--audit", place.path("log"), "--site-key", place.path("key")]
-    result = place.batch(*more)
-    assert result.code == 2 and result.err.count("error: ") == 1
-    assert "cannot be read at the end of the run: No such file or directory." in result.err
-    assert place.events() == [("start", None), ("end", None)]
-    assert place.last()["exit_code"] == 2 and "audit_head" in place.last()
+
+def test_a_log_that_cannot_be_written_is_refused_before_anything_starts(place: Place) -> None:
+    Path(place.path("link")).symlink_to("/dev/null")
+    for path in (place.path("none/log"), place.path("link"), str(place.folder)):
+        result = place.batch("--audit", path)
+        assert result.code == 2 and "--audit" in result.err
+    assert not place.output.exists()
 
 
 def test_a_second_ctrl_c_writes_nothing_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,13 +256,14 @@ def test_a_second_ctrl_c_writes_nothing_more(place: Place, monkeypatch: pytest.M
 
 def test_a_file_system_without_locks_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     from capt_local.batch import lock
-    from tests.batch.test_merge import no_locks
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(lock, "_lock", no_locks)
-    result = place.batch("--audit", place.path("log"))
+    result = place.batch()
     assert result.code == 0
     assert result.err.count("has no locks: nothing keeps a second run") == 1
-    assert result.err.count("The file system of the audit log has no locks") == 1
 
 
 def test_an_output_beside_the_notes_is_no_change_of_the_input(place: Place) -> None:

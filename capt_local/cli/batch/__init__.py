@@ -1,1 +1,1 @@
-"""The verbs that answer many records: batch, merge, replay, audit."""
+"""The verb that answers many records: batch."""

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from capt_local.batch.shard import Shard
 from capt_local.cli.options import option
-from capt_local.config.limits import Feature
 from capt_local.errors import UsageError
 
 AUTO = "auto"
@@ -39,10 +37,6 @@ class RunFlags:
             help="Records answered at once. Default: auto, by memory and cores.",
         ),
     ] = AUTO
-    shard: Annotated[
-        str | None,
-        option("--shard", twin="SHARD", metavar="I/N", help="Only part I of N; see merge."),
-    ] = None
     limit: Annotated[
         int | None, option("--limit", metavar="N", min=1, help="At most N records in this run.")
     ] = None
@@ -79,16 +73,6 @@ class RunFlags:
             "loaded and nothing written.",
         ),
     ] = False
-    ray: Annotated[
-        int | None,
-        option(
-            "--ray",
-            metavar="N",
-            min=1,
-            help="Run N shards as actors of a local Ray, and merge them (the extra 'ray').",
-        ),
-        Feature.NETWORK,
-    ] = None
 
     @property
     def at_once(self) -> int | None:
@@ -117,11 +101,6 @@ class RunFlags:
                 "well may be silent for a while."
             )
         return self.record_timeout or math.inf
-
-    @property
-    def part(self) -> Shard | None:
-        """The shard; None for all records."""
-        return None if self.shard is None else Shard.parse(self.shard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +134,6 @@ class AfterFlags:
             "--audit",
             twin="AUDIT",
             metavar="FILE",
-            help="Add start and end of the run to this log (counts only, hash-chained).",
-        ),
-    ] = None
-    site_key: Annotated[
-        Path | None,
-        option(
-            "--site-key",
-            twin="SITE_KEY",
-            metavar="FILE",
-            help="A secret of the site: the log then has an HMAC of the output.",
+            help="Append start and end of the run to this log: digests and counts, no text.",
         ),
     ] = None

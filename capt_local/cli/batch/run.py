@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from capt_local.batch.audit import AuditLog
 from capt_local.batch.crew import Crew
 from capt_local.batch.events import News
 from capt_local.batch.fingerprint import Fingerprint
@@ -19,7 +20,6 @@ from capt_local.batch.progress import Progress
 from capt_local.batch.runner import Job, Runner, places_to_do
 from capt_local.batch.sources import Source
 from capt_local.cli.batch.flags import RunFlags
-from capt_local.cli.batch.logged import Audit
 from capt_local.cli.batch.setup import Chosen, Settled, facts, fingerprint, opening
 from capt_local.cli.batch.told import Told, summary_line
 from capt_local.cli.exits import ExitCode, code_for, wants_traceback
@@ -74,7 +74,7 @@ class Plan:
     fixed: Settled
     source: Source
     raw: bool
-    audit: Audit | None
+    audit: AuditLog | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class BatchRun:
         found = look(plan.output, mark, records, retry_errors=again, new=plan.run.force_new)
         self._told.notes(found.notices)
         done = {id: kept.code for id, kept in found.done(retry_errors=again).items()}
-        left = len(places_to_do(plan.source.ids, done, plan.flags.shard, None))
+        left = len(places_to_do(plan.source.ids, done, None))
         self._told.note(
             f"checked: {len(plan.source)} records in the input; {len(done)} are done, {left} to be "
             "done. No model was loaded, and nothing written."
@@ -151,8 +151,8 @@ class BatchRun:
             _check(self._signals)
             journal = stack.enter_context(self._opened(mark, hello))
             self._told.notes(journal.notices)
-            ids, shard = plan.source.ids, plan.flags.shard
-            left = places_to_do(ids, journal.done, shard, None)
+            ids = plan.source.ids
+            left = places_to_do(ids, journal.done, None)
             places = left[: plan.run.limit]
             progress = Progress(len(places), before=len(journal.done))
             job = Job(
@@ -166,7 +166,7 @@ class BatchRun:
                 fail_fast=plan.run.fail_fast,
             )
             if plan.audit is not None:
-                plan.audit.begin(journal.manifest, len(places))
+                plan.audit.start(journal.manifest, len(places))
             if places:
                 crew.load(opening(plan.flags, plan.fixed, mark, raw=plan.raw))
             return self._worked(job, crew, journal, progress, len(left))
@@ -236,11 +236,9 @@ class BatchRun:
         trouble: CaptError | None = None
         if audit is not None:
             try:
-                summary["audit_head"] = audit.end(summary, self._plan.output)
-                trouble = audit.unread
+                audit.end(summary)
             except CaptError as error:
                 trouble = error
-            self._told.notes(audit.fresh())
         if trouble is not None:
             summary["exit_code"] = int(code_for(trouble))
         try:
@@ -270,8 +268,6 @@ class BatchRun:
         changed = self._plan.source.changed()
         self._told.notes([changed] if changed else ())
         self._told.note(summary_line(summary))
-        if "audit_head" in summary:
-            self._told.note(f"audit log: {summary['audit_head']}")
         if not whole and not summary["left"]:
             self._told.note("stopped before the output was put in order: the same command does it.")
         if summary["left"]:

@@ -15,7 +15,6 @@ from capt_local.batch.manifest import RunFacts, RunManifest, read_manifest
 from capt_local.batch.opening import Opening
 from capt_local.batch.packing import packed
 from capt_local.batch.parallel import records_at_once
-from capt_local.batch.shard import Shard
 from capt_local.batch.sources import Source
 from capt_local.batch.structured import Form
 from capt_local.bundle.check import Check
@@ -48,7 +47,6 @@ class Chosen:
         check: how their digests are checked.
         date: what templates take for today; None where no flag says.
         parallel: records at once; None for as many as are good.
-        shard: the part of this process; None for all.
         form: what validates structured answers; None where there is no schema.
         schema: its file; None where there is none.
         schema_sha256: of that file.
@@ -61,7 +59,6 @@ class Chosen:
     check: Check
     date: datetime.date | None
     parallel: int | None
-    shard: Shard | None
     form: Form | None
     schema: Path | None
     schema_sha256: str | None
@@ -85,9 +82,7 @@ def chosen(
     """
     if after.top_logprobs and not after.logprobs:
         raise UsageError("--top-logprobs goes with --logprobs.")
-    if after.site_key is not None and after.audit is None:
-        raise UsageError("--site-key goes with --audit.")
-    parallel, part = run.at_once, run.part
+    parallel = run.at_once
     grammar = structure(shape)
     form, digest = form_of(shape.json_schema)
     bundle = find_bundle(model)
@@ -99,7 +94,6 @@ def chosen(
         check=model.check,
         date=pinned_date(model),
         parallel=parallel,
-        shard=part,
         form=form,
         schema=shape.json_schema,
         schema_sha256=digest,
@@ -135,14 +129,13 @@ class Settled:
     parallel: int
 
 
-def settled(output: Path, what: Chosen, *, new: bool, processes: int = 1) -> Settled:
+def settled(output: Path, what: Chosen, *, new: bool) -> Settled:
     """What the flags leave open is as it was when the run began, so that it can be resumed.
 
     Args:
         output: of the run.
         what: the flags say.
         new: whether the output begins anew in any case.
-        processes: runs that share this machine.
 
     Raises:
         UsageError: the manifest of the output is broken.
@@ -153,9 +146,7 @@ def settled(output: Path, what: Chosen, *, new: bool, processes: int = 1) -> Set
     parallel = what.parallel or _kept(before, "computing", "parallel", int)
     if parallel is None:
         cores = what.load.threads or physical_cores()
-        parallel = records_at_once(
-            what.bundle, what.options, what.load, cores=cores, processes=processes
-        )
+        parallel = records_at_once(what.bundle, what.options, what.load, cores=cores)
     return Settled(date or datetime.date.today().isoformat(), parallel)
 
 
@@ -197,14 +188,11 @@ def fingerprint(
             "kv_type": load.kv_type,
         },
         output={"logprobs": what.logprobs},
-        shard=what.shard,
     )
 
 
 def facts(what: Chosen, source: Source, mark: Fingerprint, hello: Mapping[str, Any]) -> RunFacts:
     """What the manifest of the run tells besides its fingerprint."""
-    shard = what.shard
-    held = len(source) if shard is None else sum(shard.holds(id) for id in source.ids)
     bundle = what.bundle
     return RunFacts(
         provenance={
@@ -220,7 +208,7 @@ def facts(what: Chosen, source: Source, mark: Fingerprint, hello: Mapping[str, A
             "method": mark.method,
             "parameters": mark.parameters,
         },
-        wanted=held,
+        wanted=len(source),
         input=source.describe(),
     )
 

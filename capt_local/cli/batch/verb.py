@@ -31,15 +31,9 @@ def batch(
       capt-local batch notes.jsonl -o answers.jsonl -n 300
 
       capt-local batch notes.csv --template ask.txt --system rules.txt -o answers.jsonl
-
-      capt-local batch notes.jsonl -o part2.jsonl --shard 2/8
     """
     # Imported here: the help needs none of it.
     from capt_local.cli.batch.work import Groups, work
 
     groups = Groups(what, run, model, how, sample, form, thought, after, view)
-    if run.ray is not None:
-        from capt_local.cli.batch.ray import batch_on_ray
-
-        return batch_on_ray(groups)
     return work(groups)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from capt_local.batch.audit import AuditLog
 from capt_local.batch.journal_place import check_place, would_be_read
 from capt_local.batch.sources import Source
 from capt_local.cli.batch.flags import AfterFlags, RunFlags
 from capt_local.cli.batch.input import InputFlags
-from capt_local.cli.batch.logged import Audit
 from capt_local.cli.batch.run import BatchRun, Plan
 from capt_local.cli.batch.setup import Chosen, chosen, settled
 from capt_local.cli.batch.told import Told
@@ -49,7 +49,7 @@ class Groups:
 
 
 def work(flags: Groups) -> int:
-    """Does the run, here or on Ray.
+    """Does the run.
 
     Raises:
         CaptError: flags, input, output or models are not as they should be.
@@ -87,17 +87,16 @@ def _plan(what: InputFlags, run: RunFlags, flags: Chosen, after: AfterFlags, tol
     _check_apart(run.output, read, after)
     _check_notes(what.place, after)
     fixed = settled(run.output, flags, new=run.force_new)
-    audit = None if after.audit is None or run.check else Audit(after.audit, after.site_key)
+    audit = None if after.audit is None or run.check else AuditLog(after.audit)
     source = _source(what, flags, told)
     told.notes(source.notices)
-    told.notes(audit.fresh() if audit else ())
     return Plan(run.output, run, flags, fixed, source, what.raw, audit)
 
 
 def _check_apart(output: Path, read: Sequence[Path | None], after: AfterFlags) -> None:
     """Refuses a summary or an audit log in the place of the output, its company, or an input."""
     written = {"--summary": after.summary, "--audit": after.audit}
-    others = {path.resolve() for path in (*read, after.site_key) if path is not None}
+    others = {path.resolve() for path in read if path is not None}
     for name, path in written.items():
         if path is None:
             continue
