@@ -7,6 +7,7 @@ to a file opened with O_APPEND.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -65,19 +66,16 @@ class AuditLog:
     def _append(self, line: bytes) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            handle = os.open(self._path, flags, 0o600)
-            try:
-                found = os.fstat(handle)
+            with open(os.open(self._path, flags, 0o600), "rb+", buffering=0) as log:
+                found = os.fstat(log.fileno())
                 if not stat.S_ISREG(found.st_mode):
                     raise UsageError(f"{_NAME} is not a regular file.")
                 # After a crash the last line may lack its end: do not continue it.
-                if line and found.st_size and os.pread(handle, 1, found.st_size - 1) != b"\n":
+                if line and found.st_size and os.pread(log.fileno(), 1, found.st_size - 1) != b"\n":
                     line = b"\n" + line
-                if line and os.write(handle, line) != len(line):
-                    raise OSError(28, "No space left on device")
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+                if line and log.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(log.fileno())
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
             reason = getattr(error, "strerror", None) or "no access"
             raise UsageError(f"{_NAME} cannot be written: {reason}.") from None
