@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from capt_local.bundle.fields import Table
+from capt_local.bundle.packaged import PackageFile
 from capt_local.errors import ModelError, UsageError
 
 SCALE_LIMIT = 8.0
@@ -25,6 +26,7 @@ class AdapterFile:
         scale: what it adds is multiplied by this.
         licence: of the adapter.
         source: where it comes from.
+        package: the installed Python package that has the file, if the manifest names one.
 
     Raises:
         UsageError: the scale is not a number from -8 to 8.
@@ -36,6 +38,7 @@ class AdapterFile:
     scale: float = 1.0
     licence: str = ""
     source: str = ""
+    package: PackageFile | None = None
 
     def __post_init__(self) -> None:
         """Refuses a scale without a meaning."""
@@ -105,7 +108,8 @@ def read_adapter(table: Table, folder: Path) -> AdapterFile:
     Raises:
         ModelError: a key is missing or has no meaning, or there is no such file.
     """
-    path, size, digest = table.file("file", folder), table.whole("size", 1), table.digest("sha256")
+    path, package = table.model_file(folder)
+    size, digest = table.whole("size", 1), table.digest("sha256")
     for key, value in (("file", path), ("size", size), ("sha256", digest)):
         if value is None:
             table.fail(key, "is missing")
@@ -117,6 +121,7 @@ def read_adapter(table: Table, folder: Path) -> AdapterFile:
         scale=1.0 if scale is None else scale,
         licence=table.text("licence", ""),
         source=table.text("source", ""),
+        package=package,
     )
     table.done()
     return adapter

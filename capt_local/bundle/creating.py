@@ -147,8 +147,8 @@ def _settled(
     adapter = model.adapter
     if adapter is not None:
         place, length, of_adapter = there(f"{model.role}'s adapter", adapter)
-        adapter = replace(adapter, path=place, size=length, sha256=of_adapter)
-    made = replace(model, path=path, size=size, sha256=digest, adapter=adapter)
+        adapter = replace(adapter, path=place, size=length, sha256=of_adapter, package=None)
+    made = replace(model, path=path, size=size, sha256=digest, adapter=adapter, package=None)
     if template is None:
         return made
     return replace(

@@ -61,9 +61,9 @@ def export(
         signature = sign(manifest, key) if key else kept_signature(folder)
     write = _write_archive if place.suffix == ENDING else _write_folder
     try:
-        _check_room(place.parent, [folder / each.name for each in files])
+        _check_room(place.parent, [each.source for each in files])
         with _draft(place) as draft:
-            write(draft, folder, manifest, signature, files, report)
+            write(draft, manifest, signature, files, report)
             _refuse_present(place)  # which another program may have made meanwhile
             os.rename(draft, place)
     except OSError as error:
@@ -134,7 +134,6 @@ def check_room(folder: Path, needed: int) -> None:
 
 def _write_archive(
     draft: Path,
-    folder: Path,
     manifest: bytes,
     signature: bytes,
     files: tuple[Member, ...],
@@ -144,9 +143,9 @@ def _write_archive(
         for name, data in ((MANIFEST, manifest), (SIGNATURE, signature)):
             out.write(header(name, len(data)) + data + padding(len(data)))
         for member in files:
-            size = (folder / member.name).stat().st_size
+            size = member.source.stat().st_size
             out.write(header(member.name, size))
-            for chunk in _checked(folder, member, report):
+            for chunk in _checked(member, report):
                 out.write(chunk)
             out.write(padding(size))
         out.write(END)
@@ -156,7 +155,6 @@ def _write_archive(
 
 def _write_folder(
     draft: Path,
-    folder: Path,
     manifest: bytes,
     signature: bytes,
     files: tuple[Member, ...],
@@ -171,7 +169,7 @@ def _write_folder(
                 os.fsync(out.fileno())
     for member in files:
         with _new(draft / member.name) as out:
-            for chunk in _checked(folder, member, report):
+            for chunk in _checked(member, report):
                 out.write(chunk)
             out.flush()
             os.fsync(out.fileno())
@@ -182,10 +180,10 @@ def _new(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600), "wb")
 
 
-def _checked(folder: Path, member: Member, report: Report | None) -> Iterator[bytes]:
+def _checked(member: Member, report: Report | None) -> Iterator[bytes]:
     """The bytes of a file; at their end an error if they are not those of the manifest."""
     digest, done = hashlib.sha256(), 0
-    with open_regular((folder / member.name).resolve()) as stream:
+    with open_regular(member.source.resolve()) as stream:
         size = os.fstat(stream.fileno()).st_size
         if member.size not in (None, size) or size > member.most:
             raise _other(member)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NoReturn, TypeVar
 
+from capt_local.bundle.packaged import PackageFile
 from capt_local.errors import ModelError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -143,15 +144,27 @@ class Table:
             self.fail(key, "must be a day without quotes, as in 2027-01-31")
         return value.isoformat()
 
+    def model_file(self, folder: Path) -> tuple[Path | None, PackageFile | None]:
+        """The file of `file`, and its package where `package` names one.
+
+        Raises:
+            ModelError: it is not there, also since the package is not installed.
+        """
+        if "package" not in self:
+            return self.file("file", folder), None
+        package, value = self.name("package"), self.text("file")
+        self._check_relative("file", value)
+        if not PurePosixPath(value).name:
+            self.fail("file", "names no file")
+        found = PackageFile(package, value)
+        return found.find(folder) if self._present else folder / found.name, found
+
     def file(self, key: str, folder: Path) -> Path | None:
         """A regular file inside `folder`, or None where there is no such key."""
         value = self.optional_text(key)
         if value is None:
             return None
-        if "\\" in value or PurePosixPath(value).is_absolute() or PureWindowsPath(value).drive:
-            self.fail(key, "must be a path relative to the folder of the bundle, with '/'")
-        if not value or ".." in PurePosixPath(value).parts:
-            self.fail(key, "must name a file inside the folder of the bundle")
+        self._check_relative(key, value)
         path = folder / value
         if not self._present:
             return path
@@ -177,6 +190,13 @@ class Table:
             # The key itself comes from the file, so only a plain one is shown.
             shown = key if NAME.fullmatch(key) else "a key with odd characters"
             self.fail(shown, "is not known; remove it or correct its name")
+
+    def _check_relative(self, key: str, value: str) -> None:
+        """Refuses paths that lead out of the folder of the bundle or package."""
+        if "\\" in value or PurePosixPath(value).is_absolute() or PureWindowsPath(value).drive:
+            self.fail(key, "must be a path relative to the folder of the bundle, with '/'")
+        if not value or ".." in PurePosixPath(value).parts:
+            self.fail(key, "must name a file inside the folder of the bundle")
 
     def _bounded(self, key: str, value: object, least: float, most: float) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):

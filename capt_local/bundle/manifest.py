@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from capt_local.bundle.adapter import Adapted, AdapterFile, listed_adapters
+from capt_local.bundle.packaged import PackageFile
 from capt_local.bundle.roles import Role, adapted, paired, roles
 from capt_local.errors import ModelError
 
@@ -47,6 +48,7 @@ class ModelFile:
         template_sha256: digest of `template_file`, or else of the GGUF's own template.
         tokenizer_sha256: digest of the tokenizer in the file; see `engine.digests`.
         adapter: a LoRA adapter on it; a model of the same file without one is not changed by it.
+        package: the installed Python package that has the file, if the manifest names one.
     """
 
     role: Role
@@ -61,6 +63,7 @@ class ModelFile:
     template_sha256: str | None = None
     tokenizer_sha256: str | None = None
     adapter: AdapterFile | None = None
+    package: PackageFile | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from capt_local.bundle.fields import NAME
 from capt_local.bundle.manifest import MANIFEST, RECEIPT, SIGNATURE, Bundle
+from capt_local.bundle.packaged import PackageFile
 from capt_local.errors import ModelError
 
 LARGEST_TEMPLATE = 1 << 20
@@ -23,11 +24,13 @@ class Member:
         name: in the folder and in an archive.
         size: bytes; None for a template, of which the manifest has the digest alone.
         sha256: digest in hexadecimal.
+        source: where it lies now.
     """
 
     name: str
     size: int | None
     sha256: str
+    source: Path
 
     @property
     def most(self) -> int:
@@ -44,13 +47,16 @@ def members(bundle: Bundle) -> tuple[Member, ...]:
     folder = bundle.folder or Path()
     found: dict[str, Member] = {}
     for role, model in bundle.models.items():
-        named: list[tuple[Path, int | None, str | None]] = [(model.path, model.size, model.sha256)]
-        if model.adapter is not None:
-            named.append((model.adapter.path, model.adapter.size, model.adapter.sha256))
-        if model.template_file is not None:
-            named.append((model.template_file, None, model.template_sha256))
-        for path, size, digest in named:
-            member = Member(_plain(path.relative_to(folder).as_posix(), role), size, digest or "")
+        adapter, template = model.adapter, model.template_file
+        named: list[tuple[Path, PackageFile | None, int | None, str | None]]
+        named = [(model.path, model.package, model.size, model.sha256)]
+        if adapter is not None:
+            named.append((adapter.path, adapter.package, adapter.size, adapter.sha256))
+        if template is not None:
+            named.append((template, None, None, model.template_sha256))
+        for path, package, size, digest in named:
+            name = package.name if package else path.relative_to(folder).as_posix()
+            member = Member(_plain(name, role), size, digest or "", path)
             if found.setdefault(member.name.casefold(), member) != member:
                 raise ModelError(f"The bundle names {member.name} in two ways, which differ.")
     _refuse_twins(bundle)

@@ -161,7 +161,8 @@ def _models(tables: Table, folder: Path) -> dict[Role, ModelFile]:
 
 
 def _model(table: Table, role: Role, folder: Path) -> ModelFile:
-    path, size, digest = table.file("file", folder), table.whole("size", 1), table.digest("sha256")
+    path, package = table.model_file(folder)
+    size, digest = table.whole("size", 1), table.digest("sha256")
     for key, value in (("file", path), ("size", size), ("sha256", digest)):
         if value is None:
             table.fail(key, "is missing")
@@ -178,6 +179,7 @@ def _model(table: Table, role: Role, folder: Path) -> ModelFile:
         template_sha256=table.digest("template_sha256"),
         tokenizer_sha256=table.digest("tokenizer_sha256"),
         adapter=read_adapter(table.table("adapter"), folder) if "adapter" in table else None,
+        package=package,
     )
     if model.template and (model.template_file or model.template_sha256):
         table.fail("template", "names a built-in template; remove template_file and its digest")

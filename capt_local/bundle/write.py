@@ -13,6 +13,7 @@ from pathlib import Path
 from capt_local.bundle.adapter import AdapterFile
 from capt_local.bundle.card import SECTIONS
 from capt_local.bundle.manifest import MANIFEST, SCHEMA, Bundle, Defaults, ModelFile, Style
+from capt_local.bundle.packaged import PackageFile
 from capt_local.bundle.read import read_bundle
 from capt_local.bundle.roles import Role
 from capt_local.bundle.verify import file_digest
@@ -31,6 +32,7 @@ def describe(
     template_sha256: str | None = None,
     tokenizer_sha256: str | None = None,
     adapter: AdapterFile | None = None,
+    package: PackageFile | None = None,
 ) -> ModelFile:
     """One model with size and digest taken from the file.
 
@@ -45,6 +47,7 @@ def describe(
         template_sha256: digest of the GGUF's own template, to pin it.
         tokenizer_sha256: likewise of its tokenizer.
         adapter: a LoRA adapter in the folder of the bundle; its digest is taken too.
+        package: the installed Python package that has the file at `path`.
 
     Raises:
         ModelError: a file cannot be read.
@@ -63,6 +66,7 @@ def describe(
         template_sha256=pinned or template_sha256,
         tokenizer_sha256=tokenizer_sha256,
         adapter=adapter and replace(adapter, sha256=file_digest(adapter.path, adapter.size)),
+        package=package,
     )
 
 
@@ -167,7 +171,7 @@ def _model(model: ModelFile, folder: Path) -> dict[str, object]:
     if model.sha256 is None:
         raise ModelError(f"The {model.role} has no digest; describe it from its file first.")
     return {
-        "file": _inside(model.path, folder),
+        **_file(model.path, model.package, folder),
         "size": model.size,
         "sha256": model.sha256,
         "licence": model.licence,
@@ -184,13 +188,19 @@ def _adapter(role: Role, adapter: AdapterFile, folder: Path) -> dict[str, object
     if adapter.sha256 is None:
         raise ModelError(f"The {role}'s adapter has no digest; describe it from its file first.")
     return {
-        "file": _inside(adapter.path, folder),
+        **_file(adapter.path, adapter.package, folder),
         "size": adapter.size,
         "sha256": adapter.sha256,
         "scale": adapter.scale,
         "licence": adapter.licence,
         "source": adapter.source,
     }
+
+
+def _file(path: Path, package: PackageFile | None, folder: Path) -> dict[str, object]:
+    if package is None:
+        return {"file": _inside(path, folder)}
+    return {"package": package.package, "file": package.file}
 
 
 def _inside(path: Path, folder: Path) -> str:

@@ -58,6 +58,7 @@ def models_list(how: ListFlags, view: ViewFlags) -> int:
     Exit code 3 when one of them is broken; the others are listed all the same.
     """
     from capt_local.bundle import store
+    from capt_local.bundle.packaged import PackageMissing
 
     screen = Screen.standard(view.verbose)
     problems: list[ModelError] = []
@@ -87,7 +88,8 @@ def models_list(how: ListFlags, view: ViewFlags) -> int:
         screen.notes(line for bundle in found for line in bundle.notices)
     for problem in problems:
         screen.error(str(problem))
-    return ExitCode.MODEL if problems else ExitCode.OK
+    broken = any(not isinstance(problem, PackageMissing) for problem in problems)
+    return ExitCode.MODEL if broken else ExitCode.OK
 
 
 def models_verify(what: BundleFlags, view: ViewFlags) -> int:
