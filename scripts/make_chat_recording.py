@@ -18,7 +18,7 @@ import pyte
 from rich.text import Text
 
 from capt_local.report.drawing import console_for
-from capt_local.report.view import Look
+from capt_local.report.views import Look
 from scripts.make_picture import SVG, THEME, refers_outside
 from tests.cli.terminal import PROMPT, Terminal
 

@@ -17,11 +17,10 @@ from pathlib import Path
 from rich.terminal_theme import TerminalTheme
 
 from capt_local.cli.demo import play
-from capt_local.cli.model_flags import ModelFlags
-from capt_local.cli.options import MethodFlags, PromptFlags, SampleFlags
+from capt_local.cli.options import MethodFlags, ModelFlags, PromptFlags, SampleFlags
 from capt_local.report.drawing import console_for, renderable
-from capt_local.report.screen import Screen
-from capt_local.report.view import Look, Prose, View
+from capt_local.report.terminal import Screen
+from capt_local.report.views import Look, Prose, View
 
 COLUMNS = 108
 THEME = TerminalTheme(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.report.view import Pane, Prose, Span, View
+from capt_local.report.views import Pane, Prose, Span, View
 from scripts.make_picture import OUTSIDE, main, part_of, picture, refers_outside
 from tests.cli.fake_runtime import Script, install, model_flags
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from capt_local.decode.generation import Generation
 from capt_local.decode.step import Step
-from capt_local.report.json import JsonObject, answer_object
-from capt_local.report.made import answer_of
+from capt_local.report.json import JsonObject, answer_object, answer_of
 
 _ALL = 100  # candidates of a token: as many as the step has
 

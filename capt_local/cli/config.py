@@ -11,8 +11,8 @@ from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import ViewFlags, option
 from capt_local.cli.settings import STORES, Layers, Setting, settable, verbs
 from capt_local.report.json import dumps
-from capt_local.report.screen import Screen
-from capt_local.report.view import Table
+from capt_local.report.terminal import Screen
+from capt_local.report.views import Table
 
 # Variables that are no setting.
 _OTHERS = ("CAPT_LOCAL_DEBUG", "CAPT_LOCAL_HUB_TOKEN")

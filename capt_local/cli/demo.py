@@ -7,27 +7,26 @@ from dataclasses import dataclass
 from importlib import resources
 
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.interrupt import Interrupt
-from capt_local.cli.model_flags import ModelFlags
+from capt_local.cli.files import Asked, read_prompt
 from capt_local.cli.options import (
     MethodFlags,
+    ModelFlags,
     OwnTextFlags,
     PromptFlags,
     SampleFlags,
     SideBySideFlags,
     ViewFlags,
 )
-from capt_local.cli.prompts import Asked, read_prompt
 from capt_local.cli.session import Session, answer_to, find_bundle, generate_options, open_session
+from capt_local.cli.signals import Interrupt
 from capt_local.decode.options import GenerateOptions, Method
 from capt_local.decode.step import FinishReason
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
-from capt_local.report.compare import LEGEND, answers, figures
+from capt_local.report.answers import LEGEND_BESIDE, answers, figures, summary_line
 from capt_local.report.json import Answer, warnings
-from capt_local.report.screen import Screen
-from capt_local.report.summary import summary_line
-from capt_local.report.view import Pane, Prose, Span
+from capt_local.report.terminal import Screen
+from capt_local.report.views import Pane, Prose, Span
 
 # In the words that the demo models were trained on; they are too small to understand others.
 _TASK = "Write the clinical note for this visit."
@@ -100,7 +99,7 @@ def play(
             finished = all(_compare(session, scene, options) for scene in scenes)
     if not finished:
         return ExitCode.INTERRUPTED
-    screen.show(LEGEND, _CLOSING)
+    screen.show(LEGEND_BESIDE, _CLOSING)
     return ExitCode.OK
 
 

@@ -12,13 +12,12 @@ import typer
 
 from capt_local.batch.output import answer_object_of
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.html import ReportFile, ReportFlags
+from capt_local.cli.files import ReportFile, ReportFlags
 from capt_local.cli.options import ViewFlags, option
 from capt_local.errors import UsageError
-from capt_local.report.explain import views
-from capt_local.report.json import Answer
-from capt_local.report.readback import Stored, answer_from, missing
-from capt_local.report.screen import Screen
+from capt_local.report.answers import views
+from capt_local.report.json import Answer, Stored, answer_from, missing
+from capt_local.report.terminal import Screen
 from capt_local.strict.files import read_bytes
 from capt_local.strict.json import lines, parse_json
 from capt_local.strict.problems import NotReadable

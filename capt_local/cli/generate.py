@@ -7,22 +7,26 @@ from collections.abc import Callable
 from functools import partial
 
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.html import TOP, ReportFile, ReportFlags
-from capt_local.cli.interrupt import Interrupt
-from capt_local.cli.model_flags import ModelFlags
-from capt_local.cli.options import MethodFlags, OutputFlags, PromptFlags, SampleFlags, ViewFlags
-from capt_local.cli.output import OutputFile
-from capt_local.cli.prompts import Asked, read_prompt
+from capt_local.cli.files import TOP, Asked, OutputFile, ReportFile, ReportFlags, read_prompt
+from capt_local.cli.options import (
+    MethodFlags,
+    ModelFlags,
+    OutputFlags,
+    PromptFlags,
+    SampleFlags,
+    SpeedFlags,
+    ViewFlags,
+)
 from capt_local.cli.session import Session, answer_to, find_bundle, generate_options, open_session
-from capt_local.cli.speeding import SpeedFlags
+from capt_local.cli.signals import Interrupt
 from capt_local.cli.structured import StructureFlags, structure
 from capt_local.cli.thinking import Tell, ThoughtFlags, thinking
 from capt_local.decode.options import GenerateOptions, Method
 from capt_local.decode.step import FinishReason
 from capt_local.errors import UsageError
+from capt_local.report.answers import summary_line
 from capt_local.report.json import Answer, answer_object, dumps, warnings
-from capt_local.report.screen import Screen
-from capt_local.report.summary import summary_line
+from capt_local.report.terminal import Screen
 
 
 def generate(

@@ -8,13 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from capt_local.cli.allowed import check_unsigned, check_weights
-from capt_local.cli.interrupt import Interrupt
-from capt_local.cli.model_flags import ModelFlags
-from capt_local.cli.options import MethodFlags, SampleFlags
-from capt_local.cli.prompts import checked
+from capt_local.cli.files import checked
+from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags
+from capt_local.cli.policy import check_unsigned, check_weights, permitted
+from capt_local.cli.signals import Interrupt
 from capt_local.cli.thinking import teller
-from capt_local.cli.vouched import permitted
 from capt_local.decode.options import (
     AlignOptions,
     CombineOptions,
@@ -26,9 +24,8 @@ from capt_local.decode.step import FinishReason, Step
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
 from capt_local.provenance import provenance
-from capt_local.report.json import Answer, new_id
-from capt_local.report.made import answer_of
-from capt_local.report.screen import Screen
+from capt_local.report.json import Answer, answer_of, new_id
+from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
+from capt_local.cli.app import VERBS, function
 from capt_local.cli.keys import KEYS
 from capt_local.cli.stores import VARIABLE
-from capt_local.cli.verbs import VERBS, function
 from capt_local.config.limits import Limits
 from capt_local.config.read import ConfigFile, SiteFile, read_site, read_user
 from capt_local.errors import UsageError

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from capt_local.cli.files import decoded
 from capt_local.cli.options import option
-from capt_local.cli.prompts import decoded
 from capt_local.decode.options import Structure
 from capt_local.errors import UsageError
 

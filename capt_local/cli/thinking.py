@@ -11,7 +11,7 @@ from typing import Annotated
 from capt_local.cli.options import option
 from capt_local.decode.options import GenerateOptions, Structure
 from capt_local.decode.step import Step
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 
 Tell = Callable[[bytes], None]
 

@@ -6,8 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from capt_local.cli.model_flags import ModelFlags
-from capt_local.cli.options import OutputFlags, OwnTextFlags, PromptFlags, SideBySideFlags
+from capt_local.cli.options import (
+    ModelFlags,
+    OutputFlags,
+    OwnTextFlags,
+    PromptFlags,
+    SideBySideFlags,
+)
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

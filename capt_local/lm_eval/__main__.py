@@ -16,7 +16,7 @@ from importlib import import_module
 
 from capt_local.cli.exits import ExitCode, code_for, line_for
 from capt_local.errors import CaptError, UsageError
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 
 _QUIET = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")
 

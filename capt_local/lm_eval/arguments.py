@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from capt_local.cli.model_flags import ModelFlags
-from capt_local.cli.options import MethodFlags
+from capt_local.cli.options import MethodFlags, ModelFlags
 from capt_local.decode.options import GenerateOptions, Method
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message

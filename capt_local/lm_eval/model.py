@@ -12,16 +12,16 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from capt_local.cli.interrupt import Interrupt
 from capt_local.cli.options import SampleFlags
 from capt_local.cli.session import find_bundle, generate_options, open_session
+from capt_local.cli.signals import Interrupt
 from capt_local.decode.answers import as_utf8
 from capt_local.decode.options import Speed
 from capt_local.errors import UsageError
 from capt_local.lm_eval.arguments import ChatText, answer_options, method_flags, model_flags
 from capt_local.prompt.messages import Message
 from capt_local.provenance import provenance
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 
 _KNOWN = ("bundle", "target", "expert", "base", "expert_adapter", "method", "alpha",
           "plausibility", "ctx_size", "threads", "gpu_layers", "seed")  # fmt: skip

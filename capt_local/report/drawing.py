@@ -16,9 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 from rich.text import Text
 
-from capt_local.report.plain import filled
 from capt_local.report.sanitise import visible, visible_line
-from capt_local.report.view import Bars, Beside, Line, Look, Pane, Prose, Table, View, tidy
+from capt_local.report.views import Bars, Beside, Line, Look, Pane, Prose, Table, View, filled, tidy
 
 MARK = "bold underline magenta"
 _HEAD = "bold"

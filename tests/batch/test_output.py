@@ -26,8 +26,7 @@ from capt_local.errors import (
     NumericalError,
     UsageError,
 )
-from capt_local.report.json import answer_object
-from capt_local.report.readback import answer_from
+from capt_local.report.json import answer_from, answer_object
 from tests.batch.runs import NOTE, fingerprint, untimed
 from tests.report.answers import an_answer
 

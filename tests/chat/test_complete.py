@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.chat.complete import Offer, offers, path_of
+from capt_local.chat.commands import Offer, offers, path_of
 
 
 def texts(before: str) -> list[str]:

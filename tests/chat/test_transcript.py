@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from capt_local.chat.conversation import Conversation
-from capt_local.chat.transcript import (
+from capt_local.chat.conversation import (
+    Conversation,
     Speakers,
     clear_line,
-    read,
+    read_transcript,
     system_line,
     turn_line,
     undo_line,
@@ -31,7 +31,7 @@ FILE = written(HELD, US.line({"versions": {}}))
 
 
 def test_a_conversation_comes_back_as_it_was() -> None:
-    found = read(FILE.encode(), US)
+    found = read_transcript(FILE.encode(), US)
     assert found.messages() == HELD.messages()
     for old, new in zip(HELD.turns, found.turns, strict=True):
         assert new.answer.finish is old.answer.finish
@@ -60,7 +60,7 @@ def test_a_running_transcript_is_read_to_where_it_ended() -> None:
         undo_line(),
         system_line(None),
     ]
-    found = read("".join(f"{line}\r\n" for line in lines).encode(), US)
+    found = read_transcript("".join(f"{line}\r\n" for line in lines).encode(), US)
     assert [each.question for each in found.turns] == ["kept"] and found.system is None
 
 
@@ -69,7 +69,7 @@ def test_a_running_transcript_is_read_to_where_it_ended() -> None:
 )
 def test_a_conversation_of_other_models_is_refused(other: Speakers) -> None:
     with pytest.raises(UsageError, match="with other models"):
-        read(FILE.encode(), other)
+        read_transcript(FILE.encode(), other)
 
 
 def changed(number: int, **fields: Any) -> bytes:
@@ -104,5 +104,5 @@ def changed(number: int, **fields: Any) -> bytes:
 )
 def test_a_broken_file_is_one_line_that_tells_where(data: bytes, says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
-        read(data, US)
+        read_transcript(data, US)
     assert "\n" not in str(caught.value) and CANARY not in str(caught.value)

@@ -12,8 +12,14 @@ import pytest
 from capt_local import errors
 from capt_local.cli.app import VERBS, Verb, help_text
 from capt_local.cli.exits import ExitCode, code_for, line_for
-from capt_local.cli.model_flags import ModelFlags
-from capt_local.cli.options import MethodFlags, OutputFlags, PromptFlags, SampleFlags, ViewFlags
+from capt_local.cli.options import (
+    MethodFlags,
+    ModelFlags,
+    OutputFlags,
+    PromptFlags,
+    SampleFlags,
+    ViewFlags,
+)
 from tests.cli.conftest import Run
 
 CANARY = "zyzzyva-canary"

@@ -13,7 +13,7 @@ from capt_local.bundle import exporting, importing, store
 from capt_local.bundle.manifest import MANIFEST, SIGNATURE, Bundle
 from capt_local.bundle.signing import read_private, sign
 from capt_local.bundle.write import describe, write_manifest
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 from tests.bundle.travelling import Pulled, everything
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_gguf

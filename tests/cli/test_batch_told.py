@@ -12,8 +12,8 @@ from capt_local.batch.output import Asked, ErrorCode, Failure, Origin, OutputLin
 from capt_local.batch.progress import Progress
 from capt_local.cli.batch import told as batch_told
 from capt_local.cli.batch.told import Told, label, summary_line
-from capt_local.report.screen import Screen
-from capt_local.report.view import Look
+from capt_local.report.terminal import Screen
+from capt_local.report.views import Look
 
 MARK = Fingerprint({}, {}, {"id": "fake"}, {"target": {"sha256": None}}, "capt", {})
 

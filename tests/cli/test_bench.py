@@ -22,7 +22,7 @@ from capt_local.evaluate.speed.replay.synthetic import synthetic
 from capt_local.evaluate.speed.result import SpeedResult
 from capt_local.evaluate.speed.same import Difference, Sameness, Shift
 from capt_local.evaluate.speed.taken import Drafts
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 from tests.evaluate.speed.answers import taken, turns

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.cli.chat.talk import Talk
-from capt_local.cli.model_flags import ModelFlags
+from capt_local.cli.options import ModelFlags
 from capt_local.cli.session import find_bundle, open_session
 from capt_local.cli.signals import Signals
+from capt_local.cli.talk import Talk
 from capt_local.decode.options import GenerateOptions
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 from tests.cli.fake_runtime import Script, install
 
 TOKENS = 2000

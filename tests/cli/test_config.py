@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.cli import settings, typed
+from capt_local.cli import parse, settings
 from capt_local.cli.keys import KEYS
 from capt_local.cli.settings import settable, verbs
 from capt_local.config import places, read
@@ -186,7 +186,7 @@ def test_one_key_is_one_setting_in_all_verbs() -> None:
 def test_what_has_a_variable_has_a_key_and_no_other() -> None:
     """Click's own view of each verb, against the declarations that are read here."""
     for verb in verbs():
-        options = {each.name: each.envvar for each in typed.command(verb).params if each.envvar}
+        options = {each.name: each.envvar for each in parse.command(verb).params if each.envvar}
         assert {each.name: each.variable for each in settable(verb).values()} == options
     generate = {verb.__name__: settable(verb) for verb in verbs()}["generate"]
     assert {"seed", "bundle", "ctx-size"} <= generate.keys()

@@ -14,7 +14,7 @@ from capt_local.bundle.check import Check
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.roles import Role
 from capt_local.bundle.write import describe, write_manifest
-from capt_local.cli.doctor.diagnosis import overlap
+from capt_local.cli.doctor import overlap
 from capt_local.config import places
 from capt_local.engine import examine, memory
 from capt_local.engine.library import Library

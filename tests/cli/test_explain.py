@@ -263,9 +263,8 @@ def test_an_interrupted_target_is_told(
 
 
 def test_a_transcript_of_chat_is_read(run: Run, kept: Path, tmp_path: Path) -> None:
-    from capt_local.chat.conversation import Conversation, Turn
-    from capt_local.chat.transcript import Speakers, written
-    from capt_local.report.readback import answer_from
+    from capt_local.chat.conversation import Conversation, Speakers, Turn, written
+    from capt_local.report.json import answer_from
 
     answer = answer_from(json.loads(kept.read_text())).answer
     talk = Conversation().plus(Turn(CANARY, answer)).plus(Turn(CANARY, answer))

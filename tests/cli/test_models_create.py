@@ -13,7 +13,6 @@ import pytest
 from capt_local.bundle import store
 from capt_local.bundle.manifest import MANIFEST
 from capt_local.bundle.read import read_bundle
-from capt_local.cli.doctor import fit as fitting
 from capt_local.cli.models import create_measure, travel
 from capt_local.cli.models.create_measure import BASE, EXPERT, TARGET, Measured, read_sample
 from capt_local.decode.step import FinishReason
@@ -313,7 +312,7 @@ def test_a_weight_that_is_no_number(examined: None, run: Run, models: dict[str, 
 def test_too_little_memory(
     run: Run, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting.memory, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1 << 20)
     result = create(run, models)
     assert (result.code, nothing_is_there()) == (4, True)
     assert "Not enough memory" in result.err and "target" in result.err

@@ -25,8 +25,8 @@ def shell(redirection: str, *arguments: str) -> subprocess.CompletedProcess[byte
 def test_a_closed_standard_input_is_no_matter_if_there_is_a_prompt(
     run: Run, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from capt_local.cli.files import read_prompt
     from capt_local.cli.options import PromptFlags
-    from capt_local.cli.prompts import read_prompt
     from capt_local.errors import UsageError
 
     monkeypatch.setattr(sys, "stdin", None)

@@ -9,7 +9,7 @@ import pytest
 
 from capt_local.decode.options import Structure
 from capt_local.decode.step import FinishReason
-from capt_local.report.readback import answer_from
+from capt_local.report.json import answer_from
 from tests.cli.conftest import Run, Stdin
 from tests.cli.fake_runtime import FakeGeneration, Script
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from capt_local.cli.doctor import surroundings
-from capt_local.cli.doctor.surroundings import archive_flaws, private_memory, swaps
+from capt_local.cli import doctor
+from capt_local.cli.doctor import archive_flaws, private_memory, swaps
 from capt_local.engine import private
 
 
@@ -50,8 +50,8 @@ def test_plain_swap_is_a_warning(
 ) -> None:
     total = type("Swap", (), {"total": 1 << 30})
     monkeypatch.setattr(psutil, "swap_memory", lambda: total)
-    monkeypatch.setattr(surroundings, "_SWAPS", tmp_path)
-    monkeypatch.setattr(surroundings, "swaps", lambda: iter([("/dev/sda2", safe)]))
+    monkeypatch.setattr(doctor, "_SWAPS", tmp_path)
+    monkeypatch.setattr(doctor, "swaps", lambda: iter([("/dev/sda2", safe)]))
     warnings: list[str] = []
     facts = private_memory(warnings)
     assert facts["swap"] == "1,024 MiB"

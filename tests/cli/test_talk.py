@@ -11,19 +11,18 @@ from pathlib import Path
 import pytest
 
 from capt_local.chat.commands import Call
-from capt_local.cli import allowed
-from capt_local.cli.chat.commands import Commands
-from capt_local.cli.chat.talk import Talk
-from capt_local.cli.chat.transcript_file import TranscriptFile
-from capt_local.cli.model_flags import ModelFlags
+from capt_local.cli import policy
+from capt_local.cli.chat_commands import Commands
+from capt_local.cli.options import ModelFlags
 from capt_local.cli.session import find_bundle, open_session
 from capt_local.cli.signals import Signals
+from capt_local.cli.talk import Talk, TranscriptFile
 from capt_local.config.limits import Feature, Limits
 from capt_local.config.read import SiteFile
 from capt_local.decode.options import GenerateOptions
 from capt_local.decode.step import FinishReason
 from capt_local.errors import Cancelled, ContextOverflow, NumericalError, UsageError
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 from tests.cli.conftest import Run, Stdin
 from tests.cli.fake_runtime import Script
 
@@ -169,7 +168,7 @@ def test_what_the_site_forbids_is_forbidden_in_a_conversation_too(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = Limits(tmp_path / "site.toml", frozenset({Feature.TRANSCRIPTS}), 1.5)
-    monkeypatch.setattr(allowed, "read_site", lambda: SiteFile(limits.file, True, limits=limits))
+    monkeypatch.setattr(policy, "read_site", lambda: SiteFile(limits.file, True, limits=limits))
     talk, _, log = made
     talk.ask("one")
     before = talk.options

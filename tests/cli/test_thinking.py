@@ -8,9 +8,9 @@ import json
 import pytest
 
 from capt_local.prompt.messages import Message
-from capt_local.report.readback import answer_from
-from capt_local.report.screen import Screen
-from capt_local.report.view import Look
+from capt_local.report.json import answer_from
+from capt_local.report.terminal import Screen
+from capt_local.report.views import Look
 from tests.cli.conftest import Run, Stdin
 from tests.cli.fake_runtime import Script
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.cli.chat.transcript_file import TranscriptFile
+from capt_local.cli.talk import TranscriptFile
 from capt_local.errors import UsageError
 
 

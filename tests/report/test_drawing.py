@@ -7,11 +7,22 @@ import re
 import pytest
 
 from capt_local.decode.step import FinishReason
-from capt_local.report.compare import LEGEND, answers, figures
+from capt_local.report.answers import LEGEND, answers, figures
 from capt_local.report.drawing import drawn, progress_line, progress_width
 from capt_local.report.json import Answer, Timings
-from capt_local.report.plain import cells, plain
-from capt_local.report.view import Bars, Beside, Look, Pane, Prose, Span, Table, View, tidy
+from capt_local.report.views import (
+    Bars,
+    Beside,
+    Look,
+    Pane,
+    Prose,
+    Span,
+    Table,
+    View,
+    cells,
+    plain,
+    tidy,
+)
 from tests.report.steps import step
 
 STYLE = re.compile(r"\x1b\[[0-9;]*m")

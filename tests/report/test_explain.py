@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from capt_local.decode.step import FinishReason
+from capt_local.report.answers import views
 from capt_local.report.drawing import drawn
-from capt_local.report.explain import views
 from capt_local.report.json import Answer
-from capt_local.report.plain import plain
-from capt_local.report.view import Look
+from capt_local.report.views import Look, plain
 from tests.report.answers import an_answer, long_answer
 
 PIECES = [

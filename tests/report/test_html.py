@@ -17,9 +17,17 @@ from hypothesis import strategies as st
 
 from capt_local.decode.step import FinishReason
 from capt_local.errors import UsageError
-from capt_local.report.html import chance, page, policy
-from capt_local.report.html_cells import LEVELS, cells, details, level, spelled
-from capt_local.report.html_chart import chart
+from capt_local.report.html import (
+    LEVELS,
+    cells,
+    chance,
+    chart,
+    details,
+    level,
+    page,
+    policy,
+    spelled,
+)
 from capt_local.report.json import Answer
 from capt_local.report.sanitise import visible
 from tests.report.answers import an_answer, long_answer

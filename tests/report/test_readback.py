@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 
 from capt_local.decode.step import FinishReason
 from capt_local.errors import UsageError
-from capt_local.report.explain import views
+from capt_local.report.answers import summary_line, views
 from capt_local.report.html import page
-from capt_local.report.json import Answer, answer_object, dumps
-from capt_local.report.plain import plain
-from capt_local.report.readback import Stored, answer_from, missing
-from capt_local.report.summary import summary_line
+from capt_local.report.json import Answer, Stored, answer_from, answer_object, dumps, missing
+from capt_local.report.views import plain
 from tests.report.steps import step
 from tests.report.test_json import an_answer
 

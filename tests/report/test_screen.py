@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from capt_local.report import screen as module
-from capt_local.report.screen import Screen, look_of
-from capt_local.report.view import Look, Pane, Prose, Span
+from capt_local.report import terminal as module
+from capt_local.report.terminal import Screen, look_of
+from capt_local.report.views import Look, Pane, Prose, Span
 
 
 class Terminal(io.StringIO):
@@ -84,8 +84,8 @@ def test_what_a_stream_can_show() -> None:
 def test_a_plain_answer_and_notes_need_no_rich() -> None:
     code = (
         "import sys\n"
-        "from capt_local.report.screen import Screen\n"
-        "from capt_local.report.view import Prose\n"
+        "from capt_local.report.terminal import Screen\n"
+        "from capt_local.report.views import Prose\n"
         "screen = Screen.standard()\n"
         "screen.answer(b'x')\n"
         "screen.note('x')\n"

@@ -10,11 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capt_local.decode.step import Choice, Step
-from capt_local.report.html_cells import cells as cells_of
-from capt_local.report.html_cells import contrasts, details
-from capt_local.report.html_chart import chart
-from capt_local.report.plain import cells, plain
-from capt_local.report.steps import (
+from capt_local.report.answers import (
     clipped,
     largest_shifts,
     marked_text,
@@ -24,7 +20,9 @@ from capt_local.report.steps import (
     said,
     shift_table,
 )
-from capt_local.report.view import Span
+from capt_local.report.html import cells as cells_of
+from capt_local.report.html import chart, contrasts, details
+from capt_local.report.views import Span, cells, plain
 from tests.report.answers import an_answer
 from tests.report.steps import step
 
@@ -127,7 +125,7 @@ def test_a_long_text_is_clipped_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> 
         looked_at.append(len(text))
         return cells(text)
 
-    monkeypatch.setattr("capt_local.report.steps.cells", counted)
+    monkeypatch.setattr("capt_local.report.answers.cells", counted)
     assert clipped("体温" * 5_000, 12) == "体温体温体…"
     assert sum(looked_at) < 100
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from capt_local.report.weights import bars, in_words, name
+from capt_local.report.answers import bars, in_words, name
 
 
 @pytest.mark.parametrize(

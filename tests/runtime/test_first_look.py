@@ -23,7 +23,7 @@ from capt_local.engine.examine import Examiner
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.weights import Weights
 from capt_local.errors import Cancelled, ModelError
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 from capt_local.runtime import Runtime, first_look
 from capt_local.runtime.first_look import NOT_LOOKED_AT, is_trusted, look_first
 from tests.tiny_models import tiny_adapter, tiny_gguf

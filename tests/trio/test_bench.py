@@ -171,7 +171,7 @@ def test_ctrl_c_ends_a_run_in_the_middle_of_an_answer(
     def cancel(_: object) -> bool:
         return next(asked) > 5
 
-    monkeypatch.setattr("capt_local.cli.interrupt.Interrupt.__call__", cancel)
+    monkeypatch.setattr("capt_local.cli.signals.Interrupt.__call__", cancel)
     assert run(["bench", "-t", "1", "--modes", "target", "--prompt-tokens", "16"]) == 130
     trace = tmp_path / "trace.jsonl"
     asked = iter(range(1000))

@@ -16,7 +16,7 @@ from capt_local.cli.app import run
 from capt_local.decode.options import Speed
 from capt_local.decode.step import Step
 from capt_local.errors import ContextOverflow, UsageError
-from capt_local.report.weights import in_words
+from capt_local.report.answers import in_words
 
 # Pairs change how steps are computed, and with it the last bits of drafts.
 STEPS = Speed.EXACT_STEPS

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capt_local.batch.inputs import InputFormat
+from capt_local.cli.files import decoded
 from capt_local.cli.options import option
-from capt_local.cli.prompts import decoded
 from capt_local.errors import UsageError
 from capt_local.strict.files import read_bytes
 

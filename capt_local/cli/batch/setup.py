@@ -20,8 +20,7 @@ from capt_local.batch.structured import Form
 from capt_local.bundle.check import Check
 from capt_local.bundle.manifest import Bundle
 from capt_local.cli.batch.flags import AfterFlags, RunFlags
-from capt_local.cli.model_flags import ModelFlags
-from capt_local.cli.options import MethodFlags, SampleFlags
+from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags
 from capt_local.cli.session import find_bundle, generate_options, load_options, pinned_date
 from capt_local.cli.structured import StructureFlags, structure
 from capt_local.cli.thinking import QuietThoughtFlags

@@ -10,7 +10,7 @@ from typing import Any
 from capt_local.batch.events import News
 from capt_local.batch.progress import Progress
 from capt_local.evaluate.runs.remaining import spoken_time
-from capt_local.report.screen import Screen, drop_output
+from capt_local.report.terminal import Screen, drop_output
 
 _REDRAW = 0.1  # seconds between two pictures on a terminal
 _EVERY = 5.0  # and between two lines elsewhere

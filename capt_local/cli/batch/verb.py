@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from capt_local.cli.batch.flags import AfterFlags, RunFlags
 from capt_local.cli.batch.input import InputFlags
-from capt_local.cli.model_flags import ModelFlags
-from capt_local.cli.options import MethodFlags, SampleFlags, ViewFlags
+from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags
 from capt_local.cli.structured import StructureFlags
 from capt_local.cli.thinking import QuietThoughtFlags
 

@@ -15,16 +15,15 @@ from capt_local.cli.batch.run import BatchRun, Plan
 from capt_local.cli.batch.setup import Chosen, chosen, settled
 from capt_local.cli.batch.told import Told
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.model_flags import ModelFlags
-from capt_local.cli.options import MethodFlags, SampleFlags, ViewFlags
-from capt_local.cli.output import OutputFile
+from capt_local.cli.files import OutputFile
+from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags
 from capt_local.cli.signals import Signals
 from capt_local.cli.structured import StructureFlags
 from capt_local.cli.thinking import QuietThoughtFlags
 from capt_local.engine.private import keep_memory_private
 from capt_local.errors import Cancelled, UsageError
 from capt_local.report.json import dumps
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 
 
 @dataclass(frozen=True, slots=True)

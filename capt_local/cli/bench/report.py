@@ -12,8 +12,8 @@ from capt_local.evaluate.speed.figures import Ratio
 from capt_local.evaluate.speed.result import ALONE, STEPS, SpeedResult
 from capt_local.evaluate.speed.same import Sameness
 from capt_local.report.json import dumps
-from capt_local.report.screen import Screen
-from capt_local.report.view import Table
+from capt_local.report.terminal import Screen
+from capt_local.report.views import Table
 
 _ROLES = ("target", "expert", "base")
 _NONE = "-"

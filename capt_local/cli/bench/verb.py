@@ -11,11 +11,10 @@ from capt_local.cli.bench.modes import chosen_modes, needed, open_modes
 from capt_local.cli.bench.report import Report, tell
 from capt_local.cli.bench.work import Workload, given_questions, given_trace, standard_questions
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.interrupt import Interrupt
-from capt_local.cli.model_flags import ModelFlags
-from capt_local.cli.options import SampleFlags, SideBySideFlags, ViewFlags
-from capt_local.cli.output import OutputFile
+from capt_local.cli.files import OutputFile
+from capt_local.cli.options import ModelFlags, SampleFlags, SideBySideFlags, ViewFlags
 from capt_local.cli.session import Session, find_bundle, generate_options, open_session
+from capt_local.cli.signals import Interrupt
 from capt_local.decode.options import GenerateOptions
 from capt_local.decode.prompt_evidence import Memory
 from capt_local.engine.parameters import physical_cores
@@ -31,7 +30,7 @@ from capt_local.evaluate.speed.side import SideBySide
 from capt_local.evaluate.speed.taken import Mode
 from capt_local.evaluate.speed.turns import take_turns
 from capt_local.provenance import provenance
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 
 _TOKENS = 128
 

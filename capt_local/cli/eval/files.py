@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from capt_local.cli.eval.settings import fingerprint
 from capt_local.cli.eval.setup import EvalFlags
-from capt_local.cli.model_flags import ModelFlags
-from capt_local.cli.output import OutputFile
+from capt_local.cli.files import OutputFile
+from capt_local.cli.options import ModelFlags
 from capt_local.cli.session import load_options, pinned_date
 from capt_local.errors import UsageError
 from capt_local.evaluate.runs.harness import Finished

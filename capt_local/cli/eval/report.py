@@ -10,7 +10,7 @@ from typing import Any
 from capt_local.evaluate.figures.intervals import Interval
 from capt_local.evaluate.figures.metrics import metrics_of
 from capt_local.evaluate.figures.summary import Cell, TaskSummary
-from capt_local.report.view import Prose, Table, View
+from capt_local.report.views import Prose, Table, View
 
 _NAMES = {
     "accuracy": "accuracy",

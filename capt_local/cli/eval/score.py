@@ -10,17 +10,16 @@ from typing import Annotated
 import typer
 
 from capt_local.cli.eval.scores import Scores
-from capt_local.cli.interrupt import Interrupt
-from capt_local.cli.model_flags import ModelFlags
-from capt_local.cli.options import MethodFlags, SampleFlags, ViewFlags, option
-from capt_local.cli.output import OutputFile
+from capt_local.cli.files import OutputFile
+from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, option
 from capt_local.cli.session import find_bundle, generate_options, open_session
+from capt_local.cli.signals import Interrupt
 from capt_local.decode.answers import Choosing
 from capt_local.errors import Cancelled, UsageError
 from capt_local.evaluate.likelihood import Asking, measure
 from capt_local.evaluate.reading.given import Given, read_given
 from capt_local.evaluate.reading.texts import Text
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 
 
 class Normalise(StrEnum):

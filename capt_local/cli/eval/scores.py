@@ -10,8 +10,8 @@ from capt_local.decode.options import Method
 from capt_local.evaluate.likelihood import Likelihood, Total, bits_per_byte
 from capt_local.evaluate.reading.given import Given
 from capt_local.report.json import JsonObject, dumps
-from capt_local.report.screen import Screen
-from capt_local.report.view import Table
+from capt_local.report.terminal import Screen
+from capt_local.report.views import Table
 
 
 class Scores:

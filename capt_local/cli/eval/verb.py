@@ -12,11 +12,10 @@ from capt_local.cli.eval.report import as_csv, as_object, notes, views
 from capt_local.cli.eval.settings import settings
 from capt_local.cli.eval.setup import EvalFlags, make_plan, read_exams
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.interrupt import Interrupt
-from capt_local.cli.model_flags import ModelFlags
-from capt_local.cli.options import SampleFlags, SideBySideFlags, ViewFlags
-from capt_local.cli.output import OutputFile
+from capt_local.cli.files import OutputFile
+from capt_local.cli.options import ModelFlags, SampleFlags, SideBySideFlags, ViewFlags
 from capt_local.cli.session import Session, find_bundle, open_session
+from capt_local.cli.signals import Interrupt
 from capt_local.decode.options import Method
 from capt_local.errors import UsageError
 from capt_local.evaluate.figures.summary import TARGET, TaskSummary, summary
@@ -26,7 +25,7 @@ from capt_local.evaluate.runs.remaining import Remaining, spoken_time
 from capt_local.evaluate.runs.result import Result
 from capt_local.provenance import provenance
 from capt_local.report.json import dumps
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle

@@ -8,7 +8,7 @@ from typing import Annotated
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.verb import mebibytes
 from capt_local.cli.options import ViewFlags, option
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 
 
 @dataclass(frozen=True, slots=True)

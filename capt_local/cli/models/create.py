@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from capt_local.bundle.card import KEYS
-from capt_local.cli.allowed import check_unsigned
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.create_flags import AboutFlags, CheckFlags, FromFlags
 from capt_local.cli.models.verb import mebibytes, named
 from capt_local.cli.options import ViewFlags
+from capt_local.cli.policy import check_unsigned
 from capt_local.report.json import dumps
-from capt_local.report.screen import Screen
-from capt_local.report.view import Pane, Span, Table
+from capt_local.report.terminal import Screen
+from capt_local.report.views import Pane, Span, Table
 
 if TYPE_CHECKING:
     from capt_local.cli.models.create_measure import Measured

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from capt_local.cli.model_flags import gpu_layers_option, threads_option
-from capt_local.cli.options import option
+from capt_local.cli.options import gpu_layers_option, option, threads_option
 from capt_local.errors import UsageError
 
 ALL = ""

@@ -10,10 +10,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capt_local.cli.interrupt import Interrupt
-from capt_local.cli.model_flags import ModelFlags
 from capt_local.cli.models.create_flags import CheckFlags
-from capt_local.report.screen import Screen
+from capt_local.cli.options import ModelFlags
+from capt_local.cli.signals import Interrupt
+from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle

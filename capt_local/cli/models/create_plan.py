@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from capt_local.cli.models.create_flags import ALL, AboutFlags, FromFlags, by_role
 from capt_local.cli.models.create_look import Look, look_at, misfits
-from capt_local.cli.vouched import signed
+from capt_local.cli.policy import signed
 from capt_local.errors import ModelError, UsageError
 from capt_local.version import __version__
 

@@ -11,7 +11,7 @@ from capt_local.cli.models.create_card import card_of
 from capt_local.cli.models.create_flags import AboutFlags, CheckFlags, FromFlags
 from capt_local.cli.models.create_measure import Measured, Sample, measured, read_sample
 from capt_local.cli.models.create_plan import Plan, planned, refuse_misfit
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
     from capt_local.bundle.creating import Put
@@ -73,8 +73,8 @@ def made(what: FromFlags, about: AboutFlags, how: CheckFlags, screen: Screen) ->
 
 def _ready(bundle: Bundle, how: CheckFlags) -> Sample:
     """What has to be there for a run: a text, and memory."""
-    from capt_local.cli.doctor.fit import fit
-    from capt_local.cli.model_flags import ModelFlags
+    from capt_local.cli.doctor import fit
+    from capt_local.cli.options import ModelFlags
     from capt_local.cli.session import load_options
 
     sample = read_sample(how.sample)

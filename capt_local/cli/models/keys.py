@@ -13,7 +13,7 @@ from capt_local.cli.options import ViewFlags, option
 from capt_local.config.limits import Feature
 from capt_local.config.places import key_folders
 from capt_local.config.read import read_site
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from capt_local.cli.allowed import check_pull, check_unsigned
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.pulled import show_plan, show_recipes
 from capt_local.cli.models.travel import examine, reference
 from capt_local.cli.models.verb import mebibytes, size_of
 from capt_local.cli.options import ViewFlags, option
-from capt_local.cli.vouched import signed
+from capt_local.cli.policy import check_pull, check_unsigned, signed
 from capt_local.errors import ModelError, UsageError
 from capt_local.report.json import dumps
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle

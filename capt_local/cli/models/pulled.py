@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from capt_local.cli.models.verb import mebibytes
 from capt_local.report.json import dumps
-from capt_local.report.screen import Screen
-from capt_local.report.view import Table
+from capt_local.report.terminal import Screen
+from capt_local.report.views import Table
 
 if TYPE_CHECKING:
     from capt_local.hub.plan import Plan

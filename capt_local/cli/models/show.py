@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from capt_local.bundle.card import SECTIONS
 from capt_local.bundle.check import Check
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.model_flags import verify_option
 from capt_local.cli.models.verb import bundle_argument, mebibytes, size_of
-from capt_local.cli.options import ViewFlags, option
-from capt_local.cli.vouched import permitted, spoken_signer
+from capt_local.cli.options import ViewFlags, option, verify_option
+from capt_local.cli.policy import permitted, spoken_signer
 from capt_local.report.json import dumps
-from capt_local.report.screen import Screen
-from capt_local.report.view import Table
+from capt_local.report.terminal import Screen
+from capt_local.report.views import Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -140,7 +139,7 @@ def _fits(
     bundle: Bundle, models: dict[str, dict[str, Any]], vocabularies: dict[str, Vocabulary]
 ) -> dict[str, Any]:
     from capt_local.bundle.roles import pair_roles
-    from capt_local.cli.doctor.diagnosis import overlap
+    from capt_local.cli.doctor import overlap
 
     fits: dict[str, Any] = {}
     for expert, base in (pair_roles(number) for number in range(1, bundle.pairs + 1)):

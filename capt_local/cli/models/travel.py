@@ -13,11 +13,11 @@ from capt_local.bundle.check import Check
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.verb import bundle_argument, named
 from capt_local.cli.options import ViewFlags, option
-from capt_local.cli.vouched import signed, trusted, trusted_by_the_site
+from capt_local.cli.policy import signed, trusted, trusted_by_the_site
 from capt_local.config.limits import Feature
 from capt_local.config.read import read_site
 from capt_local.errors import ModelError, UsageError
-from capt_local.report.screen import Screen
+from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
     from capt_local.bundle.importing import Terms

@@ -10,11 +10,11 @@ import typer
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import ViewFlags, option
-from capt_local.cli.vouched import signed
+from capt_local.cli.policy import signed
 from capt_local.errors import ModelError
 from capt_local.report.json import dumps
-from capt_local.report.screen import Screen
-from capt_local.report.view import Table
+from capt_local.report.terminal import Screen
+from capt_local.report.views import Table
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from capt_local.chat import transcript
-from capt_local.chat.conversation import Conversation, Turn, with_notes
-from capt_local.chat.transcript import Speakers
-from capt_local.cli.chat.transcript_file import TranscriptFile
+from capt_local.chat.conversation import (
+    Conversation,
+    Speakers,
+    Turn,
+    clear_line,
+    turn_line,
+    undo_line,
+    with_notes,
+    written,
+)
 from capt_local.cli.session import Session, answer_to
 from capt_local.cli.signals import Signals
 from capt_local.cli.thinking import Tell
@@ -18,8 +27,8 @@ from capt_local.decode.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
 from capt_local.prompt.messages import Message
 from capt_local.provenance import provenance
+from capt_local.report.answers import short_line
 from capt_local.report.json import Answer, warnings
-from capt_local.report.summary import short_line
 
 # What `keep` is asked about when nothing is being asked: the beginning of any next turn.
 _ANYTHING = "."
@@ -61,7 +70,7 @@ class Talk:
         self._think = think
         self._log = log
         self._told: set[str] = set(session.runtime.notices)
-        self.write_down(lambda: transcript.written(self.conversation, self.first_line()))
+        self.write_down(lambda: written(self.conversation, self.first_line()))
 
     @property
     def speakers(self) -> Speakers:
@@ -89,7 +98,7 @@ class Talk:
         def add(answer: Answer) -> None:
             turn = Turn(question, answer, options)
             self.conversation, self.notes = before.plus(turn), ()
-            self.write_down(lambda: transcript.turn_line(turn))
+            self.write_down(lambda: turn_line(turn))
 
         answer = self._answer(before.asking(question), options, keep=add)
         self.tell(answer)
@@ -115,7 +124,7 @@ class Talk:
             if answer.finish not in (FinishReason.INTERRUPTED, FinishReason.ERROR):
                 turn = Turn(question, answer, options)
                 self.conversation = before.plus(turn)
-                self.write_down(lambda: f"{transcript.undo_line()}\n{transcript.turn_line(turn)}")
+                self.write_down(lambda: f"{undo_line()}\n{turn_line(turn)}")
 
         self._answer(before.asking(question), options, live=live, keep=exchange)
         if self.conversation is old:
@@ -157,7 +166,7 @@ class Talk:
         self.conversation = Conversation(self.conversation.system)
         self.notes = ()
         self.session.runtime.forget()
-        self.write_down(transcript.clear_line)
+        self.write_down(clear_line)
 
     def tell(self, answer: Answer) -> None:
         """What there is to say about an answer: each notice once, warnings, one line of figures."""
@@ -275,3 +284,76 @@ def _reading(session: Session) -> Callable[[], None]:
             session.screen.progress(f"reading, {seconds:.0f} s (Ctrl-C stops)", None)
 
     return tick
+
+
+class TranscriptFile:
+    """A new file of mode 0600 to which whole lines are added.
+
+    Args:
+        path: where no file may be yet.
+
+    Raises:
+        UsageError: there is one, or the file cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Makes the file, so that a bad place is found before anything is loaded."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            self._file = io.FileIO(os.open(path, flags, 0o600), "wb")
+        except FileExistsError:
+            raise UsageError("The --transcript file is there already. Name a new one.") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "that is no file name"
+            raise UsageError(f"The --transcript file cannot be made: {reason}.") from None
+        self._path = path
+        self._safe = 0  # bytes of whole lines
+        self._waiting: list[str] = []
+
+    def add(self, *lines: str) -> None:
+        """Writes lines, and those that could not be written before.
+
+        Raises:
+            UsageError: the disk is full or has gone. Whole lines that were there stay, and these
+                are kept for the next time.
+        """
+        self._waiting += lines
+        data = "".join(f"{line}\n" for line in self._waiting).encode()
+        try:
+            self._write(data)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._safe)
+            raise UsageError(
+                f"The transcript cannot be written: {error.strerror}. It is tried again with the "
+                "next turn; /save writes the conversation elsewhere."
+            ) from None
+        self._safe += len(data)
+        self._waiting.clear()
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a path leads to this file."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), path.stat())
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def discard(self) -> None:
+        """Closes the file and takes it away: nothing was said."""
+        if self.is_at(self._path):
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+        self.close()
+
+    def _write(self, data: bytes) -> None:
+        # Half a line of an earlier time would make the rest unreadable.
+        self._file.seek(self._safe)
+        self._file.truncate()
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) or 0 :]
+        os.fsync(self._file.fileno())

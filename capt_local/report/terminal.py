@@ -17,7 +17,7 @@ from typing import TextIO
 
 from capt_local.errors import UsageError
 from capt_local.report.sanitise import Sanitiser, visible
-from capt_local.report.view import Look, View
+from capt_local.report.views import Look, View
 
 _DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
 _REDRAW = 0.1  # seconds; drawing must not slow down what it tells about
@@ -229,7 +229,7 @@ class Screen:
     def _as_text(view: View, look: Look | None) -> str:
         # Imported here: `--help` and answers that go into a pipe need neither.
         if look is None:
-            from capt_local.report.plain import plain
+            from capt_local.report.views import plain
 
             return "".join(f"{line}\n" for line in plain(view))
         from capt_local.report.drawing import drawn

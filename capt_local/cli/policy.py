@@ -1,4 +1,4 @@
-"""Who has signed a bundle, and whether the site lets it be used."""
+"""What a site forbids, asked where no option is: commands of a chat, weights however they came."""
 
 from __future__ import annotations
 
@@ -9,12 +9,58 @@ from capt_local.bundle.check import Check
 from capt_local.config.limits import Feature
 from capt_local.config.places import key_folders
 from capt_local.config.read import read_site
+from capt_local.decode.options import CombineOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from capt_local.bundle.manifest import Bundle
     from capt_local.bundle.signing import TrustedKey
+
+
+def check_weights(combine: CombineOptions) -> None:
+    """Refuses fixed weights that the site forbids.
+
+    Raises:
+        UsageError: one is wider than the site allows.
+    """
+    read_site().limits.check_weights((*combine.alphas, *combine.powers))
+
+
+def check_pull(what: str) -> None:
+    """Refuses to download where the site forbids that.
+
+    Args:
+        what: the command that asks, for the error.
+
+    Raises:
+        UsageError: it is forbidden.
+    """
+    read_site().limits.refuse(Feature.PULL, what)
+
+
+def check_unsigned(what: str) -> None:
+    """Refuses models that nobody has signed where the site forbids these.
+
+    Args:
+        what: the models, for the error.
+
+    Raises:
+        UsageError: they are forbidden.
+    """
+    read_site().limits.refuse(Feature.UNSIGNED, what)
+
+
+def check_transcript(what: str) -> None:
+    """Refuses to write a conversation down where the site forbids that.
+
+    Args:
+        what: the command that asks, for the error.
+
+    Raises:
+        UsageError: it is forbidden.
+    """
+    read_site().limits.refuse(Feature.TRANSCRIPTS, what)
 
 
 def signed(bundle: Bundle) -> Bundle:

@@ -6,22 +6,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from capt_local.chat import settings, transcript
-from capt_local.chat.commands import COMMANDS, Call
-from capt_local.chat.conversation import Turn, with_notes
-from capt_local.cli.allowed import check_transcript, check_weights
-from capt_local.cli.chat.files import file_bytes, named
-from capt_local.cli.chat.talk import Talk
-from capt_local.cli.output import OutputFile
-from capt_local.cli.prompts import checked, decoded
+from capt_local.chat.commands import COMMANDS, SETTINGS, Call, changed, differences, path_of
+from capt_local.chat.conversation import (
+    LARGEST,
+    Turn,
+    clear_line,
+    read_transcript,
+    system_line,
+    undo_line,
+    with_notes,
+    written,
+)
+from capt_local.cli.files import OutputFile, checked, decoded
+from capt_local.cli.policy import check_transcript, check_weights
+from capt_local.cli.talk import Talk
 from capt_local.decode.options import GenerateOptions
 from capt_local.errors import UsageError
-from capt_local.report.explain import views
+from capt_local.report.answers import clipped, marked_text, short_line, summary_line, views
 from capt_local.report.json import Answer
 from capt_local.report.sanitise import visible
-from capt_local.report.steps import clipped, marked_text
-from capt_local.report.summary import short_line, summary_line
-from capt_local.report.view import Bars, Beside, Pane, Prose, Span, Table
+from capt_local.report.views import Bars, Beside, Pane, Prose, Span, Table
 
 _LARGEST_NOTE = 1 << 24  # bytes
 _CELL = 40
@@ -82,7 +86,7 @@ class Commands:
         options = self._changed(rest) if rest else talk.options
         if not rest and old.options == options:
             options = _next_draw(options)
-        changes = [] if old.options is None else settings.differences(old.options, options)
+        changes = [] if old.options is None else differences(old.options, options)
         beside = changes != [] or old.options is None
         # The seed of a further draw is no news; whatever else differs is shown side by side.
         if not rest and [name for name, *_ in changes] == ["seed"]:
@@ -103,7 +107,7 @@ class Commands:
             talk.notes = talk.notes[:-1]
             self._screen.note(f"The note is taken back; {_count(len(talk.notes), 'note')} left.")
             return
-        talk.replace(talk.conversation.without_last(), transcript.undo_line)
+        talk.replace(talk.conversation.without_last(), undo_line)
         left = len(talk.conversation.turns)
         self._screen.note(f"The last turn is taken back; {_count(left, 'turn')} left.")
 
@@ -126,7 +130,7 @@ class Commands:
             return
         new = None if rest in ('""', "''") else checked(rest, "/system")
         changed = replace(talk.conversation, system=new)
-        talk.replace(changed, lambda: transcript.system_line(new))
+        talk.replace(changed, lambda: system_line(new))
         self._screen.note(f"The system text is {'removed' if new is None else 'set'}.")
 
     def _set(self, rest: str) -> None:
@@ -136,12 +140,12 @@ class Commands:
             return
         before = talk.options
         talk.options = self._changed(rest)
-        for name, old, new in settings.differences(before, talk.options):
+        for name, old, new in differences(before, talk.options):
             self._screen.note(f"{name} is {new} from now on (was {old}).")
 
     def _changed(self, rest: str) -> GenerateOptions:
         """The settings with new values that these models can answer with."""
-        options = settings.changed(self._talk.options, rest)
+        options = changed(self._talk.options, rest)
         check_weights(options.combine)
         pairs = self._talk.session.runtime.bundle.pairs
         options.combine.rows(pairs if options.method.roles is None else min(pairs, 1))
@@ -224,7 +228,7 @@ class Commands:
         if path != self._own and path.exists():
             raise UsageError("There is such a file already. Name a new one; nothing was written.")
         file = OutputFile(path, "The file of /save")
-        file.write(transcript.written(talk.conversation, talk.first_line()))
+        file.write(written(talk.conversation, talk.first_line()))
         self._own = path
         self._screen.note(
             f"Saved: {_count(len(talk.conversation.turns), 'turn')}, readable by you alone. The "
@@ -233,12 +237,10 @@ class Commands:
 
     def _load(self, rest: str) -> None:
         talk, speakers = self._talk, self._talk.speakers
-        data = file_bytes(rest, "/load", transcript.LARGEST)
-        conversation = transcript.read(data, speakers)
+        data = file_bytes(rest, "/load", LARGEST)
+        conversation = read_transcript(data, speakers)
         before = len(talk.conversation.turns)
-        talk.replace(
-            conversation, lambda: transcript.written(conversation, transcript.clear_line())
-        )
+        talk.replace(conversation, lambda: written(conversation, clear_line()))
         self._own = named(rest, "/load")
         waiting, talk.notes = len(talk.notes), ()
         if waiting:
@@ -266,7 +268,7 @@ def _next_draw(options: GenerateOptions) -> GenerateOptions:
             "At temperature 0 the same settings give the same answer. Name another one, such as "
             "/regen alpha=0 or /regen temp=0.7."
         )
-    return settings.changed(options, f"seed={options.sample.seed + 1}")
+    return changed(options, f"seed={options.sample.seed + 1}")
 
 
 def _side_by_side(old: Turn, new: Turn, changes: list[tuple[str, str, str]]) -> Beside:
@@ -280,7 +282,7 @@ def _pane(title: str, answer: Answer) -> Pane:
 
 
 def _settings(options: GenerateOptions) -> Table:
-    rows = tuple((each.name, each.of(options), each.takes) for each in settings.SETTINGS)
+    rows = tuple((each.name, each.of(options), each.takes) for each in SETTINGS)
     return Table("Settings", rows, ("name", "value", "takes"))
 
 
@@ -290,3 +292,37 @@ def _start(text: str) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def named(rest: str, command: str) -> Path:
+    """The path that stands behind a command.
+
+    Raises:
+        UsageError: none does, or it can be no path.
+    """
+    if not rest:
+        raise UsageError(f"{command} needs the name of a file.")
+    try:
+        path = path_of(rest)
+        path.exists()  # not a name at all, such as one that is too long
+    except (OSError, ValueError, RuntimeError):
+        raise UsageError(f"{command} cannot use that name. Give another one.") from None
+    return path
+
+
+def file_bytes(rest: str, command: str, largest: int) -> bytes:
+    """The bytes of the file that stands behind a command.
+
+    Raises:
+        UsageError: there is no such file, it cannot be read or is larger than `largest` bytes.
+    """
+    path = named(rest, command)
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{command} needs a regular file.")
+        if path.stat().st_size > largest:
+            raise UsageError(f"The file is larger than {largest >> 20} MiB.")
+        return path.read_bytes()
+    except OSError as error:
+        # The name is not repeated: people name files after patients.
+        raise UsageError(f"The file cannot be read: {error.strerror}.") from None

@@ -9,28 +9,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
-from capt_local.chat import commands, complete
-from capt_local.chat.transcript import CANDIDATES
-from capt_local.cli.chat.commands import Commands
-from capt_local.cli.chat.talk import Talk, no_room
-from capt_local.cli.chat.transcript_file import TranscriptFile
+from capt_local.chat.commands import in_block, is_open, offers, understood
+from capt_local.chat.conversation import CANDIDATES
+from capt_local.cli.chat_commands import Commands
 from capt_local.cli.exits import ExitCode, line_for, wants_traceback
-from capt_local.cli.model_flags import ModelFlags
-from capt_local.cli.options import MethodFlags, SampleFlags, ViewFlags, option
-from capt_local.cli.prompts import checked, decoded
+from capt_local.cli.files import checked, decoded
+from capt_local.cli.options import (
+    MethodFlags,
+    ModelFlags,
+    SampleFlags,
+    SpeedFlags,
+    ViewFlags,
+    option,
+)
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.cli.signals import Leave, Signals
-from capt_local.cli.speeding import SpeedFlags
 from capt_local.cli.structured import StructureFlags, structure
+from capt_local.cli.talk import Talk, TranscriptFile, no_room
 from capt_local.cli.thinking import ThoughtFlags, thinking
 from capt_local.config.limits import Feature
 from capt_local.decode.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
-from capt_local.report.screen import Screen, drop_output
-from capt_local.report.view import Prose
+from capt_local.report.terminal import Screen, drop_output
+from capt_local.report.views import Prose
 
 if TYPE_CHECKING:
     from capt_local.report.input_line import InputLine
+
 
 _BANNER = (
     "Drafts for review by a clinician; not for time-critical decisions. Nothing is written unless "
@@ -117,7 +122,7 @@ def _converse(talk: Talk, signals: Signals, idle: float | None) -> int:
         if _is_terminal(talk.session.screen):
             from capt_local.report.input_line import InputLine
 
-            line = InputLine(_offers, commands.is_open, idle)
+            line = InputLine(_offers, is_open, idle)
             return _Terminal(talk, signals, line, idle).run()
         if idle is not None:
             talk.session.screen.note("--idle-timeout has no effect without a terminal.")
@@ -183,7 +188,7 @@ class _Terminal:
         """
         before = self._talk.conversation
         try:
-            said = commands.understood(checked(typed, "what you typed"))
+            said = understood(checked(typed, "what you typed"))
             with self._line.quiet():
                 if isinstance(said, str):
                     answer = self._talk.ask(said)
@@ -262,9 +267,9 @@ def _texts(signals: Signals, stdin: BinaryIO) -> Iterator[str]:
         number += 1
         text = decoded(data, f"Line {number} of standard input").rstrip("\r\n")
         block = f"{block}\n{text}" if block else text
-        if commands.is_open(block):
+        if is_open(block):
             continue
-        inside, block = commands.in_block(block), ""
+        inside, block = in_block(block), ""
         said = text if inside is None else inside
         if said.strip():
             yield said
@@ -283,7 +288,7 @@ def _is_terminal(screen: Screen) -> bool:
 
 
 def _offers(before: str) -> Iterator[tuple[str, int]]:
-    for offer in complete.offers(before):
+    for offer in offers(before):
         yield offer.text, offer.back
 
 

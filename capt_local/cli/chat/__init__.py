@@ -1,1 +1,0 @@
-"""`capt-local chat`: the conversation, its commands, what it writes down."""

@@ -1,1 +1,0 @@
-"""`capt-local doctor`, and what else asks for its findings."""
