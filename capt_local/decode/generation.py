@@ -10,10 +10,10 @@ from capt_local.decode.loop import Walk
 from capt_local.decode.options import GenerateOptions, Powers, Speed
 from capt_local.decode.prefill import prefill
 from capt_local.decode.prompt_evidence import Memory
+from capt_local.decode.reasoning import ReasoningParser
 from capt_local.decode.speculate.setup import speculation
 from capt_local.decode.speculate.tally import Tally
 from capt_local.decode.step import FinishReason, Step
-from capt_local.decode.thoughts import Thoughts
 from capt_local.decode.trio import Trio
 from capt_local.errors import Cancelled
 from capt_local.prompt.messages import Prompt
@@ -61,12 +61,14 @@ class Generation:
             lead = prompts[trio.cached.role].lead
             constraint = trio.cached.model.constraint(options.structure.grammar, lead)
         lead_prompt, vocabulary = prompts[trio.cached.role], trio.cached.model.vocabulary
-        thoughts = Thoughts.of(lead_prompt, vocabulary, formed=constraint is not None)
+        parser = ReasoningParser.for_prompt(
+            lead_prompt, vocabulary, structured=constraint is not None
+        )
         # What expert and base say is told with the candidates, so they are asked each time then.
         trio.gates = options.speed is not Speed.EXACT_STEPS and not options.top
         self.tally = Tally()
         ahead = speculation(trio, options, self.tally)
-        self._walk = Walk(trio, options, cancel, constraint, thoughts, ahead)
+        self._walk = Walk(trio, options, cancel, constraint, parser, ahead)
         self._steps: Iterator[Step] | None = None
         self._prompt_notices = [note for prompt in prompts.values() for note in prompt.notices]
         self._prompt_notices += notices

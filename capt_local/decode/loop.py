@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from capt_local.decode.constraint import Gate, Open
-from capt_local.decode.model import Constraint
 from capt_local.decode.options import GenerateOptions
+from capt_local.decode.reasoning import AnswerStream, ReasoningParser, TextPart
 from capt_local.decode.sample import choose, likeliest
 from capt_local.decode.speculate.draft import Ahead
 from capt_local.decode.step import Choice, FinishReason, Step
-from capt_local.decode.stream import Stream
-from capt_local.decode.thoughts import Part, Thoughts
+from capt_local.decode.structured import Constraint, GrammarSampler, MaskedDistribution
 from capt_local.decode.trio import Trio
 from capt_local.errors import Cancelled, ContextOverflow
 from capt_local.vocab.vocabulary import Vocabulary
@@ -29,7 +27,7 @@ class Walk:
         options: of the answer.
         cancel: asked before each step; true ends the answer as interrupted.
         constraint: what the answer is kept to, at its beginning; None: anything.
-        thoughts: divides thoughts and answer; None where all is the answer.
+        parser: finds the reasoning; None where all is the answer.
         ahead: drafts what may come; None: every step by itself.
         force: says the token of a step, whatever was chosen; for measurements alone.
 
@@ -46,7 +44,7 @@ class Walk:
         options: GenerateOptions,
         cancel: Callable[[], bool] | None = None,
         constraint: Constraint | None = None,
-        thoughts: Thoughts | None = None,
+        parser: ReasoningParser | None = None,
         ahead: Ahead | None = None,
         force: Callable[[int], int] | None = None,
     ) -> None:
@@ -55,8 +53,11 @@ class Walk:
         self._options = options
         self._cancel = cancel or (lambda: False)
         self._rng = np.random.default_rng(options.sample.seed)
-        self._stream = Stream(trio.cached.model.vocabulary, options.stop, thoughts)
-        self._gate = Gate(constraint, options.sample) if constraint is not None else None
+        vocabulary = trio.cached.model.vocabulary
+        self._stream = AnswerStream(vocabulary, options.stop, parser)
+        self._grammar = (
+            None if constraint is None else GrammarSampler(constraint, vocabulary, options.sample)
+        )
         self._ahead = ahead
         self._force = force
         self._spoilt = False
@@ -66,19 +67,19 @@ class Walk:
     @property
     def complete(self) -> bool | None:
         """Whether the answer has the form that it is kept to; None where it is kept to none."""
-        if self._gate is None:
+        if self._grammar is None:
             return None
-        return self._gate.complete and not self._spoilt
+        return self._grammar.complete and not self._spoilt
 
     @property
     def beyond(self) -> int:
         """Steps at which the form allowed no plausible token."""
-        return 0 if self._gate is None else self._gate.beyond
+        return 0 if self._grammar is None else self._grammar.implausible_steps
 
     @property
     def held(self) -> bytes:
         """See the class."""
-        return self._stream.held()
+        return self._stream.rest()
 
     def __iter__(self) -> Iterator[Step]:
         """Yields the steps."""
@@ -99,11 +100,13 @@ class Walk:
                 return
 
     def _step(self, index: int) -> Step:
-        if self._ahead is not None and not self._stream.apart and not self._stream.behind:
+        if self._ahead is not None and not self._stream.in_reasoning and not self._stream.in_gap:
             self._ahead.prepare(self._options.max_tokens - index)
         opened = self._here()
-        if self._gate is not None and not self._stream.apart:
-            opened = self._gate.open(self._trio, opened.here)
+        if self._grammar is not None and not self._stream.in_reasoning:
+            opened = self._grammar.mask(
+                opened.here, self._trio.tokens, lambda only: self._trio.distribution(only=only)
+            )
         place = choose(
             opened.here.candidates.tokens,
             opened.here.logp,
@@ -121,32 +124,31 @@ class Walk:
         step = describe(self._trio, opened, place, index, part, finish, self._options)
         if finish is not FinishReason.STOP:
             reads_all = self._options.expert_in_thoughts
-            read = self._trio.piece(token) if reads_all else self._stream.read
+            read = self._trio.piece(token) if reads_all else self._stream.proxy_text
             self._trio.advance_reading(token, read)
         return step
 
-    def _here(self) -> Open:
+    def _here(self) -> MaskedDistribution:
         """The distribution; that of the target alone where expert and base read no thoughts."""
         if self._options.expert_in_thoughts or not self._trio.proxies:
-            return Open(self._trio.distribution())
-        if self._stream.apart or self._stream.behind:
+            return MaskedDistribution(self._trio.distribution())
+        if self._stream.in_reasoning or self._stream.in_gap:
             alone = self._trio.distribution(alone=True)
             token = int(alone.candidates.tokens[np.argmax(alone.logp)])
             # Line ends between thoughts and answer are none of the expert's either.
-            if self._stream.apart or not self._trio.piece(token).strip(b"\n"):
-                return Open(alone, alone=True)
-        return Open(self._trio.distribution())
+            if self._stream.in_reasoning or not self._trio.piece(token).strip(b"\n"):
+                return MaskedDistribution(alone, alone=True)
+        return MaskedDistribution(self._trio.distribution())
 
-    def _take(self, token: int, *, last: bool) -> tuple[Part, FinishReason | None]:
+    def _take(self, token: int, *, last: bool) -> tuple[TextPart, FinishReason | None]:
         """What a token adds to thoughts or answer, and whether it ends it."""
-        vocabulary = self._trio.cached.model.vocabulary
-        if vocabulary.is_end[token]:
+        if self._stream.ends(token):
             return self._stream.flush(), FinishReason.STOP
-        if self._gate is not None and not self._stream.apart:
-            self._gate.accept(token)
+        if self._grammar is not None and not self._stream.in_reasoning:
+            self._grammar.accept(token)
         part = self._stream.feed(token, self._trio.piece(token))
         # A token that ends the thoughts and begins the answer began it without the form.
-        self._spoilt |= self._stream.behind and self._stream.apart
+        self._spoilt |= self._stream.in_gap and self._stream.in_reasoning
         if self._stream.stopped:
             return part, FinishReason.STOP
         # Room for the token itself in every context; a proxy may need a few tokens for it.
@@ -165,10 +167,10 @@ class Walk:
 
 def describe(
     trio: Trio,
-    opened: Open,
+    opened: MaskedDistribution,
     place: int,
     index: int,
-    part: Part,
+    part: TextPart,
     finish: FinishReason | None,
     options: GenerateOptions,
 ) -> Step:
@@ -189,7 +191,7 @@ def describe(
         index=index,
         token=int(own.tokens[place]),
         piece=part.text,
-        thought=part.thought,
+        thought=part.reasoning,
         logp=float(here.logp[place]),
         target_logp=float(own.logp[place]),
         target_rank=int(np.count_nonzero(own.logp > own.logp[place])),

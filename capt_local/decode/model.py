@@ -7,34 +7,17 @@ memory that the next call to the same model overwrites: copy what is to be kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.vocab.vocabulary import BoolArray, IntArray, Vocabulary
+from capt_local.vocab.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from capt_local.decode.structured import Constraint
 
 Rows = npt.NDArray[np.float32]
-
-
-class Constraint(Protocol):
-    """What may come next in an answer, by the tokens of one model."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether the answer may end here."""
-        ...
-
-    def allowed(self, tokens: Sequence[int] | IntArray) -> BoolArray:
-        """Which of these tokens may come next, shape (n,).
-
-        End tokens may where the form is complete; control tokens never.
-        """
-        ...
-
-    def accept(self, token: int) -> None:
-        """Goes one token on. It is allowed, and no end token."""
-        ...
 
 
 class Model(Protocol):

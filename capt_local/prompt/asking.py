@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from capt_local.bundle.manifest import ModelFile
 from capt_local.errors import UsageError
 from capt_local.prompt.build import build_chat, build_raw
-from capt_local.prompt.markers import Markers
+from capt_local.prompt.markers import ReasoningMarkers, find_markers
 from capt_local.prompt.messages import Message, Prompt
 from capt_local.prompt.named import open_template
 from capt_local.prompt.template import ChatTemplate
-from capt_local.prompt.thinking import markers_of
 from capt_local.vocab.tokenizer import TextTokenizer
 
 
@@ -40,7 +39,7 @@ class Asker:
         self._tokenizer = tokenizer
         self._date = date
         self._template: ChatTemplate | None = None
-        self._found: Markers | None = None
+        self._found: ReasoningMarkers | None = None
         self._looked = False
 
     def prompt(self, asked: str | Sequence[Message], *, raw: bool) -> Prompt:
@@ -71,10 +70,10 @@ class Asker:
             )
         return self._template
 
-    def _markers(self) -> Markers | None:
+    def _markers(self) -> ReasoningMarkers | None:
         """Those of the model's thoughts, looked for once."""
         if not self._looked:
-            found = markers_of(self._tokenizer.vocabulary, self.template().source)
+            found = find_markers(self._tokenizer.vocabulary, self.template().source)
             self._looked, self._found = True, found
         return self._found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from capt_local.prompt.markers import Markers
+from capt_local.prompt.markers import ReasoningMarkers
 
 Role = Literal["system", "user", "assistant"]
 
@@ -58,7 +58,7 @@ class Prompt:
     starts_fresh: bool = True
     lead: bytes = b""
     notices: tuple[str, ...] = ()
-    markers: Markers | None = None
+    markers: ReasoningMarkers | None = None
 
     @property
     def tokens(self) -> tuple[int, ...]:

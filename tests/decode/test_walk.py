@@ -19,9 +19,9 @@ from capt_local.decode.loop import Walk
 from capt_local.decode.options import CombineOptions, GenerateOptions, SampleOptions
 from capt_local.decode.prompt_evidence import prefill_with_evidence
 from capt_local.decode.proxy import Proxy
+from capt_local.decode.reasoning import StopStrings
 from capt_local.decode.score import score_text
 from capt_local.decode.step import FinishReason
-from capt_local.decode.stops import StopStrings
 from capt_local.decode.trio import Trio
 from capt_local.errors import ContextOverflow, NumericalError
 from capt_local.prompt.messages import Prompt, Segment

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from capt_local.decode.many.turns import Together, Turns
-from capt_local.decode.model import Constraint, Rows
+from capt_local.decode.model import Rows
+from capt_local.decode.structured import Constraint
 from capt_local.prompt.messages import Prompt
 from capt_local.vocab.vocabulary import Vocabulary
 

@@ -14,11 +14,11 @@ from capt_local.decode.options import (
     Speed,
     Structure,
 )
+from capt_local.prompt.markers import find_markers
 from capt_local.prompt.messages import Prompt, Segment
-from capt_local.prompt.thinking import markers_of
 from tests.decode.speculate.answers import Habit, at_every_speed, lettered
-from tests.decode.test_constraint import Texts
-from tests.decode.test_thoughts import IDS, SAID, VOCABULARY, Speaker
+from tests.decode.test_reasoning import IDS, SAID, VOCABULARY, Speaker
+from tests.decode.test_structured import Texts
 from tests.decode.trios import PROXY
 from tests.fakes import FakeModel
 
@@ -64,7 +64,7 @@ def test_structured_answers(temperature: float, plausibility: float) -> None:
 @pytest.mark.parametrize("opened", [True, False])
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_thoughts(opened: bool, everywhere: bool) -> None:
-    """Thoughts are the target's alone; drafts in front of them and behind do not mix them up."""
+    """ReasoningParser are the target's alone; drafts in front of them and behind do not mix them up."""
     said = [*SAID[:2], *[b"hm"] * 6, *SAID[2:-2], *[b"!", b"Yes"] * 4, b"<end>"]
     said = said[1:] if opened else said
     tokens = [IDS[b"<s>"], *([IDS[b"<think>"]] if opened else [])]
@@ -81,7 +81,7 @@ def test_thoughts(opened: bool, everywhere: bool) -> None:
 
     def edit(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
         target = prompts["target"]
-        markers = markers_of(VOCABULARY, "")
+        markers = find_markers(VOCABULARY, "")
         segments = (*target.segments, Segment(tuple(tokens)))
         prompts["target"] = Prompt(segments, markers=markers)
         return prompts

@@ -9,7 +9,7 @@ import pytest
 
 from capt_local.bundle.manifest import ModelFile
 from capt_local.prompt.asking import Asker
-from capt_local.prompt.thinking import markers_of
+from capt_local.prompt.markers import find_markers
 from capt_local.vocab.tokenizer import TextTokenizer
 from capt_local.vocab.vocabulary import TokenKind, Vocabulary
 from tests.fakes import FakeModel, make_vocabulary
@@ -37,12 +37,12 @@ PAIR = (((b"<think>", True),), ((b"</think>", False),))
 def test_markers_come_from_vocabulary_or_template(
     vocabulary: Vocabulary, template: str, wanted: object
 ) -> None:
-    found = markers_of(vocabulary, template)
+    found = find_markers(vocabulary, template)
     assert (found and (found.begin, found.within)) == wanted
 
 
 def test_channels_are_those_of_gpt_oss() -> None:
-    found = markers_of(with_tokens([b"<|channel|>", b"<|message|>"]), "")
+    found = find_markers(with_tokens([b"<|channel|>", b"<|message|>"]), "")
     assert found is not None
     assert dict(found.begin) == {
         b"<|channel|>analysis<|message|>": True,
@@ -62,7 +62,7 @@ def test_channels_are_those_of_gpt_oss() -> None:
     ],
 )
 def test_a_template_may_open_the_thoughts(scaffold: bytes, opened: bool) -> None:
-    found = markers_of(PLAIN, "<think> </think>")
+    found = find_markers(PLAIN, "<think> </think>")
     assert found is not None and found.opened_by(scaffold) is opened
 
 

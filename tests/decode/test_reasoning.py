@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from capt_local.decode.generation import Generation
 from capt_local.decode.options import CombineOptions, GenerateOptions, Speed
+from capt_local.decode.reasoning import ReasoningParser, Section
 from capt_local.decode.step import FinishReason
-from capt_local.decode.thoughts import Place, Thoughts
 from capt_local.decode.trio import Trio
+from capt_local.prompt.markers import find_markers
 from capt_local.prompt.messages import Prompt, Segment
-from capt_local.prompt.thinking import markers_of
 from capt_local.vocab.vocabulary import TokenKind, Vocabulary
 from tests.decode.trios import PROXY, make_trio
 from tests.fakes import FakeModel, make_vocabulary, text_tokenizer
 
-THINK = markers_of(make_vocabulary([]), "{{ '<think>' }} {{ '</think>' }}")
-HARMONY = markers_of(make_vocabulary([]), "<|channel|> <|message|>")
+THINK = find_markers(make_vocabulary([]), "{{ '<think>' }} {{ '</think>' }}")
+HARMONY = find_markers(make_vocabulary([]), "<|channel|> <|message|>")
 assert THINK is not None and HARMONY is not None
 ANALYSIS = b"<|channel|>analysis<|message|>"
 NEXT = b"<|end|><|start|>assistant"
@@ -30,12 +30,12 @@ FINAL = b"<|channel|>final<|message|>"
 
 
 def divided(
-    thoughts: Thoughts, pieces: Sequence[bytes], *, is_text: bool = True
+    thoughts: ReasoningParser, pieces: Sequence[bytes], *, is_text: bool = True
 ) -> tuple[bytes, bytes]:
     """(thoughts, answer) of a stream."""
     found = [b"", b""]
     for part in [thoughts.feed(piece, is_text=is_text) for piece in pieces] + [thoughts.flush()]:
-        found[not part.thought] += part.text
+        found[not part.reasoning] += part.text
     return found[0], found[1]
 
 
@@ -65,13 +65,13 @@ def test_markers_are_found_wherever_the_text_is_cut(
 ) -> None:
     places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     pieces = [text[a:b] for a, b in pairwise(places)]
-    assert divided(Thoughts(markers, opened=opened), pieces) == wanted  # type: ignore[arg-type]
+    assert divided(ReasoningParser(markers, opened=opened), pieces) == wanted  # type: ignore[arg-type]
 
 
 def test_the_names_of_control_tokens_are_never_text() -> None:
-    thoughts = Thoughts(HARMONY, opened=False)
+    thoughts = ReasoningParser(HARMONY, opened=False)
     assert divided(thoughts, [b"<|channel|>", b"<|other|>"], is_text=False) == (b"", b"")
-    assert thoughts.place is Place.ANSWER
+    assert thoughts.section is Section.ANSWER
 
 
 def vocabulary() -> Vocabulary:
@@ -112,7 +112,7 @@ def answer(
         Speaker(said, len(tokens) + len(user.tokens)), FakeModel(PROXY, 2), FakeModel(PROXY, 3),
         CombineOptions(alphas=(1.0,)),
     )  # fmt: skip
-    markers = markers_of(VOCABULARY, "")
+    markers = find_markers(VOCABULARY, "")
     prompts = {"target": Prompt((user, Segment(tuple(tokens))), markers=markers)}
     for proxy in trio.proxies:
         read = text_tokenizer(proxy.cached.model).encode(b"ab", start=True)  # type: ignore
@@ -167,21 +167,23 @@ def test_markers_that_are_text_are_found_as_well() -> None:
 
 
 def test_a_model_without_markers_is_as_it_was() -> None:
-    assert markers_of(make_vocabulary(["think"]), "{{ messages }}") is None
+    assert find_markers(make_vocabulary(["think"]), "{{ messages }}") is None
     prompt = Prompt((Segment((0,)),))
-    assert Thoughts.of(prompt, VOCABULARY, formed=False) is None
+    assert ReasoningParser.for_prompt(prompt, VOCABULARY, structured=False) is None
 
 
 def test_raw_text_has_no_thoughts() -> None:
-    markers = markers_of(VOCABULARY, "")
+    markers = find_markers(VOCABULARY, "")
     prompt = Prompt((Segment((0,), b"x"),), goes_on=True, markers=markers)
-    assert Thoughts.of(prompt, VOCABULARY, formed=False) is None
+    assert ReasoningParser.for_prompt(prompt, VOCABULARY, structured=False) is None
 
 
 def test_before_a_form_only_the_template_opens_thoughts() -> None:
-    markers = markers_of(VOCABULARY, "")
+    markers = find_markers(VOCABULARY, "")
     for token, opened in ((IDS[b"<think>"], True), (IDS[b"</think>"], False), (0, False)):
         prompt = Prompt((Segment((0,), b"x"), Segment((token,))), markers=markers)
-        free = Thoughts.of(prompt, VOCABULARY, formed=False)
-        assert free is not None and (free.place is Place.THOUGHTS) == opened
-        assert (Thoughts.of(prompt, VOCABULARY, formed=True) is not None) == opened
+        free = ReasoningParser.for_prompt(prompt, VOCABULARY, structured=False)
+        assert free is not None and (free.section is Section.REASONING) == opened
+        assert (
+            ReasoningParser.for_prompt(prompt, VOCABULARY, structured=True) is not None
+        ) == opened
