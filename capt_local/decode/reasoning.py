@@ -53,9 +53,7 @@ class ReasoningParser:
         self.section = Section.REASONING if opened else Section.BEGINNING
         self._fresh = opened  # whether no reasoning has come since the marker
         self._buffer = b""
-        self._is_text = (
-            b""  # one byte for each byte of the buffer: 1 for text, 0 for a control name
-        )
+        self._is_text = b""  # for each byte of the buffer: 1 text, 0 the name of a control token
 
     @property
     def in_reasoning(self) -> bool:

@@ -64,7 +64,7 @@ def test_structured_answers(temperature: float, plausibility: float) -> None:
 @pytest.mark.parametrize("opened", [True, False])
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_thoughts(opened: bool, everywhere: bool) -> None:
-    """ReasoningParser are the target's alone; drafts in front of them and behind do not mix them up."""
+    """Reasoning is the target's alone; drafts before and behind do not mix the two up."""
     said = [*SAID[:2], *[b"hm"] * 6, *SAID[2:-2], *[b"!", b"Yes"] * 4, b"<end>"]
     said = said[1:] if opened else said
     tokens = [IDS[b"<s>"], *([IDS[b"<think>"]] if opened else [])]
