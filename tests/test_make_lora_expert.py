@@ -21,7 +21,7 @@ from scripts.make_lora_expert import (
     write_adapter,
     write_untied,
 )
-from tests.engine.conftest import ONE_THREAD
+from tests.llama.conftest import ONE_THREAD
 from tests.tiny_models import INNER, LAYERS, WIDTH, tiny_gguf
 
 TOKENS = list(range(30, 50))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.engine.header import Header, read_header
+from capt_local.engine.gguf_header import Header, read_header
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.options import LoadOptions
 from scripts.make_scale_trio import PRESETS, write_model

@@ -129,12 +129,13 @@ def test_the_program_is_never_started_without_the_guard(monkeypatch: pytest.Monk
 # The kernel ends the process at the first call that has to do with sockets, whoever makes it.
 WATCHED = """
 import platform, sys
-from capt_local.engine import forbidden_calls as calls
-machine = platform.machine()
-call, architecture, _, every = calls._MACHINES[machine]
-calls._MACHINES[machine] = (call, architecture, {}, every[:6])
-calls._ERROR = calls._KILL
-assert calls.forbid_calls()
+from capt_local.engine import hardening as h
+machine = h._MACHINES[platform.machine()]
+# socket, connect, sendto, sendmsg, bind, listen
+calls = [(41, 42, 44, 46, 49, 50), (198, 203, 206, 211, 200, 201)][machine.column]
+code = [h._one(h._LOAD, h._NUMBER)]
+code += [part for call in calls for part in h._for_call(call, [h._one(h._RETURN, h._KILL)])]
+assert h._install(machine, b"".join([*code, h._one(h._RETURN, h._ALLOW)]))
 """
 
 

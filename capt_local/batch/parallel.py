@@ -30,8 +30,8 @@ def records_at_once(
     Raises:
         ModelError: a model is missing or broken.
     """
+    from capt_local.engine.load_models import estimates
     from capt_local.engine.memory import available_memory
-    from capt_local.engine.several import estimates
 
     roles = options.method.roles or tuple(bundle.models)
     files = {role: bundle.models[role].path for role in roles if role in bundle.models}

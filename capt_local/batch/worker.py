@@ -49,7 +49,7 @@ def main(open_models: OpenModels | None = None, hello: Facts | None = None) -> N
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     incoming, outgoing = _streams()
-    from capt_local.engine.private import be_first_to_go
+    from capt_local.engine.hardening import be_first_to_go
 
     be_first_to_go()
     Worker(incoming, outgoing, open_models or _open, hello or facts).serve()

@@ -144,7 +144,7 @@ class _Digests:
                         self._known.keep(path, stamp, found)
         except OSError as error:
             raise _other(what, path, error.strerror or "it is unreadable") from None
-        self._found[path], self.stamps[path] = found, stamp
+        self._found[path], self.stamps[path] = found, stamp.with_digest(found)
         return found
 
 

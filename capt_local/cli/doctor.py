@@ -390,7 +390,7 @@ def fit(bundle: Bundle, options: LoadOptions) -> Fit:
     from capt_local.engine import memory
     from capt_local.engine.library import library
     from capt_local.engine.placement import free_on_gpus, planned_layers
-    from capt_local.engine.several import estimates
+    from capt_local.engine.load_models import estimates
 
     paths = {role: model.path for role, model in bundle.models.items()}
     each = estimates(paths, options, bundle.adapters)
@@ -436,7 +436,7 @@ def first_look(bundle: Bundle, check: Check, diagnosis: Diagnosis) -> dict[str, 
 
 def confinement(told: list[str]) -> dict[str, Any]:
     """Whether the kernel holds the process that looks at such files."""
-    from capt_local.engine.examine import calls_are_forbidden
+    from capt_local.engine.probe import calls_are_forbidden
 
     forbidden = calls_are_forbidden()
     if not forbidden and sys.platform == "linux":
@@ -560,7 +560,7 @@ def private_memory(told: list[str]) -> dict[str, Any]:
     """Where the memory of the process could be written to: swap and core dumps."""
     import psutil
 
-    from capt_local.engine.private import memory_is_private
+    from capt_local.engine.hardening import memory_is_private
 
     total = int(psutil.swap_memory().total)
     plain = [name for name, safe in swaps() if not safe]

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from capt_local.engine.gguf_reader import FLOAT32
-from capt_local.engine.header import Header, read_header
+from capt_local.engine.gguf_header import FLOAT32, Header, read_header
 from capt_local.engine.library import Library
 from capt_local.errors import ModelError
 
@@ -46,7 +45,7 @@ def load_adapter(
         handle: of the model; freeing it frees the adapter too.
         model: the name of its file, for errors.
         path: of the adapter.
-        place: where to open it instead; see `engine.held`.
+        place: where to open it instead; see `engine.locked_file`.
 
     Raises:
         ModelError: llama.cpp refuses it (with its own words).
@@ -87,13 +86,16 @@ def put_adapters(
     return tuple(note for one in loaded for note in one.notes)
 
 
-def check_adapter(path: Path, header: Header, model: str) -> tuple[str, ...]:
+def check_adapter(
+    path: Path, header: Header, model: str, place: Path | None = None
+) -> tuple[str, ...]:
     """Whether an adapter fits a model, by their headers.
 
     Args:
         path: of the adapter.
         header: of the model.
         model: the name of its file, for errors.
+        place: where to open the adapter instead; see `engine.locked_file`.
 
     Returns:
         What the user should know.
@@ -101,7 +103,7 @@ def check_adapter(path: Path, header: Header, model: str) -> tuple[str, ...]:
     Raises:
         ModelError: it is missing, damaged, no LoRA adapter, or one of another model.
     """
-    found = read_header(path)
+    found = read_header(path, place)
     if reason := _other_kind(found, header) or _misfit(found, header):
         _refuse(path.name, model, reason)
     norms = sum(one.name.endswith(_NORM) for one in found.tensors)
@@ -125,6 +127,8 @@ def _other_kind(adapter: Header, model: Header) -> str | None:
         )
     if adapter.kinds.get("adapter.lora.alpha", FLOAT32) != FLOAT32:
         return "its alpha is not a number of 32 bits"
+    if values.get("adapter.lora.alpha") == 0:
+        return "its alpha is 0, which llama.cpp takes for no alpha at all"
     if "adapter.alora.invocation_tokens" in adapter.lengths:
         return "it is one that begins in the middle of a text (aLoRA), which is not supported here"
     return None

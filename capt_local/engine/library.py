@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from capt_local.engine.formats import leave_out_crashing
+from capt_local.engine.hardening import keep_memory_private
 from capt_local.engine.heap import keep_freed_memory
-from capt_local.engine.private import keep_memory_private
 from capt_local.engine.trial import computes
 from capt_local.errors import UsageError
 
@@ -27,6 +27,7 @@ BINDING_VERSION = "0.3.36"
 
 _WARN, _ERROR, _CONTINUED = 3, 4, 5
 _LONGEST = 300  # characters of an error
+_MOST_LINES = 512  # of the log
 _DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "composite")
 
 
@@ -78,12 +79,12 @@ class Library:
         """Loads the binding, checks its version and starts llama.cpp's backends."""
         keep_freed_memory()
         self.api: Any = _import_binding()
-        self._lines: deque[tuple[int, str]] = deque(maxlen=32)
+        self._lines: deque[tuple[int, str]] = deque(maxlen=_MOST_LINES)
         # llama.cpp keeps only the address, so the callback has to live as long as the library.
         self._callback = self.api.llama_log_callback(self._log)
         self.api.llama_log_set(self._callback, None)
         self.api.llama_backend_init()
-        self._formats = leave_out_crashing(self._ggml, Path(self.api._lib._name).parent)
+        self._formats = leave_out_crashing(self.ggml, Path(self.api._lib._name).parent)
 
     def function(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         """A C function with a prototype of our own, apart from the binding's."""
@@ -116,6 +117,10 @@ class Library:
                     return shown[:_LONGEST]
         return ""
 
+    def warnings(self) -> list[str]:
+        """The warnings that llama.cpp logged since `forget_errors`."""
+        return [line for level, line in self._lines if level == _WARN]
+
     def build_info(self) -> BuildInfo:
         """Versions, build flags and devices."""
         api = self.api
@@ -132,13 +137,13 @@ class Library:
         """What llama.cpp can compute on, with the memory that is free now."""
         address, size = ctypes.c_void_p, ctypes.c_size_t
         pointer = ctypes.POINTER(size)
-        get = self._ggml("ggml_backend_dev_get", address, size)
-        name = self._ggml("ggml_backend_dev_name", ctypes.c_char_p, address)
-        description = self._ggml("ggml_backend_dev_description", ctypes.c_char_p, address)
-        kind = self._ggml("ggml_backend_dev_type", ctypes.c_int, address)
-        memory = self._ggml("ggml_backend_dev_memory", None, address, pointer, pointer)
+        get = self.ggml("ggml_backend_dev_get", address, size)
+        name = self.ggml("ggml_backend_dev_name", ctypes.c_char_p, address)
+        description = self.ggml("ggml_backend_dev_description", ctypes.c_char_p, address)
+        kind = self.ggml("ggml_backend_dev_type", ctypes.c_int, address)
+        memory = self.ggml("ggml_backend_dev_memory", None, address, pointer, pointer)
         found = []
-        for index in range(self._ggml("ggml_backend_dev_count", size)()):
+        for index in range(self.ggml("ggml_backend_dev_count", size)()):
             device = get(index)
             free, total = size(), size()
             memory(device, ctypes.byref(free), ctypes.byref(total))
@@ -159,9 +164,9 @@ class Library:
         Args:
             device: its place in `devices`.
         """
-        return computes(self._ggml, device)
+        return computes(self.ggml, device)
 
-    def _ggml(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    def ggml(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         """A function of ggml, which is a library of its own beside libllama."""
         from llama_cpp._ggml import libggml
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from capt_local.engine.header import Header, read_header
+from capt_local.engine.gguf_header import Header, read_header
 from capt_local.engine.options import LoadOptions
 from capt_local.errors import MemoryShortage
 

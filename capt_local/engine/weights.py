@@ -3,32 +3,59 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from io import RawIOBase
+from itertools import repeat
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from capt_local.engine.adapters import LoadedAdapter, check_adapter, load_adapter
 from capt_local.engine.closing import Closing
-from capt_local.engine.extract import read_vocabulary
-from capt_local.engine.header import Header, read_header
-from capt_local.engine.held import HeldFile
+from capt_local.engine.gguf_header import Header, model_parts, read_header, read_model_header, rules
 from capt_local.engine.interrupts import HeldInterrupts
 from capt_local.engine.kernels import Kernels
 from capt_local.engine.library import Library, library
+from capt_local.engine.locked_file import LockedFile
 from capt_local.engine.memory import check_fits, estimate
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.placement import free_on_gpus
-from capt_local.engine.suited import refuse_other_kinds
 from capt_local.errors import Cancelled, MemoryShortage, ModelError, UsageError
 from capt_local.strict.stamp import Stamp
-from capt_local.vocab.vocabulary import Vocabulary
+from capt_local.vocab.vocabulary import TokenKind, Vocabulary
 
 Progress = Callable[[float], None]
 
 # Formats that llama.cpp rearranges for kernels which take four tokens at once: two or three cost
 # more than four, as each of them is computed by itself.
 _BY_FOURS = ("Q4_0", "Q4_K", "IQ4_NL")
+_CHECKED_AT_ONCE = 1 << 24  # bytes of a tensor
+
+# What llama.cpp's warnings about a file mean for its answers; the first that a line holds counts.
+_QUALITY = {
+    "missing pre-tokenizer type": (
+        "does not say how its text is split before it becomes tokens (tokenizer.ggml.pre), and "
+        "llama.cpp uses its default: answers may be worse. Use a newer conversion of the model."
+    ),
+    "bad special token": (
+        "names a special token that is not in its vocabulary, and llama.cpp uses its default "
+        "instead: turns and answers may end in the wrong place."
+    ),
+    "is not in special_eog_ids": (
+        "names a token that ends an answer, but not among those that do: answers may run on."
+    ),
+    "EOG token id": (
+        "names a token that ends an answer which is not in its vocabulary: answers may run on."
+    ),
+    "newline token": "has no token for the end of a line: what it reads is not quite the text.",
+    "degraded": "is one that llama.cpp warns about: the quality of its answers may be degraded.",
+    "training context overflow": "",  # the context's own notes say that
+    "bug in the model": "",  # llama.cpp mends that by itself
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +105,10 @@ class Weights(Closing):
         stamps: of the files that were checked, by path; adapters too.
 
     Attributes:
-        header: of the file.
+        header: of the file; of all parts where the model is split.
         vocabulary: all tokens.
         metadata: for people.
+        notes: what llama.cpp warns about in this file that lowers the quality, a sentence each.
 
     Raises:
         ModelError: the file is missing, damaged, or llama.cpp refuses it (with its own words).
@@ -105,13 +133,19 @@ class Weights(Closing):
         self._stamps = dict(stamps or {})
         self.handle: int | None = None
         try:
-            with HeldFile(path, self._stamps.get(path)) as held:
-                self.header: Header = read_header(path, held.place)
+            with ExitStack() as stack:
+                files = self._lock(path, stack)
+                self.header: Header = read_model_header(path, [file.place for file in files])
                 self._layers = (
                     0 if vocabulary_only else self._choose_layers(path.name, options, contexts)
                 )
-                self.handle = self._load(held, options, progress, vocabulary_only)
-                held.check()
+                if options.check_tensors and not vocabulary_only:
+                    for file in files:
+                        check_values(self._library, file)
+                self.handle = self._load(files, options, progress, vocabulary_only)
+                for file in files:
+                    file.check()
+            self.notes = quality_notes(path.name, self._library.warnings())
             self._examine(path.name)
         except BaseException:
             self.close()
@@ -126,7 +160,7 @@ class Weights(Closing):
     def _examine(self, name: str) -> None:
         library = self._library
         self._vocab = ctypes.c_void_p(library.api.llama_model_get_vocab(self.handle))
-        refuse_other_kinds(library, self.handle, self._vocab, name, self.header.architecture)
+        _refuse_unsupported(library, self.handle, self._vocab, name, self.header.architecture)
         self.vocabulary: Vocabulary = read_vocabulary(library, self._vocab.value or 0, name)
         self.metadata: Metadata = self._describe(name)
 
@@ -167,10 +201,10 @@ class Weights(Closing):
         place = path.resolve()
         if place not in self._adapters:
             name = self.metadata.name
-            notes = check_adapter(path, self.header, name)
-            with HeldFile(path, self._stamps.get(path)) as held:
-                address = load_adapter(self._library, self.handle, name, path, held.place)
-                held.check()
+            with LockedFile(path, self._stamps.get(path)) as file:
+                notes = check_adapter(path, self.header, name, file.place)
+                address = load_adapter(self._library, self.handle, name, path, file.place)
+                file.check()
             self._adapters[place] = LoadedAdapter(address, notes)
         return self._adapters[place]
 
@@ -209,15 +243,31 @@ class Weights(Closing):
         check_fits({name: needed.beside_gpu(layers)})
         return layers
 
+    def _lock(self, path: Path, stack: ExitStack) -> list[LockedFile]:
+        """The file, or all parts of a split model, until the stack is closed."""
+        first = stack.enter_context(LockedFile(path, self._stamps.get(path)))
+        others = model_parts(path, read_header(path, first.place))[1:]
+        known = self._stamps.get(path)
+        if others and known and known.sha256 and not all(part in self._stamps for part in others):
+            raise ModelError(
+                f"{path.name} is one of {len(others) + 1} parts of a model, and its bundle names "
+                "no digests of the others. Join them into one file (llama-gguf-split --merge)."
+            )
+        rest = [stack.enter_context(LockedFile(one, self._stamps.get(one))) for one in others]
+        return [first, *rest]
+
     def _load(
-        self, held: HeldFile, options: LoadOptions, progress: Progress | None, vocabulary_only: bool
+        self,
+        files: Sequence[LockedFile],
+        options: LoadOptions,
+        progress: Progress | None,
+        vocabulary_only: bool,
     ) -> int:
-        path = held.path
+        path = files[0].path
         api = self._library.api
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = self._layers
         parameters.vocab_only = vocabulary_only
-        parameters.check_tensors = options.check_tensors
         parameters.load_mode = (
             api.LLAMA_LOAD_MODE_MMAP if options.map_file else api.LLAMA_LOAD_MODE_NONE
         )
@@ -235,7 +285,11 @@ class Weights(Closing):
 
             callback = api.llama_progress_callback(tell)
             parameters.progress_callback = callback
-            handle = api.llama_model_load_from_file(bytes(held.place), parameters)
+            if len(files) == 1:
+                handle = api.llama_model_load_from_file(bytes(files[0].place), parameters)
+            else:
+                places = (ctypes.c_char_p * len(files))(*(bytes(file.place) for file in files))
+                handle = api.llama_model_load_from_splits(places, len(files), parameters)
         if raised:
             api.llama_model_free(handle)
             raise raised[0]
@@ -243,7 +297,9 @@ class Weights(Closing):
             api.llama_model_free(handle)
             raise Cancelled(f"Loading {path.name} was stopped.")
         if not handle:
-            said = self._library.last_error().replace(str(held.place), path.name)
+            said = self._library.last_error()
+            for file in files:
+                said = said.replace(str(file.place), file.path.name)
             kind = MemoryShortage if "alloc" in said or "out of memory" in said else ModelError
             raise kind(f"{path.name} cannot be loaded: {said or 'llama.cpp gives no reason'}.")
         return int(handle)
@@ -275,3 +331,167 @@ class Weights(Closing):
             layers=self.header.number("block_count") + 1,
             kernels=Kernels(rearranged and not tiles, not on_cpu, on_cpu and tiles),
         )
+
+
+def check_values(library: Library, file: LockedFile) -> None:
+    """Looks at every number of a file's tensors for NaN, infinities and impossible blocks.
+
+    llama.cpp can do that while it loads (`check_tensors`), but starts a thread for each tensor,
+    and the stacks of some hundred threads are more than the model.
+
+    Args:
+        library: llama.cpp.
+        file: a model, a part of one, or an adapter.
+
+    Raises:
+        ModelError: a tensor holds such a number; or the file cannot be read.
+    """
+    valid = library.ggml(
+        "ggml_validate_row_data", ctypes.c_bool, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
+    )
+    header, types = read_header(file.path, file.place), rules().tensor_types
+    buffer = np.empty(_CHECKED_AT_ONCE, np.uint8)
+    try:
+        with file.place.open("rb", buffering=0) as stream:
+            for tensor in header.tensors:
+                stream.seek(tensor.place)
+                block, left = types[tensor.kind][1], tensor.size
+                while left:
+                    wanted = min(left, _CHECKED_AT_ONCE // block * block)
+                    _read_into(stream, buffer[:wanted])
+                    if not valid(tensor.kind, buffer.ctypes.data, wanted):
+                        raise ModelError(
+                            f"{file.path.name} is damaged: a tensor has invalid data (a weight "
+                            "that is not a finite number). Get the file again."
+                        )
+                    left -= wanted
+    except OSError as error:
+        raise ModelError(f"{file.path.name} cannot be read: {error.strerror}.") from None
+
+
+def _read_into(stream: RawIOBase, part: npt.NDArray[np.uint8]) -> None:
+    view, done = memoryview(part.data), 0
+    while done < len(part):
+        count = stream.readinto(view[done:])
+        if not count:
+            raise OSError(0, "it was cut off while it was read")
+        done += count
+
+
+def quality_notes(name: str, warnings: Iterable[str]) -> tuple[str, ...]:
+    """What llama.cpp's warnings about a file mean for its answers, each once.
+
+    Args:
+        name: of the file.
+        warnings: lines that llama.cpp logged while it loaded the file.
+    """
+    found: dict[str, None] = {}
+    for line in warnings:
+        for mark, meaning in _QUALITY.items():
+            if mark.lower() in line.lower():
+                if meaning:
+                    found[f"{name} {meaning}"] = None
+                break
+    return tuple(found)
+
+
+def _refuse_unsupported(
+    library: Library, handle: int | None, vocab: ctypes.c_void_p, name: str, architecture: str
+) -> None:
+    """Refuses models that do not write from left to right, or whose tokenizer rewrites the text."""
+    api = library.api
+    if (
+        not api.llama_model_has_decoder(handle)
+        or api.llama_model_has_encoder(handle)
+        or api.llama_model_is_diffusion(handle)
+    ):
+        raise ModelError(
+            f"{name} ({architecture}) does not write text from left to right. "
+            "Use a decoder-only language model."
+        )
+    if api.llama_vocab_type(vocab) in (api.LLAMA_VOCAB_TYPE_WPM, api.LLAMA_VOCAB_TYPE_UGM):
+        raise ModelError(
+            f"{name}: its tokenizer rewrites the text (lower case, white space), so what it "
+            "reads is not what was written. Use a model with byte-level BPE or SentencePiece."
+        )
+
+
+# --- the vocabulary ------------------------------------------------------------------------------
+
+# llama.cpp's bit of each kind, the strongest first: a token that it finds to be a marker keeps the
+# kind that the file gave it beside CONTROL. Bits above these tell how a marker treats white space.
+_KIND_BITS = (
+    (1 << 3, TokenKind.CONTROL),
+    (1 << 4, TokenKind.USER_DEFINED),
+    (1 << 5, TokenKind.BYTE),
+    (1 << 0, TokenKind.UNKNOWN),
+    (1 << 1, TokenKind.UNUSED),
+    (1 << 2, TokenKind.NORMAL),
+)
+_KIND_MASK = (1 << 6) - 1
+_KINDS = np.array(
+    [
+        next((kind for bit, kind in _KIND_BITS if bits & bit), TokenKind.UNDEFINED)
+        for bits in range(_KIND_MASK + 1)
+    ],
+    np.uint8,
+)
+_SLOT = 64  # bytes; a few hundred tokens of a vocabulary are longer
+
+
+def read_vocabulary(library: Library, vocab: int, name: str) -> Vocabulary:
+    """The vocabulary behind a `llama_vocab` address.
+
+    Args:
+        library: llama.cpp.
+        vocab: address of the model's vocabulary.
+        name: of the file, for errors.
+
+    Raises:
+        ModelError: the file has no vocabulary, or llama.cpp cannot spell one of its tokens.
+    """
+    api = library.api
+    count = api.llama_vocab_n_tokens(vocab)
+    if count < 1 or api.llama_vocab_type(vocab) == api.LLAMA_VOCAB_TYPE_NONE:
+        raise ModelError(f"{name} has no vocabulary, so it cannot read or write text.")
+    handle = ctypes.c_void_p(vocab)
+    address, number = ctypes.c_void_p, ctypes.c_int32
+    attributes = library.function("llama_vocab_get_attr", ctypes.c_int, address, number)
+    is_end = library.function("llama_vocab_is_eog", ctypes.c_bool, address, number)
+    everywhere, tokens = repeat(handle), range(count)
+    bits = np.fromiter(map(attributes, everywhere, tokens), np.int32, count) & _KIND_MASK
+    ends = np.fromiter(map(is_end, everywhere, tokens), np.bool_, count)
+    bos = api.llama_vocab_bos(vocab)
+    eos = api.llama_vocab_eos(vocab)
+    return Vocabulary(
+        _pieces(library, handle, count, name),
+        _KINDS[bits],
+        end_ids=np.flatnonzero(ends).tolist(),
+        bos=bos if bos >= 0 else None,
+        add_bos=bool(api.llama_vocab_get_add_bos(vocab)),
+        eos=eos if eos >= 0 else None,
+    )
+
+
+def _pieces(library: Library, vocab: ctypes.c_void_p, count: int, name: str) -> list[bytes]:
+    """The bytes of all tokens, spelt into slots of one buffer; long ones once more on their own."""
+    number, address = ctypes.c_int32, ctypes.c_void_p
+    spell = library.function(
+        "llama_token_to_piece", number, address, number, address, number, number, ctypes.c_bool
+    )
+    slots = ctypes.create_string_buffer(_SLOT * count)
+    first = ctypes.addressof(slots)
+    places = range(first, first + _SLOT * count, _SLOT)
+    same = (repeat(_SLOT), repeat(0), repeat(True))
+    lengths = list(map(spell, repeat(vocab), range(count), places, *same))
+    raw = slots.raw
+    pieces = [
+        raw[at : at + size] for at, size in zip(range(0, len(raw), _SLOT), lengths, strict=True)
+    ]
+    for token in np.flatnonzero(np.array(lengths) < 0).tolist():
+        size = -lengths[token]  # a slot was too short; this is the size needed
+        buffer = ctypes.create_string_buffer(size)
+        if spell(vocab, token, ctypes.addressof(buffer), size, 0, True) != size:
+            raise ModelError(f"{name}: llama.cpp cannot spell token {token} of the vocabulary.")
+        pieces[token] = buffer.raw
+    return pieces

@@ -18,8 +18,9 @@ from capt_local.bundle import store
 from capt_local.bundle.check import Check
 from capt_local.bundle.known import KnownDigests, known_digests
 from capt_local.bundle.manifest import Bundle, ModelFile
-from capt_local.engine.examine import Examiner
+from capt_local.engine.gguf_header import model_parts, read_header
 from capt_local.engine.library import BINDING_VERSION
+from capt_local.engine.probe import Probe
 from capt_local.errors import ModelError
 from capt_local.strict.stamp import Stamp, stamp_of
 
@@ -67,17 +68,22 @@ def look_first(
     if check is Check.NEVER or is_trusted(bundle):
         return found
     wanted = bundle.models if models is None else models
+    parts: dict[Path, tuple[Path, ...]] = {}
     for model in wanted.values():
         for path in (model.path, *([model.adapter.path] if model.adapter else [])):
             found.setdefault(path, _stamp(path))
+        parts[model.path] = model_parts(model.path, read_header(model.path))
+        for part in parts[model.path]:
+            found.setdefault(part, _stamp(part))
     known = known_digests()
-    with Examiner() as examiner:
+    with Probe() as probe:
         for role, files in _by_model(wanted):
-            marks = _marks(files, found)
+            marks = _marks(files, parts[files[0]], found)
             if check is Check.CACHED and known is not None and _is_known(known, marks, found):
                 continue
             waiting = None if progress is None else partial(progress, role, 0.0)
-            examiner.look(files[0], files[1:], waiting)
+            for path, digest in probe.look(files[0], files[1:], waiting, found).items():
+                found[path] = found[path].with_digest(digest)
             if known is not None:
                 for path, mark in marks.items():
                     known.keep(path, found[path], mark, _ABOUT)
@@ -98,10 +104,12 @@ def _is_known(known: KnownDigests, marks: Mapping[Path, str], stamps: Mapping[Pa
     return all(known.find(path, stamps[path], _ABOUT) == mark for path, mark in marks.items())
 
 
-def _marks(files: Sequence[Path], stamps: Mapping[Path, Stamp]) -> dict[Path, str]:
+def _marks(
+    files: Sequence[Path], parts: Sequence[Path], stamps: Mapping[Path, Stamp]
+) -> dict[Path, str]:
     """What is remembered of a model, and of adapters on that model, with this llama.cpp."""
-    model = stamps[files[0]]
-    return {path: _mark(model, stamps[path]) for path in files}
+    model = [stamps[part] for part in parts]
+    return {path: _mark(*model, stamps[path]) for path in files}
 
 
 def _mark(*stamps: Stamp) -> str:

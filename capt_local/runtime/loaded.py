@@ -13,7 +13,7 @@ from capt_local.decode.options import GenerateOptions
 from capt_local.decode.prompt_evidence import Memory
 from capt_local.decode.trio import Trio
 from capt_local.engine.llama import LlamaModel
-from capt_local.engine.several import vocabulary_notices
+from capt_local.engine.load_models import vocabulary_notices
 from capt_local.prompt.asking import Asker
 from capt_local.prompt.messages import Message, Prompt
 from capt_local.runtime.many import Side

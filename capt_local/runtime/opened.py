@@ -22,9 +22,9 @@ from capt_local.decode.cached import common_length
 from capt_local.decode.generation import Generation
 from capt_local.decode.many.asks import Answered, Ask
 from capt_local.decode.options import GenerateOptions
+from capt_local.engine.load_models import open_models
 from capt_local.engine.many import MOST_LANES
 from capt_local.engine.options import LoadOptions
-from capt_local.engine.several import open_models
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
 from capt_local.runtime.first_look import NOT_LOOKED_AT, is_trusted, look_first

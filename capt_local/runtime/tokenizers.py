@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from capt_local.bundle.manifest import ModelFile
-from capt_local.engine.digests import file_digests
+from capt_local.engine.gguf_header import file_digests
 from capt_local.errors import ModelError
 
 

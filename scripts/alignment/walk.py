@@ -19,8 +19,8 @@ from capt_local.decode.model import Rows
 from capt_local.decode.options import Powers
 from capt_local.decode.proxy import Proxy
 from capt_local.decode.score import opening
+from capt_local.engine.load_models import open_models
 from capt_local.engine.options import LoadOptions
-from capt_local.engine.several import open_models
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Prompt
 from capt_local.vocab.tokenizer import TextTokenizer

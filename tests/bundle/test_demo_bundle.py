@@ -12,7 +12,7 @@ from capt_local.bundle.manifest import MANIFEST
 from capt_local.bundle.read import read_bundle
 from capt_local.bundle.verify import verify
 from capt_local.bundle.versions import numbers
-from capt_local.engine.digests import file_digests
+from capt_local.engine.gguf_header import file_digests
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = read_bundle(store.packaged_folder(), datetime.date(2026, 11, 22))

@@ -16,7 +16,8 @@ from capt_local.bundle.roles import Role
 from capt_local.bundle.write import describe, write_manifest
 from capt_local.cli.doctor import overlap
 from capt_local.config import places
-from capt_local.engine import examine, memory
+from capt_local.engine import memory
+from capt_local.engine import probe as probe_module
 from capt_local.engine.library import Library
 from tests.cli.conftest import Run
 from tests.fakes import make_vocabulary
@@ -206,7 +207,7 @@ def test_a_kernel_that_does_not_hold_the_first_looks_process_is_told(
     bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for forbidden in (True, False):
-        monkeypatch.setattr(examine, "calls_are_forbidden", lambda answer=forbidden: answer)
+        monkeypatch.setattr(probe_module, "calls_are_forbidden", lambda answer=forbidden: answer)
         found = json.loads(run("doctor", "--json", "-m", str(bundle)).out)
         assert found["first look's process"] == {"system calls forbidden to it": forbidden}
         told = any("does not forbid system calls" in line for line in found["warnings"])

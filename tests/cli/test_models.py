@@ -11,7 +11,7 @@ from capt_local.bundle import store
 from capt_local.bundle.manifest import MANIFEST, Bundle
 from capt_local.bundle.read import read_bundle
 from capt_local.bundle.write import describe, write_manifest
-from capt_local.engine.digests import file_digests
+from capt_local.engine.gguf_header import file_digests
 from capt_local.errors import ModelError
 from capt_local.runtime.tokenizers import check_tokenizers
 from tests.cli.conftest import Run

@@ -11,8 +11,8 @@ from capt_local.bundle import store
 from capt_local.bundle.manifest import MANIFEST, SIGNATURE, Bundle
 from capt_local.bundle.write import describe, write_manifest
 from capt_local.cli.models import travel
-from capt_local.engine import examine
-from capt_local.engine.examine import Examiner
+from capt_local.engine import probe as probe_module
+from capt_local.engine.probe import Probe
 from capt_local.errors import ModelError
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_adapter, tiny_gguf
@@ -27,8 +27,8 @@ def make(folder: Path, *, nan: bool = False) -> Path:
 
 
 def look(*files: Path) -> None:
-    with Examiner() as examiner:
-        examiner.look(files[0], files[1:])
+    with Probe() as probe:
+        probe.look(files[0], files[1:])
 
 
 def test_from_one_machine_to_another(run: Run, tmp_path: Path) -> None:
@@ -153,10 +153,12 @@ def test_a_file_that_ends_the_process_ends_the_other_one(
 ) -> None:
     file = tiny_gguf(tmp_path / "a.gguf", seed=1)
     look(file, tiny_adapter(tmp_path / "lora.gguf", seed=2))
-    monkeypatch.setattr(examine, "_PROGRAM", "import os; os.abort()")
+    monkeypatch.setattr(
+        probe_module, "_PROGRAM", "import os; print('ready: 0', flush=True); input(); os.abort()"
+    )
     with pytest.raises(ModelError, match=r"a\.gguf ended the process .* \(code -6\)"):
         look(file)
-    monkeypatch.setattr(examine, "_PROGRAM", "1 / 0")
+    monkeypatch.setattr(probe_module, "_PROGRAM", "print('ready: 0', flush=True); input(); 1 / 0")
     with pytest.raises(ModelError, match=r"ended the process that looked at it \(code 1\)"):
         look(file)
 

@@ -9,7 +9,7 @@ import pytest
 
 from capt_local.cli import doctor
 from capt_local.cli.doctor import archive_flaws, private_memory, swaps
-from capt_local.engine import private
+from capt_local.engine import hardening
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_plain_swap_is_a_warning(
 def test_a_possible_core_dump_is_a_warning(
     private_: bool | None, warned: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(private, "memory_is_private", lambda: private_)
+    monkeypatch.setattr(hardening, "memory_is_private", lambda: private_)
     monkeypatch.setattr(psutil, "swap_memory", lambda: type("Swap", (), {"total": 0}))
     warnings: list[str] = []
     assert private_memory(warnings)["swap"] == "none"

@@ -16,7 +16,7 @@ from capt_local.batch.inputs import InputFormat
 from capt_local.bundle import store
 from capt_local.bundle.importing import Terms, import_bundle
 from capt_local.bundle.read import parse_manifest
-from capt_local.engine.header import parse_header
+from capt_local.engine.gguf_header import parse_header
 from capt_local.engine.memory import estimate
 from capt_local.engine.options import LoadOptions
 from capt_local.errors import ModelError, UsageError

@@ -18,9 +18,9 @@ from capt_local.bundle.read import read_bundle
 from capt_local.bundle.write import describe, write_manifest
 from capt_local.cli import app
 from capt_local.cli.models.travel import examine as examine_bundle
-from capt_local.engine import examine
-from capt_local.engine.examine import Examiner
+from capt_local.engine import probe as probe_module
 from capt_local.engine.options import LoadOptions
+from capt_local.engine.probe import Probe
 from capt_local.engine.weights import Weights
 from capt_local.errors import Cancelled, ModelError
 from capt_local.report.terminal import Screen
@@ -29,7 +29,7 @@ from capt_local.runtime.first_look import NOT_LOOKED_AT, is_trusted, look_first
 from tests.tiny_models import tiny_adapter, tiny_gguf
 
 LOAD = LoadOptions(threads=1, context=256)
-ABORT = "import os; os.abort()"
+ABORT = "import os; print('ready: 0', flush=True); input(); os.abort()"
 
 
 @pytest.fixture(autouse=True)
@@ -51,18 +51,19 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     found: list[list[str]] = []
 
     def look(
-        _: Examiner, path: Path, adapters: Sequence[Path] = (), waiting: object = None
-    ) -> None:
+        _: Probe, path: Path, adapters: Sequence[Path] = (), *_more: object
+    ) -> dict[Path, str]:
         found.append([path.name, *(each.name for each in adapters)])
+        return {}
 
-    monkeypatch.setattr(Examiner, "look", look)
+    monkeypatch.setattr(Probe, "look", look)
     return found
 
 
 @pytest.fixture
 def aborting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever is looked at ends the other process; llama.cpp is never asked in this one."""
-    monkeypatch.setattr(examine, "_PROGRAM", ABORT)
+    monkeypatch.setattr(probe_module, "_PROGRAM", ABORT)
     monkeypatch.setattr(Weights, "_load", lambda *_: pytest.fail("llama.cpp was asked"))
     yield
 
@@ -198,11 +199,12 @@ def test_a_swap_between_look_and_load_is_found(
 ) -> None:
     bundle = trio(folder)
 
-    def look(_: Examiner, path: Path, *_more: object) -> None:
+    def look(_: Probe, path: Path, *_more: object) -> dict[Path, str]:
         other = tiny_gguf(folder / "other", seed=2)
         os.replace(other, path)
+        return {}
 
-    monkeypatch.setattr(Examiner, "look", look)
+    monkeypatch.setattr(Probe, "look", look)
     with pytest.raises(ModelError, match="changed between its check and its loading"):
         Runtime.open(bundle, load=LOAD, roles=["target"])
 
@@ -216,7 +218,7 @@ def test_a_swap_is_found_by_what_reads_vocabularies_too(
 ) -> None:
     with_manifest(folder)
     other = tiny_gguf(folder / "other", seed=2)
-    monkeypatch.setattr(Examiner, "look", lambda _, path, *_more: os.replace(other, path))
+    monkeypatch.setattr(Probe, "look", lambda _, path, *_more: os.replace(other, path) or {})
     code = app.run([*verb, str(folder)])
     captured = capsys.readouterr()
     assert int(code) == 3
@@ -224,7 +226,7 @@ def test_a_swap_is_found_by_what_reads_vocabularies_too(
 
 
 def test_ctrl_c_stops_the_look(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examine, "_PROGRAM", "import time; time.sleep(60)")
+    monkeypatch.setattr(probe_module, "_PROGRAM", "import time; time.sleep(60)")
 
     def progress(role: str, share: float) -> None:
         raise Cancelled(f"{role} {share}")

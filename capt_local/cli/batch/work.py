@@ -20,7 +20,7 @@ from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFla
 from capt_local.cli.signals import Signals
 from capt_local.cli.structured import StructureFlags
 from capt_local.cli.thinking import QuietThoughtFlags
-from capt_local.engine.private import keep_memory_private
+from capt_local.engine.hardening import keep_memory_private
 from capt_local.errors import Cancelled, UsageError
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen

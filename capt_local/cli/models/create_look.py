@@ -10,7 +10,7 @@ from capt_local.errors import ModelError
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle
-    from capt_local.engine.digests import FileDigests
+    from capt_local.engine.gguf_header import FileDigests
 
 _LONGEST = 200
 _TEMPLATE, _TOKENS = "tokenizer.chat_template", "tokenizer.ggml.tokens"
@@ -80,8 +80,7 @@ def said(text: object) -> str:
 
 def _look(bundle: Bundle, role: str) -> Look:
     from capt_local.engine.adapters import check_adapter
-    from capt_local.engine.digests import file_digests
-    from capt_local.engine.header import read_header
+    from capt_local.engine.gguf_header import file_digests, read_header
 
     model = bundle.models[role]
     added: Mapping[str, object] = {}

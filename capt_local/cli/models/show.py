@@ -114,7 +114,7 @@ def _head(bundle: Bundle) -> dict[str, Any]:
 
 
 def _model(model: ModelFile, weights: Any) -> dict[str, Any]:
-    from capt_local.engine.digests import file_digests
+    from capt_local.engine.gguf_header import file_digests
 
     about, digests = weights.metadata, file_digests(model.path, weights.header)
     return {

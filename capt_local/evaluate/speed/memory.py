@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from capt_local.engine.header import read_header
+from capt_local.engine.gguf_header import read_header
 from capt_local.engine.memory import estimate
 from capt_local.engine.options import LoadOptions
 from capt_local.runtime import Runtime

@@ -19,7 +19,7 @@ from capt_local.engine.llama import LlamaModel
 from capt_local.engine.spans import best_sizes, spans, tried_sizes
 from capt_local.engine.weights import Weights
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, ModelError, NumericalError
-from tests.engine.conftest import ONE_THREAD
+from tests.llama.conftest import ONE_THREAD
 
 TOKENS = [(7 * n + n * n) % 300 for n in range(200)]
 CLOSE = 2e-4

@@ -14,7 +14,7 @@ from capt_local.engine.llama import LlamaModel
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.weights import Weights
 from capt_local.errors import Cancelled, ContextOverflow, ModelError, NumericalError
-from tests.engine.conftest import ONE_THREAD
+from tests.llama.conftest import ONE_THREAD
 from tests.tiny_models import WINDOW, tiny_gguf
 
 TOKENS = [(7 * n + n * n) % 300 for n in range(200)]

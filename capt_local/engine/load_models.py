@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from capt_local.engine.adapters import check_adapter
-from capt_local.engine.header import read_header
+from capt_local.engine.gguf_header import read_model_header
 from capt_local.engine.library import library
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.memory import MemoryEstimate, check_fits, estimate
@@ -99,7 +99,7 @@ def estimates(
     each = _options(files, options, adapters)
     needed: dict[str, MemoryEstimate] = {}
     for path, roles in _by_file(files).items():
-        header, counted = read_header(path), set[Path]()
+        header, counted = read_model_header(path), set[Path]()
         for place, role in enumerate(roles):
             for adapter in each[role].adapters:
                 check_adapter(adapter.path, header, path.name)

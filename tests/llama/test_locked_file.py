@@ -14,10 +14,10 @@ from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.read import read_bundle
 from capt_local.bundle.verify import verify
 from capt_local.bundle.write import describe, write_manifest
-from capt_local.engine import held, weights
-from capt_local.engine.digests import file_digests
-from capt_local.engine.held import HeldFile
+from capt_local.engine import locked_file, weights
+from capt_local.engine.gguf_header import file_digests
 from capt_local.engine.llama import LlamaModel
+from capt_local.engine.locked_file import LockedFile
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.weights import Weights
 from capt_local.errors import ModelError
@@ -71,16 +71,16 @@ def test_a_change_while_loading(
 ) -> None:
     path = bundle.models["target"].path
     if by_name:
-        monkeypatch.setattr(held, "_HANDLES", Path("/no/such/folder"))
-    opened = weights.read_header
+        monkeypatch.setattr(locked_file, "_HANDLES", Path("/no/such/folder"))
+    opened = weights.read_model_header
     headers = []
 
-    def header(*arguments: Path) -> object:
+    def header(*arguments: object) -> object:
         headers.append(opened(*arguments))
         change(path)  # type: ignore[operator]
         return headers[0]
 
-    monkeypatch.setattr(weights, "read_header", header)
+    monkeypatch.setattr(weights, "read_model_header", header)
     stamps = verify(bundle)
     with pytest.raises(ModelError, match=rf"target\.gguf {CHANGED}"):
         Weights(path, stamps=stamps)
@@ -97,7 +97,7 @@ def test_weights_that_are_loaded_do_not_follow_their_file(tmp_path: Path) -> Non
 
 
 def test_where_llama_cpp_opens_it() -> None:
-    with HeldFile(Path(__file__)) as file:
+    with LockedFile(Path(__file__)) as file:
         on_linux = sys.platform == "linux"
         assert (file.place != file.path) == on_linux
         assert file.place.read_bytes() == Path(__file__).read_bytes()
@@ -111,7 +111,7 @@ def test_a_handle_can_be_opened_also_where_the_process_is_private(tmp_path: Path
     file.chmod(0o644)
     code = (
         "import os, resource, sys\n"
-        "from capt_local.engine.private import keep_memory_private\n"
+        "from capt_local.engine.hardening import keep_memory_private\n"
         "handle = os.open(sys.argv[1], os.O_RDONLY)\n"
         "os.setuid(65534)\n"
         "keep_memory_private()\n"
@@ -125,9 +125,9 @@ def test_a_handle_can_be_opened_also_where_the_process_is_private(tmp_path: Path
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"none\.gguf: there is no such model file"):
-        HeldFile(tmp_path / "none.gguf")
+        LockedFile(tmp_path / "none.gguf")
     with pytest.raises(ModelError, match="cannot be read"):
-        HeldFile(tmp_path / ("x" * 300))
+        LockedFile(tmp_path / ("x" * 300))
 
 
 def test_digests_of_tokenizers(tmp_path: Path) -> None:

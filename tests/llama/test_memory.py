@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.engine import memory
-from capt_local.engine.header import read_header
+from capt_local.engine.gguf_header import read_header
 from capt_local.engine.memory import MemoryEstimate, check_fits, estimate
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.weights import Weights

@@ -13,7 +13,7 @@ import pytest
 
 from capt_local.engine.library import BINDING_VERSION, library
 from capt_local.engine.llama import LlamaModel
-from tests.engine.conftest import ONE_THREAD
+from tests.llama.conftest import ONE_THREAD
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

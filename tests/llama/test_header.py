@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.engine.header import read_header
+from capt_local.engine.gguf_header import read_header, rules
 from capt_local.engine.library import library
-from capt_local.engine.number_formats import TENSOR_TYPES
 from capt_local.errors import ModelError
 from tests.tiny_models import CONTEXT, WIDTH
 
@@ -32,11 +31,11 @@ def test_a_header_holds_the_scalars_and_the_size_of_each_tensor(
 
 
 def test_sizes_of_number_formats_are_those_of_ggml() -> None:
-    ggml = library()._ggml
+    ggml = library().ggml
     block = ggml("ggml_blck_size", ctypes.c_int64, ctypes.c_int)
     size = ggml("ggml_type_size", ctypes.c_size_t, ctypes.c_int)
     known = {kind: (block(kind), size(kind)) for kind in range(43) if block(kind)}
-    assert known == TENSOR_TYPES
+    assert known == rules().tensor_types
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:

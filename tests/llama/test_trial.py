@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from capt_local.engine import trial
+from capt_local.engine.hardening import keep_memory_private, memory_is_private
 from capt_local.engine.library import library
-from capt_local.engine.private import keep_memory_private, memory_is_private
 
 
 def test_every_device_of_this_machine_computes() -> None:

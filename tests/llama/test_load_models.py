@@ -11,9 +11,9 @@ import pytest
 
 from capt_local.engine import memory
 from capt_local.engine.llama import LlamaModel
-from capt_local.engine.several import estimates, open_models, vocabulary_notices
+from capt_local.engine.load_models import estimates, open_models, vocabulary_notices
 from capt_local.errors import MemoryShortage, ModelError
-from tests.engine.conftest import ONE_THREAD
+from tests.llama.conftest import ONE_THREAD
 
 TinyPath = Callable[..., Path]
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from capt_local.engine import adapters
-from capt_local.engine.header import read_header
+from capt_local.engine.gguf_header import read_header
 from capt_local.engine.lanes import Lanes
 from capt_local.engine.llama import LlamaModel
+from capt_local.engine.load_models import estimates, open_models
 from capt_local.engine.memory import adapter_size
 from capt_local.engine.options import Adapter
-from capt_local.engine.several import estimates, open_models
 from capt_local.engine.weights import Weights
 from capt_local.errors import ModelError, NumericalError, UsageError
-from tests.engine.conftest import ONE_THREAD
+from tests.llama.conftest import ONE_THREAD
 from tests.tiny_models import INNER, WIDTH, adapter_gguf, tiny_adapter, tiny_gguf
 
 TOKENS = list(range(30, 40))

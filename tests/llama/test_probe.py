@@ -12,31 +12,36 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.engine import examine
-from capt_local.engine.examine import Examiner
-from capt_local.errors import Cancelled, MemoryShortage, ModelError
+from capt_local.engine import probe as probe_module
+from capt_local.engine.probe import Probe
+from capt_local.errors import Cancelled, ModelError
 from tests.tiny_models import tiny_adapter, tiny_gguf
 
 TinyPath = Callable[..., Path]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process give it up")
-START = "import sys; sys.path.insert(0, sys.argv[1]); line = sys.stdin.readline(); "
+START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); print('ready: 0', flush=True); "
+    "line = sys.stdin.readline(); "
+)
 
 
 def look(path: Path) -> None:
-    with Examiner() as examiner:
-        examiner.look(path)
+    with Probe() as probe:
+        probe.look(path)
 
 
 def program(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Lets the other process do something else."""
-    monkeypatch.setattr(examine, "_PROGRAM", START + code)
+    monkeypatch.setattr(probe_module, "_PROGRAM", START + code)
 
 
 def confined(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Lets it do something else when it has given up what it can."""
     told = f"""
-from capt_local.engine.confined import confine
-confine()
+from capt_local.engine.hardening import confine
+assert confine()
+print("ready: 0", flush=True)
+line = sys.stdin.readline()
 try:
 {code}
 except OSError as error:
@@ -44,25 +49,27 @@ except OSError as error:
 else:
     print("passed")
 """
-    program(monkeypatch, f"exec({told!r})")
+    monkeypatch.setattr(
+        probe_module, "_PROGRAM", f"import sys; sys.path.insert(0, sys.argv[1]); exec({told!r})"
+    )
 
 
 def test_one_process_takes_several_files(tiny_path: TinyPath, tmp_path: Path) -> None:
     adapter = tiny_adapter(tmp_path / "lora.gguf", seed=2)
-    with Examiner() as examiner:
+    with Probe() as probe:
         for flavour in ("bpe", "spm"):
-            examiner.look(tiny_path(flavour))
-        examiner.look(tiny_path(), [adapter])
-        process = examiner._process
+            probe.look(tiny_path(flavour))
+        probe.look(tiny_path(), [adapter])
+        process = probe._process
         with pytest.raises(ModelError, match=r"nan\.gguf"):
-            examiner.look(tiny_gguf(tmp_path / "nan.gguf", seed=1, nan=True))
-        assert examiner._process is process is not None and examiner.ended == 0
+            probe.look(tiny_gguf(tmp_path / "nan.gguf", seed=1, nan=True))
+        assert probe._process is process is not None and probe.ended == 0
 
 
 def test_recurrent_models_and_windows_are_taken(tiny_path: TinyPath) -> None:
-    with Examiner() as examiner:
-        examiner.look(tiny_path("bpe", "mamba"))
-        examiner.look(tiny_path("bpe", "gemma3"))
+    with Probe() as probe:
+        probe.look(tiny_path("bpe", "mamba"))
+        probe.look(tiny_path("bpe", "gemma3"))
 
 
 @pytest.mark.parametrize(
@@ -87,25 +94,25 @@ def test_an_end_or_an_odd_answer_is_a_named_error(
 def test_after_an_end_the_next_file_has_a_process_again(
     tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = examine._PROGRAM
-    with Examiner() as examiner:
+    good = probe_module._PROGRAM
+    with Probe() as probe:
         program(monkeypatch, "import os; os.abort()")
         with pytest.raises(ModelError, match="ended the process"):
-            examiner.look(tiny_path())
-        monkeypatch.setattr(examine, "_PROGRAM", good)
-        examiner.look(tiny_path())
-        assert examiner.ended == 1
+            probe.look(tiny_path())
+        monkeypatch.setattr(probe_module, "_PROGRAM", good)
+        probe.look(tiny_path())
+        assert probe.ended == 1
 
 
 def test_one_that_hangs_is_ended(tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch) -> None:
     program(monkeypatch, "import time; time.sleep(60)")
-    monkeypatch.setattr(examine, "_SECONDS", 0.5)
+    monkeypatch.setattr(probe_module, "_SECONDS", 0.5)
     started = time.monotonic()
     with (
-        Examiner() as examiner,
+        Probe() as probe,
         pytest.raises(ModelError, match=r"bpe\.gguf kept the process .* busy for more than"),
     ):
-        examiner.look(tiny_path())
+        probe.look(tiny_path())
     assert time.monotonic() - started < 10
 
 
@@ -118,27 +125,31 @@ def test_waiting_can_be_stopped(tiny_path: TinyPath, monkeypatch: pytest.MonkeyP
         if len(asked) == 3:
             raise Cancelled("stopped")
 
-    with Examiner() as examiner:
+    with Probe() as probe:
         with pytest.raises(Cancelled):
-            examiner.look(tiny_path(), (), waiting)
-        assert examiner._process is None
+            probe.look(tiny_path(), (), waiting)
+        assert probe._process is None
 
 
+@LINUX
+@pytest.mark.parametrize(
+    "code",
+    ["bytes(8 << 30)", "import mmap; mmap.mmap(-1, 8 << 30, flags=mmap.MAP_PRIVATE)"],
+    ids=["heap", "mapping"],
+)
 def test_more_memory_than_the_header_explains_is_not_there(
-    tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch
+    tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    if sys.platform != "linux":
-        pytest.skip("only Linux limits the memory of a process")
-    code = """
-import capt_local.engine.examining as examining
-examining.look = lambda *_: (examining.allow_memory(1 << 20), bytes(1 << 28))
-examining.confine = lambda: None
-import io, os
-r, w = os.pipe(); os.write(w, line.encode()); os.close(w); os.dup2(r, 0)
-examining.main()
-"""
-    program(monkeypatch, f"exec({code!r})")
-    with pytest.raises(MemoryShortage, match=r"bpe\.gguf takes more memory than its header"):
+    confined(
+        monkeypatch,
+        f"""
+    import errno
+    try:
+        {code}
+    except MemoryError:
+        raise OSError(errno.ENOMEM, "") from None""",
+    )
+    with pytest.raises(ModelError, match="it was not permitted, OSError 12"):
         look(tiny_path())
 
 
@@ -170,6 +181,14 @@ examining.main()
         "import os; os.setxattr(os.open({place!r} + '/there', os.O_RDONLY), 'user.a', b'b')",
         "import os; os.removexattr({place!r} + '/there', 'user.a')",
         "import fcntl; fcntl.ioctl(0, 0x5412, b'x')",
+        "import os; os.fork()",
+        "import os; os.setsid()",
+        "import os; os.setpriority(os.PRIO_PROCESS, os.getppid(), 5)",
+        "import os; os.sched_setaffinity(os.getppid(), {{0}})",
+        "import os; os.memfd_create('a')",
+        "import os; os.pipe()",
+        "import mmap; mmap.mmap(-1, 4096)",
+        "import resource; resource.prlimit(0, resource.RLIMIT_NOFILE, (1, 1))",
     ],
 )
 def test_it_cannot_reach_beyond_itself(
@@ -189,7 +208,16 @@ def test_it_cannot_reach_beyond_itself(
     [
         ("kill", 62, 129), ("tkill", 200, 130), ("tgkill", 234, 131),
         ("rt_sigqueueinfo", 129, 138), ("rt_tgsigqueueinfo", 297, 240),
-        ("pidfd_getfd", 438, 438), ("fchmodat2", 452, 452),
+        ("pidfd_getfd", 438, 438), ("fchmodat2", 452, 452), ("clone", 56, 220),
+        ("vfork", 58, 220), ("msgget", 68, 186), ("shmget", 29, 194), ("semget", 64, 190),
+        ("mq_open", 240, 180), ("add_key", 248, 217), ("keyctl", 250, 219),
+        ("open_by_handle_at", 304, 265), ("name_to_handle_at", 303, 264), ("prctl", 157, 167),
+        ("ptrace", 101, 117), ("setrlimit", 160, 164), ("process_vm_readv", 310, 270),
+        ("io_uring_setup", 425, 425),
+        ("userfaultfd", 323, 282), ("perf_event_open", 298, 241), ("bpf", 321, 280),
+        ("unshare", 272, 97), ("setns", 308, 268), ("mount", 165, 40), ("chroot", 161, 51),
+        ("setpgid", 109, 154), ("ioprio_set", 251, 30), ("process_madvise", 440, 440),
+        ("x32 read", 0x40000000, 0x40000000),
     ],
     ids=lambda call: call[0],
 )  # fmt: skip
@@ -226,10 +254,10 @@ def test_it_has_no_terminal_to_type_into(
 
 @LINUX
 def test_whether_the_kernel_forbids_calls_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert examine.calls_are_forbidden()
+    assert probe_module.calls_are_forbidden()
     for code in ("import sys; sys.exit(1)", "1 / 0"):
-        monkeypatch.setattr(examine, "_TRIAL", code)
-        assert not examine.calls_are_forbidden()
+        monkeypatch.setattr(probe_module, "_TRIAL", code)
+        assert not probe_module.calls_are_forbidden()
 
 
 @LINUX
@@ -253,7 +281,7 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
 
     code = (
         "import subprocess, sys, os\n"
-        "inner = 'from capt_local.engine.confined import confine; confine(); "
+        "inner = 'from capt_local.engine.hardening import confine; confine(); "
         "import time; print(1, flush=True); time.sleep(60)'\n"
         "other = subprocess.Popen([sys.executable, '-c', inner], stdout=subprocess.PIPE)\n"
         "other.stdout.readline(); print(other.pid, flush=True); os._exit(0)\n"
@@ -275,7 +303,7 @@ def _lives(pid: int) -> bool:
 
 def test_what_is_plainly_broken_starts_no_process(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"no model")
-    with Examiner() as examiner:
+    with Probe() as probe:
         with pytest.raises(ModelError, match="not a GGUF"):
-            examiner.look(tmp_path / "a.gguf")
-        assert examiner._process is None
+            probe.look(tmp_path / "a.gguf")
+        assert probe._process is None

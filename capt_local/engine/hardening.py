@@ -1,0 +1,255 @@
+"""Keeps the memory of this process private, and confines the process that reads untrusted files.
+
+`keep_memory_private` is the first act of every verb: no core dump, and on Linux no other process of
+the same account may read this one's memory. `confine` is for the probe (see `engine.probe`): on
+Linux a seccomp filter allows the system calls of a fixed list and refuses all others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import platform
+import signal
+import struct
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+_PR_SET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 1, 3, 4  # <linux/prctl.h>
+_PR_SET_NO_NEW_PRIVS = 38
+_FIRST_TO_GO = "500"  # of 1,000
+
+
+def keep_memory_private() -> None:
+    """Forbids core dumps, and on Linux reading this process's memory from another one."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    if sys.platform == "linux":
+        # A core pattern that is a pipe ignores the limit, but not this.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def memory_is_private() -> bool | None:
+    """Whether no core dump of this process can be written; None where that is unknown."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    if sys.platform == "linux":
+        try:
+            return ctypes.CDLL(None).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) == 0
+        except (OSError, AttributeError):
+            return None
+    return resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
+
+
+def be_first_to_go() -> None:
+    """Asks Linux to end this process before others where memory runs out.
+
+    Call it before `keep_memory_private`, after which the file belongs to root.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write(_FIRST_TO_GO)
+
+
+def confine() -> bool:
+    """Gives up, for the rest of this process's life, what reading model files does not need.
+
+    The process ends when its parent does. It ignores Ctrl-C, which is for the parent. As root it
+    keeps no capability but the one to read files.
+
+    Returns:
+        Whether the kernel enforces the list of system calls; False outside Linux.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    keep_memory_private()
+    if sys.platform != "linux":
+        return False
+    with contextlib.suppress(OSError, AttributeError):
+        return _drop_capabilities() and _allow_only_listed_calls()
+    return False
+
+
+# --- the filter of system calls (seccomp) ---------------------------------------------------------
+#
+# <linux/filter.h>: load a word, jump if equal, if any bit is set; return.
+_LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
+# <linux/seccomp.h>
+_ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
+_SET_FILTER, _ALL_THREADS = 1, 1
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # of `struct seccomp_data`
+_CAPABILITY_VERSION = 0x20080522  # <linux/capability.h>
+_DAC_READ_SEARCH = 1 << 2
+
+_WRITING = 0o1 | 0o2 | 0o100 | 0o1000  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC
+_MAP_SHARED = 1
+_TERMINAL_READS = (0x5401, 0x5450, 0x5451)  # TCGETS, FIONCLEX, FIOCLEX
+_DESCRIPTOR_FLAGS = (1, 2, 3, 1030)  # F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
+
+# Allowed calls with their numbers on x86_64 and aarch64 (None: no such call there). Reading files
+# and folders, memory, time, signals of its own. Absent, and so refused: processes and threads
+# (llama.cpp runs with one thread here), sockets, shared memory, message queues, keys, files by
+# handle, priorities, limits, and whatever writes, changes or deletes a file.
+_ALLOWED: dict[str, tuple[int | None, int | None]] = {
+    "read": (0, 63), "write": (1, 64), "close": (3, 57), "stat": (4, None), "fstat": (5, 80),
+    "lstat": (6, None), "poll": (7, None), "ppoll": (271, 73), "lseek": (8, 62),
+    "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214), "mremap": (25, 216),
+    "madvise": (28, 233), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139), "sigaltstack": (131, 132), "restart_syscall": (219, 128),
+    "pread64": (17, 67), "readv": (19, 65), "writev": (20, 66), "access": (21, None),
+    "faccessat": (269, 48), "faccessat2": (439, 439), "newfstatat": (262, 79), "statx": (332, 291),
+    "getdents64": (217, 61), "getcwd": (79, 17), "readlink": (89, None), "readlinkat": (267, 78),
+    "fadvise64": (221, 223), "dup": (32, 23), "sched_yield": (24, 124), "nanosleep": (35, 101),
+    "clock_nanosleep": (230, 115), "clock_gettime": (228, 113), "clock_getres": (229, 114),
+    "gettimeofday": (96, 169), "getpid": (39, 172), "getppid": (110, 173), "gettid": (186, 178),
+    "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176), "getegid": (108, 177),
+    "getsid": (124, 156), "uname": (63, 160), "sysinfo": (99, 179), "getrlimit": (97, 163),
+    "sched_getaffinity": (204, 123), "futex": (202, 98), "set_robust_list": (273, 99),
+    "set_tid_address": (218, 96), "rseq": (334, 293), "membarrier": (324, 283),
+    "getrandom": (318, 278), "exit": (60, 93), "exit_group": (231, 94),
+}  # fmt: skip
+
+
+class _Condition(NamedTuple):
+    """Calls that are allowed for some values of one argument (its lower 32 bits) only."""
+
+    numbers: tuple[int | None, int | None]
+    argument: int
+    refused_bits: int = 0
+    values: Sequence[int] = ()
+
+
+def _conditions() -> tuple[_Condition, ...]:
+    return (
+        _Condition((2, None), 1, refused_bits=_WRITING),  # open
+        _Condition((257, 56), 2, refused_bits=_WRITING),  # openat
+        # Shared mappings are outside RLIMIT_DATA; and a file could be written through one.
+        _Condition((9, 222), 3, refused_bits=_MAP_SHARED),  # mmap
+        _Condition((16, 29), 1, values=_TERMINAL_READS),  # ioctl
+        _Condition((72, 25), 1, values=_DESCRIPTOR_FLAGS),  # fcntl
+        _Condition((234, 131), 0, values=(os.getpid(),)),  # tgkill: how `abort` ends a process
+    )
+
+
+_PRLIMIT: tuple[int, int] = (302, 261)
+_CLONE3 = (435, 435)  # its flags lie in memory, where a filter cannot look
+
+
+class _Machine(NamedTuple):
+    """Numbers that differ between processors: of the kernel's name for it, and two calls."""
+
+    column: int
+    architecture: int
+    seccomp: int
+    capset: int
+
+
+_MACHINES = {
+    "x86_64": _Machine(0, 0xC000003E, 317, 126),
+    "aarch64": _Machine(1, 0xC00000B7, 277, 91),
+}
+
+
+class _Program(ctypes.Structure):
+    """`struct sock_fprog`."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def _drop_capabilities() -> bool:
+    """Gives up root's rights but reading files; other accounts have none to give up."""
+    machine = _MACHINES.get(platform.machine())
+    if machine is None:
+        return False
+    if os.geteuid() != 0:
+        return True
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    data = (ctypes.c_uint32 * 6)(_DAC_READ_SEARCH, _DAC_READ_SEARCH, 0, 0, 0, 0)
+    word = ctypes.c_ulong
+    done: int = ctypes.CDLL(None).syscall(
+        word(machine.capset), ctypes.byref(header), ctypes.byref(data)
+    )
+    return done == 0
+
+
+def _allow_only_listed_calls() -> bool:
+    """Sets the filter for this process and all its threads; whether the kernel took it."""
+    machine = _MACHINES.get(platform.machine())
+    if machine is None or sys.maxsize < 1 << 32:
+        return False
+    return _install(machine, b"".join(_filter(machine)))
+
+
+def _install(machine: _Machine, code: bytes) -> bool:
+    program = _Program(len(code) // 8, code)
+    c, word = ctypes.CDLL(None), ctypes.c_ulong
+    if c.prctl(_PR_SET_NO_NEW_PRIVS, word(1), word(0), word(0), word(0)):
+        return False
+    done: int = c.syscall(
+        word(machine.seccomp), word(_SET_FILTER), word(_ALL_THREADS), ctypes.byref(program)
+    )
+    return done == 0
+
+
+def _filter(machine: _Machine) -> Iterator[bytes]:
+    """The filter's instructions: each with how many to skip if it holds, and if it does not."""
+    refuse = _one(_RETURN, _ERROR | errno.EPERM)
+    allow = _one(_RETURN, _ALLOW)
+    yield _one(_LOAD, _ARCHITECTURE)
+    yield _one(_EQUAL, machine.architecture, 1, 0)
+    yield _one(_RETURN, _KILL)
+    yield _one(_LOAD, _NUMBER)
+    for condition in _conditions():
+        number = condition.numbers[machine.column]
+        if number is not None:
+            yield from _for_call(number, [*_judge(condition), refuse, allow])
+    # prlimit64 may read the limits of this process: process 0, no new limit (64 bits of a pointer).
+    zeros = (_ARGUMENTS, _ARGUMENTS + 16, _ARGUMENTS + 20)
+    tests = [
+        part
+        for left, place in zip(range(len(zeros) - 1, -1, -1), zeros, strict=True)
+        for part in (_one(_LOAD, place), _one(_EQUAL, 0, 0 if left else 1, 2 * left))
+    ]
+    yield from _for_call(_PRLIMIT[machine.column], [*tests, refuse, allow])
+    yield from _for_call(_CLONE3[machine.column], [_one(_RETURN, _ERROR | errno.ENOSYS)])
+    allowed = [pair[machine.column] for pair in _ALLOWED.values()]
+    numbers = [number for number in allowed if number is not None]
+    for place, number in enumerate(numbers):
+        yield _one(_EQUAL, number, len(numbers) - place, 0)
+    yield refuse
+    yield allow
+
+
+def _judge(condition: _Condition) -> Iterable[bytes]:
+    """Instructions followed by "refuse" and "allow"."""
+    yield _one(_LOAD, _ARGUMENTS + 8 * condition.argument)
+    if condition.refused_bits:
+        yield _one(_ANY_BIT, condition.refused_bits, 0, 1)
+    for place, value in enumerate(condition.values):
+        yield _one(_EQUAL, value, len(condition.values) - place, 0)
+
+
+def _for_call(number: int, block: list[bytes]) -> Iterable[bytes]:
+    """A block that ends the filter, for one call alone."""
+    yield _one(_EQUAL, number, 0, len(block))
+    yield from block
+
+
+def _one(code: int, value: int, met: int = 0, unmet: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, met, unmet, value)
