@@ -36,6 +36,7 @@ def tiny_gguf(
     template: str | None = TEMPLATE,
     tied: bool = False,
     changes: Mapping[str, np.ndarray] | None = None,
+    layers: int = LAYERS,
 ) -> Path:
     """Writes a model.
 
@@ -51,16 +52,17 @@ def tiny_gguf(
         template: chat template, or None.
         tied: the embeddings serve as output too.
         changes: what is added to tensors, by name.
+        layers: of the model.
 
     Returns:
         `path`.
     """
     vocabulary = tiny_vocabulary(flavour)
     writer = gguf.GGUFWriter(str(path), architecture)
-    _add_sizes(writer, architecture, len(vocabulary), context)
+    _add_sizes(writer, architecture, len(vocabulary), context, layers)
     _add_vocabulary(writer, vocabulary, template)
     random = np.random.default_rng(seed)
-    for name, shape in _tensors(architecture, len(vocabulary)):
+    for name, shape in _tensors(architecture, len(vocabulary), layers):
         if tied and name == "output.weight":
             continue
         values = _values(random, name, shape, spread, nan)
@@ -72,6 +74,32 @@ def tiny_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def split_gguf(path: Path, prefix: Path, count: int) -> list[Path]:
+    """Writes a model again as so many parts, `PREFIX-00001-of-00003.gguf` and so on."""
+    reader = gguf.GGUFReader(path)
+    size = -(-len(reader.tensors) // count)
+    parts = []
+    for number in range(count):
+        part = Path(f"{prefix}-{number + 1:05}-of-{count:05}.gguf")
+        writer = gguf.GGUFWriter(str(part), str(reader.fields["general.architecture"].contents()))
+        if not number:
+            for field in reader.fields.values():
+                if not field.name.startswith(("GGUF.", "general.architecture")):
+                    inner = field.types[1] if len(field.types) > 1 else None
+                    writer.add_key_value(field.name, field.contents(), field.types[0], inner)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in reader.tensors[number * size : (number + 1) * size]:
+            writer.add_tensor(tensor.name, tensor.data)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        parts.append(part)
+    return parts
 
 
 def tiny_adapter(path: Path, *, seed: int, rank: int = 2, architecture: str = "llama") -> Path:
@@ -132,13 +160,13 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, values: np.ndarray, number_f
 
 
 def _add_sizes(
-    writer: gguf.GGUFWriter, architecture: Architecture, tokens: int, context: int
+    writer: gguf.GGUFWriter, architecture: Architecture, tokens: int, context: int, layers: int
 ) -> None:
     writer.add_name("tiny")
     writer.add_file_type(0)
     writer.add_context_length(context)
     writer.add_embedding_length(WIDTH)
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(layers)
     writer.add_vocab_size(tokens)
     writer.add_layer_norm_rms_eps(1e-5)
     if architecture == "mamba":
@@ -178,10 +206,12 @@ def _add_vocabulary(
         writer.add_chat_template(template)
 
 
-def _tensors(architecture: Architecture, tokens: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _tensors(
+    architecture: Architecture, tokens: int, layers: int
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes (as numpy has them: rows first)."""
     yield "token_embd.weight", (tokens, WIDTH)
-    for layer in range(LAYERS):
+    for layer in range(layers):
         parts = _recurrent_layer() if architecture == "mamba" else _attention_layer(architecture)
         for name, shape in parts:
             yield f"blk.{layer}.{name}", shape

@@ -389,8 +389,8 @@ def fit(bundle: Bundle, options: LoadOptions) -> Fit:
 
     from capt_local.engine import memory
     from capt_local.engine.library import library
-    from capt_local.engine.placement import free_on_gpus, planned_layers
     from capt_local.engine.load_models import estimates
+    from capt_local.engine.placement import free_on_gpus, planned_layers
 
     paths = {role: model.path for role, model in bundle.models.items()}
     each = estimates(paths, options, bundle.adapters)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.engine.gguf_header import read_header, rules
+from capt_local.engine.gguf_header import read_header, read_model_header, rules
 from capt_local.engine.library import library
 from capt_local.errors import ModelError
 from tests.tiny_models import CONTEXT, WIDTH
@@ -77,8 +77,12 @@ def test_old_versions_and_parts_of_models_are_named(
     key = b"split.count"
     entry = struct.pack("<Q", len(key)) + key + struct.pack("<IH", 2, 3)
     path.write_bytes(whole[:16] + struct.pack("<Q", count + 1) + entry + whole[24:])
-    with pytest.raises(ModelError, match="one of 3 parts"):
-        read_header(path)
+    with path.open("ab") as file:
+        file.write(bytes(64))
+    for name in ("other.gguf", "other-00002-of-00003.gguf", "other-00001-of-00002.gguf"):
+        with pytest.raises(ModelError, match=r"is not the first of the 3 parts|is not beside it"):
+            read_model_header(path.rename(tmp_path / name))
+        path = tmp_path / name
 
 
 def test_no_damage_to_a_header_escapes_as_another_error(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import os
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from capt_local.engine.locked_file import LockedFile
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.weights import Weights
 from capt_local.errors import ModelError
+from capt_local.strict.stamp import stamp_of
 from tests.tiny_models import tiny_gguf
 
 CHANGED = "changed between its check and its loading"
@@ -94,6 +97,46 @@ def test_weights_that_are_loaded_do_not_follow_their_file(tmp_path: Path) -> Non
         path.write_bytes(bytes(path.stat().st_size))
         os.truncate(path, 64)
         assert np.array_equal(model.extend([3, 4, 5]), before)
+
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="files by their handles are Linux's")
+
+
+@LINUX
+@pytest.mark.parametrize("mode", [0o666, 0o660])
+def test_a_write_through_a_mapping_changes_no_time_and_is_found(bundle: Bundle, mode: int) -> None:
+    path = bundle.models["target"].path
+    path.chmod(mode)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        mapping[-4:] = mapping[-4:]  # its page is dirty from here on
+        stamps = verify(bundle)
+        Weights(path, stamps=stamps).close()
+        mapping[-4:] = b"\0\0\0\1"
+        assert stamp_of(path.stat()) == stamps[path]
+        with pytest.raises(ModelError, match=rf"target\.gguf {CHANGED}"):
+            Weights(path, stamps=stamps)
+
+
+@LINUX
+def test_what_others_may_write_is_loaded_from_a_private_copy(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "target.gguf", seed=1)
+    before = path.read_bytes()
+    with LockedFile(path) as file:
+        assert file.sha256 is None
+    path.chmod(0o666)
+    with LockedFile(path) as file:
+        overwrite(path)
+        file.check()
+        assert file.place.read_bytes() == before
+        assert file.sha256 == hashlib.sha256(before).hexdigest()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs another account")
+def test_what_another_account_owns_is_copied_too(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "target.gguf", seed=1)
+    os.chown(path, 65534, 65534)
+    with LockedFile(path) as file:
+        assert file.sha256 is not None
 
 
 def test_where_llama_cpp_opens_it() -> None:

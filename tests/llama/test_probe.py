@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from capt_local.engine import hardening
 from capt_local.engine import probe as probe_module
+from capt_local.engine.gguf_header import read_header
+from capt_local.engine.llama import LlamaModel
 from capt_local.engine.probe import Probe
-from capt_local.errors import Cancelled, ModelError
-from tests.tiny_models import tiny_adapter, tiny_gguf
+from capt_local.engine.weights import Weights
+from capt_local.errors import Cancelled, ModelError, UsageError
+from tests.llama.conftest import ONE_THREAD
+from tests.real_models import demo_proxy, gemma, smollm2
+from tests.tiny_models import INNER, WIDTH, adapter_gguf, split_gguf, tiny_adapter, tiny_gguf
 
 TinyPath = Callable[..., Path]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process give it up")
@@ -307,3 +318,112 @@ def test_what_is_plainly_broken_starts_no_process(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="not a GGUF"):
             probe.look(tmp_path / "a.gguf")
         assert probe._process is None
+
+
+def test_real_models_pass() -> None:
+    with Probe() as probe:
+        for path in (smollm2(), gemma(), demo_proxy("expert")):
+            probe.look(path)
+        assert probe.ended == 0
+
+
+def test_a_model_of_a_thousand_tensors_on_a_busy_machine(tmp_path: Path) -> None:
+    """llama.cpp's own check starts a thread for each tensor; their stacks are not the model."""
+    path = tiny_gguf(tmp_path / "deep.gguf", seed=1, layers=111)
+    assert len(read_header(path).tensors) == 1002
+    with busy(4), Probe() as probe:
+        probe.look(path)
+        look(smollm2())
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Processes that leave the processor no time."""
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for one in burners:
+            one.kill()
+            one.wait()
+
+
+def test_a_split_model(tmp_path: Path) -> None:
+    whole = tiny_gguf(tmp_path / "whole.gguf", seed=1)
+    parts = split_gguf(whole, tmp_path / "m", 3)
+    look(parts[0])
+    with LlamaModel.open(whole, ONE_THREAD) as one, LlamaModel.open(parts[0], ONE_THREAD) as other:
+        assert np.array_equal(one.extend([3, 4, 5]), other.extend([3, 4, 5]))
+        assert one.metadata == replace(other.metadata, name=one.metadata.name)
+    with pytest.raises(ModelError, match=r"m-00002-of-00003\.gguf is not the first of the 3 parts"):
+        look(parts[1])
+    os.chmod(parts[2], 0o666)
+    with Probe() as probe:
+        assert list(probe.look(parts[0])) == [parts[2]]
+    parts[2].unlink()
+    for opened in (look, Weights):
+        with pytest.raises(ModelError, match=r"m-00003-of-00003\.gguf is not beside it"):
+            opened(parts[0])
+
+
+def test_of_files_that_others_may_write_the_digest_of_what_was_loaded(
+    tiny_path: TinyPath, tmp_path: Path
+) -> None:
+    path, adapter = tmp_path / "model.gguf", tiny_adapter(tmp_path / "lora.gguf", seed=2)
+    path.write_bytes(tiny_path().read_bytes())
+    path.chmod(0o666)
+    with Probe() as probe:
+        found = probe.look(path, [adapter])
+    assert found == {path: hashlib.sha256(path.read_bytes()).hexdigest()}
+    bad = tiny_gguf(tmp_path / "bad.gguf", seed=1, nan=True)
+    bad.chmod(0o666)
+    with pytest.raises(ModelError, match=r"^bad\.gguf is damaged: a tensor has invalid data"):
+        look(bad)
+
+
+def test_an_adapter_with_a_nan_is_named_itself(tiny_path: TinyPath, tmp_path: Path) -> None:
+    name = "blk.0.ffn_down.weight"
+    tensors = {f"{name}.lora_a": np.full((2, INNER), np.nan), f"{name}.lora_b": np.ones((WIDTH, 2))}
+    adapter = adapter_gguf(tmp_path / "lora.gguf", tensors)
+    with Probe() as probe, pytest.raises(ModelError, match=r"^lora\.gguf is damaged"):
+        probe.look(tiny_path(), [adapter])
+
+
+@LINUX
+def test_where_the_list_is_refused_no_file_is_opened(
+    tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from capt_local.engine import probe; probe.confine = lambda: False; probe.serve()"
+    monkeypatch.setattr(
+        probe_module, "_PROGRAM", f"import sys; sys.path.insert(0, sys.argv[1]); {code}"
+    )
+    with pytest.raises(UsageError, match="does not let a process give up system calls"):
+        look(tiny_path())
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root")
+def test_as_root_it_keeps_no_right_but_reading(
+    tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 1 << 2
+    open(f"/proc/{__import__('os').getppid()}/mem", "rb")
+"""
+    confined(monkeypatch, code)
+    with pytest.raises(ModelError, match="PermissionError"):
+        look(tiny_path())
+
+
+@LINUX
+def test_the_numbers_of_system_calls_are_those_of_the_kernel() -> None:
+    """Where its headers are installed: those of x86-64, and the common ones that arm64 has."""
+    for column, header in enumerate(("x86_64-linux-gnu/asm/unistd_64.h", "asm-generic/unistd.h")):
+        path = Path("/usr/include") / header
+        if not path.exists():
+            pytest.skip("no headers of the kernel")
+        found = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", path.read_text())
+        known = {name: int(number) for name, number in found}
+        known.setdefault("newfstatat", known.get("fstatat", 0))
+        for name, numbers in hardening._ALLOWED.items():
+            assert numbers[column] == known.get(name), name
