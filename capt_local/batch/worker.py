@@ -44,14 +44,15 @@ def main(open_models: OpenModels | None = None, hello: Facts | None = None) -> N
         open_models: loads the models; None for those of the bundle.
         hello: what is said first; None for `facts`.
     """
+    from capt_local.engine.hardening import be_first_to_go, keep_memory_private
+
+    be_first_to_go()
+    keep_memory_private()
     # Signals of a terminal or a batch system are for the run, which then ends its worker.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     incoming, outgoing = _streams()
-    from capt_local.engine.hardening import be_first_to_go
-
-    be_first_to_go()
     Worker(incoming, outgoing, open_models or _open, hello or facts).serve()
 
 

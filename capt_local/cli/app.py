@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 from capt_local.cli.exits import ExitCode, code_for, line_for, wants_traceback
+from capt_local.engine.hardening import keep_memory_private
 from capt_local.report.terminal import Screen, check_output, drop_output
 from capt_local.version import __version__
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code."""
+    keep_memory_private()  # before anything is read
     screen = Screen.standard()
     try:
         check_output()

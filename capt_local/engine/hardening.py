@@ -11,8 +11,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import platform
-import signal
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -70,6 +68,8 @@ def confine() -> bool:
     Returns:
         Whether the kernel enforces the list of system calls; False outside Linux.
     """
+    import signal
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
@@ -166,6 +166,10 @@ _MACHINES = {
 }
 
 
+def _machine() -> _Machine | None:
+    return _MACHINES.get(os.uname().machine)
+
+
 class _Program(ctypes.Structure):
     """`struct sock_fprog`."""
 
@@ -174,7 +178,7 @@ class _Program(ctypes.Structure):
 
 def _drop_capabilities() -> bool:
     """Gives up root's rights but reading files; other accounts have none to give up."""
-    machine = _MACHINES.get(platform.machine())
+    machine = _machine()
     if machine is None:
         return False
     if os.geteuid() != 0:
@@ -190,7 +194,7 @@ def _drop_capabilities() -> bool:
 
 def _allow_only_listed_calls() -> bool:
     """Sets the filter for this process and all its threads; whether the kernel took it."""
-    machine = _MACHINES.get(platform.machine())
+    machine = _machine()
     if machine is None or sys.maxsize < 1 << 32:
         return False
     return _install(machine, b"".join(_filter(machine)))

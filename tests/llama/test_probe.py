@@ -393,7 +393,7 @@ def test_an_adapter_with_a_nan_is_named_itself(tiny_path: TinyPath, tmp_path: Pa
 def test_where_the_list_is_refused_no_file_is_opened(
     tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = "from capt_local.engine import probe; probe.confine = lambda: False; probe.serve()"
+    code = "import capt_local.engine.probe as probe; probe.confine = lambda: False; probe.serve()"
     monkeypatch.setattr(
         probe_module, "_PROGRAM", f"import sys; sys.path.insert(0, sys.argv[1]); {code}"
     )

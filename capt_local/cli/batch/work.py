@@ -20,7 +20,6 @@ from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFla
 from capt_local.cli.signals import Signals
 from capt_local.cli.structured import StructureFlags
 from capt_local.cli.thinking import QuietThoughtFlags
-from capt_local.engine.hardening import keep_memory_private
 from capt_local.errors import Cancelled, UsageError
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen
@@ -54,7 +53,6 @@ def work(flags: Groups) -> int:
         CaptError: flags, input, output or models are not as they should be.
     """
     screen = Screen.standard(flags.view.verbose)
-    keep_memory_private()
     told = Told(screen)
     what, after, said = flags.what, flags.after, flags.chosen()
     only = flags.run.check
