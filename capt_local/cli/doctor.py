@@ -292,6 +292,7 @@ def roles(bundle: Bundle, diagnosis: Diagnosis) -> dict[str, Any]:
     for role, model in bundle.models.items():
         with Weights(model.path, vocabulary_only=True, stamps=diagnosis.stamps) as weights:
             about = weights.metadata
+            diagnosis.warnings.extend(weights.notes)
             facts[role] = (
                 f"{about.architecture}, {about.file_type}, {about.vocabulary_size:,} tokens, "
                 f"trained for {about.context_length:,}"

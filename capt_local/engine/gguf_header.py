@@ -66,6 +66,7 @@ _NAMES = """
     """
 ARCHITECTURES = frozenset(_NAMES.split())
 # Byte-level BPE, SentencePiece and their kin; not those that rewrite the text (WordPiece, Unigram).
+NO_VOCABULARY = ("none", "no_vocab")  # what converters write where there is none
 TOKENIZERS = frozenset({"gemma4", "gpt2", "llama", "plamo2", "rwkv"})
 
 
@@ -515,7 +516,7 @@ def check_kind(name: str, architecture: object, tokenizer: object = None) -> Non
             f"{name}: {_shown(architecture)} is not among the architectures that are accepted: "
             "language models that write text from left to right. Use one of them."
         )
-    if tokenizer is not None and tokenizer not in TOKENIZERS:
+    if tokenizer not in (None, *NO_VOCABULARY) and tokenizer not in TOKENIZERS:
         raise ModelError(
             f"{name}: {_shown(tokenizer)} is not among the tokenizers that are accepted: "
             "byte-level BPE and SentencePiece, which keep a text as it was written. Use a model "

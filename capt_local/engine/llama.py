@@ -241,9 +241,10 @@ class LlamaModel(OnWeights, Closing):
     def _finite(self, rows: Rows) -> Rows:
         # NaN comes through both, and each is several times faster than looking at every number.
         if not (isfinite(rows.max()) and isfinite(rows.min())):
+            files = [self.metadata.name, *(one.path.name for one in self._options.adapters)]
             raise NumericalError(
-                f"{self.name} ({self.metadata.name}) returned logits that are not numbers. Its "
-                "file is damaged or the backend is broken: verify the file, or try "
+                f"{self.name} ({' with '.join(files)}) returned logits that are not numbers. "
+                "A file is damaged or the backend is broken: verify the files, or try "
                 "--gpu-layers 0."
             )
         return rows

@@ -27,7 +27,7 @@ def physical_cores() -> int:
 
 def notes(weights: Weights, options: LoadOptions, limit: int) -> tuple[str, ...]:
     """What was decided about a context without being asked for, a sentence each."""
-    metadata, told = weights.metadata, []
+    metadata, told = weights.metadata, [*weights.notes]
     trained = metadata.context_length
     if options.context is None and limit < trained:
         told.append(

@@ -16,7 +16,14 @@ import numpy.typing as npt
 
 from capt_local.engine.adapters import LoadedAdapter, check_adapter, load_adapter
 from capt_local.engine.closing import Closing
-from capt_local.engine.gguf_header import Header, model_parts, read_header, read_model_header, rules
+from capt_local.engine.gguf_header import (
+    NO_VOCABULARY,
+    Header,
+    model_parts,
+    read_header,
+    read_model_header,
+    rules,
+)
 from capt_local.engine.interrupts import HeldInterrupts
 from capt_local.engine.kernels import Kernels
 from capt_local.engine.library import Library, library
@@ -33,6 +40,7 @@ Progress = Callable[[float], None]
 # Formats that llama.cpp rearranges for kernels which take four tokens at once: two or three cost
 # more than four, as each of them is computed by itself.
 _BY_FOURS = ("Q4_0", "Q4_K", "IQ4_NL")
+_NO_VOCABULARY = "{} has no vocabulary, so it cannot read or write text."
 _CHECKED_AT_ONCE = 1 << 24  # bytes of a tensor
 
 # What llama.cpp's warnings about a file mean for its answers; the first that a line holds counts.
@@ -136,6 +144,8 @@ class Weights(Closing):
             with ExitStack() as stack:
                 files = self._lock(path, stack)
                 self.header: Header = read_model_header(path, [file.place for file in files])
+                if self.header.values.get("tokenizer.ggml.model") in (None, *NO_VOCABULARY):
+                    raise ModelError(_NO_VOCABULARY.format(path.name))
                 self._layers = (
                     0 if vocabulary_only else self._choose_layers(path.name, options, contexts)
                 )
@@ -300,6 +310,8 @@ class Weights(Closing):
             said = self._library.last_error()
             for file in files:
                 said = said.replace(str(file.place), file.path.name)
+            if "unknown pre-tokenizer type" in said:
+                said += ", which this llama.cpp does not know; use another conversion of the model"
             kind = MemoryShortage if "alloc" in said or "out of memory" in said else ModelError
             raise kind(f"{path.name} cannot be loaded: {said or 'llama.cpp gives no reason'}.")
         return int(handle)
@@ -453,7 +465,7 @@ def read_vocabulary(library: Library, vocab: int, name: str) -> Vocabulary:
     api = library.api
     count = api.llama_vocab_n_tokens(vocab)
     if count < 1 or api.llama_vocab_type(vocab) == api.LLAMA_VOCAB_TYPE_NONE:
-        raise ModelError(f"{name} has no vocabulary, so it cannot read or write text.")
+        raise ModelError(_NO_VOCABULARY.format(name))
     handle = ctypes.c_void_p(vocab)
     address, number = ctypes.c_void_p, ctypes.c_int32
     attributes = library.function("llama_vocab_get_attr", ctypes.c_int, address, number)

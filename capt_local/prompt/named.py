@@ -10,7 +10,7 @@ import datetime
 
 from capt_local.bundle.manifest import ModelFile, Style
 from capt_local.bundle.verify import check_template, read_template
-from capt_local.errors import ModelError, UsageError
+from capt_local.errors import ModelError
 from capt_local.prompt.template import ChatTemplate
 
 PLAIN = "{% for message in messages %}{{ message.content }}{{ '\\n\\n' }}{% endfor %}"
@@ -59,8 +59,7 @@ def open_template(
         date: what it takes for today; None: today.
 
     Raises:
-        ModelError: it is broken, or not the one that the bundle names.
-        UsageError: there is none.
+        ModelError: there is none, it is broken, or not the one that the bundle names.
     """
     if model.template_file is not None:
         source = read_template(model)
@@ -72,7 +71,7 @@ def open_template(
         check_template(model, own.encode("utf-8"))
         source = own
     else:
-        raise UsageError(
+        raise ModelError(
             f"The {model.role} has no chat template: use --raw, or name one in the bundle "
             f'(template = "plain").'
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundle.manifest import ModelFile, Style
-from capt_local.errors import ModelError, UsageError
+from capt_local.errors import ModelError
 from capt_local.prompt.messages import Message
 from capt_local.prompt.named import PLAIN, open_template
 
@@ -28,7 +28,7 @@ def test_which_template_a_model_is_asked_with() -> None:
 
 
 def test_a_model_without_a_template_says_what_to_do() -> None:
-    with pytest.raises(UsageError, match=r"The expert has no chat template: use --raw, or name"):
+    with pytest.raises(ModelError, match=r"The expert has no chat template: use --raw, or name"):
         open_template(model(), None)
 
 

@@ -1,0 +1,172 @@
+"""Files that cannot be used, or only with worse answers: one clear line that names the file."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from capt_local.cli import app
+from capt_local.engine.gguf_header import read_header
+from capt_local.engine.options import LoadOptions
+from capt_local.engine.weights import Weights, quality_notes
+from capt_local.errors import ModelError
+from tests.fuzz.seeds import text
+from tests.real_models import gemma, smollm2
+from tests.tiny_models import INNER, WIDTH, adapter_gguf, split_gguf, tiny_gguf
+
+TinyPath = Callable[..., Path]
+NAN, INF = float("nan"), float("inf")
+
+
+def patched(path: Path, target: Path, old: bytes, new: bytes) -> Path:
+    """A copy with some bytes changed; its length stays."""
+    data = path.read_bytes()
+    assert old in data and len(old) == len(new)
+    target.write_bytes(data.replace(old, new))
+    return target
+
+
+def of_tokenizer(name: str) -> bytes:
+    return text("tokenizer.ggml.model") + struct.pack("<I", 8) + text(name)
+
+
+def without_vocabulary(path: Path, target: Path, tokenizer: str | None) -> Path:
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(str(target), "llama")
+    for field in reader.fields.values():
+        if not field.name.startswith(("GGUF.", "general.architecture", "tokenizer.")):
+            writer.add_key_value(field.name, field.contents(), field.types[0])
+    if tokenizer is not None:
+        writer.add_tokenizer_model(tokenizer)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+MAKERS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
+    "unknown architecture": (
+        lambda good, new: patched(good, new, b"llama", b"xxxxx"), "xxxxx is not among the arch"),
+    "unknown tokenizer": (
+        lambda good, new: patched(good, new, of_tokenizer("gpt2"), of_tokenizer("bert")),
+        "bert is not among the tokenizers"),
+    "unknown pre-tokenizer": (
+        lambda good, new: patched(good, new, text("gpt-2"), text("gpt-x")),
+        "unknown pre-tokenizer type: 'gpt-x', which this llama.cpp does not know"),
+    "no vocabulary": (
+        lambda good, new: without_vocabulary(good, new, "no_vocab"), "has no vocabulary"),
+    "no tokenizer": (lambda good, new: without_vocabulary(good, new, None), "has no vocabulary"),
+    "no template": (
+        lambda _, new: tiny_gguf(new, seed=1, template=None), "The target has no chat template"),
+    "a broken template": (
+        lambda _, new: tiny_gguf(new, seed=1, template="{% if %}"),
+        "The chat template of the target has a mistake in line 1"),
+    "NaN": (lambda _, new: tiny_gguf(new, seed=1, nan=True), "a tensor has invalid data"),
+    "a later part": (
+        lambda good, new: split_gguf(good, new.with_suffix(""), 3)[1], "is not the first of the 3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MAKERS)
+def test_one_line_and_exit_3(
+    tiny_path: TinyPath, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    make, said = MAKERS[what]
+    path = make(tiny_path(), tmp_path / "other.gguf")
+    code = app.run(["generate", "-p", "x", "-t", "1", "--method", "target", "--target", str(path)])
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
+    assert (int(code), captured.out, len(errors)) == (3, "", 1) and said in errors[0]
+
+
+def test_a_template_that_refuses_a_system_text_still_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system text') }}{% endif %}"
+        "{% for one in messages %}<{{ one.role }}>{{ one.content }}{% endfor %}"
+    )
+    path = tiny_gguf(tmp_path / "m.gguf", seed=1, template=template)
+    words = ["generate", "-p", "x", "--system", "Be brief.", "-n", "2", "-t", "1"]
+    assert app.run([*words, "--method", "target", "--target", str(path)]) == 0
+    assert "takes no system message at the beginning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("alpha", [0.0, -16.0, NAN, INF])
+def test_the_alpha_of_an_adapter_by_its_value(
+    tiny_path: TinyPath, tmp_path: Path, alpha: float
+) -> None:
+    name = "blk.0.ffn_down.weight"
+    tensors = {f"{name}.lora_a": np.ones((2, INNER)), f"{name}.lora_b": np.ones((WIDTH, 2))}
+    path = adapter_gguf(tmp_path / "lora.gguf", tensors, alpha=alpha)
+    with Weights(tiny_path()) as weights, pytest.raises(ModelError, match=r"^lora\.gguf .*alpha"):
+        weights.adapter(path)
+
+
+def test_what_llama_cpp_warns_about_is_shown_once_in_plain_words(
+    tiny_path: TinyPath, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = patched(
+        tiny_path(), tmp_path / "m.gguf", text("tokenizer.ggml.pre"), text("tokenizer.ggml.prx")
+    )
+    words = ["-t", "1", "--method", "target", "--target", str(path)]
+    assert app.run(["generate", "-p", "x", "-n", "2", *words]) == 0
+    shown = capsys.readouterr().err
+    assert shown.count("does not say how its text is split") == 1 and "m.gguf" in shown
+    app.run(["doctor", "--target", str(path)])
+    captured = capsys.readouterr()
+    assert "does not say how its text is split" in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meaning"),
+    [
+        ("bos_token_id", 1 << 20, "names a special token that is not in its vocabulary"),
+        ("eos_token_id", 1 << 20, "names a special token that is not in its vocabulary"),
+    ],
+)
+def test_special_tokens_that_are_none(
+    tiny_path: TinyPath, tmp_path: Path, key: str, value: int, meaning: str
+) -> None:
+    whole = f"tokenizer.ggml.{key}"
+    was = struct.pack("<II", 4, int(read_header(tiny_path()).values[whole]))
+    path = patched(
+        tiny_path(),
+        tmp_path / "m.gguf",
+        text(whole) + was,
+        text(whole) + struct.pack("<II", 4, value),
+    )
+    with Weights(path, vocabulary_only=True) as weights:
+        assert meaning in " ".join(weights.notes)
+
+
+def test_good_models_have_no_such_notes() -> None:
+    for path in (smollm2(), gemma()):
+        with Weights(path, vocabulary_only=True) as weights:
+            assert weights.notes == ()
+
+
+def test_each_warning_once() -> None:
+    lines = ["load: GENERATION QUALITY WILL BE DEGRADED!", "x: something degraded", "x: harmless"]
+    assert len(quality_notes("m.gguf", lines)) == 1
+
+
+def test_weights_are_checked_without_threads(tiny_path: TinyPath, tmp_path: Path) -> None:
+    """The check of values agrees with llama.cpp's own on formats in blocks."""
+    for number_format in ("F32", "F16", "Q8_0"):
+        path = tiny_gguf(tmp_path / f"{number_format}.gguf", seed=1, number_format=number_format)
+        Weights(path, LoadOptions(check_tensors=True)).close()
+        tensor = read_header(path).tensors[-2]
+        data = bytearray(path.read_bytes())
+        data[tensor.place : tensor.place + 4] = b"\xff\xff\xff\x7f"
+        path.write_bytes(data)
+        with pytest.raises(ModelError, match="a tensor has invalid data"):
+            Weights(path, LoadOptions(check_tensors=True))
