@@ -14,15 +14,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from capt_local.decode.many.asks import Answered, Ask
-    from capt_local.decode.options import (
+    from capt_local.decoding.many.asks import Answered, Ask
+    from capt_local.decoding.options import (
         AlignOptions,
         CombineOptions,
         GenerateOptions,
         Method,
         SampleOptions,
     )
-    from capt_local.decode.step import FinishReason, Step
+    from capt_local.decoding.step import FinishReason, Step
     from capt_local.engine.options import LoadOptions
     from capt_local.errors import CaptError
     from capt_local.prompt.messages import Message
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 
 
 _PLACES = {
-    "Answered": "capt_local.decode.many.asks",
-    "Ask": "capt_local.decode.many.asks",
-    "AlignOptions": "capt_local.decode.options",
+    "Answered": "capt_local.decoding.many.asks",
+    "Ask": "capt_local.decoding.many.asks",
+    "AlignOptions": "capt_local.decoding.options",
     "CaptError": "capt_local.errors",
-    "CombineOptions": "capt_local.decode.options",
-    "FinishReason": "capt_local.decode.step",
-    "GenerateOptions": "capt_local.decode.options",
+    "CombineOptions": "capt_local.decoding.options",
+    "FinishReason": "capt_local.decoding.step",
+    "GenerateOptions": "capt_local.decoding.options",
     "LoadOptions": "capt_local.engine.options",
     "Message": "capt_local.prompt.messages",
-    "Method": "capt_local.decode.options",
+    "Method": "capt_local.decoding.options",
     "Runtime": "capt_local.runtime",
-    "SampleOptions": "capt_local.decode.options",
-    "Step": "capt_local.decode.step",
+    "SampleOptions": "capt_local.decoding.options",
+    "Step": "capt_local.decoding.step",
     "__version__": "capt_local.version",
 }
 __all__ = [

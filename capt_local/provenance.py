@@ -8,7 +8,7 @@ import hashlib
 import platform
 from typing import TYPE_CHECKING, Any
 
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.options import GenerateOptions
 from capt_local.version import __version__
 
 if TYPE_CHECKING:

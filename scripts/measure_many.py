@@ -17,8 +17,8 @@ from pathlib import Path
 
 from capt_local import Answered, Ask, GenerateOptions, LoadOptions, Runtime
 from capt_local.bundle.manifest import Bundle
-from capt_local.decode.options import Speed
-from capt_local.decode.step import Step
+from capt_local.decoding.options import Speed
+from capt_local.decoding.step import Step
 from capt_local.evaluate.speed.questions import read_questions
 
 ROUND = 16  # requests of one kind before the other has its turn, so that drift cancels

@@ -22,12 +22,12 @@ import numpy as np
 from capt_local.align.events import TargetEvents
 from capt_local.align.fit import AnyAlignment, fit
 from capt_local.align.projection import Projection
-from capt_local.decode import proxy as proxies
-from capt_local.decode.cached import CachedModel
-from capt_local.decode.loop import Walk
-from capt_local.decode.options import GenerateOptions
-from capt_local.decode.rules import Contrast
-from capt_local.decode.trio import Trio
+from capt_local.decoding import proxy as proxies
+from capt_local.decoding.cached import CachedModel
+from capt_local.decoding.loop import Walk
+from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.rules import Contrast
+from capt_local.decoding.trio import Trio
 from capt_local.engine.weights import Weights
 from capt_local.prompt.messages import Prompt, Segment
 from capt_local.vocab.tokenizer import TextTokenizer

@@ -27,21 +27,21 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"errors", "strict", "vocab"},
     "prompt": {"errors", "strict", "vocab", "bundle"},
     "align": {"errors", "vocab"},
-    "decode": {"errors", "strict", "vocab", "align", "prompt"},
-    "runtime": {"errors", "strict", "vocab", "align", "decode", "prompt", "bundle", "engine"},
-    "report": {"errors", "decode"},
+    "decoding": {"errors", "strict", "vocab", "align", "prompt"},
+    "runtime": {"errors", "strict", "vocab", "align", "decoding", "prompt", "bundle", "engine"},
+    "report": {"errors", "decoding"},
 }
 # The record of an answer is all that it takes from the room of the views.
-ALLOWED["chat"] = {"errors", "strict", "decode", "prompt", "report"}
+ALLOWED["chat"] = {"errors", "strict", "decoding", "prompt", "report"}
 ALLOWED["evaluate"] = {*ALLOWED["runtime"], "strict", "runtime"}
-ALLOWED["provenance"] = {"version", "errors", "decode", "bundle", "engine", "runtime"}
+ALLOWED["provenance"] = {"version", "errors", "decoding", "bundle", "engine", "runtime"}
 ALLOWED["batch"] = {*ALLOWED["provenance"], *ALLOWED["runtime"], "strict", "report", "provenance"}
 # The public face names what it gives out, and imports it only when it is used.
-ALLOWED["__init__"] = {"version", "errors", "decode", "engine", "prompt", "runtime"}
+ALLOWED["__init__"] = {"version", "errors", "decoding", "engine", "prompt", "runtime"}
 ALLOWED["cli"] = {*ALLOWED, "cli"}
 ALLOWED["__main__"] = {"cli"}
 # Another command line, above our own.
-ALLOWED["lm_eval"] = {"errors", "decode", "prompt", "report", "provenance", "cli"}
+ALLOWED["lm_eval"] = {"errors", "decoding", "prompt", "report", "provenance", "cli"}
 
 
 def room(path: Path) -> str:

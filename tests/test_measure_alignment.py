@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from capt_local import GenerateOptions, LoadOptions, Method, Runtime
-from capt_local.decode.options import GRID, AlignOptions, CombineOptions
+from capt_local.decoding.options import GRID, AlignOptions, CombineOptions
 from capt_local.errors import UsageError
 from scripts.alignment.beam import Limits
 from scripts.alignment.branching import Branching

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from capt_local.decode.generation import Generation
-from capt_local.decode.step import Step
+from capt_local.decoding.generation import Generation
+from capt_local.decoding.step import Step
 from capt_local.report.json import JsonObject, answer_object, answer_of
 
 _ALL = 100  # candidates of a token: as many as the step has

@@ -9,7 +9,7 @@ from capt_local.batch.packing import packed, unpacked
 from capt_local.batch.records import Record, RecordSettings
 from capt_local.batch.seeds import record_seed
 from capt_local.batch.wire import Message
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.options import GenerateOptions
 from capt_local.prompt.messages import Message as Turn
 
 

@@ -31,7 +31,7 @@ from capt_local.batch.inputs import (
 from capt_local.batch.pieces import LONGEST, Piece
 from capt_local.batch.records import SHOWN, InputErrors, RecordSettings
 from capt_local.batch.sources import Index, Source
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.strict.files import size_text
 from capt_local.strict.problems import NotReadable

@@ -15,7 +15,7 @@ from typing import Any
 
 from capt_local.bundle.manifest import MANIFEST, Bundle, ModelFile
 from capt_local.bundle.verify import file_digest
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.options import GenerateOptions
 
 _SHOWN = 8  # fields that one error names
 _MISSING = object()

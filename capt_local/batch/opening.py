@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from capt_local.bundle.check import Check
 from capt_local.bundle.manifest import Bundle
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.options import GenerateOptions
 from capt_local.engine.options import LoadOptions
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from capt_local.bundle.manifest import Bundle
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.options import GenerateOptions
 from capt_local.engine.options import LoadOptions
 
 _GOOD = 8  # more gain little on a processor

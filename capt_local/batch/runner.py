@@ -18,7 +18,7 @@ from capt_local.batch.output import Asked, Failure, Origin, OutputLine, code_of
 from capt_local.batch.progress import Progress
 from capt_local.batch.records import InputChanged, Record, TemplateFailed
 from capt_local.batch.structured import Form, problem
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import CaptError
 
 _WAIT = 0.1  # seconds without an event until signals and the display get their turn

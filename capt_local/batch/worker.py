@@ -26,7 +26,7 @@ from capt_local.batch.asks import from_message
 from capt_local.batch.opening import Opening
 from capt_local.batch.output import code_of
 from capt_local.batch.packing import unpacked
-from capt_local.decode.many.asks import Answered, Ask
+from capt_local.decoding.many.asks import Answered, Ask
 from capt_local.errors import CaptError, place_of
 from capt_local.version import __version__
 

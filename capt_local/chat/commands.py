@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from capt_local.decode.options import GenerateOptions, Method
+from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.errors import UsageError
 
 BLOCK = '"""'

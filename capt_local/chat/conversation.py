@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
 from capt_local.report.json import Answer, JsonObject, answer_from, answer_object, dumps

@@ -20,7 +20,7 @@ from capt_local.chat.conversation import (
 from capt_local.cli.files import OutputFile, checked, decoded
 from capt_local.cli.policy import check_transcript, check_weights
 from capt_local.cli.talk import Talk
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.report.answers import clipped, marked_text, short_line, summary_line, views
 from capt_local.report.json import Answer

@@ -19,8 +19,8 @@ from capt_local.cli.options import (
 )
 from capt_local.cli.session import Session, answer_to, find_bundle, generate_options, open_session
 from capt_local.cli.signals import Interrupt
-from capt_local.decode.options import GenerateOptions, Method
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.options import GenerateOptions, Method
+from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
 from capt_local.report.answers import LEGEND_BESIDE, answers, figures, summary_line

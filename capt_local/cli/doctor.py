@@ -408,7 +408,7 @@ def fit(bundle: Bundle, options: LoadOptions) -> Fit:
 
 def _reading(bundle: Bundle) -> int:
     """Bytes that the evidence of a prompt takes while it is read; none where nothing is weighed."""
-    from capt_local.decode.options import CombineOptions
+    from capt_local.decoding.options import CombineOptions
 
     if len(bundle.models) == 1 or bundle.defaults.alphas:
         return 0

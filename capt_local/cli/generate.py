@@ -21,8 +21,8 @@ from capt_local.cli.session import Session, answer_to, find_bundle, generate_opt
 from capt_local.cli.signals import Interrupt
 from capt_local.cli.structured import StructureFlags, structure
 from capt_local.cli.thinking import Tell, ThoughtFlags, thinking
-from capt_local.decode.options import GenerateOptions, Method
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.options import GenerateOptions, Method
+from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
 from capt_local.report.answers import summary_line
 from capt_local.report.json import Answer, answer_object, dumps, warnings

@@ -15,7 +15,7 @@ import typer
 
 from capt_local.align.kinds import Align
 from capt_local.bundle.check import Check
-from capt_local.decode.options import GenerateOptions, Method, Speed
+from capt_local.decoding.options import GenerateOptions, Method, Speed
 from capt_local.errors import UsageError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from capt_local.bundle.check import Check
 from capt_local.config.limits import Feature
 from capt_local.config.places import key_folders
 from capt_local.config.read import read_site
-from capt_local.decode.options import CombineOptions
+from capt_local.decoding.options import CombineOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,14 +13,14 @@ from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags
 from capt_local.cli.policy import check_unsigned, check_weights, permitted
 from capt_local.cli.signals import Interrupt
 from capt_local.cli.thinking import teller
-from capt_local.decode.options import (
+from capt_local.decoding.options import (
     AlignOptions,
     CombineOptions,
     GenerateOptions,
     Method,
     SampleOptions,
 )
-from capt_local.decode.step import FinishReason, Step
+from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
 from capt_local.provenance import provenance
@@ -29,7 +29,7 @@ from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle
-    from capt_local.decode.generation import Generation
+    from capt_local.decoding.generation import Generation
     from capt_local.engine.options import LoadOptions
     from capt_local.runtime import Runtime
 
@@ -246,9 +246,9 @@ def answer_to(
             keep(_answer(session, generation, steps, options, FinishReason.ERROR, raw=raw))
         raise
     # An interrupted answer may end in bytes that no step brought.
-    shown = sum(len(step.piece) for step in steps if not step.thought)
-    if show is not None and len(generation.text) > shown:
-        show(generation.text[shown:])
+    shown = sum(len(step.piece_bytes) for step in steps if not step.thought)
+    if show is not None and len(generation.text_bytes) > shown:
+        show(generation.text_bytes[shown:])
     return _answer(session, generation, steps, options, generation.finish, raw=raw)
 
 
@@ -270,7 +270,7 @@ def _answer(
         raw=raw,
         notices=(*session.runtime.notices, *generation.notices),
         provenance=provenance(
-            session.runtime, options, session.load, session.date, generation.text
+            session.runtime, options, session.load, session.date, generation.text_bytes
         ),
         created=int(time.time()),
         id=new_id(),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from capt_local.cli.files import decoded
 from capt_local.cli.options import option
-from capt_local.decode.options import Structure
+from capt_local.decoding.options import Structure
 from capt_local.errors import UsageError
 
 _LARGEST = 1 << 20  # bytes; both kinds of file have a smaller limit of their own
@@ -46,7 +46,7 @@ def structure(flags: StructureFlags) -> Structure | None:
         raise UsageError("Give either --json-schema or --grammar-file.")
     if flags.json_schema is not None:
         name = "The schema (--json-schema)"
-        from capt_local.decode.json_schema import grammar_of
+        from capt_local.decoding.json_schema import grammar_of
 
         text = decoded(_bytes(flags.json_schema, name), name)
         return _checked(Structure(grammar_of(text.encode(), name), "json-schema"), name)

@@ -22,8 +22,8 @@ from capt_local.chat.conversation import (
 from capt_local.cli.session import Session, answer_to
 from capt_local.cli.signals import Signals
 from capt_local.cli.thinking import Tell
-from capt_local.decode.options import GenerateOptions
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
 from capt_local.prompt.messages import Message
 from capt_local.provenance import provenance

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Annotated
 
 from capt_local.cli.options import option
-from capt_local.decode.options import GenerateOptions, Structure
-from capt_local.decode.step import Step
+from capt_local.decoding.options import GenerateOptions, Structure
+from capt_local.decoding.step import Step
 from capt_local.report.terminal import Screen
 
 Tell = Callable[[bytes], None]
@@ -79,6 +79,6 @@ def teller(show: Tell | None, think: Tell | None) -> Callable[[Step], None]:
     def tell(step: Step) -> None:
         said = think if step.thought else show
         if said is not None:
-            said(step.piece)
+            said(step.piece_bytes)
 
     return tell

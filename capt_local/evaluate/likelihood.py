@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from capt_local.decode.answers import Choosing
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.answers import Choosing
+from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import ContextOverflow
 from capt_local.evaluate.reading.given import Continuation, Given, Question
 from capt_local.evaluate.reading.texts import Text

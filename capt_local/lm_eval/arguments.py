@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from capt_local.cli.options import MethodFlags, ModelFlags
-from capt_local.decode.options import GenerateOptions, Method
+from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
 

@@ -15,8 +15,8 @@ from lm_eval.api.registry import register_model
 from capt_local.cli.options import SampleFlags
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.cli.signals import Interrupt
-from capt_local.decode.answers import as_utf8
-from capt_local.decode.options import Speed
+from capt_local.decoding.answers import as_utf8
+from capt_local.decoding.options import Speed
 from capt_local.errors import UsageError
 from capt_local.lm_eval.arguments import ChatText, answer_options, method_flags, model_flags
 from capt_local.prompt.messages import Message
@@ -203,7 +203,7 @@ class CaptLocal(LM):
         for _ in generation:
             pass
         self._screen.notes(self._new(generation.notices))
-        return generation.text.decode("utf-8", "replace")
+        return generation.text
 
     def _new(self, notices: Sequence[str]) -> Iterator[str]:
         """Each notice once."""

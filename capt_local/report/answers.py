@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from capt_local.decode.options import Powers
-from capt_local.decode.step import Choice, Step
+from capt_local.decoding.options import Powers
+from capt_local.decoding.step import Choice, Step
 from capt_local.report.json import Answer, warnings
 from capt_local.report.sanitise import Sanitiser, visible_line
 from capt_local.report.views import Bars, Beside, Line, Pane, Prose, Span, Table, View, cells
@@ -25,7 +25,7 @@ def marked_text(steps: Iterable[Step]) -> Line:
     changed = False
     for step in steps:
         changed = changed or step.changed
-        text = sanitiser.feed(step.piece)
+        text = sanitiser.feed(step.piece_bytes)
         if text:
             spans.append(Span(text, changed))
             changed = False
@@ -71,7 +71,7 @@ def _row(step: Step, proxies: bool) -> tuple[str, ...]:
     both = (step.expert_logp, step.base_logp) if proxies else ()
     return (
         str(step.index + 1),
-        quoted(step.target_choice.piece),
+        quoted(step.target_choice.piece_bytes),
         probability(step.target_choice.logp),
         quoted(said(step)),
         probability(step.target_logp),
@@ -93,8 +93,8 @@ def said(step: Step) -> bytes:
     candidates: tuple[Choice, ...] = (*step.top, *step.target_top)
     for choice in candidates:
         if choice.token == step.token:
-            return choice.piece
-    return step.piece
+            return choice.piece_bytes
+    return step.piece_bytes
 
 
 def quoted(piece: bytes, width: int = _CELL) -> str:

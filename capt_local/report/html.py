@@ -19,7 +19,7 @@ from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from capt_local.decode.step import Choice, FinishReason, Step
+from capt_local.decoding.step import Choice, FinishReason, Step
 from capt_local.errors import UsageError
 from capt_local.report.answers import in_words, largest_shifts, nats, said, short_line
 from capt_local.report.json import Answer, warnings
@@ -122,7 +122,7 @@ def _shift(step: Step, cell: int) -> Shift:
     return Shift(
         cell=cell,
         number=step.index + 1,
-        instead=spelled(step.target_choice.piece) or _END,
+        instead=spelled(step.target_choice.piece_bytes) or _END,
         said=spelled(said(step)) or _END,
         chance_instead=chance(step.target_choice.logp),
         chances=tuple(
@@ -271,13 +271,13 @@ def _characters(answer: Answer) -> Iterator[tuple[str, list[Step]]]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text, steps = "", list[Step]()
     for step in answer.steps:
-        text += decoder.decode(step.piece)
+        text += decoder.decode(step.piece_bytes)
         steps.append(step)
         if text and not decoder.getstate()[0]:
             yield text, steps
             text, steps = "", []
     # What an interruption held back belongs to no step.
-    rest = answer.text[sum(len(step.piece) for step in answer.steps) :]
+    rest = answer.text[sum(len(step.piece_bytes) for step in answer.steps) :]
     text += decoder.decode(rest, True)
     if text or steps:
         yield text, steps
@@ -329,7 +329,7 @@ def details(found: Sequence[Cell]) -> dict[str, list[object]]:
         return pieces.setdefault(piece, len(pieces))
 
     def top(choices: Sequence[Choice]) -> list[object]:
-        return [x for c in choices[:TOP] for x in (place(c.piece), short(c.logp))]
+        return [x for c in choices[:TOP] for x in (place(c.piece_bytes), short(c.logp))]
 
     steps: list[object] = [
         [
@@ -338,7 +338,7 @@ def details(found: Sequence[Cell]) -> dict[str, list[object]]:
             short(step.logp),
             short(step.target_logp),
             step.target_rank,
-            place(step.target_choice.piece),
+            place(step.target_choice.piece_bytes),
             short(step.target_choice.logp),
             short(step.contrast),
             short(step.expert_logp),

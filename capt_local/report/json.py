@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from capt_local.decode.options import Powers
-from capt_local.decode.speculate.tally import Tally
-from capt_local.decode.step import Choice, FinishReason, Step
+from capt_local.decoding.options import Powers
+from capt_local.decoding.speculate.tally import Tally
+from capt_local.decoding.step import Choice, FinishReason, Step
 from capt_local.errors import UsageError
 
 if TYPE_CHECKING:
-    from capt_local.decode.generation import Generation
+    from capt_local.decoding.generation import Generation
 
 
 JsonObject = dict[str, Any]
@@ -164,7 +164,7 @@ def _choice_object(answer: Answer, top_logprobs: int) -> JsonObject:
 
 def _step_object(step: Step, top_logprobs: int) -> JsonObject:
     return {
-        **_token(step.token, step.piece, step.logp),
+        **_token(step.token, step.piece_bytes, step.logp),
         "top_logprobs": [_choice(choice) for choice in step.top[:top_logprobs]],
         "capt": {
             # Not known where one token alone was plausible: expert and base were not asked.
@@ -186,7 +186,7 @@ def _step_object(step: Step, top_logprobs: int) -> JsonObject:
 
 
 def _choice(choice: Choice) -> JsonObject:
-    return _token(choice.token, choice.piece, choice.logp)
+    return _token(choice.token, choice.piece_bytes, choice.logp)
 
 
 def _token(token: int, piece: bytes, logp: float) -> JsonObject:
@@ -287,10 +287,10 @@ def answer_of(
     own = [step for step in steps if not step.thought]
     fields: dict[str, Any] = {
         "steps": own,
-        "text": generation.text,
+        "text": generation.text_bytes,
         "finish": generation.finish,
         "model": model,
-        "thoughts": generation.thoughts,
+        "thoughts": generation.thoughts_bytes,
         "thought_tokens": len(steps) - len(own),
         "structured": generation.structured,
         "prompt_tokens": dict(generation.prompt_tokens),
@@ -436,7 +436,7 @@ def _answer(root: _Field) -> Answer:
         steps[-1] = replace(steps[-1], finish=ended)
     answer = Answer(
         steps=steps,
-        text=_whole(said, b"".join(step.piece for step in steps)),
+        text=_whole(said, b"".join(step.piece_bytes for step in steps)),
         finish=ended,
         model=root.get("model").text(),
         raw=raw,
@@ -501,7 +501,7 @@ def _step(index: int, entry: _Field) -> Step:
     step = Step(
         index=index,
         token=entry.get("id").count(),
-        piece=entry.get("bytes").bytes(),
+        piece_bytes=entry.get("bytes").bytes(),
         logp=entry.get("logprob").number(),
         target_logp=more.get("target_logprob").number(),
         target_rank=more.get("target_rank").count(),

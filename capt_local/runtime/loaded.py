@@ -6,12 +6,12 @@ import datetime
 from collections.abc import Callable, Mapping, Sequence
 
 from capt_local.bundle.manifest import Bundle, ModelFile
-from capt_local.decode.assembly import Assembly, first_pair_notice
-from capt_local.decode.cached import CachedModel
-from capt_local.decode.generation import Generation
-from capt_local.decode.options import GenerateOptions
-from capt_local.decode.prompt_evidence import Memory
-from capt_local.decode.trio import Trio
+from capt_local.decoding.assembly import Assembly, first_pair_notice
+from capt_local.decoding.cached import CachedModel
+from capt_local.decoding.generation import Generation
+from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.prompt_evidence import Memory
+from capt_local.decoding.trio import Trio
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.load_models import vocabulary_notices
 from capt_local.prompt.asking import Asker

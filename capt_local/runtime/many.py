@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
-from capt_local.decode.assembly import Assembly
-from capt_local.decode.generation import Generation
-from capt_local.decode.many.asks import Answered, Ask
-from capt_local.decode.many.table import PromptOf, Table
-from capt_local.decode.step import Step
+from capt_local.decoding.assembly import Assembly
+from capt_local.decoding.generation import Generation
+from capt_local.decoding.many.asks import Answered, Ask
+from capt_local.decoding.many.table import PromptOf, Table
+from capt_local.decoding.step import Step
 from capt_local.engine.lanes import Lanes
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.many import open_lanes

@@ -18,10 +18,10 @@ from capt_local.bundle.check import Check
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.roles import roles as roles_of
 from capt_local.bundle.verify import verify
-from capt_local.decode.cached import common_length
-from capt_local.decode.generation import Generation
-from capt_local.decode.many.asks import Answered, Ask
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.cached import common_length
+from capt_local.decoding.generation import Generation
+from capt_local.decoding.many.asks import Answered, Ask
+from capt_local.decoding.options import GenerateOptions
 from capt_local.engine.load_models import open_models
 from capt_local.engine.many import MOST_LANES
 from capt_local.engine.options import LoadOptions

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from capt_local.decode.answers import Answers, AnswerScore, Choosing, Chosen, as_utf8
-from capt_local.decode.evidence import Evidence
-from capt_local.decode.options import GenerateOptions
-from capt_local.decode.score import TextScore, opening, score_text
+from capt_local.decoding.answers import Answers, AnswerScore, Choosing, Chosen, as_utf8
+from capt_local.decoding.evidence import Evidence
+from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.score import TextScore, opening, score_text
 from capt_local.runtime.loaded import Asked, Loaded
 
 

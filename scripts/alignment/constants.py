@@ -10,7 +10,7 @@ from capt_local.align.cover import ASIDE, Cover
 from capt_local.align.events import TargetEvents
 from capt_local.align.fit import AnyAlignment
 from capt_local.align.projection import DEPTH, FLOOR, Projection
-from capt_local.decode.options import GRID, CombineOptions
+from capt_local.decoding.options import GRID, CombineOptions
 from capt_local.vocab.vocabulary import IntArray, Vocabulary
 from scripts.alignment.table import Cell, Table
 from scripts.alignment.walk import DEEPEST, Models

@@ -13,9 +13,9 @@ import numpy as np
 from capt_local.align.events import NO_EVENT
 from capt_local.align.projection import FLOOR
 from capt_local.align.question import FloatArray
-from capt_local.decode.combine import Candidates, Products, logs, mixture, plausible, products
-from capt_local.decode.evidence import Evidence
-from capt_local.decode.options import GRID
+from capt_local.decoding.combine import Candidates, Products, logs, mixture, plausible, products
+from capt_local.decoding.evidence import Evidence
+from capt_local.decoding.options import GRID
 from capt_local.vocab.prefix_index import PrefixIndex
 from capt_local.vocab.vocabulary import IntArray
 from scripts.alignment.beam import Beam, Limits, event_tables

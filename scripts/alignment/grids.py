@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from capt_local.decode.options import GRID, CombineOptions, Powers
+from capt_local.decoding.options import GRID, CombineOptions, Powers
 from scripts.alignment.table import Cell, Table
 from scripts.alignment.walk import NAMES, Models
 from scripts.alignment.weights import FINE, Evidence, Gains, Setting, Study

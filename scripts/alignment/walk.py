@@ -13,12 +13,12 @@ from capt_local.align.fit import AnyAlignment, fit
 from capt_local.align.kinds import Align
 from capt_local.align.question import FloatArray, Question, View
 from capt_local.bundle import store
-from capt_local.decode.cached import CachedModel
-from capt_local.decode.combine import Candidates
-from capt_local.decode.model import Rows
-from capt_local.decode.options import Powers
-from capt_local.decode.proxy import Proxy
-from capt_local.decode.score import opening
+from capt_local.decoding.cached import CachedModel
+from capt_local.decoding.combine import Candidates
+from capt_local.decoding.model import Rows
+from capt_local.decoding.options import Powers
+from capt_local.decoding.proxy import Proxy
+from capt_local.decoding.score import opening
 from capt_local.engine.load_models import open_models
 from capt_local.engine.options import LoadOptions
 from capt_local.errors import UsageError

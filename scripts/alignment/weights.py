@@ -15,8 +15,8 @@ import numpy as np
 
 from capt_local.align.fit import AnyAlignment
 from capt_local.align.question import FloatArray
-from capt_local.decode.combine import logs, plausible, products
-from capt_local.decode.options import FORGETTING, GRID, Powers
+from capt_local.decoding.combine import logs, plausible, products
+from capt_local.decoding.options import FORGETTING, GRID, Powers
 from scripts.alignment.walk import Models, Place, ask, of_token, signed
 
 FINE: tuple[Powers, ...] = tuple(

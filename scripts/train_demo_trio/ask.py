@@ -29,7 +29,7 @@ def ask(runtime: Runtime, prompt: str, method: Method, max_tokens: int) -> tuple
     """A greedy answer, and whether it ended by itself."""
     generation = runtime.generate(prompt, GenerateOptions(method=method, max_tokens=max_tokens))
     list(generation)
-    return generation.text.decode(errors="replace").strip(), generation.finish is FinishReason.STOP
+    return generation.text.strip(), generation.finish is FinishReason.STOP
 
 
 def ask_all(bundle: Path, threads: int, max_tokens: int) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 
 from capt_local.batch import worker
 from capt_local.batch.opening import Opening
-from capt_local.decode.many.asks import Answered, Ask
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.many.asks import Answered, Ask
+from capt_local.decoding.step import FinishReason
 from capt_local.errors import ContextOverflow, MemoryShortage, NumericalError
 from tests.report.steps import step
 
@@ -93,9 +93,9 @@ def answered(index: int, ask: Ask, cancel: Callable[[], bool]) -> Answered:
     text = f"{' '.join(reversed(words))} {ask.options.sample.seed}".encode()
     last = step(0, text, finish=FinishReason.STOP)
     generation: Any = SimpleNamespace(
-        text=text,
+        text_bytes=text,
         finish=FinishReason.STOP,
-        thoughts=b"",
+        thoughts_bytes=b"",
         structured=None,
         prompt_tokens={"target": len(words)},
         context_limit=1024,

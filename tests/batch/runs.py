@@ -11,7 +11,7 @@ from typing import Any
 from capt_local.batch.fingerprint import Fingerprint
 from capt_local.batch.journal import Journal
 from capt_local.batch.output import Asked, ErrorCode, Failure, Origin, OutputLine
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.step import FinishReason
 from capt_local.report.json import Answer, answer_object
 from tests.batch.faults import Quick
 

@@ -17,7 +17,7 @@ from capt_local.batch.output import (
     code_of,
 )
 from capt_local.bundle.store import find
-from capt_local.decode.options import GenerateOptions, SampleOptions, Structure
+from capt_local.decoding.options import GenerateOptions, SampleOptions, Structure
 from capt_local.errors import (
     CaptError,
     ContextOverflow,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from capt_local.batch.opening import Opening
 from capt_local.batch.packing import packed, unpacked
 from capt_local.bundle import store
-from capt_local.decode.options import (
+from capt_local.decoding.options import (
     CombineOptions,
     GenerateOptions,
     Method,

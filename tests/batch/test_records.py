@@ -9,7 +9,7 @@ import pytest
 
 from capt_local.batch.parameters import settings_of
 from capt_local.batch.records import RecordSettings
-from capt_local.decode.options import GenerateOptions, SampleOptions, Structure
+from capt_local.decoding.options import GenerateOptions, SampleOptions, Structure
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
 from capt_local.strict.problems import NotReadable

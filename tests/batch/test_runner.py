@@ -20,7 +20,7 @@ from capt_local.batch.process import WorkerProcess
 from capt_local.batch.progress import Progress
 from capt_local.batch.runner import Job, Runner, places_to_do
 from capt_local.batch.seeds import record_seed
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import MemoryShortage, WorkerFailed
 from tests.batch.fake_input import FakeJournal, FakeSource, opening, start_worker
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.step import FinishReason
 from capt_local.report.html import page
 from tests.browser.conftest import Open
 from tests.report.answers import an_answer

@@ -275,7 +275,7 @@ def test_the_real_demo(opens: Open) -> None:
         steps = list(generation)
     answer = Answer(
         steps=steps,
-        text=generation.text,
+        text=generation.text_bytes,
         finish=generation.finish,
         model="demo",
         prompt_tokens=generation.prompt_tokens,

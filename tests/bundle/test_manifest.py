@@ -11,7 +11,7 @@ from capt_local.bundle.manifest import ALPHA_LIMIT, MANIFEST, Bundle, Defaults, 
 from capt_local.bundle.read import read_bundle
 from capt_local.bundle.verify import read_template, verify
 from capt_local.bundle.write import describe, manifest_text, write_manifest
-from capt_local.decode.options import CombineOptions
+from capt_local.decoding.options import CombineOptions
 from capt_local.errors import ModelError, UsageError
 
 CONTENT = {"target": b"GGUF target", "expert": b"GGUF expert", "base": b"GGUF base"}

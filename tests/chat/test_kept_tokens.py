@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Message, Runtime
-from capt_local.decode.cached import common_length
-from capt_local.decode.options import Speed
+from capt_local.decoding.cached import common_length
+from capt_local.decoding.options import Speed
 from tests.small_trio import SMALL_TRIO
 
 FIRST = "Summarize: the patient is a 54-year-old man with chest pain for 2 days and a cough."
@@ -31,7 +31,7 @@ def turn(runtime: Runtime, said: list[Message], options: GenerateOptions) -> lis
     """The conversation with the answer to its last question."""
     generation = runtime.generate(said, options)
     assert list(generation)
-    return [*said, Message("assistant", generation.text.decode("utf-8", "replace"))]
+    return [*said, Message("assistant", generation.text)]
 
 
 def tokens(runtime: Runtime, said: list[Message]) -> dict[str, list[int]]:

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from capt_local.chat.commands import SETTINGS, changed, differences
-from capt_local.decode.options import GenerateOptions, Method
+from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.errors import UsageError
 
 START = GenerateOptions()

@@ -16,7 +16,7 @@ from capt_local.chat.conversation import (
     undo_line,
     written,
 )
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
 from tests.chat.turns import turn
 

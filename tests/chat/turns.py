@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from capt_local.chat.conversation import Turn
-from capt_local.decode.options import GenerateOptions
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.step import FinishReason
 from capt_local.report.json import Answer
 from tests.report.steps import step
 

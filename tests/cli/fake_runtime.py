@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from capt_local.decode.answers import AnswerScore, Choosing, Chosen
-from capt_local.decode.score import TextScore
-from capt_local.decode.speculate.tally import Tally
-from capt_local.decode.step import FinishReason, Step
+from capt_local.decoding.answers import AnswerScore, Choosing, Chosen
+from capt_local.decoding.score import TextScore
+from capt_local.decoding.speculate.tally import Tally
+from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import Cancelled, ContextOverflow
 from tests.report.steps import step
 
@@ -52,12 +52,12 @@ class FakeGeneration:
 
     def __init__(self, script: Script, cancel: Callable[[], bool]) -> None:
         self._script, self._cancel = script, cancel
-        self.text = b""
+        self.text_bytes = b""
         self.finish: FinishReason | None = None
         self.prompt_tokens = {"target": 10, "expert": 12, "base": 12}
         self.context_limit = 256
         self.structured: bool | None = None
-        self.thoughts = b""
+        self.thoughts_bytes = b""
         self.weights = (((1.0, 0.5, 0.5), 1.0),)
         self.prompt_seconds, self.generate_seconds = 0.5, 1.0
         self.tally = Tally()
@@ -69,7 +69,7 @@ class FakeGeneration:
             if self._cancel():
                 self.finish = FinishReason.INTERRUPTED
                 return
-            self.thoughts += piece
+            self.thoughts_bytes += piece
             yield replace(step(index, piece), thought=True)
             if script.press_at == -2 - index:
                 signal.raise_signal(signal.SIGINT)
@@ -81,7 +81,7 @@ class FakeGeneration:
                 return
             last = index == len(script.pieces) - 1
             self.finish = script.finish if last else None
-            self.text += piece
+            self.text_bytes += piece
             yield step(index, piece, instead=instead, finish=self.finish)
             if script.press_at == index:
                 signal.raise_signal(signal.SIGINT)

@@ -8,7 +8,7 @@ import pytest
 
 from capt_local.batch.inputs import InputFormat
 from capt_local.cli.batch.input import AskFlags, InputFlags
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
 

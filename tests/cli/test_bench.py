@@ -13,7 +13,7 @@ from capt_local.cli.bench.flags import BenchFlags
 from capt_local.cli.bench.modes import chosen_modes
 from capt_local.cli.bench.report import Report, tell
 from capt_local.cli.bench.work import Workload, given_trace
-from capt_local.decode.options import GenerateOptions, Method, SampleOptions, Speed
+from capt_local.decoding.options import GenerateOptions, Method, SampleOptions, Speed
 from capt_local.errors import UsageError
 from capt_local.evaluate.speed.batches import BatchCost
 from capt_local.evaluate.speed.figures import figures, ratios

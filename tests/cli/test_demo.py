@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.cli.demo import visit
-from capt_local.decode.options import Method
+from capt_local.decoding.options import Method
 from capt_local.errors import MemoryShortage, UsageError
 from tests.cli.conftest import Run, Stdin
 from tests.cli.fake_runtime import Script

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from capt_local.decode.options import Method
+from capt_local.decoding.options import Method
 from capt_local.errors import NumericalError
 from tests.cli.conftest import Run, Stdin
 from tests.cli.fake_runtime import Script

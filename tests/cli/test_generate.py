@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.decode.options import Method
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.options import Method
+from capt_local.decoding.step import FinishReason
 from capt_local.errors import (
     ContextOverflow,
     MemoryShortage,

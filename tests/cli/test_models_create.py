@@ -15,7 +15,7 @@ from capt_local.bundle.manifest import MANIFEST
 from capt_local.bundle.read import read_bundle
 from capt_local.cli.models import create_measure, travel
 from capt_local.cli.models.create_measure import BASE, EXPERT, TARGET, Measured, read_sample
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.step import FinishReason
 from capt_local.engine import memory
 from capt_local.report.json import Answer
 from capt_local.version import __version__

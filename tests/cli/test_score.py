@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.decode.answers import Choosing
+from capt_local.decoding.answers import Choosing
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from capt_local.decode.options import Speed
+from capt_local.decoding.options import Speed
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.decode.options import Structure
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.options import Structure
+from capt_local.decoding.step import FinishReason
 from capt_local.report.json import answer_from
 from tests.cli.conftest import Run, Stdin
 from tests.cli.fake_runtime import FakeGeneration, Script

@@ -19,8 +19,8 @@ from capt_local.cli.signals import Signals
 from capt_local.cli.talk import Talk, TranscriptFile
 from capt_local.config.limits import Feature, Limits
 from capt_local.config.read import SiteFile
-from capt_local.decode.options import GenerateOptions
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, ContextOverflow, NumericalError, UsageError
 from capt_local.report.terminal import Screen
 from tests.cli.conftest import Run, Stdin

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from capt_local.decode.answers import AnswerScore, Choosing, Chosen
-from capt_local.decode.score import TextScore
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.answers import AnswerScore, Choosing, Chosen
+from capt_local.decoding.score import TextScore
+from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled
 
 
@@ -52,7 +52,7 @@ class Rules:
 
 class _Generation:
     def __init__(self, text: bytes, finish: FinishReason) -> None:
-        self.text, self.finish, self.steps_done = text, finish, 3
+        self.text, self.finish, self.steps_done = text.decode(), finish, 3
         self.notices: list[str] = []
 
     def __iter__(self) -> Iterator[None]:

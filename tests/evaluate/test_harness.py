@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from capt_local.decode.options import GenerateOptions, Method, SampleOptions
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.options import GenerateOptions, Method, SampleOptions
+from capt_local.decoding.step import FinishReason
 from capt_local.errors import (
     ContextOverflow,
     MemoryShortage,

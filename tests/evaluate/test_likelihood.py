@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from capt_local.decode.answers import AnswerScore, Choosing, Chosen
-from capt_local.decode.options import GenerateOptions
-from capt_local.decode.score import TextScore
+from capt_local.decoding.answers import AnswerScore, Choosing, Chosen
+from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.score import TextScore
 from capt_local.errors import Cancelled, ContextOverflow
 from capt_local.evaluate.likelihood import Asking, Likelihood, Total, measure
 from capt_local.evaluate.reading.given import Continuation, Given, Question

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capt_local.decode.json_schema import grammar_of
+from capt_local.decoding.json_schema import grammar_of
 from capt_local.engine.grammar import Grammar, check_grammar
 from capt_local.engine.weights import Weights
 from capt_local.errors import UsageError

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from capt_local.decode.step import Choice, FinishReason, Step
+from capt_local.decoding.step import Choice, FinishReason, Step
 from capt_local.report.json import Answer, Timings
 from tests.report.steps import step
 
@@ -40,7 +40,7 @@ def an_answer(
         steps[-1] = replace(steps[-1], finish=finish)
     return Answer(
         steps=steps,
-        text=b"".join(each.piece for each in steps),
+        text=b"".join(each.piece_bytes for each in steps),
         finish=finish,
         model="demo",
         prompt_tokens={"target": 10, "expert": 12, "base": 12},

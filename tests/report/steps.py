@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from capt_local.decode.step import Choice, FinishReason, Step
+from capt_local.decoding.step import Choice, FinishReason, Step
 
 
 def step(
@@ -22,7 +22,7 @@ def step(
     return Step(
         index=index,
         token=token,
-        piece=piece,
+        piece_bytes=piece,
         logp=logp,
         target_logp=target_logp,
         target_rank=0 if instead is None else 3,

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.step import FinishReason
 from capt_local.report.answers import LEGEND, answers, figures
 from capt_local.report.drawing import drawn, progress_line, progress_width
 from capt_local.report.json import Answer, Timings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.step import FinishReason
 from capt_local.report.answers import views
 from capt_local.report.drawing import drawn
 from capt_local.report.json import Answer

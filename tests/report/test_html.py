@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
 from capt_local.report.html import (
     LEVELS,
@@ -85,9 +85,8 @@ TAGS = {tag for tag, _ in read(page(said("a"))).tags}
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_stays_text(text: str) -> None:
     answer = said("a ", text, " b")
-    first = replace(
-        answer.steps[0], target_choice=replace(answer.steps[0].target_choice, piece=text.encode())
-    )
+    choice = replace(answer.steps[0].target_choice, piece_bytes=text.encode())
+    first = replace(answer.steps[0], target_choice=choice)
     answer = replace(
         answer,
         steps=[first, *answer.steps[1:]],

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.step import FinishReason
 from capt_local.report.answers import summary_line
 from capt_local.report.json import Answer, Timings, answer_object, dumps, warnings
 from tests.report.steps import step

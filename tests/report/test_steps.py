@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.decode.step import Choice, Step
+from capt_local.decoding.step import Choice, Step
 from capt_local.report.answers import (
     clipped,
     largest_shifts,

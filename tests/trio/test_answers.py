@@ -9,7 +9,7 @@ import pytest
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundle.store import find
-from capt_local.decode.answers import Choosing
+from capt_local.decoding.answers import Choosing
 from capt_local.errors import ContextOverflow, UsageError
 
 NOTE = "The patient is a 61-year-old woman who presents with shortness of breath. She was"
@@ -66,7 +66,7 @@ def test_the_answer_that_was_generated_has_its_probability(runtime: Runtime, raw
     options = GenerateOptions(max_tokens=16)
     generation = runtime.generate(NOTE, options, raw=raw)
     steps = list(generation)
-    got = runtime.score_answer(NOTE, generation.text, options, raw=raw)
+    got = runtime.score_answer(NOTE, generation.text_bytes, options, raw=raw)
     assert got.tokens == len(steps)  # what was generated is the canonical tokens of its text
     assert got.nats == pytest.approx(-sum(step.logp for step in steps), rel=5e-3, abs=0.05)
     assert got.greedy

@@ -107,7 +107,7 @@ def test_a_recorded_run_drives_other_models(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What batches cost decides how long drafts are; a busy machine would measure two things.
-    monkeypatch.setattr("capt_local.decode.stopwatch.Stopwatch.time", lambda *_: None)
+    monkeypatch.setattr("capt_local.decoding.stopwatch.Stopwatch.time", lambda *_: None)
     trace = tmp_path / "trace.jsonl"
     prompts = ["--prompts", str(TASKS / "summary.jsonl"), "-n", "16"]
     assert run(["bench", "-t", "1", *prompts, "--limit", "2", "--record", str(trace)]) == 0

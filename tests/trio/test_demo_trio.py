@@ -149,7 +149,7 @@ def test_a_new_answer_ends_the_one_before(runtime: Runtime) -> None:
     begun = [next(first), next(first)]
     list(runtime.generate(QUESTIONS[0], GenerateOptions(max_tokens=3)))
     assert list(first) == [] and first.finish is FinishReason.INTERRUPTED
-    assert first.text == b"".join(step.piece for step in begun)
+    assert first.text_bytes == b"".join(step.piece_bytes for step in begun)
 
 
 def test_cancelling_in_the_prompt_and_in_the_answer(runtime: Runtime) -> None:
@@ -189,7 +189,7 @@ def test_one_model_alone_answers(role: str) -> None:
     options = GenerateOptions(method=Method(role), max_tokens=8)
     with Runtime.open("demo", roles=[role], load=LoadOptions(threads=1)) as alone:
         steps, generation = answer(alone, QUESTIONS[0], options)
-        assert generation.text and generation.changed == 0 and steps
+        assert generation.text_bytes and generation.changed == 0 and steps
         assert set(generation.prompt_tokens) == {role}
 
 

@@ -96,7 +96,7 @@ def test_an_answer_goes_through_drafts_and_rewinding(adapted: Runtime, demo: Run
         runtime.forget()
         answer = runtime.generate(NOTE.decode(), options, raw=True)
         assert len(list(answer)) == 12
-        texts.append(answer.text)
+        texts.append(answer.text_bytes)
     assert texts[0] == texts[1]
 
 

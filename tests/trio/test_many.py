@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from capt_local import Answered, Ask, GenerateOptions, LoadOptions, Runtime, SampleOptions
-from capt_local.decode.options import Speed, Structure
-from capt_local.decode.step import FinishReason, Step
+from capt_local.decoding.options import Speed, Structure
+from capt_local.decoding.step import FinishReason, Step
 from capt_local.engine import many
 from capt_local.engine.context import Rows
 from capt_local.engine.lane import Part
@@ -127,7 +127,7 @@ def test_seeds_forms_and_errors_are_each_requests_own(runtime: Runtime) -> None:
     ]
     found = in_order(runtime.generate_many(given, parallel=3))
     assert found[1].generation is not None
-    assert found[1].generation.text in (b"yes", b"no")
+    assert found[1].generation.text_bytes in (b"yes", b"no")
     assert found[1].generation.structured is True
     assert isinstance(found[2].error, UsageError) and isinstance(found[3].error, ContextOverflow)
     assert isinstance(found[5].error, UsageError)

@@ -20,15 +20,15 @@ from capt_local.align.kinds import Align
 from capt_local.align.published import TokenStrings
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.store import find
-from capt_local.decode.cached import common_length
-from capt_local.decode.exact import ExactProxy
-from capt_local.decode.methods.choices import Choices
-from capt_local.decode.methods.contrastive import Contrastive
-from capt_local.decode.methods.paper import PaperCapt
-from capt_local.decode.methods.proxy_tuning import proxy_tuning
-from capt_local.decode.methods.unite import Unite
-from capt_local.decode.options import Speed
-from capt_local.decode.score import opening
+from capt_local.decoding.cached import common_length
+from capt_local.decoding.exact import ExactProxy
+from capt_local.decoding.methods.choices import Choices
+from capt_local.decoding.methods.contrastive import Contrastive
+from capt_local.decoding.methods.paper import PaperCapt
+from capt_local.decoding.methods.proxy_tuning import proxy_tuning
+from capt_local.decoding.methods.unite import Unite
+from capt_local.decoding.options import Speed
+from capt_local.decoding.score import opening
 from capt_local.errors import UsageError
 
 NOTE = "The patient is a 61-year-old woman who presents with shortness of breath. She was"
@@ -137,7 +137,7 @@ def test_every_method_generates_and_scores(runtime: Runtime, method: Method, raw
     options = GenerateOptions(method=method, max_tokens=6, top=2)
     generation = runtime.generate(NOTE, options, raw=raw)
     steps = list(generation)
-    assert 0 < len(steps) <= 6 and generation.text
+    assert 0 < len(steps) <= 6 and generation.text_bytes
     assert all(np.isfinite(step.logp) and step.logp <= 1e-6 for step in steps)
     got = runtime.score_answer(NOTE, b" treated with aspirin.", options, raw=raw)
     assert 0 < got.nats < 200
@@ -203,7 +203,7 @@ def test_a_second_turn_decodes_new_tokens_alone(runtime: Runtime, kind: Align) -
     first = runtime.generate(talk, options)
     list(first)
     talk += [
-        Message("assistant", first.text.decode("utf-8", "replace")),
+        Message("assistant", first.text_bytes),
         Message("user", "And how is it treated in older patients?"),
     ]
     held = {role: list(cached.tokens) for role, cached in runtime._cached.items()}

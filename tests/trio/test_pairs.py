@@ -13,8 +13,8 @@ from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Run
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.store import find
 from capt_local.cli.app import run
-from capt_local.decode.options import Speed
-from capt_local.decode.step import Step
+from capt_local.decoding.options import Speed
+from capt_local.decoding.step import Step
 from capt_local.errors import ContextOverflow, UsageError
 from capt_local.report.answers import in_words
 

@@ -10,12 +10,12 @@ import pytest
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundle.manifest import Bundle
-from capt_local.decode.generation import Generation
-from capt_local.decode.options import Speed
-from capt_local.decode.speculate import setup
-from capt_local.decode.speculate.draft import Draft
-from capt_local.decode.speculate.lookup import Lookup
-from capt_local.decode.step import FinishReason, Step
+from capt_local.decoding.generation import Generation
+from capt_local.decoding.options import Speed
+from capt_local.decoding.speculate import setup
+from capt_local.decoding.speculate.draft import Draft
+from capt_local.decoding.speculate.lookup import Lookup
+from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import Cancelled
 from tests.tiny_models import tiny_gguf
 
@@ -72,12 +72,12 @@ def test_the_answer_is_the_same_at_every_speed(runtime: Runtime, prompt: str, ra
     stepwise = dataclasses.replace(OPTIONS, speed=Speed.EXACT_STEPS)
     wanted: list[Step] = []
     plain = answered(runtime, prompt, stepwise, raw=raw, into=wanted)
-    assert plain.text and not plain.tally.drafted and not plain.tally.gated
+    assert plain.text_bytes and not plain.tally.drafted and not plain.tally.gated
     for speed in Speed:
         got: list[Step] = []
         options = dataclasses.replace(OPTIONS, speed=speed)
         told = answered(runtime, prompt, options, raw=raw, into=got)
-        assert told.text == plain.text
+        assert told.text_bytes == plain.text_bytes
         assert told.finish == plain.finish and changes(got) == changes(wanted)
         tally = told.tally
         assert tally.steps == told.steps_done == plain.steps_done
@@ -101,7 +101,7 @@ def test_the_target_alone_drafts_from_its_text(runtime: Runtime) -> None:
     stepwise = dataclasses.replace(options, speed=Speed.EXACT_STEPS)
     plain = answered(runtime, COPY, stepwise, raw=True)
     told = answered(runtime, COPY, options, raw=True)
-    assert told.text == plain.text
+    assert told.text_bytes == plain.text_bytes
     assert told.tally.accepted and told.tally.passes["target"] < plain.tally.passes["target"]
 
 
@@ -121,7 +121,7 @@ def test_cancelled_in_the_middle_of_a_draft_all_models_stand_at_one_text(
     begun = runtime.generate(COPY, drafting, raw=True)
     begun.prepare()
     prompt = calls(runtime)
-    assert [step.piece for step in begun] and begun.text == plain.text
+    assert [step.piece_bytes for step in begun] and begun.text_bytes == plain.text_bytes
     done = calls(runtime)
     for role, model in runtime.models.items():
         first, last = prompt[role] + 1, done[role]
@@ -142,16 +142,16 @@ def test_cancelled_in_the_middle_of_a_draft_all_models_stand_at_one_text(
 
             with monkeypatch.context() as patch:
                 patch.setattr(model._context, "decode", stopped)
-                said = b"".join(step.piece for step in begun)
+                said = b"".join(step.piece_bytes for step in begun)
             assert left <= 0 and begun.finish is FinishReason.INTERRUPTED
-            assert plain.text.startswith(said) and said != plain.text
+            assert plain.text_bytes.startswith(said) and said != plain.text_bytes
             trio = begun.trio
             for cached, text in zip(
                 trio.models, [trio.tokens, *(each.tokens for each in trio.proxies)], strict=True
             ):
                 assert cached.model.position == len(cached.tokens)
                 assert cached.tokens == text[: len(cached.tokens)]
-            assert answered(runtime, COPY, stepwise, raw=True).text == plain.text
+            assert answered(runtime, COPY, stepwise, raw=True).text == plain.text_bytes
 
 
 def test_a_source_that_throws_is_left_out_and_that_is_said(
@@ -164,7 +164,7 @@ def test_a_source_that_throws_is_left_out_and_that_is_said(
     plain = answered(runtime, COPY, dataclasses.replace(OPTIONS, speed=Speed.EXACT_STEPS), raw=True)
     monkeypatch.setattr(setup, "sources", lambda trio: [Throwing()])
     told = answered(runtime, COPY, OPTIONS, raw=True)
-    assert told.text == plain.text and not told.tally.drafted
+    assert told.text_bytes == plain.text_bytes and not told.tally.drafted
     (said,) = told.tally.notices
     assert "lookup failed (KeyError) and are switched off" in said and "note" not in said
 
@@ -199,4 +199,4 @@ def test_two_threads_give_the_same_answer() -> None:
         stepwise = dataclasses.replace(options, speed=Speed.EXACT_STEPS)
         plain = answered(opened, "Plan: aspirin. Plan: aspirin. Plan:", stepwise, raw=True)
         told = answered(opened, "Plan: aspirin. Plan: aspirin. Plan:", options, raw=True)
-        assert told.text == plain.text
+        assert told.text_bytes == plain.text_bytes

@@ -10,8 +10,8 @@ import pytest
 
 from capt_local import FinishReason, GenerateOptions, LoadOptions, Method, Runtime, SampleOptions
 from capt_local.bundle.store import find
-from capt_local.decode.json_schema import grammar_of
-from capt_local.decode.options import Structure
+from capt_local.decoding.json_schema import grammar_of
+from capt_local.decoding.options import Structure
 from tests.small_trio import SMALL_TRIO
 
 PROMPTS = ["A 54-year-old man with chest pain for 2 days.", "Temperatur 38,5 °C — \U0001f321"]
@@ -61,7 +61,7 @@ def test_every_answer_is_an_instance(
     generation = runtime.generate(prompt, options)
     list(generation)
     assert (generation.finish, generation.structured) == (FinishReason.STOP, True)
-    jsonschema.validate(json.loads(generation.text.decode()), SCHEMA)
+    jsonschema.validate(json.loads(generation.text_bytes), SCHEMA)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -69,7 +69,7 @@ def test_every_answer_is_an_instance(
 def test_a_choice_is_made(runtime: Runtime, prompt: str, method: Method) -> None:
     generation = runtime.generate(prompt, GenerateOptions(method, structure=CHOICE))
     list(generation)
-    assert generation.text in (b"yes", b"no")
+    assert generation.text_bytes in (b"yes", b"no")
 
 
 @pytest.mark.parametrize("form", [FORM, CHOICE], ids=["schema", "choice"])

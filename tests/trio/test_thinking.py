@@ -9,7 +9,7 @@ import pytest
 
 from capt_local import FinishReason, GenerateOptions, LoadOptions, Runtime
 from capt_local.bundle.manifest import Bundle
-from capt_local.decode.options import Structure
+from capt_local.decoding.options import Structure
 from capt_local.prompt.messages import Message
 from tests.tiny_models import tiny_gguf
 from tests.tiny_vocabularies import TEMPLATE
@@ -37,7 +37,7 @@ def test_expert_and_base_stay_at_their_prompt_while_the_target_thinks(runtime: R
     steps = list(generation)
     assert generation.finish is FinishReason.LENGTH
     assert all(step.thought and step.contrast == 0.0 for step in steps)
-    assert generation.text == b"" and generation.thoughts
+    assert generation.text_bytes == b"" and generation.thoughts_bytes
     for role in ("expert", "base"):
         assert runtime.models[role].position == generation.prompt_tokens[role]
 
@@ -66,4 +66,4 @@ def test_the_next_turn_takes_the_thoughts_out_of_the_cache(runtime: Runtime) -> 
 
 def test_raw_text_is_not_thought_about(runtime: Runtime) -> None:
     generation = runtime.generate("chest pain", GenerateOptions(max_tokens=4), raw=True)
-    assert not any(step.thought for step in generation) and generation.text
+    assert not any(step.thought for step in generation) and generation.text_bytes

@@ -19,7 +19,7 @@ from capt_local.strict.files import read_bytes
 if TYPE_CHECKING:
     from capt_local.batch.asking import Asking
     from capt_local.batch.sources import Source
-    from capt_local.decode.options import GenerateOptions
+    from capt_local.decoding.options import GenerateOptions
 
 _LARGEST = 1 << 16  # bytes of a system text or a template
 _SYSTEM, _TEMPLATE = "The system text (--system)", "The template (--template)"

@@ -24,7 +24,7 @@ from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags
 from capt_local.cli.session import find_bundle, generate_options, load_options, pinned_date
 from capt_local.cli.structured import StructureFlags, structure
 from capt_local.cli.thinking import QuietThoughtFlags
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.options import GenerateOptions
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.parameters import physical_cores
 from capt_local.errors import UsageError

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from capt_local.bundle.manifest import Bundle
 from capt_local.cli.session import Session
-from capt_local.decode.options import GenerateOptions, Method, Speed
+from capt_local.decoding.options import GenerateOptions, Method, Speed
 from capt_local.engine.plain import PlainLlama
 from capt_local.errors import MemoryShortage, UsageError
 from capt_local.evaluate.speed.modes import PlainMode, RuntimeMode

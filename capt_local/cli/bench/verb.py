@@ -15,8 +15,8 @@ from capt_local.cli.files import OutputFile
 from capt_local.cli.options import ModelFlags, SampleFlags, SideBySideFlags, ViewFlags
 from capt_local.cli.session import Session, find_bundle, generate_options, open_session
 from capt_local.cli.signals import Interrupt
-from capt_local.decode.options import GenerateOptions
-from capt_local.decode.prompt_evidence import Memory
+from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.prompt_evidence import Memory
 from capt_local.engine.parameters import physical_cores
 from capt_local.errors import ContextOverflow, UsageError
 from capt_local.evaluate.speed.batches import batch_costs

@@ -14,7 +14,7 @@ from capt_local.cli.files import OutputFile
 from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, option
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.cli.signals import Interrupt
-from capt_local.decode.answers import Choosing
+from capt_local.decoding.answers import Choosing
 from capt_local.errors import Cancelled, UsageError
 from capt_local.evaluate.likelihood import Asking, measure
 from capt_local.evaluate.reading.given import Given, read_given

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from capt_local.cli.exits import ExitCode
-from capt_local.decode.options import Method
+from capt_local.decoding.options import Method
 from capt_local.evaluate.likelihood import Likelihood, Total, bits_per_byte
 from capt_local.evaluate.reading.given import Given
 from capt_local.report.json import JsonObject, dumps

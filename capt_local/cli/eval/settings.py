@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from capt_local.bundle.verify import file_digest
 from capt_local.cli.eval.setup import EvalFlags
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.options import GenerateOptions
 from capt_local.evaluate.runs.exam import Exam, Plan
 from capt_local.evaluate.tasks.items import Kind
 from capt_local.evaluate.tasks.styles import Style

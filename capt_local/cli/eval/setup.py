@@ -13,7 +13,7 @@ import typer
 
 from capt_local.cli.options import SampleFlags, SideBySideFlags, option
 from capt_local.cli.session import generate_options
-from capt_local.decode.options import GenerateOptions, Method, Speed
+from capt_local.decoding.options import GenerateOptions, Method, Speed
 from capt_local.errors import UsageError
 from capt_local.evaluate.runs.exam import ChoiceBy, Exam, Plan, shortened
 from capt_local.evaluate.tasks.items import Kind

@@ -16,7 +16,7 @@ from capt_local.cli.files import OutputFile
 from capt_local.cli.options import ModelFlags, SampleFlags, SideBySideFlags, ViewFlags
 from capt_local.cli.session import Session, find_bundle, open_session
 from capt_local.cli.signals import Interrupt
-from capt_local.decode.options import Method
+from capt_local.decoding.options import Method
 from capt_local.errors import UsageError
 from capt_local.evaluate.figures.summary import TARGET, TaskSummary, summary
 from capt_local.evaluate.runs.exam import Exam, Plan

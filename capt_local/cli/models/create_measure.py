@@ -18,7 +18,7 @@ from capt_local.report.terminal import Screen
 if TYPE_CHECKING:
     from capt_local.bundle.manifest import Bundle
     from capt_local.cli.session import Session
-    from capt_local.decode.options import GenerateOptions
+    from capt_local.decoding.options import GenerateOptions
     from capt_local.evaluate.reading.texts import Text
     from capt_local.report.json import Answer
     from capt_local.runtime import Runtime
@@ -151,7 +151,7 @@ def _greedy(bundle: Bundle) -> GenerateOptions:
 
 def _ways(bundle: Bundle) -> Iterator[tuple[str, GenerateOptions]]:
     """How the sample is measured, each with its name."""
-    from capt_local.decode.options import CombineOptions, GenerateOptions, Method
+    from capt_local.decoding.options import CombineOptions, GenerateOptions, Method
 
     combine = CombineOptions()
     if bundle.defaults.plausibility is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from capt_local.decode.options import GenerateOptions
+from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.evaluate.extra import library
 from capt_local.evaluate.tasks.items import Item, Kind, Measure

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from capt_local.decode.answers import Choosing
-from capt_local.decode.options import GenerateOptions
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.answers import Choosing
+from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.step import FinishReason
 from capt_local.errors import (
     Cancelled,
     CaptError,
@@ -192,7 +192,7 @@ def _written(
             pass
         if generation.finish is FinishReason.INTERRUPTED:
             raise Cancelled("The run was stopped.")
-        answers.append(generation.text.decode("utf-8", "replace"))
+        answers.append(generation.text)
         tokens += generation.steps_done
         unfinished += generation.finish is FinishReason.LENGTH
     said = vote([exam.style.read(answer, item, exam.task) for answer in answers])

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from capt_local.decode.generation import Generation
-from capt_local.decode.options import GenerateOptions, Method, Speed
-from capt_local.decode.speculate.tally import Tally
-from capt_local.decode.step import FinishReason, Step
+from capt_local.decoding.generation import Generation
+from capt_local.decoding.options import GenerateOptions, Method, Speed
+from capt_local.decoding.speculate.tally import Tally
+from capt_local.decoding.step import FinishReason, Step
 from capt_local.engine.plain import PlainLlama
 from capt_local.errors import Cancelled
 from capt_local.evaluate.speed.questions import Question

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from capt_local.decode.step import Step
+from capt_local.decoding.step import Step
 from capt_local.evaluate.speed.modes import RuntimeMode
 from capt_local.evaluate.speed.taken import Taken
 from capt_local.evaluate.speed.turns import Turns

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from capt_local.decode.many.asks import Ask
-from capt_local.decode.options import GenerateOptions
-from capt_local.decode.step import FinishReason, Step
+from capt_local.decoding.many.asks import Ask
+from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import Cancelled
 from capt_local.evaluate.speed.figures import Ratio
 from capt_local.evaluate.speed.memory import resident

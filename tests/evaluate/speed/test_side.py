@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from capt_local.decode.options import GenerateOptions
-from capt_local.decode.step import FinishReason
+from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, NumericalError
 from capt_local.evaluate.speed import side as module
 from capt_local.evaluate.speed.questions import Question

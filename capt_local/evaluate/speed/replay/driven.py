@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from capt_local.decode.proxy import Proxy, softmax
-from capt_local.decode.rules import Distribution
-from capt_local.decode.speculate.draft import Draft, DraftSource, GoOn
-from capt_local.decode.speculate.leading import grade_of
-from capt_local.decode.trio import Trio
+from capt_local.decoding.proxy import Proxy, softmax
+from capt_local.decoding.rules import Distribution
+from capt_local.decoding.speculate.draft import Draft, DraftSource, GoOn
+from capt_local.decoding.speculate.leading import grade_of
+from capt_local.decoding.trio import Trio
 from capt_local.evaluate.speed.replay.script import Script
 from capt_local.evaluate.speed.replay.trace import Offer
 from capt_local.vocab.tokenizer import TextTokenizer

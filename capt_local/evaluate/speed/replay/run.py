@@ -7,20 +7,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
-from capt_local.decode.loop import Walk
-from capt_local.decode.options import GenerateOptions, Speed
-from capt_local.decode.prefill import prefill
-from capt_local.decode.prompt_evidence import Memory
-from capt_local.decode.proxy import Proxy
-from capt_local.decode.speculate.draft import DraftSource
-from capt_local.decode.speculate.lookup import Lookup
-from capt_local.decode.speculate.policy import Policy
-from capt_local.decode.speculate.reading_along import ExpertDraft
-from capt_local.decode.speculate.setup import costs, sources
-from capt_local.decode.speculate.speculation import Speculation
-from capt_local.decode.speculate.tally import Tally
-from capt_local.decode.step import FinishReason, Step
-from capt_local.decode.trio import Trio
+from capt_local.decoding.loop import Walk
+from capt_local.decoding.options import GenerateOptions, Speed
+from capt_local.decoding.prefill import prefill
+from capt_local.decoding.prompt_evidence import Memory
+from capt_local.decoding.proxy import Proxy
+from capt_local.decoding.speculate.draft import DraftSource
+from capt_local.decoding.speculate.lookup import Lookup
+from capt_local.decoding.speculate.policy import Policy
+from capt_local.decoding.speculate.reading_along import ExpertDraft
+from capt_local.decoding.speculate.setup import costs, sources
+from capt_local.decoding.speculate.speculation import Speculation
+from capt_local.decoding.speculate.tally import Tally
+from capt_local.decoding.step import FinishReason, Step
+from capt_local.decoding.trio import Trio
 from capt_local.errors import Cancelled, UsageError
 from capt_local.evaluate.speed.modes import Counts, drafts_of
 from capt_local.evaluate.speed.questions import Question, notes_text

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from capt_local.decode.speculate.leading import grade_of
+from capt_local.decoding.speculate.leading import grade_of
 from capt_local.errors import UsageError
 from capt_local.evaluate.speed.replay.trace import LONGEST_DRAFT, Offer, Place, Trace, Walked
 

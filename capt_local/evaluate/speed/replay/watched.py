@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from capt_local.decode.rules import Distribution
-from capt_local.decode.speculate.draft import Draft, DraftSource
-from capt_local.decode.step import Step
-from capt_local.decode.trio import Trio
+from capt_local.decoding.rules import Distribution
+from capt_local.decoding.speculate.draft import Draft, DraftSource
+from capt_local.decoding.step import Step
+from capt_local.decoding.trio import Trio
 from capt_local.evaluate.speed.replay.trace import LONGEST_DRAFT, Offer, Place
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from capt_local.decode.speculate.leading import grade_of
+from capt_local.decoding.speculate.leading import grade_of
 from capt_local.errors import UsageError
 from capt_local.evaluate.speed.replay.synthetic import SHARES, synthetic
 

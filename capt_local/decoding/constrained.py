@@ -1,0 +1,99 @@
+"""Generates one of several given answers: a token may come if it keeps one of them possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from capt_local.decoding.branches import logps
+from capt_local.decoding.methods.choices import log_mass
+from capt_local.decoding.prefill import prefill
+from capt_local.decoding.trio import Trio
+from capt_local.errors import Cancelled, ModelError
+from capt_local.prompt.messages import Prompt
+from capt_local.vocab.vocabulary import Vocabulary
+
+
+def constrained(
+    trio: Trio,
+    prompts: Mapping[str, Prompt],
+    choices: Sequence[bytes],
+    cancel: Callable[[], bool] | None = None,
+) -> int:
+    """Takes the likeliest token that is left, until one choice is.
+
+    Any tokens that spell a choice may come, canonical or not. Where a choice is complete, its end
+    is one event, whichever end token of the model it is.
+
+    Args:
+        trio: configured.
+        prompts: by role.
+        choices: different, none of them empty.
+        cancel: asked at every token.
+
+    Returns:
+        The place of the choice.
+
+    Raises:
+        Cancelled: `cancel` said so.
+        ModelError: the vocabulary cannot spell a choice.
+    """
+    trio.start(prompts)
+    prefill(trio, prompts)
+    lead = prompts[trio.cached.role].lead
+    tokens = _occurring(trio.cached.model.vocabulary, [lead + choice for choice in choices])
+    live, size = list(range(len(choices))), 0
+    while len(live) > 1:
+        if cancel is not None and cancel():
+            raise Cancelled("The choice was stopped.")
+        ends = [place for place in live if len(choices[place]) == size]
+        piece = _next(trio, tokens, [choices[place][size:] for place in live], lead)
+        if not piece:
+            return ends[0]
+        live = [place for place in live if choices[place].startswith(piece, size)]
+        size, lead = size + len(piece), b""
+    return live[0]
+
+
+def _next(
+    trio: Trio, tokens: Mapping[bytes, Sequence[int]], rests: Sequence[bytes], lead: bytes
+) -> bytes:
+    """Goes on by the likeliest token that begins a rest; b"" where the end is likelier."""
+    begins = {token for rest in rests for token in _begins(tokens, rest, lead)}
+    allowed = np.array(sorted(begins), dtype=np.int32)
+    here = trio.distribution()
+    said = logps(here, allowed)
+    if b"" in rests:
+        end = log_mass(logps(here, trio.cached.model.vocabulary.end_ids))
+        if not len(said) or end >= said.max():
+            return b""
+    if not len(said):
+        raise ModelError(f"The vocabulary of the {trio.cached.role} cannot spell a choice.")
+    token = int(allowed[said.argmax()])
+    piece = trio.piece(token)
+    trio.advance(token)
+    return piece
+
+
+def _begins(tokens: Mapping[bytes, Sequence[int]], rest: bytes, lead: bytes) -> Iterator[int]:
+    """Tokens that a text may begin with, with or without the space that stands in front."""
+    for front in {b"", lead}:
+        for size in range(1, len(rest) + 1):
+            yield from tokens.get(front + rest[:size], ())
+
+
+def _occurring(vocabulary: Vocabulary, texts: Sequence[bytes]) -> dict[bytes, list[int]]:
+    """The text tokens that occur in texts, by their bytes."""
+    longest = int(vocabulary.lengths[vocabulary.is_text].max())
+    parts = {
+        text[start:end]
+        for text in texts
+        for start in range(len(text))
+        for end in range(start + 1, min(len(text), start + longest) + 1)
+    }
+    found: dict[bytes, list[int]] = {}
+    for token, piece in enumerate(vocabulary.pieces()):
+        if piece in parts and vocabulary.is_text[token]:
+            found.setdefault(piece, []).append(token)
+    return found

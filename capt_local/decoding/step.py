@@ -1,0 +1,94 @@
+"""The record of one choice: what was said, what the target alone would have said, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    INTERRUPTED = "interrupted"
+    ABSTAINED = "abstained"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A candidate token with its log-probability (nats) under one model."""
+
+    token: int
+    piece_bytes: bytes
+    logp: float
+
+    @property
+    def piece(self) -> str:
+        """The same as text; a part of a character is U+FFFD."""
+        return self.piece_bytes.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One token of an answer. All log-probabilities are natural logarithms.
+
+    Attributes:
+        index: position in the answer, from 0.
+        token: id in the target's vocabulary.
+        piece_bytes: what the token adds to the answer; nothing for an end or control token. With
+            stop strings, bytes that might begin one are held back until it is known, so the bytes
+            of the steps joined are the answer in any case.
+        logp: log-probability under the combined distribution, before temperature and cuts.
+        target_logp: log-probability under the target alone.
+        target_rank: rank under the target alone, 0 being its own choice.
+        target_choice: the token that the target alone finds likeliest after the same text.
+        contrast: logp_expert - logp_base of the token's event; 0 without proxies, None where they
+            were not asked.
+        expert_logp: log-probability of that event under the expert; None where no candidates were
+            asked for.
+        base_logp: the same under the base.
+        top: the likeliest candidates of the combination.
+        target_top: the likeliest tokens of the target.
+        expert_top: the likeliest pieces of the expert, in its own vocabulary.
+        base_top: the likeliest pieces of the base, in its own vocabulary.
+        likeliest: the token that the combination finds likeliest, which a draw may pass over; None
+            where that is the token itself.
+        finish: set on the last step alone.
+        thought: whether `piece` belongs to the model's thoughts, not to its answer. The tokens of
+            the markers have no bytes.
+        gated: whether one token alone was plausible for the target, so that expert and base were
+            not asked.
+        piece: the same bytes as text. A character that ends in a later token belongs to that token,
+            so the pieces joined are the answer, too.
+    """
+
+    index: int
+    token: int
+    piece_bytes: bytes
+    logp: float
+    target_logp: float
+    target_rank: int
+    target_choice: Choice
+    contrast: float | None = 0.0
+    top: tuple[Choice, ...] = ()
+    target_top: tuple[Choice, ...] = ()
+    expert_top: tuple[Choice, ...] = ()
+    base_top: tuple[Choice, ...] = ()
+    expert_logp: float | None = None
+    base_logp: float | None = None
+    likeliest: int | None = None
+    finish: FinishReason | None = None
+    thought: bool = False
+    gated: bool = False
+    piece: str = field(default="", compare=False)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the likeliest token after the same text is another one than for the target.
+
+        At temperature 0 that is whether the target alone would have said something else.
+        """
+        likeliest = self.token if self.likeliest is None else self.likeliest
+        return likeliest != self.target_choice.token

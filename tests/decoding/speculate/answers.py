@@ -1,0 +1,219 @@
+"""Answers of toy models, step by step and at every other speed, and what must be the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from capt_local.decoding.generation import Generation
+from capt_local.decoding.options import GenerateOptions, Speed
+from capt_local.decoding.proxy import Proxy
+from capt_local.decoding.speculate.draft import Draft, DraftSource, GoOn
+from capt_local.decoding.step import Step
+from capt_local.decoding.trio import Trio
+from capt_local.errors import CaptError
+from capt_local.prompt.messages import Prompt
+from capt_local.vocab.vocabulary import Vocabulary
+from tests.decoding.trios import assembly, turn
+from tests.fakes import FakeModel, make_vocabulary
+
+DRAFTING = [speed for speed in Speed if speed is not Speed.EXACT_STEPS]
+LETTERS = "abc "
+
+
+def lettered(words: Sequence[str]) -> Vocabulary:
+    """A small vocabulary in which texts divide in many ways."""
+    return make_vocabulary([*LETTERS, *dict.fromkeys(words)], all_bytes=False)
+
+
+class Habit(FakeModel):
+    """Knows the last tokens alone, so that it repeats itself; sometimes it is quite sure.
+
+    Rows that it has given out are overwritten by its next call, as those of a real model are.
+
+    Args:
+        vocabulary: of the model.
+        seed: as for any fake.
+        memory: tokens that count.
+        sure: the share of places at which one token alone is likely.
+        kinds: as for any fake.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        seed: int,
+        *,
+        memory: int = 2,
+        sure: float = 0.3,
+        **kinds: object,
+    ) -> None:
+        super().__init__(vocabulary, seed, **kinds)  # type: ignore[arg-type]
+        self._memory, self._sure = memory, sure
+        self._rows: dict[tuple[int, ...], np.ndarray] = {}
+        self._given = np.empty((0, len(vocabulary)), np.float32)
+
+    def extend(self, tokens: Sequence[int], rows: int = 1) -> np.ndarray:
+        self._given[:] = np.random.default_rng(0).standard_normal(self._given.shape[1]) * 9
+        self._given = super().extend(tokens, rows)
+        return self._given
+
+    def branch(
+        self, tails: Sequence[Sequence[int]], after: Sequence[int] | None = None
+    ) -> np.ndarray:
+        self._given[:] = -7.0
+        return super().branch(tails, after)
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        tail = tuple(tokens[-self._memory :])
+        if tail not in self._rows:
+            row = super().logits(tail)
+            state = zlib.crc32(np.asarray(tail, np.int64).tobytes(), 77)
+            if state % 1000 < 1000 * self._sure:
+                texts = np.flatnonzero(self.vocabulary.is_text)
+                row[texts[state % len(texts)]] += 40
+            self._rows[tail] = row
+        return self._rows[tail]
+
+
+@dataclass
+class Told:
+    """One answer and what became of the models."""
+
+    generation: Generation
+    steps: list[Step]
+    trio: Trio
+    error: BaseException | None = None
+
+
+Models = Callable[[], Mapping[str, FakeModel]]
+
+
+def tell(
+    models: Mapping[str, FakeModel],
+    options: GenerateOptions,
+    text: bytes = b"abc ab",
+    *,
+    lead: bytes = b"",
+    edit: Callable[[dict[str, Prompt]], dict[str, Prompt]] = lambda prompts: prompts,
+    cancel: Callable[[], bool] | None = None,
+    trio: Trio | None = None,
+) -> Told:
+    """One answer; an error is kept, not raised."""
+    trio = trio or assembly(models).trio(options)
+    prompts = turn(trio, text)
+    if lead:
+        role = trio.cached.role
+        prompts[role] = dataclasses.replace(prompts[role], lead=lead)
+    generation = Generation(trio, edit(prompts), options, cancel)
+    told = Told(generation, [], trio)
+    try:
+        told.steps.extend(generation)
+    except (CaptError, KeyboardInterrupt) as error:
+        told.error = error
+    nothing_is_left_of_drafts(trio)
+    return told
+
+
+def nothing_is_left_of_drafts(trio: Trio) -> None:
+    """Every model stands at the text that was said, or before it; never behind it."""
+    assert trio.cached.tokens == trio.tokens[: len(trio.cached.tokens)]
+    for proxy in trio.proxies:
+        if isinstance(proxy, Proxy):  # the others read many tokenizations of the text
+            assert proxy.cached.tokens == proxy.tokens[: len(proxy.cached.tokens)]
+    for cached in trio.models:
+        assert cached.model.tokens == cached.tokens  # type: ignore[attr-defined]
+        assert cached.model.position == len(cached.tokens)
+        assert len(cached.kept) == 0
+
+
+def same(got: Told, wanted: Told) -> None:
+    """The same answer, with the same figures at every step."""
+    assert [step.token for step in got.steps] == [step.token for step in wanted.steps]
+    for one, other in zip(got.steps, wanted.steps, strict=True):
+        # To the last bit, also where expert and base were not asked.
+        told = other.contrast if one.contrast is None else one.contrast
+        assert (one.contrast is None) == one.gated
+        assert dataclasses.replace(one, contrast=told, gated=other.gated) == other
+    for name in ("text", "thoughts", "finish", "weights", "structured", "changed", "steps_done"):
+        assert getattr(got.generation, name) == getattr(wanted.generation, name), name
+    assert type(got.error) is type(wanted.error)
+    drafts = got.generation.tally.notices
+    said = [note for note in got.generation.notices if note not in drafts]
+    assert said == wanted.generation.notices
+
+
+def at_every_speed(
+    models: Models,
+    options: GenerateOptions,
+    text: bytes = b"abc ab",
+    speeds: Sequence[Speed] = DRAFTING,
+    **how: object,
+) -> dict[Speed, Told]:
+    """The answer at each speed, after checking that it is the one step by step."""
+    stepwise = dataclasses.replace(options, speed=Speed.EXACT_STEPS)
+    found = {Speed.EXACT_STEPS: tell(models(), stepwise, text, **how)}  # type: ignore[arg-type]
+    plain = found[Speed.EXACT_STEPS]
+    assert not plain.generation.tally.drafted and not plain.generation.tally.gated
+    for speed in speeds:
+        fast = dataclasses.replace(options, speed=speed)
+        told = found[speed] = tell(models(), fast, text, **how)  # type: ignore[arg-type]
+        same(told, plain)
+        adds_up(told)
+    return found
+
+
+def adds_up(told: Told) -> None:
+    """The figures of drafts and gate agree with the steps."""
+    tally = told.generation.tally
+    assert tally.steps == len(told.steps)
+    assert tally.gated == sum(step.gated for step in told.steps)
+    assert 0 <= tally.accepted <= tally.drafted
+    assert tally.accepted <= tally.steps
+    for count in tally.by_source.values():
+        assert 0 < count.rounds <= count.drafted and 0 <= count.accepted <= count.drafted
+
+
+@dataclass
+class Oracle:
+    """Guesses what a function says: of the text so far, the tokens to come.
+
+    Attributes:
+        said: the tokens of the whole answer, step by step.
+        guess: told the right tokens that are left and how many are asked for.
+    """
+
+    said: Sequence[int]
+    guess: Callable[[list[int], int], list[int]]
+    name: str = "oracle"
+    leader: str | None = None
+    priors: tuple[float, ...] = (0.9,)
+    drafts: int = 0
+    _start: int = field(default=0)
+
+    def start(self, trio: Trio) -> None:
+        self._start = len(trio.tokens)
+
+    def grade(self, trio: Trio) -> int | None:
+        return 0
+
+    def seen(self, *given: object) -> None:
+        pass
+
+    def draft(self, trio: Trio, most: int, go_on: GoOn) -> Draft:
+        self.drafts += 1
+        count = 0
+        while count < most and go_on(0):
+            count += 1
+        left = list(self.said[len(trio.tokens) - self._start :])
+        tokens = self.guess(left, count)
+        return Draft(tokens, [0] * len(tokens))
+
+
+def only(source: DraftSource) -> Callable[[Trio], list[DraftSource]]:
+    """For `setup.sources`: drafts by one source alone."""
+    return lambda trio: [source]

@@ -1,0 +1,167 @@
+"""Whatever drafts and gate do, the answer is the one that comes step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capt_local.align.kinds import Align
+from capt_local.decoding.options import (
+    AlignOptions,
+    CombineOptions,
+    GenerateOptions,
+    Method,
+    SampleOptions,
+    Speed,
+)
+from tests.decoding.speculate.answers import Habit, at_every_speed, lettered
+from tests.fakes import FakeModel, make_vocabulary, text_tokenizer
+
+WORDS = st.lists(
+    st.text(alphabet="abc ", min_size=2, max_size=4), min_size=2, max_size=12, unique=True
+)
+SEEDS = st.integers(0, 10**6)
+ALPHAS = st.sampled_from([(), (0.0,), (0.3,), (1.0,)])
+PLAUSIBLE = st.sampled_from([1e-5, 1e-2, 0.3, 1.0])
+SAMPLES = st.sampled_from(
+    [
+        SampleOptions(),
+        SampleOptions(repeat_penalty=1.3, repeat_window=8),
+        SampleOptions(temperature=1.0, seed=4),
+        SampleOptions(temperature=0.7, top_k=5, top_p=0.9, min_p=0.01, seed=11),
+    ]
+)
+
+
+def pair(
+    target: list[str], proxy: list[str], seed: int, pairs: int = 1, **kinds: object
+) -> Mapping[str, FakeModel]:
+    """A target and its pairs of expert and base, all made anew."""
+    own, other = lettered(target), lettered(proxy)
+    models = {"target": Habit(own, seed, **kinds)}
+    for place in range(pairs):
+        end = f"-{place + 1}" if place else ""
+        models[f"expert{end}"] = Habit(other, seed + 10 * place + 1, **kinds)
+        models[f"base{end}"] = Habit(other, seed + 10 * place + 2, **kinds)
+    return models
+
+
+@settings(max_examples=30, deadline=None)
+@given(WORDS, WORDS, SEEDS, ALPHAS, PLAUSIBLE, SAMPLES, st.booleans(), st.booleans(), st.data())
+def test_answers_are_the_same_token_by_token(
+    target: list[str],
+    proxy: list[str],
+    seed: int,
+    alphas: tuple[float, ...],
+    plausibility: float,
+    sample: SampleOptions,
+    healing: bool,
+    long_tokens: bool,
+    data: st.DataObject,
+) -> None:
+    options = GenerateOptions(
+        max_tokens=data.draw(st.sampled_from([1, 2, 7, 30])),
+        stop=data.draw(st.sampled_from([(), ("ab",), ("c a", "bbb")])),
+        top=data.draw(st.sampled_from([0, 0, 3])),
+        align=AlignOptions(healing=healing, long_tokens=long_tokens),
+        combine=CombineOptions(alphas=alphas, plausibility=plausibility),
+        sample=sample,
+    )
+    kinds = {
+        "sure": data.draw(st.sampled_from([0.0, 0.4, 0.9])),
+        "end_logit": data.draw(st.sampled_from([-30.0, 3.0])),
+        "max_rows": data.draw(st.sampled_from([4, 16])),
+        "memory": data.draw(st.sampled_from([1, 2, 3])),
+    }
+    pairs = data.draw(st.sampled_from([1, 1, 2]))
+    text = data.draw(st.sampled_from([b"", b"abc ab", b"ab cab cab ab cab c"]))
+    found = at_every_speed(lambda: pair(target, proxy, seed, pairs, **kinds), options, text)
+    assert not options.top or not any(told.generation.tally.gated for told in found.values())
+
+
+SOME = ["ab", "bc", "ca", " ab", "abc", "cab ", "b c"]
+OTHERS = ["ac", "ba", "cc", " b", "aab", "bc a"]
+
+
+def test_all_of_this_happens() -> None:
+    """The tests here would pass if nothing was ever drafted, accepted or left out."""
+    options = GenerateOptions(
+        max_tokens=60, combine=CombineOptions(alphas=(0.5,), plausibility=1e-3)
+    )
+    found: dict[Speed, np.ndarray] = {speed: np.zeros(3, int) for speed in Speed}
+    for seed in range(5):
+        answers = at_every_speed(lambda seed=seed: pair(SOME, OTHERS, seed), options)
+        for speed, told in answers.items():
+            tally = told.generation.tally
+            found[speed] += tally.gated, tally.drafted, tally.accepted
+    assert not found.pop(Speed.EXACT_STEPS).any()
+    for gated, drafted, accepted in found.values():
+        assert gated > 50 and drafted >= accepted > 15
+
+
+@pytest.mark.parametrize("method", [each for each in Method if each is not Method.CAPT])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_method_gives_the_same_answer(method: Method, temperature: float) -> None:
+    options = GenerateOptions(
+        method=method, max_tokens=40, sample=SampleOptions(temperature=temperature, seed=2)
+    )
+    for seed in range(3):  # one vocabulary, as some of them need
+        found = at_every_speed(lambda seed=seed: pair(SOME, SOME, seed), options)
+        assert found[Speed.LOOKUP].generation.tally.drafted
+        needs = not found[Speed.TARGET_DRAFT].trio.proxies
+        said = found[Speed.TARGET_DRAFT].generation.notices
+        assert any("target-draft needs a model" in note for note in said) == needs
+
+
+@pytest.mark.parametrize("method", [Method.EXPERT_LED, Method.CAPT_PAPER, Method.UNITE])
+def test_and_across_vocabularies(method: Method) -> None:
+    options = GenerateOptions(method=method, max_tokens=40)
+    for seed in range(3):
+        at_every_speed(lambda seed=seed: pair(SOME, OTHERS, seed), options)
+
+
+def test_the_exact_alignment_is_written_without_drafts_and_says_so() -> None:
+    options = GenerateOptions(
+        max_tokens=25,
+        align=AlignOptions(kind=Align.EXACT),
+        combine=CombineOptions(alphas=(1.0,), plausibility=0.3),
+    )
+    gated = 0
+    for seed in range(4):
+        found = at_every_speed(lambda seed=seed: pair(SOME, OTHERS, seed), options)
+        auto = found[Speed.AUTO].generation
+        gated += auto.tally.gated
+        assert not auto.tally.drafted
+        assert any("without drafts" in note for note in auto.notices)
+        assert not any("drafts" in note for note in found[Speed.EXACT_STEPS].generation.notices)
+    assert gated > 10  # the gate works all the same
+
+
+@pytest.mark.parametrize("text", [b"", b"ab"])
+def test_the_space_in_front_of_an_answer_is_taken_off_drafts_as_well(text: bytes) -> None:
+    for seed in range(6):
+
+        def models(seed: int = seed) -> Mapping[str, FakeModel]:
+            own = Habit(make_vocabulary(SOME), seed, lead=b" ")
+            # Its first token is one with a space, which is the tokenizer's own.
+            own._rows[tuple([*TURN(own, text)][-2:])] = spaced(own)
+            other = lettered(OTHERS)
+            return {"target": own, "expert": Habit(other, 5), "base": Habit(other, 6)}
+
+        found = at_every_speed(models, GenerateOptions(max_tokens=20), text, lead=b" ")
+        steps = found[Speed.TARGET_DRAFT].steps
+        assert steps[0].piece_bytes == b"ab" and steps[0].target_choice.piece_bytes == b" ab"
+
+
+def TURN(model: FakeModel, text: bytes) -> list[int]:
+    return [0, *text_tokenizer(model).encode(text, start=True)]
+
+
+def spaced(model: FakeModel) -> np.ndarray:
+    row = np.zeros(len(model.vocabulary), np.float32)
+    row[model.tokenize(b"ab", special=False)[0]] = 40
+    return row

@@ -1,0 +1,137 @@
+"""Which models take which places, and which alignment joins them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from capt_local.align.kinds import Align
+from capt_local.align.simple import PublishedMapping, SharedVocabulary
+from capt_local.decoding.exact import ExactProxy
+from capt_local.decoding.options import AlignOptions, CombineOptions, GenerateOptions, Method
+from capt_local.decoding.proxy import Proxy
+from capt_local.decoding.rules import Contrast, Published
+from capt_local.errors import UsageError
+from tests.decoding.trios import PROXY, TARGET, assembly, turn
+from tests.fakes import FakeModel, make_vocabulary
+
+OTHER = make_vocabulary(["car", "ab", " a"])
+KINDS = {"target": (TARGET, 1), "expert": (PROXY, 2), "base": (PROXY, 3)}
+MORE = {"expert-2": (OTHER, 4), "base-2": (OTHER, 5)}
+PLACES = {
+    Method.CAPT: ["target", "expert", "base"],
+    Method.TARGET: ["target"],
+    Method.EXPERT: ["expert"],
+    Method.BASE: ["base"],
+    Method.CAPT_PAPER: ["target", "expert", "base"],
+    Method.UNITE: ["target", "expert"],
+    Method.PROXY_TUNING: ["target", "expert", "base"],
+    Method.CONTRASTIVE: ["expert", "base"],
+}
+
+
+def models(*roles: str, one_vocabulary: bool = False) -> dict[str, FakeModel]:
+    kinds = KINDS | MORE
+    return {
+        role: FakeModel(TARGET if one_vocabulary else kinds[role][0], kinds[role][1])
+        for role in roles or KINDS
+    }
+
+
+@pytest.mark.parametrize("method", list(PLACES))
+@pytest.mark.parametrize("scoring", [True, False])
+def test_every_method_has_its_models_in_its_places(method: Method, scoring: bool) -> None:
+    made = assembly(models(one_vocabulary=True)).trio(GenerateOptions(method), scoring=scoring)
+    assert [each.role for each in made.models] == PLACES[method]
+    published = method in (
+        Method.CAPT_PAPER,
+        Method.UNITE,
+        Method.PROXY_TUNING,
+        Method.CONTRASTIVE,
+    )
+    assert isinstance(made.rule, Published if published else Contrast)
+    assert made.mixes == (method is Method.CAPT)
+    made.start(turn(made, b"abc the"))
+    for _ in range(3):
+        here = made.distribution()
+        made.advance(int(here.candidates.tokens[here.logp.argmax()]))
+
+
+@pytest.mark.parametrize(
+    ("method", "roles", "missing"),
+    [
+        (Method.CAPT, ["target"], "expert"),
+        (Method.CAPT, ["target", "expert"], "base"),
+        (Method.CAPT, ["expert", "base"], "target"),
+        (Method.TARGET, ["expert"], "target"),
+        (Method.BASE, ["target", "expert"], "base"),
+        (Method.UNITE, ["target", "base"], "expert"),
+        (Method.CONTRASTIVE, ["target", "expert"], "base"),
+        (Method.CAPT_PAPER, ["target", "expert"], "base"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(method: Method, roles: list[str], missing: str) -> None:
+    with pytest.raises(UsageError, match=f"There is no {missing} here"):
+        assembly(models(*roles)).trio(GenerateOptions(method))
+
+
+def test_proxy_tuning_needs_one_vocabulary_and_contrastive_two_alike() -> None:
+    made = assembly(models())
+    with pytest.raises(UsageError, match=r"proxy-tuning needs target and expert and base to have"):
+        made.trio(GenerateOptions(Method.PROXY_TUNING))
+    made.trio(GenerateOptions(Method.CONTRASTIVE))
+    unlike = models() | {"base": FakeModel(OTHER, 3)}
+    with pytest.raises(UsageError, match=r"contrastive needs expert and base to have"):
+        assembly(unlike).trio(GenerateOptions(Method.CONTRASTIVE))
+
+
+def test_proxies_of_one_vocabulary_share_a_table_and_keep_it() -> None:
+    made = assembly(models(*KINDS, *MORE))
+    first = made.trio(GenerateOptions())
+    expert, base, expert_2, base_2 = first.proxies
+    assert expert.alignment is base.alignment and expert_2.alignment is base_2.alignment
+    assert expert.alignment is not expert_2.alignment
+    again = made.trio(GenerateOptions(combine=CombineOptions(alphas=(1.0,))))
+    assert again.proxies == first.proxies
+    other = made.trio(GenerateOptions(align=AlignOptions(healing=False)))
+    assert other.proxies[0].alignment is not expert.alignment
+    assert other.proxies[0].alignment.depth == 0
+
+
+@pytest.mark.parametrize("kind", list(Align))
+def test_the_exact_form_is_a_way_to_read_a_proxy(kind: Align) -> None:
+    options = GenerateOptions(align=AlignOptions(kind))
+    for proxy in assembly(models()).trio(options).proxies:
+        assert isinstance(proxy, ExactProxy if kind is Align.EXACT else Proxy)
+    for proxy in assembly(models(one_vocabulary=True)).trio(options).proxies:
+        assert isinstance(proxy, Proxy)
+        published = kind is Align.CAPT_PAPER
+        assert isinstance(proxy.alignment, PublishedMapping if published else SharedVocabulary)
+
+
+def test_two_pairs_have_weights_of_their_own() -> None:
+    made = assembly(models(*KINDS, *MORE))
+    assert made.pairs == (("expert", "base"), ("expert-2", "base-2"))
+    combine = CombineOptions(powers=(0.5, 1.0, 0.75, 0.25, 0.5), plausibility=0.0)
+    trio = made.trio(GenerateOptions(combine=combine))
+    assert [each.role for each in trio.models] == [*KINDS, *MORE]
+    trio.start(turn(trio))
+    here = trio.distribution()
+    assert here.said.shape == (4, len(TARGET))
+    score = 0.5 * here.candidates.logp + np.array([1.0, -0.75, 0.25, -0.5]) @ here.said
+    wanted = np.exp(score - score.max())
+    np.testing.assert_allclose(np.exp(here.logp), wanted / wanted.sum(), rtol=1e-9)
+    with pytest.raises(UsageError, match="takes 5 numbers for 2 pairs"):
+        made.trio(GenerateOptions(combine=CombineOptions(powers=(1.0, 1.0, 1.0))))
+
+
+def test_the_second_pair_of_the_same_models_as_the_first_is_twice_the_contrast() -> None:
+    more = {"expert-2": FakeModel(PROXY, 2), "base-2": FakeModel(PROXY, 3)}
+    said = []
+    for each, alphas in (({}, (1.0,)), (more, (0.25, 0.75))):
+        trio = assembly(models() | each).trio(
+            GenerateOptions(combine=CombineOptions(alphas=alphas))
+        )
+        trio.start(turn(trio))
+        said.append(trio.distribution().logp)
+    np.testing.assert_allclose(*said, rtol=1e-9)

@@ -1,0 +1,122 @@
+"""Contrastive decoding and proxy tuning, worked by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capt_local.decoding.methods.choices import Choices, log_softmax
+from capt_local.decoding.methods.contrastive import Contrastive
+from capt_local.decoding.methods.proxy_tuning import proxy_tuning
+from capt_local.errors import UsageError
+from tests.fakes import softmax
+
+
+def logits(*shares: float, offset: float = 5.0) -> np.ndarray:
+    return (np.log(shares) + offset).astype(np.float32)
+
+
+EXPERT = logits(0.60, 0.30, 0.05, 0.05)
+BASE = logits(0.30, 0.60, 0.01, 0.09, offset=-2.0)
+
+
+def test_the_contrast_of_the_plausible_tokens() -> None:
+    made = Contrastive().generating(EXPERT, BASE)
+    # At least 0.1 * 0.6: the first two. Their ratio is (0.6 / 0.3)^1.5 / (0.3 / 0.6)^0.5 = 4,
+    # so that they have 0.8 and 0.2. The third, five times likelier than for the base, has nothing.
+    assert made.tokens.tolist() == [0, 1]
+    assert np.exp(made.logp) == pytest.approx([0.8, 0.2], rel=1e-5)
+    assert made.best == 0
+    assert made.token_logp(2, np.log(0.05)) == -np.inf
+
+
+def test_scoring_leaves_the_implausible_tokens_to_the_expert() -> None:
+    made = Contrastive().scoring(EXPERT, BASE)
+    # The plausible ones share 0.9.
+    own = log_softmax(EXPERT)
+    got = [np.exp(made.token_logp(token, own[token])) for token in range(4)]
+    assert got == pytest.approx([0.72, 0.18, 0.05, 0.05], rel=1e-5)
+
+
+def test_the_limit_itself_is_plausible() -> None:
+    """p >= alpha * max p, not p > alpha * max p."""
+    row = np.log(np.array([0.8, 0.2], np.float32))
+    assert Contrastive(plausibility=0.25).generating(row, row).tokens.tolist() == [0, 1]
+    assert Contrastive(plausibility=0.26).generating(row, row).tokens.tolist() == [0]
+
+
+def test_beta_0_is_the_expert_within_the_limit() -> None:
+    made = Contrastive(beta=0.0).generating(EXPERT, BASE)
+    assert np.exp(made.logp) == pytest.approx([2 / 3, 1 / 3], rel=1e-5)
+
+
+def test_a_stronger_contrast() -> None:
+    made = Contrastive(beta=1.0).generating(EXPERT, BASE)
+    # (0.6 / 0.3)^2 / (0.3 / 0.6) = 8.
+    assert np.exp(made.logp) == pytest.approx([8 / 9, 1 / 9], rel=1e-5)
+
+
+def test_proxy_tuning_by_hand() -> None:
+    made = proxy_tuning(
+        logits(0.5, 0.25, 0.25), logits(0.6, 0.2, 0.2, offset=1.0), logits(0.3, 0.2, 0.5)
+    )
+    # 0.5 * 0.6 / 0.3 = 1; 0.25 * 0.2 / 0.2 = 0.25; 0.25 * 0.2 / 0.5 = 0.1. Together 1.35.
+    assert np.exp(made.logp) == pytest.approx(np.array([1.0, 0.25, 0.1]) / 1.35, rel=1e-5)
+    assert made.tokens.tolist() == [0, 1, 2]
+
+
+def test_proxy_tuning_with_another_alpha() -> None:
+    rows = logits(0.5, 0.5), logits(0.8, 0.2), logits(0.2, 0.8)
+    # The contrast is a factor of 4 and 1/4; to the power of 1/2: 2 and 1/2.
+    assert np.exp(proxy_tuning(*rows, alpha=0.5).logp) == pytest.approx([0.8, 0.2], rel=1e-5)
+    assert np.exp(proxy_tuning(*rows, alpha=0.0).logp) == pytest.approx([0.5, 0.5], rel=1e-5)
+
+
+ROWS = st.integers(0, 2**32 - 1).map(
+    lambda seed: (np.random.default_rng(seed).normal(size=(3, 40)) * 4).astype(np.float32)
+)
+
+
+@given(ROWS, st.floats(0, 3), st.floats(0.001, 1))
+def test_contrastive_decoding_is_normalised(rows: np.ndarray, beta: float, limit: float) -> None:
+    method = Contrastive(beta, limit)
+    made = method.generating(rows[0], rows[1])
+    assert np.exp(made.logp).sum() == pytest.approx(1.0)
+    p = softmax(rows[0])
+    assert (p[made.tokens] >= limit * p.max() * (1 - 1e-5)).all()
+    scored = method.scoring(rows[0], rows[1])
+    total = sum(np.exp(scored.token_logp(token, np.log(p[token]))) for token in range(len(p)))
+    assert total == pytest.approx(1.0)
+
+
+@given(ROWS, st.floats(-2, 2))
+def test_proxy_tuning_is_normalised_and_blind_to_offsets(rows: np.ndarray, alpha: float) -> None:
+    made = proxy_tuning(*rows, alpha)
+    assert np.exp(made.logp).sum() == pytest.approx(1.0)
+    moved = proxy_tuning(rows[0] + 1, rows[1] - 2, rows[2] + 3, alpha)
+    np.testing.assert_allclose(made.logp, moved.logp, atol=1e-4)
+
+
+def test_two_vocabularies_are_refused() -> None:
+    longer = np.zeros(5, np.float32)
+    with pytest.raises(ValueError, match="one vocabulary"):
+        Contrastive().generating(EXPERT, longer)
+    with pytest.raises(ValueError, match="one vocabulary"):
+        proxy_tuning(EXPERT, BASE, longer)
+
+
+@pytest.mark.parametrize(
+    ("beta", "limit"), [(-0.1, 0.1), (9.0, 0.1), (0.5, 0.0), (0.5, 1.5), (float("nan"), 0.1)]
+)
+def test_values_without_a_meaning_are_refused(beta: float, limit: float) -> None:
+    with pytest.raises(UsageError):
+        Contrastive(beta, limit)
+
+
+def test_what_is_no_distribution_is_refused() -> None:
+    with pytest.raises(ValueError, match="log-probability"):
+        Choices(np.array([1, 2], np.int32), np.zeros(1))
+    with pytest.raises(ValueError, match="log-probability"):
+        Choices(np.empty(0, np.int32), np.empty(0))

@@ -1,0 +1,331 @@
+"""Requests side by side: each answer is the one that the request gets alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from capt_local.align.kinds import Align
+from capt_local.decoding.generation import Generation
+from capt_local.decoding.many.asks import Answered, Ask
+from capt_local.decoding.many.seat import shared_beginning
+from capt_local.decoding.many.table import Table
+from capt_local.decoding.options import (
+    AlignOptions,
+    CombineOptions,
+    GenerateOptions,
+    Method,
+    SampleOptions,
+    Speed,
+)
+from capt_local.decoding.step import FinishReason
+from capt_local.errors import CaptError, ContextOverflow, NumericalError, UsageError
+from capt_local.prompt.messages import Message, Prompt, Segment
+from tests.decoding.trios import PROXY, TARGET, assembly
+from tests.fakes import FakeModel, text_tokenizer
+
+SEEDS = {"target": 1, "expert": 2, "base": 3}
+VOCABULARIES = {"target": TARGET, "expert": PROXY, "base": PROXY}
+TEXTS = ["abc the card", "the cardiac a", "ab ab", "a card the", "card card card", "the the", "b"]
+PLAIN = GenerateOptions(max_tokens=9, speed=Speed.EXACT_STEPS)
+
+
+class FakeLanes:
+    """Lanes that are models of their own, and keep a record of who decoded with whom."""
+
+    most_together = 4
+
+    def __init__(self, role: str, count: int, **kinds: Any) -> None:
+        made = [FakeModel(VOCABULARIES[role], SEEDS[role], **kinds) for _ in range(count)]
+        self.lanes: Sequence[FakeModel] = made
+        self.batches: list[list[int]] = []
+        self.shared: list[tuple[int, int, int]] = []
+        self.fails: Callable[[int, Sequence[int]], BaseException | None] = lambda lane, new: None
+
+    def run(self, parts: Sequence[tuple[Any, Sequence[int], int]]) -> list[Any]:
+        numbers = [self.lanes.index(lane) for lane, _, _ in parts]
+        assert len(set(numbers)) == len(numbers)
+        assert all(len(tokens) <= self.most_together for _, tokens, _ in parts)
+        self.batches.append(numbers)
+        results: list[Any] = []
+        for number, (lane, tokens, rows) in zip(numbers, parts, strict=True):
+            error = self.fails(number, tokens)
+            if error is not None and not isinstance(error, CaptError):
+                raise error
+            results.append(error if error is not None else lane.extend(tokens, rows))
+        return results
+
+    def share(self, source: FakeModel, target: FakeModel, length: int) -> bool:
+        if not target.can_rewind:
+            return False
+        target.tokens = source.tokens[:length]
+        self.shared.append((self.lanes.index(source), self.lanes.index(target), length))
+        return True
+
+
+def prompt_of(role: str, asked: str | Sequence[Message], raw: bool) -> Prompt:
+    """A turn behind BOS; a conversation has a system text in front."""
+    tokenizer = text_tokenizer(FakeModel(VOCABULARIES[role], 0))
+    said = asked if isinstance(asked, str) else asked[-1].content
+    if not said:
+        raise UsageError("The prompt is empty.")
+    system = b"" if isinstance(asked, str) else asked[0].content.encode()
+    head = (0, *(tokenizer.encode(system, start=True) if system else ()))
+    text = said.encode()
+    user = Segment(tuple(tokenizer.encode(text, start=True)), text, evidence=True)
+    return Prompt((Segment(head), user), goes_on=raw)
+
+
+class Desk:
+    """Lanes of three models, and the requests that go to them."""
+
+    def __init__(self, places: int = 3, **kinds: Any) -> None:
+        self.models = {role: FakeLanes(role, places, **kinds) for role in SEEDS}
+        self.places = places
+        self.kinds = kinds
+
+    def answers(
+        self, asks: Iterator[Ask] | Sequence[Ask], cancel: Callable[[], bool] | None = None
+    ) -> Any:
+        together = assembly({role: lanes.lanes[0] for role, lanes in self.models.items()})
+        return Table(self.models, self.places, together, prompt_of, cancel).answers(asks)
+
+    def alone(self, ask: Ask) -> Generation:
+        """The answer of models that nobody else has used."""
+        models = {role: FakeModel(VOCABULARIES[role], SEEDS[role], **self.kinds) for role in SEEDS}
+        trio = assembly(models).trio(ask.options)
+        prompts = {each.role: prompt_of(each.role, ask.prompt, ask.raw) for each in trio.models}
+        return Generation(trio, prompts, ask.options, None)
+
+
+def check(desk: Desk, asks: Sequence[Ask]) -> dict[int, Answered]:
+    """All are answered, each as alone."""
+    found = {each.index: each for each in desk.answers(asks)}
+    assert sorted(found) == list(range(len(asks)))
+    for index, ask in enumerate(asks):
+        one, alone = found[index], desk.alone(ask)
+        assert one.error is None and one.generation is not None
+        assert list(one.steps) == list(alone)
+        for name in ("text", "thoughts", "finish", "changed", "prompt_tokens", "weights"):
+            assert getattr(one.generation, name) == getattr(alone, name), name
+        assert one.generation.notices == alone.notices
+    return found
+
+
+def test_every_answer_is_the_one_that_the_request_gets_alone() -> None:
+    desk = Desk()
+    check(desk, [Ask(text, PLAIN) for text in TEXTS])
+    assert max(map(len, desk.models["target"].batches)) == 3
+
+
+def test_each_request_has_its_own_options() -> None:
+    warm = SampleOptions(temperature=1.0, seed=4)
+    asks = [
+        Ask(TEXTS[0], dataclasses.replace(PLAIN, sample=warm)),
+        Ask(TEXTS[0], dataclasses.replace(PLAIN, sample=dataclasses.replace(warm, seed=5))),
+        Ask(TEXTS[1], dataclasses.replace(PLAIN, method=Method.TARGET, max_tokens=3)),
+        Ask(TEXTS[1], dataclasses.replace(PLAIN, combine=CombineOptions(alphas=(1.0,))), raw=True),
+        Ask(TEXTS[2], dataclasses.replace(PLAIN, method=Method.EXPERT_LED, top=3)),
+        Ask(TEXTS[3], dataclasses.replace(PLAIN, stop=("a",), max_tokens=40)),
+        Ask(TEXTS[4], dataclasses.replace(PLAIN, align=AlignOptions(kind=Align.FIRST_PIECE))),
+    ]
+    found = check(Desk(), asks)
+    assert found[0].steps != found[1].steps
+
+
+def test_what_does_not_matter_is_left_out_here_too() -> None:
+    options = GenerateOptions(
+        max_tokens=30, combine=CombineOptions(alphas=(1.0,), plausibility=0.5)
+    )
+    found = {each.index: each for each in Desk().answers([Ask(t, options) for t in TEXTS])}
+    gated = 0
+    for index, text in enumerate(TEXTS):
+        steps = found[index].steps
+        exact = Desk().alone(Ask(text, dataclasses.replace(options, speed=Speed.EXACT_STEPS)))
+        assert [step.token for step in steps] == [step.token for step in exact]
+        gated += sum(step.gated for step in steps)
+    assert gated
+
+
+def test_requests_decode_together_though_they_begin_at_different_times() -> None:
+    desk = Desk(places=4)
+    lengths = [3, 9, 5, 9, 9, 9, 2, 9]
+    asks = [Ask("abc", dataclasses.replace(PLAIN, max_tokens=n)) for n in lengths]
+    check(desk, asks)
+    for lanes in desk.models.values():
+        batches = [len(batch) for batch in lanes.batches]
+        # As few as there can be: whoever is there takes part each time.
+        assert sum(n == 4 for n in batches) > len(batches) / 2, batches
+
+
+def test_asks_are_taken_one_by_one_and_answers_come_as_they_end() -> None:
+    taken: list[int] = []
+    fetched: list[int] = []
+
+    def asks() -> Iterator[Ask]:
+        for number in range(6):
+            assert len(fetched) >= number - 1  # no more than there are places for
+            taken.append(number)
+            yield Ask("abc", dataclasses.replace(PLAIN, max_tokens=9 - number))
+
+    for each in Desk(places=2).answers(asks()):
+        fetched.append(each.index)
+        assert len(taken) <= len(fetched) + 1
+    assert fetched != sorted(fetched) and sorted(fetched) == list(range(6))
+
+
+@pytest.mark.parametrize("role", list(SEEDS))
+def test_one_request_that_fails_ends_alone(role: str) -> None:
+    desk = Desk()
+    lanes = desk.models[role]
+
+    def fails(lane: int, new: Sequence[int]) -> CaptError | None:
+        bad = lane == 1 and lanes.lanes[1].position > 10
+        return NumericalError("not numbers") if bad else None
+
+    lanes.fails = fails
+    asks = [Ask(text, PLAIN) for text in TEXTS]
+    found = {each.index: each for each in desk.answers(asks)}
+    failed = [each for each in found.values() if each.error is not None]
+    assert failed and len(failed) < len(asks)
+    for each in failed:
+        assert isinstance(each.error, NumericalError)
+        assert each.generation is not None and each.generation.finish is FinishReason.ERROR
+        assert each.error.__traceback__ is None
+        assert list(each.steps) == list(desk.alone(asks[each.index]))[: len(each.steps)]
+    for each in found.values():
+        if each.error is None:
+            assert list(each.steps) == list(desk.alone(asks[each.index]))
+
+
+def test_requests_that_cannot_begin_are_told_one_by_one() -> None:
+    asks = [
+        Ask("abc", PLAIN),
+        Ask("abc " * 300, PLAIN),
+        Ask("", PLAIN),
+        Ask("abc", dataclasses.replace(PLAIN, combine=CombineOptions(alphas=(1.0, 2.0)))),
+        Ask("ab", PLAIN),
+    ]
+    found = {each.index: each for each in Desk(places=2).answers(asks)}
+    assert [type(found[index].error) for index in range(5)] == [
+        type(None), ContextOverflow, UsageError, UsageError, type(None),
+    ]  # fmt: skip
+    assert all(found[index].generation is None for index in (1, 2, 3))
+    for index in (0, 4):
+        assert list(found[index].steps) == list(Desk().alone(asks[index]))
+
+
+def test_a_context_that_fills_up_ends_that_answer() -> None:
+    desk = Desk(limit=24)
+    long = dataclasses.replace(PLAIN, max_tokens=60)
+    found = check(desk, [Ask("abc the card", long), Ask("a", long), Ask("b", PLAIN)])
+    assert found[0].generation is not None
+    assert found[0].generation.finish is FinishReason.LENGTH
+
+
+def test_cancelling_ends_all_with_what_they_have() -> None:
+    asked = 0
+
+    def cancel() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 25
+
+    asks = [Ask(text, PLAIN) for text in TEXTS]
+    desk = Desk()
+    found = list(desk.answers(asks, cancel))
+    assert len(found) < len(TEXTS)
+    ended = [each.generation.finish for each in found if each.generation is not None]
+    assert FinishReason.INTERRUPTED in ended
+    for each in found:
+        assert each.error is None
+        assert list(each.steps) == list(desk.alone(asks[each.index]))[: len(each.steps)]
+
+
+def test_an_iterator_that_is_closed_leaves_nothing_behind() -> None:
+    desk = Desk()
+    taken = []
+
+    def asks() -> Iterator[Ask]:
+        for text in TEXTS:
+            taken.append(text)
+            yield Ask(text, PLAIN)
+
+    answers = desk.answers(asks())
+    next(answers)
+    answers.close()
+    assert len(taken) <= 4
+    check(desk, [Ask(text, PLAIN) for text in TEXTS])  # the same lanes again
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
+def test_what_is_no_error_of_a_request_ends_all(kind: type[BaseException]) -> None:
+    desk = Desk()
+    base = desk.models["base"]
+    base.fails = lambda lane, new: kind() if len(base.batches) > 3 else None
+    with pytest.raises(kind):
+        list(desk.answers([Ask(text, PLAIN) for text in TEXTS]))
+
+
+def test_asks_that_fail_end_all() -> None:
+    def asks() -> Iterator[Ask]:
+        yield Ask("abc", PLAIN)
+        raise OSError("the input is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(Desk().answers(asks()))
+
+
+SYSTEM = "the card the cardiac a abc " * 6
+
+
+def test_what_prompts_have_in_common_is_computed_once() -> None:
+    desk = Desk(places=3)
+    asks = [Ask([Message("system", SYSTEM), Message("user", t)], PLAIN) for t in TEXTS]
+    found = {each.index: each for each in desk.answers(asks)}
+    for role, lanes in desk.models.items():
+        size = len(shared_beginning(prompt_of(role, asks[0].prompt, False)))
+        assert size > 32
+        assert [pair[2] for pair in lanes.shared] == [size] * 2
+        decoded = sum(lane.extended for lane in lanes.lanes)
+        assert decoded < size + len(TEXTS) * 40
+    for index, ask in enumerate(asks):
+        assert list(found[index].steps) == list(desk.alone(ask))
+
+
+def test_another_beginning_is_another_one() -> None:
+    desk = Desk(places=2)
+    systems = [SYSTEM, SYSTEM + "b", SYSTEM, "b" + SYSTEM, SYSTEM + "b", "a"]
+    check(desk, [Ask([Message("system", s), Message("user", "abc")], PLAIN) for s in systems])
+
+
+def test_a_beginning_ends_before_the_words_of_the_user() -> None:
+    head, said = Segment(tuple(range(100))), Segment((7, 8), b"xy", evidence=True)
+    assert shared_beginning(Prompt((head, said, head))) == tuple(range(92))
+    assert shared_beginning(Prompt((said, head))) == ()
+    assert shared_beginning(Prompt((Segment(tuple(range(30))), said))) == ()
+
+
+def test_models_that_cannot_go_back_answer_the_same() -> None:
+    asks = [Ask([Message("system", SYSTEM), Message("user", t)], PLAIN) for t in TEXTS]
+    desk = Desk(places=2, can_rewind=False)
+    found = {each.index: each for each in desk.answers(asks)}
+    for index, ask in enumerate(asks):
+        assert [step.token for step in found[index].steps] == [
+            step.token for step in Desk().alone(ask)
+        ]
+
+
+def test_weights_come_from_the_prompt_of_each_request() -> None:
+    found = check(Desk(), [Ask(text + " the card a card", PLAIN) for text in TEXTS])
+    weights = {
+        tuple(share for _, share in each.generation.weights)
+        for each in found.values()
+        if each.generation is not None
+    }
+    assert len(weights) == len(TEXTS)
+    assert all(np.isclose(sum(shares), 1.0) for shares in weights)

@@ -1,0 +1,189 @@
+"""Thoughts apart from answers: however tokens divide the text, and who has a say in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capt_local.decoding.generation import Generation
+from capt_local.decoding.options import CombineOptions, GenerateOptions, Speed
+from capt_local.decoding.reasoning import ReasoningParser, Section
+from capt_local.decoding.step import FinishReason
+from capt_local.decoding.trio import Trio
+from capt_local.prompt.markers import find_markers
+from capt_local.prompt.messages import Prompt, Segment
+from capt_local.vocab.vocabulary import TokenKind, Vocabulary
+from tests.decoding.trios import PROXY, make_trio
+from tests.fakes import FakeModel, make_vocabulary, text_tokenizer
+
+THINK = find_markers(make_vocabulary([]), "{{ '<think>' }} {{ '</think>' }}")
+HARMONY = find_markers(make_vocabulary([]), "<|channel|> <|message|>")
+assert THINK is not None and HARMONY is not None
+ANALYSIS = b"<|channel|>analysis<|message|>"
+NEXT = b"<|end|><|start|>assistant"
+FINAL = b"<|channel|>final<|message|>"
+
+
+def divided(
+    thoughts: ReasoningParser, pieces: Sequence[bytes], *, is_text: bool = True
+) -> tuple[bytes, bytes]:
+    """(thoughts, answer) of a stream."""
+    found = [b"", b""]
+    for part in [thoughts.feed(piece, is_text=is_text) for piece in pieces] + [thoughts.flush()]:
+        found[not part.reasoning] += part.text
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize(
+    ("markers", "opened", "text", "wanted"),
+    [
+        (THINK, False, b"<think>\nhm\n</think>\n\nYes.", (b"hm\n", b"Yes.")),
+        (THINK, True, b"\nhm</think>Yes.\n", (b"hm", b"Yes.\n")),
+        (THINK, False, b"<think></think>\n\nYes.", (b"", b"Yes.")),
+        (THINK, False, b"Yes. <think>no</think>", (b"", b"Yes. <think>no</think>")),
+        (THINK, False, b"<thin", (b"", b"<thin")),
+        (THINK, False, b"<thinner", (b"", b"<thinner")),
+        (THINK, False, b"\nYes", (b"", b"\nYes")),
+        (THINK, False, b"<think>a < b </thin", (b"a < b </thin", b"")),
+        (THINK, False, b"<think>a<</think>b", (b"a<", b"b")),
+        (THINK, False, b"", (b"", b"")),
+        (HARMONY, False, ANALYSIS + b"hm" + NEXT + FINAL + b"Yes.", (b"hm", b"Yes.")),
+        (HARMONY, False, FINAL + b"Yes.", (b"", b"Yes.")),
+        (HARMONY, False, ANALYSIS + b"a" + NEXT + ANALYSIS + b"b" + NEXT + FINAL + b"c",
+         (b"ab", b"c")),
+    ],
+)  # fmt: skip
+@settings(deadline=None, max_examples=30)
+@given(cuts=st.lists(st.integers(0, 120), max_size=12))
+def test_markers_are_found_wherever_the_text_is_cut(
+    markers: object, opened: bool, text: bytes, wanted: tuple[bytes, bytes], cuts: list[int]
+) -> None:
+    places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    pieces = [text[a:b] for a, b in pairwise(places)]
+    assert divided(ReasoningParser(markers, opened=opened), pieces) == wanted  # type: ignore[arg-type]
+
+
+def test_the_names_of_control_tokens_are_never_text() -> None:
+    thoughts = ReasoningParser(HARMONY, opened=False)
+    assert divided(thoughts, [b"<|channel|>", b"<|other|>"], is_text=False) == (b"", b"")
+    assert thoughts.section is Section.ANSWER
+
+
+def vocabulary() -> Vocabulary:
+    plain = make_vocabulary(["hm", "Yes", "\n\n", " card"])
+    pieces = [*plain.pieces(), b"<think>", b"</think>"]
+    kinds = [*plain.kinds.tolist(), TokenKind.USER_DEFINED, TokenKind.CONTROL]
+    return Vocabulary(pieces, kinds, end_ids=[1], bos=0, add_bos=True)
+
+
+VOCABULARY = vocabulary()
+IDS = {VOCABULARY.piece(token): token for token in range(len(VOCABULARY))}
+SAID = [b"<think>", b"hm", b" card", b"</think>", b"\n\n", b"Yes", b"!", b"<end>"]
+
+
+class Speaker(FakeModel):
+    """Says some pieces and nothing else, wherever its prompt ends."""
+
+    def __init__(self, said: Sequence[bytes], prompt: int) -> None:
+        super().__init__(VOCABULARY, 1)
+        self._said, self._prompt = [IDS[piece] for piece in said], prompt
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        row = np.zeros(len(VOCABULARY), np.float32)
+        place = len(tokens) - self._prompt
+        if 0 <= place < len(self._said):
+            row[self._said[place]] = 40.0
+        return row
+
+
+def answer(
+    said: Sequence[bytes], options: GenerateOptions, *, opened: bool = False
+) -> tuple[Generation, list, Trio]:
+    scaffold = b"<s>" + (b"<think>" if opened else b"")
+    tokens = [IDS[b"<s>"]] + ([IDS[b"<think>"]] if opened else [])
+    assert scaffold
+    user = Segment(tuple(text_tokenizer(FakeModel(VOCABULARY, 1)).encode(b"ab", start=True)), b"ab")
+    trio = make_trio(
+        Speaker(said, len(tokens) + len(user.tokens)), FakeModel(PROXY, 2), FakeModel(PROXY, 3),
+        CombineOptions(alphas=(1.0,)),
+    )  # fmt: skip
+    markers = find_markers(VOCABULARY, "")
+    prompts = {"target": Prompt((user, Segment(tuple(tokens))), markers=markers)}
+    for proxy in trio.proxies:
+        read = text_tokenizer(proxy.cached.model).encode(b"ab", start=True)  # type: ignore
+        prompts[proxy.cached.role] = Prompt((Segment(tuple(read), b"ab"), Segment((0,))))
+    generation = Generation(trio, prompts, options, None)
+    return generation, list(generation), trio
+
+
+def read_by(trio: Trio) -> bytes:
+    expert = trio.proxies[0]
+    return expert.cached.model.vocabulary.text(expert.tokens[1:]).removeprefix(b"b")
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_the_target_thinks_alone_and_the_expert_reads_the_answer(opened: bool) -> None:
+    said = SAID[1:] if opened else SAID
+    generation, steps, trio = answer(said, GenerateOptions(top=2), opened=opened)
+    assert (generation.thoughts_bytes, generation.text_bytes) == (b"hm card", b"Yes!")
+    assert generation.finish is FinishReason.STOP
+    inside = [step for step in steps if step.thought]
+    assert [VOCABULARY.piece(step.token) for step in inside] == said[:-3]
+    assert all(step.contrast == 0.0 for step in inside[not opened :])
+    assert all(step.expert_top == () for step in inside[not opened :])
+    assert [step.contrast != 0.0 for step in steps if not step.thought][:2] == [True, True]
+    # Everything that expert and base have seen is the prompt and the answer.
+    assert read_by(trio).endswith(b"Yes!") and b"hm" not in read_by(trio)
+
+
+def test_the_expert_may_have_a_say_in_thoughts() -> None:
+    options = GenerateOptions(expert_in_thoughts=True, speed=Speed.EXACT_STEPS)
+    generation, steps, trio = answer(SAID, options)
+    assert (generation.thoughts_bytes, generation.text_bytes) == (b"hm card", b"Yes!")
+    assert steps[1].contrast != 0.0
+    assert b"hm card" in read_by(trio)
+
+
+def test_an_answer_that_ends_in_its_thoughts_is_empty() -> None:
+    generation, steps, _ = answer(SAID, GenerateOptions(max_tokens=2))
+    assert (generation.thoughts_bytes, generation.text_bytes) == (b"hm", b"")
+    assert generation.finish is FinishReason.LENGTH and all(step.thought for step in steps)
+
+
+def test_stop_strings_end_the_answer_alone() -> None:
+    generation, _, _ = answer(SAID, GenerateOptions(stop=("hm", "s!")))
+    assert (generation.thoughts_bytes, generation.text_bytes) == (b"hm card", b"Ye")
+
+
+def test_markers_that_are_text_are_found_as_well() -> None:
+    said = [bytes([byte]) for byte in b"<think>a</think>b"] + [b"<end>"]
+    generation, _, _ = answer(said, GenerateOptions())
+    assert (generation.thoughts_bytes, generation.text_bytes) == (b"a", b"b")
+
+
+def test_a_model_without_markers_is_as_it_was() -> None:
+    assert find_markers(make_vocabulary(["think"]), "{{ messages }}") is None
+    prompt = Prompt((Segment((0,)),))
+    assert ReasoningParser.for_prompt(prompt, VOCABULARY, structured=False) is None
+
+
+def test_raw_text_has_no_thoughts() -> None:
+    markers = find_markers(VOCABULARY, "")
+    prompt = Prompt((Segment((0,), b"x"),), goes_on=True, markers=markers)
+    assert ReasoningParser.for_prompt(prompt, VOCABULARY, structured=False) is None
+
+
+def test_before_a_form_only_the_template_opens_thoughts() -> None:
+    markers = find_markers(VOCABULARY, "")
+    for token, opened in ((IDS[b"<think>"], True), (IDS[b"</think>"], False), (0, False)):
+        prompt = Prompt((Segment((0,), b"x"), Segment((token,))), markers=markers)
+        free = ReasoningParser.for_prompt(prompt, VOCABULARY, structured=False)
+        assert free is not None and (free.section is Section.REASONING) == opened
+        assert (
+            ReasoningParser.for_prompt(prompt, VOCABULARY, structured=True) is not None
+        ) == opened

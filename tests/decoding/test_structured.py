@@ -1,0 +1,181 @@
+"""The gate: answers keep their form, and are the method's choice among what the form allows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capt_local.decoding.loop import Walk
+from capt_local.decoding.options import CombineOptions, GenerateOptions, SampleOptions, Structure
+from capt_local.decoding.prefill import prefill
+from capt_local.decoding.step import FinishReason
+from capt_local.decoding.trio import Trio
+from capt_local.errors import ModelError, UsageError
+from capt_local.vocab.vocabulary import Vocabulary
+from tests.decoding.trios import TARGET, toy, turn
+
+GREEDY = GenerateOptions(max_tokens=12)
+DRAWN = SampleOptions(temperature=1.0, top_p=0.9, seed=5)
+
+
+class Texts:
+    """Allows the beginnings of some texts; counts what it is asked."""
+
+    def __init__(self, vocabulary: Vocabulary, texts: Sequence[bytes]) -> None:
+        self.texts, self.done, self.asked = texts, b"", 0
+        self._vocabulary = vocabulary
+
+    @property
+    def complete(self) -> bool:
+        return self.done in self.texts
+
+    def allowed(self, tokens: Sequence[int]) -> np.ndarray:
+        self.asked += len(tokens)
+        return np.array([self._may(int(token)) for token in tokens], np.bool_)
+
+    def accept(self, token: int) -> None:
+        assert self._may(token) and not self._vocabulary.is_end[token]
+        self.done += self._vocabulary.piece(token)
+
+    def _may(self, token: int) -> bool:
+        if self._vocabulary.is_end[token]:
+            return self.complete
+        after = self.done + self._vocabulary.piece(token)
+        text = bool(self._vocabulary.is_text[token])
+        return text and any(each.startswith(after) for each in self.texts)
+
+
+def walked(
+    trio: Trio, texts: Sequence[bytes], options: GenerateOptions = GREEDY
+) -> tuple[bytes, Walk, list]:
+    prompts = turn(trio)
+    trio.start(prompts)
+    prefill(trio, prompts)
+    walk = Walk(trio, options, constraint=Texts(TARGET, texts))
+    steps = list(walk)
+    return b"".join(step.piece_bytes for step in steps), walk, steps
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.sampled_from([b"cardiac", b"card", b"abc the", b"\n\nab", "é!".encode()]),
+             min_size=1, max_size=4, unique=True),
+    st.sampled_from([0.0, 1.0]),
+    st.sampled_from([1e-5, 0.1, 1.0]),
+)  # fmt: skip
+def test_an_answer_is_one_of_the_texts(
+    texts: list[bytes], temperature: float, plausibility: float
+) -> None:
+    combine = CombineOptions(plausibility=plausibility)
+    options = GenerateOptions(max_tokens=12, sample=SampleOptions(temperature=temperature))
+    said, walk, steps = walked(toy(combine), texts, options)
+    assert said in texts
+    assert (walk.finish, walk.complete) == (FinishReason.STOP, True)
+    assert all(np.isfinite([step.logp, step.target_logp]).all() for step in steps)
+
+
+def test_a_form_that_allows_everything_changes_nothing() -> None:
+    class Everything(Texts):
+        def _may(self, token: int) -> bool:
+            return True
+
+        def accept(self, token: int) -> None:
+            pass
+
+    for sample in (SampleOptions(), DRAWN):
+        options = GenerateOptions(max_tokens=8, sample=sample, top=3)
+        found = []
+        for constraint in (None, Everything(TARGET, ())):
+            found.append(list(Walk(started(), options, constraint=constraint)))
+        assert found[0] == found[1]
+
+
+def started() -> Trio:
+    trio = toy()
+    prompts = turn(trio)
+    trio.start(prompts)
+    prefill(trio, prompts)
+    return trio
+
+
+def test_where_the_likeliest_may_come_only_it_and_the_targets_own_are_asked_about() -> None:
+    options = GenerateOptions(max_tokens=4)
+    steps = list(Walk(started(), options))
+    texts = [b"".join(step.piece_bytes for step in steps)]
+    done = b""
+    for step in steps:  # what the target would have said instead is allowed as well
+        texts.append(done + step.target_choice.piece_bytes)
+        done += step.piece_bytes
+    form = Texts(TARGET, texts)
+    again = list(Walk(started(), options, constraint=form))
+    assert [step.token for step in again] == [step.token for step in steps]
+    assert form.asked == 2 * len(steps)
+
+
+def test_draws_are_of_the_distribution_over_what_is_allowed() -> None:
+    texts = [b"c", b"a", b"t"]
+    trio = started()
+    here = trio.distribution()
+    tokens = [TARGET.byte_ids[text[0]] for text in texts]
+    wanted = np.exp([here.token_logp(token) for token in tokens])
+    wanted /= wanted.sum()
+    found: Counter[bytes] = Counter()
+    for seed in range(400):
+        options = GenerateOptions(max_tokens=1, sample=SampleOptions(temperature=1.0, seed=seed))
+        (step,) = Walk(started(), options, constraint=Texts(TARGET, texts))
+        found[step.piece_bytes] += 1
+        assert step.logp == pytest.approx(here.token_logp(step.token))
+    shares = [found[text] / 400 for text in texts]
+    np.testing.assert_allclose(shares, wanted, atol=0.08)
+
+
+def test_where_nothing_plausible_is_allowed_the_contrast_decides_among_what_is() -> None:
+    trio = toy(CombineOptions(alphas=(1.0,), plausibility=1.0))
+    prompts = turn(trio)
+    trio.start(prompts)
+    prefill(trio, prompts)
+    free = trio.distribution()
+    refused = set(free.candidates.tokens.tolist())
+    texts = [bytes([byte]) for byte in b"xyzq" if TARGET.byte_ids[byte] not in refused]
+    said, walk, steps = walked(toy(CombineOptions(alphas=(1.0,), plausibility=1.0)), texts)
+    assert said in texts and walk.beyond == 1
+    # The target's own log-probability is that of its whole distribution.
+    row = free.row[steps[0].token] - free.candidates.log_total
+    assert steps[0].target_logp == pytest.approx(float(row))
+    assert steps[0].target_choice.piece_bytes in texts
+
+
+def test_a_form_that_no_token_can_go_on_is_an_error() -> None:
+    class Nothing(Texts):
+        def _may(self, token: int) -> bool:
+            return False
+
+    trio = toy()
+    prompts = turn(trio)
+    trio.start(prompts)
+    with pytest.raises(ModelError, match="has no token for what the grammar"):
+        list(Walk(trio, GREEDY, constraint=Nothing(TARGET, ())))
+
+
+def test_an_answer_that_ends_early_is_not_complete() -> None:
+    _, walk, _ = walked(toy(), [b"cardiac" * 3], GenerateOptions(max_tokens=2))
+    assert (walk.finish, walk.complete) == (FinishReason.LENGTH, False)
+    trio = toy()
+    trio.start(turn(trio))
+    walk = Walk(trio, GREEDY, cancel=lambda: True, constraint=Texts(TARGET, [b"a"]))
+    assert list(walk) == []
+    assert (walk.finish, walk.complete) == (FinishReason.INTERRUPTED, False)
+
+
+def test_without_a_form_there_is_nothing_to_complete() -> None:
+    assert Walk(toy(), GREEDY).complete is None
+
+
+def test_stop_strings_and_a_form_do_not_go_together() -> None:
+    with pytest.raises(UsageError, match="stop string"):
+        GenerateOptions(stop=("x",), structure=Structure('root ::= "a"'))

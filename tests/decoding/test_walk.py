@@ -1,0 +1,304 @@
+"""The walk: rows as after a fresh prefill, endings, cancelling, full contexts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capt_local.align.events import TargetEvents
+from capt_local.align.fit import fit
+from capt_local.align.projection import FLOOR
+from capt_local.decoding.cached import CachedModel
+from capt_local.decoding.evidence import Evidence
+from capt_local.decoding.generation import Generation
+from capt_local.decoding.loop import Walk
+from capt_local.decoding.options import CombineOptions, GenerateOptions, SampleOptions
+from capt_local.decoding.prompt_evidence import prefill_with_evidence
+from capt_local.decoding.proxy import Proxy
+from capt_local.decoding.reasoning import StopStrings
+from capt_local.decoding.score import score_text
+from capt_local.decoding.step import FinishReason
+from capt_local.decoding.trio import Trio
+from capt_local.errors import ContextOverflow, NumericalError
+from capt_local.prompt.messages import Prompt, Segment
+from capt_local.vocab.tokenizer import TextTokenizer
+from tests.decoding.trios import PROXY, TARGET, make_trio, toy, turn
+from tests.fakes import FakeModel, make_vocabulary, softmax, text_tokenizer
+
+A = np.array([TARGET.byte_ids[ord("a")]], dtype=np.int32)
+TEXT = st.text(alphabet="abcdiar the\né", max_size=30).map(str.encode)
+
+
+def sampled(count: int, **more: object) -> GenerateOptions:
+    sample = SampleOptions(temperature=1.0, seed=3)
+    return GenerateOptions(max_tokens=count, sample=sample, **more)  # type: ignore[arg-type]
+
+
+@settings(deadline=None, max_examples=60)
+@given(TEXT, TEXT, st.booleans(), st.booleans(), st.sampled_from([b"", b" "]))
+def test_rows_are_those_of_a_fresh_prefill(
+    first: bytes, second: bytes, can_rewind: bool, goes_on: bool, lead: bytes
+) -> None:
+    """However the text came, the proxy's rows are what the model says about its tokens."""
+    target = FakeModel(TARGET, 1)
+    model = FakeModel(PROXY, 2, can_rewind=can_rewind, lead=lead)
+    tokens = text_tokenizer(model)
+    proxy = Proxy(
+        CachedModel("expert", model), tokens, fit(tokens, TargetEvents(text_tokenizer(target)))
+    )
+    user = Segment(tuple(tokens.encode(b"card", start=True)), b"card")
+    for text in (first, second):  # the second prompt shares the cache of the first
+        proxy.start(Prompt((Segment((0,)), user), goes_on=goes_on))
+        for token in text_tokenizer(target).encode(text, start=True):
+            proxy.append(token, TARGET.piece(token))
+            proxy.settle()
+            assert model.tokens == proxy.tokens
+            np.testing.assert_allclose(proxy.row, softmax(model.logits(proxy.tokens)), rtol=1e-4)
+            for place in proxy.wanted_rows():
+                wanted = softmax(model.logits(proxy.tokens[:place]))
+                np.testing.assert_allclose(proxy._rows[place], wanted, rtol=1e-4)
+        whole = b"card" + text if goes_on else text
+        canonical = tokens.encode(whole, start=True)
+        if whole:
+            assert proxy.tokens[-len(canonical) :] == canonical
+
+
+def test_a_model_that_cannot_rewind_gives_the_same_answer_and_says_so() -> None:
+    answers, notices = [], []
+    letters = make_vocabulary(list("abcdr"), all_bytes=False)
+    words = make_vocabulary([*"abcdr", "car", "card", "ab", "bcd"], all_bytes=False)
+    for can_rewind in (True, False):
+        kinds = ((letters, 1), (words, 2), (words, 3))
+        trio = make_trio(*(FakeModel(each, seed, can_rewind=can_rewind) for each, seed in kinds))
+        trio.start(turn(trio, b"abc"))
+        answers.append([step.token for step in Walk(trio, sampled(60))])
+        notices.append([n for proxy in trio.proxies for n in proxy.cached.notices])
+    assert answers[0] == answers[1]
+    assert notices[0] == []
+    assert "cannot take tokens back" in notices[1][0]
+
+
+def test_evidence_of_the_prompt_is_that_of_the_step_by_step_walk() -> None:
+    """Batched rows of the prompt say what the walk over the same text says, where both can."""
+    trio = toy(CombineOptions(evidence_tokens=64))
+    text = b"abc the card a ab abc the a card the"
+    prompts = turn(trio, text)
+    trio.start(prompts)
+    got = prefill_with_evidence(trio, prompts)
+
+    other = toy()
+    begin = {role: Prompt(prompt.segments[:1]) for role, prompt in prompts.items()}
+    other.start(begin)
+    wanted, places = Evidence(len(other.powers)), 0
+    for token in prompts["target"].segments[1].tokens:
+        here = other.distribution()
+        boundary = all(
+            list(proxy.tokens) == list(prompts[proxy.cached.role].tokens[: len(proxy.tokens)])
+            for proxy in other.proxies
+        )
+        if boundary:
+            wanted.observe(here.gains(token))
+            places += 1
+        other.advance(token)
+    assert got.seen == places > 5
+    np.testing.assert_allclose(got.weights, wanted.weights, rtol=1e-4)
+    for proxy in trio.proxies:
+        assert list(proxy.cached.tokens) == list(proxy.tokens)
+
+
+def test_evidence_reads_only_the_last_positions() -> None:
+    trio = toy(CombineOptions(evidence_tokens=3))
+    prompts = turn(trio)
+    trio.start(prompts)
+    assert prefill_with_evidence(trio, prompts).seen == 3
+    assert trio.cached.decoded == len(trio.tokens)
+
+
+def test_stop_string_is_not_part_of_the_answer() -> None:
+    trio = toy()
+    trio.start(turn(trio))
+    text = b"".join(step.piece_bytes for step in Walk(trio, sampled(60)))
+    place = len(text) // 2
+    stop = text[place : place + 3].decode("latin-1")
+    stop = stop if stop.encode() in text else "th"
+    trio.start(turn(trio))
+    steps = list(Walk(trio, sampled(60, stop=(stop,))))
+    cut = text.split(stop.encode())[0]
+    assert b"".join(step.piece_bytes for step in steps) == cut
+    if cut != text:
+        assert steps[-1].finish is FinishReason.STOP
+
+
+@given(
+    st.lists(st.binary(max_size=3), max_size=20),
+    st.lists(st.sampled_from(["ab", "aab", "b", "abab"]), min_size=1, max_size=3),
+)
+def test_stop_strings_in_any_split(pieces: list[bytes], stops: list[str]) -> None:
+    stream, out = StopStrings(stops), b""
+    for piece in pieces:
+        out += stream.feed(piece)
+        if stream.found:
+            break
+    whole = b"".join(pieces)
+    places = [place for stop in stops if (place := whole.find(stop.encode())) >= 0]
+    assert stream.found == bool(places)
+    assert out + stream.flush() == (whole[: min(places)] if places else whole)
+
+
+def test_length_and_end() -> None:
+    trio = toy()
+    trio.start(turn(trio))
+    steps = list(Walk(trio, sampled(4)))
+    assert [step.finish for step in steps] == [None, None, None, FinishReason.LENGTH]
+    ending = toy(end_logit=30.0)
+    ending.start(turn(ending))
+    (step,) = Walk(ending, sampled(9))
+    assert (step.finish, step.piece_bytes, step.token) == (FinishReason.STOP, b"", 1)
+
+
+def test_cancelling_leaves_all_models_at_one_text() -> None:
+    trio = toy()
+    trio.start(turn(trio))
+    seen: list[int] = []
+    walk = Walk(trio, sampled(50), cancel=lambda: len(seen) == 7)
+    for step in walk:
+        seen.append(step.token)
+    assert walk.finish is FinishReason.INTERRUPTED and len(seen) == 7
+    trio.settle()
+    text = TARGET.text(trio.tokens)
+    for proxy in trio.proxies:
+        assert PROXY.text(proxy.cached.tokens) == text
+        assert proxy.cached.model.position == len(proxy.tokens)
+
+
+def test_a_full_context_ends_the_answer_and_says_so() -> None:
+    trio = toy(limit=40)
+    trio.start(turn(trio))
+    walk = Walk(trio, sampled(500))
+    steps = list(walk)
+    assert walk.finish is FinishReason.LENGTH and len(steps) < 40
+    assert "context is full" in walk.notices[0]
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_all_counts_and_nothing_is_decoded() -> None:
+    trio = toy(limit=8)
+    with pytest.raises(ContextOverflow, match=r"target .*expert .*base .*holds 8"):
+        trio.start(turn(trio, b"abcd" * 20))
+    assert trio.cached.decoded == 0
+
+
+def tokenizers(trio: Trio) -> dict[str, TextTokenizer]:
+    return {each.role: text_tokenizer(each.model) for each in trio.models}  # type: ignore[arg-type]
+
+
+def test_score_is_the_sum_over_the_walk_and_windows_are_counted() -> None:
+    trio = toy(CombineOptions(alphas=(1.0,)))
+    tokens = text_tokenizer(trio.cached.model)  # type: ignore[arg-type]
+    text = b"abc the card a ab"
+    got = score_text(trio, tokenizers(trio), text)
+    alone = Trio(toy().cached)
+    wanted, model, seen = 0.0, FakeModel(TARGET, 1), [0]
+    for token in tokens.encode(text, start=True):
+        wanted -= float(np.log(softmax(model.logits(seen))[token]))
+        seen.append(token)
+    np.testing.assert_allclose(score_text(alone, tokenizers(alone), text).nats, wanted, rtol=1e-5)
+    assert got.nats != pytest.approx(wanted) and got.windows == 1 and got.size == len(text)
+    small = toy(limit=60)
+    assert score_text(small, tokenizers(small), text * 10).windows > 1
+
+
+def test_a_penalty_is_not_counted_as_a_change_by_the_expert() -> None:
+    trio = toy(CombineOptions(alphas=(0.0,)))
+    trio.start(turn(trio))
+    sample = SampleOptions(repeat_penalty=4.0)
+    steps = list(Walk(trio, GenerateOptions(max_tokens=40, sample=sample)))
+    assert any(step.target_rank for step in steps)
+    assert not any(step.changed for step in steps)
+
+
+def test_the_leading_space_of_the_targets_tokenizer_is_no_part_of_the_answer() -> None:
+    """A target that writes " card" at the beginning of a text says "card" to its proxies."""
+    target = FakeModel(TARGET, 1, lead=b" ")
+    trio = make_trio(
+        target, FakeModel(PROXY, 2), FakeModel(PROXY, 3), CombineOptions(alphas=(1.0,))
+    )
+    prompts = turn(trio)
+    prompts["target"] = dataclasses.replace(prompts["target"], lead=b" ")
+    trio.start(prompts)
+    here = trio.distribution()
+    names = [TARGET.piece(token) for token in here.candidates.tokens.tolist()]
+    word = names.index(b" a")
+    own = here.candidates
+    wanted = [trio.proxies[0].alignment.ask(own.tokens, np.exp(own.logp), start=True).wanted[word]]
+    assert wanted == [trio.proxies[0].alignment.ask(A, np.ones(1)).wanted[0]]
+    question = trio.contrast.questions(own, trio.proxies, start=True)
+    expert, base = (
+        proxy.probability(question[id(proxy.alignment)])[word] + FLOOR for proxy in trio.proxies
+    )
+    assert here.contrast[word] == pytest.approx(np.log(expert / base))
+    unlike = trio.contrast.questions(own, trio.proxies)
+    assert trio.proxies[0].probability(unlike[id(trio.proxies[0].alignment)])[word] != expert
+    trio.advance(int(here.candidates.tokens[word]))
+    trio.settle()
+    for proxy in trio.proxies:
+        assert PROXY.text(proxy.tokens[proxy._context.fixed :]) == b"a"
+    assert trio.piece(int(here.candidates.tokens[word])) == b" a"
+
+
+def test_an_error_ends_the_answer_as_an_error() -> None:
+    trio = toy()
+    prompts = turn(trio)
+    generation = Generation(trio, prompts, sampled(20, stop=("\x00never",)), None)
+    next(generation)
+
+    def fail(*_: object, **__: object) -> None:
+        raise NumericalError("broken")
+
+    trio.cached.model.extend = fail  # type: ignore[method-assign, assignment]
+    with pytest.raises(NumericalError):
+        next(generation)
+    assert generation.finish is FinishReason.ERROR
+    assert list(generation) == []
+
+
+def test_a_failed_prompt_is_not_answered_without_its_evidence() -> None:
+    trio = toy()
+    generation = Generation(trio, turn(trio), sampled(20), None)
+    healthy = trio.proxies[1].cached.model.extend
+
+    def fail(*_: object, **__: object) -> None:
+        raise NumericalError("broken")
+
+    trio.proxies[1].cached.model.extend = fail  # type: ignore[method-assign, assignment]
+    with pytest.raises(NumericalError):
+        next(generation)
+    trio.proxies[1].cached.model.extend = healthy  # type: ignore[method-assign]
+    assert list(generation) == [] and generation.finish is FinishReason.ERROR
+
+
+def test_a_draw_is_not_counted_as_a_change_by_the_expert() -> None:
+    trio = toy(CombineOptions(alphas=(0.0,)))
+    trio.start(turn(trio))
+    steps = list(Walk(trio, sampled(40)))
+    assert any(step.target_rank for step in steps)
+    assert not any(step.changed for step in steps)
+
+
+def test_control_tokens_have_no_contrast_where_one_proxy_has_no_event_for_them() -> None:
+    """The expert shares the target's vocabulary, the base does not."""
+    target, expert, base = FakeModel(TARGET, 1), FakeModel(TARGET, 2), FakeModel(PROXY, 3)
+    events = TargetEvents(text_tokenizer(target))
+    proxies = [
+        Proxy(CachedModel(role, each), text_tokenizer(each), fit(text_tokenizer(each), events))
+        for role, each in (("expert", expert), ("base", base))
+    ]
+    options = CombineOptions(alphas=(1.0,), plausibility=0.0)
+    trio = Trio(CachedModel("target", target), proxies, options)
+    trio.start(turn(trio))
+    here = trio.distribution()
+    assert here.contrast[0] == 0.0
+    assert np.abs(here.contrast).max() <= np.log(1 / FLOOR) + 1e-6
