@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from capt_local.decoding.boundary import Placed, place
-from capt_local.decoding.branches import Branches, Said
 from capt_local.decoding.constrained import constrained
+from capt_local.decoding.scoring import Event, score_paths
 from capt_local.decoding.trio import Trio
 from capt_local.errors import ContextOverflow, UsageError
 from capt_local.prompt.messages import Prompt
@@ -116,11 +116,17 @@ class Answers:
         for number, placed in enumerate(places):
             key = (placed.prompts[self._trio.cached.role].tokens, placed.given)
             groups.setdefault(key, []).append(number)
-        said: dict[int, list[Said]] = {}
+        said: dict[int, list[Event]] = {}
         for numbers in groups.values():
             first = places[numbers[0]]
-            branches = Branches(self._trio, first.prompts, first.given, self._cancel)
-            found = branches.walk([places[number].tokens for number in numbers], end=end)
+            found = score_paths(
+                self._trio,
+                first.prompts,
+                [places[number].tokens for number in numbers],
+                end=end,
+                given=first.given,
+                cancel=self._cancel,
+            )
             said.update(zip(numbers, found, strict=True))
         return tuple(_score(placed, said[number]) for number, placed in enumerate(places))
 
@@ -196,7 +202,7 @@ def _length(score: AnswerScore, how: Choosing) -> int:
     return lengths.get(how, 1)
 
 
-def _score(placed: Placed, said: Sequence[Said]) -> AnswerScore:
+def _score(placed: Placed, said: Sequence[Event]) -> AnswerScore:
     return AnswerScore(
         nats=-math.fsum(one.logp for one in said),
         tokens=len(placed.tokens),

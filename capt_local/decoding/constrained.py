@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from capt_local.decoding.branches import logps
 from capt_local.decoding.methods.choices import log_mass
 from capt_local.decoding.prefill import prefill
+from capt_local.decoding.scoring import logps
 from capt_local.decoding.trio import Trio
 from capt_local.errors import Cancelled, ModelError
 from capt_local.prompt.messages import Prompt

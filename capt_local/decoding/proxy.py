@@ -42,6 +42,7 @@ class Proxy:
         cached: see above.
         alignment: see above.
         can_look_ahead: whether the model can forget a draft.
+        keeps_logits: see above.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Proxy:
         self._tokenizer = tokenizer
         self._context = CanonicalContext(tokenizer, (), start=False)
         self._rows: dict[int, Probabilities] = {}
-        self._keeps_logits = keeps_logits
+        self.keeps_logits = keeps_logits
         self._logits: Rows | None = None
 
     @property
@@ -95,10 +96,24 @@ class Proxy:
             same = self._context.append(piece)
             self._rows = {place: row for place, row in self._rows.items() if place <= same}
             if self._context.unseen:
-                self.cached.tell(
-                    f"The {self.cached.role} has no token for some bytes of the answer and does "
-                    "not see them."
-                )
+                self.tell_unseen()
+
+    def tell_unseen(self) -> None:
+        """Adds the notice that some bytes have no token."""
+        self.cached.tell(
+            f"The {self.cached.role} has no token for some bytes of the answer and does not see "
+            "them."
+        )
+
+    def context(self) -> CanonicalContext:
+        """A copy of the tokens of prompt and answer, to go on from without this proxy."""
+        context = copy.copy(self._context)
+        context.tokens = list(context.tokens)
+        return context
+
+    def rows(self) -> dict[int, Probabilities]:
+        """The rows that are known, by how many tokens they follow."""
+        return dict(self._rows)
 
     def begin_ahead(self) -> None:
         """Makes room for rows ahead of the present text; takes over what is known here."""
@@ -146,8 +161,7 @@ class Proxy:
 
     def _contexts(self, pieces: Sequence[tuple[int, bytes]]) -> list[list[int]]:
         """The tokens now, and after each piece."""
-        context = copy.copy(self._context)
-        context.tokens = list(context.tokens)
+        context = self.context()
         found = [self.tokens]
         for token, piece in pieces:
             if self.alignment.follows_tokens:
@@ -177,7 +191,7 @@ class Proxy:
     def keep_row(self, place: int, logits: Rows) -> None:
         """Keeps what follows the first `place` tokens."""
         self._rows[place] = softmax(logits)
-        if self._keeps_logits and place == len(self.tokens):
+        if self.keeps_logits and place == len(self.tokens):
             self._logits = logits.copy()
         for old in sorted(self._rows)[:-_KEPT_ROWS]:
             del self._rows[old]

@@ -238,6 +238,10 @@ class Trio:
             return None
         return self.contrast.sole(self._own_row(), self.proxies, self.weights)
 
+    def leader_row(self) -> npt.NDArray[np.float32]:
+        """The leading model's logits behind the text: a view until it decodes again."""
+        return self._own_row()
+
     def _own_row(self) -> npt.NDArray[np.float32]:
         """The target's logits behind the text."""
         if self._row is None:

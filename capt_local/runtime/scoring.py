@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from capt_local.decoding.answers import Answers, AnswerScore, Choosing, Chosen, as_utf8
 from capt_local.decoding.evidence import Evidence
 from capt_local.decoding.options import GenerateOptions
-from capt_local.decoding.score import TextScore, opening, score_text
+from capt_local.decoding.scoring import TextScore, opening, score_text
 from capt_local.runtime.loaded import Asked, Loaded
 
 

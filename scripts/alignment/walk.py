@@ -18,7 +18,7 @@ from capt_local.decoding.combine import Candidates
 from capt_local.decoding.model import Rows
 from capt_local.decoding.options import Powers
 from capt_local.decoding.proxy import Proxy
-from capt_local.decoding.score import opening
+from capt_local.decoding.scoring import opening
 from capt_local.engine.load_models import open_models
 from capt_local.engine.options import LoadOptions
 from capt_local.errors import UsageError

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from capt_local.decoding.answers import AnswerScore, Choosing, Chosen
-from capt_local.decoding.score import TextScore
+from capt_local.decoding.scoring import TextScore
 from capt_local.decoding.speculate.tally import Tally
 from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import Cancelled, ContextOverflow

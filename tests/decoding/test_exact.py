@@ -15,7 +15,6 @@ from capt_local.align.kinds import Align
 from capt_local.decoding.exact import ExactProxy
 from capt_local.decoding.generation import Generation
 from capt_local.decoding.options import AlignOptions, CombineOptions, GenerateOptions, SampleOptions
-from capt_local.decoding.score import score_text
 from capt_local.decoding.trio import Trio
 from capt_local.errors import ContextOverflow, ModelError
 from capt_local.prompt.messages import Prompt, Segment
@@ -171,16 +170,6 @@ def test_generating_and_scoring_agree(combine: CombineOptions) -> None:
         total = sum(np.exp(here.token_logp(token)) for token in range(len(LETTERS)))
         assert total == pytest.approx(1.0, abs=1e-6)
         trio.advance(step.token)
-
-
-def test_a_text_is_scored() -> None:
-    trio, _ = exact(CombineOptions(alphas=(1.0,)))
-    tokenizers = {each.role: text_tokenizer(each.model) for each in trio.models}  # type: ignore[arg-type]
-    text = b"abc ab abc a bca"
-    got = score_text(trio, tokenizers, text)
-    assert 0 < got.nats < 200 and got.windows == 1
-    small, _ = exact(CombineOptions(alphas=(1.0,)), limit=60)
-    assert score_text(small, tokenizers, text * 6).windows > 1
 
 
 def test_a_second_answer_begins_afresh() -> None:

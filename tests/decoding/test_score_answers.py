@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from capt_local.decoding.answers import Answers, Choosing
-from capt_local.decoding.branches import Branches
 from capt_local.decoding.generation import Generation
 from capt_local.decoding.options import CombineOptions, GenerateOptions
-from capt_local.decoding.score import opening
+from capt_local.decoding.scoring import opening, score_paths
 from capt_local.decoding.step import FinishReason
 from capt_local.decoding.trio import Trio
 from capt_local.errors import Cancelled, ContextOverflow, ModelError, UsageError
@@ -97,7 +96,7 @@ def test_a_greedy_answer_has_the_probability_that_generating_gave_it(
 def test_all_continuations_of_n_tokens_sum_to_one(alphas: tuple[float, ...]) -> None:
     trio = letters(CombineOptions(alphas=alphas, plausibility=1e-2))
     paths = list(itertools.product(range(len(LETTERS)), repeat=3))
-    said = Branches(trio, turn(trio, b"abccard")).walk(paths, end=False)
+    said = score_paths(trio, turn(trio, b"abccard"), paths, end=False)
     total = sum(math.exp(sum(one.logp for one in path)) for path in said)
     assert total == pytest.approx(1.0, rel=1e-4)
     (likeliest,) = [path for path in said if all(one.likeliest for one in path)]
@@ -159,7 +158,7 @@ def test_one_word_from_the_beginning_is_scored_in_parts() -> None:
 def test_what_may_begin_with_the_given_bytes_sums_to_one(given: bytes) -> None:
     trio = toy(CombineOptions(plausibility=1e-2))
     begins = [(t,) for t, piece in enumerate(TARGET.pieces()) if piece.startswith(given)]
-    said = Branches(trio, turn(trio), given).walk(begins, end=False)
+    said = score_paths(trio, turn(trio), begins, end=False, given=given)
     assert sum(math.exp(path[0].logp) for path in said) == pytest.approx(1.0, rel=1e-4)
     assert sum(path[0].likeliest for path in said) == 1
 

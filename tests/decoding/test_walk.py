@@ -20,7 +20,7 @@ from capt_local.decoding.options import CombineOptions, GenerateOptions, SampleO
 from capt_local.decoding.prompt_evidence import prefill_with_evidence
 from capt_local.decoding.proxy import Proxy
 from capt_local.decoding.reasoning import StopStrings
-from capt_local.decoding.score import score_text
+from capt_local.decoding.scoring import score_text
 from capt_local.decoding.step import FinishReason
 from capt_local.decoding.trio import Trio
 from capt_local.errors import ContextOverflow, NumericalError

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from capt_local.decoding.answers import AnswerScore, Choosing, Chosen
-from capt_local.decoding.score import TextScore
+from capt_local.decoding.scoring import TextScore
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled
 

@@ -9,7 +9,7 @@ import pytest
 
 from capt_local.decoding.answers import AnswerScore, Choosing, Chosen
 from capt_local.decoding.options import GenerateOptions
-from capt_local.decoding.score import TextScore
+from capt_local.decoding.scoring import TextScore
 from capt_local.errors import Cancelled, ContextOverflow
 from capt_local.evaluate.likelihood import Asking, Likelihood, Total, measure
 from capt_local.evaluate.reading.given import Continuation, Given, Question

@@ -28,7 +28,7 @@ from capt_local.decoding.methods.paper import PaperCapt
 from capt_local.decoding.methods.proxy_tuning import proxy_tuning
 from capt_local.decoding.methods.unite import Unite
 from capt_local.decoding.options import Speed
-from capt_local.decoding.score import opening
+from capt_local.decoding.scoring import opening
 from capt_local.errors import UsageError
 
 NOTE = "The patient is a 61-year-old woman who presents with shortness of breath. She was"
