@@ -1,4 +1,4 @@
-"""The vocabularies of real models, from the source distribution of the binding.
+"""The vocabularies and chat templates of real models, from the source distribution of the binding.
 
 llama.cpp keeps the vocabularies of some twenty models for its own tests (`ggml-vocab-*.gguf`,
 with texts in `.inp` and their tokens in `.out`). The wheel leaves them out, so they are taken from
@@ -23,7 +23,9 @@ from platformdirs import user_cache_dir
 
 BINDING = "llama-cpp-python"
 VERSION = "0.3.36"
-_MEMBER = re.compile(r"[^/]+/vendor/llama\.cpp/models/ggml-vocab-[a-z0-9.-]+")
+_MEMBER = re.compile(
+    r"[^/]+/vendor/llama\.cpp/models/(?:ggml-vocab-[a-z0-9.-]+|templates/[\w.-]+\.jinja)"
+)
 _OFFLINE = re.compile(
     r"connection|name resolution|unreachable|timed out|max retries|proxy", re.IGNORECASE
 )
@@ -45,7 +47,7 @@ def cache_folder() -> Path:
     """Where the vocabularies are kept."""
     chosen = os.environ.get("CAPT_LOCAL_TEST_CACHE")
     base = Path(chosen) if chosen else Path(user_cache_dir("capt-local", appauthor=False))
-    return base / f"vocabularies-{VERSION}"
+    return base / f"models-{VERSION}"
 
 
 def fetch() -> Path:

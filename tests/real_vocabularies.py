@@ -56,6 +56,11 @@ def vocabulary_path(name: str) -> Path:
     return folder / f"ggml-vocab-{name}.gguf"
 
 
+def templates_folder() -> Path:
+    """The folder with the chat templates; skips as `vocabulary_path` does."""
+    return vocabulary_path(NAMES[0]).parent
+
+
 @cache
 def open_vocabulary(name: str) -> Weights:
     """The weights of a vocabulary: no tensors, but tokens and the tokenizer."""

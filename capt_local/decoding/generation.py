@@ -70,7 +70,7 @@ class Generation:
         trio.gates = options.speed is not Speed.EXACT_STEPS and not options.top
         self.tally = Tally()
         ahead = speculation(trio, options, self.tally)
-        self._walk = Walk(trio, options, cancel, constraint, parser, ahead)
+        self._walk = Walk(trio, options, cancel, constraint, parser, lead_prompt.turn_ends, ahead)
         self._steps: Iterator[Step] | None = None
         self._prompt_notices = [note for prompt in prompts.values() for note in prompt.notices]
         self._prompt_notices += notices

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Walk:
         cancel: asked before each step; true ends the answer as interrupted.
         constraint: what the answer is kept to, at its beginning; None: anything.
         parser: finds the reasoning; None where all is the answer.
+        turn_ends: tokens that end the answer besides those of the vocabulary.
         ahead: drafts what may come; None: every step by itself.
         force: says the token of a step, whatever was chosen; for measurements alone.
 
@@ -45,6 +46,7 @@ class Walk:
         cancel: Callable[[], bool] | None = None,
         constraint: Constraint | None = None,
         parser: ReasoningParser | None = None,
+        turn_ends: Iterable[int] = (),
         ahead: Ahead | None = None,
         force: Callable[[int], int] | None = None,
     ) -> None:
@@ -54,7 +56,7 @@ class Walk:
         self._cancel = cancel or (lambda: False)
         self._rng = np.random.default_rng(options.sample.seed)
         vocabulary = trio.cached.model.vocabulary
-        self._stream = AnswerStream(vocabulary, options.stop, parser)
+        self._stream = AnswerStream(vocabulary, options.stop, parser, turn_ends)
         self._grammar = (
             None if constraint is None else GrammarSampler(constraint, vocabulary, options.sample)
         )
@@ -62,7 +64,7 @@ class Walk:
         self._force = force
         self._spoilt = False
         self.finish: FinishReason | None = None
-        self.notices: list[str] = []
+        self.notices = self._stream.notices
 
     @property
     def complete(self) -> bool | None:

@@ -6,13 +6,12 @@ whatever places the tokens divide them. Reasoning comes first: markers inside an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from capt_local.prompt.markers import ReasoningMarkers
-from capt_local.prompt.messages import Prompt
-from capt_local.vocab.vocabulary import Vocabulary
+from capt_local.prompt.messages import Prompt, ReasoningMarkers
+from capt_local.vocab.vocabulary import TokenKind, Vocabulary
 
 
 class Section(Enum):
@@ -45,11 +44,14 @@ class ReasoningParser:
         opened: whether the template has already written the marker that opens the reasoning.
 
     Attributes:
+        markers: as given.
         section: what the stream has reached.
+        closer: the marker that ends the answer, where the model has begun it with one.
     """
 
     def __init__(self, markers: ReasoningMarkers, *, opened: bool) -> None:
-        self._markers = markers
+        self.markers = markers
+        self.closer = b""
         self.section = Section.REASONING if opened else Section.BEGINNING
         self._fresh = opened  # whether no reasoning has come since the marker
         self._buffer = b""
@@ -78,65 +80,84 @@ class ReasoningParser:
         opened = prompt.markers.opened_by(scaffold)
         return cls(prompt.markers, opened=opened) if opened or not structured else None
 
+    @property
+    def in_broken_marker(self) -> bool:
+        """Whether reasoning was ended by a control token, unless what comes next is `expects`."""
+        return self.section is Section.REASONING and b"\0" in self._is_text
+
+    def expects(self, spelled: bytes) -> bool:
+        """Whether bytes that come next would go on with a marker, or be all of one."""
+        text = self._buffer + spelled
+        if self.section is Section.ANSWER:
+            return False
+        if self.section is Section.REASONING:
+            marks = [marker for marker, _ in self.markers.within]
+            found = any(marker in text for marker in marks)
+            return found or any(overlap(text, marker) >= len(spelled) for marker in marks)
+        return _goes_on(text.lstrip(), self._openers())
+
     def feed(self, spelled: bytes, *, is_text: bool) -> TextPart:
         """Takes the bytes of the next token; those of markers are dropped."""
-        if self.section in (Section.ANSWER, Section.GAP):
-            return self._answer(spelled if is_text else b"")
+        if self.section is Section.ANSWER:
+            return TextPart(spelled if is_text else b"")
         self._buffer += spelled
         self._is_text += (b"\1" if is_text else b"\0") * len(spelled)
-        if self.section is Section.BEGINNING:
-            return self._begin()
-        return self._reason()
+        if self.section is Section.REASONING:
+            return self._reason()
+        return self._begin()
 
     def flush(self) -> TextPart:
         """The rest of the buffer, at the end of the stream."""
-        text = self._release(len(self._buffer))
-        if self.section is Section.GAP:
-            text = text.lstrip(b"\n")
+        text = self._begin().text if self.section is Section.GAP else b""
+        text += self._release(len(self._buffer))
         return TextPart(text, self.section is Section.REASONING)
 
+    def _openers(self) -> list[bytes]:
+        """The markers that may stand here, before the answer."""
+        answers = [begin for begin, _ in self.markers.answers]
+        if self.section is Section.GAP:
+            return answers
+        return [*(marker for marker, _ in self.markers.begin), *answers]
+
     def _begin(self) -> TextPart:
-        for marker, reasons in self._markers.begin:
-            if self._buffer.startswith(marker):
-                self._pass(marker, reasons)
-                return self._reason() if reasons else self._answer(b"")
-            if marker.startswith(self._buffer):
-                return TextPart(b"")
+        """Markers in front of the answer, or its first bytes."""
+        in_gap = self.section is Section.GAP
+        if in_gap:  # line ends behind reasoning belong to nothing
+            self._release(len(self._buffer) - len(self._buffer.lstrip(b"\n")))
+        front = self._buffer.lstrip()
+        for marker in self._openers():
+            if front.startswith(marker):
+                reasons = dict(self.markers.begin).get(marker, False)
+                self._pass(len(self._buffer) - len(front) + len(marker), reasons)
+                self.closer = dict(self.markers.answers).get(marker, b"")
+                return self._reason() if reasons else self._begin()
+        if _goes_on(front, self._openers()) or not self._buffer:
+            return TextPart(b"", in_gap)
         self.section = Section.ANSWER
-        return self._answer(b"")
+        return TextPart(self._release(len(self._buffer)))
 
     def _reason(self) -> TextPart:
         """Reasoning up to its end marker, or up to what may become one."""
         text = b""
         while found := [
             (place, marker, reasons)
-            for marker, reasons in self._markers.within
+            for marker, reasons in self.markers.within
             if (place := self._buffer.find(marker)) >= 0
         ]:
             place, marker, reasons = min(found)
             text += self._released_reasoning(place)
-            self._pass(marker, reasons)
+            self._pass(len(marker), reasons)
             if not reasons:
                 # Behind reasoning, the first bytes of the answer come with the next token.
-                return TextPart(text, True) if text else self._answer(b"")
-        keep = max(overlap(self._buffer, marker) for marker, _ in self._markers.within)
+                return TextPart(text, True) if text else self._begin()
+        keep = max(overlap(self._buffer, marker) for marker, _ in self.markers.within)
         return TextPart(text + self._released_reasoning(len(self._buffer) - keep), True)
 
-    def _pass(self, marker: bytes, reasons: bool) -> None:
+    def _pass(self, size: int, reasons: bool) -> None:
         """Drops a marker from the front of the buffer."""
-        self._release(len(marker))
+        self._release(size)
         self.section = Section.REASONING if reasons else Section.GAP
         self._fresh = True
-
-    def _answer(self, text: bytes) -> TextPart:
-        text = self._release(len(self._buffer)) + text
-        if self.section is Section.GAP:
-            text = text.lstrip(b"\n")
-            if text:
-                self.section = Section.ANSWER
-            else:
-                return TextPart(b"", True)
-        return TextPart(text)
 
     def _released_reasoning(self, size: int) -> bytes:
         text = self._release(size)
@@ -168,6 +189,11 @@ class StopStrings:
         self.found = False
         self._buffer = b""
 
+    def also(self, stop: bytes) -> None:
+        """Adds a stop string, if it is not empty."""
+        if stop and stop not in self._stops:
+            self._stops.append(stop)
+
     def feed(self, piece: bytes) -> bytes:
         """Takes the next bytes; returns those that certainly belong to the answer."""
         text = self._buffer + piece
@@ -192,18 +218,26 @@ class AnswerStream:
         vocabulary: of the leading model.
         stops: strings that end the answer; reasoning may contain them.
         parser: finds the reasoning; None where all of the output is the answer.
+        turn_ends: further tokens that end the answer, since the template writes them behind one.
 
     Attributes:
+        notices: what the user should know.
         proxy_text: what proxies read of the last token where they do not read reasoning; None
             for nothing.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, stops: Sequence[str], parser: ReasoningParser | None = None
+        self,
+        vocabulary: Vocabulary,
+        stops: Sequence[str],
+        parser: ReasoningParser | None = None,
+        turn_ends: Iterable[int] = (),
     ) -> None:
         self._vocabulary = vocabulary
         self._stops = StopStrings(stops)
         self._parser = parser
+        self._turn_ends = frozenset(turn_ends)
+        self.notices: list[str] = []
         self.proxy_text: bytes | None = None
 
     @property
@@ -222,8 +256,34 @@ class AnswerStream:
         return self._stops.found
 
     def ends(self, token: int) -> bool:
-        """Whether a token ends the output here; such a token is not fed."""
-        return bool(self._vocabulary.is_end[token])
+        """Whether a token ends the output here; such a token is not fed.
+
+        An end token of the vocabulary or of the template does, and any other control token that
+        is no part of a reasoning marker. A notice names a token of the last kind.
+        """
+        parser, piece = self._parser, self._vocabulary.piece(token)
+        if parser is not None and parser.expects(piece):
+            return False
+        if parser is not None and parser.in_broken_marker:
+            self._note(piece, "ends behind the reasoning, before {}: no answer followed.")
+            return True
+        if self._vocabulary.is_end[token] or token in self._turn_ends:
+            return True
+        if self._vocabulary.kinds[token] != TokenKind.CONTROL:
+            return False
+        if parser is not None and piece in parser.markers:
+            if piece == parser.closer:
+                return True
+            self._note(piece, "contains {}, a marker of reasoning, which is left out.")
+            return False
+        self._note(piece, "ends at the control token {}, which the model does not end turns with.")
+        return True
+
+    def _note(self, piece: bytes, what: str) -> None:
+        name = "".join(chr(byte) if 32 < byte < 127 else "?" for byte in piece[:40])
+        notice = "The answer " + what.format(name)
+        if notice not in self.notices:
+            self.notices.append(notice)
 
     def feed(self, token: int, text: bytes) -> TextPart:
         """Takes the next token.
@@ -238,6 +298,7 @@ class AnswerStream:
         is_text = bool(self._vocabulary.is_text[token])
         spelled = text if is_text else self._vocabulary.piece(token)
         part = self._parser.feed(spelled, is_text=is_text)
+        self._stops.also(self._parser.closer)
         waits = self._parser.in_reasoning and not part.text
         self.proxy_text = None if part.reasoning or waits else part.text
         return part if part.reasoning else TextPart(self._stops.feed(part.text))
@@ -262,6 +323,11 @@ class AnswerStream:
                 return self._stops.flush()
             return self._stops.feed(part.text) + self._stops.flush()
         return self._stops.flush()
+
+
+def _goes_on(text: bytes, markers: Iterable[bytes]) -> bool:
+    """Whether a text is the beginning of a marker, or begins with one."""
+    return any(marker.startswith(text) or text.startswith(marker) for marker in markers)
 
 
 def overlap(text: bytes, marker: bytes) -> int:

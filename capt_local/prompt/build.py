@@ -15,13 +15,19 @@ begin or end in white space:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import datetime
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
-from capt_local.errors import ModelError, UsageError
-from capt_local.prompt.messages import Message, Prompt, Segment
+from capt_local.bundle.manifest import ModelFile
+from capt_local.errors import CaptError, ModelError, UsageError
+from capt_local.prompt.markers import find_markers, find_turn_ends, mentions_reasoning
+from capt_local.prompt.messages import Message, Prompt, ReasoningMarkers, Segment, check_turns
+from capt_local.prompt.named import open_template
 from capt_local.prompt.template import ChatTemplate
 from capt_local.vocab.tokenizer import TextTokenizer
-from capt_local.vocab.vocabulary import TokenKind
+from capt_local.vocab.vocabulary import TokenKind, Vocabulary
 
 _MARKERS = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
 
@@ -145,22 +151,96 @@ class _Segments:
             )
 
 
-def check_turns(messages: Sequence[Message]) -> None:
-    """Refuses a conversation that no answer can follow.
+class PromptBuilder:
+    """Makes the prompts of one model, in its own template and its own tokens.
 
-    Raises:
-        UsageError: it is empty, out of order, or its last message is empty.
+    Args:
+        file: the model as the bundle describes it.
+        own: the chat template in the model's file, if there is one.
+        tokenizer: of the model.
+        date: what the template takes for today; None: today.
+        given: the source of the template that the user gives; see `open_template`.
     """
-    if not messages:
-        raise UsageError("The conversation is empty.")
-    if any(message.role not in ("system", "user", "assistant") for message in messages):
-        raise UsageError("A message has a role that is not system, user or assistant.")
-    if any(message.role == "system" for message in messages[1:]):
-        raise UsageError("A system message must be the first message.")
-    if messages[-1].role != "user":
-        raise UsageError("The last message must be the user's.")
-    if not messages[-1].content.strip():
-        raise UsageError("The prompt is empty.")
+
+    def __init__(
+        self,
+        file: ModelFile,
+        own: str | None,
+        tokenizer: TextTokenizer,
+        date: datetime.date | None = None,
+        given: str | None = None,
+    ) -> None:
+        self._given = given
+        self._file = file
+        self._own = own
+        self._tokenizer = tokenizer
+        self._date = date
+
+    def prompt(self, asked: str | Sequence[Message], *, raw: bool) -> Prompt:
+        """The prompt of a question, a conversation, or a text to go on with.
+
+        Raises:
+            UsageError: it is empty, not text, or of the wrong form; or there is no template.
+            ModelError: the template or the vocabulary cannot take it.
+        """
+        if raw:
+            if not isinstance(asked, str):
+                raise UsageError("A conversation has no raw form: give a text.")
+            return build_raw(_utf8(asked), self._tokenizer, role=self._file.role)
+        messages = [Message("user", asked)] if isinstance(asked, str) else asked
+        made = build_chat(messages, self.template, self._tokenizer)
+        return dataclasses.replace(
+            made,
+            markers=self._markers,
+            turn_ends=self._turn_ends,
+            notices=(*made.notices, *self._unknown_reasoning()),
+        )
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template; raw text needs none."""
+        vocabulary = self._tokenizer.vocabulary
+        return open_template(self._file, self._own, vocabulary, given=self._given, date=self._date)
+
+    @cached_property
+    def _markers(self) -> ReasoningMarkers | None:
+        return find_markers(self._tokenizer.vocabulary, self.template)
+
+    @cached_property
+    def _turn_ends(self) -> frozenset[int]:
+        tokenizer = self._tokenizer
+        return find_turn_ends(self.template, tokenizer.vocabulary, tokenizer.tokenize)
+
+    def _unknown_reasoning(self) -> tuple[str, ...]:
+        if self._markers is not None or not mentions_reasoning(self.template.source):
+            return ()
+        return (
+            f"The chat template of the {self._file.role} mentions reasoning, but its markers are "
+            "not known: reasoning may stand in the answer.",
+        )
+
+
+def vocabulary_with_turn_ends(
+    file: ModelFile,
+    own: str | None,
+    vocabulary: Vocabulary,
+    tokenize: Callable[..., list[int]],
+    given: str | None = None,
+) -> Vocabulary:
+    """The vocabulary with what the model's template writes behind an answer as end tokens.
+
+    A token that is part of a reasoning marker is left out: it ends an answer, but not the output.
+    A model without a usable template keeps its vocabulary; its prompts raise the error.
+    """
+    try:
+        template = open_template(file, own, vocabulary, given=given)
+        ends = find_turn_ends(template, vocabulary, tokenize)
+        markers = find_markers(vocabulary, template) if ends else None
+    except CaptError:
+        return vocabulary
+    if markers is not None:
+        ends = frozenset(token for token in ends if vocabulary.piece(token) not in markers)
+    return vocabulary if vocabulary.is_end[list(ends)].all() else vocabulary.with_ends(ends)
 
 
 def _utf8(text: str) -> bytes:

@@ -6,12 +6,15 @@ wrote. The text is the same bytes for all three models; only its tokens differ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from capt_local.prompt.markers import ReasoningMarkers
+from capt_local.errors import UsageError
+from capt_local.strict.problems import NotReadable
 
 Role = Literal["system", "user", "assistant"]
+Pair = tuple[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,35 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class ReasoningMarkers:
+    """What stands where reasoning begins and ends; control tokens as their names.
+
+    Attributes:
+        begin: what may stand at the beginning of the output, and whether reasoning follows it.
+        within: what may stand behind reasoning, and whether more reasoning follows it.
+        answers: what may stand around the answer itself.
+    """
+
+    begin: tuple[tuple[bytes, bool], ...]
+    within: tuple[tuple[bytes, bool], ...]
+    answers: tuple[Pair, ...] = ()
+
+    def opened_by(self, scaffold: bytes) -> bool:
+        """Whether the template has opened the reasoning.
+
+        Args:
+            scaffold: what it wrote behind the last message.
+        """
+        end = scaffold.rstrip()
+        return any(end.endswith(marker) for marker, reasons in self.begin if reasons)
+
+    def __contains__(self, name: bytes) -> bool:
+        """Whether a control token is part of a marker."""
+        every = [marker for marker, _ in (*self.begin, *self.within)]
+        return any(name in marker for marker in (*every, *(end for _, end in self.answers)))
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """The prompt of one model.
 
@@ -50,7 +82,8 @@ class Prompt:
             that a tokenizer with a leading space puts it there.
         lead: the space that the tokenizer puts in front of the answer, which is no part of it.
         notices: what the user should be told about how the prompt was made.
-        markers: of the thoughts that the model may write first; None: it writes none.
+        markers: of the reasoning that the model may write first; None: it writes none.
+        turn_ends: tokens that the template writes behind an answer.
     """
 
     segments: tuple[Segment, ...]
@@ -59,8 +92,64 @@ class Prompt:
     lead: bytes = b""
     notices: tuple[str, ...] = ()
     markers: ReasoningMarkers | None = None
+    turn_ends: frozenset[int] = frozenset()
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """All tokens in order."""
         return tuple(token for segment in self.segments for token in segment.tokens)
+
+
+def check_turns(messages: Sequence[Message]) -> None:
+    """Refuses a conversation that no answer can follow.
+
+    Raises:
+        UsageError: it is empty, out of order, or its last message is empty.
+    """
+    if not messages:
+        raise UsageError("The conversation is empty.")
+    if any(message.role not in ("system", "user", "assistant") for message in messages):
+        raise UsageError("A message has a role that is not system, user or assistant.")
+    if any(message.role == "system" for message in messages[1:]):
+        raise UsageError("A system message must be the first message.")
+    if messages[-1].role != "user":
+        raise UsageError("The last message must be the user's.")
+    if not messages[-1].content.strip():
+        raise UsageError("The prompt is empty.")
+
+
+_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+
+
+def messages_of(value: object) -> tuple[Message, ...]:
+    """A conversation that ends with the user's turn, from a list of `{role, content}`.
+
+    A content may be a list with one part of text, as some clients write it. A key whose value is
+    null is as good as not there; any other key would change what is asked, and is refused.
+
+    Raises:
+        NotReadable: it is none, or holds what is not text.
+    """
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise NotReadable('"messages" must be a list of objects')
+    found = [_message(each) for each in value]
+    try:
+        check_turns(found)
+    except UsageError as error:
+        raise NotReadable(str(error).removesuffix(".")) from None
+    return tuple(found)
+
+
+def _message(value: dict[str, object]) -> Message:
+    role, content = value.get("role"), value.get("content")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise NotReadable('the "role" of a message must be system, user or assistant')
+    if isinstance(content, list) and len(content) == 1:
+        (part,) = content
+        if isinstance(part, dict) and part.keys() == {"type", "text"} and part["type"] == "text":
+            content = part["text"]
+    if not isinstance(content, str):
+        raise NotReadable('the "content" of a message must be a text')
+    if any(value[key] is not None for key in value.keys() - {"role", "content"}):
+        raise NotReadable('a message holds more than "role" and "content"')
+    return Message(_ROLES[role], content)

@@ -26,6 +26,8 @@ _LONGEST_REFUSAL = 200
 # Plane 15 is for private use: no text has a character of it by right.
 _MARKS = range(0xF0000, 0xFFFFE)
 _BETWEEN = "\n\n"
+# Where templates look for the reasoning of a message.
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,57 @@ class ChatTemplate:
                     return folded
             raise self._refused(error) from None
 
+    def behind_answers(self) -> tuple[str, ...]:
+        """What the template writes behind an answer, in a conversation that goes on and at its end.
+
+        Empty where it refuses such conversations.
+        """
+        found = []
+        for roles in (("user", "assistant", "user"), ("user", "assistant")):
+            turns = [
+                {"role": role, "content": self._content(index)} for index, role in enumerate(roles)
+            ]
+            try:
+                written = self._render(turns, False)
+            except (_Refusal, ModelError):
+                continue
+            found.append(written.rpartition(self._content(1))[2].partition(self._mark)[0])
+        return tuple(found)
+
+    def around_reasoning(self) -> tuple[str, str, str] | None:
+        """How the template writes reasoning in front of an answer.
+
+        Returns:
+            Scaffolding of a question up to where the model writes, that of the same question up
+            to the reasoning, and what stands between the reasoning and the answer. None where the
+            template writes no reasoning.
+        """
+        question, answer, reasoning = (self._content(index) for index in range(3))
+        turns = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer, **dict.fromkeys(_REASONING_KEYS, reasoning)},
+        ]
+        try:
+            prompt, written = self._render(turns[:1], True), self._render(turns, False)
+        except (_Refusal, ModelError):
+            return None
+        before, found, rest = written.partition(reasoning)
+        between, answered, _ = rest.partition(answer)
+        if not found or not answered or self._mark in between:
+            return None
+        return prompt.rpartition(self._mark)[2], before.rpartition(self._mark)[2], between
+
+    def around_answer(self) -> tuple[str, str] | None:
+        """Scaffolding of a question up to where the model writes, and up to a written answer."""
+        question, answer = self._content(0), self._content(1)
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        try:
+            prompt, written = self._render(turns[:1], True), self._render(turns, False)
+        except (_Refusal, ModelError):
+            return None
+        before = written.partition(answer)[0]
+        return prompt.rpartition(self._mark)[2].strip(), before.rpartition(self._mark)[2].strip()
+
     def _folded(
         self, turns: list[dict[str, str]], messages: Sequence[Message], answer: bool
     ) -> Scaffold | None:
@@ -158,14 +211,12 @@ class ChatTemplate:
         sandbox = Sandbox(self._limits.for_messages(len(turns)))
         functions = {"raise_exception": _raise_exception, "strftime_now": self._strftime}
         template = Template.from_code(sandbox, self._code, sandbox.make_globals(functions))
+        said = {"messages": turns, "add_generation_prompt": answer, **self._words}
         try:
-            return template.render(
-                messages=turns,
-                add_generation_prompt=answer,
-                tools=None,
-                documents=None,
-                **self._words,
-            )
+            try:
+                return template.render(said, tools=None, documents=None)
+            except TypeError:  # some templates loop over their tools without a look
+                return template.render(said, tools=[], documents=[])
         except _Refusal:
             raise
         except Exception as error:  # a program by strangers may fail in any way

@@ -14,7 +14,7 @@ from capt_local.decoding.prompt_evidence import Memory
 from capt_local.decoding.trio import Trio
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.load_models import vocabulary_notices
-from capt_local.prompt.asking import Asker
+from capt_local.prompt.build import PromptBuilder, vocabulary_with_turn_ends
 from capt_local.prompt.messages import Message, Prompt
 from capt_local.runtime.many import Side
 from capt_local.vocab.tokenizer import TextTokenizer
@@ -36,6 +36,7 @@ class Loaded:
         bundle: Bundle,
         models: Mapping[str, LlamaModel],
         date: datetime.date | None = None,
+        template: str | None = None,
     ) -> None:
         """See `Runtime.open`."""
         self.bundle = bundle
@@ -44,20 +45,47 @@ class Loaded:
         self.notices = [*bundle.notices, *told, *vocabulary_notices(models)]
         if bundle.pairs > 1 and {"expert", "base"} & set(models) and "expert-2" not in models:
             self.notices.append(first_pair_notice(bundle.pairs))
+        templates = {role: model.metadata.chat_template for role, model in models.items()}
+        files: dict[str, ModelFile] = dict(bundle.models.items())
+        self._add_turn_ends(files, templates, template)
         self._cached = {role: CachedModel(role, model) for role, model in models.items()}
         self._tokenizers: dict[str, TextTokenizer] = {
             role: TextTokenizer(model.vocabulary, model.tokenize) for role, model in models.items()
         }
-        templates = {role: model.metadata.chat_template for role, model in models.items()}
-        files: dict[str, ModelFile] = dict(bundle.models.items())
         self._askers = {
-            role: Asker(files[role], templates[role], self._tokenizers[role], date)
+            role: PromptBuilder(
+                files[role], templates[role], self._tokenizers[role], date, template
+            )
             for role in models
         }
         self._current: Generation | None = None
         self._memory = Memory()
         self._assembly = Assembly(self._cached, self._tokenizers, self._missing)
         self._side = Side(self.models, self._assembly, self._prompt)
+
+    def _add_turn_ends(
+        self,
+        files: Mapping[str, ModelFile],
+        templates: Mapping[str, str | None],
+        given: str | None,
+    ) -> None:
+        """Has what the templates write behind answers end them; alike where vocabularies are."""
+        own = {role: model.vocabulary for role, model in self.models.items()}
+        made = {
+            role: vocabulary_with_turn_ends(
+                files[role], templates[role], own[role], model.tokenize, given
+            )
+            for role, model in self.models.items()
+        }
+        for role, model in self.models.items():
+            ends = {
+                token
+                for other, vocabulary in made.items()
+                if vocabulary is not own[other] and own[role].same_as(own[other])
+                for token in vocabulary.end_ids.tolist()
+            }
+            if ends:
+                model.weights.vocabulary = own[role].with_ends(ends)
 
     def _begin(
         self,

@@ -49,6 +49,7 @@ class Runtime(Scoring):
         check: bool | Check = Check.CACHED,
         date: datetime.date | None = None,
         roles: Iterable[str] | None = None,
+        template: str | None = None,
     ) -> Runtime:
         """Loads a bundle.
 
@@ -59,6 +60,8 @@ class Runtime(Scoring):
             check: how the digests are checked first; True is `cached`, False `never`.
             date: what the templates take for today; None: today.
             roles: which models are needed; None: all.
+            template: the source of a chat template for the target, and for models that have none;
+                see `prompt.named.given_template`.
 
         Raises:
             ModelError: a file is missing, broken or not the one that the manifest names.
@@ -80,7 +83,7 @@ class Runtime(Scoring):
         check_tokenizers(files.values())
         paths = {role: file.path for role, file in files.items()}
         models = open_models(paths, load, progress, found.adapters, stamps)
-        runtime = cls(found, models, date)
+        runtime = cls(found, models, date, template)
         if check is Check.NEVER and not is_trusted(found):
             runtime.notices.append(NOT_LOOKED_AT)
         return runtime

@@ -7,6 +7,7 @@ llama.cpp nor how text is split into tokens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from functools import cached_property
@@ -113,6 +114,14 @@ class Vocabulary:
         # A BYTE token is what a tokenizer falls back to, so it wins over a NORMAL one ...
         order = sorted(single.tolist(), key=lambda token: self.kinds[token] == TokenKind.BYTE)
         return {self.piece(token)[0]: token for token in order}
+
+    def with_ends(self, tokens: Iterable[int]) -> Vocabulary:
+        """The same tokens, of which some more end a generation."""
+        made = copy.copy(self)
+        made.end_ids = np.union1d(self.end_ids, np.array([*tokens], np.int32)).astype(np.int32)
+        for name in ("is_end", "is_text", "byte_ids"):  # computed from the end tokens
+            made.__dict__.pop(name, None)
+        return made
 
     def same_as(self, other: Vocabulary) -> bool:
         """Whether both stand for the same bytes under the same ids, ends included."""

@@ -12,18 +12,19 @@ from hypothesis import strategies as st
 
 from capt_local.decoding.generation import Generation
 from capt_local.decoding.options import CombineOptions, GenerateOptions, Speed
-from capt_local.decoding.reasoning import ReasoningParser, Section
+from capt_local.decoding.reasoning import AnswerStream, ReasoningParser, Section
 from capt_local.decoding.step import FinishReason
 from capt_local.decoding.trio import Trio
 from capt_local.prompt.markers import find_markers
-from capt_local.prompt.messages import Prompt, Segment
+from capt_local.prompt.messages import Prompt, ReasoningMarkers, Segment
 from capt_local.vocab.vocabulary import TokenKind, Vocabulary
 from tests.decoding.trios import PROXY, make_trio
 from tests.fakes import FakeModel, make_vocabulary, text_tokenizer
 
 THINK = find_markers(make_vocabulary([]), "{{ '<think>' }} {{ '</think>' }}")
 HARMONY = find_markers(make_vocabulary([]), "<|channel|> <|message|>")
-assert THINK is not None and HARMONY is not None
+ANSWER = find_markers(make_vocabulary([]), "<think> </think> <response> </response>")
+assert THINK is not None and ANSWER is not None and HARMONY is not None
 ANALYSIS = b"<|channel|>analysis<|message|>"
 NEXT = b"<|end|><|start|>assistant"
 FINAL = b"<|channel|>final<|message|>"
@@ -52,6 +53,10 @@ def divided(
         (THINK, False, b"<think>a < b </thin", (b"a < b </thin", b"")),
         (THINK, False, b"<think>a<</think>b", (b"a<", b"b")),
         (THINK, False, b"", (b"", b"")),
+        (THINK, False, b"\n<think>hm</think>\nYes.", (b"hm", b"Yes.")),
+        (THINK, False, b" Yes", (b"", b" Yes")),
+        (ANSWER, False, b"<think>hm</think>\n<response>Yes.", (b"hm", b"Yes.")),
+        (ANSWER, False, b"<response>\nYes.", (b"", b"Yes.")),
         (HARMONY, False, ANALYSIS + b"hm" + NEXT + FINAL + b"Yes.", (b"hm", b"Yes.")),
         (HARMONY, False, FINAL + b"Yes.", (b"", b"Yes.")),
         (HARMONY, False, ANALYSIS + b"a" + NEXT + ANALYSIS + b"b" + NEXT + FINAL + b"c",
@@ -187,3 +192,79 @@ def test_before_a_form_only_the_template_opens_thoughts() -> None:
         assert (
             ReasoningParser.for_prompt(prompt, VOCABULARY, structured=True) is not None
         ) == opened
+
+
+def names(*controls: bytes) -> tuple[Vocabulary, dict[bytes, int]]:
+    plain = make_vocabulary(["Yes", "hm", "analysis", "final", "assistant"])
+    made = Vocabulary(
+        [*plain.pieces(), *controls],
+        [*plain.kinds.tolist(), *[TokenKind.CONTROL] * len(controls)],
+        end_ids=[1],
+    )
+    return made, {made.piece(token): token for token in range(len(made))}
+
+
+def streamed(
+    vocabulary: Vocabulary,
+    ids: dict[bytes, int],
+    said: Sequence[bytes],
+    markers: ReasoningMarkers | None,
+    ends: Sequence[bytes] = (),
+) -> tuple[list[bytes], int, AnswerStream]:
+    """([reasoning, answer], tokens before the end) of a stream."""
+    parser = None if markers is None else ReasoningParser(markers, opened=False)
+    stream = AnswerStream(vocabulary, (), parser, [ids[piece] for piece in ends])
+    found = [b"", b""]
+    count = 0
+    for token in map(ids.__getitem__, said):
+        if stream.ends(token) or stream.stopped:
+            break
+        part = stream.feed(token, vocabulary.text((token,)))
+        found[not part.reasoning] += part.text
+        count += 1
+    found[1] += stream.rest()
+    return found, count, stream
+
+
+def test_what_the_template_writes_behind_an_answer_ends_it() -> None:
+    vocabulary, ids = names(b"<turn|>", b"<|turn>")
+    said = [b"Yes", b"<turn|>", b"<|turn>", b"hm"]
+    found, count, stream = streamed(vocabulary, ids, said, None, [b"<turn|>"])
+    assert (found[1], count, stream.notices) == (b"Yes", 1, [])
+
+
+def test_any_other_control_token_ends_the_answer_and_is_told() -> None:
+    vocabulary, ids = names(b"<|fim\x1b|>")
+    for markers in (None, THINK):
+        found, count, stream = streamed(vocabulary, ids, [b"Yes", b"<|fim\x1b|>", b"hm"], markers)
+        assert (found[1], count) == (b"Yes", 1)
+        assert ["<|fim?|>" in notice for notice in stream.notices] == [True]
+
+
+def test_in_channels_the_end_of_a_message_ends_the_answer_alone() -> None:
+    vocabulary, ids = names(b"<|channel|>", b"<|message|>", b"<|end|>", b"<|start|>")
+    opened = [b"<|channel|>", b"analysis", b"<|message|>", b"hm", b"<|end|>"]
+    final = [b"<|start|>", b"assistant", b"<|channel|>", b"final", b"<|message|>", b"Yes"]
+    said = [*opened, *final, b"<|end|>", b"hm"]
+    found, count, stream = streamed(vocabulary, ids, said, HARMONY, [b"<|end|>"])
+    assert (found, count, stream.notices) == ([b"hm", b"Yes"], len(said) - 2, [])
+    # A message of somebody else behind the reasoning ends the output.
+    said = [*opened, b"<|start|>", b"<|message|>", b"hm"]
+    found, count, stream = streamed(vocabulary, ids, said, HARMONY, [b"<|end|>"])
+    assert found == [b"hm", b""]
+
+
+def test_what_closes_an_answer_ends_it_as_a_token_and_as_text() -> None:
+    vocabulary, ids = names(b"<think>", b"</think>", b"<response>", b"</response>")
+    said = [b"<think>", b"hm", b"</think>", b"\n", b"<response>", b"Yes", b"</response>", b"hm"]
+    found, count, stream = streamed(vocabulary, ids, said, ANSWER)
+    assert (found, count, stream.notices) == ([b"hm", b"Yes"], 6, [])
+    text = [bytes([byte]) for byte in b"<response>Yes</response>hm"]
+    found, count, stream = streamed(vocabulary, ids, text, ANSWER)
+    assert found[1] == b"Yes" and stream.stopped
+
+
+def test_a_marker_of_reasoning_inside_an_answer_is_left_out_and_told() -> None:
+    vocabulary, ids = names(b"<think>", b"</think>")
+    found, count, stream = streamed(vocabulary, ids, [b"Yes", b"</think>", b"hm"], THINK)
+    assert (found[1], count, len(stream.notices)) == (b"Yeshm", 3, 1)

@@ -1,79 +1,152 @@
-"""Which markers a model has, and whether its template has opened the thoughts."""
+"""Where answers end and how reasoning is marked, read off the templates of many families."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from capt_local.bundle.manifest import ModelFile
-from capt_local.prompt.asking import Asker
-from capt_local.prompt.markers import find_markers
+from capt_local.prompt.build import PromptBuilder, vocabulary_with_turn_ends
+from capt_local.prompt.markers import find_markers, find_turn_ends
+from capt_local.prompt.template import ChatTemplate
 from capt_local.vocab.tokenizer import TextTokenizer
 from capt_local.vocab.vocabulary import TokenKind, Vocabulary
-from tests.fakes import FakeModel, make_vocabulary
+from tests.fakes import make_vocabulary
+from tests.prompt import templates
+from tests.real_vocabularies import templates_folder
+
+MARKER = re.compile(r"<[^<>\s]+>|\[e~\[|\[[^\[\]\s]+\]")
+EOS = "</s>"
 
 
-def with_tokens(names: Sequence[bytes]) -> Vocabulary:
-    plain = make_vocabulary([])
-    kinds = [*plain.kinds.tolist(), *[TokenKind.CONTROL] * len(names)]
-    return Vocabulary([*plain.pieces(), *names], kinds, end_ids=[1], bos=0)
+class Marked:
+    """A vocabulary of bytes and the control tokens that a template names, with its tokenizer."""
+
+    def __init__(self, source: str, extra: Iterable[str] = ()) -> None:
+        plain = make_vocabulary([])
+        self.names = [*dict.fromkeys([EOS, *MARKER.findall(source), *extra])]
+        pieces = [*plain.pieces(), *(name.encode() for name in self.names)]
+        kinds = [*plain.kinds.tolist(), *[TokenKind.CONTROL] * len(self.names)]
+        self.first = len(plain)
+        self.vocabulary = Vocabulary(pieces, kinds, end_ids=[self.first], bos=0, eos=self.first)
+        self._split = re.compile("|".join(map(re.escape, self.names)))
+
+    def tokenize(self, text: bytes, *, special: bool) -> list[int]:
+        tokens, at, said = [], 0, text.decode("utf-8", "replace")
+        for match in self._split.finditer(said) if special else ():
+            tokens += [2 + byte for byte in said[at : match.start()].encode()]
+            tokens.append(self.first + self.names.index(match[0]))
+            at = match.end()
+        return tokens + [2 + byte for byte in said[at:].encode()]
+
+    def builder(self, source: str) -> PromptBuilder:
+        file = ModelFile(role="target", path=Path("model.gguf"), size=1)
+        return PromptBuilder(file, source, TextTokenizer(self.vocabulary, self.tokenize))
 
 
-PLAIN = make_vocabulary([])
-PAIR = (((b"<think>", True),), ((b"</think>", False),))
+THINK = ("<think>", "</think>")
+FAMILIES = {
+    "chatml": (templates.CHATML, {"<|im_end|>"}, None),
+    "llama-2": (templates.LLAMA2, {EOS}, None),
+    "llama-3": (templates.LLAMA3, {"<|eot_id|>"}, None),
+    "gemma": (templates.GEMMA, {"<end_of_turn>"}, None),
+    "mistral": (templates.MISTRAL, {EOS}, None),
+    "magistral": (templates.MAGISTRAL, {EOS}, ("[THINK]", "[/THINK]")),
+    "phi-3": (templates.PHI3, {"<|end|>"}, None),
+    "phi-4": (templates.PHI4, {"<|im_end|>"}, None),
+    "zephyr": (templates.ZEPHYR, {EOS}, None),
+    "qwen-3": (templates.QWEN3, {"<|im_end|>"}, THINK),
+    "deepseek": (templates.DEEPSEEK, {"<｜end▁of▁sentence｜>"}, THINK),
+    "granite": (templates.GRANITE, {"<|end_of_text|>"}, THINK),
+    "lfm2": (templates.LFM2, {"<|im_end|>"}, THINK),
+    "glm": (templates.GLM, {"<|user|>"}, None),
+    "cohere": (templates.COHERE, {"<|END_RESPONSE|>"}, ("<|START_THINKING|>", "<|END_THINKING|>")),
+    "apertus": (templates.APERTUS, {"<|assistant_end|>"},
+                ("<|inner_prefix|>", "<|inner_suffix|>")),
+    "gemma-4": (templates.GEMMA4, {"<turn|>"}, ("<|channel>thought", "<channel|>")),
+    "exaone": (templates.EXAONE, {"[|endofturn|]"}, ("<thought>", "</thought>")),
+    "gpt-oss": (templates.HARMONY, {"<|end|>", "<|return|>"},
+                ("<|channel|>analysis<|message|>",
+                 "<|end|><|start|>assistant<|channel|>final<|message|>")),
+    "unheard": (templates.UNHEARD, {"[STOP]"}, ("[MUSE]", "[/MUSE]")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_template_tells_how_answers_end_and_reasoning_is_marked(family: str) -> None:
+    source, ends, pair = FAMILIES[family]
+    found = Marked(source)
+    template = ChatTemplate(source, bos="<s>", eos=EOS)
+    tokens = find_turn_ends(template, found.vocabulary, found.tokenize)
+    assert {found.vocabulary.piece(token).decode() for token in tokens} == ends
+    markers = find_markers(found.vocabulary, template)
+    if pair is None:
+        assert markers is None
+        return
+    assert markers is not None
+    assert pair[0] in [begin.decode() for begin, reasons in markers.begin if reasons]
+    assert pair[1] in [end.decode() for end, reasons in markers.within if not reasons]
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "template", "wanted"),
-    [
-        (PLAIN, "{{ messages }}", None),
-        (with_tokens([b"<think>", b"</think>"]), "", PAIR),
-        (PLAIN, "{% if '</think>' in content %}{{ '<think>\n' }}{% endif %}", PAIR),
-        (with_tokens([b"<think>"]), "", None),
-    ],
+    ("family", "opened"),
+    [("qwen-3", False), ("deepseek", True), ("exaone", True), ("gpt-oss", False), ("lfm2", False)],
 )
-def test_markers_come_from_vocabulary_or_template(
-    vocabulary: Vocabulary, template: str, wanted: object
-) -> None:
-    found = find_markers(vocabulary, template)
-    assert (found and (found.begin, found.within)) == wanted
+def test_a_template_may_open_the_reasoning(family: str, opened: bool) -> None:
+    source = FAMILIES[family][0]
+    prompt = Marked(source).builder(source).prompt("x", raw=False)
+    scaffold = b"".join(Marked(source).vocabulary.piece(t) for t in prompt.segments[-1].tokens)
+    assert prompt.markers is not None and prompt.markers.opened_by(scaffold) is opened
+    # Reasoning switched off: the template has closed it again.
+    assert not prompt.markers.opened_by(scaffold + b"<think>\n\n</think>\n\n")
 
 
-def test_channels_are_those_of_gpt_oss() -> None:
-    found = find_markers(with_tokens([b"<|channel|>", b"<|message|>"]), "")
-    assert found is not None
-    assert dict(found.begin) == {
-        b"<|channel|>analysis<|message|>": True,
-        b"<|channel|>commentary<|message|>": True,
-        b"<|channel|>final<|message|>": False,
-    }
-    assert all(marker.startswith(b"<|end|><|start|>assistant") for marker, _ in found.within)
+def test_prompts_say_where_answers_end() -> None:
+    found = Marked(templates.GEMMA4)
+    builder = found.builder(templates.GEMMA4)
+    assert [found.vocabulary.piece(t) for t in builder.prompt("x", raw=False).turn_ends] == [
+        b"<turn|>"
+    ]
+    assert builder.prompt("x", raw=True).turn_ends == frozenset()
 
 
-@pytest.mark.parametrize(
-    ("scaffold", "opened"),
-    [
-        (b"<|im_start|>assistant\n", False),
-        (b"<|im_start|>assistant\n<think>\n", True),
-        # Thinking switched off: the template has closed it again.
-        (b"<|im_start|>assistant\n<think>\n\n</think>\n\n", False),
-    ],
-)
-def test_a_template_may_open_the_thoughts(scaffold: bytes, opened: bool) -> None:
-    found = find_markers(PLAIN, "<think> </think>")
-    assert found is not None and found.opened_by(scaffold) is opened
+def test_the_vocabulary_ends_where_the_template_does_but_not_inside_reasoning() -> None:
+    file = ModelFile(role="target", path=Path("model.gguf"), size=1)
+    for source, ends in ((templates.CHATML, {EOS, "<|im_end|>"}),
+                         (templates.HARMONY, {EOS, "<|return|>"}),
+                         ("{{ broken", {EOS})):  # fmt: skip
+        found = Marked(source)
+        made = vocabulary_with_turn_ends(file, source, found.vocabulary, found.tokenize)
+        assert {made.piece(token).decode() for token in made.end_ids.tolist()} == ends
+        assert made.is_end.sum() == len(ends) and not made.is_text[made.end_ids].any()
 
 
-def test_an_asker_puts_the_markers_into_its_prompts() -> None:
-    template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '\n<think>\n' }}"
-    template += "{# ends with </think> #}"
-    model = FakeModel(PLAIN, 1)
-    asker = Asker(
-        ModelFile(role="target", path=Path("model.gguf"), size=1),
-        template, TextTokenizer(PLAIN, model.tokenize),
-    )  # fmt: skip
-    chat = asker.prompt("x", raw=False)
-    assert chat.markers is not None and asker.prompt("y", raw=False).markers == chat.markers
-    assert asker.prompt("x", raw=True).markers is None
+def test_names_in_the_vocabulary_are_enough() -> None:
+    found = Marked(templates.GEMMA, ["<unused94>", "<unused95>"])  # MedGemma
+    markers = find_markers(found.vocabulary, ChatTemplate(templates.GEMMA))
+    assert markers is not None and markers.begin == ((b"<unused94>thought", True),)
+
+
+def test_reasoning_that_is_mentioned_but_not_marked_is_told() -> None:
+    for source, told in ((templates.CHATML, 0), (templates.CHATML + "{# enable_thinking #}", 1)):
+        notices = Marked(source).builder(source).prompt("x", raw=False).notices
+        assert sum("mentions reasoning" in notice for notice in notices) == told
+
+
+def test_published_templates() -> None:
+    """Those in the binding's source distribution: each but one renders, and shows an end."""
+    without_end, reasoning = set(), set()
+    for path in sorted(templates_folder().glob("*.jinja")):
+        source = path.read_text("utf-8")
+        template = ChatTemplate(source, bos="<s>", eos=EOS)
+        found = Marked(source + "".join(template.behind_answers()))
+        if not find_turn_ends(template, found.vocabulary, found.tokenize):
+            without_end.add(path.stem)
+        if find_markers(make_vocabulary([]), template) is not None:
+            reasoning.add(path.stem)
+    # It needs functions; its turns end with lines alone.
+    assert without_end <= {"fireworks-ai-llama-3-firefunction-v2", "llama-cpp-rwkv-world"}
+    assert len(reasoning) >= 35
