@@ -56,7 +56,8 @@ class FakeModel:
         scale: standard deviation of the logits.
         can_rewind: False drops everything instead, as recurrent models do.
         limit: tokens of context.
-        end_logit: added to the end tokens, so that an answer goes on unless a test wants it to end.
+        end_logit: added to the control tokens, which end an answer, so that it goes on unless a test
+            wants it to end.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class FakeModel:
         state = zlib.crc32(np.asarray(tokens, np.int64).tobytes(), self._seed)
         rng = np.random.default_rng(state)
         row = rng.standard_normal(len(self.vocabulary)) * self._scale
-        row[self.vocabulary.end_ids] += self._end_logit
+        row[self.vocabulary.kinds == TokenKind.CONTROL] += self._end_logit
         return row.astype(np.float32)
 
     def extend(self, tokens: Sequence[int], rows: int = 1) -> np.ndarray:
