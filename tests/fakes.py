@@ -56,8 +56,8 @@ class FakeModel:
         scale: standard deviation of the logits.
         can_rewind: False drops everything instead, as recurrent models do.
         limit: tokens of context.
-        end_logit: added to the control tokens, which end an answer, so that it goes on unless a test
-            wants it to end.
+        end_logit: added to the control tokens, which end an answer, so that it goes on unless a
+            test wants it to end.
     """
 
     def __init__(
