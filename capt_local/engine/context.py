@@ -23,6 +23,7 @@ from capt_local.engine.parameters import (
     make_context,
     notes,
 )
+from capt_local.engine.threads import ThreadCount
 from capt_local.engine.weights import Weights
 from capt_local.errors import (
     Cancelled,
@@ -63,7 +64,10 @@ class Context:
         api = self._library.api
         recurrent = is_recurrent(api, weights)
         sequences = lanes or sequence_count(options, recurrent)
-        parameters = context_parameters(api, weights, options, sequences, apart=bool(lanes))
+        self._threads = ThreadCount(options.threads)
+        parameters = context_parameters(
+            api, weights, options, sequences, self._threads.count, apart=bool(lanes)
+        )
         self._address = make_context(self._library, weights, parameters)
         self._name = weights.metadata.name
         try:
@@ -110,6 +114,9 @@ class Context:
             ContextOverflow, Cancelled, MemoryShortage, ModelError: by llama.cpp's return code;
                 part of the batch may have been added to the memory.
         """
+        if self._threads.changed():
+            count = self._threads.count
+            self._library.api.llama_set_n_threads(self._address, count, count)
         started = time.perf_counter()
         code = self._decode(self._handle, self.batch.raw)
         self.seconds += time.perf_counter() - started

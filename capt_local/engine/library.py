@@ -19,6 +19,7 @@ from typing import Any
 from capt_local.engine.formats import leave_out_crashing
 from capt_local.engine.hardening import keep_memory_private
 from capt_local.engine.heap import keep_freed_memory
+from capt_local.engine.threads import busy_cores, limit_spinning
 from capt_local.engine.trial import computes
 from capt_local.errors import UsageError
 
@@ -78,6 +79,8 @@ class Library:
     def __init__(self) -> None:
         """Loads the binding, checks its version and starts llama.cpp's backends."""
         keep_freed_memory()
+        limit_spinning()
+        busy_cores()  # begins to count
         self.api: Any = _import_binding()
         self._lines: deque[tuple[int, str]] = deque(maxlen=_MOST_LINES)
         # llama.cpp keeps only the address, so the callback has to live as long as the library.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
-
-import psutil
 
 from capt_local.engine.library import Library
 from capt_local.engine.memory import context_size
@@ -17,12 +14,6 @@ CONTEXT_UNIT = 256  # llama.cpp pads a context to a multiple of this
 
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 _GGML_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
-
-
-def physical_cores() -> int:
-    """Physical cores that this process may use; threads beyond them only wait for each other."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(usable or 1, psutil.cpu_count(logical=False) or usable or 1))
 
 
 def notes(weights: Weights, options: LoadOptions, limit: int) -> tuple[str, ...]:
@@ -74,7 +65,7 @@ def make_context(library: Library, weights: Weights, parameters: Any) -> int:
 
 
 def context_parameters(
-    api: Any, weights: Weights, options: LoadOptions, sequences: int, *, apart: bool
+    api: Any, weights: Weights, options: LoadOptions, sequences: int, threads: int, *, apart: bool
 ) -> Any:
     """What `make_context` takes.
 
@@ -83,10 +74,10 @@ def context_parameters(
         weights: of the model.
         options: of the context.
         sequences: how many it may hold.
+        threads: that compute, until `llama_set_n_threads` says otherwise.
         apart: whether each has cells of its own for the whole context, and one more unit of them;
             else all share those of one context.
     """
-    threads = options.threads or physical_cores()
     result = api.llama_context_default_params()
     result.n_ctx = context_size(weights.header, options)
     if apart:

@@ -12,7 +12,7 @@ from capt_local.engine.library import library
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.memory import check_fits, estimate
 from capt_local.engine.options import LoadOptions
-from capt_local.engine.parameters import physical_cores
+from capt_local.engine.threads import physical_cores
 from capt_local.errors import ModelError
 
 _ON_CPU = 0

@@ -26,7 +26,7 @@ from capt_local.cli.structured import StructureFlags, structure
 from capt_local.cli.thinking import QuietThoughtFlags
 from capt_local.decoding.options import GenerateOptions
 from capt_local.engine.options import LoadOptions
-from capt_local.engine.parameters import physical_cores
+from capt_local.engine.threads import physical_cores
 from capt_local.errors import UsageError
 from capt_local.strict.files import read_bytes
 from capt_local.strict.json import parse_json

@@ -17,7 +17,7 @@ from capt_local.cli.session import Session, find_bundle, generate_options, open_
 from capt_local.cli.signals import Interrupt
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.prompt_evidence import Memory
-from capt_local.engine.parameters import physical_cores
+from capt_local.engine.threads import physical_cores
 from capt_local.errors import ContextOverflow, UsageError
 from capt_local.evaluate.speed.batches import batch_costs
 from capt_local.evaluate.speed.memory import memory_over, resident

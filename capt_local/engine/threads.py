@@ -1,0 +1,123 @@
+"""How many threads compute: all physical cores of an idle machine, fewer where others use them.
+
+llama.cpp's threads wait for each other several hundred times a token. Where another process has
+taken the core of one of them, all wait for it, so with more threads than free cores a token takes
+many times as long as with one thread. So the time that other processes take is looked at twice a
+second, and the threads of each context follow it; the result of a computation does not depend on
+their number. While they wait they spin for a short time only, as far as that can be set (OpenMP).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import cache
+from typing import NamedTuple
+
+import psutil
+
+_INTERVAL = 0.5  # seconds between two looks
+_SHORTEST = 0.05  # seconds that say something; the system counts in units of 0.01
+_SLACK = 0.35  # of a core that others may take before a thread is given up
+_SPINS = "30000"  # turns of a waiting thread before it sleeps; OpenMP's own number is 300,000
+
+
+def limit_spinning() -> None:
+    """Lets waiting threads of OpenMP sleep soon; only before llama.cpp is loaded.
+
+    What the user has set in the environment stays.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = _SPINS
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use; threads beyond them only wait for each other."""
+    usable = len(_usable_cpus())
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+
+
+class _Sample(NamedTuple):
+    """Seconds: of the clock, of all work on the usable processors, of this process."""
+
+    clock: float
+    busy: float
+    own: float
+
+
+class BusyCores:
+    """What other processes take of the machine.
+
+    Attributes:
+        cores: processors (threads of cores) that this process may use.
+        others: how many of them other processes took lately; 0 at first.
+    """
+
+    def __init__(self) -> None:
+        """Begins to count."""
+        self._usable = _usable_cpus()
+        self.cores = len(self._usable)
+        self.others = 0.0
+        self._last = self._sample()
+
+    def threads(self) -> int:
+        """Threads that find a core each: at least one, at most the physical cores."""
+        self._look()
+        return max(1, min(physical_cores(), int(self.cores - self.others + _SLACK)))
+
+    def _look(self) -> None:
+        elapsed = time.monotonic() - self._last.clock
+        if elapsed < _SHORTEST:
+            return
+        now = self._sample()
+        work = (now.busy - self._last.busy) - (now.own - self._last.own)
+        self.others = min(float(self.cores), max(0.0, work / (now.clock - self._last.clock)))
+        self._last = now
+
+    def _sample(self) -> _Sample:
+        times = psutil.cpu_times(percpu=True)
+        busy = 0.0
+        for number in self._usable:
+            if number < len(times):
+                one = times[number]
+                waiting = one.idle + getattr(one, "iowait", 0.0)
+                counted_twice = getattr(one, "guest", 0.0) + getattr(one, "guest_nice", 0.0)
+                busy += sum(one) - waiting - counted_twice
+        return _Sample(time.monotonic(), busy, time.process_time())
+
+
+@cache
+def busy_cores() -> BusyCores:
+    """The one of this process; it begins to count at the first call."""
+    return BusyCores()
+
+
+class ThreadCount:
+    """The threads of one context: those that were asked for, or as many as find a core.
+
+    Args:
+        fixed: as asked for; None to follow the machine.
+
+    Attributes:
+        count: for now.
+    """
+
+    def __init__(self, fixed: int | None) -> None:
+        """Looks at the machine unless the number is fixed."""
+        self._fixed = fixed is not None
+        self.count = fixed or busy_cores().threads()
+        self._next = time.monotonic() + _INTERVAL
+
+    def changed(self) -> bool:
+        """Whether there is another count since the last call; looks twice a second."""
+        if self._fixed or time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + _INTERVAL
+        before, self.count = self.count, busy_cores().threads()
+        return self.count != before
+
+
+def _usable_cpus() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
