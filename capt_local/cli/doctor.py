@@ -6,6 +6,7 @@ import os
 import platform
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,7 @@ def examine(flags: ModelFlags) -> Diagnosis:
         return found
     found.attempt("backend", lambda: backend(found))
     found.attempt("memory", memory_of_the_machine)
+    found.attempt("processor", lambda: processor(found.warnings))
     found.attempt("private memory", lambda: private_memory(found.warnings))
     found.attempt("first look's process", lambda: confinement(found.warnings))
     found.attempt("settings", settings)
@@ -389,9 +391,9 @@ def fit(bundle: Bundle, options: LoadOptions) -> Fit:
     import psutil
 
     from capt_local.engine import memory
+    from capt_local.engine.devices import free_on_gpus, planned_layers
     from capt_local.engine.library import library
     from capt_local.engine.load_models import estimates
-    from capt_local.engine.placement import free_on_gpus, planned_layers
 
     paths = {role: model.path for role, model in bundle.models.items()}
     each = estimates(paths, options, bundle.adapters)
@@ -541,6 +543,7 @@ def _left(told: list[str]) -> str:
 
 # The first release of each line in which a hostile archive cannot leave its folder (CVE-2025-4517,
 # CVE-2025-4330, CVE-2025-4138 and others).
+_WATCHED = 0.3  # seconds, to see what other programs take of the processor
 _ARCHIVES_MENDED = {(3, 11): 13, (3, 12): 11, (3, 13): 4}
 _SWAPS, _BLOCK = Path("/proc/swaps"), Path("/sys/class/block")
 
@@ -555,6 +558,25 @@ def archive_flaws(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> str
         f"Python {here} has known flaws in unpacking archives (CVE-2025-4517 and others), mended "
         f"in {mended}. capt-local does not use that module; pip and other programs do."
     )
+
+
+def processor(told: list[str]) -> dict[str, Any]:
+    """Cores, and what other programs take of them now."""
+    from capt_local.engine.threads import BusyCores, physical_cores
+
+    busy = BusyCores()
+    time.sleep(_WATCHED)
+    threads = busy.threads()
+    if threads < physical_cores():
+        told.append(
+            f"Other programs use {busy.others:.1f} of {busy.cores} processor cores now: answers "
+            f"are slower, and computed with {threads} of {physical_cores()} threads until they end."
+        )
+    return {
+        "cores": physical_cores(),
+        "used by other programs now": f"{busy.others:.1f}",
+        "threads": threads,
+    }
 
 
 def private_memory(told: list[str]) -> dict[str, Any]:

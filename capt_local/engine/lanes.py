@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from capt_local.engine.context import Context, Rows
-from capt_local.engine.interrupts import HeldInterrupts
 from capt_local.engine.lane import Lane, Part
+from capt_local.engine.library import HeldInterrupts
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.spans import best_sizes, spans, tried_sizes
 from capt_local.engine.weights import Weights

@@ -1,26 +1,30 @@
 """llama.cpp, loaded once: its log, its backends, what it says about itself.
 
 The library is process-wide by nature (one log, one set of backends), so there is one `Library`
-too, made on first use; importing this module does not load llama.cpp.
+too, made on first use; importing this module does not load llama.cpp. Behind it stands what all
+that calls into the library needs: closing, and Ctrl-C while C code runs.
 """
 
 from __future__ import annotations
 
 import _thread
+import contextlib
 import ctypes
 import os
+import signal
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
-from capt_local.engine.formats import leave_out_crashing
+from capt_local.engine.devices import DEVICE_KINDS, Device, device_computes, leave_out_crashing
 from capt_local.engine.hardening import keep_memory_private
-from capt_local.engine.heap import keep_freed_memory
 from capt_local.engine.threads import busy_cores, limit_spinning
-from capt_local.engine.trial import computes
 from capt_local.errors import UsageError
 
 # The structures of the binding fit only the library that it was built with.
@@ -29,23 +33,6 @@ BINDING_VERSION = "0.3.36"
 _WARN, _ERROR, _CONTINUED = 3, 4, 5
 _LONGEST = 300  # characters of an error
 _MOST_LINES = 512  # of the log
-_DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "composite")
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Something that llama.cpp can compute on. Memory in bytes, 0 where unknown."""
-
-    name: str
-    description: str
-    kind: str
-    free: int
-    total: int
-
-    @property
-    def is_gpu(self) -> bool:
-        """Whether layers can be put on it."""
-        return self.kind in ("GPU", "integrated GPU")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +141,7 @@ class Library:
                 Device(
                     name=_text(name(device)),
                     description=_text(description(device)),
-                    kind=_DEVICE_KINDS[kind(device)],
+                    kind=DEVICE_KINDS[kind(device)],
                     free=free.value,
                     total=total.value,
                 )
@@ -167,7 +154,7 @@ class Library:
         Args:
             device: its place in `devices`.
         """
-        return computes(self.ggml, device)
+        return device_computes(self.ggml, device)
 
     def ggml(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         """A function of ggml, which is a library of its own beside libllama."""
@@ -231,3 +218,92 @@ def _text(value: bytes | None) -> str:
 def library() -> Library:
     """The library of this process, loaded on the first call (0.3 s)."""
     return Library()
+
+
+class Closing:
+    """A context manager that closes itself."""
+
+    def close(self) -> None:
+        """Lets go of what it holds."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes it."""
+        self.close()
+
+
+class HeldInterrupts:
+    """Notes interrupts inside a `with` block and hands them on at its end.
+
+    Python runs its signal handlers inside the callbacks of C code, and an exception raised there is
+    printed and lost. So the interrupt is noted, and handed on once the C code has returned.
+
+    Attributes:
+        asked: whether an interrupt came; C callbacks look at it to stop early.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._handler: object = None
+        self._frame: FrameType | None = None
+
+    def __enter__(self) -> Self:
+        """Takes the handler's place, in the main thread (the only one that is interrupted)."""
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.getsignal(signal.SIGINT)
+            if callable(self._handler):
+                signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Puts the handler back and calls it if an interrupt came."""
+        handler, frame = self._handler, self._frame
+        self._handler = self._frame = None
+        if callable(handler):
+            signal.signal(signal.SIGINT, handler)
+            if self.asked:
+                handler(signal.SIGINT, frame)
+
+    def _note(self, _signal: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self._frame = frame
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # <malloc.h>
+# Larger than any array of a step, but for rows of many places of a prompt.
+_LARGEST = 8 << 20
+_KEPT = 32 << 20  # bytes at the end of the heap that may stay unused
+
+
+def keep_freed_memory() -> bool:
+    """Lets this process keep some freed memory, where its C library can be told so (glibc).
+
+    A step makes some dozen arrays of 0.1 to 1 MB and frees them again. The C library of Linux gives
+    memory of that size back to the kernel at once, and asks for it anew a moment later; the pages
+    then come one by one. That was half of the time of numpy in a step.
+
+    Returns:
+        Whether it does now. Settings that somebody made for the process stay as they are.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    with contextlib.suppress(OSError, AttributeError):
+        tell = ctypes.CDLL(None).mallopt
+        return bool(tell(_MMAP_THRESHOLD, _LARGEST) and tell(_TRIM_THRESHOLD, _KEPT))
+    return False

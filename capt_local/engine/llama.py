@@ -14,9 +14,8 @@ from typing import Self
 import numpy as np
 
 from capt_local.engine.batch import Batch, as_many_as_fit
-from capt_local.engine.closing import Closing
 from capt_local.engine.context import Context, Rows
-from capt_local.engine.interrupts import HeldInterrupts
+from capt_local.engine.library import Closing, HeldInterrupts
 from capt_local.engine.on_weights import OnWeights
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.weights import Progress, Weights

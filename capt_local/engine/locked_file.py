@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from capt_local.engine.closing import Closing
+from capt_local.engine.library import Closing
 from capt_local.errors import ModelError
 from capt_local.strict.stamp import Stamp, stamp_of
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from capt_local.engine.closing import Closing
-from capt_local.engine.library import library
+from capt_local.engine.library import Closing, library
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.memory import check_fits, estimate
 from capt_local.engine.options import LoadOptions

@@ -28,10 +28,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from capt_local.engine.adapters import check_adapter
-from capt_local.engine.closing import Closing
 from capt_local.engine.gguf_header import model_parts, read_header, read_model_header
 from capt_local.engine.hardening import be_first_to_go, confine
-from capt_local.engine.library import library
+from capt_local.engine.library import Closing, library
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.locked_file import LockedFile
 from capt_local.engine.memory import estimate

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capt_local.engine.adapters import LoadedAdapter, check_adapter, load_adapter
-from capt_local.engine.closing import Closing
+from capt_local.engine.devices import Kernels, free_on_gpus
 from capt_local.engine.gguf_header import (
     NO_VOCABULARY,
     Header,
@@ -24,13 +24,10 @@ from capt_local.engine.gguf_header import (
     read_model_header,
     rules,
 )
-from capt_local.engine.interrupts import HeldInterrupts
-from capt_local.engine.kernels import Kernels
-from capt_local.engine.library import Library, library
+from capt_local.engine.library import Closing, HeldInterrupts, Library, library
 from capt_local.engine.locked_file import LockedFile
 from capt_local.engine.memory import check_fits, estimate
 from capt_local.engine.options import LoadOptions
-from capt_local.engine.placement import free_on_gpus
 from capt_local.errors import Cancelled, MemoryShortage, ModelError, UsageError
 from capt_local.strict.stamp import Stamp
 from capt_local.vocab.vocabulary import TokenKind, Vocabulary

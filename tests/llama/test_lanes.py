@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from capt_local.engine.context import Context
-from capt_local.engine.kernels import Kernels
+from capt_local.engine.devices import Kernels
 from capt_local.engine.lane import Lane, Part
 from capt_local.engine.lanes import MOST_TOGETHER, Lanes
 from capt_local.engine.llama import LlamaModel

@@ -1,8 +1,10 @@
-"""llama.cpp in the process: loaded late, quiet, without dumps, only the right version."""
+"""llama.cpp itself: loading it, its log, its memory, Ctrl-C in the middle of it."""
 
 from __future__ import annotations
 
 import os
+import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,8 +13,10 @@ from pathlib import Path
 import diskcache
 import pytest
 
-from capt_local.engine.library import BINDING_VERSION, library
+from capt_local.engine.library import BINDING_VERSION, HeldInterrupts, library
 from capt_local.engine.llama import LlamaModel
+from capt_local.engine.weights import Weights
+from capt_local.errors import Cancelled
 from tests.llama.conftest import ONE_THREAD
 
 
@@ -101,3 +105,93 @@ def test_the_cache_with_the_open_hole_is_never_made(
     monkeypatch.setattr(diskcache.Cache, "__init__", refuse)
     with LlamaModel.open(tiny_path(), ONE_THREAD) as model:
         model.extend(model.tokenize(b"some text", special=False))
+
+
+# Arrays as those of a step, made and let go; counts how many pages the kernel had to bring.
+STEPS = """
+import resource, sys
+import numpy as np
+from capt_local.engine.library import keep_freed_memory
+print(keep_freed_memory() if sys.argv[1] == "keep" else None)
+def step():
+    return [np.ones(size, np.float32) for size in (152_000, 32_000, 32_000, *[70_000] * 12)]
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    step()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 50)
+"""
+
+
+def steps(how: str, **environment: str) -> tuple[str, float]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    clean.pop("GLIBC_TUNABLES", None)
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, how],
+        capture_output=True, text=True, check=True, env=clean | environment,
+    )  # fmt: skip
+    said, pages = done.stdout.split()
+    return said, float(pages)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_pages_do_not_come_and_go_with_every_step() -> None:
+    _, without = steps("leave")
+    said, pages = steps("keep")
+    assert said == "True"
+    assert pages < 20 < 200 < without
+
+
+@pytest.mark.parametrize(
+    "setting", [{"MALLOC_TRIM_THRESHOLD_": "1000"}, {"GLIBC_TUNABLES": "glibc.malloc.check=0"}]
+)
+def test_what_somebody_has_set_stays(setting: dict[str, str]) -> None:
+    said, _ = steps("keep", **setting)
+    assert said == "False"
+
+
+@pytest.fixture(autouse=True)
+def default_handler() -> object:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupt(*_: object) -> bool:
+    signal.raise_signal(signal.SIGINT)
+    return False
+
+
+def test_an_interrupt_in_a_long_text_arrives_and_leaves_the_position(model: LlamaModel) -> None:
+    model.extend([1, 2, 3])
+    model.should_stop = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        model.extend(list(range(100)))
+    assert model.position == 3
+    model.should_stop = None
+    assert model.extend(list(range(100))).shape[0] == 1
+
+
+def test_a_handler_that_only_takes_note_makes_it_a_cancellation(model: LlamaModel) -> None:
+    noted: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: noted.append(number))
+    model.should_stop = interrupt
+    with pytest.raises(Cancelled):
+        model.extend(list(range(100)))
+    assert model.position == 0
+    assert noted == [signal.SIGINT]
+
+
+def test_an_interrupt_while_loading_arrives(tiny_path: Callable[..., Path]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Weights(tiny_path(), progress=interrupt)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    with pytest.raises(Cancelled, match=r"llama-bpe.gguf was stopped"):
+        Weights(tiny_path(), progress=interrupt)
+
+
+def test_handlers_are_put_back() -> None:
+    with HeldInterrupts() as held:
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        assert not held.asked
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

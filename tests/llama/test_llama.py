@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.engine.kernels import Kernels
+from capt_local.engine.devices import Kernels
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.weights import Weights

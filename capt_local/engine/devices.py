@@ -1,0 +1,265 @@
+"""What llama.cpp computes on: devices, layers on them, formats of weights, prices of batches.
+
+On a CPU with AMX, llama.cpp prefers tiles. In the version that is pinned, a tile's configuration
+can be optimised away by the compiler, and the first batch of several tokens ends the process
+(llama.cpp issue 20824, pull request 26954). AVX-512 does the same work, so AMX is taken off the
+list that is read when a model is loaded, unless the build says that it was mended
+(scripts/binding/tiles.h).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from capt_local.engine.memory import MemoryEstimate
+from capt_local.engine.options import LoadOptions
+
+DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "composite")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Something that llama.cpp can compute on. Memory in bytes, 0 where unknown."""
+
+    name: str
+    description: str
+    kind: str
+    free: int
+    total: int
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether layers can be put on it."""
+        return self.kind in ("GPU", "integrated GPU")
+
+
+# --- layers on a GPU
+
+# Left free on a GPU for the backend itself.
+GPU_RESERVE = 512 << 20
+
+
+def free_on_gpus(devices: Iterable[Device]) -> int:
+    """Bytes that models may take on the GPUs, 0 where there are none."""
+    return sum(max(0, device.free - GPU_RESERVE) for device in devices if device.is_gpu)
+
+
+def planned_layers(
+    each: Mapping[str, MemoryEstimate], options: LoadOptions, free: int
+) -> dict[str, int]:
+    """Layers of each model on the GPU, when they load one after the other.
+
+    Args:
+        each: estimates in the order of loading; models that share weights as one.
+        options: say how many are wanted.
+        free: bytes on the GPUs, see `free_on_gpus`.
+    """
+    planned: dict[str, int] = {}
+    there = free > 0
+    for role, one in each.items():
+        match options.gpu_layers:
+            case "auto":
+                layers = one.layers_that_fit(free)
+            case "all":
+                layers = one.layers
+            case number:
+                layers = min(number, one.layers)
+        planned[role] = layers if there else 0
+        if planned[role]:
+            share = layers / max(one.layers, 1)
+            free -= int((one.weights + one.adapters + one.kv_cache) * share) + one.buffers
+            free = max(0, free)
+    return planned
+
+
+# --- formats that llama.cpp rearranges weights into for the CPU, without those that crash
+
+_CPU = 0
+_TILED = ("AMX",)  # these crash, unless the build was mended
+_MENDED = b"capt-local: whole tile configuration"
+
+
+class Rearranging(NamedTuple):
+    """The formats that weights are rearranged into.
+
+    Attributes:
+        used: names of those that llama.cpp may use.
+        left_out: names of those that were taken off its list.
+    """
+
+    used: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def tiles(self) -> bool:
+        """Whether batches are computed in tiles of 16 tokens, not by fours."""
+        return any(name in _TILED for name in self.used)
+
+
+def leave_out_crashing(ggml: Callable[..., Callable[..., Any]], folder: Path) -> Rearranging:
+    """Takes formats that crash off llama.cpp's list, before any model is loaded.
+
+    Args:
+        ggml: `ggml(name, result, *arguments)` gives a function of the ggml library.
+        folder: where the libraries lie; those of the CPU are asked whether they were mended.
+
+    """
+    address = ctypes.c_void_p
+    device = ggml("ggml_backend_dev_by_type", address, ctypes.c_int)(_CPU)
+    registry = ggml("ggml_backend_dev_backend_reg", address, address)(device)
+    find = ggml("ggml_backend_reg_get_proc_address", address, address, ctypes.c_char_p)
+    found = find(registry, b"ggml_backend_dev_get_extra_bufts")
+    if not found:
+        return Rearranging()
+    name = ggml("ggml_backend_buft_name", ctypes.c_char_p, address)
+    entries = ctypes.CFUNCTYPE(ctypes.POINTER(address), address)(found)(device)
+    formats: list[int] = []
+    while entries and entries[len(formats)]:
+        formats.append(entries[len(formats)])
+    names = {one: name(one).decode() for one in formats}
+    crashing = [one for one in formats if names[one] in _TILED]
+    if crashing and mended(folder.glob("*ggml-cpu*")):
+        crashing = []
+    kept = [one for one in formats if one not in crashing]
+    for place in range(len(formats)):  # the list ends at the first null
+        entries[place] = kept[place] if place < len(kept) else None
+    return Rearranging(tuple(names[one] for one in kept), tuple(names[one] for one in crashing))
+
+
+def mended(libraries: Iterable[Path]) -> bool:
+    """Whether all of these files, of which there is one at least, were built with the mend."""
+    found = [_holds(path, _MENDED) for path in libraries]
+    return bool(found) and all(found)
+
+
+def _holds(path: Path, text: bytes) -> bool:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as map_:
+            return map_.find(text) >= 0
+    except (OSError, ValueError):  # unreadable or empty
+        return False
+
+
+# --- what a batch of several tokens costs, by the kernels that compute it
+
+# In batches of one token, measured on two cores on weights of 0.5 and 1.1 B: the first token of
+# all and each further one; where kernels take four at once, a whole four of them; where they take
+# tiles of 16, a batch of two and each further token. A GPU reads the weights once for all.
+_FURTHER, _ON_GPU = 0.22, 0.03
+_READING, _ONE_OF_FOURS, _FOUR = 0.1, 0.9, 1.45
+_TWO_OF_TILE, _FURTHER_OF_TILE = 1.65, 0.17
+
+
+class Kernels(NamedTuple):
+    """Those of one model.
+
+    Attributes:
+        by_fours: whether they take four tokens of a batch at once; two or three cost more.
+        on_gpu: whether a GPU computes at least a part of the model.
+        tiles: whether they take tiles of 16 tokens (AMX).
+    """
+
+    by_fours: bool = False
+    on_gpu: bool = False
+    tiles: bool = False
+
+    def cost(self, size: int) -> float:
+        """What a batch of so many tokens costs, in batches of one."""
+        if self.by_fours:
+            return _READING + _ONE_OF_FOURS * (size % 4) + _FOUR * (size // 4)
+        if self.tiles and size > 1:
+            return _TWO_OF_TILE + _FURTHER_OF_TILE * (size - 2)
+        return 1.0 + (_ON_GPU if self.on_gpu else _FURTHER) * (size - 1)
+
+    def filled(self, size: int) -> int:
+        """The size that a batch is filled up to since that is cheaper, or its own."""
+        return min(range(size, size + 4), key=self.cost)
+
+
+# --- whether a device computes: a small matrix product on it, compared with numpy
+
+Function = Callable[..., Callable[..., Any]]
+
+_ADDRESS, _SIZE, _INT64 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
+_F32 = 0  # ggml's number of the format
+_GRAPH_SPACE = 4 << 20  # bytes for the description of one product
+_INNER, _ROWS, _COLUMNS = 64, 16, 4
+# Backends may multiply in 16 or 19 bits; the entries are below 1, so that a sum of 64 stays small.
+_TOLERANCE = 0.1
+
+
+class _InitParams(ctypes.Structure):
+    """`struct ggml_init_params`."""
+
+    _fields_ = (
+        ("mem_size", ctypes.c_size_t),
+        ("mem_buffer", ctypes.c_void_p),
+        ("no_alloc", ctypes.c_bool),
+    )
+
+
+def device_computes(ggml: Function, index: int) -> bool:
+    """Multiplies two small matrices on a device.
+
+    Args:
+        ggml: gives a function of ggml by name, result and argument types.
+        index: of the device, in ggml's order.
+
+    Returns:
+        Whether it gave the right numbers; False too where it cannot be started.
+    """
+    random = np.random.default_rng(7)
+    left = random.uniform(-1, 1, (_ROWS, _INNER)).astype(np.float32)
+    right = random.uniform(-1, 1, (_COLUMNS, _INNER)).astype(np.float32)
+    found = _product(ggml, index, left, right)
+    wanted = right @ left.T
+    return found is not None and bool(np.allclose(found, wanted, rtol=0, atol=_TOLERANCE))
+
+
+def _product(
+    ggml: Function, index: int, left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32] | None:
+    """`right @ left.T` as the device computes it, shape (columns, rows)."""
+    with ExitStack() as stack:
+
+        def made(address: int | None, free: str) -> int | None:
+            if address:
+                stack.callback(ggml(free, None, _ADDRESS), address)
+            return address
+
+        device = ggml("ggml_backend_dev_get", _ADDRESS, _SIZE)(index)
+        start = ggml("ggml_backend_dev_init", _ADDRESS, _ADDRESS, ctypes.c_char_p)
+        backend = made(start(device, None), "ggml_backend_free")
+        context = made(
+            ggml("ggml_init", _ADDRESS, _InitParams)(_InitParams(_GRAPH_SPACE, None, True)),
+            "ggml_free",
+        )
+        if not backend or not context:
+            return None
+        matrix = ggml("ggml_new_tensor_2d", _ADDRESS, _ADDRESS, ctypes.c_int, _INT64, _INT64)
+        tensors = [matrix(context, _F32, each.shape[1], each.shape[0]) for each in (left, right)]
+        product = ggml("ggml_mul_mat", _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS)(context, *tensors)
+        graph = ggml("ggml_new_graph", _ADDRESS, _ADDRESS)(context)
+        ggml("ggml_build_forward_expand", None, _ADDRESS, _ADDRESS)(graph, product)
+        take = ggml("ggml_backend_alloc_ctx_tensors", _ADDRESS, _ADDRESS, _ADDRESS)
+        if not made(take(context, backend), "ggml_backend_buffer_free"):
+            return None
+        put = ggml("ggml_backend_tensor_set", None, _ADDRESS, _ADDRESS, _SIZE, _SIZE)
+        for tensor, values in zip(tensors, (left, right), strict=True):
+            put(tensor, values.ctypes.data, 0, values.nbytes)
+        compute = ggml("ggml_backend_graph_compute", ctypes.c_int, _ADDRESS, _ADDRESS)
+        if compute(backend, graph) != 0:
+            return None
+        found = np.empty((len(right), len(left)), np.float32)
+        get = ggml("ggml_backend_tensor_get", None, _ADDRESS, _ADDRESS, _SIZE, _SIZE)
+        get(product, found.ctypes.data, 0, found.nbytes)
+        return found

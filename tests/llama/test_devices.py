@@ -1,0 +1,144 @@
+"""What llama.cpp computes on: devices, layers, formats of weights, prices of batches."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from capt_local.engine import devices
+from capt_local.engine.devices import (
+    GPU_RESERVE,
+    Device,
+    Kernels,
+    free_on_gpus,
+    mended,
+    planned_layers,
+)
+from capt_local.engine.hardening import keep_memory_private, memory_is_private
+from capt_local.engine.library import library
+from capt_local.engine.memory import MemoryEstimate
+from capt_local.engine.options import LoadOptions
+
+
+def test_every_device_of_this_machine_computes() -> None:
+    devices = library().devices()
+    assert devices
+    assert all(library().computes(index) for index in range(len(devices)))
+
+
+def test_wrong_numbers_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    product = devices._product
+
+    def off_by_one(*arguments: object) -> object:
+        found = product(*arguments)  # type: ignore[arg-type]
+        assert found is not None
+        found[0, 0] += 1
+        return found
+
+    monkeypatch.setattr(devices, "_product", off_by_one)
+    assert not library().computes(0)
+    monkeypatch.setattr(devices, "_product", lambda *_: np.full((4, 16), np.nan, np.float32))
+    assert not library().computes(0)
+
+
+def test_a_device_that_does_not_start_does_not_compute() -> None:
+    def ggml(name: str, result: object, *types: object) -> object:
+        if name == "ggml_backend_dev_init":
+            return lambda *_: None
+        return library().ggml(name, result, *types)
+
+    assert not devices.device_computes(ggml, 0)  # type: ignore[arg-type]
+
+
+def test_a_process_that_keeps_its_memory_says_so() -> None:
+    keep_memory_private()
+    assert memory_is_private() is (None if sys.platform == "win32" else True)
+
+
+HEADER = Path(__file__).parents[2] / "scripts" / "binding" / "tiles.h"
+MARK = b"capt-local: whole tile configuration"
+
+
+def _written(folder: Path, *contents: bytes) -> list[Path]:
+    paths = [folder / f"libggml-cpu.so.{number}" for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    return paths
+
+
+def test_the_header_leaves_the_mark_that_is_looked_for(tmp_path: Path) -> None:
+    assert mended(_written(tmp_path, b"\x7fELF" + HEADER.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    "contents", [(), (b"",), (b"\x7fELF",), (MARK[:-1],), (MARK, b"\x7fELF"), (MARK, b"")]
+)
+def test_one_library_without_the_mark_is_enough_to_leave_tiles_out(
+    tmp_path: Path, contents: tuple[bytes, ...]
+) -> None:
+    assert not mended(_written(tmp_path, *contents))
+
+
+def test_a_library_that_cannot_be_read_is_not_mended(tmp_path: Path) -> None:
+    assert not mended([tmp_path / "missing"])
+
+
+def test_here_tiles_are_left_out_or_mended() -> None:
+    info = library().build_info()
+    folder = Path(library().api._lib._name).parent
+    amx = "AMX_INT8 = 1" in info.system_info
+    assert ("AMX" in info.left_out) == (amx and not mended(folder.glob("*ggml-cpu*")))
+
+
+KINDS = [
+    Kernels(), Kernels(by_fours=True), Kernels(tiles=True), Kernels(on_gpu=True)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kernels", KINDS)
+def test_one_token_is_the_unit_and_a_filled_batch_is_cheaper_than_its_tokens(
+    kernels: Kernels,
+) -> None:
+    assert kernels.cost(1) == pytest.approx(1.0) and kernels.filled(1) == 1
+    costs = [kernels.cost(kernels.filled(size)) for size in range(1, 33)]
+    assert costs == sorted(costs)
+    assert all(cost <= size for size, cost in enumerate(costs, 1))
+
+
+def test_two_or_three_tokens_are_filled_up_where_four_cost_less() -> None:
+    fours = Kernels(by_fours=True)
+    assert [fours.filled(size) for size in range(1, 10)] == [1, 4, 4, 4, 5, 8, 8, 8, 9]
+    for kernels in (Kernels(), Kernels(tiles=True), Kernels(on_gpu=True)):
+        assert [kernels.filled(size) for size in range(1, 10)] == list(range(1, 10))
+
+
+MIB = 1 << 20
+ONE = MemoryEstimate(weights=800 * MIB, kv_cache=200 * MIB, buffers=100 * MIB, layers=10)
+TRIO = {"target": ONE, "expert": ONE, "base": ONE}
+
+
+def device(kind: str, free: int) -> Device:
+    return Device("x", "", kind, free, free)
+
+
+def test_what_is_free_leaves_the_backend_its_part() -> None:
+    devices = [device("CPU", 9 << 30), device("GPU", GPU_RESERVE + 5), device("GPU", 3)]
+    assert free_on_gpus(devices) == 5
+    assert free_on_gpus([]) == 0
+
+
+def test_each_model_gets_what_those_before_it_leave() -> None:
+    every = LoadOptions(gpu_layers="auto")
+    assert planned_layers(TRIO, every, 10_000 * MIB) == dict.fromkeys(TRIO, 10)
+    assert planned_layers(TRIO, every, 1_750 * MIB) == {"target": 10, "expert": 5, "base": 0}
+    assert planned_layers(TRIO, every, 0) == dict.fromkeys(TRIO, 0)
+
+
+def test_a_number_is_taken_as_it_is() -> None:
+    assert planned_layers(TRIO, LoadOptions(gpu_layers=3), MIB) == dict.fromkeys(TRIO, 3)
+    assert planned_layers(TRIO, LoadOptions(gpu_layers="all"), 10_000 * MIB)["base"] == 10
+    assert planned_layers(TRIO, LoadOptions(gpu_layers=99), 10_000 * MIB)["target"] == 10
+    assert planned_layers(TRIO, LoadOptions(gpu_layers=5), 0) == dict.fromkeys(TRIO, 0)

@@ -1,0 +1,77 @@
+"""The number of threads follows what other processes take; results do not depend on it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from capt_local.engine import threads
+from capt_local.engine.llama import LlamaModel
+from capt_local.engine.options import LoadOptions
+from capt_local.engine.threads import BusyCores, ThreadCount, physical_cores
+from tests.real_models import smollm2
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        time.sleep(0.3)
+        yield
+    finally:
+        for one in burners:
+            one.kill()
+            one.wait()
+
+
+def samples(monkeypatch: pytest.MonkeyPatch, *values: tuple[float, float, float]) -> BusyCores:
+    """A machine of four cores whose samples are these."""
+    given = iter(values)
+    monkeypatch.setattr(BusyCores, "_sample", lambda _: threads._Sample(*next(given)))
+    monkeypatch.setattr(threads, "_usable_cpus", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(threads.psutil, "cpu_count", lambda logical: 4)
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    return BusyCores()
+
+
+@pytest.mark.parametrize(
+    ("busy_seconds", "own", "wanted"),
+    [(0.0, 0.0, 4), (4.0, 4.0, 4), (0.3, 0.0, 4), (1.0, 0.0, 3), (4.0, 2.7, 3), (4.0, 0.4, 1)],
+)
+def test_as_many_threads_as_find_a_core(
+    monkeypatch: pytest.MonkeyPatch, busy_seconds: float, own: float, wanted: int
+) -> None:
+    cores = samples(monkeypatch, (50.0, 10.0, 5.0), (51.0, 10.0 + busy_seconds, 5.0 + own))
+    assert cores.threads() == wanted
+
+
+def test_a_number_that_was_asked_for_stays() -> None:
+    found = ThreadCount(3)
+    with busy(2):
+        assert found.count == 3 and not found.changed()
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core is always one thread")
+def test_beside_busy_processes_there_is_one_thread() -> None:
+    cores = BusyCores()
+    with busy(2 * (os.cpu_count() or 1)):
+        time.sleep(1.0)
+        assert cores.threads() == 1
+        assert cores.others > physical_cores() - 1
+
+
+def test_logits_are_the_same_bits_with_any_number_of_threads() -> None:
+    found = []
+    for count in (1, 2, 3):
+        with LlamaModel.open(smollm2(), LoadOptions(threads=count, context=512)) as model:
+            model.extend(list(range(200, 300)))
+            rows = [model.extend(list(range(1000, 1000 + n))).copy() for n in (1, 2, 3, 8, 40)]
+            found.append(np.concatenate(rows))
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
