@@ -178,7 +178,7 @@ VERBS = (
     Verb("batch", "batch.verb", "An answer to each record of a file, resumable"),
     Verb("score", "eval.score", "How well texts are predicted: bits per byte"),
     Verb("eval", "eval.verb", "Tasks under several methods, with 95 % intervals"),
-    Verb("bench", "bench.verb", "How fast answers come, target alone and together"),
+    Verb("bench", "bench", "How fast answers come, target alone and together"),
     Verb(
         "models",
         "models.verb",

@@ -8,24 +8,20 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundle.manifest import Bundle, Defaults
-from capt_local.cli.bench import verb as bench
-from capt_local.cli.bench.report import Report
-from capt_local.cli.bench.work import Workload
-from capt_local.evaluate.speed.figures import Figures
-from capt_local.evaluate.speed.result import SpeedResult
+from capt_local.cli import bench
+from capt_local.evaluate.bench import BenchPrompt, BenchResult, Timing
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 
-FOUND = SpeedResult({"target": Figures(1.0, 0.0, 1.0, 0.0, tokens=1, answers=1)}, {}, {})
+FOUND = BenchResult({"target": [Timing(1, 1.0, (1, 2), 1.0)]}, [BenchPrompt("x")])
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bench that measures nothing."""
-    report = Report(FOUND, Workload([], 1, invented=True), 1, (0, 0), {}, {})
-    monkeypatch.setattr(bench, "standard_questions", lambda *_: [])
-    monkeypatch.setattr(bench, "_measure", lambda *_: FOUND)
-    monkeypatch.setattr(bench, "_report", lambda *_: report)
+    monkeypatch.setattr(bench, "_invented", lambda *_: [])
+    monkeypatch.setattr(bench, "measure", lambda *_: FOUND)
+    monkeypatch.setattr(bench, "_about", lambda *_: {"threads": 1})
 
 
 def test_model_files_win_over_a_bundle_of_the_environment(

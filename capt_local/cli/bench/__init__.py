@@ -1,1 +1,0 @@
-"""`capt-local bench`."""

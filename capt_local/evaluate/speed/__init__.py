@@ -1,1 +1,0 @@
-"""How fast answers come, and what it costs beside llama.cpp itself."""

@@ -1,1 +1,0 @@
-"""Runs of one bundle as numbers, and driving another bundle through them."""
