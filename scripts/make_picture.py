@@ -1,6 +1,6 @@
-"""Plays the demo and draws a part of it as docs/demo.svg, the picture of the README.
+"""Plays the demo and draws it as docs/demo.svg, the picture of the README.
 
-    python -m scripts.make_picture [-m BUNDLE] [--question 1|2] [-n 32] [-o docs/demo.svg]
+    python -m scripts.make_picture [-m BUNDLE] [-n 32] [-o docs/demo.svg]
 
 Without -m it takes the demo bundle. What is drawn is what the demo showed in this run, speeds
 included. The file loads nothing: no web font, no link; the reader's own monospaced font is used,
@@ -20,7 +20,7 @@ from capt_local.cli.demo import play
 from capt_local.cli.options import MethodFlags, ModelFlags, PromptFlags, SampleFlags
 from capt_local.report.drawing import console_for, renderable
 from capt_local.report.terminal import Screen
-from capt_local.report.views import Look, Prose, View
+from capt_local.report.views import Look, View
 
 COLUMNS = 108
 THEME = TerminalTheme(
@@ -73,14 +73,6 @@ class Recorder(Screen):
         self.views += views
 
 
-def part_of(views: list[View], question: int) -> list[View]:
-    """One scene of the demo, and the legend behind the last one."""
-    # A scene begins with the pane in front of its question.
-    starts = [i - 1 for i, v in enumerate(views) if isinstance(v, Prose) and v.strong]
-    ends = [*starts[1:], max(i for i, v in enumerate(views) if not isinstance(v, Prose)) + 1]
-    return [*views[starts[question - 1] : ends[question - 1]], *views[ends[-1] :]]
-
-
 def picture(views: list[View], columns: int = COLUMNS) -> str:
     """Views as an SVG that stands by itself.
 
@@ -113,7 +105,6 @@ def main() -> int:
     parser.add_argument("-m", "--bundle", help="id, folder or bundle.toml (default: demo)")
     for role in ("target", "expert", "base"):
         parser.add_argument(f"--{role}", type=Path, help="a GGUF, for no bundle")
-    parser.add_argument("--question", type=int, choices=(1, 2), default=2)
     parser.add_argument("-n", "--max-tokens", type=int)
     parser.add_argument("-t", "--threads", type=int)
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/demo.svg"))
@@ -129,7 +120,7 @@ def main() -> int:
     sample = SampleFlags(max_tokens=asked.max_tokens)
     code = play(screen, model, PromptFlags(), MethodFlags(), sample)
     if code == 0:
-        asked.output.write_text(picture(part_of(screen.views, asked.question)), "utf-8")
+        asked.output.write_text(picture(screen.views), "utf-8")
     return code
 
 

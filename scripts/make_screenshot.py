@@ -2,8 +2,8 @@
 
     python -m scripts.make_screenshot [-o docs/report.png] [--dark]
 
-Needs the `browser` extra and a Chromium on the machine. The beginning of the note is fictitious,
-written for the demo; a seed makes the small models' text worth looking at.
+Needs the extras `demo` and `browser`, and a Chromium on the machine. The note is the fictitious one
+of the demo.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from capt_local.cli.app import run
+from capt_local.cli.demo import QUESTION, our_scene
 
-NOTE = Path(__file__).resolve().parent.parent / "capt_local" / "data" / "demo_note.txt"
-HOW = ("-n", "90", "--temp", "0.7", "--repeat-penalty", "1.1", "--seed", "11")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SIZE = {"width": 1280, "height": 900}
 BELOW = 20  # pixels of paper below the last thing in the picture
@@ -57,7 +56,9 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.html"
-        flags = ("--raw", "-f", str(NOTE), *HOW, "-t", "1", "--html", str(report))
+        prompt = Path(folder) / "note.txt"
+        prompt.write_text(f"{our_scene().note}\n\n{QUESTION}", "utf-8")
+        flags = ("-f", str(prompt), "-n", "128", "-t", "1", "--html", str(report))
         if code := run(["generate", *flags]):
             return code
         with sync_playwright() as driver:

@@ -8,30 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.report.views import Pane, Prose, Span, View
-from scripts.make_picture import OUTSIDE, main, part_of, picture, refers_outside
+from capt_local.report.views import Pane, Span
+from scripts.make_picture import OUTSIDE, main, picture, refers_outside
 from tests.cli.fake_runtime import Script, install, model_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = '</text><script>x</script><a href="http://x">[bold red]x[/] :smile: \x1b[31m'
-
-
-def question(name: str) -> list[View]:
-    return [Prose.of(name, strong=True), Pane(f"answer to {name}", ())]
-
-
-VIEWS = [
-    Pane("visit", ()),
-    *question("one"),
-    Pane("note", ()),
-    *question("two"),
-    Prose.of("legend"),
-]
-
-
-def test_one_question_with_the_visit_and_the_legend() -> None:
-    assert part_of(VIEWS, 1) == [*VIEWS[:3], VIEWS[-1]]
-    assert part_of(VIEWS, 2) == [*VIEWS[3:6], VIEWS[-1]]
 
 
 def test_text_stays_text_and_nothing_is_fetched() -> None:
@@ -59,9 +41,8 @@ def test_the_demo_is_played_and_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert main() == 0
     root = ElementTree.parse(file).getroot()
     text = "".join(root.itertext()).replace("\xa0", " ")
-    for part in ("beginning of a note", "CHIEF COMPLAINT", "Largest shifts", "often wrong"):
+    for part in ("note of a visit", "HISTORY OF PRESENT ILLNESS", "Largest changes", "often wrong"):
         assert part in text
-    assert "A visit (fictitious" not in text
 
 
 def test_the_picture_in_the_readme_stands_by_itself() -> None:

@@ -1,4 +1,4 @@
-"""`capt-local demo`: a fictitious visit, the target alone and the three models together."""
+"""`capt-local demo`: a question about a fictitious note, the target alone and all together."""
 
 from __future__ import annotations
 
@@ -23,37 +23,43 @@ from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
 from capt_local.prompt.messages import Message
-from capt_local.report.answers import LEGEND_BESIDE, answers, figures, summary_line
+from capt_local.report.answers import (
+    DRAFT,
+    LEGEND,
+    bars,
+    both,
+    in_plain_words,
+    shift_table,
+    summary_line,
+)
 from capt_local.report.json import Answer, warnings
 from capt_local.report.terminal import Screen
-from capt_local.report.views import Pane, Prose, Span
+from capt_local.report.views import Beside, Pane, Prose, Span, View
 
-# In the words that the demo models were trained on; they are too small to understand others.
-_TASK = "Write the clinical note for this visit."
-_MAX_TOKENS = 32
+QUESTION = "What brought the patient to the hospital?"
+_MAX_TOKENS = 128
 _CLOSING = Prose.of(
-    "Both answers start from the same prompt; at each token the log-probabilities of the three "
-    "are summed with these weights. The models are tiny and made to show the method: what they say "
-    "is not medical advice and often wrong. The visit is invented."
+    "Both answers come from the same prompt. The patient is invented, and the models are small: "
+    "what they write is often wrong and is not medical advice. The note and the question were "
+    "chosen since the difference is easy to see in them; how often the three are better, and how "
+    "often not, was measured: docs/results.md. Your own text: capt-local demo -f note.txt"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One thing that is asked, and how it is introduced.
+    """What is asked, and what a reader sees of it.
 
     Attributes:
-        asked: the question, or a text to go on with.
+        asked: the conversation, or raw text to continue.
         raw: whether it is the latter.
-        title: of what is shown before.
-        shown: what the reader has to know.
-        question: what is asked, for the reader.
+        note: the text that the question is about; empty for a text of the user's own.
+        question: as a reader sees it.
     """
 
     asked: Asked
     raw: bool = False
-    title: str = ""
-    shown: str = ""
+    note: str = ""
     question: str = ""
 
 
@@ -64,12 +70,12 @@ def demo(
     sample: SampleFlags,
     view: ViewFlags,
 ) -> int:
-    """A fictitious visit: what the target says alone, what the three say together.
+    """A fictitious note and a question: the target's own answer, and that of all three models.
 
     With -p, -f or another bundle: the same for your own text and models.
     """
     if how.method is not None:
-        raise UsageError("demo shows the target and capt side by side; --method has no place here.")
+        raise UsageError("demo shows the target and capt side by side; --method cannot go with it.")
     return play(Screen.standard(view.verbose), model, prompt, how, sample)
 
 
@@ -88,7 +94,7 @@ def play(
     own = prompt.prompt is not None or prompt.file is not None
     if not own and (prompt.raw or prompt.system is not None):
         raise UsageError("--raw and --system go with a text of your own: give it with -p or -f.")
-    scenes = [Scene(read_prompt(prompt), raw=prompt.raw)] if own else _scenes()
+    scene = Scene(read_prompt(prompt), raw=prompt.raw) if own else our_scene()
     bundle = find_bundle(model)
     if sample.max_tokens is None:
         sample = dataclasses.replace(sample, max_tokens=_MAX_TOKENS)
@@ -96,87 +102,60 @@ def play(
     with Interrupt() as interrupt:
         session = open_session(bundle, model, screen, interrupt)
         with session.runtime:
-            finished = all(_compare(session, scene, options) for scene in scenes)
+            finished = _compare(session, scene, options)
     if not finished:
         return ExitCode.INTERRUPTED
-    screen.show(LEGEND_BESIDE, _CLOSING)
+    screen.show(*([LEGEND] if own else [LEGEND, _CLOSING]))
     return ExitCode.OK
 
 
-def visit() -> str:
-    """The dialogue that travels with the package; written for it, about nobody."""
-    return _text("demo_visit.txt").strip()
-
-
-def _text(name: str) -> str:
-    return (resources.files("capt_local") / "data" / name).read_text("utf-8")
-
-
-def _scenes() -> list[Scene]:
-    """What the demo shows: a visit to summarize, and the beginning of a note to go on with."""
-    note = _text("demo_note.txt")
-    return [
-        Scene(
-            [Message("user", f"{_TASK}\n\n{visit()}")],
-            title="A visit (fictitious, written for this demo)",
-            shown=visit(),
-            question=f"Question: {_TASK}",
-        ),
-        Scene(
-            note,
-            raw=True,
-            title="The beginning of a note (fictitious, written for this demo)",
-            shown=note,
-            question="Task: go on with the text as it is, without a chat template",
-        ),
-    ]
+def our_scene() -> Scene:
+    """The note that travels with the package, written for it about nobody, and the question."""
+    note = (resources.files("capt_local") / "data" / "demo_note.txt").read_text("utf-8").strip()
+    return Scene([Message("user", f"{note}\n\n{QUESTION}")], note=note, question=QUESTION)
 
 
 def _compare(session: Session, scene: Scene, options: GenerateOptions) -> bool:
-    """Shows both answers to one prompt.
-
-    Returns:
-        False when Ctrl-C ended it.
-    """
-    screen, asked, raw = session.screen, scene.asked, scene.raw
-    if scene.shown:
-        screen.show(Pane(scene.title, (Span(scene.shown),)))
-        screen.show(Prose.of(scene.question, strong=True))
+    """Shows both answers to one prompt; False when Ctrl-C ended it."""
+    screen = session.screen
+    screen.show(DRAFT)
+    if scene.note:
+        title = "The note of a visit (fictitious, written for this demo)"
+        screen.show(Pane(title, (Span(scene.note),)), Prose.of(scene.question, strong=True))
     own = dataclasses.replace(options, method=Method.TARGET)
-    alone = _answer(session, "the target alone", asked, own, raw=raw)
+    alone = _answer(session, "the target alone", scene, own)
     if alone.finish is FinishReason.INTERRUPTED:
         return False
-    together = _answer(session, "all three together", asked, options, raw=raw)
-    screen.show(answers(alone, together), figures(together))
-    _tell(session, alone)
-    _tell(session, together)
+    together = _answer(session, "all three together", scene, options)
+    screen.show(both(alone, together), in_plain_words(together), *_figures(together))
+    for answer in (alone, together):
+        screen.detail(summary_line(answer))
+        # The notices of the bundle have been shown when it was opened.
+        screen.notes(answer.notices[len(session.runtime.notices) :])
+        # The demo keeps answers short, and the line below each says that one was ended.
+        if answer.finish is not FinishReason.LENGTH or not answer.text.strip():
+            screen.notes(warnings(answer))
     return together.finish is not FinishReason.INTERRUPTED
 
 
-def _answer(
-    session: Session, label: str, asked: Asked, options: GenerateOptions, *, raw: bool
-) -> Answer:
+def _figures(answer: Answer) -> tuple[View, ...]:
+    table, weights = shift_table(answer.steps), bars(answer.weights)
+    if not table.rows:
+        return ()
+    return (Beside(table, weights),) if weights else (table,)
+
+
+def _answer(session: Session, label: str, scene: Scene, options: GenerateOptions) -> Answer:
     """One answer, with a progress line while it is made."""
     screen, done = session.screen, 0
 
-    def told(_: bytes) -> None:
+    def show(_: bytes) -> None:
         nonlocal done
         done += 1
         screen.progress(label, done / options.max_tokens)
 
     screen.progress(label, 0.0)
     try:
-        return answer_to(session, asked, options, raw=raw, show=told)
+        return answer_to(session, scene.asked, options, raw=scene.raw, show=show)
     finally:
         screen.clear_progress()
-
-
-def _tell(session: Session, answer: Answer) -> None:
-    """What there is to say about an answer, on standard error."""
-    screen = session.screen
-    screen.detail(summary_line(answer))
-    # The notices of the bundle have been told when it was opened.
-    screen.notes(answer.notices[len(session.runtime.notices) :])
-    # That an answer was cut is no news here: the demo keeps them short, and the line says so.
-    if answer.finish is not FinishReason.LENGTH or not answer.text.strip():
-        screen.notes(warnings(answer))

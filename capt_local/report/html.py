@@ -14,19 +14,30 @@ import hashlib
 import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from capt_local.decoding.step import Choice, FinishReason, Step
 from capt_local.errors import UsageError
-from capt_local.report.answers import in_words, largest_shifts, nats, said, short_line
+from capt_local.report.answers import (
+    changed_words,
+    expert_weight,
+    formula,
+    in_word,
+    in_words,
+    largest_shifts,
+    nats,
+    said,
+    short_line,
+)
 from capt_local.report.json import Answer, warnings
 from capt_local.report.sanitise import visible, visible_line
 
 _SHIFTS = 10
 _DEEPEST = 8
+_LEAST_WEIGHT = 0.005
 _END = "end of the answer"
 
 
@@ -44,18 +55,22 @@ class Shift:
     level: int
 
 
-def page(answer: Answer, alone: Answer | None = None) -> str:
+def page(answer: Answer, alone: Answer | None = None, note: str = "") -> str:
     """The page.
 
     Args:
         answer: what is reported on.
         alone: the target's own answer to the same prompt, to stand beside it.
+        note: the text that was asked about, to stand beside the answer; empty where it is not
+            known.
 
     Raises:
         UsageError: the provenance is nested deeper than any that we write.
     """
     style, script = (_own_file(name) for name in ("report.css", "report.js"))
-    found = cells(answer)
+    coloured = expert_weight(answer) >= _LEAST_WEIGHT
+    found = cells(answer, coloured=coloured)
+    words, of_words = changed_words(answer.steps)
     return (
         _environment()
         .get_template("report.html")
@@ -73,6 +88,12 @@ def page(answer: Answer, alone: Answer | None = None) -> str:
             together=_figures(answer),
             alone=alone and _figures(alone),
             three=len(answer.prompt_tokens) > 1,
+            note=visible(note),
+            words=words,
+            of_words=of_words,
+            coloured=coloured,
+            marked=_in_changed_words(found),
+            sums=[(formula(powers), share) for powers, share in answer.weights if share >= 0.005],
             drawn=any(step.likeliest is not None for step in answer.steps),
             warnings=[visible(line) for line in (*answer.notices, *warnings(answer))],
             facts=_facts(answer),
@@ -115,12 +136,14 @@ def _environment() -> Environment:
 
 def _shifts(answer: Answer, found: tuple[Cell, ...]) -> list[Shift]:
     where = {step.index: cell.number for cell in found for step in cell.steps}
-    return [_shift(step, where[step.index]) for step in largest_shifts(answer.steps, _SHIFTS)]
+    return [
+        _shift(step, found[where[step.index]]) for step in largest_shifts(answer.steps, _SHIFTS)
+    ]
 
 
-def _shift(step: Step, cell: int) -> Shift:
+def _shift(step: Step, cell: Cell) -> Shift:
     return Shift(
-        cell=cell,
+        cell=cell.number,
         number=step.index + 1,
         instead=spelled(step.target_choice.piece_bytes) or _END,
         said=spelled(said(step)) or _END,
@@ -129,7 +152,7 @@ def _shift(step: Step, cell: int) -> Shift:
             chance(logp) for logp in (step.target_logp, step.expert_logp, step.base_logp, step.logp)
         ),
         contrast=nats(step.contrast).replace("-", "\N{MINUS SIGN}"),
-        level=level(step.contrast),
+        level=level(step.contrast) if cell.coloured else 0,
     )
 
 
@@ -222,6 +245,7 @@ class Cell:
         trail: white space behind.
         steps: that made the text, in order.
         name: what the cell is for those who cannot see it, where its text says nothing.
+        coloured: whether its contrast is shown; not where the expert had no weight in the answer.
     """
 
     number: int
@@ -230,6 +254,7 @@ class Cell:
     trail: str
     steps: tuple[Step, ...]
     name: str = ""
+    coloured: bool = True
 
     @property
     def changed(self) -> bool:
@@ -239,6 +264,8 @@ class Cell:
     @property
     def level(self) -> int:
         """Of the largest contrast, from -LEVELS to LEVELS."""
+        if not self.coloured:
+            return 0
         return level(max(contrasts(self.steps).values(), key=abs, default=0.0))
 
 
@@ -255,7 +282,7 @@ def level(contrast: float | None) -> int:
     return round(min(max(contrast / LIMIT, -1.0), 1.0) * LEVELS)
 
 
-def cells(answer: Answer) -> tuple[Cell, ...]:
+def cells(answer: Answer, *, coloured: bool = True) -> tuple[Cell, ...]:
     """The cells of an answer; their texts joined are its text, made visible."""
     groups: list[tuple[str, list[Step]]] = []
     for text, steps in _characters(answer):
@@ -263,7 +290,23 @@ def cells(answer: Answer) -> tuple[Cell, ...]:
             groups[-1] = (groups[-1][0] + text, groups[-1][1] + steps)
         else:
             groups.append((text, steps))
-    return tuple(_cell(number, text, steps) for number, (text, steps) in enumerate(groups))
+    made = (_cell(number, text, steps) for number, (text, steps) in enumerate(groups))
+    return tuple(made) if coloured else tuple(replace(cell, coloured=False) for cell in made)
+
+
+def _in_changed_words(found: Sequence[Cell]) -> set[int]:
+    """Numbers of the cells that are parts of a word in which another cell was changed."""
+    marked: set[int] = set()
+    word: list[Cell] = []
+    for cell in found:
+        last = word[-1] if word else None
+        joined = last is not None and not last.trail and not cell.lead
+        if not (joined and last and in_word(last.text[-1:]) and in_word(cell.text[:1])):
+            word = []
+        word.append(cell)
+        if any(each.changed for each in word):
+            marked.update(each.number for each in word)
+    return marked
 
 
 def _characters(answer: Answer) -> Iterator[tuple[str, list[Step]]]:

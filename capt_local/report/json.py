@@ -51,6 +51,8 @@ class Answer:
         structured: whether it has the form that was asked for; None where none was.
         prompt_tokens: tokens of the prompt, by role.
         context_limit: tokens that the smallest context holds.
+        context: tokens in the context of each model at the end and what it holds, by role; empty
+            where that is not known.
         weights: exponents (a, b, c) of T^a E^b A^-c, and their share of the mixture.
         notices: what the models, templates and decoder had to say, a sentence each.
         tally: what was drafted, accepted and left out on the way; None where it is not known.
@@ -69,6 +71,7 @@ class Answer:
     structured: bool | None = None
     prompt_tokens: Mapping[str, int] = field(default_factory=dict)
     context_limit: int = 0
+    context: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     weights: Sequence[tuple[Powers, float]] = ()
     timings: Timings = field(default_factory=Timings)
     notices: Sequence[str] = ()
@@ -81,6 +84,45 @@ class Answer:
     def tokens(self) -> int:
         """Tokens that were made, thoughts included."""
         return len(self.steps) + self.thought_tokens
+
+    @property
+    def fullest(self) -> tuple[str, int, int]:
+        """The model whose context is fullest, its tokens, and how many it holds.
+
+        Where only prompts were counted, the answer is counted in the target's tokens.
+        """
+        known = self.context or {
+            role: (count + self.tokens, self.context_limit)
+            for role, count in self.prompt_tokens.items()
+        }
+        if not known:
+            return "target", self.tokens, self.context_limit
+        role = max(known, key=lambda role: known[role][0] / max(known[role][1], 1))
+        return role, *known[role]
+
+    @property
+    def context_is_full(self) -> bool:
+        """Whether the answer ended since a context was full, and not after --max-tokens."""
+        parameters = self.provenance.get("parameters")
+        asked = parameters.get("max_tokens") if isinstance(parameters, Mapping) else None
+        if self.finish is not FinishReason.LENGTH:
+            return False
+        if isinstance(asked, int):
+            return self.tokens < asked
+        _, used, limit = self.fullest
+        return 0 < limit <= used
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What makes room for a longer answer."""
+
+    tokens: str
+    context: str
+
+
+FLAGS = Advice("a larger --max-tokens (-n)", "a larger --ctx-size (-c)")
+COMMANDS = Advice("/set max-tokens N", "a chat started with a larger --ctx-size (-c)")
 
 
 def new_id() -> str:
@@ -120,13 +162,24 @@ def answer_object(
     return result
 
 
-def warnings(answer: Answer) -> list[str]:
-    """What a reader of the answer must know, in sentences."""
+def warnings(answer: Answer, more: Advice = FLAGS) -> list[str]:
+    """What a reader of the answer must know, in sentences.
+
+    Args:
+        answer: about which.
+        more: what helps where something ended it; in a chat a command, not a flag.
+    """
     lines = []
-    if answer.finish is FinishReason.LENGTH:
+    if answer.context_is_full:
+        role, used, limit = answer.fullest
         lines.append(
-            f"the answer was ended after {answer.tokens} tokens and may be "
-            "incomplete; raise --max-tokens (or --ctx-size) for more."
+            f"the answer ended since the context of the {role} is full ({used} of {limit} tokens), "
+            f"and may be incomplete; {more.context} holds more."
+        )
+    elif answer.finish is FinishReason.LENGTH:
+        lines.append(
+            f"the answer was ended after {answer.tokens} tokens and may be incomplete; "
+            f"{more.tokens} allows more."
         )
     if answer.finish is FinishReason.INTERRUPTED:
         lines.append("the answer was interrupted and is incomplete.")
@@ -206,6 +259,13 @@ def _usage(answer: Answer) -> JsonObject:
         "total_tokens": prompt + answer.tokens,
         "prompt_tokens_by_model": dict(answer.prompt_tokens),
         "context_limit": answer.context_limit,
+        **({"context_by_model": _contexts(answer)} if answer.context else {}),
+    }
+
+
+def _contexts(answer: Answer) -> JsonObject:
+    return {
+        role: {"tokens": used, "limit": limit} for role, (used, limit) in answer.context.items()
     }
 
 
@@ -295,6 +355,7 @@ def answer_of(
         "structured": generation.structured,
         "prompt_tokens": dict(generation.prompt_tokens),
         "context_limit": generation.context_limit,
+        "context": dict(getattr(generation, "context", {})),
         "weights": tuple(generation.weights),
         "timings": Timings(load, generation.prompt_seconds, generation.generate_seconds),
         "notices": tuple(generation.notices),
@@ -444,6 +505,7 @@ def _answer(root: _Field) -> Answer:
         structured=_structured(root.get("capt")),
         prompt_tokens=_by_role(usage.get("prompt_tokens_by_model")),
         context_limit=usage.get("context_limit").count(),
+        context=_read_contexts(usage.maybe("context_by_model")),
         weights=tuple(_weight(each) for each in root.get("capt").get("weights").list()),
         timings=Timings(
             *(timings.get(f"{name}_seconds").number() for name in ("load", "prompt", "generate"))
@@ -548,6 +610,14 @@ def _weight(field: _Field) -> tuple[Powers, float]:
     if not 0.0 <= share <= 1.0 + _ROUNDED:
         raise field.get("weight").wrong("a share from 0 to 1")
     return powers, share
+
+
+def _read_contexts(field: _Field | None) -> dict[str, tuple[int, int]]:
+    held = field.object() if field else {}
+    each = {role: field.get(role) for role in held if field and _ROLE.fullmatch(role)}
+    return {
+        role: (one.get("tokens").count(), one.get("limit").count()) for role, one in each.items()
+    }
 
 
 def _by_role(field: _Field) -> dict[str, int]:

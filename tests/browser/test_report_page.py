@@ -267,11 +267,11 @@ def test_two_thousand_tokens_are_there_within_a_second(browser: Any, tmp_path: P
 
 def test_the_real_demo(opens: Open) -> None:
     from capt_local import GenerateOptions, LoadOptions, Runtime
-    from capt_local.cli.demo import visit
+    from capt_local.cli.demo import our_scene
     from capt_local.report.json import Answer
 
     with Runtime.open("demo", load=LoadOptions(threads=1)) as runtime:
-        generation = runtime.generate(visit(), GenerateOptions(max_tokens=48, top=3))
+        generation = runtime.generate(our_scene().asked, GenerateOptions(max_tokens=48, top=3))
         steps = list(generation)
     answer = Answer(
         steps=steps,

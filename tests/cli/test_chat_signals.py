@@ -225,4 +225,4 @@ def test_a_terminal_and_a_file_for_the_answers(tmp_path: Path) -> None:
     assert terminal.end() == 0
     answer = out.read_text()
     assert answer.count("\n") == 1 and answer not in terminal.text()
-    assert "was said" in terminal.text() and "─" not in answer and "\x1b" not in answer
+    assert "Largest changes" in terminal.text() and "─" not in answer and "\x1b" not in answer

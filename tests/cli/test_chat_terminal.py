@@ -70,7 +70,7 @@ def test_an_answer_and_what_the_expert_changed_in_it(fresh: Chat) -> None:
     shown = fresh(QUESTION)
     assert "changed" in shown and "context" in shown
     why = fresh("/why")
-    assert "was said" in why and "─" in why
+    assert "Largest changes" in why and "─" in why
     assert fresh("/why 1")
     assert "1 to 1" in fresh.refused("/why 2")
     assert "1 to 1" in fresh.refused("/why x")

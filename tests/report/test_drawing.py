@@ -7,7 +7,7 @@ import re
 import pytest
 
 from capt_local.decoding.step import FinishReason
-from capt_local.report.answers import LEGEND, answers, figures
+from capt_local.report.answers import LEGEND, bars, both, shift_table
 from capt_local.report.drawing import drawn, progress_line, progress_width
 from capt_local.report.json import Answer, Timings
 from capt_local.report.views import (
@@ -44,6 +44,9 @@ def an_answer(*pieces: tuple[bytes, bytes | None], proxies: bool = True) -> Answ
 
 ALONE = an_answer((b"It is a cold.", None), proxies=False)
 TOGETHER = an_answer((b"It is", None), (b" pneumonia", b" a"), (b".", None))
+WEIGHTS = bars(TOGETHER.weights)
+assert WEIGHTS is not None
+FIGURES = Beside(shift_table(TOGETHER.steps), WEIGHTS)
 
 
 def shown(view: View, width: int, **look: object) -> list[str]:
@@ -53,9 +56,9 @@ def shown(view: View, width: int, **look: object) -> list[str]:
 
 
 def test_answers_stand_side_by_side_where_there_is_room() -> None:
-    assert shown(answers(ALONE, TOGETHER), 101) == [
+    assert shown(both(ALONE, TOGETHER), 101) == [
         "╭─ The target alone ─────────────────────────────╮ "
-        "╭─ Target + expert - base ───────────────────────╮",
+        "╭─ All three together ───────────────────────────╮",
         "│ It is a cold.                                  │ "
         "│ It is pneumonia.                               │",
         "╰─ 1 token (1.0/s), end: stop ───────────────────╯ "
@@ -64,11 +67,11 @@ def test_answers_stand_side_by_side_where_there_is_room() -> None:
 
 
 def test_and_one_under_the_other_where_there_is_none() -> None:
-    assert shown(answers(ALONE, TOGETHER), 50) == [
+    assert shown(both(ALONE, TOGETHER), 50) == [
         "╭─ The target alone ─────────────────────────────╮",
         "│ It is a cold.                                  │",
         "╰─ 1 token (1.0/s), end: stop ───────────────────╯",
-        "╭─ Target + expert - base ───────────────────────╮",
+        "╭─ All three together ───────────────────────────╮",
         "│ It is pneumonia.                               │",
         "╰─ 3 tokens (3.0/s), 1 changed, end: stop ───────╯",
     ]
@@ -76,46 +79,37 @@ def test_and_one_under_the_other_where_there_is_none() -> None:
 
 def test_panes_side_by_side_have_one_height() -> None:
     long = an_answer((b"one two three " * 12, None), proxies=False)
-    lines = shown(answers(long, TOGETHER), 100)
+    lines = shown(both(long, TOGETHER), 100)
     assert all(len(line) == len(lines[0]) for line in lines)
     assert lines[-1].count("╰") == 2
 
 
 def test_the_same_in_a_file() -> None:
-    assert plain(answers(ALONE, TOGETHER)) == [
+    assert plain(both(ALONE, TOGETHER)) == [
         "The target alone:",
         "  It is a cold.",
         "  (1 token (1.0/s), end: stop)",
         "",
-        "Target + expert - base:",
+        "All three together:",
         "  It is [pneumonia].",
         "  (3 tokens (3.0/s), 1 changed, end: stop)",
     ]
 
 
 def test_figures() -> None:
-    assert shown(figures(TOGETHER), 70) == [
-        "Largest shifts",
-        " step  target alone      p  was said      p target  p all  contrast",
-        "─" * 68,
-        '    2  " a"          0.779  " pneumonia"     0.135  0.607     +1.50',
-        "",
-        "Weights, by the prompt",
-        "target     █████░░░░░░░░░░░░░░░  25 %",
-        "alpha 0.5  ███████████████░░░░░  75 %",
+    assert shown(FIGURES, 70)[0] == "Largest changes"
+    assert shown(FIGURES, 70)[-3:] == [
+        "Mixed, weighed by the prompt",
+        "target                        █████░░░░░░░░░░░░░░░  25 %",
+        "target + 0.5 (expert - base)  ███████████████░░░░░  75 %",
     ]
-    wide = shown(figures(TOGETHER), 120)
-    assert wide[0].startswith("Largest shifts")
-    assert wide[0].endswith("    Weights, by the prompt")
-    assert plain(figures(TOGETHER))[-3:] == [
-        "Weights, by the prompt",
-        "  target      25 %  #####",
-        "  alpha 0.5   75 %  ###############",
+    wide = shown(FIGURES, 140)
+    assert wide[0].startswith("Largest changes")
+    assert wide[0].endswith("    Mixed, weighed by the prompt")
+    assert plain(FIGURES)[-2:] == [
+        "  target                         25 %  #####",
+        "  target + 0.5 (expert - base)   75 %  ###############",
     ]
-
-
-def test_an_answer_that_nothing_changed_says_so() -> None:
-    assert plain(figures(an_answer((b"It", None)))) == ["The expert changed no token."]
 
 
 def test_marks_are_bold_and_underlined_and_coloured_only_where_colours_are() -> None:
@@ -126,13 +120,13 @@ def test_marks_are_bold_and_underlined_and_coloured_only_where_colours_are() -> 
 
 @pytest.mark.parametrize("width", [100, 60, 20, 1])
 def test_without_colour_there_is_bold_and_underline_alone(width: int) -> None:
-    for view in (answers(ALONE, TOGETHER), figures(TOGETHER), LEGEND):
+    for view in (both(ALONE, TOGETHER), FIGURES, LEGEND):
         assert set(STYLE.findall(drawn(view, Look(width)))) <= {"\x1b[1m", "\x1b[1;4m", "\x1b[0m"}
 
 
 @pytest.mark.parametrize("width", [160, 80, 40])
 def test_nothing_is_wider_than_the_terminal(width: int) -> None:
-    for view in (answers(ALONE, TOGETHER), LEGEND, Table("t", (("name", "value " * 40),))):
+    for view in (both(ALONE, TOGETHER), LEGEND, Table("t", (("name", "value " * 40),))):
         assert all(cells(line) <= width for line in shown(view, width))
 
 
@@ -167,7 +161,7 @@ def test_text_is_not_highlighted_and_addresses_are_no_links() -> None:
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:
     bars = Bars("t", (("0.5", 0.5),))
-    for view in (answers(ALONE, TOGETHER), figures(TOGETHER), bars):
+    for view in (both(ALONE, TOGETHER), FIGURES, bars):
         assert drawn(view, Look(110, encoding="ascii")).isascii()
     assert progress_line("loading", 0.5, Look(40, encoding="ascii")).isascii()
 
@@ -178,18 +172,6 @@ def test_a_progress_line_is_one_line_that_fits(width: int) -> None:
     line = STYLE.sub("", progress_line("loading " + CANARY, 0.3, look))
     assert "\n" not in line
     assert cells(line) <= progress_width(look) <= max(width - 1, 1)
-
-
-def test_the_environment_decides_nothing_behind_our_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = drawn(figures(TOGETHER), Look(90, colour=True))
-    for name, value in {
-        "TERM": "dumb",
-        "COLUMNS": "7",
-        "NO_COLOR": "1",
-        "FORCE_COLOR": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    assert drawn(figures(TOGETHER), Look(90, colour=True)) == before
 
 
 def test_marks_are_joined_and_leave_blanks_out() -> None:

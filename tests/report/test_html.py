@@ -147,7 +147,7 @@ def test_the_page_says_what_it_is() -> None:
 
 def test_one_model_alone_and_nothing_at_all() -> None:
     alone = replace(said("a"), prompt_tokens={"target": 3}, weights=())
-    assert "nothing to compare" in page(alone) and "Largest shifts" not in page(alone)
+    assert "nothing to compare" in page(alone) and "Largest changes" not in page(alone)
     empty = page(an_answer([]))
     assert "the answer is empty" in empty and 'role="listbox"' not in empty
     same = page(an_answer([(b"a", None, 0.0)]))

@@ -149,7 +149,7 @@ def test_an_answer_that_was_cut_or_is_empty_says_so() -> None:
 
 def test_the_summary_line() -> None:
     assert summary_line(an_answer()) == (
-        "3 tokens (2.0/s) | prompt 10 tokens (40.0/s) | context 15/512 | "
+        "3 tokens (2.0/s) | prompt 10 tokens (40.0/s) | context 15/512 (expert) | "
         "changed by the expert 1 (33 %) | weights: alpha 1 (75 %), target (25 %) | end: stop"
     )
 

@@ -38,7 +38,7 @@
     return "< 0.01 %";
   }
   function nats(value) {
-    if (value === null) return "not asked";
+    if (value === null) return "not run";
     return (value < 0 ? "\u2212" : "+") + Math.abs(value).toFixed(2) + " nats";
   }
   function bar(logp) {
@@ -68,8 +68,8 @@
     if (changed) title.append(make("span", "chip", "changed"));
     box.append(title);
     const instead = make("p", "instead");
-    if (said === own) instead.append("The target alone would have said the same, with " + chance(ownLogp) + ".");
-    else instead.append("After the same text, the target alone would have said ", piece(own), " (" + chance(ownLogp) + "). There, what was said has rank " + (rank + 1) + ".");
+    if (said === own) instead.append("The target alone would have written the same, with " + chance(ownLogp) + ".");
+    else instead.append("After the same text, the target alone would have written ", piece(own), " (" + chance(ownLogp) + "). There, what was written has rank " + (rank + 1) + ".");
     if (drawn) instead.append(" Drawn at random: all together find another token likeliest.");
     box.append(instead);
     box.append(make("div", "pair", make("span", "", "Contrast, expert against base"), make("b", "", nats(contrast))));
@@ -79,7 +79,7 @@
       if (value === null && (name === "expert" || name === "base")) continue;
       rows.append(make("span", "", name), bar(value), make("span", "r", chance(value)));
     }
-    box.append(make("h3", "", "Probability of what was said"), rows);
+    box.append(make("h3", "", "Probability of what was written"), rows);
     const lists = ["Target", "Expert", "Base", "Together"].map((name, i) => tops[i].length ? list(name, tops[i]) : "").filter(Boolean);
     if (lists.length) box.append(make("h3", "", "Likeliest after the same text"), make("div", "tops", ...lists));
     return box;
@@ -138,7 +138,7 @@
     document.getElementById("status").textContent = own.map((index) => {
       const step = steps[index];
       const text = (pieces[step[1]] || END) + ", contrast " + nats(step[7]);
-      return step[10] ? text + ", changed; the target alone would have said " + (pieces[step[5]] || END) : text;
+      return step[10] ? text + ", changed; the target alone would have written " + (pieces[step[5]] || END) : text;
     }).join("; ");
   }
   // The nearest token of the line above or below.
