@@ -12,8 +12,7 @@ from capt_local.decoding.options import GenerateOptions
 from capt_local.version import __version__
 
 if TYPE_CHECKING:
-    from capt_local.bundle.manifest import Bundle, ModelFile
-    from capt_local.engine.llama import LlamaModel
+    from capt_local.bundle.manifest import AdapterFile, Bundle, ModelFile
     from capt_local.engine.options import LoadOptions
     from capt_local.runtime import Runtime
 
@@ -57,7 +56,7 @@ def provenance(
         "build": build.system_info,
         "bundle": about_bundle(bundle),
         "models": {
-            role: _model(runtime.models[role], file)
+            role: _model(runtime, role, file)
             for role, file in bundle.models.items()
             if role in runtime.models
         },
@@ -93,14 +92,32 @@ def _loading(load: LoadOptions) -> dict[str, Any]:
     }
 
 
-def _model(model: LlamaModel, file: ModelFile) -> dict[str, Any]:
-    adapter = file.adapter
-    return {
-        # None for files that no manifest names: their digest was not taken.
-        "sha256": file.sha256,
-        **({"adapter": {"sha256": adapter.sha256, "scale": adapter.scale}} if adapter else {}),
+def _model(runtime: Runtime, role: str, file: ModelFile) -> dict[str, Any]:
+    model, late, adapter = runtime.models[role], runtime.late_digests, file.adapter
+    about: dict[str, Any] = {
+        "file": file.path.name,
+        # Waits for the digest of a file that no manifest names; None if it changed meanwhile.
+        "sha256": late.of(file),
+        "verified": _verified(runtime, file),
+    }
+    if adapter is not None:
+        about["adapter"] = {
+            "file": adapter.path.name,
+            "sha256": late.of(adapter),
+            "scale": adapter.scale,
+            "verified": _verified(runtime, adapter),
+        }
+    return about | {
         "architecture": model.metadata.architecture,
         "quantization": model.metadata.file_type,
         "context": model.context_limit,
         "gpu_layers": model.metadata.gpu_layers,
     }
+
+
+def _verified(runtime: Runtime, file: ModelFile | AdapterFile) -> str:
+    """What this start has done about the digest of a manifest."""
+    if file.sha256 is None:
+        return "no manifest names it"
+    how = runtime.verification.how.get(file.path)
+    return how.value if how else "not checked"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass, field
 
-from capt_local.bundle.check import Check
 from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.verify import Check
 from capt_local.decoding.options import GenerateOptions
 from capt_local.engine.options import LoadOptions
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from capt_local.bundle.manifest import MANIFEST, NAME, RECEIPT, SIGNATURE, Bundle, PackageFile
+from capt_local.bundle.store import RESERVED
+from capt_local.bundle.verify import LARGEST_TEMPLATE
 from capt_local.errors import ModelError
+from capt_local.strict.files import open_regular
 
 BLOCK = 512
 _SMALL = 8 << 30  # from here on, a size does not fit into octal digits
@@ -24,6 +28,76 @@ _KINDS = {
     b"x": "an extended header", b"g": "an extended header", b"S": "a sparse file",
 }  # fmt: skip
 _JUNK = {".ds_store", "thumbs.db", "desktop.ini"}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file.
+
+    Attributes:
+        name: in the folder and in an archive.
+        size: bytes; None for a template, of which the manifest has the digest alone.
+        sha256: digest in hexadecimal.
+        source: where it lies now.
+    """
+
+    name: str
+    size: int | None
+    sha256: str
+    source: Path
+
+    @property
+    def most(self) -> int:
+        """Bytes that it may have."""
+        return LARGEST_TEMPLATE if self.size is None else self.size
+
+
+def members(bundle: Bundle) -> tuple[Member, ...]:
+    """The files that a manifest names besides itself, each once, in the order of the roles.
+
+    Raises:
+        ModelError: a name is not plain, a file is named in two ways, or models are mixed up.
+    """
+    folder = bundle.folder or Path()
+    found: dict[str, Member] = {}
+    for role, model in bundle.models.items():
+        adapter, template = model.adapter, model.template_file
+        named: list[tuple[Path, PackageFile | None, int | None, str | None]]
+        named = [(model.path, model.package, model.size, model.sha256)]
+        if adapter is not None:
+            named.append((adapter.path, adapter.package, adapter.size, adapter.sha256))
+        if template is not None:
+            named.append((template, None, None, model.template_sha256))
+        for path, package, size, digest in named:
+            name = package.name if package else path.relative_to(folder).as_posix()
+            member = Member(_plain(name, role), size, digest or "", path)
+            if found.setdefault(member.name.casefold(), member) != member:
+                raise ModelError(f"The bundle names {member.name} in two ways, which differ.")
+    _refuse_twins(bundle)
+    return tuple(found.values())
+
+
+def _plain(name: str, role: str) -> str:
+    own = name.casefold() in (MANIFEST, SIGNATURE, RECEIPT)
+    if not NAME.fullmatch(name) or name.endswith(".") or RESERVED.fullmatch(name) or own:
+        raise ModelError(
+            f"A file of the {role} has a name that cannot travel. Files of a bundle that travels "
+            "lie beside its manifest, with names of letters, digits, '.', '-' and '_'."
+        )
+    return name
+
+
+def _refuse_twins(bundle: Bundle) -> None:
+    """An expert that is its own base has nothing to say, and is a mistake of whoever made it."""
+    for role, expert in bundle.models.items():
+        base = bundle.models.get(role.replace("expert", "base"))
+        if not role.startswith("expert") or base is None or expert.sha256 != base.sha256:
+            continue
+        pair = [one.adapter and (one.adapter.sha256, one.adapter.scale) for one in (expert, base)]
+        if pair[0] == pair[1]:
+            raise ModelError(
+                f"The {role} and its base are the same model, so nothing is contrasted."
+            )
 
 
 class Source(Protocol):
@@ -89,7 +163,7 @@ class ArchiveSource:
     def __init__(self, path: Path) -> None:
         """Opens it."""
         self._name = path.name
-        self._stream = open_regular(path)
+        self._stream = open_file(path)
         self._left = b""
 
     def begin(self, name: str, size: int | None, most: int) -> int:
@@ -147,7 +221,7 @@ class FolderSource:
         """See `Source.begin`."""
         self.close()
         self._name = name
-        self._stream = open_regular(self._folder / name)
+        self._stream = open_file(self._folder / name)
         with _readable(name):
             found = os.fstat(self._stream.fileno()).st_size
         if found > most or size not in (None, found):
@@ -206,29 +280,18 @@ def open_source(path: Path) -> Source:
     return FolderSource(path) if os.path.isdir(path) else ArchiveSource(path)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BinaryIO:
     """A regular file, for reading; no link, and nothing that would wait.
 
     Raises:
         ModelError: it is not there, or is another thing.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        stream = os.fdopen(os.open(path, flags | getattr(os, "O_BINARY", 0)), "rb")
+        return open_regular(path, follow=False)
     except FileNotFoundError:
         raise ModelError(f"{path.name} is not there.") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it has an impossible name"
-        raise ModelError(f"{path.name} cannot be read: {reason}.") from None
-    try:
-        regular = stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
     except OSError as error:
-        stream.close()
         raise ModelError(f"{path.name} cannot be read: {error.strerror}.") from None
-    if not regular:
-        stream.close()
-        raise ModelError(f"{path.name} is not a file.")
-    return stream
 
 
 def _size(block: bytes) -> int | None:

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NoReturn, TypeVar
 
-from capt_local.bundle.packaged import PackageFile
+from capt_local.bundle.manifest import NAME as NAME
 from capt_local.errors import ModelError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CONTROL = re.compile(r"[^\n\t -~\u00a0-\U0010ffff]")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _T = TypeVar("_T")
 _KINDS: dict[type, str] = {str: "a text", int: "a whole number", dict: "a table"}
 
@@ -143,21 +142,6 @@ class Table:
         if not isinstance(value, datetime.date) or isinstance(value, datetime.datetime):
             self.fail(key, "must be a day without quotes, as in 2027-01-31")
         return value.isoformat()
-
-    def model_file(self, folder: Path) -> tuple[Path | None, PackageFile | None]:
-        """The file of `file`, and its package where `package` names one.
-
-        Raises:
-            ModelError: it is not there, also since the package is not installed.
-        """
-        if "package" not in self:
-            return self.file("file", folder), None
-        package, value = self.name("package"), self.text("file")
-        self._check_relative("file", value)
-        if not PurePosixPath(value).name:
-            self.fail("file", "names no file")
-        found = PackageFile(package, value)
-        return found.find(folder) if self._present else folder / found.name, found
 
     def file(self, key: str, folder: Path) -> Path | None:
         """A regular file inside `folder`, or None where there is no such key."""

@@ -7,6 +7,8 @@ variable CAPT_LOCAL_MODELS; the user's data folder.
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -14,13 +16,14 @@ from pathlib import Path
 
 from platformdirs import user_data_dir
 
-from capt_local.bundle.fields import NAME
-from capt_local.bundle.manifest import MANIFEST, Bundle
-from capt_local.bundle.read import read_bundle
+from capt_local.bundle.manifest import MANIFEST, NAME, Bundle
+from capt_local.bundle.manifest_file import read_bundle
 from capt_local.errors import ModelError
 
 DEMO = "demo"
 VARIABLE = "CAPT_LOCAL_MODELS"
+# Names that mean a device on Windows, whatever their ending.
+RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
 
 
 def find(reference: str | Path) -> Bundle:
@@ -95,7 +98,7 @@ def user_folder() -> Path:
     return Path(user_data_dir("capt-local", appauthor=False)) / "models"
 
 
-def incoming_folder() -> Path:
+def staging_folder() -> Path:
     """Where bundles are put together that are on their way into the user's own store."""
     return user_folder().parent / "incoming"
 
@@ -108,6 +111,55 @@ def packaged_folder() -> Path:
     if (package.parent / "pyproject.toml").is_file() and (beside / MANIFEST).is_file():
         return beside
     return package / "models" / DEMO
+
+
+def check_id(bundle: Bundle) -> None:
+    """Refuses ids that cannot be the name of a folder everywhere.
+
+    Raises:
+        ModelError: it is such a name.
+    """
+    if RESERVED.fullmatch(bundle.id) or bundle.id.endswith("."):
+        raise ModelError("The id of the bundle cannot be the name of a folder.")
+
+
+def removable(reference: str) -> Path:
+    """The folder of a bundle that may be deleted; a broken one too.
+
+    Args:
+        reference: an id, or the path of its folder or manifest.
+
+    Raises:
+        ModelError: there is no such bundle in the user's own store.
+    """
+    own = user_folder()
+    try:
+        folder = own / reference if NAME.fullmatch(reference) else Path(reference).expanduser()
+        if folder.name == MANIFEST:
+            folder = folder.parent
+        inside = folder.parent.resolve() == own.resolve() and NAME.fullmatch(folder.name)
+        if inside and not folder.is_symlink() and folder.is_dir():
+            return folder
+    except (OSError, RuntimeError, ValueError):
+        pass  # a link to itself, nobody's home; a name that is too long, or holds a zero byte
+    raise ModelError(
+        f"There is no such bundle in {own}. Only bundles of the user's own store are deleted; "
+        "'capt-local models list' says where each lies."
+    )
+
+
+def remove(folder: Path) -> None:
+    """Deletes the folder of a bundle, its manifest first: what is left is no bundle any more.
+
+    Raises:
+        ModelError: it cannot be deleted.
+    """
+    try:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    except OSError as error:
+        name = os.path.basename(error.filename) if isinstance(error.filename, str) else folder.name
+        raise ModelError(f"{name} cannot be deleted: {error.strerror or 'no access'}.") from None
 
 
 def _at(place: Path) -> Bundle:

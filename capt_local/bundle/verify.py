@@ -4,26 +4,63 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from capt_local.bundle.adapter import AdapterFile
-from capt_local.bundle.check import Check
-from capt_local.bundle.known import KnownDigests, known_digests
-from capt_local.bundle.manifest import Bundle, ModelFile
+from capt_local.bundle.digest_cache import DigestCache, digest_cache
+from capt_local.bundle.manifest import AdapterFile, Bundle, ModelFile
 from capt_local.bundle.store import is_installed
 from capt_local.errors import ModelError
+from capt_local.strict.files import open_regular, read_regular
 from capt_local.strict.stamp import Stamp, stamp_of
 
 Progress = Callable[[str, float], None]
+LARGEST_TEMPLATE = 1 << 20
 _CHUNK = 1 << 20
+
+
+class Check(StrEnum):
+    """How the digests of a bundle are checked.
+
+    `cached` reads a file of an installed bundle once and then only if it has changed; files of
+    other bundles are read each time.
+    """
+
+    ALWAYS = "always"
+    CACHED = "cached"
+    NEVER = "never"
+
+
+class Verified(StrEnum):
+    """What is known of a file at a start, for provenance."""
+
+    READ = "read now"
+    """Its digest was computed at this start."""
+    CACHED = "unchanged since its digest was computed"
+    """Device, inode, size and times are those of an earlier start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The files that were checked.
+
+    Attributes:
+        stamps: that show that a file is still the one that was checked, by path.
+        how: what is known of each file.
+    """
+
+    stamps: dict[Path, Stamp] = field(default_factory=dict)
+    how: dict[Path, Verified] = field(default_factory=dict)
 
 
 def verify(
     bundle: Bundle, progress: Progress | None = None, check: Check = Check.ALWAYS
-) -> dict[Path, Stamp]:
+) -> Verification:
     """Checks the size and digest of each file of a bundle.
 
     Models without a digest (given by their paths) are left out: `Bundle.notices` says so.
@@ -34,14 +71,15 @@ def verify(
         check: how.
 
     Returns:
-        What tells that a file is still the one that was checked, by path.
+        The files that were checked. Under `Check.NEVER` none.
 
     Raises:
         ModelError: a file is missing, unreadable or another one; names its role.
     """
     if check is Check.NEVER:
-        return {}
-    digests = _Digests(known_digests() if check is Check.CACHED and is_installed(bundle) else None)
+        return Verification()
+    cached = check is Check.CACHED and not bundle.read_digests and is_installed(bundle)
+    digests = _Digests(digest_cache() if cached else None)
     for role, model in bundle.models.items():
         report = None if progress is None else partial(progress, role)
         _check_file(f"{role} model", model, digests, report)
@@ -49,7 +87,7 @@ def verify(
             _check_file(f"{role}'s adapter", model.adapter, digests, report)
         if model.template_file is not None:
             read_template(model)
-    return digests.stamps
+    return digests.done
 
 
 def file_digest(path: Path, size: int, report: Callable[[float], None] | None = None) -> str:
@@ -64,7 +102,7 @@ def file_digest(path: Path, size: int, report: Callable[[float], None] | None = 
         ModelError: it cannot be read.
     """
     try:
-        with path.open("rb", buffering=0) as stream:
+        with open_regular(path) as stream:
             return _hashed(stream, size, report)
     except OSError as error:
         raise ModelError(f"{path.name} cannot be read: {error.strerror or 'unreadable'}.") from None
@@ -90,7 +128,7 @@ def read_template(model: ModelFile) -> str:
     if path is None:
         raise ValueError(f"the {model.role} has no template file")
     try:
-        data = path.read_bytes()
+        data = read_regular(path, LARGEST_TEMPLATE + 1)
     except OSError as error:
         reason = error.strerror or "unreadable"
         raise ModelError(f"The {model.role}'s template {path.name}: {reason}.") from None
@@ -118,33 +156,35 @@ def check_template(model: ModelFile, template: bytes) -> None:
 class _Digests:
     """Digests and stamps of the files of one check, each read once."""
 
-    def __init__(self, known: KnownDigests | None) -> None:
-        self._known = known
+    def __init__(self, cache: DigestCache | None) -> None:
+        self._cache = cache
         self._found: dict[Path, str] = {}
-        self.stamps: dict[Path, Stamp] = {}
+        self.done = Verification()
 
     def of(
         self, what: str, file: ModelFile | AdapterFile, report: Callable[[float], None] | None
     ) -> str:
         """The digest of a file that has the right size."""
         path = file.path
-        if path in self._found and self.stamps[path][2] == file.size:
+        if path in self._found and self.done.stamps[path][2] == file.size:
             return self._found[path]
         try:
-            with path.open("rb", buffering=0) as stream:
+            with open_regular(path) as stream:
                 stamp = stamp_of(os.fstat(stream.fileno()))
                 if stamp[2] != file.size:
                     raise _other(what, path, f"it has {stamp[2]} bytes instead of {file.size}")
-                found = self._known.find(path, stamp) if self._known else None
+                found = self._cache.find(path, stamp) if self._cache else None
+                how = Verified.CACHED if found else Verified.READ
                 if found is None:
                     found = _hashed(stream, file.size, report)
                     if stamp_of(os.fstat(stream.fileno())) != stamp:
                         raise ModelError(f"The {what} {path.name} changed while it was read.")
-                    if self._known and found == file.sha256:
-                        self._known.keep(path, stamp, found)
+                    if self._cache and found == file.sha256:
+                        self._cache.store(path, stamp, found)
         except OSError as error:
             raise _other(what, path, error.strerror or "it is unreadable") from None
-        self._found[path], self.stamps[path] = found, stamp.with_digest(found)
+        self._found[path], self.done.how[path] = found, how
+        self.done.stamps[path] = stamp.with_digest(found)
         return found
 
 
@@ -164,3 +204,37 @@ def _other(what: str, path: Path, why: str) -> ModelError:
         f"The {what} {path.name} is not the file that the bundle names: {why}. "
         "Get the bundle again from its source."
     )
+
+
+class LateDigests:
+    """SHA-256 of files that no manifest pins, computed in a thread while the models load.
+
+    Args:
+        files: whose digests are wanted; those that have one are left out.
+    """
+
+    def __init__(self, files: Iterable[ModelFile | AdapterFile]) -> None:
+        """Starts the thread, if there is anything to read."""
+        self._digests: dict[Path, str | None] = {}
+        wanted = dict.fromkeys(file.path for file in files if file.sha256 is None)
+        # A daemon: who wants no provenance does not wait for it.
+        self._thread = threading.Thread(target=self._compute, args=(list(wanted),), daemon=True)
+        if wanted:
+            self._thread.start()
+
+    def of(self, file: ModelFile | AdapterFile) -> str | None:
+        """The digest of a file, waiting for it; None where it could not be read, or changed."""
+        if file.sha256 is None and self._thread.ident is not None:
+            self._thread.join()
+        return file.sha256 or self._digests.get(file.path)
+
+    def _compute(self, paths: list[Path]) -> None:
+        for path in paths:
+            try:
+                with open_regular(path) as stream:
+                    before = stamp_of(os.fstat(stream.fileno()))
+                    digest = _hashed(stream, before[2], None)
+                    same = stamp_of(os.fstat(stream.fileno())) == before
+                self._digests[path] = digest if same else None
+            except OSError:
+                self._digests[path] = None

@@ -157,17 +157,17 @@ class Verb:
 
 
 _MODELS = (
-    Verb("list", "models.verb", "The bundles that are here"),
-    Verb("show", "models.show", "What a bundle is, and how its models fit together"),
-    Verb("verify", "models.verb", "Whether the files are those that the bundle names"),
-    Verb("create", "models.create", "Makes a bundle of models, after trying them out"),
-    Verb("remove", "models.verb", "Deletes a bundle from the user's own store"),
-    Verb("clean", "models.clean", "Deletes what imports that were stopped have left"),
+    Verb("list", "models.manage", "The bundles that are here"),
+    Verb("show", "models.manage", "What a bundle is, and how its models fit together"),
+    Verb("verify", "models.manage", "Whether the files are those that the bundle names"),
+    Verb("create", "models.create", "Makes a bundle of models, after a look into them"),
+    Verb("remove", "models.manage", "Deletes a bundle from the user's own store"),
+    Verb("clean", "models.manage", "Deletes what imports that were stopped have left"),
     Verb("pull", "models.pull", "Fetches a bundle from a hub, the one verb with a network"),
     Verb("export", "models.travel", "Writes a bundle for another machine, signed"),
     Verb("import", "models.travel", "Takes in a bundle that came from elsewhere"),
-    Verb("keygen", "models.keys", "Makes a pair of keys to sign bundles with"),
-    Verb("trust", "models.keys", "Installs the public key of a source of bundles"),
+    Verb("keygen", "models.travel", "Makes a pair of keys to sign bundles with"),
+    Verb("trust", "models.travel", "Installs the public key of a source of bundles"),
 )
 _CONFIG = (Verb("show", "config", "Every setting, and where its value comes from"),)
 VERBS = (
@@ -181,7 +181,7 @@ VERBS = (
     Verb("bench", "bench", "How fast answers come, target alone and together"),
     Verb(
         "models",
-        "models.verb",
+        "models.manage",
         "The bundles: list, show, verify, export, import",
         _MODELS,
     ),

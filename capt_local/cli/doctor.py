@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from capt_local.bundle.check import Check
 from capt_local.bundle.manifest import MANIFEST, RECEIPT, SIGNATURE
+from capt_local.bundle.verify import Check
 from capt_local.cli.exits import ExitCode, code_for
 from capt_local.cli.files import mebibytes
 from capt_local.cli.options import ModelFlags, ViewFlags, option
@@ -237,7 +237,7 @@ def files(bundle: Bundle, check: Check, diagnosis: Diagnosis) -> dict[str, Any]:
     """
     from capt_local.bundle import verify
 
-    diagnosis.stamps = verify.verify(bundle, check=check)
+    diagnosis.stamps = verify.verify(bundle, check=check).stamps
     known = all(bundle.digests.values())
     return {
         "id": bundle.id,
@@ -285,7 +285,7 @@ def roles(bundle: Bundle, diagnosis: Diagnosis) -> dict[str, Any]:
     Raises:
         ModelError: a file cannot be loaded.
     """
-    from capt_local.bundle.roles import pair_roles
+    from capt_local.bundle.manifest import pair_roles
     from capt_local.engine.weights import Weights
 
     vocabularies: dict[str, Vocabulary] = {}
@@ -490,7 +490,7 @@ def keys() -> dict[str, Any]:
 def _keys(folder: Path) -> str:
     if not folder.is_dir():  # else nothing of cryptography is loaded
         return "none"
-    from capt_local.bundle.signing import trusted_keys
+    from capt_local.bundle.sign import trusted_keys
 
     found = trusted_keys([folder]).values()
     return ", ".join(f"{key.name} {key.fingerprint[:16]}...".lstrip() for key in found) or "none"
@@ -524,7 +524,7 @@ def _check_size(bundle: Bundle, role: str, path: Path, size: int) -> None:
 
 
 def _left(told: list[str]) -> str:
-    from capt_local.bundle.leftovers import leftovers
+    from capt_local.bundle.staging import leftovers
 
     dead = [each for each in leftovers() if not each.busy]
     named = ", ".join(f"{each.name} ({mebibytes(each.size)})" for each in dead)

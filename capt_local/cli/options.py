@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from capt_local.align.kinds import Align
-from capt_local.bundle.check import Check
+from capt_local.bundle.verify import Check
 from capt_local.decoding.options import GenerateOptions, Method, Speed
 from capt_local.errors import UsageError
 
 if TYPE_CHECKING:
-    from capt_local.bundle.adapter import AdapterFile
+    from capt_local.bundle.manifest import AdapterFile
 
 
 def option(*names: str, help: str, twin: str = "", metavar: str | None = None, **more: Any) -> Any:
@@ -370,7 +370,7 @@ class ModelFlags:
             ModelError: a file is missing.
             UsageError: a scale has no meaning.
         """
-        from capt_local.bundle.adapter import AdapterFile
+        from capt_local.bundle.manifest import AdapterFile
 
         return [AdapterFile.parse(str(given)) for given in self.expert_adapter or ()]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from capt_local.bundle.check import Check
+from capt_local.bundle.verify import Check
 from capt_local.config.limits import Feature
 from capt_local.config.places import key_folders
 from capt_local.config.read import read_site
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from capt_local.bundle.manifest import Bundle
-    from capt_local.bundle.signing import TrustedKey
+    from capt_local.bundle.sign import TrustedKey
 
 
 def check_weights(combine: CombineOptions) -> None:
@@ -71,13 +71,15 @@ def signed(bundle: Bundle) -> Bundle:
     Raises:
         ModelError: the signature is damaged, or does not fit the manifest.
     """
-    from capt_local.bundle.signer import vouched
+    if not bundle.may_be_signed:
+        return bundle
+    from capt_local.bundle.sign import signer_of
 
-    found = vouched(bundle, trusted)
-    if found.stranger:
+    found = signer_of(bundle, trusted)
+    if found.untrusted:
         told = (
             f"The bundle {bundle.id} is signed with a key that is not trusted here "
-            f"({found.stranger})."
+            f"({found.untrusted})."
         )
         bundle = dataclasses.replace(bundle, notices=(*bundle.notices, told))
     return dataclasses.replace(bundle, signer=found.signer)
@@ -97,7 +99,7 @@ def permitted(bundle: Bundle, check: Check = Check.CACHED) -> Bundle:
         UsageError: the site forbids it.
         ModelError: see `signed`.
     """
-    from capt_local.bundle.signer import vouched
+    from capt_local.bundle.sign import signer_of
     from capt_local.bundle.store import is_packaged
 
     limits = read_site().limits
@@ -105,10 +107,12 @@ def permitted(bundle: Bundle, check: Check = Check.CACHED) -> Bundle:
         if check is Check.NEVER:
             limits.refuse(Feature.UNSIGNED, "--verify never")
         if not is_packaged(bundle):
-            found = vouched(bundle, trusted_by_the_site, receipts=False)
+            found = signer_of(bundle, trusted_by_the_site, receipts=False)
             if found.signer is None:
                 limits.refuse(Feature.UNSIGNED, "A bundle that no key of the site has signed")
-            return dataclasses.replace(bundle, signer=found.signer)
+            bundle = dataclasses.replace(bundle, signer=found.signer)
+        # The cache of digests is a file of the user, who could write another one.
+        return dataclasses.replace(bundle, read_digests=True)
     return signed(bundle)
 
 
@@ -127,7 +131,7 @@ def trusted() -> Mapping[str, TrustedKey]:
     Raises:
         ModelError: one is no key, or others than its owner may write it.
     """
-    from capt_local.bundle.signing import trusted_keys
+    from capt_local.bundle.sign import trusted_keys
 
     return trusted_keys(key_folders())
 
@@ -138,6 +142,6 @@ def trusted_by_the_site() -> Mapping[str, TrustedKey]:
     Raises:
         ModelError: see `trusted`.
     """
-    from capt_local.bundle.signing import trusted_keys
+    from capt_local.bundle.sign import trusted_keys
 
     return trusted_keys(key_folders()[:1])

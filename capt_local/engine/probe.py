@@ -148,8 +148,9 @@ class Probe(Closing):
             names = stack.enter_context(_named(locked)) if copies else {}
             process = self._started([one.handle for one in copies], waiting)
             request = {
-                "model": str(names.get(path, path.absolute())),
-                "adapters": [str(names.get(one, one.absolute())) for one in adapters],
+                # In hexadecimal: the name of a file need not be UTF-8, and JSON has to be.
+                "model": os.fsencode(names.get(path, path.absolute())).hex(),
+                "adapters": [os.fsencode(names.get(one, one.absolute())).hex() for one in adapters],
             }
             try:
                 process.limit_memory(needed + _PROGRAM_BYTES)
@@ -375,9 +376,12 @@ def _data_bytes() -> int:
 
 
 def _answer(request: dict[str, Any]) -> str:
-    name = Path(request["model"]).name
+    model, *adapters = (
+        Path(os.fsdecode(bytes.fromhex(each))) for each in (request["model"], *request["adapters"])
+    )
+    name = model.name
     try:
-        load(Path(request["model"]), [Path(each) for each in request["adapters"]])
+        load(model, adapters)
     except MemoryShortage as error:
         return SHORT + " ".join(str(error).split())
     except CaptError as error:

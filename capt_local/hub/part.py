@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from capt_local.bundle.manifest import Style
-from capt_local.bundle.roles import Role
+from capt_local.bundle.manifest import Role, Style
 from capt_local.errors import ModelError
 
 UNSTATED = "not-stated"

@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from capt_local.bundle import store
-from capt_local.bundle.archive import open_regular
-from capt_local.bundle.exporting import Report
-from capt_local.bundle.importing import Imported, Terms, import_from
-from capt_local.bundle.manifest import MANIFEST, Bundle, ModelFile
-from capt_local.bundle.members import check_id
-from capt_local.bundle.read import LARGEST_MANIFEST, parse_manifest
-from capt_local.bundle.roles import Role
-from capt_local.bundle.write import manifest_text
+from capt_local.bundle.archive import open_file
+from capt_local.bundle.create import manifest_text
+from capt_local.bundle.manifest import MANIFEST, Bundle, ModelFile, Role
+from capt_local.bundle.manifest_file import LARGEST_MANIFEST, parse_manifest
+from capt_local.bundle.store import check_id
+from capt_local.bundle.transfer import Imported, Report, Terms, import_from
 from capt_local.errors import ModelError
 from capt_local.hub import origin
 from capt_local.hub.choice import Chosen, Known, choose
@@ -165,7 +163,7 @@ def trying(name: str) -> Bundle | None:
 
 
 def _incoming(name: str) -> Path:
-    return store.incoming_folder() / name / MANIFEST
+    return store.staging_folder() / name / MANIFEST
 
 
 def _read(manifest: Path) -> Bundle | None:
@@ -177,7 +175,7 @@ def _read(manifest: Path) -> Bundle | None:
 
 
 def _bytes(file: Path) -> bytes:
-    with open_regular(file) as stream:
+    with open_file(file) as stream:
         return stream.read(LARGEST_MANIFEST + 1)
 
 

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
-from capt_local.bundle.card import KEYS
 from capt_local.bundle.fields import NAME, Table
-from capt_local.bundle.manifest import Style
-from capt_local.bundle.roles import Role, count_pairs, roles
-from capt_local.bundle.versions import numbers
+from capt_local.bundle.manifest import Role, Style, count_pairs, roles
+from capt_local.bundle.manifest_file import version_numbers
 from capt_local.errors import ModelError, UsageError
 from capt_local.hub.part import Part
+from capt_local.strict.problems import NotReadable
 
 SCHEMA = 1
 _LARGEST = 1 << 16
@@ -39,7 +38,7 @@ class Recipe:
         description: for people.
         by_hand: what to do where a part may not be fetched; empty where all are.
         context: tokens of context to use; None is the models' own.
-        card: what the bundle will say of itself, by the keys of `bundle.card`.
+        card: what the bundle will say of itself, by its headings.
     """
 
     id: str
@@ -151,14 +150,14 @@ def _recipe(top: Table) -> Recipe:
         context=top.whole("context", 1),
         card=_card(top.table("card")),
     )
-    if numbers(recipe.version) is None:
+    if version_numbers(recipe.version) is None:
         top.fail("version", "must be numbers with dots, such as 1.2")
     top.done()
     return recipe
 
 
 def _card(table: Table) -> dict[str, str]:
-    card = {key: table.text(key) for key in KEYS if key in table}
+    card = {key: table.text(key) for key in list(table.keys())}
     table.done()
     return card
 
@@ -167,7 +166,10 @@ def _parts(tables: Table, *, fetched: bool) -> dict[Role, Part]:
     given = tables.keys()
     if "target" not in given:
         tables.fail("target", "is missing; every bundle has a target")
-    pairs = count_pairs(given, tables.fail)
+    try:
+        pairs = count_pairs(given)
+    except NotReadable as error:
+        tables.refuse(f"models: {error}.")
     return {role: _part(tables.table(role), role, fetched) for role in roles(pairs)}
 
 

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 
 from capt_local.bundle import store
-from capt_local.bundle.check import Check
-from capt_local.bundle.known import KnownDigests, known_digests
+from capt_local.bundle.digest_cache import DigestCache, digest_cache
 from capt_local.bundle.manifest import Bundle, ModelFile
+from capt_local.bundle.verify import Check
 from capt_local.engine.gguf_header import model_parts, read_header
 from capt_local.engine.library import BINDING_VERSION
 from capt_local.engine.probe import Probe
@@ -75,7 +75,7 @@ def look_first(
         parts[model.path] = model_parts(model.path, read_header(model.path))
         for part in parts[model.path]:
             found.setdefault(part, _stamp(part))
-    known = known_digests()
+    known = digest_cache()
     with Probe() as probe:
         for role, files in _by_model(wanted):
             marks = _marks(files, parts[files[0]], found)
@@ -86,7 +86,7 @@ def look_first(
                 found[path] = found[path].with_digest(digest)
             if known is not None:
                 for path, mark in marks.items():
-                    known.keep(path, found[path], mark, _ABOUT)
+                    known.store(path, found[path], mark, _ABOUT)
     return found
 
 
@@ -100,7 +100,7 @@ def _by_model(models: Mapping[str, ModelFile]) -> Iterable[tuple[str, list[Path]
     return found.values()
 
 
-def _is_known(known: KnownDigests, marks: Mapping[Path, str], stamps: Mapping[Path, Stamp]) -> bool:
+def _is_known(known: DigestCache, marks: Mapping[Path, str], stamps: Mapping[Path, Stamp]) -> bool:
     return all(known.find(path, stamps[path], _ABOUT) == mark for path, mark in marks.items())
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Self
 
 from capt_local.bundle import store
-from capt_local.bundle.check import Check
 from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.roles import roles as roles_of
-from capt_local.bundle.verify import verify
+from capt_local.bundle.manifest import roles as roles_of
+from capt_local.bundle.verify import Check, LateDigests, Verification, verify
 from capt_local.decoding.cached import common_length
 from capt_local.decoding.generation import Generation
 from capt_local.decoding.many.asks import Answered, Ask
@@ -37,7 +36,15 @@ Progress = Callable[[str, float], None]
 
 
 class Runtime(Scoring):
-    """A bundle that is loaded and can answer. Use it as a context manager."""
+    """A bundle that is loaded and can answer. Use it as a context manager.
+
+    Attributes:
+        verification: what is known of the digests of its files.
+        late_digests: of files that no manifest names.
+    """
+
+    verification = Verification()
+    late_digests = LateDigests(())
 
     @classmethod
     def open(
@@ -78,12 +85,15 @@ class Runtime(Scoring):
             load = dataclasses.replace(load, context=found.context)
         if isinstance(check, bool):
             check = Check.CACHED if check else Check.NEVER
-        stamps = verify(dataclasses.replace(found, models=files), progress, check)
-        stamps = look_first(found, files, check=check, stamps=stamps, progress=progress)
+        checked = verify(dataclasses.replace(found, models=files), progress, check)
+        stamps = look_first(found, files, check=check, stamps=checked.stamps, progress=progress)
         check_tokenizers(files.values())
         paths = {role: file.path for role, file in files.items()}
+        # Files without a digest in a manifest: it is computed while they load, for provenance.
+        late = LateDigests((*files.values(), *found.adapters.values()))
         models = open_models(paths, load, progress, found.adapters, stamps)
         runtime = cls(found, models, date, template)
+        runtime.verification, runtime.late_digests = checked, late
         if check is Check.NEVER and not is_trusted(found):
             runtime.notices.append(NOT_LOOKED_AT)
         return runtime

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from capt_local.bundle.manifest import ModelFile
-from capt_local.engine.gguf_header import file_digests
+from capt_local.engine.gguf_header import file_digests, read_header
 from capt_local.errors import ModelError
 
 
@@ -15,9 +15,14 @@ def check_tokenizers(models: Iterable[ModelFile]) -> None:
     Templates that lie beside the file are not looked at; see `bundle.verify`.
 
     Raises:
-        ModelError: one is another, or a file cannot be read.
+        ModelError: one is another, a file cannot be read, or a model with a digest is split.
     """
     for model in models:
+        if model.sha256 is not None and (parts := read_header(model.path).parts) > 1:
+            raise ModelError(
+                f"The {model.role} of the bundle is one of {parts} parts, and the manifest has "
+                "the digest of one alone. Join them with llama-gguf-split --merge."
+            )
         template = None if model.template_file else model.template_sha256
         pinned = {"tokenizer": model.tokenizer_sha256, "chat template": template}
         if not any(pinned.values()):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
+from typing import BinaryIO
 
 from capt_local.errors import UsageError
 from capt_local.strict.problems import NotReadable
@@ -58,3 +60,51 @@ def utf8(data: bytes) -> str:
         # The error itself holds the bytes.
         other = " (UTF-16?)" if data.startswith((BOM_UTF16_BE, BOM_UTF16_LE)) else ""
         raise NotReadable(f"not UTF-8 at byte {error.start}{other}") from None
+
+
+def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
+    """A regular file, for reading; a pipe or device is refused at once instead of waited for.
+
+    Args:
+        path: of the file.
+        follow: whether it may be a symbolic link.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    safe = getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    try:
+        stream = open(  # noqa: SIM115 - the caller closes it
+            path, "rb", opener=lambda name, flags: os.open(name, flags | safe)
+        )
+    except ValueError:  # a name with a zero byte
+        raise OSError(errno.EINVAL, "it has an impossible name") from None
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "it is not a file")
+    return stream
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The first bytes of a regular file.
+
+    Raises:
+        OSError: see `open_regular`.
+    """
+    with open_regular(path) as stream:
+        return stream.read(most)
+
+
+def make_private_folder(folder: Path) -> None:
+    """Makes a folder and those above it that are missing, each with mode 0700 whatever the umask.
+
+    Raises:
+        OSError: one cannot be made.
+    """
+    missing = []
+    for each in (folder, *folder.parents):
+        if each.is_dir():
+            break
+        missing.append(each)
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from collections.abc import Iterator
 from functools import partial
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+import msgspec
 
 from capt_local.strict.files import utf8
 from capt_local.strict.problems import NotReadable
 
+_Kind = TypeVar("_Kind")
 DEEPEST = 64  # objects and lists inside each other
 _DIGITS = 1000  # of a whole number; reading takes the square of their count
 # The one way in which JSON can spell half of a character.
@@ -153,3 +157,67 @@ _DECODERS = tuple(
     )
     for floats in (_finite, partial(_finite, kind=Number))
 )
+
+
+def form(pattern: str, problem: str) -> msgspec.Meta:
+    """A pattern that texts must match whole, for the annotations that `convert` reads.
+
+    Args:
+        pattern: a regular expression.
+        problem: what an error says of a text that does not match, such as "must be OWNER/NAME".
+    """
+    whole = rf"\A(?:{pattern})\Z"
+    _FORMS[whole] = problem
+    return msgspec.Meta(pattern=whole)
+
+
+def convert(value: object, kind: type[_Kind], place: str = "") -> _Kind:
+    """Parsed JSON or TOML as a `msgspec.Struct`, with errors that repeat no value and no odd name.
+
+    Args:
+        value: as parsed.
+        kind: the structure; its constraints are checked, nothing is coerced.
+        place: of the value in its file, such as "models.target"; empty for the top.
+
+    Raises:
+        NotReadable: the value does not fit; names the key.
+    """
+    try:
+        return msgspec.convert(value, kind, builtin_types=(datetime.date,))
+    except msgspec.ValidationError as error:
+        raise NotReadable(_told(str(error), place)) from None
+
+
+def _told(message: str, place: str) -> str:
+    """A message of msgspec in our words: it may hold a name or value of the file."""
+    problem, _, path = message.partition(" - at `$")
+    keys = [place, *re.sub(r"\[[^]]*\]", "", path.rstrip("`")).split(".")]
+    if found := re.match(
+        r"Object (?:missing required|contains unknown) field `(.*)`", problem, re.S
+    ):
+        keys.append(found[1] if _PLAIN_KEY.fullmatch(found[1]) else "a key with odd characters")
+    at = ".".join(filter(None, keys)) or "the value"
+    if problem.startswith("Object missing"):
+        return f"{at} is missing"
+    if problem.startswith("Object contains"):
+        return f"{at} is not known; remove it or correct its name"
+    if problem.startswith("Invalid enum value"):
+        return f"{at} is none of the words that may stand there"
+    if found := re.fullmatch(r"Expected `str` matching regex '(.*)'", problem, re.S):
+        # The pattern is written as Python spells a text.
+        wanted = next((told for form, told in _FORMS.items() if repr(form)[1:-1] == found[1]), "")
+        return f"{at} {wanted or 'has another form than it must have'}"
+    if found := re.fullmatch(r"Expected `(?:int|float)` (>=|<=|>|<) (\S+)", problem):
+        words = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
+        return f"{at} must be {words[found[1]]} {float(found[2]):g}"
+    if found := re.match(r"Expected `(\w+)", problem):
+        return f"{at} must be {_KINDS.get(found[1], 'of another kind')}"
+    return f"{at} is out of range" if "out of range" in problem else f"{at} is not right"
+
+
+_FORMS: dict[str, str] = {}
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_KINDS = {
+    "int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false",
+    "object": "a table", "array": "a list", "date": "a day without quotes, as in 2027-01-31",
+}  # fmt: skip

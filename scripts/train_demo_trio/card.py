@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from capt_local.bundle.card import KEYS
 from capt_local.engine.library import BINDING_VERSION
 from capt_local.version import __version__
 
@@ -82,5 +81,5 @@ def about(made: datetime.date) -> dict[str, Any]:
         "requires": ".".join(__version__.split(".")[:2]),
         "tested_with": BINDING_VERSION,
         "review_by": (made + _YEAR).isoformat(),
-        "card": {key: texts[key] for key in KEYS},
+        "card": dict(texts),
     }

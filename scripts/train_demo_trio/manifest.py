@@ -5,9 +5,8 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from capt_local.bundle.manifest import Bundle, ModelFile
-from capt_local.bundle.roles import Role, roles
-from capt_local.bundle.write import describe, write_manifest
+from capt_local.bundle.create import describe, write_manifest
+from capt_local.bundle.manifest import Bundle, ModelFile, Role, roles
 from capt_local.engine.gguf_header import file_digests
 from scripts.train_demo_trio.card import about
 from scripts.train_demo_trio.stages import Preset

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle.adapter import SCALE_LIMIT, AdapterFile
-from capt_local.bundle.manifest import MANIFEST, Bundle
-from capt_local.bundle.read import read_bundle
+from capt_local.bundle.create import describe, write_manifest
+from capt_local.bundle.manifest import MANIFEST, SCALE_LIMIT, AdapterFile, Bundle
+from capt_local.bundle.manifest_file import read_bundle
 from capt_local.bundle.verify import verify
-from capt_local.bundle.write import describe, write_manifest
 from capt_local.errors import ModelError, UsageError
 
 HEAD = 'schema = 1\nid = "lora"\n'
@@ -77,8 +76,8 @@ def test_digests_name_the_adapter_and_its_scale(folder: Path) -> None:
         ({"sha256": '"abc"'}, r"adapter\.sha256 must be a SHA-256"),
         ({"file": '"none.gguf"'}, r"adapter\.file names none\.gguf, which is not there"),
         ({"file": '"../lora.gguf"'}, r"adapter\.file must name a file inside"),
-        ({"scale": "9"}, r"adapter\.scale must be between -8 and 8"),
-        ({"scale": "nan"}, r"adapter\.scale must be between -8 and 8"),
+        ({"scale": "9"}, r"adapter\.scale must be at (most|least) -?8"),
+        ({"scale": "nan"}, r"adapter\.scale must be at (most|least) -?8"),
         ({"scale": '"1"'}, r"adapter\.scale must be a number"),
         ({"rank": "4"}, r"adapter\.rank is not known"),
     ],

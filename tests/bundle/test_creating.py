@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import creating, store
-from capt_local.bundle.adapter import AdapterFile
-from capt_local.bundle.creating import Put, put_together
-from capt_local.bundle.creating_from import ingredients
-from capt_local.bundle.creating_place import place_of_bundle, under_way
-from capt_local.bundle.manifest import MANIFEST, Bundle
-from capt_local.bundle.write import describe, write_manifest
+from capt_local.bundle import create, store
+from capt_local.bundle.create import Put, describe, ingredients, put_together, write_manifest
+from capt_local.bundle.manifest import MANIFEST, AdapterFile, Bundle
+from capt_local.bundle.staging import free_place, new_staging
 from capt_local.errors import ModelError, UsageError
 
 
@@ -42,7 +39,7 @@ def of(files: dict[str, Path], adapters: tuple[AdapterFile, ...] = ()) -> Bundle
 
 
 def put(files: dict[str, Path], folder: Path, **how: object) -> Put:
-    return put_together(of(files), folder, templates={}, **how)  # type: ignore[arg-type]
+    return put_together(of(files), folder, **how)  # type: ignore[arg-type]
 
 
 def test_files_of_this_user_are_linked(files: dict[str, Path], folder: Path) -> None:
@@ -115,7 +112,7 @@ def test_a_link_to_a_file_is_followed(files: dict[str, Path], folder: Path, tmp_
 
 def test_an_expert_that_is_its_base_with_an_adapter(files: dict[str, Path], folder: Path) -> None:
     adapter = AdapterFile.given(files["lora"], 0.5)
-    found = put_together(of(files, (adapter,)), folder, templates={})
+    found = put_together(of(files, (adapter,)), folder)
     models = found.bundle.models
     assert models["expert"].path == models["base"].path == folder / "base.gguf"
     assert models["base"].adapter is None and models["expert"].adapter is not None
@@ -123,14 +120,6 @@ def test_an_expert_that_is_its_base_with_an_adapter(files: dict[str, Path], fold
     assert models["expert"].adapter.scale == 0.5
     assert sorted(os.listdir(folder)) == ["base.gguf", "expert-adapter.gguf", "target.gguf"]
     write_manifest(found.bundle, folder)
-
-
-def test_templates_lie_beside_the_models(files: dict[str, Path], folder: Path) -> None:
-    found = put_together(of(files), folder, templates={"base": b"{{ messages }}"})
-    base = found.bundle.models["base"]
-    assert base.template_file == folder / "base.jinja"
-    assert base.template_file.read_bytes() == b"{{ messages }}"
-    write_manifest(found.bundle, folder)  # which reads it back
 
 
 def test_a_file_that_changes_while_it_is_read(files: dict[str, Path], folder: Path) -> None:
@@ -161,14 +150,14 @@ def test_a_model_of_a_bundle_has_to_be_the_one_that_it_names(
     place = other_bundle(tmp_path, files["base"])
     wanted = ingredients(str(files["target"]), (str(files["expert"]),), (f"{place}:target",), ())
     assert wanted.models["base"].licence == "CC0"
-    assert put_together(wanted, folder, templates={}).bundle.models["base"].licence == "CC0"
+    assert put_together(wanted, folder).bundle.models["base"].licence == "CC0"
     shutil.rmtree(folder)
     folder.mkdir()
     data = bytearray((place / "target.gguf").read_bytes())
     data[-1] ^= 1
     (place / "target.gguf").write_bytes(data)
     with pytest.raises(ModelError, match=r"The base model target\.gguf is not the file that its"):
-        put_together(wanted, folder, templates={})
+        put_together(wanted, folder)
 
 
 def other_bundle(tmp_path: Path, file: Path) -> Path:
@@ -214,7 +203,7 @@ def test_an_expert_that_is_its_own_base(files: dict[str, Path], tmp_path: Path) 
 
 def test_a_second_adapter_is_refused(files: dict[str, Path], folder: Path) -> None:
     adapter = AdapterFile.given(files["lora"])
-    write_manifest(put_together(of(files, (adapter,)), folder, templates={}).bundle, folder)
+    write_manifest(put_together(of(files, (adapter,)), folder).bundle, folder)
     target, base = str(files["target"]), str(files["base"])
     taken = ingredients(target, (f"{folder}:expert",), (base,), ())
     assert taken.models["expert"].adapter is not None
@@ -230,11 +219,11 @@ def named(name: str) -> Bundle:
 
 
 def test_a_place_in_the_store(tmp_path: Path) -> None:
-    place = place_of_bundle(named("new"), None, replaced=False)
+    place = free_place(named("new"), None, replaced=False)
     assert place == store.user_folder() / "new"
     for name in ("demo", "con", "nul.x"):
         with pytest.raises(ModelError):
-            place_of_bundle(named(name), None, replaced=False)
+            free_place(named(name), None, replaced=False)
 
 
 def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
@@ -244,10 +233,10 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     for name in ("folder", "link", "file"):
         for replaced in (False, True):
             with pytest.raises(ModelError, match="is there already, and is no bundle"):
-                place_of_bundle(named("x"), tmp_path / name, replaced=replaced)
+                free_place(named("x"), tmp_path / name, replaced=replaced)
     for nowhere in (tmp_path / "none" / "x", Path("~nobody-of-this-name/x")):
         with pytest.raises(ModelError, match="is no folder"):
-            place_of_bundle(named("x"), nowhere, replaced=False)
+            free_place(named("x"), nowhere, replaced=False)
 
 
 def test_a_bundle_is_replaced_when_that_is_asked_for(
@@ -255,14 +244,14 @@ def test_a_bundle_is_replaced_when_that_is_asked_for(
 ) -> None:
     place = other_bundle(tmp_path, files["base"])
     with pytest.raises(ModelError, match="The bundle other is there already"):
-        place_of_bundle(named("x"), place, replaced=False)
-    assert place_of_bundle(named("x"), place, replaced=True) == place
+        free_place(named("x"), place, replaced=False)
+    assert free_place(named("x"), place, replaced=True) == place
     (place / MANIFEST).write_text("broken")
     with pytest.raises(ModelError, match="A broken bundle is there already"):
-        place_of_bundle(named("x"), place, replaced=False)
-    with under_way(place, in_store=False) as incoming:
-        (incoming.folder / "new").write_bytes(b"1")
-        incoming.install()
+        free_place(named("x"), place, replaced=False)
+    with new_staging(place, in_store=False) as staging:
+        (staging.folder / "new").write_bytes(b"1")
+        staging.install()
     assert os.listdir(place) == ["new"]
     assert sorted(each.name for each in tmp_path.iterdir() if each.name.startswith(".")) == []
 
@@ -270,10 +259,10 @@ def test_a_bundle_is_replaced_when_that_is_asked_for(
 @pytest.mark.parametrize("in_store", [True, False])
 def test_nothing_is_left_of_what_failed(in_store: bool, tmp_path: Path) -> None:
     place = store.user_folder() / "new" if in_store else tmp_path / "new"
-    with pytest.raises(KeyboardInterrupt), under_way(place, in_store=in_store) as incoming:
-        (incoming.folder / "part").write_bytes(b"1")
+    with pytest.raises(KeyboardInterrupt), new_staging(place, in_store=in_store) as staging:
+        (staging.folder / "part").write_bytes(b"1")
         raise KeyboardInterrupt
-    assert not place.exists() and not incoming.folder.exists()
+    assert not place.exists() and not staging.folder.exists()
     assert [each for each in tmp_path.iterdir() if each.name.startswith(".")] == []
 
 
@@ -282,18 +271,18 @@ def test_what_a_killed_try_left_goes(tmp_path: Path) -> None:
     left = store.user_folder().parent / "incoming" / "new"
     left.mkdir(parents=True)
     (left / "target.gguf").write_bytes(b"half")
-    with under_way(place, in_store=True) as incoming:
-        assert incoming.folder == left and os.listdir(left) == []
+    with new_staging(place, in_store=True) as staging:
+        assert staging.folder == left and os.listdir(left) == []
         assert left.stat().st_mode & 0o777 == 0o700
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
     place = tmp_path / "new"
-    with under_way(place, in_store=False) as incoming:
-        (incoming.folder / "part").write_bytes(b"1")
-        with pytest.raises(ModelError), under_way(place, in_store=False):
+    with new_staging(place, in_store=False) as staging:
+        (staging.folder / "part").write_bytes(b"1")
+        with pytest.raises(ModelError), new_staging(place, in_store=False):
             pass
-        assert os.listdir(incoming.folder) == ["part"]
+        assert os.listdir(staging.folder) == ["part"]
 
 
 def test_a_store_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +292,7 @@ def test_a_store_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(os, "mkdir", refuse)
     with (
         pytest.raises(ModelError, match="cannot be written: Read-only file system"),
-        under_way(store.user_folder() / "new", in_store=True),
+        new_staging(store.user_folder() / "new", in_store=True),
     ):
         pass
 
@@ -314,13 +303,13 @@ def test_a_disk_that_fills_up(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(creating, "_write", full)
+    monkeypatch.setattr(create, "_write", full)
     with (
         pytest.raises(ModelError, match="No space left on device"),
-        under_way(tmp_path / "new", in_store=False) as incoming,
-        incoming.guarded(),
+        new_staging(tmp_path / "new", in_store=False) as staging,
+        staging.guarded(),
     ):
-        put(files, incoming.folder, copy=True)
+        put(files, staging.folder, copy=True)
     assert not (tmp_path / "new").exists()
 
 
@@ -330,4 +319,4 @@ def test_a_model_that_cannot_be_read(
     wanted = of(files)
     files["base"].unlink()
     with pytest.raises(ModelError, match=r"base model base of mine\.bin cannot be read: No such"):
-        put_together(wanted, folder, templates={})
+        put_together(wanted, folder)

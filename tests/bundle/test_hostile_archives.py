@@ -18,7 +18,7 @@ import pytest
 
 from capt_local.bundle.archive import END, header, padding
 from capt_local.bundle.manifest import MANIFEST
-from capt_local.bundle.signing import SIGNATURE
+from capt_local.bundle.sign import SIGNATURE
 from capt_local.errors import ModelError
 from tests.bundle.travelling import Hands, everything
 
@@ -163,7 +163,7 @@ def test_every_byte_of_the_signed_part(hands: Hands, good: bytes, tmp_path: Path
 
 def test_hostile_manifests_of_a_trusted_hand(hands: Hands, tmp_path: Path) -> None:
     """A key that is trusted may still have signed nonsense: names decide nothing about places."""
-    from capt_local.bundle.signing import read_private, sign
+    from capt_local.bundle.sign import read_private, sign
 
     folder = hands.export("signed-folder")
     text = (folder / MANIFEST).read_text()

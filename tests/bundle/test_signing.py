@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import x25519
 
-from capt_local.bundle.signing import (
+from capt_local.bundle.sign import (
     check_signature,
     install,
     new_key,

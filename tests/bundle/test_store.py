@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import pytest
 
 from capt_local.bundle import store
+from capt_local.bundle.create import describe, write_manifest
 from capt_local.bundle.manifest import MANIFEST, Bundle
-from capt_local.bundle.write import describe, write_manifest
+from capt_local.bundle.staging import Staging
 from capt_local.errors import ModelError
+from capt_local.strict.files import make_private_folder
 
 
 def make(folder: Path, name: str, title: str = "") -> Path:
@@ -282,3 +285,24 @@ def test_an_unknown_bundle_is_told_what_there_is() -> None:
 def test_a_path_that_is_too_long_is_no_bundle() -> None:
     with pytest.raises(ModelError, match="There is no bundle"):
         store.find("./" + "x" * 300)
+
+
+def test_a_pipe_as_manifest_is_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "bundle.toml"
+    os.mkfifo(pipe)
+    with pytest.raises(ModelError, match="it is not a file"):
+        store.find(pipe)
+    with pytest.raises(ModelError, match="holds no bundle"):
+        store.find(tmp_path)
+
+
+def test_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        make_private_folder(tmp_path / "a" / "b" / "c")
+        Staging(store.user_folder() / "x").__exit__(None, None, None)
+    finally:
+        os.umask(before)
+    made = [tmp_path / "a", tmp_path / "a/b", tmp_path / "a/b/c"]
+    made += [store.user_folder(), store.user_folder().parent, store.staging_folder()]
+    assert {stat.S_IMODE(each.stat().st_mode) for each in made} == {0o700}

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import archive, exporting, importing, incoming, store
-from capt_local.bundle.archive import ArchiveSource, FolderSource, header
+from capt_local.bundle import archive, staging, store, transfer
+from capt_local.bundle.archive import ArchiveSource, FolderSource, header, members
 from capt_local.bundle.manifest import MANIFEST, RECEIPT, SIGNATURE, Bundle, Signer
-from capt_local.bundle.members import members
-from capt_local.bundle.read import read_bundle
-from capt_local.bundle.signing import read_private
+from capt_local.bundle.manifest_file import read_bundle
+from capt_local.bundle.sign import read_private
 from capt_local.bundle.verify import verify
 from capt_local.errors import ModelError, UsageError
 from tests.bundle.travelling import (
@@ -71,14 +70,14 @@ def test_a_size_that_octal_digits_do_not_hold() -> None:
 def test_the_same_bundle_gives_the_same_archive(hands: Hands) -> None:
     one = hands.export("a.capt")
     bundle = read_bundle(hands.folder / "a.capt-from")
-    again = exporting.export(bundle, hands.folder / "b.capt", read_private(hands.key))
+    again = transfer.export(bundle, hands.folder / "b.capt", read_private(hands.key))
     assert one.read_bytes() == again.read_bytes()
 
 
 def test_what_is_installed_keeps_its_signature(hands: Hands, tmp_path: Path) -> None:
     first = hands.export("trio.capt")
     hands.take(first)
-    again = exporting.export(store.find("trio"), tmp_path / "again.capt")
+    again = transfer.export(store.find("trio"), tmp_path / "again.capt")
     assert again.read_bytes() == first.read_bytes()
 
 
@@ -155,7 +154,7 @@ def test_a_stick_that_is_pulled(
 ) -> None:
     """Reading fails behind so many bytes of the models; the same command goes on from there."""
     path = hands.export(name)
-    monkeypatch.setattr(importing, "CHUNK", 1_000)
+    monkeypatch.setattr(transfer, "CHUNK", 1_000)
     stick = Pulled(monkeypatch)
     with pytest.raises(ModelError, match=r"cannot be read any more: .* to go on") as caught:
         hands.take(path, report=stick.pull_at(at))
@@ -198,7 +197,7 @@ def test_a_file_of_which_nothing_is_told(hands: Hands, monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr(archive.os, "fstat", fail)
         with pytest.raises(ModelError, match=r"trio\.capt cannot be read: Input/output error"):
-            archive.open_regular(path)
+            archive.open_file(path)
 
 
 def a_link_to_a_bundle(place: Path, outside: Path) -> None:
@@ -243,9 +242,9 @@ def test_a_link_that_went_behind_a_bundle_is_no_obstacle(hands: Hands, tmp_path:
     path = hands.export("trio.capt")
     hands.take(path)
     (tmp_path / "mine").mkdir()
-    (store.incoming_folder() / "trio.old").symlink_to(tmp_path / "mine")
+    (store.staging_folder() / "trio.old").symlink_to(tmp_path / "mine")
     assert hands.take(path).fresh is False
-    assert not os.path.lexists(store.incoming_folder() / "trio.old")
+    assert not os.path.lexists(store.staging_folder() / "trio.old")
     assert (tmp_path / "mine").is_dir()
 
 
@@ -311,7 +310,7 @@ def test_a_disk_that_is_too_small_is_told_first(
 ) -> None:
     path = hands.export("trio.capt")
     usage = shutil.disk_usage(hands.folder)
-    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda _: usage._replace(free=5_000))
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: usage._replace(free=5_000))
     with pytest.raises(ModelError, match=r"not enough room .* Nothing was copied"):
         hands.take(path)
     with pytest.raises(ModelError, match=r"not enough room"):
@@ -326,7 +325,7 @@ def test_a_disk_that_fills_up(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(importing.os, "fsync", full)
+    monkeypatch.setattr(transfer.os, "fsync", full)
     with pytest.raises(ModelError, match=r"cannot be written: No space left"):
         hands.take(path)
     assert installed() == {}
@@ -364,10 +363,10 @@ def test_a_power_cut_between_two_moves(
         rename(old, new)
 
     path = hands.export("two.capt", "2")
-    monkeypatch.setattr(incoming.os, "rename", cut)
+    monkeypatch.setattr(staging.os, "rename", cut)
     with pytest.raises(KeyboardInterrupt):
         hands.take(path)
-    monkeypatch.setattr(incoming.os, "rename", rename)
+    monkeypatch.setattr(staging.os, "rename", rename)
     other = hands.export("three.capt", "3")
     with pytest.raises(ModelError, match="no good"):
         hands.take(other, examine=lambda _: (_ for _ in ()).throw(ModelError("no good")))
@@ -381,7 +380,7 @@ def test_exports_are_held_against_the_manifest(hands: Hands) -> None:
     bundle.models["base"].path.write_bytes(b"x" * SIZES["base"])
     for name in KINDS:
         with pytest.raises(ModelError, match=r"base\.gguf is not the file that the bundle names"):
-            exporting.export(bundle, hands.folder / name)
+            transfer.export(bundle, hands.folder / name)
         assert not list(hands.folder.glob(f"{name}*"))
 
 
@@ -389,7 +388,7 @@ def test_an_export_overwrites_nothing(hands: Hands) -> None:
     path = hands.export("trio.capt")
     before = path.read_bytes()
     with pytest.raises(UsageError, match="is there already"):
-        exporting.export(read_bundle(hands.folder / "trio.capt-from"), path)
+        transfer.export(read_bundle(hands.folder / "trio.capt-from"), path)
     assert path.read_bytes() == before
 
 
@@ -414,7 +413,7 @@ def test_what_comes_into_the_place_of_an_export_meanwhile_stays(name: str, hands
     place = hands.folder / name
     bundle = make_bundle(hands.folder / "from")
     with pytest.raises(UsageError, match="is there already"):
-        exporting.export(bundle, place, report=lambda *_: place.write_text("mine"))
+        transfer.export(bundle, place, report=lambda *_: place.write_text("mine"))
     assert place.read_text() == "mine"
     assert not list(hands.folder.glob("*.part"))
 
@@ -422,7 +421,7 @@ def test_what_comes_into_the_place_of_an_export_meanwhile_stays(name: str, hands
 def test_a_folder_that_an_export_has_no_place_in(hands: Hands) -> None:
     bundle = make_bundle(hands.folder / "from")
     with pytest.raises(ModelError, match=r"a\.capt cannot be written: No such file or directory"):
-        exporting.export(bundle, hands.folder / "nowhere" / "a.capt")
+        transfer.export(bundle, hands.folder / "nowhere" / "a.capt")
 
 
 def test_another_manifest_than_the_one_that_was_read_is_not_exported(hands: Hands) -> None:
@@ -431,7 +430,7 @@ def test_another_manifest_than_the_one_that_was_read_is_not_exported(hands: Hand
     text = (bundle.folder / MANIFEST).read_text()
     (bundle.folder / MANIFEST).write_text(text.replace('version = "2"', 'version = "3"'))
     with pytest.raises(ModelError, match=r"bundle\.toml is not the manifest that was read"):
-        exporting.export(bundle, hands.folder / "trio.capt", read_private(hands.key))
+        transfer.export(bundle, hands.folder / "trio.capt", read_private(hands.key))
     assert not (hands.folder / "trio.capt").exists()
 
 
@@ -497,7 +496,7 @@ def test_nothing_to_import(tmp_path: Path, hands: Hands) -> None:
         with pytest.raises(ModelError):
             hands.take(path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ModelError, match="pipe is not a file"):
+    with pytest.raises(ModelError, match="pipe cannot be read: it is not a file"):
         hands.take(tmp_path / "pipe")
     (tmp_path / "text").write_text("not an archive at all" * 100)
     with pytest.raises(ModelError, match="there is no header of a file"):

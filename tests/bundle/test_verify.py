@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from capt_local.bundle.create import describe, write_manifest
 from capt_local.bundle.manifest import Bundle, Role
-from capt_local.bundle.read import read_bundle
+from capt_local.bundle.manifest_file import read_bundle
 from capt_local.bundle.verify import read_template, verify
-from capt_local.bundle.write import describe, write_manifest
 from capt_local.errors import ModelError
 
 ROLES: tuple[Role, ...] = ("target", "expert", "base")

@@ -10,12 +10,12 @@ from typing import BinaryIO
 
 import pytest
 
-from capt_local.bundle import archive, exporting, store
-from capt_local.bundle.importing import Imported, Terms, import_bundle
+from capt_local.bundle import archive, store, transfer
+from capt_local.bundle.create import describe, write_manifest
 from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.read import read_bundle
-from capt_local.bundle.signing import TrustedKey, new_key, read_private, read_public
-from capt_local.bundle.write import describe, write_manifest
+from capt_local.bundle.manifest_file import read_bundle
+from capt_local.bundle.sign import TrustedKey, new_key, read_private, read_public
+from capt_local.bundle.transfer import Imported, Terms, import_bundle
 
 SIZES = {"target": 70_000, "expert": 1_500, "base": 1_024}
 TEMPLATE = "{{ messages }}"
@@ -57,7 +57,7 @@ class Hands:
 
     def export(self, name: str, version: str = "2", *, signed: bool = True) -> Path:
         bundle = make_bundle(self.folder / f"{name}-from", version)
-        return exporting.export(
+        return transfer.export(
             bundle, self.folder / name, read_private(self.key) if signed else None
         )
 
@@ -89,7 +89,9 @@ class Pulled:
         self.out = False
         self.copied: dict[str, int] = {}
         opened, listed = archive.open_regular, os.listdir
-        patch.setattr(archive, "open_regular", lambda path: _Stream(opened(path), self))
+        patch.setattr(
+            archive, "open_regular", lambda path, **how: _Stream(opened(path, **how), self)
+        )
         patch.setattr(archive.os, "listdir", lambda path: self.check() or listed(path))
 
     def check(self) -> None:

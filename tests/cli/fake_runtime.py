@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from capt_local.bundle.verify import LateDigests, Verification
 from capt_local.decoding.answers import AnswerScore, Choosing, Chosen
 from capt_local.decoding.scoring import TextScore
 from capt_local.decoding.speculate.tally import Tally
@@ -94,6 +95,7 @@ def install(monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
         def __init__(self, bundle: Any) -> None:
             self.bundle = bundle
             self.notices = list(bundle.notices)
+            self.verification, self.late_digests = Verification(), LateDigests(())
             about = types.SimpleNamespace(architecture="llama", file_type="Q8_0", gpu_layers=0)
             self.models = {
                 role: types.SimpleNamespace(metadata=about, context_limit=256)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import exporting, importing, store
+from capt_local.bundle import store, transfer
+from capt_local.bundle.create import describe, write_manifest
 from capt_local.bundle.manifest import MANIFEST, SIGNATURE, Bundle
-from capt_local.bundle.signing import read_private, sign
-from capt_local.bundle.write import describe, write_manifest
+from capt_local.bundle.sign import read_private, sign
 from capt_local.report.terminal import Screen
 from tests.bundle.travelling import Pulled, everything
 from tests.cli.conftest import Run
@@ -58,7 +58,7 @@ def stick(run: Run, tmp_path: Path) -> Stick:
 
 
 def another_key(stick: Stick) -> None:
-    from capt_local.bundle.signing import new_key
+    from capt_local.bundle.sign import new_key
 
     private, _, _ = new_key(stick.folder.with_name("stranger"))
     manifest = (stick.folder / MANIFEST).read_bytes()
@@ -181,17 +181,17 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_copied(
     stick: Stick, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(stick.folder)
-    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda _: usage._replace(free=50_000))
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: usage._replace(free=50_000))
     result = run("models", "import", str(stick.folder))
     assert (result.code, result.out, result.err.count("\n")) == (3, "", 1)
     assert "There is not enough room in" in result.err and "Nothing was copied" in result.err
-    assert not list(store.incoming_folder().rglob("*.gguf"))
+    assert not list(store.staging_folder().rglob("*.gguf"))
 
 
 def test_a_stick_that_is_pulled_is_gone_on_with(
     stick: Stick, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importing, "CHUNK", 1_000)
+    monkeypatch.setattr(transfer, "CHUNK", 1_000)
     pulled = Pulled(monkeypatch)
     monkeypatch.setattr(Screen, "progress", lambda *_: setattr(pulled, "out", True))
     result = run("models", "import", str(stick.folder))

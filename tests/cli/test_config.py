@@ -129,12 +129,12 @@ def test_a_key_of_another_verb_loads_no_other_verb(user: Path) -> None:
     user.write_text("[options]\nidle-timeout = 5\n")
     program = (
         "import sys; from capt_local.cli.settings import Layers; "
-        "from capt_local.cli.models.verb import models_list; Layers.read().given(models_list); "
+        "from capt_local.cli.models.manage import models_list; Layers.read().given(models_list); "
         "print(*(name for name in sys.modules if name.startswith('capt_local.cli.')))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert "capt_local.cli.models.verb" in done.stdout
+    assert "capt_local.cli.models.manage" in done.stdout
     assert not {"chat", "generate", "bench", "eval"} & {
         name.split(".")[2] for name in done.stdout.split()
     }

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundle import store, verify
-from capt_local.bundle.check import Check
-from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.roles import Role
-from capt_local.bundle.write import describe, write_manifest
+from capt_local.bundle.create import describe, write_manifest
+from capt_local.bundle.manifest import Bundle, Role
+from capt_local.bundle.verify import Check
 from capt_local.cli.doctor import overlap
 from capt_local.config import places
 from capt_local.engine import memory
@@ -184,9 +183,9 @@ def test_the_flag_says_how_digests_are_checked(
 ) -> None:
     asked: list[tuple[str, Check]] = []
 
-    def check(of: Bundle, progress: object = None, check: Check = Check.ALWAYS) -> dict[str, str]:
+    def check(of: Bundle, progress: object = None, check: Check = Check.ALWAYS) -> object:
         asked.append((of.id, check))
-        return {}
+        return verify.Verification()
 
     monkeypatch.setattr(verify, "verify", check)
     told = []

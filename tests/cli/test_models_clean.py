@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import incoming, store
-from capt_local.bundle.incoming import Incoming
+from capt_local.bundle import staging, store
+from capt_local.bundle.staging import Staging
 from tests.cli.conftest import Run
 
 
 @pytest.fixture
 def left() -> Path:
-    folder = store.incoming_folder() / "mine"
+    folder = store.staging_folder() / "mine"
     folder.mkdir(parents=True)
     (folder / "target.gguf").write_bytes(b"x" * (3 << 20))
     return folder
@@ -35,7 +35,7 @@ def test_with_a_yes(left: Path, run: Run) -> None:
 
 
 def test_what_is_being_imported_stays(left: Path, run: Run) -> None:
-    with Incoming(store.user_folder() / "mine"):
+    with Staging(store.user_folder() / "mine"):
         result = run("models", "clean", "--yes")
     assert (result.code, result.out.startswith("Nothing is left")) == (0, True)
     assert "mine is being imported right now" in result.err and left.exists()
@@ -50,7 +50,11 @@ def test_doctor_tells_what_is_left(left: Path, run: Run) -> None:
 def test_doctor_does_not_call_stopped_what_may_be_at_work(
     left: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incoming, "fcntl", None)  # as on a system without such locks
+    def without(*_: object) -> None:
+        raise NotImplementedError  # as on a file system without locks
+
+    (left.parent / "mine.lock").write_text("")
+    monkeypatch.setattr(staging, "_lock", without)
     found = json.loads(run("doctor", "--json").out)
     assert any("mine (3 MiB). Whether one is at work" in line for line in found["warnings"])
     result = run("models", "clean", "--yes")

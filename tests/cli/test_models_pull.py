@@ -15,8 +15,8 @@ import pytest
 
 import capt_local.hub
 from capt_local.bundle import store, verify
+from capt_local.bundle.create import describe, write_manifest
 from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.write import describe, write_manifest
 from capt_local.cli.models import pull as verb
 from capt_local.config import places
 from capt_local.config import read as config_read

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundle import store
+from capt_local.bundle.create import describe, write_manifest
 from capt_local.bundle.manifest import MANIFEST, SIGNATURE, Bundle
-from capt_local.bundle.write import describe, write_manifest
 from capt_local.cli.models import travel
 from capt_local.engine import probe as probe_module
 from capt_local.engine.probe import Probe
@@ -144,7 +144,7 @@ def test_a_weight_that_is_no_number_is_found_at_import(run: Run, tmp_path: Path)
     run("models", "export", str(make(tmp_path / "from", nan=True)), "-o", archive, "--unsigned")
     result = run("models", "import", archive, "--allow-unsigned")
     assert (result.code, result.out) == (3, "")
-    assert "target.gguf cannot be loaded" in result.err
+    assert "target.gguf is damaged" in result.err
     assert not (store.user_folder() / "tiny").exists()
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from capt_local.bundle.manifest import Bundle, Defaults
-from capt_local.bundle.roles import roles
-from capt_local.bundle.write import describe, write_manifest
+from capt_local.bundle.create import describe, write_manifest
+from capt_local.bundle.manifest import Bundle, Defaults, roles
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundle import store
+from capt_local.bundle.create import describe, write_manifest
 from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.write import describe, write_manifest
 from capt_local.cli import stores
 from capt_local.config import places
 from tests.cli.conftest import Run
@@ -112,7 +112,7 @@ def read_only(run: Run) -> Iterator[Path]:
         pytest.skip("a disk can be mounted by root alone")
     try:
         make(store.user_folder() / "mine")
-        left = store.incoming_folder() / "left"
+        left = store.staging_folder() / "left"
         left.mkdir(parents=True)
         (left / "target.gguf").write_bytes(b"x")
         subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True, capture_output=True)

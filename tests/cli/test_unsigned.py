@@ -10,8 +10,8 @@ import pytest
 
 import capt_local.runtime.tokenizers  # noqa: F401  before a fake stands in the place of its package
 from capt_local.bundle import store
+from capt_local.bundle.create import describe, write_manifest
 from capt_local.bundle.manifest import Bundle, Signer
-from capt_local.bundle.write import describe, write_manifest
 from capt_local.config import places
 from capt_local.provenance import about_bundle
 from tests.cli.conftest import Run, Stdin
@@ -145,6 +145,27 @@ def test_a_manifest_that_was_changed_behind_its_signature(
     assert not script.calls
 
 
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_signature_that_is_gone(
+    empty: bool, run: Run, script: Script, archive: Path, tmp_path: Path
+) -> None:
+    take(run, archive)
+    place = store.user_folder() / "tiny" / "bundle.sig"
+    place.unlink()
+    if empty:
+        place.write_bytes(b"")
+    for verb in (
+        ["generate", "-p", "x", "-m"], ["models", "show"], ["models", "verify"], ["doctor", "-m"]
+    ):  # fmt: skip
+        result = run(*verb, "tiny")
+        assert result.code == 3 and "was imported with a signature" in result.out + result.err
+    listed = run("models", "list")
+    assert listed.code == 3 and "was imported with a signature" in listed.err
+    assert not script.calls
+    take(run, archive)  # the same version mends it
+    assert run("models", "verify", "tiny").code == 0
+
+
 def refused(run: Run, site: Path, *arguments: str) -> None:
     result = run(*arguments)
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result
@@ -169,6 +190,8 @@ def test_a_site_forbids_what_nobody_has_signed(
     for reference in ("tiny", str(tmp_path / "folder"), "demo"):
         assert run("generate", "-m", reference, "-p", "x", "--method", "target").code == 0
     assert script.calls[0]["bundle"].signer.name == "house"
+    opened = [call["bundle"] for call in script.calls if "bundle" in call]
+    assert len(opened) == 3 and all(bundle.read_digests for bundle in opened)
     refused(run, site, "generate", "-m", "tiny", "-p", "x", "--verify", "never")
     refused(run, site, "generate", "-m", "tiny", "-p", "x", "--no-verify")
     file = str(tmp_path / "from" / "target.gguf")
@@ -213,7 +236,9 @@ def test_who_changes_a_manifest_signs_it_anew(run: Run, archive: Path, tmp_path:
     out, key = str(tmp_path / "again.capt"), str(tmp_path / "house.key")
     assert run("models", "export", "tiny", "-o", out).code == 3
     assert run("models", "export", "tiny", "-o", out, "--key", key).code == 3
-    (file.parent / "bundle.sig").unlink()  # on purpose: from here on the bundle is unsigned
+    (file.parent / "bundle.sig").unlink()
+    assert run("models", "export", "tiny", "-o", out, "--key", key).code == 3
+    (file.parent / "bundle.signer").unlink()  # on purpose: from here on the bundle is unsigned
     assert run("models", "export", "tiny", "-o", out, "--key", key).code == 0
 
 

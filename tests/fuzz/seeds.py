@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from capt_local.bundle import exporting
+from capt_local.bundle import transfer
+from capt_local.bundle.create import describe, write_manifest
 from capt_local.bundle.manifest import MANIFEST, Bundle
-from capt_local.bundle.read import read_bundle
-from capt_local.bundle.write import describe, write_manifest
+from capt_local.bundle.manifest_file import read_bundle
 from tests.fuzz.targets import CORPUS
 
 LINES = {
@@ -78,7 +78,7 @@ def bundles() -> Iterator[tuple[str, str, bytes]]:
             made = Bundle(id="fuzz", version="1.2", models=models, **more)
             bundle = read_bundle(write_manifest(made, folder))
             yield "manifest", f"of-{len(roles)}", (folder / MANIFEST).read_bytes()
-            archive = exporting.export(bundle, Path(name) / f"{len(roles)}.capt", None)
+            archive = transfer.export(bundle, Path(name) / f"{len(roles)}.capt", None)
             yield "archive", f"of-{len(roles)}", archive.read_bytes()
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from capt_local.batch.checking import check_input
 from capt_local.batch.inputs import InputFormat
 from capt_local.bundle import store
-from capt_local.bundle.importing import Terms, import_bundle
-from capt_local.bundle.read import parse_manifest
+from capt_local.bundle.manifest_file import parse_manifest
+from capt_local.bundle.transfer import Terms, import_bundle
 from capt_local.engine.gguf_header import parse_header
 from capt_local.engine.memory import estimate
 from capt_local.engine.options import LoadOptions

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from capt_local.bundle.importing import Imported
 from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.transfer import Imported
 from capt_local.hub import plan as hub
 from capt_local.hub.address import Hub
 from capt_local.hub.passing import Patience

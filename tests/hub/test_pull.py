@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import incoming, store, verify
+from capt_local.bundle import staging, store, verify
 from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.read import read_bundle
+from capt_local.bundle.manifest_file import read_bundle
 from capt_local.errors import ModelError
 from capt_local.hub import plan as hub
 from capt_local.hub.choice import Known
@@ -242,7 +242,7 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
 def test_a_disk_that_fills_up_keeps_what_is_there(
     mirror: Mirror, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = incoming.Incoming.part
+    real = staging.Staging.part
 
     class Full:
         def __init__(self, stream: object) -> None:
@@ -264,11 +264,11 @@ def test_a_disk_that_fills_up_keeps_what_is_there(
             return self._stream.write(data)  # type: ignore[attr-defined, no-any-return]
 
     monkeypatch.setattr(
-        incoming.Incoming, "part", lambda self, name, size: Full(real(self, name, size))
+        staging.Staging, "part", lambda self, name, size: Full(real(self, name, size))
     )
     with pytest.raises(ModelError, match="No space left"):
         Puller(mirror).pull(recipe_file)
     assert installed() == {}
-    monkeypatch.setattr(incoming.Incoming, "part", real)
+    monkeypatch.setattr(staging.Staging, "part", real)
     assert Puller(mirror).pull(recipe_file).resumed > 0
     read_bundle(store.user_folder() / "trio")

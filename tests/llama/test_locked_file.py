@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from capt_local.bundle.create import describe, write_manifest
 from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.read import read_bundle
+from capt_local.bundle.manifest_file import read_bundle
 from capt_local.bundle.verify import verify
-from capt_local.bundle.write import describe, write_manifest
 from capt_local.engine import locked_file, weights
 from capt_local.engine.gguf_header import file_digests
 from capt_local.engine.llama import LlamaModel
@@ -59,7 +59,7 @@ def overwrite(path: Path) -> None:
 @pytest.mark.parametrize("change", [swap, truncate, overwrite, os.unlink])
 def test_a_change_before_loading(bundle: Bundle, change: object) -> None:
     path = bundle.models["target"].path
-    stamps = verify(bundle)
+    stamps = verify(bundle).stamps
     with Weights(path, stamps=stamps) as loaded:
         assert loaded.metadata.layers
     change(path)  # type: ignore[operator]
@@ -84,7 +84,7 @@ def test_a_change_while_loading(
         return headers[0]
 
     monkeypatch.setattr(weights, "read_model_header", header)
-    stamps = verify(bundle)
+    stamps = verify(bundle).stamps
     with pytest.raises(ModelError, match=rf"target\.gguf {CHANGED}"):
         Weights(path, stamps=stamps)
 
@@ -109,7 +109,7 @@ def test_a_write_through_a_mapping_changes_no_time_and_is_found(bundle: Bundle, 
     path.chmod(mode)
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
         mapping[-4:] = mapping[-4:]  # its page is dirty from here on
-        stamps = verify(bundle)
+        stamps = verify(bundle).stamps
         Weights(path, stamps=stamps).close()
         mapping[-4:] = b"\0\0\0\1"
         assert stamp_of(path.stat()) == stamps[path]

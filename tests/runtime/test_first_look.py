@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import known, store
-from capt_local.bundle.check import Check
+from capt_local.bundle import digest_cache, store
+from capt_local.bundle.create import describe, write_manifest
 from capt_local.bundle.manifest import Bundle, Signer
-from capt_local.bundle.read import read_bundle
-from capt_local.bundle.write import describe, write_manifest
+from capt_local.bundle.manifest_file import read_bundle
+from capt_local.bundle.verify import Check
 from capt_local.cli import app
 from capt_local.cli.models.travel import examine as examine_bundle
 from capt_local.engine import probe as probe_module
@@ -35,7 +35,7 @@ ABORT = "import os; print('ready: 0', flush=True); input(); os.abort()"
 @pytest.fixture(autouse=True)
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that were written just now are remembered too."""
-    monkeypatch.setattr(known, "_SETTLED", 0)
+    monkeypatch.setattr(digest_cache, "_SETTLED", 0)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle.signing import new_key
+from capt_local.bundle.sign import new_key
 from scripts.wheelhouse import __main__ as script
 from scripts.wheelhouse import first, stick
 from scripts.wheelhouse.pip import NotBuilt, call

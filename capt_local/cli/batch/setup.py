@@ -17,8 +17,8 @@ from capt_local.batch.packing import packed
 from capt_local.batch.parallel import records_at_once
 from capt_local.batch.sources import Source
 from capt_local.batch.structured import Form
-from capt_local.bundle.check import Check
 from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.verify import Check
 from capt_local.cli.batch.flags import AfterFlags, RunFlags
 from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags
 from capt_local.cli.session import find_bundle, generate_options, load_options, pinned_date

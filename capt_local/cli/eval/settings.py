@@ -17,8 +17,7 @@ from capt_local.evaluate.tasks.styles import Style
 from capt_local.version import __version__
 
 if TYPE_CHECKING:
-    from capt_local.bundle.adapter import AdapterFile
-    from capt_local.bundle.manifest import Bundle, ModelFile
+    from capt_local.bundle.manifest import AdapterFile, Bundle, ModelFile
     from capt_local.engine.options import LoadOptions
 
 

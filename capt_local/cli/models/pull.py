@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capt_local.cli.exits import ExitCode
+from capt_local.cli.models.manage import mebibytes, size_of
 from capt_local.cli.models.pulled import show_plan, show_recipes
 from capt_local.cli.models.travel import examine, reference
-from capt_local.cli.models.verb import mebibytes, size_of
 from capt_local.cli.options import ViewFlags, option
 from capt_local.cli.policy import check_pull, check_unsigned, signed
 from capt_local.errors import ModelError, UsageError

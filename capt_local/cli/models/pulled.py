@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from capt_local.cli.models.verb import mebibytes
+from capt_local.cli.models.manage import mebibytes
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Table

@@ -1,4 +1,4 @@
-"""`capt-local models export` and `import`: bundles on a stick."""
+"""`capt-local models export`, `import`, `keygen`, `trust`: bundles on a stick, and their keys."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from capt_local.bundle.check import Check
+from capt_local.bundle.verify import Check
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.models.verb import bundle_argument, named
+from capt_local.cli.models.manage import bundle_argument, named
 from capt_local.cli.options import ViewFlags, option
 from capt_local.cli.policy import signed, trusted, trusted_by_the_site
 from capt_local.config.limits import Feature
+from capt_local.config.places import key_folders
 from capt_local.config.read import read_site
 from capt_local.errors import ModelError, UsageError
 from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
-    from capt_local.bundle.importing import Terms
     from capt_local.bundle.manifest import Bundle
+    from capt_local.bundle.transfer import Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,8 @@ def models_export(what: ExportFlags, view: ViewFlags) -> int:
     Without --key, the signature that the bundle came with goes with it. Each file is held against
     the manifest as it is copied.
     """
-    from capt_local.bundle import exporting, store
-    from capt_local.bundle.signing import read_private
+    from capt_local.bundle import store, transfer
+    from capt_local.bundle.sign import read_private, read_signature
 
     screen = Screen.standard(view.verbose)
     if what.unsigned and what.key:
@@ -82,14 +83,13 @@ def models_export(what: ExportFlags, view: ViewFlags) -> int:
     # Also where it is signed anew: what was changed behind a signature goes nowhere.
     bundle = signed(store.find(what.bundle))
     key = read_private(what.key) if what.key else None
-    kept = bundle.folder is None or exporting.kept_signature(bundle.folder)
-    if not (key or what.unsigned or kept):
+    if not (key or what.unsigned or bundle.folder is None or read_signature(bundle.folder)):
         raise UsageError(
             "The bundle has no signature. Give --key NAME.key (capt-local models keygen makes "
             "one), or --unsigned."
         )
     try:
-        made = exporting.export(bundle, what.output, key, screen.progress, unsigned=what.unsigned)
+        made = transfer.export(bundle, what.output, key, screen.progress, unsigned=what.unsigned)
     finally:
         screen.clear_progress()
     screen.notes(bundle.notices)
@@ -103,7 +103,7 @@ def models_import(what: ImportFlags, view: ViewFlags) -> int:
     After an interruption, the same command goes on where it was. Exit code 3 when the bundle is
     not to be trusted, damaged, or older than the installed one; the store is then what it was.
     """
-    from capt_local.bundle.importing import import_bundle
+    from capt_local.bundle.transfer import import_bundle
 
     screen = Screen.standard(view.verbose)
     terms = _terms(what)
@@ -131,8 +131,8 @@ def models_import(what: ImportFlags, view: ViewFlags) -> int:
 
 def _terms(what: ImportFlags) -> Terms:
     """What is taken in; where the site forbids unsigned bundles, only what its own keys signed."""
-    from capt_local.bundle.importing import Terms
-    from capt_local.bundle.signing import read_public
+    from capt_local.bundle.sign import read_public
+    from capt_local.bundle.transfer import Terms
 
     limits = read_site().limits
     if limits.forbids(Feature.UNSIGNED):
@@ -184,3 +184,46 @@ def examine(bundle: Bundle, screen: Screen) -> None:
     count = len(bundle.models)
     # Whoever vouches for it, and wherever it is put together.
     look_first(replace(bundle, folder=None), check=Check.ALWAYS, progress=progress)
+
+
+@dataclass(frozen=True, slots=True)
+class KeygenFlags:
+    """Where the keys go."""
+
+    output: Annotated[
+        Path,
+        option("-o", "--output", metavar="NAME", help="Writes NAME.key (0600) and NAME.pub."),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class TrustFlags:
+    """Which key is trusted."""
+
+    key: Annotated[Path, typer.Argument(metavar="FILE.pub", help="A public key, as PEM.")]
+
+
+def models_keygen(what: KeygenFlags, view: ViewFlags) -> int:
+    """Makes a pair of Ed25519 keys. Keep NAME.key secret; carry NAME.pub to those who import.
+
+    The public key has to come by another way than the bundles: compare the fingerprint by phone.
+    """
+    from capt_local.bundle.sign import new_key
+
+    screen = Screen.standard(view.verbose)
+    private, public, fingerprint = new_key(what.output)
+    screen.line(f"private key  {private}\npublic key   {public}\nfingerprint  {fingerprint}")
+    return ExitCode.OK
+
+
+def models_trust(what: TrustFlags, view: ViewFlags) -> int:
+    """Installs a public key for this user: bundles that it has signed are taken in from now on."""
+    from capt_local.bundle.sign import install
+
+    screen = Screen.standard(view.verbose)
+    key = install(what.key, key_folders()[-1])
+    screen.line(f"trusted from now on: {key.fingerprint}")
+    limits = read_site().limits
+    if limits.forbids(Feature.UNSIGNED):
+        screen.note(f"note: {limits.file} forbids bundles that no key of the site has signed.")
+    return ExitCode.OK

@@ -12,7 +12,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from string import Template
 
-from capt_local.bundle.fields import NAME
+from capt_local.bundle.manifest import NAME
 from capt_local.errors import UsageError
 from capt_local.evaluate.reading.fields import Fields, parse_toml
 from capt_local.evaluate.tasks.answers import LETTERS, after_marker, named_choice

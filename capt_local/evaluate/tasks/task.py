@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from capt_local.bundle.fields import NAME
+from capt_local.bundle.manifest import NAME
 from capt_local.errors import UsageError
 from capt_local.evaluate.reading.records import measure_of, read_records
 from capt_local.evaluate.reading.rows import Format, plain, read_rows

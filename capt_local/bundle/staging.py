@@ -1,7 +1,9 @@
 """The folder in which a bundle is put together before it takes its place in the store.
 
 It lies beside the store, on the same disk, so that taking the place is one move. Only this user
-can write it; a file is made only where there is none, and never through a link.
+can write it; a file is made only where there is none, and never through a link. What a stopped
+import leaves there is gone on with by the next import of the same bundle; whether one is at work
+is known by its lock, which the kernel releases however a process ends.
 """
 
 from __future__ import annotations
@@ -11,23 +13,24 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from capt_local.bundle.manifest import MANIFEST, RECEIPT, SIGNATURE
-from capt_local.errors import ModelError
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from capt_local.bundle import store
+from capt_local.bundle.manifest import MANIFEST, NAME, RECEIPT, SIGNATURE, Bundle
+from capt_local.bundle.manifest_file import read_bundle
+from capt_local.errors import ModelError
+from capt_local.strict.files import make_private_folder
 
 OLD, LOCK = ".old", ".lock"  # behind the name of a bundle
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
-class Incoming:
+class Staging:
     """A bundle that is on its way into the store. Use it as a context manager.
 
     Args:
@@ -49,21 +52,20 @@ class Incoming:
         self._old = above / f"{place.name}{OLD}"
         try:
             for each in (place.parent, above):
-                each.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(
-                above / f"{place.name}{LOCK}", os.O_RDWR | os.O_CREAT | _SAFE, 0o600
-            )
+                make_private_folder(each)
+            self._lock = _lock(above, place.name)
+            self._lock.acquire()
+        except Timeout:
+            raise ModelError(f"{place.name} is being imported already.") from None
+        except NotImplementedError:
+            raise self._failed(OSError(0, "its file system has no locks")) from None
         except OSError as error:
             raise self._failed(error) from None
         try:
-            self._hold()
             self._mend()
         except OSError as error:
-            os.close(self._lock)
+            self._lock.release()
             raise self._failed(error) from None
-        except ModelError:
-            os.close(self._lock)
-            raise
 
     def is_installed(self, manifest: bytes, signature: bytes) -> bool:
         """Whether this very bundle is in the store."""
@@ -91,11 +93,11 @@ class Incoming:
         except OSError as error:
             raise self._failed(error) from None
 
-    def vouch(self, receipt: Callable[[Path], bytes], *, installed: bool = False) -> None:
-        """Keeps which key has signed the bundle, whose manifest is in its place now.
+    def write_receipt(self, receipt: Callable[[Path], bytes], *, installed: bool = False) -> None:
+        """Writes down which key has signed the bundle, whose manifest is in its place now.
 
         Args:
-            receipt: makes it for that file; see `bundle.signer`.
+            receipt: makes it for that file; see `sign.receipt`.
             installed: beside the bundle that is in the store already, if it is not there.
         """
         folder = self._place if installed else self.folder
@@ -171,16 +173,8 @@ class Incoming:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Gives the lock back."""
-        os.close(self._lock)
-
-    def _hold(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ModelError(f"{self._place.name} is being imported already.") from None
+        """Releases the lock."""
+        self._lock.release()
 
     def _mend(self) -> None:
         """After a power cut between two moves, the bundle that was there has its place again."""
@@ -227,25 +221,21 @@ def is_locked(above: Path, name: str) -> bool | None:
         name: of the bundle.
 
     Returns:
-        None where the system does not tell.
+        None where the system does not say.
     """
-    if fcntl is None:
-        return None
-    try:
-        handle = os.open(above / f"{name}{LOCK}", os.O_RDONLY | _SAFE)
-    except FileNotFoundError:
+    if not os.path.lexists(above / f"{name}{LOCK}"):
         return False
-    except OSError:
-        return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with _lock(above, name):
+            return False
+    except Timeout:
         return True
-    except OSError:  # a file system without locks
+    except (OSError, NotImplementedError):  # a file system without locks
         return None
-    finally:
-        os.close(handle)
-    return False
+
+
+def _lock(above: Path, name: str) -> FileLock:
+    return FileLock(above / f"{name}{LOCK}", timeout=0, mode=0o600)
 
 
 def _sync(folder: Path) -> None:
@@ -258,3 +248,153 @@ def _sync(folder: Path) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Files of one bundle.
+
+    Attributes:
+        name: id of the bundle.
+        size: bytes.
+        busy: whether an import of it is at work; None where the system does not say.
+    """
+
+    name: str
+    size: int
+    busy: bool | None
+
+
+def leftovers() -> list[Leftover]:
+    """What lies beside the user's own store, by the names of the bundles; changes nothing."""
+    above = store.staging_folder()
+    names: dict[str, int] = {}
+    for entry in _entries(above):
+        name = entry.name.removesuffix(OLD)
+        if not entry.name.endswith(LOCK) and NAME.fullmatch(name):
+            names[name] = names.get(name, 0) + _size(entry)
+    return [Leftover(name, size, is_locked(above, name)) for name, size in sorted(names.items())]
+
+
+def clear(name: str) -> None:
+    """Deletes what is left of one bundle; what a power cut took out of the store goes back there.
+
+    Raises:
+        ModelError: an import of it is at work, or cannot be known not to be; or it cannot be
+            deleted.
+    """
+    if is_locked(store.staging_folder(), name) is None:
+        raise ModelError(
+            f"Whether an import of {name} is at work cannot be known on this system. When none is, "
+            f"delete {store.staging_folder() / name}."
+        )
+    with Staging(store.user_folder() / name) as staging, staging.guarded():
+        if staging.folder.is_symlink() or not staging.folder.is_dir():
+            staging.folder.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(staging.folder)
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        yield from folder.iterdir()
+
+
+def _size(place: Path) -> int:
+    """Bytes of a file or of a folder's files; of what vanishes meanwhile, none."""
+    total = 0
+    with contextlib.suppress(OSError):
+        total += os.lstat(place).st_size if not place.is_dir() else 0
+    for above, _, files in os.walk(place):
+        for file in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(Path(above) / file).st_size
+    return total
+
+
+def free_place(bundle: Bundle, output: Path | None, *, replaced: bool) -> Path:
+    """Where a bundle is to lie.
+
+    Args:
+        bundle: with its id.
+        output: the folder that is to be the bundle; None: in the user's own store.
+        replaced: whether one that lies there goes.
+
+    Raises:
+        ModelError: there is something that does not go, or the id is not possible there.
+    """
+    store.check_id(bundle)
+    if output is None:
+        if bundle.id == store.DEMO:
+            raise ModelError(
+                f"The id {store.DEMO} is that of the bundle that travels with the package. Give "
+                "another one."
+            )
+        place = store.user_folder() / bundle.id
+    else:
+        place = Path(os.path.abspath(os.path.expanduser(output)))  # also of nobody's home
+        if not place.parent.is_dir():
+            raise ModelError(f"{place.parent}, in which the bundle is to lie, is no folder.")
+    if os.path.lexists(place):
+        _refuse_replacing(place, replaced)
+    return place
+
+
+@contextlib.contextmanager
+def new_staging(place: Path, *, in_store: bool) -> Iterator[Staging]:
+    """A new, empty folder for a bundle; what is left of it at the end, or of an earlier try, goes.
+
+    Where an import or pull was stopped, nothing is made and its files stay.
+
+    Args:
+        place: see `free_place`.
+        in_store: whether that is the user's own store.
+
+    Raises:
+        ModelError: the folder cannot be written, the same bundle is being made already, or an
+            import of that id was stopped.
+    """
+    beside = None if in_store else place.parent / f".{place.name}.incoming"
+    with Staging(place, beside) as staging:
+        if in_store:
+            _refuse_stopped(staging.folder)
+        try:
+            with staging.guarded():
+                _empty(staging.folder)
+            yield staging
+        finally:
+            shutil.rmtree(staging.folder, ignore_errors=True)
+            if beside is not None:
+                shutil.rmtree(beside, ignore_errors=True)
+
+
+def _refuse_replacing(place: Path, replaced: bool) -> None:
+    """Refuses to replace what is no bundle, and any bundle unless that was asked for."""
+    check_replaceable(place)
+    if replaced:
+        return
+    try:
+        found = read_bundle(place)
+        there = f"The bundle {found.id} {found.version}".rstrip()
+    except ModelError:
+        there = "A broken bundle"
+    raise ModelError(
+        f"{there} is there already ({place}). Give another id, or --replace to take its place."
+    )
+
+
+def _refuse_stopped(folder: Path) -> None:
+    """Gigabytes may be there already. An import begins with the manifest, a making ends with it."""
+    if os.path.lexists(folder / MANIFEST):
+        raise ModelError(
+            f"A stopped import or pull of {folder.name} is there ({folder}). Give its command "
+            "again to go on with it, 'capt-local models clean --yes' to delete it, or another id."
+        )
+
+
+def _empty(folder: Path) -> None:
+    if folder.is_symlink() or not folder.is_dir():
+        folder.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)

@@ -3,15 +3,23 @@
 A manifest names every file of a bundle with its digest, so one signature of its bytes holds for
 all of them. Which keys are trusted is a matter of files in folders that only their owner may write;
 a key comes there by another way than the bundles that it has signed.
+
+An import leaves a receipt beside the manifest: which key it was checked against. So the signer is
+known later too, also where the key was trusted for that one import. A receipt counts in the user's
+own store alone, only where nobody else can have written it, and only for the very file that the
+import wrote: its place on the disk and its times, which nobody knows before a copy is made. So a
+folder that is copied into the store brings no receipt. Whatever it says, the signature is checked
+against the manifest again; and a bundle that has a receipt but no signature any more is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +27,14 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from capt_local.bundle.fields import NAME
-from capt_local.bundle.manifest import SIGNATURE as SIGNATURE
+from capt_local.bundle import store
+from capt_local.bundle.digest_cache import is_private
+from capt_local.bundle.manifest import MANIFEST, NAME, RECEIPT, SIGNATURE, Bundle, Signer
 from capt_local.errors import ModelError, UsageError
+from capt_local.strict.files import make_private_folder, read_regular
 from capt_local.strict.json import parse_object
 from capt_local.strict.problems import NotReadable
+from capt_local.strict.stamp import stamp_of
 
 LARGEST_SIGNATURE = 4096
 PUBLIC, PRIVATE = ".pub", ".key"
@@ -242,7 +253,7 @@ def install(file: Path, folder: Path) -> TrustedKey:
     mark = key.fingerprint[:_MARK]
     place = folder / f"{key.name}.{mark}{PUBLIC}".lstrip(".")
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(folder)
         if key.fingerprint not in trusted_keys([folder]):
             write_new(place, _pem(key.key), 0o644)
     except OSError as error:
@@ -266,10 +277,9 @@ def _pem(key: Ed25519PublicKey) -> bytes:
 
 def _key_bytes(file: Path) -> bytes:
     try:
-        if not file.is_file():
-            raise ModelError(f"The key {file.name} is not there, or is not a file.")
-        with file.open("rb") as stream:
-            return stream.read(_LARGEST_KEY)
+        return read_regular(file, _LARGEST_KEY)
+    except FileNotFoundError:
+        raise ModelError(f"The key {file.name} is not there.") from None
     except OSError as error:
         raise ModelError(f"The key {file.name} cannot be read: {error.strerror}.") from None
 
@@ -294,3 +304,139 @@ def _refuse_shared(place: Path) -> None:
         raise ModelError(
             f"{place} is not to be trusted: others may write it. Make it yours and chmod go-w it."
         )
+
+
+_LARGEST_RECEIPT = 4096
+
+Keys = Callable[[], Mapping[str, TrustedKey]]
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureFound:
+    """What is known of the signature of a bundle.
+
+    Attributes:
+        signer: whose key has signed it; None where nobody has, or a key that is not trusted.
+        untrusted: fingerprint of a key that is not trusted; empty without one.
+    """
+
+    signer: Signer | None = None
+    untrusted: str = ""
+
+
+def signer_of(bundle: Bundle, keys: Keys, *, receipts: bool = True) -> SignatureFound:
+    """Who has signed a bundle.
+
+    Args:
+        bundle: read from its manifest.
+        keys: returns the keys that are trusted, by fingerprint; called only if there is need.
+        receipts: whether a key counts that was trusted at import.
+
+    Raises:
+        ModelError: the signature is damaged, does not fit the manifest, or is gone although the
+            bundle was imported with one; or a trusted key is none, or not to be trusted.
+    """
+    folder = bundle.folder
+    if folder is None:
+        return SignatureFound()
+    signature = read_signature(folder)
+    if not signature:
+        if os.path.lexists(folder / RECEIPT):
+            raise ModelError(
+                f"The bundle {bundle.id} was imported with a signature, and its {SIGNATURE} is "
+                "gone, so nobody vouches for it any more. Import it again from its source; who "
+                f"changes it on purpose deletes its {RECEIPT} too."
+            )
+        return SignatureFound()
+    manifest = _manifest(bundle, folder)
+    if manifest is None:
+        return SignatureFound()
+    name = signed_with(signature)
+    found = _receipt(folder) if receipts else None
+    if found and found.key.fingerprint == name:
+        # Also with a receipt of another file: what was changed is refused.
+        check_signature(manifest, signature, {name: found.key})
+        if found.fits:
+            return SignatureFound(Signer(name, found.key.name))
+    known = keys()
+    if name not in known:
+        return SignatureFound(untrusted=name)
+    check_signature(manifest, signature, known)
+    return SignatureFound(Signer(name, known[name].name))
+
+
+def read_signature(folder: Path) -> bytes:
+    """The signature file of a bundle; empty if it has none.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        return read_regular(folder / SIGNATURE, LARGEST_SIGNATURE)
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    except OSError as error:
+        raise ModelError(f"{SIGNATURE} cannot be read: {error.strerror}.") from None
+
+
+def receipt(key: TrustedKey, manifest: Path) -> bytes:
+    """What an import leaves of the key that has signed.
+
+    Args:
+        key: that has signed.
+        manifest: where the import has put it; it is not written after this.
+
+    Raises:
+        OSError: it is not there.
+    """
+    public = key.key.public_bytes_raw().hex()
+    about = {"key": key.fingerprint, "name": key.name, "public": public, "file": _mark(manifest)}
+    return json.dumps(about).encode()
+
+
+def _mark(manifest: Path) -> str:
+    """Which file a manifest is; empty for what no import writes, such as a link.
+
+    Raises:
+        OSError: it is not there.
+    """
+    found = os.lstat(manifest)  # a link would lead a copy to a file that is known before
+    # Without the device, whose number some file systems choose anew at each start.
+    return ":".join(map(str, stamp_of(found)[1:])) if stat.S_ISREG(found.st_mode) else ""
+
+
+def _manifest(bundle: Bundle, folder: Path) -> bytes | None:
+    """The bytes of the manifest that was read; None if it has another name, or was changed."""
+    with contextlib.suppress(OSError):
+        data = read_regular(folder / MANIFEST, 1 << 20)
+        if hashlib.sha256(data).hexdigest() == bundle.manifest_sha256:
+            return data
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Receipt:
+    """What lies beside a manifest.
+
+    Attributes:
+        key: that it names.
+        fits: whether it was made for this very file.
+    """
+
+    key: TrustedKey
+    fits: bool
+
+
+def _receipt(folder: Path) -> _Receipt | None:
+    place, manifest = folder / RECEIPT, folder / MANIFEST
+    with contextlib.suppress(OSError, NotReadable, ValueError):
+        own = store.lies_in(folder, store.user_folder())
+        if own and is_private(place) and is_private(manifest) and not place.is_symlink():
+            found = parse_object(read_regular(place, _LARGEST_RECEIPT))
+            public, name = found.get("public"), found.get("name")
+            if isinstance(public, str) and isinstance(name, str) and name.isprintable():
+                key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
+                mark = _mark(manifest)
+                fits = mark != "" and found.get("file") == mark
+                return _Receipt(TrustedKey(fingerprint(key), key, name), fits)
+    return None

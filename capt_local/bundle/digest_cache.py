@@ -1,6 +1,6 @@
-"""Digests that were taken before, so that a start does not read 15 GB again.
+"""Digests that were computed before, so that a start does not read 15 GB again.
 
-A digest is kept by path and stamp (device, inode, size, both times of change) in one private file
+A digest is stored by path and stamp (device, inode, size, both times of change) in one private file
 of the user. It is used only for files of installed bundles that nobody else may write, in folders
 that nobody else may write; and the file of digests itself counts only if nobody else can have
 written it. Where anything is odd, the file is read as if nothing were known.
@@ -36,8 +36,8 @@ def state_folder() -> Path:
     return Path(user_state_dir("capt-local", appauthor=False))
 
 
-class KnownDigests:
-    """The digests that are known; read once, written when one is added."""
+class DigestCache:
+    """Digests by file; read once, written when one is added."""
 
     def __init__(self) -> None:
         """Reads the file if it is to be trusted."""
@@ -54,8 +54,8 @@ class KnownDigests:
         """
         return self._entries.get(_key(path, stamp, about)) if is_private(path) else None
 
-    def keep(self, path: Path, stamp: Stamp, digest: str, about: str = "") -> None:
-        """Keeps a digest that was just taken; says nothing where that is not possible."""
+    def store(self, path: Path, stamp: Stamp, digest: str, about: str = "") -> None:
+        """Stores a digest that was just computed; does nothing where that is not possible."""
         if not is_private(path) or time.time_ns() - stamp[4] < _SETTLED:
             return
         # Another process may have added some meanwhile.
@@ -98,9 +98,9 @@ class KnownDigests:
             draft.unlink(missing_ok=True)
 
 
-def known_digests() -> KnownDigests | None:
-    """The digests that are known; None on a system that does not tell whose a file is."""
-    return KnownDigests() if hasattr(os, "geteuid") else None
+def digest_cache() -> DigestCache | None:
+    """The cache; None on a system that does not tell whose a file is."""
+    return DigestCache() if hasattr(os, "geteuid") else None
 
 
 def is_private(path: Path) -> bool:

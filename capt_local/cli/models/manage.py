@@ -1,0 +1,373 @@
+"""`capt-local models list`, `show`, `verify`, `remove` and `clean`: the bundles of this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from capt_local.bundle.verify import Check
+from capt_local.cli.exits import ExitCode
+from capt_local.cli.options import ViewFlags, option, verify_option
+from capt_local.cli.policy import permitted, signed, spoken_signer
+from capt_local.errors import ModelError
+from capt_local.report.json import dumps
+from capt_local.report.terminal import Screen
+from capt_local.report.views import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from capt_local.bundle.manifest import Bundle, ModelFile
+    from capt_local.strict.stamp import Stamp
+    from capt_local.vocab.vocabulary import Vocabulary
+
+
+def bundle_argument() -> Any:
+    """The bundle that a verb is about."""
+    return typer.Argument(
+        metavar="NAME|PATH", help="Its id, its folder or its bundle.toml.", show_default=False
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ListFlags:
+    """How the bundles are told."""
+
+    json: Annotated[bool, option("--json", twin="JSON", help="Write JSON.")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class BundleFlags:
+    """Which bundle, and how it is told."""
+
+    bundle: Annotated[str, bundle_argument()]
+    json: Annotated[bool, option("--json", twin="JSON", help="Write JSON.")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFlags:
+    """Which bundle is deleted."""
+
+    bundle: Annotated[str, bundle_argument()]
+    yes: Annotated[bool, option("--yes", help="Delete it; without, only say what would go.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ShowFlags:
+    """Which bundle, and how it is told."""
+
+    bundle: Annotated[str, bundle_argument()]
+    verify: Annotated[Check, verify_option()] = Check.CACHED
+    json: Annotated[bool, option("--json", twin="JSON", help="Write JSON.")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class CleanFlags:
+    """Whether anything is deleted."""
+
+    yes: Annotated[bool, option("--yes", help="Delete it; without, only say what would go.")] = (
+        False
+    )
+
+
+def models_list(how: ListFlags, view: ViewFlags) -> int:
+    """The bundles that are here: packaged, in the user's store, in CAPT_LOCAL_MODELS.
+
+    Exit code 3 when one of them is broken; the others are listed all the same.
+    """
+    from capt_local.bundle import store
+    from capt_local.bundle.manifest import PackageMissing
+
+    screen = Screen.standard(view.verbose)
+    problems: list[ModelError] = []
+    found: list[Bundle] = []
+    for bundle in store.available(problems.append):
+        try:
+            found.append(signed(bundle))
+        except ModelError as error:
+            problems.append(ModelError(f"The bundle {bundle.id}: {error}"))
+    if how.json:
+        objects = [_as_object(bundle) for bundle in found]
+        screen.line(dumps({"bundles": objects, "problems": [str(each) for each in problems]}))
+    else:
+        rows = tuple(
+            (
+                bundle.id,
+                bundle.version,
+                mebibytes(size_of(bundle)),
+                _signer(bundle),
+                bundle.title,
+                _place(bundle),
+            )
+            for bundle in found
+        )
+        columns = ("id", "version", "size", "signed by", "title", "place")
+        screen.show(Table("Bundles", rows, columns, (2,)))
+        screen.notes(line for bundle in found for line in bundle.notices)
+    for problem in problems:
+        screen.error(str(problem))
+    broken = any(not isinstance(problem, PackageMissing) for problem in problems)
+    return ExitCode.MODEL if broken else ExitCode.OK
+
+
+def models_verify(what: BundleFlags, view: ViewFlags) -> int:
+    """Reads every file of a bundle and compares size and digest with its manifest.
+
+    Exit code 3 when one is missing or another.
+    """
+    from capt_local.bundle import store, verify
+
+    screen = Screen.standard(view.verbose)
+    bundle = signed(store.find(what.bundle))
+    try:
+        checked = verify.verify(bundle, lambda role, part: screen.progress(f"reading {role}", part))
+    finally:
+        screen.clear_progress()
+    if what.json:
+        screen.line(dumps({"ok": True, **_as_object(bundle), "files": len(checked.stamps)}))
+        return ExitCode.OK
+    screen.notes(bundle.notices)
+    by = f", signed by {bundle.signer}" if bundle.signer else ""
+    screen.line(
+        f"{bundle.id} is whole: {len(checked.stamps)} files, {mebibytes(size_of(bundle))}{by}."
+    )
+    return ExitCode.OK
+
+
+def models_remove(what: RemoveFlags, view: ViewFlags) -> int:
+    """Deletes a bundle from the user's own store; others are left to those who put them there.
+
+    Without --yes nothing is deleted, and the exit code is 2.
+    """
+    from capt_local.bundle import store
+
+    screen = Screen.standard(view.verbose)
+    folder = store.removable(what.bundle)
+    if not what.yes:
+        screen.error(f"nothing is deleted without --yes; with it, {folder} would go.")
+        return ExitCode.USAGE
+    store.remove(folder)
+    screen.line(f"{folder} is deleted.")
+    return ExitCode.OK
+
+
+def models_clean(what: CleanFlags, view: ViewFlags) -> int:
+    """Deletes what imports and downloads that were stopped have left beside the user's own store.
+
+    The same import given again would go on with it. What is being imported right now stays.
+    Without --yes nothing is deleted, and the exit code is 2.
+    """
+    from capt_local.bundle.staging import clear, leftovers
+
+    screen = Screen.standard(view.verbose)
+    found = leftovers()
+    dead = [each for each in found if not each.busy]
+    for each in found:
+        if each.busy:
+            screen.note(f"note: {each.name} is being imported right now and stays.")
+    if not dead:
+        screen.line("Nothing is left of imports that were stopped.")
+        return ExitCode.OK
+    named = ", ".join(f"{each.name} ({mebibytes(each.size)})" for each in dead)
+    if not what.yes:
+        screen.error(f"nothing is deleted without --yes; what would go is left of {named}.")
+        return ExitCode.USAGE
+    for each in dead:
+        clear(each.name)
+        screen.line(f"What was left of {each.name} is deleted: {mebibytes(each.size)}.")
+    return ExitCode.OK
+
+
+def models_show(what: ShowFlags, view: ViewFlags) -> int:
+    """What a bundle is: its models, how well they fit together, licences, and its card.
+
+    The digests are checked first, so that nothing else than the models of the bundle is read.
+    """
+    from capt_local.bundle import store, verify
+    from capt_local.runtime.first_look import NOT_LOOKED_AT, is_trusted, look_first
+
+    screen = Screen.standard(view.verbose)
+    bundle = permitted(store.find(what.bundle), what.verify)
+    try:
+
+        def report(role: str, part: float) -> None:
+            screen.progress(f"reading {role}", part)
+
+        stamps = verify.verify(bundle, report, what.verify).stamps
+        stamps = look_first(bundle, check=what.verify, stamps=stamps, progress=report)
+    finally:
+        screen.clear_progress()
+    if what.verify is Check.NEVER and not is_trusted(bundle):
+        screen.note(f"note: {NOT_LOOKED_AT}")
+    found = described(bundle, stamps)
+    if what.json:
+        screen.line(dumps(found, indent=2))
+        return ExitCode.OK
+    screen.show(*_tables(found, spoken_signer(bundle)))
+    screen.notes(bundle.notices)
+    return ExitCode.OK
+
+
+def described(bundle: Bundle, stamps: Mapping[Path, Stamp] | None = None) -> dict[str, Any]:
+    """All that is known of a bundle; only the vocabularies of its models are loaded.
+
+    Args:
+        bundle: read from its manifest.
+        stamps: of the files that were checked, by path; one that is not the same is not loaded.
+
+    Raises:
+        ModelError: a file cannot be loaded.
+    """
+    from capt_local.engine.weights import Weights
+
+    models: dict[str, dict[str, Any]] = {}
+    vocabularies: dict[str, Vocabulary] = {}
+    for role, model in bundle.models.items():
+        with Weights(model.path, vocabulary_only=True, stamps=stamps) as weights:
+            vocabularies[role] = weights.vocabulary
+            models[role] = _model(model, weights)
+    return {
+        "bundle": _head(bundle),
+        "models": models,
+        "fit": _fits(bundle, models, vocabularies),
+        "card": bundle.card,
+        "notices": list(bundle.notices),
+    }
+
+
+def _head(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "id": bundle.id,
+        "title": bundle.title,
+        "version": bundle.version,
+        "licence": bundle.licence,
+        "description": bundle.description,
+        "requires": bundle.requires,
+        "tested_with": bundle.tested_with,
+        "review_by": bundle.review_by,
+        "context": bundle.context,
+        "size": size_of(bundle),
+        "place": str(bundle.folder),
+        "manifest_sha256": bundle.manifest_sha256,
+        "signer": bundle.signer.as_object() if bundle.signer else None,
+    }
+
+
+def _model(model: ModelFile, weights: Any) -> dict[str, Any]:
+    from capt_local.engine.gguf_header import file_digests
+
+    about, digests = weights.metadata, file_digests(model.path, weights.header)
+    return {
+        "file": model.path.name,
+        "package": model.package.package if model.package else None,
+        "size": model.size,
+        "sha256": model.sha256,
+        "architecture": about.architecture,
+        "quantization": about.file_type,
+        "vocabulary": about.vocabulary_size,
+        "trained_context": about.context_length,
+        "licence": model.licence,
+        "source": model.source,
+        "style": model.style.value,
+        "adapter": str(model.adapter) if model.adapter else None,
+        "tokenizer_sha256": digests.tokenizer,
+        "template_sha256": model.template_sha256 or digests.template,
+        "template": model.template,
+    }
+
+
+def _fits(
+    bundle: Bundle, models: dict[str, dict[str, Any]], vocabularies: dict[str, Vocabulary]
+) -> dict[str, Any]:
+    from capt_local.bundle.manifest import pair_roles
+    from capt_local.cli.doctor import overlap
+
+    fits: dict[str, Any] = {}
+    for expert, base in (pair_roles(number) for number in range(1, bundle.pairs + 1)):
+        ours, theirs = models[expert], models[base]
+        template = [(each["template"], each["template_sha256"]) for each in (ours, theirs)]
+        fits[expert] = {
+            "base": base,
+            "same_vocabulary": vocabularies[expert].same_as(vocabularies[base]),
+            "same_tokenizer": ours["tokenizer_sha256"] == theirs["tokenizer_sha256"],
+            "same_template": template[0] == template[1],
+            "same_quantization": ours["quantization"] == theirs["quantization"],
+            "overlap": overlap(vocabularies["target"], vocabularies[expert]),
+        }
+    return fits
+
+
+def _tables(found: dict[str, Any], signer: str) -> list[Table]:
+    about = found["bundle"]
+    head = {**about, "size": mebibytes(about["size"]), "signer": signer}
+    tables = [Table("Bundle", _rows(head))]
+    for role, model in found["models"].items():
+        rows = {**model, "size": mebibytes(model["size"]), "vocabulary": f"{model['vocabulary']:,}"}
+        tables.append(Table(role, _rows(rows)))
+    for expert, fit in found["fit"].items():
+        rows = {**fit, "overlap": f"{100 * fit['overlap']:.0f} % of the target's pieces"}
+        tables.append(Table(f"How {expert} and {fit['base']} fit", _rows(rows)))
+    if card := found["card"]:
+        tables.append(Table("Card", _rows(card)))
+    return tables
+
+
+def _rows(values: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        (name.replace("_", " "), _as_text(value))
+        for name, value in values.items()
+        if value not in ("", None)
+    )
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def named(bundle: Bundle) -> str:
+    """The id, and the version if there is one."""
+    return f"{bundle.id} {bundle.version}".rstrip()
+
+
+def size_of(bundle: Bundle) -> int:
+    """Bytes of the models and adapters; of a file that several share, once."""
+    files = {model.path: model.size for model in bundle.models.values()}
+    files |= {adapter.path: adapter.size for adapter in bundle.adapters.values()}
+    return sum(files.values())
+
+
+def mebibytes(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / (1 << 20):,.1f} MiB"
+
+
+def _signer(bundle: Bundle) -> str:
+    """Short, for a column."""
+    signer = bundle.signer
+    return (signer.name or f"{signer.key[:16]}...") if signer else ""
+
+
+def _place(bundle: Bundle) -> str:
+    return str(bundle.folder or Path())
+
+
+def _as_object(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "id": bundle.id,
+        "version": bundle.version,
+        "title": bundle.title,
+        "licence": bundle.licence,
+        "size": size_of(bundle),
+        "pairs": bundle.pairs,
+        "place": _place(bundle),
+        "manifest_sha256": bundle.manifest_sha256,
+        "signer": bundle.signer.as_object() if bundle.signer else None,
+        "notices": list(bundle.notices),
+    }
