@@ -46,22 +46,17 @@ def structure(flags: StructureFlags) -> Structure | None:
         raise UsageError("Give either --json-schema or --grammar-file.")
     if flags.json_schema is not None:
         name = "The schema (--json-schema)"
-        from capt_local.decoding.json_schema import grammar_of
+        from capt_local.decoding.structured import schema_structure
 
-        text = decoded(_bytes(flags.json_schema, name), name)
-        return _checked(Structure(grammar_of(text.encode(), name), "json-schema"), name)
+        return schema_structure(decoded(_bytes(flags.json_schema, name), name).encode(), name)
     if flags.grammar_file is not None:
         name = "The grammar (--grammar-file)"
         text = decoded(_bytes(flags.grammar_file, name), name)
-        return _checked(Structure(text), name)
+        from capt_local.engine.grammar import check_grammar
+
+        check_grammar(text, name)
+        return Structure(text)
     return None
-
-
-def _checked(made: Structure, name: str) -> Structure:
-    from capt_local.engine.grammar import check_grammar
-
-    check_grammar(made.grammar, name)
-    return made
 
 
 def _bytes(path: Path, name: str) -> bytes:

@@ -16,6 +16,7 @@ from capt_local.decoding.reasoning import ReasoningParser
 from capt_local.decoding.speculate.setup import speculation
 from capt_local.decoding.speculate.tally import Tally
 from capt_local.decoding.step import FinishReason, Step
+from capt_local.decoding.structured import constraint_for
 from capt_local.decoding.trio import Trio
 from capt_local.errors import Cancelled
 from capt_local.prompt.messages import Prompt
@@ -61,7 +62,7 @@ class Generation:
         constraint = None
         if options.structure is not None:
             lead = prompts[trio.cached.role].lead
-            constraint = trio.cached.model.constraint(options.structure.grammar, lead)
+            constraint = constraint_for(options.structure, trio.cached.model, lead)
         lead_prompt, vocabulary = prompts[trio.cached.role], trio.cached.model.vocabulary
         parser = ReasoningParser.for_prompt(
             lead_prompt, vocabulary, structured=constraint is not None

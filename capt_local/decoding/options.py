@@ -222,17 +222,18 @@ class Structure:
     """The form that an answer must have.
 
     Attributes:
-        grammar: in GBNF, llama.cpp's notation, beginning with the rule `root`.
-        kind: what the user gave, such as "json-schema".
+        source: a grammar in GBNF, llama.cpp's notation, beginning with the rule `root`; or a JSON
+            schema as `structured.schema_structure` gives it.
+        kind: "grammar" or "json-schema".
     """
 
-    grammar: str
+    source: str
     kind: str = "grammar"
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the grammar."""
-        return hashlib.sha256(self.grammar.encode()).hexdigest()
+        """SHA-256 of the source."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,26 +1,73 @@
-"""Structured answers: sampling restricted to the tokens that a grammar allows.
+"""Structured answers: sampling restricted to the tokens that a JSON schema or a grammar allows.
 
-A mask over a whole vocabulary can take longer than a small model takes for a token, so it is made
-as rarely as possible: at temperature 0 the likeliest token alone is checked first (and the
-target's own, to see whether the expert changed something), then the plausible candidates. If the
-grammar allows none of those, plausibility is applied among the tokens that it allows: the same
-method, on the target's distribution without the others.
+A schema is compiled by llguidance into a mask over the vocabulary at each step (0.1 to 0.5 ms). A
+grammar in GBNF runs in llama.cpp's own sampler, whose mask over a whole vocabulary takes longer
+than a small model takes for a token. So at temperature 0 the likeliest token alone is checked
+first (and the target's own, to see whether the expert changed something), then the plausible
+candidates. If none of those is allowed, plausibility is applied among the tokens that are: the
+same method, on the target's distribution without the others.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from capt_local.decoding.options import SampleOptions
+from capt_local.decoding.options import SampleOptions, Structure
 from capt_local.decoding.rules import Distribution
 from capt_local.decoding.sample import likeliest
-from capt_local.errors import ModelError
-from capt_local.vocab.vocabulary import BoolArray, IntArray, Vocabulary
+from capt_local.errors import ModelError, UsageError
+from capt_local.strict.files import utf8
+from capt_local.strict.json import load, parse_json
+from capt_local.strict.problems import NotReadable
+from capt_local.vocab.vocabulary import BoolArray, IntArray, TokenKind, Vocabulary
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+    from capt_local.decoding.model import Model
+
+LARGEST_SCHEMA = 1 << 16  # bytes
+DEEPEST = 32
+# Annotations: they say nothing about the form of an instance.
+_ANNOTATIONS = {"title", "description", "$comment", "$schema", "$id", "examples", "default",
+                "deprecated", "readOnly", "writeOnly", "$anchor"}  # fmt: skip
+# What llguidance keeps, by where a keyword holds further schemas.
+_SCHEMA = {"items", "additionalProperties"}
+_SCHEMAS = {"anyOf", "oneOf", "allOf", "prefixItems"}
+_NAMED_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions"}
+_VALUES = {"type", "enum", "const", "$ref", "required", "minItems", "maxItems", "minLength",
+           "maxLength", "minProperties", "maxProperties", "pattern", "format", "minimum",
+           "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}  # fmt: skip
+# Further keywords of JSON Schema, which an error may name; other names are the user's.
+_REFUSED = {"$dynamicAnchor", "$dynamicRef", "$recursiveRef", "$vocabulary", "additionalItems",
+            "contains", "contentEncoding", "contentMediaType", "contentSchema", "dependencies",
+            "dependentRequired", "dependentSchemas", "else", "if", "maxContains", "minContains",
+            "not", "propertyNames", "then", "unevaluatedItems", "unevaluatedProperties",
+            "uniqueItems"}  # fmt: skip
+# At most one space between parts: a model could write white space without end. No \\u, since half
+# of a pair of surrogates is no character.
+_LAYOUT = {
+    "whitespace_pattern": " ?",
+    "json_allowed_escapes": '"\\bfnrt',
+    "coerce_one_of": True,
+}
+# The beginnings of llguidance's errors, which quote the schema, and what is said instead.
+_REASONS = (
+    ("Unsatisfiable", "has no instance"),
+    ("Unknown format", 'has a "format" that is not known'),
+    ("regex parse error", 'has a "pattern" that cannot be used (look-around and references '
+                          "to groups cannot)"),
+    ("min/maxProperties", 'has "minProperties" or "maxProperties" beside optional "properties"'),
+    ("Pointer ", 'has a "$ref" to what is not there'),
+    ("Resource ", 'has a "$ref" that does not begin with "#"'),
+)  # fmt: skip
 
 
 class Constraint(Protocol):
@@ -28,19 +75,251 @@ class Constraint(Protocol):
 
     @property
     def complete(self) -> bool:
-        """Whether the answer may end here."""
+        """Whether the answer so far is all that is asked for."""
         ...
 
     def allowed(self, tokens: Sequence[int] | IntArray) -> BoolArray:
         """Which of these tokens may come next, shape (n,).
 
-        End tokens may where the answer is complete; other control tokens never.
+        End tokens may where the answer may end; other control tokens never.
         """
         ...
 
     def accept(self, token: int) -> None:
         """Goes one token on. The token is allowed and is no end token."""
         ...
+
+
+def schema_structure(text: bytes, name: str = "The schema") -> Structure:
+    """The form that a JSON schema describes, checked without a model.
+
+    Args:
+        text: the schema.
+        name: what errors call it.
+
+    Raises:
+        UsageError: it is no schema, too large, or says what cannot be kept. Names the keyword,
+            never a name or value that the schema holds.
+    """
+    if len(text) > LARGEST_SCHEMA:
+        raise UsageError(f"{name} is larger than {LARGEST_SCHEMA >> 10} KiB.")
+    try:
+        schema = load(utf8(text))
+    except NotReadable:
+        raise UsageError(f"{name} is not JSON (UTF-8, no name twice in an object).") from None
+    kept = _kept(schema, name, 0)
+    _check_form(schema, name)
+    structure = Structure(json.dumps(kept, ensure_ascii=False), "json-schema")
+    try:
+        SchemaConstraint(_BYTES, structure.source)
+    except _Refused as error:
+        raise UsageError(f"{name} {error}.") from None
+    return structure
+
+
+def constraint_for(structure: Structure, model: Model, lead: bytes) -> Constraint:
+    """What a form allows in an answer of a model.
+
+    Args:
+        structure: the form.
+        model: whose tokens are chosen.
+        lead: what its tokenizer puts in front of the answer, which is no part of it.
+
+    Raises:
+        UsageError: a grammar names tokens that the model does not have.
+        ModelError: the model has no token that ends an answer.
+    """
+    if structure.kind == "json-schema":
+        return SchemaConstraint(model.vocabulary, structure.source, lead)
+    return model.constraint(structure.source, lead)
+
+
+class _Refused(Exception):
+    """Why llguidance does not take a schema, in words that quote nothing of it."""
+
+
+class SchemaConstraint:
+    """Keeps an answer to a JSON schema, by llguidance. See `Constraint`.
+
+    Args:
+        vocabulary: of the model.
+        schema: as `schema_structure` gives it.
+        lead: see `constraint_for`; the answer may begin with it or not.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, schema: str, lead: bytes = b"") -> None:
+        from llguidance import LLMatcher, LLParserLimits
+
+        if not len(vocabulary.end_ids):
+            raise ModelError("The model has no token that ends an answer.")
+        self._vocabulary = vocabulary
+        self._schema = json.loads(schema)
+        self._lead = lead
+        self._text = b""
+        front = f"{json.dumps(lead.decode())}? " if lead else ""
+        inner = {**self._schema, "x-guidance": _LAYOUT}
+        # Not only the tokens that llguidance itself would write a prescribed text with.
+        options = '%llguidance {"no_forcing": true}'
+        lark = f"{options}\nstart: {front}form\nform: %json {json.dumps(inner, ensure_ascii=False)}"
+        self._matcher: LLMatcher = LLMatcher(
+            _tokenizer(vocabulary),
+            LLMatcher.grammar_from_lark(lark),
+            limits=LLParserLimits(verbose_errors=False),
+            log_level=0,
+        )
+        self._mask: BoolArray | None = None
+        if self._matcher.is_error():
+            error = self._matcher.get_error()
+            found = (said for begin, said in _REASONS if begin in error)
+            raise _Refused(next(found, "cannot be used"))
+        if not self._all_allowed().any():
+            raise _Refused("has no instance")
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer is an instance of the schema."""
+        if not self._matcher.is_accepting():
+            return False
+        return is_instance(self._text.removeprefix(self._lead), self._schema)
+
+    def allowed(self, tokens: Sequence[int] | IntArray) -> BoolArray:
+        """Which of these tokens may come next, shape (n,)."""
+        found: BoolArray = self._all_allowed()[np.asarray(tokens, np.int32)]
+        return found
+
+    def accept(self, token: int) -> None:
+        """Goes one token on.
+
+        Raises:
+            ValueError: the token is not allowed.
+            ModelError: the schema takes too much time or memory here.
+        """
+        if self._vocabulary.is_end[token] or not self.allowed((token,))[0]:
+            raise ValueError("the schema does not allow this token")
+        self._matcher.consume_token(token)
+        self._check()
+        self._text += self._vocabulary.piece(token)
+        self._mask = None
+
+    def _all_allowed(self) -> BoolArray:
+        if self._mask is None:
+            size = len(self._vocabulary)
+            self._mask = np.zeros(size, np.bool_)
+            if not self._matcher.is_stopped():  # then only the end can come
+                bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+                self._mask = np.unpackbits(bits, count=size, bitorder="little").view(np.bool_)
+                self._mask &= self._vocabulary.is_text
+            self._check()
+            self._mask[self._vocabulary.end_ids] = self._matcher.is_accepting()
+        return self._mask
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise ModelError(
+                "The schema takes too much time or memory in this answer. Use a simpler one."
+            )
+
+
+def is_instance(text: bytes, schema: Mapping[str, Any]) -> bool:
+    """Whether a text is JSON and an instance of a schema; formats are not looked at."""
+    from jsonschema import Draft202012Validator
+    from referencing import Registry
+
+    try:
+        value: Any = parse_json(text)
+        # With a registry of its own, nothing is ever fetched for a reference.
+        return bool(Draft202012Validator(schema, registry=Registry()).is_valid(value))
+    except Exception:  # a reference without end, or a pattern that Python reads otherwise
+        return False
+
+
+class _Tokens:
+    """A vocabulary as llguidance reads one: bytes, and which tokens are not text."""
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        text = vocabulary.is_text.tolist()
+        self.eos_token_id = int(vocabulary.end_ids[0])
+        self.bos_token_id = vocabulary.bos
+        self.special_token_ids = [token for token, is_text in enumerate(text) if not is_text]
+        self.tokens = vocabulary.pieces()
+        for token in self.special_token_ids:
+            self.tokens[token] = b"\xff<%d>" % token  # bytes that no text has
+
+    def __call__(self, text: object) -> list[int]:
+        """Tokens of a text; only needed for grammars that prescribe tokens."""
+        return []
+
+
+def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
+    """That of a vocabulary, made once."""
+    from llguidance import LLTokenizer
+
+    found = _TOKENIZERS.get(vocabulary)
+    if found is None:
+        tokens: Any = _Tokens(vocabulary)
+        ends = vocabulary.end_ids.tolist()
+        found = LLTokenizer(tokens, n_vocab=len(vocabulary), eos_token=ends)
+        _TOKENIZERS[vocabulary] = found
+    return found
+
+
+_TOKENIZERS: WeakKeyDictionary[Vocabulary, LLTokenizer] = WeakKeyDictionary()
+_BYTES = Vocabulary(
+    [*(bytes([value]) for value in range(256)), b""],
+    [*[TokenKind.BYTE] * 256, TokenKind.CONTROL],
+    end_ids=[256],
+)
+
+
+def _kept(schema: object, name: str, depth: int) -> Any:
+    """A schema without its annotations.
+
+    Raises:
+        UsageError: it holds a keyword that cannot be kept, or is too deep.
+    """
+    if depth > DEEPEST:
+        raise UsageError(f"{name} is more than {DEEPEST} levels deep.")
+    if isinstance(schema, bool) and depth:
+        return schema
+    if not isinstance(schema, dict):
+        raise UsageError(f"{name} has no object where a schema is needed.")
+    made: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _ANNOTATIONS:
+            continue
+        if key in _VALUES:
+            made[key] = value
+        elif key in _SCHEMA:
+            made[key] = _kept(value, name, depth + 1)
+        elif key in _SCHEMAS and isinstance(value, list):
+            made[key] = [_kept(each, name, depth + 1) for each in value]
+        elif key in _NAMED_SCHEMAS and isinstance(value, dict):
+            made[key] = {each: _kept(found, name, depth + 1) for each, found in value.items()}
+        else:
+            known = key in _REFUSED | _SCHEMAS | _NAMED_SCHEMAS
+            shown = f'"{key}"' if known else "a keyword that is not of JSON Schema"
+            raise UsageError(
+                f"{name} has {shown}, which cannot be kept here; leave it out and check it on the "
+                "answer, or describe the form with --grammar-file."
+            )
+    return made
+
+
+def _check_form(schema: Any, name: str) -> None:
+    """Refuses keywords whose values have no meaning.
+
+    Raises:
+        UsageError: names the first of them.
+    """
+    from jsonschema import Draft202012Validator
+
+    validator = Draft202012Validator(Draft202012Validator.META_SCHEMA)
+    for error in validator.iter_errors(schema):
+        where = [part for part in error.absolute_path if part in _VALUES | _SCHEMA | _SCHEMAS]
+        about = f': "{where[-1]}"' if where else ""
+        raise UsageError(f"{name} is not a valid JSON schema{about}.")
 
 
 @dataclass(frozen=True, slots=True)

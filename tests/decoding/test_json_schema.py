@@ -1,64 +1,84 @@
-"""What a schema may say: anything that a grammar can keep, and an error by name for the rest."""
+"""Answers kept to a JSON schema: instances of it and nothing else, errors that quote nothing."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+import jsonschema
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from capt_local.decoding.json_schema import grammar_of
+from capt_local.decoding.structured import SchemaConstraint, schema_structure
 from capt_local.errors import UsageError
+from capt_local.strict.json import parse_json
+from capt_local.vocab.vocabulary import TokenKind, Vocabulary
+from tests.fakes import make_vocabulary
 
 CANARY = "zyzzyva"
+PLAIN = make_vocabulary(['"a', '": ', "tr", "ue", ", ", "}}", " [", "é", "null", ' "', "0."])
+VOCABULARY = Vocabulary(
+    [*PLAIN.pieces(), b'"', b"<|tool|>"],  # two pieces of the same bytes, and a control token
+    [*PLAIN.kinds.tolist(), TokenKind.NORMAL, TokenKind.CONTROL],
+    end_ids=[1],
+)
+
+
+def constraint(schema: Any, lead: bytes = b"") -> SchemaConstraint:
+    return SchemaConstraint(VOCABULARY, schema_structure(json.dumps(schema).encode()).source, lead)
+
+
+def takes(schema: Any, text: str, lead: bytes = b"") -> bool:
+    """Whether a text may be an answer, byte by byte."""
+    made = constraint(schema, lead)
+    for byte in text.encode():
+        token = VOCABULARY.byte_ids[byte]
+        if not made.allowed([token])[0]:
+            return False
+        made.accept(token)
+    assert made.allowed(VOCABULARY.end_ids).all() >= made.complete
+    return made.complete
 
 
 @pytest.mark.parametrize(
     ("schema", "said"),
     [
-        ({"type": "string", "pattern": CANARY}, '"pattern"'),
-        ({"type": "string", "format": "date"}, '"format"'),
-        ({"type": "number", "minimum": 3}, '"minimum"'),
-        ({"type": "number", "multipleOf": 3}, '"multipleOf"'),
-        ({"type": "integer", "minimum": 0, "maximum": 1000}, "1000 numbers"),
-        ({"type": "integer", "maximum": 10}, '"maximum"'),
-        ({"type": "integer", "minimum": False}, '"minimum"'),
-        ({"oneOf": [{"type": "null"}]}, '"oneOf"'),
-        ({"allOf": [{"type": "null"}]}, '"allOf"'),
         ({"type": "object", "properties": {"a": {"not": {}}}}, '"not"'),
-        ({"type": "object", "patternProperties": {}}, '"patternProperties"'),
-        ({"type": "object", "properties": {}, "required": [CANARY]}, "does not describe"),
-        ({"type": "object", "properties": {"a": {}}, "additionalProperties": True}, "only false"),
-        ({"type": "object", "properties": []}, "no object"),
+        ({"if": {"type": "null"}, "then": {}}, '"if"'),
         ({"type": "array", "uniqueItems": True}, '"uniqueItems"'),
-        ({"type": "array", "items": False}, "false"),
-        ({"type": "array", "minItems": 3, "maxItems": 2}, "below"),
-        ({"type": "array", "minItems": -1}, "outside"),
-        ({"type": "string", "maxLength": 10**6}, "outside 0 to 1000"),
-        ({"type": "string", "maxLength": True}, "outside"),
-        ({"type": ["string", "null"], "maxLength": 2}, '"maxLength"'),
-        ({"type": CANARY}, "type"),
-        ({"maxLength": 2}, "type"),
+        ({"type": "array", "contains": {}}, '"contains"'),
+        ({"propertyNames": {"pattern": CANARY}}, '"propertyNames"'),
         ({CANARY: 2}, "not of JSON Schema"),
-        ({"type": "null", CANARY: 2}, "not of JSON Schema"),
-        ({"enum": []}, "empty"),
-        ({"enum": 3}, "no list"),
-        ({"enum": ["a"], "type": "integer"}, "nothing"),
-        ({"enum": ["a"], "maxLength": 1}, '"maxLength"'),
+        ({"x-guidance": {"lenient": True}}, "not of JSON Schema"),
+        ({"type": "string", "format": CANARY}, '"format"'),
+        ({"type": "string", "pattern": f"(?={CANARY})"}, '"pattern"'),
+        ({"type": "string", "pattern": f"({CANARY}"}, '"pattern"'),
+        ({"type": "number", "exclusiveMinimum": True}, '"exclusiveMinimum"'),
+        ({"type": "string", "maxLength": True}, '"maxLength"'),
+        ({"type": "array", "minItems": -1}, '"minItems"'),
+        ({"type": CANARY}, '"type"'),
+        ({"enum": 3}, '"enum"'),
+        ({"enum": []}, "no instance"),
+        ({"enum": [CANARY], "type": "integer"}, "no instance"),
+        ({"type": "array", "minItems": 3, "maxItems": 2}, "no instance"),
         ({"$ref": f"https://{CANARY}/schema"}, "$ref"),
         ({"$ref": f"#/$defs/{CANARY}"}, "$ref"),
-        ({"$ref": "#"}, "itself"),
-        ({"$ref": "#/$defs/a", "type": "null", "$defs": {"a": {}}}, '"type"'),
+        ({"type": "object", "properties": {CANARY: {}}, "maxProperties": 2}, '"maxProperties"'),
         ([], "no object"),
-        (False, "false"),
+        (False, "no object"),
     ],
 )
-def test_what_cannot_be_kept_is_refused_by_name(schema: Any, said: str) -> None:
+def test_what_cannot_be_kept_is_refused_by_name(
+    schema: Any, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UsageError) as told:
-        grammar_of(json.dumps(schema).encode(), "The schema (--json-schema)")
+        schema_structure(json.dumps(schema).encode(), "The schema (--json-schema)")
     assert str(told.value).startswith("The schema (--json-schema) ")
     assert said in str(told.value) and CANARY not in str(told.value)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(told.value) and capfd.readouterr() == ("", "")
+    assert told.value.__cause__ is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +91,7 @@ def test_what_cannot_be_kept_is_refused_by_name(schema: Any, said: str) -> None:
 )  # fmt: skip
 def test_what_is_no_json_is_refused(text: bytes) -> None:
     with pytest.raises(UsageError, match=r"^The schema is (not JSON|larger)") as told:
-        grammar_of(text)
+        schema_structure(text)
     assert CANARY not in str(told.value)
 
 
@@ -80,12 +100,146 @@ def test_a_deep_or_large_schema_is_refused() -> None:
     for _ in range(40):
         deep = {"type": "array", "items": deep}
     with pytest.raises(UsageError, match="more than 32 levels deep"):
-        grammar_of(json.dumps(deep).encode())
+        schema_structure(json.dumps(deep).encode())
     with pytest.raises(UsageError, match="larger than 64 KiB"):
-        grammar_of(b'{"title": "' + b"a" * 70_000 + b'"}')
+        schema_structure(b'{"title": "' + b"a" * 70_000 + b'"}')
 
 
-def test_what_says_nothing_about_the_form_is_left_out() -> None:
-    bare = {"type": "object", "properties": {"a": {"type": "null"}}}
+def test_annotations_are_left_out_and_properties_of_their_names_are_not() -> None:
+    bare = {"type": "object", "properties": {"title": {"type": "null"}}}
     about = {**bare, "title": "T", "description": "D", "$schema": "https://json-schema.org/x"}
-    assert grammar_of(json.dumps(about).encode()) == grammar_of(json.dumps(bare).encode())
+    made = schema_structure(json.dumps(about).encode())
+    assert made == schema_structure(json.dumps(bare).encode()) and '"title"' in made.source
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        'a "b" \\ é\n': {"enum": ["x", 'y"\\', 1, None, [1, {"z": "\U0001f321"}]]},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "names": {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 4},
+                  "minItems": 1, "maxItems": 2},
+        "more": {"$ref": "#/$defs/more"},
+    },
+    "required": ["age", "names"],
+    "additionalProperties": False,
+    "$defs": {
+        # The same name as a property's, and a definition that holds itself.
+        "more": {"type": "object", "properties": {"more": {"$ref": "#/$defs/more"}}},
+        "age": {"type": "boolean"},
+    },
+}  # fmt: skip
+SCHEMAS = [
+    {"enum": ["yes", "no", '1/2 \u2028 "quoted"']},
+    {"type": "number", "minimum": 0},
+    {"type": ["integer", "null"]},
+    {"anyOf": [{"type": "boolean"}, {"type": "array", "maxItems": 1, "items": {"const": "é"}}]},
+    {"type": "array", "maxItems": 0},
+    {"type": "string", "maxLength": 0},
+    {"type": "object", "additionalProperties": {"type": "integer", "minimum": -2, "maximum": 2}},
+    {
+        "type": "object",
+        "properties": {"a": {"type": "null"}, "b": {"type": "null"}},
+        "additionalProperties": False,
+    },
+    {},
+    PERSON,
+    {"type": "string", "pattern": "^[a-c]{2,3}$"},
+    {"type": "string", "format": "date"},
+    {"type": "number", "exclusiveMinimum": -1, "maximum": 7},
+    {"type": "integer", "minimum": -8, "maximum": 120, "multipleOf": 7},
+    {
+        "allOf": [
+            {"type": "object", "properties": {"a": {"type": "null"}}},
+            {"required": ["a"], "maxProperties": 2},
+        ]
+    },
+    {"oneOf": [{"type": "string", "maxLength": 2}, {"type": "object", "required": ["x"]}]},
+    {"type": "array", "prefixItems": [{"type": "null"}], "items": {"type": "boolean"}},
+    {"type": "object", "minProperties": 1, "additionalProperties": {"type": "integer"}},
+    {"type": "object", "patternProperties": {"^x": {"type": "integer"}}},
+]
+VALUES = [
+    "yes", "no", "maybe", "1/2 \u2028 \"quoted\"", 0, 7, -7, 1.5, 1e-7, -0.25, None, True, [],
+    ["é"], ["e"], ["é", "é"], "", "x", {}, {"x": 1}, {"x": 3}, {"a": None}, {"b": None},
+    {"a": None, "b": None}, {"a": 1},
+    {"age": 120, "names": ["Jörg"]}, {"age": 121, "names": ["a"]}, {"age": 1, "names": []},
+    {"age": 1, "names": ["abcde"]}, {"age": 1, "names": ["a", "\U0001f321°"], "more": {"more": {}}},
+    [None, True], [None, 1], "abc", "abcd", "2026-02-28", "2026-02-31", -8, 7.0, 120, -1,
+    {"age": 1, "names": ["a"], "more": True}, {"names": ["a"]},
+    *({'a "b" \\ é\n': value, "age": 0, "names": ["a\n"]} for value in ('y"\\', 1, 2, None)),
+    {'a "b" \\ é\n': [1, {"z": "\U0001f321"}], "age": 0, "names": ["a"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=range(len(SCHEMAS)))
+def test_instances_may_be_answers_and_nothing_else(schema: dict) -> None:
+    for value in VALUES:
+        valid = jsonschema.Draft202012Validator(
+            schema, format_checker=jsonschema.FormatChecker(["date"])
+        ).is_valid(value)
+        text = json.dumps(value, ensure_ascii=False)
+        # Numbers may be spelled in ways that no answer is.
+        assert takes(schema, text) == valid or (valid and isinstance(value, float)), text
+        tight = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        assert takes(schema, tight) <= valid, tight
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32), place=st.integers(0, len(SCHEMAS) - 1))
+def test_whatever_is_allowed_becomes_an_instance(seed: int, place: int) -> None:
+    """Tokens at random, as long as they are allowed."""
+    rng = np.random.default_rng(seed)
+    made, said = constraint(SCHEMAS[place]), b""
+    every = np.arange(len(VOCABULARY))
+    for _ in range(200):
+        may = every[made.allowed(every)]
+        assert len(may)
+        if VOCABULARY.is_end[may].any():
+            break
+        # Brackets and quotation marks close sooner or later.
+        closing = [t for t in may if VOCABULARY.piece(t) in (b'"', b"}", b"]", b"1", b"}}")]
+        token = int(rng.choice(closing if closing and rng.random() < 0.5 else may))
+        made.accept(token)
+        said += VOCABULARY.piece(token)
+    else:
+        return  # too long; what counts is that it could go on
+    assert made.complete
+    jsonschema.validate(parse_json(said), SCHEMAS[place])
+
+
+def test_what_oneof_cannot_keep_is_seen_at_the_end() -> None:
+    """Of branches that overlap, an answer may be an instance of two, and is then none."""
+    overlapping = {"oneOf": [{"type": "integer"}, {"type": "number", "minimum": 5}]}
+    assert takes(overlapping, "3") and not takes(overlapping, "7")
+
+
+def test_strings_hold_no_control_characters_and_no_half_characters() -> None:
+    schema = {"type": "string"}
+    assert takes(schema, '"a\\n é"')
+    for text in ('"a\n"', '"a\tb"', '"\\ud800"', '"\\x"'):
+        assert not takes(schema, text)
+    made = constraint(schema)
+    for byte in b'"\xc3':
+        made.accept(VOCABULARY.byte_ids[byte])
+    assert not made.allowed([VOCABULARY.byte_ids[byte] for byte in (0x28, 0xFF, 0x22)]).any()
+
+
+def test_control_tokens_are_no_text_and_the_end_comes_with_an_instance() -> None:
+    made = constraint({"enum": ["yes"]})
+    every = np.arange(len(VOCABULARY))
+    control = np.flatnonzero(VOCABULARY.kinds == TokenKind.CONTROL)
+    for byte in b'"yes"':
+        assert not made.allowed(control).any()
+        made.accept(VOCABULARY.byte_ids[byte])
+    assert made.complete and every[made.allowed(every)].tolist() == [1]
+    with pytest.raises(ValueError, match="does not allow"):
+        made.accept(VOCABULARY.byte_ids[ord("x")])
+    made = constraint({"type": "string"})
+    assert made.allowed([token for token in every if VOCABULARY.piece(token) == b'"']).all()
+
+
+def test_the_lead_may_stand_before_the_answer() -> None:
+    schema = {"enum": ["yes"]}
+    assert takes(schema, ' "yes"', b" ") and takes(schema, '"yes"', b" ")
+    assert not takes(schema, '  "yes"', b" ") and not takes(schema, ' "yes"')

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from capt_local.decoding.json_schema import grammar_of
 from capt_local.engine.grammar import Grammar, check_grammar
 from capt_local.engine.weights import Weights
 from capt_local.errors import UsageError
@@ -162,90 +157,3 @@ def test_standard_error_is_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:
     check_grammar('root ::= "a"')
     os.write(2, b"still there")
     assert capfd.readouterr().err == "still there"
-
-
-PERSON = {
-    "type": "object",
-    "properties": {
-        'a "b" \\ é\n': {"enum": ["x", 'y"\\', 1, None, [1, {"z": "\U0001f321"}]]},
-        "age": {"type": "integer", "minimum": 0, "maximum": 120},
-        "names": {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 4},
-                  "minItems": 1, "maxItems": 2},
-        "more": {"$ref": "#/$defs/more"},
-    },
-    "required": ["age", "names"],
-    "additionalProperties": False,
-    "$defs": {
-        # The same name as a property's, and a definition that holds itself.
-        "more": {"type": "object", "properties": {"more": {"$ref": "#/$defs/more"}}},
-        "age": {"type": "boolean"},
-    },
-}  # fmt: skip
-SCHEMAS = [
-    {"enum": ["yes", "no", '1/2 \u2028 "quoted"']},
-    {"type": "number", "minimum": 0},
-    {"type": ["integer", "null"]},
-    {"anyOf": [{"type": "boolean"}, {"type": "array", "maxItems": 1, "items": {"const": "é"}}]},
-    {"type": "array", "maxItems": 0},
-    {"type": "string", "maxLength": 0},
-    {"type": "object", "additionalProperties": {"type": "integer", "minimum": -2, "maximum": 2}},
-    {
-        "type": "object",
-        "properties": {"a": {"type": "null"}, "b": {"type": "null"}},
-        "additionalProperties": False,
-    },
-    {},
-    PERSON,
-]
-VALUES = [
-    "yes", "no", "maybe", "1/2 \u2028 \"quoted\"", 0, 7, -7, 1.5, 1e-7, -0.25, None, True, [],
-    ["é"], ["e"], ["é", "é"], "", "x", {}, {"x": 1}, {"x": 3}, {"a": None}, {"b": None},
-    {"a": None, "b": None}, {"a": 1},
-    {"age": 120, "names": ["Jörg"]}, {"age": 121, "names": ["a"]}, {"age": 1, "names": []},
-    {"age": 1, "names": ["abcde"]}, {"age": 1, "names": ["a", "\U0001f321°"], "more": {"more": {}}},
-    {"age": 1, "names": ["a"], "more": True}, {"names": ["a"]},
-    *({'a "b" \\ é\n': value, "age": 0, "names": ["a\n"]} for value in ('y"\\', 1, 2, None)),
-    {'a "b" \\ é\n': [1, {"z": "\U0001f321"}], "age": 0, "names": ["a"]},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("schema", SCHEMAS, ids=range(len(SCHEMAS)))
-def test_a_schemas_grammar_takes_its_instances_and_nothing_else(
-    weights: Weights, schema: dict
-) -> None:
-    grammar = grammar_of(json.dumps(schema).encode())
-    check_grammar(grammar)
-    for value in VALUES:
-        valid = jsonschema.Draft202012Validator(schema).is_valid(value)
-        text = json.dumps(value, ensure_ascii=False)
-        assert takes(weights, grammar, text) == valid, text
-        tight = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        assert takes(weights, grammar, tight) <= valid, tight
-
-
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
-@given(seed=st.integers(0, 2**32), place=st.integers(0, len(SCHEMAS) - 1))
-def test_whatever_is_allowed_is_an_instance(weights: Weights, seed: int, place: int) -> None:
-    """Tokens at random, as long as they are allowed."""
-    rng = np.random.default_rng(seed)
-    held, said = Grammar(weights, grammar_of(json.dumps(SCHEMAS[place]).encode())), b""
-    singles = np.array(sorted(weights.vocabulary.byte_ids.values()))
-    for _ in range(300):
-        if held.complete:
-            break
-        may = singles[held.allowed(singles)]
-        # Brackets and quotation marks close sooner or later.
-        closing = [t for t in may if weights.vocabulary.piece(t) in (b'"', b"}", b"]", b"1")]
-        token = int(rng.choice(closing if closing and rng.random() < 0.5 else may))
-        held.accept(token)
-        said += weights.vocabulary.piece(token)
-    else:
-        return  # too long; what counts is that it could go on
-    jsonschema.validate(json.loads(said.decode()), SCHEMAS[place])
-
-
-def test_a_line_end_in_a_string_is_escaped(weights: Weights) -> None:
-    grammar = grammar_of(b'{"type": "string"}')
-    assert takes(weights, grammar, '"a\\n\\u00e9\\ud7ff"')
-    for text in ('"a\n"', '"a\tb"', '"\x7f"', '"\\ud800"', '"\\x"'):
-        assert not takes(weights, grammar, text)

@@ -10,8 +10,8 @@ import pytest
 
 from capt_local import FinishReason, GenerateOptions, LoadOptions, Method, Runtime, SampleOptions
 from capt_local.bundle.store import find
-from capt_local.decoding.json_schema import grammar_of
 from capt_local.decoding.options import Structure
+from capt_local.decoding.structured import schema_structure
 from tests.small_trio import SMALL_TRIO
 
 PROMPTS = ["A 54-year-old man with chest pain for 2 days.", "Temperatur 38,5 °C — \U0001f321"]
@@ -39,7 +39,7 @@ SCHEMA = {
     "required": ["severity", "findings"],
     "additionalProperties": False,
 }
-FORM = Structure(grammar_of(json.dumps(SCHEMA).encode()), "json-schema")
+FORM = schema_structure(json.dumps(SCHEMA).encode())
 CHOICE = Structure('root ::= "yes" | "no"')
 
 
@@ -72,8 +72,7 @@ def test_a_choice_is_made(runtime: Runtime, prompt: str, method: Method) -> None
     assert generation.text_bytes in (b"yes", b"no")
 
 
-@pytest.mark.parametrize("form", [FORM, CHOICE], ids=["schema", "choice"])
-def test_the_targets_answer_is_that_of_the_binding(runtime: Runtime, form: Structure) -> None:
+def test_the_targets_answer_is_that_of_the_binding(runtime: Runtime) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
     model = llama_cpp.Llama(
         str(find(SMALL_TRIO).models["target"].path), n_ctx=512, n_threads=1, verbose=False
@@ -81,13 +80,13 @@ def test_the_targets_answer_is_that_of_the_binding(runtime: Runtime, form: Struc
     prompt = runtime._askers["target"].prompt(PROMPTS[0], raw=False)
     ends = set(runtime.models["target"].vocabulary.end_ids.tolist())
     wanted = []
-    grammar = llama_cpp.LlamaGrammar.from_string(form.grammar)
+    grammar = llama_cpp.LlamaGrammar.from_string(CHOICE.source)
     for token in model.generate(list(prompt.tokens), temp=0.0, repeat_penalty=1.0, grammar=grammar):
         wanted.append(token)
         if token in ends or len(wanted) == 200:
             break
     model.close()
-    options = GenerateOptions(Method.TARGET, 200, structure=form)
+    options = GenerateOptions(Method.TARGET, 200, structure=CHOICE)
     steps = list(runtime.generate(PROMPTS[0], options))
     assert [step.token for step in steps] == wanted
 
