@@ -75,7 +75,10 @@ def generate(
     if alone is not None and alone.finish is FinishReason.INTERRUPTED:
         screen.notes(["the target's own answer was interrupted; this answer is whole."])
     screen.note(summary_line(answer))
-    return ExitCode.INTERRUPTED if answer.finish is FinishReason.INTERRUPTED else ExitCode.OK
+    if answer.finish is FinishReason.INTERRUPTED:
+        return ExitCode.INTERRUPTED
+    # The text has been written; that it is no instance of its schema is said in a note.
+    return ExitCode.FAILED_RECORDS if answer.structured is False else ExitCode.OK
 
 
 def _deliverer(output: OutputFlags, report: ReportFlags, screen: Screen) -> Callable[..., None]:
