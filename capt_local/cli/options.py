@@ -190,6 +190,14 @@ class SampleFlags:
             help="Above 1: say less often what was just said. Default: 1.",
         ),
     ] = 1.0
+    no_repetition_stop: Annotated[
+        bool,
+        option(
+            "--no-repetition-stop",
+            twin="NO_REPETITION_STOP",
+            help="Let an answer run on that repeats itself without end.",
+        ),
+    ] = False
     repeat_last_n: Annotated[
         int,
         option(

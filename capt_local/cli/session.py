@@ -130,6 +130,7 @@ def generate_options(
             repeat_window=sample.repeat_last_n,
             seed=sample.seed,
         ),
+        repetition_stop=not sample.no_repetition_stop,
     )
     check_weights(made.combine)
     return made

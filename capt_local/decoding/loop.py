@@ -8,6 +8,7 @@ import numpy as np
 
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.reasoning import AnswerStream, ReasoningParser, TextPart
+from capt_local.decoding.repetition import RepetitionDetector
 from capt_local.decoding.sample import choose, likeliest
 from capt_local.decoding.speculate.draft import Ahead
 from capt_local.decoding.step import Choice, FinishReason, Step
@@ -56,7 +57,14 @@ class Walk:
         self._cancel = cancel or (lambda: False)
         self._rng = np.random.default_rng(options.sample.seed)
         vocabulary = trio.cached.model.vocabulary
-        self._stream = AnswerStream(vocabulary, options.stop, parser, turn_ends)
+        repetition = RepetitionDetector(words=constraint is None)
+        self._stream = AnswerStream(
+            vocabulary,
+            options.stop,
+            parser,
+            turn_ends,
+            repetition if options.repetition_stop else None,
+        )
         self._grammar = (
             None if constraint is None else GrammarSampler(constraint, vocabulary, options.sample)
         )
@@ -153,6 +161,8 @@ class Walk:
         self._spoilt |= self._stream.in_gap and self._stream.in_reasoning
         if self._stream.stopped:
             return part, FinishReason.STOP
+        if self._stream.repeats:
+            return self._stream.flush(part), FinishReason.REPETITION
         # Room for the token itself in every context; a proxy may need a few tokens for it.
         if last or self._trio.room <= 1:
             if not last:

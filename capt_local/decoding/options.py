@@ -248,6 +248,7 @@ class GenerateOptions:
         expert_in_thoughts: whether expert and base read the thoughts that a model writes before
             its answer, and have a say in them.
         speed: how its steps are computed.
+        repetition_stop: whether an answer that repeats itself without end is ended.
     """
 
     method: Method = Method.CAPT
@@ -260,6 +261,7 @@ class GenerateOptions:
     structure: Structure | None = None
     expert_in_thoughts: bool = False
     speed: Speed = Speed.AUTO
+    repetition_stop: bool = True
 
     def __post_init__(self) -> None:
         """Refuses values without a meaning."""

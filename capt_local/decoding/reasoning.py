@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from capt_local.decoding.repetition import RepetitionDetector
 from capt_local.prompt.messages import Prompt, ReasoningMarkers
 from capt_local.vocab.vocabulary import TokenKind, Vocabulary
 
@@ -219,6 +220,7 @@ class AnswerStream:
         stops: strings that end the answer; reasoning may contain them.
         parser: finds the reasoning; None where all of the output is the answer.
         turn_ends: further tokens that end the answer, since the template writes them behind one.
+        repetition: looks for loops; None where they are let run.
 
     Attributes:
         notices: what the user should know.
@@ -232,7 +234,9 @@ class AnswerStream:
         stops: Sequence[str],
         parser: ReasoningParser | None = None,
         turn_ends: Iterable[int] = (),
+        repetition: RepetitionDetector | None = None,
     ) -> None:
+        self._repetition = repetition
         self._vocabulary = vocabulary
         self._stops = StopStrings(stops)
         self._parser = parser
@@ -254,6 +258,11 @@ class AnswerStream:
     def stopped(self) -> bool:
         """Whether a stop string has come."""
         return self._stops.found
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the text repeats itself without end."""
+        return self._repetition is not None and self._repetition.found
 
     def ends(self, token: int) -> bool:
         """Whether a token ends the output here; such a token is not fed.
@@ -292,6 +301,8 @@ class AnswerStream:
             token: of the leading model, not one that `ends` the output.
             text: what it adds as text.
         """
+        if self._repetition is not None:
+            self._repetition.feed(text)
         if self._parser is None:
             self.proxy_text = text
             return TextPart(self._stops.feed(text))

@@ -11,6 +11,7 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+    REPETITION = "repetition"
     INTERRUPTED = "interrupted"
     ABSTAINED = "abstained"
     ERROR = "error"

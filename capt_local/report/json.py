@@ -181,6 +181,10 @@ def warnings(answer: Answer, more: Advice = FLAGS) -> list[str]:
             f"the answer was ended after {answer.tokens} tokens and may be incomplete; "
             f"{more.tokens} allows more."
         )
+    if answer.finish is FinishReason.REPETITION:
+        lines.append(
+            "the answer repeated itself and was ended (--no-repetition-stop lets it run on)."
+        )
     if answer.finish is FinishReason.INTERRUPTED:
         lines.append("the answer was interrupted and is incomplete.")
     if answer.finish is FinishReason.ERROR:
@@ -493,7 +497,11 @@ def _answer(root: _Field) -> Answer:
     finish = choice.maybe("finish_reason")
     created = root.maybe("created")
     ended = _finish(finish) if finish else None
-    if steps and ended in (FinishReason.STOP, FinishReason.LENGTH):  # the others end between steps
+    if steps and ended in (
+        FinishReason.STOP,
+        FinishReason.LENGTH,
+        FinishReason.REPETITION,
+    ):  # the others end between steps
         steps[-1] = replace(steps[-1], finish=ended)
     answer = Answer(
         steps=steps,
