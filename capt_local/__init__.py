@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from capt_local.decoding.step import FinishReason, Step
     from capt_local.engine.options import LoadOptions
     from capt_local.errors import CaptError
-    from capt_local.prompt.messages import Message
+    from capt_local.prompting.messages import Message
     from capt_local.runtime import Runtime
     from capt_local.version import __version__
 
@@ -39,7 +39,7 @@ _PLACES = {
     "FinishReason": "capt_local.decoding.step",
     "GenerateOptions": "capt_local.decoding.options",
     "LoadOptions": "capt_local.engine.options",
-    "Message": "capt_local.prompt.messages",
+    "Message": "capt_local.prompting.messages",
     "Method": "capt_local.decoding.options",
     "Runtime": "capt_local.runtime",
     "SampleOptions": "capt_local.decoding.options",

@@ -25,23 +25,23 @@ ALLOWED: dict[str, set[str]] = {
     "bundle": {"version", "errors", "strict"},
     "hub": {"version", "errors", "strict", "bundle"},
     "engine": {"errors", "strict", "vocab"},
-    "prompt": {"errors", "strict", "vocab", "bundle"},
+    "prompting": {"errors", "strict", "vocab", "bundle"},
     "align": {"errors", "vocab"},
-    "decoding": {"errors", "strict", "vocab", "align", "prompt"},
-    "runtime": {"errors", "strict", "vocab", "align", "decoding", "prompt", "bundle", "engine"},
+    "decoding": {"errors", "strict", "vocab", "align", "prompting"},
+    "runtime": {"errors", "strict", "vocab", "align", "decoding", "prompting", "bundle", "engine"},
     "report": {"errors", "decoding"},
 }
 # The record of an answer is all that it takes from the room of the views.
-ALLOWED["chat"] = {"errors", "strict", "decoding", "prompt", "report"}
+ALLOWED["chat"] = {"errors", "strict", "decoding", "prompting", "report"}
 ALLOWED["evaluate"] = {*ALLOWED["runtime"], "strict", "runtime"}
 ALLOWED["provenance"] = {"version", "errors", "decoding", "bundle", "engine", "runtime"}
 ALLOWED["batch"] = {*ALLOWED["provenance"], *ALLOWED["runtime"], "strict", "report", "provenance"}
 # The public face names what it gives out, and imports it only when it is used.
-ALLOWED["__init__"] = {"version", "errors", "decoding", "engine", "prompt", "runtime"}
+ALLOWED["__init__"] = {"version", "errors", "decoding", "engine", "prompting", "runtime"}
 ALLOWED["cli"] = {*ALLOWED, "cli"}
 ALLOWED["__main__"] = {"cli"}
 # Another command line, above our own.
-ALLOWED["lm_eval"] = {"errors", "decoding", "prompt", "report", "provenance", "cli"}
+ALLOWED["lm_eval"] = {"errors", "decoding", "prompting", "report", "provenance", "cli"}
 
 
 def room(path: Path) -> str:

@@ -15,7 +15,7 @@ from capt_local.batch.parameters import settings_of
 from capt_local.batch.records import Record, RecordSettings
 from capt_local.batch.template import RecordTemplate
 from capt_local.errors import UsageError
-from capt_local.prompt.messages import Message, messages_of
+from capt_local.prompting.messages import Message, messages_of
 from capt_local.strict.problems import NotReadable
 
 LONGEST_ID = 200  # characters

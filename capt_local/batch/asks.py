@@ -10,7 +10,7 @@ from capt_local.batch.records import Record, RecordSettings
 from capt_local.batch.seeds import record_seed
 from capt_local.batch.wire import Message
 from capt_local.decoding.options import GenerateOptions
-from capt_local.prompt.messages import Message as Turn
+from capt_local.prompting.messages import Message as Turn
 
 
 def settings_of(record: Record, options: GenerateOptions) -> RecordSettings:

@@ -12,7 +12,7 @@ from typing import Any
 
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import CaptError, UsageError
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 
 SHOWN = 20  # problems of an input that are told one by one
 

@@ -16,8 +16,7 @@ from jinja2 import StrictUndefined, Template, meta
 from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
 
 from capt_local.errors import UsageError
-from capt_local.prompt.meter import LimitReached, Limits, Meter
-from capt_local.prompt.sandbox import Sandbox
+from capt_local.prompting.sandbox import LimitReached, Limits, Meter, Sandbox
 from capt_local.strict.files import size_text, utf8
 from capt_local.strict.problems import NotReadable
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 from capt_local.report.json import Answer, JsonObject, answer_from, answer_object, dumps
 from capt_local.strict.json import parse_object
 from capt_local.strict.problems import NotReadable

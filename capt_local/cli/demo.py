@@ -22,7 +22,7 @@ from capt_local.cli.signals import Interrupt
 from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 from capt_local.report.answers import (
     DRAFT,
     LEGEND,

@@ -22,7 +22,7 @@ from capt_local.decoding.options import (
 )
 from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import UsageError
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 from capt_local.provenance import provenance
 from capt_local.report.json import Answer, answer_of, new_id
 from capt_local.report.terminal import Screen

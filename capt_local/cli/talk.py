@@ -25,7 +25,7 @@ from capt_local.cli.thinking import Tell
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 from capt_local.provenance import provenance
 from capt_local.report.answers import short_line
 from capt_local.report.json import Answer, warnings

@@ -13,7 +13,7 @@ from capt_local.decoding.constrained import constrained
 from capt_local.decoding.scoring import Event, score_paths
 from capt_local.decoding.trio import Trio
 from capt_local.errors import ContextOverflow, UsageError
-from capt_local.prompt.messages import Prompt
+from capt_local.prompting.messages import Prompt
 from capt_local.vocab.tokenizer import TextTokenizer
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from capt_local.align.context import CanonicalContext
 from capt_local.errors import ModelError
-from capt_local.prompt.build import build_raw
-from capt_local.prompt.messages import Prompt, Segment
+from capt_local.prompting.build import build_raw
+from capt_local.prompting.messages import Prompt, Segment
 from capt_local.vocab.tokenizer import TextTokenizer
 
 

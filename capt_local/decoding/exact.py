@@ -20,7 +20,7 @@ from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.model import Rows
 from capt_local.decoding.proxy import Proxy, softmax
 from capt_local.errors import ModelError
-from capt_local.prompt.messages import Prompt
+from capt_local.prompting.messages import Prompt
 from capt_local.vocab.prefix_index import PrefixIndex
 from capt_local.vocab.tokenizer import TextTokenizer
 

@@ -9,7 +9,7 @@ from capt_local.align.fit import AnyAlignment
 from capt_local.align.question import FloatArray, Probabilities, Question
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.model import Rows
-from capt_local.prompt.messages import Prompt
+from capt_local.prompting.messages import Prompt
 
 
 class Follower(Protocol):

@@ -19,7 +19,7 @@ from capt_local.decoding.step import FinishReason, Step
 from capt_local.decoding.structured import constraint_for
 from capt_local.decoding.trio import Trio
 from capt_local.errors import Cancelled
-from capt_local.prompt.messages import Prompt
+from capt_local.prompting.messages import Prompt
 
 
 class Generation:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from capt_local.decoding.evidence import Evidence
 from capt_local.decoding.prompt_evidence import Memory, prefill_with_evidence
 from capt_local.decoding.trio import Trio
-from capt_local.prompt.messages import Prompt
+from capt_local.prompting.messages import Prompt
 
 
 def prefill(

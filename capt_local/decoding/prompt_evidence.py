@@ -24,7 +24,7 @@ from capt_local.decoding.evidence import Evidence
 from capt_local.decoding.follower import Follower
 from capt_local.decoding.proxy import softmax
 from capt_local.decoding.trio import Trio
-from capt_local.prompt.messages import Prompt
+from capt_local.prompting.messages import Prompt
 from capt_local.vocab.vocabulary import Vocabulary
 
 

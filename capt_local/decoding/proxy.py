@@ -14,7 +14,7 @@ from capt_local.align.question import Back, FloatArray, Probabilities, Question,
 from capt_local.decoding.cached import CachedModel, common_length
 from capt_local.decoding.combine import exponentials, total
 from capt_local.decoding.model import Rows
-from capt_local.prompt.messages import Prompt
+from capt_local.prompting.messages import Prompt
 from capt_local.vocab.tokenizer import TextTokenizer
 
 # Rows that are kept behind the last token: healing needs a few, and some more save decoding tokens

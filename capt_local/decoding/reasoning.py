@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from capt_local.decoding.repetition import RepetitionDetector
-from capt_local.prompt.messages import Prompt, ReasoningMarkers
+from capt_local.prompting.messages import Prompt, ReasoningMarkers
 from capt_local.vocab.vocabulary import TokenKind, Vocabulary
 
 

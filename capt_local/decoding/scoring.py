@@ -32,7 +32,7 @@ from capt_local.decoding.proxy import Proxy, softmax
 from capt_local.decoding.rules import Distribution
 from capt_local.decoding.trio import Trio
 from capt_local.errors import Cancelled, ModelError, UsageError
-from capt_local.prompt.messages import Prompt, Segment
+from capt_local.prompting.messages import Prompt, Segment
 from capt_local.vocab.tokenizer import TextTokenizer
 from capt_local.vocab.vocabulary import IntArray, Vocabulary
 

@@ -14,7 +14,7 @@ from capt_local.decoding.follower import Follower
 from capt_local.decoding.options import CombineOptions, Powers
 from capt_local.decoding.rules import Contrast, Distribution, Rule
 from capt_local.errors import ContextOverflow
-from capt_local.prompt.messages import Prompt
+from capt_local.prompting.messages import Prompt
 from capt_local.vocab.tokenizer import TextTokenizer
 from capt_local.vocab.vocabulary import BoolArray
 

@@ -27,7 +27,7 @@ from capt_local.evaluate.runs.exam import shortened
 from capt_local.evaluate.tasks.items import Kind
 from capt_local.evaluate.tasks.styles import read_style
 from capt_local.evaluate.tasks.task import Task, read_task
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 from capt_local.runtime import Runtime
 from capt_local.strict.files import read_bytes
 from capt_local.strict.json import lines, parse_object

@@ -15,7 +15,7 @@ from typing import Any
 from capt_local.cli.options import MethodFlags, ModelFlags
 from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.errors import UsageError
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _DRAWING = ("do_sample", "temperature", "top_k", "top_p", "min_p")

@@ -19,7 +19,7 @@ from capt_local.decoding.answers import as_utf8
 from capt_local.decoding.options import Speed
 from capt_local.errors import UsageError
 from capt_local.lm_eval.arguments import ChatText, answer_options, method_flags, model_flags
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 from capt_local.provenance import provenance
 from capt_local.report.terminal import Screen
 

@@ -25,7 +25,7 @@ from capt_local.engine.load_models import open_models
 from capt_local.engine.many import MOST_LANES
 from capt_local.engine.options import LoadOptions
 from capt_local.errors import UsageError
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 from capt_local.runtime.first_look import NOT_LOOKED_AT, is_trusted, look_first
 from capt_local.runtime.loaded import Asked
 from capt_local.runtime.many import one_by_one
@@ -68,7 +68,7 @@ class Runtime(Scoring):
             date: what the templates take for today; None: today.
             roles: which models are needed; None: all.
             template: the source of a chat template for the target, and for models that have none;
-                see `prompt.named.given_template`.
+                see `prompting.template.given_template`.
 
         Raises:
             ModelError: a file is missing, broken or not the one that the manifest names.

@@ -13,7 +13,7 @@ from capt_local.align.exact.events import EventTables
 from capt_local.align.question import FloatArray, Probabilities
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.proxy import softmax
-from capt_local.prompt.messages import Prompt
+from capt_local.prompting.messages import Prompt
 from capt_local.vocab.prefix_index import PrefixIndex
 from capt_local.vocab.vocabulary import IntArray
 

@@ -22,7 +22,7 @@ from capt_local.decoding.scoring import opening
 from capt_local.engine.load_models import open_models
 from capt_local.engine.options import LoadOptions
 from capt_local.errors import UsageError
-from capt_local.prompt.messages import Prompt
+from capt_local.prompting.messages import Prompt
 from capt_local.vocab.tokenizer import TextTokenizer
 from capt_local.vocab.vocabulary import IntArray
 

@@ -11,7 +11,7 @@ from capt_local.batch.checking import check_input
 from capt_local.batch.inputs import InputFormat
 from capt_local.batch.records import InputChanged
 from capt_local.errors import UsageError
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 from tests.batch.inputs import CANARY, checked, problems, records, refused, short, written
 
 

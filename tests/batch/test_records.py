@@ -11,7 +11,7 @@ from capt_local.batch.parameters import settings_of
 from capt_local.batch.records import RecordSettings
 from capt_local.decoding.options import GenerateOptions, SampleOptions, Structure
 from capt_local.errors import UsageError
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 from capt_local.strict.problems import NotReadable
 from tests.batch.inputs import CANARY, checked, line, openai, problems, records, short, written
 

@@ -17,7 +17,7 @@ from capt_local.batch.inputs import InputFormat
 from capt_local.batch.records import InputChanged, InputErrors, TemplateFailed
 from capt_local.batch.template import RecordTemplate
 from capt_local.errors import Cancelled, UsageError
-from capt_local.prompt.meter import Limits
+from capt_local.prompting.sandbox import Limits
 from tests.batch.inputs import CANARY, checked, line, openai, records, refused, short, written
 
 THREE = short("a", "one") + b"\r\n" + short("b", "two\u2028") + short("c", "three").rstrip()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from capt_local.batch.template import RecordTemplate
 from capt_local.errors import UsageError
-from capt_local.prompt.messages import Message
-from capt_local.prompt.meter import Limits
+from capt_local.prompting.messages import Message
+from capt_local.prompting.sandbox import Limits
 from capt_local.strict.problems import NotReadable
 from tests.batch.inputs import CANARY, checked, line, problems, records, written
 

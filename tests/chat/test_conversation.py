@@ -4,7 +4,7 @@ import pytest
 
 from capt_local.chat.conversation import Conversation, with_notes
 from capt_local.errors import UsageError
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 from tests.chat.turns import turn
 
 

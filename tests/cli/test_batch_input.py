@@ -10,7 +10,7 @@ from capt_local.batch.inputs import InputFormat
 from capt_local.cli.batch.input import AskFlags, InputFlags
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 
 CANARY = "zyzzyva"
 

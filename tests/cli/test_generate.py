@@ -19,7 +19,7 @@ from capt_local.errors import (
     ModelError,
     NumericalError,
 )
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 from tests.cli.conftest import Run, Stdin
 from tests.cli.fake_runtime import Script
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 from capt_local.report.json import answer_from
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Look

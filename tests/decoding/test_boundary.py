@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capt_local.decoding.boundary import place
-from capt_local.prompt.build import build_raw
+from capt_local.prompting.build import build_raw
 from tests.decoding.trios import PROXY, TARGET
 from tests.fakes import FakeModel, text_tokenizer
 

@@ -17,7 +17,7 @@ from capt_local.decoding.generation import Generation
 from capt_local.decoding.options import AlignOptions, CombineOptions, GenerateOptions, SampleOptions
 from capt_local.decoding.trio import Trio
 from capt_local.errors import ContextOverflow, ModelError
-from capt_local.prompt.messages import Prompt, Segment
+from capt_local.prompting.messages import Prompt, Segment
 from tests.decoding.trios import assembly, turn
 from tests.fakes import FakeModel, make_vocabulary, softmax, text_tokenizer
 

@@ -24,7 +24,7 @@ from capt_local.decoding.options import (
 )
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import CaptError, ContextOverflow, NumericalError, UsageError
-from capt_local.prompt.messages import Message, Prompt, Segment
+from capt_local.prompting.messages import Message, Prompt, Segment
 from tests.decoding.trios import PROXY, TARGET, assembly
 from tests.fakes import FakeModel, text_tokenizer
 

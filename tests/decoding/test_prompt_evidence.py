@@ -15,7 +15,7 @@ from capt_local.decoding.options import AlignOptions, CombineOptions, GenerateOp
 from capt_local.decoding.prefill import prefill
 from capt_local.decoding.prompt_evidence import Memory, prefill_with_evidence
 from capt_local.decoding.trio import Trio
-from capt_local.prompt.messages import Prompt, Segment
+from capt_local.prompting.messages import Prompt, Segment
 from tests.decoding.trios import PROXY, TARGET, assembly, make_trio, toy, turn
 from tests.fakes import FakeModel, text_tokenizer
 

@@ -24,7 +24,7 @@ from capt_local.decoding.scoring import score_text
 from capt_local.decoding.step import FinishReason
 from capt_local.decoding.trio import Trio
 from capt_local.errors import ContextOverflow, NumericalError
-from capt_local.prompt.messages import Prompt, Segment
+from capt_local.prompting.messages import Prompt, Segment
 from capt_local.vocab.tokenizer import TextTokenizer
 from tests.decoding.trios import PROXY, TARGET, make_trio, toy, turn
 from tests.fakes import FakeModel, make_vocabulary, softmax, text_tokenizer

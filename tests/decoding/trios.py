@@ -11,7 +11,7 @@ from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.options import CombineOptions
 from capt_local.decoding.proxy import Proxy
 from capt_local.decoding.trio import Trio
-from capt_local.prompt.messages import Prompt, Segment
+from capt_local.prompting.messages import Prompt, Segment
 from tests.fakes import FakeModel, make_vocabulary, text_tokenizer
 
 TARGET = make_vocabulary(["card", "iac", " the", " a", "cardiac", "\n\n", "ab", "abc"])

@@ -18,7 +18,7 @@ from capt_local.evaluate.bench import (
     standard_text,
     take_turns,
 )
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 
 NOTES = (resources.files("capt_local") / "data" / "bench_notes.txt").read_bytes().strip()
 CANARY = "PATIENT-CANARY"

@@ -10,7 +10,7 @@ import pytest
 from capt_local.errors import UsageError
 from capt_local.evaluate.reading.given import Continuation, Question, read_given
 from capt_local.evaluate.reading.texts import Text, read_texts
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 
 CANARY = "zyzzyva"
 TURNS = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Why?"}]

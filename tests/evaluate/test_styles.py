@@ -11,7 +11,7 @@ from capt_local.evaluate.tasks.items import Item, Kind, Measure
 from capt_local.evaluate.tasks.shots import Shots, ShotsBy
 from capt_local.evaluate.tasks.styles import read_style, shows_examples, style_names
 from capt_local.evaluate.tasks.task import Task, read_task
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 
 DATA = Path(__file__).parent.parent / "data" / "tasks"
 SECTION = read_task(DATA / "section.jsonl")

@@ -23,7 +23,7 @@ from capt_local.errors import (
     NumericalError,
     UsageError,
 )
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 
 OPTIONS = GenerateOptions(max_tokens=10, speed=Speed.EXACT_STEPS)
 SYSTEM = Message(

@@ -10,7 +10,7 @@ import pytest
 from capt_local import FinishReason, GenerateOptions, LoadOptions, Runtime
 from capt_local.bundle.manifest import Bundle
 from capt_local.decoding.options import Structure
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 from tests.tiny_models import tiny_gguf
 from tests.tiny_vocabularies import TEMPLATE
 

@@ -9,7 +9,7 @@ from capt_local.decoding.generation import Generation
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import Step
 from capt_local.errors import CaptError
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any, Self
 from capt_local.decoding.many.turns import Together, Turns
 from capt_local.decoding.model import Rows
 from capt_local.decoding.structured import Constraint
-from capt_local.prompt.messages import Prompt
+from capt_local.prompting.messages import Prompt
 from capt_local.vocab.vocabulary import Vocabulary
 
 # Beginnings that are shorter are not worth keeping apart.

@@ -16,7 +16,7 @@ from capt_local.decoding.options import Speed
 from capt_local.decoding.step import FinishReason, Step
 from capt_local.decoding.trio import Trio
 from capt_local.errors import Cancelled, CaptError
-from capt_local.prompt.messages import Message, Prompt
+from capt_local.prompting.messages import Message, Prompt
 
 PromptOf = Callable[[str, str | Sequence[Message], bool], Prompt]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from capt_local.errors import UsageError
 from capt_local.evaluate.reading.records import identifier, texts
 from capt_local.evaluate.reading.texts import Text, is_lines, text_of, whole_file
-from capt_local.prompt.messages import Message, messages_of
+from capt_local.prompting.messages import Message, messages_of
 from capt_local.strict.files import read_bytes
 from capt_local.strict.json import lines, parse_object
 from capt_local.strict.problems import NotReadable, Problems

@@ -13,7 +13,7 @@ from capt_local.evaluate.extra import library
 from capt_local.evaluate.tasks.items import Item, Kind, Measure
 from capt_local.evaluate.tasks.styles import Style
 from capt_local.evaluate.tasks.task import Task
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 
 
 class ChoiceBy(StrEnum):

@@ -19,7 +19,7 @@ from capt_local.evaluate.tasks.answers import LETTERS, after_marker, named_choic
 from capt_local.evaluate.tasks.items import Item, Kind
 from capt_local.evaluate.tasks.shots import Shots, ShotsBy
 from capt_local.evaluate.tasks.task import Task
-from capt_local.prompt.messages import Message
+from capt_local.prompting.messages import Message
 from capt_local.strict.files import read_bytes
 
 _PLACES = ("instruction", "input", "choices", "lettered", "no_answer", "marker")

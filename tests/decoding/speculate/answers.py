@@ -16,7 +16,7 @@ from capt_local.decoding.speculate.draft import Draft, DraftSource, GoOn
 from capt_local.decoding.step import Step
 from capt_local.decoding.trio import Trio
 from capt_local.errors import CaptError
-from capt_local.prompt.messages import Prompt
+from capt_local.prompting.messages import Prompt
 from capt_local.vocab.vocabulary import Vocabulary
 from tests.decoding.trios import assembly, turn
 from tests.fakes import FakeModel, make_vocabulary

@@ -14,8 +14,8 @@ from capt_local.decoding.options import (
     Speed,
     Structure,
 )
-from capt_local.prompt.markers import find_markers
-from capt_local.prompt.messages import Prompt, Segment
+from capt_local.prompting.markers import find_markers
+from capt_local.prompting.messages import Prompt, Segment
 from tests.decoding.speculate.answers import Habit, at_every_speed, lettered
 from tests.decoding.test_reasoning import IDS, SAID, VOCABULARY, Speaker
 from tests.decoding.test_structured import Texts

@@ -7,8 +7,8 @@ import pytest
 
 from capt_local.bundle.manifest import ModelFile, Style
 from capt_local.errors import ModelError, UsageError
-from capt_local.prompt.messages import Message
-from capt_local.prompt.named import PLAIN, given_template, open_template
+from capt_local.prompting.messages import Message
+from capt_local.prompting.template import PLAIN, given_template, open_template
 from tests.fakes import make_vocabulary
 
 VOCABULARY = make_vocabulary([])

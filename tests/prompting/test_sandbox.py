@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from capt_local.errors import ModelError
-from capt_local.prompt.messages import Message
-from capt_local.prompt.template import ChatTemplate
+from capt_local.prompting.messages import Message
+from capt_local.prompting.template import ChatTemplate
 
 TEXT = Message("user", "text")
 # Processor seconds and bytes. What is refused below would take minutes or gigabytes.

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import pytest
 
 from capt_local.errors import ModelError, UsageError
-from capt_local.prompt.messages import Message
-from capt_local.prompt.template import LARGEST_TEMPLATE, ChatTemplate
-from tests.prompt import templates
+from capt_local.prompting.messages import Message
+from capt_local.prompting.template import LARGEST_TEMPLATE, ChatTemplate
+from tests.prompting import templates
 
 SYSTEM, USER, ANSWER = Message("system", "S"), Message("user", "U"), Message("assistant", "A")
 SHORT, LONG = (SYSTEM, USER), (SYSTEM, USER, ANSWER, USER)

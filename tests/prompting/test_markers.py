@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundle.manifest import ModelFile
-from capt_local.prompt.build import PromptBuilder, vocabulary_with_turn_ends
-from capt_local.prompt.markers import find_markers, find_turn_ends
-from capt_local.prompt.template import ChatTemplate
+from capt_local.prompting.build import PromptBuilder, vocabulary_with_turn_ends
+from capt_local.prompting.markers import find_markers, find_turn_ends
+from capt_local.prompting.template import ChatTemplate
 from capt_local.vocab.tokenizer import TextTokenizer
 from capt_local.vocab.vocabulary import TokenKind, Vocabulary
 from tests.fakes import make_vocabulary
-from tests.prompt import templates
+from tests.prompting import templates
 from tests.real_vocabularies import templates_folder
 
 MARKER = re.compile(r"<[^<>\s]+>|\[e~\[|\[[^\[\]\s]+\]")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from capt_local.prompt.messages import Message, messages_of
+from capt_local.prompting.messages import Message, messages_of
 from capt_local.strict.problems import NotReadable
 
 CANARY = "zyzzyva"

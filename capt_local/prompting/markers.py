@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capt_local.prompt.messages import Pair, ReasoningMarkers
-from capt_local.prompt.template import ChatTemplate
+from capt_local.prompting.messages import Pair, ReasoningMarkers
+from capt_local.prompting.template import ChatTemplate
 from capt_local.vocab.vocabulary import TokenKind, Vocabulary
 
 _SPECIAL = (TokenKind.CONTROL, TokenKind.USER_DEFINED)

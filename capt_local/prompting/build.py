@@ -22,10 +22,9 @@ from functools import cached_property
 
 from capt_local.bundle.manifest import ModelFile
 from capt_local.errors import CaptError, ModelError, UsageError
-from capt_local.prompt.markers import find_markers, find_turn_ends, mentions_reasoning
-from capt_local.prompt.messages import Message, Prompt, ReasoningMarkers, Segment, check_turns
-from capt_local.prompt.named import open_template
-from capt_local.prompt.template import ChatTemplate
+from capt_local.prompting.markers import find_markers, find_turn_ends, mentions_reasoning
+from capt_local.prompting.messages import Message, Prompt, ReasoningMarkers, Segment, check_turns
+from capt_local.prompting.template import ChatTemplate, open_template
 from capt_local.vocab.tokenizer import TextTokenizer
 from capt_local.vocab.vocabulary import TokenKind, Vocabulary
 

@@ -1,0 +1,533 @@
+"""Running a chat template, which is a program by strangers, within limits.
+
+Jinja's immutable sandbox keeps a template away from Python. It does not keep it from taking all
+memory or never ending, so the template's syntax tree is rewritten before it is compiled: each
+expression that makes or reads a value is passed through a `Meter`, and so is each turn of a loop
+and each piece of output. Every value is weighed as a tree (characters, items, and what they hold),
+so that each single operation on values is short; the number of operations, the memory they make
+and the time they take are counted. Attributes, filters and functions are those that templates of
+published models use, and no others; each that could make a large value out of small ones is
+checked before it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import types
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from string import Formatter
+from typing import Any
+
+from jinja2 import Undefined, nodes, pass_context
+from jinja2.exceptions import SecurityError, TemplateAssertionError
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.filters import FILTERS
+from jinja2.parser import Parser
+from jinja2.runtime import Context, LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+
+class LimitReached(Exception):
+    """A template went over its budget; the text names which and holds nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one rendering may take. Templates of published models take a tenth of it.
+
+    Attributes:
+        value: weight of any single value: its characters, items and bytes together.
+        depth: nesting of lists and dictionaries.
+        output: characters written, those inside macros and blocks included.
+        work: operations, plus an eighth of the weight of what they make.
+        seconds: processor time of the thread that renders; a pause of the garbage collector counts.
+    """
+
+    value: int = 1 << 16
+    depth: int = 16
+    output: int = 1 << 18
+    work: int = 200_000
+    seconds: float = 2.5
+
+    def for_messages(self, count: int) -> Limits:
+        """The limits for a conversation: a long one may take more work, time and output."""
+        factor = 1 + count // 50
+        return replace(
+            self,
+            output=self.output * factor,
+            work=self.work * factor,
+            seconds=self.seconds * factor,
+        )
+
+
+class Meter:
+    """Counts what one rendering takes."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._work = 0
+        self._output = 0
+        self._until = time.thread_time() + limits.seconds
+
+    def step(self, weight: int = 0) -> None:
+        """One operation that makes a value of so much weight.
+
+        Raises:
+            LimitReached: too many operations, or too much time.
+        """
+        self._work += 1 + weight // 8
+        if self._work > self.limits.work:
+            raise LimitReached("it takes too many operations")
+        # Processor time, so that a busy machine does not refuse what an idle one accepts.
+        if time.thread_time() > self._until:
+            raise LimitReached("it takes too long")
+
+    def written(self, length: int) -> None:
+        """Characters of output.
+
+        Raises:
+            LimitReached: too much output.
+        """
+        self.step(length)
+        self._output += length
+        if self._output > self.limits.output:
+            raise LimitReached("it writes too much")
+
+    def expect(self, weight: int) -> None:
+        """Refuses a value before it is made.
+
+        Raises:
+            LimitReached: it would be too large.
+        """
+        if weight > self.limits.value:
+            raise LimitReached("it makes a value that is too large")
+
+    def measured(self, value: object) -> object:
+        """Weighs a value that was just made; an iterator becomes a list.
+
+        Raises:
+            LimitReached: it is too large or too deep, or holds what is not data.
+        """
+        if isinstance(value, _LAZY) and not isinstance(value, LoopContext):
+            value = list(islice(value, self.limits.value + 1))
+        self.step(self._weight(value, 0) if isinstance(value, _SIZED) else 0)
+        return value
+
+    def touched(self, value: object) -> object:
+        """A part of a value that was weighed before, or a yes or no about such values."""
+        self.step(len(value) if isinstance(value, _SIZED) and not isinstance(value, int) else 0)
+        return value
+
+    def _weight(self, value: object, depth: int) -> int:
+        if isinstance(value, str):
+            weight = 1 + len(value)
+        elif isinstance(value, int):
+            weight = 1 + value.bit_length() // 8
+        elif isinstance(value, range):
+            weight = 1 + len(value)
+        elif value is None or isinstance(value, float | Undefined):
+            weight = 1
+        elif isinstance(value, _CONTAINERS):
+            weight = self._weight_of_items(value, depth + 1)
+        else:
+            # Such an object could hold more than can be seen from here, itself included.
+            raise LimitReached(f"it puts a {type(value).__name__} into a list")
+        self.expect(weight)
+        return weight
+
+    def _weight_of_items(
+        self, items: list[object] | tuple[object, ...] | Mapping[object, object], depth: int
+    ) -> int:
+        if depth > self.limits.depth:
+            raise LimitReached("it nests lists too deeply")
+        self.expect(len(items))
+        weight = 1
+        for item in items:
+            weight += self._weight(item, depth)
+            if isinstance(items, Mapping):
+                weight += self._weight(items[item], depth)
+            self.expect(weight)
+        return weight
+
+
+_LAZY = (Iterator, KeysView, ValuesView, ItemsView)
+_CONTAINERS = (list, tuple, dict)
+_SIZED = (str, int, range, *_CONTAINERS)
+
+
+# fmt: off
+_FILTERS = (
+    "abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "indent",
+    "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject",
+    "rejectattr", "replace", "reverse", "select", "selectattr", "sort", "title", "trim",
+    "unique", "upper",
+)
+_STRING_METHODS = (
+    "capitalize", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdecimal",
+    "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "lower",
+    "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex",
+    "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip",
+    "swapcase", "title", "upper",
+)
+_LOOP_ATTRIBUTES = (
+    "changed", "cycle", "depth", "depth0", "first", "index", "index0", "last", "length",
+    "nextitem", "previtem", "revindex", "revindex0",
+)
+# fmt: on
+_ATTRIBUTES: tuple[tuple[type, frozenset[str]], ...] = (
+    (str, frozenset(_STRING_METHODS)),
+    (list, frozenset(("copy", "count", "index"))),
+    (tuple, frozenset(("count", "index"))),
+    (dict, frozenset(("copy", "get", "items", "keys", "values"))),
+    (LoopContext, frozenset(_LOOP_ATTRIBUTES)),
+)
+_WIDEST_INDENT = 16
+_LARGEST_BASE = 1 << 32
+_LARGEST_POWER = 64
+_MOST_BITS = 1024
+_DATA = (str, int, float, list, tuple, dict, range, Undefined, type(None))
+
+
+class ShortNamespace(Namespace):
+    """Jinja's namespace; as text it does not show what it holds, which may hold itself."""
+
+    def __repr__(self) -> str:
+        """The same text for each."""
+        return "<namespace>"
+
+
+def may_read(owner: object, name: str) -> bool:
+    """Whether a template may read an attribute."""
+    if isinstance(owner, Namespace):
+        return True
+    return any(isinstance(owner, kind) and name in names for kind, names in _ATTRIBUTES)
+
+
+def filters() -> dict[str, Callable[..., Any]]:
+    """The filters by name. One that is not allowed fails when it is used, not before."""
+    own = {"safe": as_text, "string": as_text, "tojson": _tojson}
+    table = {name: _refused(name) for name in FILTERS}
+    table |= {name: _metered(name, FILTERS[name]) for name in _FILTERS}
+    return table | {name: _metered(name, function) for name, function in own.items()}
+
+
+def as_text(value: object) -> str:
+    """A value as text. Only data is printed: the text of an object says nothing to a model.
+
+    Raises:
+        LimitReached: it is not data.
+    """
+    if not isinstance(value, _DATA):
+        raise LimitReached(f"it prints a {type(value).__name__}")
+    return str(value)
+
+
+def check_operation(meter: Meter, operator: str, left: object, right: object) -> None:
+    """Refuses an arithmetic operation with a result that is too large.
+
+    Raises:
+        LimitReached: it is.
+        SecurityError: it formats text, which has no bound.
+    """
+    if operator == "%" and isinstance(left, str):
+        raise SecurityError("it formats with %")
+    for one, other in ((left, right), (right, left)):
+        if isinstance(one, str | list | tuple):
+            if operator == "+" and isinstance(other, str | list | tuple):
+                meter.expect(len(one) + len(other))
+            elif operator == "*" and isinstance(other, int):
+                meter.expect(len(one) * other)
+    if operator in ("*", "**") and not _small(operator, left, right):
+        raise LimitReached("it makes a number that is too large")
+
+
+def check_method(meter: Meter, method: object, arguments: tuple[Any, ...]) -> None:
+    """Refuses a call of a method of a text with a result that is too large.
+
+    Raises:
+        LimitReached: it is.
+    """
+    owner = getattr(method, "__self__", None)
+    if not isinstance(method, types.BuiltinMethodType) or not isinstance(owner, str):
+        return
+    if method.__name__ == "replace" and len(arguments) >= 2:
+        _check_replace(meter, owner, arguments[0], arguments[1])
+    elif method.__name__ == "join" and arguments:
+        meter.expect(len(owner) * len(arguments[0]))
+
+
+def format_simply(meter: Meter, method: Any, *args: object, **kwargs: object) -> str:
+    """The method `format` of a text, with plain fields alone: {}, {0}, {name}.
+
+    Raises:
+        LimitReached: the result is too large.
+        SecurityError: a field has a format of its own, which has no bound.
+    """
+    if method.__name__ != "format":
+        raise SecurityError("it formats with format_map")
+    parts, size, next_field = [], 0, 0
+    for literal, field, layout, conversion in Formatter().parse(method.__self__):
+        parts.append(literal)
+        if field is not None:
+            if layout or conversion or not (field == "" or field.isidentifier() or field.isdigit()):
+                raise SecurityError("it formats with more than plain fields")
+            place = field or str(next_field)
+            next_field += not field
+            parts.append(as_text(args[int(place)] if place.isdigit() else kwargs[place]))
+        size += sum(map(len, parts[-2:]))
+        meter.expect(size)
+    return "".join(parts)
+
+
+def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    # What Jinja's own filters ask for in front of their arguments.
+    wanted = getattr(function, "jinja_pass_arg", None)
+
+    # With the context as an argument, Jinja does not call a filter while it compiles.
+    @pass_context
+    def metered(context: Context, *args: Any, **kwargs: Any) -> Any:
+        sandbox: Any = context.environment
+        sandbox.meter.step()
+        if not all(isinstance(value, _DATA) for value in (*args, *kwargs.values())):
+            raise LimitReached(f"it filters what is not data with {name!r}")
+        _CHECKS.get(name, _no_check)(sandbox.meter, *args, **kwargs)
+        front = {"context": context, "eval_context": context.eval_ctx, "environment": sandbox}
+        lead = () if wanted is None else (front[wanted.name],)
+        return sandbox.meter.measured(function(*lead, *args, **kwargs))
+
+    return metered
+
+
+def _refused(name: str) -> Callable[..., Any]:
+    @pass_context
+    def refuse(context: Context, *args: Any, **kwargs: Any) -> Any:
+        raise SecurityError(f"it uses the filter {name!r}")
+
+    return refuse
+
+
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # As the library does that published templates are written for: no escapes for HTML.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _small(operator: str, left: object, right: object) -> bool:
+    if not isinstance(left, int | float) or not isinstance(right, int | float):
+        return True
+    if operator == "**":
+        return abs(left) <= _LARGEST_BASE and abs(right) <= _LARGEST_POWER
+    if isinstance(left, int) and isinstance(right, int):
+        return left.bit_length() + right.bit_length() <= _MOST_BITS
+    return True
+
+
+def _no_check(meter: Meter, *args: object, **kwargs: object) -> None:
+    """Most filters return about as much as they are given."""
+
+
+def _check_replace(meter: Meter, s: object, old: object, new: object, *rest: object) -> None:
+    whole, part, other = as_text(s), as_text(old), as_text(new)
+    meter.expect(len(whole) + whole.count(part) * max(0, len(other) - len(part)))
+
+
+def _check_join(meter: Meter, value: Any, d: object = "", attribute: object = None) -> None:
+    meter.expect(len(as_text(d)) * len(value))
+
+
+def _check_indent(meter: Meter, s: object, width: object = 4, *rest: object, **_: object) -> None:
+    wide = len(width) if isinstance(width, str) else width
+    if isinstance(wide, int) and wide > _WIDEST_INDENT:
+        raise LimitReached("it indents too far")
+
+
+def _check_tojson(
+    meter: Meter,
+    value: object,
+    ensure_ascii: bool = False,
+    indent: object = None,
+    separators: object = None,
+    sort_keys: bool = False,
+) -> None:
+    _check_indent(meter, value, indent)
+    # Separators stand once for each item: they must not be long.
+    if isinstance(separators, list | tuple) and any(
+        len(each) > _WIDEST_INDENT for each in separators
+    ):
+        raise LimitReached("it separates too far")
+
+
+_CHECKS: dict[str, Callable[..., None]] = {
+    "replace": _check_replace,
+    "join": _check_join,
+    "indent": _check_indent,
+    "tojson": _check_tojson,
+}
+
+
+# Several times what the longest templates of published models have.
+_MOST_NODES = 10_000
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """The environment of one rendering.
+
+    Args:
+        limits: what it may take.
+    """
+
+    intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            cache_size=0,
+            extensions=[LoopControlExtension, _GenerationExtension],
+        )
+        self.meter = Meter(limits)
+        self.globals = {"range": range, "dict": dict, "namespace": ShortNamespace}
+        self.filters = filters()
+
+    def metered(self, source: str) -> nodes.Template:
+        """The syntax tree of a template with the meter put in.
+
+        Raises:
+            jinja2.TemplateSyntaxError: it is not a template.
+            LimitReached: compiling it would take seconds.
+        """
+        tree = self.parse(source)
+        if sum(1 for _ in islice(tree.find_all(nodes.Node), _MOST_NODES + 1)) > _MOST_NODES:
+            raise LimitReached("it has too many expressions")
+        metered: nodes.Template = _Metering().visit(tree)
+        return metered.set_environment(self)  # type: ignore[return-value]
+
+    def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
+        """Allows what is on the lists above, and the variables of a namespace."""
+        if not super().is_safe_attribute(obj, attr, value):
+            return False
+        return may_read(obj, attr)
+
+    def unsafe_undefined(self, obj: object, attribute: str) -> Undefined:
+        """Refuses at once; Jinja would wait until the value is used."""
+        raise SecurityError(f"it reaches for {attribute!r} of a {type(obj).__name__}")
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Gives templates a simpler `str.format` with a bound."""
+        if super().wrap_str_format(value) is None:
+            return None
+        return partial(format_simply, self.meter, value)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Checks the size of a result before it is made."""
+        self.meter.step()
+        check_operation(self.meter, operator, left, right)
+        return self.meter.measured(super().call_binop(context, operator, left, right))
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls a function, or one of the metering methods that the rewritten tree names."""
+        if getattr(__obj, "__self__", None) in (__self, __self.meter):
+            return __obj(*args)
+        __self.meter.step()
+        check_method(__self.meter, __obj, args)
+        return __self.meter.measured(super().call(__context, __obj, *args, **kwargs))
+
+    def measured(self, value: object) -> object:
+        """A value that was made."""
+        return self.meter.measured(value)
+
+    def touched(self, value: object) -> object:
+        """A value that was read."""
+        return self.meter.touched(value)
+
+    def iterate(self, values: Any) -> Iterator[object]:
+        """The turns of a loop."""
+        for value in values:
+            self.meter.step()
+            yield value
+
+    def emit(self, value: object) -> str:
+        """A piece of output."""
+        text = as_text(value)
+        self.meter.written(len(text))
+        return text
+
+    def concat_metered(self, *values: object) -> str:
+        """The operator `~`."""
+        texts = [as_text(value) for value in values]
+        self.meter.expect(sum(map(len, texts)))
+        return str(self.meter.measured("".join(texts)))
+
+
+class _Metering(NodeTransformer):
+    """Puts calls of the sandbox's metering methods around expressions."""
+
+    def visit_Output(self, node: nodes.Output) -> nodes.Node:
+        self.generic_visit(node)
+        node.nodes = [_call("emit", [_plain(part)], part) for part in node.nodes]
+        return node
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        if node.recursive:
+            raise TemplateAssertionError("recursive loops are not allowed", node.lineno)
+        self.generic_visit(node)
+        node.iter = _call("iterate", [node.iter], node)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("concat_metered", node.nodes, node)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        return self._made(node) if node.ctx == "load" else self.generic_visit(node)
+
+    def _made(self, node: nodes.Expr) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("measured", [node], node)
+
+    def _read(self, node: nodes.Expr) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("touched", [node], node)
+
+    visit_List = visit_Dict = _made
+    visit_Getattr = visit_Getitem = visit_Compare = visit_Test = _read
+
+
+class _GenerationExtension(Extension):
+    """`{% generation %}` marks answers for training; for a prompt it means nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 - the type is that of the base class
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Gives back what stands inside."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _plain(part: nodes.Expr) -> nodes.Expr:
+    """Template text as a constant; Jinja would write the former straight to the output."""
+    if isinstance(part, nodes.TemplateData):
+        return nodes.Const(part.data, lineno=part.lineno)
+    return part
+
+
+def _call(method: str, arguments: list[Any], place: nodes.Node) -> nodes.Call:
+    function = nodes.EnvironmentAttribute(method, lineno=place.lineno)
+    return nodes.Call(function, arguments, [], None, None, lineno=place.lineno)
