@@ -1,7 +1,7 @@
 """LoRA adapters: loaded onto weights once, put on any of the contexts there.
 
 llama.cpp ends the process over some adapters (of embeddings that serve as output too, or with ranks
-that differ) and passes over norms without a word. So the header of an adapter is held against that
+that differ) and passes over norms without a word. So the header of an adapter is compared with that
 of its model first.
 """
 
@@ -56,8 +56,8 @@ def load_adapter(
     place = place or path
     found = load(handle, bytes(place))
     if not found:
-        said = library.last_error().replace(str(place), path.name)
-        _refuse(path.name, model, said or "llama.cpp gives no reason")
+        reason = library.last_error().replace(str(place), path.name)
+        _refuse(path.name, model, reason or "llama.cpp gives no reason")
     return int(found)
 
 
@@ -139,11 +139,11 @@ def _misfit(adapter: Header, model: Header) -> str | None:
     shapes = {one.name: one.shape for one in model.tensors}
     pairs: dict[str, dict[str, tuple[int, ...]]] = {}
     for one in adapter.tensors:
-        name, _, side = one.name.rpartition(".")
-        if side in ("lora_a", "lora_b"):
+        name, _, part = one.name.rpartition(".")
+        if part in ("lora_a", "lora_b"):
             if one.kind not in _KINDS:
                 return "a matrix has a number format that adapters do not have"
-            pairs.setdefault(name, {})[side] = _plain(one.shape)
+            pairs.setdefault(name, {})[part] = _plain(one.shape)
         elif not one.name.endswith(_NORM):
             return "it holds something else than pairs of matrices"
     if not pairs:

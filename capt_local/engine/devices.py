@@ -2,7 +2,7 @@
 
 On a CPU with AMX, llama.cpp prefers tiles. In the version that is pinned, a tile's configuration
 can be optimised away by the compiler, and the first batch of several tokens ends the process
-(llama.cpp issue 20824, pull request 26954). AVX-512 does the same work, so AMX is taken off the
+(llama.cpp issue 20824, pull request 26954). AVX-512 does the same work, so AMX is removed from the
 list that is read when a model is loaded, unless the build says that it was mended
 (scripts/binding/tiles.h).
 """
@@ -93,7 +93,7 @@ class Rearranging(NamedTuple):
 
     Attributes:
         used: names of those that llama.cpp may use.
-        left_out: names of those that were taken off its list.
+        left_out: names of those that were removed from its list.
     """
 
     used: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ def leave_out_crashing(ggml: Callable[..., Callable[..., Any]], folder: Path) ->
 
     Args:
         ggml: `ggml(name, result, *arguments)` gives a function of the ggml library.
-        folder: where the libraries lie; those of the CPU are asked whether they were mended.
+        folder: where the libraries lie; those of the CPU are searched for the mark of the mend.
 
     """
     address = ctypes.c_void_p
@@ -129,10 +129,10 @@ def leave_out_crashing(ggml: Callable[..., Callable[..., Any]], folder: Path) ->
     crashing = [one for one in formats if names[one] in _TILED]
     if crashing and mended(folder.glob("*ggml-cpu*")):
         crashing = []
-    kept = [one for one in formats if one not in crashing]
+    left = [one for one in formats if one not in crashing]
     for place in range(len(formats)):  # the list ends at the first null
-        entries[place] = kept[place] if place < len(kept) else None
-    return Rearranging(tuple(names[one] for one in kept), tuple(names[one] for one in crashing))
+        entries[place] = left[place] if place < len(left) else None
+    return Rearranging(tuple(names[one] for one in left), tuple(names[one] for one in crashing))
 
 
 def mended(libraries: Iterable[Path]) -> bool:

@@ -382,13 +382,13 @@ class _Parser:
         key, start = self._key(_LONGEST_KEY, self._places), self._reader.place
         kind = self._reader.number("I")
         if kind == ARRAY:
-            inner, self._lengths[key], kept, finite = self._reader.array()
+            inner, self._lengths[key], short, finite = self._reader.array()
             if inner not in self._rules.lists.get(key, (inner,)):
                 raise self._reader.broken("a list of its vocabulary has another type")
             if not finite:
                 raise self._reader.broken(f"{_shown_key(key)} holds a number that is not finite")
-            if kept:
-                self._arrays[key] = kept
+            if short:
+                self._arrays[key] = short
         else:
             self._values[key], self._kinds[key] = self._reader.scalar(kind), kind
         self._places[key] = (start, self._reader.place - start)
@@ -620,8 +620,8 @@ class GgufReader:
             raise self.broken("a list has an unknown type")
         layout = struct.Struct(f"<{length}{_FORMATS[kind]}")
         if length <= _KEPT_ARRAY:
-            kept = layout.unpack(self.take(layout.size))
-            return kind, length, kept, all(map(isfinite, kept))
+            values = layout.unpack(self.take(layout.size))
+            return kind, length, values, all(map(isfinite, values))
         if _FORMATS[kind] not in "fd":
             self._skip(layout.size)
             return kind, length, (), True

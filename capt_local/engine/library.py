@@ -102,8 +102,8 @@ class Library:
         for wanted in (_ERROR, _WARN):
             for level, line in lines:
                 if level == wanted and line.strip():
-                    _, _, said = line.strip().partition(": ")
-                    shown = "".join(char for char in said or line.strip() if char.isprintable())
+                    _, _, reason = line.strip().partition(": ")
+                    shown = "".join(char for char in reason or line.strip() if char.isprintable())
                     return shown[:_LONGEST]
         return ""
 
@@ -257,7 +257,7 @@ class HeldInterrupts:
         self._frame: FrameType | None = None
 
     def __enter__(self) -> Self:
-        """Takes the handler's place, in the main thread (the only one that is interrupted)."""
+        """Replaces the handler, in the main thread (the only one that is interrupted)."""
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.getsignal(signal.SIGINT)
             if callable(self._handler):
@@ -290,7 +290,7 @@ _KEPT = 32 << 20  # bytes at the end of the heap that may stay unused
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep some freed memory, where its C library can be told so (glibc).
+    """Lets this process keep some freed memory, where its C library can be set so (glibc).
 
     A step makes some dozen arrays of 0.1 to 1 MB and frees them again. The C library of Linux gives
     memory of that size back to the kernel at once, and asks for it anew a moment later; the pages

@@ -116,17 +116,17 @@ def estimates(
 
 def vocabulary_notices(models: Mapping[str, LlamaModel]) -> list[str]:
     """What the user should know about the vocabularies of each expert and its base."""
-    told: list[str] = []
+    notes: list[str] = []
     for role, expert in models.items():
         other = role.replace("expert", "base")
         if other == role or other not in models:
             continue
         if not expert.vocabulary.same_as(models[other].vocabulary):
-            told.append(
+            notes.append(
                 f"{role.capitalize()} and {other} have different vocabularies: the contrast also "
                 "holds the difference of their tokens and is less sharp."
             )
-    return told
+    return notes
 
 
 def _options(

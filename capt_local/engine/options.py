@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,11 @@ class Adapter:
     path: Path
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Refuses scales without a meaning."""
+        if not isfinite(self.scale):
+            raise UsageError(f"{self.path.name}: a scale of {self.scale} is no number.")
+
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
@@ -38,7 +44,8 @@ class LoadOptions:
         gpu_layers: layers on the GPU; "auto" puts there what fits, "all" insists.
         context: tokens that the context holds, or None: as many as the model was trained for, at
             most 4,096, since the KV cache is allocated at once.
-        threads: CPU threads, or None: the physical cores that this process may use.
+        threads: CPU threads, or None: as many physical cores as other processes leave free, which
+            is looked at twice a second.
         flash_attention: "auto" uses it with layers on a GPU, or a KV cache that needs it.
         kv_type: number format of the KV cache.
         max_rows: logit rows that one call may read, and branches that one batch may hold; each
@@ -84,7 +91,7 @@ class LoadOptions:
                 raise UsageError(message)
 
     def flash(self, on_gpu: bool) -> FlashAttention:
-        """What llama.cpp is asked for.
+        """What is requested of llama.cpp.
 
         On a CPU its flash attention goes through the cells one by one. With heads of 64 numbers a
         token behind 700 others took twice the time, a batch of eight three times (docs/results.md).

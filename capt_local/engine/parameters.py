@@ -1,4 +1,4 @@
-"""How a llama.cpp context is made: its parameters, and what is told about it."""
+"""How a llama.cpp context is made: its parameters, and notes about it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _GGML_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 
 
 def notes(weights: Weights, options: LoadOptions, limit: int) -> tuple[str, ...]:
-    """What was decided about a context without being asked for, a sentence each."""
-    metadata, told = weights.metadata, [*weights.notes]
+    """What was decided about a context that was not requested, a sentence each."""
+    metadata, found = weights.metadata, [*weights.notes]
     trained = metadata.context_length
     if options.context is None and limit < trained:
-        told.append(
+        found.append(
             f"{metadata.name}: the context holds {limit:,} of the {trained:,} tokens that the "
             "model was trained for; --ctx-size changes that."
         )
     if options.context is not None and 0 < trained < options.context:
-        told.append(
+        found.append(
             f"{metadata.name}: the context of {options.context:,} tokens is longer than the "
             f"{trained:,} that the model was trained for; answers may get worse."
         )
     if 0 < metadata.gpu_layers < metadata.layers:
-        told.append(
+        found.append(
             f"{metadata.name}: {metadata.gpu_layers} of {metadata.layers} layers are on the GPU."
         )
-    return tuple(told)
+    return tuple(found)
 
 
 def is_recurrent(api: Any, weights: Weights) -> bool:
@@ -54,10 +54,10 @@ def make_context(library: Library, weights: Weights, parameters: Any) -> int:
     address = api.llama_init_from_model(weights.handle, parameters)
     name = weights.metadata.name
     if not address:
-        said = library.last_error()
-        if "alloc" in said:
-            raise MemoryShortage(f"{name}: {said}. Use a smaller --ctx-size.")
-        raise ModelError(f"{name} cannot be run: {said or 'llama.cpp gives no reason'}.")
+        reason = library.last_error()
+        if "alloc" in reason:
+            raise MemoryShortage(f"{name}: {reason}. Use a smaller --ctx-size.")
+        raise ModelError(f"{name} cannot be run: {reason or 'llama.cpp gives no reason'}.")
     if not api.llama_get_memory(address):
         api.llama_free(address)
         raise ModelError(f"{name} keeps no context, so it cannot write text.")
@@ -98,6 +98,6 @@ def context_parameters(
 
 
 def cells_of_lane(weights: Weights, options: LoadOptions) -> int:
-    """Cells of a sequence that has its own: the context, and room for what fills up a batch."""
+    """Cells of a sequence that has its own: the context, and space for what fills up a batch."""
     size = context_size(weights.header, options)
     return -(-size // CONTEXT_UNIT) * CONTEXT_UNIT + CONTEXT_UNIT

@@ -106,7 +106,7 @@ class Weights(Closing):
         options: how to load it.
         progress: called with the part that is loaded, 0 to 1; may raise to stop.
         vocabulary_only: reads no tensors; such weights tokenize, but no context fits on them.
-        contexts: how many will be made on them, so that there is room for all.
+        contexts: how many will be made on them, so that there is space for all.
         stamps: of the files that were checked, by path; adapters too.
 
     Attributes:
@@ -178,15 +178,15 @@ class Weights(Closing):
             ValueError: `text` is not UTF-8; llama.cpp would end the process over some such text.
         """
         text.decode("utf-8")
-        room = len(text) + 8
+        space = len(text) + 8
         while True:
-            buffer = (ctypes.c_int32 * room)()
-            count = self._tokenize(self._vocab, text, len(text), buffer, room, False, special)
+            buffer = (ctypes.c_int32 * space)()
+            count = self._tokenize(self._vocab, text, len(text), buffer, space, False, special)
             if count >= 0:
                 return buffer[:count]
-            if count == -(1 << 31) or -count <= room:
+            if count == -(1 << 31) or -count <= space:
                 raise ValueError("llama.cpp cannot split a text of this length")
-            room = -count
+            space = -count
 
     def value(self, key: str) -> str | None:
         """A value of the file's metadata as text, None if there is none or it is a list."""
@@ -304,13 +304,15 @@ class Weights(Closing):
             api.llama_model_free(handle)
             raise Cancelled(f"Loading {path.name} was stopped.")
         if not handle:
-            said = self._library.last_error()
+            reason = self._library.last_error()
             for file in files:
-                said = said.replace(str(file.place), file.path.name)
-            if "unknown pre-tokenizer type" in said:
-                said += ", which this llama.cpp does not know; use another conversion of the model"
-            kind = MemoryShortage if "alloc" in said or "out of memory" in said else ModelError
-            raise kind(f"{path.name} cannot be loaded: {said or 'llama.cpp gives no reason'}.")
+                reason = reason.replace(str(file.place), file.path.name)
+            if "unknown pre-tokenizer type" in reason:
+                reason += (
+                    ", which this llama.cpp does not know; use another conversion of the model"
+                )
+            kind = MemoryShortage if "alloc" in reason or "out of memory" in reason else ModelError
+            raise kind(f"{path.name} cannot be loaded: {reason or 'llama.cpp gives no reason'}.")
         return int(handle)
 
     def _describe(self, name: str) -> Metadata:
