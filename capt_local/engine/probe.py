@@ -59,7 +59,12 @@ _OPTIONS = LoadOptions(gpu_layers=0, context=_CONTEXT, batch=16, max_rows=1, thr
 
 # What the libraries need to be found, and no layer on a GPU: its driver takes memory and seconds.
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "CUDA_PATH")
-_SET = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1", "OMP_NUM_THREADS": "1"}
+_SET = {
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "HIP_VISIBLE_DEVICES": "-1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 
 # -I: neither the folder that this is run in nor the environment says what is imported.
 _PROGRAM = (
