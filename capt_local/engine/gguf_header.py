@@ -268,17 +268,20 @@ def model_parts(path: Path, header: Header) -> tuple[Path, ...]:
     return parts
 
 
-def read_model_header(path: Path, places: Sequence[Path] = ()) -> Header:
+def read_model_header(
+    path: Path, places: Sequence[Path] = (), first: Header | None = None
+) -> Header:
     """The header of a model: of its file, or of all parts with all tensors and sizes together.
 
     Args:
         path: of the file, or of the first part.
         places: where to open the parts instead; see `engine.locked_file`.
+        first: the header of the first part, if it was read already.
 
     Raises:
         ModelError: see `read_header` and `model_parts`.
     """
-    first = read_header(path, places[0] if places else None)
+    first = first or read_header(path, places[0] if places else None)
     if first.parts == 1:
         return first
     parts = model_parts(path, first)

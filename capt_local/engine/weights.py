@@ -139,8 +139,9 @@ class Weights(Closing):
         self.handle: int | None = None
         try:
             with ExitStack() as stack:
-                files = self._lock(path, stack)
-                self.header: Header = read_model_header(path, [file.place for file in files])
+                files, first = self._lock(path, stack)
+                places = [file.place for file in files]
+                self.header: Header = read_model_header(path, places, first)
                 if self.header.values.get("tokenizer.ggml.model") in (None, *NO_VOCABULARY):
                     raise ModelError(_NO_VOCABULARY.format(path.name))
                 self._layers = (
@@ -250,10 +251,11 @@ class Weights(Closing):
         check_fits({name: needed.beside_gpu(layers)})
         return layers
 
-    def _lock(self, path: Path, stack: ExitStack) -> list[LockedFile]:
-        """The file, or all parts of a split model, until the stack is closed."""
+    def _lock(self, path: Path, stack: ExitStack) -> tuple[list[LockedFile], Header]:
+        """The file, or all parts of a split model, until the stack is closed; the first header."""
         first = stack.enter_context(LockedFile(path, self._stamps.get(path)))
-        others = model_parts(path, read_header(path, first.place))[1:]
+        header = read_header(path, first.place)
+        others = model_parts(path, header)[1:]
         known = self._stamps.get(path)
         if others and known and known.sha256 and not all(part in self._stamps for part in others):
             raise ModelError(
@@ -261,7 +263,7 @@ class Weights(Closing):
                 "no digests of the others. Join them into one file (llama-gguf-split --merge)."
             )
         rest = [stack.enter_context(LockedFile(one, self._stamps.get(one))) for one in others]
-        return [first, *rest]
+        return [first, *rest], header
 
     def _load(
         self,
