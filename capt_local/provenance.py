@@ -100,6 +100,8 @@ def _model(runtime: Runtime, role: str, file: ModelFile) -> dict[str, Any]:
         "sha256": late.of(file),
         "verified": _verified(runtime, file),
     }
+    if parts := late.of_parts(file):
+        about["parts"] = [{"file": name, "sha256": digest} for name, digest in parts.items()]
     if adapter is not None:
         about["adapter"] = {
             "file": adapter.path.name,

@@ -21,6 +21,7 @@ from capt_local.decoding.cached import common_length
 from capt_local.decoding.generation import Generation
 from capt_local.decoding.many.asks import Answered, Ask
 from capt_local.decoding.options import GenerateOptions
+from capt_local.engine.gguf_header import model_parts, read_header
 from capt_local.engine.load_models import open_models
 from capt_local.engine.many import MOST_LANES
 from capt_local.engine.options import LoadOptions
@@ -90,7 +91,8 @@ class Runtime(Scoring):
         check_tokenizers(files.values())
         paths = {role: file.path for role, file in files.items()}
         # Files without a digest in a manifest: it is computed while they load, for provenance.
-        late = LateDigests((*files.values(), *found.adapters.values()))
+        parts = {path: model_parts(path, read_header(path)) for path in paths.values()}
+        late = LateDigests((*files.values(), *found.adapters.values()), stamps, parts)
         models = open_models(paths, load, progress, found.adapters, stamps)
         runtime = cls(found, models, date, template)
         runtime.verification, runtime.late_digests = checked, late

@@ -266,3 +266,20 @@ def test_digests_beside_the_load(tmp_path: Path) -> None:
     assert late.of(bundle.models["target"]) == hashlib.sha256(b"GGUF" * 1000).hexdigest()
     file.unlink()
     assert verify.LateDigests(bundle.models.values()).of(bundle.models["target"]) is None
+
+
+def test_digests_beside_the_load_are_of_what_is_loaded(tmp_path: Path) -> None:
+    file, other = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    file.write_bytes(b"GGUF" * 1000)
+    other.write_bytes(b"part")
+    model = Bundle.from_paths(file).models["target"]
+    stamps = {file: verify.stamp_of(file.stat())}
+    late = verify.LateDigests([model], stamps, {file: [file, other]})
+    assert late.of_parts(model) == {
+        "a.gguf": hashlib.sha256(b"GGUF" * 1000).hexdigest(),
+        "b.gguf": hashlib.sha256(b"part").hexdigest(),
+    }
+    file.write_bytes(b"another")
+    assert verify.LateDigests([model], stamps).of(model) is None
+    copied = {file: stamps[file].with_digest("0" * 64)}
+    assert verify.LateDigests([model], copied).of(model) == "0" * 64
