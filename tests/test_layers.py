@@ -13,6 +13,7 @@ PACKAGE = ROOT / "capt_local"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCREEN = PACKAGE / "report" / "terminal.py"
 DRAWING = PACKAGE / "report" / "drawing.py"
+HUB = PACKAGE / "bundle" / "hub.py"
 INPUT_LINE = PACKAGE / "report" / "input_line.py"
 
 # What each room may use, itself apart. A room that is not here may be used by none below `cli`.
@@ -23,7 +24,6 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "vocab": {"errors"},
     "bundle": {"version", "errors", "strict"},
-    "hub": {"version", "errors", "strict", "bundle"},
     "engine": {"errors", "strict", "vocab"},
     "prompting": {"errors", "strict", "vocab", "bundle"},
     "align": {"errors", "vocab"},
@@ -118,7 +118,7 @@ def test_only_the_hub_reaches_for_the_network(path: Path) -> None:
         "urllib3",
     }
     network |= {"ssl", "asyncore", "socketserver", "xmlrpc", "telnetlib", "poplib", "imaplib"}
-    allowed = {"httpx2", "huggingface_hub", "ssl", "urllib"} if room(path) == "hub" else set()
+    allowed = {"httpx2", "huggingface_hub", "ssl", "urllib"} if path == HUB else set()
     assert not {name.split(".")[0] for name in imports(path)} & network - allowed
     assert "urllib.request" not in {name.rpartition(".")[0] for name in imports(path)}
 
@@ -127,15 +127,15 @@ def test_only_one_verb_uses_the_hub() -> None:
     users = {
         path
         for path in FILES
-        if room(path) != "hub" and any(name.startswith("capt_local.hub.") for name in imports(path))
+        if any(name.startswith("capt_local.bundle.hub.") for name in imports(path))
     }
-    assert {path.name for path in users} == {"pull.py", "pulled.py"}
+    assert {path.name for path in users} == {"pull.py"}
     for path in users:  # and only when it is run
         tree = ast.parse(path.read_text("utf-8"))
         assert not [
             node
             for node in tree.body
-            if isinstance(node, ast.ImportFrom) and ".hub" in (node.module or "")
+            if isinstance(node, ast.ImportFrom) and (node.module or "").endswith(".hub")
         ]
 
 

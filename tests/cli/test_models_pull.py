@@ -13,18 +13,15 @@ from pathlib import Path
 
 import pytest
 
-import capt_local.hub
-from capt_local.bundle import store, verify
+from capt_local.bundle import hub, store, verify
 from capt_local.bundle.create import describe, write_manifest
 from capt_local.bundle.manifest import Bundle
 from capt_local.cli.models import pull as verb
 from capt_local.config import places
 from capt_local.config import read as config_read
-from capt_local.hub import web
-from capt_local.hub.passing import Patience
+from tests.bundle.mirror import Handler, Mirror, Repository, running, sha256, status
+from tests.bundle.pulls import COMMITS, SIZES, name, write_recipe
 from tests.cli.conftest import Run, Stdin
-from tests.hub.mirror import Handler, Mirror, Repository, running, sha256, status
-from tests.hub.pulls import COMMITS, SIZES, name, write_recipe
 from tests.tiny_models import tiny_gguf
 
 ACCEPT = ("--accept-licence", "apache-2.0")
@@ -37,7 +34,12 @@ def no_network() -> None:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "Patience", lambda: Patience(tries=2, sleep=lambda _: None))
+    from huggingface_hub import file_download
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setattr(hub, "_CHUNK", 1000)
+    monkeypatch.setattr(file_download.time, "sleep", lambda _: None)
+    monkeypatch.setattr(_http.time, "sleep", lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +136,7 @@ def test_what_would_be_fetched(run: Run, mirror: Mirror, recipe: str) -> None:
     result = run("models", "pull", recipe, "--dry-run", "--json")
     found = json.loads(result.out)
     assert (result.code, found["installed"]) == (0, False)
-    assert found["models"]["base"]["known"] == "first use: the hub's word alone"
+    assert found["models"]["base"]["known"] == "first use"
     assert mirror.fetches() == [] and not store.user_folder().exists()
     pins = [f"--sha256={role}={each['sha256']}" for role, each in found["models"].items()]
     pins += [f"--revision={role}={each['revision']}" for role, each in found["models"].items()]
@@ -189,7 +191,9 @@ def test_offline(
 def test_the_librarys_own_switch_counts_too(
     run: Run, mirror: Mirror, recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web.constants, "HF_HUB_OFFLINE", True)
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     result = run("models", "pull", recipe, *ACCEPT)
     assert (result.code, mirror.seen) == (2, []) and "HF_HUB_OFFLINE" in result.err
 
@@ -230,9 +234,6 @@ def test_what_needs_an_account_is_explained(
 def test_without_the_extra_it_says_what_to_install(
     run: Run, recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for loaded in [each for each in sys.modules if each.startswith("capt_local.hub.")]:
-        monkeypatch.delitem(sys.modules, loaded)
-        monkeypatch.delattr(capt_local.hub, loaded.rpartition(".")[2], raising=False)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.setitem(sys.modules, "httpx2", None)
     result = run("models", "pull", recipe, *ACCEPT)
@@ -297,7 +298,7 @@ def test_a_process_that_is_ended_goes_on(
     def stop_in_the_middle(handler: Handler) -> None:
         data = models["target"]
         handler.head(200, {"Content-Length": str(len(data))})
-        handler.wfile.write(data[:50_000])
+        handler.wfile.write(data[:400_000])
         handler.wfile.flush()
         waiting.append(True)
         time.sleep(5)
@@ -328,7 +329,7 @@ def test_a_process_that_is_ended_goes_on(
     assert "Traceback" not in err
     assert ("give the same command again to go on" in err) is (end is signal.SIGINT)
     there = part.stat().st_size
-    assert there == 50_000 if end is signal.SIGINT else 0 < there <= 50_000
+    assert 0 < there <= 400_000
     assert list(home.rglob("*")) == []
     result = run("models", "pull", recipe, *ACCEPT)
     assert result.code == 0, result.err

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.manage import mebibytes, size_of
-from capt_local.cli.models.pulled import show_plan, show_recipes
 from capt_local.cli.models.travel import examine, reference
 from capt_local.cli.options import ViewFlags, option
 from capt_local.cli.policy import check_pull, check_unsigned, signed
 from capt_local.errors import ModelError, UsageError
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen
+from capt_local.report.views import Table
 
 if TYPE_CHECKING:
+    from capt_local.bundle.hub import Hub, Plan
     from capt_local.bundle.manifest import Bundle
-    from capt_local.hub.plan import Plan
-    from capt_local.hub.web import Web
+    from capt_local.bundle.recipe import Recipe
 
 TOKEN = "CAPT_LOCAL_HUB_TOKEN"
 _LIBRARY_TOKEN = "HF_TOKEN"
@@ -86,7 +86,7 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
     the first use. After a cut, the same command goes on where it was. Nothing is sent but requests
     for these files; gated models are explained and not fetched.
     """
-    from capt_local.hub.recipe import find_recipe, recipes
+    from capt_local.bundle.recipe import find_recipe, recipes
 
     screen = Screen.standard(view.verbose)
     if what.recipe is None:
@@ -99,22 +99,22 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
         raise ModelError(f"{recipe.title}. This one is not fetched: {recipe.by_hand}")
     _check_allowed(what)
     try:
-        from capt_local.hub import plan as hub
-    except ImportError as error:
-        if error.name is None or error.name.startswith("capt_local"):
-            raise
+        importlib.import_module("huggingface_hub")
+    except ImportError:
         raise UsageError("models pull needs more: pip install 'capt-local[pull]'.") from None
+    from capt_local.bundle import hub
+
     here = hub.installed(recipe.id)
-    if here is not None and hub.fulfils(here, recipe):
+    if here is not None and recipe.fulfilled_by(here):
         return _is_here(signed(here), what, screen)
-    with _web(what, screen) as web:
-        planned = hub.plan(recipe, web)
+    with _opened(what) as opened:
+        planned = hub.plan(recipe, opened)
         screen.notes(planned.notes)
         if what.dry_run:
             show_plan(planned, screen, as_json=what.json)
             return ExitCode.OK
         _accept(planned, what.accept_licence or [], screen)
-        _fetch(planned, web, what, screen)
+        _fetch(planned, opened, what, screen)
     return ExitCode.OK
 
 
@@ -125,27 +125,24 @@ def _check_allowed(what: PullFlags) -> None:
         raise UsageError("models pull uses the network, which --offline (or its twin) forbids.")
 
 
-@contextmanager
-def _web(what: PullFlags, screen: Screen) -> Iterator[Web]:
-    from capt_local.hub.address import Hub
-    from capt_local.hub.web import Web
+def _opened(what: PullFlags) -> Hub:
+    from capt_local.bundle.hub import Hub
 
     name = _LIBRARY_TOKEN if what.hf_token else TOKEN
     token = os.environ.get(name) or None
     if what.hf_token and token is None:
         raise UsageError(f"--hf-token is given, but {_LIBRARY_TOKEN} is not in the environment.")
-    with Web(Hub.at(what.mirror), token, screen.note) as web:
-        yield web
+    return Hub(what.mirror, token)
 
 
-def _fetch(planned: Plan, web: Web, what: PullFlags, screen: Screen) -> None:
-    from capt_local.hub.plan import pull
+def _fetch(planned: Plan, opened: Hub, what: PullFlags, screen: Screen) -> None:
+    from capt_local.bundle.hub import pull
 
     def look(bundle: Bundle) -> None:
         examine(bundle, screen)
 
     try:
-        found = pull(planned, web, look, older=what.allow_older, report=screen.progress)
+        found = pull(planned, opened, look, older=what.allow_older, report=screen.progress)
     except KeyboardInterrupt:
         screen.note("note: what is there is kept; give the same command again to go on.")
         raise
@@ -225,3 +222,77 @@ def _by_role(given: Sequence[str] | None, flag: str) -> dict[str, str]:
             raise UsageError(f"{flag} is given as ROLE=VALUE, once for each role.")
         found[role] = value.strip().lower()
     return found
+
+
+def show_recipes(found: Sequence[Recipe], screen: Screen, *, as_json: bool) -> None:
+    """Writes the recipes to standard output."""
+    if as_json:
+        screen.line(dumps([_recipe_object(each) for each in found], indent=2))
+        return
+    rows = tuple(
+        (
+            each.id,
+            each.title,
+            ", ".join(sorted({part.licence for part in each.parts.values()})),
+            "by hand" if each.by_hand else ("pinned" if each.is_pinned else "at first use"),
+        )
+        for each in found
+    )
+    screen.show(Table("Recipes", rows, ("name", "what it is", "licences", "digests")))
+    screen.line("What a recipe does: capt-local models pull NAME --dry-run")
+
+
+def _recipe_object(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "id": recipe.id,
+        "title": recipe.title,
+        "version": recipe.version,
+        "by_hand": recipe.by_hand or None,
+        "pinned": recipe.is_pinned,
+        "models": {
+            role: {
+                "weights": part.weights,
+                "licence": part.licence,
+                "repository": part.repository or None,
+                "file": part.file or None,
+                "revision": part.revision,
+                "sha256": part.sha256,
+            }
+            for role, part in recipe.parts.items()
+        },
+    }
+
+
+def show_plan(planned: Plan, screen: Screen, *, as_json: bool, installed: bool = False) -> None:
+    """Writes to standard output what will be or has been fetched, each file with its pins."""
+    found = _as_object(planned, installed=installed)
+    if as_json:
+        screen.line(dumps(found, indent=2))
+        return
+    for role, values in found["models"].items():
+        rows = {**values, "size": mebibytes(values["size"])}
+        screen.show(Table(role, tuple((key.replace("_", " "), str(rows[key])) for key in rows)))
+    screen.line(f"{len(planned.files)} files, {mebibytes(planned.size)} in all.")
+
+
+def _as_object(planned: Plan, *, installed: bool) -> dict[str, Any]:
+    return {
+        "id": planned.recipe.id,
+        "version": planned.recipe.version,
+        "installed": installed,
+        "fetched": installed,
+        "models": {
+            role: {
+                "weights": each.part.weights,
+                "licence": each.licence,
+                "repository": each.part.repository,
+                "file": each.file,
+                "revision": each.commit,
+                "sha256": each.sha256,
+                "size": each.size,
+                "known": each.known,
+            }
+            for role, each in planned.chosen.items()
+        },
+        "notes": list(planned.notes),
+    }

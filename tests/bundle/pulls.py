@@ -1,20 +1,17 @@
-"""A recipe of three small files, and a pull of them; no file is a real model."""
+"""A recipe of three small files at a hub on this machine, and a pull of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from capt_local.bundle import hub
 from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.recipe import Recipe, find_recipe
 from capt_local.bundle.transfer import Imported
-from capt_local.hub import plan as hub
-from capt_local.hub.address import Hub
-from capt_local.hub.passing import Patience
-from capt_local.hub.recipe import Recipe, find_recipe
-from capt_local.hub.web import Web
-from tests.hub.mirror import Mirror, Repository
+from tests.bundle.mirror import Mirror, Repository
 
 SIZES = {"target": 3_000_000, "expert": 40_000, "base": 30_000}
 COMMITS = {"target": "a" * 40, "expert": "b" * 40, "base": "c" * 40}
@@ -53,31 +50,15 @@ def write_recipe(file: Path, **more: str) -> Path:
 
 @dataclass
 class Puller:
-    """Pulls from a mirror, with a clock that only a test moves.
-
-    Attributes:
-        waits: seconds that were waited.
-        said: what was told on the way.
-    """
+    """Pulls from a mirror."""
 
     mirror: Mirror
-    tries: int = 3
     token: str | None = None
-    waits: list[float] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-    answer: float = 5.0
-
-    def web(self) -> Web:
-        patience = Patience(
-            tries=self.tries, sleep=self.waits.append, clock=self._now, answer=self.answer
-        )
-        return Web(Hub.at(self.mirror.url), self.token, self.said.append, patience)
 
     def plan(self, recipe: Recipe | Path) -> hub.Plan:
         found = recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe))
-        with self.web() as web:
-            return hub.plan(found, web)
+        with hub.Hub(self.mirror.url, self.token) as opened:
+            return hub.plan(found, opened)
 
     def pull(
         self,
@@ -86,8 +67,5 @@ class Puller:
         **more: Any,
     ) -> Imported:
         planned = self.plan(recipe)
-        with self.web() as web:
-            return hub.pull(planned, web, examine, **more)
-
-    def _now(self) -> float:
-        return self.times.pop(0) if self.times else 0.0
+        with hub.Hub(self.mirror.url, self.token) as opened:
+            return hub.pull(planned, opened, examine, **more)

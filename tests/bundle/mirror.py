@@ -65,6 +65,7 @@ class Mirror:
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.repositories: dict[str, Repository] = {}
         self.seen: list[Seen] = []
+        self.heads: list[str] = []
         self._orders: list[tuple[str, list[Action]]] = []
         mirror = self
 
@@ -85,6 +86,10 @@ class Mirror:
     def order(self, part: str, *actions: Action) -> None:
         """The next requests with this in their path are answered so; those after as usual."""
         self._orders.append((part, list(actions)))
+
+    def forget_orders(self) -> None:
+        """From now on all is answered as usual."""
+        self._orders.clear()
 
     def ordered(self, path: str) -> Action | None:
         for part, actions in self._orders:
@@ -107,7 +112,16 @@ class Handler(BaseHTTPRequestHandler):
     mirror: Mirror
     protocol_version = "HTTP/1.1"
 
+    def do_HEAD(self) -> None:
+        """As GET, without the bytes; orders are for GET alone, but for the headers of a file."""
+        self.mirror.heads.append(self.path)
+        self.body = False
+        Handler.usual(self)
+
+    body = True
+
     def do_GET(self) -> None:
+        self.body = True
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.mirror.seen.append(Seen(self.path, headers))
         action = self.mirror.ordered(self.path)
@@ -132,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
         found = self.mirror.repositories.get(name)
         if found is None:
             self.answer(404, {"X-Error-Code": "RepoNotFound"})
-        elif revision not in ("main", found.commit):
+        elif revision not in ("", "main", found.commit):
             self.answer(404, {"X-Error-Code": "RevisionNotFound"})
         else:
             self.answer(200, {}, json.dumps(found.described(name)).encode())
@@ -153,6 +167,8 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         self.head(status, headers)
+        if not self.body:
+            return
         self.wfile.write(data[start:stop])
         if stop is not None:
             self.cut()
@@ -170,7 +186,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
         self.head(status, {"Content-Length": str(len(body)), **(headers or {})})
-        self.wfile.write(body)
+        if self.body:
+            self.wfile.write(body)
 
     def cut(self) -> None:
         self.wfile.flush()

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from capt_local.bundle.recipe import Part, find_recipe, read_recipe, recipes
 from capt_local.errors import ModelError, UsageError
-from capt_local.hub.part import Part
-from capt_local.hub.recipe import find_recipe, read_recipe, recipes
-from tests.hub.pulls import recipe_text, write_recipe
+from tests.bundle.pulls import recipe_text, write_recipe
 
 ROWS = {"paper", "llama3-med", "med42", "permissive", "meditron", "medgemma", "asclepius"}
 
@@ -31,7 +30,7 @@ def test_the_recipes_of_the_package() -> None:
 
 
 def test_no_recipe_names_a_host() -> None:
-    folder = Path(__file__).resolve().parents[2] / "capt_local" / "hub"
+    folder = Path(__file__).resolve().parents[2] / "capt_local" / "bundle"
     for file in [*folder.rglob("*.toml"), *folder.rglob("*.py")]:
         text = file.read_text("utf-8")
         assert not re.search(r"https?://(?!\W|127\.)", text), file.name
@@ -41,21 +40,21 @@ def test_no_recipe_names_a_host() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("schema = 1", "schema = 2", "schema must be 1"),
+        ("schema = 1", "schema = 2", "schema is none"),
         ('id = "trio"', 'id = "../trio"', "id must be"),
         ('version = "1"', 'version = "new"', "version must be numbers"),
         ('title = "A trio"', "", "title is missing"),
         ('title = "A trio"', 'title = "A trio"\nurl = "x"', "url is not known"),
-        ('licence = "apache-2.0"', 'licence = ""', "licence cannot be used"),
+        ('licence = "apache-2.0"', 'licence = ""', "licence must be one word"),
         ('licence = "apache-2.0"', "", "licence is missing"),
-        ("maker/target-GGUF", "target-GGUF", "repository cannot be used"),
-        ("maker/target-GGUF", "maker/../target", "repository cannot be used"),
-        ("maker/target-GGUF", "https://x/y", "repository cannot be used"),
-        ('file = "*Q4_K_M.gguf"', 'file = "../x.gguf"', "file cannot be used"),
-        ('file = "*Q4_K_M.gguf"', 'file = "**.gguf"', "file cannot be used"),
-        ('file = "*Q4_K_M.gguf"', 'file = "x.bin"', "file cannot be used"),
+        ("maker/target-GGUF", "target-GGUF", "repository must be OWNER/NAME"),
+        ("maker/target-GGUF", "maker/../target", "repository must be OWNER/NAME"),
+        ("maker/target-GGUF", "https://x/y", "repository must be OWNER/NAME"),
+        ('file = "*Q4_K_M.gguf"', 'file = "../x.gguf"', "the path of a .gguf file"),
+        ('file = "*Q4_K_M.gguf"', 'file = "**.gguf"', "the path of a .gguf file"),
+        ('file = "*Q4_K_M.gguf"', 'file = "x.bin"', "the path of a .gguf file"),
         ('file = "*Q4_K_M.gguf"', 'revision = "main"\nfile = "x.gguf"', "names of branches move"),
-        ('file = "*Q4_K_M.gguf"', 'sha256 = "abc"\nfile = "x.gguf"', "digest cannot be used"),
+        ('file = "*Q4_K_M.gguf"', 'sha256 = "abc"\nfile = "x.gguf"', "sha256 must be a SHA-256"),
         ("[models.base]", "[models.other]", "there is another one"),
         ("[models.target]", "[models.expert-2]", "target is missing"),
         ("schema = 1", "schema = 1\nschema = 1", "not TOML"),
@@ -84,10 +83,10 @@ def test_recipes_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_a_star_stands_for_a_part_of_one_name() -> None:
-    part = Part("base", "w", "llama3", "a/b", "*Q4_K_M.gguf")
+    part = Part(weights="w", licence="llama3", repository="a/b", file="*Q4_K_M.gguf")
     assert part.names("x.Q4_K_M.gguf") and part.names("Q4_K_M.gguf")
     assert not part.names("folder/x.Q4_K_M.gguf") and not part.names("x.Q4_K_M.gguf.gguf")
-    assert not Part("base", "w", "llama3", "a/b", "x.y.gguf").names("xzy.gguf")
+    assert not Part(weights="w", licence="llama3", file="x.y.gguf").names("xzy.gguf")
 
 
 def test_pins_of_the_user(tmp_path: Path) -> None:
@@ -98,5 +97,5 @@ def test_pins_of_the_user(tmp_path: Path) -> None:
         recipe.pinned({"expert-2": "a" * 40}, {})
     with pytest.raises(ModelError, match="pins another revision of the base"):
         recipe.pinned({"base": "d" * 40}, {})
-    with pytest.raises(ModelError, match="commit of 40"):
+    with pytest.raises(UsageError, match="commit of 40"):
         recipe.pinned({"target": "main"}, {})
