@@ -2,7 +2,7 @@
 
 Every error that a user can cause is one of these. The message is one line, says what is wrong
 and what to do, and never holds the user's text: it goes to terminals, logs and bug reports.
-The command line maps the kinds to exit codes; nothing here knows about processes.
+Each kind has its exit code and its code in JSON here, in one place.
 """
 
 from __future__ import annotations
@@ -10,22 +10,40 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 
 class CaptError(Exception):
-    """Base of all errors that are explained to the user in one line."""
+    """Base of all errors that are explained to the user in one line.
+
+    Attributes:
+        exit_code: of a process that ends with it (see `cli.exits`).
+        code: its name in JSON.
+    """
+
+    exit_code: ClassVar[int] = 1
+    code: ClassVar[str] = "unexpected"
 
 
 class UsageError(CaptError):
     """The request itself is not possible: an option, a value, an empty or undecodable prompt."""
 
+    exit_code = 2
+    code = "invalid_request"
+
 
 class ModelError(CaptError):
     """A model file or bundle is missing, broken, or not what its manifest says."""
 
+    exit_code = 3
+    code = "model_error"
+
 
 class MemoryShortage(CaptError):
     """The models do not fit in the memory of this machine; the message has the estimate."""
+
+    exit_code = 4
+    code = "memory_shortage"
 
 
 class ContextOverflow(CaptError):
@@ -35,6 +53,9 @@ class ContextOverflow(CaptError):
         counts: tokens that the text takes, by role.
         limit: tokens that the smallest context holds.
     """
+
+    exit_code = 5
+    code = "context_overflow"
 
     def __init__(self, counts: Mapping[str, int], limit: int, reserve: int = 0) -> None:
         """Builds the one-line message from token counts alone."""
@@ -52,9 +73,15 @@ class ContextOverflow(CaptError):
 class NumericalError(CaptError):
     """A model returned logits that are not finite; its weights or the backend are broken."""
 
+    exit_code = 3
+    code = "numerical_error"
+
 
 class Cancelled(CaptError):
     """The work was stopped between two steps on request."""
+
+    exit_code = 130
+    code = "cancelled"
 
 
 class WorkerFailed(ModelError):

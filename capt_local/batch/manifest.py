@@ -1,52 +1,144 @@
-"""The run's manifest, OUTPUT.run.json: which run an output belongs to.
+"""Which run an output belongs to: the fingerprint of its settings, and OUTPUT.run.json.
 
-It holds what is the same for all lines: the fingerprint, the whole provenance, the
-input's digest and counts. No text of records. OpenAI's readers take every line of the output for a
-record, so this cannot stand there.
+The fingerprint is everything that decides the answers besides the records; only the same run goes
+on with an output. Texts that a user wrote are digests in it. The manifest beside the output holds
+it with what is the same for all lines: build flags, devices, loading, the input's digest. Readers
+of OpenAI's format take every line of the output for a record, so none of this can stand there.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from capt_local.batch.disk import Files, put, sibling
-from capt_local.batch.fingerprint import digest_of_object
-from capt_local.batch.output import AI_LABEL, HUMAN_REVIEW
+import msgspec
+
+from capt_local.bundle.manifest import MANIFEST, Bundle, ModelFile
+from capt_local.bundle.verify import file_digest
+from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.strict.json import parse_json
 from capt_local.strict.problems import NotReadable
 
 ENDING = "run.json"
-_MARK = "capt_run"
+AI_LABEL, HUMAN_REVIEW = "AIRPT", "none"
 _VERSION = 1
-_LARGEST = 16 << 20
+_SHOWN = 8  # fields that one error names
 
 
 @dataclass(frozen=True, slots=True)
-class RunFacts:
-    """What the run is about besides its fingerprint.
+class Fingerprint:
+    """What decides the answers of a run besides the records.
 
     Attributes:
-        provenance: versions, platform, build, bundle, parameters, loading: all that a line of
-            the output leaves out.
-        wanted: how many records this output is to hold.
-        input: what `Source.describe` says: counts, digest, form.
+        versions: of the tool, the binding and llama.cpp, by name.
+        build: llama.cpp's build flags and instruction sets, and the platform.
+        bundle: its id and the digest of its manifest.
+        models: of each role the digests of its file and template.
+        method: its name.
+        parameters: all of `GenerateOptions` but the method, the run's seed among them.
+        prompt: digests of the template and the system text, the date for chat templates, ...
+        computing: what changes the last digit of a number: threads, context, batch, layers on
+            the GPU, records at once.
+        output: what a line holds besides the answer: whether log-probabilities.
     """
 
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    wanted: int | None = None
-    input: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str]
+    build: Mapping[str, str]
+    bundle: Mapping[str, str | None]
+    models: Mapping[str, Mapping[str, str | None]]
+    method: str
+    parameters: Mapping[str, Any]
+    prompt: Mapping[str, Any] = field(default_factory=dict)
+    computing: Mapping[str, Any] = field(default_factory=dict)
+    output: Mapping[str, Any] = field(default_factory=dict)
 
-    def input_object(self) -> dict[str, Any]:
-        """The part about the input, for JSON."""
-        told: dict[str, Any] = json.loads(json.dumps({**self.input, "wanted": self.wanted}))
-        return told
+    @classmethod
+    def of(
+        cls, bundle: Bundle, options: GenerateOptions, **others: Mapping[str, Any]
+    ) -> Fingerprint:
+        """The fingerprint of a run; reads models whose digest no manifest names.
+
+        Args:
+            bundle: that answers.
+            options: of the whole run.
+            **others: versions, build, prompt, computing and output; texts as `digest_of(text)`.
+
+        Raises:
+            ModelError: a model without a digest cannot be read.
+        """
+        parameters = dataclasses.asdict(options)
+        del parameters["method"]
+        # Stop strings and the form of an answer may hold words of a note.
+        parameters["stop"] = [digest_of(text) for text in options.stop]
+        if options.structure is not None:
+            form = {"kind": options.structure.kind, "sha256": options.structure.digest}
+            parameters["structure"] = form
+        manifest = bundle.folder / MANIFEST if bundle.folder else None
+        known = manifest is not None and manifest.is_file()
+        return cls(
+            bundle={
+                "id": bundle.id,
+                "manifest_sha256": file_digest(manifest, 0) if known and manifest else None,
+            },
+            models={str(role): _model(file) for role, file in bundle.models.items()},
+            method=str(options.method),
+            parameters=parameters,
+            **others,
+        )
+
+    def as_object(self) -> dict[str, Any]:
+        """As JSON."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return _plain(values)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of it as JSON; `provenance.run` of each line."""
+        return _digest_of_object(self.as_object())
+
+
+def digest_of(text: str) -> str:
+    """SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _digest_of_object(value: Mapping[str, Any]) -> str:
+    return digest_of(json.dumps(value, sort_keys=True, ensure_ascii=True))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Where two fingerprints differ: dotted names, with both values where these are numbers."""
+
+    def walk(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> Iterator[str]:
+        missing = object()
+        for name in dict.fromkeys([*before, *now]):
+            old, new = before.get(name, missing), now.get(name, missing)
+            if isinstance(old, Mapping) and isinstance(new, Mapping):
+                yield from walk(old, new, f"{prefix}{name}.")
+            elif old != new or isinstance(old, bool) != isinstance(new, bool):
+                numbers = all(isinstance(value, bool | int | float) for value in (old, new))
+                yield f"{prefix}{name}" + (f" ({old}, now {new})" if numbers else "")
+
+    return list(walk(before, now, ""))
+
+
+def listed(names: list[str]) -> str:
+    """Names for a sentence; of many only the first."""
+    more = f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def now_text() -> str:
+    """The time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,157 +149,132 @@ class RunManifest:
         run: a random id of the run; it stays when the run is resumed.
         created: when the run began, in UTC.
         fingerprint: as `Fingerprint.as_object` gives it.
-        input: see `RunFacts.input_object`; `earlier` lists the digests that it had at earlier
-            starts.
-        provenance: that of the first start, and of each later one that differs from the one
-            before, each with its `time`; see `RunFacts`. `loaded` is there once models were loaded.
-        last: what the last run said at its end; empty while it goes on or after a kill.
+        input: form, digest and number of records; `earlier` lists digests of earlier starts.
+        provenance: of the first start, and of each later one that differs from the one before,
+            with its `time`: versions, devices, loading, bundle; `loaded` once models are loaded.
+        last: the summary of the last run; empty while one goes on or after a kill.
     """
 
     run: str
     created: str
-    fingerprint: Mapping[str, Any]
-    input: Mapping[str, Any]
-    provenance: tuple[Mapping[str, Any], ...] = ()
-    last: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: dict[str, Any]
+    input: dict[str, Any]
+    provenance: tuple[dict[str, Any], ...] = ()
+    last: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def new(cls, fingerprint: Mapping[str, Any], facts: RunFacts) -> RunManifest:
+    def new(
+        cls, fingerprint: Fingerprint, input: Mapping[str, Any], provenance: Mapping[str, Any]
+    ) -> RunManifest:
         """That of a run that begins."""
-        run, now = f"run-{uuid.uuid4().hex}", now_text()
-        begun = cls(run=run, created=now, fingerprint=fingerprint, input=facts.input_object())
-        return begun.with_provenance(facts.provenance)
+        begun = cls(f"run-{uuid.uuid4().hex}", now_text(), fingerprint.as_object(), _plain(input))
+        return begun.restarted(input, provenance)
 
-    def resumed(self, facts: RunFacts) -> RunManifest:
+    def restarted(self, input: Mapping[str, Any], provenance: Mapping[str, Any]) -> RunManifest:
         """That of the same run, started again."""
-        now, before = facts.input_object(), self.input.get("sha256")
-        earlier = [*self.input.get("earlier", ()), before]
-        if before is not None and before != now.get("sha256"):
-            now["earlier"] = list(dict.fromkeys(earlier))
-        elif earlier[:-1]:
-            now["earlier"] = earlier[:-1]
-        return replace(self, input=now, last={}).with_provenance(facts.provenance)
+        now = _plain(input)
+        earlier = [*self.input.get("earlier", ()), self.input.get("sha256")]
+        if earlier[-1] == now.get("sha256"):
+            earlier.pop()
+        if earlier := [digest for digest in dict.fromkeys(earlier) if digest]:
+            now["earlier"] = earlier
+        start, latest = _plain(provenance), self._latest
+        same = all(name in latest and latest[name] == value for name, value in start.items())
+        entries = self.provenance if same else (*self.provenance, {"time": now_text(), **start})
+        return replace(self, input=now, last={}, provenance=entries)
 
-    def with_provenance(self, provenance: Mapping[str, Any]) -> RunManifest:
-        """The same with an entry more, where a start has something new to tell."""
-        told, before = _plain(provenance), self._latest
-        if all(name in before and before[name] == value for name, value in told.items()):
-            return self
-        return replace(self, provenance=(*self.provenance, {"time": now_text(), **told}))
-
-    def with_more(self, provenance: Mapping[str, Any]) -> RunManifest:
-        """The same with more in the latest entry; where that says otherwise, in a new one."""
-        told, before = _plain(provenance), self._latest
-        if any(name in before and before[name] != value for name, value in told.items()):
-            return replace(
-                self, provenance=(*self.provenance, {**before, "time": now_text(), **told})
-            )
-        return replace(self, provenance=(*self.provenance[:-1], {**before, **told}))
+    def loaded(self, models: Mapping[str, Any]) -> RunManifest:
+        """With what is known once the models are loaded; a new entry if it was otherwise before."""
+        latest, now = self._latest, _plain(models)
+        if latest.get("loaded", now) != now:
+            entry = {**latest, "time": now_text(), "loaded": now}
+            return replace(self, provenance=(*self.provenance, entry))
+        return replace(self, provenance=(*self.provenance[:-1], {**latest, "loaded": now}))
 
     @property
-    def computed(self) -> list[tuple[object, object]]:
-        """On what the starts computed: devices, and the models as they were loaded; no two alike.
-
-        Starts that loaded nothing are left out.
-        """
+    def devices_used(self) -> list[tuple[object, object]]:
+        """Devices and loaded models of all starts that loaded models; no two alike."""
         found: list[tuple[object, object]] = []
         for entry in self.provenance:
-            place = entry.get("devices"), entry.get("loaded")
-            if "loaded" in entry and place not in found:
-                found.append(place)
+            used = entry.get("devices"), entry.get("loaded")
+            if "loaded" in entry and used not in found:
+                found.append(used)
         return found
 
     @property
-    def _latest(self) -> Mapping[str, Any]:
+    def _latest(self) -> dict[str, Any]:
         return self.provenance[-1] if self.provenance else {}
 
     @property
     def digest(self) -> str:
         """What `provenance.run` of each line is."""
-        return digest_of_object(self.fingerprint)
+        return _digest_of_object(self.fingerprint)
 
-    def write(self, files: Files, output: Path) -> None:
-        """Puts it beside the output, on the disk, in the place of an earlier one.
-
-        Raises:
-            OSError: as the system does.
-        """
+    def encode(self) -> bytes:
+        """The content of the file."""
         value = {
-            _MARK: _VERSION,
+            "capt_run": _VERSION,
             "run": self.run,
             "created": self.created,
             "fingerprint_sha256": self.digest,
-            "fingerprint": dict(self.fingerprint),
-            "input": dict(self.input),
-            "provenance": [dict(entry) for entry in self.provenance],
-            "last": dict(self.last),
+            "fingerprint": self.fingerprint,
+            "input": self.input,
+            "provenance": list(self.provenance),
+            "last": self.last,
             "ai_label": AI_LABEL,
             "human_review": HUMAN_REVIEW,
         }
-        text = json.dumps(value, ensure_ascii=True, allow_nan=False, indent=1)
-        put(files, sibling(output, ENDING), f"{text}\n".encode())
+        return json.dumps(value, ensure_ascii=True, allow_nan=False, indent=1).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, data: bytes, what: str) -> RunManifest:
+        """Reads the content of the file.
+
+        Args:
+            data: all of it.
+            what: what errors call the output.
+
+        Raises:
+            UsageError: it is broken, or of another version.
+        """
+        try:
+            value = parse_json(data)
+            if not isinstance(value, dict) or "capt_run" not in value:
+                raise NotReadable("no manifest")
+            if value["capt_run"] != _VERSION:
+                raise UsageError(
+                    f"{what} was written by another version of capt-local. Name a new file."
+                )
+            found = msgspec.convert(value, cls)
+            if value.get("fingerprint_sha256") != found.digest:
+                raise NotReadable("not its digest")
+        except (NotReadable, msgspec.ValidationError):
+            raise UsageError(
+                f"{what}: its manifest (.{ENDING}) is broken, so it is not known which run it is "
+                "of. Name a new file, or move this one aside with --force-new."
+            ) from None
+        return found
 
 
-def read_manifest(output: Path, what: str) -> RunManifest | None:
-    """The manifest beside an output; None where there is none.
-
-    Args:
-        output: the output's path.
-        what: what errors call the output.
-
-    Raises:
-        UsageError: it is broken, or of another version.
-    """
-    path = sibling(output, ENDING)
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise NotReadable("too large")
-        value = parse_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except NotReadable:
-        raise _broken(what) from None
-    except OSError as error:
-        reason = error.strerror or "no access"
-        raise UsageError(f"{what}: its manifest (.{ENDING}) cannot be read: {reason}.") from None
-    return _manifest(value, what)
+def manifest_path(output: Path) -> Path:
+    """Where the manifest of an output is."""
+    return output.with_name(f"{output.name}.{ENDING}")
 
 
-def now_text() -> str:
-    """The time in UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _plain(provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
     """As it will be read back."""
-    told: dict[str, Any] = json.loads(json.dumps(dict(provenance)))
-    return told
-
-
-def _manifest(value: object, what: str) -> RunManifest:
-    if not isinstance(value, dict) or _MARK not in value:
-        raise _broken(what)
-    if value[_MARK] != _VERSION:
-        raise UsageError(f"{what} was written by another version of capt-local. Name a new file.")
-    kinds = {"run": str, "created": str, "fingerprint": dict, "input": dict, "provenance": list}
-    if not all(isinstance(value.get(name), kind) for name, kind in kinds.items()):
-        raise _broken(what)
-    last = value.get("last")
-    found = RunManifest(
-        run=value["run"],
-        created=value["created"],
-        fingerprint=value["fingerprint"],
-        input=value["input"],
-        provenance=tuple(each for each in value["provenance"] if isinstance(each, dict)),
-        last=last if isinstance(last, dict) else {},
-    )
-    if value.get("fingerprint_sha256") != found.digest:
-        raise _broken(what)
+    found: dict[str, Any] = json.loads(json.dumps(dict(value)))
     return found
 
 
-def _broken(what: str) -> UsageError:
-    return UsageError(
-        f"{what}: its manifest (.{ENDING}) is broken, so nobody knows which run it is of. "
-        "Name a new file, or move this one aside with --force-new."
-    )
+def _model(file: ModelFile) -> dict[str, str | None]:
+    found = {
+        "sha256": file.sha256 or file_digest(file.path, file.size),
+        "style": str(file.style),
+        "template": file.template,
+        "template_sha256": file.template_sha256,
+    }
+    if adapter := file.adapter:
+        found["adapter_sha256"] = adapter.sha256 or file_digest(adapter.path, adapter.size)
+        found["adapter_scale"] = repr(adapter.scale)
+    return found

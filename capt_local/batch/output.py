@@ -1,11 +1,8 @@
-"""A line of the output: the answer to one record, or why there is none, and where it comes from.
+"""A line of the output: the answer to one record, or why there is none, and its provenance.
 
 The shape is that of OpenAI's batch output, `{id, custom_id, response, error}`, so that existing
 readers work; the body is a chat completion. What is ours stands beside: `capt`, `timings`,
-`provenance`. What is the same for all lines of a run and long (build flags, parameters, platform)
-stands once in the run's manifest beside the output; each line names it by `provenance.run`.
-
-A line holds nothing random, so the same run gives the same bytes apart from the times: those are
+`provenance`. A line holds nothing random: the same run gives the same bytes apart from
 `response.body.created`, `timings` and `provenance.time`.
 """
 
@@ -13,25 +10,17 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from capt_local.batch.fingerprint import Fingerprint
-from capt_local.batch.records import InputChanged, Record, TemplateFailed
-from capt_local.errors import (
-    CaptError,
-    ContextOverflow,
-    MemoryShortage,
-    ModelError,
-    NumericalError,
-    UsageError,
-)
+from capt_local.batch.manifest import AI_LABEL, HUMAN_REVIEW, Fingerprint
+from capt_local.batch.records import Record
+from capt_local.errors import CaptError
 from capt_local.report.json import JsonObject, dumps
 
 OK = "ok"
-AI_LABEL, HUMAN_REVIEW = "AIRPT", "none"
 _LONGEST = 500  # characters of a message
 _BODY = ("id", "object", "created", "model", "choices", "usage")
 
@@ -52,33 +41,37 @@ class ErrorCode(StrEnum):
     UNEXPECTED = "unexpected"
 
 
-_CODES: tuple[tuple[type[CaptError], ErrorCode], ...] = (
-    (ContextOverflow, ErrorCode.CONTEXT_OVERFLOW),
-    (NumericalError, ErrorCode.NUMERICAL_ERROR),
-    (MemoryShortage, ErrorCode.MEMORY_SHORTAGE),
-    (ModelError, ErrorCode.MODEL_ERROR),
-    (UsageError, ErrorCode.INVALID_REQUEST),
-    (InputChanged, ErrorCode.INPUT_CHANGED),
-    (TemplateFailed, ErrorCode.TEMPLATE_ERROR),
-)
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no answer, or not the one that was asked for.
 
+    Attributes:
+        code: for programs.
+        message: for people; holds no text of a patient.
+    """
 
-def code_of(error: CaptError) -> ErrorCode:
-    """The code of an error that a record ended with."""
-    for kind, code in _CODES:
-        if isinstance(error, kind):
-            return code
-    return ErrorCode.UNEXPECTED
+    code: ErrorCode
+    message: str
+
+    @classmethod
+    def of(cls, error: CaptError) -> Failure:
+        """The failure of a record that ended with an error."""
+        known = error.code in ErrorCode.__members__.values()
+        return cls(ErrorCode(error.code) if known else ErrorCode.UNEXPECTED, str(error))
+
+    def as_object(self) -> JsonObject:
+        """For JSON; one line of limited length."""
+        return {"code": str(self.code), "message": " ".join(self.message.split())[:_LONGEST]}
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RecordRef:
     """The record that a line is about.
 
     Attributes:
         id: of the record.
         number: its line in the input, from 1.
-        sha256: digest of its raw bytes; a changed record is found by it.
+        sha256: of its bytes.
         custom_id: where the input had one.
         seed: of its random draws; None where it never came to that.
     """
@@ -90,42 +83,16 @@ class Asked:
     seed: int | None = None
 
     @classmethod
-    def about(cls, record: Record, seed: int | None = None) -> Asked:
-        """What a line says of a record."""
+    def of(cls, record: Record, seed: int | None = None) -> RecordRef:
+        """That of a record."""
         return cls(record.id, record.number, record.digest, record.custom_id, seed)
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Why there is no answer, or not the one that was asked for.
-
-    Attributes:
-        code: for programs.
-        message: for people; the caller sees to it that it holds no text of a patient.
-    """
-
-    code: ErrorCode
-    message: str
-
-    def as_object(self) -> JsonObject:
-        """For JSON; one line of limited length."""
-        return {"code": str(self.code), "message": " ".join(self.message.split())[:_LONGEST]}
-
-
-@dataclass(frozen=True, slots=True)
 class OutputLine:
-    """One line.
+    """One line; see docs/batch.md for its parts."""
 
-    Attributes:
-        asked: the record.
-        response: `{status_code, request_id, body}`, or None.
-        error: `{code, message}`, or None.
-        capt: what the expert changed, or None.
-        timings: seconds by name, and `speed`: how often each model ran.
-        provenance: of this line; see `Origin`.
-    """
-
-    asked: Asked
+    record: RecordRef
     response: JsonObject | None
     error: JsonObject | None
     capt: JsonObject | None
@@ -135,7 +102,7 @@ class OutputLine:
     @property
     def id(self) -> str:
         """Of the record."""
-        return self.asked.id
+        return self.record.id
 
     @property
     def code(self) -> str:
@@ -145,8 +112,8 @@ class OutputLine:
     def encode(self) -> bytes:
         """The line without its end: ASCII, and no line feed in it."""
         line = {
-            "id": self.asked.id,
-            "custom_id": self.asked.custom_id,
+            "id": self.record.id,
+            "custom_id": self.record.custom_id,
             "response": self.response,
             "error": self.error,
             "capt": self.capt,
@@ -156,15 +123,14 @@ class OutputLine:
         return dumps(line).encode("ascii")
 
 
-class Origin:
-    """Where all lines of a run come from; makes them.
+class LineWriter:
+    """Makes the lines of a run.
 
     Args:
         fingerprint: of the run.
     """
 
     def __init__(self, fingerprint: Fingerprint) -> None:
-        """Takes what every line repeats."""
         self.run = fingerprint.digest
         self._common: JsonObject = {
             "run": self.run,
@@ -176,80 +142,85 @@ class Origin:
 
     def answered(
         self,
-        asked: Asked,
+        record: RecordRef,
         answer: Mapping[str, Any],
         now: float,
         *,
         logprobs: bool = False,
         invalid: str = "",
-        warnings: Sequence[str] = (),
     ) -> OutputLine:
         """The line of an answer.
 
         Args:
-            asked: the record.
+            record: that was answered.
             answer: as `report.json.answer_object` gives it.
             now: seconds since 1970.
-            logprobs: whether the line holds the record of each token.
-            invalid: why the answer is not of the form that was asked for; it is kept, with an
-                error beside it.
-            warnings: what there is to say besides the answer's own.
+            logprobs: whether the line holds the log-probabilities of each token.
+            invalid: why the answer is no instance of its schema; it stays, with an error beside.
         """
-        body = {name: answer[name] for name in _BODY if name in answer}
-        body |= {"id": self._request(asked), "created": int(now)}
         choice = dict(answer["choices"][0])
         if not logprobs:
             choice["logprobs"] = None
-        body["choices"] = [choice]
+        id = self._answer_id(record)
+        body = {name: answer[name] for name in _BODY if name in answer}
+        body |= {"id": id, "created": int(now), "choices": [choice]}
         capt, timings = dict(answer["capt"]), dict(answer["timings"])
         if "speed" in capt:  # how much work it was depends on what was in the caches before
             timings["speed"] = capt.pop("speed")
         failure = Failure(ErrorCode.INVALID_STRUCTURE, invalid) if invalid else None
-        said = _said(choice)
         return OutputLine(
-            asked=asked,
-            response={"status_code": 200, "request_id": self._request(asked), "body": body},
+            record=record,
+            response={"status_code": 200, "request_id": id, "body": body},
             error=failure.as_object() if failure else None,
             capt=capt,
             timings=timings,
-            provenance=self._provenance(asked, now, "failed" if failure else OK)
+            provenance=self._provenance(record, now, "failed" if failure else OK)
             | {
                 "finish_reason": choice["finish_reason"],
-                "output_sha256": hashlib.sha256(said.encode("utf-8", "replace")).hexdigest(),
-                "warnings": [*answer.get("warnings", ()), *warnings],
+                "output_sha256": output_digest(answer_text(choice)),
+                "warnings": list(answer.get("warnings", ())),
             },
         )
 
-    def failed(
-        self, asked: Asked, failure: Failure, now: float, timings: Mapping[str, float] | None = None
-    ) -> OutputLine:
+    def failed(self, record: RecordRef, failure: Failure, now: float) -> OutputLine:
         """The line of a record without an answer."""
         return OutputLine(
-            asked=asked,
+            record=record,
             response=None,
             error=failure.as_object(),
             capt=None,
-            timings=dict(timings or {}),
-            provenance=self._provenance(asked, now, "failed")
+            timings={},
+            provenance=self._provenance(record, now, "failed")
             | {"finish_reason": None, "output_sha256": None, "warnings": []},
         )
 
-    def _request(self, asked: Asked) -> str:
+    def _answer_id(self, record: RecordRef) -> str:
         """An id of the answer that says nothing about the text, and is the same each time."""
-        digest = hashlib.sha256(f"{self.run} {asked.id}".encode("utf-8", "replace"))
+        digest = hashlib.sha256(f"{self.run} {record.id}".encode("utf-8", "replace"))
         return f"capt-{digest.hexdigest()[:32]}"
 
-    def _provenance(self, asked: Asked, now: float, status: str) -> JsonObject:
+    def _provenance(self, record: RecordRef, now: float, status: str) -> JsonObject:
         time = datetime.datetime.fromtimestamp(int(now), datetime.UTC)
         return {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "status": status,
             **self._common,
-            "seed": asked.seed,
-            "record": {"line": asked.number, "sha256": asked.sha256},
+            "seed": record.seed,
+            "record": {"line": record.number, "sha256": record.sha256},
             "ai_label": AI_LABEL,
             "human_review": HUMAN_REVIEW,
         }
+
+
+def answer_text(choice: Mapping[str, Any]) -> str:
+    """The text of an answer, of a chat or of a raw completion."""
+    message = choice.get("message")
+    return str(message["content"] if message is not None else choice["text"])
+
+
+def output_digest(text: str) -> str:
+    """`provenance.output_sha256` of an answer."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
 def answer_object_of(line: Mapping[str, Any]) -> JsonObject | None:
@@ -271,9 +242,3 @@ def answer_object_of(line: Mapping[str, Any]) -> JsonObject | None:
         labels = {"ai_label": AI_LABEL, "human_review": HUMAN_REVIEW}
         ours |= {"warnings": provenance.get("warnings", []), **labels}
     return {**body, **ours}
-
-
-def _said(choice: Mapping[str, Any]) -> str:
-    """The text of the answer."""
-    message = choice.get("message")
-    return str(message["content"] if message is not None else choice["text"])

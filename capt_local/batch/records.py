@@ -1,59 +1,97 @@
-"""What a record is: one prompt with an id, and what it sets for itself.
+"""One record: its id, prompt and settings, read from the fields of an input line.
 
-A record comes from a `Source` (see `sources`), which has checked the whole input before.
+A record has one of three forms: a line of OpenAI's batches (`custom_id`, `method`, `url`, `body`),
+the short form (`id`, and `prompt` or `messages`), or, with a template, any fields with an id.
+Errors name a field only if the user or OpenAI's format names it: others may come out of a note.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import StrictUndefined, Template, meta
+from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
+
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import CaptError, UsageError
-from capt_local.prompting.messages import Message
+from capt_local.prompting.messages import Message, messages_of, refuse_nul
+from capt_local.prompting.sandbox import LimitReached, Limits, Meter, Sandbox
+from capt_local.strict.files import size_text, utf8
+from capt_local.strict.problems import NotReadable
 
-SHOWN = 20  # problems of an input that are told one by one
+LONGEST_ID = 200  # characters
+LARGEST_TEMPLATE = 1 << 16  # bytes
+# A text may be as long as a line of the input, and be filtered a few times.
+TEMPLATE_LIMITS = Limits(value=1 << 22, output=1 << 22, work=4_000_000, seconds=2.0)
+_LARGEST_SEED = (1 << 63) - 1
+_SEED_BITS = 53  # a whole number that every JSON reader represents exactly
+_BATCH_LINE = frozenset(("custom_id", "method", "url", "body"))
+
+# Parameters of OpenAI's API and of servers that follow it, with the values that change nothing.
+_WITHOUT_EFFECT: Mapping[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "stream": (False,),
+    "store": (False,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
+    "top_k": (0, -1),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "response_format": ({"type": "text"},),
+}
+_REFUSED = frozenset(
+    ("audio", "chat_template", "chat_template_kwargs", "grammar", "guided_choice",
+     "guided_grammar", "guided_json", "guided_regex", "json_schema", "metadata", "min_tokens",
+     "parallel_tool_calls", "prediction", "prompt_cache_key", "reasoning_effort",
+     "safety_identifier", "service_tier", "stop_token_ids", "stream_options", "structured_outputs",
+     "suffix", "user", "verbosity", "web_search_options")
+)  # fmt: skip
+_INSTEAD = {
+    "response_format": "give --json-schema for the whole run",
+    "json_schema": "give --json-schema for the whole run",
+    "guided_json": "give --json-schema for the whole run",
+    "grammar": "give --grammar-file for the whole run",
+    "guided_grammar": "give --grammar-file for the whole run",
+    "top_k": "give --top-k for the whole run",
+    "min_p": "give --min-p for the whole run",
+    "repetition_penalty": "give --repeat-penalty for the whole run",
+}
 
 
-class InputErrors(UsageError):
-    """Lines of the input are wrong; nothing was loaded. The message is one line.
-
-    Attributes:
-        problems: the first of them, as sentences without a full stop: "line 3: not JSON".
-        total: how many lines are wrong.
-    """
-
-    def __init__(self, what: str, unit: str, problems: Sequence[str], total: int) -> None:
-        self.problems = tuple(problems)
-        self.total = total
-        told = "; ".join(self.problems)
-        more = total - len(self.problems)
-        rest = f"; and {more} more {unit}{'s' if more > 1 else ''}" if more else ""
-        super().__init__(f"{what}: {told}{rest}. No model was loaded.")
+class MissingId(NotReadable):
+    """A record has no id; `readers` adds which columns there are."""
 
 
 class InputChanged(CaptError):
-    """A record is no longer what was checked: its bytes are others, or cannot be read."""
+    """A record has other bytes than when the input was checked, or cannot be read any more."""
+
+    code = "input_changed"
 
 
 class TemplateFailed(CaptError):
-    """A record that was good when it was checked is not filled in now: time or memory ran out."""
+    """A template fails now on a record that passed the check: time or memory ran out."""
+
+    code = "template_error"
 
 
 @dataclass(frozen=True, slots=True)
 class RecordSettings:
-    """What a record sets for itself; None: as the run has it.
+    """What a record sets for itself; None: as the run has it. See `GenerateOptions`.
 
-    Attributes:
-        max_tokens: most tokens of the answer.
-        temperature: 0 takes the likeliest token.
-        top_p: keep the likeliest that together reach this probability.
-        seed: of the draws, instead of the one that is made from the run's and the id.
-        stop: strings that end the answer.
-        logprobs: whether the output holds log-probabilities.
-        top_logprobs: candidates for each token, with log-probabilities alone.
+    `logprobs` decides whether the output line holds log-probabilities, `top_logprobs` how many
+    candidates a token has there.
     """
 
     max_tokens: int | None = None
@@ -70,26 +108,29 @@ class RecordSettings:
         Raises:
             UsageError: they do not go together, or a value has no meaning.
         """
-        drawn = _given(temperature=self.temperature, top_p=self.top_p, seed=self.seed)
-        whole = _given(max_tokens=self.max_tokens, stop=self.stop, top=self.top_logprobs)
+
+        def present(**values: Any) -> dict[str, Any]:
+            return {name: value for name, value in values.items() if value is not None}
+
+        drawn = present(temperature=self.temperature, top_p=self.top_p, seed=self.seed)
+        whole = present(max_tokens=self.max_tokens, stop=self.stop, top=self.top_logprobs)
         sample = dataclasses.replace(options.sample, **drawn)
         return dataclasses.replace(options, sample=sample, **whole)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record, as it is put to the models.
+    """One record.
 
     Attributes:
-        number: of its line (of a table: the line where its row begins; of a folder: which file
-            in the order of names), from 1.
-        id: 1 to 200 printable characters, no two alike in an input.
+        number: of its line (in a table: the first line of its row; in a folder: of the file in
+            the order of names), from 1.
+        id: 1 to 200 printable characters, unique in an input.
         custom_id: the same where the line is one of OpenAI's batches, else None.
-        prompt: a text that is the user's (or, asked for as raw, is gone on with), or a
-            conversation that ends with the user's turn.
+        prompt: a text, or a conversation that ends with the user's turn.
         settings: its own.
-        digest: SHA-256 of its bytes in the input, in hexadecimal. It is a hash of patient text:
-            for comparing within a run, not for logs.
+        digest: SHA-256 of its bytes in the input, in hexadecimal: a hash of patient text, for
+            comparison within a run and not for logs.
     """
 
     number: int
@@ -99,6 +140,344 @@ class Record:
     settings: RecordSettings
     digest: str
 
+    def request_settings(self, options: GenerateOptions) -> RecordSettings:
+        """Its settings with a seed; without one of its own, that of `record_seed`.
 
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+        Raises:
+            UsageError: a value has no meaning, or does not go with the run's options.
+        """
+        seed = self.settings.seed
+        if seed is None:
+            seed = record_seed(options.sample.seed, self.id)
+        settings = dataclasses.replace(self.settings, seed=seed)
+        settings.applied(options)
+        return settings
+
+
+def record_seed(run_seed: int, id: str) -> int:
+    """The seed of a record, from the run's seed and the record's id alone.
+
+    So a record draws the same tokens whatever its place in the input, whatever runs beside it, and
+    before or after a stop: the first 53 bits of SHA-256 over a mark, the run's seed and the id,
+    separated by line feeds (no id holds one).
+    """
+    digest = hashlib.sha256(f"capt-local batch seed 1\n{run_seed}\n{id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordParser:
+    """From the fields of a line to a record.
+
+    Attributes:
+        template: writes the user's message; None: records bring prompts of their own.
+        system: text of a system message in front of each record; None for none.
+        id_field: which field is the id.
+        raw: prompts are continued as they are, without a chat template.
+        prompt_field: which field is the prompt where there is no template.
+
+    Raises:
+        UsageError: raw prompts with a system text.
+    """
+
+    template: RecordTemplate | None = None
+    system: str | None = None
+    id_field: str = "id"
+    raw: bool = False
+    prompt_field: str = "prompt"
+
+    def __post_init__(self) -> None:
+        """Refuses what does not go together."""
+        if self.raw and self.system is not None:
+            raise UsageError("--raw text has no turns, so --system cannot go with it.")
+
+    def described(self) -> dict[str, Any]:
+        """What decides the prompt of a record besides the record; texts as digests."""
+        system = None if self.system is None else hashlib.sha256(self.system.encode()).hexdigest()
+        return {
+            "template_sha256": None if self.template is None else self.template.digest,
+            "system_sha256": system,
+            "id_field": self.id_field,
+            "raw": self.raw,
+        }
+
+    def parse(self, number: int, fields: Mapping[str, object], digest: str) -> Record:
+        """A record.
+
+        Raises:
+            NotReadable: it is none; the message holds nothing of it.
+        """
+        if self.template is not None:
+            filled = self.template.render(fields)
+            id = _identifier(fields, self.id_field)
+            return Record(number, id, None, self._user_turn(filled), RecordSettings(), digest)
+        if fields.keys().isdisjoint(_BATCH_LINE):
+            id, custom = _identifier(fields, self.id_field), ""
+            rest = {key: value for key, value in fields.items() if key != self.id_field}
+        else:
+            id, rest = _batch_line(fields)
+            custom = id
+        text, turns = rest.pop(self.prompt_field, None), rest.pop("messages", None)
+        if custom and not isinstance(rest.pop("model", None), str | None):
+            raise NotReadable('"model" must be a text')
+        if custom and (turns is None or text is not None):
+            raise NotReadable('a "body" has "messages", and no "prompt"')
+        if text is not None and turns is not None:
+            raise NotReadable('"prompt" and "messages" do not go together')
+        if text is None and turns is None:
+            raise NotReadable(
+                'either "prompt" or "messages" is needed (other fields need --template)'
+            )
+        if text is not None and not isinstance(text, str):
+            raise NotReadable('"prompt" must be a text')
+        settings = read_settings(rest)
+        prompt = self._user_turn(text) if text is not None else self._turns(turns)
+        return Record(number, id, custom or None, prompt, settings, digest)
+
+    def _user_turn(self, text: str) -> str | tuple[Message, ...]:
+        if not text.strip():
+            raise NotReadable("the prompt is empty")
+        _refuse_nul(text)
+        if self.system is None:
+            return text
+        return (Message("system", self.system), Message("user", text))
+
+    def _turns(self, value: object) -> tuple[Message, ...]:
+        if self.raw:
+            raise NotReadable('"messages" have no raw form: give a "prompt", or leave out --raw')
+        turns = messages_of(value)
+        for turn in turns:
+            _refuse_nul(turn.content)
+        if self.system is None:
+            return turns
+        if turns[0].role == "system":
+            raise NotReadable("it has a system message of its own, and --system gives another")
+        return (Message("system", self.system), *turns)
+
+
+def _refuse_nul(text: str) -> None:
+    try:
+        refuse_nul(text, "a text of it")
+    except UsageError as error:
+        raise NotReadable(str(error).rstrip(".")) from None
+
+
+def _identifier(fields: Mapping[str, object], key: str) -> str:
+    value = fields.get(key)
+    if value is None:
+        known = key in ("id", "custom_id")
+        raise MissingId(f'no "{key}"' if known else "the field of the id (--id-field) is missing")
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise NotReadable("the id must be a text or a whole number")
+    text = str(value)
+    if not 1 <= len(text) <= LONGEST_ID:
+        raise NotReadable(f"the id must have 1 to {LONGEST_ID} characters")
+    if not text.isprintable() or text != text.strip():
+        raise NotReadable("the id must be printable, with no space at its ends")
+    return text
+
+
+def requested_model(fields: Mapping[str, object]) -> object:
+    """The model that a line of OpenAI's batches names; None where it names none."""
+    body = fields.get("body")
+    return body.get("model") if isinstance(body, dict) else None
+
+
+def _batch_line(fields: Mapping[str, object]) -> tuple[str, dict[str, Any]]:
+    """The id and the body of a line of OpenAI's batches."""
+    if not fields.keys() <= _BATCH_LINE:
+        raise NotReadable("beside custom_id, method, url and body there is another field")
+    id = _identifier(fields, "custom_id")
+    for name, only in (("method", "POST"), ("url", "/v1/chat/completions")):
+        if fields.get(name, only) != only:
+            raise NotReadable(f'"{name}" must be {only}')
+    body = fields.get("body")
+    if not isinstance(body, dict):
+        raise NotReadable('"body" must be an object')
+    return id, dict(body)
+
+
+def read_settings(fields: Mapping[str, object]) -> RecordSettings:
+    """The settings of a record, by OpenAI's names. Null is the same as absent.
+
+    What is not supported is refused by name, since an answer made without it would be another one.
+
+    Raises:
+        NotReadable: a field is not supported or unknown, or its value has no meaning.
+    """
+    rest = {name: value for name, value in fields.items() if value is not None}
+
+    def whole(name: str, least: int, most: int) -> int | None:
+        value = rest.pop(name, None)
+        valid = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+        if value is not None and not valid:
+            raise NotReadable(f'"{name}" must be a whole number from {least} to {most}')
+        return value  # type: ignore[return-value]  # checked by the lines above
+
+    def number(name: str, most: float, *, positive: bool = False) -> float | None:
+        value = rest.pop(name, None)
+        if value is None:
+            return None
+        # A whole number may be too large for `float`, so it is compared before it is converted.
+        valid = (
+            isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+        )
+        if not valid or (positive and value == 0):
+            least = "above 0" if positive else "0 or above"
+            raise NotReadable(f'"{name}" must be a number {least} and at most {most}')
+        return float(value)  # type: ignore[arg-type]
+
+    tokens = whole("max_tokens", 1, 1 << 24)
+    completion_tokens = whole("max_completion_tokens", 1, 1 << 24)
+    if tokens is not None and completion_tokens is not None:
+        raise NotReadable('"max_tokens" and "max_completion_tokens" do not go together')
+    temperature, top_p = number("temperature", 100), number("top_p", 1, positive=True)
+    seed = whole("seed", 0, _LARGEST_SEED)
+    stop = rest.pop("stop", None)
+    stops = [stop] if isinstance(stop, str) else stop
+    if stops is not None and (not isinstance(stops, list) or len(stops) > 16):
+        raise NotReadable('"stop" must be a text, or a list of at most 16')
+    if stops is not None and not all(isinstance(each, str) and each for each in stops):
+        raise NotReadable('"stop" must hold texts that are not empty')
+    logprobs = rest.pop("logprobs", None)
+    if logprobs is not None and not isinstance(logprobs, bool):
+        raise NotReadable('"logprobs" must be true or false')
+    top = whole("top_logprobs", 0, 100)
+    if top is not None and not logprobs:
+        raise NotReadable('"top_logprobs" goes with "logprobs": true')
+    _refuse_rest(rest)
+    return RecordSettings(
+        max_tokens=completion_tokens if tokens is None else tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop=None if stops is None else tuple(stops),
+        logprobs=logprobs,
+        top_logprobs=top,
+    )
+
+
+def _refuse_rest(rest: Mapping[str, object]) -> None:
+    for name, value in rest.items():
+        hint = f": {_INSTEAD[name]}" if name in _INSTEAD else ""
+        if name in _WITHOUT_EFFECT:
+            # As in JSON: true is not 1.
+            if not any(
+                isinstance(value, bool) == isinstance(other, bool) and value == other
+                for other in _WITHOUT_EFFECT[name]
+            ):
+                raise NotReadable(f'this "{name}" is not supported{hint}')
+        elif name in _REFUSED:
+            raise NotReadable(f'"{name}" is not supported{hint}')
+        else:
+            raise NotReadable("it has a field that capt-local does not know")
+
+
+class RecordTemplate:
+    """`--template`: the user's message, written around the fields of a record.
+
+    Jinja in the sandbox of the chat templates, with the limits of a text. It is rendered in one
+    pass, so what stands in a field stays text. A missing field is an error, unless the template
+    tests whether it is defined; so is printing a value that is no text or number.
+
+    Attributes:
+        digest: SHA-256 of its bytes.
+        names: fields that it names.
+
+    Args:
+        data: of its file.
+        limits: for one record.
+
+    Raises:
+        UsageError: it is too large, not UTF-8 or not a template, or names no field.
+    """
+
+    def __init__(self, data: bytes, limits: Limits = TEMPLATE_LIMITS) -> None:
+        what = "The template (--template)"
+        if len(data) > LARGEST_TEMPLATE:
+            raise UsageError(f"{what} is larger than {size_text(LARGEST_TEMPLATE)}.")
+        self.digest = hashlib.sha256(data).hexdigest()
+        self.limits = limits
+        self._sandbox = _TextSandbox(limits)
+        try:
+            source = utf8(data)
+            self.names = frozenset(meta.find_undeclared_variables(self._sandbox.parse(source)))
+            code = self._sandbox.compile(self._sandbox.metered(source))
+        except NotReadable as error:
+            raise UsageError(f"{what} is {error}.") from None
+        except TemplateSyntaxError as error:
+            # The message would hold words of it: few-shot examples may be patients'.
+            raise UsageError(f"{what} has a mistake in line {error.lineno}.") from None
+        except LimitReached as error:
+            raise UsageError(f"{what} was refused: {error}.") from None
+        except Exception as error:  # a program may fail in any way
+            raise UsageError(f"{what} fails with a {type(error).__name__}.") from None
+        self.names -= self._sandbox.globals.keys()
+        if not self.names:
+            raise UsageError(f"{what} names no field: write one as {{{{ note }}}}.")
+        self._code = Template.from_code(self._sandbox, code, self._sandbox.make_globals(None))
+
+    def render(self, fields: Mapping[str, object]) -> str:
+        """The user's message for a record; `record` in it is all of `fields`.
+
+        Raises:
+            NotReadable: a field is missing or no text, or it takes too much. The message holds
+                nothing of the record.
+        """
+        self._sandbox.meter = Meter(self.limits)
+        try:
+            return self._code.render({**fields, "record": fields})
+        except _NotPrintable as error:
+            raise NotReadable(str(error)) from None
+        except LimitReached as error:
+            raise NotReadable(f"the template was stopped: {error}") from None
+        except UndefinedError as error:
+            # The message may name a part of a note, so only names of the template are repeated.
+            for name in sorted(self.names - fields.keys()):
+                if f"'{name}' is undefined" == error.message:
+                    raise NotReadable(
+                        f'there is no field "{name}", which the template names'
+                    ) from None
+            raise NotReadable("the template asks for a value that is not there") from None
+        except SecurityError:
+            raise NotReadable("the template does what templates may not do") from None
+        except Exception as error:  # a program may fail in any way
+            raise NotReadable(f"the template fails with a {type(error).__name__}") from None
+
+
+class _NotPrintable(Exception):
+    """A template prints a value that is no text; the message names its kind."""
+
+
+class _TextSandbox(Sandbox):
+    """The sandbox for the fields of a record."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self.undefined = StrictUndefined
+
+    def emit(self, value: object) -> str:
+        """A piece of output: a text or a number."""
+        return super().emit(_printable(value))
+
+    def concat_metered(self, *values: object) -> str:
+        """The operator `~`."""
+        return super().concat_metered(*map(_printable, values))
+
+
+_KINDS: Mapping[type, str] = {
+    type(None): "a value that is null",
+    bool: "a value that is true or false",
+    list: "a list",
+    tuple: "a list",
+    dict: "an object",
+}
+
+
+def _printable(value: object) -> object:
+    """Refuses what Python would print in a way of its own: None, True, lists."""
+    if kind := _KINDS.get(type(value)):
+        raise _NotPrintable(
+            f"the template prints {kind}: take its parts, or write {{{{ ... | tojson }}}}"
+        )
+    return value

@@ -1,12 +1,12 @@
-"""The worker process: the models live here, and whatever they do, the run goes on without them.
+"""The worker process: the models live here, so a crash of the engine does not end the run.
 
-It reads from standard input and writes to standard output (see `wire`); what libraries print goes
-nowhere. It knows neither files nor ids, and it ends when the run's process does.
+It reads from standard input and writes to standard output (`ipc`); what libraries print is
+discarded, since it may hold text. It knows neither files nor ids, and it ends when the run does.
 
-What it is told: `open`, then `ask` for each record, then `end`.
-What it says: `hello`, `loading`, `ready`, `begun` when a record is taken, `alive` while it
-computes, `answered` or `failed` when a record is done, and `fatal` before it ends because of an
-error.
+    from the run    {"load": WorkerConfig}, {"request": key, ...} for each record, {"end": true}
+    to the run      {"hello": facts}, {"loading": role, "share": x}, {"ready": facts},
+                    {"begun": key}, {"alive": true}, {"answered": key, "answer": {...}},
+                    {"failed": key, "code": ..., "message": ...}, {"fatal": kind, "message": ...}
 """
 
 from __future__ import annotations
@@ -20,147 +20,124 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from capt_local.batch import wire
-from capt_local.batch.answering import answer_object_of
-from capt_local.batch.asks import from_message
-from capt_local.batch.opening import Opening
-from capt_local.batch.output import code_of
-from capt_local.batch.packing import unpacked
+from capt_local.batch import ipc
+from capt_local.batch.output import Failure
 from capt_local.decoding.many.asks import Answered, Ask
 from capt_local.errors import CaptError, place_of
+from capt_local.report.json import answer_object, answer_of
 from capt_local.version import __version__
 
 Progress = Callable[[str, float], None]
-OpenModels = Callable[[Opening, Progress], Any]
-Facts = Callable[[], dict[str, Any]]
-_EACH = 0.01  # of a file; how often loading is told
-_ALIVE = 1.0  # seconds after which it says that it goes on
+OpenRuntime = Callable[[ipc.WorkerConfig, Progress], Any]
+_LOADING_EVERY = 0.01  # of a file
+_ALIVE_EVERY = 1.0  # seconds
+_CANDIDATES = 100  # of a token in the answer object: all that a step has
 
 
-def main(open_models: OpenModels | None = None, hello: Facts | None = None) -> None:
-    """Serves until the run has ended.
-
-    Args:
-        open_models: loads the models; None for those of the bundle.
-        hello: what is said first; None for `facts`.
-    """
+def main(
+    open_runtime: OpenRuntime | None = None, facts: Callable[[], dict[str, Any]] | None = None
+) -> None:
+    """Serves until the run ends. The arguments replace the models, for tests."""
     from capt_local.engine.hardening import be_first_to_go, keep_memory_private
 
     be_first_to_go()
     keep_memory_private()
     # Signals of a terminal or a batch system are for the run, which then ends its worker.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    incoming, outgoing = _streams()
-    Worker(incoming, outgoing, open_models or _open, hello or facts).serve()
-
-
-def _streams() -> tuple[IO[bytes], IO[bytes]]:
-    """The pipes, out of the way of whatever prints."""
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_RDWR)
+    devnull = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1):
-        os.dup2(nowhere, number)
-    os.close(nowhere)
-    return incoming, outgoing
+        os.dup2(devnull, number)
+    Worker(incoming, outgoing, open_runtime or _open, facts or machine_facts).serve()
 
 
-def _open(opening: Opening, progress: Progress) -> Any:
+def _open(config: ipc.WorkerConfig, progress: Progress) -> Any:
     from capt_local.runtime import Runtime
 
     return Runtime.open(
-        opening.bundle,
-        load=opening.load,
+        config.bundle,
+        load=config.load,
         progress=progress,
-        check=opening.check,
-        date=opening.day,
-        roles=opening.options.method.roles,
+        check=config.check,
+        date=config.day,
+        roles=config.options.method.roles,
     )
 
 
 class Worker:
-    """Answers what it is asked.
-
-    Args:
-        incoming: messages of the run.
-        outgoing: messages to the run.
-        open_models: loads the models; gives a `Runtime`.
-        hello: what is known before.
-    """
+    """Answers requests, several at once."""
 
     def __init__(
         self,
         incoming: IO[bytes],
         outgoing: IO[bytes],
-        open_models: OpenModels,
-        hello: Facts,
+        open_runtime: OpenRuntime,
+        facts: Callable[[], dict[str, Any]],
     ) -> None:
-        """Says nothing yet."""
         self._incoming, self._outgoing = incoming, outgoing
-        self._open_models, self._hello = open_models, hello
-        self._messages: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
-        self._told: dict[str, float] = {}
+        self._open_runtime, self._facts = open_runtime, facts
+        self._messages: queue.SimpleQueue[ipc.Message] = queue.SimpleQueue()
+        self._shares: dict[str, float] = {}
         self._ended = False
-        self._said = 0.0
+        self._last_sent = 0.0
 
     def serve(self) -> None:
         """Does everything from `hello` to the end."""
         threading.Thread(target=self._read, daemon=True).start()
         try:
-            self._say({"hello": self._hello()})
-            opening = unpacked(Opening, self._messages.get()["open"])
-            with self._open_models(opening, self._tell_loading) as runtime:
-                self._say({"ready": about(runtime)})
-                self._answer(runtime, opening)
+            self._send({"hello": self._facts()})
+            config = ipc.unpack(ipc.WorkerConfig, self._messages.get()["load"])
+            with self._open_runtime(config, self._loading) as runtime:
+                self._send({"ready": _loaded_facts(runtime)})
+                while not self._ended:
+                    self._answer(runtime, config)
         except BrokenPipeError:
             return
         except CaptError as error:
-            self._say({"fatal": type(error).__name__, "message": str(error)})
+            self._send({"fatal": type(error).__name__, "message": str(error)})
         except Exception as error:
             # The message of such an error may hold text of a record.
-            where = f"{type(error).__name__} at {place_of(error)}"
-            self._say({"fatal": "unexpected", "message": where})
+            place = f"{type(error).__name__} at {place_of(error)}"
+            self._send({"fatal": "unexpected", "message": place})
 
     def _read(self) -> None:
-        """Takes in messages as they come; without the run there is nothing left to do."""
-        while (message := wire.receive(self._incoming)) is not None:
+        """Receives messages as they come; without the run there is nothing left to do."""
+        while (message := ipc.receive(self._incoming)) is not None:
             self._messages.put(message)
         os._exit(0)
 
-    def _say(self, message: wire.Message) -> None:
-        wire.send(self._outgoing, message)
-        self._said = time.monotonic()
+    def _send(self, message: ipc.Message) -> None:
+        ipc.send(self._outgoing, message)
+        self._last_sent = time.monotonic()
 
-    def _going_on(self) -> bool:
-        """What the decoder asks between two steps; never a reason to stop.
+    def _alive(self) -> bool:
+        """The decoder's `cancel`, called between steps: reports progress and never cancels.
 
-        A worker that hangs is known by its not asking any more.
+        A worker that hangs is recognised by the absence of these messages.
         """
-        if time.monotonic() - self._said >= _ALIVE:
-            self._say({"alive": True})
+        if time.monotonic() - self._last_sent >= _ALIVE_EVERY:
+            self._send({"alive": True})
         return False
 
-    def _tell_loading(self, role: str, share: float) -> None:
-        if share >= 1.0 or abs(share - self._told.get(role, -1.0)) >= _EACH:
-            self._told[role] = share
-            self._say({"loading": role, "share": share})
+    def _loading(self, role: str, share: float) -> None:
+        if share >= 1.0 or abs(share - self._shares.get(role, -1.0)) >= _LOADING_EVERY:
+            self._shares[role] = share
+            self._send({"loading": role, "share": share})
 
-    def _answer(self, runtime: Any, opening: Opening) -> None:
-        while not self._ended:
-            keys: list[int] = []
-            asks = self._asks(opening, keys)
-            # Also where it is one at a time: so answers have the same bits as side by side.
-            many = runtime.generate_many(asks, parallel=opening.parallel, cancel=self._going_on)
-            for answered in many:
-                self._deliver(runtime.bundle.id, keys[answered.index], answered)
+    def _answer(self, runtime: Any, config: ipc.WorkerConfig) -> None:
+        keys: list[int] = []
+        requests = self._requests(config, keys)
+        # Also where it is one at a time: so answers have the same bits as side by side.
+        many = runtime.generate_many(requests, parallel=config.parallel, cancel=self._alive)
+        for answered in many:
+            self._deliver(runtime.bundle.id, keys[answered.index], answered)
 
-    def _asks(self, opening: Opening, keys: list[int]) -> Iterator[Ask]:
-        """Records as they are wanted; one that cannot be asked is answered with its error.
+    def _requests(self, config: ipc.WorkerConfig, keys: list[int]) -> Iterator[Ask]:
+        """Requests as they are wanted; one that is impossible is answered with its error.
 
-        The run keeps more here than are answered at once, so waiting for the next one holds up
-        nothing. Behind one that it gives alone it sends no other before the answer, so there the
-        row ends for now.
+        The run sends more than are answered at once, so waiting for the next one delays nothing.
+        Behind one that is `alone` it sends no other before the answer, so the call ends there.
         """
         alone = False
         while not alone:
@@ -168,35 +145,36 @@ class Worker:
             if "end" in message:
                 self._ended = True
                 return
-            key, alone = message["ask"], message.get("alone", False)
-            self._say({"begun": key})
+            key, alone = message["request"], message.get("alone", False)
+            self._send({"begun": key})
             try:
-                prompt, options = from_message(message, opening.options)
+                prompt, options = ipc.unpack_request(message, config.options)
             except CaptError as error:
                 self._fail(key, error)
                 continue
             keys.append(key)
-            yield Ask(prompt, options, raw=opening.raw)
+            yield Ask(prompt, options, raw=config.raw)
 
     def _deliver(self, model: str, key: int, answered: Answered) -> None:
-        generation = answered.generation
         if answered.error is not None:
             self._fail(key, answered.error)
-        elif generation is not None:
-            answer = answer_object_of(model, generation, answered.steps)
-            self._say({"answered": key, "answer": answer})
+        elif answered.generation is not None:
+            answer = answer_of(answered.generation, answered.steps, model)
+            self._send({"answered": key, "answer": answer_object(answer, top_logprobs=_CANDIDATES)})
 
     def _fail(self, key: int, error: CaptError) -> None:
-        self._say({"failed": key, "code": str(code_of(error)), "message": str(error)})
+        failure = Failure.of(error)
+        self._send({"failed": key, "code": str(failure.code), "message": failure.message})
 
 
-def facts() -> dict[str, Any]:
-    """What is known before anything is loaded: versions, the build of llama.cpp and its devices."""
+def machine_facts() -> dict[str, Any]:
+    """What is known before models are loaded: versions, llama.cpp's build, processor, devices."""
     import numpy
 
     from capt_local.engine.library import library
 
     build = library().build_info()
+    devices = [f"{device.name}: {device.description}" for device in build.devices]
     return {
         "versions": {
             "capt_local": __version__,
@@ -208,13 +186,25 @@ def facts() -> dict[str, Any]:
             "platform": f"{platform.system()} {platform.machine()}",
             "llama_cpp": build.system_info,
         },
-        # What is free on them changes, which they are does not.
-        "devices": [f"{device.name}: {device.description}" for device in build.devices],
+        # What is free on them changes, which they are does not. llama.cpp may describe a CPU
+        # without its model, so that is added.
+        "devices": [*devices, f"processor: {processor_name()}"],
     }
 
 
-def about(runtime: Any) -> dict[str, Any]:
-    """What is known once the models are loaded."""
+def processor_name() -> str:
+    """The model of the CPU."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def _loaded_facts(runtime: Any) -> dict[str, Any]:
     return {
         "notices": list(runtime.notices),
         "models": {

@@ -1,20 +1,11 @@
-"""Exit codes, and which error leads to which. The one place that knows them."""
+"""Exit codes by name, and the line that an error becomes. Which error has which: `errors`."""
 
 from __future__ import annotations
 
 import os
 from enum import IntEnum
 
-from capt_local.errors import (
-    Cancelled,
-    CaptError,
-    ContextOverflow,
-    MemoryShortage,
-    ModelError,
-    NumericalError,
-    UsageError,
-    place_of,
-)
+from capt_local.errors import CaptError, place_of
 from capt_local.version import __version__
 
 
@@ -31,23 +22,11 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
-_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
-    (UsageError, ExitCode.USAGE),
-    (ModelError, ExitCode.MODEL),
-    (NumericalError, ExitCode.MODEL),
-    (MemoryShortage, ExitCode.MEMORY),
-    (ContextOverflow, ExitCode.CONTEXT),
-    (Cancelled, ExitCode.INTERRUPTED),
-    (KeyboardInterrupt, ExitCode.INTERRUPTED),
-)
-
-
 def code_for(error: BaseException) -> ExitCode:
-    """The exit code of an error; what nobody foresaw is 1."""
-    for kind, code in _CODES:
-        if isinstance(error, kind):
-            return code
-    return ExitCode.UNEXPECTED
+    """The exit code of an error; that of an unforeseen one is 1."""
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    return ExitCode(error.exit_code) if isinstance(error, CaptError) else ExitCode.UNEXPECTED
 
 
 def line_for(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from typing import Annotated, BinaryIO
 from capt_local.cli.options import PromptFlags, option
 from capt_local.config.limits import Feature
 from capt_local.errors import UsageError
-from capt_local.prompting.messages import Message
+from capt_local.prompting.messages import Message, refuse_nul
 from capt_local.report.json import Answer
 
 _BOM = "\ufeff"
@@ -83,8 +83,9 @@ def decoded(data: bytes, what: str) -> str:
     """Bytes as text; a byte order mark in front is not part of it.
 
     Raises:
-        UsageError: naming the offset of the first byte that is not UTF-8.
+        UsageError: naming the offset of the first byte that is NUL or not UTF-8.
     """
+    refuse_nul(data, what)
     try:
         return data.decode("utf-8").removeprefix(_BOM)
     except UnicodeDecodeError as error:
@@ -106,6 +107,7 @@ def checked(text: str, option: str) -> str:
         raise UsageError(
             f"The text of {option} is not valid UTF-8 at character {error.start} (counted from 0)."
         ) from None
+    refuse_nul(text, f"The text of {option}")
     return text
 
 

@@ -17,6 +17,24 @@ Role = Literal["system", "user", "assistant"]
 Pair = tuple[bytes, bytes]
 
 
+def refuse_nul(text: str | bytes, what: str) -> None:
+    """Refuses text with a NUL byte: C strings end there, so the engine would cut it unnoticed.
+
+    The one rule for control characters in all verbs; others pass as they are.
+
+    Args:
+        text: what a user wrote.
+        what: what the error calls it.
+
+    Raises:
+        UsageError: with the position of the first NUL byte in the text's UTF-8.
+    """
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    place = data.find(0)
+    if place >= 0:
+        raise UsageError(f"{what} holds a NUL byte (0x00) at byte {place} (counted from 0).")
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""

@@ -6,13 +6,11 @@ import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from capt_local.batch.opening import Opening
+from capt_local.batch.ipc import WorkerConfig
 from capt_local.batch.output import OutputLine
-from capt_local.batch.packing import packed
-from capt_local.batch.process import WorkerProcess
 from capt_local.batch.records import InputChanged, Record, RecordSettings, TemplateFailed
+from capt_local.batch.supervisor import WorkerProcess
 from capt_local.bundle import store
 
 
@@ -75,6 +73,5 @@ def start_worker(folder: Path) -> WorkerProcess:
     return WorkerProcess([sys.executable, "-m", "tests.batch.fake_worker", str(folder)])
 
 
-def opening(parallel: int) -> dict[str, Any]:
-    made: dict[str, Any] = packed(Opening(store.find("demo"), parallel=parallel))
-    return made
+def config(parallel: int) -> WorkerConfig:
+    return WorkerConfig(store.find("demo"), parallel=parallel)

@@ -19,7 +19,7 @@ from types import SimpleNamespace, TracebackType
 from typing import Any
 
 from capt_local.batch import worker
-from capt_local.batch.opening import Opening
+from capt_local.batch.ipc import WorkerConfig
 from capt_local.decoding.many.asks import Answered, Ask
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import ContextOverflow, MemoryShortage, NumericalError
@@ -108,7 +108,7 @@ def answered(index: int, ask: Ask, cancel: Callable[[], bool]) -> Answered:
     return Answered(index, generation, (last,), None)
 
 
-def open_models(opening: Opening, progress: worker.Progress) -> Any:
+def open_models(opening: WorkerConfig, progress: worker.Progress) -> Any:
     """Loads nothing, or fails where FOLDER says so; `fail-again` holds how often, behind once."""
     progress("target", 1.0)
     print("a library prints on standard output")

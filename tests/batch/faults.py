@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from capt_local.batch.disk import Files
+from capt_local.batch.journal import Files
 
 KINDS = ("open", "write", "fsync", "truncate", "replace", "unlink", "sync_folder")
 

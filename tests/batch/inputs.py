@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
-from capt_local.batch.asking import Asking
-from capt_local.batch.checking import check_input
-from capt_local.batch.records import InputErrors, Record
-from capt_local.batch.sources import Source
-from capt_local.batch.template import RecordTemplate
+from capt_local.batch.readers import InputErrors, Source, check_input
+from capt_local.batch.records import Record, RecordParser, RecordTemplate
 from capt_local.errors import UsageError
 
 CANARY = "zyzzyva"  # a word of the patient's text
@@ -38,9 +35,9 @@ def written(folder: Path, data: bytes, name: str = "in.jsonl") -> Path:
 
 
 def checked(path: Path, template: str | None = None, **how: Any) -> Source:
-    """The source; `how` goes to `Asking`."""
+    """The source; `how` goes to `RecordParser`."""
     filled = None if template is None else RecordTemplate(template.encode())
-    return check_input(path, asking=Asking(template=filled, **how))
+    return check_input(path, parser=RecordParser(template=filled, **how))
 
 
 def records(source: Source) -> list[Record]:
@@ -56,7 +53,12 @@ def refused(path: Path, template: str | None = None, **how: Any) -> UsageError:
 
 
 def problems(path: Path, template: str | None = None, **how: Any) -> tuple[str, ...]:
-    """What is wrong with the lines."""
+    """What is wrong with each record, in order: "line 3: not JSON"."""
     error = refused(path, template, **how)
     assert isinstance(error, InputErrors)
-    return error.problems
+    return expanded(error, "file" if path.is_dir() else "line")
+
+
+def expanded(error: InputErrors, unit: str = "line") -> tuple[str, ...]:
+    pairs = [(number, why) for why, numbers in error.numbers.items() for number in numbers]
+    return tuple(f"{unit} {number}: {why}" for number, why in sorted(pairs))

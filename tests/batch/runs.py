@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from capt_local.batch.fingerprint import Fingerprint
 from capt_local.batch.journal import Journal
-from capt_local.batch.output import Asked, ErrorCode, Failure, Origin, OutputLine
+from capt_local.batch.manifest import Fingerprint
+from capt_local.batch.output import ErrorCode, Failure, LineWriter, OutputLine, RecordRef
 from capt_local.decoding.step import FinishReason
 from capt_local.report.json import Answer, answer_object
 from tests.batch.faults import Quick
@@ -36,15 +36,15 @@ def ids(count: int) -> list[str]:
     return [f"note-{number}" for number in range(1, count + 1)]
 
 
-def asked(id: str, seed: int = 0) -> Asked:
+def asked(id: str, seed: int = 0) -> RecordRef:
     number = int(id.rpartition("-")[2])
     sha256 = hashlib.sha256(f"record {id}".encode()).hexdigest()
-    return Asked(id, number, sha256, custom_id=id, seed=seed)
+    return RecordRef(id, number, sha256, custom_id=id, seed=seed)
 
 
 def line(id: str, of: Fingerprint, now: float = 1.5e9, invalid: str = "") -> OutputLine:
     """The answer of a record: its length depends on the id, and each ninth one fails."""
-    origin, number = Origin(of), asked(id).number
+    origin, number = LineWriter(of), asked(id).number
     if number % 9 == 0:
         return origin.failed(asked(id), Failure(ErrorCode.CONTEXT_OVERFLOW, "too long"), now)
     text = f"{NOTE} {id} \u00e4\u2028 " * (1 + number * 7919 % 7)
@@ -94,6 +94,5 @@ def in_file(path: Path) -> list[str]:
 
 def beside(path: Path) -> Sequence[str]:
     """What lies beside an output, without its own name and the dot behind."""
-    return sorted(
-        each.name.removeprefix(path.name + ".") for each in path.parent.iterdir() if each != path
-    )
+    names = (each.name.removeprefix(f"{path.name}.") for each in path.parent.iterdir())
+    return sorted(name for name in names if name != path.name)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.batch.checking import check_input
-from capt_local.batch.inputs import InputFormat
+from capt_local.batch import InputFormat
+from capt_local.batch.readers import check_input
 from capt_local.batch.records import InputChanged
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
@@ -26,10 +26,10 @@ def folder(tmp_path: Path) -> Path:
 
 def test_files_are_records_in_the_order_of_names(folder: Path) -> None:
     source = checked(folder)
-    assert source.ids == ("a.TXT", "b.txt", "é 1.txt") and source.kind is InputFormat.TXT_DIR
+    assert source.ids == ("a.TXT", "b.txt", "é 1.txt") and source.format is InputFormat.TXT_DIR
     found = records(source)
     assert [record.prompt for record in found] == ["one", "two\r\n", "3"]
-    assert [record.number for record in found] == [1, 2, 3] and source.notices == ()
+    assert [record.number for record in found] == [1, 2, 3] and source.notices == []
 
 
 def test_a_template_sees_note_and_id(folder: Path) -> None:
@@ -43,9 +43,9 @@ def test_other_entries_are_counted(folder: Path) -> None:
     (folder / "more" / "c.txt").write_text(CANARY)
     source = checked(folder)
     assert len(source) == 3
-    assert source.notices == (
-        "entries of the input folder that are not *.txt, and are not read: 2.",
-    )
+    assert source.notices == [
+        "entries of the input folder that are not *.txt, and are not read: 2."
+    ]
 
 
 def test_what_is_no_text_is_told_with_its_place(folder: Path) -> None:
@@ -61,7 +61,7 @@ def test_what_is_no_text_is_told_with_its_place(folder: Path) -> None:
     assert problems(folder) == (
         "file 2: not a regular file",
         "file 3: not UTF-8 at byte 7",
-        "file 4: a text holds a zero character (NUL)",
+        "file 4: a text of it holds a NUL byte (0x00) at byte 7 (counted from 0)",
         "file 5: the prompt is empty",
         "file 6: larger than 4 MiB",
         "file 7: the id must be printable, with no space at its ends",

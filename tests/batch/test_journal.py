@@ -12,9 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capt_local.batch.journal import Journal, JournalBroken
-from capt_local.batch.manifest import RunFacts, read_manifest
-from capt_local.batch.output import Asked, ErrorCode, Failure, Origin
+from capt_local.batch.journal import Journal, JournalBroken, read_manifest
+from capt_local.batch.output import ErrorCode, Failure, LineWriter, RecordRef
 from capt_local.errors import UsageError
 from capt_local.report.json import Answer, answer_object
 from tests.batch.faults import FULL, Faulty, Quick
@@ -82,7 +81,7 @@ def test_places_where_no_output_can_be(tmp_path: Path) -> None:
     notes = tmp_path / "notes-of-smith"
     notes.mkdir()
     refused(notes, "is a folder")
-    refused(tmp_path / "no-such" / "smith.jsonl", "its folder is not there")
+    refused(tmp_path / "no-such" / "smith.jsonl", "its folder does not exist")
     refused(Path("-"), "is a file")
     refused(tmp_path / "smith\0.jsonl", "cannot be written: no access")
     refused(tmp_path / ("smith" * 60), "File name too long")
@@ -118,7 +117,7 @@ def test_a_file_that_is_none_of_ours_is_left_alone(held: bytes, tmp_path: Path) 
     refused(output, "not of capt-local batch, or has lost its manifest")
     journal = run(output, ids(2), force_new=True)
     assert journal.notices == [
-        "The output that was there is kept beside the new one, with the ending .old-1."
+        "The output that was there is beside the new one, with the ending .old-1."
     ]
     assert (tmp_path / "smith.old-1").read_bytes() == held
     assert in_file(output) == ids(2)
@@ -210,9 +209,9 @@ def test_what_else_changes_the_output_during_the_run_stops_it(tmp_path: Path) ->
     run(output, ids(2))
     with Journal.open(output, OF, files=Quick()) as journal:
         output.rename(tmp_path / "moved")
-        with pytest.raises(JournalBroken, match="moved or taken away"):
+        with pytest.raises(JournalBroken, match="moved or removed"):
             journal.append(line("note-3", OF))
-        with pytest.raises(JournalBroken, match="moved or taken away"):
+        with pytest.raises(JournalBroken, match="moved or removed"):
             journal.put_in_order(ids(2)[::-1])
     assert not output.exists() and in_file(tmp_path / "moved") == ids(2)
 
@@ -280,14 +279,14 @@ def records(count: int) -> list[tuple[int, str, str]]:
 
 def test_a_record_that_has_changed_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     output = tmp_path / "smith"
-    run(output, ids(4), facts=RunFacts(wanted=4, input={"sha256": "aa" * 32}))
+    run(output, ids(4), input={"sha256": "aa" * 32})
     with output.open("ab") as stream:
         stream.write(b'{"half')
     changed = [(number, id, "0" * 64) for number, id, _ in records(6)]
-    now = RunFacts({"platform": "B"}, wanted=6, input={"sha256": "bb" * 32})
-    refused(output, "line 1, and 3 more: changed since its line", records=changed, facts=now)
+    now = {"provenance": {"platform": "B"}, "input": {"sha256": "bb" * 32}}
+    refused(output, "line 1, and 3 more: changed since its line", records=changed, **now)
     # The manifest still names the input that the lines were made from.
-    manifest = read_manifest(output, "it")
+    manifest = read_manifest(output)
     assert manifest is not None and manifest.input["sha256"] == "aa" * 32
     assert "note-" not in str(manifest)
 
@@ -312,10 +311,10 @@ def test_a_changed_record_that_had_failed_is_done_again_on_request(tmp_path: Pat
 def test_an_input_that_changed_between_two_starts_is_in_the_manifest(tmp_path: Path) -> None:
     output = tmp_path / "out"
     for digest in ("aa", "aa", "bb", "cc", "cc", "bb"):
-        journal = run(output, ids(2), facts=RunFacts(input={"sha256": digest * 32}))
+        journal = run(output, ids(2), input={"sha256": digest * 32})
     assert journal.manifest.input["sha256"] == "bb" * 32
     assert journal.manifest.input["earlier"] == ["aa" * 32, "bb" * 32, "cc" * 32]
-    same = run(tmp_path / "same", ids(2), facts=RunFacts(input={"sha256": "aa" * 32}))
+    same = run(tmp_path / "same", ids(2), input={"sha256": "aa" * 32})
     assert "earlier" not in same.manifest.input
 
 
@@ -357,8 +356,8 @@ def test_what_is_known_behind_the_loading_completes_the_entry_of_the_start(tmp_p
     output = tmp_path / "out"
 
     def started(device: str, layers: int) -> tuple[Journal, list[str]]:
-        with Journal.open(output, OF, facts=RunFacts({"devices": [device]}), files=Quick()) as made:
-            told = made.tell_provenance({"loaded": {"target": {"gpu_layers": layers}}})
+        with Journal.open(output, OF, provenance={"devices": [device]}, files=Quick()) as made:
+            told = made.set_loaded({"target": {"gpu_layers": layers}})
             made.append(line(f"note-{len(made.done) + 1}", OF))
             return made, told
 
@@ -369,8 +368,8 @@ def test_what_is_known_behind_the_loading_completes_the_entry_of_the_start(tmp_p
     assert said == [] and len(journal.manifest.provenance) == 1
     for device, layers, entries in (("A", 4, 2), ("B", 4, 3)):
         journal, said = started(device, layers)
-        assert len(said) == 1 and "other devices or with other layers" in said[0]
-        found = read_manifest(output, "it")
+        assert len(said) == 1 and "other devices, or with other layers" in said[0]
+        found = read_manifest(output)
         assert found is not None and len(found.provenance) == entries
         assert found.provenance[-1]["devices"] == [device]
         assert found.provenance[-1]["loaded"] == {"target": {"gpu_layers": layers}}
@@ -378,15 +377,15 @@ def test_what_is_known_behind_the_loading_completes_the_entry_of_the_start(tmp_p
 
 def test_the_manifest_tells_the_run(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    facts = RunFacts({"platform": "A"}, wanted=3, input={"records": 9, "sha256": "ef" * 32})
-    with Journal.open(output, OF, facts=facts, files=Quick()) as journal:
+    input = {"records": 9, "sha256": "ef" * 32}
+    start = {"platform": "A"}
+    with Journal.open(output, OF, input=input, provenance=start, files=Quick()) as journal:
         journal.append(line("note-1", OF))
-        assert journal.tell_provenance({"platform": "A"}) == []
-        journal.conclude({"done": 1, "audit_head": "0" * 64})
+        journal.conclude({"done": 1})
         first = journal.manifest
-    assert read_manifest(output, "it") == first
+    assert read_manifest(output) == first
     assert len(first.provenance) == 1 and first.last["done"] == 1
-    with Journal.open(output, OF, facts=RunFacts({"platform": "B"}), files=Quick()) as journal:
+    with Journal.open(output, OF, provenance={"platform": "B"}, files=Quick()) as journal:
         again = journal.manifest
         assert again.run == first.run and again.last == {}
         assert [entry["platform"] for entry in again.provenance] == ["A", "B"]
@@ -437,13 +436,13 @@ def test_whatever_is_said_is_a_line_that_is_read_back(
     tmp_path: Path, said: str, id: str, number: float, message: str
 ) -> None:
     output = tmp_path / "out"
-    one = Asked(id.encode("utf-8", "replace").decode(), 1, "ab" * 32)
-    other = Asked(one.id + "+", 2, "cd" * 32)
+    one = RecordRef(id.encode("utf-8", "replace").decode(), 1, "ab" * 32)
+    other = RecordRef(one.id + "+", 2, "cd" * 32)
     answer = answer_object(Answer((), said.encode("utf-8", "replace"), None, "demo"))
     answer["capt"]["mean_contrast"] = number
-    origin = Origin(OF)
+    origin = LineWriter(OF)
     with Journal.open(output, OF, force_new=True, files=Quick()) as journal:
-        journal.append(origin.answered(one, answer, 0.0, warnings=[message]))
+        journal.append(origin.answered(one, answer, 0.0))
         journal.append(origin.failed(other, Failure(ErrorCode.UNEXPECTED, message), 0.0))
     with Journal.open(output, OF, files=Quick()) as journal:
         assert journal.notices == []

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.batch.disk import Files
-from capt_local.batch.journal import Journal, JournalBroken, JournalFull
+from capt_local.batch.journal import Files, Journal, JournalBroken, JournalFull
 from capt_local.errors import UsageError
 from tests.batch.faults import BROKEN, FULL, KINDS, Cut, Faulty, PowerCut, Quick
 from tests.batch.runs import NOTE, fingerprint, ids, in_file, line, run, untimed

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.batch.disk import Files
-from capt_local.batch.journal import Journal, JournalFull
+from capt_local.batch.journal import Files, Journal, JournalFull
 from capt_local.errors import UsageError
 from tests.batch.faults import Quick
 from tests.batch.runs import beside, fingerprint, ids, in_file, line, run, untimed

@@ -9,20 +9,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from capt_local.batch.crew import Crew
-from capt_local.batch.events import News
-from capt_local.batch.fingerprint import Fingerprint
-from capt_local.batch.output import Origin
-from capt_local.batch.process import WorkerProcess
-from capt_local.batch.progress import Progress
-from capt_local.batch.runner import Job, Runner, places_to_do
-from capt_local.batch.seeds import record_seed
+from capt_local.batch.manifest import Fingerprint
+from capt_local.batch.output import LineWriter
+from capt_local.batch.records import record_seed
+from capt_local.batch.run import Job, Progress, Runner, records_left
+from capt_local.batch.supervisor import News, WorkerProcess, WorkerSupervisor
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import MemoryShortage, WorkerFailed
-from tests.batch.fake_input import FakeJournal, FakeSource, opening, start_worker
+from tests.batch.fake_input import FakeJournal, FakeSource, config, start_worker
 
 CANARY = "zyzzyva-canary"
 MARK = Fingerprint({}, {}, {"id": "fake"}, {"target": {"sha256": None}}, "capt", {})
@@ -57,26 +55,27 @@ class Bench:
         changed: tuple[str, ...] = (),
         slow: tuple[str, ...] = (),
         fail_fast: bool = False,
-        patience: float = math.inf,
+        timeout: float = math.inf,
     ) -> bool:
-        source = FakeSource(prompts, changed, slow)
-        places = places_to_do(source.ids, {}, None)
+        source: Any = FakeSource(prompts, changed, slow)
+        journal: Any = self.journal
+        indices = records_left(source.ids, {})
         job = Job(
-            source, self.journal, Origin(MARK), GenerateOptions(), places, fail_fast=fail_fast
+            source, journal, LineWriter(MARK), GenerateOptions(), indices, fail_fast=fail_fast
         )
-        self.progress = Progress(len(places))
-        crew = Crew(self.start, patience=patience, pauses=(0.05, 0.05))
+        self.progress = Progress(len(indices))
+        workers = WorkerSupervisor(self.start, timeout=timeout, pauses=(0.05, 0.05))
         try:
-            while crew.hello(0.1) is None:
+            while workers.hello(0.1) is None:
                 assert not stop()
-            crew.load(opening(parallel))
-            runner = Runner(job, crew, self.progress, tell=self.news.append, stop=stop)
+            workers.load(config(parallel))
+            runner = Runner(job, workers, self.progress, report=self.news.append, stop=stop)
             whole = runner.run()
             if whole:
-                crew.finish()
+                workers.finish(lambda: False)
             return whole
         finally:
-            crew.kill()
+            workers.kill()
 
     @property
     def deaths(self) -> list[str]:
@@ -84,7 +83,7 @@ class Bench:
 
     @property
     def reloads(self) -> list[str]:
-        return [news.unloaded[0] for news in self.news if news.unloaded]
+        return [news.not_loaded[0] for news in self.news if news.not_loaded]
 
 
 @pytest.fixture
@@ -180,12 +179,12 @@ def test_a_record_that_takes_the_template_too_long_now_is_a_line(bench: Bench) -
 def test_a_worker_that_hangs_is_ended_and_its_record_fails(bench: Bench) -> None:
     prompts = {"a": "one", "b": "wait 3600", "c": "two", "d": "three"}
     began = time.monotonic()
-    assert bench.run(prompts, parallel=2, patience=1.0)
+    assert bench.run(prompts, parallel=2, timeout=1.0)
     found = bench.journal.answers
     assert found.pop("b") == "timed_out"
     assert found == {id: answer(id, prompts[id]) for id in found} and set(found) == {"a", "c", "d"}
     (failed,) = [line for line in bench.journal.lines if line.id == "b"]
-    assert failed.error is not None and "alone, it went on with nothing" in failed.error["message"]
+    assert failed.error is not None and "alone, it reported no progress" in failed.error["message"]
     # Once in company, to find out which record it is, and once alone.
     assert len(bench.workers) == 3 and time.monotonic() - began < 60
 
@@ -197,13 +196,13 @@ def test_a_worker_that_is_stopped_hangs(bench: Bench) -> None:
         return False
 
     prompts = {f"r{number}": "busy 0.2" for number in range(6)}
-    assert bench.run(prompts, patience=1.5, stop=stop)
+    assert bench.run(prompts, timeout=1.5, stop=stop)
     assert set(bench.journal.answers.values()) == {answer(id, "busy 0.2") for id in prompts}
-    assert ["went on with nothing" in death for death in bench.deaths] == [True]
+    assert ["reported no progress" in death for death in bench.deaths] == [True]
 
 
 def test_long_work_is_no_hanging(bench: Bench) -> None:
-    assert bench.run({"a": "busy 4"}, patience=2.0)
+    assert bench.run({"a": "busy 4"}, timeout=2.0)
     assert bench.journal.answers == {"a": answer("a", "busy 4")} and len(bench.workers) == 1
 
 
@@ -235,8 +234,8 @@ class Lingering(WorkerProcess):
 
 def test_a_signal_is_heard_while_a_worker_is_to_end() -> None:
     worker = Lingering([sys.executable, "-c", "import time; time.sleep(600)"])
-    crew = Crew(lambda: worker)
-    crew.finish(lambda: worker.asked == 3)
+    workers = WorkerSupervisor(lambda: worker)
+    workers.finish(lambda: worker.asked == 3)
     assert worker.asked >= 3 and not is_alive(worker.pid)
 
 
@@ -293,7 +292,7 @@ def test_a_disk_that_fails_ends_the_run(bench: Bench) -> None:
 
 def test_which_records_are_left() -> None:
     ids = [f"r{number}" for number in range(100)]
-    assert places_to_do(ids, {"r0": "ok", "r2": "worker_died"}, 3) == (1, 3, 4)
+    assert records_left(ids, {"r0": "ok", "r2": "worker_died"})[:3] == [1, 3, 4]
 
 
 def test_the_seed_of_a_record_is_documented_arithmetic() -> None:

@@ -11,14 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.batch.asking import Asking
-from capt_local.batch.checking import InputLimits, check_input
-from capt_local.batch.inputs import InputFormat
-from capt_local.batch.records import InputChanged, InputErrors, TemplateFailed
-from capt_local.batch.template import RecordTemplate
+from capt_local.batch import InputFormat
+from capt_local.batch.readers import InputErrors, check_input
+from capt_local.batch.records import InputChanged, RecordParser, RecordTemplate, TemplateFailed
 from capt_local.errors import Cancelled, UsageError
 from capt_local.prompting.sandbox import Limits
-from tests.batch.inputs import CANARY, checked, line, openai, records, refused, short, written
+from tests.batch.inputs import (
+    CANARY,
+    checked,
+    expanded,
+    line,
+    openai,
+    records,
+    refused,
+    short,
+    written,
+)
 
 THREE = short("a", "one") + b"\r\n" + short("b", "two\u2028") + short("c", "three").rstrip()
 
@@ -32,15 +40,13 @@ def test_records_are_read_again_in_any_order(tmp_path: Path) -> None:
     line = THREE.split(b"\n")[2]
     assert source.record(1).digest == hashlib.sha256(line).hexdigest()
     assert source.digest == hashlib.sha256(b"\xef\xbb\xbf" + THREE).hexdigest()
-    assert (source.place("c"), source.place("d"), len(source)) == (2, None, 3)
-    assert source.describe() == {
+    assert ("c" in source, "d" in source, len(source)) == (True, False, 3)
+    assert source.described() == {
         "format": "jsonl",
         "template_sha256": None,
         "system_sha256": None,
         "id_field": "id",
         "raw": False,
-        "records": 3,
-        "sha256": source.digest,
     }
     for place in (-1, 3):
         with pytest.raises(IndexError):
@@ -69,11 +75,11 @@ def test_changes_are_noticed(tmp_path: Path, name: str) -> None:
 def test_a_template_that_takes_too_long_later_fails_that_record(tmp_path: Path) -> None:
     limits = Limits(seconds=30.0)
     program = b"{% for x in range(999) %}{{ note }}{% endfor %}"
-    asking = Asking(template=RecordTemplate(program, limits))
-    source = check_input(written(tmp_path, line(id="a", note=CANARY)), asking=asking)
+    parser = RecordParser(template=RecordTemplate(program, limits))
+    source = check_input(written(tmp_path, line(id="a", note=CANARY)), parser=parser)
     assert source.record(0).prompt
     # As on a machine that is busy now.
-    asking.template._limits = dataclasses.replace(limits, seconds=0.0)  # type: ignore[union-attr]
+    parser.template.limits = dataclasses.replace(limits, seconds=0.0)  # type: ignore[union-attr]
     with pytest.raises(TemplateFailed, match=r"line 1: the template was stopped: ") as caught:
         source.record(0)
     assert CANARY not in str(caught.value)
@@ -117,10 +123,10 @@ def test_standard_input_is_kept_in_memory(tmp_path: Path) -> None:
 
 
 def test_a_pipe_that_is_too_long(tmp_path: Path) -> None:
-    limits = InputLimits(piped=100)
-    assert len(check_input(Path("-"), stdin=io.BytesIO(THREE[:100]), limits=limits)) == 3
+    limits = {"largest_pipe": 100}
+    assert len(check_input(Path("-"), stdin=io.BytesIO(THREE[:100]), **limits)) == 3
     with pytest.raises(UsageError, match=r"larger than .* no copy is written to the disk"):
-        check_input(Path("-"), stdin=io.BytesIO(THREE.ljust(101)), limits=limits)
+        check_input(Path("-"), stdin=io.BytesIO(THREE.ljust(101)), **limits)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
@@ -134,9 +140,9 @@ def test_a_named_pipe_is_kept_too(tmp_path: Path) -> None:
     assert [record.prompt for record in records(source)] == ["one", "two\u2028", "three"]
 
 
-def test_the_name_says_the_format(tmp_path: Path) -> None:
+def test_the_name_decides_the_format(tmp_path: Path) -> None:
     for name in ("in.jsonl", "in.NDJSON"):
-        assert checked(written(tmp_path, THREE, name)).kind is InputFormat.JSONL
+        assert checked(written(tmp_path, THREE, name)).format is InputFormat.JSONL
     for name in (f"{CANARY}.json", CANARY, "in.txt"):
         assert "--input-format jsonl, csv or txt-dir" in str(refused(written(tmp_path, b"", name)))
     path = written(tmp_path, THREE, "in.txt")
@@ -160,20 +166,44 @@ def test_an_input_without_access(tmp_path: Path) -> None:
     assert str(refused(path)) == "The input cannot be read: Permission denied."
 
 
-def test_all_problems_are_counted_and_the_first_are_told(tmp_path: Path) -> None:
+def test_a_problem_that_many_records_have_is_reported_once(tmp_path: Path) -> None:
     data = short("good") + b"".join(b"{%s\n" % CANARY.encode() for _ in range(50))
     error = refused(written(tmp_path, data))
-    assert isinstance(error, InputErrors)
-    assert error.total == 50 and len(error.problems) == 20
-    assert error.problems[0] == "line 2: not JSON" and error.problems[-1] == "line 21: not JSON"
-    assert "; and 30 more lines. No model was loaded." in str(error)
+    assert "lines 2, 3, 4, " in str(error) and "21 and 30 more: not JSON. No model" in str(error)
+    assert str(error).count("not JSON") == 1
+
+
+def test_a_missing_id_is_reported_with_the_fields_there_are(tmp_path: Path) -> None:
+    rows = b"note_id,prompt\n" + b"1,x\n" * 500
+    error = str(refused(written(tmp_path, rows, "in.csv")))
+    assert '480 more: no "id" (name the field' in error
+    assert "--id-field; there are: note_id, prompt)" in error
+    error = str(refused(written(tmp_path, line(key=1, prompt="x") + line(key=2, prompt="y"))))
+    assert "there are: key, prompt)" in error
+    # A table without a header has text of patients there.
+    error = str(refused(written(tmp_path, f"{CANARY} has,a cough\n1,x\n".encode(), "in.csv")))
+    assert "there are" not in error and "--id-field" in error
+
+
+def test_invalid_records_can_be_left_out(tmp_path: Path) -> None:
+    data = short("a") + b"{%s\n" % CANARY.encode() + short("b", " ") + short("a") + short("c")
+    source = check_input(written(tmp_path, data), skip_invalid=True)
+    assert source.ids == ("a", "c") and records(source)[1].number == 5
+    assert source.skipped == [
+        (2, "not JSON"), (3, "the prompt is empty"), (4, "its id is that of line 1")
+    ]  # fmt: skip
+    (notice,) = source.notices
+    assert notice.startswith("left out of the run (--skip-invalid): line 2: not JSON; line 3: ")
+    assert CANARY not in notice
+    with pytest.raises(UsageError, match="no valid record"):
+        check_input(written(tmp_path, b"{\n"), skip_invalid=True)
 
 
 def test_lines_that_ask_for_another_model_are_counted(tmp_path: Path) -> None:
     data = short("a") + openai("b", model=CANARY) + openai("c", model="demo") + openai("d")
     source = check_input(written(tmp_path, data), model="demo")
     (notice,) = source.notices
-    assert "by another name: 1." in notice and CANARY not in notice
+    assert "another model: 1." in notice and CANARY not in notice
 
 
 def test_the_check_can_be_watched_and_stopped(tmp_path: Path) -> None:
@@ -201,7 +231,7 @@ def test_a_line_that_is_too_long_is_passed_over(tmp_path: Path) -> None:
     long = b'{"id": "x", "prompt": "' + b"z" * (5 << 20) + b'"}\n'
     error = refused(written(tmp_path, short("a") + long + short("b") + b"[]\n" + long.rstrip()))
     assert isinstance(error, InputErrors)
-    assert error.problems == (
+    assert expanded(error) == (
         "line 2: longer than 4 MiB",
         "line 4: not a JSON object",
         "line 5: longer than 4 MiB",
@@ -213,9 +243,9 @@ def test_a_line_of_just_the_limit(tmp_path: Path) -> None:
         empty = short("a", "")
         return short("a", "z" * (size - len(empty) + 1))
 
-    limits = InputLimits(record=1000)
+    limits = {"longest": 1000}
     for end in (b"", b"\n"):
         path = written(tmp_path, of(1000).rstrip() + end)
-        assert len(check_input(path, limits=limits)) == 1
+        assert len(check_input(path, **limits)) == 1
         with pytest.raises(InputErrors):
-            check_input(written(tmp_path, of(1001).rstrip() + end), limits=limits)
+            check_input(written(tmp_path, of(1001).rstrip() + end), **limits)

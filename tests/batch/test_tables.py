@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.batch.asking import Asking
-from capt_local.batch.checking import check_input
-from capt_local.batch.inputs import InputFormat
-from capt_local.batch.template import RecordTemplate
+from capt_local.batch import InputFormat
+from capt_local.batch.readers import check_input
+from capt_local.batch.records import RecordParser, RecordTemplate
 from capt_local.errors import UsageError
 from tests.batch.inputs import CANARY, checked, problems, records, refused, written
 
@@ -39,16 +38,16 @@ def test_rows_are_records(tmp_path: Path) -> None:
         "\u2028five|6",
     ]
     assert [record.number for record in found] == [2, 6]
-    assert source.ids == ("a", "b") and source.kind is InputFormat.CSV
+    assert source.ids == ("a", "b") and source.format is InputFormat.CSV
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
 def test_another_character_divides_the_cells(delimiter: str, tmp_path: Path) -> None:
     data = f'id{delimiter}note\na{delimiter}"x, {delimiter} y"\nb{delimiter}1,2\n'.encode()
-    asking = Asking(template=RecordTemplate(ASK.encode()))
-    source = check_input(table(tmp_path, data), asking=asking, delimiter=delimiter)
+    asking = RecordParser(template=RecordTemplate(ASK.encode()))
+    source = check_input(table(tmp_path, data), parser=asking, delimiter=delimiter)
     assert [record.prompt for record in records(source)] == [f"x, {delimiter} y", "1,2"]
-    assert source.how()["delimiter"] == delimiter
+    assert source.described()["delimiter"] == delimiter
     if delimiter == "\t":
         assert records(checked(written(tmp_path, data, "in.TSV"), ASK)) == records(source)
 
@@ -64,7 +63,7 @@ def test_what_the_columns_are_called_decides_a_prompt(tmp_path: Path) -> None:
     other = checked(table(tmp_path, b"id,old,note\n1,x,y\n"), ASK)
     assert one.line(0) == other.line(0)  # the same bytes, and yet
     assert one.record(0).prompt != other.record(0).prompt
-    assert one.how() != other.how() and "note" not in str(one.how())
+    assert one.described() != other.described() and "note" not in str(one.described())
 
 
 def test_without_a_template_a_column_is_the_prompt(tmp_path: Path) -> None:
@@ -85,15 +84,18 @@ def test_without_a_template_a_column_is_the_prompt(tmp_path: Path) -> None:
         (b"\nid,,zyzzyva\n", "The input, line 2: a column has no name."),
         (
             b"id;zyzzyva\n1;2\n",
-            "column; say with --delimiter what stands between the cells.",
+            "column; say with --delimiter what separates the cells.",
         ),
         (
             b"id\tzyzzyva\n",
-            "column; say with --delimiter what stands between the cells.",
+            "column; say with --delimiter what separates the cells.",
         ),
         (b"id,zyzzyva\xff\n", "The input, line 1: not UTF-8 at byte 10."),
         (b"\xff\xfei\x00d\x00", "The input, line 1: not UTF-8 at byte 0 (UTF-16?)."),
-        (b"id,zyzzyva\0\n", "The input, line 1: it holds a zero character (NUL)."),
+        (
+            b"id,zyzzyva\0\n",
+            "it holds a NUL byte (0x00) at byte 10 (counted from 0).",
+        ),
         (b'id,"zyzzyva\n', "The input, line 1: not CSV (look at its quotation marks)."),
         (b"a," * 1001 + b"b\n", "The input, line 1: more than 1000 columns."),
         (b"id,zyzzyva\n", "The input holds no record."),
@@ -123,7 +125,7 @@ def test_each_wrong_row_is_told(tmp_path: Path) -> None:
         "line 4: it has 1 cells, and the first line has 2",
         "line 5: not UTF-8 at byte 9",
         "line 6: not CSV (look at its quotation marks)",
-        "line 8: it holds a zero character (NUL)",
+        "line 8: it holds a NUL byte (0x00) at byte 9 (counted from 0)",
         "line 9: not CSV (look at its quotation marks)",
         "line 10: the id must be printable, with no space at its ends",
         "line 12: its id is that of line 2",
@@ -134,8 +136,8 @@ def test_a_quotation_mark_that_is_not_closed(tmp_path: Path) -> None:
     rows = b"".join(b"r%d,zyzzyva zyzzyva\n" % number for number in range(300_000))
     found = problems(table(tmp_path, b'id,note\na,x\nb,"zyzzyva\n' + rows), ASK)
     assert found == (
-        "line 3: a row of more than 4 MiB, or a quotation mark that is not closed; what stands "
-        "behind it was not checked",
+        "line 3: a row of more than 4 MiB, or a quotation mark that is not closed; what "
+        "follows it was not checked",
     )
     found = problems(table(tmp_path, b'id,note\na,x\nb,"zyzzyva\nc,y\n'), ASK)
     assert found == ("line 3: not CSV (look at its quotation marks)",)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.batch.template import RecordTemplate
+from capt_local.batch.records import RecordTemplate
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
 from capt_local.prompting.sandbox import Limits
@@ -19,7 +19,7 @@ from tests.batch.inputs import CANARY, checked, line, problems, records, written
 
 
 def text(template: str, **fields: Any) -> str:
-    return RecordTemplate(template.encode()).text(fields)
+    return RecordTemplate(template.encode()).render(fields)
 
 
 def refusal(template: str, **fields: Any) -> str:
@@ -101,10 +101,10 @@ def test_what_cannot_be_filled_in(template: str, fields: dict[str, Any], said: s
 def test_a_record_does_not_use_up_the_budget_of_the_next() -> None:
     made = RecordTemplate(b"{{ note }}", Limits(output=100))
     for _ in range(10):
-        assert len(made.text({"note": "x" * 90})) == 90
+        assert len(made.render({"note": "x" * 90})) == 90
     with pytest.raises(NotReadable):
-        made.text({"note": "x" * 101})
-    assert made.text({"note": "y"}) == "y"
+        made.render({"note": "x" * 101})
+    assert made.render({"note": "y"}) == "y"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_template_is_the_users_message(tmp_path: Path) -> None:
     (record,) = records(source)
     assert record.prompt == (Message("system", "s"), Message("user", f"Short: {CANARY}"))
     assert record.settings.max_tokens is None and record.custom_id is None
-    assert source.how() == {
+    assert source.described() == {
         "format": "jsonl",
         "template_sha256": hashlib.sha256(b"Short: {{ note }}").hexdigest(),
         "system_sha256": hashlib.sha256(b"s").hexdigest(),
@@ -158,6 +158,6 @@ def test_each_record_is_tried_before(tmp_path: Path) -> None:
         "line 3: the template prints a value that is null: take its parts, or write "
         "{{ ... | tojson }}",
         'line 4: no "id"',
-        "line 5: a text holds a zero character (NUL)",
+        "line 5: a text of it holds a NUL byte (0x00) at byte 7 (counted from 0)",
         "line 6: the prompt is empty",
     )

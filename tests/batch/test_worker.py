@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.batch import wire
-from capt_local.batch.opening import Opening
-from capt_local.batch.packing import packed
-from capt_local.batch.process import Death, WorkerProcess, worker_command
+from capt_local.batch import ipc
+from capt_local.batch.ipc import WorkerConfig, pack
+from capt_local.batch.supervisor import Death, WorkerProcess, worker_command
 from capt_local.bundle import store
 from capt_local.errors import MemoryShortage, ModelError, WorkerFailed
 
@@ -26,43 +25,43 @@ CANARY = "zyzzyva-canary"
 
 def test_messages_come_whole_or_not_at_all() -> None:
     stream = io.BytesIO()
-    messages = [{"ask": 1, "prompt": "a\u2028\u00e4 \U0001f600"}, {}, {"end": True}]
+    messages = [{"request": 1, "prompt": "a\u2028\u00e4 \U0001f600"}, {}, {"end": True}]
     for message in messages:
-        wire.send(stream, message)
+        ipc.send(stream, message)
     data = stream.getvalue()
     reader = io.BytesIO(data)
-    assert [wire.receive(reader) for _ in messages] == messages
-    assert wire.receive(reader) is None
-    first = 4 + len(json.dumps(messages[0]))
+    assert [ipc.receive(reader) for _ in messages] == messages
+    assert ipc.receive(reader) is None
+    first = 4 + int.from_bytes(data[:4], "big")
     for end in range(first):
-        assert wire.receive(io.BytesIO(data[:end])) is None
-    assert wire.receive(io.BytesIO(b"\xff\xff\xff\xff")) is None
+        assert ipc.receive(io.BytesIO(data[:end])) is None
+    assert ipc.receive(io.BytesIO(b"\xff\xff\xff\xff")) is None
 
 
-def events(worker: WorkerProcess, seconds: float = 60.0) -> list[wire.Message | Death]:
+def events(worker: WorkerProcess, seconds: float = 60.0) -> list[ipc.Message | Death]:
     """All that it says until it has ended."""
-    found: list[wire.Message | Death] = []
+    found: list[ipc.Message | Death] = []
     until = time.monotonic() + seconds
     while not (found and isinstance(found[-1], Death)):
         assert time.monotonic() < until
-        event = worker.event(0.2)
+        event = worker.poll(0.2)
         found += [] if event is None else [event]
     return found
 
 
 @pytest.fixture(scope="module")
 def demo() -> dict[str, object]:
-    opened: dict[str, object] = packed(Opening(store.find("demo"), date="2026-01-02"))
+    opened: dict[str, object] = pack(WorkerConfig(store.find("demo"), date="2026-01-02"))
     return opened
 
 
 def test_a_real_worker_answers_and_ends(demo: dict[str, object]) -> None:
     worker = WorkerProcess(worker_command())
-    worker.tell({"open": {**demo, "load": {"threads": 1, "context": 256}}})
+    worker.send({"load": {**demo, "load": {"threads": 1, "context": 256}}})
     settings = {"max_tokens": 3, "seed": 1}
-    worker.tell({"ask": 7, "prompt": "What is fever?", "settings": settings})
-    worker.tell({"ask": 8, "prompt": " ", "settings": settings})
-    worker.tell({"end": True})
+    worker.send({"request": 7, "prompt": "What is fever?", "settings": settings})
+    worker.send({"request": 8, "prompt": " ", "settings": settings})
+    worker.send({"end": True})
     found = events(worker)
     kinds = [next(iter(event)) for event in found[:-1] if not isinstance(event, Death)]
     assert kinds[0] == "hello" and "loading" in kinds
@@ -79,7 +78,7 @@ def test_a_model_that_is_not_the_right_one_is_told(demo: dict[str, object]) -> N
     bundle = json.loads(json.dumps(demo["bundle"]))
     bundle["models"]["target"]["sha256"] = "0" * 64
     worker = WorkerProcess(worker_command())
-    worker.tell({"open": {**demo, "bundle": bundle}})
+    worker.send({"load": {**demo, "bundle": bundle}})
     last = events(worker)[-1]
     assert isinstance(last, Death)
     assert isinstance(last.at_start(), ModelError)
@@ -122,7 +121,7 @@ def test_a_worker_ends_with_its_run_and_ignores_the_terminal() -> None:
         worker_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     assert process.stdin is not None and process.stdout is not None
-    message = wire.receive(process.stdout)
+    message = ipc.receive(process.stdout)
     assert message is not None and "hello" in message
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         process.send_signal(number)
@@ -140,12 +139,12 @@ def test_nobody_waits_for_a_worker_that_reads_nothing(stopped: bool) -> None:
         os.kill(worker.pid, signal.SIGSTOP)
     began = time.monotonic()
     for _ in range(4):
-        worker.tell({"ask": 1, "prompt": "x" * (8 << 20)})
-    assert worker.event(0.05) is None and not worker.ended(0.05)
+        worker.send({"request": 1, "prompt": "x" * (8 << 20)})
+    assert worker.poll(0.05) is None and not worker.ended(0.05)
     worker.kill()
     assert worker.ended(0) and time.monotonic() - began < 20
     worker.kill()
-    worker.tell({"ask": 2})
+    worker.send({"request": 2})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked in Linux's way")

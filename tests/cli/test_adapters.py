@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from capt_local import GenerateOptions, LoadOptions
-from capt_local.batch.fingerprint import Fingerprint
+from capt_local.batch.manifest import Fingerprint
 from capt_local.bundle.create import describe, write_manifest
 from capt_local.bundle.manifest import AdapterFile, Bundle
 from capt_local.cli.eval.settings import fingerprint

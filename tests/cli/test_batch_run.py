@@ -12,13 +12,10 @@ from typing import Any
 import pytest
 
 from capt_local.batch.audit import AuditLog
-from capt_local.batch.disk import Files
-from capt_local.batch.journal import Journal, JournalFull
-from capt_local.batch.manifest import read_manifest
-from capt_local.batch.runner import Runner
+from capt_local.batch.journal import Journal, JournalFull, read_manifest
+from capt_local.batch.run import Runner
 from capt_local.bundle.manifest import Signer
-from capt_local.cli.batch import setup, work
-from capt_local.cli.batch.run import BatchRun
+from capt_local.cli import batch_run
 from capt_local.errors import UsageError
 from tests.batch.fake_input import start_worker
 from tests.cli.conftest import Result, Run
@@ -61,7 +58,7 @@ class Place:
         return {line["id"]: line["error"]["code"] if line["error"] else "ok" for line in lines}
 
     def last(self) -> dict[str, Any]:
-        manifest = read_manifest(self.output, "it")
+        manifest = read_manifest(self.output)
         assert manifest is not None
         return dict(manifest.last)
 
@@ -76,7 +73,7 @@ def place(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Place:
     folder = tmp_path / "place"
     folder.mkdir()
     start = functools.partial(start_worker, tmp_path)
-    monkeypatch.setattr(work, "BatchRun", functools.partial(BatchRun, start=start))
+    monkeypatch.setattr(batch_run, "start_worker", start)
     return Place(folder, run)
 
 
@@ -130,12 +127,12 @@ def test_the_signer_of_the_bundle_is_in_the_manifest(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signer = Signer("ab" * 32, "the pharmacy")
-    find = setup.find_bundle
+    find = batch_run.find_bundle
     monkeypatch.setattr(
-        setup, "find_bundle", lambda flags: dataclasses.replace(find(flags), signer=signer)
+        batch_run, "find_bundle", lambda flags: dataclasses.replace(find(flags), signer=signer)
     )
     assert place.batch().code == 0
-    manifest = read_manifest(place.output, "it")
+    manifest = read_manifest(place.output)
     assert manifest is not None
     told = manifest.provenance[0]["bundle"]["signer"]
     assert told == {"key": "ab" * 32, "name": "the pharmacy"}
@@ -150,7 +147,7 @@ def test_a_check_tells_and_writes_nothing(place: Place) -> None:
     before = place.all()
     result = place.batch("--check", "--json")
     assert json.loads(result.out) == {
-        "records": 2, "already_done": 1, "left": 1, "torn_bytes": 0
+        "records": 2, "already_done": 1, "left": 1, "skipped": 0, "torn_bytes": 0
     }  # fmt: skip
     assert "0 are done" in place.batch("--check", "--force-new").err
     result = place.batch("--check", "--temp", "1")
@@ -167,13 +164,13 @@ def test_a_check_tells_and_writes_nothing(place: Place) -> None:
 
 def test_a_check_sees_a_run_that_goes_on(place: Place) -> None:
     assert place.batch().code == 0
-    manifest = read_manifest(place.output, "it")
+    manifest = read_manifest(place.output)
     assert manifest is not None
-    from capt_local.batch.lock import Lock
+    from capt_local.batch.journal import Lock
 
-    lock = Lock(place.output, Files(), "it")
+    lock = Lock(place.output)
     assert "is being written by another run" in place.batch("--check").err
-    lock.close()
+    lock.release()
     assert place.batch("--check").code == 0
 
 
@@ -181,7 +178,7 @@ def test_a_record_that_hangs_fails_and_the_others_go_on(place: Place) -> None:
     place.write(a="one", b="wait 3600", c="two")
     result = place.batch("--record-timeout", "3")
     assert result.code == 6 and place.codes() == {"a": "ok", "b": "timed_out", "c": "ok"}
-    assert "it went on with nothing for 3 s" in result.err
+    assert "it reported no progress for 3 s" in result.err
 
 
 def failing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,12 +252,12 @@ def test_a_second_ctrl_c_writes_nothing_more(place: Place, monkeypatch: pytest.M
 
 
 def test_a_file_system_without_locks_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from capt_local.batch import lock
+    from capt_local.batch import journal
 
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock, "_lock", no_locks)
+    monkeypatch.setattr(journal, "_flock", no_locks)
     result = place.batch()
     assert result.code == 0
     assert result.err.count("has no locks: nothing keeps a second run") == 1

@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from capt_local.batch.checking import check_input
-from capt_local.batch.inputs import InputFormat
+from capt_local.batch import InputFormat
+from capt_local.batch.readers import check_input
 from capt_local.bundle import store
 from capt_local.bundle.manifest_file import parse_manifest
 from capt_local.bundle.transfer import Terms, import_bundle

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from capt_local.batch.structured import Form, problem
+from capt_local.decoding.schema_check import SchemaCheck, structure_problem
 from capt_local.errors import UsageError
 
 CANARY = "zyzzyva-canary"
@@ -25,7 +25,7 @@ def answer(text: str, *, finish: str = "stop", raw: bool = False, **capt: Any) -
 
 @pytest.mark.parametrize("raw", [False, True])
 def test_an_instance_of_the_schema_has_no_problem(raw: bool) -> None:
-    assert problem(answer('{"dose": 3}', raw=raw), Form(SCHEMA, NAME)) == ""
+    assert structure_problem(answer('{"dose": 3}', raw=raw), SchemaCheck(SCHEMA, NAME)) == ""
 
 
 @pytest.mark.parametrize(
@@ -40,23 +40,23 @@ def test_an_instance_of_the_schema_has_no_problem(raw: bool) -> None:
     ],
 )
 def test_what_is_wrong_is_told_without_the_answer(text: str, finish: str, told: str) -> None:
-    found = problem(answer(text, finish=finish), Form(SCHEMA, NAME))
+    found = structure_problem(answer(text, finish=finish), SchemaCheck(SCHEMA, NAME))
     assert told in found
     assert CANARY not in found
 
 
 def test_a_grammar_has_its_own_word() -> None:
-    assert problem(answer("ye", finish="length", structured="incomplete"), None) != ""
-    assert problem(answer("yes", structured="complete"), None) == ""
-    assert problem(answer("yes"), None) == ""
+    assert structure_problem(answer("ye", finish="length", structured="incomplete"), None) != ""
+    assert structure_problem(answer("yes", structured="complete"), None) == ""
+    assert structure_problem(answer("yes"), None) == ""
 
 
 def test_what_is_no_schema_is_refused_without_its_text() -> None:
     with pytest.raises(UsageError) as caught:
-        Form({"type": CANARY}, NAME)
+        SchemaCheck({"type": CANARY}, NAME)
     assert str(caught.value) == f"{NAME} is not a valid JSON schema."
 
 
 def test_a_reference_elsewhere_is_never_fetched() -> None:
-    form = Form({"$ref": "http://127.0.0.1:9/schema.json"}, NAME)
-    assert "reference" in form.problem(answer("{}"))
+    form = SchemaCheck({"$ref": "http://127.0.0.1:9/schema.json"}, NAME)
+    assert "reference" in form.problem("{}")

@@ -1,7 +1,8 @@
-"""Whether a structured answer is an instance of the schema that it was to follow.
+"""Whether a finished answer is an instance of the schema that it was to follow.
 
-While it is made, an answer is kept to a grammar, which has the schema's form but not all of its
-rules, and an answer that ends at its largest length breaks off. So the finished text is validated.
+While it is made, an answer is constrained by a grammar, which has the form of the schema but not
+all of its rules, and an answer that reaches its largest length breaks off. So the finished text is
+validated.
 """
 
 from __future__ import annotations
@@ -15,34 +16,34 @@ from capt_local.strict.json import parse_json
 from capt_local.strict.problems import NotReadable
 
 _BROKEN_OFF = "The answer reached its largest length before its form was complete."
-_NOT_JSON = "The answer is not valid JSON."
 
 
-def problem(answer: Mapping[str, Any], form: Form | None) -> str:
-    """Why an answer is not of the form that was asked for; empty where it is, or none was.
+def structure_problem(answer: Mapping[str, Any], schema: SchemaCheck | None) -> str:
+    """Why an answer has not the form that was requested; empty where it has, or none was.
 
     Args:
         answer: as `report.json.answer_object` gives it.
-        form: of a schema; None where there is none, but perhaps a grammar.
+        schema: None where there is none, but perhaps a grammar.
     """
-    if form is not None:
-        return form.problem(answer)
-    return _BROKEN_OFF if answer["capt"].get("structured") == "incomplete" else ""
+    choice = answer["choices"][0]
+    if schema is None:
+        return _BROKEN_OFF if answer["capt"].get("structured") == "incomplete" else ""
+    text = choice["message"]["content"] if "message" in choice else choice["text"]
+    return schema.problem(text, cut=choice["finish_reason"] == "length")
 
 
-class Form:
-    """A JSON schema.
+class SchemaCheck:
+    """Validates answers against a JSON schema.
 
     Args:
         schema: as it was read.
         name: what errors call it.
 
     Raises:
-        UsageError: it is no schema. Nothing of it is told.
+        UsageError: it is no schema; the message holds nothing of it.
     """
 
     def __init__(self, schema: Any, name: str) -> None:
-        """Checks the schema itself."""
         from jsonschema import SchemaError
         from jsonschema.validators import validator_for
         from referencing import Registry
@@ -55,20 +56,19 @@ class Form:
         # With a registry of its own, nothing is ever fetched for a reference.
         self._validator = kind(schema, registry=Registry())
 
-    def problem(self, answer: Mapping[str, Any]) -> str:
-        """Why an answer is not of the form; empty where it is. Repeats nothing of the answer.
+    def problem(self, text: str, *, cut: bool = False) -> str:
+        """Why a text is no instance; empty where it is one. Repeats nothing of the text.
 
         Args:
-            answer: as `report.json.answer_object` gives it.
+            text: of the answer.
+            cut: whether it reached its largest length.
         """
-        choice = answer["choices"][0]
-        said = choice["message"]["content"] if "message" in choice else choice["text"]
-        try:
-            value: Any = parse_json(said.encode("utf-8", "replace"))
-        except NotReadable:
-            return _BROKEN_OFF if choice["finish_reason"] == "length" else _NOT_JSON
         from referencing.exceptions import Unresolvable
 
+        try:
+            value: Any = parse_json(text.encode("utf-8", "replace"))
+        except NotReadable:
+            return _BROKEN_OFF if cut else "The answer is not valid JSON."
         try:
             error = next(iter(self._validator.iter_errors(value)), None)
         except (Unresolvable, RecursionError, re.error):

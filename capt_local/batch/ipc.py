@@ -1,0 +1,113 @@
+"""Messages between a run and its worker process: JSON objects, each behind its length.
+
+Plain JSON, so that neither side can make the other run anything. Text of patients goes through the
+pipe alone; no file is made.
+"""
+
+from __future__ import annotations
+
+import datetime
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any, TypeVar
+
+import msgspec
+
+from capt_local.batch.records import Record, RecordSettings
+from capt_local.bundle.manifest import Bundle
+from capt_local.bundle.verify import Check
+from capt_local.decoding.options import GenerateOptions
+from capt_local.engine.options import LoadOptions
+from capt_local.prompting.messages import Message as Turn
+
+Message = dict[str, Any]
+_Kind = TypeVar("_Kind")
+_HEAD = struct.Struct(">I")
+_LARGEST = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """Which models a worker loads, how, and what all records of a run share.
+
+    Attributes:
+        bundle: as the run found it, digests included, so that a worker that is started again
+            cannot load something else.
+        options: of answers; each record may change some.
+        load: how the models are loaded.
+        date: today's date for chat templates, as YYYY-MM-DD.
+        check: how the digests are checked.
+        raw: whether prompts are continued without a chat template.
+        parallel: how many records are answered at once.
+    """
+
+    bundle: Bundle
+    options: GenerateOptions = field(default_factory=GenerateOptions)
+    load: LoadOptions = field(default_factory=LoadOptions)
+    date: str = ""
+    check: Check = Check.CACHED
+    raw: bool = False
+    parallel: int = 1
+
+    @property
+    def day(self) -> datetime.date | None:
+        """The date as such."""
+        return datetime.date.fromisoformat(self.date) if self.date else None
+
+
+def send(stream: IO[bytes], message: Message) -> None:
+    """Sends a message. Raises OSError if the other side has gone."""
+    data = msgspec.json.encode(message)
+    stream.write(_HEAD.pack(len(data)) + data)
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> Message | None:
+    """The next message; None where the other side has gone, also in the middle of one."""
+    head = stream.read(_HEAD.size)
+    if len(head) < _HEAD.size:
+        return None
+    (size,) = _HEAD.unpack(head)
+    if size > _LARGEST:
+        return None
+    data = stream.read(size)
+    if len(data) < size:
+        return None
+    message = msgspec.json.decode(data)
+    return message if isinstance(message, dict) else None
+
+
+def pack(value: object) -> Any:
+    """A dataclass as JSON has it; paths as text."""
+    return msgspec.to_builtins(value, enc_hook=str)
+
+
+def unpack(kind: type[_Kind], value: object) -> _Kind:
+    """The dataclass that was packed. A missing field has its default.
+
+    Raises:
+        msgspec.ValidationError: a value is not of its kind.
+        UsageError: the dataclass refuses a value.
+    """
+    return msgspec.convert(value, kind, dec_hook=lambda kind, value: kind(value))
+
+
+def pack_request(key: int, record: Record, settings: RecordSettings) -> Message:
+    """A record for the worker, which knows it by `key` alone."""
+    prompt: Any = record.prompt if isinstance(record.prompt, str) else pack(record.prompt)
+    return {"request": key, "prompt": prompt, "settings": pack(settings)}
+
+
+def unpack_request(
+    message: Mapping[str, Any], options: GenerateOptions
+) -> tuple[str | list[Turn], GenerateOptions]:
+    """The prompt and the options of a record.
+
+    Raises:
+        UsageError: its settings do not go with the run's options.
+    """
+    prompt = message["prompt"]
+    if not isinstance(prompt, str):
+        prompt = [unpack(Turn, turn) for turn in prompt]
+    return prompt, unpack(RecordSettings, message["settings"]).applied(options)

@@ -1,0 +1,478 @@
+"""Supervision of worker processes: each record gets an answer or a failure, whatever happens.
+
+When a worker dies, the records that it had begun are suspects: a new worker gets them one at a
+time, so that the record that kills workers is known. One with which three workers have died is
+given up; so is one with which two have hung, since that takes longer. A worker hangs if it starts,
+loads or has records and sends nothing for too long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from capt_local.batch import ipc
+from capt_local.batch.output import ErrorCode, Failure
+from capt_local.errors import (
+    CaptError,
+    MemoryShortage,
+    ModelError,
+    NumericalError,
+    UsageError,
+    WorkerFailed,
+)
+
+GIVEN_UP = 5  # records in a row; then the cause is not the records
+DEATHS = 3  # of workers with one record, and in a row without one
+HANGS = 2
+# Seconds before models are loaded again where that has just failed: memory may be freed.
+PAUSES = (2.0, 10.0, 60.0)
+# Records sent for each that is answered at once: with only one, the worker would wait for a record
+# while its answers wait to be written.
+_WINDOW = 2
+_LOAD_TIMEOUT = 600.0  # seconds; parts of loading report no progress
+_END_SECONDS = 10.0  # for a process that has closed its pipes to end
+_KINDS = {kind.__name__: kind for kind in (MemoryShortage, ModelError, NumericalError, UsageError)}
+_SIGNALS = {
+    "SIGABRT": "an assertion of the engine failed",
+    "SIGBUS": "a file that it had mapped is gone or broken",
+    "SIGSEGV": "the engine accessed memory that is not its own",
+    "SIGILL": "this processor lacks an instruction that the engine was built with",
+}
+# The worker runs with the module path of the run's own interpreter, so both are the same program.
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from capt_local.batch.worker import main; main()"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A worker has ended.
+
+    Attributes:
+        cause: for a sentence: "it was killed (SIGKILL), probably because memory ran out".
+        killed: whether memory is the likely reason.
+        hung: whether it was ended because it no longer reported progress.
+        error: what it reported itself; None where it had no time to.
+    """
+
+    cause: str
+    killed: bool = False
+    hung: bool = False
+    error: CaptError | None = None
+
+    def at_start(self) -> CaptError:
+        """What to raise where the worker died before it could answer anything."""
+        if self.error is not None:
+            return self.error
+        if self.killed:
+            return MemoryShortage(
+                f"The models could not be loaded: the worker process died, {self.cause}. Use a "
+                "smaller --ctx-size, --parallel or smaller models."
+            )
+        return WorkerFailed(f"The worker process died while it loaded the models: {self.cause}.")
+
+    def failure(self) -> Failure:
+        """Of a record that is given up."""
+        if self.hung:
+            return Failure(
+                ErrorCode.TIMED_OUT,
+                f"The worker process was ended again: with this record alone, {self.cause}.",
+            )
+        return Failure(
+            ErrorCode.WORKER_DIED,
+            f"The worker process died {DEATHS} times with this record; last, {self.cause}.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a record: one of `answer` (as `report.json.answer_object`) and `failure`."""
+
+    key: int
+    answer: dict[str, Any] | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What else happened: one of these is set.
+
+    Attributes:
+        loading: a role, and the share of its file that is checked, then loaded.
+        ready: facts about the loaded models.
+        died: why a worker died that is now replaced.
+        not_loaded: why its successor could not load the models, and seconds to the next attempt.
+    """
+
+    loading: tuple[str, float] | None = None
+    ready: dict[str, Any] | None = None
+    died: str = ""
+    not_loaded: tuple[str, float] | None = None
+
+
+class Workers(Protocol):
+    """What answers records: a `WorkerSupervisor` here, or actors of Ray (`batch.ray`)."""
+
+    def hello(self, seconds: float) -> dict[str, Any] | None: ...
+    def load(self, config: ipc.WorkerConfig) -> None: ...
+    @property
+    def has_room(self) -> bool: ...
+    @property
+    def idle(self) -> bool: ...
+    def put(self, key: int, request: ipc.Message) -> None: ...
+    def no_more(self) -> None: ...
+    def poll(self, seconds: float) -> Outcome | News | None: ...
+    def finish(self, stop: Callable[[], bool]) -> None: ...
+    def kill(self) -> None: ...
+
+
+def worker_command() -> list[str]:
+    """What starts a worker. Other accounts can see it, so there is nothing of the run in it."""
+    return [sys.executable, "-c", _START, json.dumps([path or os.getcwd() for path in sys.path])]
+
+
+class WorkerProcess:
+    """A running worker. `kill` it at the end.
+
+    Args:
+        command: that starts it.
+        show: whether what its libraries print is shown, text of patients included.
+    """
+
+    def __init__(self, command: Sequence[str], *, show: bool = False) -> None:
+        try:
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=None if show else subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C at a terminal is for the run
+            )
+        except OSError as error:
+            reason = error.strerror or "unknown"
+            raise WorkerFailed(f"The worker process cannot be started: {reason}.") from None
+        self._received: queue.SimpleQueue[ipc.Message | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[ipc.Message | None] = queue.SimpleQueue()
+        # Each pipe has a thread of its own, so that nothing else waits for a worker that hangs.
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._listen, self._write)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def send(self, message: ipc.Message) -> None:
+        """Sends a message without waiting; one to a worker that has died is lost."""
+        self._outbox.put(message)
+
+    def poll(self, seconds: float) -> ipc.Message | Death | None:
+        """Its next message; None where there is none for so long."""
+        try:
+            message = self._received.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if message is not None and "fatal" not in message:
+            return message
+        try:
+            code: int | None = self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+        self.kill()
+        if message is not None:
+            return _reported(str(message["fatal"]), str(message.get("message")))
+        return Death("it closed its pipe") if code is None else _death_of(code)
+
+    def ended(self, seconds: float) -> bool:
+        """Whether it has ended, or does so in that time."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.returncode is not None
+
+    def kill(self) -> None:
+        """Ends the process at once; safe to call again.
+
+        One that hangs in the kernel (a network disk that is gone) is not waited for.
+        """
+        self._process.kill()
+        self._outbox.put(None)
+        ended = self.ended(_END_SECONDS)
+        for thread in self._threads:
+            thread.join(_END_SECONDS if ended else 0)
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        message: ipc.Message | None = {}
+        with self._process.stdout as stream:
+            while message is not None:
+                try:
+                    message = ipc.receive(stream)
+                except (OSError, ValueError):  # half a message
+                    message = None
+                self._received.put(message)
+
+    def _write(self) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError), self._process.stdin as stream:
+            while (message := self._outbox.get()) is not None:
+                ipc.send(stream, message)
+
+
+def _reported(kind: str, text: str) -> Death:
+    """The death of a worker that reported its error."""
+    if kind == "unexpected":
+        text = f"an unexpected {text}"
+        error: CaptError = WorkerFailed(
+            f"The worker process stopped with {text}. This is a defect."
+        )
+    else:
+        error = _KINDS.get(kind, WorkerFailed)(text)
+    return Death(text.rstrip("."), error=error)
+
+
+def _death_of(code: int) -> Death:
+    """The death of a worker that had no time to report why."""
+    if code >= 0:
+        return Death(f"it ended with exit code {code}")
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    if name == "SIGKILL":
+        return Death(f"it was killed ({name}), probably because memory ran out", killed=True)
+    why = f": {_SIGNALS[name]}" if name in _SIGNALS else ""
+    return Death(f"it ended by {name}{why}")
+
+
+class WorkerSupervisor:
+    """Runs one worker process after the other; see `Workers`.
+
+    Args:
+        start: starts a worker.
+        timeout: seconds after which a worker that has records and sends nothing is ended.
+        load_timeout: the same while it starts and loads models; None: `timeout`, at least 600.
+        pauses: seconds before each attempt to load the models again.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], WorkerProcess],
+        *,
+        timeout: float = math.inf,
+        load_timeout: float | None = None,
+        pauses: Sequence[float] = PAUSES,
+    ) -> None:
+        """Starts a worker, which loads nothing yet."""
+        self._start, self._timeout, self._pauses = start, timeout, tuple(pauses)
+        self._load_timeout = max(timeout, _LOAD_TIMEOUT) if load_timeout is None else load_timeout
+        self._worker = start()
+        self._load: ipc.Message = {}
+        self._window = 0
+        # Of the current worker: whether it has loaded the models, has died, was sent "end".
+        self._ready = self._dead = self._end_sent = False
+        self._no_more = False
+        self._waiting: deque[tuple[int, ipc.Message]] = deque()
+        self._sent: dict[int, ipc.Message] = {}
+        self._begun: dict[int, None] = {}
+        self._suspects: set[int] = set()
+        self._deaths: Counter[int] = Counter()
+        self._idle_deaths = self._given_up = 0
+        self._has_answered = False  # so a failure to load is no fault of the models
+        self._attempts, self._pause, self._silent = 0, 0.0, 0.0
+
+    def hello(self, seconds: float) -> dict[str, Any] | None:
+        """The first worker's facts about the machine; None where they have not come yet.
+
+        Raises:
+            CaptError: it cannot start.
+        """
+        message = self._worker.poll(seconds)
+        if isinstance(message, Death):
+            raise message.at_start()
+        if message is None:
+            self._silent += seconds
+            if self._silent >= self._load_timeout:
+                raise Death(f"it sent nothing for {self._silent:.0f} s", hung=True).at_start()
+            return None
+        facts: dict[str, Any] = message["hello"]
+        return facts
+
+    def load(self, config: ipc.WorkerConfig) -> None:
+        """Lets the worker load the models."""
+        self._load, self._window = {"load": ipc.pack(config)}, _WINDOW * config.parallel
+        self._silent = 0.0
+        self._worker.send(self._load)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another record may be put."""
+        return len(self._waiting) + len(self._sent) < self._window
+
+    @property
+    def idle(self) -> bool:
+        """Whether each record has an outcome."""
+        return not self._waiting and not self._sent
+
+    def put(self, key: int, request: ipc.Message) -> None:
+        """Adds a record."""
+        self._waiting.append((key, request))
+        self._feed()
+
+    def no_more(self) -> None:
+        """There will be no other records."""
+        self._no_more = True
+        self._feed()
+
+    def poll(self, seconds: float) -> Outcome | News | None:
+        """What happens next; None where nothing does for so long.
+
+        Raises:
+            CaptError: a worker cannot be started or cannot load the models, or workers die again
+                and again without a record, or with every record.
+        """
+        if self._dead:
+            return self._replace(seconds)
+        left = seconds
+        while (message := self._worker.poll(left)) is not None:
+            self._silent, left = 0.0, 0.0
+            if isinstance(message, Death):
+                return self._died(message)
+            if (event := self._handle(message)) is not None:
+                return event
+        # Only time that was spent listening counts.
+        self._silent += left
+        limit = (self._timeout if self._sent else math.inf) if self._ready else self._load_timeout
+        if self._silent < limit:
+            return None
+        self._worker.kill()
+        return self._died(Death(f"it reported no progress for {self._silent:.0f} s", hung=True))
+
+    def finish(self, stop: Callable[[], bool]) -> None:
+        """Lets the worker end by itself for 10 s, or until `stop()`; then ends it."""
+        for _ in range(100):
+            if self._worker.ended(0.1) or stop():
+                break
+        self._worker.kill()
+
+    def kill(self) -> None:
+        """Ends the worker; its records are dropped."""
+        self._worker.kill()
+
+    def _handle(self, message: ipc.Message) -> Outcome | News | None:
+        if "loading" in message:
+            return News(loading=(message["loading"], message["share"]))
+        if "ready" in message:
+            self._ready = True
+            self._feed()
+            return News(ready=message["ready"])
+        if "begun" in message:
+            self._begun[message["begun"]] = None
+            self._has_answered, self._attempts = True, 0
+        if "answered" in message or "failed" in message:
+            key = message["answered"] if "answered" in message else message["failed"]
+            self._forget(key)
+            self._idle_deaths = self._given_up = 0
+            self._feed()
+            if "answered" in message:
+                return Outcome(key, answer=message["answer"])
+            failure = Failure(ErrorCode(message["code"]), message["message"])
+            return Outcome(key, failure=failure)
+        return None
+
+    def _forget(self, key: int) -> None:
+        self._sent.pop(key, None)
+        self._begun.pop(key, None)
+        self._deaths.pop(key, None)
+        self._suspects.discard(key)
+
+    def _died(self, death: Death) -> Outcome | News:
+        """Decides about the records of a worker that died; the next `poll` replaces it."""
+        begun, self._begun = list(self._begun), {}
+        self._dead, self._silent = True, 0.0
+        if not self._ready or (death.error is not None and not begun):
+            return self._not_loaded(death)
+        given_up = self._blame(begun, death)
+        self._requeue()
+        if given_up is None:
+            return News(died=death.cause)
+        self._given_up += 1
+        return Outcome(given_up, failure=death.failure())
+
+    def _blame(self, begun: list[int], death: Death) -> int | None:
+        """Counts a death against the records that were begun; the one that is given up."""
+        self._idle_deaths = 0 if begun else self._idle_deaths + 1
+        if self._given_up >= GIVEN_UP:
+            raise WorkerFailed(
+                f"{GIVEN_UP} records in a row were given up, so the cause is not the records: the "
+                f"worker process dies whatever it computes. Last, {death.cause}."
+            )
+        if self._idle_deaths >= DEATHS:
+            raise WorkerFailed(
+                f"The worker process died {DEATHS} times without a record; last, {death.cause}."
+            )
+        self._suspects.update(begun)
+        self._deaths.update(begun)
+        if len(begun) == 1 and self._deaths[begun[0]] >= (HANGS if death.hung else DEATHS):
+            self._forget(begun[0])
+            return begun[0]
+        return None
+
+    def _requeue(self) -> None:
+        """Puts what was sent back in front: suspects first, then what had not begun."""
+        sent = sorted(self._sent.items(), key=lambda item: item[0] not in self._suspects)
+        self._sent.clear()
+        self._waiting.extendleft(reversed(sent))
+        self._ready = self._end_sent = False
+
+    def _not_loaded(self, death: Death) -> News:
+        """A worker died before it could answer anything: a model or memory is the reason."""
+        if not self._has_answered or self._attempts >= len(self._pauses):
+            raise death.at_start()
+        self._pause, self._attempts = self._pauses[self._attempts], self._attempts + 1
+        self._requeue()
+        return News(not_loaded=(death.cause, self._pause))
+
+    def _replace(self, seconds: float) -> News | None:
+        """Starts another worker, when it is time."""
+        if self._pause > 0:
+            rest = min(seconds, self._pause)
+            time.sleep(rest)
+            self._pause -= rest
+            return None
+        try:
+            self._worker = self._start()
+        except WorkerFailed as error:
+            return self._not_loaded(Death(str(error).rstrip("."), error=error))
+        self._dead = False
+        self._worker.send(self._load)
+        return None
+
+    def _feed(self) -> None:
+        """Sends the worker what it may have: suspects one at a time."""
+        if not self._ready:
+            return
+        limit = 1 if self._suspects else self._window
+        while self._waiting and len(self._sent) < limit:
+            key, request = self._waiting.popleft()
+            self._sent[key] = request
+            self._worker.send({**request, "alone": True} if self._suspects else request)
+        if self._no_more and not self._waiting and not self._end_sent:
+            self._end_sent = True
+            self._worker.send({"end": True})

@@ -1,0 +1,313 @@
+"""`capt-local batch`: an answer to each record of a file. The flags; the work is in `batch_run`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from capt_local.batch import InputFormat
+from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, option
+from capt_local.cli.structured import StructureFlags
+from capt_local.cli.thinking import QuietThoughtFlags
+from capt_local.config.limits import Feature
+from capt_local.errors import UsageError
+
+if TYPE_CHECKING:
+    from capt_local.batch.records import RecordParser
+
+_LARGEST = 1 << 16  # bytes of a system text or a template
+_SHORTEST_TIMEOUT = 3  # seconds; a worker reports progress every second
+_MOST_PARALLEL = 255  # sequences of one llama.cpp context, one reserved
+
+
+class Delimiter(StrEnum):
+    """Between two cells of a table."""
+
+    COMMA = "comma"
+    SEMICOLON = "semicolon"
+    TAB = "tab"
+    PIPE = "pipe"
+
+    @property
+    def character(self) -> str:
+        """The character itself."""
+        return {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}[self.value]
+
+
+@dataclass(frozen=True, slots=True)
+class InputFlags:
+    """Which records are answered, and how they become prompts."""
+
+    input_format: Annotated[
+        InputFormat | None,
+        option(
+            "--input-format",
+            twin="INPUT_FORMAT",
+            metavar="jsonl|csv|txt-dir",
+            help="How records are written. Default: by the name of the input.",
+        ),
+    ] = None
+    delimiter: Annotated[
+        Delimiter | None,
+        option(
+            "--delimiter",
+            twin="DELIMITER",
+            metavar="comma|semicolon|tab|pipe",
+            help="What separates the cells of CSV. Default: comma, and tab in *.tsv.",
+        ),
+    ] = None
+    system: Annotated[
+        Path | None,
+        option("--system", metavar="FILE", help="A system text in front of each record."),
+    ] = None
+    template: Annotated[
+        Path | None,
+        option(
+            "--template",
+            metavar="FILE",
+            help="Writes the prompt around the fields of a record: 'Summarise: {{ note }}'.",
+        ),
+    ] = None
+    id_field: Annotated[
+        str,
+        option(
+            "--id-field",
+            twin="ID_FIELD",
+            metavar="NAME",
+            help="The field or column that identifies a record. Default: id.",
+        ),
+    ] = "id"
+    raw: Annotated[
+        bool,
+        option("--raw", twin="RAW", help="Continue the texts as they are, without a template."),
+    ] = False
+    skip_invalid: Annotated[
+        bool,
+        option(
+            "--skip-invalid",
+            help="Run without the records that are wrong, and list them, instead of refusing the "
+            "input.",
+        ),
+    ] = False
+    input: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="INPUT",
+            show_default=False,
+            help="JSON Lines, a CSV file, a folder of text files, or '-' for standard input.",
+        ),
+    ] = None
+
+    @property
+    def path(self) -> Path:
+        """The input. Raises UsageError if none was given."""
+        if self.input is None:
+            raise UsageError("There is no input. Name a file or a folder, or '-'.")
+        return self.input
+
+    def parser(self) -> RecordParser:
+        """Reads template and system text.
+
+        Raises:
+            UsageError: one cannot be read or used, or they do not go together.
+        """
+        from capt_local.batch.records import RecordParser, RecordTemplate
+        from capt_local.cli.files import decoded
+        from capt_local.strict.files import read_bytes
+
+        template = system = None
+        if self.template is not None:
+            name = "The template (--template)"
+            template = RecordTemplate(read_bytes(self.template, name, largest=_LARGEST, pipes=True))
+        if self.system is not None:
+            name = "The system text (--system)"
+            system = decoded(read_bytes(self.system, name, largest=_LARGEST, pipes=True), name)
+            if not system.strip():
+                raise UsageError(f"{name} is empty.")
+            # Editors put a line end behind the last line, which is not part of the text.
+            system = system.removesuffix("\n").removesuffix("\r")
+        return RecordParser(template, system, self.id_field, self.raw)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFlags:
+    """Where answers go, which records are done, and by how many workers."""
+
+    output: Annotated[
+        Path | None,
+        option(
+            "-o",
+            "--output",
+            metavar="PATH",
+            help="Write a line for each record here (mode 0600). The same command goes on with it.",
+        ),
+    ] = None
+    parallel: Annotated[
+        str,
+        option(
+            "--parallel",
+            twin="PARALLEL",
+            metavar="N|auto",
+            help="Records answered at once. Default: auto, by memory and cores.",
+        ),
+    ] = "auto"
+    limit: Annotated[
+        int | None, option("--limit", metavar="N", min=1, help="At most N records in this run.")
+    ] = None
+    retry_errors: Annotated[
+        bool, option("--retry-errors", help="Do records that have failed again.")
+    ] = False
+    fail_fast: Annotated[
+        bool, option("--fail-fast", help="Stop at the first record that fails.")
+    ] = False
+    force_new: Annotated[
+        bool,
+        option("--force-new", help="Move an existing output aside, and begin a new one."),
+    ] = False
+    in_order: Annotated[
+        bool,
+        option("--in-order", help="At the end, put the output into the order of the input."),
+    ] = False
+    record_timeout: Annotated[
+        int,
+        option(
+            "--record-timeout",
+            twin="RECORD_TIMEOUT",
+            metavar="SECONDS",
+            min=0,
+            help="End a worker that reports no progress for so long, and fail the record that it "
+            "hangs on. Default: 1800; 0 never does.",
+        ),
+    ] = 1800
+    check: Annotated[
+        bool,
+        option(
+            "--check",
+            help="Check flags, input and output, report what is to be done, and leave: nothing is "
+            "answered or written.",
+        ),
+    ] = False
+    ray: Annotated[
+        str | None,
+        option(
+            "--ray",
+            metavar="local|ADDRESS",
+            help="Answer on actors of Ray: on this machine, or on the cluster at ADDRESS (the "
+            "extra 'ray'). Records pass through Ray.",
+        ),
+        Feature.NETWORK,
+    ] = None
+    ray_actors: Annotated[
+        int | None,
+        option(
+            "--ray-actors",
+            metavar="N",
+            min=1,
+            help="Actors, each with models of its own. Default: one for each GPU, else for each "
+            "machine.",
+        ),
+    ] = None
+
+    @property
+    def records_at_once(self) -> int | None:
+        """`--parallel`; None for auto. Raises UsageError if it is no number."""
+        if self.parallel == "auto":
+            return None
+        text = self.parallel
+        if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= _MOST_PARALLEL):
+            raise UsageError(f"--parallel takes a number from 1 to {_MOST_PARALLEL}, or auto.")
+        return int(text)
+
+    @property
+    def timeout(self) -> float:
+        """`--record-timeout`. Raises UsageError if a healthy worker may be silent for so long."""
+        if 0 < self.record_timeout < _SHORTEST_TIMEOUT:
+            raise UsageError(
+                f"--record-timeout is at least {_SHORTEST_TIMEOUT} seconds, or 0: a healthy worker "
+                "may be silent for a while."
+            )
+        return self.record_timeout or math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFlags:
+    """What the lines hold, and what is reported of the run."""
+
+    json: Annotated[
+        bool, option("--json", twin="JSON", help="Write the summary to standard output as JSON.")
+    ] = False
+    summary: Annotated[
+        Path | None, option("--summary", metavar="FILE", help="Write it here, likewise.")
+    ] = None
+    logprobs: Annotated[
+        bool,
+        option("--logprobs", twin="LOGPROBS", help="Write the log-probability of each token."),
+    ] = False
+    top_logprobs: Annotated[
+        int,
+        option(
+            "--top-logprobs",
+            twin="TOP_LOGPROBS",
+            metavar="N",
+            min=0,
+            max=100,
+            help="And N candidates of each model for each token.",
+        ),
+    ] = 0
+    audit: Annotated[
+        Path | None,
+        option(
+            "--audit",
+            twin="AUDIT",
+            metavar="FILE",
+            help="Append start and end of the run to this log: digests and counts, no text.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """All groups of flags of `batch`."""
+
+    input: InputFlags
+    run: RunFlags
+    model: ModelFlags
+    method: MethodFlags
+    sample: SampleFlags
+    structure: StructureFlags
+    thoughts: QuietThoughtFlags
+    report: ReportFlags
+    view: ViewFlags
+
+
+def batch(
+    input: InputFlags,
+    run: RunFlags,
+    model: ModelFlags,
+    method: MethodFlags,
+    sample: SampleFlags,
+    structure: StructureFlags,
+    thoughts: QuietThoughtFlags,
+    report: ReportFlags,
+    view: ViewFlags,
+) -> int:
+    """Answers each record of a file; running the same command again resumes where it stopped.
+
+    A record is a line {"id", "prompt"} or {"id", "messages"}, a line of OpenAI's batches, a row of
+    a CSV file, or a text file of a folder. The whole input is checked before a model loads. The
+    output has a line for each record, on the disk as soon as it is finished, errors included.
+
+    Examples:
+      capt-local batch notes.jsonl -o answers.jsonl -n 300
+
+      capt-local batch notes.csv --template ask.txt --system rules.txt -o answers.jsonl
+    """
+    # Imported here: the help needs none of it.
+    from capt_local.cli.batch_run import run_batch
+
+    return run_batch(Flags(input, run, model, method, sample, structure, thoughts, report, view))

@@ -1,1 +1,0 @@
-"""The verb that answers many records: batch."""

@@ -1,0 +1,605 @@
+"""A batch run, from its flags to its exit code, and what it reports meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capt_local.batch.audit import AuditLog
+from capt_local.batch.ipc import WorkerConfig, pack
+from capt_local.batch.journal import (
+    Journal,
+    JournalBroken,
+    check_place,
+    is_note_of,
+    look,
+    read_manifest,
+)
+from capt_local.batch.manifest import Fingerprint, RunManifest, digest_of, manifest_path
+from capt_local.batch.output import OK, LineWriter
+from capt_local.batch.readers import Source, check_input
+from capt_local.batch.run import Job, Progress, Runner, records_at_once, records_left
+from capt_local.batch.supervisor import (
+    News,
+    WorkerProcess,
+    Workers,
+    WorkerSupervisor,
+    worker_command,
+)
+from capt_local.bundle.manifest import Bundle
+from capt_local.cli.batch import Flags
+from capt_local.cli.exits import ExitCode, code_for, wants_traceback
+from capt_local.cli.files import OutputFile
+from capt_local.cli.session import find_bundle, generate_options, load_options, pinned_date
+from capt_local.cli.signals import Signals
+from capt_local.cli.structured import structure
+from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.schema_check import SchemaCheck
+from capt_local.engine.options import LoadOptions
+from capt_local.engine.threads import physical_cores
+from capt_local.errors import Cancelled, CaptError, UsageError
+from capt_local.evaluate.runs.remaining import spoken_time
+from capt_local.report.json import dumps
+from capt_local.report.terminal import Screen, drop_output
+from capt_local.strict.files import read_bytes
+from capt_local.strict.json import parse_json
+from capt_local.strict.problems import NotReadable
+
+_POLL = 0.1  # seconds until signals get their turn
+_REDRAW, _LINE_EVERY = 0.1, 5.0  # seconds between two updates on a terminal, and elsewhere
+_SCHEMA = "The schema (--json-schema)"
+Summary = dict[str, Any]
+
+
+def start_worker() -> WorkerProcess:
+    """A worker; what it prints is shown only where tracebacks are, since it may be text."""
+    return WorkerProcess(worker_command(), show=wants_traceback())
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What decides the answers, from flags, bundle, and an earlier start of the same run.
+
+    Attributes:
+        bundle: that answers.
+        options: of answers.
+        load: how the models are loaded.
+        date: today's date for chat templates: that of the run's first start.
+        parallel: records at once.
+        schema: that answers must satisfy; None for none.
+        schema_sha256: digest of its file.
+    """
+
+    bundle: Bundle
+    options: GenerateOptions
+    load: LoadOptions
+    date: str
+    parallel: int
+    schema: SchemaCheck | None
+    schema_sha256: str | None
+
+    @classmethod
+    def of(cls, flags: Flags, output: Path) -> Settings:
+        """Checks the flags. What they leave open is as it was when the run began.
+
+        Raises:
+            UsageError: a value has no meaning, some do not go together, or the manifest of the
+                output is broken.
+            ModelError: there is no such bundle, or it is broken.
+        """
+        if flags.report.top_logprobs and not flags.report.logprobs:
+            raise UsageError("--top-logprobs goes with --logprobs.")
+        parallel = flags.run.records_at_once
+        flags.run.timeout  # noqa: B018 - raises if it has no meaning
+        form = structure(flags.structure)
+        schema, schema_sha256 = _schema(flags.structure.json_schema)
+        bundle = find_bundle(flags.model)
+        options = generate_options(bundle, flags.method, flags.sample, flags.report.top_logprobs)
+        options = flags.thoughts.added(options, form)
+        load, pinned = load_options(flags.model, bundle), pinned_date(flags.model)
+        before = None if flags.run.force_new else read_manifest(output)
+        if flags.run.ray is not None and load.threads is None:
+            # Actors on other machines must compute with as many.
+            here = flags.run.ray_actors or 1 if flags.run.ray == "local" else 1
+            load = dataclasses.replace(load, threads=max(1, physical_cores() // here))
+        date = str(pinned) if pinned else _earlier(before, "prompt", "date", str)
+        parallel = parallel or _earlier(before, "computing", "parallel", int)
+        if parallel is None:
+            cores = load.threads or physical_cores()
+            parallel = records_at_once(bundle, options, load, cores=cores)
+        date = date or datetime.date.today().isoformat()
+        return cls(bundle, options, load, date, parallel, schema, schema_sha256)
+
+    def fingerprint(
+        self, source: Source, facts: Mapping[str, Any], *, logprobs: bool
+    ) -> Fingerprint:
+        """That of the run.
+
+        Args:
+            source: the input.
+            facts: that the worker has sent first.
+            logprobs: whether lines hold log-probabilities.
+
+        Raises:
+            ModelError: a model without a digest cannot be read.
+        """
+        load = self.load
+        return Fingerprint.of(
+            self.bundle,
+            self.options,
+            versions=facts["versions"],
+            build=facts["build"],
+            prompt={
+                **source.described(),
+                "date": self.date,
+                "schema_sha256": self.schema_sha256,
+            },
+            computing={
+                "parallel": self.parallel,
+                "threads": load.threads or physical_cores(),
+                "context": load.context,
+                "batch": load.batch,
+                "gpu_layers": load.gpu_layers,
+                "flash_attention": load.flash_attention,
+                "kv_type": load.kv_type,
+            },
+            output={"logprobs": logprobs},
+        )
+
+    def provenance(self, fingerprint: Fingerprint, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """What the manifest says of this start."""
+        bundle = self.bundle
+        return {
+            **facts,
+            "bundle": {
+                "id": bundle.id,
+                "version": bundle.version,
+                "licence": bundle.licence,
+                "signer": bundle.signer.as_object() if bundle.signer else None,
+            },
+            "notices": list(bundle.notices),
+            "loading": pack(self.load),
+            "method": fingerprint.method,
+            "parameters": fingerprint.parameters,
+        }
+
+    def worker_config(self, fingerprint: Fingerprint, flags: Flags) -> WorkerConfig:
+        """What a worker loads: exactly the models of the fingerprint."""
+        models = {
+            role: dataclasses.replace(file, sha256=fingerprint.models[role]["sha256"])
+            for role, file in self.bundle.models.items()
+        }
+        return WorkerConfig(
+            bundle=dataclasses.replace(self.bundle, models=models),
+            options=self.options,
+            load=self.load,
+            date=self.date,
+            check=flags.model.check,
+            raw=flags.input.raw,
+            parallel=self.parallel,
+        )
+
+
+def _schema(path: Path | None) -> tuple[SchemaCheck | None, str | None]:
+    """What validates answers against the schema of a file, and the digest of the file."""
+    if path is None:
+        return None, None
+    try:
+        data = read_bytes(path, _SCHEMA)
+        return SchemaCheck(parse_json(data), _SCHEMA), digest_of(data.decode())
+    except NotReadable as error:
+        raise UsageError(f"{_SCHEMA}: {error}.") from None
+
+
+def _earlier(before: RunManifest | None, group: str, name: str, kind: type[Any]) -> Any:
+    """A value of the fingerprint of an earlier start; None where there is none."""
+    values = before.fingerprint.get(group) if before else None
+    value = values.get(name) if isinstance(values, dict) else None
+    return value if isinstance(value, kind) else None
+
+
+def run_batch(flags: Flags, start: Callable[[], WorkerProcess] | None = None) -> int:
+    """Does the run and returns the exit code.
+
+    Args:
+        flags: all of them.
+        start: starts a worker process; None for `start_worker`.
+
+    Raises:
+        CaptError: flags, input, output or models are not as they should be.
+    """
+    screen = Screen.standard(flags.view.verbose)
+    display = ProgressDisplay(screen)
+    output, report = flags.run.output, flags.report
+    if output is None:
+        raise UsageError("There is no output. Name a file with -o.")
+    if flags.run.check and report.summary:
+        raise UsageError("--summary does not go with --check, which writes nothing.")
+    if flags.run.ray_actors is not None and flags.run.ray is None:
+        raise UsageError("--ray-actors goes with --ray.")
+    _check_places(flags, output)
+    settings = Settings.of(flags, output)
+    summary_file = OutputFile(report.summary, "The summary (--summary)") if report.summary else None
+    audit = AuditLog(report.audit) if report.audit and not flags.run.check else None
+    try:
+        source = check_input(
+            flags.input.path,
+            flags.input.input_format,
+            parser=flags.input.parser(),
+            delimiter=flags.input.delimiter.character if flags.input.delimiter else None,
+            options=settings.options,
+            model=settings.bundle.id,
+            skip_invalid=flags.input.skip_invalid,
+            progress=lambda share: display.fraction("checking the input", share),
+        )
+    finally:
+        display.clear()
+    display.notes(source.notices)
+    with Signals() as signals:
+        try:
+            run = BatchRun(flags, settings, source, output, audit, display, signals)
+            start = start or start_worker
+            code, summary = run.check(start) if flags.run.check else run.answer(start)
+        except Cancelled:
+            display.note("interrupted; nothing was written.")
+            return signals.code or ExitCode.INTERRUPTED
+    text = dumps(summary, indent=1)
+    if summary_file is not None:
+        summary_file.write(text + "\n")
+    if report.json:
+        screen.line(text)
+    return code
+
+
+def _check_places(flags: Flags, output: Path) -> None:
+    """Refuses an output, a summary or a log in the place of something else that the run uses."""
+    files = (flags.input.path, flags.input.system, flags.input.template)
+    read = [path for path in (*files, flags.structure.json_schema) if path is not None]
+    check_place(output, read)
+    used = {path.resolve() for path in (*read, output, manifest_path(output))}
+    for name, path in (("--summary", flags.report.summary), ("--audit", flags.report.audit)):
+        if path is None:
+            continue
+        if path.resolve() in used:
+            raise UsageError(f"{name} names a file that this run reads or writes otherwise.")
+        if is_note_of(path, flags.input.path):
+            raise UsageError(f"{name} names a .txt in the folder of the notes. Name it otherwise.")
+        used.add(path.resolve())
+
+
+class BatchRun:
+    """One run; see `run_batch`, which has checked everything that needs no worker."""
+
+    def __init__(
+        self,
+        flags: Flags,
+        settings: Settings,
+        source: Source,
+        output: Path,
+        audit: AuditLog | None,
+        display: ProgressDisplay,
+        signals: Signals,
+    ) -> None:
+        self._flags, self._settings, self._source = flags, settings, source
+        self._output, self._audit = output, audit
+        self._display, self._signals = display, signals
+
+    def check(self, start: Callable[[], WorkerProcess]) -> tuple[int, Summary]:
+        """Checks the output as a run would; writes nothing. Returns exit code and summary.
+
+        Raises:
+            Cancelled: it was stopped.
+            CaptError: the output is of another run, or cannot be written.
+        """
+        run, source = self._flags.run, self._source
+        workers = WorkerSupervisor(start)
+        try:
+            fingerprint = self._fingerprint(self._facts(workers))
+        finally:
+            workers.kill()
+        found = look(
+            self._output,
+            fingerprint,
+            source.lines(),
+            retry_errors=run.retry_errors,
+            force_new=run.force_new,
+        )
+        self._display.notes(found.notices)
+        entries = found.staying(retry_errors=run.retry_errors)
+        done = {id: entry.code for id, entry in entries.items()}
+        left = len(records_left(source.ids, done))
+        self._display.note(
+            f"checked: {len(source)} records in the input; {len(done)} are done, {left} to be "
+            "done. No model was loaded, and nothing written."
+        )
+        counts = {"records": len(source), "already_done": len(done), "left": left}
+        return ExitCode.OK, {
+            **counts, "skipped": len(source.skipped), "torn_bytes": found.torn
+        }  # fmt: skip
+
+    def answer(self, start: Callable[[], WorkerProcess]) -> tuple[int, Summary]:
+        """Answers all records that are left. Returns exit code and summary.
+
+        Raises:
+            Cancelled: it was stopped before it wrote anything.
+            CaptError: the output is of another run, a model cannot be loaded, the disk is full...
+        """
+        run, settings = self._flags.run, self._settings
+        with contextlib.ExitStack() as stack:
+            workers = self._workers(start, stack)
+            facts = self._facts(workers)
+            fingerprint = self._fingerprint(facts)
+            self._cancel_if_stopped()
+            journal = stack.enter_context(
+                Journal.open(
+                    self._output,
+                    fingerprint,
+                    records=self._source.lines(),
+                    input={
+                        **self._source.described(),
+                        "records": len(self._source),
+                        "sha256": self._source.digest,
+                    },
+                    provenance=settings.provenance(fingerprint, facts),
+                    retry_errors=run.retry_errors,
+                    force_new=run.force_new,
+                )
+            )
+            self._display.notes(journal.notices)
+            left = records_left(self._source.ids, journal.done)
+            job = Job(
+                self._source,
+                journal,
+                LineWriter(fingerprint),
+                settings.options,
+                left[: run.limit],
+                logprobs=self._flags.report.logprobs,
+                schema=settings.schema,
+                fail_fast=run.fail_fast,
+            )
+            if self._audit is not None:
+                self._audit.start(journal.manifest, len(job.indices))
+            if job.indices:
+                workers.load(settings.worker_config(fingerprint, self._flags))
+            return self._run_job(job, workers, journal, len(left))
+
+    def _workers(self, start: Callable[[], WorkerProcess], stack: contextlib.ExitStack) -> Workers:
+        """What answers: a process here, or actors of Ray."""
+        run = self._flags.run
+        workers: Workers
+        if run.ray is None:
+            workers = WorkerSupervisor(start, timeout=run.timeout)
+        else:
+            from capt_local.batch.ray import OPEN_PORTS, RayWorkers, cluster
+
+            self._display.notes([OPEN_PORTS] if run.ray == "local" else [])
+            ray = stack.enter_context(cluster(run.ray, run.ray_actors))
+            workers = RayWorkers(
+                ray,
+                actors=run.ray_actors,
+                timeout=run.timeout,
+                threads=self._settings.load.threads or 1,
+            )
+        stack.callback(workers.kill)
+        return workers
+
+    def _facts(self, workers: Workers) -> Mapping[str, Any]:
+        """What a worker sends before it loads its models."""
+        while (facts := workers.hello(_POLL)) is None:
+            self._cancel_if_stopped()
+        return facts
+
+    def _cancel_if_stopped(self) -> None:
+        if self._signals.requested:
+            raise Cancelled("interrupted")
+
+    def _fingerprint(self, facts: Mapping[str, Any]) -> Fingerprint:
+        logprobs = self._flags.report.logprobs
+        return self._settings.fingerprint(self._source, facts, logprobs=logprobs)
+
+    def _run_job(
+        self, job: Job, workers: Workers, journal: Journal, left: int
+    ) -> tuple[int, Summary]:
+        """Runs the job and reports its end."""
+        display = self._display
+        progress = Progress(len(job.indices), before=len(journal.done))
+        complete, failure = False, None
+        display.show(progress)
+        try:
+            complete = self._work(job, workers, journal, progress)
+        except Exception as error:  # no KeyboardInterrupt: a second Ctrl-C writes nothing more
+            failure = error
+        finally:
+            display.clear()
+        failed = sum(code != OK for code in journal.done.values())
+        code = int(ExitCode.FAILED_RECORDS if failed else ExitCode.OK)
+        if failure is not None:
+            code = int(code_for(failure))
+        elif self._signals.requested and not complete:
+            code = self._signals.code or ExitCode.INTERRUPTED
+        summary = progress.as_object() | {
+            "left": left - progress.done,
+            "failed_before": failed - progress.failed,
+            "skipped": len(self._source.skipped),
+            "exit_code": code,
+        }
+        trouble = self._conclude(journal, summary)
+        if failure is not None:
+            # That the same disk fails again is no news.
+            again = isinstance(failure, JournalBroken) and isinstance(trouble, JournalBroken)
+            display.notes([str(trouble)] if trouble and not again else ())
+            raise failure
+        self._report_end(summary, complete=complete)
+        if trouble is not None:
+            raise trouble
+        return code, summary
+
+    def _work(self, job: Job, workers: Workers, journal: Journal, progress: Progress) -> bool:
+        """Whether all records are done, and the lines in the order that was requested."""
+
+        def stop() -> bool:
+            self._display.tick()
+            return self._signals.requested
+
+        def report(news: News) -> None:
+            if news.ready is not None:
+                self._display.notes(journal.set_loaded(news.ready["models"]))
+            self._display.news(news)
+
+        if job.indices:
+            if not Runner(job, workers, progress, report=report, stop=stop).run():
+                return False
+            workers.finish(stop)
+        if self._flags.run.in_order:
+            if self._signals.requested:
+                return False
+            journal.put_in_order(self._source.ids)
+        return True
+
+    def _conclude(self, journal: Journal, summary: Summary) -> CaptError | None:
+        """Writes the end into log and manifest; returns what failed of that."""
+        trouble: CaptError | None = None
+        try:
+            if self._audit is not None:
+                self._audit.end(summary)
+        except CaptError as error:
+            trouble = error
+            summary["exit_code"] = int(code_for(error))
+        try:
+            journal.conclude(summary)
+        except CaptError as error:
+            trouble = trouble or error
+        return trouble
+
+    def _report_end(self, summary: Summary, *, complete: bool) -> None:
+        display, left = self._display, summary["left"]
+        if (changed := self._source.changed()) is not None:
+            display.notes([changed])
+        display.note(summary_line(summary))
+        if not complete and not left:
+            display.note("stopped before the output was put in order: the same command does it.")
+        if left:
+            again = " (without --force-new)" if self._flags.run.force_new else ""
+            records = "1 record is" if left == 1 else f"{left} records are"
+            display.note(
+                f"{'' if complete else 'stopped; '}{records} left: the same command{again} goes on "
+                f"with {'it' if left == 1 else 'them'}."
+            )
+
+
+class ProgressDisplay:
+    """Reports a run on standard error; when its reader has gone, the run goes on without it."""
+
+    def __init__(self, screen: Screen, clock: Callable[[], float] = time.monotonic) -> None:
+        self._screen, self._clock = screen, clock
+        self._progress: Progress | None = None
+        self._last = clock()
+        self._gone = self._noticed = False
+
+    def show(self, progress: Progress) -> None:
+        """Shows from now on how far this is."""
+        self._progress = progress
+
+    def note(self, text: str) -> None:
+        """Writes a line."""
+        self._write(lambda: self._screen.note(text))
+
+    def notes(self, texts: Iterable[str]) -> None:
+        """Writes lines, each marked as a note."""
+        for text in texts:
+            self.note(f"note: {text}")
+
+    def fraction(self, label: str, share: float | None) -> None:
+        """Redraws the progress line of a terminal, for what has no records."""
+        if self._due(_REDRAW):
+            self._write(lambda: self._screen.progress(label, share))
+
+    def news(self, news: News) -> None:
+        """Reports what happened."""
+        if news.loading is not None:
+            self.fraction(f"loading {news.loading[0]}", news.loading[1])
+        if news.died:
+            self.note(
+                f"note: The worker process died: {news.died}. It is started again, and the "
+                "records that it had are done again, one at a time."
+            )
+        if news.not_loaded is not None:
+            cause, pause = news.not_loaded
+            self.note(
+                f"note: The models could not be loaded again: {cause}. The next attempt is in "
+                f"{spoken_time(pause)}; what is finished is safe."
+            )
+        if news.ready is not None and not self._noticed:
+            self._noticed = True
+            self.notes(news.ready["notices"])
+        self.tick()
+
+    def tick(self) -> None:
+        """Shows how far the run is, if it is time."""
+        progress = self._progress
+        if progress is None or progress.started is None:
+            return
+        if self._screen.asides_on_terminal:
+            if self._due(_REDRAW):
+                self._write(lambda: self._screen.progress(progress_label(progress), progress.share))
+        elif self._due(_LINE_EVERY):
+            self.note(progress_label(progress))
+
+    def clear(self) -> None:
+        """Removes the progress line."""
+        self._write(self._screen.clear_progress)
+
+    def _due(self, seconds: float) -> bool:
+        now = self._clock()
+        if now - self._last < seconds:
+            return False
+        self._last = now
+        return True
+
+    def _write(self, write: Callable[[], None]) -> None:
+        if self._gone:
+            return
+        try:
+            write()
+        except (OSError, ValueError):
+            self._gone = True
+            with contextlib.suppress(OSError, ValueError):
+                drop_output(asides=True)
+
+
+def progress_label(progress: Progress) -> str:
+    """How far a run is: "412/1000, 35.2 tokens/s, 12 min left, 3 failed"."""
+    parts = [f"{progress.done}/{progress.total}", f"{progress.speed:.1f} tokens/s"]
+    if progress.seconds_left is not None:
+        parts.append(f"{spoken_time(progress.seconds_left)} left")
+    if progress.failed:
+        parts.append(f"{progress.failed} failed")
+    return ", ".join(parts)
+
+
+def summary_line(summary: Summary) -> str:
+    """The summary of a run for people."""
+    parts = [f"{summary['done']} done"]
+    if failed := summary["failed"]:
+        each = ", ".join(f"{code} {count}" for code, count in failed.items())
+        parts.append(f"{sum(failed.values())} failed ({each})")
+    if summary["already_done"]:
+        # Why a run that did nothing may end with 6. Answers of a wrong form are not done again.
+        before = summary["failed_before"]
+        again = "(--retry-errors does those without an answer again)"
+        hint = f", {before} of them failed {again}" if before else ""
+        parts.append(f"{summary['already_done']} done before{hint}")
+    if summary["skipped"]:
+        parts.append(f"{summary['skipped']} left out (--skip-invalid)")
+    if summary["left"]:
+        parts.append(f"{summary['left']} left")
+    tokens, speed = summary["answer_tokens"], summary["answer_tokens_per_second"]
+    parts.append(f"{tokens} tokens ({speed:.1f}/s)")
+    parts.append(spoken_time(summary["seconds"]))
+    return " | ".join(parts)
