@@ -70,6 +70,19 @@ class ContextOverflow(CaptError):
         )
 
 
+class TextTooLong(CaptError):
+    """A stretch of text is too long for the tokenizer: no space for a million bytes."""
+
+    exit_code = 5
+
+    def __init__(self, size: int, limit: int) -> None:
+        """Builds the one-line message from sizes alone."""
+        super().__init__(
+            f"The text has a stretch of {size} bytes without a place where it can be divided, and "
+            f"the tokenizer takes {limit}. Break it with spaces or line ends; nothing was cut."
+        )
+
+
 class NumericalError(CaptError):
     """A model returned logits that are not finite; its weights or the backend are broken."""
 

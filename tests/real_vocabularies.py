@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from functools import cache
 from pathlib import Path
 
@@ -65,3 +66,15 @@ def templates_folder() -> Path:
 def open_vocabulary(name: str) -> Weights:
     """The weights of a vocabulary: no tensors, but tokens and the tokenizer."""
     return Weights(vocabulary_path(name), vocabulary_only=True)
+
+
+def with_pre_tokenizer(name: str, folder: Path, vocabulary: str = "gpt-2") -> Path:
+    """A byte-level vocabulary whose file names another pre-tokenizer."""
+    key, data = b"tokenizer.ggml.pre", vocabulary_path(vocabulary).read_bytes()
+    before, behind = (
+        key + struct.pack("<IQ", 8, len(one)) + one for one in (b"gpt-2", name.encode())
+    )
+    assert data.count(before) == 1
+    path = folder / f"{name}.gguf"
+    path.write_bytes(data.replace(before, behind))
+    return path

@@ -1,7 +1,9 @@
 """A proxy's tokens for a growing text: always the tokens that its own tokenizer would choose.
 
 When a text grows, its last tokens may change ("card" + "iac" may become "cardiac"), the earlier
-ones do not. Only the text behind the last safe cut is tokenized again.
+ones do not. Only the text behind the last safe cut is tokenized again; where a text has none for
+long (Chinese, a table without spaces), tokens far behind its end are final, so that a step does not
+cost more and more.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from capt_local.vocab.tokenizer import TextTokenizer
 
 # No piece that matters begins so far back.
 _LONGEST_REST = 24
+# Without a safe cut in so many bytes the tokens before the last so many are final.
+_LONGEST_TAIL, _OPEN_TAIL = 1024, 256
 
 
 def rests(pieces: Sequence[bytes]) -> list[bytes]:
@@ -24,6 +28,16 @@ def rests(pieces: Sequence[bytes]) -> list[bytes]:
             break
         found.append(rest)
     return found
+
+
+def _boundary(tail: bytes, pieces: Sequence[bytes]) -> int:
+    """Where a token begins, and a character, at least `_OPEN_TAIL` bytes before the end."""
+    at = len(tail)
+    for piece in reversed(pieces):
+        at -= len(piece)
+        if 0 < at <= len(tail) - _OPEN_TAIL and tail[at] & 0xC0 != 0x80:
+            return at
+    return 0
 
 
 class CanonicalContext:
@@ -123,22 +137,21 @@ class CanonicalContext:
         """The tokens of a tail, and whether they hold all of its bytes."""
         if not tail:
             return [], True
-        try:
-            return self._tokenizer.encode(tail, start=first), True
-        except ValueError:
-            # The answer is not the proxy's: what it has no token for, it does not see.
-            known = self._tokenizer.vocabulary.byte_ids
-            tail = tail.translate(None, bytes(byte for byte in range(256) if byte not in known))
-            self.unseen = True
-            return self._tokenizer.encode(tail, start=first), False
+        # The answer is not the proxy's: what it has no token for, it does not see.
+        tokens, whole = self._tokenizer.encode_known(tail, start=first)
+        self.unseen |= not whole
+        return tokens, whole
 
     def _advance_cut(self, tail: bytes, new: list[int]) -> None:
         """Moves the safe cut forward, to a place where a token begins."""
         cut = self._tokenizer.last_cut(tail)
+        # Counted from the end, where no leading space of the tokenizer can be.
+        piece = self._tokenizer.vocabulary.piece
+        if not cut and len(tail) > _LONGEST_TAIL:
+            cut = _boundary(tail, list(map(piece, new)))
         if not cut:
             return
-        # Counted from the end, where no leading space of the tokenizer can be.
-        behind, piece = len(tail) - cut, self._tokenizer.vocabulary.piece
+        behind = len(tail) - cut
         for count in range(len(new), 0, -1):
             if behind <= 0:
                 break

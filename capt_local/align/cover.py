@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.align.events import END_EVENT, TargetEvents
+from capt_local.align.events import END_EVENT, NO_EVENT, TargetEvents
 from capt_local.align.question import FloatArray, Probabilities
 from capt_local.vocab.prefix_index import PrefixIndex
 from capt_local.vocab.vocabulary import IntArray
@@ -77,6 +77,9 @@ class Cover:
         added = [key[len(start) :] for key in proxy.keys[low:high]]
         longer = np.concatenate((proxy.ids[low:high], end_ids)).astype(np.int32)
         entries = _groups(added, events) if long_tokens else _own(added, events)
+        known = entries.event != NO_EVENT
+        if not known.all():  # pieces that the target cannot spell begin no event
+            entries = _Entries(*(column[known] for column in entries))
         ends = np.arange(len(added), len(longer), dtype=np.int32)
         event = np.concatenate((entries.event, np.full(len(ends), END_EVENT, np.int32)))
         piece = np.concatenate((entries.piece, ends))

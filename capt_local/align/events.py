@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from capt_local.vocab.prefix_index import PrefixIndex
-from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.vocab.tokenizer import TextTokenizer, UnspellableByte
 from capt_local.vocab.vocabulary import IntArray
 
 END_EVENT = 0
@@ -86,11 +86,23 @@ class TargetEvents:
         return int(self._ranks[low]), int(self._ranks[high - 1]) + 1
 
     def first(self, text: bytes) -> int:
-        """The event with which the target's tokenizer begins `text` (not empty)."""
+        """The event with which the target's tokenizer begins `text` (not empty).
+
+        Of a text that the target's vocabulary cannot spell: of its longest beginning that it can;
+        NO_EVENT if there is none.
+        """
         event = self._event_of_piece.get(text)
         if event is None:
             event = self._first.get(text)
         if event is None:
-            tokens = self.tokenizer.encode(text, start=False)
-            event = self._first[text] = int(self.of_token[tokens[0]])
+            event = self._first[text] = self._first_of_known(text)
         return event
+
+    def _first_of_known(self, text: bytes) -> int:
+        for size in range(len(text), 0, -1):
+            try:
+                tokens = self.tokenizer.encode(text[:size], start=False)
+            except UnspellableByte:
+                continue
+            return int(self.of_token[tokens[0]])
+        return NO_EVENT

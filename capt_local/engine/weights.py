@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import re
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,11 +30,22 @@ from capt_local.engine.library import Closing, HeldInterrupts, Library, library
 from capt_local.engine.locked_file import LockedFile
 from capt_local.engine.memory import check_fits, estimate
 from capt_local.engine.options import LoadOptions
-from capt_local.errors import Cancelled, MemoryShortage, ModelError, UsageError
+from capt_local.errors import Cancelled, MemoryShortage, ModelError, TextTooLong, UsageError
 from capt_local.strict.stamp import Stamp
 from capt_local.vocab.vocabulary import TokenKind, Vocabulary
 
 Progress = Callable[[float], None]
+
+# Text that a stack of 8 MiB can split whatever the pre-tokenizer, and what a longer one is given.
+_ON_OWN_STACK, _STACK_PER_BYTE = 8192, 1024
+LONGEST_RUN = 1 << 20
+# Pre-tokenizers that look ahead over a whole run at each of its characters, and what they may cost
+# a second for.
+_QUADRATIC = {
+    "superbpe": (re.compile(r"\d+"), 4096),
+    "jais-2": (re.compile(r"\s+"), 65536),
+}
+_STACK_SIZE = threading.Lock()  # `threading.stack_size` is one for all threads
 
 # Formats that llama.cpp rearranges for kernels which take four tokens at once: two or three cost
 # more than four, as each of them is computed by itself.
@@ -169,17 +182,62 @@ class Weights(Closing):
         library = self._library
         self._vocab = ctypes.c_void_p(library.api.llama_model_get_vocab(self.handle))
         _refuse_unsupported(library, self.handle, self._vocab, name, self.header.architecture)
+        self._pre_tokenizer = self.value("tokenizer.ggml.pre")
+        if self._pre_tokenizer == "whitespace":  # GGML_ASSERT in find_bpe_rank at two spaces
+            raise ModelError(
+                f"{name}: llama.cpp ends the process when the pre-tokenizer whitespace meets two "
+                "spaces. Use another model."
+            )
         self.vocabulary: Vocabulary = read_vocabulary(library, self._vocab.value or 0, name)
         self.metadata: Metadata = self._describe(name)
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
         """Splits UTF-8 text; see `decode.model.Model.tokenize`.
 
+        Some pre-tokenizers are std::regex, which recurses over the longest match (up to 350 bytes
+        of stack a byte): a long text gets a thread whose stack is large enough for one match.
+
         Raises:
             ValueError: `text` is not UTF-8; llama.cpp would end the process over some such text.
+            TextTooLong: more than `LONGEST_RUN` bytes.
         """
-        text.decode("utf-8")
-        space = len(text) + 8
+        characters = text.decode("utf-8")
+        if len(text) <= _ON_OWN_STACK:
+            return self._split(text, special)
+        if len(text) > LONGEST_RUN:
+            raise TextTooLong(len(text), LONGEST_RUN)
+        if self._pre_tokenizer in _QUADRATIC:
+            run, limit = _QUADRATIC[self._pre_tokenizer]
+            longest = max(map(len, run.findall(characters)), default=0)
+            if longest > limit:
+                raise TextTooLong(longest, limit)
+        found: list[list[int] | Exception] = []
+
+        def split() -> None:
+            try:
+                found.append(self._split(text, special))
+            except Exception as error:
+                found.append(error)
+
+        thread = threading.Thread(target=split)
+        with _STACK_SIZE:
+            before = threading.stack_size((1 << 20) + _STACK_PER_BYTE * len(text))
+            try:
+                thread.start()
+            except RuntimeError:
+                raise TextTooLong(len(text), _ON_OWN_STACK) from None
+            finally:
+                threading.stack_size(before)
+        try:
+            thread.join()
+        finally:
+            thread.join()  # interrupted or not, native code still uses the vocabulary
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
+
+    def _split(self, text: bytes, special: bool) -> list[int]:
+        room = len(text) + 8
         while True:
             buffer = (ctypes.c_int32 * space)()
             count = self._tokenize(self._vocab, text, len(text), buffer, space, False, special)

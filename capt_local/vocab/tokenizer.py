@@ -3,7 +3,8 @@
 llama.cpp's tokenizer is right for well-behaved text. What it does not do is done here: text goes
 on from earlier text without a second leading space, control and user-defined tokens never come out
 of text, no byte is lost (not those that are not UTF-8, not the character that SentencePiece writes
-for a space), and the place where a text may be cut without changing its tokens is known.
+for a space), the place where a text may be cut without changing its tokens is known, and a long
+text reaches native code in parts between such places.
 """
 
 from __future__ import annotations
@@ -19,14 +20,28 @@ from capt_local.vocab.vocabulary import TokenKind, Vocabulary
 
 Tokenize = Callable[..., list[int]]
 
-# A control character that no vocabulary merges with its neighbours: SentencePiece models spell it
-# as one byte token. Text tokenized behind it is not at a beginning, so it gets no leading space.
-_GUARD = b"\x01"
+# Control characters that no vocabulary merges with its neighbours: SentencePiece models spell them
+# as one byte token. Text tokenized behind one is not at a beginning, so it gets no leading space.
+_GUARDS = tuple(bytes((byte,)) for byte in (1, 2, 3, 5, 14, 15))
+# Bytes that go to llama.cpp at once where the text can be cut: no run between cuts is longer.
+_PART = 4096
 _TEXT_THEN_SPACE = re.compile(rb"(?=(\S) )")
 # An answer is tokenized word by word, and most of its words come again.
 _SHORT, _KEPT = 24, 4096
 # What SentencePiece writes for a space; written by people, it is not one.
 _SPACE_MARK = "\u2581".encode()
+
+
+class UnspellableByte(ValueError):
+    """The vocabulary has no token for a byte of the text.
+
+    Attributes:
+        byte: its value.
+    """
+
+    def __init__(self, byte: int) -> None:
+        super().__init__(f"the vocabulary cannot spell the byte 0x{byte:02x}")
+        self.byte = byte
 
 
 class TextTokenizer:
@@ -50,6 +65,7 @@ class TextTokenizer:
         self._forbidden = self._forbidden_in_text()
         self.lead: bytes = b" " if self._bytes(tokenize(b"a", special=False)) == b" a" else b""
         self._uncut = _bytes_before_spaces(vocabulary)
+        self._cuts = re.compile(b"(?<=[^\\s%b]) " % re.escape(bytes(sorted(self._uncut))))
         self._short = functools.lru_cache(_KEPT)(lambda text: self._encode(text, start=False))
 
     def encode(self, text: bytes, *, start: bool) -> list[int]:
@@ -65,11 +81,47 @@ class TextTokenizer:
             USER_DEFINED except white space and single characters, which are no markers.
 
         Raises:
-            ValueError: the vocabulary cannot spell one of the bytes.
+            UnspellableByte: the vocabulary has no token for one of the bytes.
+            TextTooLong: see `Weights.tokenize`.
         """
         if not start and len(text) <= _SHORT:
             return list(self._short(text))
-        return self._encode(text, start=start)
+        tokens: list[int] = []
+        for part in self._parts(text):
+            tokens += self._encode(part, start=start and not tokens)
+        return tokens
+
+    def encode_known(self, text: bytes, *, start: bool) -> tuple[list[int], bool]:
+        """Tokens of a text without the characters that the vocabulary cannot spell.
+
+        Returns:
+            The tokens, and whether they are the whole text.
+        """
+        try:
+            return self.encode(text, start=start), True
+        except UnspellableByte:
+            known = b"".join(filter(self._can_spell, _characters(text)))
+            return self.encode(known, start=start), False
+
+    def _can_spell(self, character: bytes) -> bool:
+        try:
+            return bool(self._short(character))
+        except UnspellableByte:
+            return False
+
+    def _parts(self, text: bytes) -> Iterator[bytes]:
+        """The text in parts of at most `_PART` bytes, or more where it cannot be cut before."""
+        at = 0
+        while len(text) - at > _PART:
+            cut = at + self.last_cut(text[at : at + _PART])
+            if cut == at:
+                found = self._cuts.search(text, at + _PART - 1)
+                if found is None:
+                    break
+                cut = found.start()
+            yield text[at:cut]
+            at = cut
+        yield text[at:]
 
     def _encode(self, text: bytes, *, start: bool) -> list[int]:
         tokens: list[int] = []
@@ -91,8 +143,17 @@ class TextTokenizer:
         """The tokens of the lead alone, as the tokenizer writes them in front of a text."""
         if not self.lead:
             return ()
-        tokens = self.tokenize(_GUARD, special=False)
+        tokens = self.tokenize(self._guard, special=False)
         return tuple(tokens[: self._tokens_of(self.lead, tokens)])
+
+    @cached_property
+    def _guard(self) -> bytes:
+        """A character behind which the tokenizer writes text as it does inside a text."""
+        for guard in _GUARDS:
+            tokens = self.tokenize(guard + b"a", special=False)
+            if self._bytes(tokens) == self.lead + guard + b"a":
+                return guard
+        raise ValueError("this tokenizer has no control character that stays apart")
 
     def scaffold(self, text: bytes, *, start: bool) -> list[int]:
         """Tokens of template text, in which control tokens written out are meant as such."""
@@ -114,8 +175,9 @@ class TextTokenizer:
             return []
         if start or not self.lead:
             return self.tokenize(text, special=special)
-        tokens = self.tokenize(_GUARD + text, special=special)
-        return tokens[self._tokens_of(self.lead + _GUARD, tokens) :]
+        guard = self._guard
+        tokens = self.tokenize(guard + text, special=special)
+        return tokens[self._tokens_of(self.lead + guard, tokens) :]
 
     def _tokens_of(self, front: bytes, tokens: list[int]) -> int:
         """How many tokens spell `front`, which the text of `tokens` begins with."""
@@ -196,7 +258,7 @@ class TextTokenizer:
         try:
             return self.vocabulary.byte_ids[byte]
         except KeyError:
-            raise ValueError(f"the vocabulary cannot spell the byte 0x{byte:02x}") from None
+            raise UnspellableByte(byte) from None
 
     def _bytes(self, tokens: list[int]) -> bytes:
         return b"".join(map(self.vocabulary.piece, tokens))
@@ -209,6 +271,15 @@ def _bytes_before_spaces(vocabulary: Vocabulary) -> frozenset[int]:
         if text and b" " in piece[1:]:
             found.update(_TEXT_THEN_SPACE.findall(piece))
     return frozenset(byte for one in found for byte in one)
+
+
+def _characters(text: bytes) -> Iterator[bytes]:
+    """Characters of what is UTF-8, single bytes of what is not."""
+    for part, valid in _utf8_parts(text):
+        if valid:
+            yield from map(str.encode, part.decode())
+        else:
+            yield from (part[at : at + 1] for at in range(len(part)))
 
 
 def _utf8_parts(text: bytes) -> Iterator[tuple[bytes, bool]]:
