@@ -91,7 +91,9 @@ def _placed(
     for other, prompt in prompts.items():
         if other != role:
             same = cut == len(text)
-            shorter[other] = prompt if same else build_raw(text[:cut], tokenizers[other])
+            shorter[other] = (
+                prompt if same else build_raw(text[:cut], tokenizers[other], role=other)
+            )
     return Placed(shorter, text[cut:], tuple(tokens[count:]), len(answer), {})
 
 

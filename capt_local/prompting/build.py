@@ -60,7 +60,7 @@ def build_chat(
         goes_on=False,
         starts_fresh=segments.fresh,
         lead=tokenizer.lead if segments.fresh else b"",
-        notices=scaffold.notices,
+        notices=(*scaffold.notices, *segments.notices),
     )
 
 
@@ -70,18 +70,24 @@ def build_raw(text: bytes, tokenizer: TextTokenizer, *, role: str = "target") ->
     Args:
         text: any bytes but none; kept as they are.
         tokenizer: of the model.
-        role: of the model, for errors.
+        role: of the model. Only the target must read every byte; a proxy goes without characters
+            that its vocabulary has no token for, and a notice says so.
 
     Raises:
         UsageError: the text is empty.
-        ModelError: the vocabulary cannot spell it.
+        ModelError: the target's vocabulary has no token for a byte of it.
     """
     if not text:
         raise UsageError("The prompt is empty.")
     segments = _Segments(tokenizer, role)
     segments.add_text(text, evidence=True)
     segments.close()
-    return Prompt(segments=tuple(segments.done), goes_on=True, starts_fresh=False)
+    return Prompt(
+        segments=tuple(segments.done),
+        goes_on=True,
+        starts_fresh=False,
+        notices=tuple(segments.notices),
+    )
 
 
 class _Segments:
@@ -90,11 +96,13 @@ class _Segments:
     Attributes:
         done: what is tokenized.
         fresh: whether the next text would stand at the beginning or behind a control token.
+        notices: what the user should know.
     """
 
     def __init__(self, tokenizer: TextTokenizer, role: str) -> None:
         self.done: list[Segment] = []
         self.fresh = True
+        self.notices: list[str] = []
         self._tokenizer = tokenizer
         self._role = role
         self._held = b""
@@ -109,14 +117,17 @@ class _Segments:
         space = b" " if self._held.endswith(b" ") else b""
         self._held = self._held.removesuffix(space)
         self.close()
-        try:
-            tokens = self._tokenizer.encode(space + text, start=self.fresh)
-        except ValueError:
+        tokens, whole = self._tokenizer.encode_known(space + text, start=self.fresh)
+        if not whole and self._role == "target":
             # The reason names a byte of the text, which must not be told.
             raise ModelError(
-                f"The vocabulary of the {self._role} cannot spell every byte of the text, and a "
-                "text is never changed. Use a model with byte tokens."
-            ) from None
+                "The vocabulary of the target has no token for a byte of the text (a control "
+                "character?), and no text is changed. Remove it, or use a model with byte tokens."
+            )
+        if not whole:
+            self.notices.append(
+                f"The {self._role} has no token for some bytes of the prompt and does not see them."
+            )
         self._refuse_markers(tokens)
         self.done.append(Segment(tuple(tokens), text, evidence))
         self.fresh = False

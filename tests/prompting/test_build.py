@@ -264,19 +264,21 @@ def test_an_empty_raw_text_is_the_user_s_error() -> None:
         build_raw(b"", tokenizer("bpe"))
 
 
-def test_a_vocabulary_that_cannot_spell_a_text_is_named_without_the_text() -> None:
+def test_bytes_without_a_token_are_refused_for_the_target_and_left_out_for_a_proxy() -> None:
     kinds = [TokenKind.CONTROL, TokenKind.NORMAL]
     vocabulary = Vocabulary([b"<s>", b"a"], kinds, end_ids=[0])
     poor = TextTokenizer(vocabulary, lambda text, special: [1] * len(text))
-    with pytest.raises(ModelError, match="of the expert cannot spell every byte") as caught:
-        build_raw(b"a\xfe", poor, role="expert")
-    assert "0x" not in str(caught.value)
+    with pytest.raises(ModelError, match="of the target") as caught:
+        build_raw(b"a\xfe", poor)
+    assert "0x" not in str(caught.value) and "fe" not in str(caught.value)
+    made = build_raw(b"a\xfea", poor, role="expert")
+    assert made.tokens == (1, 1) and "expert" in made.notices[0]
 
 
 def test_a_tokenizer_that_makes_markers_out_of_text_is_refused() -> None:
     class Careless(TextTokenizer):
-        def encode(self, text: bytes, *, start: bool) -> list[int]:
-            return self.scaffold(text, start=start)
+        def encode_known(self, text: bytes, *, start: bool) -> tuple[list[int], bool]:
+            return self.scaffold(text, start=start), True
 
     found = tokenizer("bpe")
     with pytest.raises(ModelError, match="makes control tokens out of text"):
