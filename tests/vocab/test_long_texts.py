@@ -21,7 +21,7 @@ from tests.real_vocabularies import open_vocabulary, vocabulary_path, with_pre_t
 # One name for each kind in llama.cpp's llama-vocab.cpp.
 PRE_TOKENIZERS = (
     "default", "minicpm5", "llama-bpe", "deepseek-llm", "deepseek-coder", "deepseek-v3",
-    "spark2_5", "youtu", "falcon", "mpt", "starcoder", "gpt-2", "jais-2", "sarvam-moe", "refact",
+    "spark2_5", "youtu", "falcon", "mpt", "starcoder", "gpt-2", "jais-2", "refact",
     "command-r", "qwen2", "qwen35", "stablelm2", "olmo", "dbrx", "smaug-bpe", "poro-chat",
     "chatglm-bpe", "viking", "jais", "tekken", "smollm", "codeshell", "bloom", "gpt3-finnish",
     "exaone", "exaone-moe", "chameleon", "minerva-7b", "gpt-4o", "granite-embed-multi-97m",
