@@ -237,7 +237,7 @@ class Weights(Closing):
         return found[0]
 
     def _split(self, text: bytes, special: bool) -> list[int]:
-        room = len(text) + 8
+        space = len(text) + 8
         while True:
             buffer = (ctypes.c_int32 * space)()
             count = self._tokenize(self._vocab, text, len(text), buffer, space, False, special)

@@ -312,7 +312,7 @@ def test_an_answer_that_cannot_be_spelt_is_refused_without_its_text() -> None:
 
     trio.cached.model.tokenize = known  # type: ignore[method-assign]
     for how in Choosing:
-        with pytest.raises(ModelError, match="cannot spell|no token for") as error:
+        with pytest.raises(ModelError, match="cannot spell") as error:
             answers(trio, turn(trio, b"abc")).choose([b"zyx", b"a"], how)
         assert "zyx" not in str(error.value) and "0x7a" not in str(error.value)
 
