@@ -100,7 +100,7 @@ class TextTokenizer:
         try:
             return self.encode(text, start=start), True
         except UnspellableByte:
-            known = b"".join(filter(self._can_spell, _characters(text)))
+            known = b"".join([each for each in _characters(text) if self._can_spell(each)])
             return self.encode(known, start=start), False
 
     def _can_spell(self, character: bytes) -> bool:
