@@ -1,4 +1,4 @@
-"""Where the prompt comes from: one of -p, -f or standard input.
+"""Files of a command: the prompt (one of -p, -f or standard input), the answer and the report.
 
 Text is read as bytes and must be UTF-8. Errors name the option and the place of a bad byte, never
 the text or the name of the file, which may be a patient's.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -20,6 +22,8 @@ from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message, refuse_nul
 from capt_local.report.json import Answer
 
+_PART = ".capt-local-part-"
+_OURS = re.compile(rb'\{"id": "capt-|<!doctype html>.{0,4000}<title>capt-local report', re.DOTALL)
 _BOM = "\ufeff"
 Asked = str | list[Message]
 
@@ -111,28 +115,57 @@ def checked(text: str, option: str) -> str:
     return text
 
 
+@dataclass(frozen=True, slots=True)
+class ForceFlags:
+    """Whether files of others may be replaced."""
+
+    force: Annotated[
+        bool,
+        option("--force", help="Let -o and --html replace a file that capt-local did not write."),
+    ] = False
+
+
 class OutputFile:
     """A file that is written at the end, but whose place is tried out before.
 
     Args:
-        path: of the file. What is there already is replaced when the answer is complete.
+        path: of the file.
         name: of the file in errors: what the user calls it, never its path.
+        inputs: files that the command reads; none of them is ever replaced, links included.
+        force: whether a file that we did not write may be replaced; None: not checked.
 
     Raises:
-        UsageError: the file cannot be written there. Nothing has been computed yet.
+        UsageError: the file cannot be written there, or would take the place of another one.
+            Nothing has been computed yet.
     """
 
-    def __init__(self, path: Path, name: str = "The output (-o)") -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str = "The output (-o)",
+        *,
+        inputs: Iterable[Path | None] = (),
+        force: bool | None = None,
+    ) -> None:
         """Makes and removes an empty file beside `path`, to find out now and not at the end."""
         self._path = path
         self._name = name
         try:
             regular = path.is_file() or not path.exists()
+            exists = path.exists()
         except OSError as error:  # such as a name that is too long
             raise self._refusal(error) from None
         if not regular:
             raise UsageError(f"{name} is not a regular file. Name another one.")
-        os.unlink(self._new_file())
+        if any(one is not None and same_file(path, one) for one in inputs):
+            raise UsageError(f"{name} is a file that this command reads. Name another one.")
+        if exists and force is False and not _is_ours(path):
+            raise UsageError(
+                f"{name} exists, and capt-local cannot tell that it wrote it. Name another one, or "
+                "give --force to replace it."
+            )
+        _remove_parts(path.parent)
+        self._new_file().discard()
 
     def write(self, text: str) -> None:
         """Writes the file in one go: beside its place, flushed to the disk, then renamed.
@@ -140,31 +173,90 @@ class OutputFile:
         Raises:
             UsageError: the disk is full or the folder has gone; what was there before is intact.
         """
-        temporary = self._new_file()
+        part = self._new_file()
         try:
-            with open(temporary, "w", encoding="utf-8", newline="") as stream:
+            with open(part.path, "w", encoding="utf-8", newline="") as stream:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(temporary, self._path)
+            os.replace(part.path, self._path)
+            os.close(part.handle)
         except BaseException as error:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+            part.discard()
             if isinstance(error, OSError):
                 raise self._refusal(error) from None
             raise
 
-    def _new_file(self) -> str:
-        """An empty file of mode 0600 in the folder of the output."""
+    def _new_file(self) -> _Part:
+        """An empty file of mode 0600 in the folder of the output, locked while it is written."""
         try:
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".capt-local-")
+            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=_PART)
         except OSError as error:
             raise self._refusal(error) from None
-        os.close(handle)
-        return name
+        _lock(handle)
+        return _Part(handle, name)
 
     def _refusal(self, error: OSError) -> UsageError:
         return UsageError(f"{self._name} cannot be written: {error.strerror}. Nothing was written.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A file that is not whole yet."""
+
+    handle: int
+    path: str
+
+    def discard(self) -> None:
+        """Removes it."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+        with contextlib.suppress(OSError):
+            os.close(self.handle)
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file, through links too."""
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):  # one of them is not there
+        return False
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is empty, or begins as our JSON objects and reports do."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(8192)
+    except OSError:
+        return False
+    return not start or _OURS.match(start) is not None
+
+
+def _lock(handle: int) -> bool:
+    """Locks an open file; False where another process holds the lock."""
+    try:
+        import fcntl
+    except ImportError:  # without POSIX no lock, so parts of killed runs stay
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_parts(folder: Path) -> None:
+    """Removes what a killed run has left: files of our prefix that no process has locked."""
+    with contextlib.suppress(OSError):
+        for part in folder.glob(f"{_PART}*"):
+            with contextlib.suppress(OSError):
+                handle = os.open(part, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+                try:
+                    if os.fstat(handle).st_uid == os.geteuid() and _lock(handle):
+                        part.unlink()
+                finally:
+                    os.close(handle)
 
 
 TOP = 3
@@ -188,31 +280,6 @@ class ReportFlags:
         bool,
         option("--with-target", help="The target's own answer to the same prompt beside it."),
     ] = False
-
-
-class ReportFile:
-    """The place of a report, tried out before anything is computed.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        UsageError: the file cannot be written there.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """See the class."""
-        self._file = OutputFile(path, "The report (--html)")
-
-    def write(self, answer: Answer, alone: Answer | None = None) -> None:
-        """Writes the page, whole or not at all.
-
-        Raises:
-            UsageError: the disk is full, or the folder has gone.
-        """
-        from capt_local.report.html import page
-
-        self._file.write(page(answer, alone))
 
 
 def mebibytes(count: int) -> str:
