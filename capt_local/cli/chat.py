@@ -19,6 +19,7 @@ from capt_local.cli.options import (
     ModelFlags,
     SampleFlags,
     SpeedFlags,
+    TemplateFlags,
     ViewFlags,
     option,
 )
@@ -73,6 +74,7 @@ class ChatFlags:
 def chat(
     model: ModelFlags,
     talk: ChatFlags,
+    template: TemplateFlags,
     how: MethodFlags,
     sample: SampleFlags,
     pace: SpeedFlags,
@@ -95,13 +97,15 @@ def chat(
     screen = Screen.standard(view.verbose)
     system = None if talk.system is None else checked(talk.system, "--system")
     idle = _seconds(talk.idle_timeout)
-    shape = structure(form)
+    shape, source = structure(form), template.source()
     bundle = find_bundle(model)
     options = pace.at(thought.added(generate_options(bundle, how, sample, CANDIDATES), shape))
     with Signals() as signals:
         log = TranscriptFile(talk.transcript) if talk.transcript is not None else None
         try:
-            session = open_session(bundle, model, screen, signals, wanted=options.method)
+            session = open_session(
+                bundle, model, screen, signals, wanted=options.method, template=source
+            )
         except BaseException as error:
             if log is not None:
                 log.discard()  # an empty one would be in the way the next time

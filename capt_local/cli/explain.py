@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from capt_local.batch.output import answer_object_of
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.files import ReportFile, ReportFlags
+from capt_local.cli.files import ForceFlags, OutputFile, ReportFlags
 from capt_local.cli.options import ViewFlags, option
 from capt_local.errors import UsageError
 from capt_local.report.answers import views
@@ -53,7 +52,7 @@ class StoredFlags:
     ] = None
 
 
-def explain(what: StoredFlags, report: ReportFlags, view: ViewFlags) -> int:
+def explain(what: StoredFlags, report: ReportFlags, force: ForceFlags, view: ViewFlags) -> int:
     """Shows which tokens the expert changed, how far, and what the target would have said.
 
     No model is needed: everything stands in the file. With --html, the page takes the place of
@@ -65,8 +64,10 @@ def explain(what: StoredFlags, report: ReportFlags, view: ViewFlags) -> int:
       capt-local explain answer.json --html report.html
     """
     screen = Screen.standard(view.verbose)
-    _check_apart(what.file, report.html)
-    file = ReportFile(report.html) if report.html else None
+    file = None
+    if report.html:
+        name = "The report (--html)"
+        file = OutputFile(report.html, name, inputs=[what.file], force=force.force)
     kept = _kept(_read(what.file))
     if what.turn is not None and what.turn > len(kept):
         raise UsageError(f"--turn {what.turn} is not there: the file holds {_count(len(kept))}.")
@@ -81,15 +82,11 @@ def explain(what: StoredFlags, report: ReportFlags, view: ViewFlags) -> int:
     if file is None:
         screen.show(*views(found.answer, alone))
     else:
-        file.write(found.answer, alone)
+        from capt_local.report.html import page
+
+        file.write(page(found.answer, alone))
         screen.note("The report is written; it holds the text of the answer.")
     return ExitCode.OK
-
-
-def _check_apart(answer: Path | None, report: Path | None) -> None:
-    with contextlib.suppress(OSError, ValueError):  # one of them is not there
-        if answer is not None and report is not None and answer.samefile(report):
-            raise UsageError("The report (--html) would take the place of the answer (FILE).")
 
 
 def _target_alone(found: Stored) -> Answer:

@@ -20,7 +20,6 @@ from capt_local.cli.options import PromptFlags, option
 from capt_local.config.limits import Feature
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message, refuse_nul
-from capt_local.report.json import Answer
 
 _PART = ".capt-local-part-"
 _OURS = re.compile(rb'\{"id": "capt-|<!doctype html>.{0,4000}<title>capt-local report', re.DOTALL)

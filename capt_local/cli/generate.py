@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+from capt_local.bundle.manifest import Bundle
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.files import TOP, Asked, OutputFile, ReportFile, ReportFlags, read_prompt
+from capt_local.cli.files import (
+    TOP,
+    Asked,
+    ForceFlags,
+    OutputFile,
+    ReportFlags,
+    read_prompt,
+    same_file,
+)
 from capt_local.cli.options import (
     MethodFlags,
     ModelFlags,
@@ -15,12 +25,13 @@ from capt_local.cli.options import (
     PromptFlags,
     SampleFlags,
     SpeedFlags,
+    TemplateFlags,
     ViewFlags,
 )
 from capt_local.cli.session import Session, answer_to, find_bundle, generate_options, open_session
 from capt_local.cli.signals import Interrupt
 from capt_local.cli.structured import StructureFlags, structure
-from capt_local.cli.thinking import Tell, ThoughtFlags, thinking
+from capt_local.cli.thinking import ThoughtFlags, thinking
 from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
@@ -32,6 +43,7 @@ from capt_local.report.terminal import Screen
 def generate(
     model: ModelFlags,
     prompt: PromptFlags,
+    template: TemplateFlags,
     how: MethodFlags,
     sample: SampleFlags,
     pace: SpeedFlags,
@@ -39,6 +51,7 @@ def generate(
     form: StructureFlags,
     thought: ThoughtFlags,
     report: ReportFlags,
+    force: ForceFlags,
     view: ViewFlags,
 ) -> int:
     """One answer to a prompt: the answer on standard output, everything else on standard error.
@@ -51,25 +64,44 @@ def generate(
       capt-local generate --raw --target big.gguf --expert clinical.gguf --base general.gguf < text
     """
     screen = Screen.standard(view.verbose)
+    # Everything that can be wrong is found before anything heavy is loaded.
     _check(output, report)
     asked = read_prompt(prompt)
     shape = structure(form)
     bundle = find_bundle(model)
     top = max(output.top_logprobs, TOP if report.html else 0)
     options = pace.at(thought.added(generate_options(bundle, how, sample, top), shape))
-    show, think = _shown(output, thought, screen)
     if report.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
         raise UsageError("--with-target compares with the target, so it needs a method of three.")
-    deliver = _deliverer(output, report, screen)
+    inputs = [prompt.file, form.json_schema, form.grammar_file, *files_of(bundle)]
+    delivery = _Delivery(screen, output, report, asked, inputs, force.force)
+    show = screen.answer if delivery.live else None
+    think = thinking(thought, screen) if delivery.live else None
+
+    def keep(part: Answer) -> None:
+        try:
+            delivery.write(part)
+        except UsageError as error:  # what ended the answer is the error to show
+            screen.notes([str(error)])
+
     with Interrupt() as interrupt:
-        session = open_session(bundle, model, screen, interrupt, wanted=options.method)
+        session = open_session(
+            bundle, model, screen, interrupt, wanted=options.method, template=template.source()
+        )
         with session.runtime:
-            answer = _answer(session, asked, options, deliver, show, think, raw=prompt.raw)
+            try:
+                answer = answer_to(
+                    session, asked, options, raw=prompt.raw, show=show, think=think, keep=keep
+                )
+            finally:
+                # Also behind a part of an answer that an error ended: it gets its own line.
+                if show is not None:
+                    screen.end_answer()
             alone = None
-            if report.with_target:
-                alone = _target_alone(session, asked, options, answer, deliver)
-    deliver(answer, alone)
-    # The notices of the bundle have been told when it was opened.
+            if report.with_target and answer.finish is not FinishReason.INTERRUPTED:
+                alone = _target_alone(session, asked, options, answer, delivery)
+    delivery.write(answer, alone)
+    # The notices of the bundle have been shown when it was opened.
     screen.notes(answer.notices[len(session.runtime.notices) :])
     screen.notes(warnings(answer))
     if alone is not None and alone.finish is FinishReason.INTERRUPTED:
@@ -77,15 +109,7 @@ def generate(
     screen.note(summary_line(answer))
     if answer.finish is FinishReason.INTERRUPTED:
         return ExitCode.INTERRUPTED
-    # The text has been written; that it is no instance of its schema is said in a note.
-    return ExitCode.FAILED_RECORDS if answer.structured is False else ExitCode.OK
-
-
-def _deliverer(output: OutputFlags, report: ReportFlags, screen: Screen) -> Callable[..., None]:
-    """What writes the answer where it should go; the files are there from now on."""
-    file = OutputFile(output.output) if output.output else None
-    page = ReportFile(report.html) if report.html else None
-    return partial(_deliver, output=output, file=file, page=page, screen=screen)
+    return ExitCode.OK if answer.structured is not False else ExitCode.FAILED_RECORDS
 
 
 def _check(output: OutputFlags, report: ReportFlags) -> None:
@@ -94,46 +118,87 @@ def _check(output: OutputFlags, report: ReportFlags) -> None:
         raise UsageError("--top-logprobs goes with --json.")
     if report.with_target and not (report.html or output.json):
         raise UsageError("--with-target goes with --html or --json.")
-    if report.html and output.output and report.html.absolute() == output.output.absolute():
-        raise UsageError("The answer (-o) and the report (--html) need two files.")
+    if report.html and output.output:
+        same = report.html.absolute() == output.output.absolute()
+        if same or same_file(report.html, output.output):
+            raise UsageError("The answer (-o) and the report (--html) need two files.")
 
 
-def _shown(
-    output: OutputFlags, thought: ThoughtFlags, screen: Screen
-) -> tuple[Tell | None, Tell | None]:
-    """What shows the answer and the thoughts while they are made."""
-    return (screen.answer, thinking(thought, screen)) if _live(output) else (None, None)
+def files_of(bundle: Bundle) -> Iterator[Path]:
+    """The files of a bundle that decide an answer; no output may take the place of one."""
+    for model in bundle.models.values():
+        yield model.path
+        if model.template_file is not None:
+            yield model.template_file
+    yield from (adapter.path for adapter in bundle.adapters.values())
+    if bundle.folder is not None:
+        yield from (path for path in bundle.folder.iterdir() if path.is_file())
 
 
-def _live(output: OutputFlags) -> bool:
-    """Whether the text is shown while it is made."""
-    return not output.json and output.output is None
+@dataclass(frozen=True, slots=True)
+class _Places:
+    answer: OutputFile | None
+    report: OutputFile | None
 
 
-def _answer(
-    session: Session,
-    asked: Asked,
-    options: GenerateOptions,
-    deliver: Callable[..., None],
-    show: Tell | None,
-    think: Tell | None,
-    *,
-    raw: bool,
-) -> Answer:
-    screen = session.screen
+class _Delivery:
+    """Writes an answer where it should go; the places are tried out when this is made.
 
-    def keep(part: Answer) -> None:
+    Attributes:
+        live: whether the text is shown while it is made.
+    """
+
+    def __init__(
+        self,
+        screen: Screen,
+        output: OutputFlags,
+        report: ReportFlags,
+        asked: Asked,
+        inputs: list[Path | None],
+        force: bool,
+    ) -> None:
+        self._screen = screen
+        self._output = output
+        self._note = asked if isinstance(asked, str) else asked[-1].content
+        file = page = None
+        if output.output:
+            file = OutputFile(output.output, inputs=inputs, force=force)
+        if report.html:
+            page = OutputFile(report.html, "The report (--html)", inputs=inputs, force=force)
+        self._places = _Places(file, page)
+        self.live = not output.json and file is None
+
+    def write(self, answer: Answer, alone: Answer | None = None) -> None:
+        """Writes what has not been shown yet, and the report.
+
+        Raises:
+            UsageError: the disk is full or a folder has gone; the answer is on standard output.
+        """
         try:
-            deliver(part)
-        except UsageError as error:  # what ended the answer is the error to tell
-            screen.notes([str(error)])
+            self._write_answer(answer, alone)
+        finally:
+            if self._places.report is not None:
+                from capt_local.report.html import page
 
-    try:
-        return answer_to(session, asked, options, raw=raw, show=show, think=think, keep=keep)
-    finally:
-        # Also behind a part of an answer that an error ended: the error gets its own line.
-        if show is not None:
-            screen.end_answer()
+                self._places.report.write(page(answer, alone, self._note))
+
+    def _write_answer(self, answer: Answer, alone: Answer | None) -> None:
+        if self.live:
+            return
+        if self._output.json:
+            top = self._output.top_logprobs
+            text = dumps(answer_object(answer, top_logprobs=top, alone=alone)) + "\n"
+        else:
+            text = answer.text.decode("utf-8", "replace")
+        file = self._places.answer
+        if file is not None:
+            try:
+                file.write(text)
+                return
+            except UsageError:
+                self._screen.line(text.removesuffix("\n"))  # not lost with the disk
+                raise
+        self._screen.line(text.removesuffix("\n"))
 
 
 def _target_alone(
@@ -141,65 +206,21 @@ def _target_alone(
     asked: Asked,
     options: GenerateOptions,
     answer: Answer,
-    deliver: Callable[..., None],
-) -> Answer | None:
-    """The target's own answer; None if Ctrl-C has been pressed before."""
-    if answer.finish is FinishReason.INTERRUPTED:
-        return None
+    delivery: _Delivery,
+) -> Answer:
+    """The target's own answer to the same prompt."""
     own = dataclasses.replace(options, method=Method.TARGET, top=0)
-    limit, done = own.max_tokens, 0
+    done = 0
 
-    def told(_: bytes) -> None:
+    def show(_: bytes) -> None:
         nonlocal done
         done += 1
-        session.screen.progress("the target alone", done / limit)
+        session.screen.progress("the target alone", done / own.max_tokens)
 
     try:
-        return answer_to(session, asked, own, raw=answer.raw, show=told)
+        return answer_to(session, asked, own, raw=answer.raw, show=show)
     except Exception:
-        deliver(answer)  # it is finished, whatever happens to the other
+        delivery.write(answer)  # it is finished, whatever happens to the other
         raise
     finally:
         session.screen.clear_progress()
-
-
-def _deliver(
-    answer: Answer,
-    alone: Answer | None = None,
-    *,
-    output: OutputFlags,
-    file: OutputFile | None,
-    page: ReportFile | None,
-    screen: Screen,
-) -> None:
-    """Writes what has not been shown yet, and the report."""
-    try:
-        _deliver_text(answer, alone, output, file, screen)
-    finally:
-        if page is not None:
-            page.write(answer, alone)
-
-
-def _deliver_text(
-    answer: Answer,
-    alone: Answer | None,
-    output: OutputFlags,
-    file: OutputFile | None,
-    screen: Screen,
-) -> None:
-    if _live(output):
-        return
-    if output.json:
-        found = answer_object(answer, top_logprobs=output.top_logprobs, alone=alone)
-        text = dumps(found) + "\n"
-    else:
-        text = answer.text.decode("utf-8", "replace")
-    if file is None:
-        screen.line(text.removesuffix("\n"))
-        return
-    try:
-        file.write(text)
-    except UsageError:
-        # The answer is not lost with the disk.
-        screen.line(text.removesuffix("\n"))
-        raise

@@ -30,6 +30,7 @@ KEYS = frozenset(
         "mirror",
         "no-healing",
         "no-long-tokens",
+        "no-repetition-stop",
         "no-verify",
         "offline",
         "parallel",

@@ -64,6 +64,33 @@ class PromptFlags:
     ] = False
 
 
+@dataclass(frozen=True, slots=True)
+class TemplateFlags:
+    """Which chat template the target reads."""
+
+    template: Annotated[
+        str | None,
+        option(
+            "--template",
+            metavar="NAME|FILE",
+            help="A chat template for the target, and for models without one: plain, chatml, or a "
+            "file (Jinja). Default: the bundle's, else the model's own.",
+        ),
+    ] = None
+
+    def source(self) -> str | None:
+        """The source of the template; None: the bundle's or the model's own.
+
+        Raises:
+            UsageError: it is no known name, and no file that can be read.
+        """
+        if self.template is None:
+            return None
+        from capt_local.prompting.template import given_template
+
+        return given_template(self.template)
+
+
 class OwnTextFlags(PromptFlags):
     """What is asked instead of a text that is there anyway."""
 

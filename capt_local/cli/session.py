@@ -166,6 +166,7 @@ def open_session(
     interrupt: Interrupt,
     *,
     wanted: Method = Method.CAPT,
+    template: str | None = None,
 ) -> Session:
     """Loads the models that the method needs, with a progress line, and tells the notices.
 
@@ -189,6 +190,7 @@ def open_session(
             progress=progress,
             check=flags.check,
             date=date,
+            template=template,
             roles=wanted.roles,
         )
     finally:  # an error is told on a line of its own

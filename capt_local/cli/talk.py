@@ -27,8 +27,8 @@ from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
 from capt_local.prompting.messages import Message
 from capt_local.provenance import provenance
-from capt_local.report.answers import short_line
-from capt_local.report.json import Answer, warnings
+from capt_local.report.answers import context_line, short_line
+from capt_local.report.json import COMMANDS, Answer, warnings
 
 # What `keep` is asked about when nothing is being asked: the beginning of any next turn.
 _ANYTHING = "."
@@ -173,9 +173,8 @@ class Talk:
         screen = self.session.screen
         screen.notes(notice for notice in answer.notices if notice not in self._told)
         self._told.update(answer.notices)
-        screen.notes(warnings(answer))
-        used = max(answer.prompt_tokens.values(), default=0) + answer.tokens
-        screen.note(f"[{short_line(answer)}, context {used}/{answer.context_limit}]")
+        screen.notes(warnings(answer, COMMANDS))
+        screen.note(f"[{short_line(answer)}, {context_line(answer)}]")
 
     def write_down(self, lines: Callable[[], str]) -> None:
         """Adds lines to the running transcript; a full disk is told and tried again later.

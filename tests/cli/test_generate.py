@@ -289,7 +289,7 @@ def test_an_output_file_is_for_its_owner_alone(run: Run, script: Script, tmp_pat
     file = tmp_path / "answer.txt"
     file.write_text("older")
     os.chmod(file, 0o644)
-    result = run("generate", "{models}", "-p", "x", "-o", str(file))
+    result = run("generate", "{models}", "-p", "x", "-o", str(file), "--force")
     assert (result.code, result.out) == (0, "")
     assert file.read_text("utf-8") == "It is pneumonia."
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -303,7 +303,7 @@ def test_an_answer_that_failed_at_once_leaves_the_older_file(
     file = tmp_path / "answer.txt"
     file.write_text("older")
     script.fail_at, script.error = 0, NumericalError("broken")
-    assert run("generate", "{models}", "-p", "x", "-o", str(file)).code == 3
+    assert run("generate", "{models}", "-p", "x", "-o", str(file), "--force").code == 3
     assert file.read_text("utf-8") == "older"
     assert not list(tmp_path.glob(".capt-local-*"))
 

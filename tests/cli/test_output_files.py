@@ -1,0 +1,103 @@
+"""Outputs never take the place of a file that is not ours; killed runs leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from capt_local.cli.files import OutputFile, decoded
+from capt_local.errors import UsageError
+from tests.cli.conftest import Run, Stdin
+
+pytestmark = pytest.mark.usefixtures("script")
+NOTE = "A note that nobody may lose."
+
+
+@pytest.mark.parametrize("option", ["-o", "--html"])
+@pytest.mark.parametrize("link", ["none", "symlink", "hardlink"])
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_an_input_is_never_replaced(
+    run: Run, tmp_path: Path, option: str, link: str, force: list[str]
+) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text(NOTE)
+    output = note if link == "none" else tmp_path / "other.txt"
+    if link == "symlink":
+        output.symlink_to(note)
+    elif link == "hardlink":
+        output.hardlink_to(note)
+    result = run("generate", "{models}", "-f", str(note), option, str(output), *force)
+    assert result.code == 2
+    assert note.read_text() == NOTE
+    assert output.samefile(note)
+
+
+def test_schemas_and_models_are_inputs_too(run: Run, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    result = run(
+        "generate", "{models}", "-p", "x", "--json-schema", str(schema), "-o", str(schema),
+        "--force",
+    )  # fmt: skip
+    assert result.code == 2
+    assert schema.read_text() == '{"type": "object"}'
+    model = next(tmp_path.rglob("*.gguf"))
+    before = model.read_bytes()
+    assert run("generate", "{models}", "-p", "x", "-o", str(model), "--force").code == 2
+    assert model.read_bytes() == before
+
+
+def test_a_file_of_others_is_replaced_only_when_forced(run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "thesis.txt"
+    other.write_text(NOTE)
+    refused = run("generate", "{models}", "-p", "x", "-o", str(other))
+    assert refused.code == 2 and "--force" in refused.err
+    assert other.read_text() == NOTE
+    assert run("generate", "{models}", "-p", "x", "-o", str(other), "--force").code == 0
+    assert other.read_text() != NOTE
+
+
+def test_what_we_wrote_and_empty_files_are_replaced(run: Run, tmp_path: Path) -> None:
+    answer, page = tmp_path / "answer.json", tmp_path / "report.html"
+    answer.touch()
+    flags = ["-p", "x", "--json", "-o", str(answer), "--html", str(page)]
+    for _ in range(2):
+        assert run("generate", "{models}", *flags).code == 0
+    assert run("explain", str(answer), "--html", str(page)).code == 0
+    assert run("explain", str(answer), "--html", str(answer)).code == 2
+
+
+def test_parts_of_a_killed_run_are_removed_and_those_of_a_live_one_are_not(tmp_path: Path) -> None:
+    code = (
+        "import sys, signal, pathlib\n"
+        "from capt_local.cli.files import OutputFile\n"
+        "part = OutputFile(pathlib.Path(sys.argv[1]))._new_file()\n"
+        "print(part.path, flush=True)\n"
+        "signal.pause()\n"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "answer.txt")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        part = Path(other.stdout.readline().strip())
+        OutputFile(tmp_path / "mine.txt")
+        assert part.exists()  # its writer lives
+        other.kill()
+    OutputFile(tmp_path / "mine.txt").write("x")
+    assert sorted(os.listdir(tmp_path)) == ["mine.txt"]
+
+
+def test_a_text_with_zero_bytes_is_refused_and_other_controls_are_text(run: Run) -> None:
+    assert decoded(b"a\x01\r\n\tb\x7f", "x") == "a\x01\r\n\tb\x7f"
+    with pytest.raises(UsageError):
+        decoded(b"a\0b", "x")
+    result = run("generate", "{models}", stdin=Stdin(b"secret\0"))
+    assert result.code == 2 and "secret" not in result.err
+
+
+def test_a_given_template_is_known_or_a_file(run: Run, tmp_path: Path) -> None:
+    assert run("generate", "{models}", "-p", "x", "--template", "chatml").code == 0
+    assert run("generate", "{models}", "-p", "x", "--template", str(tmp_path / "none")).code == 2
