@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from capt_local.errors import ContextOverflow
-from capt_local.vocab.tokenizer import TextTokenizer
-from capt_local.vocab.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 
 END = "<end>"
 

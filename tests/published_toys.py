@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capt_local.align.published import TokenStrings
-from capt_local.vocab.vocabulary import TokenKind, Vocabulary
+from capt_local.alignment.published import TokenStrings
+from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 from tests.fakes import greedy_tokenizer
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from capt_local.engine import memory
     from capt_local.engine.options import LoadOptions
     from capt_local.strict.stamp import Stamp
-    from capt_local.vocab.vocabulary import Vocabulary
+    from capt_local.tokenization.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

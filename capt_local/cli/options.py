@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capt_local.align.kinds import Align
+from capt_local.alignment.kinds import Align
 from capt_local.bundle.verify import Check
 from capt_local.decoding.options import GenerateOptions, Method, Speed
 from capt_local.errors import UsageError

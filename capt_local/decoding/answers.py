@@ -14,7 +14,7 @@ from capt_local.decoding.scoring import Event, score_paths
 from capt_local.decoding.trio import Trio
 from capt_local.errors import ContextOverflow, UsageError
 from capt_local.prompting.messages import Prompt
-from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.tokenization.tokenizer import TextTokenizer
 
 
 class Choosing(StrEnum):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from capt_local.align.fit import AnyAlignment, fit
-from capt_local.align.kinds import Align
-from capt_local.align.published import TokenStrings
-from capt_local.align.simple import SharedVocabulary
+from capt_local.alignment.fit import AnyAlignment, fit
+from capt_local.alignment.kinds import Align
+from capt_local.alignment.published import TokenStrings
+from capt_local.alignment.simple import SharedVocabulary
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.methods.choices import Choices
 from capt_local.decoding.methods.contrastive import Contrastive
@@ -20,7 +20,7 @@ from capt_local.decoding.rules import Published
 from capt_local.decoding.tables import Tables
 from capt_local.decoding.trio import Trio
 from capt_local.errors import UsageError
-from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.tokenization.tokenizer import TextTokenizer
 
 
 def first_pair_notice(pairs: int) -> str:

@@ -12,11 +12,11 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from capt_local.align.context import CanonicalContext
+from capt_local.alignment.context import CanonicalContext
 from capt_local.errors import ModelError
 from capt_local.prompting.build import build_raw
 from capt_local.prompting.messages import Prompt, Segment
-from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.tokenization.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.vocab.vocabulary import BoolArray, IntArray
+from capt_local.tokenization.vocabulary import BoolArray, IntArray
 
 FloatArray = npt.NDArray[np.float64]
 SingleArray = npt.NDArray[np.float32]
@@ -99,7 +99,7 @@ def logs(
         said: probabilities under k proxies, each of shape (n,).
         has_say: shape (n,).
         own: log-probabilities under the target, shape (n,).
-        floor: added to the probabilities, see `align.projection.FLOOR`.
+        floor: added to the probabilities, see `alignment.projection.FLOOR`.
 
     Returns:
         Shape (k, n).

@@ -12,7 +12,7 @@ from capt_local.decoding.scoring import logps
 from capt_local.decoding.trio import Trio
 from capt_local.errors import Cancelled, ModelError
 from capt_local.prompting.messages import Prompt
-from capt_local.vocab.vocabulary import Vocabulary
+from capt_local.tokenization.vocabulary import Vocabulary
 
 
 def constrained(

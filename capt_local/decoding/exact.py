@@ -1,7 +1,7 @@
 """A proxy that is read over all tokenizations of the answer: the reference, slow and exact.
 
 Where `Proxy` stands at the canonical tokens of the text, this one keeps a beam of sequences that
-cover it (`align.exact`), from the last safe cut of the prompt on. A token of the target is asked
+cover it (`alignment.exact`), from the last safe cut of the prompt on. A token of the target is asked
 for by its bytes: the probability that the text goes on with them.
 """
 
@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from capt_local.align.events import END_EVENT, TargetEvents
-from capt_local.align.exact.coverings import Coverings
-from capt_local.align.fit import AnyAlignment
-from capt_local.align.question import FloatArray, Probabilities, Question
+from capt_local.alignment.events import END_EVENT, TargetEvents
+from capt_local.alignment.exact.coverings import Coverings
+from capt_local.alignment.fit import AnyAlignment
+from capt_local.alignment.question import FloatArray, Probabilities, Question
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.model import Rows
 from capt_local.decoding.proxy import Proxy, softmax
 from capt_local.errors import ModelError
 from capt_local.prompting.messages import Prompt
-from capt_local.vocab.prefix_index import PrefixIndex
-from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.tokenization.prefix_index import PrefixIndex
+from capt_local.tokenization.tokenizer import TextTokenizer
 
 # Sequences with a smaller share are left out, also on the way to a token of several pieces: that
 # token then gets nothing. With ten times as much a base gave 0 to a word of a clinical note.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from capt_local.align.fit import AnyAlignment
-from capt_local.align.question import FloatArray, Probabilities, Question
+from capt_local.alignment.fit import AnyAlignment
+from capt_local.alignment.question import FloatArray, Probabilities, Question
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.model import Rows
 from capt_local.prompting.messages import Prompt

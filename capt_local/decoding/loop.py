@@ -15,7 +15,7 @@ from capt_local.decoding.step import Choice, FinishReason, Step
 from capt_local.decoding.structured import Constraint, GrammarSampler, MaskedDistribution
 from capt_local.decoding.trio import Trio
 from capt_local.errors import Cancelled, ContextOverflow
-from capt_local.vocab.vocabulary import Vocabulary
+from capt_local.tokenization.vocabulary import Vocabulary
 
 
 class Walk:

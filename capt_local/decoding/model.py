@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.vocab.vocabulary import Vocabulary
+from capt_local.tokenization.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from capt_local.decoding.structured import Constraint

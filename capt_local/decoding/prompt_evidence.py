@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from capt_local.align.context import rests
-from capt_local.align.question import Back, FloatArray, Probabilities, Question, View
+from capt_local.alignment.context import rests
+from capt_local.alignment.question import Back, FloatArray, Probabilities, Question, View
 from capt_local.decoding.cached import common_length
 from capt_local.decoding.combine import Candidates
 from capt_local.decoding.evidence import Evidence
@@ -25,7 +25,7 @@ from capt_local.decoding.follower import Follower
 from capt_local.decoding.proxy import softmax
 from capt_local.decoding.trio import Trio
 from capt_local.prompting.messages import Prompt
-from capt_local.vocab.vocabulary import Vocabulary
+from capt_local.tokenization.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from capt_local.align.context import CanonicalContext
-from capt_local.align.fit import AnyAlignment
-from capt_local.align.question import Back, FloatArray, Probabilities, Question, View
+from capt_local.alignment.context import CanonicalContext
+from capt_local.alignment.fit import AnyAlignment
+from capt_local.alignment.question import Back, FloatArray, Probabilities, Question, View
 from capt_local.decoding.cached import CachedModel, common_length
 from capt_local.decoding.combine import exponentials, total
 from capt_local.decoding.model import Rows
 from capt_local.prompting.messages import Prompt
-from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.tokenization.tokenizer import TextTokenizer
 
 # Rows that are kept behind the last token: healing needs a few, and some more save decoding tokens
 # again when the text is rolled back over a short word.

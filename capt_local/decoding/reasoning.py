@@ -12,7 +12,7 @@ from enum import Enum
 
 from capt_local.decoding.repetition import RepetitionDetector
 from capt_local.prompting.messages import Prompt, ReasoningMarkers
-from capt_local.vocab.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 
 
 class Section(Enum):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.align.question import Question
+from capt_local.alignment.question import Question
 from capt_local.decoding.combine import (
     Candidates,
     FloatArray,
@@ -23,7 +23,7 @@ from capt_local.decoding.combine import (
 from capt_local.decoding.follower import Follower
 from capt_local.decoding.methods.choices import Choices, Row
 from capt_local.decoding.options import CombineOptions, Powers
-from capt_local.vocab.vocabulary import IntArray
+from capt_local.tokenization.vocabulary import IntArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from capt_local.decoding.combine import FloatArray
 from capt_local.decoding.options import SampleOptions
-from capt_local.vocab.vocabulary import BoolArray, IntArray
+from capt_local.tokenization.vocabulary import BoolArray, IntArray
 
 
 def penalised(

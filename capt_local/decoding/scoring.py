@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from capt_local.align.context import CanonicalContext
-from capt_local.align.fit import AnyAlignment
-from capt_local.align.question import Back, FloatArray, Probabilities, Question, View
+from capt_local.alignment.context import CanonicalContext
+from capt_local.alignment.fit import AnyAlignment
+from capt_local.alignment.question import Back, FloatArray, Probabilities, Question, View
 from capt_local.decoding.cached import CachedModel, common_length
 from capt_local.decoding.evidence import Evidence
 from capt_local.decoding.methods.choices import log_mass
@@ -33,8 +33,8 @@ from capt_local.decoding.rules import Distribution
 from capt_local.decoding.trio import Trio
 from capt_local.errors import Cancelled, ModelError, UsageError
 from capt_local.prompting.messages import Prompt, Segment
-from capt_local.vocab.tokenizer import TextTokenizer
-from capt_local.vocab.vocabulary import IntArray, Vocabulary
+from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization.vocabulary import IntArray, Vocabulary
 
 # A word of the target may take a few tokens of a proxy; a window ends before that can overflow.
 MARGIN = 32

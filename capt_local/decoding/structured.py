@@ -26,7 +26,7 @@ from capt_local.errors import ModelError, UsageError
 from capt_local.strict.files import utf8
 from capt_local.strict.json import load, parse_json
 from capt_local.strict.problems import NotReadable
-from capt_local.vocab.vocabulary import BoolArray, IntArray, TokenKind, Vocabulary
+from capt_local.tokenization.vocabulary import BoolArray, IntArray, TokenKind, Vocabulary
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from capt_local.align.events import TargetEvents
-from capt_local.align.fit import AnyAlignment, fit
-from capt_local.align.kinds import Align
+from capt_local.alignment.events import TargetEvents
+from capt_local.alignment.fit import AnyAlignment, fit
+from capt_local.alignment.kinds import Align
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.exact import ExactProxy
 from capt_local.decoding.follower import Follower
 from capt_local.decoding.options import AlignOptions
 from capt_local.decoding.proxy import Proxy
-from capt_local.vocab.prefix_index import PrefixIndex
-from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.tokenization.prefix_index import PrefixIndex
+from capt_local.tokenization.tokenizer import TextTokenizer
 
 
 class Tables:

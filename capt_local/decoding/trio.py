@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.align.question import TINY
+from capt_local.alignment.question import TINY
 from capt_local.decoding.cached import CachedModel, common_length
 from capt_local.decoding.combine import FloatArray
 from capt_local.decoding.follower import Follower
@@ -15,8 +15,8 @@ from capt_local.decoding.options import CombineOptions, Powers
 from capt_local.decoding.rules import Contrast, Distribution, Rule
 from capt_local.errors import ContextOverflow
 from capt_local.prompting.messages import Prompt
-from capt_local.vocab.tokenizer import TextTokenizer
-from capt_local.vocab.vocabulary import BoolArray
+from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization.vocabulary import BoolArray
 
 _NOTHING = np.float32(1e4)  # nats below the least; a probability of 0
 

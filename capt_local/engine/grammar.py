@@ -21,7 +21,7 @@ import numpy as np
 from capt_local.engine.library import Library, library
 from capt_local.engine.weights import Weights
 from capt_local.errors import ModelError, UsageError
-from capt_local.vocab.vocabulary import BoolArray, IntArray
+from capt_local.tokenization.vocabulary import BoolArray, IntArray
 
 LARGEST_GRAMMAR = 1 << 18  # bytes
 MOST_REPETITIONS = 1999

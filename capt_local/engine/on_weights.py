@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from capt_local.engine.grammar import Grammar
 from capt_local.engine.weights import Metadata, Weights
-from capt_local.vocab.vocabulary import Vocabulary
+from capt_local.tokenization.vocabulary import Vocabulary
 
 
 class OnWeights:

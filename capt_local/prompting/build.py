@@ -25,8 +25,8 @@ from capt_local.errors import CaptError, ModelError, UsageError
 from capt_local.prompting.markers import find_markers, find_turn_ends, mentions_reasoning
 from capt_local.prompting.messages import Message, Prompt, ReasoningMarkers, Segment, check_turns
 from capt_local.prompting.template import ChatTemplate, open_template
-from capt_local.vocab.tokenizer import TextTokenizer
-from capt_local.vocab.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 
 _MARKERS = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
 

@@ -17,7 +17,7 @@ from capt_local.engine.load_models import vocabulary_notices
 from capt_local.prompting.build import PromptBuilder, vocabulary_with_turn_ends
 from capt_local.prompting.messages import Message, Prompt
 from capt_local.runtime.many import Side
-from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.tokenization.tokenizer import TextTokenizer
 
 Asked = str | Sequence[Message]
 

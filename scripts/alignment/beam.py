@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capt_local.align.events import END_EVENT, TargetEvents
-from capt_local.align.exact.coverings import Coverings
-from capt_local.align.exact.events import EventTables
-from capt_local.align.question import FloatArray, Probabilities
+from capt_local.alignment.events import END_EVENT, TargetEvents
+from capt_local.alignment.exact.coverings import Coverings
+from capt_local.alignment.exact.events import EventTables
+from capt_local.alignment.question import FloatArray, Probabilities
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.proxy import softmax
 from capt_local.prompting.messages import Prompt
-from capt_local.vocab.prefix_index import PrefixIndex
-from capt_local.vocab.vocabulary import IntArray
+from capt_local.tokenization.prefix_index import PrefixIndex
+from capt_local.tokenization.vocabulary import IntArray
 
 # Open pieces of more than this probability are read one step on, for the exact token events.
 OPEN = 0.1

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from capt_local.align.cover import Cover, Shares, credit, share
-from capt_local.align.events import TargetEvents
-from capt_local.align.projection import Asked, Projection
-from capt_local.align.question import FloatArray, Probabilities, View
-from capt_local.vocab.prefix_index import PrefixIndex
-from capt_local.vocab.vocabulary import IntArray, Vocabulary
+from capt_local.alignment.cover import Cover, Shares, credit, share
+from capt_local.alignment.events import TargetEvents
+from capt_local.alignment.projection import Asked, Projection
+from capt_local.alignment.question import FloatArray, Probabilities, View
+from capt_local.tokenization.prefix_index import PrefixIndex
+from capt_local.tokenization.vocabulary import IntArray, Vocabulary
 
 # Rows after the text and each of some pieces, shape (pieces, vocabulary).
 Read = Callable[[Sequence[int]], Sequence[Probabilities]]

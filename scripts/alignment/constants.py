@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from unittest.mock import patch
 
-from capt_local.align import cover
-from capt_local.align.cover import ASIDE, Cover
-from capt_local.align.events import TargetEvents
-from capt_local.align.fit import AnyAlignment
-from capt_local.align.projection import DEPTH, FLOOR, Projection
+from capt_local.alignment import cover
+from capt_local.alignment.cover import ASIDE, Cover
+from capt_local.alignment.events import TargetEvents
+from capt_local.alignment.fit import AnyAlignment
+from capt_local.alignment.projection import DEPTH, FLOOR, Projection
 from capt_local.decoding.options import GRID, CombineOptions
-from capt_local.vocab.vocabulary import IntArray, Vocabulary
+from capt_local.tokenization.vocabulary import IntArray, Vocabulary
 from scripts.alignment.table import Cell, Table
 from scripts.alignment.walk import DEEPEST, Models
 from scripts.alignment.weights import Evidence, Gains, Setting, Study
@@ -24,7 +24,7 @@ class Varied(Projection):
     """A projection with another share for tokens that a longer piece begins, or another depth."""
 
     def __init__(self, proxy: Vocabulary, events: TargetEvents, aside: float, depth: int) -> None:
-        """See `align.cover.ASIDE` and `align.projection.DEPTH`."""
+        """See `alignment.cover.ASIDE` and `alignment.projection.DEPTH`."""
         self._aside = aside
         super().__init__(proxy, events, long_tokens=True, healing=True)
         self.depth = depth

@@ -10,14 +10,14 @@ from typing import Protocol
 
 import numpy as np
 
-from capt_local.align.events import NO_EVENT
-from capt_local.align.projection import FLOOR
-from capt_local.align.question import FloatArray
+from capt_local.alignment.events import NO_EVENT
+from capt_local.alignment.projection import FLOOR
+from capt_local.alignment.question import FloatArray
 from capt_local.decoding.combine import Candidates, Products, logs, mixture, plausible, products
 from capt_local.decoding.evidence import Evidence
 from capt_local.decoding.options import GRID
-from capt_local.vocab.prefix_index import PrefixIndex
-from capt_local.vocab.vocabulary import IntArray
+from capt_local.tokenization.prefix_index import PrefixIndex
+from capt_local.tokenization.vocabulary import IntArray
 from scripts.alignment.beam import Beam, Limits, event_tables
 from scripts.alignment.table import Cell, Table
 from scripts.alignment.walk import NAMES, PROXIES, Models, Place, ask, of_token, signed

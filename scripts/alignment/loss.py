@@ -8,12 +8,12 @@ from math import log
 
 import numpy as np
 
-from capt_local.align.question import FloatArray, Probabilities
+from capt_local.alignment.question import FloatArray, Probabilities
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.combine import Candidates, logs, plausible, products
 from capt_local.decoding.options import GRID, CombineOptions
 from capt_local.decoding.proxy import softmax
-from capt_local.vocab.prefix_index import PrefixIndex
+from capt_local.tokenization.prefix_index import PrefixIndex
 from scripts.alignment.beam import Beam, Limits
 from scripts.alignment.branching import Branching
 from scripts.alignment.pairs import Pairs

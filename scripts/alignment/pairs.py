@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.align.question import FloatArray
-from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.alignment.question import FloatArray
+from capt_local.tokenization.tokenizer import TextTokenizer
 
 # What a candidate keeps that the tokenizer would not write behind the last token.
 REFUSED = 0.01

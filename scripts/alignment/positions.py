@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from capt_local.align.context import CanonicalContext
+from capt_local.alignment.context import CanonicalContext
 from capt_local.bundle import store
 from capt_local.engine.weights import Weights
-from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.tokenization.tokenizer import TextTokenizer
 from scripts.alignment.table import Table
 from scripts.real_vocabularies import vocabulary
 

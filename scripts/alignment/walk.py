@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from capt_local.align.events import TargetEvents
-from capt_local.align.fit import AnyAlignment, fit
-from capt_local.align.kinds import Align
-from capt_local.align.question import FloatArray, Question, View
+from capt_local.alignment.events import TargetEvents
+from capt_local.alignment.fit import AnyAlignment, fit
+from capt_local.alignment.kinds import Align
+from capt_local.alignment.question import FloatArray, Question, View
 from capt_local.bundle import store
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.combine import Candidates
@@ -23,8 +23,8 @@ from capt_local.engine.load_models import open_models
 from capt_local.engine.options import LoadOptions
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Prompt
-from capt_local.vocab.tokenizer import TextTokenizer
-from capt_local.vocab.vocabulary import IntArray
+from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization.vocabulary import IntArray
 
 PROXIES = ("expert", "base")
 # How many pieces back the views reach: further than any alignment looks.
@@ -42,7 +42,7 @@ NAMES = tuple(_ALIGNMENTS)
 
 
 class Onlooker:
-    """An alignment that only keeps what a proxy shows. See `align.question.Alignment`.
+    """An alignment that only keeps what a proxy shows. See `alignment.question.Alignment`.
 
     Attributes:
         view: what was shown last.

@@ -13,8 +13,8 @@ from math import log
 
 import numpy as np
 
-from capt_local.align.fit import AnyAlignment
-from capt_local.align.question import FloatArray
+from capt_local.alignment.fit import AnyAlignment
+from capt_local.alignment.question import FloatArray
 from capt_local.decoding.combine import logs, plausible, products
 from capt_local.decoding.options import FORGETTING, GRID, Powers
 from scripts.alignment.walk import Models, Place, ask, of_token, signed

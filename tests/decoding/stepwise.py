@@ -9,7 +9,7 @@ from capt_local.decoding.prefill import prefill
 from capt_local.decoding.scoring import MARGIN, opening
 from capt_local.decoding.trio import Trio
 from capt_local.prompting.messages import Prompt
-from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.tokenization.tokenizer import TextTokenizer
 
 
 def text_nats(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from capt_local.align.kinds import Align
-from capt_local.align.simple import PublishedMapping, SharedVocabulary
+from capt_local.alignment.kinds import Align
+from capt_local.alignment.simple import PublishedMapping, SharedVocabulary
 from capt_local.decoding.exact import ExactProxy
 from capt_local.decoding.options import AlignOptions, CombineOptions, GenerateOptions, Method
 from capt_local.decoding.proxy import Proxy

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.align.events import END_EVENT, TargetEvents
-from capt_local.align.exact.coverings import Coverings
-from capt_local.align.kinds import Align
+from capt_local.alignment.events import END_EVENT, TargetEvents
+from capt_local.alignment.exact.coverings import Coverings
+from capt_local.alignment.kinds import Align
 from capt_local.decoding.exact import ExactProxy
 from capt_local.decoding.generation import Generation
 from capt_local.decoding.options import AlignOptions, CombineOptions, GenerateOptions, SampleOptions

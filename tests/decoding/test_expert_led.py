@@ -9,7 +9,7 @@ from capt_local.decoding.assembly import Assembly
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.options import CombineOptions, GenerateOptions, Method
 from capt_local.decoding.scoring import score_text
-from capt_local.vocab.vocabulary import Vocabulary
+from capt_local.tokenization.vocabulary import Vocabulary
 from tests.decoding.trios import PROXY, TARGET
 from tests.fakes import FakeModel, text_tokenizer
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from capt_local.align.kinds import Align
+from capt_local.alignment.kinds import Align
 from capt_local.decoding.generation import Generation
 from capt_local.decoding.many.asks import Answered, Ask
 from capt_local.decoding.many.seat import shared_beginning

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.align.kinds import Align
+from capt_local.alignment.kinds import Align
 from capt_local.decoding.evidence import Evidence
 from capt_local.decoding.options import AlignOptions, CombineOptions, GenerateOptions
 from capt_local.decoding.prefill import prefill

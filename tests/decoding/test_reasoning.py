@@ -17,7 +17,7 @@ from capt_local.decoding.step import FinishReason
 from capt_local.decoding.trio import Trio
 from capt_local.prompting.markers import find_markers
 from capt_local.prompting.messages import Prompt, ReasoningMarkers, Segment
-from capt_local.vocab.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 from tests.decoding.trios import PROXY, make_trio
 from tests.fakes import FakeModel, make_vocabulary, text_tokenizer
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.align.published import TokenStrings
+from capt_local.alignment.published import TokenStrings
 from capt_local.decoding.combine import plausible
 from capt_local.decoding.loop import Walk
 from capt_local.decoding.methods.choices import Choices

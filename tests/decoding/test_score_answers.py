@@ -16,7 +16,7 @@ from capt_local.decoding.step import FinishReason
 from capt_local.decoding.trio import Trio
 from capt_local.errors import Cancelled, ContextOverflow, ModelError, UsageError
 from capt_local.prompting.messages import Prompt
-from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.tokenization.tokenizer import TextTokenizer
 from tests.decoding.trios import TARGET, make_trio, toy, turn
 from tests.fakes import FakeModel, make_vocabulary, softmax, text_tokenizer
 

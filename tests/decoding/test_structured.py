@@ -16,7 +16,7 @@ from capt_local.decoding.prefill import prefill
 from capt_local.decoding.step import FinishReason
 from capt_local.decoding.trio import Trio
 from capt_local.errors import ModelError, UsageError
-from capt_local.vocab.vocabulary import Vocabulary
+from capt_local.tokenization.vocabulary import Vocabulary
 from tests.decoding.trios import TARGET, toy, turn
 
 GREEDY = GenerateOptions(max_tokens=12)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.align.events import TargetEvents
-from capt_local.align.fit import fit
-from capt_local.align.projection import FLOOR
+from capt_local.alignment.events import TargetEvents
+from capt_local.alignment.fit import fit
+from capt_local.alignment.projection import FLOOR
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.evidence import Evidence
 from capt_local.decoding.generation import Generation
@@ -25,7 +25,7 @@ from capt_local.decoding.step import FinishReason
 from capt_local.decoding.trio import Trio
 from capt_local.errors import ContextOverflow, NumericalError
 from capt_local.prompting.messages import Prompt, Segment
-from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.tokenization.tokenizer import TextTokenizer
 from tests.decoding.trios import PROXY, TARGET, make_trio, toy, turn
 from tests.fakes import FakeModel, make_vocabulary, softmax, text_tokenizer
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from capt_local.engine.weights import Weights
 from capt_local.errors import ModelError
-from capt_local.vocab.tokenizer import TextTokenizer
-from capt_local.vocab.vocabulary import TokenKind
+from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization.vocabulary import TokenKind
 from tests.real_vocabularies import NAMES, REFUSED, open_vocabulary, vocabulary_path
 
 NOTES = (

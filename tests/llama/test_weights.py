@@ -11,7 +11,7 @@ from capt_local.engine.llama import LlamaModel
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.weights import Weights
 from capt_local.errors import ModelError, UsageError
-from capt_local.vocab.vocabulary import TokenKind
+from capt_local.tokenization.vocabulary import TokenKind
 from tests.llama.conftest import ONE_THREAD
 from tests.tiny_models import CONTEXT, LAYERS, tiny_gguf
 from tests.tiny_vocabularies import MARKERS, TEMPLATE, TEXT, USER_DEFINED, Flavour, tiny_vocabulary

@@ -14,8 +14,8 @@ from capt_local.errors import ModelError, UsageError
 from capt_local.prompting.build import build_chat, build_raw
 from capt_local.prompting.messages import Message, Prompt, Role, Segment
 from capt_local.prompting.template import CHATML, PLAIN, ChatTemplate
-from capt_local.vocab.tokenizer import TextTokenizer
-from capt_local.vocab.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 from tests.prompting import templates
 from tests.tiny_models import tiny_gguf
 from tests.tiny_vocabularies import MARKERS, TEXT, USER_DEFINED, Flavour

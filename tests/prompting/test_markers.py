@@ -12,8 +12,8 @@ from capt_local.bundle.manifest import ModelFile
 from capt_local.prompting.build import PromptBuilder, vocabulary_with_turn_ends
 from capt_local.prompting.markers import find_markers, find_turn_ends
 from capt_local.prompting.template import ChatTemplate
-from capt_local.vocab.tokenizer import TextTokenizer
-from capt_local.vocab.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 from tests.fakes import make_vocabulary
 from tests.prompting import templates
 from tests.real_vocabularies import templates_folder

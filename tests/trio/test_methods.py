@@ -16,8 +16,8 @@ from capt_local import (
     Method,
     Runtime,
 )
-from capt_local.align.kinds import Align
-from capt_local.align.published import TokenStrings
+from capt_local.alignment.kinds import Align
+from capt_local.alignment.published import TokenStrings
 from capt_local.bundle.manifest import Bundle
 from capt_local.bundle.store import find
 from capt_local.decoding.cached import common_length

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from capt_local.bundle.manifest import Bundle, ModelFile
     from capt_local.strict.stamp import Stamp
-    from capt_local.vocab.vocabulary import Vocabulary
+    from capt_local.tokenization.vocabulary import Vocabulary
 
 
 def bundle_argument() -> Any:

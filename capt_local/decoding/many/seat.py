@@ -9,7 +9,7 @@ from capt_local.decoding.many.turns import Together, Turns
 from capt_local.decoding.model import Rows
 from capt_local.decoding.structured import Constraint
 from capt_local.prompting.messages import Prompt
-from capt_local.vocab.vocabulary import Vocabulary
+from capt_local.tokenization.vocabulary import Vocabulary
 
 # Beginnings that are shorter are not worth keeping apart.
 _LEAST = 32

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capt_local.decoding.combine import FloatArray
-from capt_local.vocab.vocabulary import IntArray
+from capt_local.tokenization.vocabulary import IntArray
 
 Row = npt.NDArray[np.float32]
 

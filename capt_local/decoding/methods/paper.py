@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capt_local.align.published import TokenStrings
+from capt_local.alignment.published import TokenStrings
 from capt_local.decoding.combine import FloatArray
 from capt_local.decoding.methods.choices import Choices, Row, log_mass, log_softmax, top
 from capt_local.errors import UsageError
-from capt_local.vocab.vocabulary import IntArray
+from capt_local.tokenization.vocabulary import IntArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from capt_local.decoding.rules import Distribution
 from capt_local.decoding.speculate.draft import Draft, GoOn
 from capt_local.decoding.speculate.leading import grade_of
 from capt_local.decoding.trio import Trio
-from capt_local.vocab.tokenizer import TextTokenizer
+from capt_local.tokenization.tokenizer import TextTokenizer
 
 
 class ExpertDraft:

@@ -1,0 +1,91 @@
+"""The kept tokens are those of the whole text, however it grows or shrinks."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capt_local.alignment.context import CanonicalContext
+from capt_local.tokenization.tokenizer import TextTokenizer
+from tests.fakes import greedy_tokenizer, make_vocabulary
+
+VOCABULARY = make_vocabulary(["card", "cardiac", "iac", " the", " card", "  ", "\n\n", "é", " a"])
+PIECES = st.lists(
+    st.one_of(
+        st.sampled_from([b"card", b"iac", b" ", b"the", b"\n", b"\xc3", b"\xa9", b" a"]),
+        st.binary(min_size=1, max_size=3),
+    ),
+    max_size=25,
+)
+
+
+def tokenizer(lead: bytes) -> TextTokenizer:
+    return TextTokenizer(VOCABULARY, greedy_tokenizer(VOCABULARY, lead=lead))
+
+
+@settings(deadline=None, max_examples=200)
+@given(PIECES, st.sampled_from([b"", b" "]), st.booleans(), st.data())
+def test_growing_and_shrinking_is_tokenizing_anew(
+    pieces: list[bytes], lead: bytes, start: bool, data: st.DataObject
+) -> None:
+    tokens = tokenizer(lead)
+    context = CanonicalContext(tokens, [0, 5], start=start)
+    seen: list[int] = list(context.tokens)
+    for piece in pieces:
+        if data.draw(st.integers(0, 5)) == 0:
+            kept = context.truncate(data.draw(st.integers(0, len(context.text))))
+        else:
+            kept = context.append(piece)
+        assert context.tokens[:kept] == seen[:kept]
+        seen = list(context.tokens)
+        if context.text:
+            assert seen == [0, 5, *tokens.encode(context.text, start=start)]
+
+
+def test_a_leading_space_waits_for_the_first_word() -> None:
+    context = CanonicalContext(tokenizer(b" "), [0], start=True)
+    assert context.rests(1) == [b" "]
+    context.append(b"card")
+    assert context.rests(1) == [b" card"]
+
+
+def test_an_invalid_byte_becomes_its_own_token_and_is_replaced_when_complete() -> None:
+    context = CanonicalContext(tokenizer(b""), [0], start=True)
+    context.append(b"a\xc3")
+    assert context.rests(1) == [b"\xc3"]
+    context.append(b"\xa9")
+    assert context.rests(1) == ["é".encode()]
+
+
+def test_bytes_without_a_token_are_left_out_and_told() -> None:
+    vocabulary = make_vocabulary(["card", "c", "a", "r", "d", " "], all_bytes=False)
+    tokens = TextTokenizer(vocabulary, greedy_tokenizer(vocabulary))
+    context = CanonicalContext(tokens, [0], start=True)
+    context.append(b"card ")
+    assert not context.unseen
+    context.append("\xc3".encode("latin-1") + b"card a")
+    assert context.unseen
+    assert vocabulary.text(context.tokens) == b"card card a"
+
+
+def test_a_word_behind_a_safe_cut_is_tokenized_alone() -> None:
+    asked: list[bytes] = []
+    plain = greedy_tokenizer(VOCABULARY)
+
+    def tokenize(text: bytes, *, special: bool) -> list[int]:
+        asked.append(text)
+        return plain(text, special=special)
+
+    context = CanonicalContext(TextTokenizer(VOCABULARY, tokenize), [0], b"card", start=True)
+    asked.clear()
+    assert context.append(b" cardiac") == 2
+    assert asked == [b" cardiac"]
+    assert context.append(b" a") == len(context.tokens) - 1
+    assert context.rests(2) == [b" a", b"iac a"]
+
+
+def test_tokens_of_a_short_text_are_the_callers_own() -> None:
+    tokens = tokenizer(b"")
+    first = tokens.encode(b"card", start=False)
+    first.append(0)
+    assert tokens.encode(b"card", start=False) == first[:-1]

@@ -1,0 +1,219 @@
+"""How a piece's mass is shared, against the rule written out in loops and exact fractions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capt_local.alignment.cover import ASIDE, Cover, Shares, credit, share
+from capt_local.alignment.events import END_EVENT, NO_EVENT, TargetEvents
+from capt_local.tokenization.prefix_index import PrefixIndex
+from capt_local.tokenization.vocabulary import Vocabulary
+from tests.alignment.slow import events_of, longer, slow_parts, text_ids
+from tests.fakes import make_vocabulary
+
+WORDS = st.lists(st.text(alphabet="ab ", min_size=1, max_size=5), min_size=1, max_size=12)
+STARTS = st.sampled_from([b"", b"a", b"ab", b" ", b"b a", b"xx"])
+
+
+def words(drawn: Sequence[str]) -> Vocabulary:
+    """The drawn words, repeats included, and what spells any text of them."""
+    return make_vocabulary([*drawn, "a", "b", " "], all_bytes=False)
+
+
+def cover(
+    proxy: Vocabulary, events: TargetEvents, start: bytes = b"", *, long: bool = True
+) -> Cover:
+    ends = np.empty(0, np.int32) if start else proxy.end_ids
+    return Cover(start, PrefixIndex(proxy), ends, events, long_tokens=long)
+
+
+def parts(shares: Shares, wanted: int, pieces: int) -> np.ndarray:
+    """The shares of one cover as a table, shape (wanted, proxy vocabulary)."""
+    table = np.zeros((wanted, pieces))
+    if shares.pieces:
+        np.add.at(table, (shares.places, shares.pieces[0]), shares.parts)
+    return table
+
+
+@settings(max_examples=200)
+@given(WORDS, WORDS, STARTS, st.booleans(), st.data())
+def test_sharing_is_its_rule(
+    own: list[str], other: list[str], start: bytes, long: bool, data: st.DataObject
+) -> None:
+    """Any events in any order, some twice (tokens with the same bytes), some of no chance."""
+    events, proxy = events_of(words(own)), words(other)
+    wanted = data.draw(st.lists(st.integers(NO_EVENT, events.count - 1), max_size=12))
+    chances = st.one_of(st.just(0.0), st.floats(1e-12, 1.0))
+    prior = data.draw(st.lists(chances, min_size=len(wanted), max_size=len(wanted)))
+    made = cover(proxy, events, start, long=long)
+    shares = share([made], np.array(wanted, dtype=np.int32), np.array(prior))
+    slow = slow_parts(start, proxy, events, wanted, prior, long=long)
+    got = parts(shares, len(wanted), len(proxy))
+    for place, pieces in enumerate(slow):
+        exact = np.zeros(len(proxy))
+        exact[list(pieces)] = [float(part) for part in pieces.values()]
+        np.testing.assert_allclose(got[place], exact, rtol=1e-9, atol=0)
+    row = np.random.default_rng(0).dirichlet(np.ones(len(proxy))).astype(np.float32)
+    said = credit(shares, [row], [1.0], len(wanted))
+    np.testing.assert_allclose(said, got @ row, rtol=1e-6, atol=1e-12)
+
+
+@settings(max_examples=100)
+@given(WORDS, WORDS, st.lists(STARTS, min_size=1, max_size=3, unique=True), st.integers(0, 2**16))
+def test_covers_together_are_each_for_itself(
+    own: list[str], other: list[str], starts: list[bytes], seed: int
+) -> None:
+    events, proxy, rng = events_of(words(own)), words(other), np.random.default_rng(seed)
+    covers = [cover(proxy, events, start) for start in starts]
+    wanted = rng.integers(NO_EVENT, events.count, 6).astype(np.int32)
+    prior = rng.random(6)
+    rows = [rng.random(len(proxy)).astype(np.float32) for _ in starts]
+    factors = [10.0 ** float(rng.integers(-3, 60)) for _ in starts]
+    got = credit(share(covers, wanted, prior), rows, factors, 6)
+    each = [
+        credit(share([made], wanted, prior), [row], [factor], 6)
+        for made, row, factor in zip(covers, rows, factors, strict=True)
+    ]
+    np.testing.assert_allclose(got, np.sum(each, axis=0), rtol=1e-6)
+
+
+@settings(max_examples=100)
+@given(WORDS, WORDS, STARTS, st.booleans(), st.integers(0, 2**16))
+def test_every_piece_is_given_away_whole(
+    own: list[str], other: list[str], start: bytes, long: bool, seed: int
+) -> None:
+    events, proxy = events_of(words(own)), words(other)
+    every = np.arange(events.count, dtype=np.int32)
+    prior = np.random.default_rng(seed).dirichlet(np.full(events.count, 0.2)) + 1e-30
+    made = cover(proxy, events, start, long=long)
+    sums = parts(share([made], every, prior), events.count, len(proxy)).sum(axis=0)
+    given_away = sorted([*longer(proxy, start), *([] if start else proxy.end_ids.tolist())])
+    assert sorted(made.longer.tolist()) == given_away
+    np.testing.assert_allclose(sums[given_away], 1.0, rtol=1e-9)
+    np.testing.assert_array_equal(np.delete(sums, given_away), 0.0)
+
+
+@settings(max_examples=100)
+@given(WORDS, WORDS, STARTS, st.data())
+def test_among_some_events_a_piece_is_shared_as_among_all_given_that_it_is_one_of_them(
+    own: list[str], other: list[str], start: bytes, data: st.DataObject
+) -> None:
+    events, proxy = events_of(words(own)), words(other)
+    prior = np.random.default_rng(len(own)).dirichlet(np.ones(events.count))
+    some = np.array(
+        data.draw(st.lists(st.integers(0, events.count - 1), unique=True, max_size=8)), np.int32
+    )
+    made = cover(proxy, events, start)
+    every = np.arange(events.count, dtype=np.int32)
+    whole = parts(share([made], every, prior), events.count, len(proxy))[some]
+    total = whole.sum(axis=0)
+    wanted = np.divide(whole, total, out=np.zeros_like(whole), where=total > 0)
+    got = parts(share([made], some, prior[some]), len(some), len(proxy))
+    np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-15)
+
+
+def shared(
+    target: Sequence[str], proxy: Sequence[str], prior: dict[str, float], start: str = ""
+) -> dict[tuple[str, str], float]:
+    """Parts by the bytes of event and piece, of events with a given prior."""
+    events, other = events_of(words(target)), words(proxy)
+    wanted = np.array([events.of_piece(text.encode()) for text in prior], dtype=np.int32)
+    shares = share([cover(other, events, start.encode())], wanted, np.array(list(prior.values())))
+    table = parts(shares, len(wanted), len(other))
+    return {
+        (event, other.piece(piece).decode()): float(table[place, piece])
+        for place, event in enumerate(prior)
+        for piece in np.flatnonzero(table[place]).tolist()
+    }
+
+
+def test_a_piece_is_shared_in_proportion_to_what_the_target_says() -> None:
+    got = shared(["ab", "abb", "aba"], ["ab"], {"ab": 0.1, "abb": 0.6, "aba": 0.3, "b": 0.9})
+    assert got == pytest.approx(
+        {("ab", "ab"): 0.1, ("abb", "ab"): 0.6, ("aba", "ab"): 0.3, ("b", "b"): 1.0}
+        # "a" begins only what "ab" begins, too: what is put aside is shared in the same way.
+        | {("ab", "a"): 0.1, ("abb", "a"): 0.6, ("aba", "a"): 0.3}
+    )
+
+
+def test_a_piece_leaves_what_a_longer_one_begins_to_that_one() -> None:
+    got = shared(["ab", "abba"], ["ab", "abb"], {"ab": 0.5, "abba": 0.5})
+    assert got["abba", "abb"] == 1.0
+    assert got["abba", "ab"] == pytest.approx(ASIDE / (1 + ASIDE), rel=1e-6)
+    assert got["ab", "ab"] == pytest.approx(1 / (1 + ASIDE), rel=1e-6)
+
+
+def test_a_piece_that_stands_twice_is_shared_twice_alike() -> None:
+    """A byte token beside a normal one: neither is longer than the other."""
+    events = events_of(words(["ab", "abb"]))
+    proxy = words(["ab", "ab", "abb"])
+    wanted = np.array([events.of_piece(b"ab"), events.of_piece(b"abb")], dtype=np.int32)
+    table = parts(share([cover(proxy, events)], wanted, np.full(2, 0.5)), 2, len(proxy))
+    twins = [token for token in text_ids(proxy) if proxy.piece(token) == b"ab"]
+    assert len(twins) == 2
+    np.testing.assert_array_equal(table[:, twins[0]], table[:, twins[1]])
+    np.testing.assert_allclose(table[:, twins[0]], np.array([1, ASIDE]) / (1 + ASIDE), rtol=1e-6)
+
+
+def test_a_piece_that_begins_no_event_is_the_event_that_begins_it() -> None:
+    assert shared(["ab"], ["abba"], {"ab": 0.2, "a": 0.8})["ab", "abba"] == 1.0
+    assert ("a", "abba") not in shared(["ab"], ["abba"], {"a": 0.8})
+
+
+def test_behind_some_bytes_only_what_a_piece_adds_counts() -> None:
+    got = shared(["ab", "b"], ["abb", "abab", "ab"], {"ab": 0.5, "b": 0.5}, start="ab")
+    assert got == {("b", "abb"): 1.0, ("ab", "abab"): 1.0}
+
+
+def test_events_without_a_chance_get_nothing_and_take_nothing() -> None:
+    assert shared(["ab", "abb"], ["ab"], {"ab": 0.0, "abb": 1.0}) == {
+        ("abb", "ab"): 1.0,
+        ("abb", "a"): 1.0,
+    }
+    with np.errstate(all="raise"):
+        assert shared(["ab", "abb"], ["ab"], {"ab": 0.0, "abb": 0.0}) == {}
+
+
+def test_all_ends_of_the_proxy_go_to_the_ends_of_the_target() -> None:
+    proxy = Vocabulary(
+        [b"<s>", b"<e>", b"<stop>", b"a", b"b", b" "], [3, 3, 3, 1, 1, 1], end_ids=[1, 2]
+    )
+    events = events_of(words([]))
+    ends = np.array([END_EVENT, NO_EVENT, END_EVENT], dtype=np.int32)
+    shares = share([cover(proxy, events)], ends, np.array([0.1, 0.5, 0.3]))
+    row = np.array([0.1, 0.2, 0.3, 0.3, 0.1, 0.0], dtype=np.float32)
+    np.testing.assert_allclose(credit(shares, [row], [1.0], 3), [0.125, 0.0, 0.375], rtol=1e-6)
+    healed = share([cover(proxy, events, b"a")], ends, np.full(3, 0.1))
+    assert not len(healed.places)
+
+
+def test_nothing_wanted_and_nothing_there_are_no_errors() -> None:
+    events, proxy = events_of(words(["ab"])), words(["ab"])
+    nothing = share([cover(proxy, events)], np.empty(0, np.int32), np.empty(0))
+    assert credit(nothing, [np.zeros(len(proxy), np.float32)], [1.0], 0).shape == (0,)
+    unknown = share([cover(proxy, events, b"xx")], np.array([1], dtype=np.int32), np.ones(1))
+    got = credit(unknown, [np.ones(len(proxy), np.float32)], [1.0], 1)
+    assert got.tolist() == [0.0] and got.dtype == np.float64
+
+
+@pytest.mark.parametrize("start", [b"", b"card"])
+def test_few_events_of_many_are_found_as_well(start: bytes) -> None:
+    """A healing table holds few of a large vocabulary's events and looks them up otherwise."""
+    events = events_of(make_vocabulary(["iac", "i", "ia", "iacs"]))
+    proxy = make_vocabulary(["card", "cardi", "cardiac", "cardiacs"])
+    made = cover(proxy, events, start)
+    assert (made._spans._keys is not None) == bool(start)
+    wanted = [0, NO_EVENT, *range(events.count - 1, 0, -1)]
+    prior = np.random.default_rng(1).random(len(wanted)).tolist()
+    shares = share([made], np.array(wanted, dtype=np.int32), np.array(prior))
+    got = parts(shares, len(wanted), len(proxy))
+    slow = slow_parts(start, proxy, events, wanted, prior, long=True)
+    for place, pieces in enumerate(slow):
+        assert {p: got[place, p] for p in np.flatnonzero(got[place]).tolist()} == pytest.approx(
+            {p: float(part) for p, part in pieces.items()}
+        )

@@ -1,0 +1,106 @@
+"""Exact prefix probabilities of the demo expert, against its own canonical tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from capt_local.alignment.events import END_EVENT, TargetEvents
+from capt_local.alignment.exact.coverings import Coverings
+from capt_local.alignment.exact.events import EventTables
+from capt_local.bundle.store import find
+from capt_local.engine.llama import LlamaModel
+from capt_local.engine.options import LoadOptions
+from capt_local.tokenization.prefix_index import PrefixIndex
+from capt_local.tokenization.tokenizer import TextTokenizer
+from tests.fakes import softmax
+
+NOTE = (
+    b"The patient is a 61-year-old woman who presents with shortness of breath. She was given "
+    b"furosemide 40 mg; SpO2 91 \xc2\xb1 2 %, and feels better."
+)
+
+
+class Follower:
+    """A model that reads tails behind a head, as `Coverings` wants it."""
+
+    def __init__(self, model: LlamaModel, head: Sequence[int]) -> None:
+        self.model = model
+        self.head = list(head)
+
+    def read(self, tails: Sequence[tuple[int, ...]]) -> np.ndarray:
+        model, rows = self.model, np.empty((len(tails), len(self.model.vocabulary)), np.float32)
+        if not tails[0]:
+            model.rewind(0)
+            rows[0] = softmax(model.extend(self.head, 1)[0])
+            return rows
+        if len(self.head) > model.position:
+            model.extend(self.head[model.position :], 0)
+        for at in range(0, len(tails), model.max_rows):
+            for place, logits in enumerate(model.branch(tails[at : at + model.max_rows])):
+                rows[at + place] = softmax(logits)
+        return rows
+
+
+@pytest.fixture(scope="module")
+def models() -> Iterator[dict[str, LlamaModel]]:
+    files = find("demo").models
+    opened = {
+        role: LlamaModel.open(files[role].path, LoadOptions(threads=1))
+        for role in ("target", "expert")
+    }
+    yield opened
+    for model in opened.values():
+        model.close()
+
+
+def canonical_logp(model: LlamaModel, tokens: Sequence[int]) -> float:
+    model.rewind(0)
+    rows = [softmax(model.extend([token], 1)[0]) for token in tokens[:-1]]
+    return sum(math.log(row[token]) for row, token in zip(rows, tokens[1:], strict=True))
+
+
+def test_all_tokenizations_are_at_least_the_canonical_one(models: dict[str, LlamaModel]) -> None:
+    expert = models["expert"]
+    tokenizer = TextTokenizer(expert.vocabulary, expert.tokenize)
+    bos = expert.vocabulary.bos
+    assert bos is not None
+    canonical = canonical_logp(expert, [bos, *tokenizer.encode(NOTE, start=True)])
+    follower = Follower(expert, [bos])
+    found = Coverings(PrefixIndex(expert.vocabulary), expert.vocabulary.end_ids, follower.read)
+    nats = -found.append(tokenizer.lead)
+    target = TextTokenizer(models["target"].vocabulary, models["target"].tokenize)
+    events = TargetEvents(target)
+    tables = EventTables(
+        found.index,
+        events.first,
+        lambda text: events.index.interval(text)[1] > events.index.exact(text)[1],
+        events.count,
+    )
+    tokens = target.encode(NOTE, start=True)
+    chances, near = [], 0
+    for token in tokens:
+        follower.head += found.rebase()
+        shares = found.events(tables, mass=0.005)
+        # Control tokens, and pieces that were left out, are missing.
+        assert 0.9 < shares.sum() <= 1.0 + 1e-5
+        assert shares[END_EVENT] == pytest.approx(found.end(), abs=1e-7)
+        piece = target.vocabulary.piece(token)
+        predicted = float(found.prefix([piece])[0])
+        came = -found.append(piece)
+        # Long tokens need rows inside them, some of which are read only when the token has come.
+        assert predicted < math.exp(-came) * 1.05
+        near += predicted > math.exp(-came) * 0.95
+        chances.append(shares[events.of_token[token]])
+        nats += came
+    assert near > 0.8 * len(tokens)
+    assert found.log_prefix >= canonical
+    assert nats <= -canonical * 1.005
+    assert nats == pytest.approx(-found.log_prefix, abs=found.lost + 0.5)
+    # Token by token it costs more: undecided pieces of little mass credit their first token.
+    events_nats = -float(np.log(np.array(chances) + 1e-6).sum())
+    assert events_nats < -canonical * 1.2
+    assert found.positions < 16 * len(tokens) and len(follower.head) > 20

@@ -1,0 +1,138 @@
+"""Every ordered pair of real vocabularies: tables build, no bytes are lost, rows sum to 1.
+
+Among them are vocabularies without a token for some bytes (SmolLM2, Falcon, GPT-NeoX), with pieces
+that repeat (Llama-2, Gemma), of 262,144 pieces, with and without a space in front.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from capt_local.alignment.context import CanonicalContext
+from capt_local.alignment.events import NO_EVENT, TargetEvents
+from capt_local.alignment.projection import DEPTH, Projection
+from capt_local.alignment.question import Back, View
+from capt_local.engine.weights import Weights
+from capt_local.tokenization.tokenizer import TextTokenizer
+from tests import real_models
+from tests.real_vocabularies import NAMES, open_vocabulary
+
+MODELS = {
+    "smollm2": real_models.smollm2,
+    "gemma-3": real_models.gemma,
+    "demo": lambda: real_models.demo_proxy("expert"),
+}
+ALL = (*MODELS, *NAMES)
+FAST = [
+    ("smollm2", "demo"),
+    ("gemma-3", "smollm2"),
+    ("smollm2", "smollm2"),
+    ("falcon", "phi-3"),
+    ("demo", "gpt-neox"),
+]
+ODD = (
+    "Pt. c/o pain\r\n\tT 38,5 \u00b0C \u2013 \u00b5g \u2265 \U0001fac0\U0001f3e5 \u60a3\u8005\u80f8"
+    "\u75db\uff0c\u4e09\u5929\u3002 e\u0301 \u200b\ufeff\u00a0x \u2581y <|im_end|></s> it's "
+).encode() + bytes(range(32))
+NO_SPACE = ("\u80f8\u75db\u4e09\u5929" * 150 + "ab\u00e9_1-" * 150 + "x" * 800).encode()
+NOTE = ODD + NO_SPACE + b"\n\n  the end.  "
+
+
+@cache
+def opened(name: str) -> Weights:
+    return real_models.open_tokenizer(MODELS[name]()) if name in MODELS else open_vocabulary(name)
+
+
+@cache
+def tokenizer(name: str) -> TextTokenizer:
+    return TextTokenizer(opened(name).vocabulary, opened(name).tokenize)
+
+
+def text_of(name: str, tokens: list[int], *, start: bool) -> bytes:
+    lead = tokenizer(name).lead if start else b""
+    return b"".join(map(tokenizer(name).vocabulary.piece, tokens)).removeprefix(lead)
+
+
+def unspellable(name: str) -> set[int]:
+    """Control characters that a vocabulary has no token for."""
+    return {byte for byte in range(32) if byte not in tokenizer(name).vocabulary.byte_ids}
+
+
+def check_pair(target: str, proxy: str) -> None:
+    own, other = tokenizer(target), tokenizer(proxy)
+    events = TargetEvents(own)
+    made = Projection(other.vocabulary, events, long_tokens=True, healing=True)
+    rng = np.random.default_rng(0)
+    everything = np.arange(len(own.vocabulary), dtype=np.int32)
+    prior = rng.dirichlet(np.full(len(everything), 0.1)) + 1e-30
+    asked = made.ask(everything, prior)
+    # What the proxy can say in tokens of the target: control tokens and foreign bytes aside.
+    counted = other.vocabulary.is_end.copy()
+    for token in np.flatnonzero(other.vocabulary.is_text).tolist():
+        counted[token] = events.first(other.vocabulary.piece(token)) != NO_EVENT
+    row = np.where(counted, rng.dirichlet(np.full(len(counted), 0.1)), 0.0)
+    row = (row / row.sum()).astype(np.float32)
+    got = made.probability(asked, View(row))
+    assert np.isfinite(got).all() and got.min() >= 0.0
+    assert got.sum() == pytest.approx(1.0, abs=1e-4)
+    lost = np.flatnonzero(other.vocabulary.is_text & ~counted).tolist()
+    assert all(other.vocabulary.piece(token)[0] not in own.vocabulary.byte_ids for token in lost)
+    # The proxy follows a note in the target's tokens.
+    context, longer = CanonicalContext(other, [], start=True), 0
+    known, _whole = own.encode_known(NOTE, start=True)
+    for number, token in enumerate(known):
+        piece = own.vocabulary.piece(token)
+        context.append(piece if number else piece.removeprefix(own.lead))
+        behind = context.rests(DEPTH)
+        if number % 120 == 0:
+            last = context.tokens[::-1][: len(behind)]
+            back = [Back(row, each, rest) for each, rest in zip(last, behind, strict=True)]
+            healed = made.probability(asked, View(row, back))
+            assert np.isfinite(healed).all() and healed.min() >= 0.0
+            assert healed.sum() == pytest.approx(1.0, abs=1e-3) or lost
+            longer += len(back)
+    assert longer
+    seen = text_of(target, known, start=True)
+    assert seen == NOTE.translate(None, bytes(unspellable(target)))
+    missing = bytes(unspellable(proxy))
+    assert text_of(proxy, context.tokens, start=True) == seen.translate(None, missing)
+    assert context.unseen == any(byte in seen for byte in missing)
+
+
+@pytest.mark.parametrize(("target", "proxy"), FAST)
+def test_a_pair(target: str, proxy: str) -> None:
+    check_pair(target, proxy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ALL)
+def test_a_target_with_every_proxy(target: str) -> None:
+    for proxy in ALL:
+        check_pair(target, proxy)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_odd_note_keeps_its_bytes(name: str) -> None:
+    """100,000 characters without a space among control bytes, CRLF, tabs, emoji and Chinese."""
+    text = ODD + NO_SPACE * 44 + ODD
+    assert len(text.decode()) > 100_000
+    tokens, whole = tokenizer(name).encode_known(text, start=True)
+    missing = unspellable(name)
+    assert text_of(name, tokens, start=True) == text.translate(None, bytes(missing))
+    assert whole == (not missing)
+
+
+@pytest.mark.parametrize(("name", "other"), [("smollm2", "qwen2"), ("demo", "qwen2")])
+def test_following_a_text_without_spaces_is_not_quadratic(name: str, other: str) -> None:
+    """10,000 characters token by token: the tail that is tokenized again stays short."""
+    context, longest = CanonicalContext(tokenizer(name), [], start=True), 0
+    text = NO_SPACE * 5
+    tokens = tokenizer(other).encode(text, start=True)
+    for token in tokens:
+        context.append(tokenizer(other).vocabulary.piece(token))
+        longest = max(longest, len(context.text) - context._cut)
+    assert context.text == text == text_of(name, context.tokens, start=True)
+    assert longest < 1500

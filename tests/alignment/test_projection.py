@@ -1,0 +1,185 @@
+"""The projection against its definition, in exact fractions, on random toy vocabularies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capt_local.alignment.context import rests
+from capt_local.alignment.events import NO_EVENT, TargetEvents
+from capt_local.alignment.projection import DEPTH, Projection
+from capt_local.alignment.question import Back, View
+from capt_local.tokenization.vocabulary import Vocabulary
+from tests.alignment.slow import events_of, slow_probability, text_ids
+from tests.fakes import make_vocabulary
+
+WORDS = st.lists(st.text(alphabet="ab ", min_size=2, max_size=5), min_size=1, max_size=12)
+REPEATS = st.lists(st.sampled_from(["a", "b", " "]), max_size=2)
+
+
+def words(drawn: Sequence[str], repeats: Sequence[str] = ()) -> Vocabulary:
+    return make_vocabulary([*drawn, "a", "b", " ", *repeats], all_bytes=False)
+
+
+def projection(
+    proxy: Vocabulary, events: TargetEvents, *, long: bool = True, healing: bool = True
+) -> Projection:
+    return Projection(proxy, events, long_tokens=long, healing=healing)
+
+
+def view(proxy: Vocabulary, rows: Sequence[np.ndarray], last: Sequence[int]) -> View:
+    """What a proxy shows whose last tokens were these, the very last one first."""
+    behind = rests([proxy.piece(token) for token in reversed(last)])
+    return View(rows[0], [Back(*each) for each in zip(rows[1:], last, behind, strict=True)])
+
+
+@settings(max_examples=150)
+@given(WORDS, WORDS, REPEATS, REPEATS, st.integers(0, 2**16), st.booleans(), st.integers(0, DEPTH))
+def test_projection_is_its_definition(
+    own: list[str],
+    other: list[str],
+    twins: list[str],
+    more: list[str],
+    seed: int,
+    long: bool,
+    depth: int,
+) -> None:
+    target, proxy = words(own, twins), words(other, more)
+    events, rng = events_of(target), np.random.default_rng(seed)
+    rows = rng.dirichlet(np.full(len(proxy), 0.3), size=depth + 1).astype(np.float32)
+    last = rng.choice(text_ids(proxy), size=depth).tolist()
+    tokens = np.flatnonzero(rng.random(len(target)) < 0.7).astype(np.int32)
+    prior = rng.dirichlet(np.full(len(target), 0.3))[tokens]
+    question = projection(proxy, events, long=long).ask(tokens, prior)
+    got = projection(proxy, events, long=long).probability(question, view(proxy, rows, last))
+    wanted = slow_probability(proxy, events, question.wanted, prior, rows, last, long=long)
+    np.testing.assert_allclose(got, [float(one) for one in wanted], rtol=2e-5, atol=1e-12)
+    assert (got[question.wanted == NO_EVENT] == 0.0).all()
+
+
+@settings(max_examples=150)
+@given(WORDS, st.integers(0, 2**16), st.data())
+def test_healing_stays_exact_where_what_came_was_next_to_impossible(
+    other: list[str], seed: int, data: st.DataObject
+) -> None:
+    """A surprised proxy: its tokens had 1e-38 or nothing; no overflow, and no NaN."""
+    target, proxy = words(["ab", "ba", "abab"]), words(other)
+    events, rng = events_of(target), np.random.default_rng(seed)
+    depth = data.draw(st.integers(1, DEPTH))
+    scale = st.sampled_from([0.0, 1e-45, 1e-38, 1e-30, 1e-12, 1.0])
+    rows = rng.dirichlet(np.ones(len(proxy)), size=depth + 1).astype(np.float32)
+    last = rng.choice(text_ids(proxy), size=depth).tolist()
+    for row, token in zip(rows[1:], last, strict=True):
+        row[token] = np.float32(row[token] * data.draw(scale))
+    tokens = np.arange(len(target), dtype=np.int32)
+    prior = rng.dirichlet(np.ones(len(target)))
+    made = projection(proxy, events)
+    question = made.ask(tokens, prior)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        got = made.probability(question, view(proxy, rows, last))
+    wanted = slow_probability(proxy, events, question.wanted, prior, rows, last, long=True)
+    np.testing.assert_allclose(got, [float(one) for one in wanted], rtol=2e-5, atol=1e-12)
+
+
+@settings(max_examples=100)
+@given(WORDS, WORDS, st.integers(0, 2**16), st.booleans(), st.integers(0, DEPTH))
+def test_no_mass_is_lost_or_made(
+    own: list[str], other: list[str], seed: int, long: bool, depth: int
+) -> None:
+    """Over all tokens: 1 less the mass of control tokens, healed or not."""
+    target, proxy = words(own, ["a"]), words(other)
+    rng = np.random.default_rng(seed)
+    rows = rng.dirichlet(np.full(len(proxy), 0.3), size=depth + 1).astype(np.float32)
+    last = rng.choice(text_ids(proxy), size=depth).tolist()
+    tokens = np.arange(len(target), dtype=np.int32)
+    made = projection(proxy, events_of(target), long=long)
+    question = made.ask(tokens, rng.dirichlet(np.ones(len(target))))
+    got = made.probability(question, view(proxy, rows, last)).sum()
+    plain = float(rows[0].sum(dtype=np.float64) - rows[0][0])
+    if not depth:
+        assert got == pytest.approx(plain, rel=1e-6)
+    assert min(plain, 1.0) - 1e-6 <= got <= 1.0 + 1e-6
+
+
+def test_expert_and_base_share_a_question_and_each_hears_its_own_answer() -> None:
+    """What is prepared for one proxy is right for the next, at the same place and at another."""
+    target, proxy = words(["ab", "bab", "abab"]), words(["aba", "abab", "ba", "bb"])
+    made, rng = projection(proxy, events_of(target)), np.random.default_rng(3)
+    tokens = np.arange(len(target), dtype=np.int32)
+    prior = rng.dirichlet(np.ones(len(target)))
+    shared = made.ask(tokens, prior)
+    for _ in range(8):
+        rows = rng.dirichlet(np.ones(len(proxy)), size=DEPTH + 1).astype(np.float32)
+        seen = view(proxy, rows, rng.choice(text_ids(proxy), size=DEPTH).tolist())
+        got = made.probability(shared, seen)
+        np.testing.assert_array_equal(got, made.probability(made.ask(tokens, prior), seen))
+
+
+def test_a_longer_word_behind_a_split_one_is_healed() -> None:
+    """After "card", the base form gives "iac" nothing; the piece "cardiac" gives it its share."""
+    proxy = make_vocabulary(["card", "cardiac", "iac"])
+    target = make_vocabulary(["iac", "card"])
+    made = projection(proxy, events_of(target))
+    piece = {proxy.piece(t): t for t in range(len(proxy))}
+    before, row = np.zeros((2, len(proxy)), dtype=np.float32)
+    before[piece[b"card"]], before[piece[b"cardiac"]] = 0.2, 0.6
+    row[piece[b"iac"]] = 0.1
+    question = made.ask(np.array([text_ids(target)[-2]], dtype=np.int32), np.ones(1))
+    got = made.probability(question, view(proxy, [row, before], [piece[b"card"]]))
+    np.testing.assert_allclose(got, [(0.2 * 0.1 + 0.6) / 0.8], rtol=1e-6)
+
+
+def test_a_word_in_three_pieces_is_healed_from_its_beginning() -> None:
+    """ "c" "ar" "di" and then "ac": p("cardiac") came three rows ago, p("ardiac") two."""
+    proxy = make_vocabulary(["ar", "di", "ac", "cardiac", "ardiac"])
+    target = make_vocabulary(["ac"])
+    made = projection(proxy, events_of(target))
+    piece = {proxy.piece(t): t for t in range(len(proxy))}
+    rows = np.zeros((4, len(proxy)), dtype=np.float32)
+    rows[0][piece[b"ac"]] = 0.5
+    rows[1][piece[b"di"]] = 0.25
+    rows[2][piece[b"ar"]], rows[2][piece[b"ardiac"]] = 0.5, 0.125
+    rows[3][piece[b"c"]], rows[3][piece[b"cardiac"]] = 0.5, 0.25
+    question = made.ask(np.array([len(target) - 1], dtype=np.int32), np.ones(1))
+    last = [piece[each] for each in (b"di", b"ar", b"c")]
+    got = made.probability(question, view(proxy, rows, last))
+    two, three = 0.125 / (0.5 * 0.25), 0.25 / (0.5 * 0.5 * 0.25)
+    np.testing.assert_allclose(got, [(0.5 + two + three) / (1 + two + three)], rtol=1e-6)
+
+
+def test_the_space_that_the_targets_tokenizer_adds_is_no_part_of_the_first_word() -> None:
+    target, proxy = make_vocabulary([" card", "card", " xyz"]), make_vocabulary(["card", "ca"])
+    events = events_of(target)
+    events.tokenizer.lead = b" "
+    ids = {target.piece(t): t for t in range(len(target))}
+    tokens = np.array([ids[b" card"], ids[b" xyz"], ids[b"a"], 1, 0], dtype=np.int32)
+    made = projection(proxy, events)
+    at_start = made.ask(tokens, np.full(5, 0.2), start=True)
+    assert events.piece(at_start.wanted[0]) == b"card"
+    assert at_start.wanted[1] == NO_EVENT and at_start.wanted[4] == NO_EVENT
+    row = np.random.default_rng(0).dirichlet(np.ones(len(proxy))).astype(np.float32)
+    later = np.array([ids[b"card"], 0, ids[b"a"], 1, 0], dtype=np.int32)
+    wanted = made.probability(made.ask(later, np.full(5, 0.2)), View(row))
+    np.testing.assert_allclose(made.probability(at_start, View(row)), wanted, rtol=1e-12)
+
+
+def test_healing_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old tables go when the budget is used up; what is asked again is right again."""
+    monkeypatch.setattr("capt_local.alignment.projection._CACHE_ENTRIES", 60)
+    target, proxy = words(["ab", "abab"]), words(["aa", "ab", "aba", "bab", "bb", " a", " ab"])
+    made, fresh = (projection(proxy, events_of(target)) for _ in range(2))
+    tokens = np.arange(len(target), dtype=np.int32)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        rows = rng.dirichlet(np.ones(len(proxy)), size=2).astype(np.float32)
+        seen = view(proxy, rows, [int(rng.choice(text_ids(proxy)))])
+        got = made.probability(made.ask(tokens, np.ones(len(target))), seen)
+        fresh._healers.clear()
+        wanted = fresh.probability(fresh.ask(tokens, np.ones(len(target))), seen)
+        np.testing.assert_array_equal(got, wanted)
+        assert made._entries == sum(each.size for each in made._healers.values())
+        assert made._entries <= 60 or len(made._healers) == 1

@@ -1,0 +1,170 @@
+"""Strings and first sub-tokens as the published code has them, defects included."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capt_local.alignment.published import TokenStrings
+from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
+from tests.published_toys import lettered, spaced
+from tests.real_vocabularies import open_vocabulary
+
+
+def test_both_spellings_give_the_same_key() -> None:
+    for toy in (spaced(" the", "card"), lettered(" the", "card")):
+        assert toy.strings.key(toy.id(" the")) == "Ġthe"
+        assert toy.strings.key(toy.id("card")) == "card"
+    assert spaced().strings.key(1) == "</s>"
+    assert lettered().strings.key(1) == "<|end|>"
+
+
+def test_a_newline_becomes_slash_n_in_both_spellings() -> None:
+    for toy in (spaced(), lettered()):
+        assert toy.strings.key(toy.id("\n")) == "/n"
+    toy = lettered(".\n\n")
+    assert toy.strings.key(toy.id(".\n\n")) == "./n/n"
+
+
+def test_bytes_of_letters_beyond_ascii_are_shown_as_other_letters() -> None:
+    """ "µ" is C2 B5 in UTF-8, which byte-level BPE writes as the two letters Â and µ."""
+    for toy, key in ((lettered("µ"), "Âµ"), (spaced("µ"), "µ")):
+        assert toy.strings.key(toy.id("µ")) == key
+    assert spaced().strings.key(2 + 0xC2) == "<0xC2>"
+
+
+def test_every_byte_has_a_letter_of_its_own() -> None:
+    strings = lettered().strings
+    keys = {strings.key(2 + byte) for byte in range(256)}
+    assert len(keys) == 256
+    assert all(len(key) == 1 and key.isprintable() and key != " " for key in keys - {"/n"})
+
+
+def test_the_same_string_comes_first() -> None:
+    toy = spaced(" ", " the", "the", " th")
+    assert toy.strings.piece("Ġthe") == toy.id(" the")
+    assert toy.strings.piece("the") == toy.id("the")
+    assert toy.strings.piece("</s>") == 1
+
+
+def test_else_the_first_sub_token() -> None:
+    """A word mark that is a piece of its own is passed over; a merged one stays."""
+    toy = spaced(" ", "card", " os", "is", " /", " <")
+    assert toy.strings.piece("cardosis") == toy.id("card")
+    assert toy.strings.piece("Ġcardosis") == toy.id("card")
+    assert toy.strings.piece("osis") == toy.id(" os")
+    assert toy.strings.piece("/n") == toy.id(" /")
+    assert toy.strings.piece("<|end|>") == toy.id(" <")
+    toy = lettered("card")
+    assert toy.strings.piece("cardosis") == toy.id("card")
+
+
+def test_nothing_is_a_space() -> None:
+    toy = spaced(" ")
+    assert toy.strings.piece("") == toy.id(" ")
+    toy = lettered()
+    assert toy.strings.piece("") == toy.id(" ")
+
+
+def test_a_string_of_nothing_but_word_marks_is_the_unknown_token() -> None:
+    """As published: the loop over the sub-tokens ends without one, and id 0 is what is left."""
+    assert spaced(" ", "x").strings.piece("ĠĠ") == 0
+
+
+def test_a_letter_for_a_space_reaches_a_byte_level_tokenizer_as_a_letter() -> None:
+    """ "Ġ" is C4 A0: what is looked for is the text "Ġcardosis", not " cardosis"."""
+    assert lettered(" card").strings.piece("Ġcardosis") == 2 + 0xC4
+
+
+def test_token_0_counts_as_unknown() -> None:
+    """Id 0 is the unknown token of Llama-2; its string is split instead."""
+    vocabulary = Vocabulary([b"ab", b"a", b"b"], [TokenKind.NORMAL] * 3, end_ids=[])
+    strings = TokenStrings(vocabulary, lambda text, *, special: [1, 2])
+    assert strings.piece("ab") == 1
+
+
+@given(st.lists(st.text("abc d", min_size=1, max_size=4), min_size=1, max_size=8, unique=True))
+def test_one_vocabulary_maps_every_word_to_itself(words: list[str]) -> None:
+    long = [one for one in words if len(one) > 1]
+    for toy, own in ((spaced(*words), words), (lettered(*long), long)):
+        for word in own:
+            assert toy.strings.piece(toy.strings.key(toy.id(word))) == toy.id(word)
+
+
+@cache
+def real(name: str) -> TokenStrings:
+    weights = open_vocabulary(name)
+    return TokenStrings(weights.vocabulary, weights.tokenize)
+
+
+def mapped(target: str, expert: str, piece: bytes) -> bytes:
+    """The piece of the expert for a token of the target that has these bytes."""
+    token = open_vocabulary(target).vocabulary.pieces().index(piece)
+    return open_vocabulary(expert).vocabulary.piece(real(expert).piece(real(target).key(token)))
+
+
+@pytest.mark.parametrize(
+    ("token", "piece"),
+    [
+        # Right.
+        (" the", " the"),
+        ("card", "card"),
+        ("5", "5"),
+        ("  ", "  "),
+        # A word's first piece stands for the whole word.
+        (" cardi", " card"),
+        # A newline is "/", with a space in front.
+        ("\n", " /"),
+        ("\n\n", " /"),
+        (".\n", " ./"),
+        # The middle of a word gets a leading space.
+        ("doctor", " doctor"),
+        ("-year", " -"),
+        # The end of the answer is a space and "<".
+        ("<|im_end|>", " <"),
+        ("<|endoftext|>", " <"),
+        # Units, Greek letters and dashes are the letters that byte-level BPE writes for their
+        # first byte.
+        ("µ", "Â"),
+        ("°", "Â"),
+        ("α", " Î"),
+        (" –", " â"),
+    ],
+)
+def test_what_qwen_tokens_become_for_llama_2(token: str, piece: str) -> None:
+    assert mapped("qwen2", "llama-spm", token.encode()) == piece.encode()
+
+
+def test_one_piece_stands_for_thousands_of_tokens() -> None:
+    """They all get one contrast, so the expert cannot tell them apart. All of it in seconds."""
+    target, expert = real("qwen2"), real("llama-spm")
+    pieces = [expert.piece(target.key(t)) for t in range(len(open_vocabulary("qwen2").vocabulary))]
+    counts = np.bincount(pieces)
+    assert counts.max() == 7059
+    assert open_vocabulary("llama-spm").vocabulary.piece(int(counts.argmax())) == " å".encode()
+
+
+def test_what_llama_2_tokens_become_for_qwen() -> None:
+    """Also the other way, which UniTE needs: "/n" is a token of Qwen, and is what comes out."""
+    assert mapped("llama-spm", "qwen2", b"\n") == b"/n"
+    assert mapped("llama-spm", "qwen2", b" the") == b" the"
+    assert real("qwen2").piece("<0xE2>") == real("qwen2").piece("<")
+    # A word of Llama-2 that Qwen has not got: Qwen would write the letter of the space.
+    assert open_vocabulary("qwen2").vocabulary.piece(real("qwen2").piece("Ġpartiellement")) == (
+        "Ġ".encode()
+    )
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama-bpe", "llama-spm", "phi-3", "gemma-4", "gpt-2"])
+def test_real_vocabularies_are_spelt_without_loss(name: str) -> None:
+    """Every string is found again, under the id of the first token that has it."""
+    strings = real(name)
+    assert strings.spaced == (name in {"llama-spm", "phi-3", "gemma-4"})
+    for token in range(1, 3000):
+        key = strings.key(token)
+        if "/n" not in key:
+            assert strings.key(strings.piece(key)) == key
