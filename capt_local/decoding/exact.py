@@ -1,8 +1,8 @@
 """A proxy that is read over all tokenizations of the answer: the reference, slow and exact.
 
 Where `Proxy` stands at the canonical tokens of the text, this one keeps a beam of sequences that
-cover it (`alignment.exact`), from the last safe cut of the prompt on. A token of the target is asked
-for by its bytes: the probability that the text goes on with them.
+cover it (`alignment.exact`), from the last safe cut of the prompt on. A token of the target is
+looked up by its bytes: the probability that the text goes on with them.
 """
 
 from __future__ import annotations
