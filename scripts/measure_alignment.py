@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from capt_local.errors import CaptError
-from capt_local.evaluate.reading.texts import read_texts
+from capt_local.evaluate.score import read_texts
 from scripts.alignment.beam import Limits
 from scripts.alignment.constants import constants
 from scripts.alignment.exact import compare

@@ -176,8 +176,8 @@ VERBS = (
     Verb("generate", "generate", "One answer to a prompt (-p, -f or stdin)"),
     Verb("explain", "explain", "What the expert changed in an answer, and why"),
     Verb("batch", "batch", "An answer to each record of a file, resumable"),
-    Verb("score", "eval.score", "How well texts are predicted: bits per byte"),
-    Verb("eval", "eval.verb", "Tasks under several methods, with 95 % intervals"),
+    Verb("score", "score", "How well texts are predicted: bits per byte"),
+    Verb("eval", "eval", "Tasks under several methods, with 95 % intervals"),
     Verb("bench", "bench", "How fast answers come, target alone and together"),
     Verb(
         "models",

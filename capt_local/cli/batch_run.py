@@ -44,7 +44,7 @@ from capt_local.decoding.schema_check import SchemaCheck
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.threads import physical_cores
 from capt_local.errors import Cancelled, CaptError, UsageError
-from capt_local.evaluate.runs.remaining import spoken_time
+from capt_local.evaluate.run import readable_time
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen, drop_output
 from capt_local.strict.files import read_bytes
@@ -533,7 +533,7 @@ class ProgressDisplay:
             cause, pause = news.not_loaded
             self.note(
                 f"note: The models could not be loaded again: {cause}. The next attempt is in "
-                f"{spoken_time(pause)}; what is finished is safe."
+                f"{readable_time(pause)}; what is finished is safe."
             )
         if news.ready is not None and not self._noticed:
             self._noticed = True
@@ -577,7 +577,7 @@ def progress_label(progress: Progress) -> str:
     """How far a run is: "412/1000, 35.2 tokens/s, 12 min left, 3 failed"."""
     parts = [f"{progress.done}/{progress.total}", f"{progress.speed:.1f} tokens/s"]
     if progress.seconds_left is not None:
-        parts.append(f"{spoken_time(progress.seconds_left)} left")
+        parts.append(f"{readable_time(progress.seconds_left)} left")
     if progress.failed:
         parts.append(f"{progress.failed} failed")
     return ", ".join(parts)
@@ -601,5 +601,5 @@ def summary_line(summary: Summary) -> str:
         parts.append(f"{summary['left']} left")
     tokens, speed = summary["answer_tokens"], summary["answer_tokens_per_second"]
     parts.append(f"{tokens} tokens ({speed:.1f}/s)")
-    parts.append(spoken_time(summary["seconds"]))
+    parts.append(readable_time(summary["seconds"]))
     return " | ".join(parts)

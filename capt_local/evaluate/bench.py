@@ -22,11 +22,11 @@ from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
 from capt_local.engine.plain import PlainLlama
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
-from capt_local.evaluate.reading.texts import is_lines, text_of, whole_file
-from capt_local.evaluate.runs.exam import shortened
-from capt_local.evaluate.tasks.items import Kind
-from capt_local.evaluate.tasks.styles import read_style
-from capt_local.evaluate.tasks.task import Task, read_task
+from capt_local.evaluate.items import Kind
+from capt_local.evaluate.run import shortened
+from capt_local.evaluate.score import is_lines, text_of, whole_file
+from capt_local.evaluate.styles import read_style
+from capt_local.evaluate.tasks import Task, read_task
 from capt_local.prompting.messages import Message
 from capt_local.runtime import Runtime
 from capt_local.strict.files import read_bytes

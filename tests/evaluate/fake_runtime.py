@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from capt_local.bundle.verify import LateDigests, Verification
 from capt_local.decoding.answers import AnswerScore, Choosing, Chosen
 from capt_local.decoding.scoring import TextScore
 from capt_local.decoding.step import FinishReason
@@ -66,6 +67,7 @@ class FakeRuntime:
         self.rules = rules
         self.bundle = bundle
         self.notices: list[str] = []
+        self.verification, self.late_digests = Verification(), LateDigests(())
         about = types.SimpleNamespace(architecture="llama", file_type="Q8_0", gpu_layers=0)
         model = types.SimpleNamespace(metadata=about, context_limit=256)
         self.models = {role: model for role in bundle.models} if bundle else {}

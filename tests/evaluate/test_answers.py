@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.evaluate.tasks.answers import after_marker, named_choice, vote
+from capt_local.evaluate.styles import after_marker, named_choice, vote
 
 YES_NO = ("yes", "no", "maybe")
 LETTERS = ("A", "B", "C", "D")

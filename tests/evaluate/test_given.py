@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.reading.given import Continuation, Question, read_given
-from capt_local.evaluate.reading.texts import Text, read_texts
+from capt_local.evaluate.score import (
+    ChoiceQuestion,
+    Continuation,
+    Text,
+    read_score_inputs,
+    read_texts,
+)
 from capt_local.prompting.messages import Message
 
 CANARY = "zyzzyva"
@@ -20,7 +25,7 @@ def read(folder: Path, *lines: object, **how: object) -> list[object]:
     file = folder / f"{CANARY}.jsonl"
     written = (line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
     file.write_bytes(b"\n".join(written))
-    return list(read_given(file, "The file", **how))  # type: ignore[arg-type]
+    return list(read_score_inputs(file, "The file", **how))  # type: ignore[arg-type]
 
 
 def test_each_kind_of_line(tmp_path: Path) -> None:
@@ -40,9 +45,9 @@ def test_each_kind_of_line(tmp_path: Path) -> None:
         Text("1", "fièvre".encode(), line=1),
         Continuation("7", "Why?", b" so", 3),
         Continuation("m", turns, b"so", 4),
-        Question("q", "Which?", ("a", "b"), 1, 5),
-        Question("r", "Which?", ("1", "0"), 0, 6),
-        Question("8", "Which?", ("a", "b"), None, 8),
+        ChoiceQuestion("q", "Which?", ("a", "b"), 1, 5),
+        ChoiceQuestion("r", "Which?", ("1", "0"), 0, 6),
+        ChoiceQuestion("8", "Which?", ("a", "b"), None, 8),
     ]
 
 
@@ -61,21 +66,21 @@ def test_raw_prompts_may_be_empty(tmp_path: Path) -> None:
 def test_any_other_file_is_one_text(tmp_path: Path) -> None:
     file = tmp_path / "note.txt"
     file.write_text('{"text": "x"}\n')
-    assert list(read_given(file, "The file")) == [Text("1", b'{"text": "x"}\n')]
+    assert list(read_score_inputs(file, "The file")) == [Text("1", b'{"text": "x"}\n')]
     file.write_bytes(b"\xff" + CANARY.encode())
     with pytest.raises(UsageError, match="The file: not UTF-8 at byte 0"):
-        read_given(file, "The file")
+        read_score_inputs(file, "The file")
 
 
 def test_a_file_from_another_system_is_the_same(tmp_path: Path) -> None:
     """A mark in front of UTF-8, line ends of two signs, and a name in capitals."""
     file = tmp_path / "NOTES.JSONL"
     file.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n')
-    assert read_given(file, "The file") == [Text("1", b"a", line=1), Text("2", b"b", line=2)]
-    assert read_texts(file, "The file") == read_given(file, "The file")
+    assert read_score_inputs(file, "The file") == [Text("1", b"a", line=1), Text("2", b"b", line=2)]
+    assert read_texts(file, "The file") == read_score_inputs(file, "The file")
     note = tmp_path / "note.txt"
     note.write_bytes(b"\xef\xbb\xbffever\r\n")
-    assert read_given(note, "The file") == [Text("1", b"fever\r\n")]
+    assert read_score_inputs(note, "The file") == [Text("1", b"fever\r\n")]
 
 
 ASKED = {"prompt": CANARY}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.figures.metrics import Outcome
-from capt_local.evaluate.runs.journal import Journal, differing
-from capt_local.evaluate.runs.result import DOES_NOT_FIT, Result
+from capt_local.evaluate.journal import Journal, differing
+from capt_local.evaluate.metrics import Outcome
+from capt_local.evaluate.run import DOES_NOT_FIT, Result
 
 FINGERPRINT = {"models": {"target": "aa"}, "alpha": None, "grid": (0.0, 1.0), "tasks": {}}
 DONE = [

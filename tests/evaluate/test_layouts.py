@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.figures.metrics import judge, summarise
-from capt_local.evaluate.reading.rows import listed
-from capt_local.evaluate.tasks.items import Kind, Measure
-from capt_local.evaluate.tasks.layouts import layout_names
-from capt_local.evaluate.tasks.styles import read_style
-from capt_local.evaluate.tasks.task import read_examples, read_task
+from capt_local.evaluate.items import Kind, Measure
+from capt_local.evaluate.layouts import layout_names, listed
+from capt_local.evaluate.metrics import judge, summarise
+from capt_local.evaluate.styles import read_style
+from capt_local.evaluate.tasks import read_examples, read_task
 
 DATA = Path(__file__).parent.parent / "data" / "tasks"
 SECRET = "Mrs Miller"

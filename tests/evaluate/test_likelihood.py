@@ -11,17 +11,24 @@ from capt_local.decoding.answers import AnswerScore, Choosing, Chosen
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.scoring import TextScore
 from capt_local.errors import Cancelled, ContextOverflow
-from capt_local.evaluate.likelihood import Asking, Likelihood, Total, measure
-from capt_local.evaluate.reading.given import Continuation, Given, Question
-from capt_local.evaluate.reading.texts import Text
+from capt_local.evaluate.score import (
+    ChoiceQuestion,
+    Continuation,
+    Likelihood,
+    ScoreInput,
+    ScoreOptions,
+    Text,
+    Total,
+    measure,
+)
 from capt_local.runtime import Runtime
 
-ITEMS: list[Given] = [
+ITEMS: list[ScoreInput] = [
     Text("t", b"fever"),
     Continuation("c", "Why?", b"so"),
     Continuation("long", "Why?", b"x" * 99),
-    Question("q", "Which?", ("yes", "no"), 1),
-    Question("open", "Which?", ("yes", "no")),
+    ChoiceQuestion("q", "Which?", ("yes", "no"), 1),
+    ChoiceQuestion("open", "Which?", ("yes", "no")),
 ]
 
 
@@ -51,10 +58,10 @@ class Fake:
         return Chosen(1, (AnswerScore(3.0, 1, 3, False), AnswerScore(1.0, 1, 2, False)))
 
 
-def found(asking: Asking | None = None, **how: Any) -> tuple[list[Likelihood], Fake]:
+def found(scoring: ScoreOptions | None = None, **how: Any) -> tuple[list[Likelihood], Fake]:
     fake = Fake()
     runtime = cast(Runtime, fake)
-    return list(measure(runtime, ITEMS, GenerateOptions(), asking, **how)), fake
+    return list(measure(runtime, ITEMS, GenerateOptions(), scoring, **how)), fake
 
 
 def test_each_item_is_measured_by_its_kind() -> None:
@@ -79,7 +86,7 @@ def test_the_sum() -> None:
 
 
 def test_what_is_asked_for_reaches_the_runtime() -> None:
-    items, fake = found(Asking(raw=True, end=True, how=Choosing.CONSTRAINED))
+    items, fake = found(ScoreOptions(raw=True, end=True, how=Choosing.CONSTRAINED))
     assert [call.get("raw") for call in fake.asked] == [True] * 4
     assert [call.get("end") for call in fake.asked] == [True, True, None, None]
     assert items[3] == Likelihood("q", chosen=1, correct=True)

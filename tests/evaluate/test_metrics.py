@@ -9,19 +9,21 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from capt_local.errors import UsageError
-from capt_local.evaluate import extra
-from capt_local.evaluate.figures.metrics import (
+from capt_local.evaluate import metrics
+from capt_local.evaluate.items import Item, Kind, Measure
+from capt_local.evaluate.metrics import (
     Outcome,
     column,
+    exact_match,
     judge,
     judge_prose,
     metrics_of,
     named_labels,
+    rouge,
     summarise,
+    token_f1,
 )
-from capt_local.evaluate.figures.overlap import exact_match, rouge, token_f1
-from capt_local.evaluate.tasks.items import Item, Kind, Measure
-from capt_local.evaluate.tasks.task import Task
+from capt_local.evaluate.tasks import Task
 
 CHOICES = ("x", "y", "z")
 
@@ -149,7 +151,7 @@ def test_a_missing_library_is_one_line_with_the_way_out(monkeypatch: pytest.Monk
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(extra.importlib, "import_module", missing)
+    monkeypatch.setattr(metrics.importlib, "import_module", missing)
     task = classification(["x"])
     outcomes = [Outcome({"accuracy": 1.0}, (0,), (0,))]
     with pytest.raises(UsageError, match=r"sklearn.*pip install 'capt-local\[eval\]'"):

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.tasks.items import Item, Kind, Measure
-from capt_local.evaluate.tasks.shots import Shots, ShotsBy
-from capt_local.evaluate.tasks.styles import read_style, shows_examples, style_names
-from capt_local.evaluate.tasks.task import Task, read_task
+from capt_local.evaluate.items import Item, Kind, Measure
+from capt_local.evaluate.styles import FewShot, FewShotBy, read_style, shows_examples, style_names
+from capt_local.evaluate.tasks import Task, read_task
 from capt_local.prompting.messages import Message
 
 DATA = Path(__file__).parent.parent / "data" / "tasks"
@@ -88,7 +87,7 @@ def test_few_shot_shows_the_first_examples_as_turns() -> None:
 
 
 def test_the_nearest_examples_come_nearest_last() -> None:
-    style = read_style("few-shot", examples=SECTION, shots=3, by=ShotsBy.NEAREST)
+    style = read_style("few-shot", examples=SECTION, shots=3, by=FewShotBy.NEAREST)
     messages = style.messages(SECTION.items[1], SECTION)
     assert messages[4].content.find("Latex") > 0
     assert len({one.content for one in messages[::2]}) == 4
@@ -99,20 +98,20 @@ def test_neither_the_item_nor_its_input_is_an_example() -> None:
         question("1", "The patient   COUGHS."), question("2", "No cough."), question("9", "Pain.")
     )
     item = question("9", "the patient coughs.")
-    for by in ShotsBy:
-        shown = Shots(examples, 2, by).of(item, task_of(item))
+    for by in FewShotBy:
+        shown = FewShot(examples, 2, by).of(item, task_of(item))
         # Another file may use the same id for something else.
         assert {one.input for one in shown} == {"No cough.", "Pain."}
         with pytest.raises(UsageError, match="only 2 are not the question"):
-            Shots(examples, 3, by).of(item, task_of(item))
-    same_file = [one.id for one in Shots(examples, 2).of(examples.items[2], examples)]
+            FewShot(examples, 3, by).of(item, task_of(item))
+    same_file = [one.id for one in FewShot(examples, 2).of(examples.items[2], examples)]
     assert same_file == ["1", "2"]
 
 
 def test_equally_near_examples_keep_their_order() -> None:
     examples = task_of(*(question(str(n), f"word{n}") for n in range(5)))
     item = question("x", "nothing shared")
-    shown = Shots(examples, 3, ShotsBy.NEAREST).of(item, task_of(item))
+    shown = FewShot(examples, 3, FewShotBy.NEAREST).of(item, task_of(item))
     assert [one.id for one in shown] == ["2", "1", "0"]
 
 
@@ -128,8 +127,8 @@ def test_examples_that_cannot_be_shown() -> None:
         style.messages(SECTION.items[0], SECTION)
     wordless = task_of(question("1", "?"), question("2", "!"))
     with pytest.raises(UsageError, match="no words"):
-        Shots(wordless, 1, ShotsBy.NEAREST).of(question("3", "a word"), wordless)
-    assert read_style("few-shot", shots=0).shots is None
+        FewShot(wordless, 1, FewShotBy.NEAREST).of(question("3", "a word"), wordless)
+    assert read_style("few-shot", shots=0).few_shot is None
 
 
 def test_chain_of_thought_reads_behind_the_marker() -> None:
@@ -153,7 +152,7 @@ def test_letters() -> None:
     assert messages[1].content == "A"
     assert style.read("(B)", item, SECTION) == "ALLERGY"
     assert style.read("plan", item, SECTION) == "PLAN"
-    assert style.spoken(item, SECTION) == ("A", "B", "C")
+    assert style.choice_texts(item, SECTION) == ("A", "B", "C")
     many = tuple(f"choice {number}" for number in range(27))
     task = task_of(question("1", "Which?", many))
     with pytest.raises(UsageError, match="letters for 26"):
@@ -183,7 +182,7 @@ def test_a_style_of_ones_own(tmp_path: Path) -> None:
     assert messages[0] == Message("system", "Be brief.")
     assert messages[-1].content.endswith("a rash. costs $5? FAMILY, ALLERGY, PLAN")
     assert style.text(SECTION.items[1], SECTION).startswith("Be brief.\n\n")
-    assert style.shots is not None and style.shots.by is ShotsBy.NEAREST
+    assert style.few_shot is not None and style.few_shot.by is FewShotBy.NEAREST
     with pytest.raises(UsageError, match="no prompt for generation"):
         style.messages(SUMMARY.items[0], SUMMARY)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from capt_local.evaluate.tasks.layouts import layout_names
-from capt_local.evaluate.tasks.styles import read_style, style_names
-from capt_local.evaluate.tasks.task import read_task
+from capt_local.evaluate.layouts import layout_names
+from capt_local.evaluate.styles import read_style, style_names
+from capt_local.evaluate.tasks import read_task
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "docs" / "tasks.md").read_text("utf-8")

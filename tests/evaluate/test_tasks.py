@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.tasks.items import Item, Kind, Measure
-from capt_local.evaluate.tasks.task import Task, read_examples, read_task
+from capt_local.evaluate.items import Item, Kind, Measure
+from capt_local.evaluate.tasks import Task, read_examples, read_task
 
 DATA = Path(__file__).parent.parent / "data" / "tasks"
 SECRET = "Mrs Miller"

@@ -26,9 +26,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from capt_local import GenerateOptions, LoadOptions, Method, Runtime, SampleOptions  # noqa: E402
 from capt_local.errors import ContextOverflow, UsageError  # noqa: E402
-from capt_local.lm_eval.__main__ import main  # noqa: E402
-from capt_local.lm_eval.arguments import answer_options, model_flags  # noqa: E402
-from capt_local.lm_eval.model import CaptLocal  # noqa: E402
+from capt_local.lm_eval import CaptLocal, answer_options, main, model_flags  # noqa: E402
 from capt_local.prompting.messages import Message  # noqa: E402
 
 NOTE = "The patient is a 61-year-old woman with shortness of breath. She was"

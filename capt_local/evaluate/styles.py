@@ -1,26 +1,225 @@
-"""Prompt styles: how an item is put to a model, and how its answer is read.
+"""Prompt styles: how an item is put to a model, which examples are shown, and how answers are read.
 
 A style is a TOML file. Its texts have places like `${input}`, which `string.Template` fills in one
-pass: what is filled in is never looked at again, so a note may hold any sign.
+pass: what is filled in is never looked at again, so a note may hold any sign. An answer is read
+from the surest sign to the weakest; one that names two choices, or denies one, names none.
 """
 
 from __future__ import annotations
 
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from capt_local.bundle.manifest import NAME
 from capt_local.errors import UsageError
-from capt_local.evaluate.reading.fields import Fields, parse_toml
-from capt_local.evaluate.tasks.answers import LETTERS, after_marker, named_choice
-from capt_local.evaluate.tasks.items import Item, Kind
-from capt_local.evaluate.tasks.shots import Shots, ShotsBy
-from capt_local.evaluate.tasks.task import Task
+from capt_local.evaluate.items import Item, Kind, folded
+from capt_local.evaluate.layouts import Fields, parse_toml
+from capt_local.evaluate.metrics import library
+from capt_local.evaluate.tasks import Task
 from capt_local.prompting.messages import Message
 from capt_local.strict.files import read_bytes
+
+
+class FewShotBy(StrEnum):
+    """Which examples are shown."""
+
+    FIXED = "fixed"  # the first of the file
+    NEAREST = "nearest"  # the nearest by TF-IDF, the nearest last
+
+
+class FewShot:
+    """Chooses examples.
+
+    Args:
+        examples: a task with the examples.
+        count: how many to show.
+        by: which.
+
+    Raises:
+        UsageError: there are fewer examples, or they are prose.
+    """
+
+    def __init__(self, examples: Task, count: int, by: FewShotBy = FewShotBy.FIXED) -> None:
+        if examples.kind is Kind.PERPLEXITY:
+            raise UsageError("The file of examples holds texts without answers.")
+        if not 1 <= count <= len(examples.items):
+            raise UsageError(
+                f"{count} examples are asked for, but the file of examples has "
+                f"{len(examples.items)}; ask for at least 1 and no more."
+            )
+        self.examples = examples
+        self.count = count
+        self.by = by
+
+    def of(self, item: Item, task: Task) -> list[Item]:
+        """The examples for an item, in the order in which they are shown.
+
+        The item itself and any example with the same input are never among them.
+
+        Raises:
+            UsageError: too few are left, they are of another kind, or they hold no words.
+        """
+        if self.examples.kind is not task.kind:
+            raise UsageError(f"The examples are for {self.examples.kind}, the task is {task.kind}.")
+        places = self._places(item) if self.by is FewShotBy.NEAREST else range(len(self._inputs))
+        same_file = self.examples is task or self.examples.digest == task.digest != ""
+        own = folded(item.input)
+        left = [
+            place
+            for place in places
+            if self._inputs[place] != own
+            and not (same_file and self.examples.items[place].id == item.id)
+        ]
+        if len(left) < self.count:
+            raise UsageError(
+                f"{self.count} examples are asked for, but only {len(left)} are not the question "
+                "itself; ask for fewer."
+            )
+        chosen = left[: self.count]
+        if self.by is FewShotBy.NEAREST:
+            chosen.reverse()
+        return [self.examples.items[place] for place in chosen]
+
+    def _places(self, item: Item) -> list[int]:
+        """All examples, the nearest first, equals in the order of the file."""
+        vectorizer, matrix = self._index
+        # Rows have length 1, so the product is the cosine.
+        near = (matrix @ vectorizer.transform([item.input]).T).toarray()[:, 0]
+        return sorted(range(len(near)), key=lambda place: (-near[place], place))
+
+    @cached_property
+    def _inputs(self) -> list[str]:
+        return [folded(item.input) for item in self.examples.items]
+
+    @cached_property
+    def _index(self) -> tuple[Any, Any]:
+        make = library("sklearn.feature_extraction.text").TfidfVectorizer
+        vectorizer = make(sublinear_tf=True)
+        try:
+            return vectorizer, vectorizer.fit_transform(
+                [item.input for item in self.examples.items]
+            )
+        except ValueError:
+            raise UsageError("The examples hold no words to compare; use fixed ones.") from None
+
+
+_QUOTES = "\"'`*_“”‘’«»"
+_AROUND = _QUOTES + " \t.,:;!?()[]"
+_LEAD_IN = re.compile(
+    r"^(?:the\s+)?(?:(?:best|correct|final)\s+)?(?:answer|option|choice)\b\W*(?:is\b)?"
+)
+_LETTER_LEAD = r"(?:answer|option|choice)\b(?:\s+is)?\W*"
+_OR = r"\s*(?:,|/|or\b|and\b)\s*(?:or\b|and\b)?\s*"
+_DENIAL = re.compile(r"(?:\b(?:not|never|no|neither|nor|cannot|without)|n['’]t)\s+(?:\w+\s+)?$")
+LETTERS = string.ascii_uppercase
+
+
+def after_marker(answer: str, marker: str) -> str | None:
+    """What stands behind the last marker, whatever its capitals; None where there is none."""
+    found = list(re.finditer(re.escape(marker), answer, re.IGNORECASE))
+    return answer[found[-1].end() :] if found else None
+
+
+def named_choice(answer: str, choices: Sequence[str], *, letters: bool = False) -> str | None:
+    """The choice that an answer names.
+
+    Args:
+        answer: of a model.
+        choices: distinct.
+        letters: whether the choices were shown with letters A, B, C, ... that may name them.
+
+    Returns:
+        The choice, by the first of these that holds: the answer is the choice; it begins with the
+        choice as a word of its own; it has a letter in the form of an answer (as "(B)", "B." or
+        "answer: B"); its first line with any choice in it has one alone, not denied. Else None.
+    """
+    if all(len(choice) == 1 for choice in choices):
+        return _lettered(answer, {choice: choice for choice in choices}) or _whole(answer, choices)
+    found = _whole(answer, choices) or _beginning(answer, choices)
+    if found is None and letters:
+        found = _lettered(answer, dict(zip(LETTERS, choices, strict=False)))
+    return found or _within(answer, choices)
+
+
+def vote(answers: Sequence[str | None]) -> str | None:
+    """What most answers say; of those with as many, the one that was said first.
+
+    Answers are the same but for capitals and spaces; None does not vote.
+    """
+    said = [answer for answer in answers if answer is not None]
+    if not said:
+        return None
+    counts = Counter(folded(answer) for answer in said)
+    # `max` takes the first of equals, and `said` is in the order in which they came.
+    return max(said, key=lambda answer: counts[folded(answer)])
+
+
+def _whole(answer: str, choices: Sequence[str]) -> str | None:
+    bare = folded(answer.strip().strip(_AROUND))
+    return next((choice for choice in choices if folded(choice) == bare), None)
+
+
+def _beginning(answer: str, choices: Sequence[str]) -> str | None:
+    text = folded(answer).lstrip(_AROUND)
+    text = _LEAD_IN.sub("", text).lstrip(_AROUND)
+    one = _pattern(choices).pattern
+    match = re.match(one, text)
+    if match is None or re.match(rf"{_OR}{one}\s*(?:$|[,/.;?]|or\b)", text[match.end() :]):
+        return None
+    return _of(match.group(), choices)
+
+
+def _within(answer: str, choices: Sequence[str]) -> str | None:
+    pattern = _pattern(choices)
+    for line in answer.splitlines():
+        text = folded(line)
+        found = list(pattern.finditer(text))
+        if found:
+            named = {match.group() for match in found}
+            denied = any(_DENIAL.search(text[: match.start()]) for match in found)
+            return None if denied or len(named) > 1 else _of(named.pop(), choices)
+    return None
+
+
+def _lettered(answer: str, choices: dict[str, str]) -> str | None:
+    """The choice by its letter; a bare "A" before a word is an article, not an answer."""
+    one = f"[{re.escape(''.join(choices))}]"
+    text = answer.strip().lstrip(_QUOTES + " ")
+    if len(bare := text.strip(_AROUND)) == 1:
+        # Alone, a letter means what it is, be it small.
+        return choices.get(bare, choices.get(bare.upper()))
+    no_other = rf"(?!\W?{_OR}\W?{one}\b)"
+    forms = (
+        rf"^\(?({one})(?:[.):,]|\s*$|\s*\n){no_other}",
+        rf"(?i:{_LETTER_LEAD})\(?(?!A [a-z])({one})\b{no_other}",
+        rf"\(({one})\)",
+    )
+    for form in forms:
+        named = {match.group(1) for match in re.finditer(form, text)}
+        if named:
+            return choices[named.pop()] if len(named) == 1 else None
+    return None
+
+
+def _pattern(choices: Sequence[str]) -> re.Pattern[str]:
+    """Any choice as words of its own; where one is a part of another, the longer one."""
+    longest = sorted((folded(choice) for choice in choices), key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest))})(?!\w)")
+
+
+def _of(found: str, choices: Sequence[str]) -> str:
+    return next(choice for choice in choices if folded(choice) == found)
+
 
 _PLACES = ("instruction", "input", "choices", "lettered", "no_answer", "marker")
 _BETWEEN = "\n\n"
@@ -39,7 +238,7 @@ class Style:
         system: text of a system message; "" for none.
         lead: for raw text: what stands between question and answer.
         marker: the answer is read behind it; "" reads all.
-        shots: examples to show; None shows none.
+        few_shot: examples to show; None shows none.
         samples: answers for each item, of which most decide.
         temperature: of the samples; None leaves it to the user.
         max_tokens: the longest answer; None leaves it to the task.
@@ -53,7 +252,7 @@ class Style:
     system: str = ""
     lead: str = _LEAD
     marker: str = ""
-    shots: Shots | None = None
+    few_shot: FewShot | None = None
     samples: int = 1
     temperature: float | None = None
     max_tokens: int | None = None
@@ -136,12 +335,12 @@ class Style:
             return said.strip() or None
         return named_choice(said, item.choices, letters=self._lettered(task))
 
-    def spoken(self, item: Item, task: Task) -> tuple[str, ...]:
+    def choice_texts(self, item: Item, task: Task) -> tuple[str, ...]:
         """Each choice of a classification as an answer in this style says it."""
         return tuple(self._said(replace(item, reference=choice), task) for choice in item.choices)
 
     def _shown(self, item: Item, task: Task) -> list[Item]:
-        return self.shots.of(item, task) if self.shots else []
+        return self.few_shot.of(item, task) if self.few_shot else []
 
     def _asked(self, item: Item, task: Task) -> str:
         lettered = zip(LETTERS, item.choices, strict=False)
@@ -176,7 +375,7 @@ def read_style(
     *,
     examples: Task | None = None,
     shots: int | None = None,
-    by: ShotsBy | None = None,
+    by: FewShotBy | None = None,
     samples: int | None = None,
 ) -> Style:
     """A style by its name, or from a file.
@@ -200,7 +399,7 @@ def read_style(
         raise UsageError(f"The style {style.name} shows {count} examples; name a file of them.")
     return replace(
         style,
-        shots=Shots(examples, count, by) if examples and count else None,
+        few_shot=FewShot(examples, count, by) if examples and count else None,
         samples=style.samples if samples is None else samples,
     )
 
@@ -214,11 +413,11 @@ def shows_examples(which: str) -> bool:
     return _shots(_opened(which))[0] > 0
 
 
-def _shots(fields: Fields) -> tuple[int, ShotsBy]:
+def _shots(fields: Fields) -> tuple[int, FewShotBy]:
     table = fields.table("shots")
-    count, by = table.count("count") or 0, table.choice("by", tuple(ShotsBy))
+    count, by = table.count("count") or 0, table.choice("by", tuple(FewShotBy))
     table.done()
-    return count, ShotsBy(by or ShotsBy.FIXED)
+    return count, FewShotBy(by or FewShotBy.FIXED)
 
 
 def _opened(which: str) -> Fields:

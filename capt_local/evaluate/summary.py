@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from capt_local.evaluate.figures.intervals import Interval, compare
-from capt_local.evaluate.figures.metrics import Outcome, summarise
-from capt_local.evaluate.runs.result import Result
-from capt_local.evaluate.tasks.task import Task
+from capt_local.evaluate.intervals import Interval, compare
+from capt_local.evaluate.metrics import Outcome, metrics_of, summarise
+from capt_local.evaluate.run import Result
+from capt_local.evaluate.tasks import Task
 
 TARGET = "target"
 
@@ -64,7 +67,7 @@ class TaskSummary:
     against: str = TARGET
 
 
-def summary(
+def summarise_task(
     task: Task,
     methods: Sequence[str],
     results: Iterable[Result],
@@ -95,13 +98,13 @@ def summary(
     for method in methods:
         found = by_method[method]
         others = by_method.get(against, {}) if method != against else {}
-        cells.append(_cell(task, method, ids, found, others, seed))
+        cells.append(_summarised(task, method, ids, found, others, seed))
         each()
     cut = {result.item for found in by_method.values() for result in found.values() if result.cut}
     return TaskSummary(task, tuple(cells), len(cut), against)
 
 
-def _cell(
+def _summarised(
     task: Task,
     method: str,
     ids: Sequence[str],
@@ -144,3 +147,102 @@ def _intervals(
                 ours.append(one)
                 theirs.append(other)
     return compare(task, ours, theirs, seed=seed) if ours else {}
+
+
+def as_object(
+    summaries: Sequence[TaskSummary],
+    settings: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    *,
+    interrupted: bool,
+) -> dict[str, Any]:
+    """What `--json` writes; see docs/eval.md."""
+    return {
+        "tasks": {summary.task.name: _task(summary) for summary in summaries},
+        "settings": dict(settings),
+        "provenance": dict(provenance),
+        "interrupted": interrupted,
+    }
+
+
+def _task(summary: TaskSummary) -> dict[str, Any]:
+    task = summary.task
+    return {
+        "kind": str(task.kind),
+        "measure": str(task.measure),
+        "licence": task.licence,
+        "items": len(task.items),
+        "items_in_file": task.total,
+        "cut": summary.cut,
+        "methods": {cell.method: _cell(cell, summary.against) for cell in summary.cells},
+    }
+
+
+def _cell(cell: Cell, against: str) -> dict[str, Any]:
+    return {
+        "metrics": dict(cell.metrics),
+        "intervals": {name: _interval(one, against) for name, one in cell.intervals.items()},
+        "counts": {
+            "done": cell.done,
+            "failed": dict(cell.failed),
+            "left": cell.left,
+            "unanswered": cell.unanswered,
+            "unfinished": cell.unfinished,
+        },
+        "seconds": cell.seconds,
+        "tokens": cell.tokens,
+        "decoded": cell.decoded,
+    }
+
+
+def _interval(interval: Interval, against: str) -> dict[str, Any]:
+    return {
+        "against": against,
+        "kind": "ratio" if interval.ratio else "difference",
+        "estimate": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "items": interval.items,
+    }
+
+
+_CSV = (
+    *("task", "kind", "method", "metric", "value"),
+    *("against", "interval", "estimate", "low", "high", "paired_items"),
+    *("done", "failed", "left", "seconds", "tokens", "decoded"),
+)
+
+
+def as_csv(summaries: Sequence[TaskSummary]) -> str:
+    """A line for each task, method and figure."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_CSV)
+    for summary in summaries:
+        for cell in summary.cells:
+            for name in metrics_of(summary.task):
+                writer.writerow(_csv_row(summary, cell, name))
+    return out.getvalue()
+
+
+def _csv_row(summary: TaskSummary, cell: Cell, name: str) -> tuple[object, ...]:
+    interval = cell.intervals.get(name)
+    shown: tuple[object, ...] = ("",) * 6
+    if interval is not None:
+        kind = "ratio" if interval.ratio else "difference"
+        bounds = (interval.estimate, interval.low, interval.high)
+        shown = (summary.against, kind, *bounds, interval.items)
+    return (
+        summary.task.name,
+        str(summary.task.kind),
+        cell.method,
+        name,
+        cell.metrics.get(name, ""),
+        *shown,
+        cell.done,
+        sum(cell.failed.values()),
+        cell.left,
+        f"{cell.seconds:.3f}",
+        cell.tokens,
+        cell.decoded,
+    )

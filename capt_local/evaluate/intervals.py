@@ -2,26 +2,29 @@
 
 Items are drawn with replacement, the same for both methods, and the difference is computed anew
 from each draw; the interval is between percentiles of these (Efron and Tibshirani 1993; for F1 and
-other figures that are no means, Berg-Kirkpatrick et al. 2012).
+other figures that are no means, Berg-Kirkpatrick et al. 2012). The draws are scipy's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.figures.metrics import Floats, Outcome, column, indicator, metrics_of
-from capt_local.evaluate.tasks.items import Measure
-from capt_local.evaluate.tasks.task import Task
+from capt_local.evaluate.items import Measure
+from capt_local.evaluate.metrics import Floats, Outcome, column, indicator, library, metrics_of
+from capt_local.evaluate.tasks import Task
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-# Counts of one chunk of draws, as many as fit into about 16 MB.
-_CHUNK = 2_000_000
+# Numbers of one batch of draws: 16 MB.
+_BATCH_NUMBERS = 2_000_000
+
+Statistic: TypeAlias = Callable[[NDArray[np.intp]], Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,6 @@ class Interval:
         return not self.low <= same <= self.high
 
 
-Weights = NDArray[np.float64]
-_Statistic = Callable[[Weights], Floats]
-
-
 def compare(
     task: Task,
     method: Sequence[Outcome],
@@ -75,7 +74,7 @@ def compare(
         By the names of `metrics_of`: differences, for bits per byte the ratio.
 
     Raises:
-        UsageError: the outcomes are not of the same items, or none.
+        UsageError: the outcomes are not of the same items, or none; or scipy is not installed.
     """
     if not method or len(method) != len(target):
         raise UsageError("An interval needs the same items under both methods, at least one.")
@@ -84,101 +83,87 @@ def compare(
     if task.measure is Measure.BITS and (column(method, "bytes") != column(target, "bytes")).any():
         raise UsageError("The texts of the two methods are not the same.")
     return {
-        name: paired(
+        name: interval(
             _statistic(task, name, method, target),
             len(method),
             seed=seed,
             resamples=resamples,
             ratio=name == "bits_per_byte",
+            width=len(task.choices) if name.endswith("_f1") else 1,
         )
         for name in metrics_of(task)
     }
 
 
-def paired(
-    statistic: _Statistic,
+def interval(
+    statistic: Statistic,
     items: int,
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
     ratio: bool = False,
+    width: int = 1,
 ) -> Interval:
     """The percentile interval of a statistic of paired items.
 
     Args:
-        statistic: from how often each item was drawn, float64 of shape (draws, items), to a value
-            for each draw, shape (draws,).
-        items: how many there are.
+        statistic: from drawn items, numbers of shape (draws, items), to a value for each draw,
+            shape (draws,).
+        items: how many there are, at least 1.
         seed: of the draws.
         resamples: how many.
         ratio: see `Interval`.
+        width: numbers that the statistic looks at for each drawn item.
 
     Raises:
-        UsageError: there is no item, or no draw.
+        UsageError: scipy is not installed.
     """
-    if items < 1 or resamples < 1:
-        raise UsageError("An interval needs at least one item and one draw.")
-    draws = [statistic(counts) for counts in _counts(items, resamples, seed)]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.concatenate(draws), (tail, 1 - tail))
-    estimate = statistic(np.ones((1, items)))[0]
-    return Interval(float(estimate), float(low), float(high), items, ratio)
-
-
-def difference_of_means(method: Floats, target: Floats) -> _Statistic:
-    """The mean of method minus target, both of shape (items,)."""
-    gain = method - target
-    return lambda counts: counts @ gain / counts.sum(axis=1)
-
-
-def ratio_of_sums(method: Floats, target: Floats) -> _Statistic:
-    """The sum of the method over the sum of the target, both of shape (items,), positive."""
-    return lambda counts: (counts @ method) / (counts @ target)
-
-
-def difference_of_f1(
-    task: Task, method: Sequence[Outcome], target: Sequence[Outcome], average: str
-) -> _Statistic:
-    """F1 of the method minus F1 of the target; each draw gets an F1 of its own."""
-    ours = _f1_statistic(task, method, average)
-    theirs = _f1_statistic(task, target, average)
-    return lambda counts: ours(counts) - theirs(counts)
+    estimate = float(statistic(np.arange(items)[None])[0])
+    if items == 1:  # every draw is that item
+        return Interval(estimate, estimate, estimate, items, ratio)
+    found: Any = (
+        library("scipy.stats")
+        .bootstrap(
+            (np.arange(items),),
+            lambda drawn, axis: statistic(np.atleast_2d(drawn)),
+            vectorized=True,
+            n_resamples=resamples,
+            batch=max(1, _BATCH_NUMBERS // (items * width)),
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+        .confidence_interval
+    )
+    return Interval(estimate, float(found.low), float(found.high), items, ratio)
 
 
 def _statistic(
     task: Task, name: str, method: Sequence[Outcome], target: Sequence[Outcome]
-) -> _Statistic:
+) -> Statistic:
     if name == "bits_per_byte":
-        return ratio_of_sums(column(method, "nats"), column(target, "nats"))
+        ours, theirs = column(method, "nats"), column(target, "nats")
+        return lambda drawn: ours[drawn].sum(axis=-1) / theirs[drawn].sum(axis=-1)
     if name in ("macro_f1", "micro_f1"):
-        return difference_of_f1(task, method, target, name.removesuffix("_f1"))
-    return difference_of_means(column(method, name), column(target, name))
+        average = name.removesuffix("_f1")
+        our_f1, their_f1 = (_f1_statistic(task, each, average) for each in (method, target))
+        return lambda drawn: our_f1(drawn) - their_f1(drawn)
+    gain = column(method, name) - column(target, name)
+    return lambda drawn: gain[drawn].mean(axis=-1)
 
 
-def _f1_statistic(task: Task, outcomes: Sequence[Outcome], average: str) -> _Statistic:
+def _f1_statistic(task: Task, outcomes: Sequence[Outcome], average: str) -> Statistic:
     classes = len(task.choices)
     right = indicator([outcome.expected for outcome in outcomes], classes)
     named = indicator([outcome.predicted for outcome in outcomes], classes)
     hits, sizes = (right * named).astype(np.float64), (right + named).astype(np.float64)
 
-    def statistic(counts: Weights) -> Floats:
+    def statistic(drawn: NDArray[np.intp]) -> Floats:
         # 2 TP / (2 TP + FP + FN), by class or over all; 0 where nothing was right or named.
-        both, either = 2 * (counts @ hits), counts @ sizes
+        both, either = 2 * hits[drawn].sum(axis=-2), sizes[drawn].sum(axis=-2)
         if average == "micro":
-            both, either = both.sum(axis=1, keepdims=True), either.sum(axis=1, keepdims=True)
+            both, either = both.sum(axis=-1, keepdims=True), either.sum(axis=-1, keepdims=True)
         scores: Floats = np.divide(both, either, out=np.zeros_like(both), where=either > 0)
-        return scores.mean(axis=1)
+        return scores.mean(axis=-1)
 
     return statistic
-
-
-def _counts(items: int, resamples: int, seed: int) -> Iterator[Weights]:
-    """How often each item is drawn: float64 of shape (draws, items), in chunks."""
-    random = np.random.default_rng(seed)
-    at_once = max(1, _CHUNK // items)
-    for begin in range(0, resamples, at_once):
-        draws = min(at_once, resamples - begin)
-        chosen = random.integers(items, size=(draws, items))
-        chosen += np.arange(draws)[:, None] * items
-        flat = np.bincount(chosen.ravel(), minlength=draws * items)
-        yield flat.reshape(draws, items).astype(np.float64)

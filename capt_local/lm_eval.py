@@ -1,29 +1,186 @@
-"""The model class of lm-evaluation-harness."""
+"""capt-local as a model of lm-evaluation-harness, and its command line with that model in it.
+
+The harness has no way to find models of other packages, so this module registers the model, and run
+as a program it hands over to the harness. Downloads are off then unless HF_HUB_OFFLINE=0 and
+HF_DATASETS_OFFLINE=0 are set: a task from the hub needs them, a local one does not.
+
+    python -m capt_local.lm_eval --model capt-local --model_args bundle=demo,method=capt \
+        --include_path tasks --tasks my_task
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
-import lm_eval.models  # noqa: F401  (else ours would be the only one that the harness knows)
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
-from lm_eval.api.registry import register_model
-
-from capt_local.cli.options import SampleFlags
+from capt_local.cli.exits import ExitCode, code_for, line_for
+from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.cli.signals import Interrupt
 from capt_local.decoding.answers import as_utf8
-from capt_local.decoding.options import Speed
-from capt_local.errors import UsageError
-from capt_local.lm_eval.arguments import ChatText, answer_options, method_flags, model_flags
+from capt_local.decoding.options import GenerateOptions, Method, Speed
+from capt_local.errors import CaptError, UsageError
 from capt_local.prompting.messages import Message
 from capt_local.provenance import provenance
 from capt_local.report.terminal import Screen
 
-_KNOWN = ("bundle", "target", "expert", "base", "expert_adapter", "method", "alpha",
+if __name__ == "__main__":  # before the harness is imported
+    for _name in (
+        "HF_HUB_OFFLINE",
+        "HF_DATASETS_OFFLINE",
+        "HF_HUB_DISABLE_TELEMETRY",
+        "DO_NOT_TRACK",
+    ):
+        os.environ.setdefault(_name, "1")
+try:
+    import lm_eval.models  # noqa: F401  (else ours would be the only one that the harness knows)
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+except ImportError:
+    _error = UsageError(
+        "lm-evaluation-harness is not installed: pip install 'capt-local[lm-eval]'."
+    )
+    if __name__ != "__main__":
+        raise _error from None
+    Screen.standard().error(line_for(_error))
+    sys.exit(code_for(_error))
+
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_DRAWING = ("do_sample", "temperature", "top_k", "top_p", "min_p")
+_GENERATION_ARGUMENTS = ("until", *_LENGTHS, *_DRAWING)
+_LONGEST = 256  # tokens, where a task says nothing; the harness's own default
+
+
+class ChatText(str):
+    """A conversation on its way through the harness, which passes texts on: JSON of its turns."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, turns: Sequence[Mapping[str, str]]) -> ChatText:
+        """The text of a conversation."""
+        return cls(json.dumps([dict(turn) for turn in turns]))
+
+    def messages(self) -> list[Message]:
+        """The turns."""
+        return [Message(turn["role"], turn["content"]) for turn in json.loads(self)]
+
+
+def model_flags(
+    bundle: str | None,
+    files: Mapping[str, str | None],
+    ctx_size: int | None,
+    threads: int | None,
+    gpu_layers: int | str,
+) -> ModelFlags:
+    """Which models, as on the command line.
+
+    Raises:
+        UsageError: a value has no meaning.
+    """
+    target = files["target"]
+    return ModelFlags(
+        bundle=None if bundle is None else str(bundle),
+        target=None if target is None else Path(str(target)),
+        expert=_files(files["expert"]),
+        base=_files(files["base"]),
+        expert_adapter=_files(files.get("expert_adapter")),
+        ctx_size=_count("ctx_size", ctx_size),
+        threads=_count("threads", threads),
+        gpu_layers=str(gpu_layers),
+    )
+
+
+def method_flags(
+    method: str | None, alpha: float | str | None, plausibility: float | None
+) -> MethodFlags:
+    """How the models are combined, as on the command line.
+
+    Raises:
+        UsageError: there is no such method, or a value has no meaning.
+    """
+    if method is not None and method not in list(Method):
+        raise UsageError(f"The model argument 'method' is one of {', '.join(Method)}.")
+    return MethodFlags(
+        method=None if method is None else Method(method),
+        alpha=None if alpha is None else str(alpha),
+        plausibility=_number("plausibility", plausibility),
+    )
+
+
+def answer_options(
+    options: GenerateOptions, asked: Mapping[str, Any], seed: int
+) -> GenerateOptions:
+    """The options of one answer (`generate_until`).
+
+    Args:
+        options: method and weights.
+        asked: the generation arguments of the task. `do_sample: false`, and leaving both it and
+            `temperature` out, is temperature 0; `do_sample: true` alone is temperature 1.
+        seed: of the draws.
+
+    Raises:
+        UsageError: an argument is not one of ours, or has no meaning.
+    """
+    if unknown := set(asked) - set(_GENERATION_ARGUMENTS):
+        raise UsageError(
+            f"{len(unknown)} generation arguments are not known here. These are: "
+            f"{', '.join(_GENERATION_ARGUMENTS)}."
+        )
+    given = [_count(name, asked[name]) for name in _LENGTHS if asked.get(name) is not None]
+    temperature = _number("temperature", asked.get("temperature"))
+    draws = asked.get("do_sample")
+    if draws is None:
+        draws = bool(temperature)
+    sample = dataclasses.replace(
+        options.sample,
+        temperature=(1.0 if temperature is None else temperature) if draws else 0.0,
+        top_k=int(_number("top_k", asked.get("top_k")) or 0),
+        top_p=_number("top_p", asked.get("top_p"), 1.0),
+        min_p=_number("min_p", asked.get("min_p"), 0.0),
+        seed=seed,
+    )
+    longest = next((length for length in given if length is not None), _LONGEST)
+    return dataclasses.replace(
+        options, max_tokens=longest, stop=_stops(asked.get("until")), sample=sample
+    )
+
+
+def _stops(until: object) -> tuple[str, ...]:
+    texts = [] if until is None else [until] if isinstance(until, str) else until
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise UsageError("The generation argument 'until' is a text or a list of texts.")
+    return tuple(texts)
+
+
+def _files(given: str | None) -> list[Path] | None:
+    return None if given is None else [Path(file) for file in str(given).split(os.pathsep)]
+
+
+def _count(name: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"The argument '{name}' is a whole number from 1.")
+    return value
+
+
+def _number(name: str, value: object, default: Any = None) -> Any:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"The argument '{name}' is a number.")
+    return value
+
+
+_MODEL_ARGUMENTS = ("bundle", "target", "expert", "base", "expert_adapter", "method", "alpha",
           "plausibility", "ctx_size", "threads", "gpu_layers", "seed")  # fmt: skip
 
 
@@ -81,7 +238,8 @@ class CaptLocal(LM):
         super().__init__()
         if others:
             raise UsageError(
-                f"{len(others)} model arguments are not known here. These are: {', '.join(_KNOWN)}."
+                f"{len(others)} model arguments are not known here. These are: "
+                f"{', '.join(_MODEL_ARGUMENTS)}."
             )
         files = dict(target=target, expert=expert, base=base, expert_adapter=expert_adapter)
         flags = model_flags(bundle, files, ctx_size, threads, gpu_layers)
@@ -220,3 +378,19 @@ class CaptLocal(LM):
 def _asked(context: str) -> tuple[str | list[Message], bool]:
     """What is asked, and whether it is raw text."""
     return (context.messages(), False) if isinstance(context, ChatText) else (context, True)
+
+
+def main() -> int:
+    """Runs the harness with the arguments of the process; returns the exit code."""
+    from lm_eval.__main__ import cli_evaluate
+
+    try:
+        cli_evaluate()
+    except (CaptError, KeyboardInterrupt) as error:
+        Screen.standard().error(line_for(error))
+        return code_for(error)
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

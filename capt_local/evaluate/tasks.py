@@ -1,8 +1,4 @@
-"""Tasks: what is asked, and what a right answer is.
-
-A task is a file of JSON Lines, or a folder with a `task.toml` that says how to read a file of
-another form. Both become the same items, and both are checked in the same way.
-"""
+"""Tasks: a file of JSON Lines, or a folder with a `task.toml`; both become the same items."""
 
 from __future__ import annotations
 
@@ -13,15 +9,27 @@ from pathlib import Path
 
 from capt_local.bundle.manifest import NAME
 from capt_local.errors import UsageError
-from capt_local.evaluate.reading.records import measure_of, read_records
-from capt_local.evaluate.reading.rows import Format, plain, read_rows
-from capt_local.evaluate.tasks.items import MAX_TOKENS, MEASURES, Item, Kind, Measure, problem_of
-from capt_local.evaluate.tasks.layouts import Description, Layout, read_description
+from capt_local.evaluate.items import (
+    MAX_TOKENS,
+    MEASURES,
+    Item,
+    Kind,
+    Measure,
+    measure_of,
+    problem_of,
+    read_records,
+)
+from capt_local.evaluate.layouts import (
+    Format,
+    Layout,
+    TaskDescription,
+    plain,
+    read_description,
+    read_rows,
+)
 from capt_local.strict.files import read_bytes
 from capt_local.strict.json import lines
 from capt_local.strict.problems import NotReadable, Problems
-
-__all__ = ["Item", "Kind", "Measure", "Task", "read_examples", "read_task"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +155,7 @@ def _of_lines(place: Path, what: str) -> Task:
     )
 
 
-def _of_folder(description: Description, what: str, *, examples: bool = False) -> Task:
+def _of_folder(description: TaskDescription, what: str, *, examples: bool = False) -> Task:
     layout = description.layout(examples=examples)
     data = read_bytes(layout.file, what)
     ids = read_bytes(layout.only, f"{what}, the ids that count") if layout.only else b""

@@ -1,1 +1,0 @@
-"""The verbs that judge answers: eval and score."""

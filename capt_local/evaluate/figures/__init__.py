@@ -1,1 +1,0 @@
-"""What answers are worth, and how sure that is."""

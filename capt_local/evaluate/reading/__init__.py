@@ -1,1 +1,0 @@
-"""Files of others, read strictly: texts, records, rows, settings."""

@@ -1,1 +1,0 @@
-"""An evaluation as it runs: items, results, journal."""

@@ -1,1 +1,0 @@
-"""What is asked, how it is put to a model, and how its answer is read."""

@@ -1,1 +1,0 @@
-"""capt-local as a model of lm-evaluation-harness, and its command line with that model in it."""
