@@ -64,7 +64,8 @@ class Context:
         api = self._library.api
         recurrent = is_recurrent(api, weights)
         sequences = lanes or sequence_count(options, recurrent)
-        self._threads = ThreadCount(options.threads)
+        exact = options.flash(weights.metadata.gpu_layers > 0) == "off"
+        self._threads = ThreadCount(options.threads, follow=exact)
         parameters = context_parameters(
             api, weights, options, sequences, self._threads.count, apart=bool(lanes)
         )

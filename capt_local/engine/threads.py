@@ -3,8 +3,8 @@
 llama.cpp's threads wait for each other several hundred times a token. Where another process has
 taken the core of one of them, all wait for it, so with more threads than free cores a token takes
 many times as long as with one thread. So the time that other processes take is looked at twice a
-second, and the threads of each context follow it; the result of a computation does not depend on
-their number. While they wait they spin for a short time only, as far as that can be set (OpenMP).
+second, and the threads of each context follow it; without flash attention the result does not depend
+on their number. While they wait they spin for a short time only, as far as that can be set (OpenMP).
 """
 
 from __future__ import annotations
@@ -93,18 +93,20 @@ def busy_cores() -> BusyCores:
 
 
 class ThreadCount:
-    """The threads of one context: those that were asked for, or as many as find a core.
+    """The threads of one context: a fixed number, or as many as find a core.
 
     Args:
-        fixed: as asked for; None to follow the machine.
+        fixed: the number; None to go by the machine.
+        follow: whether the number may change later. Flash attention on a CPU divides the cells
+            among the threads and sums in another order with another number of them.
 
     Attributes:
         count: for now.
     """
 
-    def __init__(self, fixed: int | None) -> None:
+    def __init__(self, fixed: int | None, follow: bool = True) -> None:
         """Looks at the machine unless the number is fixed."""
-        self._fixed = fixed is not None
+        self._fixed = fixed is not None or not follow
         self.count = fixed or busy_cores().threads()
         self._next = time.monotonic() + _INTERVAL
 
