@@ -3,8 +3,9 @@
 llama.cpp's threads wait for each other several hundred times a token. Where another process has
 taken the core of one of them, all wait for it, so with more threads than free cores a token takes
 many times as long as with one thread. So the time that other processes take is looked at twice a
-second, and the threads of each context follow it; without flash attention the result does not depend
-on their number. While they wait they spin for a short time only, as far as that can be set (OpenMP).
+second, and the threads of each context follow it; without flash attention the result does not
+depend on their number. While they wait they spin for a short time only, as far as that can be set
+(OpenMP).
 """
 
 from __future__ import annotations
