@@ -12,7 +12,7 @@ from capt_local.decoding.options import GenerateOptions
 from capt_local.version import __version__
 
 if TYPE_CHECKING:
-    from capt_local.bundle.manifest import AdapterFile, Bundle, ModelFile
+    from capt_local.bundles.manifest import AdapterFile, Bundle, ModelFile
     from capt_local.engine.options import LoadOptions
     from capt_local.runtime import Runtime
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from capt_local.config import places
+from capt_local import config as site_config
 from tests.children import socket_guard
 from tests.children.socket_guard import NetworkForbidden
 
@@ -35,7 +35,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 ROOT = Path(__file__).resolve().parents[1]
 CHILDREN = ROOT / "tests" / "children"
 """Holds what processes import by themselves that tests start."""
-real_site_file = places.site_file
+real_site_file = site_config.site_file
 
 
 socket_guard.install()
@@ -107,7 +107,7 @@ def _empty_folders(patch: pytest.MonkeyPatch, folder: Path) -> None:
     for kind in ("data", "config", "state"):
         patch.setenv(f"XDG_{kind.upper()}_HOME", str(folder / kind))
     site = folder / "etc" / "config.toml"
-    patch.setattr(places, "site_file", lambda: site)
+    patch.setattr(site_config, "site_file", lambda: site)
     patch.setenv("TESTS_SITE_FILE", str(site))
 
 

@@ -13,38 +13,29 @@ PACKAGE = ROOT / "capt_local"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCREEN = PACKAGE / "report" / "terminal.py"
 DRAWING = PACKAGE / "report" / "drawing.py"
-HUB = PACKAGE / "bundle" / "hub.py"
+HUB = PACKAGE / "bundles" / "hub.py"
 INPUT_LINE = PACKAGE / "report" / "input_line.py"
 
 # What each room may use, itself apart. A room that is not here may be used by none below `cli`.
 ALLOWED: dict[str, set[str]] = {
     "version": set(),
     "errors": set(),
-    "strict": {"errors"},
-    "config": {"errors"},
+    "strict_json": {"errors"},
+    "config": {"errors", "strict_json"},
     "tokenization": {"errors"},
-    "bundle": {"version", "errors", "strict"},
-    "engine": {"errors", "strict", "tokenization"},
-    "prompting": {"errors", "strict", "tokenization", "bundle"},
+    "bundles": {"version", "errors", "strict_json"},
+    "engine": {"errors", "strict_json", "tokenization"},
+    "prompting": {"errors", "strict_json", "tokenization", "bundles"},
     "alignment": {"errors", "tokenization"},
-    "decoding": {"errors", "strict", "tokenization", "alignment", "prompting"},
-    "runtime": {
-        "errors",
-        "strict",
-        "tokenization",
-        "alignment",
-        "decoding",
-        "prompting",
-        "bundle",
-        "engine",
-    },
+    "decoding": {"errors", "strict_json", "tokenization", "alignment", "prompting"},
     "report": {"errors", "decoding"},
 }
+ALLOWED["runtime"] = {*ALLOWED["decoding"], "decoding", "bundles", "engine"}
 # The record of an answer is all that it takes from the room of the views.
-ALLOWED["chat"] = {"errors", "strict", "decoding", "prompting", "report"}
-ALLOWED["evaluate"] = {*ALLOWED["runtime"], "strict", "runtime"}
-ALLOWED["provenance"] = {"version", "errors", "decoding", "bundle", "engine", "runtime"}
-ALLOWED["batch"] = {*ALLOWED["provenance"], *ALLOWED["runtime"], "strict", "report", "provenance"}
+ALLOWED["chat"] = {"errors", "strict_json", "decoding", "prompting", "report"}
+ALLOWED["evaluate"] = {*ALLOWED["runtime"], "strict_json", "runtime"}
+ALLOWED["provenance"] = {"version", "errors", "decoding", "bundles", "engine", "runtime"}
+ALLOWED["batch"] = {*ALLOWED["provenance"], *ALLOWED["runtime"], "report", "provenance"}
 # The public face names what it gives out, and imports it only when it is used.
 ALLOWED["__init__"] = {"version", "errors", "decoding", "engine", "prompting", "runtime"}
 ALLOWED["cli"] = {*ALLOWED, "cli"}
@@ -136,7 +127,7 @@ def test_only_one_verb_uses_the_hub() -> None:
     users = {
         path
         for path in FILES
-        if any(name.startswith("capt_local.bundle.hub.") for name in imports(path))
+        if any(name.startswith("capt_local.bundles.hub.") for name in imports(path))
     }
     assert {path.name for path in users} == {"pull.py"}
     for path in users:  # and only when it is run

@@ -15,8 +15,8 @@ from typing import IO, Any, TypeVar
 import msgspec
 
 from capt_local.batch.records import Record, RecordSettings
-from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.verify import Check
+from capt_local.bundles.manifest import Bundle
+from capt_local.bundles.verify import Check
 from capt_local.decoding.options import GenerateOptions
 from capt_local.engine.options import LoadOptions
 from capt_local.prompting.messages import Message as Turn

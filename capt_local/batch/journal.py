@@ -40,8 +40,7 @@ from capt_local.batch.manifest import (
 )
 from capt_local.batch.output import OK, OutputLine, answer_text, output_digest
 from capt_local.errors import UsageError
-from capt_local.strict.json import parse_object
-from capt_local.strict.problems import NotReadable
+from capt_local.strict_json import NotReadable, parse_object
 
 WHAT = "The output (-o)"
 NO_LOCKS = (

@@ -20,12 +20,11 @@ from typing import Any
 
 import msgspec
 
-from capt_local.bundle.manifest import MANIFEST, Bundle, ModelFile
-from capt_local.bundle.verify import file_digest
+from capt_local.bundles.manifest import MANIFEST, Bundle, ModelFile
+from capt_local.bundles.verify import file_digest
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
-from capt_local.strict.json import parse_json
-from capt_local.strict.problems import NotReadable
+from capt_local.strict_json import NotReadable, parse_json
 
 ENDING = "run.json"
 AI_LABEL, HUMAN_REVIEW = "AIRPT", "none"

@@ -38,9 +38,7 @@ from capt_local.batch.records import (
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import refuse_nul
-from capt_local.strict.files import size_text, utf8
-from capt_local.strict.json import parse_object
-from capt_local.strict.problems import NotReadable
+from capt_local.strict_json import NotReadable, parse_object, size_text, utf8
 
 WHAT = "The input"  # its name may be a patient's
 LONGEST = 1 << 22  # bytes of a record

@@ -20,8 +20,7 @@ from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import CaptError, UsageError
 from capt_local.prompting.messages import Message, messages_of, refuse_nul
 from capt_local.prompting.sandbox import LimitReached, Limits, Meter, Sandbox
-from capt_local.strict.files import size_text, utf8
-from capt_local.strict.problems import NotReadable
+from capt_local.strict_json import NotReadable, size_text, utf8
 
 LONGEST_ID = 200  # characters
 LARGEST_TEMPLATE = 1 << 16  # bytes

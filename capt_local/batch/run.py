@@ -18,7 +18,7 @@ from capt_local.batch.output import OK, Failure, LineWriter, OutputLine, RecordR
 from capt_local.batch.readers import Source
 from capt_local.batch.records import InputChanged, TemplateFailed
 from capt_local.batch.supervisor import News, Outcome, Workers
-from capt_local.bundle.manifest import Bundle
+from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.schema_check import SchemaCheck, structure_problem
 from capt_local.engine.options import LoadOptions

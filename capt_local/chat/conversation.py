@@ -13,8 +13,7 @@ from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
 from capt_local.report.json import Answer, JsonObject, answer_from, answer_object, dumps
-from capt_local.strict.json import parse_object
-from capt_local.strict.problems import NotReadable
+from capt_local.strict_json import NotReadable, parse_object
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from capt_local.batch import InputFormat
 from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, option
 from capt_local.cli.structured import StructureFlags
 from capt_local.cli.thinking import QuietThoughtFlags
-from capt_local.config.limits import Feature
+from capt_local.config import Feature
 from capt_local.errors import UsageError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class InputFlags:
         """
         from capt_local.batch.records import RecordParser, RecordTemplate
         from capt_local.cli.files import decoded
-        from capt_local.strict.files import read_bytes
+        from capt_local.strict_json import read_bytes
 
         template = system = None
         if self.template is not None:

@@ -32,7 +32,7 @@ from capt_local.batch.supervisor import (
     WorkerSupervisor,
     worker_command,
 )
-from capt_local.bundle.manifest import Bundle
+from capt_local.bundles.manifest import Bundle
 from capt_local.cli.batch import Flags
 from capt_local.cli.exits import ExitCode, code_for, wants_traceback
 from capt_local.cli.files import OutputFile
@@ -47,9 +47,7 @@ from capt_local.errors import Cancelled, CaptError, UsageError
 from capt_local.evaluate.run import readable_time
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen, drop_output
-from capt_local.strict.files import read_bytes
-from capt_local.strict.json import parse_json
-from capt_local.strict.problems import NotReadable
+from capt_local.strict_json import NotReadable, parse_json, read_bytes
 
 _POLL = 0.1  # seconds until signals get their turn
 _REDRAW, _LINE_EVERY = 0.1, 5.0  # seconds between two updates on a terminal, and elsewhere

@@ -44,7 +44,7 @@ from capt_local.report.terminal import Screen
 from capt_local.report.views import Table
 
 if TYPE_CHECKING:
-    from capt_local.bundle.manifest import Bundle
+    from capt_local.bundles.manifest import Bundle
     from capt_local.runtime import Runtime
 
 PROMPT_TOKENS, REPETITIONS, ANSWER_TOKENS = 512, 5, 128

@@ -28,7 +28,7 @@ from capt_local.cli.signals import Leave, Signals
 from capt_local.cli.structured import StructureFlags, structure
 from capt_local.cli.talk import Talk, TranscriptFile, no_room
 from capt_local.cli.thinking import ThoughtFlags, thinking
-from capt_local.config.limits import Feature
+from capt_local.config import Feature
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
 from capt_local.report.terminal import Screen, drop_output

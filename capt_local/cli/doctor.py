@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from capt_local.bundle.manifest import MANIFEST, RECEIPT, SIGNATURE
-from capt_local.bundle.verify import Check
+from capt_local.bundles.manifest import MANIFEST, RECEIPT, SIGNATURE
+from capt_local.bundles.verify import Check
 from capt_local.cli.exits import ExitCode, code_for
 from capt_local.cli.files import mebibytes
 from capt_local.cli.options import ModelFlags, ViewFlags, option
 from capt_local.cli.policy import signed, spoken_signer
 from capt_local.cli.session import find_bundle, load_options
-from capt_local.config.places import key_folders
+from capt_local.config import key_folders
 from capt_local.errors import CaptError, MemoryShortage, ModelError
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen
@@ -27,10 +27,10 @@ from capt_local.report.views import Table
 from capt_local.version import __version__
 
 if TYPE_CHECKING:
-    from capt_local.bundle.manifest import Bundle
+    from capt_local.bundles.manifest import Bundle
     from capt_local.engine import memory
     from capt_local.engine.options import LoadOptions
-    from capt_local.strict.stamp import Stamp
+    from capt_local.strict_json import Stamp
     from capt_local.tokenization.vocabulary import Vocabulary
 
 
@@ -235,7 +235,7 @@ def files(bundle: Bundle, check: Check, diagnosis: Diagnosis) -> dict[str, Any]:
     Raises:
         ModelError: a file is missing or not the one that the manifest names.
     """
-    from capt_local.bundle import verify
+    from capt_local.bundles import verify
 
     diagnosis.stamps = verify.verify(bundle, check=check).stamps
     known = all(bundle.digests.values())
@@ -285,7 +285,7 @@ def roles(bundle: Bundle, diagnosis: Diagnosis) -> dict[str, Any]:
     Raises:
         ModelError: a file cannot be loaded.
     """
-    from capt_local.bundle.manifest import pair_roles
+    from capt_local.bundles.manifest import pair_roles
     from capt_local.engine.weights import Weights
 
     vocabularies: dict[str, Vocabulary] = {}
@@ -457,7 +457,7 @@ def store(check: Check | None, told: list[str]) -> dict[str, Any]:
         check: `always` reads every file of every bundle; else sizes and signatures are looked at.
         told: takes the warnings.
     """
-    from capt_local.bundle import store
+    from capt_local.bundles import store
 
     broken: list[ModelError] = []
     found = store.available(broken.append)
@@ -490,7 +490,7 @@ def keys() -> dict[str, Any]:
 def _keys(folder: Path) -> str:
     if not folder.is_dir():  # else nothing of cryptography is loaded
         return "none"
-    from capt_local.bundle.sign import trusted_keys
+    from capt_local.bundles.sign import trusted_keys
 
     found = trusted_keys([folder]).values()
     return ", ".join(f"{key.name} {key.fingerprint[:16]}...".lstrip() for key in found) or "none"
@@ -502,7 +502,7 @@ def _check_whole(bundle: Bundle, check: Check | None) -> None:
     Raises:
         ModelError: a file or the signature is not what it should be.
     """
-    from capt_local.bundle.verify import verify
+    from capt_local.bundles.verify import verify
 
     signed(bundle)
     if check is Check.ALWAYS:
@@ -524,7 +524,7 @@ def _check_size(bundle: Bundle, role: str, path: Path, size: int) -> None:
 
 
 def _left(told: list[str]) -> str:
-    from capt_local.bundle.staging import leftovers
+    from capt_local.bundles.staging import leftovers
 
     dead = [each for each in leftovers() if not each.busy]
     named = ", ".join(f"{each.name} ({mebibytes(each.size)})" for each in dead)
@@ -667,7 +667,7 @@ def _writable(paths: Iterable[Path]) -> Iterator[Path]:
 
 def settings() -> dict[str, Any]:
     """The files that settle something, and what the site forbids."""
-    from capt_local.config.read import read_site, read_user
+    from capt_local.config import read_site, read_user
 
     site, user = read_site(), read_user()
     return {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capt_local.bundle.verify import file_digest
+from capt_local.bundles.verify import file_digest
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import OutputFile
 from capt_local.cli.options import ModelFlags, SampleFlags, SideBySideFlags, ViewFlags, option
@@ -56,7 +56,7 @@ from capt_local.report.views import Prose, Table, View
 from capt_local.version import __version__
 
 if TYPE_CHECKING:
-    from capt_local.bundle.manifest import AdapterFile, Bundle, ModelFile
+    from capt_local.bundles.manifest import AdapterFile, Bundle, ModelFile
     from capt_local.engine.options import LoadOptions
 
 _STYLE = "zero-shot"

@@ -17,9 +17,7 @@ from capt_local.errors import UsageError
 from capt_local.report.answers import views
 from capt_local.report.json import Answer, Stored, answer_from, missing
 from capt_local.report.terminal import Screen
-from capt_local.strict.files import read_bytes
-from capt_local.strict.json import lines, parse_json
-from capt_local.strict.problems import NotReadable
+from capt_local.strict_json import NotReadable, lines, parse_json, read_bytes
 
 _WHAT = "The file of the answer (FILE)"
 _NOTHING = (

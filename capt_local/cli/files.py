@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, BinaryIO
 
 from capt_local.cli.options import PromptFlags, option
-from capt_local.config.limits import Feature
+from capt_local.config import Feature
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message, refuse_nul
 

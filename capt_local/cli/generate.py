@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from capt_local.bundle.manifest import Bundle
+from capt_local.bundles.manifest import Bundle
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import (
     TOP,

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from capt_local.alignment.kinds import Align
-from capt_local.bundle.verify import Check
+from capt_local.bundles.verify import Check
 from capt_local.decoding.options import GenerateOptions, Method, Speed
 from capt_local.errors import UsageError
 
 if TYPE_CHECKING:
-    from capt_local.bundle.manifest import AdapterFile
+    from capt_local.bundles.manifest import AdapterFile
 
 
 def option(*names: str, help: str, twin: str = "", metavar: str | None = None, **more: Any) -> Any:
@@ -405,7 +405,7 @@ class ModelFlags:
             ModelError: a file is missing.
             UsageError: a scale has no meaning.
         """
-        from capt_local.bundle.manifest import AdapterFile
+        from capt_local.bundles.manifest import AdapterFile
 
         return [AdapterFile.parse(str(given)) for given in self.expert_adapter or ()]
 

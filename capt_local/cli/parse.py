@@ -19,7 +19,7 @@ from capt_local.cli.exits import ExitCode
 from capt_local.cli.settings import Given, Layers
 from capt_local.cli.stores import handed_on
 from capt_local.cli.yielding import settled
-from capt_local.config.limits import Feature, Limits
+from capt_local.config import Feature, Limits
 from capt_local.report.terminal import Screen, unwritable
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

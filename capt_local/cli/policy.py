@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from capt_local.bundle.verify import Check
-from capt_local.config.limits import Feature
-from capt_local.config.places import key_folders
-from capt_local.config.read import read_site
+from capt_local.bundles.verify import Check
+from capt_local.config import Feature, key_folders, read_site
 from capt_local.decoding.options import CombineOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from capt_local.bundle.manifest import Bundle
-    from capt_local.bundle.sign import TrustedKey
+    from capt_local.bundles.manifest import Bundle
+    from capt_local.bundles.sign import TrustedKey
 
 
 def check_weights(combine: CombineOptions) -> None:
@@ -73,7 +71,7 @@ def signed(bundle: Bundle) -> Bundle:
     """
     if not bundle.may_be_signed:
         return bundle
-    from capt_local.bundle.sign import signer_of
+    from capt_local.bundles.sign import signer_of
 
     found = signer_of(bundle, trusted)
     if found.untrusted:
@@ -99,8 +97,8 @@ def permitted(bundle: Bundle, check: Check = Check.CACHED) -> Bundle:
         UsageError: the site forbids it.
         ModelError: see `signed`.
     """
-    from capt_local.bundle.sign import signer_of
-    from capt_local.bundle.store import is_packaged
+    from capt_local.bundles.sign import signer_of
+    from capt_local.bundles.store import is_packaged
 
     limits = read_site().limits
     if limits.forbids(Feature.UNSIGNED):
@@ -118,7 +116,7 @@ def permitted(bundle: Bundle, check: Check = Check.CACHED) -> Bundle:
 
 def spoken_signer(bundle: Bundle) -> str:
     """Who has signed a bundle, for people."""
-    from capt_local.bundle.store import is_packaged
+    from capt_local.bundles.store import is_packaged
 
     if bundle.signer is not None:
         return str(bundle.signer)
@@ -131,7 +129,7 @@ def trusted() -> Mapping[str, TrustedKey]:
     Raises:
         ModelError: one is no key, or others than its owner may write it.
     """
-    from capt_local.bundle.sign import trusted_keys
+    from capt_local.bundles.sign import trusted_keys
 
     return trusted_keys(key_folders())
 
@@ -142,6 +140,6 @@ def trusted_by_the_site() -> Mapping[str, TrustedKey]:
     Raises:
         ModelError: see `trusted`.
     """
-    from capt_local.bundle.sign import trusted_keys
+    from capt_local.bundles.sign import trusted_keys
 
     return trusted_keys(key_folders()[:1])

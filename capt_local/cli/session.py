@@ -28,7 +28,7 @@ from capt_local.report.json import Answer, answer_of, new_id
 from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
-    from capt_local.bundle.manifest import Bundle
+    from capt_local.bundles.manifest import Bundle
     from capt_local.decoding.generation import Generation
     from capt_local.engine.options import LoadOptions
     from capt_local.runtime import Runtime
@@ -56,8 +56,8 @@ def find_bundle(flags: ModelFlags) -> Bundle:
             forbids such models.
         ModelError: there is no such bundle, or it is broken.
     """
-    from capt_local.bundle import store
-    from capt_local.bundle.manifest import Bundle
+    from capt_local.bundles import store
+    from capt_local.bundles.manifest import Bundle
 
     if not (flags.target or flags.expert or flags.base or flags.expert_adapter):
         return permitted(store.find(flags.bundle or "demo"), flags.check)

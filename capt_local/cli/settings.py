@@ -20,8 +20,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from capt_local.cli.app import VERBS, function
 from capt_local.cli.keys import KEYS
 from capt_local.cli.stores import VARIABLE
-from capt_local.config.limits import Limits
-from capt_local.config.read import ConfigFile, SiteFile, read_site, read_user
+from capt_local.config import ConfigFile, Limits, SiteFile, read_site, read_user
 from capt_local.errors import UsageError
 
 SITE, USER = "SITE", "USER"

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 
-VARIABLE = "CAPT_LOCAL_MODELS"  # as `bundle.store` has it, which is not loaded for that
+VARIABLE = "CAPT_LOCAL_MODELS"  # as `bundles.store` has it, which is not loaded for that
 
 
 @contextlib.contextmanager

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from capt_local.errors import UsageError
-from capt_local.strict.json import parse_json
-from capt_local.strict.problems import NotReadable
+from capt_local.strict_json import NotReadable, parse_json
 
 _BROKEN_OFF = "The answer reached its largest length before its form was complete."
 

@@ -23,9 +23,7 @@ from capt_local.decoding.options import SampleOptions, Structure
 from capt_local.decoding.rules import Distribution
 from capt_local.decoding.sample import likeliest
 from capt_local.errors import ModelError, UsageError
-from capt_local.strict.files import utf8
-from capt_local.strict.json import load, parse_json
-from capt_local.strict.problems import NotReadable
+from capt_local.strict_json import NotReadable, load, parse_json, utf8
 from capt_local.tokenization.vocabulary import BoolArray, IntArray, TokenKind, Vocabulary
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from capt_local.engine.memory import MemoryEstimate, check_fits, estimate
 from capt_local.engine.options import Adapter, LoadOptions
 from capt_local.engine.weights import Weights
 from capt_local.errors import UsageError
-from capt_local.strict.stamp import Stamp
+from capt_local.strict_json import Stamp
 
 
 class AdapterFile(Protocol):

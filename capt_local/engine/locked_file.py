@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from capt_local.engine.library import Closing
 from capt_local.errors import ModelError
-from capt_local.strict.stamp import Stamp, stamp_of
+from capt_local.strict_json import Stamp, stamp_of
 
 _HANDLES = Path("/proc/self/fd")  # Linux
 _CHUNK = 1 << 20

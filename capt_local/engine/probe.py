@@ -37,8 +37,7 @@ from capt_local.engine.memory import estimate
 from capt_local.engine.options import Adapter, LoadOptions
 from capt_local.engine.weights import Weights, check_values
 from capt_local.errors import CaptError, MemoryShortage, ModelError, UsageError
-from capt_local.strict.json import parse_object
-from capt_local.strict.stamp import Stamp
+from capt_local.strict_json import Stamp, parse_object
 
 Waiting = Callable[[], None]
 

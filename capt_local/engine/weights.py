@@ -31,7 +31,7 @@ from capt_local.engine.locked_file import LockedFile
 from capt_local.engine.memory import check_fits, estimate
 from capt_local.engine.options import LoadOptions
 from capt_local.errors import Cancelled, MemoryShortage, ModelError, TextTooLong, UsageError
-from capt_local.strict.stamp import Stamp
+from capt_local.strict_json import Stamp
 from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 
 Progress = Callable[[float], None]

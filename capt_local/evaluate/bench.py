@@ -29,9 +29,7 @@ from capt_local.evaluate.styles import read_style
 from capt_local.evaluate.tasks import Task, read_task
 from capt_local.prompting.messages import Message
 from capt_local.runtime import Runtime
-from capt_local.strict.files import read_bytes
-from capt_local.strict.json import lines, parse_object
-from capt_local.strict.problems import NotReadable, Problems
+from capt_local.strict_json import NotReadable, Problems, lines, parse_object, read_bytes
 
 TARGET, STEPS, LLAMA = "target", "exact-steps", "llama"
 _STYLE = "zero-shot"

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from capt_local.strict.json import lines, parse_object
-from capt_local.strict.problems import NotReadable, Problems
+from capt_local.strict_json import NotReadable, Problems, lines, parse_object
 
 _LONGEST_ID = 256
 _BETWEEN_LABELS = ", "

@@ -22,12 +22,19 @@ from pathlib import Path, PurePosixPath
 from string import Template
 from typing import NoReturn
 
-from capt_local.bundle.fields import Table
+from capt_local.bundles.fields import Table
 from capt_local.errors import UsageError
 from capt_local.evaluate.items import MAX_TOKENS, MEASURES, Item, Kind, Measure, joined_labels
-from capt_local.strict.files import read_bytes, utf8
-from capt_local.strict.json import check_characters, lines, parse_json, parse_object
-from capt_local.strict.problems import NotReadable, Problems
+from capt_local.strict_json import (
+    NotReadable,
+    Problems,
+    check_characters,
+    lines,
+    parse_json,
+    parse_object,
+    read_bytes,
+    utf8,
+)
 
 _LINE = re.compile(r"at line (\d+)")
 

@@ -17,9 +17,7 @@ from capt_local.errors import ContextOverflow, UsageError
 from capt_local.evaluate.items import identifier, texts
 from capt_local.prompting.messages import Message, messages_of
 from capt_local.runtime import Runtime
-from capt_local.strict.files import read_bytes, utf8
-from capt_local.strict.json import lines, parse_object
-from capt_local.strict.problems import NotReadable, Problems
+from capt_local.strict_json import NotReadable, Problems, lines, parse_object, read_bytes, utf8
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,14 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from capt_local.bundle.manifest import NAME
+from capt_local.bundles.manifest import NAME
 from capt_local.errors import UsageError
 from capt_local.evaluate.items import Item, Kind, folded
 from capt_local.evaluate.layouts import Fields, parse_toml
 from capt_local.evaluate.metrics import library
 from capt_local.evaluate.tasks import Task
 from capt_local.prompting.messages import Message
-from capt_local.strict.files import read_bytes
+from capt_local.strict_json import read_bytes
 
 
 class FewShotBy(StrEnum):

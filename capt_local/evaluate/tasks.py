@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from capt_local.bundle.manifest import NAME
+from capt_local.bundles.manifest import NAME
 from capt_local.errors import UsageError
 from capt_local.evaluate.items import (
     MAX_TOKENS,
@@ -27,9 +27,7 @@ from capt_local.evaluate.layouts import (
     read_description,
     read_rows,
 )
-from capt_local.strict.files import read_bytes
-from capt_local.strict.json import lines
-from capt_local.strict.problems import NotReadable, Problems
+from capt_local.strict_json import NotReadable, Problems, lines, read_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import datetime
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from capt_local.bundle.manifest import ModelFile
+from capt_local.bundles.manifest import ModelFile
 from capt_local.errors import CaptError, ModelError, UsageError
 from capt_local.prompting.markers import find_markers, find_turn_ends, mentions_reasoning
 from capt_local.prompting.messages import Message, Prompt, ReasoningMarkers, Segment, check_turns

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from capt_local.errors import UsageError
-from capt_local.strict.problems import NotReadable
+from capt_local.strict_json import NotReadable
 
 Role = Literal["system", "user", "assistant"]
 Pair = tuple[bytes, bytes]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from jinja2 import Template
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError, UndefinedError
 
-from capt_local.bundle.manifest import ModelFile, Style
-from capt_local.bundle.verify import check_template, read_template
+from capt_local.bundles.manifest import ModelFile, Style
+from capt_local.bundles.verify import check_template, read_template
 from capt_local.errors import CaptError, ModelError, UsageError
 from capt_local.prompting.messages import Message
 from capt_local.prompting.sandbox import LimitReached, Limits, Sandbox

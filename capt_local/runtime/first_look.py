@@ -1,7 +1,7 @@
 """Files that no trusted manifest names are loaded in a process of their own before in this one.
 
 Trusted are the bundle that travels with the package, and bundles that a trusted key has signed.
-What was looked into once, at import too, is remembered as digests are (see `bundle.known`), by
+What was looked into once, at import too, is remembered as digests are (see `bundles.known`), by
 device, inode, size and times: a place in the user's own store says nothing of who has put a file
 there.
 """
@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from capt_local.bundle import store
-from capt_local.bundle.digest_cache import DigestCache, digest_cache
-from capt_local.bundle.manifest import Bundle, ModelFile
-from capt_local.bundle.verify import Check
+from capt_local.bundles import store
+from capt_local.bundles.digest_cache import DigestCache, digest_cache
+from capt_local.bundles.manifest import Bundle, ModelFile
+from capt_local.bundles.verify import Check
 from capt_local.engine.gguf_header import model_parts, read_header
 from capt_local.engine.library import BINDING_VERSION
 from capt_local.engine.probe import Probe
 from capt_local.errors import ModelError
-from capt_local.strict.stamp import Stamp, stamp_of
+from capt_local.strict_json import Stamp, stamp_of
 
 Progress = Callable[[str, float], None]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 
-from capt_local.bundle.manifest import Bundle, ModelFile
+from capt_local.bundles.manifest import Bundle, ModelFile
 from capt_local.decoding.assembly import Assembly, first_pair_notice
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.generation import Generation

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from capt_local.bundle import store
-from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.manifest import roles as roles_of
-from capt_local.bundle.verify import Check, LateDigests, Verification, verify
+from capt_local.bundles import store
+from capt_local.bundles.manifest import Bundle
+from capt_local.bundles.manifest import roles as roles_of
+from capt_local.bundles.verify import Check, LateDigests, Verification, verify
 from capt_local.decoding.cached import common_length
 from capt_local.decoding.generation import Generation
 from capt_local.decoding.many.asks import Answered, Ask

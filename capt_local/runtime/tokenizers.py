@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from capt_local.bundle.manifest import ModelFile
+from capt_local.bundles.manifest import ModelFile
 from capt_local.engine.gguf_header import file_digests, read_header
 from capt_local.errors import ModelError
 
@@ -12,7 +12,7 @@ from capt_local.errors import ModelError
 def check_tokenizers(models: Iterable[ModelFile]) -> None:
     """Compares tokenizers and templates of files with their digests in the manifest, if any.
 
-    Templates that lie beside the file are not looked at; see `bundle.verify`.
+    Templates that lie beside the file are not looked at; see `bundles.verify`.
 
     Raises:
         ModelError: one is another, a file cannot be read, or a model with a digest is split.

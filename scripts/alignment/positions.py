@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from capt_local.alignment.context import CanonicalContext
-from capt_local.bundle import store
+from capt_local.bundles import store
 from capt_local.engine.weights import Weights
 from capt_local.tokenization.tokenizer import TextTokenizer
 from scripts.alignment.table import Table

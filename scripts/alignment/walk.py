@@ -12,7 +12,7 @@ from capt_local.alignment.events import TargetEvents
 from capt_local.alignment.fit import AnyAlignment, fit
 from capt_local.alignment.kinds import Align
 from capt_local.alignment.question import FloatArray, Question, View
-from capt_local.bundle import store
+from capt_local.bundles import store
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.combine import Candidates
 from capt_local.decoding.model import Rows

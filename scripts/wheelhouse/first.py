@@ -61,7 +61,7 @@ def _needs(project: Path) -> list[str]:
 
 def main(key: str) -> int:
     """In another process, which has what capt-local needs."""
-    from capt_local.bundle.sign import read_private
+    from capt_local.bundles.sign import read_private
     from capt_local.errors import CaptError
 
     try:

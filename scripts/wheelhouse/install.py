@@ -188,7 +188,7 @@ def trusted(program: Path) -> set[str]:
     Raises:
         Refused: the program does not tell where they lie.
     """
-    ask = "from capt_local.config.places import key_folders; print(*key_folders(), sep='\\n')"
+    ask = "from capt_local.config import key_folders; print(*key_folders(), sep='\\n')"
     done = call([str(program.resolve().parent / "python"), "-I", "-c", ask])
     if done.returncode:
         raise Refused(f"The program is installed, the bundle is not: {_reason(done)}", 3)

@@ -11,7 +11,7 @@ import pytest
 from capt_local.alignment.events import END_EVENT, TargetEvents
 from capt_local.alignment.exact.coverings import Coverings
 from capt_local.alignment.exact.events import EventTables
-from capt_local.bundle.store import find
+from capt_local.bundles.store import find
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.options import LoadOptions
 from capt_local.tokenization.prefix_index import PrefixIndex

@@ -11,7 +11,7 @@ from capt_local.batch.ipc import WorkerConfig
 from capt_local.batch.output import OutputLine
 from capt_local.batch.records import InputChanged, Record, RecordSettings, TemplateFailed
 from capt_local.batch.supervisor import WorkerProcess
-from capt_local.bundle import store
+from capt_local.bundles import store
 
 
 class FakeSource:

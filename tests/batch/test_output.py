@@ -15,7 +15,7 @@ from capt_local.batch.output import (
     RecordRef,
     answer_object_of,
 )
-from capt_local.bundle.store import find
+from capt_local.bundles.store import find
 from capt_local.decoding.options import GenerateOptions, SampleOptions, Structure
 from capt_local.errors import (
     CaptError,

@@ -12,7 +12,7 @@ from capt_local.batch.records import RecordSettings, read_settings
 from capt_local.decoding.options import GenerateOptions, SampleOptions, Structure
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
-from capt_local.strict.problems import NotReadable
+from capt_local.strict_json import NotReadable
 from tests.batch.inputs import CANARY, checked, line, openai, problems, records, short, written
 
 USER = Message("user", CANARY)

@@ -14,7 +14,7 @@ from capt_local.batch.records import RecordTemplate
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
 from capt_local.prompting.sandbox import Limits
-from capt_local.strict.problems import NotReadable
+from capt_local.strict_json import NotReadable
 from tests.batch.inputs import CANARY, checked, line, problems, records, written
 
 

@@ -16,7 +16,7 @@ import pytest
 from capt_local.batch import ipc
 from capt_local.batch.ipc import WorkerConfig, pack
 from capt_local.batch.supervisor import Death, WorkerProcess, worker_command
-from capt_local.bundle import store
+from capt_local.bundles import store
 from capt_local.errors import MemoryShortage, ModelError, WorkerFailed
 
 ROOT = Path(__file__).resolve().parents[2]

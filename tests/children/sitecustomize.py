@@ -16,7 +16,7 @@ from types import ModuleType
 
 import socket_guard
 
-PLACES = "capt_local.config.places"
+PLACES = "capt_local.config"
 
 
 class Redirect(MetaPathFinder):

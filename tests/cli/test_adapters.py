@@ -11,8 +11,8 @@ import pytest
 
 from capt_local import GenerateOptions, LoadOptions
 from capt_local.batch.manifest import Fingerprint
-from capt_local.bundle.create import describe, write_manifest
-from capt_local.bundle.manifest import AdapterFile, Bundle
+from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.manifest import AdapterFile, Bundle
 from capt_local.cli.eval import fingerprint
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import store, transfer
-from capt_local.bundle.create import describe, write_manifest
-from capt_local.bundle.manifest import MANIFEST, SIGNATURE, Bundle
-from capt_local.bundle.sign import read_private, sign
+from capt_local.bundles import store, transfer
+from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.manifest import MANIFEST, SIGNATURE, Bundle
+from capt_local.bundles.sign import read_private, sign
 from capt_local.report.terminal import Screen
-from tests.bundle.travelling import Pulled, everything
+from tests.bundles.travelling import Pulled, everything
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_gguf
 
@@ -58,7 +58,7 @@ def stick(run: Run, tmp_path: Path) -> Stick:
 
 
 def another_key(stick: Stick) -> None:
-    from capt_local.bundle.sign import new_key
+    from capt_local.bundles.sign import new_key
 
     private, _, _ = new_key(stick.folder.with_name("stranger"))
     manifest = (stick.folder / MANIFEST).read_bytes()

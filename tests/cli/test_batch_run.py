@@ -14,7 +14,7 @@ import pytest
 from capt_local.batch.audit import AuditLog
 from capt_local.batch.journal import Journal, JournalFull, read_manifest
 from capt_local.batch.run import Runner
-from capt_local.bundle.manifest import Signer
+from capt_local.bundles.manifest import Signer
 from capt_local.cli import batch_run
 from capt_local.errors import UsageError
 from tests.batch.fake_input import start_worker

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.store import find
+from capt_local.bundles.manifest import Bundle
+from capt_local.bundles.store import find
 from capt_local.cli.bench import chosen_modes
 from capt_local.decoding.options import GenerateOptions, Method, SampleOptions, Speed
 from capt_local.errors import UsageError

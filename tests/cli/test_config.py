@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from capt_local import config as site_config
 from capt_local.cli import parse, settings
 from capt_local.cli.keys import KEYS
 from capt_local.cli.settings import settable, verbs
-from capt_local.config import places, read
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 
@@ -24,19 +24,19 @@ ROOT = Path(__file__).resolve().parents[2]
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "etc"
     folder.mkdir(mode=0o755)
-    monkeypatch.setattr(places, "site_file", lambda: folder / "config.toml")
-    check = read._check_owner
+    monkeypatch.setattr(site_config, "site_file", lambda: folder / "config.toml")
+    check = site_config._check_owner
 
     def own(path: Path, about: os.stat_result, owner: int, others: int) -> None:
         check(path, about, os.getuid() if hasattr(os, "getuid") else owner, others)
 
-    monkeypatch.setattr(read, "_check_owner", own)
+    monkeypatch.setattr(site_config, "_check_owner", own)
     return folder / "config.toml"
 
 
 @pytest.fixture
 def user() -> Path:
-    path = places.user_file()
+    path = site_config.user_file()
     path.parent.mkdir(parents=True)
     return path
 

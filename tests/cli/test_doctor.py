@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import store, verify
-from capt_local.bundle.create import describe, write_manifest
-from capt_local.bundle.manifest import Bundle, Role
-from capt_local.bundle.verify import Check
+from capt_local import config as site_config
+from capt_local.bundles import store, verify
+from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.manifest import Bundle, Role
+from capt_local.bundles.verify import Check
 from capt_local.cli.doctor import overlap
-from capt_local.config import places
 from capt_local.engine import memory
 from capt_local.engine import probe as probe_module
 from capt_local.engine.library import Library
@@ -226,7 +226,7 @@ def test_keys_are_told(bundle: Path, run: Run, tmp_path: Path) -> None:
     run("models", "trust", str(tmp_path / "house.pub"))
     found = json.loads(run("doctor", "-m", str(bundle), "--json").out)
     assert found["keys"]["of the user"].startswith("house ")
-    (key,) = places.key_folders()[1].iterdir()
+    (key,) = site_config.key_folders()[1].iterdir()
     key.chmod(0o666)
     result = run("doctor", "-m", str(bundle))
     assert result.code == 3 and "others may write it" in result.out

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle.manifest import Bundle, Defaults
+from capt_local.bundles.manifest import Bundle, Defaults
 from capt_local.cli import bench
 from capt_local.evaluate.bench import BenchPrompt, BenchResult, Timing
 from tests.cli.conftest import Run

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import store
-from capt_local.bundle.create import describe, write_manifest
-from capt_local.bundle.manifest import MANIFEST, Bundle
-from capt_local.bundle.manifest_file import read_bundle
+from capt_local.bundles import store
+from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.manifest import MANIFEST, Bundle
+from capt_local.bundles.manifest_file import read_bundle
 from capt_local.engine.gguf_header import file_digests
 from capt_local.errors import ModelError
 from capt_local.runtime.tokenizers import check_tokenizers

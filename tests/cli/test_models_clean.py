@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import staging, store
-from capt_local.bundle.staging import Staging
+from capt_local.bundles import staging, store
+from capt_local.bundles.staging import Staging
 from tests.cli.conftest import Run
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import gguf
 import pytest
 
-from capt_local.bundle import store
-from capt_local.bundle.manifest import MANIFEST, Style
-from capt_local.bundle.manifest_file import read_bundle
+from capt_local.bundles import store
+from capt_local.bundles.manifest import MANIFEST, Style
+from capt_local.bundles.manifest_file import read_bundle
 from capt_local.cli.models import create as creating
 from capt_local.version import __version__
 from tests.cli.conftest import Result, Run

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import hub, store, verify
-from capt_local.bundle.create import describe, write_manifest
-from capt_local.bundle.manifest import Bundle
+from capt_local import config as site_config
+from capt_local.bundles import hub, store, verify
+from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.manifest import Bundle
 from capt_local.cli.models import pull as verb
-from capt_local.config import places
-from capt_local.config import read as config_read
-from tests.bundle.mirror import Handler, Mirror, Repository, running, sha256, status
-from tests.bundle.pulls import COMMITS, SIZES, name, write_recipe
+from tests.bundles.mirror import Handler, Mirror, Repository, running, sha256, status
+from tests.bundles.pulls import COMMITS, SIZES, name, write_recipe
 from tests.cli.conftest import Run, Stdin
 from tests.tiny_models import tiny_gguf
 
@@ -70,8 +69,8 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> Path:
     """A site's file that counts as root's."""
     file = tmp_path / "site.toml"
     file.write_text(text, encoding="utf-8")
-    monkeypatch.setattr(places, "site_file", lambda: file)
-    monkeypatch.setattr(config_read, "_check_owner", lambda *_: None)
+    monkeypatch.setattr(site_config, "site_file", lambda: file)
+    monkeypatch.setattr(site_config, "_check_owner", lambda *_: None)
     return file
 
 
@@ -181,8 +180,8 @@ def test_offline(
     if way == "twin":
         monkeypatch.setenv("CAPT_LOCAL_OFFLINE", "1")
     if way == "file":
-        places.user_file().parent.mkdir(parents=True)
-        places.user_file().write_text("[options]\noffline = true\n")
+        site_config.user_file().parent.mkdir(parents=True)
+        site_config.user_file().write_text("[options]\noffline = true\n")
     result = run("models", "pull", recipe, *ACCEPT, *flags)
     assert (result.code, result.out, mirror.seen) == (2, "", [])
     assert "--offline (or its twin) forbids" in result.err

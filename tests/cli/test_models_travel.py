@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import store
-from capt_local.bundle.create import describe, write_manifest
-from capt_local.bundle.manifest import MANIFEST, SIGNATURE, Bundle
+from capt_local.bundles import store
+from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.manifest import MANIFEST, SIGNATURE, Bundle
 from capt_local.cli.models import travel
 from capt_local.engine import probe as probe_module
 from capt_local.engine.probe import Probe

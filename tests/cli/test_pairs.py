@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from capt_local.bundle.create import describe, write_manifest
-from capt_local.bundle.manifest import Bundle, Defaults, roles
+from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.manifest import Bundle, Defaults, roles
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 

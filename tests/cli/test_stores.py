@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import store
-from capt_local.bundle.create import describe, write_manifest
-from capt_local.bundle.manifest import Bundle
+from capt_local import config as site_config
+from capt_local.bundles import store
+from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.manifest import Bundle
 from capt_local.cli import stores
-from capt_local.config import places
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 from tests.tiny_models import tiny_gguf
@@ -29,7 +29,7 @@ def make(folder: Path) -> Path:
 
 @pytest.fixture
 def user() -> Path:
-    path = places.user_file()
+    path = site_config.user_file()
     path.parent.mkdir(parents=True)
     return path
 

@@ -17,8 +17,7 @@ from capt_local.cli.options import ModelFlags
 from capt_local.cli.session import find_bundle, open_session
 from capt_local.cli.signals import Signals
 from capt_local.cli.talk import Talk, TranscriptFile
-from capt_local.config.limits import Feature, Limits
-from capt_local.config.read import SiteFile
+from capt_local.config import Feature, Limits, SiteFile
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, ContextOverflow, NumericalError, UsageError

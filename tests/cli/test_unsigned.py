@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import capt_local.runtime.tokenizers  # noqa: F401  before a fake stands in the place of its package
-from capt_local.bundle import store
-from capt_local.bundle.create import describe, write_manifest
-from capt_local.bundle.manifest import Bundle, Signer
-from capt_local.config import places
+from capt_local import config as site_config
+from capt_local.bundles import store
+from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.manifest import Bundle, Signer
 from capt_local.provenance import about_bundle
 from tests.cli.conftest import Run, Stdin
 from tests.cli.fake_runtime import Script
@@ -22,10 +22,9 @@ from tests.tiny_models import tiny_gguf
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The site's file, that this account may write as if it were root."""
-    from capt_local.config import read
 
-    monkeypatch.setattr(read, "_check_owner", lambda *_: None)
-    file = places.site_file()
+    monkeypatch.setattr(site_config, "_check_owner", lambda *_: None)
+    file = site_config.site_file()
     file.parent.mkdir(parents=True)
     return file
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from capt_local.decoding.structured import SchemaConstraint, schema_structure
 from capt_local.errors import UsageError
-from capt_local.strict.json import parse_json
+from capt_local.strict_json import parse_json
 from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 from tests.fakes import make_vocabulary
 

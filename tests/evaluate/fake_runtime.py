@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from capt_local.bundle.verify import LateDigests, Verification
+from capt_local.bundles.verify import LateDigests, Verification
 from capt_local.decoding.answers import AnswerScore, Choosing, Chosen
 from capt_local.decoding.scoring import TextScore
 from capt_local.decoding.step import FinishReason

@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from capt_local.bundle import transfer
-from capt_local.bundle.create import describe, write_manifest
-from capt_local.bundle.manifest import MANIFEST, Bundle
-from capt_local.bundle.manifest_file import read_bundle
+from capt_local.bundles import transfer
+from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.manifest import MANIFEST, Bundle
+from capt_local.bundles.manifest_file import read_bundle
 from tests.fuzz.targets import CORPUS
 
 LINES = {

@@ -13,15 +13,14 @@ from pathlib import Path
 
 from capt_local.batch import InputFormat
 from capt_local.batch.readers import check_input
-from capt_local.bundle import store
-from capt_local.bundle.manifest_file import parse_manifest
-from capt_local.bundle.transfer import Terms, import_bundle
+from capt_local.bundles import store
+from capt_local.bundles.manifest_file import parse_manifest
+from capt_local.bundles.transfer import Terms, import_bundle
 from capt_local.engine.gguf_header import parse_header
 from capt_local.engine.memory import estimate
 from capt_local.engine.options import LoadOptions
 from capt_local.errors import ModelError, UsageError
-from capt_local.strict.json import parse_json
-from capt_local.strict.problems import NotReadable
+from capt_local.strict_json import NotReadable, parse_json
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 Target = Callable[[bytes], bool]

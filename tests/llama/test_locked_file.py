@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.bundle.create import describe, write_manifest
-from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.manifest_file import read_bundle
-from capt_local.bundle.verify import verify
+from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.manifest import Bundle
+from capt_local.bundles.manifest_file import read_bundle
+from capt_local.bundles.verify import verify
 from capt_local.engine import locked_file, weights
 from capt_local.engine.gguf_header import file_digests
 from capt_local.engine.llama import LlamaModel
@@ -23,7 +23,7 @@ from capt_local.engine.locked_file import LockedFile
 from capt_local.engine.options import LoadOptions
 from capt_local.engine.weights import Weights
 from capt_local.errors import ModelError
-from capt_local.strict.stamp import stamp_of
+from capt_local.strict_json import stamp_of
 from tests.tiny_models import tiny_gguf
 
 CHANGED = "changed between its check and its loading"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle.store import find
+from capt_local.bundles.store import find
 from capt_local.engine import plain as module
 from capt_local.engine.llama import LlamaModel
 from capt_local.engine.options import LoadOptions

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle.manifest import ModelFile, Style
+from capt_local.bundles.manifest import ModelFile, Style
 from capt_local.errors import ModelError, UsageError
 from capt_local.prompting.messages import Message
 from capt_local.prompting.template import PLAIN, given_template, open_template

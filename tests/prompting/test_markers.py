@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle.manifest import ModelFile
+from capt_local.bundles.manifest import ModelFile
 from capt_local.prompting.build import PromptBuilder, vocabulary_with_turn_ends
 from capt_local.prompting.markers import find_markers, find_turn_ends
 from capt_local.prompting.template import ChatTemplate

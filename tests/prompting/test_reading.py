@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from capt_local.prompting.messages import Message, messages_of
-from capt_local.strict.problems import NotReadable
+from capt_local.strict_json import NotReadable
 
 CANARY = "zyzzyva"
 

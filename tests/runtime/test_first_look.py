@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle import digest_cache, store
-from capt_local.bundle.create import describe, write_manifest
-from capt_local.bundle.manifest import Bundle, Signer
-from capt_local.bundle.manifest_file import read_bundle
-from capt_local.bundle.verify import Check
+from capt_local.bundles import digest_cache, store
+from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.manifest import Bundle, Signer
+from capt_local.bundles.manifest_file import read_bundle
+from capt_local.bundles.verify import Check
 from capt_local.cli import app
 from capt_local.cli.models.travel import examine as examine_bundle
 from capt_local.engine import probe as probe_module

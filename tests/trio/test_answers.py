@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
-from capt_local.bundle.store import find
+from capt_local.bundles.store import find
 from capt_local.decoding.answers import Choosing
 from capt_local.errors import ContextOverflow, UsageError
 

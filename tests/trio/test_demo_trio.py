@@ -20,7 +20,7 @@ from capt_local import (
     Runtime,
     SampleOptions,
 )
-from capt_local.bundle.store import find
+from capt_local.bundles.store import find
 from capt_local.cli.app import run
 from capt_local.errors import ContextOverflow, UsageError
 
@@ -75,7 +75,7 @@ def test_alpha_zero_is_the_target(runtime: Runtime) -> None:
 
 def test_expert_equal_to_base_is_the_target() -> None:
     files = {role: model.path for role, model in find("demo").models.items()}
-    from capt_local.bundle.manifest import Bundle
+    from capt_local.bundles.manifest import Bundle
 
     bundle = Bundle.from_paths(files["target"], files["base"], files["base"])
     with Runtime.open(bundle, load=LoadOptions(threads=1)) as same:
@@ -90,7 +90,7 @@ def test_expert_equal_to_base_is_the_target() -> None:
 
 def test_one_model_in_all_roles_is_proxy_tuning_over_one_vocabulary() -> None:
     """Three contexts, one vocabulary: logits combine as softmax(l_T + alpha (l_E - l_A))."""
-    from capt_local.bundle.manifest import Bundle
+    from capt_local.bundles.manifest import Bundle
     from capt_local.engine.llama import LlamaModel
     from tests.fakes import softmax
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from capt_local import GenerateOptions, LoadOptions, Method, Runtime
-from capt_local.bundle.create import describe, write_manifest
-from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.store import find
+from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.manifest import Bundle
+from capt_local.bundles.store import find
 from capt_local.errors import ModelError
 from scripts.make_lora_expert import Weights, make_adapter, write_adapter, write_untied
 

@@ -18,8 +18,8 @@ from capt_local import (
 )
 from capt_local.alignment.kinds import Align
 from capt_local.alignment.published import TokenStrings
-from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.store import find
+from capt_local.bundles.manifest import Bundle
+from capt_local.bundles.store import find
 from capt_local.decoding.cached import common_length
 from capt_local.decoding.exact import ExactProxy
 from capt_local.decoding.methods.choices import Choices

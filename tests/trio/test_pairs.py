@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
-from capt_local.bundle.manifest import Bundle
-from capt_local.bundle.store import find
+from capt_local.bundles.manifest import Bundle
+from capt_local.bundles.store import find
 from capt_local.cli.app import run
 from capt_local.decoding.options import Speed
 from capt_local.decoding.step import Step

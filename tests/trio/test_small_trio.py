@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from capt_local import GenerateOptions, LoadOptions, Method, Runtime
-from capt_local.bundle.store import find
+from capt_local.bundles.store import find
 from tests.small_trio import SMALL_TRIO
 
 NOTE = b"The patient is a 61-year-old woman who presents with shortness of breath. She was given"

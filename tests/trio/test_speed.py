@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
-from capt_local.bundle.manifest import Bundle
+from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.generation import Generation
 from capt_local.decoding.options import Speed
 from capt_local.decoding.speculate import setup

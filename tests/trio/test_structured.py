@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from capt_local import FinishReason, GenerateOptions, LoadOptions, Method, Runtime, SampleOptions
-from capt_local.bundle.store import find
+from capt_local.bundles.store import find
 from capt_local.decoding.options import Structure
 from capt_local.decoding.structured import schema_structure
 from tests.small_trio import SMALL_TRIO

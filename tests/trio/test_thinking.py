@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from capt_local import FinishReason, GenerateOptions, LoadOptions, Runtime
-from capt_local.bundle.manifest import Bundle
+from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.options import Structure
 from capt_local.prompting.messages import Message
 from tests.tiny_models import tiny_gguf

@@ -21,7 +21,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from capt_local.bundle.sign import new_key
+from capt_local.bundles.sign import new_key
 from scripts.wheelhouse.stick import HERE, write_sums
 from scripts.wheelhouse.wheels import read_wheels, requirements
 

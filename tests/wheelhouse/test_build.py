@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle.sign import new_key
+from capt_local.bundles.sign import new_key
 from scripts.wheelhouse import __main__ as script
 from scripts.wheelhouse import first, stick
 from scripts.wheelhouse.pip import NotBuilt, call
 from scripts.wheelhouse.stick import Order
-from tests.bundle.travelling import make_bundle
+from tests.bundles.travelling import make_bundle
 from tests.children import socket_guard
 
 

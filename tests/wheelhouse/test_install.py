@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundle.sign import read_public
+from capt_local.bundles.sign import read_public
 from scripts.wheelhouse.install_checks import processor_flags
 from scripts.wheelhouse.stick import write_sums
 from tests.wheelhouse.stub import program, refused, run, tell, version, write_program

@@ -22,7 +22,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from capt_local.bundle.sign import read_public
+from capt_local.bundles.sign import read_public
 from scripts.wheelhouse.stick import PROJECT
 from tests.wheelhouse.stub import needed, repack
 

@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from capt_local.bundle.sign import new_key
+from capt_local.bundles.sign import new_key
 from scripts.wheelhouse import install
 
 ABOUT = {"key": "keys/maker.pub", "bundle": "bundle/tiny.capt"}

@@ -22,9 +22,9 @@ from capt_local.report.views import Table
 from capt_local.version import __version__
 
 if TYPE_CHECKING:
-    from capt_local.bundle.create import Put
-    from capt_local.bundle.manifest import Bundle
-    from capt_local.bundle.staging import Staging
+    from capt_local.bundles.create import Put
+    from capt_local.bundles.manifest import Bundle
+    from capt_local.bundles.staging import Staging
 
 _LONGEST = 200
 _ROLE = re.compile(r"(?:target|(?:expert|base)(?:-[0-9]+)?)(?:\.adapter)?")
@@ -117,9 +117,9 @@ def models_create(what: CreateFlags, view: ViewFlags) -> int:
 
       capt-local models create heart --target qwen.gguf --base demo:base --expert-adapter lora.gguf
     """
-    from capt_local.bundle.create import write_manifest
-    from capt_local.bundle.manifest_file import read_bundle
-    from capt_local.bundle.staging import free_place, new_staging
+    from capt_local.bundles.create import write_manifest
+    from capt_local.bundles.manifest_file import read_bundle
+    from capt_local.bundles.staging import free_place, new_staging
 
     check_unsigned("A bundle that models create makes, which nobody has signed,")
     screen = Screen.standard(view.verbose)
@@ -147,10 +147,10 @@ def models_create(what: CreateFlags, view: ViewFlags) -> int:
 
 def _planned(what: CreateFlags) -> tuple[Bundle, list[str]]:
     """The bundle as far as flags and headers decide it, and notes for the user."""
-    from capt_local.bundle import store
-    from capt_local.bundle.create import ingredients
-    from capt_local.bundle.manifest import NAME, AdapterFile
-    from capt_local.bundle.manifest_file import version_numbers
+    from capt_local.bundles import store
+    from capt_local.bundles.create import ingredients
+    from capt_local.bundles.manifest import NAME, AdapterFile
+    from capt_local.bundles.manifest_file import version_numbers
 
     if what.target is None or not what.base or not (what.expert or what.expert_adapter):
         raise UsageError(
@@ -180,7 +180,7 @@ def _planned(what: CreateFlags) -> tuple[Bundle, list[str]]:
 
 def _with_headers(bundle: Bundle, what: CreateFlags) -> tuple[Bundle, list[str]]:
     """The bundle with what its files say: licences, sources, styles, digests of tokenizers."""
-    from capt_local.bundle.manifest import Style, pair_roles
+    from capt_local.bundles.manifest import Style, pair_roles
     from capt_local.engine.adapters import check_adapter
     from capt_local.engine.gguf_header import file_digests, read_header
 
@@ -275,8 +275,8 @@ def _collect(
     planned: Bundle, staging: Staging, what: CreateFlags, screen: Screen
 ) -> tuple[Put, dict[str, Any]]:
     """Brings the files together and looks into each; returns how the pairs fit."""
-    from capt_local.bundle.archive import members
-    from capt_local.bundle.create import put_together
+    from capt_local.bundles.archive import members
+    from capt_local.bundles.create import put_together
     from capt_local.runtime.tokenizers import check_tokenizers
 
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capt_local.bundle.verify import Check
+from capt_local.bundles.verify import Check
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import ViewFlags, option, verify_option
 from capt_local.cli.policy import permitted, signed, spoken_signer
@@ -20,8 +20,8 @@ from capt_local.report.views import Table
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from capt_local.bundle.manifest import Bundle, ModelFile
-    from capt_local.strict.stamp import Stamp
+    from capt_local.bundles.manifest import Bundle, ModelFile
+    from capt_local.strict_json import Stamp
     from capt_local.tokenization.vocabulary import Vocabulary
 
 
@@ -80,8 +80,8 @@ def models_list(how: ListFlags, view: ViewFlags) -> int:
 
     Exit code 3 when one of them is broken; the others are listed all the same.
     """
-    from capt_local.bundle import store
-    from capt_local.bundle.manifest import PackageMissing
+    from capt_local.bundles import store
+    from capt_local.bundles.manifest import PackageMissing
 
     screen = Screen.standard(view.verbose)
     problems: list[ModelError] = []
@@ -120,7 +120,7 @@ def models_verify(what: BundleFlags, view: ViewFlags) -> int:
 
     Exit code 3 when one is missing or another.
     """
-    from capt_local.bundle import store, verify
+    from capt_local.bundles import store, verify
 
     screen = Screen.standard(view.verbose)
     bundle = signed(store.find(what.bundle))
@@ -144,7 +144,7 @@ def models_remove(what: RemoveFlags, view: ViewFlags) -> int:
 
     Without --yes nothing is deleted, and the exit code is 2.
     """
-    from capt_local.bundle import store
+    from capt_local.bundles import store
 
     screen = Screen.standard(view.verbose)
     folder = store.removable(what.bundle)
@@ -162,7 +162,7 @@ def models_clean(what: CleanFlags, view: ViewFlags) -> int:
     The same import given again would go on with it. What is being imported right now stays.
     Without --yes nothing is deleted, and the exit code is 2.
     """
-    from capt_local.bundle.staging import clear, leftovers
+    from capt_local.bundles.staging import clear, leftovers
 
     screen = Screen.standard(view.verbose)
     found = leftovers()
@@ -188,7 +188,7 @@ def models_show(what: ShowFlags, view: ViewFlags) -> int:
 
     The digests are checked first, so that nothing else than the models of the bundle is read.
     """
-    from capt_local.bundle import store, verify
+    from capt_local.bundles import store, verify
     from capt_local.runtime.first_look import NOT_LOOKED_AT, is_trusted, look_first
 
     screen = Screen.standard(view.verbose)
@@ -284,7 +284,7 @@ def _model(model: ModelFile, weights: Any) -> dict[str, Any]:
 def _fits(
     bundle: Bundle, models: dict[str, dict[str, Any]], vocabularies: dict[str, Vocabulary]
 ) -> dict[str, Any]:
-    from capt_local.bundle.manifest import pair_roles
+    from capt_local.bundles.manifest import pair_roles
     from capt_local.cli.doctor import overlap
 
     fits: dict[str, Any] = {}

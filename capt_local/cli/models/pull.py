@@ -22,9 +22,9 @@ from capt_local.report.terminal import Screen
 from capt_local.report.views import Table
 
 if TYPE_CHECKING:
-    from capt_local.bundle.hub import Hub, Plan
-    from capt_local.bundle.manifest import Bundle
-    from capt_local.bundle.recipe import Recipe
+    from capt_local.bundles.hub import Hub, Plan
+    from capt_local.bundles.manifest import Bundle
+    from capt_local.bundles.recipe import Recipe
 
 TOKEN = "CAPT_LOCAL_HUB_TOKEN"
 _LIBRARY_TOKEN = "HF_TOKEN"
@@ -86,7 +86,7 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
     the first use. After a cut, the same command goes on where it was. Nothing is sent but requests
     for these files; gated models are explained and not fetched.
     """
-    from capt_local.bundle.recipe import find_recipe, recipes
+    from capt_local.bundles.recipe import find_recipe, recipes
 
     screen = Screen.standard(view.verbose)
     if what.recipe is None:
@@ -102,7 +102,7 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
         importlib.import_module("huggingface_hub")
     except ImportError:
         raise UsageError("models pull needs more: pip install 'capt-local[pull]'.") from None
-    from capt_local.bundle import hub
+    from capt_local.bundles import hub
 
     here = hub.installed(recipe.id)
     if here is not None and recipe.fulfilled_by(here):
@@ -126,7 +126,7 @@ def _check_allowed(what: PullFlags) -> None:
 
 
 def _opened(what: PullFlags) -> Hub:
-    from capt_local.bundle.hub import Hub
+    from capt_local.bundles.hub import Hub
 
     name = _LIBRARY_TOKEN if what.hf_token else TOKEN
     token = os.environ.get(name) or None
@@ -136,7 +136,7 @@ def _opened(what: PullFlags) -> Hub:
 
 
 def _fetch(planned: Plan, opened: Hub, what: PullFlags, screen: Screen) -> None:
-    from capt_local.bundle.hub import pull
+    from capt_local.bundles.hub import pull
 
     def look(bundle: Bundle) -> None:
         examine(bundle, screen)
@@ -162,7 +162,7 @@ def _fetch(planned: Plan, opened: Hub, what: PullFlags, screen: Screen) -> None:
 
 
 def _is_here(bundle: Bundle, what: PullFlags, screen: Screen) -> int:
-    from capt_local.bundle.verify import verify
+    from capt_local.bundles.verify import verify
 
     name = reference(bundle, screen)
     told = f"{bundle.id} {bundle.version} was installed already, and is whole; no hub was asked."

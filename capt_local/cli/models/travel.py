@@ -9,20 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from capt_local.bundle.verify import Check
+from capt_local.bundles.verify import Check
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.manage import bundle_argument, named
 from capt_local.cli.options import ViewFlags, option
 from capt_local.cli.policy import signed, trusted, trusted_by_the_site
-from capt_local.config.limits import Feature
-from capt_local.config.places import key_folders
-from capt_local.config.read import read_site
+from capt_local.config import Feature, key_folders, read_site
 from capt_local.errors import ModelError, UsageError
 from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
-    from capt_local.bundle.manifest import Bundle
-    from capt_local.bundle.transfer import Terms
+    from capt_local.bundles.manifest import Bundle
+    from capt_local.bundles.transfer import Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +72,8 @@ def models_export(what: ExportFlags, view: ViewFlags) -> int:
     Without --key, the signature that the bundle came with goes with it. Each file is held against
     the manifest as it is copied.
     """
-    from capt_local.bundle import store, transfer
-    from capt_local.bundle.sign import read_private, read_signature
+    from capt_local.bundles import store, transfer
+    from capt_local.bundles.sign import read_private, read_signature
 
     screen = Screen.standard(view.verbose)
     if what.unsigned and what.key:
@@ -103,7 +101,7 @@ def models_import(what: ImportFlags, view: ViewFlags) -> int:
     After an interruption, the same command goes on where it was. Exit code 3 when the bundle is
     not to be trusted, damaged, or older than the installed one; the store is then what it was.
     """
-    from capt_local.bundle.transfer import import_bundle
+    from capt_local.bundles.transfer import import_bundle
 
     screen = Screen.standard(view.verbose)
     terms = _terms(what)
@@ -131,8 +129,8 @@ def models_import(what: ImportFlags, view: ViewFlags) -> int:
 
 def _terms(what: ImportFlags) -> Terms:
     """What is taken in; where the site forbids unsigned bundles, only what its own keys signed."""
-    from capt_local.bundle.sign import read_public
-    from capt_local.bundle.transfer import Terms
+    from capt_local.bundles.sign import read_public
+    from capt_local.bundles.transfer import Terms
 
     limits = read_site().limits
     if limits.forbids(Feature.UNSIGNED):
@@ -147,7 +145,7 @@ def _terms(what: ImportFlags) -> Terms:
 
 def is_found(bundle: Bundle) -> bool:
     """Whether its id leads to an installed bundle, or to the same one inside the package."""
-    from capt_local.bundle import store
+    from capt_local.bundles import store
 
     try:
         found = store.find(bundle.id)
@@ -208,7 +206,7 @@ def models_keygen(what: KeygenFlags, view: ViewFlags) -> int:
 
     The public key has to come by another way than the bundles: compare the fingerprint by phone.
     """
-    from capt_local.bundle.sign import new_key
+    from capt_local.bundles.sign import new_key
 
     screen = Screen.standard(view.verbose)
     private, public, fingerprint = new_key(what.output)
@@ -218,7 +216,7 @@ def models_keygen(what: KeygenFlags, view: ViewFlags) -> int:
 
 def models_trust(what: TrustFlags, view: ViewFlags) -> int:
     """Installs a public key for this user: bundles that it has signed are taken in from now on."""
-    from capt_local.bundle.sign import install
+    from capt_local.bundles.sign import install
 
     screen = Screen.standard(view.verbose)
     key = install(what.key, key_folders()[-1])

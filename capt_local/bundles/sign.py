@@ -1,0 +1,445 @@
+"""Ed25519 signatures of manifests, and the public keys that are trusted.
+
+A manifest names every file of a bundle with its digest, so one signature of its bytes holds for
+all of them. Which keys are trusted is a matter of files in folders that only their owner may write;
+a key comes there by another way than the bundles that it has signed.
+
+An import leaves a receipt beside the manifest: which key it was checked against. So the signer is
+known later too, also where the key was trusted for that one import. A receipt counts in the user's
+own store alone, only where nobody else can have written it, and only for the very file that the
+import wrote: its place on the disk and its times, which nobody knows before a copy is made. So a
+folder that is copied into the store brings no receipt. Whatever it says, the signature is checked
+against the manifest again; and a bundle that has a receipt but no signature any more is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from capt_local.bundles import store
+from capt_local.bundles.digest_cache import is_private
+from capt_local.bundles.manifest import MANIFEST, NAME, RECEIPT, SIGNATURE, Bundle, Signer
+from capt_local.errors import ModelError, UsageError
+from capt_local.strict_json import (
+    NotReadable,
+    make_private_folder,
+    parse_object,
+    read_regular,
+    stamp_of,
+)
+
+LARGEST_SIGNATURE = 4096
+PUBLIC, PRIVATE = ".pub", ".key"
+_MARK = 16  # digits of a fingerprint in the name of a file
+# What is signed begins with this, so that no signature of another thing passes for one of these.
+_CONTEXT = b"capt-local bundle manifest 1\n"
+_LARGEST_KEY = 4096
+TRUST_IT = (
+    "If its fingerprint is that of your source, install it: capt-local models trust FILE.pub."
+)
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedKey:
+    """A public key.
+
+    Attributes:
+        fingerprint: SHA-256 of its 32 bytes, in hexadecimal.
+        key: itself.
+        name: of its file, without the ending; empty for one without a plain name.
+    """
+
+    fingerprint: str
+    key: Ed25519PublicKey
+    name: str = ""
+
+
+def new_key(place: Path) -> tuple[Path, Path, str]:
+    """Makes a pair of keys.
+
+    Args:
+        place: of the files, without their endings.
+
+    Returns:
+        The private key (mode 0600), the public key, and its fingerprint.
+
+    Raises:
+        UsageError: a file of that name is there, or cannot be written, or there is no name.
+    """
+    if place.name in ("", ".."):
+        raise UsageError(f"{place} is a folder: give the keys a name in it, such as hospital.")
+    private = Ed25519PrivateKey.generate()
+    secret = private.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    files = place.with_name(place.name + PRIVATE), place.with_name(place.name + PUBLIC)
+    write_new(files[0], secret, 0o600)
+    try:
+        write_new(files[1], _pem(private.public_key()), 0o644)
+    except BaseException:
+        files[0].unlink()
+        raise
+    return *files, fingerprint(private.public_key())
+
+
+def write_new(file: Path, data: bytes, mode: int) -> None:
+    """Writes a file that is not there yet.
+
+    Raises:
+        UsageError: it is there, or cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        with open(os.open(file, flags | getattr(os, "O_BINARY", 0), mode), "wb") as stream:
+            stream.write(data)
+    except FileExistsError:
+        raise UsageError(f"{file.name} is there already; nothing was written.") from None
+    except OSError as error:
+        raise UsageError(f"{file.name} cannot be written: {error.strerror}.") from None
+
+
+def fingerprint(key: Ed25519PublicKey) -> str:
+    """SHA-256 of a public key's 32 bytes, in hexadecimal."""
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()
+
+
+def read_public(file: Path) -> TrustedKey:
+    """A public key in PEM.
+
+    Raises:
+        ModelError: the file cannot be read, or holds another thing.
+    """
+    try:
+        key = serialization.load_pem_public_key(_key_bytes(file))
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ModelError(f"{file.name} holds no public Ed25519 key in PEM.")
+    found = fingerprint(key)
+    return TrustedKey(found, key, _name(file, found))
+
+
+def read_private(file: Path) -> Ed25519PrivateKey:
+    """A private key in PEM that has no passphrase.
+
+    Raises:
+        UsageError: others may read it.
+        ModelError: it cannot be read, or is another thing.
+    """
+    data = _key_bytes(file)
+    if os.name == "posix" and file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise UsageError(f"Others may read {file.name}: chmod 600 it, or make a new key.")
+    try:
+        key = serialization.load_pem_private_key(data, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ModelError(f"{file.name} holds no private Ed25519 key in PEM without a passphrase.")
+    return key
+
+
+def sign(manifest: bytes, key: Ed25519PrivateKey) -> bytes:
+    """The signature file of a manifest."""
+    return _signature_file(fingerprint(key.public_key()), key.sign(_CONTEXT + manifest))
+
+
+def _signature_file(name: str, signature: bytes) -> bytes:
+    return json.dumps({"key": name, "signature": signature.hex()}).encode()
+
+
+def signed_with(signature: bytes) -> str:
+    """The fingerprint that a signature file names, which proves nothing by itself.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    return _parts(signature)[0]
+
+
+def _parts(signature: bytes) -> tuple[str, bytes]:
+    """The fingerprint and the signature of a signature file."""
+    try:
+        found = parse_object(signature)
+        name, value = found.get("key"), found.get("signature")
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ValueError
+        data = bytes.fromhex(value)
+        if signature != _signature_file(bytes.fromhex(name).hex(), data):
+            raise ValueError
+    except (NotReadable, ValueError):
+        raise ModelError(f"The signature ({SIGNATURE}) is damaged. Get the bundle again.") from None
+    return name, data
+
+
+def check_signature(
+    manifest: bytes, signature: bytes, keys: Mapping[str, TrustedKey], hint: str = TRUST_IT
+) -> str:
+    """Whether a trusted key has signed a manifest.
+
+    Args:
+        manifest: its bytes.
+        signature: those of the signature file.
+        keys: by fingerprint.
+        hint: what to do about a key that is not trusted.
+
+    Returns:
+        The fingerprint of the key.
+
+    Raises:
+        ModelError: no; says why.
+    """
+    name, data = _parts(signature)
+    if name not in keys:
+        raise ModelError(
+            f"The bundle is signed with a key that is not trusted here ({name[:64]}). {hint}"
+        )
+    try:
+        keys[name].key.verify(data, _CONTEXT + manifest)
+    except InvalidSignature:
+        raise ModelError(
+            "The signature does not fit the manifest: one of them was changed. "
+            "Get the bundle again from its source."
+        ) from None
+    return name
+
+
+def trusted_keys(folders: Iterable[Path]) -> dict[str, TrustedKey]:
+    """The keys that are installed.
+
+    Args:
+        folders: that may hold some; those that are not there are left out.
+
+    Raises:
+        ModelError: a key is no key, or others than its owner may write it; or a folder or key
+            cannot be read.
+    """
+    found: dict[str, TrustedKey] = {}
+    for folder in folders:
+        for file in _public_files(folder):
+            _refuse_shared(folder)
+            _refuse_shared(file)
+            key = read_public(file)
+            found[key.fingerprint] = key
+    return found
+
+
+def _public_files(folder: Path) -> list[Path]:
+    try:
+        return sorted(file for file in folder.iterdir() if file.suffix == PUBLIC)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+
+
+def install(file: Path, folder: Path) -> TrustedKey:
+    """Copies a public key to where the trusted ones lie.
+
+    Raises:
+        ModelError: it is no public key, or cannot be installed.
+    """
+    key = read_public(file)
+    mark = key.fingerprint[:_MARK]
+    place = folder / f"{key.name}.{mark}{PUBLIC}".lstrip(".")
+    try:
+        make_private_folder(folder)
+        if key.fingerprint not in trusted_keys([folder]):
+            write_new(place, _pem(key.key), 0o644)
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written: {error.strerror}.") from None
+    return key
+
+
+def _name(file: Path, fingerprint: str) -> str:
+    """What a key is called: the name of its file, without what `install` adds to it."""
+    mark = fingerprint[:_MARK]
+    name = file.name.removesuffix(PUBLIC)
+    name = "" if name == mark else name.removesuffix(f".{mark}")
+    return name if NAME.fullmatch(name) else ""
+
+
+def _pem(key: Ed25519PublicKey) -> bytes:
+    return key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _key_bytes(file: Path) -> bytes:
+    try:
+        return read_regular(file, _LARGEST_KEY)
+    except FileNotFoundError:
+        raise ModelError(f"The key {file.name} is not there.") from None
+    except OSError as error:
+        raise ModelError(f"The key {file.name} cannot be read: {error.strerror}.") from None
+
+
+def _unreadable(place: Path, error: OSError) -> ModelError:
+    """Keys that cannot be read are not passed over: what they have signed would be nobody's."""
+    return ModelError(
+        f"{place} cannot be read, so nobody knows which keys are trusted: "
+        f"{error.strerror or 'no access'}. Let all who use this program read it (chmod a+rX)."
+    )
+
+
+def _refuse_shared(place: Path) -> None:
+    """Whoever may write a trusted key decides which models run."""
+    if os.name != "posix":
+        return
+    try:
+        found = place.stat()
+    except OSError as error:
+        raise _unreadable(place, error) from None
+    if found.st_mode & _OTHERS_WRITE or found.st_uid not in (os.geteuid(), 0):
+        raise ModelError(
+            f"{place} is not to be trusted: others may write it. Make it yours and chmod go-w it."
+        )
+
+
+_LARGEST_RECEIPT = 4096
+
+Keys = Callable[[], Mapping[str, TrustedKey]]
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureFound:
+    """What is known of the signature of a bundle.
+
+    Attributes:
+        signer: whose key has signed it; None where nobody has, or a key that is not trusted.
+        untrusted: fingerprint of a key that is not trusted; empty without one.
+    """
+
+    signer: Signer | None = None
+    untrusted: str = ""
+
+
+def signer_of(bundle: Bundle, keys: Keys, *, receipts: bool = True) -> SignatureFound:
+    """Who has signed a bundle.
+
+    Args:
+        bundle: read from its manifest.
+        keys: returns the keys that are trusted, by fingerprint; called only if there is need.
+        receipts: whether a key counts that was trusted at import.
+
+    Raises:
+        ModelError: the signature is damaged, does not fit the manifest, or is gone although the
+            bundle was imported with one; or a trusted key is none, or not to be trusted.
+    """
+    folder = bundle.folder
+    if folder is None:
+        return SignatureFound()
+    signature = read_signature(folder)
+    if not signature:
+        if os.path.lexists(folder / RECEIPT):
+            raise ModelError(
+                f"The bundle {bundle.id} was imported with a signature, and its {SIGNATURE} is "
+                "gone, so nobody vouches for it any more. Import it again from its source; who "
+                f"changes it on purpose deletes its {RECEIPT} too."
+            )
+        return SignatureFound()
+    manifest = _manifest(bundle, folder)
+    if manifest is None:
+        return SignatureFound()
+    name = signed_with(signature)
+    found = _receipt(folder) if receipts else None
+    if found and found.key.fingerprint == name:
+        # Also with a receipt of another file: what was changed is refused.
+        check_signature(manifest, signature, {name: found.key})
+        if found.fits:
+            return SignatureFound(Signer(name, found.key.name))
+    known = keys()
+    if name not in known:
+        return SignatureFound(untrusted=name)
+    check_signature(manifest, signature, known)
+    return SignatureFound(Signer(name, known[name].name))
+
+
+def read_signature(folder: Path) -> bytes:
+    """The signature file of a bundle; empty if it has none.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        return read_regular(folder / SIGNATURE, LARGEST_SIGNATURE)
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    except OSError as error:
+        raise ModelError(f"{SIGNATURE} cannot be read: {error.strerror}.") from None
+
+
+def receipt(key: TrustedKey, manifest: Path) -> bytes:
+    """What an import leaves of the key that has signed.
+
+    Args:
+        key: that has signed.
+        manifest: where the import has put it; it is not written after this.
+
+    Raises:
+        OSError: it is not there.
+    """
+    public = key.key.public_bytes_raw().hex()
+    about = {"key": key.fingerprint, "name": key.name, "public": public, "file": _mark(manifest)}
+    return json.dumps(about).encode()
+
+
+def _mark(manifest: Path) -> str:
+    """Which file a manifest is; empty for what no import writes, such as a link.
+
+    Raises:
+        OSError: it is not there.
+    """
+    found = os.lstat(manifest)  # a link would lead a copy to a file that is known before
+    # Without the device, whose number some file systems choose anew at each start.
+    return ":".join(map(str, stamp_of(found)[1:])) if stat.S_ISREG(found.st_mode) else ""
+
+
+def _manifest(bundle: Bundle, folder: Path) -> bytes | None:
+    """The bytes of the manifest that was read; None if it has another name, or was changed."""
+    with contextlib.suppress(OSError):
+        data = read_regular(folder / MANIFEST, 1 << 20)
+        if hashlib.sha256(data).hexdigest() == bundle.manifest_sha256:
+            return data
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Receipt:
+    """What lies beside a manifest.
+
+    Attributes:
+        key: that it names.
+        fits: whether it was made for this very file.
+    """
+
+    key: TrustedKey
+    fits: bool
+
+
+def _receipt(folder: Path) -> _Receipt | None:
+    place, manifest = folder / RECEIPT, folder / MANIFEST
+    with contextlib.suppress(OSError, NotReadable, ValueError):
+        own = store.lies_in(folder, store.user_folder())
+        if own and is_private(place) and is_private(manifest) and not place.is_symlink():
+            found = parse_object(read_regular(place, _LARGEST_RECEIPT))
+            public, name = found.get("public"), found.get("name")
+            if isinstance(public, str) and isinstance(name, str) and name.isprintable():
+                key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
+                mark = _mark(manifest)
+                fits = mark != "" and found.get("file") == mark
+                return _Receipt(TrustedKey(fingerprint(key), key, name), fits)
+    return None

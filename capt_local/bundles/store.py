@@ -1,0 +1,245 @@
+"""Where bundles are found.
+
+In order: a path; the bundle that travels with the package; the folders of the environment
+variable CAPT_LOCAL_MODELS; the user's data folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+
+from platformdirs import user_data_dir
+
+from capt_local.bundles.manifest import MANIFEST, NAME, Bundle
+from capt_local.bundles.manifest_file import read_bundle
+from capt_local.errors import ModelError
+
+DEMO = "demo"
+VARIABLE = "CAPT_LOCAL_MODELS"
+# Names that mean a device on Windows, whatever their ending.
+RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
+
+
+def find(reference: str | Path) -> Bundle:
+    """Opens the manifest of a bundle; the models themselves are not read.
+
+    Args:
+        reference: an id, or a path to a bundle's folder or manifest. A text is a path if it
+            holds a separator, begins with "." or "~", or ends in ".toml".
+
+    Raises:
+        ModelError: there is no such bundle, or its manifest is broken.
+    """
+    if isinstance(reference, Path) or _looks_like_path(reference):
+        return _at(Path(os.path.expanduser(reference)))  # also of nobody's home
+    for folder in _candidates(reference) if NAME.fullmatch(reference) else ():
+        if _holds_manifest(folder):
+            return _named(folder, reference)
+    hint = " A folder of that name is here: write ./ in front." if _is_here(reference) else ""
+    raise ModelError(
+        f"No bundle has the id {reference!r}. Give {DEMO!r}, the path of a folder with "
+        f"a {MANIFEST} or of that file, or the id of a bundle in a folder of {VARIABLE}.{hint}"
+    )
+
+
+def available(on_problem: Callable[[ModelError], None] | None = None) -> list[Bundle]:
+    """All bundles that `find` knows by their id, the packaged one first.
+
+    Args:
+        on_problem: called for each broken bundle and each folder that cannot be looked into, which
+            is then left out; without it the first one raises.
+
+    Raises:
+        ModelError: there is such a one and `on_problem` is not given.
+    """
+
+    def tell(error: ModelError) -> None:
+        if on_problem is None:
+            raise error
+        on_problem(error)
+
+    found: dict[str, Bundle] = {}
+    for folder in _everywhere(tell):
+        try:
+            if folder.name not in found and _holds_manifest(folder):
+                found[folder.name] = _named(folder, folder.name)
+        except ModelError as error:
+            # What no bundle can be called is none, such as the lost+found of a disk.
+            if NAME.fullmatch(folder.name) or not isinstance(error, _Unreadable):
+                tell(error)
+    return list(found.values())
+
+
+def is_installed(bundle: Bundle) -> bool:
+    """Whether it lies in the user's own store or in a folder of CAPT_LOCAL_MODELS."""
+    if bundle.folder is None:
+        return False
+    return any(lies_in(bundle.folder, each) for each in _stores())
+
+
+def lies_in(folder: Path, store: Path) -> bool:
+    """Whether a bundle's folder lies in a store by its real path; in a link to itself nothing."""
+    return os.path.dirname(os.path.realpath(folder)) == os.path.realpath(store)
+
+
+def is_packaged(bundle: Bundle) -> bool:
+    """Whether it is the one that travels with the package."""
+    return bundle.folder is not None and bundle.folder.resolve() == packaged_folder().resolve()
+
+
+def user_folder() -> Path:
+    """The user's own store; it need not exist."""
+    return Path(user_data_dir("capt-local", appauthor=False)) / "models"
+
+
+def staging_folder() -> Path:
+    """Where bundles are put together that are on their way into the user's own store."""
+    return user_folder().parent / "incoming"
+
+
+def packaged_folder() -> Path:
+    """Where the demo bundle lies: inside an installed package, beside an editable one."""
+    package = Path(str(resources.files("capt_local")))
+    beside = package.parent / "models" / DEMO
+    # Beside an installed package lie the packages of others, hence the look at the project file.
+    if (package.parent / "pyproject.toml").is_file() and (beside / MANIFEST).is_file():
+        return beside
+    return package / "models" / DEMO
+
+
+def check_id(bundle: Bundle) -> None:
+    """Refuses ids that cannot be the name of a folder everywhere.
+
+    Raises:
+        ModelError: it is such a name.
+    """
+    if RESERVED.fullmatch(bundle.id) or bundle.id.endswith("."):
+        raise ModelError("The id of the bundle cannot be the name of a folder.")
+
+
+def removable(reference: str) -> Path:
+    """The folder of a bundle that may be deleted; a broken one too.
+
+    Args:
+        reference: an id, or the path of its folder or manifest.
+
+    Raises:
+        ModelError: there is no such bundle in the user's own store.
+    """
+    own = user_folder()
+    try:
+        folder = own / reference if NAME.fullmatch(reference) else Path(reference).expanduser()
+        if folder.name == MANIFEST:
+            folder = folder.parent
+        inside = folder.parent.resolve() == own.resolve() and NAME.fullmatch(folder.name)
+        if inside and not folder.is_symlink() and folder.is_dir():
+            return folder
+    except (OSError, RuntimeError, ValueError):
+        pass  # a link to itself, nobody's home; a name that is too long, or holds a zero byte
+    raise ModelError(
+        f"There is no such bundle in {own}. Only bundles of the user's own store are deleted; "
+        "'capt-local models list' says where each lies."
+    )
+
+
+def remove(folder: Path) -> None:
+    """Deletes the folder of a bundle, its manifest first: what is left is no bundle any more.
+
+    Raises:
+        ModelError: it cannot be deleted.
+    """
+    try:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    except OSError as error:
+        name = os.path.basename(error.filename) if isinstance(error.filename, str) else folder.name
+        raise ModelError(f"{name} cannot be deleted: {error.strerror or 'no access'}.") from None
+
+
+def _at(place: Path) -> Bundle:
+    if not os.path.exists(place):  # which takes a name that is too long for one that is not there
+        raise ModelError(f"There is no bundle at {place}.")
+    if place.is_dir() and not _holds_manifest(place):
+        raise ModelError(f"The folder {place} holds no {MANIFEST}, so it is not a bundle.")
+    return read_bundle(place)
+
+
+def _named(folder: Path, name: str) -> Bundle:
+    bundle = read_bundle(folder)
+    if bundle.id != name:
+        raise ModelError(
+            f"{folder / MANIFEST}: the id is {bundle.id!r}, but the folder is {name!r}. "
+            "Rename the folder."
+        )
+    return bundle
+
+
+def _candidates(name: str) -> Iterator[Path]:
+    if name == DEMO:
+        yield packaged_folder()
+    for store in _stores():
+        yield store / name
+
+
+def _everywhere(on_problem: Callable[[ModelError], None]) -> Iterator[Path]:
+    yield packaged_folder()
+    for store in _stores():
+        try:
+            entries = sorted(store.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            on_problem(_unreadable(store, error))
+            continue
+        yield from entries
+
+
+class _Unreadable(ModelError):
+    """A folder that cannot be looked into."""
+
+
+def _holds_manifest(folder: Path) -> bool:
+    """Whether there is a manifest in a folder.
+
+    Raises:
+        ModelError: the system does not tell.
+    """
+    try:
+        return stat.S_ISREG(os.stat(folder / MANIFEST).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+
+
+def _unreadable(folder: Path, error: OSError) -> _Unreadable:
+    return _Unreadable(f"The folder {folder} cannot be read: {error.strerror or 'no access'}.")
+
+
+def _stores() -> Iterator[Path]:
+    for text in os.environ.get(VARIABLE, "").split(os.pathsep):
+        if text:
+            yield Path(os.path.expanduser(text))
+    yield user_folder()
+
+
+def _looks_like_path(reference: str) -> bool:
+    separators = [mark for mark in (os.sep, os.altsep, "/") if mark]
+    return (
+        reference.startswith((".", "~"))
+        or reference.endswith(".toml")
+        or any(mark in reference for mark in separators)
+    )
+
+
+def _is_here(reference: str) -> bool:
+    try:
+        return Path(reference).is_dir()
+    except (OSError, ValueError):
+        return False

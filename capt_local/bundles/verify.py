@@ -1,0 +1,258 @@
+"""Whether the files of a bundle are the ones that its manifest names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from capt_local.bundles.digest_cache import DigestCache, digest_cache
+from capt_local.bundles.manifest import AdapterFile, Bundle, ModelFile
+from capt_local.bundles.store import is_installed
+from capt_local.errors import ModelError
+from capt_local.strict_json import Stamp, open_regular, read_regular, stamp_of
+
+Progress = Callable[[str, float], None]
+LARGEST_TEMPLATE = 1 << 20
+_CHUNK = 1 << 20
+
+
+class Check(StrEnum):
+    """How the digests of a bundle are checked.
+
+    `cached` reads a file of an installed bundle once and then only if it has changed; files of
+    other bundles are read each time.
+    """
+
+    ALWAYS = "always"
+    CACHED = "cached"
+    NEVER = "never"
+
+
+class Verified(StrEnum):
+    """What is known of a file at a start, for provenance."""
+
+    READ = "read now"
+    """Its digest was computed at this start."""
+    CACHED = "unchanged since its digest was computed"
+    """Device, inode, size and times are those of an earlier start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The files that were checked.
+
+    Attributes:
+        stamps: that show that a file is still the one that was checked, by path.
+        how: what is known of each file.
+    """
+
+    stamps: dict[Path, Stamp] = field(default_factory=dict)
+    how: dict[Path, Verified] = field(default_factory=dict)
+
+
+def verify(
+    bundle: Bundle, progress: Progress | None = None, check: Check = Check.ALWAYS
+) -> Verification:
+    """Checks the size and digest of each file of a bundle.
+
+    Models without a digest (given by their paths) are left out: `Bundle.notices` says so.
+
+    Args:
+        bundle: its files are read once, from beginning to end; also one that several models share.
+        progress: called with a role and the share of its file that is read, 0 to 1.
+        check: how.
+
+    Returns:
+        The files that were checked. Under `Check.NEVER` none.
+
+    Raises:
+        ModelError: a file is missing, unreadable or another one; names its role.
+    """
+    if check is Check.NEVER:
+        return Verification()
+    cached = check is Check.CACHED and not bundle.read_digests and is_installed(bundle)
+    digests = _Digests(digest_cache() if cached else None)
+    for role, model in bundle.models.items():
+        report = None if progress is None else partial(progress, role)
+        _check_file(f"{role} model", model, digests, report)
+        if model.adapter is not None:
+            _check_file(f"{role}'s adapter", model.adapter, digests, report)
+        if model.template_file is not None:
+            read_template(model)
+    return digests.done
+
+
+def file_digest(path: Path, size: int, report: Callable[[float], None] | None = None) -> str:
+    """SHA-256 of a file in hexadecimal.
+
+    Args:
+        path: of the file.
+        size: bytes expected, for the progress.
+        report: called with the share that is read, 0 to 1.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        with open_regular(path) as stream:
+            return _hashed(stream, size, report)
+    except OSError as error:
+        raise ModelError(f"{path.name} cannot be read: {error.strerror or 'unreadable'}.") from None
+
+
+def _hashed(stream: BinaryIO, size: int, report: Callable[[float], None] | None) -> str:
+    digest, done = hashlib.sha256(), 0
+    while chunk := stream.read(_CHUNK):
+        digest.update(chunk)
+        done += len(chunk)
+        if report is not None:
+            report(min(done / size, 1.0) if size else 1.0)
+    return digest.hexdigest()
+
+
+def read_template(model: ModelFile) -> str:
+    """The chat template that lies beside a model, checked against its digest.
+
+    Raises:
+        ModelError: it is missing, not UTF-8, or not the one that the manifest names.
+    """
+    path = model.template_file
+    if path is None:
+        raise ValueError(f"the {model.role} has no template file")
+    try:
+        data = read_regular(path, LARGEST_TEMPLATE + 1)
+    except OSError as error:
+        reason = error.strerror or "unreadable"
+        raise ModelError(f"The {model.role}'s template {path.name}: {reason}.") from None
+    check_template(model, data)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ModelError(f"The {model.role}'s template {path.name} is not UTF-8.") from None
+
+
+def check_template(model: ModelFile, template: bytes) -> None:
+    """Compares a template with the digest in the manifest, if there is one.
+
+    Raises:
+        ModelError: it is another one.
+    """
+    pinned = model.template_sha256
+    if pinned is not None and hashlib.sha256(template).hexdigest() != pinned:
+        raise ModelError(
+            f"The chat template of the {model.role} is not the one that the bundle names: "
+            "its SHA-256 differs. Get the bundle again from its source."
+        )
+
+
+class _Digests:
+    """Digests and stamps of the files of one check, each read once."""
+
+    def __init__(self, cache: DigestCache | None) -> None:
+        self._cache = cache
+        self._found: dict[Path, str] = {}
+        self.done = Verification()
+
+    def of(
+        self, what: str, file: ModelFile | AdapterFile, report: Callable[[float], None] | None
+    ) -> str:
+        """The digest of a file that has the right size."""
+        path = file.path
+        if path in self._found and self.done.stamps[path][2] == file.size:
+            return self._found[path]
+        try:
+            with open_regular(path) as stream:
+                stamp = stamp_of(os.fstat(stream.fileno()))
+                if stamp[2] != file.size:
+                    raise _other(what, path, f"it has {stamp[2]} bytes instead of {file.size}")
+                found = self._cache.find(path, stamp) if self._cache else None
+                how = Verified.CACHED if found else Verified.READ
+                if found is None:
+                    found = _hashed(stream, file.size, report)
+                    if stamp_of(os.fstat(stream.fileno())) != stamp:
+                        raise ModelError(f"The {what} {path.name} changed while it was read.")
+                    if self._cache and found == file.sha256:
+                        self._cache.store(path, stamp, found)
+        except OSError as error:
+            raise _other(what, path, error.strerror or "it is unreadable") from None
+        self._found[path], self.done.how[path] = found, how
+        self.done.stamps[path] = stamp.with_digest(found)
+        return found
+
+
+def _check_file(
+    what: str,
+    file: ModelFile | AdapterFile,
+    digests: _Digests,
+    report: Callable[[float], None] | None,
+) -> None:
+    """Checks one file that has a digest."""
+    if file.sha256 is not None and digests.of(what, file, report) != file.sha256:
+        raise _other(what, file.path, "its SHA-256 differs")
+
+
+def _other(what: str, path: Path, why: str) -> ModelError:
+    return ModelError(
+        f"The {what} {path.name} is not the file that the bundle names: {why}. "
+        "Get the bundle again from its source."
+    )
+
+
+class LateDigests:
+    """SHA-256 of files that no manifest pins, computed in a thread while the models load.
+
+    Args:
+        files: whose digests are wanted; those that have one are left out.
+        stamps: of the files that are loaded, by path; a file that is another one has no digest.
+        parts: of models that are split, by the path of their first part.
+    """
+
+    def __init__(
+        self,
+        files: Iterable[ModelFile | AdapterFile],
+        stamps: Mapping[Path, Stamp] | None = None,
+        parts: Mapping[Path, Sequence[Path]] | None = None,
+    ) -> None:
+        """Starts the thread, if there is anything to read."""
+        self._stamps, self._parts = dict(stamps or {}), dict(parts or {})
+        self._digests: dict[Path, str | None] = {}
+        paths = [file.path for file in files if file.sha256 is None]
+        wanted = dict.fromkeys(one for path in paths for one in self._parts.get(path, (path,)))
+        # A daemon: who wants no provenance does not wait for it.
+        self._thread = threading.Thread(target=self._compute, args=(list(wanted),), daemon=True)
+        if wanted:
+            self._thread.start()
+
+    def of(self, file: ModelFile | AdapterFile) -> str | None:
+        """The digest of a file, waiting for it; None where it could not be read, or changed."""
+        if file.sha256 is None and self._thread.ident is not None:
+            self._thread.join()
+        return file.sha256 or self._digests.get(file.path)
+
+    def of_parts(self, file: ModelFile | AdapterFile) -> dict[str, str | None]:
+        """The digest of each part of a split model by its name; empty for a whole one."""
+        self.of(file)
+        parts = self._parts.get(file.path, ())
+        return {one.name: self._digests.get(one) for one in parts} if len(parts) > 1 else {}
+
+    def _compute(self, paths: list[Path]) -> None:
+        for path in paths:
+            known = self._stamps.get(path)
+            if known is not None and known.sha256 is not None:  # of the copy that is loaded
+                self._digests[path] = known.sha256
+                continue
+            try:
+                with open_regular(path) as stream:
+                    before = stamp_of(os.fstat(stream.fileno()))
+                    digest = _hashed(stream, before[2], None)
+                    same = stamp_of(os.fstat(stream.fileno())) == before
+                self._digests[path] = digest if same and known in (None, before) else None
+            except OSError:
+                self._digests[path] = None

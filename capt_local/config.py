@@ -1,0 +1,261 @@
+"""The files of site and user: settings, and what the site forbids.
+
+Both are TOML with a table `options`; the site's may have `limits`. They are read strictly: whatever
+is not understood is an error that names file and key. A site's file that cannot be trusted or read
+is never passed over, since it may forbid something. The site's place is fixed: nothing in the
+environment of a user moves it, or its limits would be worth nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_config_path
+
+from capt_local.errors import UsageError
+
+LARGEST = 1 << 16
+# Below this a limit would not hold: the evidence of a prompt weighs an expert by up to 1 by itself.
+LEAST_ALPHA, LARGEST_ALPHA = 1.0, 8.0
+_NAME, _KEYS = "config.toml", "keys"
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+class Feature(StrEnum):
+    """What can be forbidden."""
+
+    TRANSCRIPTS = "transcripts"
+    """Files that hold conversations: --transcript, /save."""
+    REPORTS = "reports"
+    """Pages about answers: --html."""
+    NETWORK = "network"
+    """Whatever opens a port or a connection."""
+    PULL = "pull"
+    """Downloads of models: `models pull`. Where the network is forbidden, so are they."""
+    UNSIGNED = "unsigned-bundles"
+    """Models that no key of the site has signed: unsigned bundles, files given by their paths."""
+
+
+_WIDER = {Feature.PULL: Feature.NETWORK}
+
+
+def site_file() -> Path:
+    """The file of the machine's administrator; it need not exist."""
+    match sys.platform:
+        case "win32":
+            # platformdirs' own function for this folder listens to the environment.
+            from platformdirs.windows import get_win_folder_via_ctypes
+
+            return Path(get_win_folder_via_ctypes("CSIDL_COMMON_APPDATA")) / "capt-local" / _NAME
+        case "darwin":
+            return Path("/Library/Application Support/capt-local") / _NAME
+        case _:
+            return Path("/etc/capt-local") / _NAME
+
+
+def user_file() -> Path:
+    """The file of the user, as $XDG_CONFIG_HOME/capt-local/config.toml; it need not exist."""
+    return user_config_path("capt-local", appauthor=False) / _NAME
+
+
+def key_folders() -> tuple[Path, Path]:
+    """Where trusted public keys lie: the site's, the user's; they need not exist."""
+    return site_file().parent / _KEYS, user_file().parent / _KEYS
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of a site.
+
+    Attributes:
+        file: that they come from, for errors.
+        forbidden: what nobody may use.
+        alpha: the largest fixed weight of an expert or base; None: the program's own limit.
+    """
+
+    file: Path
+    forbidden: frozenset[Feature] = frozenset()
+    alpha: float | None = None
+
+    def forbids(self, feature: Feature) -> bool:
+        """Whether nobody may use it, by its own name or a wider one."""
+        return bool(self.forbidden & {feature, _WIDER.get(feature, feature)})
+
+    def refuse(self, feature: Feature, what: str) -> None:
+        """Refuses what is forbidden.
+
+        Args:
+            feature: that is wanted.
+            what: the flag or command that wants it, for the error.
+
+        Raises:
+            UsageError: it is forbidden.
+        """
+        if self.forbids(feature):
+            named = feature if feature in self.forbidden else _WIDER[feature]
+            raise UsageError(f"{what} is forbidden here: {self.file} forbids {named}.")
+
+    def check_weights(self, weights: Iterable[float]) -> None:
+        """Refuses weights that are wider than the site allows.
+
+        Args:
+            weights: fixed weights of contrasts, or exponents.
+
+        Raises:
+            UsageError: one is.
+        """
+        if self.alpha is not None and any(abs(weight) > self.alpha for weight in weights):
+            raise UsageError(
+                f"A weight beyond {self.alpha:g} is forbidden here: limits.alpha in {self.file}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """One of the files.
+
+    Attributes:
+        path: where it is, or would be.
+        exists: whether it is there.
+        options: values by the name of a flag without its dashes, of TOML's types.
+    """
+
+    path: Path
+    exists: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFile(ConfigFile):
+    """The site's file.
+
+    Attributes:
+        limits: what it forbids.
+    """
+
+    limits: Limits = field(default_factory=lambda: Limits(site_file()))
+
+
+def read_site() -> SiteFile:
+    """The site's file.
+
+    Raises:
+        UsageError: it is there, but others than root may have written it, or it is not understood.
+    """
+    path = site_file()
+    found = _tables(path, {"options", "limits"}, owner=0, others=_OTHERS_WRITE)
+    if found is None:
+        return SiteFile(path, limits=Limits(path))
+    return SiteFile(path, True, found["options"], _limits(path, found["limits"]))
+
+
+def read_user() -> ConfigFile:
+    """The user's file.
+
+    Raises:
+        UsageError: it is there, but another account may have written it, or it is not understood.
+    """
+    path = user_file()
+    owner = os.getuid() if hasattr(os, "getuid") else 0
+    found = _tables(path, {"options"}, owner=owner, others=stat.S_IWOTH)
+    return ConfigFile(path) if found is None else ConfigFile(path, True, found["options"])
+
+
+def _tables(
+    path: Path, known: set[str], *, owner: int, others: int
+) -> dict[str, dict[str, Any]] | None:
+    data = _read(path, owner, others)
+    if data is None:
+        return None
+    import tomllib  # every verb comes by here, and most machines have no such file
+
+    try:
+        whole = tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}.") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{path}: not TOML{_line_of(error)}.") from None
+    except ValueError:  # Python converts no more than some thousand digits
+        raise UsageError(f"{path}: not TOML; a number in it has too many digits.") from None
+    for key, value in whole.items():
+        if key not in known:
+            hint = " Limits are the site's alone." if key == "limits" else ""
+            raise UsageError(
+                f"{path}: there is no table {key[:40]!r}; known: {', '.join(sorted(known))}.{hint}"
+            )
+        if not isinstance(value, dict):
+            raise UsageError(f"{path}: {key} is not a table; write [{key}] above its keys.")
+    return {key: whole.get(key, {}) for key in known}
+
+
+def _read(path: Path, owner: int, others: int) -> bytes | None:
+    """The bytes of a file that only root or its owner can have written; None without one."""
+    from capt_local.strict_json import open_regular
+
+    try:
+        with open_regular(path) as stream:
+            if sys.platform != "win32":  # where neither owners nor modes mean this
+                _check_owner(path, os.fstat(stream.fileno()), owner, others)
+                for folder in {path.parent, path.resolve().parent}:
+                    _check_owner(folder, os.stat(folder), owner, others)
+            data = stream.read(LARGEST + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+    if len(data) > LARGEST:
+        raise UsageError(f"{path} is larger than {LARGEST >> 10} KiB.")
+    return data
+
+
+def _check_owner(path: Path, about: os.stat_result, owner: int, others: int) -> None:
+    who = "root" if owner == 0 else "you or root"
+    if about.st_uid not in (0, owner):
+        raise UsageError(f"{path} does not belong to {who}, so it is not trusted: chown it.")
+    if about.st_mode & others:
+        mode = "go-w" if others & stat.S_IWGRP else "o-w"
+        raise UsageError(f"{path} can be written by others than {who}: chmod {mode} it.")
+
+
+def _line_of(error: Exception) -> str:
+    """Where the text stops being TOML; the parser's own words may repeat the text."""
+    words = str(error).rpartition("(at line ")[2].partition(",")[0]
+    return f" at line {words}" if words.isdecimal() else ""
+
+
+def _limits(path: Path, table: Mapping[str, Any]) -> Limits:
+    """`forbid` and `alpha`; and `pull = false`, which means the same as its name in `forbid`."""
+    from capt_local.strict_json import NotReadable, convert
+
+    kinds: dict[str, Any] = {"forbid": list[Feature], "alpha": float}
+    kinds |= {feature.value: bool for feature in Feature}
+    for key, value in table.items():
+        if key not in kinds:
+            raise UsageError(
+                f"{path}: there is no limits.{key[:40]!r}; known: {', '.join(sorted(kinds))}."
+            )
+        try:
+            convert(value, kinds[key], f"limits.{key}")
+        except NotReadable as error:
+            hint = f"; known: {', '.join(Feature)}" if key == "forbid" else ""
+            raise UsageError(f"{path}: {error}{hint}.") from None
+    forbidden = {Feature(name) for name in table.get("forbid", [])}
+    for feature in Feature:
+        if table.get(feature.value, False) and feature in forbidden:
+            raise UsageError(f"{path}: limits.{feature} is true, but limits.forbid names it.")
+        if not table.get(feature.value, True):
+            forbidden.add(feature)
+    alpha = table.get("alpha")
+    if alpha is not None and not LEAST_ALPHA <= alpha <= LARGEST_ALPHA:
+        raise UsageError(
+            f"{path}: limits.alpha is not between {LEAST_ALPHA:g} and {LARGEST_ALPHA:g}; the "
+            f"evidence of a prompt weighs by up to {LEAST_ALPHA:g} by itself."
+        )
+    return Limits(path, frozenset(forbidden), None if alpha is None else float(alpha))

@@ -1,1 +1,0 @@
-"""What the site and the user have settled: two files, read strictly."""

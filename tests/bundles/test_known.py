@@ -1,0 +1,285 @@
+"""Digests that are known: used only where nobody else can have had a hand in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from capt_local.bundles import digest_cache, store, verify
+from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.manifest import Bundle
+from capt_local.bundles.manifest_file import read_bundle
+from capt_local.bundles.verify import Check
+from capt_local.errors import ModelError
+
+SIZE = 3_000_000
+SETTLED = digest_cache._SETTLED
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files whose bytes are read."""
+    found: list[str] = []
+    hashed = verify._hashed
+
+    def counted(stream, size, report):  # type: ignore[no-untyped-def]
+        found.append(Path(stream.name).name)
+        return hashed(stream, size, report)
+
+    monkeypatch.setattr(verify, "_hashed", counted)
+    monkeypatch.setattr(digest_cache, "_SETTLED", 0)
+    return found
+
+
+def make(folder: Path) -> Bundle:
+    folder.mkdir(parents=True, mode=0o700)
+    file = folder / "target.gguf"
+    file.write_bytes(b"G" * SIZE)
+    file.chmod(0o600)
+    return read_bundle(
+        write_manifest(Bundle(id=folder.name, models={"target": describe("target", file)}), folder)
+    )
+
+
+@pytest.fixture
+def bundle(reads: list[str]) -> Bundle:
+    made = make(store.user_folder() / "one")
+    reads.clear()
+    return made
+
+
+def check(bundle: Bundle) -> None:
+    verify.verify(bundle, check=Check.CACHED)
+
+
+def cache() -> Path:
+    return digest_cache.state_folder() / "digests.json"
+
+
+def test_an_installed_file_is_read_once(bundle: Bundle, reads: list[str]) -> None:
+    check(bundle)
+    check(bundle)
+    assert reads == ["target.gguf"]
+    assert cache().stat().st_mode & 0o777 == 0o600
+    assert cache().parent.stat().st_mode & 0o777 == 0o700
+    assert os.listdir(cache().parent) == ["digests.json"]
+
+
+def test_always_reads_and_never_does_not(bundle: Bundle, reads: list[str]) -> None:
+    check(bundle)
+    assert verify.verify(bundle, check=Check.ALWAYS)
+    assert reads == ["target.gguf"] * 2
+    bundle.models["target"].path.write_bytes(b"x" * SIZE)
+    assert verify.verify(bundle, check=Check.NEVER).stamps == {}
+
+
+def test_a_bundle_elsewhere_is_read_each_time(tmp_path: Path, reads: list[str]) -> None:
+    elsewhere = make(tmp_path / "one")
+    reads.clear()
+    check(elsewhere)
+    check(elsewhere)
+    assert reads == ["target.gguf"] * 2
+    assert not cache().exists()
+
+
+def test_a_store_of_the_site_counts_as_installed(
+    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path / "site"))
+    here = make(tmp_path / "site" / "one")
+    reads.clear()
+    check(here)
+    check(here)
+    assert reads == ["target.gguf"]
+
+
+def put_back(path: Path, change: Callable[[], object]) -> None:
+    """Changes a file and sets its times back, as somebody would who wants to hide it."""
+    before = path.stat()
+    change()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_change_is_found_also_where_its_time_is_set_back(bundle: Bundle) -> None:
+    check(bundle)
+    path = bundle.models["target"].path
+    put_back(path, lambda: path.write_bytes(b"x" * SIZE))
+    with pytest.raises(ModelError, match="SHA-256 differs"):
+        check(bundle)
+
+
+def test_another_file_of_that_name_is_read(bundle: Bundle) -> None:
+    check(bundle)
+    path = bundle.models["target"].path
+    other = path.with_name("other")
+    other.write_bytes(b"x" * SIZE)
+    put_back(path, lambda: os.replace(other, path))
+    with pytest.raises(ModelError, match="SHA-256 differs"):
+        check(bundle)
+
+
+def test_what_was_changed_just_now_is_not_kept(
+    bundle: Bundle, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest_cache, "_SETTLED", SETTLED)
+    check(bundle)
+    assert not cache().exists()
+    later = time.time_ns() + 2 * SETTLED
+    monkeypatch.setattr(digest_cache.time, "time_ns", lambda: later)
+    check(bundle)
+    assert cache().exists()
+
+
+def spoil_mode(file: Path) -> None:
+    file.chmod(0o644)
+
+
+def spoil_link(file: Path) -> None:
+    file.rename(file.with_name("real"))
+    file.symlink_to(file.with_name("real"))
+
+
+def spoil_hard_link(file: Path) -> None:
+    os.link(file, file.parent / "second")
+
+
+def spoil_folder(file: Path) -> None:
+    file.parent.chmod(0o777)
+
+
+def spoil_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file, 0o600)
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_mode, spoil_link, spoil_hard_link, spoil_folder, spoil_pipe]
+)
+def test_a_file_of_digests_that_others_may_have_written_is_not_used(
+    bundle: Bundle, reads: list[str], spoil: Callable[[Path], None]
+) -> None:
+    check(bundle)
+    entries = json.loads(cache().read_text())
+    assert len(entries) == 1
+    spoil(cache())
+    check(bundle)
+    assert reads == ["target.gguf"] * 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"a": 1}', '{"a": "b", "a": "c"}', "\xff", "[" * 100_000]
+)
+def test_a_broken_file_of_digests_is_as_none(bundle: Bundle, reads: list[str], text: str) -> None:
+    check(bundle)
+    cache().write_bytes(text.encode("latin-1"))
+    check(bundle)
+    assert reads == ["target.gguf"] * 2
+    check(bundle)
+    assert reads == ["target.gguf"] * 2  # and it is made anew
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_a_model_that_others_may_write_is_read_each_time(
+    bundle: Bundle, reads: list[str], place: str
+) -> None:
+    path = bundle.models["target"].path
+    (path if place == "file" else path.parent).chmod(0o770)
+    check(bundle)
+    check(bundle)
+    assert reads == ["target.gguf"] * 2
+
+
+def test_a_forged_digest_of_another_file_does_not_help(bundle: Bundle) -> None:
+    """Whoever may write the file of digests alone, cannot let a changed model pass."""
+    check(bundle)
+    entries = json.loads(cache().read_text())
+    path = bundle.models["target"].path
+    path.write_bytes(b"x" * SIZE)
+    cache().write_text(json.dumps({key: bundle.models["target"].sha256 for key in entries}))
+    with pytest.raises(ModelError, match="SHA-256 differs"):
+        check(bundle)
+
+
+def test_a_state_folder_that_cannot_be_written_is_no_error(
+    bundle: Bundle, reads: list[str]
+) -> None:
+    digest_cache.state_folder().parent.mkdir(parents=True, exist_ok=True)
+    digest_cache.state_folder().write_text("a file is in the way")
+    check(bundle)
+    check(bundle)
+    assert reads == ["target.gguf"] * 2
+
+
+def test_the_oldest_entries_go_first(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest_cache, "_MOST", 2)
+    for name in ("two", "three"):
+        check(make(store.user_folder() / name))
+    check(bundle)
+    kept = [key.split("/")[-2] for key in json.loads(cache().read_text())]
+    assert kept == ["three", "one"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bundle.models["target"].path
+    once: list[float] = []
+
+    def change(role: str, part: float) -> None:
+        if not once:
+            once.append(part)
+            with path.open("r+b") as file:
+                file.write(b"G")  # the same bytes: only the time tells
+
+    with pytest.raises(ModelError, match="changed while it was read"):
+        verify.verify(bundle, change)
+
+
+def test_a_rule_of_the_site_reads_whatever_the_cache_says(bundle: Bundle, reads: list[str]) -> None:
+    check(bundle)
+    reads.clear()
+    file = bundle.models["target"].path
+    file.write_bytes(b"H" * SIZE)  # another model, and a cache that vouches for it
+    entry = json.loads(cache().read_text())
+    stamp = verify.stamp_of(os.stat(file))
+    entry[digest_cache._key(file, stamp, "")] = bundle.models["target"].sha256
+    cache().write_text(json.dumps(entry))
+    found = verify.verify(bundle, check=Check.CACHED)
+    assert (reads, found.how[file]) == ([], verify.Verified.CACHED)
+    with pytest.raises(ModelError, match="SHA-256 differs"):
+        verify.verify(replace(bundle, read_digests=True), check=Check.CACHED)
+    assert reads == ["target.gguf"]
+
+
+def test_digests_beside_the_load(tmp_path: Path) -> None:
+    file = tmp_path / "a.gguf"
+    file.write_bytes(b"GGUF" * 1000)
+    bundle = Bundle.from_paths(file)
+    late = verify.LateDigests(bundle.models.values())
+    assert late.of(bundle.models["target"]) == hashlib.sha256(b"GGUF" * 1000).hexdigest()
+    file.unlink()
+    assert verify.LateDigests(bundle.models.values()).of(bundle.models["target"]) is None
+
+
+def test_digests_beside_the_load_are_of_what_is_loaded(tmp_path: Path) -> None:
+    file, other = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    file.write_bytes(b"GGUF" * 1000)
+    other.write_bytes(b"part")
+    model = Bundle.from_paths(file).models["target"]
+    stamps = {file: verify.stamp_of(file.stat())}
+    late = verify.LateDigests([model], stamps, {file: [file, other]})
+    assert late.of_parts(model) == {
+        "a.gguf": hashlib.sha256(b"GGUF" * 1000).hexdigest(),
+        "b.gguf": hashlib.sha256(b"part").hexdigest(),
+    }
+    file.write_bytes(b"another")
+    assert verify.LateDigests([model], stamps).of(model) is None
+    copied = {file: stamps[file].with_digest("0" * 64)}
+    assert verify.LateDigests([model], copied).of(model) == "0" * 64

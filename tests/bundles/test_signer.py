@@ -1,0 +1,249 @@
+"""Who vouches for a bundle, and what a receipt is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from capt_local.bundles import store
+from capt_local.bundles.manifest import MANIFEST, RECEIPT, SIGNATURE, Signer
+from capt_local.bundles.manifest_file import read_bundle
+from capt_local.bundles.sign import (
+    SignatureFound,
+    TrustedKey,
+    install,
+    receipt,
+    signer_of,
+    trusted_keys,
+)
+from capt_local.errors import ModelError
+from tests.bundles.travelling import Hands, make_bundle
+
+
+@pytest.fixture
+def hands(tmp_path: Path) -> Hands:
+    return Hands.at(tmp_path / "hands")
+
+
+@pytest.fixture
+def place(hands: Hands) -> Path:
+    """Where a signed bundle is installed."""
+    hands.take(hands.export("trio.capt"))
+    return store.user_folder() / "trio"
+
+
+def no_keys() -> Mapping[str, TrustedKey]:
+    return {}
+
+
+def not_asked() -> Mapping[str, TrustedKey]:
+    raise AssertionError("keys were read without need")
+
+
+def test_the_key_of_the_import_is_known_later(place: Path, hands: Hands) -> None:
+    signer = Signer(hands.trusted.fingerprint, "hands")
+    assert signer_of(store.find("trio"), not_asked) == SignatureFound(signer)
+    assert str(signer) == f"hands ({signer.key})"
+
+
+def test_without_its_receipt_the_key_has_to_be_trusted_now(place: Path, hands: Hands) -> None:
+    (place / RECEIPT).unlink()
+    name = hands.trusted.fingerprint
+    assert signer_of(store.find("trio"), no_keys) == SignatureFound(untrusted=name)
+    keys = {name: hands.trusted}
+    assert signer_of(store.find("trio"), lambda: keys) == SignatureFound(Signer(name, "hands"))
+
+
+def test_a_receipt_counts_only_where_it_is_asked_for(place: Path, hands: Hands) -> None:
+    found = signer_of(store.find("trio"), no_keys, receipts=False)
+    assert found == SignatureFound(untrusted=hands.trusted.fingerprint)
+
+
+def test_a_receipt_of_another_place_is_not_believed(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(place, tmp_path / "stick" / "trio")
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path / "stick"))
+    for bundle in (store.find("trio"), store.find(tmp_path / "stick" / "trio")):
+        assert bundle.folder == tmp_path / "stick" / "trio"
+        assert signer_of(bundle, no_keys).signer is None
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="no links on this system")
+def test_a_store_that_is_a_link_to_itself_has_no_receipts(place: Path, tmp_path: Path) -> None:
+    away = tmp_path / "away"
+    store.user_folder().rename(away)
+    store.user_folder().symlink_to("models")
+    assert signer_of(store.find(away / "trio"), no_keys).signer is None
+
+
+def test_a_receipt_that_others_may_have_written_is_not_believed(place: Path) -> None:
+    (place / RECEIPT).chmod(0o666)
+    assert signer_of(store.find("trio"), no_keys).signer is None
+    (place / RECEIPT).chmod(0o600)
+    place.chmod(0o777)
+    assert signer_of(store.find("trio"), no_keys).signer is None
+
+
+def test_a_folder_that_is_copied_into_the_store_brings_no_receipt(
+    hands: Hands, tmp_path: Path
+) -> None:
+    """Anybody can write one with any name, for a file of theirs."""
+    made = tmp_path / "trio"
+    with tarfile.open(hands.export("trio.capt")) as archive:
+        archive.extractall(made, filter="data")
+    key = dataclasses.replace(hands.trusted, name="hospital")
+    (made / RECEIPT).write_bytes(receipt(key, made / MANIFEST))
+    (made / RECEIPT).chmod(0o600)
+    known = {key.fingerprint: hands.trusted}
+    for copy in (shutil.copytree, partial(shutil.copytree, symlinks=True), copied_by_the_system):
+        copy(made, store.user_folder() / "trio")
+        assert signer_of(store.find("trio"), no_keys) == SignatureFound(untrusted=key.fingerprint)
+        assert signer_of(store.find("trio"), lambda: known).signer == Signer(
+            key.fingerprint, "hands"
+        )
+        shutil.rmtree(store.user_folder() / "trio")
+
+
+def copied_by_the_system(folder: Path, to: Path) -> None:
+    subprocess.run(["cp", "-a", str(folder), str(to)], check=True)
+
+
+def test_a_link_in_the_place_of_the_manifest_brings_no_receipt(
+    place: Path, hands: Hands, tmp_path: Path
+) -> None:
+    """Where it leads to is known before the copy."""
+    elsewhere = tmp_path / "elsewhere.toml"
+    shutil.copyfile(place / MANIFEST, elsewhere)
+    (place / MANIFEST).unlink()
+    (place / MANIFEST).symlink_to(elsewhere)
+    told = json.loads(receipt(hands.trusted, elsewhere))
+    for mark in (told["file"], "", None):
+        (place / RECEIPT).write_text(json.dumps(told | {"file": mark}))
+        assert signer_of(store.find("trio"), no_keys).signer is None
+
+
+def test_a_manifest_that_others_may_have_written_has_no_receipt(place: Path, hands: Hands) -> None:
+    (place / MANIFEST).chmod(0o666)
+    (place / RECEIPT).write_bytes(receipt(hands.trusted, place / MANIFEST))
+    assert signer_of(store.find("trio"), no_keys).signer is None
+
+
+def test_a_receipt_without_a_file_is_of_an_older_program(place: Path) -> None:
+    told = json.loads((place / RECEIPT).read_text())
+    del told["file"]
+    (place / RECEIPT).write_text(json.dumps(told))
+    assert signer_of(store.find("trio"), no_keys).signer is None
+
+
+def test_a_receipt_moves_with_its_folder(
+    place: Path, hands: Hands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = tmp_path / "elsewhere"
+    place.rename(place.with_name("moved"))
+    place.with_name("moved").rename(place)
+    store.user_folder().parent.rename(new)
+    monkeypatch.setattr(store, "user_folder", lambda: new / "models")
+    found = store.find("trio")
+    assert found.folder == new / "models" / "trio"
+    assert signer_of(found, not_asked).signer == Signer(hands.trusted.fingerprint, "hands")
+
+
+def test_an_import_again_brings_a_receipt_that_fits(place: Path, hands: Hands) -> None:
+    shutil.copytree(place, place.with_name("copy"))
+    shutil.rmtree(place)
+    place.with_name("copy").rename(place)
+    assert signer_of(store.find("trio"), no_keys).signer is None
+    assert hands.take(hands.folder / "trio.capt").fresh is False
+    assert signer_of(store.find("trio"), not_asked).signer is not None
+
+
+def test_a_receipt_of_another_key_vouches_for_nothing(place: Path, tmp_path: Path) -> None:
+    other = Hands.at(tmp_path / "others")
+    (place / RECEIPT).write_bytes(receipt(other.trusted, place / MANIFEST))
+    assert signer_of(store.find("trio"), no_keys).signer is None
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"{}", b"\xff", b'{"key": 1, "name": 2, "public": 3}', b"x" * 9000]
+)
+def test_a_receipt_that_is_none(text: bytes, place: Path) -> None:
+    (place / RECEIPT).write_bytes(text)
+    assert signer_of(store.find("trio"), no_keys).signer is None
+
+
+def test_a_name_with_odd_characters_is_not_taken(place: Path, hands: Hands) -> None:
+    told = json.loads((place / RECEIPT).read_text()) | {"name": "a\x1b[2J"}
+    (place / RECEIPT).write_text(json.dumps(told))
+    assert signer_of(store.find("trio"), no_keys).signer is None
+
+
+def test_a_manifest_that_was_changed_is_refused(place: Path) -> None:
+    text = (place / MANIFEST).read_text()
+    (place / MANIFEST).write_text(text.replace('version = "2"', 'version = "3"'))
+    with pytest.raises(ModelError, match="signature does not fit the manifest"):
+        signer_of(store.find("trio"), not_asked)
+
+
+def test_a_damaged_signature_is_refused(place: Path) -> None:
+    (place / SIGNATURE).write_bytes(b"{}")
+    with pytest.raises(ModelError, match=r"signature .* is damaged"):
+        signer_of(store.find("trio"), no_keys)
+
+
+def test_a_bundle_that_changed_since_it_was_read_has_no_signer(place: Path) -> None:
+    bundle = store.find("trio")
+    (place / MANIFEST).write_text((place / MANIFEST).read_text() + "\n")
+    assert signer_of(bundle, not_asked) == SignatureFound()
+
+
+def test_nobody_has_signed(tmp_path: Path) -> None:
+    assert signer_of(make_bundle(tmp_path / "from"), not_asked) == SignatureFound()
+    assert signer_of(store.find("demo"), not_asked) == SignatureFound()
+
+
+def test_an_import_again_brings_a_receipt_that_is_missing(place: Path, hands: Hands) -> None:
+    (place / RECEIPT).unlink()
+    assert hands.take(hands.folder / "trio.capt").fresh is False
+    assert signer_of(store.find("trio"), not_asked).signer is not None
+
+
+def test_a_receipt_that_travels_is_passed_over(place: Path, hands: Hands, tmp_path: Path) -> None:
+    """A folder that is taken from a store brings one, and the one here is of this import."""
+    folder = tmp_path / "trio"
+    shutil.copytree(place, folder)
+    shutil.rmtree(place)
+    (folder / RECEIPT).write_text("of another machine")
+    hands.take(folder)
+    assert signer_of(store.find("trio"), not_asked).signer == Signer(
+        hands.trusted.fingerprint, "hands"
+    )
+
+
+def test_a_key_keeps_its_name(hands: Hands, tmp_path: Path) -> None:
+    installed = install(hands.folder / "hands.pub", tmp_path / "keys")
+    (key,) = trusted_keys([tmp_path / "keys"]).values()
+    assert (key.name, key.fingerprint) == ("hands", installed.fingerprint)
+    shutil.copy(hands.folder / "hands.pub", tmp_path / "other.pub")
+    install(tmp_path / "other.pub", tmp_path / "keys")  # is trusted already
+    assert len(list((tmp_path / "keys").iterdir())) == 1
+    for odd in ("a b.pub", "x\n.pub"):
+        shutil.copy(hands.folder / "hands.pub", tmp_path / odd)
+        install(tmp_path / odd, tmp_path / f"keys {odd}")
+        (key,) = trusted_keys([tmp_path / f"keys {odd}"]).values()
+        assert key.name == ""
+
+
+def test_whose_key_it_is_makes_no_other_bundle(place: Path) -> None:
+    bundle = read_bundle(place)
+    assert bundle.manifest_sha256 is not None and bundle.signer is None
+    assert dataclasses.replace(bundle, signer=Signer("0" * 64)) == bundle

@@ -1,0 +1,138 @@
+"""A small signed bundle that lies in a folder, and a store to take it into. No model is real."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from capt_local.bundles import archive, store, transfer
+from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.manifest import Bundle
+from capt_local.bundles.manifest_file import read_bundle
+from capt_local.bundles.sign import TrustedKey, new_key, read_private, read_public
+from capt_local.bundles.transfer import Imported, Terms, import_bundle
+
+SIZES = {"target": 70_000, "expert": 1_500, "base": 1_024}
+TEMPLATE = "{{ messages }}"
+FILES = ["base.gguf", "bundle.sig", "bundle.signer", "bundle.toml", "chat.jinja"]
+FILES += ["expert.gguf", "target.gguf"]
+
+
+def content(role: str, version: str) -> bytes:
+    return f"GGUF {role} {version} ".encode().ljust(SIZES[role], role[:1].encode())
+
+
+def make_bundle(folder: Path, version: str = "2", **about: object) -> Bundle:
+    folder.mkdir(parents=True)
+    for role in SIZES:
+        (folder / f"{role}.gguf").write_bytes(content(role, version))
+    (folder / "chat.jinja").write_text(TEMPLATE)
+    template = {"target": folder / "chat.jinja"}
+    models = {
+        role: describe(role, folder / f"{role}.gguf", template_file=template.get(role))
+        for role in SIZES
+    }
+    made = Bundle(id="trio", models=models, version=version, **about)  # type: ignore[arg-type]
+    return read_bundle(write_manifest(made, folder))
+
+
+@dataclass(frozen=True)
+class Hands:
+    """Whoever makes bundles, with a key."""
+
+    folder: Path
+    key: Path
+    trusted: TrustedKey
+
+    @classmethod
+    def at(cls, folder: Path) -> Hands:
+        folder.mkdir(parents=True, exist_ok=True)
+        private, public, _ = new_key(folder / "hands")
+        return cls(folder, private, read_public(public))
+
+    def export(self, name: str, version: str = "2", *, signed: bool = True) -> Path:
+        bundle = make_bundle(self.folder / f"{name}-from", version)
+        return transfer.export(
+            bundle, self.folder / name, read_private(self.key) if signed else None
+        )
+
+    def take(
+        self,
+        path: Path,
+        *,
+        unsigned: bool = False,
+        older: bool = False,
+        examine: Callable[[Bundle], None] = lambda _: None,
+        report: Callable[[str, float], None] | None = None,
+    ) -> Imported:
+        keys = {self.trusted.fingerprint: self.trusted}
+        return import_bundle(path, Terms(keys, unsigned, older), examine, report)
+
+
+class Pulled:
+    """What is left of a stick that is pulled: its files are open, and no byte of them comes.
+
+    Args:
+        patch: puts it in the place of what opens files.
+
+    Attributes:
+        out: whether it is pulled.
+        copied: bytes that were copied before, by file.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.out = False
+        self.copied: dict[str, int] = {}
+        opened, listed = archive.open_regular, os.listdir
+        patch.setattr(
+            archive, "open_regular", lambda path, **how: _Stream(opened(path, **how), self)
+        )
+        patch.setattr(archive.os, "listdir", lambda path: self.check() or listed(path))
+
+    def check(self) -> None:
+        if self.out:
+            raise OSError(5, "Input/output error")
+
+    def pull_at(self, count: int) -> Callable[[str, float], None]:
+        """A report of progress; the stick is pulled when so many bytes are copied."""
+        self.out = count == 0
+
+        def report(file: str, part: float) -> None:
+            size = SIZES.get(file.removesuffix(".gguf"), len(TEMPLATE))
+            self.copied[file] = round(part * size)
+            self.out = sum(self.copied.values()) >= count
+
+        return report
+
+
+class _Stream:
+    """A file on such a stick."""
+
+    def __init__(self, stream: BinaryIO, stick: Pulled) -> None:
+        self._stream, self._stick = stream, stick
+        self.fileno, self.close = stream.fileno, stream.close
+
+    def read(self, count: int) -> bytes:
+        self._stick.check()
+        return self._stream.read(count)
+
+    def seek(self, count: int, whence: int) -> int:
+        self._stick.check()
+        return self._stream.seek(count, whence)
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    """What lies below a folder, by path; None for what is no file."""
+    return {
+        str(each.relative_to(folder)): each.read_bytes() if each.is_file() else None
+        for each in sorted(folder.rglob("*"))
+    }
+
+
+def installed() -> dict[str, bytes | None]:
+    return everything(store.user_folder()) if store.user_folder().is_dir() else {}

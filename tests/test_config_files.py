@@ -1,0 +1,231 @@
+"""The two files: whatever is not understood or not to be trusted is one line with file and key."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from capt_local import config as site_config
+from capt_local.config import Feature, Limits, read_site, read_user
+from capt_local.errors import UsageError
+from tests.conftest import real_site_file
+
+ROOT = Path(__file__).resolve().parents[2]
+CANARY = "zyzzyva-canary"
+AS_ROOT = pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="only root makes files of others"
+)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A site's file that this account may write as if it were root."""
+    folder = tmp_path / "etc"
+    folder.mkdir(mode=0o755)
+    monkeypatch.setattr(site_config, "site_file", lambda: folder / "config.toml")
+    tables = site_config._tables
+
+    def own(path: Path, known: set[str], *, owner: int, others: int) -> object:
+        return tables(path, known, owner=os.getuid(), others=others)
+
+    monkeypatch.setattr(site_config, "_tables", own)
+    return folder / "config.toml"
+
+
+@pytest.fixture
+def user() -> Path:
+    path = site_config.user_file()
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_without_files_nothing_is_settled(site: Path) -> None:
+    assert read_site() == site_config.SiteFile(site, limits=Limits(site))
+    assert not read_user().exists
+    assert read_user().options == {}
+
+
+def test_a_whole_file(site: Path) -> None:
+    site.write_text(
+        "[options]\nctx-size = 2048\n[limits]\nforbid = ['reports', 'network']\nalpha = 1.5\n"
+    )
+    found = read_site()
+    assert found.options == {"ctx-size": 2048}
+    forbidden = frozenset({Feature.REPORTS, Feature.NETWORK})
+    assert found.limits == Limits(site, forbidden, 1.5)
+
+
+def test_each_limit_may_stand_by_its_name(site: Path) -> None:
+    site.write_text("[limits]\npull = false\nunsigned-bundles = false\nreports = true\n")
+    assert read_site().limits == Limits(site, frozenset({Feature.PULL, Feature.UNSIGNED}))
+
+
+def test_who_forbids_the_network_forbids_downloads(tmp_path: Path) -> None:
+    limits = Limits(tmp_path / "c.toml", frozenset({Feature.NETWORK}))
+    assert limits.forbids(Feature.PULL) and not limits.forbids(Feature.REPORTS)
+    with pytest.raises(UsageError, match=r"models pull is forbidden here: .*c\.toml forbids netw"):
+        limits.refuse(Feature.PULL, "models pull")
+    only = Limits(tmp_path / "c.toml", frozenset({Feature.PULL}))
+    assert not only.forbids(Feature.NETWORK)
+    with pytest.raises(UsageError, match=r"forbids pull"):
+        only.refuse(Feature.PULL, "models pull")
+
+
+def test_the_users_place_is_that_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    if sys.platform == "linux":
+        assert site_config.user_file() == tmp_path / "capt-local" / "config.toml"
+
+
+def test_the_environment_does_not_move_the_sites_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = real_site_file()
+    for name in ("XDG_CONFIG_DIRS", "XDG_CONFIG_HOME", "HOME", "CAPT_LOCAL_SITE_CONFIG"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("WIN_PD_OVERRIDE_COMMON_APPDATA", str(tmp_path))
+    assert real_site_file() == before
+    assert before.is_absolute()
+
+
+def test_no_test_reads_the_files_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither here nor in a process that a test starts, whatever its folder."""
+    ours = tmp_path_factory.getbasetemp()
+    for file in (site_config.site_file(), site_config.user_file(), *site_config.key_folders()):
+        assert file.is_relative_to(ours)
+    program = "from capt_local import config as p; print(p.site_file(), *p.key_folders())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    found = [str(each) for each in (site_config.site_file(), *site_config.key_folders())]
+    assert done.stdout.split() == found
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("[option]\n", ["option", "limits, options"]),
+        ("alpha = 1\n", ["alpha"]),
+        ("options = 3\n", ["options is not a table"]),
+        ("[limits]\nforbid = 'reports'\n", ["limits.forbid"]),
+        ("[limits]\nforbid = [1]\n", ["limits.forbid"]),
+        (f"[limits]\nforbid = ['{CANARY}']\n", ["limits.forbid", "transcripts"]),
+        ("[limits]\nalpha = '1'\n", ["limits.alpha must be a number"]),
+        ("[limits]\nalpha = true\n", ["limits.alpha must be a number"]),
+        ("[limits]\nalpha = 0.5\n", ["limits.alpha", "1 and 8"]),
+        ("[limits]\nalpha = nan\n", ["limits.alpha"]),
+        ("[limits]\nalpha = inf\n", ["limits.alpha"]),
+        ("[limits]\nbeta = 1\n", ["limits.'beta'", "unsigned-bundles"]),
+        ("[limits]\npull = 0\n", ["limits.pull must be true or false"]),
+        ("[limits]\nforbid = ['pull']\npull = true\n", ["limits.pull is true, but"]),
+        (f"[limits]\n\n{CANARY}\n", ["not TOML", "line 3"]),
+        ("[limits]\n[limits]\n", ["not TOML", "line 2"]),
+        ("a = " + "[" * 30_000, ["not TOML"]),
+        (f"[limits]\nalpha = {'1' * 5000}\n", ["not TOML", "too many digits"]),
+        (f"[limits]\nalpha = {'1' * 400}\n", ["limits.alpha is out of range"]),
+        ("# \udcff\n", ["not UTF-8 at byte 2"]),
+        ("#" * 70_000, ["larger than 64 KiB"]),
+    ],
+    ids=range(21),
+)
+def test_what_is_not_understood_names_file_and_key(text: str, names: list[str], site: Path) -> None:
+    site.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UsageError) as caught:
+        read_site()
+    line = str(caught.value)
+    assert str(site) in line and "\n" not in line and CANARY not in line
+    assert all(name in line for name in names), line
+
+
+def test_limits_are_the_sites_alone(user: Path) -> None:
+    user.write_text("[limits]\nforbid = []\n")
+    with pytest.raises(UsageError, match=r"config\.toml: .*limits.*site's alone"):
+        read_user()
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o646, 0o602])
+def test_a_sites_file_that_others_can_write_is_not_trusted(mode: int, site: Path) -> None:
+    site.write_text("")
+    site.chmod(mode)
+    with pytest.raises(UsageError, match=r"config\.toml can be written by others.*chmod go-w"):
+        read_site()
+
+
+def test_a_folder_that_others_can_write_is_not_trusted(site: Path) -> None:
+    site.write_text("")
+    site.parent.chmod(0o777)
+    with pytest.raises(UsageError, match=r"etc can be written by others"):
+        read_site()
+
+
+def test_a_link_into_a_folder_of_others_is_not_trusted(site: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "real.toml").write_text("")
+    site.symlink_to(other / "real.toml")
+    assert read_site().exists
+    other.chmod(0o777)
+    with pytest.raises(UsageError, match=r"other can be written by others"):
+        read_site()
+
+
+@AS_ROOT
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_a_sites_file_of_another_account_is_not_trusted(place: str, site: Path) -> None:
+    site.write_text("")
+    os.chown(site if place == "file" else site.parent, 65534, -1)
+    with pytest.raises(UsageError, match="does not belong to root"):
+        read_site()
+
+
+@AS_ROOT
+def test_a_users_file_of_another_account_is_not_trusted(user: Path) -> None:
+    user.write_text("")
+    os.chown(user, 65534, -1)
+    with pytest.raises(UsageError, match="does not belong to"):
+        read_user()
+
+
+def test_a_users_file_that_everybody_can_write_is_not_trusted(user: Path) -> None:
+    user.write_text("[options]\n")
+    user.chmod(0o664)  # as many systems make files: the group is the user's own
+    assert read_user().exists
+    user.chmod(0o666)
+    with pytest.raises(UsageError, match="chmod o-w"):
+        read_user()
+
+
+def test_what_cannot_be_read_is_not_passed_over(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.mkdir()
+    with pytest.raises(UsageError, match=r"config\.toml cannot be read"):
+        read_site()
+    site.rmdir()
+    os.mkfifo(site)
+    with pytest.raises(UsageError, match="not a file"):
+        read_site()
+
+    def refused(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(UsageError, match=r"config\.toml cannot be read: Permission denied"):
+        read_site()
+
+
+def test_limits_name_the_sites_file(tmp_path: Path) -> None:
+    limits = Limits(tmp_path / "c.toml", frozenset({Feature.REPORTS}), 1.5)
+    limits.refuse(Feature.TRANSCRIPTS, "--transcript")
+    limits.check_weights([1.5, -1.5, 0.0])
+    with pytest.raises(UsageError, match=r"--html is forbidden here: .*c\.toml forbids reports"):
+        limits.refuse(Feature.REPORTS, "--html")
+    for weight in (1.6, -1.6):
+        with pytest.raises(UsageError, match=r"limits\.alpha in .*c\.toml"):
+            limits.check_weights([weight])
