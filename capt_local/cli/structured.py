@@ -23,7 +23,7 @@ class StructureFlags:
         option(
             "--json-schema",
             metavar="PATH",
-            help="A JSON schema: the answer is an instance of it (docs/structured.md).",
+            help="A JSON schema: the answer is an instance of it (docs/answers.md).",
         ),
     ] = None
     grammar_file: Annotated[
