@@ -13,7 +13,7 @@ import csv
 import io
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
@@ -314,6 +314,59 @@ class RowTemplate(Template):
 
 
 @dataclass(frozen=True, slots=True)
+class Around:
+    """`${around}`: the text of a row between that of its neighbours in the same group.
+
+    Attributes:
+        group: path of what neighbours share, such as the document.
+        text: path of their text; lists are joined with spaces.
+        size: whole neighbours are taken up to so many bytes on each side.
+    """
+
+    group: str
+    text: str
+    size: int
+
+    def added(self, rows: Sequence[Row | NotReadable]) -> list[Row | NotReadable]:
+        """The rows with `around` as the outermost value."""
+        known: list[tuple[str, str] | None] = []
+        for row in rows:
+            known.append(None if isinstance(row, NotReadable) else self._known(row))
+        found: list[Row | NotReadable] = []
+        for place, row in enumerate(rows):
+            if isinstance(row, NotReadable) or known[place] is None:
+                found.append(row)
+                continue
+            before = self._side(known, place, range(place - 1, -1, -1))
+            after = self._side(known, place, range(place + 1, len(rows)))
+            own = known[place]
+            texts = [*reversed(before), own[1] if own else "", *after]
+            found.append(Row(row.number, (*row.scopes, {"around": " ".join(texts)})))
+        return found
+
+    def _known(self, row: Row) -> tuple[str, str] | None:
+        try:
+            text = " ".join(plain(value) for value in row.values(self.text))
+            return plain(row.values(self.group)[0]), text
+        except NotReadable:
+            return None  # said where the item is made
+
+    def _side(
+        self, known: Sequence[tuple[str, str] | None], place: int, places: Iterable[int]
+    ) -> list[str]:
+        own, used = known[place], 0
+        found: list[str] = []
+        for other in (known[number] for number in places):
+            if own is None or other is None or other[0] != own[0]:
+                break
+            used += len(other[1].encode()) + 1
+            if used > self.size:
+                break
+            found.append(other[1])
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """How a row becomes an item.
 
@@ -338,6 +391,9 @@ class Layout:
         licence: of the items.
         style: see `Task`.
         max_tokens: see `Task`.
+        aliases: see `Task`.
+        questions: see `Task`.
+        around: what each row sees of its neighbours; None: nothing.
     """
 
     name: str
@@ -360,6 +416,19 @@ class Layout:
     licence: str
     style: str
     max_tokens: int
+    aliases: Mapping[str, str]
+    questions: Mapping[str, str]
+    around: Around | None
+
+    def prepared(self, rows: Sequence[Row]) -> list[Row | NotReadable]:
+        """Rows with their lists read and their neighbours in sight, or what is wrong with one."""
+        found: list[Row | NotReadable] = []
+        for row in rows:
+            try:
+                found.append(self._listed(row))
+            except NotReadable as error:
+                found.append(error)
+        return found if self.around is None else self.around.added(found)
 
     def item(self, row: Row) -> Item:
         """The item of a row.
@@ -367,7 +436,6 @@ class Layout:
         Raises:
             NotReadable: a value is missing, or not what the layout says.
         """
-        row = self._listed(row)
         references = self._references(row) if self.reference else ("",)
         choices = self.choices
         if self.choices_path:
@@ -491,6 +559,9 @@ class _Reader:
             licence=fields.text("licence", ""),
             style=fields.text("style", ""),
             max_tokens=fields.count("max_tokens") or MAX_TOKENS[kind],
+            aliases=fields.table("aliases").words(),
+            questions=fields.table("questions").words(),
+            around=self._around(),
         )
         paths.done()
         fields.done()
@@ -498,6 +569,12 @@ class _Reader:
             fields.fail("choices", "stands there twice, also as fields.choices")
         if layout.measure is Measure.LABELS and not layout.no_answer:
             fields.fail("no_answer", "is missing: what is said where no label applies")
+        if layout.questions and (
+            layout.measure is not Measure.LABELS or set(layout.questions) != set(layout.choices)
+        ):
+            fields.fail("questions", "must have one for each of the labels in choices")
+        if not set(layout.aliases.values()) <= set(layout.choices):
+            fields.fail("aliases", "must stand for some of the choices")
         return layout
 
     def _files(self, examples: bool) -> tuple[Path, Path | None, str]:
@@ -518,6 +595,17 @@ class _Reader:
         if ids and not key:
             only.fail("key", "is missing: the path of what the file of ids lists")
         return file, ids, key
+
+    def _around(self) -> Around | None:
+        table = self._fields.table("around")
+        group, text = table.optional_text("group"), table.optional_text("text")
+        size = table.count("bytes")
+        table.done()
+        if group is None and text is None and size is None:
+            return None
+        if group is None or text is None or size is None:
+            self._fields.fail("around", "needs group, text and bytes")
+        return Around(group, text, size)
 
     def _form(self, file: Path) -> Format:
         form = self._fields.choice("format", tuple(Format))

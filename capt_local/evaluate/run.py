@@ -25,9 +25,9 @@ from capt_local.errors import (
     NumericalError,
     UsageError,
 )
-from capt_local.evaluate.items import Item, Kind, Measure
+from capt_local.evaluate.items import Item, Kind, Measure, joined_labels
 from capt_local.evaluate.metrics import Outcome, judge, judge_prose, library
-from capt_local.evaluate.styles import Style, vote
+from capt_local.evaluate.styles import YES_NO, Style, vote
 from capt_local.evaluate.tasks import Task
 from capt_local.prompting.messages import Message
 from capt_local.runtime import Runtime
@@ -424,6 +424,8 @@ def _answered(
     if task_run.task.kind is Kind.PERPLEXITY:
         score = runtime.score(item.input.encode(), plan.options(task_run, method), cancel=cancel)
         return _Answer(judge_prose(score.nats, score.size), score.tokens)
+    if task_run.task.questions:
+        return _asked_each(runtime, task_run, item, plan.options(task_run, method), plan, cancel)
     if task_run.task.kind is Kind.CLASSIFICATION and plan.choice_of(task_run) is not ChoiceBy.FREE:
         return _chosen(runtime, task_run, item, plan.options(task_run, method), plan, cancel)
     return _written(runtime, task_run, item, method, plan, cancel)
@@ -453,6 +455,30 @@ def _chosen(
         said=said,
         logps=chosen.logps,
     )
+
+
+def _asked_each(
+    runtime: Runtime,
+    task_run: TaskRun,
+    item: Item,
+    options: GenerateOptions,
+    plan: EvalPlan,
+    cancel: Cancel,
+) -> _Answer:
+    """Labels by a yes/no question each, answered by the likelihood of both words."""
+    assert task_run.style is not None, "prose is not asked"
+    task, named, logps = task_run.task, list[str](), list[float]()
+    answers = tuple(f" {answer}" for answer in YES_NO) if plan.raw else YES_NO
+    for label in item.choices:
+        prompt = task_run.style.question(item, task, label, raw=plan.raw)
+        chosen = runtime.choose(
+            prompt, answers, options, raw=plan.raw, cancel=cancel, how=Choosing.LIKELIHOOD
+        )
+        logps += chosen.logps
+        if chosen.index == 0:
+            named.append(label)
+    said = joined_labels(tuple(named), task.no_answer)
+    return _Answer(judge(task, item, said), said=said, logps=tuple(logps))
 
 
 def _written(

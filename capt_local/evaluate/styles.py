@@ -223,6 +223,7 @@ def _of(found: str, choices: Sequence[str]) -> str:
 
 _PLACES = ("instruction", "input", "choices", "lettered", "no_answer", "marker")
 _BETWEEN = "\n\n"
+YES_NO = ("Yes", "No")
 _LEAD = "\n\nAnswer:"
 _ASKED = (Kind.CLASSIFICATION, Kind.GENERATION)
 
@@ -292,6 +293,8 @@ class Style:
                 f"The style {self.name} takes the answer that most samples give, which long texts "
                 "never share; use it for classifications."
             )
+        if task.questions and self.few_shot:
+            raise UsageError("A question for each label is asked without examples.")
         if self._lettered(task) and any(len(one.choices) > len(LETTERS) for one in task.items):
             raise UsageError(f"The style {self.name} has letters for {len(LETTERS)} choices.")
 
@@ -322,6 +325,13 @@ class Style:
             parts.append(f"{self._asked(shot, task)}{self.lead} {self._said(shot, task)}")
         return _BETWEEN.join([*parts, self._asked(item, task) + self.lead])
 
+    def question(self, item: Item, task: Task, label: str, *, raw: bool) -> str | list[Message]:
+        """Whether one label applies, as a question that is answered with `YES_NO`."""
+        options = "\n".join(f"-{answer}" for answer in YES_NO)
+        text = f"{item.input}\n\n{task.questions[label]} Options:\n{options}"
+        asked = replace(item, instruction="", input=text)
+        return self.text(asked, task) if raw else self.messages(asked, task)
+
     def read(self, answer: str, item: Item, task: Task) -> str | None:
         """What an answer says: for a classification the choice that it names, else its text.
 
@@ -333,7 +343,9 @@ class Style:
             return None
         if task.kind is not Kind.CLASSIFICATION:
             return said.strip() or None
-        return named_choice(said, item.choices, letters=self._lettered(task))
+        aliases = {word: choice for word, choice in task.aliases.items() if choice in item.choices}
+        named = named_choice(said, (*item.choices, *aliases), letters=self._lettered(task))
+        return aliases.get(named, named) if named is not None else None
 
     def choice_texts(self, item: Item, task: Task) -> tuple[str, ...]:
         """Each choice of a classification as an answer in this style says it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -44,6 +45,9 @@ class Task:
         max_tokens: the longest answer.
         no_answer: for spans the answer that says that there is none; for labels the answer that
             says that none applies.
+        aliases: further words that name a choice, by the choice in the values.
+        questions: for labels: a yes/no question for each, put one by one instead of asking for a
+            list; empty: the list is asked for.
         digest: SHA-256 in hexadecimal over all files that the items come from.
         total: how many items there were before `limit`.
         choices: all choices of all items, in the order of their first appearance.
@@ -61,6 +65,8 @@ class Task:
     style: str = ""
     max_tokens: int = 512
     no_answer: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    questions: Mapping[str, str] = field(default_factory=dict)
     digest: str = ""
     total: int = 0
     choices: tuple[str, ...] = field(init=False)
@@ -171,6 +177,8 @@ def _of_folder(description: TaskDescription, what: str, *, examples: bool = Fals
         style=layout.style,
         max_tokens=layout.max_tokens,
         no_answer=layout.no_answer,
+        aliases=layout.aliases,
+        questions=layout.questions,
         digest=hashlib.sha256(b"".join(parts)).hexdigest(),
         total=len(items),
     )
@@ -179,8 +187,11 @@ def _of_folder(description: TaskDescription, what: str, *, examples: bool = Fals
 def _items(layout: Layout, data: bytes, ids: bytes, problems: Problems) -> list[Item]:
     counting = {line.strip() for _, line in lines(ids)}
     found: dict[str, Item] = {}
-    for row in read_rows(data, layout.form, layout.inside, problems):
+    rows = read_rows(data, layout.form, layout.inside, problems)
+    for number, row in zip((row.number for row in rows), layout.prepared(rows), strict=True):
         try:
+            if isinstance(row, NotReadable):
+                raise row
             if layout.only and plain(row.values(layout.only_path)[0]).encode() not in counting:
                 continue
             item = layout.item(row)
@@ -188,7 +199,7 @@ def _items(layout: Layout, data: bytes, ids: bytes, problems: Problems) -> list[
             if problem or item.id in found:
                 raise NotReadable(problem or "this id stood on a line before")
         except NotReadable as error:
-            problems.add(row.number, error)
+            problems.add(number, error)
         else:
             found[item.id] = item
     problems.settle()

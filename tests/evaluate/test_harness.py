@@ -268,3 +268,29 @@ def test_what_is_left_is_estimated_from_what_was_done() -> None:
     assert remaining.seconds == pytest.approx(2 * 1 + 2 * 3 + 4 * 2)
     assert remaining.share == 0.2
     assert [readable_time(s) for s in (4.4, 100, 11_000)] == ["4 s", "2 min", "3 h 03 min"]
+
+
+def test_labels_by_a_question_each() -> None:
+    labels = ("lab", "imaging")
+    items = tuple(
+        Item(str(n), "", note, reference, labels)
+        for n, (note, reference) in enumerate([("repeat the test", "lab"), ("rest", "none")])
+    )
+    task = Task(
+        "asked",
+        Kind.GENERATION,
+        items,
+        Measure.LABELS,
+        no_answer="none",
+        questions={"lab": "A laboratory test?", "imaging": "An image?"},
+    )
+    rules = Rules(
+        say=lambda method, text, seed: "Yes" if "test\n" in text and "A lab" in text else "No"
+    )
+    how = EvalPlan({"target": GenerateOptions(method=Method.TARGET)})
+    found = outcomes(rules, [task_run(task)], how)
+    assert [one.said for one in found] == ["lab", "none"]
+    assert all(len(one.logps) == 4 for one in found)
+    results = [one.result for one in found]
+    (cell,) = summarise_task(task, ["target"], results).cells
+    assert cell.metrics == {"micro_f1": 1.0, "macro_f1": 0.5}

@@ -100,14 +100,63 @@ def test_clip() -> None:
         "appointment, lab",
         "patient instructions",
     ]
-    assert task.items[0].input == "Your wound is \"clean '' ."
+    own, near = (
+        "Your wound is \"clean '' .",
+        "Please see Dr. [**Made Up**] and repeat the blood test .",
+    )
+    assert task.items[0].input == f"Context: {own} {near}\n\nSentence: {own}"
+    assert task.items[1].input == f"Context: {own} {near}\n\nSentence: {near}"
+    assert task.items[2].input.startswith("Context: Do n't drive for a week .\n")  # another note
     examples = read_examples(DATA / "clip")
     assert examples is not None and [item.id for item in examples.items] == ["9003-0"]
     assert examples.digest != task.digest
 
 
+def layout(tmp_path: Path, name: str, of: str) -> Path:
+    """The made-up files of one layout, read by another."""
+    place = tmp_path / name
+    shutil.copytree(DATA / of, place)
+    (place / "task.toml").write_text(f'layout = "{name}"\n')
+    return place
+
+
+def test_clip_as_seven_questions(tmp_path: Path) -> None:
+    task = read_task(layout(tmp_path, "clip-questions", "clip"))
+    style = read_style("zero-shot")
+    assert set(task.questions) == set(task.choices) and len(task.questions) == 7
+    (asked,) = style.question(task.items[1], task, "lab", raw=False)
+    assert asked.content.endswith("laboratory tests? Options:\n-Yes\n-No")
+    assert asked.content.startswith("Context: Your wound")
+    with pytest.raises(UsageError, match="without examples"):
+        read_style("few-shot", examples=task, shots=1).check(task)
+
+
+def test_mednli_in_words(tmp_path: Path) -> None:
+    task = read_task(layout(tmp_path, "mednli-words", "mednli"))
+    style = read_style("zero-shot")
+    impossible = "It's impossible to say"
+    assert [item.reference for item in task.items] == ["No", "Yes", impossible]
+    said = ["Maybe.", "yes", "Never", "neutral", "It is not possible to tell", "perhaps"]
+    read = [style.read(answer, task.items[0], task) for answer in said]
+    assert read == [impossible, "Yes", "No", impossible, impossible, None]
+
+
+def test_neighbours_are_taken_whole_and_in_reach(tmp_path: Path) -> None:
+    rows = [{"n": n, "doc": n // 4, "s": f"s{n}", "ok": True} for n in range(8)]
+    toml = PLAIN.replace('input = "note.text"\n', "").replace('"nr"', '"n"').replace("sick", "ok")
+    toml = toml.replace("[fields]", 'input = "${around}|${s}"\n\n[fields]', 1)
+    toml += '\n[around]\ngroup = "doc"\ntext = "s"\nbytes = 6\n'
+    task = read_task(folder(tmp_path, toml, rows))
+    assert [item.input for item in task.items[:4]] == [
+        "s0 s1 s2|s0",
+        "s0 s1 s2 s3|s1",
+        "s0 s1 s2 s3|s2",
+        "s1 s2 s3|s3",
+    ]
+
+
 def test_every_layout_is_tested() -> None:
-    assert layout_names() == ["clip", "mednli", "radqa"]
+    assert layout_names() == ["clip", "clip-questions", "mednli", "mednli-words", "radqa"]
 
 
 def test_keys_of_the_folder_win_over_those_of_the_layout(tmp_path: Path) -> None:
@@ -185,7 +234,11 @@ def test_choices_of_their_own(tmp_path: Path) -> None:
         ('name = "made-up"', 'name = "m"\nmax_tokens = 0', "max_tokens must be at least 1"),
         ('name = "made-up"', 'name = "m"\nmax_tokens = "many"', "max_tokens must be a whole"),
         ('name = "made-up"', 'name = "m"\nchoises = ["a"]', "choises is not known"),
-        ('name = "made-up"', 'name = "m"\nlayout = "x"', "layout must be one of clip, mednli"),
+        (
+            'name = "made-up"',
+            'name = "m"\nlayout = "x"',
+            "layout must be one of clip",
+        ),
         ('name = "made-up"', 'name = "m"\nlists = ["nr"]', 'line 1: "nr": not a list'),
         ("rows.jsonl", "../rows.jsonl", "file must name a file inside the folder"),
         ("rows.jsonl", "/etc/passwd", "file must name a file inside the folder"),
