@@ -23,8 +23,8 @@ if TYPE_CHECKING:
         SampleOptions,
     )
     from capt_local.decoding.step import FinishReason, Step
-    from capt_local.engine.options import LoadOptions
     from capt_local.errors import CaptError
+    from capt_local.llama.options import LoadOptions
     from capt_local.prompting.messages import Message
     from capt_local.runtime import Runtime
     from capt_local.version import __version__
@@ -38,7 +38,7 @@ _PLACES = {
     "CombineOptions": "capt_local.decoding.options",
     "FinishReason": "capt_local.decoding.step",
     "GenerateOptions": "capt_local.decoding.options",
-    "LoadOptions": "capt_local.engine.options",
+    "LoadOptions": "capt_local.llama.options",
     "Message": "capt_local.prompting.messages",
     "Method": "capt_local.decoding.options",
     "Runtime": "capt_local.runtime",

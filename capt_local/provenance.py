@@ -13,7 +13,7 @@ from capt_local.version import __version__
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import AdapterFile, Bundle, ModelFile
-    from capt_local.engine.options import LoadOptions
+    from capt_local.llama.options import LoadOptions
     from capt_local.runtime import Runtime
 
 
@@ -36,7 +36,7 @@ def provenance(
         date: what the chat templates took for today; None: the day of the answer.
         text: of the answer, if there is one: its digest is told, in the form in which JSON has it.
     """
-    from capt_local.engine.library import library
+    from capt_local.llama.library import library
 
     build = library().build_info()
     parameters = dataclasses.asdict(options)

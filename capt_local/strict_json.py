@@ -75,7 +75,7 @@ class Stamp(tuple[int, int, int, int, int]):
 
     Whoever may write a file can set the first time back, but not the second. A write through a
     shared mapping may change content and no time, so where other accounts may write a file, its
-    digest is compared too (see `engine.locked_file`).
+    digest is compared too (see `llama.locked_file`).
 
     Attributes:
         sha256: of the content that was checked, where somebody has computed it; two stamps are

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import pytest
 
-from capt_local.engine.weights import Weights
+from capt_local.llama.weights import Weights
 from scripts.real_vocabularies import cache_folder
 
 DEMO = Path(__file__).resolve().parents[1] / "models" / "demo"

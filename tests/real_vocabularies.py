@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.engine.weights import Weights
+from capt_local.llama.weights import Weights
 from scripts.real_vocabularies import VocabulariesUnavailable, fetch
 from tests.children.socket_guard import LOG
 

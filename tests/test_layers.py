@@ -24,20 +24,20 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors", "strict_json"},
     "tokenization": {"errors"},
     "bundles": {"version", "errors", "strict_json"},
-    "engine": {"errors", "strict_json", "tokenization"},
+    "llama": {"errors", "strict_json", "tokenization"},
     "prompting": {"errors", "strict_json", "tokenization", "bundles"},
     "alignment": {"errors", "tokenization"},
     "decoding": {"errors", "strict_json", "tokenization", "alignment", "prompting"},
     "report": {"errors", "decoding"},
 }
-ALLOWED["runtime"] = {*ALLOWED["decoding"], "decoding", "bundles", "engine"}
+ALLOWED["runtime"] = {*ALLOWED["decoding"], "decoding", "bundles", "llama"}
 # The record of an answer is all that it takes from the room of the views.
 ALLOWED["chat"] = {"errors", "strict_json", "decoding", "prompting", "report"}
 ALLOWED["evaluate"] = {*ALLOWED["runtime"], "strict_json", "runtime"}
-ALLOWED["provenance"] = {"version", "errors", "decoding", "bundles", "engine", "runtime"}
+ALLOWED["provenance"] = {"version", "errors", "decoding", "bundles", "llama", "runtime"}
 ALLOWED["batch"] = {*ALLOWED["provenance"], *ALLOWED["runtime"], "report", "provenance"}
 # The public face names what it gives out, and imports it only when it is used.
-ALLOWED["__init__"] = {"version", "errors", "decoding", "engine", "prompting", "runtime"}
+ALLOWED["__init__"] = {"version", "errors", "decoding", "llama", "prompting", "runtime"}
 ALLOWED["cli"] = {*ALLOWED, "cli"}
 ALLOWED["__main__"] = {"cli"}
 # Another command line, above our own.
@@ -95,7 +95,7 @@ def test_there_are_no_circles_between_rooms() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_only_the_engine_knows_the_binding(path: Path) -> None:
     users = {name.split(".")[0] for name in imports(path)}
-    if room(path) != "engine":
+    if room(path) != "llama":
         assert not users & {"llama_cpp", "ctypes"}
 
 

@@ -10,8 +10,8 @@ import gguf
 import numpy as np
 import pytest
 
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.options import Adapter
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import Adapter
 from scripts import make_lora_expert
 from scripts.make_lora_expert import (
     NoPair,

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.engine.gguf_header import Header, read_header
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.options import LoadOptions
+from capt_local.llama.gguf_header import Header, read_header
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import LoadOptions
 from scripts.make_scale_trio import PRESETS, write_model
 from tests.real_vocabularies import vocabulary_path
 

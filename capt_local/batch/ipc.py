@@ -18,7 +18,7 @@ from capt_local.batch.records import Record, RecordSettings
 from capt_local.bundles.manifest import Bundle
 from capt_local.bundles.verify import Check
 from capt_local.decoding.options import GenerateOptions
-from capt_local.engine.options import LoadOptions
+from capt_local.llama.options import LoadOptions
 from capt_local.prompting.messages import Message as Turn
 
 Message = dict[str, Any]

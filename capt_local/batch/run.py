@@ -21,8 +21,8 @@ from capt_local.batch.supervisor import News, Outcome, Workers
 from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.schema_check import SchemaCheck, structure_problem
-from capt_local.engine.options import LoadOptions
 from capt_local.errors import CaptError
+from capt_local.llama.options import LoadOptions
 
 _POLL = 0.1  # seconds without an event until signals and the display get their turn
 _TOGETHER = 64  # lines that one fsync may be for
@@ -70,8 +70,8 @@ def records_at_once(
     Raises:
         ModelError: a model is missing or broken.
     """
-    from capt_local.engine.load_models import estimates
-    from capt_local.engine.memory import available_memory
+    from capt_local.llama.load_models import estimates
+    from capt_local.llama.memory import available_memory
 
     roles = options.method.roles or tuple(bundle.models)
     files = {role: bundle.models[role].path for role in roles if role in bundle.models}

@@ -38,7 +38,7 @@ def main(
     open_runtime: OpenRuntime | None = None, facts: Callable[[], dict[str, Any]] | None = None
 ) -> None:
     """Serves until the run ends. The arguments replace the models, for tests."""
-    from capt_local.engine.hardening import be_first_to_go, keep_memory_private
+    from capt_local.llama.hardening import be_first_to_go, keep_memory_private
 
     be_first_to_go()
     keep_memory_private()
@@ -171,7 +171,7 @@ def machine_facts() -> dict[str, Any]:
     """What is known before models are loaded: versions, llama.cpp's build, processor, devices."""
     import numpy
 
-    from capt_local.engine.library import library
+    from capt_local.llama.library import library
 
     build = library().build_info()
     devices = [f"{device.name}: {device.description}" for device in build.devices]

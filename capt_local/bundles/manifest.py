@@ -185,7 +185,7 @@ class ModelFile:
         template: name of a built-in chat template instead of the file's own.
         template_file: a chat template beside the model instead of the file's own.
         template_sha256: digest of `template_file`, or else of the GGUF's own template.
-        tokenizer_sha256: digest of the tokenizer in the file; see `engine.gguf_header`.
+        tokenizer_sha256: digest of the tokenizer in the file; see `llama.gguf_header`.
         adapter: a LoRA adapter on it; a model of the same file without one is not changed by it.
         package: the installed Python package that has the file, if the manifest names one.
     """

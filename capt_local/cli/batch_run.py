@@ -41,10 +41,10 @@ from capt_local.cli.signals import Signals
 from capt_local.cli.structured import structure
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.schema_check import SchemaCheck
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.threads import physical_cores
 from capt_local.errors import Cancelled, CaptError, UsageError
 from capt_local.evaluate.run import readable_time
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.threads import physical_cores
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen, drop_output
 from capt_local.strict_json import NotReadable, parse_json, read_bytes

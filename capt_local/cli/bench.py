@@ -20,8 +20,6 @@ from capt_local.cli.options import (
 from capt_local.cli.session import Session, find_bundle, generate_options, open_session
 from capt_local.cli.signals import Interrupt
 from capt_local.decoding.options import GenerateOptions, Method, Speed
-from capt_local.engine.plain import PlainLlama
-from capt_local.engine.threads import physical_cores
 from capt_local.errors import MemoryShortage, UsageError
 from capt_local.evaluate.bench import (
     LLAMA,
@@ -38,6 +36,8 @@ from capt_local.evaluate.bench import (
     take_turns,
     time_many,
 )
+from capt_local.llama.plain import PlainLlama
+from capt_local.llama.threads import physical_cores
 from capt_local.provenance import provenance
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen

@@ -28,8 +28,8 @@ from capt_local.version import __version__
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
-    from capt_local.engine import memory
-    from capt_local.engine.options import LoadOptions
+    from capt_local.llama import memory
+    from capt_local.llama.options import LoadOptions
     from capt_local.strict_json import Stamp
     from capt_local.tokenization.vocabulary import Vocabulary
 
@@ -175,7 +175,7 @@ def software(diagnosis: Diagnosis) -> dict[str, Any]:
     Raises:
         UsageError: the binding is missing or not the pinned version.
     """
-    from capt_local.engine.library import library
+    from capt_local.llama.library import library
 
     build = library().build_info()
     flaws = archive_flaws()
@@ -193,7 +193,7 @@ def software(diagnosis: Diagnosis) -> dict[str, Any]:
 
 def backend(diagnosis: Diagnosis) -> dict[str, Any]:
     """Devices, and whether layers go to a GPU; notes the problem of one that does not compute."""
-    from capt_local.engine.library import library
+    from capt_local.llama.library import library
 
     build = library().build_info()
     gpus = [device for device in build.devices if device.is_gpu]
@@ -222,7 +222,7 @@ def memory_of_the_machine() -> dict[str, Any]:
     """Total and available main memory."""
     import psutil
 
-    from capt_local.engine.memory import available_memory
+    from capt_local.llama.memory import available_memory
 
     total, free = int(psutil.virtual_memory().total), available_memory()
     facts: dict[str, Any] = {"total": mebibytes(total), "available": mebibytes(free)}
@@ -286,7 +286,7 @@ def roles(bundle: Bundle, diagnosis: Diagnosis) -> dict[str, Any]:
         ModelError: a file cannot be loaded.
     """
     from capt_local.bundles.manifest import pair_roles
-    from capt_local.engine.weights import Weights
+    from capt_local.llama.weights import Weights
 
     vocabularies: dict[str, Vocabulary] = {}
     templates: dict[str, str | None] = {}
@@ -390,10 +390,10 @@ def fit(bundle: Bundle, options: LoadOptions) -> Fit:
     """
     import psutil
 
-    from capt_local.engine import memory
-    from capt_local.engine.devices import free_on_gpus, planned_layers
-    from capt_local.engine.library import library
-    from capt_local.engine.load_models import estimates
+    from capt_local.llama import memory
+    from capt_local.llama.devices import free_on_gpus, planned_layers
+    from capt_local.llama.library import library
+    from capt_local.llama.load_models import estimates
 
     paths = {role: model.path for role, model in bundle.models.items()}
     each = estimates(paths, options, bundle.adapters)
@@ -439,7 +439,7 @@ def first_look(bundle: Bundle, check: Check, diagnosis: Diagnosis) -> dict[str, 
 
 def confinement(told: list[str]) -> dict[str, Any]:
     """Whether the kernel holds the process that looks at such files."""
-    from capt_local.engine.probe import calls_are_forbidden
+    from capt_local.llama.probe import calls_are_forbidden
 
     forbidden = calls_are_forbidden()
     if not forbidden and sys.platform == "linux":
@@ -562,7 +562,7 @@ def archive_flaws(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> str
 
 def processor(told: list[str]) -> dict[str, Any]:
     """Cores, and what other programs take of them now."""
-    from capt_local.engine.threads import BusyCores, physical_cores
+    from capt_local.llama.threads import BusyCores, physical_cores
 
     busy = BusyCores()
     time.sleep(_WATCHED)
@@ -583,7 +583,7 @@ def private_memory(told: list[str]) -> dict[str, Any]:
     """Where the memory of the process could be written to: swap and core dumps."""
     import psutil
 
-    from capt_local.engine.hardening import memory_is_private
+    from capt_local.llama.hardening import memory_is_private
 
     total = int(psutil.swap_memory().total)
     plain = [name for name, safe in swaps() if not safe]

@@ -57,7 +57,7 @@ from capt_local.version import __version__
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import AdapterFile, Bundle, ModelFile
-    from capt_local.engine.options import LoadOptions
+    from capt_local.llama.options import LoadOptions
 
 _STYLE = "zero-shot"
 
@@ -320,7 +320,7 @@ def fingerprint(
     Raises:
         ModelError: a model file cannot be read.
     """
-    from capt_local.engine.library import library
+    from capt_local.llama.library import library
 
     build = library().build_info()
     return {

@@ -30,7 +30,7 @@ from capt_local.report.terminal import Screen
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
     from capt_local.decoding.generation import Generation
-    from capt_local.engine.options import LoadOptions
+    from capt_local.llama.options import LoadOptions
     from capt_local.runtime import Runtime
 
 _Value = TypeVar("_Value")
@@ -75,7 +75,7 @@ def load_options(flags: ModelFlags, bundle: Bundle) -> LoadOptions:
     Raises:
         UsageError: a value has no meaning.
     """
-    from capt_local.engine.options import GpuLayers, LoadOptions
+    from capt_local.llama.options import GpuLayers, LoadOptions
 
     layers: GpuLayers
     match flags.gpu_layers:

@@ -52,7 +52,7 @@ def structure(flags: StructureFlags) -> Structure | None:
     if flags.grammar_file is not None:
         name = "The grammar (--grammar-file)"
         text = decoded(_bytes(flags.grammar_file, name), name)
-        from capt_local.engine.grammar import check_grammar
+        from capt_local.llama.grammar import check_grammar
 
         check_grammar(text, name)
         return Structure(text)

@@ -20,13 +20,13 @@ from capt_local.decoding.generation import Generation
 from capt_local.decoding.many.asks import Ask
 from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
-from capt_local.engine.plain import PlainLlama
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
 from capt_local.evaluate.items import Kind
 from capt_local.evaluate.run import shortened
 from capt_local.evaluate.score import is_lines, text_of, whole_file
 from capt_local.evaluate.styles import read_style
 from capt_local.evaluate.tasks import Task, read_task
+from capt_local.llama.plain import PlainLlama
 from capt_local.prompting.messages import Message
 from capt_local.runtime import Runtime
 from capt_local.strict_json import NotReadable, Problems, lines, parse_object, read_bytes

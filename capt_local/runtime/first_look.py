@@ -18,10 +18,10 @@ from capt_local.bundles import store
 from capt_local.bundles.digest_cache import DigestCache, digest_cache
 from capt_local.bundles.manifest import Bundle, ModelFile
 from capt_local.bundles.verify import Check
-from capt_local.engine.gguf_header import model_parts, read_header
-from capt_local.engine.library import BINDING_VERSION
-from capt_local.engine.probe import Probe
 from capt_local.errors import ModelError
+from capt_local.llama.gguf_header import model_parts, read_header
+from capt_local.llama.library import BINDING_VERSION
+from capt_local.llama.probe import Probe
 from capt_local.strict_json import Stamp, stamp_of
 
 Progress = Callable[[str, float], None]

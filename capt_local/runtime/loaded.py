@@ -12,8 +12,8 @@ from capt_local.decoding.generation import Generation
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.prompt_evidence import Memory
 from capt_local.decoding.trio import Trio
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.load_models import vocabulary_notices
+from capt_local.llama.load_models import vocabulary_notices
+from capt_local.llama.model import LlamaModel
 from capt_local.prompting.build import PromptBuilder, vocabulary_with_turn_ends
 from capt_local.prompting.messages import Message, Prompt
 from capt_local.runtime.many import Side

@@ -9,10 +9,10 @@ from capt_local.decoding.generation import Generation
 from capt_local.decoding.many.asks import Answered, Ask
 from capt_local.decoding.many.table import PromptOf, Table
 from capt_local.decoding.step import Step
-from capt_local.engine.lanes import Lanes
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.many import open_lanes
 from capt_local.errors import CaptError
+from capt_local.llama.lanes import Lanes
+from capt_local.llama.many import open_lanes
+from capt_local.llama.model import LlamaModel
 
 Cancel = Callable[[], bool]
 

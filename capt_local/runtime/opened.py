@@ -21,11 +21,11 @@ from capt_local.decoding.cached import common_length
 from capt_local.decoding.generation import Generation
 from capt_local.decoding.many.asks import Answered, Ask
 from capt_local.decoding.options import GenerateOptions
-from capt_local.engine.gguf_header import model_parts, read_header
-from capt_local.engine.load_models import open_models
-from capt_local.engine.many import MOST_LANES
-from capt_local.engine.options import LoadOptions
 from capt_local.errors import UsageError
+from capt_local.llama.gguf_header import model_parts, read_header
+from capt_local.llama.load_models import open_models
+from capt_local.llama.many import MOST_LANES
+from capt_local.llama.options import LoadOptions
 from capt_local.prompting.messages import Message
 from capt_local.runtime.first_look import NOT_LOOKED_AT, is_trusted, look_first
 from capt_local.runtime.loaded import Asked

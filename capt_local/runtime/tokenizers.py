@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from capt_local.bundles.manifest import ModelFile
-from capt_local.engine.gguf_header import file_digests, read_header
 from capt_local.errors import ModelError
+from capt_local.llama.gguf_header import file_digests, read_header
 
 
 def check_tokenizers(models: Iterable[ModelFile]) -> None:

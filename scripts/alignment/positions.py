@@ -7,7 +7,7 @@ from pathlib import Path
 
 from capt_local.alignment.context import CanonicalContext
 from capt_local.bundles import store
-from capt_local.engine.weights import Weights
+from capt_local.llama.weights import Weights
 from capt_local.tokenization.tokenizer import TextTokenizer
 from scripts.alignment.table import Table
 from scripts.real_vocabularies import vocabulary

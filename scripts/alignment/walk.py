@@ -19,9 +19,9 @@ from capt_local.decoding.model import Rows
 from capt_local.decoding.options import Powers
 from capt_local.decoding.proxy import Proxy
 from capt_local.decoding.scoring import opening
-from capt_local.engine.load_models import open_models
-from capt_local.engine.options import LoadOptions
 from capt_local.errors import UsageError
+from capt_local.llama.load_models import open_models
+from capt_local.llama.options import LoadOptions
 from capt_local.prompting.messages import Prompt
 from capt_local.tokenization.tokenizer import TextTokenizer
 from capt_local.tokenization.vocabulary import IntArray

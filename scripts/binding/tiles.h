@@ -9,6 +9,6 @@
 #undef _tile_loadconfig
 #define _tile_loadconfig(config) \
     __asm__ volatile("ldtilecfg %X0" ::"m"(*(const char(*)[64])(config)))
-/* capt_local/engine/formats.py looks for this text: without it AMX is not used. */
+/* capt_local/llama/devices.py looks for this text: without it AMX is not used. */
 __attribute__((used)) static const char capt_local_tiles[] = "capt-local: whole tile configuration";
 #endif

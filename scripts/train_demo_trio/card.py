@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from capt_local.engine.library import BINDING_VERSION
+from capt_local.llama.library import BINDING_VERSION
 from capt_local.version import __version__
 
 _YEAR = datetime.timedelta(days=365)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import Bundle, ModelFile, Role, roles
-from capt_local.engine.gguf_header import file_digests
+from capt_local.llama.gguf_header import file_digests
 from scripts.train_demo_trio.card import about
 from scripts.train_demo_trio.stages import Preset
 

@@ -12,8 +12,8 @@ from capt_local.alignment.events import END_EVENT, TargetEvents
 from capt_local.alignment.exact.coverings import Coverings
 from capt_local.alignment.exact.events import EventTables
 from capt_local.bundles.store import find
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.options import LoadOptions
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import LoadOptions
 from capt_local.tokenization.prefix_index import PrefixIndex
 from capt_local.tokenization.tokenizer import TextTokenizer
 from tests.fakes import softmax

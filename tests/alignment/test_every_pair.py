@@ -15,7 +15,7 @@ from capt_local.alignment.context import CanonicalContext
 from capt_local.alignment.events import NO_EVENT, TargetEvents
 from capt_local.alignment.projection import DEPTH, Projection
 from capt_local.alignment.question import Back, View
-from capt_local.engine.weights import Weights
+from capt_local.llama.weights import Weights
 from capt_local.tokenization.tokenizer import TextTokenizer
 from tests import real_models
 from tests.real_vocabularies import NAMES, open_vocabulary

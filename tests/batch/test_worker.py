@@ -150,7 +150,7 @@ def test_nobody_waits_for_a_worker_that_reads_nothing(stopped: bool) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked in Linux's way")
 def test_a_worker_is_private_and_the_first_to_go() -> None:
     code = (
-        "import ctypes, resource; from capt_local.engine.hardening import *; be_first_to_go(); "
+        "import ctypes, resource; from capt_local.llama.hardening import *; be_first_to_go(); "
         "keep_memory_private(); print(open('/proc/self/oom_score_adj').read().strip(), "
         "resource.getrlimit(resource.RLIMIT_CORE)[0], ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     )

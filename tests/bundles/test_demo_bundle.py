@@ -10,7 +10,7 @@ from capt_local.bundles import store
 from capt_local.bundles.manifest import MANIFEST
 from capt_local.bundles.manifest_file import read_bundle, version_numbers
 from capt_local.bundles.verify import verify
-from capt_local.engine.gguf_header import file_digests
+from capt_local.llama.gguf_header import file_digests
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = read_bundle(store.packaged_folder(), datetime.date(2026, 11, 22))

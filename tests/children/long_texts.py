@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from capt_local.engine.weights import Weights
 from capt_local.errors import TextTooLong
+from capt_local.llama.weights import Weights
 from capt_local.tokenization.tokenizer import TextTokenizer
 
 CLASSES = {

@@ -15,9 +15,9 @@ from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import Bundle, Role
 from capt_local.bundles.verify import Check
 from capt_local.cli.doctor import overlap
-from capt_local.engine import memory
-from capt_local.engine import probe as probe_module
-from capt_local.engine.library import Library
+from capt_local.llama import memory
+from capt_local.llama import probe as probe_module
+from capt_local.llama.library import Library
 from tests.cli.conftest import Run
 from tests.fakes import make_vocabulary
 from tests.tiny_models import tiny_gguf

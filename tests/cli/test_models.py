@@ -11,8 +11,8 @@ from capt_local.bundles import store
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import MANIFEST, Bundle
 from capt_local.bundles.manifest_file import read_bundle
-from capt_local.engine.gguf_header import file_digests
 from capt_local.errors import ModelError
+from capt_local.llama.gguf_header import file_digests
 from capt_local.runtime.tokenizers import check_tokenizers
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_gguf

@@ -11,9 +11,9 @@ from capt_local.bundles import store
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import MANIFEST, SIGNATURE, Bundle
 from capt_local.cli.models import travel
-from capt_local.engine import probe as probe_module
-from capt_local.engine.probe import Probe
 from capt_local.errors import ModelError
+from capt_local.llama import probe as probe_module
+from capt_local.llama.probe import Probe
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_adapter, tiny_gguf
 

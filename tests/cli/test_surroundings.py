@@ -9,7 +9,7 @@ import pytest
 
 from capt_local.cli import doctor
 from capt_local.cli.doctor import archive_flaws, private_memory, swaps
-from capt_local.engine import hardening
+from capt_local.llama import hardening
 
 
 @pytest.mark.parametrize(

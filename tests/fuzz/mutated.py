@@ -14,11 +14,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from capt_local.engine.gguf_header import read_header
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.probe import Probe
 from capt_local.errors import CaptError, ModelError
+from capt_local.llama.gguf_header import read_header
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.probe import Probe
 from tests.tiny_models import tiny_gguf
 
 SEED = 20261122

@@ -16,10 +16,10 @@ from capt_local.batch.readers import check_input
 from capt_local.bundles import store
 from capt_local.bundles.manifest_file import parse_manifest
 from capt_local.bundles.transfer import Terms, import_bundle
-from capt_local.engine.gguf_header import parse_header
-from capt_local.engine.memory import estimate
-from capt_local.engine.options import LoadOptions
 from capt_local.errors import ModelError, UsageError
+from capt_local.llama.gguf_header import parse_header
+from capt_local.llama.memory import estimate
+from capt_local.llama.options import LoadOptions
 from capt_local.strict_json import NotReadable, parse_json
 
 CORPUS = Path(__file__).resolve().parent / "corpus"

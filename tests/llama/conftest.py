@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.options import LoadOptions
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import LoadOptions
 from tests.tiny_models import Architecture, tiny_gguf
 from tests.tiny_vocabularies import Flavour
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from capt_local.engine import adapters
-from capt_local.engine.gguf_header import read_header
-from capt_local.engine.lanes import Lanes
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.load_models import estimates, open_models
-from capt_local.engine.memory import adapter_size
-from capt_local.engine.options import Adapter
-from capt_local.engine.weights import Weights
 from capt_local.errors import ModelError, NumericalError, UsageError
+from capt_local.llama import adapters
+from capt_local.llama.gguf_header import read_header
+from capt_local.llama.lanes import Lanes
+from capt_local.llama.load_models import estimates, open_models
+from capt_local.llama.memory import adapter_size
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import Adapter
+from capt_local.llama.weights import Weights
 from tests.llama.conftest import ONE_THREAD
 from tests.tiny_models import INNER, WIDTH, adapter_gguf, tiny_adapter, tiny_gguf
 
@@ -122,7 +122,7 @@ def test_one_file_is_loaded_once(
         loads.append(path)
         return load(library, handle, model, path, place)
 
-    monkeypatch.setattr("capt_local.engine.weights.load_adapter", counted)
+    monkeypatch.setattr("capt_local.llama.weights.load_adapter", counted)
     link = tmp_path / "link.gguf"
     link.symlink_to(adapter)
     with Weights(tiny_path()) as weights:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from capt_local.cli import app
-from capt_local.engine.gguf_header import read_header
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.weights import Weights, quality_notes
 from capt_local.errors import ModelError
+from capt_local.llama.gguf_header import read_header
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.weights import Weights, quality_notes
 from tests.fuzz.seeds import text
 from tests.real_models import gemma, smollm2
 from tests.tiny_models import INNER, WIDTH, adapter_gguf, split_gguf, tiny_gguf

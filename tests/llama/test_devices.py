@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.engine import devices
-from capt_local.engine.devices import (
+from capt_local.llama import devices
+from capt_local.llama.devices import (
     GPU_RESERVE,
     Device,
     Kernels,
@@ -17,10 +17,10 @@ from capt_local.engine.devices import (
     mended,
     planned_layers,
 )
-from capt_local.engine.hardening import keep_memory_private, memory_is_private
-from capt_local.engine.library import library
-from capt_local.engine.memory import MemoryEstimate
-from capt_local.engine.options import LoadOptions
+from capt_local.llama.hardening import keep_memory_private, memory_is_private
+from capt_local.llama.library import library
+from capt_local.llama.memory import MemoryEstimate
+from capt_local.llama.options import LoadOptions
 
 
 def test_every_device_of_this_machine_computes() -> None:

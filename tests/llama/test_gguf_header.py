@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.engine.gguf_header import (
+from capt_local.errors import ModelError
+from capt_local.llama.gguf_header import (
     ARCHITECTURES,
     TOKENIZERS,
     parse_header,
@@ -19,11 +20,10 @@ from capt_local.engine.gguf_header import (
     read_model_header,
     rules,
 )
-from capt_local.engine.library import library
-from capt_local.engine.memory import estimate
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.weights import Weights
-from capt_local.errors import ModelError
+from capt_local.llama.library import library
+from capt_local.llama.memory import estimate
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.weights import Weights
 from tests.fuzz.seeds import gguf, text
 from tests.tiny_models import CONTEXT, WIDTH
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.engine.grammar import Grammar, check_grammar
-from capt_local.engine.weights import Weights
 from capt_local.errors import UsageError
+from capt_local.llama.grammar import Grammar, check_grammar
+from capt_local.llama.weights import Weights
 
 CANARY = "zyzzyva"
 

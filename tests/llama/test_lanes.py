@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.engine.context import Context
-from capt_local.engine.devices import Kernels
-from capt_local.engine.lane import Lane, Part
-from capt_local.engine.lanes import MOST_TOGETHER, Lanes
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.spans import best_sizes, spans, tried_sizes
-from capt_local.engine.weights import Weights
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, ModelError, NumericalError
+from capt_local.llama.context import Context
+from capt_local.llama.devices import Kernels
+from capt_local.llama.lane import Lane, Part
+from capt_local.llama.lanes import MOST_TOGETHER, Lanes
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.spans import best_sizes, spans, tried_sizes
+from capt_local.llama.weights import Weights
 from tests.llama.conftest import ONE_THREAD
 
 TOKENS = [(7 * n + n * n) % 300 for n in range(200)]

@@ -13,10 +13,10 @@ from pathlib import Path
 import diskcache
 import pytest
 
-from capt_local.engine.library import BINDING_VERSION, HeldInterrupts, library
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.weights import Weights
 from capt_local.errors import Cancelled
+from capt_local.llama.library import BINDING_VERSION, DeferredInterrupts, library
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.weights import Weights
 from tests.llama.conftest import ONE_THREAD
 
 
@@ -28,7 +28,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_the_engine_does_not_load_llama_cpp() -> None:
-    code = "import sys, capt_local.engine.llama; print('llama_cpp' in sys.modules)"
+    code = "import sys, capt_local.llama.model; print('llama_cpp' in sys.modules)"
     assert run(code).stdout == "False\n"
 
 
@@ -36,7 +36,7 @@ def test_loading_a_model_is_silent_and_forbids_dumps(tiny_path: Callable[..., Pa
     code = (
         "import os, resource, sys\n"
         "from pathlib import Path\n"
-        "from capt_local.engine.llama import LlamaModel\n"
+        "from capt_local.llama.model import LlamaModel\n"
         "with LlamaModel.open(Path(sys.argv[1])) as model:\n"
         "    model.extend([1, 2, 3])\n"
         "assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0\n"
@@ -65,7 +65,7 @@ def test_loading_a_model_is_silent_and_forbids_dumps(tiny_path: Callable[..., Pa
 def test_another_library_or_version_is_refused(before: str, said: str) -> None:
     code = (
         f"{before}\n"
-        "from capt_local.engine.library import library\n"
+        "from capt_local.llama.library import library\n"
         "from capt_local.errors import UsageError\n"
         "try: library()\n"
         "except UsageError as error: print(error)\n"
@@ -111,7 +111,7 @@ def test_the_cache_with_the_open_hole_is_never_made(
 STEPS = """
 import resource, sys
 import numpy as np
-from capt_local.engine.library import keep_freed_memory
+from capt_local.llama.library import keep_freed_memory
 print(keep_freed_memory() if sys.argv[1] == "keep" else None)
 def step():
     return [np.ones(size, np.float32) for size in (152_000, 32_000, 32_000, *[70_000] * 12)]
@@ -191,7 +191,7 @@ def test_an_interrupt_while_loading_arrives(tiny_path: Callable[..., Path]) -> N
 
 
 def test_handlers_are_put_back() -> None:
-    with HeldInterrupts() as held:
+    with DeferredInterrupts() as held:
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         assert not held.asked
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.engine.devices import Kernels
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.weights import Weights
 from capt_local.errors import Cancelled, ContextOverflow, ModelError, NumericalError
+from capt_local.llama.devices import Kernels
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.weights import Weights
 from tests.llama.conftest import ONE_THREAD
 from tests.tiny_models import WINDOW, tiny_gguf
 

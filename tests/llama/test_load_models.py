@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.engine import memory
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.load_models import estimates, open_models, vocabulary_notices
 from capt_local.errors import MemoryShortage, ModelError
+from capt_local.llama import memory
+from capt_local.llama.load_models import estimates, open_models, vocabulary_notices
+from capt_local.llama.model import LlamaModel
 from tests.llama.conftest import ONE_THREAD
 
 TinyPath = Callable[..., Path]

@@ -16,13 +16,13 @@ from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import Bundle
 from capt_local.bundles.manifest_file import read_bundle
 from capt_local.bundles.verify import verify
-from capt_local.engine import locked_file, weights
-from capt_local.engine.gguf_header import file_digests
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.locked_file import LockedFile
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.weights import Weights
 from capt_local.errors import ModelError
+from capt_local.llama import locked_file, weights
+from capt_local.llama.gguf_header import file_digests
+from capt_local.llama.locked_file import LockedFile
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.weights import Weights
 from capt_local.strict_json import stamp_of
 from tests.tiny_models import tiny_gguf
 
@@ -154,7 +154,7 @@ def test_a_handle_can_be_opened_also_where_the_process_is_private(tmp_path: Path
     file.chmod(0o644)
     code = (
         "import os, resource, sys\n"
-        "from capt_local.engine.hardening import keep_memory_private\n"
+        "from capt_local.llama.hardening import keep_memory_private\n"
         "handle = os.open(sys.argv[1], os.O_RDONLY)\n"
         "os.setuid(65534)\n"
         "keep_memory_private()\n"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.engine import memory
-from capt_local.engine.gguf_header import read_header
-from capt_local.engine.memory import MemoryEstimate, check_fits, estimate
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.weights import Weights
 from capt_local.errors import MemoryShortage
+from capt_local.llama import memory
+from capt_local.llama.gguf_header import read_header
+from capt_local.llama.memory import MemoryEstimate, check_fits, estimate
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.weights import Weights
 from tests.tiny_models import LAYERS, WIDTH
 
 MIB = 1 << 20

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles.store import find
-from capt_local.engine import plain as module
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.plain import PlainLlama
 from capt_local.errors import MemoryShortage, ModelError
+from capt_local.llama import plain as module
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.plain import PlainLlama
 
 OPTIONS = LoadOptions(threads=1, context=128)
 

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.engine import hardening
-from capt_local.engine import probe as probe_module
-from capt_local.engine.gguf_header import read_header
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.probe import Probe
-from capt_local.engine.weights import Weights
 from capt_local.errors import Cancelled, ModelError, UsageError
+from capt_local.llama import hardening
+from capt_local.llama import probe as probe_module
+from capt_local.llama.gguf_header import read_header
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.probe import Probe
+from capt_local.llama.weights import Weights
 from tests.llama.conftest import ONE_THREAD
 from tests.real_models import demo_proxy, gemma, smollm2
 from tests.tiny_models import INNER, WIDTH, adapter_gguf, split_gguf, tiny_adapter, tiny_gguf
@@ -49,7 +49,7 @@ def program(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 def confined(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Lets it do something else when it has given up what it can."""
     told = f"""
-from capt_local.engine.hardening import confine
+from capt_local.llama.hardening import confine
 assert confine()
 print("ready: 0", flush=True)
 line = sys.stdin.readline()
@@ -292,7 +292,7 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
 
     code = (
         "import subprocess, sys, os\n"
-        "inner = 'from capt_local.engine.hardening import confine; confine(); "
+        "inner = 'from capt_local.llama.hardening import confine; confine(); "
         "import time; print(1, flush=True); time.sleep(60)'\n"
         "other = subprocess.Popen([sys.executable, '-c', inner], stdout=subprocess.PIPE)\n"
         "other.stdout.readline(); print(other.pid, flush=True); os._exit(0)\n"
@@ -393,7 +393,7 @@ def test_an_adapter_with_a_nan_is_named_itself(tiny_path: TinyPath, tmp_path: Pa
 def test_where_the_list_is_refused_no_file_is_opened(
     tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = "import capt_local.engine.probe as probe; probe.confine = lambda: False; probe.serve()"
+    code = "import capt_local.llama.probe as probe; probe.confine = lambda: False; probe.serve()"
     monkeypatch.setattr(
         probe_module, "_PROGRAM", f"import sys; sys.path.insert(0, sys.argv[1]); {code}"
     )

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.engine.weights import Weights
 from capt_local.errors import ModelError
+from capt_local.llama.weights import Weights
 from capt_local.tokenization.tokenizer import TextTokenizer
 from capt_local.tokenization.vocabulary import TokenKind
 from tests.real_vocabularies import NAMES, REFUSED, open_vocabulary, vocabulary_path

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from capt_local.engine import threads
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.threads import BusyCores, ThreadCount, physical_cores
+from capt_local.llama import threads
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.threads import BusyCores, ThreadCount, physical_cores
 from tests.real_models import smollm2
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capt_local.engine.weights import Weights
+from capt_local.llama.weights import Weights
 from capt_local.tokenization.tokenizer import TextTokenizer
 from tests.tiny_vocabularies import MARKERS, TEXT, USER_DEFINED, Flavour
 

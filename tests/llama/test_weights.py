@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.weights import Weights
 from capt_local.errors import ModelError, UsageError
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.weights import Weights
 from capt_local.tokenization.vocabulary import TokenKind
 from tests.llama.conftest import ONE_THREAD
 from tests.tiny_models import CONTEXT, LAYERS, tiny_gguf
@@ -110,7 +110,7 @@ def test_llama_cpp_says_itself_what_is_wrong_with_a_model(
 def test_gpu_layers_without_a_gpu_are_refused_not_ignored(
     tiny_path: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("capt_local.engine.library.Library.devices", lambda _self: ())
+    monkeypatch.setattr("capt_local.llama.library.Library.devices", lambda _self: ())
     for layers in ("all", 3):
         with pytest.raises(UsageError, match=f"--gpu-layers {layers}"):
             Weights(tiny_path(), LoadOptions(gpu_layers=layers))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.engine.weights import Weights
 from capt_local.errors import ModelError, UsageError
+from capt_local.llama.weights import Weights
 from capt_local.prompting.build import build_chat, build_raw
 from capt_local.prompting.messages import Message, Prompt, Role, Segment
 from capt_local.prompting.template import CHATML, PLAIN, ChatTemplate

@@ -18,11 +18,11 @@ from capt_local.bundles.manifest_file import read_bundle
 from capt_local.bundles.verify import Check
 from capt_local.cli import app
 from capt_local.cli.models.travel import examine as examine_bundle
-from capt_local.engine import probe as probe_module
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.probe import Probe
-from capt_local.engine.weights import Weights
 from capt_local.errors import Cancelled, ModelError
+from capt_local.llama import probe as probe_module
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.probe import Probe
+from capt_local.llama.weights import Weights
 from capt_local.report.terminal import Screen
 from capt_local.runtime import Runtime, first_look
 from capt_local.runtime.first_look import NOT_LOOKED_AT, is_trusted, look_first

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.engine.weights import LONGEST_RUN, Weights
 from capt_local.errors import ModelError, TextTooLong
+from capt_local.llama.weights import LONGEST_RUN, Weights
 from capt_local.tokenization.tokenizer import TextTokenizer
 from tests.children import long_texts
 from tests.real_vocabularies import open_vocabulary, vocabulary_path, with_pre_tokenizer

@@ -91,7 +91,7 @@ def test_expert_equal_to_base_is_the_target() -> None:
 def test_one_model_in_all_roles_is_proxy_tuning_over_one_vocabulary() -> None:
     """Three contexts, one vocabulary: logits combine as softmax(l_T + alpha (l_E - l_A))."""
     from capt_local.bundles.manifest import Bundle
-    from capt_local.engine.llama import LlamaModel
+    from capt_local.llama.model import LlamaModel
     from tests.fakes import softmax
 
     files = {role: model.path for role, model in find("demo").models.items()}

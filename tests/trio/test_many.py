@@ -12,10 +12,6 @@ import pytest
 from capt_local import Answered, Ask, GenerateOptions, LoadOptions, Runtime, SampleOptions
 from capt_local.decoding.options import Speed, Structure
 from capt_local.decoding.step import FinishReason, Step
-from capt_local.engine import many
-from capt_local.engine.context import Rows
-from capt_local.engine.lane import Part
-from capt_local.engine.lanes import Lanes
 from capt_local.errors import (
     CaptError,
     ContextOverflow,
@@ -23,6 +19,10 @@ from capt_local.errors import (
     NumericalError,
     UsageError,
 )
+from capt_local.llama import many
+from capt_local.llama.context import Rows
+from capt_local.llama.lane import Part
+from capt_local.llama.lanes import Lanes
 from capt_local.prompting.messages import Message
 
 OPTIONS = GenerateOptions(max_tokens=10, speed=Speed.EXACT_STEPS)

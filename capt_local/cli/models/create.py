@@ -181,8 +181,8 @@ def _planned(what: CreateFlags) -> tuple[Bundle, list[str]]:
 def _with_headers(bundle: Bundle, what: CreateFlags) -> tuple[Bundle, list[str]]:
     """The bundle with what its files say: licences, sources, styles, digests of tokenizers."""
     from capt_local.bundles.manifest import Style, pair_roles
-    from capt_local.engine.adapters import check_adapter
-    from capt_local.engine.gguf_header import file_digests, read_header
+    from capt_local.llama.adapters import check_adapter
+    from capt_local.llama.gguf_header import file_digests, read_header
 
     terms = [*bundle.models, *(f"{role}.adapter" for role in bundle.adapters)]
     licences, notes = _by_role(what.licence or (), terms), list[str]()

@@ -223,7 +223,7 @@ def described(bundle: Bundle, stamps: Mapping[Path, Stamp] | None = None) -> dic
     Raises:
         ModelError: a file cannot be loaded.
     """
-    from capt_local.engine.weights import Weights
+    from capt_local.llama.weights import Weights
 
     models: dict[str, dict[str, Any]] = {}
     vocabularies: dict[str, Vocabulary] = {}
@@ -259,7 +259,7 @@ def _head(bundle: Bundle) -> dict[str, Any]:
 
 
 def _model(model: ModelFile, weights: Any) -> dict[str, Any]:
-    from capt_local.engine.gguf_header import file_digests
+    from capt_local.llama.gguf_header import file_digests
 
     about, digests = weights.metadata, file_digests(model.path, weights.header)
     return {

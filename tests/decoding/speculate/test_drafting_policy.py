@@ -15,7 +15,7 @@ from capt_local.decoding.speculate.lookup import Lookup
 from capt_local.decoding.speculate.policy import Policy, Record
 from capt_local.decoding.speculate.reading_along import ExpertDraft
 from capt_local.decoding.stopwatch import Stopwatch, rounded
-from capt_local.engine.devices import Kernels
+from capt_local.llama.devices import Kernels
 
 LENGTH = 200
 SIZES = [{"target": 11, "expert": 5, "base": 5}, {"target": 8, "expert": 7, "base": 7}]

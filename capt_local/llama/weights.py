@@ -16,9 +16,10 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.engine.adapters import LoadedAdapter, check_adapter, load_adapter
-from capt_local.engine.devices import Kernels, free_on_gpus
-from capt_local.engine.gguf_header import (
+from capt_local.errors import Cancelled, MemoryShortage, ModelError, TextTooLong, UsageError
+from capt_local.llama.adapters import LoadedAdapter, check_adapter, load_adapter
+from capt_local.llama.devices import Kernels, free_on_gpus
+from capt_local.llama.gguf_header import (
     NO_VOCABULARY,
     Header,
     model_parts,
@@ -26,11 +27,10 @@ from capt_local.engine.gguf_header import (
     read_model_header,
     rules,
 )
-from capt_local.engine.library import Closing, HeldInterrupts, Library, library
-from capt_local.engine.locked_file import LockedFile
-from capt_local.engine.memory import check_fits, estimate
-from capt_local.engine.options import LoadOptions
-from capt_local.errors import Cancelled, MemoryShortage, ModelError, TextTooLong, UsageError
+from capt_local.llama.library import Closing, DeferredInterrupts, Library, library
+from capt_local.llama.locked_file import LockedFile
+from capt_local.llama.memory import check_fits, estimate
+from capt_local.llama.options import LoadOptions
 from capt_local.strict_json import Stamp
 from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 
@@ -340,7 +340,7 @@ class Weights(Closing):
         )
         raised: list[BaseException] = []
         self._library.forget_errors()
-        with HeldInterrupts() as interrupts:
+        with DeferredInterrupts() as interrupts:
 
             def tell(fraction: float, _data: object) -> bool:
                 try:
@@ -348,7 +348,7 @@ class Weights(Closing):
                         progress(fraction)
                 except BaseException as error:  # an exception cannot leave a C callback
                     raised.append(error)
-                return not raised and not interrupts.asked
+                return not raised and not interrupts.requested
 
             callback = api.llama_progress_callback(tell)
             parameters.progress_callback = callback
@@ -360,7 +360,7 @@ class Weights(Closing):
         if raised:
             api.llama_model_free(handle)
             raise raised[0]
-        if interrupts.asked:
+        if interrupts.requested:
             api.llama_model_free(handle)
             raise Cancelled(f"Loading {path.name} was stopped.")
         if not handle:

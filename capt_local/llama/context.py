@@ -11,20 +11,6 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.engine.adapters import put_adapters
-from capt_local.engine.batch import Batch
-from capt_local.engine.library import Library, library
-from capt_local.engine.memory import sequence_count
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.parameters import (
-    CONTEXT_UNIT,
-    context_parameters,
-    is_recurrent,
-    make_context,
-    notes,
-)
-from capt_local.engine.threads import ThreadCount
-from capt_local.engine.weights import Weights
 from capt_local.errors import (
     Cancelled,
     CaptError,
@@ -32,6 +18,20 @@ from capt_local.errors import (
     MemoryShortage,
     ModelError,
 )
+from capt_local.llama.adapters import put_adapters
+from capt_local.llama.batch import Batch
+from capt_local.llama.library import Library, library
+from capt_local.llama.memory import sequence_count
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.parameters import (
+    CONTEXT_UNIT,
+    context_parameters,
+    is_recurrent,
+    make_context,
+    notes,
+)
+from capt_local.llama.threads import ThreadCount
+from capt_local.llama.weights import Weights
 
 Rows = npt.NDArray[np.float32]
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from capt_local.engine.context import Context, Rows
-from capt_local.engine.lane import Lane, Part
-from capt_local.engine.library import HeldInterrupts
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.spans import best_sizes, spans, tried_sizes
-from capt_local.engine.weights import Weights
 from capt_local.errors import CaptError, ContextOverflow, NumericalError
+from capt_local.llama.context import Context, Rows
+from capt_local.llama.lane import Lane, Part
+from capt_local.llama.library import DeferredInterrupts
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.spans import best_sizes, spans, tried_sizes
+from capt_local.llama.weights import Weights
 
 # Tokens of a text that still go along with those of others; beyond, a batch of its own pays.
 MOST_TOGETHER = 4
@@ -175,7 +175,7 @@ class Lanes:
         (part,) = parts
         tokens, lane, size = part.tokens, part.lane, self.options.batch_size(self._on_gpu)
         done, count = 0, len(tokens)
-        with HeldInterrupts() as interrupts, self._context.watched(self._stopper(interrupts)):
+        with DeferredInterrupts() as interrupts, self._context.watched(self._stopper(interrupts)):
             while done < count:
                 left = count - done
                 now = left if left <= size else min(size, left - part.rows)
@@ -189,9 +189,9 @@ class Lanes:
         if part.rows:
             lane.rows[:] = self._context.rows(part.rows)
 
-    def _stopper(self, interrupts: HeldInterrupts) -> Callable[[], bool]:
+    def _stopper(self, interrupts: DeferredInterrupts) -> Callable[[], bool]:
         asked = self.should_stop
-        return lambda: interrupts.asked or (asked is not None and asked())
+        return lambda: interrupts.requested or (asked is not None and asked())
 
     @property
     def _on_gpu(self) -> bool:

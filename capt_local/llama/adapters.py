@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from capt_local.engine.gguf_header import FLOAT32, Header, read_header
-from capt_local.engine.library import Library
 from capt_local.errors import ModelError
+from capt_local.llama.gguf_header import FLOAT32, Header, read_header
+from capt_local.llama.library import Library
 
 _KINDS = {0, 1, 8, 30}  # F32, F16, Q8_0, BF16: what the converter of llama.cpp writes
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
@@ -45,7 +45,7 @@ def load_adapter(
         handle: of the model; freeing it frees the adapter too.
         model: the name of its file, for errors.
         path: of the adapter.
-        place: where to open it instead; see `engine.locked_file`.
+        place: where to open it instead; see `llama.locked_file`.
 
     Raises:
         ModelError: llama.cpp refuses it (with its own words).
@@ -95,7 +95,7 @@ def check_adapter(
         path: of the adapter.
         header: of the model.
         model: the name of its file, for errors.
-        place: where to open the adapter instead; see `engine.locked_file`.
+        place: where to open the adapter instead; see `llama.locked_file`.
 
     Returns:
         What the user should know.

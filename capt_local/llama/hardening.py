@@ -1,7 +1,7 @@
 """Keeps the memory of this process private, and confines the process that reads untrusted files.
 
 `keep_memory_private` is the first act of every verb: no core dump, and on Linux no other process of
-the same account may read this one's memory. `confine` is for the probe (see `engine.probe`): on
+the same account may read this one's memory. `confine` is for the probe (see `llama.probe`): on
 Linux a seccomp filter allows the system calls of a fixed list and refuses all others.
 """
 

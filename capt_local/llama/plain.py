@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from capt_local.engine.library import Closing, library
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.memory import check_fits, estimate
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.threads import physical_cores
 from capt_local.errors import ModelError
+from capt_local.llama.library import Closing, library
+from capt_local.llama.memory import check_fits, estimate
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.threads import physical_cores
 
 _ON_CPU = 0
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from capt_local.engine.library import Library
-from capt_local.engine.memory import context_size
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.weights import Weights
 from capt_local.errors import MemoryShortage, ModelError
+from capt_local.llama.library import Library
+from capt_local.llama.memory import context_size
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.weights import Weights
 
 CONTEXT_UNIT = 256  # llama.cpp pads a context to a multiple of this
 

@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from capt_local.engine.adapters import check_adapter
-from capt_local.engine.gguf_header import read_model_header
-from capt_local.engine.library import library
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.memory import MemoryEstimate, check_fits, estimate
-from capt_local.engine.options import Adapter, LoadOptions
-from capt_local.engine.weights import Weights
 from capt_local.errors import UsageError
+from capt_local.llama.adapters import check_adapter
+from capt_local.llama.gguf_header import read_model_header
+from capt_local.llama.library import library
+from capt_local.llama.memory import MemoryEstimate, check_fits, estimate
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import Adapter, LoadOptions
+from capt_local.llama.weights import Weights
 from capt_local.strict_json import Stamp
 
 

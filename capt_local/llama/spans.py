@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-from capt_local.engine.devices import Kernels
+from capt_local.llama.devices import Kernels
 
 
 def tried_sizes(count: int) -> list[int]:

@@ -204,7 +204,7 @@ def read_header(path: Path, place: Path | None = None) -> Header:
 
     Args:
         path: of the file.
-        place: where to open it instead; see `engine.locked_file`.
+        place: where to open it instead; see `llama.locked_file`.
 
     Raises:
         ModelError: the file is missing, is not a GGUF, is cut off, holds impossible numbers, or is
@@ -275,7 +275,7 @@ def read_model_header(
 
     Args:
         path: of the file, or of the first part.
-        places: where to open the parts instead; see `engine.locked_file`.
+        places: where to open the parts instead; see `llama.locked_file`.
         first: the header of the first part, if it was read already.
 
     Raises:

@@ -3,7 +3,7 @@
 llama.cpp reads a file with code in C++; what a hostile or damaged file does there ends that process
 and not this one. There, every weight is checked for NaN and infinities, a text is split into tokens
 and some of them are computed. On Linux that process may use only the system calls that this needs
-(see `engine.hardening`), and its memory is limited from here to what the header explains; elsewhere
+(see `llama.hardening`), and its memory is limited from here to what the header explains; elsewhere
 only the limits of the system hold it. It has as much time as a slow disk needs.
 
 Two kinds of names below: what this process runs (`Probe`), and what the other one does (`serve`).
@@ -27,16 +27,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from capt_local.engine.adapters import check_adapter
-from capt_local.engine.gguf_header import model_parts, read_header, read_model_header
-from capt_local.engine.hardening import be_first_to_go, confine
-from capt_local.engine.library import Closing, library
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.locked_file import LockedFile
-from capt_local.engine.memory import estimate
-from capt_local.engine.options import Adapter, LoadOptions
-from capt_local.engine.weights import Weights, check_values
 from capt_local.errors import CaptError, MemoryShortage, ModelError, UsageError
+from capt_local.llama.adapters import check_adapter
+from capt_local.llama.gguf_header import model_parts, read_header, read_model_header
+from capt_local.llama.hardening import be_first_to_go, confine
+from capt_local.llama.library import Closing, library
+from capt_local.llama.locked_file import LockedFile
+from capt_local.llama.memory import estimate
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import Adapter, LoadOptions
+from capt_local.llama.weights import Weights, check_values
 from capt_local.strict_json import Stamp, parse_object
 
 Waiting = Callable[[], None]
@@ -67,12 +67,11 @@ _SET = {
 
 # -I: neither the folder that this is run in nor the environment says what is imported.
 _PROGRAM = (
-    "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from capt_local.engine.probe import serve; serve()"
+    "import sys; sys.path.insert(0, sys.argv[1]); from capt_local.llama.probe import serve; serve()"
 )
 _TRIAL = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from capt_local.engine.hardening import confine; sys.exit(not confine())"
+    "from capt_local.llama.hardening import confine; sys.exit(not confine())"
 )
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 
-from capt_local.engine.gguf_header import Header, read_header
-from capt_local.engine.options import LoadOptions
 from capt_local.errors import MemoryShortage
+from capt_local.llama.gguf_header import Header, read_header
+from capt_local.llama.options import LoadOptions
 
 DEFAULT_CONTEXT = 4096
 

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from capt_local.engine.library import Closing
 from capt_local.errors import ModelError
+from capt_local.llama.library import Closing
 from capt_local.strict_json import Stamp, stamp_of
 
 _HANDLES = Path("/proc/self/fd")  # Linux

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.engine.memory import MemoryEstimate
-from capt_local.engine.options import LoadOptions
+from capt_local.llama.memory import MemoryEstimate
+from capt_local.llama.options import LoadOptions
 
 DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "composite")
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from capt_local.engine.devices import DEVICE_KINDS, Device, device_computes, leave_out_crashing
-from capt_local.engine.hardening import keep_memory_private
-from capt_local.engine.threads import busy_cores, limit_spinning
 from capt_local.errors import UsageError
+from capt_local.llama.devices import DEVICE_KINDS, Device, device_computes, leave_out_crashing
+from capt_local.llama.hardening import keep_memory_private
+from capt_local.llama.threads import busy_cores, limit_spinning
 
 # The structures of the binding fit only the library that it was built with.
 BINDING_VERSION = "0.3.36"
@@ -241,18 +241,18 @@ class Closing:
         self.close()
 
 
-class HeldInterrupts:
+class DeferredInterrupts:
     """Notes interrupts inside a `with` block and hands them on at its end.
 
     Python runs its signal handlers inside the callbacks of C code, and an exception raised there is
     printed and lost. So the interrupt is noted, and handed on once the C code has returned.
 
     Attributes:
-        asked: whether an interrupt came; C callbacks look at it to stop early.
+        requested: whether an interrupt came; C callbacks look at it to stop early.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._handler: object = None
         self._frame: FrameType | None = None
 
@@ -275,11 +275,11 @@ class HeldInterrupts:
         self._handler = self._frame = None
         if callable(handler):
             signal.signal(signal.SIGINT, handler)
-            if self.asked:
+            if self.requested:
                 handler(signal.SIGINT, frame)
 
     def _note(self, _signal: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.requested = True
         self._frame = frame
 
 

@@ -13,13 +13,13 @@ from typing import Self
 
 import numpy as np
 
-from capt_local.engine.batch import Batch, as_many_as_fit
-from capt_local.engine.context import Context, Rows
-from capt_local.engine.library import Closing, HeldInterrupts
-from capt_local.engine.on_weights import OnWeights
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.weights import Progress, Weights
 from capt_local.errors import ContextOverflow, NumericalError
+from capt_local.llama.batch import Batch, as_many_as_fit
+from capt_local.llama.context import Context, Rows
+from capt_local.llama.library import Closing, DeferredInterrupts
+from capt_local.llama.on_weights import OnWeights
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.weights import Progress, Weights
 
 # So few tokens are over before anybody could want to stop them, and the asking would cost more.
 _SHORT = 16
@@ -194,7 +194,7 @@ class LlamaModel(OnWeights, Closing):
             if padding:
                 self._context.cut(start + count)
             return
-        with HeldInterrupts() as interrupts, self._context.watched(self._stopper(interrupts)):
+        with DeferredInterrupts() as interrupts, self._context.watched(self._stopper(interrupts)):
             while done < count:
                 left = count - done
                 size = left if left <= self._batch.size else min(self._batch.size, left - rows)
@@ -210,9 +210,9 @@ class LlamaModel(OnWeights, Closing):
         fits = self._position + count + more <= self._limit and count + more <= self._batch.size
         return more if fits and self.can_rewind else 0
 
-    def _stopper(self, interrupts: HeldInterrupts) -> Callable[[], bool]:
+    def _stopper(self, interrupts: DeferredInterrupts) -> Callable[[], bool]:
         asked = self.should_stop
-        return lambda: interrupts.asked or (asked is not None and asked())
+        return lambda: interrupts.requested or (asked is not None and asked())
 
     def _run_branches(
         self, tails: Sequence[Sequence[int]], places: Sequence[int], out: Rows

@@ -7,11 +7,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from capt_local.engine.context import Rows
-from capt_local.engine.on_weights import OnWeights
-from capt_local.engine.options import LoadOptions
-from capt_local.engine.weights import Weights
 from capt_local.errors import CaptError, UsageError
+from capt_local.llama.context import Rows
+from capt_local.llama.on_weights import OnWeights
+from capt_local.llama.options import LoadOptions
+from capt_local.llama.weights import Weights
 
 # Rows that a step may need; room for so many is kept.
 _FEW = 4
@@ -26,7 +26,7 @@ class Part(NamedTuple):
 
 
 class Owner(Protocol):
-    """What a lane needs of all lanes together; see `engine.lanes`."""
+    """What a lane needs of all lanes together; see `llama.lanes`."""
 
     weights: Weights
     options: LoadOptions

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from capt_local.engine.grammar import Grammar
-from capt_local.engine.weights import Metadata, Weights
+from capt_local.llama.grammar import Grammar
+from capt_local.llama.weights import Metadata, Weights
 from capt_local.tokenization.vocabulary import Vocabulary
 
 
@@ -41,5 +41,5 @@ class OnWeights:
         return self.weights.tokenize(text, special=special)
 
     def constraint(self, grammar: str, lead: bytes = b"") -> Grammar:
-        """What a grammar allows in an answer; see `engine.grammar.Grammar`."""
+        """What a grammar allows in an answer; see `llama.grammar.Grammar`."""
         return Grammar(self.weights, grammar, lead)

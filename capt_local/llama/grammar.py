@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from capt_local.engine.library import Library, library
-from capt_local.engine.weights import Weights
 from capt_local.errors import ModelError, UsageError
+from capt_local.llama.library import Library, library
+from capt_local.llama.weights import Weights
 from capt_local.tokenization.vocabulary import BoolArray, IntArray
 
 LARGEST_GRAMMAR = 1 << 18  # bytes

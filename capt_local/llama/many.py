@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from capt_local.engine.lanes import Lanes
-from capt_local.engine.library import library
-from capt_local.engine.llama import LlamaModel
-from capt_local.engine.memory import MemoryEstimate, available_memory, estimate
-from capt_local.engine.parameters import cells_of_lane
 from capt_local.errors import MemoryShortage
+from capt_local.llama.lanes import Lanes
+from capt_local.llama.library import library
+from capt_local.llama.memory import MemoryEstimate, available_memory, estimate
+from capt_local.llama.model import LlamaModel
+from capt_local.llama.parameters import cells_of_lane
 
 MOST_LANES = 256  # llama.cpp keeps sequence ids in a bit set of so many
 
