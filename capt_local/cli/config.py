@@ -50,7 +50,7 @@ def config_show(how: ShowFlags, view: ViewFlags) -> int:
     layers = Layers.read()
     environment = dict(os.environ)
     if environment.get(STORES.variable) == os.pathsep.join(layers.stores()):
-        environment.pop(STORES.variable, None)  # handed on from a file, see `cli.stores`
+        environment.pop(STORES.variable, None)  # handed on from a file, see `with_stores`
     found = list(_settings(layers, environment))
     unknown = _unknown(found, environment)
     if how.json:

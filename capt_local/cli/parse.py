@@ -16,9 +16,7 @@ from typing import Any, get_type_hints
 import typer
 
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.settings import Given, Layers
-from capt_local.cli.stores import handed_on
-from capt_local.cli.yielding import settled
+from capt_local.cli.settings import Given, Layers, by_precedence, with_stores
 from capt_local.config import Feature, Limits
 from capt_local.report.terminal import Screen, unwritable
 
@@ -56,7 +54,7 @@ def call(verb: Callable[..., int], name: str, arguments: Sequence[str], screen: 
         return ExitCode.USAGE
     if not isinstance(parsed, dict):
         return int(parsed or 0)  # --help
-    with handed_on(given.stores):
+    with with_stores(given.stores):
         return verb(**parsed)
 
 
@@ -95,7 +93,7 @@ def flat(verb: Callable[..., int]) -> Callable[..., dict[str, Any]]:
             name: kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
             for name, kind in groups.items()
         }
-        return {name: settled(group, origin) for name, group in made.items()}
+        return {name: by_precedence(group, origin) for name, group in made.items()}
 
     whole = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     parameters = [

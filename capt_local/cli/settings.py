@@ -1,31 +1,56 @@
 """Values of options that come from files: which settings there are, and what the files say.
 
 What can be set is read off the declarations of the options: whatever has an environment twin, and
-a key of a file is the long flag without its dashes. Their names alone stand in a list of their own
-(`cli.keys`), since reading the declarations of all verbs takes a second. Besides, the folders with
-bundles can be set, which have a variable and no flag.
+a key of a file is the long flag without its dashes. A flag wins over the environment, that over the
+user's file, that over the site's; also where two options do not go together. Besides, the folders
+with bundles can be set, which have a variable and no flag.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import NoneType
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from capt_local.cli.app import VERBS, function
-from capt_local.cli.keys import KEYS
-from capt_local.cli.stores import VARIABLE
+from capt_local.cli.options import (
+    ModelFlags,
+    OutputFlags,
+    OwnTextFlags,
+    PromptFlags,
+    SideBySideFlags,
+)
 from capt_local.config import ConfigFile, Limits, SiteFile, read_site, read_user
 from capt_local.errors import UsageError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 SITE, USER = "SITE", "USER"
+# Where a value can come from, the strongest first; the names of Click and of the files.
+_SOURCES = ("COMMANDLINE", "ENVIRONMENT", USER, SITE)
+VARIABLE = "CAPT_LOCAL_MODELS"  # as `bundles.store` has it, which is not loaded for that
+# All options that have a twin: reading them off the declarations of all verbs takes a second, so a
+# test compares.
+KEYS = frozenset({
+    "alignment", "alpha", "audit", "base", "bundle", "ctx-size", "date", "delimiter",
+    "expert", "expert-adapter", "expert-in-thoughts", "gpu-layers", "id-field",
+    "idle-timeout", "input-format", "json", "logprobs", "max-tokens", "method", "min-p",
+    "mirror", "no-healing", "no-long-tokens", "no-repetition-stop", "no-verify", "offline",
+    "parallel", "plausibility", "raw", "record-timeout", "repeat-last-n", "repeat-penalty",
+    "seed", "speed", "system", "target", "temp", "thoughts", "threads", "top-k",
+    "top-logprobs", "top-p", "verbose", "verify", "weights",
+})  # fmt: skip
 
 Verb = Callable[..., int]
+_Group = TypeVar("_Group", bound="DataclassInstance")
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,40}")  # others may hold anything, line breaks too
 
 
@@ -220,3 +245,61 @@ def _check_known(file: ConfigFile) -> None:
         raise UsageError(
             f"{file.path}: there is no {named}; 'capt-local config show' lists the keys."
         )
+
+
+def by_precedence(group: _Group, origin: Mapping[str, str]) -> _Group:
+    """The group without those values that do not go with one of a stronger source.
+
+    Args:
+        group: of options.
+        origin: by option, the name of its source.
+    """
+    rank = {name: _SOURCES.index(source) for name, source in origin.items() if source in _SOURCES}
+    gone: set[str] = set()
+    for strength in range(len(_SOURCES) - 1):
+        given = {name for name, place in rank.items() if place == strength} - gone
+        weaker = {name for name, place in rank.items() if place > strength}
+        gone |= _overruled(group, given) & weaker
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(group)}
+    return dataclasses.replace(group, **{name: defaults[name] for name in gone})
+
+
+def _overruled(group: object, given: Set[str]) -> Set[str]:
+    """Options that do not go with those of a stronger source, so that their values are dropped."""
+    match group:
+        case ModelFlags():
+            return _rivals(given, {"bundle"}, {"target", "expert", "base"})
+        case OwnTextFlags(prompt=None, file=None):
+            return {"raw", "system"}
+        case PromptFlags():
+            return _rivals(given, {"raw"}, {"system"})
+        case SideBySideFlags():
+            return {"method"}
+        case OutputFlags(json=False):
+            return {"top_logprobs"}
+    return set()
+
+
+def _rivals(given: Set[str], ones: Set[str], others: Set[str]) -> Set[str]:
+    """Each of two sets of options is overruled by what was given of the other."""
+    return (others if given & ones else set()) | (ones if given & others else set())
+
+
+@contextlib.contextmanager
+def with_stores(folders: Sequence[str]) -> Iterator[None]:
+    """Lets the store look for bundles in these folders too, until the end of the block.
+
+    They go into the environment, where every process that is started finds them; a variable that
+    the user has set wins.
+
+    Args:
+        folders: from the root on; without any, nothing is changed.
+    """
+    if not folders or os.environ.get(VARIABLE):
+        yield
+        return
+    os.environ[VARIABLE] = os.pathsep.join(folders)
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)

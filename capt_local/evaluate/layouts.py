@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath
 from string import Template
 from typing import NoReturn
 
-from capt_local.bundles.fields import Table
 from capt_local.errors import UsageError
+from capt_local.evaluate.fields import Table
 from capt_local.evaluate.items import MAX_TOKENS, MEASURES, Item, Kind, Measure, joined_labels
 from capt_local.strict_json import (
     NotReadable,

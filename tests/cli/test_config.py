@@ -12,8 +12,7 @@ import pytest
 
 from capt_local import config as site_config
 from capt_local.cli import parse, settings
-from capt_local.cli.keys import KEYS
-from capt_local.cli.settings import settable, verbs
+from capt_local.cli.settings import KEYS, settable, verbs
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 
@@ -122,7 +121,7 @@ def test_a_setting_of_another_verb_is_no_error(run: Run, script: Script, user: P
 def test_the_list_of_keys_is_complete() -> None:
     """What `settings` reads off the declarations, against the list that needs no import of them."""
     found = {key for verb in verbs() for key in settable(verb)}
-    assert found == KEYS, f"cli/keys.py: add {found - KEYS}, remove {KEYS - found}"
+    assert found == KEYS, f"cli/settings.py: add {found - KEYS}, remove {KEYS - found}"
 
 
 def test_a_key_of_another_verb_loads_no_other_verb(user: Path) -> None:

@@ -14,7 +14,7 @@ from capt_local import config as site_config
 from capt_local.bundles import store
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import Bundle
-from capt_local.cli import stores
+from capt_local.cli import settings
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 from tests.tiny_models import tiny_gguf
@@ -80,7 +80,7 @@ def test_a_wrong_value_names_file_and_key(value: str, says: str, run: Run, user:
 
 
 def test_the_variable_is_the_one_of_the_store() -> None:
-    assert stores.VARIABLE == store.VARIABLE
+    assert settings.VARIABLE == store.VARIABLE
 
 
 def test_a_store_on_a_stick(

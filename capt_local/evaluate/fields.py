@@ -1,8 +1,7 @@
-"""Reading one table of a manifest, key by key, with errors that name the file and the key."""
+"""Reading one table of a TOML file, key by key, with errors that name the file and the key."""
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -58,11 +57,6 @@ class Table:
         name = f"{self._name}.{key}" if self._name else key
         return Table(found or {}, self._file, name, present=self._present)
 
-    def peek(self, key: str) -> str | None:
-        """A text that is still to be read; None if there is none, or it is no text."""
-        value = self._left.get(key)
-        return value if isinstance(value, str) else None
-
     def __contains__(self, key: str) -> bool:
         """Whether there is such a key that has not been read yet."""
         return key in self._left
@@ -70,10 +64,6 @@ class Table:
     def keys(self) -> list[str]:
         """What has not been read yet."""
         return list(self._left)
-
-    def is_text(self, key: str) -> bool:
-        """Whether a key that has not been read yet holds a text."""
-        return isinstance(self._left.get(key), str)
 
     def text(self, key: str, default: str | None = None) -> str:
         """A text without control characters; required if there is no default."""
@@ -126,43 +116,6 @@ class Table:
             self.fail(key, "is an empty list")
         values = value if isinstance(value, list | tuple) else [value]
         return tuple(self._bounded(key, each, least, most) for each in values)
-
-    def digest(self, key: str) -> str | None:
-        """A SHA-256 in lower-case hexadecimal, or None where there is no such key."""
-        value = self.optional_text(key)
-        if value is not None and not _SHA256.fullmatch(value):
-            self.fail(key, "must be a SHA-256 of 64 lower-case hexadecimal digits")
-        return value
-
-    def date(self, key: str) -> str:
-        """A day as YYYY-MM-DD, written as TOML writes one; empty where there is no such key."""
-        value = self._left.pop(key, None)
-        if value is None:
-            return ""
-        if not isinstance(value, datetime.date) or isinstance(value, datetime.datetime):
-            self.fail(key, "must be a day without quotes, as in 2027-01-31")
-        return value.isoformat()
-
-    def file(self, key: str, folder: Path) -> Path | None:
-        """A regular file inside `folder`, or None where there is no such key."""
-        value = self.optional_text(key)
-        if value is None:
-            return None
-        self._check_relative(key, value)
-        path = folder / value
-        if not self._present:
-            return path
-        try:
-            inside, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
-        except OSError as error:  # a folder that nobody may look into, a name that is too long
-            self.fail(key, f"cannot be looked for: {error.strerror or 'no access'}")
-        except RuntimeError:
-            self.fail(key, "is a link that leads to itself")
-        if not inside:
-            self.fail(key, "is a link that leaves the folder of the bundle")
-        if not there:
-            self.fail(key, f"names {value}, which is not there")
-        return path
 
     def done(self) -> None:
         """Refuses keys that nobody asked for: a typing error must not pass for a default.
