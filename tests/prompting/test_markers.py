@@ -16,7 +16,7 @@ from capt_local.tokenization.tokenizer import TextTokenizer
 from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 from tests.fakes import make_vocabulary
 from tests.prompting import templates
-from tests.real_vocabularies import templates_folder
+from tests.real_vocabularies import open_vocabulary, templates_folder
 
 MARKER = re.compile(r"<[^<>\s]+>|\[e~\[|\[[^\[\]\s]+\]")
 EOS = "</s>"
@@ -150,3 +150,24 @@ def test_published_templates() -> None:
     # It needs functions; its turns end with lines alone.
     assert without_end <= {"fireworks-ai-llama-3-firefunction-v2", "llama-cpp-rwkv-world"}
     assert len(reasoning) >= 35
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "template", "end", "begin"),
+    [
+        ("gemma-4", "google-gemma-4-31B-it", "<turn|>", "<|channel>thought"),
+        ("qwen35", "Qwen3.5-4B", "<|im_end|>", "<think>"),
+        ("qwen2", "Qwen-Qwen2.5-7B-Instruct", "<|im_end|>", None),
+        ("phi-3", "microsoft-Phi-3.5-mini-instruct", "<|end|>", None),
+        ("llama-bpe", "meta-llama-Llama-3.1-8B-Instruct", "<|eot_id|>", None),
+    ],
+)
+def test_published_templates_in_their_own_vocabularies(
+    vocabulary: str, template: str, end: str, begin: str | None
+) -> None:
+    weights = open_vocabulary(vocabulary)
+    found = ChatTemplate((templates_folder() / f"{template}.jinja").read_text("utf-8"))
+    ends = find_turn_ends(found, weights.vocabulary, weights.tokenize)
+    assert {weights.vocabulary.piece(token).decode() for token in ends} == {end}
+    markers = find_markers(weights.vocabulary, found)
+    assert (markers and markers.begin[0][0].decode()) == begin
