@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capt_local.alignment.published import TokenStrings
+from capt_local.alignment.paper import TokenStrings
 from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 from tests.fakes import greedy_tokenizer
 

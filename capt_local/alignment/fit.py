@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from capt_local.alignment.events import TargetEvents
-from capt_local.alignment.kinds import Align
-from capt_local.alignment.projection import Projection
-from capt_local.alignment.published import TokenStrings
-from capt_local.alignment.question import Alignment
-from capt_local.alignment.simple import FirstPiece, PrefixMass, PublishedMapping, SharedVocabulary
-from capt_local.tokenization.prefix_index import PrefixIndex
+from capt_local.alignment import Align
+from capt_local.alignment.paper import PublishedMapping, TokenStrings
+from capt_local.alignment.projection import Alignment, Projection, SharedVocabulary, TargetEvents
 from capt_local.tokenization.tokenizer import TextTokenizer
 
-# What an alignment prepares for a question is its own affair.
+# What an alignment prepares for a query is its own affair.
 AnyAlignment: TypeAlias = Alignment[Any]
 
 
@@ -25,13 +21,12 @@ def fit(
     long_tokens: bool = True,
     healing: bool = True,
 ) -> AnyAlignment:
-    """The identity for one shared vocabulary; for two what was asked for.
+    """The identity for one shared vocabulary; for two the alignment of this kind.
 
     Args:
         proxy: of expert or base.
         events: of the target.
-        kind: EXACT is no table but a way to read the proxy (`decode.exact`): here it gives the
-            projection, which the evidence of a prompt is weighed with.
+        kind: see `Align`.
         long_tokens: see `Projection`.
         healing: see `Projection`.
     """
@@ -43,9 +38,4 @@ def fit(
         )
     if vocabulary.same_as(target.vocabulary):
         return SharedVocabulary()
-    if kind is Align.FIRST_PIECE:
-        return FirstPiece(proxy, events)
-    if kind is Align.PREFIX_MASS:
-        index = PrefixIndex(vocabulary)
-        return PrefixMass(index, vocabulary.end_ids, events, healing=healing)
     return Projection(vocabulary, events, long_tokens=long_tokens, healing=healing)

@@ -1,21 +1,440 @@
-"""Projection of a proxy's probabilities onto the target's token events, with healing.
+"""A proxy's probabilities projected onto the tokens of the target, by bytes, with healing.
 
 Cross-Architecture Proxy Tuning (Ronaghi et al. 2026) carried from strings to bytes, and from the
-first sub-token to all pieces: see docs/method.md.
+first sub-token to all pieces: see docs/method.md. In order: the query about some candidates and
+what a proxy shows; the token events of a target; which pieces of a proxy cover which events; the
+projection; the identity where two models share one vocabulary.
+
+An event is "the target's tokenization of what follows starts with these bytes". Tokens with the
+same bytes share an event, all tokens that end a generation are one event, and control tokens have
+none.
+
+A piece often leaves open which token comes: "card" may be the token "card", or the beginning of
+"cardiac". Its mass is shared among all of them in proportion to the target's own probabilities, so
+that the proxy says how likely the group is, and the target who in the group. A token that a longer
+piece begins as well takes next to nothing from the shorter one: a proxy that writes "cardiac" with
+"cardi" does not write it with "card". With no bytes there, this is the projection of a row. With
+the bytes of the proxy's last pieces there, it is their healing: a longer piece that starts with
+these bytes counts by what it adds. One table serves both.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TypeAlias
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from capt_local.alignment.cover import Cover, Shares, credit, share
-from capt_local.alignment.events import TargetEvents
-from capt_local.alignment.question import FloatArray, Question, View
-from capt_local.tokenization.prefix_index import PrefixIndex
-from capt_local.tokenization.vocabulary import IntArray, Vocabulary
+from capt_local.tokenization.tokenizer import TextTokenizer, UnspellableByte
+from capt_local.tokenization.vocabulary import BoolArray, IntArray, PrefixIndex, Vocabulary
+
+FloatArray = npt.NDArray[np.float64]
+Probabilities = npt.NDArray[np.float32]
+Prepared = TypeVar("Prepared")
+# Keeps an underflow from dividing by 0, and changes nothing else.
+TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateQuery(Generic[Prepared]):
+    """Tokens of the target whose probability under a proxy is wanted.
+
+    The same query goes to expert and base, so what depends on neither of them is kept with it.
+
+    Attributes:
+        wanted: what stands for each token (an event, or a piece), shape (n,); negative where the
+            proxies have no say.
+        prior: the target's probability of each token, shape (n,).
+        prepared: what the alignment worked out for this query, by the bytes that its pieces
+            start after.
+    """
+
+    wanted: IntArray
+    prior: FloatArray
+    prepared: dict[tuple[bytes, ...], Prepared] = field(default_factory=dict)
+
+    @property
+    def aligned(self) -> BoolArray:
+        """Whether the proxies have a say on each token, shape (n,)."""
+        return self.wanted >= 0
+
+
+class Back(NamedTuple):
+    """The place some tokens back, from where a longer piece might have come instead of them.
+
+    Attributes:
+        row: the proxy's probabilities there, shape (vocabulary,).
+        token: the one that came.
+        rest: bytes of all tokens from there on.
+    """
+
+    row: Probabilities
+    token: int
+    rest: bytes
+
+
+class View(NamedTuple):
+    """What a proxy shows of its state after a text.
+
+    Attributes:
+        row: its probabilities, shape (vocabulary,).
+        back: one token back, two back, ... as far as the alignment looks.
+    """
+
+    row: Probabilities
+    back: Sequence[Back] = ()
+
+    def coverings(self) -> Iterator[tuple[Back, float]]:
+        """Each place back, with one over the probability of the tokens that came from there on."""
+        inverse = 1.0
+        for back in self.back:
+            inverse /= max(float(back.row[back.token]), TINY)
+            yield back, inverse
+
+
+class Alignment(Protocol[Prepared]):
+    """What a proxy's row says about tokens of the target.
+
+    Attributes:
+        follows_tokens: whether the proxy takes the target's tokens as they are.
+        depth: how many tokens back it looks.
+        floor: added to the probabilities of both proxies before they are compared.
+        most: how many of the target's likeliest tokens it can compare; None: all.
+    """
+
+    follows_tokens: bool
+    depth: int
+    floor: float
+    most: int | None
+
+    def query(
+        self, tokens: IntArray, prior: FloatArray, *, start: bool = False
+    ) -> CandidateQuery[Prepared]:
+        """The query for some tokens of the target.
+
+        Args:
+            tokens: ascending, shape (n,).
+            prior: the target's probability of each, shape (n,).
+            start: whether the tokens begin a text whose leading space is the tokenizer's own.
+        """
+        ...
+
+    def probability(self, query: CandidateQuery[Prepared], view: View) -> FloatArray:
+        """The probability of each token in query, shape (n,); 0 where there is no say."""
+        ...
+
+
+END_EVENT = 0
+NO_EVENT = -1
+
+
+class TargetEvents:
+    """The events of one target vocabulary.
+
+    Attributes:
+        tokenizer: of the target.
+        index: the target's text tokens in byte order.
+        of_token: the event of each token, shape (vocabulary,); NO_EVENT for control tokens.
+        of_rank: the events of text in byte order, shape (count - 1,).
+        count: number of events.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        """Numbers the distinct pieces in order of token, behind the end event.
+
+        Tokens with low ids are the common ones: what belongs to them stands together in memory.
+        """
+        self.tokenizer = tokenizer
+        vocabulary = tokenizer.vocabulary
+        self.index = PrefixIndex(vocabulary)
+        self._event_of_piece: dict[bytes, int] = {}
+        for token in np.sort(self.index.ids).tolist():
+            self._event_of_piece.setdefault(vocabulary.piece(token), len(self._event_of_piece) + 1)
+        of_place: IntArray = np.fromiter(
+            map(self._event_of_piece.__getitem__, self.index.keys), np.int32, len(self.index.keys)
+        )
+        # Of tokens with the same bytes, which stand side by side, the first.
+        distinct = np.diff(of_place, prepend=NO_EVENT) != 0
+        self.of_rank: IntArray = of_place[distinct]
+        self._ranks: IntArray = (np.cumsum(distinct) - 1).astype(np.int32)
+        self.of_token: IntArray = np.full(len(vocabulary), NO_EVENT, dtype=np.int32)
+        self.of_token[self.index.ids] = of_place
+        self.of_token[vocabulary.end_ids] = END_EVENT
+        self._pieces = list(self._event_of_piece)
+        self.count = len(self._pieces) + 1
+        self._first: dict[bytes, int] = {}
+
+    @cached_property
+    def of_first_token(self) -> IntArray:
+        """The event of each token where it begins a text, without the tokenizer's own space."""
+        lead, found = self.tokenizer.lead, self.of_token.copy()
+        if lead:
+            low, high = self.index.interval(lead)
+            for place in range(low, high):
+                piece = self.index.keys[place][len(lead) :]
+                found[self.index.ids[place]] = self.of_piece(piece)
+        return found
+
+    def of(self, tokens: IntArray, *, start: bool = False) -> IntArray:
+        """The event of each token, shape (n,); `start`: see `of_first_token`."""
+        return (self.of_first_token if start else self.of_token).take(tokens)
+
+    def of_piece(self, piece: bytes) -> int:
+        """The event of exactly these bytes; NO_EVENT if the target has no such token."""
+        return self._event_of_piece.get(piece, NO_EVENT)
+
+    def piece(self, event: int) -> bytes:
+        """The bytes of an event other than the end."""
+        return self._pieces[event - 1]
+
+    def interval(self, text: bytes) -> tuple[int, int]:
+        """The events that begin with `text`, as a half-open range of ranks (see `of_rank`)."""
+        low, high = self.index.interval(text)
+        if low == high:
+            return 0, 0
+        return int(self._ranks[low]), int(self._ranks[high - 1]) + 1
+
+    def first(self, text: bytes) -> int:
+        """The event with which the target's tokenizer begins `text` (not empty).
+
+        Of a text that the target's vocabulary cannot spell: of its longest beginning that it can;
+        NO_EVENT if there is none.
+        """
+        event = self._event_of_piece.get(text)
+        if event is None:
+            event = self._first.get(text)
+        if event is None:
+            event = self._first[text] = self._first_of_known(text)
+        return event
+
+    def _first_of_known(self, text: bytes) -> int:
+        for size in range(len(text), 0, -1):
+            try:
+                tokens = self.tokenizer.encode(text[:size], start=False)
+            except UnspellableByte:
+                continue
+            return int(self.of_token[tokens[0]])
+        return NO_EVENT
+
+
+# What a piece gives to a token that a longer piece begins too. Chosen on clinical notes: 0.003 was
+# 2 % better in bits per byte than an equal share, and like 0.001 (docs/results.md).
+ASIDE = 0.003
+_LEAST = 5e-324
+
+Places: TypeAlias = npt.NDArray[np.intp]
+
+
+class Shares(NamedTuple):
+    """Which part of which piece goes to which of the wanted events.
+
+    The entries of one cover stand behind those of the other.
+
+    Attributes:
+        places: which of the wanted events gets something, shape (entries,).
+        pieces: from which piece, for each cover.
+        parts: which part of the piece's probability, shape (entries,).
+    """
+
+    places: Places
+    pieces: tuple[IntArray, ...]
+    parts: FloatArray
+
+
+class PieceMap:
+    """Which pieces may begin which events, after the bytes `start`.
+
+    Args:
+        start: bytes that are already there; empty for the plain projection.
+        proxy: the proxy's text tokens in byte order.
+        end_ids: tokens of the proxy that end a generation; only for the plain projection.
+        events: of the target.
+        long_tokens: whether tokens that are longer than a piece share in it.
+
+    Attributes:
+        longer: the pieces that begin with `start` and add to it, ends included, ascending, shape
+            (m,).
+    """
+
+    def __init__(
+        self,
+        start: bytes,
+        proxy: PrefixIndex,
+        end_ids: IntArray,
+        events: TargetEvents,
+        *,
+        long_tokens: bool,
+    ) -> None:
+        """Builds the table; costs a few us a piece."""
+        low, high = proxy.exact(start)[1] if start else 0, proxy.interval(start)[1]
+        added = [key[len(start) :] for key in proxy.keys[low:high]]
+        longer = np.concatenate((proxy.ids[low:high], end_ids)).astype(np.int32)
+        entries = _groups(added, events) if long_tokens else _own(added, events)
+        known = entries.event != NO_EVENT
+        if not known.all():  # pieces that the target cannot spell begin no event
+            entries = _Entries(*(column[known] for column in entries))
+        ends = np.arange(len(added), len(longer), dtype=np.int32)
+        event = np.concatenate((entries.event, np.full(len(ends), END_EVENT, np.int32)))
+        piece = np.concatenate((entries.piece, ends))
+        aside = np.concatenate((entries.aside, np.zeros(len(ends), np.bool_)))
+        # Pieces in order of token, so that a row is read from its beginning to its end.
+        ascending = np.argsort(longer)
+        self.longer: IntArray = longer[ascending]
+        piece = np.argsort(ascending).astype(np.int32)[piece]
+        # The entries of one event side by side.
+        order = np.argsort(event, kind="stable")
+        self._piece: IntArray = piece[order]
+        self._weight = np.where(aside[order], np.float32(ASIDE), np.float32(1.0))
+        self._spans = _Spans(event[order], events.count)
+
+    @property
+    def size(self) -> int:
+        """Entries of the table, for the budget of a cache."""
+        return len(self.longer) + 2 * len(self._piece) + self._spans.size
+
+    def spans(self, wanted: IntArray) -> tuple[Places, Places]:
+        """Where the entries of each wanted event begin, and how many it has, shape (n,) each."""
+        return self._spans.find(wanted)
+
+    def entries(self, places: Places) -> tuple[IntArray, npt.NDArray[np.float32]]:
+        """The piece of each entry, by its place in `longer`, and its weight."""
+        return self._piece.take(places), self._weight.take(places)
+
+
+def share(maps: Sequence[PieceMap], wanted: IntArray, prior: FloatArray) -> Shares:
+    """Shares the pieces of each cover among events.
+
+    All maps together, since with a few hundred events the calls of numpy are what costs.
+
+    Args:
+        maps: at least one.
+        wanted: events, shape (n,); NO_EVENT gets nothing.
+        prior: the target's probability of each, shape (n,).
+    """
+    size = len(wanted)
+    if not size:
+        return Shares(np.empty(0, np.intp), (), np.empty(0))
+    spans = [cover.spans(wanted) for cover in maps]
+    counts = np.concatenate([count for _, count in spans])
+    ends = counts.cumsum()
+    # The entries of the wanted events alone, those of one event behind those of the other.
+    entry = (np.concatenate([start for start, _ in spans]) + counts - ends).repeat(counts)
+    entry += np.arange(len(entry))
+    places = np.concatenate((np.arange(size),) * len(maps)).repeat(counts)
+    pieces, groups, weights = [], [], []
+    low = before = 0
+    for cover, high in zip(maps, ends[size - 1 :: size].tolist(), strict=True):
+        piece, weight = cover.entries(entry[low:high])
+        pieces.append(cover.longer.take(piece))
+        groups.append(piece + before)
+        weights.append(weight)
+        low, before = high, before + len(cover.longer)
+    group = np.concatenate(groups)
+    parts = np.concatenate(weights) * prior.take(places)
+    # Where the target has all of a group at 0, nobody gets anything.
+    parts /= np.maximum(np.bincount(group, parts).take(group), _LEAST)
+    return Shares(places, tuple(pieces), parts)
+
+
+def credit(
+    shares: Shares, rows: Sequence[Probabilities], factors: Sequence[float], size: int
+) -> FloatArray:
+    """What the pieces give to each wanted event.
+
+    Args:
+        shares: of the pieces.
+        rows: the proxy's probabilities for each cover, shape (proxy vocabulary,).
+        factors: on each row.
+        size: number of wanted events.
+    """
+    given = [
+        row.take(pieces) * np.float64(factor)
+        for row, pieces, factor in zip(rows, shares.pieces, factors, strict=False)
+    ]
+    if not given:
+        return np.zeros(size)
+    # Of no entries at all numpy counts integers.
+    said = np.bincount(shares.places, np.concatenate(given) * shares.parts, minlength=size)
+    return said.astype(np.float64, copy=False)
+
+
+class _Entries(NamedTuple):
+    """Pairs of an event and a piece that may begin it; `aside`: a longer piece may, too."""
+
+    event: IntArray
+    piece: IntArray
+    aside: npt.NDArray[np.bool_]
+
+
+def _own(added: list[bytes], events: TargetEvents) -> _Entries:
+    """Each piece for the one event with which the target's tokenizer begins its bytes."""
+    event = np.fromiter(map(events.first, added), np.int32, len(added))
+    piece = np.arange(len(added), dtype=np.int32)
+    return _Entries(event, piece, np.zeros(len(added), np.bool_))
+
+
+def _groups(added: list[bytes], events: TargetEvents) -> _Entries:
+    """Each piece for all events that begin with its bytes, or, if there are none, its first one.
+
+    The events that begin with given bytes are an interval of the sorted events; painting the
+    intervals in order of length leaves each rank with the length of the longest piece of all.
+    """
+    spans = np.array([events.interval(part) for part in added], np.int32).reshape(-1, 2)
+    sizes = spans[:, 1] - spans[:, 0]
+    lengths = np.fromiter(map(len, added), np.int32, len(added))
+    longest = np.zeros(len(events.of_rank), dtype=np.int32)
+    for place in sorted(np.flatnonzero(sizes).tolist(), key=lengths.__getitem__):
+        longest[spans[place, 0] : spans[place, 1]] = lengths[place]
+    piece = np.repeat(np.arange(len(added), dtype=np.int32), sizes)
+    ends = np.cumsum(sizes)
+    rank = np.arange(len(piece), dtype=np.int32)
+    rank += np.repeat(spans[:, 0] - (ends - sizes), sizes).astype(np.int32)
+    alone = np.flatnonzero(sizes == 0).astype(np.int32)
+    first = np.fromiter((events.first(added[place]) for place in alone), np.int32, len(alone))
+    return _Entries(
+        np.concatenate((events.of_rank[rank], first)),
+        np.concatenate((piece, alone)),
+        np.concatenate((longest[rank] > lengths[piece], np.zeros(len(alone), np.bool_))),
+    )
+
+
+class _Spans:
+    """Finds the entries of an event: by a table of all events if they are many.
+
+    Args:
+        event: of each entry, ascending.
+        events: number of all events.
+    """
+
+    def __init__(self, event: IntArray, events: int) -> None:
+        keys, starts, counts = np.unique(event, return_index=True, return_counts=True)
+        self._keys: IntArray | None = None
+        if len(keys) * 4 > events:
+            # One more for NO_EVENT (-1), which has no entries.
+            self._starts, self._counts = np.zeros((2, events + 1), np.intp)
+            self._starts[keys], self._counts[keys] = starts, counts
+        else:
+            # Behind the last key stands one that is never wanted.
+            self._keys = np.append(keys, np.int32(events))
+            self._starts, self._counts = np.append(starts, 0), np.append(counts, 0)
+
+    @property
+    def size(self) -> int:
+        """Entries of 4 bytes in memory."""
+        return 4 * len(self._starts) + (0 if self._keys is None else len(self._keys))
+
+    def find(self, wanted: IntArray) -> tuple[Places, Places]:
+        """See `PieceMap.spans`."""
+        if self._keys is None:
+            return self._starts.take(wanted), self._counts.take(wanted)
+        places = self._keys.searchsorted(wanted)
+        places[self._keys.take(places) != wanted] = len(self._keys) - 1
+        return self._starts.take(places), self._counts.take(places)
+
 
 # Added to the probabilities of both proxies before they are compared. A base that never met a
 # word gives it 1e-8 where the expert gives it 1e-3: that is no evidence of 12 nats. Chosen on
@@ -26,7 +445,7 @@ DEPTH = 3
 # Entries of healing tables that are kept: 4 bytes each.
 _CACHE_ENTRIES = 4_000_000
 
-Asked: TypeAlias = Question[Shares]
+Query: TypeAlias = CandidateQuery[Shares]
 
 
 class Projection:
@@ -52,14 +471,19 @@ class Projection:
         self._index = PrefixIndex(proxy)
         self._long_tokens = long_tokens
         self._plain = self._cover(b"", proxy.end_ids)
-        self._healers: OrderedDict[bytes, Cover] = OrderedDict()
+        self._healers: OrderedDict[bytes, PieceMap] = OrderedDict()
         self._entries = 0
 
-    def ask(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Asked:
-        """See `Alignment.ask`; what is wanted is the event of each token."""
-        return Question(self._events.of(tokens, start=start), prior)
+    @property
+    def megabytes(self) -> float:
+        """Memory of the plain projection's table."""
+        return self._plain.size * 4 / 1e6
 
-    def probability(self, question: Asked, view: View) -> FloatArray:
+    def query(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Query:
+        """See `Alignment.query`; what is wanted is the event of each token."""
+        return CandidateQuery(self._events.of(tokens, start=start), prior)
+
+    def probability(self, query: Query, view: View) -> FloatArray:
         """The probability of each event.
 
         The text so far may have been covered otherwise than by the proxy's own tokens y_1..y_n: by
@@ -70,29 +494,29 @@ class Projection:
             [plain(row) + sum_k sum_u p(u) / (p(y_n-k+1) .. p(y_n)), credited by what u adds]
             / [1 + sum_k sum_u p(u) / (p(y_n-k+1) .. p(y_n))]
         """
-        covers, rows, factors, starts = [self._plain], [view.row], [1.0], [b""]
+        maps, rows, factors, starts = [self._plain], [view.row], [1.0], [b""]
         total = 1.0
         for back, inverse in view.coverings():
             healer = self._healer(back.rest)
             if len(healer.longer):
-                covers.append(healer)
+                maps.append(healer)
                 rows.append(back.row)
                 factors.append(inverse)
                 starts.append(back.rest)
                 total += float(back.row.take(healer.longer).sum()) * inverse
         # Expert and base often stand at the same pieces; then the second finds it done.
-        shares = question.prepared.get(tuple(starts))
+        shares = query.prepared.get(tuple(starts))
         if shares is None:
-            shares = share(covers, question.wanted, question.prior)
-            question.prepared[tuple(starts)] = shares
-        said = credit(shares, rows, factors, len(question.wanted))
+            shares = share(maps, query.wanted, query.prior)
+            query.prepared[tuple(starts)] = shares
+        said = credit(shares, rows, factors, len(query.wanted))
         said /= total
         return said
 
-    def _cover(self, start: bytes, end_ids: IntArray) -> Cover:
-        return Cover(start, self._index, end_ids, self._events, long_tokens=self._long_tokens)
+    def _cover(self, start: bytes, end_ids: IntArray) -> PieceMap:
+        return PieceMap(start, self._index, end_ids, self._events, long_tokens=self._long_tokens)
 
-    def _healer(self, last: bytes) -> Cover:
+    def _healer(self, last: bytes) -> PieceMap:
         cover = self._healers.get(last)
         if cover is None:
             cover = self._healers[last] = self._cover(last, np.empty(0, dtype=np.int32))
@@ -102,3 +526,20 @@ class Projection:
         else:
             self._healers.move_to_end(last)
         return cover
+
+
+class SharedVocabulary:
+    """One vocabulary for both: the identity. This is proxy tuning (Liu et al. 2024)."""
+
+    follows_tokens = True
+    depth = 0
+    floor = TINY
+    most: int | None = None
+
+    def query(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Query:
+        """Every token stands for itself."""
+        return CandidateQuery(tokens, prior)
+
+    def probability(self, query: Query, view: View) -> FloatArray:
+        """The proxy's own probabilities."""
+        return view.row[query.wanted].astype(np.float64)

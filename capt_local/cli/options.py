@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capt_local.alignment.kinds import Align
+from capt_local.alignment import Align
 from capt_local.bundles.verify import Check
 from capt_local.decoding.options import GenerateOptions, Method, Speed
 from capt_local.errors import UsageError
@@ -137,8 +137,7 @@ class MethodFlags:
             "--alignment",
             twin="ALIGNMENT",
             metavar="NAME",
-            help="How vocabularies are joined: projection (default), exact (slow), prefix-mass, "
-            "first-piece, capt-paper (to compare).",
+            help="How vocabularies are joined: projection (default), capt-paper (to compare).",
         ),
     ] = None
     plausibility: Annotated[

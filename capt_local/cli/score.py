@@ -264,7 +264,7 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
     try:
         with Interrupt() as interrupt:
             session = open_session(bundle, model, screen, interrupt, wanted=options.method)
-            screen.detail(f"alignment {options.align.kind}: {options.align.kind.cost}")
+            screen.detail(f"alignment {options.align.kind}")
             with session.runtime:
                 for one in measure(session.runtime, items, options, scoring, interrupt):
                     scores.add(one)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from capt_local.alignment import Align
 from capt_local.alignment.fit import AnyAlignment, fit
-from capt_local.alignment.kinds import Align
-from capt_local.alignment.published import TokenStrings
-from capt_local.alignment.simple import SharedVocabulary
+from capt_local.alignment.paper import TokenStrings
+from capt_local.alignment.projection import SharedVocabulary
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.methods.choices import Choices
 from capt_local.decoding.methods.contrastive import Contrastive

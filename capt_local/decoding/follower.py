@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from capt_local.alignment.fit import AnyAlignment
-from capt_local.alignment.question import FloatArray, Probabilities, Question
+from capt_local.alignment.projection import CandidateQuery, FloatArray, Probabilities
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.model import Rows
 from capt_local.prompting.messages import Prompt
@@ -71,6 +71,6 @@ class Follower(Protocol):
         """Keeps what follows the first `place` tokens."""
         ...
 
-    def probability(self, question: Question[Any]) -> FloatArray:
+    def probability(self, question: CandidateQuery[Any]) -> FloatArray:
         """Probability of each token in question after the text; `settle` comes first."""
         ...

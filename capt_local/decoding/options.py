@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
-from capt_local.alignment.kinds import Align
+from capt_local.alignment import Align
 from capt_local.errors import UsageError
 
 # The exponents (a, b, c) of T^a E^b A^-c; with more pairs (a, b, c, b2, c2, ...).

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from capt_local.alignment.context import rests
-from capt_local.alignment.question import Back, FloatArray, Probabilities, Question, View
+from capt_local.alignment.projection import Back, CandidateQuery, FloatArray, Probabilities, View
 from capt_local.decoding.cached import common_length
 from capt_local.decoding.combine import Candidates
 from capt_local.decoding.evidence import Evidence
@@ -130,7 +130,7 @@ def _read_target(trio: Trio, places: Sequence[Place]) -> list[tuple[Candidates, 
 
 
 def _read_proxy(
-    proxy: Follower, index: int, places: Sequence[Place], questions: Sequence[Question[Any]]
+    proxy: Follower, index: int, places: Sequence[Place], questions: Sequence[CandidateQuery[Any]]
 ) -> list[FloatArray]:
     """What one proxy says about the candidates of each place; leaves it at the whole prompt."""
     depth = proxy.alignment.depth

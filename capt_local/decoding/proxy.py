@@ -10,7 +10,7 @@ import numpy as np
 
 from capt_local.alignment.context import CanonicalContext
 from capt_local.alignment.fit import AnyAlignment
-from capt_local.alignment.question import Back, FloatArray, Probabilities, Question, View
+from capt_local.alignment.projection import Back, CandidateQuery, FloatArray, Probabilities, View
 from capt_local.decoding.cached import CachedModel, common_length
 from capt_local.decoding.combine import exponentials, total
 from capt_local.decoding.model import Rows
@@ -196,7 +196,7 @@ class Proxy:
         for old in sorted(self._rows)[:-_KEPT_ROWS]:
             del self._rows[old]
 
-    def probability(self, question: Question[Any]) -> FloatArray:
+    def probability(self, question: CandidateQuery[Any]) -> FloatArray:
         """Probability of each token in question; `settle` comes first. See `Alignment`."""
         rests, size = self._rests(), len(self.tokens)
         back = [

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.alignment.question import Question
+from capt_local.alignment.projection import CandidateQuery
 from capt_local.decoding.combine import (
     Candidates,
     FloatArray,
@@ -159,11 +159,11 @@ class Contrast:
 
     def questions(
         self, own: Candidates, followers: Sequence[Follower], *, start: bool = False
-    ) -> Mapping[int, Question[Any]]:
+    ) -> Mapping[int, CandidateQuery[Any]]:
         """One question for all followers that share an alignment, by its identity."""
         prior = np.exp(own.logp)
         return {
-            id(alignment): alignment.ask(own.tokens, prior, start=start)
+            id(alignment): alignment.query(own.tokens, prior, start=start)
             for alignment in {id(each.alignment): each.alignment for each in followers}.values()
         }
 
@@ -171,16 +171,16 @@ class Contrast:
         self,
         own: Candidates,
         followers: Sequence[Follower],
-        questions: Mapping[int, Question[Any]],
+        questions: Mapping[int, CandidateQuery[Any]],
         said: Sequence[FloatArray],
     ) -> FloatArray:
         """What the followers say about the candidates, as logarithms, shape (k, n)."""
         if not followers:
             return np.empty((0, len(own.tokens)))
-        has_say = functools.reduce(
-            np.logical_and, (question.has_say for question in questions.values())
+        aligned = functools.reduce(
+            np.logical_and, (question.aligned for question in questions.values())
         )
-        return logs(said, has_say, own.logp, max(each.alignment.floor for each in followers))
+        return logs(said, aligned, own.logp, max(each.alignment.floor for each in followers))
 
     def combined(
         self, own: Candidates, said: FloatArray, row: Row, weights: FloatArray

@@ -22,7 +22,7 @@ import numpy as np
 
 from capt_local.alignment.context import CanonicalContext
 from capt_local.alignment.fit import AnyAlignment
-from capt_local.alignment.question import Back, FloatArray, Probabilities, Question, View
+from capt_local.alignment.projection import Back, CandidateQuery, FloatArray, Probabilities, View
 from capt_local.decoding.cached import CachedModel, common_length
 from capt_local.decoding.evidence import Evidence
 from capt_local.decoding.methods.choices import log_mass
@@ -328,7 +328,7 @@ class _Heard:
     def logits(self) -> Rows:
         return self.view.row
 
-    def probability(self, question: Question[Any]) -> FloatArray:
+    def probability(self, question: CandidateQuery[Any]) -> FloatArray:
         return self.alignment.probability(question, self.view)
 
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from capt_local.alignment.events import TargetEvents
 from capt_local.alignment.fit import AnyAlignment, fit
-from capt_local.alignment.kinds import Align
+from capt_local.alignment.projection import TargetEvents
 from capt_local.decoding.cached import CachedModel
-from capt_local.decoding.exact import ExactProxy
 from capt_local.decoding.follower import Follower
 from capt_local.decoding.options import AlignOptions
 from capt_local.decoding.proxy import Proxy
-from capt_local.tokenization.prefix_index import PrefixIndex
 from capt_local.tokenization.tokenizer import TextTokenizer
 
 
@@ -57,9 +54,6 @@ class Tables:
     def _made(self, how: AlignOptions, cached: CachedModel) -> Follower:
         tokenizer = self._tokenizers[cached.role]
         alignment = self._alignment(how, tokenizer)
-        if how.kind is Align.EXACT and not alignment.follows_tokens:
-            index = PrefixIndex(tokenizer.vocabulary)
-            return ExactProxy(cached, tokenizer, alignment, index, self.events)
         return Proxy(cached, tokenizer, alignment)
 
     def _alignment(self, how: AlignOptions, tokenizer: TextTokenizer) -> AnyAlignment:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.alignment.question import TINY
+from capt_local.alignment.projection import TINY
 from capt_local.decoding.cached import CachedModel, common_length
 from capt_local.decoding.combine import FloatArray
 from capt_local.decoding.follower import Follower

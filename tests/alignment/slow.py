@@ -7,8 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from capt_local.alignment.cover import ASIDE
-from capt_local.alignment.events import END_EVENT, TargetEvents
+from capt_local.alignment.projection import ASIDE, END_EVENT, TargetEvents
 from capt_local.tokenization.tokenizer import TextTokenizer
 from capt_local.tokenization.vocabulary import Vocabulary
 from tests.fakes import greedy_tokenizer

@@ -9,10 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.alignment.cover import ASIDE, Cover, Shares, credit, share
-from capt_local.alignment.events import END_EVENT, NO_EVENT, TargetEvents
-from capt_local.tokenization.prefix_index import PrefixIndex
-from capt_local.tokenization.vocabulary import Vocabulary
+from capt_local.alignment.projection import (
+    ASIDE,
+    END_EVENT,
+    NO_EVENT,
+    PieceMap,
+    Shares,
+    TargetEvents,
+    credit,
+    share,
+)
+from capt_local.tokenization.vocabulary import PrefixIndex, Vocabulary
 from tests.alignment.slow import events_of, longer, slow_parts, text_ids
 from tests.fakes import make_vocabulary
 
@@ -27,9 +34,9 @@ def words(drawn: Sequence[str]) -> Vocabulary:
 
 def cover(
     proxy: Vocabulary, events: TargetEvents, start: bytes = b"", *, long: bool = True
-) -> Cover:
+) -> PieceMap:
     ends = np.empty(0, np.int32) if start else proxy.end_ids
-    return Cover(start, PrefixIndex(proxy), ends, events, long_tokens=long)
+    return PieceMap(start, PrefixIndex(proxy), ends, events, long_tokens=long)
 
 
 def parts(shares: Shares, wanted: int, pieces: int) -> np.ndarray:

@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 
 from capt_local.alignment.context import CanonicalContext
-from capt_local.alignment.events import NO_EVENT, TargetEvents
-from capt_local.alignment.projection import DEPTH, Projection
-from capt_local.alignment.question import Back, View
+from capt_local.alignment.projection import DEPTH, NO_EVENT, Back, Projection, TargetEvents, View
 from capt_local.llama.weights import Weights
 from capt_local.tokenization.tokenizer import TextTokenizer
 from tests import real_models
@@ -68,7 +66,7 @@ def check_pair(target: str, proxy: str) -> None:
     rng = np.random.default_rng(0)
     everything = np.arange(len(own.vocabulary), dtype=np.int32)
     prior = rng.dirichlet(np.full(len(everything), 0.1)) + 1e-30
-    asked = made.ask(everything, prior)
+    asked = made.query(everything, prior)
     # What the proxy can say in tokens of the target: control tokens and foreign bytes aside.
     counted = other.vocabulary.is_end.copy()
     for token in np.flatnonzero(other.vocabulary.is_text).tolist():

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from capt_local.alignment import Align
 from capt_local.alignment.fit import fit
-from capt_local.alignment.kinds import Align
-from capt_local.alignment.projection import DEPTH, Projection
-from capt_local.alignment.simple import FirstPiece, PrefixMass, PublishedMapping, SharedVocabulary
+from capt_local.alignment.paper import PublishedMapping
+from capt_local.alignment.projection import DEPTH, Projection, SharedVocabulary, View
 from tests.alignment.slow import events_of, tokenizer_of
 from tests.fakes import make_vocabulary
+from tests.published_toys import lettered, spaced
 
 TARGET = make_vocabulary(["ab", "abc"])
 OTHER = tokenizer_of(make_vocabulary(["ab", "bc"]))
 KINDS = {
     Align.PROJECTION: Projection,
-    Align.EXACT: Projection,
-    Align.PREFIX_MASS: PrefixMass,
-    Align.FIRST_PIECE: FirstPiece,
     Align.CAPT_PAPER: PublishedMapping,
 }
 
@@ -39,7 +38,26 @@ def test_healing_and_long_tokens_can_be_left_out() -> None:
     events = events_of(TARGET)
     assert fit(OTHER, events).depth == DEPTH
     assert fit(OTHER, events, healing=False).depth == 0
-    assert fit(OTHER, events, Align.PREFIX_MASS, healing=False).depth == 0
     whole, short = (fit(OTHER, events, long_tokens=long) for long in (True, False))
     assert isinstance(whole, Projection) and isinstance(short, Projection)
     assert whole._plain.size > short._plain.size
+
+
+def test_one_vocabulary_is_the_identity() -> None:
+    made, tokens = SharedVocabulary(), np.arange(5, 9, dtype=np.int32)
+    row = np.random.default_rng(0).dirichlet(np.ones(len(TARGET))).astype(np.float32)
+    query = made.query(tokens, np.full(4, 0.25))
+    np.testing.assert_array_equal(made.probability(query, View(row)), row[5:9])
+    assert query.aligned.all() and made.follows_tokens and made.depth == 0
+
+
+def test_the_published_mapping_looks_up_strings_and_compares_twenty() -> None:
+    target, proxy = lettered("card", "iac", "Ġcard"), spaced("▁card", "card", "i")
+    made = PublishedMapping(target.strings, proxy.strings)
+    tokens = np.array([target.id(each) for each in ("card", "iac")], dtype=np.int32)
+    query = made.query(tokens, np.full(2, 0.5))
+    keys = [target.strings.key(token) for token in tokens.tolist()]
+    assert query.wanted.tolist() == [proxy.strings.piece(key) for key in keys]
+    row = np.random.default_rng(0).dirichlet(np.ones(len(proxy.vocabulary))).astype(np.float32)
+    np.testing.assert_array_equal(made.probability(query, View(row)), row[query.wanted])
+    assert made.most == 20 and made.depth == 0

@@ -10,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capt_local.alignment.context import rests
-from capt_local.alignment.events import NO_EVENT, TargetEvents
-from capt_local.alignment.projection import DEPTH, Projection
-from capt_local.alignment.question import Back, View
+from capt_local.alignment.projection import DEPTH, NO_EVENT, Back, Projection, TargetEvents, View
 from capt_local.tokenization.vocabulary import Vocabulary
 from tests.alignment.slow import events_of, slow_probability, text_ids
 from tests.fakes import make_vocabulary
@@ -54,7 +52,7 @@ def test_projection_is_its_definition(
     last = rng.choice(text_ids(proxy), size=depth).tolist()
     tokens = np.flatnonzero(rng.random(len(target)) < 0.7).astype(np.int32)
     prior = rng.dirichlet(np.full(len(target), 0.3))[tokens]
-    question = projection(proxy, events, long=long).ask(tokens, prior)
+    question = projection(proxy, events, long=long).query(tokens, prior)
     got = projection(proxy, events, long=long).probability(question, view(proxy, rows, last))
     wanted = slow_probability(proxy, events, question.wanted, prior, rows, last, long=long)
     np.testing.assert_allclose(got, [float(one) for one in wanted], rtol=2e-5, atol=1e-12)
@@ -78,7 +76,7 @@ def test_healing_stays_exact_where_what_came_was_next_to_impossible(
     tokens = np.arange(len(target), dtype=np.int32)
     prior = rng.dirichlet(np.ones(len(target)))
     made = projection(proxy, events)
-    question = made.ask(tokens, prior)
+    question = made.query(tokens, prior)
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         got = made.probability(question, view(proxy, rows, last))
     wanted = slow_probability(proxy, events, question.wanted, prior, rows, last, long=True)
@@ -97,7 +95,7 @@ def test_no_mass_is_lost_or_made(
     last = rng.choice(text_ids(proxy), size=depth).tolist()
     tokens = np.arange(len(target), dtype=np.int32)
     made = projection(proxy, events_of(target), long=long)
-    question = made.ask(tokens, rng.dirichlet(np.ones(len(target))))
+    question = made.query(tokens, rng.dirichlet(np.ones(len(target))))
     got = made.probability(question, view(proxy, rows, last)).sum()
     plain = float(rows[0].sum(dtype=np.float64) - rows[0][0])
     if not depth:
@@ -111,12 +109,12 @@ def test_expert_and_base_share_a_question_and_each_hears_its_own_answer() -> Non
     made, rng = projection(proxy, events_of(target)), np.random.default_rng(3)
     tokens = np.arange(len(target), dtype=np.int32)
     prior = rng.dirichlet(np.ones(len(target)))
-    shared = made.ask(tokens, prior)
+    shared = made.query(tokens, prior)
     for _ in range(8):
         rows = rng.dirichlet(np.ones(len(proxy)), size=DEPTH + 1).astype(np.float32)
         seen = view(proxy, rows, rng.choice(text_ids(proxy), size=DEPTH).tolist())
         got = made.probability(shared, seen)
-        np.testing.assert_array_equal(got, made.probability(made.ask(tokens, prior), seen))
+        np.testing.assert_array_equal(got, made.probability(made.query(tokens, prior), seen))
 
 
 def test_a_longer_word_behind_a_split_one_is_healed() -> None:
@@ -128,7 +126,7 @@ def test_a_longer_word_behind_a_split_one_is_healed() -> None:
     before, row = np.zeros((2, len(proxy)), dtype=np.float32)
     before[piece[b"card"]], before[piece[b"cardiac"]] = 0.2, 0.6
     row[piece[b"iac"]] = 0.1
-    question = made.ask(np.array([text_ids(target)[-2]], dtype=np.int32), np.ones(1))
+    question = made.query(np.array([text_ids(target)[-2]], dtype=np.int32), np.ones(1))
     got = made.probability(question, view(proxy, [row, before], [piece[b"card"]]))
     np.testing.assert_allclose(got, [(0.2 * 0.1 + 0.6) / 0.8], rtol=1e-6)
 
@@ -144,7 +142,7 @@ def test_a_word_in_three_pieces_is_healed_from_its_beginning() -> None:
     rows[1][piece[b"di"]] = 0.25
     rows[2][piece[b"ar"]], rows[2][piece[b"ardiac"]] = 0.5, 0.125
     rows[3][piece[b"c"]], rows[3][piece[b"cardiac"]] = 0.5, 0.25
-    question = made.ask(np.array([len(target) - 1], dtype=np.int32), np.ones(1))
+    question = made.query(np.array([len(target) - 1], dtype=np.int32), np.ones(1))
     last = [piece[each] for each in (b"di", b"ar", b"c")]
     got = made.probability(question, view(proxy, rows, last))
     two, three = 0.125 / (0.5 * 0.25), 0.25 / (0.5 * 0.5 * 0.25)
@@ -158,12 +156,12 @@ def test_the_space_that_the_targets_tokenizer_adds_is_no_part_of_the_first_word(
     ids = {target.piece(t): t for t in range(len(target))}
     tokens = np.array([ids[b" card"], ids[b" xyz"], ids[b"a"], 1, 0], dtype=np.int32)
     made = projection(proxy, events)
-    at_start = made.ask(tokens, np.full(5, 0.2), start=True)
+    at_start = made.query(tokens, np.full(5, 0.2), start=True)
     assert events.piece(at_start.wanted[0]) == b"card"
     assert at_start.wanted[1] == NO_EVENT and at_start.wanted[4] == NO_EVENT
     row = np.random.default_rng(0).dirichlet(np.ones(len(proxy))).astype(np.float32)
     later = np.array([ids[b"card"], 0, ids[b"a"], 1, 0], dtype=np.int32)
-    wanted = made.probability(made.ask(later, np.full(5, 0.2)), View(row))
+    wanted = made.probability(made.query(later, np.full(5, 0.2)), View(row))
     np.testing.assert_allclose(made.probability(at_start, View(row)), wanted, rtol=1e-12)
 
 
@@ -177,9 +175,9 @@ def test_healing_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(40):
         rows = rng.dirichlet(np.ones(len(proxy)), size=2).astype(np.float32)
         seen = view(proxy, rows, [int(rng.choice(text_ids(proxy)))])
-        got = made.probability(made.ask(tokens, np.ones(len(target))), seen)
+        got = made.probability(made.query(tokens, np.ones(len(target))), seen)
         fresh._healers.clear()
-        wanted = fresh.probability(fresh.ask(tokens, np.ones(len(target))), seen)
+        wanted = fresh.probability(fresh.query(tokens, np.ones(len(target))), seen)
         np.testing.assert_array_equal(got, wanted)
         assert made._entries == sum(each.size for each in made._healers.values())
         assert made._entries <= 60 or len(made._healers) == 1

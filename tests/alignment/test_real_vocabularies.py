@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from capt_local.alignment.context import CanonicalContext
-from capt_local.alignment.events import TargetEvents
-from capt_local.alignment.projection import DEPTH, Projection
-from capt_local.alignment.question import Back, View
+from capt_local.alignment.projection import DEPTH, Back, Projection, TargetEvents, View
 from capt_local.tokenization.tokenizer import TextTokenizer
 from tests.real_vocabularies import open_vocabulary
 
@@ -58,7 +56,7 @@ def test_every_text_piece_is_given_away_whole(target: str, proxy: str, long: boo
     row = rng.dirichlet(np.full(len(vocabulary), 0.1)).astype(np.float32)
     tokens = np.arange(len(tokenizer(target).vocabulary), dtype=np.int32)
     prior = rng.dirichlet(np.full(len(tokens), 0.1)) + 1e-30
-    got = made.probability(made.ask(tokens, prior), View(row))
+    got = made.probability(made.query(tokens, prior), View(row))
     counted = np.append(np.flatnonzero(vocabulary.is_text), vocabulary.end_ids)
     assert got.sum() == pytest.approx(row[counted].sum(dtype=np.float64), rel=1e-5)
     assert got.min() >= 0.0
@@ -71,7 +69,7 @@ def test_healed_rows_stay_distributions_along_a_note(target: str, proxy: str) ->
     other, rng = tokenizer(proxy), np.random.default_rng(0)
     whole = other.encode(NOTE.encode(), start=True)
     tokens = np.arange(len(tokenizer(target).vocabulary), dtype=np.int32)
-    question = made.ask(tokens, rng.dirichlet(np.full(len(tokens), 0.1)) + 1e-30)
+    question = made.query(tokens, rng.dirichlet(np.full(len(tokens), 0.1)) + 1e-30)
     context, longer = CanonicalContext(other, [], start=True), 0
     text = b"".join(map(other.vocabulary.piece, whole)).removeprefix(other.lead)
     for cut in range(0, len(text), 9):
@@ -111,7 +109,7 @@ def test_a_proxy_that_knows_what_comes_gives_its_token_the_credit(target: str, p
             prior = np.full(len(everything), 1e-9)
             prior[token] = 1.0
             got = made.probability(
-                made.ask(everything, prior), View(sure_of(proxy, whole[place]), back)
+                made.query(everything, prior), View(sure_of(proxy, whole[place]), back)
             )
             begins = text.startswith(other.vocabulary.piece(whole[place]))
             assert got[token] > 0.99 or not begins

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from capt_local.alignment.kinds import Align
-from capt_local.alignment.simple import PublishedMapping, SharedVocabulary
-from capt_local.decoding.exact import ExactProxy
+from capt_local.alignment import Align
+from capt_local.alignment.paper import PublishedMapping
+from capt_local.alignment.projection import SharedVocabulary
 from capt_local.decoding.options import AlignOptions, CombineOptions, GenerateOptions, Method
 from capt_local.decoding.proxy import Proxy
 from capt_local.decoding.rules import Contrast, Published
@@ -99,10 +99,8 @@ def test_proxies_of_one_vocabulary_share_a_table_and_keep_it() -> None:
 
 
 @pytest.mark.parametrize("kind", list(Align))
-def test_the_exact_form_is_a_way_to_read_a_proxy(kind: Align) -> None:
+def test_one_vocabulary_is_the_identity_but_for_what_was_published(kind: Align) -> None:
     options = GenerateOptions(align=AlignOptions(kind))
-    for proxy in assembly(models()).trio(options).proxies:
-        assert isinstance(proxy, ExactProxy if kind is Align.EXACT else Proxy)
     for proxy in assembly(models(one_vocabulary=True)).trio(options).proxies:
         assert isinstance(proxy, Proxy)
         published = kind is Align.CAPT_PAPER

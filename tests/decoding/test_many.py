@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from capt_local.alignment.kinds import Align
+from capt_local.alignment import Align
 from capt_local.decoding.generation import Generation
 from capt_local.decoding.many.asks import Answered, Ask
 from capt_local.decoding.many.seat import shared_beginning
@@ -131,7 +131,7 @@ def test_each_request_has_its_own_options() -> None:
         Ask(TEXTS[1], dataclasses.replace(PLAIN, combine=CombineOptions(alphas=(1.0,))), raw=True),
         Ask(TEXTS[2], dataclasses.replace(PLAIN, method=Method.EXPERT_LED, top=3)),
         Ask(TEXTS[3], dataclasses.replace(PLAIN, stop=("a",), max_tokens=40)),
-        Ask(TEXTS[4], dataclasses.replace(PLAIN, align=AlignOptions(kind=Align.FIRST_PIECE))),
+        Ask(TEXTS[4], dataclasses.replace(PLAIN, align=AlignOptions(kind=Align.CAPT_PAPER))),
     ]
     found = check(Desk(), asks)
     assert found[0].steps != found[1].steps

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.alignment.published import TokenStrings
+from capt_local.alignment.paper import TokenStrings
 from capt_local.decoding.combine import plausible
 from capt_local.decoding.loop import Walk
 from capt_local.decoding.methods.choices import Choices
@@ -76,8 +76,8 @@ def test_a_product_is_its_formula_over_what_the_proxies_say(
     a, b, c = powers
     score, contrast = a * own.logp, np.zeros(len(own.tokens))
     for proxy, power, sign in zip(trio.proxies, (b, -c), (1, -1), strict=True):
-        question = proxy.alignment.ask(own.tokens, np.exp(own.logp))
-        said = np.where(question.has_say, np.log(proxy.probability(question) + floor), own.logp)
+        question = proxy.alignment.query(own.tokens, np.exp(own.logp))
+        said = np.where(question.aligned, np.log(proxy.probability(question) + floor), own.logp)
         score, contrast = score + power * said, contrast + sign * said
     wanted = np.exp(score - score.max())
     wanted *= (1 - own.rest) / wanted.sum()

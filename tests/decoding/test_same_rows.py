@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.alignment.kinds import Align
+from capt_local.alignment import Align
 from capt_local.decoding.options import AlignOptions, CombineOptions, GenerateOptions
 from capt_local.decoding.prefill import prefill
 from capt_local.decoding.trio import Trio
@@ -18,7 +18,7 @@ TEXTS = st.text(alphabet="abcdiar the", min_size=1, max_size=16).map(str.encode)
 TOKENS = st.one_of(
     st.integers(258, len(TARGET) - 1), st.sampled_from([TARGET.byte_ids[b] for b in b"abcdiart "])
 )
-KINDS = st.sampled_from([Align.PROJECTION, Align.PREFIX_MASS, Align.FIRST_PIECE, Align.CAPT_PAPER])
+KINDS = st.sampled_from(list(Align))
 
 
 def fresh(kind: Align, **how: object) -> Trio:

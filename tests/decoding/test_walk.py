@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.alignment.events import TargetEvents
 from capt_local.alignment.fit import fit
-from capt_local.alignment.projection import FLOOR
+from capt_local.alignment.projection import FLOOR, TargetEvents
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.evidence import Evidence
 from capt_local.decoding.generation import Generation
@@ -233,8 +232,9 @@ def test_the_leading_space_of_the_targets_tokenizer_is_no_part_of_the_answer() -
     names = [TARGET.piece(token) for token in here.candidates.tokens.tolist()]
     word = names.index(b" a")
     own = here.candidates
-    wanted = [trio.proxies[0].alignment.ask(own.tokens, np.exp(own.logp), start=True).wanted[word]]
-    assert wanted == [trio.proxies[0].alignment.ask(A, np.ones(1)).wanted[0]]
+    alignment = trio.proxies[0].alignment
+    wanted = alignment.query(own.tokens, np.exp(own.logp), start=True).wanted[word]
+    assert wanted == alignment.query(A, np.ones(1)).wanted[0]
     question = trio.contrast.questions(own, trio.proxies, start=True)
     expert, base = (
         proxy.probability(question[id(proxy.alignment)])[word] + FLOOR for proxy in trio.proxies

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from capt_local.alignment.events import TargetEvents
 from capt_local.alignment.fit import fit
+from capt_local.alignment.projection import TargetEvents
 from capt_local.decoding.assembly import Assembly
 from capt_local.decoding.cached import CachedModel
 from capt_local.decoding.options import CombineOptions

@@ -16,19 +16,17 @@ from capt_local import (
     Method,
     Runtime,
 )
-from capt_local.alignment.kinds import Align
-from capt_local.alignment.published import TokenStrings
+from capt_local.alignment import Align
+from capt_local.alignment.paper import TokenStrings
 from capt_local.bundles.manifest import Bundle
 from capt_local.bundles.store import find
 from capt_local.decoding.cached import common_length
-from capt_local.decoding.exact import ExactProxy
 from capt_local.decoding.methods.choices import Choices
 from capt_local.decoding.methods.contrastive import Contrastive
 from capt_local.decoding.methods.paper import PaperCapt
 from capt_local.decoding.methods.proxy_tuning import proxy_tuning
 from capt_local.decoding.methods.unite import Unite
 from capt_local.decoding.options import Speed
-from capt_local.decoding.scoring import opening
 from capt_local.errors import UsageError
 
 NOTE = "The patient is a 61-year-old woman who presents with shortness of breath. She was"
@@ -168,33 +166,7 @@ def test_every_alignment_generates_and_scores(runtime: Runtime, kind: Align) -> 
     assert 0.3 < score.nats / np.log(2) / score.size < 8
 
 
-@pytest.mark.parametrize("role", ["expert", "base"])
-def test_exact_probabilities_of_a_text_telescope_to_that_of_the_proxys_own_tokens(
-    runtime: Runtime, role: str
-) -> None:
-    """What a proxy gives to one token of the target after the other is what it gives to the text.
-
-    The sum over all tokenizations is a little more than its own tokens alone, a beam a little less.
-    """
-    options = GenerateOptions(align=AlignOptions(Align.EXACT))
-    trio = runtime._assembly.trio(options)
-    runtime.forget()
-    trio.start(opening(trio.models, runtime._tokenizers))
-    place = [each.cached.role for each in trio.proxies].index(role)
-    assert isinstance(trio.proxies[place], ExactProxy)
-    logp = 0.0
-    for token in runtime._tokenizers["target"].encode(NOTE.encode(), start=True):
-        trio.settle()
-        question = trio.proxies[place].alignment.ask(
-            np.array([token], dtype=np.int32), np.ones(1), start=not logp
-        )
-        logp += float(np.log(trio.proxies[place].probability(question)[0]))
-        trio.advance(token)
-    alone = runtime.score(NOTE.encode(), GenerateOptions(method=Method(role))).nats
-    assert 0.95 * alone - 0.5 < -logp < alone + 0.3
-
-
-@pytest.mark.parametrize("kind", [Align.PROJECTION, Align.FIRST_PIECE])
+@pytest.mark.parametrize("kind", [Align.PROJECTION, Align.CAPT_PAPER])
 def test_a_second_turn_decodes_new_tokens_alone(runtime: Runtime, kind: Align) -> None:
     runtime.forget()
     # Step by step: a draft for the first token would count, too.

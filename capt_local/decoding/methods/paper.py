@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capt_local.alignment.published import TokenStrings
+from capt_local.alignment.paper import TokenStrings
 from capt_local.decoding.combine import FloatArray
 from capt_local.decoding.methods.choices import Choices, Row, log_mass, log_softmax, top
 from capt_local.errors import UsageError

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from capt_local.alignment.published import TokenStrings
+from capt_local.alignment.paper import TokenStrings
 from capt_local.decoding.combine import FloatArray
 from capt_local.decoding.methods.choices import Choices, Row, log_mass, log_softmax, top
 from capt_local.errors import UsageError

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.alignment.kinds import Align
 from capt_local.decoding.options import (
     AlignOptions,
     CombineOptions,
@@ -122,23 +121,6 @@ def test_and_across_vocabularies(method: Method) -> None:
     options = GenerateOptions(method=method, max_tokens=40)
     for seed in range(3):
         at_every_speed(lambda seed=seed: pair(SOME, OTHERS, seed), options)
-
-
-def test_the_exact_alignment_is_written_without_drafts_and_says_so() -> None:
-    options = GenerateOptions(
-        max_tokens=25,
-        align=AlignOptions(kind=Align.EXACT),
-        combine=CombineOptions(alphas=(1.0,), plausibility=0.3),
-    )
-    gated = 0
-    for seed in range(4):
-        found = at_every_speed(lambda seed=seed: pair(SOME, OTHERS, seed), options)
-        auto = found[Speed.AUTO].generation
-        gated += auto.tally.gated
-        assert not auto.tally.drafted
-        assert any("without drafts" in note for note in auto.notices)
-        assert not any("drafts" in note for note in found[Speed.EXACT_STEPS].generation.notices)
-    assert gated > 10  # the gate works all the same
 
 
 @pytest.mark.parametrize("text", [b"", b"ab"])

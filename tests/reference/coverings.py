@@ -23,13 +23,12 @@ from math import inf, log, log1p
 
 import numpy as np
 
-from capt_local.alignment.exact.events import EventTables, event_masses
-from capt_local.alignment.exact.growth import Growth, Window
-from capt_local.alignment.exact.prefix import Continuations
-from capt_local.alignment.exact.rows import Branch, Reader, Row, pieces_behind
-from capt_local.alignment.question import FloatArray
-from capt_local.tokenization.prefix_index import PrefixIndex
-from capt_local.tokenization.vocabulary import IntArray
+from capt_local.alignment.projection import FloatArray
+from capt_local.tokenization.vocabulary import IntArray, PrefixIndex
+from tests.reference.events import EventTables, event_masses
+from tests.reference.growth import Growth, Window
+from tests.reference.prefix import Continuations
+from tests.reference.rows import Branch, Reader, Row, pieces_behind
 
 # Text is taken in parts of so many bytes: weights relative to the part before do not underflow.
 _PART = 16

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from capt_local.alignment.exact.rows import Branch, Span, spans
-from capt_local.tokenization.prefix_index import PrefixIndex
+from capt_local.tokenization.vocabulary import PrefixIndex
+from tests.reference.rows import Branch, Span, spans
 
 Read = Callable[[Sequence[Branch]], None]
 

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.alignment.events import END_EVENT, NO_EVENT
-from capt_local.alignment.exact.growth import Read
-from capt_local.alignment.exact.rows import Branch, pieces_behind
-from capt_local.alignment.question import FloatArray
-from capt_local.tokenization.prefix_index import PrefixIndex
-from capt_local.tokenization.vocabulary import BoolArray, IntArray
+from capt_local.alignment.projection import END_EVENT, NO_EVENT, FloatArray
+from capt_local.tokenization.vocabulary import BoolArray, IntArray, PrefixIndex
+from tests.reference.growth import Read
+from tests.reference.rows import Branch, pieces_behind
 
 # Entries of tables that are kept: about 5 bytes each.
 _CACHE_ENTRIES = 4_000_000

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.alignment.exact.coverings import Coverings
-from capt_local.alignment.exact.events import EventTables
-from capt_local.tokenization.prefix_index import PrefixIndex
-from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization.vocabulary import PrefixIndex, TokenKind, Vocabulary
+from tests.reference.coverings import Coverings
+from tests.reference.events import EventTables
 
 ENDS = (1, 2)
 LETTERS = st.lists(st.sampled_from(b"ab\xff"), min_size=1, max_size=3).map(bytes)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from capt_local.alignment.exact.growth import Read
-from capt_local.alignment.exact.rows import Branch, pieces_behind
-from capt_local.alignment.question import FloatArray
-from capt_local.tokenization.prefix_index import PrefixIndex
+from capt_local.alignment.projection import FloatArray
+from capt_local.tokenization.vocabulary import PrefixIndex
+from tests.reference.growth import Read
+from tests.reference.rows import Branch, pieces_behind
 
 
 class Continuations:

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from capt_local.alignment.question import FloatArray, Probabilities
-from capt_local.tokenization.prefix_index import PrefixIndex
-from capt_local.tokenization.vocabulary import IntArray
+from capt_local.alignment.projection import FloatArray, Probabilities
+from capt_local.tokenization.vocabulary import IntArray, PrefixIndex
 
 # The rows that follow a fixed head and each of some tails, shape (tails, vocabulary): probabilities
 # of the whole vocabulary, control tokens included. An empty tail is the head itself; it is asked

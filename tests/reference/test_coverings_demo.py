@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from capt_local.alignment.events import END_EVENT, TargetEvents
-from capt_local.alignment.exact.coverings import Coverings
-from capt_local.alignment.exact.events import EventTables
+from capt_local.alignment.projection import END_EVENT, TargetEvents
 from capt_local.bundles.store import find
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import LoadOptions
-from capt_local.tokenization.prefix_index import PrefixIndex
 from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization.vocabulary import PrefixIndex
 from tests.fakes import softmax
+from tests.reference.coverings import Coverings
+from tests.reference.events import EventTables
 
 NOTE = (
     b"The patient is a 61-year-old woman who presents with shortness of breath. She was given "

@@ -1,1 +1,0 @@
-"""The exact reference: probabilities of bytes, summed over all tokenizations by a beam."""

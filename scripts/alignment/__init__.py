@@ -1,1 +1,0 @@
-"""Measurements of the alignment and of the weights; see scripts/measure_alignment.py."""

@@ -1,0 +1,86 @@
+"""What the table between two vocabularies costs, for every ordered pair of real vocabularies.
+
+Those of llama.cpp's tests (scripts/real_vocabularies.py) and of the GGUF files that are named; of
+each target the seconds and MB of its events, then of each proxy the seconds of the projection's
+table and its MB. Seconds are of the processor, so that a busy machine does not count.
+
+    python -m scripts.measure_vocabularies smollm2.gguf gemma.gguf models/demo/expert.gguf
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from capt_local.alignment.projection import NO_EVENT, Projection, TargetEvents
+from capt_local.errors import ModelError
+from capt_local.llama.weights import Weights
+from capt_local.tokenization.tokenizer import TextTokenizer
+from scripts.real_vocabularies import fetch
+
+Made = TypeVar("Made")
+
+
+def tokenizers(paths: list[Path]) -> Iterator[tuple[str, TextTokenizer]]:
+    """Name and tokenizer of each file; those that capt-local refuses are left out, with a line."""
+    for path in [*sorted(fetch().glob("*.gguf")), *paths]:
+        try:
+            weights = Weights(path, vocabulary_only=True)
+        except ModelError as error:
+            print(f"left out: {error}")
+            continue
+        yield (
+            path.stem.removeprefix("ggml-vocab-"),
+            TextTokenizer(weights.vocabulary, weights.tokenize),
+        )
+
+
+def timed(make: Callable[[], Made]) -> tuple[Made, float]:
+    """What `make` returns, and the seconds of the processor that it took."""
+    started = time.process_time()
+    made = make()
+    return made, time.process_time() - started
+
+
+def measured(tokenizer: TextTokenizer, events: TargetEvents) -> str:
+    """Seconds and MB of the table of one proxy."""
+    vocabulary = tokenizer.vocabulary
+    table, seconds = timed(lambda: Projection(vocabulary, events, long_tokens=True, healing=True))
+    return f"{seconds:.1f} s {table.megabytes:.0f}"
+
+
+def unspellable(tokenizer: TextTokenizer, events: TargetEvents) -> int:
+    """Pieces of a proxy that begin with a byte the target has no token for."""
+    vocabulary = tokenizer.vocabulary
+    text = np.flatnonzero(vocabulary.is_text).tolist()
+    return sum(events.first(vocabulary.piece(token)) == NO_EVENT for token in text)
+
+
+def main() -> None:
+    """Prints a table in Markdown: a row for each target, a column for each proxy."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", type=Path, help="further GGUF files")
+    parser.add_argument("--target", action="append", help="these targets alone")
+    arguments = parser.parse_args()
+    known = dict(tokenizers(arguments.models))
+    print("| target | tokens | events |", " | ".join(known), "| lost pieces |", flush=True)
+    print("|---" * (len(known) + 4) + "|")
+    for name, tokenizer in known.items():
+        if arguments.target and name not in arguments.target:
+            continue
+        events, seconds = timed(lambda tokenizer=tokenizer: TargetEvents(tokenizer))
+        cells = [measured(proxy, events) for proxy in known.values()]
+        lost = max(unspellable(proxy, events) for proxy in known.values())
+        size = len(tokenizer.vocabulary)
+        print(
+            f"| {name} | {size:,} | {seconds:.1f} s |", " | ".join(cells), f"| {lost} |", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
