@@ -10,13 +10,16 @@ depend on their number. While they wait they spin for a short time only, as far 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _INTERVAL = 0.5  # seconds between two looks
 _SHORTEST = 0.05  # seconds that say something; the system counts in units of 0.01
 _SLACK = 0.35  # of a core that others may take before a thread is given up
@@ -34,8 +37,26 @@ def limit_spinning() -> None:
 
 def physical_cores() -> int:
     """Physical cores that this process may use; threads beyond them only wait for each other."""
-    usable = len(_usable_cpus())
+    usable = min(len(_usable_cpus()), _quota())
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+
+
+@cache
+def _quota() -> int:
+    """Cores that the control groups of this process allow (Linux, cgroup v2); else very many."""
+    found = [1 << 20]
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        own = next(line[3:] for line in lines if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return found[0]
+    folder = _CONTROL_GROUPS / own.lstrip("/")
+    while folder != _CONTROL_GROUPS.parent:
+        with contextlib.suppress(OSError, ValueError):  # no such group, or no limit ("max")
+            quota, period = (folder / "cpu.max").read_text().split()
+            found.append(max(1, int(quota) // int(period)))
+        folder = folder.parent
+    return min(found)
 
 
 class _Sample(NamedTuple):

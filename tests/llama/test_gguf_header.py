@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import io
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -333,3 +335,11 @@ def test_an_error_of_llama_cpp_that_repeats_the_file_can_be_shown(
     with pytest.raises(ModelError, match="unknown pre-tokenizer") as caught:
         Weights(file)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+def test_the_names_of_gguf_come_without_a_network() -> None:
+    """The package needs `requests` for its own tools; none of that is imported."""
+    network = {"requests", "urllib3", "ssl"}
+    code = f"import sys, gguf.constants; print(sorted({network} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,3 +76,17 @@ def test_logits_are_the_same_bits_with_any_number_of_threads() -> None:
             rows = [model.extend(list(range(1000, 1000 + n))).copy() for n in (1, 2, 3, 8, 40)]
             found.append(np.concatenate(rows))
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+
+
+@pytest.mark.skipif(not Path("/proc/self/cgroup").exists(), reason="control groups are Linux's")
+def test_a_control_group_limits_the_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(threads, "_usable_cpus", lambda: list(range(8)))
+    monkeypatch.setattr(threads.psutil, "cpu_count", lambda logical: 8)
+    for text, wanted in (("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1)):
+        (tmp_path / "cpu.max").write_text(text)
+        threads._quota.cache_clear()
+        assert physical_cores() == wanted
+    threads._quota.cache_clear()
