@@ -20,15 +20,19 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 from string import Template
-from typing import NoReturn
+from typing import Annotated, NoReturn, TypeVar
 
+import msgspec
+
+from capt_local.bundles.manifest import NAME
 from capt_local.errors import UsageError
-from capt_local.evaluate.fields import Table
-from capt_local.evaluate.items import MAX_TOKENS, MEASURES, Item, Kind, Measure, joined_labels
+from capt_local.evaluate.items import MEASURES, Item, Kind, Measure, joined_labels
 from capt_local.strict_json import (
     NotReadable,
     Problems,
     check_characters,
+    convert,
+    form,
     lines,
     parse_json,
     parse_object,
@@ -37,81 +41,19 @@ from capt_local.strict_json import (
 )
 
 _LINE = re.compile(r"at line (\d+)")
+_File = TypeVar("_File")
+Name = Annotated[str, form(NAME.pattern, "must be 1 to 64 letters, digits, '.-_'")]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
 
-class Fields(Table):
-    """One table of such a file, whose errors are the user's and name no path.
-
-    Args:
-        values: the table as parsed.
-        what: how errors call the file.
-        name: of the table; empty for the top.
-    """
-
-    def __init__(self, values: dict[str, object], what: str, name: str = "") -> None:
-        super().__init__(values, Path(what), name)
-        self._what = what
-
-    def fail(self, key: str, problem: str) -> NoReturn:
-        """Raises the error for a key.
-
-        Raises:
-            UsageError: always.
-        """
-        place = f"{self._name}.{key}" if self._name else key
-        raise UsageError(f"{self._what}: {place} {problem}.")
-
-    def table(self, key: str) -> Fields:
-        """A table below this one; empty if there is none."""
-        found = self._take(key, dict)
-        return Fields(found or {}, self._what, f"{self._name}.{key}" if self._name else key)
-
-    def everything(self) -> dict[str, object]:
-        """All that is left, as it stands."""
-        left, self._left = self._left, {}
-        return left
-
-    def words(self) -> dict[str, str]:
-        """All that is left, where each value must be a text."""
-        return {key: self.text(key) for key in self.keys()}
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        """A list of texts; empty if there is none."""
-        value = self._left.pop(key, [])
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            self.fail(key, "must be a list of texts")
-        return tuple(value)
-
-    def count(self, key: str) -> int | None:
-        """A whole number from 1 to a million, or None where there is no such key."""
-        value = self.whole(key, 1)
-        if value is not None and value > 1_000_000:
-            self.fail(key, "must be at most a million")
-        return value
-
-    def inside(self, key: str, folder: Path) -> Path | None:
-        """A file in the folder or below it, or None where there is no such key."""
-        value = self.optional_text(key)
-        if value is None:
-            return None
-        parts = PurePosixPath(value).parts
-        path = folder / value
-        outside = ".." in parts or not path.resolve().is_relative_to(folder.resolve())
-        if not parts or "\\" in value or outside:
-            self.fail(key, "must name a file inside the folder of the task, with '/'")
-        if not path.is_file():
-            self.fail(key, "names a file that is not there")
-        return path
-
-
-def parse_toml(data: bytes, what: str) -> Fields:
-    """A TOML file as fields.
+def parse_toml(data: bytes, what: str) -> dict[str, object]:
+    """A TOML file.
 
     Raises:
         UsageError: it is not TOML.
     """
     try:
-        return Fields(tomllib.loads(utf8(data)), what)
+        return tomllib.loads(utf8(data))
     except NotReadable as error:
         raise UsageError(f"{what}: {error}.") from None
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
@@ -120,6 +62,18 @@ def parse_toml(data: bytes, what: str) -> Fields:
         raise UsageError(
             f"{what} is not TOML" + (f": see line {line.group(1)}." if line else ".")
         ) from None
+
+
+def as_struct(values: dict[str, object], kind: type[_File], what: str) -> _File:
+    """A TOML file as a structure.
+
+    Raises:
+        UsageError: a key is unknown, missing, or has the wrong kind of value.
+    """
+    try:
+        return convert(values, kind)
+    except NotReadable as error:
+        raise UsageError(f"{what}: {error}.") from None
 
 
 _LONGEST_LIST = 1 << 17
@@ -313,19 +267,18 @@ class RowTemplate(Template):
         return self.substitute(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Around:
+class Around(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`${around}`: the text of a row between that of its neighbours in the same group.
 
     Attributes:
         group: path of what neighbours share, such as the document.
         text: path of their text; lists are joined with spaces.
-        size: whole neighbours are taken up to so many bytes on each side.
+        bytes: whole neighbours are taken up to so many bytes on each side.
     """
 
     group: str
     text: str
-    size: int
+    bytes: Count
 
     def added(self, rows: Sequence[Row | NotReadable]) -> list[Row | NotReadable]:
         """The rows with `around` as the outermost value."""
@@ -360,65 +313,86 @@ class Around:
             if own is None or other is None or other[0] != own[0]:
                 break
             used += len(other[1].encode()) + 1
-            if used > self.size:
+            if used > self.bytes:
                 break
             found.append(other[1])
         return found
 
 
+class _Paths(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[fields]`: paths of values in a row."""
+
+    id: str | None = None
+    instruction: str | None = None
+    input: str | None = None
+    reference: str | None = None
+    choices: str = ""
+
+
+class _Only(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[only]`: rows whose `key` is a line of `file`."""
+
+    key: str = ""
+    file: str | None = None
+
+
+class _Examples(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[examples]`: the file of few-shot examples, and of their ids."""
+
+    file: str | None = None
+    only: str | None = None
+
+
+class LayoutFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The keys of a `task.toml`; see docs/tasks.md."""
+
+    name: Name
+    kind: Kind
+    file: str | None = None
+    measure: Measure | None = None
+    format: Format | None = None
+    rows: str = ""
+    id: str | None = None
+    instruction: str | None = None
+    input: str | None = None
+    fields: _Paths = _Paths()
+    choices: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    aliases: dict[str, str] = {}
+    questions: dict[str, str] = {}
+    only: _Only = _Only()
+    examples: _Examples = _Examples()
+    around: Around | None = None
+    no_answer: str = ""
+    licence: str = ""
+    style: str = ""
+    max_tokens: Count | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a row becomes an item.
+    """How rows become items.
 
     Attributes:
-        name: of the task.
-        kind: of the items.
+        keys: of the `task.toml`.
         measure: what answers are measured by.
         file: with the rows.
         only: a file with the ids that count, one a line; None: all rows count.
-        only_path: path of what `only` lists.
         form: how rows are written.
-        inside: for JSON: the path of the rows.
         id: of an item.
         instruction: of an item.
         input: of an item.
-        reference: path of the right answer, or answers; "" for perplexity.
-        choices: for all items.
-        choices_path: path of the choices of each item; "" if all have the same.
-        lists: keys whose values are lists written as text.
-        labels: what values of the reference are called.
-        no_answer: the reference where there is none.
-        licence: of the items.
-        style: see `Task`.
-        max_tokens: see `Task`.
-        aliases: see `Task`.
-        questions: see `Task`.
-        around: what each row sees of its neighbours; None: nothing.
     """
 
-    name: str
-    kind: Kind
+    keys: LayoutFile
     measure: Measure
     file: Path
     only: Path | None
-    only_path: str
     form: Format
-    inside: str
     id: RowTemplate
     instruction: RowTemplate
     input: RowTemplate
-    reference: str
-    choices: tuple[str, ...]
-    choices_path: str
-    lists: tuple[str, ...]
-    labels: Mapping[str, str]
-    no_answer: str
-    licence: str
-    style: str
-    max_tokens: int
-    aliases: Mapping[str, str]
-    questions: Mapping[str, str]
-    around: Around | None
 
     def prepared(self, rows: Sequence[Row]) -> list[Row | NotReadable]:
         """Rows with their lists read and their neighbours in sight, or what is wrong with one."""
@@ -428,7 +402,8 @@ class Layout:
                 found.append(self._listed(row))
             except NotReadable as error:
                 found.append(error)
-        return found if self.around is None else self.around.added(found)
+        around = self.keys.around
+        return found if around is None else around.added(found)
 
     def item(self, row: Row) -> Item:
         """The item of a row.
@@ -436,10 +411,12 @@ class Layout:
         Raises:
             NotReadable: a value is missing, or not what the layout says.
         """
-        references = self._references(row) if self.reference else ("",)
-        choices = self.choices
-        if self.choices_path:
-            choices = tuple(plain(value) for value in row.values(self.choices_path))
+        keys = self.keys
+        path = "" if keys.kind is Kind.PERPLEXITY else keys.fields.reference or ""
+        references = self._references(row.values(path)) if path else ("",)
+        choices = keys.choices
+        if keys.fields.choices:
+            choices = tuple(plain(value) for value in row.values(keys.fields.choices))
         return Item(
             id=self.id.of(row),
             instruction=self.instruction.of(row),
@@ -449,18 +426,18 @@ class Layout:
             alternatives=references[1:],
         )
 
-    def _references(self, row: Row) -> tuple[str, ...]:
-        said = [plain(value) for value in row.values(self.reference)]
-        named = tuple(dict.fromkeys(self.labels.get(one, one) for one in said))
+    def _references(self, values: Sequence[object]) -> tuple[str, ...]:
+        labels, no_answer = self.keys.labels, self.keys.no_answer
+        named = tuple(dict.fromkeys(labels.get(one, one) for one in map(plain, values)))
         if self.measure is Measure.LABELS:
-            return (joined_labels(named, self.no_answer),)
-        if not named and not self.no_answer:
+            return (joined_labels(named, no_answer),)
+        if not named and not no_answer:
             raise NotReadable("no right answer")
-        return named or (self.no_answer,)
+        return named or (no_answer,)
 
     def _listed(self, row: Row) -> Row:
         own = dict(row.scopes[0])
-        for key in self.lists:
+        for key in self.keys.lists:
             try:
                 own[key] = listed(own.get(key))
             except NotReadable as error:
@@ -503,7 +480,68 @@ class TaskDescription:
         Raises:
             UsageError: it is broken, or a file that it names is not there.
         """
-        return _Reader(Fields(self.values, self.what), self.folder).layout(examples)
+        keys = as_struct(self.values, LayoutFile, self.what)
+
+        def fail(problem: str) -> NoReturn:
+            raise UsageError(f"{self.what}: {problem}.")
+
+        measure = keys.measure or MEASURES[keys.kind][0]
+        if measure not in MEASURES[keys.kind]:
+            fail(f"measure must be one of {', '.join(MEASURES[keys.kind])}")
+        if keys.choices and keys.fields.choices:
+            fail("choices stands there twice, also as fields.choices")
+        if keys.fields.reference is None and keys.kind is not Kind.PERPLEXITY:
+            fail("fields.reference is missing")
+        if measure is Measure.LABELS and not keys.no_answer:
+            fail("no_answer is missing: what is said where no label applies")
+        if keys.questions and (
+            measure is not Measure.LABELS or set(keys.questions) != set(keys.choices)
+        ):
+            fail("questions must have one for each of the labels in choices")
+        if not set(keys.aliases.values()) <= set(keys.choices):
+            fail("aliases must stand for some of the choices")
+        if (keys.only.file or keys.examples.only) and not keys.only.key:
+            fail("only.key is missing: the path of what the file of ids lists")
+        if examples:
+            file = self._file("examples.file", keys.examples.file)
+            only = self._file("examples.only", keys.examples.only)
+        else:
+            file = self._file("file", keys.file)
+            only = self._file("only.file", keys.only.file)
+        if file is None:
+            fail(f"{'examples.' if examples else ''}file is missing")
+        form = keys.format or file.suffix.removeprefix(".").lower()
+        if form not in tuple(Format):
+            fail(f"format is missing; it is one of {', '.join(Format)}")
+        templates = {}
+        for key in ("id", "instruction", "input"):
+            text, path = getattr(keys, key), getattr(keys.fields, key)
+            if text is not None and path is not None:
+                fail(f"{key} stands there twice, also as fields.{key}")
+            if text is None and path is None and key != "instruction":
+                fail(f"fields.{key} is missing")
+            templates[key] = RowTemplate(text or "" if path is None else f"${{{path}}}")
+            if not templates[key].is_valid():
+                fail(f"{key} has a $ that is no place ${{path}}; a dollar sign itself is $$")
+        return Layout(keys, measure, file, only, Format(form), **templates)
+
+    def _file(self, key: str, name: str | None) -> Path | None:
+        """A file in the folder or below it.
+
+        Raises:
+            UsageError: it is elsewhere, or not there.
+        """
+        if name is None:
+            return None
+        parts, path = PurePosixPath(name).parts, self.folder / name
+        outside = ".." in parts or not path.resolve().is_relative_to(self.folder.resolve())
+        if not parts or "\\" in name or outside:
+            raise UsageError(
+                f"{self.what}: {key} must name a file inside the folder of the task, with '/'."
+            )
+        if not path.is_file():
+            raise UsageError(f"{self.what}: {key} names a file that is not there.")
+        return path
 
 
 def read_description(folder: Path, what: str) -> TaskDescription:
@@ -514,116 +552,15 @@ def read_description(folder: Path, what: str) -> TaskDescription:
     """
     name = f"{what}, {DESCRIPTION}"
     data = read_bytes(folder / DESCRIPTION, name)
-    values = parse_toml(data, name).everything()
+    values = parse_toml(data, name)
     shipped = values.pop("layout", None)
     if shipped is None:
         return TaskDescription(folder, name, values, data)
     if shipped not in layout_names():
-        Fields({}, name).fail("layout", f"must be one of {', '.join(layout_names())}")
+        raise UsageError(f"{name}: layout must be one of {', '.join(layout_names())}.")
     base = (_shipped() / f"{shipped}.toml").read_bytes()
-    values = parse_toml(base, f"The layout {shipped}").everything() | values
+    values = parse_toml(base, f"The layout {shipped}") | values
     return TaskDescription(folder, name, values, base + data)
-
-
-class _Reader:
-    """Reads one description."""
-
-    def __init__(self, fields: Fields, folder: Path) -> None:
-        self._fields = fields
-        self._folder = folder
-
-    def layout(self, examples: bool) -> Layout:
-        fields = self._fields
-        kind = Kind(fields.choice("kind", tuple(Kind)) or fields.fail("kind", "is missing"))
-        measure = fields.choice("measure", MEASURES[kind]) or MEASURES[kind][0]
-        paths = fields.table("fields")
-        file, only, only_path = self._files(examples)
-        layout = Layout(
-            name=fields.name("name"),
-            kind=kind,
-            measure=Measure(measure),
-            file=file,
-            only=only,
-            only_path=only_path,
-            form=self._form(file),
-            inside=fields.text("rows", ""),
-            id=self._template("id", paths),
-            instruction=self._template("instruction", paths, needed=False),
-            input=self._template("input", paths),
-            reference="" if kind is Kind.PERPLEXITY else paths.text("reference"),
-            choices=fields.texts("choices"),
-            choices_path=paths.text("choices", ""),
-            lists=fields.texts("lists"),
-            labels=fields.table("labels").words(),
-            no_answer=fields.text("no_answer", ""),
-            licence=fields.text("licence", ""),
-            style=fields.text("style", ""),
-            max_tokens=fields.count("max_tokens") or MAX_TOKENS[kind],
-            aliases=fields.table("aliases").words(),
-            questions=fields.table("questions").words(),
-            around=self._around(),
-        )
-        paths.done()
-        fields.done()
-        if layout.choices and layout.choices_path:
-            fields.fail("choices", "stands there twice, also as fields.choices")
-        if layout.measure is Measure.LABELS and not layout.no_answer:
-            fields.fail("no_answer", "is missing: what is said where no label applies")
-        if layout.questions and (
-            layout.measure is not Measure.LABELS or set(layout.questions) != set(layout.choices)
-        ):
-            fields.fail("questions", "must have one for each of the labels in choices")
-        if not set(layout.aliases.values()) <= set(layout.choices):
-            fields.fail("aliases", "must stand for some of the choices")
-        return layout
-
-    def _files(self, examples: bool) -> tuple[Path, Path | None, str]:
-        """The file with rows, the one with ids that count, and the path of such an id."""
-        only, shots = self._fields.table("only"), self._fields.table("examples")
-        key = only.text("key", "")
-        if examples:
-            self._fields.text("file", "")
-            only.text("file", "")
-            file, ids = shots.inside("file", self._folder), shots.inside("only", self._folder)
-        else:
-            shots.everything()
-            file, ids = self._fields.inside("file", self._folder), only.inside("file", self._folder)
-        only.done()
-        shots.done()
-        if file is None:
-            (shots if examples else self._fields).fail("file", "is missing")
-        if ids and not key:
-            only.fail("key", "is missing: the path of what the file of ids lists")
-        return file, ids, key
-
-    def _around(self) -> Around | None:
-        table = self._fields.table("around")
-        group, text = table.optional_text("group"), table.optional_text("text")
-        size = table.count("bytes")
-        table.done()
-        if group is None and text is None and size is None:
-            return None
-        if group is None or text is None or size is None:
-            self._fields.fail("around", "needs group, text and bytes")
-        return Around(group, text, size)
-
-    def _form(self, file: Path) -> Format:
-        form = self._fields.choice("format", tuple(Format))
-        form = form or file.suffix.removeprefix(".").lower()
-        if form not in tuple(Format):
-            self._fields.fail("format", f"is missing; it is one of {', '.join(Format)}")
-        return Format(form)
-
-    def _template(self, key: str, paths: Fields, *, needed: bool = True) -> RowTemplate:
-        text, path = self._fields.optional_text(key), paths.optional_text(key)
-        if text is not None and path is not None:
-            self._fields.fail(key, f"stands there twice, also as fields.{key}")
-        if text is None and path is None and needed:
-            self._fields.fail(f"fields.{key}", "is missing")
-        template = RowTemplate(text or "" if path is None else f"${{{path}}}")
-        if not template.is_valid():
-            self._fields.fail(key, "has a $ that is no place ${path}; a dollar sign itself is $$")
-        return template
 
 
 def _shipped() -> Traversable:

@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from capt_local.decoding.answers import Choosing
 from capt_local.decoding.options import GenerateOptions
@@ -82,13 +84,11 @@ class Result:
 
     def as_object(self) -> dict[str, Any]:
         """For a line of the journal."""
-        line: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
+        line = {name: getattr(self, name) for name in _ResultLine.__struct_fields__[:9]}
         if self.outcome is not None:
-            line |= {
-                "values": dict(self.outcome.values),
-                "predicted": self.outcome.predicted,
-                "expected": self.outcome.expected,
-            }
+            line["values"] = dict(self.outcome.values)
+            line["predicted"] = self.outcome.predicted
+            line["expected"] = self.outcome.expected
         return line
 
     @classmethod
@@ -98,46 +98,35 @@ class Result:
         Raises:
             ValueError: it is not one.
         """
-        if not isinstance(value, dict):
-            raise ValueError("not an object")
-        named = _FIELDS if value.get("failed") else {**_FIELDS, **_OUTCOME}
-        if set(value) != set(named):
-            raise ValueError("other fields")
-        if not all(type(value[name]) in kinds for name, kinds in named.items()):
-            raise ValueError("a field has the wrong type")
-        plain = {name: value[name] for name in _FIELDS}
         try:
-            outcome = None if value["failed"] else _outcome(value)
+            line = msgspec.convert(value, _ResultLine)
+            outcome = None
+            if line.values is not None:
+                outcome = Outcome(line.values, line.predicted, line.expected)
+            plain = {name: getattr(line, name) for name in _ResultLine.__struct_fields__[:9]}
             return cls(**plain, outcome=outcome)
         except UsageError as error:
             raise ValueError("figures that make no sense") from error
 
 
-def _outcome(line: Mapping[str, Any]) -> Outcome:
-    if not all(type(number) in (int, float) for number in line["values"].values()):
-        raise ValueError("a figure is not a number")
-    places = [*line["predicted"], *line["expected"]]
-    if not all(type(place) is int and place >= 0 for place in places):
-        raise ValueError("a choice is not a place")
-    return Outcome(line["values"], tuple(line["predicted"]), tuple(line["expected"]))
+_Place = Annotated[int, msgspec.Meta(ge=0)]
 
 
-_FIELDS: Mapping[str, tuple[type, ...]] = {
-    "task": (str,),
-    "method": (str,),
-    "item": (str,),
-    "failed": (str,),
-    "tokens": (int,),
-    "decoded": (int,),
-    "seconds": (int, float),
-    "cut": (bool,),
-    "unfinished": (int,),
-}
-_OUTCOME: Mapping[str, tuple[type, ...]] = {
-    "values": (dict,),
-    "predicted": (list,),
-    "expected": (list,),
-}
+class _ResultLine(msgspec.Struct, forbid_unknown_fields=True):
+    """A result as a line of the journal."""
+
+    task: str
+    method: str
+    item: str
+    failed: str
+    tokens: int
+    decoded: int
+    seconds: float
+    cut: bool
+    unfinished: int
+    values: dict[str, float] | None = None
+    predicted: tuple[_Place, ...] = ()
+    expected: tuple[_Place, ...] = ()
 
 
 class ChoiceBy(StrEnum):

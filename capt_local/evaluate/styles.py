@@ -18,12 +18,14 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from capt_local.bundles.manifest import NAME
 from capt_local.errors import UsageError
 from capt_local.evaluate.items import Item, Kind, folded
-from capt_local.evaluate.layouts import Fields, parse_toml
+from capt_local.evaluate.layouts import Count, Name, as_struct, parse_toml
 from capt_local.evaluate.metrics import library
 from capt_local.evaluate.tasks import Task
 from capt_local.prompting.messages import Message
@@ -225,7 +227,6 @@ _PLACES = ("instruction", "input", "choices", "lettered", "no_answer", "marker")
 _BETWEEN = "\n\n"
 YES_NO = ("Yes", "No")
 _LEAD = "\n\nAnswer:"
-_ASKED = (Kind.CLASSIFICATION, Kind.GENERATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,11 +403,10 @@ def read_style(
     Raises:
         UsageError: there is no such style, it is broken, or it needs examples.
     """
-    fields = _opened(which)
-    count, chosen = _shots(fields)
-    count = count if shots is None else shots
-    by = by or chosen
-    style = _parsed(fields)
+    keys = _opened(which)
+    count = keys.shots.count or 0 if shots is None else shots
+    by = by or keys.shots.by
+    style = _style_of(keys)
     if count and examples is None:
         raise UsageError(f"The style {style.name} shows {count} examples; name a file of them.")
     return replace(
@@ -422,46 +422,65 @@ def shows_examples(which: str) -> bool:
     Raises:
         UsageError: there is no such style, or its examples are not described as they should be.
     """
-    return _shots(_opened(which))[0] > 0
+    return bool(_opened(which).shots.count)
 
 
-def _shots(fields: Fields) -> tuple[int, FewShotBy]:
-    table = fields.table("shots")
-    count, by = table.count("count") or 0, table.choice("by", tuple(FewShotBy))
-    table.done()
-    return count, FewShotBy(by or FewShotBy.FIXED)
+class _ShotKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    count: Count | None = None
+    by: FewShotBy = FewShotBy.FIXED
 
 
-def _opened(which: str) -> Fields:
+class _PromptKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    classification: str = ""
+    generation: str = ""
+
+
+class StyleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The keys of a style file; see docs/tasks.md."""
+
+    name: Name
+    prompt: _PromptKeys = _PromptKeys()
+    system: str = ""
+    lead: str = _LEAD
+    marker: str = ""
+    shots: _ShotKeys = _ShotKeys()
+    samples: Count = 1
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=10)] | None = None
+    max_tokens: Count | None = None
+
+
+def _opened(which: str) -> StyleFile:
     if NAME.fullmatch(which) and which in style_names():
-        return parse_toml((_shipped() / f"{which}.toml").read_bytes(), f"The style {which}")
-    if not which.endswith(".toml"):
+        what = f"The style {which}"
+        data = (_shipped() / f"{which}.toml").read_bytes()
+    elif which.endswith(".toml"):
+        what = "The style file"
+        data = read_bytes(Path(which), what)
+    else:
         raise UsageError(
             f"There is no such style; there are {', '.join(style_names())}, and files *.toml."
         )
-    return parse_toml(read_bytes(Path(which), "The style file"), "The style file")
+    keys = as_struct(parse_toml(data, what), StyleFile, what)
+    if not keys.prompt.classification and not keys.prompt.generation:
+        raise UsageError(f"{what}: prompt needs a text for classification or generation.")
+    return keys
 
 
-def _parsed(fields: Fields) -> Style:
-    prompt = fields.table("prompt")
-    prompts = {
-        kind: Template(text.strip()) for kind in _ASKED if (text := prompt.optional_text(kind))
+def _style_of(keys: StyleFile) -> Style:
+    texts = {
+        Kind.CLASSIFICATION: keys.prompt.classification,
+        Kind.GENERATION: keys.prompt.generation,
     }
-    prompt.done()
-    if not prompts:
-        fields.fail("prompt", "needs a text for classification or generation")
-    style = Style(
-        name=fields.name("name"),
-        prompts=prompts,
-        system=fields.text("system", "").strip(),
-        lead=fields.text("lead", _LEAD),
-        marker=fields.text("marker", "").strip(),
-        samples=fields.count("samples") or 1,
-        temperature=fields.number("temperature", 0, 10),
-        max_tokens=fields.count("max_tokens"),
+    return Style(
+        name=keys.name,
+        prompts={kind: Template(text.strip()) for kind, text in texts.items() if text},
+        system=keys.system.strip(),
+        lead=keys.lead,
+        marker=keys.marker.strip(),
+        samples=keys.samples,
+        temperature=keys.temperature,
+        max_tokens=keys.max_tokens,
     )
-    fields.done()
-    return style
 
 
 def _shipped() -> Traversable:

@@ -169,16 +169,16 @@ def _of_folder(description: TaskDescription, what: str, *, examples: bool = Fals
         problems.fail("it holds no items")
     parts = (hashlib.sha256(part).digest() for part in (description.data, data, ids))
     return Task(
-        name=layout.name,
-        kind=layout.kind,
+        name=layout.keys.name,
+        kind=layout.keys.kind,
         items=tuple(items),
         measure=layout.measure,
-        licence=layout.licence,
-        style=layout.style,
-        max_tokens=layout.max_tokens,
-        no_answer=layout.no_answer,
-        aliases=layout.aliases,
-        questions=layout.questions,
+        licence=layout.keys.licence,
+        style=layout.keys.style,
+        max_tokens=layout.keys.max_tokens or MAX_TOKENS[layout.keys.kind],
+        no_answer=layout.keys.no_answer,
+        aliases=layout.keys.aliases,
+        questions=layout.keys.questions,
         digest=hashlib.sha256(b"".join(parts)).hexdigest(),
         total=len(items),
     )
@@ -187,15 +187,15 @@ def _of_folder(description: TaskDescription, what: str, *, examples: bool = Fals
 def _items(layout: Layout, data: bytes, ids: bytes, problems: Problems) -> list[Item]:
     counting = {line.strip() for _, line in lines(ids)}
     found: dict[str, Item] = {}
-    rows = read_rows(data, layout.form, layout.inside, problems)
+    rows = read_rows(data, layout.form, layout.keys.rows, problems)
     for number, row in zip((row.number for row in rows), layout.prepared(rows), strict=True):
         try:
             if isinstance(row, NotReadable):
                 raise row
-            if layout.only and plain(row.values(layout.only_path)[0]).encode() not in counting:
+            if layout.only and plain(row.values(layout.keys.only.key)[0]).encode() not in counting:
                 continue
             item = layout.item(row)
-            problem = problem_of(item, layout.measure, layout.no_answer)
+            problem = problem_of(item, layout.measure, layout.keys.no_answer)
             if problem or item.id in found:
                 raise NotReadable(problem or "this id stood on a line before")
         except NotReadable as error:

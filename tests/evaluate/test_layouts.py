@@ -227,7 +227,7 @@ def test_choices_of_their_own(tmp_path: Path) -> None:
     ("old", "new", "said"),
     [
         ('kind = "classification"', "", "kind is missing"),
-        ('kind = "classification"', 'kind = "x"', "kind must be one of classification"),
+        ('kind = "classification"', 'kind = "x"', "kind is none of the words"),
         ('name = "made-up"', "", "name is missing"),
         ('name = "made-up"', 'name = "a b"', "name must be 1 to 64"),
         ('name = "made-up"', 'name = "m"\nmeasure = "rouge"', "measure must be one of choice"),
@@ -252,11 +252,11 @@ def test_choices_of_their_own(tmp_path: Path) -> None:
         ('reference = "sick"', "", "fields.reference is missing"),
         ('reference = "sick"', 'reference = "nr"', '"reference" is not one of'),
         ('choices = ["ill", "well"]', "", 'line 1: no "choices"'),
-        ('choices = ["ill", "well"]', 'choices = "ill"', "choices must be a list of texts"),
+        ('choices = ["ill", "well"]', 'choices = "ill"', "choices must be a list"),
         ("Is the patient ill?", "Is it $nr?", "instruction has a $"),
         ("Is the patient ill?", "Is it ${}?", "instruction has a $"),
         ("Is the patient ill?", "Is it ${age}?", 'line 1: no "age"'),
-        ('true = "ill"', "true = 1", "labels.true must be a text"),
+        ('true = "ill"', "true = 1", "labels must be a text"),
         ("[labels]", "[labels", "is not TOML: see line"),
     ],
 )

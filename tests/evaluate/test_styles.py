@@ -202,7 +202,7 @@ def test_a_style_of_ones_own(tmp_path: Path) -> None:
             'name = "x"\nsamples = 3\ntemperature = 0\n[prompt]\nclassification = "y"',
             "temperature 0 are all the same",
         ),
-        ('name = "x"\n[shots]\nby = "chance"\n[prompt]\ngeneration = "y"', "shots.by must be one"),
+        ('name = "x"\n[shots]\nby = "chance"\n[prompt]\ngeneration = "y"', "shots.by is none"),
         ("name = 1 2", "not TOML: see line 1"),
         ("name = ", "is not TOML."),
         ("name = '\ud800'", "not UTF-8"),
