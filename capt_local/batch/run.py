@@ -20,7 +20,7 @@ from capt_local.batch.records import InputChanged, TemplateFailed
 from capt_local.batch.supervisor import News, Outcome, Workers
 from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.options import GenerateOptions
-from capt_local.decoding.schema_check import SchemaCheck, structure_problem
+from capt_local.decoding.structured import SchemaCheck, structure_problem
 from capt_local.errors import CaptError
 from capt_local.llama.options import LoadOptions
 

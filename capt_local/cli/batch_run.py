@@ -40,7 +40,7 @@ from capt_local.cli.session import find_bundle, generate_options, load_options, 
 from capt_local.cli.signals import Signals
 from capt_local.cli.structured import structure
 from capt_local.decoding.options import GenerateOptions
-from capt_local.decoding.schema_check import SchemaCheck
+from capt_local.decoding.structured import SchemaCheck
 from capt_local.errors import Cancelled, CaptError, UsageError
 from capt_local.evaluate.run import readable_time
 from capt_local.llama.options import LoadOptions

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -49,6 +50,8 @@ _REFUSED = {"$dynamicAnchor", "$dynamicRef", "$recursiveRef", "$vocabulary", "ad
             "dependentRequired", "dependentSchemas", "else", "if", "maxContains", "minContains",
             "not", "propertyNames", "then", "unevaluatedItems", "unevaluatedProperties",
             "uniqueItems"}  # fmt: skip
+_KNOWN = _VALUES | _SCHEMA | _SCHEMAS | _NAMED_SCHEMAS | _REFUSED
+_BROKEN_OFF = "The answer reached its largest length before its form was complete."
 # At most one space between parts: a model could write white space without end. No \\u, since half
 # of a pair of surrogates is no character.
 _LAYOUT = {
@@ -106,7 +109,7 @@ def schema_structure(text: bytes, name: str = "The schema") -> Structure:
     except NotReadable:
         raise UsageError(f"{name} is not JSON (UTF-8, no name twice in an object).") from None
     kept = _kept(schema, name, 0)
-    _check_form(schema, name)
+    SchemaCheck(kept, name)
     structure = Structure(json.dumps(kept, ensure_ascii=False), "json-schema")
     try:
         SchemaConstraint(_BYTES, structure.source)
@@ -151,11 +154,12 @@ class SchemaConstraint:
         if not len(vocabulary.end_ids):
             raise ModelError("The model has no token that ends an answer.")
         self._vocabulary = vocabulary
-        self._schema = json.loads(schema)
+        found = json.loads(schema)
+        self._check_of_whole = SchemaCheck(found, "The schema")
         self._lead = lead
         self._text = b""
         front = f"{json.dumps(lead.decode())}? " if lead else ""
-        inner = {**self._schema, "x-guidance": _LAYOUT}
+        inner = {**found, "x-guidance": _LAYOUT}
         # Not only the tokens that llguidance itself would write a prescribed text with.
         options = '%llguidance {"no_forcing": true}'
         lark = f"{options}\nstart: {front}form\nform: %json {json.dumps(inner, ensure_ascii=False)}"
@@ -168,8 +172,8 @@ class SchemaConstraint:
         self._mask: BoolArray | None = None
         if self._matcher.is_error():
             error = self._matcher.get_error()
-            found = (said for begin, said in _REASONS if begin in error)
-            raise _Refused(next(found, "cannot be used"))
+            reasons = (said for begin, said in _REASONS if begin in error)
+            raise _Refused(next(reasons, "cannot be used"))
         if not self._all_allowed().any():
             raise _Refused("has no instance")
 
@@ -178,7 +182,7 @@ class SchemaConstraint:
         """Whether the answer is an instance of the schema."""
         if not self._matcher.is_accepting():
             return False
-        return is_instance(self._text.removeprefix(self._lead), self._schema)
+        return not self._check_of_whole.problem(self._text.removeprefix(self._lead))
 
     def allowed(self, tokens: Sequence[int] | IntArray) -> BoolArray:
         """Which of these tokens may come next, shape (n,)."""
@@ -218,17 +222,67 @@ class SchemaConstraint:
             )
 
 
-def is_instance(text: bytes, schema: Mapping[str, Any]) -> bool:
-    """Whether a text is JSON and an instance of a schema; formats are not looked at."""
-    from jsonschema import Draft202012Validator
-    from referencing import Registry
+def structure_problem(answer: Mapping[str, Any], schema: SchemaCheck | None) -> str:
+    """Why an answer has not the form that was requested; empty where it has, or none was.
 
-    try:
-        value: Any = parse_json(text)
+    Args:
+        answer: as `report.json.answer_object` gives it.
+        schema: None where there is none, but perhaps a grammar.
+    """
+    choice = answer["choices"][0]
+    if schema is None:
+        return _BROKEN_OFF if answer["capt"].get("structured") == "incomplete" else ""
+    text = choice["message"]["content"] if "message" in choice else choice["text"]
+    return schema.problem(text, cut=choice["finish_reason"] == "length")
+
+
+class SchemaCheck:
+    """Validates answers against a JSON schema.
+
+    Args:
+        schema: as it was read.
+        name: what errors call it.
+
+    Raises:
+        UsageError: it is no schema; the message holds nothing of it.
+    """
+
+    def __init__(self, schema: Any, name: str) -> None:
+        from jsonschema import Draft202012Validator, SchemaError
+        from jsonschema.validators import validator_for
+        from referencing import Registry
+
+        kind = validator_for(schema, default=Draft202012Validator)
+        try:
+            kind.check_schema(schema)
+        except SchemaError as error:
+            where = [part for part in error.absolute_path if part in _KNOWN]
+            about = f': "{where[-1]}"' if where else ""
+            raise UsageError(f"{name} is not a valid JSON schema{about}.") from None
         # With a registry of its own, nothing is ever fetched for a reference.
-        return bool(Draft202012Validator(schema, registry=Registry()).is_valid(value))
-    except Exception:  # a reference without end, or a pattern that Python reads otherwise
-        return False
+        self._validator = kind(schema, registry=Registry())
+
+    def problem(self, text: str | bytes, *, cut: bool = False) -> str:
+        """Why a text is no instance; empty where it is one. Repeats nothing of the text.
+
+        Args:
+            text: of the answer.
+            cut: whether it reached its largest length.
+        """
+        from referencing.exceptions import Unresolvable
+
+        try:
+            data = text.encode("utf-8", "replace") if isinstance(text, str) else text
+            value: Any = parse_json(data)
+        except NotReadable:
+            return _BROKEN_OFF if cut else "The answer is not valid JSON."
+        try:
+            error = next(iter(self._validator.iter_errors(value)), None)
+        except (Unresolvable, RecursionError, re.error):
+            return "The schema has a reference or a pattern that cannot be followed."
+        if error is None:
+            return ""
+        return f"The answer breaks a rule of the schema ({error.validator})."
 
 
 class _Tokens:
@@ -296,28 +350,12 @@ def _kept(schema: object, name: str, depth: int) -> Any:
         elif key in _NAMED_SCHEMAS and isinstance(value, dict):
             made[key] = {each: _kept(found, name, depth + 1) for each, found in value.items()}
         else:
-            known = key in _REFUSED | _SCHEMAS | _NAMED_SCHEMAS
-            shown = f'"{key}"' if known else "a keyword that is not of JSON Schema"
+            shown = f'"{key}"' if key in _KNOWN else "a keyword that is not of JSON Schema"
             raise UsageError(
                 f"{name} has {shown}, which cannot be kept here; leave it out and check it on the "
                 "answer, or describe the form with --grammar-file."
             )
     return made
-
-
-def _check_form(schema: Any, name: str) -> None:
-    """Refuses keywords whose values have no meaning.
-
-    Raises:
-        UsageError: names the first of them.
-    """
-    from jsonschema import Draft202012Validator
-
-    validator = Draft202012Validator(Draft202012Validator.META_SCHEMA)
-    for error in validator.iter_errors(schema):
-        where = [part for part in error.absolute_path if part in _VALUES | _SCHEMA | _SCHEMAS]
-        about = f': "{where[-1]}"' if where else ""
-        raise UsageError(f"{name} is not a valid JSON schema{about}.")
 
 
 @dataclass(frozen=True, slots=True)

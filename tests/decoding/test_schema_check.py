@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from capt_local.decoding.schema_check import SchemaCheck, structure_problem
+from capt_local.decoding.structured import SchemaCheck, structure_problem
 from capt_local.errors import UsageError
 
 CANARY = "zyzzyva-canary"
@@ -54,7 +54,7 @@ def test_a_grammar_has_its_own_word() -> None:
 def test_what_is_no_schema_is_refused_without_its_text() -> None:
     with pytest.raises(UsageError) as caught:
         SchemaCheck({"type": CANARY}, NAME)
-    assert str(caught.value) == f"{NAME} is not a valid JSON schema."
+    assert str(caught.value) == f'{NAME} is not a valid JSON schema: "type".'
 
 
 def test_a_reference_elsewhere_is_never_fetched() -> None:
