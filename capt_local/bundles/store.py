@@ -16,7 +16,7 @@ from pathlib import Path
 
 from platformdirs import user_data_dir
 
-from capt_local.bundles.manifest import MANIFEST, NAME, Bundle
+from capt_local.bundles.manifest import MANIFEST, NAME, Bundle, PackageMissing
 from capt_local.bundles.manifest_file import read_bundle
 from capt_local.errors import ModelError
 
@@ -38,9 +38,16 @@ def find(reference: str | Path) -> Bundle:
     """
     if isinstance(reference, Path) or _looks_like_path(reference):
         return _at(Path(os.path.expanduser(reference)))  # also of nobody's home
+    missing: PackageMissing | None = None
     for folder in _candidates(reference) if NAME.fullmatch(reference) else ():
-        if _holds_manifest(folder):
-            return _named(folder, reference)
+        try:
+            if _holds_manifest(folder):
+                return _named(folder, reference)
+        except PackageMissing as error:
+            # The demo, without its extra; an imported one has the files beside its manifest.
+            missing = missing or error
+    if missing is not None:
+        raise missing
     hint = " A folder of that name is here: write ./ in front." if _is_here(reference) else ""
     raise ModelError(
         f"No bundle has the id {reference!r}. Give {DEMO!r}, the path of a folder with "

@@ -11,38 +11,158 @@ is used. README.md beside it says what the folder holds and how to check it befo
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
+import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import venv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# After everything else, so that nothing beside this file can pass for a part of Python.
-sys.path.append(str(Path(__file__).resolve().parent))
-
-from install_checks import (
-    ABOUT,
-    AGAIN,
-    REQUIREMENTS,
-    SUMS,
-    WHEELS,
-    Refused,
-    check_file,
-    check_key,
-    check_machine,
-    fingerprint,
-    numbers,
-    read_sums,
-)
-
 DONE = "installed.json"
+# llama.cpp starts; the import of the bundle has it load and compute with every model.
+_TRY = "import llama_cpp; llama_cpp.llama_backend_init(); llama_cpp.llama_print_system_info()"
+SUMS, ABOUT, REQUIREMENTS, WHEELS = "SHA256SUMS", "wheelhouse.json", "requirements.txt", "wheels"
+_LINE = re.compile(r"([0-9a-f]{64})  \./([\w.+!-]+(?:/[\w.+!-]+)*)")
+_CHUNK = 1 << 20
+AGAIN = "Copy the whole folder again."
+
+
+class Refused(Exception):
+    """What is wrong, in one line for people.
+
+    Attributes:
+        code: of the process.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def read_sums(stick: Path) -> dict[str, str]:
+    """The digests of all files, by name.
+
+    Raises:
+        Refused: there are none, or they are damaged.
+    """
+    try:
+        lines = (stick / SUMS).read_text("ascii", "replace").splitlines()
+    except FileNotFoundError:
+        raise Refused(f"{SUMS} is missing, so nothing can be checked. {AGAIN}") from None
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        match = _LINE.fullmatch(line)
+        if not match or match[2] in found or ".." in match[2].split("/"):
+            raise Refused(f"Line {number} of {SUMS} is damaged. {AGAIN}")
+        found[match[2]] = match[1]
+    for name in (ABOUT, REQUIREMENTS):
+        if name not in found:
+            raise Refused(f"{SUMS} does not name {name}. {AGAIN}")
+    return found
+
+
+def check_file(stick: Path, name: str, digest: str) -> None:
+    """Holds a file against its digest.
+
+    Raises:
+        Refused: it is not there, or is another.
+    """
+    found = hashlib.sha256()
+    try:
+        with (stick / name).open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                found.update(chunk)
+    except FileNotFoundError:
+        raise Refused(f"{name} is missing. {AGAIN}") from None
+    if found.hexdigest() != digest:
+        raise Refused(
+            f"{name} is damaged or was changed: its SHA-256 is not that of {SUMS}. {AGAIN}"
+        )
+
+
+def check_key(stick: Path, name: str, sums: Mapping[str, str], wanted: str) -> None:
+    """Whether the key of the stick is the one that somebody has compared.
+
+    Raises:
+        Refused: it is another one, or its file is not the one of the sums.
+    """
+    if name not in sums:
+        raise Refused(f"{SUMS} does not name {name}. {AGAIN}")
+    check_file(stick, name, sums[name])  # before anything is read out of it
+    if fingerprint(stick / name) != wanted.lower():
+        raise Refused("The key of this stick is another one than that of --fingerprint. Stop here.")
+
+
+def check_machine(about: Mapping[str, Any]) -> None:
+    """Whether the wheels are for this Python and this machine.
+
+    Raises:
+        Refused: they are not; says for which.
+    """
+    free = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+    here = f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}{'t' * free}"
+    wanted = f"{about['implementation']} {about['python']}"
+    if here != wanted:
+        raise Refused(f"The wheels are for {wanted}, and this is {here}. Give PYTHON=/path/to/it.")
+    here, wanted = (
+        f"{system} on {machine}"
+        for system, machine in (
+            (platform.system(), platform.machine()),
+            (about["system"], about["machine"]),
+        )
+    )
+    if here != wanted:
+        raise Refused(f"The wheels are for {wanted}, and this is {here}. Make some for it.")
+    _check_libc(about["libc"])
+    lacking = sorted(set(about["processor"]) - processor_flags()) if processor_flags() else []
+    if lacking:
+        raise Refused(
+            f"The processor of this machine lacks {', '.join(lacking)}, which llama.cpp was built "
+            "to use. Make a wheelhouse on a machine like this one, with --cpu native."
+        )
+
+
+def _check_libc(wanted: Sequence[str]) -> None:
+    name, version = platform.libc_ver()
+    if wanted[0] != "glibc":
+        return
+    if name != "glibc":
+        raise Refused("The wheels are for Linux with glibc, and this one has another C library.")
+    if numbers(version) < numbers(wanted[1]):
+        raise Refused(
+            f"The wheels are for glibc {wanted[1]} or newer, and this machine has {version}. Make "
+            "a wheelhouse on a system as old as this one."
+        )
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The numbers of a version, to compare."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def processor_flags() -> set[str]:
+    """What the processor can do, as Linux tells it; empty where nothing tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            if line.startswith("flags"):
+                return set(line.partition(":")[2].split())
+    return set()
+
+
+def fingerprint(key: Path) -> str:
+    """SHA-256 of the 32 bytes of a public Ed25519 key in PEM, as capt-local tells it."""
+    body = "".join(line for line in key.read_text("ascii").splitlines() if "-" not in line)
+    return hashlib.sha256(base64.b64decode(body)[-32:]).hexdigest()
 
 
 def prepare(place: Path, needed: int) -> None:
@@ -110,7 +230,13 @@ def _fill(stick: Path, sums: Mapping[str, str], folder: Path) -> None:
     # pip runs from its own wheel, so that a Python without ensurepip will do.
     command = [str(python), "-I", str(stick / wheels[0] / "pip"), "install", "--isolated"]
     command += ["--no-index", "--no-cache-dir", "--no-input", "--disable-pip-version-check"]
-    command += ["--only-binary=:all:", "--require-hashes", "--quiet", "--no-warn-script-location"]
+    command += [
+        "--only-binary=:all:",
+        "--require-hashes",
+        "--no-deps",
+        "--quiet",
+        "--no-warn-script-location",
+    ]
     command += [f"--find-links={stick / WHEELS}", f"--requirement={stick / REQUIREMENTS}"]
     try:
         venv.EnvBuilder(symlinks=True).create(folder)
@@ -118,7 +244,7 @@ def _fill(stick: Path, sums: Mapping[str, str], folder: Path) -> None:
         done = call(command, PATH=str(folder / "bin"))
         if done.returncode:
             raise Refused(f"pip did not install the wheels: {_reason(done)}")
-        done = call([str(folder / "bin" / "capt-local"), "doctor", "-m", "demo"])
+        done = call([str(python), "-I", "-c", _TRY])
         if done.returncode == -signal.SIGILL:
             raise Refused(
                 "The processor of this machine lacks instructions that llama.cpp was built to "

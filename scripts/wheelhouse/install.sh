@@ -13,7 +13,7 @@ fail() {
     exit 1
 }
 
-for file in python-version install.py install_checks.py; do
+for file in python-version install.py; do
     [ -r "$here/$file" ] || fail "$file is missing: copy the whole folder again."
 done
 read -r want < "$here/python-version" || [ -n "$want" ] || fail "python-version is empty: copy the whole folder again."

@@ -1,31 +1,31 @@
 """The bill of materials of a wheelhouse, as CycloneDX 1.6 in JSON.
 
-Written by hand, since all that is known comes from the wheels and the bundle; the tests hold it
-against the strict schema of cyclonedx-python-lib.
+    python -m scripts.wheelhouse.sbom JOB.json
+
+What is known comes from the wheels and the bundle; cyclonedx-python-lib is its object model.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from scripts.wheelhouse.wheels import Wheel
+from cyclonedx.model import HashAlgorithm, HashType, Property
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import Component, ComponentScope, ComponentType
+from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
+from cyclonedx.output.json import JsonV1Dot6
+from packageurl import PackageURL
 
-SCHEMA = "1.6"
-_BINDING = "llama-cpp-python"
-# What its wheel holds in binary form; which build of it, the version of the binding says.
-_INSIDE = {
-    "type": "library",
-    "bom-ref": "pkg:github/ggml-org/llama.cpp",
-    "name": "llama.cpp",
-    "purl": "pkg:github/ggml-org/llama.cpp",
-    "licenses": [{"license": {"name": "MIT"}}],
-}
+from scripts.wheelhouse.wheels import BINDING, Wheel, read_wheels
+
+_LLAMA_CPP = PackageURL("github", "ggml-org", "llama.cpp")
 
 
 def bill(
@@ -45,79 +45,81 @@ def bill(
     Returns:
         JSON; the same for the same wheels, models and time. `SOURCE_DATE_EPOCH` sets the time.
     """
-    main = next(wheel for wheel in wheels if wheel.name == root)
-    others = [_package(wheel) for wheel in wheels if wheel is not main]
-    for component in others:
-        if component["name"] == _BINDING:
-            component["properties"] += _properties(build)
-            component["components"] = [_INSIDE]
-    present = {wheel.name: _reference(wheel) for wheel in wheels}
-    content = {
-        "metadata": {"timestamp": _now(), "component": _package(main, "application")},
-        "components": [*others, *map(_model, models)],
-        "dependencies": [
-            {
-                "ref": present[wheel.name],
-                "dependsOn": sorted(present[name] for name in wheel.needs if name in present),
-            }
-            for wheel in wheels
-        ],
-    }
-    serial = uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(content, sort_keys=True))
-    head = {
-        "bomFormat": "CycloneDX",
-        "specVersion": SCHEMA,
-        "serialNumber": f"urn:uuid:{serial}",
-        "version": 1,
-    }
-    return json.dumps({**head, **content}, indent=2) + "\n"
+    bom = Bom(serial_number=uuid.UUID(int=0))
+    fixed = os.environ.get("SOURCE_DATE_EPOCH")
+    moment = datetime.fromtimestamp(int(fixed), UTC) if fixed else datetime.now(UTC)
+    bom.metadata.timestamp = moment.replace(microsecond=0)
+    packages = {wheel.name: _package(wheel, root) for wheel in wheels}
+    bom.metadata.component = packages[root]
+    if BINDING in packages:
+        packages[BINDING].properties.update(
+            Property(name=f"capt-local:build:{name}", value=_text(value))
+            for name, value in build.items()
+        )
+        # What its wheel holds in binary form; which build of it, the version of the binding says.
+        inside = Component(
+            name="llama.cpp",
+            type=ComponentType.LIBRARY,
+            bom_ref=str(_LLAMA_CPP),
+            purl=_LLAMA_CPP,
+            licenses=[DisjunctiveLicense(name="MIT")],
+        )
+        packages[BINDING].components.add(inside)
+    bom.components.update(each for name, each in packages.items() if name != root)
+    bom.components.update(map(_model, models))
+    for wheel in wheels:
+        needs = [packages[name] for name in wheel.needs if name in packages]
+        bom.register_dependency(packages[wheel.name], needs)
+    content = JsonV1Dot6(bom).output_as_string()
+    bom.serial_number = uuid.uuid5(uuid.NAMESPACE_OID, content)
+    return JsonV1Dot6(bom).output_as_string(indent=2) + "\n"
 
 
-def _package(wheel: Wheel, kind: str = "library") -> dict[str, Any]:
-    licences: list[dict[str, Any]] = [{"license": {"name": name}} for name in wheel.licences]
+def _package(wheel: Wheel, root: str) -> Component:
+    url = PackageURL("pypi", name=wheel.name, version=wheel.version)
+    licences: list[Any] = [DisjunctiveLicense(name=name) for name in wheel.licences]
     if wheel.expression:
-        licences = [{"expression": wheel.expression}]
-    found = {
-        "type": kind,
-        "bom-ref": _reference(wheel),
-        "name": wheel.name,
-        "version": wheel.version,
-        "purl": _reference(wheel),
-        "hashes": [{"alg": "SHA-256", "content": wheel.sha256}],
-        "licenses": licences,
-        "properties": [{"name": "capt-local:file", "value": f"wheels/{wheel.path.name}"}],
-    }
-    # pip installs the others and is not installed itself.
-    return {**found, "scope": "excluded"} if wheel.name == "pip" else found
+        licences = [LicenseExpression(wheel.expression)]
+    return Component(
+        name=wheel.name,
+        type=ComponentType.APPLICATION if wheel.name == root else ComponentType.LIBRARY,
+        version=wheel.version,
+        bom_ref=str(url),
+        purl=url,
+        hashes=[_hash(wheel.sha256)],
+        licenses=licences,
+        properties=[Property(name="capt-local:file", value=f"wheels/{wheel.path.name}")],
+        # pip installs the others and is not installed itself.
+        scope=ComponentScope.EXCLUDED if wheel.name == "pip" else None,
+    )
 
 
-def _reference(wheel: Wheel) -> str:
-    return f"pkg:pypi/{quote(wheel.name)}@{quote(wheel.version)}"
+def _model(model: Mapping[str, str]) -> Component:
+    return Component(
+        name=model["name"],
+        type=ComponentType(model["type"]),
+        version=model["version"],
+        bom_ref=f"{model['name']}@{model['sha256']}",
+        description=f"source: {model['source'] or 'not stated'}",
+        hashes=[_hash(model["sha256"])],
+        licenses=[DisjunctiveLicense(name=model["licence"])] if model["licence"] else [],
+    )
 
 
-def _model(model: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "type": model["type"],
-        "bom-ref": f"{model['name']}@{model['sha256']}",
-        "name": model["name"],
-        "version": model["version"],
-        "description": f"source: {model['source'] or 'not stated'}",
-        "hashes": [{"alg": "SHA-256", "content": model["sha256"]}],
-        "licenses": [{"license": {"name": model["licence"]}}] if model["licence"] else [],
-    }
-
-
-def _properties(build: Mapping[str, object]) -> list[dict[str, str]]:
-    return [
-        {"name": f"capt-local:build:{name}", "value": _text(value)} for name, value in build.items()
-    ]
+def _hash(sha256: str) -> HashType:
+    return HashType(alg=HashAlgorithm.SHA_256, content=sha256)
 
 
 def _text(value: object) -> str:
     return " ".join(value) if isinstance(value, list) else str(value)
 
 
-def _now() -> str:
-    fixed = os.environ.get("SOURCE_DATE_EPOCH")
-    moment = datetime.fromtimestamp(int(fixed), UTC) if fixed else datetime.now(UTC)
-    return moment.replace(microsecond=0).isoformat().replace("+00:00", "Z")
+def main(job: str) -> None:
+    """Writes the bill of a job to standard output."""
+    about = json.loads(Path(job).read_text("utf-8"))
+    wheels = read_wheels(Path(about["wheels"]))
+    sys.stdout.write(bill(about["root"], wheels, about["models"], about["build"]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

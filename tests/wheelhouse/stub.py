@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from capt_local.bundles.sign import new_key
-from scripts.wheelhouse.stick import HERE, write_sums
+from scripts.wheelhouse.__main__ import HERE, write_sums
 from scripts.wheelhouse.wheels import read_wheels, requirements
 
 # What stands for the program: it notes how it was called.
@@ -33,13 +33,20 @@ def main():
         print(*sys.argv[1:], sep="|", file=log)
     if sys.argv[1] == "--version":
         print("{version}")
-    if sys.argv[1] == "doctor":
-        {doctor}
     if sys.argv[1:3] == ["models", "import"]:
         {importing}
         print("tiny 1 is installed: signed by somebody.")
 """
 
+
+# What stands for the binding.
+_BINDING = """\
+import os, signal, sys
+def llama_backend_init():
+    {doctor}
+def llama_print_system_info():
+    pass
+"""
 
 # The part of it that the installer asks.
 _PLACES = """\
@@ -131,11 +138,12 @@ def write_program(
     """The wheel of a program of that name, in the place of an earlier one."""
     for old in folder.glob("capt_local-*.whl"):
         old.unlink()
-    text = _PROGRAM.format(version=version, doctor=doctor, importing=importing)
+    text = _PROGRAM.format(version=version, importing=importing)
     entry = "[console_scripts]\ncapt-local = capt_local_stub:main\n"
     files = {
         "capt_local_stub.py": text,
-        "capt_local/config/places.py": _PLACES,
+        "llama_cpp.py": _BINDING.format(doctor=doctor),
+        "capt_local/config.py": _PLACES,
         f"capt_local-{version}.dist-info/entry_points.txt": entry,
     }
     write_wheel(folder, "capt-local", version, files)
@@ -151,7 +159,7 @@ def make_stick(stick: Path) -> None:
     (stick / "keys" / "maker.key").unlink()
     (stick / "bundle").mkdir()
     (stick / "bundle" / "tiny.capt").write_bytes(b"a bundle")
-    for name in ("install.sh", "install.py", "install_checks.py"):
+    for name in ("install.sh", "install.py"):
         shutil.copyfile(HERE / name, stick / name)
     (stick / "python-version").write_text(f"3.{sys.version_info[1]}\n")
     tell(

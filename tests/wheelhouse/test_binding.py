@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from scripts.real_vocabularies import VERSION
-from scripts.wheelhouse import binding
-from scripts.wheelhouse.binding import Backend, Build, Processor, binding_wheel, pinned
-from scripts.wheelhouse.pip import NotBuilt
-from scripts.wheelhouse.stick import PROJECT
+from scripts.wheelhouse import wheels as binding
+from scripts.wheelhouse.__main__ import PROJECT
+from scripts.wheelhouse.wheels import Backend, Build, NotBuilt, Processor, binding_wheel, pinned
 
 
 class Pip:

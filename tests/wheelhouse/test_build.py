@@ -10,9 +10,8 @@ import pytest
 
 from capt_local.bundles.sign import new_key
 from scripts.wheelhouse import __main__ as script
-from scripts.wheelhouse import first, stick
-from scripts.wheelhouse.pip import NotBuilt, call
-from scripts.wheelhouse.stick import Order
+from scripts.wheelhouse.__main__ import Order
+from scripts.wheelhouse.wheels import NotBuilt, call
 from tests.bundles.travelling import make_bundle
 from tests.children import socket_guard
 
@@ -35,9 +34,9 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = f"{Path(socket_guard.__file__).parent}{os.pathsep}{PYTHONPATH}"
         return call(command, PYTHONPATH=path)
 
-    monkeypatch.setattr(first, "pip", no_pip)
-    monkeypatch.setattr(first, "call", guarded)
-    monkeypatch.setattr(stick, "binding_wheel", compile_it)
+    monkeypatch.setattr(script, "pip", no_pip)
+    monkeypatch.setattr(script, "call", guarded)
+    monkeypatch.setattr(script, "binding_wheel", compile_it)
     new_key(tmp_path / "maker")
     make_bundle(tmp_path / "trio")
     return tmp_path / "trio"

@@ -23,7 +23,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from capt_local.bundles.sign import read_public
-from scripts.wheelhouse.stick import PROJECT
+from scripts.wheelhouse.__main__ import PROJECT
 from tests.wheelhouse.stub import needed, repack
 
 pytestmark = [

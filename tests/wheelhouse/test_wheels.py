@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.wheelhouse.pip import NotBuilt
-from scripts.wheelhouse.wheels import read_wheels, requirements
+from scripts.wheelhouse.wheels import NotBuilt, read_wheels, requirements
 from tests.wheelhouse.stub import repack, write_wheel
 
 ABOUT = """\
