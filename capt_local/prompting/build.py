@@ -23,7 +23,14 @@ from functools import cached_property
 from capt_local.bundles.manifest import ModelFile
 from capt_local.errors import CaptError, ModelError, UsageError
 from capt_local.prompting.markers import find_markers, find_turn_ends, mentions_reasoning
-from capt_local.prompting.messages import Message, Prompt, ReasoningMarkers, Segment, check_turns
+from capt_local.prompting.messages import (
+    Message,
+    Prompt,
+    ReasoningMarkers,
+    Segment,
+    check_turns,
+    refuse_nul,
+)
 from capt_local.prompting.template import ChatTemplate, open_template
 from capt_local.tokenization.tokenizer import TextTokenizer
 from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
@@ -254,6 +261,7 @@ def vocabulary_with_turn_ends(
 
 
 def _utf8(text: str) -> bytes:
+    refuse_nul(text, "A message of the prompt")
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:

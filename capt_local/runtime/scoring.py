@@ -8,6 +8,7 @@ from capt_local.decoding.answers import Answers, AnswerScore, Choosing, Chosen, 
 from capt_local.decoding.evidence import Evidence
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.scoring import TextScore, opening, score_text
+from capt_local.prompting.messages import refuse_nul
 from capt_local.runtime.loaded import Asked, Loaded
 
 
@@ -28,7 +29,9 @@ class Scoring(Loaded):
 
         Raises:
             Cancelled: `cancel`, which is asked at every token, said so.
+            UsageError: the text holds a NUL byte.
         """
+        refuse_nul(text, "The text")
         options = options or GenerateOptions()
         trio = self._begin(options, cancel, scoring=True)
         evidence = None
@@ -50,6 +53,7 @@ class Scoring(Loaded):
 
         A raw prompt may be empty: the answer is then a text of its own.
         """
+        refuse_nul(continuation, "The answer")
         return self._answers(prompt, options, cancel, raw=raw).score(continuation, end=end)
 
     def score_answers(
@@ -63,6 +67,8 @@ class Scoring(Loaded):
         end: bool = False,
     ) -> tuple[AnswerScore, ...]:
         """As `score_answer` for several answers; what they share is computed once."""
+        for continuation in continuations:
+            refuse_nul(continuation, "An answer")
         return self._answers(prompt, options, cancel, raw=raw).scores(continuations, end=end)
 
     def choose(
@@ -76,6 +82,8 @@ class Scoring(Loaded):
         how: Choosing = Choosing.LIKELIHOOD,
     ) -> Chosen:
         """Chooses one of several answers to a prompt; see `Answers.choose`."""
+        for choice in choices:
+            refuse_nul(choice, "A choice")
         answers = self._answers(prompt, options, cancel, raw=raw)
         return answers.choose([as_utf8(choice) for choice in choices], how)
 
