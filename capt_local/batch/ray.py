@@ -75,6 +75,7 @@ class Actor:
         left = {key for key, _ in requests}
         for key, request in requests:
             self._workers.put(key, request)
+        self._workers.pause()
         try:
             while left:
                 event = self._workers.poll(1.0)
@@ -334,6 +335,7 @@ def cluster(address: str, actors: int | None) -> Iterator[Any]:
             "include_dashboard": False,
             "object_store_memory": _STORE,
             "_temp_dir": folder,
+            "_node_ip_address": "127.0.0.1",
         }
     try:
         try:

@@ -287,7 +287,7 @@ class WorkerSupervisor:
         self._window = 0
         # Of the current worker: whether it has loaded the models, has died, was sent "end".
         self._ready = self._dead = self._end_sent = False
-        self._no_more = False
+        self._end: ipc.Message | None = None  # what to send behind the last record
         self._waiting: deque[tuple[int, ipc.Message]] = deque()
         self._sent: dict[int, ipc.Message] = {}
         self._begun: dict[int, None] = {}
@@ -332,12 +332,18 @@ class WorkerSupervisor:
 
     def put(self, key: int, request: ipc.Message) -> None:
         """Adds a record."""
+        self._end, self._end_sent = None, False
         self._waiting.append((key, request))
         self._feed()
 
     def no_more(self) -> None:
-        """There will be no other records."""
-        self._no_more = True
+        """There will be no other records: the worker ends behind the last one."""
+        self._end = {"end": True}
+        self._feed()
+
+    def pause(self) -> None:
+        """No other records for now: the worker finishes those that it has without waiting."""
+        self._end = {"pause": True}
         self._feed()
 
     def poll(self, seconds: float) -> Outcome | News | None:
@@ -473,6 +479,6 @@ class WorkerSupervisor:
             key, request = self._waiting.popleft()
             self._sent[key] = request
             self._worker.send({**request, "alone": True} if self._suspects else request)
-        if self._no_more and not self._waiting and not self._end_sent:
+        if self._end is not None and not self._waiting and not self._end_sent:
             self._end_sent = True
-            self._worker.send({"end": True})
+            self._worker.send(self._end)

@@ -3,7 +3,8 @@
 It reads from standard input and writes to standard output (`ipc`); what libraries print is
 discarded, since it may hold text. It knows neither files nor ids, and it ends when the run does.
 
-    from the run    {"load": WorkerConfig}, {"request": key, ...} for each record, {"end": true}
+    from the run    {"load": WorkerConfig}, {"request": key, ...} for each record, then
+                    {"pause": true} or {"end": true}
     to the run      {"hello": facts}, {"loading": role, "share": x}, {"ready": facts},
                     {"begun": key}, {"alive": true}, {"answered": key, "answer": {...}},
                     {"failed": key, "code": ..., "message": ...}, {"fatal": kind, "message": ...}
@@ -142,8 +143,8 @@ class Worker:
         alone = False
         while not alone:
             message = self._messages.get()
-            if "end" in message:
-                self._ended = True
+            if "end" in message or "pause" in message:
+                self._ended = "end" in message
                 return
             key, alone = message["request"], message.get("alone", False)
             self._send({"begun": key})

@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 
 from capt_local.batch import InputFormat
-from capt_local.batch.readers import check_input
 from capt_local.batch.records import InputChanged
-from capt_local.errors import UsageError
-from capt_local.prompting.messages import Message
-from tests.batch.inputs import CANARY, checked, problems, records, refused, short, written
+from tests.batch.inputs import CANARY, checked, problems, records
 
 
 @pytest.fixture
@@ -30,22 +27,6 @@ def test_files_are_records_in_the_order_of_names(folder: Path) -> None:
     found = records(source)
     assert [record.prompt for record in found] == ["one", "two\r\n", "3"]
     assert [record.number for record in found] == [1, 2, 3] and source.notices == []
-
-
-def test_a_template_sees_note_and_id(folder: Path) -> None:
-    found = records(checked(folder, "{{ id }}: {{ note }}", system="s"))
-    assert found[0].prompt == (Message("system", "s"), Message("user", "a.TXT: one"))
-
-
-def test_other_entries_are_counted(folder: Path) -> None:
-    (folder / "notes.md").write_text(CANARY)
-    (folder / "more").mkdir()
-    (folder / "more" / "c.txt").write_text(CANARY)
-    source = checked(folder)
-    assert len(source) == 3
-    assert source.notices == [
-        "entries of the input folder that are not *.txt, and are not read: 2."
-    ]
 
 
 def test_what_is_no_text_is_told_with_its_place(folder: Path) -> None:
@@ -87,15 +68,6 @@ def test_links_and_pipes_are_refused(folder: Path, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.skipif(os.name == "nt", reason="names of bytes")
-def test_a_name_that_is_not_utf8(folder: Path) -> None:
-    name = os.path.join(os.fsencode(folder), b"zyzzyva\xff.txt")
-    with open(name, "wb") as stream:
-        stream.write(b"x")
-    (found,) = problems(folder)
-    assert found.endswith("the id must be printable, with no space at its ends")
-
-
 def test_a_file_that_changes(folder: Path) -> None:
     source = checked(folder)
     (folder / "b.txt").write_text(CANARY)
@@ -116,23 +88,3 @@ def test_what_is_written_beside_the_texts_is_no_change_of_them(folder: Path) -> 
     assert source.changed() is None
     (folder / "another.txt").write_text(CANARY)
     assert "what was added to it was not read" in (source.changed() or "")
-
-
-def test_the_digest_is_that_of_names_and_texts(folder: Path) -> None:
-    first = checked(folder).digest
-    assert checked(folder).digest == first
-    (folder / "b.txt").write_text("other")
-    second = checked(folder).digest
-    (folder / "b.txt").rename(folder / "c.txt")
-    assert len({first, second, checked(folder).digest}) == 3
-
-
-def test_what_does_not_go_with_a_folder(folder: Path, tmp_path: Path) -> None:
-    assert "--id-field goes with" in str(refused(folder, id_field="x"))
-    with pytest.raises(UsageError, match="txt-dir needs a folder"):
-        check_input(written(tmp_path, short()), InputFormat.TXT_DIR)
-    with pytest.raises(UsageError, match="The input is a folder"):
-        check_input(folder, InputFormat.JSONL)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert str(refused(empty)) == "The input holds no record."

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.batch.journal import Files, Journal, JournalBroken, JournalFull
+from capt_local.batch.journal import Files, Journal, JournalFull
 from capt_local.errors import UsageError
 from tests.batch.faults import BROKEN, FULL, KINDS, Cut, Faulty, PowerCut, Quick
 from tests.batch.runs import NOTE, fingerprint, ids, in_file, line, run, untimed
@@ -54,9 +54,16 @@ def torn(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("for_good", [False, True], ids=["once", "for-good"])
+SLOW = [
+    pytest.param(kind, code, for_good, marks=pytest.mark.slow)
+    for kind, code in (("fsync", FULL), *((kind, BROKEN) for kind in KINDS))
+    for for_good in (False, True)
+]
+
+
 @pytest.mark.parametrize(
-    ("kind", "code"), [("write", FULL), ("fsync", FULL), *((kind, BROKEN) for kind in KINDS)]
+    ("kind", "code", "for_good"),
+    [("write", FULL, True), ("fsync", BROKEN, False), *SLOW],
 )
 def test_no_fault_loses_what_was_acknowledged(
     kind: str, code: int, for_good: bool, torn: Path, tmp_path: Path
@@ -168,22 +175,3 @@ def test_a_full_disk_stops_the_run_with_what_is_safe(tmp_path: Path) -> None:
             journal.append(line("note-4", OF))
         assert "note-4" not in journal.done
     assert in_file(output) == ids(3)
-
-
-def test_a_disk_that_cannot_be_flushed_stops_the_run(tmp_path: Path) -> None:
-    files = Faulty("fsync", 4, BROKEN)  # the manifest, the opened file, one record
-    with Journal.open(tmp_path / "out", OF, files=files) as journal:
-        journal.append(line("note-1", OF))
-        with pytest.raises(JournalBroken, match=r"Input/output error\. 1 record is safe") as error:
-            journal.append(line("note-2", OF))
-        assert not isinstance(error.value, JournalFull)
-    assert in_file(tmp_path / "out") == ids(1)
-
-
-def test_a_short_write_is_gone_on_with(tmp_path: Path) -> None:
-    class Short(Quick):
-        def write(self, stream, data):  # type: ignore[no-untyped-def]
-            return super().write(stream, data[:7])
-
-    run(tmp_path / "out", ids(3), files=Short())
-    assert in_file(tmp_path / "out") == ids(3)

@@ -5,26 +5,14 @@ import json
 import re
 from typing import Any
 
-import pytest
-
 from capt_local.batch.manifest import Fingerprint, differences, digest_of
 from capt_local.batch.output import (
-    ErrorCode,
-    Failure,
     LineWriter,
     RecordRef,
     answer_object_of,
 )
 from capt_local.bundles.store import find
 from capt_local.decoding.options import GenerateOptions, SampleOptions, Structure
-from capt_local.errors import (
-    CaptError,
-    ContextOverflow,
-    MemoryShortage,
-    ModelError,
-    NumericalError,
-    UsageError,
-)
 from capt_local.report.json import answer_from, answer_object
 from tests.batch.runs import NOTE, fingerprint, untimed
 from tests.report.answers import an_answer
@@ -87,14 +75,6 @@ def test_the_provenance_of_a_line() -> None:
     }
 
 
-def test_how_much_work_it_was_stands_among_the_times() -> None:
-    answer = answer_object(ANSWER)
-    answer["capt"]["speed"] = {"drafted": 3}
-    value = read(LineWriter(OF).answered(ASKED, answer, NOW))
-    assert value["timings"]["speed"] == {"drafted": 3} and "speed" not in value["capt"]
-    assert answer["capt"]["speed"]  # what was given is as it was
-
-
 def test_log_probabilities_on_request_and_the_line_as_an_answer() -> None:
     answer = answer_object(ANSWER, top_logprobs=3)
     value = read(LineWriter(OF).answered(ASKED, answer, NOW, logprobs=True))
@@ -102,32 +82,6 @@ def test_log_probabilities_on_request_and_the_line_as_an_answer() -> None:
     kept = answer_from(answer_object_of(value)).answer
     assert kept.steps == ANSWER.steps and kept.text == ANSWER.text
     assert kept.weights == ANSWER.weights and kept.provenance["run"] == OF.digest
-
-
-def test_a_text_that_was_gone_on_with() -> None:
-    raw = dataclasses.replace(ANSWER, raw=True)
-    value = read(LineWriter(OF).answered(ASKED, answer_object(raw), NOW))
-    assert value["response"]["body"]["object"] == "text_completion"
-    assert value["response"]["body"]["choices"][0]["text"] == "No fever\u2028."
-    assert value["provenance"]["output_sha256"] == digest_of("No fever\u2028.")
-
-
-def test_an_answer_of_a_wrong_form_is_kept_beside_its_error() -> None:
-    line = LineWriter(OF).answered(ASKED, answer_object(ANSWER), NOW, invalid="it is cut")
-    value = read(line)
-    assert line.code == "invalid_structure"
-    assert value["error"] == {"code": "invalid_structure", "message": "it is cut"}
-    assert value["response"]["body"]["choices"] and value["provenance"]["status"] == "failed"
-
-
-def test_a_record_without_an_answer() -> None:
-    failure = Failure(ErrorCode.WORKER_DIED, "killed\nby signal 9 " + "x" * 1000)
-    line = LineWriter(OF).failed(ASKED, failure, NOW)
-    value = read(line)
-    assert line.code == "worker_died" and value["response"] is None and value["capt"] is None
-    assert value["error"]["message"].startswith("killed by signal 9 x")
-    assert len(value["error"]["message"]) == 500
-    assert value["provenance"]["status"] == "failed" and answer_object_of(value) is None
 
 
 def test_a_line_holds_nothing_random() -> None:
@@ -140,21 +94,6 @@ def test_a_line_holds_nothing_random() -> None:
     assert one != two and untimed(one + b"\n") == untimed(two + b"\n")
     other = LineWriter(OF).answered(dataclasses.replace(ASKED, id="b"), answer_object(ANSWER), NOW)
     assert read(other)["response"]["request_id"] != json.loads(one)["response"]["request_id"]
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (ContextOverflow({"target": 9}, 4), "context_overflow"),
-        (NumericalError(""), "numerical_error"),
-        (MemoryShortage(""), "memory_shortage"),
-        (ModelError(""), "model_error"),
-        (UsageError(""), "invalid_request"),
-        (CaptError(""), "unexpected"),
-    ],
-)
-def test_each_error_has_a_code(error: CaptError, code: str) -> None:
-    assert Failure.of(error).code == code
 
 
 def demo(options: GenerateOptions) -> Fingerprint:

@@ -9,8 +9,7 @@ import pytest
 
 from capt_local.batch.readers import InputErrors, check_input
 from capt_local.batch.records import RecordSettings, read_settings
-from capt_local.decoding.options import GenerateOptions, SampleOptions, Structure
-from capt_local.errors import UsageError
+from capt_local.decoding.options import GenerateOptions, Structure
 from capt_local.prompting.messages import Message
 from capt_local.strict_json import NotReadable
 from tests.batch.inputs import CANARY, checked, line, openai, problems, records, short, written
@@ -57,25 +56,6 @@ def test_the_system_text_of_the_run(tmp_path: Path) -> None:
     )
 
 
-def test_raw_prompts(tmp_path: Path) -> None:
-    path = written(tmp_path, short("a"))
-    assert records(checked(path, raw=True))[0].prompt == CANARY
-    assert "--raw" in problems(written(tmp_path, openai()), raw=True)[0]
-    with pytest.raises(UsageError, match="--system cannot go with it"):
-        checked(path, raw=True, system="s")
-
-
-def test_content_as_a_part_of_text(tmp_path: Path) -> None:
-    parts: list[dict[str, Any]] = [{"type": "text", "text": CANARY}]
-    message = {"role": "user", "content": parts, "name": None}
-    data = line(id="a", messages=[message])
-    assert records(checked(written(tmp_path, data)))[0].prompt == (USER,)
-    parts.append({"type": "image_url", "image_url": {"url": CANARY}})
-    assert problems(written(tmp_path, line(id="a", messages=[message]))) == (
-        'line 1: the "content" of a message must be a text',
-    )
-
-
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -105,27 +85,6 @@ def test_content_as_a_part_of_text(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_prompts_that_are_none(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
     assert problems(written(tmp_path, line(id="a", **fields))) == (f"line 1: {said}",)
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({}, 'no "custom_id"'),
-        ({"custom_id": "a"}, '"body" must be an object'),
-        ({"custom_id": "a", "body": [CANARY]}, '"body" must be an object'),
-        ({"custom_id": "a", "body": {}}, 'a "body" has "messages", and no "prompt"'),
-        (
-            {"custom_id": "a", "body": {"prompt": CANARY}},
-            'a "body" has "messages", and no "prompt"',
-        ),
-        ({"custom_id": "a", "method": CANARY}, '"method" must be POST'),
-        ({"custom_id": "a", "url": CANARY}, '"url" must be /v1/chat/completions'),
-        ({"custom_id": "a", "body": {"model": 1, "messages": []}}, '"model" must be a text'),
-    ],
-)
-def test_batch_lines_that_are_none(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
-    path = written(tmp_path, line(**{"method": "POST", **fields}))
-    assert problems(path) == (f"line 1: {said}",)
 
 
 @pytest.mark.parametrize(
@@ -224,15 +183,6 @@ def test_settings_that_are_refused(fields: dict[str, object], said: str) -> None
     with pytest.raises(NotReadable) as caught:
         read_settings(fields)
     assert str(caught.value) == said
-
-
-def test_settings_go_before_those_of_the_run() -> None:
-    run = GenerateOptions(max_tokens=9, stop=("z",), sample=SampleOptions(0.5, seed=3, top_k=4))
-    assert RecordSettings().applied(run) == run
-    own = RecordSettings(max_tokens=2, temperature=0.0, seed=0, stop=(), top_logprobs=0)
-    found = own.applied(run)
-    assert (found.max_tokens, found.stop) == (2, ())
-    assert found.sample == SampleOptions(0.0, seed=0, top_k=4)
 
 
 def test_settings_that_do_not_go_with_the_run_are_found_before(tmp_path: Path) -> None:

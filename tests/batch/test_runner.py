@@ -170,12 +170,6 @@ def test_a_failed_record_is_a_line_and_the_others_go_on(bench: Bench) -> None:
     assert "target 2000" in messages["c"]
 
 
-def test_a_record_that_takes_the_template_too_long_now_is_a_line(bench: Bench) -> None:
-    assert bench.run({"a": "one", "b": "two", "c": "three"}, slow=("b",))
-    found = bench.journal.answers
-    assert found.pop("b") == "template_error" and set(found) == {"a", "c"}
-
-
 def test_a_worker_that_hangs_is_ended_and_its_record_fails(bench: Bench) -> None:
     prompts = {"a": "one", "b": "wait 3600", "c": "two", "d": "three"}
     began = time.monotonic()
@@ -222,47 +216,9 @@ def test_models_that_cannot_be_loaded_again_at_all_end_the_run(bench: Bench) -> 
     assert set(bench.journal.answers) == {"a"} and len(bench.workers) == 4
 
 
-class Lingering(WorkerProcess):
-    """Does not end by itself."""
-
-    asked = 0
-
-    def ended(self, seconds: float) -> bool:
-        self.asked += 1
-        return super().ended(seconds if seconds > 1 else 0)  # `kill` is patient
-
-
-def test_a_signal_is_heard_while_a_worker_is_to_end() -> None:
-    worker = Lingering([sys.executable, "-c", "import time; time.sleep(600)"])
-    workers = WorkerSupervisor(lambda: worker)
-    workers.finish(lambda: worker.asked == 3)
-    assert worker.asked >= 3 and not is_alive(worker.pid)
-
-
-def test_lines_that_are_finished_together_are_one_write(bench: Bench) -> None:
-    prompts = {f"r{number}": f"word {number}" for number in range(60)}
-    assert bench.run(prompts, parallel=8)
-    assert sum(bench.journal.together) == 60 and len(bench.journal.together) < 60
-    assert bench.progress.done == 60
-
-
-def test_what_was_finished_is_written_though_the_worker_fails_for_good(bench: Bench) -> None:
-    (bench.folder / "fail-again").write_text("load fail fail fail")
-    prompts = {"a": "one", "b": "two", "c": "exit 3"}
-    with pytest.raises(MemoryShortage):
-        bench.run(prompts, parallel=1)
-    assert set(bench.journal.answers) == {"a", "b"}
-
-
 def test_a_worker_without_memory_ends_the_run(bench: Bench) -> None:
     (bench.folder / "no-memory").touch()
     with pytest.raises(MemoryShortage, match="do not fit"):
-        bench.run({"a": "one"})
-
-
-def test_a_worker_that_is_killed_while_it_loads_ends_the_run(bench: Bench) -> None:
-    (bench.folder / "killed").touch()
-    with pytest.raises(MemoryShortage, match="SIGKILL"):
         bench.run({"a": "one"})
 
 
@@ -278,26 +234,28 @@ def test_a_stop_is_quick_and_drops_what_is_at_hand(bench: Bench) -> None:
     assert time.monotonic() - began < 30
 
 
-def test_the_first_failure_can_end_the_run(bench: Bench) -> None:
-    prompts = {"a": "one", "b": "refuse", "c": "wait 60"}
-    assert not bench.run(prompts, fail_fast=True)
-    assert list(bench.journal.answers) == ["a", "b"]
-
-
-def test_a_disk_that_fails_ends_the_run(bench: Bench) -> None:
-    bench.journal.error = WorkerFailed("the disk is full")
-    with pytest.raises(WorkerFailed):
-        bench.run({"a": "one", "b": "wait 60"})
-
-
-def test_which_records_are_left() -> None:
-    ids = [f"r{number}" for number in range(100)]
-    assert records_left(ids, {"r0": "ok", "r2": "worker_died"})[:3] == [1, 3, 4]
-
-
 def test_the_seed_of_a_record_is_documented_arithmetic() -> None:
     import hashlib
 
     digest = hashlib.sha256(b"capt-local batch seed 1\n7\nnote-1").digest()
     assert record_seed(7, "note-1") == int.from_bytes(digest, "big") >> (256 - 53)
     assert len({record_seed(seed, id) for seed in range(9) for id in ("a", "b", "1\u00e9")}) == 27
+
+
+def test_a_worker_that_hangs_while_it_loads_ends_the_run(tmp_path: Path) -> None:
+    code = (
+        "import time; from tests.batch.fake_worker import *; "
+        "worker.main(lambda *_: time.sleep(3600), lambda: {'versions': {}, 'build': {}})"
+    )
+    workers = WorkerSupervisor(
+        lambda: WorkerProcess([sys.executable, "-c", code]), load_timeout=1.0
+    )
+    try:
+        while workers.hello(0.1) is None:
+            pass
+        workers.load(config(1))
+        with pytest.raises(WorkerFailed, match="while it loaded the models: it reported no prog"):
+            while True:
+                workers.poll(0.1)
+    finally:
+        workers.kill()

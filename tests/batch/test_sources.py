@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,6 @@ from tests.batch.inputs import (
     checked,
     expanded,
     line,
-    openai,
     records,
     refused,
     short,
@@ -85,16 +82,6 @@ def test_a_template_that_takes_too_long_later_fails_that_record(tmp_path: Path) 
     assert CANARY not in str(caught.value)
 
 
-def test_a_file_of_the_same_name_is_another_file(tmp_path: Path) -> None:
-    path = written(tmp_path, THREE)
-    source = checked(path)
-    other = written(tmp_path, THREE.replace(b"one", b"two"), "other")
-    other.replace(path)
-    with pytest.raises(InputChanged, match="line 1"):
-        source.record(0)
-    assert source.record(2).prompt == "three"
-
-
 def test_what_is_added_behind_is_told_and_not_read(tmp_path: Path) -> None:
     path = written(tmp_path, THREE)
     source = checked(path)
@@ -127,43 +114,6 @@ def test_a_pipe_that_is_too_long(tmp_path: Path) -> None:
     assert len(check_input(Path("-"), stdin=io.BytesIO(THREE[:100]), **limits)) == 3
     with pytest.raises(UsageError, match=r"larger than .* no copy is written to the disk"):
         check_input(Path("-"), stdin=io.BytesIO(THREE.ljust(101)), **limits)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
-def test_a_named_pipe_is_kept_too(tmp_path: Path) -> None:
-    path = tmp_path / "pipe.jsonl"
-    os.mkfifo(path)
-    writer = threading.Thread(target=path.write_bytes, args=(THREE,))
-    writer.start()
-    source = check_input(path)
-    writer.join()
-    assert [record.prompt for record in records(source)] == ["one", "two\u2028", "three"]
-
-
-def test_the_name_decides_the_format(tmp_path: Path) -> None:
-    for name in ("in.jsonl", "in.NDJSON"):
-        assert checked(written(tmp_path, THREE, name)).format is InputFormat.JSONL
-    for name in (f"{CANARY}.json", CANARY, "in.txt"):
-        assert "--input-format jsonl, csv or txt-dir" in str(refused(written(tmp_path, b"", name)))
-    path = written(tmp_path, THREE, "in.txt")
-    assert len(check_input(path, InputFormat.JSONL)) == 3
-
-
-def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
-    for path, said in (
-        (tmp_path / f"{CANARY}.jsonl", "No such file or directory"),
-        (tmp_path / f"{CANARY * 100}.jsonl", "File name too long"),
-        (Path(f"{CANARY}\0.jsonl"), "no access"),
-    ):
-        assert str(refused(path)) == f"The input cannot be read: {said}."
-    assert str(refused(written(tmp_path, b"\n \n"))) == "The input holds no record."
-
-
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
-def test_an_input_without_access(tmp_path: Path) -> None:
-    path = written(tmp_path, THREE)
-    path.chmod(0)
-    assert str(refused(path)) == "The input cannot be read: Permission denied."
 
 
 def test_a_problem_that_many_records_have_is_reported_once(tmp_path: Path) -> None:
@@ -199,13 +149,6 @@ def test_invalid_records_can_be_left_out(tmp_path: Path) -> None:
         check_input(written(tmp_path, b"{\n"), skip_invalid=True)
 
 
-def test_lines_that_ask_for_another_model_are_counted(tmp_path: Path) -> None:
-    data = short("a") + openai("b", model=CANARY) + openai("c", model="demo") + openai("d")
-    source = check_input(written(tmp_path, data), model="demo")
-    (notice,) = source.notices
-    assert "another model: 1." in notice and CANARY not in notice
-
-
 def test_the_check_can_be_watched_and_stopped(tmp_path: Path) -> None:
     path = written(tmp_path, b"".join(short(number) for number in range(2000)))
     shares: list[float] = []
@@ -219,14 +162,6 @@ def test_the_check_can_be_watched_and_stopped(tmp_path: Path) -> None:
         check_input(path, progress=stop)
 
 
-def test_what_the_progress_raises_is_not_the_inputs(tmp_path: Path) -> None:
-    def broken(_: float) -> None:
-        raise BrokenPipeError
-
-    with pytest.raises(BrokenPipeError):
-        check_input(written(tmp_path, short()), progress=broken)
-
-
 def test_a_line_that_is_too_long_is_passed_over(tmp_path: Path) -> None:
     long = b'{"id": "x", "prompt": "' + b"z" * (5 << 20) + b'"}\n'
     error = refused(written(tmp_path, short("a") + long + short("b") + b"[]\n" + long.rstrip()))
@@ -236,16 +171,3 @@ def test_a_line_that_is_too_long_is_passed_over(tmp_path: Path) -> None:
         "line 4: not a JSON object",
         "line 5: longer than 4 MiB",
     )
-
-
-def test_a_line_of_just_the_limit(tmp_path: Path) -> None:
-    def of(size: int) -> bytes:
-        empty = short("a", "")
-        return short("a", "z" * (size - len(empty) + 1))
-
-    limits = {"longest": 1000}
-    for end in (b"", b"\n"):
-        path = written(tmp_path, of(1000).rstrip() + end)
-        assert len(check_input(path, **limits)) == 1
-        with pytest.raises(InputErrors):
-            check_input(written(tmp_path, of(1001).rstrip() + end), **limits)

@@ -15,7 +15,7 @@ from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
 from capt_local.prompting.sandbox import Limits
 from capt_local.strict_json import NotReadable
-from tests.batch.inputs import CANARY, checked, line, problems, records, written
+from tests.batch.inputs import CANARY, checked, line, records, written
 
 
 def text(template: str, **fields: Any) -> str:
@@ -148,16 +148,3 @@ def test_numbers_are_printed_as_they_were_written(tmp_path: Path) -> None:
     path = written(tmp_path, b'{"id": "a", "k": 4.10, "dose": 0.00005, "n": [1E2]}\n')
     (record,) = records(checked(path, "{{ k }} {{ dose }} {{ n[0] ~ '' }}{{ '!' if k > 4 }}"))
     assert record.prompt == "4.10 0.00005 1E2!"
-
-
-def test_each_record_is_tried_before(tmp_path: Path) -> None:
-    data = line(id="a", note=CANARY) + line(id="b") + line(id="c", note=None) + line(note="x")
-    path = written(tmp_path, data + line(id="e", note=f"{CANARY}\0") + line(id="f", note="  "))
-    assert problems(path, "{{ note }}") == (
-        'line 2: there is no field "note", which the template names',
-        "line 3: the template prints a value that is null: take its parts, or write "
-        "{{ ... | tojson }}",
-        'line 4: no "id"',
-        "line 5: a text of it holds a NUL byte (0x00) at byte 7 (counted from 0)",
-        "line 6: the prompt is empty",
-    )

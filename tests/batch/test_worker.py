@@ -92,11 +92,6 @@ def test_nothing_of_a_run_is_in_the_arguments_of_its_worker() -> None:
     assert "worker" in code
 
 
-def test_a_worker_that_cannot_be_started_is_one_line() -> None:
-    with pytest.raises(WorkerFailed, match="cannot be started: No such file"):
-        WorkerProcess(["/nowhere/python"])
-
-
 @pytest.mark.parametrize(
     ("code", "kind", "told"),
     [

@@ -252,18 +252,6 @@ def test_a_killed_worker_is_replaced(long_whole: Path, long_run: list[str]) -> N
     assert untimed(output) == untimed(long_whole)
 
 
-def test_a_second_ctrl_c_is_immediate_and_leaves_whole_lines(long_run: list[str]) -> None:
-    output = Path(long_run[2])
-    process = started(long_run)
-    wait_for_lines(process, output, 2)
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"Traceback" not in err
-    assert 2 <= len(untimed(output)) < 24
-
-
 def test_a_run_goes_on_where_nobody_reads_what_it_says(long_run: list[str]) -> None:
     reader, writer = os.pipe()
     process = started([*long_run, "--limit", "4"], stderr=writer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import functools
 import json
@@ -12,9 +11,8 @@ from typing import Any
 import pytest
 
 from capt_local.batch.audit import AuditLog
-from capt_local.batch.journal import Journal, JournalFull, read_manifest
+from capt_local.batch.journal import read_manifest
 from capt_local.batch.run import Runner
-from capt_local.bundles.manifest import Signer
 from capt_local.cli import batch_run
 from capt_local.errors import UsageError
 from tests.batch.fake_input import start_worker
@@ -90,14 +88,6 @@ def test_a_resume_that_is_refused_has_written_nothing(place: Place) -> None:
     assert place.codes() == {"a": "ok", "b": "ok"}
 
 
-def test_a_finished_run_says_why_it_ends_with_an_error(place: Place) -> None:
-    place.write(a="one", b="refuse")
-    assert place.batch().code == 6
-    result = place.batch("--json")
-    assert result.code == 6 and json.loads(result.out)["failed_before"] == 1
-    assert "0 done | 2 done before, 1 of them failed (--retry-errors does " in result.err
-
-
 def test_whether_lines_have_log_probabilities_is_a_setting_of_the_run(place: Place) -> None:
     assert place.batch("--limit", "1").code == 0
     before = place.all()
@@ -121,21 +111,6 @@ def test_a_run_that_goes_on_elsewhere_says_so(place: Place) -> None:
     entries = json.loads(manifest.read_bytes())["provenance"]
     assert [entry["devices"] for entry in entries] == [["GPU0: another one"], ["CPU: a fake one"]]
     assert [entry["loaded"] for entry in entries] == [{}, {}]
-
-
-def test_the_signer_of_the_bundle_is_in_the_manifest(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    signer = Signer("ab" * 32, "the pharmacy")
-    find = batch_run.find_bundle
-    monkeypatch.setattr(
-        batch_run, "find_bundle", lambda flags: dataclasses.replace(find(flags), signer=signer)
-    )
-    assert place.batch().code == 0
-    manifest = read_manifest(place.output)
-    assert manifest is not None
-    told = manifest.provenance[0]["bundle"]["signer"]
-    assert told == {"key": "ab" * 32, "name": "the pharmacy"}
 
 
 def test_a_check_tells_and_writes_nothing(place: Place) -> None:
@@ -201,20 +176,6 @@ def test_a_log_that_fails_at_the_end_is_told_and_the_manifest_has_the_end(
     assert (place.last()["done"], place.last()["exit_code"]) == (2, 2)
 
 
-def test_a_log_that_fails_hides_no_full_disk(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing(monkeypatch)
-
-    def full(*_: object) -> None:
-        raise JournalFull("The disk of the output (-o) is full.", 0)
-
-    monkeypatch.setattr(Journal, "append", full)
-    result = place.batch("--audit", place.path("log"))
-    assert result.code == 2 and result.err.count("error: ") == 1
-    assert "error: The disk of the output (-o) is full. 0 records are safe" in result.err
-    assert "note: The audit log cannot be written: it fails." in result.err
-    assert place.last()["exit_code"] == 2
-
-
 def test_the_audit_log_has_start_and_end_of_each_run_and_no_text(place: Place) -> None:
     place.write(a=CANARY, b="refuse")
     assert place.batch("--audit", place.path("log"), "--limit", "1").code == 0
@@ -276,19 +237,3 @@ def test_an_output_beside_the_notes_is_no_change_of_the_input(place: Place) -> N
     assert sorted(path.name for path in notes.iterdir()) == [
         "a.txt", "answers.jsonl", "answers.jsonl.run.json",
     ]  # fmt: skip
-
-
-def test_a_table_with_other_delimiters(place: Place) -> None:
-    (place.folder / "in.csv").write_text("id;prompt\na;one, two\n")
-    result = place.batch(input="in.csv")
-    assert result.code == 2 and "say with --delimiter" in result.err
-    assert place.batch("--delimiter", "semicolon", input="in.csv").code == 0
-    result = place.batch("--delimiter", "tab", input="in.csv")
-    assert result.code == 2 and "--delimiter" in result.err
-
-
-def test_a_timeout_that_a_worker_which_is_well_may_miss_is_refused(place: Place) -> None:
-    place.write(a="one")
-    result = place.batch("--record-timeout", "1")
-    assert result.code == 2 and "at least 3 seconds" in result.err
-    assert not place.output.exists()
