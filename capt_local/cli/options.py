@@ -307,7 +307,7 @@ def threads_option() -> Any:
         twin="THREADS",
         metavar="N",
         min=1,
-        help="CPU threads. Default: the cores that other programs leave free, looked at as it runs.",
+        help="CPU threads. Default: the cores that other programs leave free while it runs.",
     )
 
 
