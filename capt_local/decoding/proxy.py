@@ -101,8 +101,7 @@ class Proxy:
     def tell_unseen(self) -> None:
         """Adds the notice that some bytes have no token."""
         self.cached.tell(
-            f"The {self.cached.role} has no token for some bytes of the answer and does not see "
-            "them."
+            f"The {self.cached.role} has no token for some bytes of the text and does not see them."
         )
 
     def context(self) -> CanonicalContext:

@@ -133,7 +133,7 @@ class _Segments:
             )
         if not whole:
             self.notices.append(
-                f"The {self._role} has no token for some bytes of the prompt and does not see them."
+                f"The {self._role} has no token for some bytes of the text and does not see them."
             )
         self._refuse_markers(tokens)
         self.done.append(Segment(tuple(tokens), text, evidence))

@@ -1,4 +1,4 @@
-"""Exact prefix probabilities of the demo expert, against its own canonical tokens."""
+"""Exact probabilities of the demo expert, against its own tokens and the projection."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from capt_local.alignment.projection import END_EVENT, TargetEvents
-from capt_local.bundles.store import find
+from capt_local.alignment.context import CanonicalContext
+from capt_local.alignment.projection import (
+    END_EVENT,
+    Back,
+    Projection,
+    TargetEvents,
+    View,
+)
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import LoadOptions
 from capt_local.tokenization.tokenizer import TextTokenizer
 from capt_local.tokenization.vocabulary import PrefixIndex
+from tests import real_models
 from tests.fakes import softmax
 from tests.reference.coverings import Coverings
 from tests.reference.events import EventTables
@@ -47,10 +54,10 @@ class Follower:
 
 @pytest.fixture(scope="module")
 def models() -> Iterator[dict[str, LlamaModel]]:
-    files = find("demo").models
+    paths = {"target": real_models.smollm2(), "expert": real_models.demo_proxy("expert")}
     opened = {
-        role: LlamaModel.open(files[role].path, LoadOptions(threads=1))
-        for role in ("target", "expert")
+        role: LlamaModel.open(path, LoadOptions(threads=1, context=512))
+        for role, path in paths.items()
     }
     yield opened
     for model in opened.values():
@@ -63,6 +70,7 @@ def canonical_logp(model: LlamaModel, tokens: Sequence[int]) -> float:
     return sum(math.log(row[token]) for row, token in zip(rows, tokens[1:], strict=True))
 
 
+@pytest.mark.slow
 def test_all_tokenizations_are_at_least_the_canonical_one(models: dict[str, LlamaModel]) -> None:
     expert = models["expert"]
     tokenizer = TextTokenizer(expert.vocabulary, expert.tokenize)
@@ -104,3 +112,62 @@ def test_all_tokenizations_are_at_least_the_canonical_one(models: dict[str, Llam
     events_nats = -float(np.log(np.array(chances) + 1e-6).sum())
     assert events_nats < -canonical * 1.2
     assert found.positions < 16 * len(tokens) and len(follower.head) > 20
+
+
+@pytest.mark.slow
+def test_the_projection_is_near_the_sum_over_all_tokenizations(
+    models: dict[str, LlamaModel],
+) -> None:
+    """Event by event along a note; without healing it is farther away."""
+    expert, target = models["expert"], models["target"]
+    own = TextTokenizer(target.vocabulary, target.tokenize)
+    other = TextTokenizer(expert.vocabulary, expert.tokenize)
+    events, bos = TargetEvents(own), expert.vocabulary.bos
+    assert bos is not None
+    tokens = own.encode(NOTE, start=True)
+    target.rewind(0)
+    first = int(target.vocabulary.end_ids[0])
+    priors = [softmax(target.extend([token], 1)[0]) for token in [first, *tokens]]
+    pieces = list(map(own.vocabulary.piece, tokens))
+    exact = exact_events(expert, bos, other, events, pieces)
+    distance = {}
+    for healing in (True, False):
+        made = Projection(expert.vocabulary, events, long_tokens=True, healing=healing)
+        context, found = CanonicalContext(other, [bos], start=True), []
+        for token, prior, shares in zip(tokens, priors, exact, strict=False):
+            rests = context.rests(made.depth)
+            expert.rewind(0)
+            rows = [softmax(row) for row in expert.extend(context.tokens, len(rests) + 1)]
+            rows.reverse()
+            last = context.tokens[::-1]
+            back = [Back(rows[n + 1], last[n], rest) for n, rest in enumerate(rests)]
+            every = np.arange(len(prior), dtype=np.int32)
+            said = made.probability(made.query(every, prior.astype(float)), View(rows[0], back))
+            mine = np.bincount(events.of_token + 1, said, minlength=events.count + 1)[1:]
+            found.append(0.5 * float(np.abs(mine / mine.sum() - shares / shares.sum()).sum()))
+            context.append(own.vocabulary.piece(token))
+        distance[healing] = float(np.mean(found))
+    print(distance)
+    assert distance[True] < distance[False]
+    assert distance[True] < 0.25
+
+
+def exact_events(
+    model: LlamaModel, bos: int, tokenizer: TextTokenizer, events: TargetEvents, pieces: list[bytes]
+) -> list[np.ndarray]:
+    """The exact distribution over the target's events before each piece."""
+    follower = Follower(model, [bos])
+    found = Coverings(PrefixIndex(model.vocabulary), model.vocabulary.end_ids, follower.read)
+    found.append(tokenizer.lead)
+    tables = EventTables(
+        found.index,
+        events.first,
+        lambda text: events.index.interval(text)[1] > events.index.exact(text)[1],
+        events.count,
+    )
+    result = []
+    for piece in pieces:
+        follower.head += found.rebase()
+        result.append(found.events(tables, mass=0.005))
+        found.append(piece)
+    return result
