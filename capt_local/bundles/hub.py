@@ -16,6 +16,7 @@ import os
 import re
 import ssl
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 _LARGEST_LISTING = 8 << 20
 _MOST_REDIRECTS = 5
 _CHUNK = 1 << 18
+_WINDOW, _LEAST = 60.0, 1 << 16  # seconds, and bytes that have to come in them
 _SECONDS = 30.0  # in which something has to come
 _AND = " and "
 _HOST = re.compile(r"[A-Za-z0-9.-]+|[0-9A-Fa-f:.]+")
@@ -304,9 +306,13 @@ def _bounded(stream: Any, most: int, report: Callable[[int], None] | None) -> An
 
     class Bounded(httpx2.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
-            count = 0
+            count, since, before = 0, time.monotonic(), 0
             for chunk in stream:
                 count += len(chunk)
+                if time.monotonic() - since > _WINDOW:
+                    if count - before < _LEAST:
+                        raise ModelError("Hardly anything comes from the hub. Try again later.")
+                    since, before = time.monotonic(), count
                 if count > most:
                     raise ModelError("The hub sends more than it said.")
                 if report is not None:

@@ -190,6 +190,13 @@ def test_a_stream_without_end_is_bounded(mirror: Mirror, recipe: Path) -> None:
     assert max(len(data or b"") for data in left.values()) <= 3_000_000 + (1 << 17)
 
 
+def test_a_hub_that_sends_drop_by_drop(
+    mirror: Mirror, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_WINDOW", -1.0)
+    assert "Hardly anything" in refused(Puller(mirror), recipe)
+
+
 @pytest.mark.parametrize("where", ["/api/", "/resolve/"])
 def test_what_comes_compressed_is_not_unpacked(mirror: Mirror, recipe: Path, where: str) -> None:
     mirror.order(where, sends(gzip.compress(bytes(100_000)), {"Content-Encoding": "gzip"}))
