@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import numpy.typing as npt
 
 from capt_local.decoding.options import SampleOptions, Structure
 from capt_local.decoding.rules import Distribution
@@ -110,6 +111,7 @@ def schema_structure(text: bytes, name: str = "The schema") -> Structure:
         raise UsageError(f"{name} is not JSON (UTF-8, no name twice in an object).") from None
     kept = _kept(schema, name, 0)
     SchemaCheck(kept, name)
+    kept = _closed(kept)
     structure = Structure(json.dumps(kept, ensure_ascii=False), "json-schema")
     try:
         SchemaConstraint(_BYTES, structure.source)
@@ -170,6 +172,7 @@ class SchemaConstraint:
             log_level=0,
         )
         self._mask: BoolArray | None = None
+        self._numbers = _NumberLimit(vocabulary)
         if self._matcher.is_error():
             error = self._matcher.get_error()
             reasons = (said for begin, said in _REASONS if begin in error)
@@ -201,6 +204,7 @@ class SchemaConstraint:
         self._matcher.consume_token(token)
         self._check()
         self._text += self._vocabulary.piece(token)
+        self._numbers.accept(self._vocabulary.piece(token))
         self._mask = None
 
     def _all_allowed(self) -> BoolArray:
@@ -211,6 +215,8 @@ class SchemaConstraint:
                 bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
                 self._mask = np.unpackbits(bits, count=size, bitorder="little").view(np.bool_)
                 self._mask &= self._vocabulary.is_text
+                shorter = self._mask & self._numbers.allowed()
+                self._mask = shorter if shorter.any() else self._mask
             self._check()
             self._mask[self._vocabulary.end_ids] = self._matcher.is_accepting()
         return self._mask
@@ -285,6 +291,54 @@ class SchemaCheck:
         return f"The answer breaks a rule of the schema ({error.validator})."
 
 
+class _NumberLimit:
+    """Keeps numbers outside strings to 16 digits in a row, and 2 in an exponent.
+
+    A schema without bounds lets a number go on for ever, and small models do; and an exponent of
+    three digits is infinity to most readers.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._in_string = self._escaped = False
+        self._digits, self._limit = 0, _MOST_DIGITS
+
+    def allowed(self) -> BoolArray | np.bool_:
+        """Which tokens keep to the limit, shape (vocabulary,)."""
+        if self._in_string:
+            return np.True_
+        leading = _digits(self._vocabulary)
+        kept: BoolArray = leading + self._digits <= self._limit
+        return kept
+
+    def accept(self, piece: bytes) -> None:
+        """Goes on."""
+        for byte in piece:
+            if self._in_string:
+                self._in_string = self._escaped or byte != ord('"')
+                self._escaped = byte == ord("\\") and not self._escaped
+            elif chr(byte).isdecimal():
+                self._digits += 1
+            else:
+                self._digits, self._in_string = 0, byte == ord('"')
+                if byte not in b"+-":
+                    self._limit = _MOST_IN_EXPONENT if byte in b"eE" else _MOST_DIGITS
+
+
+def _digits(vocabulary: Vocabulary) -> npt.NDArray[np.int16]:
+    """How many digits each token begins with; too many for those with a longer number inside."""
+    found = _DIGITS.get(vocabulary)
+    if found is None:
+        found = np.zeros(len(vocabulary), np.int16)
+        for token, piece in enumerate(vocabulary.pieces()):
+            if piece[:1].isdigit():
+                found[token] = len(piece) - len(piece.lstrip(b"0123456789"))
+            if _LONG_NUMBER.search(piece):
+                found[token] = _MOST_DIGITS + 1
+        _DIGITS[vocabulary] = found
+    return found
+
+
 class _Tokens:
     """A vocabulary as llguidance reads one: bytes, and which tokens are not text."""
 
@@ -317,6 +371,9 @@ def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
     return found
 
 
+_MOST_DIGITS, _MOST_IN_EXPONENT = 16, 2
+_LONG_NUMBER = re.compile(rb"[0-9]{17}|[0-9][eE][+-]?[0-9]{3}|^[eE][+-]?[0-9]{3}")
+_DIGITS: WeakKeyDictionary[Vocabulary, npt.NDArray[np.int16]] = WeakKeyDictionary()
 _TOKENIZERS: WeakKeyDictionary[Vocabulary, LLTokenizer] = WeakKeyDictionary()
 _BYTES = Vocabulary(
     [*(bytes([value]) for value in range(256)), b""],
@@ -356,6 +413,36 @@ def _kept(schema: object, name: str, depth: int) -> Any:
                 "answer, or describe the form with --grammar-file."
             )
     return made
+
+
+def _closed(schema: Any) -> Any:
+    """A schema in which objects with `properties` have no others, unless it says that they may.
+
+    A small model does not stop to invent members. Objects that are described in several places
+    (allOf, anyOf, oneOf or $ref beside `properties`) stay as they are, and all of them do in a
+    schema with allOf.
+    """
+    if "allOf" in json.dumps(schema):
+        return schema
+
+    def close(part: Any, *, alone: bool) -> Any:
+        if not isinstance(part, dict):
+            return part
+        beside = part.keys() & {"anyOf", "oneOf", "$ref"}
+        made = dict(part)
+        for key in part.keys() & _SCHEMA:
+            made[key] = close(part[key], alone=True)
+        for key in part.keys() & _SCHEMAS:
+            within = key == "prefixItems" or (alone and "properties" not in part)
+            made[key] = [close(each, alone=within) for each in part[key]]
+        for key in part.keys() & _NAMED_SCHEMAS:
+            made[key] = {name: close(each, alone=True) for name, each in part[key].items()}
+        free = part.keys() & {"additionalProperties", "patternProperties"}
+        if "properties" in part and alone and not beside and not free:
+            made["additionalProperties"] = False
+        return made
+
+    return close(schema, alone=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,20 @@ def test_annotations_are_left_out_and_properties_of_their_names_are_not() -> Non
     assert made == schema_structure(json.dumps(bare).encode()) and '"title"' in made.source
 
 
+def test_described_objects_have_no_other_members_unless_it_is_said() -> None:
+    inner = {"type": "object", "properties": {"a": {"type": "null"}}}
+    for schema, other in (
+        (inner, False),
+        ({"$ref": "#/$defs/x", "$defs": {"x": inner}}, False),
+        ({"anyOf": [inner, {"type": "null"}]}, False),
+        ({**inner, "additionalProperties": True}, True),
+        ({**inner, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, True),
+        ({"allOf": [inner, {"type": "object"}]}, True),
+    ):
+        assert takes(schema, '{"a":null}')
+        assert takes(schema, '{"a":null,"b":1}') == other
+
+
 PERSON = {
     "type": "object",
     "properties": {
@@ -211,6 +225,15 @@ def test_whatever_is_allowed_becomes_an_instance(seed: int, place: int) -> None:
         assert not made.complete
     else:
         assert made.complete
+
+
+def test_numbers_do_not_go_on_for_ever() -> None:
+    schema = {"type": "array", "items": {"type": ["number", "string"]}}
+    most = "1" * 16
+    for text in (f"[{most}]", f"[0.{most}]", "[1e-99]", f'["{most}{most}", {most}]'):
+        assert takes(schema, text)
+    for text in (f"[{most}1]", f"[0.{most}1]", "[1e100]", "[1E+999]"):
+        assert not takes(schema, text)
 
 
 def test_what_oneof_cannot_keep_is_seen_at_the_end() -> None:
