@@ -252,7 +252,7 @@ class CaptLocal(LM):
         if device is not None:
             self._screen.note("note: --device is not used; gpu_layers says what runs on a GPU.")
         self._session = open_session(
-            found, flags, self._screen, Interrupt(), wanted=self.options.method
+            found, flags, self._screen, Interrupt(), wanted=self.options.method, scores=True
         )
         self._answers = 0
         self._told: set[str] = set()

@@ -610,7 +610,9 @@ def eval(
     chosen = settings(what, runs, plan, sample.seed)
     with Interrupt() as interrupt, contextlib.ExitStack() as stack:
         kept = open_run_files(what, bundle, model, chosen, stack)
-        session = open_session(bundle, kept.model, screen, interrupt, wanted=_wanted(plan))
+        session = open_session(
+            bundle, kept.model, screen, interrupt, wanted=_wanted(plan), scores=True
+        )
         with session.runtime:
             asks = any(task_run.style is not None for task_run in runs)
             _check_served(session, plan, raw=plan.raw or not asks)

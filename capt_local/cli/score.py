@@ -263,7 +263,9 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
     _tell_cuts(screen, items)
     try:
         with Interrupt() as interrupt:
-            session = open_session(bundle, model, screen, interrupt, wanted=options.method)
+            session = open_session(
+                bundle, model, screen, interrupt, wanted=options.method, scores=True
+            )
             screen.detail(f"alignment {options.align.kind}")
             with session.runtime:
                 for one in measure(session.runtime, items, options, scoring, interrupt):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from capt_local.runtime import Runtime
 
 _Value = TypeVar("_Value")
+_SCORED_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +169,11 @@ def open_session(
     *,
     wanted: Method = Method.CAPT,
     template: str | None = None,
+    scores: bool = False,
 ) -> Session:
     """Loads the models that the method needs, with a progress line, and tells the notices.
+
+    Known text is scored as many rows of logits at a time as may be read: with `scores` more.
 
     Raises:
         ModelError, MemoryShortage: see `Runtime.open`.
@@ -176,6 +181,8 @@ def open_session(
     """
     # Everything that can be wrong with the flags is found before anything heavy is imported.
     load, date = load_options(flags, bundle), pinned_date(flags)
+    if scores:
+        load = dataclasses.replace(load, max_rows=_SCORED_ROWS)
     from capt_local.runtime import Runtime
 
     def progress(role: str, fraction: float) -> None:
