@@ -22,6 +22,7 @@ from array import array
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -408,7 +409,7 @@ class Source:
         self._digests = bytearray()
         self._stamp = reader.stamp()
 
-    @property
+    @cached_property
     def ids(self) -> tuple[str, ...]:
         return tuple(self._index)
 

@@ -22,7 +22,7 @@ from capt_local.batch.journal import (
     read_manifest,
 )
 from capt_local.batch.manifest import Fingerprint, RunManifest, digest_of, manifest_path
-from capt_local.batch.output import OK, LineWriter
+from capt_local.batch.output import OK, ErrorCode, LineWriter
 from capt_local.batch.readers import Source, check_input
 from capt_local.batch.run import Job, Progress, Runner, records_at_once, records_left
 from capt_local.batch.supervisor import (
@@ -51,6 +51,8 @@ from capt_local.strict_json import NotReadable, parse_json, read_bytes
 
 _POLL = 0.1  # seconds until signals get their turn
 _REDRAW, _LINE_EVERY = 0.1, 5.0  # seconds between two updates on a terminal, and elsewhere
+_CONTEXT = 4096  # tokens that a context has at most where nobody says
+_SHOWN = 20  # numbers of records that a note lists
 _SCHEMA = "The schema (--json-schema)"
 Summary = dict[str, Any]
 
@@ -287,6 +289,7 @@ class BatchRun:
         self._flags, self._settings, self._source = flags, settings, source
         self._output, self._audit = output, audit
         self._display, self._signals = display, signals
+        self._long: list[int] = []  # records that may be too long, until it is known
 
     def check(self, start: Callable[[], WorkerProcess]) -> tuple[int, Summary]:
         """Checks the output as a run would; writes nothing. Returns exit code and summary.
@@ -351,12 +354,18 @@ class BatchRun:
             )
             self._display.notes(journal.notices)
             left = records_left(self._source.ids, journal.done)
+            now = left[: run.limit]
+            # A token has at least one byte. Texts that may be too long go first: those that are
+            # fail without being computed, so they are reported before the long work.
+            context = settings.load.context or _CONTEXT
+            self._long = [index for index in now if self._source.size(index) > context]
+            now.sort(key=lambda index: self._source.size(index) <= context)
             job = Job(
                 self._source,
                 journal,
                 LineWriter(fingerprint),
                 settings.options,
-                left[: run.limit],
+                now,
                 logprobs=self._flags.report.logprobs,
                 schema=settings.schema,
                 fail_fast=run.fail_fast,
@@ -449,6 +458,7 @@ class BatchRun:
             if news.ready is not None:
                 self._display.notes(journal.set_loaded(news.ready["models"]))
             self._display.news(news)
+            self._report_too_long(journal)
 
         if job.indices:
             if not Runner(job, workers, progress, report=report, stop=stop).run():
@@ -459,6 +469,27 @@ class BatchRun:
                 return False
             journal.put_in_order(self._source.ids)
         return True
+
+    def _report_too_long(self, journal: Journal) -> None:
+        """Lists the records that do not fit into the context, as soon as all are known."""
+        ids = self._source.ids
+        if not self._long or not all(ids[index] in journal.done for index in self._long):
+            return
+        overflow = ErrorCode.CONTEXT_OVERFLOW
+        numbers = [
+            str(self._source.line(index)[0])
+            for index in self._long
+            if journal.done[ids[index]] == overflow
+        ]
+        self._long = []
+        if numbers:
+            more = f" and {len(numbers) - _SHOWN} more" if numbers[_SHOWN:] else ""
+            self._display.notes(
+                [
+                    f"too long for the context: input line {', '.join(numbers[:_SHOWN])}{more}. "
+                    "Nothing is cut; a larger --ctx-size in a new run takes them."
+                ]
+            )
 
     def _conclude(self, journal: Journal, summary: Summary) -> CaptError | None:
         """Writes the end into log and manifest; returns what failed of that."""

@@ -127,7 +127,9 @@ def test_failed_records_are_lines(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert batch["custom_id"] == "batch" and batch["error"] is None
     told = json.loads(summary.read_text())
     assert (told["done"], told["failed"]) == (2, {"context_overflow": 1})
-    assert "1 failed (context_overflow 1)" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert "1 failed (context_overflow 1)" in err
+    assert "too long for the context: input line 1. Nothing is cut" in err
     assert run([*arguments, "--retry-errors"]) == 6
     assert [line["id"] for line in results(output)] == ["long", "short", "batch"]
     assert CANARY not in capfd.readouterr().err

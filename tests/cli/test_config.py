@@ -220,6 +220,7 @@ def test_a_site_forbids_transcripts(run: Run, script: Script, site: Path, tmp_pa
 
 def test_a_site_forbids_the_network(run: Run, site: Path, tmp_path: Path) -> None:
     forbid(site, "network")
+    refused(run, site, "batch", str(tmp_path / "in.jsonl"), "-o", "x.jsonl", "--ray", "local")
 
 
 @pytest.mark.parametrize("weights", [["--alpha", "2"], ["--alpha", "-2"], ["--weights", "1,2,1"]])
