@@ -248,7 +248,8 @@ class Hub:
                     expected_size=chosen.size,
                 )
             except OSError as error:
-                if error.errno is not None:
+                # The errors of the hub are of this class too; a wrong size has no other.
+                if type(error) is not OSError or error.errno is not None:
                     raise
                 raise ModelError(
                     f"{what}: what came has another size than the hub has said. Give the same "
@@ -291,6 +292,8 @@ class Hub:
                 "The hub's answer comes compressed, which was not asked for: what it unpacks to "
                 "has no bounds."
             )
+        for name in ("Retry-After", "RateLimit", "RateLimit-Policy"):
+            response.headers.pop(name, None)  # the library would sleep as long as a server says
         wanted = response.request.headers.get("Range", "bytes=0-")
         if response.status_code == 206 and not response.headers.get("Content-Range", "").startswith(
             wanted.replace("=", " ")

@@ -220,6 +220,16 @@ def test_a_refusal_is_told_in_our_words(
     assert "the hub" in refused(Puller(mirror), recipe)
 
 
+def test_a_hub_does_not_say_how_long_we_sleep(
+    mirror: Mirror, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(file_download.time, "sleep", slept.append)
+    mirror.order("/resolve/", *[status(429, Retry_After="86400")] * 20)
+    assert "has had enough requests" in refused(Puller(mirror), recipe)
+    assert sum(slept) < 60
+
+
 @pytest.mark.parametrize("gated", ["auto", "manual", True])
 def test_gated_models_are_explained_and_never_fetched(
     mirror: Mirror, recipe: Path, gated: object
