@@ -44,7 +44,7 @@ def provenance(
     if options.structure is not None:  # a schema may be long, or hold words of a note
         form = {"kind": options.structure.kind, "sha256": options.structure.digest}
         parameters["structure"] = form
-    bundle = runtime.bundle
+    bundle, template = runtime.bundle, runtime.template
     return {
         "versions": {
             "capt_local": __version__,
@@ -64,6 +64,8 @@ def provenance(
         "parameters": parameters,
         "loading": _loading(load),
         "date": date.isoformat() if date else None,
+        # That of a template given by hand, which replaces the models' own.
+        "template_sha256": None if template is None else _digest(template.encode()),
         **({} if text is None else {"output_sha256": _digest(text)}),
     }
 

@@ -29,6 +29,7 @@ class Loaded:
         bundle: what was opened.
         models: the loaded models by role.
         notices: what the user should know about the bundle.
+        template: the source of the chat template that was given; None: the models' own.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Loaded:
     ) -> None:
         """See `Runtime.open`."""
         self.bundle = bundle
+        self.template = template
         self.models = dict(models)
         told = dict.fromkeys(note for model in models.values() for note in model.notes)
         self.notices = [*bundle.notices, *told, *vocabulary_notices(models)]

@@ -96,6 +96,7 @@ def install(monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
             self.bundle = bundle
             self.notices = list(bundle.notices)
             self.verification, self.late_digests = Verification(), LateDigests(())
+            self.template = None
             about = types.SimpleNamespace(architecture="llama", file_type="Q8_0", gpu_layers=0)
             self.models = {
                 role: types.SimpleNamespace(metadata=about, context_limit=256)

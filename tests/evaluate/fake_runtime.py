@@ -68,6 +68,7 @@ class FakeRuntime:
         self.bundle = bundle
         self.notices: list[str] = []
         self.verification, self.late_digests = Verification(), LateDigests(())
+        self.template = None
         about = types.SimpleNamespace(architecture="llama", file_type="Q8_0", gpu_layers=0)
         model = types.SimpleNamespace(metadata=about, context_limit=256)
         self.models = {role: model for role in bundle.models} if bundle else {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from capt_local import GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundles.manifest import Bundle
+from capt_local.provenance import provenance
 from capt_local.tokenization.vocabulary import Vocabulary
 from tests.tiny_models import tiny_gguf
 
@@ -39,3 +41,14 @@ def test_a_given_template_says_it_too(tmp_path: Path) -> None:
     with Runtime.open(bundle, load=LoadOptions(threads=1), template=TEMPLATE) as runtime:
         assert b"<|channel|>" in ends(runtime.models["target"].vocabulary)
         list(runtime.generate("chest pain", GenerateOptions(Method.TARGET, max_tokens=2)))
+
+
+def test_provenance_names_a_given_template(tmp_path: Path) -> None:
+    target = tiny_gguf(tmp_path / "target.gguf", seed=1)
+    bundle = Bundle.from_paths(target, None, None)
+    for template in (None, TEMPLATE):
+        load = LoadOptions(threads=1)
+        with Runtime.open(bundle, load=load, template=template) as runtime:
+            found = provenance(runtime, GenerateOptions(Method.TARGET), load, None)
+            digest = None if template is None else hashlib.sha256(template.encode()).hexdigest()
+            assert found["template_sha256"] == digest
