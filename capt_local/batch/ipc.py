@@ -14,7 +14,7 @@ from typing import IO, Any, TypeVar
 
 import msgspec
 
-from capt_local.batch.records import Record, RecordSettings
+from capt_local.batch.records import BatchRecord, RecordSettings
 from capt_local.bundles.manifest import Bundle
 from capt_local.bundles.verify import Check
 from capt_local.decoding.options import GenerateOptions
@@ -93,7 +93,7 @@ def unpack(kind: type[_Kind], value: object) -> _Kind:
     return msgspec.convert(value, kind, dec_hook=lambda kind, value: kind(value))
 
 
-def pack_request(key: int, record: Record, settings: RecordSettings) -> Message:
+def pack_request(key: int, record: BatchRecord, settings: RecordSettings) -> Message:
     """A record for the worker, which knows it by `key` alone."""
     prompt: Any = record.prompt if isinstance(record.prompt, str) else pack(record.prompt)
     return {"request": key, "prompt": prompt, "settings": pack(settings)}

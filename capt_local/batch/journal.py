@@ -254,7 +254,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class OutputState:
     """What an output holds.
 
     Attributes:
@@ -320,7 +320,7 @@ class _Line(msgspec.Struct):
         return output_digest(text) == self.provenance.output_sha256
 
 
-def _scan(stream: io.FileIO, manifest: RunManifest) -> Found:
+def _scan(stream: io.FileIO, manifest: RunManifest) -> OutputState:
     """Reads an output from its beginning to its end; holds no text.
 
     Raises:
@@ -365,7 +365,7 @@ def _scan(stream: io.FileIO, manifest: RunManifest) -> Found:
                 length=len(data),
             )
             whole = size
-    return Found(manifest, entries, whole, size)
+    return OutputState(manifest, entries, whole, size)
 
 
 def _examine(
@@ -375,7 +375,7 @@ def _examine(
     records: Lines | None,
     *,
     retry_errors: bool,
-) -> Found:
+) -> OutputState:
     """Reads an output and compares it with the run that is to go on with it; writes nothing.
 
     Raises:
@@ -384,7 +384,7 @@ def _examine(
         OSError: as the system does.
     """
     if stream is None or not os.fstat(stream.fileno()).st_size:
-        return Found()
+        return OutputState()
     manifest = read_manifest(path)
     if manifest is None:
         raise UsageError(
@@ -425,18 +425,18 @@ def look(
     *,
     retry_errors: bool = False,
     force_new: bool = False,
-) -> Found:
+) -> OutputState:
     """What a run would find there; writes nothing. For `--check`.
 
     Raises:
-        UsageError: as `Journal.open`.
+        UsageError: as `OutputJournal.open`.
     """
     Lock(path, create=False).release()
     needed = [path.parent, path] if path.exists() else [path.parent]
     if not all(os.access(place, os.W_OK) for place in needed):
         raise UsageError(f"{WHAT} cannot be written: {os.strerror(errno.EACCES)}.")
     if force_new or not path.exists():
-        return Found()
+        return OutputState()
     try:
         with _FILES.open(path, os.O_RDONLY) as stream:
             return _examine(path, stream, fingerprint, records, retry_errors=retry_errors)
@@ -502,7 +502,7 @@ def _flock(stream: io.FileIO) -> None:
     fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-class Journal:
+class OutputJournal:
     """An output that is open for one run. Use it as a context manager, from one thread.
 
     Attributes:
@@ -534,7 +534,7 @@ class Journal:
         force_new: bool = False,
         files: Files = _FILES,
         inputs: Sequence[Path] = (),
-    ) -> Journal:
+    ) -> OutputJournal:
         """Begins an output, or goes on with one of the same run.
 
         Args:
@@ -674,7 +674,7 @@ class Journal:
         self._stream.close()
         self._lock.release()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> OutputJournal:
         return self
 
     def __exit__(self, *_: object) -> None:

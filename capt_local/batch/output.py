@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from capt_local.batch.manifest import AI_LABEL, HUMAN_REVIEW, Fingerprint
-from capt_local.batch.records import Record
+from capt_local.batch.records import BatchRecord
 from capt_local.errors import CaptError
 from capt_local.report.json import JsonObject, dumps
 
@@ -83,7 +83,7 @@ class RecordRef:
     seed: int | None = None
 
     @classmethod
-    def of(cls, record: Record, seed: int | None = None) -> RecordRef:
+    def of(cls, record: BatchRecord, seed: int | None = None) -> RecordRef:
         """That of a record."""
         return cls(record.id, record.number, record.digest, record.custom_id, seed)
 

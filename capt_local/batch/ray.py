@@ -26,7 +26,7 @@ from capt_local.batch.supervisor import (
     DEATHS,
     Death,
     News,
-    Outcome,
+    RecordOutcome,
     WorkerProcess,
     WorkerSupervisor,
     worker_command,
@@ -79,7 +79,7 @@ class Actor:
         try:
             while left:
                 event = self._workers.poll(1.0)
-                if isinstance(event, Outcome):
+                if isinstance(event, RecordOutcome):
                     left.discard(event.key)
                 if event is not None:
                     yield {type(event).__name__: ipc.pack(event)}
@@ -136,7 +136,7 @@ class RayWorkers:
         self._suspects: set[int] = set()
         self._failed_starts = 0
         self._no_more = self._stopped = False
-        self._events: queue.SimpleQueue[Outcome | News | CaptError] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[RecordOutcome | News | CaptError] = queue.SimpleQueue()
         self._actors: list[Any] = [self._kind.remote(timeout) for _ in range(count)]
         self._hellos = [actor.hello.remote() for actor in self._actors]
         self._threads: list[threading.Thread] = []
@@ -197,14 +197,14 @@ class RayWorkers:
             self._no_more = True
             self._lock.notify_all()
 
-    def poll(self, seconds: float) -> Outcome | News | None:
+    def poll(self, seconds: float) -> RecordOutcome | News | None:
         try:
             event = self._events.get(timeout=seconds) if seconds else self._events.get_nowait()
         except queue.Empty:
             return None
         if isinstance(event, CaptError):
             raise event
-        if isinstance(event, Outcome):
+        if isinstance(event, RecordOutcome):
             with self._lock:
                 self._sent.pop(event.key, None)
         return event
@@ -259,7 +259,7 @@ class RayWorkers:
         if "News" in event:
             self._events.put(ipc.unpack(News, event["News"]))
             return
-        outcome = ipc.unpack(Outcome, event["Outcome"])
+        outcome = ipc.unpack(RecordOutcome, event["RecordOutcome"])
         done.add(outcome.key)
         with self._lock:
             self._failed_starts = 0
@@ -283,7 +283,7 @@ class RayWorkers:
                     left = []
                     self._sent[key] = {}
                     failure = Failure(ErrorCode.WORKER_DIED, death.failure().message)
-                    self._events.put(Outcome(key, failure=failure))
+                    self._events.put(RecordOutcome(key, failure=failure))
             self._suspects.update(key for key, _ in left)
             self._waiting.extendleft(reversed(left))
             self._lock.notify_all()

@@ -28,9 +28,9 @@ from typing import Any, BinaryIO
 
 from capt_local.batch import InputFormat
 from capt_local.batch.records import (
+    BatchRecord,
     InputChanged,
     MissingId,
-    Record,
     RecordParser,
     RecordSettings,
     TemplateFailed,
@@ -175,7 +175,7 @@ class JsonLines:
                 yield Piece(number, start, line)
 
 
-class Table(JsonLines):
+class CsvTable(JsonLines):
     """CSV as Python's `csv` reads it, quoted with "; the first row names the columns.
 
     A quoted cell may hold line feeds, so a row may be several lines.
@@ -386,7 +386,7 @@ def _text_files(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if name.lower().endswith(".txt")))
 
 
-class Source:
+class InputSource:
     """A checked input; records are read again by their index, 0 to `len(self) - 1`.
 
     Attributes:
@@ -449,7 +449,7 @@ class Source:
         number, start, size = self._places[3 * index : 3 * index + 3]
         return number, start, size
 
-    def record(self, index: int) -> Record:
+    def record(self, index: int) -> BatchRecord:
         """Reads a record again.
 
         Raises:
@@ -502,7 +502,7 @@ def check_input(
     largest_pipe: int = LARGEST_PIPE,
     progress: Callable[[float], None] | None = None,
     stdin: BinaryIO | None = None,
-) -> Source:
+) -> InputSource:
     """Checks all of an input. Loads no model.
 
     Args:
@@ -534,7 +534,7 @@ def check_input(
                 "--id-field goes with JSON Lines and CSV; in a folder, names are the ids."
             )
         parser = dataclasses.replace(parser, prompt_field="note")
-    source = Source(reader, parser)
+    source = InputSource(reader, parser)
     wrong: dict[str, list[int]] = {}
     keys: set[str] | None = None  # fields that all records without an id have
     other_models, accepted = 0, RecordSettings()
@@ -656,7 +656,7 @@ def _reader(
     return (
         JsonLines(source, longest)
         if format is InputFormat.JSONL
-        else Table(source, longest, delimiter)
+        else CsvTable(source, longest, delimiter)
     )
 
 

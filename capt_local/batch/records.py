@@ -118,7 +118,7 @@ class RecordSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class BatchRecord:
     """One record.
 
     Attributes:
@@ -200,7 +200,7 @@ class RecordParser:
             "raw": self.raw,
         }
 
-    def parse(self, number: int, fields: Mapping[str, object], digest: str) -> Record:
+    def parse(self, number: int, fields: Mapping[str, object], digest: str) -> BatchRecord:
         """A record.
 
         Raises:
@@ -209,7 +209,7 @@ class RecordParser:
         if self.template is not None:
             filled = self.template.render(fields)
             id = _identifier(fields, self.id_field)
-            return Record(number, id, None, self._user_turn(filled), RecordSettings(), digest)
+            return BatchRecord(number, id, None, self._user_turn(filled), RecordSettings(), digest)
         if fields.keys().isdisjoint(_BATCH_LINE):
             id, custom = _identifier(fields, self.id_field), ""
             rest = {key: value for key, value in fields.items() if key != self.id_field}
@@ -231,7 +231,7 @@ class RecordParser:
             raise NotReadable('"prompt" must be a text')
         settings = read_settings(rest)
         prompt = self._user_turn(text) if text is not None else self._turns(turns)
-        return Record(number, id, custom or None, prompt, settings, digest)
+        return BatchRecord(number, id, custom or None, prompt, settings, digest)
 
     def _user_turn(self, text: str) -> str | tuple[Message, ...]:
         if not text.strip():

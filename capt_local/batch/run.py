@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from capt_local.batch import ipc
-from capt_local.batch.journal import Journal
+from capt_local.batch.journal import OutputJournal
 from capt_local.batch.output import OK, Failure, LineWriter, OutputLine, RecordRef
-from capt_local.batch.readers import Source
+from capt_local.batch.readers import InputSource
 from capt_local.batch.records import InputChanged, TemplateFailed
-from capt_local.batch.supervisor import News, Outcome, Workers
+from capt_local.batch.supervisor import News, RecordOutcome, Workers
 from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.structured import SchemaCheck, structure_problem
@@ -45,8 +45,8 @@ class Job:
         fail_fast: whether the first failed record ends the run.
     """
 
-    source: Source
-    journal: Journal
+    source: InputSource
+    journal: OutputJournal
     lines: LineWriter
     options: GenerateOptions
     indices: Sequence[int]
@@ -257,7 +257,7 @@ class Runner:
         """Handles what has happened, all that is there already included."""
         try:
             while (event := self._workers.poll(seconds)) is not None:
-                if isinstance(event, Outcome):
+                if isinstance(event, RecordOutcome):
                     self._finish(event)
                 else:
                     if event.ready is not None:
@@ -270,7 +270,7 @@ class Runner:
             self._commit()  # what is finished is written, whatever became of the worker
             raise
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _finish(self, outcome: RecordOutcome) -> None:
         """Makes the line of a record."""
         record, logprobs = self._in_flight.pop(outcome.key)
         if outcome.failure is not None:

@@ -99,7 +99,7 @@ class Death:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RecordOutcome:
     """What became of a record: one of `answer` (as `report.json.answer_object`) and `failure`."""
 
     key: int
@@ -135,7 +135,7 @@ class Workers(Protocol):
     def idle(self) -> bool: ...
     def put(self, key: int, request: ipc.Message) -> None: ...
     def no_more(self) -> None: ...
-    def poll(self, seconds: float) -> Outcome | News | None: ...
+    def poll(self, seconds: float) -> RecordOutcome | News | None: ...
     def finish(self, stop: Callable[[], bool]) -> None: ...
     def kill(self) -> None: ...
 
@@ -346,7 +346,7 @@ class WorkerSupervisor:
         self._end = {"pause": True}
         self._feed()
 
-    def poll(self, seconds: float) -> Outcome | News | None:
+    def poll(self, seconds: float) -> RecordOutcome | News | None:
         """What happens next; None where nothing does for so long.
 
         Raises:
@@ -381,7 +381,7 @@ class WorkerSupervisor:
         """Ends the worker; its records are dropped."""
         self._worker.kill()
 
-    def _handle(self, message: ipc.Message) -> Outcome | News | None:
+    def _handle(self, message: ipc.Message) -> RecordOutcome | News | None:
         if "loading" in message:
             return News(loading=(message["loading"], message["share"]))
         if "ready" in message:
@@ -397,9 +397,9 @@ class WorkerSupervisor:
             self._idle_deaths = self._given_up = 0
             self._feed()
             if "answered" in message:
-                return Outcome(key, answer=message["answer"])
+                return RecordOutcome(key, answer=message["answer"])
             failure = Failure(ErrorCode(message["code"]), message["message"])
-            return Outcome(key, failure=failure)
+            return RecordOutcome(key, failure=failure)
         return None
 
     def _forget(self, key: int) -> None:
@@ -408,7 +408,7 @@ class WorkerSupervisor:
         self._deaths.pop(key, None)
         self._suspects.discard(key)
 
-    def _died(self, death: Death) -> Outcome | News:
+    def _died(self, death: Death) -> RecordOutcome | News:
         """Decides about the records of a worker that died; the next `poll` replaces it."""
         begun, self._begun = list(self._begun), {}
         self._dead, self._silent = True, 0.0
@@ -419,7 +419,7 @@ class WorkerSupervisor:
         if given_up is None:
             return News(died=death.cause)
         self._given_up += 1
-        return Outcome(given_up, failure=death.failure())
+        return RecordOutcome(given_up, failure=death.failure())
 
     def _blame(self, begun: list[int], death: Death) -> int | None:
         """Counts a death against the records that were begun; the one that is given up."""

@@ -235,7 +235,7 @@ class RunFlags:
 
 
 @dataclass(frozen=True, slots=True)
-class ReportFlags:
+class SummaryFlags:
     """What the lines hold, and what is reported of the run."""
 
     json: Annotated[
@@ -281,7 +281,7 @@ class Flags:
     sample: SampleFlags
     structure: StructureFlags
     thoughts: QuietThoughtFlags
-    report: ReportFlags
+    report: SummaryFlags
     view: ViewFlags
 
 
@@ -293,7 +293,7 @@ def batch(
     sample: SampleFlags,
     structure: StructureFlags,
     thoughts: QuietThoughtFlags,
-    report: ReportFlags,
+    report: SummaryFlags,
     view: ViewFlags,
 ) -> int:
     """Answers each record of a file; running the same command again resumes where it stopped.

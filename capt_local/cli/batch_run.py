@@ -14,8 +14,8 @@ from typing import Any
 from capt_local.batch.audit import AuditLog
 from capt_local.batch.ipc import WorkerConfig, pack
 from capt_local.batch.journal import (
-    Journal,
     JournalBroken,
+    OutputJournal,
     check_place,
     is_note_of,
     look,
@@ -23,7 +23,7 @@ from capt_local.batch.journal import (
 )
 from capt_local.batch.manifest import Fingerprint, RunManifest, digest_of, manifest_path
 from capt_local.batch.output import OK, ErrorCode, LineWriter
-from capt_local.batch.readers import Source, check_input
+from capt_local.batch.readers import InputSource, check_input
 from capt_local.batch.run import Job, Progress, Runner, records_at_once, records_left
 from capt_local.batch.supervisor import (
     News,
@@ -117,7 +117,7 @@ class Settings:
         return cls(bundle, options, load, date, parallel, schema, schema_sha256)
 
     def fingerprint(
-        self, source: Source, facts: Mapping[str, Any], *, logprobs: bool
+        self, source: InputSource, facts: Mapping[str, Any], *, logprobs: bool
     ) -> Fingerprint:
         """That of the run.
 
@@ -280,7 +280,7 @@ class BatchRun:
         self,
         flags: Flags,
         settings: Settings,
-        source: Source,
+        source: InputSource,
         output: Path,
         audit: AuditLog | None,
         display: ProgressDisplay,
@@ -338,7 +338,7 @@ class BatchRun:
             fingerprint = self._fingerprint(facts)
             self._cancel_if_stopped()
             journal = stack.enter_context(
-                Journal.open(
+                OutputJournal.open(
                     self._output,
                     fingerprint,
                     records=self._source.lines(),
@@ -411,7 +411,7 @@ class BatchRun:
         return self._settings.fingerprint(self._source, facts, logprobs=logprobs)
 
     def _run_job(
-        self, job: Job, workers: Workers, journal: Journal, left: int
+        self, job: Job, workers: Workers, journal: OutputJournal, left: int
     ) -> tuple[int, Summary]:
         """Runs the job and reports its end."""
         display = self._display
@@ -447,7 +447,7 @@ class BatchRun:
             raise trouble
         return code, summary
 
-    def _work(self, job: Job, workers: Workers, journal: Journal, progress: Progress) -> bool:
+    def _work(self, job: Job, workers: Workers, journal: OutputJournal, progress: Progress) -> bool:
         """Whether all records are done, and the lines in the order that was requested."""
 
         def stop() -> bool:
@@ -470,7 +470,7 @@ class BatchRun:
             journal.put_in_order(self._source.ids)
         return True
 
-    def _report_too_long(self, journal: Journal) -> None:
+    def _report_too_long(self, journal: OutputJournal) -> None:
         """Lists the records that do not fit into the context, as soon as all are known."""
         ids = self._source.ids
         if not self._long or not all(ids[index] in journal.done for index in self._long):
@@ -491,7 +491,7 @@ class BatchRun:
                 ]
             )
 
-    def _conclude(self, journal: Journal, summary: Summary) -> CaptError | None:
+    def _conclude(self, journal: OutputJournal, summary: Summary) -> CaptError | None:
         """Writes the end into log and manifest; returns what failed of that."""
         trouble: CaptError | None = None
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from capt_local.batch.ipc import WorkerConfig
 from capt_local.batch.output import OutputLine
-from capt_local.batch.records import InputChanged, Record, RecordSettings, TemplateFailed
+from capt_local.batch.records import BatchRecord, InputChanged, RecordSettings, TemplateFailed
 from capt_local.batch.supervisor import WorkerProcess
 from capt_local.bundles import store
 
@@ -26,14 +26,14 @@ class FakeSource:
         self.ids = tuple(prompts)
         self._prompts, self._changed, self._slow = prompts, changed, slow
 
-    def record(self, place: int) -> Record:
+    def record(self, place: int) -> BatchRecord:
         id = self.ids[place]
         if id in self._changed:
             raise InputChanged(f"The input, line {place + 1}: it has changed.")
         if id in self._slow:
             raise TemplateFailed(f"The input, line {place + 1}: the template was stopped.")
         number, digest = self.line(place)
-        return Record(number, id, None, self._prompts[id], RecordSettings(), digest)
+        return BatchRecord(number, id, None, self._prompts[id], RecordSettings(), digest)
 
     def line(self, place: int) -> tuple[int, str]:
         prompt = self._prompts[self.ids[place]]

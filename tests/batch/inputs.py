@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from capt_local.batch.readers import InputErrors, Source, check_input
-from capt_local.batch.records import Record, RecordParser, RecordTemplate
+from capt_local.batch.readers import InputErrors, InputSource, check_input
+from capt_local.batch.records import BatchRecord, RecordParser, RecordTemplate
 from capt_local.errors import UsageError
 
 CANARY = "zyzzyva"  # a word of the patient's text
@@ -34,13 +34,13 @@ def written(folder: Path, data: bytes, name: str = "in.jsonl") -> Path:
     return path
 
 
-def checked(path: Path, template: str | None = None, **how: Any) -> Source:
+def checked(path: Path, template: str | None = None, **how: Any) -> InputSource:
     """The source; `how` goes to `RecordParser`."""
     filled = None if template is None else RecordTemplate(template.encode())
     return check_input(path, parser=RecordParser(template=filled, **how))
 
 
-def records(source: Source) -> list[Record]:
+def records(source: InputSource) -> list[BatchRecord]:
     return [source.record(place) for place in range(len(source))]
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from capt_local.batch.journal import Journal
+from capt_local.batch.journal import OutputJournal
 from tests.batch.runs import fingerprint, ids, in_file, line
 
 OPENED = b"opened\n"
@@ -23,7 +23,7 @@ OPENED = b"opened\n"
 
 def life(output: Path, records: int, pipe: int) -> None:
     of = fingerprint()
-    with Journal.open(output, of) as journal:
+    with OutputJournal.open(output, of) as journal:
         os.write(pipe, OPENED)
         for id in ids(records):
             if id not in journal.done:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from capt_local.batch.journal import Journal
+from capt_local.batch.journal import OutputJournal
 from capt_local.batch.manifest import Fingerprint
 from capt_local.batch.output import ErrorCode, Failure, LineWriter, OutputLine, RecordRef
 from capt_local.decoding.step import FinishReason
@@ -59,11 +59,11 @@ def run(
     *,
     in_order: bool = False,
     **more: Any,
-) -> Journal:
+) -> OutputJournal:
     """A whole run; returns the closed journal."""
     of, wanted = of or fingerprint(), list(wanted)
     more.setdefault("files", Quick())
-    with Journal.open(path, of, **more) as journal:
+    with OutputJournal.open(path, of, **more) as journal:
         for id in wanted:
             if id not in journal.done:
                 journal.append(line(id, of))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import stat
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capt_local.batch.journal import Journal, JournalBroken, read_manifest
+from capt_local.batch.journal import JournalBroken, OutputJournal, read_manifest
 from capt_local.batch.output import ErrorCode, Failure, LineWriter, RecordRef
 from capt_local.errors import UsageError
 from capt_local.report.json import Answer, answer_object
@@ -141,7 +140,7 @@ def test_a_line_in_the_middle_that_is_none(tmp_path: Path) -> None:
 
 def test_a_second_run_is_kept_out_while_the_first_goes_on(tmp_path: Path) -> None:
     output = tmp_path / "smith"
-    with Journal.open(output, OF, files=Quick()):
+    with OutputJournal.open(output, OF, files=Quick()):
         refused(output, "is being written by another run")
         refused(output, "is being written by another run", force_new=True)
     run(output, ids(1))
@@ -151,7 +150,7 @@ def test_the_lock_of_a_killed_process_is_no_lock(tmp_path: Path) -> None:
     output = tmp_path / "smith"
     code = (
         "import os, sys; from pathlib import Path; from tests.batch.runs import *;"
-        "journal = Journal.open(Path(sys.argv[1]), fingerprint()); print('open', flush=True);"
+        "journal = OutputJournal.open(Path(sys.argv[1]), fingerprint()); print('open', flush=True);"
         "sys.stdin.read()"
     )
     root = Path(__file__).resolve().parents[2]
@@ -169,7 +168,7 @@ def test_the_lock_of_a_killed_process_is_no_lock(tmp_path: Path) -> None:
 
 def test_what_else_changes_the_output_during_the_run_stops_it(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    with Journal.open(output, OF, files=Quick()) as journal:
+    with OutputJournal.open(output, OF, files=Quick()) as journal:
         journal.append(line("note-1", OF))
         data = output.read_bytes()
         output.write_bytes(data + b"x")
@@ -177,7 +176,7 @@ def test_what_else_changes_the_output_during_the_run_stops_it(tmp_path: Path) ->
             journal.append(line("note-2", OF))
     assert output.read_bytes() == data + b"x"  # not ours to cut
     run(output, ids(2))
-    with Journal.open(output, OF, files=Quick()) as journal:
+    with OutputJournal.open(output, OF, files=Quick()) as journal:
         output.rename(tmp_path / "moved")
         with pytest.raises(JournalBroken, match="moved or removed"):
             journal.append(line("note-3", OF))
@@ -195,7 +194,7 @@ def test_an_interrupted_line_is_taken_back(tmp_path: Path) -> None:
             return super().write(stream, data)
 
     output = tmp_path / "out"
-    with Journal.open(output, OF, files=Pressed()) as journal:
+    with OutputJournal.open(output, OF, files=Pressed()) as journal:
         journal.append(line("note-1", OF))
         with pytest.raises(KeyboardInterrupt):
             journal.append(line("note-2", OF))
@@ -208,7 +207,7 @@ def test_errors_are_done_again_when_asked(tmp_path: Path) -> None:
     output = tmp_path / "out"
     run(output, ids(20))
     assert run(output, ids(20)).done["note-9"] == "context_overflow"
-    journal = Journal.open(output, OF, retry_errors=True, files=Quick())
+    journal = OutputJournal.open(output, OF, retry_errors=True, files=Quick())
     with journal:
         assert journal.done.keys() == set(ids(20)) - {"note-9", "note-18"}
         assert in_file(output) == [id for id in ids(20) if id not in ("note-9", "note-18")]
@@ -222,7 +221,7 @@ def test_the_order_of_the_input_on_request(tmp_path: Path) -> None:
     backwards = ids(12)[::-1]
     run(output, backwards)
     assert in_file(output) == backwards
-    with Journal.open(output, OF, files=Quick()) as journal:
+    with OutputJournal.open(output, OF, files=Quick()) as journal:
         assert journal.put_in_order([*ids(5), "note-99", *ids(12)])
         assert in_file(output) == ids(12)
         assert not journal.put_in_order(ids(12))
@@ -249,15 +248,6 @@ def test_a_record_that_has_changed_is_refused_before_anything_is_written(tmp_pat
     assert "note-" not in str(manifest)
 
 
-def test_a_changed_record_that_had_failed_is_done_again_on_request(tmp_path: Path) -> None:
-    output = tmp_path / "smith"
-    run(output, ids(9))  # the ninth fails
-    changed = [*records(8), (9, "note-9", "0" * 64)]
-    refused(output, "line 9: changed since", records=changed)
-    assert "note-9" not in run(output, [], records=changed, retry_errors=True).done
-    assert in_file(output) == ids(8)
-
-
 def test_lines_that_are_added_together_are_one_write_and_one_fsync(tmp_path: Path) -> None:
     class Counting(Quick):
         calls: list[str] = []  # noqa: RUF012
@@ -271,7 +261,7 @@ def test_lines_that_are_added_together_are_one_write_and_one_fsync(tmp_path: Pat
 
     files = Counting()
     output = tmp_path / "out"
-    with Journal.open(output, OF, files=files) as journal:
+    with OutputJournal.open(output, OF, files=files) as journal:
         files.calls.clear()
         journal.append(*(line(id, OF) for id in ids(20)))
         assert files.calls == ["write", "fsync"]
@@ -284,8 +274,10 @@ def test_lines_that_are_added_together_are_one_write_and_one_fsync(tmp_path: Pat
 def test_what_is_known_behind_the_loading_completes_the_entry_of_the_start(tmp_path: Path) -> None:
     output = tmp_path / "out"
 
-    def started(device: str, layers: int) -> tuple[Journal, list[str]]:
-        with Journal.open(output, OF, provenance={"devices": [device]}, files=Quick()) as made:
+    def started(device: str, layers: int) -> tuple[OutputJournal, list[str]]:
+        with OutputJournal.open(
+            output, OF, provenance={"devices": [device]}, files=Quick()
+        ) as made:
             told = made.set_loaded({"target": {"gpu_layers": layers}})
             made.append(line(f"note-{len(made.done) + 1}", OF))
             return made, told
@@ -304,26 +296,6 @@ def test_what_is_known_behind_the_loading_completes_the_entry_of_the_start(tmp_p
         assert found.provenance[-1]["loaded"] == {"target": {"gpu_layers": layers}}
 
 
-def test_the_manifest_tells_the_run(tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    input = {"records": 9, "sha256": "ef" * 32}
-    start = {"platform": "A"}
-    with Journal.open(output, OF, input=input, provenance=start, files=Quick()) as journal:
-        journal.append(line("note-1", OF))
-        journal.conclude({"done": 1})
-        first = journal.manifest
-    assert read_manifest(output) == first
-    assert len(first.provenance) == 1 and first.last["done"] == 1
-    with Journal.open(output, OF, provenance={"platform": "B"}, files=Quick()) as journal:
-        again = journal.manifest
-        assert again.run == first.run and again.last == {}
-        assert [entry["platform"] for entry in again.provenance] == ["A", "B"]
-    held = json.loads((tmp_path / "out.run.json").read_bytes())
-    assert held["ai_label"] == "AIRPT" and held["human_review"] == "none"
-    assert json.loads(output.read_bytes())["provenance"]["run"] == held["fingerprint_sha256"]
-    assert stat.S_IMODE((tmp_path / "out.run.json").stat().st_mode) == 0o600
-
-
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(), st.text(min_size=1), st.floats(), st.text())
 def test_whatever_is_said_is_a_line_that_is_read_back(
@@ -335,10 +307,10 @@ def test_whatever_is_said_is_a_line_that_is_read_back(
     answer = answer_object(Answer((), said.encode("utf-8", "replace"), None, "demo"))
     answer["capt"]["mean_contrast"] = number
     origin = LineWriter(OF)
-    with Journal.open(output, OF, force_new=True, files=Quick()) as journal:
+    with OutputJournal.open(output, OF, force_new=True, files=Quick()) as journal:
         journal.append(origin.answered(one, answer, 0.0))
         journal.append(origin.failed(other, Failure(ErrorCode.UNEXPECTED, message), 0.0))
-    with Journal.open(output, OF, files=Quick()) as journal:
+    with OutputJournal.open(output, OF, files=Quick()) as journal:
         assert journal.notices == []
         assert journal.done == {one.id: "ok", other.id: "unexpected"}
     for path in tmp_path.iterdir():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.batch.journal import Files, Journal, JournalFull
+from capt_local.batch.journal import Files, JournalFull, OutputJournal
 from capt_local.errors import UsageError
 from tests.batch.faults import BROKEN, FULL, KINDS, Cut, Faulty, PowerCut, Quick
 from tests.batch.runs import NOTE, fingerprint, ids, in_file, line, run, untimed
@@ -31,7 +31,7 @@ def work(output: Path, files: Files, said: list[str], *, retry: bool = False) ->
     Records are finished alone, by twos and by threes.
     """
     order = [*ids(COUNT)[::2], *ids(COUNT)[1::2]]
-    with Journal.open(output, OF, files=files, retry_errors=retry) as journal:
+    with OutputJournal.open(output, OF, files=files, retry_errors=retry) as journal:
         left = [id for id in order if id not in journal.done]
         for size in itertools.cycle((1, 2, 3)):
             together, left = left[:size], left[size:]
@@ -113,7 +113,7 @@ def test_no_moment_of_a_kill_or_a_power_cut_loses_what_was_acknowledged(
             files.power_on()
         # The half line is where it was, or aside.
         assert any(path.read_bytes().endswith(half) for path in folder.glob("out*"))
-        with Journal.open(output, OF, files=Quick()) as journal:
+        with OutputJournal.open(output, OF, files=Quick()) as journal:
             assert set(said) <= set(journal.done)
         work(output, Quick(), said)
         assert untimed(output.read_bytes()) == expected
@@ -150,10 +150,10 @@ def test_an_output_moved_aside_keeps_its_manifest_whatever_fails(tmp_path: Path)
         before = untimed(output.read_bytes())
         files = Faulty("any", at, None)
         with contextlib.suppress(Cut):
-            Journal.open(output, other, force_new=True, files=files).close()
+            OutputJournal.open(output, other, force_new=True, files=files).close()
         if not files.struck:
             break
-        Journal.open(output, other, force_new=True, files=Quick()).close()
+        OutputJournal.open(output, other, force_new=True, files=Quick()).close()
         old = next(path for path in output.parent.iterdir() if path.suffix in (".old-1", ".old-2"))
         assert untimed(old.read_bytes()) == before
         run(old, ids(6))  # goes on where it is now
@@ -163,7 +163,7 @@ def test_an_output_moved_aside_keeps_its_manifest_whatever_fails(tmp_path: Path)
 def test_a_full_disk_stops_the_run_with_what_is_safe(tmp_path: Path) -> None:
     output = tmp_path / "out"
     files = Faulty("write", 5, FULL)  # the manifest, then three records
-    with Journal.open(output, OF, files=files) as journal:
+    with OutputJournal.open(output, OF, files=files) as journal:
         for id in ids(3):
             journal.append(line(id, OF))
         size = output.stat().st_size

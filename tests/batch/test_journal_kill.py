@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.batch.journal import Files, Journal, JournalFull
+from capt_local.batch.journal import Files, JournalFull, OutputJournal
 from capt_local.errors import UsageError
 from tests.batch.faults import Quick
 from tests.batch.runs import beside, fingerprint, ids, in_file, line, run, untimed
@@ -98,7 +98,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def until_full(output: Path, files: Files) -> int:
     """Works until the disk is full; returns how many records it says are safe."""
-    with Journal.open(output, OF, files=files) as journal, pytest.raises(JournalFull) as error:
+    with (
+        OutputJournal.open(output, OF, files=files) as journal,
+        pytest.raises(JournalFull) as error,
+    ):
         for id in ids(5000):
             if id not in journal.done:
                 journal.append(line(id, OF))
@@ -119,7 +122,7 @@ def test_a_file_system_of_one_mebibyte(small_disk: Path, tmp_path: Path) -> None
     # Too full to be put in order: it stays as it is.
     backwards = ids(safe)[::-1]
     filler.unlink()
-    with Journal.open(output, OF) as journal:
+    with OutputJournal.open(output, OF) as journal:
         with pytest.raises(JournalFull):
             journal.put_in_order(backwards)
         assert beside(output) == ["capt-lock", "run.json"]

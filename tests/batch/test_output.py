@@ -9,11 +9,10 @@ from capt_local.batch.manifest import Fingerprint, differences, digest_of
 from capt_local.batch.output import (
     LineWriter,
     RecordRef,
-    answer_object_of,
 )
 from capt_local.bundles.store import find
 from capt_local.decoding.options import GenerateOptions, SampleOptions, Structure
-from capt_local.report.json import answer_from, answer_object
+from capt_local.report.json import answer_object
 from tests.batch.runs import NOTE, fingerprint, untimed
 from tests.report.answers import an_answer
 
@@ -73,15 +72,6 @@ def test_the_provenance_of_a_line() -> None:
         "output_sha256": digest_of("No fever\u2028."),
         "warnings": ["said"],
     }
-
-
-def test_log_probabilities_on_request_and_the_line_as_an_answer() -> None:
-    answer = answer_object(ANSWER, top_logprobs=3)
-    value = read(LineWriter(OF).answered(ASKED, answer, NOW, logprobs=True))
-    assert value["response"]["body"]["choices"][0]["logprobs"] == answer["choices"][0]["logprobs"]
-    kept = answer_from(answer_object_of(value)).answer
-    assert kept.steps == ANSWER.steps and kept.text == ANSWER.text
-    assert kept.weights == ANSWER.weights and kept.provenance["run"] == OF.digest
 
 
 def test_a_line_holds_nothing_random() -> None:

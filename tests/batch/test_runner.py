@@ -129,14 +129,6 @@ def test_a_record_that_kills_three_workers_is_given_up(bench: Bench, parallel: i
     assert len(bench.workers) == 4
 
 
-def test_several_that_kill_are_told_apart(bench: Bench) -> None:
-    prompts = {f"r{n}": "die SIGBUS" if n in (2, 3, 11) else f"word {n}" for n in range(14)}
-    assert bench.run(prompts, parallel=4)
-    found = bench.journal.answers
-    assert [id for id in prompts if found[id] == "worker_died"] == ["r2", "r3", "r11"]
-    assert len(found) == 14
-
-
 @pytest.mark.parametrize(
     ("prompt", "cause"),
     [
@@ -207,13 +199,6 @@ def test_models_that_cannot_be_loaded_again_at_once_are_tried_again(bench: Bench
     assert set(bench.journal.answers) == {"a", "b", "c"}
     assert bench.journal.answers["b"] == answer("b", "survived")
     assert bench.reloads == ["The models do not fit"] * 2 and len(bench.workers) == 4
-
-
-def test_models_that_cannot_be_loaded_again_at_all_end_the_run(bench: Bench) -> None:
-    (bench.folder / "fail-again").write_text("load fail fail fail")
-    with pytest.raises(MemoryShortage, match="do not fit"):
-        bench.run({"a": "one", "b": "once die SIGKILL", "c": "two"})
-    assert set(bench.journal.answers) == {"a"} and len(bench.workers) == 4
 
 
 def test_a_worker_without_memory_ends_the_run(bench: Bench) -> None:

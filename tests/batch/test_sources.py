@@ -82,15 +82,6 @@ def test_a_template_that_takes_too_long_later_fails_that_record(tmp_path: Path) 
     assert CANARY not in str(caught.value)
 
 
-def test_what_is_added_behind_is_told_and_not_read(tmp_path: Path) -> None:
-    path = written(tmp_path, THREE)
-    source = checked(path)
-    with path.open("ab") as stream:
-        stream.write(b"\n" + short("d"))
-    assert [record.id for record in records(source)] == ["a", "b", "c"]
-    assert "what was added to it was not read" in (source.changed() or "")
-
-
 def test_an_input_that_is_being_written(tmp_path: Path) -> None:
     path = written(tmp_path, THREE)
 
@@ -107,13 +98,6 @@ def test_standard_input_is_kept_in_memory(tmp_path: Path) -> None:
     assert source.changed() is None and not list(tmp_path.iterdir())
     rows = io.BytesIO(b"id,prompt\n1,x\n")
     assert check_input(Path("-"), InputFormat.CSV, stdin=rows).ids == ("1",)
-
-
-def test_a_pipe_that_is_too_long(tmp_path: Path) -> None:
-    limits = {"largest_pipe": 100}
-    assert len(check_input(Path("-"), stdin=io.BytesIO(THREE[:100]), **limits)) == 3
-    with pytest.raises(UsageError, match=r"larger than .* no copy is written to the disk"):
-        check_input(Path("-"), stdin=io.BytesIO(THREE.ljust(101)), **limits)
 
 
 def test_a_problem_that_many_records_have_is_reported_once(tmp_path: Path) -> None:

@@ -222,18 +222,3 @@ def test_a_file_system_without_locks_is_told(place: Place, monkeypatch: pytest.M
     result = place.batch()
     assert result.code == 0
     assert result.err.count("has no locks: nothing keeps a second run") == 1
-
-
-def test_an_output_beside_the_notes_is_no_change_of_the_input(place: Place) -> None:
-    notes = place.folder / "notes"
-    notes.mkdir()
-    (notes / "a.txt").write_text("one")
-    place.output = notes / "answers.jsonl"
-    result = place.batch(input="notes")
-    assert result.code == 0 and "changed" not in result.err
-    for flag in ("--summary", "--audit"):
-        result = place.batch(flag, str(notes / "x.txt"), input="notes")
-        assert result.code == 2 and f"{flag} names a .txt in the folder of the notes" in result.err
-    assert sorted(path.name for path in notes.iterdir()) == [
-        "a.txt", "answers.jsonl", "answers.jsonl.run.json",
-    ]  # fmt: skip
