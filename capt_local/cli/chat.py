@@ -185,7 +185,7 @@ class _Terminal:
         return self._signals.code
 
     def _does(self, typed: str) -> bool:
-        """Carries out a line; what fails is told, and the line is offered again.
+        """Carries out a line; what fails is said, and the line stands under Up.
 
         Returns:
             Whether to leave.
@@ -208,7 +208,9 @@ class _Terminal:
             if wants_traceback() or self._signals.code is not None:
                 raise
             self._fails(error)
-            if self._talk.conversation is before:
+            # What was refused stands under Up, so that the error stays in sight above an empty
+            # line; what was stopped by hand goes on from where it was.
+            if isinstance(error, Cancelled) and self._talk.conversation is before:
                 self._draft = typed
         return False
 

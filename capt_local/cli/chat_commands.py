@@ -6,7 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from capt_local.chat.commands import COMMANDS, SETTINGS, Call, changed, differences, path_of
+from capt_local.chat.commands import (
+    COMMANDS,
+    SETTINGS,
+    Call,
+    changed,
+    differences,
+    doubtful,
+    path_of,
+)
 from capt_local.chat.conversation import (
     LARGEST,
     Turn,
@@ -23,6 +31,7 @@ from capt_local.cli.talk import Talk
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.report.answers import clipped, marked_text, short_line, summary_line, views
+from capt_local.report.json import COMMANDS as COMMANDS_ADVICE
 from capt_local.report.json import Answer
 from capt_local.report.sanitise import visible
 from capt_local.report.views import Bars, Beside, Pane, Prose, Span, Table
@@ -48,6 +57,7 @@ class Commands:
         self._screen = talk.session.screen
         self._forget_typed = forget_typed
         self._toggle_multi = toggle_multi
+        self._questioned = ""  # a /set that was asked about
         self._own: Path | None = None  # the file that /save may write again
 
     def run(self, call: Call) -> None:
@@ -78,7 +88,8 @@ class Commands:
         if not (number.isascii() and number.isdecimal() and 1 <= int(number) <= len(turns)):
             raise UsageError(f"/why takes the number of a turn, 1 to {len(turns)}.")
         # Its notices and warnings have been told.
-        self._screen.aside(*views(replace(turns[int(number) - 1].answer, notices=())))
+        answer = replace(turns[int(number) - 1].answer, notices=())
+        self._screen.aside(*views(answer, more=COMMANDS_ADVICE))
 
     def _regen(self, rest: str) -> None:
         talk, screen = self._talk, self._screen
@@ -138,8 +149,14 @@ class Commands:
         if not rest:
             self._screen.aside(_settings(talk.options))
             return
-        before = talk.options
-        talk.options = self._changed(rest)
+        before, options = talk.options, self._changed(rest)
+        doubt = doubtful(options)
+        if doubt is not None and doubt != doubtful(before) and self._questioned != rest:
+            self._questioned = rest
+            self._screen.note(f"{doubt} Nothing has changed; the same command again sets it.")
+            return
+        self._questioned = ""
+        talk.options = options
         for name, old, new in differences(before, talk.options):
             self._screen.note(f"{name} is {new} from now on (was {old}).")
 
@@ -197,8 +214,6 @@ class Commands:
         text = decoded(file_bytes(rest, "/read", _LARGEST_NOTE), "The note")
         if not text.strip():
             raise UsageError("The note is empty.")
-        if "\0" in text:
-            raise UsageError("The note holds zero bytes: it is no text, or not UTF-8.")
         notes = (*talk.notes, text)
         taken = talk.session.runtime.keep(talk.conversation.asking(with_notes(notes, "")))
         talk.notes = notes

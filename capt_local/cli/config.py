@@ -68,7 +68,11 @@ def as_tables(layers: Layers, found: list[Found]) -> tuple[Table, ...]:
         for name, file in layers.named()
     )
     rows = tuple(
-        (one.setting.key, "" if one.value is None else _told(one.value), one.source)
+        (
+            one.setting.key,
+            one.setting.default if one.value is None else _told(one.value),
+            one.source,
+        )
         for one in found
     )
     limits = layers.limits
@@ -94,6 +98,7 @@ def as_object(layers: Layers, found: list[Found], unknown: list[str]) -> dict[st
         "settings": {
             one.setting.key: {
                 "value": one.value,
+                "default": one.setting.default or None,
                 "source": one.source,
                 "variable": one.setting.variable,
             }

@@ -16,7 +16,7 @@ from capt_local.bundles.manifest import MANIFEST, RECEIPT, SIGNATURE
 from capt_local.bundles.verify import Check
 from capt_local.cli.exits import ExitCode, code_for
 from capt_local.cli.files import mebibytes
-from capt_local.cli.options import ModelFlags, ViewFlags, option
+from capt_local.cli.options import ModelFlags, TemplateFlags, ViewFlags, option
 from capt_local.cli.policy import signed, spoken_signer
 from capt_local.cli.session import find_bundle, load_options
 from capt_local.config import key_folders
@@ -41,14 +41,14 @@ class DoctorFlags:
     json: Annotated[bool, option("--json", twin="JSON", help="Write a JSON object.")] = False
 
 
-def doctor(model: ModelFlags, how: DoctorFlags, view: ViewFlags) -> int:
+def doctor(model: ModelFlags, template: TemplateFlags, how: DoctorFlags, view: ViewFlags) -> int:
     """What runs here: versions, backend, memory; whether a bundle is whole and fits.
 
     Exit code 0 when all is well, 3 when the bundle is broken, 4 when it does not fit into memory, 2
     when the site forbids it or a file of settings is not understood.
     """
     screen = Screen.standard(view.verbose)
-    found = examine(model)
+    found = examine(model, template.source())
     if how.json:
         screen.line(dumps(as_object(found), indent=2))
     else:
@@ -58,7 +58,7 @@ def doctor(model: ModelFlags, how: DoctorFlags, view: ViewFlags) -> int:
     return found.code
 
 
-def examine(flags: ModelFlags) -> Diagnosis:
+def examine(flags: ModelFlags, template: str | None = None) -> Diagnosis:
     """Looks at everything; a problem in one place does not hide the others."""
     found = Diagnosis()
     found.attempt("software", lambda: software(found))
@@ -86,7 +86,7 @@ def examine(flags: ModelFlags) -> Diagnosis:
         before = len(found.problems)
         found.attempt("first look", lambda: first_look(bundle, flags.check, found))
         if len(found.problems) == before:
-            found.attempt("roles", lambda: roles(bundle, found))
+            found.attempt("roles", lambda: roles(bundle, found, template))
     return found
 
 
@@ -178,14 +178,11 @@ def software(diagnosis: Diagnosis) -> dict[str, Any]:
     from capt_local.llama.library import library
 
     build = library().build_info()
-    flaws = archive_flaws()
-    diagnosis.warnings.extend([flaws] if flaws else [])
     return {
         "capt-local": __version__,
         "llama-cpp-python": build.binding,
         "llama.cpp": build.llama_cpp,
         "Python": platform.python_version(),
-        "known flaws of this Python": "in unpacking archives" if flaws else "none",
         "platform": f"{platform.system()} {platform.machine()}",
         "build flags": build.system_info,
     }
@@ -279,14 +276,27 @@ def room(bundle: Bundle, options: LoadOptions, diagnosis: Diagnosis) -> dict[str
     return facts
 
 
-def roles(bundle: Bundle, diagnosis: Diagnosis) -> dict[str, Any]:
+def roles(bundle: Bundle, diagnosis: Diagnosis, template: str | None = None) -> dict[str, Any]:
     """How the models of a bundle go together; only their vocabularies are loaded.
+
+    Each model is asked a question as the other verbs ask it, so that what they would refuse (no
+    chat template, one that takes no question) is a problem here.
+
+    Args:
+        bundle: that is looked at.
+        diagnosis: takes warnings and problems.
+        template: the source of the template that the user gives.
 
     Raises:
         ModelError: a file cannot be loaded.
     """
     from capt_local.bundles.manifest import pair_roles
     from capt_local.llama.weights import Weights
+    from capt_local.prompting.build import PromptBuilder
+    from capt_local.runtime.tokenizers import check_tokenizers
+    from capt_local.tokenization.tokenizer import TextTokenizer
+
+    check_tokenizers(bundle.models.values())
 
     vocabularies: dict[str, Vocabulary] = {}
     templates: dict[str, str | None] = {}
@@ -301,6 +311,12 @@ def roles(bundle: Bundle, diagnosis: Diagnosis) -> dict[str, Any]:
                 + (f", {model.adapter}" if model.adapter else "")
             )
             vocabularies[role], templates[role] = weights.vocabulary, about.chat_template
+            tokenizer = TextTokenizer(weights.vocabulary, weights.tokenize)
+            builder = PromptBuilder(model, about.chat_template, tokenizer, given=template)
+            try:
+                diagnosis.warnings.extend(builder.prompt("What is asthma?", raw=False).notices)
+            except CaptError as error:
+                diagnosis.problem(error)
     for expert, base in (pair_roles(number) for number in range(1, bundle.pairs + 1)):
         same = vocabularies[expert].same_as(vocabularies[base])
         facts[f"{expert} and {base}: same vocabulary"] = same
@@ -541,23 +557,8 @@ def _left(told: list[str]) -> str:
     return named
 
 
-# The first release of each line in which a hostile archive cannot leave its folder (CVE-2025-4517,
-# CVE-2025-4330, CVE-2025-4138 and others).
 _WATCHED = 0.3  # seconds, to see what other programs take of the processor
-_ARCHIVES_MENDED = {(3, 11): 13, (3, 12): 11, (3, 13): 4}
 _SWAPS, _BLOCK = Path("/proc/swaps"), Path("/sys/class/block")
-
-
-def archive_flaws(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> str | None:
-    """A line about the known flaws of this Python in unpacking archives; None without any."""
-    needed = _ARCHIVES_MENDED.get((version[0], version[1]))
-    if needed is None or version[2] >= needed:
-        return None
-    here, mended = ".".join(map(str, version)), f"{version[0]}.{version[1]}.{needed}"
-    return (
-        f"Python {here} has known flaws in unpacking archives (CVE-2025-4517 and others), mended "
-        f"in {mended}. capt-local does not use that module; pip and other programs do."
-    )
 
 
 def processor(told: list[str]) -> dict[str, Any]:

@@ -137,7 +137,8 @@ class MethodFlags:
             "--alignment",
             twin="ALIGNMENT",
             metavar="NAME",
-            help="How vocabularies are joined: projection (default), capt-paper (to compare).",
+            help="How vocabularies are joined: projection, capt-paper (to compare). Default: "
+            "projection.",
         ),
     ] = None
     plausibility: Annotated[
@@ -283,8 +284,8 @@ def verify_option() -> Any:
         "--verify",
         twin="VERIFY",
         metavar="always|cached|never",
-        help="Check the digests of the models: always reads the files; cached (default) reads a "
-        "file of an installed bundle once and then only if it has changed.",
+        help="Check the digests of the models: always reads the files; cached reads a file of an "
+        "installed bundle once and then only if it has changed. Default: cached.",
     )
 
 

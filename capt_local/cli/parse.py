@@ -29,6 +29,34 @@ _FILES = "DEFAULT_MAP"  # Click's name for what comes from files
 _PLAIN_OPTION = re.compile(r"--?[a-z][a-z-]{0,30}")
 
 
+# What people type who know other verbs, or other programs.
+_INSTEAD = {
+    ("eval", "-o"): "--csv FILE for the table, --results FILE for finished items",
+    ("eval", "--output"): "--csv FILE for the table, --results FILE for finished items",
+    ("bench", "-o"): "--json, and a pipe into a file",
+    ("chat", "-o"): "--transcript FILE",
+    ("chat", "--output"): "--transcript FILE",
+    ("chat", "-f"): "/read FILE in the chat, or generate -f FILE",
+    ("chat", "-p"): "generate -p TEXT for one answer",
+    ("chat", "--json"): "generate --json",
+    ("demo", "-o"): "generate -o FILE",
+    ("demo", "--json"): "generate --json",
+    ("explain", "-o"): "--html FILE",
+    ("explain", "-f"): "the file without a flag",
+    ("batch", "-f"): "the file without a flag",
+    ("score", "-f"): "the file without a flag",
+    ("", "--temperature"): "--temp",
+    ("", "--n-predict"): "--max-tokens",
+    ("", "--max-new-tokens"): "--max-tokens",
+    ("", "--n-gpu-layers"): "--gpu-layers",
+    ("", "--ctx"): "--ctx-size",
+    ("", "--n-ctx"): "--ctx-size",
+    ("", "--model"): "--bundle or --target",
+    ("", "--input"): "--file",
+    ("", "-i"): "-f",
+}
+
+
 def call(verb: Callable[..., int], name: str, arguments: Sequence[str], screen: Screen) -> int:
     """Parses the arguments of a verb and runs it.
 
@@ -50,7 +78,7 @@ def call(verb: Callable[..., int], name: str, arguments: Sequence[str], screen: 
     except OSError as error:  # Click writes the help by itself
         raise unwritable(error) from None
     except _USAGE_ERRORS as error:
-        screen.error(f"{_usage_line(error)} See '{name} --help'.")
+        screen.error(f"{_usage_line(error, name.split()[-1])} See '{name} --help'.")
         return ExitCode.USAGE
     if not isinstance(parsed, dict):
         return int(parsed or 0)  # --help
@@ -130,7 +158,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
 
 
-def _usage_line(error: BaseException) -> str:
+def _usage_line(error: BaseException, verb: str) -> str:
     """What is wrong with the command line, without the value that was typed."""
     option = getattr(error, "option_name", None)
     param = getattr(error, "param", None)
@@ -148,5 +176,6 @@ def _usage_line(error: BaseException) -> str:
     if hasattr(error, "possibilities"):
         near = ", ".join(getattr(error, "possibilities", None) or ())
         what = f"option {option}" if plain else "such option"
-        return f"There is no {what}{f' (near: {near})' if near else ''}."
+        hint = _INSTEAD.get((verb, option)) or _INSTEAD.get(("", option)) or near
+        return f"There is no {what}{f' (near: {hint})' if hint else ''}."
     return f"The option {option if plain else 'at the end'} needs a value."

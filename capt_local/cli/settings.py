@@ -142,6 +142,7 @@ class Setting:
         several: whether it takes a list of these.
         least: of a number, or None.
         most: likewise.
+        default: what holds where nobody sets it, for people; empty for nothing.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Setting:
     several: bool
     least: float | None = None
     most: float | None = None
+    default: str = ""
 
     def check(self, value: object, file: ConfigFile) -> None:
         """Refuses a value of a file that the option does not take.
@@ -203,7 +205,7 @@ def settable(verb: Verb) -> dict[str, Setting]:
     """The options of a verb that have a twin, by their key in a file."""
     groups = [kind for name, kind in get_type_hints(verb).items() if name != "return"]
     found = (
-        _setting(name, hint)
+        _setting(name, hint, _default(kind, name))
         for kind in groups
         for name, hint in get_type_hints(kind, include_extras=True).items()
     )
@@ -217,7 +219,13 @@ def verbs() -> Iterator[Verb]:
             yield function(leaf, *((verb.name,) if verb.verbs else ()))
 
 
-def _setting(name: str, hint: Any) -> Setting | None:
+def _default(group: type[Any], name: str) -> Any:
+    fields: dict[str, dataclasses.Field[Any]] = getattr(group, "__dataclass_fields__", {})
+    value = fields[name].default if name in fields else None
+    return None if value is dataclasses.MISSING else value
+
+
+def _setting(name: str, hint: Any, default: Any = None) -> Setting | None:
     kind, declared = get_args(hint)[0], hint.__metadata__[0]
     if not declared.envvar:
         return None
@@ -235,7 +243,18 @@ def _setting(name: str, hint: Any) -> Setting | None:
         several=several,
         least=declared.min,
         most=declared.max,
+        default=_spelled(default, declared.help or ""),
     )
+
+
+def _spelled(default: Any, help: str) -> str:
+    """A default for people; where the declaration has none, what its help says of it."""
+    if default is None or default == "":
+        found = re.search(r"Default: (.*?)\.?$", help)
+        return found[1] if found else ""
+    if isinstance(default, bool):
+        return "true" if default else "false"
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _check_known(file: ConfigFile) -> None:

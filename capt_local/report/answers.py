@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from capt_local.decoding.options import Powers
 from capt_local.decoding.step import Choice, Step
-from capt_local.report.json import Answer, warnings
+from capt_local.report.json import FLAGS, Advice, Answer, warnings
 from capt_local.report.sanitise import Sanitiser, visible_line
 from capt_local.report.views import Bars, Beside, Line, Pane, Prose, Span, Table, View, cells
 
@@ -43,14 +43,15 @@ _DRAWN = Prose.of(
 )
 
 
-def views(answer: Answer, alone: Answer | None = None) -> tuple[View, ...]:
+def views(answer: Answer, alone: Answer | None = None, more: Advice = FLAGS) -> tuple[View, ...]:
     """What the expert changed in an answer: in words, as marked text, as a table of the shifts.
 
     Args:
         answer: what is explained.
         alone: the target's own answer to the same prompt, to stand beside it.
+        more: see `warnings`.
     """
-    notes = [Prose.of(f"Note: {line}") for line in (*answer.notices, *warnings(answer))]
+    notes = [Prose.of(f"Note: {line}") for line in (*answer.notices, *warnings(answer, more))]
     if len(answer.prompt_tokens) < 2:
         pane = Pane("The answer", marked_text(answer.steps), short_line(answer))
         return (DRAFT, pane, *notes, Prose.of("One model answered alone: nothing to compare."))

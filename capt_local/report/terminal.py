@@ -17,7 +17,7 @@ from typing import TextIO
 
 from capt_local.errors import UsageError
 from capt_local.report.sanitise import Sanitiser, visible
-from capt_local.report.views import Look, View
+from capt_local.report.views import Look, View, cells
 
 _DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
 _REDRAW = 0.1  # seconds; drawing must not slow down what it tells about
@@ -78,6 +78,53 @@ def unwritable(error: OSError) -> UsageError:
     return UsageError(f"Standard output cannot be written: {error.strerror or 'it is broken'}.")
 
 
+class Wrap:
+    """Breaks lines of a text that comes piece by piece between words, as wide as a terminal.
+
+    A word is held back until the blank behind it has come. Wide characters (Chinese, Japanese) are
+    words of their own. Nothing is lost: a line break takes the place of the blanks there.
+    """
+
+    def __init__(self, width: int) -> None:
+        """Starts at the left."""
+        self._width = max(width, 2)
+        self._column = 0
+        self._blanks = self._word = ""
+
+    def feed(self, text: str) -> str:
+        """What can be shown of the text so far."""
+        shown = ""
+        for character in text:
+            if character == "\n":
+                shown += self._place() + "\n"
+                self._column, self._blanks = 0, ""
+            elif character in " \t":
+                shown += self._place()
+                self._blanks += character
+            else:
+                if cells(character) == 2:
+                    shown += self._place()
+                self._word += character
+                if cells(character) == 2 or cells(self._word) >= self._width:
+                    shown += self._place()
+        return shown
+
+    def _place(self) -> str:
+        """The word that was held back, on this line or the next one."""
+        word, self._word = self._word, ""
+        if not word:
+            return ""
+        size, blanks = cells(word), self._blanks
+        self._blanks = ""
+        # A tab may be as wide as eight columns.
+        before = sum(8 if blank == "\t" else 1 for blank in blanks)
+        if self._column and self._column + before + size > self._width:
+            self._column = size
+            return "\n" + word
+        self._column += before + size
+        return blanks + word
+
+
 class _Nowhere(io.StringIO):
     """Stands for a stream that the process does not have."""
 
@@ -119,6 +166,7 @@ class Screen:
         self._thoughts = Sanitiser()
         self._last_thought = ""
         self._last = "\n"
+        self._wrap: Wrap | None = None
 
     @classmethod
     def standard(cls, verbose: int = 0) -> Screen:
@@ -185,13 +233,17 @@ class Screen:
         self._answer_text(self._sanitiser.flush())
         if self._last != "\n":
             self._answer_text("\n")
+        self._wrap = None
 
     def _answer_text(self, text: str) -> None:
         if text:
             self.clear_progress()
             self.end_thoughts()
             self._last = text[-1]
-            self._write(text)
+            if self.look_out is not None and self._wrap is None:
+                look = look_of(self._out, os.environ) or self.look_out  # as wide as it is now
+                self._wrap = Wrap(look.width)
+            self._write(text if self._wrap is None else self._wrap.feed(text))
 
     def line(self, text: str = "") -> None:
         """Writes a line to standard output: a result that was asked for."""

@@ -195,7 +195,11 @@ def test_every_kind_of_error_has_a_code() -> None:
     kinds = [k for k in kinds if issubclass(k, errors.CaptError) and k is not errors.CaptError]
     assert len(kinds) >= 6
     for kind in kinds:
-        made = kind({"target": 1}, 1) if kind is errors.ContextOverflow else kind("x")
+        sizes: dict[type, tuple[object, ...]] = {
+            errors.ContextOverflow: ({"target": 1}, 1),
+            errors.TextTooLong: (2, 1),
+        }
+        made = kind(*sizes.get(kind, ("x",)))
         assert code_for(made) is not ExitCode.UNEXPECTED
 
 

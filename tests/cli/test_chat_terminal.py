@@ -41,12 +41,10 @@ class Chat:
         return self.terminal.say(line, empty=empty)
 
     def refused(self, line: str) -> str:
-        """A line that is refused with one line of explanation and offered again."""
-        shown = self.terminal.say(line, empty=False)
+        """A line that is refused with one line of explanation, behind which the prompt is empty."""
+        shown = self.terminal.say(line)
         (reason,) = [part for part in shown.splitlines() if part.startswith("error: ")]
         assert "Traceback" not in shown
-        self.terminal.send("\x15")  # as readline: the line is wiped
-        self.terminal.ready()
         return reason
 
 
@@ -70,7 +68,7 @@ def test_an_answer_and_what_the_expert_changed_in_it(fresh: Chat) -> None:
     shown = fresh(QUESTION)
     assert "changed" in shown and "context" in shown
     why = fresh("/why")
-    assert "Largest changes" in why and "─" in why
+    assert "What the expert changed" in why and "─" in why
     assert fresh("/why 1")
     assert "1 to 1" in fresh.refused("/why 2")
     assert "1 to 1" in fresh.refused("/why x")
@@ -156,7 +154,7 @@ def test_a_note_is_text_and_cannot_forge_a_turn(fresh: Chat) -> None:
     (fresh.folder / "latin.txt").write_bytes(b"caf\xe9 " + CANARY.encode())
     assert "byte 3" in fresh.refused("/read latin.txt")
     (fresh.folder / "utf16.txt").write_bytes("note".encode("utf-16-le"))
-    assert "zero bytes" in fresh.refused("/read utf16.txt")
+    assert "NUL byte" in fresh.refused("/read utf16.txt")
 
 
 def test_save_and_load(fresh: Chat) -> None:
@@ -180,7 +178,7 @@ def test_save_and_load(fresh: Chat) -> None:
 
 
 def test_a_full_disk_on_save_loses_nothing(fresh: Chat) -> None:
-    fresh("/set max-tokens=40 temp=5")
+    fresh("/set max-tokens=40 temp=1.9")
     for question in (QUESTION, "And what helps?"):
         fresh(question)
     reason = fresh.refused("/save large.jsonl")
@@ -228,7 +226,7 @@ def test_a_pasted_note_keeps_its_lines_and_is_sent_once(fresh: Chat) -> None:
     assert questions(fresh) == [note]
 
 
-def test_a_paste_of_ten_thousand_characters_is_refused_with_counts_and_offered_again(
+def test_a_paste_of_ten_thousand_characters_is_refused_with_counts_and_stands_under_up(
     fresh: Chat,
 ) -> None:
     terminal = fresh.terminal
@@ -241,6 +239,8 @@ def test_a_paste_of_ten_thousand_characters_is_refused_with_counts_and_offered_a
     assert time.monotonic() - begun < 10
     reason = next(line for line in shown.splitlines() if line.startswith("error: "))
     assert "does not fit" in reason and "target" in reason and "/undo" in shown
+    terminal.ready()  # the prompt is empty, the error in sight
+    terminal.send("\x1b[A")
     terminal.wait(lambda: CANARY in terminal.at_cursor())
     terminal.send("\x03")
     terminal.ready()
@@ -248,7 +248,7 @@ def test_a_paste_of_ten_thousand_characters_is_refused_with_counts_and_offered_a
 
 
 def sent_long(terminal: Terminal) -> str:
-    """Enter, and what is shown until the refused text stands on the line again."""
+    """Enter, and what is shown until the text is refused."""
     seen = len(terminal.raw)
     terminal.send("\r")
     terminal.wait(lambda: "holds more." in plain(terminal.raw[seen:]))
@@ -260,10 +260,8 @@ def test_pasted_bytes_that_are_no_text_and_control_characters(fresh: Chat) -> No
     terminal.paste(b"caf\xe9 " + CANARY.encode())
     terminal.wait(lambda: CANARY in terminal.at_cursor())
     assert "\\udce9" in terminal.at_cursor()
-    shown = terminal.say(empty=False)
+    shown = terminal.say()
     assert "not valid UTF-8 at character 3" in shown
-    terminal.send("\x03")
-    terminal.ready()
     terminal.paste("a\x07\x1b]0;owned\x07 \u202eb\u200b".encode())
     terminal.wait(lambda: "owned" in terminal.at_cursor())
     line = terminal.at_cursor()

@@ -237,7 +237,7 @@ def test_everything_that_a_site_asks_for_is_told(bundle: Path, run: Run) -> None
     found = json.loads(run("doctor", "-m", str(bundle), "--json").out)
     parts = {
         "software": ["capt-local", "llama-cpp-python", "llama.cpp", "Python", "platform",
-                     "build flags", "known flaws of this Python"],
+                     "build flags"],
         "backend": ["live", "GPU support in this build", "CPU multiplies two matrices",
                     "weight formats left out, since they crash"],
         "memory": ["total bytes", "available bytes"],
@@ -262,3 +262,16 @@ def test_overlap_of_vocabularies() -> None:
     expert = make_vocabulary(["fever", "rash", "pain"], all_bytes=False)
     assert overlap(target, expert) == 0.5
     assert overlap(target, target) == 1.0
+
+
+def test_what_the_other_verbs_refuse_is_a_problem_here(tmp_path: Path, run: Run) -> None:
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    file = tiny_gguf(folder / "target.gguf", seed=1, template=None)
+    write_manifest(Bundle(id="bare", models={"target": describe("target", file)}), folder)
+    refused = run("generate", "-m", str(folder), "-p", "x", "-n", "1")
+    result = run("doctor", "-m", str(folder))
+    assert (refused.code, result.code) == (3, 3)
+    assert "has no chat template" in refused.err and "has no chat template" in result.out
+    for verb in (["doctor"], ["generate", "-p", "x", "-n", "1"]):
+        assert run(*verb, "-m", str(folder), "--template", "plain").code == 0

@@ -8,27 +8,8 @@ import psutil
 import pytest
 
 from capt_local.cli import doctor
-from capt_local.cli.doctor import archive_flaws, private_memory, swaps
+from capt_local.cli.doctor import private_memory, swaps
 from capt_local.llama import hardening
-
-
-@pytest.mark.parametrize(
-    ("version", "mended"),
-    [
-        ((3, 11, 7), "3.11.13"),
-        ((3, 11, 12), "3.11.13"),
-        ((3, 11, 13), None),
-        ((3, 12, 10), "3.12.11"),
-        ((3, 12, 11), None),
-        ((3, 13, 3), "3.13.4"),
-        ((3, 14, 0), None),
-    ],
-)
-def test_a_python_with_known_flaws_is_named(version: tuple[int, ...], mended: str | None) -> None:
-    said = archive_flaws(version)
-    assert (said is None) == (mended is None)
-    if said is not None and mended is not None:
-        assert f"mended in {mended}." in said and ".".join(map(str, version)) in said
 
 
 def test_swap_on_an_encrypted_device_or_in_memory_is_safe(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from capt_local.report import terminal as module
-from capt_local.report.terminal import Screen, look_of
-from capt_local.report.views import Look, Pane, Prose, Span
+from capt_local.report.terminal import Screen, Wrap, look_of
+from capt_local.report.views import Look, Pane, Prose, Span, cells
 
 
 class Terminal(io.StringIO):
@@ -55,6 +57,7 @@ def test_escape_sequences_reach_neither_stream() -> None:
     screen, out, err = make(look_out=Look())
     for piece in (b"\x1b", b"]52;c;aGk=", b"\x07"):
         screen.answer(piece)
+    screen.end_answer()
     screen.note("\x1b[2J")
     screen.show(Prose((Span("\x1b[31mred\x1b[0m"),)))
     assert "\x1b" not in out.getvalue() + err.getvalue()
@@ -136,3 +139,25 @@ def test_an_error_is_one_line() -> None:
     screen, _, err = make()
     screen.error("first\nsecond")
     assert err.getvalue() == "error: first second\n"
+
+
+@given(st.lists(st.text(alphabet="ab, \n\t体é", max_size=12), max_size=20), st.integers(2, 30))
+def test_words_wrap_at_word_ends_and_nothing_is_lost(pieces: list[str], width: int) -> None:
+    wrap, text = Wrap(width), "".join(pieces)
+    shown = "".join(wrap.feed(piece) for piece in pieces) + wrap.feed("\n")
+    assert shown == Wrap(width).feed(text + "\n")  # wherever the stream is cut
+    assert "".join(shown.split()) == "".join(text.split())
+    assert shown.replace("体", " 体 ").split() == text.replace("体", " 体 ").split() or any(
+        cells(word) >= width for word in text.split()
+    )
+    for line in shown.split("\n"):
+        assert "\t" in line or cells(line.rstrip()) <= width or " " not in line.strip()
+
+
+def test_an_answer_on_a_terminal_wraps_and_in_a_pipe_does_not() -> None:
+    for look, wanted in ((Look(12), "one two\nthree four\n"), (None, "one two three four\n")):
+        screen, out, _ = make(look_out=look)
+        for piece in (b"one t", b"wo thr", b"ee four"):
+            screen.answer(piece)
+        screen.end_answer()
+        assert out.getvalue() == wanted
