@@ -26,6 +26,7 @@ _GUARDS = tuple(bytes((byte,)) for byte in (1, 2, 3, 5, 14, 15))
 # Bytes that go to llama.cpp at once where the text can be cut: no run between cuts is longer.
 _PART = 4096
 _TEXT_THEN_SPACE = re.compile(rb"(?=(\S) )")
+_RUNS = re.compile("[\udc80-\udcff]+|[^\udc80-\udcff]+")
 # An answer is tokenized word by word, and most of its words come again.
 _SHORT, _KEPT = 24, 4096
 # What SentencePiece writes for a space; written by people, it is not one.
@@ -50,7 +51,7 @@ class TextTokenizer:
     Args:
         vocabulary: of the model.
         tokenize: `tokenize(text: bytes, *, special: bool) -> list[int]`, llama.cpp's tokenizer
-            without BOS or EOS (see `decode.model.Model.tokenize`).
+            without BOS or EOS (see `decoding.model.Model.tokenize`).
 
     Attributes:
         vocabulary: see above.
@@ -284,14 +285,5 @@ def _characters(text: bytes) -> Iterator[bytes]:
 
 def _utf8_parts(text: bytes) -> Iterator[tuple[bytes, bool]]:
     """Splits bytes into runs that are UTF-8 (True) and runs that are not (False)."""
-    while text:
-        try:
-            text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            if error.start:
-                yield text[: error.start], True
-            yield text[error.start : error.end], False
-            text = text[error.end :]
-        else:
-            yield text, True
-            return
+    for run in _RUNS.findall(text.decode("utf-8", "surrogateescape")):
+        yield run.encode("utf-8", "surrogateescape"), not "\udc80" <= run[0] <= "\udcff"
