@@ -200,15 +200,6 @@ def test_a_stop_loses_nothing(
         assert name in other.err
 
 
-def test_a_stop_without_files_tells_what_was_done(run: Run, rules: Rules, choices: Path) -> None:
-    rules.press_at = 3
-    result = run("eval", "{models}", "--task", str(choices))
-    assert result.code == 130
-    assert "so    target  accuracy  1.000" in result.out
-    assert "so, target: 3 items were not run." in result.err
-    assert result.err.splitlines()[-1] == "interrupted. Nothing was kept."
-
-
 def test_a_run_has_one_day(run: Run, rules: Rules, prose: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     command = ("eval", "{models}", "--task", str(prose), "--results", str(results))
@@ -234,34 +225,6 @@ def test_items_that_do_not_fit_are_counted_and_said(run: Run, rules: Rules, choi
     assert "so, capt: 3 failed (does not fit); its figures are over the other 1." in result.err
     cost = result.out.split("Items and cost")[1].splitlines()
     assert cost[3].split()[:3] == ["capt", "1", "3"]
-
-
-def test_inputs_are_cut_only_on_request(run: Run, rules: Rules, choices: Path) -> None:
-    result = run("eval", "{models}", "--task", str(choices), "--max-input-bytes", "4")
-    assert result.code == 0
-    assert "so: inputs that were cut to --max-input-bytes: 4." in result.err
-    assert not any("note 1" in call[2] for call in rules.calls)
-
-
-def test_examples_of_a_folder_are_read_where_they_are_shown(
-    run: Run, rules: Rules, tmp_path: Path
-) -> None:
-    folder = tmp_path / "task"
-    folder.mkdir()
-    (folder / "task.toml").write_text(
-        'name = "so"\nkind = "classification"\nfile = "test.jsonl"\nchoices = ["yes", "no"]\n'
-        'fields = { id = "id", input = "note", reference = "label" }\n'
-        '[examples]\nfile = "train.jsonl"\n'
-    )
-    written(folder / "test.jsonl", [{"id": 1, "note": "cough", "label": "yes"}])
-    rules.say = lambda *_: "yes"
-    command = ("eval", "{models}", "--task", str(folder), "--methods", "target")
-    assert run(*command).code == 0
-    shown = run(*command, "--shots", "1")
-    assert (shown.code, "Task 1" in shown.err) == (2, True)
-    written(folder / "train.jsonl", [{"id": 2, "note": "fever and chills", "label": "no"}])
-    assert run(*command, "--shots", "1", "--max-input-bytes", "5").code == 0
-    assert "fever" in rules.calls[-1][2] and "chills" not in rules.calls[-1][2]
 
 
 def test_the_table_takes_the_place_of_no_file_of_a_task(
@@ -353,12 +316,6 @@ def test_a_method_that_the_bundle_cannot_serve(
     result = run("eval", "{models}", "--task", str(choices), "--methods", "target,base")
     assert (result.code, result.err.splitlines()[-1]) == (2, "error: No base here.")
     assert not rules.calls
-
-
-def test_only_the_models_that_are_needed_are_opened(run: Run, rules: Rules, choices: Path) -> None:
-    for methods, roles in (("target", ("target",)), ("target,expert", None)):
-        assert run("eval", "{models}", "--task", str(choices), "--methods", methods).code == 0
-        assert rules.opened[-1]["roles"] == roles
 
 
 def test_answers_are_written_only_to_the_file_that_was_named(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.decoding.answers import Choosing
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 
@@ -69,38 +68,6 @@ def test_each_kind_of_item_has_its_line(run: Run, script: Script, tmp_path: Path
     assert lines[2].endswith("choice 0, right") and lines[3].endswith("choice 0, wrong")
 
 
-def test_choices_alone_have_no_bits(run: Run, script: Script, tmp_path: Path) -> None:
-    question = {key: value for key, value in QUESTION.items() if key != "answer"}
-    file = written(tmp_path, question)
-    whole = json.loads(run("score", "{models}", file, "--json").out)
-    assert (whole["bits_per_byte"], whole["bytes"]) == (None, 0) and "accuracy" not in whole
-
-
-@pytest.mark.parametrize(
-    ("flags", "how"),
-    [
-        ([], Choosing.LIKELIHOOD),
-        (["--normalise", "none"], Choosing.LIKELIHOOD),
-        (["--normalise", "bytes"], Choosing.PER_BYTE),
-        (["--normalise", "tokens"], Choosing.PER_TOKEN),
-        (["--choice", "constrained"], Choosing.CONSTRAINED),
-    ],
-)
-def test_choices_are_made_as_asked(
-    flags: list[str], how: Choosing, run: Run, script: Script, tmp_path: Path
-) -> None:
-    result = run("score", "{models}", written(tmp_path, QUESTION), *flags)
-    assert result.code == 0
-    assert [call["how"] for call in script.calls if "how" in call] == [how]
-
-
-def test_raw_and_end_reach_the_models(run: Run, script: Script, tmp_path: Path) -> None:
-    file = written(tmp_path, {**ANSWER, "prompt": ""})
-    assert run("score", "{models}", file, "--raw", "--end").code == 0
-    (call,) = [call for call in script.calls if "answer" in call]
-    assert (call["asked"], call["raw"], call["end"]) == ("", True, True)
-
-
 def test_what_is_longer_than_the_context_is_told_and_the_rest_goes_on(
     run: Run, script: Script, tmp_path: Path
 ) -> None:
@@ -127,19 +94,6 @@ def test_an_interrupt_leaves_what_is_done(run: Run, script: Script, tmp_path: Pa
     assert result.err.splitlines()[-1] == (
         "error: interrupted after 1 of 2 items; the figures are of these."
     )
-
-
-def test_an_interrupt_stops_within_a_text(run: Run, script: Script, tmp_path: Path) -> None:
-    file, out = tmp_path / "note.txt", tmp_path / "out.jsonl"
-    file.write_text("fever")
-    script.press_at = 0
-    result = run("score", "{models}", str(file), "-o", str(out))
-    assert (result.code, result.out, result.err.splitlines()[-1]) == (
-        130,
-        "",
-        "error: interrupted.",
-    )
-    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -174,23 +128,3 @@ def test_errors_name_the_argument_and_the_line(
         assert name in result.err
         assert CANARY not in result.err
     assert not script.calls
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--choice", "constrained", "--normalise", "bytes"], "--normalise is for"),
-        (["--choice", "free"], "not one that it takes"),
-        (["-o", "{file}"], "is FILE itself"),
-        (["--raw"], "line 2"),
-    ],
-)
-def test_flags_that_do_not_go_together_are_found_before_anything_loads(
-    flags: list[str], said: str, run: Run, script: Script, tmp_path: Path
-) -> None:
-    turns = {"messages": [{"role": "user", "content": CANARY}], "completion": "x"}
-    file = written(tmp_path, QUESTION, turns)
-    before = Path(file).read_bytes()
-    result = run("score", "{models}", file, *(flag.format(file=file) for flag in flags))
-    assert result.code == 2 and said in result.err and CANARY not in result.err
-    assert not script.calls and Path(file).read_bytes() == before

@@ -70,20 +70,6 @@ def test_an_answer_that_is_a_letter(answer: str, named: str | None) -> None:
     assert named_choice(answer, LETTERS) == named
 
 
-@pytest.mark.parametrize(
-    ("answer", "named"),
-    [
-        ("fam/sochx", "FAM/SOCHX"),
-        ("The section is OTHER_HISTORY", "OTHER_HISTORY"),
-        ("plan: come back in a week", "PLAN"),
-        ("PLANNING", None),
-        ("LABS and PLAN", None),
-    ],
-)
-def test_names_with_signs_in_them(answer: str, named: str | None) -> None:
-    assert named_choice(answer, SECTIONS) == named
-
-
 def test_the_longer_of_two_choices_is_the_one_that_is_named() -> None:
     choices = ("history", "history of illness")
     assert named_choice("History of illness.", choices) == "history of illness"
@@ -99,12 +85,6 @@ def test_letters_name_choices_only_where_they_were_shown() -> None:
     assert named_choice("Answer: (A)", choices, letters=True) == "atrial flutter"
     assert named_choice("B.", choices) is None
     assert named_choice("asthma", choices, letters=True) == "asthma"
-
-
-def test_choices_of_one_sign_and_longer_ones_go_together() -> None:
-    assert named_choice("NK", ("T", "NK")) == "NK"
-    assert named_choice("a T cell", ("T", "NK")) == "T"
-    assert named_choice("2", ("0", "1", "2")) == "2"
 
 
 def test_the_answer_is_what_stands_behind_the_last_marker() -> None:

@@ -13,7 +13,6 @@ from capt_local.evaluate.score import (
     Continuation,
     Text,
     read_score_inputs,
-    read_texts,
 )
 from capt_local.prompting.messages import Message
 
@@ -58,11 +57,6 @@ def test_limits_come_after_the_check_of_all_lines(tmp_path: Path) -> None:
         read(tmp_path, {"text": "a"}, {"text": "b"}, b"{", limit=1)
 
 
-def test_raw_prompts_may_be_empty(tmp_path: Path) -> None:
-    (found,) = read(tmp_path, {"prompt": "", "continuation": "x"}, raw=True)
-    assert found == Continuation("1", "", b"x")
-
-
 def test_any_other_file_is_one_text(tmp_path: Path) -> None:
     file = tmp_path / "note.txt"
     file.write_text('{"text": "x"}\n')
@@ -70,17 +64,6 @@ def test_any_other_file_is_one_text(tmp_path: Path) -> None:
     file.write_bytes(b"\xff" + CANARY.encode())
     with pytest.raises(UsageError, match="The file: not UTF-8 at byte 0"):
         read_score_inputs(file, "The file")
-
-
-def test_a_file_from_another_system_is_the_same(tmp_path: Path) -> None:
-    """A mark in front of UTF-8, line ends of two signs, and a name in capitals."""
-    file = tmp_path / "NOTES.JSONL"
-    file.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n')
-    assert read_score_inputs(file, "The file") == [Text("1", b"a", line=1), Text("2", b"b", line=2)]
-    assert read_texts(file, "The file") == read_score_inputs(file, "The file")
-    note = tmp_path / "note.txt"
-    note.write_bytes(b"\xef\xbb\xbffever\r\n")
-    assert read_score_inputs(note, "The file") == [Text("1", b"fever\r\n")]
 
 
 ASKED = {"prompt": CANARY}
@@ -138,15 +121,3 @@ def test_what_does_not_go_with_the_flags_is_refused(tmp_path: Path) -> None:
         read(tmp_path, {"messages": TURNS, "continuation": "a"}, raw=True)
     with pytest.raises(UsageError, match="line 1: --max-bytes cuts texts alone"):
         read(tmp_path, {**ASKED, "continuation": "a"}, size=5)
-
-
-def test_ids_stand_once(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="line 2: its id is that of line 1"):
-        read(tmp_path, {"id": CANARY, "text": "a"}, {"id": CANARY, "text": "b"})
-    with pytest.raises(UsageError, match="line 3: its id is that of line 2"):
-        read(tmp_path, {"id": "a", "text": "a"}, {"id": 3, "text": "a"}, {"text": "b"})
-
-
-def test_all_wrong_lines_are_counted(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"line 1: .* 2 more lines are wrong too"):
-        read(tmp_path, {}, {"text": "a"}, {}, b"{")

@@ -296,11 +296,6 @@ def clip_with(tmp_path: Path, old: str, new: str) -> Path:
     return tmp_path / "clip"
 
 
-def test_labels_that_nobody_described(tmp_path: Path) -> None:
-    place = clip_with(tmp_path, "I-Lab-related followup", SECRET)
-    assert 'line 3: "reference" names a label that is not' in refused(place)
-
-
 @pytest.mark.parametrize("new", ["[__import__('os')", "['Do' + 'x'", "{'Do'", f"['{SECRET}', 1"])
 def test_lists_that_are_none_are_never_run(tmp_path: Path, new: str) -> None:
     assert 'line 4: "sentence": not a list' in refused(clip_with(tmp_path, "['Do'", new))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from capt_local.errors import UsageError
 from capt_local.evaluate.items import Item, Kind, Measure
-from capt_local.evaluate.styles import FewShot, FewShotBy, read_style, shows_examples, style_names
+from capt_local.evaluate.styles import FewShot, FewShotBy, read_style, style_names
 from capt_local.evaluate.tasks import Task, read_task
 from capt_local.prompting.messages import Message
 
@@ -60,11 +60,6 @@ def test_zero_shot() -> None:
     assert style.read(" \n", SUMMARY.items[0], SUMMARY) is None
 
 
-def test_no_instruction_leaves_no_gap() -> None:
-    task = task_of(Item("1", "", "Is it so?", "yes", ("yes", "no")))
-    assert read_style("zero-shot").text(task.items[0], task).startswith("Is it so?\n\nReply")
-
-
 @given(st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip))
 def test_what_people_wrote_is_never_changed_or_filled_in(text: str) -> None:
     """Braces, dollar signs and places in a note stay what they are."""
@@ -106,13 +101,6 @@ def test_neither_the_item_nor_its_input_is_an_example() -> None:
             FewShot(examples, 3, by).of(item, task_of(item))
     same_file = [one.id for one in FewShot(examples, 2).of(examples.items[2], examples)]
     assert same_file == ["1", "2"]
-
-
-def test_equally_near_examples_keep_their_order() -> None:
-    examples = task_of(*(question(str(n), f"word{n}") for n in range(5)))
-    item = question("x", "nothing shared")
-    shown = FewShot(examples, 3, FewShotBy.NEAREST).of(item, task_of(item))
-    assert [one.id for one in shown] == ["2", "1", "0"]
 
 
 def test_examples_that_cannot_be_shown() -> None:
@@ -157,16 +145,6 @@ def test_letters() -> None:
     task = task_of(question("1", "Which?", many))
     with pytest.raises(UsageError, match="letters for 26"):
         style.check(task)
-
-
-def test_self_consistency_is_for_short_answers() -> None:
-    style = read_style("self-consistency")
-    assert (style.samples, style.temperature) == (5, 0.7)
-    assert read_style("self-consistency", samples=9).samples == 9
-    with pytest.raises(UsageError, match="no prompt for generation"):
-        style.check(SUMMARY)
-    with pytest.raises(UsageError, match="long texts"):
-        read_style("zero-shot", samples=3).check(SUMMARY)
 
 
 def test_a_style_of_ones_own(tmp_path: Path) -> None:
@@ -215,15 +193,3 @@ def test_styles_that_are_broken(tmp_path: Path, text: str, said: str) -> None:
         read_style(str(path))
     assert said in str(error.value)
     assert "Miller" not in str(error.value) and "\n" not in str(error.value)
-
-
-def test_styles_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there are chain-of-thought, few-shot"):
-        read_style("zeroshot")
-    with pytest.raises(UsageError, match="no such file"):
-        read_style(str(tmp_path / "x.toml"))
-
-
-def test_whether_a_style_shows_examples_is_known_before_they_are_read() -> None:
-    assert shows_examples("few-shot")
-    assert not shows_examples("zero-shot")

@@ -76,21 +76,6 @@ def test_a_limit_draws_items_and_keeps_their_order(tmp_path: Path) -> None:
         read_task(path, limit=0)
 
 
-def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
-    path = written(tmp_path, json.dumps(changed(input="a\x85b\u2028c"), ensure_ascii=False), "", "")
-    assert read_task(path).items[0].input == "a\x85b\u2028c"
-
-
-def test_a_mark_in_front_of_utf_8_is_no_part_of_the_first_line(tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD)
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\r\n")
-    assert read_task(path).items[0].id == "1"
-
-
-def test_an_id_may_be_a_whole_number(tmp_path: Path) -> None:
-    assert read_task(written(tmp_path, changed(id=7))).items[0].id == "7"
-
-
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -151,27 +136,6 @@ def test_ids_kinds_and_names_must_go_together(tmp_path: Path) -> None:
     prose = {"id": "2", "task": "made-up", "kind": "perplexity", "text": "A text."}
     assert 'line 2: "kind" is not that' in refused(written(tmp_path, GOOD, prose))
     assert '"task" must be' in refused(written(tmp_path, changed(task=SECRET)))
-
-
-def test_files_that_are_none(tmp_path: Path) -> None:
-    assert "there is no such file" in refused(tmp_path / "none.jsonl")
-    assert "holds no items" in refused(written(tmp_path, "", " "))
-    path = tmp_path / "bytes.jsonl"
-    path.write_bytes(json.dumps(GOOD).encode() + b"\n\xff\xfe")
-    assert "line 2: not UTF-8 at byte 0" in refused(path)
-    assert "task.toml cannot be read" in refused(tmp_path)
-
-
-def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "large.jsonl"
-    with path.open("wb") as file:
-        file.truncate((64 << 20) + 1)
-    assert "larger than 64 MiB" in refused(path)
-
-
-def test_the_caller_says_what_the_file_is_called(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^The second --task, line 1: not JSON\.$"):
-        read_task(written(tmp_path, "{"), what="The second --task")
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,11 @@ lm_eval = pytest.importorskip("lm_eval")
 evaluator = pytest.importorskip("lm_eval.evaluator")
 
 from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from capt_local import GenerateOptions, LoadOptions, Method, Runtime, SampleOptions  # noqa: E402
 from capt_local.errors import ContextOverflow, UsageError  # noqa: E402
-from capt_local.lm_eval import CaptLocal, answer_options, main, model_flags  # noqa: E402
+from capt_local.lm_eval import CaptLocal, answer_options, main  # noqa: E402
 from capt_local.prompting.messages import Message  # noqa: E402
 
 NOTE = "The patient is a 61-year-old woman with shortness of breath. She was"
@@ -101,14 +100,6 @@ def test_log_likelihoods_are_those_of_the_runtime(model: CaptLocal, runtime: Run
         wanted = runtime.score_answer(context, answer.encode(), raw=True)
         assert logp == pytest.approx(-wanted.nats, rel=5e-3)
         assert greedy == wanted.greedy
-
-
-def test_an_answer_that_is_generated_is_greedy(model: CaptLocal) -> None:
-    # A few tokens, which are canonical: later ones may spell a word in other tokens.
-    asked = requests("generate_until", (NOTE, {"max_gen_toks": 3, "until": []}))
-    (text,) = model.generate_until(asked, disable_tqdm=True)
-    ((_, greedy),) = model.loglikelihood(requests("loglikelihood", (NOTE, text)))
-    assert text and greedy
 
 
 def test_rolling_is_the_score_of_a_text(model: CaptLocal, runtime: Runtime) -> None:
@@ -211,11 +202,6 @@ def test_the_module_is_a_command() -> None:
     assert result.returncode == 0 and "--model_args" in result.stdout
 
 
-def test_models_of_the_harness_are_still_there() -> None:
-    assert get_model("capt-local") is CaptLocal
-    assert get_model("dummy") is not None
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -259,36 +245,7 @@ def test_generation_arguments_mean_what_they_do_in_the_harness(
     assert (got.max_tokens, got.stop, got.method) == (length, stops, Method.TARGET)
 
 
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        ({"num_beams": 4}, "1 generation arguments are not known here"),
-        ({"until": 3}, "'until' is a text or a list"),
-        ({"until": [""]}, "stop string is empty"),
-        ({"temperature": "hot"}, "'temperature' is a number"),
-        ({"max_gen_toks": 0}, "'max_gen_toks' is a whole number from 1"),
-        ({"do_sample": True, "top_p": 2}, "--top-p"),
-    ],
-)
-def test_generation_arguments_without_a_meaning_are_refused(
-    asked: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(UsageError, match=said):
-        answer_options(OURS, asked, seed=0)
-
-
 def test_each_answer_of_a_run_is_drawn_anew(model: CaptLocal) -> None:
     asked = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 12}
     texts = model.generate_until(requests("generate_until", (NOTE, asked), (NOTE, asked)))
     assert texts[0] != texts[1]
-
-
-def test_files_of_several_pairs_are_separated_as_in_path() -> None:
-    several = os.pathsep.join(("a.gguf", "b.gguf"))
-    files = {"target": "t.gguf", "expert": several, "base": "c.gguf"}
-    flags = model_flags(None, files | {"expert_adapter": "l.gguf"}, None, None, "auto")
-    assert (flags.target, flags.base) == (Path("t.gguf"), [Path("c.gguf")])
-    assert flags.expert_adapter == [Path("l.gguf")]
-    assert flags.expert == [Path("a.gguf"), Path("b.gguf")]
-    alone = model_flags(None, {"target": None, "expert": None, "base": None}, None, None, "auto")
-    assert (alone.target, alone.expert, alone.base) == (None, None, None)
