@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capt_local.batch import InputFormat
+from capt_local.cli.answer_flags import ProxyReasoningFlags, StructureFlags
 from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, option
-from capt_local.cli.structured import StructureFlags
-from capt_local.cli.thinking import QuietThoughtFlags
 from capt_local.config import Feature
 from capt_local.errors import UsageError
 
@@ -280,7 +279,7 @@ class Flags:
     method: MethodFlags
     sample: SampleFlags
     structure: StructureFlags
-    thoughts: QuietThoughtFlags
+    thoughts: ProxyReasoningFlags
     report: SummaryFlags
     view: ViewFlags
 
@@ -292,7 +291,7 @@ def batch(
     method: MethodFlags,
     sample: SampleFlags,
     structure: StructureFlags,
-    thoughts: QuietThoughtFlags,
+    thoughts: ProxyReasoningFlags,
     report: SummaryFlags,
     view: ViewFlags,
 ) -> int:

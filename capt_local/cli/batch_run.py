@@ -33,12 +33,12 @@ from capt_local.batch.supervisor import (
     worker_command,
 )
 from capt_local.bundles.manifest import Bundle
+from capt_local.cli.answer_flags import structure
 from capt_local.cli.batch import Flags
 from capt_local.cli.exits import ExitCode, code_for, wants_traceback
 from capt_local.cli.files import OutputFile
 from capt_local.cli.session import find_bundle, generate_options, load_options, pinned_date
 from capt_local.cli.signals import Signals
-from capt_local.cli.structured import structure
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.structured import SchemaCheck
 from capt_local.errors import Cancelled, CaptError, UsageError

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 from capt_local.chat.commands import in_block, is_open, offers, understood
 from capt_local.chat.conversation import CANDIDATES
+from capt_local.cli.answer_flags import ReasoningFlags, StructureFlags, reasoning_writer, structure
 from capt_local.cli.chat_commands import Commands
 from capt_local.cli.exits import ExitCode, line_for, wants_traceback
 from capt_local.cli.files import checked, decoded
@@ -25,9 +26,7 @@ from capt_local.cli.options import (
 )
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.cli.signals import Leave, Signals
-from capt_local.cli.structured import StructureFlags, structure
 from capt_local.cli.talk import Talk, TranscriptFile, no_room
-from capt_local.cli.thinking import ThoughtFlags, thinking
 from capt_local.config import Feature
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
@@ -79,7 +78,7 @@ def chat(
     sample: SampleFlags,
     pace: SpeedFlags,
     form: StructureFlags,
-    thought: ThoughtFlags,
+    thought: ReasoningFlags,
     view: ViewFlags,
 ) -> int:
     """A conversation; /help in it lists the commands, /why shows what the expert changed.
@@ -113,7 +112,7 @@ def chat(
                 return signals.code
             raise
         with session.runtime:
-            held = Talk(session, signals, options, log, system, thinking(thought, screen))
+            held = Talk(session, signals, options, log, system, reasoning_writer(thought, screen))
             try:
                 return _converse(held, signals, idle)
             finally:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capt_local.bundles.manifest import Bundle
+from capt_local.cli.answer_flags import ReasoningFlags, StructureFlags, reasoning_writer, structure
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import (
     TOP,
@@ -30,8 +31,6 @@ from capt_local.cli.options import (
 )
 from capt_local.cli.session import Session, answer_to, find_bundle, generate_options, open_session
 from capt_local.cli.signals import Interrupt
-from capt_local.cli.structured import StructureFlags, structure
-from capt_local.cli.thinking import ThoughtFlags, thinking
 from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
@@ -49,7 +48,7 @@ def generate(
     pace: SpeedFlags,
     output: OutputFlags,
     form: StructureFlags,
-    thought: ThoughtFlags,
+    thought: ReasoningFlags,
     report: ReportFlags,
     force: ForceFlags,
     view: ViewFlags,
@@ -76,7 +75,7 @@ def generate(
     inputs = [prompt.file, form.json_schema, form.grammar_file, *files_of(bundle)]
     delivery = _Delivery(screen, output, report, asked, inputs, force.force)
     show = screen.answer if delivery.live else None
-    think = thinking(thought, screen) if delivery.live else None
+    think = reasoning_writer(thought, screen) if delivery.live else None
 
     def keep(part: Answer) -> None:
         try:

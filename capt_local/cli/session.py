@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from capt_local.cli.answer_flags import step_writer
 from capt_local.cli.files import checked
 from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags
 from capt_local.cli.policy import check_unsigned, check_weights, permitted
 from capt_local.cli.signals import Interrupt
-from capt_local.cli.thinking import teller
 from capt_local.decoding.options import (
     AlignOptions,
     CombineOptions,
@@ -246,7 +246,7 @@ def answer_to(
     """
     generation = session.runtime.generate(asked, options, raw=raw, cancel=session.interrupt)
     steps: list[Step] = []
-    tell = teller(show, think)
+    tell = step_writer(show, think)
     try:
         for step in generation:
             steps.append(step)

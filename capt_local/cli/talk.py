@@ -19,9 +19,9 @@ from capt_local.chat.conversation import (
     with_notes,
     written,
 )
+from capt_local.cli.answer_flags import Writer
 from capt_local.cli.session import Session, answer_to
 from capt_local.cli.signals import Signals
-from capt_local.cli.thinking import Tell
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
@@ -59,7 +59,7 @@ class Talk:
         options: GenerateOptions,
         log: TranscriptFile | None = None,
         system: str | None = None,
-        think: Tell | None = None,
+        think: Writer | None = None,
     ) -> None:
         """Starts with nothing said."""
         self.session = session
