@@ -148,7 +148,7 @@ class RunManifest:
         run: a random id of the run; it stays when the run is resumed.
         created: when the run began, in UTC.
         fingerprint: as `Fingerprint.as_object` gives it.
-        input: form, digest and number of records; `earlier` lists digests of earlier starts.
+        input: form, digest and number of records, as of the last start.
         provenance: of the first start, and of each later one that differs from the one before,
             with its `time`: versions, devices, loading, bundle; `loaded` once models are loaded.
         last: the summary of the last run; empty while one goes on or after a kill.
@@ -171,16 +171,10 @@ class RunManifest:
 
     def restarted(self, input: Mapping[str, Any], provenance: Mapping[str, Any]) -> RunManifest:
         """That of the same run, started again."""
-        now = _plain(input)
-        earlier = [*self.input.get("earlier", ()), self.input.get("sha256")]
-        if earlier[-1] == now.get("sha256"):
-            earlier.pop()
-        if earlier := [digest for digest in dict.fromkeys(earlier) if digest]:
-            now["earlier"] = earlier
         start, latest = _plain(provenance), self._latest
         same = all(name in latest and latest[name] == value for name, value in start.items())
         entries = self.provenance if same else (*self.provenance, {"time": now_text(), **start})
-        return replace(self, input=now, last={}, provenance=entries)
+        return replace(self, input=_plain(input), last={}, provenance=entries)
 
     def loaded(self, models: Mapping[str, Any]) -> RunManifest:
         """With what is known once the models are loaded; a new entry if it was otherwise before."""
