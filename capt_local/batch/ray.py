@@ -13,6 +13,7 @@ import os
 import queue
 import secrets
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -39,6 +40,7 @@ OPEN_PORTS = (
 )
 _GROUP = 4  # requests in one call for each that an actor answers at once
 _STORE = 80 << 20  # bytes of Ray's object store, its minimum: answers are small
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STARTS = 5  # of actors in a row that die without an answer
 
 
@@ -337,6 +339,8 @@ def cluster(address: str, actors: int | None) -> Iterator[Any]:
             "_temp_dir": folder,
             "_node_ip_address": "127.0.0.1",
         }
+    # Ray replaces the handlers of signals, which are to stop the run in good order.
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         try:
             ray.init(log_to_driver=False, configure_logging=False, **options)
@@ -344,6 +348,8 @@ def cluster(address: str, actors: int | None) -> Iterator[Any]:
             raise UsageError(
                 f"Ray could not be {'started' if local else 'reached'} ({type(error).__name__})."
             ) from None
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         yield ray
     finally:
         ray.shutdown()
