@@ -71,7 +71,7 @@ def key_folders() -> tuple[Path, Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SiteLimits:
     """The limits of a site.
 
     Attributes:
@@ -140,7 +140,7 @@ class SiteFile(ConfigFile):
         limits: what it forbids.
     """
 
-    limits: Limits = field(default_factory=lambda: Limits(site_file()))
+    limits: SiteLimits = field(default_factory=lambda: SiteLimits(site_file()))
 
 
 def read_site() -> SiteFile:
@@ -152,7 +152,7 @@ def read_site() -> SiteFile:
     path = site_file()
     found = _tables(path, {"options", "limits"}, owner=0, others=_OTHERS_WRITE)
     if found is None:
-        return SiteFile(path, limits=Limits(path))
+        return SiteFile(path, limits=SiteLimits(path))
     return SiteFile(path, True, found["options"], _limits(path, found["limits"]))
 
 
@@ -186,7 +186,7 @@ def _tables(
         raise UsageError(f"{path}: not TOML; a number in it has too many digits.") from None
     for key, value in whole.items():
         if key not in known:
-            hint = " Limits are the site's alone." if key == "limits" else ""
+            hint = " SiteLimits are the site's alone." if key == "limits" else ""
             raise UsageError(
                 f"{path}: there is no table {key[:40]!r}; known: {', '.join(sorted(known))}.{hint}"
             )
@@ -230,7 +230,7 @@ def _line_of(error: Exception) -> str:
     return f" at line {words}" if words.isdecimal() else ""
 
 
-def _limits(path: Path, table: Mapping[str, Any]) -> Limits:
+def _limits(path: Path, table: Mapping[str, Any]) -> SiteLimits:
     """`forbid` and `alpha`; and `pull = false`, which means the same as its name in `forbid`."""
     from capt_local.strict_json import NotReadable, convert
 
@@ -258,4 +258,4 @@ def _limits(path: Path, table: Mapping[str, Any]) -> Limits:
             f"{path}: limits.alpha is not between {LEAST_ALPHA:g} and {LARGEST_ALPHA:g}; the "
             f"evidence of a prompt weighs by up to {LEAST_ALPHA:g} by itself."
         )
-    return Limits(path, frozenset(forbidden), None if alpha is None else float(alpha))
+    return SiteLimits(path, frozenset(forbidden), None if alpha is None else float(alpha))

@@ -43,12 +43,12 @@ class Problems:
         self._lines: set[int] = set()
 
     def add(self, line: int, problem: str | NotReadable) -> None:
-        """Notes that a line is wrong, and why; the first one is told."""
+        """Notes that a line is wrong, and why; the first one is raised."""
         if self._first is None:
             self._first = (line, str(problem))
         self._lines.add(line)
 
-    def settle(self) -> None:
+    def raise_first(self) -> None:
         """Raises what was noted.
 
         Raises:
@@ -105,7 +105,7 @@ def read_bytes(path: Path, what: str, *, largest: int = LARGEST, pipes: bool = F
     Args:
         path: of the file.
         what: what errors call it; its name may be a patient's.
-        largest: bytes that it may have; not one more is kept of a longer one.
+        largest: bytes that it may have; nothing is read beyond.
         pipes: whether it may be a pipe, which is waited for.
 
     Raises:
@@ -365,10 +365,10 @@ def convert(value: object, kind: type[_Kind], place: str = "") -> _Kind:
     try:
         return msgspec.convert(value, kind, builtin_types=(datetime.date,))
     except msgspec.ValidationError as error:
-        raise NotReadable(_told(str(error), place)) from None
+        raise NotReadable(_reworded(str(error), place)) from None
 
 
-def _told(message: str, place: str) -> str:
+def _reworded(message: str, place: str) -> str:
     """A message of msgspec in our words: it may hold a name or value of the file."""
     problem, _, path = message.partition(" - at `$")
     keys = [place, *re.sub(r"\[[^]]*\]", "", path.rstrip("`")).split(".")]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from capt_local import config as site_config
-from capt_local.config import Feature, Limits, read_site, read_user
+from capt_local.config import Feature, SiteLimits, read_site, read_user
 from capt_local.errors import UsageError
 from tests.conftest import real_site_file
 
@@ -44,7 +44,7 @@ def user() -> Path:
 
 
 def test_without_files_nothing_is_settled(site: Path) -> None:
-    assert read_site() == site_config.SiteFile(site, limits=Limits(site))
+    assert read_site() == site_config.SiteFile(site, limits=SiteLimits(site))
     assert not read_user().exists
     assert read_user().options == {}
 
@@ -56,20 +56,20 @@ def test_a_whole_file(site: Path) -> None:
     found = read_site()
     assert found.options == {"ctx-size": 2048}
     forbidden = frozenset({Feature.REPORTS, Feature.NETWORK})
-    assert found.limits == Limits(site, forbidden, 1.5)
+    assert found.limits == SiteLimits(site, forbidden, 1.5)
 
 
 def test_each_limit_may_stand_by_its_name(site: Path) -> None:
     site.write_text("[limits]\npull = false\nunsigned-bundles = false\nreports = true\n")
-    assert read_site().limits == Limits(site, frozenset({Feature.PULL, Feature.UNSIGNED}))
+    assert read_site().limits == SiteLimits(site, frozenset({Feature.PULL, Feature.UNSIGNED}))
 
 
 def test_who_forbids_the_network_forbids_downloads(tmp_path: Path) -> None:
-    limits = Limits(tmp_path / "c.toml", frozenset({Feature.NETWORK}))
+    limits = SiteLimits(tmp_path / "c.toml", frozenset({Feature.NETWORK}))
     assert limits.forbids(Feature.PULL) and not limits.forbids(Feature.REPORTS)
     with pytest.raises(UsageError, match=r"models pull is forbidden here: .*c\.toml forbids netw"):
         limits.refuse(Feature.PULL, "models pull")
-    only = Limits(tmp_path / "c.toml", frozenset({Feature.PULL}))
+    only = SiteLimits(tmp_path / "c.toml", frozenset({Feature.PULL}))
     assert not only.forbids(Feature.NETWORK)
     with pytest.raises(UsageError, match=r"forbids pull"):
         only.refuse(Feature.PULL, "models pull")
@@ -221,7 +221,7 @@ def test_what_cannot_be_read_is_not_passed_over(
 
 
 def test_limits_name_the_sites_file(tmp_path: Path) -> None:
-    limits = Limits(tmp_path / "c.toml", frozenset({Feature.REPORTS}), 1.5)
+    limits = SiteLimits(tmp_path / "c.toml", frozenset({Feature.REPORTS}), 1.5)
     limits.refuse(Feature.TRANSCRIPTS, "--transcript")
     limits.check_weights([1.5, -1.5, 0.0])
     with pytest.raises(UsageError, match=r"--html is forbidden here: .*c\.toml forbids reports"):

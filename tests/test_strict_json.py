@@ -153,12 +153,12 @@ def test_a_device_without_an_end_is_not_read_to_its_end() -> None:
 
 def test_problems_are_counted_and_the_first_is_told() -> None:
     problems = Problems("The file")
-    problems.settle()
+    problems.raise_first()
     problems.add(3, "wrong")
     problems.add(3, "more")
     problems.add(9, "wrong")
     with pytest.raises(UsageError, match=r"The file, line 3: wrong\. 1 more line is wrong too\."):
-        problems.settle()
+        problems.raise_first()
 
 
 def test_text() -> None:

@@ -100,7 +100,7 @@ def _refuse_twins(bundle: Bundle) -> None:
             )
 
 
-class Source(Protocol):
+class BundleSource(Protocol):
     """Where the files of a bundle come from, in their order.
 
     Each method raises a ModelError where the disk fails, so that no error of the system leaves it.
@@ -167,7 +167,7 @@ class ArchiveSource:
         self._left = b""
 
     def begin(self, name: str, size: int | None, most: int) -> int:
-        """See `Source.begin`."""
+        """See `BundleSource.begin`."""
         if self._exactly(len(self._left)) != self._left:
             raise self._damaged("there is something between two members")
         block = self._exactly(BLOCK)
@@ -178,24 +178,24 @@ class ArchiveSource:
         return found
 
     def read(self, count: int) -> bytes:
-        """See `Source.read`."""
+        """See `BundleSource.read`."""
         with _readable(self._name):
             return self._stream.read(count)
 
     def skip(self, count: int) -> None:
-        """See `Source.skip`."""
+        """See `BundleSource.skip`."""
         with _readable(self._name):
             self._stream.seek(count, os.SEEK_CUR)
 
     def end(self, names: set[str]) -> None:
-        """See `Source.end`."""
+        """See `BundleSource.end`."""
         if self._exactly(len(self._left)) != self._left or self._exactly(len(END)) != END:
             raise self._damaged("there is something behind the last file of the manifest")
         if self.read(1):
             raise self._damaged("there is something behind its end")
 
     def close(self) -> None:
-        """See `Source.close`."""
+        """See `BundleSource.close`."""
         self._stream.close()
 
     def _exactly(self, count: int) -> bytes:
@@ -218,7 +218,7 @@ class FolderSource:
         self._stream: BinaryIO | None = None
 
     def begin(self, name: str, size: int | None, most: int) -> int:
-        """See `Source.begin`."""
+        """See `BundleSource.begin`."""
         self.close()
         self._name = name
         self._stream = open_file(self._folder / name)
@@ -229,18 +229,18 @@ class FolderSource:
         return found
 
     def read(self, count: int) -> bytes:
-        """See `Source.read`."""
+        """See `BundleSource.read`."""
         with _readable(self._name):
             return self._stream.read(count) if self._stream else b""
 
     def skip(self, count: int) -> None:
-        """See `Source.skip`."""
+        """See `BundleSource.skip`."""
         with _readable(self._name):
             if self._stream:
                 self._stream.seek(count, os.SEEK_CUR)
 
     def end(self, names: set[str]) -> None:
-        """See `Source.end`; what file managers leave behind is passed over."""
+        """See `BundleSource.end`; what file managers leave behind is passed over."""
         with _readable(self._folder.name):
             found = os.listdir(self._folder)
         for each in found:
@@ -251,7 +251,7 @@ class FolderSource:
                 )
 
     def close(self) -> None:
-        """See `Source.close`."""
+        """See `BundleSource.close`."""
         if self._stream:
             self._stream.close()
             self._stream = None
@@ -265,12 +265,12 @@ def _readable(name: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or "the disk fails"
         raise ModelError(
-            f"{name} cannot be read any more: {reason}. What was copied is kept: give the same "
+            f"{name} cannot be read any more: {reason}. What was copied stays: give the same "
             "command again to go on."
         ) from None
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path) -> BundleSource:
     """A bundle that came from elsewhere: an archive or a folder.
 
     Raises:

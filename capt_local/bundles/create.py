@@ -131,7 +131,7 @@ class Put:
         bundle: with their places, sizes and digests.
         linked: files that share their bytes with those that were given, by name.
         copied: files that were copied.
-        stamps: of the files, as they were when their digests were taken.
+        stamps: of the files, as they were when their digests were computed.
     """
 
     bundle: Bundle
@@ -140,7 +140,7 @@ class Put:
     stamps: Mapping[Path, Stamp]
 
     def check(self) -> None:
-        """Whether the files are still those whose digests were taken.
+        """Whether the files are still those whose digests were computed.
 
         Raises:
             ModelError: one is not.
@@ -155,7 +155,7 @@ class Put:
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class _SourceFile:
     """One file on its way.
 
     Attributes:
@@ -213,16 +213,16 @@ def put_together(
     return Put(replace(wanted, models=models, folder=folder), tuple(sorted(linked)), copied, stamps)
 
 
-def _files(wanted: Bundle) -> dict[Path, _File]:
+def _files(wanted: Bundle) -> dict[Path, _SourceFile]:
     """The models and adapters, each file once under a plain name, by its real path."""
-    found: dict[Path, _File] = {}
+    found: dict[Path, _SourceFile] = {}
     # An expert that is its base with an adapter shares a file that is the base's.
     for role, model in sorted(wanted.models.items(), key=lambda pair: pair[0].startswith("expert")):
-        file = _File(f"{role} model", model.path.resolve(), f"{role}.gguf")
+        file = _SourceFile(f"{role} model", model.path.resolve(), f"{role}.gguf")
         found.setdefault(file.source, file)
     for role, adapter in wanted.adapters.items():
         source = adapter.path.resolve()
-        found.setdefault(source, _File(f"{role}'s adapter", source, f"{role}-adapter.gguf"))
+        found.setdefault(source, _SourceFile(f"{role}'s adapter", source, f"{role}-adapter.gguf"))
     return found
 
 
@@ -238,7 +238,7 @@ def _placed(
     return replace(model, path=path, size=size, sha256=digest, adapter=adapter, package=None)
 
 
-def _link(file: _File, folder: Path) -> bool:
+def _link(file: _SourceFile, folder: Path) -> bool:
     """Links a file, if nobody but this user and root can change it and the disk allows it."""
     if not hasattr(os, "geteuid"):  # nobody can say whose it is
         return False
@@ -253,20 +253,20 @@ def _link(file: _File, folder: Path) -> bool:
     return True
 
 
-def _size(file: _File) -> int:
+def _size(file: _SourceFile) -> int:
     try:
         return os.stat(file.source).st_size
     except OSError as error:
         raise _unreadable(file, error) from None
 
 
-def _read(file: _File, place: Path, report: Report | None) -> tuple[str, Stamp]:
+def _read(file: _SourceFile, place: Path, report: Report | None) -> tuple[str, Stamp]:
     """Digest and stamp of a file that was linked."""
     with open_file(place) as stream:
         return _through(file, stream, None, report)
 
 
-def _copy(file: _File, place: Path, report: Report | None) -> tuple[str, Stamp]:
+def _copy(file: _SourceFile, place: Path, report: Report | None) -> tuple[str, Stamp]:
     """Copies a file; digest and stamp are those of the copy."""
     with open_file(file.source) as stream, _new(place) as out:
         digest, _ = _through(file, stream, out, report)
@@ -275,7 +275,7 @@ def _copy(file: _File, place: Path, report: Report | None) -> tuple[str, Stamp]:
 
 
 def _through(
-    file: _File, stream: BinaryIO, out: BinaryIO | None, report: Report | None
+    file: _SourceFile, stream: BinaryIO, out: BinaryIO | None, report: Report | None
 ) -> tuple[str, Stamp]:
     """Reads a file to its end, and writes it where that is wanted."""
     digest, done, stamp = hashlib.sha256(), 0, stamp_of(os.fstat(stream.fileno()))
@@ -291,7 +291,7 @@ def _through(
     return digest.hexdigest(), stamp
 
 
-def _chunk(file: _File, stream: BinaryIO, count: int) -> bytes:
+def _chunk(file: _SourceFile, stream: BinaryIO, count: int) -> bytes:
     try:
         return stream.read(count)
     except OSError as error:
@@ -310,7 +310,7 @@ def _write(out: BinaryIO, data: bytes) -> None:
     os.fsync(out.fileno())
 
 
-def _unreadable(file: _File, error: OSError) -> ModelError:
+def _unreadable(file: _SourceFile, error: OSError) -> ModelError:
     reason = error.strerror or "unreadable"
     return ModelError(f"The {file.what} {file.source.name} cannot be read: {reason}.")
 
@@ -364,7 +364,7 @@ def describe(
 
 
 def write_manifest(bundle: Bundle, folder: Path) -> Path:
-    """Writes `bundles.toml` into the folder that holds the models; the same input, the same bytes.
+    """Writes `bundle.toml` into the folder that holds the models; the same input, the same bytes.
 
     Returns:
         The manifest that was written.

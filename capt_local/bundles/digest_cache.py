@@ -48,7 +48,7 @@ class DigestCache:
         Args:
             path: of the file.
             stamp: of it now.
-            about: what else than its own digest is asked for.
+            about: what else than its own digest is wanted.
         """
         return self._entries.get(_key(path, stamp, about)) if is_private(path) else None
 
@@ -104,7 +104,7 @@ def digest_cache() -> DigestCache | None:
 def is_private(path: Path) -> bool:
     """Whether nobody but this user and root may change a file, or put another in its place.
 
-    Where the system does not tell whose a file is (Windows), it is taken for private.
+    Where the system does not say whose a file is (Windows), it counts as private.
     """
     if not hasattr(os, "geteuid"):
         return True

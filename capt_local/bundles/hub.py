@@ -34,7 +34,7 @@ from capt_local.bundles.manifest import (
     Role,
 )
 from capt_local.bundles.manifest_file import LARGEST_MANIFEST, parse_manifest
-from capt_local.bundles.recipe import SOURCE, UNSTATED, WORD, Part, Recipe, is_model
+from capt_local.bundles.recipe import SOURCE, UNSTATED, WORD, Recipe, RecipePart, is_model
 from capt_local.bundles.transfer import Imported, Report, Terms, import_from
 from capt_local.errors import ModelError, UsageError
 from capt_local.strict_json import read_regular
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 _LARGEST_LISTING = 8 << 20
 _MOST_REDIRECTS = 5
+_LARGEST_FILE = 50_000_000_000  # that huggingface_hub gets over plain HTTP
 _CHUNK = 1 << 18
 _WINDOW, _LEAST = 60.0, 1 << 16  # seconds, and bytes that have to come in them
 _SECONDS = 30.0  # in which something has to come
@@ -56,7 +57,7 @@ _TOKEN = re.compile(r"[!-~]{1,500}")
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class HubFile:
     """A file that will be fetched.
 
     Attributes:
@@ -69,7 +70,7 @@ class Chosen:
         known: where its digest comes from: "pinned", "as at the first use", "first use".
     """
 
-    part: Part
+    part: RecipePart
     commit: str
     file: str
     size: int
@@ -89,7 +90,7 @@ class Plan:
     """
 
     recipe: Recipe
-    chosen: Mapping[Role, Chosen]
+    chosen: Mapping[Role, HubFile]
     notes: tuple[str, ...] = ()
 
     @property
@@ -107,7 +108,7 @@ class Plan:
         return sum(each.size for each in self.files.values())
 
     @property
-    def files(self) -> dict[str, Chosen]:
+    def files(self) -> dict[str, HubFile]:
         """The files by their names in the bundle; one that several models share, once."""
         names = {each.sha256: f"{role}.gguf" for role, each in reversed([*self.chosen.items()])}
         return {names[each.sha256]: each for each in self.chosen.values()}
@@ -176,7 +177,9 @@ class Hub:
         if token is not None and not _TOKEN.fullmatch(token):
             raise UsageError("The token in the environment is none: it has odd characters.")
         if constants.HF_HUB_OFFLINE:
-            raise UsageError("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, so no hub is asked.")
+            raise UsageError(
+                "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, so no hub is contacted."
+            )
         # Xet is a client of its own, which no rule here would reach.
         constants.HF_HUB_DISABLE_XET = True
         constants.HF_HUB_DISABLE_TELEMETRY = True
@@ -216,7 +219,7 @@ class Hub:
                 repository, revision=revision, files_metadata=True, timeout=_SECONDS
             )
 
-    def fetch(self, chosen: Chosen, place: Path, report: Callable[[int], None] | None) -> None:
+    def fetch(self, chosen: HubFile, place: Path, report: Callable[[int], None] | None) -> None:
         """Downloads a file, going on behind what is there.
 
         Args:
@@ -277,7 +280,7 @@ class Hub:
         if (url.scheme != "https" and not plain_here) or inward or url.userinfo or not url.host:
             raise ModelError(
                 "The hub sends on to an address that is not used: only https is, and nothing on "
-                "this machine. Nothing was asked there."
+                "this machine. Nothing was sent there."
             )
         if url.origin != self._origin:
             request.headers.pop("Authorization", None)
@@ -289,7 +292,7 @@ class Hub:
     def _check_response(self, response: httpx2.Response) -> None:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise ModelError(
-                "The hub's answer comes compressed, which was not asked for: what it unpacks to "
+                "The hub's answer comes compressed, which was not requested: what it unpacks to "
                 "has no bounds."
             )
         for name in ("Retry-After", "RateLimit", "RateLimit-Policy"):
@@ -298,7 +301,7 @@ class Hub:
         if response.status_code == 206 and not response.headers.get("Content-Range", "").startswith(
             wanted.replace("=", " ")
         ):
-            raise ModelError("The hub goes on elsewhere in the file than was asked for.")
+            raise ModelError("The hub goes on elsewhere in the file than was requested.")
         report = self._report if response.status_code in (200, 206) else None
         response.stream = _bounded(response.stream, self._most, report)
 
@@ -349,7 +352,7 @@ def plan(recipe: Recipe, hub: Hub) -> Plan:
     """
     before = [each for each in (begun(recipe.id), installed(recipe.id)) if each is not None]
     listings: dict[tuple[str, str | None], ModelInfo] = {}
-    chosen: dict[Role, Chosen] = {}
+    chosen: dict[Role, HubFile] = {}
     notes: list[str] = []
     for role, given in recipe.parts.items():
         part = _remembered(role, given, before)
@@ -369,7 +372,7 @@ def plan(recipe: Recipe, hub: Hub) -> Plan:
     return Plan(recipe, chosen, tuple(notes))
 
 
-def choose(role: Role, part: Part, listing: ModelInfo, notes: list[str]) -> Chosen:
+def choose(role: Role, part: RecipePart, listing: ModelInfo, notes: list[str]) -> HubFile:
     """The file of a part.
 
     Args:
@@ -392,7 +395,7 @@ def choose(role: Role, part: Part, listing: ModelInfo, notes: list[str]) -> Chos
         raise _not_understood(where)
     if part.revision not in (None, commit):
         raise ModelError(
-            f"{where}: the hub was asked for revision {part.revision} and speaks of {commit}."
+            f"{where}: revision {part.revision} was requested, and the hub answers with {commit}."
         )
     siblings = [each for each in listing.siblings or () if isinstance(each.rfilename, str)]
     found = [each for each in siblings if is_model(each.rfilename) and part.names(each.rfilename)]
@@ -415,6 +418,11 @@ def choose(role: Role, part: Part, listing: ModelInfo, notes: list[str]) -> Chos
             f"{where}: {file} is another file now: its SHA-256 is pinned as {part.sha256}, and the "
             f"hub says {digest}. Nothing was fetched."
         )
+    if size > _LARGEST_FILE:
+        raise ModelError(
+            f"{where}: {file} has more than 50 GB, which the hub sends by Xet alone. Get it by "
+            "hand, and make the bundle with 'capt-local models create'."
+        )
     sha256 = part.sha256 or digest
     if sha256 is None:
         raise ModelError(
@@ -432,7 +440,7 @@ def choose(role: Role, part: Part, listing: ModelInfo, notes: list[str]) -> Chos
             )
         licence = stated if licence == UNSTATED else f"{licence}{_AND}{stated}"
     known = "pinned" if part.sha256 else "first use"
-    return Chosen(part, commit, file, size, sha256, licence, known)
+    return HubFile(part, commit, file, size, sha256, licence, known)
 
 
 def licence_word(card: Any, tags: object) -> str | None:
@@ -484,7 +492,7 @@ def pull(
 
 
 class _HubSource:
-    """A `bundles.archive.Source` whose files are downloaded right into the staging folder."""
+    """A `bundles.archive.BundleSource` whose files are downloaded right into the staging folder."""
 
     def __init__(self, hub: Hub, planned: Plan, report: Report | None) -> None:
         self._hub, self._files, self._report = hub, planned.files, report
@@ -492,7 +500,7 @@ class _HubSource:
         self._manifest, self._left = planned.manifest(), b""
 
     def begin(self, name: str, size: int | None, most: int) -> int:
-        """See `Source.begin`."""
+        """See `BundleSource.begin`."""
         self._left = self._manifest if name == MANIFEST else b""
         if name in (MANIFEST, SIGNATURE):
             return len(self._left)
@@ -514,24 +522,24 @@ class _HubSource:
                 self._hub.fetch(chosen, place, came)
             except OSError as error:
                 raise ModelError(
-                    f"{name} cannot be written: {error.strerror}. What came is kept: give the "
+                    f"{name} cannot be written: {error.strerror}. What came stays: give the "
                     "same command again to go on."
                 ) from None
         return chosen.size
 
     def read(self, count: int) -> bytes:
-        """See `Source.read`: a model is there already, and is read and checked by the import."""
+        """See `BundleSource.read`; the import reads and checks a model that is there already."""
         found, self._left = self._left[:count], self._left[count:]
         return found
 
     def skip(self, count: int) -> None:
-        """See `Source.skip`."""
+        """See `BundleSource.skip`."""
 
     def end(self, names: set[str]) -> None:
-        """See `Source.end`: there is nothing else than what was asked for."""
+        """See `BundleSource.end`: there is nothing else than what was requested."""
 
     def close(self) -> None:
-        """See `Source.close`."""
+        """See `BundleSource.close`."""
 
 
 def installed(name: str) -> Bundle | None:
@@ -553,7 +561,7 @@ def _read(manifest: Path) -> Bundle | None:
         return None
 
 
-def _remembered(role: Role, part: Part, before: list[Bundle]) -> Part:
+def _remembered(role: Role, part: RecipePart, before: list[Bundle]) -> RecipePart:
     """The part, pinned to what was fetched for it at an earlier time, the first that fits."""
     for bundle in before:
         model = bundle.models.get(role)
@@ -570,7 +578,7 @@ def _explained(what: str) -> Iterator[None]:
     import httpx2
     from huggingface_hub import errors
 
-    again = "What came is kept: give the same command again to go on."
+    again = "What came stays: give the same command again to go on."
     try:
         yield
     except errors.GatedRepoError:

@@ -1,6 +1,6 @@
 """What a bundle is: a target, and pairs of expert and base.
 
-A bundle is a folder with a `bundles.toml`. The manifest names each file with its size and digest,
+A bundle is a folder with a `bundle.toml`. The manifest names each file with its size and digest,
 so that no other file is ever loaded under its name. Models are called by their roles: target,
 expert, base, and expert-2, base-2, ... for further pairs.
 """
@@ -38,7 +38,7 @@ _REQUIRED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Style(StrEnum):
-    """The form in which a model is asked."""
+    """Whether a model gets its prompt through a chat template."""
 
     CHAT = "chat"
     RAW = "raw"
@@ -181,7 +181,7 @@ class ModelFile:
         sha256: digest in hexadecimal; None for a file that was given by its path.
         licence: of the weights.
         source: where they come from.
-        style: asked through a chat template, or with the text as it is.
+        style: chat: prompted through a chat template; raw: with the text as it is.
         template: name of a built-in chat template instead of the file's own.
         template_file: a chat template beside the model instead of the file's own.
         template_sha256: digest of `template_file`, or else of the GGUF's own template.
@@ -263,9 +263,9 @@ class Bundle:
         defaults: how to ask.
         card: what it says of itself, by its headings, such as intended_use.
         folder: where it lies; None for files that were given by their paths.
-        notices: what the user should be told.
+        notices: warnings for the user.
         manifest_sha256: digest of the manifest as it was read; None without one.
-        signer: whose trusted key has signed it; None where nobody asked, or nobody has.
+        signer: whose trusted key has signed it; None where nobody has, or it was not looked up.
         read_digests: whether its files are read at every start, whatever the cache of digests
             says; so where a site allows signed bundles only.
     """

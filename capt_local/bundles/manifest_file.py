@@ -1,4 +1,4 @@
-"""Reading `bundles.toml`: every key is checked, and an unknown one refused."""
+"""Reading `bundle.toml`: every key is checked, and an unknown one refused."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def read_bundle(place: Path, today: datetime.date | None = None) -> Bundle:
     """Reads a manifest.
 
     Args:
-        place: the `bundles.toml`, or its folder.
+        place: the `bundle.toml`, or its folder.
         today: the day, for bundles that are to be reviewed; None: that of the clock.
 
     Raises:

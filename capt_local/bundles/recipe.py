@@ -33,7 +33,7 @@ _COMMIT = form("[0-9a-f]{40}", "must be a commit of 40 digits; names of branches
 _DIGEST = form("[0-9a-f]{64}", "must be a SHA-256 of 64 hexadecimal digits")
 
 
-class Part(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+class RecipePart(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """What a recipe says of one model.
 
     Attributes:
@@ -106,7 +106,7 @@ class Recipe:
     id: str
     title: str
     version: str
-    parts: Mapping[Role, Part]
+    parts: Mapping[Role, RecipePart]
     description: str = ""
     by_hand: str = ""
     context: int | None = None
@@ -140,7 +140,7 @@ class Recipe:
                     )
                 known_part = msgspec.structs.asdict(parts[role]) | {key: value}
                 try:
-                    parts[role] = convert(known_part, Part, flag)
+                    parts[role] = convert(known_part, RecipePart, flag)
                 except NotReadable as error:
                     raise UsageError(f"{error}.") from None
         return replace(self, parts=parts)
@@ -193,7 +193,7 @@ def read_recipe(file: Path) -> Recipe:
         if "target" not in read.models:
             raise NotReadable("models.target is missing; every bundle has a target")
         wanted = roles(count_pairs(list(read.models)))
-        parts = {role: convert(read.models[role], Part, f"models.{role}") for role in wanted}
+        parts = {role: convert(read.models[role], RecipePart, f"models.{role}") for role in wanted}
         for role, part in parts.items():
             plain = part.file.replace("*", "x", 1)
             if not read.by_hand and not (part.repository and is_model(plain)):

@@ -347,7 +347,7 @@ def signer_of(bundle: Bundle, keys: Keys, *, receipts: bool = True) -> Signature
         if os.path.lexists(folder / RECEIPT):
             raise ModelError(
                 f"The bundle {bundle.id} was imported with a signature, and its {SIGNATURE} is "
-                "gone, so nobody vouches for it any more. Import it again from its source; who "
+                "gone, so nobody knows who made it any more. Import it again from its source; who "
                 f"changes it on purpose deletes its {RECEIPT} too."
             )
         return SignatureFound()

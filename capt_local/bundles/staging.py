@@ -369,7 +369,7 @@ def new_staging(place: Path, *, in_store: bool) -> Iterator[Staging]:
 
 
 def _refuse_replacing(place: Path, replaced: bool) -> None:
-    """Refuses to replace what is no bundle, and any bundle unless that was asked for."""
+    """Refuses to replace what is no bundle, and any bundle without --replace."""
     check_replaceable(place)
     if replaced:
         return

@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from capt_local.bundles import store
 from capt_local.bundles.archive import (
     END,
+    BundleSource,
     Member,
-    Source,
     header,
     members,
     open_file,
@@ -69,7 +69,7 @@ def export(
     *,
     unsigned: bool = False,
 ) -> Path:
-    """Writes a bundle; each file is held against the manifest as it is copied.
+    """Writes a bundle; each file is checked against the manifest as it is copied.
 
     Args:
         bundle: read from its manifest.
@@ -230,7 +230,7 @@ def _other(member: Member) -> ModelError:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What is taken in.
+    """What is accepted.
 
     Attributes:
         keys: that are trusted, by fingerprint.
@@ -287,7 +287,7 @@ def import_bundle(
 
 
 def import_from(
-    source: Source, terms: Terms, examine: Examine, report: Report | None = None
+    source: BundleSource, terms: Terms, examine: Examine, report: Report | None = None
 ) -> Imported:
     """The same for a source that is open already, wherever its bytes come from.
 
@@ -331,7 +331,7 @@ def _signed(bundle: Bundle, key: TrustedKey | None) -> Bundle:
     return replace(bundle, signer=Signer(key.fingerprint, key.name)) if key else bundle
 
 
-def _whole(source: Source, name: str, most: int) -> bytes:
+def _whole(source: BundleSource, name: str, most: int) -> bytes:
     size = source.begin(name, None, most)
     data = source.read(size)
     if len(data) < size:
@@ -339,7 +339,7 @@ def _whole(source: Source, name: str, most: int) -> bytes:
     return data
 
 
-def _signature(source: Source) -> bytes:
+def _signature(source: BundleSource) -> bytes:
     try:
         return _whole(source, SIGNATURE, LARGEST_SIGNATURE)
     except ModelError as error:
@@ -378,8 +378,8 @@ def _check_version(bundle: Bundle, place: Path, terms: Terms) -> None:
     )
 
 
-def _copy(source: Source, member: Member, staging: Staging, report: Report | None) -> None:
-    """Copies a file, or the rest of it, and holds all of it against the manifest."""
+def _copy(source: BundleSource, member: Member, staging: Staging, report: Report | None) -> None:
+    """Copies a file, or the rest of it, and checks all of it against the manifest."""
     size = source.begin(member.name, member.size, member.most)
     digest = hashlib.sha256()
     # A source tells by itself what fails in reading it, so all else is the store's.
@@ -406,11 +406,11 @@ def _copy(source: Source, member: Member, staging: Staging, report: Report | Non
         )
 
 
-def _next(source: Source, member: Member, count: int) -> bytes:
+def _next(source: BundleSource, member: Member, count: int) -> bytes:
     chunk = source.read(count)
     if not chunk:
         raise ModelError(
-            f"{member.name} is cut off. What was copied is kept: with the whole file, give the "
+            f"{member.name} is cut off. What was copied stays: with the whole file, give the "
             "same command again to go on."
         )
     return chunk

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import ViewFlags, option
-from capt_local.cli.settings import STORES, Layers, Setting, settable, verbs
+from capt_local.cli.settings import STORES, Layers, OptionSetting, settable, verbs
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Table
@@ -19,14 +19,14 @@ _OTHERS = ("CAPT_LOCAL_DEBUG", "CAPT_LOCAL_HUB_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
-class ShowFlags:
+class ConfigShowFlags:
     """How it is told."""
 
     json: Annotated[bool, option("--json", twin="JSON", help="Write a JSON object.")] = False
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SettingValue:
     """A setting and what it is now.
 
     Attributes:
@@ -35,12 +35,12 @@ class Found:
         source: "site file", "user file", "environment" or "default".
     """
 
-    setting: Setting
+    setting: OptionSetting
     value: Any
     source: str
 
 
-def config_show(how: ShowFlags, view: ViewFlags) -> int:
+def config_show(how: ConfigShowFlags, view: ViewFlags) -> int:
     """Every setting, its value, and whether site, user or environment say so.
 
     A flag wins over the environment, that over the user's file, that over the site's. Values of
@@ -61,7 +61,7 @@ def config_show(how: ShowFlags, view: ViewFlags) -> int:
     return ExitCode.OK
 
 
-def as_tables(layers: Layers, found: list[Found]) -> tuple[Table, ...]:
+def as_tables(layers: Layers, found: list[SettingValue]) -> tuple[Table, ...]:
     """Files, settings and limits for people."""
     files = tuple(
         (name.lower(), str(file.path) + ("" if file.exists else " (not there)"))
@@ -87,7 +87,7 @@ def as_tables(layers: Layers, found: list[Found]) -> tuple[Table, ...]:
     )
 
 
-def as_object(layers: Layers, found: list[Found], unknown: list[str]) -> dict[str, Any]:
+def as_object(layers: Layers, found: list[SettingValue], unknown: list[str]) -> dict[str, Any]:
     """The same for programs."""
     limits = layers.limits
     return {
@@ -109,9 +109,9 @@ def as_object(layers: Layers, found: list[Found], unknown: list[str]) -> dict[st
     }
 
 
-def _settings(layers: Layers, environment: Mapping[str, str]) -> Iterator[Found]:
+def _settings(layers: Layers, environment: Mapping[str, str]) -> Iterator[SettingValue]:
     """All settings of all verbs, in the order of their names."""
-    known: dict[str, Setting] = {STORES.key: STORES}
+    known: dict[str, OptionSetting] = {STORES.key: STORES}
     for verb in verbs():
         known = settable(verb) | known
         layers.given(verb)  # checks each value against this verb's own option
@@ -122,10 +122,10 @@ def _settings(layers: Layers, environment: Mapping[str, str]) -> Iterator[Found]
                 value, source = file.options[key], f"{name.lower()} file"
         if environment.get(setting.variable):  # an empty one counts as none
             value, source = environment[setting.variable], "environment"
-        yield Found(setting, value, source)
+        yield SettingValue(setting, value, source)
 
 
-def _unknown(found: list[Found], environment: Mapping[str, str]) -> list[str]:
+def _unknown(found: list[SettingValue], environment: Mapping[str, str]) -> list[str]:
     """Variables of our prefix that nothing reads; a typing error is one of them."""
     known = {one.setting.variable for one in found} | set(_OTHERS)
     ours = {name for name in environment if name.startswith("CAPT_LOCAL_")}

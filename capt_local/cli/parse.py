@@ -17,7 +17,7 @@ import typer
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.settings import Given, Layers, by_precedence, with_stores
-from capt_local.config import Feature, Limits
+from capt_local.config import Feature, SiteLimits
 from capt_local.report.terminal import Screen, unwritable
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -139,7 +139,7 @@ def flat(verb: Callable[..., int]) -> Callable[..., dict[str, Any]]:
     return command
 
 
-def _check_allowed(kind: type[Any], values: Mapping[str, Any], limits: Limits) -> None:
+def _check_allowed(kind: type[Any], values: Mapping[str, Any], limits: SiteLimits) -> None:
     """Refuses options of a group that the site forbids."""
     for field, hint in _fields(kind):
         declared = getattr(hint, "__metadata__", ())

@@ -27,7 +27,7 @@ from capt_local.cli.options import (
     PromptFlags,
     SideBySideFlags,
 )
-from capt_local.config import ConfigFile, Limits, SiteFile, read_site, read_user
+from capt_local.config import ConfigFile, SiteFile, SiteLimits, read_site, read_user
 from capt_local.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Layers:
         return cls(read_site(), read_user())
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> SiteLimits:
         """What the site forbids."""
         return self.site.limits
 
@@ -126,12 +126,12 @@ class Given:
 
     values: Mapping[str, Any]
     origin: Mapping[str, str]
-    limits: Limits
+    limits: SiteLimits
     stores: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class OptionSetting:
     """An option that has a twin, as its declaration tells.
 
     Attributes:
@@ -169,8 +169,8 @@ class Setting:
                 self._refuse(file, "takes a path from the root on")
             if self is STORES and os.pathsep in str(one):
                 self._refuse(file, f"takes paths without {os.pathsep!r}")
-            if not self._is_taken(one):
-                self._refuse(file, "has a value that it does not take")
+            if not self._is_allowed(one):
+                self._refuse(file, "has a value that is not allowed")
 
     def _is_of_kind(self, value: object) -> bool:
         if self.kind is bool:
@@ -181,7 +181,7 @@ class Setting:
             return isinstance(value, int | float)
         return isinstance(value, int if self.kind is int else str)
 
-    def _is_taken(self, value: Any) -> bool:
+    def _is_allowed(self, value: Any) -> bool:
         if issubclass(self.kind, Enum):
             return value in [member.value for member in self.kind]
         if self.kind in (int, float):
@@ -197,11 +197,11 @@ class Setting:
         raise UsageError(f"{file.path}: options.{self.key} {problem}.")
 
 
-STORES = Setting("models", "models", VARIABLE, Path, several=True)
+STORES = OptionSetting("models", "models", VARIABLE, Path, several=True)
 """Folders with bundles: the one setting without a flag."""
 
 
-def settable(verb: Verb) -> dict[str, Setting]:
+def settable(verb: Verb) -> dict[str, OptionSetting]:
     """The options of a verb that have a twin, by their key in a file."""
     groups = [kind for name, kind in get_type_hints(verb).items() if name != "return"]
     found = (
@@ -225,7 +225,7 @@ def _default(group: type[Any], name: str) -> Any:
     return None if value is dataclasses.MISSING else value
 
 
-def _setting(name: str, hint: Any, default: Any = None) -> Setting | None:
+def _setting(name: str, hint: Any, default: Any = None) -> OptionSetting | None:
     kind, declared = get_args(hint)[0], hint.__metadata__[0]
     if not declared.envvar:
         return None
@@ -235,7 +235,7 @@ def _setting(name: str, hint: Any, default: Any = None) -> Setting | None:
     # In an annotation the first flag stands where Typer keeps the default elsewhere.
     flags = [flag for flag in (declared.default, *declared.param_decls) if isinstance(flag, str)]
     long = max((flag.partition("/")[0] for flag in flags), key=len)
-    return Setting(
+    return OptionSetting(
         name=name,
         key=long.lstrip("-"),
         variable=declared.envvar,

@@ -434,7 +434,7 @@ def read_prompts(
             found.append(BenchPrompt(_text(parse_object(line), number, size), raw))
         except NotReadable as error:
             problems.add(number, error)
-    problems.settle()
+    problems.raise_first()
     if not found:
         raise UsageError(f"{what} holds no prompt.")
     return found

@@ -171,7 +171,7 @@ def read_records(data: bytes, problems: Problems) -> list[Record]:
         else:
             seen.add(record.item.id)
             found.append(record)
-    problems.settle()
+    problems.raise_first()
     return found
 
 

@@ -63,7 +63,7 @@ def read_texts(
             problems.add(number, error)
         if limit is not None and len(found) == limit:
             break
-    problems.settle()
+    problems.raise_first()
     if not found:
         raise UsageError(f"{what} holds no text.")
     return found
@@ -184,7 +184,7 @@ def read_score_inputs(
             problems.add(number, error)
         else:
             found.append(item)
-    problems.settle()
+    problems.raise_first()
     if not found:
         raise UsageError(f"{what} holds no text.")
     return found[:limit]

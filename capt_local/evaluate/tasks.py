@@ -202,7 +202,7 @@ def _items(layout: Layout, data: bytes, ids: bytes, problems: Problems) -> list[
             problems.add(number, error)
         else:
             found[item.id] = item
-    problems.settle()
+    problems.raise_first()
     return list(found.values())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundles.recipe import Part, find_recipe, read_recipe, recipes
+from capt_local.bundles.recipe import RecipePart, find_recipe, read_recipe, recipes
 from capt_local.errors import ModelError, UsageError
 from tests.bundles.pulls import recipe_text, write_recipe
 
@@ -83,10 +83,10 @@ def test_recipes_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_a_star_stands_for_a_part_of_one_name() -> None:
-    part = Part(weights="w", licence="llama3", repository="a/b", file="*Q4_K_M.gguf")
+    part = RecipePart(weights="w", licence="llama3", repository="a/b", file="*Q4_K_M.gguf")
     assert part.names("x.Q4_K_M.gguf") and part.names("Q4_K_M.gguf")
     assert not part.names("folder/x.Q4_K_M.gguf") and not part.names("x.Q4_K_M.gguf.gguf")
-    assert not Part(weights="w", licence="llama3", file="x.y.gguf").names("xzy.gguf")
+    assert not RecipePart(weights="w", licence="llama3", file="x.y.gguf").names("xzy.gguf")
 
 
 def test_pins_of_the_user(tmp_path: Path) -> None:

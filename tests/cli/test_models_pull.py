@@ -94,7 +94,7 @@ def test_a_bundle_from_a_hub(run: Run, mirror: Mirror, recipe: str) -> None:
     assert shown["fit"]["expert"]["same_vocabulary"] is True
     asked = len(mirror.seen)
     again = run("models", "pull", recipe)
-    assert (again.code, "no hub was asked" in again.out, len(mirror.seen)) == (0, True, asked)
+    assert (again.code, "no hub was contacted" in again.out, len(mirror.seen)) == (0, True, asked)
 
 
 def test_what_is_installed_is_not_read_by_a_dry_run(

@@ -17,7 +17,7 @@ from capt_local.cli.options import ModelFlags
 from capt_local.cli.session import find_bundle, open_session
 from capt_local.cli.signals import Signals
 from capt_local.cli.talk import Talk, TranscriptFile
-from capt_local.config import Feature, Limits, SiteFile
+from capt_local.config import Feature, SiteFile, SiteLimits
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, ContextOverflow, NumericalError, UsageError
@@ -166,7 +166,7 @@ def test_weights_for_more_pairs_than_there_are_are_refused_at_once(
 def test_what_the_site_forbids_is_forbidden_in_a_conversation_too(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits = Limits(tmp_path / "site.toml", frozenset({Feature.TRANSCRIPTS}), 1.5)
+    limits = SiteLimits(tmp_path / "site.toml", frozenset({Feature.TRANSCRIPTS}), 1.5)
     monkeypatch.setattr(policy, "read_site", lambda: SiteFile(limits.file, True, limits=limits))
     talk, _, log = made
     talk.ask("one")

@@ -34,14 +34,14 @@ def bundle_argument() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ListFlags:
-    """How the bundles are told."""
+    """How the bundles are shown."""
 
     json: Annotated[bool, option("--json", twin="JSON", help="Write JSON.")] = False
 
 
 @dataclass(frozen=True, slots=True)
 class BundleFlags:
-    """Which bundle, and how it is told."""
+    """Which bundle, and how it is shown."""
 
     bundle: Annotated[str, bundle_argument()]
     json: Annotated[bool, option("--json", twin="JSON", help="Write JSON.")] = False
@@ -59,7 +59,7 @@ class RemoveFlags:
 
 @dataclass(frozen=True, slots=True)
 class ShowFlags:
-    """Which bundle, and how it is told."""
+    """Which bundle, and how it is shown."""
 
     bundle: Annotated[str, bundle_argument()]
     verify: Annotated[Check, verify_option()] = Check.CACHED

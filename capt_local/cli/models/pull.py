@@ -82,9 +82,9 @@ class PullFlags:
 def models_pull(what: PullFlags, view: ViewFlags) -> int:
     """Fetches the models of a recipe from a hub and installs them as a bundle.
 
-    Each file is held against its SHA-256 before it counts. What a recipe does not pin is pinned at
-    the first use. After a cut, the same command goes on where it was. Nothing is sent but requests
-    for these files; gated models are explained and not fetched.
+    Each file is checked against its SHA-256 before it counts. What a recipe does not pin is pinned
+    at the first use. After a cut, the same command goes on where it was. Nothing is sent but
+    requests for these files; gated models are explained and not fetched.
     """
     from capt_local.bundles.recipe import find_recipe, recipes
 
@@ -144,7 +144,7 @@ def _fetch(planned: Plan, opened: Hub, what: PullFlags, screen: Screen) -> None:
     try:
         found = pull(planned, opened, look, older=what.allow_older, report=screen.progress)
     except KeyboardInterrupt:
-        screen.note("note: what is there is kept; give the same command again to go on.")
+        screen.note("note: what is there stays; give the same command again to go on.")
         raise
     finally:
         screen.clear_progress()
@@ -165,7 +165,9 @@ def _is_here(bundle: Bundle, what: PullFlags, screen: Screen) -> int:
     from capt_local.bundles.verify import verify
 
     name = reference(bundle, screen)
-    told = f"{bundle.id} {bundle.version} was installed already, and is whole; no hub was asked."
+    told = (
+        f"{bundle.id} {bundle.version} was installed already, and is whole; no hub was contacted."
+    )
     if what.dry_run:
         told = (
             f"{bundle.id} {bundle.version} is installed already, so nothing would be fetched. "

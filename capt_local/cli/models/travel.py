@@ -47,7 +47,7 @@ class ExportFlags:
 
 @dataclass(frozen=True, slots=True)
 class ImportFlags:
-    """What is taken in."""
+    """What is accepted."""
 
     path: Annotated[Path, typer.Argument(metavar="PATH", help="What models export wrote.")]
     key: Annotated[
@@ -69,8 +69,8 @@ class ImportFlags:
 def models_export(what: ExportFlags, view: ViewFlags) -> int:
     """Writes a bundle as one file or folder for a machine without a network, signed.
 
-    Without --key, the signature that the bundle came with goes with it. Each file is held against
-    the manifest as it is copied.
+    Without --key, the signature that the bundle came with goes with it. Each file is checked
+    against the manifest as it is copied.
     """
     from capt_local.bundles import store, transfer
     from capt_local.bundles.sign import read_private, read_signature
@@ -128,7 +128,7 @@ def models_import(what: ImportFlags, view: ViewFlags) -> int:
 
 
 def _terms(what: ImportFlags) -> Terms:
-    """What is taken in; where the site forbids unsigned bundles, only what its own keys signed."""
+    """What is accepted; where the site forbids unsigned bundles, only what its own keys signed."""
     from capt_local.bundles.sign import read_public
     from capt_local.bundles.transfer import Terms
 
@@ -156,7 +156,7 @@ def is_found(bundle: Bundle) -> bool:
 
 
 def found_before(bundle: Bundle) -> str:
-    """What is told of a bundle that its id does not lead to."""
+    """The note about a bundle that its id does not lead to."""
     return f"Another bundle has the id {bundle.id} and is found before this one."
 
 
@@ -215,7 +215,7 @@ def models_keygen(what: KeygenFlags, view: ViewFlags) -> int:
 
 
 def models_trust(what: TrustFlags, view: ViewFlags) -> int:
-    """Installs a public key for this user: bundles that it has signed are taken in from now on."""
+    """Installs a public key for this user: bundles that it has signed are accepted from now on."""
     from capt_local.bundles.sign import install
 
     screen = Screen.standard(view.verbose)
