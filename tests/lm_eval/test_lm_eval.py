@@ -23,7 +23,7 @@ evaluator = pytest.importorskip("lm_eval.evaluator")
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from capt_local import GenerateOptions, LoadOptions, Method, Runtime, SampleOptions  # noqa: E402
+from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime, SampleOptions  # noqa: E402
 from capt_local.errors import ContextOverflow, UsageError  # noqa: E402
 from capt_local.lm_eval import CaptLocal, answer_options, main  # noqa: E402
 from capt_local.prompting.messages import Message  # noqa: E402
@@ -53,6 +53,8 @@ TASKS = {
         metric_list: [{metric: exact_match}]
         """,
 }
+
+AS_THE_BUNDLE = GenerateOptions(combine=CombineOptions(alphas=(0.5,)))
 
 
 @pytest.fixture
@@ -97,14 +99,14 @@ def test_log_likelihoods_are_those_of_the_runtime(model: CaptLocal, runtime: Run
     pairs += [("Chest X-ray showed", " no acute disease."), ("", NOTE)]
     found = model.loglikelihood(requests("loglikelihood", *pairs), disable_tqdm=True)
     for (context, answer), (logp, greedy) in zip(pairs, found, strict=True):
-        wanted = runtime.score_answer(context, answer.encode(), raw=True)
+        wanted = runtime.score_answer(context, answer.encode(), AS_THE_BUNDLE, raw=True)
         assert logp == pytest.approx(-wanted.nats, rel=5e-3)
         assert greedy == wanted.greedy
 
 
 def test_rolling_is_the_score_of_a_text(model: CaptLocal, runtime: Runtime) -> None:
     (logp,) = model.loglikelihood_rolling(requests("loglikelihood_rolling", (NOTE,)))
-    assert logp == pytest.approx(-runtime.score(NOTE.encode()).nats, rel=5e-3)
+    assert logp == pytest.approx(-runtime.score(NOTE.encode(), AS_THE_BUNDLE).nats, rel=5e-3)
 
 
 def test_a_chat_template_is_each_models_own(model: CaptLocal, runtime: Runtime) -> None:
@@ -115,7 +117,7 @@ def test_a_chat_template_is_each_models_own(model: CaptLocal, runtime: Runtime) 
     context = model.apply_chat_template(turns)
     messages = [Message("system", "Be short."), Message("user", "What is asthma?")]
     ((logp, _),) = model.loglikelihood(requests("loglikelihood", (context, "A disease.")))
-    wanted = runtime.score_answer(messages, b"A disease.")
+    wanted = runtime.score_answer(messages, b"A disease.", AS_THE_BUNDLE)
     assert logp == pytest.approx(-wanted.nats, rel=5e-3)
     with pytest.raises(UsageError, match="gen_prefix"):
         model.apply_chat_template(turns, add_generation_prompt=False)
@@ -144,7 +146,9 @@ def test_the_harness_evaluates_local_tasks(model: CaptLocal, tasks: Path, chat: 
     assert all("." not in sample["resps"][0][0] for sample in samples)
     if not chat:
         for sample in found["samples"]["local_choices"]:
-            wanted = model._session.runtime.choose(sample["doc"]["note"], ANSWERS, raw=True)
+            wanted = model._session.runtime.choose(
+                sample["doc"]["note"], ANSWERS, AS_THE_BUNDLE, raw=True
+            )
             got = [logp for ((logp, _),) in sample["resps"]]
             assert got == pytest.approx(list(wanted.logps), rel=5e-3)
         assert 0.3 < found["results"]["local_prose"]["bits_per_byte,none"] < 8
