@@ -1,6 +1,7 @@
 """Structured answers: sampling restricted to the tokens that a JSON schema or a grammar allows.
 
-A schema is compiled by llguidance into a mask over the vocabulary at each step (0.1 to 0.5 ms). A
+A schema is compiled by llguidance into a mask over the vocabulary at each step (0.1 ms of 49,000
+tokens, 0.3 ms of 262,000). A
 grammar in GBNF runs in llama.cpp's own sampler, whose mask over a whole vocabulary takes longer
 than a small model takes for a token. So at temperature 0 the likeliest token alone is checked
 first (and the target's own, to see whether the expert changed something), then the plausible

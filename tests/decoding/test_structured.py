@@ -1,4 +1,4 @@
-"""The gate: answers keep their form, and are the method's choice among what the form allows."""
+"""Constrained answers: they have their form, and are the method's choice among what it allows."""
 
 from __future__ import annotations
 
