@@ -211,6 +211,15 @@ def _tell_loaded(session: Session) -> None:
     """The notices and, with -v, what was loaded."""
     screen, runtime = session.screen, session.runtime
     screen.notes(runtime.notices)
+    limits = {role: model.context_limit for role, model in runtime.models.items()}
+    smallest = min(limits, key=lambda role: limits[role], default="target")
+    if limits and limits[smallest] < limits.get("target", 0):
+        screen.notes(
+            [
+                f"the context of the {smallest} holds {limits[smallest]:,} tokens, that of the "
+                f"target {limits['target']:,}: prompt and answer have to fit into the smaller one."
+            ]
+        )
     for role, model in runtime.models.items():
         about, adapter = model.metadata, runtime.bundle.models[role].adapter
         screen.detail(

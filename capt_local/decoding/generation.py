@@ -87,6 +87,13 @@ class Generation:
         self.generate_seconds = 0.0
         self.changed = 0
 
+    @property
+    def context(self) -> dict[str, tuple[int, int]]:
+        """Tokens in the context of each model now, and how many it holds, by role."""
+        return {
+            each.role: (len(each.tokens), each.model.context_limit) for each in self._trio.models
+        }
+
     def __iter__(self) -> Self:
         """Itself."""
         return self

@@ -359,7 +359,12 @@ def answer_of(
         "structured": generation.structured,
         "prompt_tokens": dict(generation.prompt_tokens),
         "context_limit": generation.context_limit,
-        "context": dict(getattr(generation, "context", {})),
+        # Of many at once, a model may hold another text already.
+        "context": {
+            role: (used, limit)
+            for role, (used, limit) in getattr(generation, "context", {}).items()
+            if used >= generation.prompt_tokens.get(role, used + 1)
+        },
         "weights": tuple(generation.weights),
         "timings": Timings(load, generation.prompt_seconds, generation.generate_seconds),
         "notices": tuple(generation.notices),
