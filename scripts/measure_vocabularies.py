@@ -1,8 +1,10 @@
 """What the table between two vocabularies costs, for every ordered pair of real vocabularies.
 
-Those of llama.cpp's tests (scripts/real_vocabularies.py) and of the GGUF files that are named; of
-each target the seconds and MB of its events, then of each proxy the seconds of the projection's
-table and its MB. Seconds are of the processor, so that a busy machine does not count.
+Those of llama.cpp's tests (scripts/real_vocabularies.py) and of the GGUF files that are named: a
+row for each target with the seconds of its events, then the seconds of the projection's table for
+each proxy, the largest table in MB, and the most pieces of a proxy that the target has no token
+for. Seconds are of the processor, so that a busy machine does not count. What was looked up for one
+proxy of a target is known for the next.
 
     python -m scripts.measure_vocabularies smollm2.gguf gemma.gguf models/demo/expert.gguf
 """
@@ -47,13 +49,6 @@ def timed(make: Callable[[], Made]) -> tuple[Made, float]:
     return made, time.process_time() - started
 
 
-def measured(tokenizer: TextTokenizer, events: TargetEvents) -> str:
-    """Seconds and MB of the table of one proxy."""
-    vocabulary = tokenizer.vocabulary
-    table, seconds = timed(lambda: Projection(vocabulary, events, long_tokens=True, healing=True))
-    return f"{seconds:.1f} s {table.megabytes:.0f}"
-
-
 def unspellable(tokenizer: TextTokenizer, events: TargetEvents) -> int:
     """Pieces of a proxy that begin with a byte the target has no token for."""
     vocabulary = tokenizer.vocabulary
@@ -68,18 +63,24 @@ def main() -> None:
     parser.add_argument("--target", action="append", help="these targets alone")
     arguments = parser.parse_args()
     known = dict(tokenizers(arguments.models))
-    print("| target | tokens | events |", " | ".join(known), "| lost pieces |", flush=True)
-    print("|---" * (len(known) + 4) + "|")
+    print("| target | tokens | events |", " | ".join(known), "| MB | no token |", flush=True)
+    print("|---" * (len(known) + 5) + "|")
     for name, tokenizer in known.items():
         if arguments.target and name not in arguments.target:
             continue
         events, seconds = timed(lambda tokenizer=tokenizer: TargetEvents(tokenizer))
-        cells = [measured(proxy, events) for proxy in known.values()]
-        lost = max(unspellable(proxy, events) for proxy in known.values())
-        size = len(tokenizer.vocabulary)
-        print(
-            f"| {name} | {size:,} | {seconds:.1f} s |", " | ".join(cells), f"| {lost} |", flush=True
-        )
+        cells, largest, lost = [], 0.0, 0
+        for proxy in known.values():
+            vocabulary = proxy.vocabulary
+            table, spent = timed(
+                lambda vocabulary=vocabulary, events=events: Projection(
+                    vocabulary, events, long_tokens=True, healing=True
+                )
+            )
+            cells.append(f"{spent:.1f}")
+            largest, lost = max(largest, table.megabytes), max(lost, unspellable(proxy, events))
+        size = f"{len(tokenizer.vocabulary):,} | {seconds:.1f}"
+        print(f"| {name} | {size} |", " | ".join(cells), f"| {largest:.0f} | {lost} |", flush=True)
 
 
 if __name__ == "__main__":
