@@ -175,7 +175,7 @@ def test_a_second_turn_decodes_new_tokens_alone(runtime: Runtime, kind: Align) -
     first = runtime.generate(talk, options)
     list(first)
     talk += [
-        Message("assistant", first.text_bytes),
+        Message("assistant", first.text),
         Message("user", "And how is it treated in older patients?"),
     ]
     held = {role: list(cached.tokens) for role, cached in runtime._cached.items()}
