@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from capt_local.decoding.many.asks import Answered, Ask
+    from capt_local.decoding.batching import Request, RequestResult
     from capt_local.decoding.options import (
         AlignOptions,
         CombineOptions,
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 
 _PLACES = {
-    "Answered": "capt_local.decoding.many.asks",
-    "Ask": "capt_local.decoding.many.asks",
+    "RequestResult": "capt_local.decoding.batching",
+    "Request": "capt_local.decoding.batching",
     "AlignOptions": "capt_local.decoding.options",
     "CaptError": "capt_local.errors",
     "CombineOptions": "capt_local.decoding.options",
@@ -48,8 +48,6 @@ _PLACES = {
 }
 __all__ = [
     "AlignOptions",
-    "Answered",
-    "Ask",
     "CaptError",
     "CombineOptions",
     "FinishReason",
@@ -57,6 +55,8 @@ __all__ = [
     "LoadOptions",
     "Message",
     "Method",
+    "Request",
+    "RequestResult",
     "Runtime",
     "SampleOptions",
     "Step",

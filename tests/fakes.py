@@ -76,6 +76,7 @@ class FakeModel:
         self.context_limit = limit
         self.max_rows = max_rows
         self.can_rewind = can_rewind
+        self.batch_floor = 0
         self.size = 1
         self.tokens: list[int] = []
         self.extended = 0
@@ -119,14 +120,14 @@ class FakeModel:
         del self.tokens[length:]
         return True
 
-    def branch(
-        self, tails: Sequence[Sequence[int]], after: Sequence[int] | None = None
-    ) -> np.ndarray:
-        places = after or [self.position] * len(tails)
-        assert self.can_rewind or not after
-        assert all(0 <= place <= self.position for place in places)
-        pairs = zip(tails, places, strict=True)
-        return np.array([self.logits([*self.tokens[:place], *tail]) for tail, place in pairs])
+    def step(self, tokens: Sequence[int], rows: int = 1) -> np.ndarray:
+        return self.extend(tokens, rows)
+
+    def peek(self, tokens: Sequence[int], rows: int = 1) -> np.ndarray:
+        size = self.position
+        found = self.extend(tokens, rows).copy()
+        del self.tokens[size:]
+        return found
 
     def close(self) -> None:
         self.tokens.clear()

@@ -30,7 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "decoding": {"errors", "strict_json", "tokenization", "alignment", "prompting"},
     "report": {"errors", "decoding"},
 }
-ALLOWED["runtime"] = {*ALLOWED["decoding"], "decoding", "bundles", "llama"}
+ALLOWED["model_checks"] = {"errors", "strict_json", "bundles", "llama"}
+ALLOWED["runtime"] = {*ALLOWED["decoding"], "decoding", "bundles", "llama", "model_checks"}
 # The record of an answer is all that it takes from the room of the views.
 ALLOWED["chat"] = {"errors", "strict_json", "decoding", "prompting", "report"}
 ALLOWED["evaluate"] = {*ALLOWED["runtime"], "strict_json", "runtime"}

@@ -80,6 +80,11 @@ class CanonicalContext:
         """The growing text, without the head and without a leading space of the tokenizer."""
         return self._text
 
+    @property
+    def stable(self) -> int:
+        """How many tokens at the front stay as they are, whatever text comes."""
+        return self._cut_tokens
+
     def rests(self, depth: int) -> list[bytes]:
         """Bytes of the last token of the growing text, of the last two, ...; at most `depth`.
 

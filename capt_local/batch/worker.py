@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from capt_local.batch import ipc
 from capt_local.batch.output import Failure
-from capt_local.decoding.many.asks import Answered, Ask
+from capt_local.decoding.batching import Request, RequestResult
 from capt_local.errors import CaptError, place_of
 from capt_local.report.json import answer_object, answer_of
 from capt_local.version import __version__
@@ -134,7 +134,7 @@ class Worker:
         for answered in many:
             self._deliver(runtime.bundle.id, keys[answered.index], answered)
 
-    def _requests(self, config: ipc.WorkerConfig, keys: list[int]) -> Iterator[Ask]:
+    def _requests(self, config: ipc.WorkerConfig, keys: list[int]) -> Iterator[Request]:
         """Requests as they are wanted; one that is impossible is answered with its error.
 
         The run sends more than are answered at once, so waiting for the next one delays nothing.
@@ -154,9 +154,9 @@ class Worker:
                 self._fail(key, error)
                 continue
             keys.append(key)
-            yield Ask(prompt, options, raw=config.raw)
+            yield Request(prompt, options, raw=config.raw)
 
-    def _deliver(self, model: str, key: int, answered: Answered) -> None:
+    def _deliver(self, model: str, key: int, answered: RequestResult) -> None:
         if answered.error is not None:
             self._fail(key, answered.error)
         elif answered.generation is not None:

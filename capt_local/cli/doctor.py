@@ -292,8 +292,8 @@ def roles(bundle: Bundle, diagnosis: Diagnosis, template: str | None = None) -> 
     """
     from capt_local.bundles.manifest import pair_roles
     from capt_local.llama.weights import Weights
+    from capt_local.model_checks import check_tokenizers
     from capt_local.prompting.build import PromptBuilder
-    from capt_local.runtime.tokenizers import check_tokenizers
     from capt_local.tokenization.tokenizer import TextTokenizer
 
     check_tokenizers(bundle.models.values())
@@ -442,7 +442,7 @@ def first_look(bundle: Bundle, check: Check, diagnosis: Diagnosis) -> dict[str, 
         ModelError: one is damaged, or ended the process that looked at it.
         MemoryShortage: one does not fit into memory.
     """
-    from capt_local.runtime.first_look import NOT_LOOKED_AT, is_trusted, look_first
+    from capt_local.model_checks import NOT_LOOKED_AT, is_trusted, look_first
 
     if is_trusted(bundle):
         return {"files": "named by a trusted manifest"}

@@ -30,7 +30,7 @@ from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
-    from capt_local.decoding.generation import Generation
+    from capt_local.decoding.loop import Generation
     from capt_local.llama.options import LoadOptions
     from capt_local.runtime import Runtime
 

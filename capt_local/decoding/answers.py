@@ -10,8 +10,8 @@ from enum import StrEnum
 
 from capt_local.decoding.boundary import Placed, place
 from capt_local.decoding.constrained import constrained
+from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.scoring import Event, score_paths
-from capt_local.decoding.trio import Trio
 from capt_local.errors import ContextOverflow, UsageError
 from capt_local.prompting.messages import Prompt
 from capt_local.tokenization.tokenizer import TextTokenizer
@@ -72,7 +72,7 @@ class Answers:
     """Judges given answers to one prompt.
 
     Args:
-        trio: configured.
+        ensemble: configured.
         tokenizers: of its models, by role.
         prompts: by role.
         cancel: asked at every token.
@@ -80,13 +80,13 @@ class Answers:
 
     def __init__(
         self,
-        trio: Trio,
+        ensemble: Ensemble,
         tokenizers: Mapping[str, TextTokenizer],
         prompts: Mapping[str, Prompt],
         cancel: Callable[[], bool] | None = None,
     ) -> None:
         """Decodes nothing yet."""
-        self._trio = trio
+        self._ensemble = ensemble
         self._tokenizers = tokenizers
         self._prompts = prompts
         self._cancel = cancel
@@ -114,13 +114,13 @@ class Answers:
         places = self._places(answers)
         groups: dict[tuple[tuple[int, ...], bytes], list[int]] = {}
         for number, placed in enumerate(places):
-            key = (placed.prompts[self._trio.cached.role].tokens, placed.given)
+            key = (placed.prompts[self._ensemble.leader.role].tokens, placed.given)
             groups.setdefault(key, []).append(number)
         said: dict[int, list[Event]] = {}
         for numbers in groups.values():
             first = places[numbers[0]]
             found = score_paths(
-                self._trio,
+                self._ensemble,
                 first.prompts,
                 [places[number].tokens for number in numbers],
                 end=end,
@@ -150,18 +150,18 @@ class Answers:
             raise UsageError("Two choices are the same.")
         if how is Choosing.CONSTRAINED:
             self._places(choices)
-            return Chosen(constrained(self._trio, self._prompts, choices, self._cancel))
+            return Chosen(constrained(self._ensemble, self._prompts, choices, self._cancel))
         scores = self.scores(choices, end=_nested(choices))
         rates = [-score.nats / _length(score, how) for score in scores]
         return Chosen(max(range(len(rates)), key=rates.__getitem__), scores)
 
     def _places(self, answers: Sequence[bytes]) -> list[Placed]:
         """The tokens of all answers, known to fit."""
-        limits = {each.role: each.model.context_limit for each in self._trio.models}
+        limits = {each.role: each.model.context_limit for each in self._ensemble.models}
         places = []
         for answer in answers:
             _check(answer)
-            placed = place(self._trio.cached.role, self._prompts, self._tokenizers, answer)
+            placed = place(self._ensemble.leader.role, self._prompts, self._tokenizers, answer)
             if any(placed.counts[role] > limit for role, limit in limits.items()):
                 raise ContextOverflow(placed.counts, min(limits.values()))
             places.append(placed)

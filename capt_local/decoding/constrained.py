@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from capt_local.decoding.methods.choices import log_mass
-from capt_local.decoding.prefill import prefill
+from capt_local.decoding.baselines import log_mass
+from capt_local.decoding.ensemble import Ensemble
+from capt_local.decoding.prompt_weights import prefill
 from capt_local.decoding.scoring import logps
-from capt_local.decoding.trio import Trio
 from capt_local.errors import Cancelled, ModelError
 from capt_local.prompting.messages import Prompt
 from capt_local.tokenization.vocabulary import Vocabulary
 
 
 def constrained(
-    trio: Trio,
+    ensemble: Ensemble,
     prompts: Mapping[str, Prompt],
     choices: Sequence[bytes],
     cancel: Callable[[], bool] | None = None,
@@ -27,7 +27,7 @@ def constrained(
     is one event, whichever end token of the model it is.
 
     Args:
-        trio: configured.
+        ensemble: configured.
         prompts: by role.
         choices: different, none of them empty.
         cancel: asked at every token.
@@ -39,16 +39,16 @@ def constrained(
         Cancelled: `cancel` said so.
         ModelError: the vocabulary cannot spell a choice.
     """
-    trio.start(prompts)
-    prefill(trio, prompts)
-    lead = prompts[trio.cached.role].lead
-    tokens = _occurring(trio.cached.model.vocabulary, [lead + choice for choice in choices])
+    ensemble.start(prompts)
+    prefill(ensemble, prompts)
+    lead = prompts[ensemble.leader.role].lead
+    tokens = _occurring(ensemble.leader.model.vocabulary, [lead + choice for choice in choices])
     live, size = list(range(len(choices))), 0
     while len(live) > 1:
         if cancel is not None and cancel():
             raise Cancelled("The choice was stopped.")
         ends = [place for place in live if len(choices[place]) == size]
-        piece = _next(trio, tokens, [choices[place][size:] for place in live], lead)
+        piece = _next(ensemble, tokens, [choices[place][size:] for place in live], lead)
         if not piece:
             return ends[0]
         live = [place for place in live if choices[place].startswith(piece, size)]
@@ -57,22 +57,22 @@ def constrained(
 
 
 def _next(
-    trio: Trio, tokens: Mapping[bytes, Sequence[int]], rests: Sequence[bytes], lead: bytes
+    ensemble: Ensemble, tokens: Mapping[bytes, Sequence[int]], rests: Sequence[bytes], lead: bytes
 ) -> bytes:
     """Goes on by the likeliest token that begins a rest; b"" where the end is likelier."""
     begins = {token for rest in rests for token in _begins(tokens, rest, lead)}
     allowed = np.array(sorted(begins), dtype=np.int32)
-    here = trio.distribution()
+    here = ensemble.distribution()
     said = logps(here, allowed)
     if b"" in rests:
-        end = log_mass(logps(here, trio.cached.model.vocabulary.end_ids))
+        end = log_mass(logps(here, ensemble.leader.model.vocabulary.end_ids))
         if not len(said) or end >= said.max():
             return b""
     if not len(said):
-        raise ModelError(f"The vocabulary of the {trio.cached.role} cannot spell a choice.")
+        raise ModelError(f"The vocabulary of the {ensemble.leader.role} cannot spell a choice.")
     token = int(allowed[said.argmax()])
-    piece = trio.piece(token)
-    trio.advance(token)
+    piece = ensemble.piece(token)
+    ensemble.advance(token)
     return piece
 
 

@@ -1,232 +1,404 @@
-"""The answer, token by token."""
+"""Prompt to answer, token by token. Read this first.
+
+    propose a draft      drafting.Drafter: tokens that may come next, read ahead in one batch
+    let all models read  ensemble.Ensemble: brings each model to the text (proxy.LogitsCache)
+    combine              combine.Contrast: one distribution from what they say
+    sample               sampling.choose, restricted by structured.GrammarSampler
+    accept or roll back  the text grows by the token; what was read beyond it is dropped
+
+A `Generation` is that loop as an iterator of steps, each a plain record of one choice.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import codecs
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
-from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.drafting import Drafter, DraftStats
+from capt_local.decoding.ensemble import Ensemble
+from capt_local.decoding.options import Exponents, GenerateOptions, Method, Speed
+from capt_local.decoding.prompt_weights import Memory, prefill
 from capt_local.decoding.reasoning import AnswerStream, ReasoningParser, TextPart
 from capt_local.decoding.repetition import RepetitionDetector
-from capt_local.decoding.sample import choose, likeliest
-from capt_local.decoding.speculate.draft import Ahead
+from capt_local.decoding.sampling import choose, likeliest
 from capt_local.decoding.step import Choice, FinishReason, Step
-from capt_local.decoding.structured import Constraint, GrammarSampler, MaskedDistribution
-from capt_local.decoding.trio import Trio
-from capt_local.errors import Cancelled, ContextOverflow
+from capt_local.decoding.structured import GrammarSampler, MaskedDistribution, constraint_for
+from capt_local.errors import Cancelled, ContextOverflow, UsageError
+from capt_local.prompting.messages import Prompt
 from capt_local.tokenization.vocabulary import Vocabulary
 
 
-class Walk:
-    """Chooses one token after the other until the answer ends.
-
-    Iterating yields one `Step` a token. Between steps all models stand at the same text.
-
-    Args:
-        trio: at the end of a prompt.
-        options: of the answer.
-        cancel: asked before each step; true ends the answer as interrupted.
-        constraint: what the answer is kept to, at its beginning; None: anything.
-        parser: finds the reasoning; None where all is the answer.
-        turn_ends: tokens that end the answer besides those of the vocabulary.
-        ahead: drafts what may come; None: every step by itself.
-        force: says the token of a step, whatever was chosen; for measurements alone.
+@dataclass(frozen=True, slots=True)
+class FullContext:
+    """The context that ended an answer.
 
     Attributes:
-        finish: why the answer ended; None while it has not.
-        held: bytes at the end that no step has brought, since they might have begun a stop string
-            when the answer was interrupted.
+        role: of the model.
+        used: tokens of the text.
+        limit: tokens that the context holds.
+    """
+
+    role: str
+    used: int
+    limit: int
+
+
+class Generation:
+    """An answer that is being made: an iterator of steps.
+
+    Args:
+        ensemble: of the method; it stands at no text.
+        prompts: by role.
+        options: of the answer.
+        cancel: called before each step; true ends the answer as interrupted.
+        memory: what an earlier prompt showed about the weights.
         notices: what the user should know.
+        check: called before each step; raises where the models can no longer be used.
+
+    Attributes:
+        text_bytes: the answer so far; at the end, all of it.
+        thoughts_bytes: what the model wrote before it, between its markers.
+        finish: why it ended; None while it has not.
+        prompts: by role, of the models that run.
+        prompt_tokens: their lengths.
+        context_limit: tokens that the smallest context holds.
+        full_context: the context that ended the answer; None where none did.
+        weights: exponents (a, b, c) of T^a E^b A^-c and their share of the mixture; empty for
+            a method without.
+        evidence_tokens: positions of the prompt that the weights come from.
+        prompt_seconds: time for the prompt, all models.
+        generate_seconds: time for the answer so far, time of the reader excluded.
+        changed: steps at which the target alone would have chosen otherwise.
+        stats: what was drafted, accepted and left out.
     """
 
     def __init__(
         self,
-        trio: Trio,
+        ensemble: Ensemble,
+        prompts: Mapping[str, Prompt],
         options: GenerateOptions,
         cancel: Callable[[], bool] | None = None,
-        constraint: Constraint | None = None,
-        parser: ReasoningParser | None = None,
-        turn_ends: Iterable[int] = (),
-        ahead: Ahead | None = None,
-        force: Callable[[int], int] | None = None,
+        memory: Memory | None = None,
+        notices: Sequence[str] = (),
+        check: Callable[[], None] | None = None,
     ) -> None:
-        """Decodes nothing yet."""
-        self._trio = trio
+        """Checks that the prompt fits; decodes when the first step is read."""
+        ensemble.configure(options.combine)
+        ensemble.start(prompts)
+        self._ensemble = ensemble
         self._options = options
         self._cancel = cancel or (lambda: False)
+        self._memory = memory
+        self._check = check or (lambda: None)
         self._rng = np.random.default_rng(options.sample.seed)
-        vocabulary = trio.cached.model.vocabulary
-        repetition = RepetitionDetector(words=constraint is None)
-        self._stream = AnswerStream(
-            vocabulary,
-            options.stop,
-            parser,
-            turn_ends,
-            repetition if options.repetition_stop else None,
-        )
-        self._grammar = (
-            None if constraint is None else GrammarSampler(constraint, vocabulary, options.sample)
-        )
-        self._ahead = ahead
-        self._force = force
-        self._spoilt = False
+        own, vocabulary = prompts[ensemble.leader.role], ensemble.leader.model.vocabulary
+        self._grammar: GrammarSampler | None = None
+        if options.structure is not None:
+            constraint = constraint_for(options.structure, ensemble.leader.model, own.lead)
+            self._grammar = GrammarSampler(constraint, vocabulary, options.sample)
+        structured = self._grammar is not None
+        parser = ReasoningParser.for_prompt(own, vocabulary, structured=structured)
+        repetition = RepetitionDetector(words=not structured) if options.repetition_stop else None
+        self._stream = AnswerStream(vocabulary, options.stop, parser, own.turn_ends, repetition)
+        # What expert and base say is part of the record then, so they run at each step.
+        ensemble.skip_certain = options.speed is not Speed.EXACT_STEPS and not options.top
+        self.stats = DraftStats()
+        self._drafter = Drafter.for_answer(ensemble, options, self.stats)
+        self._pieces = codecs.getincrementaldecoder("utf-8")("replace")
+        self._notices = [note for prompt in prompts.values() for note in prompt.notices]
+        self._notices += notices
+        self._prefilled = False
+        self._begun_unstructured = False
+        self._superseded: str | None = None
+        self.prompts = dict(prompts)
+        self.prompt_tokens = {role: len(prompt.tokens) for role, prompt in prompts.items()}
+        self.context_limit = min(each.model.context_limit for each in ensemble.models)
+        self.full_context: FullContext | None = None
+        self.text_bytes = b""
+        self.thoughts_bytes = b""
         self.finish: FinishReason | None = None
-        self.notices = self._stream.notices
+        self.weights: tuple[tuple[Exponents, float], ...] = ()
+        self.evidence_tokens = 0
+        self.prompt_seconds = 0.0
+        self.generate_seconds = 0.0
+        self.changed = 0
 
-    @property
-    def complete(self) -> bool | None:
-        """Whether the answer has the form that it is kept to; None where it is kept to none."""
-        if self._grammar is None:
-            return None
-        return self._grammar.complete and not self._spoilt
+    def __iter__(self) -> Self:
+        """Itself."""
+        return self
 
-    @property
-    def beyond(self) -> int:
-        """Steps at which the form allowed no plausible token."""
-        return 0 if self._grammar is None else self._grammar.implausible_steps
+    def __next__(self) -> Step:
+        """The next step; the first one decodes the prompt.
 
-    @property
-    def held(self) -> bytes:
-        """See the class."""
-        return self._stream.rest()
-
-    def __iter__(self) -> Iterator[Step]:
-        """Yields the steps."""
-        for index in range(self._options.max_tokens):
-            try:
-                step = None if self._cancel() else self._step(index)
-            except Cancelled:
-                step = None
-            except ContextOverflow:
-                self._stop_at_full_context()
-                return
-            if step is None:
-                self.finish = FinishReason.INTERRUPTED
-                return
-            self.finish = step.finish
-            yield step
-            if step.finish is not None:
-                return
-
-    def _step(self, index: int) -> Step:
-        if self._ahead is not None and not self._stream.in_reasoning and not self._stream.in_gap:
-            self._ahead.prepare(self._options.max_tokens - index)
-        opened = self._here()
-        if self._grammar is not None and not self._stream.in_reasoning:
-            opened = self._grammar.mask(
-                opened.here, self._trio.tokens, lambda only: self._trio.distribution(only=only)
-            )
-        place = choose(
-            opened.here.candidates.tokens,
-            opened.here.logp,
-            self._trio.tokens,
-            self._options.sample,
-            self._rng,
-            opened.mask,
-        )
-        token = int(opened.here.candidates.tokens[place])
-        if self._force is not None:
-            token = self._force(index)
-        if self._ahead is not None:
-            self._ahead.chose(token, None if opened.alone else opened.here)
-        part, finish = self._take(token, last=index + 1 == self._options.max_tokens)
-        step = describe(self._trio, opened, place, index, part, finish, self._options)
-        if finish is not FinishReason.STOP:
-            reads_all = self._options.expert_in_thoughts
-            read = self._trio.piece(token) if reads_all else self._stream.proxy_text
-            self._trio.advance_reading(token, read)
+        Raises:
+            NumericalError: a model gives numbers that are not finite.
+            MemoryShortage, ModelError: the backend failed.
+            UsageError: another answer was begun with the same models, or they were closed.
+        """
+        if self._superseded is not None:
+            raise UsageError(self._superseded)
+        if self.finish is not None:
+            raise StopIteration
+        self._check()
+        step = None
+        try:
+            self._prefill()
+            if not self._cancel():
+                step = self._timed_step()
+        except Cancelled:
+            pass
+        except ContextOverflow:
+            self._note_full_context()
+            self.end(FinishReason.LENGTH)
+            raise StopIteration from None
+        except BaseException:
+            self.end(FinishReason.ERROR)
+            raise
+        if step is None:
+            self.end()
+            raise StopIteration
         return step
 
-    def _here(self) -> MaskedDistribution:
-        """The distribution; that of the target alone where expert and base read no thoughts."""
-        if self._options.expert_in_thoughts or not self._trio.proxies:
-            return MaskedDistribution(self._trio.distribution())
-        if self._stream.in_reasoning or self._stream.in_gap:
-            alone = self._trio.distribution(alone=True)
-            token = int(alone.candidates.tokens[np.argmax(alone.logp)])
-            # Line ends between thoughts and answer are none of the expert's either.
-            if self._stream.in_reasoning or not self._trio.piece(token).strip(b"\n"):
-                return MaskedDistribution(alone, alone=True)
-        return MaskedDistribution(self._trio.distribution())
+    def prepare(self) -> None:
+        """Decodes the prompt, which the first step does where this is left out.
 
-    def _take(self, token: int, *, last: bool) -> tuple[TextPart, FinishReason | None]:
-        """What a token adds to thoughts or answer, and whether it ends it."""
-        if self._stream.ends(token):
-            return self._stream.flush(), FinishReason.STOP
-        if self._grammar is not None and not self._stream.in_reasoning:
+        Raises:
+            NumericalError, MemoryShortage, ModelError: as for a step.
+        """
+        if self.finish is not None:
+            return
+        self._check()
+        try:
+            self._prefill()
+        except Cancelled:
+            self.end()
+        except BaseException:
+            self.end(FinishReason.ERROR)
+            raise
+
+    def end(self, finish: FinishReason = FinishReason.INTERRUPTED) -> None:
+        """Ends the answer where it is; an answer that has ended stays as it is."""
+        if self.finish is None:
+            self.text_bytes += self._stream.rest()
+            self.finish = finish
+            self._ensemble.drop_ahead()
+
+    def supersede(self, reason: str) -> None:
+        """Ends an answer that is not finished, for the sake of another; reading on raises."""
+        if self.finish is None:
+            self.end()
+            self._superseded = reason
+
+    @property
+    def text(self) -> str:
+        """The answer so far; what is not UTF-8 is U+FFFD."""
+        return self.text_bytes.decode("utf-8", "replace")
+
+    @property
+    def thoughts(self) -> str:
+        """What the model wrote before the answer, between its markers."""
+        return self.thoughts_bytes.decode("utf-8", "replace")
+
+    @property
+    def steps_done(self) -> int:
+        """Tokens of the answer so far."""
+        return self.stats.steps
+
+    @property
+    def context(self) -> dict[str, tuple[int, int]]:
+        """Tokens of the text, and of the context, of each model that runs, by role."""
+        return self._ensemble.used
+
+    @property
+    def structured(self) -> bool | None:
+        """Whether the answer so far has the form that it must have; None where it has none."""
+        if self._grammar is None:
+            return None
+        return self._grammar.complete and not self._begun_unstructured
+
+    @property
+    def notices(self) -> list[str]:
+        """What the user should know."""
+        own = list(self._stream.notices)
+        if self.full_context is not None:
+            full = self.full_context
+            own.append(
+                f"The context of the {full.role} is full ({full.used:,} of {full.limit:,} "
+                "tokens), so the answer ends here. A larger --ctx-size leaves more room."
+            )
+        if self._grammar is not None and self._grammar.implausible_steps:
+            count = self._grammar.implausible_steps
+            own.append(
+                f"At {count} token{'s' * (count > 1)} the form allowed nothing that the model "
+                "finds plausible, so the likeliest that it allows were taken."
+            )
+        models = [notice for each in self._ensemble.models for notice in each.notices]
+        return [*dict.fromkeys(self._notices + models + own + self.stats.notices)]
+
+    def _prefill(self) -> None:
+        """Decodes the prompt in all models, and weighs them by it."""
+        if self._prefilled:
+            return
+        ensemble, started = self._ensemble, time.perf_counter()
+        try:
+            evidence = prefill(ensemble, self.prompts, self._memory)
+        finally:
+            self.prompt_seconds = time.perf_counter() - started
+        self._prefilled = True
+        self.evidence_tokens = evidence.seen if evidence is not None else 0
+        if ensemble.exponents:
+            weights = ensemble.weights.tolist()
+            self.weights = tuple(zip(ensemble.exponents, weights, strict=True))
+        elif self._options.method is Method.CAPT:
+            self.weights = (((1.0, 0.0, 0.0), 1.0),)
+
+    def _timed_step(self) -> Step:
+        """One step, with its time and what the models did for it."""
+        models, started = self._ensemble.models, time.perf_counter()
+        before = [(each.passes, each.decoded) for each in models]
+        try:
+            step = self._step()
+        finally:
+            self.generate_seconds += time.perf_counter() - started
+            for each, (passes, decoded) in zip(models, before, strict=True):
+                self.stats.add(each.role, each.passes - passes, each.decoded - decoded)
+        self.changed += step.changed
+        self.stats.steps += 1
+        self.stats.proxies_skipped += step.proxies_skipped
+        if step.thought:
+            self.thoughts_bytes += step.piece_bytes
+        else:
+            self.text_bytes += step.piece_bytes
+        if step.finish is not None:
+            self.end(step.finish)
+        return step
+
+    def _step(self) -> Step:
+        """The loop of the method, once."""
+        ensemble, stream, options = self._ensemble, self._stream, self._options
+        index = self.stats.steps
+        reasoning = stream.in_reasoning or stream.in_gap
+        # Propose.
+        if self._drafter is not None and not reasoning:
+            self._drafter.propose(options.max_tokens - index)
+        # Read and combine.
+        here = self._distribution()
+        if self._grammar is not None and not stream.in_reasoning:
+            here = self._grammar.mask(
+                here.here, ensemble.tokens, lambda only: ensemble.distribution(only=only)
+            )
+        # Sample.
+        tokens, logp = here.here.candidates.tokens, here.here.logp
+        place = choose(tokens, logp, ensemble.tokens, options.sample, self._rng, here.mask)
+        token = int(tokens[place])
+        # Accept, or roll back what the draft had instead.
+        if self._drafter is not None:
+            self._drafter.accept(token, None if here.alone else here.here)
+        part, finish = self._added(token, last=index + 1 == options.max_tokens)
+        step = self._described(here, place, part, finish)
+        if finish is not FinishReason.STOP:
+            reads_all = options.expert_in_thoughts
+            read = ensemble.piece(token) if reads_all else stream.proxy_text
+            ensemble.advance_reading(token, read)
+        return step
+
+    def _distribution(self) -> MaskedDistribution:
+        """The distribution; that of the target alone where expert and base read no reasoning."""
+        ensemble, stream = self._ensemble, self._stream
+        if self._options.expert_in_thoughts or not ensemble.proxies:
+            return MaskedDistribution(ensemble.distribution())
+        if stream.in_reasoning or stream.in_gap:
+            alone = ensemble.distribution(alone=True)
+            token = int(alone.candidates.tokens[np.argmax(alone.logp)])
+            # Line ends between reasoning and answer are none of the expert's either.
+            if stream.in_reasoning or not ensemble.piece(token).strip(b"\n"):
+                return MaskedDistribution(alone, alone=True)
+        return MaskedDistribution(ensemble.distribution())
+
+    def _added(self, token: int, *, last: bool) -> tuple[TextPart, FinishReason | None]:
+        """What a token adds to reasoning or answer, and whether it ends it."""
+        stream = self._stream
+        if stream.ends(token):
+            return stream.flush(), FinishReason.STOP
+        if self._grammar is not None and not stream.in_reasoning:
             self._grammar.accept(token)
-        part = self._stream.feed(token, self._trio.piece(token))
-        # A token that ends the thoughts and begins the answer began it without the form.
-        self._spoilt |= self._stream.in_gap and self._stream.in_reasoning
-        if self._stream.stopped:
+        part = stream.feed(token, self._ensemble.piece(token))
+        # A token that ends the reasoning and begins the answer began it without the form.
+        self._begun_unstructured |= stream.in_gap and stream.in_reasoning
+        if stream.stopped:
             return part, FinishReason.STOP
-        if self._stream.repeats:
-            return self._stream.flush(part), FinishReason.REPETITION
+        if stream.repeats:
+            return stream.flush(part), FinishReason.REPETITION
         # Room for the token itself in every context; a proxy may need a few tokens for it.
-        if last or self._trio.room <= 1:
+        if last or self._ensemble.tokens_left <= 1:
             if not last:
-                self._stop_at_full_context()
-            return self._stream.flush(part), FinishReason.LENGTH
+                self._note_full_context()
+            return stream.flush(part), FinishReason.LENGTH
         return part, None
 
-    def _stop_at_full_context(self) -> None:
-        self.finish = FinishReason.LENGTH
-        self.notices.append(
-            "The context is full, so the answer ends here. A larger --ctx-size leaves more room."
+    def _note_full_context(self) -> None:
+        """Notes which context has the least room."""
+        used = self._ensemble.used
+        role = min(used, key=lambda each: used[each][1] - used[each][0])
+        self.full_context = FullContext(role, min(used[role]), used[role][1])
+
+    def _described(
+        self,
+        chosen: MaskedDistribution,
+        place: int,
+        part: TextPart,
+        finish: FinishReason | None,
+    ) -> Step:
+        """The record of the choice of candidate `place`.
+
+        What the target alone would have chosen is subject to the same repetition penalty and the
+        same grammar, so that a step that these changed does not count as changed by the expert.
+        """
+        ensemble, options, here = self._ensemble, self._options, chosen.here
+        vocabulary, own, top = ensemble.leader.model.vocabulary, here.candidates, options.top
+        best, together = (
+            likeliest(own.tokens, logp, ensemble.tokens, options.sample, chosen.mask)
+            for logp in (own.logp, here.logp)
+        )
+        reported = 0 if chosen.alone or ensemble.target_alone else top
+        proxies = here.proxy_logprobs[:, place].tolist() if reported else []
+        return Step(
+            index=self.stats.steps,
+            token=int(own.tokens[place]),
+            piece_bytes=part.text,
+            thought=part.reasoning,
+            logp=float(here.logp[place]),
+            target_logp=float(own.logp[place]),
+            target_rank=int(np.count_nonzero(own.logp > own.logp[place])),
+            target_choice=_choice(vocabulary, int(own.tokens[best]), float(own.logp[best])),
+            contrast=None if here.proxies_skipped else float(here.contrast[place]),
+            top=_likeliest(vocabulary, own.tokens, here.logp, top),
+            target_top=_likeliest(vocabulary, own.tokens, own.logp, top),
+            expert_top=_proxy_choices(ensemble, "expert", reported),
+            base_top=_proxy_choices(ensemble, "base", reported),
+            expert_logp=proxies[0] if proxies else None,
+            base_logp=proxies[1] if proxies else None,
+            likeliest=None if together == place else int(own.tokens[together]),
+            finish=finish,
+            proxies_skipped=here.proxies_skipped,
+            piece=self._pieces.decode(part.text, finish is not None),
         )
 
 
-def describe(
-    trio: Trio,
-    opened: MaskedDistribution,
-    place: int,
-    index: int,
-    part: TextPart,
-    finish: FinishReason | None,
-    options: GenerateOptions,
-) -> Step:
-    """The record of the choice of candidate `place`.
-
-    What the target alone would have chosen is subject to the same repetition penalty and the same
-    form, so that a step that these changed does not count as changed by the expert.
-    """
-    vocabulary = trio.cached.model.vocabulary
-    here, top = opened.here, options.top
-    own = here.candidates
-    best, together = (
-        likeliest(own.tokens, logp, trio.tokens, options.sample, opened.mask)
-        for logp in (own.logp, here.logp)
-    )
-    said = here.said[:, place].tolist() if top and not opened.alone else []
-    return Step(
-        index=index,
-        token=int(own.tokens[place]),
-        piece_bytes=part.text,
-        thought=part.reasoning,
-        logp=float(here.logp[place]),
-        target_logp=float(own.logp[place]),
-        target_rank=int(np.count_nonzero(own.logp > own.logp[place])),
-        target_choice=_choice(vocabulary, int(own.tokens[best]), float(own.logp[best])),
-        contrast=None if here.gated else float(here.contrast[place]),
-        top=_likeliest(vocabulary, own.tokens, here.logp, top),
-        target_top=_likeliest(vocabulary, own.tokens, own.logp, top),
-        expert_top=_pieces_of(trio, "expert", 0 if opened.alone else top),
-        base_top=_pieces_of(trio, "base", 0 if opened.alone else top),
-        expert_logp=said[0] if said else None,
-        base_logp=said[1] if said else None,
-        likeliest=None if together == place else int(own.tokens[together]),
-        finish=finish,
-        gated=here.gated,
-    )
-
-
-def _pieces_of(trio: Trio, role: str, top: int) -> tuple[Choice, ...]:
+def _proxy_choices(ensemble: Ensemble, role: str, top: int) -> tuple[Choice, ...]:
     """The likeliest pieces of expert or base (of the first pair, where there are more)."""
-    proxy = next((each for each in trio.proxies if each.cached.role == role), None)
+    proxy = next((each for each in ensemble.proxies if each.cache.role == role), None)
     if proxy is None or not top:
         return ()
-    return _likeliest_pieces(proxy.row, proxy.cached.model.vocabulary, top)
+    row = proxy.row
+    best = np.argpartition(-row, min(top, len(row) - 1))[:top]
+    with np.errstate(divide="ignore"):
+        return _likeliest(proxy.cache.model.vocabulary, best, np.log(row[best]), top)
 
 
 def _choice(vocabulary: Vocabulary, token: int, logp: float) -> Choice:
@@ -240,9 +412,3 @@ def _likeliest(
         return ()
     order = np.argsort(-logp, kind="stable")[:top]
     return tuple(_choice(vocabulary, int(tokens[i]), float(logp[i])) for i in order)
-
-
-def _likeliest_pieces(row: np.ndarray, vocabulary: Vocabulary, top: int) -> tuple[Choice, ...]:
-    best = np.argpartition(-row, min(top, len(row) - 1))[:top]
-    with np.errstate(divide="ignore"):
-        return _likeliest(vocabulary, best, np.log(row[best]), top)

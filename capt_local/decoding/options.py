@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from capt_local.alignment import Align
 from capt_local.errors import UsageError
 
 # The exponents (a, b, c) of T^a E^b A^-c; with more pairs (a, b, c, b2, c2, ...).
-Powers: TypeAlias = tuple[float, ...]
+Exponents: TypeAlias = tuple[float, ...]
 
 
 class Method(StrEnum):
@@ -49,17 +50,16 @@ class Method(StrEnum):
 
 
 class Speed(StrEnum):
-    """How the steps of an answer are computed. The answer is the same.
+    """How the steps of an answer are computed. The answer is the same, bit for bit.
 
-    EXACT_STEPS runs every model for every token, one at a time. AUTO leaves out what cannot change
-    a choice, and drafts from whichever source pays; the others draft from one source alone.
+    EXACT_STEPS runs every model for every token. AUTO leaves out what cannot change a choice, and
+    drafts where that pays; LOOKUP drafts from earlier text alone, TARGET_DRAFT with the target.
     """
 
     AUTO = "auto"
     EXACT_STEPS = "exact-steps"
     LOOKUP = "lookup"
     TARGET_DRAFT = "target-draft"
-    EXPERT_DRAFT = "expert-draft"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class AlignOptions:
 
 # What the evidence of a text chooses among: the target alone, mild and strong help, and nearly the
 # expert alone. Chosen on clinical notes and general prose (docs/results.md).
-GRID: tuple[Powers, ...] = (
+GRID: tuple[Exponents, ...] = (
     (1.0, 0.0, 0.0),
     (0.5, 0.5, 0.0),
     (1.0, 0.5, 0.5),
@@ -109,9 +109,9 @@ class CombineOptions:
     """
 
     alphas: tuple[float, ...] = ()
-    powers: Powers = ()
+    powers: Exponents = ()
     plausibility: float = 1e-5
-    grid: tuple[Powers, ...] = GRID
+    grid: tuple[Exponents, ...] = GRID
     evidence_tokens: int = 64
     forgetting: float = FORGETTING
 
@@ -138,7 +138,7 @@ class CombineOptions:
         """Whether the weights come from the evidence."""
         return not self.alphas and not self.powers
 
-    def rows(self, pairs: int) -> tuple[Powers, ...]:
+    def rows(self, pairs: int) -> tuple[Exponents, ...]:
         """The exponents of each combination that is mixed, shape (m, 1 + 2 * pairs).
 
         Several pairs are weighed one by one, and together with the exponents of expert and base
@@ -152,7 +152,7 @@ class CombineOptions:
         if self.powers or self.alphas:
             return (self._fixed(pairs),)
         nothing = (0.0, 0.0)
-        rows: list[Powers] = []
+        rows: list[Exponents] = []
         for a, b, c in self.grid:
             for place in range(pairs):
                 rows.append((a, *nothing * place, b, c, *nothing * (pairs - 1 - place)))
@@ -160,7 +160,7 @@ class CombineOptions:
                 rows.append((a, *(b / pairs, c / pairs) * pairs))
         return tuple(dict.fromkeys(rows))
 
-    def _fixed(self, pairs: int) -> Powers:
+    def _fixed(self, pairs: int) -> Exponents:
         if self.powers:
             if len(self.powers) != 1 + 2 * pairs:
                 raise UsageError(
@@ -173,7 +173,7 @@ class CombineOptions:
         alphas = self.alphas if len(self.alphas) == pairs else self.alphas * pairs
         return (1.0, *(power for alpha in alphas for power in (alpha, alpha)))
 
-    def _rows(self) -> tuple[Powers, ...]:
+    def _rows(self) -> tuple[Exponents, ...]:
         return (self.powers, *self.grid) if self.powers else self.grid
 
 
@@ -271,3 +271,86 @@ class GenerateOptions:
             raise UsageError("A stop string is empty.")
         if self.stop and self.structure is not None:
             raise UsageError("A stop string would cut a structured answer; give one of the two.")
+
+
+_SAMPLE = {"temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_window", "seed"}
+_WHOLE = {"top_k", "repeat_window", "seed", "max_tokens", "top"}
+_NUMBERS = {"temperature", "top_p", "min_p", "repeat_penalty", "plausibility"}
+
+
+def with_arguments(
+    options: GenerateOptions | None, arguments: Mapping[str, Any]
+) -> GenerateOptions:
+    """Options with single ones given by name.
+
+    Args:
+        options: the others; None: the defaults.
+        arguments: by the names that `Runtime.generate` lists.
+
+    Raises:
+        UsageError: one is not known, or of the wrong type; names it.
+    """
+    if options is not None and not isinstance(options, GenerateOptions):
+        raise _wrong("options", "GenerateOptions", options)
+    made = options or GenerateOptions()
+    own: dict[str, Any] = {}
+    sample: dict[str, Any] = {}
+    combine: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name in _WHOLE and (isinstance(value, bool) or not isinstance(value, int)):
+            raise _wrong(name, "a whole number", value)
+        if name in _NUMBERS:
+            value = _number(name, value)
+        if name in _SAMPLE:
+            sample[name] = value
+        elif name in ("max_tokens", "top"):
+            own[name] = value
+        elif name == "plausibility":
+            combine[name] = value
+        elif name == "alpha":
+            several = isinstance(value, Sequence) and not isinstance(value, str)
+            combine["alphas"] = _numbers(name, value if several else (value,))
+            combine["powers"] = ()
+        elif name == "weights":
+            combine["powers"], combine["alphas"] = _numbers(name, value), ()
+        elif name == "stop":
+            texts = (value,) if isinstance(value, str) else value
+            if not isinstance(texts, Sequence) or not all(isinstance(one, str) for one in texts):
+                raise _wrong(name, "a text or a list of texts", value)
+            own[name] = tuple(texts)
+        elif name in ("method", "speed"):
+            kind = Method if name == "method" else Speed
+            if value not in list(kind):
+                raise UsageError(f"{name} has to be one of {', '.join(kind)}.")
+            own[name] = kind(value)
+        elif name == "structure":
+            if value is not None and not isinstance(value, Structure):
+                raise _wrong(name, "a Structure or None", value)
+            own[name] = value
+        elif name == "expert_in_thoughts":
+            if not isinstance(value, bool):
+                raise _wrong(name, "True or False", value)
+            own[name] = value
+        else:
+            raise UsageError(f"generate has no argument {name!r}.")
+    if sample:
+        own["sample"] = replace(made.sample, **sample)
+    if combine:
+        own["combine"] = replace(made.combine, **combine)
+    return replace(made, **own) if own else made
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong(name, "a number", value)
+    return float(value)
+
+
+def _numbers(name: str, values: object) -> tuple[float, ...]:
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise _wrong(name, "a list of numbers", values)
+    return tuple(_number(name, value) for value in values)
+
+
+def _wrong(name: str, wanted: str, value: object) -> UsageError:
+    return UsageError(f"{name} has to be {wanted}, not {type(value).__name__}.")

@@ -1,25 +1,149 @@
-"""One proxy (expert or base) that follows the text of the answer in its own tokens."""
+"""A model that follows a text, and the rows of logits behind it: `LogitsCache` owns both.
+
+`Model` is what the decoder needs of a model; the engine provides it, tests provide it in 60 lines.
+A `LogitsCache` brings one model to a text, reads what follows, and knows which rows it has read
+already (also those behind a draft). A `Proxy` is a cache that stands at the canonical tokens of a
+text that grows in the target's tokens.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from capt_local.alignment.context import CanonicalContext
 from capt_local.alignment.fit import AnyAlignment
 from capt_local.alignment.projection import Back, CandidateQuery, FloatArray, Probabilities, View
-from capt_local.decoding.cached import CachedModel, common_length
 from capt_local.decoding.combine import exponentials, total
-from capt_local.decoding.model import Rows
+from capt_local.decoding.structured import Constraint
 from capt_local.prompting.messages import Prompt
 from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization.vocabulary import Vocabulary
 
-# Rows that are kept behind the last token: healing needs a few, and some more save decoding tokens
-# again when the text is rolled back over a short word.
+Rows = npt.NDArray[np.float32]
+Row = npt.NDArray[np.float32]
+
+# Rows of a prompt that lie this close together are read in one batch, the ones between them for
+# nothing: a batch more would cost more than a few rows.
+_GAP = 8
+# Rows behind a text that are kept: healing needs a few, and some more save decoding tokens again
+# when a proxy's last tokens change over a short word.
 _KEPT_ROWS = 8
+# Of a text without a space the last tokens alone are taken for those that may change.
+_LONGEST_TAIL = 12
+
+
+class Model(Protocol):
+    """One model with one running sequence of tokens in its KV cache.
+
+    Logits are rows of float32 over the vocabulary, unnormalised (nats). A row is a view into memory
+    that the next call to the same model overwrites.
+    """
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's tokens."""
+        ...
+
+    @property
+    def context_limit(self) -> int:
+        """Tokens that the context holds."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """Tokens in the KV cache now."""
+        ...
+
+    @property
+    def max_rows(self) -> int:
+        """The most logit rows that one call can return."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights."""
+        ...
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether the memory can forget a part; see `rewind`."""
+        ...
+
+    @property
+    def batch_floor(self) -> int:
+        """How `step` gives a token the same bits whatever comes with it.
+
+        0: in batches of any size; 1: one by one; more: in batches of at least so many.
+        """
+        ...
+
+    def price(self, count: int) -> float:
+        """What a batch of so many tokens costs here, in batches of one, as far as is known."""
+        ...
+
+    def tokenize(self, text: bytes, *, special: bool) -> list[int]:
+        """Splits UTF-8 text the way llama.cpp does, without adding BOS or EOS.
+
+        With `special`, control tokens written out in `text` become those tokens; without, they
+        stay text, except USER_DEFINED ones, which llama.cpp always matches. A tokenizer that puts
+        a space before a text does so here too.
+        """
+        ...
+
+    def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
+        """Appends tokens in batches and returns the logits after the last `rows` of them.
+
+        Args:
+            tokens: at least one token. With `rows` = 0 no logits are computed.
+            rows: 0 to min(len(tokens), max_rows).
+
+        Returns:
+            Shape (rows, vocabulary), the last row being what follows all tokens. Every value is
+            finite.
+
+        Raises:
+            ContextOverflow: the tokens do not fit; nothing was appended.
+            NumericalError: a logit is NaN or infinite.
+        """
+        ...
+
+    def step(self, tokens: Sequence[int], rows: int = 1) -> Rows:
+        """As `extend`, with the bits that these tokens have when they are appended one by one."""
+        ...
+
+    def peek(self, tokens: Sequence[int], rows: int = 1) -> Rows:
+        """The same logits as `step`, as a copy; the running sequence stays as it was."""
+        ...
+
+    def rewind(self, length: int) -> bool:
+        """Drops all tokens from position `length` on.
+
+        Returns:
+            False where the model's memory cannot forget a part (sliding window, recurrent): then
+            the whole sequence has been dropped (`position` is 0) and must be computed again.
+        """
+        ...
+
+    def constraint(self, grammar: str, lead: bytes) -> Constraint:
+        """What a grammar (GBNF) allows in an answer, by this model's tokens.
+
+        Args:
+            grammar: in llama.cpp's notation.
+            lead: what the tokenizer puts in front of the answer, which is no part of it.
+
+        Raises:
+            UsageError: the grammar cannot be read.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the KV cache (and the weights, when nothing else uses them)."""
+        ...
 
 
 def softmax(logits: Rows) -> Probabilities:
@@ -29,39 +153,248 @@ def softmax(logits: Rows) -> Probabilities:
     return row
 
 
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens at the front are the same."""
+    size = min(len(first), len(second))
+    if first[:size] == second[:size]:
+        return size
+    return next(i for i in range(size) if first[i] != second[i])
+
+
+class LogitsCache:
+    """A model, the tokens in its KV cache, and the rows that follow them.
+
+    Args:
+        role: "target", "expert" or "base", for messages.
+        model: the model; nobody else may move it.
+
+    Attributes:
+        tokens: what the KV cache holds, which may be more than the text; do not change it.
+        decoded: tokens decoded so far.
+        passes: calls that decoded them.
+        notices: what the user should know, each once.
+    """
+
+    def __init__(self, role: str, model: Model) -> None:
+        """Starts with what is expected to be an empty cache."""
+        self.role = role
+        self.model = model
+        self.tokens: list[int] = []
+        self.decoded = 0
+        self.passes = 0
+        self.notices: list[str] = []
+        self._made: Callable[[Rows], Row] | None = None
+        self._path: list[int] = []  # the text that the rows belong to
+        self._rows: dict[int, Row] = {}  # by how many of its tokens they follow
+
+    def keep_as(self, made: Callable[[Rows], Row] | None) -> None:
+        """What is kept of each row; None: a view, which stands until the model decodes again."""
+        if made is not self._made:
+            self._rows.clear()
+            self._made = made
+
+    def extend(self, tokens: Sequence[int], rows: int) -> Rows:
+        """See `Model.extend`."""
+        return self._decode(self.model.extend, tokens, rows)
+
+    def rewind(self, length: int) -> None:
+        """Holds at most the first `length` tokens; a model that cannot rewind is emptied."""
+        self._agree()
+        if length >= len(self.tokens):
+            return
+        if self.model.rewind(length):
+            del self.tokens[length:]
+        else:
+            self.tokens.clear()
+
+    def clear(self) -> None:
+        """Forgets every text."""
+        self.rewind(0)
+        self._rows.clear()
+        self._path = []
+
+    def tell(self, notice: str) -> None:
+        """Adds a notice, once."""
+        if notice not in self.notices:
+            self.notices.append(notice)
+
+    def prefill(self, tokens: Sequence[int], wanted: Sequence[int]) -> Iterator[tuple[int, Rows]]:
+        """Reads a prompt in batches, and its rows on the way.
+
+        Args:
+            tokens: the text.
+            wanted: after how many tokens a row is wanted, ascending, from 1; for none the cache
+                stays as it is.
+
+        Yields:
+            (count, logits after the first `count` tokens); a view until the next one.
+        """
+        if not wanted:
+            return
+        self._rows.clear()
+        self.rewind(min(common_length(self.tokens, tokens), wanted[0] - 1))
+        for group in _groups(wanted, self.model.max_rows):
+            start = group[0] - 1
+            if len(self.tokens) < start:
+                self.extend(tokens[len(self.tokens) : start], 0)
+            rows = self.extend(tokens[start : group[-1]], group[-1] - start)
+            for count in group:
+                yield count, rows[count - start - 1]
+
+    def keep_row(self, tokens: Sequence[int], count: int, row: Row) -> None:
+        """Keeps what follows the first `count` tokens of a text that is in the KV cache."""
+        if not self._rows or common_length(self._path, tokens) < min(len(self._path), len(tokens)):
+            self._rows.clear()
+        self._path = list(tokens)
+        self._rows[count] = row if self._made is None else self._made(row)
+
+    def has(self, tokens: Sequence[int], count: int = 1) -> bool:
+        """Whether the rows after the last `count` of these tokens are there."""
+        return self._first_missing(tokens, count) is None
+
+    def rows(self) -> dict[int, Row]:
+        """The rows that are there, by how many tokens of the text they follow."""
+        return dict(self._rows)
+
+    def logits_for(
+        self, tokens: Sequence[int], count: int = 1, stable: int | None = None
+    ) -> list[Row]:
+        """What follows the last `count` prefixes of a text, decoded step by step where unknown.
+
+        Args:
+            tokens: the whole text.
+            count: at least 1, at most `max_rows`.
+            stable: so many tokens will not change when the text grows; None: all.
+
+        Returns:
+            Rows, as `keep_as` makes them; the last follows all tokens.
+        """
+        first = self._first_missing(tokens, count)
+        if first is not None:
+            self._read(list(tokens), first, len(tokens) if stable is None else stable)
+        size = len(tokens)
+        return [self._rows[place] for place in range(size - count + 1, size + 1)]
+
+    def _first_missing(self, tokens: Sequence[int], count: int) -> int | None:
+        size = len(tokens)
+        same = common_length(self._path, tokens)
+        for place in range(size - count + 1, size + 1):
+            if place > same or place not in self._rows:
+                return place
+        return None
+
+    def _read(self, tokens: list[int], first: int, stable: int) -> None:
+        """Rows after `first` tokens and each further one; earlier rows of the same text stay."""
+        same = common_length(self._path, tokens)
+        self._rows = {
+            place: row
+            for place, row in self._rows.items()
+            if first - _KEPT_ROWS <= place <= same and self._made is not None
+        }
+        self._path = tokens
+        if self.model.can_rewind:
+            self.rewind(min(common_length(self.tokens, tokens), first - 1))
+            self._step(tokens, first, len(tokens))
+            return
+        # Its memory cannot forget: the running sequence holds what will not change, and the tail is
+        # read on a copy of it.
+        stable = max(min(stable, len(tokens)), len(tokens) - _LONGEST_TAIL, 1)
+        same = common_length(self.tokens, tokens)
+        if same < len(self.tokens) or first <= same:
+            self.rewind(0)
+            if self.tokens:  # it has not moved
+                self.tokens.clear()
+            if first > 1:
+                self.extend(tokens[: min(stable, first - 1)], 0)
+        if len(self.tokens) < stable:
+            self._step(tokens, first, stable)
+        if stable < len(tokens):
+            tail = tokens[len(self.tokens) :]
+            rows = len(tokens) - max(first, len(self.tokens) + 1) + 1
+            found = self.model.peek(tail, rows)
+            self.decoded += len(tail)
+            self.passes += 1
+            self._keep(found, len(tokens))
+
+    def _step(self, tokens: Sequence[int], first: int, size: int) -> None:
+        """Decodes up to `size` tokens, with rows from the one after `first` on."""
+        rows = max(0, size - first + 1)
+        self._keep(self._decode(self.model.step, tokens[len(self.tokens) : size], rows), size)
+
+    def _keep(self, rows: Rows, size: int) -> None:
+        """Keeps rows of which the last follows `size` tokens."""
+        made = self._made
+        for back, row in enumerate(reversed(rows)):
+            self._rows[size - back] = row if made is None else made(row)
+
+    def _decode(
+        self, call: Callable[[Sequence[int], int], Rows], tokens: Sequence[int], rows: int
+    ) -> Rows:
+        self._agree()
+        if self._made is None:
+            self._rows.clear()  # views that are overwritten now
+        try:
+            result = call(tokens, rows)
+        finally:
+            # A failed call leaves the cache as it was, or empty where it cannot be taken back.
+            del self.tokens[self.model.position :]
+        self.tokens += tokens
+        self.decoded += len(tokens)
+        self.passes += 1
+        return result
+
+    def _agree(self) -> None:
+        """Makes the record what the model holds.
+
+        An interrupt between a call to the model and the line that takes it down leaves one of them
+        behind the other.
+        """
+        known, there = len(self.tokens), self.model.position
+        if there < known:
+            del self.tokens[there:]
+        elif there > known and not self.model.rewind(known):
+            self.tokens.clear()
+
+
+def _groups(wanted: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Splits ascending places where they lie apart, and after `size` rows."""
+    group: list[int] = []
+    for place in wanted:
+        if group and (place - group[-1] > _GAP or place - group[0] >= size):
+            yield group
+            group = []
+        group.append(place)
+    if group:
+        yield group
+
+
 class Proxy:
     """Keeps a model at the canonical tokens of prompt + answer.
 
     Args:
-        cached: the model and what it has seen.
+        cache: the model and what it has read.
         tokenizer: of the model.
         alignment: onto the target's tokens.
         keeps_logits: for a method that needs more than probabilities.
 
     Attributes:
-        cached: see above.
-        alignment: see above.
-        can_look_ahead: whether the model can forget a draft.
-        keeps_logits: see above.
+        cache, alignment, keeps_logits: see above.
     """
 
     def __init__(
         self,
-        cached: CachedModel,
+        cache: LogitsCache,
         tokenizer: TextTokenizer,
         alignment: AnyAlignment,
         *,
         keeps_logits: bool = False,
     ) -> None:
         """Starts with an empty context."""
-        self.cached = cached
+        self.cache = cache
         self.alignment = alignment
-        self.can_look_ahead = cached.model.can_rewind
+        self.keeps_logits = keeps_logits
         self._tokenizer = tokenizer
         self._context = CanonicalContext(tokenizer, (), start=False)
-        self._rows: dict[int, Probabilities] = {}
-        self.keeps_logits = keeps_logits
-        self._logits: Rows | None = None
 
     @property
     def tokens(self) -> list[int]:
@@ -69,14 +402,13 @@ class Proxy:
         return self._context.tokens
 
     @property
-    def room(self) -> int:
+    def tokens_left(self) -> int:
         """Tokens that still fit into the context."""
-        return self.cached.model.context_limit - len(self.tokens)
+        return self.cache.model.context_limit - len(self.tokens)
 
     def start(self, prompt: Prompt) -> None:
         """Takes a prompt; decodes nothing yet. What the KV cache shares with it is kept."""
-        self._rows.clear()
-        self._logits = None
+        self.cache.keep_as(np.copy if self.keeps_logits else softmax)
         if self.alignment.follows_tokens:
             self._context = CanonicalContext(self._tokenizer, prompt.tokens, start=False)
         elif prompt.goes_on:
@@ -89,19 +421,18 @@ class Proxy:
             )
 
     def append(self, token: int, piece: bytes) -> None:
-        """Follows one token of the answer. Decodes nothing yet: see `settle`."""
+        """Follows one token of the answer. Decodes nothing yet: see `sync`."""
         if self.alignment.follows_tokens:
             self._context.tokens.append(token)
         elif piece:
-            same = self._context.append(piece)
-            self._rows = {place: row for place, row in self._rows.items() if place <= same}
+            self._context.append(piece)
             if self._context.unseen:
                 self.tell_unseen()
 
     def tell_unseen(self) -> None:
         """Adds the notice that some bytes have no token."""
-        self.cached.tell(
-            f"The {self.cached.role} has no token for some bytes of the text and does not see them."
+        self.cache.tell(
+            f"The {self.cache.role} has no token for some bytes of the text and does not see them."
         )
 
     def context(self) -> CanonicalContext:
@@ -110,110 +441,69 @@ class Proxy:
         context.tokens = list(context.tokens)
         return context
 
-    def rows(self) -> dict[int, Probabilities]:
+    def rows(self) -> Mapping[int, Row]:
         """The rows that are known, by how many tokens they follow."""
-        return dict(self._rows)
-
-    def begin_ahead(self) -> None:
-        """Makes room for rows ahead of the present text; takes over what is known here."""
-        rows = self._missing()
-        if rows and self.cached.has(self.tokens, rows):
-            self.settle()
-        self.cached.kept.begin(self.tokens)
-
-    def look_ahead(self, pieces: Sequence[tuple[int, bytes]]) -> None:
-        """Reads the next places if these pieces come; see `Follower.look_ahead`.
-
-        The tokens of the whole draft go through the model in one batch. Where the draft is cut
-        off in the middle of them, the text has other tokens: these branch off, in a second batch.
-        """
-        contexts = self._contexts(pieces)
-        path, rows = contexts[-1], self._missing()
-        goes_on = path[: len(self.tokens)] == self.tokens
-        first = common_length(self.tokens, path) + 1
-        if rows and goes_on:
-            first = len(self.tokens) - rows + 1
-        kept = self.cached.kept
-        ready = all(kept.get(path, count) is not None for count in range(first, len(path) + 1))
-        tails: dict[tuple[int, ...], int] = {}
-        for tokens in contexts[1:]:
-            at = common_length(tokens, path)
-            # After the end of a longer tail alone a row is read; two of them would want more.
-            if at == len(tokens) - 1 and not self.cached.has(tokens, 1):
-                tails[tuple(tokens)] = at
-        if ready and not tails and (not rows or goes_on):
-            return
-        if not goes_on:
-            self.settle()  # the draft changes the last token, which has to be read first
-        self.cached.look_ahead(path, first)
-        if tails and max(tails.values()) <= len(self.cached.tokens):
-            self._branch(tails)
-
-    def _branch(self, tails: dict[tuple[int, ...], int]) -> None:
-        """Reads what follows texts that leave the decoded one, each after so many tokens."""
-        texts = list(tails)[: self.cached.model.max_rows]
-        places = [tails[text] for text in texts]
-        self.cached.kept.hold()
-        ends = [text[place:] for text, place in zip(texts, places, strict=True)]
-        for text, row in zip(texts, self.cached.branch(ends, places), strict=True):
-            self.cached.kept.put(list(text), row, view=False)
-
-    def _contexts(self, pieces: Sequence[tuple[int, bytes]]) -> list[list[int]]:
-        """The tokens now, and after each piece."""
-        context = self.context()
-        found = [self.tokens]
-        for token, piece in pieces:
-            if self.alignment.follows_tokens:
-                context.tokens.append(token)
-            elif piece:
-                context.append(piece)
-            found.append(list(context.tokens))
-        return found
+        return self.cache.rows()
 
     def wanted_rows(self) -> list[int]:
         """After how many tokens rows are needed: after the last pieces that may be healed."""
         size = len(self.tokens)
         return list(range(size - len(self._rests()), size + 1))
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Brings the model to the text, so that the rows that `probability` needs are there."""
-        if rows := self._missing():
-            first = len(self.tokens) - rows + 1
-            for offset, logits in enumerate(self.cached.follow(self.tokens, rows)):
-                self.keep_row(first + offset, logits)
+        self.cache.logits_for(self.tokens, len(self.wanted_rows()), self.stable)
 
-    def _missing(self) -> int:
-        """After how many of the last tokens `settle` reads a row; 0 where all have been read."""
-        missing = [place for place in self.wanted_rows() if place not in self._rows]
-        return len(self.tokens) - missing[0] + 1 if missing else 0
+    @property
+    def stable(self) -> int:
+        """Tokens that stay as they are when the text grows."""
+        if self.alignment.follows_tokens:
+            return len(self.tokens)
+        return self._context.stable
 
-    def keep_row(self, place: int, logits: Rows) -> None:
-        """Keeps what follows the first `place` tokens."""
-        self._rows[place] = softmax(logits)
-        if self.keeps_logits and place == len(self.tokens):
-            self._logits = logits.copy()
-        for old in sorted(self._rows)[:-_KEPT_ROWS]:
-            del self._rows[old]
+    def read_ahead(self, pieces: Sequence[tuple[int, bytes]]) -> None:
+        """Reads in one batch what the next positions need if these tokens of the target come.
+
+        Positions at which the proxy's tokens are no prefix of those behind the draft (it ends
+        inside one of them) are read when they are reached.
+        """
+        context, path = self.context(), self.tokens
+        for token, piece in pieces:
+            if self.alignment.follows_tokens:
+                context.tokens.append(token)
+            elif piece:
+                context.append(piece)
+            if context.tokens[: len(self.tokens)] == self.tokens:
+                path = list(context.tokens)
+        wanted = self.wanted_rows()
+        count = len(path) - wanted[0] + 1
+        if count > self.cache.model.max_rows:
+            path = path[: wanted[0] - 1 + self.cache.model.max_rows]
+            count = len(path) - wanted[0] + 1
+        if len(path) >= len(self.tokens):
+            self.cache.logits_for(path, count, self.stable)
 
     def probability(self, question: CandidateQuery[Any]) -> FloatArray:
-        """Probability of each token in question; `settle` comes first. See `Alignment`."""
+        """Probability of each token in question; `sync` comes first. See `Alignment`."""
         rests, size = self._rests(), len(self.tokens)
+        rows = self.cache.logits_for(self.tokens, len(rests) + 1, self.stable)
         back = [
-            Back(self._rows[place], self.tokens[place], rest)
-            for place, rest in zip(range(size - 1, -1, -1), rests, strict=False)
+            Back(rows[-1 - number], self.tokens[size - number], rest)
+            for number, rest in enumerate(rests, start=1)
         ]
-        return self.alignment.probability(question, View(self.row, back))
+        return self.alignment.probability(question, View(rows[-1], back))
 
     @property
     def row(self) -> Probabilities:
         """Probabilities over the proxy's own vocabulary after the text, shape (vocabulary,)."""
-        return self._rows[len(self.tokens)]
+        row = self.cache.logits_for(self.tokens, 1, self.stable)[0]
+        return softmax(row) if self.keeps_logits else row
 
     @property
     def logits(self) -> Rows:
         """The same row as logits, where it `keeps_logits`."""
-        assert self._logits is not None
-        return self._logits
+        assert self.keeps_logits
+        return self.cache.logits_for(self.tokens, 1, self.stable)[0]
 
     def _rests(self) -> list[bytes]:
         """Bytes that may be healed, the shortest first."""

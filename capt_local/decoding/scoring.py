@@ -23,14 +23,11 @@ import numpy as np
 from capt_local.alignment.context import CanonicalContext
 from capt_local.alignment.fit import AnyAlignment
 from capt_local.alignment.projection import Back, CandidateQuery, FloatArray, Probabilities, View
-from capt_local.decoding.cached import CachedModel, common_length
-from capt_local.decoding.evidence import Evidence
-from capt_local.decoding.methods.choices import log_mass
-from capt_local.decoding.model import Rows
-from capt_local.decoding.prefill import prefill
-from capt_local.decoding.proxy import Proxy, softmax
-from capt_local.decoding.rules import Distribution
-from capt_local.decoding.trio import Trio
+from capt_local.decoding.baselines import log_mass
+from capt_local.decoding.combine import Distribution
+from capt_local.decoding.ensemble import Ensemble
+from capt_local.decoding.prompt_weights import Evidence, prefill
+from capt_local.decoding.proxy import LogitsCache, Proxy, Rows, common_length, softmax
 from capt_local.errors import Cancelled, ModelError, UsageError
 from capt_local.prompting.messages import Prompt, Segment
 from capt_local.tokenization.tokenizer import TextTokenizer
@@ -82,7 +79,7 @@ class KnownText:
     """Reads known tokens behind a prompt and gives the distribution at each position.
 
     Args:
-        trio: configured; its models stand wherever they like.
+        ensemble: configured; its models stand wherever they like.
         prompts: by role.
         cancel: asked at every position.
 
@@ -95,24 +92,24 @@ class KnownText:
 
     def __init__(
         self,
-        trio: Trio,
+        ensemble: Ensemble,
         prompts: Mapping[str, Prompt],
         cancel: Callable[[], bool] | None = None,
         reserve: int = 1,
     ) -> None:
         """Decodes nothing yet."""
-        trio.start(prompts, reserve)
-        self._trio = trio
-        self._proxies = [each for each in trio.proxies if isinstance(each, Proxy)]
-        if len(self._proxies) < len(trio.proxies):
+        ensemble.start(prompts, reserve)
+        self._ensemble = ensemble
+        self._proxies = [each for each in ensemble.proxies if isinstance(each, Proxy)]
+        if len(self._proxies) < len(ensemble.proxies):
             raise UsageError("Known text is not scored over all tokenizations.")
         self._prompts = prompts
         self._cancel = cancel or (lambda: False)
-        self.weights: FloatArray = trio.weights
+        self.weights: FloatArray = ensemble.weights
 
     def prefill(self) -> None:
         """Decodes the prompt in all models and takes the weights from it, where they are open."""
-        evidence = prefill(self._trio, self._prompts)
+        evidence = prefill(self._ensemble, self._prompts)
         if evidence is not None:
             self.weights = evidence.weights
 
@@ -126,13 +123,13 @@ class KnownText:
         Raises:
             Cancelled: `cancel` said so.
         """
-        trio = self._trio
-        trio.settle()
-        leader = _Reader(trio.cached, keeps_logits=True)
-        leader.start(trio.tokens, {len(trio.tokens): trio.leader_row()})
+        ensemble = self._ensemble
+        ensemble.sync()
+        leader = _Reader(ensemble.leader, keeps_logits=True)
+        leader.start(ensemble.tokens, {len(ensemble.tokens): ensemble.leader_row()})
         readers = [_ProxyReader(each) for each in self._proxies]
-        widest = max(len(each.model.vocabulary) for each in trio.models)
-        size = max(4, min(trio.cached.model.max_rows, _BLOCK_NUMBERS // widest))
+        widest = max(len(each.model.vocabulary) for each in ensemble.models)
+        size = max(4, min(ensemble.leader.model.max_rows, _BLOCK_NUMBERS // widest))
         plan = self._plan(moves, margin)
         while block := list(islice(plan, size)):
             heard = [
@@ -144,14 +141,14 @@ class KnownText:
                 if self._cancel():
                     raise Cancelled("The scoring was stopped.")
                 followers: list[Any] = [each[number] for each in heard]
-                yield trio.rule.distribution(row, followers, self.weights, start=position.start)
+                yield ensemble.rule.distribution(row, followers, self.weights, start=position.start)
 
     def _plan(self, moves: Iterable[Move], margin: int) -> Iterator[_Position]:
         """Positions, worked out by the tokenizers alone."""
-        trio = self._trio
-        limits = [each.model.context_limit for each in trio.models]
-        behind, vocabulary = len(trio.tokens), trio.cached.model.vocabulary
-        lead = self._prompts[trio.cached.role].lead
+        ensemble = self._ensemble
+        limits = [each.model.context_limit for each in ensemble.models]
+        behind, vocabulary = len(ensemble.tokens), ensemble.leader.model.vocabulary
+        lead = self._prompts[ensemble.leader.role].lead
         now = [_ProxyText(each) for each in self._proxies]
         saved: dict[int, list[_ProxyText]] = {}
         for count, (depth, token, forks) in enumerate(moves):
@@ -224,7 +221,7 @@ class _Reader:
             probabilities.
     """
 
-    def __init__(self, cached: CachedModel, *, keeps_logits: bool) -> None:
+    def __init__(self, cached: LogitsCache, *, keeps_logits: bool) -> None:
         self._cached = cached
         self._logits = keeps_logits
         self._path: list[int] = []
@@ -278,7 +275,7 @@ class _Reader:
                 break
             path += context.added
         cached = self._cached
-        cached.keep(min(common_length(cached.tokens, path), first - 1))
+        cached.rewind(min(common_length(cached.tokens, path), first - 1))
         found = cached.extend(path[len(cached.tokens) :], len(path) - first + 1)
         if self._logits:
             self._known = dict(enumerate(found, start=first))
@@ -293,7 +290,7 @@ class _ProxyReader:
 
     def __init__(self, proxy: Proxy) -> None:
         self._alignment = proxy.alignment
-        self._reader = _Reader(proxy.cached, keeps_logits=proxy.keeps_logits)
+        self._reader = _Reader(proxy.cache, keeps_logits=proxy.keeps_logits)
         self._keeps_logits = proxy.keeps_logits
         known = {len(proxy.tokens): proxy.logits} if proxy.keeps_logits else proxy.rows()
         self._reader.start(proxy.tokens, known)
@@ -350,7 +347,7 @@ class TextScore:
 
 
 def score_text(
-    trio: Trio,
+    ensemble: Ensemble,
     tokenizers: Mapping[str, TextTokenizer],
     text: bytes,
     evidence: Evidence | None = None,
@@ -361,7 +358,7 @@ def score_text(
     A text that is longer than the context is scored in windows, each begun afresh.
 
     Args:
-        trio: of which the target's tokens are scored.
+        ensemble: of which the target's tokens are scored.
         tokenizers: of all its models, by role.
         text: UTF-8.
         evidence: if given, the weights follow the text: each token is predicted
@@ -373,7 +370,7 @@ def score_text(
         ContextOverflow: the context is too small for any window.
         ModelError: the vocabulary cannot spell the text.
     """
-    role = trio.cached.role
+    role = ensemble.leader.role
     try:
         tokens = tokenizers[role].encode(text, start=True)
     except ValueError:
@@ -382,8 +379,8 @@ def score_text(
         ) from None
     nats, windows, place = 0.0, 0, 0
     while place < len(tokens):
-        prompts = opening(trio.models, tokenizers, first=place == 0)
-        known = KnownText(trio, prompts, cancel, reserve=MARGIN + 1)
+        prompts = opening(ensemble.models, tokenizers, first=place == 0)
+        known = KnownText(ensemble, prompts, cancel, reserve=MARGIN + 1)
         left = tokens[place:]
         if evidence is not None:
             known.weights = evidence.weights
@@ -405,7 +402,7 @@ def _chain(tokens: Sequence[int]) -> Iterator[Move]:
 
 
 def opening(
-    models: Iterable[CachedModel], tokenizers: Mapping[str, TextTokenizer], *, first: bool = True
+    models: Iterable[LogitsCache], tokenizers: Mapping[str, TextTokenizer], *, first: bool = True
 ) -> dict[str, Prompt]:
     """What stands in front of a text: prompts of one token, by role.
 
@@ -449,7 +446,7 @@ class _Node:
 
 
 def score_paths(
-    trio: Trio,
+    ensemble: Ensemble,
     prompts: Mapping[str, Prompt],
     paths: Iterable[tuple[int, ...]],
     *,
@@ -462,7 +459,7 @@ def score_paths(
     The prompt is decoded once, and so is what the lists have in common at their beginnings.
 
     Args:
-        trio: configured.
+        ensemble: configured.
         prompts: by role.
         paths: tokens of the leading model.
         end: whether the end behind each list is wanted.
@@ -478,12 +475,12 @@ def score_paths(
         for token in path:
             node = node.children.setdefault(token, _Node())
         node.ends = end
-    known = KnownText(trio, prompts, cancel)
+    known = KnownText(ensemble, prompts, cancel)
     known.prefill()
     places = list(_places(root))
     distributions = known.read(move for move, _ in places)
     for (move, node), here in zip(places, distributions, strict=True):
-        _fill(node, here, trio.cached.model.vocabulary, b"" if move.depth else given)
+        _fill(node, here, ensemble.leader.model.vocabulary, b"" if move.depth else given)
     return [_collected(root, path, end=end) for path in paths]
 
 

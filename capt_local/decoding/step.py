@@ -59,8 +59,8 @@ class Step:
         finish: set on the last step alone.
         thought: whether `piece` belongs to the model's thoughts, not to its answer. The tokens of
             the markers have no bytes.
-        gated: whether one token alone was plausible for the target, so that expert and base were
-            not asked.
+        proxies_skipped: whether expert and base did not run, since one token alone was plausible
+            for the target or they had no weight.
         piece: the same bytes as text. A character that ends in a later token belongs to that token,
             so the pieces joined are the answer, too.
     """
@@ -82,7 +82,7 @@ class Step:
     likeliest: int | None = None
     finish: FinishReason | None = None
     thought: bool = False
-    gated: bool = False
+    proxies_skipped: bool = False
     piece: str = field(default="", compare=False)
 
     @property

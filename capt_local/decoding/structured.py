@@ -22,9 +22,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
+from capt_local.decoding.combine import Distribution
 from capt_local.decoding.options import SampleOptions, Structure
-from capt_local.decoding.rules import Distribution
-from capt_local.decoding.sample import likeliest
+from capt_local.decoding.sampling import likeliest
 from capt_local.errors import ModelError, UsageError
 from capt_local.strict_json import NotReadable, load, parse_json, utf8
 from capt_local.tokenization.vocabulary import BoolArray, IntArray, TokenKind, Vocabulary
@@ -32,7 +32,7 @@ from capt_local.tokenization.vocabulary import BoolArray, IntArray, TokenKind, V
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-    from capt_local.decoding.model import Model
+    from capt_local.decoding.proxy import Model
 
 LARGEST_SCHEMA = 1 << 16  # bytes
 DEEPEST = 32

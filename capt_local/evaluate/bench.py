@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from capt_local.decoding.generation import Generation
-from capt_local.decoding.many.asks import Ask
+from capt_local.decoding.batching import Request
+from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
@@ -188,7 +188,7 @@ def time_many(
 
     def group(start: int) -> tuple[float, dict[int, tuple[int, ...]]]:
         chosen = prompts[start : start + parallel]
-        requests = [Ask(each.text, options, each.raw) for each in chosen]
+        requests = [Request(each.text, options, each.raw) for each in chosen]
         found, started = {}, time.perf_counter()
         for result in runtime.generate_many(requests, parallel=parallel, cancel=cancel):
             if result.error is not None:

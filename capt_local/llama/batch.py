@@ -84,33 +84,3 @@ class Batch:
         np.add(self._offsets[:count], first, out=self._sequences[:count])
         self._wanted[:count] = rows
         self.raw.n_tokens = count
-
-    def fill_branches(self, tails: Sequence[Sequence[int]], positions: Sequence[int]) -> list[int]:
-        """Tails of the sequences 1, 2, ..., each from its position on, with logits at their ends.
-
-        Returns:
-            Places of those last tokens in the batch.
-        """
-        at = 0
-        ends = []
-        for number, (tail, position) in enumerate(zip(tails, positions, strict=True), start=1):
-            end = at + len(tail)
-            self._tokens[at:end] = tail
-            self._positions[at:end] = self._offsets[: len(tail)] + position
-            self._sequences[at:end] = number
-            self._wanted[at : end - 1] = 0
-            self._wanted[end - 1] = 1
-            ends.append(end - 1)
-            at = end
-        self.raw.n_tokens = at
-        return ends
-
-
-def as_many_as_fit(tails: Sequence[Sequence[int]], room: int, most: int) -> Sequence[Sequence[int]]:
-    """The first tails that together take at most `room` tokens; at least one."""
-    used = 0
-    for count, tail in enumerate(tails[:most]):
-        used += len(tail)
-        if used > room:
-            return tails[:count]
-    return tails[:most]

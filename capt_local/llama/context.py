@@ -21,7 +21,7 @@ from capt_local.errors import (
 from capt_local.llama.adapters import put_adapters
 from capt_local.llama.batch import Batch
 from capt_local.llama.library import Library, library
-from capt_local.llama.memory import sequence_count
+from capt_local.llama.memory import SEQUENCES
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.parameters import (
     CONTEXT_UNIT,
@@ -36,7 +36,7 @@ from capt_local.llama.weights import Weights
 Rows = npt.NDArray[np.float32]
 
 _NO_SLOT, _ABORTED, _NO_MEMORY = 1, 2, -2
-_RUNNING = 0  # the sequence that `extend` appends to; branches are 1, 2, ...
+_RUNNING = 0  # the sequence that `extend` appends to
 
 
 class Context:
@@ -45,13 +45,12 @@ class Context:
     Args:
         weights: which must stay open as long as this.
         options: of the context.
-        lanes: 0 for one running sequence and its branches; else as many sequences with memory of
-            their own, each for the whole context.
+        lanes: 0 for one running sequence and a scratch copy of it; else as many
+            sequences with memory of their own, each for the whole context.
 
     Attributes:
         batch: what the next `decode` computes.
         limit: tokens that fit.
-        branches: sequences beside the running one that one batch may hold.
         can_rewind: whether the memory can forget a part of a sequence.
         notes: what was decided without being asked for.
         seconds: time in llama.cpp so far, computing and waiting for it.
@@ -63,7 +62,7 @@ class Context:
         self._library: Library = library()
         api = self._library.api
         recurrent = is_recurrent(api, weights)
-        sequences = lanes or sequence_count(options, recurrent)
+        sequences = lanes or SEQUENCES
         exact = options.flash(weights.metadata.gpu_layers > 0) == "off"
         self._threads = ThreadCount(options.threads, follow=exact)
         parameters = context_parameters(
@@ -80,7 +79,6 @@ class Context:
             raise
         self._bind()
         self._apart = bool(lanes)
-        self.branches = 0 if lanes else sequences - 1
         self.batch = Batch(api, int(api.llama_n_batch(self._address)))
         self.limit = self._usable(weights, options)
         self.notes = (*notes(weights, options, self.limit), *told)
@@ -125,6 +123,11 @@ class Context:
         if code:
             raise self._failure(code)
 
+    def forget_counts(self) -> None:
+        """Starts the counters at 0."""
+        self.seconds = 0.0
+        self.sizes.clear()
+
     def rows(self, count: int) -> Rows:
         """The logits of the last `count` tokens that asked for them: a view, shape (count, n)."""
         started = time.perf_counter()
@@ -135,10 +138,6 @@ class Context:
         if view is None:
             view = self._views[key] = self._view(address, count)
         return view.copy() if self._moves else view
-
-    def row(self, place: int) -> Rows:
-        """The logits of the token at `place` of the batch: a view, shape (n,)."""
-        return self._view(self._logits(self._handle, place), 1)[0]
 
     def copy_sequence(self, number: int, length: int = -1, source: int = _RUNNING) -> None:
         """Gives the sequence `number` the first tokens of another; -1: all, as lanes must."""

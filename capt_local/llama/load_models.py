@@ -70,7 +70,9 @@ def open_models(
             count = len(roles)
             with Weights(path, shared, report, contexts=count, stamps=stamps) as weights:
                 for role in roles:
-                    models[role] = LlamaModel(weights, each[role], name=role)
+                    models[role] = LlamaModel(
+                        weights, each[role], name=role, prefers_batches=role != "target"
+                    )
     except BaseException:
         for model in models.values():
             model.close()

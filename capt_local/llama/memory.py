@@ -178,19 +178,14 @@ def _kv_cache(header: Header, options: LoadOptions) -> int:
     return int(numbers * _KV_BYTES[options.kv_type])
 
 
-def sequence_count(options: LoadOptions, recurrent: bool) -> int:
-    """Sequences of a context: the running one, and as many branches as one batch may hold.
-
-    A recurrent model keeps its whole state for each sequence, so there it is one branch at a time.
-    """
-    return 2 if recurrent else options.max_rows + 1
+SEQUENCES = 2  # the running one, and a copy of it for `peek`
 
 
 def _recurrent_state(header: Header, options: LoadOptions) -> int:
     inner, state = header.number("ssm.inner_size"), header.number("ssm.state_size")
     kernel = header.number("ssm.conv_kernel")
     layers = header.number("block_count")
-    return 4 * layers * sequence_count(options, True) * inner * (state + max(kernel - 1, 0))
+    return 4 * layers * SEQUENCES * inner * (state + max(kernel - 1, 0))
 
 
 def _buffers(header: Header, options: LoadOptions) -> int:

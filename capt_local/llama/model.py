@@ -1,4 +1,4 @@
-"""A model with one running sequence, through llama.cpp: extend, rewind, branch.
+"""A model with one running sequence, through llama.cpp: extend, step, peek, rewind.
 
 It knows nothing about text, templates or other models. See `decode.model.Model` for what each
 method promises.
@@ -6,6 +6,7 @@ method promises.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -13,16 +14,25 @@ from typing import Self
 
 import numpy as np
 
-from capt_local.errors import ContextOverflow, NumericalError
-from capt_local.llama.batch import Batch, as_many_as_fit
+from capt_local.errors import ContextOverflow, ModelError, NumericalError
+from capt_local.llama.batch import Batch
 from capt_local.llama.context import Context, Rows
-from capt_local.llama.library import Closing, DeferredInterrupts
+from capt_local.llama.library import Closing, DeferredInterrupts, library
 from capt_local.llama.on_weights import OnWeights
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.weights import Progress, Weights
 
 # So few tokens are over before anybody could want to stop them, and the asking would cost more.
 _SHORT = 16
+_SCRATCH = 1  # the sequence of `peek`
+# Behind so many tokens of text the bits of batches are compared, of up to so many tokens, where
+# the first comparison has not taken longer than so many seconds.
+_PROBED_CELLS = (24, 300)
+_MOST_TRIED = 16
+_LONGEST_PROBE = 1.0
+_SMALL = 300 << 20  # bytes of weights up to which the comparison is made in any case
+# Formats of which a batch of two costs little more than one token.
+_CHEAP_PAIRS = ("all F32", "F16", "BF16", "Q8_0")
 
 
 class LlamaModel(OnWeights, Closing):
@@ -32,15 +42,23 @@ class LlamaModel(OnWeights, Closing):
         weights: kept until `close`.
         options: of the context.
         name: for error messages, such as the role in the trio.
+        prefers_batches: whether it reads several tokens at a time more often than one.
 
     Attributes:
         name: as given.
         weights: as given.
         should_stop: asked while long texts are computed; True ends that with `Cancelled`.
+        batch_floor: how `step` gives a token the same bits whatever is computed with it: 0, in
+            batches of any size; 1, one by one; more, in batches of at least so many.
     """
 
     def __init__(
-        self, weights: Weights, options: LoadOptions | None = None, *, name: str = "model"
+        self,
+        weights: Weights,
+        options: LoadOptions | None = None,
+        *,
+        name: str = "model",
+        prefers_batches: bool = False,
     ) -> None:
         """Allocates the KV cache and the buffers."""
         self._options = options or LoadOptions()
@@ -56,8 +74,16 @@ class LlamaModel(OnWeights, Closing):
             raise
         self._batch: Batch = self._context.batch
         self._limit = self._context.limit
-        self._kernels = weights.metadata.kernels
+        self._prefers_batches = prefers_batches
         self._none: Rows = np.empty((0, len(weights.vocabulary)), np.float32)
+        self.batch_floor = 1
+        if self._context.can_rewind and self._limit > 2 * _MOST_TRIED:
+            try:
+                self.batch_floor = self._find_batch_floor()
+                self._context.forget_counts()
+            except BaseException:
+                self.close()
+                raise
 
     @classmethod
     def open(
@@ -119,21 +145,14 @@ class LlamaModel(OnWeights, Closing):
         memory cannot forget a part (see `position`).
 
         Raises:
-            ContextOverflow, NumericalError: see `decode.model.Model.extend`.
+            ContextOverflow, NumericalError: see `decoding.model.Model.extend`.
             Cancelled: `should_stop` said so.
             MemoryShortage, ModelError: the backend failed.
         """
         count, start = len(tokens), self._position
-        if not 0 <= rows <= min(count, self.max_rows) or not count:
-            raise ValueError(f"{rows} rows of {count} tokens, at most {self.max_rows}")
-        if start + count > self._limit:
-            raise ContextOverflow({self.name: start + count}, self._limit)
+        self._check(count, rows)
         try:
-            if count == 1:
-                self._batch.fill_one(tokens[0], start, rows == 1)
-                self._context.decode()
-            else:
-                self._run_chunks(tokens, rows)
+            self._run_chunks(tokens, rows)
             result = self._finite(self._context.rows(rows)) if rows else self._none
             self._position = start + count
         except BaseException:
@@ -141,8 +160,63 @@ class LlamaModel(OnWeights, Closing):
             raise
         return result
 
+    def step(self, tokens: Sequence[int], rows: int = 1) -> Rows:
+        """The same with the bits that the tokens have one by one; see `decoding.proxy.Model.step`.
+
+        Raises: as `extend`.
+        """
+        floor, count, start = self.batch_floor, len(tokens), self._position
+        if floor == 0 and count > 1:
+            return self.extend(tokens, rows)
+        self._check(count, rows)
+        size = 1 if floor < 2 else _MOST_TRIED
+        result = self._none
+        try:
+            for at in range(0, count, size):
+                now = tokens[at : at + size]
+                wanted = max(0, min(len(now), at + len(now) - (count - rows)))
+                self._run_step(now, start + at, wanted, max(floor, len(now)))
+                if not wanted:
+                    continue
+                found = self._finite(self._context.rows(wanted))
+                if wanted == rows:
+                    result = found
+                    continue
+                if not len(result):
+                    result = np.empty((rows, len(self.vocabulary)), np.float32)
+                place = at + len(now) - wanted - (count - rows)
+                result[place : place + wanted] = found
+            self._position = start + count
+        except BaseException:
+            self._forget_from(start)
+            raise
+        return result
+
+    def peek(self, tokens: Sequence[int], rows: int = 1) -> Rows:
+        """The same on a copy of the running sequence, which stays as it is: a copy of the rows.
+
+        What a memory that cannot forget (recurrent, sliding window) uses instead of rewinding.
+
+        Raises: as `extend`.
+        """
+        count, start = len(tokens), self._position
+        self._check(count, rows)
+        result = np.empty((rows, len(self.vocabulary)), np.float32)
+        self._context.copy_sequence(_SCRATCH)
+        try:
+            for at, token in enumerate(tokens):
+                wanted = at >= count - rows
+                self._batch.fill((token,), start + at, int(wanted), sequence=_SCRATCH)
+                self._context.decode()
+                if wanted:
+                    result[at - count + rows] = self._finite(self._context.rows(1))[0]
+        finally:
+            self._context.drop_sequence(_SCRATCH)
+        return result
+
     def rewind(self, length: int) -> bool:
         """Drops all tokens from position `length` on; see `decode.model.Model.rewind`."""
+        self.check_open()
         if not 0 <= length <= self._position:
             raise ValueError(f"cannot rewind from {self._position} to {length}")
         return length == self._position or self._forget_from(length)
@@ -152,30 +226,10 @@ class LlamaModel(OnWeights, Closing):
         """Whether the memory can forget a part; see `decode.model.Model`."""
         return self._context.can_rewind
 
-    def branch(self, tails: Sequence[Sequence[int]], after: Sequence[int] | None = None) -> Rows:
-        """Logits after each of several continuations; see `decode.model.Model.branch`.
-
-        Raises:
-            ContextOverflow: a tail does not fit behind the running sequence.
-            NumericalError, MemoryShortage, ModelError: as for `extend`.
-        """
-        if not 0 < len(tails) <= self.max_rows or not all(len(tail) for tail in tails):
-            raise ValueError(f"{len(tails)} tails, at most {self.max_rows}, none of them empty")
-        places = list(after) if after is not None else [self._position] * len(tails)
-        if not all(0 <= place <= self._position for place in places):
-            raise ValueError(f"branches begin at {places}, not within {self._position} tokens")
-        longest = max(len(tail) for tail in tails)
-        room = min(self._limit - self._position, self._batch.size)
-        if longest > room:
-            raise ContextOverflow({self.name: self._position + longest}, self._position + room)
-        result = np.empty((len(tails), len(self.vocabulary)), np.float32)
-        done = 0
-        while done < len(tails):
-            group = as_many_as_fit(tails[done:], room, self._context.branches)
-            stop = done + len(group)
-            self._run_branches(group, places[done:stop], result[done:stop])
-            done = stop
-        return self._finite(result)
+    def check_open(self) -> None:
+        """Raises ModelError where the model has been closed."""
+        if not self._open:
+            raise ModelError(f"The {self.name} has been closed.")
 
     def close(self) -> None:
         """Frees the context, and the weights when nothing else uses them."""
@@ -184,15 +238,32 @@ class LlamaModel(OnWeights, Closing):
             self._context.close()
             self.weights.close()
 
+    def _check(self, count: int, rows: int) -> None:
+        self.check_open()
+        if not 0 <= rows <= min(count, self.max_rows) or not count:
+            raise ValueError(f"{rows} rows of {count} tokens, at most {self.max_rows}")
+        if self._position + count > self._limit:
+            raise ContextOverflow({self.name: self._position + count}, self._limit)
+
+    def _run_step(self, tokens: Sequence[int], start: int, rows: int, size: int) -> None:
+        """A batch of exactly `size` tokens, those at the end being taken back at once."""
+        if size == 1:
+            self._batch.fill_one(tokens[0], start, rows == 1)
+            self._context.decode()
+            return
+        room = self._limit - start - len(tokens)
+        padding = min(size - len(tokens), room)
+        self._batch.fill(tokens, start, rows, padding)
+        self._context.decode()
+        if padding:
+            self._context.cut(start + len(tokens))
+
     def _run_chunks(self, tokens: Sequence[int], rows: int) -> None:
         """Runs a long text in batches; the last one holds all rows."""
         start, done, count = self._position, 0, len(tokens)
         if count <= min(_SHORT, self._batch.size):
-            padding = self._padding(count)
-            self._batch.fill(tokens, start, rows, padding)
+            self._batch.fill(tokens, start, rows)
             self._context.decode()
-            if padding:
-                self._context.cut(start + count)
             return
         with DeferredInterrupts() as interrupts, self._context.watched(self._stopper(interrupts)):
             while done < count:
@@ -204,32 +275,63 @@ class LlamaModel(OnWeights, Closing):
                 self._context.decode()
                 done += size
 
-    def _padding(self, count: int) -> int:
-        """Tokens that are added to a short batch, and taken back, since it is faster with them."""
-        more = self._kernels.filled(count) - count
-        fits = self._position + count + more <= self._limit and count + more <= self._batch.size
-        return more if fits and self.can_rewind else 0
-
     def _stopper(self, interrupts: DeferredInterrupts) -> Callable[[], bool]:
         asked = self.should_stop
         return lambda: interrupts.requested or (asked is not None and asked())
 
-    def _run_branches(
-        self, tails: Sequence[Sequence[int]], places: Sequence[int], out: Rows
-    ) -> None:
-        context = self._context
-        numbers = range(1, len(tails) + 1)
-        try:
-            for number, place in zip(numbers, places, strict=True):
-                # A whole sequence also of a memory that cannot be cut.
-                context.copy_sequence(number, -1 if place == self._position else place)
-            ends = self._batch.fill_branches(tails, places)
-            context.decode()
-            for row, end in enumerate(ends):
-                out[row] = context.row(end)
-        finally:
-            for number in numbers:
-                context.drop_sequence(number)
+    def _find_batch_floor(self) -> int:
+        """How `step` gives a token the same bits whatever is computed with it.
+
+        llama.cpp computes one token by other routines than several, and the last bits differ then:
+        attention with flash attention off, where the build has llamafile's matrix product; with
+        flash attention on, long texts that it splits among threads; and weights that it rearranges
+        for batches. Where formats are rounded to 8 bits, few rows show it, so that the build is
+        looked at, too. On a CPU a batch of two costs up to twice one token: the target goes one by
+        one. Proxies read several tokens at a time, and are filled up to two where that is cheap.
+        """
+        on_gpu = self.metadata.gpu_layers > 0
+        cheap = self.metadata.file_type.startswith(_CHEAP_PAIRS)
+        pairs = [2] if cheap and self._prefers_batches else []
+        if on_gpu:
+            floors = [0, 2, 4, 8]
+        elif self._options.flash(on_gpu) != "off" or "LLAMAFILE = 1" in _system():
+            floors = pairs
+        else:
+            floors = [0, *pairs]
+        started = time.perf_counter()
+        for cells in _PROBED_CELLS:
+            floors = [floor for floor in floors if self._same_bits(cells, floor)]
+            if not floors:
+                return 1
+            if time.perf_counter() - started > _LONGEST_PROBE and self.metadata.size > _SMALL:
+                return 1 if floors[0] == 0 else floors[0]  # 0 and 1 have the same bits
+        return floors[0]
+
+    def _same_bits(self, cells: int, floor: int) -> bool:
+        """Whether batches of different sizes give the same rows behind `cells` tokens of text."""
+        width = len(self.vocabulary)
+        text = [(7 + 31 * n * n) % width for n in range(cells + _MOST_TRIED)]
+        tried = [size for size in (1, 2, 3, 5, 8, _MOST_TRIED) if size <= self.max_rows]
+        expected: Rows | None = None
+        self.rewind(0)
+        self._run_chunks(text[:cells], 0)
+        self._position = cells
+        for size in tried:
+            found = np.empty((_MOST_TRIED, width), np.float32)
+            for at in range(0, _MOST_TRIED, size):
+                now = text[cells + at : cells + min(at + size, _MOST_TRIED)]
+                padding = max(0, floor - len(now))
+                self._batch.fill(now, cells + at, len(now), padding)
+                self._context.decode()
+                found[at : at + len(now)] = self._context.rows(len(now))
+                self._context.cut(cells + at + len(now))
+            self._context.cut(cells)
+            if expected is not None and not np.array_equal(expected, found):
+                self.rewind(0)
+                return False
+            expected = found
+        self.rewind(0)
+        return True
 
     def _forget_from(self, length: int) -> bool:
         """Cuts the running sequence back; clears it where that cannot be done."""
@@ -247,3 +349,8 @@ class LlamaModel(OnWeights, Closing):
                 "--gpu-layers 0."
             )
         return rows
+
+
+def _system() -> str:
+    """What llama.cpp was built with."""
+    return library().build_info().system_info

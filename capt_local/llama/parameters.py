@@ -93,7 +93,7 @@ def context_parameters(
     result.type_k = result.type_v = _GGML_TYPES[options.kv_type]
     result.no_perf = True
     result.swa_full = options.whole_window
-    result.kv_unified = not apart  # branches share the cells of the running sequence
+    result.kv_unified = not apart  # the scratch copy shares the cells of the running sequence
     return result
 
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from capt_local.decoding.options import Powers
+from capt_local.decoding.options import Exponents
 from capt_local.decoding.step import Choice, Step
 from capt_local.report.json import FLAGS, Advice, Answer, warnings
 from capt_local.report.sanitise import Sanitiser, visible_line
@@ -259,7 +259,7 @@ def clipped(text: str, width: int) -> str:
     return text
 
 
-def formula(powers: Powers) -> str:
+def formula(powers: Exponents) -> str:
     """What is added up: `target + 0.5 (expert - base)`, `0.5 target + 0.5 expert`.
 
     Args:
@@ -298,7 +298,7 @@ def expert_weight(answer: Answer) -> float:
     return math.fsum(share * sum(map(abs, powers[1::2])) for powers, share in answer.weights)
 
 
-def name(powers: Powers) -> str:
+def name(powers: Exponents) -> str:
     """One combination in few letters: `target`, `expert`, `alpha 0.5`, `0.25 T + 1 E - 0.25 B`."""
     target, *others = powers
     pairs = list(zip(others[0::2], others[1::2], strict=True))
@@ -316,7 +316,7 @@ def name(powers: Powers) -> str:
     return " ".join(parts).removeprefix("+ ")
 
 
-def in_words(weights: Sequence[tuple[Powers, float]]) -> str:
+def in_words(weights: Sequence[tuple[Exponents, float]]) -> str:
     """All combinations of at least half a percent, the heaviest first; empty without any."""
     if len(weights) == 1:
         return name(weights[0][0])
@@ -324,7 +324,7 @@ def in_words(weights: Sequence[tuple[Powers, float]]) -> str:
     return ", ".join(f"{name(powers)} ({100 * share:.0f} %)" for powers, share in shown)
 
 
-def bars(weights: Sequence[tuple[Powers, float]]) -> Bars | None:
+def bars(weights: Sequence[tuple[Exponents, float]]) -> Bars | None:
     """The share of each combination of at least half a percent.
 
     Fixed weights are one bar, a method without any has none.
@@ -383,8 +383,8 @@ def _drafts(answer: Answer) -> str:
     parts = []
     if tally.drafted:
         parts.append(f"drafts {tally.accepted}/{tally.drafted} accepted")
-    if tally.gated:
-        parts.append(f"{_count(tally.gated, 'token')} without the expert")
+    if tally.proxies_skipped:
+        parts.append(f"{_count(tally.proxies_skipped, 'token')} without the expert")
     runs = " ".join(f"{role} {often:.2f}" for role, often in tally.forwards_per_token().items())
     return ", ".join([*parts, f"runs a token: {runs}"])
 

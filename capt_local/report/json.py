@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from capt_local.decoding.options import Powers
-from capt_local.decoding.speculate.tally import Tally
+from capt_local.decoding.drafting import DraftStats
+from capt_local.decoding.options import Exponents
 from capt_local.decoding.step import Choice, FinishReason, Step
 from capt_local.errors import UsageError
 
 if TYPE_CHECKING:
-    from capt_local.decoding.generation import Generation
+    from capt_local.decoding.loop import Generation
 
 
 JsonObject = dict[str, Any]
@@ -72,10 +72,10 @@ class Answer:
     prompt_tokens: Mapping[str, int] = field(default_factory=dict)
     context_limit: int = 0
     context: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    weights: Sequence[tuple[Powers, float]] = ()
+    weights: Sequence[tuple[Exponents, float]] = ()
     timings: Timings = field(default_factory=Timings)
     notices: Sequence[str] = ()
-    tally: Tally | None = None
+    tally: DraftStats | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     created: int | None = None
     id: str = ""
@@ -302,10 +302,10 @@ def _summary(answer: Answer) -> JsonObject:
     }
 
 
-def _speed(tally: Tally) -> JsonObject:
+def _speed(tally: DraftStats) -> JsonObject:
     return {
         "forwards_per_token": tally.forwards_per_token(),
-        "gated": tally.gated,
+        "gated": tally.proxies_skipped,
         "drafted": tally.drafted,
         "accepted": tally.accepted,
         "acceptance": tally.acceptance,
@@ -368,7 +368,7 @@ def answer_of(
         "weights": tuple(generation.weights),
         "timings": Timings(load, generation.prompt_seconds, generation.generate_seconds),
         "notices": tuple(generation.notices),
-        "tally": generation.tally,
+        "tally": generation.stats,
     }
     return Answer(**(fields | known))
 
@@ -589,7 +589,7 @@ def _step(index: int, entry: _Field) -> Step:
         expert_logp=expert.number() if expert else None,
         base_logp=base.number() if base else None,
         likeliest=likeliest.count() if likeliest else None,
-        gated=delta is None,
+        proxies_skipped=delta is None,
     )
     if step.changed != more.get("changed").flag():
         raise UsageError(
@@ -615,7 +615,7 @@ def _finish(field: _Field) -> FinishReason:
         raise field.wrong(f"one of {', '.join(FinishReason)}") from None
 
 
-def _weight(field: _Field) -> tuple[Powers, float]:
+def _weight(field: _Field) -> tuple[Exponents, float]:
     powers = tuple(power.number() for power in field.get("powers").list())
     share = field.get("weight").number()
     if len(powers) % 2 == 0 or not all(map(math.isfinite, powers)):

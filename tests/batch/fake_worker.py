@@ -20,7 +20,7 @@ from typing import Any
 
 from capt_local.batch import worker
 from capt_local.batch.ipc import WorkerConfig
-from capt_local.decoding.many.asks import Answered, Ask
+from capt_local.decoding.batching import Request, RequestResult
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import ContextOverflow, MemoryShortage, NumericalError
 from tests.report.steps import step
@@ -47,11 +47,11 @@ class FakeRuntime:
         pass
 
     def generate_many(
-        self, asks: Iterable[Ask], *, parallel: int, cancel: Callable[[], bool]
-    ) -> Iterator[Answered]:
+        self, asks: Iterable[Request], *, parallel: int, cancel: Callable[[], bool]
+    ) -> Iterator[RequestResult]:
         """As that of `Runtime`: lanes are filled first, then answered in turn."""
         coming = enumerate(asks)
-        lanes: list[tuple[int, Ask]] = []
+        lanes: list[tuple[int, Request]] = []
         more = True
         while more or lanes:
             while more and len(lanes) < parallel:
@@ -62,7 +62,7 @@ class FakeRuntime:
                 yield answered(*lanes.pop(0), cancel)
 
 
-def answered(index: int, ask: Ask, cancel: Callable[[], bool]) -> Answered:
+def answered(index: int, ask: Request, cancel: Callable[[], bool]) -> RequestResult:
     """What becomes of a prompt."""
     said = ask.prompt if isinstance(ask.prompt, str) else ask.prompt[-1].content
     words = said.split()
@@ -78,9 +78,11 @@ def answered(index: int, ask: Ask, cancel: Callable[[], bool]) -> Answered:
         case ["exit", code]:
             os._exit(int(code))
         case ["refuse"]:
-            return Answered(index, None, (), NumericalError("The target's numbers are not finite."))
+            return RequestResult(
+                index, None, (), NumericalError("The target's numbers are not finite.")
+            )
         case ["overflow"]:
-            return Answered(index, None, (), ContextOverflow({"target": 2000}, 1024))
+            return RequestResult(index, None, (), ContextOverflow({"target": 2000}, 1024))
         case ["break", *_]:
             raise TypeError(said)
         case ["wait", seconds]:
@@ -105,7 +107,7 @@ def answered(index: int, ask: Ask, cancel: Callable[[], bool]) -> Answered:
         notices=(),
         tally=None,
     )
-    return Answered(index, generation, (last,), None)
+    return RequestResult(index, generation, (last,), None)
 
 
 def open_models(opening: WorkerConfig, progress: worker.Progress) -> Any:

@@ -14,8 +14,8 @@ import pytest
 
 from capt_local.bundles.verify import LateDigests, Verification
 from capt_local.decoding.answers import AnswerScore, Choosing, Chosen
+from capt_local.decoding.drafting import DraftStats
 from capt_local.decoding.scoring import TextScore
-from capt_local.decoding.speculate.tally import Tally
 from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import Cancelled, ContextOverflow
 from tests.report.steps import step
@@ -61,7 +61,7 @@ class FakeGeneration:
         self.thoughts_bytes = b""
         self.weights = (((1.0, 0.5, 0.5), 1.0),)
         self.prompt_seconds, self.generate_seconds = 0.5, 1.0
-        self.tally = Tally()
+        self.tally = DraftStats()
         self.notices = ["a notice of the generation"]
 
     def __iter__(self) -> Iterator[Step]:

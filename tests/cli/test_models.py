@@ -13,7 +13,7 @@ from capt_local.bundles.manifest import MANIFEST, Bundle
 from capt_local.bundles.manifest_file import read_bundle
 from capt_local.errors import ModelError
 from capt_local.llama.gguf_header import file_digests
-from capt_local.runtime.tokenizers import check_tokenizers
+from capt_local.model_checks import check_tokenizers
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_gguf
 from tests.tiny_vocabularies import TEMPLATE

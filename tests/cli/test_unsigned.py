@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import capt_local.runtime.tokenizers  # noqa: F401  before a fake stands in the place of its package
+import capt_local.model_checks  # noqa: F401  before a fake stands in the place of its package
 from capt_local import config as site_config
 from capt_local.bundles import store
 from capt_local.bundles.create import describe, write_manifest

@@ -8,9 +8,10 @@ import pytest
 from capt_local.alignment import Align
 from capt_local.alignment.paper import PublishedMapping
 from capt_local.alignment.projection import SharedVocabulary
+from capt_local.decoding.baselines import Published
+from capt_local.decoding.combine import Contrast
 from capt_local.decoding.options import AlignOptions, CombineOptions, GenerateOptions, Method
 from capt_local.decoding.proxy import Proxy
-from capt_local.decoding.rules import Contrast, Published
 from capt_local.errors import UsageError
 from tests.decoding.trios import PROXY, TARGET, assembly, turn
 from tests.fakes import FakeModel, make_vocabulary
@@ -41,7 +42,7 @@ def models(*roles: str, one_vocabulary: bool = False) -> dict[str, FakeModel]:
 @pytest.mark.parametrize("method", list(PLACES))
 @pytest.mark.parametrize("scoring", [True, False])
 def test_every_method_has_its_models_in_its_places(method: Method, scoring: bool) -> None:
-    made = assembly(models(one_vocabulary=True)).trio(GenerateOptions(method), scoring=scoring)
+    made = assembly(models(one_vocabulary=True)).build(GenerateOptions(method), scoring=scoring)
     assert [each.role for each in made.models] == PLACES[method]
     published = method in (
         Method.CAPT_PAPER,
@@ -72,28 +73,28 @@ def test_every_method_has_its_models_in_its_places(method: Method, scoring: bool
 )
 def test_a_model_that_is_not_there_is_named(method: Method, roles: list[str], missing: str) -> None:
     with pytest.raises(UsageError, match=f"There is no {missing} here"):
-        assembly(models(*roles)).trio(GenerateOptions(method))
+        assembly(models(*roles)).build(GenerateOptions(method))
 
 
 def test_proxy_tuning_needs_one_vocabulary_and_contrastive_two_alike() -> None:
     made = assembly(models())
     with pytest.raises(UsageError, match=r"proxy-tuning needs target and expert and base to have"):
-        made.trio(GenerateOptions(Method.PROXY_TUNING))
-    made.trio(GenerateOptions(Method.CONTRASTIVE))
+        made.build(GenerateOptions(Method.PROXY_TUNING))
+    made.build(GenerateOptions(Method.CONTRASTIVE))
     unlike = models() | {"base": FakeModel(OTHER, 3)}
     with pytest.raises(UsageError, match=r"contrastive needs expert and base to have"):
-        assembly(unlike).trio(GenerateOptions(Method.CONTRASTIVE))
+        assembly(unlike).build(GenerateOptions(Method.CONTRASTIVE))
 
 
 def test_proxies_of_one_vocabulary_share_a_table_and_keep_it() -> None:
     made = assembly(models(*KINDS, *MORE))
-    first = made.trio(GenerateOptions())
+    first = made.build(GenerateOptions())
     expert, base, expert_2, base_2 = first.proxies
     assert expert.alignment is base.alignment and expert_2.alignment is base_2.alignment
     assert expert.alignment is not expert_2.alignment
-    again = made.trio(GenerateOptions(combine=CombineOptions(alphas=(1.0,))))
+    again = made.build(GenerateOptions(combine=CombineOptions(alphas=(1.0,))))
     assert again.proxies == first.proxies
-    other = made.trio(GenerateOptions(align=AlignOptions(healing=False)))
+    other = made.build(GenerateOptions(align=AlignOptions(healing=False)))
     assert other.proxies[0].alignment is not expert.alignment
     assert other.proxies[0].alignment.depth == 0
 
@@ -101,7 +102,7 @@ def test_proxies_of_one_vocabulary_share_a_table_and_keep_it() -> None:
 @pytest.mark.parametrize("kind", list(Align))
 def test_one_vocabulary_is_the_identity_but_for_what_was_published(kind: Align) -> None:
     options = GenerateOptions(align=AlignOptions(kind))
-    for proxy in assembly(models(one_vocabulary=True)).trio(options).proxies:
+    for proxy in assembly(models(one_vocabulary=True)).build(options).proxies:
         assert isinstance(proxy, Proxy)
         published = kind is Align.CAPT_PAPER
         assert isinstance(proxy.alignment, PublishedMapping if published else SharedVocabulary)
@@ -111,23 +112,23 @@ def test_two_pairs_have_weights_of_their_own() -> None:
     made = assembly(models(*KINDS, *MORE))
     assert made.pairs == (("expert", "base"), ("expert-2", "base-2"))
     combine = CombineOptions(powers=(0.5, 1.0, 0.75, 0.25, 0.5), plausibility=0.0)
-    trio = made.trio(GenerateOptions(combine=combine))
+    trio = made.build(GenerateOptions(combine=combine))
     assert [each.role for each in trio.models] == [*KINDS, *MORE]
     trio.start(turn(trio))
     here = trio.distribution()
-    assert here.said.shape == (4, len(TARGET))
-    score = 0.5 * here.candidates.logp + np.array([1.0, -0.75, 0.25, -0.5]) @ here.said
+    assert here.proxy_logprobs.shape == (4, len(TARGET))
+    score = 0.5 * here.candidates.logp + np.array([1.0, -0.75, 0.25, -0.5]) @ here.proxy_logprobs
     wanted = np.exp(score - score.max())
     np.testing.assert_allclose(np.exp(here.logp), wanted / wanted.sum(), rtol=1e-9)
     with pytest.raises(UsageError, match="takes 5 numbers for 2 pairs"):
-        made.trio(GenerateOptions(combine=CombineOptions(powers=(1.0, 1.0, 1.0))))
+        made.build(GenerateOptions(combine=CombineOptions(powers=(1.0, 1.0, 1.0))))
 
 
 def test_the_second_pair_of_the_same_models_as_the_first_is_twice_the_contrast() -> None:
     more = {"expert-2": FakeModel(PROXY, 2), "base-2": FakeModel(PROXY, 3)}
     said = []
     for each, alphas in (({}, (1.0,)), (more, (0.25, 0.75))):
-        trio = assembly(models() | each).trio(
+        trio = assembly(models() | each).build(
             GenerateOptions(combine=CombineOptions(alphas=alphas))
         )
         trio.start(turn(trio))

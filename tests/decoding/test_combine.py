@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capt_local.decoding.baselines import proxy_tuning
 from capt_local.decoding.combine import (
     Candidates,
     Products,
@@ -16,7 +17,6 @@ from capt_local.decoding.combine import (
     products,
     total,
 )
-from capt_local.decoding.methods.proxy_tuning import proxy_tuning
 from capt_local.decoding.proxy import softmax as proxy_softmax
 from tests.fakes import softmax
 

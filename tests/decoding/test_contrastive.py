@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.decoding.methods.choices import Choices, log_softmax
-from capt_local.decoding.methods.contrastive import Contrastive
-from capt_local.decoding.methods.proxy_tuning import proxy_tuning
+from capt_local.decoding.baselines import Choices, Contrastive, log_softmax, proxy_tuning
 from capt_local.errors import UsageError
 from tests.fakes import softmax
 

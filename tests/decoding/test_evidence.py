@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capt_local.decoding.combine import mixture, plausible, products
-from capt_local.decoding.evidence import Evidence
 from capt_local.decoding.options import FORGETTING, GRID, CombineOptions
+from capt_local.decoding.prompt_weights import Evidence
 
 SIGNED = np.array(GRID) * (1.0, 1.0, -1.0)
 TARGET_ALONE = GRID.index((1.0, 0.0, 0.0))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from capt_local.decoding.assembly import Assembly
-from capt_local.decoding.cached import CachedModel
+from capt_local.decoding.ensemble import EnsembleBuilder
 from capt_local.decoding.options import CombineOptions, GenerateOptions, Method
+from capt_local.decoding.proxy import LogitsCache
 from capt_local.decoding.scoring import score_text
 from capt_local.tokenization.vocabulary import Vocabulary
 from tests.decoding.trios import PROXY, TARGET
@@ -24,9 +24,9 @@ def nats(method: Method, combine: CombineOptions, *vocabularies: Vocabulary) -> 
         )
     }
     tokenizers = {role: text_tokenizer(model) for role, model in models.items()}
-    cached = {role: CachedModel(role, model) for role, model in models.items()}
-    assembly = Assembly(cached, tokenizers, lambda role: f"no {role}")
-    trio = assembly.trio(GenerateOptions(method=method, combine=combine), scoring=True)
+    cached = {role: LogitsCache(role, model) for role, model in models.items()}
+    assembly = EnsembleBuilder(cached, tokenizers, lambda role: f"no {role}")
+    trio = assembly.build(GenerateOptions(method=method, combine=combine), scoring=True)
     return score_text(trio, tokenizers, TEXT).nats
 
 

@@ -5,25 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from capt_local.decoding.loop import Walk
-from capt_local.decoding.options import CombineOptions, GenerateOptions, Powers, SampleOptions
-from capt_local.decoding.prompt_evidence import prefill_with_evidence
-from capt_local.decoding.trio import Trio
-from tests.decoding.trios import PROXY, TARGET, make_trio, toy, turn
+from capt_local.decoding.ensemble import Ensemble
+from capt_local.decoding.options import CombineOptions, Exponents, GenerateOptions, SampleOptions
+from capt_local.decoding.prompt_weights import prefill
+from tests.decoding.trios import PROXY, TARGET, make_trio, toy, turn, walk
 from tests.fakes import FakeModel, softmax
 
 SAMPLED = GenerateOptions(max_tokens=40, sample=SampleOptions(temperature=1.0, seed=5))
 GREEDY = GenerateOptions(max_tokens=40)
 
 
-def answer(trio: Trio, options: GenerateOptions) -> list[int]:
+def answer(trio: Ensemble, options: GenerateOptions) -> list[int]:
     trio.start(turn(trio))
-    return [step.token for step in Walk(trio, options)]
+    return [step.token for step in walk(trio, options)]
 
 
 def alone(options: GenerateOptions) -> list[int]:
     trio = toy()
-    return answer(Trio(trio.cached, (), CombineOptions()), options)
+    return answer(Ensemble(trio.leader, (), CombineOptions()), options)
 
 
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED])
@@ -33,7 +32,7 @@ def test_alpha_zero_is_the_target(options: GenerateOptions) -> None:
 
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED])
 @pytest.mark.parametrize("powers", [(1.0, 1.0, 1.0), (1.0, 2.5, 2.5), (1.0, -1.0, -1.0)])
-def test_expert_equal_to_base_is_the_target(options: GenerateOptions, powers: Powers) -> None:
+def test_expert_equal_to_base_is_the_target(options: GenerateOptions, powers: Exponents) -> None:
     models = [FakeModel(TARGET, 1), FakeModel(PROXY, 2), FakeModel(PROXY, 2)]
     assert answer(make_trio(*models, CombineOptions(powers=powers)), options) == alone(options)
 
@@ -65,7 +64,7 @@ def test_one_vocabulary_is_proxy_tuning(alpha: float) -> None:
 def test_the_contrast_changes_the_answer_and_is_recorded() -> None:
     trio = toy(CombineOptions(alphas=(1.0,)))
     trio.start(turn(trio))
-    steps = list(Walk(trio, GenerateOptions(max_tokens=40, top=3)))
+    steps = list(walk(trio, GenerateOptions(max_tokens=40, top=3)))
     assert [step.token for step in steps] != alone(GREEDY)
     changed = [step for step in steps if step.changed]
     assert changed and all(step.target_rank > 0 for step in changed)
@@ -78,7 +77,7 @@ def test_the_contrast_changes_the_answer_and_is_recorded() -> None:
 def test_log_probability_of_every_token_sums_to_one() -> None:
     trio = toy(CombineOptions(plausibility=1e-2))
     trio.start(turn(trio))
-    trio.observe(prefill_with_evidence(trio, turn(trio)).weights)
+    trio.set_weights(prefill(trio, turn(trio)).weights)
     for _ in range(5):
         here = trio.distribution()
         logs = [here.token_logp(token) for token in range(len(TARGET))]

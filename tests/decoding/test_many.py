@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from capt_local.alignment import Align
-from capt_local.decoding.generation import Generation
-from capt_local.decoding.many.asks import Answered, Ask
-from capt_local.decoding.many.seat import shared_beginning
-from capt_local.decoding.many.table import Table
+from capt_local.decoding.batching import BatchScheduler, Request, RequestResult, shared_beginning
+from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import (
     AlignOptions,
     CombineOptions,
@@ -37,19 +35,19 @@ PLAIN = GenerateOptions(max_tokens=9, speed=Speed.EXACT_STEPS)
 class FakeLanes:
     """Lanes that are models of their own, and keep a record of who decoded with whom."""
 
-    most_together = 4
+    max_tokens_together = 4
 
     def __init__(self, role: str, count: int, **kinds: Any) -> None:
         made = [FakeModel(VOCABULARIES[role], SEEDS[role], **kinds) for _ in range(count)]
-        self.lanes: Sequence[FakeModel] = made
+        self.slots: Sequence[FakeModel] = made
         self.batches: list[list[int]] = []
         self.shared: list[tuple[int, int, int]] = []
         self.fails: Callable[[int, Sequence[int]], BaseException | None] = lambda lane, new: None
 
     def run(self, parts: Sequence[tuple[Any, Sequence[int], int]]) -> list[Any]:
-        numbers = [self.lanes.index(lane) for lane, _, _ in parts]
+        numbers = [self.slots.index(lane) for lane, _, _ in parts]
         assert len(set(numbers)) == len(numbers)
-        assert all(len(tokens) <= self.most_together for _, tokens, _ in parts)
+        assert all(len(tokens) <= self.max_tokens_together for _, tokens, _ in parts)
         self.batches.append(numbers)
         results: list[Any] = []
         for number, (lane, tokens, rows) in zip(numbers, parts, strict=True):
@@ -63,7 +61,7 @@ class FakeLanes:
         if not target.can_rewind:
             return False
         target.tokens = source.tokens[:length]
-        self.shared.append((self.lanes.index(source), self.lanes.index(target), length))
+        self.shared.append((self.slots.index(source), self.slots.index(target), length))
         return True
 
 
@@ -89,20 +87,20 @@ class Desk:
         self.kinds = kinds
 
     def answers(
-        self, asks: Iterator[Ask] | Sequence[Ask], cancel: Callable[[], bool] | None = None
+        self, asks: Iterator[Request] | Sequence[Request], cancel: Callable[[], bool] | None = None
     ) -> Any:
-        together = assembly({role: lanes.lanes[0] for role, lanes in self.models.items()})
-        return Table(self.models, self.places, together, prompt_of, cancel).answers(asks)
+        together = assembly({role: slots.slots[0] for role, slots in self.models.items()})
+        return BatchScheduler(self.models, self.places, together, prompt_of, cancel).answers(asks)
 
-    def alone(self, ask: Ask) -> Generation:
+    def alone(self, ask: Request) -> Generation:
         """The answer of models that nobody else has used."""
         models = {role: FakeModel(VOCABULARIES[role], SEEDS[role], **self.kinds) for role in SEEDS}
-        trio = assembly(models).trio(ask.options)
+        trio = assembly(models).build(ask.options)
         prompts = {each.role: prompt_of(each.role, ask.prompt, ask.raw) for each in trio.models}
         return Generation(trio, prompts, ask.options, None)
 
 
-def check(desk: Desk, asks: Sequence[Ask]) -> dict[int, Answered]:
+def check(desk: Desk, asks: Sequence[Request]) -> dict[int, RequestResult]:
     """All are answered, each as alone."""
     found = {each.index: each for each in desk.answers(asks)}
     assert sorted(found) == list(range(len(asks)))
@@ -118,20 +116,22 @@ def check(desk: Desk, asks: Sequence[Ask]) -> dict[int, Answered]:
 
 def test_every_answer_is_the_one_that_the_request_gets_alone() -> None:
     desk = Desk()
-    check(desk, [Ask(text, PLAIN) for text in TEXTS])
+    check(desk, [Request(text, PLAIN) for text in TEXTS])
     assert max(map(len, desk.models["target"].batches)) == 3
 
 
 def test_each_request_has_its_own_options() -> None:
     warm = SampleOptions(temperature=1.0, seed=4)
     asks = [
-        Ask(TEXTS[0], dataclasses.replace(PLAIN, sample=warm)),
-        Ask(TEXTS[0], dataclasses.replace(PLAIN, sample=dataclasses.replace(warm, seed=5))),
-        Ask(TEXTS[1], dataclasses.replace(PLAIN, method=Method.TARGET, max_tokens=3)),
-        Ask(TEXTS[1], dataclasses.replace(PLAIN, combine=CombineOptions(alphas=(1.0,))), raw=True),
-        Ask(TEXTS[2], dataclasses.replace(PLAIN, method=Method.EXPERT_LED, top=3)),
-        Ask(TEXTS[3], dataclasses.replace(PLAIN, stop=("a",), max_tokens=40)),
-        Ask(TEXTS[4], dataclasses.replace(PLAIN, align=AlignOptions(kind=Align.CAPT_PAPER))),
+        Request(TEXTS[0], dataclasses.replace(PLAIN, sample=warm)),
+        Request(TEXTS[0], dataclasses.replace(PLAIN, sample=dataclasses.replace(warm, seed=5))),
+        Request(TEXTS[1], dataclasses.replace(PLAIN, method=Method.TARGET, max_tokens=3)),
+        Request(
+            TEXTS[1], dataclasses.replace(PLAIN, combine=CombineOptions(alphas=(1.0,))), raw=True
+        ),
+        Request(TEXTS[2], dataclasses.replace(PLAIN, method=Method.EXPERT_LED, top=3)),
+        Request(TEXTS[3], dataclasses.replace(PLAIN, stop=("a",), max_tokens=40)),
+        Request(TEXTS[4], dataclasses.replace(PLAIN, align=AlignOptions(kind=Align.CAPT_PAPER))),
     ]
     found = check(Desk(), asks)
     assert found[0].steps != found[1].steps
@@ -141,23 +141,23 @@ def test_what_does_not_matter_is_left_out_here_too() -> None:
     options = GenerateOptions(
         max_tokens=30, combine=CombineOptions(alphas=(1.0,), plausibility=0.5)
     )
-    found = {each.index: each for each in Desk().answers([Ask(t, options) for t in TEXTS])}
+    found = {each.index: each for each in Desk().answers([Request(t, options) for t in TEXTS])}
     gated = 0
     for index, text in enumerate(TEXTS):
         steps = found[index].steps
-        exact = Desk().alone(Ask(text, dataclasses.replace(options, speed=Speed.EXACT_STEPS)))
+        exact = Desk().alone(Request(text, dataclasses.replace(options, speed=Speed.EXACT_STEPS)))
         assert [step.token for step in steps] == [step.token for step in exact]
-        gated += sum(step.gated for step in steps)
+        gated += sum(step.proxies_skipped for step in steps)
     assert gated
 
 
 def test_requests_decode_together_though_they_begin_at_different_times() -> None:
     desk = Desk(places=4)
     lengths = [3, 9, 5, 9, 9, 9, 2, 9]
-    asks = [Ask("abc", dataclasses.replace(PLAIN, max_tokens=n)) for n in lengths]
+    asks = [Request("abc", dataclasses.replace(PLAIN, max_tokens=n)) for n in lengths]
     check(desk, asks)
-    for lanes in desk.models.values():
-        batches = [len(batch) for batch in lanes.batches]
+    for slots in desk.models.values():
+        batches = [len(batch) for batch in slots.batches]
         # As few as there can be: whoever is there takes part each time.
         assert sum(n == 4 for n in batches) > len(batches) / 2, batches
 
@@ -166,11 +166,11 @@ def test_asks_are_taken_one_by_one_and_answers_come_as_they_end() -> None:
     taken: list[int] = []
     fetched: list[int] = []
 
-    def asks() -> Iterator[Ask]:
+    def asks() -> Iterator[Request]:
         for number in range(6):
             assert len(fetched) >= number - 1  # no more than there are places for
             taken.append(number)
-            yield Ask("abc", dataclasses.replace(PLAIN, max_tokens=9 - number))
+            yield Request("abc", dataclasses.replace(PLAIN, max_tokens=9 - number))
 
     for each in Desk(places=2).answers(asks()):
         fetched.append(each.index)
@@ -181,14 +181,14 @@ def test_asks_are_taken_one_by_one_and_answers_come_as_they_end() -> None:
 @pytest.mark.parametrize("role", list(SEEDS))
 def test_one_request_that_fails_ends_alone(role: str) -> None:
     desk = Desk()
-    lanes = desk.models[role]
+    slots = desk.models[role]
 
     def fails(lane: int, new: Sequence[int]) -> CaptError | None:
-        bad = lane == 1 and lanes.lanes[1].position > 10
+        bad = lane == 1 and slots.slots[1].position > 10
         return NumericalError("not numbers") if bad else None
 
-    lanes.fails = fails
-    asks = [Ask(text, PLAIN) for text in TEXTS]
+    slots.fails = fails
+    asks = [Request(text, PLAIN) for text in TEXTS]
     found = {each.index: each for each in desk.answers(asks)}
     failed = [each for each in found.values() if each.error is not None]
     assert failed and len(failed) < len(asks)
@@ -204,11 +204,11 @@ def test_one_request_that_fails_ends_alone(role: str) -> None:
 
 def test_requests_that_cannot_begin_are_told_one_by_one() -> None:
     asks = [
-        Ask("abc", PLAIN),
-        Ask("abc " * 300, PLAIN),
-        Ask("", PLAIN),
-        Ask("abc", dataclasses.replace(PLAIN, combine=CombineOptions(alphas=(1.0, 2.0)))),
-        Ask("ab", PLAIN),
+        Request("abc", PLAIN),
+        Request("abc " * 300, PLAIN),
+        Request("", PLAIN),
+        Request("abc", dataclasses.replace(PLAIN, combine=CombineOptions(alphas=(1.0, 2.0)))),
+        Request("ab", PLAIN),
     ]
     found = {each.index: each for each in Desk(places=2).answers(asks)}
     assert [type(found[index].error) for index in range(5)] == [
@@ -222,7 +222,7 @@ def test_requests_that_cannot_begin_are_told_one_by_one() -> None:
 def test_a_context_that_fills_up_ends_that_answer() -> None:
     desk = Desk(limit=24)
     long = dataclasses.replace(PLAIN, max_tokens=60)
-    found = check(desk, [Ask("abc the card", long), Ask("a", long), Ask("b", PLAIN)])
+    found = check(desk, [Request("abc the card", long), Request("a", long), Request("b", PLAIN)])
     assert found[0].generation is not None
     assert found[0].generation.finish is FinishReason.LENGTH
 
@@ -235,7 +235,7 @@ def test_cancelling_ends_all_with_what_they_have() -> None:
         asked += 1
         return asked > 25
 
-    asks = [Ask(text, PLAIN) for text in TEXTS]
+    asks = [Request(text, PLAIN) for text in TEXTS]
     desk = Desk()
     found = list(desk.answers(asks, cancel))
     assert len(found) < len(TEXTS)
@@ -250,16 +250,16 @@ def test_an_iterator_that_is_closed_leaves_nothing_behind() -> None:
     desk = Desk()
     taken = []
 
-    def asks() -> Iterator[Ask]:
+    def asks() -> Iterator[Request]:
         for text in TEXTS:
             taken.append(text)
-            yield Ask(text, PLAIN)
+            yield Request(text, PLAIN)
 
     answers = desk.answers(asks())
     next(answers)
     answers.close()
     assert len(taken) <= 4
-    check(desk, [Ask(text, PLAIN) for text in TEXTS])  # the same lanes again
+    check(desk, [Request(text, PLAIN) for text in TEXTS])  # the same slots again
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
@@ -268,12 +268,12 @@ def test_what_is_no_error_of_a_request_ends_all(kind: type[BaseException]) -> No
     base = desk.models["base"]
     base.fails = lambda lane, new: kind() if len(base.batches) > 3 else None
     with pytest.raises(kind):
-        list(desk.answers([Ask(text, PLAIN) for text in TEXTS]))
+        list(desk.answers([Request(text, PLAIN) for text in TEXTS]))
 
 
 def test_asks_that_fail_end_all() -> None:
-    def asks() -> Iterator[Ask]:
-        yield Ask("abc", PLAIN)
+    def asks() -> Iterator[Request]:
+        yield Request("abc", PLAIN)
         raise OSError("the input is gone")
 
     with pytest.raises(OSError, match="gone"):
@@ -285,13 +285,13 @@ SYSTEM = "the card the cardiac a abc " * 6
 
 def test_what_prompts_have_in_common_is_computed_once() -> None:
     desk = Desk(places=3)
-    asks = [Ask([Message("system", SYSTEM), Message("user", t)], PLAIN) for t in TEXTS]
+    asks = [Request([Message("system", SYSTEM), Message("user", t)], PLAIN) for t in TEXTS]
     found = {each.index: each for each in desk.answers(asks)}
-    for role, lanes in desk.models.items():
+    for role, slots in desk.models.items():
         size = len(shared_beginning(prompt_of(role, asks[0].prompt, False)))
         assert size > 32
-        assert [pair[2] for pair in lanes.shared] == [size] * 2
-        decoded = sum(lane.extended for lane in lanes.lanes)
+        assert [pair[2] for pair in slots.shared] == [size] * 2
+        decoded = sum(lane.extended for lane in slots.slots)
         assert decoded < size + len(TEXTS) * 40
     for index, ask in enumerate(asks):
         assert list(found[index].steps) == list(desk.alone(ask))
@@ -300,7 +300,7 @@ def test_what_prompts_have_in_common_is_computed_once() -> None:
 def test_another_beginning_is_another_one() -> None:
     desk = Desk(places=2)
     systems = [SYSTEM, SYSTEM + "b", SYSTEM, "b" + SYSTEM, SYSTEM + "b", "a"]
-    check(desk, [Ask([Message("system", s), Message("user", "abc")], PLAIN) for s in systems])
+    check(desk, [Request([Message("system", s), Message("user", "abc")], PLAIN) for s in systems])
 
 
 def test_a_beginning_ends_before_the_words_of_the_user() -> None:
@@ -311,7 +311,7 @@ def test_a_beginning_ends_before_the_words_of_the_user() -> None:
 
 
 def test_models_that_cannot_go_back_answer_the_same() -> None:
-    asks = [Ask([Message("system", SYSTEM), Message("user", t)], PLAIN) for t in TEXTS]
+    asks = [Request([Message("system", SYSTEM), Message("user", t)], PLAIN) for t in TEXTS]
     desk = Desk(places=2, can_rewind=False)
     found = {each.index: each for each in desk.answers(asks)}
     for index, ask in enumerate(asks):
@@ -321,7 +321,7 @@ def test_models_that_cannot_go_back_answer_the_same() -> None:
 
 
 def test_weights_come_from_the_prompt_of_each_request() -> None:
-    found = check(Desk(), [Ask(text + " the card a card", PLAIN) for text in TEXTS])
+    found = check(Desk(), [Request(text + " the card a card", PLAIN) for text in TEXTS])
     weights = {
         tuple(share for _, share in each.generation.weights)
         for each in found.values()

@@ -6,7 +6,13 @@ import math
 
 import pytest
 
-from capt_local.decoding.options import GRID, CombineOptions, GenerateOptions, Powers, SampleOptions
+from capt_local.decoding.options import (
+    GRID,
+    CombineOptions,
+    Exponents,
+    GenerateOptions,
+    SampleOptions,
+)
 from capt_local.errors import UsageError
 
 
@@ -44,7 +50,7 @@ def test_two_pairs_are_weighed_one_by_one_and_together() -> None:
     ],
 )
 def test_what_is_fixed_is_taken_as_it_is(
-    options: CombineOptions, pairs: int, wanted: Powers
+    options: CombineOptions, pairs: int, wanted: Exponents
 ) -> None:
     assert not options.mixes and options.rows(pairs) == (wanted,)
     assert options.rows(0) == ((1.0,),)

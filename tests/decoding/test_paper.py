@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.decoding.methods.choices import Choices, log_softmax
-from capt_local.decoding.methods.paper import PaperCapt, PaperOptions
+from capt_local.decoding.baselines import Choices, PaperCapt, PaperOptions, log_softmax
 from capt_local.errors import UsageError
 from tests.fakes import softmax
 from tests.published_toys import lettered, spaced

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.decoding.generation import Generation
+from capt_local.decoding.ensemble import Ensemble
+from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import CombineOptions, GenerateOptions, Speed
 from capt_local.decoding.reasoning import AnswerStream, ReasoningParser, Section
 from capt_local.decoding.step import FinishReason
-from capt_local.decoding.trio import Trio
 from capt_local.prompting.markers import find_markers
 from capt_local.prompting.messages import Prompt, ReasoningMarkers, Segment
 from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
@@ -108,7 +108,7 @@ class Speaker(FakeModel):
 
 def answer(
     said: Sequence[bytes], options: GenerateOptions, *, opened: bool = False
-) -> tuple[Generation, list, Trio]:
+) -> tuple[Generation, list, Ensemble]:
     scaffold = b"<s>" + (b"<think>" if opened else b"")
     tokens = [IDS[b"<s>"]] + ([IDS[b"<think>"]] if opened else [])
     assert scaffold
@@ -120,15 +120,15 @@ def answer(
     markers = find_markers(VOCABULARY, "")
     prompts = {"target": Prompt((user, Segment(tuple(tokens))), markers=markers)}
     for proxy in trio.proxies:
-        read = text_tokenizer(proxy.cached.model).encode(b"ab", start=True)  # type: ignore
-        prompts[proxy.cached.role] = Prompt((Segment(tuple(read), b"ab"), Segment((0,))))
+        read = text_tokenizer(proxy.cache.model).encode(b"ab", start=True)  # type: ignore
+        prompts[proxy.cache.role] = Prompt((Segment(tuple(read), b"ab"), Segment((0,))))
     generation = Generation(trio, prompts, options, None)
     return generation, list(generation), trio
 
 
-def read_by(trio: Trio) -> bytes:
+def read_by(trio: Ensemble) -> bytes:
     expert = trio.proxies[0]
-    return expert.cached.model.vocabulary.text(expert.tokens[1:]).removeprefix(b"b")
+    return expert.cache.model.vocabulary.text(expert.tokens[1:]).removeprefix(b"b")
 
 
 @pytest.mark.parametrize("opened", [True, False])

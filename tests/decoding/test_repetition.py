@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.decoding.cached import CachedModel
-from capt_local.decoding.loop import Walk
+from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.proxy import LogitsCache
 from capt_local.decoding.repetition import COPIES, SPAN, RepetitionDetector
 from capt_local.decoding.step import FinishReason
-from capt_local.decoding.trio import Trio
-from tests.decoding.trios import TARGET, turn
+from tests.decoding.trios import TARGET, turn, walk
 from tests.fakes import FakeModel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,9 +75,9 @@ class Stuck(FakeModel):
 
 @pytest.mark.parametrize("stop", [True, False])
 def test_an_answer_that_loops_is_ended(stop: bool) -> None:
-    trio = Trio(CachedModel("target", Stuck(TARGET, 1)))
+    trio = Ensemble(LogitsCache("target", Stuck(TARGET, 1)))
     trio.start(turn(trio))
-    walk = Walk(trio, GenerateOptions(max_tokens=300, repetition_stop=stop))
-    steps = list(walk)
+    made = walk(trio, GenerateOptions(max_tokens=300, repetition_stop=stop))
+    steps = list(made)
     assert len(steps) == (SPAN if stop else 300)
-    assert walk.finish is (FinishReason.REPETITION if stop else FinishReason.LENGTH)
+    assert made.finish is (FinishReason.REPETITION if stop else FinishReason.LENGTH)

@@ -10,16 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capt_local.alignment.paper import TokenStrings
+from capt_local.decoding.baselines import Choices, Contrastive, PaperCapt, Unite, proxy_tuning
 from capt_local.decoding.combine import plausible
-from capt_local.decoding.loop import Walk
-from capt_local.decoding.methods.choices import Choices
-from capt_local.decoding.methods.contrastive import Contrastive
-from capt_local.decoding.methods.paper import PaperCapt
-from capt_local.decoding.methods.proxy_tuning import proxy_tuning
-from capt_local.decoding.methods.unite import Unite
-from capt_local.decoding.options import CombineOptions, GenerateOptions, Method, Powers
-from capt_local.decoding.trio import Trio
-from tests.decoding.trios import PROXY, TARGET, assembly, make_trio, toy, turn
+from capt_local.decoding.ensemble import Ensemble
+from capt_local.decoding.options import CombineOptions, Exponents, GenerateOptions, Method
+from tests.decoding.trios import PROXY, TARGET, assembly, make_trio, toy, turn, walk
 from tests.fakes import FakeModel, softmax, text_tokenizer
 
 LIMITS = st.sampled_from([0.0, 1e-5, 1e-2, 0.3, 1.0])
@@ -27,7 +22,7 @@ POWERS = st.tuples(*[st.floats(-2, 2)] * 3)
 PUBLISHED = [Method.CAPT_PAPER, Method.UNITE, Method.PROXY_TUNING, Method.CONTRASTIVE]
 
 
-def everything(trio: Trio) -> np.ndarray:
+def everything(trio: Ensemble) -> np.ndarray:
     """Log-probabilities of all tokens of the leading model."""
     here = trio.distribution()
     return np.array([here.token_logp(token) for token in range(len(here.row))])
@@ -49,7 +44,7 @@ def test_every_combination_sums_to_one(
 @given(LIMITS, st.lists(st.integers(2, 265), max_size=6))
 def test_the_target_alone_is_its_softmax_to_the_last_digit(limit: float, answer: list[int]) -> None:
     trio = toy(CombineOptions(powers=(1.0, 0.0, 0.0), plausibility=limit))
-    alone = Trio(toy().cached, (), CombineOptions(plausibility=limit))
+    alone = Ensemble(toy().leader, (), CombineOptions(plausibility=limit))
     for each in (trio, alone):
         each.start(turn(each))
         for token in answer:
@@ -62,7 +57,7 @@ def test_the_target_alone_is_its_softmax_to_the_last_digit(limit: float, answer:
 @settings(max_examples=30)
 @given(LIMITS, POWERS, st.lists(st.integers(2, 265), max_size=6))
 def test_a_product_is_its_formula_over_what_the_proxies_say(
-    limit: float, powers: Powers, answer: list[int]
+    limit: float, powers: Exponents, answer: list[int]
 ) -> None:
     """score = a * logp_T + b * logp_E - c * logp_A over the plausible tokens."""
     trio = toy(CombineOptions(powers=powers, plausibility=limit))
@@ -95,19 +90,23 @@ def test_a_token_that_is_alone_has_the_same_bits_whether_the_others_are_asked_or
         method=method, combine=CombineOptions(alphas=alphas, plausibility=plausibility)
     )
     models = {"target": FakeModel(TARGET, 1), "expert": FakeModel(PROXY, 2)}
-    trio = assembly({**models, "base": FakeModel(PROXY, 3)}).trio(options)
+    trio = assembly({**models, "base": FakeModel(PROXY, 3)}).build(options)
     random, alone = np.random.default_rng(0), 0
     trio.start(turn(trio))
     for token in range(2, 40):
         shares = random.random(len(trio.weights))
-        trio.observe(shares / shares.sum())
-        found, asked = trio.sole(), trio.distribution()
+        trio.set_weights(shares / shares.sum())
+        found, asked = trio.certain(), trio.distribution()
         assert (found is not None) == (len(asked.candidates.tokens) == 1)
         if found is not None:
             alone += 1
             np.testing.assert_array_equal(found.logp, asked.logp)
             np.testing.assert_array_equal(found.members, asked.members)
-            assert np.isnan(found.contrast).all() and found.gated and not asked.gated
+            assert (
+                np.isnan(found.contrast).all()
+                and found.proxies_skipped
+                and not asked.proxies_skipped
+            )
             for other in (0, 1, 99):
                 assert found.token_logp(other) == asked.token_logp(other)
         trio.advance(token)
@@ -129,11 +128,11 @@ def test_one_vocabulary_is_proxy_tuning_to_the_letter(alpha: float) -> None:
 def test_a_mixture_mixes_its_products_and_each_token_tells_how_well_each_did() -> None:
     trio = toy()
     trio.start(turn(trio))
-    weights = np.random.default_rng(0).dirichlet(np.ones(len(trio.powers)))
-    trio.observe(weights)
+    weights = np.random.default_rng(0).dirichlet(np.ones(len(trio.exponents)))
+    trio.set_weights(weights)
     here = trio.distribution()
     singles = []
-    for powers in trio.powers:
+    for powers in trio.exponents:
         one = toy(CombineOptions(powers=powers))
         one.start(turn(one))
         singles.append(one.distribution().logp)
@@ -175,21 +174,21 @@ def fakes(method: Method) -> dict[str, FakeModel]:
 def test_a_published_answer_is_that_of_its_pure_function_stepped_by_hand(method: Method) -> None:
     """Every model reads prompt and answer afresh at every step, as the published code does."""
     models = fakes(method)
-    trio = assembly(fakes(method)).trio(GenerateOptions(method))
+    trio = assembly(fakes(method)).build(GenerateOptions(method))
     trio.start(turn(trio, b"abc the card"))
-    steps = list(Walk(trio, GenerateOptions(method, max_tokens=20)))
+    steps = list(walk(trio, GenerateOptions(method, max_tokens=20)))
 
     choose = pure(method, models, scoring=False)
     prompts = turn(trio, b"abc the card")
     leading, *others = (models[each.role] for each in trio.models)
-    tokens = list(prompts[trio.cached.role].tokens)
+    tokens = list(prompts[trio.leader.role].tokens)
     for step in steps:
-        answer = leading.vocabulary.text(tokens[len(prompts[trio.cached.role].tokens) :])
+        answer = leading.vocabulary.text(tokens[len(prompts[trio.leader.role].tokens) :])
         rows = [leading.logits(tokens)]
         for each, model in zip(trio.proxies, others, strict=True):
-            own = list(prompts[each.cached.role].tokens)
+            own = list(prompts[each.cache.role].tokens)
             same = each.alignment.follows_tokens
-            start = len(prompts[trio.cached.role].tokens)
+            start = len(prompts[trio.leader.role].tokens)
             more = tokens[start:] if same else text_tokenizer(model).encode(answer, start=True)
             rows.append(model.logits([*own, *more]))
         made = choose(*rows)
@@ -202,8 +201,8 @@ def test_a_published_answer_is_that_of_its_pure_function_stepped_by_hand(method:
 @pytest.mark.parametrize("method", PUBLISHED)
 def test_the_forms_for_scoring_give_every_token_its_share(method: Method) -> None:
     """All tokens sum to 1, and all continuations of two tokens do."""
-    trio = assembly(fakes(method)).trio(GenerateOptions(method), scoring=True)
-    total, count = 0.0, len(trio.cached.model.vocabulary)
+    trio = assembly(fakes(method)).build(GenerateOptions(method), scoring=True)
+    total, count = 0.0, len(trio.leader.model.vocabulary)
     for first in range(count):
         trio.start(turn(trio, b"ab"))
         before = everything(trio)
@@ -218,7 +217,7 @@ def test_the_forms_for_scoring_give_every_token_its_share(method: Method) -> Non
 def test_what_a_published_method_does_not_look_at_cannot_come_when_generating(
     method: Method,
 ) -> None:
-    trio = assembly(fakes(method)).trio(GenerateOptions(method))
+    trio = assembly(fakes(method)).build(GenerateOptions(method))
     trio.start(turn(trio))
     here = trio.distribution()
     logp = everything(trio)

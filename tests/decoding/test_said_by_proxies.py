@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from capt_local.decoding.loop import Walk
+from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.options import CombineOptions, GenerateOptions
 from capt_local.decoding.step import Step
-from capt_local.decoding.trio import Trio
-from tests.decoding.trios import toy, turn
+from tests.decoding.trios import toy, turn, walk
 
 
-def walked(trio: Trio, **options: int) -> list[Step]:
+def walked(trio: Ensemble, **options: int) -> list[Step]:
     trio.start(turn(trio))
-    return list(Walk(trio, GenerateOptions(max_tokens=6, **options)))
+    return list(walk(trio, GenerateOptions(max_tokens=6, **options)))
 
 
 def test_their_difference_is_the_contrast() -> None:
@@ -28,5 +27,5 @@ def test_their_difference_is_the_contrast() -> None:
 
 def test_they_are_told_with_the_candidates_alone() -> None:
     assert all(step.expert_logp is None for step in walked(toy(CombineOptions(alphas=(1.0,)))))
-    target = Trio(toy().cached)
+    target = Ensemble(toy().leader)
     assert all(step.base_logp is None for step in walked(target, top=2))

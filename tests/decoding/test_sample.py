@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from capt_local.decoding.options import SampleOptions
-from capt_local.decoding.sample import choose, filtered, penalised
+from capt_local.decoding.sampling import choose, filtered, penalised
 from capt_local.errors import UsageError
 
 SHARES = np.array([0.5, 0.05, 0.3, 0.15])

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from capt_local.decoding.answers import Answers, Choosing
-from capt_local.decoding.generation import Generation
+from capt_local.decoding.ensemble import Ensemble
+from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import CombineOptions, GenerateOptions
 from capt_local.decoding.scoring import opening, score_paths
 from capt_local.decoding.step import FinishReason
-from capt_local.decoding.trio import Trio
 from capt_local.errors import Cancelled, ContextOverflow, ModelError, UsageError
 from capt_local.prompting.messages import Prompt
 from capt_local.tokenization.tokenizer import TextTokenizer
@@ -24,7 +24,7 @@ LETTERS = make_vocabulary(list("abcdr"), all_bytes=False)
 WORDS = make_vocabulary([*"abcdr", "car", "card", "ab", "bcd"], all_bytes=False)
 
 
-def letters(options: CombineOptions | None = None, **kinds: object) -> Trio:
+def letters(options: CombineOptions | None = None, **kinds: object) -> Ensemble:
     """A trio whose target has one token for each letter, so that every answer is canonical."""
     kinds = {"end_logit": 0.0, **kinds}
     models = [
@@ -34,16 +34,16 @@ def letters(options: CombineOptions | None = None, **kinds: object) -> Trio:
     return make_trio(*models, options)
 
 
-def tokenizers(trio: Trio) -> dict[str, TextTokenizer]:
+def tokenizers(trio: Ensemble) -> dict[str, TextTokenizer]:
     return {each.role: text_tokenizer(each.model) for each in trio.models}  # type: ignore[arg-type]
 
 
-def answers(trio: Trio, prompts: dict[str, Prompt]) -> Answers:
+def answers(trio: Ensemble, prompts: dict[str, Prompt]) -> Answers:
     return Answers(trio, tokenizers(trio), prompts)
 
 
-def alone(**kinds: object) -> Trio:
-    return Trio(toy(**kinds).cached)  # type: ignore[arg-type]
+def alone(**kinds: object) -> Ensemble:
+    return Ensemble(toy(**kinds).leader)  # type: ignore[arg-type]
 
 
 def by_hand(seen: list[int], tokens: list[int], model: FakeModel) -> float:
@@ -165,7 +165,7 @@ def test_what_may_begin_with_the_given_bytes_sums_to_one(given: bytes) -> None:
 
 def test_a_space_that_the_tokenizer_puts_in_front_is_no_part_of_the_answer() -> None:
     target = FakeModel(TARGET, 1, lead=b" ")
-    trio = Trio(make_trio(target, FakeModel(TARGET, 2), FakeModel(TARGET, 3)).cached)
+    trio = Ensemble(make_trio(target, FakeModel(TARGET, 2), FakeModel(TARGET, 3)).leader)
     prompts = opening(trio.models, tokenizers(trio))
     got = answers(trio, prompts).score(b"a card")
     tokens = [TARGET.pieces().index(b" a"), TARGET.byte_ids[ord(" ")]]
@@ -179,14 +179,14 @@ def test_prompt_and_common_beginnings_are_decoded_once() -> None:
     prompts = turn(trio)
     judge = answers(trio, prompts)
     judge.choose([b"abc", b"cardiac", b" the"])  # one token each: nothing behind the prompt
-    assert trio.cached.decoded == len(prompts["target"].tokens)
+    assert trio.leader.decoded == len(prompts["target"].tokens)
     for cached in trio.models:
-        cached.keep(0)
+        cached.rewind(0)
         cached.decoded = 0
     judge.choose([b"abccardiac", b"abc the", b"abc a"])  # two tokens, the first in common
-    assert trio.cached.decoded == len(prompts["target"].tokens) + 1
-    longest = max(len(prompts[proxy.cached.role].tokens) for proxy in trio.proxies)
-    assert all(proxy.cached.decoded <= longest + 6 for proxy in trio.proxies)
+    assert trio.leader.decoded == len(prompts["target"].tokens) + 1
+    longest = max(len(prompts[proxy.cache.role].tokens) for proxy in trio.proxies)
+    assert all(proxy.cache.decoded <= longest + 6 for proxy in trio.proxies)
 
 
 def test_lengths_count_as_asked() -> None:
@@ -246,7 +246,7 @@ def constrained_by_hand(seen: list[int], choices: list[bytes], model: FakeModel)
 def test_a_constrained_choice_takes_the_likeliest_letter_that_is_left(prompt: bytes) -> None:
     choices = [b"ab", b"abc", b"abd", b"b", b"bcd", b"bcdr", b"c"]
     model = FakeModel(LETTERS, 1, end_logit=0.0)
-    trio = Trio(letters().cached)
+    trio = Ensemble(letters().leader)
     prompts = turn(trio, prompt)
     got = answers(trio, prompts).choose(choices, Choosing.CONSTRAINED)
     wanted = constrained_by_hand(list(prompts["target"].tokens), choices, model)
@@ -256,7 +256,7 @@ def test_a_constrained_choice_takes_the_likeliest_letter_that_is_left(prompt: by
 def test_a_constrained_choice_may_be_spelt_in_any_tokens() -> None:
     """With a space that the tokenizer puts in front, or without; and an end that is likely."""
     target = FakeModel(TARGET, 1, lead=b" ", end_logit=30.0)
-    trio = Trio(make_trio(target, FakeModel(TARGET, 2), FakeModel(TARGET, 3)).cached)
+    trio = Ensemble(make_trio(target, FakeModel(TARGET, 2), FakeModel(TARGET, 3)).leader)
     prompts = opening(trio.models, tokenizers(trio))
     choices = [b"a", b"abc", b"ab"]
     assert answers(trio, prompts).choose(choices, Choosing.CONSTRAINED).index in (0, 1, 2)
@@ -310,7 +310,7 @@ def test_an_answer_that_cannot_be_spelt_is_refused_without_its_text() -> None:
     def known(text: bytes, *, special: bool) -> list[int]:
         return [LETTERS.byte_ids[byte] for byte in text if byte in LETTERS.byte_ids]
 
-    trio.cached.model.tokenize = known  # type: ignore[method-assign]
+    trio.leader.model.tokenize = known  # type: ignore[method-assign]
     for how in Choosing:
         with pytest.raises(ModelError, match="cannot spell") as error:
             answers(trio, turn(trio, b"abc")).choose([b"zyx", b"a"], how)

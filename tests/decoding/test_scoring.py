@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.decoding.evidence import Evidence
+from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.options import CombineOptions, GenerateOptions, Method
+from capt_local.decoding.prompt_weights import Evidence
 from capt_local.decoding.scoring import score_paths, score_text
-from capt_local.decoding.trio import Trio
 from tests.decoding.stepwise import path_logps, text_nats
 from tests.decoding.trios import PROXY, TARGET, assembly, make_trio, toy, turn
 from tests.fakes import FakeModel, text_tokenizer
@@ -19,7 +19,7 @@ from tests.fakes import FakeModel, text_tokenizer
 TEXT = st.text(alphabet="abcdiar the\né", min_size=1, max_size=60).map(str.encode)
 
 
-def tokenizers(trio: Trio) -> dict:
+def tokenizers(trio: Ensemble) -> dict:
     return {each.role: text_tokenizer(each.model) for each in trio.models}
 
 
@@ -37,7 +37,7 @@ def test_one_pass_gives_what_steps_give(
     """In texts whose proxy tokens change while they grow; windows included."""
     options = CombineOptions() if weighs else CombineOptions(alphas=(1.0,))
 
-    def trio(can_rewind: bool) -> Trio:
+    def trio(can_rewind: bool) -> Ensemble:
         return make_trio(
             FakeModel(TARGET, 1, max_rows=rows, lead=lead, limit=64),
             *(
@@ -48,7 +48,7 @@ def test_one_pass_gives_what_steps_give(
         )
 
     one, other = trio(can_rewind), trio(True)
-    count = len(one.powers)
+    count = len(one.exponents)
     got = score_text(one, tokenizers(one), text * 3, Evidence(count) if weighs else None)
     nats, windows = text_nats(
         other, tokenizers(other), text * 3, Evidence(count) if weighs else None
@@ -71,11 +71,11 @@ def test_every_method_is_scored_as_step_by_step(method: Method) -> None:
         )
     }
     text = b"abc the cardiac card\n\nabcab the abc" * 2
-    trio = assembly(models).trio(GenerateOptions(method=method), scoring=True)
+    trio = assembly(models).build(GenerateOptions(method=method), scoring=True)
     names = {role: text_tokenizer(model) for role, model in models.items()}
-    evidence = Evidence(len(trio.powers)) if trio.mixes else None
+    evidence = Evidence(len(trio.exponents)) if trio.mixes else None
     got = score_text(trio, names, text, evidence)
-    evidence = Evidence(len(trio.powers)) if trio.mixes else None
+    evidence = Evidence(len(trio.exponents)) if trio.mixes else None
     assert got.nats == pytest.approx(text_nats(trio, names, text, evidence)[0], rel=1e-6)
 
 
@@ -99,9 +99,9 @@ def test_known_text_goes_through_the_models_in_batches() -> None:
     trio = toy(CombineOptions(alphas=(1.0,)), max_rows=16)
     text = b"abc the cardiac card abcab the abc" * 5
     score = score_text(trio, tokenizers(trio), text)
-    assert trio.cached.decoded == score.tokens
-    assert trio.cached.passes <= math.ceil(score.tokens / 16) + 1
+    assert trio.leader.decoded == score.tokens
+    assert trio.leader.passes <= math.ceil(score.tokens / 16) + 1
     for proxy in trio.proxies:
-        assert proxy.cached.passes < score.tokens / 2
-        whole = text_tokenizer(proxy.cached.model).encode(text, start=True)
-        assert proxy.cached.decoded < 2 * len(whole)
+        assert proxy.cache.passes < score.tokens / 2
+        whole = text_tokenizer(proxy.cache.model).encode(text, start=True)
+        assert proxy.cache.decoded < 2 * len(whole)

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.decoding.loop import Walk
+from capt_local.decoding.ensemble import Ensemble
+from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import CombineOptions, GenerateOptions, SampleOptions, Structure
-from capt_local.decoding.prefill import prefill
+from capt_local.decoding.prompt_weights import prefill
 from capt_local.decoding.step import FinishReason
-from capt_local.decoding.trio import Trio
 from capt_local.errors import ModelError, UsageError
 from capt_local.tokenization.vocabulary import Vocabulary
-from tests.decoding.trios import TARGET, toy, turn
+from tests.decoding.trios import TARGET, toy, turn, walk
 
 GREEDY = GenerateOptions(max_tokens=12)
 DRAWN = SampleOptions(temperature=1.0, top_p=0.9, seed=5)
@@ -51,14 +51,14 @@ class Texts:
 
 
 def walked(
-    trio: Trio, texts: Sequence[bytes], options: GenerateOptions = GREEDY
-) -> tuple[bytes, Walk, list]:
+    trio: Ensemble, texts: Sequence[bytes], options: GenerateOptions = GREEDY
+) -> tuple[bytes, Generation, list]:
     prompts = turn(trio)
     trio.start(prompts)
     prefill(trio, prompts)
-    walk = Walk(trio, options, constraint=Texts(TARGET, texts))
-    steps = list(walk)
-    return b"".join(step.piece_bytes for step in steps), walk, steps
+    made = walk(trio, options, constraint=Texts(TARGET, texts))
+    steps = list(made)
+    return b"".join(step.piece_bytes for step in steps), made, steps
 
 
 @settings(deadline=None, max_examples=40)
@@ -73,9 +73,9 @@ def test_an_answer_is_one_of_the_texts(
 ) -> None:
     combine = CombineOptions(plausibility=plausibility)
     options = GenerateOptions(max_tokens=12, sample=SampleOptions(temperature=temperature))
-    said, walk, steps = walked(toy(combine), texts, options)
+    said, made, steps = walked(toy(combine), texts, options)
     assert said in texts
-    assert (walk.finish, walk.complete) == (FinishReason.STOP, True)
+    assert (made.finish, made.structured) == (FinishReason.STOP, True)
     assert all(np.isfinite([step.logp, step.target_logp]).all() for step in steps)
 
 
@@ -91,11 +91,11 @@ def test_a_form_that_allows_everything_changes_nothing() -> None:
         options = GenerateOptions(max_tokens=8, sample=sample, top=3)
         found = []
         for constraint in (None, Everything(TARGET, ())):
-            found.append(list(Walk(started(), options, constraint=constraint)))
+            found.append(list(walk(started(), options, constraint=constraint)))
         assert found[0] == found[1]
 
 
-def started() -> Trio:
+def started() -> Ensemble:
     trio = toy()
     prompts = turn(trio)
     trio.start(prompts)
@@ -105,14 +105,14 @@ def started() -> Trio:
 
 def test_where_the_likeliest_may_come_only_it_and_the_targets_own_are_asked_about() -> None:
     options = GenerateOptions(max_tokens=4)
-    steps = list(Walk(started(), options))
+    steps = list(walk(started(), options))
     texts = [b"".join(step.piece_bytes for step in steps)]
     done = b""
     for step in steps:  # what the target would have said instead is allowed as well
         texts.append(done + step.target_choice.piece_bytes)
         done += step.piece_bytes
     form = Texts(TARGET, texts)
-    again = list(Walk(started(), options, constraint=form))
+    again = list(walk(started(), options, constraint=form))
     assert [step.token for step in again] == [step.token for step in steps]
     assert form.asked == 2 * len(steps)
 
@@ -127,7 +127,7 @@ def test_draws_are_of_the_distribution_over_what_is_allowed() -> None:
     found: Counter[bytes] = Counter()
     for seed in range(400):
         options = GenerateOptions(max_tokens=1, sample=SampleOptions(temperature=1.0, seed=seed))
-        (step,) = Walk(started(), options, constraint=Texts(TARGET, texts))
+        (step,) = walk(started(), options, constraint=Texts(TARGET, texts))
         found[step.piece_bytes] += 1
         assert step.logp == pytest.approx(here.token_logp(step.token))
     shares = [found[text] / 400 for text in texts]
@@ -142,8 +142,8 @@ def test_where_nothing_plausible_is_allowed_the_contrast_decides_among_what_is()
     free = trio.distribution()
     refused = set(free.candidates.tokens.tolist())
     texts = [bytes([byte]) for byte in b"xyzq" if TARGET.byte_ids[byte] not in refused]
-    said, walk, steps = walked(toy(CombineOptions(alphas=(1.0,), plausibility=1.0)), texts)
-    assert said in texts and walk.beyond == 1
+    said, made, steps = walked(toy(CombineOptions(alphas=(1.0,), plausibility=1.0)), texts)
+    assert said in texts and made._grammar.implausible_steps == 1
     # The target's own log-probability is that of its whole distribution.
     row = free.row[steps[0].token] - free.candidates.log_total
     assert steps[0].target_logp == pytest.approx(float(row))
@@ -159,21 +159,21 @@ def test_a_form_that_no_token_can_go_on_is_an_error() -> None:
     prompts = turn(trio)
     trio.start(prompts)
     with pytest.raises(ModelError, match="has no token for what the grammar"):
-        list(Walk(trio, GREEDY, constraint=Nothing(TARGET, ())))
+        list(walk(trio, GREEDY, constraint=Nothing(TARGET, ())))
 
 
 def test_an_answer_that_ends_early_is_not_complete() -> None:
-    _, walk, _ = walked(toy(), [b"cardiac" * 3], GenerateOptions(max_tokens=2))
-    assert (walk.finish, walk.complete) == (FinishReason.LENGTH, False)
+    _, made, _ = walked(toy(), [b"cardiac" * 3], GenerateOptions(max_tokens=2))
+    assert (made.finish, made.structured) == (FinishReason.LENGTH, False)
     trio = toy()
     trio.start(turn(trio))
-    walk = Walk(trio, GREEDY, cancel=lambda: True, constraint=Texts(TARGET, [b"a"]))
-    assert list(walk) == []
-    assert (walk.finish, walk.complete) == (FinishReason.INTERRUPTED, False)
+    made = walk(trio, GREEDY, cancel=lambda: True, constraint=Texts(TARGET, [b"a"]))
+    assert list(made) == []
+    assert (made.finish, made.structured) == (FinishReason.INTERRUPTED, False)
 
 
 def test_without_a_form_there_is_nothing_to_complete() -> None:
-    assert Walk(toy(), GREEDY).complete is None
+    assert walk(toy(), GREEDY).structured is None
 
 
 def test_stop_strings_and_a_form_do_not_go_together() -> None:

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.decoding.methods.choices import log_softmax, top
-from capt_local.decoding.methods.unite import Unite
+from capt_local.decoding.baselines import Unite, log_softmax, top
 from capt_local.errors import UsageError
 from tests.published_toys import lettered, spaced
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from capt_local.alignment.fit import fit
 from capt_local.alignment.projection import TargetEvents
-from capt_local.decoding.assembly import Assembly
-from capt_local.decoding.cached import CachedModel
-from capt_local.decoding.options import CombineOptions
-from capt_local.decoding.proxy import Proxy
-from capt_local.decoding.trio import Trio
+from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder
+from capt_local.decoding.loop import Generation
+from capt_local.decoding.options import CombineOptions, GenerateOptions
+from capt_local.decoding.proxy import LogitsCache, Proxy
+from capt_local.decoding.structured import Constraint, GrammarSampler
 from capt_local.prompting.messages import Prompt, Segment
 from tests.fakes import FakeModel, make_vocabulary, text_tokenizer
 
@@ -20,17 +21,17 @@ PROXY = make_vocabulary(["car", "diac", " th", "bc", "abcab", "ia", "card", "abc
 
 def make_trio(
     target: FakeModel, expert: FakeModel, base: FakeModel, options: CombineOptions | None = None
-) -> Trio:
+) -> Ensemble:
     events = TargetEvents(text_tokenizer(target))
     alignment = fit(text_tokenizer(expert), events)
     proxies = [
-        Proxy(CachedModel(role, model), text_tokenizer(model), alignment)
+        Proxy(LogitsCache(role, model), text_tokenizer(model), alignment)
         for role, model in (("expert", expert), ("base", base))
     ]
-    return Trio(CachedModel("target", target), proxies, options)
+    return Ensemble(LogitsCache("target", target), proxies, options)
 
 
-def toy(options: CombineOptions | None = None, **kinds: object) -> Trio:
+def toy(options: CombineOptions | None = None, **kinds: object) -> Ensemble:
     models = [
         FakeModel(vocabulary, seed, **kinds)  # type: ignore[arg-type]
         for vocabulary, seed in ((TARGET, 1), (PROXY, 2), (PROXY, 3))
@@ -38,23 +39,40 @@ def toy(options: CombineOptions | None = None, **kinds: object) -> Trio:
     return make_trio(*models, options)
 
 
-def assembly(models: Mapping[str, FakeModel]) -> Assembly:
+def assembly(models: Mapping[str, FakeModel]) -> EnsembleBuilder:
     """The models by role, as the runtime puts them together."""
-    return Assembly(
-        {role: CachedModel(role, model) for role, model in models.items()},
+    return EnsembleBuilder(
+        {role: LogitsCache(role, model) for role, model in models.items()},
         {role: text_tokenizer(model) for role, model in models.items()},
         lambda role: f"There is no {role} here.",
     )
 
 
 def turn(
-    trio: Trio, text: bytes = b"abc the card", *, goes_on: bool = False, bos: bool = True
+    trio: Ensemble, text: bytes = b"abc the card", *, goes_on: bool = False, bos: bool = True
 ) -> dict[str, Prompt]:
     """BOS if wanted, and a text of the user, for every model."""
     prompts = {}
-    for cached in (trio.cached, *(proxy.cached for proxy in trio.proxies)):
+    for cached in (trio.leader, *(proxy.cache for proxy in trio.proxies)):
         tokens = text_tokenizer(cached.model).encode(text, start=True)  # type: ignore[arg-type]
         user = Segment(tuple(tokens), text, evidence=True)
         segments = (Segment((0,)), user) if bos else (user,)
         prompts[cached.role] = Prompt(segments, goes_on=goes_on)
+    trio.prompts = prompts  # type: ignore[attr-defined]
     return prompts
+
+
+def walk(
+    trio: Ensemble,
+    options: GenerateOptions,
+    cancel: Callable[[], bool] | None = None,
+    constraint: Constraint | None = None,
+) -> Generation:
+    """An answer to the prompt that `turn` made last."""
+    prompts = getattr(trio, "prompts", None) or turn(trio)
+    options = replace(options, combine=trio.options)
+    made = Generation(trio, prompts, options, cancel)
+    if constraint is not None:
+        vocabulary = trio.leader.model.vocabulary
+        made._grammar = GrammarSampler(constraint, vocabulary, options.sample)
+    return made

@@ -12,12 +12,18 @@ import numpy as np
 import pytest
 
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, ModelError, NumericalError
+from capt_local.llama.batched import (
+    MOST_TOGETHER,
+    Lane,
+    Lanes,
+    Part,
+    best_sizes,
+    spans,
+    tried_sizes,
+)
 from capt_local.llama.context import Context
 from capt_local.llama.devices import Kernels
-from capt_local.llama.lane import Lane, Part
-from capt_local.llama.lanes import MOST_TOGETHER, Lanes
 from capt_local.llama.model import LlamaModel
-from capt_local.llama.spans import best_sizes, spans, tried_sizes
 from capt_local.llama.weights import Weights
 from tests.llama.conftest import ONE_THREAD
 
@@ -47,7 +53,7 @@ def alone(lane: Lane, tokens: list[int], steps: int) -> list[np.ndarray]:
     """A prompt and single tokens behind it."""
     found = [lane.extend(tokens).copy()]
     for step in range(steps):
-        found.append(lane.extend([TOKENS[step]]).copy())
+        found.append(lane.step([TOKENS[step]]).copy())
     lane.rewind(0)
     return found
 
@@ -57,7 +63,7 @@ def test_a_lane_says_what_a_context_of_its_own_says(
 ) -> None:
     with LlamaModel.open(tiny_path(), ONE_THREAD) as model:
         assert lanes.limit == model.context_limit
-        for number, lane in enumerate(lanes.lanes):
+        for number, lane in enumerate(lanes.slots):
             found = lane.extend(text(number), rows=3)
             np.testing.assert_allclose(found, model.extend(text(number), rows=3), atol=CLOSE)
             model.rewind(0)
@@ -65,20 +71,20 @@ def test_a_lane_says_what_a_context_of_its_own_says(
 
 def test_a_text_gives_the_same_bits_whatever_runs_beside_it(lanes: Lanes) -> None:
     assert len(lanes.sizes) > 2
-    expected = alone(lanes.lanes[2], text(2), 12)
-    again = alone(lanes.lanes[5], text(2), 12)
+    expected = alone(lanes.slots[2], text(2), 12)
+    again = alone(lanes.slots[5], text(2), 12)
     assert all(np.array_equal(*pair) for pair in zip(expected, again, strict=True))
     rng = np.random.default_rng(1)
     # Other lanes with texts of other lengths, one longer than the cells that are looked at first.
     busy = {0: 7, 1: 290, 3: 31, 4: 60}
     for number, size in busy.items():
-        lanes.lanes[number].extend((text(number, 150) + text(number, 150))[:size], rows=0)
-    found = [lanes.lanes[2].extend(text(2)).copy()]
+        lanes.slots[number].extend((text(number, 150) + text(number, 150))[:size], rows=0)
+    found = [lanes.slots[2].extend(text(2)).copy()]
     for step in range(12):
         others = rng.permutation(list(busy))[: rng.integers(0, 5)]
-        parts = [Part(lanes.lanes[2], [TOKENS[step]], 1)]
+        parts = [Part(lanes.slots[2], [TOKENS[step]], 1)]
         parts += [
-            Part(lanes.lanes[other], TOKENS[: rng.integers(1, MOST_TOGETHER + 1)], 1)
+            Part(lanes.slots[other], TOKENS[: rng.integers(1, MOST_TOGETHER + 1)], 1)
             for other in others
         ]
         places = rng.permutation(len(parts))
@@ -89,18 +95,18 @@ def test_a_text_gives_the_same_bits_whatever_runs_beside_it(lanes: Lanes) -> Non
 
 def test_all_lanes_are_filled_up_where_batches_differ(lanes: Lanes) -> None:
     lanes.sizes = (COUNT,)
-    expected = alone(lanes.lanes[0], text(0), 5)
+    expected = alone(lanes.slots[0], text(0), 5)
     for number in range(1, COUNT):
-        lanes.lanes[number].extend(text(number), rows=0)
-    found = [lanes.lanes[0].extend(text(0)).copy()]
+        lanes.slots[number].extend(text(number), rows=0)
+    found = [lanes.slots[0].extend(text(0)).copy()]
     for step in range(5):
-        parts = [Part(lane, [TOKENS[step]], 1) for lane in lanes.lanes]
+        parts = [Part(lane, [TOKENS[step]], 1) for lane in lanes.slots]
         found.append(rows_of(lanes.run(parts)[0]))
     assert all(np.array_equal(*pair) for pair in zip(expected, found, strict=True))
 
 
 def test_rows_come_back_in_the_order_of_the_parts(lanes: Lanes) -> None:
-    parts = [Part(lanes.lanes[n], text(n, size), rows) for n, size, rows in
+    parts = [Part(lanes.slots[n], text(n, size), rows) for n, size, rows in
              ((4, 3, 2), (0, 1, 0), (2, 30, 4), (1, 4, 4), (3, 1, 1))]  # fmt: skip
     found = [rows_of(result) for result in lanes.run(parts)]
     for part, rows in zip(parts, found, strict=True):
@@ -112,7 +118,7 @@ def test_rows_come_back_in_the_order_of_the_parts(lanes: Lanes) -> None:
 
 
 def test_a_lane_goes_back_without_the_others(lanes: Lanes) -> None:
-    one, two = lanes.lanes[:2]
+    one, two = lanes.slots[:2]
     one.extend(text(1), rows=0)
     two.extend(text(2), rows=0)
     fresh = one.extend(TOKENS[:8], rows=2).copy()
@@ -125,7 +131,7 @@ def test_a_lane_goes_back_without_the_others(lanes: Lanes) -> None:
 
 
 def test_what_one_lane_computed_is_there_for_another(lanes: Lanes) -> None:
-    one, two = lanes.lanes[1], lanes.lanes[4]
+    one, two = lanes.slots[1], lanes.slots[4]
     one.extend(text(0, 30), rows=0)
     expected = one.extend([5]).copy()
     one.extend(TOKENS[:20], rows=0)
@@ -139,7 +145,7 @@ def test_what_one_lane_computed_is_there_for_another(lanes: Lanes) -> None:
 
 
 def test_a_part_that_does_not_fit_leaves_the_others_alone(lanes: Lanes) -> None:
-    full, other = lanes.lanes[0], lanes.lanes[1]
+    full, other = lanes.slots[0], lanes.slots[1]
     full.extend((TOKENS * 3)[: lanes.limit], rows=0)
     results = lanes.run([Part(full, [1], 1), Part(other, [1], 1)])
     assert isinstance(results[0], ContextOverflow)
@@ -160,11 +166,11 @@ def test_the_part_that_fails_is_found(lanes: Lanes, monkeypatch: pytest.MonkeyPa
             raise ModelError("the backend failed")
         decode()
 
-    expected = alone(lanes.lanes[1], text(1), 1)
-    lanes.lanes[1].extend(text(1), rows=0)
-    lanes.lanes[0].extend(text(0), rows=0)
+    expected = alone(lanes.slots[1], text(1), 1)
+    lanes.slots[1].extend(text(1), rows=0)
+    lanes.slots[0].extend(text(0), rows=0)
     monkeypatch.setattr(lanes._context, "decode", failing)
-    parts = [Part(lanes.lanes[0], [5, 299], 1), Part(lanes.lanes[1], [TOKENS[0]], 1)]
+    parts = [Part(lanes.slots[0], [5, 299], 1), Part(lanes.slots[1], [TOKENS[0]], 1)]
     results = lanes.run(parts)
     assert isinstance(results[0], ModelError)
     assert np.array_equal(rows_of(results[1]), expected[1])
@@ -180,20 +186,20 @@ def test_numbers_that_are_none_end_one_text(lanes: Lanes, monkeypatch: pytest.Mo
         return found
 
     monkeypatch.setattr(lanes._context, "rows", spoilt)
-    results = lanes.run([Part(lane, [1], 1) for lane in lanes.lanes[:3]])
+    results = lanes.run([Part(lane, [1], 1) for lane in lanes.slots[:3]])
     assert isinstance(results[0], NumericalError)
     assert not any(isinstance(result, CaptError) for result in results[1:])
-    assert [lane.position for lane in lanes.lanes[:3]] == [0, 1, 1]
+    assert [lane.position for lane in lanes.slots[:3]] == [0, 1, 1]
 
 
 def test_a_long_text_can_be_stopped(lanes: Lanes) -> None:
-    lanes.lanes[0].extend(text(0), rows=0)
+    lanes.slots[0].extend(text(0), rows=0)
     lanes.should_stop = lambda: True
     with pytest.raises(Cancelled):
-        lanes.lanes[0].extend(TOKENS)
-    assert lanes.lanes[0].position == 40
+        lanes.slots[0].extend(TOKENS)
+    assert lanes.slots[0].position == 40
     lanes.should_stop = None
-    lanes.lanes[0].extend(TOKENS)
+    lanes.slots[0].extend(TOKENS)
 
 
 @pytest.mark.parametrize("architecture", ["gemma3", "mamba"])
@@ -206,24 +212,24 @@ def test_memory_that_cannot_forget_a_part_takes_nothing_in_vain(
         with LlamaModel(weights, options) as model:
             expected = [model.extend(text(1)).copy(), model.extend([5]).copy()]
     assert not made.can_rewind
-    first = made.lanes[1].extend(text(1)).copy()
-    made.lanes[0].extend(text(0), rows=0)
-    parts = [Part(made.lanes[0], [7], 1), Part(made.lanes[1], [5], 1)]
+    first = made.slots[1].extend(text(1)).copy()
+    made.slots[0].extend(text(0), rows=0)
+    parts = [Part(made.slots[0], [7], 1), Part(made.slots[1], [5], 1)]
     found = [first, rows_of(made.run(parts)[1])]
     for pair in zip(expected, found, strict=True):
         np.testing.assert_allclose(*pair, atol=CLOSE)
-    assert not made.share(made.lanes[0], made.lanes[2], 10)
-    kept = made.lanes[0].rewind(20)  # a window that is still there can be cut
-    assert made.lanes[0].position == (20 if kept else 0)
-    assert made.lanes[1].position == 41
+    assert not made.share(made.slots[0], made.slots[2], 10)
+    kept = made.slots[0].rewind(20)  # a window that is still there can be cut
+    assert made.slots[0].position == (20 if kept else 0)
+    assert made.slots[1].position == 41
     made.close()
 
 
 def test_one_lane_has_company(tiny_path: Callable[..., Path]) -> None:
     with Weights(tiny_path()) as weights:
         one, six = Lanes(weights, ONE_THREAD, 1), Lanes(weights, ONE_THREAD, 6)
-    assert len(one.lanes) == 2
-    pairs = zip(alone(one.lanes[0], text(0), 4), alone(six.lanes[3], text(0), 4), strict=True)
+    assert len(one.slots) == 2
+    pairs = zip(alone(one.slots[0], text(0), 4), alone(six.slots[3], text(0), 4), strict=True)
     assert all(np.array_equal(*pair) for pair in pairs)
     one.close()
     six.close()

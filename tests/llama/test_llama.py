@@ -1,4 +1,4 @@
-"""Extend, rewind and branch on a tiny model that llama.cpp really computes."""
+"""Extend, step, peek and rewind on a tiny model that llama.cpp really computes."""
 
 from __future__ import annotations
 
@@ -71,34 +71,6 @@ def test_same_calls_give_the_same_bits_in_two_contexts(tiny_path: Callable[..., 
         assert np.array_equal(two.extend(TOKENS[:30], rows=4), first)
 
 
-def test_a_branch_is_what_extending_would_give_and_leaves_no_trace(model: LlamaModel) -> None:
-    model.extend(TOKENS[:12], rows=0)
-    tails = [[5], [6, 7, 8], [5, 6], [300], [9, 9]]
-    branched = model.branch(tails)
-    assert model.position == 12
-    for tail, row in zip(tails, branched, strict=True):
-        np.testing.assert_allclose(model.extend(tail)[0], row, atol=CLOSE)
-        model.rewind(12)
-    assert np.array_equal(model.branch(tails), branched)
-
-
-def test_branches_that_do_not_fit_one_batch_run_in_several(model: LlamaModel) -> None:
-    model.extend(TOKENS[:12], rows=0)
-    tails = [TOKENS[n : n + 15] for n in range(8)]  # 120 tokens, batches of 32
-    branched = model.branch(tails)
-    for tail, row in zip(tails, branched, strict=True):
-        np.testing.assert_allclose(model.extend(tail)[0], row, atol=CLOSE)
-        model.rewind(12)
-
-
-def test_branches_need_only_the_room_of_one(model: LlamaModel) -> None:
-    room = 4
-    text = (TOKENS * 3)[: model.context_limit - room]
-    model.extend(text, rows=0)
-    branched = model.branch([[1, 2, 3], [4, 5, 6], [7, 8, 9, 10]])
-    np.testing.assert_allclose(model.extend([7, 8, 9, 10])[0], branched[2], atol=CLOSE)
-
-
 def test_text_that_does_not_fit_leaves_the_position(model: LlamaModel) -> None:
     model.extend(TOKENS[:10])
     with pytest.raises(ContextOverflow) as caught:
@@ -106,7 +78,7 @@ def test_text_that_does_not_fit_leaves_the_position(model: LlamaModel) -> None:
     assert caught.value.counts == {"target": model.context_limit + 10}
     assert model.position == 10
     with pytest.raises(ContextOverflow):
-        model.branch([[1], [1] * model.context_limit])
+        model.peek([1] * model.context_limit)
     assert model.position == 10
     model.extend([1] * (model.context_limit - 10), rows=0)
     assert model.position == model.context_limit
@@ -175,7 +147,7 @@ def test_nan_weights_are_an_error_and_leave_the_position(tmp_path: Path) -> None
             model.extend([1])
         model.extend([1], rows=0)
         with pytest.raises(NumericalError):
-            model.branch([[1], [2]])
+            model.peek([1])
 
 
 def test_checking_the_tensors_finds_nan_weights_at_load(tmp_path: Path) -> None:
@@ -187,9 +159,9 @@ def test_checking_the_tensors_finds_nan_weights_at_load(tmp_path: Path) -> None:
 def test_a_recurrent_model_says_that_it_cannot_rewind(tiny_path: Callable[..., Path]) -> None:
     with LlamaModel.open(tiny_path(architecture="mamba"), ONE_THREAD) as model:
         fresh = model.extend(TOKENS[:20], rows=2).copy()
-        branched = model.branch([[1], [2, 3]])  # one at a time, from a copy of the state
+        peeked = model.peek([2, 3])  # on a copy of the state
         assert model.position == 20
-        np.testing.assert_allclose(model.extend([2, 3])[0], branched[1], atol=CLOSE)
+        np.testing.assert_allclose(model.extend([2, 3])[0], peeked[0], atol=CLOSE)
         assert model.rewind(22)  # nothing to forget
         assert not model.rewind(10)
         assert model.position == 0
@@ -228,9 +200,8 @@ def test_contract_violations_are_refused_before_llama_cpp_sees_them(model: Llama
     for tokens, rows in (([], 0), ([1], 2), ([1] * 20, 9), ([1], -1)):
         with pytest.raises(ValueError, match="rows of"):
             model.extend(tokens, rows)
-    for tails in ([], [[1], []], [[1]] * 9):
-        with pytest.raises(ValueError, match="tails"):
-            model.branch(tails)
+        with pytest.raises(ValueError, match="rows of"):
+            model.step(tokens, rows)
     with pytest.raises(ValueError, match="rewind"):
         model.rewind(1)
 
@@ -290,58 +261,20 @@ def test_tokens_that_mean_nothing_leave_no_trace(
             np.testing.assert_allclose(padded, plain, atol=ROUGH)
 
 
-def test_padding_happens_and_only_where_it_fits(
-    padding: tuple[LlamaModel, LlamaModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, _ = padding
-    sizes: list[int] = []
-    decode = model._context.decode
-
-    def counted() -> None:
-        sizes.append(model._batch.raw.n_tokens)
-        decode()
-
-    monkeypatch.setattr(model._context, "decode", counted)
-    for count in (1, 2, 3, 4, 5, 6, 7):
-        model.extend(TOKENS[:count])
-    assert sizes == [1, 4, 4, 4, 5, 8, 8]
-    assert (model.sizes, model.calls) == ({1: 1, 4: 3, 5: 1, 8: 2}, 7)
-    # To the last place of the context.
-    for left in (3, 2):
+def test_steps_have_the_bits_of_single_tokens(model: LlamaModel) -> None:
+    """However many come at once, and whatever stands behind them in the memory."""
+    model._prefers_batches = True
+    for floor in {1, model._find_batch_floor()}:
+        model.batch_floor = floor
         model.rewind(0)
-        text = (TOKENS * 3)[: model.context_limit - left]
-        model.extend(text, rows=0)
-        sizes.clear()
-        end = model.extend(TOKENS[: min(left, 3)], rows=2)
-        assert np.isfinite(end).all() and sizes == [left]
-        assert model.position == model.context_limit
-        with pytest.raises(ContextOverflow):
-            model.extend([1, 2])
-        assert model.position == model.context_limit
-
-
-def test_branches_from_the_middle_are_what_recomputing_gives(model: LlamaModel) -> None:
-    model.extend(TOKENS[:20], rows=0)
-    tails = [[5], [6, 7, 8], [5, 6], [300], [9, 9], [4]]
-    after = [0, 3, 12, 19, 20, 12]
-    branched = model.branch(tails, after)
-    assert model.position == 20
-    for tail, place, row in zip(tails, after, branched, strict=True):
-        model.rewind(0)
-        np.testing.assert_allclose(model.extend([*TOKENS[:place], *tail])[0], row, atol=CLOSE)
-    model.rewind(0)
-    model.extend(TOKENS[:20], rows=0)
-    assert np.array_equal(model.branch(tails, after), branched)
-    behind = model.extend(TOKENS[20:22]).copy()
-    model.rewind(0)
-    np.testing.assert_allclose(model.extend(TOKENS[:22]), behind, atol=CLOSE)
-
-
-def test_branches_begin_within_the_text(model: LlamaModel) -> None:
-    model.extend(TOKENS[:5])
-    for place in (-1, 6):
-        with pytest.raises(ValueError, match="branches begin"):
-            model.branch([[1]], [place])
-    with pytest.raises(ValueError):
-        model.branch([[1], [2]], [3])
-    assert model.position == 5
+        model.extend(TOKENS[:10], 0)
+        single = np.array([model.step([token])[0].copy() for token in TOKENS[10:18]])
+        for size in (2, 3, 5, 8):
+            model.rewind(10)
+            found = [
+                row.copy()
+                for at in range(10, 18, size)
+                for row in model.step(TOKENS[at : min(at + size, 18)], min(size, 18 - at))
+            ]
+            assert np.array_equal(np.array(found), single)
+            assert model.position == 18

@@ -71,7 +71,7 @@ def test_the_shape() -> None:
 
 def test_the_mean_is_over_the_tokens_at_which_expert_and_base_were_asked() -> None:
     asked = step(0, b"a", contrast=3.0)
-    not_asked = replace(step(1, b"b"), contrast=None, gated=True)
+    not_asked = replace(step(1, b"b"), contrast=None, proxies_skipped=True)
     found = json.loads(dumps(answer_object(an_answer(steps=[asked, not_asked, asked]))))
     assert (found["capt"]["mean_contrast"], found["capt"]["mean_contrast_tokens"]) == (3.0, 2)
     deltas = [one["capt"]["delta"] for one in found["choices"][0]["logprobs"]["content"]]

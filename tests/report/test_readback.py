@@ -31,7 +31,7 @@ def test_an_answer_comes_back_as_it_was() -> None:
     steps = [
         replace(step(0, b"5 \xc2", finish=None), expert_logp=-0.5, base_logp=-2.0),
         step(1, b"\xb5", instead=b"m", contrast=2.5),
-        replace(step(2, b"g"), contrast=None, gated=True),
+        replace(step(2, b"g"), contrast=None, proxies_skipped=True),
         replace(step(3, b"", finish=FinishReason.STOP), likeliest=99),
     ]
     for raw in (False, True):

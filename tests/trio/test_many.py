@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from capt_local import Answered, Ask, GenerateOptions, LoadOptions, Runtime, SampleOptions
+from capt_local import GenerateOptions, LoadOptions, Request, RequestResult, Runtime, SampleOptions
 from capt_local.decoding.options import Speed, Structure
 from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import (
@@ -19,10 +19,9 @@ from capt_local.errors import (
     NumericalError,
     UsageError,
 )
-from capt_local.llama import many
+from capt_local.llama import batched as many
+from capt_local.llama.batched import Lanes, Part
 from capt_local.llama.context import Rows
-from capt_local.llama.lane import Part
-from capt_local.llama.lanes import Lanes
 from capt_local.prompting.messages import Message
 
 OPTIONS = GenerateOptions(max_tokens=10, speed=Speed.EXACT_STEPS)
@@ -48,13 +47,13 @@ def runtime() -> Iterator[Runtime]:
         yield opened
 
 
-def asks(options: GenerateOptions = OPTIONS) -> list[Ask]:
+def asks(options: GenerateOptions = OPTIONS) -> list[Request]:
     """A conversation and a question for each note; the system text is the same."""
-    talks = [Ask([SYSTEM, Message("user", note)], options) for note in NOTES]
-    return talks + [Ask(note, options) for note in NOTES[:2]]
+    talks = [Request([SYSTEM, Message("user", note)], options) for note in NOTES]
+    return talks + [Request(note, options) for note in NOTES[:2]]
 
 
-def in_order(found: Sequence[Answered] | Iterator[Answered]) -> list[Answered]:
+def in_order(found: Sequence[RequestResult] | Iterator[RequestResult]) -> list[RequestResult]:
     return sorted(found, key=lambda each: each.index)
 
 
@@ -91,7 +90,7 @@ def test_alone_is_generate_to_the_last_bit(runtime: Runtime) -> None:
 
 
 def test_alone_too_an_error_is_each_requests_own(runtime: Runtime) -> None:
-    given = [Ask("", OPTIONS), Ask("fever " * 600, OPTIONS), asks()[2]]
+    given = [Request("", OPTIONS), Request("fever " * 600, OPTIONS), asks()[2]]
     found = list(runtime.generate_many(given, alone=True))
     assert [each.index for each in found] == [0, 1, 2]
     assert isinstance(found[0].error, UsageError) and isinstance(found[1].error, ContextOverflow)
@@ -118,12 +117,12 @@ def test_no_bit_depends_on_order_company_or_number(runtime: Runtime) -> None:
 def test_seeds_forms_and_errors_are_each_requests_own(runtime: Runtime) -> None:
     warm = dataclasses.replace(OPTIONS, sample=SampleOptions(temperature=1.0, seed=3))
     given = [
-        Ask(NOTES[0], warm),
-        Ask(NOTES[0], dataclasses.replace(OPTIONS, structure=YES_NO)),
-        Ask("", OPTIONS),
-        Ask("fever " * 600, OPTIONS),
-        Ask(NOTES[0], warm, raw=True),
-        Ask([SYSTEM], OPTIONS),
+        Request(NOTES[0], warm),
+        Request(NOTES[0], dataclasses.replace(OPTIONS, structure=YES_NO)),
+        Request("", OPTIONS),
+        Request("fever " * 600, OPTIONS),
+        Request(NOTES[0], warm, raw=True),
+        Request([SYSTEM], OPTIONS),
     ]
     found = in_order(runtime.generate_many(given, parallel=3))
     assert found[1].generation is not None
@@ -151,7 +150,7 @@ def test_one_that_fails_among_eight_ends_alone(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = dataclasses.replace(OPTIONS, max_tokens=5)
-    given = [Ask(note[:24], options) for note in (NOTES * 2)[:8]]
+    given = [Request(note[:24], options) for note in (NOTES * 2)[:8]]
     whole = in_order(runtime.generate_many(given, parallel=8))
     runtime.forget()
     judged, seen = Lanes._judged, 0

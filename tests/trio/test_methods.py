@@ -20,13 +20,9 @@ from capt_local.alignment import Align
 from capt_local.alignment.paper import TokenStrings
 from capt_local.bundles.manifest import Bundle
 from capt_local.bundles.store import find
-from capt_local.decoding.cached import common_length
-from capt_local.decoding.methods.choices import Choices
-from capt_local.decoding.methods.contrastive import Contrastive
-from capt_local.decoding.methods.paper import PaperCapt
-from capt_local.decoding.methods.proxy_tuning import proxy_tuning
-from capt_local.decoding.methods.unite import Unite
+from capt_local.decoding.baselines import Choices, Contrastive, PaperCapt, Unite, proxy_tuning
 from capt_local.decoding.options import Speed
+from capt_local.decoding.proxy import common_length
 from capt_local.errors import UsageError
 
 NOTE = "The patient is a 61-year-old woman who presents with shortness of breath. She was"
@@ -73,7 +69,7 @@ def by_hand(runtime: Runtime, method: Method, text: str) -> tuple[list[int], flo
     choose, roles = pure(runtime, method), method.roles
     assert roles is not None
     leading = runtime.models[roles[0]]
-    start = list(runtime._askers[roles[0]].prompt(text, raw=True).tokens)
+    start = list(runtime._prompt_builders[roles[0]].prompt(text, raw=True).tokens)
     tokens, lead = list(start), np.inf
     for _ in range(LENGTH):
         answer = leading.vocabulary.text(tokens[len(start) :])
@@ -83,7 +79,7 @@ def by_hand(runtime: Runtime, method: Method, text: str) -> tuple[list[int], flo
             if model is leading or method in (Method.PROXY_TUNING, Method.CONTRASTIVE):
                 own = tokens
             else:
-                prompt = runtime._askers[role].prompt(text, raw=True)
+                prompt = runtime._prompt_builders[role].prompt(text, raw=True)
                 head = [t for segment in prompt.segments[:-1] for t in segment.tokens]
                 whole = text.encode() + answer
                 own = [*head, *runtime._tokenizers[role].encode(whole, start=True)]
@@ -97,7 +93,7 @@ def by_hand(runtime: Runtime, method: Method, text: str) -> tuple[list[int], flo
             break
     for role in roles:
         runtime.models[role].rewind(0)
-        runtime._cached[role].tokens.clear()
+        runtime._caches[role].tokens.clear()
     return tokens[len(start) :], lead
 
 
@@ -178,14 +174,14 @@ def test_a_second_turn_decodes_new_tokens_alone(runtime: Runtime, kind: Align) -
         Message("assistant", first.text),
         Message("user", "And how is it treated in older patients?"),
     ]
-    held = {role: list(cached.tokens) for role, cached in runtime._cached.items()}
+    held = {role: list(cached.tokens) for role, cached in runtime._caches.items()}
     before = runtime.decoded()
     second = runtime.generate(talk, options)
     next(second)
     after = runtime.decoded()
     assert second.evidence_tokens > first.evidence_tokens > 0
-    depth = runtime._assembly.trio(options).proxies[0].alignment.depth
-    for role, asker in runtime._askers.items():
+    depth = runtime._builder.build(options).proxies[0].alignment.depth
+    for role, asker in runtime._prompt_builders.items():
         tokens = list(asker.prompt(talk, raw=False).tokens)
         new = len(tokens) - common_length(tokens, held[role])
         assert 0 < new < len(tokens)

@@ -1,4 +1,4 @@
-"""Drafts and gate on the real demo trio: the same answers, in fewer passes."""
+"""Drafts and skipped proxies on the real demo trio: the same bits, in fewer passes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import pytest
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundles.manifest import Bundle
-from capt_local.decoding.generation import Generation
+from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import Speed
-from capt_local.decoding.speculate import setup
-from capt_local.decoding.speculate.draft import Draft
-from capt_local.decoding.speculate.lookup import Lookup
 from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import Cancelled
+from tests.real_models import smollm2
 from tests.tiny_models import tiny_gguf
 
 # Repeats itself, as notes and their summaries do.
@@ -25,8 +23,9 @@ PROMPTS = [
     "A 58-year-old man has had a dry cough for three weeks. What should be asked?",
     "Mr. Karlov, 71, fell at home. No loss of consciousness. Write one line for the note.",
 ]
-TIE = 1e-3  # nats
 OPTIONS = GenerateOptions(max_tokens=24, combine=CombineOptions(alphas=(1.0,)))
+DRAFTING = [speed for speed in Speed if speed is not Speed.EXACT_STEPS]
+DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
 
 
 @pytest.fixture(scope="module")
@@ -38,97 +37,105 @@ def runtime() -> Iterator[Runtime]:
 def answered(
     runtime: Runtime,
     prompt: str,
-    options: GenerateOptions,
+    speed: Speed,
+    options: GenerateOptions = OPTIONS,
     *,
-    raw: bool,
-    into: list[Step] | None = None,
-) -> Generation:
-    generation = runtime.generate(prompt, options, raw=raw)
+    raw: bool = True,
+) -> tuple[Generation, list[Step]]:
+    generation = runtime.generate(prompt, options, speed=speed, raw=raw)
     steps = list(generation)
-    if into is not None:
-        into += steps
-    for cached in generation.trio.models:  # no draft is left in a KV cache
-        assert cached.model.position == len(cached.tokens)
-    for cached, text in zip(
-        generation.trio.models,
-        [generation.trio.tokens, *(proxy.tokens for proxy in generation.trio.proxies)],
-        strict=True,
-    ):
-        assert cached.tokens == text[: len(cached.tokens)]
-    return generation
+    at_one_text(generation)
+    return generation, steps
 
 
-def changes(steps: list[Step]) -> list[int]:
-    """The steps that the expert changed, but for those where the target has two tokens level.
+def at_one_text(generation: Generation) -> None:
+    """No draft is left in a KV cache."""
+    ensemble = generation._ensemble
+    texts = [ensemble.tokens, *(proxy.tokens for proxy in ensemble.proxies)]
+    for cache, text in zip(ensemble.models, texts, strict=True):
+        assert cache.model.position == len(cache.tokens)
+        assert cache.tokens == text[: len(cache.tokens)]
 
-    There the last bits, which depend on the shapes of batches, decide which is its own choice.
-    """
-    apart = (step for step in steps if abs(step.target_choice.logp - step.target_logp) > TIE)
-    return [step.index for step in apart if step.changed]
+
+def bits(steps: list[Step]) -> list[tuple[int, float, float]]:
+    return [(step.token, step.logp, step.target_logp) for step in steps]
 
 
 @pytest.mark.parametrize(("prompt", "raw"), [(COPY, True), *((each, False) for each in PROMPTS)])
-def test_the_answer_is_the_same_at_every_speed(runtime: Runtime, prompt: str, raw: bool) -> None:
-    stepwise = dataclasses.replace(OPTIONS, speed=Speed.EXACT_STEPS)
-    wanted: list[Step] = []
-    plain = answered(runtime, prompt, stepwise, raw=raw, into=wanted)
-    assert plain.text_bytes and not plain.tally.drafted and not plain.tally.gated
-    for speed in Speed:
-        got: list[Step] = []
-        options = dataclasses.replace(OPTIONS, speed=speed)
-        told = answered(runtime, prompt, options, raw=raw, into=got)
-        assert told.text_bytes == plain.text_bytes
-        assert told.finish == plain.finish and changes(got) == changes(wanted)
-        tally = told.tally
-        assert tally.steps == told.steps_done == plain.steps_done
-        assert 0 <= tally.accepted <= tally.drafted
-        assert set(tally.by_source) <= {"lookup", "target-draft", "expert-draft"}
-        assert not told.tally.notices
+def test_the_answer_has_the_same_bits_at_every_speed(
+    runtime: Runtime, prompt: str, raw: bool
+) -> None:
+    runtime.forget()
+    plain, wanted = answered(runtime, prompt, Speed.EXACT_STEPS, raw=raw)
+    assert plain.text and not plain.stats.drafted and not plain.stats.proxies_skipped
+    for speed in DRAFTING:
+        runtime.forget()
+        fast, got = answered(runtime, prompt, speed, raw=raw)
+        assert bits(got) == bits(wanted) and fast.text == plain.text
+        assert fast.finish == plain.finish and fast.changed == plain.changed
+        stats = fast.stats
+        assert stats.steps == fast.steps_done == plain.steps_done
+        assert 0 <= stats.accepted <= stats.drafted
+        assert set(stats.by_source) <= {"lookup", "target-draft"}
 
 
-def test_copying_takes_fewer_passes_of_every_model(runtime: Runtime) -> None:
-    stepwise = dataclasses.replace(OPTIONS, speed=Speed.EXACT_STEPS)
-    slow = answered(runtime, COPY, stepwise, raw=True).tally.forwards_per_token()
-    for speed in (Speed.AUTO, Speed.LOOKUP):
-        told = answered(runtime, COPY, dataclasses.replace(OPTIONS, speed=speed), raw=True)
-        assert told.tally.accepted > 5 and 0.0 < (told.tally.acceptance or 0.0) <= 1.0
-        fast = told.tally.forwards_per_token()
-        assert all(fast[role] < 0.8 * slow[role] for role in ("target", "expert", "base"))
+@pytest.mark.slow
+def test_and_on_a_published_target() -> None:
+    files = Bundle.from_paths(smollm2(), DEMO / "expert.gguf", DEMO / "base.gguf")
+    load = LoadOptions(threads=1, context=1024)
+    with Runtime.open(files, load=load, check=False) as opened:
+        for prompt in PROMPTS:
+            found = []
+            for speed in Speed:
+                opened.forget()
+                found.append(bits(answered(opened, prompt, speed, raw=False)[1]))
+            assert all(one == found[0] for one in found)
 
 
-def test_the_target_alone_drafts_from_its_text(runtime: Runtime) -> None:
-    options = dataclasses.replace(OPTIONS, method=Method.TARGET)
-    stepwise = dataclasses.replace(options, speed=Speed.EXACT_STEPS)
-    plain = answered(runtime, COPY, stepwise, raw=True)
-    told = answered(runtime, COPY, options, raw=True)
-    assert told.text_bytes == plain.text_bytes
-    assert told.tally.accepted and told.tally.passes["target"] < plain.tally.passes["target"]
+def test_drafts_of_the_target_save_passes_of_the_proxies(runtime: Runtime) -> None:
+    slow, _ = answered(runtime, COPY, Speed.EXACT_STEPS)
+    fast, _ = answered(runtime, COPY, Speed.TARGET_DRAFT)
+    assert fast.stats.accepted > 5 and 0.0 < (fast.stats.acceptance or 0.0) <= 1.0
+    for role in ("expert", "base"):
+        assert fast.stats.passes[role] < 0.8 * slow.stats.passes[role]
+
+
+def test_models_without_weight_do_not_run(runtime: Runtime) -> None:
+    options = dataclasses.replace(OPTIONS, combine=CombineOptions(powers=(1.0, 0.0, 0.0)))
+    alone, steps = answered(runtime, COPY, Speed.AUTO, options)
+    before = runtime.decoded()
+    for speed in (Speed.EXACT_STEPS, Speed.AUTO):
+        runtime.forget()
+        target = dataclasses.replace(OPTIONS, method=Method.TARGET)
+        assert bits(answered(runtime, COPY, speed, options)[1]) == bits(steps)
+        assert bits(answered(runtime, COPY, speed, target)[1]) == bits(steps)
+    after = runtime.decoded()
+    assert (after["expert"], after["base"]) == (before["expert"], before["base"])
+    assert set(alone.context) == {"target"}
 
 
 def calls(runtime: Runtime) -> dict[str, int]:
     return {role: model.calls for role, model in runtime.models.items()}
 
 
-@pytest.mark.parametrize("speed", [Speed.LOOKUP, Speed.TARGET_DRAFT, Speed.EXPERT_DRAFT])
+@pytest.mark.parametrize("speed", DRAFTING)
 def test_cancelled_in_the_middle_of_a_draft_all_models_stand_at_one_text(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch, speed: Speed
 ) -> None:
     """In some batch behind the prompt, of each model in turn, after it was computed."""
-    stepwise = dataclasses.replace(OPTIONS, speed=Speed.EXACT_STEPS)
-    drafting = dataclasses.replace(OPTIONS, speed=speed)
-    plain = answered(runtime, COPY, stepwise, raw=True)
+    plain, _ = answered(runtime, COPY, Speed.EXACT_STEPS)
     runtime.forget()
-    begun = runtime.generate(COPY, drafting, raw=True)
+    begun = runtime.generate(COPY, OPTIONS, speed=speed, raw=True)
     begun.prepare()
     prompt = calls(runtime)
-    assert [step.piece_bytes for step in begun] and begun.text_bytes == plain.text_bytes
+    assert list(begun) and begun.text == plain.text
     done = calls(runtime)
     for role, model in runtime.models.items():
         first, last = prompt[role] + 1, done[role]
         assert last - first >= 3
-        for number in {first, first + 1, (first + last) // 2, last - 1}:
+        for number in {first, (first + last) // 2, last - 1}:
             runtime.forget()
-            begun = runtime.generate(COPY, drafting, raw=True)
+            begun = runtime.generate(COPY, OPTIONS, speed=speed, raw=True)
             begun.prepare()
             left = number - prompt[role]
             decode = model._context.decode
@@ -142,31 +149,11 @@ def test_cancelled_in_the_middle_of_a_draft_all_models_stand_at_one_text(
 
             with monkeypatch.context() as patch:
                 patch.setattr(model._context, "decode", stopped)
-                said = b"".join(step.piece_bytes for step in begun)
+                written = "".join(step.piece for step in begun)
             assert left <= 0 and begun.finish is FinishReason.INTERRUPTED
-            assert plain.text_bytes.startswith(said) and said != plain.text_bytes
-            trio = begun.trio
-            for cached, text in zip(
-                trio.models, [trio.tokens, *(each.tokens for each in trio.proxies)], strict=True
-            ):
-                assert cached.model.position == len(cached.tokens)
-                assert cached.tokens == text[: len(cached.tokens)]
-            assert answered(runtime, COPY, stepwise, raw=True).text == plain.text_bytes
-
-
-def test_a_source_that_throws_is_left_out_and_that_is_said(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Throwing(Lookup):
-        def draft(self, *given: object) -> Draft:
-            raise KeyError("words of a note")
-
-    plain = answered(runtime, COPY, dataclasses.replace(OPTIONS, speed=Speed.EXACT_STEPS), raw=True)
-    monkeypatch.setattr(setup, "sources", lambda trio: [Throwing()])
-    told = answered(runtime, COPY, OPTIONS, raw=True)
-    assert told.text_bytes == plain.text_bytes and not told.tally.drafted
-    (said,) = told.tally.notices
-    assert "lookup failed (KeyError) and are switched off" in said and "note" not in said
+            assert plain.text.startswith(written) and written != plain.text
+            at_one_text(begun)
+            assert answered(runtime, COPY, Speed.EXACT_STEPS)[0].text == plain.text
 
 
 @pytest.mark.parametrize("recurrent", [("expert", "base"), ("target", "expert", "base")])
@@ -184,19 +171,19 @@ def test_models_that_cannot_go_back_write_the_same_without_drafts(
     options = dataclasses.replace(OPTIONS, max_tokens=12)
     load = LoadOptions(threads=1, context=256)
     with Runtime.open(Bundle.from_paths(*paths), load=load, check=False) as opened:
-        stepwise = dataclasses.replace(options, speed=Speed.EXACT_STEPS)
-        plain = list(opened.generate("abc", stepwise, raw=True))
-        for speed in (Speed.AUTO, Speed.LOOKUP, Speed.EXPERT_DRAFT):
-            told = opened.generate("abc", dataclasses.replace(options, speed=speed), raw=True)
+        plain = list(opened.generate("abc", options, speed=Speed.EXACT_STEPS, raw=True))
+        for speed in DRAFTING:
+            told = opened.generate("abc", options, speed=speed, raw=True)
             assert [step.token for step in told] == [step.token for step in plain]
-            assert not told.tally.drafted
-            assert sum("without drafts" in note for note in told.notices) == 1
+            assert not told.stats.drafted
+            noted = sum("without drafts" in note for note in told.notices)
+            assert noted == (speed is not Speed.AUTO)
 
 
 def test_two_threads_give_the_same_answer() -> None:
     options = dataclasses.replace(OPTIONS, max_tokens=4)  # threads wait for each other: slow in CI
+    text = "Plan: aspirin. Plan: aspirin. Plan:"
     with Runtime.open("demo", load=LoadOptions(threads=2, context=256), check=False) as opened:
-        stepwise = dataclasses.replace(options, speed=Speed.EXACT_STEPS)
-        plain = answered(opened, "Plan: aspirin. Plan: aspirin. Plan:", stepwise, raw=True)
-        told = answered(opened, "Plan: aspirin. Plan: aspirin. Plan:", options, raw=True)
-        assert told.text_bytes == plain.text_bytes
+        _, plain = answered(opened, text, Speed.EXACT_STEPS, options)
+        opened.forget()
+        assert bits(answered(opened, text, Speed.AUTO, options)[1]) == bits(plain)

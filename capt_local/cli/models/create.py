@@ -277,7 +277,7 @@ def _collect(
     """Brings the files together and looks into each; returns how the pairs fit."""
     from capt_local.bundles.archive import members
     from capt_local.bundles.create import put_together
-    from capt_local.runtime.tokenizers import check_tokenizers
+    from capt_local.model_checks import check_tokenizers
 
     try:
         with staging.guarded():

@@ -189,7 +189,7 @@ def models_show(what: ShowFlags, view: ViewFlags) -> int:
     The digests are checked first, so that nothing else than the models of the bundle is read.
     """
     from capt_local.bundles import store, verify
-    from capt_local.runtime.first_look import NOT_LOOKED_AT, is_trusted, look_first
+    from capt_local.model_checks import NOT_LOOKED_AT, is_trusted, look_first
 
     screen = Screen.standard(view.verbose)
     bundle = permitted(store.find(what.bundle), what.verify)

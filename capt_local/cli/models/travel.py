@@ -107,7 +107,7 @@ def models_import(what: ImportFlags, view: ViewFlags) -> int:
     terms = _terms(what)
 
     def look(bundle: Bundle) -> None:
-        from capt_local.runtime.tokenizers import check_tokenizers
+        from capt_local.model_checks import check_tokenizers
 
         examine(bundle, screen)
         check_tokenizers(bundle.models.values())
@@ -174,7 +174,7 @@ def examine(bundle: Bundle, screen: Screen) -> None:
     Raises:
         ModelError: one is damaged, or ended the process that looked at it.
     """
-    from capt_local.runtime.first_look import look_first
+    from capt_local.model_checks import look_first
 
     def progress(role: str, _: float) -> None:
         screen.progress(f"examining the {role}", list(bundle.models).index(role) / count)

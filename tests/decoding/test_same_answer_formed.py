@@ -16,7 +16,7 @@ from capt_local.decoding.options import (
 )
 from capt_local.prompting.markers import find_markers
 from capt_local.prompting.messages import Prompt, Segment
-from tests.decoding.speculate.answers import Habit, at_every_speed, lettered
+from tests.decoding.answers import Habit, at_every_speed, lettered
 from tests.decoding.test_reasoning import IDS, SAID, VOCABULARY, Speaker
 from tests.decoding.test_structured import Texts
 from tests.decoding.trios import PROXY
@@ -57,7 +57,7 @@ def test_structured_answers(temperature: float, plausibility: float) -> None:
         found = at_every_speed(lambda seed=seed: models(seed, max_rows=16), options)
         for told in found.values():
             assert told.generation.text_bytes in FORM and told.generation.structured
-            drafted += told.generation.tally.drafted
+            drafted += told.generation.stats.drafted
     assert drafted
 
 
@@ -92,4 +92,4 @@ def test_thoughts(opened: bool, everywhere: bool) -> None:
         assert told.generation.thoughts_bytes == b"hm" * 7 + b" card"
         assert told.generation.text_bytes == b"Yes" + b"!Yes" * 4
         if speed is Speed.TARGET_DRAFT:
-            assert told.generation.tally.accepted
+            assert told.generation.stats.accepted

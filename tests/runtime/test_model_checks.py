@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from capt_local import model_checks as first_look
 from capt_local.bundles import digest_cache, store
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import Bundle, Signer
@@ -23,9 +24,9 @@ from capt_local.llama import probe as probe_module
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.probe import Probe
 from capt_local.llama.weights import Weights
+from capt_local.model_checks import NOT_LOOKED_AT, is_trusted, look_first
 from capt_local.report.terminal import Screen
-from capt_local.runtime import Runtime, first_look
-from capt_local.runtime.first_look import NOT_LOOKED_AT, is_trusted, look_first
+from capt_local.runtime import Runtime
 from tests.tiny_models import tiny_adapter, tiny_gguf
 
 LOAD = LoadOptions(threads=1, context=256)

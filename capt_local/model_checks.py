@@ -1,4 +1,6 @@
-"""Files that no trusted manifest names are loaded in a process of their own before in this one.
+"""What is checked of model files before they are loaded in this process.
+
+Files that no trusted manifest names are loaded in a process of their own first.
 
 Trusted are the bundle that travels with the package, and bundles that a trusted key has signed.
 What was looked into once, at import too, is remembered as digests are (see `bundles.known`), by
@@ -19,7 +21,7 @@ from capt_local.bundles.digest_cache import DigestCache, digest_cache
 from capt_local.bundles.manifest import Bundle, ModelFile
 from capt_local.bundles.verify import Check
 from capt_local.errors import ModelError
-from capt_local.llama.gguf_header import model_parts, read_header
+from capt_local.llama.gguf_header import file_digests, model_parts, read_header
 from capt_local.llama.library import BINDING_VERSION
 from capt_local.llama.probe import Probe
 from capt_local.strict_json import Stamp, stamp_of
@@ -124,3 +126,31 @@ def _stamp(path: Path) -> Stamp:
     except OSError as error:
         reason = error.strerror or "unreadable"
         raise ModelError(f"{path.name} cannot be read: {reason}.") from None
+
+
+def check_tokenizers(models: Iterable[ModelFile]) -> None:
+    """Compares tokenizers and templates of files with their digests in the manifest, if any.
+
+    Templates that lie beside the file are not looked at; see `bundles.verify`.
+
+    Raises:
+        ModelError: one is another, a file cannot be read, or a model with a digest is split.
+    """
+    for model in models:
+        if model.sha256 is not None and (parts := read_header(model.path).parts) > 1:
+            raise ModelError(
+                f"The {model.role} of the bundle is one of {parts} parts, and the manifest has "
+                "the digest of one alone. Join them with llama-gguf-split --merge."
+            )
+        template = None if model.template_file else model.template_sha256
+        pinned = {"tokenizer": model.tokenizer_sha256, "chat template": template}
+        if not any(pinned.values()):
+            continue
+        found = file_digests(model.path)
+        there = {"tokenizer": found.tokenizer, "chat template": found.template}
+        for what, digest in pinned.items():
+            if digest is not None and there[what] != digest:
+                raise ModelError(
+                    f"The {what} of the {model.role} is not the one that the bundle names: its "
+                    "SHA-256 differs. Get the bundle again from its source."
+                )

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from capt_local.decoding.generation import Generation
+from capt_local.decoding.ensemble import Ensemble
+from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions, Speed
 from capt_local.decoding.proxy import Proxy
-from capt_local.decoding.speculate.draft import Draft, DraftSource, GoOn
 from capt_local.decoding.step import Step
-from capt_local.decoding.trio import Trio
 from capt_local.errors import CaptError
 from capt_local.prompting.messages import Prompt
 from capt_local.tokenization.vocabulary import Vocabulary
@@ -62,12 +61,6 @@ class Habit(FakeModel):
         self._given = super().extend(tokens, rows)
         return self._given
 
-    def branch(
-        self, tails: Sequence[Sequence[int]], after: Sequence[int] | None = None
-    ) -> np.ndarray:
-        self._given[:] = -7.0
-        return super().branch(tails, after)
-
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         tail = tuple(tokens[-self._memory :])
         if tail not in self._rows:
@@ -86,7 +79,7 @@ class Told:
 
     generation: Generation
     steps: list[Step]
-    trio: Trio
+    trio: Ensemble
     error: BaseException | None = None
 
 
@@ -101,13 +94,13 @@ def tell(
     lead: bytes = b"",
     edit: Callable[[dict[str, Prompt]], dict[str, Prompt]] = lambda prompts: prompts,
     cancel: Callable[[], bool] | None = None,
-    trio: Trio | None = None,
+    trio: Ensemble | None = None,
 ) -> Told:
     """One answer; an error is kept, not raised."""
-    trio = trio or assembly(models).trio(options)
+    trio = trio or assembly(models).build(options)
     prompts = turn(trio, text)
     if lead:
-        role = trio.cached.role
+        role = trio.leader.role
         prompts[role] = dataclasses.replace(prompts[role], lead=lead)
     generation = Generation(trio, edit(prompts), options, cancel)
     told = Told(generation, [], trio)
@@ -119,16 +112,15 @@ def tell(
     return told
 
 
-def nothing_is_left_of_drafts(trio: Trio) -> None:
+def nothing_is_left_of_drafts(trio: Ensemble) -> None:
     """Every model stands at the text that was said, or before it; never behind it."""
-    assert trio.cached.tokens == trio.tokens[: len(trio.cached.tokens)]
+    assert trio.leader.tokens == trio.tokens[: len(trio.leader.tokens)]
     for proxy in trio.proxies:
         if isinstance(proxy, Proxy):  # the others read many tokenizations of the text
-            assert proxy.cached.tokens == proxy.tokens[: len(proxy.cached.tokens)]
+            assert proxy.cache.tokens == proxy.tokens[: len(proxy.cache.tokens)]
     for cached in trio.models:
         assert cached.model.tokens == cached.tokens  # type: ignore[attr-defined]
         assert cached.model.position == len(cached.tokens)
-        assert len(cached.kept) == 0
 
 
 def same(got: Told, wanted: Told) -> None:
@@ -137,12 +129,14 @@ def same(got: Told, wanted: Told) -> None:
     for one, other in zip(got.steps, wanted.steps, strict=True):
         # To the last bit, also where expert and base were not asked.
         told = other.contrast if one.contrast is None else one.contrast
-        assert (one.contrast is None) == one.gated
-        assert dataclasses.replace(one, contrast=told, gated=other.gated) == other
+        assert (one.contrast is None) == one.proxies_skipped
+        assert (
+            dataclasses.replace(one, contrast=told, proxies_skipped=other.proxies_skipped) == other
+        )
     for name in ("text", "thoughts", "finish", "weights", "structured", "changed", "steps_done"):
         assert getattr(got.generation, name) == getattr(wanted.generation, name), name
     assert type(got.error) is type(wanted.error)
-    drafts = got.generation.tally.notices
+    drafts = got.generation.stats.notices
     said = [note for note in got.generation.notices if note not in drafts]
     assert said == wanted.generation.notices
 
@@ -158,7 +152,7 @@ def at_every_speed(
     stepwise = dataclasses.replace(options, speed=Speed.EXACT_STEPS)
     found = {Speed.EXACT_STEPS: tell(models(), stepwise, text, **how)}  # type: ignore[arg-type]
     plain = found[Speed.EXACT_STEPS]
-    assert not plain.generation.tally.drafted and not plain.generation.tally.gated
+    assert not plain.generation.stats.drafted and not plain.generation.stats.proxies_skipped
     for speed in speeds:
         fast = dataclasses.replace(options, speed=speed)
         told = found[speed] = tell(models(), fast, text, **how)  # type: ignore[arg-type]
@@ -169,51 +163,10 @@ def at_every_speed(
 
 def adds_up(told: Told) -> None:
     """The figures of drafts and gate agree with the steps."""
-    tally = told.generation.tally
+    tally = told.generation.stats
     assert tally.steps == len(told.steps)
-    assert tally.gated == sum(step.gated for step in told.steps)
+    assert tally.proxies_skipped == sum(step.proxies_skipped for step in told.steps)
     assert 0 <= tally.accepted <= tally.drafted
     assert tally.accepted <= tally.steps
     for count in tally.by_source.values():
         assert 0 < count.rounds <= count.drafted and 0 <= count.accepted <= count.drafted
-
-
-@dataclass
-class Oracle:
-    """Guesses what a function says: of the text so far, the tokens to come.
-
-    Attributes:
-        said: the tokens of the whole answer, step by step.
-        guess: told the right tokens that are left and how many are asked for.
-    """
-
-    said: Sequence[int]
-    guess: Callable[[list[int], int], list[int]]
-    name: str = "oracle"
-    leader: str | None = None
-    priors: tuple[float, ...] = (0.9,)
-    drafts: int = 0
-    _start: int = field(default=0)
-
-    def start(self, trio: Trio) -> None:
-        self._start = len(trio.tokens)
-
-    def grade(self, trio: Trio) -> int | None:
-        return 0
-
-    def seen(self, *given: object) -> None:
-        pass
-
-    def draft(self, trio: Trio, most: int, go_on: GoOn) -> Draft:
-        self.drafts += 1
-        count = 0
-        while count < most and go_on(0):
-            count += 1
-        left = list(self.said[len(trio.tokens) - self._start :])
-        tokens = self.guess(left, count)
-        return Draft(tokens, [0] * len(tokens))
-
-
-def only(source: DraftSource) -> Callable[[Trio], list[DraftSource]]:
-    """For `setup.sources`: drafts by one source alone."""
-    return lambda trio: [source]

@@ -1,0 +1,357 @@
+"""The published methods, for comparison: pure functions on the rows of logits of their models.
+
+Each gives a normalised distribution, as it is published for generating and in a form for scoring
+that gives every token some probability. What the authors' code loses stays lost here
+(docs/baselines.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from capt_local.alignment.paper import TokenStrings
+from capt_local.decoding.combine import Distribution, FloatArray, Follower, Row, as_candidates
+from capt_local.decoding.options import Exponents
+from capt_local.errors import UsageError
+from capt_local.tokenization.vocabulary import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """A normalised distribution over the tokens of the leading model, in nats.
+
+    Attributes:
+        tokens: in the order in which the method weighs them, so that the first of equals wins; a
+            token may come more than once (UniTE: two strings that begin with it), shape (n,).
+        logp: log-probability of each, shape (n,).
+        outside: what any other token has over its log-probability under the leading model.
+            -inf: such a token cannot come, as when generating. Finite: the form for scoring.
+    """
+
+    tokens: IntArray
+    logp: FloatArray
+    outside: float = -math.inf
+
+    def __post_init__(self) -> None:
+        """Refuses what is no distribution."""
+        if not len(self.tokens) or self.tokens.shape != self.logp.shape:
+            raise ValueError("there is not one log-probability for each of one or more tokens")
+
+    @property
+    def best(self) -> int:
+        """The token that is emitted at temperature 0: of the likeliest entry, the first of equals.
+
+        Entries are compared one by one, as published, not the sums over a token.
+        """
+        return int(self.tokens[np.argmax(self.logp)])
+
+    def merged(self) -> Choices:
+        """The same distribution with each token once, ascending."""
+        tokens, places = np.unique(self.tokens, return_inverse=True)
+        logp = np.full(len(tokens), -np.inf)
+        np.logaddexp.at(logp, places, self.logp)
+        return Choices(tokens, logp, self.outside)
+
+    def token_logp(self, token: int, own: float) -> float:
+        """Log-probability of any token.
+
+        Args:
+            token: of the leading model.
+            own: its log-probability under the leading model.
+        """
+        entries = self.logp[self.tokens == token]
+        if not len(entries):
+            return own + self.outside
+        return float(np.logaddexp.reduce(entries))
+
+
+def log_softmax(logits: Row | FloatArray) -> FloatArray:
+    """Log-probabilities over the whole row, in double precision; the same shape."""
+    row = logits.astype(np.float64)
+    row -= row.max()
+    row -= np.log(np.exp(row).sum())
+    return row
+
+
+def top(logits: Row, count: int) -> list[int]:
+    """The `count` likeliest tokens, likeliest first, the lowest id of equals first.
+
+    (`torch.topk`, which the published code uses, leaves the order of equals open.)
+    """
+    count = min(count, len(logits))
+    least = np.partition(logits, len(logits) - count)[len(logits) - count]
+    reach = np.flatnonzero(logits >= least)
+    order = np.argsort(-logits[reach], kind="stable")
+    best: list[int] = reach[order[:count]].tolist()
+    return best
+
+
+def log_mass(logp: FloatArray) -> float:
+    """Log of the probability of several tokens together."""
+    return float(np.logaddexp.reduce(logp))
+
+
+def proxy_tuning(target: Row, expert: Row, base: Row, alpha: float = 1.0) -> Choices:
+    """softmax(l_T + alpha * (l_E - l_A)) over the whole vocabulary; it generates and scores.
+
+    Args:
+        target: logits, shape (vocabulary,).
+        expert: logits over the same vocabulary.
+        base: logits over the same vocabulary.
+        alpha: weight of the contrast; published 1.
+
+    Returns:
+        Every token, ascending.
+    """
+    if not target.shape == expert.shape == base.shape:
+        raise ValueError("proxy tuning needs one vocabulary for all three models")
+    moved = target.astype(np.float64) + alpha * (expert.astype(np.float64) - base)
+    return Choices(np.arange(len(target), dtype=np.int32), log_softmax(moved))
+
+
+@dataclass(frozen=True, slots=True)
+class Contrastive:
+    """(1 + beta) * l_E - beta * l_A on the tokens with p_E >= plausibility * max p_E.
+
+    l are logits; the expert leads and the base is the amateur, so the two share one vocabulary and
+    the target takes no part. The formula and its constants are those of O'Brien and Lewis (2023);
+    the plausibility limit is that of Li et al. (2022), whose own score is logp_E - logp_A.
+
+    Attributes:
+        beta: strength of the contrast; published 0.5.
+        plausibility: alpha of the papers; published 0.1.
+    """
+
+    beta: float = 0.5
+    plausibility: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuses values without a meaning."""
+        if not 0.0 <= self.beta <= 8.0:
+            raise UsageError(f"A contrast of strength {self.beta} is not between 0 and 8.")
+        if not 0.0 < self.plausibility <= 1.0:
+            raise UsageError(f"A plausibility of {self.plausibility} is not above 0 and at most 1.")
+
+    def generating(self, expert: Row, base: Row) -> Choices:
+        """The softmax of the scores of the plausible tokens; nothing else can come.
+
+        Args:
+            expert: logits, shape (vocabulary,).
+            base: logits over the same vocabulary.
+
+        Returns:
+            Ascending tokens of the expert.
+        """
+        if expert.shape != base.shape:
+            raise ValueError("contrastive decoding needs one vocabulary for expert and base")
+        # The cut is made in single precision, as in the papers' logits.
+        least = expert.max() + np.float32(math.log(self.plausibility))
+        tokens = np.flatnonzero(expert >= least).astype(np.int32)
+        wide = expert[tokens].astype(np.float64), base[tokens].astype(np.float64)
+        scores = (1.0 + self.beta) * wide[0] - self.beta * wide[1]
+        return Choices(tokens, scores - log_mass(scores))
+
+    def scoring(self, expert: Row, base: Row) -> Choices:
+        """The form for likelihoods: plausible tokens share what the expert gives to them.
+
+        Every other token keeps the expert's probability. This is an addition: the published
+        distribution gives 0 to most texts.
+        """
+        made = self.generating(expert, base)
+        share = log_mass(log_softmax(expert)[made.tokens])
+        return Choices(made.tokens, made.logp + share, outside=0.0)
+
+
+class Unite:
+    """The mean of two softmaxes over the union of the strings of both models' top k.
+
+    Args:
+        target: strings of the model whose tokens are emitted.
+        expert: strings of the other model.
+        k: how many of each model's likeliest tokens are joined; published 10.
+    """
+
+    def __init__(self, target: TokenStrings, expert: TokenStrings, k: int = 10) -> None:
+        """Keeps the strings; the mapping grows with the strings that are met."""
+        if k < 1:
+            raise UsageError(f"The number of candidates of a model, {k}, is below 1.")
+        self._target = target
+        self._expert = expert
+        self._k = k
+
+    def generating(self, target: Row, expert: Row) -> Choices:
+        """The published distribution; nothing outside the union can come.
+
+        A string that is no token of the target emits its first sub-token there, and the expert
+        reads on from that.
+
+        Args:
+            target: logits, shape (target vocabulary,).
+            expert: logits, shape (expert vocabulary,).
+
+        Returns:
+            One entry for each string, the target's own in its order, then the expert's.
+        """
+        own = {self._target.key(token): token for token in top(target, self._k)}
+        other = {self._expert.key(token): token for token in top(expert, self._k)}
+        union = {**own, **other}
+        tokens, first = _entries(self._target, target, own, union)
+        _pieces, second = _entries(self._expert, expert, other, union)
+        return Choices(tokens, np.logaddexp(first, second) - np.log(2.0))
+
+    def scoring(self, target: Row, expert: Row) -> Choices:
+        """The form for likelihoods: the union shares what the target gives to its tokens.
+
+        Every other token keeps the target's probability. This is an addition: the published
+        distribution gives 0 to most texts.
+        """
+        made = self.generating(target, expert).merged()
+        share = log_mass(log_softmax(target)[made.tokens])
+        return Choices(made.tokens, made.logp + share, outside=0.0)
+
+
+def _entries(
+    strings: TokenStrings, logits: Row, own: Mapping[str, int], union: Mapping[str, int]
+) -> tuple[IntArray, FloatArray]:
+    """A model's piece for each string of the union, and the log-softmax of their logits.
+
+    Where a byte-level model has no token for a string and the first sub-token is there already,
+    the string gets the logit 0; a SentencePiece model gives it the sub-token's logit once more.
+    """
+    taken = set(own.values())
+    tokens = np.empty(len(union), dtype=np.int32)
+    values = np.empty(len(union), dtype=np.float32)
+    for place, key in enumerate(union):
+        token = own[key] if key in own else strings.piece(key)
+        repeated = key not in own and not strings.spaced and token in taken
+        taken.add(token)
+        tokens[place] = token
+        values[place] = 0.0 if repeated else logits[token]
+    return tokens, log_softmax(values)
+
+
+@dataclass(frozen=True, slots=True)
+class PaperOptions:
+    """The constants of the published method.
+
+    Attributes:
+        alpha: weight of the contrast; published 1.
+        k: how many of the target's likeliest tokens are compared; published 20.
+    """
+
+    alpha: float = 1.0
+    k: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuses values without a meaning."""
+        if not -8.0 <= self.alpha <= 8.0:
+            raise UsageError(f"An alpha of {self.alpha} is not between -8 and 8.")
+        if self.k < 1:
+            raise UsageError(f"The number of candidates, {self.k}, is below 1.")
+
+
+class PaperCapt:
+    """s(t) = logp_T(t) + alpha * (logp_E(m(t)) - logp_A(m(t))) over the target's top k.
+
+    Log-probabilities are over each model's whole vocabulary; m(t) is `TokenStrings.piece`. There
+    is no floor, no plausibility limit and no event for the end of an answer.
+
+    Args:
+        target: strings of the target.
+        expert: strings of the expert.
+        base: strings of the base; the published code looks them up apart from the expert's.
+        options: alpha and k.
+    """
+
+    def __init__(
+        self,
+        target: TokenStrings,
+        expert: TokenStrings,
+        base: TokenStrings,
+        options: PaperOptions | None = None,
+    ) -> None:
+        """Keeps the strings; the mapping grows with the candidates that are met."""
+        self._target = target
+        self._expert = expert
+        self._base = base
+        self._options = options or PaperOptions()
+
+    def generating(self, target: Row, expert: Row, base: Row) -> Choices:
+        """The softmax of s over the candidates; nothing else can come.
+
+        Args:
+            target: logits, shape (target vocabulary,).
+            expert: logits, shape (expert vocabulary,).
+            base: logits, shape (base vocabulary,).
+
+        Returns:
+            The candidates in the target's order; `best` is the published choice.
+        """
+        tokens, _own, scores = self._scores(target, expert, base)
+        return Choices(tokens, scores - log_mass(scores))
+
+    def scoring(self, target: Row, expert: Row, base: Row) -> Choices:
+        """The form for likelihoods: other tokens keep the target's probability, uncontrasted.
+
+        All is divided by the sum over the vocabulary. This is an addition: the published
+        distribution gives 0 to most texts.
+        """
+        tokens, own, scores = self._scores(target, expert, base)
+        rest = max(-math.expm1(log_mass(own)), 0.0)
+        total = float(np.logaddexp(log_mass(scores), math.log(rest) if rest else -math.inf))
+        return Choices(tokens, scores - total, -total).merged()
+
+    def sharing(self, target: Row, expert: Row, base: Row) -> Choices:
+        """Another form for likelihoods: the candidates share what the target gives to them.
+
+        Every other token keeps the target's probability, as with UniTE and contrastive decoding. A
+        contrast that is wrong can take from the other candidates, but not from all tokens, so
+        this form is the kinder one where the contrasts are noisy (docs/baselines.md).
+        """
+        tokens, own, scores = self._scores(target, expert, base)
+        return Choices(tokens, scores - log_mass(scores) + log_mass(own), outside=0.0).merged()
+
+    def _scores(
+        self, target: Row, expert: Row, base: Row
+    ) -> tuple[IntArray, FloatArray, FloatArray]:
+        """Candidates, their log-probabilities under the target, and s."""
+        # Of two candidates with one key ("/n" and a newline) the less likely one overwrites the
+        # other, in its place: a dictionary does here what it does in the published code.
+        keys = {self._target.key(token): token for token in top(target, self._options.k)}
+        tokens = np.array(list(keys.values()), dtype=np.int32)
+        own = log_softmax(target)[tokens]
+        said = [
+            log_softmax(row)[[strings.piece(key) for key in keys]]
+            for strings, row in ((self._expert, expert), (self._base, base))
+        ]
+        return tokens, own, own + self._options.alpha * (said[0] - said[1])
+
+
+class Published:
+    """A method of the papers: all that it needs are the rows.
+
+    Args:
+        choices: from the logits of the leading model and of its followers.
+    """
+
+    exponents: tuple[Exponents, ...] = ()
+
+    def __init__(self, choices: Callable[..., Choices]) -> None:
+        """Keeps the function."""
+        self._choices = choices
+
+    def distribution(
+        self, row: Row, followers: Sequence[Follower], weights: FloatArray, *, start: bool
+    ) -> Distribution:
+        """See `Rule.distribution`."""
+        made = self._choices(row, *(each.logits for each in followers))
+        own = as_candidates(row, made.tokens)
+        count = len(made.tokens)
+        nothing = np.empty((0, count))
+        return Distribution(
+            own, np.zeros(count), made.logp, row, made.logp[None, :], nothing, made.outside
+        )

@@ -1,0 +1,270 @@
+"""Drafts: tokens that may come next, which all models read in one batch before they are chosen.
+
+Nothing here chooses a token. What is drafted is only read ahead; each choice is then made as step
+by step, from the same formulas over the same texts with the same bits, and finds its rows there or
+has them decoded. So a wrong draft, or none, changes the time and never the answer; with a
+temperature the draws are the same, too.
+
+There are two sources. Earlier text: notes are copied from, and phrases come again; what followed
+the last few tokens there is the draft (prompt lookup decoding, Saxena 2023). And the leading model
+itself: it decodes its own likeliest tokens one by one, as it would alone, and the proxies read
+them in one batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from capt_local.decoding.combine import Distribution
+from capt_local.decoding.ensemble import Ensemble
+from capt_local.decoding.options import GenerateOptions, Speed
+
+LOOKUP, TARGET = "lookup", "target-draft"
+
+_LONGEST_MATCH, _SHORTEST_MATCH = 6, 2
+# Chance that a drafted token is right before anything is known about the answer: by the length of
+# the match (2, 3, 4 and more), and where the leader is less and more than 90 % sure of its token.
+_PRIORS = {LOOKUP: (0.4, 0.7, 0.9), TARGET: (0.6, 0.95)}
+_SURE = 0.9
+_STRENGTH, _FADING = 8.0, 0.97  # observations that a prior counts for; of what was seen earlier
+_MOST = 8  # tokens of a draft
+_GAIN = 1.05  # expected speed over step by step from which on a draft is made
+
+
+@dataclass(slots=True)
+class DraftCount:
+    """Of one source of drafts.
+
+    Attributes:
+        rounds: drafts that were read.
+        drafted: tokens in them.
+        accepted: those that were chosen.
+    """
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(slots=True)
+class DraftStats:
+    """What drafts and skipped proxies did for one answer.
+
+    Attributes:
+        steps: tokens that were chosen.
+        proxies_skipped: those for which expert and base did not run.
+        by_source: of each source that drafted something.
+        passes: calls that decoded something for the answer, by role.
+        decoded: tokens that they decoded, by role.
+        notices: what the user should know.
+    """
+
+    steps: int = 0
+    proxies_skipped: int = 0
+    by_source: dict[str, DraftCount] = field(default_factory=dict)
+    passes: dict[str, int] = field(default_factory=dict)
+    decoded: dict[str, int] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+    def add(self, role: str, passes: int, decoded: int) -> None:
+        """Counts what a model did."""
+        self.passes[role] = self.passes.get(role, 0) + passes
+        self.decoded[role] = self.decoded.get(role, 0) + decoded
+
+    @property
+    def rounds(self) -> int:
+        """Drafts that were read."""
+        return sum(count.rounds for count in self.by_source.values())
+
+    @property
+    def drafted(self) -> int:
+        """Tokens in them."""
+        return sum(count.drafted for count in self.by_source.values())
+
+    @property
+    def accepted(self) -> int:
+        """Those that were chosen."""
+        return sum(count.accepted for count in self.by_source.values())
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the drafted tokens that were chosen; None where nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else None
+
+    def forwards_per_token(self) -> dict[str, float]:
+        """How often each model ran for a token of the answer, by role."""
+        return {role: count / max(self.steps, 1) for role, count in self.passes.items()}
+
+
+class Drafter:
+    """Drafts for one answer.
+
+    Args:
+        ensemble: at the beginning of the answer.
+        options: of the answer.
+        stats: where it is counted.
+    """
+
+    def __init__(self, ensemble: Ensemble, options: GenerateOptions, stats: DraftStats) -> None:
+        """Drafts nothing yet."""
+        self._ensemble = ensemble
+        self._stats = stats
+        self._speed = options.speed
+        self._chances = {
+            name: [[chance * _STRENGTH, _STRENGTH] for chance in priors]
+            for name, priors in _PRIORS.items()
+        }
+        self._ends: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._seen: list[int] = []
+        self._source = LOOKUP
+        self._draft: list[int] = []
+        self._kinds: list[int] = []
+        self._at = 0  # tokens of the draft that have been chosen
+
+    @classmethod
+    def for_answer(
+        cls, ensemble: Ensemble, options: GenerateOptions, stats: DraftStats
+    ) -> Drafter | None:
+        """What drafts for an answer; None where nothing can: a notice says why."""
+        wanted = options.speed
+        if wanted is Speed.EXACT_STEPS:
+            return None
+        reason = None
+        if not ensemble.can_draft:
+            reason = "a model cannot take tokens back"
+        elif wanted is Speed.LOOKUP and ensemble.leader.model.batch_floor == 1:
+            reason = (
+                "here the target computes several tokens at once with other last bits than one by "
+                "one, so a draft could change the answer"
+            )
+        elif wanted is Speed.TARGET_DRAFT and not ensemble.proxies:
+            reason = "this method uses one model"
+        if reason is not None:
+            if wanted is not Speed.AUTO:
+                stats.notices.append(f"The answer is written without drafts: {reason}.")
+            return None
+        ensemble.leader.keep_as(np.copy)
+        return cls(ensemble, options, stats)
+
+    def propose(self, most: int) -> None:
+        """Reads ahead, if that is worth it, where the next choice has not been read yet.
+
+        Args:
+            most: tokens that the answer may still have.
+        """
+        ensemble = self._ensemble
+        if self._at < len(self._draft):
+            return
+        # The proxies may need a few tokens more than the leader for the same text.
+        most = min(
+            most - 1, ensemble.tokens_left // 2 - 1, ensemble.leader.model.max_rows - 1, _MOST
+        )
+        self._draft, self._kinds, self._at = [], [], 0
+        if most < 1:
+            return
+        if self._speed is not Speed.TARGET_DRAFT and ensemble.leader.model.batch_floor != 1:
+            self._look_up(most)
+        if not self._draft and self._speed is not Speed.LOOKUP and not ensemble.target_alone:
+            self._ask_leader(most)
+        if self._draft:
+            count = self._stats.by_source.setdefault(self._source, DraftCount())
+            count.rounds += 1
+            count.drafted += len(self._draft)
+            ensemble.read_ahead(self._draft, read=self._source == TARGET)
+
+    def accept(self, token: int, here: Distribution | None) -> None:
+        """A token has been chosen: the draft goes on or ends.
+
+        Args:
+            token: which.
+            here: what it was chosen from; None where the leader alone had a say.
+        """
+        if self._at < len(self._draft):
+            right = self._draft[self._at] == token
+            self._observe(self._source, self._kinds[self._at], right)
+            self._stats.by_source[self._source].accepted += right
+            self._at += 1
+            if not right:
+                self._draft, self._at = [], 0
+        elif here is not None:
+            best = int(here.candidates.logp.argmax())
+            sure = int(np.exp(here.candidates.logp[best]) >= _SURE)
+            self._observe(TARGET, sure, int(here.candidates.tokens[best]) == token)
+
+    def _observe(self, source: str, kind: int, right: bool) -> None:
+        counts = self._chances[source][kind]
+        counts[0] = _FADING * counts[0] + right
+        counts[1] = _FADING * counts[1] + 1.0
+
+    def _chance(self, source: str, kind: int) -> float:
+        right, seen = self._chances[source][kind]
+        return min(right / seen, 0.99)
+
+    def _look_up(self, most: int) -> None:
+        """What followed the longest match, as long a piece of it as promises most."""
+        tokens = self._ensemble.tokens
+        self._index(tokens)
+        size, found, length = len(tokens), 0, 0
+        for length in range(min(_LONGEST_MATCH, size), _SHORTEST_MATCH - 1, -1):
+            latest, before = self._ends.get(tuple(tokens[size - length :]), (0, 0))
+            found = before if latest == size else latest
+            if found:
+                break
+        if not found:
+            return
+        kind = min(length - _SHORTEST_MATCH, 2)
+        chance = self._chance(LOOKUP, kind)
+        price = self._ensemble.leader.model.price
+        best, count, expected, tokens_made = _GAIN, 0, 1.0, 1.0
+        for drafted in range(1, most + 1):
+            expected *= chance
+            tokens_made += expected
+            gain = tokens_made / price(drafted + 1)  # the proxies' batches cost alike
+            if gain > best:
+                best, count = gain, drafted
+        if self._speed is Speed.LOOKUP:
+            count = max(count, min(most, 2))
+        text = list(tokens)
+        for _ in range(count):  # over the end of the text into the match itself
+            text.append(text[found + len(text) - size])
+        self._source, self._draft, self._kinds = LOOKUP, text[size:], [kind] * count
+
+    def _index(self, tokens: list[int]) -> None:
+        """Takes in where each run of tokens ended last, and the time before."""
+        seen = len(self._seen)
+        for end in range(seen + 1, len(tokens) + 1):
+            for length in range(_SHORTEST_MATCH, min(_LONGEST_MATCH, end) + 1):
+                key = tuple(tokens[end - length : end])
+                self._ends[key] = (end, self._ends.get(key, (0, 0))[0])
+        self._seen += tokens[seen:]
+
+    def _ask_leader(self, most: int) -> None:
+        """The leader's likeliest tokens, as long as the next one is sure enough to be chosen.
+
+        A token that is drafted in vain costs one of the leader's; one that is right saves a part of
+        what the proxies cost.
+        """
+        ensemble = self._ensemble
+        share = self._proxy_share()
+        needed = 0.0 if self._speed is Speed.TARGET_DRAFT else 1.0 / (1.0 + 0.5 * share)
+        tokens, ends = list(ensemble.tokens), ensemble.leader.model.vocabulary.is_end
+        drafted: list[int] = []
+        kinds: list[int] = []
+        while len(drafted) < most:
+            row = ensemble.leader.logits_for(tokens)[0]
+            token = int(row.argmax())
+            kind = int(1.0 / float(np.exp(row - row[token]).sum()) >= _SURE)
+            if ends[token] or self._chance(TARGET, kind) < needed:
+                break
+            drafted.append(token)
+            kinds.append(kind)
+            tokens.append(token)
+        if len(drafted) > 1:  # one token alone is a step
+            self._source, self._draft, self._kinds = TARGET, drafted, kinds
+
+    def _proxy_share(self) -> float:
+        """What a token of the proxies costs, in tokens of the leader: by the bytes of weights."""
+        own = max(self._ensemble.leader.model.size, 1)
+        return sum(each.cache.model.size for each in self._ensemble.proxies) / own

@@ -1,1 +1,0 @@
-"""Many requests at once: each goes its own way, and their models decode together."""

@@ -1,1 +1,0 @@
-"""The published methods that capt-local is compared with, to the letter (docs/baselines.md)."""

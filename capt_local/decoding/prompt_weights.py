@@ -1,0 +1,275 @@
+"""Weights of the mixture from what the user wrote: Bayesian model averaging.
+
+Each combination gives a distribution; its weight is proportional to the probability that it gave
+to the text so far. Over any text the mixture is then within log(m) nats of the best of m
+combinations in hindsight, so that with the target alone among them it can hardly be worse than the
+target alone. A slow forgetting gives that bound up for a text that changes.
+
+The prompt is decoded anyway. On the way, the rows of its last few dozen text positions are read,
+one model after the other, and only what they say about the candidates is kept. Positions where a
+proxy has no token boundary are left out: its tokens there would depend on what comes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from capt_local.alignment.context import rests
+from capt_local.alignment.projection import Back, CandidateQuery, Probabilities, View
+from capt_local.decoding.combine import Candidates, FloatArray
+from capt_local.decoding.ensemble import Ensemble
+from capt_local.decoding.options import FORGETTING
+from capt_local.decoding.proxy import Proxy, common_length, softmax
+from capt_local.prompting.messages import Prompt
+from capt_local.tokenization.vocabulary import Vocabulary
+
+
+class Evidence:
+    """Collects how well each of m combinations predicts a text.
+
+    Args:
+        count: m.
+        forgetting: factor on all earlier evidence at each token; 1 forgets nothing.
+
+    Attributes:
+        seen: tokens of evidence so far.
+    """
+
+    def __init__(self, count: int, forgetting: float = FORGETTING) -> None:
+        """Starts with equal weights."""
+        self.seen = 0
+        self._forgetting = forgetting
+        self._logs = np.zeros(count)
+
+    @property
+    def weights(self) -> FloatArray:
+        """Weights of the mixture, summing to 1, shape (m,)."""
+        shares = np.exp(self._logs - self._logs.max())
+        result: FloatArray = shares / shares.sum()
+        return result
+
+    def observe(self, logps: FloatArray) -> None:
+        """Takes in the log-probability that each combination gave to what came, shape (m,)."""
+        self._logs = self._forgetting * self._logs + logps
+        # Only differences count; small numbers stay exact over a long text.
+        self._logs -= self._logs.max()
+        self.seen += 1
+
+
+@dataclass(frozen=True, slots=True)
+class TextPosition:
+    """A position of the user's text at which every model has a token boundary.
+
+    Attributes:
+        target: tokens of the target before it.
+        proxies: for each proxy the tokens before it, and the bytes of the last of them, the last
+            two, ... as far as the text goes back.
+    """
+
+    target: int
+    proxies: tuple[tuple[int, tuple[bytes, ...]], ...]
+
+
+class Memory:
+    """What the positions of the last prompt showed, for one that begins with the same tokens.
+
+    So the next turn of a conversation does not decode earlier ones again.
+    """
+
+    def __init__(self) -> None:
+        """Remembers nothing."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._setting: object = None
+        self._texts: list[list[int]] = []
+        self._known: dict[TextPosition, FloatArray] = {}
+
+    def recall(self, ensemble: Ensemble) -> dict[TextPosition, FloatArray]:
+        """The log-probabilities of what came at each position that still stands, shape (m,).
+
+        What is added to the dictionary is remembered for the next prompt.
+        """
+        alignments = tuple(id(each.alignment) for each in ensemble.proxies)
+        setting = (alignments, ensemble.options.plausibility, ensemble.exponents)
+        texts = [ensemble.tokens, *(each.tokens for each in ensemble.proxies)]
+        if setting != self._setting:
+            self._known = {}
+        else:
+            same = [common_length(*pair) for pair in zip(self._texts, texts, strict=True)]
+            self._known = {
+                place: found
+                for place, found in self._known.items()
+                # The token that came at the position must be the same, too.
+                if place.target < same[0]
+                and all(at[0] <= size for at, size in zip(place.proxies, same[1:], strict=True))
+            }
+        self._setting, self._texts = setting, [list(text) for text in texts]
+        return self._known
+
+
+def prefill(
+    ensemble: Ensemble, prompts: Mapping[str, Prompt], memory: Memory | None = None
+) -> Evidence | None:
+    """Brings all models to the end of the prompt, and sets the weights where these are open.
+
+    Args:
+        ensemble: started with the same prompts.
+        prompts: by role.
+        memory: what earlier prompts showed; this one is added.
+
+    Returns:
+        What the weights come from; its `seen` says how many positions could be used. None where
+        the weights are fixed.
+
+    Raises:
+        Cancelled: the models were stopped.
+    """
+    if not ensemble.mixes:
+        _read(ensemble, prompts, [])
+        return None
+    evidence = Evidence(len(ensemble.exponents), ensemble.options.forgetting)
+    places = _positions(ensemble, prompts)
+    known = (memory or Memory()).recall(ensemble)
+    new = [place for place in places if place not in known]
+    known.update(zip(new, _read(ensemble, prompts, new), strict=True))
+    for place in places:
+        evidence.observe(known[place])
+    ensemble.set_weights(evidence.weights)
+    return evidence
+
+
+def _read(
+    ensemble: Ensemble, prompts: Mapping[str, Prompt], places: Sequence[TextPosition]
+) -> list[FloatArray]:
+    """What positions show; leaves all models at the whole prompt."""
+    rule = ensemble.contrast
+    rows = _read_target(ensemble, places)
+    questions = [rule.questions(own, ensemble.proxies) for own, _ in rows]
+    proxy_probabilities = [
+        _read_proxy(each, index, places, [asked[id(each.alignment)] for asked in questions])
+        for index, each in enumerate(ensemble.proxies)
+    ]
+    for proxy in ensemble.proxies:
+        if prompts[proxy.cache.role].goes_on:
+            # Its last tokens may change with the answer; they are steps like those of the answer.
+            proxy.cache.rewind(proxy.stable)
+    found = []
+    for number, (place, (own, row)) in enumerate(zip(places, rows, strict=True)):
+        known = rule.logs(
+            own,
+            ensemble.proxies,
+            questions[number],
+            [each[number] for each in proxy_probabilities],
+        )
+        here = rule.combined(own, known, row, ensemble.weights)
+        found.append(here.gains(ensemble.tokens[place.target]))
+    return found
+
+
+def _read_target(
+    ensemble: Ensemble, places: Sequence[TextPosition]
+) -> list[tuple[Candidates, Any]]:
+    found = []
+    cache, tokens = ensemble.leader, ensemble.tokens
+    wanted = sorted({place.target for place in places} | {len(tokens)})
+    for count, row in cache.prefill(tokens, wanted):
+        if count == len(tokens):
+            cache.keep_row(tokens, count, row)
+        else:
+            found.append((ensemble.contrast.candidates(row, ensemble.proxies), row))
+    return found
+
+
+def _read_proxy(
+    proxy: Proxy,
+    index: int,
+    places: Sequence[TextPosition],
+    questions: Sequence[CandidateQuery[Any]],
+) -> list[FloatArray]:
+    """What one proxy says about the candidates of each place; leaves it at the whole prompt."""
+    depth, tokens = proxy.alignment.depth, proxy.tokens
+    asked = {place.proxies[index][0]: number for number, place in enumerate(places)}
+    parts = {count: some[:depth] for count, some in (place.proxies[index] for place in places)}
+    behind = {count - back for count, some in parts.items() for back in range(1, len(some) + 1)}
+    last = proxy.wanted_rows()
+    wanted = sorted(set(asked) | behind | set(last))
+    found: list[FloatArray] = [np.empty(0)] * len(places)
+    rows: dict[int, Probabilities] = {}
+    for count, logits in proxy.cache.prefill(tokens, wanted):
+        if count in asked or count in behind:
+            rows[count] = softmax(logits)
+        if count in asked:
+            back = [
+                Back(rows[count - number], tokens[count - number], rest)
+                for number, rest in enumerate(parts[count], 1)
+            ]
+            question = questions[asked[count]]
+            found[asked[count]] = proxy.alignment.probability(question, View(rows[count], back))
+        if count in last:
+            proxy.cache.keep_row(tokens, count, logits)
+        rows = {place: row for place, row in rows.items() if place > count - depth}
+    return found
+
+
+def _positions(ensemble: Ensemble, prompts: Mapping[str, Prompt]) -> list[TextPosition]:
+    """The last positions of the user's text at which all models have a boundary, in order."""
+    texts = [_user_texts(prompts[each.role], each.model.vocabulary) for each in ensemble.models]
+    found: list[TextPosition] = []
+    for own, *others in zip(*texts, strict=True):
+        if any(other.text != own.text for other in others):
+            continue  # one template folds other text into this turn: no common positions
+        for offset, count in sorted(own.marks.items()):
+            if count > 0 and all(other.marks.get(offset, 0) > 0 for other in others):
+                before = tuple((other.marks[offset], other.rests(offset)) for other in others)
+                found.append(TextPosition(count, before))
+    return found[len(found) - min(len(found), ensemble.options.evidence_tokens) :]
+
+
+@dataclass(frozen=True, slots=True)
+class _UserText:
+    """One turn of the user in the tokens of one model.
+
+    Attributes:
+        text: the bytes.
+        marks: for each byte offset of the text that is a token boundary, the tokens of the whole
+            prompt before it.
+        pieces: the bytes of the tokens of the turn.
+        start: tokens of the prompt before the turn.
+    """
+
+    text: bytes
+    marks: dict[int, int]
+    pieces: list[bytes]
+    start: int
+
+    def rests(self, offset: int) -> tuple[bytes, ...]:
+        """Bytes of the token that ends at an offset, of the last two, ...; none where it begins.
+
+        Nothing stands before the first token of all (of a model without BOS), so it is left out.
+        """
+        return tuple(rests(self.pieces[max(1 - self.start, 0) : self.marks[offset] - self.start]))
+
+
+def _user_texts(prompt: Prompt, vocabulary: Vocabulary) -> list[_UserText]:
+    """The turns of the user, with the places where tokens of this model begin."""
+    found: list[_UserText] = []
+    start = 0
+    for segment in prompt.segments:
+        if segment.evidence and segment.text is not None:
+            pieces = [vocabulary.piece(token) for token in segment.tokens]
+            # Spaces that the tokenizer or the template put in front are no part of the text.
+            offset = len(segment.text) - sum(map(len, pieces))
+            marks: dict[int, int] = {}
+            for count, piece in enumerate(pieces):
+                if offset >= 0:
+                    marks[offset] = start + count
+                offset += len(piece)
+            found.append(_UserText(segment.text, marks, pieces, start))
+        start += len(segment.tokens)
+    return found

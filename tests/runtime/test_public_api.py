@@ -1,0 +1,191 @@
+"""Calls of the public API in any order: no crash, no silent loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from capt_local import CaptError, GenerateOptions, LoadOptions, Request, Runtime
+from capt_local.bundles.manifest import Bundle
+from capt_local.decoding.loop import Generation
+from capt_local.errors import UsageError
+from tests.tiny_models import tiny_gguf
+
+OPTIONS = GenerateOptions(max_tokens=4)
+LOAD = LoadOptions(threads=1, context=256)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder: Path = tmp_path_factory.mktemp("models")
+    roles = enumerate(("target", "expert", "base"))
+    return Bundle.from_paths(*(tiny_gguf(folder / f"{role}.gguf", seed=n) for n, role in roles))
+
+
+@pytest.fixture
+def runtime(files: Bundle) -> Iterator[Runtime]:
+    with Runtime.open(files, load=LOAD, check=False) as opened:
+        yield opened
+
+
+def test_a_second_answer_ends_the_first_and_reading_it_on_raises(runtime: Runtime) -> None:
+    first = runtime.generate("abc", OPTIONS, raw=True)
+    next(first)
+    before = first.text_bytes
+    second = runtime.generate("abc", OPTIONS, raw=True)
+    assert list(second)
+    with pytest.raises(UsageError, match="Another text"):
+        next(first)
+    assert first.text_bytes.startswith(before)
+
+
+def test_a_runtime_that_is_closed_refuses_every_call(files: Bundle) -> None:
+    runtime = Runtime.open(files, load=LOAD, check=False)
+    open_answer = runtime.generate("abc", OPTIONS, raw=True)
+    next(open_answer)
+    many = runtime.generate_many([Request("abc", OPTIONS, raw=True)] * 3, parallel=2)
+    next(many)
+    model = runtime.models["target"]
+    runtime.close()
+    runtime.close()
+    calls = [
+        lambda: next(open_answer),
+        lambda: next(many),
+        lambda: runtime.generate("abc"),
+        lambda: runtime.generate_many([]),
+        lambda: runtime.score(b"abc"),
+        lambda: runtime.score_answer("abc", b"a", raw=True),
+        lambda: runtime.choose("abc", ["a", "b"], raw=True),
+        lambda: runtime.keep("abc"),
+        runtime.forget,
+        lambda: model.extend([1]),
+        lambda: model.step([1]),
+        lambda: model.rewind(0),
+        lambda: model.tokenize(b"abc", special=False),
+    ]
+    for call in calls:
+        with pytest.raises(CaptError):
+            call()
+    assert open_answer.finish is not None and open_answer.text is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"temperature": "warm"}, "temperature"),
+        ({"max_tokens": 2.5}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"alpha": "much"}, "alpha"),
+        ({"weights": 3}, "weights"),
+        ({"stop": 4}, "stop"),
+        ({"method": "best"}, "method"),
+        ({"colour": 1}, "colour"),
+        ({"options": {"max_tokens": 2}}, "options"),
+    ],
+)
+def test_a_wrong_argument_is_named(
+    runtime: Runtime, arguments: dict[str, object], name: str
+) -> None:
+    with pytest.raises(UsageError, match=name):
+        runtime.generate("abc", raw=True, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "prompt", [3, b"abc", [3], [{"role": "user"}], [{"role": "nurse", "content": "a"}], {"a": 1}]
+)
+def test_a_wrong_prompt_is_refused(runtime: Runtime, prompt: object) -> None:
+    with pytest.raises(UsageError):
+        runtime.generate(prompt)  # type: ignore[arg-type]
+
+
+def test_arguments_are_options(runtime: Runtime) -> None:
+    plain = [step.token for step in runtime.generate("abc", OPTIONS, raw=True)]
+    given = runtime.generate("abc", raw=True, temperature=0, max_tokens=4)
+    steps = list(given)
+    assert [step.token for step in steps] == plain
+    assert "".join(step.piece for step in steps) == given.text
+
+
+class PublicCalls(RuleBasedStateMachine):
+    """Answers, scores and closing in any order."""
+
+    files: Bundle
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runtime = Runtime.open(self.files, load=LOAD, check=False)
+        self.open = True
+        self.answers: list[tuple[Generation, list[bytes]]] = []
+
+    def call(self, work: object) -> object:
+        try:
+            return work()  # type: ignore[operator]
+        except CaptError:
+            return None
+
+    @rule(prompt=st.sampled_from(["abc", "a b", "", "x" * 400]))
+    def generate(self, prompt: str) -> None:
+        made = self.call(lambda: self.runtime.generate(prompt, OPTIONS, raw=True))
+        if not self.open:
+            assert made is None
+        if isinstance(made, Generation):
+            self.answers.append((made, []))
+
+    @precondition(lambda self: self.answers)
+    @rule(data=st.data())
+    def read(self, data: st.DataObject) -> None:
+        number = data.draw(st.integers(0, len(self.answers) - 1))
+        answer, pieces = self.answers[number]
+        try:
+            pieces.append(next(answer).piece_bytes)
+        except StopIteration:  # only at the end, or where it was interrupted by its own reader
+            assert answer.finish is not None and answer.text_bytes == b"".join(pieces)
+        except CaptError:
+            assert not self.open or number < len(self.answers) - 1 or answer.finish is not None
+
+    @precondition(lambda self: self.answers)
+    @rule()
+    def end(self) -> None:
+        self.answers[-1][0].end()
+
+    @rule()
+    def score(self) -> None:
+        found = self.call(lambda: self.runtime.score_answer("abc", b"ab", OPTIONS, raw=True))
+        assert (found is not None) == self.open
+
+    @rule(count=st.integers(0, 3), alone=st.booleans())
+    def many(self, count: int, alone: bool) -> None:
+        requests = [Request("abc", OPTIONS, raw=True)] * 3
+        results = self.call(lambda: self.runtime.generate_many(requests, parallel=2, alone=alone))
+        assert (results is not None) == self.open
+        for _ in range(count if results is not None else 0):
+            self.call(lambda: next(results))  # type: ignore[call-overload]
+
+    @rule()
+    def forget(self) -> None:
+        self.call(self.runtime.forget)
+
+    @rule()
+    def close(self) -> None:
+        self.runtime.close()
+        self.open = False
+
+    def teardown(self) -> None:
+        self.runtime.close()
+
+
+def test_any_order_of_public_calls(files: Bundle) -> None:
+    PublicCalls.files = files
+    case = PublicCalls.TestCase
+    case.settings = settings(
+        max_examples=25,
+        stateful_step_count=15,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    case().runTest()
