@@ -36,7 +36,7 @@ class TokenStrings:
 
     Args:
         vocabulary: of one model.
-        tokenize: llama.cpp's tokenizer of the same model (see `decoding.model.Model.tokenize`).
+        tokenize: llama.cpp's tokenizer of the same model (see `decoding.proxy.Model.tokenize`).
 
     Attributes:
         spaced: SentencePiece spelling (word mark, `<0x0A>` for bytes); else byte-level letters.

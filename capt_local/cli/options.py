@@ -421,7 +421,7 @@ class SpeedFlags:
             twin="SPEED",
             metavar="NAME",
             help="auto: drafts that all models check at once, where they pay; lookup, "
-            "target-draft, expert-draft: always that draft; exact-steps: none. The answer is the "
+            "target-draft: always that draft; exact-steps: none. The answer is the "
             "same. Default: auto.",
         ),
     ] = Speed.AUTO

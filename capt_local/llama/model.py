@@ -145,7 +145,7 @@ class LlamaModel(OnWeights, Closing):
         memory cannot forget a part (see `position`).
 
         Raises:
-            ContextOverflow, NumericalError: see `decoding.model.Model.extend`.
+            ContextOverflow, NumericalError: see `decoding.proxy.Model.extend`.
             Cancelled: `should_stop` said so.
             MemoryShortage, ModelError: the backend failed.
         """

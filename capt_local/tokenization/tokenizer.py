@@ -51,7 +51,7 @@ class TextTokenizer:
     Args:
         vocabulary: of the model.
         tokenize: `tokenize(text: bytes, *, special: bool) -> list[int]`, llama.cpp's tokenizer
-            without BOS or EOS (see `decoding.model.Model.tokenize`).
+            without BOS or EOS (see `decoding.proxy.Model.tokenize`).
 
     Attributes:
         vocabulary: see above.

@@ -105,7 +105,7 @@ def answered(index: int, ask: Request, cancel: Callable[[], bool]) -> RequestRes
         prompt_seconds=0.0,
         generate_seconds=0.0,
         notices=(),
-        tally=None,
+        stats=None,
     )
     return RequestResult(index, generation, (last,), None)
 

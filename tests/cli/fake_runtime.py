@@ -61,7 +61,7 @@ class FakeGeneration:
         self.thoughts_bytes = b""
         self.weights = (((1.0, 0.5, 0.5), 1.0),)
         self.prompt_seconds, self.generate_seconds = 0.5, 1.0
-        self.tally = DraftStats()
+        self.stats = DraftStats()
         self.notices = ["a notice of the generation"]
 
     def __iter__(self) -> Iterator[Step]:
