@@ -36,14 +36,14 @@ def turn(runtime: Runtime, said: list[Message], options: GenerateOptions) -> lis
 
 def tokens(runtime: Runtime, said: list[Message]) -> dict[str, list[int]]:
     return {
-        role: list(asker.prompt(said, raw=False).tokens) for role, asker in runtime._askers.items()
+        role: list(asker.prompt(said, raw=False).tokens) for role, asker in runtime._prompt_builders.items()
     }
 
 
 def new_tokens(runtime: Runtime, said: list[Message]) -> dict[str, int]:
     """How many tokens of a prompt the caches do not hold."""
     return {
-        role: len(prompt) - common_length(prompt, runtime._cached[role].tokens)
+        role: len(prompt) - common_length(prompt, runtime._caches[role].tokens)
         for role, prompt in tokens(runtime, said).items()
     }
 
@@ -85,7 +85,7 @@ def test_a_turn_that_is_taken_back_leaves_the_caches(runtime: Runtime) -> None:
     counts = runtime.keep(another)
     assert runtime.decoded() == before
     first, prompts = tokens(runtime, [Message("user", FIRST)]), tokens(runtime, another)
-    for role, cached in runtime._cached.items():
+    for role, cached in runtime._caches.items():
         # The first turn, and of the second one no more than the frame of any.
         assert cached.tokens == prompts[role][: len(cached.tokens)]
         assert len(first[role]) < len(cached.tokens) < counts[role] == len(prompts[role])

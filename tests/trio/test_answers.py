@@ -36,7 +36,7 @@ def test_one_model_gives_the_log_softmax_of_the_bindings_logits(
         logits_all=True,
         verbose=False,
     )
-    prompt = runtime._askers[role].prompt(NOTE, raw=raw)
+    prompt = runtime._prompt_builders[role].prompt(NOTE, raw=raw)
     front = list(prompt.tokens)
     if raw:  # the whole, as the binding's tokenizer has it
         head = front[: len(front) - len(prompt.segments[-1].tokens)]
@@ -101,7 +101,7 @@ def test_the_prompt_of_a_choice_is_decoded_once(runtime: Runtime) -> None:
     assert [-logp for logp in chosen.logps] == pytest.approx(single, rel=5e-3)
     assert chosen.index == int(np.argmin(single))
     for role, model in runtime.models.items():
-        prompt = len(runtime._askers[role].prompt(NOTE, raw=True).tokens)
+        prompt = len(runtime._prompt_builders[role].prompt(NOTE, raw=True).tokens)
         tails = sum(len(model.tokenize(text.encode(), special=False)) for text in CHOICES)
         assert after[role] - before[role] < prompt + tails + 12
 

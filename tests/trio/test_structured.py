@@ -77,7 +77,7 @@ def test_the_targets_answer_is_that_of_the_binding(runtime: Runtime) -> None:
     model = llama_cpp.Llama(
         str(find(SMALL_TRIO).models["target"].path), n_ctx=512, n_threads=1, verbose=False
     )
-    prompt = runtime._askers["target"].prompt(PROMPTS[0], raw=False)
+    prompt = runtime._prompt_builders["target"].prompt(PROMPTS[0], raw=False)
     ends = set(runtime.models["target"].vocabulary.end_ids.tolist())
     wanted = []
     grammar = llama_cpp.LlamaGrammar.from_string(CHOICE.source)
