@@ -289,6 +289,9 @@ class Lanes:
     def _choose_sizes(self) -> None:
         """Finds the sizes of batches that give the same bits, at every place in them."""
         count = len(self.slots)
+        if self.limit < _CELLS + _TRIED:
+            self.sizes = (1,)
+            return
         text = [(7 + 31 * n * n) % len(self.weights.vocabulary) for n in range(_CELLS + _TRIED)]
         first = self.slots[0]
         self.sizes = (1,)

@@ -77,7 +77,7 @@ class LlamaModel(OnWeights, Closing):
         self._prefers_batches = prefers_batches
         self._none: Rows = np.empty((0, len(weights.vocabulary)), np.float32)
         self.batch_floor = 1
-        if self._context.can_rewind and self._limit > 2 * _MOST_TRIED:
+        if self._context.can_rewind and self._limit > 3 * _MOST_TRIED:
             try:
                 self.batch_floor = self._find_batch_floor()
                 self._context.forget_counts()
@@ -299,7 +299,8 @@ class LlamaModel(OnWeights, Closing):
         else:
             floors = [0, *pairs]
         started = time.perf_counter()
-        for cells in _PROBED_CELLS:
+        room = self._limit - 2 * _MOST_TRIED
+        for cells in sorted({min(cells, room) for cells in _PROBED_CELLS}):
             floors = [floor for floor in floors if self._same_bits(cells, floor)]
             if not floors:
                 return 1

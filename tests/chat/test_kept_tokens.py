@@ -36,7 +36,8 @@ def turn(runtime: Runtime, said: list[Message], options: GenerateOptions) -> lis
 
 def tokens(runtime: Runtime, said: list[Message]) -> dict[str, list[int]]:
     return {
-        role: list(asker.prompt(said, raw=False).tokens) for role, asker in runtime._prompt_builders.items()
+        role: list(asker.prompt(said, raw=False).tokens)
+        for role, asker in runtime._prompt_builders.items()
     }
 
 
