@@ -19,9 +19,9 @@ from capt_local.bundles.manifest import roles as roles_of
 from capt_local.bundles.verify import Check, LateDigests, Verification, verify
 from capt_local.decoding.answers import Answers, AnswerScore, Choosing, Chosen, as_utf8
 from capt_local.decoding.batching import BatchScheduler, Request, RequestResult
-from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder, first_pair_notice
+from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder, first_pair_notice, read_by
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import GenerateOptions, with_arguments
+from capt_local.decoding.options import GenerateOptions, Method, with_arguments
 from capt_local.decoding.prompt_weights import Evidence, Memory
 from capt_local.decoding.proxy import LogitsCache, common_length
 from capt_local.decoding.scoring import TextScore, opening, score_text
@@ -198,7 +198,7 @@ class Runtime:
         ensemble = self._begin(options, cancel)
         self._current = Generation(
             ensemble,
-            self._prompts(ensemble, asked, raw=raw),
+            self._prompts(ensemble, asked, options.method, raw=raw),
             options,
             cancel,
             self._memory,
@@ -406,14 +406,18 @@ class Runtime:
         if raw and not asked:
             prompts = opening(ensemble.models, self._tokenizers)
         else:
-            prompts = self._prompts(ensemble, asked, raw=raw)
+            method = (options or GenerateOptions()).method
+            prompts = self._prompts(ensemble, asked, method, raw=raw)
         return Answers(ensemble, self._tokenizers, prompts, cancel)
 
     def _prompts(
-        self, ensemble: Ensemble, asked: str | Sequence[Message], *, raw: bool
+        self, ensemble: Ensemble, asked: str | Sequence[Message], method: Method, *, raw: bool
     ) -> dict[str, Prompt]:
         """The prompt of each model, by role."""
-        return {each.role: self._prompt(each.role, asked, raw) for each in ensemble.models}
+        return {
+            each.role: self._prompt(each.role, *read_by(method, each.role, asked, raw=raw))
+            for each in ensemble.models
+        }
 
     def _prompt(self, role: str, asked: str | Sequence[Message], raw: bool) -> Prompt:
         return self._prompt_builders[role].prompt(asked, raw=raw)

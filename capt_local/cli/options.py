@@ -107,9 +107,10 @@ class MethodFlags:
             "--method",
             twin="METHOD",
             metavar="NAME",
-            help="capt: all together; expert-led: the same over the expert's tokens; target, "
-            "expert, base: one alone; capt-paper, unite, proxy-tuning, contrastive: published "
-            "methods. Default: the bundle's, else capt.",
+            help="capt: all together; expert-led: the same over the expert's tokens; duo: target "
+            "and expert without a base; target, expert, base: one alone; capt-paper, "
+            "capt-paper-raw, unite, unite-20, safe, proxy-tuning, contrastive: published methods. "
+            "Default: the bundle's, else capt.",
         ),
     ] = None
     alpha: Annotated[

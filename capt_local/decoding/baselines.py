@@ -14,10 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from capt_local.alignment.paper import TokenStrings
-from capt_local.decoding.combine import Distribution, FloatArray, Follower, Row, as_candidates
-from capt_local.decoding.options import Exponents
+from capt_local.decoding.combine import (
+    Contrast,
+    Distribution,
+    FloatArray,
+    Follower,
+    Row,
+    as_candidates,
+)
+from capt_local.decoding.options import CombineOptions, Exponents
 from capt_local.errors import UsageError
-from capt_local.tokenization.vocabulary import IntArray
+from capt_local.tokenization.vocabulary import IntArray, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,3 +362,80 @@ class Published:
         return Distribution(
             own, np.zeros(count), made.logp, row, made.logp[None, :], nothing, made.outside
         )
+
+
+class Safe:
+    """SAFE: UniTE at the few positions that matter, elsewhere the target alone (Yun et al. 2026).
+
+    "When to Ensemble", ICLR 2026, arXiv 2510.15346. Two models are ensembled only where their token
+    boundaries agree (the expert's tokens of the text so far stay when the target's likeliest token
+    follows) and where they do not agree already: their likeliest strings differ, and the mean of
+    the probabilities that they give to the target's is at most 0.5. Where the ensemble is smooth
+    (nothing above 0.5), a string takes over what its own beginnings have, and the string with most
+    is emitted. Every step is decided by itself here; the authors verify drafts of the target
+    several tokens at a time. They publish code, which was not at hand: see docs/baselines.md.
+
+    Args:
+        target: strings of the target.
+        expert: strings of the expert.
+        vocabulary: of the target.
+        scoring: the form for likelihoods, without the sharpening, which gives 0 to tokens.
+    """
+
+    exponents: tuple[Exponents, ...] = ()
+
+    def __init__(
+        self,
+        target: TokenStrings,
+        expert: TokenStrings,
+        vocabulary: Vocabulary,
+        *,
+        scoring: bool = False,
+    ) -> None:
+        """Keeps the strings."""
+        self._target = target
+        self._expert = expert
+        self._vocabulary = vocabulary
+        self._unite = Unite(target, expert)
+        self._scoring = scoring
+        self._ensembling = Published(self._unite.scoring if scoring else self._sharpened)
+        self._alone = Contrast(CombineOptions(), 0)
+
+    def distribution(
+        self, row: Row, followers: Sequence[Follower], weights: FloatArray, *, start: bool
+    ) -> Distribution:
+        """See `Rule.distribution`."""
+        (expert,) = followers
+        if self._matters(row, expert):
+            return self._ensembling.distribution(row, followers, weights, start=start)
+        return self._alone.distribution(row, (), np.ones(1), start=start)
+
+    def _matters(self, row: Row, expert: Follower) -> bool:
+        token, other = int(row.argmax()), int(expert.logits.argmax())
+        key = self._target.key(token)
+        if key == self._expert.key(other):
+            return False
+        own = math.exp(log_softmax(row)[token])
+        theirs = math.exp(log_softmax(expert.logits)[self._expert.piece(key)])
+        if (own + theirs) / 2 > _CONSENSUS:
+            return False
+        text = self._vocabulary.text((token,))
+        return bool(text) and expert.keeps_tokens(text)
+
+    def _sharpened(self, target: Row, expert: Row) -> Choices:
+        made = self._unite.generating(target, expert)
+        shares = np.exp(made.logp)
+        if shares.max() > _CONSENSUS:
+            return made
+        keys = [self._target.key(int(token)) for token in made.tokens]
+        begins = np.array([[whole.startswith(part) for part in keys] for whole in keys])
+        totals = begins @ shares
+        best = int(totals.argmax())
+        moved = np.where(begins[best], 0.0, shares)
+        moved[best] = totals[best]
+        with np.errstate(divide="ignore"):
+            return Choices(made.tokens, np.log(moved))
+
+
+# The mean probability from which on two models agree, and below which a distribution is smooth.
+_CONSENSUS = 0.5

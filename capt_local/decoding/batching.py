@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder
+from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder, read_by
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions, Speed
 from capt_local.decoding.proxy import LogitsCache, Model, Rows
@@ -387,7 +387,10 @@ class BatchScheduler:
         stepwise = dataclasses.replace(options, speed=Speed.EXACT_STEPS)
         ensemble = builder.build(stepwise)
         prompts = {
-            each.role: self._prompt_of(each.role, request.prompt, request.raw)
+            each.role: self._prompt_of(
+                each.role,
+                *read_by(request.options.method, each.role, request.prompt, raw=request.raw),
+            )
             for each in ensemble.models
         }
         notices = builder.notices(options.method)

@@ -234,6 +234,10 @@ class Follower(Protocol):
         """Probability of each token in question after the text."""
         ...
 
+    def keeps_tokens(self, text: bytes) -> bool:
+        """Whether its tokens so far stay when this text follows."""
+        ...
+
 
 class Rule(Protocol):
     """A method: one distribution from the rows of all models.
@@ -265,17 +269,34 @@ class Contrast:
         options: exponents and plausibility.
         pairs: number of pairs of expert and base.
         expert_leads: the same products over the tokens of the expert, followed by target and base.
+        duo: products T^a E^b of the target and one expert, without any base.
     """
 
-    def __init__(self, options: CombineOptions, pairs: int, *, expert_leads: bool = False) -> None:
+    _seen: tuple[Row, Candidates] | None
+
+    def __init__(
+        self,
+        options: CombineOptions,
+        pairs: int,
+        *,
+        expert_leads: bool = False,
+        duo: bool = False,
+    ) -> None:
         """Lays out the exponents."""
         self.options = options
+        self._duo = duo
+        if duo:
+            self.exponents = options.duo_rows()
+            self._signed = np.array(self.exponents)[:, :2]
+            self._expert_leads = False
+            self._seen = None
+            return
         self.exponents = options.rows(pairs)
         # The base's exponents are told as they are written, T^a E^b A^-c.
         signs = np.array([1.0, *(1.0, -1.0) * pairs])
         self._signed = np.array(self.exponents) * signs
         self._expert_leads = expert_leads
-        self._seen: tuple[Row, Candidates] | None = None
+        self._seen = None
         if expert_leads:
             self._signed = self._signed[:, [1, 0, 2]]
 
@@ -350,7 +371,10 @@ class Contrast:
         """The mixture of the products."""
         members = products(own, said, self._signed)
         experts, bases = np.add.reduce(said[0::2]), np.add.reduce(said[1::2])
-        contrast = own.logp - bases if self._expert_leads else experts - bases
+        if self._duo:
+            contrast = experts - own.logp
+        else:
+            contrast = own.logp - bases if self._expert_leads else experts - bases
         return Distribution(own, contrast, mixture(members, weights), row, members.logp, said)
 
 

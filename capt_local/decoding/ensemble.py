@@ -21,6 +21,7 @@ from capt_local.decoding.baselines import (
     Contrastive,
     PaperCapt,
     Published,
+    Safe,
     Unite,
     proxy_tuning,
 )
@@ -34,7 +35,7 @@ from capt_local.decoding.options import (
 )
 from capt_local.decoding.proxy import LogitsCache, Proxy, common_length
 from capt_local.errors import ContextOverflow, UsageError
-from capt_local.prompting.messages import Prompt
+from capt_local.prompting.messages import Message, Prompt
 from capt_local.tokenization.tokenizer import TextTokenizer
 from capt_local.tokenization.vocabulary import BoolArray
 
@@ -53,6 +54,7 @@ class Ensemble:
         options: the weight of each model.
         rule: the method; None: the products that the options name.
         expert_leads: these products, led by the expert and followed by target and base.
+        duo: products of the leader and one proxy, without any base.
 
     Attributes:
         leader, options: see above.
@@ -71,6 +73,7 @@ class Ensemble:
         rule: Rule | None = None,
         *,
         expert_leads: bool = False,
+        duo: bool = False,
     ) -> None:
         """Starts without a text."""
         self.leader = leader
@@ -80,6 +83,7 @@ class Ensemble:
         self.skip_certain = False
         self._rule = rule
         self._expert_leads = expert_leads
+        self._duo = duo
         self._leading_space = b""
         self.configure(self.options)
 
@@ -88,7 +92,7 @@ class Ensemble:
         self.options = options
         # A published method has weights of its own, so those for several pairs are not read.
         pairs = 0 if self._rule else len(self.proxies) // 2
-        self.contrast = Contrast(options, pairs, expert_leads=self._expert_leads)
+        self.contrast = Contrast(options, pairs, expert_leads=self._expert_leads, duo=self._duo)
         self._alone = Contrast(options, 0)
         self.rule: Rule = self._rule or self.contrast
         count = max(len(self.rule.exponents), 1)
@@ -269,6 +273,17 @@ class Ensemble:
         )
 
 
+def read_by(
+    method: Method, role: str, asked: str | Sequence[Message], *, raw: bool
+) -> tuple[str | Sequence[Message], bool]:
+    """What a model reads of a prompt under a method, and whether without a chat template."""
+    if raw or role == "target" or not method.proxies_read_raw:
+        return asked, raw
+    if isinstance(asked, str):
+        return asked, True
+    return "\n\n".join(turn.content for turn in asked), True
+
+
 def is_target_alone(exponents: Exponents) -> bool:
     """Whether T^a E^b A^-c is T."""
     return exponents[0] == 1.0 and not any(exponents[1:])
@@ -346,6 +361,9 @@ class EnsembleBuilder:
             proxies = [self._proxy(options.align, leader.role, each) for each in others]
             led = method is Method.EXPERT_LED
             return Ensemble(leader, proxies, combine, expert_leads=led)
+        if method is Method.DUO:
+            proxies = [self._proxy(options.align, leader.role, each) for each in others]
+            return Ensemble(leader, proxies, combine, duo=True)
         if method in (Method.PROXY_TUNING, Method.CONTRASTIVE):
             self._need_one_vocabulary(method, roles)
             alignment: AnyAlignment = SharedVocabulary()
@@ -356,6 +374,14 @@ class EnsembleBuilder:
             Proxy(each, self._tokenizers[each.role], alignment, keeps_logits=True)
             for each in others
         ]
+        if method is Method.SAFE:
+            safe = Safe(
+                self._spelled("target"),
+                self._spelled("expert"),
+                leader.model.vocabulary,
+                scoring=scoring,
+            )
+            return Ensemble(leader, followers, combine, safe)
         return Ensemble(
             leader, followers, combine, Published(self._choices(method, scoring=scoring))
         )
@@ -375,8 +401,9 @@ class EnsembleBuilder:
         made: Contrastive | PaperCapt | Unite
         if method is Method.CONTRASTIVE:
             made = Contrastive()
-        elif method is Method.UNITE:
-            made = Unite(self._spelled("target"), self._spelled("expert"))
+        elif method in (Method.UNITE, Method.UNITE_20):
+            k = 20 if method is Method.UNITE_20 else 10
+            made = Unite(self._spelled("target"), self._spelled("expert"), k)
         else:
             target, expert, base = map(self._spelled, ("target", "expert", "base"))
             made = PaperCapt(target, expert, base)

@@ -382,7 +382,7 @@ class Generation:
             expert_top=_proxy_choices(ensemble, "expert", reported),
             base_top=_proxy_choices(ensemble, "base", reported),
             expert_logp=proxies[0] if proxies else None,
-            base_logp=proxies[1] if proxies else None,
+            base_logp=proxies[1] if proxies[1:] else None,
             likeliest=None if together == place else int(own.tokens[together]),
             finish=finish,
             proxies_skipped=here.proxies_skipped,

@@ -17,9 +17,12 @@ Exponents: TypeAlias = tuple[float, ...]
 
 
 class Method(StrEnum):
-    """Which distribution the answer is drawn from. The last four are published methods.
+    """Which distribution the answer is drawn from. From CAPT_PAPER on they are published methods.
 
-    EXPERT_LED has the products of CAPT over the expert's tokens instead of the target's.
+    EXPERT_LED has the products of CAPT over the expert's tokens instead of the target's; DUO has
+    T^a E^b, without any base. CAPT_PAPER_RAW is CAPT_PAPER with the authors' prompts: expert and
+    base read the text without a chat template. UNITE_20 joins the top 20 of each model, as the
+    authors of CAPT ran UniTE.
     """
 
     CAPT = "capt"
@@ -27,8 +30,12 @@ class Method(StrEnum):
     EXPERT = "expert"
     BASE = "base"
     EXPERT_LED = "expert-led"
+    DUO = "duo"
     CAPT_PAPER = "capt-paper"
+    CAPT_PAPER_RAW = "capt-paper-raw"
     UNITE = "unite"
+    UNITE_20 = "unite-20"
+    SAFE = "safe"
     PROXY_TUNING = "proxy-tuning"
     CONTRASTIVE = "contrastive"
 
@@ -42,11 +49,16 @@ class Method(StrEnum):
                 return (self.value,)
             case Method.EXPERT_LED:
                 return ("expert", "target", "base")
-            case Method.UNITE:
+            case Method.DUO | Method.UNITE | Method.UNITE_20 | Method.SAFE:
                 return ("target", "expert")
             case Method.CONTRASTIVE:
                 return ("expert", "base")
         return ("target", "expert", "base")
+
+    @property
+    def proxies_read_raw(self) -> bool:
+        """Whether expert and base read what the user wrote without a chat template."""
+        return self is Method.CAPT_PAPER_RAW
 
 
 class Speed(StrEnum):
@@ -86,6 +98,14 @@ GRID: tuple[Exponents, ...] = (
     (0.75, 1.0, 0.75),
     (0.5, 1.0, 0.5),
     (0.25, 1.0, 0.25),
+    (0.0, 1.0, 0.0),
+)
+# The same for the target and an expert without any base, T^a E^b.
+DUO_GRID: tuple[Exponents, ...] = (
+    (1.0, 0.0, 0.0),
+    (0.75, 0.25, 0.0),
+    (0.5, 0.5, 0.0),
+    (0.25, 0.75, 0.0),
     (0.0, 1.0, 0.0),
 )
 # Factor on earlier evidence at each token; 1 forgets nothing.
@@ -159,6 +179,24 @@ class CombineOptions:
             if pairs > 1:
                 rows.append((a, *(b / pairs, c / pairs) * pairs))
         return tuple(dict.fromkeys(rows))
+
+    def duo_rows(self) -> tuple[Exponents, ...]:
+        """The exponents (a, b, 0) of each product of target and expert that is mixed.
+
+        A fixed alpha is the expert's share: T^(1 - alpha) E^alpha.
+
+        Raises:
+            UsageError: weights give an exponent to a base, or are for several experts.
+        """
+        if self.powers:
+            if len(self.powers) != 3 or self.powers[2]:
+                raise UsageError("--method duo has no base: --weights takes A,B,0.")
+            return (self.powers,)
+        if self.alphas:
+            if len(self.alphas) > 1:
+                raise UsageError("--alpha takes one number for --method duo.")
+            return ((1.0 - self.alphas[0], self.alphas[0], 0.0),)
+        return DUO_GRID
 
     def _fixed(self, pairs: int) -> Exponents:
         if self.powers:

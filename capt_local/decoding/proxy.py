@@ -429,6 +429,13 @@ class Proxy:
             if self._context.unseen:
                 self.tell_unseen()
 
+    def keeps_tokens(self, text: bytes) -> bool:
+        """Whether its tokens so far stay when this text follows.
+
+        They change where the boundary in front of that text lies inside a longer piece.
+        """
+        return self.alignment.follows_tokens or self.context().append(text) >= len(self.tokens)
+
     def tell_unseen(self) -> None:
         """Adds the notice that some bytes have no token."""
         self.cache.tell(

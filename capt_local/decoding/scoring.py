@@ -61,11 +61,13 @@ class _Context(NamedTuple):
         keep: tokens shared with the context before.
         added: tokens behind them.
         rests: of a proxy, bytes of its last token, of the last two, ... that may be healed.
+        text: of a proxy whose rule asks for boundaries, its tokens there; else None.
     """
 
     keep: int
     added: list[int]
     rests: list[bytes]
+    text: _ProxyText | None = None
 
 
 class _Position(NamedTuple):
@@ -154,7 +156,9 @@ class KnownText:
         for count, (depth, token, forks) in enumerate(moves):
             if token is None:
                 contexts = [_Context(behind, [], [])]
-                contexts += [_Context(len(each.tokens), [], each.rests) for each in now]
+                contexts += [
+                    _Context(len(each.tokens), [], each.rests, each.snapshot()) for each in now
+                ]
             else:
                 before = [each.tokens for each in now]
                 returned = depth - 1 in saved
@@ -166,7 +170,9 @@ class KnownText:
                     keep = proxy.append(token, piece)
                     if returned:
                         keep = common_length(old, proxy.tokens)
-                    contexts.append(_Context(keep, proxy.tokens[keep:], proxy.rests))
+                    contexts.append(
+                        _Context(keep, proxy.tokens[keep:], proxy.rests, proxy.snapshot())
+                    )
             if margin and count:
                 used = [behind + depth, *(len(each.tokens) for each in now)]
                 if min(a - b for a, b in zip(limits, used, strict=True)) <= margin:
@@ -198,6 +204,15 @@ class _ProxyText:
         other._context = copy.copy(self._context)
         other._context.tokens = list(self._context.tokens)
         return other
+
+    def snapshot(self) -> _ProxyText | None:
+        """These tokens as they are now, for a published method, which may ask for boundaries."""
+        return self.fork() if self._proxy.keeps_logits else None
+
+    def keeps_tokens(self, text: bytes) -> bool:
+        """See `Follower.keeps_tokens`; the tokens change."""
+        size = len(self.tokens)
+        return self._proxy.alignment.follows_tokens or self._context.append(text) >= size
 
     def append(self, token: int, piece: bytes) -> int:
         """Goes one token of the leading model on; how many tokens stayed."""
@@ -301,7 +316,7 @@ class _ProxyReader:
         for context in reader.walk(contexts):
             size = reader.size
             if self._keeps_logits:
-                yield _Heard(self._alignment, View(reader.row(size).copy()))
+                yield _Heard(self._alignment, View(reader.row(size).copy()), context.text)
                 continue
             back = [
                 Back(reader.row(size - number), reader.token(size - number), rest)
@@ -316,6 +331,11 @@ class _Heard:
 
     alignment: AnyAlignment
     view: View
+    text: _ProxyText | None = None
+
+    def keeps_tokens(self, text: bytes) -> bool:
+        assert self.text is not None
+        return self.text.fork().keeps_tokens(text)
 
     @property
     def row(self) -> Probabilities:
