@@ -42,4 +42,5 @@ class OnWeights:
 
     def constraint(self, grammar: str, lead: bytes = b"") -> Grammar:
         """What a grammar allows in an answer; see `llama.grammar.Grammar`."""
+        self.weights.check_open()
         return Grammar(self.weights, grammar, lead)

@@ -200,7 +200,9 @@ class Weights(Closing):
         Raises:
             ValueError: `text` is not UTF-8; llama.cpp would end the process over some such text.
             TextTooLong: more than `LONGEST_RUN` bytes.
+            ModelError: the model has been closed.
         """
+        self.check_open()
         characters = text.decode("utf-8")
         if len(text) <= _ON_OWN_STACK:
             return self._split(text, special)
@@ -280,6 +282,11 @@ class Weights(Closing):
             raise ValueError("these weights are closed")
         self._users += 1
         return self
+
+    def check_open(self) -> None:
+        """Raises ModelError where the weights have been freed."""
+        if self.handle is None:
+            raise ModelError(f"{self.metadata.name} has been closed.")
 
     def close(self) -> None:
         """Lets go; the last user frees the memory."""
