@@ -219,7 +219,7 @@ class Runtime:
 
         Every request is answered as by `generate`: with its own options, seed and weights. In
         another batch the last bits of logits may differ, and with them, rarely, a token
-        (docs/many.md). What else runs at the same time, and in which order requests come, makes no
+        (docs/speed.md). What else runs at the same time, and in which order requests come, makes no
         difference.
 
         Args:

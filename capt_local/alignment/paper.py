@@ -1,6 +1,6 @@
 """Tokens as strings, and one piece for a string: the alignment of UniTE and of published CAPT.
 
-This is what the methods that capt-local is compared with do, defects included (docs/baselines.md);
+This is what the methods that capt-local is compared with do, defects included (docs/method.md);
 capt-local itself aligns by bytes, see `alignment.projection`. Followed are `get_top_k_tokens` and
 `update_vocab` of UniTE (Yao et al. 2025), as the authors of CAPT (Ronaghi et al. 2026) took them
 over in their `proxy_tuning_client.py`.
@@ -120,7 +120,7 @@ _LETTERS = _byte_letters()
 class PublishedMapping:
     """The target's top 20, each by one piece found by its string: the published alignment.
 
-    With all of its defects (docs/baselines.md); the base takes the piece of the expert.
+    With all of its defects (docs/method.md); the base takes the piece of the expert.
     """
 
     follows_tokens = False

@@ -143,7 +143,7 @@ def bench(
 
     Modes: target (alone), exact-steps (the three, step by step), auto and the sources of drafts,
     and llama: the target alone through llama-cpp-python. They take turns on the same prompts, so
-    ratios hold on a machine whose speed drifts; see docs/bench.md.
+    ratios hold on a machine whose speed drifts; see docs/speed.md.
 
     Examples:
       capt-local bench

@@ -2,7 +2,7 @@
 
 Each gives a normalised distribution, as it is published for generating and in a form for scoring
 that gives every token some probability. What the authors' code loses stays lost here
-(docs/baselines.md).
+(docs/method.md).
 """
 
 from __future__ import annotations
@@ -317,7 +317,7 @@ class PaperCapt:
 
         Every other token keeps the target's probability, as with UniTE and contrastive decoding. A
         contrast that is wrong can take from the other candidates, but not from all tokens, so
-        this form is the kinder one where the contrasts are noisy (docs/baselines.md).
+        this form is the kinder one where the contrasts are noisy (docs/method.md).
         """
         tokens, own, scores = self._scores(target, expert, base)
         return Choices(tokens, scores - log_mass(scores) + log_mass(own), outside=0.0).merged()
@@ -373,7 +373,7 @@ class Safe:
     the probabilities that they give to the target's is at most 0.5. Where the ensemble is smooth
     (nothing above 0.5), a string takes over what its own beginnings have, and the string with most
     is emitted. Every step is decided by itself here; the authors verify drafts of the target
-    several tokens at a time. They publish code, which was not at hand: see docs/baselines.md.
+    several tokens at a time. They publish code, which was not at hand: see docs/method.md.
 
     Args:
         target: strings of the target.

@@ -341,7 +341,7 @@ class EnsembleBuilder:
         Args:
             options: the method, the alignment and the weights.
             scoring: the form of a published method that gives every token some probability,
-                instead of the one that it generates with (docs/baselines.md).
+                instead of the one that it generates with (docs/method.md).
 
         Raises:
             UsageError: the method needs a model that is not there, or one vocabulary where there
