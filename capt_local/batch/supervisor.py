@@ -142,7 +142,9 @@ class Workers(Protocol):
 
 def worker_command() -> list[str]:
     """What starts a worker. Other accounts can see it, so there is nothing of the run in it."""
-    return [sys.executable, "-c", _START, json.dumps([path or os.getcwd() for path in sys.path])]
+    paths = json.dumps([path or os.getcwd() for path in sys.path])
+    # -P: or a json.py in the folder of the notes would be imported before the path is set.
+    return [sys.executable, "-P", "-c", _START, paths]
 
 
 class WorkerProcess:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from platformdirs import user_state_dir
 
-from capt_local.strict_json import NotReadable, Stamp, parse_object
+from capt_local.strict_json import NotReadable, Stamp, make_private_folder, parse_object
 
 _FILE = "digests.json"
 _MOST = 256  # entries; the oldest go first
@@ -83,7 +83,7 @@ class DigestCache:
 
     def _write(self) -> None:
         folder = self._place.parent
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(folder)
         if not _ours(os.lstat(folder), _OTHERS_WRITE):
             return
         draft = folder / f"{_FILE}.{os.getpid()}"

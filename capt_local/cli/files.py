@@ -174,7 +174,8 @@ class OutputFile:
         """
         part = self._new_file()
         try:
-            with open(part.path, "w", encoding="utf-8", newline="") as stream:
+            # By its handle: whoever may write the folder could put a link in the place of the name.
+            with open(part.handle, "w", encoding="utf-8", newline="", closefd=False) as stream:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())

@@ -78,6 +78,10 @@ def confine() -> bool:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+        if not 0 <= soft <= _LARGEST_STACK:  # unlimited is -1
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_STACK, (_LARGEST_STACK, hard))
     keep_memory_private()
     if sys.platform != "linux":
         return False
@@ -98,7 +102,9 @@ _CAPABILITY_VERSION = 0x20080522  # <linux/capability.h>
 _DAC_READ_SEARCH = 1 << 2
 
 _WRITING = 0o1 | 0o2 | 0o100 | 0o1000  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC
-_MAP_SHARED = 1
+# MAP_SHARED, MAP_GROWSDOWN: mappings that RLIMIT_DATA does not count.
+_UNCOUNTED = 0x1 | 0x100
+_LARGEST_STACK = 64 << 20
 _TERMINAL_READS = (0x5401, 0x5450, 0x5451)  # TCGETS, FIONCLEX, FIOCLEX
 _DESCRIPTOR_FLAGS = (1, 2, 3, 1030)  # F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
 
@@ -139,8 +145,8 @@ def _conditions() -> tuple[_Condition, ...]:
     return (
         _Condition((2, None), 1, refused_bits=_WRITING),  # open
         _Condition((257, 56), 2, refused_bits=_WRITING),  # openat
-        # Shared mappings are outside RLIMIT_DATA; and a file could be written through one.
-        _Condition((9, 222), 3, refused_bits=_MAP_SHARED),  # mmap
+        # Memory that the limit does not count; and a file could be written through a shared one.
+        _Condition((9, 222), 3, refused_bits=_UNCOUNTED),  # mmap
         _Condition((16, 29), 1, values=_TERMINAL_READS),  # ioctl
         _Condition((72, 25), 1, values=_DESCRIPTOR_FLAGS),  # fcntl
         _Condition((234, 131), 0, values=(os.getpid(),)),  # tgkill: how `abort` ends a process

@@ -198,9 +198,11 @@ class Probe(Closing):
 def _named(locked: Mapping[Path, LockedFile]) -> Iterator[dict[Path, Path]]:
     """Links with the files' own names to what is locked, as an inheriting process may open them."""
     with tempfile.TemporaryDirectory(prefix="capt-local-") as folder:
-        names = {}
+        names, folders = {}, list(dict.fromkeys(path.parent for path in locked))
         for path, file in locked.items():
-            names[path] = Path(folder) / path.name
+            beside = Path(folder) / str(folders.index(path.parent))  # two may have one name
+            beside.mkdir(exist_ok=True)
+            names[path] = beside / path.name
             names[path].symlink_to(file.place if file.sha256 is not None else path.absolute())
         yield names
 

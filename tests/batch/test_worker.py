@@ -86,10 +86,24 @@ def test_a_model_that_is_not_the_right_one_is_told(demo: dict[str, object]) -> N
 
 
 def test_nothing_of_a_run_is_in_the_arguments_of_its_worker() -> None:
-    program, flag, code, path = worker_command()
-    assert (program, flag) == (sys.executable, "-c")
+    *program, code, path = worker_command()
+    assert program == [sys.executable, "-P", "-c"]
     assert json.loads(path) == [part or str(Path.cwd()) for part in sys.path]
     assert "worker" in code
+
+
+def test_a_worker_imports_nothing_from_the_folder_that_it_is_started_in(tmp_path: Path) -> None:
+    for name in ("json", "struct", "typing", "capt_local"):
+        (tmp_path / f"{name}.py").write_text("import posix; posix._exit(99)")
+    process = subprocess.Popen(
+        worker_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path
+    )
+    assert process.stdin is not None and process.stdout is not None
+    message = ipc.receive(process.stdout)
+    assert message is not None and "hello" in message
+    process.stdin.close()
+    assert process.wait(timeout=30) == 0
+    process.stdout.close()
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from capt_local.bundles import store
+from capt_local.bundles import digest_cache, store
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import MANIFEST, Bundle
 from capt_local.bundles.staging import Staging
 from capt_local.errors import ModelError
-from capt_local.strict_json import make_private_folder
+from capt_local.strict_json import make_private_folder, stamp_of
 
 
 def make(folder: Path, name: str, title: str = "") -> Path:
@@ -296,13 +296,21 @@ def test_a_pipe_as_manifest_is_refused_at_once(tmp_path: Path) -> None:
         store.find(tmp_path)
 
 
-def test_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
+def test_folders_are_private_whatever_the_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = os.umask(0)
     try:
         make_private_folder(tmp_path / "a" / "b" / "c")
         Staging(store.user_folder() / "x").__exit__(None, None, None)
+        monkeypatch.setattr(digest_cache, "_SETTLED", 0)
+        monkeypatch.setattr(digest_cache, "state_folder", lambda: tmp_path / "d/e")
+        (tmp_path / "file").touch(mode=0o600)
+        cache = digest_cache.DigestCache()
+        cache.store(tmp_path / "file", stamp_of(os.stat(tmp_path / "file")), "0" * 64)
     finally:
         os.umask(before)
     made = [tmp_path / "a", tmp_path / "a/b", tmp_path / "a/b/c"]
+    made += [tmp_path / "d", tmp_path / "d/e"]
     made += [store.user_folder(), store.user_folder().parent, store.staging_folder()]
     assert {stat.S_IMODE(each.stat().st_mode) for each in made} == {0o700}

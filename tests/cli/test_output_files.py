@@ -101,3 +101,22 @@ def test_a_text_with_zero_bytes_is_refused_and_other_controls_are_text(run: Run)
 def test_a_given_template_is_known_or_a_file(run: Run, tmp_path: Path) -> None:
     assert run("generate", "{models}", "-p", "x", "--template", "chatml").code == 0
     assert run("generate", "{models}", "-p", "x", "--template", str(tmp_path / "none")).code == 2
+
+
+def test_a_link_in_the_place_of_a_part_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write the folder may put another file there; no text goes into it."""
+    (stolen := tmp_path / "stolen.txt").touch()
+    output = OutputFile(tmp_path / "answer.txt")
+    make = output._new_file
+
+    def swapped() -> object:
+        part = make()
+        os.unlink(part.path)
+        os.symlink(stolen, part.path)
+        return part
+
+    monkeypatch.setattr(output, "_new_file", swapped)
+    output.write(NOTE)
+    assert stolen.read_text() == ""

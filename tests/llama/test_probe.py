@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -145,8 +146,12 @@ def test_waiting_can_be_stopped(tiny_path: TinyPath, monkeypatch: pytest.MonkeyP
 @LINUX
 @pytest.mark.parametrize(
     "code",
-    ["bytes(8 << 30)", "import mmap; mmap.mmap(-1, 8 << 30, flags=mmap.MAP_PRIVATE)"],
-    ids=["heap", "mapping"],
+    [
+        "bytes(8 << 30)",
+        "import mmap; mmap.mmap(-1, 8 << 30, flags=mmap.MAP_PRIVATE)",
+        "import mmap; mmap.mmap(-1, 8 << 30, flags=mmap.MAP_PRIVATE | 0x20000)",  # MAP_STACK
+    ],
+    ids=["heap", "mapping", "stack"],
 )
 def test_more_memory_than_the_header_explains_is_not_there(
     tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch, code: str
@@ -199,6 +204,8 @@ def test_more_memory_than_the_header_explains_is_not_there(
         "import os; os.memfd_create('a')",
         "import os; os.pipe()",
         "import mmap; mmap.mmap(-1, 4096)",
+        # MAP_GROWSDOWN, which no limit of memory counts
+        "import mmap; mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | 0x100)",
         "import resource; resource.prlimit(0, resource.RLIMIT_NOFILE, (1, 1))",
     ],
 )
@@ -261,6 +268,34 @@ def test_it_has_no_terminal_to_type_into(
 ) -> None:
     confined(monkeypatch, "    import os\n    assert os.getsid(0) == os.getpid()")
     look(tiny_path())
+
+
+@LINUX
+def test_its_stack_has_a_limit_too() -> None:
+    code = (
+        "import resource; from capt_local.llama.hardening import confine; assert confine(); "
+        "print(resource.getrlimit(resource.RLIMIT_STACK)[0])"
+    )
+    shell = 'ulimit -s unlimited 2>/dev/null; exec "$0" -c "$1"'
+    ran = subprocess.run(
+        ["sh", "-c", shell, sys.executable, code], capture_output=True, text=True, check=True
+    )
+    assert 0 < int(ran.stdout) <= 64 << 20
+
+
+@LINUX
+def test_a_model_and_an_adapter_of_one_name_that_others_may_write(
+    tiny_path: TinyPath, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    model, adapter = tmp_path / "a/same.gguf", tiny_adapter(tmp_path / "b/same.gguf", seed=2)
+    shutil.copyfile(tiny_path(), model)
+    for path in (model, adapter):
+        path.chmod(0o666)
+    with Probe() as probe:
+        found = probe.look(model, [adapter])
+    assert {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in found} == found
 
 
 @LINUX
