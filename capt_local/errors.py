@@ -102,7 +102,7 @@ class WorkerFailed(ModelError):
 
 
 def place_of(error: BaseException) -> str:
-    """The innermost line of this package, or of whoever raised it outside: "decode/loop.py:12".
+    """The innermost line of this package, or of whoever raised it outside: "decoding/loop.py:12".
 
     What can be told of an exception whose message may hold a text of the user.
     """

@@ -24,7 +24,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MANIFEST, SIGNATURE = "bundle.toml", "bundle.sig"
 RECEIPT = "bundle.signer"  # which key had signed it at import; see `sign`
 SCHEMA = 1
-ALPHA_LIMIT = 8.0  # that of `decode.options.CombineOptions`
+ALPHA_LIMIT = 8.0  # that of `decoding.options.CombineOptions`
 
 METHODS = ("capt", "target", "expert", "base")
 SCALE_LIMIT = 8.0
@@ -210,9 +210,9 @@ class Defaults:
     """What the bundle asks for where the user says nothing; None is the program's own default.
 
     Attributes:
-        method: a name of `decode.options.Method`.
+        method: a name of `decoding.options.Method`.
         alphas: fixed weights, one for all pairs or one for each; empty: from the evidence.
-        plausibility: see `decode.options.CombineOptions`.
+        plausibility: see `decoding.options.CombineOptions`.
         temperature: 0 takes the likeliest token.
         max_tokens: the longest answer.
     """

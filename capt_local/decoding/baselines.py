@@ -397,7 +397,6 @@ class Safe:
         self._expert = expert
         self._vocabulary = vocabulary
         self._unite = Unite(target, expert)
-        self._scoring = scoring
         self._ensembling = Published(self._unite.scoring if scoring else self._sharpened)
         self._alone = Contrast(CombineOptions(), 0)
 

@@ -49,7 +49,7 @@ def constrained(
             raise Cancelled("The choice was stopped.")
         ends = [place for place in live if len(choices[place]) == size]
         piece = _next(ensemble, tokens, [choices[place][size:] for place in live], lead)
-        if not piece:
+        if piece is None:
             return ends[0]
         live = [place for place in live if choices[place].startswith(piece, size)]
         size, lead = size + len(piece), b""
@@ -58,8 +58,11 @@ def constrained(
 
 def _next(
     ensemble: Ensemble, tokens: Mapping[bytes, Sequence[int]], rests: Sequence[bytes], lead: bytes
-) -> bytes:
-    """Goes on by the likeliest token that begins a rest; b"" where the end is likelier."""
+) -> bytes | None:
+    """Goes on by the likeliest token that begins a rest; None where the end is likelier.
+
+    Of a token that is the tokenizer's own leading space alone the bytes are empty.
+    """
     begins = {token for rest in rests for token in _begins(tokens, rest, lead)}
     allowed = np.array(sorted(begins), dtype=np.int32)
     here = ensemble.distribution()
@@ -67,7 +70,7 @@ def _next(
     if b"" in rests:
         end = log_mass(logps(here, ensemble.leader.model.vocabulary.end_ids))
         if not len(said) or end >= said.max():
-            return b""
+            return None
     if not len(said):
         raise ModelError(f"The vocabulary of the {ensemble.leader.role} cannot spell a choice.")
     token = int(allowed[said.argmax()])
@@ -77,10 +80,16 @@ def _next(
 
 
 def _begins(tokens: Mapping[bytes, Sequence[int]], rest: bytes, lead: bytes) -> Iterator[int]:
-    """Tokens that a text may begin with, with or without the space that stands in front."""
-    for front in {b"", lead}:
-        for size in range(1, len(rest) + 1):
-            yield from tokens.get(front + rest[:size], ())
+    """Tokens that a text may begin with, with or without the space that stands in front.
+
+    Where that space is due, one at the beginning of a token is it, and no part of the text: a text
+    that itself begins with a space comes behind it.
+    """
+    spaced = bool(lead) and rest.startswith(lead)
+    for size in range(0 if spaced else 1, len(rest) + 1):
+        yield from tokens.get(lead + rest[:size], ())
+        if lead and not spaced:
+            yield from tokens.get(rest[:size], ())
 
 
 def _occurring(vocabulary: Vocabulary, texts: Sequence[bytes]) -> dict[bytes, list[int]]:

@@ -182,13 +182,19 @@ class Ensemble:
         """Goes one token on. The models decode it when the next distribution is wanted."""
         self.advance_reading(token, self.piece(token))
 
-    def advance_reading(self, token: int, read: bytes | None) -> None:
-        """The same where the proxies read something else, or with None nothing."""
+    def advance_reading(self, token: int, read: bytes | None, before: Sequence[int] = ()) -> None:
+        """The same where the proxies read something else, or with None nothing.
+
+        Args:
+            token: of the leader.
+            read: the bytes that the proxies read.
+            before: the tokens in front of it which some of these bytes are of.
+        """
         self.tokens.append(token)
         self._leading_space = b""
         if read is not None and not self.target_alone:
             for proxy in self.proxies:
-                proxy.append(token, read)
+                proxy.append(token, read, before)
 
     def piece(self, token: int) -> bytes:
         """What a token adds to the answer, without a space that the tokenizer puts in front."""

@@ -302,9 +302,10 @@ class Generation:
         part, finish = self._added(token, last=index + 1 == options.max_tokens)
         step = self._described(here, place, part, finish)
         if finish is not FinishReason.STOP:
-            reads_all = options.expert_in_thoughts
-            read = ensemble.piece(token) if reads_all else stream.proxy_text
-            ensemble.advance_reading(token, read)
+            if options.expert_in_thoughts:
+                ensemble.advance(token)
+            else:
+                ensemble.advance_reading(token, stream.proxy_text, stream.tokens_before)
         return step
 
     def _distribution(self) -> MaskedDistribution:

@@ -243,18 +243,22 @@ class LogitsCache:
 
     def keep_row(self, tokens: Sequence[int], count: int, row: Row) -> None:
         """Keeps what follows the first `count` tokens of a text that is in the KV cache."""
-        if not self._rows or common_length(self._path, tokens) < min(len(self._path), len(tokens)):
+        if self._path != tokens:
             self._rows.clear()
-        self._path = list(tokens)
+            self._path = list(tokens)
         self._rows[count] = row if self._made is None else self._made(row)
 
     def has(self, tokens: Sequence[int], count: int = 1) -> bool:
         """Whether the rows after the last `count` of these tokens are there."""
         return self._first_missing(tokens, count) is None
 
-    def rows(self) -> dict[int, Row]:
-        """The rows that are there, by how many tokens of the text they follow."""
-        return dict(self._rows)
+    def rows(self, tokens: Sequence[int]) -> dict[int, Row]:
+        """The rows that are there of a text, by how many of its tokens they follow.
+
+        Rows of another text that begins alike may be there, too.
+        """
+        same = common_length(self._path, tokens)
+        return {place: row for place, row in self._rows.items() if place <= same}
 
     def logits_for(
         self, tokens: Sequence[int], count: int = 1, stable: int | None = None
@@ -302,8 +306,6 @@ class LogitsCache:
         same = common_length(self.tokens, tokens)
         if same < len(self.tokens) or first <= same:
             self.rewind(0)
-            if self.tokens:  # it has not moved
-                self.tokens.clear()
             if first > 1:
                 self.extend(tokens[: min(stable, first - 1)], 0)
         if len(self.tokens) < stable:
@@ -420,10 +422,16 @@ class Proxy:
                 self._tokenizer, prompt.tokens, start=prompt.starts_fresh
             )
 
-    def append(self, token: int, piece: bytes) -> None:
-        """Follows one token of the answer. Decodes nothing yet: see `sync`."""
+    def append(self, token: int, piece: bytes, before: Sequence[int] = ()) -> None:
+        """Follows one token of the answer. Decodes nothing yet: see `sync`.
+
+        Args:
+            token: of the leading model.
+            piece: the bytes that are read.
+            before: the tokens in front of it which some of these bytes are of.
+        """
         if self.alignment.follows_tokens:
-            self._context.tokens.append(token)
+            self._context.tokens += [*before, token]
         elif piece:
             self._context.append(piece)
             if self._context.unseen:
@@ -450,7 +458,7 @@ class Proxy:
 
     def rows(self) -> Mapping[int, Row]:
         """The rows that are known, by how many tokens they follow."""
-        return self.cache.rows()
+        return self.cache.rows(self.tokens)
 
     def wanted_rows(self) -> list[int]:
         """After how many tokens rows are needed: after the last pieces that may be healed."""
@@ -480,6 +488,8 @@ class Proxy:
                 context.tokens.append(token)
             elif piece:
                 context.append(piece)
+            if len(context.tokens) > self.cache.model.context_limit:
+                break  # the answer may still be another one, and fit
             if context.tokens[: len(self.tokens)] == self.tokens:
                 path = list(context.tokens)
         wanted = self.wanted_rows()

@@ -226,6 +226,8 @@ class AnswerStream:
         notices: what the user should know.
         proxy_text: what proxies read of the last token where they do not read reasoning; None
             for nothing.
+        tokens_before: the tokens in front of the last one which some of `proxy_text` is of: at
+            first they might have begun a marker.
     """
 
     def __init__(
@@ -243,6 +245,8 @@ class AnswerStream:
         self._turn_ends = frozenset(turn_ends)
         self.notices: list[str] = []
         self.proxy_text: bytes | None = None
+        self.tokens_before: list[int] = []
+        self._unread: list[int] = []  # tokens that may yet be a marker
 
     @property
     def in_reasoning(self) -> bool:
@@ -312,6 +316,12 @@ class AnswerStream:
         self._stops.also(self._parser.closer)
         waits = self._parser.in_reasoning and not part.text
         self.proxy_text = None if part.reasoning or waits else part.text
+        if self.proxy_text is not None:
+            self.tokens_before, self._unread = self._unread, []
+        elif waits and self._parser.section is not Section.REASONING:
+            self._unread.append(token)
+        else:
+            self._unread.clear()
         return part if part.reasoning else TextPart(self._stops.feed(part.text))
 
     def flush(self, part: TextPart | None = None) -> TextPart:

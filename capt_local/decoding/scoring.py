@@ -28,7 +28,7 @@ from capt_local.decoding.combine import Distribution
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.prompt_weights import Evidence, prefill
 from capt_local.decoding.proxy import LogitsCache, Proxy, Rows, common_length, softmax
-from capt_local.errors import Cancelled, ModelError, UsageError
+from capt_local.errors import Cancelled, ModelError
 from capt_local.prompting.messages import Prompt, Segment
 from capt_local.tokenization.tokenizer import TextTokenizer
 from capt_local.tokenization.vocabulary import IntArray, Vocabulary
@@ -102,9 +102,7 @@ class KnownText:
         """Decodes nothing yet."""
         ensemble.start(prompts, reserve)
         self._ensemble = ensemble
-        self._proxies = [each for each in ensemble.proxies if isinstance(each, Proxy)]
-        if len(self._proxies) < len(ensemble.proxies):
-            raise UsageError("Known text is not scored over all tokenizations.")
+        self._proxies = ensemble.proxies
         self._prompts = prompts
         self._cancel = cancel or (lambda: False)
         self.weights: FloatArray = ensemble.weights
@@ -210,7 +208,7 @@ class _ProxyText:
         return self.fork() if self._proxy.keeps_logits else None
 
     def keeps_tokens(self, text: bytes) -> bool:
-        """See `Follower.keeps_tokens`; the tokens change."""
+        """See `combine.Follower.keeps_tokens`; the tokens change."""
         size = len(self.tokens)
         return self._proxy.alignment.follows_tokens or self._context.append(text) >= size
 

@@ -25,7 +25,7 @@ from capt_local.llama.memory import MemoryEstimate, available_memory, estimate
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.on_weights import OnWeights
 from capt_local.llama.options import LoadOptions
-from capt_local.llama.parameters import cells_of_lane, is_recurrent
+from capt_local.llama.parameters import can_rewind, cells_of_lane
 from capt_local.llama.weights import Weights
 
 # Tokens of a text that still go along with those of others; beyond, a batch of its own pays.
@@ -75,7 +75,7 @@ class Lanes:
         count = max(count, 2)
         self.batch_floor = batch_floor
         # A memory that cannot forget is read ahead on a copy; see `peek`.
-        self._scratch = count if is_recurrent(library().api, weights) else None
+        self._scratch = None if can_rewind(library().api, weights, options) else count
         try:
             sequences = count + (self._scratch is not None)
             self._context = Context(weights, options, lanes=sequences)
@@ -153,6 +153,8 @@ class Lanes:
                     found[at - len(tokens) + rows] = self._context.rows(1)[0]
         finally:
             self._context.drop_sequence(scratch)
+        if not _are_numbers(found):
+            raise self._not_numbers()
         return found
 
     def _overflow(self, part: Part) -> ContextOverflow | None:
@@ -172,7 +174,7 @@ class Lanes:
         return self.cut(target, length)
 
     def cut(self, lane: Lane, length: int) -> bool:
-        """Drops the end of a lane; see `decode.model.Model.rewind`."""
+        """Drops the end of a lane; see `decoding.proxy.Model.rewind`."""
         kept = self._context.cut(length, lane.number)
         lane.position = length if kept else 0
         return kept
@@ -209,9 +211,12 @@ class Lanes:
     def _judged(self, part: Part, start: int) -> Rows | CaptError:
         """The rows of a part, if they are numbers."""
         rows = part.lane.rows
-        if not part.rows or (np.isfinite(rows.max()) and np.isfinite(rows.min())):
+        if not part.rows or _are_numbers(rows):
             return rows
         self.cut(part.lane, start)
+        return self._not_numbers()
+
+    def _not_numbers(self) -> NumericalError:
         return NumericalError(
             f"{self.name} ({self.weights.metadata.name}) returned logits that are not numbers. "
             "Its file is damaged or the backend is broken: verify the file, or try --gpu-layers 0."
@@ -318,6 +323,10 @@ class Lanes:
         self.sizes = best_sizes(map(tuple, classes.values()), count, self._kernels)
 
 
+def _are_numbers(rows: Rows) -> bool:
+    return not rows.size or bool(np.isfinite(rows.max()) and np.isfinite(rows.min()))
+
+
 # Rows that a step may need; room for so many is kept.
 _FEW = 4
 
@@ -331,7 +340,7 @@ class Part(NamedTuple):
 
 
 class Lane(OnWeights):
-    """See `decode.model.Model`, which this is.
+    """See `decoding.proxy.Model`, which this is.
 
     Attributes:
         number: of the lane.
@@ -401,7 +410,7 @@ class Lane(OnWeights):
             raise ValueError(f"{rows} rows of {len(tokens)} tokens, at most {self.max_rows}")
 
     def rewind(self, length: int) -> bool:
-        """Drops all tokens from position `length` on; see `decode.model.Model.rewind`."""
+        """Drops all tokens from position `length` on; see `decoding.proxy.Model.rewind`."""
         if not 0 <= length <= self.position:
             raise ValueError(f"cannot rewind from {self.position} to {length}")
         return length == self.position or self._owner.cut(self, length)

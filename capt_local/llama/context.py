@@ -25,6 +25,7 @@ from capt_local.llama.memory import SEQUENCES
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.parameters import (
     CONTEXT_UNIT,
+    can_rewind,
     context_parameters,
     is_recurrent,
     make_context,
@@ -84,7 +85,7 @@ class Context:
         self.notes = (*notes(weights, options, self.limit), *told)
         self._window = int(api.llama_model_n_swa(weights.handle))
         self._width = len(weights.vocabulary)
-        self.can_rewind = not recurrent and (options.whole_window or not self._window)
+        self.can_rewind = can_rewind(api, weights, options)
         # The output buffer of other models is allocated in full at once and never moves.
         self._moves = recurrent
         self.seconds = 0.0

@@ -35,7 +35,7 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 
 
 class Grammar:
-    """A grammar on the tokens of one model; see `decode.constraint.Constraint`.
+    """A grammar on the tokens of one model; see `decoding.structured.Constraint`.
 
     Args:
         weights: of the model.

@@ -1,6 +1,6 @@
 """A model with one running sequence, through llama.cpp: extend, step, peek, rewind.
 
-It knows nothing about text, templates or other models. See `decode.model.Model` for what each
+It knows nothing about text, templates or other models. See `decoding.proxy.Model` for what each
 method promises.
 """
 
@@ -215,7 +215,7 @@ class LlamaModel(OnWeights, Closing):
         return result
 
     def rewind(self, length: int) -> bool:
-        """Drops all tokens from position `length` on; see `decode.model.Model.rewind`."""
+        """Drops all tokens from position `length` on; see `decoding.proxy.Model.rewind`."""
         self.check_open()
         if not 0 <= length <= self._position:
             raise ValueError(f"cannot rewind from {self._position} to {length}")
@@ -223,7 +223,7 @@ class LlamaModel(OnWeights, Closing):
 
     @property
     def can_rewind(self) -> bool:
-        """Whether the memory can forget a part; see `decode.model.Model`."""
+        """Whether the memory can forget a part; see `decoding.proxy.Model`."""
         return self._context.can_rewind
 
     def check_open(self) -> None:

@@ -8,7 +8,7 @@ from capt_local.tokenization.vocabulary import Vocabulary
 
 
 class OnWeights:
-    """The part of `decode.model.Model` that all contexts on the same weights share.
+    """The part of `decoding.proxy.Model` that all contexts on the same weights share.
 
     Attributes:
         weights: of the model.
@@ -32,7 +32,7 @@ class OnWeights:
         return self.metadata.size
 
     def price(self, count: int) -> float:
-        """What a batch of so many tokens costs, in batches of one; see `decode.model.Model`."""
+        """What a batch of so many tokens costs, in batches of one; see `decoding.proxy.Model`."""
         kernels = self.metadata.kernels
         return kernels.cost(kernels.filled(count))
 

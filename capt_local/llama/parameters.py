@@ -43,6 +43,12 @@ def is_recurrent(api: Any, weights: Weights) -> bool:
     return bool(api.llama_model_is_recurrent(handle) or api.llama_model_is_hybrid(handle))
 
 
+def can_rewind(api: Any, weights: Weights, options: LoadOptions) -> bool:
+    """Whether the memory can forget the end of a sequence: no state, and no window cut short."""
+    windowed = bool(api.llama_model_n_swa(weights.handle)) and not options.whole_window
+    return not (windowed or is_recurrent(api, weights))
+
+
 def make_context(library: Library, weights: Weights, parameters: Any) -> int:
     """A new context; its address.
 

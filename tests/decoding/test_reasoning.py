@@ -268,3 +268,26 @@ def test_a_marker_of_reasoning_inside_an_answer_is_left_out_and_told() -> None:
     vocabulary, ids = names(b"<think>", b"</think>")
     found, count, stream = streamed(vocabulary, ids, [b"Yes", b"</think>", b"hm"], THINK)
     assert (found[1], count, len(stream.notices)) == (b"Yeshm", 3, 1)
+
+
+def test_proxies_of_the_same_vocabulary_read_what_might_have_begun_a_marker() -> None:
+    """They follow tokens, not bytes."""
+    for said, wanted in (
+        ([b"\n\n", b"<", b"t", b"Yes", b"!"], [b"\n\n", b"<", b"t", b"Yes"]),
+        ([b"<think>", b"hm", b"</think>", b"\n\n", b"Yes", b"!"], [b"Yes"]),
+        ([b"<think>", b"hm", b"</think>", b" ", b"\n\n", b"Yes", b"!"], [b" ", b"\n\n", b"Yes"]),
+    ):
+        vocabularies = [VOCABULARY] * 2
+        user = Segment(tuple(text_tokenizer(FakeModel(VOCABULARY, 1)).encode(b"ab", start=True)))
+        models = [FakeModel(each, seed) for seed, each in enumerate(vocabularies, 2)]
+        trio = make_trio(Speaker(said, len(user.tokens)), *models, CombineOptions(alphas=(1.0,)))
+        assert all(proxy.alignment.follows_tokens for proxy in trio.proxies)
+        prompts = {
+            role: Prompt((Segment(user.tokens),), markers=find_markers(VOCABULARY, ""))
+            for role in ("target", "expert", "base")
+        }
+        options = GenerateOptions(max_tokens=len(said), speed=Speed.EXACT_STEPS)
+        list(Generation(trio, prompts, options))
+        for proxy in trio.proxies:
+            read = proxy.tokens[len(user.tokens) : len(user.tokens) + len(wanted)]
+            assert [VOCABULARY.piece(token) for token in read] == wanted

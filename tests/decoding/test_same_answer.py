@@ -149,3 +149,27 @@ def spaced(model: FakeModel) -> np.ndarray:
     row = np.zeros(len(model.vocabulary), np.float32)
     row[model.tokenize(b"ab", special=False)[0]] = 40
     return row
+
+
+@pytest.mark.parametrize("limit", range(40, 120, 20))
+def test_a_draft_that_a_small_context_of_a_proxy_cannot_hold_ends_no_answer(limit: int) -> None:
+    """A token of the target takes twelve of the proxy, so the draft is longer there."""
+    options = GenerateOptions(
+        max_tokens=60, combine=CombineOptions(alphas=(0.1,), plausibility=0.1)
+    )
+
+    def models(seed: int) -> Mapping[str, FakeModel]:
+        own = lettered(["abcabcabcabc", "bca bca bca", "ca", "ab", " ab", "cccccccccc"])
+        small = lettered(["ab"])
+        kinds = {"max_rows": 16, "sure": 0.9, "memory": 1}
+        return {
+            "target": Habit(own, seed, **kinds),
+            "expert": Habit(small, seed + 1, limit=limit, **kinds),
+            "base": Habit(small, seed + 2, limit=limit, **kinds),
+        }
+
+    drafted = 0
+    for seed in range(8):
+        found = at_every_speed(lambda seed=seed: models(seed), options, b"ab ca")
+        drafted += found[Speed.LOOKUP].generation.stats.drafted
+    assert drafted

@@ -324,3 +324,18 @@ def test_scoring_stops_when_it_is_told_to() -> None:
         judge.score(b"abc")
     with pytest.raises(Cancelled):
         judge.choose([b"abc", b"card"], Choosing.CONSTRAINED)
+
+
+@pytest.mark.parametrize("words", [[" yes", " no"], ["  yes", "  no"], []])
+def test_a_constrained_choice_may_begin_with_the_space_that_tokenizers_put_in_front(
+    words: list[str],
+) -> None:
+    vocabulary = make_vocabulary([*words, "yes", "no"])
+    found = set()
+    for seed in range(12):
+        target = FakeModel(vocabulary, seed, lead=b" ")
+        trio = make_trio(target, FakeModel(TARGET, 2), FakeModel(TARGET, 3))
+        alone = Ensemble(trio.leader)
+        prompts = opening(alone.models, tokenizers(alone))
+        found.add(answers(alone, prompts).choose([b" yes", b" no"], Choosing.CONSTRAINED).index)
+    assert found == {0, 1}

@@ -299,3 +299,14 @@ def test_control_tokens_have_no_contrast_where_one_proxy_has_no_event_for_them()
     here = trio.distribution()
     assert here.contrast[0] == 0.0
     assert np.abs(here.contrast).max() <= np.log(1 / FLOOR) + 1e-6
+
+
+def test_a_text_is_scored_alike_whatever_was_written_before() -> None:
+    """Rows of an answer that begins where the text does are not those of the text."""
+    text = b"cardiac the abc"
+    for goes_on in (True, False):
+        used, new = (toy(CombineOptions(alphas=(1.0,))) for _ in range(2))
+        turn(used, b"a", goes_on=goes_on)
+        list(walk(used, sampled(3)))
+        wanted = score_text(new, tokenizers(new), text).nats
+        assert score_text(used, tokenizers(used), text).nats == pytest.approx(wanted, rel=1e-6)

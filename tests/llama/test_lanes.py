@@ -222,6 +222,11 @@ def test_memory_that_cannot_forget_a_part_takes_nothing_in_vain(
     kept = made.slots[0].rewind(20)  # a window that is still there can be cut
     assert made.slots[0].position == (20 if kept else 0)
     assert made.slots[1].position == 41
+    ahead = made.slots[1].peek([7, 9], 2)
+    assert made.slots[1].position == 41
+    with LlamaModel.open(tiny_path(architecture=architecture), options) as model:
+        model.extend([*text(1), 5], 0)
+        np.testing.assert_allclose(model.extend([7, 9], 2), ahead, atol=CLOSE)
     made.close()
 
 
