@@ -43,12 +43,6 @@ def user() -> Path:
     return path
 
 
-def test_without_files_nothing_is_settled(site: Path) -> None:
-    assert read_site() == site_config.SiteFile(site, limits=SiteLimits(site))
-    assert not read_user().exists
-    assert read_user().options == {}
-
-
 def test_a_whole_file(site: Path) -> None:
     site.write_text(
         "[options]\nctx-size = 2048\n[limits]\nforbid = ['reports', 'network']\nalpha = 1.5\n"
@@ -57,11 +51,6 @@ def test_a_whole_file(site: Path) -> None:
     assert found.options == {"ctx-size": 2048}
     forbidden = frozenset({Feature.REPORTS, Feature.NETWORK})
     assert found.limits == SiteLimits(site, forbidden, 1.5)
-
-
-def test_each_limit_may_stand_by_its_name(site: Path) -> None:
-    site.write_text("[limits]\npull = false\nunsigned-bundles = false\nreports = true\n")
-    assert read_site().limits == SiteLimits(site, frozenset({Feature.PULL, Feature.UNSIGNED}))
 
 
 def test_who_forbids_the_network_forbids_downloads(tmp_path: Path) -> None:
@@ -73,14 +62,6 @@ def test_who_forbids_the_network_forbids_downloads(tmp_path: Path) -> None:
     assert not only.forbids(Feature.NETWORK)
     with pytest.raises(UsageError, match=r"forbids pull"):
         only.refuse(Feature.PULL, "models pull")
-
-
-def test_the_users_place_is_that_of_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    if sys.platform == "linux":
-        assert site_config.user_file() == tmp_path / "capt-local" / "config.toml"
 
 
 def test_the_environment_does_not_move_the_sites_file(
@@ -218,14 +199,3 @@ def test_what_cannot_be_read_is_not_passed_over(
     monkeypatch.setattr(os, "open", refused)
     with pytest.raises(UsageError, match=r"config\.toml cannot be read: Permission denied"):
         read_site()
-
-
-def test_limits_name_the_sites_file(tmp_path: Path) -> None:
-    limits = SiteLimits(tmp_path / "c.toml", frozenset({Feature.REPORTS}), 1.5)
-    limits.refuse(Feature.TRANSCRIPTS, "--transcript")
-    limits.check_weights([1.5, -1.5, 0.0])
-    with pytest.raises(UsageError, match=r"--html is forbidden here: .*c\.toml forbids reports"):
-        limits.refuse(Feature.REPORTS, "--html")
-    for weight in (1.6, -1.6):
-        with pytest.raises(UsageError, match=r"limits\.alpha in .*c\.toml"):
-            limits.check_weights([weight])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "capt_local"
@@ -49,8 +48,13 @@ def room(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Full names of what a file imports, wherever in it."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -72,11 +76,11 @@ def rooms_used(path: Path) -> set[str]:
 INSIDE = [path for path in FILES if path != PACKAGE / "__init__.py"]
 
 
-@pytest.mark.parametrize("path", INSIDE, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_a_room_uses_only_rooms_below_it(path: Path) -> None:
-    own = room(path)
-    assert own in ALLOWED, f"the room {own} has no rule here"
-    assert rooms_used(path) <= ALLOWED[own] | {own}
+def test_a_room_uses_only_rooms_below_it() -> None:
+    for path in INSIDE:
+        own = room(path)
+        assert own in ALLOWED, f"the room {own} has no rule here"
+        assert rooms_used(path) <= ALLOWED[own] | {own}, path
 
 
 def test_there_are_no_circles_between_rooms() -> None:
@@ -93,35 +97,31 @@ def test_there_are_no_circles_between_rooms() -> None:
             del below[name]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_only_the_engine_knows_the_binding(path: Path) -> None:
-    users = {name.split(".")[0] for name in imports(path)}
-    if room(path) != "llama":
-        assert not users & {"llama_cpp", "ctypes"}
+def test_only_the_engine_knows_the_binding() -> None:
+    for path in FILES:
+        users = {name.split(".")[0] for name in imports(path)}
+        if room(path) != "llama":
+            assert not users & {"llama_cpp", "ctypes"}, path
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_only_the_command_line_knows_typer(path: Path) -> None:
-    if room(path) != "cli":
-        assert "typer" not in {name.split(".")[0] for name in imports(path)}
+def test_only_the_command_line_knows_typer() -> None:
+    for path in FILES:
+        if room(path) != "cli":
+            assert "typer" not in {name.split(".")[0] for name in imports(path)}, path
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_only_the_hub_reaches_for_the_network(path: Path) -> None:
-    network = {"socket", "http", "urllib", "requests", "httpx", "ftplib", "smtplib", "diskcache"}
-    network |= {
-        "httpx2",
-        "httpcore",
-        "httpcore2",
-        "huggingface_hub",
-        "hf_xet",
-        "aiohttp",
-        "urllib3",
-    }
-    network |= {"ssl", "asyncore", "socketserver", "xmlrpc", "telnetlib", "poplib", "imaplib"}
-    allowed = {"httpx2", "huggingface_hub", "ssl", "urllib"} if path == HUB else set()
-    assert not {name.split(".")[0] for name in imports(path)} & network - allowed
-    assert "urllib.request" not in {name.rpartition(".")[0] for name in imports(path)}
+NETWORK = {
+    "socket", "http", "urllib", "requests", "httpx", "ftplib", "smtplib", "diskcache", "httpx2",
+    "httpcore", "httpcore2", "huggingface_hub", "hf_xet", "aiohttp", "urllib3", "ssl", "asyncore",
+    "socketserver", "xmlrpc", "telnetlib", "poplib", "imaplib",
+}  # fmt: skip
+
+
+def test_only_the_hub_reaches_for_the_network() -> None:
+    for path in FILES:
+        allowed = {"httpx2", "huggingface_hub", "ssl", "urllib"} if path == HUB else set()
+        assert not {name.split(".")[0] for name in imports(path)} & NETWORK - allowed, path
+        assert "urllib.request" not in {name.rpartition(".")[0] for name in imports(path)}, path
 
 
 def test_only_one_verb_uses_the_hub() -> None:
@@ -155,26 +155,35 @@ def printing(tree: ast.AST) -> Iterator[str]:
                 yield name
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_only_the_screen_prints(path: Path) -> None:
-    if path != SCREEN:
-        assert not list(printing(ast.parse(path.read_text("utf-8"))))
-        assert "logging" not in {name.split(".")[0] for name in imports(path)}
+def test_only_the_screen_prints() -> None:
+    for path in FILES:
+        if path != SCREEN:
+            assert not list(printing(ast.parse(path.read_text("utf-8")))), path
+            assert "logging" not in {name.split(".")[0] for name in imports(path)}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_only_the_drawing_knows_rich(path: Path) -> None:
-    rich = {name for name in imports(path) if name.split(".")[0] == "rich"}
-    assert bool(rich) == (path == DRAWING)
-    # What turns strings into styles, or writes by itself, is not even there.
-    assert not rich & {"rich.print", "rich.markup", "rich.live", "rich.progress", "rich.markdown"}
+RICH = {"rich.print", "rich.markup", "rich.live", "rich.progress", "rich.markdown"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_only_the_input_line_knows_prompt_toolkit(path: Path) -> None:
-    # It draws what is typed by itself, so it is the one other place where text meets a terminal.
-    users = {name.split(".")[0] for name in imports(path)}
-    assert ("prompt_toolkit" in users) == (path == INPUT_LINE)
+def test_only_the_drawing_knows_rich() -> None:
+    for path in FILES:
+        rich = {name for name in imports(path) if name.split(".")[0] == "rich"}
+        assert bool(rich) == (path == DRAWING), path
+        # What turns strings into styles, or writes by itself, is not even there.
+        assert not rich & {
+            "rich.print",
+            "rich.markup",
+            "rich.live",
+            "rich.progress",
+            "rich.markdown",
+        }
+
+
+def test_only_the_input_line_knows_prompt_toolkit() -> None:
+    """It draws what is typed by itself, so it is the other place where text meets a terminal."""
+    for path in FILES:
+        users = {name.split(".")[0] for name in imports(path)}
+        assert ("prompt_toolkit" in users) == (path == INPUT_LINE), path
 
 
 def test_a_conversation_shows_nothing() -> None:

@@ -22,13 +22,6 @@ def shown(written: str) -> pyte.HistoryScreen:
     return screen
 
 
-def test_lines_keep_their_styles_and_the_prompt_that_waits_is_left_out() -> None:
-    lines = lines_of(shown("one\r\n\x1b[1;4;35mtwo\x1b[0m three\r\nnote: x\r\n\r\n4\r\n>>> "))
-    assert [line.plain for line in lines] == ["one", "two three", "", "4"]
-    (mark, *_) = lines[1].spans
-    assert str(mark.style) == "bold underline magenta" and (mark.start, mark.end) == (0, 3)
-
-
 def test_the_picture_holds_the_text_and_fetches_nothing() -> None:
     svg = picture(lines_of(shown('<script>x</script> <a href="http://x">\r\n>>> ')))
     text = "".join(ElementTree.fromstring(svg).itertext()).replace("\xa0", " ")

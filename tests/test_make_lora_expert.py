@@ -71,19 +71,6 @@ def test_the_full_rank_is_the_expert(pair: tuple[Path, Path]) -> None:
     np.testing.assert_allclose(logits(used), logits(base), atol=1e-4)
 
 
-def test_what_is_lost_is_told(pair: tuple[Path, Path]) -> None:
-    base, expert = map(Weights, pair)
-    for rank in (None, 2, 16):
-        pairs, loss = make_adapter(base, expert, rank, untied=False)
-        lost = ["token_embd.weight", "output_norm.weight"] if base.tied else []
-        assert list(loss.tensors) == lost
-        assert len(pairs) == MATRICES + (0 if base.tied else 2)
-        share = loss.rest / loss.whole
-        assert share < 1e-9 if rank is None else 0.3 < share < 1
-    assert any(line.startswith("lost by the rank: ") for line in loss.lines())
-    assert any("not carried: token_embd.weight" in line for line in loss.lines()) == base.tied
-
-
 def test_each_pair_is_the_best_of_its_rank(pair: tuple[Path, Path]) -> None:
     base, expert = map(Weights, pair)
     name = "blk.1.ffn_down.weight"  # with no norm before it
@@ -148,31 +135,6 @@ def test_the_command(
     monkeypatch.setattr(sys, "argv", [*command[:2], str(base), *command[3:4]])
     with pytest.raises(SystemExit, match="no difference"):
         make_lora_expert.main()
-
-
-def test_files_that_cannot_be_used_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = tiny_gguf(tmp_path / "base.gguf", seed=1)
-    expert = tiny_gguf(tmp_path / "expert.gguf", seed=2)
-    for name, held in (("text", b"a note"), ("empty", b""), ("cut", base.read_bytes()[:-9])):
-        (tmp_path / name).write_bytes(held)
-    adapter, gone = tmp_path / "lora.gguf", tmp_path / "none.gguf"
-    for files, said in (
-        ((gone, expert, adapter), f"{gone}: No such file or directory."),
-        ((base, gone, adapter), f"{gone}: No such file or directory."),
-        ((tmp_path, expert, adapter), f"{tmp_path}: Is a directory."),
-        ((base, expert, gone / "lora.gguf"), f"{gone / 'lora.gguf'}: No such file or directory."),
-        *(
-            ((base, tmp_path / name, adapter), f"{tmp_path / name} is not a whole GGUF file.")
-            for name in ("text", "empty", "cut")
-        ),
-    ):
-        monkeypatch.setattr(sys, "argv", ["make_lora_expert", *map(str, files)])
-        with pytest.raises(SystemExit) as ended:
-            make_lora_expert.main()
-        assert ended.value.code == said
-    assert not adapter.exists()
 
 
 def test_no_model_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

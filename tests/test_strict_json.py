@@ -14,14 +14,10 @@ from capt_local.strict_json import (
     DEEPEST,
     LARGEST,
     NotReadable,
-    Problems,
     lines,
-    load,
     parse_json,
-    parse_object,
     read_bytes,
     size_text,
-    utf8,
 )
 
 CANARY = "zyzzyva"
@@ -84,16 +80,6 @@ def test_numbers_as_they_were_written() -> None:
         parse_json(b"[1e999]", as_written=True)
 
 
-def test_half_a_character_is_only_for_who_asks() -> None:
-    assert load('"\\ud800"') == "\ud800"
-
-
-def test_an_object_is_wanted() -> None:
-    assert parse_object(b"{}") == {}
-    with pytest.raises(NotReadable, match="not a JSON object"):
-        parse_object(b"[1]")
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),
@@ -149,17 +135,3 @@ def test_a_device_without_an_end_is_not_read_to_its_end() -> None:
     with pytest.raises(UsageError, match="larger than 64 MiB"):
         read_bytes(zero, "The file", pipes=True)
     assert size_text(LARGEST) == "64 MiB"
-
-
-def test_problems_are_counted_and_the_first_is_told() -> None:
-    problems = Problems("The file")
-    problems.raise_first()
-    problems.add(3, "wrong")
-    problems.add(3, "more")
-    problems.add(9, "wrong")
-    with pytest.raises(UsageError, match=r"The file, line 3: wrong\. 1 more line is wrong too\."):
-        problems.raise_first()
-
-
-def test_text() -> None:
-    assert utf8("\u2028".encode()) == "\u2028"

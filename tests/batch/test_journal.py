@@ -248,54 +248,6 @@ def test_a_record_that_has_changed_is_refused_before_anything_is_written(tmp_pat
     assert "note-" not in str(manifest)
 
 
-def test_lines_that_are_added_together_are_one_write_and_one_fsync(tmp_path: Path) -> None:
-    class Counting(Quick):
-        calls: list[str] = []  # noqa: RUF012
-
-        def write(self, stream: Any, data: memoryview) -> int:
-            self.calls.append("write")
-            return super().write(stream, data)
-
-        def fsync(self, stream: Any) -> None:
-            self.calls.append("fsync")
-
-    files = Counting()
-    output = tmp_path / "out"
-    with OutputJournal.open(output, OF, files=files) as journal:
-        files.calls.clear()
-        journal.append(*(line(id, OF) for id in ids(20)))
-        assert files.calls == ["write", "fsync"]
-        with pytest.raises(ValueError, match="already"):
-            journal.append(line("note-21", OF), line("note-21", OF))
-        assert journal.done.keys() == set(ids(20))
-    assert in_file(output) == ids(20)
-
-
-def test_what_is_known_behind_the_loading_completes_the_entry_of_the_start(tmp_path: Path) -> None:
-    output = tmp_path / "out"
-
-    def started(device: str, layers: int) -> tuple[OutputJournal, list[str]]:
-        with OutputJournal.open(
-            output, OF, provenance={"devices": [device]}, files=Quick()
-        ) as made:
-            told = made.set_loaded({"target": {"gpu_layers": layers}})
-            made.append(line(f"note-{len(made.done) + 1}", OF))
-            return made, told
-
-    journal, said = started("A", 9)
-    assert said == [] and len(journal.manifest.provenance) == 1
-    assert journal.manifest.provenance[0]["loaded"] == {"target": {"gpu_layers": 9}}
-    journal, said = started("A", 9)
-    assert said == [] and len(journal.manifest.provenance) == 1
-    for device, layers, entries in (("A", 4, 2), ("B", 4, 3)):
-        journal, said = started(device, layers)
-        assert len(said) == 1 and "other devices, or with other layers" in said[0]
-        found = read_manifest(output)
-        assert found is not None and len(found.provenance) == entries
-        assert found.provenance[-1]["devices"] == [device]
-        assert found.provenance[-1]["loaded"] == {"target": {"gpu_layers": layers}}
-
-
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(), st.text(min_size=1), st.floats(), st.text())
 def test_whatever_is_said_is_a_line_that_is_read_back(

@@ -113,9 +113,3 @@ def test_a_fingerprint_is_of_everything_that_decides_an_answer() -> None:
         assert other.digest != first.digest
         assert NOTE not in json.dumps(other.as_object())
     assert demo(GenerateOptions()).digest == first.digest
-
-
-def test_differences_are_told_by_name_and_number() -> None:
-    before = {"a": {"x": 1, "y": "secret"}, "b": True, "c": None}
-    now = {"a": {"x": 1.5, "y": "other"}, "b": 1, "d": 2}
-    assert differences(before, now) == ["a.x (1, now 1.5)", "a.y", "b (True, now 1)", "c", "d"]

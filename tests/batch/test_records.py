@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from capt_local.batch.readers import InputErrors, check_input
 from capt_local.batch.records import RecordSettings, read_settings
-from capt_local.decoding.options import GenerateOptions, Structure
 from capt_local.prompting.messages import Message
 from capt_local.strict_json import NotReadable
 from tests.batch.inputs import CANARY, checked, line, openai, problems, records, short, written
@@ -108,14 +106,6 @@ def test_ids_that_are_none(id: object, said: str, tmp_path: Path) -> None:
     assert problems(written(tmp_path, short(id))) == (f"line 1: {said}",)
 
 
-def test_ids_are_there_once(tmp_path: Path) -> None:
-    data = short("a") + short("é") + short(7) + b"\n" + short("a") + short("7") + short("e\u0301")
-    assert problems(written(tmp_path, data)) == (
-        "line 5: its id is that of line 1",
-        "line 6: its id is that of line 3",
-    )
-
-
 SETTINGS = [
     ({"max_completion_tokens": 4}, {"max_tokens": 4}),
     ({"max_tokens": None, "stop": None}, {}),
@@ -171,11 +161,3 @@ def test_settings_that_are_refused(fields: dict[str, object], said: str) -> None
     with pytest.raises(NotReadable) as caught:
         read_settings(fields)
     assert str(caught.value) == said
-
-
-def test_settings_that_do_not_go_with_the_run_are_found_before(tmp_path: Path) -> None:
-    path = written(tmp_path, short("a") + short("b", stop=CANARY) + short("c", stop=CANARY))
-    run = GenerateOptions(structure=Structure('root ::= "x"'))
-    with pytest.raises(InputErrors, match="lines 2, 3: A stop string would cut") as caught:
-        check_input(path, options=run)
-    assert CANARY not in str(caught.value)

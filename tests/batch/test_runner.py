@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ from capt_local.batch.records import record_seed
 from capt_local.batch.run import Job, Progress, Runner, records_left
 from capt_local.batch.supervisor import News, WorkerProcess, WorkerSupervisor
 from capt_local.decoding.options import GenerateOptions
-from capt_local.errors import MemoryShortage, WorkerFailed
+from capt_local.errors import WorkerFailed
 from tests.batch.fake_input import FakeJournal, FakeSource, config, start_worker
 
 CANARY = "zyzzyva-canary"
@@ -146,6 +145,7 @@ def test_a_worker_that_dies_once_is_replaced(bench: Bench, prompt: str, cause: s
     assert CANARY not in str(bench.news)
 
 
+@pytest.mark.slow
 def test_workers_that_die_whatever_they_are_asked_end_the_run(bench: Bench) -> None:
     with pytest.raises(WorkerFailed, match="5 records in a row"):
         bench.run({f"r{number}": "die SIGSEGV" for number in range(20)})
@@ -175,36 +175,9 @@ def test_a_worker_that_hangs_is_ended_and_its_record_fails(bench: Bench) -> None
     assert len(bench.workers) == 3 and time.monotonic() - began < 60
 
 
-def test_a_worker_that_is_stopped_hangs(bench: Bench) -> None:
-    def stop() -> bool:
-        if bench.journal.lines and len(bench.workers) == 1:
-            os.kill(bench.workers[0].pid, signal.SIGSTOP)
-        return False
-
-    prompts = {f"r{number}": "busy 0.2" for number in range(6)}
-    assert bench.run(prompts, timeout=1.5, stop=stop)
-    assert set(bench.journal.answers.values()) == {answer(id, "busy 0.2") for id in prompts}
-    assert ["reported no progress" in death for death in bench.deaths] == [True]
-
-
 def test_long_work_is_no_hanging(bench: Bench) -> None:
     assert bench.run({"a": "busy 4"}, timeout=2.0)
     assert bench.journal.answers == {"a": answer("a", "busy 4")} and len(bench.workers) == 1
-
-
-def test_models_that_cannot_be_loaded_again_at_once_are_tried_again(bench: Bench) -> None:
-    (bench.folder / "fail-again").write_text("load fail fail load")
-    prompts = {"a": "one", "b": "once die SIGKILL", "c": "two"}
-    assert bench.run(prompts)
-    assert set(bench.journal.answers) == {"a", "b", "c"}
-    assert bench.journal.answers["b"] == answer("b", "survived")
-    assert bench.reloads == ["The models do not fit"] * 2 and len(bench.workers) == 4
-
-
-def test_a_worker_without_memory_ends_the_run(bench: Bench) -> None:
-    (bench.folder / "no-memory").touch()
-    with pytest.raises(MemoryShortage, match="do not fit"):
-        bench.run({"a": "one"})
 
 
 def test_a_stop_is_quick_and_drops_what_is_at_hand(bench: Bench) -> None:

@@ -51,14 +51,6 @@ def test_another_character_divides_the_cells(delimiter: str, tmp_path: Path) -> 
         assert records(checked(written(tmp_path, data, "in.TSV"), ASK)) == records(source)
 
 
-def test_what_the_columns_are_called_decides_a_prompt(tmp_path: Path) -> None:
-    one = checked(table(tmp_path, b"id,note,old\n1,x,y\n"), ASK)
-    other = checked(table(tmp_path, b"id,old,note\n1,x,y\n"), ASK)
-    assert one.line(0) == other.line(0)  # the same bytes, and yet
-    assert one.record(0).prompt != other.record(0).prompt
-    assert one.described() != other.described() and "note" not in str(one.described())
-
-
 @pytest.mark.parametrize(
     ("data", "said"),
     [

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capt_local.batch.records import RecordTemplate
-from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
 from capt_local.prompting.sandbox import Limits
 from capt_local.strict_json import NotReadable
@@ -105,28 +104,6 @@ def test_a_record_does_not_use_up_the_budget_of_the_next() -> None:
     with pytest.raises(NotReadable):
         made.render({"note": "x" * 101})
     assert made.render({"note": "y"}) == "y"
-
-
-@pytest.mark.parametrize(
-    ("template", "said"),
-    [
-        (b"{{ zyzzyva", "has a mistake in line 1."),
-        (b"a\n\n{% zyzzyva %}", "has a mistake in line 3."),
-        (b"{{ x | zyzzyva }}", "has a mistake in line 1."),
-        (b"{% for x in y recursive %}{% endfor %}{{ zyzzyva.a b }}", "has a mistake in line 1."),
-        (b"\xff\xfe{\x00", "is not UTF-8 at byte 0 (UTF-16?)."),
-        (b"zyzzyva", "names no field: write one as {{ note }}."),
-        (b"", "names no field: write one as {{ note }}."),
-        (b"{{ range(3) }}", "names no field: write one as {{ note }}."),
-        (b"x" * (1 << 16) + b"{{ x }}", "is larger than 64 KiB."),
-        (b"{{a+a}}" * 6000, "was refused: it has too many expressions."),
-        (b"{{ " + b"(" * 5000 + b"a" + b")" * 5000 + b" }}", "fails with a RecursionError."),
-    ],
-)
-def test_what_is_no_template(template: bytes, said: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        RecordTemplate(template)
-    assert str(caught.value) == f"The template (--template) {said}"
 
 
 def test_a_template_is_the_users_message(tmp_path: Path) -> None:

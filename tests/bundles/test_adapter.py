@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles.create import describe, write_manifest
-from capt_local.bundles.manifest import MANIFEST, SCALE_LIMIT, AdapterFile, Bundle
+from capt_local.bundles.manifest import MANIFEST, AdapterFile, Bundle
 from capt_local.bundles.manifest_file import read_bundle
 from capt_local.bundles.verify import verify
-from capt_local.errors import ModelError, UsageError
+from capt_local.errors import ModelError
 
 HEAD = 'schema = 1\nid = "lora"\n'
 LORA = b"GGUF adapter"
@@ -60,13 +60,6 @@ def test_an_expert_may_be_its_base_with_an_adapter(folder: Path) -> None:
     assert read == ["target", "expert", "expert"]  # the base's file and the adapter; once each
 
 
-def test_digests_name_the_adapter_and_its_scale(folder: Path) -> None:
-    plain, half = load(folder).digests, load(folder, scale="0.5").digests
-    assert list(plain) == ["target", "expert", "base", "expert.adapter"]
-    assert list(half)[-1] == "expert.adapter*0.5"
-    assert plain["expert"] == plain["base"] != plain["expert.adapter"] == half["expert.adapter*0.5"]
-
-
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
@@ -86,13 +79,6 @@ def test_bad_adapters(folder: Path, changes: dict[str, str | None], problem: str
     with pytest.raises(ModelError, match=problem) as caught:
         load(folder, **changes)
     assert str(caught.value).startswith(str(folder / MANIFEST))
-
-
-def test_an_adapter_is_a_table(folder: Path) -> None:
-    text = HEAD + model(folder, "target", "target") + 'adapter = "lora.gguf"\n'
-    (folder / MANIFEST).write_text(text)
-    with pytest.raises(ModelError, match=r"models\.target\.adapter must be a table"):
-        read_bundle(folder)
 
 
 @pytest.mark.parametrize(
@@ -127,39 +113,3 @@ def test_what_is_written_reads_back(folder: Path) -> None:
     models["expert"] = replace(models["expert"], adapter=lora)
     with pytest.raises(ModelError, match="The expert's adapter has no digest"):
         write_manifest(Bundle(id="lora", models=models), folder)
-
-
-def test_files_given_one_by_one(folder: Path) -> None:
-    target, base, lora = (folder / f"{name}.gguf" for name in ("target", "base", "lora"))
-    bundle = Bundle.from_paths(target, base=base, expert_adapter=str(lora))
-    assert {role: model.path for role, model in bundle.models.items()} == {
-        "target": target, "expert": base, "base": base
-    }  # fmt: skip
-    assert bundle.adapters == {"expert": AdapterFile(lora, len(LORA))}
-    assert bundle.digests["expert.adapter"] is None
-    half = AdapterFile.given(lora, 0.5)
-    bundle = Bundle.from_paths(target, [target, base], [base, base], [lora, half])
-    assert bundle.models["expert"].path == target
-    assert [one.scale for one in bundle.adapters.values()] == [1.0, 0.5]
-    assert list(bundle.adapters) == ["expert", "expert-2"]
-    with pytest.raises(UsageError, match="without the base"):
-        Bundle.from_paths(target, expert_adapter=lora)
-    with pytest.raises(UsageError, match=r"The adapters given are 1, the experts 2"):
-        Bundle.from_paths(target, None, [base, base], lora)
-    with pytest.raises(ModelError, match=r"The adapter none\.gguf is not there"):
-        Bundle.from_paths(target, None, base, folder / "none.gguf")
-
-
-def test_an_adapter_as_text(folder: Path) -> None:
-    path = folder / "lora.gguf"
-    assert AdapterFile.parse(str(path)) == AdapterFile.given(path)
-    assert AdapterFile.parse(f"{path}=-0.5").scale == -0.5
-    odd = folder / "a=2"
-    odd.write_bytes(LORA)
-    assert AdapterFile.parse(str(odd)) == AdapterFile.given(odd)
-    assert AdapterFile.parse(f"{odd}=2") == AdapterFile.given(odd, 2)
-    with pytest.raises(UsageError, match="FILE=SCALE"):
-        AdapterFile.parse(f"{path}=strong")
-    for scale in ("nan", "inf", str(SCALE_LIMIT + 1)):
-        with pytest.raises(UsageError, match="a number from -8 to 8"):
-            AdapterFile.parse(f"{path}={scale}")

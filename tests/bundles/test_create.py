@@ -12,7 +12,7 @@ from capt_local.bundles import create, store
 from capt_local.bundles.create import Put, describe, ingredients, put_together, write_manifest
 from capt_local.bundles.manifest import MANIFEST, AdapterFile, Bundle
 from capt_local.bundles.staging import free_place, new_staging
-from capt_local.errors import ModelError, UsageError
+from capt_local.errors import ModelError
 
 
 @pytest.fixture
@@ -83,16 +83,6 @@ def test_what_another_account_owns_is_copied(
     assert put(files, folder).linked == ()
 
 
-def test_a_disk_without_links(
-    files: dict[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
-    assert len(put(files, folder).copied) == 3
-
-
 def test_too_little_room_is_said_before_anything_is_copied(
     files: dict[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,14 +90,6 @@ def test_too_little_room_is_said_before_anything_is_copied(
     with pytest.raises(ModelError, match="not enough room"):
         put(files, folder, copy=True)
     assert list(folder.iterdir()) == []
-
-
-def test_a_link_to_a_file_is_followed(files: dict[str, Path], folder: Path, tmp_path: Path) -> None:
-    link = tmp_path / "link.gguf"
-    link.symlink_to(files["expert"])
-    found = put({**files, "expert": link}, folder)
-    assert not (folder / "expert.gguf").is_symlink()
-    assert os.path.samefile(found.bundle.models["expert"].path, files["expert"])
 
 
 def test_an_expert_that_is_its_base_with_an_adapter(files: dict[str, Path], folder: Path) -> None:
@@ -169,24 +151,6 @@ def other_bundle(tmp_path: Path, file: Path) -> Path:
     return place
 
 
-def test_references_that_lead_nowhere(files: dict[str, Path], tmp_path: Path) -> None:
-    place = other_bundle(tmp_path, files["base"])
-    given = str(files["target"])
-    with pytest.raises(ModelError, match="The base: the bundle other has no base; it has target"):
-        ingredients(given, (given,), (f"{place}:base",), ())
-    with pytest.raises(ModelError, match="The expert: No bundle has the id 'nobody'"):
-        ingredients(given, ("nobody:expert",), (given,), ())
-    with pytest.raises(ModelError, match="The expert model nobody:director is not there"):
-        ingredients(given, ("nobody:director",), (given,), ())
-
-
-def test_a_file_whose_name_looks_like_a_reference(files: dict[str, Path], tmp_path: Path) -> None:
-    odd = tmp_path / "demo:base"
-    shutil.copy(files["base"], odd)
-    found = ingredients(str(files["target"]), (str(files["expert"]),), (str(odd),), ())
-    assert found.models["base"].path == odd
-
-
 def test_an_expert_that_is_its_own_base(files: dict[str, Path], tmp_path: Path) -> None:
     target, expert = str(files["target"]), str(files["expert"])
     link = tmp_path / "link"
@@ -201,42 +165,11 @@ def test_an_expert_that_is_its_own_base(files: dict[str, Path], tmp_path: Path) 
         ingredients(target, (), (expert,), (silent,))
 
 
-def test_a_second_adapter_is_refused(files: dict[str, Path], folder: Path) -> None:
-    adapter = AdapterFile.given(files["lora"])
-    write_manifest(put_together(of(files, (adapter,)), folder).bundle, folder)
-    target, base = str(files["target"]), str(files["base"])
-    taken = ingredients(target, (f"{folder}:expert",), (base,), ())
-    assert taken.models["expert"].adapter is not None
-    with pytest.raises(UsageError, match="The expert has an adapter in its bundle already"):
-        ingredients(target, (f"{folder}:expert",), (base,), (adapter,))
-
-
 # --- places
 
 
 def named(name: str) -> Bundle:
     return Bundle(id=name, models={})
-
-
-def test_a_place_in_the_store(tmp_path: Path) -> None:
-    place = free_place(named("new"), None, replaced=False)
-    assert place == store.user_folder() / "new"
-    for name in ("demo", "con", "nul.x"):
-        with pytest.raises(ModelError):
-            free_place(named(name), None, replaced=False)
-
-
-def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "file").write_bytes(b"")
-    for name in ("folder", "link", "file"):
-        for replaced in (False, True):
-            with pytest.raises(ModelError, match="is there already, and is no bundle"):
-                free_place(named("x"), tmp_path / name, replaced=replaced)
-    for nowhere in (tmp_path / "none" / "x", Path("~nobody-of-this-name/x")):
-        with pytest.raises(ModelError, match="is no folder"):
-            free_place(named("x"), nowhere, replaced=False)
 
 
 def test_a_bundle_is_replaced_when_that_is_asked_for(
@@ -276,27 +209,6 @@ def test_what_a_killed_try_left_goes(tmp_path: Path) -> None:
         assert left.stat().st_mode & 0o777 == 0o700
 
 
-def test_one_at_a_time(tmp_path: Path) -> None:
-    place = tmp_path / "new"
-    with new_staging(place, in_store=False) as staging:
-        (staging.folder / "part").write_bytes(b"1")
-        with pytest.raises(ModelError), new_staging(place, in_store=False):
-            pass
-        assert os.listdir(staging.folder) == ["part"]
-
-
-def test_a_store_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(os, "mkdir", refuse)
-    with (
-        pytest.raises(ModelError, match="cannot be written: Read-only file system"),
-        new_staging(store.user_folder() / "new", in_store=True),
-    ):
-        pass
-
-
 def test_a_disk_that_fills_up(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,12 +223,3 @@ def test_a_disk_that_fills_up(
     ):
         put(files, staging.folder, copy=True)
     assert not (tmp_path / "new").exists()
-
-
-def test_a_model_that_cannot_be_read(
-    files: dict[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = of(files)
-    files["base"].unlink()
-    with pytest.raises(ModelError, match=r"base model base of mine\.bin cannot be read: No such"):
-        put_together(wanted, folder)

@@ -72,14 +72,6 @@ def test_an_installed_file_is_read_once(bundle: Bundle, reads: list[str]) -> Non
     assert os.listdir(cache().parent) == ["digests.json"]
 
 
-def test_always_reads_and_never_does_not(bundle: Bundle, reads: list[str]) -> None:
-    check(bundle)
-    assert verify.verify(bundle, check=Check.ALWAYS)
-    assert reads == ["target.gguf"] * 2
-    bundle.models["target"].path.write_bytes(b"x" * SIZE)
-    assert verify.verify(bundle, check=Check.NEVER).stamps == {}
-
-
 def test_a_bundle_elsewhere_is_read_each_time(tmp_path: Path, reads: list[str]) -> None:
     elsewhere = make(tmp_path / "one")
     reads.clear()
@@ -87,17 +79,6 @@ def test_a_bundle_elsewhere_is_read_each_time(tmp_path: Path, reads: list[str]) 
     check(elsewhere)
     assert reads == ["target.gguf"] * 2
     assert not cache().exists()
-
-
-def test_a_store_of_the_site_counts_as_installed(
-    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(store.VARIABLE, str(tmp_path / "site"))
-    here = make(tmp_path / "site" / "one")
-    reads.clear()
-    check(here)
-    check(here)
-    assert reads == ["target.gguf"]
 
 
 def put_back(path: Path, change: Callable[[], object]) -> None:
@@ -205,25 +186,6 @@ def test_a_forged_digest_of_another_file_does_not_help(bundle: Bundle) -> None:
     cache().write_text(json.dumps({key: bundle.models["target"].sha256 for key in entries}))
     with pytest.raises(ModelError, match="SHA-256 differs"):
         check(bundle)
-
-
-def test_a_state_folder_that_cannot_be_written_is_no_error(
-    bundle: Bundle, reads: list[str]
-) -> None:
-    digest_cache.state_folder().parent.mkdir(parents=True, exist_ok=True)
-    digest_cache.state_folder().write_text("a file is in the way")
-    check(bundle)
-    check(bundle)
-    assert reads == ["target.gguf"] * 2
-
-
-def test_the_oldest_entries_go_first(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digest_cache, "_MOST", 2)
-    for name in ("two", "three"):
-        check(make(store.user_folder() / name))
-    check(bundle)
-    kept = [key.split("/")[-2] for key in json.loads(cache().read_text())]
-    assert kept == ["three", "one"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(

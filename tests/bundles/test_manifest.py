@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from pathlib import Path
 
 import pytest
 
 from capt_local.bundles.create import describe, manifest_text, write_manifest
-from capt_local.bundles.manifest import ALPHA_LIMIT, MANIFEST, Bundle, Defaults, Style
+from capt_local.bundles.manifest import MANIFEST, Bundle, Defaults, Role, Style
 from capt_local.bundles.manifest_file import read_bundle
 from capt_local.bundles.verify import read_template, verify
-from capt_local.decoding.options import CombineOptions
-from capt_local.errors import ModelError, UsageError
+from capt_local.errors import ModelError
 
 CONTENT = {"target": b"GGUF target", "expert": b"GGUF expert", "base": b"GGUF base"}
 HEAD = 'schema = 1\nid = "trio"\n'
@@ -82,17 +80,6 @@ def test_a_target_alone_is_a_bundle(folder: Path) -> None:
     assert bundle.models["target"].style is Style.CHAT
 
 
-def test_alpha_has_the_bounds_of_the_decoder(folder: Path) -> None:
-    text = HEAD + f"[defaults]\nalpha = {-ALPHA_LIMIT}\n" + TARGET
-    CombineOptions(alphas=load(folder, text).defaults.alphas)
-    with pytest.raises(UsageError):
-        CombineOptions(alphas=(math.nextafter(ALPHA_LIMIT, math.inf),))
-
-
-def test_alpha_from_the_evidence_can_be_named(folder: Path) -> None:
-    assert load(folder, HEAD + '[defaults]\nalpha = "evidence"\n' + TARGET).defaults.alphas == ()
-
-
 BAD = {
     "not toml": ("id = [", "not valid TOML"),
     "not utf-8": (b'id = "\xff"', "not UTF-8"),
@@ -100,44 +87,24 @@ BAD = {
     "a number without end": (HEAD + f"context = {'1' * 5000}\n" + TARGET, "too many digits"),
     "too large": (b"#" * (1 << 20) + b"\n", "larger than 1 MiB"),
     "no schema": ('id = "x"\n' + TARGET, "schema must be 1"),
-    "later schema": (
-        'schema = 2\nid = "x"\n' + TARGET,
-        "bundle x was made for a newer",
-    ),
-    "schema of another type": ('schema = "1"\nid = "x"\n' + TARGET, "schema must be 1"),
-    "schema true": ('schema = true\nid = "x"\n' + TARGET, "schema must be 1"),
     "no id": ("schema = 1\n" + TARGET, "id is missing"),
     "id a path": ('schema = 1\nid = "../x"\n' + TARGET, "id must be 1 to 64 letters"),
-    "id empty": ('schema = 1\nid = ""\n' + TARGET, "id must be 1 to 64 letters"),
-    "id a number": ("schema = 1\nid = 7\n" + TARGET, "id must be a text"),
     "title with an escape": (HEAD + 'title = "\\u001b]0;x"\n' + TARGET, "title holds control"),
     "context zero": (HEAD + "context = 0\n" + TARGET, "context must be at least 1"),
-    "context a fraction": (HEAD + "context = 1.5\n" + TARGET, "context must be a whole number"),
     "unknown key": (HEAD + "contxt = 1\n" + TARGET, "contxt is not known"),
     "unknown odd key": (HEAD + '"\\u001b[2J" = 1\n' + TARGET, "a key with odd characters is not"),
-    "models not a table": (HEAD + "models = 1\n", "models must be a table"),
-    "no models": (HEAD, "models.target is missing"),
     "no target": (HEAD + PROXIES, "models.target is missing"),
     "no base": (HEAD + TARGET + table("expert"), "models.base is missing; .* both expert and"),
-    "no expert": (HEAD + TARGET + table("base"), "models.expert is missing; .* both expert and"),
     "unknown role": (HEAD + TARGET + table("judge"), "models.roles are target, expert, base"),
-    "role not a table": (HEAD + 'models.target = "x"\n', "models must be a table"),
     "unknown key of a model": (HEAD + table("target", sha1='"x"'), "models.target.sha1 is not"),
-    "no file": (HEAD + table("target", file=None), "models.target.file is missing"),
-    "no size": (HEAD + table("target", size=None), "models.target.size is missing"),
     "no digest": (HEAD + table("target", sha256=None), "models.target.sha256 is missing"),
     "file not there": (HEAD + table("target", file='"x.gguf"'), "names x.gguf, which is not there"),
-    "file a folder": (HEAD + table("target", file='"."'), "must name a file"),
-    "file empty": (HEAD + table("target", file='""'), "must name a file inside"),
     "file absolute": (HEAD + table("target", file='"/etc/passwd"'), "must be a path relative"),
     "file above": (HEAD + table("target", file='"../x"'), "must name a file inside"),
     "file with backslash": (HEAD + table("target", file="'..\\x'"), "must be a path relative"),
     "file on a drive": (HEAD + table("target", file='"C:x"'), "must be a path relative"),
-    "size negative": (HEAD + table("target", size="-1"), "models.target.size must be at least 1"),
     "size huge": (HEAD + table("target", size="9" * 30), "size must be|not valid TOML"),
     "digest short": (HEAD + table("target", sha256='"abc"'), "sha256 must be a SHA-256 of 64"),
-    "digest upper": (HEAD + table("target", sha256=f'"{"A" * 64}"'), "sha256 must be a SHA-256"),
-    "style unknown": (HEAD + table("target", style='"x"'), "target.style is none of the words"),
     "template twice": (
         HEAD + table("target", template='"plain"', template_file='"chat.jinja"'),
         "models.target.template names a built-in",
@@ -146,39 +113,14 @@ BAD = {
         HEAD + table("target", template_file='"chat.jinja"'),
         "template_sha256 is missing",
     ),
-    "defaults unknown": (HEAD + "[defaults]\ntop = 1\n" + TARGET, "defaults.top is not known"),
-    "method unknown": (HEAD + '[defaults]\nmethod = "x"\n' + TARGET, "method must be one of capt"),
-    "alpha a word": (
-        HEAD + '[defaults]\nalpha = "x"\n' + TARGET,
-        "defaults.alpha must be a number",
-    ),
-    "alpha large": (HEAD + "[defaults]\nalpha = 8.5\n" + TARGET, "defaults.alpha must be"),
     "alpha huge": (
         HEAD + f"[defaults]\nalpha = {'9' * 400}\n" + TARGET,
         "defaults.alpha (must be|is out of range)",
-    ),
-    "alpha infinite": (
-        HEAD + "[defaults]\nalpha = -inf\n" + TARGET,
-        "defaults.alpha (must be|is out of range)",
-    ),
-    "alphas huge": (
-        HEAD + f"[defaults]\nalpha = [0x{'f' * 9000}]\n" + TARGET,
-        "alpha is out of range",
     ),
     "alpha nan": (
         HEAD + "[defaults]\nalpha = nan\n" + TARGET,
         "defaults.alpha (must be|is out of range)",
     ),
-    "alpha true": (HEAD + "[defaults]\nalpha = true\n" + TARGET, "alpha must be a number"),
-    "plausibility": (
-        HEAD + "[defaults]\nplausibility = 2\n" + TARGET,
-        "plausibility must be at most 1",
-    ),
-    "temperature": (
-        HEAD + "[defaults]\ntemperature = -1\n" + TARGET,
-        "temperature must be at least 0",
-    ),
-    "max tokens": (HEAD + "[defaults]\nmax_tokens = 0\n" + TARGET, "must be at least 1"),
 }
 
 
@@ -211,16 +153,6 @@ def test_a_link_that_leads_to_itself(folder: Path) -> None:
             load(folder, HEAD + table("target", file=f'"{name}"'))
 
 
-def test_a_name_that_no_file_can_have(folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"models\.target\.file (cannot be read|names xxx)"):
-        load(folder, HEAD + table("target", file=f'"{"x" * 300}"'))
-
-
-def test_a_missing_manifest(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="manifest cannot be read: No such file"):
-        read_bundle(tmp_path)
-
-
 def test_bundle_of_files(folder: Path) -> None:
     paths = [folder / f"{role}.gguf" for role in CONTENT]
     bundle = Bundle.from_paths(*paths)
@@ -229,19 +161,6 @@ def test_bundle_of_files(folder: Path) -> None:
     assert "no manifest says whether they are the right ones" in bundle.notices[0]
     verify(bundle)
     assert list(Bundle.from_paths(str(paths[0])).models) == ["target"]
-
-
-@pytest.mark.parametrize(("given", "missing"), [("expert", "base"), ("base", "expert")])
-def test_files_of_expert_and_base_come_together(folder: Path, given: str, missing: str) -> None:
-    target = folder / "target.gguf"
-    with pytest.raises(UsageError, match=f"{given} is given without the {missing}"):
-        Bundle.from_paths(target, **{given: folder / f"{given}.gguf"})
-
-
-def test_a_missing_file_is_named_by_its_role(folder: Path) -> None:
-    files = [folder / "target.gguf", folder / "none.gguf", folder / "base.gguf"]
-    with pytest.raises(ModelError, match=r"The expert model none\.gguf is not there"):
-        Bundle.from_paths(*files)
 
 
 def described(folder: Path, **changes: object) -> Bundle:
@@ -288,6 +207,57 @@ def test_models_of_a_bundle_lie_in_its_folder(folder: Path, tmp_path: Path) -> N
         write_manifest(described(folder), tmp_path / "elsewhere")
 
 
-def test_files_without_a_digest_are_not_written(folder: Path) -> None:
-    with pytest.raises(ModelError, match="target has no digest"):
-        write_manifest(Bundle.from_paths(folder / "target.gguf"), folder)
+ROLES: tuple[Role, ...] = ("target", "expert", "base")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    for number, role in enumerate(ROLES):
+        (tmp_path / f"{role}.gguf").write_bytes(bytes([number]) * 3_000_000)
+    (tmp_path / "chat.jinja").write_text("{{ messages[0].content }}")
+    models = {role: describe(role, tmp_path / f"{role}.gguf") for role in ROLES}
+    models["target"] = describe(
+        "target", tmp_path / "target.gguf", template_file=tmp_path / "chat.jinja"
+    )
+    return read_bundle(write_manifest(Bundle(id="trio", models=models), tmp_path))
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("place", [0, 1_500_000, 2_999_999])
+def test_one_flipped_bit_is_found(bundle: Bundle, role: Role, place: int) -> None:
+    path = bundle.models[role].path
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=rf"The {role} model {role}\.gguf .* its SHA-256 differs"):
+        verify(bundle)
+
+
+def test_another_size_is_told_without_reading(bundle: Bundle) -> None:
+    path = bundle.models["base"].path
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"base\.gguf .* has 2999999 bytes instead of 3000000"):
+        verify(bundle)
+
+
+def test_swapped_roles_are_found(bundle: Bundle) -> None:
+    expert, base = bundle.models["expert"].path, bundle.models["base"].path
+    expert.rename(expert.with_suffix(".tmp"))
+    base.rename(expert)
+    expert.with_suffix(".tmp").rename(base)
+    with pytest.raises(ModelError, match="The expert model"):
+        verify(bundle)
+
+
+def test_a_file_that_went_away(bundle: Bundle) -> None:
+    bundle.models["expert"].path.unlink()
+    with pytest.raises(ModelError, match=r"The expert model expert\.gguf .*No such file"):
+        verify(bundle)
+
+
+def test_a_changed_template_is_found(bundle: Bundle) -> None:
+    file = bundle.models["target"].template_file
+    assert file is not None
+    file.write_text("{{ 'Ignore the patient.' }}")
+    with pytest.raises(ModelError, match="chat template of the target is not the one"):
+        verify(bundle)

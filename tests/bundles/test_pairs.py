@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundles.create import describe, write_manifest
-from capt_local.bundles.manifest import MANIFEST, Bundle, Defaults, roles
+from capt_local.bundles.manifest import MANIFEST, Bundle
 from capt_local.bundles.manifest_file import read_bundle
 from capt_local.bundles.verify import verify
-from capt_local.errors import ModelError, UsageError
+from capt_local.errors import ModelError
 
 FIVE = ("target", "expert", "base", "expert-2", "base-2")
 HEAD = 'schema = 1\nid = "two"\n'
@@ -37,12 +36,6 @@ def load(folder: Path, *named: str, head: str = HEAD, **shared: str) -> Bundle:
     tables = [table(folder, role, shared.get(role.replace("-", ""), role)) for role in named]
     (folder / MANIFEST).write_text(head + "".join(tables))
     return read_bundle(folder)
-
-
-def test_roles_have_an_order() -> None:
-    assert roles(0) == ("target",)
-    assert roles(2) == FIVE
-    assert roles(11)[-2:] == ("expert-11", "base-11")
 
 
 def test_models_come_in_the_order_of_their_pairs(folder: Path) -> None:
@@ -91,59 +84,3 @@ def test_a_shared_file_is_checked_against_both_digests(folder: Path) -> None:
     assert last
     with pytest.raises(ModelError, match=r"The base-2 model base\.gguf .* its SHA-256 differs"):
         verify(read_bundle(folder))
-
-
-def test_an_alpha_for_each_pair(folder: Path) -> None:
-    assert load(folder, *FIVE, head=alpha("[0.5, 1]")).defaults.alphas == (0.5, 1.0)
-    assert load(folder, *FIVE, head=alpha("0.5")).defaults.alphas == (0.5,)
-    assert load(folder, *FIVE[:3], head=alpha("[0.5]")).defaults.alphas == (0.5,)
-
-
-@pytest.mark.parametrize(
-    ("value", "problem"),
-    [
-        ("[]", r"defaults\.alpha must be one number"),
-        ("[0.5, 1, 1]", r"must be one number, or one for each pair of the bundle \(2\)"),
-        ("[0.5, 9]", "must be at most 8"),
-        ('[0.5, "x"]', "must be a number"),
-        ("[[0.5], 1]", "must be a number"),
-        ("[true, false]", "must be a number"),
-        ("{a = 1}", "must be a number"),
-    ],
-)
-def test_bad_alphas(folder: Path, value: str, problem: str) -> None:
-    with pytest.raises(ModelError, match=problem):
-        load(folder, *FIVE, head=alpha(value))
-
-
-def alpha(value: str) -> str:
-    return f"{HEAD}[defaults]\nalpha = {value}\n"
-
-
-def test_what_is_written_reads_back(folder: Path) -> None:
-    models = {role: describe(role, folder / f"{role}.gguf") for role in FIVE}
-    models["base-2"] = describe("base-2", folder / "base.gguf")
-    bundle = Bundle(id="two", models=models, defaults=Defaults(alphas=(0.5, -1.0)))
-    again = read_bundle(write_manifest(bundle, folder))
-    assert again.models == models and again.defaults == bundle.defaults
-    verify(again)
-
-
-def test_pairs_that_are_not_whole_are_not_written(folder: Path) -> None:
-    models = {role: describe(role, folder / f"{role}.gguf") for role in FIVE[:4]}
-    with pytest.raises(ModelError, match="base-2 is missing"):
-        write_manifest(Bundle(id="two", models=models), folder)
-    assert not list(folder.glob(f"{MANIFEST}*"))
-
-
-def test_files_pair_up_in_their_order(folder: Path) -> None:
-    target, expert, base, second, other = [folder / f"{role}.gguf" for role in FIVE]
-    bundle = Bundle.from_paths(target, [expert, str(second)], [base, other])
-    assert {role: model.path for role, model in bundle.models.items()} == dict(
-        zip(FIVE, (target, expert, base, second, other), strict=True)
-    )
-    assert Bundle.from_paths(target, [], []).models.keys() == {"target"}
-    with pytest.raises(UsageError, match=r"The experts given are 2, the bases 1: .* same order"):
-        Bundle.from_paths(target, [expert, second], base)
-    with pytest.raises(ModelError, match=r"The base-2 model none\.gguf is not there"):
-        Bundle.from_paths(target, [expert, second], [base, folder / "none.gguf"])

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundles import staging, store
+from capt_local.bundles import store
 from capt_local.bundles.manifest import Bundle
-from capt_local.bundles.staging import Leftover, clear, leftovers
+from capt_local.bundles.staging import clear, leftovers
 from capt_local.errors import ModelError
 from tests.bundles.travelling import Hands
 
@@ -27,12 +27,6 @@ def stop(hands: Hands, path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         hands.take(path, report=report)
-
-
-def test_nothing_is_left_by_an_import_that_ends(hands: Hands) -> None:
-    assert leftovers() == []
-    hands.take(hands.export("trio.capt"))
-    assert leftovers() == []
 
 
 def test_what_is_left_is_told_and_deleted(hands: Hands) -> None:
@@ -55,12 +49,6 @@ def test_what_is_being_imported_is_never_touched(hands: Hands) -> None:
     assert hands.take(hands.export("trio.capt"), examine=during).fresh
 
 
-def test_a_lock_is_not_left_behind_by_looking(hands: Hands) -> None:
-    stop(hands, hands.export("trio.capt"))
-    leftovers()
-    assert hands.take(hands.folder / "trio.capt").fresh
-
-
 def test_what_a_power_cut_took_out_of_the_store_goes_back(hands: Hands) -> None:
     hands.take(hands.export("trio.capt", "1"))
     os.rename(store.user_folder() / "trio", store.staging_folder() / "trio.old")
@@ -79,42 +67,3 @@ def test_links_are_not_followed(hands: Hands, tmp_path: Path) -> None:
     clear("trio")
     assert (tmp_path / "mine" / "note").read_text() == "mine"
     assert leftovers() == []
-
-
-def test_where_there_are_no_locks_nothing_is_deleted(
-    hands: Hands, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stop(hands, hands.export("trio.capt"))
-
-    def without(*_: object) -> None:
-        raise NotImplementedError
-
-    monkeypatch.setattr(staging, "_lock", without)
-    assert [each.busy for each in leftovers()] == [None]
-    with pytest.raises(ModelError, match="cannot be known on this system"):
-        clear("trio")
-    assert (store.staging_folder() / "trio").exists()
-
-
-def test_odd_names_are_passed_over() -> None:
-    store.staging_folder().mkdir(parents=True)
-    (store.staging_folder() / "a b").write_text("x")
-    (store.staging_folder() / "x.lock").write_text("")
-    (store.staging_folder() / "one").write_text("xyz")
-    assert leftovers() == [Leftover("one", 3, False)]
-
-
-def test_an_import_that_is_refused_its_lock_lets_go_of_it(hands: Hands) -> None:
-    folder = Path("/proc/self/fd")
-    if not folder.is_dir():
-        pytest.skip("this system does not tell which files are open")
-    path = hands.export("trio.capt")
-
-    def during(_: Bundle) -> None:
-        before = len(os.listdir(folder))
-        for _ in range(5):
-            with pytest.raises(ModelError, match="being imported already"):
-                clear("trio")
-        assert len(os.listdir(folder)) == before
-
-    hands.take(path, examine=during)

@@ -1,8 +1,22 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from capt_local.chat.commands import COMMANDS, Call, in_block, is_open, understood
+from capt_local.chat.commands import (
+    COMMANDS,
+    SETTINGS,
+    Call,
+    Offer,
+    changed,
+    differences,
+    doubtful,
+    offers,
+    path_of,
+    understood,
+)
+from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
 
 
@@ -52,19 +66,85 @@ def test_an_unknown_command_names_the_nearest_and_not_what_was_typed(line: str, 
     assert line.split()[0] not in str(caught.value).replace(hint, "")
 
 
-@pytest.mark.parametrize("line", ["/", "/ 3 x daily", "/3 x daily", "//"])
-def test_a_slash_that_begins_no_word_is_text(line: str) -> None:
-    if line == "/":
-        with pytest.raises(UsageError):
-            understood(line)
-    else:
-        assert understood(line) == line
+def texts(before: str) -> list[str]:
+    return [offer.text for offer in offers(before)]
+
+
+def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "note one.txt").touch()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / ".hidden").touch()
+    (tmp_path / "bad\x1b]0;x\x07").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert texts("/read no") == ["note one.txt", "notes/"]
+    assert offers("/load note o") == [Offer("note one.txt", 6)]
+    assert texts(f"/save {tmp_path}/.h") == [".hidden"]
+    assert texts("/read ~/notes") == ["notes/"]
+    assert texts("/read missing/x") == texts("/why n") == []
+    assert ".hidden" not in texts("/read ")
+    assert path_of("~/x") == tmp_path / "x"
+    assert path_of("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
+    assert texts("/read ~nobody-of-this-name/") == []
+
+
+START = GenerateOptions()
+VALUES = {
+    "alpha": "0.5",
+    "weights": "0.75,1,0.75",
+    "plausibility": "0.1",
+    "method": "target",
+    "max-tokens": "7",
+    "temp": "0.7",
+    "top-k": "40",
+    "top-p": "0.9",
+    "min-p": "0.05",
+    "repeat-penalty": "1.1",
+    "repeat-last-n": "32",
+    "seed": "3",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_setting_can_be_changed_and_back(setting) -> None:
+    value, before = VALUES[setting.name], setting.of(START)
+    new = changed(START, f"{setting.name} {value}")
+    assert differences(START, new) == [(setting.name, before, value)]
+    assert changed(new, f"{setting.name}={before}") == START
 
 
 @pytest.mark.parametrize(
-    ("text", "is_it"),
-    [('"""', True), ('"""a', True), ('  """\na\n', True), ('"""a"""', False), ("a", False)],
+    ("typed", "says"),
+    [
+        ("alpha 9", "not between -8 and 8"),
+        ("alpha nan", "not between"),
+        ("plausibility -1", "not between 0 and 1"),
+        ("temp -1", "not 0 or above"),
+        ("max-tokens 0", "below 1"),
+        ("top-p 0", "top-p"),
+        ("seed -4", "negative"),
+        ("seed 1.5", "a whole number"),
+        ("alpha strong", "'evidence'"),
+        ("weights 1,2", "takes A,B,C"),
+        ("method magic", "one of"),
+        ("alhpa 1", "nearest is alpha"),
+        ("zzz 1", "Known: alpha"),
+        ("alpha", "NAME VALUE"),
+        ("alpha 1 2", "NAME VALUE"),
+        ("", "NAME VALUE"),
+    ],
 )
-def test_a_block_is_open_until_it_is_ended(text: str, is_it: bool) -> None:
-    assert is_open(text) is is_it
-    assert in_block('""""""') == ""
+def test_what_has_no_meaning_is_refused_as_for_the_flags(typed: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        changed(START, typed)
+    for word in ("strong", "magic", "alhpa", "zzz"):
+        assert word not in str(caught.value)
+
+
+def test_values_that_cannot_be_sensible_are_questioned() -> None:
+    ours = GenerateOptions()
+    assert doubtful(ours) is None
+    for sensible in ("alpha=0.5", "alpha=evidence", "temp=1", "weights=0.5,0.5,0"):
+        assert doubtful(changed(ours, sensible)) is None
+    for odd in ("alpha=7", "alpha=-1", "temp=5", "weights=4,1,0", "plausibility=0.9"):
+        assert doubtful(changed(ours, odd)) is not None

@@ -1,8 +1,22 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from capt_local.chat.conversation import Conversation, with_notes
+from capt_local.chat.conversation import (
+    Conversation,
+    Speakers,
+    clear_line,
+    read_transcript,
+    system_line,
+    turn_line,
+    undo_line,
+    written,
+)
+from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
 from tests.chat.turns import turn
@@ -33,14 +47,89 @@ def test_half_a_character_is_in_the_conversation_as_it_was_shown() -> None:
     assert turn("q", b"caf\xc3").reply == "caf\ufffd"
 
 
+US = Speakers("demo", {"target": "a" * 64, "expert": None, "base": None})
+CANARY = "zyzzyva"
+HELD = (
+    Conversation("be brief")
+    .plus(turn(f"{CANARY} <|im_end|> \u2028 \x1b]52;", b"An", b"swer"))
+    .plus(turn("two", b"caf\xc3", finish=FinishReason.INTERRUPTED))
+)
+FILE = written(HELD, US.line({"versions": {}}))
+
+
+def test_a_conversation_comes_back_as_it_was() -> None:
+    found = read_transcript(FILE.encode(), US)
+    assert found.messages() == HELD.messages()
+    for old, new in zip(HELD.turns, found.turns, strict=True):
+        assert new.answer.finish is old.answer.finish
+        assert new.options is None
+        for first, second in zip(old.answer.steps, new.answer.steps, strict=True):
+            assert replace(first, finish=None) == replace(second, finish=None)
+    assert written(found, US.line({"versions": {}})) == FILE
+
+
+def test_each_line_is_ascii_and_labelled() -> None:
+    assert FILE.isascii() and FILE.endswith("\n")
+    first, _, one, _ = map(json.loads, FILE.splitlines())
+    assert first["ai_label"] == "AIRPT" and first["models"] == US.digests
+    assert one["answer"]["provenance"] == {"method": "capt"}
+    assert one["answer"]["choices"][0]["logprobs"]["content"]
+
+
+def test_a_running_transcript_is_read_to_where_it_ended() -> None:
+    lines = [
+        US.line({}),
+        turn_line(turn("gone", b"x")),
+        clear_line(),
+        system_line("one"),
+        turn_line(turn("kept", b"a")),
+        turn_line(turn("taken back", b"b")),
+        undo_line(),
+        system_line(None),
+    ]
+    found = read_transcript("".join(f"{line}\r\n" for line in lines).encode(), US)
+    assert [each.question for each in found.turns] == ["kept"] and found.system is None
+
+
 @pytest.mark.parametrize(
-    ("notes", "typed", "asked"),
+    "other", [Speakers("else", US.digests), Speakers("demo", {"target": "b" * 64})]
+)
+def test_a_conversation_of_other_models_is_refused(other: Speakers) -> None:
+    with pytest.raises(UsageError, match="with other models"):
+        read_transcript(FILE.encode(), other)
+
+
+def changed(number: int, **fields: Any) -> bytes:
+    lines = [json.loads(line) for line in FILE.splitlines()]
+    lines[number - 1] |= fields
+    return "\n".join(map(json.dumps, lines)).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
     [
-        ((), "why?", "why?"),
-        (("a note\n",), "why?", "a note\n\n\nwhy?"),
-        (("one", "two"), "", "one\n\ntwo"),
-        (("one",), "  ", "one"),
+        (b"", "Line 1"),
+        (b"\xff\xfe", "Line 1"),
+        (b"[1]", "Line 1"),
+        (b"{}", "no saved conversation"),
+        (changed(1, schema=2), "another version"),
+        (changed(1, type="x"), "no saved conversation"),
+        (changed(2, text=4), "Line 2"),
+        (changed(2, type="other"), "Line 2"),
+        (changed(3, question=" "), "Line 3"),
+        (changed(3, question=None), "Line 3"),
+        (changed(3, question="\ud800"), "Line 3"),
+        (changed(3, answer={}), "Line 3"),
+        (changed(3, answer=[]), "Line 3"),
+        (FILE.encode()[:-40], "Line 4"),
+        (f"{FILE}{undo_line()}\n{undo_line()}\n{undo_line()}\n".encode(), "Line 7"),
+        (FILE.encode() + b"\n", "Line 5"),
+        (FILE.encode() + b'{"type":"undo","type":"clear"}', "Line 5"),
+        (FILE.encode() + b'{"type":NaN}', "Line 5"),
+        (FILE.encode() + b"[" * 100_000, "Line 5"),
     ],
 )
-def test_notes_stand_before_the_question(notes: tuple[str, ...], typed: str, asked: str) -> None:
-    assert with_notes(notes, typed) == asked
+def test_a_broken_file_is_one_line_that_tells_where(data: bytes, says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        read_transcript(data, US)
+    assert "\n" not in str(caught.value) and CANARY not in str(caught.value)

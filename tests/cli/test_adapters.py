@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -50,42 +49,6 @@ def test_the_expert_is_the_base_with_its_adapter(run: Run, script: Script, folde
     adapter = models["expert"]["adapter"]
     assert (adapter["sha256"], adapter["scale"]) == (None, 0.5)
     assert "adapter" not in models["base"]
-
-
-def test_the_environment_separates_them_as_in_path(
-    run: Run, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lora, base = str(folder / "lora.gguf"), str(folder / "base.gguf")
-    monkeypatch.setenv("CAPT_LOCAL_EXPERT_ADAPTER", os.pathsep.join((lora, f"{lora}=0.5")))
-    monkeypatch.setenv("CAPT_LOCAL_BASE", os.pathsep.join((base, base)))
-    assert run("generate", "--target", str(folder / "target.gguf"), "-p", "x").code == 0
-    assert {role: one.scale for role, one in opened(script).adapters.items()} == {
-        "expert": 1.0, "expert-2": 0.5
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("given", "code", "said"),
-    [
-        (["--expert-adapter", "lora.gguf"], 2, "need a --target"),
-        (["--target", "target.gguf", "--expert-adapter", "lora.gguf"], 2, "without the base"),
-        (["-m", "demo", "--expert-adapter", "lora.gguf"], 2, "Give either --bundle"),
-        (["--target", "target.gguf", "--base", "base.gguf"], 2, "without the expert"),
-    ],
-)
-def test_what_does_not_go_together_is_refused(
-    run: Run,
-    script: Script,
-    folder: Path,
-    given: list[str],
-    code: int,
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(folder)
-    done = run("generate", *given, "-p", "x")
-    assert (done.code, script.calls) == (code, [])
-    assert said in done.err and done.err.count("\n") == 1
 
 
 def test_what_decides_a_result_holds_the_adapter_and_its_scale(folder: Path) -> None:

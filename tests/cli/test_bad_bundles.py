@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundles import store, transfer
+from capt_local.bundles import store
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import MANIFEST, SIGNATURE, Bundle
 from capt_local.bundles.sign import read_private, sign
-from capt_local.report.terminal import Screen
-from tests.bundles.travelling import Pulled, everything
+from tests.bundles.travelling import everything
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_gguf
 
@@ -161,49 +160,6 @@ def test_a_bad_bundle_is_one_line(
     assert says in result.err
     after = everything(store.user_folder()) if store.user_folder().exists() else {}
     assert after == before
-
-
-def test_a_key_that_is_none(stick: Stick, run: Run, tmp_path: Path) -> None:
-    (tmp_path / "x.pub").write_text("no key")
-    result = run("models", "import", str(stick.folder), "--key", str(tmp_path / "x.pub"))
-    assert (result.code, result.out, result.err.count("\n")) == (3, "", 1)
-    assert "x.pub holds no public Ed25519 key" in result.err
-
-
-def test_a_review_that_is_past_is_a_warning(stick: Stick, run: Run) -> None:
-    stick.change('version = "2"', 'version = "2"\nreview_by = 2020-01-31')
-    result = run("models", "import", str(stick.folder))
-    assert result.code == 0, result.err
-    assert result.err.count("\n") == 1 and "was to be reviewed by 2020-01-31" in result.err
-
-
-def test_a_disk_that_is_too_small_is_told_before_anything_is_copied(
-    stick: Stick, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(stick.folder)
-    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: usage._replace(free=50_000))
-    result = run("models", "import", str(stick.folder))
-    assert (result.code, result.out, result.err.count("\n")) == (3, "", 1)
-    assert "There is not enough room in" in result.err and "Nothing was copied" in result.err
-    assert not list(store.staging_folder().rglob("*.gguf"))
-
-
-def test_a_stick_that_is_pulled_is_gone_on_with(
-    stick: Stick, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(transfer, "CHUNK", 1_000)
-    pulled = Pulled(monkeypatch)
-    monkeypatch.setattr(Screen, "progress", lambda *_: setattr(pulled, "out", True))
-    result = run("models", "import", str(stick.folder))
-    assert (result.code, result.err.count("\n")) == (3, 1)
-    assert "cannot be read any more: Input/output error" in result.err
-    assert not (store.user_folder() / "tiny").exists()
-    monkeypatch.setattr(Screen, "progress", lambda *_: None)
-    pulled.out = False
-    result = run("models", "import", str(stick.folder))
-    assert result.code == 0, result.err
-    assert "were there of an earlier try" in result.err
-    assert run("models", "verify", "tiny").code == 0
 
 
 @pytest.mark.parametrize("spoil", [swapped_roles, a_wrong_size, a_missing_file, a_newer_program])

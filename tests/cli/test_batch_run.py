@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 from pathlib import Path
@@ -10,11 +9,8 @@ from typing import Any
 
 import pytest
 
-from capt_local.batch.audit import AuditLog
 from capt_local.batch.journal import read_manifest
-from capt_local.batch.run import Runner
 from capt_local.cli import batch_run
-from capt_local.errors import UsageError
 from tests.batch.fake_input import start_worker
 from tests.cli.conftest import Result, Run
 
@@ -88,14 +84,6 @@ def test_a_resume_that_is_refused_has_written_nothing(place: Place) -> None:
     assert place.codes() == {"a": "ok", "b": "ok"}
 
 
-def test_whether_lines_have_log_probabilities_is_a_setting_of_the_run(place: Place) -> None:
-    assert place.batch("--limit", "1").code == 0
-    before = place.all()
-    result = place.batch("--logprobs")
-    assert result.code == 2 and "what differs: output.logprobs (False, now True)" in result.err
-    assert place.all() == before
-
-
 def test_a_run_that_goes_on_elsewhere_says_so(place: Place) -> None:
     assert place.batch("--limit", "1").code == 0
     manifest = place.folder / "out.jsonl.run.json"
@@ -156,26 +144,6 @@ def test_a_record_that_hangs_fails_and_the_others_go_on(place: Place) -> None:
     assert "it reported no progress for 3 s" in result.err
 
 
-def failing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log of runs takes no end."""
-
-    def refuse(*_: object) -> None:
-        raise UsageError("The audit log cannot be written: it fails.")
-
-    monkeypatch.setattr(AuditLog, "end", refuse)
-
-
-def test_a_log_that_fails_at_the_end_is_told_and_the_manifest_has_the_end(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failing(monkeypatch)
-    result = place.batch("--audit", place.path("log"))
-    assert result.code == 2 and "2 done" in result.err
-    assert "error: The audit log cannot be written: it fails." in result.err
-    assert place.codes() == {"a": "ok", "b": "ok"}
-    assert (place.last()["done"], place.last()["exit_code"]) == (2, 2)
-
-
 def test_the_audit_log_has_start_and_end_of_each_run_and_no_text(place: Place) -> None:
     place.write(a=CANARY, b="refuse")
     assert place.batch("--audit", place.path("log"), "--limit", "1").code == 0
@@ -203,22 +171,17 @@ def test_a_log_that_cannot_be_written_is_refused_before_anything_starts(place: P
     assert not place.output.exists()
 
 
-def test_a_second_ctrl_c_writes_nothing_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pressed(_: Runner) -> bool:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Runner, "run", pressed)
-    assert place.batch("--audit", place.path("log")).code == 130
-    assert place.events() == [("start", None)] and place.last() == {}
-
-
-def test_a_file_system_without_locks_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from capt_local.batch import journal
-
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(journal, "_flock", no_locks)
-    result = place.batch()
-    assert result.code == 0
-    assert result.err.count("has no locks: nothing keeps a second run") == 1
+@pytest.mark.parametrize("flag", ["--summary", "--audit"])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.run.json", "in.jsonl", "system.txt"])
+def test_what_is_written_beside_the_output_has_a_place_of_its_own(
+    run: Run, tmp_path: Path, flag: str, name: str
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"id": "a", "prompt": "What is it?"}\n')
+    (tmp_path / "system.txt").write_text("Be brief.\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    given = [str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")]
+    given += ["--system", str(tmp_path / "system.txt"), flag, str(tmp_path / name)]
+    result = run("batch", *given)
+    assert result.code == 2
+    assert flag in result.err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

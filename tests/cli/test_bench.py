@@ -10,7 +10,6 @@ from capt_local.bundles.manifest import Bundle
 from capt_local.bundles.store import find
 from capt_local.cli.bench import chosen_modes
 from capt_local.decoding.options import GenerateOptions, Method, SampleOptions, Speed
-from capt_local.errors import UsageError
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 
@@ -36,20 +35,6 @@ def test_all_modes_are_those_of_the_bundle(alone: Bundle) -> None:
     assert whole["lookup"].speed is Speed.LOOKUP
     drawn = GenerateOptions(sample=SampleOptions(temperature=1.0))
     assert list(chosen_modes(None, alone, drawn)) == ["target"]
-
-
-@pytest.mark.parametrize(
-    ("names", "problem"),
-    [
-        ("target,fast", "Number 2 of --modes"),
-        ("target, target", "target twice"),
-        ("", "Number 1"),
-        ("target,exact-steps", "Number 2 of --modes is none of this run"),
-    ],
-)
-def test_modes_that_are_none_are_refused(names: str, problem: str, alone: Bundle) -> None:
-    with pytest.raises(UsageError, match=problem):
-        chosen_modes(names, alone, GenerateOptions())
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from tests.cli.fake_runtime import Script, install
 TOKENS = 2000
 
 
+@pytest.mark.slow
 def test_first_token_and_streaming(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

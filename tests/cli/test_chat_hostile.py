@@ -46,8 +46,7 @@ sys.exit(app.run(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("size", [(24, 80), (60, 200)], ids=["80x24", "200x60"])
-def test_nothing_of_an_answer_is_obeyed(size: tuple[int, int], tmp_path: Path) -> None:
+def test_nothing_of_an_answer_is_obeyed(tmp_path: Path) -> None:
     data = "".join(f"{text}|{number}|" for number, text in enumerate(HOSTILE)).encode()
     # Escape sequences may come in parts, and characters too.
     pieces = [data[start : start + 3] for start in range(0, len(data), 3)]
@@ -56,7 +55,6 @@ def test_nothing_of_an_answer_is_obeyed(size: tuple[int, int], tmp_path: Path) -
     (tmp_path / "\x1b]0;owned\x07.txt").write_text("\x1b]0;owned\x07")
     terminal = Terminal(
         [str(script), "chat", *model_flags(tmp_path), "--alpha", "1"],
-        size=size,
         command=(sys.executable, "-c", PROGRAM),
         cwd=tmp_path,
         environment={"NO_COLOR": "1"},

@@ -165,15 +165,6 @@ def test_an_idle_session_forgets_and_says_so(tmp_path: Path) -> None:
     assert terminal.end() == 0
 
 
-def test_keys_that_are_pressed_during_an_answer_stand_on_the_next_line() -> None:
-    terminal = started()
-    terminal.say("/set max-tokens 60")
-    answering(terminal)
-    terminal.paste("typed\nahead")
-    terminal.wait(lambda: "ahead" in terminal.at_cursor() and "typed" in terminal.text())
-    terminal.close()
-
-
 def piped(text: bytes, *flags: str) -> subprocess.CompletedProcess[bytes]:
     command: Sequence[str] = (sys.executable, "-m", "capt_local", "chat", "-t", "1", "-n", "6")
     return subprocess.run([*command, *flags], input=text, capture_output=True, check=False)
@@ -197,20 +188,6 @@ def test_a_pipe_has_one_turn_a_line_and_no_commands(tmp_path: Path) -> None:
     assert result.stdout.decode() == shown
     assert b"\x1b" not in result.stdout + result.stderr and b">>>" not in result.stderr
     assert CANARY.encode() not in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("text", "code", "says"),
-    [
-        (b'\n\n"""\nzyzzyva', 2, b'the closing """ is missing'),
-        (b"zyzzyva fever " * 900, 5, b"does not fit"),
-    ],
-)
-def test_what_a_pipe_cannot_have(text: bytes, code: int, says: bytes) -> None:
-    result = piped(text)
-    assert (result.returncode, result.stdout) == (code, b"")
-    assert says in result.stderr and CANARY.encode() not in result.stderr
-    assert result.stderr.count(b"error: ") == (code != 0)
 
 
 def test_a_terminal_and_a_file_for_the_answers(tmp_path: Path) -> None:

@@ -227,24 +227,6 @@ def test_items_that_do_not_fit_are_counted_and_said(run: Run, rules: Rules, choi
     assert cost[3].split()[:3] == ["capt", "1", "3"]
 
 
-def test_the_table_takes_the_place_of_no_file_of_a_task(
-    run: Run, rules: Rules, tmp_path: Path
-) -> None:
-    folder = tmp_path / "task"
-    folder.mkdir()
-    (folder / "task.toml").write_text(
-        'name = "so"\nkind = "classification"\nfile = "notes.csv"\nchoices = ["yes", "no"]\n'
-        'fields = { id = "id", input = "note", reference = "label" }\n'
-    )
-    notes = folder / "notes.csv"
-    notes.write_text("id,note,label\n1,cough,yes\n")
-    rules.say = lambda *_: "yes"
-    command = ("eval", "{models}", "--task", str(folder), "--methods", "target", "--csv")
-    refused = run(*command, str(notes))
-    assert (refused.code, notes.read_text()) == (2, "id,note,label\n1,cough,yes\n")
-    assert run(*command, str(folder / "table.csv")).code == 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

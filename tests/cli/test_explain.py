@@ -6,12 +6,9 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from capt_local.decoding.options import Method
-from capt_local.errors import NumericalError
 from tests.cli.conftest import Run, Stdin
 from tests.cli.fake_runtime import Script
 
@@ -81,12 +78,6 @@ def test_turns_of_a_transcript(run: Run, kept: Path) -> None:
     assert run("explain", stdin=Stdin(cleared)).code == 2
 
 
-def test_a_line_of_a_batch(run: Run, kept: Path) -> None:
-    line = {"id": "a", "response": {"status_code": 200, "body": json.loads(kept.read_text())}}
-    result = run("explain", stdin=Stdin(json.dumps(line).encode()))
-    assert "[pneumonia]" in result.out
-
-
 def test_a_line_of_a_batch_without_log_probabilities_says_how_to_keep_them(
     run: Run, kept: Path
 ) -> None:
@@ -101,17 +92,6 @@ def test_a_line_of_a_batch_without_log_probabilities_says_how_to_keep_them(
     both = f"{with_them}\n{without}\n".encode()
     assert run("explain", "--turn", "1", stdin=Stdin(both)).code == 0
     assert "--logprobs" in run("explain", stdin=Stdin(both)).err
-
-
-def test_what_the_file_lacks_is_told(run: Run, script: Script) -> None:
-    bare = run("generate", "{models}", "-p", "x", "--json").out
-    result = run("explain", stdin=Stdin(bare.encode()))
-    assert result.code == 0 and "--top-logprobs 3" in result.err
-    value = json.loads(bare)
-    for entry in value["choices"][0]["logprobs"]["content"]:
-        del entry["capt"]
-    result = run("explain", stdin=Stdin(json.dumps(value).encode()))
-    assert result.code == 2 and "generate --json --top-logprobs 3" in result.err
 
 
 BROKEN = [
@@ -144,15 +124,6 @@ def test_files_that_cannot_be_read_or_written(run: Run, kept: Path, tmp_path: Pa
         assert result.code == 2 and "--html" in result.err
 
 
-def test_a_report_does_not_take_the_place_of_the_answer(run: Run, kept: Path) -> None:
-    before = kept.read_bytes()
-    result = run(
-        "explain", str(kept), "--html", str(kept.parent / "." / ".." / kept.parent.name / kept.name)
-    )
-    assert result.code == 2 and "this command reads" in result.err
-    assert kept.read_bytes() == before
-
-
 # generate --html
 
 
@@ -167,99 +138,6 @@ def test_generate_writes_a_report_beside_the_answer(
     source = file.read_text("utf-8")
     assert "pneumonia" in source and CANARY in source  # the note beside the answer
     assert "own answer</h2>" not in source
-
-
-def test_generate_runs_the_target_too_when_asked(run: Run, script: Script, tmp_path: Path) -> None:
-    file = tmp_path / "report.html"
-    result = run("generate", "{models}", "-p", "x", "--html", str(file), "--with-target")
-    assert (result.code, result.out) == (0, "It is pneumonia.\n")
-    methods = [call["options"].method for call in script.calls if "asked" in call]
-    assert methods == [Method.CAPT, Method.TARGET]
-    assert "own answer</h2>" in file.read_text("utf-8")
-
-
-def test_options_that_do_not_go_together(run: Run, script: Script, tmp_path: Path) -> None:
-    file = str(tmp_path / "x")
-    for flags in (
-        ["--with-target"],
-        ["--html", file, "-o", file],
-        ["--html", file, "--with-target", "--method", "target"],
-        ["--html", str(tmp_path / "no" / "folder")],
-    ):
-        assert run("generate", "{models}", "-p", "x", *flags).code == 2
-    assert not script.calls
-
-
-def test_an_interrupted_answer_has_a_report_that_says_so(
-    run: Run, script: Script, tmp_path: Path
-) -> None:
-    script.press_at = 1
-    file = tmp_path / "report.html"
-    result = run("generate", "{models}", "-p", "x", "--html", str(file), "--with-target")
-    assert result.code == 130
-    source = file.read_text("utf-8")
-    assert "was interrupted" in source and "own answer</h2>" not in source
-
-
-def test_an_error_keeps_the_report_of_what_was_made(
-    run: Run, script: Script, tmp_path: Path
-) -> None:
-    script.fail_at, script.error = 2, NumericalError("broken")
-    file = tmp_path / "report.html"
-    assert run("generate", "{models}", "-p", "x", "--html", str(file)).code == 3
-    source = file.read_text("utf-8")
-    assert "pneumonia" in source and "an error ended the answer" in source
-
-
-def test_a_full_disk_loses_no_answer(
-    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    flags = ("--json", "-o", str(tmp_path / "a"), "--html", str(tmp_path / "b"))
-    result = run("generate", "{models}", "-p", "x", *flags)
-    assert result.code == 2 and "pneumonia" in result.out and "No space left" in result.err
-    assert not list(tmp_path.glob(".capt-local-*"))
-
-
-def test_an_answer_is_not_lost_with_the_targets_own(
-    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import capt_local.cli.generate as verb
-
-    made = verb.answer_to
-
-    def fails(session: object, asked: object, options: Any, **more: Any) -> Any:
-        if options.method is Method.TARGET:
-            raise NumericalError("broken")
-        return made(session, asked, options, **more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(verb, "answer_to", fails)
-    file = tmp_path / "report.html"
-    flags = ("--json", "--html", str(file), "--with-target")
-    result = run("generate", "{models}", "-p", "x", *flags)
-    assert result.code == 3 and "pneumonia" in result.out and "pneumonia" in file.read_text()
-
-
-def test_an_interrupted_target_is_told(
-    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import capt_local.cli.generate as verb
-
-    made = verb.answer_to
-
-    def presses(session: object, asked: object, options: Any, **more: Any) -> Any:
-        script.press_at = 0 if options.method is Method.TARGET else None
-        return made(session, asked, options, **more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(verb, "answer_to", presses)
-    file = tmp_path / "report.html"
-    result = run("generate", "{models}", "-p", "x", "--html", str(file), "--with-target")
-    assert (result.code, result.out) == (0, "It is pneumonia.\n")
-    assert "the target's own answer was interrupted" in result.err
-    assert "end: interrupted" in file.read_text("utf-8")
 
 
 def test_a_transcript_of_chat_is_read(run: Run, kept: Path, tmp_path: Path) -> None:

@@ -18,8 +18,6 @@ from capt_local.version import __version__
 from tests.cli.conftest import Result, Run
 from tests.tiny_models import tiny_adapter, tiny_gguf
 
-CANARY = "zyzzyva-canary"
-
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -124,20 +122,6 @@ def test_of_a_bundle_that_was_changed_behind_its_signature(
     assert nothing_is_there()
 
 
-def test_what_a_stopped_import_left_stays(run: Run, models: dict[str, Path]) -> None:
-    left = store.staging_folder() / "mine"
-    left.mkdir(parents=True)
-    (left / MANIFEST).write_text("of an import")
-    (left / "target.gguf").write_bytes(b"half")
-    for more in ((), ("--replace",)):
-        result = create(run, models, *more)
-        assert (result.code, result.out, result.err.count("\n")) == (3, "", 1)
-        assert "A stopped import or pull of mine is there" in result.err
-        assert sorted(os.listdir(left)) == [MANIFEST, "target.gguf"]
-    assert run("models", "clean", "--yes").code == 0
-    assert create(run, models).code == 0
-
-
 def test_an_adapter(run: Run, models: dict[str, Path]) -> None:
     flags = ["--expert-adapter", f"{models['lora']}=0.5"]
     result = create(run, models, *flags, expert="")
@@ -148,27 +132,10 @@ def test_an_adapter(run: Run, models: dict[str, Path]) -> None:
     assert expert.path.name == "base.gguf"
 
 
-def test_two_pairs(run: Run, models: dict[str, Path]) -> None:
-    more = ["--expert", str(models["target"]), "--base", str(models["base"])]
-    result = create(run, models, *more)
-    assert result.code == 0, result.err
-    bundle = store.find("mine")
-    assert bundle.models["base-2"].path.name == "base.gguf"
-    assert "The target and the expert-2 are the same model" in result.err
-
-
 # --- templates
 
 
 # --- what is refused
-
-
-def test_what_has_to_be_given(run: Run, models: dict[str, Path]) -> None:
-    for role in ("target", "expert", "base"):
-        result = create(run, models, **{role: ""})
-        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
-    result = run("models", "create")
-    assert (result.code, result.err.count("\n")) == (2, 1)
 
 
 def test_the_same_file_twice(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
@@ -215,15 +182,6 @@ def test_a_weight_that_is_no_number(examined: None, run: Run, models: dict[str, 
     assert "expert.gguf is damaged" in result.err
 
 
-def test_too_little_room(
-    run: Run, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1 << 20))
-    result = create(run, models, "--copy")
-    assert (result.code, nothing_is_there()) == (3, True)
-    assert "not enough room" in result.err
-
-
 def test_what_is_there_is_kept_unless_told(run: Run, models: dict[str, Path]) -> None:
     assert create(run, models).code == 0
     before = (store.user_folder() / "mine" / MANIFEST).read_bytes()
@@ -248,23 +206,6 @@ def test_names_that_do_not_go(name: str, run: Run, models: dict[str, Path]) -> N
     result = run("models", "create", *flags, "--licence", "x", "--", name)
     assert (result.code in (2, 3), result.out, result.err.count("\n")) == (True, "", 1)
     assert not store.user_folder().exists() or not os.listdir(store.user_folder())
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--version", "new"],
-        ["--title", "a\x07"],
-        ["--licence", "expert-2=MIT"],
-        ["--licence", ""],
-        ["--licence", "a", "--licence", "b"],
-        ["--expert-adapter", "none.gguf"],
-    ],
-)
-def test_values_that_do_not_go(flags: list[str], run: Run, models: dict[str, Path]) -> None:
-    result = create(run, models, *flags)
-    assert (result.code in (2, 3), result.out, result.err.count("\n")) == (True, "", 1)
-    assert nothing_is_there()
 
 
 def test_a_licence_has_to_be_known(run: Run, models: dict[str, Path]) -> None:
@@ -294,25 +235,6 @@ def test_what_a_file_says_of_its_licence(
     result = create(run, models, "--replace", expert=str(spoken))
     assert store.find("mine").models["expert"].licence == "CC0-1.0"
     assert "The file of the expert names the licence 'mit', not 'CC0-1.0'" in result.err
-
-
-@pytest.mark.parametrize("broken", [False, True])
-def test_an_id_that_leads_elsewhere(
-    broken: bool,
-    run: Run,
-    models: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert create(run, models, "-o", str(tmp_path / "mine")).code == 0
-    if broken:
-        (tmp_path / "mine" / "base.gguf").unlink()
-    monkeypatch.setenv(store.VARIABLE, str(tmp_path))
-    result = create(run, models)
-    assert (result.code, "is found before this one" in result.err) == (0, True)
-    place = store.user_folder() / "mine"
-    assert f"generate -m {place}\n" in result.out
-    assert (place / MANIFEST).is_file()
 
 
 def test_a_bundle_that_was_made_travels(run: Run, models: dict[str, Path], tmp_path: Path) -> None:

@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 
 from capt_local import config as site_config
-from capt_local.bundles import hub, store, verify
-from capt_local.bundles.create import describe, write_manifest
-from capt_local.bundles.manifest import Bundle
+from capt_local.bundles import hub, store
 from capt_local.cli.models import pull as verb
 from tests.bundles.mirror import Handler, Mirror, Repository, running, sha256, status
 from tests.bundles.pulls import COMMITS, SIZES, name, write_recipe
@@ -97,53 +95,6 @@ def test_a_bundle_from_a_hub(run: Run, mirror: Mirror, recipe: str) -> None:
     assert (again.code, "no hub was contacted" in again.out, len(mirror.seen)) == (0, True, asked)
 
 
-def test_what_is_installed_is_not_read_by_a_dry_run(
-    run: Run, mirror: Mirror, recipe: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verb, "examine", lambda *_: None)
-    assert run("models", "pull", recipe, *ACCEPT).code == 0
-    monkeypatch.setattr(verify, "verify", lambda *_: pytest.fail("the files were read"))
-    asked = len(mirror.seen)
-    result = run("models", "pull", recipe, "--dry-run")
-    assert (result.code, len(mirror.seen)) == (0, asked)
-    assert "trio 1 is installed already, so nothing would be fetched." in result.out
-    told = json.loads(run("models", "pull", recipe, "--dry-run", "--json").out)
-    assert told == {"id": "trio", "installed": True, "fetched": False, "checked": False}
-
-
-def test_another_bundle_of_that_id_comes_first(
-    run: Run, mirror: Mirror, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verb, "examine", lambda *_: None)
-    other = tmp_path / "stores" / "trio"
-    other.mkdir(parents=True)
-    models = {"target": describe("target", tiny_gguf(other / "target.gguf", seed=9))}
-    write_manifest(Bundle(id="trio", models=models), other)
-    monkeypatch.setenv(store.VARIABLE, str(other.parent))
-    place = store.user_folder() / "trio"
-    found = run("models", "pull", recipe, *ACCEPT)
-    assert (found.code, "trio and is found before this one" in found.err) == (0, True)
-    for how in ("show", "generate -m"):
-        assert f"{how} {place}\n" in found.out
-    for more in ((), ("--json",), ("--dry-run",)):  # it is here by now
-        found = run("models", "pull", recipe, *more)
-        assert (found.code, "trio and is found before this one" in found.err) == (0, True)
-    assert f"models verify {place}\n" in found.out
-
-
-def test_what_would_be_fetched(run: Run, mirror: Mirror, recipe: str) -> None:
-    result = run("models", "pull", recipe, "--dry-run", "--json")
-    found = json.loads(result.out)
-    assert (result.code, found["installed"]) == (0, False)
-    assert found["models"]["base"]["known"] == "first use"
-    assert mirror.fetches() == [] and not store.user_folder().exists()
-    pins = [f"--sha256={role}={each['sha256']}" for role, each in found["models"].items()]
-    pins += [f"--revision={role}={each['revision']}" for role, each in found["models"].items()]
-    pinned = run("models", "pull", recipe, *pins, *ACCEPT, "--json")
-    assert (pinned.code, pinned.err) == (0, "")
-    assert json.loads(pinned.out)["models"]["base"]["known"] == "pinned"
-
-
 def test_nothing_is_fetched_before_each_licence_is_accepted(
     run: Run, mirror: Mirror, tmp_path: Path
 ) -> None:
@@ -221,15 +172,6 @@ def test_a_site_forbids_it(
     assert f"{file} forbids {named}" in result.err
 
 
-@pytest.mark.parametrize(("reference", "told"), [("paper", "PhysioNet"), ("medgemma", "gated")])
-def test_what_needs_an_account_is_explained(
-    run: Run, mirror: Mirror, reference: str, told: str
-) -> None:
-    result = run("models", "pull", reference, *ACCEPT)
-    assert (result.code, result.out, mirror.seen) == (3, "", [])
-    assert told in result.err and "models create" in result.err
-
-
 def test_without_the_extra_it_says_what_to_install(
     run: Run, recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,22 +201,6 @@ def test_tokens_come_from_the_environment_alone(
     assert result.code == 2 and "HF_TOKEN is not in the environment" in result.err
     listed = run("config", "show", "--json").out
     assert "hf_ours" not in listed and json.loads(listed)["unknown_variables"] == []
-
-
-@pytest.mark.parametrize(
-    ("flags", "told"),
-    [
-        (["--revision", "base"], "ROLE=VALUE"),
-        (["--sha256", "base=0", "--sha256", "base=1"], "once for each role"),
-        (["--revision", "other=" + "a" * 40], "no such role"),
-        (["--mirror", "http://example.org"], "must begin with https://"),
-    ],
-)
-def test_flags_that_are_refused(
-    run: Run, mirror: Mirror, recipe: str, flags: list[str], told: str
-) -> None:
-    result = run("models", "pull", recipe, *ACCEPT, *flags)
-    assert (result.code, result.out, mirror.seen) == (2, "", []) and told in result.err
 
 
 def test_a_weight_that_is_no_number_is_found(

@@ -10,7 +10,6 @@ import pytest
 from capt_local.bundles import store
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import MANIFEST, SIGNATURE, Bundle
-from capt_local.cli.models import travel
 from capt_local.errors import ModelError
 from capt_local.llama import probe as probe_module
 from capt_local.llama.probe import Probe
@@ -55,19 +54,6 @@ def test_from_one_machine_to_another(run: Run, tmp_path: Path) -> None:
     assert "was installed already" in run("models", "import", archive).out
 
 
-def test_keys_need_a_name(run: Run) -> None:
-    result = run("models", "keygen", "-o", ".")
-    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
-    assert "give the keys a name" in result.err
-
-
-def test_a_key_for_one_import(run: Run, tmp_path: Path) -> None:
-    keys, archive = str(tmp_path / "k"), str(tmp_path / "tiny.capt")
-    run("models", "keygen", "-o", keys)
-    run("models", "export", str(make(tmp_path / "from")), "-o", archive, "--key", f"{keys}.key")
-    assert run("models", "import", archive, "--key", f"{keys}.pub").code == 0
-
-
 @pytest.mark.parametrize("how", [["--key", "{keys}.key"], ["--unsigned"], []])
 def test_what_was_changed_behind_its_signature_goes_nowhere(
     how: list[str], run: Run, tmp_path: Path
@@ -89,54 +75,6 @@ def test_what_was_changed_behind_its_signature_goes_nowhere(
     assert not (tmp_path / "again.capt").exists()
     (stick / SIGNATURE).unlink()  # as the guide says
     assert run(*again, *(flags or ["--unsigned"])).code == 0
-
-
-def test_unsigned_only_when_asked_for(run: Run, tmp_path: Path) -> None:
-    archive = str(tmp_path / "tiny.capt")
-    assert (
-        run("models", "export", str(make(tmp_path / "from")), "-o", archive, "--unsigned").code == 0
-    )
-    assert run("models", "import", archive).code == 3
-    result = run("models", "import", archive, "--allow-unsigned")
-    assert (result.code, "not signed by anybody" in result.out) == (0, True)
-
-
-@pytest.mark.parametrize("broken", [False, True])
-def test_a_bundle_that_its_id_does_not_lead_to(
-    broken: bool, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another one of that id comes first, and would be opened without a word."""
-    monkeypatch.setattr(travel, "examine", lambda *_: None)
-    archive = str(tmp_path / "tiny.capt")
-    first = make(tmp_path / "stores" / "tiny")
-    run("models", "export", str(first), "-o", archive, "--unsigned")
-    imported = ["models", "import", archive, "--allow-unsigned"]
-    result = run(*imported)
-    assert (result.code, result.err) == (0, "")
-    assert "generate -m tiny\n" in result.out
-    if broken:
-        (first / "target.gguf").unlink()
-    monkeypatch.setenv(store.VARIABLE, str(first.parent))
-    result = run(*imported)
-    assert result.err == "note: Another bundle has the id tiny and is found before this one.\n"
-    assert f"generate -m {store.user_folder() / 'tiny'}\n" in result.out
-
-
-def test_the_demo_that_is_imported_is_not_the_one_of_the_package(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(travel, "examine", lambda *_: None)
-    archive = str(tmp_path / "demo.capt")
-    run("models", "export", str(make(tmp_path / "demo")), "-o", archive, "--unsigned")
-    imported = ["models", "import", archive, "--allow-unsigned"]
-    result = run(*imported)
-    assert "Another bundle has the id demo and is found before this one" in result.err
-    assert f"generate -m {store.user_folder() / 'demo'}\n" in result.out
-    # The same bundle in both places needs no word.
-    monkeypatch.setattr(store, "packaged_folder", lambda: tmp_path / "demo")
-    result = run(*imported)
-    assert (result.code, result.err) == (0, "")
-    assert "generate -m demo\n" in result.out
 
 
 def test_a_weight_that_is_no_number_is_found_at_import(run: Run, tmp_path: Path) -> None:

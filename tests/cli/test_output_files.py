@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.cli.files import OutputFile, decoded
-from capt_local.errors import UsageError
-from tests.cli.conftest import Run, Stdin
+from capt_local.cli.files import OutputFile
+from tests.cli.conftest import Run
 
 pytestmark = pytest.mark.usefixtures("script")
 NOTE = "A note that nobody may lose."
@@ -88,35 +87,3 @@ def test_parts_of_a_killed_run_are_removed_and_those_of_a_live_one_are_not(tmp_p
         other.kill()
     OutputFile(tmp_path / "mine.txt").write("x")
     assert sorted(os.listdir(tmp_path)) == ["mine.txt"]
-
-
-def test_a_text_with_zero_bytes_is_refused_and_other_controls_are_text(run: Run) -> None:
-    assert decoded(b"a\x01\r\n\tb\x7f", "x") == "a\x01\r\n\tb\x7f"
-    with pytest.raises(UsageError):
-        decoded(b"a\0b", "x")
-    result = run("generate", "{models}", stdin=Stdin(b"secret\0"))
-    assert result.code == 2 and "secret" not in result.err
-
-
-def test_a_given_template_is_known_or_a_file(run: Run, tmp_path: Path) -> None:
-    assert run("generate", "{models}", "-p", "x", "--template", "chatml").code == 0
-    assert run("generate", "{models}", "-p", "x", "--template", str(tmp_path / "none")).code == 2
-
-
-def test_a_link_in_the_place_of_a_part_is_not_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever may write the folder may put another file there; no text goes into it."""
-    (stolen := tmp_path / "stolen.txt").touch()
-    output = OutputFile(tmp_path / "answer.txt")
-    make = output._new_file
-
-    def swapped() -> object:
-        part = make()
-        os.unlink(part.path)
-        os.symlink(stolen, part.path)
-        return part
-
-    monkeypatch.setattr(output, "_new_file", swapped)
-    output.write(NOTE)
-    assert stolen.read_text() == ""

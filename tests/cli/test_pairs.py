@@ -44,12 +44,6 @@ def test_flags_pair_up_in_their_order(run: Run, script: Script, files: dict[str,
     assert asked(script).combine.alphas == (0.5, 1.0)
 
 
-def test_experts_may_stand_before_bases(run: Run, script: Script, files: dict[str, str]) -> None:
-    order = ("base", "expert", "base-2", "target", "expert-2")
-    assert run("generate", *flags({role: files[role] for role in order}), "-p", "x").code == 0
-    assert opened(script) == files
-
-
 @pytest.mark.parametrize(
     ("missing", "problem"),
     [
@@ -75,22 +69,6 @@ def test_the_environment_separates_them_as_in_path(
         monkeypatch.setenv(f"CAPT_LOCAL_{role.upper()}", os.pathsep.join(several))
     assert run("generate", "-p", "x").code == 0
     assert opened(script) == files
-
-
-def test_flags_take_the_place_of_all_of_the_environment(
-    run: Run, script: Script, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CAPT_LOCAL_EXPERT", os.pathsep.join((files["base"], files["base"])))
-    assert run("generate", *flags(files), "-p", "x").code == 0
-    assert opened(script) == files
-
-
-def test_an_empty_variable_is_none(
-    run: Run, script: Script, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CAPT_LOCAL_EXPERT", "")
-    assert run("generate", "--target", files["target"], "-p", "x").code == 0
-    assert list(opened(script)) == ["target"]
 
 
 @pytest.mark.parametrize(

@@ -130,42 +130,6 @@ def test_a_reader_that_leaves_is_no_drama(models: list[str]) -> None:
     assert b"BrokenPipe" not in err
 
 
-def test_the_help_of_a_verb_into_a_closed_pipe() -> None:
-    process = start(["generate", "--help"])
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    process.wait(timeout=60)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
-def test_a_terminal_gets_marks_without_colour(models: list[str]) -> None:
-    import pty
-
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        command("demo", *models, "--raw", "-p", "fever and", "-n", "24", "--alpha", "3"),
-        stdin=subprocess.DEVNULL,
-        stdout=slave,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "TERM": "xterm", "NO_COLOR": "1"},
-    )
-    os.close(slave)
-    shown = b""
-    try:
-        while chunk := os.read(master, 4096):
-            shown += chunk
-    except OSError:  # Linux: the other side has closed
-        pass
-    os.close(master)
-    assert process.wait(timeout=60) == 0
-    assert b"\x1b[1;4m" in shown
-    for style in (b"\x1b[1m", b"\x1b[1;4m", b"\x1b[0m"):
-        shown = shown.replace(style, b"")
-    assert b"\x1b" not in shown
-
-
 def test_a_text_that_is_too_long_is_exit_5_with_the_counts(models: list[str]) -> None:
     result = done("generate", *models, "--raw", "-c", "256", text=f"{CANARY} " * 400)
     assert result.returncode == 5
@@ -191,3 +155,39 @@ def test_a_truncated_model_is_exit_3(tmp_path: Path) -> None:
     assert result.returncode == 3
     assert b"cut.gguf" in result.stderr
     assert result.stderr.count(b"error: ") == 1
+
+
+FULL = Path("/dev/full")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+
+
+def shell(redirection: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """A command with its streams as a shell sets them up."""
+    line = f'exec "$@" {redirection}'
+    command = ["sh", "-c", line, "sh", sys.executable, "-m", "capt_local", *arguments]
+    return subprocess.run(command, capture_output=True, check=False)
+
+
+@posix
+def test_a_closed_standard_output_is_refused() -> None:
+    result = shell(">&-", "--version")
+    assert result.returncode == 2
+    assert result.stderr.count(b"\n") == 1
+    assert result.stderr.startswith(b"error: Standard output is closed")
+
+
+@posix
+def test_a_closed_standard_error_is_no_matter() -> None:
+    result = shell("2>&-", "--version")
+    assert result.returncode == 0
+    assert result.stdout.startswith(b"capt-local ")
+    assert shell(">&- 2>&-", "--version").returncode == 2
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"]])
+def test_a_full_disk_behind_standard_output(arguments: list[str]) -> None:
+    result = shell(f"> {FULL}", *arguments)
+    assert result.returncode == 2
+    assert result.stderr.count(b"\n") == 1
+    assert result.stderr.startswith(b"error: Standard output cannot be written: No space left")

@@ -14,7 +14,6 @@ from capt_local import config as site_config
 from capt_local.bundles import store
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import Bundle
-from capt_local.cli import settings
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 from tests.tiny_models import tiny_gguf
@@ -51,36 +50,6 @@ def test_a_file_names_folders_with_bundles(
     monkeypatch.setenv(store.VARIABLE, str(tmp_path / "two"))  # which wins
     assert ids(run) == ["demo", "other"]
     assert os.environ[store.VARIABLE] == str(tmp_path / "two")
-
-
-def test_the_setting_is_shown(
-    run: Run, user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def shown() -> tuple[object, str]:
-        found = json.loads(run("config", "show", "--json").out)
-        assert found["unknown_variables"] == []
-        return found["settings"]["models"]["value"], found["settings"]["models"]["source"]
-
-    assert shown() == (None, "default")
-    user.write_text(f"[options]\nmodels = ['{tmp_path}']\n")
-    assert shown() == ([str(tmp_path)], "user file")
-    monkeypatch.setenv(store.VARIABLE, "/elsewhere")
-    assert shown() == ("/elsewhere", "environment")
-
-
-@pytest.mark.parametrize(
-    ("value", "says"),
-    [("'/srv'", "takes a list"), ("['srv']", "takes a path"), ("['/a:/b']", "takes paths wi")],
-)
-def test_a_wrong_value_names_file_and_key(value: str, says: str, run: Run, user: Path) -> None:
-    user.write_text(f"[options]\nmodels = {value}\n")
-    result = run("models", "list")
-    assert (result.code, result.out) == (2, "")
-    assert f"{user}: options.models {says}" in result.err
-
-
-def test_the_variable_is_the_one_of_the_store() -> None:
-    assert settings.VARIABLE == store.VARIABLE
 
 
 def test_a_store_on_a_stick(

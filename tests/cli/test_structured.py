@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.decoding.options import Structure
 from capt_local.decoding.step import FinishReason
 from capt_local.report.json import answer_from
-from tests.cli.conftest import Run, Stdin
+from tests.cli.conftest import Run
 from tests.cli.fake_runtime import FakeGeneration, Script
 
 CANARY = "zyzzyva"
@@ -32,24 +31,10 @@ def formed(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
 
 
-def test_a_grammar_reaches_the_decoder(run: Run, script: Script, tmp_path: Path) -> None:
-    grammar = 'root ::= "é"'
-    result = run("generate", "{models}", "-p", "x", "--grammar-file", file(tmp_path, grammar))
-    assert result.code == 0
-    assert script.calls[1]["options"].structure == Structure(grammar)
-
-
 def test_a_schema_reaches_the_decoder(run: Run, script: Script, tmp_path: Path) -> None:
     run("generate", "{models}", "-p", "x", "--json-schema", file(tmp_path, '{"type": "null"}'))
     found = script.calls[1]["options"].structure
     assert found.kind == "json-schema" and found.source == '{"type": "null"}'
-
-
-def test_a_chat_has_it_for_every_turn(run: Run, script: Script, tmp_path: Path) -> None:
-    path = file(tmp_path, 'root ::= "a"')
-    run("chat", "{models}", "--grammar-file", path, stdin=Stdin(b"one\ntwo\n"))
-    asked = [call["options"].structure for call in script.calls if "asked" in call]
-    assert asked == [Structure('root ::= "a"')] * 2
 
 
 @pytest.mark.parametrize(
@@ -64,18 +49,15 @@ def test_a_chat_has_it_for_every_turn(run: Run, script: Script, tmp_path: Path) 
         (["--stop", "x", "--grammar-file"], 'root ::= "a"', "stop string"),
     ],
 )
-@pytest.mark.parametrize("verb", ["generate", "chat"])
 def test_a_broken_file_is_one_line_before_any_model(
     run: Run,
     script: Script,
     tmp_path: Path,
-    verb: str,
     flags: list[str],
     text: str | bytes,
     said: str,
 ) -> None:
-    asks = ["-p", "x"] if verb == "generate" else []
-    result = run(verb, "{models}", *asks, *flags, file(tmp_path, text))
+    result = run("generate", "{models}", "-p", "x", *flags, file(tmp_path, text))
     assert (result.code, result.out) == (2, "")
     assert said in result.err and result.err.count("\n") == 1
     assert CANARY not in result.err
@@ -111,9 +93,3 @@ def test_whether_it_is_complete_is_told(
     assert told["provenance"]["parameters"]["structure"]["kind"] == "grammar"
     assert CANARY not in result.out
     assert answer_from(told).answer.structured is whole
-
-
-def test_without_a_form_nothing_is_said_of_one(run: Run, script: Script) -> None:
-    told = json.loads(run("generate", "{models}", "-p", "x", "--json").out)
-    assert "structured" not in told["capt"]
-    assert told["provenance"]["parameters"]["structure"] is None

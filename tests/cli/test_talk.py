@@ -20,7 +20,7 @@ from capt_local.cli.talk import Talk, TranscriptFile
 from capt_local.config import Feature, SiteFile, SiteLimits
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import FinishReason
-from capt_local.errors import Cancelled, ContextOverflow, NumericalError, UsageError
+from capt_local.errors import ContextOverflow, NumericalError, UsageError
 from capt_local.report.terminal import Screen
 from tests.cli.conftest import Run, Stdin
 from tests.cli.fake_runtime import Script
@@ -104,14 +104,6 @@ def test_a_second_answer_that_is_interrupted_leaves_the_first(
     assert events(log) == ["turn", "undo", "turn"]
 
 
-def test_an_answer_that_did_not_begin_is_no_turn(made: Made, script: Script) -> None:
-    talk, _, log = made
-    script.fail_at, script.error = 0, Cancelled("stopped")
-    with pytest.raises(Cancelled):
-        talk.ask("one")
-    assert talk.conversation.turns == () and events(log) == []
-
-
 def test_a_transcript_on_a_full_disk_is_told_and_made_up_for(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,36 +123,8 @@ def test_a_transcript_on_a_full_disk_is_told_and_made_up_for(
     talk.close()
 
 
-def test_a_conversation_that_the_models_cannot_take_is_not_gone_on_from(
-    made: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    talk, *_ = made
-    talk.ask("one")
-
-    def refused(_: object) -> dict[str, int]:
-        raise UsageError("no system text")
-
-    monkeypatch.setattr(talk.session.runtime, "keep", refused)
-    before = talk.conversation
-    with pytest.raises(UsageError):
-        Commands(talk, lambda: None, lambda: True).run(Call("system", "x"))
-    assert talk.conversation is before
-
-
 def commands(talk: Talk) -> Commands:
     return Commands(talk, lambda: None, lambda: True)
-
-
-@pytest.mark.parametrize("command", ["set", "regen"])
-def test_weights_for_more_pairs_than_there_are_are_refused_at_once(
-    made: Made, command: str
-) -> None:
-    talk, _, log = made
-    talk.ask("one")
-    before = talk.options
-    with pytest.raises(UsageError, match="one number"):
-        commands(talk).run(Call(command, "alpha=0,5"))
-    assert talk.options is before and events(log) == ["turn"]
 
 
 def test_what_the_site_forbids_is_forbidden_in_a_conversation_too(
@@ -231,33 +195,6 @@ def test_a_note_of_another_patient_can_be_taken_back(made: Made, tmp_path: Path)
     assert talk.conversation.turns == ()
 
 
-@pytest.mark.parametrize("error", [RuntimeError(), Cancelled("stopped"), KeyboardInterrupt()])
-def test_a_session_that_does_not_begin_leaves_no_empty_transcript(
-    run: Run, script: Script, error: BaseException, tmp_path: Path
-) -> None:
-    script.fail_at, script.error = -1, error
-    assert run("chat", "{models}", "--transcript", str(tmp_path / "t"), stdin=Stdin(b"x")).code
-    assert not (tmp_path / "t").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (("--idle-timeout", "0"), "minutes above 0"),
-        (("--idle-timeout", "nan"), "minutes above 0"),
-        (("--transcript", "/nowhere/x"), "cannot be made: No such file"),
-        (("--alpha", "9"), "not between -8 and 8"),
-        (("--system", "\udce9"), "--system is not valid UTF-8"),
-    ],
-)
-def test_flags_are_checked_before_models_load(
-    run: Run, script: Script, flags: tuple[str, ...], says: str
-) -> None:
-    result = run("chat", "{models}", *flags, stdin=Stdin(b"x\n"))
-    assert result.code == 2 and says in result.err and result.err.count("\n") == 1
-    assert script.calls == []
-
-
 @pytest.mark.parametrize(
     ("data", "code", "says"),
     [
@@ -279,3 +216,53 @@ def test_ctrl_c_in_a_pipe_ends_it_with_the_part(run: Run, script: Script) -> Non
     result = run("chat", "{models}", stdin=Stdin(b"one\ntwo\n"))
     assert (result.code, result.out) == (130, "It is \n")
     assert len([call for call in script.calls if "asked" in call]) == 1
+
+
+def test_lines_are_there_at_once_for_the_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    file = TranscriptFile(path)
+    file.add("one", "two")
+    assert path.read_text() == "one\ntwo\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+    file.add("three")
+    file.close()
+    assert path.read_text() == "one\ntwo\nthree\n"
+
+
+def test_a_full_disk_leaves_whole_lines_and_loses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.jsonl"
+    file = TranscriptFile(path)
+    file.add("one")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for line in ("two", "three"):
+            with pytest.raises(UsageError, match="No space left"):
+                file.add(line)
+            assert path.read_text() == "one\n"
+    file.add("four")
+    file.close()
+    assert path.read_text() == "one\ntwo\nthree\nfour\n"
+
+
+def test_a_file_that_is_there_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("mine")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    for place, says in (
+        (path, "there already"),
+        (link, "there already"),
+        (tmp_path / "no" / "t", "No such file"),
+        (tmp_path / ("x" * 300), "too long"),
+        (Path("a\0b"), "no file name"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            TranscriptFile(place)
+    assert path.read_text() == "mine"
+    assert not (tmp_path / "nowhere").exists()

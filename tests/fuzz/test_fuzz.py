@@ -13,7 +13,7 @@ from tests.fuzz.run import NAMES
 from tests.fuzz.targets import CORPUS, TARGETS
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 4
+SECONDS = 2
 SEEDS = [each for each in sorted(CORPUS.rglob("*")) if each.is_file()]
 # Files that are to be refused; of the others, the first of each target is taken.
 TAKEN = ["header/tensors", "header/vocabulary", "header/scalars", "archive/of-3", "archive/of-1",

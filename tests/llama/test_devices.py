@@ -10,10 +10,7 @@ import pytest
 
 from capt_local.llama import devices
 from capt_local.llama.devices import (
-    GPU_RESERVE,
-    Device,
     Kernels,
-    free_on_gpus,
     mended,
     planned_layers,
 )
@@ -44,15 +41,6 @@ def test_wrong_numbers_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not library().computes(0)
 
 
-def test_a_device_that_does_not_start_does_not_compute() -> None:
-    def ggml(name: str, result: object, *types: object) -> object:
-        if name == "ggml_backend_dev_init":
-            return lambda *_: None
-        return library().ggml(name, result, *types)
-
-    assert not devices.device_computes(ggml, 0)  # type: ignore[arg-type]
-
-
 def test_a_process_that_keeps_its_memory_says_so() -> None:
     keep_memory_private()
     assert memory_is_private() is (None if sys.platform == "win32" else True)
@@ -80,10 +68,6 @@ def test_one_library_without_the_mark_is_enough_to_leave_tiles_out(
     tmp_path: Path, contents: tuple[bytes, ...]
 ) -> None:
     assert not mended(_written(tmp_path, *contents))
-
-
-def test_a_library_that_cannot_be_read_is_not_mended(tmp_path: Path) -> None:
-    assert not mended([tmp_path / "missing"])
 
 
 def test_here_tiles_are_left_out_or_mended() -> None:
@@ -120,25 +104,8 @@ ONE = MemoryEstimate(weights=800 * MIB, kv_cache=200 * MIB, buffers=100 * MIB, l
 TRIO = {"target": ONE, "expert": ONE, "base": ONE}
 
 
-def device(kind: str, free: int) -> Device:
-    return Device("x", "", kind, free, free)
-
-
-def test_what_is_free_leaves_the_backend_its_part() -> None:
-    devices = [device("CPU", 9 << 30), device("GPU", GPU_RESERVE + 5), device("GPU", 3)]
-    assert free_on_gpus(devices) == 5
-    assert free_on_gpus([]) == 0
-
-
 def test_each_model_gets_what_those_before_it_leave() -> None:
     every = LoadOptions(gpu_layers="auto")
     assert planned_layers(TRIO, every, 10_000 * MIB) == dict.fromkeys(TRIO, 10)
     assert planned_layers(TRIO, every, 1_750 * MIB) == {"target": 10, "expert": 5, "base": 0}
     assert planned_layers(TRIO, every, 0) == dict.fromkeys(TRIO, 0)
-
-
-def test_a_number_is_taken_as_it_is() -> None:
-    assert planned_layers(TRIO, LoadOptions(gpu_layers=3), MIB) == dict.fromkeys(TRIO, 3)
-    assert planned_layers(TRIO, LoadOptions(gpu_layers="all"), 10_000 * MIB)["base"] == 10
-    assert planned_layers(TRIO, LoadOptions(gpu_layers=99), 10_000 * MIB)["target"] == 10
-    assert planned_layers(TRIO, LoadOptions(gpu_layers=5), 0) == dict.fromkeys(TRIO, 0)

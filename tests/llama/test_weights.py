@@ -35,11 +35,6 @@ def test_a_model_says_what_it_is(tiny_path: Callable[..., Path]) -> None:
         assert weights.value("no.such.key") is None
 
 
-def test_a_model_without_a_template_has_none(tmp_path: Path) -> None:
-    with Weights(tiny_gguf(tmp_path / "plain.gguf", seed=1, template=None)) as weights:
-        assert weights.metadata.chat_template is None
-
-
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_every_token_has_its_bytes_and_kind(
     tiny_path: Callable[..., Path], flavour: Flavour
@@ -75,23 +70,6 @@ def test_text_that_is_not_utf_8_never_reaches_llama_cpp(tiny_path: Callable[...,
         assert weights.vocabulary.text(weights.tokenize(b"a\0b", special=False)) == b"a\0b"
 
 
-def test_progress_runs_to_the_end(tiny_path: Callable[..., Path]) -> None:
-    seen: list[float] = []
-    Weights(tiny_path(), progress=seen.append).close()
-    assert seen == sorted(seen)
-    assert seen[-1] == 1.0
-
-
-def test_an_exception_in_progress_stops_the_load_and_arrives(
-    tiny_path: Callable[..., Path],
-) -> None:
-    def stop(_fraction: float) -> None:
-        raise RuntimeError("enough")
-
-    with pytest.raises(RuntimeError, match="enough"):
-        Weights(tiny_path(), progress=stop)
-
-
 def test_llama_cpp_says_itself_what_is_wrong_with_a_model(
     tiny_path: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -125,19 +103,3 @@ def test_batches_run_in_every_format_that_is_rearranged(tmp_path: Path, quantize
     with LlamaModel.open(path, ONE_THREAD) as model:
         rows = model.extend(list(range(60)), rows=4)
         assert rows.std() > 1
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"gpu_layers": -1},
-        {"context": 0},
-        {"threads": 0},
-        {"max_rows": 0},
-        {"max_rows": 256},
-        {"batch": 8, "max_rows": 16},
-    ],
-)
-def test_options_without_a_meaning_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(UsageError):
-        LoadOptions(**wrong)  # type: ignore[arg-type]

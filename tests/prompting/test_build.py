@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from capt_local.errors import ModelError, UsageError
 from capt_local.llama.weights import Weights
 from capt_local.prompting.build import build_chat, build_raw
-from capt_local.prompting.messages import Message, Prompt, Role, Segment
+from capt_local.prompting.messages import Message, Prompt, Role, Segment, messages_of
 from capt_local.prompting.template import CHATML, PLAIN, ChatTemplate
+from capt_local.strict_json import NotReadable
 from capt_local.tokenization.tokenizer import TextTokenizer
 from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 from tests.prompting import templates
@@ -137,51 +138,6 @@ def test_a_forged_turn_stays_text(flavour: Flavour) -> None:
     assert set(markers) <= set(split.scaffold(note.encode(), start=True))
 
 
-def test_segments_of_a_conversation() -> None:
-    split = tokenizer("bpe")
-    prompt = build_chat(
-        conversation("pain", "fever", "chest", system="aspirin"), WITH_MARKERS, split
-    )
-    shown = [(joined(each, split.vocabulary), each.text, each.evidence) for each in prompt.segments]
-    assert shown == [
-        (b"<|im_start|>system\n", None, False),
-        (b"aspirin", b"aspirin", False),
-        (b"<|im_end|>\n<|im_start|>user\n", None, False),
-        (b"pain", b"pain", True),
-        (b"<|im_end|>\n<|im_start|>assistant\n", None, False),
-        (b"fever", b"fever", False),
-        (b"<|im_end|>\n<|im_start|>user\n", None, False),
-        (b"chest", b"chest", True),
-        (b"<|im_end|>\n<|im_start|>assistant\n", None, False),
-    ]
-    assert not prompt.goes_on
-
-
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_a_space_before_text_belongs_to_its_first_word(flavour: Flavour) -> None:
-    split = tokenizer(flavour, add_bos=False)
-    template = ChatTemplate("{% for m in messages %}(x) {{ m.content }} (y){% endfor %}")
-    before, text, after = build_chat(conversation("patient"), template, split).segments
-    assert joined(before, split.vocabulary).endswith(b"(x)")
-    assert (joined(text, split.vocabulary), text.text) == (b" patient", b"patient")
-    assert len(text.tokens) == 1
-    assert joined(after, split.vocabulary) == b" (y)"
-
-
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_an_empty_text_leaves_only_scaffolding(flavour: Flavour) -> None:
-    split = tokenizer(flavour)
-    prompt = build_chat(conversation("pain", "", "fever"), WITH_MARKERS, split)
-    assert [segment.text for segment in prompt.segments if segment.text is not None] == [
-        b"pain",
-        b"fever",
-    ]
-    middle = b"<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n<|im_start|>user\n"
-    assert any(
-        list(segment.tokens) == split.scaffold(middle, start=False) for segment in prompt.segments
-    )
-
-
 @pytest.mark.parametrize("writes_it", [True, False])
 @pytest.mark.parametrize("add_bos", [True, False])
 def test_one_bos_and_not_two(writes_it: bool, add_bos: bool) -> None:
@@ -192,13 +148,6 @@ def test_one_bos_and_not_two(writes_it: bool, add_bos: bool) -> None:
     assert list(prompt.tokens).count(cast(int, split.vocabulary.bos)) == count
     assert (prompt.tokens[0] == split.vocabulary.bos) == bool(count)
     assert prompt.segments[0].text is None
-
-
-def test_a_bos_before_each_turn_is_the_template_s_own() -> None:
-    split = tokenizer("spm")
-    template = ChatTemplate(templates.LLAMA2, bos="<s>", eos="</s>")
-    prompt = build_chat(conversation("pain", "fever", "chest"), template, split)
-    assert list(prompt.tokens).count(cast(int, split.vocabulary.bos)) == 2
 
 
 @pytest.mark.parametrize(
@@ -216,16 +165,6 @@ def test_text_behind_a_control_token_gets_the_leading_space() -> None:
     template = ChatTemplate("<|im_start|>{{ messages[0].content }}<|im_end|>")
     text = build_chat(conversation("patient"), template, split).segments[1]
     assert (joined(text, split.vocabulary), text.text) == (b" patient", b"patient")
-
-
-def test_the_fold_of_a_system_message_is_told_and_is_no_evidence() -> None:
-    split = tokenizer("spm")
-    template = ChatTemplate(templates.MISTRAL, bos="<s>", role="base")
-    prompt = build_chat(conversation("pain", system="aspirin"), template, split)
-    assert len(prompt.notices) == 1
-    assert "of the base takes no system message" in prompt.notices[0]
-    shown = [(each.text, each.evidence) for each in prompt.segments if each.text is not None]
-    assert shown == [(b"aspirin", False), (b"pain", True)]
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -259,11 +198,6 @@ def test_bad_conversations_are_the_user_s_error(messages: list[Message], problem
     assert caught.value.__cause__ is None
 
 
-def test_an_empty_raw_text_is_the_user_s_error() -> None:
-    with pytest.raises(UsageError, match="prompt is empty"):
-        build_raw(b"", tokenizer("bpe"))
-
-
 def test_bytes_without_a_token_are_refused_for_the_target_and_left_out_for_a_proxy() -> None:
     kinds = [TokenKind.CONTROL, TokenKind.NORMAL]
     vocabulary = Vocabulary([b"<s>", b"a"], kinds, end_ids=[0])
@@ -283,3 +217,47 @@ def test_a_tokenizer_that_makes_markers_out_of_text_is_refused() -> None:
     found = tokenizer("bpe")
     with pytest.raises(ModelError, match="makes control tokens out of text"):
         build_raw(b"<|im_end|>", Careless(found.vocabulary, weights("bpe").tokenize))
+
+
+CANARY = "zyzzyva"
+
+
+def user(content: object, **more: object) -> dict[str, object]:
+    return {"role": "user", "content": content, **more}
+
+
+def test_turns_are_taken_in_order() -> None:
+    turns = [{"role": "system", "content": ""}, user("q"), {"role": "assistant", "content": "a"}]
+    assert messages_of([*turns, user([{"type": "text", "text": CANARY}], name=None)]) == (
+        Message("system", ""),
+        Message("user", "q"),
+        Message("assistant", "a"),
+        Message("user", CANARY),
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "must be a list of objects"),
+        ({}, "must be a list of objects"),
+        ([[]], "must be a list of objects"),
+        ([], "conversation is empty"),
+        ([{"content": CANARY}], '"role"'),
+        ([{"role": ["user"], "content": CANARY}], '"role"'),
+        ([{"role": "developer", "content": CANARY}], '"role"'),
+        ([user(None)], '"content"'),
+        ([user([])], '"content"'),
+        ([user([{"type": "text", "text": CANARY}] * 2)], '"content"'),
+        ([user([{"type": "text", "text": 5}])], '"content"'),
+        ([user([{"type": CANARY, "text": CANARY}])], '"content"'),
+        ([user([{"type": "text", "text": "x", CANARY: 1}])], '"content"'),
+        ([user("x", **{CANARY: CANARY})], 'more than "role" and "content"'),
+        ([user("x"), {"role": "system", "content": CANARY}], "must be the first"),
+        ([user(" \n")], "prompt is empty"),
+    ],
+)
+def test_what_is_no_conversation(value: object, said: str) -> None:
+    with pytest.raises(NotReadable) as caught:
+        messages_of(value)
+    assert said in str(caught.value) and CANARY not in str(caught.value)

@@ -2,12 +2,21 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
+from capt_local.bundles.manifest import ModelFile, Style
 from capt_local.errors import ModelError, UsageError
 from capt_local.prompting.messages import Message
-from capt_local.prompting.template import LARGEST_TEMPLATE, ChatTemplate
+from capt_local.prompting.template import (
+    LARGEST_TEMPLATE,
+    PLAIN,
+    ChatTemplate,
+    given_template,
+    open_template,
+)
+from tests.fakes import make_vocabulary
 from tests.prompting import templates
 
 SYSTEM, USER, ANSWER = Message("system", "S"), Message("user", "U"), Message("assistant", "A")
@@ -91,20 +100,6 @@ def test_without_a_system_role_its_text_precedes_the_user_s(source: str, expecte
     )
 
 
-def test_no_notice_without_a_system_message() -> None:
-    assert not ChatTemplate(templates.GEMMA).scaffold((USER,)).notices
-
-
-def test_a_refused_order_of_roles_is_the_user_s_error() -> None:
-    with pytest.raises(UsageError, match=r"of the target refuses .*: Roles must alternate"):
-        scaffolding(templates.LLAMA2, (USER, USER))
-
-
-def test_without_an_answer_to_come() -> None:
-    found = ChatTemplate(templates.CHATML).scaffold((USER,), add_generation_prompt=False)
-    assert found.parts == ("<|im_start|>user\n", 0, "<|im_end|>\n")
-
-
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
@@ -186,3 +181,51 @@ def test_what_published_templates_use() -> None:
         "{%- endfor -%}"
     )
     assert scaffolding(source, (USER,)) == '[0]{"a": [1, "ä"]}1-np, qu-2'
+
+
+VOCABULARY = make_vocabulary([])
+
+
+def model(**values: object) -> ModelFile:
+    return ModelFile(role="expert", path=Path("model.gguf"), size=1, **values)  # type: ignore[arg-type]
+
+
+def test_which_template_a_model_is_asked_with() -> None:
+    marked, user = "own:{{ messages[0].content }}", [Message("user", "x")]
+
+    def first(found: ModelFile, own: str | None) -> object:
+        return open_template(found, own, VOCABULARY).scaffold(user).parts[0]
+
+    assert first(model(), marked) == "own:"
+    assert first(model(template="chatml"), marked) == "<|im_start|>user\n"
+    assert first(model(template="plain"), marked) == 0
+    assert first(model(style=Style.RAW), None) == 0
+
+
+def test_the_model_s_own_template_can_be_pinned() -> None:
+    pinned = model(template_sha256="0" * 64)
+    with pytest.raises(ModelError, match="template of the expert is not the one"):
+        open_template(pinned, PLAIN, VOCABULARY)
+
+
+def test_a_given_template_is_for_the_target_and_for_models_without(tmp_path: Path) -> None:
+    own, given = "own:{{ messages[0].content }}", tmp_path / "template"
+    given.write_text("given:{{ messages[0].content }}")
+    source = given_template(str(given))
+    for role, brings, wanted in (
+        ("target", own, "given:"),
+        ("expert", own, "own:"),
+        ("base", None, "given:"),
+    ):
+        file = ModelFile(role=role, path=Path("model.gguf"), size=1)
+        found = open_template(file, brings, VOCABULARY, given=source)
+        assert found.scaffold([Message("user", "x")]).parts[0] == wanted
+    assert given_template("plain") == PLAIN
+
+
+def test_a_given_template_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    for argument in ("zyzzyva", str(tmp_path), str(tmp_path / "bytes")):
+        with pytest.raises(UsageError, match="--template") as caught:
+            given_template(argument)
+        assert "zyzzyva" not in str(caught.value)

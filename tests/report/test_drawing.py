@@ -21,7 +21,6 @@ from capt_local.report.views import (
     View,
     cells,
     plain,
-    tidy,
 )
 from tests.report.steps import step
 
@@ -53,69 +52,6 @@ def shown(view: View, width: int, **look: object) -> list[str]:
     """What is drawn, without styles and trailing blanks."""
     text = STYLE.sub("", drawn(view, Look(width, **look)))  # type: ignore[arg-type]
     return [line.rstrip() for line in text.splitlines()]
-
-
-def test_answers_stand_side_by_side_where_there_is_room() -> None:
-    assert shown(both(ALONE, TOGETHER), 101) == [
-        "╭─ The target alone ─────────────────────────────╮ "
-        "╭─ All three together ───────────────────────────╮",
-        "│ It is a cold.                                  │ "
-        "│ It is pneumonia.                               │",
-        "╰─ 1 token (1.0/s), end: stop ───────────────────╯ "
-        "╰─ 3 tokens (3.0/s), 1 changed, end: stop ───────╯",
-    ]
-
-
-def test_and_one_under_the_other_where_there_is_none() -> None:
-    assert shown(both(ALONE, TOGETHER), 50) == [
-        "╭─ The target alone ─────────────────────────────╮",
-        "│ It is a cold.                                  │",
-        "╰─ 1 token (1.0/s), end: stop ───────────────────╯",
-        "╭─ All three together ───────────────────────────╮",
-        "│ It is pneumonia.                               │",
-        "╰─ 3 tokens (3.0/s), 1 changed, end: stop ───────╯",
-    ]
-
-
-def test_panes_side_by_side_have_one_height() -> None:
-    long = an_answer((b"one two three " * 12, None), proxies=False)
-    lines = shown(both(long, TOGETHER), 100)
-    assert all(len(line) == len(lines[0]) for line in lines)
-    assert lines[-1].count("╰") == 2
-
-
-def test_the_same_in_a_file() -> None:
-    assert plain(both(ALONE, TOGETHER)) == [
-        "The target alone:",
-        "  It is a cold.",
-        "  (1 token (1.0/s), end: stop)",
-        "",
-        "All three together:",
-        "  It is [pneumonia].",
-        "  (3 tokens (3.0/s), 1 changed, end: stop)",
-    ]
-
-
-def test_figures() -> None:
-    assert shown(FIGURES, 70)[0] == "Largest changes"
-    assert shown(FIGURES, 70)[-3:] == [
-        "Mixed, weighed by the prompt",
-        "target                        █████░░░░░░░░░░░░░░░  25 %",
-        "target + 0.5 (expert - base)  ███████████████░░░░░  75 %",
-    ]
-    wide = shown(FIGURES, 140)
-    assert wide[0].startswith("Largest changes")
-    assert wide[0].endswith("    Mixed, weighed by the prompt")
-    assert plain(FIGURES)[-2:] == [
-        "  target                         25 %  #####",
-        "  target + 0.5 (expert - base)   75 %  ###############",
-    ]
-
-
-def test_marks_are_bold_and_underlined_and_coloured_only_where_colours_are() -> None:
-    view = Prose((Span("the"), Span(" lungs", marked=True)))
-    assert drawn(view, Look(40)) == "the \x1b[1;4mlungs\x1b[0m\n"
-    assert drawn(view, Look(40, colour=True)) == "the \x1b[1;4;35mlungs\x1b[0m\n"
 
 
 @pytest.mark.parametrize("width", [100, 60, 20, 1])
@@ -172,25 +108,3 @@ def test_a_progress_line_is_one_line_that_fits(width: int) -> None:
     line = STYLE.sub("", progress_line("loading " + CANARY, 0.3, look))
     assert "\n" not in line
     assert cells(line) <= progress_width(look) <= max(width - 1, 1)
-
-
-def test_marks_are_joined_and_leave_blanks_out() -> None:
-    spans = [Span("The"), Span(" lungs", True), Span(" are ", True), Span("ok"), Span("\n", True)]
-    assert tidy(spans) == (
-        Span("The"),
-        Span(" "),
-        Span("lungs are", True),
-        Span(" "),
-        Span("ok"),
-        Span("\n", True),
-    )
-
-
-def test_marks_do_not_cross_lines_in_a_file() -> None:
-    assert plain(Pane("t", (Span("a"), Span("b\nc", True)))) == ["t:", "  a[b]", "  [c]"]
-
-
-def test_facts_without_headings() -> None:
-    table = Table("software", (("a", "1"), ("long", "2\n3")))
-    assert plain(table) == ["software", "  a     1", "  long  2\\n3"]
-    assert shown(table, 40) == ["software", " a     1", " long  2\\n3"]

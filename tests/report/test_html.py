@@ -6,7 +6,6 @@ import base64
 import hashlib
 import html
 import json
-import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,15 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
 from capt_local.report.html import (
-    LEVELS,
     cells,
-    chance,
-    chart,
-    details,
-    level,
     page,
     policy,
     spelled,
@@ -133,33 +126,6 @@ def test_nothing_is_loaded_and_only_our_own_script_runs() -> None:
     assert links and all(link and link.startswith("#t") for link in links)
 
 
-def test_the_page_says_what_it_is() -> None:
-    source = page(an_answer([(b"Yes", b"No", 1.0)], FinishReason.LENGTH))
-    for part in (
-        "Contains patient data", "Intended use", "review by a clinician", "one token at a time",
-        "may be incomplete", "AI report (AIRPT), human review: none", "2023-11-14 22:13 UTC",
-        "parameters · combine · grid", "alpha 1 (75 %), alpha 0.5 (25 %)",
-        'lang="en"', 'translate="no"',
-    ):  # fmt: skip
-        assert part in source
-    assert "Yes" not in source[: source.index("</title>")]
-
-
-def test_one_model_alone_and_nothing_at_all() -> None:
-    alone = replace(said("a"), prompt_tokens={"target": 3}, weights=())
-    assert "nothing to compare" in page(alone) and "Largest changes" not in page(alone)
-    empty = page(an_answer([]))
-    assert "the answer is empty" in empty and 'role="listbox"' not in empty
-    same = page(an_answer([(b"a", None, 0.0)]))
-    assert "The expert changed no token." in same
-
-
-def test_the_targets_own_answer_stands_beside_it() -> None:
-    source = page(said("It is pneumonia."), said("It is <b>a cold."))
-    assert "own answer" in source and "It is &lt;b&gt;a cold." in source
-    assert "own answer</h2>" not in page(said("x"))
-
-
 def test_provenance_that_nobody_wrote_is_refused() -> None:
     deep: dict[str, object] = {}
     for _ in range(200):
@@ -201,48 +167,10 @@ def test_every_step_is_in_one_cell_and_all_text_is_there() -> None:
     assert [c.name for c in found] == ["", "", "line break", "", "the end of the answer"]
 
 
-def test_what_an_interruption_held_back_is_a_cell_without_steps() -> None:
-    answer = replace(said("a"), text=b"a EN", finish=FinishReason.INTERRUPTED)
-    assert [(c.text, len(c.steps)) for c in cells(answer)] == [("a", 1), ("EN", 0)]
-    assert "EN" in page(answer)
-
-
 @given(st.lists(st.binary(max_size=4), max_size=8))
 def test_cells_never_lose_text(pieces: list[bytes]) -> None:
     whole = b"".join(pieces)
     assert "".join(texts(*pieces)) == visible(whole.decode("utf-8", "replace"))
-
-
-def test_the_scale_is_fixed() -> None:
-    assert [level(x) for x in (-99.0, -4.0, -1.0, 0.0, 0.2, 0.5, 4.0, 99.0, math.nan)] == [
-        -LEVELS, -LEVELS, -2, 0, 0, 1, LEVELS, LEVELS, 0,
-    ]  # fmt: skip
-    both = an_answer([(b"\xc2", None, 0.5), (b"\xb5", None, -3.0)])
-    assert cells(both)[0].level == -6
-
-
-def test_a_chart_has_a_bar_for_each_token() -> None:
-    found = chart(long_answer(60).steps)
-    assert found.above.count("z") + found.below.count("z") == 59  # the first is exactly 0
-    assert found.changed.count("z") == 20
-    assert found.beyond and "60 tokens" in found.said
-    assert chart(long_answer(3).steps).width == 40
-    assert chart([]).said == "No contrast is known."
-
-
-def test_numbers_that_are_not_known() -> None:
-    answer = an_answer([(b"a", b"b", math.nan)])
-    answer = replace(answer, steps=[replace(answer.steps[0], logp=math.nan, expert_logp=None)])
-    assert ">?<" in page(answer)
-    (told,) = details(cells(answer))["steps"]
-    assert isinstance(told, list) and told[7] is None and told[8] is None
-
-
-def test_percent_for_people() -> None:
-    assert [chance(math.log(p)) for p in (1.0, 0.5, 0.0996, 0.012, 0.00123, 1e-9)] == [
-        "100 %", "50 %", "10.0 %", "1.2 %", "0.12 %", "< 0.01 %",
-    ]  # fmt: skip
-    assert [chance(x) for x in (None, math.nan, -math.inf)] == ["?"] * 3
 
 
 def test_a_long_answer_is_a_small_page() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
-import re
-import subprocess
-import sys
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.document import Document
+from prompt_toolkit.formatted_text import StyleAndTextTuples, fragment_list_to_text
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.layout.controls import BufferControl
+from prompt_toolkit.layout.processors import Transformation, TransformationInput
+from prompt_toolkit.output import DummyOutput
 
-from capt_local.report import terminal as module
+from capt_local.report.input_line import InputLine, _SpelledOut
 from capt_local.report.terminal import Screen, Wrap, look_of
-from capt_local.report.views import Look, Pane, Prose, Span, cells
+from capt_local.report.views import Look, Prose, Span, cells
 
 
 class Terminal(io.StringIO):
@@ -40,19 +44,6 @@ def test_only_the_answer_is_on_standard_output() -> None:
     assert err.getvalue() == "loading\nnote: a warning\nerror: it broke\n"
 
 
-def test_an_answer_that_ends_with_a_newline_gets_no_second_one() -> None:
-    screen, out, _ = make()
-    screen.answer(b"yes\n")
-    screen.end_answer()
-    assert out.getvalue() == "yes\n"
-
-
-def test_an_empty_answer_prints_nothing() -> None:
-    screen, out, _ = make()
-    screen.end_answer()
-    assert out.getvalue() == ""
-
-
 def test_escape_sequences_reach_neither_stream() -> None:
     screen, out, err = make(look_out=Look())
     for piece in (b"\x1b", b"]52;c;aGk=", b"\x07"):
@@ -65,16 +56,6 @@ def test_escape_sequences_reach_neither_stream() -> None:
     assert "\\x1b[31mred" in out.getvalue()
 
 
-def test_views_are_drawn_on_a_terminal_and_plain_lines_elsewhere() -> None:
-    view = Pane("Title", (Span("the "), Span("lungs", marked=True)))
-    drawn, out, _ = make(look_out=Look(30))
-    drawn.show(view)
-    assert "the \x1b[1;4mlungs\x1b[0m" in out.getvalue()
-    plain, out, _ = make()
-    plain.show(view)
-    assert out.getvalue() == "Title:\n  the [lungs]\n\n"
-
-
 def test_what_a_stream_can_show() -> None:
     assert look_of(Terminal(), {"TERM": "xterm", "COLUMNS": "120"}) == Look(120, True, "utf-8")
     no_colour = look_of(Terminal(), {"TERM": "xterm", "NO_COLOR": "1"})
@@ -82,57 +63,6 @@ def test_what_a_stream_can_show() -> None:
     assert look_of(Terminal(), {"TERM": "xterm", "NO_COLOR": "", "COLUMNS": "x"}) == Look(80, True)
     assert look_of(Terminal(), {"TERM": "dumb"}) is None
     assert look_of(io.StringIO(), {"TERM": "xterm"}) is None
-
-
-def test_a_plain_answer_and_notes_need_no_rich() -> None:
-    code = (
-        "import sys\n"
-        "from capt_local.report.terminal import Screen\n"
-        "from capt_local.report.views import Prose\n"
-        "screen = Screen.standard()\n"
-        "screen.answer(b'x')\n"
-        "screen.note('x')\n"
-        "screen.progress('loading', 0.5)\n"
-        "screen.show(Prose.of('x'))\n"
-        "print('rich' in sys.modules, file=sys.stderr)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr == "x\nFalse\n"
-
-
-def test_no_progress_line_where_it_could_not_be_redrawn() -> None:
-    screen, _, err = make()
-    screen.progress("loading target", 0.5)
-    assert err.getvalue() == ""
-
-
-def test_the_progress_line_is_wiped_before_anything_else_is_said() -> None:
-    screen, out, err = make(look_err=Look(21))
-    screen.progress("loading", 0.5)
-    screen.answer(b"x")
-    first, second = err.getvalue().split("\r")[1:3]
-    assert re.sub("\x1b\\[[0-9;]*m", "", first) == "loading ━━━     50 %"
-    assert second == " " * 20
-    assert err.getvalue().endswith("\r")
-    assert out.getvalue() == "x"
-
-
-def test_the_progress_line_is_drawn_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([1.0, 1.01, 1.02, 1.2])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    screen, _, err = make(look_err=Look(40))
-    for label, part in [("one", 0.1), ("one", 0.2), ("two", 0.3), ("two", 0.4)]:
-        screen.progress(label, part)
-    shown = re.findall(r"(\d+) %", err.getvalue())
-    assert shown == ["10", "30", "40"]
-
-
-def test_no_colour_in_the_progress_line_unless_wanted() -> None:
-    for colour in (False, True):
-        screen, _, err = make(look_err=Look(40, colour=colour))
-        screen.progress("loading", 0.5)
-        assert ("\x1b[3" in err.getvalue()) == colour
-        assert ("\x1b[9" in err.getvalue()) == colour
 
 
 def test_an_error_is_one_line() -> None:
@@ -161,3 +91,45 @@ def test_an_answer_on_a_terminal_wraps_and_in_a_pipe_does_not() -> None:
             screen.answer(piece)
         screen.end_answer()
         assert out.getvalue() == wanted
+
+
+def shown(fragments: StyleAndTextTuples) -> Transformation:
+    text = fragment_list_to_text(fragments)
+    control = BufferControl(Buffer())
+    return _SpelledOut().apply_transformation(
+        TransformationInput(control, Document(text), 0, lambda at: at, fragments, 80, 24)
+    )
+
+
+def test_what_would_move_the_cursor_is_spelled_out_and_places_are_kept() -> None:
+    made = shown([("class:a", "a\x1b\tb")])
+    assert fragment_list_to_text(made.fragments) == "a\\x1b    b"
+    assert [made.source_to_display(at) for at in range(6)] == [0, 1, 5, 9, 10, 11]
+    assert [made.display_to_source(at) for at in (0, 1, 3, 4, 5, 8, 9, 10, 12)] == [
+        *(0, 1, 1, 1, 2, 2, 3, 4, 6),
+    ]
+
+
+def test_what_was_searched_for_is_forgotten_too() -> None:
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        line = InputLine(lambda _: (), lambda _: False)
+        buffer = line._session.search_buffer
+        buffer.text = "zyzzyva"
+        buffer.append_to_history()
+        for control in controls(line):
+            control.search_state.text = "zyzzyva"
+        assert "zyzzyva" in searched(line)
+        line.forget()
+        assert searched(line) == ""
+
+
+def controls(line: InputLine) -> list[BufferControl]:
+    found = line._session.app.layout.find_all_controls()
+    return [each for each in found if isinstance(each, BufferControl)]
+
+
+def searched(line: InputLine) -> str:
+    """What stands in the line of the search, in its history and in the last search."""
+    buffer = line._session.search_buffer
+    states = [each.search_state.text for each in controls(line)]
+    return "".join([buffer.text, *buffer.history.get_strings(), *states])

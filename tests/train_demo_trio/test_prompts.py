@@ -9,15 +9,6 @@ from scripts.train_demo_trio.ask import read_prompts
 from tests.small_trio import SMALL_TRIO
 
 
-def test_twenty_different_prompts() -> None:
-    prompts = read_prompts()
-    assert len(prompts) == 20
-    for key in ("id", "prompt"):
-        assert len({each[key] for each in prompts}) == 20
-    assert {each["kind"] for each in prompts} >= {"question", "section", "arithmetic", "visit"}
-    assert all(len(each["prompt"]) < 1500 for each in prompts)
-
-
 def test_all_answers_are_shown_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     command.main(["ask", str(SMALL_TRIO), "--threads", "1", "--max-tokens", "2"])
     shown = capsys.readouterr().out

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import lzma
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.train_demo_trio import pack
-from scripts.train_demo_trio.corpus import PIECE, Document, clean, load, pieces, thinned
-from scripts.train_demo_trio.overlap import RUN, STOCK, Words, repeated_shares, union
-from scripts.train_demo_trio.sieve import Sieve, evaluation_texts
+from scripts.train_demo_trio.corpus import PIECE, Document, pieces, thinned
+from scripts.train_demo_trio.overlap import RUN, STOCK, Words
+from scripts.train_demo_trio.sieve import Sieve
 
 
 def words(first: int, count: int) -> str:
@@ -54,31 +52,6 @@ def test_pieces_end_where_a_sentence_does() -> None:
     assert len(cut) == 3 and all(len(piece) <= PIECE for piece in cut)
     assert all(piece.endswith("today. ") for piece in cut)
     assert pieces("short") == ["short"]
-
-
-def test_text_is_cleaned() -> None:
-    assert clean("\ufeffA\xa0b \t\r\n\n\n\n c\u200b ") == "A b\n\n c"
-
-
-def test_sources_are_read_plain_or_compressed(tmp_path: Path) -> None:
-    (tmp_path / "general").mkdir()
-    line = json.dumps({"id": 7, "text": "Some text.", "licence": "MIT"}) + "\n"
-    (tmp_path / "general" / "one.jsonl").write_text(line)
-    with lzma.open(tmp_path / "general" / "two.jsonl.xz", "wt") as opened:
-        opened.write(line)
-    for source in ("one", "two"):
-        assert load(tmp_path, source) == [Document(source, "7", "Some text.")]
-    with pytest.raises(FileNotFoundError, match="no three"):
-        load(tmp_path, "three")
-
-
-def test_a_novel_becomes_many_documents(tmp_path: Path) -> None:
-    (tmp_path / "general").mkdir()
-    text = "\n".join(f"Line {i} of a long novel." for i in range(12_000))
-    (tmp_path / "general" / "n.jsonl").write_text(json.dumps({"id": "n", "text": text}) + "\n")
-    found = load(tmp_path, "n")
-    assert len(found) > 5 and len({document.id for document in found}) == len(found)
-    assert "".join(d.text for d in found).replace("\n", "") == text.replace("\n", "")
 
 
 def test_a_part_of_a_source_is_taken_from_all_of_it() -> None:
@@ -142,19 +115,6 @@ def test_what_was_read_before_is_not_read_again() -> None:
         Document(source, third, f"{words(600, 80)} {words(0, 40)}"),
     ]
     assert set(sifted(documents, [])) == {first, third}
-
-
-def test_shares_of_repeats() -> None:
-    a, b = np.array([1, 2, 3, 4], np.uint64), np.array([3, 4, 5, 6], np.uint64)
-    none = np.zeros(0, np.uint64)
-    assert repeated_shares([a, b, none, a]).tolist() == [0.0, 0.5, 0.0, 1.0]
-    assert union([a, b]).tolist() == [1, 2, 3, 4, 5, 6]
-
-
-def test_all_texts_of_evaluation_files_count(tmp_path: Path) -> None:
-    items = [{"input": "a", "reference": "b"}, {"text": "c"}, {"choices": ["d"]}]
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    assert list(evaluation_texts(tmp_path)) == ["a", "b", "c"]
 
 
 def test_a_pack_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -85,14 +85,6 @@ def refused(bundle: Path, *more: str, reference: str = "") -> str:
     return str(found.value)
 
 
-@pytest.mark.parametrize("key", ["--key", "--new-key"])
-def test_what_is_in_order_is_built(key: str, bundle: Path) -> None:
-    name = bundle.parent / ("maker.key" if key == "--key" else "new.key")
-    with pytest.raises(Compiled):
-        build(bundle.parent / "stick", "--bundle", str(bundle), key, str(name))
-    assert not (bundle.parent / "new.key").exists()  # a build that fails leaves no key
-
-
 def test_a_bundle_that_will_not_do_is_found_before_the_build(bundle: Path) -> None:
     assert refused(bundle, reference="nowhere").startswith("No bundle has the id 'nowhere'")
     (bundle / "base.gguf").write_bytes(b"x" * (bundle / "base.gguf").stat().st_size)
@@ -111,16 +103,3 @@ def test_a_key_that_will_not_do_is_found_before_the_build(bundle: Path) -> None:
     assert "holds no private Ed25519 key" in refused(bundle)
     key.unlink()
     assert refused(bundle).startswith(f"There is no key at {key}")
-
-
-def test_a_new_key_that_has_no_place_is_found_before_the_build(bundle: Path) -> None:
-    key, public = (bundle.parent / f"maker{ending}" for ending in (".key", ".pub"))
-    assert f"{key} is there already" in refused(bundle, f"--new-key={key}")
-    key.unlink()
-    assert f"{public} is there already" in refused(bundle, f"--new-key={key}")
-    nowhere = f"--new-key={bundle.parent}/nowhere/a.key"
-    assert "where the key is to lie, is not there" in refused(bundle, nowhere)
-
-
-def test_a_wheel_that_is_not_there_is_found_first(bundle: Path) -> None:
-    assert "There is no wheel at" in refused(bundle, "--wheel", "none.whl", reference="nowhere")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,8 +10,16 @@ import pytest
 
 from capt_local.bundles.sign import read_public
 from scripts.wheelhouse.__main__ import write_sums
-from scripts.wheelhouse.install import processor_flags
-from tests.wheelhouse.stub import program, refused, run, tell, version, write_program
+from tests.wheelhouse.stub import (
+    newer,
+    program,
+    refused,
+    run,
+    tell,
+    version,
+    versions,
+    write_program,
+)
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the installer is for Linux and macOS")
 
@@ -35,13 +42,6 @@ def test_from_the_stick_to_the_next_command(stick: Path) -> None:
     assert sorted(stick.rglob("*")) == before
 
 
-def test_the_same_command_again(stick: Path) -> None:
-    assert run(stick).returncode == 0
-    made = (stick.parent / "home" / "capt-local" / "current").resolve().stat().st_mtime_ns
-    assert run(stick).returncode == 0
-    assert (stick.parent / "home" / "capt-local" / "current").stat().st_mtime_ns == made
-
-
 def test_what_an_interrupted_try_left_is_made_anew(stick: Path) -> None:
     assert run(stick).returncode == 0
     folder = (stick.parent / "home" / "capt-local" / "current").resolve()
@@ -49,13 +49,6 @@ def test_what_an_interrupted_try_left_is_made_anew(stick: Path) -> None:
     (folder / "bin" / "capt-local").unlink()
     assert run(stick).returncode == 0
     assert version(stick) == "1.0"
-
-
-def test_the_program_alone_elsewhere(stick: Path) -> None:
-    place = stick.parent / "some where" / "else"
-    assert run(stick, "--program-only", "--to", str(place)).returncode == 0
-    assert (place / "bin" / "capt-local").is_file()
-    assert not (stick.parent / "log").exists()  # neither key nor bundle
 
 
 def test_a_fingerprint_that_was_compared(stick: Path) -> None:
@@ -160,43 +153,12 @@ def test_another_machine(stick: Path, change: dict[str, object], part: str) -> N
     assert not program(stick).exists()
 
 
-@pytest.mark.skipif(not processor_flags(), reason="nothing tells what the processor can do")
-def test_a_processor_that_is_too_old(stick: Path) -> None:
-    tell(stick, processor=[min(processor_flags()), "avx9000"])
-    assert "lacks avx9000, which" in refused(stick)
-
-
 def test_a_place_that_holds_other_things(stick: Path) -> None:
     place = stick.parent / "home" / "capt-local"
     place.mkdir(parents=True)
     (place / "thesis.txt").write_text("mine")
     assert "holds other things" in refused(stick)
     assert [each.name for each in place.iterdir()] == ["thesis.txt"]
-
-
-def test_a_place_that_cannot_be_written(stick: Path) -> None:
-    file = stick.parent / "file"
-    file.write_text("")
-    line = refused(stick, "--to", str(file / "below"))
-    assert f"{file}/below cannot be written: Not a directory. Give another place" in line
-    assert f"{file} cannot be written: Not a directory" in refused(stick, "--to", str(file))
-
-
-def test_a_place_that_is_read_only(stick: Path) -> None:
-    place = stick.parent / "ro"
-    place.mkdir()
-    mount = f"mount -t tmpfs -o ro none '{place}' && exec sh '{stick}/install.sh' --to '{place}/x'"
-    allowed = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
-    if allowed.returncode:
-        pytest.skip("mounting is not allowed here")
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", mount],
-        env={**os.environ, "PYTHON": sys.executable},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    line = f"error: {place}/x cannot be written: Read-only file system. Give another place"
-    assert done.stderr == f"{line} with --to.\n"
 
 
 def test_what_lies_on_the_stick_and_is_not_named_is_not_used(stick: Path) -> None:
@@ -221,6 +183,48 @@ def test_settings_of_the_machine_do_not_reach_pip_or_python(stick: Path) -> None
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_wrong_usage(stick: Path) -> None:
-    result = run(stick, "--nonsense")
-    assert result.returncode == 2 and "usage: install.sh" in result.stderr
+def test_a_newer_program_takes_the_place_and_the_one_before_stays(stick: Path) -> None:
+    for number, there in (("1.0", {"1.0"}), ("1.2", {"1.0", "1.2"}), ("1.10", {"1.2", "1.10"})):
+        newer(stick, number)
+        for _ in range(2):
+            assert run(stick).returncode == 0
+            assert (version(stick), versions(stick)) == (number, there)
+
+
+def test_an_older_program_only_if_it_is_wanted(stick: Path) -> None:
+    newer(stick, "1.10")
+    assert run(stick).returncode == 0
+    newer(stick, "1.9")
+    assert "capt-local 1.10 is installed" in refused(stick)
+    assert version(stick) == "1.10"
+    assert run(stick, "--allow-older").returncode == 0
+    assert version(stick) == "1.9"
+
+
+def test_a_program_that_does_not_run_here_changes_nothing(stick: Path) -> None:
+    assert run(stick).returncode == 0
+    for doctor, part in (
+        ("os.kill(os.getpid(), signal.SIGILL)", "processor of this machine lacks instructions"),
+        ("print('problem: no memory'); sys.exit(4)", "does not run on this machine: problem: no"),
+        ("sys.exit('error: a setting is wrong')", "this machine: error: a setting is wrong"),
+        ("sys.exit(9)", "it ended with code 9"),
+    ):
+        newer(stick, "2.0", doctor=doctor)
+        assert part in refused(stick)
+        assert (version(stick), versions(stick)) == ("1.0", {"1.0"})
+
+
+def test_ctrl_c_changes_nothing(stick: Path) -> None:
+    assert run(stick).returncode == 0
+    newer(stick, "2.0", doctor="os.kill(os.getppid(), signal.SIGINT); signal.pause()")
+    assert "interrupted; the same command goes on" in refused(stick, code=130)
+    assert (version(stick), versions(stick)) == ("1.0", {"1.0"})
+
+
+def test_a_bundle_that_is_not_taken_in(stick: Path) -> None:
+    write_program(stick / "wheels", importing="sys.exit('error: it is older')")
+    tell(stick)
+    line = refused(stick, code=3)
+    assert line.endswith("The program is installed, the bundle is not: error: it is older")
+    assert version(stick) == "1.0"
+    assert "trust" not in (stick.parent / "log").read_text()

@@ -22,7 +22,6 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from capt_local.bundles.sign import read_public
 from scripts.wheelhouse.__main__ import PROJECT
 from tests.wheelhouse.stub import needed, repack
 
@@ -140,30 +139,3 @@ def test_the_bill_of_materials(built: Built) -> None:
     assert found["demo.capt"]["hashes"][0]["content"] == hashlib.sha256(archive).hexdigest()
     assert all(each["licenses"] for each in found.values()), "a licence is not stated"
     assert found["numpy"]["version"] == metadata.version("numpy")
-
-
-def test_what_is_printed_is_the_fingerprint(built: Built) -> None:
-    (public,) = (built.stick / "keys").iterdir()
-    assert f"--fingerprint {read_public(public).fingerprint}" in built.said
-    assert built.key.stat().st_mode & 0o777 == 0o600
-    assert not list(built.stick.rglob("*.key"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "part"),
-    [
-        (["-o", ".", "--key", "a.key"], 1, "is there already; nothing was made"),
-        (["-o", "new", "--key", "a.pem"], 2, "has to end in .key"),
-        (["-o", "new", "--key", "a.key"], 1, "There is no key at"),
-        (["-o", "new", "--new-key", "none/a.key"], 1, "where the key is to lie, is not there"),
-        (["-o", "new", "--new-key", "a.key", "--wheel", "none.whl"], 1, "There is no wheel at"),
-        (["-o", "new"], 2, "--key --new-key is required"),
-    ],
-)
-def test_what_cannot_be_built(tmp_path: Path, arguments: list[str], code: int, part: str) -> None:
-    script = str(PROJECT / "scripts" / "build_wheelhouse.sh")
-    environment = {**os.environ, "PYTHON": sys.executable}
-    result = done(script, *arguments, env=environment, cwd=tmp_path)
-    assert result.returncode == code
-    assert part in result.stderr.splitlines()[-1]
-    assert not list(tmp_path.iterdir())

@@ -66,12 +66,6 @@ def test_the_key_of_a_bundle_that_is_refused_is_not_trusted(machine: Machine) ->
     assert machine.called == ["import --key"]
 
 
-def test_a_key_that_cannot_be_kept(machine: Machine) -> None:
-    machine.refuses = "trust"
-    with pytest.raises(install.Refused, match="its key is not trusted: error: why"):
-        machine.take_in()
-
-
 @pytest.mark.parametrize("owner", [0, 1])
 def test_a_key_that_is_trusted_already_needs_nothing(
     owner: int, machine: Machine, capsys: pytest.CaptureFixture[str]
