@@ -270,6 +270,7 @@ class Contrast:
         pairs: number of pairs of expert and base.
         expert_leads: the same products over the tokens of the expert, followed by target and base.
         duo: products T^a E^b of the target and one expert, without any base.
+        answer: whether a turn is answered, for the exponents that are mixed by default.
     """
 
     _seen: tuple[Row, Candidates] | None
@@ -281,6 +282,7 @@ class Contrast:
         *,
         expert_leads: bool = False,
         duo: bool = False,
+        answer: bool = False,
     ) -> None:
         """Lays out the exponents."""
         self.options = options
@@ -291,7 +293,8 @@ class Contrast:
             self._expert_leads = False
             self._seen = None
             return
-        self.exponents = options.rows(pairs)
+        # Where the expert leads, its own distribution is the one with the full exponent.
+        self.exponents = options.rows(pairs, answer=answer and not expert_leads)
         # The base's exponents are told as they are written, T^a E^b A^-c.
         signs = np.array([1.0, *(1.0, -1.0) * pairs])
         self._signed = np.array(self.exponents) * signs

@@ -85,6 +85,7 @@ class Ensemble:
         self._expert_leads = expert_leads
         self._duo = duo
         self._leading_space = b""
+        self._answers_turn = False
         self.configure(self.options)
 
     def configure(self, options: CombineOptions) -> None:
@@ -92,7 +93,13 @@ class Ensemble:
         self.options = options
         # A published method has weights of its own, so those for several pairs are not read.
         pairs = 0 if self._rule else len(self.proxies) // 2
-        self.contrast = Contrast(options, pairs, expert_leads=self._expert_leads, duo=self._duo)
+        self.contrast = Contrast(
+            options,
+            pairs,
+            expert_leads=self._expert_leads,
+            duo=self._duo,
+            answer=self._answers_turn,
+        )
         self._alone = Contrast(options, 0)
         self.rule: Rule = self._rule or self.contrast
         count = max(len(self.rule.exponents), 1)
@@ -132,6 +139,7 @@ class Ensemble:
             raise ContextOverflow(counts, min(limits.values()), reserve)
         self.tokens = list(prompts[self.leader.role].tokens)
         self._leading_space = prompts[self.leader.role].lead
+        self._answers_turn = not prompts[self.leader.role].goes_on
         self.leader.keep_as(None)
         self.configure(self.options)
         for proxy in self.proxies:

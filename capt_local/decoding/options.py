@@ -89,8 +89,9 @@ class AlignOptions:
     healing: bool = True
 
 
-# What the evidence of a text chooses among: the target alone, mild and strong help, and nearly the
-# expert alone. Chosen on clinical notes and general prose (docs/results.md).
+# What the evidence of a text chooses among where a text is continued: the target alone, mild and
+# strong help, and nearly the expert alone. Chosen by bits per byte of clinical notes and general
+# prose (docs/results.md).
 GRID: tuple[Exponents, ...] = (
     (1.0, 0.0, 0.0),
     (0.5, 0.5, 0.0),
@@ -100,7 +101,11 @@ GRID: tuple[Exponents, ...] = (
     (0.25, 1.0, 0.25),
     (0.0, 1.0, 0.0),
 )
-# The same for the target and an expert without any base, T^a E^b.
+# The same where a turn of a conversation is answered: CAPT with alpha 0, 1/4 and 1/2. An expert that
+# predicts notes well need not follow an instruction, so the target keeps its full exponent. Chosen
+# by the answers to mts-summary.validation (docs/results.md).
+ANSWER_GRID: tuple[Exponents, ...] = ((1.0, 0.0, 0.0), (1.0, 0.25, 0.25), (1.0, 0.5, 0.5))
+# The same as GRID for the target and an expert without any base, T^a E^b.
 DUO_GRID: tuple[Exponents, ...] = (
     (1.0, 0.0, 0.0),
     (0.75, 0.25, 0.0),
@@ -123,7 +128,8 @@ class CombineOptions:
         powers: fixed exponents (a, b, c) of T^a E^b A^-c instead, or (a, b, c, b2, c2, ...).
         plausibility: tokens with p_target < plausibility * max p_target keep the target's
             probability and are never chosen.
-        grid: the exponents that the evidence chooses among; holds the target alone.
+        grid: the exponents that the evidence chooses among; holds the target alone. Empty: GRID
+            where a text is continued, ANSWER_GRID where a turn is answered.
         evidence_tokens: how many of the last tokens that the user wrote are the evidence.
         forgetting: factor on earlier evidence at each token; 1 forgets nothing.
     """
@@ -131,7 +137,7 @@ class CombineOptions:
     alphas: tuple[float, ...] = ()
     powers: Exponents = ()
     plausibility: float = 1e-5
-    grid: tuple[Exponents, ...] = GRID
+    grid: tuple[Exponents, ...] = ()
     evidence_tokens: int = 64
     forgetting: float = FORGETTING
 
@@ -148,7 +154,9 @@ class CombineOptions:
             raise UsageError("A weight is not between -8 and 8.")
         if any(len(row) < 3 or len(row) % 2 == 0 for row in self._rows()):
             raise UsageError("--weights takes A,B,C, and B,C once more for each further pair.")
-        if (1.0, 0.0, 0.0) not in self.grid or any(len(row) != 3 for row in self.grid):
+        if self.grid and (
+            (1.0, 0.0, 0.0) not in self.grid or any(len(row) != 3 for row in self.grid)
+        ):
             raise UsageError("The grid of weights needs the target alone in it.")
         if self.evidence_tokens < 0 or not 0.0 < self.forgetting <= 1.0:
             raise UsageError("The evidence has a length, and forgets by a factor up to 1.")
@@ -158,11 +166,15 @@ class CombineOptions:
         """Whether the weights come from the evidence."""
         return not self.alphas and not self.powers
 
-    def rows(self, pairs: int) -> tuple[Exponents, ...]:
+    def rows(self, pairs: int, *, answer: bool = False) -> tuple[Exponents, ...]:
         """The exponents of each combination that is mixed, shape (m, 1 + 2 * pairs).
 
         Several pairs are weighed one by one, and together with the exponents of expert and base
         divided among them.
+
+        Args:
+            pairs: number of pairs of expert and base.
+            answer: whether a turn is answered; otherwise a text is continued.
 
         Raises:
             UsageError: there are not as many weights as pairs.
@@ -173,7 +185,7 @@ class CombineOptions:
             return (self._fixed(pairs),)
         nothing = (0.0, 0.0)
         rows: list[Exponents] = []
-        for a, b, c in self.grid:
+        for a, b, c in self.grid or (ANSWER_GRID if answer else GRID):
             for place in range(pairs):
                 rows.append((a, *nothing * place, b, c, *nothing * (pairs - 1 - place)))
             if pairs > 1:

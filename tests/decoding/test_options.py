@@ -7,6 +7,7 @@ import math
 import pytest
 
 from capt_local.decoding.options import (
+    ANSWER_GRID,
     GRID,
     CombineOptions,
     Exponents,
@@ -19,6 +20,7 @@ from capt_local.errors import UsageError
 def test_the_grid_is_mixed_where_nothing_is_fixed() -> None:
     options = CombineOptions()
     assert options.mixes and options.rows(1) == GRID
+    assert options.rows(1, answer=True) == ANSWER_GRID
     assert options.rows(0) == ((1.0,),)
     assert all(a + b - c == 1.0 for a, b, c in GRID if (a, b, c) != (0.5, 0.5, 0.0))
     assert (0.5, 0.5, 0.0) in GRID
@@ -88,7 +90,6 @@ def test_too_few_or_too_many_weights_are_refused(
         ({"plausibility": 1.5}, "--plausibility"),
         ({"plausibility": math.nan}, "--plausibility"),
         ({"grid": ((0.0, 1.0, 0.0),)}, "target alone"),
-        ({"grid": ()}, "target alone"),
         ({"grid": ((1.0, 0.0, 0.0), (1.0, 9.0, 9.0))}, "not between -8 and 8"),
         ({"grid": ((1.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0, 1.0))}, "target alone"),
         ({"evidence_tokens": -1}, "evidence"),
