@@ -101,9 +101,9 @@ GRID: tuple[Exponents, ...] = (
     (0.25, 1.0, 0.25),
     (0.0, 1.0, 0.0),
 )
-# The same where a turn of a conversation is answered: CAPT with alpha 0, 1/4 and 1/2. An expert that
-# predicts notes well need not follow an instruction, so the target keeps its full exponent. Chosen
-# by the answers to mts-summary.validation (docs/results.md).
+# The same where a turn of a conversation is answered: CAPT with alpha 0, 1/4 and 1/2. An expert
+# that predicts notes well need not follow an instruction, so the target keeps its full exponent.
+# Chosen by the answers to mts-summary.validation (docs/results.md).
 ANSWER_GRID: tuple[Exponents, ...] = ((1.0, 0.0, 0.0), (1.0, 0.25, 0.25), (1.0, 0.5, 0.5))
 # The same as GRID for the target and an expert without any base, T^a E^b.
 DUO_GRID: tuple[Exponents, ...] = (

@@ -158,7 +158,9 @@ def test_a_new_answer_ends_the_one_before(runtime: Runtime) -> None:
     first = runtime.generate(NOTE, GenerateOptions(max_tokens=20), raw=True)
     begun = [next(first), next(first)]
     list(runtime.generate(QUESTIONS[0], GenerateOptions(max_tokens=3)))
-    assert list(first) == [] and first.finish is FinishReason.INTERRUPTED
+    with pytest.raises(UsageError, match="Another text"):
+        next(first)
+    assert first.finish is FinishReason.INTERRUPTED
     assert first.text_bytes == b"".join(step.piece_bytes for step in begun)
 
 

