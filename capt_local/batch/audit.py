@@ -20,6 +20,7 @@ from capt_local.batch.output import OK
 from capt_local.errors import UsageError
 
 _NAME = "The audit log (--audit)"
+_BEGIN = b'{"time": "'
 
 
 class AuditLog:
@@ -70,6 +71,8 @@ class AuditLog:
                 found = os.fstat(log.fileno())
                 if not stat.S_ISREG(found.st_mode):
                     raise UsageError(f"{_NAME} is not a regular file.")
+                if not _BEGIN.startswith(os.pread(log.fileno(), len(_BEGIN), 0)):
+                    raise UsageError(f"{_NAME} holds something else. Name another file.")
                 # After a crash the last line may lack its end: do not continue it.
                 if line and found.st_size and os.pread(log.fileno(), 1, found.st_size - 1) != b"\n":
                     line = b"\n" + line

@@ -36,7 +36,7 @@ from capt_local.bundles.manifest import Bundle
 from capt_local.cli.answer_flags import structure
 from capt_local.cli.batch import Flags
 from capt_local.cli.exits import ExitCode, code_for, wants_traceback
-from capt_local.cli.files import OutputFile
+from capt_local.cli.files import OutputFile, files_of, same_file
 from capt_local.cli.session import find_bundle, generate_options, load_options, pinned_date
 from capt_local.cli.signals import Signals
 from capt_local.decoding.options import GenerateOptions
@@ -225,6 +225,7 @@ def run_batch(flags: Flags, start: Callable[[], WorkerProcess] | None = None) ->
         raise UsageError("--ray-actors goes with --ray.")
     _check_places(flags, output)
     settings = Settings.of(flags, output)
+    _check_places(flags, output, files_of(settings.bundle))
     summary_file = OutputFile(report.summary, "The summary (--summary)") if report.summary else None
     audit = AuditLog(report.audit) if report.audit and not flags.run.check else None
     try:
@@ -257,16 +258,17 @@ def run_batch(flags: Flags, start: Callable[[], WorkerProcess] | None = None) ->
     return code
 
 
-def _check_places(flags: Flags, output: Path) -> None:
+def _check_places(flags: Flags, output: Path, models: Iterable[Path] = ()) -> None:
     """Refuses an output, a summary or a log in the place of something else that the run uses."""
     files = (flags.input.path, flags.input.system, flags.input.template)
-    read = [path for path in (*files, flags.structure.json_schema) if path is not None]
+    forms = (flags.structure.json_schema, flags.structure.grammar_file)
+    read = [path for path in (*files, *forms, *models) if path is not None]
     check_place(output, read)
     used = {path.resolve() for path in (*read, output, manifest_path(output))}
     for name, path in (("--summary", flags.report.summary), ("--audit", flags.report.audit)):
         if path is None:
             continue
-        if path.resolve() in used:
+        if path.resolve() in used or any(same_file(path, each) for each in used):
             raise UsageError(f"{name} names a file that this run reads or writes otherwise.")
         if is_note_of(path, flags.input.path):
             raise UsageError(f"{name} names a .txt in the folder of the notes. Name it otherwise.")

@@ -242,7 +242,7 @@ class Commands:
             raise UsageError("That is a folder. Name a file; nothing was written.")
         if path != self._own and path.exists():
             raise UsageError("There is such a file already. Name a new one; nothing was written.")
-        file = OutputFile(path, "The file of /save")
+        file = OutputFile(path, "The file of /save", force=True)
         file.write(written(talk.conversation, talk.first_line()))
         self._own = path
         self._screen.note(

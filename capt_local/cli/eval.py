@@ -17,7 +17,7 @@ import typer
 
 from capt_local.bundles.verify import file_digest
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.files import OutputFile
+from capt_local.cli.files import OutputFile, files_of
 from capt_local.cli.options import ModelFlags, SampleFlags, SideBySideFlags, ViewFlags, option
 from capt_local.cli.session import (
     Session,
@@ -419,8 +419,8 @@ class RunFiles:
             self.journal.append(finished.result)
 
 
-def open_table(what: EvalFlags) -> OutputFile | None:
-    """The file for the table, which takes the place of what is there.
+def open_table(what: EvalFlags, bundle: Bundle) -> OutputFile | None:
+    """The file for the table, which takes the place of an earlier one.
 
     Raises:
         UsageError: it cannot be written, or it is a file that the run reads or keeps.
@@ -441,7 +441,7 @@ def open_table(what: EvalFlags) -> OutputFile | None:
                 "The table (--csv) would replace a file that this run reads or keeps. Name "
                 "another one."
             )
-    return OutputFile(what.csv, "The table (--csv)")
+    return OutputFile(what.csv, "The table (--csv)", inputs=files_of(bundle))
 
 
 def open_run_files(
@@ -604,7 +604,7 @@ def eval(
     bundle = find_bundle(model)
     plan = make_plan(what, bundle, how, sample, runs)
     _check_bundle(bundle, plan)
-    table_file = open_table(what)
+    table_file = open_table(what, bundle)
     if what.names is not None and what.against not in what.names:
         screen.note(f"note: the {what.against} is run too, since intervals are against it.")
     chosen = settings(what, runs, plan, sample.seed)

@@ -11,18 +11,27 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 from capt_local.cli.options import PromptFlags, option
 from capt_local.config import Feature
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message, refuse_nul
 
+if TYPE_CHECKING:
+    from capt_local.bundles.manifest import Bundle
+
 _PART = ".capt-local-part-"
-_OURS = re.compile(rb'\{"id": "capt-|<!doctype html>.{0,4000}<title>capt-local report', re.DOTALL)
+# How answers, reports, scored items, summaries of batch and tables of eval begin.
+_OURS = re.compile(
+    rb'\{"id": "capt-|<!doctype html>.{0,4000}<title>capt-local report'
+    rb'|\{"id": "(?:[^"\\]|\\.)*", "method": "|\{\n "records": |task,kind,method,metric,value,',
+    re.DOTALL,
+)
+_FIRST_PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf", re.DOTALL)
 _BOM = "\ufeff"
 Asked = str | list[Message]
 
@@ -131,7 +140,8 @@ class OutputFile:
         path: of the file.
         name: of the file in errors: what the user calls it, never its path.
         inputs: files that the command reads; none of them is ever replaced, links included.
-        force: whether a file that we did not write may be replaced; None: not checked.
+        force: whether a file that we did not write may be replaced; None: no, and there is no
+            --force that would let it.
 
     Raises:
         UsageError: the file cannot be written there, or would take the place of another one.
@@ -158,10 +168,11 @@ class OutputFile:
             raise UsageError(f"{name} is not a regular file. Name another one.")
         if any(one is not None and same_file(path, one) for one in inputs):
             raise UsageError(f"{name} is a file that this command reads. Name another one.")
-        if exists and force is False and not _is_ours(path):
+        if exists and not force and not _is_ours(path):
+            forced = "" if force is None else ", or give --force to replace it"
             raise UsageError(
-                f"{name} exists, and capt-local cannot tell that it wrote it. Name another one, or "
-                "give --force to replace it."
+                f"{name} exists, and capt-local cannot tell that it wrote it. Name another one"
+                f"{forced}."
             )
         _remove_parts(path.parent)
         self._new_file().discard()
@@ -221,6 +232,22 @@ def same_file(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except (OSError, ValueError):  # one of them is not there
         return False
+
+
+def files_of(bundle: Bundle) -> Iterator[Path]:
+    """The files of a bundle that decide an answer; no output may take the place of one."""
+    for model in bundle.models.values():
+        yield model.path
+        if found := _FIRST_PART.fullmatch(model.path.name):
+            for number in range(2, min(int(found[2]), 1024) + 1):
+                yield model.path.with_name(f"{found[1]}-{number:05}-of-{found[2]}.gguf")
+        if model.template_file is not None:
+            yield model.template_file
+    yield from (adapter.path for adapter in bundle.adapters.values())
+    if bundle.folder is not None:
+        from capt_local.bundles.manifest import MANIFEST, RECEIPT, SIGNATURE
+
+        yield from (bundle.folder / name for name in (MANIFEST, SIGNATURE, RECEIPT))
 
 
 def _is_ours(path: Path) -> bool:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from capt_local.bundles.manifest import Bundle
 from capt_local.cli.answer_flags import ReasoningFlags, StructureFlags, reasoning_writer, structure
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import (
@@ -16,6 +14,7 @@ from capt_local.cli.files import (
     ForceFlags,
     OutputFile,
     ReportFlags,
+    files_of,
     read_prompt,
     same_file,
 )
@@ -121,17 +120,6 @@ def _check(output: OutputFlags, report: ReportFlags) -> None:
         same = report.html.absolute() == output.output.absolute()
         if same or same_file(report.html, output.output):
             raise UsageError("The answer (-o) and the report (--html) need two files.")
-
-
-def files_of(bundle: Bundle) -> Iterator[Path]:
-    """The files of a bundle that decide an answer; no output may take the place of one."""
-    for model in bundle.models.values():
-        yield model.path
-        if model.template_file is not None:
-            yield model.template_file
-    yield from (adapter.path for adapter in bundle.adapters.values())
-    if bundle.folder is not None:
-        yield from (path for path in bundle.folder.iterdir() if path.is_file())
 
 
 @dataclass(frozen=True, slots=True)

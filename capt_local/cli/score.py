@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.files import OutputFile
+from capt_local.cli.files import OutputFile, files_of
 from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, option
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.cli.signals import Interrupt
@@ -32,6 +32,9 @@ from capt_local.evaluate.score import (
 from capt_local.report.json import JsonObject, dumps
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Table
+
+if TYPE_CHECKING:
+    from capt_local.bundles.manifest import Bundle
 
 
 class Scores:
@@ -256,8 +259,8 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
         what.file, "The file (FILE)", raw=what.raw, limit=what.limit, size=what.max_bytes
     )
     scoring = ScoreOptions(what.raw, what.end, _choosing(what))
-    output = _output(what)
     bundle = find_bundle(model)
+    output = _output(what, bundle)
     options = generate_options(bundle, how, SampleFlags(), 0)
     scores = Scores(screen, options.method, items, per_item=what.per_item, json=what.json)
     _tell_cuts(screen, items)
@@ -290,14 +293,11 @@ def _choosing(what: ScoreFlags) -> Choosing:
     return Choosing.CONSTRAINED
 
 
-def _output(what: ScoreFlags) -> OutputFile | None:
+def _output(what: ScoreFlags, bundle: Bundle) -> OutputFile | None:
     """The file for the items, tried out before anything is loaded."""
     if what.output is None:
         return None
-    output = OutputFile(what.output)
-    if what.output.exists() and what.output.samefile(what.file):
-        raise UsageError("The output (-o) is FILE itself. Name another one.")
-    return output
+    return OutputFile(what.output, inputs=[what.file, *files_of(bundle)])
 
 
 def _tell_cuts(screen: Screen, items: list[ScoreInput]) -> None:

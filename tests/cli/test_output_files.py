@@ -70,6 +70,43 @@ def test_what_we_wrote_and_empty_files_are_replaced(run: Run, tmp_path: Path) ->
     assert run("explain", str(answer), "--html", str(answer)).code == 2
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("score", "{models}", "--raw", "{input}", "-o"),
+        ("eval", "{models}", "--methods", "target", "--task", "{task}", "--csv"),
+        (
+            "batch",
+            "{models}",
+            "--parallel",
+            "1",
+            "{input}",
+            "-o",
+            "{folder}/out.jsonl",
+            "--summary",
+        ),
+        ("batch", "{models}", "--parallel", "1", "{input}", "-o", "{folder}/out.jsonl", "--audit"),
+        ("batch", "{models}", "--parallel", "1", "{input}", "--force-new", "-o"),
+    ],
+    ids=["score", "csv", "summary", "audit", "batch"],
+)
+def test_no_verb_replaces_a_model_or_what_it_did_not_write(
+    run: Run, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    places = {"input": tmp_path / "in.jsonl", "task": tmp_path / "t.jsonl", "folder": tmp_path}
+    places["input"].write_text('{"id": "a", "prompt": "b", "continuation": " c"}\n')
+    places["task"].write_text('{"kind": "prose", "id": "a", "text": "b c"}\n')
+    (other := tmp_path / "thesis.txt").write_text(NOTE)
+    model = next(tmp_path.rglob("*.gguf"))
+    (link := tmp_path / "link").symlink_to(model)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    given = [part.format(models="{models}", **places) for part in command]
+    for place in (model, link, *([other] if command[-2] != "--force-new" else [])):
+        result = run(*given, str(place))
+        assert result.code == 2 and "traceback" not in result.err, place
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_parts_of_a_killed_run_are_removed_and_those_of_a_live_one_are_not(tmp_path: Path) -> None:
     code = (
         "import sys, signal, pathlib\n"
