@@ -156,7 +156,12 @@ class Runtime:
         parts = {path: model_parts(path, read_header(path)) for path in paths.values()}
         late = LateDigests((*files.values(), *found.adapters.values()), stamps, parts)
         models = open_models(paths, load, progress, found.adapters, stamps)
-        runtime = cls(found, models, date, template)
+        try:
+            runtime = cls(found, models, date, template)
+        except BaseException:
+            for model in models.values():
+                model.close()
+            raise
         runtime.verification, runtime.late_digests = checked, late
         if check is Check.NEVER and not is_trusted(found):
             runtime.notices.append(NOT_LOOKED_AT)

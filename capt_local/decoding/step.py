@@ -13,7 +13,6 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     REPETITION = "repetition"
     INTERRUPTED = "interrupted"
-    ABSTAINED = "abstained"
     ERROR = "error"
 
 

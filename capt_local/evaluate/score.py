@@ -37,38 +37,6 @@ class Text:
     line: int = 1
 
 
-def read_texts(
-    path: Path, what: str, *, limit: int | None = None, size: int | None = None
-) -> list[Text]:
-    """Reads the texts of a file.
-
-    Args:
-        path: `.jsonl`: an object with `text` (and `id`) a line; anything else is one text.
-        what: what errors call the file; its name may be a patient's.
-        limit: only so many texts.
-        size: only so many bytes of each (never a part of a character).
-
-    Raises:
-        UsageError: the file cannot be read, or a line is not as it should be (with its number).
-    """
-    data = read_bytes(path, what, pipes=True)
-    if not is_lines(path):
-        return [whole_file(data, what, size)]
-    problems, found = Problems(what), []
-    for number, line in lines(data):
-        try:
-            value = parse_object(line)
-            found.append(text_of(value, number, size))
-        except NotReadable as error:
-            problems.add(number, error)
-        if limit is not None and len(found) == limit:
-            break
-    problems.raise_first()
-    if not found:
-        raise UsageError(f"{what} holds no text.")
-    return found
-
-
 def is_lines(path: Path) -> bool:
     """Whether a file is JSON Lines, by its name."""
     return path.suffix.lower() == ".jsonl"

@@ -175,7 +175,12 @@ class Lanes:
 
     def cut(self, lane: Lane, length: int) -> bool:
         """Drops the end of a lane; see `decoding.proxy.Model.rewind`."""
-        kept = self._context.cut(length, lane.number)
+        try:
+            kept = self._context.cut(length, lane.number)
+        except BaseException:  # an interrupt: nobody knows what is there
+            lane.position = 0
+            self._context.cut(0, lane.number)
+            raise
         lane.position = length if kept else 0
         return kept
 

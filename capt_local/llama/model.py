@@ -336,7 +336,12 @@ class LlamaModel(OnWeights, Closing):
 
     def _forget_from(self, length: int) -> bool:
         """Cuts the running sequence back; clears it where that cannot be done."""
-        kept = self._context.cut(length)
+        try:
+            kept = self._context.cut(length)
+        except BaseException:  # an interrupt: nobody knows what is there
+            self._position = 0
+            self._context.cut(0)
+            raise
         self._position = length if kept else 0
         return kept
 

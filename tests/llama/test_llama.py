@@ -278,3 +278,20 @@ def test_steps_have_the_bits_of_single_tokens(model: LlamaModel) -> None:
             ]
             assert np.array_equal(np.array(found), single)
             assert model.position == 18
+
+
+def test_an_interrupt_while_the_memory_is_cut_leaves_a_model_that_goes_on(
+    model: LlamaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = model.extend(TOKENS[:9]).copy()
+    cut = model._context.cut
+
+    def interrupted(length: int) -> bool:
+        cut(length)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model._context, "cut", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.rewind(4)
+    assert np.array_equal(model.extend(TOKENS[model.position : 9]), wanted)

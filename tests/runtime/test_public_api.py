@@ -189,3 +189,21 @@ def test_any_order_of_public_calls(files: Bundle) -> None:
         suppress_health_check=list(HealthCheck),
     )
     case().runTest()
+
+
+def test_what_was_loaded_is_closed_where_the_runtime_cannot_be_made(
+    files: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Runtime] = []
+
+    def interrupted(runtime: Runtime, *_: object) -> None:
+        opened.append(runtime)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runtime, "_add_turn_ends", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Runtime.open(files, load=LOAD, check=False)
+    assert opened
+    for model in opened[0].models.values():
+        with pytest.raises(CaptError, match="closed"):
+            model.extend([1])
