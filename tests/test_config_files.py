@@ -53,17 +53,6 @@ def test_a_whole_file(site: Path) -> None:
     assert found.limits == SiteLimits(site, forbidden, 1.5)
 
 
-def test_who_forbids_the_network_forbids_downloads(tmp_path: Path) -> None:
-    limits = SiteLimits(tmp_path / "c.toml", frozenset({Feature.NETWORK}))
-    assert limits.forbids(Feature.PULL) and not limits.forbids(Feature.REPORTS)
-    with pytest.raises(UsageError, match=r"models pull is forbidden here: .*c\.toml forbids netw"):
-        limits.refuse(Feature.PULL, "models pull")
-    only = SiteLimits(tmp_path / "c.toml", frozenset({Feature.PULL}))
-    assert not only.forbids(Feature.NETWORK)
-    with pytest.raises(UsageError, match=r"forbids pull"):
-        only.refuse(Feature.PULL, "models pull")
-
-
 def test_the_environment_does_not_move_the_sites_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,27 +82,21 @@ def test_no_test_reads_the_files_of_this_machine(tmp_path_factory: pytest.TempPa
     [
         ("[option]\n", ["option", "limits, options"]),
         ("alpha = 1\n", ["alpha"]),
-        ("options = 3\n", ["options is not a table"]),
         ("[limits]\nforbid = 'reports'\n", ["limits.forbid"]),
-        ("[limits]\nforbid = [1]\n", ["limits.forbid"]),
         (f"[limits]\nforbid = ['{CANARY}']\n", ["limits.forbid", "transcripts"]),
         ("[limits]\nalpha = '1'\n", ["limits.alpha must be a number"]),
-        ("[limits]\nalpha = true\n", ["limits.alpha must be a number"]),
         ("[limits]\nalpha = 0.5\n", ["limits.alpha", "1 and 8"]),
         ("[limits]\nalpha = nan\n", ["limits.alpha"]),
-        ("[limits]\nalpha = inf\n", ["limits.alpha"]),
         ("[limits]\nbeta = 1\n", ["limits.'beta'", "unsigned-bundles"]),
-        ("[limits]\npull = 0\n", ["limits.pull must be true or false"]),
         ("[limits]\nforbid = ['pull']\npull = true\n", ["limits.pull is true, but"]),
         (f"[limits]\n\n{CANARY}\n", ["not TOML", "line 3"]),
-        ("[limits]\n[limits]\n", ["not TOML", "line 2"]),
         ("a = " + "[" * 30_000, ["not TOML"]),
         (f"[limits]\nalpha = {'1' * 5000}\n", ["not TOML", "too many digits"]),
         (f"[limits]\nalpha = {'1' * 400}\n", ["limits.alpha is out of range"]),
         ("# \udcff\n", ["not UTF-8 at byte 2"]),
         ("#" * 70_000, ["larger than 64 KiB"]),
     ],
-    ids=range(21),
+    ids=range(15),
 )
 def test_what_is_not_understood_names_file_and_key(text: str, names: list[str], site: Path) -> None:
     site.write_bytes(text.encode("utf-8", "surrogateescape"))

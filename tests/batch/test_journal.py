@@ -216,20 +216,6 @@ def test_errors_are_done_again_when_asked(tmp_path: Path) -> None:
     assert in_file(output)[-2:] == ["note-9", "note-18"]
 
 
-def test_the_order_of_the_input_on_request(tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    backwards = ids(12)[::-1]
-    run(output, backwards)
-    assert in_file(output) == backwards
-    with OutputJournal.open(output, OF, files=Quick()) as journal:
-        assert journal.put_in_order([*ids(5), "note-99", *ids(12)])
-        assert in_file(output) == ids(12)
-        assert not journal.put_in_order(ids(12))
-        journal.append(line("note-13", OF))  # the journal goes on
-        assert journal.put_in_order(ids(11)) is False  # others come last, in the order they had
-    assert in_file(output) == ids(13) and beside(output) == ["run.json"]
-
-
 def records(count: int) -> list[tuple[int, str, str]]:
     return [(asked(id).number, id, asked(id).sha256) for id in ids(count)]
 

@@ -13,7 +13,7 @@ from capt_local.batch.output import (
 from capt_local.bundles.store import find
 from capt_local.decoding.options import GenerateOptions, SampleOptions, Structure
 from capt_local.report.json import answer_object
-from tests.batch.runs import NOTE, fingerprint, untimed
+from tests.batch.runs import NOTE, fingerprint
 from tests.report.answers import an_answer
 
 OF = fingerprint()
@@ -72,18 +72,6 @@ def test_the_provenance_of_a_line() -> None:
         "output_sha256": digest_of("No fever\u2028."),
         "warnings": ["said"],
     }
-
-
-def test_a_line_holds_nothing_random() -> None:
-    one, two = (
-        LineWriter(of)
-        .answered(ASKED, answer_object(dataclasses.replace(ANSWER, id=id)), now)
-        .encode()
-        for of, id, now in ((OF, "", NOW), (fingerprint(), "x", NOW + 60))
-    )
-    assert one != two and untimed(one + b"\n") == untimed(two + b"\n")
-    other = LineWriter(OF).answered(dataclasses.replace(ASKED, id="b"), answer_object(ANSWER), NOW)
-    assert read(other)["response"]["request_id"] != json.loads(one)["response"]["request_id"]
 
 
 def demo(options: GenerateOptions) -> Fingerprint:

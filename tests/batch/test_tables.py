@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from capt_local.batch import InputFormat
 from capt_local.batch.readers import check_input
-from capt_local.batch.records import RecordParser, RecordTemplate
 from tests.batch.inputs import checked, problems, records, refused, written
 
 ASK = "{{ note }}"
@@ -38,17 +37,6 @@ def test_rows_are_records(tmp_path: Path) -> None:
     ]
     assert [record.number for record in found] == [2, 6]
     assert source.ids == ("a", "b") and source.format is InputFormat.CSV
-
-
-@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
-def test_another_character_divides_the_cells(delimiter: str, tmp_path: Path) -> None:
-    data = f'id{delimiter}note\na{delimiter}"x, {delimiter} y"\nb{delimiter}1,2\n'.encode()
-    asking = RecordParser(template=RecordTemplate(ASK.encode()))
-    source = check_input(table(tmp_path, data), parser=asking, delimiter=delimiter)
-    assert [record.prompt for record in records(source)] == [f"x, {delimiter} y", "1,2"]
-    assert source.described()["delimiter"] == delimiter
-    if delimiter == "\t":
-        assert records(checked(written(tmp_path, data, "in.TSV"), ASK)) == records(source)
 
 
 @pytest.mark.parametrize(

@@ -64,14 +64,10 @@ def test_an_expert_may_be_its_base_with_an_adapter(folder: Path) -> None:
     ("changes", "problem"),
     [
         ({"file": None}, r"models\.expert\.adapter\.file is missing"),
-        ({"size": None}, r"models\.expert\.adapter\.size is missing"),
-        ({"sha256": None}, r"models\.expert\.adapter\.sha256 is missing"),
         ({"sha256": '"abc"'}, r"adapter\.sha256 must be a SHA-256"),
-        ({"file": '"none.gguf"'}, r"adapter\.file names none\.gguf, which is not there"),
         ({"file": '"../lora.gguf"'}, r"adapter\.file must name a file inside"),
         ({"scale": "9"}, r"adapter\.scale must be at (most|least) -?8"),
         ({"scale": "nan"}, r"adapter\.scale must be at (most|least) -?8"),
-        ({"scale": '"1"'}, r"adapter\.scale must be a number"),
         ({"rank": "4"}, r"adapter\.rank is not known"),
     ],
 )

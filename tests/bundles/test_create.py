@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundles import create, store
+from capt_local.bundles import store
 from capt_local.bundles.create import Put, describe, ingredients, put_together, write_manifest
 from capt_local.bundles.manifest import MANIFEST, AdapterFile, Bundle
 from capt_local.bundles.staging import free_place, new_staging
@@ -81,15 +81,6 @@ def test_what_another_account_owns_is_copied(
         except PermissionError:
             pytest.skip("files can be given away by root alone")
     assert put(files, folder).linked == ()
-
-
-def test_too_little_room_is_said_before_anything_is_copied(
-    files: dict[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1 << 20))
-    with pytest.raises(ModelError, match="not enough room"):
-        put(files, folder, copy=True)
-    assert list(folder.iterdir()) == []
 
 
 def test_an_expert_that_is_its_base_with_an_adapter(files: dict[str, Path], folder: Path) -> None:
@@ -207,19 +198,3 @@ def test_what_a_killed_try_left_goes(tmp_path: Path) -> None:
     with new_staging(place, in_store=True) as staging:
         assert staging.folder == left and os.listdir(left) == []
         assert left.stat().st_mode & 0o777 == 0o700
-
-
-def test_a_disk_that_fills_up(
-    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(create, "_write", full)
-    with (
-        pytest.raises(ModelError, match="No space left on device"),
-        new_staging(tmp_path / "new", in_store=False) as staging,
-        staging.guarded(),
-    ):
-        put(files, staging.folder, copy=True)
-    assert not (tmp_path / "new").exists()

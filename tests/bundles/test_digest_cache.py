@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from capt_local.bundles.verify import Check
 from capt_local.errors import ModelError
 
 SIZE = 3_000_000
-SETTLED = digest_cache._SETTLED
 
 
 @pytest.fixture
@@ -104,18 +102,6 @@ def test_another_file_of_that_name_is_read(bundle: Bundle) -> None:
     put_back(path, lambda: os.replace(other, path))
     with pytest.raises(ModelError, match="SHA-256 differs"):
         check(bundle)
-
-
-def test_what_was_changed_just_now_is_not_kept(
-    bundle: Bundle, reads: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(digest_cache, "_SETTLED", SETTLED)
-    check(bundle)
-    assert not cache().exists()
-    later = time.time_ns() + 2 * SETTLED
-    monkeypatch.setattr(digest_cache.time, "time_ns", lambda: later)
-    check(bundle)
-    assert cache().exists()
 
 
 def spoil_mode(file: Path) -> None:

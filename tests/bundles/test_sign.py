@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import tarfile
@@ -13,8 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import x25519
 
 from capt_local.bundles import store
 from capt_local.bundles.manifest import MANIFEST, RECEIPT, SIGNATURE, Signer
@@ -89,25 +86,6 @@ def test_a_private_key_that_others_may_read(keys: tuple[Path, Path]) -> None:
         read_private(keys[0])
 
 
-def test_files_that_are_no_keys(keys: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"no key")
-    (tmp_path / "x").chmod(0o600)
-    os.mkfifo(tmp_path / "pipe")
-    other = (
-        x25519.X25519PrivateKey.generate()
-        .public_key()
-        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
-    (tmp_path / "other").write_bytes(other)
-    for name in ("x", "pipe", "none", "other", "."):
-        for read in (read_public, read_private):
-            if not (name == "other" and read is read_private):
-                with pytest.raises(ModelError):
-                    read(tmp_path / name)
-    with pytest.raises(ModelError, match="no public Ed25519 key"):
-        read_public(keys[0])
-
-
 def test_installed_keys(keys: tuple[Path, Path], tmp_path: Path) -> None:
     folder = tmp_path / "config" / "keys"
     assert trusted_keys([folder]) == {}
@@ -163,11 +141,6 @@ def test_without_its_receipt_the_key_has_to_be_trusted_now(place: Path, hands: H
     assert signer_of(store.find("trio"), no_keys) == SignatureFound(untrusted=name)
     keys = {name: hands.trusted}
     assert signer_of(store.find("trio"), lambda: keys) == SignatureFound(Signer(name, "hands"))
-
-
-def test_a_receipt_counts_only_where_it_is_asked_for(place: Path, hands: Hands) -> None:
-    found = signer_of(store.find("trio"), no_keys, receipts=False)
-    assert found == SignatureFound(untrusted=hands.trusted.fingerprint)
 
 
 def test_a_receipt_of_another_place_is_not_believed(

@@ -44,15 +44,6 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return folders
 
 
-def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = make(tmp_path, "mine")
-    for reference in (place, str(place), str(place / MANIFEST)):
-        assert store.find(reference).id == "mine"
-    monkeypatch.chdir(tmp_path)
-    assert store.find("./mine").id == "mine"
-    assert store.find(Path("mine")).id == "mine"
-
-
 def test_the_demo_is_the_packaged_one(packaged: Path, user: Path, site: list[Path]) -> None:
     for folder in (user, *site):
         make(folder, "demo", "other")
@@ -75,12 +66,6 @@ def test_odd_ids_are_refused(packaged: Path, user: Path, reference: str) -> None
     with pytest.raises(ModelError, match="No bundle has the id") as caught:
         store.find(reference)
     assert str(caught.value).isprintable()
-
-
-def test_a_renamed_folder_is_not_another_bundle(packaged: Path, user: Path) -> None:
-    make(user, "trio").rename(user / "other")
-    with pytest.raises(ModelError, match="the id is 'trio', but the folder is 'other'"):
-        store.find("other")
 
 
 def test_all_bundles_once_each(packaged: Path, user: Path, site: list[Path]) -> None:

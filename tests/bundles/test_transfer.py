@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles import staging, store, transfer
-from capt_local.bundles.archive import ArchiveSource, members
+from capt_local.bundles.archive import members
 from capt_local.bundles.manifest import MANIFEST, RECEIPT, SIGNATURE, Bundle, Signer
 from capt_local.bundles.manifest_file import read_bundle
 from capt_local.bundles.sign import read_private
@@ -375,15 +375,6 @@ def test_names_that_cannot_travel(tmp_path: Path) -> None:
         members(replace(bundle, models={**bundle.models, "base": base}))
 
 
-@pytest.mark.parametrize("missing", ["base.gguf", "bundle.toml"])
-def test_a_folder_that_lacks_a_file(missing: str, hands: Hands) -> None:
-    folder = hands.export("trio")
-    (folder / missing).unlink()
-    with pytest.raises(ModelError, match=rf"{missing} is not there"):
-        hands.take(folder)
-    assert installed() == {}
-
-
 def test_a_folder_with_more_than_the_manifest_names(hands: Hands) -> None:
     folder = hands.export("trio")
     (folder / "more.gguf").write_text("x")
@@ -409,15 +400,3 @@ def test_swapped_roles(hands: Hands) -> None:
     os.rename(folder / "x", folder / "base.gguf")
     with pytest.raises(ModelError, match="which is not what the bundle says"):
         hands.take(folder)
-
-
-def test_nothing_to_import(tmp_path: Path, hands: Hands) -> None:
-    for path in (tmp_path / "none.capt", tmp_path / "x\0y", tmp_path / ("x" * 300)):
-        with pytest.raises(ModelError):
-            hands.take(path)
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ModelError, match="pipe cannot be read: it is not a file"):
-        hands.take(tmp_path / "pipe")
-    (tmp_path / "text").write_text("not an archive at all" * 100)
-    with pytest.raises(ModelError, match="there is no header of a file"):
-        ArchiveSource(tmp_path / "text").begin(MANIFEST, None, 100)

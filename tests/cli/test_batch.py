@@ -259,24 +259,6 @@ def test_a_killed_worker_is_replaced(long_whole: Path, long_run: list[str]) -> N
     assert untimed(output) == untimed(long_whole)
 
 
-def test_standard_input_is_read_and_nohup_holds(tmp_path: Path) -> None:
-    output = tmp_path / "out.jsonl"
-    process = started(
-        ["-", "-o", str(output), *QUICK],
-        stdin=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )
-    lines = [{"id": f"n{i}", "prompt": NOTES[i]} for i in range(2)]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    assert process.stdin is not None
-    process.stdin.write(text.encode())
-    process.stdin.close()
-    wait_for_lines(process, output, 1)
-    process.send_signal(signal.SIGHUP)
-    assert process.wait(timeout=60) == 0
-    assert len(untimed(output)) == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [

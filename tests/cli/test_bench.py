@@ -6,35 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundles.manifest import Bundle
-from capt_local.bundles.store import find
-from capt_local.cli.bench import chosen_modes
-from capt_local.decoding.options import GenerateOptions, Method, SampleOptions, Speed
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 
 CANARY = "PATIENT-CANARY"
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Bundle:
-    path = tmp_path / "target.gguf"
-    path.write_bytes(b"GGUF")
-    return Bundle.from_paths(path)
-
-
-def test_all_modes_are_those_of_the_bundle(alone: Bundle) -> None:
-    options = GenerateOptions(max_tokens=5)
-    assert list(chosen_modes(None, alone, options)) == ["target", "llama"]
-    whole = chosen_modes(None, find("demo"), options)
-    assert list(whole)[:2] == ["target", "exact-steps"] and list(whole)[-1] == "llama"
-    assert set(whole) == {"target", "llama", *Speed}
-    assert whole["target"].method is Method.TARGET and whole["exact-steps"].method is Method.CAPT
-    # Alone, the target is what llama.cpp is: nothing is drafted for it.
-    assert whole["target"].speed is whole["exact-steps"].speed is Speed.EXACT_STEPS
-    assert whole["lookup"].speed is Speed.LOOKUP
-    drawn = GenerateOptions(sample=SampleOptions(temperature=1.0))
-    assert list(chosen_modes(None, alone, drawn)) == ["target"]
 
 
 @pytest.mark.parametrize(

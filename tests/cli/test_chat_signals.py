@@ -188,19 +188,3 @@ def test_a_pipe_has_one_turn_a_line_and_no_commands(tmp_path: Path) -> None:
     assert result.stdout.decode() == shown
     assert b"\x1b" not in result.stdout + result.stderr and b">>>" not in result.stderr
     assert CANARY.encode() not in result.stderr
-
-
-def test_a_terminal_and_a_file_for_the_answers(tmp_path: Path) -> None:
-    out = tmp_path / "answers.txt"
-    shell = f'exec "$@" >{out}'
-    command = ("sh", "-c", shell, "sh", sys.executable, "-m", "capt_local")
-    terminal = Terminal(["chat", "-t", "1", "-n", "6"], command=command)
-    terminal.ready()
-    terminal.say(QUESTION)
-    terminal.say("/why")
-    terminal.send("\x04")
-    assert terminal.end() == 0
-    answer = out.read_text()
-    assert answer.count("\n") == 1 and answer not in terminal.text()
-    assert "What the expert changed" in terminal.text()
-    assert "─" not in answer and "\x1b" not in answer

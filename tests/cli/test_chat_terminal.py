@@ -87,18 +87,6 @@ def test_the_second_turn_goes_on_from_the_first(fresh: Chat) -> None:
     assert "2 turns" in fresh("/stats") and "tokens computed" in fresh("/stats")
 
 
-def test_undo_takes_a_turn_back_and_clear_all(fresh: Chat) -> None:
-    fresh(QUESTION)
-    fresh("And what helps?")
-    assert "1 turn left" in fresh("/undo")
-    assert "And what helps?" not in fresh("/show")
-    assert "0 turns left" in fresh("/undo")
-    assert "Nothing has been asked" in fresh.refused("/undo")
-    fresh(QUESTION)
-    assert "forgotten" in fresh("/clear")
-    assert "target  0/1024" in fresh("/context")
-
-
 def test_regen_with_another_alpha_stands_beside_the_answer_so_far(fresh: Chat) -> None:
     fresh(QUESTION)
     shown = fresh("/regen alpha=0")

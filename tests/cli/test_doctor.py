@@ -82,18 +82,6 @@ def test_models_that_do_not_fit_are_exit_4(
     assert "Not enough memory" in found["problems"][0]
 
 
-def test_the_estimate_is_told_in_parts(bundle: Path, run: Run) -> None:
-    small = json.loads(run("doctor", "-m", str(bundle), "-c", "256", "--json").out)
-    large = json.loads(run("doctor", "-m", str(bundle), "-c", "8192", "--json").out)
-    room = small["memory of the bundle"]
-    assert "KV cache" in room["target"] and "compute" in room["target"]
-    assert room["needed bytes"] < large["memory of the bundle"]["needed bytes"]
-    assert room["layers on the GPU"] == "none: no GPU is live"
-    assert (room["context"], large["memory of the bundle"]["context"]) == ("256", "8,192")
-    table = run("doctor", "-m", str(bundle)).out
-    assert "needed bytes" not in table and "needed " in table
-
-
 def test_files_that_others_can_write_are_a_warning(bundle: Path, run: Run) -> None:
     (bundle / "base.gguf").chmod(0o666)
     found = json.loads(run("doctor", "-m", str(bundle), "--json").out)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from capt_local.errors import ContextOverflow, UsageError
+from capt_local.errors import ContextOverflow
 from tests.cli.conftest import Run
 from tests.evaluate.fake_runtime import Rules, install
 
@@ -275,29 +275,6 @@ def test_what_cannot_be_done_is_one_line_before_anything_runs(
     assert len(result.err.splitlines()) == 1
     assert not rules.calls and not rules.opened
     assert choices.read_bytes() == before
-
-
-def test_a_method_that_the_bundle_cannot_serve(
-    run: Run, rules: Rules, choices: Path, tmp_path: Path
-) -> None:
-    alone = ["--target", str(tmp_path / "target.gguf"), "--task", str(choices)]
-    result = run("eval", *alone, "--methods", "target,capt")
-    assert (result.code, "--methods can only be target" in result.err) == (2, True)
-    assert not rules.opened
-    assert run("eval", *alone).code == 0
-
-    # Found out in the form in which items are asked, before the first one.
-    for more, raw in (([], False), (["--raw"], True)):
-        rules.say = (lambda *_: " yes") if raw else (lambda *_: "yes")
-        rules.probes.clear()
-        assert run("eval", *alone, *more).code == 0
-        assert rules.probes == [raw]
-
-    rules.calls.clear()
-    rules.refuse["base"] = UsageError("No base here.")
-    result = run("eval", "{models}", "--task", str(choices), "--methods", "target,base")
-    assert (result.code, result.err.splitlines()[-1]) == (2, "error: No base here.")
-    assert not rules.calls
 
 
 def test_answers_are_written_only_to_the_file_that_was_named(

@@ -240,25 +240,6 @@ def test_an_answer_that_failed_at_once_leaves_the_older_file(
     assert not list(tmp_path.glob(".capt-local-*"))
 
 
-@pytest.mark.parametrize("form", [[], ["--json"]])
-def test_what_was_made_before_an_error_is_kept(
-    form: list[str], run: Run, script: Script, tmp_path: Path
-) -> None:
-    file = tmp_path / "answer"
-    script.fail_at, script.error = 2, NumericalError("broken")
-    result = run("generate", "{models}", "-p", "x", *form, "-o", str(file))
-    assert (result.code, result.out) == (3, "")
-    assert result.err.endswith("error: broken\n")
-    written = file.read_text("utf-8")
-    if form:
-        found = json.loads(written)
-        assert found["choices"][0]["finish_reason"] == "error"
-        assert found["usage"]["completion_tokens"] == 2
-        assert any("incomplete" in line for line in found["warnings"])
-        written = found["choices"][0]["message"]["content"]
-    assert written == "It is pneumonia"
-
-
 def test_an_output_that_cannot_be_written_is_found_before_the_models_load(
     run: Run, script: Script, tmp_path: Path
 ) -> None:
@@ -375,14 +356,6 @@ def test_both_answers_are_shown_with_marks_and_a_table(run: Run, script: Script)
     assert [call["options"].method for call in calls] == [Method.TARGET, Method.CAPT]
     prompts = {call["asked"][0].content for call in calls}
     assert prompts == {f"{our_scene().note}\n\n{QUESTION}"}
-
-
-def test_your_own_text_takes_the_place_of_the_note(run: Run, script: Script) -> None:
-    result = run("demo", "{models}", "-p", "Signs of asthma?")
-    asked = [call["asked"] for call in script.calls if "asked" in call]
-    assert [messages[0].content for messages in asked] == ["Signs of asthma?"] * 2
-    assert "fictitious" not in result.out
-    assert run("demo", "{models}", "-f", "-", stdin=Stdin(b"Fever?")).code == 0
 
 
 def test_an_interrupt_ends_the_demo(run: Run, script: Script) -> None:

@@ -94,18 +94,6 @@ def test_in_a_folder(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
     assert run("models", "verify", str(place)).code == 0
 
 
-def test_of_models_that_are_here(run: Run, models: dict[str, Path]) -> None:
-    assert create(run, models).code == 0
-    base = store.user_folder() / "mine" / "base.gguf"
-    given = ["--target", str(models["target"]), "--expert", "mine:expert", "--base", "mine:base"]
-    result = run("models", "create", "next", *given, "--licence", "target=MIT")
-    assert result.code == 0, result.err
-    bundle = store.find("next")
-    assert os.path.samefile(bundle.models["base"].path, base)
-    assert bundle.models["base"].licence == "CC0-1.0"
-    assert bundle.licence == "MIT; CC0-1.0"
-
-
 def test_of_a_bundle_that_was_changed_behind_its_signature(
     run: Run, models: dict[str, Path], tmp_path: Path
 ) -> None:

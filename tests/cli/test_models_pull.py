@@ -18,7 +18,7 @@ from capt_local.bundles import hub, store
 from capt_local.cli.models import pull as verb
 from tests.bundles.mirror import Handler, Mirror, Repository, running, sha256, status
 from tests.bundles.pulls import COMMITS, SIZES, name, write_recipe
-from tests.cli.conftest import Run, Stdin
+from tests.cli.conftest import Run
 from tests.tiny_models import tiny_gguf
 
 ACCEPT = ("--accept-licence", "apache-2.0")
@@ -107,20 +107,6 @@ def test_nothing_is_fetched_before_each_licence_is_accepted(
     assert mirror.fetches() == [] and not store.user_folder().exists()
     assert run("models", "pull", recipe, *ACCEPT, "--accept-licence", "LLAMA3").code == 0
     assert store.find("trio").models["base"].licence == "apache-2.0 and llama3"
-
-
-@pytest.mark.parametrize(("typed", "code"), [("accept\n", 0), ("yes\n", 3), ("", 3)])
-def test_on_a_terminal_one_is_asked(
-    run: Run, mirror: Mirror, recipe: str, typed: str, code: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Typing(Stdin):
-        def readline(self, size: int | None = -1) -> bytes:
-            return typed.encode()
-
-    assert run("models", "pull", recipe, stdin=Typing(terminal=True)).code == 3  # nobody sees it
-    monkeypatch.setattr(verb.Screen, "asides_on_terminal", True)
-    result = run("models", "pull", recipe, stdin=Typing(terminal=True))
-    assert (result.code, "Type 'accept' to accept apache-2.0:" in result.err) == (code, True)
 
 
 @pytest.mark.parametrize("way", ["flag", "twin", "file"])

@@ -17,9 +17,7 @@ from capt_local.llama.batched import (
     Lane,
     Lanes,
     Part,
-    best_sizes,
     spans,
-    tried_sizes,
 )
 from capt_local.llama.context import Context
 from capt_local.llama.devices import Kernels
@@ -263,27 +261,6 @@ def test_spans_are_the_cheapest_that_hold_every_lane(
                 lanes = [lane for first, stop in other for lane in range(first, stop)]
                 if len(lanes) == len(set(lanes)) and set(wanted) <= set(lanes):
                     assert sum(kernels.cost(b - a) for a, b in other) >= price - 1e-9
-
-
-def test_spans_for_kernels_of_several_kinds() -> None:
-    plain, fours, gpu = KINDS
-    assert spans((0, 1, 2, 3, 4, 5, 6), 8, (1, 2, 4, 6, 8), fours) == ((0, 8),)
-    assert spans((1, 2), 8, (1, 2, 4, 6, 8), fours) == ((0, 4),)
-    assert spans((1, 6), 8, (1, 2, 4, 6, 8), fours) == ((1, 2), (6, 7))
-    assert spans((0, 3), 8, (2, 4, 6, 8), plain) == ((0, 4),)
-    assert spans((0, 7), 8, (2, 4, 6, 8), plain) == ((0, 2), (6, 8))
-    assert spans((0, 7), 8, (2, 4, 6, 8), gpu) == ((0, 8),)
-
-
-def test_the_best_of_several_sets_of_sizes() -> None:
-    plain, fours, gpu = KINDS
-    assert best_sizes([(1, 2, 4, 6), (8,)], 8, fours) == (1, 2, 4, 6)
-    assert best_sizes([(1, 2, 4, 6), (8,)], 8, gpu) == (8,)
-    assert best_sizes([(1,), (2, 4, 6, 8)], 8, plain) == (2, 4, 6, 8)
-    assert best_sizes([(2, 4), (5,)], 5, plain) == (5,)  # five lanes are no pairs
-    assert best_sizes([(2, 4), (1,)], 5, plain) == (1,)
-    assert tried_sizes(2) == [1, 2] and tried_sizes(8) == [1, 2, 4, 6, 8]
-    assert tried_sizes(17) == [1, 2, 4, 6, 8, 12, 16, 17]
 
 
 def test_where_no_two_places_compute_alike_each_lane_has_its_own_batches(

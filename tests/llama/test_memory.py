@@ -54,12 +54,3 @@ def test_a_model_that_does_not_fit_is_not_loaded(
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     with pytest.raises(MemoryShortage, match=r"llama-bpe.gguf \d+ MiB"):
         Weights(tiny_path())
-
-
-def test_layers_go_to_a_gpu_as_far_as_they_fit() -> None:
-    one = MemoryEstimate(weights=800 * MIB, kv_cache=200 * MIB, buffers=100 * MIB, layers=10)
-    assert one.layers_that_fit(0) == 0
-    assert one.layers_that_fit(100 * MIB + 350 * MIB) == 3
-    assert one.layers_that_fit(5000 * MIB) == 10
-    assert one.beside_gpu(10).total == one.buffers
-    assert one.beside_gpu(5).weights == 400 * MIB

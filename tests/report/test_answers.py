@@ -14,9 +14,7 @@ from capt_local.report.answers import (
     bars,
     changed_words,
     clipped,
-    expert_weight,
     formula,
-    in_plain_words,
     in_words,
     largest_shifts,
     marked_text,
@@ -106,14 +104,6 @@ def test_the_largest_changes_come_first_and_the_same_one_once() -> None:
 def test_control_tokens_are_an_end_and_no_text() -> None:
     assert [quoted(p) for p in (b"", b"<|im_end|>", b"</s>", b"< 5")] == ["(end)"] * 3 + ['"< 5"']
     assert quoted(b"\x1b[2J\n\t\xc2") == '"\\x1b[2J\\n\\t\\xc2"'
-
-
-def test_an_expert_without_weight_is_said_to_have_none() -> None:
-    alone = (((1.0, 0.0, 0.0), 0.999), ((1.0, 0.5, 0.5), 0.001))
-    answer = replace(an_answer(PIECES), weights=alone)
-    assert expert_weight(answer) < 0.005
-    assert "no weight" in plain(in_plain_words(answer))[0]
-    assert expert_weight(replace(answer, weights=())) == 1.0
 
 
 def test_what_a_reader_must_know_is_said() -> None:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from scripts.train_demo_trio import schedule
-from scripts.train_demo_trio.batches import PROMPT_WEIGHT, Packer, Stream, joined
+from scripts.train_demo_trio.batches import Packer, Stream
 from scripts.train_demo_trio.clinical_turns import turns_of
 from scripts.train_demo_trio.corpus import SOURCES, Document
-from scripts.train_demo_trio.shapes import Shape
-from scripts.train_demo_trio.stages import LANES, PRESETS, STAGES, STREAMS
+from scripts.train_demo_trio.stages import LANES, STAGES, STREAMS
 
 
 def stream(lengths: list[int], first: int, *, whole: bool) -> Stream:
@@ -24,27 +18,6 @@ def stream(lengths: list[int], first: int, *, whole: bool) -> Stream:
     ids = [first + i for i, length in enumerate(lengths) for _ in range(length)]
     starts = np.cumsum([0, *lengths])
     return Stream(np.array(ids, np.uint16), np.ones(len(ids), np.float16), starts, whole)
-
-
-def test_sizes_are_those_that_were_asked_for() -> None:
-    demo = PRESETS["demo"].shapes
-    assert 25e6 <= demo["target"].parameters <= 40e6
-    assert 8e6 <= demo["proxy"].parameters <= 12e6
-    # Six and a half bits a weight, and what the vocabularies take.
-    whole = demo["target"].parameters + 2 * demo["proxy"].parameters
-    assert whole * 6.5625 / 8 + 1e6 < 40e6
-    for shape in demo.values():  # so that K-quants fit everywhere
-        assert not any(n % 256 for n in (shape.width, shape.hidden, shape.heads * shape.head_dim))
-
-
-def test_parameters_are_those_of_the_model() -> None:
-    shape = Shape(96, 64, 2, 2, 1, 160, 32)
-    block = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 160 + 2 * 64
-    assert shape.parameters == 96 * 64 + 2 * block + 64
-    with pytest.raises(ValueError, match="kv_heads"):
-        Shape(96, 64, 2, 3, 2, 160, 32)
-    with pytest.raises(ValueError, match="multiples of 32"):
-        Shape(96, 60, 2, 2, 1, 160, 32)
 
 
 def test_every_stage_has_a_parent_before_it_and_sources_that_exist() -> None:
@@ -65,63 +38,6 @@ def test_base_and_target_never_see_clinical_notes() -> None:
     notes = {"medquad", "mtsamples-noleak", "e3c-en-ccby", "mts-dialog-train", "aci-bench-train"}
     for name in ("base", "base-tune", "target-pretrain", "target-tune"):
         assert not notes & set(STAGES[name].sources)
-
-
-def test_costs_follow_from_epochs() -> None:
-    preset, stage = PRESETS["demo"], STAGES["base"]
-    counts = {"openstax-general": 10_000_000, "english-novels-100": 20_000_000}
-    found = schedule.cost(stage, preset, counts)
-    wanted = 10_000_000 * stage.epochs["openstax-general"]
-    wanted += 20_000_000 * stage.epochs["english-novels-100"]
-    step = preset.rows * preset.shapes["proxy"].context
-    assert found.tokens % step == 0 and abs(found.tokens - wanted) <= step
-    assert found.available == 30_000_000
-    assert found.flops == found.tokens * preset.shapes["proxy"].flops_a_token
-    assert found.minutes(found.flops / 60e12) == pytest.approx(1.0)
-
-
-def test_a_preset_weighs_sources_but_not_their_turns() -> None:
-    preset = replace(PRESETS["demo"], scale=0.5, times={"openstax-general": 4.0})
-    epochs = preset.epochs(STAGES["base-tune"])
-    wanted = STAGES["base-tune"].epochs
-    assert epochs["openstax-general"] == 2.0 * wanted["openstax-general"]
-    assert epochs["turns:openstax-general"] == 0.5 * wanted["turns:openstax-general"]
-    for each in PRESETS.values():
-        assert set(each.times) <= set(SOURCES)
-
-
-def test_minutes_are_shared_by_cost_within_a_lane() -> None:
-    known = {name: schedule.Cost(name, 1, 1, float(i)) for i, name in enumerate(STAGES, 1)}
-    shares = schedule.minutes_of(tuple(STAGES), known, 60.0)
-    for lane in LANES:
-        assert sum(shares[name] for name in lane) == pytest.approx(60.0)
-    only = schedule.minutes_of(("base", "expert-tune"), known, 60.0)
-    assert set(only) == {"base", "expert-tune"}
-    assert math.isinf(schedule.minutes_of(("base",), known, math.inf)["base"])
-
-
-def test_lanes_run_what_is_not_done_and_stop_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    called: list[str] = []
-    ended = SimpleNamespace(returncode=0)
-
-    def pretend(command: list[str], **_: object) -> SimpleNamespace:
-        name = command[command.index("stage") + 1]
-        called.append(name)
-        if name != "expert-pretrain":  # that one runs out of time
-            (tmp_path / f"{name}.done").touch()
-        return ended
-
-    monkeypatch.setattr(schedule.subprocess, "run", pretend)
-    (tmp_path / "target-pretrain.done").touch()
-    left = schedule.run_lanes(list(STAGES), tmp_path, [], math.inf)
-    assert sorted(called) == ["base", "expert-pretrain", "target-tune"]
-    assert left == ["expert-pretrain", "expert-tune", "expert-neft", "base-tune"]
-    assert schedule.run_lanes(list(STAGES), tmp_path, [], 0.0) == left and len(called) == 3
-    ended.returncode = 1
-    with pytest.raises(SystemExit, match="expert-pretrain"):
-        schedule.run_lanes(list(STAGES), tmp_path, [], math.inf)
 
 
 def test_streams_are_read_as_often_as_their_epochs_say() -> None:
@@ -159,13 +75,6 @@ def test_a_restored_packer_goes_on_with_the_same_rows() -> None:
     other = Packer(streams, epochs, 32, seed=6)
     other.restore(first.state())
     assert (first.rows(20)[0] == other.rows(20)[0]).all()
-
-
-def test_parts_of_a_stream_join() -> None:
-    whole = joined([stream([3, 2], 0, whole=True), stream([4], 50, whole=True)])
-    assert len(whole) == 3 and whole.unit(2)[0].tolist() == [50] * 4
-    assert whole.starts.tolist() == [0, 3, 5, 9]
-    assert 0 < PROMPT_WEIGHT < 1
 
 
 def test_turns_of_every_kind_of_source() -> None:

@@ -19,7 +19,6 @@ from scripts.wheelhouse import wheels as binding
 from scripts.wheelhouse.__main__ import PROJECT
 from scripts.wheelhouse.sbom import bill
 from scripts.wheelhouse.wheels import (
-    Backend,
     Build,
     Wheel,
     binding_wheel,
@@ -62,25 +61,6 @@ def test_portable_is_the_default_and_never_comes_from_pips_cache(pip: Pip) -> No
     ((arguments, _),) = pip.calls
     assert {"--no-cache-dir", "--no-binary=llama-cpp-python"} <= set(arguments)
     assert Build().needs == ["avx", "avx2", "bmi2", "f16c", "fma"]
-
-
-def test_wheels_are_kept_apart_by_their_flags(pip: Pip, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = made()
-    assert made() == first
-    assert len(pip.calls) == 1
-    assert made(backend=Backend.CUDA) != first
-    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_OPENMP=OFF")
-    other = made()
-    assert other != first and other.read_text().endswith(" -DGGML_OPENMP=OFF")
-    assert len(pip.calls) == 3
-
-
-def test_a_wheel_that_is_given(pip: Pip, tmp_path: Path) -> None:
-    wheel = tmp_path / "llama_cpp_python-1.0-py3-none-linux_x86_64.whl"
-    wheel.write_text("")
-    assert made(given=wheel) == wheel
-    assert (Build(given=wheel).told(), Build(given=wheel).needs) == ({"given": wheel.name}, [])
-    assert not pip.calls
 
 
 def test_the_version_is_that_of_the_package() -> None:

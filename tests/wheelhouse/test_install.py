@@ -42,15 +42,6 @@ def test_from_the_stick_to_the_next_command(stick: Path) -> None:
     assert sorted(stick.rglob("*")) == before
 
 
-def test_what_an_interrupted_try_left_is_made_anew(stick: Path) -> None:
-    assert run(stick).returncode == 0
-    folder = (stick.parent / "home" / "capt-local" / "current").resolve()
-    (folder / "installed.json").unlink()
-    (folder / "bin" / "capt-local").unlink()
-    assert run(stick).returncode == 0
-    assert version(stick) == "1.0"
-
-
 def test_a_fingerprint_that_was_compared(stick: Path) -> None:
     right = read_public(stick / "keys" / "maker.pub").fingerprint
     assert "another one" in refused(stick, "--fingerprint", "0" * 64)
@@ -102,17 +93,6 @@ def test_sums_that_are_damaged(stick: Path, line: str) -> None:
     with (stick / "SHA256SUMS").open("a") as file:
         file.write(line + "\n")
     assert "of SHA256SUMS is damaged" in refused(stick)
-
-
-def test_sums_that_leave_something_out(stick: Path) -> None:
-    sums = stick / "SHA256SUMS"
-    lines = sums.read_text().splitlines(keepends=True)
-    sums.write_text("".join(line for line in lines if "requirements" not in line))
-    assert "does not name requirements.txt" in refused(stick)
-    sums.write_text("".join(line for line in lines if "keys/" not in line))
-    assert "does not name keys/maker.pub" in refused(stick, "--fingerprint", "0" * 64)
-    sums.write_text("".join(line for line in lines if "/pip-" not in line))
-    assert "one wheel of pip" in refused(stick)
 
 
 def test_a_wheel_that_is_not_the_one_of_the_requirements(stick: Path) -> None:

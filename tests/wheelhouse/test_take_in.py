@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,28 +51,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return found
 
 
-def test_the_key_is_trusted_behind_its_bundle(
-    machine: Machine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert machine.take_in() == ["import --key", "trust"]
-    assert "is trusted from now on" in capsys.readouterr().out
-
-
 def test_the_key_of_a_bundle_that_is_refused_is_not_trusted(machine: Machine) -> None:
     machine.refuses = "import"
     with pytest.raises(install.Refused, match="the bundle is not: error: why"):
         machine.take_in()
     assert machine.called == ["import --key"]
-
-
-@pytest.mark.parametrize("owner", [0, 1])
-def test_a_key_that_is_trusted_already_needs_nothing(
-    owner: int, machine: Machine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Nor `--key`, which a site may forbid."""
-    shutil.copy(machine.folder / "stick" / ABOUT["key"], machine.keys[owner] / "any.pub")
-    assert machine.take_in() == ["import"]
-    assert "is trusted from now on" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("owner", [0, 1])
