@@ -1,4 +1,4 @@
-"""`batch` with the trio that travels with the package: whole runs, stopped ones, parts of one."""
+"""`batch` with the small trained trio: whole runs, stopped ones, parts of one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from capt_local.cli.app import run
+from tests.small_trio import SMALL_TRIO
 
 CANARY = "zyzzyva-canary"
 NOTES = [
@@ -26,7 +27,8 @@ NOTES = [
     "Assessment: cardiomyopathy. Plan:",
     f"Fever and a cough, {CANARY}.",
 ]
-QUICK = ("-t", "1", "-n", "6", "-c", "512")
+QUICK = ("-m", str(SMALL_TRIO), "-t", "1", "-n", "6", "-c", "512")
+MANY = 120  # records of a run that is stopped in its middle
 
 
 def written(path: Path, lines: Sequence[dict[str, Any]]) -> str:
@@ -182,9 +184,9 @@ def worker_of(process: subprocess.Popen[bytes]) -> psutil.Process:
 
 @pytest.fixture(scope="module")
 def long_whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of an undisturbed run of 24 records, two at once."""
+    """The output of an undisturbed run of many records, two at once."""
     folder = tmp_path_factory.mktemp("long")
-    arguments = [notes(folder / "in.jsonl", 24), "-o", str(folder / "out.jsonl")]
+    arguments = [notes(folder / "in.jsonl", MANY), "-o", str(folder / "out.jsonl")]
     assert run(["batch", *arguments, *QUICK, "--parallel", "2"]) == 0
     return folder / "out.jsonl"
 
@@ -217,7 +219,7 @@ def test_a_signal_stops_the_run_and_it_goes_on(
     assert b"the same command goes on with them." in err
     assert b"Traceback" not in err and CANARY.encode() not in err
     assert not worker.is_running()
-    assert 3 <= len(untimed(output)) < 24
+    assert 3 <= len(untimed(output)) < MANY
     assert run(["batch", *long_run]) == 0
     assert untimed(output) == untimed(long_whole)
 
@@ -231,7 +233,7 @@ def test_a_signal_stops_a_run_whose_worker_hangs(long_run: list[str]) -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143 and not worker.is_running()
-    assert 2 <= len(untimed(output)) < 24
+    assert 2 <= len(untimed(output)) < MANY
 
 
 def test_a_killed_run_leaves_no_worker_and_goes_on(long_whole: Path, long_run: list[str]) -> None:

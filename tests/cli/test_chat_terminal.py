@@ -91,7 +91,7 @@ def test_regen_with_another_alpha_stands_beside_the_answer_so_far(fresh: Chat) -
     fresh(QUESTION)
     shown = fresh("/regen alpha=0")
     assert "alpha evidence" in shown and "alpha 0" in shown and "0 changed" in shown
-    assert "0 changed" in fresh("/why") or "no token" in fresh("/why")
+    assert "nothing to compare" in fresh("/why")  # with alpha 0 the target answers alone
     fresh("/set alpha 0")
     assert "same answer" in fresh.refused("/regen")
     fresh("/set temp 1.5")
