@@ -19,14 +19,14 @@ from typing import Self
 
 import numpy as np
 
-from capt_local.decoding.drafting import Drafter, DraftStats
+from capt_local.decoding.drafting import Drafter
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.options import Exponents, GenerateOptions, Method, Speed
 from capt_local.decoding.prompt_weights import Memory, prefill
 from capt_local.decoding.reasoning import AnswerStream, ReasoningParser, TextPart
 from capt_local.decoding.repetition import RepetitionDetector
 from capt_local.decoding.sampling import choose, likeliest
-from capt_local.decoding.step import Choice, FinishReason, Step
+from capt_local.decoding.step import Choice, DraftStats, FinishReason, Step
 from capt_local.decoding.structured import GrammarSampler, MaskedDistribution, constraint_for
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
 from capt_local.prompting.messages import Prompt

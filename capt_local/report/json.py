@@ -15,9 +15,8 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from capt_local.decoding.drafting import DraftStats
 from capt_local.decoding.options import Exponents
-from capt_local.decoding.step import Choice, FinishReason, Step
+from capt_local.decoding.step import Choice, DraftStats, FinishReason, Step
 from capt_local.errors import UsageError
 
 if TYPE_CHECKING:

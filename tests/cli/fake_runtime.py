@@ -14,9 +14,8 @@ import pytest
 
 from capt_local.bundles.verify import LateDigests, Verification
 from capt_local.decoding.answers import AnswerScore, Choosing, Chosen
-from capt_local.decoding.drafting import DraftStats
 from capt_local.decoding.scoring import TextScore
-from capt_local.decoding.step import FinishReason, Step
+from capt_local.decoding.step import DraftStats, FinishReason, Step
 from capt_local.errors import Cancelled, ContextOverflow
 from tests.report.steps import step
 
