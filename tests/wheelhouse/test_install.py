@@ -68,6 +68,7 @@ def test_one_flipped_bit(stick: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("bit", [0x01, 0x80])  # another letter, and no letter
+@pytest.mark.slow
 def test_one_flipped_bit_of_the_key_that_was_compared(stick: Path, bit: int) -> None:
     key = stick / "keys" / "maker.pub"
     right, data = read_public(key).fingerprint, bytearray(key.read_bytes())
@@ -80,6 +81,7 @@ def test_one_flipped_bit_of_the_key_that_was_compared(stick: Path, bit: int) -> 
 
 
 @pytest.mark.parametrize("name", [*FILES, "SHA256SUMS"])
+@pytest.mark.slow
 def test_a_missing_file(stick: Path, name: str) -> None:
     (stick / name).unlink()
     assert f"{name} is missing" in refused(stick)
@@ -89,6 +91,7 @@ def test_a_missing_file(stick: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "line", ["", "x", "0" * 64 + "  ./../above", "0" * 64 + "  /etc/passwd", "0" * 63 + "  ./a"]
 )
+@pytest.mark.slow
 def test_sums_that_are_damaged(stick: Path, line: str) -> None:
     with (stick / "SHA256SUMS").open("a") as file:
         file.write(line + "\n")
@@ -107,6 +110,7 @@ def test_a_wheel_that_is_not_the_one_of_the_requirements(stick: Path) -> None:
     assert not program(stick).exists()
 
 
+@pytest.mark.slow
 def test_another_python(stick: Path) -> None:
     (stick / "python-version").write_text("3.3\n")
     line = refused(stick)
@@ -127,12 +131,14 @@ def test_another_python(stick: Path) -> None:
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="what Linux tells of C library and processor")
+@pytest.mark.slow
 def test_another_machine(stick: Path, change: dict[str, object], part: str) -> None:
     tell(stick, **change)
     assert part in refused(stick)
     assert not program(stick).exists()
 
 
+@pytest.mark.slow
 def test_a_place_that_holds_other_things(stick: Path) -> None:
     place = stick.parent / "home" / "capt-local"
     place.mkdir(parents=True)
@@ -149,6 +155,7 @@ def test_what_lies_on_the_stick_and_is_not_named_is_not_used(stick: Path) -> Non
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_settings_of_the_machine_do_not_reach_pip_or_python(stick: Path) -> None:
     trap = stick.parent / "trap"
     trap.mkdir()
@@ -163,6 +170,7 @@ def test_settings_of_the_machine_do_not_reach_pip_or_python(stick: Path) -> None
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_newer_program_takes_the_place_and_the_one_before_stays(stick: Path) -> None:
     for number, there in (("1.0", {"1.0"}), ("1.2", {"1.0", "1.2"}), ("1.10", {"1.2", "1.10"})):
         newer(stick, number)
@@ -171,6 +179,7 @@ def test_a_newer_program_takes_the_place_and_the_one_before_stays(stick: Path) -
             assert (version(stick), versions(stick)) == (number, there)
 
 
+@pytest.mark.slow
 def test_an_older_program_only_if_it_is_wanted(stick: Path) -> None:
     newer(stick, "1.10")
     assert run(stick).returncode == 0
@@ -194,6 +203,7 @@ def test_a_program_that_does_not_run_here_changes_nothing(stick: Path) -> None:
         assert (version(stick), versions(stick)) == ("1.0", {"1.0"})
 
 
+@pytest.mark.slow
 def test_ctrl_c_changes_nothing(stick: Path) -> None:
     assert run(stick).returncode == 0
     newer(stick, "2.0", doctor="os.kill(os.getppid(), signal.SIGINT); signal.pause()")
@@ -201,6 +211,7 @@ def test_ctrl_c_changes_nothing(stick: Path) -> None:
     assert (version(stick), versions(stick)) == ("1.0", {"1.0"})
 
 
+@pytest.mark.slow
 def test_a_bundle_that_is_not_taken_in(stick: Path) -> None:
     write_program(stick / "wheels", importing="sys.exit('error: it is older')")
     tell(stick)
