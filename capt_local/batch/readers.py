@@ -50,6 +50,10 @@ _PROGRESS_EVERY = 500  # records
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
 # Names of columns that an error may list. A table without a header has patients' text there.
 _COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,39}")
+_WORD = re.compile(r"[a-z]+")
+_ID_WORDS = frozenset(
+    ("id", "ids", "ident", "identifier", "key", "nr", "num", "number", "mrn", "uid", "uuid", "guid")
+)
 
 
 class InputErrors(UsageError):
@@ -606,16 +610,18 @@ def _listed(wrong: Mapping[str, Sequence[int]], unit: str, remedy: str) -> str:
 
 
 def _id_remedy(columns: Sequence[str], keys: set[str]) -> str:
-    """What to do where records have no id, with the fields there are.
+    """What to do where records have no id, with the fields that look like one.
 
-    Listed are the columns of a table, or what all such records share, if all are plain names:
-    anything else may be text of a patient.
+    Candidates are the columns of a table, or what all such records share, if all are plain names.
+    Only names with a word such as "id" or "number" in them are listed: in a table without a header
+    the others are the first patient's.
     """
     names = list(columns) or sorted(keys)
-    if not names or not all(_COLUMN.fullmatch(name) for name in names):
+    likely = [name for name in names if not _ID_WORDS.isdisjoint(_WORD.findall(name.lower()))]
+    if not likely or not all(_COLUMN.fullmatch(name) for name in names):
         return " (name the field that identifies a record with --id-field)"
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if names[_SHOWN:] else "")
-    return f" (name the field that identifies a record with --id-field; there are: {shown})"
+    shown = ", ".join(likely[:_SHOWN]) + (", ..." if likely[_SHOWN:] else "")
+    return f" (name the field that identifies a record with --id-field, such as {shown})"
 
 
 def _reader(

@@ -70,7 +70,7 @@ _INSTEAD = {
 
 
 class MissingId(NotReadable):
-    """A record has no id; `readers` adds which columns there are."""
+    """A record has no id; `readers` adds which fields look like one."""
 
 
 class InputChanged(CaptError):
