@@ -289,9 +289,7 @@ class Generation:
         # Read and combine.
         here = self._distribution()
         if self._grammar is not None and not stream.in_reasoning:
-            here = self._grammar.mask(
-                here.here, ensemble.tokens, lambda only: ensemble.distribution(only=only)
-            )
+            here = self._grammar.mask(here.here, ensemble.tokens, ensemble.distribution)
         # Sample.
         tokens, logp = here.here.candidates.tokens, here.here.logp
         place = choose(tokens, logp, ensemble.tokens, options.sample, self._rng, here.mask)

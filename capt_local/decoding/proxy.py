@@ -273,10 +273,10 @@ class LogitsCache:
         Returns:
             Rows, as `keep_as` makes them; the last follows all tokens.
         """
-        first = self._first_missing(tokens, count)
+        size, first = len(tokens), self._first_missing(tokens, count)
         if first is not None:
-            self._read(list(tokens), first, len(tokens) if stable is None else stable)
-        size = len(tokens)
+            oldest = min(first - _KEPT_ROWS, size - count + 1)
+            self._read(list(tokens), first, oldest, size if stable is None else stable)
         return [self._rows[place] for place in range(size - count + 1, size + 1)]
 
     def _first_missing(self, tokens: Sequence[int], count: int) -> int | None:
@@ -287,13 +287,16 @@ class LogitsCache:
                 return place
         return None
 
-    def _read(self, tokens: list[int], first: int, stable: int) -> None:
-        """Rows after `first` tokens and each further one; earlier rows of the same text stay."""
+    def _read(self, tokens: list[int], first: int, oldest: int, stable: int) -> None:
+        """Rows after `first` tokens and each further one.
+
+        Those of the same text from the one after `oldest` tokens on stay.
+        """
         same = common_length(self._path, tokens)
         self._rows = {
             place: row
             for place, row in self._rows.items()
-            if first - _KEPT_ROWS <= place <= same and self._made is not None
+            if oldest <= place <= same and self._made is not None
         }
         self._path = tokens
         if self.model.can_rewind:

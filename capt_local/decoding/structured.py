@@ -490,15 +490,15 @@ class GrammarSampler:
         self,
         here: Distribution,
         history: Sequence[int],
-        restricted: Callable[[BoolArray], Distribution],
+        restricted: Callable[..., Distribution],
     ) -> MaskedDistribution:
-        """What may be chosen here.
+        """What may be chosen here: never a token of probability 0, as some methods give.
 
         Args:
             here: the distribution over all plausible candidates.
             history: tokens so far, for the repetition penalty.
             restricted: the distribution at the same place over the tokens that a mask of shape
-                (vocabulary,) allows.
+                (vocabulary,) allows; with `alone`, that of the leading model.
 
         Raises:
             ModelError: the vocabulary has no token that may come.
@@ -511,7 +511,7 @@ class GrammarSampler:
             ]
             if self._constraint.allowed(tokens[best]).all():
                 return MaskedDistribution(here)
-        mask = self._constraint.allowed(tokens)
+        mask = self._constraint.allowed(tokens) & np.isfinite(here.logp)
         return MaskedDistribution(here, mask) if mask.any() else self._widened(here, restricted)
 
     def accept(self, token: int) -> None:
@@ -519,7 +519,7 @@ class GrammarSampler:
         self._constraint.accept(token)
 
     def _widened(
-        self, here: Distribution, restricted: Callable[[BoolArray], Distribution]
+        self, here: Distribution, restricted: Callable[..., Distribution]
     ) -> MaskedDistribution:
         """The same method on the target's distribution over the allowed tokens alone."""
         every = self._constraint.allowed(np.arange(len(self._vocabulary), dtype=np.int32))
@@ -530,6 +530,10 @@ class GrammarSampler:
             )
         self.implausible_steps += not self._vocabulary.is_end[every].all()  # the end is no choice
         only = restricted(every)
+        mask = every[only.candidates.tokens] & np.isfinite(only.logp)
+        if not mask.any():  # an expert has put all on what is not allowed
+            only = restricted(every, alone=True)
+            mask = every[only.candidates.tokens]
         # As probabilities of the whole distribution: all that was left out keeps its share.
         less = only.candidates.log_total - here.candidates.log_total
         more = less + here.outside if np.isfinite(here.outside) else less
@@ -539,4 +543,4 @@ class GrammarSampler:
             log_total=here.candidates.log_total,
         )
         made = dataclasses.replace(only, candidates=own, logp=only.logp + more)
-        return MaskedDistribution(made, every[own.tokens])
+        return MaskedDistribution(made, mask)

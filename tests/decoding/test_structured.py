@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capt_local.decoding.combine import Distribution, as_candidates
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import CombineOptions, GenerateOptions, SampleOptions, Structure
 from capt_local.decoding.prompt_weights import prefill
+from capt_local.decoding.sampling import choose
 from capt_local.decoding.step import FinishReason
+from capt_local.decoding.structured import GrammarSampler
 from capt_local.errors import ModelError, UsageError
 from capt_local.tokenization.vocabulary import Vocabulary
 from tests.decoding.trios import TARGET, toy, turn, walk
+from tests.fakes import make_vocabulary
 
 GREEDY = GenerateOptions(max_tokens=12)
 DRAWN = SampleOptions(temperature=1.0, top_p=0.9, seed=5)
@@ -179,3 +184,37 @@ def test_without_a_form_there_is_nothing_to_complete() -> None:
 def test_stop_strings_and_a_form_do_not_go_together() -> None:
     with pytest.raises(UsageError, match="stop string"):
         GenerateOptions(stop=("x",), structure=Structure('root ::= "a"'))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_token_of_probability_0_is_never_chosen(temperature: float) -> None:
+    """A published method may give 0 to all that is allowed; then the leading model decides."""
+
+    class OnlyC:
+        def allowed(self, tokens: Any) -> np.ndarray:
+            return np.asarray(tokens) == 4
+
+        complete = False
+
+    vocabulary = make_vocabulary(list("abc"), all_bytes=False)
+    row = np.array([-9.0, -9.0, 1.0, 2.0, 0.5], np.float32)
+    tokens = np.array([2, 3, 4], np.int32)
+    own = as_candidates(row, tokens)
+    nothing = np.array([0.0, -np.inf, -np.inf])
+
+    def distribution(only: Any = None, *, alone: bool = False) -> Distribution:
+        logp = own.logp if alone else nothing
+        return Distribution(own, np.zeros(3), logp, row, logp[None], np.empty((0, 3)))
+
+    options = SampleOptions(temperature=temperature)
+    sampler = GrammarSampler(OnlyC(), vocabulary, options)  # type: ignore[arg-type]
+    made = sampler.mask(distribution(), (), distribution)
+    place = choose(
+        made.here.candidates.tokens,
+        made.here.logp,
+        (),
+        options,
+        np.random.default_rng(1),
+        made.mask,
+    )
+    assert int(tokens[place]) == 4 and np.isfinite(made.here.logp[place])
