@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +77,18 @@ def test_a_model_that_is_not_the_right_one_is_told(demo: dict[str, object]) -> N
     assert isinstance(last, Death)
     assert isinstance(last.at_start(), ModelError)
     assert "SHA-256" in str(last.at_start())
+
+
+def test_a_worker_imports_nothing_from_the_folder_that_it_is_started_in(tmp_path: Path) -> None:
+    """Named in docs/threat-model.md: such a folder may be one of notes that others write."""
+    for name in ("json", "struct", "typing", "capt_local"):
+        (tmp_path / f"{name}.py").write_text("import posix; posix._exit(99)")
+    process = subprocess.Popen(
+        worker_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path
+    )
+    assert process.stdin is not None and process.stdout is not None
+    message = ipc.receive(process.stdout)
+    assert message is not None and "hello" in message
+    process.stdin.close()
+    assert process.wait(timeout=30) == 0
+    process.stdout.close()
