@@ -139,7 +139,9 @@ class Ensemble:
             raise ContextOverflow(counts, min(limits.values()), reserve)
         self.tokens = list(prompts[self.leader.role].tokens)
         self._leading_space = prompts[self.leader.role].lead
-        self._answers_turn = not prompts[self.leader.role].goes_on
+        own = prompts[self.leader.role]
+        # What stands in front of a text that is scored from its beginning is no turn.
+        self._answers_turn = not own.goes_on and any(each.evidence for each in own.segments)
         self.leader.keep_as(None)
         self.configure(self.options)
         for proxy in self.proxies:

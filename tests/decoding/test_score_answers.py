@@ -11,7 +11,7 @@ import pytest
 from capt_local.decoding.answers import Answers, Choosing
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import CombineOptions, GenerateOptions
+from capt_local.decoding.options import GRID, CombineOptions, GenerateOptions
 from capt_local.decoding.scoring import opening, score_paths
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, ContextOverflow, ModelError, UsageError
@@ -72,7 +72,7 @@ def test_the_target_alone_gives_the_sum_of_its_log_softmax() -> None:
 def test_a_greedy_answer_has_the_probability_that_generating_gave_it(
     alphas: tuple[float, ...], prompt: bytes
 ) -> None:
-    trio = letters(CombineOptions(alphas=alphas))
+    trio = letters(CombineOptions(alphas=alphas, grid=GRID))
     prompts = turn(trio, prompt)
     options = GenerateOptions(max_tokens=12, combine=trio.options)
     generation = Generation(trio, prompts, options, None)

@@ -207,3 +207,9 @@ def test_what_was_loaded_is_closed_where_the_runtime_cannot_be_made(
     for model in opened[0].models.values():
         with pytest.raises(CaptError, match="closed"):
             model.extend([1])
+
+
+def test_a_text_is_scored_by_default_with_the_weights_of_continued_text(runtime: Runtime) -> None:
+    first = runtime.score(b"abc abd").nats
+    list(runtime.generate("abc", OPTIONS, raw=True))
+    assert runtime.score(b"abc abd").nats == pytest.approx(first, rel=1e-4)
