@@ -110,14 +110,20 @@ def schema_structure(text: bytes, name: str = "The schema") -> Structure:
         schema = load(utf8(text))
     except NotReadable:
         raise UsageError(f"{name} is not JSON (UTF-8, no name twice in an object).") from None
-    kept = _kept(schema, name, 0)
-    SchemaCheck(kept, name)
-    kept = _closed(kept)
-    structure = Structure(json.dumps(kept, ensure_ascii=False), "json-schema")
     try:
+        kept = _kept(schema, name, 0)
+        SchemaCheck(kept, name)
+        kept = _closed(kept)
+        structure = Structure(json.dumps(kept, ensure_ascii=False), "json-schema")
         SchemaConstraint(_BYTES, structure.source)
     except _Refused as error:
         raise UsageError(f"{name} {error}.") from None
+    except (
+        RecursionError
+    ):  # Python's own parser of patterns, and references that lead to themselves
+        raise UsageError(f"{name} has a pattern or a reference that is nested too deep.") from None
+    except ModelError:  # llguidance gave up; no model is there yet
+        raise UsageError(f"{name} refers to itself without an end, or is too large.") from None
     return structure
 
 

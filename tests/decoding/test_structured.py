@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from capt_local.decoding.options import CombineOptions, GenerateOptions, SampleO
 from capt_local.decoding.prompt_weights import prefill
 from capt_local.decoding.sampling import choose
 from capt_local.decoding.step import FinishReason
-from capt_local.decoding.structured import GrammarSampler
+from capt_local.decoding.structured import GrammarSampler, schema_structure
 from capt_local.errors import ModelError, UsageError
 from capt_local.tokenization.vocabulary import Vocabulary
 from tests.decoding.trios import TARGET, toy, turn, walk
@@ -218,3 +219,16 @@ def test_a_token_of_probability_0_is_never_chosen(temperature: float) -> None:
         made.mask,
     )
     assert int(tokens[place]) == 4 and np.isfinite(made.here.logp[place])
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "(" * 500 + "a" + ")*" * 500},
+        {"$ref": "#"},
+        {"$defs": {"x": {"$ref": "#/$defs/y"}, "y": {"$ref": "#/$defs/x"}}, "$ref": "#/$defs/x"},
+    ],
+)
+def test_a_schema_without_a_bottom_is_refused(schema: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="The schema"):
+        schema_structure(json.dumps(schema).encode())
