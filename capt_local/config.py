@@ -185,8 +185,14 @@ def _tables(
     except ValueError:  # Python converts no more than some thousand digits
         raise UsageError(f"{path}: not TOML; a number in it has too many digits.") from None
     for key, value in whole.items():
+        if key not in known and not isinstance(value, dict):
+            limits = ", limits under [limits]" if "limits" in known else ""
+            raise UsageError(
+                f"{path}: {key[:40]!r} stands under no table; settings belong under [options]"
+                f"{limits}."
+            )
         if key not in known:
-            hint = " SiteLimits are the site's alone." if key == "limits" else ""
+            hint = " Limits are the site's alone." if key == "limits" else ""
             raise UsageError(
                 f"{path}: there is no table {key[:40]!r}; known: {', '.join(sorted(known))}.{hint}"
             )

@@ -81,7 +81,7 @@ def test_no_test_reads_the_files_of_this_machine(tmp_path_factory: pytest.TempPa
     ("text", "names"),
     [
         ("[option]\n", ["option", "limits, options"]),
-        ("alpha = 1\n", ["alpha"]),
+        ("alpha = 1\n", ["'alpha'", "under [options]", "[limits]"]),
         ("[limits]\nforbid = 'reports'\n", ["limits.forbid"]),
         (f"[limits]\nforbid = ['{CANARY}']\n", ["limits.forbid", "transcripts"]),
         ("[limits]\nalpha = '1'\n", ["limits.alpha must be a number"]),
@@ -105,6 +105,12 @@ def test_what_is_not_understood_names_file_and_key(text: str, names: list[str], 
     line = str(caught.value)
     assert str(site) in line and "\n" not in line and CANARY not in line
     assert all(name in line for name in names), line
+
+
+def test_a_setting_outside_its_table_names_the_table(user: Path) -> None:
+    user.write_text("alpha = 0.7\n")
+    with pytest.raises(UsageError, match=r"'alpha' .*under \[options\]\.$"):
+        read_user()
 
 
 def test_limits_are_the_sites_alone(user: Path) -> None:

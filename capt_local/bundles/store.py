@@ -22,6 +22,7 @@ from capt_local.errors import ModelError
 
 DEMO = "demo"
 VARIABLE = "CAPT_LOCAL_MODELS"
+_IMPORT_FIRST = "{0!r} is an archive of a bundle: import it first, 'capt-local models import FILE'."
 # Names that mean a device on Windows, whatever their ending.
 RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
 
@@ -48,10 +49,13 @@ def find(reference: str | Path) -> Bundle:
             missing = missing or error
     if missing is not None:
         raise missing
+    if _is_archive(reference):
+        raise ModelError(_IMPORT_FIRST.format(reference))
     hint = " A folder of that name is here: write ./ in front." if _is_here(reference) else ""
     raise ModelError(
         f"No bundle has the id {reference!r}. Give {DEMO!r}, the path of a folder with "
-        f"a {MANIFEST} or of that file, or the id of a bundle in a folder of {VARIABLE}.{hint}"
+        f"a {MANIFEST} or of that file, or the id of a bundle in your own store ({user_folder()}) "
+        f"or in a folder of {VARIABLE}.{hint}"
     )
 
 
@@ -172,6 +176,8 @@ def remove(folder: Path) -> None:
 def _at(place: Path) -> Bundle:
     if not os.path.exists(place):  # which takes a name that is too long for one that is not there
         raise ModelError(f"There is no bundle at {place}.")
+    if _is_archive(place):
+        raise ModelError(_IMPORT_FIRST.format(str(place)))
     if place.is_dir() and not _holds_manifest(place):
         raise ModelError(f"The folder {place} holds no {MANIFEST}, so it is not a bundle.")
     return read_bundle(place)
@@ -243,6 +249,14 @@ def _looks_like_path(reference: str) -> bool:
         or reference.endswith(".toml")
         or any(mark in reference for mark in separators)
     )
+
+
+def _is_archive(reference: str | Path) -> bool:
+    path = Path(reference)
+    try:
+        return path.suffix == ".capt" and path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _is_here(reference: str) -> bool:

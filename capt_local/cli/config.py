@@ -9,13 +9,17 @@ from typing import Annotated, Any
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import ViewFlags, option
-from capt_local.cli.settings import STORES, Layers, OptionSetting, settable, verbs
+from capt_local.cli.settings import (
+    STORES,
+    Layers,
+    OptionSetting,
+    settable,
+    unknown_variables,
+    verbs,
+)
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Table
-
-# Variables that are no setting.
-_OTHERS = ("CAPT_LOCAL_DEBUG", "CAPT_LOCAL_HUB_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +56,11 @@ def config_show(how: ConfigShowFlags, view: ViewFlags) -> int:
     if environment.get(STORES.variable) == os.pathsep.join(layers.stores()):
         environment.pop(STORES.variable, None)  # handed on from a file, see `with_stores`
     found = list(_settings(layers, environment))
-    unknown = _unknown(found, environment)
     if how.json:
+        unknown = unknown_variables(environment)
         screen.line(dumps(as_object(layers, found, unknown), indent=2))
         return ExitCode.OK
     screen.show(*as_tables(layers, found))
-    screen.notes(f"{name} is in the environment, but no setting has this name." for name in unknown)
     return ExitCode.OK
 
 
@@ -123,13 +126,6 @@ def _settings(layers: Layers, environment: Mapping[str, str]) -> Iterator[Settin
         if environment.get(setting.variable):  # an empty one counts as none
             value, source = environment[setting.variable], "environment"
         yield SettingValue(setting, value, source)
-
-
-def _unknown(found: list[SettingValue], environment: Mapping[str, str]) -> list[str]:
-    """Variables of our prefix that nothing reads; a typing error is one of them."""
-    known = {one.setting.variable for one in found} | set(_OTHERS)
-    ours = {name for name in environment if name.startswith("CAPT_LOCAL_")}
-    return sorted(ours - known)
 
 
 def _told(value: Any) -> str:

@@ -622,7 +622,8 @@ def eval(
     summaries = [told(task_run.task, against=what.against) for task_run in runs]
     interrupted = any(cell.left for one in summaries for cell in one.cells)
     found = as_object(summaries, chosen, about, interrupted=interrupted)
-    _deliver(screen, summaries, dumps(found) if what.json else None, table_file)
+    json = dumps(found) if what.json else None
+    _deliver(screen, summaries, json, table_file, interrupted=interrupted)
     if interrupted:
         kept_too = "The same command goes on from here." if what.results else "Nothing was kept."
         screen.note(f"interrupted. {kept_too}")
@@ -700,7 +701,12 @@ def _provenance(session: Session, plan: EvalPlan) -> dict[str, Any]:
 
 
 def _deliver(
-    screen: Screen, summaries: Sequence[TaskSummary], json: str | None, file: OutputFile | None
+    screen: Screen,
+    summaries: Sequence[TaskSummary],
+    json: str | None,
+    file: OutputFile | None,
+    *,
+    interrupted: bool,
 ) -> None:
     """The result on standard output first, so that a full disk does not take it along."""
     if json is not None:
@@ -708,5 +714,10 @@ def _deliver(
     else:
         screen.show(*views(summaries))
     screen.notes(notes(summaries))
-    if file is not None:
+    if file is None:
+        return
+    spared = file.spare() if interrupted else None
+    if spared is None:
         file.write(as_csv(summaries))
+    else:
+        screen.notes([spared])

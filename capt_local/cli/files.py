@@ -1,4 +1,4 @@
-"""Files of a command: the prompt (one of -p, -f or standard input), the answer and the report.
+"""Files of a command: the prompt (-p, -f, both or standard input), the answer and the report.
 
 Text is read as bytes and must be UTF-8. Errors name the option and the place of a bad byte, never
 the text or the name of the file, which may be a patient's.
@@ -44,8 +44,8 @@ def read_prompt(flags: PromptFlags, stdin: BinaryIO | None = None) -> Asked:
         stdin: standard input as bytes; the process's own when None.
 
     Raises:
-        UsageError: no text, empty text, text from two places, text that is not UTF-8, or a
-            terminal as standard input with nothing else given.
+        UsageError: no text, empty text, standard input as both parts, text that is not UTF-8, or
+            a terminal as standard input with nothing else given.
     """
     text = _text(flags, stdin)
     if not text.strip():
@@ -61,14 +61,24 @@ def read_prompt(flags: PromptFlags, stdin: BinaryIO | None = None) -> Asked:
 
 
 def _text(flags: PromptFlags, stdin: BinaryIO | None) -> str:
-    if flags.prompt is not None and flags.file is not None:
-        raise UsageError("The prompt is given twice, with -p and -f. Give one of them.")
-    if flags.file is not None and str(flags.file) != "-":
-        return decoded(_file_bytes(flags.file), "The prompt file (-f)")
-    if flags.prompt is not None and flags.prompt != "-":
-        return checked(flags.prompt, "-p")
-    asked_for = flags.prompt == "-" or flags.file is not None
-    return decoded(_stdin_bytes(stdin, wait=asked_for), "Standard input")
+    if flags.prompt is None and flags.file is None:
+        return decoded(_stdin_bytes(stdin, wait=False), "Standard input")
+    if flags.prompt == "-" and str(flags.file) == "-":
+        raise UsageError("Standard input cannot be both the prompt (-p) and the file (-f).")
+    parts = []
+    if flags.prompt == "-":
+        parts.append(decoded(_stdin_bytes(stdin, wait=True), "Standard input"))
+    elif flags.prompt is not None:
+        parts.append(checked(flags.prompt, "-p"))
+    if flags.file is not None and str(flags.file) == "-":
+        parts.append(decoded(_stdin_bytes(stdin, wait=True), "Standard input"))
+    elif flags.file is not None:
+        parts.append(decoded(_file_bytes(flags.file), "The prompt file (-f)"))
+    if len(parts) == 2:
+        for part, name in zip(parts, ("The text of -p", "The file of -f"), strict=True):
+            if not part.strip():
+                raise UsageError(f"{name} is empty, so the prompt is not complete.")
+    return "\n\n".join(parts)
 
 
 def _stdin_bytes(stdin: BinaryIO | None, *, wait: bool) -> bytes:
@@ -176,6 +186,15 @@ class OutputFile:
             )
         _remove_parts(path.parent)
         self._new_file().discard()
+
+    def spare(self) -> str | None:
+        """Why what is incomplete is not written here: it would replace an earlier file.
+
+        None where there is no file, so that it can be written.
+        """
+        if not os.path.lexists(self._path):
+            return None
+        return f"{self._name} exists and stays as it was: what is incomplete replaces no file."
 
     def write(self, text: str) -> None:
         """Writes the file in one go: beside its place, flushed to the disk, then renamed.

@@ -57,6 +57,8 @@ def generate(
     Examples:
       capt-local generate -f note.txt -n 200
 
+      capt-local generate -f note.txt -p "List the medicines."
+
       cat note.txt | capt-local generate --json --top-logprobs 5 -o answer.json
 
       capt-local generate --raw --target big.gguf --expert clinical.gguf --base general.gguf < text
@@ -158,16 +160,29 @@ class _Delivery:
     def write(self, answer: Answer, alone: Answer | None = None) -> None:
         """Writes what has not been shown yet, and the report.
 
+        An answer that Ctrl-C or an error ended replaces no file.
+
         Raises:
             UsageError: the disk is full or a folder has gone; the answer is on standard output.
         """
+        partial = answer.finish in (FinishReason.INTERRUPTED, FinishReason.ERROR)
         try:
-            self._write_answer(answer, alone)
+            if not (partial and self._spared(self._places.answer)):
+                self._write_answer(answer, alone)
         finally:
-            if self._places.report is not None:
+            if self._places.report is not None and not (
+                partial and self._spared(self._places.report)
+            ):
                 from capt_local.report.html import page
 
                 self._places.report.write(page(answer, alone, self._note))
+
+    def _spared(self, file: OutputFile | None) -> bool:
+        """Whether an earlier file is there, which a part of an answer does not replace."""
+        reason = file.spare() if file is not None else None
+        if reason is not None:
+            self._screen.notes([reason])
+        return reason is not None
 
     def _write_answer(self, answer: Answer, alone: Answer | None) -> None:
         if self.live:

@@ -52,7 +52,13 @@ class PromptFlags:
     ] = None
     file: Annotated[
         Path | None,
-        option("-f", "--file", metavar="PATH", help="A UTF-8 file that holds the prompt."),
+        option(
+            "-f",
+            "--file",
+            metavar="PATH",
+            help="A UTF-8 file that holds the prompt; with -p, that text, a blank line and the "
+            "file are the prompt.",
+        ),
     ] = None
     system: Annotated[
         str | None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
@@ -16,7 +17,7 @@ from typing import Any, get_type_hints
 import typer
 
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.settings import Given, Layers, by_precedence, with_stores
+from capt_local.cli.settings import Given, Layers, by_precedence, unknown_variables, with_stores
 from capt_local.config import Feature, SiteLimits
 from capt_local.report.terminal import Screen, unwritable
 
@@ -82,6 +83,14 @@ def call(verb: Callable[..., int], name: str, arguments: Sequence[str], screen: 
         return ExitCode.USAGE
     if not isinstance(parsed, dict):
         return int(parsed or 0)  # --help
+    if unknown := unknown_variables(os.environ):
+        have = "is" if len(unknown) == 1 else "are"
+        screen.notes(
+            [
+                f"{', '.join(unknown)} {have} in the environment, but no setting has this name; "
+                "'capt-local config show' lists the settings."
+            ]
+        )
     with with_stores(given.stores):
         return verb(**parsed)
 

@@ -120,7 +120,9 @@ def spoken_signer(bundle: Bundle) -> str:
 
     if bundle.signer is not None:
         return str(bundle.signer)
-    return "nobody; it came with the program" if is_packaged(bundle) else "nobody trusted here"
+    if is_packaged(bundle):
+        return "nobody; it came with the program"
+    return "nobody trusted here" if bundle.may_be_signed else "nobody: it is unsigned"
 
 
 def trusted() -> Mapping[str, TrustedKey]:

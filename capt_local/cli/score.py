@@ -264,6 +264,7 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
     options = generate_options(bundle, how, SampleFlags(), 0)
     scores = Scores(screen, options.method, items, per_item=what.per_item, json=what.json)
     _tell_cuts(screen, items)
+    whole = False
     try:
         with Interrupt() as interrupt:
             session = open_session(
@@ -273,13 +274,18 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
             with session.runtime:
                 for one in measure(session.runtime, items, options, scoring, interrupt):
                     scores.add(one)
+        whole = True
     except Cancelled:
         if not scores.done:
             raise
     finally:
         screen.clear_progress()
         if output is not None and scores.done:
-            output.write(scores.lines())
+            spared = None if whole else output.spare()
+            if spared is None:
+                output.write(scores.lines())
+            else:
+                screen.notes([spared])
     return scores.tell()
 
 

@@ -37,6 +37,9 @@ SITE, USER = "SITE", "USER"
 # Where a value can come from, the strongest first; the names of Click and of the files.
 _SOURCES = ("COMMANDLINE", "ENVIRONMENT", USER, SITE)
 VARIABLE = "CAPT_LOCAL_MODELS"  # as `bundles.store` has it, which is not loaded for that
+_PREFIX, _TESTS = "CAPT_LOCAL_", "CAPT_LOCAL_TEST_"
+# Variables without an option.
+_OTHERS = frozenset({VARIABLE, "CAPT_LOCAL_DEBUG", "CAPT_LOCAL_HUB_TOKEN"})
 # All options that have a twin: reading them off the declarations of all verbs takes a second, so a
 # test compares.
 KEYS = frozenset({
@@ -264,6 +267,16 @@ def _check_known(file: ConfigFile) -> None:
         raise UsageError(
             f"{file.path}: there is no {named}; 'capt-local config show' lists the keys."
         )
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Variables of our prefix that nothing reads; a typing error is one of them."""
+    known = {_PREFIX + key.upper().replace("-", "_") for key in KEYS} | _OTHERS
+    return sorted(
+        name
+        for name in environment
+        if name.startswith(_PREFIX) and not name.startswith(_TESTS) and name not in known
+    )
 
 
 def by_precedence(group: _Group, origin: Mapping[str, str]) -> _Group:

@@ -118,10 +118,15 @@ class Advice:
 
     tokens: str
     context: str
+    repetition: str
 
 
-FLAGS = Advice("a larger --max-tokens (-n)", "a larger --ctx-size (-c)")
-COMMANDS = Advice("/set max-tokens N", "a chat started with a larger --ctx-size (-c)")
+FLAGS = Advice("a larger --max-tokens (-n)", "a larger --ctx-size (-c)", "--no-repetition-stop")
+COMMANDS = Advice(
+    "/set max-tokens N",
+    "a chat started with a larger --ctx-size (-c)",
+    "a chat started with --no-repetition-stop",
+)
 
 
 def new_id() -> str:
@@ -182,7 +187,7 @@ def warnings(answer: Answer, more: Advice = FLAGS) -> list[str]:
         )
     if answer.finish is FinishReason.REPETITION:
         lines.append(
-            "the answer repeated itself and was ended (--no-repetition-stop lets it run on)."
+            f"the answer repeated itself and was ended ({more.repetition} lets it run on)."
         )
     if answer.finish is FinishReason.INTERRUPTED:
         lines.append("the answer was interrupted and is incomplete.")

@@ -68,6 +68,24 @@ def test_odd_ids_are_refused(packaged: Path, user: Path, reference: str) -> None
     assert str(caught.value).isprintable()
 
 
+def test_an_unknown_id_names_the_users_own_store(packaged: Path, user: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        store.find("nosuch")
+    assert str(user) in str(caught.value) and store.VARIABLE in str(caught.value)
+
+
+def test_an_archive_is_to_be_imported(
+    packaged: Path, user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.capt").write_bytes(b"x")
+    for reference in ("mine.capt", "./mine.capt", tmp_path / "mine.capt"):
+        with pytest.raises(ModelError, match="models import"):
+            store.find(reference)
+    with pytest.raises(ModelError, match="No bundle has the id"):
+        store.find("other.capt")
+
+
 def test_all_bundles_once_each(packaged: Path, user: Path, site: list[Path]) -> None:
     make(user, "b", "user")
     make(user, "a", "user")

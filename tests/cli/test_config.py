@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from capt_local import config as site_config
-from capt_local.cli.settings import KEYS, settable, verbs
+from capt_local.cli.settings import KEYS, settable, unknown_variables, verbs
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 
@@ -119,6 +119,26 @@ def test_show_says_where_each_value_is_from(
     assert "CAPT_LOCAL_TEMPP" in text.err
 
 
+@pytest.mark.parametrize("verb", [("generate", "{models}", "-p", "x"), ("models", "list")])
+def test_a_variable_that_nothing_reads_is_named(
+    verb: tuple[str, ...], run: Run, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPT_LOCAL_TEST_CACHE", "/nowhere")
+    monkeypatch.setenv("CAPT_LOCAL_HUB_TOKEN", "hidden")
+    monkeypatch.setenv("CAPT_LOCAL_CTX_SIZE", "2048")
+    assert "environment" not in run(*verb).err
+    monkeypatch.setenv("CAPT_LOCAL_APLHA", "0.7")
+    result = run(*verb)
+    told = [line for line in result.err.splitlines() if "CAPT_LOCAL_APLHA" in line]
+    assert (result.code, len(told)) == (0, 1)
+    assert "0.7" not in told[0]
+
+
+def test_every_variable_of_an_option_is_known() -> None:
+    names = {each.variable for verb in verbs() for each in settable(verb).values()}
+    assert unknown_variables(dict.fromkeys(names, "")) == []
+
+
 def forbid(site: Path, *names: str) -> None:
     site.write_text(f"[limits]\nforbid = {list(names)!r}\n")
 
@@ -127,7 +147,8 @@ def refused(run: Run, site: Path, *arguments: str) -> None:
     result = run(*arguments)
     assert result.code == 2, result
     assert result.out == ""
-    assert str(site) in result.err and result.err.count("\n") == 1
+    errors = [line for line in result.err.splitlines() if not line.startswith("note: ")]
+    assert len(errors) == 1 and str(site) in errors[0]
 
 
 def test_a_site_forbids_reports(run: Run, script: Script, site: Path, tmp_path: Path) -> None:

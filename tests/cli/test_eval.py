@@ -162,6 +162,22 @@ def without_times(out: str) -> Any:
     return found
 
 
+def test_a_stop_replaces_no_table(run: Run, rules: Rules, choices: Path, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    command = ("eval", "{models}", "--task", str(choices), "--csv", str(table))
+    assert run(*command).code == 0
+    complete = table.read_bytes()
+    rules.calls.clear()
+    rules.press_at = 4
+    stopped = run(*command)
+    assert stopped.code == 130 and stopped.err.count("stays as it was") == 1
+    assert table.read_bytes() == complete
+    table.unlink()
+    rules.calls.clear()
+    assert run(*command).code == 130
+    assert table.exists()
+
+
 def test_a_stop_loses_nothing(
     run: Run, rules: Rules, choices: Path, prose: Path, tmp_path: Path
 ) -> None:

@@ -80,6 +80,24 @@ def test_standard_input_is_read_when_it_is_no_terminal(run: Run, script: Script)
         assert script.calls[1]["asked"] == [Message("user", "Fièvre?\n")]
 
 
+def test_a_question_and_a_file_are_one_prompt(run: Run, script: Script, tmp_path: Path) -> None:
+    (note := tmp_path / "note.txt").write_text("Aspirin 100 mg.\n")
+    (empty := tmp_path / "empty.txt").write_text(" \n")
+    both = "What is the dose?\n\nAspirin 100 mg.\n"
+    for text, file in (("What is the dose?", str(note)), ("-", str(note))):
+        script.calls.clear()
+        stdin = Stdin(b"What is the dose?") if text == "-" else Stdin(terminal=True)
+        assert run("generate", "{models}", "-p", text, "-f", file, stdin=stdin).code == 0
+        assert script.calls[1]["asked"] == [Message("user", both)]
+    script.calls.clear()
+    stdin = Stdin(b"Aspirin 100 mg.\n")
+    assert run("generate", "{models}", "-p", "Dose?", "-f", "-", "--raw", stdin=stdin).code == 0
+    assert script.calls[1]["asked"] == "Dose?\n\nAspirin 100 mg.\n"
+    for text, file in (("-", "-"), ("", str(note)), ("Dose?", str(empty))):
+        result = run("generate", "{models}", "-p", text, "-f", file, stdin=Stdin(b"x"))
+        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+
+
 def test_a_terminal_without_a_prompt_is_never_waited_for(run: Run, script: Script) -> None:
     result = run("generate", "{models}", stdin=Stdin(terminal=True))
     assert result.code == 2
@@ -169,6 +187,40 @@ def test_an_interrupted_answer_shows_what_is_there(run: Run, script: Script) -> 
     assert (result.code, result.out) == (130, "It is pneumonia\n")
     assert "interrupted" in result.err
     assert result.err.splitlines()[-1].endswith("| end: interrupted")
+
+
+@pytest.mark.parametrize("ended", ["interrupt", "error"])
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_an_incomplete_answer_replaces_no_file(
+    run: Run, script: Script, tmp_path: Path, ended: str, form: list[str]
+) -> None:
+    answer, page = tmp_path / "answer", tmp_path / "report.html"
+    ask = ["-p", "x", *form, "-o", str(answer), "--html", str(page), "--force"]
+
+    def end_early() -> None:
+        script.press_at = 0 if ended == "interrupt" else None
+        script.fail_at = 1 if ended == "error" else None
+        script.error = NumericalError("broken")
+        result = run("generate", "{models}", *ask)
+        for name in ("The output (-o)", "The report (--html)"):
+            assert result.err.count(f"note: {name} exists and stays") == (name in stays)
+        assert result.code == (130 if ended == "interrupt" else 3)
+
+    stays: tuple[str, ...] = ()
+    end_early()
+    assert "It is " in answer.read_text() and "pneumonia" not in answer.read_text()
+    assert page.exists()
+    script.press_at = script.fail_at = None
+    assert run("generate", "{models}", *ask).code == 0
+    complete = answer.read_bytes(), page.read_bytes()
+    assert b"pneumonia" in complete[0]
+    stays = ("The output (-o)", "The report (--html)")
+    end_early()
+    assert (answer.read_bytes(), page.read_bytes()) == complete
+    page.unlink()  # each file by itself
+    stays = ("The output (-o)",)
+    end_early()
+    assert answer.read_bytes() == complete[0] and page.exists()
 
 
 def test_an_interrupted_answer_as_json_says_so(run: Run, script: Script) -> None:

@@ -91,6 +91,13 @@ def test_an_interrupt_leaves_what_is_done(run: Run, script: Script, tmp_path: Pa
     whole = json.loads(result.out)
     assert (whole["bytes"], whole["interrupted"]) == (5, True)
     assert len(out.read_text().splitlines()) == 1
+    script.press_at, script.calls[:] = None, []
+    assert run("score", "{models}", file, "-o", str(out)).code == 0
+    complete = out.read_bytes()
+    script.press_at, script.calls[:] = 1, []
+    again = run("score", "{models}", file, "-o", str(out))
+    assert again.code == 130 and again.err.count("stays as it was") == 1
+    assert out.read_bytes() == complete
     assert result.err.splitlines()[-1] == (
         "error: interrupted after 1 of 2 items; the figures are of these."
     )

@@ -55,6 +55,12 @@ def trust_for_all(tmp_path: Path, site: Path) -> None:
     shutil.copy(tmp_path / "house.pub", site.parent / "keys")
 
 
+def test_an_unsigned_bundle_is_called_so(run: Run, archive: Path, tmp_path: Path) -> None:
+    for verb in (("models", "show"), ("doctor", "-m")):
+        shown = run(*verb, str(tmp_path / "from"))
+        assert "unsigned" in shown.out and "nobody trusted" not in shown.out, verb
+
+
 FORBID = "[limits]\nunsigned-bundles = false\n"
 
 

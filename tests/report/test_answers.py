@@ -129,6 +129,9 @@ def test_the_context_is_that_of_the_fullest_model_by_name() -> None:
     reached = replace(answer, provenance={"parameters": {"max_tokens": 4}})
     assert "--max-tokens" in warnings(reached)[0] and "--ctx-size" not in warnings(reached)[0]
     assert "/set max-tokens" in warnings(reached, COMMANDS)[0]
+    looped = replace(answer, finish=FinishReason.REPETITION, context={})
+    assert "(--no-repetition-stop lets" in warnings(looped)[0]
+    assert "a chat started with --no-repetition-stop" in warnings(looped, COMMANDS)[0]
     assert "context 16/512 (expert)" in summary_line(an_answer(PIECES))  # only prompts counted
     alone = replace(answer, prompt_tokens={"target": 10}, context={"target": (14, 4096)})
     assert "context 14/4096 |" in summary_line(alone)
