@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from capt_local.alignment import Align
 from capt_local.decoding.ensemble import Ensemble
-from capt_local.decoding.options import AlignOptions, CombineOptions, GenerateOptions
+from capt_local.decoding.options import GRID, AlignOptions, CombineOptions, GenerateOptions
 from capt_local.decoding.prompt_weights import Evidence, Memory, prefill
 from capt_local.prompting.messages import Prompt, Segment
 from tests.decoding.trios import PROXY, TARGET, assembly, make_trio, toy, turn
@@ -53,7 +53,7 @@ def same(first: Evidence, second: Evidence) -> None:
 
 def walked(prompts: dict[str, Prompt], turns: list[int], **kinds: object) -> tuple[Evidence, int]:
     """The same evidence from the walk, token by token, without any batch."""
-    trio = toy(**kinds)  # type: ignore[arg-type]
+    trio = toy(CombineOptions(grid=GRID), **kinds)  # type: ignore[arg-type]
     found = Evidence(len(trio.exponents))
     segments = prompts["target"].segments
     for turn_place in turns:
@@ -76,7 +76,7 @@ def walked(prompts: dict[str, Prompt], turns: list[int], **kinds: object) -> tup
 @given(st.lists(TEXTS, min_size=1, max_size=3), st.sampled_from([1, 3, 64]))
 def test_rows_of_a_prefill_say_what_the_walk_says(texts: list[bytes], max_rows: int) -> None:
     """Also where the prompt was read in batches of another size."""
-    trio = toy(CombineOptions(evidence_tokens=200), max_rows=max_rows)
+    trio = toy(CombineOptions(evidence_tokens=200, grid=GRID), max_rows=max_rows)
     prompts = conversation(trio, texts)
     got = evidence(trio, prompts)
     wanted, places = walked(prompts, [1 + 2 * n for n in range(0, len(texts), 2)])

@@ -13,7 +13,7 @@ from capt_local.alignment.fit import fit
 from capt_local.alignment.projection import FLOOR, TargetEvents
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import CombineOptions, GenerateOptions, SampleOptions
+from capt_local.decoding.options import GRID, CombineOptions, GenerateOptions, SampleOptions
 from capt_local.decoding.prompt_weights import Evidence, prefill
 from capt_local.decoding.proxy import LogitsCache, Proxy
 from capt_local.decoding.reasoning import StopStrings
@@ -80,13 +80,13 @@ def test_a_model_that_cannot_rewind_gives_the_same_answer_at_a_like_cost() -> No
 
 def test_evidence_of_the_prompt_is_that_of_the_step_by_step_walk() -> None:
     """Batched rows of the prompt say what the made over the same text says, where both can."""
-    trio = toy(CombineOptions(evidence_tokens=64))
+    trio = toy(CombineOptions(evidence_tokens=64, grid=GRID))
     text = b"abc the card a ab abc the a card the"
     prompts = turn(trio, text)
     trio.start(prompts)
     got = prefill(trio, prompts)
 
-    other = toy()
+    other = toy(CombineOptions(grid=GRID))
     begin = {role: Prompt(prompt.segments[:1]) for role, prompt in prompts.items()}
     other.start(begin)
     wanted, places = Evidence(len(other.exponents)), 0
