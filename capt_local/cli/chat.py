@@ -164,6 +164,9 @@ class _Terminal:
         from capt_local.report.input_line import Idle, Woken
 
         draft, self._draft = self._draft, ""
+        # A Ctrl-C that stopped the answer before is over. One that comes as soon as the line is
+        # sent stops what the line asks for, so it is not forgotten later.
+        self._signals.again()
         try:
             with self._signals.waiting(self._line.wake):
                 typed = self._line.ask(draft)
@@ -199,7 +202,6 @@ class _Terminal:
                 elif said.name == "exit":
                     return True
                 else:
-                    self._signals.again()
                     self._commands.run(said)
         except BrokenPipeError:
             raise

@@ -224,7 +224,6 @@ class Talk:
             else:
                 screen.progress("answering again", done / options.max_tokens)
 
-        self._signals.again()
         self._signals.tick = _reading(self.session)
         try:
             think = self._thinks if live else self._thinks_unseen

@@ -50,6 +50,7 @@ def test_an_interrupted_answer_is_a_turn(made: Made, script: Script) -> None:
     script.press_at = 0
     talk.ask("one")
     script.press_at = None
+    talk._signals.again()  # as the terminal does before it waits for a line
     talk.ask("two")
     assert [turn.answer.finish for turn in talk.conversation.turns] == ["interrupted", "stop"]
     assert talk.conversation.turns[0].reply == "It is "
