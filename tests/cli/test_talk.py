@@ -96,11 +96,13 @@ def test_a_second_answer_that_is_interrupted_leaves_the_first(
     before = talk.conversation
     script.press_at = 1
     assert talk.ask_again(GenerateOptions(), live=live) is None
+    talk._signals.again()
     script.fail_at, script.error = 1, NumericalError("no numbers")
     with pytest.raises(NumericalError):
         talk.ask_again(GenerateOptions(), live=live)
     assert talk.conversation is before and events(log) == ["turn"]
     script.fail_at = script.press_at = None
+    talk._signals.again()
     assert talk.ask_again(GenerateOptions(), live=live) is talk.conversation.last()
     assert events(log) == ["turn", "undo", "turn"]
 
