@@ -21,7 +21,6 @@ from typing import Any
 from rouge_score.rouge_scorer import RougeScorer
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
-from capt_local.decoding.options import ANSWER_GRID
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _ROUGES = ("rouge1", "rouge2", "rougeL")
@@ -32,7 +31,7 @@ def options_of(setting: str, tokens: int) -> GenerateOptions:
     if setting in (Method.TARGET, Method.EXPERT):
         return GenerateOptions(max_tokens=tokens, method=Method(setting))
     if setting == "default":
-        combine = CombineOptions(grid=ANSWER_GRID)
+        combine = CombineOptions()
     elif "/" in setting:
         alphas = [float(part) for part in setting.split("/")]
         combine = CombineOptions(grid=((1.0, 0.0, 0.0), *((1.0, a, a) for a in alphas)))

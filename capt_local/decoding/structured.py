@@ -118,9 +118,7 @@ def schema_structure(text: bytes, name: str = "The schema") -> Structure:
         SchemaConstraint(_BYTES, structure.source)
     except _Refused as error:
         raise UsageError(f"{name} {error}.") from None
-    except (
-        RecursionError
-    ):  # Python's own parser of patterns, and references that lead to themselves
+    except RecursionError:  # of the parser of patterns, or over references to themselves
         raise UsageError(f"{name} has a pattern or a reference that is nested too deep.") from None
     except ModelError:  # llguidance gave up; no model is there yet
         raise UsageError(f"{name} refers to itself without an end, or is too large.") from None
