@@ -2,7 +2,7 @@
 
     python -m scripts.train_adapters prepare DATA --model MODEL.gguf --work W
     python -m scripts.train_adapters train knowledge --work W [--lanes 2] [--minutes 60]
-    python -m scripts.train_adapters train alignment --work W [--lanes 2] [--minutes 40]
+    python -m scripts.train_adapters train alignment --work W [--lanes 2] [--tokens 300000]
     python -m scripts.train_adapters export --work W OUT
 
 DATA holds clinical/, general/ and eval/ (JSON Lines). Needs the extra "train": PyTorch,
@@ -31,7 +31,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,6 +118,8 @@ STAGES = {
             under="knowledge",
             orthogonal=1.0,
         ),
+        Stage("alignment-plain", _ANSWERS, turns=True, tokens=1_000_000, lr=4e-4,
+              under="knowledge"),
         Stage("alignment-neft", _ANSWERS, turns=True, tokens=1_000_000, lr=4e-4,
               under="knowledge", orthogonal=1.0, noise=5.0),
     )
@@ -474,6 +476,7 @@ def main() -> None:
             part.add_argument("stage", choices=list(STAGES))
             part.add_argument("--lanes", type=int, default=1)
             part.add_argument("--minutes", type=float, default=1e6)
+            part.add_argument("--tokens", type=int, help="instead of the stage's own number")
         else:
             part.add_argument("out", type=Path)
             part.add_argument("--names", nargs="+", default=["knowledge", "alignment"])
@@ -482,7 +485,9 @@ def main() -> None:
     if given.verb == "prepare":
         prepare(given.data, given.model, given.work)
     elif given.verb == "train":
-        train(given.work, STAGES[given.stage], given.lanes, given.minutes)
+        stage = STAGES[given.stage]
+        stage = replace(stage, tokens=given.tokens or stage.tokens)
+        train(given.work, stage, given.lanes, given.minutes)
     else:
         export(given.work, given.out, given.names, given.bits)
 
