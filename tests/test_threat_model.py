@@ -129,7 +129,7 @@ def test_the_program_is_never_started_without_the_guard(monkeypatch: pytest.Monk
 # The kernel ends the process at the first call that has to do with sockets, whoever makes it.
 WATCHED = """
 import platform, sys
-from capt_local.llama import hardening as h
+from capt_local import hardening as h
 machine = h._MACHINES[platform.machine()]
 # socket, connect, sendto, sendmsg, bind, listen
 calls = [(41, 42, 44, 46, 49, 50), (198, 203, 206, 211, 200, 201)][machine.column]

@@ -39,7 +39,7 @@ def main(
     open_runtime: OpenRuntime | None = None, facts: Callable[[], dict[str, Any]] | None = None
 ) -> None:
     """Serves until the run ends. The arguments replace the models, for tests."""
-    from capt_local.llama.hardening import be_first_to_go, keep_memory_private
+    from capt_local.hardening import be_first_to_go, keep_memory_private
 
     be_first_to_go()
     keep_memory_private()

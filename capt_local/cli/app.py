@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 from capt_local.cli.exits import ExitCode, code_for, line_for, wants_traceback
-from capt_local.llama.hardening import keep_memory_private
+from capt_local.hardening import keep_memory_private
 from capt_local.report.terminal import Screen, check_output, drop_output
 from capt_local.version import __version__
 

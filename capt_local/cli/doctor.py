@@ -584,7 +584,7 @@ def private_memory(told: list[str]) -> dict[str, Any]:
     """Where the memory of the process could be written to: swap and core dumps."""
     import psutil
 
-    from capt_local.llama.hardening import memory_is_private
+    from capt_local.hardening import memory_is_private
 
     total = int(psutil.swap_memory().total)
     plain = [name for name, safe in swaps() if not safe]

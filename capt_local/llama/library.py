@@ -23,8 +23,8 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from capt_local.errors import UsageError
+from capt_local.hardening import keep_memory_private
 from capt_local.llama.devices import DEVICE_KINDS, Device, device_computes, leave_out_crashing
-from capt_local.llama.hardening import keep_memory_private
 from capt_local.llama.threads import busy_cores, limit_spinning
 
 # The structures of the binding fit only the library that it was built with.

@@ -3,7 +3,7 @@
 llama.cpp reads a file with code in C++; what a hostile or damaged file does there ends that process
 and not this one. There, every weight is checked for NaN and infinities, a text is split into tokens
 and some of them are computed. On Linux that process may use only the system calls that this needs
-(see `llama.hardening`), and its memory is limited from here to what the header explains; elsewhere
+(see `hardening`), and its memory is limited from here to what the header explains; elsewhere
 only the limits of the system hold it. It has as much time as a slow disk needs.
 
 Two kinds of names below: what this process runs (`Probe`), and what the other one does (`serve`).
@@ -25,12 +25,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from capt_local.errors import CaptError, MemoryShortage, ModelError, UsageError
+from capt_local.hardening import (
+    bare_environment,
+    be_first_to_go,
+    confine,
+    data_bytes,
+    own_streams,
+    python_command,
+)
 from capt_local.llama.adapters import check_adapter
 from capt_local.llama.gguf_header import model_parts, read_header, read_model_header
-from capt_local.llama.hardening import be_first_to_go, confine
 from capt_local.llama.library import Closing, library
 from capt_local.llama.locked_file import LockedFile
 from capt_local.llama.memory import estimate
@@ -56,47 +63,24 @@ _MOST_TOKENS = 4  # of the sample that are computed
 # One thread, so that the filter of system calls can forbid to start any.
 _OPTIONS = LoadOptions(gpu_layers=0, context=_CONTEXT, batch=16, max_rows=1, threads=1)
 
-# What the libraries need to be found, and no layer on a GPU: its driver takes memory and seconds.
-_KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "CUDA_PATH")
-_SET = {
-    "CUDA_VISIBLE_DEVICES": "-1",
-    "HIP_VISIBLE_DEVICES": "-1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
-
-# -I: neither the folder that this is run in nor the environment says what is imported.
-_PROGRAM = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from capt_local.llama.probe import serve; serve()"
-)
-_TRIAL = (
-    "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from capt_local.llama.hardening import confine; sys.exit(not confine())"
-)
+_PROGRAM = "from capt_local.llama.probe import serve; serve()"
+_TRIAL = "import sys; from capt_local.hardening import confine; sys.exit(not confine())"
 
 
 def calls_are_forbidden() -> bool:
     """Whether the kernel enforces the probe's list of system calls; tries it in a process."""
     try:
         done = subprocess.run(
-            _command(_TRIAL),
+            python_command(_TRIAL),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=_environment(),
+            env=bare_environment(),
             timeout=_SECONDS,
         )
         return done.returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
-
-
-def _command(program: str) -> list[str]:
-    return [sys.executable, "-I", "-c", program, str(Path(__file__).resolve().parents[2])]
-
-
-def _environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in _KEPT if name in os.environ} | _SET
 
 
 class Probe(Closing):
@@ -230,11 +214,11 @@ class _Process:
     def __init__(self, handles: Sequence[int] = ()) -> None:
         try:
             self._process = subprocess.Popen(
-                _command(_PROGRAM),
+                python_command(_PROGRAM),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=_environment(),
+                env=bare_environment(),
                 pass_fds=tuple(handles),
                 start_new_session=True,  # without the user's terminal, which it could type into
             )
@@ -344,7 +328,7 @@ class _Process:
 
 def serve() -> None:
     """Answers requests until the other process closes the line. What libraries print is dropped."""
-    incoming, outgoing = _streams()
+    incoming, outgoing = own_streams()
 
     def answer(line: str) -> None:
         outgoing.write(line.encode("utf-8", "replace") + b"\n")
@@ -357,27 +341,9 @@ def serve() -> None:
     if not confine() and sys.platform == "linux":
         answer(UNCONFINED)
         return
-    answer(f"{READY}{_data_bytes()}")
+    answer(f"{READY}{data_bytes()}")
     for line in incoming:
         answer(_answer(parse_object(line)))
-
-
-def _streams() -> tuple[IO[bytes], IO[bytes]]:
-    """The pipes, out of the way of whatever prints."""
-    incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(nowhere, number)
-    os.close(nowhere)
-    return incoming, outgoing
-
-
-def _data_bytes() -> int:
-    """What RLIMIT_DATA counts of this process now: data, stacks and private memory; 0 elsewhere."""
-    if sys.platform != "linux":
-        return 0
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _answer(request: dict[str, Any]) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from capt_local.hardening import keep_memory_private, memory_is_private
 from capt_local.llama import devices
 from capt_local.llama.devices import (
     mended,
     planned_layers,
 )
-from capt_local.llama.hardening import keep_memory_private, memory_is_private
 from capt_local.llama.library import library
 from capt_local.llama.memory import MemoryEstimate
 from capt_local.llama.options import LoadOptions

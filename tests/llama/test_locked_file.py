@@ -154,7 +154,7 @@ def test_a_handle_can_be_opened_also_where_the_process_is_private(tmp_path: Path
     file.chmod(0o644)
     code = (
         "import os, resource, sys\n"
-        "from capt_local.llama.hardening import keep_memory_private\n"
+        "from capt_local.hardening import keep_memory_private\n"
         "handle = os.open(sys.argv[1], os.O_RDONLY)\n"
         "os.setuid(65534)\n"
         "keep_memory_private()\n"

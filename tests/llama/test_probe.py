@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from capt_local import hardening
 from capt_local.errors import Cancelled, ModelError, UsageError
-from capt_local.llama import hardening
 from capt_local.llama import probe as probe_module
 from capt_local.llama.gguf_header import read_header
 from capt_local.llama.model import LlamaModel
@@ -50,7 +50,7 @@ def program(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 def confined(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Lets it do something else when it has given up what it can."""
     told = f"""
-from capt_local.llama.hardening import confine
+from capt_local.hardening import confine
 assert confine()
 print("ready: 0", flush=True)
 line = sys.stdin.readline()
@@ -273,7 +273,7 @@ def test_it_has_no_terminal_to_type_into(
 @LINUX
 def test_its_stack_has_a_limit_too() -> None:
     code = (
-        "import resource; from capt_local.llama.hardening import confine; assert confine(); "
+        "import resource; from capt_local.hardening import confine; assert confine(); "
         "print(resource.getrlimit(resource.RLIMIT_STACK)[0])"
     )
     shell = 'ulimit -s unlimited 2>/dev/null; exec "$0" -c "$1"'
@@ -327,7 +327,7 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
 
     code = (
         "import subprocess, sys, os\n"
-        "inner = 'from capt_local.llama.hardening import confine; confine(); "
+        "inner = 'from capt_local.hardening import confine; confine(); "
         "import time; print(1, flush=True); time.sleep(60)'\n"
         "other = subprocess.Popen([sys.executable, '-c', inner], stdout=subprocess.PIPE)\n"
         "other.stdout.readline(); print(other.pid, flush=True); os._exit(0)\n"

@@ -1,8 +1,9 @@
 """Keeps the memory of this process private, and confines the process that reads untrusted files.
 
 `keep_memory_private` is the first act of every verb: no core dump, and on Linux no other process of
-the same account may read this one's memory. `confine` is for the probe (see `llama.probe`): on
-Linux a seccomp filter allows the system calls of a fixed list and refuses all others.
+the same account may read this one's memory. `confine` is for processes that read untrusted files
+(`llama.probe`, `documents.process`): on Linux a seccomp filter allows the system calls of a fixed
+list and refuses all others.
 """
 
 from __future__ import annotations
@@ -14,11 +15,53 @@ import os
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import IO, NamedTuple
 
 _PR_SET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 1, 3, 4  # <linux/prctl.h>
 _PR_SET_NO_NEW_PRIVS = 38
 _FIRST_TO_GO = "500"  # of 1,000
+
+# What the libraries need to be found, and no layer on a GPU: its driver takes memory and seconds.
+_KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "CUDA_PATH")
+_SET = {
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "HIP_VISIBLE_DEVICES": "-1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+def python_command(program: str) -> list[str]:
+    """The command of a process that runs a Python program with this package.
+
+    -I: neither the folder that it is run in nor the environment says what is imported.
+    """
+    start = "import sys; sys.path.insert(0, sys.argv[1]); "
+    return [sys.executable, "-I", "-c", start + program, str(Path(__file__).resolve().parents[1])]
+
+
+def bare_environment() -> dict[str, str]:
+    """The environment of a process that reads untrusted files."""
+    return {name: os.environ[name] for name in _KEPT if name in os.environ} | _SET
+
+
+def own_streams() -> tuple[IO[bytes], IO[bytes]]:
+    """Standard input and output of this process, out of the way of whatever prints."""
+    incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(nowhere, number)
+    os.close(nowhere)
+    return incoming, outgoing
+
+
+def data_bytes() -> int:
+    """What RLIMIT_DATA counts of this process now: data, stacks and private memory; 0 elsewhere."""
+    if sys.platform != "linux":
+        return 0
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def keep_memory_private() -> None:
