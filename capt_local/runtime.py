@@ -214,11 +214,12 @@ class Runtime:
 
     def generate_many(
         self,
-        requests: Iterable[Request],
+        requests: Iterable[Request | None],
         *,
         parallel: int = 8,
         cancel: Cancel | None = None,
         alone: bool = False,
+        reuse: bool = False,
     ) -> Iterator[RequestResult]:
         """Answers many requests, several at once. A new call ends the one before it.
 
@@ -228,11 +229,14 @@ class Runtime:
         difference.
 
         Args:
-            requests: taken one by one, when there is room.
+            requests: taken one by one, when there is room. None: there is none for now, and those
+                that run go on for a step; where none runs, the iterator may wait for one.
             parallel: requests at once.
             cancel: called between steps and while prompts are computed; true ends what is running
                 as interrupted, and takes nothing more.
             alone: one at a time through `generate` itself, which has forgotten what came before.
+            reuse: a prompt that begins as another one, earlier or running, is not read again up to
+                where they differ. The last bits then depend on what was read before.
 
         Yields:
             The answers as they end. The error of one request leaves the others as they are.
@@ -254,9 +258,9 @@ class Runtime:
             self._close_lanes()
             self._lanes = open_lanes(self.models, parallel)
             self._lane_count = parallel
-        for lanes in self._lanes.values():
-            lanes.should_stop = cancel
-        scheduler = BatchScheduler(self._lanes, parallel, self._builder, self._prompt, cancel)
+        scheduler = BatchScheduler(
+            self._lanes, parallel, self._builder, self._prompt, cancel, reuse=reuse
+        )
         self._many = ManyResults(scheduler.answers(requests))
         return self._many
 
@@ -334,6 +338,15 @@ class Runtime:
             refuse_nul(choice, "A choice")
         answers = self._answers(prompt, options, cancel, raw=raw)
         return answers.choose([as_utf8(choice) for choice in choices], how)
+
+    def count(self, prompt: Asked) -> dict[str, tuple[int, int]]:
+        """Tokens that a prompt takes in each loaded model, and those that fit, by role."""
+        self._check_open()
+        asked = _messages(prompt)
+        return {
+            role: (len(self._prompt(role, asked, False).tokens), model.context_limit)
+            for role, model in self.models.items()
+        }
 
     def keep(self, prompt: Asked) -> dict[str, int]:
         """Takes out of the KV caches what is not the beginning of a prompt; decodes nothing.
@@ -428,10 +441,10 @@ class Runtime:
         return self._prompt_builders[role].prompt(asked, raw=raw)
 
     def _one_by_one(
-        self, requests: Iterable[Request], cancel: Cancel | None
+        self, requests: Iterable[Request | None], cancel: Cancel | None
     ) -> Generator[RequestResult, None, None]:
         """Answers requests one after the other; each is taken when the one before has ended."""
-        for index, request in enumerate(requests):
+        for index, request in enumerate(filter(None, requests)):
             steps: list[Step] = []
             generation, failed = None, None
             try:
@@ -439,9 +452,15 @@ class Runtime:
                 self._supersede_current()
                 self._forget_texts()
                 generation = self.generate(
-                    request.prompt, request.options, raw=request.raw, cancel=cancel
+                    request.prompt,
+                    request.options,
+                    raw=request.raw,
+                    cancel=_either(cancel, request.cancel),
                 )
-                steps.extend(generation)  # also those before an error
+                for step in generation:
+                    steps.append(step)  # also those before an error
+                    if request.on_step is not None:
+                        request.on_step(generation, step)
             except CaptError as error:
                 failed = error.with_traceback(None)
             yield RequestResult(index, generation, tuple(steps), failed)
@@ -564,6 +583,10 @@ def _named(
     if not isinstance(bundle, str | Path):
         raise UsageError(f"bundle has to be a name, a path or a Bundle, not {_kind(bundle)}.")
     return store.find(bundle)
+
+
+def _either(*some: Cancel | None) -> Cancel:
+    return lambda: any(each is not None and each() for each in some)
 
 
 def _messages(prompt: Asked) -> str | Sequence[Message]:

@@ -8,6 +8,7 @@ alone; where several want the same model, it decodes for all of them in one batc
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,8 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder, read_by
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions, Speed
-from capt_local.decoding.proxy import LogitsCache, Model, Rows
+from capt_local.decoding.prompt_weights import Memory
+from capt_local.decoding.proxy import LogitsCache, Model, Rows, common_length
 from capt_local.decoding.step import FinishReason, Step
 from capt_local.decoding.structured import Constraint
 from capt_local.errors import Cancelled, CaptError
@@ -42,11 +44,16 @@ class Request:
         prompt: one question, or a conversation that ends with the user's turn.
         options: how it is answered.
         raw: goes on with the text as it is, without a template.
+        on_step: called with each step as it is made, and the answer that it belongs to.
+        cancel: called before each step and while the prompt is computed; true ends this answer
+            alone as interrupted.
     """
 
     prompt: str | Sequence[Message]
     options: GenerateOptions
     raw: bool = False
+    on_step: Callable[[Generation, Step], None] | None = None
+    cancel: Callable[[], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,9 @@ class Slot:
         number: of the slot.
         model: all its slots.
         turns: of all requests.
+
+    Attributes:
+        should_stop: of the request that has the slot; see `BatchedModel`.
     """
 
     def __init__(self, role: str, number: int, model: BatchedModel, turns: Turns[Any]) -> None:
@@ -97,6 +107,7 @@ class Slot:
         self._model = model
         self._slot = model.slots[number]
         self._turns = turns
+        self.should_stop: Callable[[], bool] | None = None
         self._beginning: tuple[int, ...] = ()
         self._others: Sequence[Slot] = ()
 
@@ -123,20 +134,38 @@ class Slot:
             return
         source = next((one for one in self._others if one._holds(beginning)), None)
         if source is None or not self._model.share(source._slot, self._slot, size):
-            self._slot.extend(beginning, 0)
+            self.extend(beginning, 0)
         self._beginning = beginning
+
+    def take_over(self, source: Slot, size: int) -> bool:
+        """Holds the first tokens of another slot; False where that cannot be done."""
+        self._beginning = ()
+        return self._model.share(source._slot, self._slot, size)
 
     def _holds(self, beginning: tuple[int, ...]) -> bool:
         return self._beginning == beginning and self._slot.position >= len(beginning)
 
     def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """See `Model.extend`; in batches of its own."""
-        return self._slot.extend(tokens, rows)
+        """See `Model.extend`; in batches of its own, between which other requests go on."""
+        size = self._model.chunk
+        while len(tokens) > size:  # in the batches that the model would make of it
+            now = min(size, len(tokens) - rows)
+            self._extend(tokens[:now], 0)
+            tokens = tokens[now:]
+            self._turns.pause()
+        return self._extend(tokens, rows)
+
+    def _extend(self, tokens: Sequence[int], rows: int) -> Rows:
+        self._model.should_stop = self.should_stop
+        try:
+            return self._slot.extend(tokens, rows)
+        finally:
+            self._model.should_stop = None
 
     def step(self, tokens: Sequence[int], rows: int = 1) -> Rows:
         """See `Model.step`; waits until the other requests want some tokens, too."""
         if len(tokens) > self._model.max_tokens_together and self.batch_floor == 0:
-            return self._slot.extend(tokens, rows)
+            return self.extend(tokens, rows)
         return self._turns.step(self._role, self._slot, tokens, rows)
 
     def peek(self, tokens: Sequence[int], rows: int = 1) -> Rows:
@@ -207,9 +236,13 @@ class BatchedModel(Protocol):
         slots: each is a model by itself.
         max_tokens_together: so many tokens of a slot go
             along with those of others; more by themselves.
+        chunk: so many tokens go into one batch.
+        should_stop: called while long texts are computed; true ends that with `Cancelled`.
     """
 
     max_tokens_together: int
+    chunk: int
+    should_stop: Callable[[], bool] | None
 
     @property
     def slots(self) -> Sequence[Model]:
@@ -250,38 +283,73 @@ class Turns(Generic[T]):
         self._order = sorted(models, key=lambda role: role == "target")
         self._free = list(range(slots))
         self._places: dict[Any, int] = {}
-        self._waiting: dict[Any, _Call] = {}
+        # None: has read a part of its prompt, and waits for nothing.
+        self._waiting: dict[Any, _Call | None] = {}
+        self._rounds = 0
         self._done: list[T] = []
         self._home: Any = None
 
-    def results(self, jobs: Iterator[Callable[[int], T]]) -> Generator[T, None, None]:
+    def results(self, jobs: Iterator[Callable[[int], T] | None]) -> Generator[T, None, None]:
         """Runs jobs, each at a place of its own, and yields what they return as they end.
 
         A new one is taken only when a place is free and all results so far have been fetched.
 
         Args:
-            jobs: called with their place, 0 to slots - 1. What they raise ends all of them.
+            jobs: called with their place, 0 to slots - 1. What they raise ends all of them. None:
+                there is none for now, so those that run go on for a step.
         """
         more = True
         try:
             while True:
-                while self._free and more:
-                    job = next(jobs, None)
-                    more = job is not None
-                    if job is not None:
-                        self._start(job)
-                        yield from self._ended()
-                if not self._waiting:
+                # One prompt at a time is read: the next one may share a part of it.
+                while self._free and more and None not in self._waiting.values():
+                    try:
+                        job = next(jobs)
+                    except StopIteration:
+                        more = False
+                        break
+                    if job is None:
+                        break
+                    self._start(job)
+                    yield from self._ended()
+                if self._waiting:
+                    self._decode()
+                    yield from self._ended()
+                elif not more:
                     return
-                self._decode()
-                yield from self._ended()
         finally:
             self._abandon()
+
+    @property
+    def place(self) -> int:
+        """Of the job that calls it."""
+        return self._places[getcurrent()]
+
+    def move(self, better: Callable[[Sequence[int]], int]) -> int:
+        """Gives the job that calls it another place: the best of the free ones and its own.
+
+        Returns:
+            Its place.
+        """
+        task = getcurrent()
+        own = self._places[task]
+        chosen = better(sorted((own, *self._free)))
+        if chosen != own:
+            self._free.remove(chosen)
+            self._free.append(own)
+            self._free.sort()
+            self._places[task] = chosen
+        return chosen
 
     def step(self, role: str, slot: Any, tokens: Sequence[int], rows: int) -> Rows:
         """Appends tokens to a slot together with the others; called by a job, which waits."""
         answer: Rows = self._home.switch(_Call(role, slot, tokens, rows))
         return answer
+
+    def pause(self) -> None:
+        """Lets the others go on for about a step; called by a job that reads a long prompt."""
+        if self._waiting:
+            self._home.switch(None)
 
     def _start(self, job: Callable[[int], T]) -> None:
         place = self._free.pop(0)
@@ -307,10 +375,18 @@ class Turns(Generic[T]):
 
     def _decode(self) -> None:
         """One model decodes for all that wait for it, and these go on."""
-        wanted = {call.role for call in self._waiting.values()}
+        self._rounds += 1
+        waiting = {task: call for task, call in self._waiting.items() if call is not None}
+        if not waiting or self._rounds % len(self._models) == 0:
+            for task in self._waiting.keys() - waiting.keys():
+                del self._waiting[task]
+                self._go_on(task, task.switch)
+        if not waiting:
+            return
+        wanted = {call.role for call in waiting.values()}
         role = next(role for role in self._order if role in wanted)
-        tasks = [task for task, call in self._waiting.items() if call.role == role]
-        calls = [self._waiting[task] for task in tasks]
+        tasks = [task for task, call in waiting.items() if call.role == role]
+        calls = [waiting[task] for task in tasks]
         answers = self._models[role].run([(call.slot, call.tokens, call.rows) for call in calls])
         for task, answer in zip(tasks, answers, strict=True):
             del self._waiting[task]
@@ -336,6 +412,9 @@ class BatchScheduler:
         builder: of the same models, with the tables between their vocabularies.
         prompt_of: the prompt of a role for what was asked, raw or not.
         cancel: asked between steps and while prompts are computed.
+        reuse: whether a prompt begins with what an earlier or a running request has left in a
+            slot. The last bits of its answer then depend on what that was, as those of
+            `Runtime.generate` do.
     """
 
     def __init__(
@@ -345,6 +424,8 @@ class BatchScheduler:
         builder: EnsembleBuilder,
         prompt_of: PromptOf,
         cancel: Callable[[], bool] | None,
+        *,
+        reuse: bool = False,
     ) -> None:
         """Answers nothing yet."""
         self._turns: Turns[RequestResult] = Turns(models, slots)
@@ -354,14 +435,25 @@ class BatchScheduler:
         self._builder = builder
         self._prompt_of = prompt_of
         self._cancel = cancel or (lambda: False)
+        self._kept = [self._new_caches(place) for place in range(slots)] if reuse else []
+        self._memories = [Memory() for _ in self._kept]
+        # Places in the order in which they were last used.
+        self._oldest = deque(range(slots))
 
-    def answers(self, requests: Iterable[Request]) -> Generator[RequestResult, None, None]:
-        """The answers as they end. Each request is taken when there is a place for it."""
+    def answers(self, requests: Iterable[Request | None]) -> Generator[RequestResult, None, None]:
+        """The answers as they end. Each request is taken when there is a place for it.
+
+        None among the requests: there is none for now. Where nothing runs, the iterator may wait.
+        """
         return self._turns.results(self._jobs(requests))
 
-    def _jobs(self, requests: Iterable[Request]) -> Iterator[Callable[[int], RequestResult]]:
-        for index, request in enumerate(requests):
-            yield partial(self._answer, index, request)
+    def _jobs(
+        self, requests: Iterable[Request | None]
+    ) -> Iterator[Callable[[int], RequestResult] | None]:
+        index = 0
+        for request in requests:
+            yield None if request is None else partial(self._answer, index, request)
+            index += request is not None
             if self._cancel():
                 return
 
@@ -370,33 +462,88 @@ class BatchScheduler:
         steps: list[Step] = []
         generation = None
         try:
-            ensemble, generation = self._begin(request, place)
-            self._prepare(ensemble, generation, place)
-            steps.extend(generation)  # also those before an error
+            generation = self._begin(request, place)
+            for step in generation:
+                steps.append(step)  # also those before an error
+                if request.on_step is not None:
+                    request.on_step(generation, step)
         except CaptError as error:
             # Where it happened is not told, and would keep the request in memory.
             return RequestResult(index, generation, tuple(steps), error.with_traceback(None))
+        finally:
+            self._watch(self._turns.place, None)
         return RequestResult(index, generation, tuple(steps), None)
 
-    def _begin(self, request: Request, place: int) -> tuple[Ensemble, Generation]:
-        """An answer with models of its own; decodes nothing."""
-        caches = {role: LogitsCache(role, slots[place]) for role, slots in self._slots.items()}
-        builder = self._builder.with_caches(caches)
-        options = request.options
+    def _watch(self, place: int, cancel: Callable[[], bool] | None) -> None:
+        for slots in self._slots.values():
+            slots[place].should_stop = cancel
+
+    def _begin(self, request: Request, place: int) -> Generation:
+        """An answer with models of its own, which hold what its prompt shares with others."""
+        options, own = request.options, request.cancel
+
+        def cancel() -> bool:
+            return self._cancel() or (own is not None and own())
+
         # Drafts would use what the others leave idle. There is nothing idle here.
         stepwise = dataclasses.replace(options, speed=Speed.EXACT_STEPS)
+        caches = self._kept[place] if self._kept else self._new_caches(place)
+        builder = self._builder.with_caches(caches)
         ensemble = builder.build(stepwise)
         prompts = {
             each.role: self._prompt_of(
-                each.role,
-                *read_by(request.options.method, each.role, request.prompt, raw=request.raw),
+                each.role, *read_by(options.method, each.role, request.prompt, raw=request.raw)
             )
             for each in ensemble.models
         }
+        memory = None
+        if self._kept:
+            place = self._best_place(prompts)
+            memory = self._memories[place]
+            builder = self._builder.with_caches(self._kept[place])
+            ensemble = builder.build(stepwise)
+        self._watch(place, cancel)
         notices = builder.notices(options.method)
-        generation = Generation(ensemble, prompts, stepwise, self._cancel, None, notices)
+        generation = Generation(ensemble, prompts, stepwise, cancel, memory, notices)
         ensemble.skip_certain = options.speed is not Speed.EXACT_STEPS and not options.top
-        return ensemble, generation
+        if not self._kept:
+            self._prepare(ensemble, generation, place)
+        return generation
+
+    def _new_caches(self, place: int) -> dict[str, LogitsCache]:
+        return {role: LogitsCache(role, slots[place]) for role, slots in self._slots.items()}
+
+    def _best_place(self, prompts: Mapping[str, Prompt]) -> int:
+        """Moves the request to where most of its prompt has been read; takes over what others have.
+
+        Where nobody has read any, that is the place whose text is the oldest.
+        """
+        tokens = {role: list(prompt.tokens) for role, prompt in prompts.items()}
+
+        def shared(place: int) -> int:
+            caches = self._kept[place]
+            return sum(common_length(caches[role].tokens, own) for role, own in tokens.items())
+
+        def best(free: Sequence[int]) -> int:
+            return max(free, key=lambda place: (shared(place), -self._oldest.index(place)))
+
+        place = self._turns.move(best)
+        self._oldest.remove(place)
+        self._oldest.append(place)
+        source = max(range(len(self._kept)), key=shared)
+        if shared(source) >= shared(place) + _LEAST:
+            self._memories[place] = self._memories[source].copy()
+            for role, own in tokens.items():
+                theirs, cache = self._kept[source][role], self._kept[place][role]
+                size = common_length(theirs.tokens, own)
+                if size > common_length(cache.tokens, own):
+                    cache.clear()
+                    slots = self._slots[role]
+                    if slots[place].take_over(slots[source], size):
+                        cache.tokens[:] = own[:size]
+        for cache in self._kept[place].values():
+            cache.notices.clear()
+        return place
 
     def _prepare(self, ensemble: Ensemble, generation: Generation, place: int) -> None:
         """Brings the slots to what the prompts have in common with others."""

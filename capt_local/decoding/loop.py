@@ -66,6 +66,8 @@ class Generation:
         finish: why it ended; None while it has not.
         prompts: by role, of the models that run.
         prompt_tokens: their lengths.
+        prompt_decoded: tokens that were decoded for them, by role; fewer where the models had read
+            a part before, more where a part was read twice.
         context_limit: tokens that the smallest context holds.
         full_context: the context that ended the answer; None where none did.
         weights: exponents (a, b, c) of T^a E^b A^-c and their share of the mixture; empty for
@@ -117,6 +119,7 @@ class Generation:
         self._superseded: str | None = None
         self.prompts = dict(prompts)
         self.prompt_tokens = {role: len(prompt.tokens) for role, prompt in prompts.items()}
+        self.prompt_decoded: dict[str, int] = {}
         self.context_limit = min(each.model.context_limit for each in ensemble.models)
         self.full_context: FullContext | None = None
         self.text_bytes = b""
@@ -245,10 +248,14 @@ class Generation:
         if self._prefilled:
             return
         ensemble, started = self._ensemble, time.perf_counter()
+        before = {each.role: each.decoded for each in ensemble.models}
         try:
             evidence = prefill(ensemble, self.prompts, self._memory)
         finally:
             self.prompt_seconds = time.perf_counter() - started
+            self.prompt_decoded = {
+                each.role: each.decoded - before[each.role] for each in ensemble.models
+            }
         self._prefilled = True
         self.evidence_tokens = evidence.seen if evidence is not None else 0
         if ensemble.exponents:

@@ -90,6 +90,13 @@ class Memory:
         self._texts: list[list[int]] = []
         self._known: dict[TextPosition, FloatArray] = {}
 
+    def copy(self) -> Memory:
+        """The same, for a text that goes on in another way."""
+        other = Memory()
+        other._setting, other._texts = self._setting, [list(text) for text in self._texts]
+        other._known = dict(self._known)
+        return other
+
     def recall(self, ensemble: Ensemble) -> dict[TextPosition, FloatArray]:
         """The log-probabilities of what came at each position that still stands, shape (m,).
 

@@ -49,6 +49,7 @@ class Lanes:
         weights: as given.
         slots: the models, one a lane.
         max_tokens_together: so many tokens of a lane go along with those of others.
+        chunk: so many tokens of a long text go into one batch.
         decoded: tokens that texts have had decoded so far.
         sizes: of batches, which make no difference to any bit.
         should_stop: asked while long texts are computed; True ends that with `Cancelled`.
@@ -69,6 +70,7 @@ class Lanes:
         self.options = options
         self.should_stop: Callable[[], bool] | None = None
         self.max_tokens_together = MOST_TOGETHER
+        self.chunk = options.batch_size(weights.metadata.gpu_layers > 0)
         self.decoded = 0
         self.sizes: tuple[int, ...] = ()
         self._open = True
@@ -230,7 +232,7 @@ class Lanes:
     def _alone(self, parts: Sequence[Part]) -> None:
         """One long text, in batches of which the last holds all rows."""
         (part,) = parts
-        tokens, lane, size = part.tokens, part.lane, self.options.batch_size(self._on_gpu)
+        tokens, lane, size = part.tokens, part.lane, self.chunk
         done, count = 0, len(tokens)
         with DeferredInterrupts() as interrupts, self._context.watched(self._stopper(interrupts)):
             while done < count:
@@ -249,10 +251,6 @@ class Lanes:
     def _stopper(self, interrupts: DeferredInterrupts) -> Callable[[], bool]:
         asked = self.should_stop
         return lambda: interrupts.requested or (asked is not None and asked())
-
-    @property
-    def _on_gpu(self) -> bool:
-        return self.weights.metadata.gpu_layers > 0
 
     def _passes(self, parts: Sequence[Part]) -> None:
         """The first token of each part, then the second of those that have one, ..."""

@@ -20,7 +20,7 @@ from capt_local.decoding.options import (
     SampleOptions,
     Speed,
 )
-from capt_local.decoding.step import FinishReason
+from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import CaptError, ContextOverflow, NumericalError, UsageError
 from capt_local.prompting.messages import Message, Prompt, Segment
 from tests.decoding.trios import PROXY, TARGET, assembly
@@ -36,6 +36,8 @@ class FakeLanes:
     """Lanes that are models of their own, and keep a record of who decoded with whom."""
 
     max_tokens_together = 4
+    chunk = 1000
+    should_stop: Callable[[], bool] | None = None
 
     def __init__(self, role: str, count: int, **kinds: Any) -> None:
         made = [FakeModel(VOCABULARIES[role], SEEDS[role], **kinds) for _ in range(count)]
@@ -87,10 +89,15 @@ class Desk:
         self.kinds = kinds
 
     def answers(
-        self, asks: Iterator[Request] | Sequence[Request], cancel: Callable[[], bool] | None = None
+        self,
+        asks: Iterator[Request | None] | Sequence[Request],
+        cancel: Callable[[], bool] | None = None,
+        *,
+        reuse: bool = False,
     ) -> Any:
         together = assembly({role: slots.slots[0] for role, slots in self.models.items()})
-        return BatchScheduler(self.models, self.places, together, prompt_of, cancel).answers(asks)
+        desk = BatchScheduler(self.models, self.places, together, prompt_of, cancel, reuse=reuse)
+        return desk.answers(asks)
 
     def alone(self, ask: Request) -> Generation:
         """The answer of models that nobody else has used."""
@@ -329,3 +336,69 @@ def test_weights_come_from_the_prompt_of_each_request() -> None:
     }
     assert len(weights) == len(TEXTS)
     assert all(np.isclose(sum(shares), 1.0) for shares in weights)
+
+
+def test_requests_join_and_leave_at_any_step() -> None:
+    desk, seen = Desk(2), list[str]()
+    waiting = [Request(TEXTS[0], PLAIN, on_step=lambda made, step: seen.append("first"))]
+
+    def arriving() -> Iterator[Request | None]:
+        while len(seen) < 20:
+            if waiting:
+                yield waiting.pop()
+            elif len(seen) == 3:  # joins while the other one runs, and leaves after two steps
+                own = list[int]()
+
+                def note(made: Generation, step: Step, own: list[int] = own) -> None:
+                    own.append(step.index)
+                    seen.append("second")
+
+                yield Request(TEXTS[1], PLAIN, on_step=note, cancel=lambda own=own: len(own) == 2)
+            elif "first" in seen and seen.count("first") == PLAIN.max_tokens:
+                return
+            else:
+                yield None
+
+    found = {each.index: each for each in desk.answers(arriving())}
+    assert list(found[0].steps) == list(desk.alone(Request(TEXTS[0], PLAIN)))
+    assert found[1].generation is not None
+    assert found[1].generation.finish is FinishReason.INTERRUPTED
+    assert list(found[1].steps) == list(desk.alone(Request(TEXTS[1], PLAIN)))[:2]
+    assert seen[3:7] == ["second", "first", "second", "first"]
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_what_was_read_before_is_not_read_again(mixed: bool) -> None:
+    options = PLAIN
+    if not mixed:
+        options = dataclasses.replace(PLAIN, combine=CombineOptions(alphas=(0.5,)))
+    desk = Desk(2)
+    note = "abc the card a cardiac the ab card " * 5
+    asks = [Request(note + text, options) for text in ("abc", "the card", "abc", "b")]
+    found = {each.index: each for each in desk.answers(asks, reuse=True)}
+    for index, ask in enumerate(asks):
+        one, alone = found[index], desk.alone(ask)
+        assert list(one.steps) == list(alone)
+        assert one.generation is not None
+        read, whole = one.generation.prompt_decoded, one.generation.prompt_tokens
+        for role in whole:
+            if index:  # what differs, and a few whose rows are wanted
+                assert read[role] <= 14 < whole[role]
+            else:
+                assert read[role] >= whole[role]
+
+
+def test_others_go_on_while_a_long_prompt_is_read() -> None:
+    desk, order = Desk(2), list[str]()
+    fixed = dataclasses.replace(PLAIN, combine=CombineOptions(alphas=(0.5,)))
+    for lanes in desk.models.values():
+        lanes.chunk = 20
+    notes = {name: lambda made, step, name=name: order.append(name) for name in ("short", "long")}
+    asks = [
+        Request(TEXTS[0], dataclasses.replace(fixed, max_tokens=40), on_step=notes["short"]),
+        Request("abc the card a cardiac " * 20, fixed, on_step=notes["long"]),
+    ]
+    found = {each.index: each for each in desk.answers(asks)}
+    for index, ask in enumerate(asks):
+        assert list(found[index].steps) == list(desk.alone(ask))
+    assert 4 <= order.index("long") < 40
