@@ -37,6 +37,7 @@ def tiny_gguf(
     tied: bool = False,
     changes: Mapping[str, np.ndarray] | None = None,
     layers: int = LAYERS,
+    pre_tokenizer: str | None = None,
 ) -> Path:
     """Writes a model.
 
@@ -53,6 +54,7 @@ def tiny_gguf(
         tied: the embeddings serve as output too.
         changes: what is added to tensors, by name.
         layers: of the model.
+        pre_tokenizer: that a byte-level file names; "gpt-2" by default.
 
     Returns:
         `path`.
@@ -60,7 +62,7 @@ def tiny_gguf(
     vocabulary = tiny_vocabulary(flavour)
     writer = gguf.GGUFWriter(str(path), architecture)
     _add_sizes(writer, architecture, len(vocabulary), context, layers)
-    _add_vocabulary(writer, vocabulary, template)
+    _add_vocabulary(writer, vocabulary, template, pre_tokenizer)
     random = np.random.default_rng(seed)
     for name, shape in _tensors(architecture, len(vocabulary), layers):
         if tied and name == "output.weight":
@@ -188,10 +190,13 @@ def _add_sizes(
 
 
 def _add_vocabulary(
-    writer: gguf.GGUFWriter, vocabulary: TinyVocabulary, template: str | None
+    writer: gguf.GGUFWriter,
+    vocabulary: TinyVocabulary,
+    template: str | None,
+    pre_tokenizer: str | None,
 ) -> None:
     writer.add_tokenizer_model(vocabulary.model)
-    writer.add_tokenizer_pre("gpt-2" if vocabulary.merges else "default")
+    writer.add_tokenizer_pre(pre_tokenizer or ("gpt-2" if vocabulary.merges else "default"))
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.kinds)
     if vocabulary.merges is not None:
