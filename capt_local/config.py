@@ -2,13 +2,14 @@
 
 Both are TOML with a table `options`; the site's may have `limits`. They are read strictly: whatever
 is not understood is an error that names file and key. A site's file that cannot be trusted or read
-is never passed over, since it may forbid something. The site's place is fixed: nothing in the
+is never ignored, since it may forbid something. The site's path is fixed: nothing in the
 environment of a user moves it, or its limits would be worth nothing.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterable, Mapping
@@ -21,11 +22,13 @@ from platformdirs import user_config_path
 
 from capt_local.errors import UsageError
 
+MODELS_VARIABLE = "CAPT_LOCAL_MODELS"
 LARGEST = 1 << 16
 # Below this a limit would not hold: the evidence of a prompt weighs an expert by up to 1 by itself.
 LEAST_ALPHA, LARGEST_ALPHA = 1.0, 8.0
 _NAME, _KEYS = "config.toml", "keys"
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,40}")  # others may hold anything, line breaks too
 
 
 class Feature(StrEnum):
@@ -48,16 +51,9 @@ _WIDER = {Feature.PULL: Feature.NETWORK}
 
 def site_file() -> Path:
     """The file of the machine's administrator; it need not exist."""
-    match sys.platform:
-        case "win32":
-            # platformdirs' own function for this folder listens to the environment.
-            from platformdirs.windows import get_win_folder_via_ctypes
-
-            return Path(get_win_folder_via_ctypes("CSIDL_COMMON_APPDATA")) / "capt-local" / _NAME
-        case "darwin":
-            return Path("/Library/Application Support/capt-local") / _NAME
-        case _:
-            return Path("/etc/capt-local") / _NAME
+    if sys.platform == "darwin":
+        return Path("/Library/Application Support/capt-local") / _NAME
+    return Path("/etc/capt-local") / _NAME
 
 
 def user_file() -> Path:
@@ -68,6 +64,17 @@ def user_file() -> Path:
 def key_folders() -> tuple[Path, Path]:
     """Where trusted public keys lie: the site's, the user's; they need not exist."""
     return site_file().parent / _KEYS, user_file().parent / _KEYS
+
+
+def model_folders() -> tuple[Path, ...]:
+    """Folders with bundles: of the environment, else of the user's file, else of the site's.
+
+    Raises:
+        UsageError: a file is not understood, or does not name them as absolute paths.
+    """
+    if given := os.environ.get(MODELS_VARIABLE):
+        return tuple(Path(os.path.expanduser(text)) for text in given.split(os.pathsep) if text)
+    return next((file.models for file in (read_user(), read_site()) if file.models), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +96,7 @@ class SiteLimits:
         return bool(self.forbidden & {feature, _WIDER.get(feature, feature)})
 
     def refuse(self, feature: Feature, what: str) -> None:
-        """Refuses what is forbidden.
-
-        Args:
-            feature: that is wanted.
-            what: the flag or command that wants it, for the error.
+        """Refuses what is forbidden; `what` is the flag or command that wants it.
 
         Raises:
             UsageError: it is forbidden.
@@ -103,10 +106,7 @@ class SiteLimits:
             raise UsageError(f"{what} is forbidden here: {self.file} forbids {named}.")
 
     def check_weights(self, weights: Iterable[float]) -> None:
-        """Refuses weights that are wider than the site allows.
-
-        Args:
-            weights: fixed weights of contrasts, or exponents.
+        """Refuses fixed weights of contrasts, or exponents, that are wider than the site allows.
 
         Raises:
             UsageError: one is.
@@ -131,14 +131,24 @@ class ConfigFile:
     exists: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def models(self) -> tuple[Path, ...]:
+        """Its folders with bundles: the one setting without a flag.
+
+        Raises:
+            UsageError: it is no list of absolute paths.
+        """
+        given = self.options.get("models", [])
+        if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+            raise UsageError(f"{self.path}: options.models takes a list of paths.")
+        if not all(Path(one).is_absolute() for one in given):
+            raise UsageError(f"{self.path}: options.models takes absolute paths.")
+        return tuple(map(Path, given))
+
 
 @dataclass(frozen=True, slots=True)
 class SiteFile(ConfigFile):
-    """The site's file.
-
-    Attributes:
-        limits: what it forbids.
-    """
+    """The site's file, with what it forbids."""
 
     limits: SiteLimits = field(default_factory=lambda: SiteLimits(site_file()))
 
@@ -150,7 +160,7 @@ def read_site() -> SiteFile:
         UsageError: it is there, but others than root may have written it, or it is not understood.
     """
     path = site_file()
-    found = _tables(path, {"options", "limits"}, owner=0, others=_OTHERS_WRITE)
+    found = _tables(path, ("options", "limits"), owner=0, others=_OTHERS_WRITE)
     if found is None:
         return SiteFile(path, limits=SiteLimits(path))
     return SiteFile(path, True, found["options"], _limits(path, found["limits"]))
@@ -163,13 +173,12 @@ def read_user() -> ConfigFile:
         UsageError: it is there, but another account may have written it, or it is not understood.
     """
     path = user_file()
-    owner = os.getuid() if hasattr(os, "getuid") else 0
-    found = _tables(path, {"options"}, owner=owner, others=stat.S_IWOTH)
+    found = _tables(path, ("options",), owner=os.getuid(), others=stat.S_IWOTH)
     return ConfigFile(path) if found is None else ConfigFile(path, True, found["options"])
 
 
 def _tables(
-    path: Path, known: set[str], *, owner: int, others: int
+    path: Path, known: tuple[str, ...], *, owner: int, others: int
 ) -> dict[str, dict[str, Any]] | None:
     data = _read(path, owner, others)
     if data is None:
@@ -180,24 +189,17 @@ def _tables(
         whole = tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 at byte {error.start}.") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: not TOML{_line_of(error)}.") from None
-    except ValueError:  # Python converts no more than some thousand digits
-        raise UsageError(f"{path}: not TOML; a number in it has too many digits.") from None
+    except (ValueError, RecursionError) as error:  # the parser's own words may repeat the text
+        line = re.search(r"\(at line (\d+),", str(error))
+        raise UsageError(f"{path}: not TOML{f' at line {line[1]}' if line else ''}.") from None
     for key, value in whole.items():
-        if key not in known and not isinstance(value, dict):
-            limits = ", limits under [limits]" if "limits" in known else ""
-            raise UsageError(
-                f"{path}: {key[:40]!r} stands under no table; settings belong under [options]"
-                f"{limits}."
-            )
+        named = f"the key {key}" if _KEY.fullmatch(key) else "a key"
         if key not in known:
-            hint = " Limits are the site's alone." if key == "limits" else ""
-            raise UsageError(
-                f"{path}: there is no table {key[:40]!r}; known: {', '.join(sorted(known))}.{hint}"
-            )
+            where = "; limits go into the site's file" if key == "limits" else ""
+            where = where or f"; settings stand under [{'] or ['.join(known)}]"
+            raise UsageError(f"{path}: {named} is not known{where}.")
         if not isinstance(value, dict):
-            raise UsageError(f"{path}: {key} is not a table; write [{key}] above its keys.")
+            raise UsageError(f"{path}: {named} is not a table; write [{key}] above its keys.")
     return {key: whole.get(key, {}) for key in known}
 
 
@@ -207,10 +209,9 @@ def _read(path: Path, owner: int, others: int) -> bytes | None:
 
     try:
         with open_regular(path) as stream:
-            if sys.platform != "win32":  # where neither owners nor modes mean this
-                _check_owner(path, os.fstat(stream.fileno()), owner, others)
-                for folder in {path.parent, path.resolve().parent}:
-                    _check_owner(folder, os.stat(folder), owner, others)
+            _check_owner(path, os.fstat(stream.fileno()), owner, others)
+            for folder in {path.parent, path.resolve().parent}:
+                _check_owner(folder, os.stat(folder), owner, others)
             data = stream.read(LARGEST + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -230,12 +231,6 @@ def _check_owner(path: Path, about: os.stat_result, owner: int, others: int) -> 
         raise UsageError(f"{path} can be written by others than {who}: chmod {mode} it.")
 
 
-def _line_of(error: Exception) -> str:
-    """Where the text stops being TOML; the parser's own words may repeat the text."""
-    words = str(error).rpartition("(at line ")[2].partition(",")[0]
-    return f" at line {words}" if words.isdecimal() else ""
-
-
 def _limits(path: Path, table: Mapping[str, Any]) -> SiteLimits:
     """`forbid` and `alpha`; and `pull = false`, which means the same as its name in `forbid`."""
     from capt_local.strict_json import NotReadable, convert
@@ -244,9 +239,8 @@ def _limits(path: Path, table: Mapping[str, Any]) -> SiteLimits:
     kinds |= {feature.value: bool for feature in Feature}
     for key, value in table.items():
         if key not in kinds:
-            raise UsageError(
-                f"{path}: there is no limits.{key[:40]!r}; known: {', '.join(sorted(kinds))}."
-            )
+            named = f"limits.{key}" if _KEY.fullmatch(key) else "such key in limits"
+            raise UsageError(f"{path}: there is no {named}; known: {', '.join(sorted(kinds))}.")
         try:
             convert(value, kinds[key], f"limits.{key}")
         except NotReadable as error:

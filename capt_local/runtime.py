@@ -17,6 +17,7 @@ from capt_local.bundles import store
 from capt_local.bundles.manifest import Bundle, ModelFile
 from capt_local.bundles.manifest import roles as roles_of
 from capt_local.bundles.verify import Check, LateDigests, Verification, verify
+from capt_local.config import read_site
 from capt_local.decoding.answers import Answers, AnswerScore, Choosing, Chosen, as_utf8
 from capt_local.decoding.batching import BatchScheduler, Request, RequestResult
 from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder, first_pair_notice, read_by
@@ -33,6 +34,7 @@ from capt_local.llama.load_models import open_models, vocabulary_notices
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import LoadOptions
 from capt_local.model_checks import NOT_LOOKED_AT, check_tokenizers, is_trusted, look_first
+from capt_local.policy import permitted
 from capt_local.prompting.build import PromptBuilder, vocabulary_with_turn_ends
 from capt_local.prompting.messages import Message, Prompt, refuse_nul
 from capt_local.tokenization.tokenizer import TextTokenizer
@@ -119,6 +121,9 @@ class Runtime:
     ) -> Runtime:
         """Loads a bundle, or model files.
 
+        The rules of the site (signed bundles, largest weights) and the folders with bundles that
+        environment and files name hold here too; settings of options are the command line's.
+
         Args:
             bundle: an id ("demo" travels with the package), a path, or a bundle; "demo" where
                 nothing is named.
@@ -136,9 +141,12 @@ class Runtime:
         Raises:
             ModelError: a file is missing, broken or not the one that the manifest names.
             MemoryShortage: the models do not fit.
-            UsageError: the bundle has no model for a role, or bundle and files are named.
+            UsageError: the bundle has no model for a role, bundle and files are named, or the site
+                forbids these models.
         """
-        found = _named(bundle, target, expert, base)
+        if isinstance(check, bool):
+            check = Check.CACHED if check else Check.NEVER
+        found = permitted(_named(bundle, target, expert, base), check)
         wanted = set(found.models if roles is None else roles)
         if missing := wanted - set(found.models):
             raise UsageError(f"The bundle {found.id} has no {' and no '.join(sorted(missing))}.")
@@ -146,8 +154,6 @@ class Runtime:
         load = load or LoadOptions()
         if load.context is None and found.context is not None:
             load = dataclasses.replace(load, context=found.context)
-        if isinstance(check, bool):
-            check = Check.CACHED if check else Check.NEVER
         checked = verify(dataclasses.replace(found, models=files), progress, check)
         stamps = look_first(found, files, check=check, stamps=checked.stamps, progress=progress)
         check_tokenizers(files.values())
@@ -408,6 +414,8 @@ class Runtime:
     ) -> Ensemble:
         """The models for a new text; what was being made does not go on."""
         self._check_open()
+        combine = options.combine
+        read_site().limits.check_weights((*combine.alphas, *combine.powers))
         self._supersede_current()
         ensemble = self._builder.build(options, scoring=scoring)
         ensemble.configure(options.combine)

@@ -80,18 +80,18 @@ def test_no_test_reads_the_files_of_this_machine(tmp_path_factory: pytest.TempPa
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("[option]\n", ["option", "limits, options"]),
-        ("alpha = 1\n", ["'alpha'", "under [options]", "[limits]"]),
+        ("[option]\n", ["option", "[options] or [limits]"]),
+        ("alpha = 1\n", ["alpha", "under [options]", "[limits]"]),
         ("[limits]\nforbid = 'reports'\n", ["limits.forbid"]),
         (f"[limits]\nforbid = ['{CANARY}']\n", ["limits.forbid", "transcripts"]),
         ("[limits]\nalpha = '1'\n", ["limits.alpha must be a number"]),
         ("[limits]\nalpha = 0.5\n", ["limits.alpha", "1 and 8"]),
         ("[limits]\nalpha = nan\n", ["limits.alpha"]),
-        ("[limits]\nbeta = 1\n", ["limits.'beta'", "unsigned-bundles"]),
+        ("[limits]\nbeta = 1\n", ["limits.beta", "unsigned-bundles"]),
         ("[limits]\nforbid = ['pull']\npull = true\n", ["limits.pull is true, but"]),
         (f"[limits]\n\n{CANARY}\n", ["not TOML", "line 3"]),
         ("a = " + "[" * 30_000, ["not TOML"]),
-        (f"[limits]\nalpha = {'1' * 5000}\n", ["not TOML", "too many digits"]),
+        (f"[limits]\nalpha = {'1' * 5000}\n", ["not TOML"]),
         (f"[limits]\nalpha = {'1' * 400}\n", ["limits.alpha is out of range"]),
         ("# \udcff\n", ["not UTF-8 at byte 2"]),
         ("#" * 70_000, ["larger than 64 KiB"]),
@@ -107,15 +107,13 @@ def test_what_is_not_understood_names_file_and_key(text: str, names: list[str], 
     assert all(name in line for name in names), line
 
 
-def test_a_setting_outside_its_table_names_the_table(user: Path) -> None:
-    user.write_text("alpha = 0.7\n")
-    with pytest.raises(UsageError, match=r"'alpha' .*under \[options\]\.$"):
-        read_user()
-
-
-def test_limits_are_the_sites_alone(user: Path) -> None:
-    user.write_text("[limits]\nforbid = []\n")
-    with pytest.raises(UsageError, match=r"config\.toml: .*limits.*site's alone"):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("alpha = 0.7\n", r"alpha .*\[options\]\.$"), ("[limits]\nforbid = []\n", "limits .*site's")],
+)
+def test_what_stands_outside_the_tables_of_a_users_file(text: str, says: str, user: Path) -> None:
+    user.write_text(text)
+    with pytest.raises(UsageError, match=rf"config\.toml: .*{says}"):
         read_user()
 
 

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "hardening": set(),
     "config": {"errors", "strict_json"},
     "tokenization": {"errors"},
-    "bundles": {"version", "errors", "strict_json"},
+    "bundles": {"version", "errors", "strict_json", "config"},
     "llama": {"errors", "strict_json", "tokenization", "hardening"},
     "prompting": {"errors", "strict_json", "tokenization", "bundles"},
     "alignment": {"errors", "tokenization"},
@@ -31,7 +31,16 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"errors", "decoding"},
 }
 ALLOWED["model_checks"] = {"errors", "strict_json", "bundles", "llama"}
-ALLOWED["runtime"] = {*ALLOWED["decoding"], "decoding", "bundles", "llama", "model_checks"}
+ALLOWED["policy"] = {"errors", "bundles", "config"}
+ALLOWED["runtime"] = {
+    *ALLOWED["decoding"],
+    "decoding",
+    "bundles",
+    "llama",
+    "model_checks",
+    "policy",
+    "config",
+}
 # The record of an answer is all that it takes from the room of the views.
 ALLOWED["chat"] = {"errors", "strict_json", "decoding", "prompting", "report"}
 ALLOWED["evaluate"] = {*ALLOWED["runtime"], "strict_json", "runtime"}

@@ -1,7 +1,7 @@
 """Where bundles are found.
 
-In order: a path; the bundle that travels with the package; the folders of the environment
-variable CAPT_LOCAL_MODELS; the user's data folder.
+In order: a path; the bundle that travels with the package; the folders that the environment
+(CAPT_LOCAL_MODELS) or the files of user and site name; the user's data folder.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from platformdirs import user_data_dir
 
 from capt_local.bundles.manifest import MANIFEST, NAME, Bundle, PackageMissing
 from capt_local.bundles.manifest_file import read_bundle
+from capt_local.config import MODELS_VARIABLE, model_folders
 from capt_local.errors import ModelError
 
 DEMO = "demo"
-VARIABLE = "CAPT_LOCAL_MODELS"
 _IMPORT_FIRST = "{0!r} is an archive of a bundle: import it first, 'capt-local models import FILE'."
 # Names that mean a device on Windows, whatever their ending.
 RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
@@ -55,7 +55,7 @@ def find(reference: str | Path) -> Bundle:
     raise ModelError(
         f"No bundle has the id {reference!r}. Give {DEMO!r}, the path of a folder with "
         f"a {MANIFEST} or of that file, or the id of a bundle in your own store ({user_folder()}) "
-        f"or in a folder of {VARIABLE}.{hint}"
+        f"or in a folder of {MODELS_VARIABLE}.{hint}"
     )
 
 
@@ -236,9 +236,7 @@ def _unreadable(folder: Path, error: OSError) -> _Unreadable:
 
 
 def _stores() -> Iterator[Path]:
-    for text in os.environ.get(VARIABLE, "").split(os.pathsep):
-        if text:
-            yield Path(os.path.expanduser(text))
+    yield from model_folders()
     yield user_folder()
 
 

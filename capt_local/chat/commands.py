@@ -189,22 +189,6 @@ def changed(options: GenerateOptions, assignments: str) -> GenerateOptions:
     return options
 
 
-def doubtful(options: GenerateOptions) -> str | None:
-    """Why answers with these settings are hardly worth reading; None where nothing speaks so."""
-    combine, sample = options.combine, options.sample
-    if any(not 0 <= alpha <= 2 for alpha in combine.alphas):
-        return "An alpha from 0 to 1 is usual; above 2, or below 0, answers fall apart."
-    if any(abs(power) > 2 for power in combine.powers):
-        return "Weights from 0 to 1 are usual; above 2 answers fall apart."
-    if combine.plausibility > 0.5:
-        return "A plausibility from 1e-6 to 0.1 is usual; with this one the target alone decides."
-    if sample.temperature > 2:
-        return "A temp from 0 to 1 is usual; above 2 words are drawn nearly at random."
-    if not 0.8 <= sample.repeat_penalty <= 1.5:
-        return "A repeat-penalty from 1 to 1.3 is usual."
-    return None
-
-
 def differences(old: GenerateOptions, new: GenerateOptions) -> list[tuple[str, str, str]]:
     """(name, old value, new value) of the settings that are not the same."""
     pairs = [(each.name, each.of(old), each.of(new)) for each in SETTINGS]

@@ -11,131 +11,39 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from capt_local.cli.exits import ExitCode, code_for, line_for, wants_traceback
 from capt_local.hardening import keep_memory_private
 from capt_local.report.terminal import Screen, check_output, drop_output
 from capt_local.version import __version__
 
-if TYPE_CHECKING:
-    import typer
+_HELP = """\
+capt-local: private clinical language-model inference by Cross-Architecture Proxy Tuning.
 
+Usage: capt-local VERB [OPTIONS]
 
-_EPILOGUE = """\
+Verbs:
+{verbs}
+
+Options:
+  --version             the version
+  --install-completion  completion for this shell
+
 Use 'capt-local VERB --help' for the options of a verb.
-Every option has a twin in the environment, for example CAPT_LOCAL_BUNDLE for --bundle.
+Every setting has a twin in the environment, for example CAPT_LOCAL_BUNDLE for --bundle.
 
 Intended use: drafts for review by a clinician. Not for time-critical decisions, not for patients
 to read unreviewed. Text stays on this machine; nothing is written unless asked for."""
+_GROUP_HELP = """\
+Usage: capt-local {name} VERB [OPTIONS]
 
+{summary}
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of the process."""
-    sys.exit(int(run(sys.argv[1:] if arguments is None else list(arguments))))
+Verbs:
+{verbs}
 
-
-def run(arguments: Sequence[str]) -> int:
-    """Runs one command line and returns its exit code."""
-    keep_memory_private()  # before anything is read
-    screen = Screen.standard()
-    try:
-        check_output()
-        return _dispatch(list(arguments), screen)
-    except BrokenPipeError:
-        drop_output()
-        return ExitCode.UNEXPECTED
-    except Exception as error:
-        return _report(error, screen)
-    except KeyboardInterrupt as error:
-        return _report(error, screen)
-
-
-def _report(error: BaseException, screen: Screen) -> ExitCode:
-    if wants_traceback():
-        raise error
-    screen.error(line_for(error))
-    return code_for(error)
-
-
-def _dispatch(arguments: list[str], screen: Screen) -> int:
-    first = arguments[0] if arguments else "--help"
-    if first in ("--install-completion", "--show-completion") or _completing():
-        return _whole(arguments)
-    if first in ("-h", "--help", "help"):
-        screen.line(help_text())
-        return ExitCode.OK
-    if first == "--version":
-        screen.line(f"capt-local {__version__}")
-        return ExitCode.OK
-    return _choose(VERBS, arguments, (), screen)
-
-
-def _choose(
-    verbs: Sequence[Verb], arguments: list[str], above: tuple[str, ...], screen: Screen
-) -> int:
-    for verb in verbs:
-        if arguments and verb.name == arguments[0]:
-            names, rest = (*above, verb.name), arguments[1:]
-            if not verb.verbs:
-                return _call(verb, names, rest, screen)
-            if rest and rest[0] not in ("-h", "--help"):
-                return _choose(verb.verbs, rest, names, screen)
-            screen.line(group_help(verb))
-            return ExitCode.OK
-    behind = f" behind {' '.join(above)}" if above else ""
-    known = ", ".join(verb.name for verb in verbs)
-    screen.error(f"there is no such verb{behind}; one of {known} is needed.")
-    return ExitCode.USAGE
-
-
-def help_text() -> str:
-    """The help of the whole program."""
-    return (
-        "capt-local: private clinical language-model inference by Cross-Architecture Proxy "
-        "Tuning.\n\n"
-        f"Usage: capt-local VERB [OPTIONS]\n\nVerbs:\n{_listed(VERBS)}\n\n"
-        f"Options:\n  --version             the version\n"
-        f"  --install-completion  completion for this shell\n\n{_EPILOGUE}"
-    )
-
-
-def group_help(verb: Verb) -> str:
-    """The help of a verb that has others behind it."""
-    name = f"capt-local {verb.name}"
-    return (
-        f"Usage: {name} VERB [OPTIONS]\n\n{verb.summary}\n\nVerbs:\n{_listed(verb.verbs)}\n\n"
-        f"Use '{name} VERB --help' for the options of a verb."
-    )
-
-
-def _listed(verbs: Sequence[Verb]) -> str:
-    width = max(len(verb.name) for verb in verbs)
-    return "\n".join(f"  {verb.name:<{width}}  {verb.summary}" for verb in verbs)
-
-
-def _call(verb: Verb, names: Sequence[str], arguments: list[str], screen: Screen) -> int:
-    from capt_local.cli import parse
-
-    found = function(verb, *names[:-1])
-    return parse.call(found, f"capt-local {' '.join(names)}", arguments, screen)
-
-
-def _whole(arguments: list[str]) -> int:
-    """All verbs in one Typer program; only shell completion needs that."""
-    from capt_local.cli import parse
-
-    program: typer.Typer = parse.program({v.name: function(v) for v in VERBS if not v.verbs})
-    for verb in VERBS:
-        if verb.verbs:
-            inner = {each.name: function(each, verb.name) for each in verb.verbs}
-            program.add_typer(parse.program(inner), name=verb.name)
-    program(arguments, prog_name="capt-local")
-    return ExitCode.OK
-
-
-def _completing() -> bool:
-    return "_CAPT_LOCAL_COMPLETE" in os.environ
+Use 'capt-local {name} VERB --help' for the options of a verb."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +52,9 @@ class Verb:
 
     Attributes:
         name: as typed, and of the function.
-        module: of this room, that holds it.
+        module: of this package, that holds it.
         summary: its line in the help.
-        verbs: those that stand behind its name, as in `models list`; their functions bear both
+        verbs: those that stand behind its name, as in `models list`; their functions have both
             names, as `models_list`.
     """
 
@@ -165,11 +73,10 @@ _MODELS = (
     Verb("clean", "models.manage", "Deletes what imports that were stopped have left"),
     Verb("pull", "models.pull", "Fetches a bundle from a hub, the one verb with a network"),
     Verb("export", "models.travel", "Writes a bundle for another machine, signed"),
-    Verb("import", "models.travel", "Takes in a bundle that came from elsewhere"),
+    Verb("import", "models.travel", "Installs a bundle that came from elsewhere"),
     Verb("keygen", "models.travel", "Makes a pair of keys to sign bundles with"),
     Verb("trust", "models.travel", "Installs the public key of a source of bundles"),
 )
-_CONFIG = (Verb("show", "config", "Every setting, and where its value comes from"),)
 VERBS = (
     Verb("demo", "demo", "A fictitious visit, with the three demo models"),
     Verb("chat", "chat", "A conversation, with /why for what the expert changed"),
@@ -179,15 +86,92 @@ VERBS = (
     Verb("score", "score", "How well texts are predicted: bits per byte"),
     Verb("eval", "eval", "Tasks under several methods, with 95 % intervals"),
     Verb("bench", "bench", "How fast answers come, target alone and together"),
+    Verb("models", "", "The bundles: list, show, verify, export, import", _MODELS),
     Verb(
-        "models",
-        "models.manage",
-        "The bundles: list, show, verify, export, import",
-        _MODELS,
+        "config",
+        "",
+        "The settings of site and user: show",
+        (Verb("show", "config", "Every setting, and where its value comes from"),),
     ),
-    Verb("config", "config", "What site and user have settled: show", _CONFIG),
     Verb("doctor", "doctor", "What runs here: versions, backend, memory, bundle"),
 )
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the process."""
+    sys.exit(int(run(sys.argv[1:] if arguments is None else list(arguments))))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code."""
+    keep_memory_private()  # before anything is read
+    screen = Screen.standard()
+    try:
+        check_output()
+        return _dispatch(list(arguments), screen)
+    except BrokenPipeError:  # such as `| head`: other programs end by the signal, without a word
+        drop_output()
+        return ExitCode.PIPE
+    except (Exception, KeyboardInterrupt) as error:
+        if wants_traceback():
+            raise
+        screen.error(line_for(error))
+        return code_for(error)
+
+
+def _dispatch(arguments: list[str], screen: Screen) -> int:
+    first = arguments[0] if arguments else "--help"
+    if first in ("--install-completion", "--show-completion") or (
+        "_CAPT_LOCAL_COMPLETE" in os.environ
+    ):
+        return _complete(arguments)
+    if first in ("-h", "--help", "help"):
+        screen.line(_HELP.format(verbs=_listed(VERBS)))
+        return ExitCode.OK
+    if first == "--version":
+        screen.line(f"capt-local {__version__}")
+        return ExitCode.OK
+    above: tuple[str, ...] = ()
+    verbs: Sequence[Verb] = VERBS
+    while verb := next((each for each in verbs if arguments and each.name == arguments[0]), None):
+        names, arguments = (*above, verb.name), arguments[1:]
+        if not verb.verbs:
+            from capt_local.cli import parse
+
+            found = function(verb, *above)
+            return parse.call(found, f"capt-local {' '.join(names)}", arguments, screen)
+        if not arguments or arguments[0] in ("-h", "--help"):
+            listed = _listed(verb.verbs)
+            screen.line(_GROUP_HELP.format(name=verb.name, summary=verb.summary, verbs=listed))
+            return ExitCode.OK
+        verbs, above = verb.verbs, names
+    behind = f" behind {above[0]}" if above else ""
+    hint = " For an answer to a file: capt-local generate -f FILE." if _is_file(first) else ""
+    known = ", ".join(verb.name for verb in verbs)
+    screen.error(f"there is no such verb{behind}; one of {known} is needed.{hint}")
+    return ExitCode.USAGE
+
+
+def _is_file(text: str) -> bool:
+    return os.path.isfile(text) or os.path.splitext(text)[1].lower() in (".txt", ".md")
+
+
+def _listed(verbs: Sequence[Verb]) -> str:
+    width = max(len(verb.name) for verb in verbs)
+    return "\n".join(f"  {verb.name:<{width}}  {verb.summary}" for verb in verbs)
+
+
+def _complete(arguments: list[str]) -> int:
+    """All verbs in one Typer program; only shell completion needs that."""
+    from capt_local.cli import parse
+
+    program = parse.program({v.name: function(v) for v in VERBS if not v.verbs})
+    for verb in VERBS:
+        if verb.verbs:
+            inner = {each.name: function(each, verb.name) for each in verb.verbs}
+            program.add_typer(parse.program(inner), name=verb.name)
+    program(arguments, prog_name="capt-local")
+    return ExitCode.OK
 
 
 def function(verb: Verb, *above: str) -> Callable[..., int]:

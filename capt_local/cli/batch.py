@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capt_local.batch import InputFormat
-from capt_local.cli.answer_flags import ProxyReasoningFlags, StructureFlags
-from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, option
+from capt_local.cli.options import (
+    MethodFlags,
+    ModelFlags,
+    ProxyReasoningFlags,
+    SampleFlags,
+    StructureFlags,
+    SystemFlags,
+    ViewFlags,
+    option,
+    top_logprobs_option,
+)
 from capt_local.config import Feature
 from capt_local.errors import UsageError
 
@@ -60,10 +69,6 @@ class InputFlags:
             help="What separates the cells of CSV. Default: comma, and tab in *.tsv.",
         ),
     ] = None
-    system: Annotated[
-        Path | None,
-        option("--system", metavar="FILE", help="A system text in front of each record."),
-    ] = None
     template: Annotated[
         Path | None,
         option(
@@ -109,27 +114,19 @@ class InputFlags:
             raise UsageError("There is no input. Name a file or a folder, or '-'.")
         return self.input
 
-    def parser(self) -> RecordParser:
-        """Reads template and system text.
+    def parser(self, system: str | None) -> RecordParser:
+        """Reads the template; the system text stands in front of each record.
 
         Raises:
             UsageError: one cannot be read or used, or they do not go together.
         """
         from capt_local.batch.records import RecordParser, RecordTemplate
-        from capt_local.cli.files import decoded
         from capt_local.strict_json import read_bytes
 
-        template = system = None
+        template = None
         if self.template is not None:
             name = "The template (--template)"
             template = RecordTemplate(read_bytes(self.template, name, largest=_LARGEST, pipes=True))
-        if self.system is not None:
-            name = "The system text (--system)"
-            system = decoded(read_bytes(self.system, name, largest=_LARGEST, pipes=True), name)
-            if not system.strip():
-                raise UsageError(f"{name} is empty.")
-            # Editors put a line end behind the last line, which is not part of the text.
-            system = system.removesuffix("\n").removesuffix("\r")
         return RecordParser(template, system, self.id_field, self.raw)
 
 
@@ -247,17 +244,7 @@ class SummaryFlags:
         bool,
         option("--logprobs", twin="LOGPROBS", help="Write the log-probability of each token."),
     ] = False
-    top_logprobs: Annotated[
-        int,
-        option(
-            "--top-logprobs",
-            twin="TOP_LOGPROBS",
-            metavar="N",
-            min=0,
-            max=100,
-            help="And N candidates of each model for each token.",
-        ),
-    ] = 0
+    top_logprobs: Annotated[int, top_logprobs_option("--logprobs")] = 0
     audit: Annotated[
         Path | None,
         option(
@@ -274,6 +261,7 @@ class Flags:
     """All groups of flags of `batch`."""
 
     input: InputFlags
+    system: SystemFlags
     run: RunFlags
     model: ModelFlags
     method: MethodFlags
@@ -286,6 +274,7 @@ class Flags:
 
 def batch(
     input: InputFlags,
+    system: SystemFlags,
     run: RunFlags,
     model: ModelFlags,
     method: MethodFlags,
@@ -304,9 +293,11 @@ def batch(
     Examples:
       capt-local batch notes.jsonl -o answers.jsonl -n 300
 
-      capt-local batch notes.csv --template ask.txt --system rules.txt -o answers.jsonl
+      capt-local batch notes.csv --template ask.txt --system-file rules.txt -o answers.jsonl
     """
     # Imported here: the help needs none of it.
     from capt_local.cli.batch_run import run_batch
 
-    return run_batch(Flags(input, run, model, method, sample, structure, thoughts, report, view))
+    return run_batch(
+        Flags(input, system, run, model, method, sample, structure, thoughts, report, view)
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -33,11 +34,17 @@ from capt_local.batch.supervisor import (
     worker_command,
 )
 from capt_local.bundles.manifest import Bundle
-from capt_local.cli.answer_flags import structure
 from capt_local.cli.batch import Flags
 from capt_local.cli.exits import ExitCode, code_for, wants_traceback
 from capt_local.cli.files import OutputFile, files_of, same_file
-from capt_local.cli.session import find_bundle, generate_options, load_options, pinned_date
+from capt_local.cli.options import SystemFlags
+from capt_local.cli.session import (
+    doubts,
+    find_bundle,
+    generate_options,
+    load_options,
+    pinned_date,
+)
 from capt_local.cli.signals import Signals
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.structured import SchemaCheck
@@ -97,7 +104,7 @@ class Settings:
             raise UsageError("--top-logprobs goes with --logprobs.")
         parallel = flags.run.records_at_once
         flags.run.timeout  # noqa: B018 - raises if it has no meaning
-        form = structure(flags.structure)
+        form = flags.structure.structure()
         schema, schema_sha256 = _schema(flags.structure.json_schema)
         bundle = find_bundle(flags.model)
         options = generate_options(bundle, flags.method, flags.sample, flags.report.top_logprobs)
@@ -180,7 +187,7 @@ class Settings:
             options=self.options,
             load=self.load,
             date=self.date,
-            check=flags.model.check,
+            check=flags.model.verify,
             raw=flags.input.raw,
             parallel=self.parallel,
         )
@@ -215,6 +222,7 @@ def run_batch(flags: Flags, start: Callable[[], WorkerProcess] | None = None) ->
         CaptError: flags, input, output or models are not as they should be.
     """
     screen = Screen.standard(flags.view.verbose)
+    flags = dataclasses.replace(flags, system=_system(flags.system, screen))
     display = ProgressDisplay(screen)
     output, report = flags.run.output, flags.report
     if output is None:
@@ -225,6 +233,7 @@ def run_batch(flags: Flags, start: Callable[[], WorkerProcess] | None = None) ->
         raise UsageError("--ray-actors goes with --ray.")
     _check_places(flags, output)
     settings = Settings.of(flags, output)
+    screen.notes(doubts(settings.options))
     _check_places(flags, output, files_of(settings.bundle))
     summary_file = OutputFile(report.summary, "The summary (--summary)") if report.summary else None
     audit = AuditLog(report.audit) if report.audit and not flags.run.check else None
@@ -232,7 +241,7 @@ def run_batch(flags: Flags, start: Callable[[], WorkerProcess] | None = None) ->
         source = check_input(
             flags.input.path,
             flags.input.input_format,
-            parser=flags.input.parser(),
+            parser=flags.input.parser(flags.system.text()),
             delimiter=flags.input.delimiter.character if flags.input.delimiter else None,
             options=settings.options,
             model=settings.bundle.id,
@@ -258,9 +267,17 @@ def run_batch(flags: Flags, start: Callable[[], WorkerProcess] | None = None) ->
     return code
 
 
+def _system(given: SystemFlags, screen: Screen) -> SystemFlags:
+    """`--system` took a file in version 0.1.0; one that names a file still does, with a note."""
+    if given.system is None or not os.path.isfile(given.system):
+        return given
+    screen.notes(["--system names a file, which is read as the system text: say --system-file."])
+    return SystemFlags(system_file=Path(given.system))
+
+
 def _check_places(flags: Flags, output: Path, models: Iterable[Path] = ()) -> None:
     """Refuses an output, a summary or a log in the place of something else that the run uses."""
-    files = (flags.input.path, flags.input.system, flags.input.template)
+    files = (flags.input.path, flags.system.system_file, flags.input.template)
     forms = (flags.structure.json_schema, flags.structure.grammar_file)
     read = [path for path in (*files, *forms, *models) if path is not None]
     check_place(output, read)

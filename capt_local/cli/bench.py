@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import (
+    CombineFlags,
     ModelFlags,
     SampleFlags,
-    SideBySideFlags,
     ViewFlags,
     option,
 )
@@ -137,7 +137,7 @@ class BenchFlags:
 
 
 def bench(
-    what: BenchFlags, model: ModelFlags, how: SideBySideFlags, sample: SampleFlags, view: ViewFlags
+    what: BenchFlags, model: ModelFlags, how: CombineFlags, sample: SampleFlags, view: ViewFlags
 ) -> int:
     """Prompt and answer speed of every way of answering, and their ratios.
 
@@ -153,8 +153,6 @@ def bench(
       capt-local bench --prompts notes.jsonl --limit 16 --parallel 8
     """
     screen = Screen.standard(view.verbose)
-    if how.method is not None:
-        raise UsageError("bench runs its modes side by side; --method has no place here.")
     what.check()
     prompts = _given(what)
     bundle = find_bundle(model)

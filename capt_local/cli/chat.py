@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 from capt_local.chat.commands import in_block, is_open, offers, understood
 from capt_local.chat.conversation import CANDIDATES
-from capt_local.cli.answer_flags import ReasoningFlags, StructureFlags, reasoning_writer, structure
 from capt_local.cli.chat_commands import Commands
 from capt_local.cli.exits import ExitCode, line_for, wants_traceback
 from capt_local.cli.files import checked, decoded
 from capt_local.cli.options import (
     MethodFlags,
     ModelFlags,
+    ReasoningFlags,
     SampleFlags,
     SpeedFlags,
+    StructureFlags,
+    SystemFlags,
     TemplateFlags,
     ViewFlags,
     option,
 )
-from capt_local.cli.session import find_bundle, generate_options, open_session
+from capt_local.cli.session import doubts, find_bundle, generate_options, open_session
 from capt_local.cli.signals import Leave, Signals
 from capt_local.cli.talk import Talk, TranscriptFile, no_room
 from capt_local.config import Feature
@@ -47,9 +49,6 @@ _BANNER = (
 class ChatFlags:
     """How the conversation begins, and what becomes of it."""
 
-    system: Annotated[
-        str | None, option("--system", twin="SYSTEM", metavar="TEXT", help="The system text.")
-    ] = None
     transcript: Annotated[
         Path | None,
         option(
@@ -73,6 +72,7 @@ class ChatFlags:
 def chat(
     model: ModelFlags,
     talk: ChatFlags,
+    system_text: SystemFlags,
     template: TemplateFlags,
     how: MethodFlags,
     sample: SampleFlags,
@@ -94,11 +94,12 @@ def chat(
       capt-local chat --idle-timeout 10 --alpha 0.5
     """
     screen = Screen.standard(view.verbose)
-    system = None if talk.system is None else checked(talk.system, "--system")
+    system = system_text.text()
     idle = _seconds(talk.idle_timeout)
-    shape, source = structure(form), template.source()
+    shape, source = form.structure(), template.source()
     bundle = find_bundle(model)
     options = pace.at(thought.added(generate_options(bundle, how, sample, CANDIDATES), shape))
+    screen.notes(doubts(options))
     with Signals() as signals:
         log = TranscriptFile(talk.transcript) if talk.transcript is not None else None
         try:
@@ -112,7 +113,7 @@ def chat(
                 return signals.code
             raise
         with session.runtime:
-            held = Talk(session, signals, options, log, system, reasoning_writer(thought, screen))
+            held = Talk(session, signals, options, log, system, thought.writer(screen))
             try:
                 return _converse(held, signals, idle)
             finally:

@@ -12,7 +12,6 @@ from capt_local.chat.commands import (
     Call,
     changed,
     differences,
-    doubtful,
     path_of,
 )
 from capt_local.chat.conversation import (
@@ -26,8 +25,9 @@ from capt_local.chat.conversation import (
     written,
 )
 from capt_local.cli.files import OutputFile, checked, decoded
-from capt_local.cli.policy import check_transcript, check_weights
+from capt_local.cli.session import doubts
 from capt_local.cli.talk import Talk
+from capt_local.config import Feature, read_site
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.report.answers import clipped, marked_text, short_line, summary_line, views
@@ -150,10 +150,11 @@ class Commands:
             self._screen.aside(_settings(talk.options))
             return
         before, options = talk.options, self._changed(rest)
-        doubt = doubtful(options)
-        if doubt is not None and doubt != doubtful(before) and self._questioned != rest:
+        doubt = doubts(options)
+        if doubt and doubt != doubts(before) and self._questioned != rest:
             self._questioned = rest
-            self._screen.note(f"{doubt} Nothing has changed; the same command again sets it.")
+            text = doubt[0][0].upper() + doubt[0][1:]
+            self._screen.note(f"{text} Nothing has changed; the same command again sets it.")
             return
         self._questioned = ""
         talk.options = options
@@ -163,7 +164,7 @@ class Commands:
     def _changed(self, rest: str) -> GenerateOptions:
         """The settings with new values that these models can answer with."""
         options = changed(self._talk.options, rest)
-        check_weights(options.combine)
+        read_site().limits.check_weights((*options.combine.alphas, *options.combine.powers))
         pairs = self._talk.session.runtime.bundle.pairs
         options.combine.rows(pairs if options.method.roles is None else min(pairs, 1))
         return options
@@ -234,7 +235,7 @@ class Commands:
         talk = self._talk
         if not talk.conversation.messages():
             raise UsageError("Nothing has been said yet, so there is nothing to save.")
-        check_transcript("/save")
+        read_site().limits.refuse(Feature.TRANSCRIPTS, "/save")
         path = named(rest, "/save")
         if talk.writes_to(path):
             raise UsageError("That is the running transcript, which holds all this already.")

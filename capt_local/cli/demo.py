@@ -9,19 +9,23 @@ from importlib import resources
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import Asked, read_prompt
 from capt_local.cli.options import (
-    MethodFlags,
+    CombineFlags,
     ModelFlags,
-    OwnTextFlags,
-    PromptFlags,
     SampleFlags,
-    SideBySideFlags,
+    TextFlags,
     ViewFlags,
 )
-from capt_local.cli.session import Session, answer_to, find_bundle, generate_options, open_session
+from capt_local.cli.session import (
+    Session,
+    answer_to,
+    doubts,
+    find_bundle,
+    generate_options,
+    open_session,
+)
 from capt_local.cli.signals import Interrupt
 from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
-from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
 from capt_local.report.answers import (
     DRAFT,
@@ -65,8 +69,8 @@ class Scene:
 
 def demo(
     model: ModelFlags,
-    prompt: OwnTextFlags,
-    how: SideBySideFlags,
+    prompt: TextFlags,
+    how: CombineFlags,
     sample: SampleFlags,
     view: ViewFlags,
 ) -> int:
@@ -74,16 +78,14 @@ def demo(
 
     With -p, -f or another bundle: the same for your own text and models.
     """
-    if how.method is not None:
-        raise UsageError("demo shows the target and capt side by side; --method cannot go with it.")
     return play(Screen.standard(view.verbose), model, prompt, how, sample)
 
 
 def play(
     screen: Screen,
     model: ModelFlags,
-    prompt: PromptFlags,
-    how: MethodFlags,
+    prompt: TextFlags,
+    how: CombineFlags,
     sample: SampleFlags,
 ) -> int:
     """Plays the demo on a screen and returns the exit code.
@@ -92,13 +94,12 @@ def play(
         UsageError, ModelError, MemoryShortage: see `open_session` and `read_prompt`.
     """
     own = prompt.prompt is not None or prompt.file is not None
-    if not own and (prompt.raw or prompt.system is not None):
-        raise UsageError("--raw and --system go with a text of your own: give it with -p or -f.")
-    scene = Scene(read_prompt(prompt), raw=prompt.raw) if own else our_scene()
+    scene = Scene(read_prompt(prompt.prompt, prompt.file)) if own else our_scene()
     bundle = find_bundle(model)
     if sample.max_tokens is None:
         sample = dataclasses.replace(sample, max_tokens=_MAX_TOKENS)
     options = dataclasses.replace(generate_options(bundle, how, sample, top=3), method=Method.CAPT)
+    screen.notes(doubts(options))
     with Interrupt() as interrupt:
         session = open_session(bundle, model, screen, interrupt)
         with session.runtime:

@@ -10,17 +10,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from capt_local.bundles.manifest import MANIFEST, RECEIPT, SIGNATURE
 from capt_local.bundles.verify import Check
 from capt_local.cli.exits import ExitCode, code_for
-from capt_local.cli.files import mebibytes
-from capt_local.cli.options import ModelFlags, TemplateFlags, ViewFlags, option
-from capt_local.cli.policy import signed, spoken_signer
+from capt_local.cli.options import JsonFlags, ModelFlags, TemplateFlags, ViewFlags
 from capt_local.cli.session import find_bundle, load_options
 from capt_local.config import key_folders
 from capt_local.errors import CaptError, MemoryShortage, ModelError
+from capt_local.policy import signed, signer_text
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Table
@@ -34,14 +33,7 @@ if TYPE_CHECKING:
     from capt_local.tokenization.vocabulary import Vocabulary
 
 
-@dataclass(frozen=True, slots=True)
-class DoctorFlags:
-    """How the findings are told."""
-
-    json: Annotated[bool, option("--json", twin="JSON", help="Write a JSON object.")] = False
-
-
-def doctor(model: ModelFlags, template: TemplateFlags, how: DoctorFlags, view: ViewFlags) -> int:
+def doctor(model: ModelFlags, template: TemplateFlags, how: JsonFlags, view: ViewFlags) -> int:
     """What runs here: versions, backend, memory; whether a bundle is whole and fits.
 
     Exit code 0 when all is well, 3 when the bundle is broken, 4 when it does not fit into memory, 2
@@ -79,12 +71,12 @@ def examine(flags: ModelFlags, template: str | None = None) -> Diagnosis:
         found.problem(error)
         return found
     found.warnings.extend(bundle.notices)
-    found.attempt("bundle", lambda: files(bundle, flags.check, found))
+    found.attempt("bundle", lambda: files(bundle, flags.verify, found))
     found.attempt("files", lambda: modes(bundle, found.warnings))
     if not found.problems:  # a file that is not the right one never reaches llama.cpp
         found.attempt("memory of the bundle", lambda: room(bundle, options, found))
         before = len(found.problems)
-        found.attempt("first look", lambda: first_look(bundle, flags.check, found))
+        found.attempt("first look", lambda: first_look(bundle, flags.verify, found))
         if len(found.problems) == before:
             found.attempt("roles", lambda: roles(bundle, found, template))
     return found
@@ -241,7 +233,7 @@ def files(bundle: Bundle, check: Check, diagnosis: Diagnosis) -> dict[str, Any]:
         "version": bundle.version,
         "roles": ", ".join(bundle.models),
         "digests": _CHECKED[check] if known else "none known",
-        "signer": spoken_signer(bundle),
+        "signer": signer_text(bundle),
     }
 
 
@@ -555,6 +547,11 @@ def _left(told: list[str]) -> str:
             "with it, or delete them: capt-local models clean."
         )
     return named
+
+
+def mebibytes(count: int) -> str:
+    """A number of bytes as MiB, rounded."""
+    return f"{count / (1 << 20):,.0f} MiB"
 
 
 _WATCHED = 0.3  # seconds, to see what other programs take of the processor

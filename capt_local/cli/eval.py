@@ -18,7 +18,7 @@ import typer
 from capt_local.bundles.verify import file_digest
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import OutputFile, files_of
-from capt_local.cli.options import ModelFlags, SampleFlags, SideBySideFlags, ViewFlags, option
+from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags, ViewFlags, option
 from capt_local.cli.session import (
     Session,
     find_bundle,
@@ -230,7 +230,7 @@ def _check_used(what: EvalFlags, runs: Sequence[TaskRun]) -> None:
 def make_plan(
     what: EvalFlags,
     bundle: Bundle,
-    how: SideBySideFlags,
+    how: CombineFlags,
     sample: SampleFlags,
     runs: Sequence[TaskRun],
 ) -> EvalPlan:
@@ -243,9 +243,7 @@ def make_plan(
     longer = dataclasses.replace(sample, temp=sample.temp or 0.0)
     plan = EvalPlan(
         methods={
-            method.value: _stepwise(
-                generate_options(bundle, dataclasses.replace(how, method=method), longer, 0)
-            )
+            method.value: _stepwise(generate_options(bundle, how, longer, 0, method))
             for method in methods
         },
         choice=what.choice,
@@ -579,7 +577,7 @@ def _about(cell: Cell, against: str) -> Iterator[str]:
 def eval(
     what: EvalFlags,
     model: ModelFlags,
-    how: SideBySideFlags,
+    how: CombineFlags,
     sample: SampleFlags,
     view: ViewFlags,
 ) -> int:
@@ -598,8 +596,6 @@ def eval(
       capt-local eval --task rqe.jsonl --style few-shot --shots-file rqe-train.jsonl --limit 50
     """
     screen = Screen.standard(view.verbose)
-    if how.method is not None:
-        raise UsageError("eval compares methods: name them with --methods, not --method.")
     runs = read_task_runs(what, sample.seed)
     bundle = find_bundle(model)
     plan = make_plan(what, bundle, how, sample, runs)

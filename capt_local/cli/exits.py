@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     CONTEXT = 5
     FAILED_RECORDS = 6
     INTERRUPTED = 130
+    PIPE = 141  # as shells number the end of a program whose reader has gone (SIGPIPE)
 
 
 def code_for(error: BaseException) -> ExitCode:
@@ -32,8 +33,8 @@ def code_for(error: BaseException) -> ExitCode:
 def line_for(error: BaseException) -> str:
     """The line that a person reads.
 
-    The message of an unforeseen exception may hold the user's text, so only its type and the
-    place in this package are told.
+    The message of an unforeseen exception may hold the user's text, so it has only the type and
+    the place in this package.
     """
     if code_for(error) is ExitCode.INTERRUPTED:
         return "interrupted."

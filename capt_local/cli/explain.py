@@ -11,8 +11,8 @@ import typer
 
 from capt_local.batch.output import answer_object_of
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.files import ForceFlags, OutputFile, ReportFlags
-from capt_local.cli.options import ViewFlags, option
+from capt_local.cli.files import OutputFile
+from capt_local.cli.options import HtmlFlags, TargetAloneFlags, ViewFlags, option
 from capt_local.errors import UsageError
 from capt_local.report.answers import views
 from capt_local.report.json import Answer, Stored, answer_from, missing
@@ -50,7 +50,7 @@ class StoredFlags:
     ] = None
 
 
-def explain(what: StoredFlags, report: ReportFlags, force: ForceFlags, view: ViewFlags) -> int:
+def explain(what: StoredFlags, report: HtmlFlags, beside: TargetAloneFlags, view: ViewFlags) -> int:
     """Shows which tokens the expert changed, how far, and what the target would have said.
 
     No model is needed: everything stands in the file. With --html, the page takes the place of
@@ -65,7 +65,7 @@ def explain(what: StoredFlags, report: ReportFlags, force: ForceFlags, view: Vie
     file = None
     if report.html:
         name = "The report (--html)"
-        file = OutputFile(report.html, name, inputs=[what.file], force=force.force)
+        file = OutputFile(report.html, name, inputs=[what.file], force=report.force)
     kept = _kept(_read(what.file))
     if what.turn is not None and what.turn > len(kept):
         raise UsageError(f"--turn {what.turn} is not there: the file holds {_count(len(kept))}.")
@@ -75,7 +75,7 @@ def explain(what: StoredFlags, report: ReportFlags, force: ForceFlags, view: Vie
     if _without_logprobs(one):
         raise UsageError(_NO_LOGPROBS)
     found = answer_from(one)
-    alone = _target_alone(found) if report.with_target else None
+    alone = _target_alone(found) if beside.with_target else None
     screen.notes(missing(found.answer))
     if file is None:
         screen.show(*views(found.answer, alone))

@@ -9,15 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from capt_local.cli.options import PromptFlags, option
-from capt_local.config import Feature
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message, refuse_nul
 
@@ -32,73 +30,103 @@ _OURS = re.compile(
     re.DOTALL,
 )
 _FIRST_PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf", re.DOTALL)
-_BOM = "\ufeff"
+_NO_PROMPT = "There is no prompt. Give it with -p, -f or on standard input."
 Asked = str | list[Message]
 
 
-def read_prompt(flags: PromptFlags, stdin: BinaryIO | None = None) -> Asked:
-    """What the flags ask: raw text as a string, else messages.
+def read_prompt(
+    prompt: str | None,
+    file: Path | None,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+    stdin: BinaryIO | None = None,
+) -> Asked:
+    """The prompt of the flags: raw text as a string, else messages.
 
     Args:
-        flags: of the command line.
+        prompt: -p; "-" is standard input.
+        file: -f; "-" is standard input. With -p it follows behind a blank line.
+        system: the system text.
+        raw: whether the text is continued as it is.
         stdin: standard input as bytes; the process's own when None.
 
     Raises:
         UsageError: no text, empty text, standard input as both parts, text that is not UTF-8, or
             a terminal as standard input with nothing else given.
     """
-    text = _text(flags, stdin)
-    if not text.strip():
-        raise UsageError("The prompt is empty. Give it with -p, -f or on standard input.")
-    if flags.raw:
-        if flags.system is not None:
-            raise UsageError("--raw text has no turns, so --system cannot go with it.")
-        return text
-    messages = [Message("user", text)]
-    if flags.system is not None:
-        messages.insert(0, Message("system", checked(flags.system, "--system")))
-    return messages
-
-
-def _text(flags: PromptFlags, stdin: BinaryIO | None) -> str:
-    if flags.prompt is None and flags.file is None:
-        return decoded(_stdin_bytes(stdin, wait=False), "Standard input")
-    if flags.prompt == "-" and str(flags.file) == "-":
+    if prompt == "-" and str(file) == "-":
         raise UsageError("Standard input cannot be both the prompt (-p) and the file (-f).")
     parts = []
-    if flags.prompt == "-":
-        parts.append(decoded(_stdin_bytes(stdin, wait=True), "Standard input"))
-    elif flags.prompt is not None:
-        parts.append(checked(flags.prompt, "-p"))
-    if flags.file is not None and str(flags.file) == "-":
-        parts.append(decoded(_stdin_bytes(stdin, wait=True), "Standard input"))
-    elif flags.file is not None:
-        parts.append(decoded(_file_bytes(flags.file), "The prompt file (-f)"))
+    if prompt == "-" or (prompt is None and file is None):
+        data = stdin_bytes(_NO_PROMPT, stdin, wait=prompt == "-")
+        parts.append(decoded(data, "Standard input"))
+    elif prompt is not None:
+        parts.append(checked(prompt, "-p"))
+    if file is not None and str(file) == "-":
+        parts.append(decoded(stdin_bytes(_NO_PROMPT, stdin, wait=True), "Standard input"))
+    elif file is not None:
+        parts.append(read_text(file, "The prompt file (-f)"))
     if len(parts) == 2:
         for part, name in zip(parts, ("The text of -p", "The file of -f"), strict=True):
             if not part.strip():
                 raise UsageError(f"{name} is empty, so the prompt is not complete.")
-    return "\n\n".join(parts)
+    text = "\n\n".join(parts)
+    if not text.strip():
+        raise UsageError("The prompt is empty. Give it with -p, -f or on standard input.")
+    if raw:
+        if system is not None:
+            raise UsageError("--raw text has no turns, so a system text cannot go with it.")
+        return text
+    front = [] if system is None else [Message("system", system)]
+    return [*front, Message("user", text)]
 
 
-def _stdin_bytes(stdin: BinaryIO | None, *, wait: bool) -> bytes:
-    """All of standard input; looked at only here, since a process may have none."""
+def stdin_bytes(nothing: str, stdin: BinaryIO | None = None, *, wait: bool = False) -> bytes:
+    """All of standard input; looked at only here, since a process may have none.
+
+    Args:
+        nothing: the error where there is none.
+        stdin: the stream; the process's own when None.
+        wait: whether a terminal is read too.
+    """
     if stdin is None and sys.stdin is not None:
         stdin = sys.stdin.buffer
     if stdin is None or (not wait and stdin.isatty()):
-        raise UsageError("There is no prompt. Give it with -p, -f or on standard input.")
+        raise UsageError(nothing)
     try:
         return stdin.read()
     except OSError as error:
         raise UsageError(f"Standard input cannot be read: {error.strerror}.") from None
 
 
-def _file_bytes(path: Path) -> bytes:
+def stdin_holds_text() -> bool:
+    """Whether something waits on standard input that nobody has read; does not wait for it."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        # The name of the file is not repeated: people name files after patients.
-        raise UsageError(f"The prompt file (-f) cannot be read: {error.strerror}.") from None
+        number = sys.stdin.fileno()
+        about = os.fstat(number)
+        if stat.S_ISREG(about.st_mode):
+            return about.st_size > os.lseek(number, 0, os.SEEK_CUR)
+        if not stat.S_ISFIFO(about.st_mode):
+            return False
+        import fcntl
+        import termios
+
+        waiting = fcntl.ioctl(number, termios.FIONREAD, b"\0\0\0\0")
+        return int.from_bytes(waiting, sys.byteorder) > 0
+    except (AttributeError, ImportError, OSError, ValueError):  # none, or no real stream
+        return False
+
+
+def read_text(path: Path, what: str, largest: int = 64 << 20) -> str:
+    """A text file.
+
+    Raises:
+        UsageError: it cannot be read, is larger than `largest` bytes, or is no UTF-8.
+    """
+    from capt_local.strict_json import read_bytes
+
+    return decoded(read_bytes(path, what, largest=largest, pipes=True), what)
 
 
 def decoded(data: bytes, what: str) -> str:
@@ -109,7 +137,7 @@ def decoded(data: bytes, what: str) -> str:
     """
     refuse_nul(data, what)
     try:
-        return data.decode("utf-8").removeprefix(_BOM)
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{what} is not valid UTF-8: byte {error.start} (counted from 0) is "
@@ -131,16 +159,6 @@ def checked(text: str, option: str) -> str:
         ) from None
     refuse_nul(text, f"The text of {option}")
     return text
-
-
-@dataclass(frozen=True, slots=True)
-class ForceFlags:
-    """Whether files of others may be replaced."""
-
-    force: Annotated[
-        bool,
-        option("--force", help="Let -o and --html replace a file that capt-local did not write."),
-    ] = False
 
 
 class OutputFile:
@@ -170,8 +188,8 @@ class OutputFile:
         self._path = path
         self._name = name
         try:
-            regular = path.is_file() or not path.exists()
             exists = path.exists()
+            regular = path.is_file() or not exists
         except OSError as error:  # such as a name that is too long
             raise self._refusal(error) from None
         if not regular:
@@ -185,7 +203,7 @@ class OutputFile:
                 f"{forced}."
             )
         _remove_parts(path.parent)
-        self._new_file().discard()
+        _discard(*self._new_file())
 
     def spare(self) -> str | None:
         """Why what is incomplete is not written here: it would replace an earlier file.
@@ -202,47 +220,32 @@ class OutputFile:
         Raises:
             UsageError: the disk is full or the folder has gone; what was there before is intact.
         """
-        part = self._new_file()
+        handle, part = self._new_file()
         try:
             # By its handle: whoever may write the folder could put a link in the place of the name.
-            with open(part.handle, "w", encoding="utf-8", newline="", closefd=False) as stream:
+            with open(handle, "w", encoding="utf-8", newline="", closefd=False) as stream:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(part.path, self._path)
-            os.close(part.handle)
+            os.replace(part, self._path)
+            os.close(handle)
         except BaseException as error:
-            part.discard()
+            _discard(handle, part)
             if isinstance(error, OSError):
                 raise self._refusal(error) from None
             raise
 
-    def _new_file(self) -> _Part:
+    def _new_file(self) -> tuple[int, str]:
         """An empty file of mode 0600 in the folder of the output, locked while it is written."""
         try:
             handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=_PART)
         except OSError as error:
             raise self._refusal(error) from None
         _lock(handle)
-        return _Part(handle, name)
+        return handle, name
 
     def _refusal(self, error: OSError) -> UsageError:
         return UsageError(f"{self._name} cannot be written: {error.strerror}. Nothing was written.")
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A file that is not whole yet."""
-
-    handle: int
-    path: str
-
-    def discard(self) -> None:
-        """Removes it."""
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
-        with contextlib.suppress(OSError):
-            os.close(self.handle)
 
 
 def same_file(one: Path, other: Path) -> bool:
@@ -279,15 +282,20 @@ def _is_ours(path: Path) -> bool:
     return not start or _OURS.match(start) is not None
 
 
+def _discard(handle: int, path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    with contextlib.suppress(OSError):
+        os.close(handle)
+
+
 def _lock(handle: int) -> bool:
     """Locks an open file; False where another process holds the lock."""
     try:
         import fcntl
-    except ImportError:  # without POSIX no lock, so parts of killed runs stay
-        return False
-    try:
+
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (ImportError, OSError):
         return False
     return True
 
@@ -297,37 +305,9 @@ def _remove_parts(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for part in folder.glob(f"{_PART}*"):
             with contextlib.suppress(OSError):
-                handle = os.open(part, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+                handle = os.open(part, os.O_RDONLY | os.O_NOFOLLOW)
                 try:
                     if os.fstat(handle).st_uid == os.geteuid() and _lock(handle):
                         part.unlink()
                 finally:
                     os.close(handle)
-
-
-TOP = 3
-"""Candidates of each model that a report tells."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReportFlags:
-    """Whether a report is written, and what is beside the answer in it."""
-
-    html: Annotated[
-        Path | None,
-        option(
-            "--html",
-            metavar="PATH",
-            help="Write what the expert changed as one HTML page here (mode 0600).",
-        ),
-        Feature.REPORTS,
-    ] = None
-    with_target: Annotated[
-        bool,
-        option("--with-target", help="The target's own answer to the same prompt beside it."),
-    ] = False
-
-
-def mebibytes(count: int) -> str:
-    """A number of bytes as MiB, rounded."""
-    return f"{count / (1 << 20):,.0f} MiB"

@@ -6,29 +6,39 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from capt_local.cli.answer_flags import ReasoningFlags, StructureFlags, reasoning_writer, structure
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import (
-    TOP,
     Asked,
-    ForceFlags,
     OutputFile,
-    ReportFlags,
     files_of,
     read_prompt,
     same_file,
+    stdin_holds_text,
 )
 from capt_local.cli.options import (
+    HtmlFlags,
     MethodFlags,
     ModelFlags,
     OutputFlags,
-    PromptFlags,
+    RawFlags,
+    ReasoningFlags,
     SampleFlags,
     SpeedFlags,
+    StructureFlags,
+    SystemFlags,
+    TargetAloneFlags,
     TemplateFlags,
+    TextFlags,
     ViewFlags,
 )
-from capt_local.cli.session import Session, answer_to, find_bundle, generate_options, open_session
+from capt_local.cli.session import (
+    Session,
+    answer_to,
+    doubts,
+    find_bundle,
+    generate_options,
+    open_session,
+)
 from capt_local.cli.signals import Interrupt
 from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
@@ -40,7 +50,9 @@ from capt_local.report.terminal import Screen
 
 def generate(
     model: ModelFlags,
-    prompt: PromptFlags,
+    prompt: TextFlags,
+    system: SystemFlags,
+    style: RawFlags,
     template: TemplateFlags,
     how: MethodFlags,
     sample: SampleFlags,
@@ -48,8 +60,8 @@ def generate(
     output: OutputFlags,
     form: StructureFlags,
     thought: ReasoningFlags,
-    report: ReportFlags,
-    force: ForceFlags,
+    report: HtmlFlags,
+    beside: TargetAloneFlags,
     view: ViewFlags,
 ) -> int:
     """One answer to a prompt: the answer on standard output, everything else on standard error.
@@ -65,18 +77,27 @@ def generate(
     """
     screen = Screen.standard(view.verbose)
     # Everything that can be wrong is found before anything heavy is loaded.
-    _check(output, report)
-    asked = read_prompt(prompt)
-    shape = structure(form)
+    _check(output, report, beside.with_target)
+    asked = read_prompt(prompt.prompt, prompt.file, system=system.text(), raw=style.raw)
+    if "-" not in (prompt.prompt, str(prompt.file)) and stdin_holds_text():
+        screen.notes(["standard input holds text, which is not read: -f - reads it."])
+    shape = form.structure()
     bundle = find_bundle(model)
-    top = max(output.top_logprobs, TOP if report.html else 0)
+    top = max(output.top_logprobs, 3 if report.html else 0)
     options = pace.at(thought.added(generate_options(bundle, how, sample, top), shape))
-    if report.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
+    screen.notes(doubts(options))
+    if beside.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
         raise UsageError("--with-target compares with the target, so it needs a method of three.")
-    inputs = [prompt.file, form.json_schema, form.grammar_file, *files_of(bundle)]
-    delivery = _Delivery(screen, output, report, asked, inputs, force.force)
+    inputs = [
+        prompt.file,
+        system.system_file,
+        form.json_schema,
+        form.grammar_file,
+        *files_of(bundle),
+    ]
+    delivery = _Delivery(screen, output, report, asked, inputs)
     show = screen.answer if delivery.live else None
-    think = reasoning_writer(thought, screen) if delivery.live else None
+    think = thought.writer(screen) if delivery.live else None
 
     def keep(part: Answer) -> None:
         try:
@@ -91,14 +112,14 @@ def generate(
         with session.runtime:
             try:
                 answer = answer_to(
-                    session, asked, options, raw=prompt.raw, show=show, think=think, keep=keep
+                    session, asked, options, raw=style.raw, show=show, think=think, keep=keep
                 )
             finally:
                 # Also behind a part of an answer that an error ended: it gets its own line.
                 if show is not None:
                     screen.end_answer()
             alone = None
-            if report.with_target and answer.finish is not FinishReason.INTERRUPTED:
+            if beside.with_target and answer.finish is not FinishReason.INTERRUPTED:
                 alone = _target_alone(session, asked, options, answer, delivery)
     delivery.write(answer, alone)
     # The notices of the bundle have been shown when it was opened.
@@ -112,11 +133,11 @@ def generate(
     return ExitCode.OK if answer.structured is not False else ExitCode.FAILED_RECORDS
 
 
-def _check(output: OutputFlags, report: ReportFlags) -> None:
+def _check(output: OutputFlags, report: HtmlFlags, with_target: bool) -> None:
     """Refuses what does not go together, before anything is read."""
     if output.top_logprobs and not output.json:
         raise UsageError("--top-logprobs goes with --json.")
-    if report.with_target and not (report.html or output.json):
+    if with_target and not (report.html or output.json):
         raise UsageError("--with-target goes with --html or --json.")
     if report.html and output.output:
         same = report.html.absolute() == output.output.absolute()
@@ -141,19 +162,18 @@ class _Delivery:
         self,
         screen: Screen,
         output: OutputFlags,
-        report: ReportFlags,
+        report: HtmlFlags,
         asked: Asked,
         inputs: list[Path | None],
-        force: bool,
     ) -> None:
         self._screen = screen
         self._output = output
         self._note = asked if isinstance(asked, str) else asked[-1].content
         file = page = None
         if output.output:
-            file = OutputFile(output.output, inputs=inputs, force=force)
+            file = OutputFile(output.output, inputs=inputs, force=report.force)
         if report.html:
-            page = OutputFile(report.html, "The report (--html)", inputs=inputs, force=force)
+            page = OutputFile(report.html, "The report (--html)", inputs=inputs, force=report.force)
         self._places = _Places(file, page)
         self.live = not output.json and file is None
 

@@ -1,13 +1,17 @@
-"""The options that verbs share, each defined once, in groups of one concern.
+"""The options that verbs share, each declared once, in groups of one concern.
 
-A default of None means: what the bundle says, else the default of the decoder. Each option that
-is a setting has an environment twin CAPT_LOCAL_*. The prompt and the files of one call have none:
-the environment is inherited by everything that is started later.
+A verb is a function of such groups (see `parse`). A default of None means: what the bundle says,
+else the default of the decoder. Each option that is a setting has an environment twin CAPT_LOCAL_*
+and a key in the files of user and site. The prompt and the files of one call have none: the
+environment is inherited by everything that is started later.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,20 +19,24 @@ import typer
 
 from capt_local.alignment import Align
 from capt_local.bundles.verify import Check
-from capt_local.decoding.options import GenerateOptions, Method, Speed
+from capt_local.cli.files import checked, read_text
+from capt_local.config import Feature
+from capt_local.decoding.options import GenerateOptions, Method, Speed, Structure
 from capt_local.errors import UsageError
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import AdapterFile
+    from capt_local.report.terminal import Screen
+
+_LARGEST = 1 << 20  # bytes of a schema, a grammar or a system text
 
 
 def option(*names: str, help: str, twin: str = "", metavar: str | None = None, **more: Any) -> Any:
     """A Typer option; `twin` is the end of the name of its environment variable."""
-    envvar = f"CAPT_LOCAL_{twin}" if twin else None
     return typer.Option(
         *names,
         help=help,
-        envvar=envvar,
+        envvar=f"CAPT_LOCAL_{twin}" if twin else None,
         metavar=metavar,
         show_default=False,
         show_envvar=False,
@@ -36,9 +44,61 @@ def option(*names: str, help: str, twin: str = "", metavar: str | None = None, *
     )
 
 
+# Options of several groups.
+
+
+def verify_option() -> Any:
+    """How the digests of models are checked; the default stands in the help of each verb."""
+    return option(
+        "--verify",
+        twin="VERIFY",
+        metavar="always|cached|never",
+        help="Check the digests of the models: always reads the files; cached reads a file of an "
+        "installed bundle once and then only if it has changed. Default: cached.",
+    )
+
+
+def gpu_layers_option() -> Any:
+    """How much of the models goes to a GPU; the default is `auto`."""
+    return option(
+        "-ngl",
+        "--gpu-layers",
+        twin="GPU_LAYERS",
+        metavar="N|auto|all",
+        help="Layers on the GPU. Default: auto, as many as fit.",
+    )
+
+
+def threads_option() -> Any:
+    """On how many threads a CPU computes."""
+    return option(
+        "-t",
+        "--threads",
+        twin="THREADS",
+        metavar="N",
+        min=1,
+        help="CPU threads. Default: the cores that other programs leave free while it runs.",
+    )
+
+
+def top_logprobs_option(needs: str) -> Any:
+    """How many candidates are written for each token; `needs` is the option that it goes with."""
+    return option(
+        "--top-logprobs",
+        twin="TOP_LOGPROBS",
+        metavar="N",
+        min=0,
+        max=100,
+        help=f"Candidates of each model for each token, with {needs}.",
+    )
+
+
+# The prompt.
+
+
 @dataclass(frozen=True, slots=True)
-class PromptFlags:
-    """What is asked."""
+class TextFlags:
+    """The text of one call."""
 
     prompt: Annotated[
         str | None,
@@ -60,13 +120,46 @@ class PromptFlags:
             "file are the prompt.",
         ),
     ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class SystemFlags:
+    """The system text, the same for each verb."""
+
     system: Annotated[
         str | None,
         option("--system", twin="SYSTEM", metavar="TEXT", help="The system text."),
     ] = None
+    system_file: Annotated[
+        Path | None,
+        option("--system-file", metavar="PATH", help="A UTF-8 file that holds the system text."),
+    ] = None
+
+    def text(self) -> str | None:
+        """The system text; None for none.
+
+        Raises:
+            UsageError: both options are given, or it is empty or no UTF-8.
+        """
+        if self.system_file is None:
+            return None if self.system is None else checked(self.system, "--system")
+        if self.system is not None:
+            raise UsageError("Give either --system or --system-file.")
+        name = "The system text (--system-file)"
+        # Editors put a line end behind the last line, which is not part of the text.
+        text = read_text(self.system_file, name, _LARGEST).removesuffix("\n").removesuffix("\r")
+        if not text.strip():
+            raise UsageError(f"{name} is empty.")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class RawFlags:
+    """Whether the text is continued or answered."""
+
     raw: Annotated[
         bool,
-        option("--raw", twin="RAW", help="Go on with the text as it is, without a template."),
+        option("--raw", twin="RAW", help="Continue the text as it is, without a template."),
     ] = False
 
 
@@ -97,28 +190,13 @@ class TemplateFlags:
         return given_template(self.template)
 
 
-class OwnTextFlags(PromptFlags):
-    """What is asked instead of a text that is there anyway."""
-
-    __slots__ = ()
+# How tokens are chosen.
 
 
 @dataclass(frozen=True, slots=True)
-class MethodFlags:
-    """How the three models are combined."""
+class CombineFlags:
+    """How the models are combined, for verbs that run several methods."""
 
-    method: Annotated[
-        Method | None,
-        option(
-            "--method",
-            twin="METHOD",
-            metavar="NAME",
-            help="capt: all together; expert-led: the same over the expert's tokens; duo: target "
-            "and expert without a base; target, expert, base: one alone; capt-paper, "
-            "capt-paper-raw, unite, unite-20, safe, proxy-tuning, contrastive: published methods. "
-            "Default: the bundle's, else capt.",
-        ),
-    ] = None
     alpha: Annotated[
         str | None,
         option(
@@ -144,7 +222,7 @@ class MethodFlags:
             "--alignment",
             twin="ALIGNMENT",
             metavar="NAME",
-            help="How vocabularies are joined: projection, capt-paper (to compare). Default: "
+            help="How vocabularies are aligned: projection, capt-paper (to compare). Default: "
             "projection.",
         ),
     ] = None
@@ -154,31 +232,27 @@ class MethodFlags:
             "--plausibility",
             twin="PLAUSIBILITY",
             metavar="P",
-            help="Never say a token below this share of the target's best. Default: 1e-5.",
+            help="Never choose a token below this share of the target's best. Default: 1e-5.",
         ),
     ] = None
-    no_healing: Annotated[
-        bool,
+
+
+@dataclass(frozen=True, slots=True)
+class MethodFlags(CombineFlags):
+    """The same, and which method."""
+
+    method: Annotated[
+        Method | None,
         option(
-            "--no-healing",
-            twin="NO_HEALING",
-            help="Take the last piece of expert and base as it stands (for comparison).",
+            "--method",
+            twin="METHOD",
+            metavar="NAME",
+            help="capt: all together; expert-led: the same over the expert's tokens; duo: target "
+            "and expert without a base; target, expert, base: one alone; capt-paper, "
+            "capt-paper-raw, unite, unite-20, safe, proxy-tuning, contrastive: published methods. "
+            "Default: the bundle's, else capt.",
         ),
-    ] = False
-    no_long_tokens: Annotated[
-        bool,
-        option(
-            "--no-long-tokens",
-            twin="NO_LONG_TOKENS",
-            help="No say for expert and base on tokens longer than their pieces (likewise).",
-        ),
-    ] = False
-
-
-class SideBySideFlags(MethodFlags):
-    """The same for verbs that run several methods, so that none can be chosen."""
-
-    __slots__ = ()
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +295,7 @@ class SampleFlags:
             "--repeat-penalty",
             twin="REPEAT_PENALTY",
             metavar="X",
-            help="Above 1: say less often what was just said. Default: 1.",
+            help="Above 1: recent tokens become less likely. Default: 1.",
         ),
     ] = 1.0
     no_repetition_stop: Annotated[
@@ -252,6 +326,133 @@ class SampleFlags:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeedFlags:
+    """How fast, for verbs that write one answer at a time."""
+
+    speed: Annotated[
+        Speed,
+        option(
+            "--speed",
+            twin="SPEED",
+            metavar="NAME",
+            help="auto: drafts that all models check at once, where they pay; lookup, "
+            "target-draft: always that draft; exact-steps: none. The answer is the "
+            "same. Default: auto.",
+        ),
+    ] = Speed.AUTO
+
+    def at(self, options: GenerateOptions) -> GenerateOptions:
+        """The options with this speed."""
+        return replace(options, speed=self.speed)
+
+
+@dataclass(frozen=True, slots=True)
+class StructureFlags:
+    """Which form the answer must have."""
+
+    json_schema: Annotated[
+        Path | None,
+        option(
+            "--json-schema",
+            metavar="PATH",
+            help="A JSON schema: the answer is an instance of it (docs/answers.md).",
+        ),
+    ] = None
+    grammar_file: Annotated[
+        Path | None,
+        option(
+            "--grammar-file",
+            metavar="PATH",
+            help="A grammar in llama.cpp's GBNF: the answer is a text of it.",
+        ),
+    ] = None
+
+    def structure(self) -> Structure | None:
+        """The form that the flags name, checked; None where they name none. Needs no model.
+
+        Raises:
+            UsageError: both are given, or the file cannot be read or used. Quotes nothing of it.
+        """
+        if self.json_schema is not None and self.grammar_file is not None:
+            raise UsageError("Give either --json-schema or --grammar-file.")
+        if self.json_schema is not None:
+            name = "The schema (--json-schema)"
+            from capt_local.decoding.structured import schema_structure
+
+            return schema_structure(read_text(self.json_schema, name, _LARGEST).encode(), name)
+        if self.grammar_file is not None:
+            name = "The grammar (--grammar-file)"
+            text = read_text(self.grammar_file, name, _LARGEST)
+            from capt_local.llama.grammar import check_grammar
+
+            check_grammar(text, name)
+            return Structure(text)
+        return None
+
+
+class Switch(StrEnum):
+    """On or off."""
+
+    ON = "on"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyReasoningFlags:
+    """For models that reason before they answer."""
+
+    expert_in_thoughts: Annotated[
+        Switch,
+        option(
+            "--expert-in-thoughts",
+            twin="EXPERT_IN_THOUGHTS",
+            metavar="on|off",
+            help="Whether expert and base read the reasoning and take part in it. Default: off.",
+        ),
+    ] = Switch.OFF
+
+    def added(self, options: GenerateOptions, form: Structure | None) -> GenerateOptions:
+        """The options with these flags and the form of the answer."""
+        on = self.expert_in_thoughts is Switch.ON
+        return replace(options, structure=form, expert_in_thoughts=on)
+
+
+class ReasoningDisplay(StrEnum):
+    """How reasoning is shown, on standard error."""
+
+    SHOW = "show"
+    DIM = "dim"
+    HIDE = "hide"
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningFlags(ProxyReasoningFlags):
+    """The same where the output is shown as it is made."""
+
+    thoughts: Annotated[
+        ReasoningDisplay | None,
+        option(
+            "--thoughts",
+            twin="THOUGHTS",
+            metavar="show|dim|hide",
+            help="How the model's reasoning is shown, on standard error. Default: dim on a "
+            "terminal, else hide.",
+        ),
+    ] = None
+
+    def writer(self, screen: Screen) -> Callable[[bytes], None] | None:
+        """What writes reasoning on standard error; None where it is hidden."""
+        default = ReasoningDisplay.DIM if screen.asides_on_terminal else ReasoningDisplay.HIDE
+        display = self.thoughts or default
+        if display is ReasoningDisplay.HIDE:
+            return None
+        return partial(screen.thought, dim=display is ReasoningDisplay.DIM)
+
+
+# What is written.
+
+
+@dataclass(frozen=True, slots=True)
 class OutputFlags:
     """Where the answer goes, and in which form."""
 
@@ -262,61 +463,56 @@ class OutputFlags:
     json: Annotated[
         bool, option("--json", twin="JSON", help="Write a JSON object instead of the text.")
     ] = False
-    top_logprobs: Annotated[
-        int,
+    top_logprobs: Annotated[int, top_logprobs_option("--json")] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HtmlFlags:
+    """Whether a report is written, and whether files of others may be replaced."""
+
+    html: Annotated[
+        Path | None,
         option(
-            "--top-logprobs",
-            twin="TOP_LOGPROBS",
-            metavar="N",
-            min=0,
-            max=100,
-            help="Candidates of each model for each token, with --json.",
+            "--html",
+            metavar="PATH",
+            help="Write what the expert changed as one HTML page here (mode 0600).",
         ),
-    ] = 0
+        Feature.REPORTS,
+    ] = None
+    force: Annotated[
+        bool,
+        option("--force", help="Let -o and --html replace a file that capt-local did not write."),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class TargetAloneFlags:
+    """Whether the target answers alone too."""
+
+    with_target: Annotated[
+        bool,
+        option("--with-target", help="The target's own answer to the same prompt beside it."),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class JsonFlags:
+    """How findings are written."""
+
+    json: Annotated[bool, option("--json", twin="JSON", help="Write a JSON object.")] = False
 
 
 @dataclass(frozen=True, slots=True)
 class ViewFlags:
-    """How much is told on standard error."""
+    """How much is written on standard error."""
 
     verbose: Annotated[
         int,
-        option("-v", "--verbose", twin="VERBOSE", count=True, help="Tell more on standard error."),
+        option("-v", "--verbose", twin="VERBOSE", count=True, help="Write more on standard error."),
     ] = 0
 
 
-def verify_option() -> Any:
-    """How the digests of models are checked; the default stands in the help of each verb."""
-    return option(
-        "--verify",
-        twin="VERIFY",
-        metavar="always|cached|never",
-        help="Check the digests of the models: always reads the files; cached reads a file of an "
-        "installed bundle once and then only if it has changed. Default: cached.",
-    )
-
-
-def gpu_layers_option() -> Any:
-    """How much of the models goes to a GPU; the default is `auto`."""
-    return option(
-        "-ngl",
-        "--gpu-layers",
-        twin="GPU_LAYERS",
-        metavar="N|auto|all",
-        help="Layers on the GPU. Default: auto, as many as fit.",
-    )
-
-
-def threads_option() -> Any:
-    """On how many threads a CPU computes."""
-    return option(
-        "-t",
-        "--threads",
-        twin="THREADS",
-        metavar="N",
-        min=1,
-        help="CPU threads. Default: the cores that other programs leave free while it runs.",
-    )
+# The models.
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,11 +560,7 @@ class ModelFlags:
             help="A LoRA adapter for each expert; without --expert, of the base.",
         ),
     ] = None
-    verify: Annotated[Check | None, verify_option()] = None
-    no_verify: Annotated[
-        bool,
-        option("--no-verify", twin="NO_VERIFY", help="The same as --verify never."),
-    ] = False
+    verify: Annotated[Check, verify_option()] = Check.CACHED
     ctx_size: Annotated[
         int | None,
         option(
@@ -388,22 +580,9 @@ class ModelFlags:
             "--date",
             twin="DATE",
             metavar="YYYY-MM-DD",
-            help="The date that chat templates may tell. Default: today.",
+            help="The date that chat templates may use. Default: today.",
         ),
     ] = None
-
-    @property
-    def check(self) -> Check:
-        """How digests are checked.
-
-        Raises:
-            UsageError: two flags contradict each other.
-        """
-        if not self.no_verify:
-            return self.verify or Check.CACHED
-        if self.verify not in (None, Check.NEVER):
-            raise UsageError("Give either --verify or --no-verify.")
-        return Check.NEVER
 
     def adapters(self) -> list[AdapterFile]:
         """The adapters of the experts, with their scales.
@@ -415,24 +594,3 @@ class ModelFlags:
         from capt_local.bundles.manifest import AdapterFile
 
         return [AdapterFile.parse(str(given)) for given in self.expert_adapter or ()]
-
-
-@dataclass(frozen=True, slots=True)
-class SpeedFlags:
-    """How fast, for verbs that write one answer at a time."""
-
-    speed: Annotated[
-        Speed,
-        option(
-            "--speed",
-            twin="SPEED",
-            metavar="NAME",
-            help="auto: drafts that all models check at once, where they pay; lookup, "
-            "target-draft: always that draft; exact-steps: none. The answer is the "
-            "same. Default: auto.",
-        ),
-    ] = Speed.AUTO
-
-    def at(self, options: GenerateOptions) -> GenerateOptions:
-        """The options with this speed."""
-        return replace(options, speed=self.speed)

@@ -1,4 +1,4 @@
-"""What generate and demo share: from flags to a runtime, from a generation to an answer."""
+"""From flags to a runtime, from a generation to an answer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from capt_local.cli.answer_flags import step_writer
 from capt_local.cli.files import checked
-from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags
-from capt_local.cli.policy import check_unsigned, check_weights, permitted
+from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags
 from capt_local.cli.signals import Interrupt
+from capt_local.config import read_site
 from capt_local.decoding.options import (
     AlignOptions,
     CombineOptions,
@@ -23,6 +22,7 @@ from capt_local.decoding.options import (
 )
 from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import UsageError
+from capt_local.policy import permitted
 from capt_local.prompting.messages import Message
 from capt_local.provenance import provenance
 from capt_local.report.json import Answer, answer_of, new_id
@@ -30,12 +30,12 @@ from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
-    from capt_local.decoding.loop import Generation
     from capt_local.llama.options import LoadOptions
     from capt_local.runtime import Runtime
 
 _Value = TypeVar("_Value")
 _SCORED_ROWS = 64
+Writer = Callable[[bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,13 @@ def find_bundle(flags: ModelFlags) -> Bundle:
     from capt_local.bundles.manifest import Bundle
 
     if not (flags.target or flags.expert or flags.base or flags.expert_adapter):
-        return permitted(store.find(flags.bundle or "demo"), flags.check)
+        return permitted(store.find(flags.bundle or "demo"), flags.verify)
     if flags.bundle is not None:
         raise UsageError("Give either --bundle, or --target with --expert and --base.")
     if flags.target is None:
         raise UsageError("--expert and --base need a --target.")
-    check_unsigned("A model file that is given by its path")
-    return Bundle.from_paths(flags.target, flags.expert, flags.base, flags.adapters())
+    bundle = Bundle.from_paths(flags.target, flags.expert, flags.base, flags.adapters())
+    return permitted(bundle, flags.verify)
 
 
 def load_options(flags: ModelFlags, bundle: Bundle) -> LoadOptions:
@@ -94,30 +94,34 @@ def load_options(flags: ModelFlags, bundle: Bundle) -> LoadOptions:
 
 
 def generate_options(
-    bundle: Bundle, how: MethodFlags, sample: SampleFlags, top: int
+    bundle: Bundle, how: CombineFlags, sample: SampleFlags, top: int, method: Method | None = None
 ) -> GenerateOptions:
     """How the answer is made: flags first, then what the bundle says, then the defaults.
 
+    Args:
+        bundle: that answers.
+        how: flags of the combination.
+        sample: flags of the draws.
+        top: candidates of each model to report for each token.
+        method: the method; None: that of the flags, else of the bundle.
+
     Raises:
-        UsageError: a value has no meaning.
+        UsageError: a value has no meaning, or the site forbids it.
     """
-    said, chosen = bundle.defaults, method(bundle, how)
-    ours, combine = GenerateOptions(), CombineOptions()
+    said, ours, combine = bundle.defaults, GenerateOptions(), CombineOptions()
+    single = Method.TARGET if len(bundle.models) == 1 else None
+    chosen = Method(method or getattr(how, "method", None) or single or said.method or Method.CAPT)
     alphas: tuple[float, ...] = ()
-    if how.alpha is not None:
-        alphas = _alphas(how.alpha)
-    elif how.weights is None:  # of a method that uses the first pair: the first
+    if how.alpha not in (None, "evidence"):
+        alphas = _numbers(how.alpha, "--alpha takes a number, one for each pair, or 'evidence'.")
+    elif how.alpha is None and how.weights is None:  # of a method that uses the first pair: its own
         alphas = said.alphas if chosen.roles is None else said.alphas[:1]
     made = GenerateOptions(
         method=chosen,
         max_tokens=_first(sample.max_tokens, said.max_tokens, ours.max_tokens),
         stop=tuple(checked(text, "--stop") for text in sample.stop or ()),
         top=top,
-        align=AlignOptions(
-            kind=how.alignment or AlignOptions().kind,
-            long_tokens=not how.no_long_tokens,
-            healing=not how.no_healing,
-        ),
+        align=AlignOptions(kind=how.alignment or AlignOptions().kind),
         combine=CombineOptions(
             alphas=alphas,
             powers=_numbers(how.weights, "--weights takes numbers, as in 0.5,1,0.5."),
@@ -134,17 +138,24 @@ def generate_options(
         ),
         repetition_stop=not sample.no_repetition_stop,
     )
-    check_weights(made.combine)
+    read_site().limits.check_weights((*made.combine.alphas, *made.combine.powers))
     return made
 
 
-def method(bundle: Bundle, how: MethodFlags) -> Method:
-    """The method that was asked for, or that the bundle can do."""
-    if how.method is not None:
-        return how.method
-    if len(bundle.models) == 1:
-        return Method.TARGET
-    return Method(bundle.defaults.method or Method.CAPT)
+def doubts(options: GenerateOptions) -> list[str]:
+    """Why answers with these settings are hardly worth reading; empty where nothing speaks so."""
+    combine, sample = options.combine, options.sample
+    if any(not 0 <= alpha <= 2 for alpha in combine.alphas):
+        return ["an alpha from 0 to 1 is usual; above 2, or below 0, answers fall apart."]
+    if any(abs(power) > 2 for power in combine.powers):
+        return ["weights from 0 to 1 are usual; above 2 answers fall apart."]
+    if combine.plausibility > 0.5:
+        return ["a plausibility from 1e-6 to 0.1 is usual; now the target alone decides."]
+    if sample.temperature > 2:
+        return ["a temp from 0 to 1 is usual; above 2 words are drawn nearly at random."]
+    if not 0.8 <= sample.repeat_penalty <= 1.5:
+        return ["a repeat-penalty from 1 to 1.3 is usual."]
+    return []
 
 
 def pinned_date(flags: ModelFlags) -> datetime.date | None:
@@ -171,7 +182,7 @@ def open_session(
     template: str | None = None,
     scores: bool = False,
 ) -> Session:
-    """Loads the models that the method needs, with a progress line, and tells the notices.
+    """Loads the models that the method needs, with a progress line, and shows the notices.
 
     Known text is scored as many rows of logits at a time as may be read: with `scores` more.
 
@@ -195,31 +206,15 @@ def open_session(
             bundle,
             load=load,
             progress=progress,
-            check=flags.check,
+            check=flags.verify,
             date=date,
             template=template,
             roles=wanted.roles,
         )
-    finally:  # an error is told on a line of its own
+    finally:  # an error stands on a line of its own
         screen.clear_progress()
     session = Session(runtime, screen, interrupt, load, date, time.perf_counter() - started)
-    _tell_loaded(session)
-    return session
-
-
-def _tell_loaded(session: Session) -> None:
-    """The notices and, with -v, what was loaded."""
-    screen, runtime = session.screen, session.runtime
-    screen.notes(runtime.notices)
-    limits = {role: model.context_limit for role, model in runtime.models.items()}
-    smallest = min(limits, key=lambda role: limits[role], default="target")
-    if limits and limits[smallest] < limits.get("target", 0):
-        screen.notes(
-            [
-                f"the context of the {smallest} holds {limits[smallest]:,} tokens, that of the "
-                f"target {limits['target']:,}: prompt and answer have to fit into the smaller one."
-            ]
-        )
+    screen.notes([*runtime.notices, *_context_notices(session, flags.ctx_size)])
     for role, model in runtime.models.items():
         about, adapter = model.metadata, runtime.bundle.models[role].adapter
         screen.detail(
@@ -227,6 +222,22 @@ def _tell_loaded(session: Session) -> None:
             f"{about.gpu_layers} layers on the GPU" + (f", {adapter}" if adapter else "")
         )
     screen.detail(f"loaded in {session.load_seconds:.2f} s")
+    return session
+
+
+def _context_notices(session: Session, asked: int | None) -> list[str]:
+    """Where contexts are not as large as one would think."""
+    limits = {role: model.context_limit for role, model in session.runtime.models.items()}
+    smallest = min(limits, key=lambda role: limits[role], default="target")
+    lines = []
+    if asked is not None and limits and (own := limits.get("target", limits[smallest])) != asked:
+        lines.append(f"the context holds {own:,} tokens instead of the {asked:,} of --ctx-size.")
+    if limits and limits[smallest] < limits.get("target", 0):
+        lines.append(
+            f"the context of the {smallest} holds {limits[smallest]:,} tokens, that of the "
+            f"target {limits['target']:,}: prompt and answer have to fit into the smaller one."
+        )
+    return lines
 
 
 def answer_to(
@@ -235,8 +246,8 @@ def answer_to(
     options: GenerateOptions,
     *,
     raw: bool = False,
-    show: Callable[[bytes], None] | None = None,
-    think: Callable[[bytes], None] | None = None,
+    show: Writer | None = None,
+    think: Writer | None = None,
     keep: Callable[[Answer], None] | None = None,
 ) -> Answer:
     """Runs one generation to its end.
@@ -245,62 +256,48 @@ def answer_to(
         session: with the models.
         asked: the prompt.
         options: how the answer is made.
-        raw: whether the prompt is text to go on with.
+        raw: whether the prompt is text to continue.
         show: called with the bytes of the answer as they come.
-        think: called with those of the model's thoughts.
+        think: called with those of the model's reasoning.
         keep: called with the part of an answer that an error ends; the error goes on.
 
     Raises:
         UsageError, ContextOverflow, NumericalError: see `Runtime.generate`.
     """
-    generation = session.runtime.generate(asked, options, raw=raw, cancel=session.interrupt)
+    runtime = session.runtime
+    generation = runtime.generate(asked, options, raw=raw, cancel=session.interrupt)
     steps: list[Step] = []
-    tell = step_writer(show, think)
+
+    def made(finish: FinishReason | None) -> Answer:
+        text = generation.text_bytes
+        return answer_of(
+            generation,
+            steps,
+            runtime.bundle.id,
+            load=session.load_seconds,
+            finish=finish,
+            raw=raw,
+            notices=(*runtime.notices, *generation.notices),
+            provenance=provenance(runtime, options, session.load, session.date, text),
+            created=int(time.time()),
+            id=new_id(),
+        )
+
     try:
         for step in generation:
             steps.append(step)
-            tell(step)
+            writer = think if step.thought else show
+            if writer is not None:
+                writer(step.piece_bytes)
     except Exception:
         if keep is not None and not all(step.thought for step in steps):
-            keep(_answer(session, generation, steps, options, FinishReason.ERROR, raw=raw))
+            keep(made(FinishReason.ERROR))
         raise
     # An interrupted answer may end in bytes that no step brought.
     shown = sum(len(step.piece_bytes) for step in steps if not step.thought)
     if show is not None and len(generation.text_bytes) > shown:
         show(generation.text_bytes[shown:])
-    return _answer(session, generation, steps, options, generation.finish, raw=raw)
-
-
-def _answer(
-    session: Session,
-    generation: Generation,
-    steps: list[Step],
-    options: GenerateOptions,
-    finish: FinishReason | None,
-    *,
-    raw: bool,
-) -> Answer:
-    return answer_of(
-        generation,
-        steps,
-        session.runtime.bundle.id,
-        load=session.load_seconds,
-        finish=finish,
-        raw=raw,
-        notices=(*session.runtime.notices, *generation.notices),
-        provenance=provenance(
-            session.runtime, options, session.load, session.date, generation.text_bytes
-        ),
-        created=int(time.time()),
-        id=new_id(),
-    )
-
-
-def _alphas(text: str) -> tuple[float, ...]:
-    """Numbers, or none for `evidence`."""
-    if text == "evidence":
-        return ()
-    return _numbers(text, "--alpha takes a number, one for each pair, or 'evidence'.")
+    return made(generation.finish)
 
 
 def _numbers(text: str | None, wrong: str) -> tuple[float, ...]:

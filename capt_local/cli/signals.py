@@ -1,12 +1,12 @@
-"""Ctrl-C: the first one asks the work to stop at a good place, the second one ends it."""
+"""Ctrl-C: the first one asks the work to stop between two steps, the second one ends it."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 from capt_local.errors import Cancelled
 
@@ -19,12 +19,11 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        """Nothing has been asked yet."""
         self.requested = False
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
-        """Whether to stop; what the decoder asks between two steps."""
+        """Whether to stop; the decoder asks this between two steps."""
         return self.requested
 
     def check(self) -> None:
@@ -36,19 +35,13 @@ class Interrupt:
         if self.requested:
             raise Cancelled("interrupted")
 
-    def __enter__(self) -> Interrupt:
-        """Starts to listen."""
-        self._before = signal.signal(signal.SIGINT, self._pressed)
+    def __enter__(self) -> Self:
+        self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._pressed)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Leaves Ctrl-C as it was."""
-        signal.signal(signal.SIGINT, self._before)
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _pressed(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
@@ -56,18 +49,12 @@ class Interrupt:
         self.requested = True
 
 
-# A closed terminal sends SIGHUP; Windows has none.
-_LEAVE = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if getattr(signal, name, None)
-)
-
-
 class Leave(Exception):
     """A signal asked the session to end while it waited for input."""
 
 
 class Signals(Interrupt):
-    """Catches Ctrl-C, SIGTERM and SIGHUP while it is entered; use from the main thread.
+    """Catches Ctrl-C, SIGTERM and SIGHUP (a closed terminal) while it is entered.
 
     Attributes:
         leaving: the signal that asked to leave; None while none did.
@@ -75,11 +62,9 @@ class Signals(Interrupt):
     """
 
     def __init__(self) -> None:
-        """Nothing has been asked yet."""
         super().__init__()
         self.leaving: int | None = None
         self.tick: Callable[[], None] | None = None
-        self._handlers: dict[int, Any] = {}
         self._wake: Callable[[], None] | None = None
         self._waits = False
 
@@ -87,7 +72,7 @@ class Signals(Interrupt):
         """Whether to stop."""
         if self.tick is not None:
             self.tick()
-        return super().__call__()
+        return self.requested
 
     def again(self) -> None:
         """Forgets a Ctrl-C; the next one stops what begins now."""
@@ -114,25 +99,13 @@ class Signals(Interrupt):
         finally:
             self._wake, self._waits = None, False
 
-    def __enter__(self) -> Signals:
-        """Starts to listen."""
+    def __enter__(self) -> Self:
         super().__enter__()
-        for number in _LEAVE:
+        for number in (signal.SIGTERM, signal.SIGHUP):
             # What nohup has switched off stays off.
             if signal.getsignal(number) is not signal.SIG_IGN:
-                self._handlers[number] = signal.signal(number, self._asked_to_leave)
+                self._before[number] = signal.signal(number, self._asked_to_leave)
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Leaves the signals as they were."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        super().__exit__(kind, error, trace)
 
     def _pressed(self, number: int, frame: FrameType | None) -> None:
         if self._waits:

@@ -19,8 +19,7 @@ from capt_local.chat.conversation import (
     with_notes,
     written,
 )
-from capt_local.cli.answer_flags import Writer
-from capt_local.cli.session import Session, answer_to
+from capt_local.cli.session import Session, Writer, answer_to
 from capt_local.cli.signals import Signals
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import FinishReason

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from capt_local import errors
-from capt_local.cli.app import VERBS, Verb, help_text
+from capt_local.cli.app import VERBS, Verb
 from capt_local.cli.exits import ExitCode, code_for, line_for
 from tests.cli.conftest import Run
 
@@ -21,7 +21,6 @@ def test_help_names_every_verb(run: Run) -> None:
     result = run("--help")
     assert result.code == 0
     assert re.findall(r"^  ([a-z]+)  ", result.out, re.M) == [verb.name for verb in VERBS]
-    assert result.out == help_text() + "\n"
     assert result.err == ""
     assert run().out == result.out == run("-h").out
 

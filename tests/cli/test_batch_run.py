@@ -180,7 +180,7 @@ def test_what_is_written_beside_the_output_has_a_place_of_its_own(
     (tmp_path / "system.txt").write_text("Be brief.\n")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     given = [str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")]
-    given += ["--system", str(tmp_path / "system.txt"), flag, str(tmp_path / name)]
+    given += ["--system-file", str(tmp_path / "system.txt"), flag, str(tmp_path / name)]
     result = run("batch", *given)
     assert result.code == 2
     assert flag in result.err

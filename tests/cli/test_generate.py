@@ -45,7 +45,7 @@ def test_flags_reach_the_decoder(run: Run, script: Script) -> None:
         "--alpha", "0.5", "--plausibility", "0.1", "-n", "9", "--temp", "0.7", "--top-k", "5",
         "--top-p", "0.9", "--min-p", "0.05", "--repeat-penalty", "1.1", "-s", "3",
         "--stop", "END", "--stop", "a b", "-ngl", "7", "-c", "1024", "-t", "2",
-        "--date", "2024-02-29", "--no-verify",
+        "--date", "2024-02-29", "--verify", "never",
     )  # fmt: skip
     opened, asked = script.calls[0], script.calls[1]
     assert (opened["load"].gpu_layers, opened["load"].context, opened["load"].threads) == (

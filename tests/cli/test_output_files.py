@@ -112,7 +112,7 @@ def test_parts_of_a_killed_run_are_removed_and_those_of_a_live_one_are_not(tmp_p
         "import sys, signal, pathlib\n"
         "from capt_local.cli.files import OutputFile\n"
         "part = OutputFile(pathlib.Path(sys.argv[1]))._new_file()\n"
-        "print(part.path, flush=True)\n"
+        "print(part[1], flush=True)\n"
         "signal.pause()\n"
     )
     arguments = [sys.executable, "-c", code, str(tmp_path / "answer.txt")]

@@ -14,6 +14,7 @@ from capt_local import config as site_config
 from capt_local.bundles import store
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import Bundle
+from capt_local.config import MODELS_VARIABLE
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 from tests.tiny_models import tiny_gguf
@@ -46,10 +47,10 @@ def test_a_file_names_folders_with_bundles(
     assert ids(run) == ["demo", "mine", "other"]
     assert run("generate", "-m", "other", "-p", "x").code == 0
     assert script.calls[0]["bundle"].folder == tmp_path / "two" / "other"
-    assert store.VARIABLE not in os.environ
-    monkeypatch.setenv(store.VARIABLE, str(tmp_path / "two"))  # which wins
+    assert MODELS_VARIABLE not in os.environ
+    monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path / "two"))  # which wins
     assert ids(run) == ["demo", "other"]
-    assert os.environ[store.VARIABLE] == str(tmp_path / "two")
+    assert os.environ[MODELS_VARIABLE] == str(tmp_path / "two")
 
 
 def test_a_store_on_a_stick(
@@ -59,7 +60,7 @@ def test_a_store_on_a_stick(
     folder = make(tmp_path / "stick" / "mine")
     for place in (folder, *folder.iterdir()):
         place.chmod(0o777)
-    monkeypatch.setenv(store.VARIABLE, str(tmp_path / "stick"))
+    monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path / "stick"))
     assert run("generate", "-m", "mine", "-p", "x").code == 0
     found = json.loads(run("doctor", "-m", "mine", "--json").out)
     assert found["exit_code"] == 0

@@ -45,7 +45,7 @@ def test_a_schema_reaches_the_decoder(run: Run, script: Script, tmp_path: Path) 
         (["--json-schema"], '{"type": "array", "uniqueItems": true}', '"uniqueItems"'),
         (["--grammar-file"], f"The patient {CANARY}", "line 1: expecting ::="),
         (["--grammar-file"], "", "is empty"),
-        (["--grammar-file"], "a" * (1 << 21), "larger than 1024 KiB"),
+        (["--grammar-file"], "a" * (1 << 21), "larger than 1 MiB"),
         (["--stop", "x", "--grammar-file"], 'root ::= "a"', "stop string"),
     ],
 )

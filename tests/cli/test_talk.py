@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.chat.commands import Call
-from capt_local.cli import policy
+from capt_local.cli import chat_commands
 from capt_local.cli.chat_commands import Commands
 from capt_local.cli.options import ModelFlags
 from capt_local.cli.session import find_bundle, open_session
@@ -134,7 +134,8 @@ def test_what_the_site_forbids_is_forbidden_in_a_conversation_too(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = SiteLimits(tmp_path / "site.toml", frozenset({Feature.TRANSCRIPTS}), 1.5)
-    monkeypatch.setattr(policy, "read_site", lambda: SiteFile(limits.file, True, limits=limits))
+    forbidding = SiteFile(limits.file, True, limits=limits)
+    monkeypatch.setattr(chat_commands, "read_site", lambda: forbidding)
     talk, _, log = made
     talk.ask("one")
     before = talk.options

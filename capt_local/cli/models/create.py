@@ -14,8 +14,9 @@ from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.manage import described, mebibytes, named
 from capt_local.cli.models.travel import examine, found_before, is_found
 from capt_local.cli.options import ViewFlags, option
-from capt_local.cli.policy import check_unsigned, signed
+from capt_local.config import Feature, read_site
 from capt_local.errors import ModelError, UsageError
+from capt_local.policy import signed
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Table
@@ -121,7 +122,8 @@ def models_create(what: CreateFlags, view: ViewFlags) -> int:
     from capt_local.bundles.manifest_file import read_bundle
     from capt_local.bundles.staging import free_place, new_staging
 
-    check_unsigned("A bundle that models create makes, which nobody has signed,")
+    unsigned = "A bundle that models create makes, which nobody has signed,"
+    read_site().limits.refuse(Feature.UNSIGNED, unsigned)
     screen = Screen.standard(view.verbose)
     planned, notes = _planned(what)
     place = free_place(planned, what.output, replaced=what.replace)

@@ -11,8 +11,8 @@ import typer
 from capt_local.bundles.verify import Check
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import ViewFlags, option, verify_option
-from capt_local.cli.policy import permitted, signed, spoken_signer
 from capt_local.errors import ModelError
+from capt_local.policy import permitted, signed, signer_text
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Table
@@ -208,7 +208,7 @@ def models_show(what: ShowFlags, view: ViewFlags) -> int:
     if what.json:
         screen.line(dumps(found, indent=2))
         return ExitCode.OK
-    screen.show(*_tables(found, spoken_signer(bundle)))
+    screen.show(*_tables(found, signer_text(bundle)))
     screen.notes(bundle.notices)
     return ExitCode.OK
 

@@ -15,8 +15,9 @@ from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.manage import mebibytes, size_of
 from capt_local.cli.models.travel import examine, reference
 from capt_local.cli.options import ViewFlags, option
-from capt_local.cli.policy import check_pull, check_unsigned, signed
+from capt_local.config import Feature, read_site
 from capt_local.errors import ModelError, UsageError
+from capt_local.policy import signed
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Table
@@ -119,8 +120,9 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
 
 
 def _check_allowed(what: PullFlags) -> None:
-    check_pull("models pull")
-    check_unsigned("A bundle that models pull makes, which nobody has signed,")
+    limits = read_site().limits
+    limits.refuse(Feature.PULL, "models pull")
+    limits.refuse(Feature.UNSIGNED, "A bundle that models pull makes, which nobody has signed,")
     if what.offline:
         raise UsageError("models pull uses the network, which --offline (or its twin) forbids.")
 

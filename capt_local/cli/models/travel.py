@@ -13,9 +13,9 @@ from capt_local.bundles.verify import Check
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.manage import bundle_argument, named
 from capt_local.cli.options import ViewFlags, option
-from capt_local.cli.policy import signed, trusted, trusted_by_the_site
 from capt_local.config import Feature, key_folders, read_site
 from capt_local.errors import ModelError, UsageError
+from capt_local.policy import signed, trusted, trusted_by_the_site
 from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
