@@ -11,7 +11,6 @@ from capt_local.chat.commands import (
     Offer,
     changed,
     differences,
-    doubtful,
     offers,
     path_of,
     understood,
@@ -134,12 +133,3 @@ def test_what_has_no_meaning_is_refused_as_for_the_flags(typed: str, says: str) 
         changed(START, typed)
     for word in ("strong", "magic", "alhpa", "zzz"):
         assert word not in str(caught.value)
-
-
-def test_values_that_cannot_be_sensible_are_questioned() -> None:
-    ours = GenerateOptions()
-    assert doubtful(ours) is None
-    for sensible in ("alpha=0.5", "alpha=evidence", "temp=1", "weights=0.5,0.5,0"):
-        assert doubtful(changed(ours, sensible)) is None
-    for odd in ("alpha=7", "alpha=-1", "temp=5", "weights=4,1,0", "plausibility=0.9"):
-        assert doubtful(changed(ours, odd)) is not None
