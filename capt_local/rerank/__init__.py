@@ -1,0 +1,1 @@
+"""Best of n: several answers to one prompt, and what ranks them."""

@@ -1,0 +1,371 @@
+"""Train the scorer of `--best-of`: an encoder that says whether an answer to a question is right.
+
+    python -m scripts.train_scorer candidates OUT.jsonl TASK.jsonl[:COUNT] ... [--bundle demo]
+    python -m scripts.train_scorer borrow OUT.jsonl CANDIDATES.jsonl TASK.jsonl[:COUNT] ...
+    python -m scripts.train_scorer train CANDIDATES.jsonl ENCODER --work W [--epochs 1]
+    python -m scripts.train_scorer export ENCODER --work W OUT
+
+After MedAdapter (Shi et al. 2024): a trio answers labelled questions n times at temperature 1, each
+candidate is labelled by whether it names the right choice, and a BERT-sized encoder with a head of
+two labels learns the label from "Q: question A: answer" (cross-entropy). ENCODER is the folder of
+all-MiniLM-L6-v2 (safetensors, tokenizer.json). `train` and `export` need the extra "train".
+
+A TASK has the format of evaluation tasks; `mts-dialog:FILE.jsonl.xz` reads the training split of
+MTS-Dialog as the task of naming the section. COUNT questions are drawn at random. One question in
+ten is held out, by its id; the epoch with the best ranking of held-out candidates is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import sys
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from capt_local.evaluate.items import Item
+    from capt_local.evaluate.tasks import Task
+
+SAMPLES = 8
+TEMPERATURE = 1.0
+FREE_TOKENS = 16
+LENGTH = 384
+"""Tokens of a question and an answer at most."""
+CLS, SEP = 101, 102
+BATCH = 16
+
+
+def question_of(item: Item) -> str:
+    """What the scorer reads as the question."""
+    return f"{item.instruction}\n\n{item.input}"
+
+
+# Candidates
+
+
+def tasks_of(names: Sequence[str]) -> Iterator[Task]:
+    """The tasks that are named, each with its questions in a random order."""
+    from capt_local.evaluate.tasks import read_task
+
+    for name in names:
+        place, _, count = name.rpartition(":")
+        if not count.isdigit():
+            place, count = name, "0"
+        if place.startswith("mts-dialog:"):
+            task = sections(Path(place.partition(":")[2]), headers=mts_headers(names))
+        else:
+            task = read_task(Path(place))
+        items = list(task.items)
+        random.Random(0).shuffle(items)
+        yield replace(task, items=tuple(items[: int(count) or None]))
+
+
+def mts_headers(names: Sequence[str]) -> tuple[str, ...]:
+    """The sections that the task file of MTS-Dialog among them lists."""
+    from capt_local.evaluate.tasks import read_task
+
+    found = next(n for n in names if "mts-header" in n)
+    return read_task(Path(re.sub(r":\d+$", "", found))).choices
+
+
+def sections(path: Path, headers: tuple[str, ...]) -> Task:
+    """The training dialogues of MTS-Dialog, each with the name of its section."""
+    import lzma
+
+    from capt_local.evaluate.items import Item, Kind, Measure
+    from capt_local.evaluate.tasks import Task
+
+    items = []
+    with lzma.open(path, "rt", encoding="utf-8") as lines:
+        for record in map(json.loads, lines):
+            found = re.match(r"Dialogue:\n(.*)\n\n([A-Z/_ ]+):\n", record["text"], re.S)
+            if found and found[2] in headers:
+                asked = "Name the clinical note section that this conversation belongs to."
+                items.append(Item(record["id"], asked, found[1].strip(), found[2], headers))
+    return Task("mts-header", Kind.CLASSIFICATION, tuple(items), Measure.CHOICE)
+
+
+def candidates(out: Path, names: Sequence[str], bundle: str, free: int) -> None:
+    """Write the candidates of each question as a line; questions that are there are left out.
+
+    Args:
+        out: lines of task, id, kind, question, reference, answers and labels.
+        names: see the module.
+        bundle: the trio.
+        free: of each task, so many questions are answered in free words as well.
+    """
+    from capt_local import CombineOptions, GenerateOptions, LoadOptions, Runtime
+    from capt_local.evaluate.styles import read_style
+    from capt_local.rerank.candidates import best_of, draw_choices
+
+    style = read_style("zero-shot")
+    done = set()
+    if out.exists():
+        done = {(r["task"], r["id"], r["kind"]) for r in map(json.loads, out.open())}
+    sample = GenerateOptions().sample
+    options = GenerateOptions(combine=CombineOptions(alphas=(0.5,)))
+    written = replace(
+        options, max_tokens=FREE_TOKENS, sample=replace(sample, temperature=TEMPERATURE)
+    )
+    load = LoadOptions(threads=1, context=2048)
+    with Runtime.open(bundle, load=load) as runtime, out.open("a", encoding="utf-8") as file:
+        for task in tasks_of(names):
+            started = time.monotonic()
+            for number, item in enumerate(task.items):
+                prompt = style.messages(item, task)
+                for kind in ("choice", "free")[: 1 + (number < free)]:
+                    if (task.name, item.id, kind) in done:
+                        continue
+                    if kind == "choice":
+                        logps = runtime.choose(prompt, item.choices, options).logps
+                        drawn = draw_choices(
+                            logps, SAMPLES, TEMPERATURE, zlib.crc32(item.id.encode())
+                        )
+                        said = answers = [item.choices[place] for place in drawn]
+                    else:
+                        made = best_of(runtime, prompt, written, SAMPLES)
+                        answers = [one.text for one in made.candidates]
+                        said = [style.read(text, item, task) for text in answers]
+                    line = _line(task, item, kind, answers, said)
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.flush()
+            print(
+                f"{task.name}: {len(task.items)} questions, {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
+
+
+def borrow(out: Path, known: Path, names: Sequence[str], count: int) -> None:
+    """Write candidates for further questions: answers that the trio gave to others of the task.
+
+    A classification has few different answers, so the models need not run for each question.
+    """
+    lines = [json.loads(line) for line in known.open(encoding="utf-8")]
+    there = {(line["task"], line["id"]) for line in lines}
+    rng = random.Random(1)
+    with out.open("w", encoding="utf-8") as file:
+        for task in tasks_of(names):
+            pool = [
+                answer
+                for line in lines
+                if line["task"] == task.name and line["kind"] == "choice"
+                for answer in line["answers"]
+            ]
+            for item in task.items:
+                if (task.name, item.id) not in there:
+                    answers = rng.sample(pool, count)
+                    file.write(json.dumps(_line(task, item, "borrowed", answers, answers)) + "\n")
+
+
+def _line(
+    task: Task, item: Item, kind: str, answers: Sequence[str], said: Sequence[str | None]
+) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "id": item.id,
+        "kind": kind,
+        "question": question_of(item),
+        "reference": item.reference,
+        "answers": list(answers),
+        "labels": [int(one == item.reference) for one in said],
+    }
+
+
+# Training
+
+
+def examples(lines: Sequence[dict[str, Any]]) -> list[tuple[int, str, str, int]]:
+    """(place of the question, question, answer, label): each answer of a question once.
+
+    The right answer is one of them even where the trio never gave it; or a question that the trio
+    cannot answer would teach that all answers to it are wrong.
+    """
+    found = []
+    for place, line in enumerate(lines):
+        answers = dict(zip(line["answers"], line["labels"], strict=True))
+        if line["kind"] != "free":
+            answers[line["reference"]] = 1
+        found += [(place, line["question"], answer, label) for answer, label in answers.items()]
+    return found
+
+
+def held_out(line: dict[str, Any]) -> bool:
+    """One question in ten, by its id."""
+    return zlib.crc32(f"{line['task']}/{line['id']}".encode()) % 10 == 0
+
+
+class Pairs:
+    """Texts as the runtime gives them to the encoder.
+
+    At most LENGTH tokens; the beginning of the question is left out where they are longer.
+    """
+
+    def __init__(self, encoder: Path) -> None:
+        """Reads the tokenizer."""
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def ids(self, question: str, answer: str) -> list[int]:
+        """[CLS] Q: question A: answer [SEP]."""
+        own = [self._tokenizer.encode(part, add_special_tokens=False).ids for part in
+               ("Q:", question, f"A: {answer}")]  # fmt: skip
+        left = LENGTH - 2 - len(own[0]) - len(own[2])
+        own[1] = own[1][-left:] if left > 0 else []
+        own[2] = own[2][: LENGTH - 2 - len(own[0])]
+        return [CLS, *(token for part in own for token in part), SEP]
+
+
+def train(paths: Sequence[Path], encoder: Path, work: Path, epochs: int, lr: float) -> None:
+    """Train encoder and head; keep the state with the lowest held-out loss in WORK."""
+    import numpy as np
+    import torch
+    from transformers import AutoModel
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    lines = [json.loads(line) for path in paths for line in path.open(encoding="utf-8")]
+    pairs = Pairs(encoder)
+    rows = [(p, pairs.ids(q, a), label) for p, q, a, label in examples(lines)]
+    learned = [row for row in rows if not held_out(lines[row[0]])]
+    hidden = [row for row in rows if held_out(lines[row[0]])]
+    print(
+        f"{len(learned)} candidates of {len({r[0] for r in learned})} questions; held out "
+        f"{len(hidden)} of {len({r[0] for r in hidden})}",
+        flush=True,
+    )
+    body = AutoModel.from_pretrained(encoder, add_pooling_layer=False)
+    head = torch.nn.Linear(body.config.hidden_size, 2)
+    weights = [*body.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(
+        [{"params": body.parameters(), "scale": 1.0}, {"params": head.parameters(), "scale": 50.0}],
+        lr=lr, weight_decay=0.01,
+    )  # fmt: skip
+    # Each question weighs the same, however many answers it has.
+    counts = np.bincount([row[0] for row in rows], minlength=len(lines))
+
+    def logits(batch: Sequence[tuple[int, list[int], int]]) -> torch.Tensor:
+        longest = max(len(row[1]) for row in batch)
+        ids = torch.tensor([row[1] + [0] * (longest - len(row[1])) for row in batch])
+        mask = torch.tensor([[1.0] * len(r[1]) + [0.0] * (longest - len(r[1])) for r in batch])
+        with torch.autocast("cpu", torch.bfloat16):
+            states = body(ids, mask.long()).last_hidden_state.float()
+        pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        found: torch.Tensor = head(pooled)
+        return found
+
+    def batches(some: list[tuple[int, list[int], int]], size: int, seed: int) -> list[Any]:
+        """Of about equal lengths, in a random order."""
+        rng = random.Random(seed)
+        ordered = sorted(some, key=lambda row: (len(row[1]) + rng.randint(0, 24), rng.random()))
+        made = [ordered[at : at + size] for at in range(0, len(ordered), size)]
+        rng.shuffle(made)
+        return made
+
+    def judged() -> tuple[float, str]:
+        body.eval()
+        losses, shares, scores = [], [], {}
+        with torch.no_grad():
+            for batch in batches(hidden, 32, 0):
+                logp = torch.log_softmax(logits(batch), 1)
+                for row, values in zip(batch, logp.tolist(), strict=True):
+                    losses.append(-values[row[2]])
+                    shares.append(1 / counts[row[0]])
+                    scores[row[0], tuple(row[1])] = values[1]
+        body.train()
+        return float(np.average(losses, weights=shares)), ranked(lines, pairs, scores)
+
+    work.mkdir(parents=True, exist_ok=True)
+    plan = [batch for epoch in range(epochs) for batch in batches(learned, BATCH, epoch)]
+    best, started, recent = judged()[0], time.monotonic(), list[float]()
+    print(f"untrained: held-out loss {best:.4f}", flush=True)
+    body.train()
+    for step, batch in enumerate(plan, 1):
+        share = min(1.0, step / 50, 1.02 - step / len(plan))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["scale"] * share
+        losses = torch.nn.functional.cross_entropy(
+            logits(batch), torch.tensor([row[2] for row in batch]), reduction="none"
+        )
+        share_of = torch.tensor([1 / counts[row[0]] for row in batch], dtype=torch.float32)
+        loss = (losses * share_of).sum() / share_of.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        recent.append(loss.item())
+        if step % 50 == 0:
+            print(
+                f"step {step} of {len(plan)} loss {np.mean(recent[-50:]):.4f} "
+                f"{time.monotonic() - started:.0f} s",
+                flush=True,
+            )
+        if step % max(1, len(plan) // (2 * epochs)) == 0 or step == len(plan):
+            found, told = judged()
+            print(f"step {step}: held-out loss {found:.4f}; {told}", flush=True)
+            if found < best:
+                best = found
+                torch.save({"encoder": body.state_dict(), "head": head.state_dict()},
+                           work / "scorer.pt")  # fmt: skip
+
+
+def ranked(lines: Sequence[dict[str, Any]], pairs: Pairs, scores: dict[Any, float]) -> str:
+    """Of held-out questions, by task and kind: the first, the mean, and the best by score."""
+    sums: dict[str, list[tuple[float, float, float, float]]] = {}
+    for place, line in enumerate(lines):
+        if line["kind"] == "borrowed" or not held_out(line):
+            continue
+        own = [scores[place, tuple(pairs.ids(line["question"], a))] for a in line["answers"]]
+        right = line["labels"]
+        best = max(range(len(own)), key=own.__getitem__)
+        row = (right[0], sum(right) / len(right), right[best], max(right))
+        sums.setdefault(f"{line['task']} {line['kind']}", []).append(row)
+    return "; ".join(
+        f"{name} ({len(rows)}) first, mean, best, oracle "
+        + " ".join(f"{sum(column) / len(rows):.3f}" for column in zip(*rows, strict=True))
+        for name, rows in sums.items()
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    part = verbs.add_parser("candidates")
+    part.add_argument("out", type=Path)
+    part.add_argument("tasks", nargs="+")
+    part.add_argument("--bundle", default="demo")
+    part.add_argument("--free", type=int, default=0, metavar="COUNT")
+    part = verbs.add_parser("borrow")
+    part.add_argument("out", type=Path)
+    part.add_argument("known", type=Path)
+    part.add_argument("tasks", nargs="+")
+    part.add_argument("--count", type=int, default=3)
+    part = verbs.add_parser("train")
+    part.add_argument("candidates", type=Path, nargs="+")
+    part.add_argument("encoder", type=Path)
+    part.add_argument("--work", type=Path, required=True)
+    part.add_argument("--epochs", type=int, default=1)
+    part.add_argument("--lr", type=float, default=2e-5)
+    given = parser.parse_args()
+    if given.verb == "candidates":
+        candidates(given.out, given.tasks, given.bundle, given.free)
+    elif given.verb == "borrow":
+        borrow(given.out, given.known, given.tasks, given.count)
+    elif given.verb == "train":
+        train(given.candidates, given.encoder, given.work, given.epochs, given.lr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
