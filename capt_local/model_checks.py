@@ -92,6 +92,28 @@ def look_first(
     return found
 
 
+def look_at_encoder(
+    path: Path, check: Check = Check.CACHED, stamp: Stamp | None = None
+) -> Stamp | None:
+    """The same for the encoder of a scorer that no trusted manifest names.
+
+    Returns:
+        What tells that it is still the file that was looked into; None with `never`.
+    """
+    if check is Check.NEVER:
+        return stamp
+    stamp = stamp or _stamp(path)
+    known, mark = digest_cache(), _mark(stamp)
+    if check is Check.CACHED and known is not None and known.find(path, stamp, _ABOUT) == mark:
+        return stamp
+    with Probe() as probe:
+        for digest in probe.look(path, (), None, {path: stamp}, encoder=True).values():
+            stamp = stamp.with_digest(digest)
+    if known is not None:
+        known.store(path, stamp, mark, _ABOUT)
+    return stamp
+
+
 def _by_model(models: Mapping[str, ModelFile]) -> Iterable[tuple[str, list[Path]]]:
     """The first role of each model file, and the file with all adapters that are put on it."""
     found: dict[Path, tuple[str, list[Path]]] = {}

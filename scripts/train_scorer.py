@@ -18,6 +18,7 @@ ten is held out, by its id; the epoch with the best ranking of held-out candidat
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import re
@@ -338,6 +339,100 @@ def ranked(lines: Sequence[dict[str, Any]], pairs: Pairs, scores: dict[Any, floa
     )
 
 
+# Export
+
+_LAYER = {
+    "attention.self.query": "attn_q",
+    "attention.self.key": "attn_k",
+    "attention.self.value": "attn_v",
+    "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down",
+    "output.LayerNorm": "layer_output_norm",
+}
+_EMBEDDINGS = {
+    "embeddings.word_embeddings.weight": "token_embd.weight",
+    "embeddings.position_embeddings.weight": "position_embd.weight",
+    "embeddings.token_type_embeddings.weight": "token_types.weight",
+    "embeddings.LayerNorm.weight": "token_embd_norm.weight",
+    "embeddings.LayerNorm.bias": "token_embd_norm.bias",
+}
+
+
+def export(encoder: Path, work: Path, out: Path, target: Path) -> None:
+    """Write OUT/encoder.gguf (Q8_0, embeddings Q5_0) and OUT/head.safetensors."""
+    import gguf
+    import numpy as np
+    import torch
+    from gguf import GGMLQuantizationType as Kind
+    from safetensors.numpy import save_file
+
+    from capt_local.llama.gguf_header import file_digests
+    from capt_local.rerank.scorer import ENCODER, HEAD
+
+    state = torch.load(work / "scorer.pt")
+    config = json.loads((encoder / "config.json").read_text())
+    out.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(out / ENCODER, "bert")
+    writer.add_name("all-MiniLM-L6-v2, trained to score answers")
+    writer.add_license("apache-2.0")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_layer_norm_eps(config["layer_norm_eps"])
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    words = (encoder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    special = {f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre("default")
+    # As llama.cpp's converter writes WordPiece: a mark before what begins a word.
+    writer.add_token_list([
+        word if word in special else word[2:] if word.startswith("##") else f"\u2581{word}"
+        for word in words
+    ])  # fmt: skip
+    writer.add_token_types([3 if word in special else 1 for word in words])
+    writer.add_token_type_count(config["type_vocab_size"])
+    for add, name in (
+        (writer.add_bos_token_id, "CLS"), (writer.add_eos_token_id, "SEP"),
+        (writer.add_unk_token_id, "UNK"), (writer.add_sep_token_id, "SEP"),
+        (writer.add_pad_token_id, "PAD"), (writer.add_mask_token_id, "MASK"),
+    ):  # fmt: skip
+        add(words.index(f"[{name}]"))
+    for key, tensor in state["encoder"].items():
+        name = _EMBEDDINGS.get(key) or _layer_name(key)
+        if name is None:
+            continue
+        value = np.ascontiguousarray(tensor.numpy().astype(np.float32))
+        kind = Kind.F32
+        if name == "token_embd.weight":
+            kind = Kind.Q5_0
+        elif value.ndim == 2 and name != "token_types.weight":
+            kind = Kind.Q8_0
+        writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    about = {
+        "encoder_sha256": hashlib.sha256((out / ENCODER).read_bytes()).hexdigest(),
+        "target_tokenizer": file_digests(target).tokenizer,
+        "length": str(LENGTH),
+    }
+    head = {name: tensor.numpy() for name, tensor in state["head"].items()}
+    save_file(head, out / HEAD, metadata=about)
+    print(f"{out / ENCODER}: {(out / ENCODER).stat().st_size:,} bytes")
+
+
+def _layer_name(key: str) -> str | None:
+    found = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", key)
+    return f"blk.{found[1]}.{_LAYER[found[2]]}.{found[3]}" if found else None
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -358,6 +453,11 @@ def main() -> None:
     part.add_argument("--work", type=Path, required=True)
     part.add_argument("--epochs", type=int, default=1)
     part.add_argument("--lr", type=float, default=2e-5)
+    part = verbs.add_parser("export")
+    part.add_argument("encoder", type=Path)
+    part.add_argument("out", type=Path)
+    part.add_argument("--work", type=Path, required=True)
+    part.add_argument("--target", type=Path, required=True, help="GGUF whose answers it scores")
     given = parser.parse_args()
     if given.verb == "candidates":
         candidates(given.out, given.tasks, given.bundle, given.free)
@@ -365,6 +465,8 @@ def main() -> None:
         borrow(given.out, given.known, given.tasks, given.count)
     elif given.verb == "train":
         train(given.candidates, given.encoder, given.work, given.epochs, given.lr)
+    else:
+        export(given.encoder, given.work, given.out, given.target)
 
 
 if __name__ == "__main__":

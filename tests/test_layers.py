@@ -41,14 +41,15 @@ ALLOWED["runtime"] = {
     "policy",
     "config",
 }
+ALLOWED["rerank"] = {*ALLOWED["runtime"], "runtime"}
 # The record of an answer is all that it takes from the room of the views.
 ALLOWED["chat"] = {"errors", "strict_json", "decoding", "prompting", "report"}
-ALLOWED["evaluate"] = {*ALLOWED["runtime"], "strict_json", "runtime"}
+ALLOWED["evaluate"] = {*ALLOWED["runtime"], "strict_json", "runtime", "rerank"}
 ALLOWED["provenance"] = {"version", "errors", "decoding", "bundles", "llama", "runtime"}
 ALLOWED["batch"] = {
     *ALLOWED["provenance"],
     *ALLOWED["runtime"],
-    *("hardening", "report", "provenance"),
+    *("hardening", "report", "provenance", "rerank"),
 }
 # The public face names what it gives out, and imports it only when it is used.
 ALLOWED["__init__"] = {"version", "errors", "decoding", "llama", "prompting", "runtime"}

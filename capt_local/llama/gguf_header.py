@@ -65,6 +65,8 @@ _NAMES = """
     seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2 step35 talkie xverse
     """
 ARCHITECTURES = frozenset(_NAMES.split())
+ENCODERS = {"bert": frozenset({"bert"})}
+"""Architectures that turn a text into one vector, with their tokenizers."""
 # Byte-level BPE, SentencePiece and their kin; not those that rewrite the text (WordPiece, Unigram).
 NO_VOCABULARY = ("none", "no_vocab")  # what converters write where there is none
 TOKENIZERS = frozenset({"gemma4", "gpt2", "llama", "plamo2", "rwkv"})
@@ -199,12 +201,13 @@ class Header:
         return value if isinstance(value, int) else default
 
 
-def read_header(path: Path, place: Path | None = None) -> Header:
+def read_header(path: Path, place: Path | None = None, *, encoder: bool = False) -> Header:
     """Reads and checks the header of a GGUF file.
 
     Args:
         path: of the file.
         place: where to open it instead; see `llama.locked_file`.
+        encoder: whether it has to be an encoder instead of a model that writes.
 
     Raises:
         ModelError: the file is missing, is not a GGUF, is cut off, holds impossible numbers, or is
@@ -214,7 +217,7 @@ def read_header(path: Path, place: Path | None = None) -> Header:
         with (place or path).open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
-            return parse_header(file, path.name, size)
+            return parse_header(file, path.name, size, encoder=encoder)
     except FileNotFoundError:
         raise ModelError(f"{path.name}: there is no such model file.") from None
     except IsADirectoryError:
@@ -223,18 +226,19 @@ def read_header(path: Path, place: Path | None = None) -> Header:
         raise ModelError(f"{path.name} cannot be read: {error.strerror}.") from None
 
 
-def parse_header(file: BinaryIO, name: str, size: int) -> Header:
+def parse_header(file: BinaryIO, name: str, size: int, *, encoder: bool = False) -> Header:
     """The header of an open file, checked.
 
     Args:
         file: at its beginning.
         name: for errors.
         size: bytes of the file.
+        encoder: see `read_header`.
 
     Raises:
         ModelError: see `read_header`.
     """
-    return _Parser(GgufReader(file, name, size), name, size).header()
+    return _Parser(GgufReader(file, name, size), name, size, encoder).header()
 
 
 def model_parts(path: Path, header: Header) -> tuple[Path, ...]:
@@ -346,10 +350,11 @@ def file_digests(path: Path, header: Header | None = None) -> FileDigests:
 class _Parser:
     """Knows what stands where in a header, and what it may say."""
 
-    def __init__(self, reader: GgufReader, name: str, size: int) -> None:
+    def __init__(self, reader: GgufReader, name: str, size: int, encoder: bool) -> None:
         self._reader = reader
         self._name = name
         self._size = size
+        self._check_kind = check_encoder if encoder else check_kind
         self._rules = rules()
         self._values: dict[str, Scalar] = {}
         self._kinds: dict[str, int] = {}
@@ -372,7 +377,7 @@ class _Parser:
         # A later part of a split model has its tensors alone; the first part says what it is.
         if not self._values.get("split.no"):
             architecture = self._values.get("general.architecture")
-            check_kind(self._name, architecture, self._values.get("tokenizer.ggml.model"))
+            self._check_kind(self._name, architecture, self._values.get("tokenizer.ggml.model"))
             self._check_sizes(str(architecture))
             self._check_factors(str(architecture))
             self._check_lists()
@@ -525,6 +530,23 @@ def check_kind(name: str, architecture: object, tokenizer: object = None) -> Non
             "byte-level BPE and SentencePiece, which keep a text as it was written. Use a model "
             "with one."
         )
+
+
+def check_encoder(name: str, architecture: object, tokenizer: object = None) -> None:
+    """Refuses models that are no encoder of an accepted kind; see `check_kind`.
+
+    Raises:
+        ModelError: it is of another kind.
+    """
+    tokenizers = ENCODERS.get(architecture, ()) if isinstance(architecture, str) else ()
+    if not tokenizers:
+        raise ModelError(
+            f"{name}: {_shown(architecture)} is no encoder that can score answers "
+            f"({', '.join(ENCODERS)}). Name the file of a scorer, such as one that "
+            "scripts/train_scorer made."
+        )
+    if tokenizer not in tokenizers:
+        raise ModelError(f"{name}: {_shown(tokenizer)} is not the tokenizer of {architecture}.")
 
 
 def _shown(value: object) -> str:

@@ -37,6 +37,7 @@ from capt_local.hardening import (
     python_command,
 )
 from capt_local.llama.adapters import check_adapter
+from capt_local.llama.encoder import Encoder
 from capt_local.llama.gguf_header import model_parts, read_header, read_model_header
 from capt_local.llama.library import Closing, library
 from capt_local.llama.locked_file import LockedFile
@@ -101,6 +102,8 @@ class Probe(Closing):
         adapters: Sequence[Path] = (),
         waiting: Waiting | None = None,
         stamps: Mapping[Path, Stamp] | None = None,
+        *,
+        encoder: bool = False,
     ) -> dict[Path, str]:
         """Loads a model, and adapters onto it.
 
@@ -109,6 +112,7 @@ class Probe(Closing):
             adapters: of LoRA adapters; each is put on the model by itself.
             waiting: called several times a second while it works; may raise to stop.
             stamps: of files that were checked already, by path.
+            encoder: whether it is one, of a scorer.
 
         Returns:
             SHA-256 of the content that was loaded, of the files that other accounts may write.
@@ -119,17 +123,20 @@ class Probe(Closing):
             UsageError: this Linux does not let a process give up system calls.
         """
         with ExitStack() as stack:
-            parts = model_parts(path, read_header(path))  # a broken one never reaches llama.cpp
+            # A broken one never reaches llama.cpp.
+            parts = model_parts(path, first := read_header(path, encoder=encoder))
             known = stamps or {}
             locked = {
                 one: stack.enter_context(LockedFile(one, known.get(one)))
                 for one in (*parts, *adapters)
             }
-            header = read_model_header(path, [locked[part].place for part in parts])
-            for adapter in adapters:
-                check_adapter(adapter, header, path.name, locked[adapter].place)
-            each = [_OPTIONS, *(replace(_OPTIONS, adapters=(Adapter(one),)) for one in adapters)]
-            needed = max(estimate(header, options).total for options in each)
+            header, needed = first, 2 * first.file_size
+            if not encoder:
+                header = read_model_header(path, [locked[part].place for part in parts])
+                for adapter in adapters:
+                    check_adapter(adapter, header, path.name, locked[adapter].place)
+                each = [_OPTIONS, *(replace(_OPTIONS, adapters=(Adapter(a),)) for a in adapters)]
+                needed = max(estimate(header, options).total for options in each)
             limit = _SECONDS + header.file_size / _SLOWEST
             copies = [one for one in locked.values() if one.sha256 is not None]
             names = stack.enter_context(_named(locked)) if copies else {}
@@ -138,6 +145,7 @@ class Probe(Closing):
                 # In hexadecimal: the name of a file need not be UTF-8, and JSON has to be.
                 "model": os.fsencode(names.get(path, path.absolute())).hex(),
                 "adapters": [os.fsencode(names.get(one, one.absolute())).hex() for one in adapters],
+                "encoder": encoder,
             }
             try:
                 process.limit_memory(needed + _PROGRAM_BYTES)
@@ -352,7 +360,7 @@ def _answer(request: dict[str, Any]) -> str:
     )
     name = model.name
     try:
-        load(model, adapters)
+        load(model, adapters, encoder=request["encoder"])
     except MemoryShortage as error:
         return SHORT + " ".join(str(error).split())
     except CaptError as error:
@@ -362,18 +370,23 @@ def _answer(request: dict[str, Any]) -> str:
     return PASSED
 
 
-def load(model: Path, adapters: Sequence[Path]) -> None:
+def load(model: Path, adapters: Sequence[Path], *, encoder: bool = False) -> None:
     """Loads a model and checks every weight; splits a text and computes some tokens of it.
 
     Args:
         model: its file.
         adapters: likewise; each is put on the model by itself.
+        encoder: whether it is one.
 
     Raises:
         ModelError: a file is damaged.
         MemoryShortage: there is not enough memory for it.
         NumericalError: its logits are not finite.
     """
+    if encoder:
+        with Encoder(model) as opened_encoder:
+            opened_encoder.vector(opened_encoder.tokenize(_SAMPLE.decode())[:_MOST_TOKENS])
+        return
     for path in adapters:
         with LockedFile(path) as file:
             check_values(library(), file)

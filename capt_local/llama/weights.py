@@ -411,7 +411,7 @@ class Weights(Closing):
         )
 
 
-def check_values(library: Library, file: LockedFile) -> None:
+def check_values(library: Library, file: LockedFile, header: Header | None = None) -> None:
     """Looks at every number of a file's tensors for NaN, infinities and impossible blocks.
 
     llama.cpp can do that while it loads (`check_tensors`), but starts a thread for each tensor,
@@ -420,6 +420,7 @@ def check_values(library: Library, file: LockedFile) -> None:
     Args:
         library: llama.cpp.
         file: a model, a part of one, or an adapter.
+        header: of it, if it was read already.
 
     Raises:
         ModelError: a tensor holds such a number; or the file cannot be read.
@@ -427,7 +428,7 @@ def check_values(library: Library, file: LockedFile) -> None:
     valid = library.ggml(
         "ggml_validate_row_data", ctypes.c_bool, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
     )
-    header, types = read_header(file.path, file.place), rules().tensor_types
+    header, types = header or read_header(file.path, file.place), rules().tensor_types
     buffer = np.empty(_CHECKED_AT_ONCE, np.uint8)
     try:
         with file.place.open("rb", buffering=0) as stream:

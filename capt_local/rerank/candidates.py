@@ -1,29 +1,40 @@
-"""Several answers to one prompt, drawn side by side, and how they are ranked.
+"""Several answers to one prompt, drawn side by side, and which of them is the best.
 
-The prompt is read once; each candidate is an answer of its own seed in one batch with the others.
-They are ranked by a scorer, by the majority among answers that say the same, or by the mean
-log-probability that the combination gave to their tokens.
+The prompt is read once; each candidate is an answer of its own seed, in one batch with the others.
+They are ranked by a scorer where there is one; answers of a given form by the majority; else by
+the mean log-probability that the combination gave to their tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
 from capt_local.decoding.batching import Request
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions
-from capt_local.decoding.prompt_weights import Memory
-from capt_local.decoding.step import Step
-from capt_local.errors import UsageError
+from capt_local.decoding.step import FinishReason, Step
+from capt_local.errors import Cancelled, UsageError
 from capt_local.prompting.messages import Message
+from capt_local.rerank.scorer import Scorer
 from capt_local.runtime import Runtime
 
 MOST = 64
 """Candidates at most; each takes a KV cache of its own in every model."""
+
+
+class RankedBy(StrEnum):
+    """What candidates are ranked by."""
+
+    SCORER = "scorer"
+    MAJORITY = "majority"
+    MEAN_LOGP = "mean-logprob"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +43,64 @@ class Candidate:
 
     Attributes:
         seed: of its draws.
-        text: of the answer.
-        mean_logp: mean log-probability of its tokens under the combination, in nats.
         generation: the answer, which has ended.
         steps: all of it.
+        score: what it was ranked by: the scorer's probability that it is right, the share of
+            candidates that say the same, or the mean log-probability of its tokens in nats.
+        mean_logp: the latter in any case.
     """
 
     seed: int
-    text: str
-    mean_logp: float
     generation: Generation
     steps: tuple[Step, ...]
+    score: float
+    mean_logp: float
 
 
 @dataclass(frozen=True, slots=True)
 class BestOf:
-    """Candidates in the order of their seeds."""
+    """Candidates, the best first; of equals the one with the smaller seed.
+
+    Attributes:
+        candidates: at least one.
+        ranked_by: what their scores are.
+        notices: what the user should know about the ranking.
+    """
 
     candidates: tuple[Candidate, ...]
+    ranked_by: RankedBy
+    notices: tuple[str, ...] = ()
+
+    def as_object(self, shown: int = 1) -> dict[str, object]:
+        """For `--json`: all candidates with their scores; the first `shown` without their text."""
+        return {
+            "ranked_by": self.ranked_by.value,
+            "candidates": [
+                {
+                    "seed": one.seed,
+                    "score": one.score,
+                    "mean_logprob": one.mean_logp,
+                    "tokens": len(one.steps),
+                    "finish_reason": one.generation.finish,
+                    **({} if place < shown else {"text": one.generation.text}),
+                }
+                for place, one in enumerate(self.candidates)
+            ],
+        }
+
+
+def check_best_of(n: int, options: GenerateOptions) -> None:
+    """Refuses what cannot be drawn.
+
+    Raises:
+        UsageError: n is not 1 to MOST, or all candidates would be the same.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST:
+        raise UsageError(f"--best-of takes 1 to {MOST} candidates.")
+    if n > 1 and not options.sample.temperature:
+        raise UsageError(
+            "Candidates at temperature 0 are all the same: give --temp, such as --temp 1."
+        )
 
 
 def best_of(
@@ -57,49 +108,98 @@ def best_of(
     prompt: str | Sequence[Message],
     options: GenerateOptions,
     n: int,
+    scorer: Scorer | None = None,
     *,
     raw: bool = False,
     cancel: Callable[[], bool] | None = None,
 ) -> BestOf:
-    """Draws n answers with the seeds options.sample.seed, + 1, ..."""
-    check_count(n)
-    shared = Memory()
-    seeds = [options.sample.seed + place for place in range(n)]
+    """Draws n answers with the seeds `options.sample.seed`, + 1, ..., and ranks them.
+
+    Args:
+        runtime: with the models.
+        prompt: see `Runtime.generate`.
+        options: of each answer, but for the seed.
+        n: 1 to MOST.
+        scorer: ranks them; None: see the module.
+        raw: see `Runtime.generate`.
+        cancel: called between steps; true ends all of it.
+
+    Raises:
+        UsageError: see `check_best_of`.
+        Cancelled: `cancel` said so.
+        CaptError: what ended a candidate before its time.
+    """
+    check_best_of(n, options)
+    first = options.sample.seed
     requests = [
         Request(
             prompt,
             dataclasses.replace(options, sample=dataclasses.replace(options.sample, seed=seed)),
             raw,
-            shared,
         )
-        for seed in seeds
+        for seed in range(first, first + n)
     ]
-    made: dict[int, Candidate] = {}
-    for result in runtime.generate_many(requests, parallel=n, cancel=cancel):
+    made: list[tuple[int, Generation, tuple[Step, ...]]] = []
+    for result in runtime.generate_many(requests, parallel=n, cancel=cancel, reuse=True):
         if result.error is not None:
             raise result.error
-        generation, steps = result.generation, result.steps
-        assert generation is not None, "it has ended without an error"
-        logps = [step.logp for step in steps]
-        mean = float(np.mean(logps)) if logps else 0.0
-        seed = seeds[result.index]
-        made[result.index] = Candidate(seed, generation.text, mean, generation, steps)
-    return BestOf(tuple(made[place] for place in sorted(made)))
+        assert result.generation is not None, "it has ended without an error"
+        if result.generation.finish is FinishReason.INTERRUPTED:
+            raise Cancelled("The answers were stopped.")
+        made.append((first + result.index, result.generation, result.steps))
+    made.sort(key=lambda one: one[0])
+    means = [mean_logp([step.logp for step in steps]) for _, _, steps in made]
+    texts = [generation.text for _, generation, _ in made]
+    if scorer is not None:
+        by, scores = RankedBy.SCORER, scorer.scores(asked_of(prompt), texts)
+    elif options.structure is not None:
+        by, scores = RankedBy.MAJORITY, shares([_meaning(text) for text in texts])
+    else:
+        by, scores = RankedBy.MEAN_LOGP, means
+    candidates = [
+        Candidate(*one, score, mean) for one, score, mean in zip(made, scores, means, strict=True)
+    ]
+    order = sorted(range(n), key=lambda place: (-scores[place], place))
+    notices = tuple(scorer.notices) if scorer is not None else ()
+    return BestOf(tuple(candidates[place] for place in order), by, notices)
+
+
+def asked_of(prompt: str | Sequence[Message]) -> str:
+    """What a scorer reads as the question: the user's last turn."""
+    if isinstance(prompt, str):
+        return prompt
+    return next((turn.content for turn in reversed(prompt) if turn.role == "user"), "")
+
+
+def mean_logp(logps: Sequence[float]) -> float:
+    """Mean log-probability of the tokens of an answer, in nats; 0 for none."""
+    return float(np.mean(logps)) if logps else 0.0
+
+
+def shares(said: Sequence[str | None]) -> list[float]:
+    """The share of answers that say the same as each; of None, which says nothing, 0."""
+    counts = Counter(one for one in said if one is not None)
+    return [counts[one] / len(said) if one is not None else 0.0 for one in said]
 
 
 def draw_choices(logps: Sequence[float], n: int, temperature: float, seed: int) -> list[int]:
-    """Places of n choices, drawn by their likelihoods: answers that can be nothing else."""
-    scaled = np.asarray(logps) / temperature
-    shares = np.exp(scaled - scaled.max())
-    rng = np.random.default_rng(seed)
-    return [int(place) for place in rng.choice(len(shares), n, p=shares / shares.sum())]
+    """Places of n choices, drawn by their likelihoods: answers that can be nothing else.
 
-
-def check_count(n: int) -> None:
-    """Refuses a number of candidates that cannot be made.
-
-    Raises:
-        UsageError: it is not 2 to MOST.
+    Args:
+        logps: log-likelihood of each choice, in nats.
+        n: draws.
+        temperature: above 0.
+        seed: of the draws.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST:
-        raise UsageError(f"--best-of takes 1 to {MOST}.")
+    scaled = np.asarray(logps) / temperature
+    weights = np.exp(scaled - scaled.max())
+    rng = np.random.default_rng(seed)
+    return [int(place) for place in rng.choice(len(weights), n, p=weights / weights.sum())]
+
+
+def _meaning(text: str) -> str:
+    """A structured answer without its layout: two of the same meaning are one."""
+    try:
+        return json.dumps(json.loads(text), sort_keys=True)
+    except ValueError:
+        return " ".join(text.split())

@@ -1,0 +1,161 @@
+"""A scorer: how probable it is that an answer to a question is right.
+
+An encoder of BERT's size (GGUF) reads "Q: question A: answer", and a head of two labels (wrong,
+right) on its pooled vector says which it is, as in MedAdapter (Shi et al. 2024).
+
+The head is a safetensors file beside the encoder: `weight` (2, width) and `bias` (2,), with the
+digest of the encoder that it was trained with and that of the target's tokenizer in its metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from capt_local.errors import ModelError
+from capt_local.llama.encoder import Encoder
+from capt_local.llama.library import Closing
+from capt_local.strict_json import Stamp
+
+HEAD = "head.safetensors"
+ENCODER = "encoder.gguf"
+_LARGEST_HEAD = 1 << 20  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerFiles:
+    """Where a scorer lies.
+
+    Attributes:
+        encoder: a GGUF file.
+        head: a safetensors file.
+        stamp: of the encoder, where it was checked.
+    """
+
+    encoder: Path
+    head: Path
+    stamp: Stamp | None = None
+
+    @classmethod
+    def at(cls, place: Path) -> ScorerFiles:
+        """The scorer in a folder, or of an encoder with the head beside it.
+
+        Raises:
+            ModelError: there is none.
+        """
+        folder = place if place.is_dir() else place.parent
+        found = cls(folder / ENCODER if place.is_dir() else place, folder / HEAD)
+        for path in (found.encoder, found.head):
+            if not path.is_file():
+                raise ModelError(f"The scorer has no {path.name}.")
+        return found
+
+
+class Scorer(Closing):
+    """A loaded scorer.
+
+    Args:
+        files: encoder and head; see `model_checks.look_at_encoder` for files of others.
+        target_tokenizer: digest of the tokenizer of the target whose answers are scored; see
+            `llama.gguf_header.FileDigests`. None is not compared.
+        threads: CPU threads.
+
+    Attributes:
+        notices: what the user should know, each once.
+
+    Raises:
+        ModelError: a file is missing, damaged or no part of a scorer, the head is of another
+            encoder, or the scorer was trained on answers of another target.
+    """
+
+    def __init__(
+        self, files: ScorerFiles, target_tokenizer: str | None = None, threads: int = 1
+    ) -> None:
+        """Checks and loads both files."""
+        weight, bias, about = _read_head(files.head)
+        with files.encoder.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if about.get("encoder_sha256") != digest:
+            raise ModelError(
+                f"{files.head.name} was trained with another encoder than {files.encoder.name}. "
+                "Get both files of the scorer from one source."
+            )
+        if target_tokenizer is not None and about.get("target_tokenizer") != target_tokenizer:
+            raise ModelError(
+                f"The scorer {files.encoder.name} was trained on answers of another target (its "
+                "tokenizer differs). Use a scorer of this trio, or none."
+            )
+        self.notices: list[str] = []
+        self._encoder = Encoder(files.encoder, threads, files.stamp)
+        if weight.shape != (2, self._encoder.width):
+            self.close()
+            raise ModelError(f"{files.head.name} does not fit {files.encoder.name}.")
+        self._weight, self._bias = weight, bias
+        limit = about.get("length", "")
+        self._limit = min(self._encoder.limit, int(limit) if limit.isdecimal() else 1 << 30) - 2
+
+    def scores(self, question: str, answers: Sequence[str]) -> list[float]:
+        """The probability that each answer is right; the same text is read once."""
+        known = {answer: self._score(question, answer) for answer in dict.fromkeys(answers)}
+        return [known[answer] for answer in answers]
+
+    def _score(self, question: str, answer: str) -> float:
+        encoder = self._encoder
+        before, own, behind = map(encoder.tokenize, ("Q:", question, f"A: {answer}"))
+        left = self._limit - len(before) - len(behind)
+        if left < len(own):
+            notice = (
+                f"The scorer reads {self._limit} tokens, so it has not seen the beginning of the "
+                "text before an answer"
+            )
+            if left < 0:
+                notice += ", nor the end of a long answer"
+            if f"{notice}." not in self.notices:
+                self.notices.append(f"{notice}.")
+            own, behind = own[len(own) - max(left, 0) :], behind[: self._limit - len(before)]
+        logits = self._weight @ encoder.vector([*before, *own, *behind]) + self._bias
+        return 1.0 / (1.0 + math.exp(float(logits[0] - logits[1])))
+
+    def close(self) -> None:
+        """Frees the encoder."""
+        self._encoder.close()
+
+
+def _read_head(
+    path: Path,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], dict[str, str]]:
+    """Weight, bias and metadata of a head.
+
+    The format: 8 bytes of length, that many of JSON, then the numbers.
+    """
+    broken = ModelError(f"{path.name} is no head of a scorer. Get the file again.")
+    try:
+        if path.stat().st_size > _LARGEST_HEAD:
+            raise broken
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path.name} cannot be read: {error.strerror or 'no access'}.") from None
+    try:
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + size])
+        found = {}
+        for name in ("weight", "bias"):
+            entry = header[name]
+            first, last = entry["data_offsets"]
+            values = np.frombuffer(data[8 + size :][first:last], "<f4")
+            found[name] = values.reshape(entry["shape"])
+            if entry["dtype"] != "F32" or not np.isfinite(values).all():
+                raise broken
+        about = {key: str(value) for key, value in header["__metadata__"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise broken from None
+    if found["bias"].shape != (2,):
+        raise broken
+    return found["weight"], found["bias"], about
