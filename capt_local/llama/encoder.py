@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,8 @@ class Encoder(Closing):
         """Checks the file, then loads it."""
         self.name = path.name
         self._library = library()
-        self._model = self._context = None
+        self._model: Any = None
+        self._context: Any = None
         api = self._library.api
         try:
             with LockedFile(path, stamp) as file:
@@ -89,7 +91,8 @@ class Encoder(Closing):
         if not self._context:
             raise self._refused()
         self._vocab = ctypes.c_void_p(api.llama_model_get_vocab(self._model))
-        self._first, self._last = api.llama_vocab_bos(self._vocab), api.llama_vocab_sep(self._vocab)
+        self._first = int(api.llama_vocab_bos(self._vocab))
+        self._last = int(api.llama_vocab_sep(self._vocab))
         if self._first < 0 or self._last < 0:
             raise ModelError(f"{self.name} has no tokens that stand around a text.")
         self._batch = Batch(api, self.limit)
