@@ -82,6 +82,7 @@ VERBS = (
     Verb("chat", "chat", "A conversation, with /why for what the expert changed"),
     Verb("generate", "generate", "One answer to a prompt (-p, -f or stdin)"),
     Verb("explain", "explain", "What the expert changed in an answer, and why"),
+    Verb("serve", "serve", "A page for clinicians, and OpenAI's interface, on this machine"),
     Verb("batch", "batch", "An answer to each record of a file, resumable"),
     Verb("score", "score", "How well texts are predicted: bits per byte"),
     Verb("eval", "eval", "Tasks under several methods, with 95 % intervals"),

@@ -178,7 +178,7 @@ def open_session(
     screen: Screen,
     interrupt: Interrupt,
     *,
-    wanted: Method = Method.CAPT,
+    wanted: Method | None = Method.CAPT,
     template: str | None = None,
     scores: bool = False,
 ) -> Session:
@@ -209,7 +209,7 @@ def open_session(
             check=flags.verify,
             date=date,
             template=template,
-            roles=wanted.roles,
+            roles=wanted.roles if wanted is not None else None,
         )
     finally:  # an error stands on a line of its own
         screen.clear_progress()

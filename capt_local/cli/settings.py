@@ -32,12 +32,13 @@ _OTHERS = frozenset({MODELS_VARIABLE, "CAPT_LOCAL_DEBUG", "CAPT_LOCAL_HUB_TOKEN"
 # All options that have a twin: reading them off the declarations of all verbs takes a second, so a
 # test compares.
 KEYS = frozenset({
-    "alignment", "alpha", "audit", "base", "bundle", "ctx-size", "date", "delimiter",
-    "expert", "expert-adapter", "expert-in-thoughts", "gpu-layers", "id-field",
-    "idle-timeout", "input-format", "json", "logprobs", "max-tokens", "method", "min-p",
-    "mirror", "no-repetition-stop", "offline", "parallel", "plausibility", "raw",
-    "record-timeout", "repeat-last-n", "repeat-penalty", "seed", "speed", "system", "target",
-    "temp", "thoughts", "threads", "top-k", "top-logprobs", "top-p", "verbose", "verify", "weights",
+    "alignment", "allow-host", "allow-origin", "alpha", "api-key-file", "audit", "base", "bundle",
+    "ctx-size", "date", "delimiter", "expert", "expert-adapter", "expert-in-thoughts",
+    "gpu-layers", "host", "id-field", "idle-timeout", "input-format", "json", "logprobs",
+    "max-tokens", "method", "min-p", "mirror", "no-repetition-stop", "offline", "parallel",
+    "plausibility", "port", "raw", "record-timeout", "repeat-last-n", "repeat-penalty", "seed",
+    "speed", "system", "target", "tasks", "temp", "thoughts", "threads", "tls-cert", "tls-key",
+    "top-k", "top-logprobs", "top-p", "verbose", "verify", "weights",
 })  # fmt: skip
 # Options that exclude each other: the set with the stronger source holds.
 _RIVALS = (

@@ -219,11 +219,12 @@ def _choice_object(answer: Answer, top_logprobs: int) -> JsonObject:
         "index": 0,
         **content,
         "finish_reason": str(answer.finish) if answer.finish else None,
-        "logprobs": {"content": [_step_object(step, top_logprobs) for step in answer.steps]},
+        "logprobs": {"content": [step_object(step, top_logprobs) for step in answer.steps]},
     }
 
 
-def _step_object(step: Step, top_logprobs: int) -> JsonObject:
+def step_object(step: Step, top_logprobs: int) -> JsonObject:
+    """One token of an answer, with so many candidates of each model."""
     return {
         **_token(step.token, step.piece_bytes, step.logp),
         "top_logprobs": [_choice(choice) for choice in step.top[:top_logprobs]],

@@ -1,0 +1,235 @@
+"""`capt-local serve`: an OpenAI-compatible server on this machine, and a page for clinicians."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from capt_local.cli.exits import ExitCode
+from capt_local.cli.options import (
+    MethodFlags,
+    ModelFlags,
+    SampleFlags,
+    TemplateFlags,
+    ViewFlags,
+    option,
+)
+from capt_local.cli.policy import check_weights
+from capt_local.cli.session import Session, find_bundle, generate_options, open_session
+from capt_local.cli.signals import Signals
+from capt_local.config import Feature, read_site
+from capt_local.decoding.options import GenerateOptions
+from capt_local.errors import Cancelled, UsageError
+from capt_local.report.terminal import Screen
+from capt_local.strict_json import NotReadable, read_bytes, utf8
+
+if TYPE_CHECKING:
+    from capt_local.serve.server import Listener
+    from capt_local.serve.tasks import Task
+
+_SHORTEST_KEY = 16
+_FORGET_AFTER = 10.0  # minutes
+_WAITING = 32  # requests
+
+
+@dataclass(frozen=True, slots=True)
+class ServeFlags:
+    """Where the server listens, for whom, and for how many at once."""
+
+    port: Annotated[
+        int,
+        option("--port", twin="PORT", metavar="N", min=0, max=65535,
+               help="The port; 0 takes a free one. Default: 8080."),
+    ] = 8080  # fmt: skip
+    host: Annotated[
+        str,
+        option("--host", twin="HOST", metavar="ADDRESS",
+               help="The address to listen on. Another than loopback can be reached from other "
+               "machines, so it needs --api-key-file, --tls-cert and --tls-key. Default: "
+               "127.0.0.1."),
+    ] = "127.0.0.1"  # fmt: skip
+    parallel: Annotated[
+        int,
+        option("--parallel", twin="PARALLEL", metavar="N", min=1, max=256,
+               help="Requests that are answered at once; each takes memory for its context in "
+               "all models. Default: 4."),
+    ] = 4  # fmt: skip
+    api_key_file: Annotated[
+        Path | None,
+        option("--api-key-file", twin="API_KEY_FILE", metavar="PATH",
+               help="A file with a key on each line, readable by you alone. Default: a new key "
+               "for each start, which stands in the address that is printed."),
+    ] = None  # fmt: skip
+    tls_cert: Annotated[
+        Path | None,
+        option("--tls-cert", twin="TLS_CERT", metavar="PATH", help="A certificate (PEM)."),
+    ] = None
+    tls_key: Annotated[
+        Path | None, option("--tls-key", twin="TLS_KEY", metavar="PATH", help="Its key (PEM).")
+    ] = None
+    allow_host: Annotated[
+        list[str] | None,
+        option("--allow-host", twin="ALLOW_HOST", metavar="NAME",
+               help="A further name that the server answers to; may be given several times."),
+    ] = None  # fmt: skip
+    allow_origin: Annotated[
+        list[str] | None,
+        option("--allow-origin", twin="ALLOW_ORIGIN", metavar="URL",
+               help="A site whose pages may use the server, such as https://ehr.example."),
+    ] = None  # fmt: skip
+    tasks: Annotated[
+        Path | None,
+        option("--tasks", twin="TASKS", metavar="FOLDER",
+               help="Further tasks for the page, a TOML file each (docs/serve.md)."),
+    ] = None  # fmt: skip
+    idle_timeout: Annotated[
+        float | None,
+        option("--idle-timeout", twin="IDLE_TIMEOUT", metavar="MINUTES",
+               help="Forget all texts when nothing was asked for so long. Default: 10."),
+    ] = None  # fmt: skip
+
+
+def serve(
+    model: ModelFlags,
+    where: ServeFlags,
+    template: TemplateFlags,
+    how: MethodFlags,
+    sample: SampleFlags,
+    view: ViewFlags,
+) -> int:
+    """A server with OpenAI's interface, and a page for clinicians in the browser.
+
+    It listens on this machine alone, and a key is needed. Ctrl-C ends it.
+
+    Examples:
+      capt-local serve
+
+      capt-local serve -m my-bundle --port 9000 --parallel 8 --api-key-file keys.txt
+    """
+    screen = Screen.standard(view.verbose)
+    keys = _check(where)
+    from capt_local.serve.server import listen
+    from capt_local.serve.tasks import library
+
+    tasks = library(where.tasks)
+    bundle = find_bundle(model)
+    options = generate_options(bundle, how, sample, 0)
+    listener = listen(where.host, where.port)
+    with Signals() as signals:
+        try:
+            session = open_session(
+                bundle, model, screen, signals, wanted=None, template=template.source()
+            )
+        except Cancelled:
+            return signals.code or ExitCode.INTERRUPTED
+        with listener, session.runtime:
+            _serve(session, where, options, tasks, listener, keys, signals)
+        return signals.code or ExitCode.INTERRUPTED
+
+
+def _check(where: ServeFlags) -> tuple[str, ...]:
+    """The keys; refuses what the site forbids, and what would be open to others.
+
+    Raises:
+        UsageError: see above.
+    """
+    from capt_local.serve.server import is_loopback
+
+    limits = read_site().limits
+    limits.refuse(Feature.SERVE, "capt-local serve")
+    if (where.tls_cert is None) != (where.tls_key is None):
+        raise UsageError("--tls-cert and --tls-key go together.")
+    if not is_loopback(where.host):
+        limits.refuse(Feature.NETWORK, "--host with another address than loopback")
+        if where.api_key_file is None or where.tls_cert is None:
+            raise UsageError(
+                f"--host {where.host} can be reached from other machines: give --api-key-file, "
+                "--tls-cert and --tls-key."
+            )
+    if where.idle_timeout is not None and not 0 < where.idle_timeout <= 1e6:
+        raise UsageError("--idle-timeout takes minutes above 0.")
+    if where.api_key_file is None:
+        return (secrets.token_urlsafe(24),)
+    return _keys(where.api_key_file)
+
+
+def _keys(path: Path) -> tuple[str, ...]:
+    data = read_bytes(path, "The file of --api-key-file", largest=1 << 16)
+    if os.name == "posix" and stat.S_IMODE(os.stat(path).st_mode) & 0o077:
+        raise UsageError("The file of --api-key-file can be read by others: chmod 600 it.")
+    try:
+        found = tuple(line.strip() for line in utf8(data).splitlines() if line.strip())
+    except NotReadable as error:
+        raise UsageError(f"The file of --api-key-file is {error}.") from None
+    if not found or any(len(key) < _SHORTEST_KEY or not key.isascii() for key in found):
+        raise UsageError(
+            f"The file of --api-key-file needs keys of at least {_SHORTEST_KEY} plain characters, "
+            "one a line."
+        )
+    return found
+
+
+def _serve(
+    session: Session,
+    where: ServeFlags,
+    options: GenerateOptions,
+    tasks: list[Task],
+    listener: Listener,
+    keys: tuple[str, ...],
+    signals: Signals,
+) -> None:
+    from capt_local.serve.app import OPEN_PATHS, Service, application
+    from capt_local.serve.engine import Engine
+    from capt_local.serve.guard import Access, Guard
+    from capt_local.serve.server import run
+
+    screen = session.screen
+    engine = Engine(
+        session.runtime,
+        options,
+        parallel=where.parallel,
+        waiting=_WAITING,
+        forget_after=60 * (where.idle_timeout or _FORGET_AFTER),
+        report=screen.note,
+    )
+    engine.start()
+    try:
+        service = Service(
+            engine,
+            options,
+            session.load,
+            session.load_seconds,
+            tasks,
+            lambda made: check_weights(made.combine),
+            reports=not read_site().limits.forbids(Feature.REPORTS),
+        )
+        port = listener.getsockname()[1]
+        names = {"127.0.0.1", "localhost", "[::1]", where.host, *(where.allow_host or ())}
+        access = Access(
+            frozenset(name.lower() for name in names),
+            keys,
+            frozenset(origin.rstrip("/").lower() for origin in where.allow_origin or ()),
+            OPEN_PATHS,
+        )
+        scheme = "https" if where.tls_cert else "http"
+        key = "" if where.api_key_file else f"#key={keys[0]}"
+        screen.line(f"{scheme}://{where.host}:{port}/{key}")
+        screen.note(
+            f"The page is at this address, OpenAI's interface at {scheme}://{where.host}:{port}/v1"
+            f" (key: {'of your file' if where.api_key_file else 'behind #key='}). Nothing is "
+            "logged or stored; Ctrl-C ends it."
+        )
+        run(
+            Guard(application(service), access, screen.note),
+            listener,
+            leave=signals,
+            stop=engine.stop,
+            certificate=where.tls_cert,
+            key=where.tls_key,
+        )
+    finally:
+        engine.stop()

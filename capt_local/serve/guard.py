@@ -1,0 +1,196 @@
+"""What stands before every request: host, origin, key, sizes and times; and headers behind it.
+
+A page of another site may not use this server: its origin is refused, and a name of its own that it
+has pointed at this machine (DNS rebinding) is no host of ours. Another account of the machine has
+no key. No error repeats what was sent, and nothing is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from capt_local.errors import place_of
+from capt_local.serve.protocol import ApiError
+
+LARGEST_BODY = 8 << 20
+LARGEST_DOCUMENT = 64 << 20
+BODY_SECONDS = 60.0
+SEND_SECONDS = 60.0
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = (
+    (b"content-security-policy", _POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), microphone=(), geolocation=()"),
+)
+_ALLOWED = b"authorization, content-type"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may use the server.
+
+    Attributes:
+        hosts: names and addresses that it answers to, in lower case, without port.
+        keys: any of them opens it.
+        origins: of pages of other sites that may use it, such as https://ehr.example.
+        open_paths: that need no key: they hold no data.
+    """
+
+    hosts: frozenset[str]
+    keys: tuple[str, ...]
+    origins: frozenset[str] = frozenset()
+    open_paths: frozenset[str] = field(default_factory=frozenset)
+
+
+def host_of(header: str) -> str:
+    """The name in a Host header, without its port."""
+    if header.startswith("["):
+        return header.partition("]")[0] + "]"
+    return header.partition(":")[0].lower()
+
+
+class Guard:
+    """ASGI middleware around the whole application; see the module.
+
+    Args:
+        app: behind it.
+        access: who may use it.
+        report: called with a line about an error of the program itself.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, report: Callable[[str], None]) -> None:
+        self._app = app
+        self._access = access
+        self._report = report
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        origin = headers.get(b"origin", "")
+        answered = False
+
+        async def guarded(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                answered = True
+                message["headers"] = [*message.get("headers", ()), *self._headers(origin)]
+            async with asyncio.timeout(SEND_SECONDS):  # of a reader who does not read
+                await send(message)
+
+        try:
+            if self._preflight(scope, headers, origin):
+                await _answer(guarded, 204)
+                return
+            most = LARGEST_DOCUMENT if scope["path"] == "/documents" else LARGEST_BODY
+            await self._app(scope, _bounded(receive, headers, most), guarded)
+        except ApiError as error:
+            if not answered:
+                extra = ((b"connection", b"close"),) if error.status in (408, 413) else ()
+                await _answer(guarded, error.status, error.body(), extra)
+        except TimeoutError:
+            raise _Dropped from None  # the connection is closed, without a word in any log
+        except Exception as error:
+            self._report(f"an unexpected error at {place_of(error)}")
+            if answered:
+                raise _Dropped from None
+            problem = ApiError(500, "The server met an unexpected error; nothing more is known.")
+            await _answer(guarded, 500, problem.body())
+
+    def _preflight(self, scope: Scope, headers: dict[bytes, str], origin: str) -> bool:
+        """Refuses who may not use the server; whether a browser only asks if it may.
+
+        Raises:
+            ApiError: host, origin or key are not right.
+        """
+        host, access = headers.get(b"host", ""), self._access
+        if host_of(host) not in access.hosts:
+            raise ApiError(403, "The server does not answer to this Host.", "host_not_allowed")
+        allowed = origin.lower() in access.origins
+        if origin and not allowed and origin.lower() != f"{scope['scheme']}://{host.lower()}":
+            raise ApiError(403, "Pages of this origin may not use it.", "origin_not_allowed")
+        if allowed and scope["method"] == "OPTIONS":
+            return True
+        if scope["path"] in access.open_paths and scope["method"] in ("GET", "HEAD"):
+            return False
+        scheme, _, key = headers.get(b"authorization", "").partition(" ")
+        given = key.strip().encode() if scheme.lower() == "bearer" else b""
+        # All are compared, so that the time says nothing about which one is near.
+        if not sum(hmac.compare_digest(given, each.encode()) for each in access.keys):
+            raise ApiError(401, "A key is needed: Authorization: Bearer KEY.", "invalid_api_key")
+        return False
+
+    def _headers(self, origin: str) -> Sequence[tuple[bytes, bytes]]:
+        if origin.lower() not in self._access.origins:
+            return _HEADERS
+        return (
+            *(pair for pair in _HEADERS if pair[0] != b"cross-origin-resource-policy"),
+            (b"access-control-allow-origin", origin.encode("latin-1")),
+            (b"access-control-allow-headers", _ALLOWED),
+            (b"access-control-allow-methods", b"GET, POST"),
+            (b"vary", b"origin"),
+        )
+
+
+class _Dropped(Exception):
+    """Has the connection closed in the middle of a response."""
+
+
+def _bounded(receive: Receive, headers: dict[bytes, str], most: int) -> Receive:
+    """A body of at most so many bytes, which comes in time."""
+    length = headers.get(b"content-length", "0")
+    if not length.isdecimal() or int(length) > most:
+        raise _too_large(most)
+    size, deadline, more = 0, asyncio.get_running_loop().time() + BODY_SECONDS, True
+
+    async def bounded() -> Message:
+        nonlocal size, more
+        if not more:
+            return await receive()  # waits for the client to leave
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise ApiError(408, "The request took too long to arrive.", "timeout") from None
+        if message["type"] == "http.request":
+            more = message.get("more_body", False)
+            size += len(message.get("body", b""))
+            if size > most:
+                raise _too_large(most)
+        return message
+
+    return bounded
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"The request is larger than {most >> 20} MiB.", "request_too_large")
+
+
+async def _answer(
+    send: Send, status: int, body: Any = None, extra: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    data = b"" if body is None else msgspec.json.encode(body)
+    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store"), *extra]
+    headers.append((b"content-length", str(len(data)).encode()))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": data})

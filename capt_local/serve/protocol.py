@@ -1,0 +1,492 @@
+"""OpenAI's interface: from the body of a request to options, from steps to a response.
+
+A field that would change the answer if it were left out is honoured or refused by its name; one
+that would not is ignored. No error repeats a text or a name of the request.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from capt_local.decoding.loop import Generation
+from capt_local.decoding.options import GenerateOptions, Method, Structure
+from capt_local.decoding.step import FinishReason, Step
+from capt_local.decoding.structured import schema_structure
+from capt_local.errors import CaptError, ContextOverflow, TextTooLong, UsageError
+from capt_local.prompting.messages import Message, messages_of, refuse_nul
+from capt_local.report.json import Answer, JsonObject, answer_object, step_object
+from capt_local.strict_json import NotReadable, convert, parse_object
+
+MOST_CHOICES = 16
+_MOST_STOPS = 16
+_SEEDS = 1 << 63
+
+# Fields of OpenAI's interface, and of servers that follow it, that do not change an answer.
+IGNORED = frozenset(
+    ("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention",
+     "safety_identifier", "service_tier", "store", "user", "verbosity")
+)  # fmt: skip
+# Fields that do, with the values at which they do not.
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "audio": (), "best_of": (1,), "chat_template": (), "chat_template_kwargs": ({},),
+    "echo": (False,), "frequency_penalty": (0,), "function_call": ("none", "auto"),
+    "functions": ([],), "grammar": ("",), "guided_choice": (), "guided_grammar": (),
+    "guided_json": (), "guided_regex": (), "json_schema": (), "logit_bias": ({},),
+    "min_tokens": (0,), "modalities": (["text"],), "prediction": (), "presence_penalty": (0,),
+    "reasoning_effort": (), "repetition_penalty": (1,), "stop_token_ids": ([],),
+    "structured_outputs": (), "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],),
+    "top_a": (0,), "typical_p": (1,), "web_search_options": (),
+}  # fmt: skip
+
+Limited = Annotated[int, Meta(ge=1, le=1 << 24)]
+
+
+class StreamOptions(msgspec.Struct):
+    """What a stream has beside the answer."""
+
+    include_usage: bool | None = None
+
+
+class JsonSchema(msgspec.Struct):
+    """A JSON schema, as OpenAI wraps it."""
+
+    schema: dict[str, Any]
+    name: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class CaptFields(msgspec.Struct):
+    """Ours: what each token owes to which model, and how the models are weighed.
+
+    Attributes:
+        top: candidates of each model for each token.
+        alpha: a fixed weight of the contrast.
+    """
+
+    top: Annotated[int, Meta(ge=0, le=20)] = 0
+    alpha: Annotated[float, Meta(ge=-8, le=8)] | None = None
+
+
+class _Common(msgspec.Struct, kw_only=True):
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Limited | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=1 << 24)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: Annotated[int, Meta(ge=-_SEEDS, le=_SEEDS - 1)] | None = None
+    stop: str | list[str] | None = None
+    n: Annotated[int, Meta(ge=1, le=MOST_CHOICES)] | None = None
+    response_format: ResponseFormat | None = None
+    capt: CaptFields | None = None
+
+
+class ChatBody(_Common, kw_only=True):
+    """The body of /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: Limited | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+
+class CompletionBody(_Common, kw_only=True):
+    """The body of /v1/completions: text that is gone on with, without a template."""
+
+    prompt: str | list[str]
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+
+class ApiError(Exception):
+    """An error in OpenAI's shape.
+
+    Attributes:
+        status: of HTTP.
+        message: one line, without any text of the request.
+        code: its name; None where OpenAI has none.
+        param: the field that is wrong.
+        more: further members of the error object.
+    """
+
+    def __init__(
+        self, status: int, message: str, code: str | None = None, param: str | None = None,
+        **more: object,
+    ) -> None:  # fmt: skip
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.more = (
+            status, message, code, param, more,
+        )  # fmt: skip
+
+    def body(self) -> JsonObject:
+        """The object that OpenAI's clients read."""
+        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+        server = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = kinds.get(self.status, server)
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error | self.more}
+
+
+def api_error(error: CaptError) -> ApiError:
+    """An error of the engine as one of HTTP."""
+    message = str(error)
+    if isinstance(error, ContextOverflow):
+        return ApiError(
+            400, message, "context_length_exceeded", "messages",
+            prompt_tokens_by_model=error.counts, context_limit=error.limit,
+        )  # fmt: skip
+    if isinstance(error, TextTooLong):
+        return ApiError(400, message, "context_length_exceeded", "messages")
+    if isinstance(error, UsageError):
+        return ApiError(400, message.replace("--", ""), "invalid_value")
+    return ApiError(500, message, error.code)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A request that was understood.
+
+    Attributes:
+        chat: whether it is a conversation; else a text that is gone on with.
+        model: as the response names it.
+        prompt: of the engine.
+        options: of each of `n` answers, which differ in their seed.
+        stream: whether tokens are sent as they come.
+        usage: whether a stream ends with the counts of tokens.
+        logprobs: how many candidates are wanted with each token; None: no log-probabilities.
+        capt: how many of each model are; None: nothing of ours.
+        id: of the response.
+        created: in Unix time.
+    """
+
+    chat: bool
+    model: str
+    prompt: str | tuple[Message, ...]
+    options: tuple[GenerateOptions, ...]
+    stream: bool
+    usage: bool
+    logprobs: int | None
+    capt: int | None
+    id: str
+    created: int
+
+    def head(self, *, chunk: bool = False) -> JsonObject:
+        """The members that a response and each chunk of a stream begin with."""
+        kind = "text_completion"
+        if self.chat:
+            kind = "chat.completion.chunk" if chunk else "chat.completion"
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def read_completion(
+    data: bytes, *, chat: bool, models: Mapping[str, Method], options: GenerateOptions, id: str,
+    check: Callable[[GenerateOptions], None],
+) -> Completion:  # fmt: skip
+    """What a request asks for.
+
+    Args:
+        data: its body.
+        chat: whether it is a conversation.
+        models: by the names that a request may give, the default first.
+        options: where it says nothing.
+        id: of the response.
+        check: refuses options that the site forbids.
+
+    Raises:
+        ApiError: it cannot be understood or done.
+    """
+    try:
+        fields = {key: each for key, each in parse_object(data).items() if each is not None}
+    except NotReadable as error:
+        raise ApiError(400, f"The body cannot be read: {error}.", "invalid_json") from None
+    kind: type[ChatBody | CompletionBody] = ChatBody if chat else CompletionBody
+    _refuse_unknown(fields, set(kind.__struct_fields__))
+    try:
+        body = convert(fields, kind)
+    except NotReadable as error:
+        raise ApiError(400, f"{error}.", "invalid_value", str(error).split(" ")[0]) from None
+    name = body.model or next(iter(models))
+    if name not in models:
+        raise ApiError(404, "There is no such model; /v1/models lists them.", "model_not_found",
+                       "model")  # fmt: skip
+    capt = None if body.capt is None else body.capt.top
+    if capt is not None and (body.n or 1) > 1:
+        raise ApiError(400, "capt describes one answer: leave out n.", "invalid_value", "n")
+    logprobs = _logprobs(body)
+    try:
+        made = _options(body, models[name], options, max(logprobs or 0, capt or 0))
+        check(made)
+        prompt = _prompt(body)
+    except UsageError as error:
+        raise api_error(error) from None
+    count, seed = body.n or 1, made.sample.seed
+    several = tuple(
+        dataclasses.replace(made, sample=dataclasses.replace(made.sample, seed=seed + number))
+        for number in range(count)
+    )
+    wants = body.stream_options
+    return Completion(
+        chat=chat, model=name, prompt=prompt, options=several, stream=bool(body.stream),
+        usage=bool(wants and wants.include_usage), logprobs=logprobs, capt=capt,
+        id=id, created=int(time.time()),
+    )  # fmt: skip
+
+
+def _refuse_unknown(fields: Mapping[str, object], known: set[str]) -> None:
+    for name, value in fields.items():
+        if name in known or name in IGNORED:
+            continue
+        if name not in NEUTRAL:
+            # It may hold anything, so it is not repeated.
+            raise ApiError(400, "The request has a field that is not known here.",
+                           "unknown_parameter")  # fmt: skip
+        # As in JSON: true is not 1.
+        if not any(type(value) is type(each) and value == each for each in NEUTRAL[name]) and not (
+            isinstance(value, float) and value in NEUTRAL[name]
+        ):
+            raise ApiError(400, f"{name} is not supported here.", "unsupported_parameter", name)
+
+
+def _logprobs(body: ChatBody | CompletionBody) -> int | None:
+    if isinstance(body, CompletionBody):
+        return body.logprobs
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError(400, "top_logprobs goes with logprobs: true.", "invalid_value",
+                       "top_logprobs")  # fmt: skip
+    return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def _options(
+    body: ChatBody | CompletionBody, method: Method, base: GenerateOptions, top: int
+) -> GenerateOptions:
+    drawn: dict[str, Any] = {
+        "temperature": body.temperature, "top_p": body.top_p, "min_p": body.min_p,
+        "top_k": None if body.top_k is None else max(body.top_k, 0),
+        "seed": None if body.seed is None else body.seed % _SEEDS,
+    }  # fmt: skip
+    sample = dataclasses.replace(
+        base.sample, **{name: value for name, value in drawn.items() if value is not None}
+    )
+    whole: dict[str, Any] = {"method": method, "sample": sample, "top": top}
+    limits = [body.max_tokens, getattr(body, "max_completion_tokens", None)]
+    if given := [limit for limit in limits if limit is not None]:
+        whole["max_tokens"] = min(given)
+    if body.stop is not None:
+        stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
+        if len(stops) > _MOST_STOPS:
+            raise ApiError(400, f"stop holds at most {_MOST_STOPS} texts.", "invalid_value", "stop")
+        whole["stop"] = tuple(filter(None, stops))
+    if body.capt is not None and body.capt.alpha is not None:
+        alphas = (body.capt.alpha,)
+        whole["combine"] = dataclasses.replace(base.combine, alphas=alphas, powers=())
+    elif method.roles is not None:  # it uses the first pair
+        whole["combine"] = dataclasses.replace(base.combine, alphas=base.combine.alphas[:1])
+    whole["structure"] = _structure(body.response_format)
+    return dataclasses.replace(base, **whole)
+
+
+def _structure(form: ResponseFormat | None) -> Structure | None:
+    if form is None or form.type == "text":
+        return None
+    schema: dict[str, Any] = {"type": "object"}
+    if form.type == "json_schema":
+        if form.json_schema is None:
+            raise ApiError(400, "json_schema is missing.", "invalid_value", "response_format")
+        schema = form.json_schema.schema
+    try:
+        return schema_structure(json.dumps(schema).encode(), "The schema")
+    except UsageError as error:
+        raise ApiError(400, str(error), "invalid_value", "response_format") from None
+
+
+def _prompt(body: ChatBody | CompletionBody) -> str | tuple[Message, ...]:
+    if isinstance(body, CompletionBody):
+        text = body.prompt
+        if isinstance(text, list):
+            if len(text) != 1:
+                raise ApiError(400, "prompt is one text here.", "invalid_value", "prompt")
+            (text,) = text
+        refuse_nul(text, "prompt")
+        if not text.strip():
+            raise ApiError(400, "prompt is empty.", "invalid_value", "prompt")
+        return text
+    try:
+        turns = messages_of([_turn(each) for each in body.messages])
+    except NotReadable as error:
+        raise ApiError(400, f"{error}.", "invalid_value", "messages") from None
+    for turn in turns:
+        refuse_nul(turn.content, "A message")
+    return turns
+
+
+def _turn(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as `messages_of` takes it: other names of the same things are resolved.
+
+    Empty members that clients copy out of an answer are left out. A name is part of what is said
+    to some models, so it is refused there.
+    """
+    turn = {key: value for key, value in message.items() if value not in (None, [], "")}
+    turn.setdefault("content", message.get("content"))
+    if turn.get("role") == "developer":
+        turn["role"] = "system"
+    turn.pop("reasoning_content", None)  # of an earlier answer; templates leave it out, too
+    parts = turn["content"]
+    if isinstance(parts, list):
+        texts = [
+            part["text"]
+            for part in parts
+            if isinstance(part, dict) and part.get("type") == "text"
+            and isinstance(part.get("text"), str)
+        ]  # fmt: skip
+        if len(texts) < len(parts):
+            raise NotReadable("a message holds a part that is no text")
+        turn["content"] = "\n".join(texts)
+    return turn
+
+
+class Writer:
+    """Makes the choice number `index` of a response, token by token.
+
+    Attributes:
+        steps: so far.
+    """
+
+    def __init__(self, completion: Completion, index: int) -> None:
+        self.steps: list[Step] = []
+        self._asked = completion
+        self._index = index
+        self._text = ""
+        self._generation: Generation | None = None
+
+    @property
+    def generation(self) -> Generation | None:
+        """Of the answer; None before its first token."""
+        return self._generation
+
+    def add(self, generation: Generation, step: Step) -> JsonObject:
+        """The chunk of a stream for one more token."""
+        first = not self.steps
+        self._generation = generation
+        self.steps.append(step)
+        if not step.thought:
+            self._text += step.piece
+        return self._chunk(step.piece, [step], thought=step.thought, first=first)
+
+    def end(self, generation: Generation | None) -> JsonObject:
+        """The last chunk: what was held back, and the reason."""
+        self._generation = generation or self._generation
+        whole = self._generation.text if self._generation is not None else ""
+        rest = whole[len(self._text) :] if whole.startswith(self._text) else ""
+        chunk = self._chunk(rest, [], first=not self.steps)
+        chunk["choices"][0]["finish_reason"] = self.finish
+        return chunk
+
+    @property
+    def finish(self) -> str:
+        """The reason in OpenAI's words; ours is in `capt`."""
+        finish = self._generation.finish if self._generation is not None else None
+        return "stop" if finish is FinishReason.STOP else "length"
+
+    def choice(self) -> JsonObject:
+        """The choice of a whole response."""
+        made = self._generation
+        text = made.text if made is not None else ""
+        result: JsonObject = {"index": self._index, "finish_reason": self.finish}
+        if self._asked.chat:
+            message: JsonObject = {"role": "assistant", "content": text, "refusal": None}
+            if made is not None and made.thoughts:
+                message["reasoning_content"] = made.thoughts
+            result["message"] = message
+        else:
+            result["text"] = text
+        own = [step for step in self.steps if not step.thought]
+        return result | {"logprobs": self._logprobs(own, 0)}
+
+    def _chunk(
+        self, text: str, steps: Sequence[Step], *, thought: bool = False, first: bool = False
+    ) -> JsonObject:
+        choice: JsonObject = {"index": self._index, "finish_reason": None}
+        if self._asked.chat:
+            begun: JsonObject = {"role": "assistant"} if first else {}
+            choice["delta"] = begun | {"reasoning_content" if thought else "content": text}
+        else:
+            choice["text"] = "" if thought else text
+        shown = () if thought else steps
+        choice["logprobs"] = self._logprobs(shown, len(self._text) - len(text)) if shown else None
+        return self._asked.head(chunk=True) | {"choices": [choice]}
+
+    def _logprobs(self, steps: Iterable[Step], offset: int) -> JsonObject | None:
+        asked = self._asked
+        top = max(asked.logprobs or 0, asked.capt or 0)
+        if asked.logprobs is None and asked.capt is None:
+            return None
+        content = [step_object(step, top) for step in steps]
+        if asked.capt is None:
+            for token in content:
+                del token["capt"]
+        if asked.chat:
+            return {"content": content, "refusal": None}
+        offsets: list[int] = []
+        for step in steps:
+            offsets.append(offset)
+            offset += len(step.piece)
+        result: JsonObject = {
+            "tokens": [token["token"] for token in content],
+            "token_logprobs": [token["logprob"] for token in content],
+            "top_logprobs": [
+                {each["token"]: each["logprob"] for each in token["top_logprobs"]}
+                for token in content
+            ],
+            "text_offset": offsets,
+        }
+        return result if asked.capt is None else result | {"content": content}
+
+
+def usage(writers: Sequence[Writer]) -> JsonObject:
+    """The counts of tokens of all answers to one prompt."""
+    made = [each.generation for each in writers if each.generation is not None]
+    if not made:
+        return {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    first = made[0]
+    role = next(iter(first.prompt_tokens))
+    prompt = first.prompt_tokens.get("target", first.prompt_tokens[role])
+    read = first.prompt_decoded.get("target", first.prompt_decoded.get(role, 0))
+    written = sum(each.steps_done for each in made)
+    reasoned = sum(step.thought for each in writers for step in each.steps)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "total_tokens": prompt + written,
+        "prompt_tokens_details": {"cached_tokens": max(0, prompt - read)},
+        "completion_tokens_details": {"reasoning_tokens": reasoned},
+        "prompt_tokens_by_model": dict(first.prompt_tokens),
+        "context_limit": first.context_limit,
+        "context_by_model": {
+            role: {"tokens": used, "limit": limit} for role, (used, limit) in first.context.items()
+        },
+    }
+
+
+def ours(answer: Answer) -> JsonObject:
+    """What the object of `generate --json` holds beside OpenAI's members."""
+    whole = answer_object(answer)
+    names = ("capt", "timings", "provenance", "warnings", "ai_label", "human_review")
+    found: JsonObject = {name: whole[name] for name in names}
+    found["capt"]["finish"] = str(answer.finish) if answer.finish else None
+    return found

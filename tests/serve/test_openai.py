@@ -1,0 +1,219 @@
+"""OpenAI's own client against a running server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import jsonschema
+import openai
+import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from capt_local import GenerateOptions, LoadOptions, Runtime
+from tests.serve.conftest import CANARY, Running
+
+NOTE = "58-year-old woman with dyspnea for 3 days. Metoprolol 25 mg twice a day. Troponin negative."
+ASK = [{"role": "user", "content": f"{NOTE}\n\nWhat medicine does she take?"}]
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0) as client:
+        yield client
+
+
+def strict(answer: ChatCompletion | ChatCompletionChunk | Completion) -> None:
+    """The client builds its types without a check, so they are checked here."""
+    type(answer).model_validate_json(answer.model_dump_json())
+
+
+def test_models_are_the_bundle_and_its_methods(client: openai.OpenAI) -> None:
+    names = [model.id for model in client.models.list()]
+    assert names[0] == "demo" and {"demo:capt", "demo:target", "demo:expert"} < set(names)
+    assert client.models.retrieve("demo:target").id == "demo:target"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_an_answer_is_that_of_generate(client: openai.OpenAI) -> None:
+    with Runtime.open("demo", load=LoadOptions(threads=1), check=False) as runtime:
+        for model, method in (("demo", "capt"), ("demo:target", "target")):
+            found = client.chat.completions.create(model=model, messages=ASK, max_tokens=12)  # type: ignore[call-overload]
+            strict(found)
+            options = GenerateOptions(max_tokens=12)
+            alpha = {} if method == "target" else {"alpha": 0.5}
+            own = runtime.generate(ASK, options, method=method, **alpha)
+            list(own)
+            # The last bits of another batch may turn a near choice, so a few words are enough.
+            assert found.choices[0].message.content[:20] == own.text[:20]
+            assert found.choices[0].finish_reason in ("stop", "length")
+            assert found.usage.prompt_tokens == own.prompt_tokens["target"]
+
+
+def test_a_stream_joined_is_the_answer(client: openai.OpenAI) -> None:
+    asked = {"model": "demo", "messages": ASK, "max_tokens": 15, "n": 2, "temperature": 0.7}
+    whole = client.chat.completions.create(**asked, seed=3)  # type: ignore[call-overload]
+    strict(whole)
+    assert whole.choices[0].message.content != whole.choices[1].message.content
+    texts, roles, ends = ["", ""], ["", ""], [None, None]
+    chunks = list(
+        client.chat.completions.create(  # type: ignore[call-overload]
+            **asked, seed=3, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    for chunk in chunks:
+        strict(chunk)
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            roles[choice.index] += choice.delta.role or ""
+            ends[choice.index] = choice.finish_reason
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert roles == ["assistant"] * 2 and None not in ends
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 30
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_log_probabilities_and_ours_beside(client: openai.OpenAI) -> None:
+    found = client.chat.completions.create(
+        model="demo", messages=ASK, max_tokens=8, logprobs=True, top_logprobs=3,  # type: ignore[arg-type]
+        extra_body={"capt": {"top": 2}},
+    )  # fmt: skip
+    strict(found)
+    tokens = found.choices[0].logprobs.content
+    assert len(tokens) == 8
+    text = b"".join(bytes(token.bytes) for token in tokens).decode()
+    assert text == found.choices[0].message.content
+    for token in tokens:
+        assert token.logprob <= 0 and len(token.top_logprobs) == 3
+        ours = token.model_extra["capt"]
+        assert len(ours["expert_top"]) == 3 and ours["changed"] in (True, False)
+    assert found.model_extra["capt"]["finish"] == "length"
+    assert found.model_extra["provenance"]["bundle"]["id"] == "demo"
+    plain = client.chat.completions.create(model="demo", messages=ASK, max_tokens=3, logprobs=True)  # type: ignore[arg-type]
+    assert "capt" not in plain.choices[0].logprobs.content[0].model_extra
+
+
+def test_completions_go_on_with_a_text(client: openai.OpenAI) -> None:
+    found = client.completions.create(
+        model="demo", prompt="The patient has a history of", max_tokens=6, logprobs=2, stop="\n"
+    )
+    strict(found)
+    logprobs = found.choices[0].logprobs
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.text_offset) == 6
+    assert "".join(logprobs.tokens) == found.choices[0].text
+    assert all(len(top) == 2 for top in logprobs.top_logprobs)
+    chunks = client.completions.create(
+        model="demo", prompt="The patient has a history of", max_tokens=6, stream=True
+    )
+    assert "".join(chunk.choices[0].text for chunk in chunks) == found.choices[0].text
+
+
+def test_structured_answers_have_their_form(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"drug": {"type": "string", "maxLength": 12}, "daily": {"type": "boolean"}},
+        "required": ["drug", "daily"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "visit", "schema": schema}}
+    found = client.chat.completions.create(
+        model="demo", messages=ASK, max_tokens=60, response_format=form  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert found.choices[0].finish_reason == "stop"
+    jsonschema.validate(json.loads(found.choices[0].message.content), schema)
+    found = client.chat.completions.create(
+        model="demo",
+        messages=ASK,
+        max_tokens=40,
+        response_format={"type": "json_object"},  # type: ignore[arg-type]
+    )
+    assert found.choices[0].message.content.startswith("{")
+
+
+def test_stop_strings_seeds_and_the_largest_length(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model="demo", messages=ASK, max_completion_tokens=12)  # type: ignore[arg-type]
+    text = whole.choices[0].message.content
+    word = text.split()[3]
+    cut = client.chat.completions.create(model="demo", messages=ASK, max_tokens=12, stop=[word])  # type: ignore[arg-type]
+    assert cut.choices[0].message.content == text[: text.index(word)]
+    assert cut.choices[0].finish_reason == "stop"
+    assert whole.usage.completion_tokens == 12
+
+
+def test_the_same_note_is_not_read_again(client: openai.OpenAI) -> None:
+    note = f"{NOTE} " * 4
+    for turn, question in enumerate(("Which drug?", "How old is she?")):
+        messages = [{"role": "user", "content": f"{note}\n\n{question}"}]
+        found = client.chat.completions.create(model="demo", messages=messages, max_tokens=3)  # type: ignore[arg-type]
+        reused = found.usage.prompt_tokens_details.cached_tokens
+        assert turn == 0 or found.usage.prompt_tokens - reused < 20
+
+
+def test_many_at_once_are_answered_as_alone(client: openai.OpenAI, server: Running) -> None:
+    questions = [f"{NOTE}\n\nQuestion {number}: what now?" for number in range(8)]
+
+    def ask(question: str) -> str:
+        found = client.chat.completions.create(
+            model="demo", messages=[{"role": "user", "content": question}], max_tokens=10
+        )
+        return found.choices[0].message.content or ""
+
+    before = server.metric('capt_requests_total{outcome="answered"}')
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(ask, questions))
+    assert [text[:12] for text in together] == [ask(each)[:12] for each in questions]
+    assert server.metric('capt_requests_total{outcome="answered"}') - before == 16
+
+
+REFUSED = [
+    ({"tools": [{"type": "function", "function": {"name": CANARY}}]}, "tools"),
+    ({"messages": [{"role": CANARY, "content": "x"}]}, "messages"),
+    ({"messages": []}, "messages"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+     "messages"),
+    ({"frequency_penalty": 0.5}, "frequency_penalty"),
+    ({"temperature": -1}, "temperature"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema":
+        {"type": CANARY}}}}, "response_format"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("more", "field"), REFUSED, ids=lambda each: str(each)[:20])
+def test_what_would_change_the_answer_is_refused_by_name(
+    client: openai.OpenAI, more: dict[str, object], field: str
+) -> None:
+    body = {"model": "demo", "messages": [{"role": "user", "content": CANARY}], **more}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.post("/chat/completions", body=body, cast_to=object)
+    assert caught.value.param == field
+    assert CANARY not in caught.value.response.text
+
+
+def test_what_would_not_is_ignored(client: openai.OpenAI) -> None:
+    found = client.chat.completions.create(
+        model="demo", messages=[{"role": "developer", "content": "Be short."}, *ASK],  # type: ignore[list-item]
+        max_tokens=2, user="x", store=False, metadata={"a": "b"}, tools=[], presence_penalty=0,
+        parallel_tool_calls=True, frequency_penalty=0.0,
+    )  # fmt: skip
+    assert found.usage.completion_tokens == 2
+
+
+def test_a_text_that_does_not_fit_is_refused_with_the_counts(client: openai.OpenAI) -> None:
+    asked = {"model": "demo", "messages": [{"role": "user", "content": f"{CANARY} " * 900}]}
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(**asked, stream=stream)  # type: ignore[call-overload]
+        assert caught.value.code == "context_length_exceeded"
+        counts = caught.value.body["prompt_tokens_by_model"]  # type: ignore[index]
+        assert set(counts) == {"target", "expert", "base"} and min(counts.values()) > 1024
+        assert CANARY not in caught.value.response.text
+
+
+def test_a_wrong_key_opens_nothing(server: Running) -> None:
+    wrong = openai.OpenAI(base_url=f"{server.url}/v1", api_key="sk-wrong", max_retries=0)
+    with pytest.raises(openai.AuthenticationError):
+        wrong.chat.completions.create(model="demo", messages=ASK)  # type: ignore[arg-type]
