@@ -18,7 +18,6 @@ from capt_local.cli.options import (
     ViewFlags,
     option,
 )
-from capt_local.cli.policy import check_weights
 from capt_local.cli.session import Session, find_bundle, generate_options, open_session
 from capt_local.cli.signals import Signals
 from capt_local.config import Feature, read_site
@@ -187,7 +186,7 @@ def _serve(
     from capt_local.serve.guard import Access, Guard
     from capt_local.serve.server import run
 
-    screen = session.screen
+    screen, limits = session.screen, read_site().limits
     engine = Engine(
         session.runtime,
         options,
@@ -204,8 +203,8 @@ def _serve(
             session.load,
             session.load_seconds,
             tasks,
-            lambda made: check_weights(made.combine),
-            reports=not read_site().limits.forbids(Feature.REPORTS),
+            lambda made: limits.check_weights((*made.combine.alphas, *made.combine.powers)),
+            reports=not limits.forbids(Feature.REPORTS),
         )
         port = listener.getsockname()[1]
         names = {"127.0.0.1", "localhost", "[::1]", where.host, *(where.allow_host or ())}
