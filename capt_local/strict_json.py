@@ -14,7 +14,7 @@ import os
 import re
 import stat
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TypeVar
@@ -366,6 +366,17 @@ def convert(value: object, kind: type[_Kind], place: str = "") -> _Kind:
         return msgspec.convert(value, kind, builtin_types=(datetime.date,))
     except msgspec.ValidationError as error:
         raise NotReadable(_reworded(str(error), place)) from None
+
+
+def refuse_unknown(table: Iterable[str], known: Collection[str], place: str = "") -> None:
+    """Refuses keys that a table does not have, for dataclasses, of which msgspec ignores them.
+
+    Raises:
+        NotReadable: there is one.
+    """
+    for key in table:
+        if key not in known:
+            raise NotReadable(_reworded(f"Object contains unknown field `{key}`", place))
 
 
 def _reworded(message: str, place: str) -> str:

@@ -85,7 +85,7 @@ class Fingerprint:
         return cls(
             bundle={
                 "id": bundle.id,
-                "manifest_sha256": file_digest(manifest, 0) if known and manifest else None,
+                "manifest_sha256": file_digest(manifest) if known and manifest else None,
             },
             models={str(role): _model(file) for role, file in bundle.models.items()},
             method=str(options.method),
@@ -262,12 +262,12 @@ def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _model(file: ModelFile) -> dict[str, str | None]:
     found = {
-        "sha256": file.sha256 or file_digest(file.path, file.size),
+        "sha256": file.sha256 or file_digest(file.path),
         "style": str(file.style),
         "template": file.template,
         "template_sha256": file.template_sha256,
     }
     if adapter := file.adapter:
-        found["adapter_sha256"] = adapter.sha256 or file_digest(adapter.path, adapter.size)
+        found["adapter_sha256"] = adapter.sha256 or file_digest(adapter.path)
         found["adapter_scale"] = repr(adapter.scale)
     return found

@@ -8,26 +8,40 @@ device, no other name or order, nothing behind the end. Any tar program reads su
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from capt_local.bundles.manifest import MANIFEST, NAME, RECEIPT, SIGNATURE, Bundle, PackageFile
-from capt_local.bundles.store import RESERVED
-from capt_local.bundles.verify import LARGEST_TEMPLATE
-from capt_local.errors import ModelError
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from capt_local.bundles.manifest import (
+    MANIFEST,
+    NAME,
+    RECEIPT,
+    SIGNATURE,
+    Bundle,
+    PackageFile,
+    read_manifest,
+)
+from capt_local.bundles.sign import read_signature, sign
+from capt_local.bundles.store import RESERVED, check_id
+from capt_local.bundles.verify import LARGEST_TEMPLATE, hashed
+from capt_local.errors import ModelError, UsageError
 from capt_local.strict_json import open_regular
 
+Report = Callable[[str, float], None]
+ENDING = ".capt"
+CHUNK = 1 << 20
 BLOCK = 512
+END = bytes(2 * BLOCK)
+_MARK = b"ustar"
 _SMALL = 8 << 30  # from here on, a size does not fit into octal digits
-_KINDS = {
-    b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device",
-    b"5": "a folder", b"6": "a pipe", b"L": "a long name", b"K": "a long name",
-    b"x": "an extended header", b"g": "an extended header", b"S": "a sparse file",
-}  # fmt: skip
-_JUNK = {".ds_store", "thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,34 +84,163 @@ def members(bundle: Bundle) -> tuple[Member, ...]:
             named.append((template, None, None, model.template_sha256))
         for path, package, size, digest in named:
             name = package.name if package else path.relative_to(folder).as_posix()
-            member = Member(_plain(name, role), size, digest or "", path)
-            if found.setdefault(member.name.casefold(), member) != member:
-                raise ModelError(f"The bundle names {member.name} in two ways, which differ.")
-    _refuse_twins(bundle)
+            own = name.casefold() in (MANIFEST, SIGNATURE, RECEIPT)
+            if not NAME.fullmatch(name) or name.endswith(".") or RESERVED.fullmatch(name) or own:
+                raise ModelError(
+                    f"A file of the {role} has a name that cannot travel. Files of a bundle that "
+                    "travels lie beside its manifest, with names of letters, digits, '.', '-' "
+                    "and '_'."
+                )
+            member = Member(name, size, digest or "", path)
+            if found.setdefault(name.casefold(), member) != member:
+                raise ModelError(f"The bundle names {name} in two ways, which differ.")
+    for expert, model in bundle.models.items():
+        base = bundle.models.get(expert.replace("expert", "base"))
+        if not expert.startswith("expert") or base is None or model.sha256 != base.sha256:
+            continue
+        pair = [one.adapter and (one.adapter.sha256, one.adapter.scale) for one in (model, base)]
+        if pair[0] == pair[1]:
+            raise ModelError(
+                f"The {expert} and its base are the same model, so nothing is contrasted."
+            )
     return tuple(found.values())
 
 
-def _plain(name: str, role: str) -> str:
-    own = name.casefold() in (MANIFEST, SIGNATURE, RECEIPT)
-    if not NAME.fullmatch(name) or name.endswith(".") or RESERVED.fullmatch(name) or own:
+def header(name: str, size: int) -> bytes:
+    """The header of a member: ustar, mode 0600, nobody's, of no time."""
+    length = f"{size:011o}\0".encode() if size < _SMALL else b"\x80" + size.to_bytes(11, "big")
+    front = name.encode("ascii").ljust(100, b"\0") + b"0000600\0" + b"0000000\0" * 2
+    behind = b"0" + bytes(100) + _MARK + b"\x0000" + bytes(247)
+    block = front + length + b"0" * 11 + b"\0" + b" " * 8 + behind
+    checksum = f"{sum(block):06o}\0 ".encode()
+    return block[:148] + checksum + block[156:]
+
+
+def padding(size: int) -> bytes:
+    """What stands between a member and the next header."""
+    return bytes(-size % BLOCK)
+
+
+def export(
+    bundle: Bundle,
+    place: Path,
+    key: Ed25519PrivateKey | None = None,
+    report: Report | None = None,
+    *,
+    unsigned: bool = False,
+) -> Path:
+    """Writes a bundle as an archive; each file is checked against the manifest as it is copied.
+
+    Args:
+        bundle: read from its manifest.
+        place: a name that ends in .capt.
+        key: that signs; None keeps the signature that the bundle came with, if it has one.
+        report: called with a file's name and the share of it that is written.
+        unsigned: without a signature, also where the bundle came with one.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: there is something of that name, or it has another ending.
+        ModelError: a file is not the one of the manifest, or the disk is too small or fails.
+    """
+    check_id(bundle)
+    folder, files = bundle.folder, members(bundle)
+    if folder is None:
+        raise UsageError("Only a bundle with a manifest can be exported.")
+    if place.suffix != ENDING:
+        raise UsageError(f"The name of an archive of a bundle ends in {ENDING}.")
+    _refuse_present(place)
+    manifest = read_manifest(folder / MANIFEST)
+    if hashlib.sha256(manifest).hexdigest() != bundle.manifest_sha256:
         raise ModelError(
-            f"A file of the {role} has a name that cannot travel. Files of a bundle that travels "
-            "lie beside its manifest, with names of letters, digits, '.', '-' and '_'."
+            f"{MANIFEST} is not the manifest that was read, or changed since. Nothing was exported."
         )
-    return name
+    signature = b""
+    if not unsigned:
+        signature = sign(manifest, key) if key else read_signature(folder)
+    try:
+        check_space(place.parent, sum(each.source.stat().st_size for each in files) + CHUNK)
+        # On the same disk, in a folder that nobody has and that goes at the end.
+        with tempfile.TemporaryDirectory(
+            prefix=f"{place.name}.", suffix=".part", dir=place.parent, ignore_cleanup_errors=True
+        ) as draft:
+            made = Path(draft, place.name)
+            with new_file(made) as out:
+                for name, data in ((MANIFEST, manifest), (SIGNATURE, signature)):
+                    out.write(header(name, len(data)) + data + padding(len(data)))
+                for member in files:
+                    _write(member, out, report)
+                out.write(END)
+                out.flush()
+                os.fsync(out.fileno())
+            _refuse_present(place)  # which another program may have made meanwhile
+            os.rename(made, place)
+    except OSError as error:
+        raise ModelError(f"{place.name} cannot be written: {error.strerror}.") from None
+    return place
 
 
-def _refuse_twins(bundle: Bundle) -> None:
-    """An expert that is its own base has nothing to say, and is a mistake of whoever made it."""
-    for role, expert in bundle.models.items():
-        base = bundle.models.get(role.replace("expert", "base"))
-        if not role.startswith("expert") or base is None or expert.sha256 != base.sha256:
-            continue
-        pair = [one.adapter and (one.adapter.sha256, one.adapter.scale) for one in (expert, base)]
-        if pair[0] == pair[1]:
-            raise ModelError(
-                f"The {role} and its base are the same model, so nothing is contrasted."
-            )
+def _write(member: Member, out: BinaryIO, report: Report | None) -> None:
+    """Copies a file; at its end an error if it is not the one of the manifest."""
+    with open_file(member.source.resolve()) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        out.write(header(member.name, size))
+        digest = hashed(stream, size, report and partial(report, member.name), out)
+        out.write(padding(size))
+    if member.size not in (None, size) or size > member.most or digest != member.sha256:
+        raise ModelError(
+            f"{member.name} is not the file that the bundle names. Nothing was exported; get the "
+            "bundle again from its source."
+        )
+
+
+def _refuse_present(place: Path) -> None:
+    if os.path.lexists(place):
+        raise UsageError(f"{place.name} is there already; nothing was written.")
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Says before anything is copied that a disk is too small.
+
+    Args:
+        folder: on the disk; it is there.
+        needed: bytes.
+
+    Raises:
+        ModelError: it is.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ModelError(
+            f"There is not enough room in {folder}: {needed >> 20:,} MiB are needed and "
+            f"{free >> 20:,} MiB are free. Nothing was copied."
+        )
+
+
+def new_file(path: Path) -> BinaryIO:
+    """A file that is not there yet, for writing, of this user alone; never through a link.
+
+    Raises:
+        OSError: it is there, or cannot be made.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    return os.fdopen(os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600), "wb")
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A regular file, for reading; no link, and nothing that would wait.
+
+    Raises:
+        ModelError: it is not there, or is another thing.
+    """
+    try:
+        return open_regular(path, follow=False)
+    except FileNotFoundError:
+        raise ModelError(f"{path.name} is not there.") from None
+    except OSError as error:
+        raise ModelError(f"{path.name} cannot be read: {error.strerror}.") from None
 
 
 class BundleSource(Protocol):
@@ -124,79 +267,84 @@ class BundleSource(Protocol):
     def skip(self, count: int) -> None:
         """Goes on by so many bytes."""
 
-    def end(self, names: set[str]) -> None:
-        """Behind the last file, whose names were these.
+    def end(self) -> None:
+        """Behind the last file.
 
         Raises:
             ModelError: there is more.
         """
 
-    def close(self) -> None:
-        """Lets go of it."""
+    def check(self, files: Iterable[Member]) -> None:
+        """Whether the source has these files, none of which will be read.
 
-
-def header(name: str, size: int) -> bytes:
-    """The header of a member: ustar, mode 0600, nobody's, of no time."""
-    length = f"{size:011o}\0".encode() if size < _SMALL else b"\x80" + size.to_bytes(11, "big")
-    front = name.encode("ascii").ljust(100, b"\0") + b"0000600\0" + b"0000000\0" * 2
-    behind = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
-    block = front + length + b"0" * 11 + b"\0" + b" " * 8 + behind
-    checksum = f"{sum(block):06o}\0 ".encode()
-    return block[:148] + checksum + block[156:]
-
-
-def padding(size: int) -> bytes:
-    """What stands between a member and the next header."""
-    return bytes(-size % BLOCK)
-
-
-END = bytes(2 * BLOCK)
+        Raises:
+            ModelError: it does not.
+        """
 
 
 class ArchiveSource:
-    """A bundle in one file.
+    """A bundle in one file. Use it as a context manager.
 
     Raises:
         ModelError: it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens it."""
         self._name = path.name
         self._stream = open_file(path)
         self._left = b""
+        self._began = False
+
+    def __enter__(self) -> ArchiveSource:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the file."""
+        self._stream.close()
 
     def begin(self, name: str, size: int | None, most: int) -> int:
         """See `BundleSource.begin`."""
-        if self._exactly(len(self._left)) != self._left:
-            raise self._damaged("there is something between two members")
-        block = self._exactly(BLOCK)
+        if not self._began:
+            block, self._began = self.read(BLOCK), True
+            if block[257:262] != _MARK or len(block) < BLOCK:
+                raise ModelError(
+                    f"{self._name} is no archive of a bundle; 'capt-local models export' makes one."
+                )
+        else:
+            if self._exactly(len(self._left)) != self._left:
+                raise self._damaged("there is something between two members")
+            block = self._exactly(BLOCK)
         found = _size(block) if size is None else size
         if found is None or found > most or block != header(name, found):
-            raise self._damaged(_why(block, name, size))
+            raise self._damaged(
+                f"where {name} should be there is another file, or one of another kind or size"
+            )
         self._left = padding(found)
         return found
 
     def read(self, count: int) -> bytes:
         """See `BundleSource.read`."""
-        with _readable(self._name):
+        with self._readable():
             return self._stream.read(count)
 
     def skip(self, count: int) -> None:
         """See `BundleSource.skip`."""
-        with _readable(self._name):
+        with self._readable():
             self._stream.seek(count, os.SEEK_CUR)
 
-    def end(self, names: set[str]) -> None:
+    def end(self) -> None:
         """See `BundleSource.end`."""
         if self._exactly(len(self._left)) != self._left or self._exactly(len(END)) != END:
             raise self._damaged("there is something behind the last file of the manifest")
         if self.read(1):
             raise self._damaged("there is something behind its end")
 
-    def close(self) -> None:
-        """See `BundleSource.close`."""
-        self._stream.close()
+    def check(self, files: Iterable[Member]) -> None:
+        """See `BundleSource.check`."""
+        for each in files:
+            self.skip(self.begin(each.name, each.size, each.most))
+        self.end()
 
     def _exactly(self, count: int) -> bytes:
         found = self.read(count)
@@ -205,110 +353,23 @@ class ArchiveSource:
         return found
 
     def _damaged(self, why: str) -> ModelError:
-        return ModelError(f"{self._name} is no archive of a bundle that can be used: {why}.")
+        return ModelError(
+            f"The archive {self._name} is damaged: {why}. Get it again from its source."
+        )
 
-
-class FolderSource:
-    """A bundle as a folder of plain files, as on a stick."""
-
-    def __init__(self, folder: Path) -> None:
-        """Remembers the folder."""
-        self._folder = folder
-        self._name = folder.name
-        self._stream: BinaryIO | None = None
-
-    def begin(self, name: str, size: int | None, most: int) -> int:
-        """See `BundleSource.begin`."""
-        self.close()
-        self._name = name
-        self._stream = open_file(self._folder / name)
-        with _readable(name):
-            found = os.fstat(self._stream.fileno()).st_size
-        if found > most or size not in (None, found):
-            raise ModelError(f"{name} has {found} bytes, which is not what the bundle says.")
-        return found
-
-    def read(self, count: int) -> bytes:
-        """See `BundleSource.read`."""
-        with _readable(self._name):
-            return self._stream.read(count) if self._stream else b""
-
-    def skip(self, count: int) -> None:
-        """See `BundleSource.skip`."""
-        with _readable(self._name):
-            if self._stream:
-                self._stream.seek(count, os.SEEK_CUR)
-
-    def end(self, names: set[str]) -> None:
-        """See `BundleSource.end`; what file managers leave behind is passed over."""
-        with _readable(self._folder.name):
-            found = os.listdir(self._folder)
-        for each in found:
-            if each not in names and each.lower() not in _JUNK and not each.startswith("._"):
-                raise ModelError(
-                    f"{self._folder.name} holds a file that the manifest does not name. "
-                    "Take it out, or get the bundle again from its source."
-                )
-
-    def close(self) -> None:
-        """See `BundleSource.close`."""
-        if self._stream:
-            self._stream.close()
-            self._stream = None
-
-
-@contextlib.contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Tells errors of the system in reading a file, such as those of a stick that is pulled."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or "the disk fails"
-        raise ModelError(
-            f"{name} cannot be read any more: {reason}. What was copied stays: give the same "
-            "command again to go on."
-        ) from None
-
-
-def open_source(path: Path) -> BundleSource:
-    """A bundle that came from elsewhere: an archive or a folder.
-
-    Raises:
-        ModelError: it is not there, or is neither.
-    """
-    # Unlike `Path.is_dir`, this takes a name that is too long for one that is not there.
-    return FolderSource(path) if os.path.isdir(path) else ArchiveSource(path)
-
-
-def open_file(path: Path) -> BinaryIO:
-    """A regular file, for reading; no link, and nothing that would wait.
-
-    Raises:
-        ModelError: it is not there, or is another thing.
-    """
-    try:
-        return open_regular(path, follow=False)
-    except FileNotFoundError:
-        raise ModelError(f"{path.name} is not there.") from None
-    except OSError as error:
-        raise ModelError(f"{path.name} cannot be read: {error.strerror}.") from None
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Tells errors of the system in reading, such as those of a stick that is pulled."""
+        try:
+            yield
+        except OSError as error:
+            raise ModelError(
+                f"{self._name} cannot be read any more: {error.strerror or 'the disk fails'}. What "
+                "was copied stays: give the same command again to go on."
+            ) from None
 
 
 def _size(block: bytes) -> int | None:
     """The size that a header claims, as far as `header` would write it."""
     digits = block[124:135]
     return int(digits, 8) if digits.isdigit() and not set(digits) & set(b"89") else None
-
-
-def _why(block: bytes, name: str, size: int | None) -> str:
-    """What is wrong with a header; says nothing of what stands in it."""
-    if block[257:262] != b"ustar":
-        return f"where {name} should be there is no header of a file"
-    if kind := _KINDS.get(block[156:157]):
-        return f"where {name} should be there is {kind}"
-    if block[:100].rstrip(b"\0") != name.encode():
-        return f"where {name} should be there is another file"
-    claimed = _size(block)
-    if claimed is None or claimed != size:
-        return f"{name} has another size than it may have"
-    return f"the header of {name} is not as capt-local writes it"

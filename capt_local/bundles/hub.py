@@ -15,45 +15,191 @@ import ipaddress
 import os
 import re
 import ssl
-import stat
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from capt_local.bundles import store
+from capt_local.bundles.archive import Member, Report
 from capt_local.bundles.create import manifest_text
+from capt_local.bundles.install import Imported, Terms, drop_odd, import_from
 from capt_local.bundles.manifest import (
     MANIFEST,
     SIGNATURE,
     Bundle,
+    Count,
+    Digest,
     ModelFile,
     Role,
+    ShortName,
+    Style,
+    ordered_roles,
+    parse_manifest,
+    parse_toml,
+    read_manifest,
+    version_numbers,
 )
-from capt_local.bundles.manifest_file import LARGEST_MANIFEST, parse_manifest
-from capt_local.bundles.recipe import SOURCE, UNSTATED, WORD, Recipe, RecipePart, is_model
-from capt_local.bundles.transfer import Imported, Report, Terms, import_from
 from capt_local.errors import ModelError, UsageError
-from capt_local.strict_json import read_regular
+from capt_local.strict_json import NotReadable, convert, form, read_regular
 from capt_local.version import __version__
 
 if TYPE_CHECKING:
     import httpx2
     from huggingface_hub import ModelInfo
 
+UNSTATED = "not-stated"
+_ENDING = ".toml"
+_LARGEST_RECIPE = 1 << 16
 _LARGEST_LISTING = 8 << 20
-_MOST_REDIRECTS = 5
 _LARGEST_FILE = 50_000_000_000  # that huggingface_hub gets over plain HTTP
+_MOST_REDIRECTS = 5
 _CHUNK = 1 << 18
-_WINDOW, _LEAST = 60.0, 1 << 16  # seconds, and bytes that have to come in them
 _SECONDS = 30.0  # in which something has to come
 _AND = " and "
+_WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_SOURCE = re.compile(r"hub:([^@\s]+)@([0-9a-f]{40})/(\S+)")  # of a model, in the manifest
+_FILE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._+-]*/)*[A-Za-z0-9_][A-Za-z0-9._+-]*\.gguf")
 _HOST = re.compile(r"[A-Za-z0-9.-]+|[0-9A-Fa-f:.]+")
-_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+_-]{0,63}")
 _TOKEN = re.compile(r"[!-~]{1,500}")
+
+
+class RecipePart(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What a recipe says of one model.
+
+    Attributes:
+        weights: the model, as its makers call it.
+        licence: of the weights, as one word; `UNSTATED` where nobody says.
+        repository: that has the file, as OWNER/NAME; empty where it cannot be fetched.
+        file: its path there; one `*` stands for any part of a name.
+        revision: the commit, 40 digits; None: not known yet.
+        sha256: digest in hexadecimal; None: likewise.
+        style: chat or raw.
+    """
+
+    weights: str
+    licence: Annotated[
+        str, form(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}", "must be one word of letters and digits")
+    ]
+    repository: Annotated[str, form(rf"(?:(?!.*\.\.){_WORD}/{_WORD})?", "must be OWNER/NAME")] = ""
+    file: str = ""
+    revision: (
+        Annotated[str, form("[0-9a-f]{40}", "must be a commit of 40 digits; branches move")] | None
+    ) = None
+    sha256: Digest | None = None
+    style: Style = Style.CHAT
+
+    def names(self, file: str) -> bool:
+        """Whether a path in the repository is the one that is meant."""
+        pattern = re.escape(self.file).replace(r"\*", "[^/]*", 1)
+        return is_model(file) and re.fullmatch(pattern, file) is not None
+
+    def as_before(self, model: ModelFile) -> RecipePart:
+        """The part pinned to a model that an earlier pull has chosen for it, if that fits."""
+        found = _SOURCE.fullmatch(model.source)
+        if (
+            found is None
+            or not (found[1] == self.repository and self.names(found[3]))
+            or self.revision not in (None, found[2])
+            or self.sha256 not in (None, model.sha256)
+        ):
+            return self
+        return msgspec.structs.replace(self, revision=found[2], file=found[3], sha256=model.sha256)
+
+
+class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """How a bundle is made of files of a hub.
+
+    Attributes:
+        schema: of the format.
+        id: of the recipe and the bundle.
+        title: one line for people.
+        version: of the bundle.
+        models: by role.
+        description: for people.
+        by_hand: what to do where a model may not be fetched; empty where all may.
+        context: tokens of context to use; None is the models' own.
+        card: texts for the card of the bundle.
+    """
+
+    schema: Literal[1]
+    id: ShortName
+    title: str
+    version: str
+    models: dict[Role, RecipePart]
+    description: str = ""
+    by_hand: str = ""
+    context: Count | None = None
+    card: dict[str, str] = {}
+
+
+def recipes() -> list[Recipe]:
+    """All that travel with the package, by their names."""
+    return [read_recipe(file) for file in _packaged()]
+
+
+def find_recipe(reference: str) -> Recipe:
+    """A recipe by its name, or of a file.
+
+    Args:
+        reference: a name; or a path, which holds a separator or ends in ".toml".
+
+    Raises:
+        ModelError: there is none, or it is broken.
+    """
+    if reference.endswith(_ENDING) or "/" in reference:
+        return read_recipe(Path(os.path.expanduser(reference)))  # also of nobody's home
+    known = {each.stem: each for each in _packaged()}
+    if reference in known:
+        return read_recipe(known[reference])
+    raise ModelError(
+        f"There is no recipe of that name; known: {', '.join(known)}. A recipe of your own is "
+        f"given by its path, NAME{_ENDING}."
+    )
+
+
+def _packaged() -> list[Path]:
+    folder = Path(str(resources.files("capt_local.bundles"))) / "recipes"
+    return sorted(folder.glob(f"*{_ENDING}"))
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Reads a recipe.
+
+    Raises:
+        ModelError: it is missing, or broken.
+    """
+    try:
+        data = read_regular(file, _LARGEST_RECIPE + 1)
+        top = parse_toml(data, _LARGEST_RECIPE, "a recipe")
+        tables = convert(top.get("models", {}), dict[str, Any], "models")
+        parts = {
+            role: convert(tables[role], RecipePart, f"models.{role}")
+            for role in ordered_roles(tables)
+        }
+        recipe = convert({**top, "models": parts}, Recipe)
+        if version_numbers(recipe.version) is None:
+            raise NotReadable("version must be numbers with dots, such as 1.2")
+        for role, part in parts.items():
+            plain = part.file.replace("*", "x", 1)
+            if not recipe.by_hand and not (part.repository and is_model(plain)):
+                raise NotReadable(
+                    f"models.{role} needs a repository, and the path of a .gguf file in it with "
+                    "at most one *"
+                )
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read: {error.strerror or 'unreadable'}.") from None
+    except NotReadable as error:
+        raise ModelError(f"{file}: {error}.") from None
+    return recipe
+
+
+def is_model(path: str) -> bool:
+    """Whether a path in a repository is one of those that are fetched."""
+    return _FILE.fullmatch(path) is not None and ".." not in path and len(path) <= 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +213,7 @@ class HubFile:
         size: bytes.
         sha256: digest in hexadecimal.
         licence: as the bundle will say it.
-        known: where its digest comes from: "pinned", "as at the first use", "first use".
+        first_use: whether the hub alone says which file it is.
     """
 
     part: RecipePart
@@ -76,7 +222,7 @@ class HubFile:
     size: int
     sha256: str
     licence: str
-    known: str
+    first_use: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +230,7 @@ class Plan:
     """What a pull will do.
 
     Attributes:
-        recipe: that it follows, with all pins.
+        recipe: that it follows.
         chosen: the files by role.
         notes: for the user.
     """
@@ -101,11 +247,6 @@ class Plan:
             for word in chosen.licence.split(_AND):
                 found.setdefault(word.casefold(), []).append(role)
         return found
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(each.size for each in self.files.values())
 
     @property
     def files(self) -> dict[str, HubFile]:
@@ -156,6 +297,8 @@ class Hub:
             the network.
     """
 
+    _report: Callable[[int], None] | None
+
     def __init__(self, mirror: str | None, token: str | None) -> None:
         import httpx2
         import huggingface_hub
@@ -167,11 +310,12 @@ class Hub:
             url = httpx2.URL(mirror or constants.ENDPOINT)
         except (httpx2.InvalidURL, TypeError, ValueError):
             raise UsageError(f"{what} is none.") from None
-        if url.userinfo:
-            raise UsageError(f"{what} holds a name or password; use CAPT_LOCAL_HUB_TOKEN.")
-        if url.query or url.fragment or not _HOST.fullmatch(url.host):
-            raise UsageError(f"{what} must be a scheme, a host and perhaps a path.")
-        self._local = is_this_machine(url.host)
+        if url.userinfo or url.query or url.fragment or not _HOST.fullmatch(url.host):
+            raise UsageError(
+                f"{what} must be a scheme, a host and perhaps a path; a token goes into "
+                "CAPT_LOCAL_HUB_TOKEN."
+            )
+        self._local = is_inward(url.host, link=False)
         if url.scheme != "https" and not (url.scheme == "http" and self._local):
             raise UsageError(f"{what} must begin with https://; http:// is for 127.0.0.1 alone.")
         if token is not None and not _TOKEN.fullmatch(token):
@@ -189,8 +333,6 @@ class Hub:
         self._url, self._origin, self._token = str(url).rstrip("/"), url.origin, token
         self._most, self._report = _LARGEST_LISTING, None
         huggingface_hub.set_client_factory(self._client)
-
-    _report: Callable[[int], None] | None
 
     def __enter__(self) -> Hub:
         """Itself."""
@@ -219,7 +361,7 @@ class Hub:
                 repository, revision=revision, files_metadata=True, timeout=_SECONDS
             )
 
-    def fetch(self, chosen: HubFile, place: Path, report: Callable[[int], None] | None) -> None:
+    def fetch(self, chosen: HubFile, place: Path, report: Callable[[int], None]) -> None:
         """Downloads a file, going on behind what is there.
 
         Args:
@@ -235,16 +377,16 @@ class Hub:
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils._headers import build_hf_headers
 
-        part, what = chosen.part, f"{chosen.part.repository}: {chosen.file}"
+        repository = chosen.part.repository
+        what = f"{repository}: {chosen.file}"
+        url = hf_hub_url(repository, chosen.file, revision=chosen.commit, endpoint=self._url)
         self._most, self._report = chosen.size + (1 << 16), report
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         with os.fdopen(os.open(place, flags, 0o600), "r+b") as stream, _explained(what):
             done = stream.seek(0, os.SEEK_END)
             try:
                 http_get(
-                    hf_hub_url(
-                        part.repository, chosen.file, revision=chosen.commit, endpoint=self._url
-                    ),
+                    url,
                     stream,
                     resume_size=done,
                     headers=build_hf_headers(token=self._token or False),
@@ -275,9 +417,9 @@ class Hub:
     def _check_request(self, request: httpx2.Request) -> None:
         """Holds for every hop of a redirect too."""
         url = request.url
-        plain_here = url.scheme == "http" and self._local and is_this_machine(url.host)
-        inward = is_no_host(url.host) or (is_this_machine(url.host) and not self._local)
-        if (url.scheme != "https" and not plain_here) or inward or url.userinfo or not url.host:
+        here = self._local and is_inward(url.host, link=False)
+        outward = url.scheme == "https" and url.host and not is_inward(url.host)
+        if url.userinfo or not (outward or (here and url.scheme in ("http", "https"))):
             raise ModelError(
                 "The hub sends on to an address that is not used: only https is, and nothing on "
                 "this machine. Nothing was sent there."
@@ -312,13 +454,9 @@ def _bounded(stream: Any, most: int, report: Callable[[int], None] | None) -> An
 
     class Bounded(httpx2.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
-            count, since, before = 0, time.monotonic(), 0
+            count = 0
             for chunk in stream:
                 count += len(chunk)
-                if time.monotonic() - since > _WINDOW:
-                    if count - before < _LEAST:
-                        raise ModelError("Hardly anything comes from the hub. Try again later.")
-                    since, before = time.monotonic(), count
                 if count > most:
                     raise ModelError("The hub sends more than it said.")
                 if report is not None:
@@ -331,17 +469,15 @@ def _bounded(stream: Any, most: int, report: Callable[[int], None] | None) -> An
     return Bounded()
 
 
-def is_this_machine(host: str) -> bool:
-    """Whether a host is named as this machine."""
-    name, found = host.rstrip(".").lower(), _number(host)
-    named = name == "localhost" or name.endswith(".localhost")
-    return named or (found is not None and found.is_loopback)
-
-
-def is_no_host(host: str) -> bool:
-    """Whether an address is of no machine, or of the link alone, where clouds keep secrets."""
-    found = _number(host)
-    return found is not None and (found.is_unspecified or found.is_link_local)
+def is_inward(host: str, *, link: bool = True) -> bool:
+    """Whether a host is this machine; with `link` also none, or of the link, as clouds use it."""
+    name = host.rstrip(".").lower()
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+    found = getattr(found, "ipv4_mapped", None) or found
+    return found.is_loopback or (link and (found.is_unspecified or found.is_link_local))
 
 
 def plan(recipe: Recipe, hub: Hub) -> Plan:
@@ -350,70 +486,77 @@ def plan(recipe: Recipe, hub: Hub) -> Plan:
     Raises:
         ModelError: a part is not to be had as the recipe says.
     """
-    before = [each for each in (begun(recipe.id), installed(recipe.id)) if each is not None]
+    before = [
+        _earlier(folder / recipe.id) for folder in (store.staging_folder(), store.user_folder())
+    ]
     listings: dict[tuple[str, str | None], ModelInfo] = {}
     chosen: dict[Role, HubFile] = {}
     notes: list[str] = []
-    for role, given in recipe.parts.items():
-        part = _remembered(role, given, before)
+    for role, part in recipe.models.items():
+        for models in before:
+            if role in models and part.sha256 is None:
+                part = part.as_before(models[role])
         key = part.repository, part.revision
         if key not in listings:
             listings[key] = hub.listing(*key)
-        found = choose(role, part, listings[key], notes)
-        if part.sha256 is not None and given.sha256 is None:
-            found = replace(found, known="as at the first use")
-        chosen[role] = found
-        if found.known == "first use":
+        chosen[role] = _choose(role, part, listings[key], notes)
+        if chosen[role].first_use:
             notes.append(
-                f"FIRST USE of the {role}: nobody has vouched for {part.repository} {found.file}. "
-                "Commit and digest are what the hub says now, and are pinned in the bundle; "
-                "compare them with another source before you rely on it."
+                f"FIRST USE of the {role}: nobody has vouched for {part.repository} "
+                f"{chosen[role].file}. Commit and digest are what the hub says now, and are pinned "
+                "in the bundle; compare them with another source before you rely on it."
             )
     return Plan(recipe, chosen, tuple(notes))
 
 
-def choose(role: Role, part: RecipePart, listing: ModelInfo, notes: list[str]) -> HubFile:
-    """The file of a part.
+def _earlier(folder: Path) -> Mapping[Role, ModelFile]:
+    """The models of a bundle that an earlier pull has begun or made."""
+    file = folder / MANIFEST
+    with contextlib.suppress(ModelError):
+        return parse_manifest(read_manifest(file), file, present=False).models
+    return {}
 
-    Args:
-        role: of the model.
-        part: of the recipe.
-        listing: what the hub says of the repository.
-        notes: for the user; some are added.
+
+def _choose(role: Role, part: RecipePart, listing: ModelInfo, notes: list[str]) -> HubFile:
+    """The file of a part, of what the hub says of its repository; adds notes for the user.
 
     Raises:
         ModelError: the hub has no such file, several, or another one than is pinned; the model is
             gated; or the listing is not understood.
     """
-    where = part.repository
+    where, commit, name = part.repository, listing.sha or "", listing.id
     if listing.gated:
-        raise _gated(where)
-    commit, named = listing.sha, listing.id
-    if not (isinstance(commit, str) and re.fullmatch("[0-9a-f]{40}", commit)) or not (
-        isinstance(named, str) and re.fullmatch(f"{WORD}/{WORD}", named)
-    ):
-        raise _not_understood(where)
-    if part.revision not in (None, commit):
         raise ModelError(
-            f"{where}: revision {part.revision} was requested, and the hub answers with {commit}."
+            f"{where} is gated: its owner gives it to those who agree to terms under their own "
+            "name. capt-local does not do that for you: get the files with an account of yours, "
+            "and make the bundle with 'capt-local models create'."
         )
     siblings = [each for each in listing.siblings or () if isinstance(each.rfilename, str)]
-    found = [each for each in siblings if is_model(each.rfilename) and part.names(each.rfilename)]
+    found = [each for each in siblings if part.names(each.rfilename)]
     if len(found) != 1:
-        many = f"{len(found)} files of the name" if found else "no file of the name"
         raise ModelError(
-            f"{where}: there is {many} {part.file} at {commit[:12]}. A recipe of your own can "
-            "name another one."
+            f"{where}: {len(found) or 'no'} files have the name {part.file}. A recipe of your own "
+            "can name another one."
         )
     file, lfs = found[0].rfilename, found[0].lfs
     size, digest = (lfs.size, lfs.sha256) if lfs else (found[0].size, None)
-    if isinstance(size, bool) or not isinstance(size, int) or not 0 < size < 1 << 50:
-        raise _not_understood(where)
-    if digest is not None and not (
-        isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)
+    card = getattr(listing.card_data, "license", None) or ""
+    if not (
+        _is(commit, "[0-9a-f]{40}")
+        and part.revision in (None, commit)
+        and _is(name, f"{_WORD}/{_WORD}")
+        and type(size) is int
+        and 0 < size < 1 << 50
+        and _is(digest or "", "(?:[0-9a-f]{64})?")
     ):
         raise _not_understood(where)
-    if digest is not None and part.sha256 not in (None, digest):
+    sha256 = part.sha256 or digest
+    if sha256 is None:
+        raise ModelError(
+            f"{where}: the hub has no SHA-256 of {file}. Write the one that you know into a recipe "
+            "of your own."
+        )
+    if digest not in (None, sha256):
         raise ModelError(
             f"{where}: {file} is another file now: its SHA-256 is pinned as {part.sha256}, and the "
             f"hub says {digest}. Nothing was fetched."
@@ -423,56 +566,27 @@ def choose(role: Role, part: RecipePart, listing: ModelInfo, notes: list[str]) -
             f"{where}: {file} has more than 50 GB, which the hub sends by Xet alone. Get it by "
             "hand, and make the bundle with 'capt-local models create'."
         )
-    sha256 = part.sha256 or digest
-    if sha256 is None:
-        raise ModelError(
-            f"{where}: the hub has no SHA-256 of {file}. Give the one that you know: "
-            f"--sha256 {role}=..."
-        )
-    if named.casefold() != where.casefold():
-        notes.append(f"{where} is called {named} at the hub now.")
-    licence, stated = part.licence, licence_word(listing.card_data, listing.tags)
-    if stated is not None and stated.casefold() != licence.casefold():
-        if licence != UNSTATED:
-            notes.append(
-                f"The {role}: the recipe says {licence}, its repository {stated}; both are asked "
-                "for."
-            )
+    if name.casefold() != where.casefold():
+        notes.append(f"{where} is called {name} at the hub now.")
+    # Several, or what is no word, is still a licence to be accepted.
+    stated = card.lower() if _is(card, r"[A-Za-z0-9.+_-]{0,64}") else "other"
+    licence = part.licence
+    if stated and stated != licence.lower():
         licence = stated if licence == UNSTATED else f"{licence}{_AND}{stated}"
-    known = "pinned" if part.sha256 else "first use"
-    return HubFile(part, commit, file, size, sha256, licence, known)
+    return HubFile(part, commit, file, size, sha256, licence, first_use=part.sha256 is None)
 
 
-def licence_word(card: Any, tags: object) -> str | None:
-    """The licence of a repository as one word in small letters; None where it names none.
-
-    Args:
-        card: of the repository, as `huggingface_hub` has read it; or None.
-        tags: of the repository.
-    """
-    named = getattr(card, "license", None)
-    if named == "other":
-        named = getattr(card, "license_name", None) or named
-    if named is None and isinstance(tags, list):
-        prefix = "license:"
-        named = [
-            tag[len(prefix) :] for tag in tags if isinstance(tag, str) and tag.startswith(prefix)
-        ]
-    words = named if isinstance(named, list) else [named]
-    if not any(words):
-        return None
-    # Several are one word, so that each is seen; what is no word is still a licence.
-    whole = "+".join(str(word).lower().replace(" ", "-") for word in words)
-    return whole if _LICENCE.fullmatch(whole) else "other"
+def _is(value: object, pattern: str) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
 def pull(
     planned: Plan,
     hub: Hub,
     examine: Callable[[Bundle], None],
+    report: Report,
     *,
     older: bool = False,
-    report: Report | None = None,
 ) -> Imported:
     """Fetches the files into the store, by the way of every import.
 
@@ -480,8 +594,8 @@ def pull(
         planned: what is fetched.
         hub: that has it.
         examine: looks into the models when they are there; raises to refuse them.
-        older: whether a version is allowed that is not newer than the installed one.
         report: called with a file's name and the share of it that is there.
+        older: whether a version is allowed that is not newer than the installed one.
 
     Raises:
         ModelError: a file is not to be had, or is not the one that was chosen, or the disk is too
@@ -494,7 +608,7 @@ def pull(
 class _HubSource:
     """A `bundles.archive.BundleSource` whose files are downloaded right into the staging folder."""
 
-    def __init__(self, hub: Hub, planned: Plan, report: Report | None) -> None:
+    def __init__(self, hub: Hub, planned: Plan, report: Report) -> None:
         self._hub, self._files, self._report = hub, planned.files, report
         self._staging = store.staging_folder() / planned.recipe.id
         self._manifest, self._left = planned.manifest(), b""
@@ -505,17 +619,13 @@ class _HubSource:
         if name in (MANIFEST, SIGNATURE):
             return len(self._left)
         chosen, place = self._files[name], self._staging / name
-        with contextlib.suppress(FileNotFoundError):
-            found = os.lstat(place)
-            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or found.st_size > chosen.size:
-                place.unlink()
+        drop_odd(place, chosen.size)
         done = place.stat().st_size if place.exists() else 0
 
         def came(count: int) -> None:
             nonlocal done
             done += count
-            if self._report is not None:
-                self._report(name, min(done / chosen.size, 1.0))
+            self._report(name, min(done / chosen.size, 1.0))
 
         if done < chosen.size:
             try:
@@ -535,41 +645,11 @@ class _HubSource:
     def skip(self, count: int) -> None:
         """See `BundleSource.skip`."""
 
-    def end(self, names: set[str]) -> None:
+    def end(self) -> None:
         """See `BundleSource.end`: there is nothing else than what was requested."""
 
-    def close(self) -> None:
-        """See `BundleSource.close`."""
-
-
-def installed(name: str) -> Bundle | None:
-    """The bundle of that name in the user's own store."""
-    return _read(store.user_folder() / name / MANIFEST)
-
-
-def begun(name: str) -> Bundle | None:
-    """The bundle of that name that an earlier pull has begun."""
-    return _read(store.staging_folder() / name / MANIFEST)
-
-
-def _read(manifest: Path) -> Bundle | None:
-    """A manifest that was written here; what cannot be read is as good as none."""
-    try:
-        data = read_regular(manifest, LARGEST_MANIFEST + 1)
-        return parse_manifest(data, manifest, present=False)
-    except (ModelError, OSError):
-        return None
-
-
-def _remembered(role: Role, part: RecipePart, before: list[Bundle]) -> RecipePart:
-    """The part, pinned to what was fetched for it at an earlier time, the first that fits."""
-    for bundle in before:
-        model = bundle.models.get(role)
-        if model is not None and part.made(model) and (found := SOURCE.fullmatch(model.source)):
-            return msgspec.structs.replace(
-                part, revision=found[2], file=found[3], sha256=model.sha256
-            )
-    return part
+    def check(self, files: Iterable[Member]) -> None:
+        """See `BundleSource.check`: what is installed already is not fetched again."""
 
 
 @contextlib.contextmanager
@@ -581,25 +661,19 @@ def _explained(what: str) -> Iterator[None]:
     again = "What came stays: give the same command again to go on."
     try:
         yield
-    except errors.GatedRepoError:
-        raise _gated(what) from None
-    except errors.RevisionNotFoundError:
-        raise ModelError(f"{what}: the hub has no such revision of it.") from None
-    except errors.EntryNotFoundError as error:
-        if isinstance(error, errors.LocalEntryNotFoundError):
-            raise ModelError(f"{what}: the hub cannot be reached. {again}") from None
-        raise ModelError(f"{what}: the hub has no such file in it.") from None
-    except errors.RepositoryNotFoundError:
-        raise ModelError(
-            f"{what}: the hub does not have it, or wants to know who asks. A token for a mirror of "
-            "your own goes into CAPT_LOCAL_HUB_TOKEN."
-        ) from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
-        busy = "has had enough requests" if status == 429 else f"answers {status}"
-        raise ModelError(f"{what}: the hub {busy}. {again}") from None
+        if status in (401, 403, 404):
+            raise ModelError(
+                f"{what}: the hub does not have it at that revision, or wants to know who asks. A "
+                "token for a mirror of your own goes into CAPT_LOCAL_HUB_TOKEN."
+            ) from None
+        raise ModelError(f"{what}: the hub answers {status}. {again}") from None
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
-        if _is_certificate(error):
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
             raise ModelError(
                 f"{what}: the hub's certificate is not trusted here. Behind a proxy that opens "
                 "TLS, set SSL_CERT_FILE to its authority."
@@ -612,32 +686,8 @@ def _explained(what: str) -> Iterator[None]:
         raise _not_understood(what) from None
 
 
-def _is_certificate(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _gated(what: str) -> ModelError:
-    return ModelError(
-        f"{what} is gated: its owner gives it to those who agree to terms under their own name. "
-        "capt-local does not do that for you: get the files with an account of yours, and make the "
-        "bundle with 'capt-local models create'."
-    )
-
-
 def _not_understood(what: str) -> ModelError:
     return ModelError(
         f"{what}: what the hub says of it is not understood. Is the mirror one of a Hugging Face "
         "hub?"
     )
-
-
-def _number(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        found = ipaddress.ip_address(host)
-    except ValueError:
-        return None
-    return getattr(found, "ipv4_mapped", None) or found

@@ -1,40 +1,61 @@
-"""What a bundle is: a target, and pairs of expert and base.
+"""What a bundle is: a target, and pairs of expert and base; and reading its `bundle.toml`.
 
 A bundle is a folder with a `bundle.toml`. The manifest names each file with its size and digest,
 so that no other file is ever loaded under its name. Models are called by their roles: target,
-expert, base, and expert-2, base-2, ... for further pairs.
+expert, base, and expert-2, base-2, ... for further pairs. Every key is checked, and an unknown one
+refused.
 """
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from importlib import metadata
 from math import isfinite
-from pathlib import Path, PurePosixPath
-from typing import TypeAlias, TypeVar
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+from msgspec import Meta
 
 from capt_local.errors import ModelError, UsageError
-from capt_local.strict_json import NotReadable
+from capt_local.strict_json import (
+    NotReadable,
+    convert,
+    form,
+    read_regular,
+    refuse_unknown,
+)
+from capt_local.version import __version__
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MANIFEST, SIGNATURE = "bundle.toml", "bundle.sig"
 RECEIPT = "bundle.signer"  # which key had signed it at import; see `sign`
 SCHEMA = 1
-ALPHA_LIMIT = 8.0  # that of `decoding.options.CombineOptions`
-
-METHODS = ("capt", "target", "expert", "base")
-SCALE_LIMIT = 8.0
+LARGEST_MANIFEST = 1 << 20
+_SCALE_LIMIT = 8.0
+_BINDING = "llama-cpp-python"
+_PROXY = re.compile(r"(?:expert|base)(?:-([2-9]|[1-9][0-9]))?")
+_REQUIRED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*).*extra\s*==\s*['\"]([A-Za-z0-9._-]+)['\"]")
+_CONTROL = re.compile(r"[^\n\t -~\u00a0-\U0010ffff]")
+_VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}")
 
 Role: TypeAlias = str
-
-_PROXY = re.compile(r"(?:expert|base)(?:-([2-9]|[1-9][0-9]))?")
-_File = TypeVar("_File")
-_EXTRA = re.compile(r"extra\s*==\s*['\"]([A-Za-z0-9._-]+)['\"]")
-_REQUIRED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+ShortName = Annotated[
+    str,
+    form(NAME.pattern, "must be 1 to 64 letters, digits, '.', '-' or '_', first a letter or digit"),
+]
+Digest = Annotated[
+    str, form("[0-9a-f]{64}", "must be a SHA-256 of 64 lower-case hexadecimal digits")
+]
+Count = Annotated[int, Meta(ge=1, le=2**62)]
+_Alpha = Annotated[float, Meta(ge=-8.0, le=8.0)]  # as `decoding.options.CombineOptions` has it
+_Kind = TypeVar("_Kind")
 
 
 class Style(StrEnum):
@@ -95,6 +116,24 @@ class PackageFile:
         return path
 
 
+def _install(package: str) -> str:
+    """The command that installs a package: an extra of ours where one requires it."""
+    try:
+        wanted = metadata.requires("capt-local") or []
+    except metadata.PackageNotFoundError:
+        wanted = []
+    found = (_REQUIRED.match(each) for each in wanted)
+    extras = [each[2] for each in found if each and _normal(each[1]) == _normal(package)]
+    # The extra `test` holds everything, so it is the last choice.
+    extras.sort(key=lambda extra: extra == "test")
+    return f"pip install 'capt-local[{extras[0]}]'" if extras else f"pip install {package}"
+
+
+def _normal(name: str) -> str:
+    """The name of a distribution as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterFile:
     """A LoRA adapter as a GGUF file.
@@ -113,18 +152,18 @@ class AdapterFile:
     """
 
     path: Path
-    size: int
-    sha256: str | None = None
-    scale: float = 1.0
+    size: Count
+    sha256: Digest | None = None
+    scale: Annotated[float, Meta(ge=-_SCALE_LIMIT, le=_SCALE_LIMIT)] = 1.0
     licence: str = ""
     source: str = ""
     package: PackageFile | None = None
 
     def __post_init__(self) -> None:
         """Refuses a scale without a meaning."""
-        if not (isfinite(self.scale) and abs(self.scale) <= SCALE_LIMIT):
+        if not (isfinite(self.scale) and abs(self.scale) <= _SCALE_LIMIT):
             raise UsageError(
-                f"The scale of an adapter is a number from {-SCALE_LIMIT:g} to {SCALE_LIMIT:g}."
+                f"The scale of an adapter is a number from {-_SCALE_LIMIT:g} to {_SCALE_LIMIT:g}."
             )
 
     def __str__(self) -> str:
@@ -139,14 +178,7 @@ class AdapterFile:
             ModelError: it is missing.
             UsageError: see the class.
         """
-        file = Path(path)
-        try:
-            if not file.is_file():
-                raise ModelError(f"The adapter {file.name} is not there, or is not a file.")
-            return cls(file, file.stat().st_size, scale=scale)
-        except OSError as error:
-            reason = error.strerror or "unreadable"
-            raise ModelError(f"The adapter {file.name} cannot be read: {reason}.") from None
+        return cls(Path(path), _size("The adapter", Path(path)), scale=scale)
 
     @classmethod
     def parse(cls, text: str) -> AdapterFile:
@@ -165,9 +197,6 @@ class AdapterFile:
             raise UsageError(
                 "An adapter is given as FILE or as FILE=SCALE, as in a.gguf=0.5."
             ) from None
-
-
-Adapted = str | Path | AdapterFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,15 +221,15 @@ class ModelFile:
 
     role: Role
     path: Path
-    size: int
-    sha256: str | None = None
+    size: Count
+    sha256: Digest | None = None
     licence: str = ""
     source: str = ""
     style: Style = Style.CHAT
-    template: str | None = None
+    template: ShortName | None = None
     template_file: Path | None = None
-    template_sha256: str | None = None
-    tokenizer_sha256: str | None = None
+    template_sha256: Digest | None = None
+    tokenizer_sha256: Digest | None = None
     adapter: AdapterFile | None = None
     package: PackageFile | None = None
 
@@ -217,11 +246,11 @@ class Defaults:
         max_tokens: the longest answer.
     """
 
-    method: str | None = None
-    alphas: tuple[float, ...] = ()
-    plausibility: float | None = None
-    temperature: float | None = None
-    max_tokens: int | None = None
+    method: Literal["capt", "target", "expert", "base"] | None = None
+    alphas: tuple[_Alpha, ...] = ()
+    plausibility: Annotated[float, Meta(ge=0, le=1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    max_tokens: Count | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +280,7 @@ class Bundle:
 
     Attributes:
         id: short name, which is also its folder's name in a store.
+        models: by role; the target always, of each pair both expert and base.
         title: one line for people.
         version: of the bundle; numbers with dots where it is to travel.
         requires: the oldest capt-local that it is for; empty for any.
@@ -258,7 +288,6 @@ class Bundle:
         review_by: the day by which somebody has to look at it again, as YYYY-MM-DD, or empty.
         licence: of the bundle as a whole.
         description: for people; may have several lines.
-        models: by role; the target always, of each pair both expert and base.
         context: tokens of context to use; None is the models' own.
         defaults: how to ask.
         card: what it says of itself, by its headings, such as intended_use.
@@ -270,7 +299,7 @@ class Bundle:
             says; so where a site allows signed bundles only.
     """
 
-    id: str
+    id: ShortName
     models: dict[Role, ModelFile]
     title: str = ""
     version: str = ""
@@ -279,7 +308,7 @@ class Bundle:
     review_by: str = ""
     licence: str = ""
     description: str = ""
-    context: int | None = None
+    context: Count | None = None
     defaults: Defaults = field(default_factory=Defaults)
     card: dict[str, str] = field(default_factory=dict)
     folder: Path | None = None
@@ -300,7 +329,7 @@ class Bundle:
     @property
     def pairs(self) -> int:
         """How many pairs of expert and base it has."""
-        return sum(role.startswith("expert") for role in self.models)
+        return len(self.models) // 2
 
     @property
     def adapters(self) -> dict[Role, AdapterFile]:
@@ -325,7 +354,7 @@ class Bundle:
         target: str | Path,
         expert: str | Path | Sequence[str | Path] | None = None,
         base: str | Path | Sequence[str | Path] | None = None,
-        expert_adapter: Adapted | Sequence[Adapted] | None = None,
+        expert_adapter: str | Path | AdapterFile | Sequence[str | Path | AdapterFile] | None = None,
     ) -> Bundle:
         """A bundle of files that were given one by one, without digests.
 
@@ -340,14 +369,52 @@ class Bundle:
             UsageError: an expert without a base, or the other way round; an adapter without either.
             ModelError: a file is missing.
         """
-        adapters, bases = listed_adapters(expert_adapter), _listed(base)
-        proxies = paired(adapted(_listed(expert), bases, adapters), bases)
-        files = zip(roles(len(proxies) // 2), (target, *proxies), strict=True)
-        models = {role: _loose(role, Path(path)) for role, path in files}
+        adapters = [
+            one if isinstance(one, AdapterFile) else AdapterFile.given(one)
+            for one in _listed(expert_adapter)
+        ]
+        pairs = _paired(_listed(expert), _listed(base), len(adapters))
+        files = (target, *(file for pair in pairs for file in pair))
+        models = {}
+        for role, file in zip(roles(len(pairs)), files, strict=True):
+            path = Path(file)
+            models[role] = ModelFile(role, path, _size(f"The {role} model", path))
         for role, adapter in zip(list(models)[1::2], adapters, strict=False):
             models[role] = replace(models[role], adapter=adapter)
         notice = "The models were given as files: no manifest says whether they are the right ones."
         return cls(id="files", title="Models given as files", models=models, notices=(notice,))
+
+
+def _listed(given: Any) -> list[Any]:
+    if given is None:
+        return []
+    return [given] if isinstance(given, str | Path | AdapterFile) else list(given)
+
+
+def _paired(
+    experts: list[str | Path], bases: list[str | Path], adapters: int
+) -> list[tuple[str | Path, str | Path]]:
+    """Each expert with its base; an adapter without an expert is one of the base."""
+    experts = experts or (bases if adapters else [])
+    if len(experts) == len(bases) and adapters in (0, len(experts)):
+        return list(zip(experts, bases, strict=True))
+    given = f"experts {len(experts)}, bases {len(bases)}" + f", adapters {adapters}" * bool(
+        adapters
+    )
+    raise UsageError(
+        f"The contrast needs both models of a pair, and given are {given}: give each expert its "
+        "base, and its adapter if they have some, in the same order; or the target alone."
+    )
+
+
+def _size(what: str, path: Path) -> int:
+    try:
+        if not path.is_file():
+            raise ModelError(f"{what} {path.name} is not there, or is not a file.")
+        return path.stat().st_size
+    except OSError as error:
+        reason = error.strerror or "unreadable"
+        raise ModelError(f"{what} {path.name} cannot be read: {reason}.") from None
 
 
 def roles(pairs: int) -> tuple[Role, ...]:
@@ -360,121 +427,281 @@ def pair_roles(number: int) -> tuple[Role, Role]:
     return ("expert", "base") if number == 1 else (f"expert-{number}", f"base-{number}")
 
 
-def count_pairs(names: Sequence[str]) -> int:
-    """How many pairs these roles are, the target among them or not.
+def ordered_roles(names: Collection[str]) -> tuple[Role, ...]:
+    """The keys of a table of models in the order of their pairs.
 
     Raises:
-        NotReadable: a name is no role, a pair is not complete, or a number is left out.
+        NotReadable: there is no target, a name is no role, a pair is not complete, or a number is
+            left out.
     """
-    numbers: set[int] = set()
+    numbers = set()
     for name in names:
         if found := _PROXY.fullmatch(name):
             numbers.add(int(found[1] or 1))
         elif name != "target":
             raise NotReadable(
-                "roles are target, expert, base, and expert-2, base-2, ... for further pairs, and "
-                "there is another one"
+                "models.roles are target, expert, base, and expert-2, base-2, ... for further "
+                "pairs, and there is another one"
             )
-    for place, number in enumerate(sorted(numbers), start=1):
-        if place != number:
+    wanted = roles(max(numbers, default=0))
+    for role in wanted:
+        if role not in names:
             raise NotReadable(
-                f"{pair_roles(place)[0]} is missing; pairs are numbered without a gap"
+                f"models.{role} is missing; a bundle has a target, and of each pair both expert "
+                "and base, numbered without a gap"
             )
-        for missing in sorted(set(pair_roles(number)) - set(names)):
-            both = " and ".join(pair_roles(number))
-            raise NotReadable(f"{missing} is missing; a bundle has both {both}, or neither")
-    return len(numbers)
+    return wanted
 
 
-def adapted(
-    experts: Sequence[_File], bases: Sequence[_File], adapters: Sequence[object]
-) -> Sequence[_File]:
-    """The experts, where adapters are given: without files of their own they are the bases.
+def read_bundle(place: Path, today: datetime.date | None = None) -> Bundle:
+    """Reads a manifest.
+
+    Args:
+        place: the `bundle.toml`, or its folder.
+        today: the day, for bundles that are to be reviewed; None: that of the clock.
 
     Raises:
-        UsageError: there is no base, or not one adapter for each expert.
+        ModelError: it is missing, broken, or made for a newer program, or a file that it names is
+            not there.
     """
-    if not adapters:
-        return experts
-    if not bases:
-        raise UsageError(
-            "An adapter of the expert is given without the base: the contrast needs both. "
-            "Give the base too."
-        )
-    found = experts or bases
-    if len(adapters) != len(found):
-        raise UsageError(
-            f"The adapters given are {len(adapters)}, the experts {len(found)}: give each expert "
-            "its adapter, in the same order. A bundle.toml can give one to some alone."
-        )
+    file = place / MANIFEST if place.is_dir() else place
+    bundle = parse_manifest(read_manifest(file), file)
+    return replace(bundle, notices=_notices(bundle, today or datetime.date.today()))
+
+
+def read_manifest(file: Path) -> bytes:
+    """The bytes of a manifest.
+
+    Raises:
+        ModelError: it is missing, or no file.
+    """
+    try:
+        return read_regular(file, LARGEST_MANIFEST + 1)
+    except OSError as error:
+        reason = error.strerror or "unreadable"
+        raise ModelError(f"{file}: the bundle's manifest cannot be read: {reason}.") from None
+
+
+def parse_manifest(data: bytes, file: Path, *, present: bool = True) -> Bundle:
+    """The bundle of a manifest's bytes, without notices.
+
+    Args:
+        data: of the manifest.
+        file: where it lies, or will lie.
+        present: whether the files that it names have to be there.
+
+    Raises:
+        ModelError: it is broken, or made for a newer program; or a file is missing.
+    """
+    try:
+        top = parse_toml(data, LARGEST_MANIFEST, "a bundle's manifest")
+        bundle = _bundle(top, file.parent, present)
+    except NotReadable as error:
+        raise ModelError(f"{file}: {error}.") from None
+    return replace(bundle, manifest_sha256=hashlib.sha256(data).hexdigest())
+
+
+def parse_toml(data: bytes, largest: int, what: str) -> dict[str, Any]:
+    """TOML without control characters in its texts, which go to terminals and reports.
+
+    Raises:
+        NotReadable: it is too large, or no such TOML.
+    """
+    if len(data) > largest:
+        raise NotReadable(f"larger than {largest >> 10} KiB; this is not {what}")
+    try:
+        found = tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise NotReadable(f"not UTF-8; this is not {what}") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        line = f" ({error})" if isinstance(error, tomllib.TOMLDecodeError) else ""
+        raise NotReadable(f"not valid TOML{line}; this is not {what}") from None
+    except ValueError:  # Python converts no more than some thousand digits
+        raise NotReadable("not valid TOML; a number in it has too many digits") from None
+    _refuse_control_characters(found)
     return found
 
 
-def paired(experts: Sequence[_File], bases: Sequence[_File]) -> list[_File]:
-    """Files of the proxies in the order of their roles: expert, base, expert-2, base-2, ... .
+def _refuse_control_characters(value: object, place: str = "") -> None:
+    if isinstance(value, str) and _CONTROL.search(value):
+        raise NotReadable(f"{place or 'a text'} holds control characters")
+    if isinstance(value, dict):
+        for key, each in value.items():
+            plain = key if NAME.fullmatch(key) else "a key with odd characters"
+            _refuse_control_characters(each, f"{place}.{plain}" if place else plain)
+    elif isinstance(value, list):
+        for each in value:
+            _refuse_control_characters(each, place)
 
-    Raises:
-        UsageError: there are not as many experts as bases.
-    """
-    if len(experts) == len(bases):
-        return [file for pair in zip(experts, bases, strict=True) for file in pair]
-    if experts and bases:
-        raise UsageError(
-            f"The experts given are {len(experts)}, the bases {len(bases)}: give each expert its "
-            "base, in the same order. Two experts of one base name it twice."
+
+def _notices(bundle: Bundle, today: datetime.date) -> tuple[str, ...]:
+    """Warnings about a bundle: its review is overdue, or it was tested with another engine."""
+    found: list[str] = []
+    if bundle.review_by and datetime.date.fromisoformat(bundle.review_by) < today:
+        found.append(
+            f"The bundle {bundle.id} was to be reviewed by {bundle.review_by}, which is past: ask "
+            "whoever made it whether it may still be used."
         )
-    given, missing = ("expert", "base") if experts else ("base", "expert")
-    raise UsageError(
-        f"The {given} is given without the {missing}: the contrast needs both. "
-        f"Give the {missing} too, or the target alone."
+    try:
+        here = metadata.version(_BINDING)
+    except metadata.PackageNotFoundError:  # an error of the engine
+        here = bundle.tested_with
+    if bundle.tested_with and bundle.tested_with != here:
+        found.append(
+            f"The bundle {bundle.id} was tested with {_BINDING} {bundle.tested_with}; here it "
+            f"runs with {here}."
+        )
+    return tuple(found)
+
+
+def version_numbers(version: str) -> tuple[int, ...] | None:
+    """The numbers of a version without zeros at its end; None where it is no such version."""
+    if not _VERSION.fullmatch(version):
+        return None
+    found = [int(part) for part in version.split(".")]
+    while found and not found[-1]:
+        found.pop()
+    return tuple(found)
+
+
+def is_older(one: str, other: str) -> bool:
+    """Whether a version comes before another; False where one of them cannot be compared."""
+    left, right = version_numbers(one), version_numbers(other)
+    return left is not None and right is not None and left < right
+
+
+def _bundle(top: dict[str, Any], folder: Path, present: bool) -> Bundle:
+    _refuse_newer(top, folder)
+    del top["schema"]
+    tables = {key: _table(top.get(key, {}), key) for key in ("models", "defaults", "card")}
+    for key in tables["card"]:
+        if not NAME.fullmatch(key):
+            raise NotReadable("card has a key with odd characters")
+    found = {"card": convert(tables["card"], dict[str, str], "card"), "folder": folder}
+    wanted = ordered_roles(tables["models"])
+    models = {role: _model(tables["models"][role], role, folder, present) for role in wanted}
+    if "review_by" in top:
+        found["review_by"] = convert(top["review_by"], datetime.date, "review_by").isoformat()
+    found["defaults"] = _defaults(tables["defaults"], len(models) // 2)
+    unread = ("folder", "notices", "manifest_sha256", "signer", "read_digests")
+    return _read(top, Bundle, "", unread, models=models, **found)
+
+
+def _read(
+    table: Mapping[str, Any], kind: type[_Kind], place: str, unread: Sequence[str], **found: Any
+) -> _Kind:
+    """A table as a dataclass.
+
+    Args:
+        table: of the manifest.
+        kind: the dataclass; its annotations are checked.
+        place: of the table, for errors.
+        unread: fields that no key of the table stands for.
+        found: fields that do not have the value of their key.
+    """
+    names = [each.name for each in fields(kind) if each.name not in unread]  # type: ignore[arg-type]
+    refuse_unknown(table, names, place)
+    return convert({**table, **found}, kind, place)
+
+
+def _table(value: object, at: str) -> dict[str, Any]:
+    return convert(value, dict[str, Any], at)
+
+
+def _refuse_newer(top: dict[str, Any], folder: Path) -> None:
+    """A newer bundle may have keys that this program does not know, so this comes first."""
+    schema, needs, name = top.get("schema"), top.get("requires"), top.get("id")
+    shown = name if isinstance(name, str) and NAME.fullmatch(name) else folder.name
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < SCHEMA:
+        raise NotReadable(f"schema must be {SCHEMA}, the format that this program reads")
+    if schema > SCHEMA:
+        why = f"its format is {min(schema, 10**6)}, and this program reads {SCHEMA}"
+    elif isinstance(needs, str) and is_older(__version__, needs):
+        why = f"it needs {needs}, and this is {__version__}"
+    elif isinstance(needs, str) and needs and version_numbers(needs) is None:
+        raise NotReadable("requires must be a version of capt-local, such as 0.1.0")
+    else:
+        return
+    raise NotReadable(
+        f"the bundle {shown} was made for a newer capt-local: {why}. Update capt-local, or get a "
+        "bundle made for this one"
     )
 
 
-def listed_adapters(given: Adapted | Sequence[Adapted] | None) -> list[AdapterFile]:
-    """Adapters that were given one by one, each a path or with its scale.
+def _model(value: object, role: Role, folder: Path, present: bool) -> ModelFile:
+    at = f"models.{role}"
+    table = _table(value, at)
+    found: dict[str, Any] = {"role": role}
+    if table.get("template") and (table.get("template_file") or table.get("template_sha256")):
+        raise NotReadable(
+            f"{at}.template names a built-in template; remove template_file and its digest"
+        )
+    if "template_file" in table:
+        if "template_sha256" not in table:
+            raise NotReadable(f"{at}.template_sha256 is missing; template_file needs its digest")
+        found["template_file"] = _inside(
+            table["template_file"], f"{at}.template_file", folder, present
+        )
+    if "adapter" in table:
+        adapter = _table(table["adapter"], f"{at}.adapter")
+        found["adapter"] = _file(adapter, AdapterFile, f"{at}.adapter", folder, present)
+    return _file(table, ModelFile, at, folder, present, **found)
 
-    Raises:
-        ModelError: a file is missing.
-    """
-    if given is None:
-        return []
-    several = [given] if isinstance(given, str | Path | AdapterFile) else given
-    return [one if isinstance(one, AdapterFile) else AdapterFile.given(one) for one in several]
+
+def _file(
+    table: dict[str, Any], kind: type[_Kind], at: str, folder: Path, present: bool, **found: Any
+) -> _Kind:
+    """A model or adapter, where its keys `file` and `package` say that it lies."""
+    for key in ("file", "sha256"):
+        if key not in table:
+            raise NotReadable(f"{at}.{key} is missing")
+    rest = {key: value for key, value in table.items() if key not in ("file", "package")}
+    if "package" in table:
+        name = convert(table["package"], ShortName, f"{at}.package")
+        package = PackageFile(name, _relative(table["file"], f"{at}.file"))
+        found["package"] = package
+        found["path"] = package.find(folder) if present else folder / package.name
+    else:
+        found["path"] = _inside(table["file"], f"{at}.file", folder, present)
+    return _read(rest, kind, at, ("role", "path", "package"), **found)
 
 
-def _listed(given: str | Path | Sequence[str | Path] | None) -> list[str | Path]:
-    if given is None:
-        return []
-    return [given] if isinstance(given, str | Path) else list(given)
+def _defaults(table: dict[str, Any], pairs: int) -> Defaults:
+    alphas: tuple[float, ...] = ()
+    if (alpha := table.pop("alpha", "evidence")) != "evidence":
+        listed = alpha if isinstance(alpha, list) else [alpha]
+        alphas = convert(tuple(listed), tuple[_Alpha, ...], "defaults.alpha")
+        if len(alphas) not in (1, pairs):
+            raise NotReadable(
+                f"defaults.alpha must be one number, or one for each pair of the bundle ({pairs})"
+            )
+    return _read(table, Defaults, "defaults", ("alphas",), alphas=alphas)
 
 
-def _loose(role: Role, path: Path) -> ModelFile:
+def _inside(value: object, at: str, folder: Path, present: bool) -> Path:
+    """A regular file inside the folder of the bundle."""
+    path = folder / _relative(value, at)
+    if not present:
+        return path
     try:
-        if not path.is_file():
-            raise ModelError(f"The {role} model {path.name} is not there, or is not a file.")
-        return ModelFile(role=role, path=path, size=path.stat().st_size)
-    except OSError as error:
-        reason = error.strerror or "unreadable"
-        raise ModelError(f"The {role} model {path.name} cannot be read: {reason}.") from None
+        inside, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
+    except OSError as error:  # a folder that nobody may look into, a name that is too long
+        raise NotReadable(f"{at} cannot be read: {error.strerror or 'no access'}") from None
+    except RuntimeError:
+        raise NotReadable(f"{at} is a link that leads to itself") from None
+    if not inside:
+        raise NotReadable(f"{at} is a link that leaves the folder of the bundle")
+    if not there:
+        raise NotReadable(f"{at} names {value}, which is not there")
+    return path
 
 
-def _install(package: str) -> str:
-    """The command that installs a package: an extra of ours where one requires it."""
-    try:
-        requirements = metadata.requires("capt-local") or []
-    except metadata.PackageNotFoundError:
-        requirements = []
-    extras = []
-    for requirement in requirements:
-        name, extra = _REQUIRED.match(requirement), _EXTRA.search(requirement)
-        if name and extra and _same(name[0], package):
-            extras.append(extra[1])
-    # The extra `test` holds everything, so it is the last choice.
-    extras.sort(key=lambda extra: extra == "test")
-    return f"pip install 'capt-local[{extras[0]}]'" if extras else f"pip install {package}"
-
-
-def _same(one: str, other: str) -> bool:
-    """Whether two names mean one distribution (PEP 503)."""
-    left, right = (re.sub(r"[-_.]+", "-", name).lower() for name in (one, other))
-    return left == right
+def _relative(value: object, at: str) -> str:
+    """A path that does not lead out of the folder of the bundle or package."""
+    text = convert(value, str, at)
+    path = PurePosixPath(text)
+    if "\\" in text or path.is_absolute() or PureWindowsPath(text).drive:
+        raise NotReadable(f"{at} must be a path relative to the folder of the bundle, with '/'")
+    if not path.name or ".." in path.parts:
+        raise NotReadable(f"{at} must name a file inside the folder of the bundle")
+    return text

@@ -44,7 +44,7 @@ PUBLIC, PRIVATE = ".pub", ".key"
 _MARK = 16  # digits of a fingerprint in the name of a file
 # What is signed begins with this, so that no signature of another thing passes for one of these.
 _CONTEXT = b"capt-local bundle manifest 1\n"
-_LARGEST_KEY = 4096
+_LARGEST_KEY = _LARGEST_RECEIPT = 4096
 TRUST_IT = (
     "If its fingerprint is that of your source, install it: capt-local models trust FILE.pub."
 )
@@ -70,7 +70,7 @@ def new_key(place: Path) -> tuple[Path, Path, str]:
     """Makes a pair of keys.
 
     Args:
-        place: of the files, without their endings.
+        place: of the files; an ending .key or .pub is that of one of them.
 
     Returns:
         The private key (mode 0600), the public key, and its fingerprint.
@@ -78,7 +78,8 @@ def new_key(place: Path) -> tuple[Path, Path, str]:
     Raises:
         UsageError: a file of that name is there, or cannot be written, or there is no name.
     """
-    if place.name in ("", ".."):
+    name = place.name.removesuffix(PRIVATE).removesuffix(PUBLIC)
+    if name in ("", ".."):
         raise UsageError(f"{place} is a folder: give the keys a name in it, such as hospital.")
     private = Ed25519PrivateKey.generate()
     secret = private.private_bytes(
@@ -86,25 +87,20 @@ def new_key(place: Path) -> tuple[Path, Path, str]:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    files = place.with_name(place.name + PRIVATE), place.with_name(place.name + PUBLIC)
-    write_new(files[0], secret, 0o600)
+    files = place.with_name(name + PRIVATE), place.with_name(name + PUBLIC)
+    _write_new(files[0], secret, 0o600)
     try:
-        write_new(files[1], _pem(private.public_key()), 0o644)
+        _write_new(files[1], _pem(private.public_key()), 0o644)
     except BaseException:
         files[0].unlink()
         raise
     return *files, fingerprint(private.public_key())
 
 
-def write_new(file: Path, data: bytes, mode: int) -> None:
-    """Writes a file that is not there yet.
-
-    Raises:
-        UsageError: it is there, or cannot be written.
-    """
+def _write_new(file: Path, data: bytes, mode: int) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     try:
-        with open(os.open(file, flags | getattr(os, "O_BINARY", 0), mode), "wb") as stream:
+        with open(os.open(file, flags, mode), "wb") as stream:
             stream.write(data)
     except FileExistsError:
         raise UsageError(f"{file.name} is there already; nothing was written.") from None
@@ -130,7 +126,9 @@ def read_public(file: Path) -> TrustedKey:
     if not isinstance(key, Ed25519PublicKey):
         raise ModelError(f"{file.name} holds no public Ed25519 key in PEM.")
     found = fingerprint(key)
-    return TrustedKey(found, key, _name(file, found))
+    # Without what `install` adds to the name.
+    name = file.name.removesuffix(PUBLIC).removesuffix(found[:_MARK]).removesuffix(".")
+    return TrustedKey(found, key, name if NAME.fullmatch(name) else "")
 
 
 def read_private(file: Path) -> Ed25519PrivateKey:
@@ -140,15 +138,17 @@ def read_private(file: Path) -> Ed25519PrivateKey:
         UsageError: others may read it.
         ModelError: it cannot be read, or is another thing.
     """
-    data = _key_bytes(file)
-    if os.name == "posix" and file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise UsageError(f"Others may read {file.name}: chmod 600 it, or make a new key.")
     try:
-        key = serialization.load_pem_private_key(data, None)
+        key = serialization.load_pem_private_key(_key_bytes(file), None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PrivateKey):
-        raise ModelError(f"{file.name} holds no private Ed25519 key in PEM without a passphrase.")
+        hint = f" The private key is {file.stem}{PRIVATE}." if file.suffix == PUBLIC else ""
+        raise ModelError(
+            f"{file.name} holds no private Ed25519 key in PEM without a passphrase.{hint}"
+        )
+    if os.name == "posix" and file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise UsageError(f"Others may read {file.name}: chmod 600 it, or make a new key.")
     return key
 
 
@@ -161,28 +161,23 @@ def _signature_file(name: str, signature: bytes) -> bytes:
     return json.dumps({"key": name, "signature": signature.hex()}).encode()
 
 
-def signed_with(signature: bytes) -> str:
-    """The fingerprint that a signature file names, which proves nothing by itself.
+def _parts(signature: bytes) -> tuple[str, bytes]:
+    """The fingerprint that a signature file names, which proves nothing by itself; the signature.
 
     Raises:
         ModelError: it is damaged.
     """
-    return _parts(signature)[0]
-
-
-def _parts(signature: bytes) -> tuple[str, bytes]:
-    """The fingerprint and the signature of a signature file."""
     try:
         found = parse_object(signature)
-        name, value = found.get("key"), found.get("signature")
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise ValueError
-        data = bytes.fromhex(value)
-        if signature != _signature_file(bytes.fromhex(name).hex(), data):
+        name, data = (
+            bytes.fromhex(str(found.get("key"))),
+            bytes.fromhex(str(found.get("signature"))),
+        )
+        if signature != _signature_file(name.hex(), data):
             raise ValueError
     except (NotReadable, ValueError):
         raise ModelError(f"The signature ({SIGNATURE}) is damaged. Get the bundle again.") from None
-    return name, data
+    return name.hex(), data
 
 
 def check_signature(
@@ -227,23 +222,37 @@ def trusted_keys(folders: Iterable[Path]) -> dict[str, TrustedKey]:
         ModelError: a key is no key, or others than its owner may write it; or a folder or key
             cannot be read.
     """
-    found: dict[str, TrustedKey] = {}
-    for folder in folders:
-        for file in _public_files(folder):
+    return {key.fingerprint: key for folder in folders for key in _installed(folder).values()}
+
+
+def _installed(folder: Path) -> dict[Path, TrustedKey]:
+    found: dict[Path, TrustedKey] = {}
+    place = folder
+    try:
+        for place in sorted(file for file in folder.iterdir() if file.suffix == PUBLIC):
             _refuse_shared(folder)
-            _refuse_shared(file)
-            key = read_public(file)
-            found[key.fingerprint] = key
+            _refuse_shared(place)
+            found[place] = read_public(place)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        # Keys that cannot be read are not passed over: what they have signed would be nobody's.
+        raise ModelError(
+            f"{place} cannot be read, so nobody knows which keys are trusted: "
+            f"{error.strerror or 'no access'}. Let all who use this program read it (chmod a+rX)."
+        ) from None
     return found
 
 
-def _public_files(folder: Path) -> list[Path]:
-    try:
-        return sorted(file for file in folder.iterdir() if file.suffix == PUBLIC)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise _unreadable(folder, error) from None
+def _refuse_shared(place: Path) -> None:
+    """Whoever may write a trusted key decides which models run."""
+    found = place.stat()
+    if os.name == "posix" and (
+        found.st_mode & _OTHERS_WRITE or found.st_uid not in (os.geteuid(), 0)
+    ):
+        raise ModelError(
+            f"{place} is not to be trusted: others may write it. Make it yours and chmod go-w it."
+        )
 
 
 def install(file: Path, folder: Path) -> TrustedKey:
@@ -253,23 +262,54 @@ def install(file: Path, folder: Path) -> TrustedKey:
         ModelError: it is no public key, or cannot be installed.
     """
     key = read_public(file)
-    mark = key.fingerprint[:_MARK]
-    place = folder / f"{key.name}.{mark}{PUBLIC}".lstrip(".")
+    place = folder / f"{key.name}.{key.fingerprint[:_MARK]}{PUBLIC}".lstrip(".")
     try:
         make_private_folder(folder)
         if key.fingerprint not in trusted_keys([folder]):
-            write_new(place, _pem(key.key), 0o644)
+            _write_new(place, _pem(key.key), 0o644)
     except OSError as error:
         raise ModelError(f"{folder} cannot be written: {error.strerror}.") from None
     return key
 
 
-def _name(file: Path, fingerprint: str) -> str:
-    """What a key is called: the name of its file, without what `install` adds to it."""
-    mark = fingerprint[:_MARK]
-    name = file.name.removesuffix(PUBLIC)
-    name = "" if name == mark else name.removesuffix(f".{mark}")
-    return name if NAME.fullmatch(name) else ""
+def uninstall(name: str, folder: Path) -> tuple[TrustedKey, list[str]]:
+    """Takes the trust in a key back, also where it was trusted at an import.
+
+    Args:
+        name: of the key, or the beginning of its fingerprint.
+        folder: that holds the keys of the user.
+
+    Returns:
+        The key, and the ids of the bundles in the user's own store that were imported with it;
+        their receipts are deleted, so that the key counts no more for them.
+
+    Raises:
+        ModelError: there is no such key in the folder, or several, or it cannot be deleted.
+    """
+    whole = name.removesuffix(PUBLIC)
+    matching = [
+        (file, key)
+        for file, key in _installed(folder).items()
+        if whole in (key.name, file.stem) or (len(name) >= 8 and key.fingerprint.startswith(name))
+    ]
+    if len(matching) != 1:
+        many = "Several keys have" if matching else "No key has"
+        raise ModelError(
+            f"{many} that name or fingerprint in {folder}. 'capt-local doctor' names the keys; "
+            "those of the site are deleted by its administrator."
+        )
+    [(file, key)] = matching
+    bundles = []
+    try:
+        file.unlink()
+        for each in sorted(store.user_folder().glob(f"*/{RECEIPT}")):
+            found = _receipt(each.parent)
+            if found and found[0].fingerprint == key.fingerprint:
+                each.unlink()
+                bundles.append(each.parent.name)
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written: {error.strerror}.") from None
+    return key, bundles
 
 
 def _pem(key: Ed25519PublicKey) -> bytes:
@@ -287,33 +327,6 @@ def _key_bytes(file: Path) -> bytes:
         raise ModelError(f"The key {file.name} cannot be read: {error.strerror}.") from None
 
 
-def _unreadable(place: Path, error: OSError) -> ModelError:
-    """Keys that cannot be read are not passed over: what they have signed would be nobody's."""
-    return ModelError(
-        f"{place} cannot be read, so nobody knows which keys are trusted: "
-        f"{error.strerror or 'no access'}. Let all who use this program read it (chmod a+rX)."
-    )
-
-
-def _refuse_shared(place: Path) -> None:
-    """Whoever may write a trusted key decides which models run."""
-    if os.name != "posix":
-        return
-    try:
-        found = place.stat()
-    except OSError as error:
-        raise _unreadable(place, error) from None
-    if found.st_mode & _OTHERS_WRITE or found.st_uid not in (os.geteuid(), 0):
-        raise ModelError(
-            f"{place} is not to be trusted: others may write it. Make it yours and chmod go-w it."
-        )
-
-
-_LARGEST_RECEIPT = 4096
-
-Keys = Callable[[], Mapping[str, TrustedKey]]
-
-
 @dataclass(frozen=True, slots=True)
 class SignatureFound:
     """What is known of the signature of a bundle.
@@ -327,7 +340,9 @@ class SignatureFound:
     untrusted: str = ""
 
 
-def signer_of(bundle: Bundle, keys: Keys, *, receipts: bool = True) -> SignatureFound:
+def signer_of(
+    bundle: Bundle, keys: Callable[[], Mapping[str, TrustedKey]], *, receipts: bool = True
+) -> SignatureFound:
     """Who has signed a bundle.
 
     Args:
@@ -354,13 +369,13 @@ def signer_of(bundle: Bundle, keys: Keys, *, receipts: bool = True) -> Signature
     manifest = _manifest(bundle, folder)
     if manifest is None:
         return SignatureFound()
-    name = signed_with(signature)
+    name, _ = _parts(signature)
     found = _receipt(folder) if receipts else None
-    if found and found.key.fingerprint == name:
+    if found and found[0].fingerprint == name:
         # Also with a receipt of another file: what was changed is refused.
-        check_signature(manifest, signature, {name: found.key})
-        if found.fits:
-            return SignatureFound(Signer(name, found.key.name))
+        check_signature(manifest, signature, {name: found[0]})
+        if found[1]:
+            return SignatureFound(Signer(name, found[0].name))
     known = keys()
     if name not in known:
         return SignatureFound(untrusted=name)
@@ -417,20 +432,8 @@ def _manifest(bundle: Bundle, folder: Path) -> bytes | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Receipt:
-    """What lies beside a manifest.
-
-    Attributes:
-        key: that it names.
-        fits: whether it was made for this very file.
-    """
-
-    key: TrustedKey
-    fits: bool
-
-
-def _receipt(folder: Path) -> _Receipt | None:
+def _receipt(folder: Path) -> tuple[TrustedKey, bool] | None:
+    """The key that a receipt names, and whether it was made for this very file."""
     place, manifest = folder / RECEIPT, folder / MANIFEST
     with contextlib.suppress(OSError, NotReadable, ValueError):
         own = store.lies_in(folder, store.user_folder())
@@ -441,5 +444,5 @@ def _receipt(folder: Path) -> _Receipt | None:
                 key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
                 mark = _mark(manifest)
                 fits = mark != "" and found.get("file") == mark
-                return _Receipt(TrustedKey(fingerprint(key), key, name), fits)
+                return TrustedKey(fingerprint(key), key, name), fits
     return None

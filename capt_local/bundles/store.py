@@ -16,8 +16,7 @@ from pathlib import Path
 
 from platformdirs import user_data_dir
 
-from capt_local.bundles.manifest import MANIFEST, NAME, Bundle, PackageMissing
-from capt_local.bundles.manifest_file import read_bundle
+from capt_local.bundles.manifest import MANIFEST, NAME, Bundle, PackageMissing, read_bundle
 from capt_local.config import MODELS_VARIABLE, model_folders
 from capt_local.errors import ModelError
 

@@ -81,39 +81,52 @@ def verify(
     digests = _Digests(digest_cache() if cached else None)
     for role, model in bundle.models.items():
         report = None if progress is None else partial(progress, role)
-        _check_file(f"{role} model", model, digests, report)
+        digests.check(f"{role} model", model, report)
         if model.adapter is not None:
-            _check_file(f"{role}'s adapter", model.adapter, digests, report)
+            digests.check(f"{role}'s adapter", model.adapter, report)
         if model.template_file is not None:
             read_template(model)
     return digests.done
 
 
-def file_digest(path: Path, size: int, report: Callable[[float], None] | None = None) -> str:
+def file_digest(path: Path) -> str:
     """SHA-256 of a file in hexadecimal.
-
-    Args:
-        path: of the file.
-        size: bytes expected, for the progress.
-        report: called with the share that is read, 0 to 1.
 
     Raises:
         ModelError: it cannot be read.
     """
     try:
         with open_regular(path) as stream:
-            return _hashed(stream, size, report)
+            return hashed(stream, os.fstat(stream.fileno()).st_size)
     except OSError as error:
         raise ModelError(f"{path.name} cannot be read: {error.strerror or 'unreadable'}.") from None
 
 
-def _hashed(stream: BinaryIO, size: int, report: Callable[[float], None] | None) -> str:
+def hashed(
+    stream: BinaryIO,
+    size: int,
+    report: Callable[[float], None] | None = None,
+    out: BinaryIO | None = None,
+) -> str:
+    """SHA-256 of the next bytes of a file, which are written where that is wanted.
+
+    Args:
+        stream: of the file.
+        size: bytes; a file that grows is not read beyond, of one that is shorter there are fewer.
+        report: called with the share that is read, 0 to 1.
+        out: takes the bytes.
+
+    Raises:
+        OSError: reading or writing fails.
+    """
     digest, done = hashlib.sha256(), 0
-    while chunk := stream.read(_CHUNK):
+    while chunk := stream.read(min(_CHUNK, size - done)):
         digest.update(chunk)
         done += len(chunk)
+        if out is not None:
+            out.write(chunk)
         if report is not None:
-            report(min(done / size, 1.0) if size else 1.0)
+            report(done / size)
     return digest.hexdigest()
 
 
@@ -157,45 +170,43 @@ class _Digests:
 
     def __init__(self, cache: DigestCache | None) -> None:
         self._cache = cache
-        self._found: dict[Path, str] = {}
         self.done = Verification()
 
-    def of(
+    def check(
         self, what: str, file: ModelFile | AdapterFile, report: Callable[[float], None] | None
-    ) -> str:
-        """The digest of a file that has the right size."""
-        path = file.path
-        if path in self._found and self.done.stamps[path][2] == file.size:
-            return self._found[path]
+    ) -> None:
+        """Compares size and digest of a file with those of the manifest, if it has some."""
+        if file.sha256 is None:
+            return
+        known = self.done.stamps.get(file.path)
         try:
-            with open_regular(path) as stream:
-                stamp = stamp_of(os.fstat(stream.fileno()))
-                if stamp[2] != file.size:
-                    raise _other(what, path, f"it has {stamp[2]} bytes instead of {file.size}")
-                found = self._cache.find(path, stamp) if self._cache else None
-                how = Verified.CACHED if found else Verified.READ
-                if found is None:
-                    found = _hashed(stream, file.size, report)
-                    if stamp_of(os.fstat(stream.fileno())) != stamp:
-                        raise ModelError(f"The {what} {path.name} changed while it was read.")
-                    if self._cache and found == file.sha256:
-                        self._cache.store(path, stamp, found)
+            stamp = known or self._read(what, file, report)
         except OSError as error:
-            raise _other(what, path, error.strerror or "it is unreadable") from None
-        self._found[path], self.done.how[path] = found, how
-        self.done.stamps[path] = stamp.with_digest(found)
-        return found
+            raise _other(what, file.path, error.strerror or "it is unreadable") from None
+        if stamp[2] != file.size:
+            raise _other(what, file.path, f"it has {stamp[2]} bytes instead of {file.size}")
+        if stamp.sha256 != file.sha256:
+            raise _other(what, file.path, "its SHA-256 differs")
 
-
-def _check_file(
-    what: str,
-    file: ModelFile | AdapterFile,
-    digests: _Digests,
-    report: Callable[[float], None] | None,
-) -> None:
-    """Checks one file that has a digest."""
-    if file.sha256 is not None and digests.of(what, file, report) != file.sha256:
-        raise _other(what, file.path, "its SHA-256 differs")
+    def _read(
+        self, what: str, file: ModelFile | AdapterFile, report: Callable[[float], None] | None
+    ) -> Stamp:
+        """The stamp of a file, with its digest if it has the right size."""
+        path = file.path
+        with open_regular(path) as stream:
+            stamp = stamp_of(os.fstat(stream.fileno()))
+            if stamp[2] != file.size:
+                return stamp
+            digest = self._cache.find(path, stamp) if self._cache else None
+            self.done.how[path] = Verified.CACHED if digest else Verified.READ
+            if digest is None:
+                digest = hashed(stream, file.size, report)
+                if stamp_of(os.fstat(stream.fileno())) != stamp:
+                    raise ModelError(f"The {what} {path.name} changed while it was read.")
+                if self._cache and digest == file.sha256:
+                    self._cache.store(path, stamp, digest)
+        self.done.stamps[path] = stamp.with_digest(digest)
+        return self.done.stamps[path]
 
 
 def _other(what: str, path: Path, why: str) -> ModelError:
@@ -251,7 +262,7 @@ class LateDigests:
             try:
                 with open_regular(path) as stream:
                     before = stamp_of(os.fstat(stream.fileno()))
-                    digest = _hashed(stream, before[2], None)
+                    digest = hashed(stream, before[2])
                     same = stamp_of(os.fstat(stream.fileno())) == before
                 self._digests[path] = digest if same and known in (None, before) else None
             except OSError:

@@ -532,16 +532,11 @@ def _check_size(bundle: Bundle, role: str, path: Path, size: int) -> None:
 
 
 def _left(told: list[str]) -> str:
-    from capt_local.bundles.staging import leftovers
+    from capt_local.bundles.install import leftovers
 
-    dead = [each for each in leftovers() if not each.busy]
-    named = ", ".join(f"{each.name} ({mebibytes(each.size)})" for each in dead)
-    if any(each.busy is None for each in dead):
-        told.append(
-            f"Imports that are not at their end have left files: {named}. Whether one is at work "
-            "right now cannot be known on this system."
-        )
-    elif dead:
+    found = leftovers()
+    named = ", ".join(f"{name} ({mebibytes(size)})" for name, size in found.items())
+    if found:
         told.append(
             f"Imports were stopped and have left files: {named}. Give the import again to go on "
             "with it, or delete them: capt-local models clean."

@@ -339,7 +339,7 @@ def fingerprint(
 def _model(file: ModelFile) -> dict[str, Any]:
     adapter = file.adapter
     return {
-        "sha256": file.sha256 or file_digest(file.path, file.size),
+        "sha256": file.sha256 or file_digest(file.path),
         **({"adapter": _adapter(adapter)} if adapter else {}),
         "style": str(file.style),
         "template": file.template,
@@ -348,7 +348,7 @@ def _model(file: ModelFile) -> dict[str, Any]:
 
 
 def _adapter(file: AdapterFile) -> dict[str, Any]:
-    digest = file.sha256 or file_digest(file.path, file.size)
+    digest = file.sha256 or file_digest(file.path)
     return {"sha256": digest, "scale": file.scale}
 
 

@@ -181,12 +181,16 @@ class TemplateFlags:
         """The source of the template; None: the bundle's or the model's own.
 
         Raises:
-            UsageError: it is no known name, and no file that can be read.
+            UsageError: it is no known name, and no file that can be read; or it is a file, and the
+                site allows signed bundles only: a template changes what the models read.
         """
         if self.template is None:
             return None
-        from capt_local.prompting.template import given_template
+        from capt_local.config import Feature, read_site
+        from capt_local.prompting.template import NAMED_TEMPLATES, given_template
 
+        if self.template not in NAMED_TEMPLATES:
+            read_site().limits.refuse(Feature.UNSIGNED, "A template file, which nobody has signed,")
         return given_template(self.template)
 
 

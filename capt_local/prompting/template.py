@@ -276,7 +276,7 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-_NAMED = {"plain": PLAIN, "chatml": CHATML}
+NAMED_TEMPLATES = {"plain": PLAIN, "chatml": CHATML}
 
 
 def named_template(name: str) -> str:
@@ -286,9 +286,9 @@ def named_template(name: str) -> str:
         ModelError: there is none of that name.
     """
     try:
-        return _NAMED[name]
+        return NAMED_TEMPLATES[name]
     except KeyError:
-        known = ", ".join(_NAMED)
+        known = ", ".join(NAMED_TEMPLATES)
         raise ModelError(
             f"No built-in chat template has the name {name!r}; known: {known}."
         ) from None
@@ -300,14 +300,14 @@ def given_template(argument: str) -> str:
     Raises:
         UsageError: it is neither a known name nor a readable file of UTF-8.
     """
-    if argument in _NAMED:
-        return _NAMED[argument]
+    if argument in NAMED_TEMPLATES:
+        return NAMED_TEMPLATES[argument]
     try:
         with open(argument, "rb") as stream:
             return stream.read(LARGEST_TEMPLATE + 1).decode()
     except OSError as error:
         raise UsageError(
-            f"--template takes {', '.join(_NAMED)}, or a file, and that cannot be read: "
+            f"--template takes {', '.join(NAMED_TEMPLATES)}, or a file, and that cannot be read: "
             f"{error.strerror}."
         ) from None
     except UnicodeDecodeError:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from capt_local.bundles import hub
+from capt_local.bundles.install import Imported
 from capt_local.bundles.manifest import Bundle
-from capt_local.bundles.recipe import Recipe, find_recipe
-from capt_local.bundles.transfer import Imported
 from tests.bundles.mirror import Mirror, Repository
 
 SIZES = {"target": 3_000_000, "expert": 40_000, "base": 30_000}
@@ -55,17 +53,16 @@ class Puller:
     mirror: Mirror
     token: str | None = None
 
-    def plan(self, recipe: Recipe | Path) -> hub.Plan:
-        found = recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe))
+    def plan(self, recipe: Path) -> hub.Plan:
         with hub.Hub(self.mirror.url, self.token) as opened:
-            return hub.plan(found, opened)
+            return hub.plan(hub.find_recipe(str(recipe)), opened)
 
     def pull(
         self,
-        recipe: Recipe | Path,
+        recipe: Path,
         examine: Callable[[Bundle], None] = lambda _: None,
-        **more: Any,
+        report: Callable[[str, float], None] = lambda *_: None,
     ) -> Imported:
         planned = self.plan(recipe)
         with hub.Hub(self.mirror.url, self.token) as opened:
-            return hub.pull(planned, opened, examine, **more)
+            return hub.pull(planned, opened, examine, report)

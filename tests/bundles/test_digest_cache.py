@@ -13,8 +13,7 @@ import pytest
 
 from capt_local.bundles import digest_cache, store, verify
 from capt_local.bundles.create import describe, write_manifest
-from capt_local.bundles.manifest import Bundle
-from capt_local.bundles.manifest_file import read_bundle
+from capt_local.bundles.manifest import Bundle, read_bundle
 from capt_local.bundles.verify import Check
 from capt_local.errors import ModelError
 
@@ -25,13 +24,13 @@ SIZE = 3_000_000
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files whose bytes are read."""
     found: list[str] = []
-    hashed = verify._hashed
+    hashed = verify.hashed
 
-    def counted(stream, size, report):  # type: ignore[no-untyped-def]
+    def counted(stream, *more):  # type: ignore[no-untyped-def]
         found.append(Path(stream.name).name)
-        return hashed(stream, size, report)
+        return hashed(stream, *more)
 
-    monkeypatch.setattr(verify, "_hashed", counted)
+    monkeypatch.setattr(verify, "hashed", counted)
     monkeypatch.setattr(digest_cache, "_SETTLED", 0)
     return found
 

@@ -1,4 +1,4 @@
-"""200 hostile archives and folders from a fixed seed: a named error each, and nothing is written.
+"""240 hostile archives from a fixed seed: a named error each, and nothing is written.
 
 Each is made from a good one; the list is that of the traversal tricks of tar readers, of lies
 about sizes, of flipped bytes anywhere, and of cut ends.
@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles.archive import END, header, padding
-from capt_local.bundles.manifest import MANIFEST
-from capt_local.bundles.sign import SIGNATURE
+from capt_local.bundles.manifest import MANIFEST, SIGNATURE
+from capt_local.bundles.sign import read_private, sign
 from capt_local.errors import ModelError
-from tests.bundles.travelling import Hands, everything
+from tests.bundles.travelling import Hands, everything, make_bundle
 
 SEED = 20261122
 EVIL = [
@@ -70,7 +70,7 @@ def made(name: str, kind: bytes, link: str = "", size: int = 0) -> bytes:
 
 
 def hostile(archive: bytes) -> Iterator[tuple[str, bytes]]:
-    """200 of them, with names."""
+    """Them without end, with names."""
     members = split(archive)
     random_ = random.Random(SEED)
     for name in EVIL:  # another name, and one more member
@@ -108,14 +108,14 @@ def hostile(archive: bytes) -> Iterator[tuple[str, bytes]]:
         place = random_.randrange(len(archive))
         yield (
             f"flipped {place}",
-            (
-                archive[:place]
-                + bytes([archive[place] ^ 1 << random_.randrange(8)])
-                + archive[place + 1 :]
-            ),
+            flipped(archive, place, 1 << random_.randrange(8)),
         )
         place = random_.randrange(len(archive))
         yield f"cut at {place}", archive[:place]
+
+
+def flipped(data: bytes, place: int, bits: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
 
 
 def first(count: int, made: Iterator[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
@@ -156,32 +156,27 @@ def test_every_byte_of_the_signed_part(hands: Hands, good: bytes, tmp_path: Path
     signed = sum(len(head) + len(data) for head, data in members[:2])
     path = tmp_path / "flipped.capt"
     for place in range(0, signed, 3):
-        path.write_bytes(good[:place] + bytes([good[place] ^ 32]) + good[place + 1 :])
+        path.write_bytes(flipped(good, place, 32))
         with pytest.raises(ModelError):
             hands.take(path)
 
 
 def test_hostile_manifests_of_a_trusted_hand(hands: Hands, tmp_path: Path) -> None:
     """A key that is trusted may still have signed nonsense: names decide nothing about places."""
-    from capt_local.bundles.sign import read_private, sign
-
-    folder = hands.export("signed-folder")
+    folder, path = tmp_path / "from", tmp_path / "hostile.capt"
+    make_bundle(folder)
     text = (folder / MANIFEST).read_text()
-    for evil in (
-        "../base.gguf",
-        "/etc/passwd",
-        "sub/base.gguf",
-        "con",
-        "bundle.sig",
-        "..\\\\x",
-        ".x",
-    ):
-        changed = text.replace('"base.gguf"', f'"{evil}"').encode()
-        (folder / MANIFEST).write_bytes(changed)
-        (folder / SIGNATURE).write_bytes(sign(changed, read_private(hands.key)))
-        assert "base" in refused(lambda: hands.take(folder), tmp_path)
-    for evil in ("../x", "..", "con", "NUL.x", "x."):
-        changed = text.replace('id = "trio"', f'id = "{evil}"').encode()
-        (folder / MANIFEST).write_bytes(changed)
-        (folder / SIGNATURE).write_bytes(sign(changed, read_private(hands.key)))
-        assert "id" in refused(lambda: hands.take(folder), tmp_path)
+    names = "../base.gguf", "/etc/passwd", "sub/base.gguf", "con", "bundle.sig", "..\\\\x", ".x"
+    ids = "../x", "..", "con", "NUL.x", "x."
+    evil = [("base", '"base.gguf"', f'"{name}"') for name in names]
+    evil += [("id", 'id = "trio"', f'id = "{name}"') for name in ids]
+    for told, old, new in evil:
+        changed = text.replace(old, new).encode()
+        signature = sign(changed, read_private(hands.key))
+        files = {MANIFEST: changed, SIGNATURE: signature}
+        files |= {each.name: each.read_bytes() for each in folder.glob("*.gguf")}
+        parts = (
+            header(name, len(data)) + data + padding(len(data)) for name, data in files.items()
+        )
+        path.write_bytes(b"".join(parts) + END)
+        assert told in refused(lambda: hands.take(path), tmp_path)

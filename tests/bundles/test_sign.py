@@ -27,6 +27,7 @@ from capt_local.bundles.sign import (
     sign,
     signer_of,
     trusted_keys,
+    uninstall,
 )
 from capt_local.errors import ModelError, UsageError
 from tests.bundles.travelling import Hands
@@ -61,12 +62,6 @@ def test_one_bit_of_a_signature(keys: tuple[Path, Path]) -> None:
             flipped[place] ^= 1 << bit
             with pytest.raises(ModelError):
                 check_signature(b"manifest", bytes(flipped), {trusted.fingerprint: trusted})
-
-
-@pytest.mark.parametrize("odd", [b"", b"{}", b"[]", b"\xff", b'{"key": 1, "signature": 2}'])
-def test_signatures_that_are_none(odd: bytes) -> None:
-    with pytest.raises(ModelError, match="is damaged"):
-        check_signature(b"manifest", odd, {})
 
 
 def test_keys_are_not_overwritten(keys: tuple[Path, Path], tmp_path: Path) -> None:
@@ -248,13 +243,32 @@ def test_a_damaged_signature_is_refused(place: Path) -> None:
         signer_of(store.find("trio"), no_keys)
 
 
-def test_a_receipt_that_travels_is_passed_over(place: Path, hands: Hands, tmp_path: Path) -> None:
-    """A folder that is taken from a store brings one, and the one here is of this import."""
-    folder = tmp_path / "trio"
-    shutil.copytree(place, folder)
-    shutil.rmtree(place)
-    (folder / RECEIPT).write_text("of another machine")
-    hands.take(folder)
-    assert signer_of(store.find("trio"), not_asked).signer == Signer(
-        hands.trusted.fingerprint, "hands"
-    )
+def test_a_key_that_is_not_trusted_any_more(place: Path, hands: Hands, tmp_path: Path) -> None:
+    """Not for what was imported with it, either; the bundle stays."""
+    folder, fingerprint = tmp_path / "config", hands.trusted.fingerprint
+    for name in ("hands", "hands.pub", fingerprint[:8], fingerprint):
+        install(hands.folder / "hands.pub", folder)
+        hands.take(hands.folder / "trio.capt")
+        assert signer_of(store.find("trio"), not_asked).signer is not None
+        key, bundles = uninstall(name, folder)
+        assert (key.fingerprint, bundles) == (fingerprint, ["trio"])
+        assert trusted_keys([folder]) == {}
+        assert signer_of(store.find("trio"), no_keys) == SignatureFound(untrusted=fingerprint)
+    for name in ("hands", "", "x", fingerprint[:7]):
+        with pytest.raises(ModelError, match="No key has that name or fingerprint"):
+            uninstall(name, folder)
+    other = Hands.at(tmp_path / "others").folder / "hands.pub"
+    install(hands.folder / "hands.pub", folder)
+    install(other, folder)
+    with pytest.raises(ModelError, match="Several keys have"):
+        uninstall("hands", folder)
+    assert len(trusted_keys([folder])) == 2
+
+
+@pytest.mark.parametrize("ending", [".key", ".pub", ""])
+def test_the_name_of_a_key_has_no_ending(ending: str, tmp_path: Path) -> None:
+    private, public, _ = new_key(tmp_path / f"hospital{ending}")
+    assert (private.name, public.name) == ("hospital.key", "hospital.pub")
+    assert read_public(public).name == "hospital"
+    with pytest.raises(ModelError, match=r"The private key is hospital\.key\."):
+        read_private(public)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,11 @@ from typing import BinaryIO
 
 import pytest
 
-from capt_local.bundles import archive, store, transfer
+from capt_local.bundles import archive, store
 from capt_local.bundles.create import describe, write_manifest
-from capt_local.bundles.manifest import Bundle
-from capt_local.bundles.manifest_file import read_bundle
+from capt_local.bundles.install import Imported, Terms, import_bundle
+from capt_local.bundles.manifest import Bundle, read_bundle
 from capt_local.bundles.sign import TrustedKey, new_key, read_private, read_public
-from capt_local.bundles.transfer import Imported, Terms, import_bundle
 
 SIZES = {"target": 70_000, "expert": 1_500, "base": 1_024}
 TEMPLATE = "{{ messages }}"
@@ -57,7 +55,7 @@ class Hands:
 
     def export(self, name: str, version: str = "2", *, signed: bool = True) -> Path:
         bundle = make_bundle(self.folder / f"{name}-from", version)
-        return transfer.export(
+        return archive.export(
             bundle, self.folder / name, read_private(self.key) if signed else None
         )
 
@@ -88,11 +86,10 @@ class Pulled:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.out = False
         self.copied: dict[str, int] = {}
-        opened, listed = archive.open_regular, os.listdir
+        opened = archive.open_regular
         patch.setattr(
             archive, "open_regular", lambda path, **how: _Stream(opened(path, **how), self)
         )
-        patch.setattr(archive.os, "listdir", lambda path: self.check() or listed(path))
 
     def check(self) -> None:
         if self.out:

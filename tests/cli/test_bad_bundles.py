@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles import store
+from capt_local.bundles.archive import END, header, padding
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import MANIFEST, SIGNATURE, Bundle
 from capt_local.bundles.sign import read_private, sign
@@ -45,6 +46,15 @@ class Stick:
         (self.folder / MANIFEST).write_text(text.replace(old, new))
         self.sign()
 
+    def archive(self) -> Path:
+        """The folder as an archive, whatever it holds."""
+        names = [MANIFEST, SIGNATURE, *(f"{role}.gguf" for role in SEEDS), "more.gguf"]
+        found = {n: (self.folder / n).read_bytes() for n in names if (self.folder / n).exists()}
+        parts = [header(n, len(data)) + data + padding(len(data)) for n, data in found.items()]
+        path = self.folder.with_suffix(".capt")
+        path.write_bytes(b"".join(parts) + END)
+        return path
+
     def size(self, role: str) -> int:
         return (self.folder / f"{role}.gguf").stat().st_size
 
@@ -65,7 +75,7 @@ def another_key(stick: Stick) -> None:
 
 
 def no_key(stick: Stick) -> None:
-    (stick.folder / SIGNATURE).unlink()
+    (stick.folder / SIGNATURE).write_bytes(b"")
 
 
 def a_missing_file(stick: Stick) -> None:
@@ -133,16 +143,16 @@ def another_template(stick: Stick) -> None:
 BAD: list[tuple[Callable[[Stick], None], str]] = [
     (another_key, "signed with a key that is not trusted here"),
     (no_key, "The bundle is not signed, so nobody knows who made it"),
-    (a_missing_file, "base.gguf is not there"),
-    (an_extra_file, "holds a file that the manifest does not name"),
+    (a_missing_file, "where base.gguf should be there is another file"),
+    (an_extra_file, "something behind the last file of the manifest"),
     (swapped_roles, "expert.gguf is not the file that the manifest names: its SHA-256 differs"),
     (the_same_model_twice, "The expert and its base are the same model"),
     (the_same_file_twice, "The expert and its base are the same model"),
-    (a_wrong_size, "which is not what the bundle says"),
+    (a_wrong_size, "where base.gguf should be there is another file, or one of another"),
     (a_newer_format, "the bundle tiny was made for a newer capt-local: its format is 2"),
     (a_newer_program, "the bundle tiny was made for a newer capt-local: it needs 99.0"),
     (a_damaged_signature, "The signature (bundle.sig) is damaged"),
-    (no_manifest, "bundle.toml is not there"),
+    (no_manifest, "where bundle.toml should be there is another file"),
     (a_date_that_is_none, "review_by must be a day"),
     (another_tokenizer, "The tokenizer of the base is not the one that the bundle names"),
     (another_template, "The chat template of the base is not the one that the bundle names"),
@@ -155,7 +165,7 @@ def test_a_bad_bundle_is_one_line(
 ) -> None:
     before = everything(store.user_folder()) if store.user_folder().exists() else {}
     spoil(stick)
-    result = run("models", "import", str(stick.folder))
+    result = run("models", "import", str(stick.archive()))
     assert (result.code, result.out, result.err.count("\n")) == (3, "", 1), result
     assert says in result.err
     after = everything(store.user_folder()) if store.user_folder().exists() else {}

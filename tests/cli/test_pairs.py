@@ -47,8 +47,8 @@ def test_flags_pair_up_in_their_order(run: Run, script: Script, files: dict[str,
 @pytest.mark.parametrize(
     ("missing", "problem"),
     [
-        ("base-2", "The experts given are 2, the bases 1: give each expert its base"),
-        ("expert", "The experts given are 1, the bases 2: give each expert its base"),
+        ("base-2", "experts 2, bases 1: give each expert its base"),
+        ("expert", "experts 1, bases 2: give each expert its base"),
         ("target", "--expert and --base need a --target"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -93,14 +94,10 @@ def test_the_signer_stands_in_the_provenance(
     assert about["manifest_sha256"] == bundle.manifest_sha256 is not None
 
 
-def import_as_folder(run: Run, archive: Path) -> None:
+def unpack(archive: Path) -> None:
     """The same bundle as a folder beside the archive."""
-    key = str(archive.with_name("house.key"))
-    made = run(
-        "models", "export", str(archive.with_name("from")), "-o", str(archive.with_name("folder")),
-        "--key", key,
-    )  # fmt: skip
-    assert made.code == 0
+    with tarfile.open(archive) as tar:
+        tar.extractall(archive.with_name("folder"), filter="data")
 
 
 def test_a_manifest_that_was_changed_behind_its_signature(
@@ -149,7 +146,7 @@ def refused(run: Run, site: Path, *arguments: str) -> None:
 def test_a_site_forbids_what_nobody_has_signed(
     run: Run, script: Script, archive: Path, site: Path, tmp_path: Path
 ) -> None:
-    import_as_folder(run, archive)
+    unpack(archive)
     folder = str(tmp_path / "from")
     take(run, archive)
     site.write_text(FORBID)
@@ -172,6 +169,22 @@ def test_a_site_forbids_what_nobody_has_signed(
     refused(
         run, site, "models", "create", "mine", "--target", file, "--expert", file, "--base", file
     )
+
+
+def test_a_template_file_is_refused_where_bundles_have_to_be_signed(
+    run: Run, script: Script, site: Path, tmp_path: Path
+) -> None:
+    """It changes what the models read; the built-in ones are the program's own."""
+    site.write_text(FORBID)
+    file = tmp_path / "t.jinja"
+    file.write_text("{{ messages[0].content }}")
+    ask = ("generate", "-p", "x", "--method", "target", "--template")
+    refused(run, site, *ask, str(file))
+    refused(run, site, "doctor", "--template", str(file))
+    assert not script.calls
+    assert run(*ask, "chatml").code == 0
+    site.unlink()
+    assert run(*ask, str(file)).code == 0
 
 
 def test_a_user_does_not_lift_the_limit(

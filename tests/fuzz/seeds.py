@@ -7,10 +7,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from capt_local.bundles import transfer
+from capt_local.bundles.archive import export
 from capt_local.bundles.create import describe, write_manifest
-from capt_local.bundles.manifest import MANIFEST, Bundle
-from capt_local.bundles.manifest_file import read_bundle
+from capt_local.bundles.manifest import MANIFEST, Bundle, read_bundle
 from tests.fuzz.targets import CORPUS
 
 LINES = {
@@ -78,7 +77,7 @@ def bundles() -> Iterator[tuple[str, str, bytes]]:
             made = Bundle(id="fuzz", version="1.2", models=models, **more)
             bundle = read_bundle(write_manifest(made, folder))
             yield "manifest", f"of-{len(roles)}", (folder / MANIFEST).read_bytes()
-            archive = transfer.export(bundle, Path(name) / f"{len(roles)}.capt", None)
+            archive = export(bundle, Path(name) / f"{len(roles)}.capt", None)
             yield "archive", f"of-{len(roles)}", archive.read_bytes()
 
 

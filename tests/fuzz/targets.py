@@ -14,8 +14,8 @@ from pathlib import Path
 from capt_local.batch import InputFormat
 from capt_local.batch.readers import check_input
 from capt_local.bundles import store
-from capt_local.bundles.manifest_file import parse_manifest
-from capt_local.bundles.transfer import Terms, import_bundle
+from capt_local.bundles.install import Terms, import_bundle
+from capt_local.bundles.manifest import parse_manifest
 from capt_local.errors import ModelError, UsageError
 from capt_local.llama.gguf_header import parse_header
 from capt_local.llama.memory import estimate

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from capt_local.bundles.create import describe, write_manifest
-from capt_local.bundles.manifest import Bundle
-from capt_local.bundles.manifest_file import read_bundle
+from capt_local.bundles.manifest import Bundle, read_bundle
 from capt_local.bundles.verify import verify
 from capt_local.errors import ModelError
 from capt_local.llama import locked_file, weights

@@ -14,8 +14,7 @@ import pytest
 from capt_local import model_checks as first_look
 from capt_local.bundles import digest_cache, store
 from capt_local.bundles.create import describe, write_manifest
-from capt_local.bundles.manifest import Bundle, Signer
-from capt_local.bundles.manifest_file import read_bundle
+from capt_local.bundles.manifest import Bundle, Signer, read_bundle
 from capt_local.bundles.verify import Check
 from capt_local.cli import app
 from capt_local.cli.models.travel import examine as examine_bundle

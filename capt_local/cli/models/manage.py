@@ -32,11 +32,19 @@ def bundle_argument() -> Any:
     )
 
 
+_HEAD = (
+    "id", "title", "version", "licence", "description", "requires", "tested_with", "review_by",
+    "context", "pairs", "manifest_sha256",
+)  # fmt: skip
+_YES = option("--yes", help="Delete it; without, only say what would go.")
+_JSON = option("--json", twin="JSON", help="Write JSON.")
+
+
 @dataclass(frozen=True, slots=True)
 class ListFlags:
     """How the bundles are shown."""
 
-    json: Annotated[bool, option("--json", twin="JSON", help="Write JSON.")] = False
+    json: Annotated[bool, _JSON] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,7 @@ class BundleFlags:
     """Which bundle, and how it is shown."""
 
     bundle: Annotated[str, bundle_argument()]
-    json: Annotated[bool, option("--json", twin="JSON", help="Write JSON.")] = False
+    json: Annotated[bool, _JSON] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +60,7 @@ class RemoveFlags:
     """Which bundle is deleted."""
 
     bundle: Annotated[str, bundle_argument()]
-    yes: Annotated[bool, option("--yes", help="Delete it; without, only say what would go.")] = (
-        False
-    )
+    yes: Annotated[bool, _YES] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +69,14 @@ class ShowFlags:
 
     bundle: Annotated[str, bundle_argument()]
     verify: Annotated[Check, verify_option()] = Check.CACHED
-    json: Annotated[bool, option("--json", twin="JSON", help="Write JSON.")] = False
+    json: Annotated[bool, _JSON] = False
 
 
 @dataclass(frozen=True, slots=True)
 class CleanFlags:
     """Whether anything is deleted."""
 
-    yes: Annotated[bool, option("--yes", help="Delete it; without, only say what would go.")] = (
-        False
-    )
+    yes: Annotated[bool, _YES] = False
 
 
 def models_list(how: ListFlags, view: ViewFlags) -> int:
@@ -92,19 +96,14 @@ def models_list(how: ListFlags, view: ViewFlags) -> int:
         except ModelError as error:
             problems.append(ModelError(f"The bundle {bundle.id}: {error}"))
     if how.json:
-        objects = [_as_object(bundle) for bundle in found]
+        objects = [_about(bundle) for bundle in found]
         screen.line(dumps({"bundles": objects, "problems": [str(each) for each in problems]}))
     else:
         rows = tuple(
-            (
-                bundle.id,
-                bundle.version,
-                mebibytes(size_of(bundle)),
-                _signer(bundle),
-                bundle.title,
-                _place(bundle),
-            )
-            for bundle in found
+            (each.id, each.version, size, by, each.title, str(each.folder))
+            for each in found
+            for size in [mebibytes(size_of(each))]
+            for by in [each.signer.name or each.signer.key[:16] if each.signer else ""]
         )
         columns = ("id", "version", "size", "signed by", "title", "place")
         screen.show(Table("Bundles", rows, columns, (2,)))
@@ -129,7 +128,7 @@ def models_verify(what: BundleFlags, view: ViewFlags) -> int:
     finally:
         screen.clear_progress()
     if what.json:
-        screen.line(dumps({"ok": True, **_as_object(bundle), "files": len(checked.stamps)}))
+        screen.line(dumps({"ok": True, **_about(bundle), "files": len(checked.stamps)}))
         return ExitCode.OK
     screen.notes(bundle.notices)
     by = f", signed by {bundle.signer}" if bundle.signer else ""
@@ -162,24 +161,20 @@ def models_clean(what: CleanFlags, view: ViewFlags) -> int:
     The same import given again would go on with it. What is being imported right now stays.
     Without --yes nothing is deleted, and the exit code is 2.
     """
-    from capt_local.bundles.staging import clear, leftovers
+    from capt_local.bundles.install import clear, leftovers
 
     screen = Screen.standard(view.verbose)
     found = leftovers()
-    dead = [each for each in found if not each.busy]
-    for each in found:
-        if each.busy:
-            screen.note(f"note: {each.name} is being imported right now and stays.")
-    if not dead:
+    if not found:
         screen.line("Nothing is left of imports that were stopped.")
         return ExitCode.OK
-    named = ", ".join(f"{each.name} ({mebibytes(each.size)})" for each in dead)
     if not what.yes:
-        screen.error(f"nothing is deleted without --yes; what would go is left of {named}.")
+        listed = ", ".join(f"{name} ({mebibytes(size)})" for name, size in found.items())
+        screen.error(f"nothing is deleted without --yes; what would go is left of {listed}.")
         return ExitCode.USAGE
-    for each in dead:
-        clear(each.name)
-        screen.line(f"What was left of {each.name} is deleted: {mebibytes(each.size)}.")
+    for name, size in found.items():
+        clear(name)
+        screen.line(f"What was left of {name} is deleted: {mebibytes(size)}.")
     return ExitCode.OK
 
 
@@ -232,7 +227,7 @@ def described(bundle: Bundle, stamps: Mapping[Path, Stamp] | None = None) -> dic
             vocabularies[role] = weights.vocabulary
             models[role] = _model(model, weights)
     return {
-        "bundle": _head(bundle),
+        "bundle": _about(bundle),
         "models": models,
         "fit": _fits(bundle, models, vocabularies),
         "card": bundle.card,
@@ -240,21 +235,12 @@ def described(bundle: Bundle, stamps: Mapping[Path, Stamp] | None = None) -> dic
     }
 
 
-def _head(bundle: Bundle) -> dict[str, Any]:
-    return {
-        "id": bundle.id,
-        "title": bundle.title,
-        "version": bundle.version,
-        "licence": bundle.licence,
-        "description": bundle.description,
-        "requires": bundle.requires,
-        "tested_with": bundle.tested_with,
-        "review_by": bundle.review_by,
-        "context": bundle.context,
+def _about(bundle: Bundle) -> dict[str, Any]:
+    return {key: getattr(bundle, key) for key in _HEAD} | {
         "size": size_of(bundle),
         "place": str(bundle.folder),
-        "manifest_sha256": bundle.manifest_sha256,
         "signer": bundle.signer.as_object() if bundle.signer else None,
+        "notices": list(bundle.notices),
     }
 
 
@@ -304,7 +290,7 @@ def _fits(
 
 def _tables(found: dict[str, Any], signer: str) -> list[Table]:
     about = found["bundle"]
-    head = {**about, "size": mebibytes(about["size"]), "signer": signer}
+    head = {**about, "size": mebibytes(about["size"]), "signer": signer, "notices": ""}
     tables = [Table("Bundle", _rows(head))]
     for role, model in found["models"].items():
         rows = {**model, "size": mebibytes(model["size"]), "vocabulary": f"{model['vocabulary']:,}"}
@@ -319,16 +305,11 @@ def _tables(found: dict[str, Any], signer: str) -> list[Table]:
 
 def _rows(values: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
     return tuple(
-        (name.replace("_", " "), _as_text(value))
+        (name.replace("_", " "), text)
         for name, value in values.items()
+        for text in [("no", "yes")[value] if isinstance(value, bool) else str(value)]
         if value not in ("", None)
     )
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
 
 
 def named(bundle: Bundle) -> str:
@@ -346,28 +327,3 @@ def size_of(bundle: Bundle) -> int:
 def mebibytes(count: int) -> str:
     """A number of bytes for people."""
     return f"{count / (1 << 20):,.1f} MiB"
-
-
-def _signer(bundle: Bundle) -> str:
-    """Short, for a column."""
-    signer = bundle.signer
-    return (signer.name or f"{signer.key[:16]}...") if signer else ""
-
-
-def _place(bundle: Bundle) -> str:
-    return str(bundle.folder or Path())
-
-
-def _as_object(bundle: Bundle) -> dict[str, Any]:
-    return {
-        "id": bundle.id,
-        "version": bundle.version,
-        "title": bundle.title,
-        "licence": bundle.licence,
-        "size": size_of(bundle),
-        "pairs": bundle.pairs,
-        "place": _place(bundle),
-        "manifest_sha256": bundle.manifest_sha256,
-        "signer": bundle.signer.as_object() if bundle.signer else None,
-        "notices": list(bundle.notices),
-    }

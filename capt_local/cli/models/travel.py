@@ -20,7 +20,6 @@ from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
-    from capt_local.bundles.transfer import Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +32,8 @@ class ExportFlags:
         option(
             "-o",
             "--output",
-            metavar="PATH",
-            help="NAME.capt for one archive, another name for a folder that is made.",
+            metavar="NAME.capt",
+            help="The archive.",
         ),
     ]
     key: Annotated[
@@ -49,7 +48,7 @@ class ExportFlags:
 class ImportFlags:
     """What is accepted."""
 
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="What models export wrote.")]
+    path: Annotated[Path, typer.Argument(metavar="NAME.capt", help="What models export wrote.")]
     key: Annotated[
         Path | None,
         option("--key", metavar="FILE.pub", help="Trusts this public key for this import too."),
@@ -67,12 +66,12 @@ class ImportFlags:
 
 
 def models_export(what: ExportFlags, view: ViewFlags) -> int:
-    """Writes a bundle as one file or folder for a machine without a network, signed.
+    """Writes a bundle as one file for a machine without a network, signed.
 
     Without --key, the signature that the bundle came with goes with it. Each file is checked
     against the manifest as it is copied.
     """
-    from capt_local.bundles import store, transfer
+    from capt_local.bundles import archive, store
     from capt_local.bundles.sign import read_private, read_signature
 
     screen = Screen.standard(view.verbose)
@@ -87,7 +86,7 @@ def models_export(what: ExportFlags, view: ViewFlags) -> int:
             "one), or --unsigned."
         )
     try:
-        made = transfer.export(bundle, what.output, key, screen.progress, unsigned=what.unsigned)
+        made = archive.export(bundle, what.output, key, screen.progress, unsigned=what.unsigned)
     finally:
         screen.clear_progress()
     screen.notes(bundle.notices)
@@ -101,14 +100,23 @@ def models_import(what: ImportFlags, view: ViewFlags) -> int:
     After an interruption, the same command goes on where it was. Exit code 3 when the bundle is
     not to be trusted, damaged, or older than the installed one; the store is then what it was.
     """
-    from capt_local.bundles.transfer import import_bundle
+    from capt_local.bundles.install import Terms, import_bundle
+    from capt_local.bundles.sign import read_public
+    from capt_local.model_checks import check_tokenizers
 
     screen = Screen.standard(view.verbose)
-    terms = _terms(what)
+    limits = read_site().limits
+    if limits.forbids(Feature.UNSIGNED):  # only what the site's own keys have signed
+        why = f"Only keys of the site count: {limits.file} forbids {Feature.UNSIGNED}."
+        terms = Terms(trusted_by_the_site(), older=what.allow_older, key_hint=why, no_key_hint=why)
+    else:
+        keys = dict(trusted())
+        if what.key is not None:
+            given = read_public(what.key)
+            keys[given.fingerprint] = given
+        terms = Terms(keys, what.allow_unsigned, what.allow_older)
 
     def look(bundle: Bundle) -> None:
-        from capt_local.model_checks import check_tokenizers
-
         examine(bundle, screen)
         check_tokenizers(bundle.models.values())
 
@@ -127,44 +135,18 @@ def models_import(what: ImportFlags, view: ViewFlags) -> int:
     return ExitCode.OK
 
 
-def _terms(what: ImportFlags) -> Terms:
-    """What is accepted; where the site forbids unsigned bundles, only what its own keys signed."""
-    from capt_local.bundles.sign import read_public
-    from capt_local.bundles.transfer import Terms
-
-    limits = read_site().limits
-    if limits.forbids(Feature.UNSIGNED):
-        why = f"Only keys of the site count: {limits.file} forbids {Feature.UNSIGNED}."
-        return Terms(trusted_by_the_site(), older=what.allow_older, key_hint=why, no_key_hint=why)
-    keys = dict(trusted())
-    if what.key is not None:
-        given = read_public(what.key)
-        keys[given.fingerprint] = given
-    return Terms(keys, what.allow_unsigned, what.allow_older)
-
-
-def is_found(bundle: Bundle) -> bool:
-    """Whether its id leads to an installed bundle, or to the same one inside the package."""
+def reference(bundle: Bundle, screen: Screen) -> str:
+    """What leads to an installed bundle: its id, or its folder with a note why."""
     from capt_local.bundles import store
 
     try:
         found = store.find(bundle.id)
+        same = found.manifest_sha256 == bundle.manifest_sha256
+        if found.folder == bundle.folder or (same and store.is_packaged(found)):
+            return bundle.id
     except ModelError:  # another one, which is broken
-        return False
-    same = found.manifest_sha256 == bundle.manifest_sha256
-    return found.folder == bundle.folder or (same and store.is_packaged(found))
-
-
-def found_before(bundle: Bundle) -> str:
-    """The note about a bundle that its id does not lead to."""
-    return f"Another bundle has the id {bundle.id} and is found before this one."
-
-
-def reference(bundle: Bundle, screen: Screen) -> str:
-    """What leads to an installed bundle: its id, or its folder with a note why."""
-    if is_found(bundle):
-        return bundle.id
-    screen.notes([found_before(bundle)])
+        pass
+    screen.notes([f"Another bundle has the id {bundle.id} and is found before this one."])
     return shlex.quote(str(bundle.folder))
 
 
@@ -196,9 +178,19 @@ class KeygenFlags:
 
 @dataclass(frozen=True, slots=True)
 class TrustFlags:
-    """Which key is trusted."""
+    """Which key is trusted, or no more."""
 
-    key: Annotated[Path, typer.Argument(metavar="FILE.pub", help="A public key, as PEM.")]
+    key: Annotated[
+        Path | None, typer.Argument(metavar="[FILE.pub]", help="A public key, as PEM.")
+    ] = None
+    remove: Annotated[
+        str | None,
+        option(
+            "--remove",
+            metavar="NAME",
+            help="Takes the trust in a key back: its name, or the beginning of its fingerprint.",
+        ),
+    ] = None
 
 
 def models_keygen(what: KeygenFlags, view: ViewFlags) -> int:
@@ -215,12 +207,24 @@ def models_keygen(what: KeygenFlags, view: ViewFlags) -> int:
 
 
 def models_trust(what: TrustFlags, view: ViewFlags) -> int:
-    """Installs a public key for this user: bundles that it has signed are accepted from now on."""
-    from capt_local.bundles.sign import install
+    """Installs a public key for this user: bundles that it has signed are accepted from now on.
+
+    With --remove, a key that this user trusts is deleted again, and counts no more for bundles that
+    were imported with it. These stay installed.
+    """
+    from capt_local.bundles.sign import install, uninstall
 
     screen = Screen.standard(view.verbose)
-    key = install(what.key, key_folders()[-1])
-    screen.line(f"trusted from now on: {key.fingerprint}")
+    if (what.key is None) == (what.remove is None):
+        raise UsageError("Give either FILE.pub, or --remove NAME.")
+    folder = key_folders()[-1]
+    if what.key is None:
+        key, bundles = uninstall(what.remove or "", folder)
+        screen.line(f"not trusted any more: {key.name} {key.fingerprint}")
+        if bundles:
+            screen.note(f"note: its bundles are still installed: {', '.join(bundles)}.")
+        return ExitCode.OK
+    screen.line(f"trusted from now on: {install(what.key, folder).fingerprint}")
     limits = read_site().limits
     if limits.forbids(Feature.UNSIGNED):
         screen.note(f"note: {limits.file} forbids bundles that no key of the site has signed.")

@@ -1,3 +1,0 @@
-"""`models list`, `show`, `verify`, `remove`."""
-
-from __future__ import annotations
