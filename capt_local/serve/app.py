@@ -42,6 +42,7 @@ _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 OPEN_PATHS = frozenset((*_FILES, "/health", "/openapi.json"))
 _PATIENCE = 10.0  # seconds after which a stream begins though no token is there
@@ -220,6 +221,8 @@ class _Endpoints:
         self._files = {
             path: ((folder / name).read_bytes(), kind) for path, (name, kind) in _FILES.items()
         }
+        data = resources.files("capt_local") / "data"
+        self._example = (data / "demo_note.txt").read_text("utf-8").strip()
         routes = [Route(path, self.file) for path in _FILES]
         routes += [
             Route("/v1/models", self.list_models),
@@ -311,6 +314,7 @@ class _Endpoints:
             "reports": service.reports,
             "documents": list(service.kinds),
             "tasks": service.tasks,
+            "example": self._example,
         })  # fmt: skip
 
     async def count(self, request: Request) -> Response:
