@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "strict_json": {"errors"},
     "hardening": set(),
+    "line_file": {"errors"},
     "config": {"errors", "strict_json"},
     "tokenization": {"errors"},
     "bundles": {"version", "errors", "strict_json", "config"},
@@ -45,12 +46,12 @@ ALLOWED["runtime"] = {
 ALLOWED["rerank"] = {*ALLOWED["runtime"], "runtime"}
 # The record of an answer is all that it takes from the room of the views.
 ALLOWED["chat"] = {"errors", "strict_json", "decoding", "prompting", "report"}
-ALLOWED["evaluate"] = {*ALLOWED["runtime"], "strict_json", "runtime", "rerank"}
+ALLOWED["evaluate"] = {*ALLOWED["runtime"], "strict_json", "line_file", "runtime", "rerank"}
 ALLOWED["provenance"] = {"version", "errors", "decoding", "bundles", "llama", "runtime"}
 ALLOWED["batch"] = {
     *ALLOWED["provenance"],
     *ALLOWED["runtime"],
-    *("hardening", "report", "provenance", "rerank"),
+    *("line_file", "hardening", "report", "provenance", "rerank"),
 }
 ALLOWED["serve"] = {*ALLOWED["batch"]}
 # The public face names what it gives out, and imports it only when it is used.

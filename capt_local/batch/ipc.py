@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import datetime
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, TypeVar
 
 import msgspec
 
-from capt_local.batch.records import BatchRecord, RecordSettings
 from capt_local.bundles.manifest import Bundle
 from capt_local.bundles.verify import Check
 from capt_local.decoding.options import GenerateOptions
 from capt_local.llama.options import LoadOptions
-from capt_local.prompting.messages import Message as Turn
 
-Message = dict[str, Any]
+WireMessage = dict[str, Any]
 _Kind = TypeVar("_Kind")
 _HEAD = struct.Struct(">I")
 _LARGEST = 1 << 30
@@ -56,25 +53,20 @@ class WorkerConfig:
         return datetime.date.fromisoformat(self.date) if self.date else None
 
 
-def send(stream: IO[bytes], message: Message) -> None:
+def send(stream: IO[bytes], message: WireMessage) -> None:
     """Sends a message. Raises OSError if the other side has gone."""
     data = msgspec.json.encode(message)
     stream.write(_HEAD.pack(len(data)) + data)
     stream.flush()
 
 
-def receive(stream: IO[bytes]) -> Message | None:
+def receive(stream: IO[bytes]) -> WireMessage | None:
     """The next message; None where the other side has gone, also in the middle of one."""
     head = stream.read(_HEAD.size)
-    if len(head) < _HEAD.size:
-        return None
-    (size,) = _HEAD.unpack(head)
-    if size > _LARGEST:
+    if len(head) < _HEAD.size or (size := _HEAD.unpack(head)[0]) > _LARGEST:
         return None
     data = stream.read(size)
-    if len(data) < size:
-        return None
-    message = msgspec.json.decode(data)
+    message = msgspec.json.decode(data) if len(data) == size else None
     return message if isinstance(message, dict) else None
 
 
@@ -91,23 +83,3 @@ def unpack(kind: type[_Kind], value: object) -> _Kind:
         UsageError: the dataclass refuses a value.
     """
     return msgspec.convert(value, kind, dec_hook=lambda kind, value: kind(value))
-
-
-def pack_request(key: int, record: BatchRecord, settings: RecordSettings) -> Message:
-    """A record for the worker, which knows it by `key` alone."""
-    prompt: Any = record.prompt if isinstance(record.prompt, str) else pack(record.prompt)
-    return {"request": key, "prompt": prompt, "settings": pack(settings)}
-
-
-def unpack_request(
-    message: Mapping[str, Any], options: GenerateOptions
-) -> tuple[str | list[Turn], GenerateOptions]:
-    """The prompt and the options of a record.
-
-    Raises:
-        UsageError: its settings do not go with the run's options.
-    """
-    prompt = message["prompt"]
-    if not isinstance(prompt, str):
-        prompt = [unpack(Turn, turn) for turn in prompt]
-    return prompt, unpack(RecordSettings, message["settings"]).applied(options)

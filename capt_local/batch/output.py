@@ -2,8 +2,8 @@
 
 The shape is that of OpenAI's batch output, `{id, custom_id, response, error}`, so that existing
 readers work; the body is a chat completion. What is ours stands beside: `capt`, `timings`,
-`provenance`. A line holds nothing random: the same run gives the same bytes apart from
-`response.body.created`, `timings` and `provenance.time`.
+`provenance`, and `sha256` of the line before it. A line holds nothing random: the same run gives
+the same bytes apart from `response.body.created`, `timings`, `provenance.time` and that digest.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from capt_local.batch.manifest import AI_LABEL, HUMAN_REVIEW, Fingerprint
-from capt_local.batch.records import BatchRecord
+from capt_local.batch.manifest import AI_LABEL, HUMAN_REVIEW, Fingerprint, digest_of
 from capt_local.errors import CaptError
 from capt_local.report.json import JsonObject, dumps
 
 OK = "ok"
 _LONGEST = 500  # characters of a message
 _BODY = ("id", "object", "created", "model", "choices", "usage")
+_SEAL, _SEAL_END = b', "sha256": "', b'"}'
 
 
 class ErrorCode(StrEnum):
@@ -82,11 +82,6 @@ class RecordRef:
     custom_id: str | None = None
     seed: int | None = None
 
-    @classmethod
-    def of(cls, record: BatchRecord, seed: int | None = None) -> RecordRef:
-        """That of a record."""
-        return cls(record.id, record.number, record.digest, record.custom_id, seed)
-
 
 @dataclass(frozen=True, slots=True)
 class OutputLine:
@@ -98,11 +93,6 @@ class OutputLine:
     capt: JsonObject | None
     timings: JsonObject
     provenance: JsonObject
-
-    @property
-    def id(self) -> str:
-        """Of the record."""
-        return self.record.id
 
     @property
     def code(self) -> str:
@@ -120,7 +110,14 @@ class OutputLine:
             "timings": self.timings,
             "provenance": self.provenance,
         }
-        return dumps(line).encode("ascii")
+        data = dumps(line).encode("ascii").removesuffix(b"}")
+        return data + _SEAL + hashlib.sha256(data).hexdigest().encode() + _SEAL_END
+
+
+def is_sealed(line: bytes) -> bool:
+    """Whether an encoded line is as it was written, by the digest at its end."""
+    data, _, digest = line.rstrip(b"\r\n").removesuffix(_SEAL_END).rpartition(_SEAL)
+    return hashlib.sha256(data).hexdigest().encode() == digest
 
 
 class LineWriter:
@@ -131,13 +128,13 @@ class LineWriter:
     """
 
     def __init__(self, fingerprint: Fingerprint) -> None:
-        self.run = fingerprint.digest
+        self.run = digest_of(fingerprint)
         self._common: JsonObject = {
             "run": self.run,
-            "versions": dict(fingerprint.versions),
-            "bundle": dict(fingerprint.bundle),
-            "models": {role: model["sha256"] for role, model in fingerprint.models.items()},
-            "method": fingerprint.method,
+            "versions": fingerprint["versions"],
+            "bundle": fingerprint["bundle"],
+            "models": {role: model["sha256"] for role, model in fingerprint["models"].items()},
+            "method": fingerprint["method"],
         }
 
     def answered(
@@ -161,43 +158,30 @@ class LineWriter:
         choice = dict(answer["choices"][0])
         if not logprobs:
             choice["logprobs"] = None
-        id = self._answer_id(record)
+        # An id that says nothing about the text, and is the same each time.
+        digest = hashlib.sha256(f"{self.run} {record.id}".encode("utf-8", "replace"))
+        id = f"capt-{digest.hexdigest()[:32]}"
         body = {name: answer[name] for name in _BODY if name in answer}
         body |= {"id": id, "created": int(now), "choices": [choice]}
         capt, timings = dict(answer["capt"]), dict(answer["timings"])
         if "speed" in capt:  # how much work it was depends on what was in the caches before
             timings["speed"] = capt.pop("speed")
-        failure = Failure(ErrorCode.INVALID_STRUCTURE, invalid) if invalid else None
-        return OutputLine(
-            record=record,
-            response={"status_code": 200, "request_id": id, "body": body},
-            error=failure.as_object() if failure else None,
-            capt=capt,
-            timings=timings,
-            provenance=self._provenance(record, now, "failed" if failure else OK)
-            | {
-                "finish_reason": choice["finish_reason"],
-                "output_sha256": output_digest(answer_text(choice)),
-                "warnings": list(answer.get("warnings", ())),
-            },
-        )
+        message = choice.get("message")
+        text = str(message["content"] if message is not None else choice["text"])
+        error = Failure(ErrorCode.INVALID_STRUCTURE, invalid).as_object() if invalid else None
+        provenance = self._provenance(record, now, "failed" if error else OK) | {
+            "finish_reason": choice["finish_reason"],
+            "output_sha256": hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(),
+            "warnings": list(answer.get("warnings", ())),
+        }
+        response = {"status_code": 200, "request_id": id, "body": body}
+        return OutputLine(record, response, error, capt, timings, provenance)
 
     def failed(self, record: RecordRef, failure: Failure, now: float) -> OutputLine:
         """The line of a record without an answer."""
-        return OutputLine(
-            record=record,
-            response=None,
-            error=failure.as_object(),
-            capt=None,
-            timings={},
-            provenance=self._provenance(record, now, "failed")
-            | {"finish_reason": None, "output_sha256": None, "warnings": []},
-        )
-
-    def _answer_id(self, record: RecordRef) -> str:
-        """An id of the answer that says nothing about the text, and is the same each time."""
-        digest = hashlib.sha256(f"{self.run} {record.id}".encode("utf-8", "replace"))
-        return f"capt-{digest.hexdigest()[:32]}"
+        provenance = self._provenance(record, now, "failed")
+        provenance |= {"finish_reason": None, "output_sha256": None, "warnings": []}
+        return OutputLine(record, None, failure.as_object(), None, {}, provenance)
 
     def _provenance(self, record: RecordRef, now: float, status: str) -> JsonObject:
         time = datetime.datetime.fromtimestamp(int(now), datetime.UTC)
@@ -210,17 +194,6 @@ class LineWriter:
             "ai_label": AI_LABEL,
             "human_review": HUMAN_REVIEW,
         }
-
-
-def answer_text(choice: Mapping[str, Any]) -> str:
-    """The text of an answer, of a chat or of a raw completion."""
-    message = choice.get("message")
-    return str(message["content"] if message is not None else choice["text"])
-
-
-def output_digest(text: str) -> str:
-    """`provenance.output_sha256` of an answer."""
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
 def answer_object_of(line: Mapping[str, Any]) -> JsonObject | None:

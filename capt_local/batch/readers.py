@@ -8,7 +8,6 @@ other characters that some readers take for line ends.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -16,15 +15,11 @@ import io
 import json
 import os
 import re
-import stat
-import sys
-from array import array
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 from capt_local.batch import InputFormat
 from capt_local.batch.records import (
@@ -34,16 +29,15 @@ from capt_local.batch.records import (
     RecordParser,
     RecordSettings,
     TemplateFailed,
+    not_nul,
     requested_model,
 )
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
-from capt_local.prompting.messages import refuse_nul
-from capt_local.strict_json import NotReadable, parse_object, size_text, utf8
+from capt_local.strict_json import NotReadable, open_regular, parse_object, size_text, utf8
 
 WHAT = "The input"  # its name may be a patient's
 LONGEST = 1 << 22  # bytes of a record
-LARGEST_PIPE = 64 << 20  # bytes of an input that cannot be read again, so it is held in memory
 _SHOWN = 20  # different problems that one error lists, and numbers listed for each
 _MOST_COLUMNS = 1000
 _PROGRESS_EVERY = 500  # records
@@ -93,41 +87,19 @@ class JsonLines:
     """Lines of JSON objects.
 
     Args:
-        source: a file, or the bytes of a pipe.
-        longest: bytes of a record; a longer line is skipped without being held in memory.
+        path: of the file.
 
     Attributes:
-        digest: SHA-256 of what was read; of the whole input once `pieces` is exhausted.
+        hash: SHA-256 of what was read; of the whole input once `pieces` is exhausted.
         share: how much was read, 0 to 1.
         columns: names of the fields, where the input declares them.
     """
 
     format, unit = InputFormat.JSONL, "line"
+    columns: tuple[str, ...] = ()
 
-    def __init__(self, source: Path | bytes, longest: int = LONGEST) -> None:
-        self._source, self._longest = source, longest
-        self._size = len(source) if isinstance(source, bytes) else source.stat().st_size
-        self._hash = hashlib.sha256()
-        self._offset = 0
-        self.columns: tuple[str, ...] = ()
-
-    @property
-    def digest(self) -> str:
-        return self._hash.hexdigest()
-
-    @property
-    def share(self) -> float:
-        return min(1.0, self._offset / max(1, self._size))
-
-    def stamp(self) -> object:
-        """Another value when the file has been replaced or written to."""
-        if isinstance(self._source, bytes):
-            return None
-        try:
-            found = self._source.stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    def __init__(self, path: Path) -> None:
+        self._path, self.hash, self.share = path, hashlib.sha256(), 0.0
 
     def pieces(self) -> Iterator[Piece]:
         """The records in order. Raises OSError if the input cannot be read."""
@@ -141,7 +113,7 @@ class JsonLines:
 
     def read_again(self, start: int, size: int) -> bytes:
         """The bytes of a record as they are now. Raises OSError."""
-        with self._open() as stream:
+        with self._path.open("rb") as stream:
             stream.seek(start)
             return stream.read(size)
 
@@ -149,34 +121,26 @@ class JsonLines:
         """What decides the fields of a record besides its bytes; holds no text of it."""
         return {}
 
-    def _open(self) -> BinaryIO:
-        if isinstance(self._source, bytes):
-            return io.BytesIO(self._source)
-        return self._source.open("rb")
-
     def _lines(self) -> Iterator[Piece]:
         """Each line with its line feed; a byte order mark in front of the first is left out."""
-        self._hash, self._offset = hashlib.sha256(), 0
-        number = 0
-        with self._open() as stream:
-
-            def read(size: int) -> bytes:
-                data = stream.readline(size)
-                self._hash.update(data)
-                self._offset += len(data)
-                return data
-
-            while line := read(self._longest + 1):
-                number += 1
-                start = self._offset - len(line)
-                if len(line) > self._longest and not line.endswith(b"\n"):
-                    while (rest := read(1 << 16)) and not rest.endswith(b"\n"):
-                        pass
-                    yield Piece(number, start, b"", f"longer than {size_text(self._longest)}")
-                    continue
+        number = offset = 0
+        with self._path.open("rb") as stream:
+            size = max(1, os.fstat(stream.fileno()).st_size)
+            while line := stream.readline(LONGEST + 1):
+                number, start, problem = number + 1, offset, None
+                self.hash.update(line)
+                offset += len(line)
+                if len(line) > LONGEST and not line.endswith(b"\n"):
+                    problem = f"longer than {size_text(LONGEST)}"
+                    while line and not line.endswith(b"\n"):  # passed over, not held in memory
+                        line = stream.readline(1 << 16)
+                        self.hash.update(line)
+                        offset += len(line)
+                    line = b""
                 if number == 1 and line.startswith(BOM_UTF8):
                     start, line = start + len(BOM_UTF8), line.removeprefix(BOM_UTF8)
-                yield Piece(number, start, line)
+                self.share = min(1.0, offset / size)
+                yield Piece(number, start, line, problem)
 
 
 class CsvTable(JsonLines):
@@ -187,15 +151,13 @@ class CsvTable(JsonLines):
 
     format = InputFormat.CSV
 
-    def __init__(
-        self, source: Path | bytes, longest: int = LONGEST, delimiter: str | None = None
-    ) -> None:
-        super().__init__(source, longest)
-        tabs = isinstance(source, Path) and source.suffix.lower() == ".tsv"
-        self._delimiter = delimiter or ("\t" if tabs else ",")
+    def __init__(self, path: Path, delimiter: str | None = None) -> None:
+        super().__init__(path)
+        self._delimiter = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
         self._row: list[Piece] = []
         self._row_size = 0
         self._problem: str | None = None
+        csv.field_size_limit(LONGEST)  # instead of 131,072 characters
 
     def pieces(self) -> Iterator[Piece]:
         """The rows. Raises UsageError if there is no header, or an unusable one."""
@@ -230,8 +192,7 @@ class CsvTable(JsonLines):
         while more:
             self._row, self._row_size, self._problem, cells = [], 0, None, None
             try:
-                with _long_cells(self._longest):
-                    cells = next(reader, None)
+                cells = next(reader, None)
                 more = cells is not None
             except csv.Error:  # its message may hold a cell
                 self._problem = self._problem or "not CSV (look at its quotation marks)"
@@ -247,13 +208,13 @@ class CsvTable(JsonLines):
         for line in self._lines():
             self._row.append(line)
             self._row_size += len(line.data)
-            if line.problem is not None or self._row_size > self._longest:
+            if line.problem is not None or self._row_size > LONGEST:
                 raise NotReadable(
-                    f"a row of more than {size_text(self._longest)}, or a quotation mark that is "
+                    f"a row of more than {size_text(LONGEST)}, or a quotation mark that is "
                     "not closed; what follows it was not checked"
                 )
             try:
-                yield _cell_text(line.data)
+                yield not_nul(utf8(line.data), "it")
             except NotReadable as error:
                 self._problem = str(error)
                 yield line.data.decode("utf-8", "surrogateescape")  # so the row's end is found
@@ -261,11 +222,9 @@ class CsvTable(JsonLines):
     def _cells(self, row: Piece) -> Sequence[str]:
         if row.cells is not None:
             return row.cells
-        text = _cell_text(row.data)
+        stream = io.StringIO(not_nul(utf8(row.data), "it"), newline="")
         try:
-            with _long_cells(len(text)):
-                stream = io.StringIO(text, newline="")
-                return next(csv.reader(stream, strict=True, delimiter=self._delimiter), [])
+            return next(csv.reader(stream, strict=True, delimiter=self._delimiter), [])
         except csv.Error:
             raise NotReadable("not CSV (look at its quotation marks)") from None
 
@@ -282,25 +241,6 @@ def _columns(names: Sequence[str], delimiter: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _cell_text(data: bytes) -> str:
-    text = utf8(data)
-    try:
-        refuse_nul(text, "it")
-    except UsageError as error:
-        raise NotReadable(str(error).rstrip(".")) from None
-    return text
-
-
-@contextlib.contextmanager
-def _long_cells(size: int) -> Iterator[None]:
-    """Lets cells be longer than the 131,072 characters that `csv` allows by default."""
-    before = csv.field_size_limit(max(size, 1 << 17))
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
 def _without_end(data: bytes) -> bytes:
     return data.removesuffix(b"\n").removesuffix(b"\r")
 
@@ -310,7 +250,7 @@ class Folder:
 
     Attributes:
         ignored: how many other entries the folder has.
-        digest, share, columns: see `JsonLines`; the digest is over names and SHA-256 of the files.
+        hash, share, columns: see `JsonLines`; the digest is over names and SHA-256 of the files.
 
     Raises:
         OSError: it cannot be read.
@@ -319,31 +259,13 @@ class Folder:
     format, unit = InputFormat.TXT_DIR, "file"
     columns: tuple[str, ...] = ()
 
-    def __init__(self, path: Path, longest: int = LONGEST) -> None:
-        self._path, self._longest = path, longest
+    def __init__(self, path: Path) -> None:
+        self._path, self.hash, self.share = path, hashlib.sha256(), 0.0
         entries = os.listdir(path)
-        self.names = _text_files(entries)
+        self.names = sorted(name for name in entries if name.lower().endswith(".txt"))
         self.ignored = len(entries) - len(self.names)
-        self._hash = hashlib.sha256()
-        self._done = 0
-
-    @property
-    def digest(self) -> str:
-        return self._hash.hexdigest()
-
-    @property
-    def share(self) -> float:
-        return self._done / max(1, len(self.names))
-
-    def stamp(self) -> object:
-        """The names. Not the folder's times: an output written beside the files changes them."""
-        try:
-            return _text_files(os.listdir(self._path))
-        except OSError:
-            return None
 
     def pieces(self) -> Iterator[Piece]:
-        self._hash, self._done = hashlib.sha256(), 0
         for index, name in enumerate(self.names):
             data, problem = b"", None
             try:
@@ -352,8 +274,8 @@ class Folder:
                 problem = str(error)
             except OSError as error:
                 problem = f"cannot be read: {error.strerror or 'no access'}"
-            self._hash.update(os.fsencode(name) + b"\0" + hashlib.sha256(data).digest())
-            self._done += 1
+            self.hash.update(os.fsencode(name) + b"\0" + hashlib.sha256(data).digest())
+            self.share = (index + 1) / len(self.names)
             yield Piece(index + 1, index, data, problem)
 
     def fields(self, piece: Piece) -> dict[str, object]:
@@ -373,21 +295,20 @@ class Folder:
         path = self._path / name
         if path.is_symlink():  # it could name a file that the user does not mean to send
             raise NotReadable("a link; copy the file into the folder")
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise NotReadable("not a regular file")
-            with open(handle, "rb", closefd=False) as stream:
-                data = stream.read(self._longest + 1)
-        finally:
-            os.close(handle)
-        if len(data) > self._longest:
-            raise NotReadable(f"larger than {size_text(self._longest)}")
+        with open_regular(path, follow=False) as stream:
+            data = stream.read(LONGEST + 1)
+        if len(data) > LONGEST:
+            raise NotReadable(f"larger than {size_text(LONGEST)}")
         return data
 
 
-def _text_files(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(sorted(name for name in names if name.lower().endswith(".txt")))
+class _Place(NamedTuple):
+    """Where a record is: see `Piece`; and the SHA-256 of its bytes."""
+
+    number: int
+    start: int
+    size: int
+    sha256: bytes
 
 
 class InputSource:
@@ -407,51 +328,35 @@ class InputSource:
         self.digest = ""
         self.notices: list[str] = []
         self.skipped: list[tuple[int, str]] = []
+        self.ids: list[str] = []
         self._reader, self._parser = reader, parser
         self._index: dict[str, int] = {}
-        self._places = array("Q")  # number, start, size of each record
-        self._digests = bytearray()
-        self._stamp = reader.stamp()
-
-    @cached_property
-    def ids(self) -> tuple[str, ...]:
-        return tuple(self._index)
+        self._places: list[_Place] = []
 
     def __len__(self) -> int:
-        return len(self._index)
-
-    def __contains__(self, id: str) -> bool:
-        return id in self._index
+        return len(self.ids)
 
     def add(self, piece: Piece, id: str) -> None:
-        """Adds the next record."""
-        self._index[id] = len(self._index)
-        self._places.extend((piece.number, piece.start, len(piece.data)))
-        self._digests += hashlib.sha256(piece.data).digest()
-
-    def number_of(self, id: str) -> int:
-        """The number of the record with an id."""
-        return self._place(self._index[id])[0]
+        """Adds the next record. Raises NotReadable if its id is that of an earlier one."""
+        first = self._index.setdefault(id, len(self.ids))
+        if first < len(self.ids):
+            raise NotReadable(f"its id is that of {self._reader.unit} {self._places[first].number}")
+        self.ids.append(id)
+        sha256 = hashlib.sha256(piece.data).digest()
+        self._places.append(_Place(piece.number, piece.start, len(piece.data), sha256))
 
     def size(self, index: int) -> int:
         """Bytes of a record."""
-        return self._place(index)[2]
+        return self._places[index].size
 
     def line(self, index: int) -> tuple[int, str]:
         """Number of a record, and SHA-256 of its bytes (hexadecimal), as of the check."""
-        return self._place(index)[0], self._digests[32 * index : 32 * index + 32].hex()
+        return self._places[index].number, self._places[index].sha256.hex()
 
     def lines(self) -> Iterator[tuple[int, str, str]]:
         """Number, id and SHA-256 of each record."""
-        for index, id in enumerate(self._index):
-            number, sha256 = self.line(index)
-            yield number, id, sha256
-
-    def _place(self, index: int) -> tuple[int, int, int]:
-        if not 0 <= index < len(self._index):
-            raise IndexError(index)
-        number, start, size = self._places[3 * index : 3 * index + 3]
-        return number, start, size
+        for id, place in zip(self.ids, self._places, strict=True):
+            yield place.number, id, place.sha256.hex()
 
     def record(self, index: int) -> BatchRecord:
         """Reads a record again.
@@ -461,28 +366,20 @@ class InputSource:
             TemplateFailed: the template takes too much now.
             IndexError: there is no such record.
         """
-        number, start, size = self._place(index)
+        number, start, size, sha256 = self._places[index]
         where = f"{WHAT}, {self._reader.unit} {number}"
         try:
             data = self._reader.read_again(start, size)
         except OSError as error:
             reason = error.strerror or "no access"
             raise InputChanged(f"{where}: it can no longer be read: {reason}.") from None
-        digest = hashlib.sha256(data).hexdigest()
-        if digest != self.line(index)[1]:
+        if hashlib.sha256(data).digest() != sha256:
             raise InputChanged(f"{where}: it has changed since the input was checked.")
         try:
-            return self._parser.parse(
-                number, self._reader.fields(Piece(number, start, data)), digest
-            )
+            fields = self._reader.fields(Piece(number, start, data))
+            return self._parser.parse(number, fields, sha256.hex())
         except NotReadable as error:
             raise TemplateFailed(f"{where}: {error}.") from None
-
-    def changed(self) -> str | None:
-        """A sentence if the input is not as it was at the check; None if it is."""
-        if self._reader.stamp() == self._stamp:
-            return None
-        return f"{WHAT} has changed since it was checked; what was added to it was not read."
 
     def described(self) -> dict[str, Any]:
         """What decides the prompt of a record besides its bytes, for a fingerprint; no text."""
@@ -502,79 +399,61 @@ def check_input(
     options: GenerateOptions | None = None,
     model: str | None = None,
     skip_invalid: bool = False,
-    longest: int = LONGEST,
-    largest_pipe: int = LARGEST_PIPE,
     progress: Callable[[float], None] | None = None,
-    stdin: BinaryIO | None = None,
 ) -> InputSource:
     """Checks all of an input. Loads no model.
 
     Args:
-        path: a file, a folder or a pipe; "-" is standard input.
+        path: a file or a folder.
         format: how records are written; None: by the name.
         parser: how their fields become prompts.
         delimiter: between the cells of a table; None: by the name.
         options: of the run; what a record sets for itself must go with them.
         model: that answers; a notice counts lines that name another one.
         skip_invalid: leaves wrong records out instead of refusing the input.
-        longest: bytes of a record.
-        largest_pipe: bytes of an input that cannot be read again, which is held in memory (a
-            temporary file would leave patients' text on the disk).
         progress: called now and then with the share of the input that is checked.
-        stdin: standard input; the process's own when None.
 
     Raises:
         UsageError: the input cannot be read, or holds no record.
         InputErrors: records of it are wrong; all were read.
     """
     parser, options = parser or RecordParser(), options or GenerateOptions()
-    try:
-        reader = _reader(path, format, delimiter, longest, largest_pipe, stdin)
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise _unreadable(error) from None
-    if isinstance(reader, Folder):
-        if parser.id_field != "id":
-            raise UsageError(
-                "--id-field goes with JSON Lines and CSV; in a folder, names are the ids."
-            )
-        parser = dataclasses.replace(parser, prompt_field="note")
-    source = InputSource(reader, parser)
     wrong: dict[str, list[int]] = {}
     keys: set[str] | None = None  # fields that all records without an id have
     other_models, accepted = 0, RecordSettings()
-    pieces = reader.pieces()
-    for count in range(sys.maxsize):
-        try:
-            piece = next(pieces, None)
-        except OSError as error:
-            raise _unreadable(error) from None
-        if piece is None:
-            break
-        fields: dict[str, object] = {}
-        try:
-            if piece.problem is not None:
-                raise NotReadable(piece.problem)
-            fields = reader.fields(piece)
-            record = parser.parse(piece.number, fields, "")
-            if record.settings != accepted:
-                record.settings.applied(options)
-                accepted = record.settings
-            if record.id in source:
-                first = source.number_of(record.id)
-                raise NotReadable(f"its id is that of {reader.unit} {first}")
-        except (NotReadable, UsageError) as error:
-            if isinstance(error, MissingId):
-                keys = set(fields) if keys is None else keys & set(fields)
-            wrong.setdefault(str(error).removesuffix("."), []).append(piece.number)
-        else:
-            source.add(piece, record.id)
-            named = requested_model(fields) if record.custom_id is not None else None
-            other_models += named is not None and named != model
-        if progress is not None and count % _PROGRESS_EVERY == 0:
-            progress(reader.share)
-    if reader.stamp() != source._stamp:
-        raise UsageError(f"{WHAT} was written to while it was checked. Run again when it is done.")
-    source.digest = reader.digest
+    try:
+        reader = _reader(path, format, delimiter)
+        if isinstance(reader, Folder):
+            if parser.id_field != "id":
+                raise UsageError(
+                    "--id-field goes with JSON Lines and CSV; in a folder, names are the ids."
+                )
+            parser = dataclasses.replace(parser, prompt_field="note")
+        source = InputSource(reader, parser)
+        for count, piece in enumerate(reader.pieces()):
+            fields: dict[str, object] = {}
+            try:
+                if piece.problem is not None:
+                    raise NotReadable(piece.problem)
+                fields = reader.fields(piece)
+                record = parser.parse(piece.number, fields, "")
+                if record.settings != accepted:
+                    record.settings.applied(options)
+                    accepted = record.settings
+                source.add(piece, record.id)
+            except (NotReadable, UsageError) as error:
+                if isinstance(error, MissingId):
+                    keys = set(fields) if keys is None else keys & set(fields)
+                wrong.setdefault(str(error).removesuffix("."), []).append(piece.number)
+            else:
+                named = requested_model(fields) if record.custom_id is not None else None
+                other_models += named is not None and named != model
+            if progress is not None and count % _PROGRESS_EVERY == 0:
+                progress(reader.share)
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = getattr(error, "strerror", None) or "no access"
+        raise UsageError(f"{WHAT} cannot be read: {reason}.") from None
+    source.digest = reader.hash.hexdigest()
     if wrong:
         problems = _listed(wrong, reader.unit, _id_remedy(reader.columns, keys or set()))
         if not skip_invalid:
@@ -604,8 +483,8 @@ def _listed(wrong: Mapping[str, Sequence[int]], unit: str, remedy: str) -> str:
         missing_id = why.startswith('no "id"') or "--id-field" in why
         units = f"{unit}{'s' if numbers[1:] else ''}"
         found.append(f"{units} {shown}{more}: {why}{remedy if missing_id else ''}")
-    if rest := len(wrong) - _SHOWN:
-        found += [f"and {rest} other problems"] if rest > 0 else []
+    if (rest := len(wrong) - _SHOWN) > 0:
+        found.append(f"and {rest} other problems")
     return "; ".join(found)
 
 
@@ -624,18 +503,8 @@ def _id_remedy(columns: Sequence[str], keys: set[str]) -> str:
     return f" (name the field that identifies a record with --id-field, such as {shown})"
 
 
-def _reader(
-    path: Path,
-    format: InputFormat | None,
-    delimiter: str | None,
-    longest: int,
-    largest_pipe: int,
-    stdin: BinaryIO | None,
-) -> JsonLines | Folder:
-    piped = str(path) == "-"
-    if format is None and piped:
-        format = InputFormat.JSONL
-    elif format is None and path.is_dir():
+def _reader(path: Path, format: InputFormat | None, delimiter: str | None) -> JsonLines | Folder:
+    if format is None and path.is_dir():
         format = InputFormat.TXT_DIR
     elif format is None:
         name = _FORMATS.get(path.suffix.lower())
@@ -647,42 +516,12 @@ def _reader(
         format = InputFormat(name)
     if delimiter is not None and format is not InputFormat.CSV:
         raise UsageError("--delimiter goes with CSV: --input-format csv.")
-    if format is InputFormat.TXT_DIR:
-        if piped or not path.is_dir():
+    if (format is InputFormat.TXT_DIR) != path.is_dir():
+        if format is InputFormat.TXT_DIR:
             raise UsageError("--input-format txt-dir needs a folder.")
-        return Folder(path, longest)
-    source: Path | bytes = path
-    if piped:
-        source = _held(stdin or _standard_input(), largest_pipe)
-    elif path.is_dir():
         raise UsageError(f"{WHAT} is a folder. For one of text files: --input-format txt-dir.")
-    elif not path.is_file() and path.exists():
-        with path.open("rb") as stream:
-            source = _held(stream, largest_pipe)
-    return (
-        JsonLines(source, longest)
-        if format is InputFormat.JSONL
-        else CsvTable(source, longest, delimiter)
-    )
-
-
-def _held(stream: BinaryIO, largest: int) -> bytes:
-    data = stream.read(largest + 1)
-    if len(data) > largest:
-        raise UsageError(
-            f"{WHAT} comes through a pipe and is larger than {size_text(largest)}, which is "
-            "what is held in memory. Give it as a file; no copy is written to the disk."
-        )
-    return data
-
-
-def _standard_input() -> BinaryIO:
-    stream = sys.stdin.buffer if sys.stdin is not None else None
-    if stream is None or stream.isatty():
-        raise UsageError("There is no input: '-' reads standard input, and that is a terminal.")
-    return stream
-
-
-def _unreadable(error: Exception) -> UsageError:
-    reason = getattr(error, "strerror", None) or "no access"
-    return UsageError(f"{WHAT} cannot be read: {reason}.")
+    if format is InputFormat.TXT_DIR:
+        return Folder(path)
+    if path.exists() and not path.is_file():  # records are read again when their turn comes
+        raise UsageError(f"{WHAT} is not a regular file. Save what comes through a pipe first.")
+    return JsonLines(path) if format is InputFormat.JSONL else CsvTable(path, delimiter)

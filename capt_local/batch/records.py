@@ -11,8 +11,9 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from jinja2 import StrictUndefined, Template, meta
 from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
 
@@ -20,13 +21,12 @@ from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import CaptError, UsageError
 from capt_local.prompting.messages import Message, messages_of, refuse_nul
 from capt_local.prompting.sandbox import LimitReached, Limits, Meter, Sandbox
-from capt_local.strict_json import NotReadable, size_text, utf8
+from capt_local.strict_json import NotReadable, Number, convert, size_text, utf8
 
 LONGEST_ID = 200  # characters
 LARGEST_TEMPLATE = 1 << 16  # bytes
 # A text may be as long as a line of the input, and be filtered a few times.
 TEMPLATE_LIMITS = Limits(value=1 << 22, output=1 << 22, work=4_000_000, seconds=2.0)
-_LARGEST_SEED = (1 << 63) - 1
 _SEED_BITS = 53  # a whole number that every JSON reader represents exactly
 _BATCH_LINE = frozenset(("custom_id", "method", "url", "body"))
 
@@ -50,23 +50,19 @@ _WITHOUT_EFFECT: Mapping[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "response_format": ({"type": "text"},),
 }
-_REFUSED = frozenset(
-    ("audio", "chat_template", "chat_template_kwargs", "grammar", "guided_choice",
-     "guided_grammar", "guided_json", "guided_regex", "json_schema", "metadata", "min_tokens",
-     "parallel_tool_calls", "prediction", "prompt_cache_key", "reasoning_effort",
-     "safety_identifier", "service_tier", "stop_token_ids", "stream_options", "structured_outputs",
-     "suffix", "user", "verbosity", "web_search_options")
-)  # fmt: skip
+# What goes for the whole run instead; further names of OpenAI's and like servers' parameters.
 _INSTEAD = {
-    "response_format": "give --json-schema for the whole run",
-    "json_schema": "give --json-schema for the whole run",
-    "guided_json": "give --json-schema for the whole run",
-    "grammar": "give --grammar-file for the whole run",
-    "guided_grammar": "give --grammar-file for the whole run",
-    "top_k": "give --top-k for the whole run",
-    "min_p": "give --min-p for the whole run",
-    "repetition_penalty": "give --repeat-penalty for the whole run",
+    **dict.fromkeys(("response_format", "json_schema", "guided_json"), "--json-schema"),
+    **dict.fromkeys(("grammar", "guided_grammar"), "--grammar-file"),
+    "top_k": "--top-k",
+    "min_p": "--min-p",
+    "repetition_penalty": "--repeat-penalty",
 }
+_REFUSED = frozenset(
+    ("audio", "chat_template", "metadata", "min_tokens", "parallel_tool_calls", "prediction",
+     "reasoning_effort", "safety_identifier", "service_tier", "stop_token_ids", "stream_options",
+     "structured_outputs", "suffix", "user", "verbosity", "web_search_options")
+)  # fmt: skip
 
 
 class MissingId(NotReadable):
@@ -85,21 +81,23 @@ class TemplateFailed(CaptError):
     code = "template_error"
 
 
-@dataclass(frozen=True, slots=True)
-class RecordSettings:
+_StopText = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class RecordSettings(msgspec.Struct, frozen=True):
     """What a record sets for itself; None: as the run has it. See `GenerateOptions`.
 
     `logprobs` decides whether the output line holds log-probabilities, `top_logprobs` how many
     candidates a token has there.
     """
 
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)] | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] | None = None
+    stop: Annotated[tuple[_StopText, ...], msgspec.Meta(max_length=16)] | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=100)] | None = None
 
     def applied(self, options: GenerateOptions) -> GenerateOptions:
         """The options of the run with what the record sets.
@@ -148,7 +146,7 @@ class BatchRecord:
         seed = self.settings.seed
         if seed is None:
             seed = record_seed(options.sample.seed, self.id)
-        settings = dataclasses.replace(self.settings, seed=seed)
+        settings = msgspec.structs.replace(self.settings, seed=seed)
         settings.applied(options)
         return settings
 
@@ -236,7 +234,7 @@ class RecordParser:
     def _user_turn(self, text: str) -> str | tuple[Message, ...]:
         if not text.strip():
             raise NotReadable("the prompt is empty")
-        _refuse_nul(text)
+        not_nul(text)
         if self.system is None:
             return text
         return (Message("system", self.system), Message("user", text))
@@ -246,7 +244,7 @@ class RecordParser:
             raise NotReadable('"messages" have no raw form: give a "prompt", or leave out --raw')
         turns = messages_of(value)
         for turn in turns:
-            _refuse_nul(turn.content)
+            not_nul(turn.content)
         if self.system is None:
             return turns
         if turns[0].role == "system":
@@ -254,11 +252,13 @@ class RecordParser:
         return (Message("system", self.system), *turns)
 
 
-def _refuse_nul(text: str) -> None:
+def not_nul(text: str, what: str = "a text of it") -> str:
+    """A text as it is. Raises NotReadable if it holds a NUL byte."""
     try:
-        refuse_nul(text, "a text of it")
+        refuse_nul(text, what)
     except UsageError as error:
         raise NotReadable(str(error).rstrip(".")) from None
+    return text
 
 
 def _identifier(fields: Mapping[str, object], key: str) -> str:
@@ -304,72 +304,34 @@ def read_settings(fields: Mapping[str, object]) -> RecordSettings:
     Raises:
         NotReadable: a field is not supported or unknown, or its value has no meaning.
     """
-    rest = {name: value for name, value in fields.items() if value is not None}
-
-    def whole(name: str, least: int, most: int) -> int | None:
-        value = rest.pop(name, None)
-        valid = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-        if value is not None and not valid:
-            raise NotReadable(f'"{name}" must be a whole number from {least} to {most}')
-        return value  # type: ignore[return-value]  # checked by the lines above
-
-    def number(name: str, most: float, *, positive: bool = False) -> float | None:
-        value = rest.pop(name, None)
-        if value is None:
-            return None
-        # A whole number may be too large for `float`, so it is compared before it is converted.
-        valid = (
-            isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+    given = {
+        name: float(value) if isinstance(value, Number) else value
+        for name, value in fields.items()
+        if value is not None
+    }
+    if "max_completion_tokens" in given:
+        if "max_tokens" in given:
+            raise NotReadable('"max_tokens" and "max_completion_tokens" do not go together')
+        given["max_tokens"] = given.pop("max_completion_tokens")
+    if isinstance(given.get("stop"), str):
+        given["stop"] = [given["stop"]]
+    known = {name: given.pop(name) for name in RecordSettings.__struct_fields__ if name in given}
+    for name, value in given.items():
+        # As in JSON: true is not 1.
+        neutral = any(
+            isinstance(value, bool) == isinstance(other, bool) and value == other
+            for other in _WITHOUT_EFFECT.get(name, ())
         )
-        if not valid or (positive and value == 0):
-            least = "above 0" if positive else "0 or above"
-            raise NotReadable(f'"{name}" must be a number {least} and at most {most}')
-        return float(value)  # type: ignore[arg-type]
-
-    tokens = whole("max_tokens", 1, 1 << 24)
-    completion_tokens = whole("max_completion_tokens", 1, 1 << 24)
-    if tokens is not None and completion_tokens is not None:
-        raise NotReadable('"max_tokens" and "max_completion_tokens" do not go together')
-    temperature, top_p = number("temperature", 100), number("top_p", 1, positive=True)
-    seed = whole("seed", 0, _LARGEST_SEED)
-    stop = rest.pop("stop", None)
-    stops = [stop] if isinstance(stop, str) else stop
-    if stops is not None and (not isinstance(stops, list) or len(stops) > 16):
-        raise NotReadable('"stop" must be a text, or a list of at most 16')
-    if stops is not None and not all(isinstance(each, str) and each for each in stops):
-        raise NotReadable('"stop" must hold texts that are not empty')
-    logprobs = rest.pop("logprobs", None)
-    if logprobs is not None and not isinstance(logprobs, bool):
-        raise NotReadable('"logprobs" must be true or false')
-    top = whole("top_logprobs", 0, 100)
-    if top is not None and not logprobs:
-        raise NotReadable('"top_logprobs" goes with "logprobs": true')
-    _refuse_rest(rest)
-    return RecordSettings(
-        max_tokens=completion_tokens if tokens is None else tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        stop=None if stops is None else tuple(stops),
-        logprobs=logprobs,
-        top_logprobs=top,
-    )
-
-
-def _refuse_rest(rest: Mapping[str, object]) -> None:
-    for name, value in rest.items():
-        hint = f": {_INSTEAD[name]}" if name in _INSTEAD else ""
-        if name in _WITHOUT_EFFECT:
-            # As in JSON: true is not 1.
-            if not any(
-                isinstance(value, bool) == isinstance(other, bool) and value == other
-                for other in _WITHOUT_EFFECT[name]
-            ):
-                raise NotReadable(f'this "{name}" is not supported{hint}')
-        elif name in _REFUSED:
-            raise NotReadable(f'"{name}" is not supported{hint}')
-        else:
+        if not neutral and name not in {*_WITHOUT_EFFECT, *_INSTEAD, *_REFUSED}:
             raise NotReadable("it has a field that capt-local does not know")
+        if not neutral:
+            hint = f": give {_INSTEAD[name]} for the whole run" if name in _INSTEAD else ""
+            this = "this " if name in _WITHOUT_EFFECT else ""
+            raise NotReadable(f'{this}"{name}" is not supported{hint}')
+    settings = convert(known, RecordSettings)
+    if settings.top_logprobs is not None and not settings.logprobs:
+        raise NotReadable('"top_logprobs" goes with "logprobs": true')
+    return settings
 
 
 class RecordTemplate:
@@ -464,18 +426,15 @@ class _TextSandbox(Sandbox):
         return super().concat_metered(*map(_printable, values))
 
 
-_KINDS: Mapping[type, str] = {
-    type(None): "a value that is null",
-    bool: "a value that is true or false",
-    list: "a list",
-    tuple: "a list",
-    dict: "an object",
-}
+_UNPRINTABLE: Mapping[type, str] = {
+    type(None): "a value that is null", bool: "a value that is true or false",
+    list: "a list", tuple: "a list", dict: "an object",
+}  # fmt: skip
 
 
 def _printable(value: object) -> object:
     """Refuses what Python would print in a way of its own: None, True, lists."""
-    if kind := _KINDS.get(type(value)):
+    if kind := _UNPRINTABLE.get(type(value)):
         raise _NotPrintable(
             f"the template prints {kind}: take its parts, or write {{{{ ... | tojson }}}}"
         )

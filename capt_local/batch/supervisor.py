@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,8 +36,6 @@ from capt_local.errors import (
 GIVEN_UP = 5  # records in a row; then the cause is not the records
 DEATHS = 3  # of workers with one record, and in a row without one
 HANGS = 2
-# Seconds before models are loaded again where that has just failed: memory may be freed.
-PAUSES = (2.0, 10.0, 60.0)
 # Records sent for each that is answered at once: with only one, the worker would wait for a record
 # while its answers wait to be written.
 _WINDOW = 2
@@ -73,6 +70,27 @@ class Death:
     killed: bool = False
     hung: bool = False
     error: CaptError | None = None
+
+    @classmethod
+    def reported(cls, kind: str, text: str) -> Death:
+        """The death of a worker that reported its error."""
+        if kind == "unexpected":
+            text = f"The worker process stopped with an unexpected {text}. This is a defect."
+        return cls(text.rstrip("."), error=_KINDS.get(kind, WorkerFailed)(text))
+
+    @classmethod
+    def by_code(cls, code: int) -> Death:
+        """The death of a worker that had no time to report why."""
+        if code >= 0:
+            return cls(f"it ended with exit code {code}")
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        if name == "SIGKILL":
+            return cls(f"it was killed ({name}), probably because memory ran out", killed=True)
+        why = f": {_SIGNALS[name]}" if name in _SIGNALS else ""
+        return cls(f"it ended by {name}{why}")
 
     def at_start(self) -> CaptError:
         """What to raise where the worker died before it could answer anything."""
@@ -115,17 +133,15 @@ class News:
         loading: a role, and the share of its file that is checked, then loaded.
         ready: facts about the loaded models.
         died: why a worker died that is now replaced.
-        not_loaded: why its successor could not load the models, and seconds to the next attempt.
     """
 
     loading: tuple[str, float] | None = None
     ready: dict[str, Any] | None = None
     died: str = ""
-    not_loaded: tuple[str, float] | None = None
 
 
 class Workers(Protocol):
-    """What answers records: a `WorkerSupervisor` here, or actors of Ray (`batch.ray`)."""
+    """What answers records: a `WorkerSupervisor`, or several (`batch.ray`)."""
 
     def hello(self, seconds: float) -> dict[str, Any] | None: ...
     def load(self, config: ipc.WorkerConfig) -> None: ...
@@ -133,10 +149,19 @@ class Workers(Protocol):
     def has_room(self) -> bool: ...
     @property
     def idle(self) -> bool: ...
-    def put(self, key: int, request: ipc.Message) -> None: ...
+    def put(self, key: int, request: ipc.WireMessage) -> None: ...
     def no_more(self) -> None: ...
     def poll(self, seconds: float) -> RecordOutcome | News | None: ...
     def finish(self, stop: Callable[[], bool]) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Process(Protocol):
+    """A running worker: a `WorkerProcess`, or an actor of Ray that holds one."""
+
+    def send(self, message: ipc.WireMessage) -> None: ...
+    def poll(self, seconds: float) -> ipc.WireMessage | Death | None: ...
+    def ended(self, seconds: float) -> bool: ...
     def kill(self) -> None: ...
 
 
@@ -167,8 +192,9 @@ class WorkerProcess:
         except OSError as error:
             reason = error.strerror or "unknown"
             raise WorkerFailed(f"The worker process cannot be started: {reason}.") from None
-        self._received: queue.SimpleQueue[ipc.Message | None] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[ipc.Message | None] = queue.SimpleQueue()
+        self.pid = self._process.pid
+        self._received: queue.SimpleQueue[ipc.WireMessage | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[ipc.WireMessage | None] = queue.SimpleQueue()
         # Each pipe has a thread of its own, so that nothing else waits for a worker that hangs.
         self._threads = [
             threading.Thread(target=work, daemon=True) for work in (self._listen, self._write)
@@ -176,16 +202,11 @@ class WorkerProcess:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
-    def send(self, message: ipc.Message) -> None:
+    def send(self, message: ipc.WireMessage) -> None:
         """Sends a message without waiting; one to a worker that has died is lost."""
         self._outbox.put(message)
 
-    def poll(self, seconds: float) -> ipc.Message | Death | None:
+    def poll(self, seconds: float) -> ipc.WireMessage | Death | None:
         """Its next message; None where there is none for so long."""
         try:
             message = self._received.get(timeout=seconds)
@@ -193,14 +214,11 @@ class WorkerProcess:
             return None
         if message is not None and "fatal" not in message:
             return message
-        try:
-            code: int | None = self._process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            code = None
+        code = self._process.returncode if self.ended(_END_SECONDS) else None
         self.kill()
         if message is not None:
-            return _reported(str(message["fatal"]), str(message.get("message")))
-        return Death("it closed its pipe") if code is None else _death_of(code)
+            return Death.reported(str(message["fatal"]), str(message.get("message")))
+        return Death("it closed its pipe") if code is None else Death.by_code(code)
 
     def ended(self, seconds: float) -> bool:
         """Whether it has ended, or does so in that time."""
@@ -221,7 +239,7 @@ class WorkerProcess:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        message: ipc.Message | None = {}
+        message: ipc.WireMessage | None = {}
         with self._process.stdout as stream:
             while message is not None:
                 try:
@@ -237,32 +255,6 @@ class WorkerProcess:
                 ipc.send(stream, message)
 
 
-def _reported(kind: str, text: str) -> Death:
-    """The death of a worker that reported its error."""
-    if kind == "unexpected":
-        text = f"an unexpected {text}"
-        error: CaptError = WorkerFailed(
-            f"The worker process stopped with {text}. This is a defect."
-        )
-    else:
-        error = _KINDS.get(kind, WorkerFailed)(text)
-    return Death(text.rstrip("."), error=error)
-
-
-def _death_of(code: int) -> Death:
-    """The death of a worker that had no time to report why."""
-    if code >= 0:
-        return Death(f"it ended with exit code {code}")
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    if name == "SIGKILL":
-        return Death(f"it was killed ({name}), probably because memory ran out", killed=True)
-    why = f": {_SIGNALS[name]}" if name in _SIGNALS else ""
-    return Death(f"it ended by {name}{why}")
-
-
 class WorkerSupervisor:
     """Runs one worker process after the other; see `Workers`.
 
@@ -270,34 +262,31 @@ class WorkerSupervisor:
         start: starts a worker.
         timeout: seconds after which a worker that has records and sends nothing is ended.
         load_timeout: the same while it starts and loads models; None: `timeout`, at least 600.
-        pauses: seconds before each attempt to load the models again.
     """
 
     def __init__(
         self,
-        start: Callable[[], WorkerProcess],
+        start: Callable[[], Process],
         *,
         timeout: float = math.inf,
         load_timeout: float | None = None,
-        pauses: Sequence[float] = PAUSES,
     ) -> None:
         """Starts a worker, which loads nothing yet."""
-        self._start, self._timeout, self._pauses = start, timeout, tuple(pauses)
+        self._start, self._timeout = start, timeout
         self._load_timeout = max(timeout, _LOAD_TIMEOUT) if load_timeout is None else load_timeout
         self._worker = start()
-        self._load: ipc.Message = {}
+        self._load: ipc.WireMessage = {}
         self._window = 0
         # Of the current worker: whether it has loaded the models, has died, was sent "end".
         self._ready = self._dead = self._end_sent = False
-        self._end: ipc.Message | None = None  # what to send behind the last record
-        self._waiting: deque[tuple[int, ipc.Message]] = deque()
-        self._sent: dict[int, ipc.Message] = {}
+        self._ends = False  # whether there are no further records
+        self._waiting: deque[tuple[int, ipc.WireMessage]] = deque()
+        self._sent: dict[int, ipc.WireMessage] = {}
         self._begun: dict[int, None] = {}
         self._suspects: set[int] = set()
         self._deaths: Counter[int] = Counter()
         self._idle_deaths = self._given_up = 0
-        self._has_answered = False  # so a failure to load is no fault of the models
-        self._attempts, self._pause, self._silent = 0, 0.0, 0.0
+        self._silent = 0.0
 
     def hello(self, seconds: float) -> dict[str, Any] | None:
         """The first worker's facts about the machine; None where they have not come yet.
@@ -325,27 +314,26 @@ class WorkerSupervisor:
     @property
     def has_room(self) -> bool:
         """Whether another record may be put."""
-        return len(self._waiting) + len(self._sent) < self._window
+        return self.records < self._window
 
     @property
     def idle(self) -> bool:
         """Whether each record has an outcome."""
-        return not self._waiting and not self._sent
+        return not self.records
 
-    def put(self, key: int, request: ipc.Message) -> None:
+    @property
+    def records(self) -> int:
+        """How many have no outcome yet."""
+        return len(self._waiting) + len(self._sent)
+
+    def put(self, key: int, request: ipc.WireMessage) -> None:
         """Adds a record."""
-        self._end, self._end_sent = None, False
         self._waiting.append((key, request))
         self._feed()
 
     def no_more(self) -> None:
         """There will be no other records: the worker ends behind the last one."""
-        self._end = {"end": True}
-        self._feed()
-
-    def pause(self) -> None:
-        """No other records for now: the worker finishes those that it has without waiting."""
-        self._end = {"pause": True}
+        self._ends = True
         self._feed()
 
     def poll(self, seconds: float) -> RecordOutcome | News | None:
@@ -356,7 +344,9 @@ class WorkerSupervisor:
                 and again without a record, or with every record.
         """
         if self._dead:
-            return self._replace(seconds)
+            self._worker.kill()
+            self._worker, self._dead = self._start(), False
+            self._worker.send(self._load)
         left = seconds
         while (message := self._worker.poll(left)) is not None:
             self._silent, left = 0.0, 0.0
@@ -383,7 +373,7 @@ class WorkerSupervisor:
         """Ends the worker; its records are dropped."""
         self._worker.kill()
 
-    def _handle(self, message: ipc.Message) -> RecordOutcome | News | None:
+    def _handle(self, message: ipc.WireMessage) -> RecordOutcome | News | None:
         if "loading" in message:
             return News(loading=(message["loading"], message["share"]))
         if "ready" in message:
@@ -392,7 +382,6 @@ class WorkerSupervisor:
             return News(ready=message["ready"])
         if "begun" in message:
             self._begun[message["begun"]] = None
-            self._has_answered, self._attempts = True, 0
         if "answered" in message or "failed" in message:
             key = message["answered"] if "answered" in message else message["failed"]
             self._forget(key)
@@ -415,9 +404,13 @@ class WorkerSupervisor:
         begun, self._begun = list(self._begun), {}
         self._dead, self._silent = True, 0.0
         if not self._ready or (death.error is not None and not begun):
-            return self._not_loaded(death)
+            raise death.at_start()  # a model or memory is the reason
         given_up = self._blame(begun, death)
-        self._requeue()
+        # What was sent comes back in front: suspects first, then what had not begun.
+        sent = sorted(self._sent.items(), key=lambda item: item[0] not in self._suspects)
+        self._sent.clear()
+        self._waiting.extendleft(reversed(sent))
+        self._ready = self._end_sent = False
         if given_up is None:
             return News(died=death.cause)
         self._given_up += 1
@@ -442,36 +435,6 @@ class WorkerSupervisor:
             return begun[0]
         return None
 
-    def _requeue(self) -> None:
-        """Puts what was sent back in front: suspects first, then what had not begun."""
-        sent = sorted(self._sent.items(), key=lambda item: item[0] not in self._suspects)
-        self._sent.clear()
-        self._waiting.extendleft(reversed(sent))
-        self._ready = self._end_sent = False
-
-    def _not_loaded(self, death: Death) -> News:
-        """A worker died before it could answer anything: a model or memory is the reason."""
-        if not self._has_answered or self._attempts >= len(self._pauses):
-            raise death.at_start()
-        self._pause, self._attempts = self._pauses[self._attempts], self._attempts + 1
-        self._requeue()
-        return News(not_loaded=(death.cause, self._pause))
-
-    def _replace(self, seconds: float) -> News | None:
-        """Starts another worker, when it is time."""
-        if self._pause > 0:
-            rest = min(seconds, self._pause)
-            time.sleep(rest)
-            self._pause -= rest
-            return None
-        try:
-            self._worker = self._start()
-        except WorkerFailed as error:
-            return self._not_loaded(Death(str(error).rstrip("."), error=error))
-        self._dead = False
-        self._worker.send(self._load)
-        return None
-
     def _feed(self) -> None:
         """Sends the worker what it may have: suspects one at a time."""
         if not self._ready:
@@ -481,6 +444,6 @@ class WorkerSupervisor:
             key, request = self._waiting.popleft()
             self._sent[key] = request
             self._worker.send({**request, "alone": True} if self._suspects else request)
-        if self._end is not None and not self._waiting and not self._end_sent:
+        if self._ends and not self._waiting and not self._end_sent:
             self._end_sent = True
-            self._worker.send(self._end)
+            self._worker.send({"end": True})

@@ -3,8 +3,7 @@
 It reads from standard input and writes to standard output (`ipc`); what libraries print is
 discarded, since it may hold text. It knows neither files nor ids, and it ends when the run does.
 
-    from the run    {"load": WorkerConfig}, {"request": key, ...} for each record, then
-                    {"pause": true} or {"end": true}
+    from the run    {"load": WorkerConfig}, {"request": key, ...} for each record, {"end": true}
     to the run      {"hello": facts}, {"loading": role, "share": x}, {"ready": facts},
                     {"begun": key}, {"alive": true}, {"answered": key, "answer": {...}},
                     {"failed": key, "code": ..., "message": ...}, {"fatal": kind, "message": ...}
@@ -23,13 +22,14 @@ from typing import IO, Any
 
 from capt_local.batch import ipc
 from capt_local.batch.output import Failure
+from capt_local.batch.records import RecordSettings
 from capt_local.decoding.batching import Request, RequestResult
 from capt_local.errors import CaptError, place_of
+from capt_local.prompting.messages import Message
 from capt_local.report.json import answer_object, answer_of
 from capt_local.version import __version__
 
-Progress = Callable[[str, float], None]
-OpenRuntime = Callable[[ipc.WorkerConfig, Progress], Any]
+OpenRuntime = Callable[[ipc.WorkerConfig, Callable[[str, float], None]], Any]
 _LOADING_EVERY = 0.01  # of a file
 _ALIVE_EVERY = 1.0  # seconds
 _CANDIDATES = 100  # of a token in the answer object: all that a step has
@@ -53,7 +53,7 @@ def main(
     Worker(incoming, outgoing, open_runtime or _open, facts or machine_facts).serve()
 
 
-def _open(config: ipc.WorkerConfig, progress: Progress) -> Any:
+def _open(config: ipc.WorkerConfig, progress: Callable[[str, float], None]) -> Any:
     from capt_local.runtime import Runtime
 
     return Runtime.open(
@@ -78,7 +78,7 @@ class Worker:
     ) -> None:
         self._incoming, self._outgoing = incoming, outgoing
         self._open_runtime, self._facts = open_runtime, facts
-        self._messages: queue.SimpleQueue[ipc.Message] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[ipc.WireMessage] = queue.SimpleQueue()
         self._shares: dict[str, float] = {}
         self._ended = False
         self._last_sent = 0.0
@@ -108,7 +108,7 @@ class Worker:
             self._messages.put(message)
         os._exit(0)
 
-    def _send(self, message: ipc.Message) -> None:
+    def _send(self, message: ipc.WireMessage) -> None:
         ipc.send(self._outgoing, message)
         self._last_sent = time.monotonic()
 
@@ -143,13 +143,17 @@ class Worker:
         alone = False
         while not alone:
             message = self._messages.get()
-            if "end" in message or "pause" in message:
-                self._ended = "end" in message
+            if "end" in message:
+                self._ended = True
                 return
             key, alone = message["request"], message.get("alone", False)
             self._send({"begun": key})
             try:
-                prompt, options = ipc.unpack_request(message, config.options)
+                prompt = message["prompt"]
+                if not isinstance(prompt, str):
+                    prompt = [ipc.unpack(Message, turn) for turn in prompt]
+                settings = ipc.unpack(RecordSettings, message["settings"])
+                options = settings.applied(config.options)
             except CaptError as error:
                 self._fail(key, error)
                 continue

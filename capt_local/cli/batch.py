@@ -103,7 +103,7 @@ class InputFlags:
         typer.Argument(
             metavar="INPUT",
             show_default=False,
-            help="JSON Lines, a CSV file, a folder of text files, or '-' for standard input.",
+            help="JSON Lines, a CSV file, or a folder of text files.",
         ),
     ] = None
 
@@ -111,7 +111,7 @@ class InputFlags:
     def path(self) -> Path:
         """The input. Raises UsageError if none was given."""
         if self.input is None:
-            raise UsageError("There is no input. Name a file or a folder, or '-'.")
+            raise UsageError("There is no input. Name a file or a folder.")
         return self.input
 
     def parser(self, system: str | None) -> RecordParser:
@@ -158,16 +158,9 @@ class RunFlags:
     retry_errors: Annotated[
         bool, option("--retry-errors", help="Do records that have failed again.")
     ] = False
-    fail_fast: Annotated[
-        bool, option("--fail-fast", help="Stop at the first record that fails.")
-    ] = False
     force_new: Annotated[
         bool,
         option("--force-new", help="Move an existing output aside, and begin a new one."),
-    ] = False
-    in_order: Annotated[
-        bool,
-        option("--in-order", help="At the end, put the output into the order of the input."),
     ] = False
     record_timeout: Annotated[
         int,

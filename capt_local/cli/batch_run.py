@@ -12,20 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capt_local.batch.audit import AuditLog
+from capt_local.batch.audit import append_audit
 from capt_local.batch.ipc import WorkerConfig, pack
 from capt_local.batch.journal import (
-    JournalBroken,
     OutputJournal,
+    OutputState,
     check_place,
     is_note_of,
     look,
     read_manifest,
 )
-from capt_local.batch.manifest import Fingerprint, RunManifest, digest_of, manifest_path
+from capt_local.batch.manifest import (
+    Fingerprint,
+    RunManifest,
+    digest_of,
+    fingerprint_of,
+    manifest_path,
+)
 from capt_local.batch.output import OK, ErrorCode, LineWriter
 from capt_local.batch.readers import InputSource, check_input
-from capt_local.batch.run import Job, Progress, Runner, records_at_once, records_left
+from capt_local.batch.run import Job, RunProgress, readable_time, records_at_once, run_job
 from capt_local.batch.supervisor import (
     News,
     WorkerProcess,
@@ -49,7 +55,7 @@ from capt_local.cli.signals import Signals
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.structured import SchemaCheck
 from capt_local.errors import Cancelled, CaptError, UsageError
-from capt_local.evaluate.run import readable_time
+from capt_local.line_file import DiskFailed
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.threads import physical_cores
 from capt_local.report.json import dumps
@@ -70,7 +76,7 @@ def start_worker() -> WorkerProcess:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class BatchSettings:
     """What decides the answers, from flags, bundle, and an earlier start of the same run.
 
     Attributes:
@@ -92,7 +98,7 @@ class Settings:
     schema_sha256: str | None
 
     @classmethod
-    def of(cls, flags: Flags, output: Path) -> Settings:
+    def of(cls, flags: Flags, output: Path) -> BatchSettings:
         """Checks the flags. What they leave open is as it was when the run began.
 
         Raises:
@@ -103,7 +109,6 @@ class Settings:
         if flags.report.top_logprobs and not flags.report.logprobs:
             raise UsageError("--top-logprobs goes with --logprobs.")
         parallel = flags.run.records_at_once
-        flags.run.timeout  # noqa: B018 - raises if it has no meaning
         form = flags.structure.structure()
         schema, schema_sha256 = _schema(flags.structure.json_schema)
         bundle = find_bundle(flags.model)
@@ -137,7 +142,7 @@ class Settings:
             ModelError: a model without a digest cannot be read.
         """
         load = self.load
-        return Fingerprint.of(
+        return fingerprint_of(
             self.bundle,
             self.options,
             versions=facts["versions"],
@@ -172,14 +177,14 @@ class Settings:
             },
             "notices": list(bundle.notices),
             "loading": pack(self.load),
-            "method": fingerprint.method,
-            "parameters": fingerprint.parameters,
+            "method": fingerprint["method"],
+            "parameters": fingerprint["parameters"],
         }
 
     def worker_config(self, fingerprint: Fingerprint, flags: Flags) -> WorkerConfig:
         """What a worker loads: exactly the models of the fingerprint."""
         models = {
-            role: dataclasses.replace(file, sha256=fingerprint.models[role]["sha256"])
+            role: dataclasses.replace(file, sha256=fingerprint["models"][role]["sha256"])
             for role, file in self.bundle.models.items()
         }
         return WorkerConfig(
@@ -211,12 +216,8 @@ def _earlier(before: RunManifest | None, group: str, name: str, kind: type[Any])
     return value if isinstance(value, kind) else None
 
 
-def run_batch(flags: Flags, start: Callable[[], WorkerProcess] | None = None) -> int:
+def run_batch(flags: Flags) -> int:
     """Does the run and returns the exit code.
-
-    Args:
-        flags: all of them.
-        start: starts a worker process; None for `start_worker`.
 
     Raises:
         CaptError: flags, input, output or models are not as they should be.
@@ -232,11 +233,12 @@ def run_batch(flags: Flags, start: Callable[[], WorkerProcess] | None = None) ->
     if flags.run.ray_actors is not None and flags.run.ray is None:
         raise UsageError("--ray-actors goes with --ray.")
     _check_places(flags, output)
-    settings = Settings.of(flags, output)
+    settings = BatchSettings.of(flags, output)
     screen.notes(doubts(settings.options))
     _check_places(flags, output, files_of(settings.bundle))
     summary_file = OutputFile(report.summary, "The summary (--summary)") if report.summary else None
-    audit = AuditLog(report.audit) if report.audit and not flags.run.check else None
+    if report.audit and not flags.run.check:
+        append_audit(report.audit)
     try:
         source = check_input(
             flags.input.path,
@@ -253,15 +255,18 @@ def run_batch(flags: Flags, start: Callable[[], WorkerProcess] | None = None) ->
     display.notes(source.notices)
     with Signals() as signals:
         try:
-            run = BatchRun(flags, settings, source, output, audit, display, signals)
-            start = start or start_worker
-            code, summary = run.check(start) if flags.run.check else run.answer(start)
+            run = BatchRun(flags, settings, source, output, display, signals)
+            code, summary = run.check() if flags.run.check else run.answer()
         except Cancelled:
             display.note("interrupted; nothing was written.")
             return signals.code or ExitCode.INTERRUPTED
     text = dumps(summary, indent=1)
     if summary_file is not None:
-        summary_file.write(text + "\n")
+        stopped = signals.requested and summary["left"]
+        if stopped and (spared := summary_file.spare()) is not None:
+            display.notes([spared])
+        else:
+            summary_file.write(text + "\n")
     if report.json:
         screen.line(text)
     return code
@@ -298,19 +303,17 @@ class BatchRun:
     def __init__(
         self,
         flags: Flags,
-        settings: Settings,
+        settings: BatchSettings,
         source: InputSource,
         output: Path,
-        audit: AuditLog | None,
         display: ProgressDisplay,
         signals: Signals,
     ) -> None:
         self._flags, self._settings, self._source = flags, settings, source
-        self._output, self._audit = output, audit
-        self._display, self._signals = display, signals
+        self._output, self._display, self._signals = output, display, signals
         self._long: list[int] = []  # records that may be too long, until it is known
 
-    def check(self, start: Callable[[], WorkerProcess]) -> tuple[int, Summary]:
+    def check(self) -> tuple[int, Summary]:
         """Checks the output as a run would; writes nothing. Returns exit code and summary.
 
         Raises:
@@ -318,12 +321,12 @@ class BatchRun:
             CaptError: the output is of another run, or cannot be written.
         """
         run, source = self._flags.run, self._source
-        workers = WorkerSupervisor(start)
+        workers = WorkerSupervisor(start_worker)
         try:
             fingerprint = self._fingerprint(self._facts(workers))
         finally:
             workers.kill()
-        found = look(
+        found: OutputState = look(
             self._output,
             fingerprint,
             source.lines(),
@@ -331,99 +334,87 @@ class BatchRun:
             force_new=run.force_new,
         )
         self._display.notes(found.notices)
-        entries = found.staying(retry_errors=run.retry_errors)
-        done = {id: entry.code for id, entry in entries.items()}
-        left = len(records_left(source.ids, done))
+        done = found.done(retry_errors=run.retry_errors)
+        left = sum(id not in done for id in source.ids)
         self._display.note(
             f"checked: {len(source)} records in the input; {len(done)} are done, {left} to be "
             "done. No model was loaded, and nothing written."
         )
         counts = {"records": len(source), "already_done": len(done), "left": left}
-        return ExitCode.OK, {
-            **counts, "skipped": len(source.skipped), "torn_bytes": found.torn
-        }  # fmt: skip
+        return ExitCode.OK, {**counts, "skipped": len(source.skipped), "torn_bytes": found.torn}
 
-    def answer(self, start: Callable[[], WorkerProcess]) -> tuple[int, Summary]:
+    def answer(self) -> tuple[int, Summary]:
         """Answers all records that are left. Returns exit code and summary.
 
         Raises:
             Cancelled: it was stopped before it wrote anything.
             CaptError: the output is of another run, a model cannot be loaded, the disk is full...
         """
-        run, settings = self._flags.run, self._settings
+        run, settings, source = self._flags.run, self._settings, self._source
         with contextlib.ExitStack() as stack:
-            workers = self._workers(start, stack)
+            workers = self._workers(stack)
             facts = self._facts(workers)
             fingerprint = self._fingerprint(facts)
-            self._cancel_if_stopped()
+            if self._signals.requested:
+                raise Cancelled("interrupted")
             journal = stack.enter_context(
                 OutputJournal.open(
                     self._output,
                     fingerprint,
-                    records=self._source.lines(),
+                    records=source.lines(),
                     input={
-                        **self._source.described(),
-                        "records": len(self._source),
-                        "sha256": self._source.digest,
+                        **source.described(), "records": len(source), "sha256": source.digest
                     },
                     provenance=settings.provenance(fingerprint, facts),
                     retry_errors=run.retry_errors,
                     force_new=run.force_new,
                 )
-            )
+            )  # fmt: skip
             self._display.notes(journal.notices)
-            left = records_left(self._source.ids, journal.done)
+            left = [index for index, id in enumerate(source.ids) if id not in journal.done]
             now = left[: run.limit]
             # A token has at least one byte. Texts that may be too long go first: those that are
             # fail without being computed, so they are reported before the long work.
             context = settings.load.context or _CONTEXT
-            self._long = [index for index in now if self._source.size(index) > context]
-            now.sort(key=lambda index: self._source.size(index) <= context)
+            self._long = [index for index in now if source.size(index) > context]
+            now.sort(key=lambda index: source.size(index) <= context)
             job = Job(
-                self._source,
+                source,
                 journal,
                 LineWriter(fingerprint),
                 settings.options,
                 now,
                 logprobs=self._flags.report.logprobs,
                 schema=settings.schema,
-                fail_fast=run.fail_fast,
             )
-            if self._audit is not None:
-                self._audit.start(journal.manifest, len(job.indices))
+            if (audit := self._flags.report.audit) is not None:
+                append_audit(audit, journal.manifest, "start", {"records": len(job.indices)})
             if job.indices:
                 workers.load(settings.worker_config(fingerprint, self._flags))
             return self._run_job(job, workers, journal, len(left))
 
-    def _workers(self, start: Callable[[], WorkerProcess], stack: contextlib.ExitStack) -> Workers:
+    def _workers(self, stack: contextlib.ExitStack) -> Workers:
         """What answers: a process here, or actors of Ray."""
         run = self._flags.run
         workers: Workers
         if run.ray is None:
-            workers = WorkerSupervisor(start, timeout=run.timeout)
+            workers = WorkerSupervisor(start_worker, timeout=run.timeout)
         else:
             from capt_local.batch.ray import OPEN_PORTS, RayWorkers, cluster
 
             self._display.notes([OPEN_PORTS] if run.ray == "local" else [])
             ray = stack.enter_context(cluster(run.ray, run.ray_actors))
-            workers = RayWorkers(
-                ray,
-                actors=run.ray_actors,
-                timeout=run.timeout,
-                threads=self._settings.load.threads or 1,
-            )
+            threads = self._settings.load.threads or 1
+            workers = RayWorkers(ray, actors=run.ray_actors, timeout=run.timeout, threads=threads)
         stack.callback(workers.kill)
         return workers
 
     def _facts(self, workers: Workers) -> Mapping[str, Any]:
         """What a worker sends before it loads its models."""
         while (facts := workers.hello(_POLL)) is None:
-            self._cancel_if_stopped()
+            if self._signals.requested:
+                raise Cancelled("interrupted")
         return facts
-
-    def _cancel_if_stopped(self) -> None:
-        if self._signals.requested:
-            raise Cancelled("interrupted")
 
     def _fingerprint(self, facts: Mapping[str, Any]) -> Fingerprint:
         logprobs = self._flags.report.logprobs
@@ -434,11 +425,25 @@ class BatchRun:
     ) -> tuple[int, Summary]:
         """Runs the job and reports its end."""
         display = self._display
-        progress = Progress(len(job.indices), before=len(journal.done))
-        complete, failure = False, None
+        progress = RunProgress(len(job.indices), before=len(journal.done))
+        complete, failure = not job.indices, None
+
+        def stop() -> bool:
+            display.tick()
+            return self._signals.requested
+
+        def report(news: News) -> None:
+            if news.ready is not None:
+                display.notes(journal.set_loaded(news.ready["models"]))
+            display.news(news)
+            self._report_too_long(journal)
+
         display.show(progress)
         try:
-            complete = self._work(job, workers, journal, progress)
+            if job.indices:
+                complete = run_job(job, workers, progress, report=report, stop=stop)
+            if complete and job.indices:
+                workers.finish(stop)
         except Exception as error:  # no KeyboardInterrupt: a second Ctrl-C writes nothing more
             failure = error
         finally:
@@ -447,7 +452,7 @@ class BatchRun:
         code = int(ExitCode.FAILED_RECORDS if failed else ExitCode.OK)
         if failure is not None:
             code = int(code_for(failure))
-        elif self._signals.requested and not complete:
+        elif not complete:
             code = self._signals.code or ExitCode.INTERRUPTED
         summary = progress.as_object() | {
             "left": left - progress.done,
@@ -455,39 +460,26 @@ class BatchRun:
             "skipped": len(self._source.skipped),
             "exit_code": code,
         }
-        trouble = self._conclude(journal, summary)
+        trouble: CaptError | None = None
+        try:
+            if (audit := self._flags.report.audit) is not None:
+                counts = {"records": summary["records"], OK: summary["done"], **summary["failed"]}
+                append_audit(audit, journal.manifest, "end", counts, code)
+        except CaptError as error:
+            trouble, summary["exit_code"] = error, int(code_for(error))
+        try:
+            journal.conclude(summary)
+        except DiskFailed as error:
+            trouble = trouble or error
         if failure is not None:
             # That the same disk fails again is no news.
-            again = isinstance(failure, JournalBroken) and isinstance(trouble, JournalBroken)
+            again = isinstance(failure, DiskFailed)
             display.notes([str(trouble)] if trouble and not again else ())
             raise failure
         self._report_end(summary, complete=complete)
         if trouble is not None:
             raise trouble
         return code, summary
-
-    def _work(self, job: Job, workers: Workers, journal: OutputJournal, progress: Progress) -> bool:
-        """Whether all records are done, and the lines in the order that was requested."""
-
-        def stop() -> bool:
-            self._display.tick()
-            return self._signals.requested
-
-        def report(news: News) -> None:
-            if news.ready is not None:
-                self._display.notes(journal.set_loaded(news.ready["models"]))
-            self._display.news(news)
-            self._report_too_long(journal)
-
-        if job.indices:
-            if not Runner(job, workers, progress, report=report, stop=stop).run():
-                return False
-            workers.finish(stop)
-        if self._flags.run.in_order:
-            if self._signals.requested:
-                return False
-            journal.put_in_order(self._source.ids)
-        return True
 
     def _report_too_long(self, journal: OutputJournal) -> None:
         """Lists the records that do not fit into the context, as soon as all are known."""
@@ -510,32 +502,12 @@ class BatchRun:
                 ]
             )
 
-    def _conclude(self, journal: OutputJournal, summary: Summary) -> CaptError | None:
-        """Writes the end into log and manifest; returns what failed of that."""
-        trouble: CaptError | None = None
-        try:
-            if self._audit is not None:
-                self._audit.end(summary)
-        except CaptError as error:
-            trouble = error
-            summary["exit_code"] = int(code_for(error))
-        try:
-            journal.conclude(summary)
-        except CaptError as error:
-            trouble = trouble or error
-        return trouble
-
     def _report_end(self, summary: Summary, *, complete: bool) -> None:
-        display, left = self._display, summary["left"]
-        if (changed := self._source.changed()) is not None:
-            display.notes([changed])
-        display.note(summary_line(summary))
-        if not complete and not left:
-            display.note("stopped before the output was put in order: the same command does it.")
-        if left:
+        self._display.note(summary_line(summary))
+        if left := summary["left"]:
             again = " (without --force-new)" if self._flags.run.force_new else ""
             records = "1 record is" if left == 1 else f"{left} records are"
-            display.note(
+            self._display.note(
                 f"{'' if complete else 'stopped; '}{records} left: the same command{again} goes on "
                 f"with {'it' if left == 1 else 'them'}."
             )
@@ -544,13 +516,13 @@ class BatchRun:
 class ProgressDisplay:
     """Reports a run on standard error; when its reader has gone, the run goes on without it."""
 
-    def __init__(self, screen: Screen, clock: Callable[[], float] = time.monotonic) -> None:
-        self._screen, self._clock = screen, clock
-        self._progress: Progress | None = None
-        self._last = clock()
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._progress: RunProgress | None = None
+        self._last = time.monotonic()
         self._gone = self._noticed = False
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: RunProgress) -> None:
         """Shows from now on how far this is."""
         self._progress = progress
 
@@ -577,34 +549,37 @@ class ProgressDisplay:
                 f"note: The worker process died: {news.died}. It is started again, and the "
                 "records that it had are done again, one at a time."
             )
-        if news.not_loaded is not None:
-            cause, pause = news.not_loaded
-            self.note(
-                f"note: The models could not be loaded again: {cause}. The next attempt is in "
-                f"{readable_time(pause)}; what is finished is safe."
-            )
         if news.ready is not None and not self._noticed:
             self._noticed = True
             self.notes(news.ready["notices"])
         self.tick()
 
     def tick(self) -> None:
-        """Shows how far the run is, if it is time."""
+        """Shows how far the run is, if it is time: "412/1000, 35.2 tokens/s, 12 min left"."""
         progress = self._progress
-        if progress is None or progress.started is None:
+        terminal = self._screen.asides_on_terminal
+        if progress is None or not progress.started:
             return
-        if self._screen.asides_on_terminal:
-            if self._due(_REDRAW):
-                self._write(lambda: self._screen.progress(progress_label(progress), progress.share))
-        elif self._due(_LINE_EVERY):
-            self.note(progress_label(progress))
+        if not self._due(_REDRAW if terminal else _LINE_EVERY):
+            return
+        done, total = progress.done, progress.total
+        parts = [f"{done}/{total}", f"{progress.speed:.1f} tokens/s"]
+        if done:
+            parts.append(f"{readable_time(progress.seconds / done * (total - done))} left")
+        if progress.failed:
+            parts.append(f"{progress.failed} failed")
+        label = ", ".join(parts)
+        if terminal:
+            self._write(lambda: self._screen.progress(label, done / total if total else 1.0))
+        else:
+            self.note(label)
 
     def clear(self) -> None:
         """Removes the progress line."""
         self._write(self._screen.clear_progress)
 
     def _due(self, seconds: float) -> bool:
-        now = self._clock()
+        now = time.monotonic()
         if now - self._last < seconds:
             return False
         self._last = now
@@ -619,16 +594,6 @@ class ProgressDisplay:
             self._gone = True
             with contextlib.suppress(OSError, ValueError):
                 drop_output(asides=True)
-
-
-def progress_label(progress: Progress) -> str:
-    """How far a run is: "412/1000, 35.2 tokens/s, 12 min left, 3 failed"."""
-    parts = [f"{progress.done}/{progress.total}", f"{progress.speed:.1f} tokens/s"]
-    if progress.seconds_left is not None:
-        parts.append(f"{readable_time(progress.seconds_left)} left")
-    if progress.failed:
-        parts.append(f"{progress.failed} failed")
-    return ", ".join(parts)
 
 
 def summary_line(summary: Summary) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from capt_local.batch.run import readable_time
 from capt_local.bundles.verify import file_digest
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import OutputFile, files_of
@@ -42,7 +43,6 @@ from capt_local.evaluate.run import (
     Remaining,
     Result,
     TaskRun,
-    readable_time,
     run,
     shortened,
 )

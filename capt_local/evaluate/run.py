@@ -552,11 +552,3 @@ class Remaining:
             count * (self._seconds[pair] / self._counts[pair] if self._counts[pair] else average)
             for pair, count in self._left.items()
         )
-
-
-def readable_time(seconds: float) -> str:
-    """A time that a person can read: 45 s, 12 min, 3 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -41,24 +41,19 @@ class FakeSource:
 
 
 class FakeJournal:
-    """Keeps lines, and how many came together; raises `error` where one is set."""
+    """Keeps lines."""
 
     def __init__(self) -> None:
         self.lines: list[OutputLine] = []
-        self.together: list[int] = []
-        self.error: Exception | None = None
 
     def append(self, *lines: OutputLine) -> None:
-        if self.error is not None:
-            raise self.error
         self.lines += lines
-        self.together.append(len(lines))
 
     @property
     def answers(self) -> dict[str, str]:
-        """What was said, or the code of the error, by id; fails where an id comes twice."""
-        assert len({line.id for line in self.lines}) == len(self.lines)
-        return {line.id: said(line) for line in self.lines}
+        """What was answered, or the code of the error, by id; fails where an id comes twice."""
+        assert len({line.record.id for line in self.lines}) == len(self.lines)
+        return {line.record.id: said(line) for line in self.lines}
 
 
 def said(line: OutputLine) -> str:

@@ -3,7 +3,8 @@
 A prompt is a row of words that say what becomes of it: `die SIGNAL` ends the process, `once`
 in front of it only the first time (FOLDER remembers), `refuse` and `overflow` fail, `wait SECONDS`
 takes time and says nothing meanwhile, `busy SECONDS` asks whether to stop as the decoder does,
-`break` is an exception with the prompt in its message. Anything else is answered with its own words
+`break` is an exception with the prompt in its message, `interrupt`
+presses Ctrl-C for the run. Anything else is answered with its own words
 backwards, and its seed.
 """
 
@@ -22,7 +23,7 @@ from capt_local.batch import worker
 from capt_local.batch.ipc import WorkerConfig
 from capt_local.decoding.batching import Request, RequestResult
 from capt_local.decoding.step import FinishReason
-from capt_local.errors import ContextOverflow, MemoryShortage, NumericalError
+from capt_local.errors import ContextOverflow, NumericalError
 from tests.report.steps import step
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
@@ -77,6 +78,8 @@ def answered(index: int, ask: Request, cancel: Callable[[], bool]) -> RequestRes
             time.sleep(60)
         case ["exit", code]:
             os._exit(int(code))
+        case ["interrupt"]:
+            os.kill(os.getppid(), signal.SIGINT)
         case ["refuse"]:
             return RequestResult(
                 index, None, (), NumericalError("The target's numbers are not finite.")
@@ -110,20 +113,10 @@ def answered(index: int, ask: Request, cancel: Callable[[], bool]) -> RequestRes
     return RequestResult(index, generation, (last,), None)
 
 
-def open_models(opening: WorkerConfig, progress: worker.Progress) -> Any:
-    """Loads nothing, or fails where FOLDER says so; `fail-again` holds how often, behind once."""
+def open_models(config: WorkerConfig, progress: Callable[[str, float], None]) -> Any:
+    """Loads nothing; prints, as libraries do."""
     progress("target", 1.0)
     print("a library prints on standard output")
-    again = FOLDER / "fail-again"
-    if again.exists():
-        left = again.read_text().split()
-        again.write_text(" ".join(left[1:]))
-        if left and left[0] == "fail":
-            raise MemoryShortage("The models do not fit.")
-    if (FOLDER / "no-memory").exists():
-        raise MemoryShortage("The models do not fit.")
-    if (FOLDER / "killed").exists():
-        os.kill(os.getpid(), signal.SIGKILL)
     return FakeRuntime()
 
 

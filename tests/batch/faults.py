@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import io
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
-from capt_local.batch.journal import Files
+from capt_local import line_file
 
-KINDS = ("open", "write", "fsync", "truncate", "replace", "unlink", "sync_folder")
-
-
-class Quick(Files):
-    """Does not wait for the disk, which takes most of the time of a test."""
-
-    def fsync(self, stream: io.FileIO) -> None:
-        pass
-
-    def sync_folder(self, folder: Path) -> None:
-        pass
+KINDS = ("open", "pwrite", "fsync", "ftruncate", "replace", "unlink")
+FULL, BROKEN = errno.ENOSPC, errno.EIO
 
 
 class Cut(BaseException):
     """The process is gone."""
+
+
+class Quick:
+    """Stands for the module `os`; does not wait for the disk, which takes most of the time."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def fsync(self, handle: int) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[Any]:
+        """While the files of a journal are written by it."""
+        with mock.patch.object(line_file, "os", self):
+            yield self
 
 
 class Faulty(Quick):
@@ -42,6 +52,31 @@ class Faulty(Quick):
         self.count: Counter[str] = Counter()
         self.struck = False
 
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(os, name)
+        if name not in KINDS:
+            return found
+
+        def operation(*arguments: Any) -> Any:
+            if self._strikes(name):
+                if name == "pwrite":
+                    handle, data, offset = arguments
+                    os.pwrite(handle, data[: len(data) // 2], offset)
+                if self.code is None:
+                    self.for_good = True
+                    raise Cut
+                raise OSError(self.code, os.strerror(self.code))
+            return self.done(name, found, arguments)
+
+        return operation
+
+    def fsync(self, handle: int) -> None:
+        self.__getattr__("fsync")(handle)
+
+    def done(self, name: str, operation: Any, arguments: tuple[Any, ...]) -> Any:
+        """What an operation does that does not fail."""
+        return None if name == "fsync" else operation(*arguments)
+
     def _strikes(self, kind: str) -> bool:
         if self.struck and self.for_good:
             return True
@@ -51,48 +86,6 @@ class Faulty(Quick):
         self.struck = self.struck or now
         return now
 
-    def _fail(self) -> None:
-        if self.code is None:
-            self.for_good = True
-            raise Cut
-        raise OSError(self.code, os.strerror(self.code))
-
-    def open(self, path: Path, flags: int) -> io.FileIO:
-        if self._strikes("open"):
-            self._fail()
-        return super().open(path, flags)
-
-    def write(self, stream: io.FileIO, data: memoryview) -> int:
-        if self._strikes("write"):
-            super().write(stream, data[: len(data) // 2])
-            self._fail()
-        return super().write(stream, data)
-
-    def fsync(self, stream: io.FileIO) -> None:
-        if self._strikes("fsync"):
-            self._fail()
-        super().fsync(stream)
-
-    def truncate(self, stream: io.FileIO, size: int) -> None:
-        if self._strikes("truncate"):
-            self._fail()
-        super().truncate(stream, size)
-
-    def replace(self, old: Path, new: Path) -> None:
-        if self._strikes("replace"):
-            self._fail()
-        super().replace(old, new)
-
-    def unlink(self, path: Path) -> None:
-        if self._strikes("unlink"):
-            self._fail()
-        super().unlink(path)
-
-    def sync_folder(self, folder: Path) -> None:
-        if self._strikes("sync_folder"):
-            self._fail()
-        super().sync_folder(folder)
-
 
 class PowerCut(Faulty):
     """Forgets what was not flushed: contents without fsync, names without that of their folder."""
@@ -100,23 +93,18 @@ class PowerCut(Faulty):
     def __init__(self, folder: Path, at: int) -> None:
         super().__init__("any", at, None)
         self._folder = folder
-        self._contents: dict[int, bytes] = {}
-        self._names: dict[str, int] = {}
-        for path in folder.iterdir():
-            self._contents[path.stat().st_ino] = path.read_bytes()
-        self._know()
+        self._contents = {path.stat().st_ino: path.read_bytes() for path in folder.iterdir()}
+        self._names = {path.name: path.stat().st_ino for path in folder.iterdir()}
 
-    def fsync(self, stream: io.FileIO) -> None:
-        super().fsync(stream)
-        status = os.fstat(stream.fileno())
-        self._contents[status.st_ino] = os.pread(stream.fileno(), status.st_size, 0)
-
-    def sync_folder(self, folder: Path) -> None:
-        super().sync_folder(folder)
-        self._know()
-
-    def _know(self) -> None:
-        self._names = {path.name: path.stat().st_ino for path in self._folder.iterdir()}
+    def done(self, name: str, operation: Any, arguments: tuple[Any, ...]) -> Any:
+        if name != "fsync":
+            return operation(*arguments)
+        status = os.fstat(arguments[0])
+        if os.path.samestat(status, self._folder.stat()):
+            self._names = {path.name: path.stat().st_ino for path in self._folder.iterdir()}
+        else:
+            self._contents[status.st_ino] = os.pread(arguments[0], status.st_size, 0)
+        return None
 
     def power_on(self) -> None:
         """What the disk holds after the cut."""
@@ -124,6 +112,3 @@ class PowerCut(Faulty):
             path.unlink()
         for name, inode in self._names.items():
             (self._folder / name).write_bytes(self._contents.get(inode, b""))
-
-
-FULL, BROKEN = errno.ENOSPC, errno.EIO

@@ -1,4 +1,4 @@
-"""A run without models: records, a fake answerer, and the loop that a run is."""
+"""A run without models: records, made-up answers, and the loop that a run is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from capt_local.batch.journal import OutputJournal
-from capt_local.batch.manifest import Fingerprint
 from capt_local.batch.output import ErrorCode, Failure, LineWriter, OutputLine, RecordRef
 from capt_local.decoding.step import FinishReason
 from capt_local.report.json import Answer, answer_object
@@ -18,8 +17,8 @@ from tests.batch.faults import Quick
 NOTE = "canary-7f3a"  # stands for patient text: in answers alone, in no message
 
 
-def fingerprint(**changed: Any) -> Fingerprint:
-    values: dict[str, Any] = {
+def fingerprint(**changed: Any) -> dict[str, Any]:
+    return {
         "versions": {"capt_local": "1", "llama_cpp": "b1"},
         "build": {"platform": "test"},
         "bundle": {"id": "demo", "manifest_sha256": "ab" * 32},
@@ -28,52 +27,43 @@ def fingerprint(**changed: Any) -> Fingerprint:
         "parameters": {"max_tokens": 16, "sample": {"seed": 0, "temperature": 0.0}},
         "prompt": {"template": None, "system": "cd" * 32},
         "computing": {"threads": 1, "parallel": 1},
-    }
-    return Fingerprint(**(values | changed))
+    } | changed
 
 
 def ids(count: int) -> list[str]:
     return [f"note-{number}" for number in range(1, count + 1)]
 
 
-def asked(id: str, seed: int = 0) -> RecordRef:
+def ref(id: str) -> RecordRef:
     number = int(id.rpartition("-")[2])
     sha256 = hashlib.sha256(f"record {id}".encode()).hexdigest()
-    return RecordRef(id, number, sha256, custom_id=id, seed=seed)
+    return RecordRef(id, number, sha256, custom_id=id, seed=0)
 
 
-def line(id: str, of: Fingerprint, now: float = 1.5e9, invalid: str = "") -> OutputLine:
+def line(id: str, of: dict[str, Any], now: float = 1.5e9) -> OutputLine:
     """The answer of a record: its length depends on the id, and each ninth one fails."""
-    origin, number = LineWriter(of), asked(id).number
+    writer, number = LineWriter(of), ref(id).number
     if number % 9 == 0:
-        return origin.failed(asked(id), Failure(ErrorCode.CONTEXT_OVERFLOW, "too long"), now)
+        return writer.failed(ref(id), Failure(ErrorCode.CONTEXT_OVERFLOW, "too long"), now)
     text = f"{NOTE} {id} \u00e4\u2028 " * (1 + number * 7919 % 7)
     answer = Answer((), text.encode(), FinishReason.STOP, "demo", created=int(now))
-    return origin.answered(asked(id), answer_object(answer), now, invalid=invalid)
+    return writer.answered(ref(id), answer_object(answer), now)
 
 
 def run(
-    path: Path,
-    wanted: Iterable[str],
-    of: Fingerprint | None = None,
-    *,
-    in_order: bool = False,
-    **more: Any,
+    path: Path, wanted: Iterable[str], of: dict[str, Any] | None = None, **more: Any
 ) -> OutputJournal:
     """A whole run; returns the closed journal."""
-    of, wanted = of or fingerprint(), list(wanted)
-    more.setdefault("files", Quick())
-    with OutputJournal.open(path, of, **more) as journal:
+    of = of or fingerprint()
+    with Quick().used(), OutputJournal.open(path, of, **more) as journal:
         for id in wanted:
             if id not in journal.done:
                 journal.append(line(id, of))
-        if in_order:
-            journal.put_in_order(wanted)
     return journal
 
 
 def untimed(data: bytes) -> list[str]:
-    """The lines of an output without the three fields that tell times."""
+    """The lines of an output without the fields that depend on times."""
     assert data == b"" or data.endswith(b"\n")
     return [_untimed(each) for each in data.split(b"\n")[:-1]]
 
@@ -83,7 +73,7 @@ def _untimed(each: bytes) -> str:
     if value["response"]:
         value["response"]["body"]["created"] = 0
     value["timings"] = {}
-    value["provenance"]["time"] = ""
+    value["provenance"]["time"] = value["sha256"] = ""
     return json.dumps(value)
 
 

@@ -5,11 +5,8 @@ import json
 import re
 from typing import Any
 
-from capt_local.batch.manifest import Fingerprint, differences, digest_of
-from capt_local.batch.output import (
-    LineWriter,
-    RecordRef,
-)
+from capt_local.batch.manifest import differences, digest_of, fingerprint_of
+from capt_local.batch.output import LineWriter, RecordRef, is_sealed
 from capt_local.bundles.store import find
 from capt_local.decoding.options import GenerateOptions, SampleOptions, Structure
 from capt_local.report.json import answer_object
@@ -24,7 +21,7 @@ ANSWER = an_answer([(b"No", b"Yes", 1.5), (b" fever\xe2\x80\xa8.", None, 0.25)])
 
 def read(line: Any) -> dict[str, Any]:
     data = line.encode()
-    assert b"\n" not in data and data.isascii()
+    assert b"\n" not in data and data.isascii() and is_sealed(data)
     value: dict[str, Any] = json.loads(data)
     return value
 
@@ -32,7 +29,7 @@ def read(line: Any) -> dict[str, Any]:
 def test_a_line_has_the_shape_of_openais_batches() -> None:
     value = read(LineWriter(OF).answered(ASKED, answer_object(ANSWER), NOW))
     assert list(value) == [
-        "id", "custom_id", "response", "error", "capt", "timings", "provenance"
+        "id", "custom_id", "response", "error", "capt", "timings", "provenance", "sha256"
     ]  # fmt: skip
     assert value["id"] == value["custom_id"] == "a-1" and value["error"] is None
     response, body = value["response"], value["response"]["body"]
@@ -59,7 +56,7 @@ def test_the_provenance_of_a_line() -> None:
     assert provenance == {
         "time": "2027-01-15T08:00:00Z",
         "status": "ok",
-        "run": OF.digest,
+        "run": digest_of(OF),
         "versions": {"capt_local": "1", "llama_cpp": "b1"},
         "bundle": {"id": "demo", "manifest_sha256": "ab" * 32},
         "models": {role: role.encode().hex() for role in ("target", "expert", "base")},
@@ -74,8 +71,8 @@ def test_the_provenance_of_a_line() -> None:
     }
 
 
-def demo(options: GenerateOptions) -> Fingerprint:
-    return Fingerprint.of(
+def demo(options: GenerateOptions) -> dict[str, Any]:
+    return fingerprint_of(
         find("demo"),
         options,
         versions={"capt_local": "1"},
@@ -87,17 +84,16 @@ def demo(options: GenerateOptions) -> Fingerprint:
 
 def test_a_fingerprint_is_of_everything_that_decides_an_answer() -> None:
     first = demo(GenerateOptions())
-    held = first.as_object()
-    assert set(held["models"]) == {"target", "expert", "base"} and held["bundle"]["id"] == "demo"
-    assert re.fullmatch("[0-9a-f]{64}", held["bundle"]["manifest_sha256"])
+    assert set(first["models"]) == {"target", "expert", "base"} and first["bundle"]["id"] == "demo"
+    assert re.fullmatch("[0-9a-f]{64}", first["bundle"]["manifest_sha256"])
     for changed, names in [
-        (GenerateOptions(max_tokens=9), ["parameters.max_tokens (512, now 9)"]),
-        (GenerateOptions(sample=SampleOptions(seed=3)), ["parameters.sample.seed (0, now 3)"]),
-        (GenerateOptions(stop=(NOTE,)), ["parameters.stop"]),
-        (GenerateOptions(structure=Structure(NOTE)), ["parameters.structure"]),
+        (GenerateOptions(max_tokens=9), "parameters.max_tokens (512, now 9)"),
+        (GenerateOptions(sample=SampleOptions(seed=3)), "parameters.sample.seed (0, now 3)"),
+        (GenerateOptions(stop=(NOTE,)), "parameters.stop"),
+        (GenerateOptions(structure=Structure(NOTE)), "parameters.structure"),
     ]:
         other = demo(changed)
-        assert differences(held, other.as_object()) == names
-        assert other.digest != first.digest
-        assert NOTE not in json.dumps(other.as_object())
-    assert demo(GenerateOptions()).digest == first.digest
+        assert differences(first, other) == names
+        assert digest_of(other) != digest_of(first)
+        assert NOTE not in json.dumps(other)
+    assert demo(GenerateOptions()) == first

@@ -12,17 +12,21 @@ from typing import Any
 
 import pytest
 
-from capt_local.batch.manifest import Fingerprint
 from capt_local.batch.output import LineWriter
 from capt_local.batch.records import record_seed
-from capt_local.batch.run import Job, Progress, Runner, records_left
+from capt_local.batch.run import Job, RunProgress, run_job
 from capt_local.batch.supervisor import News, WorkerProcess, WorkerSupervisor
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import WorkerFailed
 from tests.batch.fake_input import FakeJournal, FakeSource, config, start_worker
 
 CANARY = "zyzzyva-canary"
-MARK = Fingerprint({}, {}, {"id": "fake"}, {"target": {"sha256": None}}, "capt", {})
+MARK = {
+    "versions": {},
+    "bundle": {"id": "fake"},
+    "models": {"target": {"sha256": None}},
+    "method": "capt",
+}
 
 
 class Bench:
@@ -39,7 +43,7 @@ class Bench:
         self.journal = FakeJournal()
         self.news: list[News] = []
         self.workers: list[WorkerProcess] = []
-        self.progress = Progress(0)
+        self.progress = RunProgress(0)
 
     def start(self) -> WorkerProcess:
         self.workers.append(start_worker(self.folder))
@@ -53,23 +57,19 @@ class Bench:
         stop: Callable[[], bool] = lambda: False,
         changed: tuple[str, ...] = (),
         slow: tuple[str, ...] = (),
-        fail_fast: bool = False,
         timeout: float = math.inf,
     ) -> bool:
         source: Any = FakeSource(prompts, changed, slow)
         journal: Any = self.journal
-        indices = records_left(source.ids, {})
-        job = Job(
-            source, journal, LineWriter(MARK), GenerateOptions(), indices, fail_fast=fail_fast
-        )
-        self.progress = Progress(len(indices))
-        workers = WorkerSupervisor(self.start, timeout=timeout, pauses=(0.05, 0.05))
+        indices = range(len(source.ids))
+        job = Job(source, journal, LineWriter(MARK), GenerateOptions(), indices)
+        self.progress = RunProgress(len(indices))
+        workers = WorkerSupervisor(self.start, timeout=timeout)
         try:
             while workers.hello(0.1) is None:
                 assert not stop()
             workers.load(config(parallel))
-            runner = Runner(job, workers, self.progress, report=self.news.append, stop=stop)
-            whole = runner.run()
+            whole = run_job(job, workers, self.progress, report=self.news.append, stop=stop)
             if whole:
                 workers.finish(lambda: False)
             return whole
@@ -79,10 +79,6 @@ class Bench:
     @property
     def deaths(self) -> list[str]:
         return [news.died for news in self.news if news.died]
-
-    @property
-    def reloads(self) -> list[str]:
-        return [news.not_loaded[0] for news in self.news if news.not_loaded]
 
 
 @pytest.fixture
@@ -121,7 +117,7 @@ def test_a_record_that_kills_three_workers_is_given_up(bench: Bench, parallel: i
     assert found.pop("b") == "worker_died"
     assert found == {id: answer(id, prompts[id]) for id in found}
     assert set(found) == {"a", "c", "d", "e"}
-    (failed,) = [line for line in bench.journal.lines if line.id == "b"]
+    (failed,) = [line for line in bench.journal.lines if line.record.id == "b"]
     assert failed.error is not None
     assert "3 times" in failed.error["message"]
     assert "SIGABRT" in failed.error["message"]
@@ -158,7 +154,7 @@ def test_a_failed_record_is_a_line_and_the_others_go_on(bench: Bench) -> None:
     found = bench.journal.answers
     assert found.pop("b") == answer("b", "one")
     assert found == {"a": "numerical_error", "c": "context_overflow", "d": "input_changed"}
-    messages = {line.id: line.error["message"] for line in bench.journal.lines if line.error}
+    messages = {line.record.id: line.error["message"] for line in bench.journal.lines if line.error}
     assert "target 2000" in messages["c"]
 
 
@@ -169,7 +165,7 @@ def test_a_worker_that_hangs_is_ended_and_its_record_fails(bench: Bench) -> None
     found = bench.journal.answers
     assert found.pop("b") == "timed_out"
     assert found == {id: answer(id, prompts[id]) for id in found} and set(found) == {"a", "c", "d"}
-    (failed,) = [line for line in bench.journal.lines if line.id == "b"]
+    (failed,) = [line for line in bench.journal.lines if line.record.id == "b"]
     assert failed.error is not None and "alone, it reported no progress" in failed.error["message"]
     # Once in company, to find out which record it is, and once alone.
     assert len(bench.workers) == 3 and time.monotonic() - began < 60

@@ -36,7 +36,7 @@ def test_rows_are_records(tmp_path: Path) -> None:
         "\u2028five|6",
     ]
     assert [record.number for record in found] == [2, 6]
-    assert source.ids == ("a", "b") and source.format is InputFormat.CSV
+    assert source.ids == ["a", "b"] and source.format is InputFormat.CSV
 
 
 @pytest.mark.parametrize(

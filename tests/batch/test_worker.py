@@ -32,9 +32,9 @@ def test_messages_come_whole_or_not_at_all() -> None:
     assert ipc.receive(io.BytesIO(b"\xff\xff\xff\xff")) is None
 
 
-def events(worker: WorkerProcess, seconds: float = 60.0) -> list[ipc.Message | Death]:
+def events(worker: WorkerProcess, seconds: float = 60.0) -> list[ipc.WireMessage | Death]:
     """All that it says until it has ended."""
-    found: list[ipc.Message | Death] = []
+    found: list[ipc.WireMessage | Death] = []
     until = time.monotonic() + seconds
     while not (found and isinstance(found[-1], Death)):
         assert time.monotonic() < until

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from capt_local import GenerateOptions, LoadOptions
-from capt_local.batch.manifest import Fingerprint
+from capt_local.batch.manifest import fingerprint_of
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import AdapterFile, Bundle
 from capt_local.cli.eval import fingerprint
@@ -61,10 +61,8 @@ def test_what_decides_a_result_holds_the_adapter_and_its_scale(folder: Path) -> 
 
     def marks(scale: float | None) -> tuple[str, str]:
         found = bundle(scale)
-        run = Fingerprint.of(
-            found, GenerateOptions(), versions={}, build={}, prompt={}, computing={}
-        )
-        return run.digest, json.dumps(fingerprint({}, found, LoadOptions(), "2026-01-01"))
+        run = fingerprint_of(found, GenerateOptions(), versions={}, build={})
+        return json.dumps(run), json.dumps(fingerprint({}, found, LoadOptions(), "2026-01-01"))
 
     before = [marks(scale) for scale in (None, 1.0, 0.5)]
     assert before == [marks(scale) for scale in (None, 1.0, 0.5)]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from capt_local.batch.journal import read_manifest
 from capt_local.cli import batch_run
+from capt_local.line_file import LineFile
 from tests.batch.fake_input import start_worker
 from tests.cli.conftest import Result, Run
 
@@ -51,16 +51,6 @@ class Place:
         lines = [json.loads(line) for line in self.output.read_bytes().splitlines()]
         return {line["id"]: line["error"]["code"] if line["error"] else "ok" for line in lines}
 
-    def last(self) -> dict[str, Any]:
-        manifest = read_manifest(self.output)
-        assert manifest is not None
-        return dict(manifest.last)
-
-    def events(self) -> list[tuple[str, Any]]:
-        lines = Path(self.path("log")).read_bytes().splitlines()
-        entries = [json.loads(line) for line in lines]
-        return [(entry["event"], entry["exit_code"]) for entry in entries]
-
 
 @pytest.fixture
 def place(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Place:
@@ -88,7 +78,7 @@ def test_a_run_that_goes_on_elsewhere_says_so(place: Place) -> None:
     assert place.batch("--limit", "1").code == 0
     manifest = place.folder / "out.jsonl.run.json"
     held = json.loads(manifest.read_bytes())
-    (entry,) = held["provenance"]
+    (entry,) = held["starts"]
     assert (entry["devices"], entry["loaded"]) == (["CPU: a fake one"], {})
     assert entry["bundle"]["signer"] is None
     entry["devices"] = ["GPU0: another one"]
@@ -96,14 +86,15 @@ def test_a_run_that_goes_on_elsewhere_says_so(place: Place) -> None:
     result = place.batch()
     assert result.code == 0 and result.err.count("computes on other devices") == 1
     assert place.codes() == {"a": "ok", "b": "ok"}
-    entries = json.loads(manifest.read_bytes())["provenance"]
+    entries = json.loads(manifest.read_bytes())["starts"]
     assert [entry["devices"] for entry in entries] == [["GPU0: another one"], ["CPU: a fake one"]]
     assert [entry["loaded"] for entry in entries] == [{}, {}]
+    assert [entry["summary"]["done"] for entry in entries] == [1, 1]
 
 
 def test_a_check_tells_and_writes_nothing(place: Place) -> None:
     before = place.all()
-    result = place.batch("--check", "--audit", place.path("log"))
+    result = place.batch("--check")
     assert result.code == 0 and place.all() == before
     assert "2 records in the input; 0 are done, 2 to be done" in result.err
     assert place.batch("--limit", "1").code == 0
@@ -127,14 +118,23 @@ def test_a_check_tells_and_writes_nothing(place: Place) -> None:
 
 def test_a_check_sees_a_run_that_goes_on(place: Place) -> None:
     assert place.batch().code == 0
-    manifest = read_manifest(place.output)
-    assert manifest is not None
-    from capt_local.batch.journal import Lock
-
-    lock = Lock(place.output)
-    assert "is being written by another run" in place.batch("--check").err
-    lock.release()
+    with contextlib.closing(LineFile(place.output, "The output")):
+        assert "is being written by another run" in place.batch("--check").err
     assert place.batch("--check").code == 0
+
+
+def test_the_summary_of_an_interrupted_run_replaces_no_earlier_one(place: Place) -> None:
+    summary = Path(place.path("summary.json"))
+    assert place.batch("--summary", str(summary), "--limit", "1").code == 0
+    before = summary.read_bytes()
+    place.write(a="one", b="two", c="interrupt", d="wait 60")
+    result = place.batch("--summary", str(summary))
+    assert result.code == 130 and " left: the same command goes on" in result.err
+    assert summary.read_bytes() == before and "The summary (--summary) exists" in result.err
+    summary.unlink()
+    place.write(a="one", b="two", e="interrupt", f="wait 60")
+    assert place.batch("--summary", str(summary)).code == 130
+    assert json.loads(summary.read_bytes())["left"] > 0  # there was none to replace
 
 
 def test_a_record_that_hangs_fails_and_the_others_go_on(place: Place) -> None:
@@ -146,29 +146,23 @@ def test_a_record_that_hangs_fails_and_the_others_go_on(place: Place) -> None:
 
 def test_the_audit_log_has_start_and_end_of_each_run_and_no_text(place: Place) -> None:
     place.write(a=CANARY, b="refuse")
-    assert place.batch("--audit", place.path("log"), "--limit", "1").code == 0
-    with Path(place.path("log")).open("ab") as log:
-        log.write(b'{"event": "torn')  # a machine that lost power
-    assert place.batch("--audit", place.path("log")).code == 6
-    lines = Path(place.path("log")).read_bytes().splitlines()
+    log = Path(place.path("log"))
+    assert place.batch("--audit", str(log), "--limit", "1").code == 0
+    with log.open("ab") as stream:
+        stream.write(b'{"event": "torn')  # a machine that lost power
+    assert place.batch("--audit", str(log)).code == 6
+    lines = log.read_bytes().splitlines()
     assert len(lines) == 5 and b"torn" in lines[2] and CANARY.encode() not in b"".join(lines)
     entries = [json.loads(line) for line in (*lines[:2], *lines[3:])]
-    assert [entry["event"] for entry in entries] == ["start", "end"] * 2
     assert len({entry["run"] for entry in entries}) == 1
-    assert [entry["counts"] for entry in entries] == [
-        {"records": 1}, {"records": 1, "ok": 1}, {"records": 1},
-        {"records": 1, "ok": 0, "numerical_error": 1},
+    assert [(entry["event"], entry["counts"], entry["exit_code"]) for entry in entries] == [
+        ("start", {"records": 1}, None), ("end", {"records": 1, "ok": 1}, 0),
+        ("start", {"records": 1}, None), ("end", {"records": 1, "ok": 0, "numerical_error": 1}, 6),
     ]  # fmt: skip
-    assert [entry["exit_code"] for entry in entries] == [None, 0, None, 6]
-    assert Path(place.path("log")).stat().st_mode & 0o777 == 0o600
-
-
-def test_a_log_that_cannot_be_written_is_refused_before_anything_starts(place: Place) -> None:
+    assert log.stat().st_mode & 0o777 == 0o600
     Path(place.path("link")).symlink_to("/dev/null")
-    for path in (place.path("none/log"), place.path("link"), str(place.folder)):
-        result = place.batch("--audit", path)
-        assert result.code == 2 and "--audit" in result.err
-    assert not place.output.exists()
+    for path in (place.path("none/log"), place.path("link"), place.path("in.jsonl")):
+        assert "--audit" in place.batch("--audit", path).err
 
 
 @pytest.mark.parametrize("flag", ["--summary", "--audit"])

@@ -97,7 +97,9 @@ def place() -> Path:
 
 def _records(data: bytes, form: InputFormat) -> bool:
     try:
-        source = check_input(Path("-"), form, stdin=io.BytesIO(data))
+        path = place() / "input"
+        path.write_bytes(data)
+        source = check_input(path, form)
     except UsageError:
         return False
     assert [source.record(at).id for at in range(len(source.ids))] == list(source.ids)
