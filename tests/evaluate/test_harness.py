@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from capt_local.batch.run import readable_time
 from capt_local.decoding.options import GenerateOptions, Method, SampleOptions
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import (
@@ -25,7 +26,6 @@ from capt_local.evaluate.run import (
     Remaining,
     Result,
     TaskRun,
-    readable_time,
     run,
     shortened,
 )
