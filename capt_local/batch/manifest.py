@@ -74,13 +74,13 @@ def model_identity(file: ModelFile) -> dict[str, str | None]:
         ModelError: a file cannot be read.
     """
     found = {
-        "sha256": file.sha256 or file_digest(file.path, file.size),
+        "sha256": file.sha256 or file_digest(file.path),
         "style": str(file.style),
         "template": file.template,
         "template_sha256": file.template_sha256,
     }
     if adapter := file.adapter:
-        found["adapter_sha256"] = adapter.sha256 or file_digest(adapter.path, adapter.size)
+        found["adapter_sha256"] = adapter.sha256 or file_digest(adapter.path)
         found["adapter_scale"] = repr(adapter.scale)
     return found
 
