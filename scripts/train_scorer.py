@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 SAMPLES = 8
 TEMPERATURE = 1.0
 FREE_TOKENS = 16
-LENGTH = 384
+LENGTH = 256
 """Tokens of a question and an answer at most."""
 CLS, SEP = 101, 102
 BATCH = 16
@@ -306,9 +306,9 @@ def train(paths: Sequence[Path], encoder: Path, work: Path, epochs: int, lr: flo
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         recent.append(loss.item())
-        if step % 50 == 0:
+        if step % 25 == 0:
             print(
-                f"step {step} of {len(plan)} loss {np.mean(recent[-50:]):.4f} "
+                f"step {step} of {len(plan)} loss {np.mean(recent[-25:]):.4f} "
                 f"{time.monotonic() - started:.0f} s",
                 flush=True,
             )

@@ -1,0 +1,124 @@
+r"""Best of 8 by a scorer, by majority and by likelihood: accuracy with paired intervals.
+
+    python -m scripts.measure_best_of draw OUT.jsonl NAME TASK.jsonl ... [--bundle demo] \
+        [--method capt] [--adapter ROLE:PATH[=SCALE] ...] [--limit N]
+    python -m scripts.measure_best_of table OUT.jsonl --scorer FOLDER
+
+`draw` adds eight answers to each question of classification tasks, made by a system that is called
+NAME. An answer is one of the choices, drawn by its likelihood at temperature 1 (the prompt and the
+choices are read once). `table` ranks them and compares the figures of all systems. Runs can be
+stopped and continued. Needs the extra "eval".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import zlib
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
+from capt_local.evaluate.intervals import interval
+from capt_local.evaluate.styles import read_style
+from capt_local.evaluate.tasks import read_task
+from capt_local.rerank.candidates import draw_choices, shares
+from capt_local.rerank.scorer import Scorer, ScorerFiles
+
+N = 8
+
+
+def draw(out: Path, name: str, tasks: list[Path], given: argparse.Namespace) -> None:
+    """Adds a line for each question."""
+    done = {(r["system"], r["task"], r["id"]) for r in lines(out)}
+    options = GenerateOptions(method=Method(given.method), combine=CombineOptions(alphas=(0.5,)))
+    style = read_style("zero-shot")
+    load = LoadOptions(threads=1, context=2048)
+    roles = options.method.roles
+    with (
+        Runtime.open(given.bundle, load=load, roles=roles, check=False) as runtime,
+        out.open("a", encoding="utf-8") as file,
+    ):
+        for place in tasks:
+            task = read_task(place, limit=given.limit)
+            for item in task.items:
+                if (name, task.name, item.id) in done:
+                    continue
+                started = time.perf_counter()
+                runtime.forget()
+                chosen = runtime.choose(style.messages(item, task), item.choices, options)
+                drawn = draw_choices(chosen.logps, N, 1.0, zlib.crc32(item.id.encode()))
+                line = {
+                    "system": name,
+                    "task": task.name,
+                    "id": item.id,
+                    "question": f"{item.instruction}\n\n{item.input}",
+                    "reference": item.reference,
+                    "answers": [item.choices[n] for n in drawn],
+                    "mean_logps": [chosen.logps[n] / chosen.scores[n].tokens for n in drawn],
+                    "likeliest": item.choices[chosen.index],
+                    "seconds": time.perf_counter() - started,
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.flush()
+
+
+def table(out: Path, scorer: Scorer) -> None:
+    """Prints the accuracy of each way to choose, and what the scorer gains over it."""
+    rows: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
+    for line in lines(out):
+        answers = line["answers"]
+        right = np.array([answer == line["reference"] for answer in answers], float)
+        scores = scorer.scores(line["question"], answers)
+        rows[line["task"], line["system"]].append(
+            {
+                "scorer": right[np.argmax(scores)],
+                "first": right[0],
+                "mean of 8": right.mean(),
+                "majority": right[np.argmax(shares(answers))],
+                "mean logprob": right[np.argmax(line["mean_logps"])],
+                "likeliest": float(line["likeliest"] == line["reference"]),
+                "oracle": right.max(),
+                "seconds": line["seconds"],
+            }
+        )
+    for (task, system), found in sorted(rows.items()):
+        print(f"\n{task}, {system}: {len(found)} questions")
+        values = {name: np.array([row[name] for row in found]) for name in found[0]}
+        for name, column in values.items():
+            gain = values["scorer"] - column
+            shown = ""
+            if name not in ("scorer", "seconds"):
+                here = interval(lambda drawn, gain=gain: gain[drawn].mean(axis=-1), len(found))
+                shown = f"  scorer {here.estimate:+.3f} [{here.low:+.3f}, {here.high:+.3f}]"
+            print(f"  {name:13} {column.mean():.3f}{shown}")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, none where there is no file."""
+    return [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    part = verbs.add_parser("draw")
+    part.add_argument("out", type=Path)
+    part.add_argument("name")
+    part.add_argument("tasks", type=Path, nargs="+")
+    part.add_argument("--bundle", default="demo")
+    part.add_argument("--method", default="capt", choices=list(Method))
+    part.add_argument("--limit", type=int)
+    part = verbs.add_parser("table")
+    part.add_argument("out", type=Path)
+    part.add_argument("--scorer", type=Path, required=True)
+    asked = parser.parse_args()
+    if asked.verb == "draw":
+        draw(asked.out, asked.name, asked.tasks, asked)
+    else:
+        with Scorer(ScorerFiles.at(asked.scorer)) as opened:
+            table(asked.out, opened)
