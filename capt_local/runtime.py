@@ -195,7 +195,8 @@ class Runtime:
                 interrupted.
             arguments: single options by their names, which win over `options`: temperature, top_k,
                 top_p, min_p, repeat_penalty, repeat_window, seed, max_tokens, stop, alpha, weights,
-                plausibility, method, speed, top, structure, expert_in_thoughts.
+                plausibility, method, speed, top, structure, expert_in_thoughts,
+                adapter_scales ({"expert": [1.0, 0.5]}).
 
         An answer before this one that has not ended does not go on: reading it raises UsageError.
 
@@ -418,6 +419,8 @@ class Runtime:
         read_site().limits.check_weights((*combine.alphas, *combine.powers))
         self._supersede_current()
         ensemble = self._builder.build(options, scoring=scoring)
+        for each in ensemble.models:
+            each.set_adapter_scales(options.scales_of(each.role))
         ensemble.configure(options.combine)
         for model in self.models.values():
             model.should_stop = cancel

@@ -78,6 +78,7 @@ class FakeModel:
         self.can_rewind = can_rewind
         self.batch_floor = 0
         self.size = 1
+        self.adapter_scales: tuple[float, ...] = ()
         self.tokens: list[int] = []
         self.extended = 0
         self._seed = seed
@@ -119,6 +120,9 @@ class FakeModel:
             return False
         del self.tokens[length:]
         return True
+
+    def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
+        assert not scales
 
     def step(self, tokens: Sequence[int], rows: int = 1) -> np.ndarray:
         return self.extend(tokens, rows)

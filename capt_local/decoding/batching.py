@@ -217,6 +217,18 @@ class Slot:
         """Whether the memory can forget a part."""
         return self._slot.can_rewind
 
+    @property
+    def adapter_scales(self) -> tuple[float, ...]:
+        """See `Model.adapter_scales`."""
+        return self._slot.adapter_scales
+
+    def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
+        """See `Model.set_adapter_scales`."""
+        before = self.adapter_scales
+        self._slot.set_adapter_scales(scales)
+        if self.adapter_scales != before:
+            self._beginning = ()
+
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
         """See `Model.tokenize`."""
         return self._slot.tokenize(text, special=special)
@@ -432,6 +444,11 @@ class BatchScheduler:
         self._slots = {
             role: Slot.row(role, model, self._turns, slots) for role, model in models.items()
         }
+        self._scales: dict[str, tuple[float, ...]] = {}
+        for role, row in self._slots.items():
+            for slot in row:
+                slot.set_adapter_scales(None)  # an earlier run may have left others
+            self._scales[role] = row[0].adapter_scales
         self._builder = builder
         self._prompt_of = prompt_of
         self._cancel = cancel or (lambda: False)
@@ -498,10 +515,12 @@ class BatchScheduler:
         }
         memory = None
         if self._kept:
-            place = self._best_place(prompts)
+            place = self._best_place(prompts, options)
             memory = self._memories[place]
             builder = self._builder.with_caches(self._kept[place])
             ensemble = builder.build(stepwise)
+        for each in ensemble.models:
+            each.set_adapter_scales(options.scales_of(each.role))
         self._watch(place, cancel)
         notices = builder.notices(options.method)
         generation = Generation(ensemble, prompts, stepwise, cancel, memory, notices)
@@ -513,7 +532,7 @@ class BatchScheduler:
     def _new_caches(self, place: int) -> dict[str, LogitsCache]:
         return {role: LogitsCache(role, slots[place]) for role, slots in self._slots.items()}
 
-    def _best_place(self, prompts: Mapping[str, Prompt]) -> int:
+    def _best_place(self, prompts: Mapping[str, Prompt], options: GenerateOptions) -> int:
         """Moves the request to where most of its prompt has been read; takes over what others have.
 
         Where nobody has read any, that is the place whose text is the oldest.
@@ -522,12 +541,19 @@ class BatchScheduler:
 
         def shared(place: int) -> int:
             caches = self._kept[place]
-            return sum(common_length(caches[role].tokens, own) for role, own in tokens.items())
+            return sum(
+                common_length(caches[role].tokens, own)
+                for role, own in tokens.items()
+                if caches[role].model.adapter_scales
+                == (options.scales_of(role) or self._scales[role])
+            )
 
         def best(free: Sequence[int]) -> int:
             return max(free, key=lambda place: (shared(place), -self._oldest.index(place)))
 
         place = self._turns.move(best)
+        for role in tokens:
+            self._kept[place][role].set_adapter_scales(options.scales_of(role))
         self._oldest.remove(place)
         self._oldest.append(place)
         source = max(range(len(self._kept)), key=shared)

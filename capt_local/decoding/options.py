@@ -299,6 +299,8 @@ class GenerateOptions:
             its answer, and have a say in them.
         speed: how its steps are computed.
         repetition_stop: whether an answer that repeats itself without end is ended.
+        adapter_scales: roles with the scale of each of their LoRA adapters; a role that is not
+            among them has the scales that it was loaded with.
     """
 
     method: Method = Method.CAPT
@@ -312,6 +314,7 @@ class GenerateOptions:
     expert_in_thoughts: bool = False
     speed: Speed = Speed.AUTO
     repetition_stop: bool = True
+    adapter_scales: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses values without a meaning."""
@@ -321,6 +324,12 @@ class GenerateOptions:
             raise UsageError("A stop string is empty.")
         if self.stop and self.structure is not None:
             raise UsageError("A stop string would cut a structured answer; give one of the two.")
+        if not all(abs(one) <= _LARGEST for _, scales in self.adapter_scales for one in scales):
+            raise UsageError("The scale of an adapter is a number from -8 to 8.")  # nor NaN
+
+    def scales_of(self, role: str) -> tuple[float, ...] | None:
+        """The scales of the adapters of a role; None: those that it was loaded with."""
+        return dict(self.adapter_scales).get(role)
 
 
 _SAMPLE = {"temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_window", "seed"}
@@ -373,6 +382,13 @@ def with_arguments(
             if value not in list(kind):
                 raise UsageError(f"{name} has to be one of {', '.join(kind)}.")
             own[name] = kind(value)
+        elif name == "adapter_scales":
+            if not isinstance(value, Mapping):
+                raise _wrong(name, "a mapping from roles to numbers", value)
+            own[name] = tuple(
+                (str(role), _numbers(name, one if isinstance(one, Sequence) else (one,)))
+                for role, one in value.items()
+            )
         elif name == "structure":
             if value is not None and not isinstance(value, Structure):
                 raise _wrong(name, "a Structure or None", value)

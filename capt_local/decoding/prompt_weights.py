@@ -103,7 +103,8 @@ class Memory:
         What is added to the dictionary is remembered for the next prompt.
         """
         alignments = tuple(id(each.alignment) for each in ensemble.proxies)
-        setting = (alignments, ensemble.options.plausibility, ensemble.exponents)
+        scales = tuple(each.model.adapter_scales for each in ensemble.models)
+        setting = (alignments, ensemble.options.plausibility, ensemble.exponents, scales)
         texts = [ensemble.tokens, *(each.tokens for each in ensemble.proxies)]
         if setting != self._setting:
             self._known = {}

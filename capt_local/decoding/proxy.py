@@ -129,6 +129,22 @@ class Model(Protocol):
         """
         ...
 
+    @property
+    def adapter_scales(self) -> tuple[float, ...]:
+        """Weights of the LoRA adapters on the model, in their order; empty without adapters."""
+        ...
+
+    def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
+        """Gives the adapters other weights; where they change, the whole sequence is dropped.
+
+        Args:
+            scales: one for each adapter; None: those that the model was loaded with.
+
+        Raises:
+            UsageError: there are not as many as adapters.
+        """
+        ...
+
     def constraint(self, grammar: str, lead: bytes) -> Constraint:
         """What a grammar (GBNF) allows in an answer, by this model's tokens.
 
@@ -212,6 +228,13 @@ class LogitsCache:
         self.rewind(0)
         self._rows.clear()
         self._path = []
+
+    def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
+        """See `Model.set_adapter_scales`; what was read with other weights is forgotten."""
+        before = self.model.adapter_scales
+        self.model.set_adapter_scales(scales)
+        if self.model.adapter_scales != before:
+            self.clear()
 
     def tell(self, notice: str) -> None:
         """Adds a notice, once."""

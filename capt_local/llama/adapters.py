@@ -63,27 +63,23 @@ def load_adapter(
 
 def put_adapters(
     library: Library, loaded: Sequence[LoadedAdapter], scales: Sequence[float], context: int
-) -> tuple[str, ...]:
+) -> None:
     """Puts adapters on a context; other contexts on the same weights do not see them.
 
     Args:
         library: llama.cpp.
-        loaded: the adapters.
+        loaded: the adapters, all that the context has.
         scales: the weight of each.
         context: llama.cpp's own.
-
-    Returns:
-        What the user should know about them.
     """
     if not loaded:
-        return ()
+        return
     address, count = ctypes.c_void_p, len(loaded)
     put = library.function(
         "llama_set_adapters_lora", ctypes.c_int32, address, address, ctypes.c_size_t, address
     )
     factors = (ctypes.c_float * count)(*scales)
     put(context, (address * count)(*(one.address for one in loaded)), count, factors)
-    return tuple(note for one in loaded for note in one.notes)
 
 
 def check_adapter(

@@ -24,7 +24,7 @@ from capt_local.llama.library import DeferredInterrupts, library
 from capt_local.llama.memory import MemoryEstimate, available_memory, estimate
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.on_weights import OnWeights
-from capt_local.llama.options import LoadOptions
+from capt_local.llama.options import LoadOptions, scales_of
 from capt_local.llama.parameters import can_rewind, cells_of_lane
 from capt_local.llama.weights import Weights
 
@@ -119,14 +119,16 @@ class Lanes:
             where the memory cannot forget a part. The others are not concerned.
         """
         done: dict[int, Rows | CaptError] = {}
-        together = []
+        # Adapters belong to the context: lanes with other scales go by themselves.
+        groups: dict[tuple[float, ...], list[Part]] = {}
         for part in (wanted := [Part(*part) for part in parts]):
             if error := self._overflow(part):
                 done[part.lane.number] = error
             else:
-                together.append(part)
-        for part, result in zip(together, self._attempt(together, self._passes), strict=True):
-            done[part.lane.number] = result
+                groups.setdefault(part.lane.adapter_scales, []).append(part)
+        for together in groups.values():
+            for part, result in zip(together, self._attempt(together, self._passes), strict=True):
+                done[part.lane.number] = result
         return [done[part.lane.number] for part in wanted]
 
     def extend(self, lane: Lane, tokens: Sequence[int], rows: int) -> Rows:
@@ -145,6 +147,7 @@ class Lanes:
         if scratch is None:
             raise ValueError("a memory that can be rewound is not copied")
         found = np.empty((rows, len(self.weights.vocabulary)), np.float32)
+        self._context.scale_adapters(lane.adapter_scales)
         self._context.copy_sequence(scratch, source=lane.number)
         try:
             for at, token in enumerate(tokens):
@@ -170,6 +173,8 @@ class Lanes:
             False where the memory cannot do that: nothing has changed.
         """
         if not self.can_rewind or source is target or not 0 < length <= source.position:
+            return False
+        if source.adapter_scales != target.adapter_scales:
             return False
         self._context.copy_sequence(target.number, source=source.number)
         target.position = source.position
@@ -200,6 +205,7 @@ class Lanes:
         if not parts:
             return []
         starts = [part.lane.position for part in parts]
+        self._context.scale_adapters(parts[0].lane.adapter_scales)
         for part in parts:
             part.lane.make_room(part.rows)
         try:
@@ -349,6 +355,7 @@ class Lane(OnWeights):
         number: of the lane.
         position: tokens in its KV cache now.
         rows: what the last part gave; the lane's own, so that no other lane overwrites them.
+        adapter_scales: see `decoding.proxy.Model`.
     """
 
     def __init__(self, owner: Lanes, number: int) -> None:
@@ -359,6 +366,14 @@ class Lane(OnWeights):
         self.position = 0
         self._room: Rows = np.empty((1, len(owner.weights.vocabulary)), np.float32)
         self.rows = self._room[:0]
+        self.adapter_scales = scales_of("", owner.options, None)
+
+    def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
+        """Gives its adapters other weights; see `decoding.proxy.Model.set_adapter_scales`."""
+        wanted = scales_of(self._owner.name, self._owner.options, scales)
+        if wanted != self.adapter_scales:
+            self.rewind(0)
+            self.adapter_scales = wanted
 
     @property
     def context_limit(self) -> int:

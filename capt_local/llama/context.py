@@ -56,6 +56,7 @@ class Context:
         notes: what was decided without being asked for.
         seconds: time in llama.cpp so far, computing and waiting for it.
         sizes: batches computed so far, by their tokens, those that filled one up among them.
+        adapter_scales: of its adapters, in their order.
     """
 
     def __init__(self, weights: Weights, options: LoadOptions, *, lanes: int = 0) -> None:
@@ -71,10 +72,10 @@ class Context:
         )
         self._address = make_context(self._library, weights, parameters)
         self._name = weights.metadata.name
+        self.adapter_scales: tuple[float, ...] = ()
         try:
-            loaded = [weights.adapter(one.path) for one in options.adapters]
-            scales = [one.scale for one in options.adapters]
-            told = put_adapters(self._library, loaded, scales, self._address)
+            self._adapters = [weights.adapter(one.path) for one in options.adapters]
+            self.scale_adapters(tuple(one.scale for one in options.adapters))
         except BaseException:
             api.llama_free(self._address)
             raise
@@ -82,6 +83,7 @@ class Context:
         self._apart = bool(lanes)
         self.batch = Batch(api, int(api.llama_n_batch(self._address)))
         self.limit = self._usable(weights, options)
+        told = (note for one in self._adapters for note in one.notes)
         self.notes = (*notes(weights, options, self.limit), *told)
         self._window = int(api.llama_model_n_swa(weights.handle))
         self._width = len(weights.vocabulary)
@@ -123,6 +125,12 @@ class Context:
         self.sizes[self.batch.raw.n_tokens] += 1
         if code:
             raise self._failure(code)
+
+    def scale_adapters(self, scales: tuple[float, ...]) -> None:
+        """Gives the adapters other weights; what was read with others stays in the memory."""
+        if scales != self.adapter_scales:
+            put_adapters(self._library, self._adapters, scales, self._address)
+            self.adapter_scales = scales
 
     def forget_counts(self) -> None:
         """Starts the counters at 0."""

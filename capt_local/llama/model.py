@@ -19,7 +19,7 @@ from capt_local.llama.batch import Batch
 from capt_local.llama.context import Context, Rows
 from capt_local.llama.library import Closing, DeferredInterrupts, library
 from capt_local.llama.on_weights import OnWeights
-from capt_local.llama.options import LoadOptions
+from capt_local.llama.options import LoadOptions, scales_of
 from capt_local.llama.weights import Progress, Weights
 
 # So few tokens are over before anybody could want to stop them, and the asking would cost more.
@@ -220,6 +220,19 @@ class LlamaModel(OnWeights, Closing):
         if not 0 <= length <= self._position:
             raise ValueError(f"cannot rewind from {self._position} to {length}")
         return length == self._position or self._forget_from(length)
+
+    @property
+    def adapter_scales(self) -> tuple[float, ...]:
+        """Of its adapters; see `decoding.proxy.Model`."""
+        return self._context.adapter_scales
+
+    def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
+        """Gives its adapters other weights; see `decoding.proxy.Model.set_adapter_scales`."""
+        self.check_open()
+        wanted = scales_of(self.name, self._options, scales)
+        if wanted != self.adapter_scales:
+            self.rewind(0)
+            self._context.scale_adapters(wanted)
 
     @property
     def can_rewind(self) -> bool:

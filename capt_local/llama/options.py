@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -57,7 +58,7 @@ class LoadOptions:
         check_tensors: looks at every weight for NaN and infinities while loading (slow).
         map_file: reads the weights through a memory map. The file must not change as long as the
             model is open, or answers change and the process may die; without, it is read once.
-        adapters: LoRA adapters of this model.
+        adapters: LoRA adapters of this model, in the order of their scales.
     """
 
     gpu_layers: GpuLayers = "auto"
@@ -103,3 +104,27 @@ class LoadOptions:
     def batch_size(self, on_gpu: bool) -> int:
         """Tokens of a batch; at least as many as rows may be read."""
         return self.batch or max(512 if on_gpu else 128, self.max_rows)
+
+
+def scales_of(
+    model: str, options: LoadOptions, scales: Sequence[float] | None
+) -> tuple[float, ...]:
+    """The scales of a model's adapters.
+
+    Args:
+        model: its role, for errors.
+        options: that it was loaded with.
+        scales: one for each adapter; None: those of the options.
+
+    Raises:
+        UsageError: there are not as many as adapters.
+    """
+    if scales is None:
+        return tuple(one.scale for one in options.adapters)
+    if len(scales) != len(options.adapters):
+        count = len(options.adapters)
+        raise UsageError(
+            f"The {model} has {count or 'no'} adapter{'s' * (count != 1)}, so "
+            f"{len(scales)} scales do not fit."
+        )
+    return tuple(scales)
