@@ -62,7 +62,12 @@ def provenance(
         },
         "method": str(options.method),
         "parameters": parameters,
-        "loading": _loading(load),
+        "loading": {
+            "threads": load.threads,
+            "batch": load.batch,
+            "flash_attention": load.flash_attention,
+            "kv_type": load.kv_type,
+        },
         "date": date.isoformat() if date else None,
         # That of a template given by hand, which replaces the models' own.
         "template_sha256": None if template is None else _digest(template.encode()),
@@ -82,15 +87,6 @@ def about_bundle(bundle: Bundle) -> dict[str, Any]:
         # Both None for files that were given by their paths.
         "manifest_sha256": bundle.manifest_sha256,
         "signer": bundle.signer.as_object() if bundle.signer else None,
-    }
-
-
-def _loading(load: LoadOptions) -> dict[str, Any]:
-    return {
-        "threads": load.threads,
-        "batch": load.batch,
-        "flash_attention": load.flash_attention,
-        "kv_type": load.kv_type,
     }
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from capt_local.cli.app import run
-from capt_local.cli.demo import QUESTION, our_scene
+from capt_local.cli.demo import QUESTION, demo_note
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SIZE = {"width": 1280, "height": 900}
@@ -57,7 +57,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.html"
         prompt = Path(folder) / "note.txt"
-        prompt.write_text(f"{our_scene().note}\n\n{QUESTION}", "utf-8")
+        prompt.write_text(f"{demo_note()}\n\n{QUESTION}", "utf-8")
         flags = ("-f", str(prompt), "-n", "128", "-t", "1", "--html", str(report))
         if code := run(["generate", *flags]):
             return code

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "prompting": {"errors", "strict_json", "tokenization", "bundles"},
     "alignment": {"errors", "tokenization"},
     "decoding": {"errors", "strict_json", "tokenization", "alignment", "prompting"},
-    "report": {"errors", "decoding"},
+    "report": {"errors", "strict_json", "decoding"},
 }
 ALLOWED["model_checks"] = {"errors", "strict_json", "bundles", "llama"}
 ALLOWED["policy"] = {"errors", "bundles", "config"}

@@ -15,18 +15,12 @@ from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.errors import UsageError
 
 BLOCK = '"""'
+_QUOTE = f"Text that begins with a slash goes between {BLOCK} and {BLOCK}."
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command as the help tells it.
-
-    Attributes:
-        name: without the slash.
-        takes: what may stand behind it, for people.
-        summary: what it does.
-        takes_path: whether that is a file.
-    """
+    """A command as the help shows it; `takes_path` where a file stands behind it."""
 
     name: str
     takes: str
@@ -37,22 +31,19 @@ class Command:
 COMMANDS = (
     Command("help", "", "this list"),
     Command("why", "[N]", "where the expert changed the last answer (or that of turn N)"),
-    Command(
-        "regen", "[NAME=VALUE ...]", "answer again; with other settings, both stand side by side"
-    ),
-    Command("undo", "", "take the last turn back, or a note that waits for its question"),
+    Command("regen", "[NAME=VALUE ...]", "answer again; with NAME=VALUE to compare, side by side"),
+    Command("undo", "", "remove the last turn, or a note that waits for its question"),
     Command("clear", "", "forget the conversation, the notes and the typed lines"),
     Command("system", "[TEXT]", 'show or change the system text; "" removes it'),
     Command("set", "[NAME VALUE]", "show or change how answers are made: alpha, temp, method, ..."),
     Command("show", "", "models, settings and turns"),
     Command("context", "", "how full the contexts of the models are"),
-    Command("stats", "", "speed and counts of the last answer and of the session"),
     Command("read", "FILE", "put a note before the next question, as text", takes_path=True),
     Command("save", "FILE", "write the conversation (JSON Lines, mode 0600)", takes_path=True),
     Command("load", "FILE", "go on from a saved conversation", takes_path=True),
-    Command("multi", "", "Enter makes a new line and Alt-Enter sends; again: the other way round"),
     Command("exit", "", "leave (also Ctrl-D)"),
 )
+_BY_NAME = {command.name: command for command in COMMANDS}
 _ALIASES = {"quit": "exit", "bye": "exit", "q": "exit", "?": "help", "h": "help"}
 _CALL = re.compile(r"/(?:([a-zA-Z?]\S*)(?:\s+(.*))?)?", re.DOTALL)
 
@@ -82,28 +73,17 @@ def understood(line: str) -> Call | str:
     if found is None:
         return line
     typed = (found[1] or "").lower()
-    name = _ALIASES.get(typed, typed)
-    names = [command.name for command in COMMANDS]
-    if name in names:
-        return _call(COMMANDS[names.index(name)], (found[2] or "").strip())
+    name, rest = _ALIASES.get(typed, typed), (found[2] or "").strip()
+    if name in _BY_NAME:
+        # A pasted text that begins like this must not remove the conversation.
+        if rest and not _BY_NAME[name].takes:
+            raise UsageError(f"/{name} takes nothing behind it. {_QUOTE}")
+        return Call(name, rest)
     if "\n" in line:
         return line
-    near = get_close_matches(name, names, 1, 0.5)
+    near = get_close_matches(name, _BY_NAME, 1, 0.5)
     hint = f"the nearest is /{near[0]}" if near else "/help lists them"
-    raise UsageError(
-        f"There is no such command; {hint}. Text that begins with a slash goes between "
-        f"{BLOCK} and {BLOCK}."
-    )
-
-
-def _call(command: Command, rest: str) -> Call:
-    # A pasted text that begins like this must not take the conversation away.
-    if rest and not command.takes:
-        raise UsageError(
-            f"/{command.name} takes nothing behind it. Text that begins with a slash goes between "
-            f"{BLOCK} and {BLOCK}."
-        )
-    return Call(command.name, rest)
+    raise UsageError(f"There is no such command; {hint}. {_QUOTE}")
 
 
 def in_block(line: str) -> str | None:
@@ -118,6 +98,8 @@ def is_open(text: str) -> bool:
     '''Whether a `"""` block was begun and not ended, so that more lines belong to it.'''
     return text.lstrip().startswith(BLOCK) and in_block(text) is None
 
+
+# Settings.
 
 EVIDENCE = "evidence"
 
@@ -152,15 +134,13 @@ def _weights(text: str) -> tuple[float, ...]:
     return () if text == EVIDENCE else tuple(float(part) for part in text.split(","))
 
 
-_METHODS = "|".join(Method)
 _WEIGHTS = ("alphas", "powers")
+_ALPHA = f"a number, one for each pair, or '{EVIDENCE}'"
 SETTINGS = (
-    Setting(
-        "alpha", "combine", "alphas", _weights, f"a number, one for each pair, or '{EVIDENCE}'"
-    ),
+    Setting("alpha", "combine", "alphas", _weights, _ALPHA),
     Setting("weights", "combine", "powers", _weights, f"A,B,C or '{EVIDENCE}'"),
     Setting("plausibility", "combine", "plausibility", float, "a number from 0 to 1"),
-    Setting("method", "", "method", Method, f"one of {_METHODS}"),
+    Setting("method", "", "method", Method, f"one of {'|'.join(Method)}"),
     Setting("max-tokens", "", "max_tokens", int, "a whole number"),
     Setting("temp", "sample", "temperature", float, "a number from 0"),
     Setting("top-k", "sample", "top_k", int, "a whole number; 0 keeps all"),
@@ -170,8 +150,10 @@ SETTINGS = (
     Setting("repeat-last-n", "sample", "repeat_window", int, "a whole number"),
     Setting("seed", "sample", "seed", int, "a whole number"),
 )
+_SETTINGS = {setting.name: setting for setting in SETTINGS}
 # Spellings that other tools taught people.
 _SPELLINGS = {"temperature": "temp", "n": "max-tokens", "num-predict": "max-tokens"}
+_VALUES = {"method": tuple(Method), "alpha": (EVIDENCE,)}
 
 
 def changed(options: GenerateOptions, assignments: str) -> GenerateOptions:
@@ -184,8 +166,30 @@ def changed(options: GenerateOptions, assignments: str) -> GenerateOptions:
     Raises:
         UsageError: there is no such name, or the value has no meaning.
     """
-    for name, value in _pairs(assignments):
-        options = _with(options, _setting(name), value)
+    words = assignments.split()
+    pairs = [word.split("=", 1) for word in words]
+    if len(words) == 2 and "=" not in assignments:
+        pairs = [words]
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise UsageError("A setting is given as NAME VALUE or NAME=VALUE, such as alpha 0.5.")
+    for name, text in pairs:
+        name = name.lower().replace("_", "-").lstrip("-")
+        setting = _SETTINGS.get(_SPELLINGS.get(name, name))
+        if setting is None:
+            near = get_close_matches(name, _SETTINGS, 1, 0.5)
+            hint = f"The nearest is {near[0]}." if near else f"Known: {', '.join(_SETTINGS)}."
+            raise UsageError(f"There is no such setting. {hint}")
+        try:
+            fields = {setting.field: setting.read(text)}
+        except ValueError:
+            raise UsageError(f"{setting.name} takes {setting.takes}.") from None
+        if setting.field in _WEIGHTS:  # the one takes the place of the other
+            fields = {**dict.fromkeys(_WEIGHTS, ()), **fields}
+        # The parameters check themselves, as they do for the flags.
+        if setting.group:
+            group = dataclasses.replace(getattr(options, setting.group), **fields)
+            fields = {setting.group: group}
+        options = dataclasses.replace(options, **fields)
     return options
 
 
@@ -195,60 +199,11 @@ def differences(old: GenerateOptions, new: GenerateOptions) -> list[tuple[str, s
     return [pair for pair in pairs if pair[1] != pair[2]]
 
 
-def _pairs(assignments: str) -> list[tuple[str, str]]:
-    words = assignments.split()
-    if len(words) == 2 and "=" not in assignments:
-        return [(words[0], words[1])]
-    pairs = [word.split("=", 1) for word in words]
-    if not pairs or any(len(pair) != 2 for pair in pairs):
-        raise UsageError("A setting is given as NAME VALUE or NAME=VALUE, such as alpha 0.5.")
-    return [(name, value) for name, value in pairs]
+# Completion.
 
 
-def _setting(name: str) -> Setting:
-    name = name.lower().replace("_", "-").lstrip("-")
-    name = _SPELLINGS.get(name, name)
-    names = [each.name for each in SETTINGS]
-    if name in names:
-        return SETTINGS[names.index(name)]
-    near = get_close_matches(name, names, 1, 0.5)
-    hint = f"The nearest is {near[0]}." if near else f"Known: {', '.join(names)}."
-    raise UsageError(f"There is no such setting. {hint}")
-
-
-def _with(options: GenerateOptions, setting: Setting, text: str) -> GenerateOptions:
-    try:
-        value = setting.read(text)
-    except ValueError:
-        raise UsageError(f"{setting.name} takes {setting.takes}.") from None
-    # The parameters check themselves, as they do for the flags.
-    if not setting.group:
-        return dataclasses.replace(options, **{setting.field: value})
-    fields = {setting.field: value}
-    if setting.field in _WEIGHTS:  # the one takes the place of the other
-        fields = {**dict.fromkeys(_WEIGHTS, ()), **fields}
-    group = dataclasses.replace(getattr(options, setting.group), **fields)
-    return dataclasses.replace(options, **{setting.group: group})
-
-
-_VALUES = {"method": tuple(Method), "alpha": (EVIDENCE,)}
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """One completion.
-
-    Attributes:
-        text: what stands there then.
-        back: how many characters before the cursor it replaces.
-    """
-
-    text: str
-    back: int
-
-
-def offers(before: str) -> list[Offer]:
-    """What can stand at the cursor.
+def offers(before: str) -> list[tuple[str, int]]:
+    """What can stand at the cursor: (text, how many characters before the cursor it replaces).
 
     Args:
         before: the line up to the cursor.
@@ -257,11 +212,17 @@ def offers(before: str) -> list[Offer]:
         return []
     name, space, rest = before.partition(" ")
     if not space:
-        return _matching(before, (f"/{command.name}" for command in COMMANDS))
-    if any(f"/{command.name}" == name and command.takes_path for command in COMMANDS):
+        return _matching(before, (f"/{name}" for name in _BY_NAME))
+    command = _BY_NAME.get(name[1:])
+    if command is not None and command.takes_path:
         return _paths(rest)
     if name in ("/set", "/regen"):
-        return _settings(rest, join="=" if name == "/regen" or "=" in rest else " ")
+        join = "=" if name == "/regen" or "=" in rest else " "
+        word = rest if join == " " else rest.split(" ")[-1]
+        name, given, value = word.partition(join)
+        if given:
+            return _matching(value, _VALUES.get(name, ()))
+        return _matching(word, (f"{name}{join}" for name in _SETTINGS))
     return []
 
 
@@ -270,19 +231,11 @@ def path_of(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def _matching(typed: str, texts: Iterable[str]) -> list[Offer]:
-    return [Offer(text, len(typed)) for text in texts if text.startswith(typed)]
+def _matching(typed: str, texts: Iterable[str]) -> list[tuple[str, int]]:
+    return [(text, len(typed)) for text in texts if text.startswith(typed)]
 
 
-def _settings(rest: str, join: str) -> list[Offer]:
-    word = rest if join == " " else rest.split(" ")[-1]
-    name, given, value = word.partition(join)
-    if given:
-        return _matching(value, _VALUES.get(name, ()))
-    return _matching(word, (f"{each.name}{join}" for each in SETTINGS))
-
-
-def _paths(typed: str) -> list[Offer]:
+def _paths(typed: str) -> list[tuple[str, int]]:
     """Files and folders; hidden ones only if the name typed is hidden."""
     folder, name = os.path.split(typed)
     found = []
@@ -294,4 +247,4 @@ def _paths(typed: str) -> list[Offer]:
                     found.append(entry.name + ("/" if entry.is_dir() else ""))
     except (OSError, ValueError, RuntimeError):  # no such folder, no such home
         return []
-    return [Offer(text, len(name)) for text in sorted(found)]
+    return [(text, len(name)) for text in sorted(found)]

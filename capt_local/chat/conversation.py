@@ -1,6 +1,6 @@
 """What was said so far, as values: each change makes a new conversation.
 
-So a turn that fails changes nothing, and a turn that is taken back is the conversation before it.
+So a turn that fails changes nothing, and a turn that is removed is the conversation before it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,28 @@ from typing import Any
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
-from capt_local.report.json import Answer, JsonObject, answer_from, answer_object, dumps
+from capt_local.report.json import (
+    REPORTED,
+    Answer,
+    JsonObject,
+    answer_from,
+    answer_object,
+    dumps,
+)
 from capt_local.strict_json import NotReadable, parse_object
+
+KIND = "capt-local chat"
+SCHEMA = 1
+LARGEST = 1 << 28  # bytes; a longer file is not read
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question and what was answered.
+    """A question and its answer.
 
     Attributes:
         question: as the models got it, notes included.
-        answer: the record of what was answered.
+        answer: the record of the answer.
         options: how it was made; None if it was loaded.
     """
 
@@ -38,22 +49,17 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A system text and turns.
-
-    Attributes:
-        system: what stands before all turns; None for nothing.
-        turns: oldest first.
-    """
+    """A system text before all turns (None for nothing), and the turns, oldest first."""
 
     system: str | None = None
     turns: tuple[Turn, ...] = ()
 
     def messages(self) -> list[Message]:
         """All that was said."""
-        said = [Message("system", self.system)] if self.system is not None else []
+        found = [Message("system", self.system)] if self.system is not None else []
         for turn in self.turns:
-            said += [Message("user", turn.question), Message("assistant", turn.reply)]
-        return said
+            found += [Message("user", turn.question), Message("assistant", turn.reply)]
+        return found
 
     def asking(self, question: str) -> list[Message]:
         """All that was said, and a question."""
@@ -88,19 +94,19 @@ def with_notes(notes: Iterable[str], typed: str) -> str:
     return "\n\n".join([*notes, *([typed] if typed.strip() else [])])
 
 
-KIND = "capt-local chat"
-SCHEMA = 1
-CANDIDATES = 3  # of each model, kept for each token
-LARGEST = 1 << 28  # bytes; a longer file is not read
+# Transcripts: a first line about the models, then a line for each event.
+
+UNDO = dumps({"type": "undo"})
+"""The last turn was removed."""
+CLEAR = dumps({"type": "clear"})
+"""All turns were forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speakers:
-    """Whose conversation it is.
+    """Whose conversation it is: the id of the bundle, and SHA-256 by role.
 
-    Attributes:
-        bundle: its id.
-        digests: SHA-256 by role; None for a file that no manifest names.
+    None stands for a file that no manifest names.
     """
 
     bundle: str
@@ -123,7 +129,7 @@ class Speakers:
 
 def turn_line(turn: Turn) -> str:
     """A turn, with all that is known about its answer."""
-    answer = answer_object(turn.answer, top_logprobs=CANDIDATES)
+    answer = answer_object(turn.answer, top_logprobs=REPORTED)
     return dumps({"type": "turn", "question": turn.question, "answer": answer})
 
 
@@ -132,17 +138,7 @@ def system_line(text: str | None) -> str:
     return dumps({"type": "system", "text": text})
 
 
-def undo_line() -> str:
-    """The last turn was taken back."""
-    return dumps({"type": "undo"})
-
-
-def clear_line() -> str:
-    """All turns were forgotten."""
-    return dumps({"type": "clear"})
-
-
-def written(conversation: Conversation, first: str) -> str:
+def transcript(conversation: Conversation, first: str) -> str:
     """A whole conversation behind its first line."""
     lines = [first]
     if conversation.system is not None:
@@ -162,35 +158,33 @@ def read_transcript(data: bytes, speakers: Speakers) -> Conversation:
         UsageError: it is broken, no such file, of a later version, or of other models.
     """
     lines = [line.removesuffix(b"\r") for line in data.removesuffix(b"\n").split(b"\n")]
-    _check_first(_object(lines[0], 1), speakers)
     conversation = Conversation()
-    for number, line in enumerate(lines[1:], 2):
-        conversation = _happened(conversation, _object(line, number), number)
+    for number, line in enumerate(lines, 1):
+        try:
+            event = parse_object(line)
+        except NotReadable:
+            raise _broken(number) from None
+        if number == 1:
+            _check_first(event, speakers)
+        else:
+            conversation = _happened(conversation, event, number)
     return conversation
 
 
 def _happened(conversation: Conversation, event: JsonObject, number: int) -> Conversation:
-    match event.get("type"):
-        case "system":
-            text = event.get("text")
-            return replace(conversation, system=None if text is None else _text(text, number))
-        case "turn":
-            return conversation.plus(_turn(event, number))
-        case "undo" if conversation.turns:
+    match event:
+        case {"type": "system", "text": str() | None as text}:
+            return replace(conversation, system=text)
+        case {"type": "turn", "question": str() as question} if question.strip():
+            try:
+                return conversation.plus(Turn(question, answer_from(event.get("answer"))))
+            except UsageError as error:  # names the field, not what is in it
+                raise UsageError(f"Line {number} of the transcript: {error}") from None
+        case {"type": "undo"} if conversation.turns:
             return conversation.without_last()
-        case "clear":
+        case {"type": "clear"}:
             return replace(conversation, turns=())
     raise _broken(number)
-
-
-def _turn(event: JsonObject, number: int) -> Turn:
-    question = _text(event.get("question"), number)
-    if not question.strip():
-        raise _broken(number)
-    try:
-        return Turn(question, answer_from(event.get("answer")).answer)
-    except UsageError as error:  # names the field, not what is in it
-        raise UsageError(f"Line {number} of the transcript: {error}") from None
 
 
 def _check_first(event: JsonObject, speakers: Speakers) -> None:
@@ -198,25 +192,11 @@ def _check_first(event: JsonObject, speakers: Speakers) -> None:
         raise UsageError("This file is no saved conversation of capt-local.")
     if event.get("schema") != SCHEMA:
         raise UsageError("This conversation was saved by another version of capt-local.")
-    models = event.get("models")
-    if event.get("bundle") != speakers.bundle or models != dict(speakers.digests):
+    if event.get("bundle") != speakers.bundle or event.get("models") != dict(speakers.digests):
         raise UsageError(
-            "This conversation was held with other models. Start chat with the bundle that it "
-            "was saved with."
+            "This conversation was had with other models. Start chat with the bundle that it was "
+            "saved with."
         )
-
-
-def _object(line: bytes, number: int) -> JsonObject:
-    try:
-        return parse_object(line)
-    except NotReadable:
-        raise _broken(number) from None
-
-
-def _text(value: object, number: int) -> str:
-    if isinstance(value, str):
-        return value
-    raise _broken(number)
 
 
 def _broken(number: int) -> UsageError:

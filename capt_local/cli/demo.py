@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from importlib import resources
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import Asked, read_prompt
-from capt_local.cli.options import (
-    CombineFlags,
-    ModelFlags,
-    SampleFlags,
-    TextFlags,
-    ViewFlags,
-)
+from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags, TextFlags, ViewFlags
 from capt_local.cli.session import (
     Session,
     answer_to,
@@ -30,15 +23,14 @@ from capt_local.prompting.messages import Message
 from capt_local.report.answers import (
     DRAFT,
     LEGEND,
-    bars,
     both,
+    figure_views,
     in_plain_words,
-    shift_table,
     summary_line,
 )
-from capt_local.report.json import Answer, warnings
+from capt_local.report.json import REPORTED, Answer, warnings
 from capt_local.report.terminal import Screen
-from capt_local.report.views import Beside, Pane, Prose, Span, View
+from capt_local.report.views import Pane, Prose, Span
 
 QUESTION = "What brought the patient to the hospital?"
 _MAX_TOKENS = 128
@@ -50,29 +42,8 @@ _CLOSING = Prose.of(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """What is asked, and what a reader sees of it.
-
-    Attributes:
-        asked: the conversation, or raw text to continue.
-        raw: whether it is the latter.
-        note: the text that the question is about; empty for a text of the user's own.
-        question: as a reader sees it.
-    """
-
-    asked: Asked
-    raw: bool = False
-    note: str = ""
-    question: str = ""
-
-
 def demo(
-    model: ModelFlags,
-    prompt: TextFlags,
-    how: CombineFlags,
-    sample: SampleFlags,
-    view: ViewFlags,
+    model: ModelFlags, prompt: TextFlags, how: CombineFlags, sample: SampleFlags, view: ViewFlags
 ) -> int:
     """A fictitious note and a question: the target's own answer, and that of all three models.
 
@@ -82,11 +53,7 @@ def demo(
 
 
 def play(
-    screen: Screen,
-    model: ModelFlags,
-    prompt: TextFlags,
-    how: CombineFlags,
-    sample: SampleFlags,
+    screen: Screen, model: ModelFlags, prompt: TextFlags, how: CombineFlags, sample: SampleFlags
 ) -> int:
     """Plays the demo on a screen and returns the exit code.
 
@@ -94,59 +61,49 @@ def play(
         UsageError, ModelError, MemoryShortage: see `open_session` and `read_prompt`.
     """
     own = prompt.prompt is not None or prompt.file is not None
-    scene = Scene(read_prompt(prompt.prompt, prompt.file)) if own else our_scene()
+    note = demo_note()
+    asked = (
+        read_prompt(prompt.prompt, prompt.file)
+        if own
+        else [Message("user", f"{note}\n\n{QUESTION}")]
+    )
     bundle = find_bundle(model)
     if sample.max_tokens is None:
         sample = dataclasses.replace(sample, max_tokens=_MAX_TOKENS)
-    options = dataclasses.replace(generate_options(bundle, how, sample, top=3), method=Method.CAPT)
+    options = generate_options(bundle, how, sample, REPORTED, Method.CAPT)
     screen.notes(doubts(options))
     with Interrupt() as interrupt:
         session = open_session(bundle, model, screen, interrupt)
         with session.runtime:
-            finished = _compare(session, scene, options)
-    if not finished:
+            screen.show(DRAFT)
+            if not own:
+                title = "The note of a visit (fictitious, written for this demo)"
+                screen.show(Pane(title, (Span(note),)), Prose.of(QUESTION, strong=True))
+            target = dataclasses.replace(options, method=Method.TARGET)
+            alone = _answer(session, "the target alone", asked, target)
+            if alone.finish is FinishReason.INTERRUPTED:
+                return ExitCode.INTERRUPTED
+            together = _answer(session, "all three together", asked, options)
+    screen.show(both(alone, together), in_plain_words(together), *figure_views(together))
+    for answer in (alone, together):
+        screen.detail(summary_line(answer))
+        # The notices of the bundle have been shown when it was opened.
+        screen.notes(answer.notices[len(session.runtime.notices) :])
+        # The demo's answers are short, and the line below each says that one was ended.
+        if answer.finish is not FinishReason.LENGTH or not answer.text.strip():
+            screen.notes(warnings(answer))
+    if together.finish is FinishReason.INTERRUPTED:
         return ExitCode.INTERRUPTED
     screen.show(*([LEGEND] if own else [LEGEND, _CLOSING]))
     return ExitCode.OK
 
 
-def our_scene() -> Scene:
-    """The note that travels with the package, written for it about nobody, and the question."""
-    note = (resources.files("capt_local") / "data" / "demo_note.txt").read_text("utf-8").strip()
-    return Scene([Message("user", f"{note}\n\n{QUESTION}")], note=note, question=QUESTION)
+def demo_note() -> str:
+    """The note that travels with the package, written for it about nobody."""
+    return (resources.files("capt_local") / "data" / "demo_note.txt").read_text("utf-8").strip()
 
 
-def _compare(session: Session, scene: Scene, options: GenerateOptions) -> bool:
-    """Shows both answers to one prompt; False when Ctrl-C ended it."""
-    screen = session.screen
-    screen.show(DRAFT)
-    if scene.note:
-        title = "The note of a visit (fictitious, written for this demo)"
-        screen.show(Pane(title, (Span(scene.note),)), Prose.of(scene.question, strong=True))
-    own = dataclasses.replace(options, method=Method.TARGET)
-    alone = _answer(session, "the target alone", scene, own)
-    if alone.finish is FinishReason.INTERRUPTED:
-        return False
-    together = _answer(session, "all three together", scene, options)
-    screen.show(both(alone, together), in_plain_words(together), *_figures(together))
-    for answer in (alone, together):
-        screen.detail(summary_line(answer))
-        # The notices of the bundle have been shown when it was opened.
-        screen.notes(answer.notices[len(session.runtime.notices) :])
-        # The demo keeps answers short, and the line below each says that one was ended.
-        if answer.finish is not FinishReason.LENGTH or not answer.text.strip():
-            screen.notes(warnings(answer))
-    return together.finish is not FinishReason.INTERRUPTED
-
-
-def _figures(answer: Answer) -> tuple[View, ...]:
-    table, weights = shift_table(answer.steps), bars(answer.weights)
-    if not table.rows:
-        return ()
-    return (Beside(table, weights),) if weights else (table,)
-
-
-def _answer(session: Session, label: str, scene: Scene, options: GenerateOptions) -> Answer:
+def _answer(session: Session, label: str, asked: Asked, options: GenerateOptions) -> Answer:
     """One answer, with a progress line while it is made."""
     screen, done = session.screen, 0
 
@@ -157,6 +114,6 @@ def _answer(session: Session, label: str, scene: Scene, options: GenerateOptions
 
     screen.progress(label, 0.0)
     try:
-        return answer_to(session, scene.asked, options, raw=scene.raw, show=show)
+        return answer_to(session, asked, options, show=show)
     finally:
         screen.clear_progress()

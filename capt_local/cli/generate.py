@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 
 from capt_local.cli.exits import ExitCode
@@ -44,7 +43,7 @@ from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
 from capt_local.report.answers import summary_line
-from capt_local.report.json import Answer, answer_object, dumps, warnings
+from capt_local.report.json import REPORTED, Answer, answer_object, dumps, warnings
 from capt_local.report.terminal import Screen
 
 
@@ -68,42 +67,29 @@ def generate(
 
     Examples:
       capt-local generate -f note.txt -n 200
-
       capt-local generate -f note.txt -p "List the medicines."
-
       cat note.txt | capt-local generate --json --top-logprobs 5 -o answer.json
-
       capt-local generate --raw --target big.gguf --expert clinical.gguf --base general.gguf < text
     """
     screen = Screen.standard(view.verbose)
     # Everything that can be wrong is found before anything heavy is loaded.
-    _check(output, report, beside.with_target)
+    if output.top_logprobs and not output.json:
+        raise UsageError("--top-logprobs goes with --json.")
+    if beside.with_target and not (report.html or output.json):
+        raise UsageError("--with-target goes with --html or --json.")
     asked = read_prompt(prompt.prompt, prompt.file, system=system.text(), raw=style.raw)
-    if "-" not in (prompt.prompt, str(prompt.file)) and stdin_holds_text():
-        screen.notes(["standard input holds text, which is not read: -f - reads it."])
+    if stdin_holds_text():
+        screen.notes(["standard input holds text, which is not read; -f - reads it."])
     shape = form.structure()
     bundle = find_bundle(model)
-    top = max(output.top_logprobs, 3 if report.html else 0)
+    top = max(output.top_logprobs, REPORTED if report.html else 0)
     options = pace.at(thought.added(generate_options(bundle, how, sample, top), shape))
     screen.notes(doubts(options))
     if beside.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
         raise UsageError("--with-target compares with the target, so it needs a method of three.")
-    inputs = [
-        prompt.file,
-        system.system_file,
-        form.json_schema,
-        form.grammar_file,
-        *files_of(bundle),
-    ]
-    delivery = _Delivery(screen, output, report, asked, inputs)
+    inputs = [prompt.file, system.system_file, form.json_schema, form.grammar_file]
+    delivery = _Delivery(screen, output, report, asked, [*inputs, *files_of(bundle)])
     show = screen.answer if delivery.live else None
-    think = thought.writer(screen) if delivery.live else None
-
-    def keep(part: Answer) -> None:
-        try:
-            delivery.write(part)
-        except UsageError as error:  # what ended the answer is the error to show
-            screen.notes([str(error)])
 
     with Interrupt() as interrupt:
         session = open_session(
@@ -112,43 +98,30 @@ def generate(
         with session.runtime:
             try:
                 answer = answer_to(
-                    session, asked, options, raw=style.raw, show=show, think=think, keep=keep
+                    session,
+                    asked,
+                    options,
+                    raw=style.raw,
+                    show=show,
+                    think=thought.writer(screen) if delivery.live else None,
+                    keep=delivery.keep,
                 )
             finally:
                 # Also behind a part of an answer that an error ended: it gets its own line.
                 if show is not None:
                     screen.end_answer()
-            alone = None
             if beside.with_target and answer.finish is not FinishReason.INTERRUPTED:
-                alone = _target_alone(session, asked, options, answer, delivery)
-    delivery.write(answer, alone)
+                answer = _with_target_alone(session, asked, options, answer, delivery)
+    delivery.write(answer)
     # The notices of the bundle have been shown when it was opened.
     screen.notes(answer.notices[len(session.runtime.notices) :])
     screen.notes(warnings(answer))
-    if alone is not None and alone.finish is FinishReason.INTERRUPTED:
+    if answer.alone is not None and answer.alone.finish is FinishReason.INTERRUPTED:
         screen.notes(["the target's own answer was interrupted; this answer is whole."])
     screen.note(summary_line(answer))
     if answer.finish is FinishReason.INTERRUPTED:
         return ExitCode.INTERRUPTED
     return ExitCode.OK if answer.structured is not False else ExitCode.FAILED_RECORDS
-
-
-def _check(output: OutputFlags, report: HtmlFlags, with_target: bool) -> None:
-    """Refuses what does not go together, before anything is read."""
-    if output.top_logprobs and not output.json:
-        raise UsageError("--top-logprobs goes with --json.")
-    if with_target and not (report.html or output.json):
-        raise UsageError("--with-target goes with --html or --json.")
-    if report.html and output.output:
-        same = report.html.absolute() == output.output.absolute()
-        if same or same_file(report.html, output.output):
-            raise UsageError("The answer (-o) and the report (--html) need two files.")
-
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    answer: OutputFile | None
-    report: OutputFile | None
 
 
 class _Delivery:
@@ -169,15 +142,26 @@ class _Delivery:
         self._screen = screen
         self._output = output
         self._note = asked if isinstance(asked, str) else asked[-1].content
-        file = page = None
+        self._file = self._page = None
+        if report.html and output.output:
+            same = report.html.absolute() == output.output.absolute()
+            if same or same_file(report.html, output.output):
+                raise UsageError("The answer (-o) and the report (--html) need two files.")
         if output.output:
-            file = OutputFile(output.output, inputs=inputs, force=report.force)
+            self._file = OutputFile(output.output, inputs=inputs, force=report.force)
         if report.html:
-            page = OutputFile(report.html, "The report (--html)", inputs=inputs, force=report.force)
-        self._places = _Places(file, page)
-        self.live = not output.json and file is None
+            name = "The report (--html)"
+            self._page = OutputFile(report.html, name, inputs=inputs, force=report.force)
+        self.live = not output.json and self._file is None
 
-    def write(self, answer: Answer, alone: Answer | None = None) -> None:
+    def keep(self, part: Answer) -> None:
+        """Writes the part of an answer that an error ended; that error is the one to show."""
+        try:
+            self.write(part)
+        except UsageError as error:
+            self._screen.notes([str(error)])
+
+    def write(self, answer: Answer) -> None:
         """Writes what has not been shown yet, and the report.
 
         An answer that Ctrl-C or an error ended replaces no file.
@@ -187,15 +171,13 @@ class _Delivery:
         """
         partial = answer.finish in (FinishReason.INTERRUPTED, FinishReason.ERROR)
         try:
-            if not (partial and self._spared(self._places.answer)):
-                self._write_answer(answer, alone)
+            if not self.live and not (partial and self._spared(self._file)):
+                self._write_answer(answer)
         finally:
-            if self._places.report is not None and not (
-                partial and self._spared(self._places.report)
-            ):
+            if self._page is not None and not (partial and self._spared(self._page)):
                 from capt_local.report.html import page
 
-                self._places.report.write(page(answer, alone, self._note))
+                self._page.write(page(answer, self._note))
 
     def _spared(self, file: OutputFile | None) -> bool:
         """Whether an earlier file is there, which a part of an answer does not replace."""
@@ -204,33 +186,25 @@ class _Delivery:
             self._screen.notes([reason])
         return reason is not None
 
-    def _write_answer(self, answer: Answer, alone: Answer | None) -> None:
-        if self.live:
-            return
+    def _write_answer(self, answer: Answer) -> None:
         if self._output.json:
-            top = self._output.top_logprobs
-            text = dumps(answer_object(answer, top_logprobs=top, alone=alone)) + "\n"
+            text = dumps(answer_object(answer, top_logprobs=self._output.top_logprobs)) + "\n"
         else:
             text = answer.text.decode("utf-8", "replace")
-        file = self._places.answer
-        if file is not None:
-            try:
-                file.write(text)
+        try:
+            if self._file is not None:
+                self._file.write(text)
                 return
-            except UsageError:
-                self._screen.line(text.removesuffix("\n"))  # not lost with the disk
-                raise
+        except UsageError:
+            self._screen.line(text.removesuffix("\n"))  # not lost with the disk
+            raise
         self._screen.line(text.removesuffix("\n"))
 
 
-def _target_alone(
-    session: Session,
-    asked: Asked,
-    options: GenerateOptions,
-    answer: Answer,
-    delivery: _Delivery,
+def _with_target_alone(
+    session: Session, asked: Asked, options: GenerateOptions, answer: Answer, delivery: _Delivery
 ) -> Answer:
-    """The target's own answer to the same prompt."""
+    """The answer with the target's own to the same prompt."""
     own = dataclasses.replace(options, method=Method.TARGET, top=0)
     done = 0
 
@@ -240,9 +214,10 @@ def _target_alone(
         session.screen.progress("the target alone", done / own.max_tokens)
 
     try:
-        return answer_to(session, asked, own, raw=answer.raw, show=show)
+        alone = answer_to(session, asked, own, raw=answer.raw, show=show)
     except Exception:
         delivery.write(answer)  # it is finished, whatever happens to the other
         raise
     finally:
         session.screen.clear_progress()
+    return dataclasses.replace(answer, alone=alone)

@@ -1,4 +1,7 @@
-"""A conversation with a loaded bundle: what is asked, what is kept, what is written down."""
+"""A conversation with a loaded bundle: asking, the commands, and what is written down.
+
+Each command shows its result beside the answers, on standard error.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,42 @@ import io
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from capt_local.chat.commands import COMMANDS, SETTINGS, Call, changed, differences, path_of
 from capt_local.chat.conversation import (
+    CLEAR,
+    LARGEST,
+    UNDO,
     Conversation,
     Speakers,
     Turn,
-    clear_line,
+    read_transcript,
+    system_line,
+    transcript,
     turn_line,
-    undo_line,
     with_notes,
-    written,
 )
-from capt_local.cli.session import Session, Writer, answer_to
+from capt_local.cli.files import OutputFile, checked, decoded
+from capt_local.cli.session import Session, Writer, answer_to, doubts
 from capt_local.cli.signals import Signals
+from capt_local.config import Feature, read_site
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
 from capt_local.prompting.messages import Message
 from capt_local.provenance import provenance
-from capt_local.report.answers import context_line, short_line
-from capt_local.report.json import COMMANDS, Answer, warnings
+from capt_local.report.answers import clipped, context_line, counted, pane, short_line, views
+from capt_local.report.json import COMMANDS as COMMANDS_ADVICE
+from capt_local.report.json import Answer, warnings
+from capt_local.report.sanitise import visible
+from capt_local.report.views import Bars, Beside, Pane, Prose, Span, Table
 
-# What `keep` is asked about when nothing is being asked: the beginning of any next turn.
+# What `Runtime.keep` is asked about when nothing is being asked: the beginning of any next turn.
 _ANYTHING = "."
+_LARGEST_NOTE = 1 << 24  # bytes
+_CELL = 40
 
 
 class Talk:
@@ -42,7 +57,7 @@ class Talk:
         options: how answers are made.
         log: the running transcript; None for none.
         system: the system text; None for none.
-        think: shows a model's thoughts; None: nobody sees them.
+        think: shows a model's reasoning; None: nobody sees it.
 
     Attributes:
         session: as given.
@@ -60,36 +75,28 @@ class Talk:
         system: str | None = None,
         think: Writer | None = None,
     ) -> None:
-        """Starts with nothing said."""
         self.session = session
         self.options = options
         self.conversation = Conversation(system)
         self.notes: tuple[str, ...] = ()
+        self._screen = session.screen
         self._signals = signals
         self._think = think
         self._log = log
-        self._told: set[str] = set(session.runtime.notices)
-        self.write_down(lambda: written(self.conversation, self.first_line()))
-
-    @property
-    def speakers(self) -> Speakers:
-        """Whose conversation it is."""
-        bundle = self.session.runtime.bundle
-        return Speakers(bundle.id, bundle.digests)
-
-    def first_line(self) -> str:
-        """That of a transcript."""
-        session = self.session
-        about = provenance(session.runtime, self.options, session.load, session.date)
-        return self.speakers.line(about)
+        self._shown: set[str] = set(session.runtime.notices)
+        self._questioned = ""  # a /set that was asked about
+        self._saved: Path | None = None  # the file that /save may write again
+        bundle = session.runtime.bundle
+        self._speakers = Speakers(bundle.id, bundle.digests)
+        self._write_down(lambda: transcript(self.conversation, self._first_line()))
 
     def ask(self, typed: str) -> Answer:
         """Asks the next question, and shows the answer while it is made.
 
         Raises:
             Cancelled: it was stopped before the answer began; nothing has changed.
-            ContextOverflow, CaptError: it cannot be answered. What was shown of an answer is kept
-                as a turn; if nothing was, nothing has changed.
+            ContextOverflow, CaptError: it cannot be answered. What was shown of an answer becomes
+                a turn; if nothing was, nothing has changed.
         """
         question, before = with_notes(self.notes, typed), self.conversation
         options = self.options
@@ -97,99 +104,28 @@ class Talk:
         def add(answer: Answer) -> None:
             turn = Turn(question, answer, options)
             self.conversation, self.notes = before.plus(turn), ()
-            self.write_down(lambda: turn_line(turn))
+            self._write_down(lambda: turn_line(turn))
 
         answer = self._answer(before.asking(question), options, keep=add)
-        self.tell(answer)
+        self._tell(answer)
         return answer
 
-    def ask_again(self, options: GenerateOptions, *, live: bool) -> Turn | None:
-        """Answers the last question again; the new answer takes the place of the one before.
-
-        Args:
-            options: for this answer.
-            live: whether it is shown while it is made.
-
-        Returns:
-            The new turn; None if it was interrupted: then the answer before it stays.
+    def run(self, call: Call) -> None:
+        """Carries out a command; `exit` is not among them.
 
         Raises:
-            Cancelled, CaptError: as for `ask`; the answer before it stays.
+            CaptError: it cannot be done; nothing has changed.
         """
-        old = self.conversation
-        before, question = old.without_last(), old.last().question
-
-        def exchange(answer: Answer) -> None:
-            if answer.finish not in (FinishReason.INTERRUPTED, FinishReason.ERROR):
-                turn = Turn(question, answer, options)
-                self.conversation = before.plus(turn)
-                self.write_down(lambda: f"{undo_line()}\n{turn_line(turn)}")
-
-        self._answer(before.asking(question), options, live=live, keep=exchange)
-        if self.conversation is old:
-            self.roll_back()
-            return None
-        return self.conversation.last()
-
-    def replace(self, conversation: Conversation, lines: Callable[[], str]) -> None:
-        """Goes on with another conversation.
-
-        Args:
-            conversation: from now on.
-            lines: makes what the running transcript says about it.
-
-        Raises:
-            CaptError: the models cannot take it; the conversation stays as it was.
-        """
-        before, self.conversation = self.conversation, conversation
-        try:
-            self.roll_back()
-        except CaptError:
-            self.conversation = before
-            raise
-        self.write_down(lines)
-
-    def roll_back(self) -> dict[str, int]:
-        """Takes out of the KV caches what the conversation does not hold.
-
-        Returns:
-            Tokens that it takes in each model, by role, with the frame of the next question.
-        """
-        runtime = self.session.runtime
-        if not self.conversation.turns and self.conversation.system is None:
-            runtime.forget()
-        return runtime.keep(self.conversation.asking(_ANYTHING))
+        command: Callable[[str], None] = getattr(self, f"_{call.name}")
+        command(call.rest)
 
     def forget(self) -> None:
         """Forgets what was said, and what the models have of it."""
         self.conversation = Conversation(self.conversation.system)
         self.notes = ()
+        self._saved = None  # another conversation does not take its place
         self.session.runtime.forget()
-        self.write_down(clear_line)
-
-    def tell(self, answer: Answer) -> None:
-        """What there is to say about an answer: each notice once, warnings, one line of figures."""
-        screen = self.session.screen
-        screen.notes(notice for notice in answer.notices if notice not in self._told)
-        self._told.update(answer.notices)
-        screen.notes(warnings(answer, COMMANDS))
-        screen.note(f"[{short_line(answer)}, {context_line(answer)}]")
-
-    def write_down(self, lines: Callable[[], str]) -> None:
-        """Adds lines to the running transcript; a full disk is told and tried again later.
-
-        Args:
-            lines: makes them; the record of a long answer takes time, so only where it is wanted.
-        """
-        if self._log is not None:
-            try:
-                self._log.add(*lines().splitlines())
-            except UsageError as error:
-                self.session.screen.error(str(error))
-
-    def writes_to(self, path: Path) -> bool:
-        """Whether a path leads to the running transcript."""
-        return self._log is not None and self._log.is_at(path)
+        self._write_down(lambda: CLEAR)
 
     def close(self) -> None:
         """Ends the running transcript.
@@ -203,6 +139,214 @@ class Talk:
             finally:
                 self._log.close()
 
+    # Commands.
+
+    def _help(self, _: str) -> None:
+        rows = tuple((f"/{each.name} {each.takes}".strip(), each.summary) for each in COMMANDS)
+        self._screen.aside(
+            Table("", rows),
+            Prose.of(
+                'Alt-Enter begins a new line, text between """ and """ may have many, and pasted '
+                "text keeps its lines. Tab completes commands and files. Ctrl-C stops an answer. "
+                "Nothing is written unless you ask for it with /save or --transcript."
+            ),
+        )
+
+    def _why(self, rest: str) -> None:
+        turns = self.conversation.turns
+        if not turns:
+            raise UsageError("Nothing has been answered yet.")
+        number = rest or str(len(turns))
+        if not (number.isascii() and number.isdecimal() and 1 <= int(number) <= len(turns)):
+            raise UsageError(f"/why takes the number of a turn, 1 to {len(turns)}.")
+        # Its notices and warnings have been shown.
+        answer = replace(turns[int(number) - 1].answer, notices=())
+        self._screen.aside(*views(answer, COMMANDS_ADVICE))
+
+    def _regen(self, rest: str) -> None:
+        """With settings: another answer beside the last one, which stays. Else a new one."""
+        old = self.conversation.last()
+        options = self._changed(rest) if rest else self.options
+        further = not rest and old.options == options
+        if further:
+            if not options.sample.temperature:
+                raise UsageError(
+                    "At temperature 0 the same settings give the same answer. Name another one, "
+                    "such as /regen alpha=0 or /regen temp=0.7."
+                )
+            options = changed(options, f"seed={options.sample.seed + 1}")
+        before = self.conversation.without_last()
+        made: list[Answer] = []
+
+        def exchange(answer: Answer) -> None:
+            if answer.finish in (FinishReason.INTERRUPTED, FinishReason.ERROR):
+                return
+            made.append(answer)
+            if not rest:
+                turn = Turn(old.question, answer, options)
+                self.conversation = before.plus(turn)
+                self._write_down(lambda: f"{UNDO}\n{turn_line(turn)}")
+
+        # The seed of a further draw is no news; whatever else differs is shown side by side.
+        self._answer(before.asking(old.question), options, keep=exchange, live=further)
+        if rest or not made:
+            self._roll_back()
+        if not made:
+            self._screen.note("Interrupted; the answer before it stays.")
+            return
+        if not further:
+            changes = [] if old.options is None else differences(old.options, options)
+            earlier = ", ".join(f"{name} {value}" for name, value, _ in changes) or "before"
+            now = ", ".join(f"{name} {value}" for name, _, value in changes) or "now"
+            self._screen.aside(Beside(pane(earlier, old.answer), pane(now, made[0])))
+        self._tell(made[0])
+        if rest:
+            self._screen.note(
+                "The conversation goes on with the earlier answer; /set and then /regen exchange "
+                "it."
+            )
+        elif not further:
+            self._screen.note("The conversation goes on with the new answer.")
+
+    def _undo(self, _: str) -> None:
+        if self.notes:  # such as that of another patient
+            self.notes = self.notes[:-1]
+            self._screen.note(f"The note is removed; {counted(len(self.notes), 'note')} left.")
+            return
+        self._replace(self.conversation.without_last(), lambda: UNDO)
+        left = len(self.conversation.turns)
+        self._screen.note(f"The last turn is removed; {counted(left, 'turn')} left.")
+
+    def _clear(self, _: str) -> None:
+        self.forget()
+        stays = " The system text stays." if self.conversation.system is not None else ""
+        self._screen.note(
+            f"The conversation is forgotten, in all models.{stays} What the terminal shows is not."
+        )
+
+    def _system(self, rest: str) -> None:
+        if not rest:
+            text = self.conversation.system
+            if text is None:
+                raise UsageError("There is no system text. /system TEXT sets one.")
+            self._screen.aside(Pane("System text", (Span(text),)))
+            return
+        new = None if rest in ('""', "''") else checked(rest, "/system")
+        self._replace(replace(self.conversation, system=new), lambda: system_line(new))
+        self._screen.note(f"The system text is {'removed' if new is None else 'set'}.")
+
+    def _set(self, rest: str) -> None:
+        if not rest:
+            self._screen.aside(_settings(self.options))
+            return
+        before, options = self.options, self._changed(rest)
+        doubt = doubts(options)
+        if doubt and doubt != doubts(before) and self._questioned != rest:
+            self._questioned = rest
+            text = doubt[0][0].upper() + doubt[0][1:]
+            self._screen.note(f"{text} Nothing has changed; the same command again sets it.")
+            return
+        self._questioned = ""
+        self.options = options
+        for name, old, new in differences(before, options):
+            self._screen.note(f"{name} is {new} from now on (was {old}).")
+
+    def _changed(self, rest: str) -> GenerateOptions:
+        """The settings with new values that these models can answer with."""
+        options = changed(self.options, rest)
+        read_site().limits.check_weights((*options.combine.alphas, *options.combine.powers))
+        pairs = self.session.runtime.bundle.pairs
+        options.combine.rows(pairs if options.method.roles is None else min(pairs, 1))
+        return options
+
+    def _show(self, _: str) -> None:
+        runtime = self.session.runtime
+        models = tuple(
+            (role, about.architecture, about.file_type, str(model.context_limit))
+            for role, model in runtime.models.items()
+            for about in (model.metadata,)
+        )
+        columns = ("role", "architecture", "format", "context")
+        title = f"Bundle {runtime.bundle.id}"
+        self._screen.aside(Table(title, models, columns, right=(3,)), _settings(self.options))
+        if self.conversation.system is not None:
+            self._screen.aside(Pane("System text", (Span(self.conversation.system),)))
+        turns = tuple(
+            (str(number), _start(turn.question), _start(turn.reply), str(turn.answer.finish))
+            for number, turn in enumerate(self.conversation.turns, 1)
+        )
+        if turns:
+            heading = ("turn", "question", "answer", "end")
+            self._screen.aside(Table("Turns", turns, heading, right=(0,)))
+
+    def _context(self, _: str) -> None:
+        used = self._roll_back() if self.conversation.messages() else {}
+        models, rows = self.session.runtime.models, []
+        width = max(map(len, models))
+        for role, model in models.items():
+            count, limit = used.get(role, 0), model.context_limit
+            rows.append((f"{role:<{width}}  {count}/{limit} tokens", min(count / limit, 1.0)))
+        self._screen.aside(Bars("Context that the conversation takes", tuple(rows)))
+
+    def _read(self, rest: str) -> None:
+        text = decoded(file_bytes(rest, "/read", _LARGEST_NOTE), "The note")
+        if not text.strip():
+            raise UsageError("The note is empty.")
+        notes = (*self.notes, text)
+        counts = self.session.runtime.keep(self.conversation.asking(with_notes(notes, "")))
+        limit = min(model.context_limit for model in self.session.runtime.models.values())
+        if max(counts.values()) >= limit:
+            raise ContextOverflow(counts, limit)
+        self.notes = notes
+        hidden = sum(visible(character) != character for character in text if character != "\r")
+        if hidden:
+            characters = counted(hidden, "control or invisible character")
+            self._screen.notes([f"{characters} in the note; the models get the text as it is."])
+        each = ", ".join(f"{role} {count}" for role, count in counts.items())
+        self._screen.note(
+            f"The note ({counted(len(text), 'character')}) stands before your next question; with "
+            f"it the turn takes {each} of {limit} tokens."
+        )
+
+    def _save(self, rest: str) -> None:
+        if not self.conversation.messages():
+            raise UsageError("Nothing has been said yet, so there is nothing to save.")
+        read_site().limits.refuse(Feature.TRANSCRIPTS, "/save")
+        path = named(rest, "/save")
+        if self._log is not None and self._log.is_at(path):
+            raise UsageError("That is the running transcript, which holds all this already.")
+        if path.is_dir():
+            raise UsageError("That is a folder. Name a file; nothing was written.")
+        if path != self._saved and path.exists():
+            raise UsageError("There is such a file already. Name a new one; nothing was written.")
+        file = OutputFile(path, "The file of /save", force=True)
+        file.write(transcript(self.conversation, self._first_line()))
+        self._saved = path
+        turns = counted(len(self.conversation.turns), "turn")
+        self._screen.note(f"Saved: {turns}, readable by you alone. The file holds what was said.")
+
+    def _load(self, rest: str) -> None:
+        conversation = read_transcript(file_bytes(rest, "/load", LARGEST), self._speakers)
+        before = len(self.conversation.turns)
+        self._replace(conversation, lambda: transcript(conversation, CLEAR))
+        self._saved = named(rest, "/load")
+        waiting, self.notes = len(self.notes), ()
+        if waiting:
+            self._screen.note(f"{counted(waiting, 'note')} that waited for a question: forgotten.")
+        if None in self._speakers.digests.values():
+            self._screen.notes(
+                [
+                    "these models have no manifest, so it is not known whether the conversation "
+                    "was had with the same ones."
+                ]
+            )
+        gone = f" in the place of {counted(before, 'turn')}" if before else ""
+        self._screen.note(f"Loaded: {counted(len(conversation.turns), 'turn')}{gone}.")
+        if conversation.turns:
+            self._screen.aside(pane("Last answer", conversation.last().answer))
+
+    # How answers are made and remembered.
+
     def _answer(
         self,
         asked: Sequence[Message],
@@ -212,7 +356,12 @@ class Talk:
         live: bool = True,
     ) -> Answer:
         """Makes an answer; `keep` gets it before anything else can fail."""
-        screen, done = self.session.screen, 0
+        screen, done, begun = self._screen, 0, time.monotonic()
+
+        def reading() -> None:
+            # Answers that begin at once do not flicker.
+            if (seconds := time.monotonic() - begun) > 0.5:
+                screen.progress(f"reading, {seconds:.0f} s (Ctrl-C stops)", None)
 
         def show(piece: bytes) -> None:
             nonlocal done
@@ -223,16 +372,25 @@ class Talk:
             else:
                 screen.progress("answering again", done / options.max_tokens)
 
-        self._signals.tick = _reading(self.session)
+        def think(piece: bytes) -> None:
+            self._signals.tick = None
+            if live and self._think is not None:
+                self._think(piece)
+            else:
+                screen.progress("thinking (Ctrl-C stops)", None)
+
+        self._signals.tick = reading
         try:
-            think = self._thinks if live else self._thinks_unseen
             answer = answer_to(self.session, asked, options, show=show, think=think, keep=keep)
             if answer.finish is FinishReason.INTERRUPTED and not answer.text:
                 raise Cancelled("Stopped before the answer began.")
             keep(answer)
         except Exception:
-            if not done:
-                self._undo_reading()
+            if not done:  # nothing came of the question: the models forget it
+                try:
+                    self._roll_back()
+                except CaptError:  # the models could not take what was asked at all
+                    self.session.runtime.forget()
             raise
         finally:
             self._signals.tick = None
@@ -242,45 +400,101 @@ class Talk:
                 screen.end_answer()
         return answer
 
-    def _thinks(self, piece: bytes) -> None:
-        if self._think is None:
-            self._thinks_unseen(piece)
-        else:
-            self._signals.tick = None
-            self._think(piece)
+    def _tell(self, answer: Answer) -> None:
+        """What there is to say about an answer: each notice once, warnings, one line of figures."""
+        self._screen.notes(notice for notice in answer.notices if notice not in self._shown)
+        self._shown.update(answer.notices)
+        self._screen.notes(warnings(answer, COMMANDS_ADVICE))
+        self._screen.note(f"[{short_line(answer)}, {context_line(answer)}]")
 
-    def _thinks_unseen(self, _: bytes) -> None:
-        self._signals.tick = None
-        self.session.screen.progress("thinking (Ctrl-C stops)", None)
+    def _replace(self, conversation: Conversation, lines: Callable[[], str]) -> None:
+        """Goes on with another conversation; `lines` makes what the transcript says about it.
 
-    def _undo_reading(self) -> None:
-        """Nothing came of a question: the models forget it."""
+        Raises:
+            CaptError: the models cannot take it; the conversation stays as it was.
+        """
+        before, self.conversation = self.conversation, conversation
         try:
-            self.roll_back()
-        except CaptError:  # the models could not take what was asked at all
-            self.session.runtime.forget()
+            self._roll_back()
+        except CaptError:
+            self.conversation = before
+            raise
+        self._write_down(lines)
+
+    def _roll_back(self) -> dict[str, int]:
+        """Removes from the KV caches what the conversation does not hold.
+
+        Returns:
+            Tokens that it takes in each model, by role, with the frame of the next question.
+        """
+        runtime = self.session.runtime
+        if not self.conversation.turns and self.conversation.system is None:
+            runtime.forget()
+        return runtime.keep(self.conversation.asking(_ANYTHING))
+
+    def _first_line(self) -> str:
+        session = self.session
+        about = provenance(session.runtime, self.options, session.load, session.date)
+        return self._speakers.line(about)
+
+    def _write_down(self, lines: Callable[[], str]) -> None:
+        """Adds lines to the running transcript; a full disk is an error, and tried again later.
+
+        Args:
+            lines: makes them; the record of a long answer takes time, so only where it is wanted.
+        """
+        if self._log is not None:
+            try:
+                self._log.add(*lines().splitlines())
+            except UsageError as error:
+                self._screen.error(str(error))
 
 
-def no_room(error: ContextOverflow) -> str:
+def overflow_text(error: ContextOverflow) -> str:
     """Why a turn was refused and what helps; says nothing of the text but its length."""
     each = ", ".join(f"{role} {count}" for role, count in error.counts.items())
     return (
         f"This turn does not fit: with the conversation it takes {each} tokens, and the smallest "
-        f"context holds {error.limit}. Nothing was run or cut. /undo takes the last turn back, "
-        "/clear begins anew, and a larger --ctx-size (-c) at the start holds more."
+        f"context holds {error.limit}. Nothing was run or cut. /undo removes the last turn, /clear "
+        "begins anew, a shorter text takes less, and a larger --ctx-size (-c) at the start holds "
+        "more."
     )
 
 
-def _reading(session: Session) -> Callable[[], None]:
-    """A progress line while the models read; answers that begin at once do not flicker."""
-    begun = time.monotonic()
+def _settings(options: GenerateOptions) -> Table:
+    rows = tuple((each.name, each.of(options), each.takes) for each in SETTINGS)
+    return Table("Settings", rows, ("name", "value", "takes"))
 
-    def tick() -> None:
-        seconds = time.monotonic() - begun
-        if seconds > 0.5:
-            session.screen.progress(f"reading, {seconds:.0f} s (Ctrl-C stops)", None)
 
-    return tick
+def _start(text: str) -> str:
+    return clipped(" ".join(text.split()), _CELL)
+
+
+def named(rest: str, command: str) -> Path:
+    """The path that stands behind a command.
+
+    Raises:
+        UsageError: none does, or it can be no path.
+    """
+    if not rest:
+        raise UsageError(f"{command} needs the name of a file.")
+    try:
+        path = path_of(rest)
+        path.exists()  # not a name at all, such as one that is too long
+    except (OSError, ValueError, RuntimeError):
+        raise UsageError(f"{command} cannot use that name. Give another one.") from None
+    return path
+
+
+def file_bytes(rest: str, command: str, largest: int) -> bytes:
+    """The bytes of the file that stands behind a command.
+
+    Raises:
+        UsageError: there is no such file, it cannot be read or is larger than `largest` bytes.
+    """
+    from capt_local.strict_json import read_bytes
+
+    return read_bytes(named(rest, command), f"The file of {command}", largest=largest)
 
 
 class TranscriptFile:
@@ -295,7 +509,7 @@ class TranscriptFile:
 
     def __init__(self, path: Path) -> None:
         """Makes the file, so that a bad place is found before anything is loaded."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
             self._file = io.FileIO(os.open(path, flags, 0o600), "wb")
         except FileExistsError:
@@ -312,12 +526,18 @@ class TranscriptFile:
 
         Raises:
             UsageError: the disk is full or has gone. Whole lines that were there stay, and these
-                are kept for the next time.
+                wait for the next time.
         """
         self._waiting += lines
         data = "".join(f"{line}\n" for line in self._waiting).encode()
         try:
-            self._write(data)
+            # Half a line of an earlier time would make the rest unreadable.
+            self._file.seek(self._safe)
+            self._file.truncate()
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+            os.fsync(self._file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(self._safe)
@@ -340,17 +560,8 @@ class TranscriptFile:
         self._file.close()
 
     def discard(self) -> None:
-        """Closes the file and takes it away: nothing was said."""
+        """Closes the file and removes it: nothing was said."""
         if self.is_at(self._path):
             with contextlib.suppress(OSError):
                 self._path.unlink()
         self.close()
-
-    def _write(self, data: bytes) -> None:
-        # Half a line of an earlier time would make the rest unreadable.
-        self._file.seek(self._safe)
-        self._file.truncate()
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self._file.write(rest) or 0 :]
-        os.fsync(self._file.fileno())

@@ -38,7 +38,6 @@ class _Page(io.StringIO):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """That of the terminal for which is drawn."""
         return self._encoding
 
 
@@ -64,16 +63,20 @@ def console_for(look: Look, *, record: bool = False) -> Console:
 def drawn(view: View, look: Look) -> str:
     """A view as text with styles, ending with a newline."""
     console = console_for(look)
-    console.print(renderable(view, console))
-    return _written(console)
+    return _printed(console, renderable(view, console))
+
+
+def _printed(console: Console, what: RenderableType) -> str:
+    console.print(what)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def progress_line(label: str, fraction: float | None, look: Look) -> str:
-    """One line that tells how far something is; always `progress_width(look)` columns wide.
+    """One line about how far something is; always `progress_width(look)` columns wide.
 
     Without a fraction there is no bar.
     """
-    console = console_for(Look(progress_width(look), look.colour, look.encoding))
     line = Grid.grid(expand=True, padding=(0, 1, 0, 0))
     line.add_column(no_wrap=True, overflow="ellipsis")
     line.add_column(ratio=1)
@@ -85,8 +88,8 @@ def progress_line(label: str, fraction: float | None, look: Look) -> str:
             total=1.0, completed=fraction, complete_style=_FRAME, finished_style=_FRAME
         )
         line.add_row(_cell(label), bar, Text(f"{100 * fraction:.0f} %"))
-    console.print(line)
-    return _written(console).rstrip("\n")
+    console = console_for(Look(progress_width(look), look.colour, look.encoding))
+    return _printed(console, line).rstrip("\n")
 
 
 def progress_width(look: Look) -> int:
@@ -96,22 +99,20 @@ def progress_width(look: Look) -> int:
 
 def renderable(view: View, console: Console) -> RenderableType:
     """What Rich prints for a view."""
-    if isinstance(view, Prose):
-        text = _text(view.line)
-        text.stylize(_HEAD if view.strong else "")
-        return text
-    if isinstance(view, Pane):
-        return _panel(view)
-    if isinstance(view, Table):
-        return _titled(view.title, _table(view, console.width))
-    if isinstance(view, Bars):
-        return _titled(view.title, _bars(view, ascii_only=console.options.ascii_only))
-    return _beside(view, console)
-
-
-def _written(console: Console) -> str:
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    match view:
+        case Prose():
+            text = _text(view.line)
+            text.stylize(_HEAD if view.strong else "")
+            return text
+        case Pane():
+            return _panel(view)
+        case Table():
+            body = _table(view, console.width)
+        case Bars():
+            body = _bars(view, ascii_only=console.options.ascii_only)
+        case Beside():
+            return _beside(view, console)
+    return Group(_cell(view.title, _HEAD), body) if view.title else body
 
 
 def _text(line: Line) -> Text:
@@ -126,21 +127,16 @@ def _cell(text: str, style: str = "") -> Text:
 
 
 def _panel(pane: Pane, height: int | None = None) -> Panel:
-    foot = _cell(pane.foot) if pane.foot else None
     return Panel(
         _text(pane.body),
         box=box.ROUNDED,
         title=_cell(pane.title, _HEAD),
         title_align="left",
-        subtitle=foot,
+        subtitle=_cell(pane.foot) if pane.foot else None,
         subtitle_align="left",
         border_style=_FRAME,
         height=height,
     )
-
-
-def _titled(title: str, body: RenderableType) -> RenderableType:
-    return Group(_cell(title, _HEAD), body) if title else body
 
 
 def _table(table: Table, width: int) -> Grid:
@@ -172,8 +168,7 @@ def _bars(bars: Bars, *, ascii_only: bool) -> Grid:
 
 
 def _beside(both: Beside, console: Console) -> RenderableType:
-    left, right = both.left, both.right
-    width = console.width
+    left, right, width = both.left, both.right, console.width
     if isinstance(left, Pane) and isinstance(right, Pane):
         if width < _SIDE_BY_SIDE:
             return Group(_panel(left), _panel(right))

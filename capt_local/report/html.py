@@ -14,7 +14,7 @@ import hashlib
 import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -22,54 +22,47 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from capt_local.decoding.step import Choice, FinishReason, Step
 from capt_local.errors import UsageError
 from capt_local.report.answers import (
+    LEAST_SHARE,
     changed_words,
+    character_marks,
     expert_weight,
     formula,
-    in_word,
     in_words,
     largest_shifts,
     nats,
-    said,
     short_line,
+    written,
 )
-from capt_local.report.json import Answer, warnings
+from capt_local.report.json import REPORTED, Answer, JsonObject, warnings
 from capt_local.report.sanitise import visible, visible_line
 
-_SHIFTS = 10
-_DEEPEST = 8
-_LEAST_WEIGHT = 0.005
+LIMIT = 4.0
+"""Where the scale of the contrast ends on both sides, in nats: the same on every page."""
+LEVELS = 8
+"""Steps of the scale on each side of 0."""
+_DEEPEST = 8  # levels of a provenance
 _END = "end of the answer"
+_JOINER = "\u200d"
+_NARROWEST = 40  # tokens; bars of a short answer would look like walls
+_HALF = 40  # height of one side of the scale
+_TICK = 6  # height of the marks of changed tokens, below the scale
 
 
-@dataclass(frozen=True, slots=True)
-class Shift:
-    """A row of the table of the largest shifts, as it is shown."""
-
-    cell: int
-    number: int
-    instead: str
-    said: str
-    chance_instead: str
-    chances: tuple[str, ...]
-    contrast: str
-    level: int
-
-
-def page(answer: Answer, alone: Answer | None = None, note: str = "") -> str:
+def page(answer: Answer, note: str = "") -> str:
     """The page.
 
     Args:
-        answer: what is reported on.
-        alone: the target's own answer to the same prompt, to stand beside it.
+        answer: what is reported on; the target's own answer stands beside it where it holds that.
         note: the text that was asked about, to stand beside the answer; empty where it is not
             known.
 
     Raises:
         UsageError: the provenance is nested deeper than any that we write.
     """
-    style, script = (_own_file(name) for name in ("report.css", "report.js"))
-    coloured = expert_weight(answer) >= _LEAST_WEIGHT
-    found = cells(answer, coloured=coloured)
+    folder = resources.files("capt_local.report") / "page"
+    style, script = ((folder / name).read_text("utf-8") for name in ("report.css", "report.js"))
+    coloured = expert_weight(answer) >= LEAST_SHARE
+    found = cells(answer)
     words, of_words = changed_words(answer.steps)
     return (
         _environment()
@@ -78,22 +71,23 @@ def page(answer: Answer, alone: Answer | None = None, note: str = "") -> str:
             style=style,
             script=script,
             policy=policy(style, script),
-            answer=answer,
-            cells=found,
+            cells=[(cell, cell.level if coloured else 0) for cell in found],
             details=details(found),
             chart=chart(answer.steps),
-            shifts=_shifts(answer, found),
+            shifts=_shifts(answer, found, coloured=coloured),
             levels=range(-LEVELS, LEVELS + 1),
             limit=f"{LIMIT:g}",
             together=_figures(answer),
-            alone=alone and _figures(alone),
+            alone=answer.alone and _figures(answer.alone),
             three=len(answer.prompt_tokens) > 1,
             note=visible(note),
             words=words,
             of_words=of_words,
             coloured=coloured,
-            marked=_in_changed_words(found),
-            sums=[(formula(powers), share) for powers, share in answer.weights if share >= 0.005],
+            marked=_in_changed_words(answer, found),
+            sums=[
+                (formula(powers), share) for powers, share in answer.weights if share >= LEAST_SHARE
+            ],
             drawn=any(step.likeliest is not None for step in answer.steps),
             warnings=[visible(line) for line in (*answer.notices, *warnings(answer))],
             facts=_facts(answer),
@@ -104,24 +98,19 @@ def page(answer: Answer, alone: Answer | None = None, note: str = "") -> str:
 
 def policy(style: str, script: str) -> str:
     """What the page may do (Content Security Policy): nothing, but for these two of its own."""
+
+    def digest(text: str) -> str:
+        return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
     return (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        f"default-src 'none'; style-src '{digest(style)}'; script-src '{digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
 
 
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _own_file(name: str) -> str:
-    """A file of the package; the template puts it into the page as it is."""
-    return (resources.files("capt_local.report") / "page" / name).read_text("utf-8")
-
-
 @functools.cache
 def _environment() -> Environment:
-    # Kept: compiling the template takes longer than filling it.
+    # Cached: compiling the template takes longer than filling it.
     environment = Environment(
         loader=PackageLoader("capt_local.report", "page"),
         autoescape=True,
@@ -134,26 +123,35 @@ def _environment() -> Environment:
     return environment
 
 
-def _shifts(answer: Answer, found: tuple[Cell, ...]) -> list[Shift]:
+def _figures(answer: Answer) -> JsonObject:
+    """A whole answer: its text, and a line about it."""
+    return {
+        "text": visible(answer.text.decode("utf-8", "replace")),
+        "line": short_line(answer),
+        "changed": answer.changed,
+        "count": len(answer.steps),
+    }
+
+
+def _shifts(answer: Answer, found: Sequence[Cell], *, coloured: bool) -> list[JsonObject]:
+    """The rows of the table of the largest shifts, as they are shown."""
     where = {step.index: cell.number for cell in found for step in cell.steps}
     return [
-        _shift(step, found[where[step.index]]) for step in largest_shifts(answer.steps, _SHIFTS)
+        {
+            "cell": where[step.index],
+            "number": step.index + 1,
+            "instead": spelled(step.target_choice.piece_bytes) or _END,
+            "written": spelled(written(step)) or _END,
+            "chance_instead": chance(step.target_choice.logp),
+            "chances": [
+                chance(logp)
+                for logp in (step.target_logp, step.expert_logp, step.base_logp, step.logp)
+            ],
+            "contrast": nats(step.contrast).replace("-", "\N{MINUS SIGN}"),
+            "level": level(step.contrast) if coloured else 0,
+        }
+        for step in largest_shifts(answer.steps)
     ]
-
-
-def _shift(step: Step, cell: Cell) -> Shift:
-    return Shift(
-        cell=cell.number,
-        number=step.index + 1,
-        instead=spelled(step.target_choice.piece_bytes) or _END,
-        said=spelled(said(step)) or _END,
-        chance_instead=chance(step.target_choice.logp),
-        chances=tuple(
-            chance(logp) for logp in (step.target_logp, step.expert_logp, step.base_logp, step.logp)
-        ),
-        contrast=nats(step.contrast).replace("-", "\N{MINUS SIGN}"),
-        level=level(step.contrast) if cell.coloured else 0,
-    )
 
 
 def chance(logp: float | None) -> str:
@@ -169,43 +167,26 @@ def chance(logp: float | None) -> str:
     return "< 0.01 %"
 
 
-def _figures(answer: Answer) -> dict[str, object]:
-    """A whole answer: its text, and a line about it."""
-    return {
-        "text": visible(answer.text.decode("utf-8", "replace")),
-        "line": short_line(answer),
-        "changed": sum(step.changed for step in answer.steps),
-        "count": len(answer.steps),
-    }
-
-
 def _facts(answer: Answer) -> list[tuple[str, str]]:
     """The provenance that a reader looks for first."""
-    held = answer.provenance
-    facts = [("Bundle", answer.model)]
-    if isinstance(held.get("method"), str):
-        facts.append(("Method", held["method"]))
-    if answer.weights:
-        facts.append(("Weights (share)", in_words(answer.weights)))
-    if answer.finish:
-        facts.append(("Ended by", str(answer.finish)))
-    if answer.prompt_tokens:
-        counts = ", ".join(f"{role} {count}" for role, count in answer.prompt_tokens.items())
-        facts.append(("Prompt tokens", counts))
-    if (made := _moment(answer.created)) is not None:
-        facts.append(("Made", made))
-    facts += [("Answer", answer.id), ("Labels", "AI report (AIRPT), human review: none")]
+    method, made = answer.provenance.get("method"), ""
+    if answer.created is not None:
+        try:
+            moment = datetime.datetime.fromtimestamp(answer.created, datetime.UTC)
+            made = f"{moment:%Y-%m-%d %H:%M} UTC"
+        except (OverflowError, ValueError, OSError):  # a file may say anything
+            pass
+    facts = [
+        ("Bundle", answer.model),
+        ("Method", method if isinstance(method, str) else ""),
+        ("Weights (share)", in_words(answer.weights)),
+        ("Ended by", str(answer.finish or "")),
+        ("Prompt tokens", ", ".join(f"{role} {n}" for role, n in answer.prompt_tokens.items())),
+        ("Made", made),
+        ("Answer", answer.id),
+        ("Labels", "AI report (AIRPT), human review: none"),
+    ]
     return [(name, visible_line(value)) for name, value in facts if value]
-
-
-def _moment(created: int | None) -> str | None:
-    if created is None:
-        return None
-    try:
-        moment = datetime.datetime.fromtimestamp(created, datetime.UTC)
-    except (OverflowError, ValueError, OSError):  # a file may say anything
-        return None
-    return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
 def _flat(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
@@ -213,23 +194,17 @@ def _flat(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]
     if len(path) > _DEEPEST:
         raise UsageError("The provenance of this answer is nested too deeply to be one of ours.")
     if isinstance(value, Mapping) and value:
-        for name, held in value.items():
-            yield from _flat(held, (*path, str(name)))
+        for name, inner in value.items():
+            yield from _flat(inner, (*path, str(name)))
     elif isinstance(value, list | tuple) and any(isinstance(v, Mapping | list) for v in value):
-        for i, held in enumerate(value):
-            yield from _flat(held, (*path, str(i + 1)))
+        for i, inner in enumerate(value):
+            yield from _flat(inner, (*path, str(i + 1)))
     elif path:
         text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         yield visible_line(" · ".join(path)), visible_line("none" if value is None else text)
 
 
-LIMIT = 4.0
-"""Where the scale of the contrast ends on both sides, in nats: the same on every page."""
-LEVELS = 8
-"""Steps of the scale on each side of 0."""
-TOP = 3
-"""How many candidates of each model the page tells."""
-_JOINER = "\u200d"
+# The answer in cells.
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +220,6 @@ class Cell:
         trail: white space behind.
         steps: that made the text, in order.
         name: what the cell is for those who cannot see it, where its text says nothing.
-        coloured: whether its contrast is shown; not where the expert had no weight in the answer.
     """
 
     number: int
@@ -254,7 +228,6 @@ class Cell:
     trail: str
     steps: tuple[Step, ...]
     name: str = ""
-    coloured: bool = True
 
     @property
     def changed(self) -> bool:
@@ -264,15 +237,13 @@ class Cell:
     @property
     def level(self) -> int:
         """Of the largest contrast, from -LEVELS to LEVELS."""
-        if not self.coloured:
-            return 0
         return level(max(contrasts(self.steps).values(), key=abs, default=0.0))
 
 
 def contrasts(steps: Sequence[Step]) -> dict[int, float]:
     """Those that are known, by their places among the steps."""
-    told = ((place, step.contrast) for place, step in enumerate(steps))
-    return {place: x for place, x in told if x is not None and not math.isnan(x)}
+    values = ((place, step.contrast) for place, step in enumerate(steps))
+    return {place: x for place, x in values if x is not None and not math.isnan(x)}
 
 
 def level(contrast: float | None) -> int:
@@ -282,7 +253,7 @@ def level(contrast: float | None) -> int:
     return round(min(max(contrast / LIMIT, -1.0), 1.0) * LEVELS)
 
 
-def cells(answer: Answer, *, coloured: bool = True) -> tuple[Cell, ...]:
+def cells(answer: Answer) -> tuple[Cell, ...]:
     """The cells of an answer; their texts joined are its text, made visible."""
     groups: list[tuple[str, list[Step]]] = []
     for text, steps in _characters(answer):
@@ -290,23 +261,7 @@ def cells(answer: Answer, *, coloured: bool = True) -> tuple[Cell, ...]:
             groups[-1] = (groups[-1][0] + text, groups[-1][1] + steps)
         else:
             groups.append((text, steps))
-    made = (_cell(number, text, steps) for number, (text, steps) in enumerate(groups))
-    return tuple(made) if coloured else tuple(replace(cell, coloured=False) for cell in made)
-
-
-def _in_changed_words(found: Sequence[Cell]) -> set[int]:
-    """Numbers of the cells that are parts of a word in which another cell was changed."""
-    marked: set[int] = set()
-    word: list[Cell] = []
-    for cell in found:
-        last = word[-1] if word else None
-        joined = last is not None and not last.trail and not cell.lead
-        if not (joined and last and in_word(last.text[-1:]) and in_word(cell.text[:1])):
-            word = []
-        word.append(cell)
-        if any(each.changed for each in word):
-            marked.update(each.number for each in word)
-    return marked
+    return tuple(_cell(number, text, steps) for number, (text, steps) in enumerate(groups))
 
 
 def _characters(answer: Answer) -> Iterator[tuple[str, list[Step]]]:
@@ -347,21 +302,29 @@ def _cell(number: int, text: str, steps: list[Step]) -> Cell:
     name = "white space"
     if "\n" in shown:
         name = "line break"
-    elif not shown:
-        name = "the end of the answer" if _ended(steps) else "held back"
+    elif not shown:  # a token that ends an answer, or a part of a stop string
+        ends = len(steps) == 1 and (steps[0].finish is FinishReason.STOP or not written(steps[0]))
+        name = "the end of the answer" if ends else "held back"
     return Cell(number, "", shown, "", tuple(steps), name)
 
 
-def _ended(steps: Sequence[Step]) -> bool:
-    """Whether the steps are a token that ends an answer, and not part of a stop string."""
-    return len(steps) == 1 and (steps[0].finish is FinishReason.STOP or not said(steps[0]))
+def _in_changed_words(answer: Answer, found: Sequence[Cell]) -> set[int]:
+    """Numbers of the cells that are parts of a word in which a token was changed."""
+    _, marks = character_marks(answer.steps)
+    marked, place = set(), 0
+    for cell in found:
+        start = place + len(cell.lead)
+        if any(marks[start : start + len(cell.text)]):
+            marked.add(cell.number)
+        place = start + len(cell.text) + len(cell.trail)
+    return marked
 
 
 def details(found: Sequence[Cell]) -> dict[str, list[object]]:
     """What the page tells about each step, as a JSON value; every piece is there once.
 
     Returns:
-        pieces: texts; steps: per step the number of its cell, the piece that was said, logp,
+        pieces: texts; steps: per step the number of its cell, the piece that was written, logp,
         target_logp, rank under the target, the target's own piece and its logp, contrast,
         expert_logp, base_logp, changed and drawn (0 or 1), and four lists of piece, logp, piece,
         logp, ...: of target, expert, base and all together. Numbers that are not finite are null.
@@ -372,12 +335,12 @@ def details(found: Sequence[Cell]) -> dict[str, list[object]]:
         return pieces.setdefault(piece, len(pieces))
 
     def top(choices: Sequence[Choice]) -> list[object]:
-        return [x for c in choices[:TOP] for x in (place(c.piece_bytes), short(c.logp))]
+        return [x for c in choices[:REPORTED] for x in (place(c.piece_bytes), short(c.logp))]
 
     steps: list[object] = [
         [
             cell.number,
-            place(said(step)),
+            place(written(step)),
             short(step.logp),
             short(step.target_logp),
             step.target_rank,
@@ -406,65 +369,39 @@ def short(value: float | None) -> float | None:
     return round(value, 3) if value is not None and math.isfinite(value) else None
 
 
-_NARROWEST = 40  # tokens; bars of a short answer would look like walls
-_HALF = 40  # height of one side of the scale
-_TICK = 6  # height of the marks of changed tokens, below the scale
+def chart(steps: Sequence[Step]) -> JsonObject:
+    """The chart of an answer as SVG paths, one unit wide for each token.
 
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """Paths, one unit wide for each token.
-
-    Attributes:
-        width: in tokens; more than there are where the answer is short.
-        height: of the whole.
-        zero: where contrast 0 is.
-        marks: heights of the lines of the scale.
-        above: bars of tokens that the expert finds likelier.
-        below: bars of tokens that the base finds likelier.
-        changed: marks of the changed tokens.
-        beyond: tokens whose contrast is beyond the scale.
-        said: the chart in a sentence, for those who cannot see it.
+    Returns:
+        width in tokens; height; zero: where contrast 0 is; marks: heights of the lines of the
+        scale; above, below: bars of tokens that expert or base find likelier, cut at the ends of
+        the scale; changed: marks of the changed tokens; beyond: tokens beyond the scale; said: the
+        chart in a sentence, for those who cannot see it.
     """
-
-    width: int
-    height: int
-    zero: int
-    marks: tuple[float, ...]
-    above: str
-    below: str
-    changed: str
-    beyond: int
-    said: str
-
-
-def chart(steps: Sequence[Step]) -> Chart:
-    """The chart of an answer. Contrasts beyond the scale end at its end."""
-    known = list(contrasts(steps).items())
+    known = contrasts(steps)
     changed = [i for i, step in enumerate(steps) if step.changed]
-    return Chart(
-        width=max(len(steps), _NARROWEST),
-        height=2 * _HALF + 4 + _TICK,
-        zero=_HALF,
-        marks=tuple(_HALF * (1 + share / 2) for share in (-2, -1, 1, 2)),
-        above=_bars((i, value) for i, value in known if value > 0),
-        below=_bars((i, value) for i, value in known if value < 0),
-        changed="".join(f"M{i}.1 {2 * _HALF + 4}h.8v{_TICK}h-.8z" for i in changed),
-        beyond=sum(abs(value) > LIMIT for _, value in known),
-        said=_sentence([value for _, value in known], len(changed)),
-    )
+    values = list(known.values())
+    up = sum(value > 0 for value in values)
+    sentence = "No contrast is known."
+    if values:
+        sentence = (
+            f"Contrast of {len(values)} tokens, from {min(values):+.2f} to {max(values):+.2f} "
+            f"nats: {up} above zero, {len(values) - up} at or below. {len(changed)} tokens were "
+            "changed."
+        )
+    return {
+        "width": max(len(steps), _NARROWEST),
+        "height": 2 * _HALF + 4 + _TICK,
+        "zero": _HALF,
+        "marks": [_HALF * (1 + share / 2) for share in (-2, -1, 1, 2)],
+        "above": _bars((i, value) for i, value in known.items() if value > 0),
+        "below": _bars((i, value) for i, value in known.items() if value < 0),
+        "changed": "".join(f"M{i}.1 {2 * _HALF + 4}h.8v{_TICK}h-.8z" for i in changed),
+        "beyond": sum(abs(value) > LIMIT for value in values),
+        "said": sentence,
+    }
 
 
 def _bars(values: Iterable[tuple[int, float]]) -> str:
     heights = ((i, _HALF * min(abs(v), LIMIT) / LIMIT * math.copysign(1, -v)) for i, v in values)
     return "".join(f"M{i}.1 {_HALF}h.8v{height:.1f}h-.8z" for i, height in heights)
-
-
-def _sentence(values: Sequence[float], changed: int) -> str:
-    if not values:
-        return "No contrast is known."
-    up = sum(value > 0 for value in values)
-    return (
-        f"Contrast of {len(values)} tokens, from {min(values):+.2f} to {max(values):+.2f} nats: "
-        f"{up} above zero, {len(values) - up} at or below. {changed} tokens were changed."
-    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import termios
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
@@ -31,14 +32,14 @@ from prompt_toolkit.layout.controls import BufferControl
 from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
 from prompt_toolkit.layout.utils import explode_text_fragments
 from prompt_toolkit.output.defaults import create_output
-from prompt_toolkit.styles import Style
+from prompt_toolkit.styles import Style as TypedStyle
 
 from capt_local.report.sanitise import visible_line
 
 Offers = Callable[[str], Iterable[tuple[str, int]]]
 _PROMPT, _MORE = ">>> ", "... "
 _TAB = " " * 4
-_STYLE = Style.from_dict({"prompt": "bold", "spelled": "reverse"})
+_STYLE = TypedStyle.from_dict({"prompt": "bold", "spelled": "reverse"})
 
 
 class Idle(Exception):
@@ -58,15 +59,12 @@ class InputLine:
         idle: seconds without a key after which `ask` gives up; None for never.
 
     Attributes:
-        multi: whether Enter begins a new line and Alt-Enter sends, rather than the other way round.
         typed: what stood on the line when `ask` ended.
     """
 
     def __init__(
         self, offers: Offers, is_open: Callable[[str], bool], idle: float | None = None
     ) -> None:
-        """Looks at the terminal; shows nothing yet."""
-        self.multi = False
         self.typed = ""
         self._is_open = is_open
         self._idle = idle
@@ -165,7 +163,7 @@ class InputLine:
 
         @Condition
         def goes_on() -> bool:
-            return self.multi or self._is_open(self._session.default_buffer.text)
+            return self._is_open(self._session.default_buffer.text)
 
         @keys.add("enter", filter=goes_on)
         @keys.add("escape", "enter", filter=~goes_on)
@@ -227,10 +225,6 @@ def _leave(app: Application[Any], error: Exception) -> None:
 
 def _without_echo(terminal: int) -> Callable[[], None] | None:
     """Stops the echo of keys and returns what starts it again; None where that is not known."""
-    try:
-        import termios
-    except ImportError:  # Windows does not echo by itself
-        return None
     try:
         before = termios.tcgetattr(terminal)
         quiet = termios.tcgetattr(terminal)

@@ -17,7 +17,7 @@ from typing import TextIO
 
 from capt_local.errors import UsageError
 from capt_local.report.sanitise import Sanitiser, visible
-from capt_local.report.views import Look, View, cells
+from capt_local.report.views import Look, View, cells, plain
 
 _DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
 _REDRAW = 0.1  # seconds; drawing must not slow down what it tells about
@@ -29,8 +29,6 @@ def look_of(stream: TextIO, environment: Mapping[str, str]) -> Look | None:
     NO_COLOR asks for no colour, and there is none; bold and underline are not colour.
     """
     if not stream.isatty() or environment.get("TERM") == "dumb":
-        return None
-    if os.name == "nt" and "WT_SESSION" not in environment and "TERM" not in environment:
         return None
     return Look(
         width=_width(stream, environment),
@@ -86,7 +84,6 @@ class Wrap:
     """
 
     def __init__(self, width: int) -> None:
-        """Starts at the left."""
         self._width = max(width, 2)
         self._column = 0
         self._blanks = self._word = ""
@@ -125,14 +122,6 @@ class Wrap:
         return blanks + word
 
 
-class _Nowhere(io.StringIO):
-    """Stands for a stream that the process does not have."""
-
-    def write(self, text: str) -> int:
-        """Drops the text."""
-        return len(text)
-
-
 class Screen:
     """Both output streams of a command.
 
@@ -153,7 +142,6 @@ class Screen:
         look_err: Look | None = None,
         verbose: int = 0,
     ) -> None:
-        """Starts with nothing written."""
         self._out = out
         self._err = err
         self.look_out = look_out
@@ -174,19 +162,14 @@ class Screen:
 
         A stream that is closed takes what is written and drops it; see `check_output`.
         """
-        out, err = (stream or _Nowhere() for stream in (sys.stdout, sys.stderr))
+        out, err = (stream or io.StringIO() for stream in (sys.stdout, sys.stderr))
         for stream in (out, err):
             reconfigure = getattr(stream, "reconfigure", None)
             if reconfigure is not None:
                 encoding = stream.encoding if stream.isatty() else "utf-8"
                 reconfigure(encoding=encoding, errors="backslashreplace")
-        return cls(
-            out,
-            err,
-            look_out=look_of(out, os.environ),
-            look_err=look_of(err, os.environ),
-            verbose=verbose,
-        )
+        look_out, look_err = (look_of(stream, os.environ) for stream in (out, err))
+        return cls(out, err, look_out=look_out, look_err=look_err, verbose=verbose)
 
     @property
     def on_terminal(self) -> bool:
@@ -199,20 +182,19 @@ class Screen:
         return self._look_err is not None
 
     def thought(self, piece: bytes, *, dim: bool) -> None:
-        """Shows the next bytes of a model's thoughts at once, on standard error.
+        """Shows the next bytes of a model's reasoning at once, on standard error.
 
         Args:
-            piece: of the thoughts.
+            piece: of the reasoning.
             dim: whether a terminal shows them fainter than the answer.
         """
         self._thought_text(self._thoughts.feed(piece), dim=dim)
 
     def end_thoughts(self) -> None:
-        """Ends the thoughts with a newline, if there were any."""
+        """Ends the reasoning with a newline, if there was any."""
         if self._last_thought:
             self._thought_text(self._thoughts.flush(), dim=False)
-            self._err.write("\n" if self._last_thought != "\n" else "")
-            self._err.flush()
+            self._to_err("\n" if self._last_thought != "\n" else "")
             self._last_thought = ""
 
     def _thought_text(self, text: str, *, dim: bool) -> None:
@@ -220,8 +202,7 @@ class Screen:
             self.clear_progress()
             self._last_thought = text[-1]
             styled = dim and self._look_err is not None
-            self._err.write(f"{_DIM}{text}{_NOT_DIM}" if styled else text)
-            self._err.flush()
+            self._to_err(f"{_DIM}{text}{_NOT_DIM}" if styled else text)
 
     def answer(self, piece: bytes) -> None:
         """Shows the next bytes of the answer at once, as far as they are whole characters."""
@@ -243,12 +224,12 @@ class Screen:
             if self.look_out is not None and self._wrap is None:
                 look = look_of(self._out, os.environ) or self.look_out  # as wide as it is now
                 self._wrap = Wrap(look.width)
-            self._write(text if self._wrap is None else self._wrap.feed(text))
+            self._to_out(text if self._wrap is None else self._wrap.feed(text))
 
     def line(self, text: str = "") -> None:
         """Writes a line to standard output: a result that was asked for."""
         self.clear_progress()
-        self._write(visible(text) + "\n")
+        self._to_out(visible(text) + "\n")
 
     def show(self, *views: View) -> None:
         """Writes views to standard output, each with an empty line behind it.
@@ -256,7 +237,7 @@ class Screen:
         On a terminal they are drawn; elsewhere they are plain lines.
         """
         self.clear_progress()
-        self._write("".join(self._as_text(view, self.look_out) + "\n" for view in views))
+        self._to_out("".join(_as_text(view, self.look_out) + "\n" for view in views))
 
     def aside(self, *views: View) -> None:
         """Writes views to standard error, drawn for the present width of the terminal.
@@ -265,34 +246,12 @@ class Screen:
         """
         self.clear_progress()
         self._look_err = look_of(self._err, os.environ)
-        self._err.write("".join(self._as_text(view, self._look_err) + "\n" for view in views))
-        self._err.flush()
-
-    def _write(self, text: str) -> None:
-        try:
-            self._out.write(text)
-            self._out.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise unwritable(error) from None
-
-    @staticmethod
-    def _as_text(view: View, look: Look | None) -> str:
-        # Imported here: `--help` and answers that go into a pipe need neither.
-        if look is None:
-            from capt_local.report.views import plain
-
-            return "".join(f"{line}\n" for line in plain(view))
-        from capt_local.report.drawing import drawn
-
-        return drawn(view, look)
+        self._to_err("".join(_as_text(view, self._look_err) + "\n" for view in views))
 
     def note(self, text: str) -> None:
         """Writes one line about the work to standard error."""
         self.clear_progress()
-        self._err.write(visible(text) + "\n")
-        self._err.flush()
+        self._to_err(visible(text) + "\n")
 
     def notes(self, texts: Iterable[str]) -> None:
         """Writes several lines to standard error, each marked as a note."""
@@ -305,11 +264,11 @@ class Screen:
             self.note(text)
 
     def error(self, text: str) -> None:
-        """Writes the one line that tells what is wrong."""
+        """Writes the one line that says what is wrong."""
         self.note("error: " + text.replace("\n", " "))
 
     def progress(self, label: str, fraction: float | None) -> None:
-        """Redraws the progress line on a terminal now and then; says nothing elsewhere.
+        """Redraws the progress line on a terminal now and then; writes nothing elsewhere.
 
         Args:
             label: what is going on.
@@ -325,13 +284,31 @@ class Screen:
         self._progress_shown, self._progress_at = label, now
         self._progress_cells = progress_width(self._look_err)
         known = None if fraction is None else min(max(fraction, 0.0), 1.0)
-        shown = progress_line(label, known, self._look_err)
-        self._err.write("\r" + shown)
-        self._err.flush()
+        self._to_err("\r" + progress_line(label, known, self._look_err))
 
     def clear_progress(self) -> None:
         """Wipes the progress line."""
         if self._progress_shown:
-            self._err.write("\r" + " " * self._progress_cells + "\r")
-            self._err.flush()
+            self._to_err("\r" + " " * self._progress_cells + "\r")
             self._progress_shown = ""
+
+    def _to_err(self, text: str) -> None:
+        self._err.write(text)
+        self._err.flush()
+
+    def _to_out(self, text: str) -> None:
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise unwritable(error) from None
+
+
+def _as_text(view: View, look: Look | None) -> str:
+    if look is None:
+        return "".join(f"{line}\n" for line in plain(view))
+    from capt_local.report.drawing import drawn  # `--help` and answers in a pipe need no Rich
+
+    return drawn(view, look)

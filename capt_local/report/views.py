@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from capt_local.report.sanitise import visible, visible_line
+
+_WIDTH = 100
+_BAR = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,7 @@ class Prose:
 
 @dataclass(frozen=True, slots=True)
 class Pane:
-    """A text in a frame; its line ends are kept.
-
-    Attributes:
-        title: above it.
-        body: the text.
-        foot: about it, below; may be empty.
-    """
+    """A text in a frame, with a title above and a line about it below; its line ends stay."""
 
     title: str
     body: Line
@@ -87,12 +84,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """Shares of a whole, as bars.
-
-    Attributes:
-        title: above them.
-        rows: (name, share from 0 to 1) pairs.
-    """
+    """Shares of a whole, as bars: (name, share from 0 to 1) pairs."""
 
     title: str
     rows: tuple[tuple[str, float], ...]
@@ -100,7 +92,7 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """Two views that stand side by side where there is room, else one under the other."""
+    """Two views that stand side by side where there is space, else one under the other."""
 
     left: Pane | Table | Bars
     right: Pane | Table | Bars
@@ -117,34 +109,39 @@ def tidy(line: Iterable[Span]) -> Line:
             joined[-1] = Span(joined[-1].text + span.text, span.marked)
         else:
             joined.append(span)
-    return tuple(part for span in joined for part in _trimmed(span) if part.text)
-
-
-def _trimmed(span: Span) -> Line:
-    core = span.text.strip()
-    if not span.marked or not core:  # a changed line end or blank is still a change
-        return (span,)
-    start = span.text.index(core)
-    end = start + len(core)
-    return Span(span.text[:start]), Span(core, True), Span(span.text[end:])
-
-
-_WIDTH = 100
-_BAR = 20
+    parts: list[Span] = []
+    for span in joined:
+        core = span.text.strip()
+        if span.marked and core:
+            before, after = span.text.split(core, 1)
+            parts += [Span(before), Span(core, True), Span(after)]
+        else:  # a changed line end or blank is still a change
+            parts.append(span)
+    return tuple(part for part in parts if part.text)
 
 
 def plain(view: View) -> list[str]:
     """The lines of a view; what is marked stands in [brackets]."""
-    if isinstance(view, Prose):
-        words = " ".join(_marked(view.line).split())
-        return textwrap.wrap(words, _WIDTH, break_long_words=False, break_on_hyphens=False)
-    if isinstance(view, Pane):
-        return _pane(view)
-    if isinstance(view, Table):
-        return _titled(view.title, _columns(view))
-    if isinstance(view, Bars):
-        return _titled(view.title, _bars(view))
-    return [*plain(view.left), "", *plain(view.right)]
+    match view:
+        case Prose():
+            words = " ".join(_marked(view.line).split())
+            return textwrap.wrap(words, _WIDTH, break_long_words=False, break_on_hyphens=False)
+        case Pane():
+            foot = [f"  ({visible_line(view.foot)})"] if view.foot else []
+            body = [f"  {line}".rstrip() for line in _marked(view.body).split("\n")]
+            return [f"{visible_line(view.title)}:", *body, *foot]
+        case Table():
+            lines = _columns(view)
+        case Bars():
+            width = max((cells(visible_line(name)) for name, _ in view.rows), default=0)
+            lines = [
+                f"{visible_line(name):<{width}}  {100 * share:3.0f} %  "
+                f"{'#' * filled(share, _BAR)}".rstrip()
+                for name, share in view.rows
+            ]
+        case Beside():
+            return [*plain(view.left), "", *plain(view.right)]
+    return [visible_line(view.title), *(f"  {line}" for line in lines)] if view.title else lines
 
 
 def cells(text: str) -> int:
@@ -170,34 +167,16 @@ def _marked(line: Line) -> str:
     )
 
 
-def _pane(pane: Pane) -> list[str]:
-    foot = [f"  ({visible_line(pane.foot)})"] if pane.foot else []
-    body = [f"  {line}".rstrip() for line in _marked(pane.body).split("\n")]
-    return [f"{visible_line(pane.title)}:", *body, *foot]
-
-
-def _titled(title: str, lines: list[str]) -> list[str]:
-    return [visible_line(title), *(f"  {line}" for line in lines)] if title else lines
-
-
 def _columns(table: Table) -> list[str]:
     rows = [*([table.headings] if table.headings else []), *table.rows]
     shown = [[visible_line(cell) for cell in row] for row in rows]
-    widths = [max(cells(row[i]) for row in shown) for i in range(len(shown[0]))] if shown else []
-    return [_aligned(row, widths, table.right) for row in shown]
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int], right: Sequence[int]) -> str:
-    parts = []
-    for i, cell in enumerate(row):
-        gap = " " * (widths[i] - cells(cell))
-        parts.append(gap + cell if i in right else cell + gap)
-    return "  ".join(parts).rstrip()
-
-
-def _bars(bars: Bars) -> list[str]:
-    width = max((cells(visible_line(name)) for name, _ in bars.rows), default=0)
-    return [
-        f"{visible_line(name):<{width}}  {100 * share:3.0f} %  {'#' * filled(share, _BAR)}".rstrip()
-        for name, share in bars.rows
-    ]
+    widths = [max(map(cells, column)) for column in zip(*shown, strict=True)]
+    lines = []
+    for row in shown:
+        gaps = [" " * (width - cells(cell)) for cell, width in zip(row, widths, strict=True)]
+        parts = (
+            gap + cell if place in table.right else cell + gap
+            for place, (cell, gap) in enumerate(zip(row, gaps, strict=True))
+        )
+        lines.append("  ".join(parts).rstrip())
+    return lines

@@ -148,7 +148,7 @@ def test_the_script_and_the_table_tell_the_same_chances(opens: Open) -> None:
 
 def test_hostile_text_is_shown_and_does_nothing(opens: Open) -> None:
     answer = said(*(part for text in HOSTILE for part in (text, "|")))
-    opened = opens(page(answer, answer))
+    opened = opens(page(replace(answer, alone=answer)))
     strip = opened.run("document.getElementById('strip').textContent")
     assert strip.strip() == visible(answer.text.decode("utf-8"))
     for i in range(0, len(answer.steps), 5):
@@ -212,7 +212,7 @@ def test_signs_of_several_tokens_are_one(opens: Open) -> None:
 
 
 def test_print_has_all_and_no_tools(opens: Open) -> None:
-    opened = opens(page(ANSWER, ANSWER))
+    opened = opens(page(replace(ANSWER, alone=ANSWER)))
     opened.page.emulate_media(media="print")
     for hidden in ("#detail", "#keys"):
         assert not opened.page.locator(hidden).is_visible()
@@ -233,7 +233,7 @@ def test_without_scripts_the_text_and_the_table_are_there(opens: Open) -> None:
 
 def test_nothing_sticks_out_of_the_window(opens: Open) -> None:
     answer = an_answer([(b"a" * 200, b"b" * 200, 1.0), *((b" word", b" other", 1.0),) * 60])
-    opened = opens(page(answer, answer))
+    opened = opens(page(replace(answer, alone=answer)))
     opened.page.locator("#t0").focus()
     for width in (320, 420, 768, 1024, 1920):
         opened.page.set_viewport_size({"width": width, "height": 800})
@@ -249,7 +249,7 @@ def test_a_narrow_window_keeps_the_text_free_until_it_is_asked(opens: Open) -> N
 
 def test_two_thousand_tokens_are_there_within_a_second(browser: Any, tmp_path: Path) -> None:
     """Told as the time of the page's own thread: whatever else the machine does is not in it."""
-    source = page(long_answer(2000), long_answer(2000))
+    source = page(replace(long_answer(2000), alone=long_answer(2000)))
     assert len(source.encode()) < 2_000_000
     (tmp_path / "long.html").write_text(source, "utf-8")
     context = browser.new_context(viewport={"width": 1280, "height": 900})
@@ -267,11 +267,12 @@ def test_two_thousand_tokens_are_there_within_a_second(browser: Any, tmp_path: P
 
 def test_the_real_demo(opens: Open) -> None:
     from capt_local import GenerateOptions, LoadOptions, Runtime
-    from capt_local.cli.demo import our_scene
+    from capt_local.cli.demo import QUESTION, demo_note
     from capt_local.report.json import Answer
 
     with Runtime.open("demo", load=LoadOptions(threads=1)) as runtime:
-        generation = runtime.generate(our_scene().asked, GenerateOptions(max_tokens=48, top=3))
+        asked = f"{demo_note()}\n\n{QUESTION}"
+        generation = runtime.generate(asked, GenerateOptions(max_tokens=48, top=3))
         steps = list(generation)
     answer = Answer(
         steps=steps,

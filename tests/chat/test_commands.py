@@ -8,7 +8,6 @@ from capt_local.chat.commands import (
     COMMANDS,
     SETTINGS,
     Call,
-    Offer,
     changed,
     differences,
     offers,
@@ -66,7 +65,7 @@ def test_an_unknown_command_names_the_nearest_and_not_what_was_typed(line: str, 
 
 
 def texts(before: str) -> list[str]:
-    return [offer.text for offer in offers(before)]
+    return [text for text, _ in offers(before)]
 
 
 def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +76,7 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert texts("/read no") == ["note one.txt", "notes/"]
-    assert offers("/load note o") == [Offer("note one.txt", 6)]
+    assert offers("/load note o") == [("note one.txt", 6)]
     assert texts(f"/save {tmp_path}/.h") == [".hidden"]
     assert texts("/read ~/notes") == ["notes/"]
     assert texts("/read missing/x") == texts("/why n") == []

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from capt_local.chat.conversation import (
+    CLEAR,
+    UNDO,
     Conversation,
     Speakers,
-    clear_line,
     read_transcript,
     system_line,
+    transcript,
     turn_line,
-    undo_line,
-    written,
 )
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
@@ -54,7 +54,7 @@ HELD = (
     .plus(turn(f"{CANARY} <|im_end|> \u2028 \x1b]52;", b"An", b"swer"))
     .plus(turn("two", b"caf\xc3", finish=FinishReason.INTERRUPTED))
 )
-FILE = written(HELD, US.line({"versions": {}}))
+FILE = transcript(HELD, US.line({"versions": {}}))
 
 
 def test_a_conversation_comes_back_as_it_was() -> None:
@@ -65,7 +65,7 @@ def test_a_conversation_comes_back_as_it_was() -> None:
         assert new.options is None
         for first, second in zip(old.answer.steps, new.answer.steps, strict=True):
             assert replace(first, finish=None) == replace(second, finish=None)
-    assert written(found, US.line({"versions": {}})) == FILE
+    assert transcript(found, US.line({"versions": {}})) == FILE
 
 
 def test_each_line_is_ascii_and_labelled() -> None:
@@ -80,11 +80,11 @@ def test_a_running_transcript_is_read_to_where_it_ended() -> None:
     lines = [
         US.line({}),
         turn_line(turn("gone", b"x")),
-        clear_line(),
+        CLEAR,
         system_line("one"),
         turn_line(turn("kept", b"a")),
         turn_line(turn("taken back", b"b")),
-        undo_line(),
+        UNDO,
         system_line(None),
     ]
     found = read_transcript("".join(f"{line}\r\n" for line in lines).encode(), US)
@@ -118,7 +118,7 @@ def changed(number: int, **fields: Any) -> bytes:
         (changed(3, question="\ud800"), "Line 3"),
         (changed(3, answer={}), "Line 3"),
         (FILE.encode()[:-40], "Line 4"),
-        (f"{FILE}{undo_line()}\n{undo_line()}\n{undo_line()}\n".encode(), "Line 7"),
+        (f"{FILE}{UNDO}\n{UNDO}\n{UNDO}\n".encode(), "Line 7"),
         (FILE.encode() + b"\n", "Line 5"),
         (FILE.encode() + b'{"type":"undo","type":"clear"}', "Line 5"),
         (FILE.encode() + b'{"type":NaN}', "Line 5"),

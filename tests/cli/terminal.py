@@ -126,6 +126,11 @@ class Terminal:
         )
         return plain(self.raw[seen:])
 
+    def turns(self) -> int:
+        """How many turns a chat has, as /show lists them."""
+        _, _, listed = self.say("/show").partition("Turns")
+        return len(re.findall(r"^ +\d+ ", listed, re.M))
+
     def _prompts(self, begins: str, *, empty: bool) -> bool:
         line = self.at_cursor()
         return line == begins if empty else line.startswith(begins)

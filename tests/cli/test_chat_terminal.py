@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("termios", reason="Windows has no pseudo-terminals")
-import resource
 
 from tests.cli.terminal import Terminal, plain
 
@@ -84,16 +82,19 @@ def test_the_second_turn_goes_on_from_the_first(fresh: Chat) -> None:
     assert all(role in second for role in ("target", "expert", "base")) and "/1024" in second
     turns = fresh("/show")
     assert "And what helps?" in turns and "alpha" in turns and "llama" in turns
-    assert "2 turns" in fresh("/stats") and "tokens computed" in fresh("/stats")
+    assert fresh.terminal.turns() == 2
 
 
 def test_regen_with_another_alpha_stands_beside_the_answer_so_far(fresh: Chat) -> None:
     fresh(QUESTION)
+    before = questions(fresh), fresh("/why")
     shown = fresh("/regen alpha=0")
     assert "alpha evidence" in shown and "alpha 0" in shown and "0 changed" in shown
-    assert "nothing to compare" in fresh("/why")  # with alpha 0 the target answers alone
-    fresh("/set alpha 0")
+    assert (questions(fresh), fresh("/why")) == before  # the conversation has the earlier answer
     assert "same answer" in fresh.refused("/regen")
+    fresh("/set alpha 0")
+    assert "alpha evidence" in fresh("/regen")
+    assert "nothing to compare" in fresh("/why")  # with alpha 0 the target answers alone
     fresh("/set temp 1.5")
     fresh(QUESTION)
     assert "╭" not in fresh("/regen")  # a further draw is shown as any answer
@@ -112,7 +113,7 @@ def test_a_note_is_text_and_cannot_forge_a_turn(fresh: Chat) -> None:
     fresh(f"/save {fresh.folder}/forged.jsonl")
     *_, last = (fresh.folder / "forged.jsonl").read_text().splitlines()
     assert json.loads(last)["question"] == f"{forged}\n\nWhat is the blood pressure?"
-    for name, says in (("missing", "No such file"), (".", "regular file"), ("", "needs the name")):
+    for name, says in (("missing", "no such file"), (".", "not a file"), ("", "needs the name")):
         assert says in fresh.refused(f"/read {name}".strip())
     (fresh.folder / "latin.txt").write_bytes(b"caf\xe9 " + CANARY.encode())
     assert "byte 3" in fresh.refused("/read latin.txt")
@@ -137,7 +138,7 @@ def test_save_and_load(fresh: Chat) -> None:
     (fresh.folder / "other.jsonl").write_text("\n".join([other, *lines[1:]]))
     assert "Line 3" in fresh.refused("/load torn.jsonl")
     assert "other models" in fresh.refused("/load other.jsonl")
-    assert "3 turns" in fresh("/stats")
+    assert fresh.terminal.turns() == 3
 
 
 def test_a_full_disk_on_save_loses_nothing(fresh: Chat) -> None:
@@ -149,7 +150,7 @@ def test_a_full_disk_on_save_loses_nothing(fresh: Chat) -> None:
     assert not (fresh.folder / "large.jsonl").exists()
     assert not list(fresh.folder.glob(".capt-local-*"))
     assert "such a file already" in fresh.refused("/save /dev/full")
-    assert "2 turns" in fresh("/stats")
+    assert fresh.terminal.turns() == 2
     (fresh.folder / "mine.txt").write_text("mine")
     assert "such a file already" in fresh.refused("/save mine.txt")
 
@@ -188,7 +189,7 @@ def test_a_paste_of_ten_thousand_characters_is_refused_with_counts_and_stands_un
     terminal.wait(lambda: CANARY in terminal.at_cursor())
     terminal.send("\x03")
     terminal.ready()
-    assert "1 turn" in fresh("/stats")
+    assert fresh.terminal.turns() == 1
 
 
 def sent_long(terminal: Terminal) -> str:
@@ -217,11 +218,11 @@ def test_pasted_bytes_that_are_no_text_and_control_characters(fresh: Chat) -> No
 
 def test_what_was_typed_comes_back_with_the_arrow_until_it_is_forgotten(fresh: Chat) -> None:
     terminal = fresh.terminal
-    fresh("/stats")
+    fresh("/context")
     terminal.send("\x1b[A")
-    terminal.wait(lambda: terminal.at_cursor() == ">>> /stats")
+    terminal.wait(lambda: terminal.at_cursor() == ">>> /context")
     terminal.send("\x15\x19")  # cut, and pasted again
-    terminal.wait(lambda: terminal.at_cursor() == ">>> /stats")
+    terminal.wait(lambda: terminal.at_cursor() == ">>> /context")
     terminal.send("\x15")
     terminal.ready()
     fresh("/clear")
@@ -237,7 +238,7 @@ def test_ctrl_c_at_the_prompt_clears_the_line_and_goes_on(fresh: Chat) -> None:
     terminal.send("\x03")
     terminal.ready()
     assert "leaves" in terminal.text()
-    fresh("/stats")  # so that the next one is a first one again
+    fresh("/context")  # so that the next one is a first one again
     terminal.press("\x03", "leaves")
     terminal.ready()
     terminal.process.kill(signal.SIGINT)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from capt_local.chat.conversation import Conversation, Speakers, Turn, transcript
+from capt_local.report.json import answer_from
 from tests.cli.conftest import Run, Stdin
 from tests.cli.fake_runtime import Script
 
@@ -24,74 +26,69 @@ def kept(run: Run, script: Script, tmp_path: Path) -> Path:
     return file
 
 
-def turn(file: Path, **changes: object) -> str:
-    answer = json.loads(file.read_text()) | changes
-    return json.dumps({"type": "turn", "question": CANARY, "answer": answer})
-
-
 def test_an_answer_is_explained_from_a_file_or_a_pipe(run: Run, kept: Path) -> None:
-    for arguments, stdin in (
-        ([str(kept)], None),
-        ([], Stdin(kept.read_bytes())),
-        (["-"], Stdin(kept.read_bytes())),
-    ):
+    piped = Stdin(kept.read_bytes())
+    for arguments, stdin in (([str(kept)], None), ([], piped), (["-"], Stdin(kept.read_bytes()))):
         result = run("explain", *arguments, stdin=stdin)
         assert result.code == 0
         assert "It is [pneumonia]." in result.out and '"a cold"' in result.out
         assert "for one word at a time" in " ".join(result.out.split())
 
 
+def test_the_targets_own_answer_stands_beside_it_where_the_file_has_it(
+    run: Run, kept: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    assert "The target alone:" in run("explain", str(kept)).out
+    assert run("explain", str(kept), "--html", str(page)).code == 0
+    assert "own answer</h2>" in page.read_text("utf-8")
+    value = json.loads(kept.read_text())
+    del value["capt"]["target_alone"]
+    kept.write_text(json.dumps(value))
+    assert "The target alone:" not in run("explain", str(kept)).out
+    assert run("explain", str(kept), "--html", str(page)).code == 0
+    assert "own answer</h2>" not in page.read_text("utf-8")
+
+
 def test_a_report_is_for_its_owner_alone(run: Run, kept: Path, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text("older")
     os.chmod(file, 0o644)
-    result = run("explain", str(kept), "--html", str(file), "--force")
-    assert (result.code, result.out) == (0, "")
-    assert "holds the text of the answer" in result.err
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    source = file.read_text("utf-8")
-    assert "pneumonia" in source and "own answer</h2>" not in source
+    for arguments in (
+        ["explain", str(kept), "--html", str(file), "--force"],
+        ["generate", "{models}", "-p", CANARY, "--html", str(file)],
+    ):
+        assert run(*arguments).code == 0
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert "pneumonia" in file.read_text("utf-8")
+    assert CANARY in file.read_text("utf-8")  # the note beside the answer
     assert not list(tmp_path.glob(".capt-local-*"))
 
 
-def test_the_targets_own_answer_beside_it(run: Run, kept: Path, tmp_path: Path) -> None:
-    assert "The target alone:" in run("explain", str(kept), "--with-target").out
-    file = tmp_path / "report.html"
-    assert run("explain", str(kept), "--with-target", "--html", str(file)).code == 0
-    assert "own answer</h2>" in file.read_text("utf-8")
-    value = json.loads(kept.read_text())
-    del value["capt"]["target_alone"]
-    result = run("explain", "--with-target", stdin=Stdin(json.dumps(value).encode()))
-    assert result.code == 2 and "generate --json --with-target" in result.err
-
-
 def test_turns_of_a_transcript(run: Run, kept: Path) -> None:
-    lines = ['{"type": "capt-local chat", "schema": 1}', turn(kept, model="first")]
-    lines += [turn(kept), '{"type": "undo"}', turn(kept), '{"type": "system", "text": "s"}']
-    transcript = "\n".join(lines).encode()
-    result = run("explain", stdin=Stdin(transcript))
+    answer = answer_from(json.loads(kept.read_text()))
+    turn = Turn(CANARY, answer)
+    talk = transcript(Conversation().plus(turn).plus(turn), Speakers("demo", {}).line({}))
+    lines = [*talk.splitlines(), '{"type": "undo"}', talk.splitlines()[1], '{"type": "system"}']
+    data = "\n".join(lines).encode()
+    result = run("explain", stdin=Stdin(data))
     assert result.code == 0 and "holds 2 answers; this is the last" in result.err
-    assert run("explain", "--turn", "2", stdin=Stdin(transcript)).err == ""
-    result = run("explain", "--turn", "3", stdin=Stdin(transcript))
+    result = run("explain", "--turn", "2", stdin=Stdin(data))
+    assert result.err == "" and "[pneumonia]" in result.out and CANARY not in result.out
+    result = run("explain", "--turn", "3", stdin=Stdin(data))
     assert result.code == 2 and "the file holds 2 answers" in result.err
-    cleared = transcript + b'\n{"type": "clear"}\n'
-    assert run("explain", stdin=Stdin(cleared)).code == 2
+    assert run("explain", stdin=Stdin(data + b'\n{"type": "clear"}\n')).code == 2
 
 
-def test_a_line_of_a_batch_without_log_probabilities_says_how_to_keep_them(
-    run: Run, kept: Path
-) -> None:
+def test_a_line_of_a_batch_without_log_probabilities_names_the_flag(run: Run, kept: Path) -> None:
     body = json.loads(kept.read_text())
     with_them = json.dumps({"id": "a", "response": {"status_code": 200, "body": body}})
     body["choices"][0]["logprobs"] = None
     without = json.dumps({"id": "b", "response": {"status_code": 200, "body": body}})
     result = run("explain", stdin=Stdin(without.encode()))
-    assert result.code == 2 and result.out == ""
-    assert result.err.startswith("error: The answer holds no log-probabilities")
-    assert "batch keeps them with --logprobs" in result.err
+    assert (result.code, result.out) == (2, "") and "--logprobs" in result.err
     both = f"{with_them}\n{without}\n".encode()
     assert run("explain", "--turn", "1", stdin=Stdin(both)).code == 0
-    assert "--logprobs" in run("explain", stdin=Stdin(both)).err
 
 
 BROKEN = [
@@ -122,31 +119,3 @@ def test_files_that_cannot_be_read_or_written(run: Run, kept: Path, tmp_path: Pa
     for place in (tmp_path / "no" / "folder", tmp_path, Path(os.devnull)):
         result = run("explain", str(kept), "--html", str(place))
         assert result.code == 2 and "--html" in result.err
-
-
-# generate --html
-
-
-def test_generate_writes_a_report_beside_the_answer(
-    run: Run, script: Script, tmp_path: Path
-) -> None:
-    file = tmp_path / "report.html"
-    result = run("generate", "{models}", "-p", CANARY, "--html", str(file))
-    assert (result.code, result.out) == (0, "It is pneumonia.\n")
-    assert script.calls[1]["options"].top == 3
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    source = file.read_text("utf-8")
-    assert "pneumonia" in source and CANARY in source  # the note beside the answer
-    assert "own answer</h2>" not in source
-
-
-def test_a_transcript_of_chat_is_read(run: Run, kept: Path, tmp_path: Path) -> None:
-    from capt_local.chat.conversation import Conversation, Speakers, Turn, written
-    from capt_local.report.json import answer_from
-
-    answer = answer_from(json.loads(kept.read_text())).answer
-    talk = Conversation().plus(Turn(CANARY, answer)).plus(Turn(CANARY, answer))
-    file = tmp_path / "talk.jsonl"
-    file.write_text(written(talk, Speakers("demo", {}).line({})))
-    result = run("explain", str(file), "--turn", "1")
-    assert result.code == 0 and "[pneumonia]" in result.out and CANARY not in result.out

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.cli.demo import QUESTION, our_scene
+from capt_local.cli.demo import QUESTION, demo_note
 from capt_local.decoding.options import Method
 from capt_local.errors import (
     ContextOverflow,
@@ -370,14 +370,14 @@ def test_json_has_them_apart(run: Run) -> None:
     assert told["usage"]["completion_tokens"] == 6
     assert told["usage"]["completion_tokens_details"] == {"reasoning_tokens": 3}
     assert len(told["choices"][0]["logprobs"]["content"]) == 3
-    read = answer_from(told).answer
+    read = answer_from(told)
     assert (read.thoughts.decode(), read.thought_tokens, read.tokens) == (THOUGHT, 3, 6)
 
 
 def test_an_answer_that_ends_in_thoughts_says_so(run: Run, thinker: Script) -> None:
     thinker.pieces = []
     result = run("generate", "{models}", "-p", "x")
-    assert result.out.strip() == "" and "still in its thoughts" in result.err
+    assert result.out.strip() == "" and "still reasoning" in result.err
 
 
 def test_a_conversation_does_not_hold_them(run: Run, thinker: Script) -> None:
@@ -407,7 +407,7 @@ def test_both_answers_are_shown_with_marks_and_a_table(run: Run, script: Script)
     calls = [call for call in script.calls if "asked" in call]
     assert [call["options"].method for call in calls] == [Method.TARGET, Method.CAPT]
     prompts = {call["asked"][0].content for call in calls}
-    assert prompts == {f"{our_scene().note}\n\n{QUESTION}"}
+    assert prompts == {f"{demo_note()}\n\n{QUESTION}"}
 
 
 def test_an_interrupt_ends_the_demo(run: Run, script: Script) -> None:

@@ -92,4 +92,4 @@ def test_whether_it_is_complete_is_told(
     # The grammar itself may hold words of a note.
     assert told["provenance"]["parameters"]["structure"]["kind"] == "grammar"
     assert CANARY not in result.out
-    assert answer_from(told).answer.structured is whole
+    assert answer_from(told).structured is whole

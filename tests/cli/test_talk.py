@@ -6,19 +6,19 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from capt_local.chat.commands import Call
-from capt_local.cli import chat_commands
-from capt_local.cli.chat_commands import Commands
+from capt_local.cli import talk as talk_module
 from capt_local.cli.options import ModelFlags
 from capt_local.cli.session import find_bundle, open_session
 from capt_local.cli.signals import Signals
-from capt_local.cli.talk import Talk, TranscriptFile
+from capt_local.cli.talk import Talk, TranscriptFile, overflow_text
 from capt_local.config import Feature, SiteFile, SiteLimits
-from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.options import GenerateOptions, SampleOptions
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import ContextOverflow, NumericalError, UsageError
 from capt_local.report.terminal import Screen
@@ -87,24 +87,53 @@ def test_a_question_that_fails_at_once_changes_nothing(
     assert talk.conversation.turns[0].question == "a note\n\none" and talk.notes == ()
 
 
-@pytest.mark.parametrize("live", [False, True])
-def test_a_second_answer_that_is_interrupted_leaves_the_first(
-    made: Made, script: Script, live: bool
+@pytest.mark.parametrize("setting", ["", "alpha=0"])
+def test_another_answer_that_fails_leaves_the_first(
+    made: Made, script: Script, setting: str
 ) -> None:
     talk, _, log = made
     talk.ask("one")
     before = talk.conversation
+    talk.options = replace(talk.options, sample=SampleOptions(temperature=0.7))
     script.press_at = 1
-    assert talk.ask_again(GenerateOptions(), live=live) is None
+    talk.run(Call("regen", setting))
     talk._signals.again()
     script.fail_at, script.error = 1, NumericalError("no numbers")
     with pytest.raises(NumericalError):
-        talk.ask_again(GenerateOptions(), live=live)
+        talk.run(Call("regen", setting))
     assert talk.conversation is before and events(log) == ["turn"]
-    script.fail_at = script.press_at = None
-    talk._signals.again()
-    assert talk.ask_again(GenerateOptions(), live=live) is talk.conversation.last()
-    assert events(log) == ["turn", "undo", "turn"]
+
+
+def test_an_answer_with_other_settings_stands_beside_the_one_that_stays(
+    made: Made, script: Script
+) -> None:
+    talk, err, log = made
+    talk.ask("one")
+    before = talk.conversation
+    script.pieces = [(b"A cold.", None)]
+    talk.run(Call("regen", "alpha=0"))
+    assert talk.conversation is before and events(log) == ["turn"]
+    shown = err.getvalue()
+    assert "alpha evidence:\n  It is [pneumonia]." in shown and "alpha 0:\n  A cold." in shown
+    assert {"kept": before.asking(".")} in script.calls  # the models forget the other answer
+    with pytest.raises(UsageError, match="/regen alpha=0"):
+        talk.run(Call("regen"))  # at temperature 0 the same
+    talk.run(Call("set", "alpha 0"))
+    talk.run(Call("regen"))
+    assert talk.conversation.last().reply == "A cold." and events(log) == ["turn", "undo", "turn"]
+    assert err.getvalue().count("alpha 0:") == 2
+
+
+def test_a_note_that_does_not_fit_is_refused_with_what_helps(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk, _, _ = made
+    (tmp_path / "note").write_text("first")
+    monkeypatch.setattr(talk.session.runtime, "keep", lambda asked: {"target": 300, "expert": 90})
+    with pytest.raises(ContextOverflow) as caught:
+        talk.run(Call("read", str(tmp_path / "note")))
+    text = overflow_text(caught.value)
+    assert talk.notes == () and "target 300" in text and "/undo" in text and "--ctx-size" in text
 
 
 def test_a_transcript_on_a_full_disk_is_told_and_made_up_for(
@@ -126,16 +155,12 @@ def test_a_transcript_on_a_full_disk_is_told_and_made_up_for(
     talk.close()
 
 
-def commands(talk: Talk) -> Commands:
-    return Commands(talk, lambda: None, lambda: True)
-
-
 def test_what_the_site_forbids_is_forbidden_in_a_conversation_too(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = SiteLimits(tmp_path / "site.toml", frozenset({Feature.TRANSCRIPTS}), 1.5)
     forbidding = SiteFile(limits.file, True, limits=limits)
-    monkeypatch.setattr(chat_commands, "read_site", lambda: forbidding)
+    monkeypatch.setattr(talk_module, "read_site", lambda: forbidding)
     talk, _, log = made
     talk.ask("one")
     before = talk.options
@@ -145,15 +170,15 @@ def test_what_the_site_forbids_is_forbidden_in_a_conversation_too(
         Call("regen", "alpha=2"),
     ):
         with pytest.raises(UsageError, match=r"forbidden here: .*site\.toml"):
-            commands(talk).run(call)
+            talk.run(call)
     assert talk.options is before and events(log) == ["turn"]
     assert not (tmp_path / "x").exists()
-    commands(talk).run(Call("set", "alpha=1.5"))
+    talk.run(Call("set", "alpha=1.5"))
 
 
 def test_the_running_transcript_is_not_replaced(made: Made) -> None:
     talk, _, log = made
-    run = commands(talk).run
+    run = talk.run
     talk.ask("one")
     run(Call("load", str(log)))
     with pytest.raises(UsageError, match="running transcript"):
@@ -169,7 +194,7 @@ def test_another_conversation_does_not_take_the_place_of_a_saved_one(
     made: Made, tmp_path: Path
 ) -> None:
     talk, _, _ = made
-    run, file = commands(talk).run, tmp_path / "one.jsonl"
+    run, file = talk.run, tmp_path / "one.jsonl"
     talk.ask("one")
     run(Call("save", str(file)))
     run(Call("save", str(file)))
@@ -184,7 +209,7 @@ def test_another_conversation_does_not_take_the_place_of_a_saved_one(
 
 def test_a_note_of_another_patient_can_be_taken_back(made: Made, tmp_path: Path) -> None:
     talk, err, _ = made
-    run, saved = commands(talk).run, tmp_path / "saved.jsonl"
+    run, saved = talk.run, tmp_path / "saved.jsonl"
     talk.ask("one")
     run(Call("save", str(saved)))
     for text in ("first", "second"):

@@ -88,7 +88,7 @@ def test_hostile_text_stays_text(text: str) -> None:
         id=text,
         provenance={"method": text, text: {text: [text]}},
     )
-    source = page(answer, answer)
+    source = page(replace(answer, alone=answer))
     found = read(source)
     assert {tag for tag, _ in found.tags} - {"h3"} == TAGS
     assert [tag for tag, _ in found.tags].count("script") == 2
@@ -174,4 +174,4 @@ def test_cells_never_lose_text(pieces: list[bytes]) -> None:
 
 
 def test_a_long_answer_is_a_small_page() -> None:
-    assert len(page(long_answer(2000), long_answer(2000)).encode()) < 2_000_000
+    assert len(page(replace(long_answer(2000), alone=long_answer(2000))).encode()) < 2_000_000

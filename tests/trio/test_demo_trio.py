@@ -23,7 +23,7 @@ from capt_local import (
 )
 from capt_local.bundles.store import find
 from capt_local.cli.app import run
-from capt_local.cli.demo import our_scene
+from capt_local.cli.demo import QUESTION, demo_note
 from capt_local.decoding.options import Speed
 from capt_local.errors import ContextOverflow, UsageError
 
@@ -243,15 +243,16 @@ def test_the_demo_files_are_what_the_manifest_says() -> None:
 
 
 def test_the_demo_shows_what_it_is_there_for(runtime: Runtime) -> None:
-    scene, bundle = our_scene(), find("demo")
+    note, bundle = demo_note(), find("demo")
+    asked = f"{note}\n\n{QUESTION}"
     options = GenerateOptions(max_tokens=128, combine=CombineOptions(alphas=bundle.defaults.alphas))
     own = GenerateOptions(max_tokens=128, method=Method.TARGET)
-    together, made = answer(runtime, scene.asked, options)
-    _, alone = answer(runtime, scene.asked, own)
+    together, made = answer(runtime, asked, options)
+    _, alone = answer(runtime, asked, own)
     # The reason of the admission, in full sentences that end; nothing that the note does not say.
     assert "shortness of breath" in made.text and "furosemide" in made.text
     assert made.finish is FinishReason.STOP and len(together) < 64
     assert 1 <= made.changed <= len(together) // 2
     numbers = set(re.findall(r"\d+", made.text))
-    assert numbers <= set(re.findall(r"\d+", scene.note))
+    assert numbers <= set(re.findall(r"\d+", note))
     assert alone.text != made.text
