@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -414,9 +415,10 @@ def _report(data: bytes) -> str:
         note = fields.get("note")
         if not isinstance(note, str) or len(note) > _LARGEST_NOTE:
             raise NotReadable("note is no text")
-        answer = answer_from(fields.get("answer")).answer
-        alone = fields.get("alone")
-        return page(answer, answer_from(alone).answer if alone is not None else None, note)
+        answer = answer_from(fields.get("answer"))
+        if (alone := fields.get("alone")) is not None:
+            answer = dataclasses.replace(answer, alone=answer_from(alone))
+        return page(answer, note)
     except NotReadable as error:
         raise ApiError(400, f"The report cannot be made: {error}.", "invalid_value") from None
     except UsageError as error:
