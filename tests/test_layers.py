@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "strict_json": {"errors"},
     "hardening": set(),
     "line_file": {"errors"},
+    "documents": {"errors", "strict_json", "hardening"},
     "config": {"errors", "strict_json"},
     "tokenization": {"errors"},
     "bundles": {"version", "errors", "strict_json", "config"},
@@ -51,7 +52,7 @@ ALLOWED["provenance"] = {"version", "errors", "decoding", "bundles", "llama", "r
 ALLOWED["batch"] = {
     *ALLOWED["provenance"],
     *ALLOWED["runtime"],
-    *("line_file", "hardening", "report", "provenance", "rerank"),
+    *("line_file", "hardening", "documents", "report", "provenance", "rerank"),
 }
 ALLOWED["serve"] = {*ALLOWED["batch"]}
 # The public face names what it gives out, and imports it only when it is used.

@@ -33,6 +33,7 @@ from capt_local.batch.manifest import (
     plain,
 )
 from capt_local.batch.output import OK, OutputLine, is_sealed
+from capt_local.documents import SUFFIXES
 from capt_local.errors import UsageError
 from capt_local.line_file import DiskFailed, LineFile, disk_failed, put, read_file, rename
 from capt_local.strict_json import NotReadable, parse_object
@@ -80,15 +81,15 @@ def check_place(path: Path, inputs: Sequence[Path] = ()) -> None:
                 raise UsageError(f"{WHAT} is a file that the run reads. Name another one.")
             if is_note_of(path, other):
                 raise UsageError(
-                    f"{WHAT} would be read as a note: it is a .txt in the folder of the notes. "
-                    "Name it .jsonl, or another folder."
+                    f"{WHAT} would be read as a note: it ends in {path.suffix.lower()}, in the "
+                    "folder of the notes. Name it .jsonl, or another folder."
                 )
 
 
 def is_note_of(path: Path, folder: Path) -> bool:
-    """Whether a file would be one of the texts of a folder of notes."""
-    text = path.suffix.lower() == ".txt" and folder.is_dir()
-    return text and path.resolve().parent == folder.resolve()
+    """Whether a file would be one of the documents of a folder of notes."""
+    note = path.suffix.lower() in SUFFIXES and folder.is_dir()
+    return note and path.resolve().parent == folder.resolve()
 
 
 def read_manifest(output: Path) -> RunManifest | None:

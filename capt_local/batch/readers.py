@@ -1,4 +1,4 @@
-"""Inputs: JSON Lines, CSV, or a folder of text files; checked as a whole, then read by record.
+"""Inputs: JSON Lines, CSV, or a folder of documents; checked as a whole, then read by record.
 
 The check reads everything before a model loads and reports every wrong record with its number. Of
 a checked input only the ids, offsets and SHA-256 of the records are kept, no text; a record is read
@@ -16,6 +16,7 @@ import json
 import os
 import re
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,16 @@ from capt_local.batch.records import (
     requested_model,
 )
 from capt_local.decoding.options import GenerateOptions
+from capt_local.documents import LARGEST_FILE, SUFFIXES, DocumentError, read
 from capt_local.errors import UsageError
-from capt_local.strict_json import NotReadable, open_regular, parse_object, size_text, utf8
+from capt_local.strict_json import (
+    NotReadable,
+    open_regular,
+    parse_object,
+    read_bytes,
+    size_text,
+    utf8,
+)
 
 WHAT = "The input"  # its name may be a patient's
 LONGEST = 1 << 22  # bytes of a record
@@ -246,7 +255,7 @@ def _without_end(data: bytes) -> bytes:
 
 
 class Folder:
-    """The files `*.txt` of a folder in the order of their names; its folders are not read.
+    """The documents of a folder in the order of their names; its folders are not read.
 
     Attributes:
         ignored: how many other entries the folder has.
@@ -259,10 +268,13 @@ class Folder:
     format, unit = InputFormat.TXT_DIR, "file"
     columns: tuple[str, ...] = ()
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, documents: DocumentField) -> None:
         self._path, self.hash, self.share = path, hashlib.sha256(), 0.0
+        self._documents = documents
         entries = os.listdir(path)
-        self.names = sorted(name for name in entries if name.lower().endswith(".txt"))
+        # `~$` begins the names of files that Word holds open.
+        known = (name for name in entries if Path(name).suffix.lower() in SUFFIXES)
+        self.names = sorted(name for name in known if not name.startswith("~$"))
         self.ignored = len(entries) - len(self.names)
 
     def pieces(self) -> Iterator[Piece]:
@@ -279,8 +291,8 @@ class Folder:
             yield Piece(index + 1, index, data, problem)
 
     def fields(self, piece: Piece) -> dict[str, object]:
-        text = utf8(piece.data).removeprefix("\ufeff")
-        return {"id": self.names[piece.start], "note": text}
+        name = self.names[piece.start]
+        return {"id": name, "note": self._documents.text(piece.data, name)}
 
     def read_again(self, start: int, size: int) -> bytes:
         try:
@@ -295,11 +307,57 @@ class Folder:
         path = self._path / name
         if path.is_symlink():  # it could name a file that the user does not mean to send
             raise NotReadable("a link; copy the file into the folder")
+        most = LONGEST if SUFFIXES[path.suffix.lower()] == "text" else LARGEST_FILE
         with open_regular(path, follow=False) as stream:
-            data = stream.read(LONGEST + 1)
-        if len(data) > LONGEST:
-            raise NotReadable(f"larger than {size_text(LONGEST)}")
+            data = stream.read(most + 1)
+        if len(data) > most:
+            raise NotReadable(f"larger than {size_text(most)}")
         return data
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentField:
+    """A field of records that names a document, whose text takes its place (`--document-field`).
+
+    Attributes:
+        name: of the field; None where records name no documents.
+        folder: that paths in it are relative to.
+        encoding: of text files; None: that of their mark, else UTF-8.
+        left_out: what was not read, and of how many documents.
+    """
+
+    name: str | None
+    folder: Path
+    encoding: str | None = None
+    left_out: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def fill(self, fields: dict[str, object]) -> tuple[dict[str, object], bytes]:
+        """The fields with the text of the document, and the SHA-256 of the file.
+
+        Raises:
+            NotReadable: the field is missing or no path, or the document cannot be read.
+        """
+        if self.name is None:
+            return fields, b""
+        path = fields.get(self.name)
+        if not isinstance(path, str) or not path:
+            raise NotReadable("the field of the document (--document-field) is missing or no text")
+        try:
+            data = read_bytes(self.folder / path, "its document", largest=LARGEST_FILE)
+        except UsageError as error:
+            raise NotReadable(str(error).removesuffix(".")) from None
+        return {**fields, self.name: self.text(data, path)}, hashlib.sha256(data).digest()
+
+    def text(self, data: bytes, name: str) -> str:
+        """The text of a document. Raises NotReadable."""
+        try:
+            document = read(data, name=name, what="it", encoding=self.encoding)
+        except DocumentError as error:
+            raise NotReadable(f"it {error.problem}") from None
+        if len(document.text.encode("utf-8", "replace")) > LONGEST:
+            raise NotReadable(f"its text is larger than {size_text(LONGEST)}")
+        self.left_out.update(document.notices)
+        return document.text
 
 
 class _Place(NamedTuple):
@@ -322,27 +380,37 @@ class InputSource:
         skipped: number and problem of each record that `skip_invalid` left out.
     """
 
-    def __init__(self, reader: JsonLines | Folder, parser: RecordParser) -> None:
+    def __init__(
+        self, reader: JsonLines | Folder, parser: RecordParser, documents: DocumentField
+    ) -> None:
         """See `check_input`, which fills it."""
         self.format = reader.format
         self.digest = ""
         self.notices: list[str] = []
         self.skipped: list[tuple[int, str]] = []
         self.ids: list[str] = []
-        self._reader, self._parser = reader, parser
+        self._reader, self._parser, self._documents = reader, parser, documents
         self._index: dict[str, int] = {}
         self._places: list[_Place] = []
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def add(self, piece: Piece, id: str) -> None:
+    def fields(self, piece: Piece) -> tuple[dict[str, object], bytes]:
+        """The fields of a record, and the SHA-256 of its bytes and of the document that it names.
+
+        Raises:
+            NotReadable: it has none, or the document cannot be read.
+        """
+        fields, document = self._documents.fill(self._reader.fields(piece))
+        return fields, hashlib.sha256(piece.data + document).digest()
+
+    def add(self, piece: Piece, id: str, sha256: bytes) -> None:
         """Adds the next record. Raises NotReadable if its id is that of an earlier one."""
         first = self._index.setdefault(id, len(self.ids))
         if first < len(self.ids):
             raise NotReadable(f"its id is that of {self._reader.unit} {self._places[first].number}")
         self.ids.append(id)
-        sha256 = hashlib.sha256(piece.data).digest()
         self._places.append(_Place(piece.number, piece.start, len(piece.data), sha256))
 
     def size(self, index: int) -> int:
@@ -350,7 +418,7 @@ class InputSource:
         return self._places[index].size
 
     def line(self, index: int) -> tuple[int, str]:
-        """Number of a record, and SHA-256 of its bytes (hexadecimal), as of the check."""
+        """Number of a record, and its SHA-256 (hexadecimal; see `fields`), as of the check."""
         return self._places[index].number, self._places[index].sha256.hex()
 
     def lines(self) -> Iterator[tuple[int, str, str]]:
@@ -373,10 +441,14 @@ class InputSource:
         except OSError as error:
             reason = error.strerror or "no access"
             raise InputChanged(f"{where}: it can no longer be read: {reason}.") from None
-        if hashlib.sha256(data).digest() != sha256:
-            raise InputChanged(f"{where}: it has changed since the input was checked.")
+        changed = InputChanged(f"{where}: it has changed since the input was checked.")
         try:
-            fields = self._reader.fields(Piece(number, start, data))
+            fields, digest = self.fields(Piece(number, start, data))
+        except NotReadable:
+            raise changed from None
+        if digest != sha256:
+            raise changed
+        try:
             return self._parser.parse(number, fields, sha256.hex())
         except NotReadable as error:
             raise TemplateFailed(f"{where}: {error}.") from None
@@ -387,6 +459,7 @@ class InputSource:
             "format": str(self.format),
             **self._reader.described(),
             **self._parser.described(),
+            **({"document_field": self._documents.name} if self._documents.name else {}),
         }
 
 
@@ -396,6 +469,8 @@ def check_input(
     *,
     parser: RecordParser | None = None,
     delimiter: str | None = None,
+    document_field: str | None = None,
+    encoding: str | None = None,
     options: GenerateOptions | None = None,
     model: str | None = None,
     skip_invalid: bool = False,
@@ -408,6 +483,8 @@ def check_input(
         format: how records are written; None: by the name.
         parser: how their fields become prompts.
         delimiter: between the cells of a table; None: by the name.
+        document_field: names the document that each record is about; None: none does.
+        encoding: of text files among documents; None: that of their mark, else UTF-8.
         options: of the run; what a record sets for itself must go with them.
         model: that answers; a notice counts lines that name another one.
         skip_invalid: leaves wrong records out instead of refusing the input.
@@ -422,25 +499,31 @@ def check_input(
     keys: set[str] | None = None  # fields that all records without an id have
     other_models, accepted = 0, RecordSettings()
     try:
-        reader = _reader(path, format, delimiter)
+        folder = path if path.is_dir() else path.parent
+        documents = DocumentField(document_field, folder, encoding)
+        reader = _reader(path, format, delimiter, documents)
         if isinstance(reader, Folder):
             if parser.id_field != "id":
                 raise UsageError(
                     "--id-field goes with JSON Lines and CSV; in a folder, names are the ids."
                 )
+            if document_field is not None:
+                raise UsageError("--document-field goes with JSON Lines and CSV.")
             parser = dataclasses.replace(parser, prompt_field="note")
-        source = InputSource(reader, parser)
+        elif document_field is None and encoding is not None:
+            raise UsageError("--encoding goes with a folder of documents or --document-field.")
+        source = InputSource(reader, parser, documents)
         for count, piece in enumerate(reader.pieces()):
             fields: dict[str, object] = {}
             try:
                 if piece.problem is not None:
                     raise NotReadable(piece.problem)
-                fields = reader.fields(piece)
+                fields, digest = source.fields(piece)
                 record = parser.parse(piece.number, fields, "")
                 if record.settings != accepted:
                     record.settings.applied(options)
                     accepted = record.settings
-                source.add(piece, record.id)
+                source.add(piece, record.id, digest)
             except (NotReadable, UsageError) as error:
                 if isinstance(error, MissingId):
                     keys = set(fields) if keys is None else keys & set(fields)
@@ -469,8 +552,10 @@ def check_input(
         )
     if isinstance(reader, Folder) and reader.ignored:
         source.notices.append(
-            f"entries of the input folder that are not *.txt, and are not read: {reader.ignored}."
+            "entries of the input folder that are no documents (.txt, .pdf, .docx, ...), and are "
+            f"not read: {reader.ignored}."
         )
+    source.notices += [f"of {n} documents: {what}." for what, n in documents.left_out.items()]
     return source
 
 
@@ -503,7 +588,9 @@ def _id_remedy(columns: Sequence[str], keys: set[str]) -> str:
     return f" (name the field that identifies a record with --id-field, such as {shown})"
 
 
-def _reader(path: Path, format: InputFormat | None, delimiter: str | None) -> JsonLines | Folder:
+def _reader(
+    path: Path, format: InputFormat | None, delimiter: str | None, documents: DocumentField
+) -> JsonLines | Folder:
     if format is None and path.is_dir():
         format = InputFormat.TXT_DIR
     elif format is None:
@@ -519,9 +606,9 @@ def _reader(path: Path, format: InputFormat | None, delimiter: str | None) -> Js
     if (format is InputFormat.TXT_DIR) != path.is_dir():
         if format is InputFormat.TXT_DIR:
             raise UsageError("--input-format txt-dir needs a folder.")
-        raise UsageError(f"{WHAT} is a folder. For one of text files: --input-format txt-dir.")
+        raise UsageError(f"{WHAT} is a folder. For one of documents: --input-format txt-dir.")
     if format is InputFormat.TXT_DIR:
-        return Folder(path)
+        return Folder(path, documents)
     if path.exists() and not path.is_file():  # records are read again when their turn comes
         raise UsageError(f"{WHAT} is not a regular file. Save what comes through a pipe first.")
     return JsonLines(path) if format is InputFormat.JSONL else CsvTable(path, delimiter)

@@ -38,7 +38,7 @@ COMMANDS = (
     Command("set", "[NAME VALUE]", "show or change how answers are made: alpha, temp, method, ..."),
     Command("show", "", "models, settings and turns"),
     Command("context", "", "how full the contexts of the models are"),
-    Command("read", "FILE", "put a note before the next question, as text", takes_path=True),
+    Command("read", "FILE", "put a note (PDF, DOCX, text) before the next question", True),
     Command("save", "FILE", "write the conversation (JSON Lines, mode 0600)", takes_path=True),
     Command("load", "FILE", "go on from a saved conversation", takes_path=True),
     Command("exit", "", "leave (also Ctrl-D)"),

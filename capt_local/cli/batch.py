@@ -12,6 +12,7 @@ import typer
 
 from capt_local.batch import InputFormat
 from capt_local.cli.options import (
+    EncodingFlags,
     MethodFlags,
     ModelFlags,
     ProxyReasoningFlags,
@@ -48,7 +49,7 @@ class Delimiter(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class InputFlags:
+class InputFlags(EncodingFlags):
     """Which records are answered, and how they become prompts."""
 
     input_format: Annotated[
@@ -86,6 +87,15 @@ class InputFlags:
             help="The field or column that identifies a record. Default: id.",
         ),
     ] = "id"
+    document_field: Annotated[
+        str | None,
+        option(
+            "--document-field",
+            metavar="NAME",
+            help="The field or column that names a document (PDF, DOCX, ..., relative to the "
+            "input); its text takes the place of the name.",
+        ),
+    ] = None
     raw: Annotated[
         bool,
         option("--raw", twin="RAW", help="Continue the texts as they are, without a template."),
@@ -103,7 +113,7 @@ class InputFlags:
         typer.Argument(
             metavar="INPUT",
             show_default=False,
-            help="JSON Lines, a CSV file, or a folder of text files.",
+            help="JSON Lines, a CSV file, or a folder of documents.",
         ),
     ] = None
 

@@ -245,6 +245,8 @@ def run_batch(flags: Flags) -> int:
             flags.input.input_format,
             parser=flags.input.parser(flags.system.text()),
             delimiter=flags.input.delimiter.character if flags.input.delimiter else None,
+            document_field=flags.input.document_field,
+            encoding=flags.input.encoding,
             options=settings.options,
             model=settings.bundle.id,
             skip_invalid=flags.input.skip_invalid,
@@ -293,7 +295,9 @@ def _check_places(flags: Flags, output: Path, models: Iterable[Path] = ()) -> No
         if path.resolve() in used or any(same_file(path, each) for each in used):
             raise UsageError(f"{name} names a file that this run reads or writes otherwise.")
         if is_note_of(path, flags.input.path):
-            raise UsageError(f"{name} names a .txt in the folder of the notes. Name it otherwise.")
+            raise UsageError(
+                f"{name} names a document in the folder of the notes. Name it otherwise."
+            )
         used.add(path.resolve())
 
 

@@ -13,6 +13,7 @@ from capt_local.chat.commands import in_block, is_open, offers, understood
 from capt_local.cli.exits import ExitCode, line_for, wants_traceback
 from capt_local.cli.files import checked, decoded
 from capt_local.cli.options import (
+    EncodingFlags,
     MethodFlags,
     ModelFlags,
     ReasoningFlags,
@@ -79,6 +80,7 @@ def chat(
     model: ModelFlags,
     talk: ChatFlags,
     system: SystemFlags,
+    bytes_: EncodingFlags,
     template: TemplateFlags,
     how: MethodFlags,
     sample: SampleFlags,
@@ -121,7 +123,9 @@ def chat(
                 return signals.code
             raise
         with session.runtime:
-            held = Talk(session, signals, options, log, text, thought.writer(screen))
+            held = Talk(
+                session, signals, options, log, text, thought.writer(screen), bytes_.encoding
+            )
             try:
                 return _converse(held, signals, idle)
             finally:

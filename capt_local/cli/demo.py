@@ -63,7 +63,7 @@ def play(
     own = prompt.prompt is not None or prompt.file is not None
     note = demo_note()
     asked = (
-        read_prompt(prompt.prompt, prompt.file)
+        read_prompt(prompt.prompt, prompt.file).asked
         if own
         else [Message("user", f"{note}\n\n{QUESTION}")]
     )

@@ -13,6 +13,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -21,6 +22,7 @@ from capt_local.prompting.messages import Message, refuse_nul
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
+    from capt_local.documents import Document
 
 _PART = ".capt-local-part-"
 # How answers, reports, scored items, summaries of batch and tables of eval begin.
@@ -34,52 +36,75 @@ _NO_PROMPT = "There is no prompt. Give it with -p, -f or on standard input."
 Asked = str | list[Message]
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the flags ask.
+
+    Attributes:
+        asked: raw text as a string, else messages.
+        source: the document that the question is about; the prompt itself where there is none.
+    """
+
+    asked: Asked
+    source: Document
+
+    @property
+    def notices(self) -> list[str]:
+        """What was left out of the document, a sentence each."""
+        return [f"the document: {notice}." for notice in self.source.notices]
+
+
 def read_prompt(
     prompt: str | None,
     file: Path | None,
     *,
     system: str | None = None,
     raw: bool = False,
+    encoding: str | None = None,
     stdin: BinaryIO | None = None,
-) -> Asked:
-    """The prompt of the flags: raw text as a string, else messages.
+) -> Prompt:
+    """The prompt of the flags.
 
     Args:
         prompt: -p; "-" is standard input.
         file: -f; "-" is standard input. With -p it follows behind a blank line.
         system: the system text.
         raw: whether the text is continued as it is.
+        encoding: of text in files and on standard input; None: that of its mark, else UTF-8.
         stdin: standard input as bytes; the process's own when None.
 
     Raises:
-        UsageError: no text, empty text, standard input as both parts, text that is not UTF-8, or
-            a terminal as standard input with nothing else given.
+        UsageError: no text, empty text, standard input as both parts, a document that cannot be
+            read, text of another encoding, or a terminal as standard input with nothing else.
     """
+    from capt_local.documents import Document, read, read_path
+
     if prompt == "-" and str(file) == "-":
         raise UsageError("Standard input cannot be both the prompt (-p) and the file (-f).")
     parts = []
     if prompt == "-" or (prompt is None and file is None):
         data = stdin_bytes(_NO_PROMPT, stdin, wait=prompt == "-")
-        parts.append(decoded(data, "Standard input"))
+        parts.append(read(data, what="Standard input", encoding=encoding))
     elif prompt is not None:
-        parts.append(checked(prompt, "-p"))
+        parts.append(Document(checked(prompt, "-p")))
     if file is not None and str(file) == "-":
-        parts.append(decoded(stdin_bytes(_NO_PROMPT, stdin, wait=True), "Standard input"))
+        data = stdin_bytes(_NO_PROMPT, stdin, wait=True)
+        parts.append(read(data, what="Standard input", encoding=encoding))
     elif file is not None:
-        parts.append(read_text(file, "The prompt file (-f)"))
+        parts.append(read_path(file, "The prompt file (-f)", encoding))
     if len(parts) == 2:
         for part, name in zip(parts, ("The text of -p", "The file of -f"), strict=True):
-            if not part.strip():
+            if not part.text.strip():
                 raise UsageError(f"{name} is empty, so the prompt is not complete.")
-    text = "\n\n".join(parts)
+    text = "\n\n".join(part.text for part in parts)
     if not text.strip():
         raise UsageError("The prompt is empty. Give it with -p, -f or on standard input.")
     if raw:
         if system is not None:
             raise UsageError("--raw text has no turns, so a system text cannot go with it.")
-        return text
+        return Prompt(text, parts[-1])
     front = [] if system is None else [Message("system", system)]
-    return [*front, Message("user", text)]
+    return Prompt([*front, Message("user", text)], parts[-1])
 
 
 def stdin_bytes(nothing: str, stdin: BinaryIO | None = None, *, wait: bool = False) -> bytes:

@@ -15,6 +15,7 @@ from capt_local.cli.files import (
     stdin_holds_text,
 )
 from capt_local.cli.options import (
+    EncodingFlags,
     HtmlFlags,
     MethodFlags,
     ModelFlags,
@@ -50,6 +51,7 @@ from capt_local.report.terminal import Screen
 def generate(
     model: ModelFlags,
     prompt: TextFlags,
+    bytes_: EncodingFlags,
     system: SystemFlags,
     style: RawFlags,
     template: TemplateFlags,
@@ -77,14 +79,17 @@ def generate(
         raise UsageError("--top-logprobs goes with --json.")
     if beside.with_target and not (report.html or output.json):
         raise UsageError("--with-target goes with --html or --json.")
-    asked = read_prompt(prompt.prompt, prompt.file, system=system.text(), raw=style.raw)
+    given = read_prompt(
+        prompt.prompt, prompt.file, system=system.text(), raw=style.raw, encoding=bytes_.encoding
+    )
+    asked = given.asked
     if stdin_holds_text():
         screen.notes(["standard input holds text, which is not read; -f - reads it."])
     shape = form.structure()
     bundle = find_bundle(model)
     top = max(output.top_logprobs, REPORTED if report.html else 0)
     options = pace.at(thought.added(generate_options(bundle, how, sample, top), shape))
-    screen.notes(doubts(options))
+    screen.notes([*given.notices, *doubts(options)])
     if beside.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
         raise UsageError("--with-target compares with the target, so it needs a method of three.")
     inputs = [prompt.file, system.system_file, form.json_schema, form.grammar_file]

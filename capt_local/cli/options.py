@@ -116,8 +116,24 @@ class TextFlags:
             "-f",
             "--file",
             metavar="PATH",
-            help="A UTF-8 file that holds the prompt; with -p, that text, a blank line and the "
-            "file are the prompt.",
+            help="A file that holds the prompt: text, PDF, DOCX, ODT, RTF or HTML; with -p, that "
+            "text, a blank line and the text of the file are the prompt.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingFlags:
+    """How bytes of plain text are read."""
+
+    encoding: Annotated[
+        str | None,
+        option(
+            "--encoding",
+            twin="ENCODING",
+            metavar="NAME",
+            help="The encoding of text files: utf-8, utf-16, windows-1252, ... Default: that of a "
+            "byte order mark, else utf-8.",
         ),
     ] = None
 

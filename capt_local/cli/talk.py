@@ -27,7 +27,7 @@ from capt_local.chat.conversation import (
     turn_line,
     with_notes,
 )
-from capt_local.cli.files import OutputFile, checked, decoded
+from capt_local.cli.files import OutputFile, checked
 from capt_local.cli.session import Session, Writer, answer_to, doubts
 from capt_local.cli.signals import Signals
 from capt_local.config import Feature, read_site
@@ -44,7 +44,6 @@ from capt_local.report.views import Bars, Beside, Pane, Prose, Span, Table
 
 # What `Runtime.keep` is asked about when nothing is being asked: the beginning of any next turn.
 _ANYTHING = "."
-_LARGEST_NOTE = 1 << 24  # bytes
 _CELL = 40
 
 
@@ -58,6 +57,7 @@ class Talk:
         log: the running transcript; None for none.
         system: the system text; None for none.
         think: shows a model's reasoning; None: nobody sees it.
+        encoding: of text files that `/read` reads; None: that of their mark, else UTF-8.
 
     Attributes:
         session: as given.
@@ -74,9 +74,11 @@ class Talk:
         log: TranscriptFile | None = None,
         system: str | None = None,
         think: Writer | None = None,
+        encoding: str | None = None,
     ) -> None:
         self.session = session
         self.options = options
+        self.encoding = encoding
         self.conversation = Conversation(system)
         self.notes: tuple[str, ...] = ()
         self._screen = session.screen
@@ -289,7 +291,10 @@ class Talk:
         self._screen.aside(Bars("Context that the conversation takes", tuple(rows)))
 
     def _read(self, rest: str) -> None:
-        text = decoded(file_bytes(rest, "/read", _LARGEST_NOTE), "The note")
+        from capt_local.documents import read_path
+
+        document = read_path(named(rest, "/read"), "The note", self.encoding, pipes=False)
+        text = document.text
         if not text.strip():
             raise UsageError("The note is empty.")
         notes = (*self.notes, text)
@@ -298,6 +303,7 @@ class Talk:
         if max(counts.values()) >= limit:
             raise ContextOverflow(counts, limit)
         self.notes = notes
+        self._screen.notes(f"the note: {notice}." for notice in document.notices)
         hidden = sum(visible(character) != character for character in text if character != "\r")
         if hidden:
             characters = counted(hidden, "control or invisible character")

@@ -138,8 +138,10 @@ def test_what_is_no_text_is_told_with_its_place(folder: Path) -> None:
     (folder / f"6{CANARY}\n.txt").write_text(CANARY)
     assert problems(folder) == (
         "file 2: cannot be read: Is a directory",
-        "file 3: not UTF-8 at byte 7",
-        "file 4: a text of it holds a NUL byte (0x00) at byte 7 (counted from 0)",
+        "file 3: it is not valid UTF-8: byte 7 (counted from 0) is 0xff. Convert it, or name its "
+        "encoding: --encoding windows-1252, utf-16",
+        "file 4: it holds a NUL byte (0x00) at byte 7 (counted from 0); is it UTF-16? Then give "
+        "--encoding utf-16-le",
         "file 5: the prompt is empty",
         "file 6: larger than 4 MiB",
         "file 7: the id must be printable, with no space at its ends",

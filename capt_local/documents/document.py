@@ -1,0 +1,287 @@
+"""What kind of document some bytes are, and their text.
+
+The kind follows from the content; a name that says another kind is refused, so that nothing is
+parsed as what it is not. Errors hold nothing of the document, not even its name.
+"""
+
+from __future__ import annotations
+
+import bisect
+import codecs
+import contextlib
+import re
+import subprocess
+import threading
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from capt_local.errors import UsageError
+from capt_local.hardening import bare_environment, python_command
+from capt_local.strict_json import read_bytes, size_text
+
+LARGEST_FILE = 64 << 20  # bytes of a document
+_LARGEST_REPLY = 96 << 20  # bytes of its text as JSON
+_SECONDS = 60.0  # for one document
+_PROGRAM = "from capt_local.documents.process import serve; serve()"
+
+SUFFIXES: Mapping[str, str] = {
+    ".txt": "text", ".text": "text", ".md": "text", ".pdf": "pdf", ".docx": "docx",
+    ".docm": "docx", ".dotx": "docx", ".odt": "odt", ".ott": "odt", ".rtf": "rtf",
+    ".html": "html", ".htm": "html", ".xhtml": "html", ".doc": "doc",
+}  # fmt: skip
+_NAMES = {
+    "pdf": "a PDF", "docx": "a DOCX file", "odt": "an ODT file", "rtf": "RTF", "html": "HTML",
+    "text": "plain text", "doc": "a DOC file", "zip": "another kind of ZIP archive",
+    "image": "an image",
+}  # fmt: skip
+_MAGIC = (
+    (b"{\\rtf", "rtf"), (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "doc"), (b"PK\x03\x04", "zip"),
+    (b"PK\x05\x06", "zip"), (b"\x89PNG", "image"), (b"\xff\xd8\xff", "image"),
+    (b"II*\0", "image"), (b"MM\0*", "image"), (b"GIF8", "image"),
+)  # fmt: skip
+
+_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s{0,1000}<(?:!doctype html|html)\b", re.IGNORECASE)
+
+REFUSALS: Mapping[str, str] = {
+    "password": "needs a password; save a copy without one",
+    "scan": "has no text layer (a scan?); text recognition is not part of capt-local",
+    "empty": "holds no text",
+    "damaged": "is damaged or incomplete",
+    "entities": "declares XML entities, which documents of this kind do not need",
+    "bomb": "unpacks to more than a document may",
+    "pages": "has more than 2,000 pages",
+    "deep": "is nested too deeply",
+    "memory": "takes more memory than a document may",
+    "old-word": "is of the old Word format (.doc); save it as DOCX or PDF",
+    "image": "is an image; text recognition is not part of capt-local",
+    "zip": "is a ZIP archive of an unknown kind",
+    "long": "holds more text than a document may",
+    "encoding": "declares no encoding, and is not UTF-8; name it with --encoding",
+}
+_NOTICES: Mapping[str, str] = {
+    "macros": "its macros were ignored",
+    "blank": "pages without any text, perhaps images: {}",
+    "deleted": "deleted text of tracked changes was left out",
+    "hidden": "hidden text was left out",
+    "comments": "comments were left out",
+    "unmapped": "characters that have no Unicode value in the file: {}",
+    "links": "text of linked or embedded objects was left out",
+}
+
+
+class DocumentError(UsageError):
+    """A document cannot be read.
+
+    Attributes:
+        problem: why, to stand behind a name for the document; no full stop.
+    """
+
+    def __init__(self, what: str, problem: str) -> None:
+        """Builds the one-line message."""
+        self.problem = problem
+        super().__init__(f"{what} {problem}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The text of a document.
+
+    Attributes:
+        text: of all pages.
+        pages: (start, end) of each page in `text`; empty where the kind has no pages.
+        kind: text, pdf, docx, odt, rtf or html.
+        notices: what was left out, a sentence each without a full stop.
+    """
+
+    text: str
+    pages: tuple[tuple[int, int], ...] = ()
+    kind: str = "text"
+    notices: tuple[str, ...] = ()
+
+    def page(self, offset: int) -> int | None:
+        """The page that holds a character, from 1; None where there are no pages."""
+        if not self.pages:
+            return None
+        return max(1, bisect.bisect_right([start for start, _ in self.pages], offset))
+
+
+def read_path(
+    path: Path, what: str, encoding: str | None = None, *, pipes: bool = True
+) -> Document:
+    """The document in a file, or in a pipe where `pipes`; see `read`.
+
+    Raises:
+        UsageError: the file cannot be read, or is larger than 64 MiB.
+        DocumentError: it is no document that can be read.
+    """
+    data = read_bytes(path, what, largest=LARGEST_FILE, pipes=pipes)
+    return read(data, name=path.name, what=what, encoding=encoding)
+
+
+def read(
+    data: bytes, *, name: str = "", what: str = "The document", encoding: str | None = None
+) -> Document:
+    """The text of a document.
+
+    Args:
+        data: its bytes.
+        name: of its file; only the ending matters, and may be missing.
+        what: what errors call it.
+        encoding: of plain text and HTML; None: that of a byte order mark, else UTF-8.
+
+    Raises:
+        DocumentError: it is damaged, encrypted, a scan, too large, not what its name says, or
+            text of another encoding.
+    """
+    if len(data) > LARGEST_FILE:
+        raise DocumentError(what, f"is larger than {size_text(LARGEST_FILE)}")
+    kind = _kind(data, Path(name).suffix.lower(), what)
+    if kind == "text":
+        return Document(decode(data, what, encoding))
+    codec = None
+    if kind == "html" and (encoding or data.startswith((BOM_UTF8, BOM_UTF16_LE, BOM_UTF16_BE))):
+        data, codec = decode(data, what, encoding).encode(), "utf-8"
+    return _parsed(data, kind, codec, what)
+
+
+def _kind(data: bytes, suffix: str, what: str) -> str:
+    """The kind by content, which must be that of the name where the name says one."""
+    named, found = SUFFIXES.get(suffix), "text"
+    if b"%PDF-" in data[:1024]:
+        found = "pdf"
+    elif magic := next((kind for start, kind in _MAGIC if data.startswith(start)), None):
+        found = magic
+    elif _HTML.match(data):
+        found = "text" if named == "text" else "html"
+    if found == "zip" and b"word/document" in data:
+        found = "docx"
+    elif found == "zip" and b"application/vnd.oasis.opendocument.text" in data[:200]:
+        found = "odt"
+    if found == "doc" and "EncryptedPackage".encode("utf-16-le") in data:
+        raise DocumentError(what, REFUSALS["password"])
+    if named == "html" and found == "text":
+        return "html"
+    if named == "doc" and found in ("docx", "rtf"):  # programs save them under this name
+        return found
+    if named is not None and named != found:
+        if found == "text":
+            raise DocumentError(what, f"is not {_NAMES[named]}, though its name says so")
+        raise DocumentError(what, f"is {_NAMES[found]} by its content, but its name ends otherwise")
+    if found in ("doc", "image", "zip"):
+        raise DocumentError(what, REFUSALS["old-word" if found == "doc" else found])
+    return found
+
+
+def decode(data: bytes, what: str, encoding: str | None = None) -> str:
+    """Bytes as text, by a byte order mark, the encoding that is named, or UTF-8; never guessed.
+
+    Raises:
+        DocumentError: naming the offset of the first byte that is not of the encoding, or is NUL.
+        UsageError: there is no such encoding.
+    """
+    mark, codec = b"", codec_name(encoding)
+    for bom, its_codec in (
+        (BOM_UTF8, "utf-8"), (BOM_UTF16_LE, "utf-16-le"), (BOM_UTF16_BE, "utf-16-be"),
+    ):  # fmt: skip
+        if data.startswith(bom):
+            mark = bom
+            if codec is not None and not its_codec.startswith(codec):
+                raise DocumentError(what, f"begins with the mark of {its_codec}, not of {encoding}")
+            codec = its_codec
+    codec = codec or "utf-8"
+    try:
+        text = data[len(mark) :].decode(codec)
+    except UnicodeDecodeError as error:
+        place = error.start + len(mark)
+        shown = "UTF-8" if codec == "utf-8" else codec
+        help = "Convert it, or name its encoding: --encoding windows-1252, utf-16"
+        raise DocumentError(
+            what,
+            f"is not valid {shown}: byte {place} (counted from 0) is 0x{data[place]:02x}. {help}",
+        ) from None
+    if (place := text.find("\0")) >= 0:
+        byte = len(mark) + len(text[:place].encode(codec))
+        hint = "; is it UTF-16? Then give --encoding utf-16-le" if codec == "utf-8" else ""
+        raise DocumentError(what, f"holds a NUL byte (0x00) at byte {byte} (counted from 0){hint}")
+    return text
+
+
+def codec_name(encoding: str | None) -> str | None:
+    """Python's name of a text encoding. Raises UsageError if there is none such."""
+    if encoding is None:
+        return None
+    try:
+        codec = codecs.lookup(encoding)
+        codec.decode(b"")[0].encode(codec.name)  # not one that turns bytes into bytes
+    except (LookupError, AttributeError, ValueError):
+        raise UsageError(
+            "--encoding takes the name of an encoding: utf-8, utf-16, windows-1252, iso-8859-15."
+        ) from None
+    return codec.name
+
+
+class _Reply(msgspec.Struct):
+    """What the confined process answers."""
+
+    refused: str = ""
+    text: str = ""
+    pages: list[tuple[int, int]] = []
+    notices: list[tuple[str, int]] = []
+
+
+def _parsed(data: bytes, kind: str, codec: str | None, what: str) -> Document:
+    """The text that a process of its own finds; whatever happens there, one line comes of it."""
+    header = f"{kind} {codec or '-'} {len(data)}\n".encode()
+    with subprocess.Popen(
+        python_command(_PROGRAM),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=bare_environment(),
+        start_new_session=True,  # without the user's terminal
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        def send() -> None:
+            assert process.stdin is not None
+            with contextlib.suppress(OSError, ValueError):
+                process.stdin.write(header + data)
+                process.stdin.close()
+
+        timer, sender = threading.Timer(_SECONDS, end), threading.Thread(target=send, daemon=True)
+        try:
+            timer.start()
+            sender.start()
+            answer = process.stdout.read(_LARGEST_REPLY + 1)
+        finally:
+            timer.cancel()
+            process.kill()
+            sender.join(_SECONDS)
+    if late.is_set():
+        raise DocumentError(what, f"kept its reader busy for more than {_SECONDS:.0f} s")
+    if answer == b"unconfined":
+        raise UsageError(
+            f"{what} needs a reader that gives up system calls (seccomp), and this system does not "
+            "let it. Give plain text."
+        )
+    try:
+        reply = msgspec.json.decode(answer, type=_Reply)
+    except (msgspec.DecodeError, ValueError):
+        raise DocumentError(what, "cannot be read: it ended the process that reads it") from None
+    if reply.refused:
+        raise DocumentError(what, REFUSALS.get(reply.refused, REFUSALS["damaged"]))
+    if any(not 0 <= start <= end <= len(reply.text) for start, end in reply.pages):
+        raise DocumentError(what, REFUSALS["damaged"])
+    notices = tuple(
+        _NOTICES[name].format(count) for name, count in reply.notices if name in _NOTICES
+    )
+    return Document(reply.text, tuple(reply.pages), kind, notices)
