@@ -230,7 +230,9 @@ def test_a_folder_of_documents_is_an_input_of_batch(tmp_path: Path) -> None:
             (tmp_path / f"visit{suffix}").write_bytes(data)
     (tmp_path / "~$visit.docx").write_bytes(b"a file of Word that is held open")
     source = checked(tmp_path)
-    assert source.ids == tuple(f"visit.{kind}" for kind in ("docx", "html", "odt", "pdf", "rtf"))
+    assert tuple(source.ids) == tuple(
+        f"visit.{kind}" for kind in ("docx", "html", "odt", "pdf", "rtf")
+    )
     assert all("denies chest pain" in str(record.prompt) for record in records(source))
     (tmp_path / "a.pdf").write_bytes(BAD["password"][0])
     assert problems(tmp_path) == ("file 1: it needs a password; save a copy without one",)
