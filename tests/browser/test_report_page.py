@@ -44,7 +44,7 @@ def test_what_is_shown_at_first(shown: Opened) -> None:
     assert shown.run("[...document.querySelectorAll('.t')].map(t => t.textContent)") == CELLS
     changed = shown.run("[...document.querySelectorAll('.t.c')].map(t => t.textContent)")
     assert changed == ["pneumonia", "Give", "38 °", ""]
-    assert "Token 2 of 9" in panel(shown) and "would have said a cold (78 %)" in panel(shown)
+    assert "Token 2 of 9" in panel(shown) and "would have written a cold (78 %)" in panel(shown)
     assert "+5.25 nats" in panel(shown)
 
 
@@ -104,11 +104,11 @@ def test_a_pin_stays_until_it_is_let_go(shown: Opened) -> None:
 def test_the_mouse_shows_any_token(shown: Opened) -> None:
     shown.page.locator("#t4").hover()
     text = panel(shown)
-    assert "would have said Take" in text and "+1.50 nats" in text
+    assert "would have written Take" in text and "+1.50 nats" in text
     for model in ("Target", "Expert", "Base", "Together"):
         assert model in text
     shown.page.locator("#t0").hover()
-    assert "would have said the same" in panel(shown)
+    assert "would have written the same" in panel(shown)
 
 
 def test_a_draw_is_told(opens: Open) -> None:

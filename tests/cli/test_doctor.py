@@ -1,4 +1,4 @@
-"""`doctor`: exit 0 when all is well, 3 when the bundle is broken, 4 when it does not fit."""
+"""`doctor`: exit 0 without problems, 3 when the bundle is broken, 4 when it does not fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import Bundle, Role
 from capt_local.cli import doctor
-from capt_local.cli.doctor import private_memory, swaps
 from capt_local.llama import memory
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_gguf
@@ -21,26 +20,22 @@ from tests.tiny_vocabularies import Flavour
 ROLES: Mapping[Role, Flavour] = {"target": "bpe", "expert": "spm", "base": "spm"}
 
 
-def make_bundle(folder: Path, flavours: Mapping[Role, Flavour] = ROLES) -> Path:
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    folder = tmp_path / "tiny"
     folder.mkdir()
     models = {
         role: describe(role, tiny_gguf(folder / f"{role}.gguf", seed=number, flavour=flavour))
-        for number, (role, flavour) in enumerate(flavours.items())
+        for number, (role, flavour) in enumerate(ROLES.items())
     }
     write_manifest(Bundle(id=folder.name, models=models, version="3"), folder)
     return folder
 
 
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    return make_bundle(tmp_path / "tiny")
-
-
 def test_a_whole_bundle(bundle: Path, run: Run) -> None:
     result = run("doctor", "-m", str(bundle))
-    assert result.code == 0, result.out
-    assert result.out.endswith("All is well.\n")
-    assert result.err == ""
+    assert (result.code, result.err) == (0, ""), result.out
+    assert result.out.endswith("No problems found.\n")
     for part in ("llama-cpp-python", "0.3.36", "build flags", "verified", "fits"):
         assert part in result.out
 
@@ -50,25 +45,19 @@ def test_one_flipped_byte_is_exit_3(bundle: Path, run: Run) -> None:
     data = bytearray(file.read_bytes())
     data[-100] ^= 1
     file.write_bytes(data)
-    result = run("doctor", "-m", str(bundle))
-    assert result.code == 3
-    assert "problem: The expert model" in result.out
-    assert "All is well" not in result.out
-    # The rest is told all the same, but nothing of the wrong file is loaded.
-    assert "software" in result.out
-    assert "roles" not in result.out.split("problem:")[0].splitlines()
+    found = json.loads(run("doctor", "-m", str(bundle), "--json").out)
+    assert found["exit_code"] == 3 and "The expert model" in found["problems"][0]
+    # The rest is there all the same, but nothing of the wrong file is loaded.
+    assert "software" in found and "roles" not in found
 
 
-def test_a_missing_bundle_is_exit_3(tmp_path: Path, run: Run) -> None:
-    result = run("doctor", "-m", str(tmp_path / "nowhere"), "--json")
-    found = json.loads(result.out)
-    assert (result.code, found["exit_code"], found["ok"]) == (3, 3, False)
-    assert len(found["problems"]) == 1
-
-
-def test_a_file_that_is_no_gguf_is_exit_3(tmp_path: Path, run: Run) -> None:
+def test_what_is_no_bundle_or_model_is_exit_3(tmp_path: Path, run: Run) -> None:
     (tmp_path / "x.gguf").write_bytes(b"no model at all")
-    assert run("doctor", "--target", str(tmp_path / "x.gguf")).code == 3
+    for flags in (["-m", str(tmp_path / "nowhere")], ["--target", str(tmp_path / "x.gguf")]):
+        result = run("doctor", *flags, "--json")
+        found = json.loads(result.out)
+        assert (result.code, found["exit_code"], found["ok"]) == (3, 3, False)
+        assert len(found["problems"]) == 1
 
 
 def test_models_that_do_not_fit_are_exit_4(
@@ -103,28 +92,20 @@ def test_what_the_other_verbs_refuse_is_a_problem_here(tmp_path: Path, run: Run)
         assert run(*verb, "-m", str(folder), "--template", "plain").code == 0
 
 
-def test_swap_on_an_encrypted_device_or_in_memory_is_safe(tmp_path: Path) -> None:
-    listing, block = tmp_path / "swaps", tmp_path / "block"
-    (block / "dm-1" / "dm").mkdir(parents=True)
-    (block / "dm-1" / "dm" / "uuid").write_text("CRYPT-PLAIN-swap")
-    (block / "dm-2" / "dm").mkdir(parents=True)
-    (block / "dm-2" / "dm" / "uuid").write_text("LVM-abc")
-    names = ["/dev/dm-1", "/dev/dm-2", "/dev/zram0", "/nowhere/swapfile"]
-    rows = [f"{name} partition 8388604 0 -2" for name in names]
-    listing.write_text("\n".join(["Filename Type Size Used Priority", *rows]) + "\n")
-    assert dict(swaps(listing, block)) == dict(zip(names, [True, False, True, False], strict=True))
-    assert list(swaps(tmp_path / "none", block)) == []
-
-
-@pytest.mark.parametrize(("safe", "warned"), [(True, False), (False, True)])
-def test_plain_swap_is_a_warning(
-    safe: bool, warned: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_swap_that_is_not_encrypted_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    total = type("Swap", (), {"total": 1 << 30})
-    monkeypatch.setattr(psutil, "swap_memory", lambda: total)
-    monkeypatch.setattr(doctor, "_SWAPS", tmp_path)
-    monkeypatch.setattr(doctor, "swaps", lambda: iter([("/dev/sda2", safe)]))
-    warnings: list[str] = []
-    facts = private_memory(warnings)
-    assert facts["swap"] == "1,024 MiB"
-    assert any("/dev/sda2" in line for line in warnings) == warned
+    listing, block = tmp_path / "swaps", tmp_path / "block"
+    for name, uuid in (("dm-1", "CRYPT-PLAIN-swap"), ("dm-2", "LVM-abc")):
+        (block / name / "dm").mkdir(parents=True)
+        (block / name / "dm" / "uuid").write_text(uuid)
+    monkeypatch.setattr(psutil, "swap_memory", lambda: type("Swap", (), {"total": 1 << 30}))
+    monkeypatch.setattr(doctor, "_SWAPS", listing)
+    monkeypatch.setattr(doctor, "_BLOCK", block)
+    for name, safe in (
+        ("/dev/dm-1", True), ("/dev/dm-2", False), ("/dev/zram0", True), ("/nowhere/file", False)
+    ):  # fmt: skip
+        listing.write_text(f"Filename Type Size Used Priority\n{name} partition 8388604 0 -2\n")
+        found = doctor.Diagnosis()
+        assert found._private_memory()["swap"] == "1,024 MiB"
+        assert any(name in line for line in found.warnings) is not safe
