@@ -37,7 +37,7 @@ _ABOUT = "examined:"
 
 def is_trusted(bundle: Bundle) -> bool:
     """Whether a trusted manifest names the files of a bundle."""
-    if bundle.folder is None:
+    if bundle.folder is None or any(file.sha256 is None for _, file in bundle.attached):
         return False
     return bundle.signer is not None or store.is_packaged(bundle)
 
@@ -72,7 +72,7 @@ def look_first(
     wanted = bundle.models if models is None else models
     parts: dict[Path, tuple[Path, ...]] = {}
     for model in wanted.values():
-        for path in (model.path, *([model.adapter.path] if model.adapter else [])):
+        for path in (model.path, *(one.path for one in model.adapters)):
             found.setdefault(path, _stamp(path))
         parts[model.path] = model_parts(model.path, read_header(model.path))
         for part in parts[model.path]:
@@ -119,8 +119,7 @@ def _by_model(models: Mapping[str, ModelFile]) -> Iterable[tuple[str, list[Path]
     found: dict[Path, tuple[str, list[Path]]] = {}
     for role, model in models.items():
         _, files = found.setdefault(model.path.resolve(), (role, [model.path]))
-        if model.adapter and model.adapter.path not in files:
-            files.append(model.adapter.path)
+        files += [one.path for one in model.adapters if one.path not in files]
     return found.values()
 
 

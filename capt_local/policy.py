@@ -60,6 +60,8 @@ def permitted(bundle: Bundle, check: Check = Check.CACHED) -> Bundle:
 
     if bundle.folder is None:
         limits.refuse(Feature.UNSIGNED, "A model file that is given by its path")
+    if any(file.sha256 is None for _, file in bundle.attached):
+        limits.refuse(Feature.UNSIGNED, "An adapter that is given by its path")
     if check is Check.NEVER:
         limits.refuse(Feature.UNSIGNED, "--verify never")
     if not is_packaged(bundle):

@@ -91,7 +91,7 @@ def about_bundle(bundle: Bundle) -> dict[str, Any]:
 
 
 def _model(runtime: Runtime, role: str, file: ModelFile) -> dict[str, Any]:
-    model, late, adapter = runtime.models[role], runtime.late_digests, file.adapter
+    model, late = runtime.models[role], runtime.late_digests
     about: dict[str, Any] = {
         "file": file.path.name,
         # Waits for the digest of a file that no manifest names; None if it changed meanwhile.
@@ -100,13 +100,16 @@ def _model(runtime: Runtime, role: str, file: ModelFile) -> dict[str, Any]:
     }
     if parts := late.of_parts(file):
         about["parts"] = [{"file": name, "sha256": digest} for name, digest in parts.items()]
-    if adapter is not None:
-        about["adapter"] = {
-            "file": adapter.path.name,
-            "sha256": late.of(adapter),
-            "scale": adapter.scale,
-            "verified": _verified(runtime, adapter),
-        }
+    if file.adapters:
+        about["adapters"] = [
+            {
+                "file": adapter.path.name,
+                "sha256": late.of(adapter),
+                "scale": adapter.scale,
+                "verified": _verified(runtime, adapter),
+            }
+            for adapter in file.adapters
+        ]
     return about | {
         "architecture": model.metadata.architecture,
         "quantization": model.metadata.file_type,

@@ -160,7 +160,8 @@ class Runtime:
         paths = {role: file.path for role, file in files.items()}
         # Files without a digest in a manifest: it is computed while they load, for provenance.
         parts = {path: model_parts(path, read_header(path)) for path in paths.values()}
-        late = LateDigests((*files.values(), *found.adapters.values()), stamps, parts)
+        adapters = (one for each in found.adapters.values() for one in each)
+        late = LateDigests((*files.values(), *adapters), stamps, parts)
         models = open_models(paths, load, progress, found.adapters, stamps)
         try:
             runtime = cls(found, models, date, template)

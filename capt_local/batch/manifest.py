@@ -79,9 +79,10 @@ def model_identity(file: ModelFile) -> dict[str, str | None]:
         "template": file.template,
         "template_sha256": file.template_sha256,
     }
-    if adapter := file.adapter:
-        found["adapter_sha256"] = adapter.sha256 or file_digest(adapter.path)
-        found["adapter_scale"] = repr(adapter.scale)
+    for number, adapter in enumerate(file.adapters, 1):
+        end = f"_{number}" if number > 1 else ""
+        found[f"adapter{end}_sha256"] = adapter.sha256 or file_digest(adapter.path)
+        found[f"adapter{end}_scale"] = repr(adapter.scale)
     return found
 
 

@@ -25,7 +25,9 @@ from capt_local.bundles.manifest import (
     NAME,
     RECEIPT,
     SIGNATURE,
+    AttachedFile,
     Bundle,
+    ModelFile,
     PackageFile,
     read_manifest,
 )
@@ -74,14 +76,13 @@ def members(bundle: Bundle) -> tuple[Member, ...]:
     """
     folder = bundle.folder or Path()
     found: dict[str, Member] = {}
-    for role, model in bundle.models.items():
-        adapter, template = model.adapter, model.template_file
+    files: list[tuple[str, ModelFile | AttachedFile]]
+    files = [*bundle.models.items(), *bundle.attached]
+    for role, model in files:
         named: list[tuple[Path, PackageFile | None, int | None, str | None]]
         named = [(model.path, model.package, model.size, model.sha256)]
-        if adapter is not None:
-            named.append((adapter.path, adapter.package, adapter.size, adapter.sha256))
-        if template is not None:
-            named.append((template, None, None, model.template_sha256))
+        if isinstance(model, ModelFile) and model.template_file is not None:
+            named.append((model.template_file, None, None, model.template_sha256))
         for path, package, size, digest in named:
             name = package.name if package else path.relative_to(folder).as_posix()
             own = name.casefold() in (MANIFEST, SIGNATURE, RECEIPT)
@@ -98,7 +99,7 @@ def members(bundle: Bundle) -> tuple[Member, ...]:
         base = bundle.models.get(expert.replace("expert", "base"))
         if not expert.startswith("expert") or base is None or model.sha256 != base.sha256:
             continue
-        pair = [one.adapter and (one.adapter.sha256, one.adapter.scale) for one in (model, base)]
+        pair = [[(on.sha256, on.scale) for on in one.adapters] for one in (model, base)]
         if pair[0] == pair[1]:
             raise ModelError(
                 f"The {expert} and its base are the same model, so nothing is contrasted."

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from capt_local.bundles.manifest import (
     MANIFEST,
     SCHEMA,
     AdapterFile,
+    AttachedFile,
     Bundle,
     ModelFile,
     Role,
@@ -53,8 +54,14 @@ def put_together(
     # An expert that is its base with an adapter shares a file that is the base's.
     for role, model in sorted(wanted.models.items(), key=lambda pair: pair[0].startswith("expert")):
         names.setdefault(model.path.resolve(), f"{role}.gguf")
-    for role, adapter in wanted.adapters.items():
-        names.setdefault(adapter.path.resolve(), f"{role}-adapter.gguf")
+    for role, adapters in wanted.adapters.items():
+        for number, adapter in enumerate(adapters, 1):
+            name = f"{role}-adapter" + (f"-{number}" if number > 1 else "")
+            names.setdefault(adapter.path.resolve(), f"{name}.gguf")
+    scorer = wanted.scorer
+    if scorer is not None:
+        names.setdefault(scorer.path.resolve(), "scorer.gguf")
+        names.setdefault(scorer.head.path.resolve(), "scorer.safetensors")
     linked = {source for source, name in names.items() if _link(source, folder / name)}
     copied = [source for source in names if source not in linked]
     check_space(folder, sum(source.stat().st_size for source in copied) + CHUNK)
@@ -73,11 +80,12 @@ def put_together(
         return replace(file, path=folder / names[source], size=size, sha256=digest)
 
     models = {
-        role: placed(replace(model, adapter=model.adapter and placed(model.adapter)))
+        role: placed(replace(model, adapters=tuple(map(placed, model.adapters))))
         for role, model in wanted.models.items()
     }
+    scorer = scorer and placed(replace(scorer, head=placed(scorer.head)))
     linked_names = sorted(names[source] for source in linked)
-    return replace(wanted, models=models, folder=folder), linked_names
+    return replace(wanted, models=models, scorer=scorer, folder=folder), linked_names
 
 
 def _link(source: Path, place: Path) -> bool:
@@ -120,7 +128,7 @@ def describe(
     *,
     template_file: Path | None = None,
     template_sha256: str | None = None,
-    adapter: AdapterFile | None = None,
+    adapters: Sequence[AdapterFile] = (),
     **about: Any,
 ) -> ModelFile:
     """One model with size and digest computed from the file.
@@ -130,7 +138,7 @@ def describe(
         path: of the GGUF file, in the folder of the bundle or in an installed package.
         template_file: chat template in the folder of the bundle.
         template_sha256: digest of the GGUF's own template, to pin it.
-        adapter: a LoRA adapter in the folder of the bundle; its digest is computed too.
+        adapters: LoRA adapters in the folder of the bundle; their digests are computed too.
         about: other attributes of `ModelFile`.
 
     Raises:
@@ -150,7 +158,7 @@ def describe(
         sha256=file_digest(path),
         template_file=template_file,
         template_sha256=template_sha256,
-        adapter=adapter and replace(adapter, sha256=file_digest(adapter.path)),
+        adapters=tuple(replace(one, sha256=file_digest(one.path)) for one in adapters),
         **about,
     )
 
@@ -221,15 +229,20 @@ def manifest_text(bundle: Bundle, folder: Path) -> str:
             "tokenizer_sha256": model.tokenizer_sha256,
         }
         tables.append(f"\n[models.{role}]\n" + _lines(_file(role, model, folder) | about))
-        if model.adapter is not None:
-            values = _file(f"{role}'s adapter", model.adapter, folder)
-            tables.append(
-                f"\n[models.{role}.adapter]\n" + _lines(values | {"scale": model.adapter.scale})
-            )
+        table = f"[models.{role}.adapter]"
+        above = f"\n[{table}]\n" if len(model.adapters) > 1 else f"\n{table}\n"
+        for adapter in model.adapters:
+            values = _file(f"{role}'s adapter", adapter, folder) | {"scale": adapter.scale}
+            tables.append(above + _lines(values))
+    if (scorer := bundle.scorer) is not None:
+        tables.append("\n[models.scorer]\n" + _lines(_file("scorer", scorer, folder)))
+        tables.append(
+            "\n[models.scorer.head]\n" + _lines(_file("scorer's head", scorer.head, folder))
+        )
     return "".join(tables)
 
 
-def _file(what: str, file: ModelFile | AdapterFile, folder: Path) -> dict[str, object]:
+def _file(what: str, file: ModelFile | AttachedFile, folder: Path) -> dict[str, object]:
     if file.sha256 is None:
         raise ModelError(f"The {what} has no digest; describe it from its file first.")
     package = file.package

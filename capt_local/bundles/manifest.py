@@ -135,29 +135,49 @@ def _normal(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterFile:
-    """A LoRA adapter as a GGUF file.
+class AttachedFile:
+    """A file of a bundle beside its models.
 
     Attributes:
         path: of the file.
         size: bytes.
         sha256: digest in hexadecimal; None for a file that was given by its path.
-        scale: what it adds is multiplied by this.
-        licence: of the adapter.
+        licence: of the file.
         source: where it comes from.
         package: the installed Python package that has the file, if the manifest names one.
-
-    Raises:
-        UsageError: the scale is not a number from -8 to 8.
     """
 
     path: Path
     size: Count
     sha256: Digest | None = None
-    scale: Annotated[float, Meta(ge=-_SCALE_LIMIT, le=_SCALE_LIMIT)] = 1.0
     licence: str = ""
     source: str = ""
     package: PackageFile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerFile(AttachedFile):
+    """The encoder of a scorer as a GGUF file; see `rerank.scorer`.
+
+    Attributes:
+        head: on it, a safetensors file.
+    """
+
+    head: AttachedFile = field(kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile(AttachedFile):
+    """A LoRA adapter as a GGUF file.
+
+    Attributes:
+        scale: what it adds is multiplied by this.
+
+    Raises:
+        UsageError: the scale is not a number from -8 to 8.
+    """
+
+    scale: Annotated[float, Meta(ge=-_SCALE_LIMIT, le=_SCALE_LIMIT)] = 1.0
 
     def __post_init__(self) -> None:
         """Refuses a scale without a meaning."""
@@ -215,7 +235,8 @@ class ModelFile:
         template_file: a chat template beside the model instead of the file's own.
         template_sha256: digest of `template_file`, or else of the GGUF's own template.
         tokenizer_sha256: digest of the tokenizer in the file; see `llama.gguf_header`.
-        adapter: a LoRA adapter on it; a model of the same file without one is not changed by it.
+        adapters: LoRA adapters on it, in the order of their scales; a model of the same file
+            without them is not changed by them.
         package: the installed Python package that has the file, if the manifest names one.
     """
 
@@ -230,7 +251,7 @@ class ModelFile:
     template_file: Path | None = None
     template_sha256: Digest | None = None
     tokenizer_sha256: Digest | None = None
-    adapter: AdapterFile | None = None
+    adapters: tuple[AdapterFile, ...] = ()
     package: PackageFile | None = None
 
 
@@ -281,6 +302,7 @@ class Bundle:
     Attributes:
         id: short name, which is also its folder's name in a store.
         models: by role; the target always, of each pair both expert and base.
+        scorer: that ranks several answers; None where there is none.
         title: one line for people.
         version: of the bundle; numbers with dots where it is to travel.
         requires: the oldest capt-local that it is for; empty for any.
@@ -317,6 +339,7 @@ class Bundle:
     manifest_sha256: str | None = field(default=None, compare=False)
     signer: Signer | None = field(default=None, compare=False)
     read_digests: bool = field(default=False, compare=False)
+    scorer: ScorerFile | None = None
 
     @property
     def may_be_signed(self) -> bool:
@@ -332,21 +355,56 @@ class Bundle:
         return len(self.models) // 2
 
     @property
-    def adapters(self) -> dict[Role, AdapterFile]:
+    def adapters(self) -> dict[Role, tuple[AdapterFile, ...]]:
         """The adapters by the role of their model."""
-        return {role: model.adapter for role, model in self.models.items() if model.adapter}
+        return {role: model.adapters for role, model in self.models.items() if model.adapters}
+
+    @property
+    def attached(self) -> tuple[tuple[str, AttachedFile], ...]:
+        """What it has beside the models, with what each file is."""
+        found: list[tuple[str, AttachedFile]] = [
+            (f"{role}'s adapter", one) for role, each in self.adapters.items() for one in each
+        ]
+        if self.scorer is not None:
+            found += [("scorer", self.scorer), ("scorer's head", self.scorer.head)]
+        return tuple(found)
 
     @property
     def digests(self) -> dict[str, str | None]:
         """SHA-256 of each model by its role, of its adapter by `<role>.adapter`; None if unknown.
 
-        A scale other than 1 stands behind the adapter's name.
+        A further adapter is `<role>.adapter-2`. A scale other than 1 stands behind the name.
         """
         found = {str(role): model.sha256 for role, model in self.models.items()}
-        for role, adapter in self.adapters.items():
-            scale = "" if adapter.scale == 1 else f"*{adapter.scale:g}"
-            found[f"{role}.adapter{scale}"] = adapter.sha256
+        for role, adapters in self.adapters.items():
+            for number, adapter in enumerate(adapters, 1):
+                name = f"{role}.adapter" + (f"-{number}" if number > 1 else "")
+                name += "" if adapter.scale == 1 else f"*{adapter.scale:g}"
+                found[name] = adapter.sha256
         return found
+
+    def with_adapters(self, given: Sequence[str]) -> Bundle:
+        """The bundle with more adapters, each as `ROLE:FILE` or `ROLE:FILE=SCALE`.
+
+        Raises:
+            UsageError: there is no such role, an adapter is on it already, or a scale has no
+                meaning.
+            ModelError: a file is missing.
+        """
+        models = dict(self.models)
+        for text in given:
+            role, colon, rest = text.partition(":")
+            if not colon or role not in models:
+                raise UsageError(
+                    "An adapter is given as ROLE:FILE or ROLE:FILE=SCALE, as in expert:a.gguf=0.5; "
+                    f"the roles here are {', '.join(models)}."
+                )
+            adapter = AdapterFile.parse(rest)
+            known = models[role].adapters
+            if any(os.path.samefile(one.path, adapter.path) for one in known):
+                raise UsageError(f"The adapter {adapter.path.name} is on the {role} already.")
+            models[role] = replace(models[role], adapters=(*known, adapter))
+        return replace(self, models=models)
 
     @classmethod
     def from_paths(
@@ -380,7 +438,7 @@ class Bundle:
             path = Path(file)
             models[role] = ModelFile(role, path, _size(f"The {role} model", path))
         for role, adapter in zip(list(models)[1::2], adapters, strict=False):
-            models[role] = replace(models[role], adapter=adapter)
+            models[role] = replace(models[role], adapters=(adapter,))
         notice = "The models were given as files: no manifest says whether they are the right ones."
         return cls(id="files", title="Models given as files", models=models, notices=(notice,))
 
@@ -578,12 +636,15 @@ def _bundle(top: dict[str, Any], folder: Path, present: bool) -> Bundle:
         if not NAME.fullmatch(key):
             raise NotReadable("card has a key with odd characters")
     found = {"card": convert(tables["card"], dict[str, str], "card"), "folder": folder}
+    scorer = tables["models"].pop("scorer", None)
+    if scorer is not None:
+        found["scorer"] = _scorer(scorer, folder, present)
     wanted = ordered_roles(tables["models"])
     models = {role: _model(tables["models"][role], role, folder, present) for role in wanted}
     if "review_by" in top:
         found["review_by"] = convert(top["review_by"], datetime.date, "review_by").isoformat()
     found["defaults"] = _defaults(tables["defaults"], len(models) // 2)
-    unread = ("folder", "notices", "manifest_sha256", "signer", "read_digests")
+    unread = ("folder", "notices", "manifest_sha256", "signer", "read_digests", "scorer")
     return _read(top, Bundle, "", unread, models=models, **found)
 
 
@@ -642,10 +703,23 @@ def _model(value: object, role: Role, folder: Path, present: bool) -> ModelFile:
         found["template_file"] = _inside(
             table["template_file"], f"{at}.template_file", folder, present
         )
-    if "adapter" in table:
-        adapter = _table(table["adapter"], f"{at}.adapter")
-        found["adapter"] = _file(adapter, AdapterFile, f"{at}.adapter", folder, present)
-    return _file(table, ModelFile, at, folder, present, **found)
+    # One table, or an array of tables where there are several.
+    listed = table.pop("adapter", [])
+    adapters = [
+        _file(_table(one, f"{at}.adapter"), AdapterFile, f"{at}.adapter", folder, present)
+        for one in (listed if isinstance(listed, list) else [listed])
+    ]
+    if len({one.path for one in adapters}) < len(adapters):
+        raise NotReadable(f"{at}.adapter names a file twice")
+    return _file(table, ModelFile, at, folder, present, adapters=tuple(adapters), **found)
+
+
+def _scorer(value: object, folder: Path, present: bool) -> ScorerFile:
+    at = "models.scorer"
+    table = _table(value, at)
+    head = _table(table.pop("head", {}), f"{at}.head")
+    made = _file(head, AttachedFile, f"{at}.head", folder, present)
+    return _file(table, ScorerFile, at, folder, present, head=made)
 
 
 def _file(
@@ -663,7 +737,7 @@ def _file(
         found["path"] = package.find(folder) if present else folder / package.name
     else:
         found["path"] = _inside(table["file"], f"{at}.file", folder, present)
-    return _read(rest, kind, at, ("role", "path", "package"), **found)
+    return _read(rest, kind, at, ("role", "path", "package", "adapters", "head"), **found)
 
 
 def _defaults(table: dict[str, Any], pairs: int) -> Defaults:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from capt_local.bundles.digest_cache import DigestCache, digest_cache
-from capt_local.bundles.manifest import AdapterFile, Bundle, ModelFile
+from capt_local.bundles.manifest import AttachedFile, Bundle, ModelFile
 from capt_local.bundles.store import is_installed
 from capt_local.errors import ModelError
 from capt_local.strict_json import Stamp, open_regular, read_regular, stamp_of
@@ -82,10 +82,11 @@ def verify(
     for role, model in bundle.models.items():
         report = None if progress is None else partial(progress, role)
         digests.check(f"{role} model", model, report)
-        if model.adapter is not None:
-            digests.check(f"{role}'s adapter", model.adapter, report)
         if model.template_file is not None:
             read_template(model)
+    for what, file in bundle.attached:
+        report = None if progress is None else partial(progress, what)
+        digests.check(what, file, report)
     return digests.done
 
 
@@ -173,7 +174,7 @@ class _Digests:
         self.done = Verification()
 
     def check(
-        self, what: str, file: ModelFile | AdapterFile, report: Callable[[float], None] | None
+        self, what: str, file: ModelFile | AttachedFile, report: Callable[[float], None] | None
     ) -> None:
         """Compares size and digest of a file with those of the manifest, if it has some."""
         if file.sha256 is None:
@@ -189,7 +190,7 @@ class _Digests:
             raise _other(what, file.path, "its SHA-256 differs")
 
     def _read(
-        self, what: str, file: ModelFile | AdapterFile, report: Callable[[float], None] | None
+        self, what: str, file: ModelFile | AttachedFile, report: Callable[[float], None] | None
     ) -> Stamp:
         """The stamp of a file, with its digest if it has the right size."""
         path = file.path
@@ -227,7 +228,7 @@ class LateDigests:
 
     def __init__(
         self,
-        files: Iterable[ModelFile | AdapterFile],
+        files: Iterable[ModelFile | AttachedFile],
         stamps: Mapping[Path, Stamp] | None = None,
         parts: Mapping[Path, Sequence[Path]] | None = None,
     ) -> None:
@@ -241,13 +242,13 @@ class LateDigests:
         if wanted:
             self._thread.start()
 
-    def of(self, file: ModelFile | AdapterFile) -> str | None:
+    def of(self, file: ModelFile | AttachedFile) -> str | None:
         """The digest of a file, waiting for it; None where it could not be read, or changed."""
         if file.sha256 is None and self._thread.ident is not None:
             self._thread.join()
         return file.sha256 or self._digests.get(file.path)
 
-    def of_parts(self, file: ModelFile | AdapterFile) -> dict[str, str | None]:
+    def of_parts(self, file: ModelFile | AttachedFile) -> dict[str, str | None]:
         """The digest of each part of a split model by its name; empty for a whole one."""
         self.of(file)
         parts = self._parts.get(file.path, ())

@@ -413,7 +413,7 @@ class Diagnosis:
                 facts[role] = (
                     f"{about.architecture}, {about.file_type}, {about.vocabulary_size:,} tokens, "
                     f"trained for {about.context_length:,}"
-                    + (f", {model.adapter}" if model.adapter else "")
+                    + "".join(f", {adapter}" for adapter in model.adapters)
                 )
                 vocabularies[role], templates[role] = weights.vocabulary, about.chat_template
                 tokenizer = TextTokenizer(weights.vocabulary, weights.tokenize)
@@ -456,7 +456,7 @@ def _check_sizes(bundle: Bundle) -> None:
         ModelError: one is not what it should be.
     """
     sizes = {one.path: one.size for one in bundle.models.values()}
-    sizes |= {one.path: one.size for one in bundle.adapters.values()}
+    sizes |= {one.path: one.size for _, one in bundle.attached}
     for path, size in sizes.items():
         if (found := path.stat().st_size) != size:
             raise ModelError(

@@ -337,10 +337,9 @@ def fingerprint(
 
 
 def _model(file: ModelFile) -> dict[str, Any]:
-    adapter = file.adapter
     return {
         "sha256": file.sha256 or file_digest(file.path),
-        **({"adapter": _adapter(adapter)} if adapter else {}),
+        **({"adapters": [_adapter(one) for one in file.adapters]} if file.adapters else {}),
         "style": str(file.style),
         "template": file.template,
         "template_sha256": file.template_sha256,

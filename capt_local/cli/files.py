@@ -290,7 +290,7 @@ def files_of(bundle: Bundle) -> Iterator[Path]:
                 yield model.path.with_name(f"{found[1]}-{number:05}-of-{found[2]}.gguf")
         if model.template_file is not None:
             yield model.template_file
-    yield from (adapter.path for adapter in bundle.adapters.values())
+    yield from (file.path for _, file in bundle.attached)
     if bundle.folder is not None:
         from capt_local.bundles.manifest import MANIFEST, RECEIPT, SIGNATURE
 

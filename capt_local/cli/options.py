@@ -580,6 +580,15 @@ class ModelFlags:
             help="A LoRA adapter for each expert; without --expert, of the base.",
         ),
     ] = None
+    adapter: Annotated[
+        list[str] | None,
+        option(
+            "--adapter",
+            twin="ADAPTER",
+            metavar="ROLE:GGUF[=SCALE]",
+            help="One more LoRA adapter on the model of a role; may be given several times.",
+        ),
+    ] = None
     verify: Annotated[Check, verify_option()] = Check.CACHED
     ctx_size: Annotated[
         int | None,

@@ -62,13 +62,14 @@ def find_bundle(flags: ModelFlags) -> Bundle:
     from capt_local.bundles.manifest import Bundle
 
     if not (flags.target or flags.expert or flags.base or flags.expert_adapter):
-        return permitted(store.find(flags.bundle or "demo"), flags.verify)
+        found = store.find(flags.bundle or "demo").with_adapters(flags.adapter or ())
+        return permitted(found, flags.verify)
     if flags.bundle is not None:
         raise UsageError("Give either --bundle, or --target with --expert and --base.")
     if flags.target is None:
         raise UsageError("--expert and --base need a --target.")
     bundle = Bundle.from_paths(flags.target, flags.expert, flags.base, flags.adapters())
-    return permitted(bundle, flags.verify)
+    return permitted(bundle.with_adapters(flags.adapter or ()), flags.verify)
 
 
 def load_options(flags: ModelFlags, bundle: Bundle) -> LoadOptions:
@@ -216,10 +217,10 @@ def open_session(
     session = Session(runtime, screen, interrupt, load, date, time.perf_counter() - started)
     screen.notes([*runtime.notices, *_context_notices(session, flags.ctx_size)])
     for role, model in runtime.models.items():
-        about, adapter = model.metadata, runtime.bundle.models[role].adapter
+        about, adapters = model.metadata, runtime.bundle.models[role].adapters
         screen.detail(
             f"{role}: {about.architecture}, {about.file_type}, context {model.context_limit}, "
-            f"{about.gpu_layers} layers on the GPU" + (f", {adapter}" if adapter else "")
+            f"{about.gpu_layers} layers on the GPU" + "".join(f", {one}" for one in adapters)
         )
     screen.detail(f"loaded in {session.load_seconds:.2f} s")
     return session

@@ -6,7 +6,7 @@ once, with a KV cache for each. So does an expert that is its base with a LoRA a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ def open_models(
     files: Mapping[str, Path],
     options: LoadOptions,
     progress: Callable[[str, float], None] | None = None,
-    adapters: Mapping[str, AdapterFile] | None = None,
+    adapters: Mapping[str, Sequence[AdapterFile]] | None = None,
     stamps: Mapping[Path, Stamp] | None = None,
 ) -> dict[str, LlamaModel]:
     """Loads models that have to fit into the memory together.
@@ -83,7 +83,7 @@ def open_models(
 def estimates(
     files: Mapping[str, Path],
     options: LoadOptions,
-    adapters: Mapping[str, AdapterFile] | None = None,
+    adapters: Mapping[str, Sequence[AdapterFile]] | None = None,
 ) -> dict[str, MemoryEstimate]:
     """What each model takes in memory, by role.
 
@@ -132,16 +132,18 @@ def vocabulary_notices(models: Mapping[str, LlamaModel]) -> list[str]:
 
 
 def _options(
-    files: Mapping[str, Path], options: LoadOptions, adapters: Mapping[str, AdapterFile] | None
+    files: Mapping[str, Path],
+    options: LoadOptions,
+    adapters: Mapping[str, Sequence[AdapterFile]] | None,
 ) -> dict[str, LoadOptions]:
-    """The options of each role, with its own adapter."""
+    """The options of each role, with its own adapters."""
     if options.adapters:
         raise UsageError("An adapter belongs to one model: name it in the bundle, not for all.")
     named = adapters or {}
     return {
-        role: replace(options, adapters=(Adapter(named[role].path, named[role].scale),))
-        if role in named
-        else options
+        role: replace(
+            options, adapters=tuple(Adapter(one.path, one.scale) for one in named.get(role, ()))
+        )
         for role in files
     }
 

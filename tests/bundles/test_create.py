@@ -65,7 +65,7 @@ def test_an_adapted_expert_shares_the_file_of_its_base(
     )
     assert sorted(os.listdir(folder)) == ["base.gguf", "expert-adapter.gguf", "target.gguf"]
     assert made.models["expert"].path == made.models["base"].path
-    assert made.adapters["expert"].sha256
+    assert made.adapters["expert"][0].sha256
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o664])

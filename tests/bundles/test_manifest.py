@@ -11,21 +11,23 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles import manifest, store
-from capt_local.bundles.archive import export
+from capt_local.bundles.archive import export, members
 from capt_local.bundles.create import describe, manifest_text, write_manifest
 from capt_local.bundles.install import Terms, import_bundle
 from capt_local.bundles.manifest import (
     MANIFEST,
     AdapterFile,
+    AttachedFile,
     Bundle,
     Defaults,
     PackageFile,
     PackageMissing,
     Role,
+    ScorerFile,
     Style,
     read_bundle,
 )
-from capt_local.bundles.verify import read_template, verify
+from capt_local.bundles.verify import file_digest, read_template, verify
 from capt_local.errors import ModelError, UsageError
 from capt_local.llama.gguf_header import file_digests
 
@@ -187,7 +189,9 @@ def test_bundle_of_files(folder: Path) -> None:
     assert "no manifest says whether they are the right ones" in bundle.notices[0]
     verify(bundle)
     adapted = Bundle.from_paths(paths[0], None, paths[2], f"{paths[1]}")
-    assert adapted.models["expert"].path == paths[2] and adapted.adapters["expert"].path == paths[1]
+    assert (
+        adapted.models["expert"].path == paths[2] and adapted.adapters["expert"][0].path == paths[1]
+    )
     for odd in ((paths[1], None, None), (None, paths[2], None), (None, None, paths[1])):
         with pytest.raises(UsageError, match="needs both models of a pair"):
             Bundle.from_paths(paths[0], *odd)
@@ -212,18 +216,69 @@ def test_what_is_written_reads_back(folder: Path) -> None:
     )
     adapter = AdapterFile.given(folder / "base.gguf", 0.25)
     bundle.models["expert"] = describe(
-        "expert", folder / "expert.gguf", adapter=adapter, tokenizer_sha256="ab" * 32
+        "expert", folder / "expert.gguf", adapters=(adapter,), tokenizer_sha256="ab" * 32
     )
     file = write_manifest(bundle, folder)
     again = read_bundle(file, datetime.date(2026, 6, 1))
     assert again == replace(bundle, folder=folder)
     assert "review_by = 2026-06-01\n" in file.read_text()
     assert manifest_text(bundle, folder).encode() == file.read_bytes()
-    assert str(again.adapters["expert"]) == "adapter base.gguf x 0.25"
+    assert [str(one) for one in again.adapters["expert"]] == ["adapter base.gguf x 0.25"]
     verify(again)
     with pytest.raises(ModelError, match="title holds control characters"):
         write_manifest(replace(bundle, title="\x1b"), folder)
     assert sorted(each.name for each in folder.glob(f"{MANIFEST}*")) == [MANIFEST]
+
+
+def test_several_adapters_and_a_scorer(folder: Path) -> None:
+    for name in ("two.gguf", "encoder.gguf", "head.safetensors"):
+        (folder / name).write_bytes(name.encode())
+    adapters = (
+        AdapterFile.given(folder / "base.gguf", 0.25),
+        AdapterFile.given(folder / "two.gguf"),
+    )
+    bundle = described(folder)
+    bundle.models["expert"] = describe("expert", folder / "expert.gguf", adapters=adapters)
+    parts = [
+        AttachedFile(path, path.stat().st_size, file_digest(path))
+        for path in (folder / "encoder.gguf", folder / "head.safetensors")
+    ]
+    scorer = ScorerFile(parts[0].path, parts[0].size, parts[0].sha256, head=parts[1])
+    file = write_manifest(replace(bundle, scorer=scorer), folder)
+    again = read_bundle(file)
+    assert [one.scale for one in again.adapters["expert"]] == [0.25, 1.0]
+    assert again.scorer == scorer and again.pairs == 1
+    assert again.digests["expert.adapter*0.25"] != again.digests["expert.adapter-2"]
+    names = {member.name for member in members(again)}
+    assert {"two.gguf", "encoder.gguf", "head.safetensors"} < names
+    verify(again)
+    (folder / "head.safetensors").write_bytes(b"HEAD.safetensors")
+    with pytest.raises(ModelError, match="scorer's head"):
+        verify(again)
+    twice = file.read_text().replace('"two.gguf"', '"base.gguf"')
+    file.write_text(twice)
+    with pytest.raises(ModelError, match="twice"):
+        read_bundle(file)
+
+
+def test_adapters_that_are_given_by_role(folder: Path) -> None:
+    bundle = described(folder)
+    lora = folder / "base.gguf"
+    found = bundle.with_adapters([f"target:{lora}", f"expert:{lora}=0.5"])
+    assert [str(one) for one in found.adapters["expert"]] == ["adapter base.gguf x 0.5"]
+    assert not bundle.adapters
+    for wrong in (
+        [f"{lora}"],
+        [f"expert-2:{lora}"],
+        [f"expert:{lora}", f"expert:{lora}=0.5"],
+        [f"expert:{lora}=nan"],
+        [f"expert:{lora}=9"],
+        [f"expert:{lora}=high"],
+    ):
+        with pytest.raises(UsageError):
+            bundle.with_adapters(wrong)
+    with pytest.raises(ModelError):
+        bundle.with_adapters([f"expert:{folder / 'none.gguf'}"])
 
 
 def test_models_of_a_bundle_lie_in_its_folder(folder: Path, tmp_path: Path) -> None:

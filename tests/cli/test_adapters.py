@@ -41,14 +41,14 @@ def test_the_expert_is_the_base_with_its_adapter(run: Run, script: Script, folde
     assert done.code == 0, done.err
     bundle = opened(script)
     assert bundle.models["expert"].path == bundle.models["base"].path == folder / "base.gguf"
-    assert bundle.adapters == {"expert": AdapterFile.given(folder / "lora.gguf", 0.5)}
+    assert bundle.adapters == {"expert": (AdapterFile.given(folder / "lora.gguf", 0.5),)}
     assert "expert: llama, Q8_0, context 256, 0 layers on the GPU, adapter lora.gguf x 0.5" in (
         done.err.replace("\n", " ")
     )
     models = json.loads(done.out)["provenance"]["models"]
-    adapter = models["expert"]["adapter"]
+    (adapter,) = models["expert"]["adapters"]
     assert (adapter["sha256"], adapter["scale"]) == (None, 0.5)
-    assert "adapter" not in models["base"]
+    assert "adapters" not in models["base"]
 
 
 def test_what_decides_a_result_holds_the_adapter_and_its_scale(folder: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_bundle_with_an_adapter_is_examined(run: Run, folder: Path) -> None:
     models = {
         "target": describe("target", folder / "target.gguf"),
         "expert": describe(
-            "expert", folder / "base.gguf", adapter=AdapterFile.given(folder / "lora.gguf")
+            "expert", folder / "base.gguf", adapters=(AdapterFile.given(folder / "lora.gguf"),)
         ),
         "base": describe("base", folder / "base.gguf"),
     }

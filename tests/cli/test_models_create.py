@@ -83,8 +83,8 @@ def test_an_adapter(run: Run, models: dict[str, Path]) -> None:
     result = create(run, models, *flags, expert="")
     assert result.code == 0, result.err
     expert = store.find("mine").models["expert"]
-    assert expert.adapter is not None and expert.adapter.scale == 0.5
-    assert expert.adapter.licence == "CC0-1.0"
+    assert [one.scale for one in expert.adapters] == [0.5]
+    assert expert.adapters[0].licence == "CC0-1.0"
     assert expert.path.name == "base.gguf"
 
 

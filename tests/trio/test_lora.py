@@ -113,7 +113,7 @@ def test_a_bundle_with_an_adapter_is_checked_and_opened(files: Files, adapted: R
     target.write_bytes(TARGET.read_bytes())
     given = Bundle.from_paths(target, base=files.base, expert_adapter=files.full)
     models = {
-        role: describe(role, model.path, adapter=model.adapter)
+        role: describe(role, model.path, adapters=model.adapters)
         for role, model in given.models.items()
     }
     write_manifest(Bundle("lora", models, context=512), folder)

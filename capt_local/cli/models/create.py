@@ -118,7 +118,7 @@ def models_create(what: CreateFlags, view: ViewFlags) -> int:
             mebibytes(model.size),
             "linked" if model.path.name in linked else "copied",
             model.style.value,
-            model.licence + (f"; adapter: {model.adapter.licence}" if model.adapter else ""),
+            model.licence + "".join(f"; adapter: {one.licence}" for one in model.adapters),
         )
         for role, model in bundle.models.items()
     )
@@ -171,11 +171,11 @@ def _with_headers(bundle: Bundle, what: CreateFlags) -> Bundle:
                     f"{model.path.name} is one of {header.parts} parts, and a bundle has one file "
                     "for a model: join them with llama-gguf-split --merge."
                 )
-            adapter = model.adapter
-            if adapter is not None:
+            adapters = []
+            for adapter in model.adapters:
                 check_adapter(adapter.path, header, model.path.name)
                 about = _about(f"{role}'s adapter", read_header(adapter.path).values, what)
-                adapter = replace(adapter, **about)
+                adapters.append(replace(adapter, **about))
         except ModelError as error:
             raise ModelError(f"The {role}: {error}") from None
         models[role] = replace(
@@ -184,11 +184,11 @@ def _with_headers(bundle: Bundle, what: CreateFlags) -> Bundle:
             style=Style.CHAT if digests.template else Style.RAW,
             template_sha256=digests.template,
             tokenizer_sha256=digests.tokenizer,
-            adapter=adapter,
+            adapters=tuple(adapters),
         )
     for expert, base in (pair_roles(number) for number in range(1, bundle.pairs + 1)):
         ours, theirs = models[expert], models[base]
-        if os.path.samefile(ours.path, theirs.path) and not (ours.adapter and ours.adapter.scale):
+        if os.path.samefile(ours.path, theirs.path) and not any(one.scale for one in ours.adapters):
             raise ModelError(
                 f"The {expert} and the {base} are the same file, so nothing would be contrasted. "
                 f"Give the model that the {expert} was trained from as {base}."
@@ -198,7 +198,7 @@ def _with_headers(bundle: Bundle, what: CreateFlags) -> Bundle:
             raise _misfit(f"The {expert} has {counts[0]:,} tokens and the {base} {counts[1]:,}")
     bundle = replace(bundle, models=models)
     every = [model.licence for model in models.values()]
-    every += [adapter.licence for adapter in bundle.adapters.values()]
+    every += [file.licence for _, file in bundle.attached]
     names = [_plain(headers[role].values.get("general.name")) for role in ("target", "expert")]
     title = " with ".join(names) if all(names) else bundle.id
     return replace(bundle, licence="; ".join(dict.fromkeys(every)), title=title)

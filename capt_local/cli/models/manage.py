@@ -260,7 +260,7 @@ def _model(model: ModelFile, weights: Any) -> dict[str, Any]:
         "licence": model.licence,
         "source": model.source,
         "style": model.style.value,
-        "adapter": str(model.adapter) if model.adapter else None,
+        "adapter": ", ".join(map(str, model.adapters)) or None,
         "tokenizer_sha256": digests.tokenizer,
         "template_sha256": model.template_sha256 or digests.template,
         "template": model.template,
@@ -318,9 +318,9 @@ def named(bundle: Bundle) -> str:
 
 
 def size_of(bundle: Bundle) -> int:
-    """Bytes of the models and adapters; of a file that several share, once."""
+    """Bytes of all files; of one that several models share, once."""
     files = {model.path: model.size for model in bundle.models.values()}
-    files |= {adapter.path: adapter.size for adapter in bundle.adapters.values()}
+    files |= {file.path: file.size for _, file in bundle.attached}
     return sum(files.values())
 
 
