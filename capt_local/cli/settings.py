@@ -34,8 +34,8 @@ _OTHERS = frozenset({MODELS_VARIABLE, "CAPT_LOCAL_DEBUG", "CAPT_LOCAL_HUB_TOKEN"
 KEYS = frozenset({
     "adapter", "alignment", "allow-host", "allow-origin", "alpha", "api-key-file", "audit",
     "base", "bundle", "ctx-size", "date", "delimiter", "encoding", "expert", "expert-adapter",
-    "expert-in-thoughts", "gpu-layers", "host", "id-field", "idle-timeout", "input-format", "json", "logprobs",
-    "max-tokens", "method", "min-p", "mirror", "no-repetition-stop", "offline", "parallel",
+    "expert-in-thoughts", "gpu-layers", "host", "id-field", "idle-timeout", "input-format",
+    "json", "logprobs", "max-tokens", "method", "min-p", "mirror", "no-repetition-stop", "offline", "parallel",
     "plausibility", "port", "raw", "record-timeout", "repeat-last-n", "repeat-penalty", "seed",
     "speed", "system", "target", "tasks", "temp", "thoughts", "threads", "tls-cert", "tls-key",
     "top-k", "top-logprobs", "top-p", "verbose", "verify", "weights",
