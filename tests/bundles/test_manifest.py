@@ -422,7 +422,7 @@ def test_a_file_of_a_package_travels_without_it(
         with pytest.raises(PackageMissing, match=f"pip install {command}"):
             read_bundle(tmp_path / "made")
     # Where the package is missing, an imported copy of the same id is found.
-    monkeypatch.setenv(store.VARIABLE, str(tmp_path / "first"))
+    monkeypatch.setenv(store.MODELS_VARIABLE, str(tmp_path / "first"))
     (tmp_path / "first").mkdir()
     (tmp_path / "made").rename(tmp_path / "first" / "wheel")
     assert store.find("wheel").folder == tmp_path / "data/models/wheel"

@@ -142,7 +142,7 @@ def test_a_receipt_of_another_place_is_not_believed(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(place, tmp_path / "stick" / "trio")
-    monkeypatch.setenv(store.VARIABLE, str(tmp_path / "stick"))
+    monkeypatch.setenv(store.MODELS_VARIABLE, str(tmp_path / "stick"))
     for bundle in (store.find("trio"), store.find(tmp_path / "stick" / "trio")):
         assert bundle.folder == tmp_path / "stick" / "trio"
         assert signer_of(bundle, no_keys).signer is None

@@ -40,7 +40,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     folders = [tmp_path / "site one", tmp_path / "site two"]
-    monkeypatch.setenv(store.VARIABLE, os.pathsep.join(map(str, folders)))
+    monkeypatch.setenv(store.MODELS_VARIABLE, os.pathsep.join(map(str, folders)))
     return folders
 
 
@@ -71,7 +71,7 @@ def test_odd_ids_are_refused(packaged: Path, user: Path, reference: str) -> None
 def test_an_unknown_id_names_the_users_own_store(packaged: Path, user: Path) -> None:
     with pytest.raises(ModelError) as caught:
         store.find("nosuch")
-    assert str(user) in str(caught.value) and store.VARIABLE in str(caught.value)
+    assert str(user) in str(caught.value) and store.MODELS_VARIABLE in str(caught.value)
 
 
 def test_an_archive_is_to_be_imported(
