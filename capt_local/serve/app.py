@@ -184,7 +184,7 @@ class _Answers:
             return writer.add(event.generation, event.step)
         self._open -= 1
         if event.error is not None:
-            raise api_error(event.error)
+            raise api_error(event.error, began=event.generation is not None)
         made = event.generation
         if made is None or made.finish is FinishReason.INTERRUPTED:
             raise ApiError(503, "The server is stopping; the answer is incomplete.", "stopping")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from capt_local.errors import place_of
@@ -106,6 +107,8 @@ class Guard:
             if not answered:
                 extra = ((b"connection", b"close"),) if error.status in (408, 413) else ()
                 await _answer(guarded, error.status, error.body(), extra)
+        except ClientDisconnect:
+            pass  # in the middle of its request
         except TimeoutError:
             raise _Dropped from None  # the connection is closed, without a word in any log
         except Exception as error:

@@ -31,6 +31,19 @@ def description() -> dict[str, Any]:
         fields |= {each: {} for each in sorted(IGNORED)}
         fields |= {each: {"enum": [*values, None]} for each, values in sorted(NEUTRAL.items())}
         schemas[name]["additionalProperties"] = False
+    schemas["ChatBody"]["properties"]["messages"] = {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "type": "object",
+            "required": ["role", "content"],
+            "properties": {
+                "role": {"enum": ["system", "developer", "user", "assistant"]},
+                "content": {"type": "string", "minLength": 1},
+            },
+            "additionalProperties": False,
+        },
+    }
     schemas["Error"] = {
         "type": "object",
         "required": ["error"],
@@ -64,7 +77,7 @@ def description() -> dict[str, Any]:
                 "post": _operation("The text of a file", document) | {"parameters": [kind]}
             },
             "/about": {"get": _operation("Models, limits and tasks")},
-            "/health": {"get": _operation("Whether it runs")},
+            "/health": {"get": _operation("Whether it runs") | {"security": []}},
             "/metrics": {"get": _operation("Counts for Prometheus", kind="text/plain")},
         },
     }  # fmt: skip

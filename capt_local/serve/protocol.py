@@ -20,7 +20,7 @@ from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions, Method, Structure
 from capt_local.decoding.step import FinishReason, Step
 from capt_local.decoding.structured import schema_structure
-from capt_local.errors import CaptError, ContextOverflow, TextTooLong, UsageError
+from capt_local.errors import CaptError, ContextOverflow, ModelError, TextTooLong, UsageError
 from capt_local.prompting.messages import Message, messages_of, refuse_nul
 from capt_local.report.json import Answer, JsonObject, answer_object, step_object
 from capt_local.strict_json import NotReadable, convert, parse_object
@@ -143,8 +143,12 @@ class ApiError(Exception):
         return {"error": error | self.more}
 
 
-def api_error(error: CaptError) -> ApiError:
-    """An error of the engine as one of HTTP."""
+def api_error(error: CaptError, *, began: bool = False) -> ApiError:
+    """An error of the engine as one of HTTP.
+
+    Before an answer began, what a model cannot do lies in the request: a text without tokens for
+    it, roles that its template refuses.
+    """
     message = str(error)
     if isinstance(error, ContextOverflow):
         return ApiError(
@@ -155,6 +159,8 @@ def api_error(error: CaptError) -> ApiError:
         return ApiError(400, message, "context_length_exceeded", "messages")
     if isinstance(error, UsageError):
         return ApiError(400, message.replace("--", ""), "invalid_value")
+    if isinstance(error, ModelError) and not began:
+        return ApiError(400, message, "invalid_value", "messages")
     return ApiError(500, message, error.code)
 
 

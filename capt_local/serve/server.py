@@ -21,6 +21,7 @@ from capt_local.errors import UsageError
 Listener = socket.socket
 HEADER_SECONDS = 10.0
 _MOST_CONNECTIONS = 256
+_BACKLOG = 128
 _SILENT = {"handlers": ["none"], "level": "CRITICAL", "propagate": False}
 # Messages of the libraries may hold what was sent; those of ours go through `report`.
 _LOGGING: dict[str, Any] = {
@@ -50,6 +51,7 @@ def listen(host: str, port: int) -> Listener:
         listener = socket.socket(found[0], socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(found[4])
+        listener.listen(_BACKLOG)  # who comes before the models are loaded waits
     except OSError as error:
         reason = error.strerror or "it is no address"
         raise UsageError(f"--host {host} --port {port} cannot be used: {reason}.") from None
@@ -121,7 +123,7 @@ def run(
     """
     config = uvicorn.Config(
         app, http=_Protocol, ws="none", lifespan="off", loop="asyncio", log_config=_LOGGING,
-        access_log=False, proxy_headers=False, server_header=False, backlog=128,
+        access_log=False, proxy_headers=False, server_header=False, backlog=_BACKLOG,
         limit_concurrency=_MOST_CONNECTIONS, timeout_graceful_shutdown=3,
         ssl_certfile=certificate, ssl_keyfile=key,
     )  # fmt: skip

@@ -14,6 +14,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.browser.conftest import browser  # noqa: F401 - a fixture
+
 CANARY = "Zebrafinch-4711"
 
 
