@@ -46,7 +46,7 @@ ALLOWED["runtime"] = {
 }
 ALLOWED["rerank"] = {*ALLOWED["runtime"], "runtime"}
 # The record of an answer is all that it takes from the room of the views.
-ALLOWED["chat"] = {"errors", "strict_json", "decoding", "prompting", "report"}
+ALLOWED["chat"] = {"errors", "bundles", "decoding", "prompting", "report"}
 ALLOWED["evaluate"] = {*ALLOWED["runtime"], "strict_json", "line_file", "runtime", "rerank"}
 ALLOWED["provenance"] = {"version", "errors", "decoding", "bundles", "llama", "runtime"}
 ALLOWED["batch"] = {

@@ -40,7 +40,6 @@ COMMANDS = (
     Command("context", "", "how full the contexts of the models are"),
     Command("read", "FILE", "put a note (PDF, DOCX, text) before the next question", True),
     Command("save", "FILE", "write the conversation (JSON Lines, mode 0600)", takes_path=True),
-    Command("load", "FILE", "go on from a saved conversation", takes_path=True),
     Command("exit", "", "leave (also Ctrl-D)"),
 )
 _BY_NAME = {command.name: command for command in COMMANDS}

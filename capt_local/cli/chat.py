@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ from capt_local.cli.options import (
 )
 from capt_local.cli.session import doubts, find_bundle, generate_options, open_session
 from capt_local.cli.signals import Leave, Signals
-from capt_local.cli.talk import Talk, TranscriptFile, overflow_text
+from capt_local.cli.talk import Talk, overflow_text
 from capt_local.config import Feature
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
+from capt_local.line_file import LineFile
 from capt_local.report.json import REPORTED
 from capt_local.report.terminal import Screen, drop_output
 from capt_local.report.views import Prose
@@ -66,6 +68,19 @@ class ChatFlags:
             help="Forget the conversation when nothing is typed for so long. Default: never.",
         ),
     ] = None
+
+    def log(self) -> LineFile | None:
+        """The new file of `--transcript`. Raises UsageError where it cannot be made."""
+        name = "The --transcript file"
+        if self.transcript is None:
+            return None
+        if os.path.lexists(self.transcript):
+            raise UsageError(f"{name} is there already. Name a new one.")
+        try:
+            return LineFile(self.transcript, name)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "that is no file name"
+            raise UsageError(f"{name} cannot be made: {reason}.") from None
 
     @property
     def idle_seconds(self) -> float | None:
@@ -111,14 +126,14 @@ def chat(
     options = pace.at(thought.added(generate_options(bundle, how, sample, REPORTED), shape))
     screen.notes(doubts(options))
     with Signals() as signals:
-        log = TranscriptFile(talk.transcript) if talk.transcript is not None else None
+        log = talk.log()
         try:
             session = open_session(
                 bundle, model, screen, signals, wanted=options.method, template=source
             )
         except BaseException as error:
-            if log is not None:
-                log.discard()  # an empty one would be in the way the next time
+            if talk.transcript is not None:  # an empty one would be in the way the next time
+                talk.transcript.unlink(missing_ok=True)
             if isinstance(error, Cancelled) and signals.code is not None:
                 return signals.code
             raise

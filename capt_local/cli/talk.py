@@ -5,9 +5,6 @@ Each command shows its result beside the answers, on standard error.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,12 +13,10 @@ from pathlib import Path
 from capt_local.chat.commands import COMMANDS, SETTINGS, Call, changed, differences, path_of
 from capt_local.chat.conversation import (
     CLEAR,
-    LARGEST,
     UNDO,
     Conversation,
-    Speakers,
     Turn,
-    read_transcript,
+    first_line,
     system_line,
     transcript,
     turn_line,
@@ -34,6 +29,7 @@ from capt_local.config import Feature, read_site
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
+from capt_local.line_file import LineFile
 from capt_local.prompting.messages import Message
 from capt_local.provenance import provenance
 from capt_local.report.answers import clipped, context_line, counted, pane, short_line, views
@@ -71,7 +67,7 @@ class Talk:
         session: Session,
         signals: Signals,
         options: GenerateOptions,
-        log: TranscriptFile | None = None,
+        log: LineFile | None = None,
         system: str | None = None,
         think: Writer | None = None,
         encoding: str | None = None,
@@ -88,8 +84,6 @@ class Talk:
         self._shown: set[str] = set(session.runtime.notices)
         self._questioned = ""  # a /set that was asked about
         self._saved: Path | None = None  # the file that /save may write again
-        bundle = session.runtime.bundle
-        self._speakers = Speakers(bundle.id, bundle.digests)
         self._write_down(lambda: transcript(self.conversation, self._first_line()))
 
     def ask(self, typed: str) -> Answer:
@@ -133,11 +127,11 @@ class Talk:
         """Ends the running transcript.
 
         Raises:
-            UsageError: lines of it could still not be written.
+            UsageError: lines of it could not be written.
         """
         if self._log is not None:
             try:
-                self._log.add()
+                self._log.append(b"")
             finally:
                 self._log.close()
 
@@ -187,7 +181,7 @@ class Talk:
             if not rest:
                 turn = Turn(old.question, answer, options)
                 self.conversation = before.plus(turn)
-                self._write_down(lambda: f"{UNDO}\n{turn_line(turn)}")
+                self._write_down(lambda: UNDO + turn_line(turn))
 
         # The seed of a further draw is no news; whatever else differs is shown side by side.
         self._answer(before.asking(old.question), options, keep=exchange, live=further)
@@ -197,7 +191,7 @@ class Talk:
             self._screen.note("Interrupted; the answer before it stays.")
             return
         if not further:
-            changes = [] if old.options is None else differences(old.options, options)
+            changes = differences(old.options, options)
             earlier = ", ".join(f"{name} {value}" for name, value, _ in changes) or "before"
             now = ", ".join(f"{name} {value}" for name, _, value in changes) or "now"
             self._screen.aside(Beside(pane(earlier, old.answer), pane(now, made[0])))
@@ -319,8 +313,6 @@ class Talk:
             raise UsageError("Nothing has been said yet, so there is nothing to save.")
         read_site().limits.refuse(Feature.TRANSCRIPTS, "/save")
         path = named(rest, "/save")
-        if self._log is not None and self._log.is_at(path):
-            raise UsageError("That is the running transcript, which holds all this already.")
         if path.is_dir():
             raise UsageError("That is a folder. Name a file; nothing was written.")
         if path != self._saved and path.exists():
@@ -330,26 +322,6 @@ class Talk:
         self._saved = path
         turns = counted(len(self.conversation.turns), "turn")
         self._screen.note(f"Saved: {turns}, readable by you alone. The file holds what was said.")
-
-    def _load(self, rest: str) -> None:
-        conversation = read_transcript(file_bytes(rest, "/load", LARGEST), self._speakers)
-        before = len(self.conversation.turns)
-        self._replace(conversation, lambda: transcript(conversation, CLEAR))
-        self._saved = named(rest, "/load")
-        waiting, self.notes = len(self.notes), ()
-        if waiting:
-            self._screen.note(f"{counted(waiting, 'note')} that waited for a question: forgotten.")
-        if None in self._speakers.digests.values():
-            self._screen.notes(
-                [
-                    "these models have no manifest, so it is not known whether the conversation "
-                    "was had with the same ones."
-                ]
-            )
-        gone = f" in the place of {counted(before, 'turn')}" if before else ""
-        self._screen.note(f"Loaded: {counted(len(conversation.turns), 'turn')}{gone}.")
-        if conversation.turns:
-            self._screen.aside(pane("Last answer", conversation.last().answer))
 
     # How answers are made and remembered.
 
@@ -441,19 +413,19 @@ class Talk:
     def _first_line(self) -> str:
         session = self.session
         about = provenance(session.runtime, self.options, session.load, session.date)
-        return self._speakers.line(about)
+        return first_line(session.runtime.bundle, about)
 
     def _write_down(self, lines: Callable[[], str]) -> None:
-        """Adds lines to the running transcript; a full disk is an error, and tried again later.
+        """Adds lines to the running transcript; from a full disk on each turn ends with the error.
 
         Args:
             lines: makes them; the record of a long answer takes time, so only where it is wanted.
         """
         if self._log is not None:
             try:
-                self._log.add(*lines().splitlines())
+                self._log.append(lines().encode())
             except UsageError as error:
-                self._screen.error(str(error))
+                self._screen.error(f"{error} /save writes the conversation elsewhere.")
 
 
 def overflow_text(error: ContextOverflow) -> str:
@@ -490,84 +462,3 @@ def named(rest: str, command: str) -> Path:
     except (OSError, ValueError, RuntimeError):
         raise UsageError(f"{command} cannot use that name. Give another one.") from None
     return path
-
-
-def file_bytes(rest: str, command: str, largest: int) -> bytes:
-    """The bytes of the file that stands behind a command.
-
-    Raises:
-        UsageError: there is no such file, it cannot be read or is larger than `largest` bytes.
-    """
-    from capt_local.strict_json import read_bytes
-
-    return read_bytes(named(rest, command), f"The file of {command}", largest=largest)
-
-
-class TranscriptFile:
-    """A new file of mode 0600 to which whole lines are added.
-
-    Args:
-        path: where no file may be yet.
-
-    Raises:
-        UsageError: there is one, or the file cannot be made.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Makes the file, so that a bad place is found before anything is loaded."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        try:
-            self._file = io.FileIO(os.open(path, flags, 0o600), "wb")
-        except FileExistsError:
-            raise UsageError("The --transcript file is there already. Name a new one.") from None
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "that is no file name"
-            raise UsageError(f"The --transcript file cannot be made: {reason}.") from None
-        self._path = path
-        self._safe = 0  # bytes of whole lines
-        self._waiting: list[str] = []
-
-    def add(self, *lines: str) -> None:
-        """Writes lines, and those that could not be written before.
-
-        Raises:
-            UsageError: the disk is full or has gone. Whole lines that were there stay, and these
-                wait for the next time.
-        """
-        self._waiting += lines
-        data = "".join(f"{line}\n" for line in self._waiting).encode()
-        try:
-            # Half a line of an earlier time would make the rest unreadable.
-            self._file.seek(self._safe)
-            self._file.truncate()
-            rest = memoryview(data)
-            while rest:
-                rest = rest[self._file.write(rest) or 0 :]
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._file.truncate(self._safe)
-            raise UsageError(
-                f"The transcript cannot be written: {error.strerror}. It is tried again with the "
-                "next turn; /save writes the conversation elsewhere."
-            ) from None
-        self._safe += len(data)
-        self._waiting.clear()
-
-    def is_at(self, path: Path) -> bool:
-        """Whether a path leads to this file."""
-        try:
-            return os.path.samestat(os.fstat(self._file.fileno()), path.stat())
-        except OSError:
-            return False
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-    def discard(self) -> None:
-        """Closes the file and removes it: nothing was said."""
-        if self.is_at(self._path):
-            with contextlib.suppress(OSError):
-                self._path.unlink()
-        self.close()

@@ -76,7 +76,7 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert texts("/read no") == ["note one.txt", "notes/"]
-    assert offers("/load note o") == [("note one.txt", 6)]
+    assert offers("/save note o") == [("note one.txt", 6)]
     assert texts(f"/save {tmp_path}/.h") == [".hidden"]
     assert texts("/read ~/notes") == ["notes/"]
     assert texts("/read missing/x") == texts("/why n") == []

@@ -121,24 +121,15 @@ def test_a_note_is_text_and_cannot_forge_a_turn(fresh: Chat) -> None:
     assert "NUL byte" in fresh.refused("/read utf16.txt")
 
 
-def test_save_and_load(fresh: Chat) -> None:
+def test_save(fresh: Chat) -> None:
     assert "Nothing has been said" in fresh.refused("/save x.jsonl")
     fresh(QUESTION)
     path = fresh.folder / "saved.jsonl"
     assert "1 turn" in fresh(f"/save {path}")
     assert path.stat().st_mode & 0o777 == 0o600
     fresh("And what helps?")
-    fresh(f"/save {path}")  # one's own file is written again
-    fresh("/clear")
-    assert "2 turns" in fresh("/load saved.jsonl")
-    assert "context" in fresh("Why?")
-    lines = path.read_text().splitlines()
-    (fresh.folder / "torn.jsonl").write_text("\n".join(lines)[:-30])
-    other = lines[0].replace('"bundle": "demo"', '"bundle": "other"')
-    (fresh.folder / "other.jsonl").write_text("\n".join([other, *lines[1:]]))
-    assert "Line 3" in fresh.refused("/load torn.jsonl")
-    assert "other models" in fresh.refused("/load other.jsonl")
-    assert fresh.terminal.turns() == 3
+    assert "2 turns" in fresh(f"/save {path}")  # one's own file is written again
+    assert len(path.read_text().splitlines()) == 3
 
 
 def test_a_full_disk_on_save_loses_nothing(fresh: Chat) -> None:

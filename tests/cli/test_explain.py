@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.chat.conversation import Conversation, Speakers, Turn, transcript
+from capt_local.bundles.manifest import Bundle
+from capt_local.chat.conversation import Conversation, Turn, first_line, transcript
+from capt_local.decoding.options import GenerateOptions
 from capt_local.report.json import answer_from
 from tests.cli.conftest import Run, Stdin
 from tests.cli.fake_runtime import Script
@@ -67,8 +69,8 @@ def test_a_report_is_for_its_owner_alone(run: Run, kept: Path, tmp_path: Path) -
 
 def test_turns_of_a_transcript(run: Run, kept: Path) -> None:
     answer = answer_from(json.loads(kept.read_text()))
-    turn = Turn(CANARY, answer)
-    talk = transcript(Conversation().plus(turn).plus(turn), Speakers("demo", {}).line({}))
+    turn, first = Turn(CANARY, answer, GenerateOptions()), first_line(Bundle("demo", {}), {})
+    talk = transcript(Conversation().plus(turn).plus(turn), first)
     lines = [*talk.splitlines(), '{"type": "undo"}', talk.splitlines()[1], '{"type": "system"}']
     data = "\n".join(lines).encode()
     result = run("explain", stdin=Stdin(data))

@@ -16,11 +16,12 @@ from capt_local.cli import talk as talk_module
 from capt_local.cli.options import ModelFlags
 from capt_local.cli.session import find_bundle, open_session
 from capt_local.cli.signals import Signals
-from capt_local.cli.talk import Talk, TranscriptFile, overflow_text
+from capt_local.cli.talk import Talk, overflow_text
 from capt_local.config import Feature, SiteFile, SiteLimits
 from capt_local.decoding.options import GenerateOptions, SampleOptions
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import ContextOverflow, NumericalError, UsageError
+from capt_local.line_file import LineFile
 from capt_local.report.terminal import Screen
 from tests.cli.conftest import Run, Stdin
 from tests.cli.fake_runtime import Script
@@ -37,7 +38,7 @@ def made(script: Script, tmp_path: Path) -> Iterator[Made]:
     err, log = io.StringIO(), tmp_path / "t.jsonl"
     with Signals() as signals:
         session = open_session(find_bundle(flags), flags, Screen(io.StringIO(), err), signals)
-        talk = Talk(session, signals, GenerateOptions(top=3), TranscriptFile(log))
+        talk = Talk(session, signals, GenerateOptions(top=3), LineFile(log, "The transcript"))
         yield talk, err, log
 
 
@@ -136,23 +137,23 @@ def test_a_note_that_does_not_fit_is_refused_with_what_helps(
     assert talk.notes == () and "target 300" in text and "/undo" in text and "--ctx-size" in text
 
 
-def test_a_transcript_on_a_full_disk_is_told_and_made_up_for(
+def test_a_transcript_on_a_full_disk_is_an_error_each_time_and_the_session_goes_on(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     talk, err, log = made
+    talk.ask("one")
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        talk.ask("one")
-        assert "No space left" in err.getvalue() and events(log) == []
-        with pytest.raises(UsageError, match="No space left"):
-            talk._log.add()  # type: ignore[union-attr]
-    talk.ask("two")
-    assert events(log) == ["turn", "turn"]
-    talk.close()
+        talk.ask("two")
+    talk.ask("three")
+    assert err.getvalue().count("its disk is full. /save writes") == 2
+    assert events(log) == ["turn"] and len(talk.conversation.turns) == 3
+    with pytest.raises(UsageError, match="disk is full"):
+        talk.close()
 
 
 def test_what_the_site_forbids_is_forbidden_in_a_conversation_too(
@@ -176,52 +177,36 @@ def test_what_the_site_forbids_is_forbidden_in_a_conversation_too(
     talk.run(Call("set", "alpha=1.5"))
 
 
-def test_the_running_transcript_is_not_replaced(made: Made) -> None:
-    talk, _, log = made
-    run = talk.run
-    talk.ask("one")
-    run(Call("load", str(log)))
-    with pytest.raises(UsageError, match="running transcript"):
-        run(Call("save", str(log)))
-    talk.ask("two")
-    assert (
-        events(log)[-1] == "turn"
-        and json.loads(log.read_text().splitlines()[-1])["question"] == "two"
-    )
-
-
 def test_another_conversation_does_not_take_the_place_of_a_saved_one(
     made: Made, tmp_path: Path
 ) -> None:
-    talk, _, _ = made
+    talk, _, log = made
     run, file = talk.run, tmp_path / "one.jsonl"
     talk.ask("one")
     run(Call("save", str(file)))
     run(Call("save", str(file)))
     run(Call("clear"))
     talk.ask("two")
-    with pytest.raises(UsageError, match="such a file already"):
-        run(Call("save", str(file)))
+    for path in (file, log):
+        with pytest.raises(UsageError, match="such a file already"):
+            run(Call("save", str(path)))
     with pytest.raises(UsageError, match="folder"):
         run(Call("save", str(tmp_path)))
     assert '"one"' in file.read_text()
 
 
-def test_a_note_of_another_patient_can_be_taken_back(made: Made, tmp_path: Path) -> None:
+def test_a_note_of_another_patient_can_be_removed(made: Made, tmp_path: Path) -> None:
     talk, err, _ = made
-    run, saved = talk.run, tmp_path / "saved.jsonl"
     talk.ask("one")
-    run(Call("save", str(saved)))
     for text in ("first", "second"):
         (tmp_path / "note").write_text(text)
-        run(Call("read", str(tmp_path / "note")))
-    run(Call("undo"))
+        talk.run(Call("read", str(tmp_path / "note")))
+    talk.run(Call("undo"))
     assert talk.notes == ("first",) and len(talk.conversation.turns) == 1
     assert "1 note left" in err.getvalue()
-    run(Call("load", str(saved)))
-    assert talk.notes == () and "1 note that waited" in err.getvalue()
-    run(Call("undo"))
-    assert talk.conversation.turns == ()
+    for _ in range(2):
+        talk.run(Call("undo"))
+    assert talk.notes == talk.conversation.turns == ()
 
 
 @pytest.mark.parametrize(
@@ -247,51 +232,14 @@ def test_ctrl_c_in_a_pipe_ends_it_with_the_part(run: Run, script: Script) -> Non
     assert len([call for call in script.calls if "asked" in call]) == 1
 
 
-def test_lines_are_there_at_once_for_the_owner_alone(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    file = TranscriptFile(path)
-    file.add("one", "two")
-    assert path.read_text() == "one\ntwo\n"
-    assert path.stat().st_mode & 0o777 == 0o600
-    file.add("three")
-    file.close()
-    assert path.read_text() == "one\ntwo\nthree\n"
-
-
-def test_a_full_disk_leaves_whole_lines_and_loses_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "t.jsonl"
-    file = TranscriptFile(path)
-    file.add("one")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        for line in ("two", "three"):
-            with pytest.raises(UsageError, match="No space left"):
-                file.add(line)
-            assert path.read_text() == "one\n"
-    file.add("four")
-    file.close()
-    assert path.read_text() == "one\ntwo\nthree\nfour\n"
-
-
-def test_a_file_that_is_there_is_not_touched(tmp_path: Path) -> None:
+def test_a_file_that_is_there_is_not_touched(run: Run, script: Script, tmp_path: Path) -> None:
     path = tmp_path / "note.txt"
     path.write_text("mine")
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path / "nowhere")
-    for place, says in (
-        (path, "there already"),
-        (link, "there already"),
-        (tmp_path / "no" / "t", "No such file"),
-        (tmp_path / ("x" * 300), "too long"),
-        (Path("a\0b"), "no file name"),
-    ):
-        with pytest.raises(UsageError, match=says):
-            TranscriptFile(place)
-    assert path.read_text() == "mine"
-    assert not (tmp_path / "nowhere").exists()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for place in (path, tmp_path / "link", tmp_path / "no" / "t", tmp_path / ("x" * 300)):
+        result = run("chat", "{models}", "--transcript", str(place), stdin=Stdin(b"one\n"))
+        assert (result.code, result.out) == (2, "") and "The --transcript file" in result.err
+    assert path.read_text() == "mine" and not (tmp_path / "nowhere").exists()
+    script.fail_at, script.error = -1, NumericalError("broken")
+    assert run("chat", "{models}", "--transcript", str(tmp_path / "t")).code == 3
+    assert not (tmp_path / "t").exists()  # an empty one would be in the way the next time
