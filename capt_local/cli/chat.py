@@ -24,7 +24,8 @@ from capt_local.cli.options import (
     SystemFlags,
     TemplateFlags,
     ViewFlags,
-    option,
+    flag,
+    setting,
 )
 from capt_local.cli.session import doubts, find_bundle, generate_options, open_session
 from capt_local.cli.signals import Leave, Signals
@@ -52,20 +53,17 @@ class ChatFlags:
 
     transcript: Annotated[
         Path | None,
-        option(
-            "--transcript",
-            metavar="PATH",
-            help="Write down every turn here at once (a new file, JSON Lines, mode 0600).",
+        flag(
+            "--transcript PATH",
+            "Write down every turn here at once (a new file, JSON Lines, mode 0600).",
         ),
         Feature.TRANSCRIPTS,
     ] = None
     idle_timeout: Annotated[
         float | None,
-        option(
-            "--idle-timeout",
-            twin="IDLE_TIMEOUT",
-            metavar="MINUTES",
-            help="Forget the conversation when nothing is typed for so long. Default: never.",
+        setting(
+            "--idle-timeout MINUTES",
+            "Forget the conversation when nothing is typed for so long. Default: never.",
         ),
     ] = None
 

@@ -11,7 +11,7 @@ import typer
 from capt_local.batch.output import answer_object_of
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import OutputFile, stdin_bytes
-from capt_local.cli.options import HtmlFlags, ViewFlags, option
+from capt_local.cli.options import HtmlFlags, ViewFlags, flag
 from capt_local.errors import UsageError
 from capt_local.report.answers import counted, views
 from capt_local.report.json import answer_from, missing
@@ -43,8 +43,7 @@ class StoredFlags:
         ),
     ] = None
     turn: Annotated[
-        int | None,
-        option("--turn", metavar="N", min=1, help="Which answer of the file. Default: the last."),
+        int | None, flag("--turn N", "Which answer of the file. Default: the last.", min=1)
     ] = None
 
 

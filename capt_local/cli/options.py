@@ -44,52 +44,54 @@ def option(*names: str, help: str, twin: str = "", metavar: str | None = None, *
     )
 
 
+def flag(usage: str, help: str, **more: Any) -> Any:
+    """An option of one call, such as `-o --output PATH`."""
+    names = [word for word in usage.split() if word.startswith("-")]
+    metavar = usage.split()[-1]
+    return option(*names, help=help, metavar=None if metavar in names else metavar, **more)
+
+
+def setting(usage: str, help: str, **more: Any) -> Any:
+    """An option that environment and files can set too, by the name of its long flag."""
+    long = max((word for word in usage.split() if word.startswith("-")), key=len)
+    return flag(usage, help, twin=long.lstrip("-").upper().replace("-", "_"), **more)
+
+
 # Options of several groups.
 
 
 def verify_option() -> Any:
     """How the digests of models are checked; the default stands in the help of each verb."""
-    return option(
-        "--verify",
-        twin="VERIFY",
-        metavar="always|cached|never",
-        help="Check the digests of the models: always reads the files; cached reads a file of an "
+    return setting(
+        "--verify always|cached|never",
+        "Check the digests of the models: always reads the files; cached reads a file of an "
         "installed bundle once and then only if it has changed. Default: cached.",
     )
 
 
 def gpu_layers_option() -> Any:
     """How much of the models goes to a GPU; the default is `auto`."""
-    return option(
-        "-ngl",
-        "--gpu-layers",
-        twin="GPU_LAYERS",
-        metavar="N|auto|all",
-        help="Layers on the GPU. Default: auto, as many as fit.",
+    return setting(
+        "-ngl --gpu-layers N|auto|all", "Layers on the GPU. Default: auto, as many as fit."
     )
 
 
 def threads_option() -> Any:
     """On how many threads a CPU computes."""
-    return option(
-        "-t",
-        "--threads",
-        twin="THREADS",
-        metavar="N",
+    return setting(
+        "-t --threads N",
+        "CPU threads. Default: the cores that other programs leave free while it runs.",
         min=1,
-        help="CPU threads. Default: the cores that other programs leave free while it runs.",
     )
 
 
 def top_logprobs_option(needs: str) -> Any:
     """How many candidates are written for each token; `needs` is the option that it goes with."""
-    return option(
-        "--top-logprobs",
-        twin="TOP_LOGPROBS",
-        metavar="N",
+    return setting(
+        "--top-logprobs N",
+        f"Candidates of each model for each token, with {needs}.",
         min=0,
         max=100,
-        help=f"Candidates of each model for each token, with {needs}.",
     )
 
 
@@ -102,21 +104,17 @@ class TextFlags:
 
     prompt: Annotated[
         str | None,
-        option(
-            "-p",
-            "--prompt",
-            metavar="TEXT",
-            help="The prompt; '-' reads standard input. Other accounts of this machine can see "
+        flag(
+            "-p --prompt TEXT",
+            "The prompt; '-' reads standard input. Other accounts of this machine can see "
             "the arguments of a process: for patient text use -f or standard input.",
         ),
     ] = None
     file: Annotated[
         Path | None,
-        option(
-            "-f",
-            "--file",
-            metavar="PATH",
-            help="A file that holds the prompt: text, PDF, DOCX, ODT, RTF or HTML; with -p, that "
+        flag(
+            "-f --file PATH",
+            "A file that holds the prompt: text, PDF, DOCX, ODT, RTF or HTML; with -p, that "
             "text, a blank line and the text of the file are the prompt.",
         ),
     ] = None
@@ -128,11 +126,9 @@ class EncodingFlags:
 
     encoding: Annotated[
         str | None,
-        option(
-            "--encoding",
-            twin="ENCODING",
-            metavar="NAME",
-            help="The encoding of text files: utf-8, utf-16, windows-1252, ... Default: that of a "
+        setting(
+            "--encoding NAME",
+            "The encoding of text files: utf-8, utf-16, windows-1252, ... Default: that of a "
             "byte order mark, else utf-8.",
         ),
     ] = None
@@ -142,13 +138,9 @@ class EncodingFlags:
 class SystemFlags:
     """The system text, the same for each verb."""
 
-    system: Annotated[
-        str | None,
-        option("--system", twin="SYSTEM", metavar="TEXT", help="The system text."),
-    ] = None
+    system: Annotated[str | None, setting("--system TEXT", "The system text.")] = None
     system_file: Annotated[
-        Path | None,
-        option("--system-file", metavar="PATH", help="A UTF-8 file that holds the system text."),
+        Path | None, flag("--system-file PATH", "A UTF-8 file that holds the system text.")
     ] = None
 
     def text(self) -> str | None:
@@ -173,10 +165,9 @@ class SystemFlags:
 class RawFlags:
     """Whether the text is continued or answered."""
 
-    raw: Annotated[
-        bool,
-        option("--raw", twin="RAW", help="Continue the text as it is, without a template."),
-    ] = False
+    raw: Annotated[bool, setting("--raw", "Continue the text as it is, without a template.")] = (
+        False
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +176,9 @@ class TemplateFlags:
 
     template: Annotated[
         str | None,
-        option(
-            "--template",
-            metavar="NAME|FILE",
-            help="A chat template for the target, and for models without one: plain, chatml, or a "
+        flag(
+            "--template NAME|FILE",
+            "A chat template for the target, and for models without one: plain, chatml, or a "
             "file (Jinja). Default: the bundle's, else the model's own.",
         ),
     ] = None
@@ -219,40 +209,31 @@ class CombineFlags:
 
     alpha: Annotated[
         str | None,
-        option(
-            "--alpha",
-            twin="ALPHA",
-            metavar="NUMBER[,...]|evidence",
-            help="Weight of the contrast, one for all pairs or one for each; 'evidence' weighs "
+        setting(
+            "--alpha NUMBER[,...]|evidence",
+            "Weight of the contrast, one for all pairs or one for each; 'evidence' weighs "
             "the models by how well they explain the prompt. Default: the bundle's, else evidence.",
         ),
     ] = None
     weights: Annotated[
         str | None,
-        option(
-            "--weights",
-            twin="WEIGHTS",
-            metavar="A,B,C",
-            help="Fixed weights of target, expert and base instead: T^A * E^B / B^C.",
+        setting(
+            "--weights A,B,C", "Fixed weights of target, expert and base instead: T^A * E^B / B^C."
         ),
     ] = None
     alignment: Annotated[
         Align | None,
-        option(
-            "--alignment",
-            twin="ALIGNMENT",
-            metavar="NAME",
-            help="How vocabularies are aligned: projection, capt-paper (to compare). Default: "
+        setting(
+            "--alignment NAME",
+            "How vocabularies are aligned: projection, capt-paper (to compare). Default: "
             "projection.",
         ),
     ] = None
     plausibility: Annotated[
         float | None,
-        option(
-            "--plausibility",
-            twin="PLAUSIBILITY",
-            metavar="P",
-            help="Never choose a token below this share of the target's best. Default: 1e-5.",
+        setting(
+            "--plausibility P",
+            "Never choose a token below this share of the target's best. Default: 1e-5.",
         ),
     ] = None
 
@@ -263,11 +244,9 @@ class MethodFlags(CombineFlags):
 
     method: Annotated[
         Method | None,
-        option(
-            "--method",
-            twin="METHOD",
-            metavar="NAME",
-            help="capt: all together; expert-led: the same over the expert's tokens; duo: target "
+        setting(
+            "--method NAME",
+            "capt: all together; expert-led: the same over the expert's tokens; duo: target "
             "and expert without a base; target, expert, base: one alone; capt-paper, "
             "capt-paper-raw, unite, unite-20, safe, proxy-tuning, contrastive: published methods. "
             "Default: the bundle's, else capt.",
@@ -281,67 +260,29 @@ class SampleFlags:
 
     max_tokens: Annotated[
         int | None,
-        option(
-            "-n",
-            "--max-tokens",
-            twin="MAX_TOKENS",
-            metavar="N",
-            help="Most tokens of the answer. Default: the bundle's, else 512.",
-        ),
+        setting("-n --max-tokens N", "Most tokens of the answer. Default: the bundle's, else 512."),
     ] = None
     temp: Annotated[
-        float | None,
-        option(
-            "--temp",
-            twin="TEMP",
-            metavar="T",
-            help="Temperature; 0 takes the likeliest. Default: 0.",
-        ),
+        float | None, setting("--temp T", "Temperature; 0 takes the likeliest. Default: 0.")
     ] = None
-    top_k: Annotated[
-        int, option("--top-k", twin="TOP_K", metavar="K", help="Keep the K likeliest; 0: all.")
-    ] = 0
-    top_p: Annotated[
-        float,
-        option("--top-p", twin="TOP_P", metavar="P", help="Keep the likeliest up to this mass."),
-    ] = 1.0
-    min_p: Annotated[
-        float,
-        option("--min-p", twin="MIN_P", metavar="P", help="Keep those above this share of best."),
-    ] = 0.0
+    top_k: Annotated[int, setting("--top-k K", "Keep the K likeliest; 0: all.")] = 0
+    top_p: Annotated[float, setting("--top-p P", "Keep the likeliest up to this mass.")] = 1.0
+    min_p: Annotated[float, setting("--min-p P", "Keep those above this share of best.")] = 0.0
     repeat_penalty: Annotated[
         float,
-        option(
-            "--repeat-penalty",
-            twin="REPEAT_PENALTY",
-            metavar="X",
-            help="Above 1: recent tokens become less likely. Default: 1.",
-        ),
+        setting("--repeat-penalty X", "Above 1: recent tokens become less likely. Default: 1."),
     ] = 1.0
     no_repetition_stop: Annotated[
         bool,
-        option(
-            "--no-repetition-stop",
-            twin="NO_REPETITION_STOP",
-            help="Let an answer run on that repeats itself without end.",
-        ),
+        setting("--no-repetition-stop", "Let an answer run on that repeats itself without end."),
     ] = False
     repeat_last_n: Annotated[
         int,
-        option(
-            "--repeat-last-n",
-            twin="REPEAT_LAST_N",
-            metavar="N",
-            help="Tokens that the repetition penalty looks back. Default: 64.",
-        ),
+        setting("--repeat-last-n N", "Tokens that the repetition penalty looks back. Default: 64."),
     ] = 64
-    seed: Annotated[
-        int,
-        option("-s", "--seed", twin="SEED", metavar="N", help="Of the random draws. Default: 0."),
-    ] = 0
+    seed: Annotated[int, setting("-s --seed N", "Of the random draws. Default: 0.")] = 0
     stop: Annotated[
-        list[str] | None,
-        option("--stop", metavar="TEXT", help="Ends the answer; may be given several times."),
+        list[str] | None, flag("--stop TEXT", "Ends the answer; may be given several times.")
     ] = None
 
 
@@ -351,11 +292,9 @@ class SpeedFlags:
 
     speed: Annotated[
         Speed,
-        option(
-            "--speed",
-            twin="SPEED",
-            metavar="NAME",
-            help="auto: drafts that all models check at once, where they pay; lookup, "
+        setting(
+            "--speed NAME",
+            "auto: drafts that all models check at once, where they pay; lookup, "
             "target-draft: always that draft; exact-steps: none. The answer is the "
             "same. Default: auto.",
         ),
@@ -372,19 +311,14 @@ class StructureFlags:
 
     json_schema: Annotated[
         Path | None,
-        option(
-            "--json-schema",
-            metavar="PATH",
-            help="A JSON schema: the answer is an instance of it (docs/answers.md).",
+        flag(
+            "--json-schema PATH",
+            "A JSON schema: the answer is an instance of it (docs/answers.md).",
         ),
     ] = None
     grammar_file: Annotated[
         Path | None,
-        option(
-            "--grammar-file",
-            metavar="PATH",
-            help="A grammar in llama.cpp's GBNF: the answer is a text of it.",
-        ),
+        flag("--grammar-file PATH", "A grammar in llama.cpp's GBNF: the answer is a text of it."),
     ] = None
 
     def structure(self) -> Structure | None:
@@ -423,11 +357,9 @@ class ProxyReasoningFlags:
 
     expert_in_thoughts: Annotated[
         Switch,
-        option(
-            "--expert-in-thoughts",
-            twin="EXPERT_IN_THOUGHTS",
-            metavar="on|off",
-            help="Whether expert and base read the reasoning and take part in it. Default: off.",
+        setting(
+            "--expert-in-thoughts on|off",
+            "Whether expert and base read the reasoning and take part in it. Default: off.",
         ),
     ] = Switch.OFF
 
@@ -451,11 +383,9 @@ class ReasoningFlags(ProxyReasoningFlags):
 
     thoughts: Annotated[
         ReasoningDisplay | None,
-        option(
-            "--thoughts",
-            twin="THOUGHTS",
-            metavar="show|dim|hide",
-            help="How the model's reasoning is shown, on standard error. Default: dim on a "
+        setting(
+            "--thoughts show|dim|hide",
+            "How the model's reasoning is shown, on standard error. Default: dim on a "
             "terminal, else hide.",
         ),
     ] = None
@@ -477,12 +407,9 @@ class OutputFlags:
     """Where the answer goes, and in which form."""
 
     output: Annotated[
-        Path | None,
-        option("-o", "--output", metavar="PATH", help="Write the answer here (mode 0600)."),
+        Path | None, flag("-o --output PATH", "Write the answer here (mode 0600).")
     ] = None
-    json: Annotated[
-        bool, option("--json", twin="JSON", help="Write a JSON object instead of the text.")
-    ] = False
+    json: Annotated[bool, setting("--json", "Write a JSON object instead of the text.")] = False
     top_logprobs: Annotated[int, top_logprobs_option("--json")] = 0
 
 
@@ -492,16 +419,11 @@ class HtmlFlags:
 
     html: Annotated[
         Path | None,
-        option(
-            "--html",
-            metavar="PATH",
-            help="Write what the expert changed as one HTML page here (mode 0600).",
-        ),
+        flag("--html PATH", "Write what the expert changed as one HTML page here (mode 0600)."),
         Feature.REPORTS,
     ] = None
     force: Annotated[
-        bool,
-        option("--force", help="Let -o and --html replace a file that capt-local did not write."),
+        bool, flag("--force", "Let -o and --html replace a file that capt-local did not write.")
     ] = False
 
 
@@ -510,8 +432,7 @@ class TargetAloneFlags:
     """Whether the target answers alone too."""
 
     with_target: Annotated[
-        bool,
-        option("--with-target", help="The target's own answer to the same prompt beside it."),
+        bool, flag("--with-target", "The target's own answer to the same prompt beside it.")
     ] = False
 
 
@@ -519,7 +440,7 @@ class TargetAloneFlags:
 class JsonFlags:
     """How findings are written."""
 
-    json: Annotated[bool, option("--json", twin="JSON", help="Write a JSON object.")] = False
+    json: Annotated[bool, setting("--json", "Write a JSON object.")] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -527,8 +448,7 @@ class ViewFlags:
     """How much is written on standard error."""
 
     verbose: Annotated[
-        int,
-        option("-v", "--verbose", twin="VERBOSE", count=True, help="Write more on standard error."),
+        int, setting("-v --verbose", "Write more on standard error.", count=True)
     ] = 0
 
 
@@ -541,43 +461,30 @@ class ModelFlags:
 
     bundle: Annotated[
         str | None,
-        option(
-            "-m",
-            "--bundle",
-            twin="BUNDLE",
-            metavar="NAME|PATH",
-            help="A bundle: its id, its folder or its bundle.toml. Default: demo.",
+        setting(
+            "-m --bundle NAME|PATH",
+            "A bundle: its id, its folder or its bundle.toml. Default: demo.",
         ),
     ] = None
-    target: Annotated[
-        Path | None,
-        option("--target", twin="TARGET", metavar="GGUF", help="The target model, for no bundle."),
-    ] = None
+    target: Annotated[Path | None, setting("--target GGUF", "The target model, for no bundle.")] = (
+        None
+    )
     expert: Annotated[
         list[Path] | None,
-        option(
-            "--expert",
-            twin="EXPERT",
-            metavar="GGUF",
-            help="The clinical expert, likewise; once for each of several pairs.",
-        ),
+        setting("--expert GGUF", "The clinical expert, likewise; once for each of several pairs."),
     ] = None
     base: Annotated[
         list[Path] | None,
-        option(
-            "--base",
-            twin="BASE",
-            metavar="GGUF",
-            help="What the expert was trained from, likewise; in the order of the experts.",
+        setting(
+            "--base GGUF",
+            "What the expert was trained from, likewise; in the order of the experts.",
         ),
     ] = None
     expert_adapter: Annotated[
         list[Path] | None,
-        option(
-            "--expert-adapter",
-            twin="EXPERT_ADAPTER",
-            metavar="GGUF[=SCALE]",
-            help="A LoRA adapter for each expert; without --expert, of the base.",
+        setting(
+            "--expert-adapter GGUF[=SCALE]",
+            "A LoRA adapter for each expert; without --expert, of the base.",
         ),
     ] = None
     adapter: Annotated[
@@ -592,25 +499,13 @@ class ModelFlags:
     verify: Annotated[Check, verify_option()] = Check.CACHED
     ctx_size: Annotated[
         int | None,
-        option(
-            "-c",
-            "--ctx-size",
-            twin="CTX_SIZE",
-            metavar="N",
-            min=1,
-            help="Tokens that the context holds. Default: the bundle's.",
-        ),
+        setting("-c --ctx-size N", "Tokens that the context holds. Default: the bundle's.", min=1),
     ] = None
     gpu_layers: Annotated[str, gpu_layers_option()] = "auto"
     threads: Annotated[int | None, threads_option()] = None
     date: Annotated[
         str | None,
-        option(
-            "--date",
-            twin="DATE",
-            metavar="YYYY-MM-DD",
-            help="The date that chat templates may use. Default: today.",
-        ),
+        setting("--date YYYY-MM-DD", "The date that chat templates may use. Default: today."),
     ] = None
 
     def adapters(self) -> list[AdapterFile]:
