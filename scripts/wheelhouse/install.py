@@ -33,7 +33,6 @@ DONE = "installed.json"
 _TRY = "import llama_cpp; llama_cpp.llama_backend_init(); llama_cpp.llama_print_system_info()"
 SUMS, ABOUT, REQUIREMENTS, WHEELS = "SHA256SUMS", "wheelhouse.json", "requirements.txt", "wheels"
 _LINE = re.compile(r"([0-9a-f]{64})  \./([\w.+!-]+(?:/[\w.+!-]+)*)")
-_CHUNK = 1 << 20
 AGAIN = "Copy the whole folder again."
 
 
@@ -71,36 +70,23 @@ def read_sums(stick: Path) -> dict[str, str]:
     return found
 
 
-def check_file(stick: Path, name: str, digest: str) -> None:
-    """Holds a file against its digest.
+def check_file(stick: Path, name: str, sums: Mapping[str, str]) -> None:
+    """Compares a file with its digest.
 
     Raises:
         Refused: it is not there, or is another.
     """
-    found = hashlib.sha256()
+    if name not in sums:
+        raise Refused(f"{SUMS} does not name {name}. {AGAIN}")
     try:
         with (stick / name).open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                found.update(chunk)
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         raise Refused(f"{name} is missing. {AGAIN}") from None
-    if found.hexdigest() != digest:
+    if found != sums[name]:
         raise Refused(
             f"{name} is damaged or was changed: its SHA-256 is not that of {SUMS}. {AGAIN}"
         )
-
-
-def check_key(stick: Path, name: str, sums: Mapping[str, str], wanted: str) -> None:
-    """Whether the key of the stick is the one that somebody has compared.
-
-    Raises:
-        Refused: it is another one, or its file is not the one of the sums.
-    """
-    if name not in sums:
-        raise Refused(f"{SUMS} does not name {name}. {AGAIN}")
-    check_file(stick, name, sums[name])  # before anything is read out of it
-    if fingerprint(stick / name) != wanted.lower():
-        raise Refused("The key of this stick is another one than that of --fingerprint. Stop here.")
 
 
 def check_machine(about: Mapping[str, Any]) -> None:
@@ -109,39 +95,30 @@ def check_machine(about: Mapping[str, Any]) -> None:
     Raises:
         Refused: they are not; says for which.
     """
-    free = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-    here = f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}{'t' * free}"
-    wanted = f"{about['implementation']} {about['python']}"
-    if here != wanted:
-        raise Refused(f"The wheels are for {wanted}, and this is {here}. Give PYTHON=/path/to/it.")
-    here, wanted = (
-        f"{system} on {machine}"
-        for system, machine in (
-            (platform.system(), platform.machine()),
-            (about["system"], about["machine"]),
-        )
+    free = "t" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""
+    here = (
+        f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}{free}, "
+        f"{platform.system()} on {platform.machine()}"
     )
+    wanted = "{implementation} {python}, {system} on {machine}".format(**about)
     if here != wanted:
-        raise Refused(f"The wheels are for {wanted}, and this is {here}. Make some for it.")
-    _check_libc(about["libc"])
+        raise Refused(
+            f"The wheels are for {wanted}, and this is {here}. Give PYTHON=/path/to/it, or make a "
+            "wheelhouse for this machine."
+        )
+    libc = platform.libc_ver()
+    name, version = about["libc"]
+    if name == "glibc" and (libc[0] != name or numbers(libc[1]) < numbers(version)):
+        raise Refused(
+            f"The wheels are for glibc {version} or newer, and this machine has "
+            f"{' '.join(libc).strip() or 'another C library'}. Make a wheelhouse on a system as "
+            "old as this one."
+        )
     lacking = sorted(set(about["processor"]) - processor_flags()) if processor_flags() else []
     if lacking:
         raise Refused(
             f"The processor of this machine lacks {', '.join(lacking)}, which llama.cpp was built "
             "to use. Make a wheelhouse on a machine like this one, with --cpu native."
-        )
-
-
-def _check_libc(wanted: Sequence[str]) -> None:
-    name, version = platform.libc_ver()
-    if wanted[0] != "glibc":
-        return
-    if name != "glibc":
-        raise Refused("The wheels are for Linux with glibc, and this one has another C library.")
-    if numbers(version) < numbers(wanted[1]):
-        raise Refused(
-            f"The wheels are for glibc {wanted[1]} or newer, and this machine has {version}. Make "
-            "a wheelhouse on a system as old as this one."
         )
 
 
@@ -165,40 +142,29 @@ def fingerprint(key: Path) -> str:
     return hashlib.sha256(base64.b64decode(body)[-32:]).hexdigest()
 
 
-def prepare(place: Path, needed: int) -> None:
+def prepare(place: Path, about: Mapping[str, Any], *, older: bool) -> None:
     """Makes the folder of the program, or finds an earlier installation in it.
 
     Raises:
-        Refused: it holds other things, cannot be written, or there is no room.
+        Refused: it holds other things or a newer program, or there is no room.
     """
-    versions = place / "versions"
-    try:
-        if place.is_dir() and any(place.iterdir()) and not versions.is_dir():
-            raise Refused(f"{place} holds other things. Give an empty or new folder with --to.")
-        versions.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(versions).free
-    except OSError as error:
-        raise _unwritable(place, error) from None
-    if free < needed:
-        raise Refused(
-            f"There is not enough room in {place}: {needed >> 20:,} MiB are needed and "
-            f"{free >> 20:,} MiB are free. Nothing was installed."
-        )
-
-
-def _unwritable(place: Path, error: OSError) -> Refused:
-    return Refused(f"{place} cannot be written: {error.strerror}. Give another place with --to.")
-
-
-def check_older(place: Path, about: Mapping[str, Any]) -> None:
-    """Never back to an older program, which may have faults that are known."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         there = json.loads((place / "current" / DONE).read_text("utf-8"))["version"]
-        if numbers(about["version"]) < numbers(there):
+        if numbers(about["version"]) < numbers(there) and not older:
             raise Refused(
                 f"capt-local {there} is installed in {place}, and this is {about['version']}. "
                 "--allow-older installs it all the same."
             )
+    versions = place / "versions"
+    if place.is_dir() and any(place.iterdir()) and not versions.is_dir():
+        raise Refused(f"{place} holds other things. Give an empty or new folder with --to.")
+    versions.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(versions).free
+    if free < about["space"]:
+        raise Refused(
+            f"There is not enough room in {place}: {about['space'] >> 20:,} MiB are needed and "
+            f"{free >> 20:,} MiB are free. Nothing was installed."
+        )
 
 
 def install(stick: Path, about: Mapping[str, Any], sums: Mapping[str, str], place: Path) -> Path:
@@ -211,94 +177,28 @@ def install(stick: Path, about: Mapping[str, Any], sums: Mapping[str, str], plac
         Refused: it cannot be made, or does not run here; an earlier installation is what it was.
     """
     folder = place / "versions" / f"{about['version']}-{sums[REQUIREMENTS][:12]}"
-    try:
-        if not (folder / DONE).is_file():
-            shutil.rmtree(folder, ignore_errors=True)  # of a try that was ended
+    if not (folder / DONE).is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # of a try that was ended
+        try:
             _fill(stick, sums, folder)
-            (folder / DONE).write_text(json.dumps({"version": about["version"]}), "utf-8")
-        _lead_to(place, folder)
-    except OSError as error:
-        raise _unwritable(place, error) from None
-    return place / "bin" / "capt-local"
-
-
-def _fill(stick: Path, sums: Mapping[str, str], folder: Path) -> None:
-    wheels = [Path(name) for name in sums if name.startswith(f"{WHEELS}/pip-")]
-    if len(wheels) != 1:
-        raise Refused(f"{SUMS} does not name one wheel of pip. {AGAIN}")
-    python = folder / "bin" / "python"
-    # pip runs from its own wheel, so that a Python without ensurepip will do.
-    command = [str(python), "-I", str(stick / wheels[0] / "pip"), "install", "--isolated"]
-    command += ["--no-index", "--no-cache-dir", "--no-input", "--disable-pip-version-check"]
-    command += [
-        "--only-binary=:all:",
-        "--require-hashes",
-        "--no-deps",
-        "--quiet",
-        "--no-warn-script-location",
-    ]
-    command += [f"--find-links={stick / WHEELS}", f"--requirement={stick / REQUIREMENTS}"]
-    try:
-        venv.EnvBuilder(symlinks=True).create(folder)
-        # With nothing on its path, pip asks no compiler for its version, which leaves traces.
-        done = call(command, PATH=str(folder / "bin"))
-        if done.returncode:
-            raise Refused(f"pip did not install the wheels: {_reason(done)}")
-        done = call([str(python), "-I", "-c", _TRY])
-        if done.returncode == -signal.SIGILL:
-            raise Refused(
-                "The processor of this machine lacks instructions that llama.cpp was built to "
-                "use. Make a wheelhouse with --cpu portable, or on a machine like this one."
-            )
-        if done.returncode:
-            why = _missing_library(python) or _reason(done)
-            raise Refused(f"capt-local does not run on this machine: {why}")
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # an earlier installation is in them
-            folder.parent.rmdir()
-            folder.parents[1].rmdir()
-        raise
-
-
-def _missing_library(python: Path) -> str:
-    """Which library of the system the binding does not find; empty if that is not the reason."""
-    done = call([str(python), "-I", "-c", "import llama_cpp"])
-    found = re.search(r"([\w.+-]+): cannot open shared object file", done.stderr)
-    return f"{found[1]} is missing. Install the package of the system that has it." if found else ""
-
-
-def call(command: Sequence[str], **more: str) -> subprocess.CompletedProcess[str]:
-    """Runs a program; nothing of the caller's settings of pip, Python and capt-local reaches it."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PIP_", "PYTHON", "CAPT_LOCAL_"))
-    }
-    kept |= {"PIP_CONFIG_FILE": os.devnull, "NO_COLOR": "1", **more}
-    return subprocess.run(
-        command, env=kept, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-
-
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    marked = [line for line in lines if re.match(r"(error|problem):", line, re.IGNORECASE)]
-    return (marked or lines or [f"it ended with code {done.returncode}"])[-1]
-
-
-def _lead_to(place: Path, folder: Path) -> None:
-    """Leads to a version in one move, and removes all but it and the one before."""
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # an earlier installation is in them
+                folder.parent.rmdir()
+                place.rmdir()
+            raise
+        (folder / DONE).write_text(json.dumps({"version": about["version"]}), "utf-8")
     current, before = place / "current", (place / "current").resolve()
-    (place / "bin").mkdir(exist_ok=True)
-    _link(place / "bin" / "capt-local", Path("..", "current", "bin", "capt-local"))
-    if before == folder.resolve():
-        return
-    _link(current, Path("versions", folder.name))
-    for other in (place / "versions").iterdir():
-        # The one before stays, since it may be running.
-        if other.resolve() not in (before, folder.resolve()):
-            shutil.rmtree(other, ignore_errors=True)
+    program = place / "bin" / "capt-local"
+    program.parent.mkdir(exist_ok=True)
+    _link(program, Path("..", "current", "bin", "capt-local"))
+    if before != folder.resolve():
+        _link(current, Path("versions", folder.name))
+        for other in (place / "versions").iterdir():
+            # The one before stays, since it may be running.
+            if other.resolve() not in (before, folder.resolve()):
+                shutil.rmtree(other, ignore_errors=True)
+    return program
 
 
 def _link(place: Path, target: Path) -> None:
@@ -306,6 +206,55 @@ def _link(place: Path, target: Path) -> None:
     draft.unlink(missing_ok=True)
     draft.symlink_to(target)
     os.replace(draft, place)
+
+
+def _fill(stick: Path, sums: Mapping[str, str], folder: Path) -> None:
+    wheels = [name for name in sums if name.startswith(f"{WHEELS}/pip-")]
+    if len(wheels) != 1:
+        raise Refused(f"{SUMS} does not name one wheel of pip. {AGAIN}")
+    venv.EnvBuilder(symlinks=True).create(folder)
+    python = folder / "bin" / "python"
+    # pip runs from its own wheel, so that a Python without ensurepip will do. With nothing on its
+    # path it asks no compiler for its version, which leaves traces.
+    done = call(
+        [
+            str(python), "-I", str(stick / wheels[0] / "pip"), "install", "--isolated",
+            "--no-index", "--no-cache-dir", "--no-input", "--disable-pip-version-check",
+            "--only-binary=:all:", "--require-hashes", "--no-deps", "--quiet",
+            "--no-warn-script-location", f"--find-links={stick / WHEELS}",
+            f"--requirement={stick / REQUIREMENTS}",
+        ],
+        PATH=str(folder / "bin"),
+    )  # fmt: skip
+    if done.returncode:
+        raise Refused(f"pip did not install the wheels: {_reason(done)}")
+    done = call([str(python), "-I", "-c", _TRY])
+    if done.returncode == -signal.SIGILL:
+        raise Refused(
+            "The processor of this machine lacks instructions that llama.cpp was built to "
+            "use. Make a wheelhouse with --cpu portable, or on a machine like this one."
+        )
+    if done.returncode:  # such as a library of the system that is missing
+        raise Refused(f"capt-local does not run on this machine: {_reason(done)}")
+
+
+def call(command: Sequence[str], **more: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program; nothing of the caller's settings of pip, Python and capt-local reaches it."""
+    around = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PIP_", "PYTHON", "CAPT_LOCAL_"))
+    }
+    around |= {"PIP_CONFIG_FILE": os.devnull, "NO_COLOR": "1", **more}
+    return subprocess.run(
+        command, env=around, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    marked = [line for line in lines if re.match(r"(error|problem):", line, re.IGNORECASE)]
+    return (marked or lines or [f"it ended with code {done.returncode}"])[-1]
 
 
 def trusted(program: Path) -> set[str]:
@@ -357,37 +306,23 @@ def take_in(stick: Path, about: Mapping[str, Any], program: Path, compared: bool
     print(done.stderr, end="", file=sys.stderr)  # such as a review that is due
 
 
-def arguments(given: Sequence[str]) -> argparse.Namespace:
-    """What the command line says."""
-    parser = argparse.ArgumentParser(
-        prog="install.sh", description="Installs capt-local from this folder without a network."
-    )
-    parser.add_argument("--to", type=Path, metavar="DIR", default=Path("~/capt-local"),
-                        help="where the program goes (%(default)s)")  # fmt: skip
-    parser.add_argument("--fingerprint", metavar="HEX",
-                        help="refuses the stick if its key is another than this one")  # fmt: skip
-    parser.add_argument("--program-only", action="store_true",
-                        help="installs neither key nor bundle")  # fmt: skip
-    parser.add_argument("--allow-older", action="store_true",
-                        help="also installs an older program than is there")  # fmt: skip
-    return parser.parse_args(given)
-
-
 def run(stick: Path, given: argparse.Namespace) -> None:
     """All of it, in order: checks, program, key and bundle."""
     sums = read_sums(stick)
-    check_file(stick, ABOUT, sums[ABOUT])
+    check_file(stick, ABOUT, sums)
     about = json.loads((stick / ABOUT).read_text("utf-8"))
     check_machine(about)  # before gigabytes of models are read
     if given.fingerprint:
-        check_key(stick, about["key"], sums, given.fingerprint)
+        check_file(stick, about["key"], sums)  # before anything is read out of it
+        if fingerprint(stick / about["key"]) != given.fingerprint.lower():
+            raise Refused(
+                "The key of this stick is another one than that of --fingerprint. Stop here."
+            )
     print(f"checking     {len(sums)} files", flush=True)
-    for name, digest in sums.items():
-        check_file(stick, name, digest)
+    for name in sums:
+        check_file(stick, name, sums)
     place = Path(os.path.abspath(os.path.expanduser(given.to)))
-    if not given.allow_older:
-        check_older(place, about)
-    prepare(place, about["room"])
+    prepare(place, about, older=given.allow_older)
     print(f"installing   capt-local {about['version']} into {place}", flush=True)
     program = install(stick, about, sums, place)
     if not given.program_only:
@@ -397,8 +332,19 @@ def run(stick: Path, given: argparse.Namespace) -> None:
 
 def main() -> int:
     """Everything that is foreseen ends with one line."""
+    parser = argparse.ArgumentParser(
+        prog="install.sh", description="Installs capt-local from this folder without a network."
+    )
+    add = parser.add_argument
+    text = "where the program goes (%(default)s)"
+    add("--to", type=Path, metavar="DIR", default=Path("~/capt-local"), help=text)
+    text = "refuses the stick if its key is another than this one"
+    add("--fingerprint", metavar="HEX", help=text)
+    add("--program-only", action="store_true", help="installs neither key nor bundle")
+    text = "also installs an older program than is there"
+    add("--allow-older", action="store_true", help=text)
     try:
-        run(Path(__file__).resolve().parent, arguments(sys.argv[1:]))
+        run(Path(__file__).resolve().parent, parser.parse_args())
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
@@ -406,7 +352,7 @@ def main() -> int:
         print("error: interrupted; the same command goes on.", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"error: {error.filename or 'the stick'}: {error.strerror}. {AGAIN}", file=sys.stderr)
+        print(f"error: {error.filename or 'the disk'}: {error.strerror}.", file=sys.stderr)
         return 1
     return 0
 

@@ -16,12 +16,9 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from email.message import Message
-from email.parser import BytesParser
-from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 
 try:
@@ -34,9 +31,6 @@ except ModuleNotFoundError:  # pip, which has to be there, carries a copy
 BINDING = "llama-cpp-python"
 # What processors of 2013 and later have. Linux tells them by these names.
 _BASELINE = ("AVX", "AVX2", "BMI2", "F16C", "FMA")
-
-
-_CHUNK = 1 << 20
 _LONGEST_NAME = 60  # of a licence; what is longer is its text
 
 
@@ -44,76 +38,49 @@ class NotBuilt(Exception):
     """What stands in the way, in one line for people."""
 
 
-def surroundings(**more: str) -> dict[str, str]:
-    """The environment for another process, which is not to find this project by it."""
-    return {**{name: os.environ[name] for name in os.environ if name != "PYTHONPATH"}, **more}
-
-
-def _ran(
-    command: Sequence[str], environment: Mapping[str, str]
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        env=surroundings(**environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def pip(*arguments: str, **environment: str) -> None:
-    """Runs pip with the Python of this process, whose wheels are wanted.
-
-    Args:
-        arguments: of pip.
-        environment: variables to set besides.
-
-    Raises:
-        NotBuilt: it failed; with its last line about an error.
-    """
-    command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"]
-    done = _ran(command, environment)
-    if done.returncode:
-        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        errors = [line for line in lines if line.lower().startswith("error")]
-        reason = (errors or lines or ["it says nothing"])[-1]
-        raise NotBuilt(f"pip {arguments[0]} failed: {reason}")
-
-
 def call(command: Sequence[str], **environment: str) -> str:
-    """Runs a program.
+    """Runs a program, which is not to find this project by the environment.
 
     Args:
-        command: the program and what it is given.
+        command: the program and its arguments.
         environment: variables to set besides.
 
     Returns:
         What it says on standard output.
 
     Raises:
-        NotBuilt: it failed; with the last line that it says on standard error.
+        NotBuilt: it failed; with its last line about an error.
     """
-    done = _ran(command, environment)
+    around = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        command,
+        env={**around, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"{Path(command[0]).name} failed"]
-        raise NotBuilt(lines[-1].removeprefix("error: "))
+        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        errors = [line for line in lines if line.lower().startswith("error")]
+        reason = (errors or lines or ["it says nothing"])[-1]
+        raise NotBuilt(f"{Path(command[0]).name} {command[-1]} failed: {reason}")
     return done.stdout
 
 
-class Backend(StrEnum):
-    """What computes."""
+def pip(*arguments: str, **environment: str) -> None:
+    """Runs pip with the Python of this process, whose wheels are wanted.
 
-    CPU = "cpu"
-    CUDA = "cuda"
-    METAL = "metal"
+    Raises:
+        NotBuilt: see `call`.
+    """
+    quiet = ("--quiet", "--disable-pip-version-check")
+    call([sys.executable, "-m", "pip", arguments[0], *quiet, *arguments[1:]], **environment)
 
 
-class Processor(StrEnum):
-    """Which processors the part for the CPU is built for."""
-
-    PORTABLE = "portable"
-    NATIVE = "native"
+def is_x86() -> bool:
+    """Whether this machine has the processors that the baseline is of."""
+    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,70 +88,43 @@ class Build:
     """How the binding is built.
 
     Attributes:
-        backend: what computes.
-        processor: for which processors.
+        native: for processors like that of this machine; else for any x86-64 with AVX2, or ARM64.
         given: a wheel that was built elsewhere, in the place of a build.
     """
 
-    backend: Backend = Backend.CPU
-    processor: Processor = Processor.PORTABLE
+    native: bool = False
     given: Path | None = None
 
     @property
     def flags(self) -> tuple[str, ...]:
         """For CMake; those of the variable CMAKE_ARGS come after them and win."""
-        flags = []
-        if self.processor is Processor.PORTABLE:
-            # Nothing of this machine; AMX stays off with that (docs/speed.md).
-            flags.append("-DGGML_NATIVE=OFF")
-            flags += [f"-DGGML_{name}=ON" for name in _BASELINE if _is_x86()]
-        if self.backend is not Backend.CPU:
-            flags.append(f"-DGGML_{self.backend.value.upper()}=ON")
+        flags: list[str] = []
+        if not self.native:  # nothing of this machine; AMX stays off with that (docs/speed.md)
+            flags = ["-DGGML_NATIVE=OFF"]
+            flags += [f"-DGGML_{name}=ON" for name in _BASELINE if is_x86()]
         return (*flags, *os.environ.get("CMAKE_ARGS", "").split())
 
     @property
     def needs(self) -> list[str]:
         """What a processor has to have, where that is known."""
-        known = self.given is None and self.processor is Processor.PORTABLE and _is_x86()
+        known = self.given is None and not self.native and is_x86()
         return [name.lower() for name in _BASELINE] if known else []
 
-    def told(self) -> dict[str, object]:
-        """For those who get the wheel."""
-        if self.given is not None:
-            return {"given": self.given.name}
-        return {
-            "backend": self.backend.value,
-            "processor": self.processor.value,
-            "cmake_args": list(self.flags),
-        }
+    @property
+    def folder(self) -> Path:
+        """Where the wheel of these flags is kept; other systems and flags have other folders."""
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        parts = [sys.platform, platform.machine(), *platform.libc_ver(), *self.flags]
+        parts.append(platform.node() if self.native else "")
+        name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        return cache / "capt-local" / "bindings" / name
 
 
 def pinned(project: Path) -> str:
-    """The one version of the binding that the package takes.
-
-    Raises:
-        NotBuilt: the project file names none.
-    """
+    """The one version of the binding that the package takes."""
     found = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))
-    for line in found["project"]["dependencies"]:
-        name, _, version = line.partition("==")
-        if name.strip() == BINDING and version:
-            return version.strip()
-    raise NotBuilt(f"pyproject.toml pins no version of {BINDING}.")
-
-
-def check_given(build: Build, version: str) -> None:
-    """Whether a wheel that was built elsewhere will do, if one is given.
-
-    Raises:
-        NotBuilt: it is not there, or is another package or version.
-    """
-    if build.given is None:
-        return
-    if not build.given.is_file():
-        raise NotBuilt(f"There is no wheel at {build.given}.")
-    if not build.given.name.startswith(f"{BINDING.replace('-', '_')}-{version}-"):
-        raise NotBuilt(f"{build.given.name} is no wheel of {BINDING} {version}.")
+    lines = (line.partition("==") for line in found["project"]["dependencies"])
+    return next(version.strip() for name, _, version in lines if name.strip() == BINDING)
 
 
 def binding_wheel(build: Build, version: str, say: Callable[[str], None]) -> Path:
@@ -193,39 +133,26 @@ def binding_wheel(build: Build, version: str, say: Callable[[str], None]) -> Pat
     Raises:
         NotBuilt: it is another package or version, or cannot be built.
     """
+    start = f"{BINDING.replace('-', '_')}-{version}-"
     if build.given is not None:
-        check_given(build, version)
+        if not (build.given.is_file() and build.given.name.startswith(start)):
+            raise NotBuilt(f"{build.given} is no wheel of {BINDING} {version}.")
         return build.given
-    folder = _kept(build, version)
-    for wheel in folder.glob("*.whl"):
+    for wheel in build.folder.glob(f"{start}*.whl"):
         say(f"the binding is of an earlier build with these flags: {wheel}")
         return wheel
     say(f"building {BINDING} {version} with {' '.join(build.flags) or 'its own flags'}; "
         "on two cores that takes about 10 minutes")  # fmt: skip
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    build.folder.mkdir(parents=True, exist_ok=True)
     # Without flags, one that pip has kept will do: it is of this machine.
     fresh = ("--no-cache-dir", f"--no-binary={BINDING}") if build.flags else ()
-    with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+    with tempfile.TemporaryDirectory(dir=build.folder.parent) as draft:
         pip(
             "wheel", "--no-deps", *fresh, f"--wheel-dir={draft}", f"{BINDING}=={version}",
             CMAKE_ARGS=" ".join(build.flags),
         )  # fmt: skip
-        shutil.copytree(draft, folder, dirs_exist_ok=True)
-    return next(folder.glob("*.whl"))
-
-
-def _kept(build: Build, version: str) -> Path:
-    """Where the wheel of these flags lies; another system or compiler host has another folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    parts = (version, sys.platform, platform.machine(), *platform.libc_ver(), *build.flags)
-    if build.processor is Processor.NATIVE:
-        parts = (*parts, platform.node())
-    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    return cache / "capt-local" / "bindings" / name
-
-
-def _is_x86() -> bool:
-    return platform.machine().lower() in ("x86_64", "amd64")
+        (made,) = Path(draft).glob("*.whl")
+        return Path(shutil.move(made, build.folder / made.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +165,8 @@ class Wheel:
         version: as its metadata say.
         sha256: of the file.
         unpacked: bytes of what it holds.
-        expression: its licence as an SPDX expression, or empty.
-        licences: names of licences, where there is no expression.
+        licences: an SPDX expression alone, or names of licences.
+        is_expression: whether it is an expression.
         needs: names of the packages that it needs here, without extras.
     """
 
@@ -248,8 +175,8 @@ class Wheel:
     version: str
     sha256: str
     unpacked: int
-    expression: str
     licences: tuple[str, ...]
+    is_expression: bool
     needs: tuple[str, ...]
 
 
@@ -259,66 +186,123 @@ def read_wheels(folder: Path) -> list[Wheel]:
     Raises:
         NotBuilt: one is no wheel, or two are of one package.
     """
-    found = [_read(path) for path in sorted(folder.glob("*.whl"))]
-    names = [wheel.name for wheel in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise NotBuilt(f"There are two wheels of {name}.")
-    return sorted(found, key=lambda wheel: wheel.name)
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def requirements(wheels: Iterable[Wheel]) -> str:
-    """A requirements file in which each wheel stands with its hash; pip itself is left out."""
-    lines = [
-        f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n"
-        for wheel in wheels
-        if wheel.name != "pip"
-    ]
-    return "".join(lines)
+    found: dict[str, Wheel] = {}
+    for path in folder.glob("*.whl"):
+        wheel = _read(path)
+        if found.setdefault(wheel.name, wheel) is not wheel:
+            raise NotBuilt(f"There are two wheels of {wheel.name}.")
+    return [found[name] for name in sorted(found)]
 
 
 def _read(path: Path) -> Wheel:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [each for each in archive.namelist() if each.endswith(".dist-info/METADATA")]
-            about = BytesParser().parsebytes(archive.read(names[0]), headersonly=True)
-            unpacked = sum(each.file_size for each in archive.infolist())
-    except (zipfile.BadZipFile, IndexError):
-        raise NotBuilt(f"{path.name} is no wheel.") from None
-    expression = about.get("License-Expression", "")
-    return Wheel(
-        path=path,
-        name=canonicalize_name(about["Name"]),
-        version=about["Version"],
-        sha256=sha256(path),
-        unpacked=unpacked,
-        expression=expression,
-        licences=() if expression else _licences(about),
-        needs=_needs(about),
-    )
-
-
-def _licences(about: Message) -> tuple[str, ...]:
+    inside = list(metadata.distributions(path=[str(path)]))
+    if len(inside) != 1:
+        raise NotBuilt(f"{path.name} is no wheel.")
+    about = inside[0].metadata
+    expression = about.get("License-Expression")
     classifiers = [
         line.rpartition("::")[2].strip()
         for line in about.get_all("Classifier", [])
         if line.startswith("License :: OSI Approved ::")
     ]
-    name = about.get("License", "").strip()
+    name = (about.get("License") or "").strip()
     plain = [name] if name and len(name) <= _LONGEST_NAME and "\n" not in name else []
-    return tuple(classifiers or plain)
+    needs = map(Requirement, inside[0].requires or ())
+    here = (each for each in needs if each.marker is None or each.marker.evaluate({"extra": ""}))
+    return Wheel(
+        path=path,
+        name=canonicalize_name(about["Name"]),
+        version=about["Version"],
+        sha256=sha256(path),
+        unpacked=sum(each.size or 0 for each in inside[0].files or ()),
+        licences=tuple([expression] if expression else classifiers or plain),
+        is_expression=bool(expression),
+        needs=tuple(sorted({canonicalize_name(each.name) for each in here})),
+    )
 
 
-def _needs(about: Message) -> tuple[str, ...]:
-    found = map(Requirement, about.get_all("Requires-Dist", []))
-    here = (each for each in found if each.marker is None or each.marker.evaluate({"extra": ""}))
-    return tuple(sorted({canonicalize_name(each.name) for each in here}))
+def sha256(path: Path) -> str:
+    """The digest of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def requirements(wheels: Sequence[Wheel]) -> str:
+    """A requirements file in which each wheel stands with its hash; pip itself is left out."""
+    return "".join(
+        f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n"
+        for wheel in wheels
+        if wheel.name != "pip"
+    )
+
+
+def bill(
+    root: str,
+    wheels: Sequence[Wheel],
+    models: Sequence[Mapping[str, str]],
+    build: Mapping[str, object],
+    when: str,
+) -> dict[str, object]:
+    """The bill of materials, as CycloneDX 1.6 in JSON.
+
+    Args:
+        root: name of the package that all others are for.
+        wheels: all of them, that package and pip included.
+        models: the bundle's files: type in CycloneDX, name, version, sha256, licence, source.
+        build: how the binding was built.
+        when: the time in ISO 8601.
+    """
+    links = {wheel.name: f"pkg:pypi/{wheel.name}@{wheel.version}" for wheel in wheels}
+    links = {name: link.replace("+", "%2B") for name, link in links.items()}
+    packages = {}
+    for wheel in wheels:
+        names = [{"license": {"name": name}} for name in wheel.licences]
+        packages[wheel.name] = {
+            "type": "application" if wheel.name == root else "library",
+            "name": wheel.name,
+            "version": wheel.version,
+            "bom-ref": links[wheel.name],
+            "purl": links[wheel.name],
+            "hashes": [{"alg": "SHA-256", "content": wheel.sha256}],
+            "licenses": [{"expression": wheel.licences[0]}] if wheel.is_expression else names,
+            "properties": [{"name": "capt-local:file", "value": f"wheels/{wheel.path.name}"}],
+            # pip installs the others and is not installed itself.
+            "scope": "excluded" if wheel.name == "pip" else "required",
+        }
+    if BINDING in packages:
+        packages[BINDING]["properties"] += [  # type: ignore[operator]
+            {"name": f"capt-local:build:{name}", "value": str(value)}
+            for name, value in build.items()
+        ]
+        # What its wheel holds in binary form; which build of it, the version of the binding says.
+        inside = "pkg:github/ggml-org/llama.cpp"
+        packages[BINDING]["components"] = [{
+            "type": "library", "name": "llama.cpp", "bom-ref": inside, "purl": inside,
+            "licenses": [{"license": {"name": "MIT"}}],
+        }]  # fmt: skip
+    files = [
+        {
+            "type": model["type"],
+            "name": model["name"],
+            "version": model["version"],
+            "bom-ref": f"{model['name']}@{model['sha256']}",
+            "description": f"source: {model['source'] or 'not stated'}",
+            "hashes": [{"alg": "SHA-256", "content": model["sha256"]}],
+            "licenses": [{"license": {"name": model["licence"]}}] if model["licence"] else [],
+        }
+        for model in models
+    ]
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {"timestamp": when, "component": packages.pop(root)},
+        "components": [*packages.values(), *files],
+        "dependencies": [
+            {
+                "ref": links[wheel.name],
+                "dependsOn": [links[name] for name in wheel.needs if name in links],
+            }
+            for wheel in wheels
+        ],
+    }

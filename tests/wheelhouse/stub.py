@@ -165,7 +165,7 @@ def make_stick(stick: Path) -> None:
     tell(
         stick, version="1.0", implementation="cpython", python=f"3.{sys.version_info[1]}",
         system=platform.system(), machine=platform.machine(), libc=list(platform.libc_ver()),
-        processor=[], room=1 << 20, bundle="bundle/tiny.capt", key="keys/maker.pub",
+        processor=[], space=1 << 20, bundle="bundle/tiny.capt", key="keys/maker.pub",
         next="chat -m tiny",
     )  # fmt: skip
 

@@ -1,19 +1,139 @@
-"""What the script that makes a stick refuses, and what it leaves alone; nothing is built."""
+"""What makes a stick: flags of the binding, wheels, the bill of materials; nothing is compiled."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import hashlib
+import platform
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from capt_local.bundles.sign import new_key
+from capt_local.errors import CaptError
+from scripts.real_vocabularies import VERSION
 from scripts.wheelhouse import __main__ as script
-from scripts.wheelhouse.__main__ import Order
-from scripts.wheelhouse.wheels import NotBuilt, call
+from scripts.wheelhouse import wheels as binding
+from scripts.wheelhouse.__main__ import PROJECT
+from scripts.wheelhouse.wheels import (
+    Build,
+    NotBuilt,
+    Wheel,
+    bill,
+    binding_wheel,
+    pinned,
+    read_wheels,
+    requirements,
+)
 from tests.bundles.travelling import make_bundle
-from tests.children import socket_guard
+from tests.wheelhouse.stub import repack, write_wheel
+
+
+def test_wheels_of_other_flags_are_kept_apart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[tuple[tuple[str, ...], str]] = []
+
+    def fake(*arguments: str, CMAKE_ARGS: str) -> None:
+        calls.append((arguments, CMAKE_ARGS))
+        (folder,) = (each.partition("=")[2] for each in arguments if "--wheel-dir=" in each)
+        (Path(folder) / "llama_cpp_python-1.0-py3-none-any.whl").write_text(CMAKE_ARGS)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CMAKE_ARGS", raising=False)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(binding, "pip", fake)
+
+    def made(native: bool = False, given: Path | None = None) -> Path:
+        return binding_wheel(Build(native, given), "1.0", lambda _: None)
+
+    text = made().read_text()
+    assert "-DGGML_NATIVE=OFF" in text and "-DGGML_AVX2=ON" in text and "AVX512" not in text
+    assert {"--no-cache-dir", "--no-binary=llama-cpp-python"} <= set(calls[0][0])
+    assert Build().needs == ["avx", "avx2", "bmi2", "f16c", "fma"]
+    assert made() == made() and made() != made(native=True) and len(calls) == 2
+    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=ON")
+    assert made().read_text().endswith("-DGGML_CUDA=ON") and len(calls) == 3
+    (tmp_path / "numpy-1.0-py3-none-any.whl").touch()
+    with pytest.raises(NotBuilt, match=r"is no wheel of llama-cpp-python 1\.0"):
+        made(given=tmp_path / "numpy-1.0-py3-none-any.whl")
+    assert pinned(PROJECT) == VERSION
+
+
+ABOUT = """\
+Metadata-Version: 2.4
+Name: Some.Thing
+Version: 1.2
+License-Expression: MIT OR Apache-2.0
+Requires-Dist: numpy>=1
+Requires-Dist: Typing_Extensions; python_version >= "3"
+Requires-Dist: other; python_version < "3"
+Requires-Dist: extra; extra == "more"
+"""
+
+
+def test_what_a_wheel_says_of_itself(tmp_path: Path) -> None:
+    files = {"some_thing-1.2.dist-info/METADATA": ABOUT, "a.py": "x" * 1000}
+    path = write_wheel(tmp_path, "some_thing", "1.2", files)
+    (wheel,) = read_wheels(tmp_path)
+    assert (wheel.name, wheel.version, wheel.path) == ("some-thing", "1.2", path)
+    assert wheel.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (wheel.licences, wheel.is_expression) == (("MIT OR Apache-2.0",), True)
+    assert wheel.needs == ("numpy", "typing-extensions")
+    assert wheel.unpacked > 1000
+    write_wheel(tmp_path, "pip", "1.0", {})
+    assert requirements(read_wheels(tmp_path)) == (
+        f"some-thing==1.2 --hash=sha256:{wheel.sha256}\n"  # pip itself is left out
+    )
+    (tmp_path / "odd-1.0-py3-none-any.whl").write_bytes(b"no wheel")
+    with pytest.raises(NotBuilt, match="is no wheel"):
+        read_wheels(tmp_path)
+
+
+def test_a_wheel_that_was_put_together_again_installs(tmp_path: Path) -> None:
+    wheel = repack("jinja2", tmp_path)
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet"]
+    subprocess.run([*command, "--target", str(tmp_path / "there"), str(wheel)], check=True)
+    assert (tmp_path / "there" / "jinja2" / "sandbox.py").is_file()
+
+
+def wheel(name: str, needs: tuple[str, ...] = (), expression: str = "", *licences: str) -> Wheel:
+    path = Path(f"{name}-1.0+cpu-py3-none-any.whl")
+    every = (expression,) if expression else licences
+    return Wheel(path, name, "1.0+cpu", "cd" * 32, 10, every, bool(expression), needs)
+
+
+def test_the_bill_of_materials() -> None:
+    wheels = [
+        wheel("capt-local", ("llama-cpp-python", "numpy", "not-there"), "Apache-2.0"),
+        wheel("llama-cpp-python", ("numpy",), "", "MIT"),
+        wheel("numpy", (), "BSD-3-Clause AND MIT"),
+        wheel("pip", (), "MIT"),
+        wheel("odd", (), "", "ISC License (ISCL)", "and another one"),
+    ]
+    model = {"type": "machine-learning-model", "name": "tiny/target.gguf", "version": "1"}
+    model |= {"sha256": "ab" * 32, "licence": "llama3", "source": ""}
+    built = {"cmake_args": "-DA=ON -DB=OFF"}
+    whole: dict[str, Any] = bill("capt-local", wheels, [model], built, "2026-11-30T22:00:00+00:00")
+    problem = JsonStrictValidator(SchemaVersion.V1_6).validate_str(script.json.dumps(whole))
+    assert problem is None, problem
+    assert whole["metadata"]["component"]["purl"] == "pkg:pypi/capt-local@1.0%2Bcpu"
+    names = sorted(each["name"] for each in whole["components"])
+    assert names == ["llama-cpp-python", "numpy", "odd", "pip", "tiny/target.gguf"]
+    references = [each["bom-ref"] for each in whole["components"]]
+    assert len(set(references)) == len(references)
+    found = {each["ref"]: each["dependsOn"] for each in whole["dependencies"]}
+    assert found["pkg:pypi/capt-local@1.0%2Bcpu"] == [
+        "pkg:pypi/llama-cpp-python@1.0%2Bcpu",
+        "pkg:pypi/numpy@1.0%2Bcpu",
+    ]
+
+
+# --- what is wrong is found before anything is compiled, and nothing is left of it
 
 
 class Compiled(Exception):
@@ -22,33 +142,42 @@ class Compiled(Exception):
 
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bundle beside a key, and all that capt-local needs is there without pip."""
-
-    def no_pip(*arguments: str, **_: str) -> None:
-        assert arguments[0] == "install" and not any("llama" in each for each in arguments)
+    """A bundle beside a key."""
 
     def compile_it(*_: object) -> Path:
         raise Compiled
 
-    def guarded(command: Sequence[str], PYTHONPATH: str) -> str:
-        path = f"{Path(socket_guard.__file__).parent}{os.pathsep}{PYTHONPATH}"
-        return call(command, PYTHONPATH=path)
-
-    monkeypatch.setattr(script, "pip", no_pip)
-    monkeypatch.setattr(script, "call", guarded)
     monkeypatch.setattr(script, "binding_wheel", compile_it)
     new_key(tmp_path / "maker")
     make_bundle(tmp_path / "trio")
     return tmp_path / "trio"
 
 
-def build(place: Path, *more: str) -> None:
-    keys = [] if more else ["--new-key", str(place.parent / "maker.key")]
-    script.run(script.arguments(["-o", str(place), *keys, *more]))
+def refused(bundle: Path, *more: str, key: str = "--key") -> str:
+    before = sorted(bundle.parent.rglob("*"))
+    command = ["-o", str(bundle.parent / "stick"), f"{key}={bundle.parent}/maker.key", *more]
+    with pytest.raises((NotBuilt, CaptError)) as found:
+        script.run(script.arguments(command))
+    assert sorted(bundle.parent.rglob("*")) == before
+    return str(found.value)
+
+
+def test_what_will_not_do_is_found_before_the_build(bundle: Path) -> None:
+    own, key = ("--bundle", str(bundle)), bundle.parent / "maker.key"
+    assert refused(bundle, "--bundle", "nowhere").startswith("No bundle has the id 'nowhere'")
+    assert "are there already" in refused(bundle, *own, key="--new-key")
+    with pytest.raises(Compiled):
+        script.run(script.arguments(["-o", f"{bundle}.stick", "--key", str(key), *own]))
+    (bundle / "base.gguf").write_bytes(b"x" * (bundle / "base.gguf").stat().st_size)
+    assert "SHA-256 differs" in refused(bundle, *own)
+    key.chmod(0o644)
+    assert refused(bundle, *own).startswith("Others may read maker.key")
+    key.unlink()
+    assert "maker.key is not there" in refused(bundle, *own)
 
 
 def test_what_others_have_left_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(_: Order, stick: Path, scratch: Path) -> str:
+    def make(_: object, __: object, stick: Path, scratch: Path) -> str:
         assert stick.is_dir() and scratch.is_dir()
         (stick / "install.sh").write_text("")
         return "f" * 64
@@ -57,49 +186,8 @@ def test_what_others_have_left_stays(tmp_path: Path, monkeypatch: pytest.MonkeyP
     others = tmp_path / "stick.part" / "thesis.txt"
     others.parent.mkdir()
     others.write_text("mine")
-    build(tmp_path / "stick")
+    script.run(script.arguments(["-o", str(tmp_path / "stick"), "--new-key", "x.key"]))
     assert others.read_text() == "mine"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["stick", "stick.part"]
-    umask = (tmp_path / "stick.part").stat().st_mode  # others have to read the stick, too
-    assert (tmp_path / "stick").stat().st_mode == umask
-
-
-def test_nothing_is_left_of_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: Order, stick: Path, __: Path) -> str:
-        (stick / "install.sh").write_text("")
-        raise NotBuilt("no compiler")
-
-    monkeypatch.setattr(script, "make", fail)
-    with pytest.raises(NotBuilt, match="no compiler"):
-        build(tmp_path / "stick")
-    assert not list(tmp_path.iterdir())
-
-
-def refused(bundle: Path, *more: str, reference: str = "") -> str:
-    """Why nothing is built; nothing is left of it."""
-    before = sorted(bundle.parent.rglob("*"))
-    keys = [] if any("key" in each for each in more) else [f"--key={bundle.parent}/maker.key"]
-    with pytest.raises(NotBuilt) as found:
-        build(bundle.parent / "stick", "--bundle", reference or str(bundle), *keys, *more)
-    assert sorted(bundle.parent.rglob("*")) == before
-    return str(found.value)
-
-
-def test_a_bundle_that_will_not_do_is_found_before_the_build(bundle: Path) -> None:
-    assert refused(bundle, reference="nowhere").startswith("No bundle has the id 'nowhere'")
-    (bundle / "base.gguf").write_bytes(b"x" * (bundle / "base.gguf").stat().st_size)
-    assert "SHA-256 differs" in refused(bundle)
-    (bundle / "base.gguf").unlink()
-    assert "base" in refused(bundle)
-
-
-def test_a_key_that_will_not_do_is_found_before_the_build(bundle: Path) -> None:
-    key = bundle.parent / "maker.key"
-    data = key.read_bytes()
-    key.chmod(0o644)
-    assert refused(bundle).startswith("Others may read maker.key")
-    key.chmod(0o600)
-    key.write_bytes(data.replace(b"PRIVATE", b"PUBLIC"))
-    assert "holds no private Ed25519 key" in refused(bundle)
-    key.unlink()
-    assert refused(bundle).startswith(f"There is no key at {key}")
+    # Others have to read the stick, too.
+    assert (tmp_path / "stick").stat().st_mode == (tmp_path / "stick.part").stat().st_mode

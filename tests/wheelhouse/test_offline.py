@@ -65,7 +65,7 @@ def done(*command: str, **how: Any) -> subprocess.CompletedProcess[str]:
 def built(alone: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Made of the packages that are installed here, so that neither network nor compiler is used.
 
-    The binding is the one of the tests; how it is built by flags is shown in test_binding.py.
+    The binding is the one of the tests; how it is built by flags is shown in test_build.py.
     """
     folder = tmp_path_factory.mktemp("built")
     index, home, stick = folder / "index", folder / "home", folder / "stick"
