@@ -6,8 +6,8 @@ disk uses no space; any other is copied. The files that were given stay where th
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
-import hashlib
 import json
 import os
 import stat
@@ -31,6 +31,11 @@ from capt_local.bundles.manifest import (
 from capt_local.bundles.verify import file_digest, hashed
 from capt_local.errors import ModelError
 from capt_local.strict_json import stamp_of
+
+_HEAD = (
+    "id", "title", "version", "requires", "tested_with", "review_by", "licence", "description",
+    "context",
+)  # fmt: skip
 
 
 def put_together(
@@ -127,7 +132,6 @@ def describe(
     path: Path,
     *,
     template_file: Path | None = None,
-    template_sha256: str | None = None,
     adapters: Sequence[AdapterFile] = (),
     **about: Any,
 ) -> ModelFile:
@@ -137,30 +141,18 @@ def describe(
         role: what it does in the bundle.
         path: of the GGUF file, in the folder of the bundle or in an installed package.
         template_file: chat template in the folder of the bundle.
-        template_sha256: digest of the GGUF's own template, to pin it.
         adapters: LoRA adapters in the folder of the bundle; their digests are computed too.
         about: other attributes of `ModelFile`.
 
     Raises:
         ModelError: a file cannot be read.
     """
-    try:
-        if template_file is not None:
-            template_sha256 = hashlib.sha256(template_file.read_bytes()).hexdigest()
-        size = path.stat().st_size
-    except OSError as error:
-        reason = error.strerror or "unreadable"
-        raise ModelError(f"The {role}'s files cannot be read: {reason}.") from None
-    return ModelFile(
-        role=role,
-        path=path,
-        size=size,
-        sha256=file_digest(path),
-        template_file=template_file,
-        template_sha256=template_sha256,
-        adapters=tuple(replace(one, sha256=file_digest(one.path)) for one in adapters),
-        **about,
-    )
+    if template_file is not None:
+        about |= {"template_file": template_file, "template_sha256": file_digest(template_file)}
+    made = tuple(replace(one, sha256=file_digest(one.path)) for one in adapters)
+    digest = file_digest(path)
+    size = path.stat().st_size
+    return ModelFile(role=role, path=path, size=size, sha256=digest, adapters=made, **about)
 
 
 def write_manifest(bundle: Bundle, folder: Path) -> Path:
@@ -196,64 +188,38 @@ def manifest_text(bundle: Bundle, folder: Path) -> str:
     Raises:
         ModelError: a model has no digest or lies outside the folder.
     """
-    head = {
-        "schema": SCHEMA,
-        "id": bundle.id,
-        "title": bundle.title,
-        "version": bundle.version,
-        "requires": bundle.requires or None,
-        "tested_with": bundle.tested_with or None,
-        "review_by": datetime.date.fromisoformat(bundle.review_by) if bundle.review_by else None,
-        "licence": bundle.licence,
-        "description": bundle.description,
-        "context": bundle.context,
-    }
-    given = bundle.defaults
-    alphas: object = list(given.alphas) if len(given.alphas) > 1 else (*given.alphas, "evidence")[0]
-    defaults = {
-        "method": given.method,
-        "alpha": alphas,
-        "plausibility": given.plausibility,
-        "temperature": given.temperature,
-        "max_tokens": given.max_tokens,
-    }
-    tables = [_lines(head), "\n[defaults]\n" + _lines(defaults)]
+    head = {"schema": SCHEMA} | {key: getattr(bundle, key) for key in _HEAD}
+    if bundle.review_by:
+        head["review_by"] = datetime.date.fromisoformat(bundle.review_by)
+    defaults = dataclasses.asdict(bundle.defaults)
+    alphas = list(defaults.pop("alphas"))
+    defaults["alpha"] = alphas if len(alphas) > 1 else (*alphas, "evidence")[0]
+    text = _lines(head) + "\n[defaults]\n" + _lines(defaults)
     if bundle.card:
-        tables.append("\n[card]\n" + _lines(bundle.card))
+        text += "\n[card]\n" + _lines(bundle.card)
     for role, model in bundle.models.items():
-        about = {
-            "style": model.style.value,
-            "template": model.template,
-            "template_file": model.template_file and _relative(model.template_file, folder),
-            "template_sha256": model.template_sha256,
-            "tokenizer_sha256": model.tokenizer_sha256,
-        }
-        tables.append(f"\n[models.{role}]\n" + _lines(_file(role, model, folder) | about))
+        text += f"\n[models.{role}]\n" + _lines(_file(role, model, folder))
         table = f"[models.{role}.adapter]"
         above = f"\n[{table}]\n" if len(model.adapters) > 1 else f"\n{table}\n"
         for adapter in model.adapters:
-            values = _file(f"{role}'s adapter", adapter, folder) | {"scale": adapter.scale}
-            tables.append(above + _lines(values))
+            text += above + _lines(_file(f"{role}'s adapter", adapter, folder))
     if (scorer := bundle.scorer) is not None:
-        tables.append("\n[models.scorer]\n" + _lines(_file("scorer", scorer, folder)))
-        tables.append(
-            "\n[models.scorer.head]\n" + _lines(_file("scorer's head", scorer.head, folder))
-        )
-    return "".join(tables)
+        text += "\n[models.scorer]\n" + _lines(_file("scorer", scorer, folder))
+        text += "\n[models.scorer.head]\n" + _lines(_file("scorer's head", scorer.head, folder))
+    return text
 
 
 def _file(what: str, file: ModelFile | AttachedFile, folder: Path) -> dict[str, object]:
     if file.sha256 is None:
         raise ModelError(f"The {what} has no digest; describe it from its file first.")
-    package = file.package
-    return {
-        "package": package and package.package,
-        "file": package.file if package else _relative(file.path, folder),
-        "size": file.size,
-        "sha256": file.sha256,
-        "licence": file.licence,
-        "source": file.source,
-    }
+    found: dict[str, object] = {"file": None}
+    for field in dataclasses.fields(file):
+        if field.name not in ("role", "path", "package", "adapters", "head"):
+            value = getattr(file, field.name)
+            found[field.name] = _relative(value, folder) if isinstance(value, Path) else value
+    if file.package is None:
+        return found | {"file": _relative(file.path, folder)}
+    return found | {"file": file.package.file, "package": file.package.package}
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -265,7 +231,7 @@ def _relative(path: Path, folder: Path) -> str:
 
 def _lines(values: Mapping[str, object]) -> str:
     return "".join(
-        f"{key} = {_toml(value)}\n" for key, value in values.items() if value is not None
+        f"{key} = {_toml(value)}\n" for key, value in values.items() if value not in (None, "")
     )
 
 

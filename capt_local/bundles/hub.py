@@ -16,7 +16,7 @@ import os
 import re
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,7 +26,7 @@ import msgspec
 from capt_local.bundles import store
 from capt_local.bundles.archive import Member, Report
 from capt_local.bundles.create import manifest_text
-from capt_local.bundles.install import Imported, Terms, drop_odd, import_from
+from capt_local.bundles.install import drop_odd
 from capt_local.bundles.manifest import (
     MANIFEST,
     SIGNATURE,
@@ -97,17 +97,17 @@ class RecipePart(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
         pattern = re.escape(self.file).replace(r"\*", "[^/]*", 1)
         return is_model(file) and re.fullmatch(pattern, file) is not None
 
-    def as_before(self, model: ModelFile) -> RecipePart:
-        """The part pinned to a model that an earlier pull has chosen for it, if that fits."""
+    def fits(self, model: ModelFile) -> bool:
+        """Whether a model of a bundle was chosen as this says, as far as it says it."""
         found = _SOURCE.fullmatch(model.source)
-        if (
-            found is None
-            or not (found[1] == self.repository and self.names(found[3]))
-            or self.revision not in (None, found[2])
-            or self.sha256 not in (None, model.sha256)
-        ):
-            return self
-        return msgspec.structs.replace(self, revision=found[2], file=found[3], sha256=model.sha256)
+        return (
+            found is not None
+            and found[1] == self.repository
+            and self.names(found[3])
+            and self.revision in (None, found[2])
+            and self.sha256 in (None, model.sha256)
+            and self.style is model.style
+        )
 
 
 class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -202,89 +202,6 @@ def is_model(path: str) -> bool:
     return _FILE.fullmatch(path) is not None and ".." not in path and len(path) <= 200
 
 
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """A file that will be fetched.
-
-    Attributes:
-        part: of the recipe.
-        commit: of the repository, 40 digits.
-        file: its path there.
-        size: bytes.
-        sha256: digest in hexadecimal.
-        licence: as the bundle will say it.
-        first_use: whether the hub alone says which file it is.
-    """
-
-    part: RecipePart
-    commit: str
-    file: str
-    size: int
-    sha256: str
-    licence: str
-    first_use: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a pull will do.
-
-    Attributes:
-        recipe: that it follows.
-        chosen: the files by role.
-        notes: for the user.
-    """
-
-    recipe: Recipe
-    chosen: Mapping[Role, HubFile]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def licences(self) -> dict[str, list[Role]]:
-        """The licences that have to be accepted, each with its roles."""
-        found: dict[str, list[Role]] = {}
-        for role, chosen in self.chosen.items():
-            for word in chosen.licence.split(_AND):
-                found.setdefault(word.casefold(), []).append(role)
-        return found
-
-    @property
-    def files(self) -> dict[str, HubFile]:
-        """The files by their names in the bundle; one that several models share, once."""
-        names = {each.sha256: f"{role}.gguf" for role, each in reversed([*self.chosen.items()])}
-        return {names[each.sha256]: each for each in self.chosen.values()}
-
-    def manifest(self) -> bytes:
-        """Of the bundle; the same files, the same bytes."""
-        recipe, folder = self.recipe, Path()
-        names = {each.sha256: name for name, each in self.files.items()}
-        models = {
-            role: ModelFile(
-                role=role,
-                path=folder / names[each.sha256],
-                size=each.size,
-                sha256=each.sha256,
-                licence=each.licence,
-                source=f"hub:{each.part.repository}@{each.commit}/{each.file}",
-                style=each.part.style,
-            )
-            for role, each in self.chosen.items()
-        }
-        weights = "; ".join(f"{role}: {each.part.weights}" for role, each in self.chosen.items())
-        bundle = Bundle(
-            id=recipe.id,
-            models=models,
-            title=recipe.title,
-            version=recipe.version,
-            licence=", ".join(self.licences),
-            description=recipe.description,
-            context=recipe.context,
-            card={**recipe.card, "foundation_models": weights},
-        )
-        store.check_id(bundle)
-        return manifest_text(bundle, folder).encode("utf-8")
-
-
 class Hub:
     """A hub or a mirror of one. Use it as a context manager.
 
@@ -361,11 +278,11 @@ class Hub:
                 repository, revision=revision, files_metadata=True, timeout=_SECONDS
             )
 
-    def fetch(self, chosen: HubFile, place: Path, report: Callable[[int], None]) -> None:
-        """Downloads a file, going on behind what is there.
+    def fetch(self, model: ModelFile, place: Path, report: Callable[[int], None]) -> None:
+        """Downloads a model, going on behind what is there.
 
         Args:
-            chosen: the file.
+            model: of a plan; its source says where it lies.
             place: where it goes.
             report: called with the number of bytes that came.
 
@@ -377,20 +294,18 @@ class Hub:
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils._headers import build_hf_headers
 
-        repository = chosen.part.repository
-        what = f"{repository}: {chosen.file}"
-        url = hf_hub_url(repository, chosen.file, revision=chosen.commit, endpoint=self._url)
-        self._most, self._report = chosen.size + (1 << 16), report
+        repository, commit, file = _SOURCE.fullmatch(model.source).groups()  # type: ignore[union-attr]
+        what = f"{repository}: {file}"
+        self._most, self._report = model.size + (1 << 16), report
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         with os.fdopen(os.open(place, flags, 0o600), "r+b") as stream, _explained(what):
-            done = stream.seek(0, os.SEEK_END)
             try:
                 http_get(
-                    url,
+                    hf_hub_url(repository, file, revision=commit, endpoint=self._url),
                     stream,
-                    resume_size=done,
+                    resume_size=stream.seek(0, os.SEEK_END),
                     headers=build_hf_headers(token=self._token or False),
-                    expected_size=chosen.size,
+                    expected_size=model.size,
                 )
             except OSError as error:
                 # The errors of the hub are of this class too; a wrong size has no other.
@@ -439,11 +354,6 @@ class Hub:
             )
         for name in ("Retry-After", "RateLimit", "RateLimit-Policy"):
             response.headers.pop(name, None)  # the library would sleep as long as a server says
-        wanted = response.request.headers.get("Range", "bytes=0-")
-        if response.status_code == 206 and not response.headers.get("Content-Range", "").startswith(
-            wanted.replace("=", " ")
-        ):
-            raise ModelError("The hub goes on elsewhere in the file than was requested.")
         report = self._report if response.status_code in (200, 206) else None
         response.stream = _bounded(response.stream, self._most, report)
 
@@ -480,44 +390,63 @@ def is_inward(host: str, *, link: bool = True) -> bool:
     return found.is_loopback or (link and (found.is_unspecified or found.is_link_local))
 
 
-def plan(recipe: Recipe, hub: Hub) -> Plan:
-    """Asks the hub for all parts; nothing is fetched.
+def plan(recipe: Recipe, hub: Hub) -> tuple[Bundle, list[str]]:
+    """The bundle that a pull will make; the hub is asked for all parts, nothing is fetched.
+
+    What an earlier pull of the recipe has begun or installed stays the plan: so the files of the
+    first use are required from then on.
+
+    Returns:
+        The bundle, with file, commit and repository as the source of each model; notes for the
+        user.
 
     Raises:
         ModelError: a part is not to be had as the recipe says.
     """
-    before = [
-        _earlier(folder / recipe.id) for folder in (store.staging_folder(), store.user_folder())
-    ]
+    for folder in (store.staging_folder(), store.user_folder()):
+        file = folder / recipe.id / MANIFEST
+        with contextlib.suppress(ModelError):
+            earlier = parse_manifest(read_manifest(file), file, present=False)
+            models, parts = earlier.models, recipe.models
+            same = earlier.version == recipe.version and list(models) == list(parts)
+            if same and all(part.fits(models[role]) for role, part in parts.items()):
+                return earlier, []
     listings: dict[tuple[str, str | None], ModelInfo] = {}
-    chosen: dict[Role, HubFile] = {}
+    chosen: dict[Role, ModelFile] = {}
+    names: dict[str | None, str] = {}  # a file that several models share is one
     notes: list[str] = []
     for role, part in recipe.models.items():
-        for models in before:
-            if role in models and part.sha256 is None:
-                part = part.as_before(models[role])
         key = part.repository, part.revision
         if key not in listings:
             listings[key] = hub.listing(*key)
-        chosen[role] = _choose(role, part, listings[key], notes)
-        if chosen[role].first_use:
-            notes.append(
-                f"FIRST USE of the {role}: nobody has vouched for {part.repository} "
-                f"{chosen[role].file}. Commit and digest are what the hub says now, and are pinned "
-                "in the bundle; compare them with another source before you rely on it."
-            )
-    return Plan(recipe, chosen, tuple(notes))
+        found = _choose(role, part, listings[key], notes)
+        path = Path(names.setdefault(found.sha256, found.path.name))
+        chosen[role] = replace(found, path=path)
+    weights = "; ".join(f"{role}: {part.weights}" for role, part in recipe.models.items())
+    bundle = Bundle(
+        id=recipe.id,
+        models=chosen,
+        title=recipe.title,
+        version=recipe.version,
+        licence=", ".join(licences(chosen)),
+        description=recipe.description,
+        context=recipe.context,
+        card={**recipe.card, "foundation_models": weights},
+    )
+    store.check_id(bundle)
+    return bundle, notes
 
 
-def _earlier(folder: Path) -> Mapping[Role, ModelFile]:
-    """The models of a bundle that an earlier pull has begun or made."""
-    file = folder / MANIFEST
-    with contextlib.suppress(ModelError):
-        return parse_manifest(read_manifest(file), file, present=False).models
-    return {}
+def licences(models: Mapping[Role, ModelFile]) -> dict[str, list[Role]]:
+    """The licences that have to be accepted, each with its roles."""
+    found: dict[str, list[Role]] = {}
+    for role, model in models.items():
+        for word in model.licence.split(_AND):
+            found.setdefault(word.lower(), []).append(role)
+    return found
 
 
-def _choose(role: Role, part: RecipePart, listing: ModelInfo, notes: list[str]) -> HubFile:
+def _choose(role: Role, part: RecipePart, listing: ModelInfo, notes: list[str]) -> ModelFile:
     """The file of a part, of what the hub says of its repository; adds notes for the user.
 
     Raises:
@@ -540,7 +469,6 @@ def _choose(role: Role, part: RecipePart, listing: ModelInfo, notes: list[str]) 
         )
     file, lfs = found[0].rfilename, found[0].lfs
     size, digest = (lfs.size, lfs.sha256) if lfs else (found[0].size, None)
-    card = getattr(listing.card_data, "license", None) or ""
     if not (
         _is(commit, "[0-9a-f]{40}")
         and part.revision in (None, commit)
@@ -568,74 +496,73 @@ def _choose(role: Role, part: RecipePart, listing: ModelInfo, notes: list[str]) 
         )
     if name.casefold() != where.casefold():
         notes.append(f"{where} is called {name} at the hub now.")
-    # Several, or what is no word, is still a licence to be accepted.
+    if part.sha256 is None:
+        notes.append(
+            f"FIRST USE of the {role}: nobody has vouched for {where} {file}. Commit and digest "
+            "are what the hub says now, and are pinned in the bundle; compare them with another "
+            "source before you rely on it."
+        )
+    # Several licences, or what is no word, are still one to be accepted.
+    card = getattr(listing.card_data, "license", None) or ""
     stated = card.lower() if _is(card, r"[A-Za-z0-9.+_-]{0,64}") else "other"
     licence = part.licence
     if stated and stated != licence.lower():
         licence = stated if licence == UNSTATED else f"{licence}{_AND}{stated}"
-    return HubFile(part, commit, file, size, sha256, licence, first_use=part.sha256 is None)
+    return ModelFile(
+        role=role,
+        path=Path(f"{role}.gguf"),
+        size=size,
+        sha256=sha256,
+        licence=licence,
+        source=f"hub:{where}@{commit}/{file}",
+        style=part.style,
+    )
 
 
 def _is(value: object, pattern: str) -> bool:
     return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
-def pull(
-    planned: Plan,
-    hub: Hub,
-    examine: Callable[[Bundle], None],
-    report: Report,
-    *,
-    older: bool = False,
-) -> Imported:
-    """Fetches the files into the store, by the way of every import.
+class HubSource:
+    """A `bundles.archive.BundleSource` whose files are downloaded right into the staging folder.
 
     Args:
-        planned: what is fetched.
-        hub: that has it.
-        examine: looks into the models when they are there; raises to refuse them.
+        hub: that has them.
+        planned: the bundle; see `plan`.
         report: called with a file's name and the share of it that is there.
-        older: whether a version is allowed that is not newer than the installed one.
-
-    Raises:
-        ModelError: a file is not to be had, or is not the one that was chosen, or the disk is too
-            small; the store is what it was.
     """
-    source = _HubSource(hub, planned, report)
-    return import_from(source, Terms({}, unsigned=True, older=older), examine, report)
 
-
-class _HubSource:
-    """A `bundles.archive.BundleSource` whose files are downloaded right into the staging folder."""
-
-    def __init__(self, hub: Hub, planned: Plan, report: Report) -> None:
-        self._hub, self._files, self._report = hub, planned.files, report
-        self._staging = store.staging_folder() / planned.recipe.id
-        self._manifest, self._left = planned.manifest(), b""
+    def __init__(self, hub: Hub, planned: Bundle, report: Report) -> None:
+        self._hub, self._report = hub, report
+        self._models = {model.path.name: model for model in planned.models.values()}
+        self._staging = store.staging_folder() / planned.id
+        # The same files, the same bytes: what an earlier pull has begun is gone on with.
+        self._manifest = manifest_text(planned, planned.folder or Path()).encode("utf-8")
+        self._left = b""
 
     def begin(self, name: str, size: int | None, most: int) -> int:
         """See `BundleSource.begin`."""
         self._left = self._manifest if name == MANIFEST else b""
         if name in (MANIFEST, SIGNATURE):
             return len(self._left)
-        chosen, place = self._files[name], self._staging / name
-        drop_odd(place, chosen.size)
+        model, place = self._models[name], self._staging / name
+        drop_odd(place, model.size)
         done = place.stat().st_size if place.exists() else 0
 
         def came(count: int) -> None:
             nonlocal done
             done += count
-            self._report(name, min(done / chosen.size, 1.0))
+            self._report(name, min(done / model.size, 1.0))
 
-        if done < chosen.size:
+        if done < model.size:
             try:
-                self._hub.fetch(chosen, place, came)
+                self._hub.fetch(model, place, came)
             except OSError as error:
                 raise ModelError(
                     f"{name} cannot be written: {error.strerror}. What came stays: give the "
                     "same command again to go on."
                 ) from None
-        return chosen.size
+        return model.size
 
     def read(self, count: int) -> bytes:
         """See `BundleSource.read`; the import reads and checks a model that is there already."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from importlib import metadata
 from math import isfinite
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from msgspec import Meta
@@ -569,13 +569,9 @@ def parse_toml(data: bytes, largest: int, what: str) -> dict[str, Any]:
         raise NotReadable(f"larger than {largest >> 10} KiB; this is not {what}")
     try:
         found = tomllib.loads(data.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise NotReadable(f"not UTF-8; this is not {what}") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number without end
         line = f" ({error})" if isinstance(error, tomllib.TOMLDecodeError) else ""
         raise NotReadable(f"not valid TOML{line}; this is not {what}") from None
-    except ValueError:  # Python converts no more than some thousand digits
-        raise NotReadable("not valid TOML; a number in it has too many digits") from None
     _refuse_control_characters(found)
     return found
 
@@ -631,7 +627,10 @@ def is_older(one: str, other: str) -> bool:
 def _bundle(top: dict[str, Any], folder: Path, present: bool) -> Bundle:
     _refuse_newer(top, folder)
     del top["schema"]
-    tables = {key: _table(top.get(key, {}), key) for key in ("models", "defaults", "card")}
+    tables = {
+        key: convert(top.get(key, {}), dict[str, Any], key)
+        for key in ("models", "defaults", "card")
+    }
     for key in tables["card"]:
         if not NAME.fullmatch(key):
             raise NotReadable("card has a key with odd characters")
@@ -665,21 +664,17 @@ def _read(
     return convert({**table, **found}, kind, place)
 
 
-def _table(value: object, at: str) -> dict[str, Any]:
-    return convert(value, dict[str, Any], at)
-
-
 def _refuse_newer(top: dict[str, Any], folder: Path) -> None:
     """A newer bundle may have keys that this program does not know, so this comes first."""
-    schema, needs, name = top.get("schema"), top.get("requires"), top.get("id")
-    shown = name if isinstance(name, str) and NAME.fullmatch(name) else folder.name
-    if not isinstance(schema, int) or isinstance(schema, bool) or schema < SCHEMA:
+    schema, needs, name = top.get("schema"), str(top.get("requires", "")), str(top.get("id"))
+    shown = name if NAME.fullmatch(name) else folder.name
+    if type(schema) is not int or schema < SCHEMA:
         raise NotReadable(f"schema must be {SCHEMA}, the format that this program reads")
     if schema > SCHEMA:
         why = f"its format is {min(schema, 10**6)}, and this program reads {SCHEMA}"
-    elif isinstance(needs, str) and is_older(__version__, needs):
+    elif is_older(__version__, needs):
         why = f"it needs {needs}, and this is {__version__}"
-    elif isinstance(needs, str) and needs and version_numbers(needs) is None:
+    elif needs and version_numbers(needs) is None:
         raise NotReadable("requires must be a version of capt-local, such as 0.1.0")
     else:
         return
@@ -691,7 +686,7 @@ def _refuse_newer(top: dict[str, Any], folder: Path) -> None:
 
 def _model(value: object, role: Role, folder: Path, present: bool) -> ModelFile:
     at = f"models.{role}"
-    table = _table(value, at)
+    table = convert(value, dict[str, Any], at)
     found: dict[str, Any] = {"role": role}
     if table.get("template") and (table.get("template_file") or table.get("template_sha256")):
         raise NotReadable(
@@ -706,7 +701,13 @@ def _model(value: object, role: Role, folder: Path, present: bool) -> ModelFile:
     # One table, or an array of tables where there are several.
     listed = table.pop("adapter", [])
     adapters = [
-        _file(_table(one, f"{at}.adapter"), AdapterFile, f"{at}.adapter", folder, present)
+        _file(
+            convert(one, dict[str, Any], f"{at}.adapter"),
+            AdapterFile,
+            f"{at}.adapter",
+            folder,
+            present,
+        )
         for one in (listed if isinstance(listed, list) else [listed])
     ]
     if len({one.path for one in adapters}) < len(adapters):
@@ -716,8 +717,8 @@ def _model(value: object, role: Role, folder: Path, present: bool) -> ModelFile:
 
 def _scorer(value: object, folder: Path, present: bool) -> ScorerFile:
     at = "models.scorer"
-    table = _table(value, at)
-    head = _table(table.pop("head", {}), f"{at}.head")
+    table = convert(value, dict[str, Any], at)
+    head = convert(table.pop("head", {}), dict[str, Any], f"{at}.head")
     made = _file(head, AttachedFile, f"{at}.head", folder, present)
     return _file(table, ScorerFile, at, folder, present, head=made)
 
@@ -755,18 +756,14 @@ def _defaults(table: dict[str, Any], pairs: int) -> Defaults:
 def _inside(value: object, at: str, folder: Path, present: bool) -> Path:
     """A regular file inside the folder of the bundle."""
     path = folder / _relative(value, at)
-    if not present:
-        return path
     try:
-        inside, there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
-    except OSError as error:  # a folder that nobody may look into, a name that is too long
-        raise NotReadable(f"{at} cannot be read: {error.strerror or 'no access'}") from None
-    except RuntimeError:
-        raise NotReadable(f"{at} is a link that leads to itself") from None
-    if not inside:
-        raise NotReadable(f"{at} is a link that leaves the folder of the bundle")
-    if not there:
-        raise NotReadable(f"{at} names {value}, which is not there")
+        there = path.resolve().is_relative_to(folder.resolve()) and path.is_file()
+    except (OSError, RuntimeError):  # no access, a name that is too long, a link to itself
+        there = False
+    if present and not there:
+        raise NotReadable(
+            f"{at} names {path.name}, which is not there, or a link that leaves the folder"
+        )
     return path
 
 
@@ -774,8 +771,6 @@ def _relative(value: object, at: str) -> str:
     """A path that does not lead out of the folder of the bundle or package."""
     text = convert(value, str, at)
     path = PurePosixPath(text)
-    if "\\" in text or path.is_absolute() or PureWindowsPath(text).drive:
-        raise NotReadable(f"{at} must be a path relative to the folder of the bundle, with '/'")
-    if not path.name or ".." in path.parts:
-        raise NotReadable(f"{at} must name a file inside the folder of the bundle")
+    if "\\" in text or path.is_absolute() or not path.name or ".." in path.parts:
+        raise NotReadable(f"{at} must name a file inside the folder of the bundle, with '/'")
     return text

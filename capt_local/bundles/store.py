@@ -50,7 +50,7 @@ def find(reference: str | Path) -> Bundle:
         raise missing
     if _is_archive(reference):
         raise ModelError(_IMPORT_FIRST.format(reference))
-    hint = " A folder of that name is here: write ./ in front." if _is_here(reference) else ""
+    hint = " A folder of that name is here: write ./ in front." if os.path.isdir(reference) else ""
     raise ModelError(
         f"No bundle has the id {reference!r}. Give {DEMO!r}, the path of a folder with "
         f"a {MANIFEST} or of that file, or the id of a bundle in your own store ({user_folder()}) "
@@ -76,13 +76,14 @@ def available(on_problem: Callable[[ModelError], None] | None = None) -> list[Bu
 
     found: dict[str, Bundle] = {}
     for folder in _everywhere(tell):
+        # What no bundle can be called is none, such as the lost+found of a disk.
+        if folder.name in found or not NAME.fullmatch(folder.name):
+            continue
         try:
-            if folder.name not in found and _holds_manifest(folder):
+            if _holds_manifest(folder):
                 found[folder.name] = _named(folder, folder.name)
         except ModelError as error:
-            # What no bundle can be called is none, such as the lost+found of a disk.
-            if NAME.fullmatch(folder.name) or not isinstance(error, _Unreadable):
-                tell(error)
+            tell(error)
     return list(found.values())
 
 
@@ -212,10 +213,6 @@ def _everywhere(on_problem: Callable[[ModelError], None]) -> Iterator[Path]:
         yield from entries
 
 
-class _Unreadable(ModelError):
-    """A folder that cannot be looked into."""
-
-
 def _holds_manifest(folder: Path) -> bool:
     """Whether there is a manifest in a folder.
 
@@ -230,8 +227,8 @@ def _holds_manifest(folder: Path) -> bool:
         raise _unreadable(folder, error) from None
 
 
-def _unreadable(folder: Path, error: OSError) -> _Unreadable:
-    return _Unreadable(f"The folder {folder} cannot be read: {error.strerror or 'no access'}.")
+def _unreadable(folder: Path, error: OSError) -> ModelError:
+    return ModelError(f"The folder {folder} cannot be read: {error.strerror or 'no access'}.")
 
 
 def _stores() -> Iterator[Path]:
@@ -240,24 +237,12 @@ def _stores() -> Iterator[Path]:
 
 
 def _looks_like_path(reference: str) -> bool:
-    separators = [mark for mark in (os.sep, os.altsep, "/") if mark]
-    return (
-        reference.startswith((".", "~"))
-        or reference.endswith(".toml")
-        or any(mark in reference for mark in separators)
-    )
+    return reference.startswith((".", "~")) or reference.endswith(".toml") or "/" in reference
 
 
 def _is_archive(reference: str | Path) -> bool:
     path = Path(reference)
     try:
         return path.suffix == ".capt" and path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def _is_here(reference: str) -> bool:
-    try:
-        return Path(reference).is_dir()
     except (OSError, ValueError):
         return False

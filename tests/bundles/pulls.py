@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capt_local.bundles import hub
-from capt_local.bundles.install import Imported
+from capt_local.bundles.install import Imported, Terms, import_from
 from capt_local.bundles.manifest import Bundle
 from tests.bundles.mirror import Mirror, Repository
 
@@ -53,7 +53,7 @@ class Puller:
     mirror: Mirror
     token: str | None = None
 
-    def plan(self, recipe: Path) -> hub.Plan:
+    def plan(self, recipe: Path) -> tuple[Bundle, list[str]]:
         with hub.Hub(self.mirror.url, self.token) as opened:
             return hub.plan(hub.find_recipe(str(recipe)), opened)
 
@@ -63,6 +63,7 @@ class Puller:
         examine: Callable[[Bundle], None] = lambda _: None,
         report: Callable[[str, float], None] = lambda *_: None,
     ) -> Imported:
-        planned = self.plan(recipe)
+        planned, _ = self.plan(recipe)
         with hub.Hub(self.mirror.url, self.token) as opened:
-            return hub.pull(planned, opened, examine, report)
+            source = hub.HubSource(opened, planned, report)
+            return import_from(source, Terms({}, unsigned=True), examine)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,70 +77,43 @@ def test_a_bundle_elsewhere_is_read_each_time(tmp_path: Path, reads: list[str]) 
     assert not cache().exists()
 
 
-def put_back(path: Path, change: Callable[[], object]) -> None:
-    """Changes a file and sets its times back, as somebody would who wants to hide it."""
-    before = path.stat()
-    change()
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def test_a_change_is_found_also_where_its_time_is_set_back(bundle: Bundle) -> None:
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_change_is_found_also_where_its_time_is_set_back(replaced: bool, bundle: Bundle) -> None:
     check(bundle)
     path = bundle.models["target"].path
-    put_back(path, lambda: path.write_bytes(b"x" * SIZE))
-    with pytest.raises(ModelError, match="SHA-256 differs"):
-        check(bundle)
-
-
-def test_another_file_of_that_name_is_read(bundle: Bundle) -> None:
-    check(bundle)
-    path = bundle.models["target"].path
-    other = path.with_name("other")
+    before, other = path.stat(), path.with_name("other") if replaced else path
     other.write_bytes(b"x" * SIZE)
-    put_back(path, lambda: os.replace(other, path))
+    os.replace(other, path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(ModelError, match="SHA-256 differs"):
         check(bundle)
 
 
-def spoil_mode(file: Path) -> None:
-    file.chmod(0o644)
+def spoil(how: str, file: Path) -> None:
+    real = file.with_name("real")
+    if how == "mode":
+        file.chmod(0o644)
+    elif how == "folder":
+        file.parent.chmod(0o777)
+    elif how == "hard link":
+        os.link(file, real)
+    else:
+        file.rename(real)
+        file.symlink_to(real) if how == "link" else os.mkfifo(file, 0o600)
 
 
-def spoil_link(file: Path) -> None:
-    file.rename(file.with_name("real"))
-    file.symlink_to(file.with_name("real"))
-
-
-def spoil_hard_link(file: Path) -> None:
-    os.link(file, file.parent / "second")
-
-
-def spoil_folder(file: Path) -> None:
-    file.parent.chmod(0o777)
-
-
-def spoil_pipe(file: Path) -> None:
-    file.unlink()
-    os.mkfifo(file, 0o600)
-
-
-@pytest.mark.parametrize(
-    "spoil", [spoil_mode, spoil_link, spoil_hard_link, spoil_folder, spoil_pipe]
-)
+@pytest.mark.parametrize("how", ["mode", "folder", "link", "hard link", "pipe"])
 def test_a_file_of_digests_that_others_may_have_written_is_not_used(
-    bundle: Bundle, reads: list[str], spoil: Callable[[Path], None]
+    how: str, bundle: Bundle, reads: list[str]
 ) -> None:
     check(bundle)
-    entries = json.loads(cache().read_text())
-    assert len(entries) == 1
-    spoil(cache())
+    assert len(json.loads(cache().read_text())) == 1
+    spoil(how, cache())
     check(bundle)
     assert reads == ["target.gguf"] * 2
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"a": 1}', '{"a": "b", "a": "c"}', "\xff", "[" * 100_000]
-)
+@pytest.mark.parametrize("text", ["", '{"a": 1}', '{"a": "b", "a": "c"}', "\xff", "[" * 100_000])
 def test_a_broken_file_of_digests_is_as_none(bundle: Bundle, reads: list[str], text: str) -> None:
     check(bundle)
     cache().write_bytes(text.encode("latin-1"))
@@ -160,17 +132,6 @@ def test_a_model_that_others_may_write_is_read_each_time(
     check(bundle)
     check(bundle)
     assert reads == ["target.gguf"] * 2
-
-
-def test_a_forged_digest_of_another_file_does_not_help(bundle: Bundle) -> None:
-    """Whoever may write the file of digests alone, cannot let a changed model pass."""
-    check(bundle)
-    entries = json.loads(cache().read_text())
-    path = bundle.models["target"].path
-    path.write_bytes(b"x" * SIZE)
-    cache().write_text(json.dumps({key: bundle.models["target"].sha256 for key in entries}))
-    with pytest.raises(ModelError, match="SHA-256 differs"):
-        check(bundle)
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(
@@ -205,16 +166,6 @@ def test_a_rule_of_the_site_reads_whatever_the_cache_says(bundle: Bundle, reads:
     assert reads == ["target.gguf"]
 
 
-def test_digests_beside_the_load(tmp_path: Path) -> None:
-    file = tmp_path / "a.gguf"
-    file.write_bytes(b"GGUF" * 1000)
-    bundle = Bundle.from_paths(file)
-    late = verify.LateDigests(bundle.models.values())
-    assert late.of(bundle.models["target"]) == hashlib.sha256(b"GGUF" * 1000).hexdigest()
-    file.unlink()
-    assert verify.LateDigests(bundle.models.values()).of(bundle.models["target"]) is None
-
-
 def test_digests_beside_the_load_are_of_what_is_loaded(tmp_path: Path) -> None:
     file, other = tmp_path / "a.gguf", tmp_path / "b.gguf"
     file.write_bytes(b"GGUF" * 1000)
@@ -226,6 +177,7 @@ def test_digests_beside_the_load_are_of_what_is_loaded(tmp_path: Path) -> None:
         "a.gguf": hashlib.sha256(b"GGUF" * 1000).hexdigest(),
         "b.gguf": hashlib.sha256(b"part").hexdigest(),
     }
+    assert verify.LateDigests([model]).of(model) == hashlib.sha256(b"GGUF" * 1000).hexdigest()
     file.write_bytes(b"another")
     assert verify.LateDigests([model], stamps).of(model) is None
     copied = {file: stamps[file].with_digest("0" * 64)}

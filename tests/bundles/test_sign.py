@@ -29,6 +29,7 @@ from capt_local.bundles.sign import (
     trusted_keys,
     uninstall,
 )
+from capt_local.config import MODELS_VARIABLE
 from capt_local.errors import ModelError, UsageError
 from tests.bundles.travelling import Hands
 
@@ -142,7 +143,7 @@ def test_a_receipt_of_another_place_is_not_believed(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(place, tmp_path / "stick" / "trio")
-    monkeypatch.setenv(store.MODELS_VARIABLE, str(tmp_path / "stick"))
+    monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path / "stick"))
     for bundle in (store.find("trio"), store.find(tmp_path / "stick" / "trio")):
         assert bundle.folder == tmp_path / "stick" / "trio"
         assert signer_of(bundle, no_keys).signer is None

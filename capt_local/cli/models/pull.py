@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.models.manage import mebibytes
+from capt_local.cli.models.manage import mebibytes, size_of
 from capt_local.cli.models.travel import examine, reference
 from capt_local.cli.options import ViewFlags, option
 from capt_local.config import Feature, read_site
@@ -20,7 +20,7 @@ from capt_local.report.terminal import Screen
 from capt_local.report.views import Table
 
 if TYPE_CHECKING:
-    from capt_local.bundles.hub import Plan
+    from capt_local.bundles.hub import Recipe
     from capt_local.bundles.manifest import Bundle
 
 TOKEN = "CAPT_LOCAL_HUB_TOKEN"
@@ -75,6 +75,7 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
     requests for these files; gated models are explained and not fetched.
     """
     from capt_local.bundles import hub
+    from capt_local.bundles.install import Terms, import_from
 
     screen = Screen.standard(view.verbose)
     if what.recipe is None:
@@ -101,14 +102,16 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
         examine(bundle, screen)
 
     with hub.Hub(what.mirror, token) as opened:
-        planned = hub.plan(recipe, opened)
-        screen.notes(planned.notes)
+        planned, notes = hub.plan(recipe, opened)
+        screen.notes(notes)
         if what.dry_run:
-            _show_plan(planned, screen)
+            _show(planned, screen)
             return ExitCode.OK
-        _accept(planned, what.accept_licence or [], screen)
+        _accept(recipe, planned, what.accept_licence or [], screen)
         try:
-            found = hub.pull(planned, opened, look, screen.progress, older=what.allow_older)
+            source = hub.HubSource(opened, planned, screen.progress)
+            terms = Terms({}, unsigned=True, older=what.allow_older)
+            found = import_from(source, terms, look)
         except KeyboardInterrupt:
             screen.note("note: what is there stays; give the same command again to go on.")
             raise
@@ -118,7 +121,7 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
     screen.notes(bundle.notices)
     if found.resumed:
         screen.note(f"note: {found.resumed >> 20:,} MiB were there of an earlier try.")
-    _show_plan(planned, screen)
+    _show(planned, screen)
     leads = reference(bundle, screen)
     done = "is installed" if found.fresh else "was installed already, and is whole"
     screen.line(f"{bundle.id} {bundle.version} {done}.")
@@ -127,19 +130,23 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
     return ExitCode.OK
 
 
-def _accept(planned: Plan, given: list[str], screen: Screen) -> None:
+def _accept(recipe: Recipe, planned: Bundle, given: list[str], screen: Screen) -> None:
     """Goes on only when somebody has accepted every licence by its name.
 
     Raises:
         ModelError: one is not accepted.
     """
-    known = {word.casefold() for word in given}
-    missing = {word: roles for word, roles in planned.licences.items() if word not in known}
+    from capt_local.bundles.hub import licences
+
+    known = {word.lower() for word in given}
+    missing = {word: of for word, of in licences(planned.models).items() if word not in known}
     if not missing:
         return
     for word, roles in missing.items():
-        parts = [(role, planned.chosen[role].part) for role in roles]
-        where = "; ".join(f"{role}: {part.weights}, from {part.repository}" for role, part in parts)
+        where = "; ".join(
+            f"{role}: {recipe.models[role].weights}, from {recipe.models[role].repository}"
+            for role in roles
+        )
         screen.note(f"licence {word} ({where})")
     screen.note("Its text is in the repository; 'not-stated' means that nobody gives you a right.")
     stdin = sys.stdin.buffer if sys.stdin is not None else None
@@ -164,18 +171,13 @@ def _show_recipes(screen: Screen) -> None:
     screen.line("What a recipe does: capt-local models pull NAME --dry-run")
 
 
-def _show_plan(planned: Plan, screen: Screen) -> None:
-    for role, each in planned.chosen.items():
+def _show(planned: Bundle, screen: Screen) -> None:
+    for role, model in planned.models.items():
         rows = {
-            "weights": each.part.weights,
-            "licence": each.licence,
-            "repository": each.part.repository,
-            "file": each.file,
-            "revision": each.commit,
-            "sha256": each.sha256,
-            "size": mebibytes(each.size),
-            "digest": "as the hub says now" if each.first_use else "pinned",
+            "licence": model.licence,
+            "source": model.source,
+            "sha256": model.sha256 or "",
+            "size": mebibytes(model.size),
         }
         screen.show(Table(role, tuple(rows.items())))
-    files = planned.files.values()
-    screen.line(f"{len(files)} files, {mebibytes(sum(each.size for each in files))} in all.")
+    screen.line(f"{mebibytes(size_of(planned))} in all.")
