@@ -37,6 +37,8 @@ class WorkerConfig:
         check: how the digests are checked.
         raw: whether prompts are continued without a chat template.
         parallel: how many records are answered at once.
+        best_of: answers to each record, of which the best counts; then it is one record at a time.
+        scorer: that ranks them; see `rerank.scorer.open_scorer`.
     """
 
     bundle: Bundle
@@ -46,6 +48,8 @@ class WorkerConfig:
     check: Check = Check.CACHED
     raw: bool = False
     parallel: int = 1
+    best_of: int = 1
+    scorer: str | None = None
 
     @property
     def day(self) -> datetime.date | None:

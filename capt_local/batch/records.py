@@ -98,6 +98,7 @@ class RecordSettings(msgspec.Struct, frozen=True):
     stop: Annotated[tuple[_StopText, ...], msgspec.Meta(max_length=16)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=100)] | None = None
+    adapter_scales: dict[str, tuple[float, ...]] | None = None
 
     def applied(self, options: GenerateOptions) -> GenerateOptions:
         """The options of the run with what the record sets.
@@ -110,7 +111,13 @@ class RecordSettings(msgspec.Struct, frozen=True):
             return {name: value for name, value in values.items() if value is not None}
 
         drawn = present(temperature=self.temperature, top_p=self.top_p, seed=self.seed)
-        whole = present(max_tokens=self.max_tokens, stop=self.stop, top=self.top_logprobs)
+        scales = self.adapter_scales and tuple(sorted(self.adapter_scales.items()))
+        whole = present(
+            max_tokens=self.max_tokens,
+            stop=self.stop,
+            top=self.top_logprobs,
+            adapter_scales=scales,
+        )
         sample = dataclasses.replace(options.sample, **drawn)
         return dataclasses.replace(options, sample=sample, **whole)
 
@@ -304,11 +311,7 @@ def read_settings(fields: Mapping[str, object]) -> RecordSettings:
     Raises:
         NotReadable: a field is not supported or unknown, or its value has no meaning.
     """
-    given = {
-        name: float(value) if isinstance(value, Number) else value
-        for name, value in fields.items()
-        if value is not None
-    }
+    given = {name: _plain(value) for name, value in fields.items() if value is not None}
     if "max_completion_tokens" in given:
         if "max_tokens" in given:
             raise NotReadable('"max_tokens" and "max_completion_tokens" do not go together')
@@ -332,6 +335,15 @@ def read_settings(fields: Mapping[str, object]) -> RecordSettings:
     if settings.top_logprobs is not None and not settings.logprobs:
         raise NotReadable('"top_logprobs" goes with "logprobs": true')
     return settings
+
+
+def _plain(value: object) -> object:
+    """The value with numbers of Python."""
+    if isinstance(value, Number):
+        return float(value)
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 class RecordTemplate:

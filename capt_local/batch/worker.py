@@ -11,6 +11,7 @@ discarded, since it may hold text. It knows neither files nor ids, and it ends w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import queue
@@ -129,10 +130,48 @@ class Worker:
     def _answer(self, runtime: Any, config: ipc.WorkerConfig) -> None:
         keys: list[int] = []
         requests = self._requests(config, keys)
+        if config.best_of > 1:
+            self._answer_best(runtime, config, requests, keys)
+            return
         # Also where it is one at a time: so answers have the same bits as side by side.
         many = runtime.generate_many(requests, parallel=config.parallel, cancel=self._alive)
         for answered in many:
             self._deliver(runtime.bundle.id, keys[answered.index], answered)
+
+    def _answer_best(
+        self, runtime: Any, config: ipc.WorkerConfig, requests: Iterator[Request], keys: list[int]
+    ) -> None:
+        """Several answers to each record, side by side; the best is the record's answer."""
+        from capt_local.rerank.candidates import best_of
+        from capt_local.rerank.scorer import open_scorer
+
+        scorer = open_scorer(config.scorer, runtime.bundle, config.check)
+        with scorer or contextlib.nullcontext():
+            for request in requests:
+                key = keys[-1]
+                try:
+                    found = best_of(
+                        runtime,
+                        request.prompt,
+                        request.options,
+                        config.best_of,
+                        scorer,
+                        raw=request.raw,
+                        cancel=self._alive,
+                    )
+                except CaptError as error:
+                    self._fail(key, error)
+                    continue
+                best = found.candidates[0]
+                answer = answer_of(
+                    best.generation,
+                    best.steps,
+                    runtime.bundle.id,
+                    notices=(*best.generation.notices, *found.notices),
+                    best_of=found.as_object(),
+                )
+                body = answer_object(answer, top_logprobs=_CANDIDATES)
+                self._send({"answered": key, "answer": body})
 
     def _requests(self, config: ipc.WorkerConfig, keys: list[int]) -> Iterator[Request]:
         """Requests as they are wanted; one that is impossible is answered with its error.

@@ -124,6 +124,9 @@ class Setting:
     def of(self, options: GenerateOptions) -> str:
         """The present value as it would be typed."""
         value = getattr(getattr(options, self.group) if self.group else options, self.field)
+        if self.field == "adapter_scales":
+            each = (f"{role}:{','.join(f'{one:g}' for one in own)}" for role, own in value)
+            return ";".join(each) or "loaded"
         if isinstance(value, tuple):
             return ",".join(f"{each:g}" for each in value) or EVIDENCE
         return f"{value:g}" if isinstance(value, float) else str(value)
@@ -131,6 +134,13 @@ class Setting:
 
 def _weights(text: str) -> tuple[float, ...]:
     return () if text == EVIDENCE else tuple(float(part) for part in text.split(","))
+
+
+def _scales(text: str) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    if text == "loaded":
+        return ()
+    pairs = [part.partition(":") for part in text.split(";")]
+    return tuple((role, tuple(float(one) for one in own.split(","))) for role, _, own in pairs)
 
 
 _WEIGHTS = ("alphas", "powers")
@@ -148,6 +158,7 @@ SETTINGS = (
     Setting("repeat-penalty", "sample", "repeat_penalty", float, "a number above 0"),
     Setting("repeat-last-n", "sample", "repeat_window", int, "a whole number"),
     Setting("seed", "sample", "seed", int, "a whole number"),
+    Setting("adapter-scales", "", "adapter_scales", _scales, "ROLE:SCALE,...;... or 'loaded'"),
 )
 _SETTINGS = {setting.name: setting for setting in SETTINGS}
 # Spellings that other tools taught people.

@@ -12,6 +12,7 @@ import typer
 
 from capt_local.batch import InputFormat
 from capt_local.cli.options import (
+    BestOfFlags,
     EncodingFlags,
     MethodFlags,
     ModelFlags,
@@ -271,6 +272,7 @@ class Flags:
     sample: SampleFlags
     structure: StructureFlags
     thoughts: ProxyReasoningFlags
+    several: BestOfFlags
     report: SummaryFlags
     view: ViewFlags
 
@@ -284,6 +286,7 @@ def batch(
     sample: SampleFlags,
     structure: StructureFlags,
     thoughts: ProxyReasoningFlags,
+    several: BestOfFlags,
     report: SummaryFlags,
     view: ViewFlags,
 ) -> int:
@@ -302,5 +305,5 @@ def batch(
     from capt_local.cli.batch_run import run_batch
 
     return run_batch(
-        Flags(input, system, run, model, method, sample, structure, thoughts, report, view)
+        Flags(input, system, run, model, method, sample, structure, thoughts, several, report, view)
     )

@@ -87,6 +87,7 @@ class BatchSettings:
         parallel: records at once.
         schema: that answers must satisfy; None for none.
         schema_sha256: digest of its file.
+        several: how many answers each record gets, and what ranks them; None: one.
     """
 
     bundle: Bundle
@@ -96,6 +97,7 @@ class BatchSettings:
     parallel: int
     schema: SchemaCheck | None
     schema_sha256: str | None
+    several: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, flags: Flags, output: Path) -> BatchSettings:
@@ -114,6 +116,7 @@ class BatchSettings:
         bundle = find_bundle(flags.model)
         options = generate_options(bundle, flags.method, flags.sample, flags.report.top_logprobs)
         options = flags.thoughts.added(options, form)
+        flags.several.check(options)
         load, pinned = load_options(flags.model, bundle), pinned_date(flags.model)
         before = None if flags.run.force_new else read_manifest(output)
         if flags.run.ray is not None and load.threads is None:
@@ -126,7 +129,17 @@ class BatchSettings:
             cores = load.threads or physical_cores()
             parallel = records_at_once(bundle, options, load, cores=cores)
         date = date or datetime.date.today().isoformat()
-        return cls(bundle, options, load, date, parallel, schema, schema_sha256)
+        several = None
+        if flags.several.best_of > 1:
+            # What is wrong with a scorer is found before a worker starts.
+            from capt_local.rerank.scorer import open_scorer
+
+            with (
+                open_scorer(flags.several.scorer, bundle, flags.model.verify)
+                or contextlib.nullcontext() as s
+            ):
+                several = {"best_of": flags.several.best_of, "scorer": s and s.digest}
+        return cls(bundle, options, load, date, parallel, schema, schema_sha256, several)
 
     def fingerprint(
         self, source: InputSource, facts: Mapping[str, Any], *, logprobs: bool
@@ -151,6 +164,7 @@ class BatchSettings:
                 **source.described(),
                 "date": self.date,
                 "schema_sha256": self.schema_sha256,
+                **(self.several or {}),
             },
             computing={
                 "parallel": self.parallel,
@@ -195,6 +209,8 @@ class BatchSettings:
             check=flags.model.verify,
             raw=flags.input.raw,
             parallel=self.parallel,
+            best_of=flags.several.best_of,
+            scorer=flags.several.scorer,
         )
 
 

@@ -15,6 +15,7 @@ from capt_local.cli.files import (
     stdin_holds_text,
 )
 from capt_local.cli.options import (
+    BestOfFlags,
     EncodingFlags,
     HtmlFlags,
     MethodFlags,
@@ -34,6 +35,7 @@ from capt_local.cli.options import (
 from capt_local.cli.session import (
     Session,
     answer_to,
+    best_answer_to,
     doubts,
     find_bundle,
     generate_options,
@@ -58,6 +60,7 @@ def generate(
     how: MethodFlags,
     sample: SampleFlags,
     pace: SpeedFlags,
+    several: BestOfFlags,
     output: OutputFlags,
     form: StructureFlags,
     thought: ReasoningFlags,
@@ -70,6 +73,7 @@ def generate(
     Examples:
       capt-local generate -f note.txt -n 200
       capt-local generate -f note.txt -p "List the medicines."
+      capt-local generate -f note.txt --best-of 8 --temp 1 --json
       cat note.txt | capt-local generate --json --top-logprobs 5 -o answer.json
       capt-local generate --raw --target big.gguf --expert clinical.gguf --base general.gguf < text
     """
@@ -89,11 +93,14 @@ def generate(
     bundle = find_bundle(model)
     top = max(output.top_logprobs, REPORTED if report.html else 0)
     options = pace.at(thought.added(generate_options(bundle, how, sample, top), shape))
+    several.check(options)
     screen.notes([*given.notices, *doubts(options)])
     if beside.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
         raise UsageError("--with-target compares with the target, so it needs a method of three.")
     inputs = [prompt.file, system.system_file, form.json_schema, form.grammar_file]
     delivery = _Delivery(screen, output, report, asked, [*inputs, *files_of(bundle)])
+    if several.best_of > 1:
+        delivery.live = False
     show = screen.answer if delivery.live else None
 
     with Interrupt() as interrupt:
@@ -102,15 +109,20 @@ def generate(
         )
         with session.runtime:
             try:
-                answer = answer_to(
-                    session,
-                    asked,
-                    options,
-                    raw=style.raw,
-                    show=show,
-                    think=thought.writer(screen) if delivery.live else None,
-                    keep=delivery.keep,
-                )
+                if several.best_of > 1:
+                    answer = best_answer_to(
+                        session, asked, options, several, check=model.verify, raw=style.raw
+                    )
+                else:
+                    answer = answer_to(
+                        session,
+                        asked,
+                        options,
+                        raw=style.raw,
+                        show=show,
+                        think=thought.writer(screen) if delivery.live else None,
+                        keep=delivery.keep,
+                    )
             finally:
                 # Also behind a part of an answer that an error ended: it gets its own line.
                 if show is not None:

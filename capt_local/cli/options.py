@@ -403,6 +403,44 @@ class ReasoningFlags(ProxyReasoningFlags):
 
 
 @dataclass(frozen=True, slots=True)
+class BestOfFlags:
+    """Several answers to one prompt, of which the best is shown."""
+
+    best_of: Annotated[
+        int,
+        option(
+            "--best-of",
+            twin="BEST_OF",
+            metavar="N",
+            help="Draw N answers at once and show the best: by the scorer, of answers of a form "
+            "by the majority, else by likelihood. Needs --temp. Default: 1.",
+        ),
+    ] = 1
+    scorer: Annotated[
+        str | None,
+        option(
+            "--scorer",
+            twin="SCORER",
+            metavar="scorer|PATH",
+            help="What ranks them: 'scorer', that of the bundle, or the folder of one.",
+        ),
+    ] = None
+
+    def check(self, options: GenerateOptions) -> None:
+        """Refuses what cannot be drawn.
+
+        Raises:
+            UsageError: see `rerank.candidates.check_best_of`; a scorer without several answers.
+        """
+        if self.best_of != 1:
+            from capt_local.rerank.candidates import check_best_of
+
+            check_best_of(self.best_of, options)
+        elif self.scorer is not None:
+            raise UsageError("--scorer ranks several answers: give --best-of N.")
+
+
+@dataclass(frozen=True, slots=True)
 class OutputFlags:
     """Where the answer goes, and in which form."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import time
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from capt_local.cli.files import checked
-from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags
+from capt_local.cli.options import BestOfFlags, CombineFlags, ModelFlags, SampleFlags
 from capt_local.cli.signals import Interrupt
 from capt_local.config import read_site
 from capt_local.decoding.options import (
@@ -30,6 +31,7 @@ from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
+    from capt_local.bundles.verify import Check
     from capt_local.llama.options import LoadOptions
     from capt_local.runtime import Runtime
 
@@ -239,6 +241,44 @@ def _context_notices(session: Session, asked: int | None) -> list[str]:
             f"target {limits['target']:,}: prompt and answer have to fit into the smaller one."
         )
     return lines
+
+
+def best_answer_to(
+    session: Session,
+    asked: str | Sequence[Message],
+    options: GenerateOptions,
+    flags: BestOfFlags,
+    *,
+    check: Check,
+    raw: bool = False,
+) -> Answer:
+    """The best of several answers; see `rerank.candidates.best_of`."""
+    from capt_local.rerank.candidates import best_of
+    from capt_local.rerank.scorer import open_scorer
+
+    runtime = session.runtime
+    with contextlib.ExitStack() as stack:
+        scorer = open_scorer(flags.scorer, runtime.bundle, check)
+        if scorer is not None:
+            stack.enter_context(scorer)
+        found = best_of(
+            runtime, asked, options, flags.best_of, scorer, raw=raw, cancel=session.interrupt
+        )
+    best = found.candidates[0]
+    own = dataclasses.replace(options, sample=dataclasses.replace(options.sample, seed=best.seed))
+    text = best.generation.text_bytes
+    return answer_of(
+        best.generation,
+        best.steps,
+        runtime.bundle.id,
+        load=session.load_seconds,
+        raw=raw,
+        notices=(*runtime.notices, *best.generation.notices, *found.notices),
+        provenance=provenance(runtime, own, session.load, session.date, text),
+        created=int(time.time()),
+        id=new_id(),
+        best_of=found.as_object(),
+    )
 
 
 def answer_to(

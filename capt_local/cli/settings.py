@@ -33,13 +33,13 @@ _OTHERS = frozenset({MODELS_VARIABLE, "CAPT_LOCAL_DEBUG", "CAPT_LOCAL_HUB_TOKEN"
 # test compares.
 KEYS = frozenset({
     "adapter", "alignment", "allow-host", "allow-origin", "alpha", "api-key-file", "audit",
-    "base", "bundle", "ctx-size", "date", "delimiter", "encoding", "expert", "expert-adapter",
-    "expert-in-thoughts", "gpu-layers", "host", "id-field", "idle-timeout", "input-format",
-    "json", "logprobs", "max-tokens", "method", "min-p", "mirror", "no-repetition-stop",
-    "offline", "parallel",
-    "plausibility", "port", "raw", "record-timeout", "repeat-last-n", "repeat-penalty", "seed",
-    "speed", "system", "target", "tasks", "temp", "thoughts", "threads", "tls-cert", "tls-key",
-    "top-k", "top-logprobs", "top-p", "verbose", "verify", "weights",
+    "base", "best-of", "bundle", "ctx-size", "date", "delimiter", "encoding", "expert",
+    "expert-adapter", "expert-in-thoughts", "gpu-layers", "host", "id-field", "idle-timeout",
+    "input-format", "json", "logprobs", "max-tokens", "method", "min-p", "mirror",
+    "no-repetition-stop", "offline", "parallel", "plausibility", "port", "raw",
+    "record-timeout", "repeat-last-n", "repeat-penalty", "scorer", "seed", "speed", "system",
+    "target", "tasks", "temp", "thoughts", "threads", "tls-cert", "tls-key", "top-k",
+    "top-logprobs", "top-p", "verbose", "verify", "weights",
 })  # fmt: skip
 # Options that exclude each other: the set with the stronger source holds.
 _RIVALS = (

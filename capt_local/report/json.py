@@ -155,6 +155,7 @@ class SummaryObject(msgspec.Struct, kw_only=True):
     mean_contrast_tokens: Count = 0
     weights: list[WeightObject]
     target_alone: AnswerObject | UnsetType | None = UNSET
+    best_of: JsonObject | UnsetType | None = UNSET
 
 
 class AnswerObject(msgspec.Struct, kw_only=True):
@@ -197,6 +198,8 @@ class Answer:
         provenance: versions, bundle, digests, method and parameters; holds no text of the user.
         created: Unix time, or None when the caller wants the same bytes each time.
         id: of this answer.
+        best_of: how it was chosen among several, as `rerank.candidates` describes it; None where
+            there was one.
         alone: the target's own answer to the same prompt, if that was made too.
     """
 
@@ -218,6 +221,7 @@ class Answer:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     created: int | None = None
     id: str = ""
+    best_of: Mapping[str, Any] | None = None
     alone: Answer | None = None
 
     @property
@@ -429,6 +433,8 @@ def _object(answer: Answer, top: int) -> AnswerObject:
         summary.structured = "complete" if answer.structured else "incomplete"
     if answer.tally is not None:
         summary.speed = _speed(answer.tally)
+    if answer.best_of is not None:
+        summary.best_of = dict(answer.best_of)
     if answer.alone is not None:
         summary.target_alone = _object(answer.alone, 0)
     return AnswerObject(

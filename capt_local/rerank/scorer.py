@@ -19,11 +19,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from capt_local.bundles.manifest import Bundle
+from capt_local.bundles.verify import Check
+from capt_local.config import Feature, read_site
 from capt_local.errors import ModelError
 from capt_local.llama.encoder import Encoder
+from capt_local.llama.gguf_header import file_digests
 from capt_local.llama.library import Closing
+from capt_local.model_checks import is_trusted, look_at_encoder
 from capt_local.strict_json import Stamp
 
+ROLE = "scorer"
 HEAD = "head.safetensors"
 ENCODER = "encoder.gguf"
 _LARGEST_HEAD = 1 << 20  # bytes
@@ -58,6 +64,38 @@ class ScorerFiles:
         return found
 
 
+def open_scorer(
+    which: str | None, bundle: Bundle, check: Check = Check.CACHED, threads: int | None = None
+) -> Scorer | None:
+    """The scorer that a user names, checked as models are; None where nobody names one.
+
+    Args:
+        which: "scorer", the bundle's own; or the path of an encoder or of a folder.
+        bundle: whose answers are scored; its digests have been checked.
+        check: how digests are checked.
+        threads: CPU threads; None: one, which is enough for an encoder of this size.
+
+    Raises:
+        UsageError: the site forbids files without a manifest.
+        ModelError: there is no such scorer, or it is not one of this bundle; see `Scorer`.
+    """
+    if which is None:
+        return None
+    named = which == ROLE and not Path(which).exists()
+    if named and bundle.scorer is None:
+        raise ModelError(f"The bundle {bundle.id} has no scorer: name the folder of one.")
+    if named and bundle.scorer is not None:
+        files = ScorerFiles(bundle.scorer.path, bundle.scorer.head.path)
+    else:
+        read_site().limits.refuse(Feature.UNSIGNED, "A scorer that is given by its path")
+        files = ScorerFiles.at(Path(which))
+    if not (named and is_trusted(bundle)):
+        stamp = look_at_encoder(files.encoder, check)
+        files = ScorerFiles(files.encoder, files.head, stamp)
+    tokenizer = file_digests(bundle.models["target"].path).tokenizer
+    return Scorer(files, tokenizer, threads or 1)
+
+
 class Scorer(Closing):
     """A loaded scorer.
 
@@ -68,6 +106,7 @@ class Scorer(Closing):
         threads: CPU threads.
 
     Attributes:
+        digest: SHA-256 of encoder and head.
         notices: what the user should know, each once.
 
     Raises:
@@ -92,6 +131,8 @@ class Scorer(Closing):
                 f"The scorer {files.encoder.name} was trained on answers of another target (its "
                 "tokenizer differs). Use a scorer of this trio, or none."
             )
+        head = hashlib.sha256(files.head.read_bytes()).hexdigest()
+        self.digest = hashlib.sha256(f"{digest} {head}".encode()).hexdigest()
         self.notices: list[str] = []
         self._encoder = Encoder(files.encoder, threads, files.stamp)
         if weight.shape != (2, self._encoder.width):

@@ -100,6 +100,7 @@ VALUES = {
     "repeat-penalty": "1.1",
     "repeat-last-n": "32",
     "seed": "3",
+    "adapter-scales": "expert:1,0.5;target:0",
 }
 
 

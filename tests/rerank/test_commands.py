@@ -1,0 +1,97 @@
+"""--best-of, --scorer and --adapter from the command line, on tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from capt_local.cli.app import run
+from capt_local.llama.gguf_header import file_digests
+from capt_local.report.sanitise import visible
+from tests.rerank.tiny_scorer import tiny_scorer
+from tests.tiny_models import tiny_adapter, tiny_gguf
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for seed, role in enumerate(("target", "expert", "base"), 1):
+        tiny_gguf(tmp_path / f"{role}.gguf", seed=seed)
+    tokenizer = file_digests(tmp_path / "target.gguf").tokenizer
+    tiny_scorer(tmp_path / "scorer", target_tokenizer=tokenizer)
+    tiny_adapter(tmp_path / "one.gguf", seed=4)
+    return tmp_path
+
+
+def trio(folder: Path) -> list[str]:
+    files = [(f"--{role}", str(folder / f"{role}.gguf")) for role in ("target", "expert", "base")]
+    return [*(part for pair in files for part in pair), "-t", "1", "-n", "4", "--temp", "1"]
+
+
+def test_all_candidates_stand_in_the_json(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    flags = [*trio(folder), "-p", "chest pain", "--seed", "5"]
+    shown = []
+    for scorer in ([], ["--scorer", str(folder / "scorer")]):
+        assert run(["generate", *flags, "--best-of", "3", *scorer, "--json"]) == 0
+        made = json.loads(capfd.readouterr().out)
+        best = made["capt"]["best_of"]
+        assert best["ranked_by"] == ("scorer" if scorer else "mean-logprob")
+        scores = [one["score"] for one in best["candidates"]]
+        assert scores == sorted(scores, reverse=True)
+        assert {one["seed"] for one in best["candidates"]} == {5, 6, 7}
+        assert ["text" in one for one in best["candidates"]] == [False, True, True]
+        assert made["provenance"]["parameters"]["sample"]["seed"] == best["candidates"][0]["seed"]
+        shown.append(made["choices"][0]["message"]["content"])
+    assert run(["generate", *flags, "--best-of", "3", *scorer]) == 0
+    told = capfd.readouterr().out.strip()
+    assert visible(shown[1]).strip() == told
+
+
+def test_each_record_of_a_batch_gets_its_best(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    records = folder / "in.jsonl"
+    lines = [{"id": i, "prompt": "chest pain"} for i in "ab"]
+    lines[1]["adapter_scales"] = {"expert": [0.5]}  # type: ignore[assignment]
+    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = [*trio(folder), "--adapter", f"expert:{folder / 'one.gguf'}", "--best-of", "2"]
+    out = folder / "out.jsonl"
+    done = run(["batch", str(records), "-o", str(out), *flags, "--scorer", str(folder / "scorer")])
+    assert done == 0, capfd.readouterr().err
+    for line in map(json.loads, out.read_text().splitlines()):
+        best = line["capt"]["best_of"]
+        assert best["ranked_by"] == "scorer" and len(best["candidates"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (["--best-of", "0"], 2),
+        (["--best-of", "1000"], 2),
+        (["--best-of", "2", "--temp", "0"], 2),
+        (["--scorer", "x"], 2),
+        (["--best-of", "2", "--scorer", "none"], 3),
+        (["--best-of", "2", "--scorer", "scorer"], 3),
+        (["--best-of", "2", "--scorer", "{}/unpooled"], 3),
+        (["--best-of", "2", "--scorer", "{}/foreign"], 3),
+        (["--best-of", "2", "--scorer", "{}/base.gguf"], 3),
+        (["--adapter", "expert:{}/one.gguf=nan"], 2),
+        (["--adapter", "expert:{}/one.gguf=high"], 2),
+        (["--adapter", "expert:{}/one.gguf", "--adapter", "expert:{}/one.gguf"], 2),
+        (["--adapter", "helper:{}/one.gguf"], 2),
+        (["--adapter", "expert:{}/other.gguf"], 3),
+        (["--adapter", "expert:{}/none.gguf"], 3),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    folder: Path, capfd: pytest.CaptureFixture[str], flags: list[str], code: int
+) -> None:
+    tiny_scorer(folder / "unpooled", pooling=None)
+    tiny_scorer(folder / "foreign", target_tokenizer="0" * 64)
+    tiny_adapter(folder / "other.gguf", seed=3, architecture="gemma3")
+    given = [flag.replace("{}", str(folder)) for flag in flags]
+    assert run(["generate", *trio(folder), "-p", "chest pain", *given]) == code
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert "Traceback" not in " ".join(lines)
+    assert len([line for line in lines if "error" in line.lower()]) == 1
