@@ -23,8 +23,8 @@ from capt_local.report.views import Table
 def config_show(how: JsonFlags, view: ViewFlags) -> int:
     """Every setting, its value, and whether site, user or environment set it.
 
-    A flag wins over the environment, that over the user's file, that over the site's. Values of
-    the environment are shown as they are; a verb checks them when it uses them.
+    A flag wins over the environment, that over the user's file, that over the site's. Values are
+    shown as they are; a verb checks them when it uses them.
     """
     screen = Screen.standard(view.verbose)
     files = SettingsFiles.read()
@@ -32,9 +32,8 @@ def config_show(how: JsonFlags, view: ViewFlags) -> int:
     for file in (files.site, files.user):
         file.models  # noqa: B018 - raises if it has no meaning
     for verb in verbs():
-        options = options_of(verb)
-        files.values(options)  # checks each value against this verb's own option
-        known = {key: one for key, one in options.items() if one.variable} | known
+        known = {key: one for key, one in options_of(verb).items() if one.variable} | known
+    files.values(known)  # unknown keys are refused
     found: dict[str, dict[str, Any]] = {}
     for key, option in sorted(known.items()):
         value, source = None, "default"

@@ -19,6 +19,7 @@ import typer
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.settings import (
     FILES,
+    DeclaredOption,
     SettingsFiles,
     Verb,
     groups_of,
@@ -26,6 +27,7 @@ from capt_local.cli.settings import (
     overruled,
     unknown_variables,
 )
+from capt_local.config import ConfigFile
 from capt_local.report.terminal import Screen, unwritable
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -98,7 +100,7 @@ def call(verb: Verb, name: str, arguments: Sequence[str], screen: Screen) -> int
     except OSError as error:  # Click writes the help by itself
         raise unwritable(error) from None
     except _USAGE_ERRORS as error:
-        screen.error(f"{_usage_line(error, verb, name.split()[-1])} See '{name} --help'.")
+        screen.error(f"{_usage_line(error, verb, name, dict(files.named()), origin)}")
         return ExitCode.USAGE
     if not isinstance(parsed, dict):
         return int(parsed or 0)  # --help
@@ -181,8 +183,25 @@ def flat(
     return command
 
 
-def _usage_line(error: BaseException, verb: Verb, name: str) -> str:
-    """What is wrong with the command line, without the value that was typed."""
+def _usage_line(
+    error: BaseException,
+    verb: Verb,
+    name: str,
+    files: Mapping[str, ConfigFile],
+    origin: Mapping[str, str],
+) -> str:
+    """What is wrong with the command line or a file, without the value that stands there."""
+    name_of = getattr(getattr(error, "param", None), "name", None)
+    declared = next((one for one in options_of(verb).values() if one.name == name_of), None)
+    context: Any = getattr(error, "ctx", None)
+    source = context.get_parameter_source(name_of) if declared and context else None
+    if declared is not None and source is not None and source.name == FILES:
+        path = files[origin[declared.name]].path
+        return f"{path}: options.{declared.key} takes {declared.takes}."
+    return f"{_flag_line(error, declared, name.split()[-1])} See '{name} --help'."
+
+
+def _flag_line(error: BaseException, declared: DeclaredOption | None, verb: str) -> str:
     option = getattr(error, "option_name", None)
     param = getattr(error, "param", None)
     names = getattr(param, "opts", None)
@@ -191,7 +210,6 @@ def _usage_line(error: BaseException, verb: Verb, name: str) -> str:
         if hasattr(error, "param_type"):  # only Click's MissingParameter has it
             shown = long if long.startswith("-") else getattr(param, "metavar", long)
             return f"{shown} is missing."
-        declared = options_of(verb).get(long.lstrip("-"))
         return f"{long} takes {declared.takes if declared else 'another value'}."
     if option is None:
         return "There is text that belongs to no option; put the prompt in quotes: -p '...'."
@@ -200,6 +218,6 @@ def _usage_line(error: BaseException, verb: Verb, name: str) -> str:
     if hasattr(error, "possibilities"):
         near = ", ".join(getattr(error, "possibilities", None) or ())
         what = f"option {option}" if plain else "such option"
-        hint = _INSTEAD.get((name, option)) or _INSTEAD.get(("", option)) or near
+        hint = _INSTEAD.get((verb, option)) or _INSTEAD.get(("", option)) or near
         return f"There is no {what}{f' (near: {hint})' if hint else ''}."
     return f"The option {option if plain else 'at the end'} needs a value."

@@ -10,6 +10,7 @@ import pytest
 
 from capt_local import config as site_config
 from capt_local.cli.settings import KEYS, options_of, unknown_variables, verbs
+from capt_local.decoding.options import CombineOptions
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 
@@ -72,21 +73,32 @@ def test_model_files_of_a_stronger_source_win_over_a_bundle(
     [
         ("sead = 1", "there is no options.sead"),
         ('"a\\nb" = 1', "there is no such key in options"),
-        ("seed = '1'", "options.seed takes a whole number"),
         ("seed = true", "options.seed takes a whole number"),
-        ("alpha = true", "options.alpha takes a text"),
+        ("temp = true", "options.temp takes a number"),
         ("threads = 0", "options.threads takes a whole number from 1"),
         ("method = 'nonsense'", "options.method takes one of capt, target, "),
         ("target = 'here.gguf'", "options.target takes an absolute path"),
-        ("expert = '/a.gguf'", "options.expert takes a list"),
+        ("threads = 1.5", "options.threads takes a whole number from 1"),
     ],
 )
 def test_a_wrong_value_names_file_and_key(line: str, says: str, run: Run, user: Path) -> None:
     user.write_text(f"[options]\n{line}\n")
-    for verb in (("generate", "-p", "x"), ("config", "show")):
-        result = run(*verb)
-        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
-        assert f"{user}: {says}" in result.err
+    result = run("generate", "-p", "x")
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert f"{user}: {says}" in result.err
+    assert run("config", "show").code == (2 if "there is no" in says or "path" in says else 0)
+
+
+@pytest.mark.parametrize("line", ["alpha = 0.5", "alpha = '0.5'", "alpha = [0.5]"])
+def test_a_number_may_stand_where_a_flag_has_text(
+    line: str, run: Run, script: Script, user: Path
+) -> None:
+    user.write_text(f"[options]\n{line}\n")
+    assert run("generate", "{models}", "-p", "x").code == 0
+    assert script.calls[1]["options"].combine.alphas == (0.5,)
+    script.calls.clear()
+    assert run("generate", "{models}", "-p", "x", "--weights", "1,1,1").code == 0  # a flag wins
+    assert script.calls[1]["options"].combine == CombineOptions(powers=(1.0, 1.0, 1.0))
 
 
 def test_the_list_of_keys_is_complete() -> None:
