@@ -14,10 +14,12 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import msgspec
 
 from capt_local.cli.exits import ExitCode, code_for, line_for
 from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags
@@ -29,6 +31,7 @@ from capt_local.errors import CaptError, UsageError
 from capt_local.prompting.messages import Message
 from capt_local.provenance import provenance
 from capt_local.report.terminal import Screen
+from capt_local.strict_json import NotReadable, convert
 
 if __name__ == "__main__":  # before the harness is imported
     for _name in (
@@ -52,10 +55,8 @@ except ImportError:
     Screen.standard().error(line_for(_error))
     sys.exit(code_for(_error))
 
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_DRAWING = ("do_sample", "temperature", "top_k", "top_p", "min_p")
-_GENERATION_ARGUMENTS = ("until", *_LENGTHS, *_DRAWING)
 _LONGEST = 256  # tokens, where a task says nothing; the harness's own default
+_Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class ChatText(str):
@@ -73,127 +74,74 @@ class ChatText(str):
         return [Message(turn["role"], turn["content"]) for turn in json.loads(self)]
 
 
-def model_flags(
-    bundle: str | None,
-    files: Mapping[str, str | None],
-    ctx_size: int | None,
-    threads: int | None,
-    gpu_layers: int | str,
-) -> ModelFlags:
-    """Which models, as on the command line.
+class GenerationArguments(msgspec.Struct, forbid_unknown_fields=True):
+    """What a task says about its answers (`generate_until`).
 
-    Raises:
-        UsageError: a value has no meaning.
+    `do_sample: false`, and leaving both it and `temperature` out, is temperature 0; `do_sample:
+    true` alone is temperature 1.
     """
-    target = files["target"]
-    return ModelFlags(
-        bundle=None if bundle is None else str(bundle),
-        target=None if target is None else Path(str(target)),
-        expert=_files(files["expert"]),
-        base=_files(files["base"]),
-        expert_adapter=_files(files.get("expert_adapter")),
-        ctx_size=_count("ctx_size", ctx_size),
-        threads=_count("threads", threads),
-        gpu_layers=str(gpu_layers),
-    )
 
-
-def method_flags(
-    method: str | None, alpha: float | str | None, plausibility: float | None
-) -> MethodFlags:
-    """How the models are combined, as on the command line.
-
-    Raises:
-        UsageError: there is no such method, or a value has no meaning.
-    """
-    if method is not None and method not in list(Method):
-        raise UsageError(f"The model argument 'method' is one of {', '.join(Method)}.")
-    return MethodFlags(
-        method=None if method is None else Method(method),
-        alpha=None if alpha is None else str(alpha),
-        plausibility=_number("plausibility", plausibility),
-    )
+    until: str | tuple[str, ...] | None = None
+    max_gen_toks: _Count | None = None
+    max_new_tokens: _Count | None = None
+    max_tokens: _Count | None = None
+    max_completion_tokens: _Count | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
 
 
 def answer_options(
-    options: GenerateOptions, asked: Mapping[str, Any], seed: int
+    options: GenerateOptions, arguments: Mapping[str, Any], seed: int
 ) -> GenerateOptions:
-    """The options of one answer (`generate_until`).
+    """The options of one answer.
 
     Args:
         options: method and weights.
-        asked: the generation arguments of the task. `do_sample: false`, and leaving both it and
-            `temperature` out, is temperature 0; `do_sample: true` alone is temperature 1.
+        arguments: of the task; see `GenerationArguments`.
         seed: of the draws.
 
     Raises:
         UsageError: an argument is not one of ours, or has no meaning.
     """
-    if unknown := set(asked) - set(_GENERATION_ARGUMENTS):
-        raise UsageError(
-            f"{len(unknown)} generation arguments are not known here. These are: "
-            f"{', '.join(_GENERATION_ARGUMENTS)}."
-        )
-    given = [_count(name, asked[name]) for name in _LENGTHS if asked.get(name) is not None]
-    temperature = _number("temperature", asked.get("temperature"))
-    draws = asked.get("do_sample")
-    if draws is None:
-        draws = bool(temperature)
+    given = _converted(arguments, GenerationArguments, "generation")
+    draws = bool(given.temperature) if given.do_sample is None else given.do_sample
+    lengths = (
+        *(given.max_gen_toks, given.max_new_tokens),
+        *(given.max_tokens, given.max_completion_tokens),
+    )
     sample = dataclasses.replace(
         options.sample,
-        temperature=(1.0 if temperature is None else temperature) if draws else 0.0,
-        top_k=int(_number("top_k", asked.get("top_k")) or 0),
-        top_p=_number("top_p", asked.get("top_p"), 1.0),
-        min_p=_number("min_p", asked.get("min_p"), 0.0),
+        temperature=(1.0 if given.temperature is None else given.temperature) if draws else 0.0,
+        top_k=given.top_k or 0,
+        top_p=1.0 if given.top_p is None else given.top_p,
+        min_p=given.min_p or 0.0,
         seed=seed,
     )
-    longest = next((length for length in given if length is not None), _LONGEST)
     return dataclasses.replace(
-        options, max_tokens=longest, stop=_stops(asked.get("until")), sample=sample
+        options,
+        max_tokens=next((length for length in lengths if length is not None), _LONGEST),
+        stop=(given.until,) if isinstance(given.until, str) else given.until or (),
+        sample=sample,
     )
 
 
-def _stops(until: object) -> tuple[str, ...]:
-    texts = [] if until is None else [until] if isinstance(until, str) else until
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise UsageError("The generation argument 'until' is a text or a list of texts.")
-    return tuple(texts)
+_Kind = TypeVar("_Kind")
 
 
-def _files(given: str | None) -> list[Path] | None:
-    return None if given is None else [Path(file) for file in str(given).split(os.pathsep)]
+def _converted(arguments: Mapping[str, Any], kind: type[_Kind], what: str) -> _Kind:
+    try:
+        return convert(dict(arguments), kind)
+    except NotReadable as error:
+        raise UsageError(f"The {what} arguments: {error}.") from None
 
 
-def _count(name: str, value: object) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"The argument '{name}' is a whole number from 1.")
-    return value
+class ModelArguments(msgspec.Struct, forbid_unknown_fields=True):
+    """What `--model_args` may say.
 
-
-def _number(name: str, value: object, default: Any = None) -> Any:
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(f"The argument '{name}' is a number.")
-    return value
-
-
-_MODEL_ARGUMENTS = ("bundle", "target", "expert", "base", "expert_adapter", "method", "alpha",
-          "plausibility", "ctx_size", "threads", "gpu_layers", "seed")  # fmt: skip
-
-
-@register_model("capt-local")
-class CaptLocal(LM):
-    """A bundle under one method.
-
-    A context is raw text that the answer goes on from; with `--apply_chat_template` it is a
-    conversation in each model's own template. Nothing is cut: a context and continuation that do
-    not fit end the run with their token counts. Requests run one by one, whatever the batch size;
-    those in a row that share a context share its computation.
-
-    Args:
+    Attributes:
         bundle: id or path; demo where no files are named.
         target: a model file, for no bundle.
         expert: likewise; of several pairs one each, separated as in PATH.
@@ -206,56 +154,79 @@ class CaptLocal(LM):
         threads: of the CPU.
         gpu_layers: a number, "auto" or "all".
         seed: of the draws; each answer of a run has its own.
-        batch_size: not used.
-        max_batch_size: not used.
-        device: not used: llama.cpp is built for one kind of device.
-        others: anything else is refused.
+        batch_size, max_batch_size, device: not used: requests run one by one, and llama.cpp is
+            built for one kind of device.
+    """
+
+    bundle: str | None = None
+    target: str | None = None
+    expert: str | None = None
+    base: str | None = None
+    expert_adapter: str | None = None
+    method: Method | None = None
+    alpha: float | str | None = None
+    plausibility: float | None = None
+    ctx_size: _Count | None = None
+    threads: _Count | None = None
+    gpu_layers: int | str = "auto"
+    seed: int = 0
+    batch_size: Any = None
+    max_batch_size: Any = None
+    device: Any = None
+
+    def flags(self) -> ModelFlags:
+        """Which models, as on the command line."""
+
+        def files(given: str | None) -> list[Path] | None:
+            return None if given is None else [Path(file) for file in given.split(os.pathsep)]
+
+        return ModelFlags(
+            bundle=self.bundle,
+            target=None if self.target is None else Path(self.target),
+            expert=files(self.expert),
+            base=files(self.base),
+            expert_adapter=files(self.expert_adapter),
+            ctx_size=self.ctx_size,
+            threads=self.threads,
+            gpu_layers=str(self.gpu_layers),
+        )
+
+
+@register_model("capt-local")
+class CaptLocal(LM):
+    """A bundle under one method.
+
+    A context is raw text that the answer goes on from; with `--apply_chat_template` it is a
+    conversation in each model's own template. Nothing is cut: a context and continuation that do
+    not fit end the run with their token counts. Requests run one by one, whatever the batch size;
+    those in a row that share a context share its computation.
+
+    Args:
+        arguments: see `ModelArguments`.
 
     Raises:
         UsageError, ModelError, MemoryShortage: as for the command line.
     """
 
-    def __init__(
-        self,
-        bundle: str | None = None,
-        target: str | None = None,
-        expert: str | None = None,
-        base: str | None = None,
-        expert_adapter: str | None = None,
-        method: str | None = None,
-        alpha: float | str | None = None,
-        plausibility: float | None = None,
-        ctx_size: int | None = None,
-        threads: int | None = None,
-        gpu_layers: int | str = "auto",
-        seed: int = 0,
-        batch_size: int | str | None = None,
-        max_batch_size: int | None = None,
-        device: str | None = None,
-        **others: object,
-    ) -> None:
+    def __init__(self, **arguments: Any) -> None:
         """Loads the models."""
         super().__init__()
-        if others:
-            raise UsageError(
-                f"{len(others)} model arguments are not known here. These are: "
-                f"{', '.join(_MODEL_ARGUMENTS)}."
-            )
-        files = dict(target=target, expert=expert, base=base, expert_adapter=expert_adapter)
-        flags = model_flags(bundle, files, ctx_size, threads, gpu_layers)
-        found = find_bundle(flags)
-        how = method_flags(method, alpha, plausibility)
-        options = generate_options(found, how, SampleFlags(seed=seed), 0)
+        given = _converted(arguments, ModelArguments, "model")
+        flags = given.flags()
+        bundle = find_bundle(flags)
+        alpha = None if given.alpha is None else str(given.alpha)
+        how = MethodFlags(method=given.method, alpha=alpha, plausibility=given.plausibility)
+        options = generate_options(bundle, how, SampleFlags(seed=given.seed), 0)
         # To the last bit the same each time; drafts may change that.
         self.options = dataclasses.replace(options, speed=Speed.EXACT_STEPS)
         self._screen = Screen.standard()
-        if device is not None:
+        if given.device is not None:
             self._screen.note("note: --device is not used; gpu_layers says what runs on a GPU.")
         self._session = open_session(
-            found, flags, self._screen, Interrupt(), wanted=self.options.method, scores=True
+            bundle, flags, self._screen, Interrupt(), wanted=self.options.method, scores=True
         )
         self._answers = 0
-        self._told: set[str] = set()
+        self._shown: set[str] = set()
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -360,15 +331,9 @@ class CaptLocal(LM):
         generation = self._session.runtime.generate(asked, options, raw=raw)
         for _ in generation:
             pass
-        self._screen.notes(self._new(generation.notices))
+        self._screen.notes(each for each in generation.notices if each not in self._shown)
+        self._shown.update(generation.notices)
         return generation.text
-
-    def _new(self, notices: Sequence[str]) -> Iterator[str]:
-        """Each notice once."""
-        for notice in notices:
-            if notice not in self._told:
-                self._told.add(notice)
-                yield notice
 
     def _progress(self, label: str, done: int, total: int, *, shown: bool) -> None:
         if shown:

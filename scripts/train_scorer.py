@@ -33,8 +33,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from capt_local.evaluate.items import Item
-    from capt_local.evaluate.tasks import Task
+    from capt_local.evaluate.tasks import Item, Task
 
 SAMPLES = 8
 TEMPERATURE = 1.0
@@ -82,8 +81,7 @@ def sections(path: Path, headers: tuple[str, ...]) -> Task:
     """The training dialogues of MTS-Dialog, each with the name of its section."""
     import lzma
 
-    from capt_local.evaluate.items import Item, Kind, Measure
-    from capt_local.evaluate.tasks import Task
+    from capt_local.evaluate.tasks import Item, Kind, Measure, Task
 
     items = []
     with lzma.open(path, "rt", encoding="utf-8") as lines:
@@ -105,10 +103,9 @@ def candidates(out: Path, names: Sequence[str], bundle: str, free: int) -> None:
         free: of each task, so many questions are answered in free words as well.
     """
     from capt_local import CombineOptions, GenerateOptions, LoadOptions, Runtime
-    from capt_local.evaluate.styles import read_style
+    from capt_local.evaluate.prompts import messages, read_answer
     from capt_local.rerank.candidates import best_of, draw_choices
 
-    style = read_style("zero-shot")
     done = set()
     if out.exists():
         done = {(r["task"], r["id"], r["kind"]) for r in map(json.loads, out.open())}
@@ -122,7 +119,7 @@ def candidates(out: Path, names: Sequence[str], bundle: str, free: int) -> None:
         for task in tasks_of(names):
             started = time.monotonic()
             for number, item in enumerate(task.items):
-                prompt = style.messages(item, task)
+                prompt = messages(item, task)
                 for kind in ("choice", "free")[: 1 + (number < free)]:
                     if (task.name, item.id, kind) in done:
                         continue
@@ -135,7 +132,7 @@ def candidates(out: Path, names: Sequence[str], bundle: str, free: int) -> None:
                     else:
                         made = best_of(runtime, prompt, written, SAMPLES)
                         answers = [one.text for one in made.candidates]
-                        said = [style.read(text, item, task) for text in answers]
+                        said = [read_answer(text, item, task) for text in answers]
                     line = _line(task, item, kind, answers, said)
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 file.flush()

@@ -60,7 +60,15 @@ ALLOWED["__init__"] = {"version", "errors", "decoding", "llama", "prompting", "r
 ALLOWED["cli"] = {*ALLOWED, "cli"}
 ALLOWED["__main__"] = {"cli"}
 # Another command line, above our own.
-ALLOWED["lm_eval"] = {"errors", "decoding", "prompting", "report", "provenance", "cli"}
+ALLOWED["lm_eval"] = {
+    "errors",
+    "strict_json",
+    "decoding",
+    "prompting",
+    "report",
+    "provenance",
+    "cli",
+}
 
 
 def room(path: Path) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,35 +16,28 @@ from capt_local.cli.files import OutputFile, files_of
 from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, option
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.cli.signals import Interrupt
-from capt_local.decoding.answers import Choosing
 from capt_local.decoding.options import Method
-from capt_local.errors import Cancelled, UsageError
+from capt_local.errors import Cancelled
 from capt_local.evaluate.score import (
-    Likelihood,
-    ScoreInput,
-    ScoreOptions,
-    Text,
-    Total,
+    ItemScore,
+    ScoreItem,
     bits_per_byte,
     measure,
-    read_score_inputs,
+    read_score_items,
 )
 from capt_local.report.json import JsonObject, dumps
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Table
 
-if TYPE_CHECKING:
-    from capt_local.bundles.manifest import Bundle
-
 
 class Scores:
-    """Collects and tells what is found.
+    """Collects and reports what is found.
 
     Args:
-        screen: where it is told.
+        screen: where it is reported.
         method: that gave the probabilities.
         items: what is scored, in this order.
-        per_item: whether each item is told on a line of its own.
+        per_item: whether each item is reported on a line of its own.
         json: whether lines and sum are JSON.
 
     Attributes:
@@ -55,21 +48,17 @@ class Scores:
         self,
         screen: Screen,
         method: Method,
-        items: Sequence[ScoreInput],
+        items: Sequence[ScoreItem],
         *,
         per_item: bool,
         json: bool,
     ) -> None:
-        """Nothing is done yet."""
-        self.done: list[Likelihood] = []
-        self._screen = screen
-        self._method = method
-        self._items = items
-        self._per_item = per_item
-        self._json = json
+        self.done: list[ItemScore] = []
+        self._screen, self._method, self._items = screen, method, items
+        self._per_item, self._json = per_item, json
 
-    def add(self, one: Likelihood) -> None:
-        """Takes in one item, and tells it if that is wanted."""
+    def add(self, one: ItemScore) -> None:
+        """Takes in one item, and reports it if that is wanted."""
         line = self._items[len(self.done)].line
         self.done.append(one)
         if one.error:  # by its line: an id may be a patient's
@@ -82,93 +71,83 @@ class Scores:
         """JSON Lines of all items so far."""
         return "".join(dumps(self._object(one)) + "\n" for one in self.done)
 
-    def tell(self) -> ExitCode:
-        """Tells the sum of what is done, and what is wrong with it."""
-        total = Total.of(self.done)
-        interrupted = len(self.done) < len(self._items)
-        if total.again:
-            self._screen.note(
-                f"{total.again} times the context was full and a text went on afresh."
-            )
-        if not math.isfinite(total.nats):
-            never = sum(not math.isfinite(one.nats) for one in self.done)
-            self._screen.note(
+    def report(self) -> ExitCode:
+        """Reports the sum of what is done, and what is wrong with it."""
+        done, screen = self.done, self._screen
+        interrupted = len(done) < len(self._items)
+        failed = sum(bool(one.error) for one in done)
+        if again := sum(one.windows - 1 for one in done):
+            screen.note(f"{again} times the context was full and a text went on afresh.")
+        if never := sum(not math.isfinite(one.nats) for one in done):
+            screen.note(
                 f"{never} items have probability 0 under this method, so there is no finite sum."
             )
+        judged = [one.correct for one in done if one.correct is not None]
+        result = self._figures(done)
+        if judged:
+            result |= {"accuracy": sum(judged) / len(judged), "questions": len(judged)}
         if self._json:
-            self._screen.line(dumps(self._sum(total, interrupted=interrupted)))
+            result |= {"failed": failed} if failed else {}
+            result |= {"interrupted": True} if interrupted else {}
+            screen.line(dumps(result))
         else:
-            self._screen.show(_table(total, self._method))
-        if total.failed:
-            self._screen.note(f"{total.failed} of {len(self.done)} items could not be scored.")
+            screen.show(_table(result))
+        if failed:
+            screen.note(f"{failed} of {len(done)} items could not be scored.")
         if interrupted:
-            self._screen.error(
-                f"interrupted after {len(self.done)} of {len(self._items)} items; the figures are "
+            screen.error(
+                f"interrupted after {len(done)} of {len(self._items)} items; the figures are "
                 "of these."
             )
             return ExitCode.INTERRUPTED
-        return ExitCode.FAILED_RECORDS if total.failed else ExitCode.OK
+        return ExitCode.FAILED_RECORDS if failed else ExitCode.OK
 
-    def _object(self, one: Likelihood) -> JsonObject:
+    def _object(self, one: ItemScore) -> JsonObject:
         """One item, with the keys that it has something for."""
         if one.error:
             return {"id": one.id, "method": str(self._method), "error": one.error}
-        result: JsonObject = {"id": one.id, **self._figures(one.nats, one.size, one.tokens)}
-        if one.greedy is not None:
-            result["greedy"] = one.greedy
-        if one.chosen is not None:
-            result["chosen"] = one.chosen
+        result: JsonObject = {"id": one.id, **self._figures([one])}
         if one.logps:
             result["logps"] = list(one.logps)
-        if one.correct is not None:
-            result["correct"] = one.correct
+        for name in ("greedy", "chosen", "correct"):
+            if (value := getattr(one, name)) is not None:
+                result[name] = value
         return result
 
-    def _sum(self, total: Total, *, interrupted: bool) -> JsonObject:
-        result = self._figures(total.nats, total.size, total.tokens)
-        if total.judged:
-            result |= {"accuracy": total.accuracy, "questions": total.judged}
-        if total.failed:
-            result["failed"] = total.failed
-        if interrupted:
-            result["interrupted"] = True
-        return result
-
-    def _figures(self, nats: float, size: int, tokens: int) -> JsonObject:
+    def _figures(self, items: Sequence[ItemScore]) -> JsonObject:
         return {
             "method": str(self._method),
-            "bits_per_byte": bits_per_byte(nats, size),
-            "bytes": size,
-            "tokens": tokens,
-            "nats": nats,
+            "bits_per_byte": bits_per_byte(items),
+            "bytes": sum(one.size for one in items),
+            "tokens": sum(one.tokens for one in items),
+            "nats": math.fsum(one.nats for one in items),
         }
 
 
-def _line(one: Likelihood) -> str:
+def _line(one: ItemScore) -> str:
     if one.error:
         return f"{one.id}: not scored"
     parts = []
-    if one.bits_per_byte is not None:
-        parts.append(f"{one.bits_per_byte:.4f} bits per byte, {one.size} bytes")
+    if (bits := bits_per_byte([one])) is not None:
+        parts.append(f"{bits:.4f} bits per byte, {one.size} bytes")
     if one.chosen is not None:
         verdict = {True: ", right", False: ", wrong", None: ""}[one.correct]
         parts.append(f"choice {one.chosen}{verdict}")
     return f"{one.id}: {'; '.join(parts)}"
 
 
-def _table(total: Total, method: Method) -> Table:
-    bits = total.bits_per_byte
+def _table(result: JsonObject) -> Table:
+    bits = result["bits_per_byte"]
     cells = {
-        "method": str(method),
+        "method": str(result["method"]),
         "bits per byte": "-" if bits is None else f"{bits:.4f}",
-        "bytes": f"{total.size}",
-        "tokens": f"{total.tokens}",
-        "nats": f"{total.nats:.1f}",
+        "bytes": f"{result['bytes']}",
+        "tokens": f"{result['tokens']}",
+        "nats": f"{result['nats']:.1f}",
     }
-    if total.accuracy is not None:
-        cells["accuracy"] = f"{total.accuracy:.3f} of {total.judged}"
-    right = tuple(range(1, len(cells)))
-    return Table("", (tuple(cells.values()),), tuple(cells), right=right)
+    if "accuracy" in result:
+        cells["accuracy"] = f"{result['accuracy']:.3f} of {result['questions']}"
+    return Table("", (tuple(cells.values()),), tuple(cells), right=tuple(range(1, len(cells))))
 
 
 class Normalise(StrEnum):
@@ -177,20 +156,6 @@ class Normalise(StrEnum):
     NONE = "none"
     BYTES = "bytes"
     TOKENS = "tokens"
-
-
-class How(StrEnum):
-    """How a choice is made."""
-
-    LIKELIHOOD = "likelihood"
-    CONSTRAINED = "constrained"
-
-
-_HOW = {
-    Normalise.NONE: Choosing.LIKELIHOOD,
-    Normalise.BYTES: Choosing.PER_BYTE,
-    Normalise.TOKENS: Choosing.PER_TOKEN,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,21 +180,13 @@ class ScoreFlags:
         bool, option("--end", help="It counts that a given answer ends where it does.")
     ] = False
     normalise: Annotated[
-        Normalise | None,
+        Normalise,
         option(
             "--normalise",
             metavar="none|bytes|tokens",
             help="What the log-likelihood of a choice is divided by. Default: none.",
         ),
-    ] = None
-    choice: Annotated[
-        How,
-        option(
-            "--choice",
-            metavar="likelihood|constrained",
-            help="Take the likeliest choice, or generate one token by token. Default: likelihood.",
-        ),
-    ] = How.LIKELIHOOD
+    ] = Normalise.NONE
     json: Annotated[bool, option("--json", twin="JSON", help="Write a JSON object.")] = False
     per_item: Annotated[bool, option("--per-item", help="A line for each item before the sum.")] = (
         False
@@ -254,16 +211,25 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
 
       capt-local score questions.jsonl --normalise bytes --per-item --json
     """
+    from capt_local.decoding.answers import Choosing  # the help needs none of it
+
     screen = Screen.standard(view.verbose)
-    items = read_score_inputs(
+    items = read_score_items(
         what.file, "The file (FILE)", raw=what.raw, limit=what.limit, size=what.max_bytes
     )
-    scoring = ScoreOptions(what.raw, what.end, _choosing(what))
+    choosing = {
+        Normalise.NONE: Choosing.LIKELIHOOD,
+        Normalise.BYTES: Choosing.PER_BYTE,
+        Normalise.TOKENS: Choosing.PER_TOKEN,
+    }[what.normalise]
     bundle = find_bundle(model)
-    output = _output(what, bundle)
+    output = None
+    if what.output is not None:  # tried out before anything is loaded
+        output = OutputFile(what.output, inputs=[what.file, *files_of(bundle)])
     options = generate_options(bundle, how, SampleFlags(), 0)
     scores = Scores(screen, options.method, items, per_item=what.per_item, json=what.json)
-    _tell_cuts(screen, items)
+    if cut := sum(item.cut for item in items):
+        screen.note(f"{cut} of {len(items)} texts are cut to --max-bytes.")
     whole = False
     try:
         with Interrupt() as interrupt:
@@ -271,8 +237,10 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
                 bundle, model, screen, interrupt, wanted=options.method, scores=True
             )
             screen.detail(f"alignment {options.align.kind}")
-            with session.runtime:
-                for one in measure(session.runtime, items, options, scoring, interrupt):
+            with session.runtime as runtime:
+                for one in measure(
+                    runtime, items, options, choosing, raw=what.raw, end=what.end, cancel=interrupt
+                ):
                     scores.add(one)
         whole = True
     except Cancelled:
@@ -286,27 +254,4 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
                 output.write(scores.lines())
             else:
                 screen.notes([spared])
-    return scores.tell()
-
-
-def _choosing(what: ScoreFlags) -> Choosing:
-    if what.choice is How.LIKELIHOOD:
-        return _HOW[what.normalise or Normalise.NONE]
-    if what.normalise is not None:
-        raise UsageError(
-            "--normalise is for the likelihood of choices, not for --choice constrained."
-        )
-    return Choosing.CONSTRAINED
-
-
-def _output(what: ScoreFlags, bundle: Bundle) -> OutputFile | None:
-    """The file for the items, tried out before anything is loaded."""
-    if what.output is None:
-        return None
-    return OutputFile(what.output, inputs=[what.file, *files_of(bundle)])
-
-
-def _tell_cuts(screen: Screen, items: list[ScoreInput]) -> None:
-    cut = sum(isinstance(item, Text) and item.cut for item in items)
-    if cut:
-        screen.note(f"{cut} of {len(items)} texts are cut to --max-bytes.")
+    return scores.report()

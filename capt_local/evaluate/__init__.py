@@ -1,1 +1,19 @@
-"""Measurements: how well texts are predicted, and how fast answers come."""
+"""Tasks under methods, measured: `eval`, `score` and `bench` (docs/eval.md, docs/scoring.md)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ChoiceBy(StrEnum):
+    """How the answer to a classification is found. Here, since the help needs nothing else.
+
+    The likelihood is what the model believes, given that it answers with one of the choices; the
+    question lists them, so no other wording takes a share of it. Per byte, long choices win over
+    short ones: "maybe" over "no" at a lower probability.
+    """
+
+    LIKELIHOOD = "likelihood"  # the choice that is likeliest as a whole
+    PER_BYTE = "likelihood-per-byte"  # the choice with the largest log-likelihood per byte
+    CONSTRAINED = "constrained"  # greedy decoding that can say nothing but a choice
+    FREE = "free"  # an answer in free words, from which a choice is read

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.items import Measure
 from capt_local.evaluate.metrics import Floats, Outcome, column, indicator, library, metrics_of
-from capt_local.evaluate.tasks import Task
+from capt_local.evaluate.tasks import Measure, Task
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95

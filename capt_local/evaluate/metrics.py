@@ -11,17 +11,16 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.items import Item, Measure, folded, labels_of
-from capt_local.evaluate.tasks import Task
+from capt_local.evaluate.tasks import Item, Measure, Task, folded, labels_of
 
 
 def library(name: str) -> Any:
@@ -96,8 +95,10 @@ def _scorer() -> Any:
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+_Place = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Outcome(msgspec.Struct, frozen=True):
     """What is left of one answer.
 
     Attributes:
@@ -107,14 +108,9 @@ class Outcome:
         expected: the choices that are right, likewise.
     """
 
-    values: Mapping[str, float] = field(default_factory=dict)
-    predicted: tuple[int, ...] = ()
-    expected: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuses what is no figure."""
-        if not all(math.isfinite(value) for value in self.values.values()):
-            raise UsageError("A figure of an item is not a number.")
+    values: dict[str, float] = {}
+    predicted: tuple[_Place, ...] = ()
+    expected: tuple[_Place, ...] = ()
 
 
 def metrics_of(task: Task) -> tuple[str, ...]:
@@ -156,16 +152,6 @@ def judge(task: Task, item: Item, answer: str | None) -> Outcome:
     if task.measure is Measure.ROUGE:
         return Outcome(rouge(text, item.references))
     raise UsageError("Prose is measured by its likelihood, not by an answer.")
-
-
-def judge_prose(nats: float, size: int) -> Outcome:
-    """The outcome of a text.
-
-    Args:
-        nats: -log p of the whole text.
-        size: bytes of UTF-8.
-    """
-    return Outcome({"nats": nats, "bytes": float(size)})
 
 
 def named_labels(answer: str, choices: Sequence[str]) -> tuple[str, ...]:

@@ -7,12 +7,13 @@ a run that was resumed gives what one that was not would have given, and times c
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -27,12 +28,21 @@ from capt_local.errors import (
     NumericalError,
     UsageError,
 )
-from capt_local.evaluate.items import Item, Kind, Measure, joined_labels
-from capt_local.evaluate.metrics import Outcome, judge, judge_prose, library
-from capt_local.evaluate.styles import YES_NO, Style, vote
-from capt_local.evaluate.tasks import Task
+from capt_local.evaluate import ChoiceBy
+from capt_local.evaluate.metrics import Outcome, judge, library
+from capt_local.evaluate.prompts import (
+    YES_NO,
+    Examples,
+    label_question,
+    messages,
+    read_answer,
+    text,
+)
+from capt_local.evaluate.tasks import Item, Kind, Measure, Task, joined_labels
+from capt_local.line_file import LineFile
 from capt_local.prompting.messages import Message
 from capt_local.runtime import Runtime
+from capt_local.strict_json import NotReadable, convert, parse_object
 
 # Why an item failed, as it stands in journals and tables.
 DOES_NOT_FIT = "does not fit"
@@ -43,9 +53,8 @@ MODEL = "model error"
 LASTING = frozenset({DOES_NOT_FIT, REFUSED})
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One item under one method; holds no text.
+class Result(msgspec.Struct, frozen=True):
+    """One item under one method, as a line of the journal; holds no text.
 
     Attributes:
         task: name of the task.
@@ -53,12 +62,12 @@ class Result:
         item: id of the item.
         outcome: the figures; None when the item failed.
         failed: why there is no outcome; "" when there is one.
-        tokens: of the answers, of the choices that were weighed, or of the text, in the leading
+        tokens: of the answer, of the choices that were weighed, or of the text, in the leading
             model's tokens; 0 where a choice is constrained.
         decoded: tokens that all models together have decoded for it, prompts included.
-        seconds: all models and all samples.
+        seconds: all models.
         cut: whether the input was cut on request.
-        unfinished: answers that were ended by the limit on their length.
+        unfinished: whether the answer was ended by the limit on its length.
     """
 
     task: str
@@ -70,236 +79,12 @@ class Result:
     decoded: int = 0
     seconds: float = 0.0
     cut: bool = False
-    unfinished: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuses a result that is neither an outcome nor a failure."""
-        if (self.outcome is None) != bool(self.failed):
-            raise UsageError("A result is either an outcome or a failure.")
+    unfinished: bool = False
 
     @property
     def place(self) -> tuple[str, str, str]:
         """Task, method and item: there is one result for each."""
         return self.task, self.method, self.item
-
-    def as_object(self) -> dict[str, Any]:
-        """For a line of the journal."""
-        line = {name: getattr(self, name) for name in _ResultLine.__struct_fields__[:9]}
-        if self.outcome is not None:
-            line["values"] = dict(self.outcome.values)
-            line["predicted"] = self.outcome.predicted
-            line["expected"] = self.outcome.expected
-        return line
-
-    @classmethod
-    def from_object(cls, value: Any) -> Result:
-        """Reads a line of the journal.
-
-        Raises:
-            ValueError: it is not one.
-        """
-        try:
-            line = msgspec.convert(value, _ResultLine)
-            outcome = None
-            if line.values is not None:
-                outcome = Outcome(line.values, line.predicted, line.expected)
-            plain = {name: getattr(line, name) for name in _ResultLine.__struct_fields__[:9]}
-            return cls(**plain, outcome=outcome)
-        except UsageError as error:
-            raise ValueError("figures that make no sense") from error
-
-
-_Place = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class _ResultLine(msgspec.Struct, forbid_unknown_fields=True):
-    """A result as a line of the journal."""
-
-    task: str
-    method: str
-    item: str
-    failed: str
-    tokens: int
-    decoded: int
-    seconds: float
-    cut: bool
-    unfinished: int
-    values: dict[str, float] | None = None
-    predicted: tuple[_Place, ...] = ()
-    expected: tuple[_Place, ...] = ()
-
-
-class ChoiceBy(StrEnum):
-    """How the answer to a classification is found.
-
-    The likelihood is what the model believes, given that it answers with one of the choices; the
-    question lists them, so no other wording takes a share of it. Per byte, long choices win over
-    short ones: "maybe" over "no" at a lower probability.
-    """
-
-    LIKELIHOOD = "likelihood"  # the choice that is likeliest as a whole
-    PER_BYTE = "likelihood-per-byte"  # the choice with the largest log-likelihood per byte
-    CONSTRAINED = "constrained"  # greedy decoding that can say nothing but a choice
-    FREE = "free"  # an answer in free words, read by the style
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRun:
-    """A task and how it is asked.
-
-    Attributes:
-        task: its items.
-        style: None for prose, which is not asked.
-        cut: ids of the items whose input was cut on request.
-    """
-
-    task: Task
-    style: Style | None
-    cut: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        """Finds out now what could go wrong with an item in the middle of a run.
-
-        Raises:
-            UsageError: the style cannot ask the task, or a library is not installed.
-        """
-        if (self.style is None) != (self.task.kind is Kind.PERPLEXITY):
-            raise UsageError("Prose is not asked in a style, and everything else is.")
-        if self.task.measure in (Measure.CHOICE, Measure.LABELS):
-            library("sklearn.metrics")
-        elif self.task.measure is Measure.ROUGE:
-            library("rouge_score.rouge_scorer")
-        if self.style is not None:
-            for item in self.task.items:
-                self.style.messages(item, self.task)
-
-    def prompt(self, item: Item, *, raw: bool) -> str | list[Message]:
-        """What a model is asked: a conversation, or one text to go on with."""
-        assert self.style is not None, "prose is not asked"
-        if raw:
-            return self.style.text(item, self.task)
-        return self.style.messages(item, self.task)
-
-    def choice_texts(self, item: Item, *, raw: bool) -> tuple[str, ...]:
-        """The choices of an item as an answer says them; text goes on with a space."""
-        assert self.style is not None, "prose is not asked"
-        said = self.style.choice_texts(item, self.task)
-        return tuple(f" {choice}" for choice in said) if raw else said
-
-
-@dataclass(frozen=True, slots=True)
-class EvalPlan:
-    """How answers are made.
-
-    Attributes:
-        methods: how each of them answers, by its name; the length of answers is the task's.
-        choice: how the answer to a classification is found; None: as its style needs it.
-        raw: texts to go on with instead of messages, for models without a chat template.
-        max_tokens: the longest answer; None: the style's, else the task's.
-        temperature: of answers; None: the style's, else 0.
-    """
-
-    methods: Mapping[str, GenerateOptions]
-    choice: ChoiceBy | None = None
-    raw: bool = False
-    max_tokens: int | None = None
-    temperature: float | None = None
-
-    def check(self, runs: Sequence[TaskRun]) -> None:
-        """Whether the runs can be run like this.
-
-        Raises:
-            UsageError: two tasks have one name, samples would all be the same, or a style reads
-                answers that would not be written.
-        """
-        names = [task_run.task.name for task_run in runs]
-        for number, name in enumerate(names, 1):
-            if name in names[: number - 1]:
-                raise UsageError(
-                    f"Tasks {names.index(name) + 1} and {number} have the same name; "
-                    "run them one after the other, or rename one."
-                )
-        for task_run in runs:
-            if task_run.style is None or task_run.task.kind is not Kind.CLASSIFICATION:
-                continue
-            several = task_run.style.samples > 1
-            if self.choice_of(task_run) is not ChoiceBy.FREE and task_run.style.reads_text:
-                raise UsageError(
-                    "Several samples, and answers that are read behind a marker, are texts: they "
-                    "need --choice free."
-                )
-            if several and not self._temperature(task_run.style):
-                raise UsageError(
-                    "Several samples at temperature 0 are all the same: give --temp, such as 0.7."
-                )
-
-    def choice_of(self, task_run: TaskRun) -> ChoiceBy:
-        """How the answer to a classification is found; what else is run makes no difference."""
-        free = task_run.style is not None and task_run.style.reads_text
-        return self.choice or (ChoiceBy.FREE if free else ChoiceBy.LIKELIHOOD)
-
-    def options(self, task_run: TaskRun, method: str, draw: int = 0) -> GenerateOptions:
-        """How one answer is made.
-
-        Args:
-            task_run: that is asked.
-            method: by its name.
-            draw: number of the sample; each has a seed of its own.
-        """
-        options = self.methods[method]
-        style = task_run.style.max_tokens if task_run.style is not None else None
-        sample = dataclasses.replace(
-            options.sample,
-            seed=options.sample.seed + draw,
-            temperature=self._temperature(task_run.style),
-        )
-        longest = self.max_tokens or style or task_run.task.max_tokens
-        return dataclasses.replace(options, max_tokens=longest, sample=sample)
-
-    def _temperature(self, style: Style | None) -> float:
-        """What the user asks for, else the style, else 0."""
-        if self.temperature is not None:
-            return self.temperature
-        return style.temperature or 0.0 if style is not None else 0.0
-
-
-def shortened(task: Task, size: int | None) -> tuple[Task, frozenset[str]]:
-    """The task with inputs of at most so many bytes: their beginnings, never a part of a character.
-
-    Args:
-        task: any.
-        size: bytes of UTF-8; None leaves everything as it is.
-
-    Returns:
-        The task, and the ids of the items that were cut.
-
-    Raises:
-        UsageError: nothing would be left of an input.
-    """
-    if size is None:
-        return task, frozenset()
-    items = [_shortened(item, size) for item in task.items]
-    cut = frozenset(
-        new.id for new, old in zip(items, task.items, strict=True) if new.input != old.input
-    )
-    if any(not item.input.strip() for item in items):
-        raise UsageError(f"--max-input-bytes {size} leaves nothing of an input; allow more.")
-    return dataclasses.replace(task, items=tuple(items)), cut
-
-
-def _shortened(item: Item, size: int) -> Item:
-    data = item.input.encode()
-    if len(data) <= size:
-        return item
-    return dataclasses.replace(item, input=data[:size].decode("utf-8", "ignore"))
-
-
-Cancel = Callable[[], bool]
-_HOW = {
-    ChoiceBy.LIKELIHOOD: Choosing.LIKELIHOOD,
-    ChoiceBy.PER_BYTE: Choosing.PER_BYTE,
-    ChoiceBy.CONSTRAINED: Choosing.CONSTRAINED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,29 +93,95 @@ class Finished:
 
     Attributes:
         result: figures, no text.
-        answers: what was written; empty for prose and where choices are weighed.
-        said: what was read from it, or the choice; None where that is nothing.
+        answer: what was written; "" for prose and where choices are weighed.
+        read: what was read from it, or the choice; None where that is nothing.
         logps: of the choices, in nats, where these are weighed.
-        problem: the line that tells why it failed; it holds no text of the item.
+        problem: the line that says why it failed; it holds no text of the item.
     """
 
     result: Result
-    answers: tuple[str, ...] = ()
-    said: str | None = None
+    answer: str = ""
+    read: str | None = None
     logps: tuple[float, ...] = ()
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What one way of answering gives."""
+_HOW = {
+    ChoiceBy.LIKELIHOOD: Choosing.LIKELIHOOD,
+    ChoiceBy.PER_BYTE: Choosing.PER_BYTE,
+    ChoiceBy.CONSTRAINED: Choosing.CONSTRAINED,
+}
 
-    outcome: Outcome
-    tokens: int = 0
-    answers: tuple[str, ...] = ()
-    said: str | None = None
-    logps: tuple[float, ...] = ()
-    unfinished: int = 0
+
+@dataclass(frozen=True, slots=True)
+class TaskRun:
+    """A task and how it is asked.
+
+    Attributes:
+        task: its items.
+        examples: to show before each question; None shows none.
+        cut: ids of the items whose input was cut on request.
+    """
+
+    task: Task
+    examples: Examples | None = None
+    cut: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Finds out now what could go wrong with an item in the middle of a run.
+
+        Raises:
+            UsageError: there are too few examples, or a library is not installed.
+        """
+        if self.task.measure in (Measure.CHOICE, Measure.LABELS):
+            library("sklearn.metrics")
+        elif self.task.measure is Measure.ROUGE:
+            library("rouge_score.rouge_scorer")
+        if self.examples is not None:
+            if self.task.questions or self.task.kind is Kind.PERPLEXITY:
+                raise UsageError("Prose, and a question for each label, have no examples.")
+            for item in self.task.items:
+                self.examples.of(item, self.task)
+
+    def prompt(self, item: Item, *, raw: bool) -> str | list[Message]:
+        """What a model is asked: a conversation, or one text to go on with."""
+        return (text if raw else messages)(item, self.task, self.examples)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalPlan:
+    """How answers are made.
+
+    Attributes:
+        methods: how each of them answers, by its name; the length of answers is the task's.
+        choice: how the answer to a classification is found.
+        raw: texts to go on with instead of messages, for models without a chat template.
+        max_tokens: the longest answer; None: the task's.
+    """
+
+    methods: Mapping[str, GenerateOptions]
+    choice: ChoiceBy = ChoiceBy.LIKELIHOOD
+    raw: bool = False
+    max_tokens: int | None = None
+
+    def check(self, runs: Sequence[TaskRun]) -> None:
+        """Whether the runs can be run like this.
+
+        Raises:
+            UsageError: two tasks have one name.
+        """
+        names = [task_run.task.name for task_run in runs]
+        for number, name in enumerate(names, 1):
+            if name in names[: number - 1]:
+                raise UsageError(
+                    f"Tasks {names.index(name) + 1} and {number} have the same name; "
+                    "run them one after the other, or rename one."
+                )
+
+    def options(self, task: Task, method: str) -> GenerateOptions:
+        """How the answers to a task are made by a method."""
+        longest = self.max_tokens or task.max_tokens
+        return dataclasses.replace(self.methods[method], max_tokens=longest)
 
 
 def run(
@@ -339,9 +190,9 @@ def run(
     plan: EvalPlan,
     *,
     done: Collection[tuple[str, str, str]] = (),
-    cancel: Cancel = lambda: False,
+    cancel: Callable[[], bool] = lambda: False,
 ) -> Iterator[Finished]:
-    """Runs every item of every task_run under every method.
+    """Runs every item of every task under every method.
 
     Args:
         runtime: with the models that the methods need.
@@ -370,185 +221,233 @@ def run(
 
 
 def _finished(
-    runtime: Runtime, task_run: TaskRun, item: Item, method: str, plan: EvalPlan, cancel: Cancel
+    runtime: Runtime,
+    task_run: TaskRun,
+    item: Item,
+    method: str,
+    plan: EvalPlan,
+    cancel: Callable[[], bool],
 ) -> Finished:
     runtime.forget()
     before, started = sum(runtime.decoded().values()), time.perf_counter()
-    found, reason, problem = None, "", ""
+    result = Result(task_run.task.name, method, item.id, cut=item.id in task_run.cut)
     try:
-        found = _answered(runtime, task_run, item, method, plan, cancel)
+        found = _answered(runtime, task_run, item, result, plan, cancel)
     except (Cancelled, MemoryShortage):
         raise
     except CaptError as error:
-        reason, problem = _reason(error), str(error)
-    result = Result(
-        task=task_run.task.name,
-        method=method,
-        item=item.id,
-        outcome=found.outcome if found else None,
-        failed=reason,
-        tokens=found.tokens if found else 0,
+        reason = REFUSED if isinstance(error, UsageError) else MODEL
+        if isinstance(error, ContextOverflow):
+            reason = DOES_NOT_FIT
+        elif isinstance(error, NumericalError):
+            reason = NOT_FINITE
+        found = Finished(msgspec.structs.replace(result, failed=reason), problem=str(error))
+    result = msgspec.structs.replace(
+        found.result,
         decoded=sum(runtime.decoded().values()) - before,
         seconds=time.perf_counter() - started,
-        cut=item.id in task_run.cut,
-        unfinished=found.unfinished if found else 0,
     )
-    if found is None:
-        return Finished(result, problem=problem)
-    return Finished(result, found.answers, found.said, found.logps)
-
-
-def _reason(error: CaptError) -> str:
-    """Why an item failed, in the words of tables."""
-    if isinstance(error, ContextOverflow):
-        return DOES_NOT_FIT
-    if isinstance(error, NumericalError):
-        return NOT_FINITE
-    return REFUSED if isinstance(error, UsageError) else MODEL
+    return dataclasses.replace(found, result=result)
 
 
 def _answered(
-    runtime: Runtime, task_run: TaskRun, item: Item, method: str, plan: EvalPlan, cancel: Cancel
-) -> _Answer:
-    if task_run.task.kind is Kind.PERPLEXITY:
-        score = runtime.score(item.input.encode(), plan.options(task_run, method), cancel=cancel)
-        return _Answer(judge_prose(score.nats, score.size), score.tokens)
-    if task_run.task.questions:
-        return _asked_each(runtime, task_run, item, plan.options(task_run, method), plan, cancel)
-    if task_run.task.kind is Kind.CLASSIFICATION and plan.choice_of(task_run) is not ChoiceBy.FREE:
-        return _chosen(runtime, task_run, item, plan.options(task_run, method), plan, cancel)
-    return _written(runtime, task_run, item, method, plan, cancel)
-
-
-def _chosen(
     runtime: Runtime,
     task_run: TaskRun,
     item: Item,
-    options: GenerateOptions,
+    result: Result,
     plan: EvalPlan,
-    cancel: Cancel,
-) -> _Answer:
-    """A classification by the likelihood of its choices, or by an answer that can only be one."""
-    chosen = runtime.choose(
-        task_run.prompt(item, raw=plan.raw),
-        task_run.choice_texts(item, raw=plan.raw),
-        options,
-        raw=plan.raw,
-        how=_HOW[plan.choice_of(task_run)],
-        cancel=cancel,
-    )
-    said = item.choices[chosen.index]
-    return _Answer(
-        judge(task_run.task, item, said),
-        tokens=sum(score.tokens for score in chosen.scores),
-        said=said,
-        logps=chosen.logps,
-    )
+    cancel: Callable[[], bool],
+) -> Finished:
+    task, raw = task_run.task, plan.raw
+    options = plan.options(task, result.method)
 
-
-def _asked_each(
-    runtime: Runtime,
-    task_run: TaskRun,
-    item: Item,
-    options: GenerateOptions,
-    plan: EvalPlan,
-    cancel: Cancel,
-) -> _Answer:
-    """Labels by a yes/no question each, answered by the likelihood of both words."""
-    assert task_run.style is not None, "prose is not asked"
-    task, named, logps = task_run.task, list[str](), list[float]()
-    answers = tuple(f" {answer}" for answer in YES_NO) if plan.raw else YES_NO
-    for label in item.choices:
-        prompt = task_run.style.question(item, task, label, raw=plan.raw)
-        chosen = runtime.choose(
-            prompt, answers, options, raw=plan.raw, cancel=cancel, how=Choosing.LIKELIHOOD
+    def done(outcome: Outcome, tokens: int = 0, *, unfinished: bool = False) -> Result:
+        return msgspec.structs.replace(
+            result, outcome=outcome, tokens=tokens, unfinished=unfinished
         )
-        logps += chosen.logps
-        if chosen.index == 0:
-            named.append(label)
-    said = joined_labels(tuple(named), task.no_answer)
-    return _Answer(judge(task, item, said), said=said, logps=tuple(logps))
+
+    if task.kind is Kind.PERPLEXITY:
+        score = runtime.score(item.input.encode(), options, cancel=cancel)
+        if not math.isfinite(score.nats):
+            raise NumericalError("The text has probability 0 under this method.")
+        figures = {"nats": score.nats, "bytes": float(score.size)}
+        return Finished(done(Outcome(figures), score.tokens))
+    if task.questions:  # labels by a yes/no question each
+        named, logps = [], list[float]()
+        answers = tuple(f" {answer}" for answer in YES_NO) if raw else YES_NO
+        for label in item.choices:
+            asked = label_question(item, task, label, raw=raw)
+            chosen = runtime.choose(
+                asked, answers, options, raw=raw, cancel=cancel, how=Choosing.LIKELIHOOD
+            )
+            logps += chosen.logps
+            named += [label] if chosen.index == 0 else []
+        read: str | None = joined_labels(tuple(named), task.no_answer)
+        return Finished(done(judge(task, item, read)), read=read, logps=tuple(logps))
+    prompt = task_run.prompt(item, raw=raw)
+    if task.kind is Kind.CLASSIFICATION and plan.choice is not ChoiceBy.FREE:
+        choices = tuple(f" {choice}" for choice in item.choices) if raw else item.choices
+        how = _HOW[plan.choice]
+        chosen = runtime.choose(prompt, choices, options, raw=raw, how=how, cancel=cancel)
+        read = item.choices[chosen.index]
+        tokens = sum(score.tokens for score in chosen.scores)
+        return Finished(done(judge(task, item, read), tokens), read=read, logps=chosen.logps)
+    generation = runtime.generate(prompt, options, raw=raw, cancel=cancel)
+    for _ in generation:
+        pass
+    if generation.finish is FinishReason.INTERRUPTED:
+        raise Cancelled("The run was stopped.")
+    read = read_answer(generation.text, item, task)
+    unfinished = generation.finish is FinishReason.LENGTH
+    outcome = judge(task, item, read)
+    return Finished(
+        done(outcome, generation.steps_done, unfinished=unfinished), generation.text, read
+    )
 
 
-def _written(
-    runtime: Runtime, task_run: TaskRun, item: Item, method: str, plan: EvalPlan, cancel: Cancel
-) -> _Answer:
-    """An answer in the model's words, or what most of several say."""
-    assert task_run.style is not None, "prose is not asked"
-    prompt = task_run.prompt(item, raw=plan.raw)
-    answers, tokens, unfinished = [], 0, 0
-    for draw in range(task_run.style.samples):
-        options = plan.options(task_run, method, draw)
-        generation = runtime.generate(prompt, options, raw=plan.raw, cancel=cancel)
-        for _ in generation:
-            pass
-        if generation.finish is FinishReason.INTERRUPTED:
-            raise Cancelled("The run was stopped.")
-        answers.append(generation.text)
-        tokens += generation.steps_done
-        unfinished += generation.finish is FinishReason.LENGTH
-    said = vote([task_run.style.read(answer, item, task_run.task) for answer in answers])
-    outcome = judge(task_run.task, item, said)
-    return _Answer(outcome, tokens, tuple(answers), said, unfinished=unfinished)
+_MARK, _VERSION = "capt_local_eval", 2
+_RESULTS = "The results file (--results)"
+_SAMPLES = "The file of answers (--log-samples)"
 
 
-_Pair = tuple[str, str]
+class ResultsFile:
+    """The journal of results: each is on the disk before the next item begins.
 
-
-class Remaining:
-    """Counts what is left, and estimates its time from what was done.
-
-    An item is expected to take what the items of its task took under its method so far; where
-    none was done yet, what items took on average.
-
-    Args:
-        runs: all of them.
-        methods: all of them.
-        done: results that are there already.
+    The first line is a fingerprint of everything that decides a result, so that only the same run
+    goes on with the file; the others hold ids, places of choices and figures, no text.
 
     Attributes:
-        total: items times methods.
-        done: of these.
+        done: the results of earlier runs.
+        fingerprint: of the earlier runs; None for a new file.
+
+    Raises:
+        UsageError: it cannot be read or written, or is something else.
     """
 
-    def __init__(
-        self, runs: Sequence[TaskRun], methods: Collection[str], done: Sequence[Result] = ()
-    ) -> None:
-        """Counts the results that are there."""
-        self._left = Counter(
-            {
-                (task_run.task.name, name): len(task_run.task.items)
-                for task_run in runs
-                for name in methods
+    def __init__(self, path: Path) -> None:
+        """Opens and reads the file."""
+        self._file = _opened(path, _RESULTS)
+        self.fingerprint: dict[str, Any] | None = None
+        self.done: list[Result] = []
+        self._whole = 0
+        try:
+            for number, line in enumerate(self._file.lines()):
+                if line.endswith(b"\n"):
+                    self._whole += len(line)
+                    self._read(number, line)
+                elif number == 0 and not f'{{"{_MARK}": '.encode().startswith(line[:20]):
+                    raise _other_file()
+        except BaseException:
+            self.close()
+            raise
+
+    def begin(self, fingerprint: Mapping[str, Any], differences: Callable[..., str]) -> None:
+        """Compares the fingerprint with that of an old file, or writes that of a new one.
+
+        Args:
+            fingerprint: values that JSON has; compared name by name.
+            differences: names what differs between two.
+
+        Raises:
+            UsageError: the file is of another run; names what differs.
+        """
+        ours = json.loads(json.dumps(fingerprint))
+        if self.fingerprint is not None and (names := differences(self.fingerprint, ours)):
+            raise UsageError(
+                f"{_RESULTS} is of a run with other settings; what differs: {names}. "
+                "Use the same settings, or name a new file."
+            )
+        if self._whole < self._file.size:
+            self._file.cut(self._whole)  # the half line of a kill
+        if self.fingerprint is None:
+            self._file.append(json.dumps({_MARK: _VERSION, "fingerprint": ours}).encode() + b"\n")
+
+    def append(self, result: Result) -> None:
+        """Adds a result; it is on the disk when this returns. Raises DiskFailed."""
+        self._file.append(msgspec.json.encode(result) + b"\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _read(self, number: int, line: bytes) -> None:
+        try:
+            value = parse_object(line)
+            if number == 0:
+                if value.get(_MARK) != _VERSION:
+                    raise _other_file(of_ours=_MARK in value)
+                self.fingerprint = convert(value.get("fingerprint"), dict[str, Any])
+            else:
+                self.done.append(convert(value, Result))
+        except NotReadable:
+            if number == 0:
+                raise _other_file() from None
+            raise UsageError(
+                f"{_RESULTS}, line {number + 1}: not a result. Name a new file."
+            ) from None
+
+
+def _other_file(*, of_ours: bool = False) -> UsageError:
+    if of_ours:
+        return UsageError(f"{_RESULTS} was written by another version. Name a new file.")
+    return UsageError(f"{_RESULTS} is not of capt-local eval. Nothing was written; name another.")
+
+
+def _opened(path: Path, what: str) -> LineFile:
+    try:
+        return LineFile(path, what)
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = getattr(error, "strerror", None) or "no access"
+        raise UsageError(f"{what} cannot be written: {reason}.") from None
+
+
+class SampleLog:
+    """The file of answers: a line for each item and method. Holds text.
+
+    Args:
+        path: of the file.
+        resumed: whether it goes on from an earlier run; else it must not hold anything yet.
+
+    Raises:
+        UsageError: it cannot be written, or holds something else.
+    """
+
+    def __init__(self, path: Path, *, resumed: bool) -> None:
+        """Opens the file; an answer of an earlier run is not written twice."""
+        self._file = _opened(path, _SAMPLES)
+        self._there: set[tuple[str, str, str]] = set()
+        whole = 0
+        for line in self._file.lines():
+            try:
+                value = json.loads(line)
+                if not value["failed"]:  # else it may be tried again
+                    self._there.add((value["task"], value["method"], value["id"]))
+                resumed = resumed and "answer" in value
+            except (ValueError, TypeError, KeyError, RecursionError):
+                resumed = resumed and not line.endswith(b"\n")
+                break
+            whole += len(line)
+        if self._file.size and not resumed:
+            self.close()
+            raise UsageError(f"{_SAMPLES} holds something already. Name a new file.")
+        if whole < self._file.size:
+            self._file.cut(whole)
+
+    def append(self, finished: Finished) -> None:
+        """Adds the answer to an item. Raises DiskFailed."""
+        result = finished.result
+        if result.place not in self._there:
+            line = {
+                "task": result.task,
+                "method": result.method,
+                "id": result.item,
+                "failed": result.failed,
+                "answer": finished.answer,
+                "read": finished.read,
+                "logps": list(finished.logps),
             }
-        )
-        self.total = self._left.total()
-        self.done = 0
-        self._seconds: Counter[_Pair] = Counter()
-        self._counts: Counter[_Pair] = Counter()
-        for result in done:
-            self.add(result)
+            self._file.append(json.dumps(line).encode() + b"\n")
 
-    def add(self, result: Result) -> None:
-        """Counts one more."""
-        pair = result.task, result.method
-        self.done += 1
-        self._left[pair] -= 1
-        self._counts[pair] += 1
-        self._seconds[pair] += result.seconds  # type: ignore[assignment]  # Counter adds floats too
-
-    @property
-    def share(self) -> float:
-        """The part of the work that is done, 0 to 1."""
-        return self.done / self.total if self.total else 1.0
-
-    @property
-    def seconds(self) -> float | None:
-        """Time that is left; None before anything was done."""
-        if not self.done:
-            return None
-        average = sum(self._seconds.values()) / self.done
-        return sum(
-            count * (self._seconds[pair] / self._counts[pair] if self._counts[pair] else average)
-            for pair, count in self._left.items()
-        )
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from capt_local.evaluate.intervals import Interval, compare
-from capt_local.evaluate.metrics import Outcome, metrics_of, summarise
+from capt_local.evaluate.metrics import summarise
 from capt_local.evaluate.run import Result
 from capt_local.evaluate.tasks import Task
 
@@ -19,7 +17,7 @@ TARGET = "target"
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class MethodFigures:
     """One method on one task.
 
     Attributes:
@@ -32,9 +30,7 @@ class Cell:
             per byte: of the ratio), over the items that both have done; empty for that method.
         unanswered: classification and labels: answers that name no choice.
         unfinished: answers that were ended by the limit on their length.
-        seconds: all models, all items.
-        tokens: see `Result`.
-        decoded: see `Result`.
+        seconds, tokens, decoded: see `Result`.
     """
 
     method: str
@@ -56,13 +52,13 @@ class TaskSummary:
 
     Attributes:
         task: what was asked.
-        cells: one for each method, in their order.
+        methods: in their order.
         cut: items whose input was cut on request.
         against: the method that intervals are against.
     """
 
     task: Task
-    cells: tuple[Cell, ...]
+    methods: tuple[MethodFigures, ...]
     cut: int
     against: str = TARGET
 
@@ -74,7 +70,6 @@ def summarise_task(
     *,
     seed: int = 0,
     against: str = TARGET,
-    each: Callable[[], None] = lambda: None,
 ) -> TaskSummary:
     """Sums up one task.
 
@@ -84,69 +79,47 @@ def summarise_task(
         results: of the task and others, in any order.
         seed: of the bootstrap.
         against: the method that intervals are against.
-        each: called after each method; an interval takes a moment.
 
     Raises:
         UsageError: a library that a figure needs is not installed.
     """
-    by_method: dict[str, dict[str, Result]] = {method: {} for method in methods}
-    ids = [item.id for item in task.items]
+    found: dict[str, dict[str, Result]] = {method: {} for method in methods}
     for result in results:
-        if result.task == task.name and result.method in by_method:
-            by_method[result.method][result.item] = result
-    cells = []
-    for method in methods:
-        found = by_method[method]
-        others = by_method.get(against, {}) if method != against else {}
-        cells.append(_summarised(task, method, ids, found, others, seed))
-        each()
-    cut = {result.item for found in by_method.values() for result in found.values() if result.cut}
-    return TaskSummary(task, tuple(cells), len(cut), against)
+        if result.task == task.name and result.method in found:
+            found[result.method][result.item] = result
+    others = found.get(against, {})
+    figures = tuple(
+        _figures(task, method, found[method], others if method != against else {}, seed)
+        for method in methods
+    )
+    cut = {one.item for by_item in found.values() for one in by_item.values() if one.cut}
+    return TaskSummary(task, figures, len(cut), against)
 
 
-def _summarised(
-    task: Task,
-    method: str,
-    ids: Sequence[str],
-    found: Mapping[str, Result],
-    others: Mapping[str, Result],
-    seed: int,
-) -> Cell:
+def _figures(
+    task: Task, method: str, found: Mapping[str, Result], others: Mapping[str, Result], seed: int
+) -> MethodFigures:
     # In the order of the task: sums and draws do not depend on the order of the run.
-    results = [found[id] for id in ids if id in found]
+    results = [found[item.id] for item in task.items if item.id in found]
     outcomes = [result.outcome for result in results if result.outcome is not None]
-    return Cell(
+    pairs = [
+        (result.outcome, others[result.item].outcome) for result in results if result.item in others
+    ]
+    ours = [one for one, other in pairs if one is not None and other is not None]
+    theirs = [other for one, other in pairs if one is not None and other is not None]
+    return MethodFigures(
         method=method,
         done=len(outcomes),
         failed=dict(Counter(result.failed for result in results if result.failed)),
-        left=len(ids) - len(results),
+        left=len(task.items) - len(results),
         metrics=summarise(task, outcomes) if outcomes else {},
-        intervals=_intervals(task, ids, found, others, seed),
+        intervals=compare(task, ours, theirs, seed=seed) if ours else {},
         unanswered=sum(bool(one.expected) and not one.predicted for one in outcomes),
         unfinished=sum(result.unfinished for result in results),
         seconds=math.fsum(result.seconds for result in results),
         tokens=sum(result.tokens for result in results),
         decoded=sum(result.decoded for result in results),
     )
-
-
-def _intervals(
-    task: Task,
-    ids: Sequence[str],
-    found: Mapping[str, Result],
-    others: Mapping[str, Result],
-    seed: int,
-) -> dict[str, Interval]:
-    """Over the items that both have done; none when there is no such item."""
-    ours: list[Outcome] = []
-    theirs: list[Outcome] = []
-    for id in ids:
-        if id in found and id in others:
-            one, other = found[id].outcome, others[id].outcome
-            if one is not None and other is not None:
-                ours.append(one)
-                theirs.append(other)
-    return compare(task, ours, theirs, seed=seed) if ours else {}
 
 
 def as_object(
@@ -158,91 +131,41 @@ def as_object(
 ) -> dict[str, Any]:
     """What `--json` writes; see docs/eval.md."""
     return {
-        "tasks": {summary.task.name: _task(summary) for summary in summaries},
+        "tasks": {
+            summary.task.name: {
+                "kind": str(summary.task.kind),
+                "measure": str(summary.task.measure),
+                "licence": summary.task.licence,
+                "items": len(summary.task.items),
+                "items_in_file": summary.task.total,
+                "cut": summary.cut,
+                "methods": {one.method: _object(one, summary.against) for one in summary.methods},
+            }
+            for summary in summaries
+        },
         "settings": dict(settings),
         "provenance": dict(provenance),
         "interrupted": interrupted,
     }
 
 
-def _task(summary: TaskSummary) -> dict[str, Any]:
-    task = summary.task
+def _object(figures: MethodFigures, against: str) -> dict[str, Any]:
+    counts = ("done", "failed", "left", "unanswered", "unfinished")
     return {
-        "kind": str(task.kind),
-        "measure": str(task.measure),
-        "licence": task.licence,
-        "items": len(task.items),
-        "items_in_file": task.total,
-        "cut": summary.cut,
-        "methods": {cell.method: _cell(cell, summary.against) for cell in summary.cells},
-    }
-
-
-def _cell(cell: Cell, against: str) -> dict[str, Any]:
-    return {
-        "metrics": dict(cell.metrics),
-        "intervals": {name: _interval(one, against) for name, one in cell.intervals.items()},
-        "counts": {
-            "done": cell.done,
-            "failed": dict(cell.failed),
-            "left": cell.left,
-            "unanswered": cell.unanswered,
-            "unfinished": cell.unfinished,
+        "metrics": dict(figures.metrics),
+        "intervals": {
+            name: {
+                "against": against,
+                "kind": "ratio" if one.ratio else "difference",
+                "estimate": one.estimate,
+                "low": one.low,
+                "high": one.high,
+                "items": one.items,
+            }
+            for name, one in figures.intervals.items()
         },
-        "seconds": cell.seconds,
-        "tokens": cell.tokens,
-        "decoded": cell.decoded,
+        "counts": {name: getattr(figures, name) for name in counts},
+        "seconds": figures.seconds,
+        "tokens": figures.tokens,
+        "decoded": figures.decoded,
     }
-
-
-def _interval(interval: Interval, against: str) -> dict[str, Any]:
-    return {
-        "against": against,
-        "kind": "ratio" if interval.ratio else "difference",
-        "estimate": interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
-        "items": interval.items,
-    }
-
-
-_CSV = (
-    *("task", "kind", "method", "metric", "value"),
-    *("against", "interval", "estimate", "low", "high", "paired_items"),
-    *("done", "failed", "left", "seconds", "tokens", "decoded"),
-)
-
-
-def as_csv(summaries: Sequence[TaskSummary]) -> str:
-    """A line for each task, method and figure."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_CSV)
-    for summary in summaries:
-        for cell in summary.cells:
-            for name in metrics_of(summary.task):
-                writer.writerow(_csv_row(summary, cell, name))
-    return out.getvalue()
-
-
-def _csv_row(summary: TaskSummary, cell: Cell, name: str) -> tuple[object, ...]:
-    interval = cell.intervals.get(name)
-    shown: tuple[object, ...] = ("",) * 6
-    if interval is not None:
-        kind = "ratio" if interval.ratio else "difference"
-        bounds = (interval.estimate, interval.low, interval.high)
-        shown = (summary.against, kind, *bounds, interval.items)
-    return (
-        summary.task.name,
-        str(summary.task.kind),
-        cell.method,
-        name,
-        cell.metrics.get(name, ""),
-        *shown,
-        cell.done,
-        sum(cell.failed.values()),
-        cell.left,
-        f"{cell.seconds:.3f}",
-        cell.tokens,
-        cell.decoded,
-    )

@@ -1,4 +1,8 @@
-"""Tasks: a file of JSON Lines, or a folder with a `task.toml`; both become the same items."""
+"""Tasks: items of one kind, from JSON Lines or from the files of a known data set.
+
+A line is `{id, task, kind, instruction, input, reference, choices, ...}`; a text to predict is
+`{id, task, kind: "perplexity", text}`. See docs/tasks.md.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +10,123 @@ import hashlib
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from capt_local.bundles.manifest import NAME
 from capt_local.errors import UsageError
-from capt_local.evaluate.items import (
-    MAX_TOKENS,
-    MEASURES,
-    Item,
-    Kind,
-    Measure,
-    measure_of,
-    problem_of,
-    read_records,
+from capt_local.strict_json import (
+    NotReadable,
+    Problems,
+    convert,
+    form,
+    lines,
+    parse_object,
+    read_bytes,
 )
-from capt_local.evaluate.layouts import (
-    Format,
-    Layout,
-    TaskDescription,
-    plain,
-    read_description,
-    read_rows,
-)
-from capt_local.strict_json import NotReadable, Problems, lines, read_bytes
+
+_LONGEST_ID = 256
+_BETWEEN_LABELS = ", "
+
+
+class Kind(StrEnum):
+    """What a model does."""
+
+    CLASSIFICATION = "classification"  # names one of some choices
+    GENERATION = "generation"  # writes a text
+    PERPLEXITY = "perplexity"  # predicts a text
+
+
+class Measure(StrEnum):
+    """What an answer is measured by; see `evaluate.metrics`."""
+
+    CHOICE = "choice"  # accuracy and macro-F1
+    ROUGE = "rouge"  # overlap with the reference
+    SPAN = "span"  # exact match and F1 of tokens, as for SQuAD
+    LABELS = "labels"  # micro- and macro-F1 of a set of choices
+    BITS = "bits"  # bits per byte
+
+
+MEASURES: dict[Kind, tuple[Measure, ...]] = {  # the first where nothing is said
+    Kind.CLASSIFICATION: (Measure.CHOICE,),
+    Kind.GENERATION: (Measure.ROUGE, Measure.SPAN, Measure.LABELS),
+    Kind.PERPLEXITY: (Measure.BITS,),
+}
+MAX_TOKENS = {Kind.CLASSIFICATION: 32, Kind.GENERATION: 512, Kind.PERPLEXITY: 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question with its answer.
+
+    Attributes:
+        id: unique in its task.
+        instruction: what to do with the input; may be empty where the input says it.
+        input: what it is about; for perplexity, the text itself.
+        reference: the right answer: for a classification one of `choices`, for labels those that
+            apply, joined with ", "; empty for perplexity.
+        choices: possible answers, or labels.
+        alternatives: further answers that are as right as `reference`.
+    """
+
+    id: str
+    instruction: str
+    input: str
+    reference: str
+    choices: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All right answers."""
+        return (self.reference, *self.alternatives)
+
+
+def folded(text: str) -> str:
+    """A text without what no reader tells apart: capitals, and how wide a space is."""
+    return " ".join(text.casefold().split())
+
+
+def labels_of(reference: str, no_answer: str) -> tuple[str, ...]:
+    """The labels of a reference, which joins them with ", "; `no_answer` is that without any."""
+    return () if reference == no_answer else tuple(reference.split(_BETWEEN_LABELS))
+
+
+def joined_labels(labels: tuple[str, ...], no_answer: str) -> str:
+    """The reference with some labels."""
+    return _BETWEEN_LABELS.join(labels) or no_answer
+
+
+def problem_of(item: Item, measure: Measure, no_answer: str = "") -> str | None:
+    """Why an item cannot be measured so, without a word of it; None if it can."""
+    choices = item.choices
+    if not item.id.strip() or len(item.id) > _LONGEST_ID or not item.id.isprintable():
+        return f'"id" must be 1 to {_LONGEST_ID} printable characters'
+    if not item.input.strip():
+        return '"text" is empty' if measure is Measure.BITS else '"input" is empty'
+    if measure is Measure.BITS:
+        return None
+    if any(not reference.strip() for reference in item.references):
+        return '"reference" is empty'
+    if measure not in (Measure.CHOICE, Measure.LABELS):
+        return '"choices" are only for a classification' if choices else None
+    if len(choices) < (2 if measure is Measure.CHOICE else 1):
+        return '"choices" must be at least two' if choices else 'no "choices"'
+    if any(not choice.strip() or choice != choice.strip() for choice in choices):
+        return 'one of "choices" is empty, or begins or ends with a space'
+    if len({folded(choice) for choice in choices}) < len(choices):
+        return 'two of "choices" are the same, but for capitals and spaces'
+    if measure is Measure.CHOICE:
+        return None if item.reference in choices else '"reference" is not one of "choices"'
+    if any(_BETWEEN_LABELS in choice for choice in choices):
+        return 'one of "choices" has a comma in it'
+    named = labels_of(item.reference, no_answer)
+    if not set(named) <= set(choices) or len(set(named)) < len(named):
+        return '"reference" names a label that is not one of "choices", or one twice'
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +139,6 @@ class Task:
         items: at least one, in the order of the file.
         measure: what answers are measured by.
         licence: of the items.
-        style: name or path of the prompt style that the task asks for; "" for none.
         max_tokens: the longest answer.
         no_answer: for spans the answer that says that there is none; for labels the answer that
             says that none applies.
@@ -62,7 +159,6 @@ class Task:
     items: tuple[Item, ...]
     measure: Measure
     licence: str = ""
-    style: str = ""
     max_tokens: int = 512
     no_answer: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -78,20 +174,12 @@ class Task:
         found = dict.fromkeys(choice for choices in each for choice in choices)
         object.__setattr__(self, "choices", tuple(found))
         object.__setattr__(self, "same_choices", len(each) == 1)
-        if not NAME.fullmatch(self.name):
-            raise UsageError(
-                "The name of a task must be 1 to 64 letters, digits, '.', '-' or '_', first a "
-                "letter or digit."
-            )
         if not self.items:
             raise UsageError("A task needs at least one item.")
         if self.measure not in MEASURES[self.kind]:
             raise UsageError(f"A {self.kind} task cannot be measured by {self.measure}.")
-        if self.max_tokens < 1:
-            raise UsageError("The longest answer of a task must be at least one token.")
         for number, item in enumerate(self.items, 1):
-            problem = problem_of(item, self.measure, self.no_answer)
-            if problem:
+            if problem := problem_of(item, self.measure, self.no_answer):
                 raise UsageError(f"Item {number} of a task: {problem}.")
         if len({item.id for item in self.items}) < len(self.items):
             raise UsageError("Two items of a task have the same id.")
@@ -103,111 +191,117 @@ def read_task(
     """Reads a task.
 
     Args:
-        place: a `.jsonl` file, or a folder with a `task.toml`.
+        place: a file of JSON Lines, or DATASET=PATH (see `evaluate.datasets`).
         limit: only so many items, drawn at random; their order is kept.
         seed: of the draw.
         what: how errors call it; its name may be a patient's.
 
     Raises:
-        UsageError: it cannot be read, or lines are not as they should be; the first is told with
-            its number, and how many more there are.
+        UsageError: it cannot be read, or lines are not as they should be; the first is reported
+            with its number, and how many more there are.
     """
-    if limit is not None and limit < 1:
-        raise UsageError("A task needs a limit of at least 1 item.")
-    if not place.is_dir():
-        return _drawn(_of_lines(place, what), limit, seed)
-    return _drawn(_of_folder(read_description(place, what), what), limit, seed)
+    from capt_local.evaluate.datasets import DATASETS
+
+    name, equals, path = str(place).partition("=")
+    task = DATASETS[name](Path(path), what) if equals and name in DATASETS else _lines(place, what)
+    if limit is None or limit >= len(task.items):
+        return task
+    chosen = sorted(random.Random(seed).sample(range(len(task.items)), limit))
+    return replace(task, items=tuple(task.items[index] for index in chosen))
 
 
-def read_examples(place: Path, *, what: str = "The task file") -> Task | None:
-    """The examples that the `task.toml` of a folder names, read as its items are.
+class TaskLine(msgspec.Struct, frozen=True):
+    """A line of a file of items; keys of others are left alone."""
 
-    Args:
-        place: as for `read_task`.
-        what: how errors call it.
+    id: str | int
+    task: Annotated[str, form(NAME.pattern, "must be 1 to 64 letters, digits, '.-_'")]
+    kind: Kind
+    instruction: str = ""
+    input: str = ""
+    text: str = ""
+    reference: str = ""
+    choices: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
+    licence: str = ""
+    measure: Measure | None = None
+    no_answer: str = ""
 
-    Returns:
-        None for a file, and where the folder has no examples.
+    def item(self) -> Item:
+        """As an item."""
+        if self.kind is Kind.PERPLEXITY:
+            return Item(str(self.id), "", self.text, "")
+        return Item(
+            str(self.id),
+            self.instruction,
+            self.input,
+            self.reference,
+            self.choices,
+            self.alternatives,
+        )
 
-    Raises:
-        UsageError: as `read_task`.
-    """
-    if not place.is_dir():
-        return None
-    description = read_description(place, what)
-    return _of_folder(description, what, examples=True) if description.has_examples else None
+    @property
+    def shared(self) -> tuple[object, ...]:
+        """What all lines of a file have in common."""
+        return self.task, self.kind, self.measure or MEASURES[self.kind][0], self.no_answer
 
 
-def _of_lines(place: Path, what: str) -> Task:
+def _lines(place: Path, what: str) -> Task:
     data = read_bytes(place, what)
-    problems = Problems(what)
-    records = read_records(data, problems)
-    if not records:
-        problems.fail("it holds no items")
-    first = records[0]
-    if not NAME.fullmatch(first.task):
-        problems.fail("\"task\" must be 1 to 64 letters, digits, '.', '-' or '_'")
-    return Task(
-        name=first.task,
-        kind=first.kind,
-        items=tuple(record.item for record in records),
-        measure=measure_of(first.kind),
-        licence="; ".join(dict.fromkeys(record.licence for record in records if record.licence)),
-        max_tokens=MAX_TOKENS[first.kind],
-        digest=hashlib.sha256(data).hexdigest(),
-        total=len(records),
-    )
-
-
-def _of_folder(description: TaskDescription, what: str, *, examples: bool = False) -> Task:
-    layout = description.layout(examples=examples)
-    data = read_bytes(layout.file, what)
-    ids = read_bytes(layout.only, f"{what}, the ids that count") if layout.only else b""
-    problems = Problems(what, "row" if layout.form is Format.JSON else "line")
-    items = _items(layout, data, ids, problems)
-    if not items:
-        problems.fail("it holds no items")
-    parts = (hashlib.sha256(part).digest() for part in (description.data, data, ids))
-    return Task(
-        name=layout.keys.name,
-        kind=layout.keys.kind,
-        items=tuple(items),
-        measure=layout.measure,
-        licence=layout.keys.licence,
-        style=layout.keys.style,
-        max_tokens=layout.keys.max_tokens or MAX_TOKENS[layout.keys.kind],
-        no_answer=layout.keys.no_answer,
-        aliases=layout.keys.aliases,
-        questions=layout.keys.questions,
-        digest=hashlib.sha256(b"".join(parts)).hexdigest(),
-        total=len(items),
-    )
-
-
-def _items(layout: Layout, data: bytes, ids: bytes, problems: Problems) -> list[Item]:
-    counting = {line.strip() for _, line in lines(ids)}
-    found: dict[str, Item] = {}
-    rows = read_rows(data, layout.form, layout.keys.rows, problems)
-    for number, row in zip((row.number for row in rows), layout.prepared(rows), strict=True):
+    problems, found = Problems(what), dict[str, TaskLine]()
+    first: TaskLine | None = None
+    for number, raw in lines(data):
         try:
-            if isinstance(row, NotReadable):
-                raise row
-            if layout.only and plain(row.values(layout.keys.only.key)[0]).encode() not in counting:
-                continue
-            item = layout.item(row)
-            problem = problem_of(item, layout.measure, layout.keys.no_answer)
-            if problem or item.id in found:
-                raise NotReadable(problem or "this id stood on a line before")
+            line = convert(parse_object(raw), TaskLine)
+            first = first or line
+            measure = line.measure or MEASURES[line.kind][0]
+            if problem := problem_of(line.item(), measure, line.no_answer):
+                raise NotReadable(problem)
+            if str(line.id) in found:
+                raise NotReadable('this "id" stood on a line before')
+            if line.shared != first.shared:
+                raise NotReadable(
+                    '"task", "kind", "measure" or "no_answer" is not that of the first line'
+                )
         except NotReadable as error:
             problems.add(number, error)
         else:
-            found[item.id] = item
+            found[str(line.id)] = line
     problems.raise_first()
-    return list(found.values())
+    if first is None:
+        problems.fail("it holds no items")
+    return Task(
+        name=first.task,
+        kind=first.kind,
+        items=tuple(line.item() for line in found.values()),
+        measure=first.measure or MEASURES[first.kind][0],
+        licence="; ".join(dict.fromkeys(line.licence for line in found.values() if line.licence)),
+        max_tokens=MAX_TOKENS[first.kind],
+        no_answer=first.no_answer,
+        digest=hashlib.sha256(data).hexdigest(),
+        total=len(found),
+    )
 
 
-def _drawn(task: Task, limit: int | None, seed: int) -> Task:
-    if limit is None or limit >= len(task.items):
-        return task
-    places = sorted(random.Random(seed).sample(range(len(task.items)), limit))
-    return replace(task, items=tuple(task.items[place] for place in places))
+def shortened(task: Task, size: int | None) -> tuple[Task, frozenset[str]]:
+    """The task with inputs of at most so many bytes: their beginnings, never a part of a character.
+
+    Args:
+        task: any.
+        size: bytes of UTF-8; None leaves everything as it is.
+
+    Returns:
+        The task, and the ids of the items that were cut.
+
+    Raises:
+        UsageError: nothing would be left of an input.
+    """
+    if size is None:
+        return task, frozenset()
+    cut = {item.id for item in task.items if len(item.input.encode()) > size}
+    items = tuple(
+        replace(item, input=item.input.encode()[:size].decode("utf-8", "ignore"))
+        for item in task.items
+    )
+    if any(not item.input.strip() for item in items):
+        raise UsageError(f"--max-input-bytes {size} leaves nothing of an input; allow more.")
+    return replace(task, items=items), frozenset(cut)

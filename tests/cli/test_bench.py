@@ -16,10 +16,6 @@ CANARY = "PATIENT-CANARY"
     "flags",
     [
         ["--limit", "3"],
-        ["--raw"],
-        ["--max-input-bytes", "9"],
-        ["--prompts", "{prompts}", "-r", "2"],
-        ["--prompts", "{prompts}", "--prompt-tokens", "2"],
         ["--prompts", "{broken}"],
         ["--prompts", "{missing}"],
         ["--modes", "llama,fast"],
@@ -34,7 +30,7 @@ def test_wrong_flags_are_told_before_anything_is_loaded(
     flags: list[str], run: Run, script: Script, tmp_path: Path
 ) -> None:
     prompts, broken = tmp_path / "in.jsonl", tmp_path / "broken.jsonl"
-    prompts.write_text('{"prompt": "x"}\n')
+    prompts.write_text('{"id": "1", "task": "t", "kind": "perplexity", "text": "x"}\n')
     broken.write_text(f'{{"note": "{CANARY}"}}\n')
     places = {"prompts": prompts, "broken": broken, "missing": tmp_path / CANARY}
     result = run("bench", "{models}", *(flag.format(**places) for flag in flags))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import stat
 from pathlib import Path
@@ -94,34 +93,26 @@ def test_against_another_method(
     run: Run, rules: Rules, choices: Path, prose: Path, tmp_path: Path
 ) -> None:
     """The difference turns its sign, and nothing is run again."""
-    table, kept = tmp_path / "table.csv", tmp_path / "results"
+    kept = tmp_path / "results"
     tasks = ("eval", "{models}", "--task", str(choices), str(prose), "--json")
     both = (*tasks, "--methods", "target,capt", "--results", str(kept))
     assert run(*both).code == 0
     size = kept.stat().st_size
-    result = run(*both, "--against", "capt", "--csv", str(table))
+    result = run(*both, "--against", "capt")
     assert (result.code, kept.stat().st_size) == (0, size)
     found = json.loads(result.out)["tasks"]
     turned = found["so"]["methods"]["target"]["intervals"]["accuracy"]
     assert (turned["against"], turned["estimate"], turned["low"]) == ("capt", 0.75, 0.25)
     assert found["prose"]["methods"]["target"]["intervals"]["bits_per_byte"]["estimate"] == 2.0
     assert not found["so"]["methods"]["capt"]["intervals"]
-    with table.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert [(row["method"], row["against"], row["interval"]) for row in rows if row["low"]] == [
-        ("target", "capt", "difference"),
-        ("target", "capt", "difference"),
-        ("target", "capt", "ratio"),
-    ]
     alone = run(*tasks, "--methods", "capt", "--against", "expert")
     assert list(json.loads(alone.out)["tasks"]["so"]["methods"]) == ["expert", "capt"]
     assert "the expert is run too" in alone.err
 
 
 def test_the_object_and_the_file(run: Run, rules: Rules, choices: Path, tmp_path: Path) -> None:
-    table = tmp_path / "table.csv"
     result = run(
-        *("eval", "{models}", "--task", str(choices), "--json", "--csv", str(table)),
+        *("eval", "{models}", "--task", str(choices), "--json"),
         *("--stop", CANARY, "--limit", "3", "--seed", "5"),
     )
     assert (result.code, CANARY in result.out) == (0, False)
@@ -144,14 +135,6 @@ def test_the_object_and_the_file(run: Run, rules: Rules, choices: Path, tmp_path
     assert found["settings"]["seed"] == 5
     assert found["settings"]["methods"]["capt"]["combine"]["plausibility"] == 1e-5
     assert set(found["provenance"]) >= {"versions", "models", "loading", "date"}
-    with table.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert [(row["method"], row["metric"]) for row in rows] == [
-        (method, metric) for method in ("target", "capt") for metric in ("accuracy", "macro_f1")
-    ]
-    assert float(rows[2]["value"]) == capt["metrics"]["accuracy"]
-    assert float(rows[2]["low"]) == capt["intervals"]["accuracy"]["low"]
-    assert stat.S_IMODE(table.stat().st_mode) == 0o600
 
 
 def without_times(out: str) -> Any:
@@ -160,22 +143,6 @@ def without_times(out: str) -> Any:
         for cell in task["methods"].values():
             del cell["seconds"]
     return found
-
-
-def test_a_stop_replaces_no_table(run: Run, rules: Rules, choices: Path, tmp_path: Path) -> None:
-    table = tmp_path / "table.csv"
-    command = ("eval", "{models}", "--task", str(choices), "--csv", str(table))
-    assert run(*command).code == 0
-    complete = table.read_bytes()
-    rules.calls.clear()
-    rules.press_at = 4
-    stopped = run(*command)
-    assert stopped.code == 130 and stopped.err.count("stays as it was") == 1
-    assert table.read_bytes() == complete
-    table.unlink()
-    rules.calls.clear()
-    assert run(*command).code == 130
-    assert table.exists()
 
 
 def test_a_stop_loses_nothing(
@@ -247,27 +214,16 @@ def test_items_that_do_not_fit_are_counted_and_said(run: Run, rules: Rules, choi
     ("arguments", "said"),
     [
         ([], "There is no task"),
-        (["--task", "{choices}", "--method", "capt"], "--methods, not --method"),
         (["--task", "{choices}", "--methods", f"target,{CANARY}"], "Number 2 of --methods"),
         (["--task", "{choices}", "--methods", "capt,capt"], "names capt twice"),
         (["--task", "{choices}", "{choices}"], "Tasks 1 and 2 have the same name"),
-        (["--task", "{choices}", "--style", CANARY], "There is no such style"),
-        (["--task", "{choices}", "--shots", "2"], "name a file of them"),
-        (["--task", "{choices}", "--shots-file", "{choices}"], "--shots-file is not used"),
-        (["--task", "{choices}", "--shots-by", "nearest"], "--shots-by needs"),
-        (["--task", "{choices}", "--shots", "4", "--shots-file", "{choices}"], "ask for fewer"),
-        (["--task", "{choices}", "--samples", "2"], "give --temp"),
-        (["--task", "{choices}", "--samples", "2", "--choice", "constrained"], "--choice free"),
+        (["--task", "{choices}", "--shots", "2"], "--shots K and --shots-file go"),
+        (["--task", "{choices}", "--shots-file", "{choices}"], "--shots K and --shots-file go"),
+        (["--task", "{choices}", "--shots", "4", "--shots-file", "{choices}"], "use fewer"),
         (["--task", "{choices}", "--max-input-bytes", "0"], "--max-input-bytes"),
         (["--task", "{folder}/none.jsonl"], "Task 1"),
         (["--task", "{choices}", "--results", "{choices}"], "--results"),
         (["--task", "{choices}", "--log-samples", "{choices}"], "--log-samples"),
-        (["--task", "{choices}", "--csv", "{folder}"], "--csv"),
-        (["--task", "{choices}", "--csv", "{choices}"], "--csv"),
-        (
-            ["--task", "{choices}", "--results", "{folder}/a", "--csv", "{folder}/./a"],
-            "(--csv) would replace",
-        ),
         (
             ["--task", "{choices}", "--results", "{folder}/a", "--log-samples", "{folder}/a"],
             "name the same file",
@@ -304,7 +260,7 @@ def test_answers_are_written_only_to_the_file_that_was_named(
     assert result.code == 0
     assert set(tmp_path.iterdir()) - there == {samples}
     first = json.loads(samples.read_text().splitlines()[0])
-    assert (first["answers"], first["said"]) == ([f"yes {CANARY}"], "yes")
+    assert (first["answer"], first["read"]) == (f"yes {CANARY}", "yes")
     assert CANARY not in result.out + result.err
     again = run(*command, "--log-samples", str(samples))
     assert (again.code, "holds something already" in again.err) == (2, True)

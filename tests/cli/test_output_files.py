@@ -74,7 +74,6 @@ def test_what_we_wrote_and_empty_files_are_replaced(run: Run, tmp_path: Path) ->
     "command",
     [
         ("score", "{models}", "--raw", "{input}", "-o"),
-        ("eval", "{models}", "--methods", "target", "--task", "{task}", "--csv"),
         (
             "batch",
             "{models}",
@@ -88,14 +87,13 @@ def test_what_we_wrote_and_empty_files_are_replaced(run: Run, tmp_path: Path) ->
         ("batch", "{models}", "--parallel", "1", "{input}", "-o", "{folder}/out.jsonl", "--audit"),
         ("batch", "{models}", "--parallel", "1", "{input}", "--force-new", "-o"),
     ],
-    ids=["score", "csv", "summary", "audit", "batch"],
+    ids=["score", "summary", "audit", "batch"],
 )
 def test_no_verb_replaces_a_model_or_what_it_did_not_write(
     run: Run, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
-    places = {"input": tmp_path / "in.jsonl", "task": tmp_path / "t.jsonl", "folder": tmp_path}
+    places = {"input": tmp_path / "in.jsonl", "folder": tmp_path}
     places["input"].write_text('{"id": "a", "prompt": "b", "continuation": " c"}\n')
-    places["task"].write_text('{"kind": "prose", "id": "a", "text": "b c"}\n')
     (other := tmp_path / "thesis.txt").write_text(NOTE)
     model = next(tmp_path.rglob("*.gguf"))
     (link := tmp_path / "link").symlink_to(model)

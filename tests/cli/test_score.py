@@ -125,13 +125,7 @@ def test_errors_name_the_argument_and_the_line(
     file = tmp_path / f"{CANARY}.jsonl"
     if data is not None:
         file.write_bytes(data)
-    for verb, name in (("score", "(FILE)"), ("bench", "--prompts")):
-        if verb == "bench" and extra:
-            continue
-        place = [str(file)] if verb == "score" else ["--prompts", str(file)]
-        result = run(verb, "{models}", *place, *extra)
-        assert result.code == 2
-        assert said in result.err
-        assert name in result.err
-        assert CANARY not in result.err
+    result = run("score", "{models}", str(file), *extra)
+    assert result.code == 2 and said in result.err and "(FILE)" in result.err
+    assert CANARY not in result.err
     assert not script.calls

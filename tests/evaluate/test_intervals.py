@@ -6,9 +6,8 @@ from scipy.stats import bootstrap
 
 from capt_local.errors import UsageError
 from capt_local.evaluate.intervals import compare, interval
-from capt_local.evaluate.items import Item, Kind, Measure
-from capt_local.evaluate.metrics import Outcome, judge, judge_prose, summarise
-from capt_local.evaluate.tasks import Task
+from capt_local.evaluate.metrics import Outcome, judge, summarise
+from capt_local.evaluate.tasks import Item, Kind, Measure, Task
 
 
 def outcomes_of(task: Task, answers: list[str | None]) -> list[Outcome]:
@@ -69,7 +68,7 @@ def test_micro_f1_over_sets_of_labels() -> None:
 
 
 def prose(nats: list[float]) -> list[Outcome]:
-    return [judge_prose(value, 100) for value in nats]
+    return [Outcome({"nats": value, "bytes": 100.0}) for value in nats]
 
 
 def test_the_same_answers_give_no_difference() -> None:
@@ -115,4 +114,4 @@ def test_what_cannot_be_paired_is_refused() -> None:
     items = (Item("1", "", "t", ""),)
     texts = Task("made-up", Kind.PERPLEXITY, items, Measure.BITS)
     with pytest.raises(UsageError):
-        compare(texts, [judge_prose(1, 3)], [judge_prose(1, 4)])
+        compare(texts, prose([1]), [Outcome({"nats": 1.0, "bytes": 4.0})])

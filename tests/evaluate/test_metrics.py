@@ -9,18 +9,16 @@ from sklearn.metrics import f1_score
 
 from capt_local.errors import UsageError
 from capt_local.evaluate import metrics
-from capt_local.evaluate.items import Item, Kind, Measure
 from capt_local.evaluate.metrics import (
     Outcome,
     exact_match,
     judge,
-    judge_prose,
     named_labels,
     rouge,
     summarise,
     token_f1,
 )
-from capt_local.evaluate.tasks import Task
+from capt_local.evaluate.tasks import Item, Kind, Measure, Task
 
 CHOICES = ("x", "y", "z")
 
@@ -117,7 +115,10 @@ def test_labels_are_read_from_a_list() -> None:
 def test_bits_per_byte_is_a_ratio_of_sums() -> None:
     items = (Item("1", "", "a", ""), Item("2", "", "b", ""))
     task = Task("made-up", Kind.PERPLEXITY, items, Measure.BITS)
-    outcomes = [judge_prose(8 * math.log(2), 1), judge_prose(0.0, 7)]
+    outcomes = [
+        Outcome({"nats": 8 * math.log(2), "bytes": 1.0}),
+        Outcome({"nats": 0.0, "bytes": 7.0}),
+    ]
     assert summarise(task, outcomes) == {"bits_per_byte": pytest.approx(1.0)}
 
 

@@ -1,16 +1,22 @@
+"""Items from JSON Lines, and the data sets that need credentials (made-up rows)."""
+
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.items import Item, Kind, Measure
-from capt_local.evaluate.tasks import Task, read_examples, read_task
+from capt_local.evaluate.metrics import judge, summarise
+from capt_local.evaluate.prompts import read_answer
+from capt_local.evaluate.tasks import Item, Kind, Measure, Task, read_task, shortened
 
 DATA = Path(__file__).parent.parent / "data" / "tasks"
+DOCS = Path(__file__).parent.parent.parent / "docs" / "tasks.md"
 SECRET = "Mrs Miller"
 GOOD: dict[str, Any] = {
     "id": "1",
@@ -38,12 +44,12 @@ def changed(**values: object) -> dict[str, object]:
 def refused(path: Path) -> str:
     with pytest.raises(UsageError) as error:
         read_task(path)
-    said = str(error.value)
-    assert SECRET not in said and "\n" not in said
-    return said
+    message = str(error.value)
+    assert SECRET not in message and "\n" not in message
+    return message
 
 
-def test_a_classification() -> None:
+def test_the_three_kinds() -> None:
     task = read_task(DATA / "section.jsonl")
     assert (task.name, task.kind, task.measure) == ("section", Kind.CLASSIFICATION, Measure.CHOICE)
     assert [item.id for item in task.items] == ["s1", "s2", "s3", "s4"]
@@ -52,18 +58,28 @@ def test_a_classification() -> None:
     )
     assert task.choices == ("FAMILY", "ALLERGY", "PLAN") and task.same_choices
     assert (task.licence, task.total, len(task.digest)) == ("Apache-2.0", 4, 64)
-
-
-def test_a_generation_and_prose() -> None:
     assert read_task(DATA / "summary.jsonl").measure is Measure.ROUGE
     prose = read_task(DATA / "prose.jsonl")
     assert prose.kind is Kind.PERPLEXITY
     assert prose.items[1].input == "Fever of 38.6 °C in the evening, no rigors."
-    assert prose.items[1].reference == ""
-    assert read_examples(DATA / "prose.jsonl") is None
 
 
-def test_a_limit_draws_items_and_keeps_their_order(tmp_path: Path) -> None:
+def test_items_may_say_what_they_are_measured_by(tmp_path: Path) -> None:
+    line = changed(kind="generation", choices=..., reference="left", alternatives=["the left"])
+    task = read_task(written(tmp_path, {**line, "measure": "span", "no_answer": "unanswerable"}))
+    assert (task.measure, task.no_answer) == (Measure.SPAN, "unanswerable")
+    assert task.items[0].references == ("left", "the left")
+    labels = changed(kind="generation", measure="labels", reference="yes, no", no_answer="none")
+    assert read_task(written(tmp_path, labels)).measure is Measure.LABELS
+
+
+def test_what_the_documentation_shows_is_read(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```json\n(.*?)^```", DOCS.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    kinds = [read_task(written(tmp_path, line)).kind for line in block.splitlines()]
+    assert kinds == ["classification", "generation", "perplexity"]
+
+
+def test_a_limit_draws_items_and_their_order_stays(tmp_path: Path) -> None:
     path = written(tmp_path, *(changed(id=str(number)) for number in range(50)))
     drawn = read_task(path, limit=10, seed=1)
     ids = [int(item.id) for item in drawn.items]
@@ -72,70 +88,138 @@ def test_a_limit_draws_items_and_keeps_their_order(tmp_path: Path) -> None:
     assert drawn.items != read_task(path, limit=10, seed=2).items
     assert (drawn.total, drawn.digest) == (50, read_task(path).digest)
     assert len(read_task(path, limit=99).items) == 50
-    with pytest.raises(UsageError):
-        read_task(path, limit=0)
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "problem"),
     [
-        (changed(id=...), 'no "id"'),
-        (changed(id=True), '"id" must be'),
+        (changed(id=...), "id is missing"),
+        (changed(id=True), "id must be"),
         (changed(id=" "), '"id" must be'),
         (changed(id="a\nb"), '"id" must be'),
-        (changed(task=...), 'no "task"'),
-        (changed(task=3), '"task" must be a text'),
-        (changed(kind=...), 'no "kind"'),
-        (changed(kind="guessing"), '"kind" must be one of classification, generation'),
+        (changed(task=...), "task is missing"),
+        (changed(task=SECRET), "task must be 1 to 64 letters"),
+        (changed(kind="guessing"), "kind is none of the words"),
         (changed(kind="generation"), '"choices" are only for a classification'),
-        (changed(kind="perplexity"), 'no "text"'),
-        (changed(kind="perplexity", text=""), '"text" is empty'),
-        (changed(instruction=...), 'no "instruction"'),
-        (changed(input=...), 'no "input"'),
+        (changed(kind="perplexity"), '"text" is empty'),
         (changed(input="\n "), '"input" is empty'),
-        (changed(input=None), '"input" must be a text'),
-        (changed(reference=...), 'no "reference"'),
+        (changed(input=None), "input must be a text"),
         (changed(reference=""), '"reference" is empty'),
         (changed(reference="Yes"), '"reference" is not one of "choices"'),
         (changed(choices=...), 'no "choices"'),
         (changed(choices=["yes"]), '"choices" must be at least two'),
         (changed(choices=["yes", "no", " Yes"]), "begins or ends with a space"),
         (changed(choices=["yes", "no", "YES"]), 'two of "choices" are the same'),
-        (changed(choices=["yes", 3]), '"choices" must be a list of texts'),
-        (changed(licence=1), '"licence" must be a text'),
+        (changed(choices=["yes", 3]), "choices must be a text"),
         (changed(input="\ud800"), "half of a character"),
-        (changed(**{"\ud800": 1}), "half of a character"),
         ('{"id": "1", "id": "2"}', "a key stands there twice"),
-        ('{"id": "1", "x": {"a": 1, "a": 2}}', "a key stands there twice"),
         ('{"id": NaN}', "NaN"),
-        ('{"id": -Infinity}', "NaN"),
-        ('{"id": 1e999}', "too large"),
         ("[" * 100_000, "nested too deeply"),
         (f'{{"input": "{SECRET}', "not JSON"),
-        ("[1]", "not a JSON object"),
-        ("\ufeff{}", "not JSON"),
+        (GOOD | {"id": "0"}, 'this "id" stood'),
+        (changed(task="another"), 'is not that of the first line'),
+        ({"id": "2", "task": "made-up", "kind": "perplexity", "text": "A."}, "is not that of"),
     ],
-)
-def test_what_is_wrong_is_told_with_its_line(tmp_path: Path, line: object, said: str) -> None:
+)  # fmt: skip
+def test_what_is_wrong_is_reported_with_its_line(
+    tmp_path: Path, line: object, problem: str
+) -> None:
     message = refused(written(tmp_path, changed(id="0"), "", line))
     assert message.startswith("The task file, line 3: ")
-    assert said in message
+    assert problem in message
     assert "more" not in message
 
 
-def test_the_first_mistake_is_told_and_the_others_are_counted(tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD, changed(input=...), GOOD, changed(id="3"), "{", changed(id="3"))
-    assert refused(path) == 'The task file, line 2: no "input". 3 more lines are wrong too.'
-    assert refused(written(tmp_path, "{", GOOD, GOOD)).endswith("1 more line is wrong too.")
+def test_the_first_mistake_is_reported_and_the_others_are_counted(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD, changed(id=...), GOOD, changed(id="3"), "{", changed(id="3"))
+    assert refused(path) == "The task file, line 2: id is missing. 3 more lines are wrong too."
 
 
-def test_ids_kinds_and_names_must_go_together(tmp_path: Path) -> None:
-    assert 'line 2: this "id" stood' in refused(written(tmp_path, GOOD, GOOD))
-    other = changed(id="2", task="another")
-    assert 'line 2: "task" is not that' in refused(written(tmp_path, GOOD, other))
-    prose = {"id": "2", "task": "made-up", "kind": "perplexity", "text": "A text."}
-    assert 'line 2: "kind" is not that' in refused(written(tmp_path, GOOD, prose))
-    assert '"task" must be' in refused(written(tmp_path, changed(task=SECRET)))
+def test_inputs_are_cut_between_characters() -> None:
+    items = (Item("a", "", "fever", ""), Item("b", "", "cough é", ""))
+    task = Task("texts", Kind.PERPLEXITY, items, Measure.BITS)
+    assert shortened(task, None) == (task, frozenset())
+    cut, ids = shortened(task, 7)
+    assert [item.input for item in cut.items] == ["fever", "cough "] and ids == {"b"}
+    with pytest.raises(UsageError, match="leaves nothing"):
+        shortened(Task("t", Kind.PERPLEXITY, (Item("a", "", "é", ""),), Measure.BITS), 1)
+
+
+# Data sets.
+
+
+def data_set(name: str, *path: str) -> Task:
+    return read_task(Path(f"{name}={DATA.joinpath(*path)}"))
+
+
+def test_mednli() -> None:
+    task = data_set("mednli", "mednli", "mli_test_v1.jsonl")
+    assert (task.name, task.measure, len(task.items)) == ("mednli", Measure.CHOICE, 3)
+    assert task.items[1].id == "made-up-2"
+    assert task.items[1].input == (
+        "Premise: Her temperature was 39.4 °C on arrival.\n\nHypothesis: She had a fever."
+    )
+    assert [item.reference for item in task.items] == ["contradiction", "entailment", "neutral"]
+    words = data_set("mednli-words", "mednli", "mli_test_v1.jsonl")
+    assert [item.reference for item in words.items] == ["No", "Yes", "It's impossible to say"]
+    assert words.items[1].input.endswith('mean that "She had a fever."?')
+    answers = ["It is not possible to tell.", "Always", "False, she had none", "Perhaps"]
+    read = [read_answer(answer, words.items[0], words) for answer in answers]
+    assert read == ["It's impossible to say", "Yes", "No", None]
+
+
+def test_radqa() -> None:
+    task = data_set("radqa", "radqa", "test.json")
+    assert (task.kind, task.measure, len(task.items)) == (Kind.GENERATION, Measure.SPAN, 3)
+    assert task.items[0].references == ("a small left effusion", "small left effusion")
+    assert task.items[1].reference == task.no_answer == "unanswerable"
+    assert (
+        task.items[2].input
+        == "Report:\nIMPRESSION: Small effusion.\n\nQuestion: Is there any effusion?"
+    )
+    answers = ["Small left effusion.", "Unanswerable", "effusion"]
+    outcomes = [judge(task, *pair) for pair in zip(task.items, answers, strict=True)]
+    assert summarise(task, outcomes) == {
+        "exact_match": pytest.approx(2 / 3),
+        "token_f1": pytest.approx((1 + 1 + 2 / 3) / 3),
+    }
+
+
+def test_clip() -> None:
+    task = data_set("clip", "clip", "test_ids.csv")
+    assert (task.kind, task.measure) == (Kind.GENERATION, Measure.LABELS)
+    assert [(item.id, item.reference) for item in task.items] == [
+        ("9001-0", "none"),
+        ("9001-1", "appointment, lab"),
+        ("9002-0", "patient instructions"),
+    ]
+    own, near = (
+        "Your wound is \"clean '' .",
+        "Please see Dr. [**Made Up**] and repeat the blood test .",
+    )
+    assert task.items[0].input == f"Context: {own} {near}\n\nSentence: {own}"
+    assert task.items[1].input == f"Context: {own} {near}\n\nSentence: {near}"
+    assert task.items[2].input.startswith("Context: Do n't drive for a week .\n")  # another note
+    examples = data_set("clip", "clip", "train_ids.csv")
+    assert [item.id for item in examples.items] == ["9003-0"] and examples.digest != task.digest
+    asked = data_set("clip-questions", "clip", "test_ids.csv")
+    assert set(asked.questions) == set(asked.choices) and asked.items[0].instruction == ""
+
+
+def test_rows_of_data_sets_that_are_wrong_are_named_without_their_text(tmp_path: Path) -> None:
+    row = {"pairID": "1", "sentence1": SECRET, "sentence2": "b", "gold_label": "entailment"}
+    path = written(
+        tmp_path, row, {**row, "pairID": "2", "gold_label": SECRET}, {"pairID": "3"}, row
+    )
+    message = refused(Path(f"mednli={path}"))
+    assert "line 2: gold_label is none of the words" in message and "2 more lines" in message
+    (tmp_path / "test.json").write_text('{"data": [{"paragraphs": [{"context": "x"}]}]}')
+    assert "qas is missing" in refused(Path(f"radqa={tmp_path / 'test.json'}"))
+    shutil.copytree(DATA / "clip", tmp_path / "clip")
+    sentences = tmp_path / "clip" / "sentence_level.csv"
+    sentences.write_text(sentences.read_text().replace("['I-", f"[{SECRET} 'I-", 1))
+    assert "not a list of texts" in refused(Path(f"clip={tmp_path / 'clip' / 'test_ids.csv'}"))
+    assert "there is no such file" in refused(Path(f"clip={tmp_path / 'test_ids.csv'}"))
 
 
 @pytest.mark.parametrize(
@@ -143,8 +227,6 @@ def test_ids_kinds_and_names_must_go_together(tmp_path: Path) -> None:
     [
         {"items": ()},
         {"measure": Measure.BITS},
-        {"max_tokens": 0},
-        {"name": "two words"},
         {"items": (Item("1", "", "t", "x", ("x", "y")),) * 2},
         {"items": (Item("1", "", "t", "z", ("x", "y")),)},
     ],

@@ -8,12 +8,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.score import (
-    ChoiceQuestion,
-    Continuation,
-    Text,
-    read_score_inputs,
-)
+from capt_local.evaluate.score import ScoreItem, read_score_items
 from capt_local.prompting.messages import Message
 
 CANARY = "zyzzyva"
@@ -24,7 +19,7 @@ def read(folder: Path, *lines: object, **how: object) -> list[object]:
     file = folder / f"{CANARY}.jsonl"
     written = (line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
     file.write_bytes(b"\n".join(written))
-    return list(read_score_inputs(file, "The file", **how))  # type: ignore[arg-type]
+    return list(read_score_items(file, "The file", **how))  # type: ignore[arg-type]
 
 
 def test_each_kind_of_line(tmp_path: Path) -> None:
@@ -41,18 +36,18 @@ def test_each_kind_of_line(tmp_path: Path) -> None:
     )
     turns = (Message("system", "Be short."), Message("user", "Why?"))
     assert found == [
-        Text("1", "fièvre".encode(), line=1),
-        Continuation("7", "Why?", b" so", 3),
-        Continuation("m", turns, b"so", 4),
-        ChoiceQuestion("q", "Which?", ("a", "b"), 1, 5),
-        ChoiceQuestion("r", "Which?", ("1", "0"), 0, 6),
-        ChoiceQuestion("8", "Which?", ("a", "b"), None, 8),
+        ScoreItem("1", 1, "fièvre".encode()),
+        ScoreItem("7", 3, b" so", "Why?"),
+        ScoreItem("m", 4, b"so", turns),
+        ScoreItem("q", 5, b"", "Which?", ("a", "b"), 1),
+        ScoreItem("r", 6, b"", "Which?", ("1", "0"), 0),
+        ScoreItem("8", 8, b"", "Which?", ("a", "b"), None),
     ]
 
 
 def test_limits_come_after_the_check_of_all_lines(tmp_path: Path) -> None:
     (text,) = read(tmp_path, {"text": "été"}, {"text": "b"}, limit=1, size=3)
-    assert text == Text("1", "ét".encode(), cut=True)
+    assert text == ScoreItem("1", 1, "ét".encode(), cut=True)
     with pytest.raises(UsageError, match="line 3: not JSON"):
         read(tmp_path, {"text": "a"}, {"text": "b"}, b"{", limit=1)
 
@@ -60,10 +55,10 @@ def test_limits_come_after_the_check_of_all_lines(tmp_path: Path) -> None:
 def test_any_other_file_is_one_text(tmp_path: Path) -> None:
     file = tmp_path / "note.txt"
     file.write_text('{"text": "x"}\n')
-    assert list(read_score_inputs(file, "The file")) == [Text("1", b'{"text": "x"}\n')]
+    assert list(read_score_items(file, "The file")) == [ScoreItem("1", 1, b'{"text": "x"}\n')]
     file.write_bytes(b"\xff" + CANARY.encode())
     with pytest.raises(UsageError, match="The file: not UTF-8 at byte 0"):
-        read_score_inputs(file, "The file")
+        read_score_items(file, "The file")
 
 
 ASKED = {"prompt": CANARY}
@@ -83,28 +78,27 @@ CHOICES = {**ASKED, "choices": ["yes", CANARY]}
         ({"text": CANARY, "choices": []}, '"text" and "choices" do not go together'),
         ({**ASKED, "continuation": "a", "completion": "b"}, "do not go together"),
         ({"text": CANARY, "prompt": CANARY}, 'name it "continuation"'),
-        ({"text": 3}, '"text" must be a text'),
-        ({"id": None, "text": CANARY}, '"id"'),
-        ({"id": [CANARY], "text": "a"}, '"id" must be a text or a whole number'),
+        ({"text": 3}, "text must be a text"),
+        ({"id": [CANARY], "text": "a"}, "id must be"),
         ({"continuation": CANARY}, 'either "prompt" or "messages" is needed'),
         ({**ASKED, "messages": TURNS, "continuation": "a"}, 'either "prompt" or "messages"'),
-        ({"prompt": 3, "continuation": CANARY}, '"prompt" must be a text'),
+        ({"prompt": 3, "continuation": CANARY}, "prompt must be a text"),
         ({"prompt": " ", "continuation": CANARY}, "the prompt is empty"),
         ({**ASKED, "continuation": ""}, "the continuation is empty"),
-        ({**ASKED, "completion": 1}, '"completion" must be a text'),
+        ({**ASKED, "completion": 1}, "completion must be a text"),
         ({"messages": CANARY, "continuation": "a"}, '"messages" must be a list'),
         ({"messages": [CANARY], "continuation": "a"}, "list of objects"),
         ({"messages": [{"role": CANARY}], "continuation": "a"}, '"role"'),
         ({"messages": [{"role": "user", "content": 1}], "continuation": "a"}, '"content"'),
         ({"messages": [], "continuation": CANARY}, "conversation is empty"),
         ({"messages": TURNS[:1], "continuation": CANARY}, "last message must be the user's"),
-        ({**ASKED, "choices": CANARY}, "list of texts"),
+        ({**ASKED, "choices": CANARY}, "choices must be a list"),
         ({**ASKED, "choices": [CANARY]}, "fewer than two choices"),
         ({**ASKED, "choices": [CANARY, ""]}, "a choice is empty"),
         ({**ASKED, "choices": [CANARY, CANARY]}, "two choices are the same"),
         ({**CHOICES, "answer": "zyzzyva "}, '"answer" is none of the choices'),
         ({**CHOICES, "answer": 2}, '"answer" is none of the choices'),
-        ({**CHOICES, "answer": True}, '"answer" is none of the choices'),
+        ({**CHOICES, "answer": True}, "answer must be"),
     ],
 )
 def test_a_line_that_is_wrong_is_named_without_its_text(

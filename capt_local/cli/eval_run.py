@@ -1,0 +1,409 @@
+"""An evaluation, from its flags to the table."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from capt_local.batch.manifest import differences, digest_of, model_identity
+from capt_local.batch.run import readable_time
+from capt_local.cli.eval import EvalFlags
+from capt_local.cli.exits import ExitCode
+from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags, ViewFlags
+from capt_local.cli.session import (
+    Session,
+    find_bundle,
+    generate_options,
+    load_options,
+    open_session,
+    pinned_date,
+)
+from capt_local.cli.signals import Interrupt
+from capt_local.decoding.options import GenerateOptions, Method, Speed
+from capt_local.errors import UsageError
+from capt_local.evaluate.intervals import Interval
+from capt_local.evaluate.metrics import metrics_of
+from capt_local.evaluate.prompts import Examples
+from capt_local.evaluate.run import LASTING, EvalPlan, Result, ResultsFile, SampleLog, TaskRun, run
+from capt_local.evaluate.summary import (
+    TARGET,
+    MethodFigures,
+    TaskSummary,
+    as_object,
+    summarise_task,
+)
+from capt_local.evaluate.tasks import Kind, read_task, shortened
+from capt_local.provenance import provenance
+from capt_local.report.json import dumps
+from capt_local.report.terminal import Screen
+from capt_local.report.views import Prose, Table, View
+from capt_local.version import __version__
+
+if TYPE_CHECKING:
+    from capt_local.bundles.manifest import Bundle
+    from capt_local.llama.options import LoadOptions
+
+_NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "exact_match": "exact",
+    "token_f1": "token F1",
+    "bits_per_byte": "bits per byte",
+}
+_LEGEND = (
+    "Against the {against}: the difference, for bits per byte the ratio (x), and its 95 % interval "
+    "(paired bootstrap over items)."
+)
+
+
+def run_eval(
+    what: EvalFlags,
+    model: ModelFlags,
+    how: CombineFlags,
+    sample: SampleFlags,
+    view: ViewFlags,
+) -> int:
+    """Does the evaluation and returns the exit code.
+
+    Raises:
+        CaptError: flags, tasks, files or models are not as they should be.
+    """
+    screen = Screen.standard(view.verbose)
+    runs = _read_tasks(what, sample.seed)
+    bundle = find_bundle(model)
+    plan = _plan(what, bundle, how, sample, runs)
+    if what.names is not None and what.against not in what.names:
+        screen.note(f"note: the {what.against} is run too, since intervals are against it.")
+    settings = _settings(what, runs, plan, sample.seed)
+    wanted = Method.TARGET if set(plan.methods) == {TARGET} else Method.CAPT
+    with Interrupt() as interrupt, contextlib.ExitStack() as stack:
+        files = EvalFiles.opened(what, bundle, model, settings, stack)
+        session = open_session(bundle, files.model, screen, interrupt, wanted=wanted, scores=True)
+        with session.runtime:
+            asks = any(task_run.task.kind is not Kind.PERPLEXITY for task_run in runs)
+            _check_methods(session, plan, raw=plan.raw or not asks)
+            results = _run(session, runs, plan, files)
+            options = next(iter(plan.methods.values()))
+            about = provenance(session.runtime, options, session.load, session.date)
+    about = {name: each for name, each in about.items() if name not in ("method", "parameters")}
+    summaries = [
+        summarise_task(
+            each.task, list(plan.methods), results, seed=sample.seed, against=what.against
+        )
+        for each in runs
+    ]
+    interrupted = any(one.left for summary in summaries for one in summary.methods)
+    if what.json:
+        screen.line(dumps(as_object(summaries, settings, about, interrupted=interrupted)))
+    else:
+        screen.show(*views(summaries))
+    screen.notes(notes(summaries))
+    if interrupted:
+        safe = "The same command goes on from here." if what.results else "Nothing was saved."
+        screen.note(f"interrupted. {safe}")
+        return ExitCode.INTERRUPTED
+    failed = any(one.failed for summary in summaries for one in summary.methods)
+    return ExitCode.FAILED_RECORDS if failed else ExitCode.OK
+
+
+def _read_tasks(what: EvalFlags, seed: int) -> tuple[TaskRun, ...]:
+    """Reads tasks and examples.
+
+    Raises:
+        UsageError: one of them is not as it should be, or they do not go together.
+    """
+    if not what.places:
+        raise UsageError("There is no task. Give at least one with --task.")
+    if (what.shots_file is None) != (what.shots == 0):
+        raise UsageError("--shots K and --shots-file go together.")
+    examples = None
+    if what.shots_file is not None:
+        whole = read_task(what.shots_file, what="The file of --shots-file")
+        # Cut as the questions are, so that a question is still known among its examples.
+        examples = Examples(shortened(whole, what.max_input_bytes)[0], what.shots)
+    runs = []
+    for number, place in enumerate(what.places, 1):
+        task = read_task(place, limit=what.limit, seed=seed, what=f"Task {number}")
+        task, cut = shortened(task, what.max_input_bytes)
+        runs.append(TaskRun(task, examples, cut))
+    return tuple(runs)
+
+
+def _plan(
+    what: EvalFlags,
+    bundle: Bundle,
+    how: CombineFlags,
+    sample: SampleFlags,
+    runs: Sequence[TaskRun],
+) -> EvalPlan:
+    """How answers are made: step by step, so that a resumed run is the same to the last bit.
+
+    Raises:
+        UsageError: a method is unknown, comes twice or needs other models, or a value has no
+            meaning.
+    """
+    methods = _methods(what.names, bundle, what.against)
+    longer = dataclasses.replace(sample, temp=sample.temp or 0.0)
+    plan = EvalPlan(
+        methods={
+            method.value: dataclasses.replace(
+                generate_options(bundle, how, longer, 0, method), speed=Speed.EXACT_STEPS
+            )
+            for method in methods
+        },
+        choice=what.choice,
+        raw=what.raw,
+        max_tokens=sample.max_tokens,
+    )
+    plan.check(runs)
+    if "expert" not in bundle.models and set(plan.methods) != {TARGET}:
+        raise UsageError(
+            f"The bundle {bundle.id} has a target alone: --methods can only be target. "
+            "Give --expert and --base for the others."
+        )
+    return plan
+
+
+def _methods(given: list[str] | None, bundle: Bundle, against: Method) -> list[Method]:
+    """The methods in the order of the command line, in front that which they are compared with."""
+    if given is None:
+        given = ["target", "capt"] if "expert" in bundle.models else ["target"]
+    known = {method.value: method for method in Method}
+    found: list[Method] = []
+    for number, name in enumerate(given, 1):
+        method = known.get(name)
+        if method is None:
+            raise UsageError(f"Number {number} of --methods is none; there are {', '.join(known)}.")
+        if method in found:
+            raise UsageError(f"--methods names {method} twice.")
+        found.append(method)
+    return found if against in found else [against, *found]
+
+
+def _settings(
+    what: EvalFlags, runs: Sequence[TaskRun], plan: EvalPlan, seed: int
+) -> dict[str, Any]:
+    """Tasks and parameters by name; no text of prompts, items or stop strings."""
+    return {
+        "seed": seed,
+        "limit": what.limit,
+        "max_input_bytes": what.max_input_bytes,
+        "choice": str(plan.choice),
+        "raw": plan.raw,
+        "max_tokens": plan.max_tokens,
+        "tasks": {each.task.name: each.task.digest for each in runs},
+        "shots": {
+            each.task.name: {"count": each.examples.count, "file": each.examples.task.digest}
+            for each in runs
+            if each.examples is not None
+        },
+        "methods": {name: _parameters(options) for name, options in plan.methods.items()},
+    }
+
+
+def _parameters(options: GenerateOptions) -> dict[str, Any]:
+    parameters = dataclasses.asdict(options)
+    for name in ("max_tokens", "top", "method"):
+        del parameters[name]
+    # Stop strings may be words of a note.
+    parameters["stop"] = [digest_of(text) for text in options.stop]
+    return parameters
+
+
+def fingerprint(
+    settings: Mapping[str, Any], bundle: Bundle, load: LoadOptions, date: str
+) -> dict[str, Any]:
+    """Everything that decides a result; where it is computed (threads, GPU) is left out.
+
+    Args:
+        settings: of tasks and methods.
+        bundle: whose files are read where no manifest names their digest.
+        load: how models are loaded.
+        date: what chat templates take for today.
+
+    Raises:
+        ModelError: a model file cannot be read.
+    """
+    from capt_local.llama.library import library
+
+    build = library().build_info()
+    return {
+        "versions": {
+            "capt_local": __version__,
+            "llama_cpp_python": build.binding,
+            "llama_cpp": build.llama_cpp,
+        },
+        "models": {str(role): model_identity(file) for role, file in bundle.models.items()},
+        "context": load.context,
+        "flash_attention": load.flash_attention,
+        "kv_type": load.kv_type,
+        "date": date,
+        **settings,
+    }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EvalFiles:
+    """Where finished items go besides the table, as far as that was asked for.
+
+    Attributes:
+        model: the flags, with the day that chat templates take for today: the whole run has one,
+            also where it goes over midnight or is resumed on another day.
+        results: the journal.
+        samples: the answers.
+    """
+
+    model: ModelFlags
+    results: ResultsFile | None
+    samples: SampleLog | None
+
+    @classmethod
+    def opened(
+        cls,
+        what: EvalFlags,
+        bundle: Bundle,
+        model: ModelFlags,
+        settings: Mapping[str, Any],
+        stack: contextlib.ExitStack,
+    ) -> EvalFiles:
+        """Opens the files that the flags name; `stack` closes them.
+
+        Raises:
+            UsageError: a file cannot be written, or is of another run.
+            ModelError: a model without a digest cannot be read.
+        """
+        results = samples = None
+        if what.results is not None:
+            results = stack.enter_context(contextlib.closing(ResultsFile(what.results)))
+        before = results.fingerprint if results else None
+        pinned = pinned_date(model)
+        today = str(before.get("date")) if before and pinned is None else None
+        date = pinned.isoformat() if pinned else today or datetime.date.today().isoformat()
+        if results is not None:
+            load = load_options(model, bundle)
+            results.begin(fingerprint(settings, bundle, load, date), differences)
+        if what.log_samples is not None:
+            if what.results is not None and what.log_samples.absolute() == what.results.absolute():
+                raise UsageError("--results and --log-samples name the same file.")
+            log = SampleLog(what.log_samples, resumed=before is not None)
+            samples = stack.enter_context(contextlib.closing(log))
+        return cls(dataclasses.replace(model, date=date), results, samples)
+
+
+def _check_methods(session: Session, plan: EvalPlan, *, raw: bool) -> None:
+    """Puts a word to every method, without computing, so that none fails in the middle.
+
+    In the form in which items are asked: a model without a chat template is found out, too.
+    """
+    for name, options in plan.methods.items():
+        made = session.runtime.generate("-", options, raw=raw, cancel=session.interrupt)
+        session.screen.notes(f"{name}: {notice}" for notice in made.notices)
+    session.runtime.forget()
+
+
+def _run(
+    session: Session, runs: Sequence[TaskRun], plan: EvalPlan, files: EvalFiles
+) -> list[Result]:
+    """All results, those of earlier runs among them; saves each and shows how far it is."""
+    earlier = files.results.done if files.results else []
+    # What failed for a passing reason is tried again.
+    results = [one for one in earlier if not one.failed or one.failed in LASTING]
+    total = sum(len(each.task.items) for each in runs) * len(plan.methods)
+    screen, reported = session.screen, set[tuple[str, str, str]]()
+    if results:
+        screen.note(f"{len(results)} of {total} results are there already.")
+    done = {one.place for one in results}
+    screen.progress(f"{len(results)}/{total}", len(results) / total)
+    try:
+        for finished in run(session.runtime, runs, plan, done=done, cancel=session.interrupt):
+            result = finished.result
+            if files.samples is not None:  # first: an item that has a result has its answer too
+                files.samples.append(finished)
+            if files.results is not None:
+                files.results.append(result)
+            results.append(result)
+            kind = result.task, result.method, result.failed
+            if result.failed and kind not in reported:  # the first failure of each kind
+                reported.add(kind)
+                problem = f"an item failed. {finished.problem}"
+                screen.note(f"note: {result.task}, {result.method}: {problem}")
+            mean = sum(one.seconds for one in results) / len(results)
+            left = readable_time(mean * (total - len(results)))
+            label = f"{result.task} {len(results)}/{total}, {left} left"
+            screen.progress(label, len(results) / total)
+    finally:
+        screen.clear_progress()
+    return results
+
+
+def views(summaries: Sequence[TaskSummary]) -> list[View]:
+    """Figures in one table, a row for each task, method and figure; what they cost in another."""
+    against = summaries[0].against
+    figures, costs = [], []
+    for summary in summaries:
+        for one in summary.methods:
+            name = summary.task.name
+            for metric in metrics_of(summary.task):
+                digits = 4 if metric == "bits_per_byte" else 3
+                value = f"{one.metrics[metric]:.{digits}f}" if metric in one.metrics else "-"
+                interval = one.intervals.get(metric)
+                shown = _against(interval) if interval else "-"
+                figures.append((name, one.method, _NAMES[metric], value, shown))
+            failed = sum(one.failed.values())
+            cost = f"{one.done}", f"{failed}", f"{one.seconds:.1f}", f"{one.tokens}"
+            costs.append((name, one.method, *cost))
+    headings = ("task", "method", "figure", "value", f"against {against}")
+    counts = ("task", "method", "done", "failed", "seconds", "tokens")
+    return [
+        Table("Figures", _once(figures), headings, right=(3, 4)),
+        Table("Items and cost", _once(costs), counts, right=(2, 3, 4, 5)),
+        Prose.of(_LEGEND.format(against=against)),
+    ]
+
+
+def _once(rows: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+    """The rows without the task and the method where they are those of the row above."""
+    shown = []
+    for row, above in zip(rows, (("", ""), *rows), strict=False):
+        task = "" if row[0] == above[0] else row[0]
+        method = "" if row[:2] == above[:2] else row[1]
+        shown.append((task, method, *row[2:]))
+    return tuple(shown)
+
+
+def _against(interval: Interval) -> str:
+    if interval.ratio:
+        return f"x{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def notes(summaries: Sequence[TaskSummary]) -> Iterator[str]:
+    """What a reader of the table must know, in sentences."""
+    for summary in summaries:
+        name = summary.task.name
+        if summary.cut:
+            yield f"{name}: inputs that were cut to --max-input-bytes: {summary.cut}."
+        for one in summary.methods:
+            yield from (f"{name}, {one.method}: {t}" for t in _about(one, summary.against))
+
+
+def _about(one: MethodFigures, against: str) -> Iterator[str]:
+    for reason, count in one.failed.items():
+        rest = f"its figures are over the other {one.done}" if one.done else "none was done"
+        yield f"{count} failed ({reason}); {rest}."
+    if one.unanswered:
+        yield f"{one.unanswered} answers name no choice; they count as wrong."
+    if one.unfinished:
+        yield f"{one.unfinished} answers were ended by --max-tokens or the context."
+    paired = [interval.items for interval in one.intervals.values()]
+    if paired and paired[0] < one.done:
+        yield f"intervals are over the {paired[0]} items that the {against} has done too."
+    if one.left:
+        yield f"{one.left} items were not run."
