@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from capt_local.evaluate.styles import read_style
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.evaluate.intervals import interval
-from capt_local.evaluate.styles import read_style
 from capt_local.evaluate.tasks import read_task
 from capt_local.rerank.candidates import draw_choices, shares
 from capt_local.rerank.scorer import Scorer, ScorerFiles
