@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from capt_local.evaluate.styles import read_style
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.evaluate.intervals import interval
+from capt_local.evaluate.prompts import messages
 from capt_local.evaluate.tasks import read_task
 from capt_local.rerank.candidates import draw_choices, shares
 from capt_local.rerank.scorer import Scorer, ScorerFiles
@@ -36,7 +36,6 @@ def draw(out: Path, name: str, tasks: list[Path], given: argparse.Namespace) -> 
     """Adds a line for each question."""
     done = {(r["system"], r["task"], r["id"]) for r in lines(out)}
     options = GenerateOptions(method=Method(given.method), combine=CombineOptions(alphas=(0.5,)))
-    style = read_style("zero-shot")
     load = LoadOptions(threads=1, context=2048)
     roles = options.method.roles
     with (
@@ -50,7 +49,7 @@ def draw(out: Path, name: str, tasks: list[Path], given: argparse.Namespace) -> 
                     continue
                 started = time.perf_counter()
                 runtime.forget()
-                chosen = runtime.choose(style.messages(item, task), item.choices, options)
+                chosen = runtime.choose(messages(item, task), item.choices, options)
                 drawn = draw_choices(chosen.logps, N, 1.0, zlib.crc32(item.id.encode()))
                 line = {
                     "system": name,

@@ -19,9 +19,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
-
-import msgspec
+from typing import Any, NoReturn
 
 from capt_local.batch.manifest import (
     ENDING,
@@ -144,32 +142,6 @@ class OutputState:
         return {id: entry for id, entry in entries if entry.answered or not retry_errors}
 
 
-class _LineRecord(msgspec.Struct):
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-
-
-class _LineProvenance(msgspec.Struct):
-    run: str
-    record: _LineRecord
-
-
-class _LineError(msgspec.Struct):
-    code: str
-
-
-class _Line(msgspec.Struct):
-    """The fields of an output line that a resumed run reads."""
-
-    id: str
-    response: dict[str, Any] | None
-    error: _LineError | None
-    provenance: _LineProvenance
-
-    def __post_init__(self) -> None:
-        if self.response is None and self.error is None:
-            raise ValueError("neither answer nor error")
-
-
 def _scan(file: LineFile, manifest: RunManifest) -> OutputState:
     """Reads an output from its beginning to its end; holds no text.
 
@@ -190,25 +162,24 @@ def _scan(file: LineFile, manifest: RunManifest) -> OutputState:
     for number, data in enumerate(file.lines(), 1):
         state.torn += len(data)
         try:
-            if not data.endswith(b"\n"):
-                raise NotReadable("no end")
-            line = msgspec.convert(parse_object(data), _Line)
-        except (NotReadable, msgspec.ValidationError):
+            line = parse_object(data) if data.endswith(b"\n") else {}
+        except NotReadable:
+            line = {}
+        if "sha256" not in line:
             broken = broken or number
             continue
         if broken is not None:
             refuse(broken, "is not a result of capt-local batch")
-        if line.provenance.run != manifest.fingerprint_sha256:
-            refuse(number, "is of a run with other settings")
-        if line.id in state.entries:
-            refuse(number, "is of a record that an earlier line is of")
         if not is_sealed(data):
             refuse(number, "was edited: it does not match the digest at its end")
-        state.entries[line.id] = Entry(
-            code=line.error.code if line.error else OK,
-            answered=line.response is not None,
-            sha256=line.provenance.record.sha256,
-        )
+        provenance: Any = line["provenance"]  # a line of ours, as its digest says
+        error: Any = line["error"]
+        if provenance["run"] != manifest.fingerprint_sha256:
+            refuse(number, "is of a run with other settings")
+        if (id := str(line["id"])) in state.entries:
+            refuse(number, "is of a record that an earlier line is of")
+        code, answered = error["code"] if error else OK, line["response"] is not None
+        state.entries[id] = Entry(code, answered, provenance["record"]["sha256"])
         state.whole, state.torn = state.whole + state.torn, 0
     return state
 

@@ -21,7 +21,8 @@ from capt_local.cli.options import (
     StructureFlags,
     SystemFlags,
     ViewFlags,
-    option,
+    flag,
+    setting,
     top_logprobs_option,
 )
 from capt_local.config import Feature
@@ -55,58 +56,46 @@ class InputFlags(EncodingFlags):
 
     input_format: Annotated[
         InputFormat | None,
-        option(
-            "--input-format",
-            twin="INPUT_FORMAT",
-            metavar="jsonl|csv|txt-dir",
-            help="How records are written. Default: by the name of the input.",
+        setting(
+            "--input-format jsonl|csv|txt-dir",
+            "How records are written. Default: by the name of the input.",
         ),
     ] = None
     delimiter: Annotated[
         Delimiter | None,
-        option(
-            "--delimiter",
-            twin="DELIMITER",
-            metavar="comma|semicolon|tab|pipe",
-            help="What separates the cells of CSV. Default: comma, and tab in *.tsv.",
+        setting(
+            "--delimiter comma|semicolon|tab|pipe",
+            "What separates the cells of CSV. Default: comma, and tab in *.tsv.",
         ),
     ] = None
     template: Annotated[
         Path | None,
-        option(
-            "--template",
-            metavar="FILE",
-            help="Writes the prompt around the fields of a record: 'Summarise: {{ note }}'.",
+        flag(
+            "--template FILE",
+            "Writes the prompt around the fields of a record: 'Summarise: {{ note }}'.",
         ),
     ] = None
     id_field: Annotated[
         str,
-        option(
-            "--id-field",
-            twin="ID_FIELD",
-            metavar="NAME",
-            help="The field or column that identifies a record. Default: id.",
-        ),
+        setting("--id-field NAME", "The field or column that identifies a record. Default: id."),
     ] = "id"
     document_field: Annotated[
         str | None,
-        option(
-            "--document-field",
-            metavar="NAME",
-            help="The field or column that names a document (PDF, DOCX, ..., relative to the "
+        flag(
+            "--document-field NAME",
+            "The field or column that names a document (PDF, DOCX, ..., relative to the "
             "input); its text takes the place of the name.",
         ),
     ] = None
     raw: Annotated[
         bool,
-        option("--raw", twin="RAW", help="Continue the texts as they are, without a template."),
+        setting("--raw", "Continue the texts as they are, without a template."),
     ] = False
     skip_invalid: Annotated[
         bool,
-        option(
+        flag(
             "--skip-invalid",
-            help="Run without the records that are wrong, and list them, instead of refusing the "
-            "input.",
+            "Run without the records that are wrong, and list them, instead of refusing the input.",
         ),
     ] = False
     input: Annotated[
@@ -147,69 +136,58 @@ class RunFlags:
 
     output: Annotated[
         Path | None,
-        option(
-            "-o",
-            "--output",
-            metavar="PATH",
-            help="Write a line for each record here (mode 0600). The same command goes on with it.",
+        flag(
+            "-o --output PATH",
+            "Write a line for each record here (mode 0600). The same command goes on with it.",
         ),
     ] = None
     parallel: Annotated[
         str,
-        option(
-            "--parallel",
-            twin="PARALLEL",
-            metavar="N|auto",
-            help="Records answered at once. Default: auto, by memory and cores.",
+        setting(
+            "--parallel N|auto", "Records answered at once. Default: auto, by memory and cores."
         ),
     ] = "auto"
-    limit: Annotated[
-        int | None, option("--limit", metavar="N", min=1, help="At most N records in this run.")
-    ] = None
-    retry_errors: Annotated[
-        bool, option("--retry-errors", help="Do records that have failed again.")
-    ] = False
+    limit: Annotated[int | None, flag("--limit N", "At most N records in this run.", min=1)] = None
+    retry_errors: Annotated[bool, flag("--retry-errors", "Do records that have failed again.")] = (
+        False
+    )
     force_new: Annotated[
         bool,
-        option("--force-new", help="Move an existing output aside, and begin a new one."),
+        flag("--force-new", "Move an existing output aside, and begin a new one."),
     ] = False
     record_timeout: Annotated[
         int,
-        option(
-            "--record-timeout",
-            twin="RECORD_TIMEOUT",
-            metavar="SECONDS",
-            min=0,
-            help="End a worker that reports no progress for so long, and fail the record that it "
+        setting(
+            "--record-timeout SECONDS",
+            "End a worker that reports no progress for so long, and fail the record that it "
             "hangs on. Default: 1800; 0 never does.",
+            min=0,
         ),
     ] = 1800
     check: Annotated[
         bool,
-        option(
+        flag(
             "--check",
-            help="Check flags, input and output, report what is to be done, and leave: nothing is "
+            "Check flags, input and output, report what is to be done, and leave: nothing is "
             "answered or written.",
         ),
     ] = False
     ray: Annotated[
         str | None,
-        option(
-            "--ray",
-            metavar="local|ADDRESS",
-            help="Answer on actors of Ray: on this machine, or on the cluster at ADDRESS (the "
+        flag(
+            "--ray local|ADDRESS",
+            "Answer on actors of Ray: on this machine, or on the cluster at ADDRESS (the "
             "extra 'ray'). Records pass through Ray.",
         ),
         Feature.NETWORK,
     ] = None
     ray_actors: Annotated[
         int | None,
-        option(
-            "--ray-actors",
-            metavar="N",
-            min=1,
-            help="Actors, each with models of its own. Default: one for each GPU, else for each "
+        flag(
+            "--ray-actors N",
+            "Actors, each with models of its own. Default: one for each GPU, else for each "
             "machine.",
+            min=1,
         ),
     ] = None
 
@@ -238,24 +216,20 @@ class RunFlags:
 class SummaryFlags:
     """What the lines hold, and what is reported of the run."""
 
-    json: Annotated[
-        bool, option("--json", twin="JSON", help="Write the summary to standard output as JSON.")
-    ] = False
-    summary: Annotated[
-        Path | None, option("--summary", metavar="FILE", help="Write it here, likewise.")
-    ] = None
+    json: Annotated[bool, setting("--json", "Write the summary to standard output as JSON.")] = (
+        False
+    )
+    summary: Annotated[Path | None, flag("--summary FILE", "Write it here, likewise.")] = None
     logprobs: Annotated[
         bool,
-        option("--logprobs", twin="LOGPROBS", help="Write the log-probability of each token."),
+        setting("--logprobs", "Write the log-probability of each token."),
     ] = False
     top_logprobs: Annotated[int, top_logprobs_option("--logprobs")] = 0
     audit: Annotated[
         Path | None,
-        option(
-            "--audit",
-            twin="AUDIT",
-            metavar="FILE",
-            help="Append start and end of the run to this log: digests and counts, no text.",
+        setting(
+            "--audit FILE",
+            "Append start and end of the run to this log: digests and counts, no text.",
         ),
     ] = None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags, ViewFlags, option
+from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags, ViewFlags, flag, setting
 from capt_local.cli.session import Session, find_bundle, generate_options, open_session
 from capt_local.cli.signals import Interrupt
 from capt_local.decoding.options import GenerateOptions, Method, Speed
@@ -36,36 +36,33 @@ class BenchFlags:
 
     modes: Annotated[
         str | None,
-        option(
-            "--modes",
-            metavar="A,B,...",
-            help="Only these; llama is the target through llama-cpp-python itself. Default: "
+        flag(
+            "--modes A,B,...",
+            "Only these; llama is the target through llama-cpp-python itself. Default: "
             "target, llama, exact-steps, auto.",
         ),
     ] = None
     prompts: Annotated[
         list[Path] | None,
-        option(
-            "--prompts",
-            metavar="FILE",
-            help="Measure on the items of these tasks of eval. Default: an invented note of about "
+        flag(
+            "--prompts FILE",
+            "Measure on the items of these tasks of eval. Default: an invented note of about "
             "500 tokens, five times.",
         ),
     ] = None
     limit: Annotated[
         int | None,
-        option("--limit", metavar="N", min=1, help="Only the first N prompts of each file."),
+        flag("--limit N", "Only the first N prompts of each file.", min=1),
     ] = None
     parallel: Annotated[
         int | None,
-        option(
-            "--parallel",
-            metavar="N",
+        flag(
+            "--parallel N",
+            "Also answer N prompts at once, against the same ones one at a time.",
             min=2,
-            help="Also answer N prompts at once, against the same ones one at a time.",
         ),
     ] = None
-    json: Annotated[bool, option("--json", twin="JSON", help="Write a JSON object.")] = False
+    json: Annotated[bool, setting("--json", "Write a JSON object.")] = False
 
 
 def bench(

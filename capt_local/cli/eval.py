@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags, ViewFlags, option
+from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags, ViewFlags, flag, setting
 from capt_local.decoding.options import Method
 from capt_local.evaluate import ChoiceBy
 
@@ -22,79 +22,66 @@ class EvalFlags:
     ] = None
     task: Annotated[
         list[Path] | None,
-        option(
-            "--task",
-            metavar="FILE|DATASET=PATH",
-            help="A task: a JSON Lines file, or files of mednli, mednli-words, radqa, clip or "
+        flag(
+            "--task FILE|DATASET=PATH",
+            "A task: a JSON Lines file, or files of mednli, mednli-words, radqa, clip or "
             "clip-questions (docs/tasks.md); several are possible.",
         ),
     ] = None
     methods: Annotated[
         str | None,
-        option(
-            "--methods",
-            metavar="A,B,...",
-            help="Methods to compare. Default: target and capt.",
-        ),
+        flag("--methods A,B,...", "Methods to compare. Default: target and capt."),
     ] = None
     against: Annotated[
         Method,
-        option(
-            "--against",
-            metavar="METHOD",
-            help="The method that intervals are against, which is always run. Default: target.",
+        flag(
+            "--against METHOD",
+            "The method that intervals are against, which is always run. Default: target.",
         ),
     ] = Method.TARGET
     shots: Annotated[
         int,
-        option("--shots", metavar="K", min=0, help="Examples to show (--shots-file). Default: 0."),
+        flag("--shots K", "Examples to show (--shots-file). Default: 0.", min=0),
     ] = 0
     shots_file: Annotated[
         Path | None,
-        option(
-            "--shots-file",
-            metavar="FILE|DATASET=PATH",
-            help="A task to take the examples from: the first ones that are not the question.",
+        flag(
+            "--shots-file FILE|DATASET=PATH",
+            "A task to take the examples from: the first ones that are not the question.",
         ),
     ] = None
     choice: Annotated[
         ChoiceBy,
-        option(
-            "--choice",
-            metavar="likelihood|likelihood-per-byte|constrained|free",
-            help="How a classification is answered. Default: likelihood.",
+        flag(
+            "--choice likelihood|likelihood-per-byte|constrained|free",
+            "How a classification is answered. Default: likelihood.",
         ),
     ] = ChoiceBy.LIKELIHOOD
-    raw: Annotated[bool, option("--raw", help="Ask with plain text, without chat templates.")] = (
-        False
-    )
+    raw: Annotated[bool, flag("--raw", "Ask with plain text, without chat templates.")] = False
     limit: Annotated[
         int | None,
-        option("--limit", metavar="N", min=1, help="Only N items of each task, drawn by --seed."),
+        flag("--limit N", "Only N items of each task, drawn by --seed.", min=1),
     ] = None
     max_input_bytes: Annotated[
         int | None,
-        option("--max-input-bytes", metavar="N", min=1, help="Cut inputs to their first N bytes."),
+        flag("--max-input-bytes N", "Cut inputs to their first N bytes.", min=1),
     ] = None
     results: Annotated[
         Path | None,
-        option(
-            "--results",
-            metavar="FILE",
-            help="Add every result to this file as it is done, and go on from there after a stop. "
+        flag(
+            "--results FILE",
+            "Add every result to this file as it is done, and go on from there after a stop. "
             "Holds ids and figures, no text.",
         ),
     ] = None
     log_samples: Annotated[
         Path | None,
-        option(
-            "--log-samples",
-            metavar="FILE",
-            help="Write every answer here. This file holds patient text if the tasks do (mode "
-            "0600).",
+        flag(
+            "--log-samples FILE",
+            "Write every answer here. This file holds patient text if the tasks do (mode 0600).",
         ),
     ] = None
-    json: Annotated[bool, option("--json", twin="JSON", help="Write a JSON object.")] = False
+    json: Annotated[bool, setting("--json", "Write a JSON object.")] = False
 
     @property
     def places(self) -> tuple[Path, ...]:

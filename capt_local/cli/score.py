@@ -13,7 +13,7 @@ import typer
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import OutputFile, files_of
-from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, option
+from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, flag, setting
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.cli.signals import Interrupt
 from capt_local.decoding.options import Method
@@ -165,35 +165,28 @@ class ScoreFlags:
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="JSON Lines (.jsonl, see above), or one text.")
     ]
-    limit: Annotated[
-        int | None, option("--limit", metavar="N", min=1, help="Only the first N items.")
-    ] = None
+    limit: Annotated[int | None, flag("--limit N", "Only the first N items.", min=1)] = None
     max_bytes: Annotated[
         int | None,
-        option("--max-bytes", metavar="N", min=1, help="Only the first N bytes of each text."),
+        flag("--max-bytes N", "Only the first N bytes of each text.", min=1),
     ] = None
     raw: Annotated[
         bool,
-        option("--raw", twin="RAW", help="Answers go on with the prompt, without a template."),
+        setting("--raw", "Answers go on with the prompt, without a template."),
     ] = False
-    end: Annotated[
-        bool, option("--end", help="It counts that a given answer ends where it does.")
-    ] = False
+    end: Annotated[bool, flag("--end", "It counts that a given answer ends where it does.")] = False
     normalise: Annotated[
         Normalise,
-        option(
-            "--normalise",
-            metavar="none|bytes|tokens",
-            help="What the log-likelihood of a choice is divided by. Default: none.",
+        flag(
+            "--normalise none|bytes|tokens",
+            "What the log-likelihood of a choice is divided by. Default: none.",
         ),
     ] = Normalise.NONE
-    json: Annotated[bool, option("--json", twin="JSON", help="Write a JSON object.")] = False
-    per_item: Annotated[bool, option("--per-item", help="A line for each item before the sum.")] = (
-        False
-    )
+    json: Annotated[bool, setting("--json", "Write a JSON object.")] = False
+    per_item: Annotated[bool, flag("--per-item", "A line for each item before the sum.")] = False
     output: Annotated[
         Path | None,
-        option("-o", "--output", metavar="PATH", help="Write a line of JSON for each item here."),
+        flag("-o --output PATH", "Write a line of JSON for each item here."),
     ] = None
 
 

@@ -41,12 +41,9 @@ class Hostile:
     template: str | None = None
 
 
-def deep(levels: int, inside: str = f'"{CANARY}"') -> bytes:
-    return (
-        b'{"id": "d", "prompt": "x", "stop": '
-        + ("[" * levels + inside + "]" * levels).encode()
-        + b"}\n"
-    )
+def deep(levels: int) -> bytes:
+    inside = "[" * levels + f'"{CANARY}"' + "]" * levels
+    return f'{{"id": "d", "prompt": "x", "stop": {inside}}}\n'.encode()
 
 
 def lines(*data: bytes) -> Callable[[], bytes]:
@@ -54,78 +51,20 @@ def lines(*data: bytes) -> Callable[[], bytes]:
 
 
 NOT_JSON, EMPTY = "not JSON", "not a JSON object"
-TWICE, CONSTANT = "a key stands there twice", "NaN and infinity are not JSON"
-HALF, DEEP = "half of a character (a lone surrogate)", "nested too deeply"
-UNKNOWN, ID = "it has a field that capt-local does not know", "the id must be printable"
+TWICE, HALF = "a key stands there twice", "half of a character (a lone surrogate)"
+DEEP, ID = "nested too deeply", "the id must be printable"
 ROW = "a row of more than 4 MiB"
-STOPS = "stop must be a text"
 
 HOSTILE: dict[str, Hostile] = {
     # U+2028 and its like split nothing.
     "U+2028": Hostile(lines(short("a", f"{CANARY}\u2028b"))),
-    "U+2029, U+0085, VT, FF, FS": Hostile(lines(short("a", "\u2029\x85 \\x0b x"))),
     "raw U+0085 between lines": Hostile(
         lines(short("a").rstrip() + "\x85".encode() + short("b")), ("2: not JSON",)
     ),
-    "U+2028 between records": Hostile(
-        lines(short("a").rstrip() + "\u2028".encode() + short("b")), (f"2: {NOT_JSON}",)
-    ),
     "escaped line feeds": Hostile(lines(short("a", f"{CANARY}\n\r\n\n"))),
-    # Keys that stand there twice.
     "id twice": Hostile(lines(b'{"id": "a", "id": "b", "prompt": "%s"}\n' % C), (f"2: {TWICE}",)),
-    "prompt twice": Hostile(
-        lines(b'{"id": "a", "prompt": "%s", "prompt": "x"}\n' % C), (f"2: {TWICE}",)
-    ),
-    "the same key by an escape": Hostile(
-        lines(b'{"id": "a", "prompt": "%s", "\\u0070rompt": "x"}\n' % C), (f"2: {TWICE}",)
-    ),
-    "twice inside a message": Hostile(
-        lines(b'{"id": "a", "messages": [{"role": "user", "role": "user", "content": "x"}]}\n'),
-        (f"2: {TWICE}",),
-    ),
-    "two ids, one record": Hostile(
-        lines(line(id="a", custom_id="b", body={})),
-        ("2: beside custom_id, method, url and body there is another field",),
-    ),
-    # Numbers.
-    "NaN": Hostile(lines(b'{"id": "a", "prompt": "%s", "seed": NaN}\n' % C), (f"2: {CONSTANT}",)),
-    "-Infinity": Hostile(
-        lines(b'{"id": "a", "prompt": "x", "temperature": -Infinity}\n'), (f"2: {CONSTANT}",)
-    ),
-    "1e999": Hostile(
-        lines(b'{"id": "a", "prompt": "x", "temperature": 1e999}\n'), ("2: a number is too large",)
-    ),
-    "a number of a million digits": Hostile(
-        lines(b'{"id": "a", "prompt": "x", "seed": %s}\n' % (b"9" * 1_000_000)),
-        ("2: a number has more than 1000 digits",),
-    ),
-    "an id of a thousand digits": Hostile(
-        lines(b'{"id": %s, "prompt": "x"}\n' % (b"9" * 1000)),
-        ("2: the id must have 1 to 200 characters",),
-    ),
-    "a temperature beyond float": Hostile(
-        lines(b'{"id": "a", "prompt": "x", "temperature": %s}\n' % (b"9" * 900)),
-        ("2: temperature is out of range",),
-    ),
-    "minus zero": Hostile(
-        lines(b'{"id": "a", "prompt": "x", "temperature": -0.0, "seed": -0}\n')
-    ),
-    # Halves of characters, and bytes that are none.
     "a lone surrogate": Hostile(
         lines(b'{"id": "a", "prompt": "%s\\ud83d"}\n' % C), (f"2: {HALF}",)
-    ),
-    "a lone surrogate as a key": Hostile(
-        lines(b'{"id": "a", "prompt": "x", "\\uDC00": 1}\n'), (f"2: {HALF}",)
-    ),
-    "surrogates in the wrong order": Hostile(
-        lines(b'{"id": "a", "prompt": "\\ude00\\ud83d"}\n'), (f"2: {HALF}",)
-    ),
-    "a pair of surrogates": Hostile(lines(b'{"id": "a", "prompt": "\\ud83d\\ude00"}\n')),
-    "a surrogate in UTF-8": Hostile(
-        lines(b'{"id": "a", "prompt": "%s\xed\xa0\x80"}\n' % C), ("2: not UTF-8 at byte 30",)
-    ),
-    "an overlong slash": Hostile(
-        lines(b'{"id": "a", "prompt": "\xc0\xaf"}\n'), ("2: not UTF-8 at byte 23",)
     ),
     "Latin-1": Hostile(
         lines(f'{{"id": "a", "prompt": "{CANARY} é"}}\n'.encode("latin-1")),
@@ -134,63 +73,33 @@ HOSTILE: dict[str, Hostile] = {
     "UTF-16": Hostile(
         lambda: GOOD.decode().encode("utf-16"), ("1: not UTF-8 at byte 0 (UTF-16?)", "2: not JSON")
     ),
-    "a character cut by the end": Hostile(
-        lines(b'{"id": "a", "prompt": "\xe2\x80'), ("2: not UTF-8 at byte 23",)
-    ),
-    # Depth and size.
-    "1,000 levels": Hostile(lines(deep(1000)), (f"2: {DEEP}",)),
     "100,000 levels": Hostile(lines(deep(100_000)), (f"2: {DEEP}",)),
-    "100,000 brackets that do not close": Hostile(lines(b"[" * 100_000 + b"\n"), (f"2: {DEEP}",)),
-    "65 levels": Hostile(lines(deep(64)), (f"2: {DEEP}",)),
-    "64 levels": Hostile(lines(deep(63)), (f"2: {STOPS}",)),
-    "many brackets, no depth": Hostile(
-        lines(short("a", stop=[[]] * 10_000)), ("2: stop must be a list",)
-    ),
     "a line of 5 MiB": Hostile(lines(short("a", "x" * LONG), b"{\n"), ("2: longer", "3: not JSON")),
-    "5 MiB of spaces": Hostile(lines(b" " * LONG + b"\n", b"{\n"), ("2: longer", "3: not JSON")),
     "5 MiB without a line feed": Hostile(lines(b"%s" % C * 800_000), ("2: longer than 4 MiB",)),
-    "100,000 keys": Hostile(
-        lines(json.dumps({f"k{n}": n for n in range(100_000)}).encode()), ('2: no "id"',)
-    ),
-    # The beginning and the ends of lines.
     "a BOM": Hostile(lambda: b"\xef\xbb\xbf" + GOOD),
-    "two BOMs": Hostile(lambda: b"\xef\xbb\xbf" * 2 + GOOD, (f"1: {NOT_JSON}",)),
     "a BOM in the middle": Hostile(lines(b"\xef\xbb\xbf" + short("a")), (f"2: {NOT_JSON}",)),
     "CRLF": Hostile(lambda: GOOD.replace(b"\n", b"\r\n") + short("a")),
     "CR alone": Hostile(
         lambda: GOOD.replace(b"\n", b"\r") + short("a"), (f"1: {NOT_JSON}",)
     ),
     "blank lines": Hostile(lines(b"\n\r\n \t\n", short("a"), b"\n\n")),
-    "no line feed at the end": Hostile(lines(short("a").rstrip())),
     "half a record at the end": Hostile(lines(short("a")[:20]), (f"2: {NOT_JSON}",)),
     "two records in a line": Hostile(lines(GOOD.rstrip() + short("a")), (f"2: {NOT_JSON}",)),
-    # Zero bytes and other controls.
     "a zero byte": Hostile(
         lines(b'{"id": "a", "prompt": "%s\0"}\n' % C), (f"2: {NOT_JSON}",)
     ),
     "an escaped zero": Hostile(lines(short("a", f"{CANARY}\0")), ("2: a text of it holds",)),
-    "zero bytes at the end": Hostile(lines(b"\0" * 512), (f"2: {NOT_JSON}",)),
     "an escape sequence in the text": Hostile(lines(short("a", f"{CANARY}\x1b]52;c;eA==\x07"))),
     "an escape sequence in the id": Hostile(lines(short(f"{CANARY}\x1b[2J")), (f"2: {ID}",)),
-    "a bidi override in the id": Hostile(lines(short(f"\u202e{CANARY}")), (f"2: {ID}",)),
-    # What is not a record.
     "other values": Hostile(
         lines(b"[]\n", b"1\n", b'"%s"\n' % C, b"null\n"),
         tuple(f"{n}: {EMPTY}" for n in (2, 3, 4, 5)),
-    ),
-    "comments and a comma too many": Hostile(
-        lines(b"// %s\n" % C, b'{"id": "a", "prompt": "x",}\n'),
-        (f"2: {NOT_JSON}", f"3: {NOT_JSON}"),
-    ),
-    "a field named like a method": Hostile(
-        lines(short("a", __class__=CANARY)), (f"2: {UNKNOWN}",)
     ),
     "markers of a chat template": Hostile(lines(openai("a", user=None), short("b", "<|im_end|>"))),
     "an id that stands there again": Hostile(
         lines(short("a"), openai("good"), short("a")),
         ("3: its id is that of line 1", "4: its id is that of line 2"),
     ),
-    # Several at once.
     "a BOM, CRLF, a duplicate key and a surrogate": Hostile(
         lambda: b"\xef\xbb\xbf"
         + b'{"id": "a", "id": "\\ud800", "prompt": "%s"}\r\n' % C
@@ -198,11 +107,6 @@ HOSTILE: dict[str, Hostile] = {
         + GOOD,
         (f"1: {TWICE}", f"2: {HALF}"),
     ),
-    "deep, long and not UTF-8": Hostile(
-        lines(b"[" * LONG + b"\n", deep(2000).replace(C, b"\xff"), b'{"a": NaN, "a": "\xff"}\n'),
-        ("2: longer than 4 MiB", "3: not UTF-8", "4: not UTF-8"),
-    ),
-    # The other formats, and templates.
     "CSV with U+2028 and line feeds": Hostile(
         lambda: "id,prompt\na,\"zyzzyva\u2028\n\n\x0c\"\nb,x\x85y\n".encode(), name="in.csv"
     ),

@@ -87,11 +87,8 @@ def test_prompts_that_are_none(fields: dict[str, Any], said: str, tmp_path: Path
     [
         (None, 'no "id"'),
         (True, "the id must be a text or a whole number"),
-        ("", "the id must have 1 to 200 characters"),
         (CANARY * 29, "the id must have 1 to 200 characters"),
-        (f"{CANARY}\n", "the id must be printable, with no space at its ends"),
         (f"\u202e{CANARY}", "the id must be printable, with no space at its ends"),
-        (f"{CANARY}\u2028", "the id must be printable, with no space at its ends"),
         (f" {CANARY}", "the id must be printable, with no space at its ends"),
     ],
 )
@@ -133,9 +130,7 @@ def test_settings(fields: dict[str, object], made: dict[str, Any]) -> None:
         ({"top_logprobs": 2}, '"top_logprobs" goes with "logprobs": true'),
         ({"max_tokens": 1, "max_completion_tokens": 1},
          '"max_tokens" and "max_completion_tokens" do not go together'),
-        ({"n": 2}, 'this "n" is not supported'),
         ({"stream": True}, 'this "stream" is not supported'),
-        ({"frequency_penalty": 0.5}, 'this "frequency_penalty" is not supported'),
         ({"response_format": {"type": "json_object"}},
          'this "response_format" is not supported: give --json-schema for the whole run'),
         ({"top_k": 5}, 'this "top_k" is not supported: give --top-k for the whole run'),

@@ -176,18 +176,6 @@ def test_long_work_is_no_hanging(bench: Bench) -> None:
     assert bench.journal.answers == {"a": answer("a", "busy 4")} and len(bench.workers) == 1
 
 
-def test_a_stop_is_quick_and_drops_what_is_at_hand(bench: Bench) -> None:
-    prompts = {"a": "one", "b": "wait 60", "c": "two"}
-    began = time.monotonic()
-
-    def stop() -> bool:
-        return bool(bench.journal.lines)
-
-    assert not bench.run(prompts, stop=stop)
-    assert list(bench.journal.answers) == ["a"]
-    assert time.monotonic() - began < 30
-
-
 def test_the_seed_of_a_record_is_documented_arithmetic() -> None:
     import hashlib
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from capt_local.batch import InputFormat
-from capt_local.batch.readers import InputErrors, check_input
+from capt_local.batch.readers import check_input
 from capt_local.batch.records import InputChanged
 from capt_local.errors import UsageError
 from tests.batch.inputs import (
     CANARY,
     checked,
-    expanded,
     line,
     problems,
     records,
@@ -96,17 +95,6 @@ def test_invalid_records_can_be_left_out(tmp_path: Path) -> None:
     assert CANARY not in notice
     with pytest.raises(UsageError, match="no valid record"):
         check_input(written(tmp_path, b"{\n"), skip_invalid=True)
-
-
-def test_a_line_that_is_too_long_is_passed_over(tmp_path: Path) -> None:
-    long = b'{"id": "x", "prompt": "' + b"z" * (5 << 20) + b'"}\n'
-    error = refused(written(tmp_path, short("a") + long + short("b") + b"[]\n" + long.rstrip()))
-    assert isinstance(error, InputErrors)
-    assert expanded(error) == (
-        "line 2: longer than 4 MiB",
-        "line 4: not a JSON object",
-        "line 5: longer than 4 MiB",
-    )
 
 
 @pytest.fixture

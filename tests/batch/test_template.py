@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from capt_local.batch.records import RecordTemplate
 from capt_local.prompting.messages import Message
-from capt_local.prompting.sandbox import Limits
 from capt_local.strict_json import NotReadable
 from tests.batch.inputs import CANARY, checked, line, records, written
 
@@ -41,22 +40,7 @@ def test_fields_are_filled_in() -> None:
     assert text("{{ record.record }}", record="x") == "x"
 
 
-@pytest.mark.parametrize(
-    "note",
-    [
-        "{{ 7 * 7 }}{% for x in range(9) %}",
-        "{% raw %}",
-        "<|im_end|>\n<|im_start|>system",
-        "<b>&amp; \"q\" 'q'</b>",
-        "a\u2028b\x0c\r\nc\x1b[2J  ",
-        "\U0010ffff\u202e",
-    ],
-)
-def test_text_stays_text(note: str) -> None:
-    assert text("a {{ note }} b", note=note) == f"a {note} b"
-
-
-@given(st.text(), st.text())
+@given(st.text() | st.sampled_from(["{{ 7 * 7 }}{% for x in y %}", "{% raw %}", "{#"]), st.text())
 def test_any_text_stays_text(note: str, other: str) -> None:
     found = text("{{ note }}|{{ record['the other'] }}", note=note, **{"the other": other})
     assert found == f"{note}|{other}"
@@ -81,15 +65,6 @@ def test_any_text_stays_text(note: str, other: str) -> None:
 )  # fmt: skip
 def test_what_cannot_be_filled_in(template: str, fields: dict[str, Any], said: str) -> None:
     assert refusal(template, **fields).startswith(said)
-
-
-def test_a_record_does_not_use_up_the_budget_of_the_next() -> None:
-    made = RecordTemplate(b"{{ note }}", Limits(output=100))
-    for _ in range(10):
-        assert len(made.render({"note": "x" * 90})) == 90
-    with pytest.raises(NotReadable):
-        made.render({"note": "x" * 101})
-    assert made.render({"note": "y"}) == "y"
 
 
 def test_a_template_is_the_users_message(tmp_path: Path) -> None:

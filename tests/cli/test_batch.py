@@ -226,18 +226,6 @@ def test_a_signal_stops_the_run_and_it_goes_on(
     assert untimed(output) == untimed(long_whole)
 
 
-def test_a_signal_stops_a_run_whose_worker_hangs(long_run: list[str]) -> None:
-    output = Path(long_run[2])
-    process = started(long_run)
-    wait_for_lines(process, output, 2)
-    worker = worker_of(process)
-    worker.suspend()
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 143 and not worker.is_running()
-    assert 2 <= len(untimed(output)) < MANY
-
-
 def test_a_killed_run_leaves_no_worker_and_goes_on(long_whole: Path, long_run: list[str]) -> None:
     output = Path(long_run[2])
     process = started(long_run)
@@ -267,11 +255,6 @@ def test_a_killed_worker_is_replaced(long_whole: Path, long_run: list[str]) -> N
     ("arguments", "code", "told"),
     [
         (["{in}"], 2, "There is no output. Name a file with -o."),
-        (["{in}", "-o", "{folder}"], 2, "is a folder"),
-        (["{in}", "-o", "{in}"], 2, "is a file that the run reads"),
-        (["{in}", "-o", "{folder}/none/out.jsonl"], 2, "its folder does not exist"),
-        (["{in}", "-o", "{other}"], 2, "holds something that is not of capt-local batch"),
-        (["{in}", "-o", "/dev/full"], 2, "is not a regular file"),
         (["{bad}", "-o", "{out}"], 2, "line 2: not JSON"),
         (["{in}", "-o", "{out}", "--template", "{template}"], 2, "lines 1, 2: there is no field"),
         (["{in}", "-o", "{out}", "--parallel", "0"], 2, "--parallel takes a number"),

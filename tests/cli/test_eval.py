@@ -110,33 +110,6 @@ def test_against_another_method(
     assert "the expert is run too" in alone.err
 
 
-def test_the_object_and_the_file(run: Run, rules: Rules, choices: Path, tmp_path: Path) -> None:
-    result = run(
-        *("eval", "{models}", "--task", str(choices), "--json"),
-        *("--stop", CANARY, "--limit", "3", "--seed", "5"),
-    )
-    assert (result.code, CANARY in result.out) == (0, False)
-    found = json.loads(result.out)
-    assert set(found) == {"tasks", "settings", "provenance", "interrupted"}
-    task = found["tasks"]["so"]
-    assert (task["items"], task["items_in_file"], list(task["methods"])) == (
-        *(3, 4),
-        ["target", "capt"],
-    )
-    capt = task["methods"]["capt"]
-    assert capt["counts"] == {
-        "done": 3,
-        "failed": {},
-        "left": 0,
-        "unanswered": 0,
-        "unfinished": 0,
-    }
-    assert set(capt["intervals"]) == set(capt["metrics"]) == {"accuracy", "macro_f1"}
-    assert found["settings"]["seed"] == 5
-    assert found["settings"]["methods"]["capt"]["combine"]["plausibility"] == 1e-5
-    assert set(found["provenance"]) >= {"versions", "models", "loading", "date"}
-
-
 def without_times(out: str) -> Any:
     found = json.loads(out)
     for task in found["tasks"].values():
