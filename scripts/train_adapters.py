@@ -37,9 +37,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scripts.train_demo_trio.clinical_turns import turns_of
-from scripts.train_demo_trio.corpus import CLINICAL, TEXTBOOKS, Document, load
-from scripts.train_demo_trio.sieve import Sieve, evaluation_texts
+from scripts.train_demo_trio.corpus import (
+    CLINICAL,
+    TEXTBOOKS,
+    Document,
+    Sieve,
+    evaluation_texts,
+    load,
+)
+from scripts.train_demo_trio.turns import turns_of
 
 if TYPE_CHECKING:
     import torch
@@ -132,9 +138,7 @@ STAGES = {
 def prepare(data: Path, model: Path, work: Path) -> None:
     """Tokenize all sources, without what stands in evaluation files, into WORK/rows."""
     documents = [d for source in CLINICAL for d in load(data, source)]
-    kept, counted = Sieve(list(evaluation_texts(data / "eval"))).sift(documents)
-    for each in counted:
-        print(each.line())
+    kept = Sieve(list(evaluation_texts(data / "eval"))).sift(documents)
     tokenizer = load_tokenizer(model)
     folder = work / "rows"
     folder.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,7 @@ FREE_TOKENS = 16
 LENGTH = 256
 """Tokens of a question and an answer at most."""
 CLS, SEP = 101, 102
+ENCODER, HEAD = "encoder.gguf", "head.safetensors"  # as `capt_local.rerank.scorer` has it
 BATCH = 16
 
 
@@ -366,7 +367,6 @@ def export(encoder: Path, work: Path, out: Path, target: Path) -> None:
     from safetensors.numpy import save_file
 
     from capt_local.llama.gguf_header import file_digests
-    from capt_local.rerank.scorer import ENCODER, HEAD
 
     state = torch.load(work / "scorer.pt")
     config = json.loads((encoder / "config.json").read_text())

@@ -1,4 +1,12 @@
-"""Reading the training text: JSON Lines of {id, source, text}, plain or xz-compressed."""
+"""The training text: reading it, and leaving out what must not be trained on.
+
+Sources are JSON Lines of {id, source, text}, plain or xz-compressed. Of training documents, lines
+are left out that share a run of 13 words (case and punctuation apart) with an evaluation file or a
+held-out document; dialogues and word problems, which make no sense with a hole, go whole. A run
+that stands in more than ten training documents is a stock phrase ("prepped and draped in the usual
+sterile fashion") and no copy; both numbers are those of Brown et al. 2020, appendix C. Documents go
+of which more than half of the runs stood in an earlier one.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +14,13 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 GENERAL = ("openstax-general", "english-novels-100", "gsm8k-train")
 TEXTBOOKS = (
@@ -132,3 +143,155 @@ def thinned(documents: list[Document], limit: int) -> list[Document]:
             kept.append(document)
             taken += len(document.text)
     return kept
+
+
+# Overlap.
+
+RUN = 13
+STOCK = 10
+_WORD = re.compile(r"\w+")
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+Runs = NDArray[np.uint64]
+
+
+@dataclass
+class Words:
+    """A number for every word, drawn once, from which runs get their fingerprints."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+    _drawn: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+
+    def runs(self, text: str) -> tuple[Runs, NDArray[np.int32]]:
+        """Fingerprints of all runs of a text, and the line in which each word stands.
+
+        Run i begins with word i and ends with word i + 12; a text of n words has n - 12 of them.
+        Different runs share a fingerprint of 64 bits with a chance of next to nothing.
+        """
+        found: list[int] = []
+        lines: list[int] = []
+        known = self.numbers
+        for number, line in enumerate(text.lower().split("\n")):
+            words = _WORD.findall(line)
+            found += [known.setdefault(word, len(known)) for word in words]
+            lines += [number] * len(words)
+        count = len(found) - RUN + 1
+        if count < 1:
+            return np.zeros(0, np.uint64), np.array(lines, np.int32)
+        drawn = self._table()[np.array(found)]
+        runs = np.zeros(count, np.uint64)
+        for place in range(RUN):
+            runs = runs * _FACTOR + drawn[place : place + count]
+        return runs, np.array(lines, np.int32)
+
+    def _table(self) -> NDArray[np.uint64]:
+        missing = len(self.numbers) - len(self._drawn)
+        if missing > 0:
+            more = np.random.default_rng(len(self._drawn)).integers(
+                0, 2**64 - 1, max(missing, 65536), dtype=np.uint64
+            )
+            self._drawn = np.concatenate([self._drawn, more])
+        return self._drawn
+
+
+def shared(runs: Runs, with_sorted: Runs) -> NDArray[np.bool_]:
+    """Which runs stand in a sorted array of runs."""
+    if not len(with_sorted):
+        return np.zeros(len(runs), np.bool_)
+    places = np.minimum(np.searchsorted(with_sorted, runs), len(with_sorted) - 1)
+    found: NDArray[np.bool_] = with_sorted[places] == runs
+    return found
+
+
+def union(parts: Iterable[Runs]) -> Runs:
+    """All runs of several texts, sorted, each once."""
+    return np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
+
+
+def not_stock(hits: Sequence[Runs]) -> Runs:
+    """Of the runs that documents share with forbidden text, those that are no stock phrases."""
+    each = [np.unique(runs) for runs in hits if len(runs)]
+    if not each:
+        return np.zeros(0, np.uint64)
+    runs, counts = np.unique(np.concatenate(each), return_counts=True)
+    return runs[counts <= STOCK]
+
+
+def without_lines(text: str, lines: NDArray[np.int32], at: NDArray[np.bool_]) -> str:
+    """The text without the lines in which a marked run has words."""
+    bad: set[int] = set()
+    for place in np.flatnonzero(at):
+        bad.update(range(int(lines[place]), int(lines[place + RUN - 1]) + 1))
+    kept = [line for number, line in enumerate(text.split("\n")) if number not in bad]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
+
+
+def repeated_shares(documents: Sequence[Runs]) -> NDArray[np.float64]:
+    """For each document the share of its runs that an earlier one (or it itself) had before."""
+    if not documents:
+        return np.zeros(0)
+    sizes = np.array([len(runs) for runs in documents])
+    _, first = np.unique(np.concatenate([np.zeros(0, np.uint64), *documents]), return_index=True)
+    new = np.zeros(int(sizes.sum()), np.float64)
+    new[first] = 1.0
+    ends = np.cumsum(sizes)
+    totals = np.concatenate([[0.0], np.cumsum(new)])
+    fresh = totals[ends] - totals[ends - sizes]
+    shares: NDArray[np.float64] = 1.0 - fresh / np.maximum(sizes, 1)
+    shares[sizes == 0] = 0.0
+    return shares
+
+
+_WHOLE = ("mts-dialog-train", "gsm8k-train")
+_REPEATED = 0.5
+
+
+def evaluation_texts(folder: Path) -> Iterator[str]:
+    """Everything that evaluation files say: inputs, references and prose."""
+    for path in sorted(folder.glob("*.jsonl")):
+        for record in lines_of(path):
+            for key in ("input", "reference", "text"):
+                if isinstance(text := record.get(key), str):
+                    yield clean(text)
+
+
+class Sieve:
+    """Takes out of documents what must not be trained on."""
+
+    def __init__(self, forbidden: Sequence[str]) -> None:
+        """`forbidden` are the texts of the evaluation files."""
+        self.words = Words()
+        self.forbidden = [self.words.runs(text)[0] for text in forbidden]
+
+    def sift(self, documents: Sequence[Document]) -> list[Document]:
+        """The documents that are left, held-out ones as they are.
+
+        Held-out documents that share runs with evaluation files stay: nothing is learnt from them.
+        """
+        held = [d for d in documents if d.held_out]
+        train = [d for d in documents if not d.held_out]
+        runs = [self.words.runs(document.text) for document in train]
+        outlawed = union([*self.forbidden, *(self.words.runs(d.text)[0] for d in held)])
+        marks = [shared(each, outlawed) for each, _ in runs]
+        copies = not_stock([r[0][at] for r, at in zip(runs, marks, strict=True)])
+        left: list[Document] = []
+        for document, (found, lines), at in zip(train, runs, marks, strict=True):
+            at &= shared(found, copies)
+            left.append(_without(document, lines, at) if at.any() else document)
+        return [*held, *(document for document in self._fresh(left) if document.text)]
+
+    def _fresh(self, documents: Sequence[Document]) -> list[Document]:
+        shares = repeated_shares([self.words.runs(d.text)[0] for d in documents])
+        seen: set[str] = set()
+        out: list[Document] = []
+        for document, share in zip(documents, shares, strict=True):
+            again = share > _REPEATED or document.text in seen
+            seen.add(document.text)
+            out.append(replace(document, text="") if again else document)
+        return out
+
+
+def _without(document: Document, lines: NDArray[np.int32], at: NDArray[np.bool_]) -> Document:
+    if document.source in _WHOLE:
+        return replace(document, text="")
+    return replace(document, text=without_lines(document.text, lines, at))

@@ -1,21 +1,43 @@
 """What is trained: sizes of the models, and how often each stage reads each source.
 
-Stages are kept apart so that what pretraining gives and what tuning gives can be measured, as in
-the ablations of the paper:
-
-    target-pretrain -> target-tune                     the target
-    base -> expert-pretrain -> expert-tune             the expert, and its parent
-            expert-pretrain -> expert-neft             the same tuning with NEFTune's noise
-    base -> base-tune                                  the parent with general turns
+base -> expert-pretrain -> expert-tune             the expert, and its parent
+        expert-pretrain -> expert-neft             the same tuning with NEFTune's noise
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from scripts.train_demo_trio.corpus import CLINICAL, TEXTBOOKS
-from scripts.train_demo_trio.shapes import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of one model; every width is a multiple of 32 so that Q8_0 blocks fit.
+
+    K-quants (Q6_K, Q4_K) need `width`, `hidden` and `heads * head_dim` to be multiples of 256.
+    `heads * head_dim` may be less than `width`: attention is what a CPU is slowest at.
+    """
+
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    hidden: int
+    head_dim: int = 64
+    context: int = 1024
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that the export could not hold."""
+        if self.heads % self.kv_heads:
+            raise ValueError("kv_heads must divide heads")
+        if any(n % 32 for n in (self.vocab, self.width, self.hidden, self.head_dim)):
+            raise ValueError("vocab, width, hidden and head_dim must be multiples of 32")
+
 
 TURNS = "turns:"
 """Prefix of the streams that hold turns made from a source; the others are its text."""
@@ -27,11 +49,9 @@ class Stage:
 
     Attributes:
         name: of the stage and of its checkpoint.
-        role: "target" or "proxy": which shape and which vocabulary.
         epochs: how often each stream is read; its share of the tokens follows from that.
         start_from: stage whose weights it begins with; random ones where empty.
-        lr: highest learning rate of the matrices (Muon).
-        embed_lr: the same of embeddings and norms (AdamW).
+        lr: highest learning rate, of the matrices (Muon) as of embeddings and norms (AdamW).
         decay: weight decay of the matrices; large, since the text is read many times
             (Kim et al. 2025, "Pre-training under infinite compute").
         warmup: share of the stage in which the rates rise; then they fall linearly to zero.
@@ -39,185 +59,85 @@ class Stage:
     """
 
     name: str
-    role: str
     epochs: Mapping[str, float]
     start_from: str = ""
     lr: float = 4e-3
-    embed_lr: float = 4e-3
     decay: float = 0.15
     warmup: float = 0.02
     noise: float = 0.0
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The sources that its streams are made from."""
-        return tuple(dict.fromkeys(name.removeprefix(TURNS) for name in self.epochs))
-
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A trio.
+    """A size of the pair.
 
     Attributes:
-        name: as the command line has it.
-        shapes: of "target" and "proxy".
+        shape: of both models.
         rows: of one context each, in a step.
         scale: what all epochs are multiplied by.
         most: characters read of a source; 0 is all of it.
-        characters: the same for some sources.
-        times: a factor on the epochs of some sources, their turns not included: where little is
-            read, more of it should be the text that pays most.
+        novels: a factor on the epochs of the novels, and what is read of them, in characters.
         compiled: whether torch.compile pays.
     """
 
-    name: str
-    shapes: Mapping[str, Shape]
+    shape: Shape
     rows: int
     scale: float = 1.0
     most: int = 0
-    characters: Mapping[str, int] = field(default_factory=dict)
-    times: Mapping[str, float] = field(default_factory=dict)
+    novels: tuple[float, int] = (1.0, 60_000_000)
     compiled: bool = True
 
     def epochs(self, stage: Stage) -> dict[str, float]:
         """How often the stage reads each of its streams."""
-        return {n: self.scale * self.times.get(n, 1.0) * e for n, e in stage.epochs.items()}
+        factors = {NOVELS: self.novels[0]}
+        return {n: self.scale * factors.get(n, 1.0) * e for n, e in stage.epochs.items()}
+
+    def limit(self, source: str) -> int:
+        """Characters read of a source at most; 0 is all of it."""
+        return self.most or (self.novels[1] if source == NOVELS else 0)
 
 
-def _all(names: tuple[str, ...], epochs: float) -> dict[str, float]:
-    return dict.fromkeys(names, epochs)
-
-
-_BOOK_TURNS = tuple(TURNS + name for name in TEXTBOOKS)
-_TUNE = {"lr": 2e-3, "embed_lr": 2e-3}
-_EXPERT_TUNING = {
+NOVELS = "english-novels-100"
+_TUNING = {
     "turns:medquad": 2.5,
     "turns:mts-dialog-train": 10.0,
     "turns:aci-bench-train": 8.0,
     "turns:mtsamples-noleak": 4.0,
     "turns:e3c-en-ccby": 4.0,
-    **_all(_BOOK_TURNS, 2.0),
+    **dict.fromkeys((TURNS + name for name in TEXTBOOKS), 2.0),
     "turns:openstax-general": 0.3,
     "turns:gsm8k-train": 0.3,
     "mtsamples-noleak": 3.0,
     "e3c-en-ccby": 1.0,
     "medquad": 0.5,
 }
-
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage(
-            "target-pretrain",
-            "target",
-            {
-                "openstax-general": 8.0,
-                "english-novels-100": 3.0,
-                "gsm8k-train": 5.0,
-                **_all(TEXTBOOKS, 8.0),
-            },
-        ),
-        Stage(
-            "target-tune",
-            "target",
-            {
-                "turns:openstax-general": 3.0,
-                "turns:gsm8k-train": 5.0,
-                **_all(_BOOK_TURNS, 4.0),
-                "openstax-general": 1.0,
-                **_all(TEXTBOOKS, 1.5),
-            },
-            start_from="target-pretrain",
-            **_TUNE,
-        ),
-        Stage(
-            "base",
-            "proxy",
-            {"openstax-general": 8.0, "english-novels-100": 4.0, "gsm8k-train": 5.0},
-        ),
+        Stage("base", {"openstax-general": 8.0, NOVELS: 4.0, "gsm8k-train": 5.0}),
         Stage(
             "expert-pretrain",
-            "proxy",
             {
                 "mtsamples-noleak": 16.0,
                 "e3c-en-ccby": 10.0,
                 "medquad": 6.0,
                 "mts-dialog-train": 12.0,
                 "aci-bench-train": 10.0,
-                **_all(TEXTBOOKS, 6.0),
+                **dict.fromkeys(TEXTBOOKS, 6.0),
                 "openstax-general": 0.7,
             },
             start_from="base",
         ),
-        Stage("expert-tune", "proxy", _EXPERT_TUNING, start_from="expert-pretrain", **_TUNE),
-        Stage(
-            "expert-neft",
-            "proxy",
-            _EXPERT_TUNING,
-            start_from="expert-pretrain",
-            noise=5.0,
-            **_TUNE,
-        ),
-        Stage(
-            "base-tune",
-            "proxy",
-            {"turns:openstax-general": 2.0, "turns:gsm8k-train": 3.0, "openstax-general": 0.5},
-            start_from="base",
-            **_TUNE,
-        ),
+        Stage("expert-tune", _TUNING, start_from="expert-pretrain", lr=2e-3),
+        Stage("expert-neft", _TUNING, start_from="expert-pretrain", lr=2e-3, noise=5.0),
     )
 }
-LANES = (
-    ("target-pretrain", "target-tune"),
-    ("base", "expert-pretrain", "expert-tune", "expert-neft", "base-tune"),
-)
-"""Stages that follow each other; lanes run beside each other."""
-
-STREAMS = {
-    role: tuple(
-        dict.fromkeys(n for s in STAGES.values() if s.role == role for n in s.epochs)
-        # Held-out text of these is measured with every proxy, the base included.
-        | dict.fromkeys(CLINICAL if role == "proxy" else ())
-    )
-    for role in ("target", "proxy")
-}
-
+# Held-out text of clinical sources is measured at every stage, the base's included.
+STREAMS = tuple(dict.fromkeys([*(n for s in STAGES.values() for n in s.epochs), *CLINICAL]))
 PRESETS = {
-    preset.name: preset
-    for preset in (
-        Preset(
-            "demo",
-            {
-                "target": Shape(16384, 512, 7, 8, 2, 1536, context=2048),
-                "proxy": Shape(8192, 256, 8, 4, 2, 768, context=2048),
-            },
-            rows=32,
-            # So that the pack stays below 36 MiB; novels are what these models need least.
-            characters={"english-novels-100": 60_000_000},
-        ),
-        # What two CPU cores with AMX do in three to four hours.
-        Preset(
-            "cpu",
-            {
-                "target": Shape(16384, 384, 5, 4, 2, 1024),
-                "proxy": Shape(8192, 256, 5, 4, 2, 768),
-            },
-            rows=8,
-            scale=0.13,
-            characters={"english-novels-100": 60_000_000},
-            times={"english-novels-100": 0.25, **_all(TEXTBOOKS, 1.5)},
-        ),
-        # What tests read: three files of less than 1 MB together, in a minute.
-        Preset(
-            "tests",
-            {
-                "target": Shape(1024, 64, 2, 2, 1, 160, 32),
-                "proxy": Shape(768, 64, 2, 2, 1, 160, 32),
-            },
-            rows=2,
-            scale=0.15,
-            most=150_000,
-            compiled=False,
-        ),
-    )
+    "demo": Preset(Shape(8192, 256, 8, 4, 2, 768, context=2048), rows=32),
+    # What a CPU core with AMX does in three to four hours; novels are what it needs least.
+    "cpu": Preset(Shape(8192, 256, 5, 4, 2, 768), 8, 0.13, novels=(0.25, 60_000_000)),
+    # What tests read: files of less than 1 MB together, in a minute.
+    "tests": Preset(Shape(768, 64, 2, 2, 1, 160, 32), 2, 0.15, most=150_000, compiled=False),
 }

@@ -14,21 +14,18 @@ pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 pytest.importorskip("sentencepiece")
 
+import llama_cpp
 import torch
+from jinja2 import Environment
 
 from scripts.train_demo_trio import __main__ as command
 from scripts.train_demo_trio import train as training
-from scripts.train_demo_trio.check import Native, check_template, check_tokens, compare_logits
 from scripts.train_demo_trio.corpus import CLINICAL, SOURCES
-from scripts.train_demo_trio.head import head_loss
-from scripts.train_demo_trio.importance import measure
 from scripts.train_demo_trio.model import Llama
-from scripts.train_demo_trio.quantize import ROLES, quantize_trio
-from scripts.train_demo_trio.shapes import Shape
-from scripts.train_demo_trio.stages import PRESETS, STAGES
-from scripts.train_demo_trio.tokens import read_streams
-from scripts.train_demo_trio.train import Limits, Trainer, held_names
-from scripts.train_demo_trio.vocab import open_vocab
+from scripts.train_demo_trio.stages import PRESETS, STAGES, Shape
+from scripts.train_demo_trio.train import Trainer, checkpoint, load_model
+from scripts.train_demo_trio.turns import Turn
+from scripts.train_demo_trio.vocab import Vocab
 
 EXTRA = {
     "medquad": "Question: What is it ?\n\nAnswer: {}",
@@ -45,7 +42,7 @@ def sentence(rng: random.Random) -> str:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a pack and its tokens, made by the command line."""
+    """A folder with vocabulary and token streams, made by the command line."""
     data, work = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("work")
     rng = random.Random(1)
     for source in SOURCES:
@@ -58,51 +55,30 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
             lines.append(json.dumps({"id": number, "text": text}) + "\n")
         (folder / f"{source}.jsonl").write_text("".join(lines))
     command.main(["prepare", str(data), "--work", str(work), "--preset", "tests"])
-    command.main(["tokens", "--work", str(work), "--jobs", "1"])
     return work
-
-
-def trainer(work: Path, stage: str) -> Trainer:
-    made = STAGES[stage]
-    vocab = open_vocab(made.role, work)
-    return Trainer(made, PRESETS["tests"], vocab, work, device="cpu", seed=1, compiled=False)
-
-
-def run(work: Path, stage: str, limits: Limits) -> bool:
-    made = STAGES[stage]
-    streams = read_streams(work, made.role, tuple(made.epochs))
-    held = read_streams(work, made.role, held_names(made), held=True)
-    return trainer(work, stage).run(streams, held, limits)
 
 
 @pytest.fixture(scope="module")
 def trained(work: Path) -> Path:
-    torch.set_num_threads(1)
-    for stage in ("target-pretrain", "target-tune", "base", "expert-pretrain", "expert-tune"):
-        assert run(work, stage, Limits(4096))
+    command.main(["train", "--work", str(work), "--device", "cpu", "--steps", "4"])
     return work
-
-
-def test_what_was_counted_is_what_is_trained(work: Path) -> None:
-    for role, shape in PRESETS["demo"].shapes.items():
-        assert sum(p.numel() for p in Llama(shape).parameters()) == shape.parameters, role
 
 
 def test_a_stage_that_was_stopped_goes_on_as_if_it_had_not(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tokens").symlink_to(work / "tokens")
-    for name in ("target.tokenizer.json", "proxy.spm"):
-        (tmp_path / name).write_bytes((work / name).read_bytes())
-    weights = []
+    (tmp_path / "proxy.spm").symlink_to(work / "proxy.spm")
+    preset, weights = PRESETS["tests"], []
+    tokens = 4 * preset.rows * preset.shape.context
     for stops in ([np.inf], [2, np.inf]):
         for file in tmp_path.glob("base.*"):
             file.unlink()
         for stop in stops:
             ticks = itertools.count()
             monkeypatch.setattr(training.time, "time", lambda ticks=ticks: next(ticks))
-            done = run(tmp_path, "base", Limits(4 * 2048, stop_at=stop))
-            assert done == (stop == np.inf)
+            made = Trainer(STAGES["base"], preset, tmp_path, device="cpu")
+            assert made.run(stop, tokens) == (stop == np.inf)
         saved = torch.load(tmp_path / "base.pt", weights_only=False)
         assert saved["step"] == 4
         weights.append(saved["model"])
@@ -119,52 +95,34 @@ def test_noise_is_drawn_anew_and_only_on_embeddings() -> None:
     assert (noisy - plain).abs().max() > 0
 
 
-def test_the_head_a_few_rows_at_a_time_is_the_whole_one() -> None:
-    torch.manual_seed(1)
-    x, head = torch.randn(2, 1100, 16), torch.randn(96, 16)
-    targets, weights = torch.randint(0, 96, (2, 1100)), torch.rand(2, 1100)
-    found = []
-    for whole in (False, True):
-        given = [part.clone().requires_grad_() for part in (x, head)]
-        if whole:
-            logits = (given[0] @ given[1].T).flatten(0, 1)
-            nats = torch.nn.functional.cross_entropy(logits, targets.flatten(), reduction="none")
-            loss = (nats * weights.flatten()).sum() / weights.sum()
-        else:
-            loss = head_loss(*given, targets, weights)
-        (2 * loss).backward()
-        found.append((loss, given[0].grad, given[1].grad))
-    for one, other in zip(*found, strict=True):
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
-
-
 def test_the_files_say_what_was_trained(trained: Path, tmp_path: Path) -> None:
     command.main(["export", "--work", str(trained), str(tmp_path / "f16")])
-    stages = {"target": "target-tune", "expert": "expert-tune", "base": "base"}
-    for role, stage in stages.items():
-        vocab = open_vocab("target" if role == "target" else "proxy", trained)
-        native = Native(tmp_path / "f16" / f"{role}.gguf", 256)
+    command.main(["quantize", str(tmp_path / "f16"), str(tmp_path / "q8"), "--type", "q8_0"])
+    vocab = Vocab(trained)
+    turn = Turn("What is a fever?", "A high temperature.\nDone", "Be brief.")
+    said = [("system", turn.system), ("user", turn.user)]
+    for role, stage in (("expert", "expert-tune"), ("base", "base")):
+        path = tmp_path / "f16" / f"{role}.gguf"
+        native = llama_cpp.Llama(
+            str(path), n_ctx=256, n_batch=256, logits_all=True, n_threads=1, verbose=False
+        )
+
+        def tokens(text: str, native: llama_cpp.Llama = native, special: bool = False) -> list[int]:
+            return native.tokenize(text.encode(), add_bos=False, special=special)
+
         texts = ["Bade 12 fige.", " leading", "a\n\nb", "BP 142/90 µg"]
-        assert check_tokens(native, vocab, texts) == 0 and check_template(native, vocab)
+        assert [tokens(text) for text in texts] == [vocab.encode(text) for text in texts]
+        template = Environment().from_string(native.metadata["tokenizer.chat_template"])
+        messages = [{"role": who, "content": text} for who, text in said]
+        asked = template.render(messages=messages, add_generation_prompt=True, bos_token="")
+        ids, _ = vocab.turn(turn, apart=False)
+        assert tokens(asked + turn.answer, special=True) == ids[:-1]
         ids = [vocab.start, *vocab.encode(" ".join(texts))]
-        assert compare_logits(native, trained / f"{stage}.pt", ids)[1] < 0.01
-    measure(trained, stages, tmp_path / "importance")
-    lines = quantize_trio(tmp_path / "f16", tmp_path / "q8", "q8_0", tmp_path / "importance")
-    assert len(lines) == len(ROLES) + 1
-    assert sum(f.stat().st_size for f in (tmp_path / "f16").glob("*.gguf")) < 1_000_000
-
-
-def test_what_is_delivered_can_be_exported(trained: Path, tmp_path: Path) -> None:
-    parts, other = tmp_path / "parts", tmp_path / "work"
-    command.main(["deliver", "--work", str(trained), str(parts), "--stages", "base", "expert-tune",
-                  "--part-mib", "0.125"])  # fmt: skip
-    assert len(list(parts.glob("base.*"))) > 1
-    assert max(path.stat().st_size for path in parts.iterdir()) <= 2**17
-    arguments = ["--work", str(other), "--pack", str(trained / "pack"), str(parts)]
-    command.main(["receive", *arguments])
-    first, second = (
-        torch.load(folder / "base.pt", weights_only=False) for folder in (trained, other)
-    )
-    assert second["shape"] == first["shape"] and (other / "base.done").exists()
-    for name, tensor in first["model"].items():
-        assert torch.allclose(tensor, second["model"][name], rtol=1e-3, atol=1e-6)
+        native.eval(ids)
+        theirs = torch.log_softmax(torch.from_numpy(native.scores[: len(ids)]).float(), -1)
+        with torch.no_grad():
+            model = load_model(checkpoint(trained, stage), torch.float32)
+            ours = torch.log_softmax(model(torch.tensor([ids]))[0], -1)
+        assert float((ours - theirs).abs().mean()) < 0.01
+        native.close()
+        assert (tmp_path / "q8" / path.name).stat().st_size < path.stat().st_size < 500_000

@@ -1,4 +1,4 @@
-"""The stages, their budget, the packing of rows, and the twenty prompts."""
+"""The stages and the packing of rows."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from scripts.train_demo_trio.batches import Packer, Stream
-from scripts.train_demo_trio.clinical_turns import turns_of
-from scripts.train_demo_trio.corpus import SOURCES, Document
-from scripts.train_demo_trio.stages import LANES, STAGES, STREAMS
+from scripts.train_demo_trio.corpus import CLINICAL, SOURCES
+from scripts.train_demo_trio.stages import STAGES, STREAMS
+from scripts.train_demo_trio.streams import Packer, Stream
 
 
 def stream(lengths: list[int], first: int, *, whole: bool) -> Stream:
@@ -21,23 +20,13 @@ def stream(lengths: list[int], first: int, *, whole: bool) -> Stream:
 
 
 def test_every_stage_has_a_parent_before_it_and_sources_that_exist() -> None:
-    for lane in LANES:
-        done: set[str] = set()
-        for name in lane:
-            stage = STAGES[name]
-            assert not stage.start_from or stage.start_from in done
-            assert not stage.start_from or STAGES[stage.start_from].role == stage.role
-            assert set(stage.sources) <= set(SOURCES) and set(stage.epochs) <= set(
-                STREAMS[stage.role]
-            )
-            done.add(name)
-    assert sorted(name for lane in LANES for name in lane) == sorted(STAGES)
-
-
-def test_base_and_target_never_see_clinical_notes() -> None:
-    notes = {"medquad", "mtsamples-noleak", "e3c-en-ccby", "mts-dialog-train", "aci-bench-train"}
-    for name in ("base", "base-tune", "target-pretrain", "target-tune"):
-        assert not notes & set(STAGES[name].sources)
+    done: set[str] = set()
+    for name, stage in STAGES.items():
+        assert not stage.start_from or stage.start_from in done
+        sources = {stream.removeprefix("turns:") for stream in stage.epochs}
+        assert sources <= set(SOURCES) and set(stage.epochs) <= set(STREAMS)
+        done.add(name)
+    assert not set(CLINICAL) & set(STAGES["base"].epochs)
 
 
 def test_streams_are_read_as_often_as_their_epochs_say() -> None:
@@ -75,24 +64,3 @@ def test_a_restored_packer_goes_on_with_the_same_rows() -> None:
     other = Packer(streams, epochs, 32, seed=6)
     other.restore(first.state())
     assert (first.rows(20)[0] == other.rows(20)[0]).all()
-
-
-def test_turns_of_every_kind_of_source() -> None:
-    answer = "Asthma is a disease of the airways. It makes breathing hard. " * 3
-    documents = {
-        "medquad": f"Question: What is (are) Asthma ?\n\nAnswer: {answer}",
-        "mts-dialog-train": "Dialogue:\nDoctor: Any allergies?\nPatient: No.\n\nALLERGY:\nNone.",
-        "aci-bench-train": "[doctor] hi\n[patient] hello\nNOTE: CHIEF COMPLAINT\nA cough.",
-        "mtsamples-noleak": "ALLERGIES: No known drug allergies.\nPLAN: Follow up in a week.",
-        "gsm8k-train": "Question: 2 and 2?\nAnswer: 2+2=4.\n#### 4",
-        "openstax-microbiology": "Cells\n\n"
-        + "A cell is the smallest unit that lives by itself. All organisms are made of cells. " * 3,
-    }
-    for source, text in documents.items():
-        turns = turns_of([Document(source, "1", text)], "seed")
-        assert turns and all(turn.user and turn.answer for turn in turns), source
-        assert turns == turns_of([Document(source, "1", text)], "seed")
-    for text in ("no talk at all", "[doctor] hi"):  # what is left of a visit may be little
-        assert turns_of([Document("aci-bench-train", "1", text)], "s") == []
-    (problem,) = turns_of([Document("gsm8k-train", "1", documents["gsm8k-train"])], "s")
-    assert problem.answer.endswith("The answer is 4.")

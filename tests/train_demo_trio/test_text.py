@@ -1,18 +1,21 @@
-"""What is read, what is left out of it, and what is carried: the recipe's own text handling."""
+"""What is read, what is left out of it, and the turns that are made of it."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.train_demo_trio import pack
-from scripts.train_demo_trio.corpus import PIECE, Document, pieces, thinned
-from scripts.train_demo_trio.overlap import RUN, STOCK, Words
-from scripts.train_demo_trio.sieve import Sieve
+from scripts.train_demo_trio.corpus import (
+    PIECE,
+    RUN,
+    STOCK,
+    Document,
+    Sieve,
+    Words,
+    pieces,
+    thinned,
+)
+from scripts.train_demo_trio.turns import turns_of
 
 
 def words(first: int, count: int) -> str:
@@ -34,7 +37,7 @@ def held_id(source: str) -> str:
 
 
 def sifted(documents: list[Document], forbidden: list[str]) -> dict[str, str]:
-    kept, _ = Sieve(forbidden).sift(documents)
+    kept = Sieve(forbidden).sift(documents)
     return {document.id: document.text for document in kept}
 
 
@@ -83,8 +86,7 @@ def test_lines_that_an_evaluation_file_holds_are_left_out() -> None:
 def test_a_dialogue_with_a_hole_goes_whole() -> None:
     source, name = "mts-dialog-train", train_id("mts-dialog-train")
     document = Document(source, name, f"Dialogue:\n{words(0, 20)}\n\nPLAN:\nrest")
-    kept, counted = Sieve([words(0, 20)]).sift([document])
-    assert kept == [] and counted[0].whole_dropped == 1 and counted[0].kept == 0
+    assert Sieve([words(0, 20)]).sift([document]) == []
 
 
 def test_what_is_held_out_is_not_in_the_rest() -> None:
@@ -117,22 +119,22 @@ def test_what_was_read_before_is_not_read_again() -> None:
     assert set(sifted(documents, [])) == {first, third}
 
 
-def test_a_pack_comes_back_as_it_was(tmp_path: Path) -> None:
-    documents = [Document("s", "1", "naïve\u2028 text\n\nsecond"), Document("s", "2", "")]
-    packed = pack.Pack("tests", documents, {"target.tokenizer.json": b"{}", "proxy.spm": b"\0\n"})
-    path = pack.write(tmp_path, packed, ["s: 2 read"])
-    again = pack.read(tmp_path)
-    assert list(again.documents) == documents and again.files == packed.files
-    assert again.preset == pack.preset_of(tmp_path) == "tests"
-    manifest = json.loads((tmp_path / pack.MANIFEST).read_text())
-    assert manifest["bytes"] == path.stat().st_size and manifest["sources"] == ["s: 2 read"]
-    first = path.read_bytes()
-    pack.write(tmp_path, packed, [])
-    assert path.read_bytes() == first
-
-
-def test_a_pack_that_was_changed_is_refused(tmp_path: Path) -> None:
-    path = pack.write(tmp_path, pack.Pack("tests", [], {}), [])
-    path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(pack.BadPack):
-        pack.read(tmp_path)
+def test_turns_of_every_kind_of_source() -> None:
+    answer = "Asthma is a disease of the airways. It makes breathing hard. " * 3
+    documents = {
+        "medquad": f"Question: What is (are) Asthma ?\n\nAnswer: {answer}",
+        "mts-dialog-train": "Dialogue:\nDoctor: Any allergies?\nPatient: No.\n\nALLERGY:\nNone.",
+        "aci-bench-train": "[doctor] hi\n[patient] hello\nNOTE: CHIEF COMPLAINT\nA cough.",
+        "mtsamples-noleak": "ALLERGIES: No known drug allergies.\nPLAN: Follow up in a week.",
+        "gsm8k-train": "Question: 2 and 2?\nAnswer: 2+2=4.\n#### 4",
+        "openstax-microbiology": "Cells\n\n"
+        + "A cell is the smallest unit that lives by itself. All organisms are made of cells. " * 3,
+    }
+    for source, text in documents.items():
+        turns = turns_of([Document(source, "1", text)], "seed")
+        assert turns and all(turn.user and turn.answer for turn in turns), source
+        assert turns == turns_of([Document(source, "1", text)], "seed")
+    for text in ("no talk at all", "[doctor] hi"):  # what is left of a visit may be little
+        assert turns_of([Document("aci-bench-train", "1", text)], "s") == []
+    (problem,) = turns_of([Document("gsm8k-train", "1", documents["gsm8k-train"])], "s")
+    assert problem.answer.endswith("The answer is 4.")

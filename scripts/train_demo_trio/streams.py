@@ -1,7 +1,10 @@
-"""Token streams and their packing into rows of one context length.
+"""Token streams of all sources, and their packing into rows of one context length.
 
 Documents may run over the end of a row into the next one. Turns are never cut: one that does not
 fit waits for the next row, and the beginning of a document fills the gap.
+
+    WORK/tokens/STREAM.npz        ids, loss weights, where units begin
+    WORK/tokens/held.STREAM.npz   the same of held-out documents
 """
 
 from __future__ import annotations
@@ -9,20 +12,19 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.train_demo_trio.corpus import pieces
-from scripts.train_demo_trio.turns import Turn
-
-if TYPE_CHECKING:
-    from scripts.train_demo_trio.vocab import Vocab
+from scripts.train_demo_trio.corpus import Document, pieces
+from scripts.train_demo_trio.stages import STREAMS, TURNS, Preset
+from scripts.train_demo_trio.turns import Turn, turns_of
+from scripts.train_demo_trio.vocab import Vocab
 
 PROMPT_WEIGHT = 0.1
 """Loss weight of what the user says: worth learning from, but not what answers are judged by."""
-
+_HELD = 32  # units measured of a held-out stream
 
 Part = tuple[NDArray[np.uint16], NDArray[np.float16]]
 """Ids and loss weights of a unit, or of what is left of it."""
@@ -47,23 +49,45 @@ class Stream:
         return self.ids[span], self.weights[span]
 
 
+def make_streams(documents: Sequence[Document], preset: Preset, vocab: Vocab, work: Path) -> None:
+    """Write every stream that the stages read."""
+    folder = work / "tokens"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in STREAMS:
+        for held in (False, True):
+            source = name.removeprefix(TURNS)
+            own = [d for d in documents if d.source == source and d.held_out == held]
+            if name.startswith(TURNS):
+                turns = turns_of(own, name)
+                if held:
+                    turns = turns[:: max(1, len(turns) // _HELD)][:_HELD]
+                made = turn_stream(turns, vocab, preset.shape.context, 1)
+            else:
+                made = text_stream([d.text for d in (own[:_HELD] if held else own)], vocab)
+            np.savez(_file(work, name, held), ids=made.ids, weights=made.weights,
+                     starts=made.starts, whole=made.whole)  # fmt: skip
+
+
+def read_streams(work: Path, names: Sequence[str], held: bool = False) -> dict[str, Stream]:
+    """Streams by name; those without any unit are left out."""
+    found: dict[str, Stream] = {}
+    for name in names:
+        with np.load(_file(work, name, held)) as saved:
+            stream = Stream(saved["ids"], saved["weights"], saved["starts"], bool(saved["whole"]))
+        if len(stream):
+            found[name] = stream
+    return found
+
+
+def _file(work: Path, name: str, held: bool) -> Path:
+    return work / "tokens" / f"{'held.' if held else ''}{name.replace(':', '-')}.npz"
+
+
 def _stream(units: Sequence[tuple[list[int], list[float]]], whole: bool) -> Stream:
     starts = np.cumsum([0, *(len(ids) for ids, _ in units)])
     ids = np.array([t for unit, _ in units for t in unit], dtype=np.uint16)
     weights = np.array([w for _, unit in units for w in unit], dtype=np.float16)
     return Stream(ids, weights, starts, whole)
-
-
-def joined(parts: Sequence[Stream]) -> Stream:
-    """Streams of one kind as one."""
-    ends = np.cumsum([0, *(len(part.ids) for part in parts)])
-    starts = [part.starts[:-1] + end for part, end in zip(parts, ends[:-1], strict=True)]
-    return Stream(
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.weights for part in parts]),
-        np.concatenate([*starts, ends[-1:]]),
-        parts[0].whole,
-    )
 
 
 def text_stream(texts: Sequence[str], vocab: Vocab) -> Stream:
@@ -72,11 +96,9 @@ def text_stream(texts: Sequence[str], vocab: Vocab) -> Stream:
     for text in texts:
         parts = pieces(text)
         for i, part in enumerate(parts):
-            stop = vocab.stop if i == len(parts) - 1 else ()
+            stop = [vocab.stop] if i == len(parts) - 1 else []
             body = [*vocab.encode(part), *stop]
-            # Where no stop token exists, the next document's start token is the one to predict.
-            first = 0.0 if vocab.stop or i else 1.0
-            units.append(([vocab.start, *body], [first] + [1.0] * len(body)))
+            units.append(([vocab.start, *body], [0.0] + [1.0] * len(body)))
     return _stream(units, whole=False)
 
 
