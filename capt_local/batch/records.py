@@ -32,6 +32,7 @@ _BATCH_LINE = frozenset(("custom_id", "method", "url", "body"))
 
 # Parameters of OpenAI's API and of servers that follow it, with the values that change nothing.
 _WITHOUT_EFFECT: Mapping[str, tuple[object, ...]] = {
+    "user": (),
     "n": (1,),
     "best_of": (1,),
     "stream": (False,),
@@ -50,7 +51,7 @@ _WITHOUT_EFFECT: Mapping[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "response_format": ({"type": "text"},),
 }
-# What goes for the whole run instead; further names of OpenAI's and like servers' parameters.
+# What goes for the whole run instead.
 _INSTEAD = {
     **dict.fromkeys(("response_format", "json_schema", "guided_json"), "--json-schema"),
     **dict.fromkeys(("grammar", "guided_grammar"), "--grammar-file"),
@@ -58,11 +59,6 @@ _INSTEAD = {
     "min_p": "--min-p",
     "repetition_penalty": "--repeat-penalty",
 }
-_REFUSED = frozenset(
-    ("audio", "chat_template", "metadata", "min_tokens", "parallel_tool_calls", "prediction",
-     "reasoning_effort", "safety_identifier", "service_tier", "stop_token_ids", "stream_options",
-     "structured_outputs", "suffix", "user", "verbosity", "web_search_options")
-)  # fmt: skip
 
 
 class MissingId(NotReadable):
@@ -325,8 +321,9 @@ def read_settings(fields: Mapping[str, object]) -> RecordSettings:
             isinstance(value, bool) == isinstance(other, bool) and value == other
             for other in _WITHOUT_EFFECT.get(name, ())
         )
-        if not neutral and name not in {*_WITHOUT_EFFECT, *_INSTEAD, *_REFUSED}:
-            raise NotReadable("it has a field that capt-local does not know")
+        if not neutral and name not in {*_WITHOUT_EFFECT, *_INSTEAD}:
+            known_names = ", ".join(RecordSettings.__struct_fields__)
+            raise NotReadable(f"it has a field that is not one of {known_names}")
         if not neutral:
             hint = f": give {_INSTEAD[name]} for the whole run" if name in _INSTEAD else ""
             this = "this " if name in _WITHOUT_EFFECT else ""

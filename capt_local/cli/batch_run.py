@@ -8,7 +8,7 @@ import datetime
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -317,21 +317,21 @@ def _check_places(flags: Flags, output: Path, models: Iterable[Path] = ()) -> No
         used.add(path.resolve())
 
 
+@dataclass(slots=True)
 class BatchRun:
-    """One run; see `run_batch`, which has checked everything that needs no worker."""
+    """One run; `run_batch` has checked everything that needs no worker.
 
-    def __init__(
-        self,
-        flags: Flags,
-        settings: BatchSettings,
-        source: InputSource,
-        output: Path,
-        display: ProgressDisplay,
-        signals: Signals,
-    ) -> None:
-        self._flags, self._settings, self._source = flags, settings, source
-        self._output, self._display, self._signals = output, display, signals
-        self._long: list[int] = []  # records that may be too long, until it is known
+    Attributes:
+        long: records that may be too long, until it is known.
+    """
+
+    flags: Flags
+    settings: BatchSettings
+    source: InputSource
+    output: Path
+    display: ProgressDisplay
+    signals: Signals
+    long: list[int] = field(default_factory=list)
 
     def check(self) -> tuple[int, Summary]:
         """Checks the output as a run would; writes nothing. Returns exit code and summary.
@@ -340,23 +340,23 @@ class BatchRun:
             Cancelled: it was stopped.
             CaptError: the output is of another run, or cannot be written.
         """
-        run, source = self._flags.run, self._source
+        run, source = self.flags.run, self.source
         workers = WorkerSupervisor(start_worker)
         try:
             fingerprint = self._fingerprint(self._facts(workers))
         finally:
             workers.kill()
         found: OutputState = look(
-            self._output,
+            self.output,
             fingerprint,
             source.lines(),
             retry_errors=run.retry_errors,
             force_new=run.force_new,
         )
-        self._display.notes(found.notices)
+        self.display.notes(found.notices)
         done = found.done(retry_errors=run.retry_errors)
         left = sum(id not in done for id in source.ids)
-        self._display.note(
+        self.display.note(
             f"checked: {len(source)} records in the input; {len(done)} are done, {left} to be "
             "done. No model was loaded, and nothing written."
         )
@@ -370,16 +370,16 @@ class BatchRun:
             Cancelled: it was stopped before it wrote anything.
             CaptError: the output is of another run, a model cannot be loaded, the disk is full...
         """
-        run, settings, source = self._flags.run, self._settings, self._source
+        run, settings, source = self.flags.run, self.settings, self.source
         with contextlib.ExitStack() as stack:
             workers = self._workers(stack)
             facts = self._facts(workers)
             fingerprint = self._fingerprint(facts)
-            if self._signals.requested:
+            if self.signals.requested:
                 raise Cancelled("interrupted")
             journal = stack.enter_context(
                 OutputJournal.open(
-                    self._output,
+                    self.output,
                     fingerprint,
                     records=source.lines(),
                     input={
@@ -390,13 +390,13 @@ class BatchRun:
                     force_new=run.force_new,
                 )
             )  # fmt: skip
-            self._display.notes(journal.notices)
+            self.display.notes(journal.notices)
             left = [index for index, id in enumerate(source.ids) if id not in journal.done]
             now = left[: run.limit]
             # A token has at least one byte. Texts that may be too long go first: those that are
             # fail without being computed, so they are reported before the long work.
             context = settings.load.context or _CONTEXT
-            self._long = [index for index in now if source.size(index) > context]
+            self.long = [index for index in now if source.size(index) > context]
             now.sort(key=lambda index: source.size(index) <= context)
             job = Job(
                 source,
@@ -404,27 +404,27 @@ class BatchRun:
                 LineWriter(fingerprint),
                 settings.options,
                 now,
-                logprobs=self._flags.report.logprobs,
+                logprobs=self.flags.report.logprobs,
                 schema=settings.schema,
             )
-            if (audit := self._flags.report.audit) is not None:
+            if (audit := self.flags.report.audit) is not None:
                 append_audit(audit, journal.manifest, "start", {"records": len(job.indices)})
             if job.indices:
-                workers.load(settings.worker_config(fingerprint, self._flags))
+                workers.load(settings.worker_config(fingerprint, self.flags))
             return self._run_job(job, workers, journal, len(left))
 
     def _workers(self, stack: contextlib.ExitStack) -> Workers:
         """What answers: a process here, or actors of Ray."""
-        run = self._flags.run
+        run = self.flags.run
         workers: Workers
         if run.ray is None:
             workers = WorkerSupervisor(start_worker, timeout=run.timeout)
         else:
             from capt_local.batch.ray import OPEN_PORTS, RayWorkers, cluster
 
-            self._display.notes([OPEN_PORTS] if run.ray == "local" else [])
+            self.display.notes([OPEN_PORTS] if run.ray == "local" else [])
             ray = stack.enter_context(cluster(run.ray, run.ray_actors))
-            threads = self._settings.load.threads or 1
+            threads = self.settings.load.threads or 1
             workers = RayWorkers(ray, actors=run.ray_actors, timeout=run.timeout, threads=threads)
         stack.callback(workers.kill)
         return workers
@@ -432,25 +432,25 @@ class BatchRun:
     def _facts(self, workers: Workers) -> Mapping[str, Any]:
         """What a worker sends before it loads its models."""
         while (facts := workers.hello(_POLL)) is None:
-            if self._signals.requested:
+            if self.signals.requested:
                 raise Cancelled("interrupted")
         return facts
 
     def _fingerprint(self, facts: Mapping[str, Any]) -> Fingerprint:
-        logprobs = self._flags.report.logprobs
-        return self._settings.fingerprint(self._source, facts, logprobs=logprobs)
+        logprobs = self.flags.report.logprobs
+        return self.settings.fingerprint(self.source, facts, logprobs=logprobs)
 
     def _run_job(
         self, job: Job, workers: Workers, journal: OutputJournal, left: int
     ) -> tuple[int, Summary]:
         """Runs the job and reports its end."""
-        display = self._display
+        display = self.display
         progress = RunProgress(len(job.indices), before=len(journal.done))
         complete, failure = not job.indices, None
 
         def stop() -> bool:
             display.tick()
-            return self._signals.requested
+            return self.signals.requested
 
         def report(news: News) -> None:
             if news.ready is not None:
@@ -473,16 +473,16 @@ class BatchRun:
         if failure is not None:
             code = int(code_for(failure))
         elif not complete:
-            code = self._signals.code or ExitCode.INTERRUPTED
+            code = self.signals.code or ExitCode.INTERRUPTED
         summary = progress.as_object() | {
             "left": left - progress.done,
             "failed_before": failed - progress.failed,
-            "skipped": len(self._source.skipped),
+            "skipped": len(self.source.skipped),
             "exit_code": code,
         }
         trouble: CaptError | None = None
         try:
-            if (audit := self._flags.report.audit) is not None:
+            if (audit := self.flags.report.audit) is not None:
                 counts = {"records": summary["records"], OK: summary["done"], **summary["failed"]}
                 append_audit(audit, journal.manifest, "end", counts, code)
         except CaptError as error:
@@ -503,19 +503,19 @@ class BatchRun:
 
     def _report_too_long(self, journal: OutputJournal) -> None:
         """Lists the records that do not fit into the context, as soon as all are known."""
-        ids = self._source.ids
-        if not self._long or not all(ids[index] in journal.done for index in self._long):
+        ids = self.source.ids
+        if not self.long or not all(ids[index] in journal.done for index in self.long):
             return
         overflow = ErrorCode.CONTEXT_OVERFLOW
         numbers = [
-            str(self._source.line(index)[0])
-            for index in self._long
+            str(self.source.line(index)[0])
+            for index in self.long
             if journal.done[ids[index]] == overflow
         ]
-        self._long = []
+        self.long = []
         if numbers:
             more = f" and {len(numbers) - _SHOWN} more" if numbers[_SHOWN:] else ""
-            self._display.notes(
+            self.display.notes(
                 [
                     f"too long for the context: input line {', '.join(numbers[:_SHOWN])}{more}. "
                     "Nothing is cut; a larger --ctx-size in a new run takes them."
@@ -523,11 +523,11 @@ class BatchRun:
             )
 
     def _report_end(self, summary: Summary, *, complete: bool) -> None:
-        self._display.note(summary_line(summary))
+        self.display.note(summary_line(summary))
         if left := summary["left"]:
-            again = " (without --force-new)" if self._flags.run.force_new else ""
+            again = " (without --force-new)" if self.flags.run.force_new else ""
             records = "1 record is" if left == 1 else f"{left} records are"
-            self._display.note(
+            self.display.note(
                 f"{'' if complete else 'stopped; '}{records} left: the same command{again} goes on "
                 f"with {'it' if left == 1 else 'them'}."
             )
@@ -552,13 +552,11 @@ class ProgressDisplay:
 
     def notes(self, texts: Iterable[str]) -> None:
         """Writes lines, each marked as a note."""
-        for text in texts:
-            self.note(f"note: {text}")
+        self._write(lambda: self._screen.notes(texts))
 
     def fraction(self, label: str, share: float | None) -> None:
         """Redraws the progress line of a terminal, for what has no records."""
-        if self._due(_REDRAW):
-            self._write(lambda: self._screen.progress(label, share))
+        self._write(lambda: self._screen.progress(label, share))
 
     def news(self, news: News) -> None:
         """Reports what happened."""
@@ -576,12 +574,12 @@ class ProgressDisplay:
 
     def tick(self) -> None:
         """Shows how far the run is, if it is time: "412/1000, 35.2 tokens/s, 12 min left"."""
-        progress = self._progress
-        terminal = self._screen.asides_on_terminal
-        if progress is None or not progress.started:
+        progress, terminal = self._progress, self._screen.asides_on_terminal
+        now = time.monotonic()
+        wait = _REDRAW if terminal else _LINE_EVERY
+        if progress is None or not progress.started or now - self._last < wait:
             return
-        if not self._due(_REDRAW if terminal else _LINE_EVERY):
-            return
+        self._last = now
         done, total = progress.done, progress.total
         parts = [f"{done}/{total}", f"{progress.speed:.1f} tokens/s"]
         if done:
@@ -590,20 +588,13 @@ class ProgressDisplay:
             parts.append(f"{progress.failed} failed")
         label = ", ".join(parts)
         if terminal:
-            self._write(lambda: self._screen.progress(label, done / total if total else 1.0))
+            self.fraction(label, done / total if total else 1.0)
         else:
             self.note(label)
 
     def clear(self) -> None:
         """Removes the progress line."""
         self._write(self._screen.clear_progress)
-
-    def _due(self, seconds: float) -> bool:
-        now = time.monotonic()
-        if now - self._last < seconds:
-            return False
-        self._last = now
-        return True
 
     def _write(self, write: Callable[[], None]) -> None:
         if self._gone:

@@ -13,6 +13,10 @@ from capt_local.strict_json import NotReadable
 from tests.batch.inputs import CANARY, checked, line, openai, problems, records, short, written
 
 USER = Message("user", CANARY)
+UNKNOWN = (
+    "it has a field that is not one of max_tokens, temperature, top_p, seed, stop, logprobs, "
+    "top_logprobs, adapter_scales"
+)
 NO_PROMPT = 'either "prompt" or "messages" is needed (other fields need --template)'
 
 
@@ -62,7 +66,7 @@ def test_the_system_text_of_the_run(tmp_path: Path) -> None:
         ({"prompt": " \n"}, "the prompt is empty"),
         ({"prompt": f"{CANARY}\0"},
          "a text of it holds a NUL byte (0x00) at byte 7 (counted from 0)"),
-        ({"prompt": "x", CANARY: 1}, "it has a field that capt-local does not know"),
+        ({"prompt": "x", CANARY: 1}, UNKNOWN),
         ({"messages": CANARY}, '"messages" must be a list of objects'),
         ({"messages": []}, "The conversation is empty"),
         ({"messages": [{"role": CANARY, "content": "x"}]},
@@ -134,10 +138,10 @@ def test_settings(fields: dict[str, object], made: dict[str, Any]) -> None:
         ({"response_format": {"type": "json_object"}},
          'this "response_format" is not supported: give --json-schema for the whole run'),
         ({"top_k": 5}, 'this "top_k" is not supported: give --top-k for the whole run'),
-        ({"user": CANARY}, '"user" is not supported'),
+        ({"user": CANARY}, 'this "user" is not supported'),
         ({"guided_json": {}},
          '"guided_json" is not supported: give --json-schema for the whole run'),
-        ({CANARY: CANARY}, "it has a field that capt-local does not know"),
+        ({CANARY: CANARY}, UNKNOWN),
     ],
 )  # fmt: skip
 def test_settings_that_are_refused(fields: dict[str, object], said: str) -> None:
