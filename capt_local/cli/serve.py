@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from capt_local.cli.exits import ExitCode
+from capt_local.cli.files import read_text
 from capt_local.cli.options import (
     MethodFlags,
     ModelFlags,
@@ -24,15 +24,12 @@ from capt_local.config import Feature, read_site
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import Cancelled, UsageError
 from capt_local.report.terminal import Screen
-from capt_local.strict_json import NotReadable, read_bytes, utf8
 
 if TYPE_CHECKING:
     from capt_local.serve.server import Listener
     from capt_local.serve.tasks import Task
 
-_SHORTEST_KEY = 16
-_FORGET_AFTER = 10.0  # minutes
-_WAITING = 32  # requests
+_SHORTEST_KEY, _FORGET_AFTER, _WAITING = 16, 10.0, 32  # characters, minutes, requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +44,8 @@ class ServeFlags:
     host: Annotated[
         str,
         option("--host", twin="HOST", metavar="ADDRESS",
-               help="The address to listen on. Another than loopback can be reached from other "
-               "machines, so it needs --api-key-file, --tls-cert and --tls-key. Default: "
-               "127.0.0.1."),
+               help="The address to listen on; another than loopback needs --api-key-file, "
+               "--tls-cert and --tls-key. Default: 127.0.0.1."),
     ] = "127.0.0.1"  # fmt: skip
     parallel: Annotated[
         int,
@@ -60,8 +56,8 @@ class ServeFlags:
     api_key_file: Annotated[
         Path | None,
         option("--api-key-file", twin="API_KEY_FILE", metavar="PATH",
-               help="A file with a key on each line, readable by you alone. Default: a new key "
-               "for each start, which stands in the address that is printed."),
+               help="A file with a key on each line, readable by you alone. Default: a new key, "
+               "in the address that is printed."),
     ] = None  # fmt: skip
     tls_cert: Annotated[
         Path | None,
@@ -100,37 +96,32 @@ def serve(
     sample: SampleFlags,
     view: ViewFlags,
 ) -> int:
-    """A server with OpenAI's interface, and a page for clinicians in the browser.
-
-    It listens on this machine alone, and a key is needed. Ctrl-C ends it.
+    """A server on this machine: a page for clinicians, and OpenAI's interface. Ctrl-C ends it.
 
     Examples:
       capt-local serve
 
       capt-local serve -m my-bundle --port 9000 --parallel 8 --api-key-file keys.txt
     """
-    screen = Screen.standard(view.verbose)
-    keys = _check(where)
+    screen, keys = Screen.standard(view.verbose), _keys(where)
     from capt_local.serve.server import listen
     from capt_local.serve.tasks import library
 
-    tasks = library(where.tasks)
-    bundle = find_bundle(model)
+    tasks, bundle = library(where.tasks), find_bundle(model)
     options = generate_options(bundle, how, sample, 0)
-    listener = listen(where.host, where.port)
-    with Signals() as signals:
+    with listen(where.host, where.port) as listener, Signals() as signals:
         try:
             session = open_session(
                 bundle, model, screen, signals, wanted=None, template=template.source()
             )
         except Cancelled:
             return signals.code or ExitCode.INTERRUPTED
-        with listener, session.runtime:
-            _serve(session, where, options, tasks, listener, keys, signals)
-        return signals.code or ExitCode.INTERRUPTED
+        with session.runtime:
+            _run(session, where, options, tasks, listener, keys, signals)
+    return signals.code or ExitCode.INTERRUPTED
 
 
-def _check(where: ServeFlags) -> tuple[str, ...]:
+def _keys(where: ServeFlags) -> tuple[str, ...]:
     """The keys; refuses what the site forbids, and what would be open to others.
 
     Raises:
@@ -138,41 +129,32 @@ def _check(where: ServeFlags) -> tuple[str, ...]:
     """
     from capt_local.serve.server import is_loopback
 
-    limits = read_site().limits
+    limits, path = read_site().limits, where.api_key_file
     limits.refuse(Feature.SERVE, "capt-local serve")
     if (where.tls_cert is None) != (where.tls_key is None):
         raise UsageError("--tls-cert and --tls-key go together.")
     if not is_loopback(where.host):
         limits.refuse(Feature.NETWORK, "--host with another address than loopback")
-        if where.api_key_file is None or where.tls_cert is None:
+        if path is None or where.tls_cert is None:
             raise UsageError(
                 f"--host {where.host} can be reached from other machines: give --api-key-file, "
                 "--tls-cert and --tls-key."
             )
     if where.idle_timeout is not None and not 0 < where.idle_timeout <= 1e6:
         raise UsageError("--idle-timeout takes minutes above 0.")
-    if where.api_key_file is None:
+    if path is None:
         return (secrets.token_urlsafe(24),)
-    return _keys(where.api_key_file)
-
-
-def _keys(path: Path) -> tuple[str, ...]:
-    data = read_bytes(path, "The file of --api-key-file", largest=1 << 16)
-    if os.name == "posix" and stat.S_IMODE(os.stat(path).st_mode) & 0o077:
+    lines = read_text(path, "The file of --api-key-file", largest=1 << 16).splitlines()
+    if os.name == "posix" and os.stat(path).st_mode & 0o077:
         raise UsageError("The file of --api-key-file can be read by others: chmod 600 it.")
-    try:
-        found = tuple(line.strip() for line in utf8(data).splitlines() if line.strip())
-    except NotReadable as error:
-        raise UsageError(f"The file of --api-key-file is {error}.") from None
+    found = tuple(line.strip() for line in lines if line.strip())
     if not found or any(len(key) < _SHORTEST_KEY or not key.isascii() for key in found):
-        raise UsageError(
-            f"The file of --api-key-file needs keys of at least {_SHORTEST_KEY} plain characters, "
-            "one a line."
-        )
+        told = f"needs keys of at least {_SHORTEST_KEY} plain characters, one a line."
+        raise UsageError(f"The file of --api-key-file {told}")
     return found
 
 
-def _serve(
+def _run(
     session: Session,
     where: ServeFlags,
     options: GenerateOptions,
@@ -181,54 +163,37 @@ def _serve(
     keys: tuple[str, ...],
     signals: Signals,
 ) -> None:
-    from capt_local.serve.app import OPEN_PATHS, Service, application
+    """Serves until a signal asks to leave."""
+    from capt_local.serve.app import OPEN_PATHS, Service
     from capt_local.serve.engine import Engine
     from capt_local.serve.guard import Access, Guard
     from capt_local.serve.server import run
 
     screen, limits = session.screen, read_site().limits
     engine = Engine(
-        session.runtime,
-        options,
-        parallel=where.parallel,
-        waiting=_WAITING,
-        forget_after=60 * (where.idle_timeout or _FORGET_AFTER),
-        report=screen.note,
-    )
+        session.runtime, options, parallel=where.parallel, waiting=_WAITING,
+        forget_after=60 * (where.idle_timeout or _FORGET_AFTER), report=screen.note,
+    )  # fmt: skip
     engine.start()
     try:
         service = Service(
-            engine,
-            options,
-            session.load,
-            session.load_seconds,
-            tasks,
+            engine, options, session.load, tasks,
             lambda made: limits.check_weights((*made.combine.alphas, *made.combine.powers)),
             reports=not limits.forbids(Feature.REPORTS),
-        )
-        port = listener.getsockname()[1]
-        names = {"127.0.0.1", "localhost", "[::1]", where.host, *(where.allow_host or ())}
-        access = Access(
-            frozenset(name.lower() for name in names),
-            keys,
-            frozenset(origin.rstrip("/").lower() for origin in where.allow_origin or ()),
-            OPEN_PATHS,
-        )
+        )  # fmt: skip
+        names = ("127.0.0.1", "localhost", "[::1]", where.host, *(where.allow_host or ()))
+        origins = frozenset(each.rstrip("/").lower() for each in where.allow_origin or ())
+        access = Access(frozenset(map(str.lower, names)), keys, origins, OPEN_PATHS)
         scheme = "https" if where.tls_cert else "http"
-        key = "" if where.api_key_file else f"#key={keys[0]}"
-        screen.line(f"{scheme}://{where.host}:{port}/{key}")
+        address = f"{scheme}://{where.host}:{listener.getsockname()[1]}"
+        screen.line(f"{address}/" if where.api_key_file else f"{address}/#key={keys[0]}")
         screen.note(
-            f"The page is at this address, OpenAI's interface at {scheme}://{where.host}:{port}/v1"
-            f" (key: {'of your file' if where.api_key_file else 'behind #key='}). Nothing is "
-            "logged or stored; Ctrl-C ends it."
+            f"The page is at this address, OpenAI's interface at {address}/v1 (key: "
+            f"{'of your file' if where.api_key_file else 'behind #key='}). Nothing is logged or "
+            "stored; Ctrl-C ends it."
         )
-        run(
-            Guard(application(service), access, screen.note),
-            listener,
-            leave=signals,
-            stop=engine.stop,
-            certificate=where.tls_cert,
-            key=where.tls_key,
-        )
+        guard = Guard(service.app, access, screen.note)
+        run(guard, listener, leave=signals, stop=engine.stop, certificate=where.tls_cert,
+            key=where.tls_key)  # fmt: skip
     finally:
         engine.stop()

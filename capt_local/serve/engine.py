@@ -23,6 +23,7 @@ from capt_local.prompting.messages import Message
 from capt_local.runtime import Runtime
 
 T = TypeVar("T")
+_OUTCOMES = ("answered", "failed", "left", "refused")
 
 
 class QueueFull(Exception):
@@ -36,25 +37,21 @@ class EngineFailed(CaptError):
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
-    """A token of an answer."""
-
-    generation: Generation
-    step: Step
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The end of an answer; without a generation it never began."""
+class Event:
+    """A token of an answer, or without one its end; without a generation it never began."""
 
     generation: Generation | None
+    step: Step | None = None
     error: CaptError | None = None
+
+
+Sink = Callable[[Event], None]
 
 
 class Job:
     """A request on its way through the engine; see `Engine.job`."""
 
-    def __init__(self, sink: Callable[[Stepped | Ended], None]) -> None:
+    def __init__(self, sink: Sink) -> None:
         self.sink = sink
         self.cancelled = False
         self.request: Request
@@ -74,9 +71,6 @@ class Engine:
         waiting: requests that may wait beside.
         forget_after: seconds without a request after which the models forget all texts.
         report: called with a line about an error of the program itself.
-
-    Attributes:
-        counts: of requests and tokens since the start, by name; nothing else is kept of them.
     """
 
     def __init__(
@@ -90,8 +84,8 @@ class Engine:
         report: Callable[[str], None],
     ) -> None:
         self.runtime = runtime
-        self.parallel = parallel
-        self.counts: Counter[str] = Counter()
+        self._parallel = parallel
+        self._counts: Counter[str] = Counter()  # nothing else is kept of requests
         self._warm = GenerateOptions(method=options.method, max_tokens=1, combine=options.combine)
         self._most = waiting
         self._forget_after = forget_after
@@ -123,7 +117,7 @@ class Engine:
         self,
         prompt: str | Sequence[Message],
         options: GenerateOptions,
-        sink: Callable[[Stepped | Ended], None],
+        sink: Sink,
         *,
         raw: bool = False,
     ) -> Job:
@@ -132,13 +126,13 @@ class Engine:
         Args:
             prompt: see `batching.Request`.
             options: likewise.
-            sink: called in the engine's thread with each `Stepped`, then once with `Ended`.
+            sink: called in the engine's thread with each token, then once with the end.
             raw: see `batching.Request`.
         """
         job = Job(sink)
 
         def on_step(generation: Generation, step: Step) -> None:
-            sink(Stepped(generation, step))
+            sink(Event(generation, step))
             self._answer_calls()
 
         job.request = Request(prompt, options, raw, on_step, lambda: job.cancelled)
@@ -150,8 +144,9 @@ class Engine:
         Raises:
             QueueFull: too many wait.
         """
-        if self.waiting + len(jobs) > self._most + max(0, self.parallel - self.running):
-            self.counts["refused"] += 1
+        free = max(0, self._parallel - len(self._running))
+        if self._jobs.qsize() + len(jobs) > self._most + free:
+            self._count("refused")
             raise QueueFull
         for job in jobs:
             self._jobs.put(job)
@@ -167,22 +162,24 @@ class Engine:
         self._jobs.put(None)
         return found
 
-    @property
-    def running(self) -> int:
-        """Requests that are being answered."""
-        return len(self._running)
+    def metrics(self) -> dict[str, int]:
+        """Counts since the start, by their names in the text format of Prometheus."""
+        names = [f'requests_total{{outcome="{each}"}}' for each in _OUTCOMES]
+        for role in self.runtime.models:
+            names += [f'{kind}_tokens_total{{model="{role}"}}' for kind in ("prompt", "reused")]
+        names += ["answer_tokens_total", "changed_tokens_total"]
+        here = {"running": len(self._running), "waiting": self._jobs.qsize()}
+        return {name: self._counts[name] for name in names} | here
 
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue."""
-        return self._jobs.qsize()
+    def _count(self, outcome: str) -> None:
+        self._counts[f'requests_total{{outcome="{outcome}"}}'] += 1
 
     def _run(self) -> None:
         while not self._stopping:
             try:
                 results = self.runtime.generate_many(
                     self._requests(),
-                    parallel=self.parallel,
+                    parallel=self._parallel,
                     cancel=lambda: self._stopping,
                     reuse=True,
                 )
@@ -195,7 +192,7 @@ class Engine:
                     return
                 self._failed(error)
             self._holds_texts = False
-        self._drain(Ended(None, EngineFailed("The server is stopping.")))
+        self._drain(Event(None, error=EngineFailed("The server is stopping.")))
 
     def _requests(self) -> Iterator[Request | None]:
         """What `generate_many` takes; ends where nothing has come for a while."""
@@ -208,7 +205,7 @@ class Engine:
             self._answer_calls()
             idle = not self._running
             if idle and not self._ready.done():
-                self.counts.clear()
+                self._counts.clear()
                 self._ready.set_result(None)
             try:
                 found = self._jobs.get(idle, self._forget_after if self._holds_texts else None)
@@ -220,7 +217,7 @@ class Engine:
             if found is None:
                 continue
             if found.cancelled:
-                found.sink(Ended(None))
+                found.sink(Event(None))
                 continue
             self._holds_texts = True
             self._running[index] = found
@@ -246,23 +243,24 @@ class Engine:
                 outcome = "left"
             read = generation.prompt_decoded
             for role, count in generation.prompt_tokens.items():
-                self.counts[f"prompt:{role}"] += count
-                self.counts[f"reused:{role}"] += max(0, count - read.get(role, 0))
-            self.counts["tokens"] += generation.steps_done
-            self.counts["changed"] += generation.changed
-        self.counts[outcome] += 1
-        job.sink(Ended(generation, result.error))
+                reused = max(0, count - read.get(role, 0))
+                self._counts[f'prompt_tokens_total{{model="{role}"}}'] += count
+                self._counts[f'reused_tokens_total{{model="{role}"}}'] += reused
+            self._counts["answer_tokens_total"] += generation.steps_done
+            self._counts["changed_tokens_total"] += generation.changed
+        self._count(outcome)
+        job.sink(Event(generation, error=result.error))
 
     def _failed(self, error: BaseException) -> None:
         """An error that is no request's own ends all that run; the next ones are answered."""
         self._report(f"an unexpected error at {place_of(error)} ended the running answers")
         failure = EngineFailed("The server met an unexpected error; nothing more is known.")
         for job in self._running.values():
-            self.counts["failed"] += 1
-            job.sink(Ended(None, failure))
+            self._count("failed")
+            job.sink(Event(None, error=failure))
         self._running.clear()
 
-    def _drain(self, ended: Ended) -> None:
+    def _drain(self, ended: Event) -> None:
         for job in self._running.values():
             job.sink(ended)
         while not self._jobs.empty():

@@ -11,14 +11,14 @@ import asyncio
 import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from capt_local.errors import place_of
-from capt_local.serve.protocol import ApiError
+from capt_local.errors import CaptError, place_of
+from capt_local.serve.protocol import ApiError, api_error, json_response
 
 LARGEST_BODY = 8 << 20
 LARGEST_DOCUMENT = 64 << 20
@@ -31,6 +31,7 @@ _POLICY = (
 )
 _HEADERS = (
     (b"content-security-policy", _POLICY.encode()),
+    (b"cache-control", b"no-cache"),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
@@ -39,6 +40,12 @@ _HEADERS = (
     (b"permissions-policy", b"camera=(), microphone=(), geolocation=()"),
 )
 _ALLOWED = b"authorization, content-type"
+_MORE = {
+    401: {"www-authenticate": "Bearer"},
+    408: {"connection": "close"},
+    413: {"connection": "close"},
+    503: {"retry-after": "5"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,26 +104,34 @@ class Guard:
             async with asyncio.timeout(SEND_SECONDS):  # of a reader who does not read
                 await send(message)
 
+        scope["app"] = self  # so that routes raise what they would answer in a way of their own
         try:
             if self._preflight(scope, headers, origin):
-                await _answer(guarded, 204)
+                await Response(status_code=204)(scope, receive, guarded)
                 return
             most = LARGEST_DOCUMENT if scope["path"] == "/documents" else LARGEST_BODY
             await self._app(scope, _bounded(receive, headers, most), guarded)
-        except ApiError as error:
-            if not answered:
-                extra = ((b"connection", b"close"),) if error.status in (408, 413) else ()
-                await _answer(guarded, error.status, error.body(), extra)
         except ClientDisconnect:
             pass  # in the middle of its request
         except TimeoutError:
             raise _Dropped from None  # the connection is closed, without a word in any log
         except Exception as error:
-            self._report(f"an unexpected error at {place_of(error)}")
+            problem = self._problem(error)
             if answered:
                 raise _Dropped from None
-            problem = ApiError(500, "The server met an unexpected error; nothing more is known.")
-            await _answer(guarded, 500, problem.body())
+            more = _MORE.get(problem.status, {})
+            await json_response(problem.body(), problem.status, more)(scope, receive, guarded)
+
+    def _problem(self, error: Exception) -> ApiError:
+        match error:
+            case ApiError():
+                return error
+            case CaptError():
+                return api_error(error)
+            case HTTPException():
+                return ApiError(error.status_code, f"{error.detail}: there is no such thing here.")
+        self._report(f"an unexpected error at {place_of(error)}")
+        return ApiError(500, "The server met an unexpected error; nothing more is known.")
 
     def _preflight(self, scope: Scope, headers: dict[bytes, str], origin: str) -> bool:
         """Refuses who may not use the server; whether a browser only asks if it may.
@@ -185,15 +200,3 @@ def _bounded(receive: Receive, headers: dict[bytes, str], most: int) -> Receive:
 
 def _too_large(most: int) -> ApiError:
     return ApiError(413, f"The request is larger than {most >> 20} MiB.", "request_too_large")
-
-
-async def _answer(
-    send: Send, status: int, body: Any = None, extra: Sequence[tuple[bytes, bytes]] = ()
-) -> None:
-    data = b"" if body is None else msgspec.json.encode(body)
-    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store"), *extra]
-    headers.append((b"content-length", str(len(data)).encode()))
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": data})

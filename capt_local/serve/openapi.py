@@ -9,16 +9,9 @@ import msgspec
 from capt_local.serve.protocol import IGNORED, NEUTRAL, ChatBody, CompletionBody
 from capt_local.version import __version__
 
-_ERRORS = {
-    "400": "the request cannot be understood or done, or does not fit into the context",
-    "401": "no key, or a wrong one",
-    "403": "a Host or an origin that is not allowed",
-    "404": "no such path or model",
-    "408": "it took too long to arrive",
-    "413": "too large",
-    "415": "a kind of file that is not read",
-    "503": "all places are taken",
-}
+_ERRORS = {400: "cannot be understood, done or read by the models", 401: "needs a key",
+           403: "Host or origin is not allowed", 404: "no such path or model", 408: "too slow",
+           413: "too large", 415: "no file that is read here", 503: "full"}  # fmt: skip
 
 
 def description() -> dict[str, Any]:
@@ -49,57 +42,38 @@ def description() -> dict[str, Any]:
         "required": ["error"],
         "properties": {"error": {"type": "object", "required": ["message", "type", "code"]}},
     }
-    document = {"required": True, "content": {"application/octet-stream": {"schema": {}}}}
     kind = {"name": "kind", "in": "query", "required": True, "schema": {"type": "string"}}
-    report = {"type": "object", "required": ["answer", "note"]}
+    model = kind | {"name": "model", "in": "path"}
+    paths: dict[str, Any] = {
+        "/v1/chat/completions": {"post": _operation("An answer", chat)},
+        "/v1/completions": {"post": _operation("A text, continued", completion)},
+        "/count": {"post": _operation("Tokens of a conversation", chat)},
+        "/report": {"post": _operation("An answer as a page", {"required": ["answer", "note"]})},
+        "/documents": {"post": _operation("The text of a file", {}) | {"parameters": [kind]}},
+        "/v1/models": {"get": _operation("The bundle and its methods")},
+        "/v1/models/{model}": {"get": _operation("One of them") | {"parameters": [model]}},
+        "/about": {"get": _operation("Models, limits and tasks")},
+        "/metrics": {"get": _operation("Counts for Prometheus")},
+        "/health": {"get": _operation("Whether it runs") | {"security": []}},
+    }
+    bearer = {"key": {"type": "http", "scheme": "bearer"}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "capt-local", "version": __version__},
         "security": [{"key": []}],
-        "components": {
-            "schemas": schemas,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-        },
-        "paths": {
-            "/v1/models": {"get": _operation("The bundle and its methods")},
-            "/v1/models/{model}": {
-                "get": _operation("One of them")
-                | {"parameters": [{"name": "model", "in": "path", "required": True,
-                                   "schema": {"type": "string"}}]}
-            },
-            "/v1/chat/completions": {"post": _operation("An answer", _json(chat), stream=True)},
-            "/v1/completions": {"post": _operation("Text", _json(completion), stream=True)},
-            "/count": {"post": _operation("Tokens of a conversation", _json(chat))},
-            "/report": {
-                "post": _operation("An answer as a page", _json(report), kind="text/html")
-            },
-            "/documents": {
-                "post": _operation("The text of a file", document) | {"parameters": [kind]}
-            },
-            "/about": {"get": _operation("Models, limits and tasks")},
-            "/health": {"get": _operation("Whether it runs") | {"security": []}},
-            "/metrics": {"get": _operation("Counts for Prometheus", kind="text/plain")},
-        },
-    }  # fmt: skip
+        "components": {"schemas": schemas, "securitySchemes": bearer},
+        "paths": paths,
+    }
 
 
-def _json(schema: Any) -> dict[str, Any]:
-    return {"required": True, "content": {"application/json": {"schema": schema}}}
-
-
-def _operation(
-    summary: str,
-    body: dict[str, Any] | None = None,
-    *,
-    kind: str = "application/json",
-    stream: bool = False,
-) -> dict[str, Any]:
-    content: dict[str, Any] = {kind: {}}
-    if stream:
-        content["text/event-stream"] = {}
+def _operation(summary: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    kinds = ("application/json", "text/event-stream", "text/html", "text/plain")
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    responses = {code: {"description": why, "content": error} for code, why in _ERRORS.items()}
-    found: dict[str, Any] = {"summary": summary}
+    responses: dict[str, Any] = {
+        str(code): {"description": why, "content": error} for code, why in _ERRORS.items()
+    }
+    responses["200"] = {"description": summary, "content": {kind: {} for kind in kinds}}
+    found: dict[str, Any] = {"summary": summary, "responses": responses}
     if body is not None:
-        found["requestBody"] = body
-    return found | {"responses": {"200": {"description": summary, "content": content}} | responses}
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    return found

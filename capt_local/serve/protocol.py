@@ -10,19 +10,29 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+from starlette.responses import Response
 
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import GenerateOptions, Method, Structure
+from capt_local.decoding.options import GenerateOptions, Method, Structure, with_arguments
 from capt_local.decoding.step import FinishReason, Step
 from capt_local.decoding.structured import schema_structure
 from capt_local.errors import CaptError, ContextOverflow, ModelError, TextTooLong, UsageError
 from capt_local.prompting.messages import Message, messages_of, refuse_nul
-from capt_local.report.json import Answer, JsonObject, answer_object, step_object
+from capt_local.report.json import (
+    Advice,
+    Answer,
+    JsonObject,
+    answer_object,
+    answer_of,
+    new_id,
+    step_object,
+    warnings,
+)
 from capt_local.strict_json import NotReadable, convert, parse_object
 
 MOST_CHOICES = 16
@@ -114,6 +124,7 @@ class CompletionBody(_Common, kw_only=True):
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """An error in OpenAI's shape.
 
@@ -125,14 +136,11 @@ class ApiError(Exception):
         more: further members of the error object.
     """
 
-    def __init__(
-        self, status: int, message: str, code: str | None = None, param: str | None = None,
-        **more: object,
-    ) -> None:  # fmt: skip
-        super().__init__(message)
-        self.status, self.message, self.code, self.param, self.more = (
-            status, message, code, param, more,
-        )  # fmt: skip
+    status: int
+    message: str
+    code: str | None = None
+    param: str | None = None
+    more: Mapping[str, object] = field(default_factory=dict)
 
     def body(self) -> JsonObject:
         """The object that OpenAI's clients read."""
@@ -140,7 +148,33 @@ class ApiError(Exception):
         server = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = kinds.get(self.status, server)
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return {"error": error | self.more}
+        return {"error": error | dict(self.more)}
+
+
+def json_response(
+    value: object, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A response that nobody on the way stores."""
+    more = {"cache-control": "no-store", **(headers or {})}
+    return Response(msgspec.json.encode(value), status, more, "application/json")
+
+
+def invalid(message: str, param: str | None = None) -> ApiError:
+    """The error of a value that is none."""
+    return ApiError(400, message, "invalid_value", param)
+
+
+def no_model() -> ApiError:
+    """The error of a name that no model has."""
+    told = "There is no such model; /v1/models lists them."
+    return ApiError(404, told, "model_not_found", "model")
+
+
+ADVICE = Advice(
+    "a larger max_tokens",
+    "a server started with a larger --ctx-size (-c)",
+    "a server started with --no-repetition-stop",
+)
 
 
 def api_error(error: CaptError, *, began: bool = False) -> ApiError:
@@ -151,16 +185,14 @@ def api_error(error: CaptError, *, began: bool = False) -> ApiError:
     """
     message = str(error)
     if isinstance(error, ContextOverflow):
-        return ApiError(
-            400, message, "context_length_exceeded", "messages",
-            prompt_tokens_by_model=error.counts, context_limit=error.limit,
-        )  # fmt: skip
+        more = {"prompt_tokens_by_model": error.counts, "context_limit": error.limit}
+        return ApiError(400, message, "context_length_exceeded", "messages", more)
     if isinstance(error, TextTooLong):
         return ApiError(400, message, "context_length_exceeded", "messages")
     if isinstance(error, UsageError):
-        return ApiError(400, message.replace("--", ""), "invalid_value")
+        return invalid(message.replace("--", ""))
     if isinstance(error, ModelError) and not began:
-        return ApiError(400, message, "invalid_value", "messages")
+        return invalid(message, "messages")
     return ApiError(500, message, error.code)
 
 
@@ -201,7 +233,7 @@ class Completion:
 
 
 def read_completion(
-    data: bytes, *, chat: bool, models: Mapping[str, Method], options: GenerateOptions, id: str,
+    data: bytes, *, chat: bool, models: Mapping[str, Method], options: GenerateOptions,
     check: Callable[[GenerateOptions], None],
 ) -> Completion:  # fmt: skip
     """What a request asks for.
@@ -211,7 +243,6 @@ def read_completion(
         chat: whether it is a conversation.
         models: by the names that a request may give, the default first.
         options: where it says nothing.
-        id: of the response.
         check: refuses options that the site forbids.
 
     Raises:
@@ -226,14 +257,13 @@ def read_completion(
     try:
         body = convert(fields, kind)
     except NotReadable as error:
-        raise ApiError(400, f"{error}.", "invalid_value", str(error).split(" ")[0]) from None
+        raise invalid(f"{error}.", str(error).split(" ")[0]) from None
     name = body.model or next(iter(models))
     if name not in models:
-        raise ApiError(404, "There is no such model; /v1/models lists them.", "model_not_found",
-                       "model")  # fmt: skip
+        raise no_model()
     capt = None if body.capt is None else body.capt.top
     if capt is not None and (body.n or 1) > 1:
-        raise ApiError(400, "capt describes one answer: leave out n.", "invalid_value", "n")
+        raise invalid("capt describes one answer: leave out n.", "n")
     logprobs = _logprobs(body)
     try:
         made = _options(body, models[name], options, max(logprobs or 0, capt or 0))
@@ -250,7 +280,7 @@ def read_completion(
     return Completion(
         chat=chat, model=name, prompt=prompt, options=several, stream=bool(body.stream),
         usage=bool(wants and wants.include_usage), logprobs=logprobs, capt=capt,
-        id=id, created=int(time.time()),
+        id=new_id(), created=int(time.time()),
     )  # fmt: skip
 
 
@@ -260,12 +290,11 @@ def _refuse_unknown(fields: Mapping[str, object], known: set[str]) -> None:
             continue
         if name not in NEUTRAL:
             # It may hold anything, so it is not repeated.
-            raise ApiError(400, "The request has a field that is not known here.",
-                           "unknown_parameter")  # fmt: skip
+            told = "The request has a field that is not known here."
+            raise ApiError(400, told, "unknown_parameter")
         # As in JSON: true is not 1.
-        if not any(type(value) is type(each) and value == each for each in NEUTRAL[name]) and not (
-            isinstance(value, float) and value in NEUTRAL[name]
-        ):
+        same = [isinstance(value, bool) == isinstance(each, bool) for each in NEUTRAL[name]]
+        if not any(one and value == each for one, each in zip(same, NEUTRAL[name], strict=True)):
             raise ApiError(400, f"{name} is not supported here.", "unsupported_parameter", name)
 
 
@@ -273,38 +302,29 @@ def _logprobs(body: ChatBody | CompletionBody) -> int | None:
     if isinstance(body, CompletionBody):
         return body.logprobs
     if body.top_logprobs and not body.logprobs:
-        raise ApiError(400, "top_logprobs goes with logprobs: true.", "invalid_value",
-                       "top_logprobs")  # fmt: skip
+        raise invalid("top_logprobs goes with logprobs: true.", "top_logprobs")
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
 def _options(
     body: ChatBody | CompletionBody, method: Method, base: GenerateOptions, top: int
 ) -> GenerateOptions:
-    drawn: dict[str, Any] = {
-        "temperature": body.temperature, "top_p": body.top_p, "min_p": body.min_p,
-        "top_k": None if body.top_k is None else max(body.top_k, 0),
-        "seed": None if body.seed is None else body.seed % _SEEDS,
-    }  # fmt: skip
-    sample = dataclasses.replace(
-        base.sample, **{name: value for name, value in drawn.items() if value is not None}
-    )
-    whole: dict[str, Any] = {"method": method, "sample": sample, "top": top}
     limits = [body.max_tokens, getattr(body, "max_completion_tokens", None)]
-    if given := [limit for limit in limits if limit is not None]:
-        whole["max_tokens"] = min(given)
-    if body.stop is not None:
-        stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
-        if len(stops) > _MOST_STOPS:
-            raise ApiError(400, f"stop holds at most {_MOST_STOPS} texts.", "invalid_value", "stop")
-        whole["stop"] = tuple(filter(None, stops))
-    if body.capt is not None and body.capt.alpha is not None:
-        alphas = (body.capt.alpha,)
-        whole["combine"] = dataclasses.replace(base.combine, alphas=alphas, powers=())
-    elif method.roles is not None:  # it uses the first pair
-        whole["combine"] = dataclasses.replace(base.combine, alphas=base.combine.alphas[:1])
-    whole["structure"] = _structure(body.response_format)
-    return dataclasses.replace(base, **whole)
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop
+    if stops is not None and len(stops) > _MOST_STOPS:
+        raise invalid(f"stop holds at most {_MOST_STOPS} texts.", "stop")
+    alpha = None if body.capt is None else body.capt.alpha
+    if alpha is None and method.roles is not None and len(base.combine.alphas) > 1:
+        alpha = base.combine.alphas[0]  # it uses the first pair
+    given = {
+        "temperature": body.temperature, "top_p": body.top_p, "min_p": body.min_p, "top": top,
+        "top_k": None if body.top_k is None else max(body.top_k, 0), "method": method,
+        "seed": None if body.seed is None else body.seed % _SEEDS, "alpha": alpha,
+        "max_tokens": min((each for each in limits if each is not None), default=None),
+        "stop": None if stops is None else [text for text in stops if text],
+        "structure": _structure(body.response_format),
+    }  # fmt: skip
+    return with_arguments(base, {name: each for name, each in given.items() if each is not None})
 
 
 def _structure(form: ResponseFormat | None) -> Structure | None:
@@ -313,12 +333,12 @@ def _structure(form: ResponseFormat | None) -> Structure | None:
     schema: dict[str, Any] = {"type": "object"}
     if form.type == "json_schema":
         if form.json_schema is None:
-            raise ApiError(400, "json_schema is missing.", "invalid_value", "response_format")
+            raise invalid("json_schema is missing.", "response_format")
         schema = form.json_schema.schema
     try:
         return schema_structure(json.dumps(schema).encode(), "The schema")
     except UsageError as error:
-        raise ApiError(400, str(error), "invalid_value", "response_format") from None
+        raise invalid(str(error), "response_format") from None
 
 
 def _prompt(body: ChatBody | CompletionBody) -> str | tuple[Message, ...]:
@@ -326,16 +346,16 @@ def _prompt(body: ChatBody | CompletionBody) -> str | tuple[Message, ...]:
         text = body.prompt
         if isinstance(text, list):
             if len(text) != 1:
-                raise ApiError(400, "prompt is one text here.", "invalid_value", "prompt")
+                raise invalid("prompt is one text here.", "prompt")
             (text,) = text
         refuse_nul(text, "prompt")
         if not text.strip():
-            raise ApiError(400, "prompt is empty.", "invalid_value", "prompt")
+            raise invalid("prompt is empty.", "prompt")
         return text
     try:
         turns = messages_of([_turn(each) for each in body.messages])
     except NotReadable as error:
-        raise ApiError(400, f"{error}.", "invalid_value", "messages") from None
+        raise invalid(f"{error}.", "messages") from None
     for turn in turns:
         refuse_nul(turn.content, "A message")
     return turns
@@ -370,48 +390,49 @@ class Writer:
     """Makes the choice number `index` of a response, token by token.
 
     Attributes:
-        steps: so far.
+        generation: of the answer; None before its first token.
     """
 
     def __init__(self, completion: Completion, index: int) -> None:
-        self.steps: list[Step] = []
+        self._steps: list[Step] = []
         self._asked = completion
         self._index = index
         self._text = ""
-        self._generation: Generation | None = None
-
-    @property
-    def generation(self) -> Generation | None:
-        """Of the answer; None before its first token."""
-        return self._generation
+        self.generation: Generation | None = None
 
     def add(self, generation: Generation, step: Step) -> JsonObject:
         """The chunk of a stream for one more token."""
-        first = not self.steps
-        self._generation = generation
-        self.steps.append(step)
+        first = not self._steps
+        self.generation = generation
+        self._steps.append(step)
         if not step.thought:
             self._text += step.piece
         return self._chunk(step.piece, [step], thought=step.thought, first=first)
 
     def end(self, generation: Generation | None) -> JsonObject:
         """The last chunk: what was held back, and the reason."""
-        self._generation = generation or self._generation
-        whole = self._generation.text if self._generation is not None else ""
+        self.generation = generation or self.generation
+        whole = self.generation.text if self.generation is not None else ""
         rest = whole[len(self._text) :] if whole.startswith(self._text) else ""
-        chunk = self._chunk(rest, [], first=not self.steps)
+        chunk = self._chunk(rest, [], first=not self._steps)
         chunk["choices"][0]["finish_reason"] = self.finish
         return chunk
+
+    def answer(self, model: str, notices: Sequence[str]) -> Answer:
+        """The record of the answer, which has ended; without provenance."""
+        made = self.generation
+        assert made is not None
+        return answer_of(made, self._steps, model, notices=(*notices, *made.notices))
 
     @property
     def finish(self) -> str:
         """The reason in OpenAI's words; ours is in `capt`."""
-        finish = self._generation.finish if self._generation is not None else None
+        finish = self.generation.finish if self.generation is not None else None
         return "stop" if finish is FinishReason.STOP else "length"
 
     def choice(self) -> JsonObject:
         """The choice of a whole response."""
-        made = self._generation
+        made = self.generation
         text = made.text if made is not None else ""
         result: JsonObject = {"index": self._index, "finish_reason": self.finish}
         if self._asked.chat:
@@ -421,7 +442,7 @@ class Writer:
             result["message"] = message
         else:
             result["text"] = text
-        own = [step for step in self.steps if not step.thought]
+        own = [step for step in self._steps if not step.thought]
         return result | {"logprobs": self._logprobs(own, 0)}
 
     def _chunk(
@@ -464,35 +485,25 @@ class Writer:
         return result if asked.capt is None else result | {"content": content}
 
 
-def usage(writers: Sequence[Writer]) -> JsonObject:
+def usage(answers: Sequence[Answer], writers: Sequence[Writer]) -> JsonObject:
     """The counts of tokens of all answers to one prompt."""
-    made = [each.generation for each in writers if each.generation is not None]
-    if not made:
-        return {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-    first = made[0]
-    role = next(iter(first.prompt_tokens))
-    prompt = first.prompt_tokens.get("target", first.prompt_tokens[role])
-    read = first.prompt_decoded.get("target", first.prompt_decoded.get(role, 0))
-    written = sum(each.steps_done for each in made)
-    reasoned = sum(step.thought for each in writers for step in each.steps)
-    return {
-        "prompt_tokens": prompt,
+    found: JsonObject = answer_object(answers[0])["usage"]
+    written = sum(each.tokens for each in answers)
+    reasoned = sum(each.thought_tokens for each in answers)
+    read = writers[0].generation.prompt_decoded if writers[0].generation is not None else {}
+    prompt = found["prompt_tokens"]
+    return found | {
         "completion_tokens": written,
         "total_tokens": prompt + written,
-        "prompt_tokens_details": {"cached_tokens": max(0, prompt - read)},
         "completion_tokens_details": {"reasoning_tokens": reasoned},
-        "prompt_tokens_by_model": dict(first.prompt_tokens),
-        "context_limit": first.context_limit,
-        "context_by_model": {
-            role: {"tokens": used, "limit": limit} for role, (used, limit) in first.context.items()
-        },
+        "prompt_tokens_details": {"cached_tokens": max(0, prompt - [*read.values(), 0][0])},
     }
 
 
 def ours(answer: Answer) -> JsonObject:
     """What the object of `generate --json` holds beside OpenAI's members."""
     whole = answer_object(answer)
-    names = ("capt", "timings", "provenance", "warnings", "ai_label", "human_review")
+    names = ("capt", "timings", "provenance", "ai_label", "human_review")
     found: JsonObject = {name: whole[name] for name in names}
     found["capt"]["finish"] = str(answer.finish) if answer.finish else None
-    return found
+    return found | {"warnings": [*answer.notices, *warnings(answer, ADVICE)]}

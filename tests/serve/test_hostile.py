@@ -93,7 +93,7 @@ def test_what_is_not_http_is_refused(server: Running) -> None:
         b"GET /\xc3\xa4 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ):  # fmt: skip
         assert re.match(rb"HTTP/1.1 4|$", send(server, data)), data
-    for target in (b"/../../etc/passwd", b"/%2e%2e/x", b"/static/page.js", b"//", b"/v1"):
+    for target in (b"/../../etc/passwd", b"/%2e%2e/x", b"/static/page.js", b"/v1"):
         request = b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + key
         assert send(server, request + b"\r\n").startswith(b"HTTP/1.1 404 ")
     upgrade = b"Connection: upgrade, close\r\nUpgrade: websocket\r\n\r\n"

@@ -481,20 +481,19 @@
     for (const file of files) {
       const kind = file.name.includes(".") ? file.name.split(".").pop().toLowerCase() : "";
       try {
-        let text;
+        let text, notes = [];
         if (about && about.documents.includes(kind)) {
           state("busy", "Reading the file");
-          text = (await (await ask("/documents?kind=" + encodeURIComponent(kind), file)).json()).text;
+          ({ text, notices: notes } = await (await ask("/documents?kind=" + encodeURIComponent(kind), file)).json());
         } else {
           text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
           if (text.includes("\0")) throw new TypeError("binary");
         }
         const before = at("note").value.trim();
         at("note").value = before ? before + "\n\n" + text : text;
-        toast("Read " + many(text.length, "character") + ". Check that nothing is missing.");
+        toast("Read " + many(text.length, "character") + (notes.length ? "; " + notes.join("; ") : "") + ". Check that nothing is missing.");
       } catch (error) {
-        const known = about && about.documents.length ? ", " + about.documents.join(", ") : "";
-        toast(error instanceof Refused ? error.message : "This file is not read: text (UTF-8)" + known + ".");
+        toast(error instanceof Refused ? error.message : "This file is not read. These are: text (UTF-8), " + about.documents.join(", ") + ".");
       }
     }
     if (!run) state("ready", "Ready");
