@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
@@ -111,7 +111,7 @@ def schema_structure(text: bytes, name: str = "The schema") -> Structure:
     except NotReadable:
         raise UsageError(f"{name} is not JSON (UTF-8, no name twice in an object).") from None
     try:
-        kept = _kept(schema, name, 0)
+        kept = _kept(schema, name, schema)
         SchemaCheck(kept, name)
         kept = _closed(kept)
         structure = Structure(json.dumps(kept, ensure_ascii=False), "json-schema")
@@ -267,9 +267,8 @@ class SchemaCheck:
         try:
             kind.check_schema(schema)
         except SchemaError as error:
-            where = [part for part in error.absolute_path if part in _KNOWN]
-            about = f': "{where[-1]}"' if where else ""
-            raise UsageError(f"{name} is not a valid JSON schema{about}.") from None
+            place = _place(schema, error.absolute_path)
+            raise UsageError(f"{name} is not a valid JSON schema{place}.") from None
         # With a registry of its own, nothing is ever fetched for a reference.
         self._validator = kind(schema, registry=Registry())
 
@@ -387,18 +386,47 @@ _BYTES = Vocabulary(
 )
 
 
-def _kept(schema: object, name: str, depth: int) -> Any:
+def _place(schema: Any, path: Iterable[str | int]) -> str:
+    """Where in a schema something stands: ` at properties[2].items`.
+
+    Names of properties are the user's, so they are counted, from 1, as the parts of a list.
+    """
+    text, names = "", False
+    for part in path:
+        if names or isinstance(part, int):
+            number = list(schema).index(part) if isinstance(schema, dict) else int(part)
+            text, names = f"{text}[{number + 1}]", False
+        else:
+            text, names = f"{text}.{part}", part in _NAMED_SCHEMAS
+        schema = schema[part]
+    return f" at {text.lstrip('.')} (counted from 1)" if text else ""
+
+
+def _kept(
+    schema: object, name: str, whole: object, steps: tuple[tuple[str | int, ...], ...] = ()
+) -> Any:
     """A schema without its annotations.
+
+    Args:
+        schema: a part of the whole one.
+        name: what errors call it.
+        whole: the whole one.
+        steps: the keys that lead to the part, level by level.
 
     Raises:
         UsageError: it holds a keyword that cannot be kept, or is too deep.
     """
-    if depth > DEEPEST:
+    if len(steps) > DEEPEST:
         raise UsageError(f"{name} is more than {DEEPEST} levels deep.")
-    if isinstance(schema, bool) and depth:
+    if isinstance(schema, bool) and steps:
         return schema
+    path = [key for step in steps for key in step]
     if not isinstance(schema, dict):
-        raise UsageError(f"{name} has no object where a schema is needed.")
+        raise UsageError(f"{name} has no object where a schema is needed{_place(whole, path)}.")
+
+    def inner(value: object, *keys: str | int) -> Any:
+        return _kept(value, name, whole, (*steps, keys))
+
     made: dict[str, Any] = {}
     for key, value in schema.items():
         if key in _ANNOTATIONS:
@@ -406,16 +434,16 @@ def _kept(schema: object, name: str, depth: int) -> Any:
         if key in _VALUES:
             made[key] = value
         elif key in _SCHEMA:
-            made[key] = _kept(value, name, depth + 1)
+            made[key] = inner(value, key)
         elif key in _SCHEMAS and isinstance(value, list):
-            made[key] = [_kept(each, name, depth + 1) for each in value]
+            made[key] = [inner(each, key, number) for number, each in enumerate(value)]
         elif key in _NAMED_SCHEMAS and isinstance(value, dict):
-            made[key] = {each: _kept(found, name, depth + 1) for each, found in value.items()}
+            made[key] = {each: inner(found, key, each) for each, found in value.items()}
         else:
             shown = f'"{key}"' if key in _KNOWN else "a keyword that is not of JSON Schema"
             raise UsageError(
-                f"{name} has {shown}, which cannot be kept here; leave it out and check it on the "
-                "answer, or describe the form with --grammar-file."
+                f"{name} has {shown}{_place(whole, path)}, which cannot be kept here; leave it out "
+                "and check it on the answer, or describe the form with --grammar-file."
             )
     return made
 

@@ -133,7 +133,7 @@ def _figures(answer: Answer) -> JsonObject:
     }
 
 
-def _shifts(answer: Answer, found: Sequence[Cell], *, coloured: bool) -> list[JsonObject]:
+def _shifts(answer: Answer, found: Sequence[TokenCell], *, coloured: bool) -> list[JsonObject]:
     """The rows of the table of the largest shifts, as they are shown."""
     where = {step.index: cell.number for cell in found for step in cell.steps}
     return [
@@ -208,7 +208,7 @@ def _flat(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class TokenCell:
     """A stretch of text that belongs together, and what is known about it.
 
     Tokens that hold parts of one character, or of one emoji, are one cell.
@@ -253,7 +253,7 @@ def level(contrast: float | None) -> int:
     return round(min(max(contrast / LIMIT, -1.0), 1.0) * LEVELS)
 
 
-def cells(answer: Answer) -> tuple[Cell, ...]:
+def cells(answer: Answer) -> tuple[TokenCell, ...]:
     """The cells of an answer; their texts joined are its text, made visible."""
     groups: list[tuple[str, list[Step]]] = []
     for text, steps in _characters(answer):
@@ -292,23 +292,23 @@ def _goes_on(before: str, text: str) -> bool:
     return unicodedata.category(first).startswith("M") or "\U0001f3fb" <= first <= "\U0001f3ff"
 
 
-def _cell(number: int, text: str, steps: list[Step]) -> Cell:
+def _cell(number: int, text: str, steps: list[Step]) -> TokenCell:
     shown = visible(text)
     core = shown.strip(" \t\n")
     if core:
         start = shown.index(core)
         end = start + len(core)
-        return Cell(number, shown[:start], core, shown[end:], tuple(steps))
+        return TokenCell(number, shown[:start], core, shown[end:], tuple(steps))
     name = "white space"
     if "\n" in shown:
         name = "line break"
     elif not shown:  # a token that ends an answer, or a part of a stop string
         ends = len(steps) == 1 and (steps[0].finish is FinishReason.STOP or not written(steps[0]))
         name = "the end of the answer" if ends else "held back"
-    return Cell(number, "", shown, "", tuple(steps), name)
+    return TokenCell(number, "", shown, "", tuple(steps), name)
 
 
-def _in_changed_words(answer: Answer, found: Sequence[Cell]) -> set[int]:
+def _in_changed_words(answer: Answer, found: Sequence[TokenCell]) -> set[int]:
     """Numbers of the cells that are parts of a word in which a token was changed."""
     _, marks = character_marks(answer.steps)
     marked, place = set(), 0
@@ -320,7 +320,7 @@ def _in_changed_words(answer: Answer, found: Sequence[Cell]) -> set[int]:
     return marked
 
 
-def details(found: Sequence[Cell]) -> dict[str, list[object]]:
+def details(found: Sequence[TokenCell]) -> dict[str, list[object]]:
     """What the page tells about each step, as a JSON value; every piece is there once.
 
     Returns:

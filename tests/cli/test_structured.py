@@ -43,6 +43,12 @@ def test_a_schema_reaches_the_decoder(run: Run, script: Script, tmp_path: Path) 
         (["--json-schema"], f"The patient {CANARY}", "is not JSON"),
         (["--json-schema"], b"\xff\xfe", "is not valid UTF-8"),
         (["--json-schema"], '{"type": "array", "uniqueItems": true}', '"uniqueItems"'),
+        (
+            ["--json-schema"],
+            f'{{"properties": {{"{CANARY}": {{"not": {{}}}}}}}}',
+            "at properties[1]",
+        ),
+        (["--json-schema"], f'{{"anyOf": [{{}}, {{"type": "{CANARY}"}}]}}', "at anyOf[2].type"),
         (["--grammar-file"], f"The patient {CANARY}", "line 1: expecting ::="),
         (["--grammar-file"], "", "is empty"),
         (["--grammar-file"], "a" * (1 << 21), "larger than 1 MiB"),
