@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from capt_local.evaluate.tasks import Item, Task
+    from capt_local.evaluate.tasks import EvalTask, Item
 
 SAMPLES = 8
 TEMPERATURE = 1.0
@@ -53,7 +53,7 @@ def question_of(item: Item) -> str:
 # Candidates
 
 
-def tasks_of(names: Sequence[str]) -> Iterator[Task]:
+def tasks_of(names: Sequence[str]) -> Iterator[EvalTask]:
     """The tasks that are named, each with its questions in a random order."""
     from capt_local.evaluate.tasks import read_task
 
@@ -78,11 +78,11 @@ def mts_headers(names: Sequence[str]) -> tuple[str, ...]:
     return read_task(Path(re.sub(r":\d+$", "", found))).choices
 
 
-def sections(path: Path, headers: tuple[str, ...]) -> Task:
+def sections(path: Path, headers: tuple[str, ...]) -> EvalTask:
     """The training dialogues of MTS-Dialog, each with the name of its section."""
     import lzma
 
-    from capt_local.evaluate.tasks import Item, Kind, Measure, Task
+    from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure
 
     items = []
     with lzma.open(path, "rt", encoding="utf-8") as lines:
@@ -91,7 +91,7 @@ def sections(path: Path, headers: tuple[str, ...]) -> Task:
             if found and found[2] in headers:
                 asked = "Name the clinical note section that this conversation belongs to."
                 items.append(Item(record["id"], asked, found[1].strip(), found[2], headers))
-    return Task("mts-header", Kind.CLASSIFICATION, tuple(items), Measure.CHOICE)
+    return EvalTask("mts-header", Kind.CLASSIFICATION, tuple(items), Measure.CHOICE)
 
 
 def candidates(out: Path, names: Sequence[str], bundle: str, free: int) -> None:
@@ -166,7 +166,7 @@ def borrow(out: Path, known: Path, names: Sequence[str], count: int) -> None:
 
 
 def _line(
-    task: Task, item: Item, kind: str, answers: Sequence[str], said: Sequence[str | None]
+    task: EvalTask, item: Item, kind: str, answers: Sequence[str], said: Sequence[str | None]
 ) -> dict[str, Any]:
     return {
         "task": task.name,

@@ -31,7 +31,7 @@ _MEMORY_SHARE = 0.9  # of the free memory; other programs want some, too
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class BatchJob:
     """What one run has to do.
 
     Attributes:
@@ -144,7 +144,7 @@ class RunProgress:
 
 
 def run_job(
-    job: Job,
+    job: BatchJob,
     workers: Workers,
     progress: RunProgress,
     *,

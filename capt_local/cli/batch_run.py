@@ -31,7 +31,7 @@ from capt_local.batch.manifest import (
 )
 from capt_local.batch.output import OK, ErrorCode, LineWriter
 from capt_local.batch.readers import InputSource, check_input
-from capt_local.batch.run import Job, RunProgress, readable_time, records_at_once, run_job
+from capt_local.batch.run import BatchJob, RunProgress, readable_time, records_at_once, run_job
 from capt_local.batch.supervisor import (
     News,
     WorkerProcess,
@@ -398,7 +398,7 @@ class BatchRun:
             context = settings.load.context or _CONTEXT
             self.long = [index for index in now if source.size(index) > context]
             now.sort(key=lambda index: source.size(index) <= context)
-            job = Job(
+            job = BatchJob(
                 source,
                 journal,
                 LineWriter(fingerprint),
@@ -441,7 +441,7 @@ class BatchRun:
         return self.settings.fingerprint(self.source, facts, logprobs=logprobs)
 
     def _run_job(
-        self, job: Job, workers: Workers, journal: OutputJournal, left: int
+        self, job: BatchJob, workers: Workers, journal: OutputJournal, left: int
     ) -> tuple[int, Summary]:
         """Runs the job and reports its end."""
         display = self.display

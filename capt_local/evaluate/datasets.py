@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from capt_local.evaluate.tasks import Item, Kind, Measure, Task, joined_labels, problem_of
+from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure, joined_labels, problem_of
 from capt_local.strict_json import (
     NotReadable,
     Problems,
@@ -52,7 +52,7 @@ _ALIASES = {
 }
 
 
-def mednli(path: Path, what: str, *, words: bool = False) -> Task:
+def mednli(path: Path, what: str, *, words: bool = False) -> EvalTask:
     """MedNLI 1.0.0 (Romanov and Shivade 2018), such as `mli_test_v1.jsonl`.
 
     Args:
@@ -97,7 +97,7 @@ def mednli(path: Path, what: str, *, words: bool = False) -> Task:
     )
 
 
-def radqa(path: Path, what: str) -> Task:
+def radqa(path: Path, what: str) -> EvalTask:
     """RadQA 1.0.0 (Soni et al. 2022), such as `test.json`, in the form of SQuAD 2."""
     data = read_bytes(path, what)
     problems = Problems(what, "question")
@@ -183,7 +183,7 @@ _AROUND = 600  # bytes of whole sentences on each side, about as much as Lehman 
 _LONGEST_LIST = 1 << 17
 
 
-def clip(path: Path, what: str, *, questions: bool = False) -> Task:
+def clip(path: Path, what: str, *, questions: bool = False) -> EvalTask:
     """CLIP 1.0.0 (Mullenbach et al. 2021): sentences of discharge notes with sets of labels.
 
     Args:
@@ -289,7 +289,7 @@ def _task(
     files: Sequence[bytes],
     problems: Problems,
     **more: Any,
-) -> Task:
+) -> EvalTask:
     """The task of a data set; raises what is wrong with its rows."""
     found: dict[str, Item] = {}
     for number, item in items:
@@ -305,7 +305,7 @@ def _task(
     if not found:
         problems.fail("it holds no items")
     digest = hashlib.sha256(b"".join(hashlib.sha256(data).digest() for data in files)).hexdigest()
-    return Task(
+    return EvalTask(
         name,
         kind,
         tuple(found.values()),
@@ -317,7 +317,7 @@ def _task(
     )
 
 
-DATASETS: dict[str, Callable[[Path, str], Task]] = {
+DATASETS: dict[str, Callable[[Path, str], EvalTask]] = {
     "mednli": mednli,
     "mednli-words": lambda path, what: mednli(path, what, words=True),
     "radqa": radqa,

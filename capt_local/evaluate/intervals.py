@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from capt_local.errors import UsageError
 from capt_local.evaluate.metrics import Floats, Outcome, column, indicator, library, metrics_of
-from capt_local.evaluate.tasks import Measure, Task
+from capt_local.evaluate.tasks import EvalTask, Measure
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -53,7 +53,7 @@ class Interval:
 
 
 def compare(
-    task: Task,
+    task: EvalTask,
     method: Sequence[Outcome],
     target: Sequence[Outcome],
     *,
@@ -138,7 +138,7 @@ def interval(
 
 
 def _statistic(
-    task: Task, name: str, method: Sequence[Outcome], target: Sequence[Outcome]
+    task: EvalTask, name: str, method: Sequence[Outcome], target: Sequence[Outcome]
 ) -> Statistic:
     if name == "bits_per_byte":
         ours, theirs = column(method, "nats"), column(target, "nats")
@@ -151,7 +151,7 @@ def _statistic(
     return lambda drawn: gain[drawn].mean(axis=-1)
 
 
-def _f1_statistic(task: Task, outcomes: Sequence[Outcome], average: str) -> Statistic:
+def _f1_statistic(task: EvalTask, outcomes: Sequence[Outcome], average: str) -> Statistic:
     classes = len(task.choices)
     right = indicator([outcome.expected for outcome in outcomes], classes)
     named = indicator([outcome.predicted for outcome in outcomes], classes)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.tasks import Item, Measure, Task, folded, labels_of
+from capt_local.evaluate.tasks import EvalTask, Item, Measure, folded, labels_of
 
 
 def library(name: str) -> Any:
@@ -113,7 +113,7 @@ class Outcome(msgspec.Struct, frozen=True):
     expected: tuple[_Place, ...] = ()
 
 
-def metrics_of(task: Task) -> tuple[str, ...]:
+def metrics_of(task: EvalTask) -> tuple[str, ...]:
     """The names of what a task is measured by, the main one first."""
     if task.measure is Measure.CHOICE:
         # With choices of its own for each item there are no classes to take the mean over.
@@ -125,7 +125,7 @@ def metrics_of(task: Task) -> tuple[str, ...]:
     return ROUGE if task.measure is Measure.ROUGE else ("bits_per_byte",)
 
 
-def judge(task: Task, item: Item, answer: str | None) -> Outcome:
+def judge(task: EvalTask, item: Item, answer: str | None) -> Outcome:
     """Compares an answer with what is right.
 
     Args:
@@ -164,7 +164,7 @@ def named_labels(answer: str, choices: Sequence[str]) -> tuple[str, ...]:
     return tuple(choice for choice in choices if folded(choice) in said)
 
 
-def summarise(task: Task, outcomes: Sequence[Outcome]) -> dict[str, float]:
+def summarise(task: EvalTask, outcomes: Sequence[Outcome]) -> dict[str, float]:
     """The figures of a task, by the names of `metrics_of`.
 
     Args:
@@ -197,7 +197,7 @@ def indicator(places: Sequence[tuple[int, ...]], classes: int) -> NDArray[np.int
     return found
 
 
-def f1(task: Task, outcomes: Sequence[Outcome], average: str) -> float:
+def f1(task: EvalTask, outcomes: Sequence[Outcome], average: str) -> float:
     """F1 over the task's choices (scikit-learn); a choice that never comes up has 0.
 
     Args:
@@ -220,7 +220,7 @@ def f1(task: Task, outcomes: Sequence[Outcome], average: str) -> float:
     )
 
 
-def _choice(task: Task, item: Item, answer: str | None) -> Outcome:
+def _choice(task: EvalTask, item: Item, answer: str | None) -> Outcome:
     if answer is not None and answer not in item.choices:
         raise UsageError("An answer to a classification is not one of its choices.")
     right = answer == item.reference
@@ -228,7 +228,7 @@ def _choice(task: Task, item: Item, answer: str | None) -> Outcome:
     return Outcome({"accuracy": float(right)}, predicted, (task.choices.index(item.reference),))
 
 
-def _figure(task: Task, name: str, outcomes: Sequence[Outcome]) -> float:
+def _figure(task: EvalTask, name: str, outcomes: Sequence[Outcome]) -> float:
     if name in ("macro_f1", "micro_f1"):
         return f1(task, outcomes, name.removesuffix("_f1"))
     if name == "bits_per_byte":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.tasks import Item, Kind, Task, folded
+from capt_local.evaluate.tasks import EvalTask, Item, Kind, folded
 from capt_local.prompting.messages import Message
 
 YES_NO = ("Yes", "No")
@@ -37,7 +37,7 @@ class Examples:
         UsageError: there are fewer, or they are prose.
     """
 
-    task: Task
+    task: EvalTask
     count: int
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class Examples:
                 f"{len(self.task.items)}; --shots is at least 1 and no more."
             )
 
-    def of(self, item: Item, task: Task) -> list[Item]:
+    def of(self, item: Item, task: EvalTask) -> list[Item]:
         """The examples for an item: never the item itself, nor one with the same input.
 
         Raises:
@@ -71,7 +71,7 @@ class Examples:
         return left[: self.count]
 
 
-def messages(item: Item, task: Task, examples: Examples | None = None) -> list[Message]:
+def messages(item: Item, task: EvalTask, examples: Examples | None = None) -> list[Message]:
     """The conversation that asks for an answer.
 
     Raises:
@@ -83,7 +83,7 @@ def messages(item: Item, task: Task, examples: Examples | None = None) -> list[M
     return [*turns, Message("user", _question(item, task))]
 
 
-def text(item: Item, task: Task, examples: Examples | None = None) -> str:
+def text(item: Item, task: EvalTask, examples: Examples | None = None) -> str:
     """The same as one text for a model without a chat template; the answer goes on behind it.
 
     Raises:
@@ -94,7 +94,7 @@ def text(item: Item, task: Task, examples: Examples | None = None) -> str:
     return _BETWEEN.join([*parts, _question(item, task) + _LEAD])
 
 
-def label_question(item: Item, task: Task, label: str, *, raw: bool) -> str | list[Message]:
+def label_question(item: Item, task: EvalTask, label: str, *, raw: bool) -> str | list[Message]:
     """Whether one label applies, as a question that is answered with `YES_NO`."""
     options = "\n".join(f"-{answer}" for answer in YES_NO)
     asked = f"{item.input}\n\n{task.questions[label]} Options:\n{options}"
@@ -102,14 +102,14 @@ def label_question(item: Item, task: Task, label: str, *, raw: bool) -> str | li
     return text(plain, task) if raw else messages(plain, task)
 
 
-def _question(item: Item, task: Task) -> str:
+def _question(item: Item, task: EvalTask) -> str:
     parts = [item.instruction.strip(), item.input]
     if task.kind is Kind.CLASSIFICATION:
         parts.append(f"Reply with one of these and nothing else: {', '.join(item.choices)}")
     return _BETWEEN.join(part for part in parts if part)
 
 
-def read_answer(answer: str, item: Item, task: Task) -> str | None:
+def read_answer(answer: str, item: Item, task: EvalTask) -> str | None:
     """What an answer says: for a classification the choice that it names, else its text.
 
     Returns:

@@ -38,7 +38,7 @@ from capt_local.evaluate.prompts import (
     read_answer,
     text,
 )
-from capt_local.evaluate.tasks import Item, Kind, Measure, Task, joined_labels
+from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure, joined_labels
 from capt_local.line_file import LineFile
 from capt_local.prompting.messages import Message
 from capt_local.runtime import Runtime
@@ -123,7 +123,7 @@ class TaskRun:
         cut: ids of the items whose input was cut on request.
     """
 
-    task: Task
+    task: EvalTask
     examples: Examples | None = None
     cut: frozenset[str] = frozenset()
 
@@ -178,7 +178,7 @@ class EvalPlan:
                     "run them one after the other, or rename one."
                 )
 
-    def options(self, task: Task, method: str) -> GenerateOptions:
+    def options(self, task: EvalTask, method: str) -> GenerateOptions:
         """How the answers to a task are made by a method."""
         longest = self.max_tokens or task.max_tokens
         return dataclasses.replace(self.methods[method], max_tokens=longest)

@@ -11,7 +11,7 @@ from typing import Any
 from capt_local.evaluate.intervals import Interval, compare
 from capt_local.evaluate.metrics import summarise
 from capt_local.evaluate.run import Result
-from capt_local.evaluate.tasks import Task
+from capt_local.evaluate.tasks import EvalTask
 
 TARGET = "target"
 
@@ -57,14 +57,14 @@ class TaskSummary:
         against: the method that intervals are against.
     """
 
-    task: Task
+    task: EvalTask
     methods: tuple[MethodFigures, ...]
     cut: int
     against: str = TARGET
 
 
 def summarise_task(
-    task: Task,
+    task: EvalTask,
     methods: Sequence[str],
     results: Iterable[Result],
     *,
@@ -97,7 +97,11 @@ def summarise_task(
 
 
 def _figures(
-    task: Task, method: str, found: Mapping[str, Result], others: Mapping[str, Result], seed: int
+    task: EvalTask,
+    method: str,
+    found: Mapping[str, Result],
+    others: Mapping[str, Result],
+    seed: int,
 ) -> MethodFigures:
     # In the order of the task: sums and draws do not depend on the order of the run.
     results = [found[item.id] for item in task.items if item.id in found]

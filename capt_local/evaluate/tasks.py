@@ -130,7 +130,7 @@ def problem_of(item: Item, measure: Measure, no_answer: str = "") -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class EvalTask:
     """Items of one kind.
 
     Attributes:
@@ -187,7 +187,7 @@ class Task:
 
 def read_task(
     place: Path, *, limit: int | None = None, seed: int = 0, what: str = "The task file"
-) -> Task:
+) -> EvalTask:
     """Reads a task.
 
     Args:
@@ -245,7 +245,7 @@ class TaskLine(msgspec.Struct, frozen=True):
         return self.task, self.kind, self.measure or MEASURES[self.kind][0], self.no_answer
 
 
-def _lines(place: Path, what: str) -> Task:
+def _lines(place: Path, what: str) -> EvalTask:
     data = read_bytes(place, what)
     problems, found = Problems(what), dict[str, TaskLine]()
     first: TaskLine | None = None
@@ -269,7 +269,7 @@ def _lines(place: Path, what: str) -> Task:
     problems.raise_first()
     if first is None:
         problems.fail("it holds no items")
-    return Task(
+    return EvalTask(
         name=first.task,
         kind=first.kind,
         items=tuple(line.item() for line in found.values()),
@@ -282,7 +282,7 @@ def _lines(place: Path, what: str) -> Task:
     )
 
 
-def shortened(task: Task, size: int | None) -> tuple[Task, frozenset[str]]:
+def shortened(task: EvalTask, size: int | None) -> tuple[EvalTask, frozenset[str]]:
     """The task with inputs of at most so many bytes: their beginnings, never a part of a character.
 
     Args:

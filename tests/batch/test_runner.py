@@ -14,7 +14,7 @@ import pytest
 
 from capt_local.batch.output import LineWriter
 from capt_local.batch.records import record_seed
-from capt_local.batch.run import Job, RunProgress, run_job
+from capt_local.batch.run import BatchJob, RunProgress, run_job
 from capt_local.batch.supervisor import News, WorkerProcess, WorkerSupervisor
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import WorkerFailed
@@ -62,7 +62,7 @@ class Bench:
         source: Any = FakeSource(prompts, changed, slow)
         journal: Any = self.journal
         indices = range(len(source.ids))
-        job = Job(source, journal, LineWriter(MARK), GenerateOptions(), indices)
+        job = BatchJob(source, journal, LineWriter(MARK), GenerateOptions(), indices)
         self.progress = RunProgress(len(indices))
         workers = WorkerSupervisor(self.start, timeout=timeout)
         try:

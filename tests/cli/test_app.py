@@ -61,6 +61,17 @@ def test_the_top_level_help_imports_nothing_heavy() -> None:
     assert done.stderr.strip() == "[]"
 
 
+def test_the_help_of_a_verb_imports_neither_numpy_nor_the_engine() -> None:
+    code = (
+        "import sys\n"
+        "from capt_local.cli.app import run\n"
+        "assert not any(run([verb, '--help']) for verb in ('batch', 'eval', 'score', 'bench'))\n"
+        "print([name for name in ('numpy', 'llama_cpp') if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

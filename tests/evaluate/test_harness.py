@@ -23,10 +23,10 @@ from capt_local.evaluate import ChoiceBy
 from capt_local.evaluate.metrics import Outcome
 from capt_local.evaluate.run import EvalPlan, Finished, Result, ResultsFile, TaskRun, run
 from capt_local.evaluate.summary import summarise_task
-from capt_local.evaluate.tasks import Item, Kind, Measure, Task
+from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure
 from tests.evaluate.fake_runtime import FakeRuntime, Rules
 
-QUESTIONS = Task(
+QUESTIONS = EvalTask(
     "questions",
     Kind.CLASSIFICATION,
     tuple(
@@ -36,13 +36,13 @@ QUESTIONS = Task(
     Measure.CHOICE,
     max_tokens=7,
 )
-TEXTS = Task(
+TEXTS = EvalTask(
     "texts",
     Kind.PERPLEXITY,
     (Item("a", "", "fever", ""), Item("b", "", "cough é", "")),
     Measure.BITS,
 )
-WRITING = Task(
+WRITING = EvalTask(
     "writing",
     Kind.GENERATION,
     (Item("a", "Sum up.", "Fever for two days.", "two days of fever"),),
@@ -187,7 +187,7 @@ def test_labels_by_a_question_each() -> None:
         Item(str(n), "", note, reference, labels)
         for n, (note, reference) in enumerate([("repeat the test", "lab"), ("rest", "none")])
     )
-    task = Task(
+    task = EvalTask(
         "asked",
         Kind.GENERATION,
         items,

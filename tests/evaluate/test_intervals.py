@@ -7,20 +7,20 @@ from scipy.stats import bootstrap
 from capt_local.errors import UsageError
 from capt_local.evaluate.intervals import compare, interval
 from capt_local.evaluate.metrics import Outcome, judge, summarise
-from capt_local.evaluate.tasks import Item, Kind, Measure, Task
+from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure
 
 
-def outcomes_of(task: Task, answers: list[str | None]) -> list[Outcome]:
+def outcomes_of(task: EvalTask, answers: list[str | None]) -> list[Outcome]:
     return [judge(task, *pair) for pair in zip(task.items, answers, strict=True)]
 
 
-def sections(count: int) -> tuple[Task, list[Outcome], list[Outcome]]:
+def sections(count: int) -> tuple[EvalTask, list[Outcome], list[Outcome]]:
     random = np.random.default_rng(3)
     choices = ("x", "y", "z", "never")
     items = tuple(
         Item(str(n), "", "t", str(random.choice(choices[:3])), choices) for n in range(count)
     )
-    task = Task("made-up", Kind.CLASSIFICATION, items, Measure.CHOICE)
+    task = EvalTask("made-up", Kind.CLASSIFICATION, items, Measure.CHOICE)
     said = [None if random.random() < 0.1 else str(random.choice(choices[:3])) for _ in items]
     better = [
         item.reference if random.random() < 0.4 else one
@@ -58,7 +58,7 @@ def test_micro_f1_over_sets_of_labels() -> None:
     items = tuple(
         Item(str(n), "", "t", ref, choices) for n, ref in enumerate(["lab", "none", "imaging"] * 8)
     )
-    task = Task("made-up", Kind.GENERATION, items, Measure.LABELS, no_answer="none")
+    task = EvalTask("made-up", Kind.GENERATION, items, Measure.LABELS, no_answer="none")
     method = outcomes_of(task, ["lab", "none", "lab"] * 8)
     target = outcomes_of(task, ["imaging", "lab", "imaging"] * 8)
     found = compare(task, method, target)
@@ -73,7 +73,7 @@ def prose(nats: list[float]) -> list[Outcome]:
 
 def test_the_same_answers_give_no_difference() -> None:
     items = tuple(Item(str(n), "", "t", "") for n in range(3))
-    task = Task("made-up", Kind.PERPLEXITY, items, Measure.BITS)
+    task = EvalTask("made-up", Kind.PERPLEXITY, items, Measure.BITS)
     same = compare(task, prose([1, 2, 3]), prose([1, 2, 3]))["bits_per_byte"]
     assert (same.estimate, same.low, same.high) == (1, 1, 1)
     assert same.ratio and not same.excludes_same
@@ -112,6 +112,6 @@ def test_what_cannot_be_paired_is_refused() -> None:
     with pytest.raises(UsageError):
         compare(task, method, target[::-1])
     items = (Item("1", "", "t", ""),)
-    texts = Task("made-up", Kind.PERPLEXITY, items, Measure.BITS)
+    texts = EvalTask("made-up", Kind.PERPLEXITY, items, Measure.BITS)
     with pytest.raises(UsageError):
         compare(texts, prose([1]), [Outcome({"nats": 1.0, "bytes": 4.0})])

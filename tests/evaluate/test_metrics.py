@@ -18,17 +18,17 @@ from capt_local.evaluate.metrics import (
     summarise,
     token_f1,
 )
-from capt_local.evaluate.tasks import Item, Kind, Measure, Task
+from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure
 
 CHOICES = ("x", "y", "z")
 
 
-def classification(references: list[str], choices: tuple[str, ...] = CHOICES) -> Task:
+def classification(references: list[str], choices: tuple[str, ...] = CHOICES) -> EvalTask:
     items = [Item(str(n), "", "text", ref, choices) for n, ref in enumerate(references)]
-    return Task("made-up", Kind.CLASSIFICATION, tuple(items), Measure.CHOICE)
+    return EvalTask("made-up", Kind.CLASSIFICATION, tuple(items), Measure.CHOICE)
 
 
-def judged(task: Task, answers: list[str | None]) -> list[Outcome]:
+def judged(task: EvalTask, answers: list[str | None]) -> list[Outcome]:
     return [judge(task, *pair) for pair in zip(task.items, answers, strict=True)]
 
 
@@ -88,10 +88,10 @@ def test_a_question_without_an_answer_is_right_or_wrong() -> None:
     assert token_f1("unanswerable", ["a small unanswerable thing"], none) == 0
 
 
-def labels_task() -> Task:
+def labels_task() -> EvalTask:
     wanted = ["lab, imaging", "none", "imaging"]
     items = [Item(str(n), "", "t", ref, ("lab", "imaging")) for n, ref in enumerate(wanted)]
-    return Task("made-up", Kind.GENERATION, tuple(items), Measure.LABELS, no_answer="none")
+    return EvalTask("made-up", Kind.GENERATION, tuple(items), Measure.LABELS, no_answer="none")
 
 
 def test_sets_of_labels() -> None:
@@ -114,7 +114,7 @@ def test_labels_are_read_from_a_list() -> None:
 
 def test_bits_per_byte_is_a_ratio_of_sums() -> None:
     items = (Item("1", "", "a", ""), Item("2", "", "b", ""))
-    task = Task("made-up", Kind.PERPLEXITY, items, Measure.BITS)
+    task = EvalTask("made-up", Kind.PERPLEXITY, items, Measure.BITS)
     outcomes = [
         Outcome({"nats": 8 * math.log(2), "bytes": 1.0}),
         Outcome({"nats": 0.0, "bytes": 7.0}),

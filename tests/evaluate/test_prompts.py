@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from capt_local.errors import UsageError
 from capt_local.evaluate.prompts import Examples, messages, named_choice, text
-from capt_local.evaluate.tasks import Item, Kind, Measure, Task, folded
+from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure, folded
 from capt_local.prompting.messages import Message
 
 YES_NO = ("yes", "no", "maybe")
 LETTERS = ("A", "B", "C", "D")
 SECTIONS = ("FAM/SOCHX", "CC", "PLAN", "OTHER_HISTORY", "LABS")
-TASK = Task(
+TASK = EvalTask(
     "made-up",
     Kind.CLASSIFICATION,
     tuple(Item(str(n), "Is it so?", f"note {n} ${{x}}", "yes", YES_NO) for n in range(4)),
@@ -45,7 +45,7 @@ def test_a_question_and_its_examples() -> None:
         messages(item, TASK, Examples(TASK, 4))
     with pytest.raises(UsageError, match="has 4"):
         Examples(TASK, 5)
-    writing = Task("w", Kind.GENERATION, (Item("a", "Sum up.", "x", "y"),), Measure.ROUGE)
+    writing = EvalTask("w", Kind.GENERATION, (Item("a", "Sum up.", "x", "y"),), Measure.ROUGE)
     assert messages(writing.items[0], writing) == [Message("user", "Sum up.\n\nx")]
     with pytest.raises(UsageError, match="for generation, the task is classification"):
         messages(item, TASK, Examples(writing, 1))

@@ -13,7 +13,7 @@ import pytest
 from capt_local.errors import UsageError
 from capt_local.evaluate.metrics import judge, summarise
 from capt_local.evaluate.prompts import read_answer
-from capt_local.evaluate.tasks import Item, Kind, Measure, Task, read_task, shortened
+from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure, read_task, shortened
 
 DATA = Path(__file__).parent.parent / "data" / "tasks"
 DOCS = Path(__file__).parent.parent.parent / "docs" / "tasks.md"
@@ -137,18 +137,18 @@ def test_the_first_mistake_is_reported_and_the_others_are_counted(tmp_path: Path
 
 def test_inputs_are_cut_between_characters() -> None:
     items = (Item("a", "", "fever", ""), Item("b", "", "cough é", ""))
-    task = Task("texts", Kind.PERPLEXITY, items, Measure.BITS)
+    task = EvalTask("texts", Kind.PERPLEXITY, items, Measure.BITS)
     assert shortened(task, None) == (task, frozenset())
     cut, ids = shortened(task, 7)
     assert [item.input for item in cut.items] == ["fever", "cough "] and ids == {"b"}
     with pytest.raises(UsageError, match="leaves nothing"):
-        shortened(Task("t", Kind.PERPLEXITY, (Item("a", "", "é", ""),), Measure.BITS), 1)
+        shortened(EvalTask("t", Kind.PERPLEXITY, (Item("a", "", "é", ""),), Measure.BITS), 1)
 
 
 # Data sets.
 
 
-def data_set(name: str, *path: str) -> Task:
+def data_set(name: str, *path: str) -> EvalTask:
     return read_task(Path(f"{name}={DATA.joinpath(*path)}"))
 
 
@@ -238,6 +238,6 @@ def test_a_task_checks_itself(values: dict[str, Any]) -> None:
         "items": (Item("1", "", "t", "x", ("x", "y")),),
         "measure": Measure.CHOICE,
     }
-    assert Task(**right).choices == ("x", "y")
+    assert EvalTask(**right).choices == ("x", "y")
     with pytest.raises(UsageError):
-        Task(**{**right, **values})
+        EvalTask(**{**right, **values})
