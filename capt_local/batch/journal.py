@@ -438,10 +438,12 @@ def _move_aside(path: Path) -> list[str]:
     data = read_file(manifest, _LARGEST_MANIFEST)
     if data is None and (not path.exists() or not path.stat().st_size):
         return []
-    if path.exists():
-        with contextlib.closing(LineFile(path, WHAT)):  # refused while a run writes it
-            if data is not None:
-                put(manifest_path(old), data)
+    with contextlib.ExitStack() as stack:
+        if path.exists():  # refused while a run writes it
+            stack.enter_context(contextlib.closing(LineFile(path, WHAT)))
+        if data is not None:
+            put(manifest_path(old), data)
+        if path.exists():
             rename(path, old)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(manifest)
