@@ -21,9 +21,9 @@ from capt_local.bundles.digest_cache import DigestCache, digest_cache
 from capt_local.bundles.manifest import Bundle, ModelFile
 from capt_local.bundles.verify import Check
 from capt_local.errors import ModelError
+from capt_local.llama import probe
 from capt_local.llama.gguf_header import file_digests, model_parts, read_header
 from capt_local.llama.library import BINDING_VERSION
-from capt_local.llama.probe import Probe
 from capt_local.strict_json import Stamp, stamp_of
 
 Progress = Callable[[str, float], None]
@@ -78,17 +78,16 @@ def look_first(
         for part in parts[model.path]:
             found.setdefault(part, _stamp(part))
     known = digest_cache()
-    with Probe() as probe:
-        for role, files in _by_model(wanted):
-            marks = _marks(files, parts[files[0]], found)
-            if check is Check.CACHED and known is not None and _is_known(known, marks, found):
-                continue
-            waiting = None if progress is None else partial(progress, role, 0.0)
-            for path, digest in probe.look(files[0], files[1:], waiting, found).items():
-                found[path] = found[path].with_digest(digest)
-            if known is not None:
-                for path, mark in marks.items():
-                    known.store(path, found[path], mark, _ABOUT)
+    for role, files in _by_model(wanted):
+        marks = _marks(files, parts[files[0]], found)
+        if check is Check.CACHED and known is not None and _is_known(known, marks, found):
+            continue
+        waiting = None if progress is None else partial(progress, role, 0.0)
+        for path, digest in probe.look(files[0], files[1:], waiting, found).items():
+            found[path] = found[path].with_digest(digest)
+        if known is not None:
+            for path, mark in marks.items():
+                known.store(path, found[path], mark, _ABOUT)
     return found
 
 
@@ -106,9 +105,8 @@ def look_at_encoder(
     known, mark = digest_cache(), _mark(stamp)
     if check is Check.CACHED and known is not None and known.find(path, stamp, _ABOUT) == mark:
         return stamp
-    with Probe() as probe:
-        for digest in probe.look(path, (), None, {path: stamp}, encoder=True).values():
-            stamp = stamp.with_digest(digest)
+    for digest in probe.look(path, (), None, {path: stamp}, encoder=True).values():
+        stamp = stamp.with_digest(digest)
     if known is not None:
         known.store(path, stamp, mark, _ABOUT)
     return stamp

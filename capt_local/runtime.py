@@ -18,14 +18,22 @@ from capt_local.bundles.manifest import Bundle, ModelFile
 from capt_local.bundles.manifest import roles as roles_of
 from capt_local.bundles.verify import Check, LateDigests, Verification, verify
 from capt_local.config import read_site
-from capt_local.decoding.answers import Answers, AnswerScore, Choosing, Chosen, as_utf8
 from capt_local.decoding.batching import BatchScheduler, Request, RequestResult
 from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder, first_pair_notice, read_by
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions, Method, with_arguments
 from capt_local.decoding.prompt_weights import Evidence, Memory
 from capt_local.decoding.proxy import LogitsCache, common_length
-from capt_local.decoding.scoring import TextScore, opening, score_text
+from capt_local.decoding.scoring import (
+    Answers,
+    AnswerScore,
+    Choosing,
+    Chosen,
+    TextScore,
+    as_utf8,
+    opening,
+    score_text,
+)
 from capt_local.decoding.step import Step
 from capt_local.errors import CaptError, UsageError
 from capt_local.llama.batched import MOST_LANES, Lanes, open_lanes

@@ -73,9 +73,7 @@ def main() -> None:
         for proxy in known.values():
             vocabulary = proxy.vocabulary
             table, spent = timed(
-                lambda vocabulary=vocabulary, events=events: Projection(
-                    vocabulary, events, long_tokens=True, healing=True
-                )
+                lambda vocabulary=vocabulary, events=events: Projection(vocabulary, events)
             )
             cells.append(f"{spent:.1f}")
             largest, lost = max(largest, table.megabytes), max(lost, unspellable(proxy, events))

@@ -13,22 +13,13 @@ from capt_local.tokenization.tokenizer import TextTokenizer
 AnyAlignment: TypeAlias = Alignment[Any]
 
 
-def fit(
-    proxy: TextTokenizer,
-    events: TargetEvents,
-    kind: Align = Align.PROJECTION,
-    *,
-    long_tokens: bool = True,
-    healing: bool = True,
-) -> AnyAlignment:
+def fit(proxy: TextTokenizer, events: TargetEvents, kind: Align = Align.PROJECTION) -> AnyAlignment:
     """The identity for one shared vocabulary; for two the alignment of this kind.
 
     Args:
         proxy: of expert or base.
         events: of the target.
         kind: see `Align`.
-        long_tokens: see `Projection`.
-        healing: see `Projection`.
     """
     target, vocabulary = events.tokenizer, proxy.vocabulary
     if kind is Align.CAPT_PAPER:
@@ -38,4 +29,4 @@ def fit(
         )
     if vocabulary.same_as(target.vocabulary):
         return SharedVocabulary()
-    return Projection(vocabulary, events, long_tokens=long_tokens, healing=healing)
+    return Projection(vocabulary, events)

@@ -49,13 +49,13 @@ class CandidateQuery(Generic[Prepared]):
         wanted: what stands for each token (an event, or a piece), shape (n,); negative where the
             proxies have no say.
         prior: the target's probability of each token, shape (n,).
-        prepared: what the alignment worked out for this query, by the bytes that its pieces
-            start after.
+        prepared: what the alignment worked out for this query, by the bytes that pieces start
+            after.
     """
 
     wanted: IntArray
     prior: FloatArray
-    prepared: dict[tuple[bytes, ...], Prepared] = field(default_factory=dict)
+    prepared: dict[bytes, Prepared] = field(default_factory=dict)
 
     @property
     def aligned(self) -> BoolArray:
@@ -230,18 +230,16 @@ Places: TypeAlias = npt.NDArray[np.intp]
 
 
 class Shares(NamedTuple):
-    """Which part of which piece goes to which of the wanted events.
-
-    The entries of one cover stand behind those of the other.
+    """Which part of which piece of one map goes to which of the wanted events.
 
     Attributes:
         places: which of the wanted events gets something, shape (entries,).
-        pieces: from which piece, for each cover.
+        pieces: from which piece, shape (entries,).
         parts: which part of the piece's probability, shape (entries,).
     """
 
     places: Places
-    pieces: tuple[IntArray, ...]
+    pieces: Places
     parts: FloatArray
 
 
@@ -253,7 +251,6 @@ class PieceMap:
         proxy: the proxy's text tokens in byte order.
         end_ids: tokens of the proxy that end a generation; only for the plain projection.
         events: of the target.
-        long_tokens: whether tokens that are longer than a piece share in it.
 
     Attributes:
         longer: the pieces that begin with `start` and add to it, ends included, ascending, shape
@@ -261,19 +258,13 @@ class PieceMap:
     """
 
     def __init__(
-        self,
-        start: bytes,
-        proxy: PrefixIndex,
-        end_ids: IntArray,
-        events: TargetEvents,
-        *,
-        long_tokens: bool,
+        self, start: bytes, proxy: PrefixIndex, end_ids: IntArray, events: TargetEvents
     ) -> None:
         """Builds the table; costs a few us a piece."""
         low, high = proxy.exact(start)[1] if start else 0, proxy.interval(start)[1]
         added = [key[len(start) :] for key in proxy.keys[low:high]]
         longer = np.concatenate((proxy.ids[low:high], end_ids)).astype(np.int32)
-        entries = _groups(added, events) if long_tokens else _own(added, events)
+        entries = _groups(added, events)
         known = entries.event != NO_EVENT
         if not known.all():  # pieces that the target cannot spell begin no event
             entries = _Entries(*(column[known] for column in entries))
@@ -283,7 +274,7 @@ class PieceMap:
         aside = np.concatenate((entries.aside, np.zeros(len(ends), np.bool_)))
         # Pieces in order of token, so that a row is read from its beginning to its end.
         ascending = np.argsort(longer)
-        self.longer: IntArray = longer[ascending]
+        self.longer: Places = longer[ascending].astype(np.intp)
         piece = np.argsort(ascending).astype(np.int32)[piece]
         # The entries of one event side by side.
         order = np.argsort(event, kind="stable")
@@ -296,70 +287,49 @@ class PieceMap:
         """Entries of the table, for the budget of a cache."""
         return len(self.longer) + 2 * len(self._piece) + self._spans.size
 
-    def spans(self, wanted: IntArray) -> tuple[Places, Places]:
-        """Where the entries of each wanted event begin, and how many it has, shape (n,) each."""
-        return self._spans.find(wanted)
+    def share(self, wanted: IntArray, prior: FloatArray) -> Shares | None:
+        """Shares the pieces among events.
 
-    def entries(self, places: Places) -> tuple[IntArray, npt.NDArray[np.float32]]:
-        """The piece of each entry, by its place in `longer`, and its weight."""
-        return self._piece.take(places), self._weight.take(places)
+        Args:
+            wanted: events, shape (n,); NO_EVENT gets nothing.
+            prior: the target's probability of each, shape (n,).
 
-
-def share(maps: Sequence[PieceMap], wanted: IntArray, prior: FloatArray) -> Shares:
-    """Shares the pieces of each cover among events.
-
-    All maps together, since with a few hundred events the calls of numpy are what costs.
-
-    Args:
-        maps: at least one.
-        wanted: events, shape (n,); NO_EVENT gets nothing.
-        prior: the target's probability of each, shape (n,).
-    """
-    size = len(wanted)
-    if not size:
-        return Shares(np.empty(0, np.intp), (), np.empty(0))
-    spans = [cover.spans(wanted) for cover in maps]
-    counts = np.concatenate([count for _, count in spans])
-    ends = counts.cumsum()
-    # The entries of the wanted events alone, those of one event behind those of the other.
-    entry = (np.concatenate([start for start, _ in spans]) + counts - ends).repeat(counts)
-    entry += np.arange(len(entry))
-    places = np.concatenate((np.arange(size),) * len(maps)).repeat(counts)
-    pieces, groups, weights = [], [], []
-    low = before = 0
-    for cover, high in zip(maps, ends[size - 1 :: size].tolist(), strict=True):
-        piece, weight = cover.entries(entry[low:high])
-        pieces.append(cover.longer.take(piece))
-        groups.append(piece + before)
-        weights.append(weight)
-        low, before = high, before + len(cover.longer)
-    group = np.concatenate(groups)
-    parts = np.concatenate(weights) * prior.take(places)
-    # Where the target has all of a group at 0, nobody gets anything.
-    parts /= np.maximum(np.bincount(group, parts).take(group), _LEAST)
-    return Shares(places, tuple(pieces), parts)
+        Returns:
+            None where no piece begins any of them.
+        """
+        starts, counts = self._spans.find(wanted)
+        ends = counts.cumsum()
+        if not len(ends) or not ends[-1]:
+            return None
+        # The entries of the wanted events alone, those of one event behind those of the other.
+        entry = (starts + counts - ends).repeat(counts)
+        entry += np.arange(len(entry))
+        places = np.arange(len(wanted)).repeat(counts)
+        group = self._piece.take(entry).astype(np.intp)
+        parts = self._weight.take(entry) * prior.take(places)
+        # Where the target has all of a group at 0, nobody gets anything.
+        parts /= np.maximum(np.bincount(group, parts), _LEAST).take(group)
+        return Shares(places, self.longer.take(group), parts)
 
 
-def credit(
-    shares: Shares, rows: Sequence[Probabilities], factors: Sequence[float], size: int
-) -> FloatArray:
-    """What the pieces give to each wanted event.
+def credit(said: Sequence[tuple[Shares, Probabilities, float]], size: int) -> FloatArray:
+    """What pieces give to each wanted event.
 
     Args:
-        shares: of the pieces.
-        rows: the proxy's probabilities for each cover, shape (proxy vocabulary,).
-        factors: on each row.
+        said: for each map what is shared, the proxy's probabilities, shape (proxy vocabulary,),
+            and a factor on them.
         size: number of wanted events.
     """
     given = [
-        row.take(pieces) * np.float64(factor)
-        for row, pieces, factor in zip(rows, shares.pieces, factors, strict=False)
+        row.take(shares.pieces) * np.float64(factor) * shares.parts for shares, row, factor in said
     ]
     if not given:
         return np.zeros(size)
-    # Of no entries at all numpy counts integers.
-    said = np.bincount(shares.places, np.concatenate(given) * shares.parts, minlength=size)
-    return said.astype(np.float64, copy=False)
+    places, parts = said[0][0].places, given[0]
+    if len(given) > 1:
+        places = np.concatenate([shares.places for shares, _, _ in said])
+        parts = np.concatenate(given)
+    return np.bincount(places, parts, minlength=size).astype(np.float64, copy=False)
 
 
 class _Entries(NamedTuple):
@@ -368,13 +338,6 @@ class _Entries(NamedTuple):
     event: IntArray
     piece: IntArray
     aside: npt.NDArray[np.bool_]
-
-
-def _own(added: list[bytes], events: TargetEvents) -> _Entries:
-    """Each piece for the one event with which the target's tokenizer begins its bytes."""
-    event = np.fromiter(map(events.first, added), np.int32, len(added))
-    piece = np.arange(len(added), dtype=np.int32)
-    return _Entries(event, piece, np.zeros(len(added), np.bool_))
 
 
 def _groups(added: list[bytes], events: TargetEvents) -> _Entries:
@@ -443,35 +406,30 @@ FLOOR = 1e-6
 # How many pieces back a longer piece may begin. The third one back still helped, the fifth did not.
 DEPTH = 3
 # Entries of healing tables that are kept: 4 bytes each.
-_CACHE_ENTRIES = 4_000_000
+_CACHE_ENTRIES, _EMPTY = 4_000_000, 50
 
-Query: TypeAlias = CandidateQuery[Shares]
+Query: TypeAlias = CandidateQuery[Shares | None]
 
 
 class Projection:
-    """Different vocabularies: byte prefixes.
+    """Different vocabularies: byte prefixes, with the healing of the proxy's last pieces.
 
     Args:
         proxy: the proxy's vocabulary.
         events: of the target.
-        long_tokens: tokens that are longer than a piece share in it.
-        healing: mix in the pieces that the proxy's last pieces may have been the start of.
     """
 
     follows_tokens = False
+    depth = DEPTH
     floor = FLOOR
     most: int | None = None
 
-    def __init__(
-        self, proxy: Vocabulary, events: TargetEvents, *, long_tokens: bool, healing: bool
-    ) -> None:
+    def __init__(self, proxy: Vocabulary, events: TargetEvents) -> None:
         """Builds the table of the plain projection; healing tables are made when needed."""
-        self.depth = DEPTH if healing else 0
         self._events = events
         self._index = PrefixIndex(proxy)
-        self._long_tokens = long_tokens
-        self._plain = self._cover(b"", proxy.end_ids)
-        self._healers: OrderedDict[bytes, PieceMap] = OrderedDict()
+        self._plain = PieceMap(b"", self._index, proxy.end_ids, events)
+        self._healers: OrderedDict[bytes, PieceMap | None] = OrderedDict()
         self._entries = 0
 
     @property
@@ -494,38 +452,37 @@ class Projection:
             [plain(row) + sum_k sum_u p(u) / (p(y_n-k+1) .. p(y_n)), credited by what u adds]
             / [1 + sum_k sum_u p(u) / (p(y_n-k+1) .. p(y_n))]
         """
-        maps, rows, factors, starts = [self._plain], [view.row], [1.0], [b""]
-        total = 1.0
+        given, total = [(self._shares(query, b"", self._plain), view.row, 1.0)], 1.0
         for back, inverse in view.coverings():
             healer = self._healer(back.rest)
-            if len(healer.longer):
-                maps.append(healer)
-                rows.append(back.row)
-                factors.append(inverse)
-                starts.append(back.rest)
+            if healer is not None:
+                given.append((self._shares(query, back.rest, healer), back.row, inverse))
                 total += float(back.row.take(healer.longer).sum()) * inverse
-        # Expert and base often stand at the same pieces; then the second finds it done.
-        shares = query.prepared.get(tuple(starts))
-        if shares is None:
-            shares = share(maps, query.wanted, query.prior)
-            query.prepared[tuple(starts)] = shares
-        said = credit(shares, rows, factors, len(query.wanted))
+        known = [(shares, row, factor) for shares, row, factor in given if shares is not None]
+        said = credit(known, len(query.wanted))
         said /= total
         return said
 
-    def _cover(self, start: bytes, end_ids: IntArray) -> PieceMap:
-        return PieceMap(start, self._index, end_ids, self._events, long_tokens=self._long_tokens)
+    def _shares(self, query: Query, start: bytes, pieces: PieceMap) -> Shares | None:
+        """What is shared; expert and base often stand at the same pieces, and share it alike."""
+        if start not in query.prepared:
+            query.prepared[start] = pieces.share(query.wanted, query.prior)
+        return query.prepared[start]
 
-    def _healer(self, last: bytes) -> PieceMap:
-        cover = self._healers.get(last)
-        if cover is None:
-            cover = self._healers[last] = self._cover(last, np.empty(0, dtype=np.int32))
-            self._entries += cover.size
-            while self._entries > _CACHE_ENTRIES and len(self._healers) > 1:
-                self._entries -= self._healers.popitem(last=False)[1].size
-        else:
+    def _healer(self, last: bytes) -> PieceMap | None:
+        """The map of what goes on behind some bytes; None where no piece does."""
+        if last in self._healers:
             self._healers.move_to_end(last)
-        return cover
+            return self._healers[last]
+        found = None
+        if self._index.exact(last)[1] < self._index.interval(last)[1]:
+            found = PieceMap(last, self._index, np.empty(0, dtype=np.int32), self._events)
+        self._healers[last] = found
+        self._entries += found.size if found is not None else _EMPTY
+        while self._entries > _CACHE_ENTRIES and len(self._healers) > 1:
+            oldest = self._healers.popitem(last=False)[1]
+            self._entries -= oldest.size if oldest is not None else _EMPTY
+        return found
 
 
 class SharedVocabulary:

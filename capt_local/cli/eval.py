@@ -53,7 +53,7 @@ class EvalFlags:
     choice: Annotated[
         ChoiceBy,
         flag(
-            "--choice likelihood|likelihood-per-byte|constrained|free",
+            "--choice likelihood|likelihood-per-byte|free",
             "How a classification is answered. Default: likelihood.",
         ),
     ] = ChoiceBy.LIKELIHOOD

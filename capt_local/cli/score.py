@@ -204,7 +204,7 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
 
       capt-local score questions.jsonl --normalise bytes --per-item --json
     """
-    from capt_local.decoding.answers import Choosing  # the help needs none of it
+    from capt_local.decoding.scoring import Choosing  # the help needs none of it
 
     screen = Screen.standard(view.verbose)
     items = read_score_items(

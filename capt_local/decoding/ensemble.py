@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -123,12 +124,13 @@ class Ensemble:
             only = [is_target_alone(exponents) for exponents in self.exponents]
             self.target_alone = float(weights[only].sum()) >= TARGET_ALONE
 
-    def start(self, prompts: Mapping[str, Prompt], reserve: int = 1) -> None:
+    def start(self, prompts: Mapping[str, Prompt], reserve: int = 1, *, exact: bool = True) -> None:
         """Takes a prompt; nothing is decoded before it is known to fit into all contexts.
 
         Args:
             prompts: by role.
             reserve: tokens that must be left for the answer.
+            exact: see `LogitsCache`.
 
         Raises:
             ContextOverflow: with the counts of every model.
@@ -142,6 +144,8 @@ class Ensemble:
         own = prompts[self.leader.role]
         # What stands in front of a text that is scored from its beginning is no turn.
         self._answers_turn = not own.goes_on and any(each.evidence for each in own.segments)
+        for each in self.models:
+            each.exact = exact
         self.leader.keep_as(None)
         self.configure(self.options)
         for proxy in self.proxies:
@@ -251,12 +255,40 @@ class Ensemble:
             self.leader.logits_for(path, len(draft) + 1)
         if self.target_alone:
             return
-        plausible = self._plausible(path)  # behind an implausible token nothing will be needed
-        pieces = [(token, self.leader.model.vocabulary.text((token,))) for token in draft]
-        pieces[0] = (draft[0], self.piece(draft[0]))
+        plausible = draft[: self._plausible(path)]  # behind another one nothing will be needed
         if plausible:
             for proxy in self.proxies:
-                proxy.read_ahead(pieces[:plausible])
+                proxy.read_ahead(plausible, self._pieces(plausible))
+
+    def read_known(self, tokens: Sequence[int]) -> None:
+        """Has each model that has nothing to say yet read the text, and some of what follows.
+
+        Args:
+            tokens: of the leader, that are known to come.
+        """
+        if not self.leader.has(self.tokens):
+            ahead = tokens[: self.leader.model.max_rows - 1]
+            self.leader.logits_for([*self.tokens, *ahead], len(ahead) + 1)
+        for proxy in self.proxies:
+            ahead = tokens[: proxy.cache.model.max_rows]
+            if ahead and proxy.cache.model.can_rewind and not proxy.is_read:
+                proxy.read_ahead(ahead, self._pieces(ahead))
+
+    def save(self) -> tuple[Any, ...]:
+        """The text so far, for `restore`."""
+        return [*self.tokens], self._leading_space, [proxy.save() for proxy in self.proxies]
+
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        """Goes back to a text; the models are brought there when they are read."""
+        tokens, self._leading_space, texts = saved
+        self.tokens = [*tokens]
+        for proxy, text in zip(self.proxies, texts, strict=True):
+            proxy.restore(text)
+
+    def _pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """What each of some tokens that come next adds to the answer."""
+        text = self.leader.model.vocabulary.text
+        return [self.piece(tokens[0]), *(text((token,)) for token in tokens[1:])]
 
     def drop_ahead(self) -> None:
         """Takes back what models have read beyond the text."""
@@ -469,7 +501,6 @@ class _Tables:
         for known, other, alignment in self._known:
             if known == how and other.vocabulary.same_as(tokenizer.vocabulary):
                 return alignment
-        options = {"long_tokens": how.long_tokens, "healing": how.healing}
-        made = fit(tokenizer, self.events, how.kind, **options)
+        made = fit(tokenizer, self.events, how.kind)
         self._known.append((how, tokenizer, made))
         return made

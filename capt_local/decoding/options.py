@@ -80,13 +80,9 @@ class AlignOptions:
 
     Attributes:
         kind: which alignment.
-        long_tokens: of the projection: a token longer than a piece shares in it.
-        healing: the proxy's last pieces may have been the start of a longer one.
     """
 
     kind: Align = Align.PROJECTION
-    long_tokens: bool = True
-    healing: bool = True
 
 
 # What the evidence of a text chooses among where a text is continued: the target alone, mild and

@@ -9,7 +9,7 @@ text that grows in the target's tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -189,6 +189,8 @@ class LogitsCache:
         decoded: tokens decoded so far.
         passes: calls that decoded them.
         notices: what the user should know, each once.
+        exact: whether rows behind a text have the bits of tokens that are decoded one by one; else
+            they come in batches as large as can be, as for a text that is known.
     """
 
     def __init__(self, role: str, model: Model) -> None:
@@ -199,6 +201,7 @@ class LogitsCache:
         self.decoded = 0
         self.passes = 0
         self.notices: list[str] = []
+        self.exact = True
         self._made: Callable[[Rows], Row] | None = None
         self._path: list[int] = []  # the text that the rows belong to
         self._rows: dict[int, Row] = {}  # by how many of its tokens they follow
@@ -275,14 +278,6 @@ class LogitsCache:
         """Whether the rows after the last `count` of these tokens are there."""
         return self._first_missing(tokens, count) is None
 
-    def rows(self, tokens: Sequence[int]) -> dict[int, Row]:
-        """The rows that are there of a text, by how many of its tokens they follow.
-
-        Rows of another text that begins alike may be there, too.
-        """
-        same = common_length(self._path, tokens)
-        return {place: row for place, row in self._rows.items() if place <= same}
-
     def logits_for(
         self, tokens: Sequence[int], count: int = 1, stable: int | None = None
     ) -> list[Row]:
@@ -346,8 +341,9 @@ class LogitsCache:
 
     def _step(self, tokens: Sequence[int], first: int, size: int) -> None:
         """Decodes up to `size` tokens, with rows from the one after `first` on."""
+        call = self.model.step if self.exact else self.model.extend
         rows = max(0, size - first + 1)
-        self._keep(self._decode(self.model.step, tokens[len(self.tokens) : size], rows), size)
+        self._keep(self._decode(call, tokens[len(self.tokens) : size], rows), size)
 
     def _keep(self, rows: Rows, size: int) -> None:
         """Keeps rows of which the last follows `size` tokens."""
@@ -396,6 +392,14 @@ def _groups(wanted: Sequence[int], size: int) -> Iterator[list[int]]:
         yield group
 
 
+def context_behind(prompt: Prompt, tokenizer: TextTokenizer) -> CanonicalContext:
+    """A proxy's tokens behind a prompt, for the answer that grows there."""
+    if not prompt.goes_on:
+        return CanonicalContext(tokenizer, prompt.tokens, start=prompt.starts_fresh)
+    head = [token for segment in prompt.segments[:-1] for token in segment.tokens]
+    return CanonicalContext(tokenizer, head, prompt.segments[-1].text or b"", start=True)
+
+
 class Proxy:
     """Keeps a model at the canonical tokens of prompt + answer.
 
@@ -423,6 +427,7 @@ class Proxy:
         self.keeps_logits = keeps_logits
         self._tokenizer = tokenizer
         self._context = CanonicalContext(tokenizer, (), start=False)
+        self._rows: list[Row] = []
 
     @property
     def tokens(self) -> list[int]:
@@ -439,14 +444,8 @@ class Proxy:
         self.cache.keep_as(np.copy if self.keeps_logits else softmax)
         if self.alignment.follows_tokens:
             self._context = CanonicalContext(self._tokenizer, prompt.tokens, start=False)
-        elif prompt.goes_on:
-            head = [token for segment in prompt.segments[:-1] for token in segment.tokens]
-            text = prompt.segments[-1].text or b""
-            self._context = CanonicalContext(self._tokenizer, head, text, start=True)
         else:
-            self._context = CanonicalContext(
-                self._tokenizer, prompt.tokens, start=prompt.starts_fresh
-            )
+            self._context = context_behind(prompt, self._tokenizer)
 
     def append(self, token: int, piece: bytes, before: Sequence[int] = ()) -> None:
         """Follows one token of the answer. Decodes nothing yet: see `sync`.
@@ -482,18 +481,14 @@ class Proxy:
         context.tokens = list(context.tokens)
         return context
 
-    def rows(self) -> Mapping[int, Row]:
-        """The rows that are known, by how many tokens they follow."""
-        return self.cache.rows(self.tokens)
-
     def wanted_rows(self) -> list[int]:
         """After how many tokens rows are needed: after the last pieces that may be healed."""
         size = len(self.tokens)
         return list(range(size - len(self._rests()), size + 1))
 
     def sync(self) -> None:
-        """Brings the model to the text, so that the rows that `probability` needs are there."""
-        self.cache.logits_for(self.tokens, len(self.wanted_rows()), self.stable)
+        """Brings the model to the text and keeps the rows that `probability` needs."""
+        self._rows = self.cache.logits_for(self.tokens, 1 + len(self._rests()), self.stable)
 
     @property
     def stable(self) -> int:
@@ -502,34 +497,53 @@ class Proxy:
             return len(self.tokens)
         return self._context.stable
 
-    def read_ahead(self, pieces: Sequence[tuple[int, bytes]]) -> None:
+    def read_ahead(self, tokens: Sequence[int], pieces: Sequence[bytes]) -> None:
         """Reads in one batch what the next positions need if these tokens of the target come.
 
         Positions at which the proxy's tokens are no prefix of those behind the draft (it ends
         inside one of them) are read when they are reached.
+
+        Args:
+            tokens: of the target.
+            pieces: their bytes.
         """
-        context, path = self.context(), self.tokens
-        for token, piece in pieces:
-            if self.alignment.follows_tokens:
-                context.tokens.append(token)
-            elif piece:
-                context.append(piece)
-            if len(context.tokens) > self.cache.model.context_limit:
-                break  # the answer may still be another one, and fit
-            if context.tokens[: len(self.tokens)] == self.tokens:
-                path = list(context.tokens)
-        wanted = self.wanted_rows()
-        count = len(path) - wanted[0] + 1
-        if count > self.cache.model.max_rows:
-            path = path[: wanted[0] - 1 + self.cache.model.max_rows]
-            count = len(path) - wanted[0] + 1
-        if len(path) >= len(self.tokens):
-            self.cache.logits_for(path, count, self.stable)
+        first, size = self.wanted_rows()[0], len(self.tokens)
+        if self.alignment.follows_tokens:
+            path = [*self.tokens, *tokens]
+        else:
+            context = self.context()
+            context.append(b"".join(pieces))
+            path = context.tokens
+            if path[:size] != self.tokens:
+                context, path = self.context(), self.tokens
+                for piece in pieces:
+                    context.append(piece)
+                    if context.tokens[:size] != self.tokens:
+                        break
+                    path = list(context.tokens)
+        # Of a text that may not fit the answer may still be another one, and fit.
+        model = self.cache.model
+        path = path[: min(first - 1 + model.max_rows, model.context_limit)]
+        if len(path) >= size:
+            self.cache.logits_for(path, len(path) - first + 1, self.stable)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the rows that `probability` needs are there."""
+        return self.cache.has(self.tokens, len(self.wanted_rows()))
+
+    def save(self) -> CanonicalContext:
+        """The text so far, for `restore`."""
+        return self.context()
+
+    def restore(self, saved: CanonicalContext) -> None:
+        """Goes back to a text, or to one that began like it."""
+        self._context = copy.copy(saved)
+        self._context.tokens = list(saved.tokens)
 
     def probability(self, question: CandidateQuery[Any]) -> FloatArray:
         """Probability of each token in question; `sync` comes first. See `Alignment`."""
-        rests, size = self._rests(), len(self.tokens)
-        rows = self.cache.logits_for(self.tokens, len(rests) + 1, self.stable)
+        rests, size, rows = self._rests(), len(self.tokens), self._rows
         back = [
             Back(rows[-1 - number], self.tokens[size - number], rest)
             for number, rest in enumerate(rests, start=1)

@@ -1,350 +1,37 @@
-"""Log-likelihoods of known text: all models read it in batches, not token by token.
+"""Log-likelihoods of known text and of given answers, and which of several answers is chosen.
 
-The tokens of every model are known beforehand, also those of a proxy: at each target position it
-stands at the canonical tokens of the text so far. Most of these are prefixes of the tokens of the
-whole text; where the text so far ends inside a longer piece they are not, and a short tail is read
-first and then dropped again. So each model reads a list of contexts in order, each given by how
-many tokens it shares with the one before, and as many as follow one another go into one batch.
-
-Rows of logits are large (49k to 262k numbers). They are read a block of positions at a time, and
-what remains of a block is one number a token.
+A known text is a draft that is always right: the models read the next tokens in one batch each,
+and each token is then looked up in the distribution at its place, as an answer is generated.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, NamedTuple
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
-from capt_local.alignment.context import CanonicalContext
-from capt_local.alignment.fit import AnyAlignment
-from capt_local.alignment.projection import Back, CandidateQuery, FloatArray, Probabilities, View
 from capt_local.decoding.baselines import log_mass
-from capt_local.decoding.combine import Distribution
+from capt_local.decoding.combine import Distribution, FloatArray
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.prompt_weights import Evidence, prefill
-from capt_local.decoding.proxy import LogitsCache, Proxy, Rows, common_length, softmax
-from capt_local.errors import Cancelled, ModelError
+from capt_local.decoding.proxy import LogitsCache, context_behind
+from capt_local.errors import Cancelled, ContextOverflow, ModelError, UsageError
+from capt_local.prompting.build import build_raw
 from capt_local.prompting.messages import Prompt, Segment
 from capt_local.tokenization.tokenizer import TextTokenizer
 from capt_local.tokenization.vocabulary import IntArray, Vocabulary
 
+Cancel = Callable[[], bool]
+Tokenizers = Mapping[str, TextTokenizer]
+
 # A word of the target may take a few tokens of a proxy; a window ends before that can overflow.
 MARGIN = 32
-# Numbers of one model's rows in a block of positions: 4 million are 16 MB.
-_BLOCK_NUMBERS = 4_000_000
-_KEPT_ROWS = 8  # rows behind a position that are not read again when the text goes back a little
-
-
-class Move(NamedTuple):
-    """One position of a tree of known tokens behind a prompt, parents first.
-
-    Attributes:
-        depth: tokens behind the prompt.
-        token: the last of them; None where there is none.
-        forks: whether more than one child follows, so that the position is returned to.
-    """
-
-    depth: int
-    token: int | None
-    forks: bool = False
-
-
-class _Context(NamedTuple):
-    """What one model has read at a position: a change of the context before.
-
-    Attributes:
-        keep: tokens shared with the context before.
-        added: tokens behind them.
-        rests: of a proxy, bytes of its last token, of the last two, ... that may be healed.
-        text: of a proxy whose rule asks for boundaries, its tokens there; else None.
-    """
-
-    keep: int
-    added: list[int]
-    rests: list[bytes]
-    text: _ProxyText | None = None
-
-
-class _Position(NamedTuple):
-    """A position in all models, the leading model first."""
-
-    start: bool
-    contexts: list[_Context]
-
-
-class KnownText:
-    """Reads known tokens behind a prompt and gives the distribution at each position.
-
-    Args:
-        ensemble: configured; its models stand wherever they like.
-        prompts: by role.
-        cancel: asked at every position.
-
-    Attributes:
-        weights: of the mixture; may be changed between two positions.
-
-    Raises:
-        ContextOverflow: the prompt does not fit.
-    """
-
-    def __init__(
-        self,
-        ensemble: Ensemble,
-        prompts: Mapping[str, Prompt],
-        cancel: Callable[[], bool] | None = None,
-        reserve: int = 1,
-    ) -> None:
-        """Decodes nothing yet."""
-        ensemble.start(prompts, reserve)
-        self._ensemble = ensemble
-        self._proxies = ensemble.proxies
-        self._prompts = prompts
-        self._cancel = cancel or (lambda: False)
-        self.weights: FloatArray = ensemble.weights
-
-    def prefill(self) -> None:
-        """Decodes the prompt in all models and takes the weights from it, where they are open."""
-        evidence = prefill(self._ensemble, self._prompts)
-        if evidence is not None:
-            self.weights = evidence.weights
-
-    def read(self, moves: Iterable[Move], margin: int = 0) -> Iterator[Distribution]:
-        """The distribution at each position, in order; valid until the next one.
-
-        Args:
-            moves: the first is the end of the prompt.
-            margin: the reading ends where a context has no more room than this; 0: it never does.
-
-        Raises:
-            Cancelled: `cancel` said so.
-        """
-        ensemble = self._ensemble
-        ensemble.sync()
-        leader = _Reader(ensemble.leader, keeps_logits=True)
-        leader.start(ensemble.tokens, {len(ensemble.tokens): ensemble.leader_row()})
-        readers = [_ProxyReader(each) for each in self._proxies]
-        widest = max(len(each.model.vocabulary) for each in ensemble.models)
-        size = max(4, min(ensemble.leader.model.max_rows, _BLOCK_NUMBERS // widest))
-        plan = self._plan(moves, margin)
-        while block := list(islice(plan, size)):
-            heard = [
-                list(reader.read([each.contexts[place] for each in block]))
-                for place, reader in enumerate(readers, start=1)
-            ]
-            rows = leader.rows([each.contexts[0] for each in block])
-            for number, (position, row) in enumerate(zip(block, rows, strict=True)):
-                if self._cancel():
-                    raise Cancelled("The scoring was stopped.")
-                followers: list[Any] = [each[number] for each in heard]
-                yield ensemble.rule.distribution(row, followers, self.weights, start=position.start)
-
-    def _plan(self, moves: Iterable[Move], margin: int) -> Iterator[_Position]:
-        """Positions, worked out by the tokenizers alone."""
-        ensemble = self._ensemble
-        limits = [each.model.context_limit for each in ensemble.models]
-        behind, vocabulary = len(ensemble.tokens), ensemble.leader.model.vocabulary
-        lead = self._prompts[ensemble.leader.role].lead
-        now = [_ProxyText(each) for each in self._proxies]
-        saved: dict[int, list[_ProxyText]] = {}
-        for count, (depth, token, forks) in enumerate(moves):
-            if token is None:
-                contexts = [_Context(behind, [], [])]
-                contexts += [
-                    _Context(len(each.tokens), [], each.rests, each.snapshot()) for each in now
-                ]
-            else:
-                before = [each.tokens for each in now]
-                returned = depth - 1 in saved
-                if returned:
-                    now = [each.fork() for each in saved[depth - 1]]
-                piece = vocabulary.text((token,)).removeprefix(lead if depth == 1 else b"")
-                contexts = [_Context(behind + depth - 1, [token], [])]
-                for proxy, old in zip(now, before, strict=True):
-                    keep = proxy.append(token, piece)
-                    if returned:
-                        keep = common_length(old, proxy.tokens)
-                    contexts.append(
-                        _Context(keep, proxy.tokens[keep:], proxy.rests, proxy.snapshot())
-                    )
-            if margin and count:
-                used = [behind + depth, *(len(each.tokens) for each in now)]
-                if min(a - b for a, b in zip(limits, used, strict=True)) <= margin:
-                    return
-            for deeper in [each for each in saved if each >= depth]:
-                del saved[deeper]  # of a branch that is done
-            if forks:
-                saved[depth] = [each.fork() for each in now]
-            yield _Position(bool(lead) and depth == 0, contexts)
-
-
-class _ProxyText:
-    """The canonical tokens of a proxy for the prompt and what follows."""
-
-    def __init__(self, proxy: Proxy) -> None:
-        self._proxy = proxy
-        self._context: CanonicalContext = proxy.context()
-
-    @property
-    def tokens(self) -> list[int]:
-        return self._context.tokens
-
-    @property
-    def rests(self) -> list[bytes]:
-        return self._context.rests(self._proxy.alignment.depth)
-
-    def fork(self) -> _ProxyText:
-        other = copy.copy(self)
-        other._context = copy.copy(self._context)
-        other._context.tokens = list(self._context.tokens)
-        return other
-
-    def snapshot(self) -> _ProxyText | None:
-        """These tokens as they are now, for a published method, which may ask for boundaries."""
-        return self.fork() if self._proxy.keeps_logits else None
-
-    def keeps_tokens(self, text: bytes) -> bool:
-        """See `combine.Follower.keeps_tokens`; the tokens change."""
-        size = len(self.tokens)
-        return self._proxy.alignment.follows_tokens or self._context.append(text) >= size
-
-    def append(self, token: int, piece: bytes) -> int:
-        """Goes one token of the leading model on; how many tokens stayed."""
-        if self._proxy.alignment.follows_tokens:
-            self._context.tokens.append(token)
-            return len(self._context.tokens) - 1
-        if not piece:
-            return len(self._context.tokens)
-        same = self._context.append(piece)
-        if self._context.unseen:
-            self._proxy.tell_unseen()
-        return same
-
-
-class _Reader:
-    """Reads the rows of one model along contexts that change a little each time.
-
-    Args:
-        cached: the model and what its KV cache holds.
-        keeps_logits: rows as llama.cpp gives them, views that the next batch overwrites; else
-            probabilities.
-    """
-
-    def __init__(self, cached: LogitsCache, *, keeps_logits: bool) -> None:
-        self._cached = cached
-        self._logits = keeps_logits
-        self._path: list[int] = []
-        self._known: dict[int, Rows] = {}
-
-    @property
-    def size(self) -> int:
-        """Tokens of the present context."""
-        return len(self._path)
-
-    def start(self, tokens: Sequence[int], known: Mapping[int, Rows]) -> None:
-        """Begins behind a prompt of which some rows are there, by the tokens that they follow."""
-        self._path, self._known = list(tokens), dict(known)
-
-    def rows(self, contexts: Sequence[_Context]) -> Iterator[Rows]:
-        """The row after each context."""
-        for _ in self.walk(contexts):
-            yield self._known[len(self._path)]
-
-    def walk(self, contexts: Sequence[_Context]) -> Iterator[_Context]:
-        """Goes to each context in turn and sees to it that its rows are there."""
-        for number, context in enumerate(contexts):
-            self._go(context)
-            size = len(self._path)
-            for count in range(size - len(context.rests), size + 1):
-                if count not in self._known:
-                    self._decode(count, contexts[number + 1 :])
-                    break
-            yield context
-
-    def row(self, count: int) -> Rows:
-        """What follows the first `count` tokens of the present context."""
-        return self._known[count]
-
-    def token(self, place: int) -> int:
-        """A token of the present context."""
-        return self._path[place]
-
-    def _go(self, context: _Context) -> None:
-        if context.keep < len(self._path):
-            del self._path[context.keep :]
-            self._known = {at: row for at, row in self._known.items() if at <= context.keep}
-        self._path += context.added
-
-    def _decode(self, first: int, later: Sequence[_Context]) -> None:
-        """Rows after `first` tokens and each further one, also of contexts that only go on."""
-        path, most = list(self._path), self._cached.model.max_rows
-        for context in later:
-            longer = len(path) + len(context.added) - first + 1
-            if context.keep != len(path) or longer > most:
-                break
-            path += context.added
-        cached = self._cached
-        cached.rewind(min(common_length(cached.tokens, path), first - 1))
-        found = cached.extend(path[len(cached.tokens) :], len(path) - first + 1)
-        if self._logits:
-            self._known = dict(enumerate(found, start=first))
-            return
-        oldest = first - _KEPT_ROWS
-        self._known = {at: row for at, row in self._known.items() if at >= oldest}
-        self._known.update(enumerate(map(softmax, found), start=first))
-
-
-class _ProxyReader:
-    """The same for a proxy, which is asked for probabilities of the leading model's tokens."""
-
-    def __init__(self, proxy: Proxy) -> None:
-        self._alignment = proxy.alignment
-        self._reader = _Reader(proxy.cache, keeps_logits=proxy.keeps_logits)
-        self._keeps_logits = proxy.keeps_logits
-        known = {len(proxy.tokens): proxy.logits} if proxy.keeps_logits else proxy.rows()
-        self._reader.start(proxy.tokens, known)
-
-    def read(self, contexts: Sequence[_Context]) -> Iterator[_Heard]:
-        """What it says at each context."""
-        reader = self._reader
-        for context in reader.walk(contexts):
-            size = reader.size
-            if self._keeps_logits:
-                yield _Heard(self._alignment, View(reader.row(size).copy()), context.text)
-                continue
-            back = [
-                Back(reader.row(size - number), reader.token(size - number), rest)
-                for number, rest in enumerate(context.rests, start=1)
-            ]
-            yield _Heard(self._alignment, View(reader.row(size), back))
-
-
-@dataclass(slots=True)
-class _Heard:
-    """A proxy at one position, for `Rule.distribution`."""
-
-    alignment: AnyAlignment
-    view: View
-    text: _ProxyText | None = None
-
-    def keeps_tokens(self, text: bytes) -> bool:
-        assert self.text is not None
-        return self.text.fork().keeps_tokens(text)
-
-    @property
-    def row(self) -> Probabilities:
-        return self.view.row
-
-    @property
-    def logits(self) -> Rows:
-        return self.view.row
-
-    def probability(self, question: CandidateQuery[Any]) -> FloatArray:
-        return self.alignment.probability(question, self.view)
+_END = -1  # among the tokens that are wanted at a position
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,10 +53,10 @@ class TextScore:
 
 def score_text(
     ensemble: Ensemble,
-    tokenizers: Mapping[str, TextTokenizer],
+    tokenizers: Tokenizers,
     text: bytes,
     evidence: Evidence | None = None,
-    cancel: Callable[[], bool] | None = None,
+    cancel: Cancel | None = None,
 ) -> TextScore:
     """Scores a text from its beginning.
 
@@ -395,32 +82,24 @@ def score_text(
         raise ModelError(
             f"The vocabulary of the {role} cannot spell every byte of the text."
         ) from None
-    nats, windows, place = 0.0, 0, 0
-    while place < len(tokens):
-        prompts = opening(ensemble.models, tokenizers, first=place == 0)
-        known = KnownText(ensemble, prompts, cancel, reserve=MARGIN + 1)
-        left = tokens[place:]
+    nats, windows = 0.0, 0
+    for place, token in enumerate(tokens):
+        if not place or ensemble.tokens_left <= MARGIN:
+            prompts = opening(ensemble.models, tokenizers, first=not place)
+            ensemble.start(prompts, MARGIN + 1, exact=False)
+            windows += 1
         if evidence is not None:
-            known.weights = evidence.weights
-        for token, here in zip(left, known.read(_chain(left), MARGIN), strict=False):
-            nats -= here.token_logp(token)
-            if evidence is not None:
-                evidence.observe(here.gains(token))
-                known.weights = evidence.weights
-            place += 1
-        windows += 1
+            ensemble.weights = evidence.weights
+        here = _distribution(ensemble, tokens[place:-1], cancel)
+        nats -= here.token_logp(token)
+        if evidence is not None:
+            evidence.observe(here.gains(token))
+        ensemble.advance(token)
     return TextScore(nats, len(tokens), len(text), windows)
 
 
-def _chain(tokens: Sequence[int]) -> Iterator[Move]:
-    """The positions before each of some tokens."""
-    yield Move(0, None)
-    for depth, token in enumerate(tokens[:-1], start=1):
-        yield Move(depth, token)
-
-
 def opening(
-    models: Iterable[LogitsCache], tokenizers: Mapping[str, TextTokenizer], *, first: bool = True
+    models: Iterable[LogitsCache], tokenizers: Tokenizers, *, first: bool = True
 ) -> dict[str, Prompt]:
     """What stands in front of a text: prompts of one token, by role.
 
@@ -440,6 +119,13 @@ def opening(
     return prompts
 
 
+def _distribution(ensemble: Ensemble, ahead: Sequence[int], cancel: Cancel | None) -> Distribution:
+    if cancel is not None and cancel():
+        raise Cancelled("The scoring was stopped.")
+    ensemble.read_known(ahead)
+    return ensemble.distribution()
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """What a distribution gives to a token, or to the end.
@@ -453,16 +139,6 @@ class Event:
     likeliest: bool
 
 
-@dataclass(slots=True)
-class _Node:
-    """A position in the tree: where tokens lead, what they were given, and what the end was."""
-
-    children: dict[int, _Node] = field(default_factory=dict)
-    events: dict[int, Event] = field(default_factory=dict)
-    ends: bool = False
-    end: Event | None = None
-
-
 def score_paths(
     ensemble: Ensemble,
     prompts: Mapping[str, Prompt],
@@ -470,7 +146,7 @@ def score_paths(
     *,
     end: bool,
     given: bytes = b"",
-    cancel: Callable[[], bool] | None = None,
+    cancel: Cancel | None = None,
 ) -> list[list[Event]]:
     """What is given to each token of some lists behind a prompt, and to the end behind each.
 
@@ -486,46 +162,53 @@ def score_paths(
 
     Raises:
         Cancelled: `cancel` said so.
+        ContextOverflow: the prompt does not fit.
     """
-    paths, root = list(paths), _Node()
+    paths = list(paths)
+    wanted: dict[tuple[int, ...], set[int]] = {}
     for path in paths:
-        node = root
-        for token in path:
-            node = node.children.setdefault(token, _Node())
-        node.ends = end
-    known = KnownText(ensemble, prompts, cancel)
-    known.prefill()
-    places = list(_places(root))
-    distributions = known.read(move for move, _ in places)
-    for (move, node), here in zip(places, distributions, strict=True):
-        _fill(node, here, ensemble.leader.model.vocabulary, b"" if move.depth else given)
-    return [_collected(root, path, end=end) for path in paths]
+        for place, token in enumerate((*path, _END) if end else path):
+            wanted.setdefault(path[:place], set()).add(token)
+    ensemble.start(prompts, exact=False)
+    prefill(ensemble, prompts)
+    begin, vocabulary = ensemble.save(), ensemble.leader.model.vocabulary
+    known: dict[tuple[int, ...], dict[int, Event]] = {}
+    for path in paths:
+        ensemble.restore(begin)
+        for place in range(len(path) + end):
+            before = path[:place]
+            if before not in known:
+                ahead = path[place : len(path) - (not end)]
+                here = _distribution(ensemble, ahead, cancel)
+                known[before] = _events(here, wanted[before], vocabulary, b"" if place else given)
+            if place < len(path):
+                ensemble.advance(path[place])
+    return [
+        [known[path[:place]][token] for place, token in enumerate((*path, _END) if end else path)]
+        for path in paths
+    ]
 
 
-def _places(root: _Node) -> Iterator[tuple[Move, _Node]]:
-    """The positions at which something is wanted, parents first, one branch after the other."""
-    waiting: list[tuple[_Node, int, int | None]] = [(root, 0, None)]
-    while waiting:
-        node, depth, token = waiting.pop()
-        inner = [(t, n) for t, n in node.children.items() if n.children or n.ends]
-        yield Move(depth, token, forks=len(inner) > 1), node
-        waiting += [(child, depth + 1, t) for t, child in reversed(inner)]
-
-
-def _fill(node: _Node, here: Distribution, vocabulary: Vocabulary, given: bytes) -> None:
-    """Notes everything that is wanted at one position."""
+def _events(
+    here: Distribution, wanted: Iterable[int], vocabulary: Vocabulary, given: bytes
+) -> dict[int, Event]:
+    """Everything that is wanted at one position."""
     likeliest, total = int(here.candidates.tokens[here.logp.argmax()]), 0.0
     if given:
-        allowed = _beginning_with(given, vocabulary)
+        begins = [token for token, one in enumerate(vocabulary.pieces()) if one.startswith(given)]
+        allowed = np.array([each for each in begins if vocabulary.is_text[each]], dtype=np.int32)
         found = logps(here, allowed)
         likeliest, total = int(allowed[found.argmax()]), log_mass(found)
-    wanted = np.array(list(node.children), dtype=np.int32)
-    if len(wanted):
-        for token, logp in zip(wanted.tolist(), logps(here, wanted), strict=True):
-            node.events[token] = Event(float(logp) - total, token == likeliest)
-    if node.ends:
+    tokens = [token for token in wanted if token != _END]
+    said = logps(here, np.array(tokens, dtype=np.int32))
+    events = {
+        token: Event(float(logp) - total, token == likeliest)
+        for token, logp in zip(tokens, said, strict=True)
+    }
+    if _END in wanted:
         ends = logps(here, vocabulary.end_ids)
-        node.end = Event(log_mass(ends), bool(vocabulary.is_end[likeliest]))
+        events[_END] = Event(log_mass(ends), bool(vocabulary.is_end[likeliest]))
+    return events
 
 
 def logps(here: Distribution, tokens: IntArray) -> FloatArray:
@@ -538,20 +221,236 @@ def logps(here: Distribution, tokens: IntArray) -> FloatArray:
     return result
 
 
-def _beginning_with(given: bytes, vocabulary: Vocabulary) -> IntArray:
-    """The text tokens that begin with these bytes."""
-    pieces = enumerate(vocabulary.pieces())
-    found = [token for token, piece in pieces if piece.startswith(given)]
-    return np.array([token for token in found if vocabulary.is_text[token]], dtype=np.int32)
+class Choosing(StrEnum):
+    """By which log-likelihood one of several answers is chosen: whole, per byte, or per token."""
+
+    LIKELIHOOD = "likelihood"
+    PER_BYTE = "per-byte"
+    PER_TOKEN = "per-token"
 
 
-def _collected(root: _Node, path: tuple[int, ...], *, end: bool) -> list[Event]:
-    """What was noted along one list of tokens."""
-    node, found = root, []
-    for token in path:
-        found.append(node.events[token])
-        node = node.children[token]
-    if end:
-        assert node.end is not None
-        found.append(node.end)
-    return found
+@dataclass(frozen=True, slots=True)
+class AnswerScore:
+    """Log-likelihood of a given answer.
+
+    Attributes:
+        nats: -log p of the answer.
+        tokens: of the target; the end is not counted.
+        size: bytes of the answer.
+        greedy: whether each token was the likeliest (of those that begin with the bytes of the
+            prompt that it goes on from), so that generating would have given the answer.
+    """
+
+    nats: float
+    tokens: int
+    size: int
+    greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """One of several answers.
+
+    Attributes:
+        index: of the answer; the first of equals.
+        scores: of each answer.
+    """
+
+    index: int
+    scores: tuple[AnswerScore, ...]
+
+    @property
+    def logps(self) -> tuple[float, ...]:
+        """Log-likelihood of each answer, in nats."""
+        return tuple(-score.nats for score in self.scores)
+
+
+class Answers:
+    """Judges given answers to one prompt.
+
+    Args:
+        ensemble: configured.
+        tokenizers: of its models, by role.
+        prompts: by role.
+        cancel: asked at every token.
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        tokenizers: Tokenizers,
+        prompts: Mapping[str, Prompt],
+        cancel: Cancel | None = None,
+    ) -> None:
+        """Decodes nothing yet."""
+        self._ensemble = ensemble
+        self._tokenizers = tokenizers
+        self._prompts = prompts
+        self._cancel = cancel
+
+    def score(self, answer: bytes, *, end: bool = False) -> AnswerScore:
+        """Log-likelihood of one answer; see `scores`."""
+        return self.scores((answer,), end=end)[0]
+
+    def scores(self, answers: Sequence[bytes], *, end: bool = False) -> tuple[AnswerScore, ...]:
+        """Log-likelihood of each answer in the target's tokens, canonical behind the prompt.
+
+        The weights of the contrast come from the prompt, as when generating. The prompt, and what
+        answers have in common, is decoded once.
+
+        Args:
+            answers: UTF-8, none of them empty.
+            end: whether it counts that the answer ends there: any end token.
+
+        Raises:
+            UsageError: an answer is empty or not UTF-8.
+            ModelError: the vocabulary cannot spell an answer.
+            ContextOverflow: prompt and answer do not fit; nothing was computed.
+            Cancelled: `cancel` said so.
+        """
+        places = [self._place(answer) for answer in answers]
+        groups: dict[tuple[tuple[int, ...], bytes], list[int]] = {}
+        for number, placed in enumerate(places):
+            key = (placed.prompts[self._ensemble.leader.role].tokens, placed.given)
+            groups.setdefault(key, []).append(number)
+        scores: dict[int, AnswerScore] = {}
+        for numbers in groups.values():
+            first = places[numbers[0]]
+            paths = [places[number].tokens for number in numbers]
+            found = score_paths(
+                self._ensemble, first.prompts, paths, end=end, given=first.given,
+                cancel=self._cancel,
+            )  # fmt: skip
+            for number, path, said in zip(numbers, paths, found, strict=True):
+                scores[number] = AnswerScore(
+                    nats=-math.fsum(one.logp for one in said),
+                    tokens=len(path),
+                    size=len(answers[number]),
+                    greedy=all(one.likeliest for one in said),
+                )
+        return tuple(scores[number] for number in range(len(answers)))
+
+    def choose(self, choices: Sequence[bytes], how: Choosing = Choosing.LIKELIHOOD) -> Chosen:
+        """Chooses one of several answers.
+
+        The end of an answer counts where one choice is the beginning of another: without its end
+        the shorter one is never less likely.
+
+        Args:
+            choices: UTF-8, different, none of them empty.
+            how: see `Choosing`.
+
+        Raises:
+            UsageError: there are no choices, or two are the same, or as for `scores`.
+            ModelError, ContextOverflow, Cancelled: see `scores`.
+        """
+        if not choices:
+            raise UsageError("There are no choices.")
+        if len(set(choices)) < len(choices):
+            raise UsageError("Two choices are the same.")
+        ordered = sorted(choices)  # then what begins with a choice stands right behind it
+        nested = any(after.startswith(one) for one, after in itertools.pairwise(ordered))
+        scores = self.scores(choices, end=nested)
+        lengths = {Choosing.PER_BYTE: "size", Choosing.PER_TOKEN: "tokens"}
+        rates = [
+            -score.nats / (getattr(score, lengths[how]) if how in lengths else 1)
+            for score in scores
+        ]
+        return Chosen(max(range(len(rates)), key=rates.__getitem__), scores)
+
+    def _place(self, answer: bytes) -> _Placed:
+        """The tokens of an answer behind the prompt, known to fit."""
+        if not answer:
+            raise UsageError("An answer is empty.")
+        try:
+            answer.decode("utf-8")
+        except UnicodeDecodeError as error:
+            # The error itself holds the bytes.
+            raise UsageError(f"An answer is not UTF-8 at byte {error.start}.") from None
+        role = self._ensemble.leader.role
+        try:
+            placed = place(role, self._prompts, self._tokenizers, answer)
+        except ValueError:
+            # The reason names a byte of the text.
+            raise ModelError(
+                f"The vocabulary of the {role} cannot spell every byte of the answer."
+            ) from None
+        counts = {role: len(placed.prompts[role].tokens) + len(placed.tokens)}
+        for other, prompt in self._prompts.items():
+            if other != role:
+                context = context_behind(prompt, self._tokenizers[other])
+                context.append(answer)
+                counts[other] = len(context.tokens)
+        limits = {each.role: each.model.context_limit for each in self._ensemble.models}
+        if any(counts[each] > limit for each, limit in limits.items()):
+            raise ContextOverflow(counts, min(limits.values()))
+        return placed
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A given answer behind a prompt.
+
+    Attributes:
+        prompts: by role; of raw text perhaps without its last bytes.
+        given: these last bytes, which the first token begins with.
+        tokens: of the target, from the end of its prompt to the end of the answer.
+    """
+
+    prompts: Mapping[str, Prompt]
+    given: bytes
+    tokens: tuple[int, ...]
+
+
+def place(
+    role: str, prompts: Mapping[str, Prompt], tokenizers: Tokenizers, answer: bytes
+) -> _Placed:
+    """Where a prompt ends and a given answer begins, in tokens.
+
+    After a turn the answer begins a text of its own. Raw text goes on, and its last word may go on
+    in the answer: then the canonical tokens of the whole have no boundary where the answer begins.
+    So the whole is tokenized. Tokens that lie in the prompt are the prompt, and the token that
+    straddles the boundary is scored given the bytes of the prompt that it begins with.
+
+    Args:
+        role: whose tokens are scored.
+        prompts: by role.
+        tokenizers: by role.
+        answer: UTF-8, not empty.
+
+    Raises:
+        ValueError: the vocabulary cannot spell the answer.
+    """
+    own, tokenizer = prompts[role], tokenizers[role]
+    if not own.goes_on:
+        tokens = tokenizer.encode(answer, start=own.starts_fresh)
+        return _Placed(prompts, b"", tuple(tokens))
+    text = own.segments[-1].text or b""
+    tokens = tokenizer.encode(text + answer, start=True)
+    ends = itertools.accumulate(len(tokenizer.vocabulary.piece(token)) for token in tokens)
+    inside = [end - len(tokenizer.lead) for end in ends if end <= len(tokenizer.lead + text)]
+    if not inside or inside[-1] <= 0:
+        # One word from the very beginning: its parts are scored as generating makes them.
+        return _Placed(prompts, b"", tuple(tokenizer.encode(answer, start=False)))
+    count, cut = len(inside), inside[-1]
+    known = Segment(tuple(tokens[:count]), text[:cut], evidence=True)
+    shorter = {role: dataclasses.replace(own, segments=(*own.segments[:-1], known))}
+    for other, prompt in prompts.items():
+        if other != role:
+            same = cut == len(text)
+            again = prompt if same else build_raw(text[:cut], tokenizers[other], role=other)
+            shorter[other] = again
+    return _Placed(shorter, text[cut:], tuple(tokens[count:]))
+
+
+def as_utf8(answer: str) -> bytes:
+    """The bytes of an answer.
+
+    Raises:
+        UsageError: it holds half of a character.
+    """
+    try:
+        return answer.encode()
+    except UnicodeEncodeError:
+        # The error itself holds the text.
+        raise UsageError("An answer holds half of a character (a lone surrogate).") from None

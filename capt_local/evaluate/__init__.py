@@ -15,5 +15,4 @@ class ChoiceBy(StrEnum):
 
     LIKELIHOOD = "likelihood"  # the choice that is likeliest as a whole
     PER_BYTE = "likelihood-per-byte"  # the choice with the largest log-likelihood per byte
-    CONSTRAINED = "constrained"  # greedy decoding that can say nothing but a choice
     FREE = "free"  # an answer in free words, from which a choice is read

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from capt_local.decoding.answers import Choosing
+from capt_local.decoding.scoring import Choosing
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import (
@@ -63,7 +63,7 @@ class Result(msgspec.Struct, frozen=True):
         outcome: the figures; None when the item failed.
         failed: why there is no outcome; "" when there is one.
         tokens: of the answer, of the choices that were weighed, or of the text, in the leading
-            model's tokens; 0 where a choice is constrained.
+            model's tokens.
         decoded: tokens that all models together have decoded for it, prompts included.
         seconds: all models.
         cut: whether the input was cut on request.
@@ -109,7 +109,6 @@ class Finished:
 _HOW = {
     ChoiceBy.LIKELIHOOD: Choosing.LIKELIHOOD,
     ChoiceBy.PER_BYTE: Choosing.PER_BYTE,
-    ChoiceBy.CONSTRAINED: Choosing.CONSTRAINED,
 }
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.scoring import Choosing
 from capt_local.errors import ContextOverflow, UsageError
 from capt_local.prompting.messages import Message, messages_of
 from capt_local.strict_json import (
@@ -28,7 +29,7 @@ from capt_local.strict_json import (
 )
 
 if TYPE_CHECKING:
-    from capt_local.decoding.answers import Choosing
+    from capt_local.decoding.scoring import Choosing
     from capt_local.runtime import Runtime
 
 

@@ -3,11 +3,12 @@
 llama.cpp reads a file with code in C++; what a hostile or damaged file does there ends that process
 and not this one. There, every weight is checked for NaN and infinities, a text is split into tokens
 and some of them are computed. On Linux that process may use only the system calls that this needs
-(see `hardening`), and its memory is limited from here to what the header explains; elsewhere
-only the limits of the system hold it. It has as much time as a slow disk needs.
+(see `hardening`), and its memory is limited to what the header explains; elsewhere only the limits
+of the system hold it. It has as much time as a slow disk needs. Each model has a process of its
+own, with the adapters that are put on it: what one file has done to a process, no other meets.
 
-Two kinds of names below: what this process runs (`Probe`), and what the other one does (`serve`).
-They talk in lines: a request in JSON for each model, and an answer.
+Two kinds of names below: what this process runs (`look`), and what the other one does (`serve`). A
+request in JSON goes to its standard input, and one line comes back.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
+import select
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -39,7 +39,7 @@ from capt_local.hardening import (
 from capt_local.llama.adapters import check_adapter
 from capt_local.llama.encoder import Encoder
 from capt_local.llama.gguf_header import model_parts, read_header, read_model_header
-from capt_local.llama.library import Closing, library
+from capt_local.llama.library import library
 from capt_local.llama.locked_file import LockedFile
 from capt_local.llama.memory import estimate
 from capt_local.llama.model import LlamaModel
@@ -49,8 +49,7 @@ from capt_local.strict_json import Stamp, parse_object
 
 Waiting = Callable[[], None]
 
-READY, UNCONFINED = "ready: ", "unconfined"
-PASSED, REFUSED, SHORT = "passed", "refused: ", "memory: "
+UNCONFINED, PASSED, REFUSED, SHORT = "unconfined", "passed", "refused: ", "memory: "
 
 _SECONDS = 60.0  # for a file of no size
 _SLOWEST = 10 << 20  # bytes in a second
@@ -84,106 +83,69 @@ def calls_are_forbidden() -> bool:
         return False
 
 
-class Probe(Closing):
-    """The other process; it is started for the first file, and again when one has ended it.
+def look(
+    path: Path,
+    adapters: Sequence[Path] = (),
+    waiting: Waiting | None = None,
+    stamps: Mapping[Path, Stamp] | None = None,
+    *,
+    encoder: bool = False,
+) -> dict[Path, str]:
+    """Loads a model, and adapters onto it.
 
-    Attributes:
-        ended: how many files have ended the process.
+    Args:
+        path: of the model; of the first part if it is split.
+        adapters: of LoRA adapters; each is put on the model by itself.
+        waiting: called several times a second while it works; may raise to stop.
+        stamps: of files that were checked already, by path.
+        encoder: whether it is one, of a scorer.
+
+    Returns:
+        SHA-256 of the content that was loaded, of the files that other accounts may write.
+
+    Raises:
+        ModelError: a file is damaged, or the process did not end as it should.
+        MemoryShortage: the model does not fit into memory.
+        UsageError: this Linux does not let a process give up system calls.
     """
-
-    def __init__(self) -> None:
-        """Starts nothing yet."""
-        self._process: _Process | None = None
-        self.ended = 0
-
-    def look(
-        self,
-        path: Path,
-        adapters: Sequence[Path] = (),
-        waiting: Waiting | None = None,
-        stamps: Mapping[Path, Stamp] | None = None,
-        *,
-        encoder: bool = False,
-    ) -> dict[Path, str]:
-        """Loads a model, and adapters onto it.
-
-        Args:
-            path: of the model; of the first part if it is split.
-            adapters: of LoRA adapters; each is put on the model by itself.
-            waiting: called several times a second while it works; may raise to stop.
-            stamps: of files that were checked already, by path.
-            encoder: whether it is one, of a scorer.
-
-        Returns:
-            SHA-256 of the content that was loaded, of the files that other accounts may write.
-
-        Raises:
-            ModelError: a file is damaged, or the process did not end as it should.
-            MemoryShortage: the model does not fit into memory.
-            UsageError: this Linux does not let a process give up system calls.
-        """
-        with ExitStack() as stack:
-            # A broken one never reaches llama.cpp.
-            parts = model_parts(path, first := read_header(path, encoder=encoder))
-            known = stamps or {}
-            locked = {
-                one: stack.enter_context(LockedFile(one, known.get(one)))
-                for one in (*parts, *adapters)
-            }
-            header, needed = first, 2 * first.file_size
-            if not encoder:
-                header = read_model_header(path, [locked[part].place for part in parts])
-                for adapter in adapters:
-                    check_adapter(adapter, header, path.name, locked[adapter].place)
-                each = [_OPTIONS, *(replace(_OPTIONS, adapters=(Adapter(a),)) for a in adapters)]
-                needed = max(estimate(header, options).total for options in each)
-            limit = _SECONDS + header.file_size / _SLOWEST
-            copies = [one for one in locked.values() if one.sha256 is not None]
-            names = stack.enter_context(_named(locked)) if copies else {}
-            process = self._started([one.handle for one in copies], waiting)
-            request = {
-                # In hexadecimal: the name of a file need not be UTF-8, and JSON has to be.
-                "model": os.fsencode(names.get(path, path.absolute())).hex(),
-                "adapters": [os.fsencode(names.get(one, one.absolute())).hex() for one in adapters],
-                "encoder": encoder,
-            }
-            try:
-                process.limit_memory(needed + _PROGRAM_BYTES)
-                answer = process.ask(json.dumps(request), limit, waiting)
-            except _Ended as end:
-                self.close()
-                self.ended += 1
-                raise ModelError(
-                    f"{path.name} {end}, so it is not used. Get the file again from its source."
-                ) from None
-            except BaseException:
-                self.close()
-                raise
-            finally:
-                if copies:  # the next file needs other handles
-                    self.close()
-            if answer != PASSED:
-                raise _refusal(answer, path.name)
-            for one in locked.values():
-                one.check()
-            return {one.path: one.sha256 for one in copies if one.sha256 is not None}
-
-    def close(self) -> None:
-        """Ends the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-
-    def _started(self, handles: Sequence[int], waiting: Waiting | None) -> _Process:
-        if self._process is None or handles:
-            self.close()
-            self._process = _Process(handles)
-            try:
-                self._process.wait_until_ready(waiting)
-            except BaseException:
-                self.close()
-                raise
-        return self._process
+    with ExitStack() as stack:
+        parts = model_parts(
+            path, first := read_header(path, encoder=encoder)
+        )  # a broken one never reaches llama.cpp
+        known = stamps or {}
+        locked = {
+            one: stack.enter_context(LockedFile(one, known.get(one))) for one in (*parts, *adapters)
+        }
+        header, needed = first, 2 * first.file_size
+        if not encoder:
+            header = read_model_header(path, [locked[part].place for part in parts])
+            for adapter in adapters:
+                check_adapter(adapter, header, path.name, locked[adapter].place)
+            each = [_OPTIONS, *(replace(_OPTIONS, adapters=(Adapter(one),)) for one in adapters)]
+            needed = max(estimate(header, options).total for options in each)
+        copies = [one for one in locked.values() if one.sha256 is not None]
+        names = stack.enter_context(_named(locked)) if copies else {}
+        request = {
+            # In hexadecimal: the name of a file need not be UTF-8, and JSON has to be.
+            "files": [
+                os.fsencode(names.get(one, one.absolute())).hex() for one in (path, *adapters)
+            ],
+            "encoder": encoder,
+            "memory": needed + _PROGRAM_BYTES,
+        }
+        limit = _SECONDS + header.file_size / _SLOWEST
+        answer = _asked(request, [one.handle for one in copies], limit, waiting, path.name)
+        if answer == UNCONFINED:
+            raise UsageError(
+                "This system does not let a process give up system calls (seccomp), so files that "
+                "no trusted manifest names are not opened. Use a bundle that a trusted key signed, "
+                "or --verify never to load them without that protection."
+            )
+        if answer != PASSED:
+            raise _refusal(answer, path.name)
+        for one in locked.values():
+            one.check()
+        return {one.path: one.sha256 for one in copies if one.sha256 is not None}
 
 
 @contextlib.contextmanager
@@ -199,6 +161,63 @@ def _named(locked: Mapping[Path, LockedFile]) -> Iterator[dict[Path, Path]]:
         yield names
 
 
+def _asked(
+    request: Mapping[str, object],
+    handles: Sequence[int],
+    limit: float,
+    waiting: Waiting | None,
+    name: str,
+) -> str:
+    """The line that a new process answers to a request."""
+    try:
+        process = subprocess.Popen(
+            python_command(_PROGRAM),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=bare_environment(),
+            pass_fds=tuple(handles),
+            start_new_session=True,  # without the user's terminal, which it could type into
+        )
+    except OSError as error:
+        raise ModelError(
+            "The process that looks at model files cannot be started: "
+            f"{error.strerror or 'unknown'}."
+        ) from None
+    assert process.stdin is not None and process.stdout is not None
+    said, until = b"", time.monotonic() + limit
+    try:
+        with contextlib.suppress(OSError), process.stdin:  # it may have ended already
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+        while len(said) <= 4 * _LONGEST:
+            if waiting is not None:
+                waiting()
+            if select.select([process.stdout], [], [], _EACH)[0]:
+                part = os.read(process.stdout.fileno(), _LONGEST)
+                said += part
+                if not part:
+                    break
+            elif time.monotonic() > until:
+                raise ModelError(
+                    f"{name} kept the process that looked at it busy for more than {limit:.0f} s, "
+                    "so it is not used. Get the file again from its source."
+                )
+        if said.endswith(b"\n") and len(said) <= 4 * _LONGEST:
+            return said.decode("utf-8", "replace").strip()
+        try:
+            code: int | str = process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            code = "unknown"
+        raise ModelError(
+            f"{name} ended the process that looked at it (code {code}), so it is not used. Get "
+            "the file again from its source."
+        )
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
 def _refusal(answer: str, name: str) -> ModelError | MemoryShortage:
     """What the process answered; a hostile file may have made it say anything."""
     shown = "".join(char for char in answer[:_LONGEST] if char.isprintable())
@@ -208,165 +227,48 @@ def _refusal(answer: str, name: str) -> ModelError | MemoryShortage:
     return ModelError(f"{name} cannot be used: the process that looked at it says nothing clear.")
 
 
-class _Ended(Exception):
-    """The process is no more; the text, behind the name of a file, says how that came."""
-
-    def __init__(self, text: str, why: str) -> None:
-        super().__init__(text)
-        self.why = why
-
-
-class _Process:
-    """One process, and a thread that listens to it."""
-
-    def __init__(self, handles: Sequence[int] = ()) -> None:
-        try:
-            self._process = subprocess.Popen(
-                python_command(_PROGRAM),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=bare_environment(),
-                pass_fds=tuple(handles),
-                start_new_session=True,  # without the user's terminal, which it could type into
-            )
-        except OSError as error:
-            reason = error.strerror or "unknown"
-            raise ModelError(
-                f"The process that looks at model files cannot be started: {reason}."
-            ) from None
-        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._own_data = 0
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def wait_until_ready(self, waiting: Waiting | None) -> None:
-        """Waits for the first line, after which nothing but the listed calls is possible.
-
-        Raises:
-            ModelError: it ended.
-            UsageError: it could not be confined.
-        """
-        try:
-            answer = self._next(_SECONDS, waiting)
-        except _Ended as end:
-            raise ModelError(
-                f"The process that looks at model files cannot be used: {end.why}."
-            ) from None
-        if answer == UNCONFINED:
-            raise UsageError(
-                "This system does not let a process give up system calls (seccomp), so files that "
-                "no trusted manifest names are not opened. Use a bundle that a trusted key signed, "
-                "or --verify never to load them without that protection."
-            )
-        with contextlib.suppress(ValueError):
-            self._own_data = int(answer.removeprefix(READY))
-
-    def limit_memory(self, more: int) -> None:
-        """Sets what the process may take beyond what it had at its start; Linux only.
-
-        Args:
-            more: bytes.
-        """
-        if sys.platform == "linux":
-            import resource
-
-            limit = self._own_data + more
-            with contextlib.suppress(OSError):  # it has ended, which `ask` finds
-                _, hard = resource.prlimit(self._process.pid, resource.RLIMIT_DATA)
-                resource.prlimit(self._process.pid, resource.RLIMIT_DATA, (limit, hard))
-
-    def ask(self, line: str, limit: float, waiting: Waiting | None) -> str:
-        """What it answers.
-
-        Raises:
-            _Ended: nothing, within so many seconds, or it ended.
-        """
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError:
-            raise self._end() from None
-        return self._next(limit, waiting)
-
-    def kill(self) -> None:
-        """Ends it at once."""
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # what it has not read any more
-            self._process.stdin.close()
-
-    def _next(self, limit: float, waiting: Waiting | None) -> str:
-        until = time.monotonic() + limit
-        while time.monotonic() < until:
-            if waiting is not None:
-                waiting()
-            try:
-                line = self._lines.get(timeout=_EACH)
-            except queue.Empty:
-                continue
-            if not line.endswith(b"\n"):
-                raise self._end()
-            return line.decode("utf-8", "replace").strip()
-        raise _Ended(
-            f"kept the process that looked at it busy for more than {limit:.0f} s",
-            f"it gave no answer for {limit:.0f} s",
-        )
-
-    def _end(self) -> _Ended:
-        try:
-            code: int | str = self._process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            code = "unknown"
-        return _Ended(
-            f"ended the process that looked at it (code {code})", f"it ended with code {code}"
-        )
-
-    def _listen(self) -> None:
-        with self._process.stdout as stream:  # type: ignore[union-attr]
-            line = b"\n"
-            while line.endswith(b"\n"):
-                line = stream.readline(4 * _LONGEST)
-                self._lines.put(line)
-
-
 # --- in the other process -----------------------------------------------------------------------
 
 
 def serve() -> None:
-    """Answers requests until the other process closes the line. What libraries print is dropped."""
+    """Answers one request. What libraries print is dropped."""
     incoming, outgoing = own_streams()
-
-    def answer(line: str) -> None:
-        outgoing.write(line.encode("utf-8", "replace") + b"\n")
-        outgoing.flush()
-
+    request: dict[str, Any] = parse_object(incoming.readline())
     be_first_to_go()
     library()  # opens what it has to, before that is forbidden
     import gguf.constants  # noqa: F401  (likewise)
 
-    if not confine() and sys.platform == "linux":
-        answer(UNCONFINED)
-        return
-    answer(f"{READY}{data_bytes()}")
-    for line in incoming:
-        answer(_answer(parse_object(line)))
+    limit_memory(request["memory"])
+    if confine() or sys.platform != "linux":
+        files = [Path(os.fsdecode(bytes.fromhex(one))) for one in request["files"]]
+        answer = _answer(files, encoder=request["encoder"])
+    else:
+        answer = UNCONFINED
+    outgoing.write(answer.encode("utf-8", "replace") + b"\n")
+    outgoing.flush()
 
 
-def _answer(request: dict[str, Any]) -> str:
-    model, *adapters = (
-        Path(os.fsdecode(bytes.fromhex(each))) for each in (request["model"], *request["adapters"])
-    )
-    name = model.name
+def limit_memory(more: int) -> None:
+    """Limits this process to so many bytes beyond what it has now; Linux only.
+
+    Counted are data, stacks and private memory (RLIMIT_DATA).
+    """
+    if sys.platform == "linux":
+        import resource
+
+        limit = data_bytes() + more
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _answer(files: Sequence[Path], *, encoder: bool) -> str:
     try:
-        load(model, adapters, encoder=request["encoder"])
+        load(files[0], files[1:], encoder=encoder)
     except MemoryShortage as error:
         return SHORT + " ".join(str(error).split())
     except CaptError as error:
         return REFUSED + " ".join(str(error).split())
     except MemoryError:
-        return f"{SHORT}{name} takes more memory than its header explains."
+        return f"{SHORT}{files[0].name} takes more memory than its header explains."
     return PASSED
 
 

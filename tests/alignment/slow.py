@@ -46,8 +46,6 @@ def slow_parts(
     events: TargetEvents,
     wanted: Sequence[int],
     prior: Sequence[float],
-    *,
-    long: bool,
 ) -> Parts:
     """Which part of which piece each wanted event gets."""
     added, one = longer(proxy, start), Fraction(1)
@@ -55,7 +53,7 @@ def slow_parts(
     for token, text in added.items():
         begun = [e for e in range(1, events.count) if events.piece(e).startswith(text)]
         weights = {events.first(text): Fraction(1)}
-        if long and begun:
+        if begun:
             others = [other for other in added.values() if len(other) > len(text)]
             weights = {
                 event: _ASIDE if any(events.piece(event).startswith(o) for o in others) else one
@@ -93,8 +91,6 @@ def slow_probability(
     prior: Sequence[float],
     rows: Sequence[np.ndarray],
     last: Sequence[int],
-    *,
-    long: bool,
 ) -> list[Fraction]:
     """The mixture over all coverings.
 
@@ -105,15 +101,14 @@ def slow_probability(
         prior: of each.
         rows: of the proxy: at the present place, one token back, two back, ...
         last: the proxy's last tokens, the very last one first.
-        long: whether longer tokens share.
     """
-    parts = slow_parts(b"", proxy, events, wanted, prior, long=long)
+    parts = slow_parts(b"", proxy, events, wanted, prior)
     said = [_dot(part, rows[0]) for part in parts]
     total, weight, rest = Fraction(1), Fraction(1), b""
     for row, token in zip(rows[1:], last, strict=True):
         rest = proxy.piece(token) + rest
         weight /= max(Fraction(float(row[token])), _TINY)
-        parts = slow_parts(rest, proxy, events, wanted, prior, long=long)
+        parts = slow_parts(rest, proxy, events, wanted, prior)
         said = [one + weight * _dot(part, row) for one, part in zip(said, parts, strict=True)]
         total += weight * sum(Fraction(float(row[other])) for other in longer(proxy, rest))
     return [one / total for one in said]

@@ -14,10 +14,8 @@ from capt_local.alignment.projection import (
     END_EVENT,
     NO_EVENT,
     PieceMap,
-    Shares,
     TargetEvents,
     credit,
-    share,
 )
 from capt_local.tokenization.vocabulary import PrefixIndex, Vocabulary
 from tests.alignment.slow import events_of, longer, slow_parts, text_ids
@@ -32,41 +30,39 @@ def words(drawn: Sequence[str]) -> Vocabulary:
     return make_vocabulary([*drawn, "a", "b", " "], all_bytes=False)
 
 
-def cover(
-    proxy: Vocabulary, events: TargetEvents, start: bytes = b"", *, long: bool = True
-) -> PieceMap:
+def cover(proxy: Vocabulary, events: TargetEvents, start: bytes = b"") -> PieceMap:
     ends = np.empty(0, np.int32) if start else proxy.end_ids
-    return PieceMap(start, PrefixIndex(proxy), ends, events, long_tokens=long)
+    return PieceMap(start, PrefixIndex(proxy), ends, events)
 
 
-def parts(shares: Shares, wanted: int, pieces: int) -> np.ndarray:
-    """The shares of one cover as a table, shape (wanted, proxy vocabulary)."""
-    table = np.zeros((wanted, pieces))
-    if shares.pieces:
-        np.add.at(table, (shares.places, shares.pieces[0]), shares.parts)
+def parts(made: PieceMap, wanted: np.ndarray, prior: np.ndarray, pieces: int) -> np.ndarray:
+    """The shares of one map as a table, shape (wanted, proxy vocabulary)."""
+    table = np.zeros((len(wanted), pieces))
+    if shares := made.share(wanted, prior):
+        np.add.at(table, (shares.places, shares.pieces), shares.parts)
     return table
 
 
 @settings(max_examples=200)
-@given(WORDS, WORDS, STARTS, st.booleans(), st.data())
+@given(WORDS, WORDS, STARTS, st.data())
 def test_sharing_is_its_rule(
-    own: list[str], other: list[str], start: bytes, long: bool, data: st.DataObject
+    own: list[str], other: list[str], start: bytes, data: st.DataObject
 ) -> None:
     """Any events in any order, some twice (tokens with the same bytes), some of no chance."""
     events, proxy = events_of(words(own)), words(other)
     wanted = data.draw(st.lists(st.integers(NO_EVENT, events.count - 1), max_size=12))
     chances = st.one_of(st.just(0.0), st.floats(1e-12, 1.0))
     prior = data.draw(st.lists(chances, min_size=len(wanted), max_size=len(wanted)))
-    made = cover(proxy, events, start, long=long)
-    shares = share([made], np.array(wanted, dtype=np.int32), np.array(prior))
-    slow = slow_parts(start, proxy, events, wanted, prior, long=long)
-    got = parts(shares, len(wanted), len(proxy))
+    made, asked = cover(proxy, events, start), np.array(wanted, dtype=np.int32)
+    slow = slow_parts(start, proxy, events, wanted, prior)
+    got = parts(made, asked, np.array(prior), len(proxy))
     for place, pieces in enumerate(slow):
         exact = np.zeros(len(proxy))
         exact[list(pieces)] = [float(part) for part in pieces.values()]
         np.testing.assert_allclose(got[place], exact, rtol=1e-9, atol=0)
     row = np.random.default_rng(0).dirichlet(np.ones(len(proxy))).astype(np.float32)
-    said = credit(shares, [row], [1.0], len(wanted))
+    shares = made.share(asked, np.array(prior))
+    said = credit([(shares, row, 1.0)] if shares else [], len(wanted))
     np.testing.assert_allclose(said, got @ row, rtol=1e-6, atol=1e-12)
 
 
@@ -81,24 +77,26 @@ def test_covers_together_are_each_for_itself(
     prior = rng.random(6)
     rows = [rng.random(len(proxy)).astype(np.float32) for _ in starts]
     factors = [10.0 ** float(rng.integers(-3, 60)) for _ in starts]
-    got = credit(share(covers, wanted, prior), rows, factors, 6)
-    each = [
-        credit(share([made], wanted, prior), [row], [factor], 6)
+    given = [
+        (shares, row, factor)
         for made, row, factor in zip(covers, rows, factors, strict=True)
+        if (shares := made.share(wanted, prior))
     ]
+    got = credit(given, 6)
+    each = [np.zeros(6), *(credit([one], 6) for one in given)]
     np.testing.assert_allclose(got, np.sum(each, axis=0), rtol=1e-6)
 
 
 @settings(max_examples=100)
-@given(WORDS, WORDS, STARTS, st.booleans(), st.integers(0, 2**16))
+@given(WORDS, WORDS, STARTS, st.integers(0, 2**16))
 def test_every_piece_is_given_away_whole(
-    own: list[str], other: list[str], start: bytes, long: bool, seed: int
+    own: list[str], other: list[str], start: bytes, seed: int
 ) -> None:
     events, proxy = events_of(words(own)), words(other)
     every = np.arange(events.count, dtype=np.int32)
     prior = np.random.default_rng(seed).dirichlet(np.full(events.count, 0.2)) + 1e-30
-    made = cover(proxy, events, start, long=long)
-    sums = parts(share([made], every, prior), events.count, len(proxy)).sum(axis=0)
+    made = cover(proxy, events, start)
+    sums = parts(made, every, prior, len(proxy)).sum(axis=0)
     given_away = sorted([*longer(proxy, start), *([] if start else proxy.end_ids.tolist())])
     assert sorted(made.longer.tolist()) == given_away
     np.testing.assert_allclose(sums[given_away], 1.0, rtol=1e-9)
@@ -117,10 +115,10 @@ def test_among_some_events_a_piece_is_shared_as_among_all_given_that_it_is_one_o
     )
     made = cover(proxy, events, start)
     every = np.arange(events.count, dtype=np.int32)
-    whole = parts(share([made], every, prior), events.count, len(proxy))[some]
+    whole = parts(made, every, prior, len(proxy))[some]
     total = whole.sum(axis=0)
     wanted = np.divide(whole, total, out=np.zeros_like(whole), where=total > 0)
-    got = parts(share([made], some, prior[some]), len(some), len(proxy))
+    got = parts(made, some, prior[some], len(proxy))
     np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-15)
 
 
@@ -130,8 +128,8 @@ def shared(
     """Parts by the bytes of event and piece, of events with a given prior."""
     events, other = events_of(words(target)), words(proxy)
     wanted = np.array([events.of_piece(text.encode()) for text in prior], dtype=np.int32)
-    shares = share([cover(other, events, start.encode())], wanted, np.array(list(prior.values())))
-    table = parts(shares, len(wanted), len(other))
+    made = cover(other, events, start.encode())
+    table = parts(made, wanted, np.array(list(prior.values())), len(other))
     return {
         (event, other.piece(piece).decode()): float(table[place, piece])
         for place, event in enumerate(prior)
@@ -160,7 +158,7 @@ def test_a_piece_that_stands_twice_is_shared_twice_alike() -> None:
     events = events_of(words(["ab", "abb"]))
     proxy = words(["ab", "ab", "abb"])
     wanted = np.array([events.of_piece(b"ab"), events.of_piece(b"abb")], dtype=np.int32)
-    table = parts(share([cover(proxy, events)], wanted, np.full(2, 0.5)), 2, len(proxy))
+    table = parts(cover(proxy, events), wanted, np.full(2, 0.5), len(proxy))
     twins = [token for token in text_ids(proxy) if proxy.piece(token) == b"ab"]
     assert len(twins) == 2
     np.testing.assert_array_equal(table[:, twins[0]], table[:, twins[1]])
@@ -192,20 +190,18 @@ def test_all_ends_of_the_proxy_go_to_the_ends_of_the_target() -> None:
     )
     events = events_of(words([]))
     ends = np.array([END_EVENT, NO_EVENT, END_EVENT], dtype=np.int32)
-    shares = share([cover(proxy, events)], ends, np.array([0.1, 0.5, 0.3]))
+    shares = cover(proxy, events).share(ends, np.array([0.1, 0.5, 0.3]))
+    assert shares is not None
     row = np.array([0.1, 0.2, 0.3, 0.3, 0.1, 0.0], dtype=np.float32)
-    np.testing.assert_allclose(credit(shares, [row], [1.0], 3), [0.125, 0.0, 0.375], rtol=1e-6)
-    healed = share([cover(proxy, events, b"a")], ends, np.full(3, 0.1))
-    assert not len(healed.places)
+    np.testing.assert_allclose(credit([(shares, row, 1.0)], 3), [0.125, 0.0, 0.375], rtol=1e-6)
+    assert cover(proxy, events, b"a").share(ends, np.full(3, 0.1)) is None
 
 
 def test_nothing_wanted_and_nothing_there_are_no_errors() -> None:
     events, proxy = events_of(words(["ab"])), words(["ab"])
-    nothing = share([cover(proxy, events)], np.empty(0, np.int32), np.empty(0))
-    assert credit(nothing, [np.zeros(len(proxy), np.float32)], [1.0], 0).shape == (0,)
-    unknown = share([cover(proxy, events, b"xx")], np.array([1], dtype=np.int32), np.ones(1))
-    got = credit(unknown, [np.ones(len(proxy), np.float32)], [1.0], 1)
-    assert got.tolist() == [0.0] and got.dtype == np.float64
+    assert cover(proxy, events).share(np.empty(0, np.int32), np.empty(0)) is None
+    assert cover(proxy, events, b"xx").share(np.array([1], np.int32), np.ones(1)) is None
+    assert credit([], 1).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("start", [b"", b"card"])
@@ -217,9 +213,8 @@ def test_few_events_of_many_are_found_as_well(start: bytes) -> None:
     assert (made._spans._keys is not None) == bool(start)
     wanted = [0, NO_EVENT, *range(events.count - 1, 0, -1)]
     prior = np.random.default_rng(1).random(len(wanted)).tolist()
-    shares = share([made], np.array(wanted, dtype=np.int32), np.array(prior))
-    got = parts(shares, len(wanted), len(proxy))
-    slow = slow_parts(start, proxy, events, wanted, prior, long=True)
+    got = parts(made, np.array(wanted, dtype=np.int32), np.array(prior), len(proxy))
+    slow = slow_parts(start, proxy, events, wanted, prior)
     for place, pieces in enumerate(slow):
         assert {p: got[place, p] for p in np.flatnonzero(got[place]).tolist()} == pytest.approx(
             {p: float(part) for p, part in pieces.items()}

@@ -62,7 +62,7 @@ def unspellable(name: str) -> set[int]:
 def check_pair(target: str, proxy: str) -> None:
     own, other = tokenizer(target), tokenizer(proxy)
     events = TargetEvents(own)
-    made = Projection(other.vocabulary, events, long_tokens=True, healing=True)
+    made = Projection(other.vocabulary, events)
     rng = np.random.default_rng(0)
     everything = np.arange(len(own.vocabulary), dtype=np.int32)
     prior = rng.dirichlet(np.full(len(everything), 0.1)) + 1e-30

@@ -8,7 +8,7 @@ import pytest
 from capt_local.alignment import Align
 from capt_local.alignment.fit import fit
 from capt_local.alignment.paper import PublishedMapping
-from capt_local.alignment.projection import DEPTH, Projection, SharedVocabulary, View
+from capt_local.alignment.projection import Projection, SharedVocabulary, View
 from tests.alignment.slow import events_of, tokenizer_of
 from tests.fakes import make_vocabulary
 from tests.published_toys import lettered, spaced
@@ -32,15 +32,6 @@ def test_one_vocabulary_is_the_identity_but_for_what_was_published(kind: Align) 
     made = fit(tokenizer_of(make_vocabulary(["ab", "abc"])), events_of(TARGET), kind)
     published = kind is Align.CAPT_PAPER
     assert type(made) is (PublishedMapping if published else SharedVocabulary)
-
-
-def test_healing_and_long_tokens_can_be_left_out() -> None:
-    events = events_of(TARGET)
-    assert fit(OTHER, events).depth == DEPTH
-    assert fit(OTHER, events, healing=False).depth == 0
-    whole, short = (fit(OTHER, events, long_tokens=long) for long in (True, False))
-    assert isinstance(whole, Projection) and isinstance(short, Projection)
-    assert whole._plain.size > short._plain.size
 
 
 def test_one_vocabulary_is_the_identity() -> None:

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capt_local.alignment.context import rests
-from capt_local.alignment.projection import DEPTH, NO_EVENT, Back, Projection, TargetEvents, View
+from capt_local.alignment.projection import (
+    _EMPTY,
+    DEPTH,
+    NO_EVENT,
+    Back,
+    Projection,
+    View,
+)
 from capt_local.tokenization.vocabulary import Vocabulary
 from tests.alignment.slow import events_of, slow_probability, text_ids
 from tests.fakes import make_vocabulary
@@ -23,12 +30,6 @@ def words(drawn: Sequence[str], repeats: Sequence[str] = ()) -> Vocabulary:
     return make_vocabulary([*drawn, "a", "b", " ", *repeats], all_bytes=False)
 
 
-def projection(
-    proxy: Vocabulary, events: TargetEvents, *, long: bool = True, healing: bool = True
-) -> Projection:
-    return Projection(proxy, events, long_tokens=long, healing=healing)
-
-
 def view(proxy: Vocabulary, rows: Sequence[np.ndarray], last: Sequence[int]) -> View:
     """What a proxy shows whose last tokens were these, the very last one first."""
     behind = rests([proxy.piece(token) for token in reversed(last)])
@@ -36,14 +37,13 @@ def view(proxy: Vocabulary, rows: Sequence[np.ndarray], last: Sequence[int]) -> 
 
 
 @settings(max_examples=150)
-@given(WORDS, WORDS, REPEATS, REPEATS, st.integers(0, 2**16), st.booleans(), st.integers(0, DEPTH))
+@given(WORDS, WORDS, REPEATS, REPEATS, st.integers(0, 2**16), st.integers(0, DEPTH))
 def test_projection_is_its_definition(
     own: list[str],
     other: list[str],
     twins: list[str],
     more: list[str],
     seed: int,
-    long: bool,
     depth: int,
 ) -> None:
     target, proxy = words(own, twins), words(other, more)
@@ -52,9 +52,9 @@ def test_projection_is_its_definition(
     last = rng.choice(text_ids(proxy), size=depth).tolist()
     tokens = np.flatnonzero(rng.random(len(target)) < 0.7).astype(np.int32)
     prior = rng.dirichlet(np.full(len(target), 0.3))[tokens]
-    question = projection(proxy, events, long=long).query(tokens, prior)
-    got = projection(proxy, events, long=long).probability(question, view(proxy, rows, last))
-    wanted = slow_probability(proxy, events, question.wanted, prior, rows, last, long=long)
+    question = Projection(proxy, events).query(tokens, prior)
+    got = Projection(proxy, events).probability(question, view(proxy, rows, last))
+    wanted = slow_probability(proxy, events, question.wanted, prior, rows, last)
     np.testing.assert_allclose(got, [float(one) for one in wanted], rtol=2e-5, atol=1e-12)
     assert (got[question.wanted == NO_EVENT] == 0.0).all()
 
@@ -75,26 +75,24 @@ def test_healing_stays_exact_where_what_came_was_next_to_impossible(
         row[token] = np.float32(row[token] * data.draw(scale))
     tokens = np.arange(len(target), dtype=np.int32)
     prior = rng.dirichlet(np.ones(len(target)))
-    made = projection(proxy, events)
+    made = Projection(proxy, events)
     question = made.query(tokens, prior)
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         got = made.probability(question, view(proxy, rows, last))
-    wanted = slow_probability(proxy, events, question.wanted, prior, rows, last, long=True)
+    wanted = slow_probability(proxy, events, question.wanted, prior, rows, last)
     np.testing.assert_allclose(got, [float(one) for one in wanted], rtol=2e-5, atol=1e-12)
 
 
 @settings(max_examples=100)
-@given(WORDS, WORDS, st.integers(0, 2**16), st.booleans(), st.integers(0, DEPTH))
-def test_no_mass_is_lost_or_made(
-    own: list[str], other: list[str], seed: int, long: bool, depth: int
-) -> None:
+@given(WORDS, WORDS, st.integers(0, 2**16), st.integers(0, DEPTH))
+def test_no_mass_is_lost_or_made(own: list[str], other: list[str], seed: int, depth: int) -> None:
     """Over all tokens: 1 less the mass of control tokens, healed or not."""
     target, proxy = words(own, ["a"]), words(other)
     rng = np.random.default_rng(seed)
     rows = rng.dirichlet(np.full(len(proxy), 0.3), size=depth + 1).astype(np.float32)
     last = rng.choice(text_ids(proxy), size=depth).tolist()
     tokens = np.arange(len(target), dtype=np.int32)
-    made = projection(proxy, events_of(target), long=long)
+    made = Projection(proxy, events_of(target))
     question = made.query(tokens, rng.dirichlet(np.ones(len(target))))
     got = made.probability(question, view(proxy, rows, last)).sum()
     plain = float(rows[0].sum(dtype=np.float64) - rows[0][0])
@@ -106,7 +104,7 @@ def test_no_mass_is_lost_or_made(
 def test_expert_and_base_share_a_question_and_each_hears_its_own_answer() -> None:
     """What is prepared for one proxy is right for the next, at the same place and at another."""
     target, proxy = words(["ab", "bab", "abab"]), words(["aba", "abab", "ba", "bb"])
-    made, rng = projection(proxy, events_of(target)), np.random.default_rng(3)
+    made, rng = Projection(proxy, events_of(target)), np.random.default_rng(3)
     tokens = np.arange(len(target), dtype=np.int32)
     prior = rng.dirichlet(np.ones(len(target)))
     shared = made.query(tokens, prior)
@@ -121,7 +119,7 @@ def test_a_longer_word_behind_a_split_one_is_healed() -> None:
     """After "card", the base form gives "iac" nothing; the piece "cardiac" gives it its share."""
     proxy = make_vocabulary(["card", "cardiac", "iac"])
     target = make_vocabulary(["iac", "card"])
-    made = projection(proxy, events_of(target))
+    made = Projection(proxy, events_of(target))
     piece = {proxy.piece(t): t for t in range(len(proxy))}
     before, row = np.zeros((2, len(proxy)), dtype=np.float32)
     before[piece[b"card"]], before[piece[b"cardiac"]] = 0.2, 0.6
@@ -135,7 +133,7 @@ def test_a_word_in_three_pieces_is_healed_from_its_beginning() -> None:
     """ "c" "ar" "di" and then "ac": p("cardiac") came three rows ago, p("ardiac") two."""
     proxy = make_vocabulary(["ar", "di", "ac", "cardiac", "ardiac"])
     target = make_vocabulary(["ac"])
-    made = projection(proxy, events_of(target))
+    made = Projection(proxy, events_of(target))
     piece = {proxy.piece(t): t for t in range(len(proxy))}
     rows = np.zeros((4, len(proxy)), dtype=np.float32)
     rows[0][piece[b"ac"]] = 0.5
@@ -155,7 +153,7 @@ def test_the_space_that_the_targets_tokenizer_adds_is_no_part_of_the_first_word(
     events.tokenizer.lead = b" "
     ids = {target.piece(t): t for t in range(len(target))}
     tokens = np.array([ids[b" card"], ids[b" xyz"], ids[b"a"], 1, 0], dtype=np.int32)
-    made = projection(proxy, events)
+    made = Projection(proxy, events)
     at_start = made.query(tokens, np.full(5, 0.2), start=True)
     assert events.piece(at_start.wanted[0]) == b"card"
     assert at_start.wanted[1] == NO_EVENT and at_start.wanted[4] == NO_EVENT
@@ -169,7 +167,7 @@ def test_healing_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Old tables go when the budget is used up; what is asked again is right again."""
     monkeypatch.setattr("capt_local.alignment.projection._CACHE_ENTRIES", 60)
     target, proxy = words(["ab", "abab"]), words(["aa", "ab", "aba", "bab", "bb", " a", " ab"])
-    made, fresh = (projection(proxy, events_of(target)) for _ in range(2))
+    made, fresh = (Projection(proxy, events_of(target)) for _ in range(2))
     tokens = np.arange(len(target), dtype=np.int32)
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -179,5 +177,6 @@ def test_healing_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         fresh._healers.clear()
         wanted = fresh.probability(fresh.query(tokens, np.ones(len(target))), seen)
         np.testing.assert_array_equal(got, wanted)
-        assert made._entries == sum(each.size for each in made._healers.values())
+        sizes = [each.size if each else _EMPTY for each in made._healers.values()]
+        assert made._entries == sum(sizes)
         assert made._entries <= 60 or len(made._healers) == 1

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from capt_local.bundles.verify import LateDigests, Verification
-from capt_local.decoding.answers import AnswerScore, Choosing, Chosen
-from capt_local.decoding.scoring import TextScore
+from capt_local.decoding.scoring import AnswerScore, Chosen, TextScore
 from capt_local.decoding.step import DraftStats, FinishReason, Step
 from capt_local.errors import Cancelled, ContextOverflow
 from tests.report.steps import step
@@ -137,7 +136,7 @@ def install(monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
             scores = tuple(
                 AnswerScore(float(i + 1), 1, len(c), False) for i, c in enumerate(choices)
             )
-            return Chosen(0) if how is Choosing.CONSTRAINED else Chosen(0, scores)
+            return Chosen(0, scores)
 
         def keep(self, asked: Any) -> dict[str, int]:
             script.calls.append({"kept": asked})

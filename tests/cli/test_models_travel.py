@@ -11,8 +11,8 @@ from capt_local.bundles import store
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import Bundle
 from capt_local.errors import ModelError
+from capt_local.llama import probe
 from capt_local.llama import probe as probe_module
-from capt_local.llama.probe import Probe
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_adapter, tiny_gguf
 
@@ -26,8 +26,7 @@ def make(folder: Path, *, nan: bool = False) -> Path:
 
 
 def look(*files: Path) -> None:
-    with Probe() as probe:
-        probe.look(files[0], files[1:])
+    probe.look(files[0], files[1:])
 
 
 def test_from_one_machine_to_another(run: Run, tmp_path: Path) -> None:
@@ -75,12 +74,10 @@ def test_a_file_that_ends_the_process_ends_the_other_one(
 ) -> None:
     file = tiny_gguf(tmp_path / "a.gguf", seed=1)
     look(file, tiny_adapter(tmp_path / "lora.gguf", seed=2))
-    monkeypatch.setattr(
-        probe_module, "_PROGRAM", "import os; print('ready: 0', flush=True); input(); os.abort()"
-    )
+    monkeypatch.setattr(probe_module, "_PROGRAM", "import os; input(); os.abort()")
     with pytest.raises(ModelError, match=r"a\.gguf ended the process .* \(code -6\)"):
         look(file)
-    monkeypatch.setattr(probe_module, "_PROGRAM", "print('ready: 0', flush=True); input(); 1 / 0")
+    monkeypatch.setattr(probe_module, "_PROGRAM", "input(); 1 / 0")
     with pytest.raises(ModelError, match=r"ended the process that looked at it \(code 1\)"):
         look(file)
 

@@ -186,24 +186,6 @@ def test_other_options_do_not_reuse_what_was_remembered(options: CombineOptions)
     assert got.seen != before.seen or (got.weights.tolist() != before.weights.tolist())
 
 
-def test_another_alignment_does_not_reuse_what_was_remembered() -> None:
-    kinds = {"target": (TARGET, 1), "expert": (PROXY, 2), "base": (PROXY, 3)}
-
-    def fresh(align: AlignOptions) -> Ensemble:
-        models = {role: FakeModel(*kind) for role, kind in kinds.items()}
-        return assembly(models).build(GenerateOptions(align=align))
-
-    made = assembly({role: FakeModel(*kind) for role, kind in kinds.items()})
-    memory, weights = Memory(), set()
-    for align in (AlignOptions(), AlignOptions(healing=False), AlignOptions(long_tokens=False)):
-        trio = made.build(GenerateOptions(align=align))
-        got = evidence(trio, conversation(trio, TURNS), memory)
-        other = fresh(align)
-        same(got, evidence(other, conversation(other, TURNS)))
-        weights.add(tuple(got.weights))
-    assert len(weights) == 3
-
-
 def test_a_memory_that_was_cleared_holds_no_text() -> None:
     memory, trio = Memory(), toy()
     evidence(trio, conversation(trio, TURNS), memory)

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capt_local.decoding.options import (
-    AlignOptions,
     CombineOptions,
     GenerateOptions,
     Method,
@@ -50,7 +49,7 @@ def pair(
 
 
 @settings(max_examples=30, deadline=None)
-@given(WORDS, WORDS, SEEDS, ALPHAS, PLAUSIBLE, SAMPLES, st.booleans(), st.booleans(), st.data())
+@given(WORDS, WORDS, SEEDS, ALPHAS, PLAUSIBLE, SAMPLES, st.data())
 def test_answers_are_the_same_token_by_token(
     target: list[str],
     proxy: list[str],
@@ -58,15 +57,12 @@ def test_answers_are_the_same_token_by_token(
     alphas: tuple[float, ...],
     plausibility: float,
     sample: SampleOptions,
-    healing: bool,
-    long_tokens: bool,
     data: st.DataObject,
 ) -> None:
     options = GenerateOptions(
         max_tokens=data.draw(st.sampled_from([1, 2, 7, 30])),
         stop=data.draw(st.sampled_from([(), ("ab",), ("c a", "bbb")])),
         top=data.draw(st.sampled_from([0, 0, 3])),
-        align=AlignOptions(healing=healing, long_tokens=long_tokens),
         combine=CombineOptions(alphas=alphas, plausibility=plausibility),
         sample=sample,
     )

@@ -8,11 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from capt_local.decoding.answers import Answers, Choosing
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GRID, CombineOptions, GenerateOptions
-from capt_local.decoding.scoring import opening, score_paths
+from capt_local.decoding.scoring import Answers, Choosing, opening, score_paths
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, ContextOverflow, ModelError, UsageError
 from capt_local.prompting.messages import Prompt
@@ -223,58 +222,11 @@ def test_a_choice_that_another_begins_with_is_weighed_with_its_end() -> None:
     assert 1 in found
 
 
-def constrained_by_hand(seen: list[int], choices: list[bytes], model: FakeModel) -> bytes:
-    """The likeliest letter or end that is left, from the model's own rows."""
-    answer = b""
-    while True:
-        row = softmax(model.logits(seen))
-        left = [choice for choice in choices if choice.startswith(answer)]
-        if len(left) == 1:
-            return left[0]
-        chances = {c[len(answer) :][:1]: 0.0 for c in left}
-        for letter in chances:
-            token = LETTERS.pieces().index(letter) if letter else 1
-            chances[letter] = float(row[token])
-        best = max(chances, key=chances.__getitem__)
-        if not best:
-            return answer
-        answer += best
-        seen = [*seen, LETTERS.pieces().index(best)]
-
-
-@pytest.mark.parametrize("prompt", [b"abc", b"card", b"dab", b"rrr", b"cab", b"bad"])
-def test_a_constrained_choice_takes_the_likeliest_letter_that_is_left(prompt: bytes) -> None:
-    choices = [b"ab", b"abc", b"abd", b"b", b"bcd", b"bcdr", b"c"]
-    model = FakeModel(LETTERS, 1, end_logit=0.0)
-    trio = Ensemble(letters().leader)
-    prompts = turn(trio, prompt)
-    got = answers(trio, prompts).choose(choices, Choosing.CONSTRAINED)
-    wanted = constrained_by_hand(list(prompts["target"].tokens), choices, model)
-    assert choices[got.index] == wanted and got.scores == ()
-
-
-def test_a_constrained_choice_may_be_spelt_in_any_tokens() -> None:
-    """With a space that the tokenizer puts in front, or without; and an end that is likely."""
-    target = FakeModel(TARGET, 1, lead=b" ", end_logit=30.0)
-    trio = Ensemble(make_trio(target, FakeModel(TARGET, 2), FakeModel(TARGET, 3)).leader)
-    prompts = opening(trio.models, tokenizers(trio))
-    choices = [b"a", b"abc", b"ab"]
-    assert answers(trio, prompts).choose(choices, Choosing.CONSTRAINED).index in (0, 1, 2)
-    row = softmax(FakeModel(TARGET, 1).logits([0]))
-    pieces = TARGET.pieces()
-    begins = {token: pieces[token].strip() for token in range(2, len(TARGET))}
-    best = max((t for t, p in begins.items() if p in choices), key=row.__getitem__)
-    got = answers(trio, prompts).choose(choices, Choosing.CONSTRAINED).index
-    assert choices[got] == begins[best]  # then the end is likeliest by far
-
-
 def test_what_does_not_fit_is_refused_with_counts_and_nothing_is_decoded() -> None:
     trio = toy(limit=40)
     judge = answers(trio, turn(trio))
     with pytest.raises(ContextOverflow, match=r"target \d+, expert \d+, base \d+ .*holds 40"):
         judge.scores([b"abc", b"zyx" * 40])
-    with pytest.raises(ContextOverflow):
-        judge.choose([b"abc", b"zyx" * 40], Choosing.CONSTRAINED)
     assert [each.decoded for each in trio.models] == [0, 0, 0]
 
 
@@ -322,20 +274,3 @@ def test_scoring_stops_when_it_is_told_to() -> None:
     judge = Answers(trio, tokenizers(trio), turn(trio), cancel=lambda: True)
     with pytest.raises(Cancelled):
         judge.score(b"abc")
-    with pytest.raises(Cancelled):
-        judge.choose([b"abc", b"card"], Choosing.CONSTRAINED)
-
-
-@pytest.mark.parametrize("words", [[" yes", " no"], ["  yes", "  no"], []])
-def test_a_constrained_choice_may_begin_with_the_space_that_tokenizers_put_in_front(
-    words: list[str],
-) -> None:
-    vocabulary = make_vocabulary([*words, "yes", "no"])
-    found = set()
-    for seed in range(12):
-        target = FakeModel(vocabulary, seed, lead=b" ")
-        trio = make_trio(target, FakeModel(TARGET, 2), FakeModel(TARGET, 3))
-        alone = Ensemble(trio.leader)
-        prompts = opening(alone.models, tokenizers(alone))
-        found.add(answers(alone, prompts).choose([b" yes", b" no"], Choosing.CONSTRAINED).index)
-    assert found == {0, 1}

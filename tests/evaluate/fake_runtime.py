@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from capt_local.bundles.verify import LateDigests, Verification
-from capt_local.decoding.answers import AnswerScore, Choosing, Chosen
-from capt_local.decoding.scoring import TextScore
+from capt_local.decoding.scoring import AnswerScore, Choosing, Chosen, TextScore
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled
 
@@ -106,7 +105,7 @@ class FakeRuntime:
             AnswerScore(nats=float(number != index), tokens=2, size=len(choice), greedy=False)
             for number, choice in enumerate(choices)
         )
-        return Chosen(index, scores if how is not Choosing.CONSTRAINED else ())
+        return Chosen(index, scores)
 
     def score(self, text: bytes, options: Any, *, cancel: Any) -> TextScore:
         self.rules.count("score", text.decode(), options, cancel)

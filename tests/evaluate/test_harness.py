@@ -60,7 +60,7 @@ def outcomes(rules: Rules, runs: Sequence[TaskRun], how: EvalPlan, **more: Any) 
     return list(run(FakeRuntime(rules), runs, how, **more))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("choice", [ChoiceBy.LIKELIHOOD, ChoiceBy.PER_BYTE, ChoiceBy.CONSTRAINED])
+@pytest.mark.parametrize("choice", [ChoiceBy.LIKELIHOOD, ChoiceBy.PER_BYTE])
 def test_a_classification_by_its_choices(choice: ChoiceBy) -> None:
     rules = Rules(say=lambda method, prompt, seed: "yes" if method == "capt" else "no")
     found = outcomes(rules, [TaskRun(QUESTIONS)], plan(choice))
@@ -75,7 +75,7 @@ def test_a_classification_by_its_choices(choice: ChoiceBy) -> None:
         f"choose {choice.removeprefix('likelihood-') if choice.endswith('byte') else choice}"
     }
     assert all(one.result.decoded == 10 and not one.answer for one in found)
-    assert bool(found[0].logps) == (choice is not ChoiceBy.CONSTRAINED)
+    assert found[0].logps
     assert "note 0 {input}" in rules.calls[0][2]
     assert rules.forgotten == 6
 

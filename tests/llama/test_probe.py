@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from capt_local.errors import Cancelled, ModelError, UsageError
 from capt_local.llama import probe as probe_module
 from capt_local.llama.gguf_header import read_header
 from capt_local.llama.model import LlamaModel
-from capt_local.llama.probe import Probe
+from capt_local.llama.probe import look
 from capt_local.llama.weights import Weights
 from tests.llama.conftest import ONE_THREAD
 from tests.real_models import demo_proxy, gemma, smollm2
@@ -31,15 +32,7 @@ from tests.tiny_models import INNER, WIDTH, adapter_gguf, split_gguf, tiny_adapt
 
 TinyPath = Callable[..., Path]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process give it up")
-START = (
-    "import sys; sys.path.insert(0, sys.argv[1]); print('ready: 0', flush=True); "
-    "line = sys.stdin.readline(); "
-)
-
-
-def look(path: Path) -> None:
-    with Probe() as probe:
-        probe.look(path)
+START = "import sys; sys.path.insert(0, sys.argv[1]); line = sys.stdin.readline(); "
 
 
 def program(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -50,10 +43,11 @@ def program(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 def confined(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Lets it do something else when it has given up what it can."""
     told = f"""
+import json
 from capt_local.hardening import confine
+from capt_local.llama.probe import limit_memory
+limit_memory(json.loads(sys.stdin.readline())["memory"])
 assert confine()
-print("ready: 0", flush=True)
-line = sys.stdin.readline()
 try:
 {code}
 except OSError as error:
@@ -66,22 +60,28 @@ else:
     )
 
 
-def test_one_process_takes_several_files(tiny_path: TinyPath, tmp_path: Path) -> None:
-    adapter = tiny_adapter(tmp_path / "lora.gguf", seed=2)
-    with Probe() as probe:
-        for flavour in ("bpe", "spm"):
-            probe.look(tiny_path(flavour))
-        probe.look(tiny_path(), [adapter])
-        process = probe._process
-        with pytest.raises(ModelError, match=r"nan\.gguf"):
-            probe.look(tiny_gguf(tmp_path / "nan.gguf", seed=1, nan=True))
-        assert probe._process is process is not None and probe.ended == 0
+def test_each_model_has_a_process_of_its_own(
+    tiny_path: TinyPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a hostile file did to a process, no other file meets."""
+    started, popen = [], subprocess.Popen
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        started.append(popen(*arguments, **more))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", counted)
+    look(tiny_path("spm"))
+    look(tiny_path(), [tiny_adapter(tmp_path / "lora.gguf", seed=2)])
+    with pytest.raises(ModelError, match=r"nan\.gguf"):
+        look(tiny_gguf(tmp_path / "nan.gguf", seed=1, nan=True))
+    assert len({each.pid for each in started}) == 3
+    assert all(each.poll() is not None for each in started)
 
 
 def test_recurrent_models_and_windows_are_taken(tiny_path: TinyPath) -> None:
-    with Probe() as probe:
-        probe.look(tiny_path("bpe", "mamba"))
-        probe.look(tiny_path("bpe", "gemma3"))
+    look(tiny_path("bpe", "mamba"))
+    look(tiny_path("bpe", "gemma3"))
 
 
 @pytest.mark.parametrize(
@@ -103,28 +103,12 @@ def test_an_end_or_an_odd_answer_is_a_named_error(
         look(tiny_path())
 
 
-def test_after_an_end_the_next_file_has_a_process_again(
-    tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    good = probe_module._PROGRAM
-    with Probe() as probe:
-        program(monkeypatch, "import os; os.abort()")
-        with pytest.raises(ModelError, match="ended the process"):
-            probe.look(tiny_path())
-        monkeypatch.setattr(probe_module, "_PROGRAM", good)
-        probe.look(tiny_path())
-        assert probe.ended == 1
-
-
 def test_one_that_hangs_is_ended(tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch) -> None:
     program(monkeypatch, "import time; time.sleep(60)")
     monkeypatch.setattr(probe_module, "_SECONDS", 0.5)
     started = time.monotonic()
-    with (
-        Probe() as probe,
-        pytest.raises(ModelError, match=r"bpe\.gguf kept the process .* busy for more than"),
-    ):
-        probe.look(tiny_path())
+    with pytest.raises(ModelError, match=r"bpe\.gguf kept the process .* busy for more than"):
+        look(tiny_path())
     assert time.monotonic() - started < 10
 
 
@@ -137,10 +121,8 @@ def test_waiting_can_be_stopped(tiny_path: TinyPath, monkeypatch: pytest.MonkeyP
         if len(asked) == 3:
             raise Cancelled("stopped")
 
-    with Probe() as probe:
-        with pytest.raises(Cancelled):
-            probe.look(tiny_path(), (), waiting)
-        assert probe._process is None
+    with pytest.raises(Cancelled):
+        look(tiny_path(), (), waiting)
 
 
 @LINUX
@@ -293,8 +275,7 @@ def test_a_model_and_an_adapter_of_one_name_that_others_may_write(
     shutil.copyfile(tiny_path(), model)
     for path in (model, adapter):
         path.chmod(0o666)
-    with Probe() as probe:
-        found = probe.look(model, [adapter])
+    found = look(model, [adapter])
     assert {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in found} == found
 
 
@@ -349,25 +330,21 @@ def _lives(pid: int) -> bool:
 
 def test_what_is_plainly_broken_starts_no_process(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"no model")
-    with Probe() as probe:
-        with pytest.raises(ModelError, match="not a GGUF"):
-            probe.look(tmp_path / "a.gguf")
-        assert probe._process is None
+    with pytest.raises(ModelError, match="not a GGUF"):
+        look(tmp_path / "a.gguf")
 
 
 def test_real_models_pass() -> None:
-    with Probe() as probe:
-        for path in (smollm2(), gemma(), demo_proxy("expert")):
-            probe.look(path)
-        assert probe.ended == 0
+    for path in (smollm2(), gemma(), demo_proxy("expert")):
+        look(path)
 
 
 def test_a_model_of_a_thousand_tensors_on_a_busy_machine(tmp_path: Path) -> None:
     """llama.cpp's own check starts a thread for each tensor; their stacks are not the model."""
     path = tiny_gguf(tmp_path / "deep.gguf", seed=1, layers=111)
     assert len(read_header(path).tensors) == 1002
-    with busy(4), Probe() as probe:
-        probe.look(path)
+    with busy(4):
+        look(path)
         look(smollm2())
 
 
@@ -393,8 +370,7 @@ def test_a_split_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"m-00002-of-00003\.gguf is not the first of the 3 parts"):
         look(parts[1])
     os.chmod(parts[2], 0o666)
-    with Probe() as probe:
-        assert list(probe.look(parts[0])) == [parts[2]]
+    assert list(look(parts[0])) == [parts[2]]
     parts[2].unlink()
     for opened in (look, Weights):
         with pytest.raises(ModelError, match=r"m-00003-of-00003\.gguf is not beside it"):
@@ -407,8 +383,7 @@ def test_of_files_that_others_may_write_the_digest_of_what_was_loaded(
     path, adapter = tmp_path / "model.gguf", tiny_adapter(tmp_path / "lora.gguf", seed=2)
     path.write_bytes(tiny_path().read_bytes())
     path.chmod(0o666)
-    with Probe() as probe:
-        found = probe.look(path, [adapter])
+    found = look(path, [adapter])
     assert found == {path: hashlib.sha256(path.read_bytes()).hexdigest()}
     bad = tiny_gguf(tmp_path / "bad.gguf", seed=1, nan=True)
     bad.chmod(0o666)
@@ -420,8 +395,8 @@ def test_an_adapter_with_a_nan_is_named_itself(tiny_path: TinyPath, tmp_path: Pa
     name = "blk.0.ffn_down.weight"
     tensors = {f"{name}.lora_a": np.full((2, INNER), np.nan), f"{name}.lora_b": np.ones((WIDTH, 2))}
     adapter = adapter_gguf(tmp_path / "lora.gguf", tensors)
-    with Probe() as probe, pytest.raises(ModelError, match=r"^lora\.gguf is damaged"):
-        probe.look(tiny_path(), [adapter])
+    with pytest.raises(ModelError, match=r"^lora\.gguf is damaged"):
+        look(tiny_path(), [adapter])
 
 
 @LINUX

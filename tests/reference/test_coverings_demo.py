@@ -132,10 +132,10 @@ def test_the_projection_is_near_the_sum_over_all_tokenizations(
     exact = exact_events(expert, bos, other, events, pieces)
     distance = {}
     for healing in (True, False):
-        made = Projection(expert.vocabulary, events, long_tokens=True, healing=healing)
+        made = Projection(expert.vocabulary, events)
         context, found = CanonicalContext(other, [bos], start=True), []
         for token, prior, shares in zip(tokens, priors, exact, strict=False):
-            rests = context.rests(made.depth)
+            rests = context.rests(made.depth if healing else 0)
             expert.rewind(0)
             rows = [softmax(row) for row in expert.extend(context.tokens, len(rests) + 1)]
             rows.reverse()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from capt_local.errors import CaptError, ModelError
+from capt_local.llama import probe
 from capt_local.llama.encoder import Encoder
-from capt_local.llama.probe import Probe
 from capt_local.llama.weights import Weights
 from capt_local.rerank.scorer import Scorer, ScorerFiles
 from tests.rerank.tiny_scorer import WORDS, pooled, tiny_scorer, tiny_weights, write_head
@@ -86,13 +86,12 @@ def _with_head(model: Path) -> ScorerFiles:
 
 def test_an_encoder_is_looked_at_first_and_writes_no_text(tmp_path: Path) -> None:
     files = ScorerFiles.at(tiny_scorer(tmp_path))
-    with Probe() as probe:
-        probe.look(files.encoder, encoder=True)
-        data = bytearray(files.encoder.read_bytes())
-        data[-4:] = b"\x00\x00\xc0\x7f"  # NaN in the last tensor
-        broken = tmp_path / "broken.gguf"
-        broken.write_bytes(data)
-        with pytest.raises(CaptError, match="damaged"):
-            probe.look(broken, encoder=True)
+    probe.look(files.encoder, encoder=True)
+    data = bytearray(files.encoder.read_bytes())
+    data[-4:] = b"\x00\x00\xc0\x7f"  # NaN in the last tensor
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(data)
+    with pytest.raises(CaptError, match="damaged"):
+        probe.look(broken, encoder=True)
     with pytest.raises(ModelError):
         Weights(files.encoder)

@@ -21,7 +21,6 @@ from capt_local.cli.models.travel import examine as examine_bundle
 from capt_local.errors import Cancelled, ModelError
 from capt_local.llama import probe as probe_module
 from capt_local.llama.options import LoadOptions
-from capt_local.llama.probe import Probe
 from capt_local.llama.weights import Weights
 from capt_local.model_checks import NOT_LOOKED_AT, is_trusted, look_first
 from capt_local.report.terminal import Screen
@@ -29,7 +28,7 @@ from capt_local.runtime import Runtime
 from tests.tiny_models import tiny_adapter, tiny_gguf
 
 LOAD = LoadOptions(threads=1, context=256)
-ABORT = "import os; print('ready: 0', flush=True); input(); os.abort()"
+ABORT = "import os; input(); os.abort()"
 
 
 @pytest.fixture(autouse=True)
@@ -50,13 +49,11 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The files that were looked at, in order; nothing really is."""
     found: list[list[str]] = []
 
-    def look(
-        _: Probe, path: Path, adapters: Sequence[Path] = (), *_more: object
-    ) -> dict[Path, str]:
+    def look(path: Path, adapters: Sequence[Path] = (), *_more: object) -> dict[Path, str]:
         found.append([path.name, *(each.name for each in adapters)])
         return {}
 
-    monkeypatch.setattr(Probe, "look", look)
+    monkeypatch.setattr(probe_module, "look", look)
     return found
 
 
@@ -199,12 +196,12 @@ def test_a_swap_between_look_and_load_is_found(
 ) -> None:
     bundle = trio(folder)
 
-    def look(_: Probe, path: Path, *_more: object) -> dict[Path, str]:
+    def look(path: Path, *_more: object) -> dict[Path, str]:
         other = tiny_gguf(folder / "other", seed=2)
         os.replace(other, path)
         return {}
 
-    monkeypatch.setattr(Probe, "look", look)
+    monkeypatch.setattr(probe_module, "look", look)
     with pytest.raises(ModelError, match="changed between its check and its loading"):
         Runtime.open(bundle, load=LOAD, roles=["target"])
 
@@ -218,7 +215,7 @@ def test_a_swap_is_found_by_what_reads_vocabularies_too(
 ) -> None:
     with_manifest(folder)
     other = tiny_gguf(folder / "other", seed=2)
-    monkeypatch.setattr(Probe, "look", lambda _, path, *_more: os.replace(other, path) or {})
+    monkeypatch.setattr(probe_module, "look", lambda path, *_more: os.replace(other, path) or {})
     code = app.run([*verb, str(folder)])
     captured = capsys.readouterr()
     assert int(code) == 3

@@ -9,7 +9,7 @@ import pytest
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundles.store import find
-from capt_local.decoding.answers import Choosing
+from capt_local.decoding.scoring import Choosing
 from capt_local.errors import ContextOverflow, UsageError
 
 NOTE = "The patient is a 61-year-old woman who presents with shortness of breath. She was"

@@ -45,7 +45,7 @@ def test_a_resumed_run_is_the_run_to_the_last_bit(
     assert run(keep) == 0
     assert figures(capfd.readouterr().out) == whole
     assert run([*keep, "--plausibility", "1e-4"]) == 2
-    assert "methods.capt.align.healing" in capfd.readouterr().err
+    assert "methods.capt.combine.plausibility" in capfd.readouterr().err
 
 
 def test_without_a_contrast_it_is_the_target(capfd: pytest.CaptureFixture[str]) -> None:
