@@ -11,6 +11,8 @@ import contextlib
 import ctypes
 import os
 import re
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +21,14 @@ from typing import Any
 import numpy as np
 
 from capt_local.errors import ModelError, UsageError
+from capt_local.hardening import bare_environment, python_command
 from capt_local.llama.library import Library, library
 from capt_local.llama.weights import Weights
 from capt_local.tokenization.vocabulary import BoolArray, IntArray
 
 LARGEST_GRAMMAR = 1 << 18  # bytes
 MOST_REPETITIONS = 1999
+_LONGEST_READING = 20  # seconds
 # llama.cpp reads groups by recursion; this many are far from the end of a thread's stack.
 _DEEPEST = 100
 _NOT_STRUCTURE = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTALL)
@@ -129,7 +133,9 @@ def _half_behind(text: bytes) -> bytes | None:
 def check_grammar(grammar: str, name: str = "The grammar") -> None:
     """Refuses a grammar that llama.cpp cannot read, before any model is loaded.
 
-    One that names tokens of a model (<think>) can only be told when the model is there.
+    It is read in a process of its own: llama.cpp cannot be stopped, and takes minutes for some
+    ambiguous grammars (optional parts in repetitions of repetitions). One that names tokens of a
+    model (<think>) can only be told when the model is there.
 
     Args:
         grammar: in GBNF.
@@ -138,12 +144,35 @@ def check_grammar(grammar: str, name: str = "The grammar") -> None:
     Raises:
         UsageError: with the line of the mistake, and nothing of what stands there.
     """
+    _check_size(grammar, name)
+    try:
+        done = subprocess.run(
+            python_command("from capt_local.llama.grammar import read_input; read_input()"),
+            input=grammar.encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=bare_environment(),
+            timeout=_LONGEST_READING,
+        )
+    except subprocess.TimeoutExpired:
+        raise UsageError(
+            f"{name} is too ambiguous: llama.cpp takes over {_LONGEST_READING} s to read it. Use "
+            "fewer optional or repeated parts inside of what is itself repeated."
+        ) from None
+    reason = done.stdout.decode("utf-8", "replace").strip()
+    if reason or done.returncode:
+        raise UsageError(f"{name} {reason or 'ends llama.cpp, so it cannot be used.'}")
+
+
+def read_input() -> None:
+    """In the process of `check_grammar`: reads a grammar, and prints what is wrong with it."""
     found = library()
     try:
-        sampler = _parsed(found, None, grammar, "root", name)
+        _parsed(found, None, sys.stdin.buffer.read().decode(), "root", "")
     except _NeedsVocabulary:
         return
-    _freeing(found)(sampler)
+    except UsageError as error:
+        sys.stdout.write(str(error))
 
 
 class _NeedsVocabulary(UsageError):

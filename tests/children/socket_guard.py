@@ -17,7 +17,12 @@ _ADDRESSED = {"socket.connect": 1, "socket.bind": 1, "socket.sendto": 1, "socket
               "socket.getnameinfo": 0}  # fmt: skip
 _NAMED = {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"}
 # What gives the network up by itself.
-_CONFINED = ("capt_local.llama.probe", "capt_local.documents.process", "capt_local.hardening")
+_CONFINED = (
+    "capt_local.llama.probe",
+    "capt_local.documents.process",
+    "capt_local.hardening",
+    "capt_local.llama.grammar",
+)
 _FAMILIES = {getattr(socket, name, None) for name in ("AF_UNIX", "AF_INET", "AF_INET6")}
 
 
