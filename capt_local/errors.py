@@ -83,6 +83,20 @@ class TextTooLong(CaptError):
         )
 
 
+class UnspellableText(UsageError):
+    """A text holds a byte that a model has no token for; it concerns that text alone."""
+
+    exit_code = 5
+    code = "unspellable_text"
+
+    def __init__(self, role: str, byte: int) -> None:
+        """Names the byte, most often of a control character, and nothing around it."""
+        super().__init__(
+            f"The {role} has no token for the byte 0x{byte:02x}, which the text holds, and no text "
+            "is changed. Remove such characters, or use a model with byte tokens."
+        )
+
+
 class NumericalError(CaptError):
     """A model returned logits that are not finite; its weights or the backend are broken."""
 

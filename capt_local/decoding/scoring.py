@@ -20,10 +20,10 @@ from capt_local.decoding.combine import Distribution, FloatArray
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.prompt_weights import Evidence, prefill
 from capt_local.decoding.proxy import LogitsCache, context_behind
-from capt_local.errors import Cancelled, ContextOverflow, ModelError, UsageError
+from capt_local.errors import Cancelled, ContextOverflow, UnspellableText, UsageError
 from capt_local.prompting.build import build_raw
 from capt_local.prompting.messages import Prompt, Segment
-from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization.tokenizer import TextTokenizer, UnspellableByte
 from capt_local.tokenization.vocabulary import IntArray, Vocabulary
 
 Cancel = Callable[[], bool]
@@ -73,15 +73,13 @@ def score_text(
     Raises:
         Cancelled: `cancel` said so.
         ContextOverflow: the context is too small for any window.
-        ModelError: the vocabulary cannot spell the text.
+        UnspellableText: the vocabulary cannot spell the text.
     """
     role = ensemble.leader.role
     try:
         tokens = tokenizers[role].encode(text, start=True)
-    except ValueError:
-        raise ModelError(
-            f"The vocabulary of the {role} cannot spell every byte of the text."
-        ) from None
+    except UnspellableByte as error:
+        raise UnspellableText(role, error.byte) from None
     nats, windows = 0.0, 0
     for place, token in enumerate(tokens):
         if not place or ensemble.tokens_left <= MARGIN:
@@ -304,7 +302,7 @@ class Answers:
 
         Raises:
             UsageError: an answer is empty or not UTF-8.
-            ModelError: the vocabulary cannot spell an answer.
+            UnspellableText: the vocabulary cannot spell an answer.
             ContextOverflow: prompt and answer do not fit; nothing was computed.
             Cancelled: `cancel` said so.
         """
@@ -342,7 +340,7 @@ class Answers:
 
         Raises:
             UsageError: there are no choices, or two are the same, or as for `scores`.
-            ModelError, ContextOverflow, Cancelled: see `scores`.
+            ContextOverflow, Cancelled: see `scores`.
         """
         if not choices:
             raise UsageError("There are no choices.")
@@ -370,11 +368,8 @@ class Answers:
         role = self._ensemble.leader.role
         try:
             placed = place(role, self._prompts, self._tokenizers, answer)
-        except ValueError:
-            # The reason names a byte of the text.
-            raise ModelError(
-                f"The vocabulary of the {role} cannot spell every byte of the answer."
-            ) from None
+        except UnspellableByte as error:
+            raise UnspellableText(role, error.byte) from None
         counts = {role: len(placed.prompts[role].tokens) + len(placed.tokens)}
         for other, prompt in self._prompts.items():
             if other != role:
@@ -419,7 +414,7 @@ def place(
         answer: UTF-8, not empty.
 
     Raises:
-        ValueError: the vocabulary cannot spell the answer.
+        UnspellableByte: the vocabulary cannot spell the answer.
     """
     own, tokenizer = prompts[role], tokenizers[role]
     if not own.goes_on:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from capt_local.bundles.manifest import ModelFile
-from capt_local.errors import CaptError, ModelError, UsageError
+from capt_local.errors import CaptError, ModelError, UnspellableText, UsageError
 from capt_local.prompting.markers import find_markers, find_turn_ends, mentions_reasoning
 from capt_local.prompting.messages import (
     Message,
@@ -32,7 +32,7 @@ from capt_local.prompting.messages import (
     refuse_nul,
 )
 from capt_local.prompting.template import ChatTemplate, open_template
-from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization.tokenizer import TextTokenizer, UnspellableByte
 from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 
 _MARKERS = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
@@ -82,7 +82,7 @@ def build_raw(text: bytes, tokenizer: TextTokenizer, *, role: str = "target") ->
 
     Raises:
         UsageError: the text is empty.
-        ModelError: the target's vocabulary has no token for a byte of it.
+        UnspellableText: the target's vocabulary has no token for a byte of it.
     """
     if not text:
         raise UsageError("The prompt is empty.")
@@ -124,13 +124,10 @@ class _Segments:
         space = b" " if self._held.endswith(b" ") else b""
         self._held = self._held.removesuffix(space)
         self.close()
-        tokens, whole = self._tokenizer.encode_known(space + text, start=self.fresh)
-        if not whole and self._role == "target":
-            # The reason names a byte of the text, which must not be told.
-            raise ModelError(
-                "The vocabulary of the target has no token for a byte of the text (a control "
-                "character?), and no text is changed. Remove it, or use a model with byte tokens."
-            )
+        encode = self._tokenizer.encode_known
+        if self._role == "target":
+            encode = self._encode_all
+        tokens, whole = encode(space + text, start=self.fresh)
         if not whole:
             self.notices.append(
                 f"The {self._role} has no token for some bytes of the text and does not see them."
@@ -138,6 +135,12 @@ class _Segments:
         self._refuse_markers(tokens)
         self.done.append(Segment(tuple(tokens), text, evidence))
         self.fresh = False
+
+    def _encode_all(self, text: bytes, *, start: bool) -> tuple[list[int], bool]:
+        try:
+            return self._tokenizer.encode(text, start=start), True
+        except UnspellableByte as error:
+            raise UnspellableText(self._role, error.byte) from None
 
     def close(self) -> None:
         """Tokenizes the scaffolding that is held back."""

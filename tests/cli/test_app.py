@@ -134,6 +134,7 @@ def test_every_kind_of_error_has_a_code() -> None:
         sizes: dict[type, tuple[object, ...]] = {
             errors.ContextOverflow: ({"target": 1}, 1),
             errors.TextTooLong: (2, 1),
+            errors.UnspellableText: ("target", 4),
         }
         made = kind(*sizes.get(kind, ("x",)))
         assert code_for(made) is not ExitCode.UNEXPECTED

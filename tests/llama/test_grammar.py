@@ -145,7 +145,7 @@ def test_a_broken_grammar_is_one_line(
 def test_an_ambiguous_grammar_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp takes minutes for this one: 64,000 ways to begin."""
     monkeypatch.setattr("capt_local.llama.grammar._LONGEST_READING", 3)
-    with pytest.raises(UsageError, match="^The grammar is too ambiguous"):
+    with pytest.raises(UsageError, match=r"^The grammar is too ambiguous"):
         check_grammar('root ::= a{0,40}\na ::= b{0,40}\nb ::= c{0,40}\nc ::= "x"?')
 
 

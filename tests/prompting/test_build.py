@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.errors import ModelError, UsageError
+from capt_local.errors import ModelError, UnspellableText, UsageError
 from capt_local.llama.weights import Weights
 from capt_local.prompting.build import build_chat, build_raw
 from capt_local.prompting.messages import Message, Prompt, Role, Segment, messages_of
@@ -18,6 +18,7 @@ from capt_local.strict_json import NotReadable
 from capt_local.tokenization.tokenizer import TextTokenizer
 from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 from tests.prompting import templates
+from tests.real_models import open_tokenizer, smollm2
 from tests.tiny_models import tiny_gguf
 from tests.tiny_vocabularies import MARKERS, TEXT, USER_DEFINED, Flavour
 
@@ -202,17 +203,26 @@ def test_bytes_without_a_token_are_refused_for_the_target_and_left_out_for_a_pro
     kinds = [TokenKind.CONTROL, TokenKind.NORMAL]
     vocabulary = Vocabulary([b"<s>", b"a"], kinds, end_ids=[0])
     poor = TextTokenizer(vocabulary, lambda text, special: [1] * len(text))
-    with pytest.raises(ModelError, match="of the target") as caught:
+    with pytest.raises(UnspellableText, match="The target has no token for the byte 0xfe"):
         build_raw(b"a\xfe", poor)
-    assert "0x" not in str(caught.value) and "fe" not in str(caught.value)
     made = build_raw(b"a\xfea", poor, role="expert")
     assert made.tokens == (1, 1) and "expert" in made.notices[0]
 
 
+def test_a_real_model_refuses_the_text_that_it_cannot_spell_and_no_other() -> None:
+    """SmolLM2 has no token for 0x04; the refusal is the text's (exit 5), not the model's."""
+    weights = open_tokenizer(smollm2())
+    real = TextTokenizer(weights.vocabulary, weights.tokenize)
+    with pytest.raises(UnspellableText, match="the byte 0x04") as caught:
+        build_raw(b"BP 120/80\x04 mmHg", real)
+    assert caught.value.exit_code == 5 and "mmHg" not in str(caught.value)
+    assert build_raw(b"BP 120/80 mmHg\t\r\n", real).tokens
+
+
 def test_a_tokenizer_that_makes_markers_out_of_text_is_refused() -> None:
     class Careless(TextTokenizer):
-        def encode_known(self, text: bytes, *, start: bool) -> tuple[list[int], bool]:
-            return self.scaffold(text, start=start), True
+        def encode(self, text: bytes, *, start: bool) -> list[int]:
+            return self.scaffold(text, start=start)
 
     found = tokenizer("bpe")
     with pytest.raises(ModelError, match="makes control tokens out of text"):
