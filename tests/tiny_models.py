@@ -14,6 +14,7 @@ from typing import Literal
 import gguf
 import numpy as np
 
+from capt_local.tokenization.vocabulary import TokenKind
 from tests.tiny_vocabularies import TEMPLATE, Flavour, TinyVocabulary, tiny_vocabulary
 
 Architecture = Literal["llama", "gemma3", "mamba"]
@@ -38,6 +39,8 @@ def tiny_gguf(
     changes: Mapping[str, np.ndarray] | None = None,
     layers: int = LAYERS,
     pre_tokenizer: str | None = None,
+    unused: int = 0,
+    more_rows: int = 0,
 ) -> Path:
     """Writes a model.
 
@@ -55,16 +58,20 @@ def tiny_gguf(
         changes: what is added to tensors, by name.
         layers: of the model.
         pre_tokenizer: that a byte-level file names; "gpt-2" by default.
+        unused: tokens behind the others that fill up the embeddings, as converters name them.
+        more_rows: rows of the embeddings behind those of all tokens.
 
     Returns:
         `path`.
     """
     vocabulary = tiny_vocabulary(flavour)
+    vocabulary.tokens.extend(f"[PAD{number}]" for number in range(unused))
+    vocabulary.kinds.extend([int(TokenKind.UNUSED)] * unused)
     writer = gguf.GGUFWriter(str(path), architecture)
     _add_sizes(writer, architecture, len(vocabulary), context, layers)
     _add_vocabulary(writer, vocabulary, template, pre_tokenizer)
     random = np.random.default_rng(seed)
-    for name, shape in _tensors(architecture, len(vocabulary), layers):
+    for name, shape in _tensors(architecture, len(vocabulary) + more_rows, layers):
         if tied and name == "output.weight":
             continue
         values = _values(random, name, shape, spread, nan)

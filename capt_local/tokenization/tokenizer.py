@@ -66,7 +66,11 @@ class TextTokenizer:
         self._forbidden = self._forbidden_in_text()
         self.lead: bytes = b" " if self._bytes(tokenize(b"a", special=False)) == b" a" else b""
         self._uncut = _bytes_before_spaces(vocabulary)
-        self._cuts = re.compile(b"(?<=[^\\s%b]) " % re.escape(bytes(sorted(self._uncut))))
+        self._apart = b"" if self.lead else _whitespace_apart(vocabulary)
+        cuts = b"(?<=[^\\s%b]) " % re.escape(bytes(sorted(self._uncut)))
+        if self._apart:
+            cuts += b"|(?<=[%b])(?=[^%b])" % (self._apart, self._apart)
+        self._cuts = re.compile(cuts)
         self._short = functools.lru_cache(_KEPT)(lambda text: self._encode(text, start=False))
 
     def encode(self, text: bytes, *, start: bool) -> list[int]:
@@ -164,12 +168,14 @@ class TextTokenizer:
         """Where `text` can be cut so that the tokens of both sides are those of the whole.
 
         A space begins a token in every tokenization, if no piece of the vocabulary holds a space
-        behind the byte that is in front of it. 0 when there is no such place.
+        behind the byte that is in front of it. White space that stands apart (see
+        `_whitespace_apart`) ends one. 0 when there is no such place.
         """
         cut = text.rfind(b" ")
         while cut > 0 and (text[cut - 1] in self._uncut or text[cut - 1 : cut].isspace()):
             cut = text.rfind(b" ", 0, cut)
-        return max(cut, 0)
+        body = text.rstrip(self._apart) if self._apart else b""
+        return max(cut, 0, *(body.rfind(byte) + 1 for byte in self._apart))
 
     def _split(self, text: bytes, *, start: bool, special: bool) -> list[int]:
         if not text:
@@ -263,6 +269,19 @@ class TextTokenizer:
 
     def _bytes(self, tokens: list[int]) -> bytes:
         return b"".join(map(self.vocabulary.piece, tokens))
+
+
+def _whitespace_apart(vocabulary: Vocabulary) -> bytes:
+    """White space that llama.cpp takes out of a text as tokens of their own, before all else.
+
+    In Gemma's vocabulary line ends and tabs are USER_DEFINED, in runs of any length. What stands
+    between them is tokenized piece by piece, in a time that grows with the square of their number.
+    """
+    user_defined = vocabulary.kinds == TokenKind.USER_DEFINED
+    pieces = [vocabulary.piece(token) for token in np.flatnonzero(user_defined).tolist()]
+    alone = {piece for piece in pieces if piece in (b"\n", b"\t")}
+    mixed = {byte for byte in alone for piece in pieces if piece.strip(byte) and byte in piece}
+    return b"".join(sorted(alone - mixed))
 
 
 def _bytes_before_spaces(vocabulary: Vocabulary) -> frozenset[int]:

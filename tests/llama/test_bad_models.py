@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ from capt_local.errors import ModelError
 from capt_local.llama.gguf_header import read_header
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.weights import Weights, quality_notes
+from capt_local.runtime import Runtime
 from tests.fuzz.seeds import text
+from tests.llama.conftest import ONE_THREAD
 from tests.real_models import gemma, smollm2
 from tests.tiny_models import INNER, WIDTH, adapter_gguf, split_gguf, tiny_gguf
 
@@ -170,3 +173,23 @@ def test_weights_are_checked_without_threads(tiny_path: TinyPath, tmp_path: Path
         path.write_bytes(data)
         with pytest.raises(ModelError, match="a tensor has invalid data"):
             Weights(path, LoadOptions(check_tensors=True))
+
+
+def test_embedding_rows_beyond_the_tokens(tmp_path: Path) -> None:
+    """Rows that converters name [PAD...] are no text and no events; rows without names are refused.
+
+    Target and proxies may have different numbers of them.
+    """
+    plain = tiny_gguf(tmp_path / "plain.gguf", seed=1)
+    padded = tiny_gguf(tmp_path / "padded.gguf", seed=1, unused=7)
+    files = {"target": padded, "expert": plain, "base": padded}
+    with Runtime.open(**files, load=ONE_THREAD, check=False) as runtime:
+        vocabulary = runtime.models["target"].vocabulary
+        assert len(vocabulary) == len(runtime.models["expert"].vocabulary) + 7
+        assert not vocabulary.is_text[-7:].any() and not vocabulary.is_end[-7:].any()
+        steps = list(runtime.generate("Pt. is well.", raw=True, max_tokens=8, alpha=0.5))
+        assert steps and all(math.isfinite(step.logp) for step in steps)
+        assert math.isfinite(runtime.score(b"Pt. is well.").nats)
+    rows = tiny_gguf(tmp_path / "rows.gguf", seed=1, more_rows=3)
+    with pytest.raises(ModelError, match=r"^rows\.gguf cannot be loaded: .*token_embd"):
+        Runtime.open(target=rows, load=ONE_THREAD, check=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from capt_local.errors import ModelError, TextTooLong
 from capt_local.llama.weights import LONGEST_RUN, Weights
 from capt_local.tokenization.tokenizer import TextTokenizer
 from tests.children import long_texts
+from tests.real_models import gemma, open_tokenizer
 from tests.real_vocabularies import open_vocabulary, vocabulary_path, with_pre_tokenizer
 
 # One name for each kind in llama.cpp's llama-vocab.cpp.
@@ -81,3 +83,14 @@ def test_parts_have_the_tokens_of_the_whole(name: str) -> None:
     )
     tokenizer = TextTokenizer(weights.vocabulary, weights.tokenize)
     assert tokenizer.encode(text, start=True) == weights.tokenize(text, special=False)
+
+
+def test_many_lines_are_no_square_of_their_number() -> None:
+    """Gemma's line ends and tabs are taken out of a text first: 37 s for this one as a whole."""
+    weights = open_tokenizer(gemma())
+    tokenizer = TextTokenizer(weights.vocabulary, weights.tokenize)
+    text = b"a\n" * 1000 + b"b c\t\td  \n\ne" * 500
+    assert tokenizer.encode(text, start=True) == weights.tokenize(text, special=False)
+    started = time.process_time()
+    assert len(tokenizer.encode(b"a\n" * 50_000, start=True)) == 100_000
+    assert time.process_time() - started < 15
