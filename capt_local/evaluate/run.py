@@ -17,8 +17,8 @@ from typing import Any
 
 import msgspec
 
-from capt_local.decoding.scoring import Choosing
 from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.scoring import Choosing
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import (
     Cancelled,
