@@ -12,7 +12,6 @@ import ctypes
 import os
 import re
 import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from capt_local.errors import ModelError, UsageError
-from capt_local.hardening import bare_environment, python_command
+from capt_local.hardening import bare_environment, own_streams, python_command
 from capt_local.llama.library import Library, library
 from capt_local.llama.weights import Weights
 from capt_local.tokenization.vocabulary import BoolArray, IntArray
@@ -166,13 +165,14 @@ def check_grammar(grammar: str, name: str = "The grammar") -> None:
 
 def read_input() -> None:
     """In the process of `check_grammar`: reads a grammar, and prints what is wrong with it."""
-    found = library()
+    incoming, outgoing = own_streams()
     try:
-        _parsed(found, None, sys.stdin.buffer.read().decode(), "root", "")
+        _parsed(library(), None, incoming.read().decode(), "root", "")
     except _NeedsVocabulary:
         return
     except UsageError as error:
-        sys.stdout.write(str(error))
+        outgoing.write(str(error).encode())
+        outgoing.flush()
 
 
 class _NeedsVocabulary(UsageError):
