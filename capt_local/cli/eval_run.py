@@ -99,7 +99,8 @@ def run_eval(
         )
         for each in runs
     ]
-    interrupted = any(one.left for summary in summaries for one in summary.methods)
+    counts = [one.counts for summary in summaries for one in summary.methods.values()]
+    interrupted = any(one.left for one in counts)
     if what.json:
         screen.line(dumps(as_object(summaries, settings, about, interrupted=interrupted)))
     else:
@@ -109,8 +110,7 @@ def run_eval(
         safe = "The same command goes on from here." if what.results else "Nothing was saved."
         screen.note(f"interrupted. {safe}")
         return ExitCode.INTERRUPTED
-    failed = any(one.failed for summary in summaries for one in summary.methods)
-    return ExitCode.FAILED_RECORDS if failed else ExitCode.OK
+    return ExitCode.FAILED_RECORDS if any(one.failed for one in counts) else ExitCode.OK
 
 
 def _read_tasks(what: EvalFlags, seed: int) -> tuple[TaskRun, ...]:
@@ -348,17 +348,17 @@ def views(summaries: Sequence[TaskSummary]) -> list[View]:
     against = summaries[0].against
     figures, costs = [], []
     for summary in summaries:
-        for one in summary.methods:
-            name = summary.task.name
+        name = summary.task.name
+        for method, one in summary.methods.items():
             for metric in metrics_of(summary.task):
                 digits = 4 if metric == "bits_per_byte" else 3
                 value = f"{one.metrics[metric]:.{digits}f}" if metric in one.metrics else "-"
                 interval = one.intervals.get(metric)
                 shown = _against(interval) if interval else "-"
-                figures.append((name, one.method, _NAMES[metric], value, shown))
-            failed = sum(one.failed.values())
-            cost = f"{one.done}", f"{failed}", f"{one.seconds:.1f}", f"{one.tokens}"
-            costs.append((name, one.method, *cost))
+                figures.append((name, method, _NAMES[metric], value, shown))
+            failed = sum(one.counts.failed.values())
+            cost = f"{one.counts.done}", f"{failed}", f"{one.seconds:.1f}", f"{one.tokens}"
+            costs.append((name, method, *cost))
     headings = ("task", "method", "figure", "value", f"against {against}")
     counts = ("task", "method", "done", "failed", "seconds", "tokens")
     return [
@@ -379,7 +379,7 @@ def _once(rows: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
 
 
 def _against(interval: Interval) -> str:
-    if interval.ratio:
+    if interval.kind == "ratio":
         return f"x{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
     return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
@@ -390,20 +390,21 @@ def notes(summaries: Sequence[TaskSummary]) -> Iterator[str]:
         name = summary.task.name
         if summary.cut:
             yield f"{name}: inputs that were cut to --max-input-bytes: {summary.cut}."
-        for one in summary.methods:
-            yield from (f"{name}, {one.method}: {t}" for t in _about(one, summary.against))
+        for method, one in summary.methods.items():
+            yield from (f"{name}, {method}: {t}" for t in _about(one, summary.against))
 
 
 def _about(one: MethodFigures, against: str) -> Iterator[str]:
-    for reason, count in one.failed.items():
-        rest = f"its figures are over the other {one.done}" if one.done else "none was done"
+    counts = one.counts
+    for reason, count in counts.failed.items():
+        rest = f"its figures are over the other {counts.done}" if counts.done else "none was done"
         yield f"{count} failed ({reason}); {rest}."
-    if one.unanswered:
-        yield f"{one.unanswered} answers name no choice; they count as wrong."
-    if one.unfinished:
-        yield f"{one.unfinished} answers were ended by --max-tokens or the context."
+    if counts.unanswered:
+        yield f"{counts.unanswered} answers name no choice; they count as wrong."
+    if counts.unfinished:
+        yield f"{counts.unfinished} answers were ended by --max-tokens or the context."
     paired = [interval.items for interval in one.intervals.values()]
-    if paired and paired[0] < one.done:
+    if paired and paired[0] < counts.done:
         yield f"intervals are over the {paired[0]} items that the {against} has done too."
-    if one.left:
-        yield f"{one.left} items were not run."
+    if counts.left:
+        yield f"{counts.left} items were not run."

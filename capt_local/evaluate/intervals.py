@@ -8,9 +8,9 @@ other figures that are no means, Berg-Kirkpatrick et al. 2012). The draws are sc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,30 +26,22 @@ _BATCH_NUMBERS = 2_000_000
 Statistic: TypeAlias = Callable[[NDArray[np.intp]], Floats]
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A difference (or ratio) and how sure it is.
+class Interval(msgspec.Struct, frozen=True):
+    """A difference or ratio and how sure it is, as `--json` has it.
 
     Attributes:
+        kind: "ratio": method over target, with 1 for the same; "difference": method minus target.
         estimate: over the items as they are.
         low: lower end.
         high: upper end.
         items: how many were paired.
-        ratio: whether it is method over target, with 1 for the same, rather than method minus
-            target, with 0.
     """
 
+    kind: str
     estimate: float
     low: float
     high: float
     items: int
-    ratio: bool = False
-
-    @property
-    def excludes_same(self) -> bool:
-        """Whether the interval is on one side of what the same figures would give."""
-        same = 1.0 if self.ratio else 0.0
-        return not self.low <= same <= self.high
 
 
 def compare(
@@ -111,15 +103,15 @@ def interval(
         items: how many there are, at least 1.
         seed: of the draws.
         resamples: how many.
-        ratio: see `Interval`.
+        ratio: whether the statistic is one; else it is a difference.
         width: numbers that the statistic looks at for each drawn item.
 
     Raises:
         UsageError: scipy is not installed.
     """
-    estimate = float(statistic(np.arange(items)[None])[0])
+    estimate, kind = float(statistic(np.arange(items)[None])[0]), "ratio" if ratio else "difference"
     if items == 1:  # every draw is that item
-        return Interval(estimate, estimate, estimate, items, ratio)
+        return Interval(kind, estimate, estimate, estimate, items)
     found: Any = (
         library("scipy.stats")
         .bootstrap(
@@ -134,7 +126,7 @@ def interval(
         )
         .confidence_interval
     )
-    return Interval(estimate, float(found.low), float(found.high), items, ratio)
+    return Interval(kind, estimate, float(found.low), float(found.high), items)
 
 
 def _statistic(

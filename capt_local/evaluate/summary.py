@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from capt_local.evaluate.intervals import Interval, compare
 from capt_local.evaluate.metrics import summarise
@@ -16,31 +18,38 @@ from capt_local.evaluate.tasks import EvalTask
 TARGET = "target"
 
 
-@dataclass(frozen=True, slots=True)
-class MethodFigures:
-    """One method on one task.
+class Counts(msgspec.Struct, frozen=True):
+    """What became of the items of a task under a method.
 
     Attributes:
-        method: its name.
         done: items that have an outcome.
         failed: items that have none, by reason.
         left: items that were not run, since the run was stopped.
+        unanswered: classification and labels: answers that name no choice.
+        unfinished: answers that were ended by the limit on their length.
+    """
+
+    done: int
+    failed: dict[str, int]
+    left: int
+    unanswered: int = 0
+    unfinished: int = 0
+
+
+class MethodFigures(msgspec.Struct, frozen=True):
+    """One method on one task, as `--json` has it.
+
+    Attributes:
         metrics: by the names of `metrics_of`; empty when nothing is done.
         intervals: 95 % intervals of the difference to the method that the table is against (bits
             per byte: of the ratio), over the items that both have done; empty for that method.
-        unanswered: classification and labels: answers that name no choice.
-        unfinished: answers that were ended by the limit on their length.
+        counts: of items.
         seconds, tokens, decoded: see `Result`.
     """
 
-    method: str
-    done: int
-    failed: Mapping[str, int]
-    left: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    intervals: Mapping[str, Interval] = field(default_factory=dict)
-    unanswered: int = 0
-    unfinished: int = 0
+    metrics: dict[str, float]
+    intervals: dict[str, Interval]
+    counts: Counts
     seconds: float = 0.0
     tokens: int = 0
     decoded: int = 0
@@ -52,13 +61,13 @@ class TaskSummary:
 
     Attributes:
         task: what was asked.
-        methods: in their order.
+        methods: by their names, in their order.
         cut: items whose input was cut on request.
         against: the method that intervals are against.
     """
 
     task: EvalTask
-    methods: tuple[MethodFigures, ...]
+    methods: dict[str, MethodFigures]
     cut: int
     against: str = TARGET
 
@@ -88,17 +97,16 @@ def summarise_task(
         if result.task == task.name and result.method in found:
             found[result.method][result.item] = result
     others = found.get(against, {})
-    figures = tuple(
-        _figures(task, method, found[method], others if method != against else {}, seed)
+    figures = {
+        method: _figures(task, found[method], others if method != against else {}, seed)
         for method in methods
-    )
+    }
     cut = {one.item for by_item in found.values() for one in by_item.values() if one.cut}
     return TaskSummary(task, figures, len(cut), against)
 
 
 def _figures(
     task: EvalTask,
-    method: str,
     found: Mapping[str, Result],
     others: Mapping[str, Result],
     seed: int,
@@ -111,15 +119,17 @@ def _figures(
     ]
     ours = [one for one, other in pairs if one is not None and other is not None]
     theirs = [other for one, other in pairs if one is not None and other is not None]
-    return MethodFigures(
-        method=method,
+    counts = Counts(
         done=len(outcomes),
         failed=dict(Counter(result.failed for result in results if result.failed)),
         left=len(task.items) - len(results),
-        metrics=summarise(task, outcomes) if outcomes else {},
-        intervals=compare(task, ours, theirs, seed=seed) if ours else {},
         unanswered=sum(bool(one.expected) and not one.predicted for one in outcomes),
         unfinished=sum(result.unfinished for result in results),
+    )
+    return MethodFigures(
+        metrics=summarise(task, outcomes) if outcomes else {},
+        intervals=compare(task, ours, theirs, seed=seed) if ours else {},
+        counts=counts,
         seconds=math.fsum(result.seconds for result in results),
         tokens=sum(result.tokens for result in results),
         decoded=sum(result.decoded for result in results),
@@ -143,33 +153,12 @@ def as_object(
                 "items": len(summary.task.items),
                 "items_in_file": summary.task.total,
                 "cut": summary.cut,
-                "methods": {one.method: _object(one, summary.against) for one in summary.methods},
+                "against": summary.against,
+                "methods": msgspec.to_builtins(summary.methods),
             }
             for summary in summaries
         },
         "settings": dict(settings),
         "provenance": dict(provenance),
         "interrupted": interrupted,
-    }
-
-
-def _object(figures: MethodFigures, against: str) -> dict[str, Any]:
-    counts = ("done", "failed", "left", "unanswered", "unfinished")
-    return {
-        "metrics": dict(figures.metrics),
-        "intervals": {
-            name: {
-                "against": against,
-                "kind": "ratio" if one.ratio else "difference",
-                "estimate": one.estimate,
-                "low": one.low,
-                "high": one.high,
-                "items": one.items,
-            }
-            for name, one in figures.intervals.items()
-        },
-        "counts": {name: getattr(figures, name) for name in counts},
-        "seconds": figures.seconds,
-        "tokens": figures.tokens,
-        "decoded": figures.decoded,
     }

@@ -102,7 +102,7 @@ def test_against_another_method(
     assert (result.code, kept.stat().st_size) == (0, size)
     found = json.loads(result.out)["tasks"]
     turned = found["so"]["methods"]["target"]["intervals"]["accuracy"]
-    assert (turned["against"], turned["estimate"], turned["low"]) == ("capt", 0.75, 0.25)
+    assert (found["so"]["against"], turned["estimate"], turned["low"]) == ("capt", 0.75, 0.25)
     assert found["prose"]["methods"]["target"]["intervals"]["bits_per_byte"]["estimate"] == 2.0
     assert not found["so"]["methods"]["capt"]["intervals"]
     alone = run(*tasks, "--methods", "capt", "--against", "expert")

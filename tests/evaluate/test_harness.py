@@ -87,20 +87,25 @@ def test_a_choice_is_read_from_a_free_answer() -> None:
     assert [one.read for one in found[::2]] == ["yes", None, "no"]
     assert [one.answer for one in found[::2]] == list(words.values())
     whole = summarise_task(QUESTIONS, ["target", "capt"], [one.result for one in found])
-    assert whole.methods[0].metrics["accuracy"] == pytest.approx(1 / 3)
-    assert (whole.methods[0].unanswered, whole.methods[0].tokens) == (1, 9)
-    assert whole.methods[1].intervals["accuracy"].estimate == 0
-    assert whole.methods[0].intervals == {}
+    assert whole.methods["target"].metrics["accuracy"] == pytest.approx(1 / 3)
+    assert (whole.methods["target"].counts.unanswered, whole.methods["target"].tokens) == (1, 9)
+    assert whole.methods["capt"].intervals["accuracy"].estimate == 0
+    assert whole.methods["target"].intervals == {}
 
 
 def test_prose_is_scored_and_compared_by_its_ratio() -> None:
     rules = Rules(say=lambda method, prompt, seed: "6" if method == "capt" else "12")
     found = outcomes(rules, [TaskRun(TEXTS)], plan())
     results = [one.result for one in found]
-    cell = summarise_task(TEXTS, ["target", "capt"], results).methods[1]
+    cell = summarise_task(TEXTS, ["target", "capt"], results).methods["capt"]
     assert cell.metrics["bits_per_byte"] == pytest.approx(12 / 13 / 0.6931471805599453)
     interval = cell.intervals["bits_per_byte"]
-    assert (interval.estimate, interval.low, interval.high, interval.ratio) == (0.5, 0.5, 0.5, True)
+    assert (interval.kind, interval.estimate, interval.low, interval.high) == (
+        "ratio",
+        0.5,
+        0.5,
+        0.5,
+    )
     assert (cell.tokens, rules.calls[0][0]) == (10, "score")
 
 
@@ -108,8 +113,8 @@ def test_a_text_that_was_ended_by_its_length_is_told() -> None:
     rules = Rules(say=lambda *_: "two days of fever", finish=FinishReason.LENGTH)
     found = outcomes(rules, [TaskRun(WRITING)], plan())
     cells = summarise_task(WRITING, ["target", "capt"], [one.result for one in found]).methods
-    assert cells[0].metrics["rougeL"] == 1.0
-    assert [cell.unfinished for cell in cells] == [1, 1]
+    assert cells["target"].metrics["rougeL"] == 1.0
+    assert [cell.counts.unfinished for cell in cells.values()] == [1, 1]
     assert rules.calls[0][3].max_tokens == WRITING.max_tokens
     assert rules.calls[0][3].sample.temperature == 0
 
@@ -134,10 +139,10 @@ def test_an_error_costs_one_item_under_one_method(error: Exception, reason: str)
     assert found[3].problem == str(error)
     assert found[3].result.decoded == 10
     cells = summarise_task(QUESTIONS, ["target", "capt"], [one.result for one in found]).methods
-    assert (cells[1].done, cells[1].failed) == (2, {reason: 1})
+    assert (cells["capt"].counts.done, cells["capt"].counts.failed) == (2, {reason: 1})
     # The target is right twice of three, but on the items that both have done it is as good.
-    assert cells[0].metrics["accuracy"] == pytest.approx(2 / 3)
-    interval = cells[1].intervals["accuracy"]
+    assert cells["target"].metrics["accuracy"] == pytest.approx(2 / 3)
+    interval = cells["capt"].intervals["accuracy"]
     assert (interval.estimate, interval.items) == (0.0, 2)
 
 
@@ -160,10 +165,12 @@ def test_what_is_half_done_when_it_is_stopped_is_dropped(choice: ChoiceBy) -> No
     found = outcomes(rules, [TaskRun(QUESTIONS), TaskRun(TEXTS)], plan(choice), cancel=cancel)
     assert len(found) == stop_at - 1
     cells = summarise_task(QUESTIONS, ["target", "capt"], [one.result for one in found]).methods
-    assert [(cell.done, cell.left) for cell in cells] == [(2, 1), (1, 2)]
-    assert cells[1].intervals["accuracy"].items == 1
+    assert [(cell.counts.done, cell.counts.left) for cell in cells.values()] == [(2, 1), (1, 2)]
+    assert cells["capt"].intervals["accuracy"].items == 1
     none = summarise_task(TEXTS, ["target", "capt"], [one.result for one in found]).methods
-    assert [(cell.metrics, cell.intervals, cell.left) for cell in none] == [({}, {}, 2)] * 2
+    assert [(cell.metrics, cell.intervals, cell.counts.left) for cell in none.values()] == [
+        ({}, {}, 2)
+    ] * 2
 
 
 def test_a_resumed_run_is_the_run() -> None:
@@ -203,7 +210,7 @@ def test_labels_by_a_question_each() -> None:
     assert [one.read for one in found] == ["lab", "none"]
     assert all(len(one.logps) == 4 for one in found)
     results = [one.result for one in found]
-    (cell,) = summarise_task(task, ["target"], results).methods
+    cell = summarise_task(task, ["target"], results).methods["target"]
     assert cell.metrics == {"micro_f1": 1.0, "macro_f1": 0.5}
 
 
