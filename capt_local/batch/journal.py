@@ -317,7 +317,7 @@ class OutputJournal:
                 aside = _move_aside(path) if force_new else []
                 file = opened.enter_context(contextlib.closing(LineFile(path, WHAT)))
                 found = _examine(path, file, fingerprint, records, retry_errors=retry_errors)
-                # Everything that refuses has been asked: from here on files are written.
+                # Everything that may refuse is behind: from here on files are written.
                 found.notices[:0] = aside if file.locked else [NO_LOCKS, *aside]
                 manifest = found.manifest or RunManifest.new(fingerprint)
                 manifest.input = plain(input or {})

@@ -26,7 +26,7 @@ _SEAL, _SEAL_END = b', "sha256": "', b'"}'
 
 
 class ErrorCode(StrEnum):
-    """Why a record has no answer, or not the one that was asked for."""
+    """Why a record has no answer, or not one of the wanted form."""
 
     CONTEXT_OVERFLOW = "context_overflow"
     NUMERICAL_ERROR = "numerical_error"
@@ -43,7 +43,7 @@ class ErrorCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why there is no answer, or not the one that was asked for.
+    """Why there is no answer, or not one of the wanted form.
 
     Attributes:
         code: for programs.

@@ -1,7 +1,7 @@
 """Inputs: JSON Lines, CSV, or a folder of documents; checked as a whole, then read by record.
 
 The check reads everything before a model loads and reports every wrong record with its number. Of
-a checked input only the ids, offsets and SHA-256 of the records are kept, no text; a record is read
+a checked input only the ids, offsets and SHA-256 of the records stay in memory, no text; a record is read
 again when its turn comes, and its digest compared. Only a line feed ends a line: text may hold
 other characters that some readers take for line ends.
 """
@@ -141,7 +141,7 @@ class JsonLines:
                 offset += len(line)
                 if len(line) > LONGEST and not line.endswith(b"\n"):
                     problem = f"longer than {size_text(LONGEST)}"
-                    while line and not line.endswith(b"\n"):  # passed over, not held in memory
+                    while line and not line.endswith(b"\n"):  # passed over, without memory for it
                         line = stream.readline(1 << 16)
                         self.hash.update(line)
                         offset += len(line)

@@ -307,15 +307,19 @@ def read_settings(fields: Mapping[str, object]) -> RecordSettings:
     Raises:
         NotReadable: a field is not supported or unknown, or its value has no meaning.
     """
-    given = {name: _plain(value) for name, value in fields.items() if value is not None}
-    if "max_completion_tokens" in given:
-        if "max_tokens" in given:
+    fields_set = {name: _plain(value) for name, value in fields.items() if value is not None}
+    if "max_completion_tokens" in fields_set:
+        if "max_tokens" in fields_set:
             raise NotReadable('"max_tokens" and "max_completion_tokens" do not go together')
-        given["max_tokens"] = given.pop("max_completion_tokens")
-    if isinstance(given.get("stop"), str):
-        given["stop"] = [given["stop"]]
-    known = {name: given.pop(name) for name in RecordSettings.__struct_fields__ if name in given}
-    for name, value in given.items():
+        fields_set["max_tokens"] = fields_set.pop("max_completion_tokens")
+    if isinstance(fields_set.get("stop"), str):
+        fields_set["stop"] = [fields_set["stop"]]
+    known = {
+        name: fields_set.pop(name)
+        for name in RecordSettings.__struct_fields__
+        if name in fields_set
+    }
+    for name, value in fields_set.items():
         # As in JSON: true is not 1.
         neutral = any(
             isinstance(value, bool) == isinstance(other, bool) and value == other

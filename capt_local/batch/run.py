@@ -159,7 +159,7 @@ def run_job(
         progress: counts.
         report: called with everything that happens besides the records themselves, and with an
             empty `News` after each commit.
-        stop: whether to stop; asked at least every 0.1 s.
+        stop: whether to stop; called at least every 0.1 s.
 
     Returns:
         Whether all is done.

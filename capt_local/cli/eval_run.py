@@ -171,13 +171,13 @@ def _plan(
     return plan
 
 
-def _methods(given: list[str] | None, bundle: Bundle, against: Method) -> list[Method]:
+def _methods(names: list[str] | None, bundle: Bundle, against: Method) -> list[Method]:
     """The methods in the order of the command line, in front that which they are compared with."""
-    if given is None:
-        given = ["target", "capt"] if "expert" in bundle.models else ["target"]
+    if names is None:
+        names = ["target", "capt"] if "expert" in bundle.models else ["target"]
     known = {method.value: method for method in Method}
     found: list[Method] = []
-    for number, name in enumerate(given, 1):
+    for number, name in enumerate(names, 1):
         method = known.get(name)
         if method is None:
             raise UsageError(f"Number {number} of --methods is none; there are {', '.join(known)}.")

@@ -101,12 +101,12 @@ def llama_mode(
     def answer(prompt: BenchPrompt) -> AnswerTime:
         generation = runtime.generate(prompt.text, alone, raw=prompt.raw)
         generation.end()  # only its prompt is wanted, and whether that fits
-        given = generation.prompts["target"].tokens
+        prompt_tokens = generation.prompts["target"].tokens
         target = runtime.models["target"]
-        most = min(options.max_tokens, target.context_limit - len(given))
+        most = min(options.max_tokens, target.context_limit - len(prompt_tokens))
         ends = target.vocabulary.is_end
         started = time.perf_counter()
-        coming = plain.tokens(given)
+        coming = plain.tokens(prompt_tokens)
         tokens = [next(coming)]
         first = time.perf_counter()
         while len(tokens) < most and not ends[tokens[-1]]:
@@ -114,7 +114,7 @@ def llama_mode(
                 raise Cancelled("Stopped on request.")
             tokens.append(next(coming))
         done = time.perf_counter()
-        return AnswerTime(len(given), first - started, tuple(tokens), done - first)
+        return AnswerTime(len(prompt_tokens), first - started, tuple(tokens), done - first)
 
     return answer
 

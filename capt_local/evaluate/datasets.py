@@ -1,4 +1,4 @@
-"""MedNLI, RadQA and CLIP as their owners ship them, asked as in Lehman et al. 2023.
+"""MedNLI, RadQA and CLIP as their owners ship them, with the prompts of Lehman et al. 2023.
 
 "Do We Still Need Clinical Language Models?" (elehman16/do-we-still-need-clinical-lms). The files
 need credentials of PhysioNet; we have none, so names and columns are those of public programs, and

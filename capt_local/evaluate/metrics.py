@@ -1,7 +1,7 @@
 """Metrics: of one answer, and of all answers of a task.
 
 An answer becomes an `Outcome` of plain numbers: enough to compute every figure and interval again,
-and no word of what anybody wrote, so that it may be kept.
+and no word of what anybody wrote, so that it may be stored.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def judge(task: EvalTask, item: Item, answer: str | None) -> Outcome:
 
     Args:
         task: that the item is of; not of prose.
-        item: that was asked.
+        item: that was answered.
         answer: what the style read from what the model wrote: for a classification one of the
             choices; None where it read nothing, which is wrong.
 
@@ -144,8 +144,8 @@ def judge(task: EvalTask, item: Item, answer: str | None) -> Outcome:
         named = tuple(task.choices.index(label) for label in named_labels(text, item.choices))
         right = labels_of(item.reference, task.no_answer)
         expected = tuple(sorted(task.choices.index(label) for label in right))
-        said = bool(named) or folded(text.strip(" .")) == folded(task.no_answer)
-        return Outcome({"exact": float(said and named == expected)}, named, expected)
+        answered = bool(named) or folded(text.strip(" .")) == folded(task.no_answer)
+        return Outcome({"exact": float(answered and named == expected)}, named, expected)
     if task.measure is Measure.SPAN:
         f1 = token_f1(text, item.references, task.no_answer)
         return Outcome({"exact_match": exact_match(text, item.references), "token_f1": f1})
@@ -160,8 +160,8 @@ def named_labels(answer: str, choices: Sequence[str]) -> tuple[str, ...]:
     Parts are separated by commas, semicolons or line feeds; capitals do not matter.
     """
     parts = answer.replace(";", ",").replace("\n", ",").split(",")
-    said = {folded(part.strip(" .*-\t\r")) for part in parts}
-    return tuple(choice for choice in choices if folded(choice) in said)
+    parts_named = {folded(part.strip(" .*-\t\r")) for part in parts}
+    return tuple(choice for choice in choices if folded(choice) in parts_named)
 
 
 def summarise(task: EvalTask, outcomes: Sequence[Outcome]) -> dict[str, float]:

@@ -97,8 +97,8 @@ def text(item: Item, task: EvalTask, examples: Examples | None = None) -> str:
 def label_question(item: Item, task: EvalTask, label: str, *, raw: bool) -> str | list[Message]:
     """Whether one label applies, as a question that is answered with `YES_NO`."""
     options = "\n".join(f"-{answer}" for answer in YES_NO)
-    asked = f"{item.input}\n\n{task.questions[label]} Options:\n{options}"
-    plain = replace(item, instruction="", input=asked)
+    question = f"{item.input}\n\n{task.questions[label]} Options:\n{options}"
+    plain = replace(item, instruction="", input=question)
     return text(plain, task) if raw else messages(plain, task)
 
 

@@ -114,7 +114,7 @@ _HOW = {
 
 @dataclass(frozen=True, slots=True)
 class TaskRun:
-    """A task and how it is asked.
+    """A task and the examples before its questions.
 
     Attributes:
         task: its items.
@@ -143,7 +143,7 @@ class TaskRun:
                 self.examples.of(item, self.task)
 
     def prompt(self, item: Item, *, raw: bool) -> str | list[Message]:
-        """What a model is asked: a conversation, or one text to go on with."""
+        """What a model reads: a conversation, or one text to go on with."""
         return (text if raw else messages)(item, self.task, self.examples)
 
 
@@ -198,7 +198,7 @@ def run(
         runs: see `TaskRun`.
         plan: see `EvalPlan`.
         done: places (task, method, item) of results that are there already.
-        cancel: asked at every token; true ends the run, and what is half done is dropped.
+        cancel: called at every token; true ends the run, and what is half done is dropped.
 
     Yields:
         Each item under each method as it is done. An error of one item is its result.
@@ -275,9 +275,9 @@ def _answered(
         named, logps = [], list[float]()
         answers = tuple(f" {answer}" for answer in YES_NO) if raw else YES_NO
         for label in item.choices:
-            asked = label_question(item, task, label, raw=raw)
+            question = label_question(item, task, label, raw=raw)
             chosen = runtime.choose(
-                asked, answers, options, raw=raw, cancel=cancel, how=Choosing.LIKELIHOOD
+                question, answers, options, raw=raw, cancel=cancel, how=Choosing.LIKELIHOOD
             )
             logps += chosen.logps
             named += [label] if chosen.index == 0 else []

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ScoreItem:
-    """A text, an answer that is given after a prompt, or a prompt with several answers.
+    """A text, an answer after a prompt, or a prompt with several answers.
 
     Attributes:
         id: of the line; the number of the line if it has none.
         line: where it stands in its file, from 1.
-        data: the text or the given answer in UTF-8, not empty; b"" where there are choices.
+        data: the text or the answer in UTF-8, not empty; b"" where there are choices.
         prompt: a text, or a conversation that ends with the user's turn; None of a text.
         choices: at least two, all different, none empty.
         answer: the place of the right choice, if it is known.
@@ -163,7 +163,7 @@ def _item(number: int, value: Mapping[str, object], *, raw: bool, size: int | No
 
 
 def _right(answer: str | int | None, choices: tuple[str, ...]) -> int | None:
-    """The right choice, given by its text or its place, counted from 0."""
+    """The right choice, from its text or its place, counted from 0."""
     if len(choices) < 2:
         raise NotReadable("there are fewer than two choices")
     if "" in choices:
@@ -187,7 +187,7 @@ class ItemScore:
         size: its bytes.
         tokens: of the model whose tokens are scored.
         windows: how often a text was begun afresh because the context was full.
-        greedy: whether generating would have given the answer; None where none is given.
+        greedy: whether generating would have given the answer; None where there is none.
         chosen: which of the choices was taken; None where there are none.
         logps: of each choice, in nats.
         correct: whether the choice is the right one; None where that is not known.
@@ -228,16 +228,16 @@ def measure(
         runtime: with the models that the method needs.
         items: texts, answers and questions.
         options: the method, the alignment and the weight of the contrast.
-        how: one of several choices is chosen.
+        how: how one of several choices is chosen.
         raw: whether a prompt is text to go on with, without a chat template.
-        end: whether it counts that a given answer ends where it does.
-        cancel: asked at every token; true ends the work.
+        end: whether it counts that an answer ends where it does.
+        cancel: called at every token; true ends the work.
 
     Yields:
         What was found about each; one that is longer than the context says so.
 
     Raises:
-        Cancelled: `cancel` said so.
+        Cancelled: `cancel` returned true.
     """
     for item in items:
         try:

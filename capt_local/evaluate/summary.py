@@ -60,7 +60,7 @@ class TaskSummary:
     """One task under all methods.
 
     Attributes:
-        task: what was asked.
+        task: that was run.
         methods: by their names, in their order.
         cut: items whose input was cut on request.
         against: the method that intervals are against.

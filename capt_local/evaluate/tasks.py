@@ -50,7 +50,7 @@ class Measure(StrEnum):
     BITS = "bits"  # bits per byte
 
 
-MEASURES: dict[Kind, tuple[Measure, ...]] = {  # the first where nothing is said
+MEASURES: dict[Kind, tuple[Measure, ...]] = {  # the first is the default
     Kind.CLASSIFICATION: (Measure.CHOICE,),
     Kind.GENERATION: (Measure.ROUGE, Measure.SPAN, Measure.LABELS),
     Kind.PERPLEXITY: (Measure.BITS,),
@@ -144,7 +144,7 @@ class EvalTask:
             says that none applies.
         aliases: further words that name a choice, by the choice in the values.
         questions: for labels: a yes/no question for each, put one by one instead of asking for a
-            list; empty: the list is asked for.
+            list; empty: for the list.
         digest: SHA-256 in hexadecimal over all files that the items come from.
         total: how many items there were before `limit`.
         choices: all choices of all items, in the order of their first appearance.
@@ -192,7 +192,7 @@ def read_task(
 
     Args:
         place: a file of JSON Lines, or DATASET=PATH (see `evaluate.datasets`).
-        limit: only so many items, drawn at random; their order is kept.
+        limit: only so many items, drawn at random, in the order of the file.
         seed: of the draw.
         what: how errors call it; its name may be a patient's.
 
