@@ -1,9 +1,9 @@
 """Inputs: JSON Lines, CSV, or a folder of documents; checked as a whole, then read by record.
 
 The check reads everything before a model loads and reports every wrong record with its number. Of
-a checked input only the ids, offsets and SHA-256 of the records stay in memory, no text; a record is read
-again when its turn comes, and its digest compared. Only a line feed ends a line: text may hold
-other characters that some readers take for line ends.
+a checked input only the ids, offsets and SHA-256 of the records stay in memory, no text; a record
+is read again when its turn comes, and its digest compared. Only a line feed ends a line: text may
+hold other characters that some readers take for line ends.
 """
 
 from __future__ import annotations

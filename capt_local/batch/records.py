@@ -307,19 +307,15 @@ def read_settings(fields: Mapping[str, object]) -> RecordSettings:
     Raises:
         NotReadable: a field is not supported or unknown, or its value has no meaning.
     """
-    fields_set = {name: _plain(value) for name, value in fields.items() if value is not None}
-    if "max_completion_tokens" in fields_set:
-        if "max_tokens" in fields_set:
+    values = {name: _plain(value) for name, value in fields.items() if value is not None}
+    if "max_completion_tokens" in values:
+        if "max_tokens" in values:
             raise NotReadable('"max_tokens" and "max_completion_tokens" do not go together')
-        fields_set["max_tokens"] = fields_set.pop("max_completion_tokens")
-    if isinstance(fields_set.get("stop"), str):
-        fields_set["stop"] = [fields_set["stop"]]
-    known = {
-        name: fields_set.pop(name)
-        for name in RecordSettings.__struct_fields__
-        if name in fields_set
-    }
-    for name, value in fields_set.items():
+        values["max_tokens"] = values.pop("max_completion_tokens")
+    if isinstance(values.get("stop"), str):
+        values["stop"] = [values["stop"]]
+    known = {name: values.pop(name) for name in RecordSettings.__struct_fields__ if name in values}
+    for name, value in values.items():
         # As in JSON: true is not 1.
         neutral = any(
             isinstance(value, bool) == isinstance(other, bool) and value == other

@@ -8,9 +8,9 @@ from enum import StrEnum
 class ChoiceBy(StrEnum):
     """How the answer to a classification is found. Here, since the help needs nothing else.
 
-    The likelihood is what the model believes, under the condition that it answers with one of the choices; the
-    question lists them, so no other wording takes a share of it. Per byte, long choices win over
-    short ones: "maybe" over "no" at a lower probability.
+    The likelihood is what the model believes if it answers with one of the choices; the question
+    lists them, so no other wording takes a share of it. Per byte, long choices win over short ones:
+    "maybe" over "no" at a lower probability.
     """
 
     LIKELIHOOD = "likelihood"  # the choice that is likeliest as a whole

@@ -228,7 +228,7 @@ def measure(
         runtime: with the models that the method needs.
         items: texts, answers and questions.
         options: the method, the alignment and the weight of the contrast.
-        how: how one of several choices is chosen.
+        how: rule by which one of several choices is chosen.
         raw: whether a prompt is text to go on with, without a chat template.
         end: whether it counts that an answer ends where it does.
         cancel: called at every token; true ends the work.
