@@ -23,7 +23,6 @@ from capt_local.decoding.combine import (
     as_candidates,
 )
 from capt_local.decoding.options import CombineOptions, Exponents
-from capt_local.errors import UsageError
 from capt_local.tokenization.vocabulary import IntArray, Vocabulary
 
 
@@ -42,11 +41,6 @@ class Choices:
     tokens: IntArray
     logp: FloatArray
     outside: float = -math.inf
-
-    def __post_init__(self) -> None:
-        """Refuses what is no distribution."""
-        if not len(self.tokens) or self.tokens.shape != self.logp.shape:
-            raise ValueError("there is not one log-probability for each of one or more tokens")
 
     @property
     def best(self) -> int:
@@ -136,13 +130,6 @@ class Contrastive:
     beta: float = 0.5
     plausibility: float = 0.1
 
-    def __post_init__(self) -> None:
-        """Refuses values without a meaning."""
-        if not 0.0 <= self.beta <= 8.0:
-            raise UsageError(f"A contrast of strength {self.beta} is not between 0 and 8.")
-        if not 0.0 < self.plausibility <= 1.0:
-            raise UsageError(f"A plausibility of {self.plausibility} is not above 0 and at most 1.")
-
     def generating(self, expert: Row, base: Row) -> Choices:
         """The softmax of the scores of the plausible tokens; nothing else can come.
 
@@ -184,8 +171,6 @@ class Unite:
 
     def __init__(self, target: TokenStrings, expert: TokenStrings, k: int = 10) -> None:
         """Keeps the strings; the mapping grows with the strings that are met."""
-        if k < 1:
-            raise UsageError(f"The number of candidates of a model, {k}, is below 1.")
         self._target = target
         self._expert = expert
         self._k = k
@@ -241,26 +226,6 @@ def _entries(
     return tokens, log_softmax(values)
 
 
-@dataclass(frozen=True, slots=True)
-class PaperOptions:
-    """The constants of the published method.
-
-    Attributes:
-        alpha: weight of the contrast; published 1.
-        k: how many of the target's likeliest tokens are compared; published 20.
-    """
-
-    alpha: float = 1.0
-    k: int = 20
-
-    def __post_init__(self) -> None:
-        """Refuses values without a meaning."""
-        if not -8.0 <= self.alpha <= 8.0:
-            raise UsageError(f"An alpha of {self.alpha} is not between -8 and 8.")
-        if self.k < 1:
-            raise UsageError(f"The number of candidates, {self.k}, is below 1.")
-
-
 class PaperCapt:
     """s(t) = logp_T(t) + alpha * (logp_E(m(t)) - logp_A(m(t))) over the target's top k.
 
@@ -271,7 +236,8 @@ class PaperCapt:
         target: strings of the target.
         expert: strings of the expert.
         base: strings of the base; the published code looks them up apart from the expert's.
-        options: alpha and k.
+        alpha: weight of the contrast; published 1.
+        k: how many of the target's likeliest tokens are compared; published 20.
     """
 
     def __init__(
@@ -279,13 +245,14 @@ class PaperCapt:
         target: TokenStrings,
         expert: TokenStrings,
         base: TokenStrings,
-        options: PaperOptions | None = None,
+        alpha: float = 1.0,
+        k: int = 20,
     ) -> None:
         """Keeps the strings; the mapping grows with the candidates that are met."""
         self._target = target
         self._expert = expert
         self._base = base
-        self._options = options or PaperOptions()
+        self._alpha, self._k = alpha, k
 
     def generating(self, target: Row, expert: Row, base: Row) -> Choices:
         """The softmax of s over the candidates; nothing else can come.
@@ -312,30 +279,20 @@ class PaperCapt:
         total = float(np.logaddexp(log_mass(scores), math.log(rest) if rest else -math.inf))
         return Choices(tokens, scores - total, -total).merged()
 
-    def sharing(self, target: Row, expert: Row, base: Row) -> Choices:
-        """Another form for likelihoods: the candidates share what the target gives to them.
-
-        Every other token keeps the target's probability, as with UniTE and contrastive decoding. A
-        contrast that is wrong can take from the other candidates, but not from all tokens, so
-        this form is the kinder one where the contrasts are noisy (docs/method.md).
-        """
-        tokens, own, scores = self._scores(target, expert, base)
-        return Choices(tokens, scores - log_mass(scores) + log_mass(own), outside=0.0).merged()
-
     def _scores(
         self, target: Row, expert: Row, base: Row
     ) -> tuple[IntArray, FloatArray, FloatArray]:
         """Candidates, their log-probabilities under the target, and s."""
         # Of two candidates with one key ("/n" and a newline) the less likely one overwrites the
         # other, in its place: a dictionary does here what it does in the published code.
-        keys = {self._target.key(token): token for token in top(target, self._options.k)}
+        keys = {self._target.key(token): token for token in top(target, self._k)}
         tokens = np.array(list(keys.values()), dtype=np.int32)
         own = log_softmax(target)[tokens]
         said = [
             log_softmax(row)[[strings.piece(key) for key in keys]]
             for strings, row in ((self._expert, expert), (self._base, base))
         ]
-        return tokens, own, own + self._options.alpha * (said[0] - said[1])
+        return tokens, own, own + self._alpha * (said[0] - said[1])
 
 
 class Published:

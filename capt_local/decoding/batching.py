@@ -22,10 +22,8 @@ from capt_local.decoding.options import GenerateOptions, Speed
 from capt_local.decoding.prompt_weights import Memory
 from capt_local.decoding.proxy import LogitsCache, Model, Rows, common_length
 from capt_local.decoding.step import FinishReason, Step
-from capt_local.decoding.structured import Constraint
 from capt_local.errors import Cancelled, CaptError
 from capt_local.prompting.messages import Message, Prompt
-from capt_local.tokenization.vocabulary import Vocabulary
 
 PromptOf = Callable[[str, str | Sequence[Message], bool], Prompt]
 T = TypeVar("T")
@@ -168,14 +166,9 @@ class Slot:
             return self.extend(tokens, rows)
         return self._turns.step(self._role, self._slot, tokens, rows)
 
-    def peek(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """See `Model.peek`."""
-        return self._slot.peek(tokens, rows)
-
-    @property
-    def batch_floor(self) -> int:
-        """See `Model.batch_floor`."""
-        return self._slot.batch_floor
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the sequence's own."""
+        return getattr(self._slot, name)
 
     def rewind(self, length: int) -> bool:
         """See `Model.rewind`."""
@@ -183,62 +176,12 @@ class Slot:
             self._beginning = ()
         return self._slot.rewind(length)
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The model's tokens."""
-        return self._slot.vocabulary
-
-    @property
-    def context_limit(self) -> int:
-        """Tokens that the slot holds."""
-        return self._slot.context_limit
-
-    @property
-    def position(self) -> int:
-        """Tokens in the slot now."""
-        return self._slot.position
-
-    @property
-    def max_rows(self) -> int:
-        """The most logit rows that one `extend` can return."""
-        return self._slot.max_rows
-
-    @property
-    def size(self) -> int:
-        """Bytes of the weights."""
-        return self._slot.size
-
-    def price(self, count: int) -> float:
-        """See `Model.price`."""
-        return self._slot.price(count)
-
-    @property
-    def can_rewind(self) -> bool:
-        """Whether the memory can forget a part."""
-        return self._slot.can_rewind
-
-    @property
-    def adapter_scales(self) -> tuple[float, ...]:
-        """See `Model.adapter_scales`."""
-        return self._slot.adapter_scales
-
     def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
         """See `Model.set_adapter_scales`."""
         before = self.adapter_scales
         self._slot.set_adapter_scales(scales)
         if self.adapter_scales != before:
             self._beginning = ()
-
-    def tokenize(self, text: bytes, *, special: bool) -> list[int]:
-        """See `Model.tokenize`."""
-        return self._slot.tokenize(text, special=special)
-
-    def constraint(self, grammar: str, lead: bytes) -> Constraint:
-        """See `Model.constraint`."""
-        return self._slot.constraint(grammar, lead)
-
-    def close(self) -> None:
-        """Nothing: all slots close together."""
 
 
 class BatchedModel(Protocol):

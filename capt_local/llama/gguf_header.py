@@ -13,14 +13,14 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-import sys
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import isfinite, prod
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+import numpy as np
 
 from capt_local.errors import ModelError
 
@@ -34,7 +34,8 @@ UINT32, INT32, FLOAT32, STRING, ARRAY = 4, 5, 6, 8, 9
 
 _LONGEST_TEXT = 16 << 20  # bytes; a chat template has some thousands
 _MOST_TEXTS = 1 << 22  # in a list; a vocabulary with its merges has some hundred thousand
-_MOST_LISTED = 1 << 26  # numbers in a list
+_MOST_LISTED = 1 << 24  # numbers in a list
+_LONGEST_HEADER = 1 << 28  # bytes
 _KEPT_ARRAY = 1024
 _CHUNK = 1 << 20
 
@@ -562,26 +563,23 @@ def _shown_key(key: str) -> str:
 
 
 class GgufReader:
-    """A place in a file that moves on.
+    """A place in a file that moves on. What was passed stays in memory, some MB of a header.
 
     Args:
         file: at its beginning.
         name: of the file, for errors.
         size: of it in bytes.
+
+    Attributes:
+        place: of the next byte.
     """
 
     def __init__(self, file: BinaryIO, name: str, size: int) -> None:
+        self.place = 0
         self._file = file
         self._name = name
         self._size = size
-        self._data = b""
-        self._start = 0  # place of _data in the file
-        self._at = 0  # next byte, within _data
-
-    @property
-    def place(self) -> int:
-        """The next byte's, counted from the beginning of the file."""
-        return self._start + self._at
+        self._data = bytearray()
 
     def take(self, count: int) -> bytes:
         """The next bytes.
@@ -589,10 +587,9 @@ class GgufReader:
         Raises:
             ModelError: the file ends before.
         """
-        self._need(count)
-        part = self._data[self._at : self._at + count]
-        self._at += count
-        return part
+        start, self.place = self.place, self.place + count
+        self._read_up_to(self.place)
+        return bytes(self._data[start : self.place])
 
     def number(self, code: str) -> int:
         """The next number, in a format of `struct`.
@@ -610,7 +607,10 @@ class GgufReader:
         Raises:
             ModelError: it is longer than that, or the file ends before.
         """
-        return self.take(self._length(longest))
+        length = self.number("Q")
+        if length > longest:
+            raise self.broken("a text is longer than any that is used")
+        return self.take(length)
 
     def scalar(self, kind: int) -> Scalar:
         """The next value of a GGUF type that is no list.
@@ -643,14 +643,10 @@ class GgufReader:
             return kind, length, (), True
         if kind not in _FORMATS:
             raise self.broken("a list has an unknown type")
-        layout = struct.Struct(f"<{length}{_FORMATS[kind]}")
-        if length <= _KEPT_ARRAY:
-            values = layout.unpack(self.take(layout.size))
-            return kind, length, values, all(map(isfinite, values))
-        if _FORMATS[kind] not in "fd":
-            self._skip(layout.size)
-            return kind, length, (), True
-        return kind, length, (), self._are_finite(_FORMATS[kind], layout.size)
+        code = _FORMATS[kind]
+        values = np.frombuffer(self.take(length * struct.calcsize(f"<{code}")), f"<{code}")
+        finite = code not in "fd" or bool(np.isfinite(values).all())
+        return kind, length, tuple(values.tolist()) if length <= _KEPT_ARRAY else (), finite
 
     def broken(self, why: str) -> ModelError:
         """The error of a header that cannot be true."""
@@ -663,58 +659,26 @@ class GgufReader:
             f"{needed:,}. Get the file again."
         )
 
-    def _are_finite(self, code: str, size: int) -> bool:
-        """Whether all numbers of a long list are finite; the list is passed over."""
-        finite = True
-        while size:
-            numbers = array(code)
-            part = min(size, _CHUNK)
-            numbers.frombytes(self.take(part))
-            if sys.byteorder == "big":
-                numbers.byteswap()
-            # NaN and infinities stay in a sum of finite numbers; only then is each looked at.
-            finite = finite and (isfinite(sum(numbers)) or all(map(isfinite, numbers)))
-            size -= part
-        return finite
-
-    def _length(self, longest: int) -> int:
-        length = self.number("Q")
-        if length > longest:
-            raise self.broken("a text is longer than any that is used")
-        return length
-
     def _skip_texts(self, length: int) -> None:
         """Walks over texts; a vocabulary with its merges has 300,000."""
-        data, at = self._data, self._at
+        data, at = self._data, self.place
         for _ in range(length):
             if at + 8 > len(data):
-                self._at = at
-                self._need(8)
-                data, at = self._data, self._at
-            at += 8 + int.from_bytes(data[at : at + 8], "little")
-            if at > len(data):
-                if at - len(data) > _LONGEST_TEXT:
-                    raise self.broken("a text is longer than any that is used")
-                self._at = len(data)
-                self._skip(at - len(data))
-                data, at = self._data, self._at
-        self._at = at
+                self._read_up_to(at + 8)
+            size = int.from_bytes(data[at : at + 8], "little")
+            if size > _LONGEST_TEXT:
+                raise self.broken("a text is longer than any that is used")
+            at += 8 + size
+        self.place = at
+        self._read_up_to(at)
 
-    def _skip(self, count: int) -> None:
-        if self.place + count > self._size:
-            raise self.cut_off(self.place + count)
-        self._start += self._at + count
-        self._data, self._at = b"", 0
-        self._file.seek(self._start)
-
-    def _need(self, count: int) -> None:
-        missing = count - (len(self._data) - self._at)
-        if missing <= 0:
-            return
-        if self.place + count > self._size:
-            raise self.cut_off(self.place + count)
-        self._data = self._data[self._at :] + self._file.read(max(missing, _CHUNK))
-        self._start += self._at
-        self._at = 0
-        if len(self._data) < count:
-            raise self.cut_off(self._start + count)
+    def _read_up_to(self, end: int) -> None:
+        if end > self._size:
+            raise self.cut_off(end)
+        if end > _LONGEST_HEADER:
+            raise self.broken("its header is longer than any that is used")
+        while len(self._data) < end:
+            part = self._file.read(max(end - len(self._data), _CHUNK))
+            if not part:
+                raise self.cut_off(end)
+            self._data += part

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capt_local.decoding.baselines import Unite, log_softmax, top
-from capt_local.errors import UsageError
 from tests.published_toys import lettered, spaced
 
 TARGET = lettered("card", "iac", " the")
@@ -129,8 +128,3 @@ def test_both_forms_are_normalised(seed: int, k: int) -> None:
 def test_top_is_the_beginning_of_a_stable_sort(values: list[float], count: int) -> None:
     wanted = sorted(range(len(values)), key=lambda token: (-values[token], token))
     assert top(np.array(values, np.float32), count) == wanted[:count]
-
-
-def test_a_union_of_nothing_is_refused() -> None:
-    with pytest.raises(UsageError):
-        method(0)
