@@ -18,14 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from capt_local.errors import CaptError, ContextOverflow, MemoryShortage, NumericalError
-from capt_local.llama.context import Context, Rows
+from capt_local.llama.context import Context, Rows, can_rewind, cells_of_lane
 from capt_local.llama.devices import Kernels
 from capt_local.llama.library import DeferredInterrupts, library
 from capt_local.llama.memory import MemoryEstimate, available_memory, estimate
-from capt_local.llama.model import LlamaModel
-from capt_local.llama.on_weights import OnWeights
+from capt_local.llama.model import LlamaModel, OnWeights
 from capt_local.llama.options import LoadOptions, scales_of
-from capt_local.llama.parameters import can_rewind, cells_of_lane
 from capt_local.llama.weights import Weights
 
 # Tokens of a text that still go along with those of others; beyond, a batch of its own pays.

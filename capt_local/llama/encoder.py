@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capt_local.errors import MemoryShortage, ModelError, NumericalError, UsageError
-from capt_local.llama.batch import Batch
+from capt_local.llama.context import Batch
 from capt_local.llama.gguf_header import Header, read_header
 from capt_local.llama.library import Closing, library
 from capt_local.llama.locked_file import LockedFile

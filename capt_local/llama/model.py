@@ -15,12 +15,12 @@ from typing import Self
 import numpy as np
 
 from capt_local.errors import ContextOverflow, ModelError, NumericalError
-from capt_local.llama.batch import Batch
-from capt_local.llama.context import Context, Rows
+from capt_local.llama.context import Batch, Context, Rows
+from capt_local.llama.grammar import Grammar
 from capt_local.llama.library import Closing, DeferredInterrupts, library
-from capt_local.llama.on_weights import OnWeights
 from capt_local.llama.options import LoadOptions, scales_of
-from capt_local.llama.weights import Progress, Weights
+from capt_local.llama.weights import Metadata, Progress, Weights
+from capt_local.tokenization.vocabulary import Vocabulary
 
 # So few tokens are over before anybody could want to stop them, and the asking would cost more.
 _SHORT = 16
@@ -33,6 +33,45 @@ _LONGEST_PROBE = 1.0
 _SMALL = 300 << 20  # bytes of weights up to which the comparison is made in any case
 # Formats of which a batch of two costs little more than one token.
 _CHEAP_PAIRS = ("all F32", "F16", "BF16", "Q8_0")
+
+
+class OnWeights:
+    """The part of `decoding.proxy.Model` that all contexts on the same weights share.
+
+    Attributes:
+        weights: of the model.
+    """
+
+    weights: Weights
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's tokens."""
+        return self.weights.vocabulary
+
+    @property
+    def metadata(self) -> Metadata:
+        """What the model says about itself."""
+        return self.weights.metadata
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights."""
+        return self.metadata.size
+
+    def price(self, count: int) -> float:
+        """What a batch of so many tokens costs, in batches of one; see `decoding.proxy.Model`."""
+        kernels = self.metadata.kernels
+        return kernels.cost(kernels.filled(count))
+
+    def tokenize(self, text: bytes, *, special: bool) -> list[int]:
+        """Splits UTF-8 text the way llama.cpp does, without adding BOS or EOS."""
+        return self.weights.tokenize(text, special=special)
+
+    def constraint(self, grammar: str, lead: bytes = b"") -> Grammar:
+        """What a grammar allows in an answer; see `llama.grammar.Grammar`."""
+        self.weights.check_open()
+        return Grammar(self.weights, grammar, lead)
 
 
 class LlamaModel(OnWeights, Closing):

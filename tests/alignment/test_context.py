@@ -82,10 +82,3 @@ def test_a_word_behind_a_safe_cut_is_tokenized_alone() -> None:
     assert asked == [b" cardiac"]
     assert context.append(b" a") == len(context.tokens) - 1
     assert context.rests(2) == [b" a", b"iac a"]
-
-
-def test_tokens_of_a_short_text_are_the_callers_own() -> None:
-    tokens = tokenizer(b"")
-    first = tokens.encode(b"card", start=False)
-    first.append(0)
-    assert tokens.encode(b"card", start=False) == first[:-1]

@@ -165,16 +165,6 @@ def test_a_piece_that_stands_twice_is_shared_twice_alike() -> None:
     np.testing.assert_allclose(table[:, twins[0]], np.array([1, ASIDE]) / (1 + ASIDE), rtol=1e-6)
 
 
-def test_a_piece_that_begins_no_event_is_the_event_that_begins_it() -> None:
-    assert shared(["ab"], ["abba"], {"ab": 0.2, "a": 0.8})["ab", "abba"] == 1.0
-    assert ("a", "abba") not in shared(["ab"], ["abba"], {"a": 0.8})
-
-
-def test_behind_some_bytes_only_what_a_piece_adds_counts() -> None:
-    got = shared(["ab", "b"], ["abb", "abab", "ab"], {"ab": 0.5, "b": 0.5}, start="ab")
-    assert got == {("b", "abb"): 1.0, ("ab", "abab"): 1.0}
-
-
 def test_events_without_a_chance_get_nothing_and_take_nothing() -> None:
     assert shared(["ab", "abb"], ["ab"], {"ab": 0.0, "abb": 1.0}) == {
         ("abb", "ab"): 1.0,
@@ -195,27 +185,3 @@ def test_all_ends_of_the_proxy_go_to_the_ends_of_the_target() -> None:
     row = np.array([0.1, 0.2, 0.3, 0.3, 0.1, 0.0], dtype=np.float32)
     np.testing.assert_allclose(credit([(shares, row, 1.0)], 3), [0.125, 0.0, 0.375], rtol=1e-6)
     assert cover(proxy, events, b"a").share(ends, np.full(3, 0.1)) is None
-
-
-def test_nothing_wanted_and_nothing_there_are_no_errors() -> None:
-    events, proxy = events_of(words(["ab"])), words(["ab"])
-    assert cover(proxy, events).share(np.empty(0, np.int32), np.empty(0)) is None
-    assert cover(proxy, events, b"xx").share(np.array([1], np.int32), np.ones(1)) is None
-    assert credit([], 1).tolist() == [0.0]
-
-
-@pytest.mark.parametrize("start", [b"", b"card"])
-def test_few_events_of_many_are_found_as_well(start: bytes) -> None:
-    """A healing table holds few of a large vocabulary's events and looks them up otherwise."""
-    events = events_of(make_vocabulary(["iac", "i", "ia", "iacs"]))
-    proxy = make_vocabulary(["card", "cardi", "cardiac", "cardiacs"])
-    made = cover(proxy, events, start)
-    assert (made._spans._keys is not None) == bool(start)
-    wanted = [0, NO_EVENT, *range(events.count - 1, 0, -1)]
-    prior = np.random.default_rng(1).random(len(wanted)).tolist()
-    got = parts(made, np.array(wanted, dtype=np.int32), np.array(prior), len(proxy))
-    slow = slow_parts(start, proxy, events, wanted, prior)
-    for place, pieces in enumerate(slow):
-        assert {p: got[place, p] for p in np.flatnonzero(got[place]).tolist()} == pytest.approx(
-            {p: float(part) for p, part in pieces.items()}
-        )

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capt_local.alignment.paper import TokenStrings
-from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 from tests.published_toys import lettered, spaced
 from tests.real_vocabularies import open_vocabulary
 
@@ -28,20 +27,6 @@ def test_a_newline_becomes_slash_n_in_both_spellings() -> None:
         assert toy.strings.key(toy.id("\n")) == "/n"
     toy = lettered(".\n\n")
     assert toy.strings.key(toy.id(".\n\n")) == "./n/n"
-
-
-def test_bytes_of_letters_beyond_ascii_are_shown_as_other_letters() -> None:
-    """ "µ" is C2 B5 in UTF-8, which byte-level BPE writes as the two letters Â and µ."""
-    for toy, key in ((lettered("µ"), "Âµ"), (spaced("µ"), "µ")):
-        assert toy.strings.key(toy.id("µ")) == key
-    assert spaced().strings.key(2 + 0xC2) == "<0xC2>"
-
-
-def test_every_byte_has_a_letter_of_its_own() -> None:
-    strings = lettered().strings
-    keys = {strings.key(2 + byte) for byte in range(256)}
-    assert len(keys) == 256
-    assert all(len(key) == 1 and key.isprintable() and key != " " for key in keys - {"/n"})
 
 
 def test_the_same_string_comes_first() -> None:
@@ -63,28 +48,9 @@ def test_else_the_first_sub_token() -> None:
     assert toy.strings.piece("cardosis") == toy.id("card")
 
 
-def test_nothing_is_a_space() -> None:
-    toy = spaced(" ")
-    assert toy.strings.piece("") == toy.id(" ")
-    toy = lettered()
-    assert toy.strings.piece("") == toy.id(" ")
-
-
-def test_a_string_of_nothing_but_word_marks_is_the_unknown_token() -> None:
-    """As published: the loop over the sub-tokens ends without one, and id 0 is what is left."""
-    assert spaced(" ", "x").strings.piece("ĠĠ") == 0
-
-
 def test_a_letter_for_a_space_reaches_a_byte_level_tokenizer_as_a_letter() -> None:
     """ "Ġ" is C4 A0: what is looked for is the text "Ġcardosis", not " cardosis"."""
     assert lettered(" card").strings.piece("Ġcardosis") == 2 + 0xC4
-
-
-def test_token_0_counts_as_unknown() -> None:
-    """Id 0 is the unknown token of Llama-2; its string is split instead."""
-    vocabulary = Vocabulary([b"ab", b"a", b"b"], [TokenKind.NORMAL] * 3, end_ids=[])
-    strings = TokenStrings(vocabulary, lambda text, *, special: [1, 2])
-    assert strings.piece("ab") == 1
 
 
 @given(st.lists(st.text("abc d", min_size=1, max_size=4), min_size=1, max_size=8, unique=True))

@@ -128,9 +128,3 @@ def test_contexts_grow_token_by_token_as_the_whole_text(name: str) -> None:
         context.append(data[at : at + size])
         at += size
     assert context.tokens == made.encode(data, start=True)
-
-
-def test_the_table_takes_little_memory() -> None:
-    """152k x 32k: tables of a few megabytes."""
-    events, made = projection("qwen2", "llama-spm")
-    assert events.of_token.nbytes + made._plain.size * 4 < 8_000_000

@@ -5,13 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from capt_local.alignment import Align
-from capt_local.alignment.paper import PublishedMapping
-from capt_local.alignment.projection import SharedVocabulary
 from capt_local.decoding.baselines import Published
 from capt_local.decoding.combine import Contrast
-from capt_local.decoding.options import AlignOptions, CombineOptions, GenerateOptions, Method
-from capt_local.decoding.proxy import Proxy
+from capt_local.decoding.options import CombineOptions, GenerateOptions, Method
 from capt_local.errors import UsageError
 from tests.decoding.trios import PROXY, TARGET, assembly, turn
 from tests.fakes import FakeModel, make_vocabulary
@@ -94,15 +90,6 @@ def test_proxies_of_one_vocabulary_share_a_table_and_keep_it() -> None:
     assert expert.alignment is not expert_2.alignment
     again = made.build(GenerateOptions(combine=CombineOptions(alphas=(1.0,))))
     assert again.proxies == first.proxies
-
-
-@pytest.mark.parametrize("kind", list(Align))
-def test_one_vocabulary_is_the_identity_but_for_what_was_published(kind: Align) -> None:
-    options = GenerateOptions(align=AlignOptions(kind))
-    for proxy in assembly(models(one_vocabulary=True)).build(options).proxies:
-        assert isinstance(proxy, Proxy)
-        published = kind is Align.CAPT_PAPER
-        assert isinstance(proxy.alignment, PublishedMapping if published else SharedVocabulary)
 
 
 def test_two_pairs_have_weights_of_their_own() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from capt_local.decoding.ensemble import Ensemble, read_by
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import CombineOptions, GenerateOptions, Method, SampleOptions
+from capt_local.decoding.options import CombineOptions, GenerateOptions, Method
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
 from tests.decoding.trios import PROXY, TARGET, assembly, turn
@@ -95,16 +95,6 @@ def test_a_boundary_inside_a_piece_of_the_expert_is_left_alone() -> None:
     for byte in b"xca":
         safe.advance(TARGET.byte_ids[byte])
     assert not expert.keeps_tokens(b"r") and expert.keeps_tokens(b"\n\n")
-
-
-def test_every_new_method_answers() -> None:
-    models = {**PAIR, "base": FakeModel(PROXY, 3)}
-    for method in (Method.DUO, Method.SAFE, Method.UNITE_20, Method.CAPT_PAPER_RAW):
-        options = GenerateOptions(
-            method=method, max_tokens=20, sample=SampleOptions(temperature=1.0, seed=3)
-        )
-        ensemble = assembly(models).build(options)
-        assert len(list(Generation(ensemble, turn(ensemble), options))) == 20
 
 
 def test_proxies_of_the_published_prompts_read_the_raw_text() -> None:

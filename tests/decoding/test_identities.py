@@ -37,16 +37,6 @@ def test_expert_equal_to_base_is_the_target(options: GenerateOptions, powers: Ex
     assert answer(make_trio(*models, CombineOptions(powers=powers)), options) == alone(options)
 
 
-def test_target_alone_takes_the_largest_logit() -> None:
-    model = FakeModel(TARGET, 1)
-    trio = toy()
-    trio.start(turn(trio))
-    tokens = list(trio.tokens)
-    for token in alone(GREEDY):
-        assert token == int(model.logits(tokens).argmax())
-        tokens.append(token)
-
-
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.5])
 def test_one_vocabulary_is_proxy_tuning(alpha: float) -> None:
     """softmax(l_T + alpha (l_E - l_A)), Liu et al. 2024, over every token of the vocabulary."""

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 
 from capt_local.alignment import Align
@@ -226,14 +225,6 @@ def test_requests_that_cannot_begin_are_told_one_by_one() -> None:
         assert list(found[index].steps) == list(Desk().alone(asks[index]))
 
 
-def test_a_context_that_fills_up_ends_that_answer() -> None:
-    desk = Desk(limit=24)
-    long = dataclasses.replace(PLAIN, max_tokens=60)
-    found = check(desk, [Request("abc the card", long), Request("a", long), Request("b", PLAIN)])
-    assert found[0].generation is not None
-    assert found[0].generation.finish is FinishReason.LENGTH
-
-
 def test_cancelling_ends_all_with_what_they_have() -> None:
     asked = 0
 
@@ -278,15 +269,6 @@ def test_what_is_no_error_of_a_request_ends_all(kind: type[BaseException]) -> No
         list(desk.answers([Request(text, PLAIN) for text in TEXTS]))
 
 
-def test_asks_that_fail_end_all() -> None:
-    def asks() -> Iterator[Request]:
-        yield Request("abc", PLAIN)
-        raise OSError("the input is gone")
-
-    with pytest.raises(OSError, match="gone"):
-        list(Desk().answers(asks()))
-
-
 SYSTEM = "the card the cardiac a abc " * 6
 
 
@@ -304,12 +286,6 @@ def test_what_prompts_have_in_common_is_computed_once() -> None:
         assert list(found[index].steps) == list(desk.alone(ask))
 
 
-def test_another_beginning_is_another_one() -> None:
-    desk = Desk(places=2)
-    systems = [SYSTEM, SYSTEM + "b", SYSTEM, "b" + SYSTEM, SYSTEM + "b", "a"]
-    check(desk, [Request([Message("system", s), Message("user", "abc")], PLAIN) for s in systems])
-
-
 def test_a_beginning_ends_before_the_words_of_the_user() -> None:
     head, said = Segment(tuple(range(100))), Segment((7, 8), b"xy", evidence=True)
     assert shared_beginning(Prompt((head, said, head))) == tuple(range(92))
@@ -325,17 +301,6 @@ def test_models_that_cannot_go_back_answer_the_same() -> None:
         assert [step.token for step in found[index].steps] == [
             step.token for step in Desk().alone(ask)
         ]
-
-
-def test_weights_come_from_the_prompt_of_each_request() -> None:
-    found = check(Desk(), [Request(text + " the card a card", PLAIN) for text in TEXTS])
-    weights = {
-        tuple(share for _, share in each.generation.weights)
-        for each in found.values()
-        if each.generation is not None
-    }
-    assert len(weights) == len(TEXTS)
-    assert all(np.isclose(sum(shares), 1.0) for shares in weights)
 
 
 def test_requests_join_and_leave_at_any_step() -> None:

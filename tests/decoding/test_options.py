@@ -10,9 +10,6 @@ from capt_local.decoding.options import (
     ANSWER_GRID,
     GRID,
     CombineOptions,
-    Exponents,
-    GenerateOptions,
-    SampleOptions,
 )
 from capt_local.errors import UsageError
 
@@ -38,24 +35,6 @@ def test_two_pairs_are_weighed_one_by_one_and_together() -> None:
     assert len(rows) == len(set(rows)) == 3 * len(GRID) - 2
     assert rows.count((1.0, 0.0, 0.0, 0.0, 0.0)) == 1
     assert all(len(row) == 7 for row in CombineOptions().rows(3))
-
-
-@pytest.mark.parametrize(
-    ("options", "pairs", "wanted"),
-    [
-        (CombineOptions(alphas=(0.75,)), 1, (1.0, 0.75, 0.75)),
-        (CombineOptions(alphas=(0.75,)), 2, (1.0, 0.75, 0.75, 0.75, 0.75)),
-        (CombineOptions(alphas=(0.5, 1.0)), 2, (1.0, 0.5, 0.5, 1.0, 1.0)),
-        (CombineOptions(alphas=(0.0,)), 1, (1.0, 0.0, 0.0)),
-        (CombineOptions(powers=(0.5, 1.0, 0.25)), 1, (0.5, 1.0, 0.25)),
-        (CombineOptions(powers=(1.0, 2.0, 3.0, 4.0, 5.0)), 2, (1.0, 2.0, 3.0, 4.0, 5.0)),
-    ],
-)
-def test_what_is_fixed_is_taken_as_it_is(
-    options: CombineOptions, pairs: int, wanted: Exponents
-) -> None:
-    assert not options.mixes and options.rows(pairs) == (wanted,)
-    assert options.rows(0) == ((1.0,),)
 
 
 @pytest.mark.parametrize(
@@ -100,30 +79,3 @@ def test_too_few_or_too_many_weights_are_refused(
 def test_values_without_a_meaning_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         CombineOptions(**values)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"temperature": -1.0},
-        {"temperature": math.nan},
-        {"temperature": math.inf},
-        {"top_k": -1},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"min_p": 2.0},
-        {"repeat_penalty": 0.0},
-        {"repeat_window": -1},
-        {"seed": -1},
-    ],
-)
-def test_samplers_without_a_meaning_are_refused(values: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="--"):
-        SampleOptions(**values)  # type: ignore[arg-type]
-
-
-def test_an_answer_without_room_or_with_an_empty_stop_is_refused() -> None:
-    with pytest.raises(UsageError, match="--max-tokens 0"):
-        GenerateOptions(max_tokens=0)
-    with pytest.raises(UsageError, match="stop string is empty"):
-        GenerateOptions(stop=("end", ""))

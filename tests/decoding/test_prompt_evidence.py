@@ -14,7 +14,7 @@ from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.options import GRID, AlignOptions, CombineOptions, GenerateOptions
 from capt_local.decoding.prompt_weights import Evidence, Memory, prefill
 from capt_local.prompting.messages import Prompt, Segment
-from tests.decoding.trios import PROXY, TARGET, assembly, make_trio, toy, turn
+from tests.decoding.trios import PROXY, TARGET, assembly, toy, turn
 from tests.fakes import FakeModel, text_tokenizer
 
 # Each turn of the user, and what was said in between.
@@ -102,15 +102,6 @@ def test_raw_text_has_evidence_with_and_without_a_token_before_it(text: bytes, b
     same(got, wanted)
 
 
-def test_only_the_last_positions_are_read() -> None:
-    trio = toy(CombineOptions(evidence_tokens=3))
-    assert evidence(trio, turn(trio)).seen == 3
-    assert trio.leader.decoded == len(trio.tokens)
-    nothing = toy(CombineOptions(evidence_tokens=0))
-    found = evidence(nothing, turn(nothing))
-    assert found.seen == 0 and len(set(found.weights.tolist())) == 1
-
-
 def test_what_the_program_said_is_no_evidence() -> None:
     trio = toy()
     user, said = conversation(trio, [b"abc"]), conversation(trio, [b"abc", b"cardiac the card"])
@@ -184,20 +175,3 @@ def test_other_options_do_not_reuse_what_was_remembered(options: CombineOptions)
     got = evidence(trio, prompts, memory)
     same(got, evidence(fresh, prompts))
     assert got.seen != before.seen or (got.weights.tolist() != before.weights.tolist())
-
-
-def test_a_memory_that_was_cleared_holds_no_text() -> None:
-    memory, trio = Memory(), toy()
-    evidence(trio, conversation(trio, TURNS), memory)
-    assert memory._known and any(memory._texts)
-    memory.clear()
-    assert not memory._known and not memory._texts and memory._setting is None
-
-
-def test_one_vocabulary_reads_evidence_too() -> None:
-    models = [FakeModel(TARGET, seed) for seed in (1, 2, 3)]
-    trio = make_trio(*models)
-    prompts = conversation(trio, TURNS)
-    found = evidence(trio, prompts)
-    texts = [s for s in prompts["target"].segments if s.evidence]
-    assert found.seen == sum(len(segment.tokens) for segment in texts)

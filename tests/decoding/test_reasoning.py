@@ -160,27 +160,10 @@ def test_an_answer_that_ends_in_its_thoughts_is_empty() -> None:
     assert generation.finish is FinishReason.LENGTH and all(step.thought for step in steps)
 
 
-def test_stop_strings_end_the_answer_alone() -> None:
-    generation, _, _ = answer(SAID, GenerateOptions(stop=("hm", "s!")))
-    assert (generation.thoughts_bytes, generation.text_bytes) == (b"hm card", b"Ye")
-
-
 def test_markers_that_are_text_are_found_as_well() -> None:
     said = [bytes([byte]) for byte in b"<think>a</think>b"] + [b"<end>"]
     generation, _, _ = answer(said, GenerateOptions())
     assert (generation.thoughts_bytes, generation.text_bytes) == (b"a", b"b")
-
-
-def test_a_model_without_markers_is_as_it_was() -> None:
-    assert find_markers(make_vocabulary(["think"]), "{{ messages }}") is None
-    prompt = Prompt((Segment((0,)),))
-    assert ReasoningParser.for_prompt(prompt, VOCABULARY, structured=False) is None
-
-
-def test_raw_text_has_no_thoughts() -> None:
-    markers = find_markers(VOCABULARY, "")
-    prompt = Prompt((Segment((0,), b"x"),), goes_on=True, markers=markers)
-    assert ReasoningParser.for_prompt(prompt, VOCABULARY, structured=False) is None
 
 
 def test_before_a_form_only_the_template_opens_thoughts() -> None:

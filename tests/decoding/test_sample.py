@@ -34,11 +34,6 @@ def test_filters(options: SampleOptions, kept: list[int]) -> None:
     assert filtered(LOGP, options).tolist() == kept
 
 
-def test_temperature_zero_is_the_likeliest_and_the_lowest_id_of_equals() -> None:
-    assert choose(TOKENS, LOGP, [], SampleOptions(), rng()) == 0
-    assert choose(TOKENS, np.zeros(4), [], SampleOptions(), rng()) == 0
-
-
 def test_repetition_penalty_looks_back_only_so_far() -> None:
     options = SampleOptions(repeat_penalty=3.0, repeat_window=2)
     assert choose(TOKENS, LOGP, [10, 1, 2], options, rng()) == 0

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from capt_local.decoding.combine import Distribution, as_candidates
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import CombineOptions, GenerateOptions, SampleOptions, Structure
+from capt_local.decoding.options import CombineOptions, GenerateOptions, SampleOptions
 from capt_local.decoding.prompt_weights import prefill
 from capt_local.decoding.sampling import choose
 from capt_local.decoding.step import FinishReason
@@ -176,15 +176,6 @@ def test_an_answer_that_ends_early_is_not_complete() -> None:
     made = walk(trio, GREEDY, cancel=lambda: True, constraint=Texts(TARGET, [b"a"]))
     assert list(made) == []
     assert (made.finish, made.structured) == (FinishReason.INTERRUPTED, False)
-
-
-def test_without_a_form_there_is_nothing_to_complete() -> None:
-    assert walk(toy(), GREEDY).structured is None
-
-
-def test_stop_strings_and_a_form_do_not_go_together() -> None:
-    with pytest.raises(UsageError, match="stop string"):
-        GenerateOptions(stop=("x",), structure=Structure('root ::= "a"'))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

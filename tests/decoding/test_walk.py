@@ -108,29 +108,6 @@ def test_evidence_of_the_prompt_is_that_of_the_step_by_step_walk() -> None:
         assert list(proxy.cache.tokens) == list(proxy.tokens)
 
 
-def test_evidence_reads_only_the_last_positions() -> None:
-    trio = toy(CombineOptions(evidence_tokens=3))
-    prompts = turn(trio)
-    trio.start(prompts)
-    assert prefill(trio, prompts).seen == 3
-    assert trio.leader.decoded == len(trio.tokens)
-
-
-def test_stop_string_is_not_part_of_the_answer() -> None:
-    trio = toy()
-    trio.start(turn(trio))
-    text = b"".join(step.piece_bytes for step in walk(trio, sampled(60)))
-    place = len(text) // 2
-    stop = text[place : place + 3].decode("latin-1")
-    stop = stop if stop.encode() in text else "th"
-    trio.start(turn(trio))
-    steps = list(walk(trio, sampled(60, stop=(stop,))))
-    cut = text.split(stop.encode())[0]
-    assert b"".join(step.piece_bytes for step in steps) == cut
-    if cut != text:
-        assert steps[-1].finish is FinishReason.STOP
-
-
 @given(
     st.lists(st.binary(max_size=3), max_size=20),
     st.lists(st.sampled_from(["ab", "aab", "b", "abab"]), min_size=1, max_size=3),
@@ -264,29 +241,6 @@ def test_an_error_ends_the_answer_as_an_error() -> None:
     assert list(generation) == []
 
 
-def test_a_failed_prompt_is_not_answered_without_its_evidence() -> None:
-    trio = toy()
-    generation = Generation(trio, turn(trio), sampled(20), None)
-    healthy = trio.proxies[1].cache.model.extend
-
-    def fail(*_: object, **__: object) -> None:
-        raise NumericalError("broken")
-
-    trio.proxies[1].cache.model.extend = fail  # type: ignore[method-assign, assignment]
-    with pytest.raises(NumericalError):
-        next(generation)
-    trio.proxies[1].cache.model.extend = healthy  # type: ignore[method-assign]
-    assert list(generation) == [] and generation.finish is FinishReason.ERROR
-
-
-def test_a_draw_is_not_counted_as_a_change_by_the_expert() -> None:
-    trio = toy(CombineOptions(alphas=(0.0,)))
-    trio.start(turn(trio))
-    steps = list(walk(trio, sampled(40)))
-    assert any(step.target_rank for step in steps)
-    assert not any(step.changed for step in steps)
-
-
 def test_control_tokens_have_no_contrast_where_one_proxy_has_no_event_for_them() -> None:
     """The expert shares the target's vocabulary, the base does not."""
     target, expert, base = FakeModel(TARGET, 1), FakeModel(TARGET, 2), FakeModel(PROXY, 3)
@@ -327,10 +281,3 @@ def test_rows_of_any_texts_are_those_of_the_model(asked: list[tuple[int, int, bo
         rows = cache.logits_for(tokens, count)
         for place, row in zip(range(size - count + 1, size + 1), rows, strict=True):
             assert np.array_equal(row, model.logits(tokens[:place]))
-
-
-def test_rows_that_are_there_stay_as_long_as_they_are_wanted() -> None:
-    cache = LogitsCache("expert", FakeModel(PROXY, 2, max_rows=16))
-    cache.keep_as(np.copy)
-    cache.logits_for(list(range(2, 22)), 12)
-    assert len(cache.logits_for(list(range(2, 24)), 14)) == 14

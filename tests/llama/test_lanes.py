@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
@@ -19,7 +18,6 @@ from capt_local.llama.batched import (
     Part,
     spans,
 )
-from capt_local.llama.context import Context
 from capt_local.llama.devices import Kernels
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.weights import Weights
@@ -101,18 +99,6 @@ def test_all_lanes_are_filled_up_where_batches_differ(lanes: Lanes) -> None:
         parts = [Part(lane, [TOKENS[step]], 1) for lane in lanes.slots]
         found.append(rows_of(lanes.run(parts)[0]))
     assert all(np.array_equal(*pair) for pair in zip(expected, found, strict=True))
-
-
-def test_rows_come_back_in_the_order_of_the_parts(lanes: Lanes) -> None:
-    parts = [Part(lanes.slots[n], text(n, size), rows) for n, size, rows in
-             ((4, 3, 2), (0, 1, 0), (2, 30, 4), (1, 4, 4), (3, 1, 1))]  # fmt: skip
-    found = [rows_of(result) for result in lanes.run(parts)]
-    for part, rows in zip(parts, found, strict=True):
-        assert rows.shape == (part.rows, len(part.lane.vocabulary))
-        assert part.lane.position == len(part.tokens)
-        part.lane.rewind(0)
-        if part.rows:
-            np.testing.assert_allclose(part.lane.extend(part.tokens, part.rows), rows, atol=CLOSE)
 
 
 def test_a_lane_goes_back_without_the_others(lanes: Lanes) -> None:
@@ -228,17 +214,6 @@ def test_memory_that_cannot_forget_a_part_takes_nothing_in_vain(
     made.close()
 
 
-def test_one_lane_has_company(tiny_path: Callable[..., Path]) -> None:
-    with Weights(tiny_path()) as weights:
-        one, six = Lanes(weights, ONE_THREAD, 1), Lanes(weights, ONE_THREAD, 6)
-    assert len(one.slots) == 2
-    pairs = zip(alone(one.slots[0], text(0), 4), alone(six.slots[3], text(0), 4), strict=True)
-    assert all(np.array_equal(*pair) for pair in pairs)
-    one.close()
-    six.close()
-    six.close()
-
-
 KINDS = [Kernels(), Kernels(by_fours=True), Kernels(on_gpu=True)]
 
 
@@ -261,16 +236,3 @@ def test_spans_are_the_cheapest_that_hold_every_lane(
                 lanes = [lane for first, stop in other for lane in range(first, stop)]
                 if len(lanes) == len(set(lanes)) and set(wanted) <= set(lanes):
                     assert sum(kernels.cost(b - a) for a, b in other) >= price - 1e-9
-
-
-def test_where_no_two_places_compute_alike_each_lane_has_its_own_batches(
-    tiny_path: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = Context.rows
-
-    def uneven(self: Context, count: int) -> np.ndarray:
-        return rows(self, count) + np.arange(count, dtype=np.float32)[:, None]
-
-    monkeypatch.setattr(Context, "rows", uneven)
-    with Weights(tiny_path()) as weights, contextlib.closing(Lanes(weights, ONE_THREAD, 3)) as made:
-        assert made.sizes == (1,)

@@ -14,7 +14,7 @@ import diskcache
 import pytest
 
 from capt_local.errors import Cancelled
-from capt_local.llama.library import BINDING_VERSION, library
+from capt_local.llama.library import BINDING_VERSION
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.weights import Weights
 from tests.llama.conftest import ONE_THREAD
@@ -68,15 +68,6 @@ def test_another_library_or_version_is_refused(before: str, said: str) -> None:
     assert said in run(code).stdout
 
 
-def test_the_build_is_described() -> None:
-    info = library().build_info()
-    assert info.binding == BINDING_VERSION
-    assert info.llama_cpp
-    assert "CPU" in info.system_info
-    assert any(device.kind == "CPU" and device.total > 0 for device in info.devices)
-    assert library() is library()
-
-
 def test_the_cache_with_the_open_hole_is_never_made(
     tiny_path: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,14 +114,6 @@ def test_pages_do_not_come_and_go_with_every_step() -> None:
     assert pages < 20 < 200 < without
 
 
-@pytest.mark.parametrize(
-    "setting", [{"MALLOC_TRIM_THRESHOLD_": "1000"}, {"GLIBC_TUNABLES": "glibc.malloc.check=0"}]
-)
-def test_what_somebody_has_set_stays(setting: dict[str, str]) -> None:
-    said, _ = steps("keep", **setting)
-    assert said == "False"
-
-
 @pytest.fixture(autouse=True)
 def default_handler() -> object:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -151,16 +134,6 @@ def test_an_interrupt_in_a_long_text_arrives_and_leaves_the_position(model: Llam
     assert model.position == 3
     model.should_stop = None
     assert model.extend(list(range(100))).shape[0] == 1
-
-
-def test_a_handler_that_only_takes_note_makes_it_a_cancellation(model: LlamaModel) -> None:
-    noted: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _frame: noted.append(number))
-    model.should_stop = interrupt
-    with pytest.raises(Cancelled):
-        model.extend(list(range(100)))
-    assert model.position == 0
-    assert noted == [signal.SIGINT]
 
 
 def test_an_interrupt_while_loading_arrives(tiny_path: Callable[..., Path]) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.errors import Cancelled, ContextOverflow, ModelError, NumericalError
+from capt_local.errors import Cancelled, ContextOverflow, NumericalError
 from capt_local.llama.devices import Kernels
 from capt_local.llama.model import LlamaModel
-from capt_local.llama.options import LoadOptions
 from capt_local.llama.weights import Weights
 from tests.llama.conftest import ONE_THREAD
 from tests.tiny_models import WINDOW, tiny_gguf
@@ -42,13 +41,6 @@ def test_long_input_runs_in_chunks_and_all_rows_come_from_the_last(model: LlamaM
     np.testing.assert_allclose(model.extend(TOKENS[:65], rows=8), single[-8:], atol=CLOSE)
 
 
-def test_no_rows_only_fill_the_cache(model: LlamaModel) -> None:
-    assert model.extend(TOKENS[:9], rows=0).shape == (0, len(model.vocabulary))
-    with_cache = model.extend(TOKENS[9:10]).copy()
-    model.rewind(0)
-    np.testing.assert_allclose(model.extend(TOKENS[:10]), with_cache, atol=CLOSE)
-
-
 def test_extending_after_a_rewind_is_a_fresh_prefill_bit_for_bit(model: LlamaModel) -> None:
     model.extend(TOKENS[:16], rows=0)
     fresh = model.extend(TOKENS[16:24], rows=2).copy()
@@ -57,18 +49,6 @@ def test_extending_after_a_rewind_is_a_fresh_prefill_bit_for_bit(model: LlamaMod
     assert model.rewind(16)
     assert model.position == 16
     assert np.array_equal(model.extend(TOKENS[16:24], rows=2), fresh)
-
-
-def test_same_calls_give_the_same_bits_in_two_contexts(tiny_path: Callable[..., Path]) -> None:
-    with (
-        Weights(tiny_path()) as weights,
-        LlamaModel(weights, ONE_THREAD) as one,
-        LlamaModel(weights, ONE_THREAD) as two,
-    ):
-        first = one.extend(TOKENS[:30], rows=4).copy()
-        two.extend(TOKENS[100:120])  # a context of its own
-        two.rewind(0)
-        assert np.array_equal(two.extend(TOKENS[:30], rows=4), first)
 
 
 def test_text_that_does_not_fit_leaves_the_position(model: LlamaModel) -> None:
@@ -95,13 +75,6 @@ def test_a_context_never_goes_beyond_what_the_model_was_trained_for(tmp_path: Pa
     with LlamaModel.open(path, longer) as stretched:
         assert stretched.context_limit >= 200
         assert "longer than the 100" in stretched.notes[0]
-
-
-def test_a_shortened_context_is_told(tmp_path: Path) -> None:
-    path = tiny_gguf(tmp_path / "long.gguf", seed=1, context=100_000)
-    with LlamaModel.open(path, ONE_THREAD) as model:
-        assert model.context_limit == 4096
-        assert "4,096 of the 100,000 tokens" in model.notes[0]
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
@@ -148,12 +121,6 @@ def test_nan_weights_are_an_error_and_leave_the_position(tmp_path: Path) -> None
         model.extend([1], rows=0)
         with pytest.raises(NumericalError):
             model.peek([1])
-
-
-def test_checking_the_tensors_finds_nan_weights_at_load(tmp_path: Path) -> None:
-    path = tiny_gguf(tmp_path / "broken.gguf", seed=1, nan=True)
-    with pytest.raises(ModelError, match=r"broken\.gguf is damaged: a tensor has invalid data"):
-        Weights(path, LoadOptions(check_tensors=True))
 
 
 def test_a_recurrent_model_says_that_it_cannot_rewind(tiny_path: Callable[..., Path]) -> None:
@@ -204,25 +171,6 @@ def test_contract_violations_are_refused_before_llama_cpp_sees_them(model: Llama
             model.step(tokens, rows)
     with pytest.raises(ValueError, match="rewind"):
         model.rewind(1)
-
-
-def test_a_token_outside_the_vocabulary_is_an_error(model: LlamaModel) -> None:
-    model.extend(TOKENS[:5])
-    with pytest.raises(ModelError, match="code -1"):
-        model.extend([len(model.vocabulary)])
-    assert model.position == 5
-
-
-def test_closing_twice_is_closing_once(tiny_path: Callable[..., Path]) -> None:
-    weights = Weights(tiny_path())
-    one, two = LlamaModel(weights, ONE_THREAD), LlamaModel(weights, ONE_THREAD)
-    weights.close()
-    one.close()
-    one.close()
-    assert np.isfinite(two.extend(TOKENS[:4])).all()
-    two.close()
-    with pytest.raises(ValueError, match="closed"):
-        weights.retain()
 
 
 @pytest.fixture

@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 
 from capt_local.errors import MemoryShortage
-from capt_local.llama import memory
 from capt_local.llama.gguf_header import read_header
 from capt_local.llama.memory import MemoryEstimate, check_fits, estimate
 from capt_local.llama.options import LoadOptions
-from capt_local.llama.weights import Weights
 from tests.tiny_models import LAYERS, WIDTH
 
 MIB = 1 << 20
@@ -46,11 +44,3 @@ def test_models_that_do_not_fit_are_refused_with_the_figures() -> None:
     message = str(caught.value)
     assert "2,000 MiB are needed, 1,999 MiB are free" in message
     assert "target 1,000 MiB (weights 600 MiB, KV cache 300 MiB)" in message
-
-
-def test_a_model_that_does_not_fit_is_not_loaded(
-    tiny_path: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
-    with pytest.raises(MemoryShortage, match=r"llama-bpe.gguf \d+ MiB"):
-        Weights(tiny_path())

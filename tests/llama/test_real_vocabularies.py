@@ -177,10 +177,6 @@ def test_any_text_keeps_its_bytes_and_can_be_cut(name: str, data: st.DataObject)
         assert left + tokenizer.encode(text[cut:], start=False) == whole
 
 
-def test_ordinary_text_can_be_cut_in_every_vocabulary(tokenizer: TextTokenizer) -> None:
-    assert tokenizer.last_cut(b"The patient takes aspirin") == len(b"The patient takes")
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_tokenizers_that_rewrite_text_are_refused(name: str) -> None:
     with pytest.raises(ModelError, match=r"rewrites the text|left to right"):

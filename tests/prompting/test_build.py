@@ -151,16 +151,6 @@ def test_one_bos_and_not_two(writes_it: bool, add_bos: bool) -> None:
     assert prompt.segments[0].text is None
 
 
-@pytest.mark.parametrize(
-    ("source", "fresh"),
-    [(CHATML, False), (PLAIN, False), (templates.WITHOUT_SYSTEM + "<|im_start|>", True)],
-)
-def test_whether_the_answer_stands_behind_a_control_token(source: str, fresh: bool) -> None:
-    assert (
-        build_chat(conversation("a"), ChatTemplate(source), tokenizer("spm")).starts_fresh == fresh
-    )
-
-
 def test_text_behind_a_control_token_gets_the_leading_space() -> None:
     split = tokenizer("spm")
     template = ChatTemplate("<|im_start|>{{ messages[0].content }}<|im_end|>")

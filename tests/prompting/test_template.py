@@ -152,12 +152,6 @@ def test_a_template_never_sees_a_message() -> None:
     assert "CANARY" not in str(caught.value)
 
 
-def test_a_mark_in_the_template_is_not_taken_for_a_message() -> None:
-    mark = ChatTemplate("{{ 1 }}")._content(0)
-    found = ChatTemplate(mark + "{{ messages[0].content }}").scaffold((USER,))
-    assert found.parts == (mark, 0)
-
-
 def test_the_date_can_be_pinned() -> None:
     source = "{{ strftime_now('%d %b %Y') }}{{ messages[0].content }}"
     pinned = ChatTemplate(source, date=datetime.date(2024, 7, 26))
@@ -202,12 +196,6 @@ def test_which_template_a_model_is_asked_with() -> None:
     assert first(model(style=Style.RAW), None) == 0
 
 
-def test_the_model_s_own_template_can_be_pinned() -> None:
-    pinned = model(template_sha256="0" * 64)
-    with pytest.raises(ModelError, match="template of the expert is not the one"):
-        open_template(pinned, PLAIN, VOCABULARY)
-
-
 def test_a_given_template_is_for_the_target_and_for_models_without(tmp_path: Path) -> None:
     own, given = "own:{{ messages[0].content }}", tmp_path / "template"
     given.write_text("given:{{ messages[0].content }}")
@@ -221,11 +209,3 @@ def test_a_given_template_is_for_the_target_and_for_models_without(tmp_path: Pat
         found = open_template(file, brings, VOCABULARY, given=source)
         assert found.scaffold([Message("user", "x")]).parts[0] == wanted
     assert given_template("plain") == PLAIN
-
-
-def test_a_given_template_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "bytes").write_bytes(b"\xff")
-    for argument in ("zyzzyva", str(tmp_path), str(tmp_path / "bytes")):
-        with pytest.raises(UsageError, match="--template") as caught:
-            given_template(argument)
-        assert "zyzzyva" not in str(caught.value)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from capt_local import model_checks as first_look
 from capt_local.bundles import digest_cache, store
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import Bundle, Signer, read_bundle
@@ -22,7 +21,7 @@ from capt_local.errors import Cancelled, ModelError
 from capt_local.llama import probe as probe_module
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.weights import Weights
-from capt_local.model_checks import NOT_LOOKED_AT, is_trusted, look_first
+from capt_local.model_checks import is_trusted, look_first
 from capt_local.report.terminal import Screen
 from capt_local.runtime import Runtime
 from tests.tiny_models import tiny_adapter, tiny_gguf
@@ -112,15 +111,6 @@ def test_a_file_that_others_may_write_is_looked_at_each_time(
     assert looked[3:] == [["base.gguf"]]
 
 
-def test_another_llama_cpp_looks_again(
-    folder: Path, looked: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    look_first(trio(folder))
-    monkeypatch.setattr(first_look, "BINDING_VERSION", "0.3.37")
-    look_first(trio(folder))
-    assert len(looked) == 6
-
-
 def test_what_was_found_bad_is_not_remembered(folder: Path) -> None:
     bundle = Bundle.from_paths(tiny_gguf(folder / "target.gguf", seed=1, nan=True))
     for _ in range(2):
@@ -168,27 +158,6 @@ def test_what_was_looked_at_before_it_took_its_place_is_remembered(
     (own / "target.gguf").write_bytes((own / "target.gguf").read_bytes())
     with Runtime.open("one", load=LOAD):
         assert len(looked) == 2
-
-
-def test_a_copy_in_the_own_store_is_looked_at_once(folder: Path, looked: list[list[str]]) -> None:
-    with_manifest(folder)
-    own = store.user_folder() / "one"
-    own.parent.mkdir(parents=True)
-    shutil.copytree(folder, own)
-    for _ in range(2):
-        with Runtime.open("one", load=LOAD):
-            assert looked == [["target.gguf"]]
-
-
-def test_an_import_looks_also_where_a_key_vouches(folder: Path, looked: list[list[str]]) -> None:
-    signed = dataclasses.replace(with_manifest(folder), signer=Signer("ab", "hospital"))
-    examine_bundle(signed, Screen.standard())
-    assert looked == [["target.gguf"]]
-
-
-def test_only_the_roles_that_are_needed(folder: Path, looked: list[list[str]]) -> None:
-    with Runtime.open(trio(folder), load=LOAD, roles=["target"]):
-        assert looked == [["target.gguf"]]
 
 
 def test_a_swap_between_look_and_load_is_found(
@@ -265,11 +234,3 @@ def test_nor_one_of_a_bundle_that_nobody_vouches_for(
     assert (
         "target.gguf ended the process that looked at it (code -6)" in captured.out + captured.err
     )
-
-
-def test_verify_never_says_so(folder: Path, looked: list[list[str]]) -> None:
-    bundle = trio(folder)
-    with Runtime.open(bundle, load=LOAD, check=Check.NEVER) as runtime:
-        assert NOT_LOOKED_AT in runtime.notices and not looked
-    with Runtime.open(bundle, load=LOAD) as runtime:
-        assert NOT_LOOKED_AT not in runtime.notices and len(looked) == 3

@@ -103,14 +103,6 @@ def test_a_wrong_prompt_is_refused(runtime: Runtime, prompt: object) -> None:
         runtime.generate(prompt)  # type: ignore[arg-type]
 
 
-def test_arguments_are_options(runtime: Runtime) -> None:
-    plain = [step.token for step in runtime.generate("abc", OPTIONS, raw=True)]
-    given = runtime.generate("abc", raw=True, temperature=0, max_tokens=4)
-    steps = list(given)
-    assert [step.token for step in steps] == plain
-    assert "".join(step.piece for step in steps) == given.text
-
-
 class PublicCalls(RuleBasedStateMachine):
     """Answers, scores and closing in any order."""
 

@@ -10,7 +10,6 @@ import pytest
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundles.store import find
 from capt_local.decoding.scoring import Choosing
-from capt_local.errors import ContextOverflow, UsageError
 
 NOTE = "The patient is a 61-year-old woman who presents with shortness of breath. She was"
 ANSWER = b" given furosemide and admitted for heart failure."
@@ -84,41 +83,8 @@ def test_alpha_zero_is_the_target(runtime: Runtime) -> None:
     assert one.nats == pytest.approx(other.nats, rel=1e-3)
 
 
-def test_an_answer_to_an_empty_text_is_a_text(runtime: Runtime) -> None:
-    options = GenerateOptions(combine=CombineOptions(alphas=(0.75,)))
-    text = NOTE.encode()
-    got = runtime.score_answer("", text, options, raw=True)
-    assert got.nats == pytest.approx(runtime.score(text, options).nats, rel=1e-3)
-    with pytest.raises(UsageError, match="empty"):
-        runtime.score_answer("", text, options)
-
-
-def test_the_prompt_of_a_choice_is_decoded_once(runtime: Runtime) -> None:
-    runtime.forget()
-    before = runtime.decoded()
-    chosen = runtime.choose(NOTE, CHOICES, raw=True)
-    after = runtime.decoded()
-    single = [runtime.score_answer(NOTE, text.encode(), raw=True).nats for text in CHOICES]
-    assert [-logp for logp in chosen.logps] == pytest.approx(single, rel=5e-3)
-    assert chosen.index == int(np.argmin(single))
-    for role, model in runtime.models.items():
-        prompt = len(runtime._prompt_builders[role].prompt(NOTE, raw=True).tokens)
-        tails = sum(len(model.tokenize(text.encode(), special=False)) for text in CHOICES)
-        assert after[role] - before[role] < prompt + tails + 12
-
-
 @pytest.mark.parametrize("how", list(Choosing))
 def test_every_way_chooses_the_clinical_answer(runtime: Runtime, how: Choosing) -> None:
     question = "The patient has chest pain and shortness of breath. She was given"
     choices = [" aspirin and oxygen.", " zebra xylophone."]
     assert runtime.choose(question, choices, raw=True, how=how).index == 0
-
-
-def test_what_does_not_fit_is_refused_before_anything_is_computed(runtime: Runtime) -> None:
-    runtime.forget()
-    before = runtime.decoded()
-    with pytest.raises(ContextOverflow, match=r"target \d+, expert \d+, base \d+ tokens"):
-        runtime.choose(NOTE, ["yes", "chest pain " * 3000])
-    with pytest.raises(UsageError, match="half of a character"):
-        runtime.choose(NOTE, ["yes", "\ud800"])
-    assert runtime.decoded() == before

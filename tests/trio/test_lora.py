@@ -67,12 +67,6 @@ def test_the_full_rank_scores_as_the_expert(
     assert nats(demo, Method.EXPERT) < 0.8 * nats(demo, Method.BASE)
 
 
-def test_the_weights_are_there_once(adapted: Runtime) -> None:
-    expert, base = adapted.models["expert"], adapted.models["base"]
-    assert expert.weights is base.weights
-    assert adapted.models["target"].weights is not base.weights
-
-
 def test_the_base_is_that_of_a_base_alone(adapted: Runtime, files: Files) -> None:
     tokens = adapted.models["base"].tokenize(NOTE, special=False)
     rows = []
@@ -98,13 +92,6 @@ def test_an_answer_goes_through_drafts_and_rewinding(adapted: Runtime, demo: Run
         assert len(list(answer)) == 12
         texts.append(answer.text_bytes)
     assert texts[0] == texts[1]
-
-
-def test_a_smaller_rank_is_another_expert(files: Files, adapted: Runtime) -> None:
-    bundle = Bundle.from_paths(TARGET, base=files.base, expert_adapter=files.small)
-    with Runtime.open(bundle, load=LOAD, roles=["target", "expert", "base"]) as runtime:
-        assert nats(runtime, Method.EXPERT) > 1.2 * nats(adapted, Method.EXPERT)
-        assert nats(runtime, Method.BASE) == nats(adapted, Method.BASE)
 
 
 def test_a_bundle_with_an_adapter_is_checked_and_opened(files: Files, adapted: Runtime) -> None:

@@ -82,24 +82,6 @@ def test_answers_are_those_of_one_at_a_time(runtime: Runtime) -> None:
         assert alike(one.steps, two.steps) > 0
 
 
-def test_alone_is_generate_to_the_last_bit(runtime: Runtime) -> None:
-    ask = asks()[2]
-    (found,) = runtime.generate_many([ask], alone=True)
-    runtime.forget()
-    assert tuple(runtime.generate(ask.prompt, ask.options)) == found.steps
-
-
-def test_alone_too_an_error_is_each_requests_own(runtime: Runtime) -> None:
-    given = [Request("", OPTIONS), Request("fever " * 600, OPTIONS), asks()[2]]
-    found = list(runtime.generate_many(given, alone=True))
-    assert [each.index for each in found] == [0, 1, 2]
-    assert isinstance(found[0].error, UsageError) and isinstance(found[1].error, ContextOverflow)
-    assert found[0].generation is found[1].generation is None and found[2].steps
-    stopped = list(runtime.generate_many(asks(), alone=True, cancel=lambda: True))
-    assert len(stopped) == 1 and stopped[0].generation is not None
-    assert stopped[0].generation.finish is FinishReason.INTERRUPTED
-
-
 def test_no_bit_depends_on_order_company_or_number(runtime: Runtime) -> None:
     given = asks()
     first = in_order(runtime.generate_many(given, parallel=4))
@@ -207,14 +189,6 @@ def test_one_answer_may_be_made_between_two_of_many(runtime: Runtime) -> None:
     assert [each.steps for each in in_order(found)] == [each.steps for each in expected]
 
 
-def test_a_new_call_ends_the_one_before(runtime: Runtime) -> None:
-    first = runtime.generate_many(asks(), parallel=2)
-    next(first)
-    assert len(list(runtime.generate_many(asks()[:2], parallel=2))) == 2
-    with pytest.raises(UsageError, match="Another text"):
-        next(first)
-
-
 def test_closing_in_mid_run_frees_everything() -> None:
     opened = Runtime.open("demo", load=LoadOptions(threads=1, context=512), check=False)
     running = opened.generate_many(asks(), parallel=2)
@@ -225,12 +199,6 @@ def test_closing_in_mid_run_frees_everything() -> None:
     assert kept.generation is not None and kept.generation.notices == []
     del running
     gc.collect()
-
-
-@pytest.mark.parametrize("parallel", [0, -3, 5000])
-def test_a_number_that_makes_no_sense_is_refused(runtime: Runtime, parallel: int) -> None:
-    with pytest.raises(UsageError):
-        runtime.generate_many(asks(), parallel=parallel)
 
 
 def test_lanes_that_do_not_fit_are_refused_with_what_would(

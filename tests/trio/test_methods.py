@@ -8,22 +8,15 @@ import numpy as np
 import pytest
 
 from capt_local import (
-    AlignOptions,
-    CombineOptions,
     GenerateOptions,
     LoadOptions,
-    Message,
     Method,
     Runtime,
 )
-from capt_local.alignment import Align
 from capt_local.alignment.paper import TokenStrings
 from capt_local.bundles.manifest import Bundle
 from capt_local.bundles.store import find
 from capt_local.decoding.baselines import Choices, Contrastive, PaperCapt, Unite, proxy_tuning
-from capt_local.decoding.options import Speed
-from capt_local.decoding.proxy import common_length
-from capt_local.errors import UsageError
 
 NOTE = "The patient is a 61-year-old woman who presents with shortness of breath. She was"
 QUESTION = "What are the symptoms of asthma?"
@@ -117,21 +110,6 @@ def test_a_published_answer_is_that_of_its_function_stepped_by_hand(
     check_by_hand(runtime, method)
 
 
-def test_proxy_tuning_of_one_vocabulary_is_its_function_stepped_by_hand(
-    one_vocabulary: Runtime,
-) -> None:
-    check_by_hand(one_vocabulary, Method.PROXY_TUNING)
-    options = GenerateOptions(method=Method.PROXY_TUNING, max_tokens=LENGTH)
-    steps = list(one_vocabulary.generate(NOTE, options, raw=True))
-    wanted = [step.token for step in steps]
-    combine = CombineOptions(alphas=(1.0,), plausibility=0.0)
-    ours = list(
-        one_vocabulary.generate(NOTE, GenerateOptions(max_tokens=LENGTH, combine=combine), raw=True)
-    )
-    assert [step.token for step in ours] == wanted
-    assert [s.logp for s in ours] == pytest.approx([s.logp for s in steps], abs=0.02)
-
-
 @pytest.mark.parametrize("method", [each for each in Method if each is not Method.PROXY_TUNING])
 @pytest.mark.parametrize("raw", [True, False])
 def test_every_method_generates_and_scores(runtime: Runtime, method: Method, raw: bool) -> None:
@@ -146,58 +124,3 @@ def test_every_method_generates_and_scores(runtime: Runtime, method: Method, raw
     assert chosen.index == 0
     whole = runtime.score(NOTE.encode(), options)
     assert 0.3 < whole.nats / np.log(2) / whole.size < 8
-
-
-def test_proxy_tuning_of_two_vocabularies_is_refused(runtime: Runtime) -> None:
-    options = GenerateOptions(method=Method.PROXY_TUNING)
-    for ask in (
-        lambda: runtime.generate(NOTE, options),
-        lambda: runtime.score(NOTE.encode(), options),
-        lambda: runtime.score_answer(NOTE, b" well", options),
-    ):
-        with pytest.raises(UsageError, match="proxy-tuning needs target and expert and base"):
-            ask()
-
-
-@pytest.mark.parametrize("kind", list(Align))
-def test_every_alignment_generates_and_scores(runtime: Runtime, kind: Align) -> None:
-    options = GenerateOptions(align=AlignOptions(kind), max_tokens=4)
-    generation = runtime.generate(NOTE, options, raw=True)
-    steps = list(generation)
-    assert len(steps) == 4 and generation.evidence_tokens > 5
-    score = runtime.score(NOTE[:40].encode(), options)
-    assert 0.3 < score.nats / np.log(2) / score.size < 8
-
-
-@pytest.mark.parametrize("kind", [Align.PROJECTION, Align.CAPT_PAPER])
-def test_a_second_turn_decodes_new_tokens_alone(runtime: Runtime, kind: Align) -> None:
-    runtime.forget()
-    # Step by step: a draft for the first token would count, too.
-    options = GenerateOptions(align=AlignOptions(kind), max_tokens=5, speed=Speed.EXACT_STEPS)
-    talk = [Message("user", QUESTION)]
-    first = runtime.generate(talk, options)
-    list(first)
-    talk += [
-        Message("assistant", first.text),
-        Message("user", "And how is it treated in older patients?"),
-    ]
-    held = {role: list(cached.tokens) for role, cached in runtime._caches.items()}
-    before = runtime.decoded()
-    second = runtime.generate(talk, options)
-    next(second)
-    after = runtime.decoded()
-    assert second.evidence_tokens > first.evidence_tokens > 0
-    depth = runtime._builder.build(options).proxies[0].alignment.depth
-    for role, asker in runtime._prompt_builders.items():
-        tokens = list(asker.prompt(talk, raw=False).tokens)
-        new = len(tokens) - common_length(tokens, held[role])
-        assert 0 < new < len(tokens)
-        # The row before the first new position, and those that healing looks back to.
-        assert after[role] - before[role] <= new + depth + 1, role
-    second.end()
-    runtime.forget()
-    afresh = runtime.generate(talk, options)
-    next(afresh)
-    weights, wanted = ([weight for _, weight in each.weights] for each in (second, afresh))
-    assert afresh.evidence_tokens == second.evidence_tokens
-    assert weights == pytest.approx(wanted, abs=0.02)

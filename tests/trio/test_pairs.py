@@ -15,7 +15,6 @@ from capt_local.bundles.store import find
 from capt_local.cli.app import run
 from capt_local.decoding.options import Speed
 from capt_local.decoding.step import Step
-from capt_local.errors import ContextOverflow, UsageError
 from capt_local.report.answers import in_words
 
 # Pairs change how steps are computed, and with it the last bits of drafts.
@@ -87,29 +86,6 @@ def test_pairs_that_cancel_leave_the_target(opened: Open) -> None:
     assert_same(steps(opened("turned"), weighed(0.75)), steps(opened("one"), alone))
 
 
-def test_a_text_scores_as_with_one_pair(opened: Open) -> None:
-    text = NOTE.encode()
-    found = opened("twice").score(text, weighed(0.5, 0.25))
-    assert found.nats == pytest.approx(opened("one").score(text, weighed(0.75)).nats, abs=1e-5)
-    answer = b" admitted to the hospital."
-    twice = opened("twice").score_answer(NOTE, answer, weighed(0.5, 0.25), raw=True)
-    once = opened("one").score_answer(NOTE, answer, weighed(0.75), raw=True)
-    assert twice.nats == pytest.approx(once.nats, abs=1e-5)
-
-
-def test_fixed_weights_have_two_numbers_for_each_further_pair(opened: Open) -> None:
-    five = CombineOptions(powers=(0.75, 0.5, 0.25, 0.5, 0.5))
-    three = CombineOptions(powers=(0.75, 1.0, 0.75))
-    assert_same(
-        steps(opened("twice"), GenerateOptions(max_tokens=24, combine=five, speed=STEPS)),
-        steps(opened("one"), GenerateOptions(max_tokens=24, combine=three, speed=STEPS)),
-    )
-    with pytest.raises(UsageError, match="--weights takes 5 numbers for 2 pairs"):
-        opened("twice").generate(NOTE, GenerateOptions(combine=three))
-    with pytest.raises(UsageError, match="--alpha takes one number, or 2: one for each pair"):
-        opened("twice").generate(NOTE, weighed(0.5, 0.5, 0.5))
-
-
 def test_evidence_weighs_pair_by_pair(opened: Open) -> None:
     generation = opened("twice").generate(NOTE, GenerateOptions(max_tokens=4), raw=True)
     assert list(generation) and generation.evidence_tokens > 0
@@ -134,17 +110,6 @@ def test_evidence_finds_the_pair_that_helps(opened: Open) -> None:
     assert first > 2 * second
 
 
-def test_every_model_is_counted_and_told(opened: Open) -> None:
-    runtime = opened("twice")
-    generation = runtime.generate(NOTE, weighed(1.0))
-    assert list(generation.prompt_tokens) == FIVE == list(runtime.models)
-    assert list(runtime.decoded()) == FIVE == list(runtime.keep(NOTE))
-    with pytest.raises(
-        ContextOverflow, match=r"target \d+, expert \d+, base \d+, expert-2 \d+, base-2 \d+ tokens"
-    ):
-        runtime.generate(NOTE * 50, weighed(1.0))
-
-
 def test_a_shared_file_is_loaded_once_and_has_a_context_for_each(opened: Open) -> None:
     models = opened("idle").models
     assert models["base"].weights is models["base-2"].weights is models["expert-2"].weights
@@ -165,12 +130,6 @@ def test_a_method_for_one_pair_takes_the_first_and_says_so(opened: Open, method:
     assert told not in opened("turned").generate(NOTE, weighed(1.0)).notices
     target = GenerateOptions(method=Method.TARGET)
     assert told not in opened("turned").generate(NOTE, target).notices
-
-
-def test_weights_for_each_pair_do_not_stop_a_published_method(opened: Open) -> None:
-    combine = CombineOptions(alphas=(0.5, 1.0))
-    options = GenerateOptions(method=Method.CAPT_PAPER, max_tokens=4, combine=combine)
-    assert steps(opened("turned"), options)
 
 
 def command(*arguments: str) -> list[str]:
@@ -197,37 +156,3 @@ def test_the_command_line_takes_pairs(
     monkeypatch.setenv("CAPT_LOCAL_BASE", os.pathsep.join(map(str, (BASE, BASE))))
     assert run(["generate", "-t", "1", *asked, "--alpha", "0.5,2"]) == 0
     assert json.loads(capsys.readouterr().out)["choices"] == found["choices"]
-
-
-def test_the_command_line_says_which_pair_a_method_uses(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    asked = ("-p", NOTE, "--raw", "-n", "2", "--method", "capt-paper", "--json")
-    assert run(command("generate", *asked)) == 0
-    out, err = capsys.readouterr()
-    told = "This method uses one pair of expert and base: the first of 2."
-    assert err.count(told) == 1 and json.loads(out)["warnings"].count(told) == 1
-    assert list(json.loads(out)["usage"]["prompt_tokens_by_model"]) == FIVE[:3]
-
-
-def test_doctor_knows_pairs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(command("doctor", "--json")) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["bundle"]["roles"] == ", ".join(FIVE)
-    memory = found["memory of the bundle"]
-    shared = [role for role in FIVE if "weights shared" in memory[role]]
-    assert shared == ["expert-2", "base-2"]
-    assert found["roles"]["expert-2 and base-2: same vocabulary"] is True
-
-
-def test_eval_says_which_method_uses_one_pair(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    item = {"id": "1", "task": "so", "kind": "classification", "instruction": "Is it so?"}
-    item |= {"input": "a", "reference": "yes", "choices": ["yes", "no"], "licence": "CC0-1.0"}
-    task = tmp_path / "task.jsonl"
-    task.write_text("".join(json.dumps(item | {"id": str(i)}) + "\n" for i in range(2)))
-    assert run(command("eval", "--task", str(task), "--methods", "capt,unite", "--json")) == 0
-    told = "This method uses one pair of expert and base: the first of 2."
-    err = capsys.readouterr().err
-    assert f"unite: {told}" in err and err.count(told) == 1

@@ -178,12 +178,3 @@ def test_models_that_cannot_go_back_write_the_same_without_drafts(
             assert not told.stats.drafted
             noted = sum("without drafts" in note for note in told.notices)
             assert noted == (speed is not Speed.AUTO)
-
-
-def test_two_threads_give_the_same_answer() -> None:
-    options = dataclasses.replace(OPTIONS, max_tokens=4)  # threads wait for each other: slow in CI
-    text = "Plan: aspirin. Plan: aspirin. Plan:"
-    with Runtime.open("demo", load=LoadOptions(threads=2, context=256), check=False) as opened:
-        _, plain = answered(opened, text, Speed.EXACT_STEPS, options)
-        opened.forget()
-        assert bits(answered(opened, text, Speed.AUTO, options)[1]) == bits(plain)

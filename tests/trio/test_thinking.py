@@ -62,8 +62,3 @@ def test_the_next_turn_takes_the_thoughts_out_of_the_cache(runtime: Runtime) -> 
     said = [Message("user", "chest pain"), Message("assistant", "no"), Message("user", "why")]
     counts = runtime.keep(said)
     assert runtime.models["target"].position < counts["target"]
-
-
-def test_raw_text_is_not_thought_about(runtime: Runtime) -> None:
-    generation = runtime.generate("chest pain", GenerateOptions(max_tokens=4), raw=True)
-    assert not any(step.thought for step in generation) and generation.text_bytes
