@@ -1,6 +1,7 @@
-"""Makes a report of the demo models and takes docs/report.png of it, the picture of the README.
+"""Takes the pictures of the docs: of a report of the demo models, or of the page of a server.
 
     python -m scripts.make_screenshot [-o docs/report.png] [--dark]
+    python -m scripts.make_screenshot -o docs/serve.png --page ADDRESS  # as serve prints it
 
 Needs the extras `demo` and `browser`, and a Chromium on the machine. The note is the fictitious one
 of the demo.
@@ -44,11 +45,28 @@ def shoot(page: Any, output: Path) -> None:
     page.screenshot(path=output, clip=clip, full_page=True)
 
 
+def shoot_page(page: Any, output: Path) -> None:
+    """Takes the picture of the server's page: an answer, the target's own, and one word open."""
+    page.set_viewport_size({"width": 1360, "height": 920})
+    page.click("#example")
+    page.locator("#library label").last.click()
+    page.fill("#question", QUESTION)
+    page.check("#beside")
+    page.click("#write")
+    page.wait_for_selector("#stop", state="visible")
+    page.wait_for_selector("#stop", state="hidden", timeout=120_000)
+    page.locator("#strip .t.c").first.click()
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(300)
+    page.screenshot(path=output)
+
+
 def main() -> int:
     """Writes the report and its picture; returns an exit code."""
     parser = argparse.ArgumentParser(description="Take a picture of a report.")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/report.png"))
     parser.add_argument("--dark", action="store_true")
+    parser.add_argument("--page", help="the address of a server's page, with its key")
     asked = parser.parse_args()
     if (path := browser_path()) is None:
         sys.exit("There is no Chromium on this machine.")
@@ -59,7 +77,7 @@ def main() -> int:
         prompt = Path(folder) / "note.txt"
         prompt.write_text(f"{demo_note()}\n\n{QUESTION}", "utf-8")
         flags = ("-f", str(prompt), "-n", "128", "-t", "1", "--html", str(report))
-        if code := run(["generate", *flags]):
+        if not asked.page and (code := run(["generate", *flags])):
             return code
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=path, args=browser_flags())
@@ -68,8 +86,8 @@ def main() -> int:
                 device_scale_factor=1.5,
                 color_scheme="dark" if asked.dark else "light",
             )
-            page.goto(report.as_uri())
-            shoot(page, asked.output)
+            page.goto(asked.page or report.as_uri())
+            (shoot_page if asked.page else shoot)(page, asked.output)
             browser.close()
     return 0
 
