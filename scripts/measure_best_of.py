@@ -6,13 +6,15 @@ r"""Best of 8 by a scorer, by majority and by likelihood: accuracy with paired i
 
 `draw` adds eight answers to each question of classification tasks, made by a system that is called
 NAME. An answer is one of the choices, drawn by its likelihood at temperature 1 (the prompt and the
-choices are read once). `table` ranks them and compares the figures of all systems. Runs can be
-stopped and continued. Needs the extra "eval".
+choices are read once); with --free it is a text of 16 tokens at most, and right if it names the
+right choice. `table` ranks them and compares the figures of all systems. Runs can be stopped and
+continued. Needs the extra "eval".
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 import zlib
@@ -23,10 +25,11 @@ from typing import Any
 import numpy as np
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
+from capt_local.bundles import store
 from capt_local.evaluate.intervals import interval
-from capt_local.evaluate.prompts import messages
+from capt_local.evaluate.prompts import messages, read_answer
 from capt_local.evaluate.tasks import read_task
-from capt_local.rerank.candidates import draw_choices, shares
+from capt_local.rerank.candidates import best_of, draw_choices, shares
 from capt_local.rerank.scorer import Scorer, ScorerFiles
 
 N = 8
@@ -36,10 +39,13 @@ def draw(out: Path, name: str, tasks: list[Path], given: argparse.Namespace) -> 
     """Adds a line for each question."""
     done = {(r["system"], r["task"], r["id"]) for r in lines(out)}
     options = GenerateOptions(method=Method(given.method), combine=CombineOptions(alphas=(0.5,)))
+    sample = dataclasses.replace(options.sample, temperature=1.0)
+    free = dataclasses.replace(options, max_tokens=16, sample=sample)
+    bundle = store.find(given.bundle).with_adapters(given.adapter)
     load = LoadOptions(threads=1, context=2048)
     roles = options.method.roles
     with (
-        Runtime.open(given.bundle, load=load, roles=roles, check=False) as runtime,
+        Runtime.open(bundle, load=load, roles=roles, check=False) as runtime,
         out.open("a", encoding="utf-8") as file,
     ):
         for place in tasks:
@@ -49,17 +55,28 @@ def draw(out: Path, name: str, tasks: list[Path], given: argparse.Namespace) -> 
                     continue
                 started = time.perf_counter()
                 runtime.forget()
-                chosen = runtime.choose(messages(item, task), item.choices, options)
-                drawn = draw_choices(chosen.logps, N, 1.0, zlib.crc32(item.id.encode()))
+                found: dict[str, Any]
+                if given.free:
+                    made = best_of(runtime, messages(item, task), free, N).candidates
+                    made = tuple(sorted(made, key=lambda one: one.seed))
+                    answers = [one.generation.text for one in made]
+                    said = [read_answer(text, item, task) for text in answers]
+                    rates = [one.mean_logp for one in made]
+                    found = {"answers": answers, "said": said, "mean_logps": rates}
+                else:
+                    chosen = runtime.choose(messages(item, task), item.choices, options)
+                    drawn = draw_choices(chosen.logps, N, 1.0, zlib.crc32(item.id.encode()))
+                    answers = [item.choices[n] for n in drawn]
+                    rates = [chosen.logps[n] / chosen.scores[n].tokens for n in drawn]
+                    found = {"answers": answers, "said": answers, "mean_logps": rates}
+                    found["likeliest"] = item.choices[chosen.index]
                 line = {
                     "system": name,
                     "task": task.name,
                     "id": item.id,
                     "question": f"{item.instruction}\n\n{item.input}",
                     "reference": item.reference,
-                    "answers": [item.choices[n] for n in drawn],
-                    "mean_logps": [chosen.logps[n] / chosen.scores[n].tokens for n in drawn],
-                    "likeliest": item.choices[chosen.index],
+                    **found,
                     "seconds": time.perf_counter() - started,
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -70,17 +87,17 @@ def table(out: Path, scorer: Scorer) -> None:
     """Prints the accuracy of each way to choose, and what the scorer gains over it."""
     rows: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for line in lines(out):
-        answers = line["answers"]
-        right = np.array([answer == line["reference"] for answer in answers], float)
-        scores = scorer.scores(line["question"], answers)
+        said = line.get("said", line["answers"])
+        right = np.array([one == line["reference"] for one in said], float)
+        scores = scorer.scores(line["question"], line["answers"])
         rows[line["task"], line["system"]].append(
             {
                 "scorer": right[np.argmax(scores)],
                 "first": right[0],
                 "mean of 8": right.mean(),
-                "majority": right[np.argmax(shares(answers))],
+                "majority": right[np.argmax(shares(said))],
                 "mean logprob": right[np.argmax(line["mean_logps"])],
-                "likeliest": float(line["likeliest"] == line["reference"]),
+                "likeliest": float(line.get("likeliest") == line["reference"]),
                 "oracle": right.max(),
                 "seconds": line["seconds"],
             }
@@ -112,6 +129,8 @@ if __name__ == "__main__":
     part.add_argument("--bundle", default="demo")
     part.add_argument("--method", default="capt", choices=list(Method))
     part.add_argument("--limit", type=int)
+    part.add_argument("--free", action="store_true")
+    part.add_argument("--adapter", action="append", default=[], metavar="ROLE:PATH[=SCALE]")
     part = verbs.add_parser("table")
     part.add_argument("out", type=Path)
     part.add_argument("--scorer", type=Path, required=True)
