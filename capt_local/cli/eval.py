@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags, ViewFlags, flag, setting
+from capt_local.cli.options import (
+    BestOfFlags,
+    CombineFlags,
+    ModelFlags,
+    SampleFlags,
+    ViewFlags,
+    flag,
+    setting,
+)
 from capt_local.decoding.options import Method
 from capt_local.evaluate import ChoiceBy
 
@@ -99,6 +107,7 @@ def eval(
     model: ModelFlags,
     how: CombineFlags,
     sample: SampleFlags,
+    several: BestOfFlags,
     view: ViewFlags,
 ) -> int:
     """Tasks under several methods in one table, with 95 % intervals of what they gain.
@@ -113,9 +122,11 @@ def eval(
 
       capt-local eval --task notes.jsonl --task mednli=mli_test_v1.jsonl --results run.jsonl
 
+      capt-local eval --task rqe.jsonl --methods target,expert,capt --best-of 8 --scorer scorer
+
       capt-local eval --task rqe.jsonl --shots 4 --shots-file rqe-train.jsonl --limit 50
     """
     # Imported here: the help needs none of it.
     from capt_local.cli.eval_run import run_eval
 
-    return run_eval(what, model, how, sample, view)
+    return run_eval(what, model, how, sample, several, view)

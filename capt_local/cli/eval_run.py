@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import resource
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from capt_local.batch.manifest import differences, digest_of, model_identity
 from capt_local.batch.run import readable_time
 from capt_local.cli.eval import EvalFlags
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags, ViewFlags
+from capt_local.cli.options import BestOfFlags, CombineFlags, ModelFlags, SampleFlags, ViewFlags
 from capt_local.cli.session import (
     Session,
     find_bundle,
@@ -27,7 +29,16 @@ from capt_local.errors import UsageError
 from capt_local.evaluate.intervals import Interval
 from capt_local.evaluate.metrics import metrics_of
 from capt_local.evaluate.prompts import Examples
-from capt_local.evaluate.run import LASTING, EvalPlan, Result, ResultsFile, SampleLog, TaskRun, run
+from capt_local.evaluate.run import (
+    BEST,
+    LASTING,
+    EvalPlan,
+    Result,
+    ResultsFile,
+    SampleLog,
+    TaskRun,
+    run,
+)
 from capt_local.evaluate.summary import (
     TARGET,
     MethodFigures,
@@ -40,12 +51,14 @@ from capt_local.provenance import provenance
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Prose, Table, View
+from capt_local.rerank.scorer import open_scorer
 from capt_local.version import __version__
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
     from capt_local.llama.options import LoadOptions
 
+MACOS = sys.platform == "darwin"  # counts bytes where Linux counts KiB
 _NAMES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
@@ -68,6 +81,7 @@ def run_eval(
     model: ModelFlags,
     how: CombineFlags,
     sample: SampleFlags,
+    several: BestOfFlags,
     view: ViewFlags,
 ) -> int:
     """Does the evaluation and returns the exit code.
@@ -78,12 +92,15 @@ def run_eval(
     screen = Screen.standard(view.verbose)
     runs = _read_tasks(what, sample.seed)
     bundle = find_bundle(model)
-    plan = _plan(what, bundle, how, sample, runs)
+    plan = _plan(what, bundle, how, sample, several, runs)
     if what.names is not None and what.against not in what.names:
         screen.note(f"note: the {what.against} is run too, since intervals are against it.")
-    settings = _settings(what, runs, plan, sample.seed)
     wanted = Method.TARGET if set(plan.methods) == {TARGET} else Method.CAPT
     with Interrupt() as interrupt, contextlib.ExitStack() as stack:
+        scorer = open_scorer(several.scorer, bundle, model.verify)
+        if scorer is not None:
+            plan = dataclasses.replace(plan, scorer=stack.enter_context(scorer))
+        settings = _settings(what, runs, plan, sample.seed)
         files = EvalFiles.opened(what, bundle, model, settings, stack)
         session = open_session(bundle, files.model, screen, interrupt, wanted=wanted, scores=True)
         with session.runtime:
@@ -106,6 +123,8 @@ def run_eval(
     else:
         screen.show(*views(summaries))
     screen.notes(notes(summaries))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if MACOS else 1024)
+    screen.note(f"memory of this process at most: {peak / (1 << 20):,.0f} MiB")
     if interrupted:
         safe = "The same command goes on from here." if what.results else "Nothing was saved."
         screen.note(f"interrupted. {safe}")
@@ -141,6 +160,7 @@ def _plan(
     bundle: Bundle,
     how: CombineFlags,
     sample: SampleFlags,
+    several: BestOfFlags,
     runs: Sequence[TaskRun],
 ) -> EvalPlan:
     """How answers are made: step by step, so that a resumed run is the same to the last bit.
@@ -150,14 +170,19 @@ def _plan(
             meaning.
     """
     methods = _methods(what.names, bundle, what.against)
-    longer = dataclasses.replace(sample, temp=sample.temp or 0.0)
+
+    def options(method: Method, temp: float) -> GenerateOptions:
+        drawn = dataclasses.replace(sample, temp=temp)
+        made = generate_options(bundle, how, drawn, 0, method)
+        return dataclasses.replace(made, speed=Speed.EXACT_STEPS)
+
+    each = {method.value: options(method, sample.temp or 0.0) for method in methods}
+    if several.best_of != 1:
+        each |= {f"{one}{BEST}": options(one, sample.temp or 1.0) for one in methods}
+    several.check(next(reversed(each.values())))
     plan = EvalPlan(
-        methods={
-            method.value: dataclasses.replace(
-                generate_options(bundle, how, longer, 0, method), speed=Speed.EXACT_STEPS
-            )
-            for method in methods
-        },
+        methods=each,
+        best_of=several.best_of,
         choice=what.choice,
         raw=what.raw,
         max_tokens=sample.max_tokens,
@@ -198,6 +223,11 @@ def _settings(
         "choice": str(plan.choice),
         "raw": plan.raw,
         "max_tokens": plan.max_tokens,
+        **(
+            {"best_of": plan.best_of, "scorer": plan.scorer and plan.scorer.digest}
+            if plan.best_of > 1
+            else {}
+        ),
         "tasks": {each.task.name: each.task.digest for each in runs},
         "shots": {
             each.task.name: {"count": each.examples.count, "file": each.examples.task.digest}

@@ -10,12 +10,14 @@ import dataclasses
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.scoring import Choosing
@@ -41,6 +43,8 @@ from capt_local.evaluate.prompts import (
 from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure, joined_labels
 from capt_local.line_file import LineFile
 from capt_local.prompting.messages import Message
+from capt_local.rerank.candidates import best_of, draw_choices, shares
+from capt_local.rerank.scorer import Scorer
 from capt_local.runtime import Runtime
 from capt_local.strict_json import NotReadable, convert, parse_object
 
@@ -106,6 +110,8 @@ class Finished:
     problem: str = ""
 
 
+BEST = "+best"
+"""Behind the name of a method: the best of several of its answers."""
 _HOW = {
     ChoiceBy.LIKELIHOOD: Choosing.LIKELIHOOD,
     ChoiceBy.PER_BYTE: Choosing.PER_BYTE,
@@ -156,12 +162,16 @@ class EvalPlan:
         choice: how the answer to a classification is found.
         raw: texts to go on with instead of messages, for models without a chat template.
         max_tokens: the longest answer; None: the task's.
+        best_of: answers that a method draws whose name ends in `BEST`; the best of them counts.
+        scorer: ranks them; None: the majority, of texts the likeliest.
     """
 
     methods: Mapping[str, GenerateOptions]
     choice: ChoiceBy = ChoiceBy.LIKELIHOOD
     raw: bool = False
     max_tokens: int | None = None
+    best_of: int = 1
+    scorer: Scorer | None = None
 
     def check(self, runs: Sequence[TaskRun]) -> None:
         """Whether the runs can be run like this.
@@ -284,6 +294,9 @@ def _answered(
         read: str | None = joined_labels(tuple(named), task.no_answer)
         return Finished(done(judge(task, item, read)), read=read, logps=tuple(logps))
     prompt = task_run.prompt(item, raw=raw)
+    if result.method.endswith(BEST):
+        read, written, tokens = _best(runtime, task, item, prompt, options, plan, cancel)
+        return Finished(done(judge(task, item, read), tokens), written, read)
     if task.kind is Kind.CLASSIFICATION and plan.choice is not ChoiceBy.FREE:
         choices = tuple(f" {choice}" for choice in item.choices) if raw else item.choices
         how = _HOW[plan.choice]
@@ -302,6 +315,41 @@ def _answered(
     return Finished(
         done(outcome, generation.steps_done, unfinished=unfinished), generation.text, read
     )
+
+
+def _best(
+    runtime: Runtime,
+    task: Task,
+    item: Item,
+    prompt: str | list[Message],
+    options: GenerateOptions,
+    plan: EvalPlan,
+    cancel: Callable[[], bool],
+) -> tuple[str | None, str, int]:
+    """What the best of several answers says, the answer itself, and the tokens of all of them.
+
+    Choices are drawn by their likelihood, which is the same as writing them where no other answer
+    can be written.
+    """
+    question = f"{item.instruction}\n\n{item.input}".strip()
+    if task.kind is Kind.CLASSIFICATION and plan.choice is not ChoiceBy.FREE:
+        choices = tuple(f" {choice}" for choice in item.choices) if plan.raw else item.choices
+        chosen = runtime.choose(prompt, choices, options, raw=plan.raw, cancel=cancel)
+        seed = options.sample.seed + zlib.crc32(item.id.encode())
+        drawn = draw_choices(chosen.logps, plan.best_of, options.sample.temperature, seed)
+        said = [item.choices[place] for place in drawn]
+        scores = plan.scorer.scores(question, said) if plan.scorer else shares(said)
+        return said[int(np.argmax(scores))], "", sum(score.tokens for score in chosen.scores)
+    found = best_of(
+        runtime, prompt, options, plan.best_of, plan.scorer, raw=plan.raw, cancel=cancel,
+        question=question,
+    ).candidates  # fmt: skip
+    texts = [one.generation.text for one in found]
+    said_texts = [read_answer(text, item, task) for text in texts]
+    best = 0
+    if plan.scorer is None and task.kind is Kind.CLASSIFICATION:
+        best = int(np.argmax(shares(said_texts)))
+    return said_texts[best], texts[best], sum(one.generation.steps_done for one in found)
 
 
 _MARK, _VERSION = "capt_local_eval", 2

@@ -112,6 +112,7 @@ def best_of(
     *,
     raw: bool = False,
     cancel: Callable[[], bool] | None = None,
+    question: str | None = None,
 ) -> BestOf:
     """Draws n answers with the seeds `options.sample.seed`, + 1, ..., and ranks them.
 
@@ -123,6 +124,7 @@ def best_of(
         scorer: ranks them; None: see the module.
         raw: see `Runtime.generate`.
         cancel: called between steps; true ends all of it.
+        question: what the scorer reads as the question; None: the user's last turn.
 
     Raises:
         UsageError: see `check_best_of`.
@@ -151,7 +153,7 @@ def best_of(
     means = [mean_logp([step.logp for step in steps]) for _, _, steps in made]
     texts = [generation.text for _, generation, _ in made]
     if scorer is not None:
-        by, scores = RankedBy.SCORER, scorer.scores(asked_of(prompt), texts)
+        by, scores = RankedBy.SCORER, scorer.scores(question or asked_of(prompt), texts)
     elif options.structure is not None:
         by, scores = RankedBy.MAJORITY, shares([_meaning(text) for text in texts])
     else:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capt_local.bundles.manifest import Bundle
-from capt_local.bundles.verify import Check
+from capt_local.bundles.verify import Check, file_digest
 from capt_local.config import Feature, read_site
 from capt_local.errors import ModelError
 from capt_local.llama.encoder import Encoder
@@ -89,6 +89,10 @@ def open_scorer(
     else:
         read_site().limits.refuse(Feature.UNSIGNED, "A scorer that is given by its path")
         files = ScorerFiles.at(Path(which))
+    if named and bundle.scorer is not None:
+        for file in (bundle.scorer, bundle.scorer.head):
+            if file_digest(file.path) != file.sha256:
+                raise ModelError(f"The scorer's {file.path.name} is not the file of the manifest.")
     if not (named and is_trusted(bundle)):
         stamp = look_at_encoder(files.encoder, check)
         files = ScorerFiles(files.encoder, files.head, stamp)

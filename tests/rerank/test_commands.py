@@ -64,6 +64,26 @@ def test_each_record_of_a_batch_gets_its_best(
         assert best["ranked_by"] == "scorer" and len(best["candidates"]) == 2
 
 
+@pytest.mark.parametrize("choice", ["likelihood", "free"])
+def test_eval_puts_the_best_beside_each_method(
+    folder: Path, capfd: pytest.CaptureFixture[str], choice: str
+) -> None:
+    task = folder / "task.jsonl"
+    line = {"task": "so", "kind": "classification", "instruction": "Is it so?", "licence": "CC0"}
+    line |= {"reference": "yes", "choices": ["yes", "no"]}
+    rows = [line | {"id": str(n), "input": f"chest pain {n}"} for n in range(4)]
+    task.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [*trio(folder)[:6], "-t", "1", "-n", "3", "--choice", choice, "--json"]
+    flags += ["--task", str(task), "--best-of", "3", "--scorer", str(folder / "scorer")]
+    assert run(["eval", *flags]) == 0
+    made = json.loads(capfd.readouterr().out)
+    methods = made["tasks"]["so"]["methods"]
+    assert list(methods) == ["target", "capt", "target+best", "capt+best"]
+    assert methods["capt+best"]["counts"]["done"] == 4
+    assert methods["capt+best"]["intervals"]["accuracy"]["items"] == 4
+    assert made["settings"]["best_of"] == 3 and len(made["settings"]["scorer"]) == 64
+
+
 @pytest.mark.parametrize(
     ("flags", "code"),
     [
