@@ -319,7 +319,7 @@ def _answered(
 
 def _best(
     runtime: Runtime,
-    task: Task,
+    task: EvalTask,
     item: Item,
     prompt: str | list[Message],
     options: GenerateOptions,
