@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from capt_local.batch.manifest import AI_LABEL, HUMAN_REVIEW, Fingerprint, digest_of
+from capt_local.batch.records import BatchRecord
 from capt_local.errors import CaptError
 from capt_local.report.json import JsonObject, dumps
 
@@ -65,29 +66,10 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordRef:
-    """The record that a line is about.
-
-    Attributes:
-        id: of the record.
-        number: its line in the input, from 1.
-        sha256: of its bytes.
-        custom_id: where the input had one.
-        seed: of its random draws; None where it never came to that.
-    """
-
-    id: str
-    number: int
-    sha256: str
-    custom_id: str | None = None
-    seed: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class OutputLine:
     """One line; see docs/batch.md for its parts."""
 
-    record: RecordRef
+    record: BatchRecord
     response: JsonObject | None
     error: JsonObject | None
     capt: JsonObject | None
@@ -139,7 +121,7 @@ class LineWriter:
 
     def answered(
         self,
-        record: RecordRef,
+        record: BatchRecord,
         answer: Mapping[str, Any],
         now: float,
         *,
@@ -149,7 +131,7 @@ class LineWriter:
         """The line of an answer.
 
         Args:
-            record: that was answered.
+            record: that was answered, with its seed among its settings; its prompt is not read.
             answer: as `report.json.answer_object` gives it.
             now: seconds since 1970.
             logprobs: whether the line holds the log-probabilities of each token.
@@ -177,20 +159,20 @@ class LineWriter:
         response = {"status_code": 200, "request_id": id, "body": body}
         return OutputLine(record, response, error, capt, timings, provenance)
 
-    def failed(self, record: RecordRef, failure: Failure, now: float) -> OutputLine:
+    def failed(self, record: BatchRecord, failure: Failure, now: float) -> OutputLine:
         """The line of a record without an answer."""
         provenance = self._provenance(record, now, "failed")
         provenance |= {"finish_reason": None, "output_sha256": None, "warnings": []}
         return OutputLine(record, None, failure.as_object(), None, {}, provenance)
 
-    def _provenance(self, record: RecordRef, now: float, status: str) -> JsonObject:
+    def _provenance(self, record: BatchRecord, now: float, status: str) -> JsonObject:
         time = datetime.datetime.fromtimestamp(int(now), datetime.UTC)
         return {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "status": status,
             **self._common,
-            "seed": record.seed,
-            "record": {"line": record.number, "sha256": record.sha256},
+            "seed": record.settings.seed,
+            "record": {"line": record.number, "sha256": record.digest},
             "ai_label": AI_LABEL,
             "human_review": HUMAN_REVIEW,
         }

@@ -15,8 +15,9 @@ from typing import Any
 
 from capt_local.batch import ipc
 from capt_local.batch.journal import OutputJournal
-from capt_local.batch.output import OK, Failure, LineWriter, OutputLine, RecordRef
+from capt_local.batch.output import OK, Failure, LineWriter, OutputLine
 from capt_local.batch.readers import InputSource
+from capt_local.batch.records import BatchRecord, RecordSettings
 from capt_local.batch.supervisor import News, RecordOutcome, Workers
 from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.options import GenerateOptions
@@ -168,35 +169,33 @@ def run_job(
         DiskFailed: the disk fails.
         CaptError: no worker can be started any more.
     """
-    in_flight: dict[int, tuple[RecordRef, bool]] = {}
+    in_flight: dict[int, BatchRecord] = {}
     lines: list[OutputLine] = []  # finished, and not on the disk yet
     todo, more = iter(job.indices), True
 
     def put(index: int) -> None:
-        ref = RecordRef(job.source.ids[index], *job.source.line(index))
+        number, sha256 = job.source.line(index)
+        record = BatchRecord(number, job.source.ids[index], None, "", RecordSettings(), sha256)
         try:
             record = job.source.record(index)
-            ref = dataclasses.replace(ref, custom_id=record.custom_id)
             settings = record.request_settings(job.options)
         except CaptError as error:
-            lines.append(job.lines.failed(ref, Failure.of(error), time.time()))
+            lines.append(job.lines.failed(record, Failure.of(error), time.time()))
             return
-        logprobs = settings.logprobs
-        in_flight[index] = (
-            dataclasses.replace(ref, seed=settings.seed),
-            job.logprobs if logprobs is None else logprobs,
-        )
+        # The prompt is not needed any more once the worker has it.
+        in_flight[index] = dataclasses.replace(record, settings=settings, prompt="")
         prompt = record.prompt if isinstance(record.prompt, str) else ipc.pack(record.prompt)
         # The worker knows the record by `index` alone.
         workers.put(index, {"request": index, "prompt": prompt, "settings": ipc.pack(settings)})
 
     def finish(outcome: RecordOutcome) -> OutputLine:
-        ref, logprobs = in_flight.pop(outcome.key)
+        record = in_flight.pop(outcome.key)
         if outcome.failure is not None:
-            return job.lines.failed(ref, outcome.failure, time.time())
-        answer = outcome.answer or {}
+            return job.lines.failed(record, outcome.failure, time.time())
+        answer, own = outcome.answer or {}, record.settings.logprobs
         invalid = structure_problem(answer, job.schema)
-        return job.lines.answered(ref, answer, time.time(), logprobs=logprobs, invalid=invalid)
+        logprobs = job.logprobs if own is None else own
+        return job.lines.answered(record, answer, time.time(), logprobs=logprobs, invalid=invalid)
 
     def commit() -> None:
         """Puts the finished lines on the disk, with one fsync for all; then they count as done."""

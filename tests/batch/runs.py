@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from capt_local.batch.journal import OutputJournal
-from capt_local.batch.output import ErrorCode, Failure, LineWriter, OutputLine, RecordRef
+from capt_local.batch.output import ErrorCode, Failure, LineWriter, OutputLine
+from capt_local.batch.records import BatchRecord, RecordSettings
 from capt_local.decoding.step import FinishReason
 from capt_local.report.json import Answer, answer_object
 from tests.batch.faults import Quick
@@ -34,10 +35,10 @@ def ids(count: int) -> list[str]:
     return [f"note-{number}" for number in range(1, count + 1)]
 
 
-def ref(id: str) -> RecordRef:
+def ref(id: str) -> BatchRecord:
     number = int(id.rpartition("-")[2])
     sha256 = hashlib.sha256(f"record {id}".encode()).hexdigest()
-    return RecordRef(id, number, sha256, custom_id=id, seed=0)
+    return BatchRecord(number, id, id, NOTE, RecordSettings(seed=0), sha256)
 
 
 def line(id: str, of: dict[str, Any], now: float = 1.5e9) -> OutputLine:

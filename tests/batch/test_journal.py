@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -21,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capt_local.batch.journal import OutputJournal, read_manifest
-from capt_local.batch.output import ErrorCode, Failure, LineWriter, RecordRef
+from capt_local.batch.output import ErrorCode, Failure, LineWriter
 from capt_local.errors import UsageError
 from capt_local.line_file import DiskFailed
 from capt_local.report.json import Answer, answer_object
@@ -228,8 +229,8 @@ def test_whatever_is_answered_is_a_line_that_is_read_back(
     tmp_path: Path, text: str, id: str, number: float, message: str
 ) -> None:
     output = tmp_path / "out"
-    one = RecordRef(id.encode("utf-8", "replace").decode(), 1, "ab" * 32)
-    other = RecordRef(one.id + "+", 2, "cd" * 32)
+    one = dataclasses.replace(ref("note-1"), id=id.encode("utf-8", "replace").decode())
+    other = dataclasses.replace(ref("note-2"), id=one.id + "+")
     answer = answer_object(Answer((), text.encode("utf-8", "replace"), None, "demo"))
     answer["capt"]["mean_contrast"] = number
     writer = LineWriter(OF)

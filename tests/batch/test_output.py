@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 from capt_local.batch.manifest import differences, digest_of, fingerprint_of
-from capt_local.batch.output import LineWriter, RecordRef, is_sealed
+from capt_local.batch.output import LineWriter, is_sealed
+from capt_local.batch.records import BatchRecord, RecordSettings
 from capt_local.bundles.store import find
 from capt_local.decoding.options import GenerateOptions, SampleOptions, Structure
 from capt_local.report.json import answer_object
@@ -14,7 +15,7 @@ from tests.batch.runs import NOTE, fingerprint
 from tests.report.answers import an_answer
 
 OF = fingerprint()
-ASKED = RecordRef("a-1", 7, "cd" * 32, custom_id="a-1", seed=5)
+ASKED = BatchRecord(7, "a-1", "a-1", NOTE, RecordSettings(seed=5), "cd" * 32)
 NOW = 1_800_000_000.9
 ANSWER = an_answer([(b"No", b"Yes", 1.5), (b" fever\xe2\x80\xa8.", None, 0.25)])
 
