@@ -12,7 +12,6 @@ import datetime
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from capt_local.batch.manifest import AI_LABEL, HUMAN_REVIEW, Fingerprint, digest_of
@@ -26,43 +25,26 @@ _BODY = ("id", "object", "created", "model", "choices", "usage")
 _SEAL, _SEAL_END = b', "sha256": "', b'"}'
 
 
-class ErrorCode(StrEnum):
-    """Why a record has no answer, or not one of the wanted form."""
-
-    CONTEXT_OVERFLOW = "context_overflow"
-    NUMERICAL_ERROR = "numerical_error"
-    WORKER_DIED = "worker_died"
-    TIMED_OUT = "timed_out"
-    TEMPLATE_ERROR = "template_error"
-    INPUT_CHANGED = "input_changed"
-    INVALID_STRUCTURE = "invalid_structure"
-    INVALID_REQUEST = "invalid_request"
-    MEMORY_SHORTAGE = "memory_shortage"
-    MODEL_ERROR = "model_error"
-    UNEXPECTED = "unexpected"
-
-
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why there is no answer, or not one of the wanted form.
 
     Attributes:
-        code: for programs.
+        code: for programs: that of an error of `errors`, or one of batch (docs/batch.md).
         message: for people; holds no text of a patient.
     """
 
-    code: ErrorCode
+    code: str
     message: str
 
     @classmethod
     def of(cls, error: CaptError) -> Failure:
         """The failure of a record that ended with an error."""
-        known = error.code in ErrorCode.__members__.values()
-        return cls(ErrorCode(error.code) if known else ErrorCode.UNEXPECTED, str(error))
+        return cls(error.code, str(error))
 
     def as_object(self) -> JsonObject:
         """For JSON; one line of limited length."""
-        return {"code": str(self.code), "message": " ".join(self.message.split())[:_LONGEST]}
+        return {"code": self.code, "message": " ".join(self.message.split())[:_LONGEST]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +132,7 @@ class LineWriter:
             timings["speed"] = capt.pop("speed")
         message = choice.get("message")
         text = str(message["content"] if message is not None else choice["text"])
-        error = Failure(ErrorCode.INVALID_STRUCTURE, invalid).as_object() if invalid else None
+        error = Failure("invalid_structure", invalid).as_object() if invalid else None
         provenance = self._provenance(record, now, "failed" if error else OK) | {
             "finish_reason": choice["finish_reason"],
             "output_sha256": hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(),

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from capt_local.batch import ipc
-from capt_local.batch.output import ErrorCode, Failure
+from capt_local.batch.output import Failure
 from capt_local.errors import (
     CaptError,
     MemoryShortage,
@@ -107,11 +107,11 @@ class Death:
         """Of a record that is given up."""
         if self.hung:
             return Failure(
-                ErrorCode.TIMED_OUT,
+                "timed_out",
                 f"The worker process was ended again: with this record alone, {self.cause}.",
             )
         return Failure(
-            ErrorCode.WORKER_DIED,
+            "worker_died",
             f"The worker process died {DEATHS} times with this record; last, {self.cause}.",
         )
 
@@ -389,7 +389,7 @@ class WorkerSupervisor:
             self._feed()
             if "answered" in message:
                 return RecordOutcome(key, answer=message["answer"])
-            failure = Failure(ErrorCode(message["code"]), message["message"])
+            failure = Failure(message["code"], message["message"])
             return RecordOutcome(key, failure=failure)
         return None
 

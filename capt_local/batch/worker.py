@@ -208,7 +208,7 @@ class Worker:
 
     def _fail(self, key: int, error: CaptError) -> None:
         failure = Failure.of(error)
-        self._send({"failed": key, "code": str(failure.code), "message": failure.message})
+        self._send({"failed": key, "code": failure.code, "message": failure.message})
 
 
 def machine_facts() -> dict[str, Any]:

@@ -29,7 +29,7 @@ from capt_local.batch.manifest import (
     fingerprint_of,
     manifest_path,
 )
-from capt_local.batch.output import OK, ErrorCode, LineWriter
+from capt_local.batch.output import OK, LineWriter
 from capt_local.batch.readers import InputSource, check_input
 from capt_local.batch.run import BatchJob, RunProgress, readable_time, records_at_once, run_job
 from capt_local.batch.supervisor import (
@@ -54,7 +54,7 @@ from capt_local.cli.session import (
 from capt_local.cli.signals import Signals
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.structured import SchemaCheck
-from capt_local.errors import Cancelled, CaptError, UsageError
+from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
 from capt_local.line_file import DiskFailed
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.threads import physical_cores
@@ -506,11 +506,10 @@ class BatchRun:
         ids = self.source.ids
         if not self.long or not all(ids[index] in journal.done for index in self.long):
             return
-        overflow = ErrorCode.CONTEXT_OVERFLOW
         numbers = [
             str(self.source.line(index)[0])
             for index in self.long
-            if journal.done[ids[index]] == overflow
+            if journal.done[ids[index]] == ContextOverflow.code
         ]
         self.long = []
         if numbers:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from capt_local.batch.journal import OutputJournal
-from capt_local.batch.output import ErrorCode, Failure, LineWriter, OutputLine
+from capt_local.batch.output import Failure, LineWriter, OutputLine
 from capt_local.batch.records import BatchRecord, RecordSettings
 from capt_local.decoding.step import FinishReason
 from capt_local.report.json import Answer, answer_object
@@ -45,7 +45,7 @@ def line(id: str, of: dict[str, Any], now: float = 1.5e9) -> OutputLine:
     """The answer of a record: its length depends on the id, and each ninth one fails."""
     writer, number = LineWriter(of), ref(id).number
     if number % 9 == 0:
-        return writer.failed(ref(id), Failure(ErrorCode.CONTEXT_OVERFLOW, "too long"), now)
+        return writer.failed(ref(id), Failure("context_overflow", "too long"), now)
     text = f"{NOTE} {id} \u00e4\u2028 " * (1 + number * 7919 % 7)
     answer = Answer((), text.encode(), FinishReason.STOP, "demo", created=int(now))
     return writer.answered(ref(id), answer_object(answer), now)

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capt_local.batch.journal import OutputJournal, read_manifest
-from capt_local.batch.output import ErrorCode, Failure, LineWriter
+from capt_local.batch.output import Failure, LineWriter
 from capt_local.errors import UsageError
 from capt_local.line_file import DiskFailed
 from capt_local.report.json import Answer, answer_object
@@ -237,7 +237,7 @@ def test_whatever_is_answered_is_a_line_that_is_read_back(
     with Quick().used():
         with OutputJournal.open(output, OF) as journal:
             journal.append(writer.answered(one, answer, 0.0))
-            journal.append(writer.failed(other, Failure(ErrorCode.UNEXPECTED, message), 0.0))
+            journal.append(writer.failed(other, Failure("unexpected", message), 0.0))
         with OutputJournal.open(output, OF) as journal:
             assert journal.notices == []
             assert journal.done == {one.id: "ok", other.id: "unexpected"}
