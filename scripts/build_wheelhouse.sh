@@ -3,7 +3,7 @@
 # runs this (PYTHON=python3.12 takes another) and machines of this kind:
 #
 #   scripts/build_wheelhouse.sh -o /media/stick/capt-local --new-key hospital.key
-#   scripts/build_wheelhouse.sh -o stick --key hospital.key --bundle our-trio --backend cuda
+#   scripts/build_wheelhouse.sh -o stick --key hospital.key --bundle our-trio
 #
 # --help lists the options; docs/airgap.md says what the folder holds and how it is used.
 set -euo pipefail

@@ -290,7 +290,8 @@ def uninstall(name: str, folder: Path) -> tuple[TrustedKey, list[str]]:
     matching = [
         (file, key)
         for file, key in _installed(folder).items()
-        if whole in (key.name, file.stem) or (len(name) >= 8 and key.fingerprint.startswith(name))
+        if (whole and whole in (key.name, file.stem))
+        or (len(name) >= 8 and key.fingerprint.startswith(name))
     ]
     if len(matching) != 1:
         many = "Several keys have" if matching else "No key has"

@@ -25,12 +25,11 @@ from typing import Any
 from capt_local.errors import CaptError
 from scripts.wheelhouse.install import SUMS, fingerprint
 from scripts.wheelhouse.wheels import (
-    Build,
     NotBuilt,
     bill,
     binding_wheel,
     call,
-    pinned,
+    cpu_features,
     pip,
     read_wheels,
     requirements,
@@ -48,12 +47,11 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def make(given: argparse.Namespace, build: Build, stick: Path, scratch: Path) -> str:
+def make(given: argparse.Namespace, stick: Path, scratch: Path) -> str:
     """Fills a folder.
 
     Args:
         given: what the command line says.
-        build: how the binding is built.
         stick: an empty folder.
         scratch: another one, for a try.
 
@@ -80,7 +78,7 @@ def make(given: argparse.Namespace, build: Build, stick: Path, scratch: Path) ->
     bundle = signed(store.find(given.bundle))
     verify(bundle)
 
-    wheel = binding_wheel(build, pinned(PROJECT), say)
+    wheel = binding_wheel(PROJECT, given.wheel, say)
     say("collecting the wheels")
     folder = stick / "wheels"
     folder.mkdir()
@@ -96,7 +94,7 @@ def make(given: argparse.Namespace, build: Build, stick: Path, scratch: Path) ->
     shutil.copyfile(PROJECT / "docs" / "airgap.md", stick / "README.md")
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     (stick / "python-version").write_text(version + "\n", "utf-8")
-    built = {"given": build.given.name} if build.given else {"cmake_args": " ".join(build.flags)}
+    built = {"wheel": wheel.name, "cmake_args": os.environ.get("CMAKE_ARGS", "")}
     sealed, public = f"bundle/{bundle.id}.capt", f"keys/{key.stem}.pub"
     about: dict[str, Any] = {
         "version": next(wheel.version for wheel in wheels if wheel.name == NAME),
@@ -106,7 +104,7 @@ def make(given: argparse.Namespace, build: Build, stick: Path, scratch: Path) ->
         "machine": platform.machine(),
         # Wheels that were built here need a C library that is not older than the one here.
         "libc": list(platform.libc_ver()),
-        "processor": build.needs,
+        "processor": [] if given.wheel else [name.lower() for name in cpu_features()],
         "binding": built,
         "next": "demo" if bundle.id == "demo" else f"chat -m {bundle.id}",
         "space": int(_SPACE * sum(wheel.unpacked for wheel in wheels)),
@@ -183,8 +181,6 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     keys = parser.add_mutually_exclusive_group()
     keys.add_argument("--key", type=Path, metavar="NAME.key", help="of models keygen; it signs")
     keys.add_argument("--new-key", type=Path, metavar="NAME.key", help="makes that key and signs")
-    text = "portable (default): any x86-64 with AVX2, any ARM64; native: those like this one"
-    add("--cpu", choices=["portable", "native"], default="portable", help=text)
     add("--wheel", type=Path, metavar="FILE", help="a wheel of the binding built elsewhere")
     text = "an extra of the package, such as eval; may be repeated"
     add("--extra", action="append", default=[], metavar="NAME", help=text)
@@ -202,10 +198,9 @@ def run(given: argparse.Namespace) -> None:
     Raises:
         NotBuilt: something is missing or fails; says what.
     """
-    build = Build(given.cpu == "native", given.wheel)
     if given.binding is not None:
         given.binding.mkdir(parents=True, exist_ok=True)
-        made = shutil.copy(binding_wheel(build, pinned(PROJECT), say), given.binding)
+        made = shutil.copy(binding_wheel(PROJECT, given.wheel, say), given.binding)
         print(f"{made}\nthere  pip install --find-links {given.binding} .")
         return
     place = Path(os.path.abspath(given.output))
@@ -220,7 +215,7 @@ def run(given: argparse.Namespace) -> None:
         with above, tempfile.TemporaryDirectory() as scratch:
             draft = Path(above.name, place.name)
             draft.mkdir()
-            fingerprint = make(given, build, draft, Path(scratch))
+            fingerprint = make(given, draft, Path(scratch))
             draft.rename(place)
     except OSError as error:
         raise NotBuilt(f"{error.filename}: {error.strerror}.") from None

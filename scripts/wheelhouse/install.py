@@ -118,7 +118,7 @@ def check_machine(about: Mapping[str, Any]) -> None:
     if lacking:
         raise Refused(
             f"The processor of this machine lacks {', '.join(lacking)}, which llama.cpp was built "
-            "to use. Make a wheelhouse on a machine like this one, with --cpu native."
+            "to use. Make a wheelhouse on a machine like this, with CMAKE_ARGS=-DGGML_NATIVE=ON."
         )
 
 
@@ -231,8 +231,8 @@ def _fill(stick: Path, sums: Mapping[str, str], folder: Path) -> None:
     done = call([str(python), "-I", "-c", _TRY])
     if done.returncode == -signal.SIGILL:
         raise Refused(
-            "The processor of this machine lacks instructions that llama.cpp was built to "
-            "use. Make a wheelhouse with --cpu portable, or on a machine like this one."
+            "The processor of this machine lacks instructions that llama.cpp was built to use. "
+            "Make a wheelhouse without CMAKE_ARGS, or on one like this."
         )
     if done.returncode:  # such as a library of the system that is missing
         raise Refused(f"capt-local does not run on this machine: {_reason(done)}")

@@ -78,81 +78,51 @@ def pip(*arguments: str, **environment: str) -> None:
     call([sys.executable, "-m", "pip", arguments[0], *quiet, *arguments[1:]], **environment)
 
 
-def is_x86() -> bool:
-    """Whether this machine has the processors that the baseline is of."""
-    return platform.machine().lower() in ("x86_64", "amd64")
+def cpu_features() -> tuple[str, ...]:
+    """What a processor has to have for a portable wheel, by the names of llama.cpp and Linux."""
+    return _BASELINE if platform.machine().lower() in ("x86_64", "amd64") else ()
 
 
-@dataclass(frozen=True, slots=True)
-class Build:
-    """How the binding is built.
+def binding_wheel(project: Path, given: Path | None, say: Callable[[str], None]) -> Path:
+    """The wheel of the binding: given, of an earlier build with the same flags, or built now.
 
-    Attributes:
-        native: for processors like that of this machine; else for any x86-64 with AVX2, or ARM64.
-        given: a wheel that was built elsewhere, in the place of a build.
-    """
+    It is portable, unless CMAKE_ARGS says otherwise, whose flags come last and win.
 
-    native: bool = False
-    given: Path | None = None
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """For CMake; those of the variable CMAKE_ARGS come after them and win."""
-        flags: list[str] = []
-        if not self.native:  # nothing of this machine; AMX stays off with that (docs/speed.md)
-            flags = ["-DGGML_NATIVE=OFF"]
-            flags += [f"-DGGML_{name}=ON" for name in _BASELINE if is_x86()]
-        return (*flags, *os.environ.get("CMAKE_ARGS", "").split())
-
-    @property
-    def needs(self) -> list[str]:
-        """What a processor has to have, where that is known."""
-        known = self.given is None and not self.native and is_x86()
-        return [name.lower() for name in _BASELINE] if known else []
-
-    @property
-    def folder(self) -> Path:
-        """Where the wheel of these flags is kept; other systems and flags have other folders."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        parts = [sys.platform, platform.machine(), *platform.libc_ver(), *self.flags]
-        parts.append(platform.node() if self.native else "")
-        name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-        return cache / "capt-local" / "bindings" / name
-
-
-def pinned(project: Path) -> str:
-    """The one version of the binding that the package takes."""
-    found = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))
-    lines = (line.partition("==") for line in found["project"]["dependencies"])
-    return next(version.strip() for name, _, version in lines if name.strip() == BINDING)
-
-
-def binding_wheel(build: Build, version: str, say: Callable[[str], None]) -> Path:
-    """The wheel: given, of an earlier build with these flags, or built now.
+    Args:
+        project: the checkout, which pins the version.
+        given: a wheel that was built elsewhere.
+        say: takes lines about the progress.
 
     Raises:
         NotBuilt: it is another package or version, or cannot be built.
     """
+    found = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))
+    pinned = (line.partition("==") for line in found["project"]["dependencies"])
+    version = next(number.strip() for name, _, number in pinned if name.strip() == BINDING)
     start = f"{BINDING.replace('-', '_')}-{version}-"
-    if build.given is not None:
-        if not (build.given.is_file() and build.given.name.startswith(start)):
-            raise NotBuilt(f"{build.given} is no wheel of {BINDING} {version}.")
-        return build.given
-    for wheel in build.folder.glob(f"{start}*.whl"):
+    if given is not None:
+        if not (given.is_file() and given.name.startswith(start)):
+            raise NotBuilt(f"{given} is no wheel of {BINDING} {version}.")
+        return given
+    # AMX stays off with that (docs/speed.md).
+    flags = ["-DGGML_NATIVE=OFF", *(f"-DGGML_{name}=ON" for name in cpu_features())]
+    flags += os.environ.get("CMAKE_ARGS", "").split()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    about = (sys.platform, platform.machine(), platform.node(), *platform.libc_ver(), *flags)
+    folder = cache / "capt-local" / hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
+    for wheel in folder.glob(f"{start}*.whl"):
         say(f"the binding is of an earlier build with these flags: {wheel}")
         return wheel
-    say(f"building {BINDING} {version} with {' '.join(build.flags) or 'its own flags'}; "
-        "on two cores that takes about 10 minutes")  # fmt: skip
-    build.folder.mkdir(parents=True, exist_ok=True)
-    # Without flags, one that pip has kept will do: it is of this machine.
-    fresh = ("--no-cache-dir", f"--no-binary={BINDING}") if build.flags else ()
-    with tempfile.TemporaryDirectory(dir=build.folder.parent) as draft:
+    say(f"building {BINDING} {version} with {' '.join(flags)}; on two cores that takes about 10 "
+        "minutes")  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as draft:
         pip(
-            "wheel", "--no-deps", *fresh, f"--wheel-dir={draft}", f"{BINDING}=={version}",
-            CMAKE_ARGS=" ".join(build.flags),
+            "wheel", "--no-deps", "--no-cache-dir", f"--no-binary={BINDING}",
+            f"--wheel-dir={draft}", f"{BINDING}=={version}", CMAKE_ARGS=" ".join(flags),
         )  # fmt: skip
         (made,) = Path(draft).glob("*.whl")
-        return Path(shutil.move(made, build.folder / made.name))
+        return Path(shutil.move(made, folder / made.name))
 
 
 @dataclass(frozen=True, slots=True)

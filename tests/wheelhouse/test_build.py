@@ -20,12 +20,10 @@ from scripts.wheelhouse import __main__ as script
 from scripts.wheelhouse import wheels as binding
 from scripts.wheelhouse.__main__ import PROJECT
 from scripts.wheelhouse.wheels import (
-    Build,
     NotBuilt,
     Wheel,
     bill,
     binding_wheel,
-    pinned,
     read_wheels,
     requirements,
 )
@@ -41,27 +39,25 @@ def test_wheels_of_other_flags_are_kept_apart(
     def fake(*arguments: str, CMAKE_ARGS: str) -> None:
         calls.append((arguments, CMAKE_ARGS))
         (folder,) = (each.partition("=")[2] for each in arguments if "--wheel-dir=" in each)
-        (Path(folder) / "llama_cpp_python-1.0-py3-none-any.whl").write_text(CMAKE_ARGS)
+        (Path(folder) / f"llama_cpp_python-{VERSION}-py3-none-any.whl").write_text(CMAKE_ARGS)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CMAKE_ARGS", raising=False)
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(binding, "pip", fake)
 
-    def made(native: bool = False, given: Path | None = None) -> Path:
-        return binding_wheel(Build(native, given), "1.0", lambda _: None)
+    def made(given: Path | None = None) -> Path:
+        return binding_wheel(PROJECT, given, lambda _: None)
 
     text = made().read_text()
     assert "-DGGML_NATIVE=OFF" in text and "-DGGML_AVX2=ON" in text and "AVX512" not in text
     assert {"--no-cache-dir", "--no-binary=llama-cpp-python"} <= set(calls[0][0])
-    assert Build().needs == ["avx", "avx2", "bmi2", "f16c", "fma"]
-    assert made() == made() and made() != made(native=True) and len(calls) == 2
-    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=ON")
-    assert made().read_text().endswith("-DGGML_CUDA=ON") and len(calls) == 3
+    assert made() == made() and len(calls) == 1
+    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_NATIVE=ON")
+    assert made().read_text().endswith("-DGGML_NATIVE=ON") and len(calls) == 2
     (tmp_path / "numpy-1.0-py3-none-any.whl").touch()
-    with pytest.raises(NotBuilt, match=r"is no wheel of llama-cpp-python 1\.0"):
-        made(given=tmp_path / "numpy-1.0-py3-none-any.whl")
-    assert pinned(PROJECT) == VERSION
+    with pytest.raises(NotBuilt, match=f"is no wheel of llama-cpp-python {VERSION}"):
+        made(tmp_path / "numpy-1.0-py3-none-any.whl")
 
 
 ABOUT = """\
@@ -177,7 +173,7 @@ def test_what_will_not_do_is_found_before_the_build(bundle: Path) -> None:
 
 
 def test_what_others_have_left_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(_: object, __: object, stick: Path, scratch: Path) -> str:
+    def make(_: object, stick: Path, scratch: Path) -> str:
         assert stick.is_dir() and scratch.is_dir()
         (stick / "install.sh").write_text("")
         return "f" * 64
