@@ -134,28 +134,21 @@ def check_id(bundle: Bundle) -> None:
         raise ModelError("The id of the bundle cannot be the name of a folder.")
 
 
-def removable(reference: str) -> Path:
+def removable(name: str) -> Path:
     """The folder of a bundle that may be deleted; a broken one too.
 
     Args:
-        reference: an id, or the path of its folder or manifest.
+        name: its id.
 
     Raises:
         ModelError: there is no such bundle in the user's own store.
     """
-    own = user_folder()
-    try:
-        folder = own / reference if NAME.fullmatch(reference) else Path(reference).expanduser()
-        if folder.name == MANIFEST:
-            folder = folder.parent
-        inside = folder.parent.resolve() == own.resolve() and NAME.fullmatch(folder.name)
-        if inside and not folder.is_symlink() and folder.is_dir():
-            return folder
-    except (OSError, RuntimeError, ValueError):
-        pass  # a link to itself, nobody's home; a name that is too long, or holds a zero byte
+    folder = user_folder() / name
+    if NAME.fullmatch(name) and folder.is_dir() and not folder.is_symlink():
+        return folder
     raise ModelError(
-        f"There is no such bundle in {own}. Only bundles of the user's own store are deleted; "
-        "'capt-local models list' says where each lies."
+        f"There is no bundle of that id in {user_folder()}. Only bundles of the user's own store "
+        "are deleted; 'capt-local models list' says where each lies."
     )
 
 

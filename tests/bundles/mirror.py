@@ -59,7 +59,8 @@ class Mirror:
     Attributes:
         url: where it is.
         repositories: what it has, by name.
-        seen: the requests, in their order.
+        seen: the requests of GET, in their order.
+        heads: the paths of HEAD.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -67,13 +68,8 @@ class Mirror:
         self.seen: list[Seen] = []
         self.heads: list[str] = []
         self._orders: list[tuple[str, list[Action]]] = []
-        mirror = self
-
-        class Bound(Handler):
-            pass
-
-        Bound.mirror = mirror
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
+        bound = type("Bound", (Handler,), {"mirror": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), bound)
         self._server.daemon_threads = True
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
@@ -91,11 +87,11 @@ class Mirror:
         """From now on all is answered as usual."""
         self._orders.clear()
 
-    def ordered(self, path: str) -> Action | None:
+    def ordered(self, path: str) -> Action:
         for part, actions in self._orders:
             if part in path and actions:
                 return actions.pop(0)
-        return None
+        return Handler.usual
 
     def fetches(self) -> list[Seen]:
         return [each for each in self.seen if "/resolve/" in each.path]
@@ -111,72 +107,53 @@ class Handler(BaseHTTPRequestHandler):
 
     mirror: Mirror
     protocol_version = "HTTP/1.1"
+    body = True
 
     def do_HEAD(self) -> None:
-        """As GET, without the bytes; orders are for GET alone, but for the headers of a file."""
+        """As GET, without the bytes; orders are for GET alone."""
         self.mirror.heads.append(self.path)
         self.body = False
-        Handler.usual(self)
-
-    body = True
+        self.usual()
 
     def do_GET(self) -> None:
         self.body = True
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.mirror.seen.append(Seen(self.path, headers))
-        action = self.mirror.ordered(self.path)
         try:
-            (action or Handler.usual)(self)
+            self.mirror.ordered(self.path)(self)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
     def usual(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        name, _, rest = path.removeprefix("/api/models/").removeprefix("/").partition("/resolve/")
         if path.startswith("/api/models/"):
-            self._describe(path.removeprefix("/api/models/"))
-        elif "/resolve/" in path:
-            name, _, rest = path.removeprefix("/").partition("/resolve/")
-            revision, _, file = rest.partition("/")
-            self.send_file(name, revision, file)
-        else:
-            self.answer(404)
-
-    def _describe(self, path: str) -> None:
-        name, _, revision = path.partition("/revision/")
+            name, _, rest = name.partition("/revision/")
+        revision, _, file = rest.partition("/")
         found = self.mirror.repositories.get(name)
         if found is None:
             self.answer(404, {"X-Error-Code": "RepoNotFound"})
         elif revision not in ("", "main", found.commit):
             self.answer(404, {"X-Error-Code": "RevisionNotFound"})
-        else:
+        elif path.startswith("/api/models/"):
             self.answer(200, {}, json.dumps(found.described(name)).encode())
+        elif file in found.files:
+            self.send(found.files[file], found.commit)
+        else:
+            self.answer(404, {"X-Error-Code": "EntryNotFound"})
 
-    def send_file(self, name: str, revision: str, file: str) -> None:
-        found = self.mirror.repositories.get(name)
-        if found is None or revision != found.commit or file not in found.files:
-            return self.answer(404, {"X-Error-Code": "EntryNotFound"})
-        self.send(found.files[file], found.commit)
-
-    def send(self, data: bytes, commit: str | None = None, *, stop: int | None = None) -> None:
+    def send(self, data: bytes, commit: str, *, stop: int | None = None) -> None:
         """A file from where it is asked for; the connection is cut at `stop`."""
-        start = self.start
-        status = 206 if start else 200
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
         headers = {"ETag": f'"{sha256(data)}"', "Content-Length": str(len(data) - start)}
-        if commit:
-            headers["X-Repo-Commit"] = commit
+        headers["X-Repo-Commit"] = commit
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        self.head(status, headers)
-        if not self.body:
-            return
-        self.wfile.write(data[start:stop])
-        if stop is not None:
-            self.cut()
-
-    @property
-    def start(self) -> int:
-        asked = self.headers.get("Range", "bytes=0-")
-        return int(asked.removeprefix("bytes=").removesuffix("-"))
+        self.head(206 if start else 200, headers)
+        if self.body:
+            self.wfile.write(data[start:stop])
+            if stop is not None:
+                self.cut()
 
     def head(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -213,10 +190,8 @@ def running(tls: ssl.SSLContext | None = None) -> Iterator[Mirror]:
 def status(code: int, **headers: str) -> Action:
     """An answer with a status and a body that nobody is to repeat."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    body = b'{"error": "SECRET of the hub"}'
-    return lambda handler: handler.answer(
-        code, {"X-Error-Message": "SECRET of the hub", "X-HF-Warning": "x; SECRET", **named}, body
-    )
+    secret = {"X-Error-Message": "SECRET of the hub", "X-HF-Warning": "x; SECRET", **named}
+    return sends(b'{"error": "SECRET of the hub"}', secret, code)
 
 
 def cut_at(count: int) -> Action:
@@ -226,8 +201,7 @@ def cut_at(count: int) -> Action:
         path = unquote(urlsplit(handler.path).path)
         name, _, rest = path.removeprefix("/").partition("/resolve/")
         found = handler.mirror.repositories[name]
-        data = found.files[rest.partition("/")[2]]
-        handler.send(data, found.commit, stop=count)
+        handler.send(found.files[rest.partition("/")[2]], found.commit, stop=count)
 
     return act
 

@@ -59,7 +59,9 @@ class BundleFlags:
 class RemoveFlags:
     """Which bundle is deleted."""
 
-    bundle: Annotated[str, bundle_argument()]
+    bundle: Annotated[
+        str, typer.Argument(metavar="NAME", help="The id of the bundle.", show_default=False)
+    ]
     yes: Annotated[bool, _YES] = False
 
 
