@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.models.manage import described, mebibytes, named
+from capt_local.cli.models.manage import described, mebibytes, named, size_of
 from capt_local.cli.models.travel import examine, reference
 from capt_local.cli.options import ViewFlags, option
 from capt_local.config import Feature, read_site
 from capt_local.errors import ModelError, UsageError
 from capt_local.report.terminal import Screen
-from capt_local.report.views import Table
 from capt_local.version import __version__
 
 if TYPE_CHECKING:
@@ -112,20 +111,11 @@ def models_create(what: CreateFlags, view: ViewFlags) -> int:
         write_manifest(put, staging.folder)
         staging.install()
     bundle = read_bundle(place)
-    rows = tuple(
-        (
-            role,
-            mebibytes(model.size),
-            "linked" if model.path.name in linked else "copied",
-            model.style.value,
-            model.licence + "".join(f"; adapter: {one.licence}" for one in model.adapters),
-        )
-        for role, model in bundle.models.items()
-    )
-    screen.show(Table("Models", rows, ("role", "size", "file", "style", "licence"), (1,)))
     screen.notes((*_notes(bundle, linked, fits), *bundle.notices))
-    screen.line(f"{named(bundle)} is made: {bundle.folder}")
-    screen.line(f"Use it with: capt-local generate -m {reference(bundle, screen)}")
+    leads = reference(bundle, screen)
+    screen.line(f"{named(bundle)} is made: {bundle.folder}, {mebibytes(size_of(bundle))}.")
+    screen.line(f"How its models fit: capt-local models show {leads}")
+    screen.line(f"Use it with: capt-local generate -m {leads}")
     return ExitCode.OK
 
 
