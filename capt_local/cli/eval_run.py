@@ -71,8 +71,8 @@ _NAMES = {
     "bits_per_byte": "bits per byte",
 }
 _LEGEND = (
-    "Against the {against}: the difference, for bits per byte the ratio (x), and its 95 % interval "
-    "(paired bootstrap over items)."
+    "In brackets 95 % intervals (bootstrap over items). Against the {against}: the difference, for "
+    "bits per byte the ratio (x), paired."
 )
 
 
@@ -382,7 +382,10 @@ def views(summaries: Sequence[TaskSummary]) -> list[View]:
         for method, one in summary.methods.items():
             for metric in metrics_of(summary.task):
                 digits = 4 if metric == "bits_per_byte" else 3
-                value = f"{one.metrics[metric]:.{digits}f}" if metric in one.metrics else "-"
+                value = "-"
+                if spread := one.values.get(metric):
+                    low, high = f"{spread.low:.{digits}f}", f"{spread.high:.{digits}f}"
+                    value = f"{one.metrics[metric]:.{digits}f} [{low}, {high}]"
                 interval = one.intervals.get(metric)
                 shown = _against(interval) if interval else "-"
                 figures.append((name, method, _NAMES[metric], value, shown))

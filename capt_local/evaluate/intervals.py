@@ -1,4 +1,4 @@
-"""How sure a difference is: paired bootstrap intervals between a method and the target.
+"""How sure figures and differences are: bootstrap intervals, paired between two methods.
 
 Items are drawn with replacement, the same for both methods, and the difference is computed anew
 from each draw; the interval is between percentiles of these (Efron and Tibshirani 1993; for F1 and
@@ -7,7 +7,9 @@ other figures that are no means, Berg-Kirkpatrick et al. 2012). The draws are sc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import msgspec
@@ -30,7 +32,8 @@ class Interval(msgspec.Struct, frozen=True):
     """A difference or ratio and how sure it is, as `--json` has it.
 
     Attributes:
-        kind: "ratio": method over target, with 1 for the same; "difference": method minus target.
+        kind: "value" of a figure itself; "ratio": method over target, with 1 for the same;
+            "difference": method minus target.
         estimate: over the items as they are.
         low: lower end.
         high: upper end.
@@ -67,19 +70,43 @@ def compare(
     Raises:
         UsageError: the outcomes are not of the same items, or none; or scipy is not installed.
     """
-    if not method or len(method) != len(target):
-        raise UsageError("An interval needs the same items under both methods, at least one.")
+    if len(method) != len(target):
+        raise UsageError("An interval needs the same items under both methods.")
     if [one.expected for one in method] != [one.expected for one in target]:
         raise UsageError("The items of the two methods are not the same.")
     if task.measure is Measure.BITS and (column(method, "bytes") != column(target, "bytes")).any():
         raise UsageError("The texts of the two methods are not the same.")
+    kind = "ratio" if task.measure is Measure.BITS else "difference"
+    statistic = partial(_paired, task, method, target)
+    return _all(task, statistic, kind, len(method), seed, resamples)
+
+
+def values(task: EvalTask, outcomes: Sequence[Outcome], *, seed: int = 0) -> dict[str, Interval]:
+    """Intervals of the figures of one method themselves, by the names of `metrics_of`.
+
+    Raises:
+        UsageError: there is no outcome; or scipy is not installed.
+    """
+    return _all(task, partial(_figure, task, outcomes), "value", len(outcomes), seed)
+
+
+def _all(
+    task: EvalTask,
+    statistic: Callable[[str], Statistic],
+    kind: str,
+    items: int,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> dict[str, Interval]:
+    if not items:
+        raise UsageError("An interval needs at least one item.")
     return {
         name: interval(
-            _statistic(task, name, method, target),
-            len(method),
+            statistic(name),
+            items,
+            kind=kind,
             seed=seed,
             resamples=resamples,
-            ratio=name == "bits_per_byte",
             width=len(task.choices) if name.endswith("_f1") else 1,
         )
         for name in metrics_of(task)
@@ -92,7 +119,7 @@ def interval(
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
-    ratio: bool = False,
+    kind: str = "difference",
     width: int = 1,
 ) -> Interval:
     """The percentile interval of a statistic of paired items.
@@ -103,13 +130,13 @@ def interval(
         items: how many there are, at least 1.
         seed: of the draws.
         resamples: how many.
-        ratio: whether the statistic is one; else it is a difference.
+        kind: see `Interval`.
         width: numbers that the statistic looks at for each drawn item.
 
     Raises:
         UsageError: scipy is not installed.
     """
-    estimate, kind = float(statistic(np.arange(items)[None])[0]), "ratio" if ratio else "difference"
+    estimate = float(statistic(np.arange(items)[None])[0])
     if items == 1:  # every draw is that item
         return Interval(kind, estimate, estimate, estimate, items)
     found: Any = (
@@ -129,18 +156,23 @@ def interval(
     return Interval(kind, estimate, float(found.low), float(found.high), items)
 
 
-def _statistic(
-    task: EvalTask, name: str, method: Sequence[Outcome], target: Sequence[Outcome]
-) -> Statistic:
+def _figure(task: EvalTask, outcomes: Sequence[Outcome], name: str) -> Statistic:
     if name == "bits_per_byte":
-        ours, theirs = column(method, "nats"), column(target, "nats")
-        return lambda drawn: ours[drawn].sum(axis=-1) / theirs[drawn].sum(axis=-1)
+        bits, sizes = column(outcomes, "nats") / math.log(2), column(outcomes, "bytes")
+        return lambda drawn: bits[drawn].sum(axis=-1) / sizes[drawn].sum(axis=-1)
     if name in ("macro_f1", "micro_f1"):
-        average = name.removesuffix("_f1")
-        our_f1, their_f1 = (_f1_statistic(task, each, average) for each in (method, target))
-        return lambda drawn: our_f1(drawn) - their_f1(drawn)
-    gain = column(method, name) - column(target, name)
-    return lambda drawn: gain[drawn].mean(axis=-1)
+        return _f1_statistic(task, outcomes, name.removesuffix("_f1"))
+    one = column(outcomes, name)
+    return lambda drawn: one[drawn].mean(axis=-1)
+
+
+def _paired(
+    task: EvalTask, method: Sequence[Outcome], target: Sequence[Outcome], name: str
+) -> Statistic:
+    ours, theirs = _figure(task, method, name), _figure(task, target, name)
+    if task.measure is Measure.BITS:
+        return lambda drawn: ours(drawn) / theirs(drawn)
+    return lambda drawn: ours(drawn) - theirs(drawn)
 
 
 def _f1_statistic(task: EvalTask, outcomes: Sequence[Outcome], average: str) -> Statistic:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from capt_local.evaluate.intervals import Interval, compare
+from capt_local.evaluate.intervals import Interval, compare, values
 from capt_local.evaluate.metrics import summarise
 from capt_local.evaluate.run import Result
 from capt_local.evaluate.tasks import EvalTask
@@ -41,6 +41,7 @@ class MethodFigures(msgspec.Struct, frozen=True):
 
     Attributes:
         metrics: by the names of `metrics_of`; empty when nothing is done.
+        values: 95 % intervals of these.
         intervals: 95 % intervals of the difference to the method that the table is against (bits
             per byte: of the ratio), over the items that both have done; empty for that method.
         counts: of items.
@@ -48,6 +49,7 @@ class MethodFigures(msgspec.Struct, frozen=True):
     """
 
     metrics: dict[str, float]
+    values: dict[str, Interval]
     intervals: dict[str, Interval]
     counts: Counts
     seconds: float = 0.0
@@ -128,6 +130,7 @@ def _figures(
     )
     return MethodFigures(
         metrics=summarise(task, outcomes) if outcomes else {},
+        values=values(task, outcomes, seed=seed) if outcomes else {},
         intervals=compare(task, ours, theirs, seed=seed) if ours else {},
         counts=counts,
         seconds=math.fsum(result.seconds for result in results),

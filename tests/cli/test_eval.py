@@ -70,21 +70,21 @@ def test_the_table_of_two_kinds(run: Run, rules: Rules, choices: Path, prose: Pa
     assert [" ".join(line.split()) for line in result.out.splitlines() if line] == [
         "Figures",
         "task method figure value against target",
-        "so target accuracy 1.000 -",
-        "macro-F1 1.000 -",
-        "capt accuracy 0.250 -0.750 [-1.000, -0.250]",
-        "macro-F1 0.200 -0.800 [-0.800, -0.500]",
-        "prose target bits per byte 2.0610 -",
-        "capt bits per byte 1.0305 x0.500 [0.500, 0.500]",
+        "so target accuracy 1.000 [1.000, 1.000] -",
+        "macro-F1 1.000 [0.500, 1.000] -",
+        "capt accuracy 0.250 [0.000, 0.750] -0.750 [-1.000, -0.250]",
+        "macro-F1 0.200 [0.000, 0.429] -0.800 [-0.800, -0.500]",
+        "prose target bits per byte 2.0610 [2.0610, 2.0610] -",
+        "capt bits per byte 1.0305 [1.0305, 1.0305] x0.500 [0.500, 0.500]",
         "Items and cost",
         "task method done failed seconds tokens",
         "so target 4 0 0.0 16",
         "capt 4 0 0.0 16",
         "prose target 2 0 0.0 10",
         "capt 2 0 0.0 10",
-        "Against the target: the difference, for bits per byte the ratio (x), "
-        "and its 95 % interval (paired",
-        "bootstrap over items).",
+        "In brackets 95 % intervals (bootstrap over items). Against the target: "
+        "the difference, for bits per",
+        "byte the ratio (x), paired.",
     ]
     assert "the target is run too" in result.err
 
