@@ -166,7 +166,7 @@ def _run(
     """Serves until a signal asks to leave."""
     from capt_local.serve.app import OPEN_PATHS, Service
     from capt_local.serve.engine import Engine
-    from capt_local.serve.guard import Access, Guard
+    from capt_local.serve.guard import Guard
     from capt_local.serve.server import run
 
     screen, limits = session.screen, read_site().limits
@@ -182,8 +182,7 @@ def _run(
             reports=not limits.forbids(Feature.REPORTS),
         )  # fmt: skip
         names = ("127.0.0.1", "localhost", "[::1]", where.host, *(where.allow_host or ()))
-        origins = frozenset(each.rstrip("/").lower() for each in where.allow_origin or ())
-        access = Access(frozenset(map(str.lower, names)), keys, origins, OPEN_PATHS)
+        origins = [each.rstrip("/").lower() for each in where.allow_origin or ()]
         scheme = "https" if where.tls_cert else "http"
         address = f"{scheme}://{where.host}:{listener.getsockname()[1]}"
         screen.line(f"{address}/" if where.api_key_file else f"{address}/#key={keys[0]}")
@@ -192,7 +191,8 @@ def _run(
             f"{'of your file' if where.api_key_file else 'behind #key='}). Nothing is logged or "
             "stored; Ctrl-C ends it."
         )
-        guard = Guard(service.app, access, screen.note)
+        guard = Guard(service.app, hosts=map(str.lower, names), keys=keys, origins=origins,
+                      open_paths=OPEN_PATHS, report=screen.note)  # fmt: skip
         run(guard, listener, leave=signals, stop=engine.stop, certificate=where.tls_cert,
             key=where.tls_key)  # fmt: skip
     finally:

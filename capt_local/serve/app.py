@@ -26,6 +26,7 @@ from capt_local.report.html import page
 from capt_local.report.json import JsonObject, answer_from, warnings
 from capt_local.runtime import Runtime
 from capt_local.serve.engine import Engine, Event, Job, QueueFull
+from capt_local.serve.openapi import description
 from capt_local.serve.protocol import (
     ADVICE,
     ApiError,
@@ -100,9 +101,7 @@ class _Answers:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
-        return self._service.engine.job(
-            self.completion.prompt, options, sink, raw=not self.completion.chat
-        )
+        return Job(self.completion.prompt, options, not self.completion.chat, sink)
 
     def begin(self) -> None:
         """Queues the jobs.
@@ -120,7 +119,7 @@ class _Answers:
     def close(self) -> None:
         """Ends what still runs."""
         for job in self._jobs:
-            job.cancel()
+            job.cancelled = True
         self._watch.cancel()
 
     async def next(self, patience: float | None = None) -> JsonObject | None:
@@ -195,7 +194,7 @@ class Service:
         self._read = partial(read_completion, models=self.models, options=options, check=check)
         self._reports = reports
         runtime, package = engine.runtime, resources.files("capt_local")
-        self._about = {
+        about = {
             "version": __version__,
             "bundle": runtime.bundle.id,
             "title": runtime.bundle.title,
@@ -209,12 +208,12 @@ class Service:
             "example": (package / "data" / "demo_note.txt").read_text("utf-8").strip(),
         }
         gets: dict[str, Handler] = {
-            "/v1/models": self._list_models,
+            "/v1/models": _constant({"object": "list", "data": list(map(_model, self.models))}),
             "/v1/models/{model:path}": self._show_model,
-            "/health": self._health,
+            "/health": _constant({"status": "ok"}),
             "/metrics": self._metrics,
-            "/openapi.json": self._openapi,
-            "/about": self._tell,
+            "/openapi.json": _constant(description()),
+            "/about": _constant(about),
         }
         posts: dict[str, Handler] = {
             "/v1/chat/completions": partial(self._complete, chat=True),
@@ -251,22 +250,11 @@ class Service:
         answers.close()
         return json_response(whole)
 
-    async def _list_models(self, _: Request) -> Response:
-        return json_response({"object": "list", "data": [_model(name) for name in self.models]})
-
     async def _show_model(self, request: Request) -> Response:
         name = request.path_params["model"]
         if name not in self.models:
             raise no_model()
         return json_response(_model(name))
-
-    async def _health(self, _: Request) -> Response:
-        return json_response({"status": "ok"})
-
-    async def _openapi(self, _: Request) -> Response:
-        from capt_local.serve.openapi import description
-
-        return json_response(description())
 
     async def _metrics(self, _: Request) -> Response:
         """Counts in the text format of Prometheus; no name or value of a request."""
@@ -276,10 +264,6 @@ class Service:
             own = (each for each in counts if each.partition("{")[0] == name)
             lines.extend(f"capt_{each} {counts[each]}" for each in own)
         return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
-
-    async def _tell(self, _: Request) -> Response:
-        """What the page shows before the first answer."""
-        return json_response(self._about)
 
     async def _count(self, request: Request) -> Response:
         """Tokens that a conversation takes in each model."""
@@ -305,6 +289,13 @@ class Service:
         data = await request.body()
         found = await asyncio.to_thread(read_document, data, name=f"file{kind}", what="The file")
         return json_response({"text": found.text, "notices": found.notices})
+
+
+def _constant(value: object) -> Handler:
+    async def answer(_: Request) -> Response:
+        return json_response(value)
+
+    return answer
 
 
 def _methods(runtime: Runtime, default: Method) -> dict[str, Method]:

@@ -45,20 +45,21 @@ class Event:
     error: CaptError | None = None
 
 
-Sink = Callable[[Event], None]
-
-
+@dataclass(slots=True, eq=False)
 class Job:
-    """A request on its way through the engine; see `Engine.job`."""
+    """A request on its way through the engine.
 
-    def __init__(self, sink: Sink) -> None:
-        self.sink = sink
-        self.cancelled = False
-        self.request: Request
+    Attributes:
+        prompt, options, raw: see `batching.Request`.
+        sink: called in the engine's thread with each token, then once with the end.
+        cancelled: ends it before its next step; any thread may set it.
+    """
 
-    def cancel(self) -> None:
-        """Ends the request before its next step; any thread may call it."""
-        self.cancelled = True
+    prompt: str | Sequence[Message]
+    options: GenerateOptions
+    raw: bool
+    sink: Callable[[Event], None]
+    cancelled: bool = False
 
 
 class Engine:
@@ -112,31 +113,6 @@ class Engine:
         self._stopping = True
         self._jobs.put(None)
         self._thread.join()
-
-    def job(
-        self,
-        prompt: str | Sequence[Message],
-        options: GenerateOptions,
-        sink: Sink,
-        *,
-        raw: bool = False,
-    ) -> Job:
-        """A request that has not been sent yet.
-
-        Args:
-            prompt: see `batching.Request`.
-            options: likewise.
-            sink: called in the engine's thread with each token, then once with the end.
-            raw: see `batching.Request`.
-        """
-        job = Job(sink)
-
-        def on_step(generation: Generation, step: Step) -> None:
-            sink(Event(generation, step))
-            self._answer_calls()
-
-        job.request = Request(prompt, options, raw, on_step, lambda: job.cancelled)
-        return job
 
     def submit(self, *jobs: Job) -> None:
         """Puts jobs at the end of the queue, all or none.
@@ -198,9 +174,9 @@ class Engine:
         """What `generate_many` takes; ends where nothing has come for a while."""
         index = 0
         if not self._ready.done():
-            self._running[index] = job = self.job("a", self._warm, lambda event: None)
+            self._running[index] = warm = Job("a", self._warm, False, lambda event: None)
             index += 1
-            yield job.request
+            yield self._request(warm)
         while not self._stopping:
             self._answer_calls()
             idle = not self._running
@@ -222,7 +198,14 @@ class Engine:
             self._holds_texts = True
             self._running[index] = found
             index += 1
-            yield found.request
+            yield self._request(found)
+
+    def _request(self, job: Job) -> Request:
+        def on_step(generation: Generation, step: Step) -> None:
+            job.sink(Event(generation, step))
+            self._answer_calls()
+
+        return Request(job.prompt, job.options, job.raw, on_step, lambda: job.cancelled)
 
     def _answer_calls(self) -> None:
         while not self._calls.empty():

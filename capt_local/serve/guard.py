@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -48,23 +47,6 @@ _MORE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
-    """Who may use the server.
-
-    Attributes:
-        hosts: names and addresses that it answers to, in lower case, without port.
-        keys: any of them opens it.
-        origins: of pages of other sites that may use it, such as https://ehr.example.
-        open_paths: that need no key: they hold no data.
-    """
-
-    hosts: frozenset[str]
-    keys: tuple[str, ...]
-    origins: frozenset[str] = frozenset()
-    open_paths: frozenset[str] = field(default_factory=frozenset)
-
-
 def host_of(header: str) -> str:
     """The name in a Host header, without its port."""
     if header.startswith("["):
@@ -77,13 +59,20 @@ class Guard:
 
     Args:
         app: behind it.
-        access: who may use it.
+        hosts: names and addresses that the server answers to, in lower case, without port.
+        keys: any of them opens it.
+        origins: of pages of other sites that may use it, such as https://ehr.example.
+        open_paths: that need no key: they hold no data.
         report: called with a line about an error of the program itself.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, hosts: Iterable[str], keys: Sequence[str], origins: Iterable[str],
+        open_paths: Iterable[str], report: Callable[[str], None],
+    ) -> None:  # fmt: skip
         self._app = app
-        self._access = access
+        self._hosts, self._origins = frozenset(hosts), frozenset(origins)
+        self._keys, self._open_paths = tuple(keys), frozenset(open_paths)
         self._report = report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,25 +128,25 @@ class Guard:
         Raises:
             ApiError: host, origin or key are not right.
         """
-        host, access = headers.get(b"host", ""), self._access
-        if host_of(host) not in access.hosts:
+        host = headers.get(b"host", "")
+        if host_of(host) not in self._hosts:
             raise ApiError(403, "The server does not answer to this Host.", "host_not_allowed")
-        allowed = origin.lower() in access.origins
+        allowed = origin.lower() in self._origins
         if origin and not allowed and origin.lower() != f"{scope['scheme']}://{host.lower()}":
             raise ApiError(403, "Pages of this origin may not use it.", "origin_not_allowed")
         if allowed and scope["method"] == "OPTIONS":
             return True
-        if scope["path"] in access.open_paths and scope["method"] in ("GET", "HEAD"):
+        if scope["path"] in self._open_paths and scope["method"] in ("GET", "HEAD"):
             return False
         scheme, _, key = headers.get(b"authorization", "").partition(" ")
         given = key.strip().encode() if scheme.lower() == "bearer" else b""
         # All are compared, so that the time says nothing about which one is near.
-        if not sum(hmac.compare_digest(given, each.encode()) for each in access.keys):
+        if not sum(hmac.compare_digest(given, each.encode()) for each in self._keys):
             raise ApiError(401, "A key is needed: Authorization: Bearer KEY.", "invalid_api_key")
         return False
 
     def _headers(self, origin: str) -> Sequence[tuple[bytes, bytes]]:
-        if origin.lower() not in self._access.origins:
+        if origin.lower() not in self._origins:
             return _HEADERS
         return (
             *(pair for pair in _HEADERS if pair[0] != b"cross-origin-resource-policy"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
 from pathlib import Path
 
 import httpx2
@@ -124,4 +123,3 @@ def test_tasks_of_a_site_win_and_broken_ones_are_named(tmp_path: Path) -> None:
         (tmp_path / "bad.toml").write_text(text)
         with pytest.raises(UsageError, match=r"bad\.toml"):
             library(tmp_path)
-    os.remove(tmp_path / "bad.toml")
