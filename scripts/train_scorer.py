@@ -1,6 +1,6 @@
 """Train the scorer of `--best-of`: an encoder that says whether an answer to a question is right.
 
-    python -m scripts.train_scorer candidates OUT.jsonl TASK.jsonl[:COUNT] ... [--bundle demo]
+    python -m scripts.measure_best_of draw CANDIDATES.jsonl trio TASK.jsonl ... [--limit N] [--free]
     python -m scripts.train_scorer borrow OUT.jsonl CANDIDATES.jsonl TASK.jsonl[:COUNT] ...
     python -m scripts.train_scorer train CANDIDATES.jsonl ENCODER --work W [--epochs 1]
     python -m scripts.train_scorer export ENCODER --work W OUT
@@ -12,7 +12,7 @@ all-MiniLM-L6-v2 (safetensors, tokenizer.json). `train` and `export` need the ex
 
 A TASK has the format of evaluation tasks; `mts-dialog:FILE.jsonl.xz` reads the training split of
 MTS-Dialog as the task of naming the section. COUNT questions are drawn at random. One question in
-ten is held out, by its id; the epoch with the best ranking of held-out candidates is kept.
+ten is held out, by its id; the state with the lowest loss of held-out candidates is kept.
 """
 
 from __future__ import annotations
@@ -33,21 +33,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from capt_local.evaluate.tasks import EvalTask, Item
+    from capt_local.evaluate.tasks import EvalTask
 
-SAMPLES = 8
-TEMPERATURE = 1.0
-FREE_TOKENS = 16
 LENGTH = 256
 """Tokens of a question and an answer at most."""
 CLS, SEP = 101, 102
 ENCODER, HEAD = "encoder.gguf", "head.safetensors"  # as `capt_local.rerank.scorer` has it
 BATCH = 16
-
-
-def question_of(item: Item) -> str:
-    """What the scorer reads as the question."""
-    return f"{item.instruction}\n\n{item.input}"
 
 
 # Candidates
@@ -94,55 +86,6 @@ def sections(path: Path, headers: tuple[str, ...]) -> EvalTask:
     return EvalTask("mts-header", Kind.CLASSIFICATION, tuple(items), Measure.CHOICE)
 
 
-def candidates(out: Path, names: Sequence[str], bundle: str, free: int) -> None:
-    """Write the candidates of each question as a line; questions that are there are left out.
-
-    Args:
-        out: lines of task, id, kind, question, reference, answers and labels.
-        names: see the module.
-        bundle: the trio.
-        free: of each task, so many questions are answered in free words as well.
-    """
-    from capt_local import CombineOptions, GenerateOptions, LoadOptions, Runtime
-    from capt_local.evaluate.prompts import messages, read_answer
-    from capt_local.rerank.candidates import best_of, draw_choices
-
-    done = set()
-    if out.exists():
-        done = {(r["task"], r["id"], r["kind"]) for r in map(json.loads, out.open())}
-    sample = GenerateOptions().sample
-    options = GenerateOptions(combine=CombineOptions(alphas=(0.5,)))
-    written = replace(
-        options, max_tokens=FREE_TOKENS, sample=replace(sample, temperature=TEMPERATURE)
-    )
-    load = LoadOptions(threads=1, context=2048)
-    with Runtime.open(bundle, load=load) as runtime, out.open("a", encoding="utf-8") as file:
-        for task in tasks_of(names):
-            started = time.monotonic()
-            for number, item in enumerate(task.items):
-                prompt = messages(item, task)
-                for kind in ("choice", "free")[: 1 + (number < free)]:
-                    if (task.name, item.id, kind) in done:
-                        continue
-                    if kind == "choice":
-                        logps = runtime.choose(prompt, item.choices, options).logps
-                        drawn = draw_choices(
-                            logps, SAMPLES, TEMPERATURE, zlib.crc32(item.id.encode())
-                        )
-                        said = answers = [item.choices[place] for place in drawn]
-                    else:
-                        made = best_of(runtime, prompt, written, SAMPLES)
-                        answers = [one.text for one in made.candidates]
-                        said = [read_answer(text, item, task) for text in answers]
-                    line = _line(task, item, kind, answers, said)
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                file.flush()
-            print(
-                f"{task.name}: {len(task.items)} questions, {time.monotonic() - started:.0f} s",
-                flush=True,
-            )
-
-
 def borrow(out: Path, known: Path, names: Sequence[str], count: int) -> None:
     """Write candidates for further questions: answers that the trio gave to others of the task.
 
@@ -156,27 +99,22 @@ def borrow(out: Path, known: Path, names: Sequence[str], count: int) -> None:
             pool = [
                 answer
                 for line in lines
-                if line["task"] == task.name and line["kind"] == "choice"
+                if line["task"] == task.name and "likeliest" in line
                 for answer in line["answers"]
             ]
             for item in task.items:
                 if (task.name, item.id) not in there:
                     answers = rng.sample(pool, count)
-                    file.write(json.dumps(_line(task, item, "borrowed", answers, answers)) + "\n")
-
-
-def _line(
-    task: EvalTask, item: Item, kind: str, answers: Sequence[str], said: Sequence[str | None]
-) -> dict[str, Any]:
-    return {
-        "task": task.name,
-        "id": item.id,
-        "kind": kind,
-        "question": question_of(item),
-        "reference": item.reference,
-        "answers": list(answers),
-        "labels": [int(one == item.reference) for one in said],
-    }
+                    line = {
+                        "task": task.name,
+                        "id": item.id,
+                        "question": f"{item.instruction}\n\n{item.input}",
+                        "reference": item.reference,
+                        "answers": answers,
+                        "said": answers,
+                        "likeliest": "",
+                    }
+                    file.write(json.dumps(line) + "\n")
 
 
 # Training
@@ -190,8 +128,9 @@ def examples(lines: Sequence[dict[str, Any]]) -> list[tuple[int, str, str, int]]
     """
     found = []
     for place, line in enumerate(lines):
-        answers = dict(zip(line["answers"], line["labels"], strict=True))
-        if line["kind"] != "free":
+        labels = [int(one == line["reference"]) for one in line["said"]]
+        answers = dict(zip(line["answers"], labels, strict=True))
+        if "likeliest" in line:  # answers that are choices
             answers[line["reference"]] = 1
         found += [(place, line["question"], answer, label) for answer, label in answers.items()]
     return found
@@ -272,22 +211,21 @@ def train(paths: Sequence[Path], encoder: Path, work: Path, epochs: int, lr: flo
         rng.shuffle(made)
         return made
 
-    def judged() -> tuple[float, str]:
+    def judged() -> float:
         body.eval()
-        losses, shares, scores = [], [], {}
+        losses, shares = [], []
         with torch.no_grad():
             for batch in batches(hidden, 32, 0):
                 logp = torch.log_softmax(logits(batch), 1)
                 for row, values in zip(batch, logp.tolist(), strict=True):
                     losses.append(-values[row[2]])
                     shares.append(1 / counts[row[0]])
-                    scores[row[0], tuple(row[1])] = values[1]
         body.train()
-        return float(np.average(losses, weights=shares)), ranked(lines, pairs, scores)
+        return float(np.average(losses, weights=shares))
 
     work.mkdir(parents=True, exist_ok=True)
     plan = [batch for epoch in range(epochs) for batch in batches(learned, BATCH, epoch)]
-    best, started, recent = judged()[0], time.monotonic(), list[float]()
+    best, started, recent = judged(), time.monotonic(), list[float]()
     print(f"untrained: held-out loss {best:.4f}", flush=True)
     body.train()
     for step, batch in enumerate(plan, 1):
@@ -310,31 +248,13 @@ def train(paths: Sequence[Path], encoder: Path, work: Path, epochs: int, lr: flo
                 f"{time.monotonic() - started:.0f} s",
                 flush=True,
             )
-        if step % max(1, len(plan) // (2 * epochs)) == 0 or step == len(plan):
-            found, told = judged()
-            print(f"step {step}: held-out loss {found:.4f}; {told}", flush=True)
+        if (len(plan) - step) % max(1, len(plan) // (2 * epochs)) == 0:
+            found = judged()
+            print(f"step {step}: held-out loss {found:.4f}", flush=True)
             if found < best:
                 best = found
                 torch.save({"encoder": body.state_dict(), "head": head.state_dict()},
                            work / "scorer.pt")  # fmt: skip
-
-
-def ranked(lines: Sequence[dict[str, Any]], pairs: Pairs, scores: dict[Any, float]) -> str:
-    """Of held-out questions, by task and kind: the first, the mean, and the best by score."""
-    sums: dict[str, list[tuple[float, float, float, float]]] = {}
-    for place, line in enumerate(lines):
-        if line["kind"] == "borrowed" or not held_out(line):
-            continue
-        own = [scores[place, tuple(pairs.ids(line["question"], a))] for a in line["answers"]]
-        right = line["labels"]
-        best = max(range(len(own)), key=own.__getitem__)
-        row = (right[0], sum(right) / len(right), right[best], max(right))
-        sums.setdefault(f"{line['task']} {line['kind']}", []).append(row)
-    return "; ".join(
-        f"{name} ({len(rows)}) first, mean, best, oracle "
-        + " ".join(f"{sum(column) / len(rows):.3f}" for column in zip(*rows, strict=True))
-        for name, rows in sums.items()
-    )
 
 
 # Export
@@ -434,11 +354,6 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    part = verbs.add_parser("candidates")
-    part.add_argument("out", type=Path)
-    part.add_argument("tasks", nargs="+")
-    part.add_argument("--bundle", default="demo")
-    part.add_argument("--free", type=int, default=0, metavar="COUNT")
     part = verbs.add_parser("borrow")
     part.add_argument("out", type=Path)
     part.add_argument("known", type=Path)
@@ -456,9 +371,7 @@ def main() -> None:
     part.add_argument("--work", type=Path, required=True)
     part.add_argument("--target", type=Path, required=True, help="GGUF whose answers it scores")
     given = parser.parse_args()
-    if given.verb == "candidates":
-        candidates(given.out, given.tasks, given.bundle, given.free)
-    elif given.verb == "borrow":
+    if given.verb == "borrow":
         borrow(given.out, given.known, given.tasks, given.count)
     elif given.verb == "train":
         train(given.candidates, given.encoder, given.work, given.epochs, given.lr)
