@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,12 +19,14 @@ from capt_local.decoding.combine import (
     Contrast,
     Distribution,
     FloatArray,
-    Follower,
     Row,
     as_candidates,
 )
 from capt_local.decoding.options import CombineOptions, Exponents
 from capt_local.tokenization.vocabulary import IntArray, Vocabulary
+
+if TYPE_CHECKING:
+    from capt_local.decoding.proxy import Proxy
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +312,7 @@ class Published:
         self._choices = choices
 
     def distribution(
-        self, row: Row, followers: Sequence[Follower], weights: FloatArray, *, start: bool
+        self, row: Row, followers: Sequence[Proxy], weights: FloatArray, *, start: bool
     ) -> Distribution:
         """See `Rule.distribution`."""
         made = self._choices(row, *(each.logits for each in followers))
@@ -358,7 +361,7 @@ class Safe:
         self._alone = Contrast(CombineOptions(), 0)
 
     def distribution(
-        self, row: Row, followers: Sequence[Follower], weights: FloatArray, *, start: bool
+        self, row: Row, followers: Sequence[Proxy], weights: FloatArray, *, start: bool
     ) -> Distribution:
         """See `Rule.distribution`."""
         (expert,) = followers
@@ -366,7 +369,7 @@ class Safe:
             return self._ensembling.distribution(row, followers, weights, start=start)
         return self._alone.distribution(row, (), np.ones(1), start=start)
 
-    def _matters(self, row: Row, expert: Follower) -> bool:
+    def _matters(self, row: Row, expert: Proxy) -> bool:
         token, other = int(row.argmax()), int(expert.logits.argmax())
         key = self._target.key(token)
         if key == self._expert.key(other):

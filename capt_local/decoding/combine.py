@@ -12,15 +12,17 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.alignment.fit import AnyAlignment
 from capt_local.alignment.projection import CandidateQuery
 from capt_local.decoding.options import CombineOptions, Exponents
 from capt_local.tokenization.vocabulary import BoolArray, IntArray
+
+if TYPE_CHECKING:
+    from capt_local.decoding.proxy import Proxy
 
 FloatArray = npt.NDArray[np.float64]
 SingleArray = npt.NDArray[np.float32]
@@ -220,25 +222,6 @@ class Distribution:
         return self.members[:, place]
 
 
-class Follower(Protocol):
-    """A proxy at the text, for `Rule.distribution`."""
-
-    alignment: AnyAlignment
-
-    @property
-    def logits(self) -> Row:
-        """Logits over its own vocabulary, where a method needs them."""
-        ...
-
-    def probability(self, question: CandidateQuery[Any]) -> FloatArray:
-        """Probability of each token in question after the text."""
-        ...
-
-    def keeps_tokens(self, text: bytes) -> bool:
-        """Whether its tokens so far stay when this text follows."""
-        ...
-
-
 class Rule(Protocol):
     """A method: one distribution from the rows of all models.
 
@@ -249,7 +232,7 @@ class Rule(Protocol):
     exponents: tuple[Exponents, ...]
 
     def distribution(
-        self, row: Row, followers: Sequence[Follower], weights: FloatArray, *, start: bool
+        self, row: Row, followers: Sequence[Proxy], weights: FloatArray, *, start: bool
     ) -> Distribution:
         """The distribution at the present place.
 
@@ -273,8 +256,6 @@ class Contrast:
         answer: whether a turn is answered, for the exponents that are mixed by default.
     """
 
-    _seen: tuple[Row, Candidates] | None
-
     def __init__(
         self,
         options: CombineOptions,
@@ -287,24 +268,21 @@ class Contrast:
         """Lays out the exponents."""
         self.options = options
         self._duo = duo
+        self._expert_leads = expert_leads
+        self._seen: tuple[Row, Candidates] | None = None
+        # The base's exponents are told as they are written, T^a E^b A^-c. Where the expert leads,
+        # its own distribution is the one with the full exponent.
         if duo:
             self.exponents = options.duo_rows()
             self._signed = np.array(self.exponents)[:, :2]
-            self._expert_leads = False
-            self._seen = None
-            return
-        # Where the expert leads, its own distribution is the one with the full exponent.
-        self.exponents = options.rows(pairs, answer=answer and not expert_leads)
-        # The base's exponents are told as they are written, T^a E^b A^-c.
-        signs = np.array([1.0, *(1.0, -1.0) * pairs])
-        self._signed = np.array(self.exponents) * signs
-        self._expert_leads = expert_leads
-        self._seen = None
+        else:
+            self.exponents = options.rows(pairs, answer=answer and not expert_leads)
+            self._signed = np.array(self.exponents) * np.array([1.0, *(1.0, -1.0) * pairs])
         if expert_leads:
             self._signed = self._signed[:, [1, 0, 2]]
 
     def distribution(
-        self, row: Row, followers: Sequence[Follower], weights: FloatArray, *, start: bool
+        self, row: Row, followers: Sequence[Proxy], weights: FloatArray, *, start: bool
     ) -> Distribution:
         """See `Rule.distribution`."""
         own = self.candidates(row, followers)
@@ -313,7 +291,7 @@ class Contrast:
         return self.combined(own, self.logs(own, followers, questions, said), row, weights)
 
     def certain(
-        self, row: Row, followers: Sequence[Follower], weights: FloatArray
+        self, row: Row, followers: Sequence[Proxy], weights: FloatArray
     ) -> Distribution | None:
         """The distribution where one token alone is plausible, whatever the followers say.
 
@@ -332,7 +310,7 @@ class Contrast:
             proxies_skipped=True,
         )
 
-    def candidates(self, row: Row, followers: Sequence[Follower]) -> Candidates:
+    def candidates(self, row: Row, followers: Sequence[Proxy]) -> Candidates:
         """The target's plausible tokens, as many as the alignments can compare.
 
         Asked twice about one array, as the gate and the step after it do, it looks once.
@@ -344,7 +322,7 @@ class Contrast:
         return self._seen[1]
 
     def questions(
-        self, own: Candidates, followers: Sequence[Follower], *, start: bool = False
+        self, own: Candidates, followers: Sequence[Proxy], *, start: bool = False
     ) -> Mapping[int, CandidateQuery[Any]]:
         """One question for all followers that share an alignment, by its identity."""
         prior = np.exp(own.logp)
@@ -356,7 +334,7 @@ class Contrast:
     def logs(
         self,
         own: Candidates,
-        followers: Sequence[Follower],
+        followers: Sequence[Proxy],
         questions: Mapping[int, CandidateQuery[Any]],
         said: Sequence[FloatArray],
     ) -> FloatArray:

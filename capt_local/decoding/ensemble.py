@@ -276,7 +276,7 @@ class Ensemble:
 
     def save(self) -> tuple[Any, ...]:
         """The text so far, for `restore`."""
-        return [*self.tokens], self._leading_space, [proxy.save() for proxy in self.proxies]
+        return [*self.tokens], self._leading_space, [proxy.context() for proxy in self.proxies]
 
     def restore(self, saved: tuple[Any, ...]) -> None:
         """Goes back to a text; the models are brought there when they are read."""

@@ -476,7 +476,7 @@ class Proxy:
         )
 
     def context(self) -> CanonicalContext:
-        """A copy of the tokens of prompt and answer, to go on from without this proxy."""
+        """A copy of the tokens of prompt and answer, to go on from or to `restore`."""
         context = copy.copy(self._context)
         context.tokens = list(context.tokens)
         return context
@@ -531,10 +531,6 @@ class Proxy:
     def is_read(self) -> bool:
         """Whether the rows that `probability` needs are there."""
         return self.cache.has(self.tokens, len(self.wanted_rows()))
-
-    def save(self) -> CanonicalContext:
-        """The text so far, for `restore`."""
-        return self.context()
 
     def restore(self, saved: CanonicalContext) -> None:
         """Goes back to a text, or to one that began like it."""
