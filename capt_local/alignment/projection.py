@@ -374,7 +374,8 @@ class _Spans:
     """
 
     def __init__(self, event: IntArray, events: int) -> None:
-        keys, starts, counts = np.unique(event, return_index=True, return_counts=True)
+        starts = np.flatnonzero(np.diff(event, prepend=NO_EVENT - 1))
+        keys, counts = event[starts], np.diff(starts, append=len(event))
         self._keys: IntArray | None = None
         if len(keys) * 4 > events:
             # One more for NO_EVENT (-1), which has no entries.
