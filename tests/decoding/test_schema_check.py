@@ -43,7 +43,7 @@ def test_what_is_wrong_is_told_without_the_answer(text: str, finish: str, told: 
 def test_what_is_no_schema_is_refused_without_its_text() -> None:
     with pytest.raises(UsageError) as caught:
         SchemaCheck({"type": CANARY}, NAME)
-    assert str(caught.value) == f'{NAME} is not a valid JSON schema: "type".'
+    assert " at type" in str(caught.value) and CANARY not in str(caught.value)
 
 
 def test_a_reference_elsewhere_is_never_fetched() -> None:
