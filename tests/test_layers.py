@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "hardening": set(),
     "line_file": {"errors"},
     "documents": {"errors", "strict_json", "hardening"},
+    "grounding": {"documents"},
     "config": {"errors", "strict_json"},
     "tokenization": {"errors"},
     "bundles": {"version", "errors", "strict_json", "config"},

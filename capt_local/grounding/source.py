@@ -1,0 +1,257 @@
+"""A source as positions of words: where a value, a number or a statement stands in it."""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from rapidfuzz import fuzz
+
+from capt_local.documents import Document
+from capt_local.grounding.words import COMMON, STOP, UNITS, Word, drugs, stem, words
+
+Span = tuple[int, int]
+
+# Measured on aci-note.valid (docs/results.md).
+FUZZY = 82.0  # of 100, of a value that is not there as it is
+SUPPORTED = 0.29  # score of a statement
+_WINDOW = 60  # words that a statement may be drawn from
+_NEAR = 15  # words around a number that say what it is a number of
+_PRIOR, _PRIOR_WEIGHT = 0.5, 1.0  # of the score of a statement of no words
+_LONGEST_FUZZY = 400  # characters of a value
+_MEASURES = frozenset(UNITS.values()) - {"pack", "tablet", "puff"}
+
+
+class Match(StrEnum):
+    """How a fact was found."""
+
+    EXACT = "exact"
+    NORMALISED = "normalised"  # other case, spacing, hyphens, units, or numbers in words
+    FUZZY = "fuzzy"
+    UNSUPPORTED = "unsupported"
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A value or a part of a statement, and where the source has it.
+
+    Attributes:
+        kind: value, number, date, drug, side or negation.
+        start: in the answer, in characters.
+        end: likewise.
+        match: how it was found.
+        path: of a value in a structured answer, as `medications[0].dose`; empty in free text.
+        source: where the source has it; None where it has not.
+        page: of the source, from 1; None where it has no pages.
+    """
+
+    kind: str
+    start: int
+    end: int
+    match: Match
+    path: str = ""
+    source: Span | None = None
+    page: int | None = None
+
+    @property
+    def supported(self) -> bool:
+        return self.match is not Match.UNSUPPORTED
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A sentence or line of an answer.
+
+    Attributes:
+        start: in the answer, in characters.
+        end: likewise.
+        score: 0 to 1; the share of its words that the source has, half of it close together.
+        source: where most of them stand; None where none does.
+        page: of the source, from 1; None where it has no pages.
+    """
+
+    start: int
+    end: int
+    score: float
+    source: Span | None = None
+    page: int | None = None
+
+    @property
+    def supported(self) -> bool:
+        return self.score >= SUPPORTED
+
+
+class Source:
+    """The text that answers are checked against.
+
+    Args:
+        document: with the text and its pages.
+    """
+
+    def __init__(self, document: Document) -> None:
+        """Finds the words."""
+        self.document, self.text = document, document.text
+        self.words = words(self.text)
+        self.starts = [word.start for word in self.words]
+        self.places: dict[str, list[int]] = defaultdict(list)  # positions by stem
+        self.keys: dict[str, list[int]] = defaultdict(list)  # and by key
+        for place, word in enumerate(self.words):
+            self.keys[word.key].append(place)
+            if not word.number:
+                self.places[stem(word.key)].append(place)
+        self.drugs: dict[str, list[int]] = defaultdict(list)  # by the generic name
+        for key in self.keys.keys() & drugs().keys():
+            self.drugs[drugs()[key]] += self.keys[key]
+
+    def span(self, first: int, last: int) -> Span:
+        """Characters from one word to another."""
+        return self.words[first].start, self.words[last].end
+
+    def page(self, span: Span | None) -> int | None:
+        """The page on which a span begins."""
+        return None if span is None else self.document.page(span[0])
+
+    # --- statements -------------------------------------------------------------------------------
+
+    def statement(self, said: Sequence[Word]) -> tuple[float, Span | None]:
+        """The score of a statement, and where most of its words stand close together."""
+        weights = {
+            key: 1.3 if number else 0.5 if key in COMMON else 1.0
+            for key, number in {
+                (w.key if w.number else stem(w.key), w.number) for w in content(said)
+            }
+        }
+        total = sum(weights.values())
+        hits = sorted((place, key) for key in weights for place in self._of(key))
+        covered = sum(weights[key] for key in {key for _, key in hits})
+        best, at = self._densest(hits, weights)
+        score = (0.5 * covered + 0.5 * best + _PRIOR * _PRIOR_WEIGHT) / (total + _PRIOR_WEIGHT)
+        return score, at
+
+    def _of(self, key: str) -> list[int]:
+        return self.keys.get(key, []) if key[0].isdigit() else self.places.get(key, [])
+
+    def _densest(
+        self, hits: Sequence[tuple[int, str]], weights: dict[str, float]
+    ) -> tuple[float, Span | None]:
+        """The most weight within a window of words, each counted once, and its span."""
+        counts: dict[str, int] = defaultdict(int)
+        best, found, held, begin = 0.0, None, 0.0, 0
+        for end, (place, key) in enumerate(hits):
+            counts[key] += 1
+            held += weights[key] if counts[key] == 1 else 0.0
+            while hits[begin][0] < place - _WINDOW or counts[hits[begin][1]] > 1:
+                left = hits[begin][1]
+                counts[left] -= 1
+                held -= weights[left] if not counts[left] else 0.0
+                begin += 1
+            if held > best + 1e-9:
+                best, found = held, self.span(hits[begin][0], hits[end][0])
+        return best, found
+
+    # --- numbers ----------------------------------------------------------------------------------
+
+    def number(self, said: Sequence[Word], at: int) -> tuple[Match, Span | None]:
+        """Where a number of a statement stands; of several places the one in the same company.
+
+        A place with another unit is none.
+        """
+        key, unit = said[at].key, unit_at(said, at)
+        company = {stem(word.key) for word in content(said) if not word.number}
+        best, found = -1.0, None
+        for place in self.keys.get(key, []):
+            if not self.words[place].number:
+                continue
+            here = unit_at(self.words, place)
+            if unit and here and here != unit:
+                continue
+            score = self.company(place, company) + (0.5 if unit == here else 0.0)
+            if score > best:
+                best, found = score, place
+        if found is None:
+            return Match.UNSUPPORTED, None
+        last = found + (unit is not None and unit == unit_at(self.words, found))
+        written = self.text[self.words[found].start : self.words[found].end]
+        return Match.EXACT if written == key else Match.NORMALISED, self.span(found, last)
+
+    def company(self, place: int, stems: Iterable[str]) -> float:
+        """How near words stand to a place: for each 1, less what its distance takes."""
+        score = 0.0
+        for key in stems:
+            places = self.places.get(key)
+            if places:
+                i = bisect.bisect_left(places, place)
+                near = min(abs(other - place) for other in places[max(0, i - 1) : i + 1])
+                weight = 0.5 if key in COMMON else 1.0
+                score += weight * max(0.0, 1 - near / _NEAR)
+        return score
+
+    # --- values -----------------------------------------------------------------------------------
+
+    def value(self, value: str, near: Span | None) -> tuple[Match, Span | None]:
+        """Where the text of a value stands.
+
+        Args:
+            value: not empty.
+            near: of several places the nearest to this one; None: the first.
+        """
+        pattern = re.escape(value)
+        pattern = (r"(?<!\w)" if value[0].isalnum() else "") + pattern
+        pattern += r"(?!\w)" if value[-1].isalnum() else ""
+        if exact := [match.span() for match in re.finditer(pattern, self.text)]:
+            return Match.EXACT, nearest(exact, near)
+        said = words(value)
+        if said and (places := self._run([word.key for word in said])):
+            return Match.NORMALISED, nearest([self.span(*place) for place in places], near)
+        if 4 <= len(value) <= _LONGEST_FUZZY and said:
+            found = fuzz.partial_ratio_alignment(
+                value.casefold(), self.text.casefold(), score_cutoff=FUZZY
+            )
+            if found is not None and len(self.text) == len(self.text.casefold()):
+                return self._whole_words(value, found.dest_start, found.dest_end)
+        return Match.UNSUPPORTED, None
+
+    def _run(self, keys: Sequence[str]) -> list[tuple[int, int]]:
+        """Runs of words with these keys."""
+        length = len(keys)
+        return [
+            (place, place + length - 1)
+            for place in self.keys.get(keys[0], [])
+            if [word.key for word in self.words[place : place + length]] == list(keys)
+        ]
+
+    def _whole_words(self, value: str, start: int, end: int) -> tuple[Match, Span | None]:
+        """A part of the source, as whole words; no match where its numbers are others."""
+        first = max(0, bisect.bisect_right(self.starts, start) - 1)
+        last = max(first, bisect.bisect_left(self.starts, end) - 1)
+        while first < last and self.words[first].end <= start:
+            first += 1
+        numbers = [word.key for word in words(value) if word.number]
+        here = [word.key for word in self.words[first : last + 1] if word.number]
+        span = self.span(first, last)
+        ratio = fuzz.ratio(value.casefold(), self.text[slice(*span)].casefold())
+        if numbers != here or ratio < FUZZY - 3:
+            return Match.UNSUPPORTED, None
+        return Match.FUZZY, span
+
+
+def nearest(spans: Sequence[Span], near: Span | None) -> Span:
+    """The span that is nearest to another one; the first where there is none."""
+    if near is None:
+        return spans[0]
+    return min(spans, key=lambda span: max(span[0] - near[1], near[0] - span[1]))
+
+
+def unit_at(said: Sequence[Word], at: int) -> str | None:
+    """The unit behind a number; None where there is none, or a count of something."""
+    unit = said[at + 1].key if at + 1 < len(said) else ""
+    return unit if unit in _MEASURES else None
+
+
+def content(said: Iterable[Word]) -> list[Word]:
+    """The words that say what a statement is about."""
+    return [word for word in said if word.number or (word.key not in STOP and len(word.key) > 1)]
