@@ -1,12 +1,15 @@
 """How well grounding tells an answer that a source supports from one that it does not.
 
     python -m scripts.measure_grounding aci-note.valid.jsonl
+    python -m scripts.measure_grounding mts-summary.test1.jsonl --answers capt.jsonl target.jsonl
 
 The reference note of each visit is grounded in its own visit (supported) and in the next one of
 the file (not supported). Printed: the area under the ROC curve over statements, with an interval
 over visits; thresholds of the score; the share of facts that are found in both, by kind; spans of
 numbers of sentences quoted from the visit (right where the span is that of the sentence); values
-with a typing error (for the threshold of the fuzzy match); and seconds.
+with a typing error (for the threshold of the fuzzy match); and seconds. With two files of answers (of
+`measure_answers`): the share of their facts and statements that the dialogue does not support, and
+the difference with a paired interval over items.
 """
 
 from __future__ import annotations
@@ -59,12 +62,47 @@ def misspelt(text: str, draw: random.Random) -> str:
     return text[:at] + text[at + 1 :]
 
 
+def compare(items: list[dict[str, Any]], files: list[Path]) -> None:
+    """Prints what answers have that their inputs do not."""
+    counts = []
+    for file in files:
+        texts = {one["id"]: one["text"] for one in map(json.loads, file.open(encoding="utf-8"))}
+        rows = []
+        for item in items:
+            if item["id"] in texts:
+                found = ground(texts[item["id"]], Source(Document(item["input"])))
+                parts = (found.facts, found.statements)
+                rows.append(
+                    [f(x) for x in parts for f in (len, lambda x: sum(not o.supported for o in x))]
+                )
+        counts.append(np.array(rows, float))
+        total = counts[-1].sum(0)
+        print(f"{file.stem}: {len(rows)} answers; facts {total[1]:.0f} of {total[0]:.0f} unsupported "
+              f"({total[1] / total[0]:.3f}), statements {total[3]:.0f} of {total[2]:.0f} "
+              f"({total[3] / total[2]:.3f})")  # fmt: skip
+    rng, size = np.random.default_rng(1), min(map(len, counts))
+    for name, at in (("facts", 0), ("statements", 2)):
+        draws = []
+        for _ in range(5000):
+            chosen = rng.choice(size, size)
+            one, other = (c[chosen, at + 1].sum() / max(1, c[chosen, at].sum()) for c in counts)
+            draws.append(one - other)
+        shares = [c[:size, at + 1].sum() / c[:size, at].sum() for c in counts]
+        low, high = np.quantile(draws, (0.025, 0.975))
+        print(f"{name}, share unsupported, difference {shares[0] - shares[1]:+.3f} "
+              f"[{low:+.3f}, {high:+.3f}]")  # fmt: skip
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
+    parser.add_argument("--answers", nargs=2, type=Path)
     flags = parser.parse_args()
     items = [json.loads(line) for line in flags.file.read_text("utf-8").splitlines()]
+    if flags.answers:
+        compare(items, flags.answers)
+        return
     sources = [Source(Document(item["input"])) for item in items]
     own: Scores = []
     other: Scores = []

@@ -6,10 +6,20 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from capt_local.grounding.source import Fact, Match, Source, Span, Statement, content, unit_at
+import msgspec
+
+from capt_local.grounding.source import (
+    SUPPORTED,
+    Fact,
+    Match,
+    Source,
+    Span,
+    Statement,
+    content,
+    unit_at,
+)
 from capt_local.grounding.words import (
     COMMON,
     MONTHS,
@@ -38,8 +48,7 @@ _NO_TERM, _SYMPTOMS, _NO_DRUG = stems("not_denied"), stems("symptoms"), stems("n
 _SECTIONS = word_list("headings")
 
 
-@dataclass(frozen=True, slots=True)
-class Grounding:
+class Grounding(msgspec.Struct, frozen=True):
     """What was found of an answer.
 
     Attributes:
@@ -49,8 +58,8 @@ class Grounding:
     """
 
     of: str
-    facts: tuple[Fact, ...]
-    statements: tuple[Statement, ...] = ()
+    facts: list[Fact]
+    statements: list[Statement]
 
     @property
     def unsupported(self) -> list[Fact | Statement]:
@@ -61,36 +70,11 @@ class Grounding:
     @property
     def reason(self) -> str:
         """Why the answer is not wholly supported, in counts; empty where it is."""
-        facts = sum(not fact.supported for fact in self.facts)
-        rest = sum(not one.supported for one in self.statements)
-        parts = [f"{facts} of {len(self.facts)} facts"] if facts else []
-        parts += [f"{rest} of {len(self.statements)} statements"] if rest else []
-        return f"{' and '.join(parts)} not found in the source" if parts else ""
-
-    def as_object(self, answer: str) -> dict[str, Any]:
-        """For JSON, with the text of each fact."""
-
-        def common(one: Fact | Statement) -> dict[str, Any]:
-            return {
-                "text": answer[one.start : one.end],
-                "start": one.start,
-                "end": one.end,
-                "source": list(one.source) if one.source else None,
-                "page": one.page,
-            }
-
-        return {
-            "of": self.of,
-            "unsupported": len(self.unsupported),
-            "facts": [
-                {"kind": one.kind, "path": one.path or None, "match": str(one.match), **common(one)}
-                for one in self.facts
-            ],
-            "statements": [
-                {"score": round(one.score, 3), "supported": one.supported, **common(one)}
-                for one in self.statements
-            ],
-        }
+        parts = []
+        for name, each in (("facts", self.facts), ("statements", self.statements)):
+            if missing := sum(not one.supported for one in each):
+                parts.append(f"{missing} of {len(each)} {name}")
+        return f"{' and '.join(parts)} not found in the {self.of}" if parts else ""
 
 
 def ground(
@@ -102,10 +86,11 @@ def ground(
         answer: free text, or an instance of `schema`.
         source: what it should be drawn from.
         schema: of a structured answer; values of its enumerations are not looked for.
-        of: see `Grounding`.
+        of: see `Grounding`. Of a prompt without a document, figures alone are looked for: a
+            question need not hold its answer.
     """
     if schema is not None:
-        return Grounding(of, tuple(_values(answer, source, schema)))
+        return Grounding(of, list(_values(answer, source, schema)), [])
     facts: list[Fact] = []
     statements = []
     for start, end in _statements(answer):
@@ -116,9 +101,21 @@ def ground(
         if not content(said):
             continue
         score, span = source.statement(said)
-        statements.append(Statement(start, end, score, span, source.page(span)))
+        statements.append(
+            Statement(
+                text=answer[start:end],
+                start=start,
+                end=end,
+                score=round(score, 3),
+                supported=score >= SUPPORTED,
+                source=span,
+                page=source.page(span),
+            )
+        )
         facts += sorted(_facts(answer, said, source), key=lambda fact: (fact.start, fact.end))
-    return Grounding(of, tuple(facts), tuple(statements))
+    if of == "prompt":
+        return Grounding(of, [fact for fact in facts if fact.kind in ("number", "date")], [])
+    return Grounding(of, facts, statements)
 
 
 def _statements(answer: str) -> Iterator[Span]:
@@ -145,42 +142,49 @@ def _is_heading(text: str) -> bool:
 
 def _facts(answer: str, said: Sequence[Word], source: Source) -> Iterator[Fact]:
     """Numbers, dates, drugs, sides and negations of a statement."""
-    start, end = said[0].start, said[-1].end
     taken: set[int] = set()
-    for match in _DATE.finditer(answer, start, end):
-        inside = [i for i, word in enumerate(said) if match.start() <= word.start < match.end()]
-        taken.update(inside)
-        span = _date(source, [match[1], match[3], match[4]])
-        yield _fact("date", *match.span(), Match.NORMALISED if span else None, span, source)
+    for match in _DATE.finditer(answer, said[0].start, said[-1].end):
+        taken |= {i for i, word in enumerate(said) if match.start() <= word.start < match.end()}
+        found = _found(_date(source, [match[1], match[3], match[4]]))
+        yield _fact("date", answer, *match.span(), found, source)
     company = {stem(word.key) for word in content(said) if not word.number}
     for i, word in enumerate(said):
         if word.number and i not in taken:
-            how, span = source.number(said, i)
-            last = said[i + 1] if unit_at(said, i) else word
-            yield _fact("number", word.start, last.end, how, span, source)
+            end = said[i + 1].end if unit_at(said, i) else word.end
+            yield _fact("number", answer, word.start, end, source.number(said, i), source)
         if drug := _drug(said, i):
-            places = source.drugs.get(drug) or source.places.get(stem(drug), [])
-            if places:
+            if places := source.drugs.get(drug) or source.places.get(stem(drug)):
                 place = max(places, key=lambda at: source.company(at, company - {stem(drug)}))
                 same = source.words[place].key == word.key
-                how, span = (
-                    Match.EXACT if same else Match.NORMALISED,
-                    source.span(place, place),
-                )
+                how = Match.EXACT if same else Match.NORMALISED
+                found = how, source.span(place, place)
             else:
-                how, span = source.value(answer[word.start : word.end], None)
-            yield _fact("drug", word.start, word.end, how, span, source)
+                found = source.value(word.key, None)
+            yield _fact("drug", answer, word.start, word.end, found, source)
         side = _SIDE_OF.get(word.key, word.key)
         if side in _SIDES and (on := _named(answer, said, i)):
-            span = _side(source, side, on)
-            yield _fact("side", word.start, on[-1].end, Match.EXACT if span else None, span, source)
+            found = _found(_side(source, side, on))
+            yield _fact("side", answer, word.start, on[-1].end, found, source)
     yield from _negations(answer, said, source)
 
 
+def _found(span: Span | None) -> tuple[Match, Span | None]:
+    return Match.UNSUPPORTED if span is None else Match.NORMALISED, span
+
+
 def _fact(
-    kind: str, start: int, end: int, how: Match | None, span: Span | None, source: Source
+    kind: str, answer: str, start: int, end: int, found: tuple[Match, Span | None], source: Source
 ) -> Fact:
-    return Fact(kind, start, end, how or Match.UNSUPPORTED, "", span, source.page(span))
+    how, span = found
+    return Fact(
+        kind=kind,
+        text=answer[start:end],
+        start=start,
+        end=end,
+        match=how,
+        source=span,
+        page=source.page(span),
+    )
 
 
 def _drug(said: Sequence[Word], at: int) -> str | None:
@@ -251,21 +255,18 @@ def _negations(answer: str, said: Sequence[Word], source: Source) -> Iterator[Fa
         if word.number or word.key in STOP or len(word.key) < 4:
             continue
         places = source.places.get(key, [])
-        negated = [place for place in places if _is_negated(source, place)]
         if word.start < until:
-            if key in _NO_TERM or key in COMMON:
-                continue
-            span = source.span(negated[0], negated[0]) if negated else None
-            yield _fact(
-                "negation", word.start, word.end, Match.EXACT if span else None, span, source
-            )
+            if key not in _NO_TERM and key not in COMMON:
+                negated = [place for place in places if _is_negated(source, place)]
+                found = _found(source.span(negated[0], negated[0]) if negated else None)
+                yield _fact("negation", answer, word.start, word.end, found, source)
         elif (
             key in _SYMPTOMS
             and places
             and all(_denied(source, place) for place in places)
             and not any(other.key in _NEGATES for other in said[max(0, i - 6) : i])
         ):
-            yield _fact("negation", word.start, word.end, None, None, source)
+            yield _fact("negation", answer, word.start, word.end, _found(None), source)
 
 
 def _is_negated(source: Source, place: int) -> bool:
@@ -304,7 +305,16 @@ def _values(answer: str, source: Source, schema: Mapping[str, Any]) -> Iterator[
             how, span = source.number(said, 0) if len(said) == 1 else (how, span)
         if span is not None:
             near.setdefault(owner, span)
-        yield Fact("value", start, end, how, path, span, source.page(span))
+        yield Fact(
+            kind="value",
+            text=answer[start:end],
+            start=start,
+            end=end,
+            match=how,
+            path=path,
+            source=span,
+            page=source.page(span),
+        )
 
 
 def _leaves(answer: str) -> Iterator[tuple[str, int, int, str]]:

@@ -6,10 +6,10 @@ import bisect
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
-from rapidfuzz import fuzz
+import msgspec
 
 from capt_local.documents import Document
 from capt_local.grounding.words import COMMON, STOP, UNITS, Word, drugs, stem, words
@@ -35,54 +35,53 @@ class Match(StrEnum):
     UNSUPPORTED = "unsupported"
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+Place = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+
+
+class Fact(msgspec.Struct, frozen=True, kw_only=True):
     """A value or a part of a statement, and where the source has it.
 
     Attributes:
         kind: value, number, date, drug, side or negation.
+        text: of the answer.
         start: in the answer, in characters.
         end: likewise.
         match: how it was found.
         path: of a value in a structured answer, as `medications[0].dose`; empty in free text.
-        source: where the source has it; None where it has not.
+        source: where the source has it, in characters; None where it has not.
         page: of the source, from 1; None where it has no pages.
     """
 
     kind: str
-    start: int
-    end: int
+    text: str
+    start: Place
+    end: Place
     match: Match
     path: str = ""
-    source: Span | None = None
-    page: int | None = None
+    source: tuple[Place, Place] | None = None
+    page: Place | None = None
 
     @property
     def supported(self) -> bool:
         return self.match is not Match.UNSUPPORTED
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(msgspec.Struct, frozen=True, kw_only=True):
     """A sentence or line of an answer.
 
     Attributes:
-        start: in the answer, in characters.
-        end: likewise.
+        text, start, end, source, page: as of a fact; `source` is where most of its words stand.
         score: 0 to 1; the share of its words that the source has, half of it close together.
-        source: where most of them stand; None where none does.
-        page: of the source, from 1; None where it has no pages.
+        supported: whether that is enough.
     """
 
-    start: int
-    end: int
+    text: str
+    start: Place
+    end: Place
     score: float
-    source: Span | None = None
-    page: int | None = None
-
-    @property
-    def supported(self) -> bool:
-        return self.score >= SUPPORTED
+    supported: bool
+    source: tuple[Place, Place] | None = None
+    page: Place | None = None
 
 
 class Source:
@@ -208,6 +207,8 @@ class Source:
         if said and (places := self._run([word.key for word in said])):
             return Match.NORMALISED, nearest([self.span(*place) for place in places], near)
         if 4 <= len(value) <= _LONGEST_FUZZY and said:
+            from rapidfuzz import fuzz  # most answers need none
+
             found = fuzz.partial_ratio_alignment(
                 value.casefold(), self.text.casefold(), score_cutoff=FUZZY
             )
@@ -226,9 +227,11 @@ class Source:
 
     def _whole_words(self, value: str, start: int, end: int) -> tuple[Match, Span | None]:
         """A part of the source, as whole words; no match where its numbers are others."""
+        from rapidfuzz import fuzz
+
         first = max(0, bisect.bisect_right(self.starts, start) - 1)
         last = max(first, bisect.bisect_left(self.starts, end) - 1)
-        while first < last and self.words[first].end <= start:
+        if first < last and self.words[first].end <= start:
             first += 1
         numbers = [word.key for word in words(value) if word.number]
         here = [word.key for word in self.words[first : last + 1] if word.number]
