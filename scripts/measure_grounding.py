@@ -7,8 +7,8 @@ The reference note of each visit is grounded in its own visit (supported) and in
 the file (not supported). Printed: the area under the ROC curve over statements, with an interval
 over visits; thresholds of the score; the share of facts that are found in both, by kind; spans of
 numbers of sentences quoted from the visit (right where the span is that of the sentence); values
-with a typing error (for the threshold of the fuzzy match); and seconds. With two files of answers (of
-`measure_answers`): the share of their facts and statements that the dialogue does not support, and
+with a typing error (for the threshold of the fuzzy match); and seconds. With two files of answers
+(`measure_answers`): the share of their facts and statements that the dialogue does not support, and
 the difference with a paired interval over items.
 """
 
@@ -44,7 +44,7 @@ def auc(own: Scores, other: Scores, visits: Any) -> float:
 def quoted(source: Source, draw: random.Random) -> tuple[int, int]:
     """Numbers of sentences of the source whose span is where the sentence stands, and all."""
     right = total = 0
-    for match in re.finditer(r"[^.?!\n]{30,300}[.?!]", source.text):
+    for match in re.finditer(r"(?:[^.?!\n]|(?<=\d)\.(?=\d)){30,300}[.?!](?!\d)", source.text):
         answer = match[0].strip()
         at = match.start() + len(match[0]) - len(match[0].lstrip())
         for fact in ground(answer, source).facts:
@@ -77,9 +77,9 @@ def compare(items: list[dict[str, Any]], files: list[Path]) -> None:
                 )
         counts.append(np.array(rows, float))
         total = counts[-1].sum(0)
-        print(f"{file.stem}: {len(rows)} answers; facts {total[1]:.0f} of {total[0]:.0f} unsupported "
-              f"({total[1] / total[0]:.3f}), statements {total[3]:.0f} of {total[2]:.0f} "
-              f"({total[3] / total[2]:.3f})")  # fmt: skip
+        print(f"{file.stem}: {len(rows)} answers, unsupported facts {total[1]:.0f} of "
+              f"{total[0]:.0f} ({total[1] / total[0]:.3f}), statements {total[3]:.0f} of "
+              f"{total[2]:.0f} ({total[3] / total[2]:.3f})")  # fmt: skip
     rng, size = np.random.default_rng(1), min(map(len, counts))
     for name, at in (("facts", 0), ("statements", 2)):
         draws = []

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "prompting": {"errors", "strict_json", "tokenization", "bundles"},
     "alignment": {"errors", "tokenization"},
     "decoding": {"errors", "strict_json", "tokenization", "alignment", "prompting"},
-    "report": {"errors", "strict_json", "decoding"},
+    "report": {"errors", "strict_json", "decoding", "documents", "grounding"},
 }
 ALLOWED["model_checks"] = {"errors", "strict_json", "bundles", "llama"}
 ALLOWED["policy"] = {"errors", "bundles", "config"}
@@ -53,7 +53,7 @@ ALLOWED["provenance"] = {"version", "errors", "decoding", "bundles", "llama", "r
 ALLOWED["batch"] = {
     *ALLOWED["provenance"],
     *ALLOWED["runtime"],
-    *("line_file", "hardening", "documents", "report", "provenance", "rerank"),
+    *("line_file", "hardening", "documents", "grounding", "report", "provenance", "rerank"),
 }
 ALLOWED["serve"] = {*ALLOWED["batch"]}
 # The public face names what it gives out, and imports it only when it is used.

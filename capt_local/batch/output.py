@@ -130,8 +130,7 @@ class LineWriter:
         capt, timings = dict(answer["capt"]), dict(answer["timings"])
         if "speed" in capt:  # how much work it was depends on what was in the caches before
             timings["speed"] = capt.pop("speed")
-        message = choice.get("message")
-        text = str(message["content"] if message is not None else choice["text"])
+        text = answer_text(choice)
         error = Failure("invalid_structure", invalid).as_object() if invalid else None
         provenance = self._provenance(record, now, "failed" if error else OK) | {
             "finish_reason": choice["finish_reason"],
@@ -158,6 +157,12 @@ class LineWriter:
             "ai_label": AI_LABEL,
             "human_review": HUMAN_REVIEW,
         }
+
+
+def answer_text(choice: Mapping[str, Any]) -> str:
+    """The text of an answer, of a chat or of a raw completion."""
+    message = choice.get("message")
+    return str(message["content"] if message is not None else choice["text"])
 
 
 def answer_object_of(line: Mapping[str, Any]) -> JsonObject | None:

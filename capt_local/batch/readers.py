@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from capt_local.batch import InputFormat
 from capt_local.batch.records import (
     BatchRecord,
+    DocumentText,
     InputChanged,
     MissingId,
     RecordParser,
@@ -348,7 +349,7 @@ class DocumentField:
             raise NotReadable(str(error).removesuffix(".")) from None
         return {**fields, self.name: self.text(data, path)}, hashlib.sha256(data).digest()
 
-    def text(self, data: bytes, name: str) -> str:
+    def text(self, data: bytes, name: str) -> DocumentText:
         """The text of a document. Raises NotReadable."""
         try:
             document = read(data, name=name, what="it", encoding=self.encoding)
@@ -357,7 +358,7 @@ class DocumentField:
         if len(document.text.encode("utf-8", "replace")) > LONGEST:
             raise NotReadable(f"its text is larger than {size_text(LONGEST)}")
         self.left_out.update(document.notices)
-        return document.text
+        return DocumentText.of(document)
 
 
 class _Place(NamedTuple):

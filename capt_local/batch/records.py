@@ -18,6 +18,7 @@ from jinja2 import StrictUndefined, Template, meta
 from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
 
 from capt_local.decoding.options import GenerateOptions
+from capt_local.documents import Document
 from capt_local.errors import CaptError, UsageError
 from capt_local.prompting.messages import Message, messages_of, refuse_nul
 from capt_local.prompting.sandbox import LimitReached, Limits, Meter, Sandbox
@@ -118,6 +119,23 @@ class RecordSettings(msgspec.Struct, frozen=True):
         return dataclasses.replace(options, sample=sample, **whole)
 
 
+class DocumentText(str):
+    """The text of a document, as a field of a record.
+
+    Attributes:
+        document: with the pages.
+    """
+
+    document: Document
+
+    @classmethod
+    def of(cls, document: Document) -> DocumentText:
+        """That of a document."""
+        text = cls(document.text)
+        text.document = document
+        return text
+
+
 @dataclass(frozen=True, slots=True)
 class BatchRecord:
     """One record.
@@ -131,6 +149,9 @@ class BatchRecord:
         settings: its own.
         digest: SHA-256 of its bytes in the input, in hexadecimal: a hash of patient text, for
             comparison within a run and not for logs.
+        note: the document, or the one field of a template, that answers are checked against; None:
+            the prompt.
+        of: what that is: "document", "prompt", or the name of the field.
     """
 
     number: int
@@ -139,6 +160,8 @@ class BatchRecord:
     prompt: str | tuple[Message, ...]
     settings: RecordSettings
     digest: str
+    note: Document | None = None
+    of: str = "prompt"
 
     def request_settings(self, options: GenerateOptions) -> RecordSettings:
         """Its settings with a seed; without one of its own, that of `record_seed`.
@@ -210,7 +233,8 @@ class RecordParser:
         if self.template is not None:
             filled = self.template.render(fields)
             id = _identifier(fields, self.id_field)
-            return BatchRecord(number, id, None, self._user_turn(filled), RecordSettings(), digest)
+            prompt, note, of = self._user_turn(filled), *self._note(fields)
+            return BatchRecord(number, id, None, prompt, RecordSettings(), digest, note, of)
         if fields.keys().isdisjoint(_BATCH_LINE):
             id, custom = _identifier(fields, self.id_field), ""
             rest = {key: value for key, value in fields.items() if key != self.id_field}
@@ -232,7 +256,22 @@ class RecordParser:
             raise NotReadable('"prompt" must be a text')
         settings = read_settings(rest)
         prompt = self._user_turn(text) if text is not None else self._turns(turns)
-        return BatchRecord(number, id, custom or None, prompt, settings, digest)
+        note, of = None, "prompt"
+        if isinstance(text, DocumentText):
+            note, of = text.document, "document"
+        return BatchRecord(number, id, custom or None, prompt, settings, digest, note, of)
+
+    def _note(self, fields: Mapping[str, object]) -> tuple[Document | None, str]:
+        """What answers are checked against: the one text that the template puts into prompts."""
+        assert self.template is not None
+        named = self.template.names - {self.id_field, "record"}
+        texts = {name: text for name in named if isinstance(text := fields.get(name), str)}
+        if len(texts) != 1:
+            return None, "prompt"
+        [(name, text)] = texts.items()
+        if isinstance(text, DocumentText):
+            return text.document, "document"
+        return Document(text), name
 
     def _user_turn(self, text: str) -> str | tuple[Message, ...]:
         if not text.strip():

@@ -7,22 +7,27 @@ journal holds is all that is done.
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from capt_local.batch import ipc
 from capt_local.batch.journal import OutputJournal
-from capt_local.batch.output import OK, Failure, LineWriter, OutputLine
+from capt_local.batch.output import OK, Failure, LineWriter, OutputLine, answer_text
 from capt_local.batch.readers import InputSource
 from capt_local.batch.records import BatchRecord, RecordSettings
 from capt_local.batch.supervisor import News, RecordOutcome, Workers
 from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.structured import SchemaCheck, structure_problem
+from capt_local.documents import Document
 from capt_local.errors import CaptError
+from capt_local.grounding import Grounding, Source, ground
 from capt_local.llama.options import LoadOptions
 
 _POLL = 0.1  # seconds without an event until signals and the display get their turn
@@ -43,6 +48,7 @@ class BatchJob:
         indices: of the records that are to be done, in their order.
         logprobs: whether the output holds log-probabilities, where a record does not say.
         schema: that answers must satisfy; None for none.
+        require_sources: whether a record fails where its answer has facts that its note has not.
     """
 
     source: InputSource
@@ -52,6 +58,7 @@ class BatchJob:
     indices: Sequence[int]
     logprobs: bool = False
     schema: SchemaCheck | None = None
+    require_sources: bool = False
 
 
 def records_at_once(
@@ -170,6 +177,8 @@ def run_job(
         CaptError: no worker can be started any more.
     """
     in_flight: dict[int, BatchRecord] = {}
+    form = job.options.structure
+    schema = json.loads(form.source) if form and form.kind == "json-schema" else None
     lines: list[OutputLine] = []  # finished, and not on the disk yet
     todo, more = iter(job.indices), True
 
@@ -182,8 +191,7 @@ def run_job(
         except CaptError as error:
             lines.append(job.lines.failed(record, Failure.of(error), time.time()))
             return
-        # The prompt is not needed any more once the worker has it.
-        in_flight[index] = dataclasses.replace(record, settings=settings, prompt="")
+        in_flight[index] = dataclasses.replace(record, settings=settings)
         prompt = record.prompt if isinstance(record.prompt, str) else ipc.pack(record.prompt)
         # The worker knows the record by `index` alone.
         workers.put(index, {"request": index, "prompt": prompt, "settings": ipc.pack(settings)})
@@ -193,6 +201,10 @@ def run_job(
         if outcome.failure is not None:
             return job.lines.failed(record, outcome.failure, time.time())
         answer, own = outcome.answer or {}, record.settings.logprobs
+        sources = sources_of(answer, record, schema)
+        if job.require_sources and sources.unsupported:
+            return job.lines.failed(record, Failure("abstained", f"{sources.reason}."), time.time())
+        answer = {**answer, "capt": {**answer["capt"], "sources": msgspec.to_builtins(sources)}}
         invalid = structure_problem(answer, job.schema)
         logprobs = job.logprobs if own is None else own
         return job.lines.answered(record, answer, time.time(), logprobs=logprobs, invalid=invalid)
@@ -234,6 +246,17 @@ def run_job(
         except CaptError:
             commit()  # what is finished is written, whatever became of the worker
             raise
+
+
+def sources_of(
+    answer: Mapping[str, Any], record: BatchRecord, schema: Mapping[str, Any] | None
+) -> Grounding:
+    """Which facts of an answer the note of its record has."""
+    note = record.note
+    if note is None:
+        turns = (record.prompt,) if isinstance(record.prompt, str) else record.prompt
+        note = Document("\n".join(t if isinstance(t, str) else t.content for t in turns))
+    return ground(answer_text(answer["choices"][0]), Source(note), schema=schema, of=record.of)
 
 
 def readable_time(seconds: float) -> str:

@@ -18,6 +18,7 @@ from capt_local.cli.options import (
     ModelFlags,
     ProxyReasoningFlags,
     SampleFlags,
+    SourceFlags,
     StructureFlags,
     SystemFlags,
     ViewFlags,
@@ -225,6 +226,13 @@ class SummaryFlags:
         setting("--logprobs", "Write the log-probability of each token."),
     ] = False
     top_logprobs: Annotated[int, top_logprobs_option("--logprobs")] = 0
+    csv: Annotated[
+        Path | None,
+        flag(
+            "--csv FILE",
+            "Write the answers here as a table: a column a field, and where its note has it.",
+        ),
+    ] = None
     audit: Annotated[
         Path | None,
         setting(
@@ -247,6 +255,7 @@ class Flags:
     structure: StructureFlags
     thoughts: ProxyReasoningFlags
     several: BestOfFlags
+    sources: SourceFlags
     report: SummaryFlags
     view: ViewFlags
 
@@ -261,6 +270,7 @@ def batch(
     structure: StructureFlags,
     thoughts: ProxyReasoningFlags,
     several: BestOfFlags,
+    sources: SourceFlags,
     report: SummaryFlags,
     view: ViewFlags,
 ) -> int:
@@ -278,6 +288,5 @@ def batch(
     # Imported here: the help needs none of it.
     from capt_local.cli.batch_run import run_batch
 
-    return run_batch(
-        Flags(input, system, run, model, method, sample, structure, thoughts, several, report, view)
-    )
+    groups = (input, system, run, model, method, sample, structure, thoughts, several, sources)
+    return run_batch(Flags(*groups, report, view))

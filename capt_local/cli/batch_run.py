@@ -39,6 +39,7 @@ from capt_local.batch.supervisor import (
     WorkerSupervisor,
     worker_command,
 )
+from capt_local.batch.table import answers_table
 from capt_local.bundles.manifest import Bundle
 from capt_local.cli.batch import Flags
 from capt_local.cli.exits import ExitCode, code_for, wants_traceback
@@ -88,6 +89,7 @@ class BatchSettings:
         schema: that answers must satisfy; None for none.
         schema_sha256: digest of its file.
         several: how many answers each record gets, and what ranks them; None: one.
+        require_sources: whether a record fails whose answer has facts that its note has not.
     """
 
     bundle: Bundle
@@ -98,6 +100,7 @@ class BatchSettings:
     schema: SchemaCheck | None
     schema_sha256: str | None
     several: Mapping[str, Any] | None = None
+    require_sources: bool = False
 
     @classmethod
     def of(cls, flags: Flags, output: Path) -> BatchSettings:
@@ -139,7 +142,8 @@ class BatchSettings:
                 or contextlib.nullcontext() as s
             ):
                 several = {"best_of": flags.several.best_of, "scorer": s and s.digest}
-        return cls(bundle, options, load, date, parallel, schema, schema_sha256, several)
+        require = flags.sources.require_sources
+        return cls(bundle, options, load, date, parallel, schema, schema_sha256, several, require)
 
     def fingerprint(
         self, source: InputSource, facts: Mapping[str, Any], *, logprobs: bool
@@ -165,6 +169,7 @@ class BatchSettings:
                 "date": self.date,
                 "schema_sha256": self.schema_sha256,
                 **(self.several or {}),
+                **({"require_sources": True} if self.require_sources else {}),
             },
             computing={
                 "parallel": self.parallel,
@@ -253,6 +258,9 @@ def run_batch(flags: Flags) -> int:
     screen.notes(doubts(settings.options))
     _check_places(flags, output, files_of(settings.bundle))
     summary_file = OutputFile(report.summary, "The summary (--summary)") if report.summary else None
+    if flags.run.check and report.csv:
+        raise UsageError("--csv does not go with --check, which writes nothing.")
+    table = OutputFile(report.csv, "The table (--csv)") if report.csv else None
     if report.audit and not flags.run.check:
         append_audit(report.audit)
     try:
@@ -278,6 +286,8 @@ def run_batch(flags: Flags) -> int:
         except Cancelled:
             display.note("interrupted; nothing was written.")
             return signals.code or ExitCode.INTERRUPTED
+    if table is not None:
+        table.write(answers_table(output.read_bytes().splitlines()))
     text = dumps(summary, indent=1)
     if summary_file is not None:
         stopped = signals.requested and summary["left"]
@@ -305,7 +315,9 @@ def _check_places(flags: Flags, output: Path, models: Iterable[Path] = ()) -> No
     read = [path for path in (*files, *forms, *models) if path is not None]
     check_place(output, read)
     used = {path.resolve() for path in (*read, output, manifest_path(output))}
-    for name, path in (("--summary", flags.report.summary), ("--audit", flags.report.audit)):
+    report = flags.report
+    written = {"--summary": report.summary, "--audit": report.audit, "--csv": report.csv}
+    for name, path in written.items():
         if path is None:
             continue
         if path.resolve() in used or any(same_file(path, each) for each in used):
@@ -406,6 +418,7 @@ class BatchRun:
                 now,
                 logprobs=self.flags.report.logprobs,
                 schema=settings.schema,
+                require_sources=settings.require_sources,
             )
             if (audit := self.flags.report.audit) is not None:
                 append_audit(audit, journal.manifest, "start", {"records": len(job.indices)})

@@ -28,7 +28,8 @@ _PART = ".capt-local-part-"
 # How answers, reports, scored items, summaries of batch and tables of eval begin.
 _OURS = re.compile(
     rb'\{"id": "capt-|<!doctype html>.{0,4000}<title>capt-local report'
-    rb'|\{"id": "(?:[^"\\]|\\.)*", "method": "|\{\n "records": |task,kind,method,metric,value,',
+    rb'|\{"id": "(?:[^"\\]|\\.)*", "method": "|\{\n "records": |task,kind,method,metric,value,'
+    rb"|id,status,",
     re.DOTALL,
 )
 _FIRST_PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf", re.DOTALL)
@@ -43,10 +44,12 @@ class Prompt:
     Attributes:
         asked: raw text as a string, else messages.
         source: the document that the question is about; the prompt itself where there is none.
+        of: which of them it is: "document" or "prompt".
     """
 
     asked: Asked
     source: Document
+    of: str = "document"
 
     @property
     def notices(self) -> list[str]:
@@ -96,15 +99,16 @@ def read_prompt(
         for part, name in zip(parts, ("The text of -p", "The file of -f"), strict=True):
             if not part.text.strip():
                 raise UsageError(f"{name} is empty, so the prompt is not complete.")
+    of = "prompt" if file is None and prompt not in (None, "-") else "document"
     text = "\n\n".join(part.text for part in parts)
     if not text.strip():
         raise UsageError("The prompt is empty. Give it with -p, -f or on standard input.")
     if raw:
         if system is not None:
             raise UsageError("--raw text has no turns, so a system text cannot go with it.")
-        return Prompt(text, parts[-1])
+        return Prompt(text, parts[-1], of)
     front = [] if system is None else [Message("system", system)]
-    return Prompt([*front, Message("user", text)], parts[-1])
+    return Prompt([*front, Message("user", text)], parts[-1], of)
 
 
 def stdin_bytes(nothing: str, stdin: BinaryIO | None = None, *, wait: bool = False) -> bytes:

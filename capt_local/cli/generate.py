@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import (
     Asked,
     OutputFile,
+    Prompt,
     files_of,
     read_prompt,
     same_file,
@@ -24,6 +26,7 @@ from capt_local.cli.options import (
     RawFlags,
     ReasoningFlags,
     SampleFlags,
+    SourceFlags,
     SpeedFlags,
     StructureFlags,
     SystemFlags,
@@ -46,7 +49,7 @@ from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
 from capt_local.report.answers import summary_line
-from capt_local.report.json import REPORTED, Answer, answer_object, dumps, warnings
+from capt_local.report.json import REPORTED, Answer, answer_object, dumps, warnings, with_sources
 from capt_local.report.terminal import Screen
 
 
@@ -64,6 +67,7 @@ def generate(
     output: OutputFlags,
     form: StructureFlags,
     thought: ReasoningFlags,
+    sources: SourceFlags,
     report: HtmlFlags,
     beside: TargetAloneFlags,
     view: ViewFlags,
@@ -87,6 +91,8 @@ def generate(
         prompt.prompt, prompt.file, system=system.text(), raw=style.raw, encoding=bytes_.encoding
     )
     asked = given.asked
+    if sources.require_sources and given.of == "prompt":
+        raise UsageError("--require-sources needs a note, with -f or on standard input.")
     if stdin_holds_text():
         screen.notes(["standard input holds text, which is not read; -f - reads it."])
     shape = form.structure()
@@ -98,8 +104,8 @@ def generate(
     if beside.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
         raise UsageError("--with-target compares with the target, so it needs a method of three.")
     inputs = [prompt.file, system.system_file, form.json_schema, form.grammar_file]
-    delivery = _Delivery(screen, output, report, asked, [*inputs, *files_of(bundle)])
-    if several.best_of > 1:
+    delivery = _Delivery(screen, output, report, given, [*inputs, *files_of(bundle)])
+    if several.best_of > 1 or sources.require_sources:
         delivery.live = False
     show = screen.answer if delivery.live else None
 
@@ -129,6 +135,8 @@ def generate(
                     screen.end_answer()
             if beside.with_target and answer.finish is not FinishReason.INTERRUPTED:
                 answer = _with_target_alone(session, asked, options, answer, delivery)
+    schema = json.loads(shape.source) if shape and shape.kind == "json-schema" else None
+    answer = with_sources(answer, given.source, schema, given.of, require=sources.require_sources)
     delivery.write(answer)
     # The notices of the bundle have been shown when it was opened.
     screen.notes(answer.notices[len(session.runtime.notices) :])
@@ -138,6 +146,8 @@ def generate(
     screen.note(summary_line(answer))
     if answer.finish is FinishReason.INTERRUPTED:
         return ExitCode.INTERRUPTED
+    if answer.finish is FinishReason.ABSTAINED:
+        return ExitCode.FAILED_RECORDS
     return ExitCode.OK if answer.structured is not False else ExitCode.FAILED_RECORDS
 
 
@@ -153,12 +163,14 @@ class _Delivery:
         screen: Screen,
         output: OutputFlags,
         report: HtmlFlags,
-        asked: Asked,
+        given: Prompt,
         inputs: list[Path | None],
     ) -> None:
         self._screen = screen
         self._output = output
+        asked = given.asked
         self._note = asked if isinstance(asked, str) else asked[-1].content
+        self._offset = len(self._note) - len(given.source.text)
         self._file = self._page = None
         if report.html and output.output:
             same = report.html.absolute() == output.output.absolute()
@@ -194,7 +206,7 @@ class _Delivery:
             if self._page is not None and not (partial and self._spared(self._page)):
                 from capt_local.report.html import page
 
-                self._page.write(page(answer, self._note))
+                self._page.write(page(answer, self._note, self._offset))
 
     def _spared(self, file: OutputFile | None) -> bool:
         """Whether an earlier file is there, which a part of an answer does not replace."""
@@ -204,6 +216,8 @@ class _Delivery:
         return reason is not None
 
     def _write_answer(self, answer: Answer) -> None:
+        if answer.finish is FinishReason.ABSTAINED and not self._output.json:
+            return  # nothing is answered; why stands on standard error
         if self._output.json:
             text = dumps(answer_object(answer, top_logprobs=self._output.top_logprobs)) + "\n"
         else:

@@ -344,6 +344,19 @@ class StructureFlags:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class SourceFlags:
+    """What becomes of an answer whose facts the note does not have."""
+
+    require_sources: Annotated[
+        bool,
+        setting(
+            "--require-sources",
+            "Answer nothing where a fact of the answer is not in the note (docs/documents.md).",
+        ),
+    ] = False
+
+
 class Switch(StrEnum):
     """On or off."""
 

@@ -28,13 +28,14 @@ from capt_local.cli.signals import Signals
 from capt_local.config import Feature, read_site
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import FinishReason
+from capt_local.documents import Document, read_path
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
 from capt_local.line_file import LineFile
 from capt_local.prompting.messages import Message
 from capt_local.provenance import provenance
 from capt_local.report.answers import clipped, context_line, counted, pane, short_line, views
 from capt_local.report.json import COMMANDS as COMMANDS_ADVICE
-from capt_local.report.json import Answer, warnings
+from capt_local.report.json import Answer, sources_line, warnings, with_sources
 from capt_local.report.sanitise import visible
 from capt_local.report.views import Bars, Beside, Pane, Prose, Span, Table
 
@@ -285,8 +286,6 @@ class Talk:
         self._screen.aside(Bars("Context that the conversation takes", tuple(rows)))
 
     def _read(self, rest: str) -> None:
-        from capt_local.documents import read_path
-
         document = read_path(named(rest, "/read"), "The note", self.encoding, pipes=False)
         text = document.text
         if not text.strip():
@@ -383,6 +382,10 @@ class Talk:
         self._screen.notes(notice for notice in answer.notices if notice not in self._shown)
         self._shown.update(answer.notices)
         self._screen.notes(warnings(answer, COMMANDS_ADVICE))
+        asked = "\n".join(m.content for m in self.conversation.messages() if m.role != "assistant")
+        found = with_sources(answer, Document(asked), None, "prompt").sources
+        if found is not None and found.unsupported:
+            self._screen.notes([sources_line(found)])
         self._screen.note(f"[{short_line(answer)}, {context_line(answer)}]")
 
     def _replace(self, conversation: Conversation, lines: Callable[[], str]) -> None:

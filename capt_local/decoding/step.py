@@ -14,6 +14,7 @@ class FinishReason(StrEnum):
     REPETITION = "repetition"
     INTERRUPTED = "interrupted"
     ERROR = "error"
+    ABSTAINED = "abstained"  # nothing is answered: what was written has no source
 
 
 @dataclass(frozen=True, slots=True)

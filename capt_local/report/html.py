@@ -11,6 +11,7 @@ import codecs
 import datetime
 import functools
 import hashlib
+import itertools
 import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,13 +49,14 @@ _HALF = 40  # height of one side of the scale
 _TICK = 6  # height of the marks of changed tokens, below the scale
 
 
-def page(answer: Answer, note: str = "") -> str:
+def page(answer: Answer, note: str = "", offset: int = 0) -> str:
     """The page.
 
     Args:
         answer: what is reported on; the target's own answer stands beside it where it holds that.
         note: the text that was asked about, to stand beside the answer; empty where it is not
             known.
+        offset: where in the note the document begins that facts of the answer were looked for in.
 
     Raises:
         UsageError: the provenance is nested deeper than any that we write.
@@ -80,7 +82,12 @@ def page(answer: Answer, note: str = "") -> str:
             together=_figures(answer),
             alone=answer.alone and _figures(answer.alone),
             three=len(answer.prompt_tokens) > 1,
-            note=visible(note),
+            note=_note_parts(answer, note, offset),
+            statements=answer.sources.statements if answer.sources else [],
+            facts_found=answer.sources.facts if answer.sources else [],
+            lacking=answer.sources.reason if answer.sources else "",
+            visible=visible_line,
+            unsupported=_unsupported(answer, found),
             words=words,
             of_words=of_words,
             coloured=coloured,
@@ -318,6 +325,44 @@ def _in_changed_words(answer: Answer, found: Sequence[TokenCell]) -> set[int]:
             marked.add(cell.number)
         place = start + len(cell.text) + len(cell.trail)
     return marked
+
+
+def _unsupported(answer: Answer, found: Sequence[TokenCell]) -> set[int]:
+    """Numbers of the cells that are parts of a fact that has no source."""
+    facts = answer.sources.facts if answer.sources else []
+    spans = [(fact.start, fact.end) for fact in facts if not fact.supported]
+    marked, place = set(), 0
+    for cell in found:
+        start = place + len(cell.lead)
+        if any(start < end and begin < start + len(cell.text) for begin, end in spans):
+            marked.add(cell.number)
+        place = start + len(cell.text) + len(cell.trail)
+    return marked
+
+
+def _note_parts(answer: Answer, note: str, offset: int) -> list[tuple[list[str], str, bool]]:
+    """The note in parts: anchors in front, text, and whether a fact of the answer stands there."""
+    anchors: dict[int, list[str]] = {}
+    marks: list[tuple[int, int]] = []
+    if answer.sources is not None:
+        named = [
+            *((f"s{i}", one.source) for i, one in enumerate(answer.sources.statements)),
+            *((f"f{i}", one.source) for i, one in enumerate(answer.sources.facts)),
+        ]
+        for name, span in named:
+            if span is not None and span[1] + offset <= len(note):
+                start, end = span[0] + offset, span[1] + offset
+                anchors.setdefault(start, []).append(name)
+                marks += [(start, end)] if name[0] == "f" else []
+    ends = {0, len(note), *anchors, *(place for mark in marks for place in mark)}
+    return [
+        (
+            anchors.get(start, []),
+            visible(note[start:end]),
+            any(begin <= start and end <= last for begin, last in marks),
+        )
+        for start, end in itertools.pairwise(sorted(ends))
+    ]
 
 
 def details(found: Sequence[TokenCell]) -> dict[str, list[object]]:

@@ -22,10 +22,12 @@ from msgspec import UNSET, Meta, UnsetType
 from capt_local.decoding.options import Exponents
 from capt_local.decoding.step import Choice, DraftStats, FinishReason, Step
 from capt_local.errors import UsageError
+from capt_local.grounding import Grounding, Source, ground
 from capt_local.strict_json import NotReadable, convert
 
 if TYPE_CHECKING:
     from capt_local.decoding.loop import Generation
+    from capt_local.documents import Document
 
 JsonObject = dict[str, Any]
 REPORTED = 3
@@ -156,6 +158,7 @@ class SummaryObject(msgspec.Struct, kw_only=True):
     weights: list[WeightObject]
     target_alone: AnswerObject | UnsetType | None = UNSET
     best_of: JsonObject | UnsetType | None = UNSET
+    sources: Grounding | UnsetType | None = UNSET
 
 
 class AnswerObject(msgspec.Struct, kw_only=True):
@@ -201,6 +204,7 @@ class Answer:
         best_of: how it was chosen among several, as `rerank.candidates` describes it; None where
             there was one.
         alone: the target's own answer to the same prompt, if that was made too.
+        sources: which facts of it the prompt or the document has; None where nobody looked.
     """
 
     steps: Sequence[Step]
@@ -223,6 +227,7 @@ class Answer:
     id: str = ""
     best_of: Mapping[str, Any] | None = None
     alone: Answer | None = None
+    sources: Grounding | None = None
 
     @property
     def tokens(self) -> int:
@@ -260,6 +265,35 @@ class Answer:
             return self.tokens < asked
         _, used, limit = self.fullest
         return 0 < limit <= used
+
+
+def with_sources(
+    answer: Answer, document: Document, schema: JsonObject | None, of: str, *, require: bool = False
+) -> Answer:
+    """An answer with what a document has of it.
+
+    Args:
+        answer: a whole one; of one that broke off nothing is looked for.
+        document: that it is about.
+        schema: of a structured answer.
+        of: what the document is; see `grounding.ground`.
+        require: whether nothing is answered where a fact has no source.
+    """
+    if answer.finish in (None, FinishReason.INTERRUPTED, FinishReason.ERROR):
+        return answer
+    found = ground(answer.text.decode("utf-8", "replace"), Source(document), schema=schema, of=of)
+    if require and found.unsupported:
+        return replace(
+            answer, steps=(), text=b"", finish=FinishReason.ABSTAINED, sources=found, alone=None
+        )
+    return replace(answer, sources=found)
+
+
+def sources_line(sources: Grounding, most: int = 8) -> str:
+    """Which parts of an answer have no source."""
+    texts = dict.fromkeys(" ".join(one.text.split())[:60] for one in sources.unsupported)
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return f"{sources.reason}: {'; '.join(list(texts)[:most])}{more}."
 
 
 def answer_of(
@@ -335,6 +369,10 @@ def warnings(answer: Answer, more: Advice = FLAGS) -> list[str]:
             f"the answer was ended after {answer.tokens} tokens and may be incomplete; "
             f"{more.tokens} allows more."
         )
+    if answer.sources is not None and answer.sources.unsupported:
+        refused = "nothing is answered (--require-sources): "
+        abstained = answer.finish is FinishReason.ABSTAINED
+        lines.append((refused if abstained else "") + sources_line(answer.sources))
     if answer.finish is FinishReason.REPETITION:
         lines.append(
             f"the answer repeated itself and was ended ({more.repetition} lets it run on)."
@@ -349,7 +387,7 @@ def warnings(answer: Answer, more: Advice = FLAGS) -> list[str]:
         )
     if answer.thought_tokens and not answer.steps:
         lines.append("the model was still reasoning when the answer ended.")
-    if not answer.text.strip():
+    if not answer.text.strip() and answer.finish is not FinishReason.ABSTAINED:
         lines.append("the answer is empty; that says nothing about the text that was asked about.")
     return lines
 
@@ -435,6 +473,8 @@ def _object(answer: Answer, top: int) -> AnswerObject:
         summary.speed = _speed(answer.tally)
     if answer.best_of is not None:
         summary.best_of = dict(answer.best_of)
+    if answer.sources is not None:
+        summary.sources = answer.sources
     if answer.alone is not None:
         summary.target_alone = _object(answer.alone, 0)
     return AnswerObject(
@@ -572,6 +612,7 @@ def _answer(given: AnswerObject) -> Answer:
         created=given.created or None,
         id=given.id,
         alone=_answer(summary.target_alone) if summary.target_alone else None,
+        sources=summary.sources or None,
     )
     own = set(warnings(answer))  # found again from the answer itself
     return replace(answer, notices=tuple(line for line in answer.notices if line not in own))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import re
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 from capt_local.batch.manifest import differences, digest_of, fingerprint_of
 from capt_local.batch.output import LineWriter, is_sealed
 from capt_local.batch.records import BatchRecord, RecordSettings
+from capt_local.batch.table import answers_table
 from capt_local.bundles.store import find
 from capt_local.decoding.options import GenerateOptions, SampleOptions, Structure
 from capt_local.report.json import answer_object
@@ -98,3 +101,29 @@ def test_a_fingerprint_is_of_everything_that_decides_an_answer() -> None:
         assert digest_of(other) != digest_of(first)
         assert NOTE not in json.dumps(other)
     assert demo(GenerateOptions()) == first
+
+
+def test_a_table_has_a_column_a_field_and_its_place() -> None:
+    def line(id: str, content: str, facts: list[dict[str, object]], **more: object) -> bytes:
+        body = {"choices": [{"message": {"content": content}}]}
+        whole = {"id": id, "error": None, "response": {"body": body}, **more}
+        return json.dumps({**whole, "capt": {"sources": {"facts": facts}}}).encode()
+
+    places = [
+        {"path": "drugs[0].name", "source": [3, 9], "page": 2},
+        {"path": "drugs[0].dose", "source": None, "page": None},
+    ]
+    table = answers_table(
+        [
+            line("1", '{"drugs": [{"name": "aspirin", "dose": "=cmd()", "prn": null}]}', places),
+            line("2", "Free, text", []),
+            line("3", "", [], response=None, error={"code": "abstained"}),
+        ]
+    )
+    header, *rows = csv.reader(io.StringIO(table))
+    assert header == [
+        "id", "status", "drugs[0].name", "drugs[0].name source", "drugs[0].dose",
+        "drugs[0].dose source", "drugs[0].prn", "drugs[0].prn source", "answer",
+    ]  # fmt: skip
+    assert rows[0] == ["1", "ok", "aspirin", "3-9 p. 2", "'=cmd()", "unsupported", "", "", ""]
+    assert rows[1][-1] == "Free, text" and rows[2][:2] == ["3", "abstained"]

@@ -179,3 +179,18 @@ def test_what_is_written_beside_the_output_has_a_place_of_its_own(
     assert result.code == 2
     assert flag in result.err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_answers_without_sources_fail_and_a_table_is_written(place: Place) -> None:
+    """The worker answers with the words backwards and a seed, which no prompt has."""
+    place.write(a="aspirin 81 mg", b="two words")
+    result = place.batch("--csv", place.path("table.csv"))
+    assert result.code == 0
+    table = (place.folder / "table.csv").read_text().splitlines()
+    assert table[0] == "id,status,answer" and len(table) == 3 and "mg 81 aspirin" in table[1]
+    lines = [json.loads(line) for line in place.output.read_bytes().splitlines()]
+    assert {line["capt"]["sources"]["of"] for line in lines} == {"prompt"}
+    place.output.unlink()
+    result = place.batch("--require-sources", "--force-new", "--csv", place.path("table.csv"))
+    assert result.code == 6 and set(place.codes().values()) == {"abstained"}
+    assert place.batch("--csv", place.path("in.jsonl")).code == 2

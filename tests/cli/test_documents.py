@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tests.cli.conftest import Run, Stdin
@@ -29,3 +30,34 @@ def test_a_document_that_cannot_be_read_ends_with_2(run: Run, script: Script) ->
     result = run("generate", "{models}", "-f", str(DATA / "locked.pdf"))
     assert (result.code, result.out) == (2, "") and script.calls == []
     assert "The prompt file (-f) needs a password" in result.err and "locked" not in result.err
+
+
+def test_facts_without_a_source_are_told(run: Run, script: Script, tmp_path: Path) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("Takes aspirin 81 mg daily for the heart.")
+    script.pieces = [(b"Takes aspirin 81 mg", None), (b" and warfarin 5 mg daily.", None)]
+    told = run("generate", "{models}", "-p", "Drugs?", "-f", str(note), "--json")
+    sources = json.loads(told.out)["capt"]["sources"]
+    assert told.code == 0 and sources["of"] == "document"
+    assert "2 of 4 facts not found in the document: warfarin; 5 mg" in told.err
+    places = {fact["text"]: (fact["match"], fact["source"]) for fact in sources["facts"]}
+    assert places["aspirin"] == ("exact", [6, 13]) and places["warfarin"] == ("unsupported", None)
+    # Without a note, figures alone are looked for in the prompt.
+    told = run("generate", "{models}", "-p", "Drugs?")
+    assert "2 of 2 facts not found in the prompt: 81 mg; 5 mg." in told.err
+
+
+def test_no_answer_without_sources(run: Run, script: Script, tmp_path: Path) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("Takes aspirin 81 mg daily for the heart.")
+    script.pieces = [(b"Takes warfarin.", None)]
+    refused = run("generate", "{models}", "-f", str(note), "--require-sources")
+    assert (refused.code, refused.out) == (6, "")
+    assert "nothing is answered (--require-sources): 1 of 1 facts" in refused.err
+    written = run("generate", "{models}", "-f", str(note), "--require-sources", "--json")
+    choice = json.loads(written.out)["choices"][0]
+    assert choice["finish_reason"] == "abstained" and choice["message"]["content"] == ""
+    script.pieces = [(b"Takes aspirin daily.", None)]
+    answered = run("generate", "{models}", "-f", str(note), "--require-sources")
+    assert (answered.code, answered.out) == (0, "Takes aspirin daily.\n")
+    assert run("generate", "{models}", "-p", "x", "--require-sources").code == 2
