@@ -36,7 +36,7 @@ KEYS = frozenset({
     "expert-adapter", "expert-in-thoughts", "gpu-layers", "host", "id-field", "idle-timeout",
     "input-format", "json", "logprobs", "max-tokens", "method", "min-p", "mirror",
     "no-repetition-stop", "offline", "parallel", "plausibility", "port", "raw",
-    "record-timeout", "repeat-last-n", "repeat-penalty", "scorer", "seed", "speed", "system",
+    "record-timeout", "repeat-last-n", "repeat-penalty", "require-sources", "scorer", "seed", "speed", "system",
     "target", "tasks", "temp", "thoughts", "threads", "tls-cert", "tls-key", "top-k",
     "top-logprobs", "top-p", "verbose", "verify", "weights",
 })  # fmt: skip
