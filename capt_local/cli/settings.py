@@ -36,8 +36,8 @@ KEYS = frozenset({
     "expert-adapter", "expert-in-thoughts", "gpu-layers", "host", "id-field", "idle-timeout",
     "input-format", "json", "logprobs", "max-tokens", "method", "min-p", "mirror",
     "no-repetition-stop", "offline", "parallel", "plausibility", "port", "raw",
-    "record-timeout", "repeat-last-n", "repeat-penalty", "require-sources", "scorer", "seed", "speed", "system",
-    "target", "tasks", "temp", "thoughts", "threads", "tls-cert", "tls-key", "top-k",
+    "record-timeout", "repeat-last-n", "repeat-penalty", "require-sources", "scorer", "seed",
+    "speed", "system", "target", "tasks", "temp", "thoughts", "threads", "tls-cert", "tls-key", "top-k",
     "top-logprobs", "top-p", "verbose", "verify", "weights",
 })  # fmt: skip
 # Options that exclude each other: the set with the stronger source holds.
