@@ -37,8 +37,8 @@ KEYS = frozenset({
     "input-format", "json", "logprobs", "max-tokens", "method", "min-p", "mirror",
     "no-repetition-stop", "offline", "parallel", "plausibility", "port", "raw",
     "record-timeout", "repeat-last-n", "repeat-penalty", "require-sources", "scorer", "seed",
-    "speed", "system", "target", "tasks", "temp", "thoughts", "threads", "tls-cert", "tls-key", "top-k",
-    "top-logprobs", "top-p", "verbose", "verify", "weights",
+    "speed", "system", "target", "tasks", "temp", "thoughts", "threads", "tls-cert", "tls-key",
+    "top-k", "top-logprobs", "top-p", "verbose", "verify", "weights",
 })  # fmt: skip
 # Options that exclude each other: the set with the stronger source holds.
 _RIVALS = (
