@@ -336,13 +336,21 @@ class DocumentField:
         """The fields with the text of the document, and the SHA-256 of the file.
 
         Raises:
-            NotReadable: the field is missing or no path, or the document cannot be read.
+            NotReadable: the field is missing or no path, or the document cannot be read or lies
+                elsewhere.
         """
         if self.name is None:
             return fields, b""
         path = fields.get(self.name)
         if not isinstance(path, str) or not path:
             raise NotReadable("the field of the document (--document-field) is missing or no text")
+        try:
+            # Whoever wrote the records must not choose what else of the user's files is read.
+            inside = (self.folder / path).resolve().is_relative_to(self.folder.resolve())
+        except (OSError, RuntimeError, ValueError):  # a name with a zero byte, links in a circle
+            inside = False
+        if not inside:
+            raise NotReadable("its document is not in the folder of the input, or below it")
         try:
             data = read_bytes(self.folder / path, "its document", largest=LARGEST_FILE)
         except UsageError as error:

@@ -14,8 +14,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -259,11 +261,10 @@ class SchemaCheck:
     """
 
     def __init__(self, schema: Any, name: str) -> None:
-        from jsonschema import Draft202012Validator, SchemaError
-        from jsonschema.validators import validator_for
+        from jsonschema import SchemaError
         from referencing import Registry
 
-        kind = validator_for(schema, default=Draft202012Validator)
+        kind = _validator(schema.get("$schema") if isinstance(schema, dict) else None)
         try:
             kind.check_schema(schema)
         except SchemaError as error:
@@ -286,13 +287,84 @@ class SchemaCheck:
             value: Any = parse_json(data)
         except NotReadable:
             return _BROKEN_OFF if cut else "The answer is not valid JSON."
+        _work.left = _MOST_WORK
         try:
             error = next(iter(self._validator.iter_errors(value)), None)
-        except (Unresolvable, RecursionError, re.error):
+        except (Unresolvable, RecursionError, _Refused):
             return "The schema has a reference or a pattern that cannot be followed."
         if error is None:
             return ""
         return f"The answer breaks a rule of the schema ({error.validator})."
+
+
+# Keywords that are looked at for one answer; those of references to references may double without
+# end.
+_MOST_WORK = 50_000
+_work = threading.local()
+
+
+@cache
+def _validator(dialect: str | None) -> Any:
+    """The validator of a dialect, with patterns of llguidance and a bound of its work.
+
+    Python's own patterns can take exponential time, during which nothing else of the process runs.
+    """
+    from jsonschema import Draft202012Validator, ValidationError
+    from jsonschema.validators import extend, validator_for
+
+    def counted(check: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Iterator[Any]:
+            _work.left -= 1
+            if _work.left < 0:
+                raise _Refused
+            yield from check(*arguments) or ()
+
+        return run
+
+    def pattern(_: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
+        if isinstance(value, str) and not _matches(pattern, value):
+            yield ValidationError("")
+
+    def named(validator: Any, patterns: Any, value: Any, schema: Any) -> Iterator[Any]:
+        for name in value if isinstance(value, dict) else ():
+            for each in (each for each in patterns if _matches(each, name)):
+                yield from validator.descend(value[name], patterns[each])
+
+    def others(validator: Any, other: Any, value: Any, schema: Any) -> Iterator[Any]:
+        for name in value if isinstance(value, dict) else ():
+            patterns = schema.get("patternProperties", ())
+            if name not in schema.get("properties", ()) and not any(
+                _matches(each, name) for each in patterns
+            ):
+                errors = [ValidationError("")] if other is False else None
+                yield from errors or validator.descend(value[name], other)
+
+    kind = validator_for({"$schema": dialect}, default=Draft202012Validator)
+    own = {"pattern": pattern, "patternProperties": named, "additionalProperties": others}
+    checks = {name: counted(check) for name, check in {**kind.VALIDATORS, **own}.items()}
+    return extend(kind, checks)  # type: ignore[no-untyped-call]
+
+
+def _matches(pattern: str, text: str) -> bool:
+    """Whether a pattern matches a part of a text, in a time that the text's length bounds."""
+    matcher = _automaton(pattern).deep_copy()
+    data = json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")
+    whole = matcher.try_consume_tokens(list(data)) == len(data) and matcher.is_accepting()
+    if matcher.is_error():
+        raise _Refused
+    return whole
+
+
+@lru_cache(64)
+def _automaton(pattern: str) -> LLMatcher:
+    from llguidance import LLMatcher, LLParserLimits
+
+    form = LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", "pattern": pattern}))
+    limits = LLParserLimits(verbose_errors=False)
+    matcher = LLMatcher(_tokenizer(_BYTES), form, limits=limits, log_level=0)
+    if matcher.is_error():
+        raise _Refused
+    return matcher
 
 
 class _NumberLimit:

@@ -46,6 +46,8 @@ _MAGIC = (
 
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s{0,1000}<(?:!doctype html|html)\b", re.IGNORECASE)
 
+_HALF = re.compile("[\ud800-\udfff]")
+
 REFUSALS: Mapping[str, str] = {
     "password": "needs a password; save a copy without one",
     "scan": "has no text layer (a scan?); text recognition is not part of capt-local",
@@ -203,6 +205,8 @@ def decode(data: bytes, what: str, encoding: str | None = None) -> str:
             what,
             f"is not valid {shown}: byte {place} (counted from 0) is 0x{data[place]:02x}. {help}",
         ) from None
+    if _HALF.search(text):  # which some encodings can spell
+        raise DocumentError(what, "holds half of a character (a lone surrogate)")
     if (place := text.find("\0")) >= 0:
         byte = len(mark) + len(text[:place].encode(codec))
         hint = "; is it UTF-16? Then give --encoding utf-16-le" if codec == "utf-8" else ""
@@ -216,8 +220,8 @@ def codec_name(encoding: str | None) -> str | None:
         return None
     try:
         codec = codecs.lookup(encoding)
-        codec.decode(b"")[0].encode(codec.name)  # not one that turns bytes into bytes
-    except (LookupError, AttributeError, ValueError):
+        "a".encode(codec.name).decode(codec.name)  # not one that turns bytes into bytes
+    except (LookupError, ValueError):
         raise UsageError(
             "--encoding takes the name of an encoding: utf-8, utf-16, windows-1252, iso-8859-15."
         ) from None

@@ -151,7 +151,10 @@ class _Answers:
     async def tail(self) -> JsonObject:
         """What stands behind the choices: the counts, and ours where it is wanted."""
         runtime = self._service.engine.runtime
-        found = [each.answer(runtime.bundle.id, runtime.notices) for each in self.writers]
+        # In a thread: it checks answers against schemas, which may take seconds.
+        found = await asyncio.to_thread(
+            lambda: [each.answer(runtime.bundle.id, runtime.notices) for each in self.writers]
+        )
         tail: JsonObject = {"usage": usage(found, self.writers)}
         if self.completion.capt is None:
             return tail

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from capt_local.errors import CaptError, place_of
 from capt_local.serve.protocol import ApiError, api_error, json_response
 
+PROOF = "/proof"
 LARGEST_BODY = 8 << 20
 LARGEST_DOCUMENT = 64 << 20
 BODY_SECONDS = 60.0
@@ -98,6 +99,10 @@ class Guard:
             if self._preflight(scope, headers, origin):
                 await Response(status_code=204)(scope, receive, guarded)
                 return
+            if scope["path"] == PROOF:
+                proofs = self._proofs(scope["query_string"])
+                await json_response({"proofs": proofs})(scope, receive, guarded)
+                return
             most = LARGEST_DOCUMENT if scope["path"] == "/documents" else LARGEST_BODY
             await self._app(scope, _bounded(receive, headers, most), guarded)
         except ClientDisconnect:
@@ -136,7 +141,7 @@ class Guard:
             raise ApiError(403, "Pages of this origin may not use it.", "origin_not_allowed")
         if allowed and scope["method"] == "OPTIONS":
             return True
-        if scope["path"] in self._open_paths and scope["method"] in ("GET", "HEAD"):
+        if scope["path"] in (*self._open_paths, PROOF) and scope["method"] in ("GET", "HEAD"):
             return False
         scheme, _, key = headers.get(b"authorization", "").partition(" ")
         given = key.strip().encode() if scheme.lower() == "bearer" else b""
@@ -144,6 +149,11 @@ class Guard:
         if not sum(hmac.compare_digest(given, each.encode()) for each in self._keys):
             raise ApiError(401, "A key is needed: Authorization: Bearer KEY.", "invalid_api_key")
         return False
+
+    def _proofs(self, nonce: bytes) -> list[str]:
+        """Shows that this server knows the keys, to a page that has one of them."""
+        keys = (key.encode() for key in self._keys)
+        return [hmac.digest(key, b"proof " + nonce[:100], "sha256").hex() for key in keys]
 
     def _headers(self, origin: str) -> Sequence[tuple[bytes, bytes]]:
         if origin.lower() not in self._origins:

@@ -72,7 +72,11 @@ class _Protocol(H11Protocol):
         self._watch()
 
     def _watch(self) -> None:
-        waits = self.conn.their_state is h11.IDLE
+        theirs, ours = self.conn.their_state, self.conn.our_state
+        # Or it goes on arriving when it is answered: refused for want of a key.
+        waits = theirs is h11.IDLE or (
+            theirs is h11.SEND_BODY and ours in (h11.DONE, h11.MUST_CLOSE)
+        )
         if waits and self._timer is None:
             self._timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
         elif not waits and self._timer is not None:

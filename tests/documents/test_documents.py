@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import zipfile
 from io import BytesIO
@@ -82,6 +83,8 @@ def test_text_is_read_by_its_mark_or_the_encoding_that_is_named(
         (CANARY.encode("utf-16"), "windows-1252", "the mark of utf-16-le"),
         (b"x", "nonsense", "--encoding takes"),
         (b"x", "base64", "--encoding takes"),
+        (b"x", "rot13", "--encoding takes"),
+        (b"+2AA-", "utf-7", "half of a character"),
     ],
 )
 def test_an_encoding_is_never_guessed(data: bytes, encoding: str | None, says: str) -> None:
@@ -258,3 +261,22 @@ def test_a_column_may_name_documents(tmp_path: Path) -> None:
         check_input(table, parser=parser, document_field="path")
     with pytest.raises(UsageError, match="--document-field goes with"):
         check_input(tmp_path / "notes", document_field="path")
+
+
+@pytest.mark.parametrize("how", ["absolute", "above", "link", "circle", "zero byte"])
+def test_records_name_no_document_outside_their_folder(how: str, tmp_path: Path) -> None:
+    """Who wrote the records does not choose which other file of the user a model reads."""
+    from capt_local.batch.readers import check_input
+
+    (tmp_path / "in").mkdir()
+    secret = tmp_path / "secret.txt"
+    secret.write_text(CANARY)
+    (tmp_path / "in" / "link.txt").symlink_to("../secret.txt")
+    (tmp_path / "in" / "circle.txt").symlink_to("circle.txt")
+    path = {"absolute": str(secret), "above": "../in/../secret.txt", "link": "link.txt",
+            "circle": "circle.txt", "zero byte": "a\0.txt"}[how]  # fmt: skip
+    table = tmp_path / "in" / "in.jsonl"
+    table.write_text(json.dumps({"id": "1", "prompt": path}) + "\n")
+    with pytest.raises(UsageError, match="line 1: its document ") as caught:
+        check_input(table, document_field="prompt")
+    assert CANARY not in str(caught.value)

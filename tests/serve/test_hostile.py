@@ -176,6 +176,29 @@ def test_slow_clients_hold_nobody(server: Running) -> None:
     body.close()
 
 
+def test_who_has_no_key_cannot_hold_a_connection(server: Running) -> None:
+    """A body that goes on arriving, byte by byte, after its request was answered."""
+    for head in (b"POST /v1/completions", b"GET /health"):
+        with closing(dial(server)) as connection:
+            connection.sendall(head + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n")
+            with pytest.raises(ConnectionError):
+                for _ in range(30):
+                    connection.sendall(b"x")
+                    time.sleep(0.5)
+
+
+def test_a_hostile_schema_holds_up_nobody_else(server: Running) -> None:
+    """Its pattern takes exponential time where it is matched by going back."""
+    schema = {"type": "string", "pattern": "^(?:(?:a+)+c|a{40})$", "minLength": 40, "maxLength": 40}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    with server.client() as client:
+        answer = client.post(
+            "/v1/chat/completions",
+            json=ASK | {"max_tokens": 60, "response_format": form, "capt": {}},
+        )
+        assert answer.json()["choices"][0]["message"]["content"] == f'"{"a" * 40}"'
+
+
 def test_a_client_that_leaves_frees_its_place(server: Running) -> None:
     before = server.metric('capt_requests_total{outcome="left"}')
     for number in range(8):  # more than there are places

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +285,38 @@ def test_tasks_of_the_site_and_texts_of_files(opens: Opens, starts: Starts, tmp_
     rich = {"name": "a.rtf", "mimeType": "text/rtf", "buffer": rb"{\rtf1\ansi Creatinine 1.4\par}"}
     page.set_input_files("#file", files=[rich])
     expect(page.locator("#note")).to_have_value(re.compile(r"^Creatinine 1\.4\s*$"))
+
+
+def test_nothing_is_sent_to_another_program_that_took_the_port(
+    opens: Opens, starts: Starts
+) -> None:
+    """The server ends, its page stays open, and another account listens where it was."""
+    server = starts()
+    page = ready(opens(server.page))
+    server.stop()
+    received: list[bytes] = []
+
+    class Another(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            size = int(self.headers.get("content-length", 0))
+            received.append(bytes(self.headers) + self.rfile.read(size))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"proofs": ["00"]}')
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", int(server.url.rpartition(":")[2])), Another) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        page.fill("#note", NOTE)
+        expect(page.locator("#gate")).to_be_visible(**WAIT)
+        page.fill("#key", server.key)
+        page.click("#gate-form button")
+        page.wait_for_timeout(1000)
+        other.shutdown()
+    assert received
+    assert CANARY.encode() not in b"".join(received)
+    assert server.key.encode() not in b"".join(received)

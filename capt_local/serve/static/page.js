@@ -57,7 +57,20 @@
   class Refused extends Error {
     constructor(error) { super(error.message); this.error = error; }
   }
+  // Who listens here now must know the key before it gets a note: the server may have ended, and
+  // another account have taken its port. (Where a page has no such functions, TLS says who it is.)
+  async function prove(signal) {
+    if (!key || !crypto.subtle) return;
+    const bytes = (text) => new TextEncoder().encode(text), nonce = crypto.randomUUID();
+    const { proofs } = await (await fetch("/proof?" + nonce, { cache: "no-store", credentials: "omit", signal })).json();
+    const own = await crypto.subtle.importKey("raw", bytes(key), { name: "HMAC", hash: "SHA-256" }, false, ["sign"]);
+    const wanted = new Uint8Array(await crypto.subtle.sign("HMAC", own, bytes("proof " + nonce)));
+    if (proofs.includes([...wanted].map((each) => each.toString(16).padStart(2, "0")).join(""))) return;
+    if (!at("gate").open) at("gate").showModal();
+    throw new Refused({ message: "The server does not know this key, so nothing was sent to it." });
+  }
   async function ask(path, body, signal) {
+    await prove(signal);
     const options = { headers: { authorization: "Bearer " + key }, cache: "no-store", credentials: "omit", signal };
     if (body !== undefined) {
       options.method = "POST";
@@ -67,7 +80,7 @@
     if (response.ok) return response;
     let error = { message: "The server answered with " + response.status + "." };
     try { error = (await response.json()).error; } catch { /* not ours */ }
-    if (response.status === 401) at("gate").showModal();
+    if (response.status === 401 && !at("gate").open) at("gate").showModal();
     throw new Refused(error);
   }
   function explain(error) {
