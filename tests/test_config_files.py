@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from capt_local import CombineOptions, GenerateOptions, Runtime
 from capt_local import config as site_config
 from capt_local.config import Feature, SiteLimits, read_site, read_user
 from capt_local.errors import UsageError
 from tests.conftest import real_site_file
+from tests.small_trio import SMALL_TRIO
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARY = "zyzzyva-canary"
-AS_ROOT = pytest.mark.skipif(
-    not hasattr(os, "getuid") or os.getuid() != 0, reason="only root makes files of others"
-)
+AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root makes files of others")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(site_config, "site_file", lambda: folder / "config.toml")
     tables = site_config._tables
 
-    def own(path: Path, known: set[str], *, owner: int, others: int) -> object:
+    def own(path: Path, known: tuple[str, ...], *, owner: int, others: int) -> object:
         return tables(path, known, owner=os.getuid(), others=others)
 
     monkeypatch.setattr(site_config, "_tables", own)
@@ -53,15 +53,35 @@ def test_a_whole_file(site: Path) -> None:
     assert found.limits == SiteLimits(site, forbidden, 1.5)
 
 
+def test_the_python_interface_follows_the_rules_of_the_site(
+    site: Path, user: Path, tmp_path: Path
+) -> None:
+    site.write_text("[limits]\nunsigned-bundles = false\nalpha = 1.5\n")
+    for named in (
+        {"bundle": SMALL_TRIO},
+        {"target": SMALL_TRIO / "target.gguf"},
+        {"bundle": "demo", "check": False},
+    ):
+        with pytest.raises(UsageError, match="forbids unsigned-bundles"):
+            Runtime.open(**named)  # type: ignore[arg-type]
+    site.write_text("[limits]\nalpha = 1.5\n")
+    (tmp_path / "demo-tests").symlink_to(SMALL_TRIO)
+    user.write_text(f"[options]\nmodels = ['{tmp_path}']\n")
+    with Runtime.open("demo-tests") as runtime:  # in a folder that a file of settings names
+        for call in (runtime.generate, runtime.score_answer):
+            more = (b"x",) if call == runtime.score_answer else ()
+            with pytest.raises(UsageError, match=r"limits\.alpha"):
+                call("x", *more, GenerateOptions(combine=CombineOptions(alphas=(2.0,))))
+        assert runtime.generate("x", alpha=1.5, max_tokens=1)
+
+
 def test_the_environment_does_not_move_the_sites_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = real_site_file()
     for name in ("XDG_CONFIG_DIRS", "XDG_CONFIG_HOME", "HOME", "CAPT_LOCAL_SITE_CONFIG"):
         monkeypatch.setenv(name, str(tmp_path))
-    monkeypatch.setenv("WIN_PD_OVERRIDE_COMMON_APPDATA", str(tmp_path))
-    assert real_site_file() == before
-    assert before.is_absolute()
+    assert real_site_file() == before and before.is_absolute()
 
 
 def test_no_test_reads_the_files_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -92,11 +112,10 @@ def test_no_test_reads_the_files_of_this_machine(tmp_path_factory: pytest.TempPa
         (f"[limits]\n\n{CANARY}\n", ["not TOML", "line 3"]),
         ("a = " + "[" * 30_000, ["not TOML"]),
         (f"[limits]\nalpha = {'1' * 5000}\n", ["not TOML"]),
-        (f"[limits]\nalpha = {'1' * 400}\n", ["limits.alpha is out of range"]),
         ("# \udcff\n", ["not UTF-8 at byte 2"]),
         ("#" * 70_000, ["larger than 64 KiB"]),
     ],
-    ids=range(15),
+    ids=range(14),
 )
 def test_what_is_not_understood_names_file_and_key(text: str, names: list[str], site: Path) -> None:
     site.write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -117,16 +136,13 @@ def test_what_stands_outside_the_tables_of_a_users_file(text: str, says: str, us
         read_user()
 
 
-@pytest.mark.parametrize("mode", [0o666, 0o664, 0o646, 0o602])
+@pytest.mark.parametrize("mode", [0o664, 0o602])
 def test_a_sites_file_that_others_can_write_is_not_trusted(mode: int, site: Path) -> None:
     site.write_text("")
     site.chmod(mode)
     with pytest.raises(UsageError, match=r"config\.toml can be written by others.*chmod go-w"):
         read_site()
-
-
-def test_a_folder_that_others_can_write_is_not_trusted(site: Path) -> None:
-    site.write_text("")
+    site.chmod(0o644)
     site.parent.chmod(0o777)
     with pytest.raises(UsageError, match=r"etc can be written by others"):
         read_site()
@@ -144,19 +160,13 @@ def test_a_link_into_a_folder_of_others_is_not_trusted(site: Path, tmp_path: Pat
 
 
 @AS_ROOT
-@pytest.mark.parametrize("place", ["file", "folder"])
-def test_a_sites_file_of_another_account_is_not_trusted(place: str, site: Path) -> None:
+@pytest.mark.parametrize("place", ["file", "folder", "user"])
+def test_a_file_of_another_account_is_not_trusted(place: str, site: Path, user: Path) -> None:
     site.write_text("")
-    os.chown(site if place == "file" else site.parent, 65534, -1)
-    with pytest.raises(UsageError, match="does not belong to root"):
-        read_site()
-
-
-@AS_ROOT
-def test_a_users_file_of_another_account_is_not_trusted(user: Path) -> None:
     user.write_text("")
-    os.chown(user, 65534, -1)
+    os.chown({"file": site, "folder": site.parent, "user": user}[place], 65534, -1)
     with pytest.raises(UsageError, match="does not belong to"):
+        read_site()
         read_user()
 
 
@@ -169,13 +179,7 @@ def test_a_users_file_that_everybody_can_write_is_not_trusted(user: Path) -> Non
         read_user()
 
 
-def test_what_cannot_be_read_is_not_passed_over(
-    site: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    site.mkdir()
-    with pytest.raises(UsageError, match=r"config\.toml cannot be read"):
-        read_site()
-    site.rmdir()
+def test_what_cannot_be_read_is_not_ignored(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(site)
     with pytest.raises(UsageError, match="not a file"):
         read_site()

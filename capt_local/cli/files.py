@@ -38,7 +38,7 @@ Asked = str | list[Message]
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class GivenPrompt:
     """What the flags ask.
 
     Attributes:
@@ -65,7 +65,7 @@ def read_prompt(
     raw: bool = False,
     encoding: str | None = None,
     stdin: BinaryIO | None = None,
-) -> Prompt:
+) -> GivenPrompt:
     """The prompt of the flags.
 
     Args:
@@ -106,9 +106,9 @@ def read_prompt(
     if raw:
         if system is not None:
             raise UsageError("--raw text has no turns, so a system text cannot go with it.")
-        return Prompt(text, parts[-1], of)
+        return GivenPrompt(text, parts[-1], of)
     front = [] if system is None else [Message("system", system)]
-    return Prompt([*front, Message("user", text)], parts[-1], of)
+    return GivenPrompt([*front, Message("user", text)], parts[-1], of)
 
 
 def stdin_bytes(nothing: str, stdin: BinaryIO | None = None, *, wait: bool = False) -> bytes:

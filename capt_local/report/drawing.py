@@ -29,7 +29,7 @@ _NARROW = 80
 _PROGRESS = 60
 
 
-class _Page(io.StringIO):
+class _Drawing(io.StringIO):
     """Where Rich writes; it asks for the encoding to choose its lines."""
 
     def __init__(self, encoding: str) -> None:
@@ -44,7 +44,7 @@ class _Page(io.StringIO):
 def console_for(look: Look, *, record: bool = False) -> Console:
     """A console that draws into memory; nothing of the environment decides about it."""
     return Console(
-        file=_Page(look.encoding),
+        file=_Drawing(look.encoding),
         width=min(look.width, _WIDEST),
         height=100,
         force_terminal=True,

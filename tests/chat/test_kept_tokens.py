@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -91,22 +90,3 @@ def test_a_turn_that_is_taken_back_leaves_the_caches(runtime: Runtime) -> None:
         assert cached.tokens == prompts[role][: len(cached.tokens)]
         assert len(first[role]) < len(cached.tokens) < counts[role] == len(prompts[role])
         assert cached.model.position == len(cached.tokens)
-
-
-def test_an_edited_turn_is_computed_from_where_it_differs(runtime: Runtime) -> None:
-    runtime.forget()
-    said = turn(runtime, [Message("user", FIRST)], FIXED)
-    turn(runtime, [*said, Message("user", SECOND)], FIXED)
-    edited = [*said, Message("user", SECOND.replace("home", "work"))]
-    new = new_tokens(runtime, edited)
-    assert all(0 < count < 16 for count in new.values())
-    assert decoded_by(runtime, edited, FIXED) == new
-
-
-def test_the_same_question_again_needs_one_row(runtime: Runtime) -> None:
-    runtime.forget()
-    said = [Message("user", FIRST)]
-    turn(runtime, said, FIXED)
-    again = decoded_by(runtime, said, replace(FIXED, combine=CombineOptions(alphas=(0.0,))))
-    # Healing reads one row more of the proxies where the prompt ends in text.
-    assert all(count <= 2 for count in again.values())

@@ -66,6 +66,10 @@ def test_model_files_of_a_stronger_source_win_over_a_bundle(
     assert run("generate", "-p", "x").code == 3  # the user's bundle, not the site's file
     monkeypatch.setenv("CAPT_LOCAL_BUNDLE", "demo")
     assert run("generate", "-p", "x").code == 0
+    assert run("generate", "{models}", "-p", "x").code == 0
+    assert script.calls[-3]["bundle"].id == "files"
+    monkeypatch.setenv("CAPT_LOCAL_TARGET", "/nowhere/t.gguf")  # both from the environment
+    assert run("generate", "-p", "x").code == 2
 
 
 @pytest.mark.parametrize(
@@ -164,24 +168,15 @@ def refused(run: Run, site: Path, *arguments: str) -> None:
     assert len(errors) == 1 and str(site) in errors[0]
 
 
-def test_a_site_forbids_reports(run: Run, script: Script, site: Path, tmp_path: Path) -> None:
-    page = tmp_path / "x.html"
-    forbid(site, "reports")
+def test_a_site_forbids_features(run: Run, script: Script, site: Path, tmp_path: Path) -> None:
+    page, log = tmp_path / "x.html", tmp_path / "t.jsonl"
+    forbid(site, "reports", "transcripts", "network")
     refused(run, site, "generate", "{models}", "-p", "x", "--html", str(page))
     refused(run, site, "explain", str(tmp_path / "a.json"), "--html", str(page))
-    assert not page.exists() and not script.calls
-    assert run("generate", "{models}", "-p", "x").code == 0
-
-
-def test_a_site_forbids_transcripts(run: Run, script: Script, site: Path, tmp_path: Path) -> None:
-    forbid(site, "transcripts")
-    refused(run, site, "chat", "{models}", "--transcript", str(tmp_path / "t.jsonl"))
-    assert not (tmp_path / "t.jsonl").exists()
-
-
-def test_a_site_forbids_the_network(run: Run, site: Path, tmp_path: Path) -> None:
-    forbid(site, "network")
+    refused(run, site, "chat", "{models}", "--transcript", str(log))
     refused(run, site, "batch", str(tmp_path / "in.jsonl"), "-o", "x.jsonl", "--ray", "local")
+    assert not page.exists() and not log.exists() and not script.calls
+    assert run("generate", "{models}", "-p", "x").code == 0
 
 
 @pytest.mark.parametrize("weights", [["--alpha", "2"], ["--alpha", "-2"], ["--weights", "1,2,1"]])
@@ -205,29 +200,3 @@ def test_neither_user_nor_environment_lifts_a_limit(
     refused(run, site, "generate", "{models}", "-p", "x")
     monkeypatch.setenv("CAPT_LOCAL_SITE_CONFIG", str(user))
     refused(run, site, "generate", "{models}", "-p", "x")
-
-
-def test_model_files_win_over_a_bundle_of_the_environment(
-    run: Run, script: Script, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CAPT_LOCAL_BUNDLE", "demo")
-    assert run("generate", "{models}", "-p", "x").code == 0
-    assert run("generate", "-m", "demo", "{models}", "-p", "x").code == 2
-    assert script.calls[0]["bundle"].id == "files"
-
-
-def test_a_bundle_wins_over_model_files_of_the_environment(
-    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for role in ("target", "expert", "base"):
-        monkeypatch.setenv(f"CAPT_LOCAL_{role.upper()}", str(tmp_path / f"{role}.gguf"))
-    assert run("generate", "-p", "x").code == 0
-    assert run("generate", "-m", "no-such-bundle", "-p", "x").code == 3
-
-
-def test_both_from_the_environment_are_refused(
-    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CAPT_LOCAL_BUNDLE", "demo")
-    monkeypatch.setenv("CAPT_LOCAL_TARGET", str(tmp_path / "target.gguf"))
-    assert run("generate", "-p", "x").code == 2

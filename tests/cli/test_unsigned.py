@@ -164,7 +164,6 @@ def test_a_site_forbids_what_nobody_has_signed(
     opened = [call["bundle"] for call in script.calls if "bundle" in call]
     assert len(opened) == 3 and all(bundle.read_digests for bundle in opened)
     refused(run, site, "generate", "-m", "tiny", "-p", "x", "--verify", "never")
-    refused(run, site, "generate", "-m", "tiny", "-p", "x", "--verify", "never")
     file = str(tmp_path / "from" / "target.gguf")
     refused(
         run, site, "models", "create", "mine", "--target", file, "--expert", file, "--base", file

@@ -90,11 +90,6 @@ def test_no_text_is_an_instruction(view: View, colour: bool) -> None:
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
 
 
-def test_text_is_not_highlighted_and_addresses_are_no_links() -> None:
-    text = drawn(Prose.of("http://x 12 'a' True None 10.0.0.1"), Look(80, colour=True))
-    assert text == "http://x 12 'a' True None 10.0.0.1\n"
-
-
 def test_a_terminal_without_unicode_gets_ascii() -> None:
     bars = Bars("t", (("0.5", 0.5),))
     for view in (both(ALONE, TOGETHER), FIGURES, bars):

@@ -151,12 +151,6 @@ def test_parts_of_one_character_are_one_cell() -> None:
     assert texts("e", "\u0301", "👍", "🏽") == ["e\u0301", "👍🏽"]
 
 
-def test_bytes_that_are_no_character_are_told() -> None:
-    assert texts(b"a", b"\xc2", b"b") == ["a", "\ufffdb"]
-    assert texts(b"a", b"\xc2") == ["a", "\ufffd"]
-    assert spelled(b"\xc2") == "\\xc2"
-
-
 def test_every_step_is_in_one_cell_and_all_text_is_there() -> None:
     answer = said(b"", "a", b"\xe2\x82", b"", b"\xac", "\n\n", " b ", b"")
     found = cells(answer)

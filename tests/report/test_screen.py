@@ -65,12 +65,6 @@ def test_what_a_stream_can_show() -> None:
     assert look_of(io.StringIO(), {"TERM": "xterm"}) is None
 
 
-def test_an_error_is_one_line() -> None:
-    screen, _, err = make()
-    screen.error("first\nsecond")
-    assert err.getvalue() == "error: first second\n"
-
-
 @given(st.lists(st.text(alphabet="ab, \n\t体é", max_size=12), max_size=20), st.integers(2, 30))
 def test_words_wrap_at_word_ends_and_nothing_is_lost(pieces: list[str], width: int) -> None:
     wrap, text = Wrap(width), "".join(pieces)
