@@ -9,8 +9,8 @@ from pathlib import Path
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import (
     Asked,
+    GivenPrompt,
     OutputFile,
-    Prompt,
     files_of,
     read_prompt,
     same_file,
@@ -163,7 +163,7 @@ class _Delivery:
         screen: Screen,
         output: OutputFlags,
         report: HtmlFlags,
-        given: Prompt,
+        given: GivenPrompt,
         inputs: list[Path | None],
     ) -> None:
         self._screen = screen
