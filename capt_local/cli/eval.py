@@ -13,6 +13,7 @@ from capt_local.cli.options import (
     CombineFlags,
     ModelFlags,
     SampleFlags,
+    StructureFlags,
     ViewFlags,
     flag,
     setting,
@@ -108,11 +109,13 @@ def eval(
     how: CombineFlags,
     sample: SampleFlags,
     several: BestOfFlags,
+    form: StructureFlags,
     view: ViewFlags,
 ) -> int:
     """Tasks under several methods in one table, with 95 % intervals of what they gain.
 
-    Classifications have accuracy and macro-F1, generations ROUGE, prose bits per byte. Intervals
+    Classifications have accuracy and macro-F1, generations ROUGE (or, with "measure": "fields" and
+    --json-schema, each field of a JSON object), prose bits per byte. Intervals
     are paired bootstraps over items, against the target alone or another method. An item that does
     not fit into the context is counted as failed; nothing is cut unless --max-input-bytes says so.
     Answers are as long as the task allows, at temperature 0, unless -n and --temp say otherwise.
@@ -129,4 +132,4 @@ def eval(
     # Imported here: the help needs none of it.
     from capt_local.cli.eval_run import run_eval
 
-    return run_eval(what, model, how, sample, several, view)
+    return run_eval(what, model, how, sample, several, form.structure(), view)

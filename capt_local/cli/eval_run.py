@@ -24,7 +24,7 @@ from capt_local.cli.session import (
     pinned_date,
 )
 from capt_local.cli.signals import Interrupt
-from capt_local.decoding.options import GenerateOptions, Method, Speed
+from capt_local.decoding.options import GenerateOptions, Method, Speed, Structure
 from capt_local.errors import UsageError
 from capt_local.evaluate.intervals import Interval
 from capt_local.evaluate.metrics import metrics_of
@@ -82,6 +82,7 @@ def run_eval(
     how: CombineFlags,
     sample: SampleFlags,
     several: BestOfFlags,
+    form: Structure | None,
     view: ViewFlags,
 ) -> int:
     """Does the evaluation and returns the exit code.
@@ -93,6 +94,10 @@ def run_eval(
     runs = _read_tasks(what, sample.seed)
     bundle = find_bundle(model)
     plan = _plan(what, bundle, how, sample, several, runs)
+    plan = dataclasses.replace(
+        plan,
+        methods={name: dataclasses.replace(o, structure=form) for name, o in plan.methods.items()},
+    )
     if what.names is not None and what.against not in what.names:
         screen.note(f"note: the {what.against} is run too, since intervals are against it.")
     wanted = Method.TARGET if set(plan.methods) == {TARGET} else Method.CAPT
@@ -244,6 +249,7 @@ def _parameters(options: GenerateOptions) -> dict[str, Any]:
         del parameters[name]
     # Stop strings may be words of a note.
     parameters["stop"] = [digest_of(text) for text in options.stop]
+    parameters["structure"] = options.structure.digest if options.structure else None
     return parameters
 
 
@@ -388,7 +394,7 @@ def views(summaries: Sequence[TaskSummary]) -> list[View]:
                     value = f"{one.metrics[metric]:.{digits}f} [{low}, {high}]"
                 interval = one.intervals.get(metric)
                 shown = _against(interval) if interval else "-"
-                figures.append((name, method, _NAMES[metric], value, shown))
+                figures.append((name, method, _NAMES.get(metric, metric), value, shown))
             failed = sum(one.counts.failed.values())
             cost = f"{one.counts.done}", f"{failed}", f"{one.seconds:.1f}", f"{one.tokens}"
             costs.append((name, method, *cost))

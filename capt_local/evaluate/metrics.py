@@ -7,6 +7,7 @@ and no word of what anybody wrote, so that it may be stored.
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import re
 import string
@@ -122,6 +123,8 @@ def metrics_of(task: EvalTask) -> tuple[str, ...]:
         return ("micro_f1", "macro_f1")
     if task.measure is Measure.SPAN:
         return ("exact_match", "token_f1")
+    if task.measure is Measure.FIELDS:
+        return ("fields", *dict.fromkeys(name for item in task.items for name in json_object(item)))
     return ROUGE if task.measure is Measure.ROUGE else ("bits_per_byte",)
 
 
@@ -151,7 +154,62 @@ def judge(task: EvalTask, item: Item, answer: str | None) -> Outcome:
         return Outcome({"exact_match": exact_match(text, item.references), "token_f1": f1})
     if task.measure is Measure.ROUGE:
         return Outcome(rouge(text, item.references))
+    if task.measure is Measure.FIELDS:
+        found, wanted = _object(text), json_object(item)
+        each = {name: field_score(value, found.get(name)) for name, value in wanted.items()}
+        mean = sum(each.values()) / len(each) if each else float(not found)
+        # A field that the reference lacks is right where the answer lacks it, too.
+        others = {name: float(name not in found) for name in metrics_of(task)[1:]}
+        return Outcome({**others, **each, "fields": mean})
     raise UsageError("Prose is measured by its likelihood, not by an answer.")
+
+
+def json_object(item: Item) -> dict[str, Any]:
+    """The reference of an item that is measured by its fields.
+
+    Raises:
+        UsageError: it is no JSON object.
+    """
+    value = _object(item.reference)
+    if not value and item.reference.strip() != "{}":
+        raise UsageError("A reference of a task that is measured by fields is no JSON object.")
+    return value
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def field_score(wanted: Any, found: Any) -> float:
+    """How right a field is, 0 to 1.
+
+    Numbers are right within 1e-6 of their size, texts but for capitals and spaces; of lists the F1
+    of their elements, where an object counts if each of its fields is right; of objects the mean
+    over the fields that are wanted.
+    """
+    if isinstance(wanted, list) and isinstance(found, list):
+        rest, hits = list(found), 0
+        for one in wanted:
+            at = next((i for i, other in enumerate(rest) if field_score(one, other) == 1.0), None)
+            if at is not None:
+                del rest[at]
+                hits += 1
+        return 2 * hits / (len(wanted) + len(found)) if wanted or found else 1.0
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        each = [field_score(value, found.get(name)) for name, value in wanted.items()]
+        return sum(each) / len(each) if each else float(not found)
+    if isinstance(wanted, str) and isinstance(found, str):
+        return float(folded(wanted) == folded(found))
+    numbers = (int, float)
+    if isinstance(wanted, bool) or isinstance(found, bool):
+        return float(wanted is found)
+    if isinstance(wanted, numbers) and isinstance(found, numbers):
+        return float(math.isclose(wanted, found, rel_tol=1e-6))
+    return float(wanted is None and found is None)
 
 
 def named_labels(answer: str, choices: Sequence[str]) -> tuple[str, ...]:

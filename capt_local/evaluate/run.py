@@ -190,7 +190,10 @@ class EvalPlan:
     def options(self, task: EvalTask, method: str) -> GenerateOptions:
         """How the answers to a task are made by a method."""
         longest = self.max_tokens or task.max_tokens
-        return dataclasses.replace(self.methods[method], max_tokens=longest)
+        options = dataclasses.replace(self.methods[method], max_tokens=longest)
+        if task.measure is not Measure.FIELDS:
+            options = dataclasses.replace(options, structure=None)
+        return options
 
 
 def run(

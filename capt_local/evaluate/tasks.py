@@ -47,12 +47,13 @@ class Measure(StrEnum):
     ROUGE = "rouge"  # overlap with the reference
     SPAN = "span"  # exact match and F1 of tokens, as for SQuAD
     LABELS = "labels"  # micro- and macro-F1 of a set of choices
+    FIELDS = "fields"  # each field of a JSON object
     BITS = "bits"  # bits per byte
 
 
 MEASURES: dict[Kind, tuple[Measure, ...]] = {  # the first is the default
     Kind.CLASSIFICATION: (Measure.CHOICE,),
-    Kind.GENERATION: (Measure.ROUGE, Measure.SPAN, Measure.LABELS),
+    Kind.GENERATION: (Measure.ROUGE, Measure.SPAN, Measure.LABELS, Measure.FIELDS),
     Kind.PERPLEXITY: (Measure.BITS,),
 }
 MAX_TOKENS = {Kind.CLASSIFICATION: 32, Kind.GENERATION: 512, Kind.PERPLEXITY: 1}

@@ -12,7 +12,9 @@ from capt_local.evaluate import metrics
 from capt_local.evaluate.metrics import (
     Outcome,
     exact_match,
+    field_score,
     judge,
+    metrics_of,
     named_labels,
     rouge,
     summarise,
@@ -131,3 +133,34 @@ def test_a_missing_library_is_one_line_with_the_way_out(monkeypatch: pytest.Monk
     outcomes = [Outcome({"accuracy": 1.0}, (0,), (0,))]
     with pytest.raises(UsageError, match=r"sklearn.*pip install 'capt-local\[eval\]'"):
         summarise(task, outcomes)
+
+
+@pytest.mark.parametrize(
+    "wanted, found, score",
+    [
+        ("Twice Daily", "twice  daily", 1.0),
+        (0.1 + 0.2, 0.3, 1.0),
+        (40, "40", 0.0),
+        (1, True, 0.0),
+        (None, None, 1.0),
+        ([], [], 1.0),
+        (["a", "b"], ["b", "c"], 0.5),
+        ([{"n": "a", "d": 1}, {"n": "b", "d": 2}], [{"n": "A", "d": 1.0}], 2 / 3),
+        ({"a": "x", "b": 2}, {"a": "x", "b": 3}, 0.5),
+        ({"a": 1}, "text", 0.0),
+    ],
+)
+def test_fields_of_a_json_answer(wanted: object, found: object, score: float) -> None:
+    assert field_score(wanted, found) == pytest.approx(score)
+
+
+def test_a_task_of_fields_has_a_figure_for_each() -> None:
+    items = (
+        Item("1", "", "x", '{"dose": "5 mg", "drugs": ["a"]}'),
+        Item("2", "", "x", '{"dose": "6 mg", "since": 2019}'),
+    )
+    task = EvalTask("t", Kind.GENERATION, items, measure=Measure.FIELDS)
+    answers = ('{"dose": "5 MG", "drugs": ["b"]}', "no JSON")
+    outcomes = [judge(task, *pair) for pair in zip(items, answers, strict=True)]
+    assert metrics_of(task) == ("fields", "dose", "drugs", "since")
+    assert summarise(task, outcomes) == {"fields": 0.25, "dose": 0.5, "drugs": 0.5, "since": 0.5}
