@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capt_local.documents import Document
 from capt_local.errors import UsageError
 from capt_local.report.html import (
     cells,
@@ -21,7 +22,7 @@ from capt_local.report.html import (
     policy,
     spelled,
 )
-from capt_local.report.json import Answer
+from capt_local.report.json import Answer, with_sources
 from capt_local.report.sanitise import visible
 from tests.report.answers import an_answer, long_answer
 
@@ -169,3 +170,19 @@ def test_cells_never_lose_text(pieces: list[bytes]) -> None:
 
 def test_a_long_answer_is_a_small_page() -> None:
     assert len(page(replace(long_answer(2000), alone=long_answer(2000))).encode()) < 2_000_000
+
+
+def test_facts_are_marked_and_lead_to_their_place_in_the_note() -> None:
+    note = "Question?\n\nTakes <b>aspirin 81 mg."
+    answer = with_sources(
+        an_answer([(b"Takes aspirin", None, 0.1), (b" 5 mg", None, 0.1), (b"<i>.", None, 0.1)]),
+        Document("Takes <b>aspirin 81 mg."),
+        None,
+        "document",
+    )
+    made = page(answer, note, len("Question?\n\n"))
+    assert re.search(r'<a id="s0"></a>Takes &lt;b&gt;', made)
+    assert '<a id="f0"></a><mark>aspirin</mark> 81 mg' in made and 'href="#f0"' in made
+    assert "1 of 2 facts not found in the document" in made.lower()
+    assert re.search(r'class="[^"]* u"[^>]*>5 mg', made) and "<i>." not in made
+    assert "Where the note has it" not in page(replace(answer, sources=None), note)
