@@ -172,14 +172,18 @@ def _scan(file: LineFile, manifest: RunManifest) -> OutputState:
             refuse(broken, "is not a result of capt-local batch")
         if not is_sealed(data):
             refuse(number, "was edited: it does not match the digest at its end")
-        provenance: Any = line["provenance"]  # a line of ours, as its digest says
-        error: Any = line["error"]
-        if provenance["run"] != manifest.fingerprint_sha256:
+        provenance: Any = line.get("provenance")
+        error: Any = line.get("error")
+        try:  # anybody can compute its digest
+            code, run = str(error["code"]) if error else OK, provenance["run"]
+            entry = Entry(code, line["response"] is not None, str(provenance["record"]["sha256"]))
+        except (KeyError, TypeError):
+            refuse(number, "is not a result of capt-local batch")
+        if run != manifest.fingerprint_sha256:
             refuse(number, "is of a run with other settings")
-        if (id := str(line["id"])) in state.entries:
+        if (id := str(line.get("id"))) in state.entries:
             refuse(number, "is of a record that an earlier line is of")
-        code, answered = error["code"] if error else OK, line["response"] is not None
-        state.entries[id] = Entry(code, answered, provenance["record"]["sha256"])
+        state.entries[id] = entry
         state.whole, state.torn = state.whole + state.torn, 0
     return state
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from capt_local.cli.exits import ExitCode, code_for, line_for, wants_traceback
 from capt_local.hardening import keep_memory_private
@@ -100,6 +101,14 @@ VERBS = (
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the process."""
+
+    # What Python itself would print of an error in a thread or a callback may hold a note's text.
+    def told(found: Any) -> None:
+        if isinstance(found.exc_value, Exception):
+            Screen.standard().error(line_for(found.exc_value))
+
+    if not wants_traceback():
+        threading.excepthook = sys.unraisablehook = told
     sys.exit(int(run(sys.argv[1:] if arguments is None else list(arguments))))
 
 

@@ -144,7 +144,12 @@ class Scorer(Closing):
             raise ModelError(f"{files.head.name} does not fit {files.encoder.name}.")
         self._weight, self._bias = weight, bias
         limit = about.get("length", "")
-        self._limit = min(self._encoder.limit, int(limit) if limit.isdecimal() else 1 << 30) - 2
+        self._limit = (
+            min(
+                self._encoder.limit, int(limit) if limit.isdecimal() and len(limit) < 9 else 1 << 30
+            )
+            - 2
+        )
 
     def scores(self, question: str, answers: Sequence[str]) -> list[float]:
         """The probability that each answer is right; the same text is read once."""
@@ -166,7 +171,7 @@ class Scorer(Closing):
                 self.notices.append(f"{notice}.")
             own, behind = own[len(own) - max(left, 0) :], behind[: self._limit - len(before)]
         logits = self._weight @ encoder.vector([*before, *own, *behind]) + self._bias
-        return 1.0 / (1.0 + math.exp(float(logits[0] - logits[1])))
+        return 0.5 + 0.5 * math.tanh(0.5 * float(logits[1] - logits[0]))  # of any size
 
     def close(self) -> None:
         """Frees the encoder."""

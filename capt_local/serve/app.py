@@ -48,6 +48,7 @@ OPEN_PATHS = frozenset(("/", "/page.css", "/page.js", "/icon.svg", "/health", "/
 Handler = Callable[[Request], Awaitable[Response]]
 _PATIENCE = 10.0  # seconds after which a stream begins though no token is there
 _LARGEST_NOTE = 4 << 20
+_MOST_DOCUMENTS = 3  # at once: each may take a minute and 1 GiB
 # Methods that need tables of both vocabularies which no other method needs.
 _ONE_VOCABULARY = (Method.PROXY_TUNING, Method.CONTRASTIVE)
 _METRICS = (
@@ -196,6 +197,7 @@ class Service:
         self.models = _methods(engine.runtime, options.method)
         self._read = partial(read_completion, models=self.models, options=options, check=check)
         self._reports = reports
+        self._documents = 0  # that are being read
         runtime, package = engine.runtime, resources.files("capt_local")
         about = {
             "version": __version__,
@@ -289,8 +291,14 @@ class Service:
         kind = "." + request.query_params.get("kind", "")
         if kind not in SUFFIXES:
             raise ApiError(415, "Files of this kind are not read here.", "unsupported_file")
-        data = await request.body()
-        found = await asyncio.to_thread(read_document, data, name=f"file{kind}", what="The file")
+        if self._documents >= _MOST_DOCUMENTS:
+            raise ApiError(503, "Other files are being read; try again soon.", "overloaded")
+        self._documents += 1
+        try:
+            data, name = await request.body(), f"file{kind}"
+            found = await asyncio.to_thread(read_document, data, name=name, what="The file")
+        finally:
+            self._documents -= 1
         return json_response({"text": found.text, "notices": found.notices})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -122,6 +123,13 @@ def test_a_manifest_that_is_broken(held: bytes | None, tmp_path: Path) -> None:
     refused(output, "its manifest .* (is broken|is not a regular file)")
 
 
+def sealed(line: dict[str, object]) -> bytes:
+    """A line with the digest that belongs to it, which anybody can compute."""
+    del line["sha256"]
+    data = json.dumps(line).encode()[:-1]
+    return data + b', "sha256": "' + hashlib.sha256(data).hexdigest().encode() + b'"}'
+
+
 def test_a_line_that_is_not_as_it_was_written(tmp_path: Path) -> None:
     output = tmp_path / "smith"
     run(output, ids(3))
@@ -137,6 +145,9 @@ def test_a_line_that_is_not_as_it_was_written(tmp_path: Path) -> None:
         (1, lines[1].replace(b'"AIRPT"', b'"HUMAN"'), "line 2: it was edited"),
         (1, lines[1].replace(b'"prompt_tokens": 0', b'"prompt_tokens": 1'), "line 2: it was"),
         (2, lines[2].replace(b'"seed": 0', b'"seed": 1'), "line 3: it was edited"),
+        *[(1, sealed(json.loads(lines[1]) | change), "line 2: it is not a result")
+          for change in ({"provenance": 5}, {"provenance": {"run": 1, "record": None}},
+                         {"error": "a text"}, {"error": {"a": 1}})],
     ]  # fmt: skip
     for place, changed, match in cases:
         assert changed != lines[place]

@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from capt_local import errors
+from capt_local.cli import app
 from capt_local.cli.app import VERBS, Verb
 from capt_local.cli.exits import ExitCode, code_for, line_for
 from capt_local.prompting.messages import Message
@@ -174,6 +176,29 @@ def test_an_unforeseen_error_tells_type_and_place_but_not_its_message() -> None:
     assert "KeyError" in line
     assert "test_app.py:" in line
     assert CANARY not in line
+
+
+def test_nor_does_one_in_a_thread_or_a_destructor(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Odd:
+        def __del__(self) -> None:
+            raise KeyError(CANARY)
+
+    def run(_: object) -> int:
+        thread = threading.Thread(target=lambda: {}[CANARY])
+        thread.start()
+        thread.join()
+        Odd()
+        return 0
+
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(app, "run", run)
+    with pytest.raises(SystemExit):
+        app.main([])
+    said = capfd.readouterr().err
+    assert said.count("unexpected KeyError at") == 2 and CANARY not in said
 
 
 def test_shell_completion_knows_the_verbs() -> None:

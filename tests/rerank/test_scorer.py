@@ -77,6 +77,16 @@ def test_files_that_are_no_scorer(tmp_path: Path) -> None:
         ScorerFiles.at(tmp_path / "nowhere")
 
 
+def test_a_head_of_huge_weights_still_gives_a_probability(tmp_path: Path) -> None:
+    files = ScorerFiles.at(tiny_scorer(tmp_path))
+    digest = hashlib.sha256(files.encoder.read_bytes()).hexdigest()
+    about = {"encoder_sha256": digest, "length": "9" * 5000}
+    bias = np.array([3e38, 0], np.float32)
+    write_head(files.head, np.zeros_like(tiny_weights(1)["head.weight"]), bias, about)
+    with Scorer(files) as scorer:
+        assert scorer.scores("pain?", ["true"]) == [0.0]
+
+
 def _with_head(model: Path) -> ScorerFiles:
     head = model.parent / "llama.safetensors"
     about = {"encoder_sha256": hashlib.sha256(model.read_bytes()).hexdigest()}

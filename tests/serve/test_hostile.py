@@ -199,6 +199,24 @@ def test_a_hostile_schema_holds_up_nobody_else(server: Running) -> None:
         assert answer.json()["choices"][0]["message"]["content"] == f'"{"a" * 40}"'
 
 
+def test_few_files_are_read_at_once(server: Running) -> None:
+    """Each may take a minute and much memory; the others are told to come again."""
+    head = (
+        f"POST /documents?kind=rtf HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n"
+        f"Authorization: Bearer {server.key}\r\n\r\n"
+    )
+    held = [dial(server) for _ in range(3)]
+    for connection in held:
+        connection.sendall(head.encode())
+    time.sleep(1)
+    with server.client() as client:
+        rtf = rb"{\rtf1 x}"
+        assert client.post("/documents?kind=rtf", content=rtf).status_code == 503
+        for connection in held:
+            connection.close()
+        wait_for(lambda: client.post("/documents?kind=rtf", content=rtf).status_code == 200)
+
+
 def test_a_client_that_leaves_frees_its_place(server: Running) -> None:
     before = server.metric('capt_requests_total{outcome="left"}')
     for number in range(8):  # more than there are places
