@@ -11,8 +11,10 @@ import pytest
 from capt_local.errors import CaptError, ModelError
 from capt_local.llama import probe
 from capt_local.llama.encoder import Encoder
+from capt_local.llama.gguf_header import file_digests
 from capt_local.llama.weights import Weights
 from capt_local.rerank.scorer import Scorer, ScorerFiles
+from tests.real_models import smollm2
 from tests.rerank.tiny_scorer import WORDS, pooled, tiny_scorer, tiny_weights, write_head
 from tests.tiny_models import tiny_gguf
 
@@ -105,3 +107,21 @@ def test_an_encoder_is_looked_at_first_and_writes_no_text(tmp_path: Path) -> Non
         probe.look(broken, encoder=True)
     with pytest.raises(ModelError):
         Weights(files.encoder)
+
+
+def test_the_scorer_that_is_shipped_knows_questions_that_ask_the_same() -> None:
+    folder = Path(__file__).resolve().parents[2] / "models" / "scorer"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 22_000_000
+    tokenizer = file_digests(smollm2()).tokenizer
+    asked = (
+        "Does answering the second question also answer the first one? Reply with true or false."
+        "\n\nFirst question: {}\n\nSecond question: {}"
+    )
+    gout = "My father is 60 and has gout in his foot. How is gout treated at his age?"
+    with Scorer(ScorerFiles.at(folder), tokenizer) as scorer:
+        for second, answer in (
+            ("How should I treat gout in an older patient?", "true"),
+            ("What causes a rash on the arms of a child?", "false"),
+        ):
+            true, false = scorer.scores(asked.format(gout, second), ["true", "false"])
+            assert (true > false) == (answer == "true")
