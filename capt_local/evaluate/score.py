@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from capt_local.decoding.options import GenerateOptions
-from capt_local.decoding.scoring import Choosing
 from capt_local.errors import ContextOverflow, UsageError
 from capt_local.prompting.messages import Message, messages_of
 from capt_local.strict_json import (
