@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 try:
     from packaging.requirements import Requirement
@@ -210,7 +211,7 @@ def bill(
     root: str,
     wheels: Sequence[Wheel],
     models: Sequence[Mapping[str, str]],
-    build: Mapping[str, object],
+    build: Mapping[str, str],
     when: str,
 ) -> dict[str, object]:
     """The bill of materials, as CycloneDX 1.6 in JSON.
@@ -222,9 +223,10 @@ def bill(
         build: how the binding was built.
         when: the time in ISO 8601.
     """
-    links = {wheel.name: f"pkg:pypi/{wheel.name}@{wheel.version}" for wheel in wheels}
-    links = {name: link.replace("+", "%2B") for name, link in links.items()}
-    packages = {}
+    links = {
+        wheel.name: f"pkg:pypi/{wheel.name}@{wheel.version}".replace("+", "%2B") for wheel in wheels
+    }
+    packages: dict[str, dict[str, Any]] = {}
     for wheel in wheels:
         names = [{"license": {"name": name}} for name in wheel.licences]
         packages[wheel.name] = {
@@ -240,9 +242,8 @@ def bill(
             "scope": "excluded" if wheel.name == "pip" else "required",
         }
     if BINDING in packages:
-        packages[BINDING]["properties"] += [  # type: ignore[operator]
-            {"name": f"capt-local:build:{name}", "value": str(value)}
-            for name, value in build.items()
+        packages[BINDING]["properties"] += [
+            {"name": f"capt-local:build:{name}", "value": value} for name, value in build.items()
         ]
         # What its wheel holds in binary form; which build of it, the version of the binding says.
         inside = "pkg:github/ggml-org/llama.cpp"
@@ -252,9 +253,7 @@ def bill(
         }]  # fmt: skip
     files = [
         {
-            "type": model["type"],
-            "name": model["name"],
-            "version": model["version"],
+            **{key: model[key] for key in ("type", "name", "version")},
             "bom-ref": f"{model['name']}@{model['sha256']}",
             "description": f"source: {model['source'] or 'not stated'}",
             "hashes": [{"alg": "SHA-256", "content": model["sha256"]}],
@@ -262,17 +261,15 @@ def bill(
         }
         for model in models
     ]
+    needs = [
+        {"ref": links[one.name], "dependsOn": [links[name] for name in one.needs if name in links]}
+        for one in wheels
+    ]
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
         "metadata": {"timestamp": when, "component": packages.pop(root)},
         "components": [*packages.values(), *files],
-        "dependencies": [
-            {
-                "ref": links[wheel.name],
-                "dependsOn": [links[name] for name in wheel.needs if name in links],
-            }
-            for wheel in wheels
-        ],
+        "dependencies": needs,
     }
