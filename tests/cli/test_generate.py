@@ -284,6 +284,16 @@ def test_an_answer_is_not_lost_with_the_disk(
     assert not list(tmp_path.glob("*answer*")) + list(tmp_path.glob(".capt-local-*"))
 
 
+def test_no_file_is_written_that_was_not_asked_for(
+    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    run("generate", "{models}", "-p", "x")
+    run("generate", "{models}", "-p", "x", "--json")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_models_given_by_path(run: Run, tmp_path: Path) -> None:
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xffb.gguf"))  # no UTF-8
     shutil.move(tiny_gguf(tmp_path / "a.gguf", seed=1), odd)

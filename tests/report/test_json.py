@@ -117,6 +117,10 @@ def test_whatever_is_written_is_ascii_and_strict_json(value: object) -> None:
     json.loads(text, parse_constant=refuse)
 
 
+def test_lone_surrogates_do_not_get_out() -> None:
+    assert json.loads(dumps("a\ud800b")) == "a?b"
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     value = {"a": np.float32(0.5), "b": np.int64(3), "c": np.float32("nan"), "d": True}
     assert json.loads(dumps(value)) == {"a": 0.5, "b": 3, "c": None, "d": True}
