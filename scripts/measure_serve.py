@@ -20,6 +20,7 @@ from itertools import pairwise
 from statistics import median
 
 import httpx2
+import psutil
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Request, Runtime
 
@@ -36,6 +37,11 @@ def prompt(number: int, words: int = 150) -> str:
     """A note that no other one begins as."""
     text = NOTE.format(age=20 + number) * (words // 50)
     return f"{number}. {text}\n\nSummarize the note."
+
+
+def cpu(process: psutil.Process) -> float:
+    """Seconds of the processor that a process has used."""
+    return process.cpu_times().user + process.cpu_times().system
 
 
 def speed(stamps: Stamps) -> float:
@@ -125,8 +131,18 @@ def main() -> None:
         ThreadPoolExecutor(MANY) as pool,
     ):
         http, own = partial(through_http, client), partial(in_process, runtime)
-        pairs = [(own([text])[0], http(text)) for text in map(prompt, range(100, 106))]
-        del pairs[0]  # warms up
+        again = reused(client, prompt(400)), reused(client, prompt(400) + " Be short.")
+        print(f"same note twice, prompt tokens and those not read again: {again}")
+        here, there = psutil.Process(), psutil.Process(server.pid)
+        pairs, shares = [], []
+        for text in map(prompt, range(100, 106)):
+            used = [cpu(here), cpu(there)]
+            stamps = own([text])[0]
+            used[0] = cpu(here) - used[0]  # without the client
+            pairs.append((stamps, http(text)))
+            shares.append(used[0] / (cpu(there) - used[1]))
+        del pairs[0], shares[0]  # warm up
+        print(f"CPU time of an answer, in process / server: {median(shares):.3f}")
         more = median((b[1] - b[0]) - (a[1] - a[0]) for a, b in pairs)
         print(f"time to the first token over the engine's own: {1000 * more:.1f} ms")
         print(f"tokens/s, HTTP / in process: {median(speed(b) / speed(a) for a, b in pairs):.3f}")
@@ -140,8 +156,6 @@ def main() -> None:
             times.append(time.perf_counter())
         row, once, http_row, http_once = (b - a for a, b in pairwise(times))
         print(f"8 at once / in turn: {http_row / http_once:.3f}, in process {row / once:.3f}")
-        again = reused(client, prompt(400)), reused(client, prompt(400) + " Be short.")
-        print(f"same note twice, prompt tokens and those not read again: {again}")
         for shown, read in on_page(address) if given.page else ():
             print(f"page, 500 words: {1000 * shown:.0f} ms, prompt alone {1000 * read:.0f} ms")
     server.terminate()
