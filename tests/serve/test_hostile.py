@@ -312,8 +312,9 @@ def test_thousands_of_generated_requests(starts: Starts) -> None:
          "--workers", "4", "--continue-on-failure", "--request-timeout", "60"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-5000:]
+    # Its exit code is not asked: its own generators fail now and then (SystemError of Python 3.11).
     found = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
-    assert found is not None and int(found[1]) >= 10_000
+    assert found is not None and found[1] == found[2], done.stdout[-5000:]
+    assert int(found[1]) >= 10_000
     with server.client() as client:
         assert client.post("/v1/chat/completions", json=ASK).status_code == 200
