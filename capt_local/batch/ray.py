@@ -222,7 +222,7 @@ def cluster(address: str, actors: int | None) -> Iterator[Any]:
             "num_cpus": max(actors or 1, os.cpu_count() or 1),
             "include_dashboard": False,
             "object_store_memory": _STORE,
-            "_temp_dir": folder,
+            "_temp_dir": f"{folder}/r",  # Ray opens its own folder to everybody, not the one above
             "_node_ip_address": "127.0.0.1",
         }
     # Ray replaces the handlers of signals, which are to stop the run in good order.
