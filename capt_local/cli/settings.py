@@ -17,7 +17,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from capt_local.cli.app import VERBS, function
+from capt_local.cli.verbs import VERBS, function
 from capt_local.config import MODELS_VARIABLE, ConfigFile, Feature, SiteFile, read_site, read_user
 from capt_local.errors import UsageError
 

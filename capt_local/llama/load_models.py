@@ -23,7 +23,7 @@ from capt_local.llama.weights import Weights
 from capt_local.strict_json import Stamp
 
 
-class AdapterFile(Protocol):
+class ScaledAdapter(Protocol):
     """An adapter of one role, as a bundle names it."""
 
     @property
@@ -39,7 +39,7 @@ def open_models(
     files: Mapping[str, Path],
     options: LoadOptions,
     progress: Callable[[str, float], None] | None = None,
-    adapters: Mapping[str, Sequence[AdapterFile]] | None = None,
+    adapters: Mapping[str, Sequence[ScaledAdapter]] | None = None,
     stamps: Mapping[Path, Stamp] | None = None,
 ) -> dict[str, LlamaModel]:
     """Loads models that have to fit into the memory together.
@@ -83,7 +83,7 @@ def open_models(
 def estimates(
     files: Mapping[str, Path],
     options: LoadOptions,
-    adapters: Mapping[str, Sequence[AdapterFile]] | None = None,
+    adapters: Mapping[str, Sequence[ScaledAdapter]] | None = None,
 ) -> dict[str, MemoryEstimate]:
     """What each model takes in memory, by role.
 
@@ -134,7 +134,7 @@ def vocabulary_notices(models: Mapping[str, LlamaModel]) -> list[str]:
 def _options(
     files: Mapping[str, Path],
     options: LoadOptions,
-    adapters: Mapping[str, Sequence[AdapterFile]] | None,
+    adapters: Mapping[str, Sequence[ScaledAdapter]] | None,
 ) -> dict[str, LoadOptions]:
     """The options of each role, with its own adapters."""
     if options.adapters:

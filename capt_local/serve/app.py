@@ -25,7 +25,7 @@ from capt_local.provenance import provenance
 from capt_local.report.html import page
 from capt_local.report.json import JsonObject, answer_from, warnings
 from capt_local.runtime import Runtime
-from capt_local.serve.engine import Engine, Event, Job, QueueFull
+from capt_local.serve.engine import Engine, Job, JobEvent, QueueFull
 from capt_local.serve.openapi import description
 from capt_local.serve.protocol import (
     ADVICE,
@@ -91,14 +91,14 @@ class _Answers:
         self._service = service
         self.completion = completion
         self.writers = [Writer(completion, index) for index in range(len(completion.options))]
-        self._events: asyncio.Queue[tuple[int, Event] | None] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, JobEvent] | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._jobs = [self._job(index, each) for index, each in enumerate(completion.options)]
         self._open = len(self._jobs)
         self._watch = asyncio.ensure_future(_gone(request))
 
     def _job(self, index: int, options: GenerateOptions) -> Job:
-        def sink(event: Event) -> None:
+        def sink(event: JobEvent) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 

@@ -37,7 +37,7 @@ class EngineFailed(CaptError):
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class JobEvent:
     """A token of an answer, or without one its end; without a generation it never began."""
 
     generation: Generation | None
@@ -58,7 +58,7 @@ class Job:
     prompt: str | Sequence[Message]
     options: GenerateOptions
     raw: bool
-    sink: Callable[[Event], None]
+    sink: Callable[[JobEvent], None]
     cancelled: bool = False
 
 
@@ -168,7 +168,7 @@ class Engine:
                     return
                 self._failed(error)
             self._holds_texts = False
-        self._drain(Event(None, error=EngineFailed("The server is stopping.")))
+        self._drain(JobEvent(None, error=EngineFailed("The server is stopping.")))
 
     def _requests(self) -> Iterator[Request | None]:
         """What `generate_many` takes; ends where nothing has come for a while."""
@@ -193,7 +193,7 @@ class Engine:
             if found is None:
                 continue
             if found.cancelled:
-                found.sink(Event(None))
+                found.sink(JobEvent(None))
                 continue
             self._holds_texts = True
             self._running[index] = found
@@ -202,7 +202,7 @@ class Engine:
 
     def _request(self, job: Job) -> Request:
         def on_step(generation: Generation, step: Step) -> None:
-            job.sink(Event(generation, step))
+            job.sink(JobEvent(generation, step))
             self._answer_calls()
 
         return Request(job.prompt, job.options, job.raw, on_step, lambda: job.cancelled)
@@ -232,7 +232,7 @@ class Engine:
             self._counts["answer_tokens_total"] += generation.steps_done
             self._counts["changed_tokens_total"] += generation.changed
         self._count(outcome)
-        job.sink(Event(generation, error=result.error))
+        job.sink(JobEvent(generation, error=result.error))
 
     def _failed(self, error: BaseException) -> None:
         """An error that is no request's own ends all that run; the next ones are answered."""
@@ -240,10 +240,10 @@ class Engine:
         failure = EngineFailed("The server met an unexpected error; nothing more is known.")
         for job in self._running.values():
             self._count("failed")
-            job.sink(Event(None, error=failure))
+            job.sink(JobEvent(None, error=failure))
         self._running.clear()
 
-    def _drain(self, ended: Event) -> None:
+    def _drain(self, ended: JobEvent) -> None:
         for job in self._running.values():
             job.sink(ended)
         while not self._jobs.empty():

@@ -14,8 +14,8 @@ import pytest
 
 from capt_local import errors
 from capt_local.cli import app
-from capt_local.cli.app import VERBS, Verb
 from capt_local.cli.exits import ExitCode, code_for, line_for
+from capt_local.cli.verbs import VERBS, Verb
 from capt_local.prompting.messages import Message
 from tests.cli.conftest import Run, Stdin
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.cli.app import VERBS
+from capt_local.cli.verbs import VERBS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="written for Linux's core files")
 
