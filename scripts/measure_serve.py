@@ -92,23 +92,30 @@ def on_page(address: str) -> Iterator[tuple[float, float]]:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=browser_path(), args=browser_flags())
         page = browser.new_page()
+        page.add_init_script(
+            """const ask = fetch;
+            window.fetch = async (...all) => {
+              const found = await ask(...all);
+              if (String(all[0]).includes("/completions")) window.body = found.clone().text();
+              return found;
+            };"""
+        )
         page.goto(address)
         page.wait_for_selector("#library label")
         for number in range(3):
             page.fill("#note", prompt(700 + number, 500).partition("\n\n")[0])
             page.wait_for_timeout(800)
-            with page.expect_response(f"**{CHAT}") as response:
-                shown = page.evaluate(
-                    """() => new Promise((done) => {
-                      const strip = document.getElementById("strip"), started = performance.now();
-                      const tell = () => done(performance.now() - started);
-                      const seen = () => strip.firstChild && requestAnimationFrame(tell);
-                      new MutationObserver(seen).observe(strip, { childList: true });
-                      document.getElementById("write").click();
-                    })"""
-                )
+            shown = page.evaluate(
+                """() => new Promise((done) => {
+                  const strip = document.getElementById("strip"), started = performance.now();
+                  const tell = () => done(performance.now() - started);
+                  const seen = () => strip.firstChild && requestAnimationFrame(tell);
+                  new MutationObserver(seen).observe(strip, { childList: true });
+                  document.getElementById("write").click();
+                })"""
+            )
             page.wait_for_selector("#stop", state="hidden", timeout=120_000)
-            last = response.value.text().strip().split("\n\n")[-2]
+            last = page.evaluate("window.body").strip().split("\n\n")[-2]
             yield shown / 1000, json.loads(last.removeprefix("data: "))["timings"]["prompt_seconds"]
         browser.close()
 
