@@ -149,7 +149,7 @@ class Diagnosis:
         }
 
     def _backend(self) -> Facts:
-        """Devices, and what of them is free."""
+        """Devices, and whether each of them computes correctly."""
         from capt_local.llama.library import library
 
         build = library().build_info()
@@ -157,12 +157,21 @@ class Diagnosis:
         facts: Facts = {"in use": gpus[0].name if gpus else "CPU"}
         facts["GPU support in this build"] = build.gpu_offload
         facts["weight formats that crash it"] = ", ".join(build.left_out) or "none"
-        for device in build.devices:
+        for index, device in enumerate(build.devices):
             there = f", {mebibytes(device.free)} of {mebibytes(device.total)} free"
             free = there if device.total else ""
+            right = library().computes(index)
             facts[device.name] = f"{device.kind}: {device.description}{free}"
+            facts[f"{device.name} computes correctly"] = right
             if device.total:
                 facts[f"{device.name} free bytes"] = device.free
+            if not right:
+                self._problem(
+                    ModelError(
+                        f"The product of two small matrices on {device.name} is wrong, so answers "
+                        "would be. Update its driver, or build llama.cpp without it."
+                    )
+                )
         return facts
 
     def _memory(self) -> Facts:

@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from capt_local.errors import UsageError
 from capt_local.hardening import keep_memory_private
-from capt_local.llama.devices import DEVICE_KINDS, Device, leave_out_crashing
+from capt_local.llama.devices import DEVICE_KINDS, Device, device_computes, leave_out_crashing
 from capt_local.llama.threads import busy_cores, limit_spinning
 
 # The structures of the binding fit only the library that it was built with.
@@ -147,6 +147,14 @@ class Library:
                 )
             )
         return tuple(found)
+
+    def computes(self, device: int) -> bool:
+        """Whether a device gives the right product of two small matrices.
+
+        Args:
+            device: its place in `devices`.
+        """
+        return device_computes(self.ggml, device)
 
     def ggml(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         """A function of ggml, which is a library of its own beside libllama."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from capt_local.hardening import keep_memory_private, memory_is_private
+from capt_local.llama import devices
 from capt_local.llama.devices import (
     mended,
     planned_layers,
@@ -15,6 +17,27 @@ from capt_local.llama.devices import (
 from capt_local.llama.library import library
 from capt_local.llama.memory import MemoryEstimate
 from capt_local.llama.options import LoadOptions
+
+
+def test_every_device_of_this_machine_computes() -> None:
+    devices = library().devices()
+    assert devices
+    assert all(library().computes(index) for index in range(len(devices)))
+
+
+def test_wrong_numbers_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    product = devices._product
+
+    def off_by_one(*arguments: object) -> object:
+        found = product(*arguments)  # type: ignore[arg-type]
+        assert found is not None
+        found[0, 0] += 1
+        return found
+
+    monkeypatch.setattr(devices, "_product", off_by_one)
+    assert not library().computes(0)
+    monkeypatch.setattr(devices, "_product", lambda *_: np.full((4, 16), np.nan, np.float32))
+    assert not library().computes(0)
 
 
 def test_a_process_that_keeps_its_memory_says_so() -> None:
