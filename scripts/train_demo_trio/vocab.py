@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import sentencepiece as spm
-
 from scripts.train_demo_trio.turns import Turn
 
 FILE = "proxy.spm"
@@ -28,7 +26,9 @@ class Vocab:
 
     def __init__(self, work: Path) -> None:
         """Read WORK/proxy.spm."""
-        self.sp = spm.SentencePieceProcessor(model_file=str(work / FILE))
+        from sentencepiece import SentencePieceProcessor
+
+        self.sp = SentencePieceProcessor(model_file=str(work / FILE))
         self.size = self.sp.vocab_size()
         self.control = {n: self.sp.piece_to_id(n) for n in ("<s>", "</s>", *CONTROL)}
         self.start, self.stop = self.control["<s>"], self.control["</s>"]
@@ -67,9 +67,11 @@ class Vocab:
 
 def train_vocab(texts: Iterable[str], size: int, path: Path) -> None:
     """Learn the SentencePiece BPE; a newline is always a byte token, as in Llama 2."""
+    from sentencepiece import SentencePieceTrainer
+
     lines = (line for text in texts for line in re.split(r"\n+", text) if line)
     with path.open("wb") as writer:
-        spm.SentencePieceTrainer.train(
+        SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
             model_writer=writer,
             model_type="bpe",
