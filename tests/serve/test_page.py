@@ -71,16 +71,25 @@ def text(page: Any, selector: str) -> str:
     return str(page.locator(selector).inner_text())
 
 
-def at_first_token(page: Any, code: str) -> None:
-    """Has the page run code at the first token of the next answer, however slow this test is."""
+def at_first_token(page: Any, *, stop: bool) -> None:
+    """At the next answer's first token, however slow this test is, notes whether it can be stopped.
+
+    Args:
+        page: whose answer is awaited.
+        stop: whether to stop it then.
+    """
     page.evaluate(
-        """(code) => {
+        """(end) => {
           const watch = new MutationObserver(() => {
-            if (document.querySelector("#strip .t")) { watch.disconnect(); eval(code); }
+            if (!document.querySelector("#strip .t")) return;
+            watch.disconnect();
+            const stop = document.getElementById("stop");
+            window.streams = !stop.hidden;
+            if (end) stop.click();
           });
           watch.observe(document.getElementById("strip"), { childList: true, subtree: true });
         }""",
-        code,
+        stop,
     )
 
 
@@ -101,7 +110,7 @@ def test_a_dropped_note_is_answered_and_every_change_explained(
     expect(page.locator("#note")).to_have_value(NOTE)
     assert page.locator("#drop").is_hidden()
     page.focus("#note")
-    at_first_token(page, "window.streams = !document.getElementById('stop').hidden")
+    at_first_token(page, stop=False)
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("#strip .t", **WAIT)
     page.wait_for_selector("#stop", state="hidden", **WAIT)
@@ -187,7 +196,7 @@ def test_stop_again_copy_and_print(opens: Opens, server: Running) -> None:
     page = ready(opens(permissions=["clipboard-read", "clipboard-write"]))
     page.fill("#note", NOTE)
     page.get_by_role("radio", name="Letter to the patient").check(force=True)
-    at_first_token(page, "document.getElementById('stop').click()")
+    at_first_token(page, stop=True)
     page.click("#write")
     page.wait_for_selector("#strip .t", **WAIT)
     page.wait_for_selector("#write", state="visible", **WAIT)
