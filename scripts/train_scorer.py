@@ -279,7 +279,7 @@ _EMBEDDINGS = {
 
 
 def export(encoder: Path, work: Path, out: Path, target: Path) -> None:
-    """Write OUT/encoder.gguf (Q8_0, embeddings Q5_0) and OUT/head.safetensors."""
+    """Write OUT/encoder.gguf (Q5_0) and OUT/head.safetensors."""
     import gguf
     import numpy as np
     import torch
@@ -302,7 +302,7 @@ def export(encoder: Path, work: Path, out: Path, target: Path) -> None:
     writer.add_layer_norm_eps(config["layer_norm_eps"])
     writer.add_causal_attention(False)
     writer.add_pooling_type(gguf.PoolingType.MEAN)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q5_0)
     words = (encoder / "vocab.txt").read_text(encoding="utf-8").splitlines()
     special = {f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
     writer.add_tokenizer_model("bert")
@@ -326,10 +326,8 @@ def export(encoder: Path, work: Path, out: Path, target: Path) -> None:
             continue
         value = np.ascontiguousarray(tensor.numpy().astype(np.float32))
         kind = Kind.F32
-        if name == "token_embd.weight":
+        if value.ndim == 2 and name != "token_types.weight":
             kind = Kind.Q5_0
-        elif value.ndim == 2 and name != "token_types.weight":
-            kind = Kind.Q8_0
         writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
