@@ -15,6 +15,20 @@ from capt_local.cli.session import Session, find_bundle, generate_options, open_
 from capt_local.cli.signals import Interrupt
 from capt_local.decoding.options import GenerateOptions, Method, Speed
 from capt_local.errors import MemoryShortage, UsageError
+from capt_local.evaluate.bench import (
+    LLAMA,
+    STEPS,
+    TARGET,
+    BenchPrompt,
+    BenchResult,
+    Mode,
+    invented_prompt,
+    llama_mode,
+    read_prompts,
+    runtime_mode,
+    take_turns,
+    time_many,
+)
 from capt_local.llama.threads import physical_cores
 from capt_local.provenance import provenance
 from capt_local.report.json import dumps
@@ -23,11 +37,8 @@ from capt_local.report.views import Table
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
-    from capt_local.evaluate.bench import BenchPrompt, BenchResult, Mode
 
-TARGET, STEPS, LLAMA = "target", "exact-steps", "llama"
 REPETITIONS, ANSWER_TOKENS = 5, 128
-_NONE = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +90,6 @@ def bench(
 
       capt-local bench --prompts notes.jsonl --limit 16 --parallel 8
     """
-    # The help needs none of it.
-    from capt_local.evaluate.bench import invented_prompt, read_prompts
-
     screen = Screen.standard(view.verbose)
     if what.prompts is None and (what.limit or what.parallel):
         raise UsageError("--limit and --parallel are about prompts; give also --prompts.")
@@ -155,9 +163,7 @@ def _modes(
         known[LLAMA] = known[TARGET]
     if "expert" in bundle.models:
         together = generate_options(bundle, how, sample, 0, Method.CAPT)
-        order = sorted(
-            Speed, key=lambda speed: (speed is not Speed.EXACT_STEPS, speed is not Speed.AUTO)
-        )
+        order = dict.fromkeys((Speed.EXACT_STEPS, Speed.AUTO, *Speed))
         known |= {str(speed): dataclasses.replace(together, speed=speed) for speed in order}
     if names is None:
         return {name: known[name] for name in (TARGET, LLAMA, STEPS, Speed.AUTO) if name in known}
@@ -177,7 +183,6 @@ def _measure(
     parallel: int | None,
 ) -> BenchResult:
     """All modes in turn, with a progress line meanwhile."""
-    from capt_local.evaluate.bench import llama_mode, runtime_mode, take_turns, time_many
     from capt_local.llama.plain import PlainLlama
 
     runtime, interrupt = session.runtime, session.interrupt
@@ -224,7 +229,7 @@ def _table(figures: Mapping[str, Any], ratios: Mapping[str, Any]) -> Table:
                 _number(one["generate_tokens_per_s"], 1),
                 *(_number(ratio["median"] if ratio else None, 3) for ratio in over),
                 _number(one.get("outside_decode_ms_per_token"), 2),
-                "/".join(f"{each:.2f}" for each in decoded) or _NONE,
+                "/".join(f"{each:.2f}" for each in decoded) or "-",
             )
         )
     return Table("", tuple(rows), headings, right=tuple(range(1, len(headings))))
@@ -253,4 +258,4 @@ def _remarks(
 
 
 def _number(value: float | None, digits: int) -> str:
-    return _NONE if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:.{digits}f}"

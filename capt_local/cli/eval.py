@@ -1,13 +1,20 @@
-"""`capt-local eval`: tasks under methods, side by side. The flags; the work is in `eval_run`."""
+"""`capt-local eval`: tasks under methods, side by side."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import datetime
+import resource
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import (
     BestOfFlags,
     CombineFlags,
@@ -18,8 +25,33 @@ from capt_local.cli.options import (
     flag,
     setting,
 )
-from capt_local.decoding.options import Method
+from capt_local.cli.session import (
+    Session,
+    find_bundle,
+    generate_options,
+    load_options,
+    open_session,
+    pinned_date,
+)
+from capt_local.cli.signals import Interrupt
+from capt_local.decoding.options import GenerateOptions, Method, Speed
+from capt_local.errors import UsageError
 from capt_local.evaluate import ChoiceBy
+from capt_local.provenance import provenance
+from capt_local.report.json import dumps
+from capt_local.report.terminal import Screen
+from capt_local.version import __version__
+
+if TYPE_CHECKING:
+    from capt_local.bundles.manifest import Bundle
+    from capt_local.evaluate.prompts import Examples
+    from capt_local.evaluate.results import Result, ResultsFile, SampleLog
+    from capt_local.evaluate.run import EvalPlan
+    from capt_local.evaluate.tasks import EvalTask
+    from capt_local.llama.options import LoadOptions
+
+TARGET = "target"
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +65,8 @@ class EvalFlags:
         list[Path] | None,
         flag(
             "--task FILE|DATASET=PATH",
-            "A task: a JSON Lines file, or files of mednli, mednli-words, radqa, clip or "
-            "clip-questions (docs/tasks.md); several are possible.",
+            "A task: a JSON Lines file, or files of mednli, radqa or clip (docs/tasks.md); "
+            "several are possible.",
         ),
     ] = None
     methods: Annotated[
@@ -130,6 +162,297 @@ def eval(
       capt-local eval --task rqe.jsonl --shots 4 --shots-file rqe-train.jsonl --limit 50
     """
     # Imported here: the help needs none of it.
-    from capt_local.cli.eval_run import run_eval
+    from capt_local.cli.eval_table import notes, views
+    from capt_local.evaluate.summary import as_object, summarise_task
+    from capt_local.evaluate.tasks import Kind
+    from capt_local.rerank.scorer import open_scorer
 
-    return run_eval(what, model, how, sample, several, form.structure(), view)
+    screen = Screen.standard(view.verbose)
+    tasks, examples = _read_tasks(what, sample.seed)
+    structure = form.structure()
+    bundle = find_bundle(model)
+    plan = _plan(what, bundle, how, sample, several)
+    plan = dataclasses.replace(
+        plan,
+        methods={
+            name: dataclasses.replace(options, structure=structure)
+            for name, options in plan.methods.items()
+        },
+        examples=examples,
+    )
+    plan.check(tasks)
+    if what.names is not None and what.against not in what.names:
+        screen.note(f"note: the {what.against} is run too, since intervals are against it.")
+    wanted = Method.TARGET if set(plan.methods) == {TARGET} else Method.CAPT
+    with Interrupt() as interrupt, contextlib.ExitStack() as stack:
+        scorer = open_scorer(several.scorer, bundle, model.verify)
+        if scorer is not None:
+            plan = dataclasses.replace(plan, scorer=stack.enter_context(scorer))
+        settings = _settings(what, tasks, plan, sample.seed)
+        model, results_file, samples = _open_files(what, bundle, model, settings, stack)
+        session = open_session(bundle, model, screen, interrupt, wanted=wanted, scores=True)
+        with session.runtime:
+            asks = any(task.kind is not Kind.PERPLEXITY for task in tasks)
+            _check_methods(session, plan, raw=plan.raw or not asks)
+            results = _run(session, tasks, plan, results_file, samples)
+            options = next(iter(plan.methods.values()))
+            about = provenance(session.runtime, options, session.load, session.date)
+    about = {name: each for name, each in about.items() if name not in ("method", "parameters")}
+    summaries = [
+        summarise_task(task, list(plan.methods), results, seed=sample.seed, against=what.against)
+        for task in tasks
+    ]
+    counts = [one.counts for summary in summaries for one in summary.methods.values()]
+    interrupted = any(one.left for one in counts)
+    if what.json:
+        screen.line(dumps(as_object(summaries, settings, about, interrupted=interrupted)))
+    else:
+        screen.show(*views(summaries))
+    screen.notes(notes(summaries))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
+    screen.note(f"memory of this process at most: {peak / (1 << 20):,.0f} MiB")
+    if interrupted:
+        safe = "The same command goes on from here." if what.results else "Nothing was saved."
+        screen.note(f"interrupted. {safe}")
+        return ExitCode.INTERRUPTED
+    return ExitCode.FAILED_RECORDS if any(one.failed for one in counts) else ExitCode.OK
+
+
+def _read_tasks(what: EvalFlags, seed: int) -> tuple[list[EvalTask], Examples | None]:
+    """Reads tasks and examples.
+
+    Raises:
+        UsageError: one of them is not as it should be.
+    """
+    from capt_local.evaluate.datasets import read_task
+    from capt_local.evaluate.prompts import Examples
+    from capt_local.evaluate.tasks import shortened
+
+    if not what.places:
+        raise UsageError("There is no task. Give at least one with --task.")
+    if (what.shots_file is None) != (what.shots == 0):
+        raise UsageError("--shots K and --shots-file go together.")
+    examples = None
+    if what.shots_file is not None:
+        whole = read_task(what.shots_file, what="The file of --shots-file")
+        # Cut as the questions are, so that a question is still known among its examples.
+        examples = Examples(shortened(whole, what.max_input_bytes), what.shots)
+    tasks = [
+        read_task(place, limit=what.limit, seed=seed, what=f"Task {number}")
+        for number, place in enumerate(what.places, 1)
+    ]
+    return [shortened(task, what.max_input_bytes) for task in tasks], examples
+
+
+def _plan(
+    what: EvalFlags,
+    bundle: Bundle,
+    how: CombineFlags,
+    sample: SampleFlags,
+    several: BestOfFlags,
+) -> EvalPlan:
+    """How answers are made: step by step, so that a resumed run is the same to the last bit.
+
+    Raises:
+        UsageError: a method is unknown, comes twice or needs other models, or a value has no
+            meaning.
+    """
+    from capt_local.evaluate.run import BEST, EvalPlan
+
+    methods = _methods(what.names, bundle, what.against)
+
+    def options(method: Method, temp: float) -> GenerateOptions:
+        drawn = dataclasses.replace(sample, temp=temp)
+        made = generate_options(bundle, how, drawn, 0, method)
+        return dataclasses.replace(made, speed=Speed.EXACT_STEPS)
+
+    each = {method.value: options(method, sample.temp or 0.0) for method in methods}
+    if several.best_of != 1:
+        each |= {f"{one}{BEST}": options(one, sample.temp or 1.0) for one in methods}
+    several.check(next(reversed(each.values())))
+    if "expert" not in bundle.models and set(each) != {TARGET}:
+        raise UsageError(
+            f"The bundle {bundle.id} has a target alone: --methods can only be target. "
+            "Give --expert and --base for the others."
+        )
+    return EvalPlan(
+        methods=each,
+        best_of=several.best_of,
+        choice=what.choice,
+        raw=what.raw,
+        max_tokens=sample.max_tokens,
+    )
+
+
+def _methods(names: list[str] | None, bundle: Bundle, against: Method) -> list[Method]:
+    """The methods in the order of the command line, in front that which they are compared with."""
+    if names is None:
+        names = ["target", "capt"] if "expert" in bundle.models else ["target"]
+    known = {method.value: method for method in Method}
+    found: list[Method] = []
+    for number, name in enumerate(names, 1):
+        method = known.get(name)
+        if method is None:
+            raise UsageError(f"Number {number} of --methods is none; there are {', '.join(known)}.")
+        if method in found:
+            raise UsageError(f"--methods names {method} twice.")
+        found.append(method)
+    return found if against in found else [against, *found]
+
+
+def _settings(
+    what: EvalFlags, tasks: Sequence[EvalTask], plan: EvalPlan, seed: int
+) -> dict[str, Any]:
+    """Tasks and parameters by name; no text of prompts, items or stop strings."""
+    best = {"best_of": plan.best_of, "scorer": plan.scorer and plan.scorer.digest}
+    shots = plan.examples and {"count": plan.examples.count, "file": plan.examples.task.digest}
+    return {
+        "seed": seed,
+        "limit": what.limit,
+        "max_input_bytes": what.max_input_bytes,
+        "choice": str(plan.choice),
+        "raw": plan.raw,
+        "max_tokens": plan.max_tokens,
+        **(best if plan.best_of > 1 else {}),
+        "tasks": {task.name: task.digest for task in tasks},
+        "shots": {task.name: shots for task in tasks if shots},
+        "methods": {name: _parameters(options) for name, options in plan.methods.items()},
+    }
+
+
+def _parameters(options: GenerateOptions) -> dict[str, Any]:
+    from capt_local.batch.manifest import digest_of
+
+    parameters = dataclasses.asdict(options)
+    for name in ("max_tokens", "top", "method"):
+        del parameters[name]
+    # Stop strings may be words of a note.
+    parameters["stop"] = [digest_of(text) for text in options.stop]
+    parameters["structure"] = options.structure.digest if options.structure else None
+    return parameters
+
+
+def fingerprint(
+    settings: Mapping[str, Any], bundle: Bundle, load: LoadOptions, date: str
+) -> dict[str, Any]:
+    """Everything that decides a result; where it is computed (threads, GPU) is left out.
+
+    Args:
+        settings: of tasks and methods.
+        bundle: whose files are read where no manifest names their digest.
+        load: how models are loaded.
+        date: what chat templates take for today.
+
+    Raises:
+        ModelError: a model file cannot be read.
+    """
+    from capt_local.batch.manifest import model_identity
+    from capt_local.llama.library import library
+
+    build = library().build_info()
+    return {
+        "versions": {
+            "capt_local": __version__,
+            "llama_cpp_python": build.binding,
+            "llama_cpp": build.llama_cpp,
+        },
+        "models": {str(role): model_identity(file) for role, file in bundle.models.items()},
+        "context": load.context,
+        "flash_attention": load.flash_attention,
+        "kv_type": load.kv_type,
+        "date": date,
+        **settings,
+    }
+
+
+def _open_files(
+    what: EvalFlags,
+    bundle: Bundle,
+    model: ModelFlags,
+    settings: Mapping[str, Any],
+    stack: contextlib.ExitStack,
+) -> tuple[ModelFlags, ResultsFile | None, SampleLog | None]:
+    """Opens the files of --results and --log-samples; `stack` closes them.
+
+    Returns:
+        The flags with the day that chat templates take for today: the whole run has one, also where
+        it goes over midnight or is resumed on another day. Then the files.
+
+    Raises:
+        UsageError: a file cannot be written, or is of another run.
+        ModelError: a model without a digest cannot be read.
+    """
+    from capt_local.batch.manifest import differences
+    from capt_local.evaluate.results import ResultsFile, SampleLog
+
+    results = samples = before = None
+    if what.results is not None:
+        results = stack.enter_context(contextlib.closing(ResultsFile(what.results)))
+        before = results.fingerprint
+    pinned = pinned_date(model)
+    date = pinned.isoformat() if pinned else datetime.date.today().isoformat()
+    if before and pinned is None:
+        date = str(before.get("date"))
+    if results is not None:
+        load = load_options(model, bundle)
+        results.begin(fingerprint(settings, bundle, load, date), differences)
+    if what.log_samples is not None:
+        if what.results is not None and what.log_samples.absolute() == what.results.absolute():
+            raise UsageError("--results and --log-samples name the same file.")
+        log = SampleLog(what.log_samples, resumed=before is not None)
+        samples = stack.enter_context(contextlib.closing(log))
+    return dataclasses.replace(model, date=date), results, samples
+
+
+def _check_methods(session: Session, plan: EvalPlan, *, raw: bool) -> None:
+    """Puts a word to every method, without computing, so that none fails in the middle.
+
+    In the form in which items are asked: a model without a chat template is found out, too.
+    """
+    for name, options in plan.methods.items():
+        made = session.runtime.generate("-", options, raw=raw, cancel=session.interrupt)
+        session.screen.notes(f"{name}: {notice}" for notice in made.notices)
+    session.runtime.forget()
+
+
+def _run(
+    session: Session,
+    tasks: Sequence[EvalTask],
+    plan: EvalPlan,
+    file: ResultsFile | None,
+    samples: SampleLog | None,
+) -> list[Result]:
+    """All results, those of earlier runs among them; saves each and shows how far it is."""
+    from capt_local.batch.run import readable_time
+    from capt_local.evaluate.results import LASTING
+    from capt_local.evaluate.run import run
+
+    # What failed for a passing reason is tried again.
+    earlier = file.done if file else []
+    results = [one for one in earlier if not one.failed or one.failed in LASTING]
+    total = sum(len(task.items) for task in tasks) * len(plan.methods)
+    screen, reported = session.screen, set[tuple[str, str, str]]()
+    if results:
+        screen.note(f"{len(results)} of {total} results are there already.")
+    done = {one.key for one in results}
+    screen.progress(f"{len(results)}/{total}", len(results) / total)
+    try:
+        for finished in run(session.runtime, tasks, plan, done=done, cancel=session.interrupt):
+            result = finished.result
+            if samples is not None:  # first: an item that has a result has its answer too
+                samples.append(finished)
+            if file is not None:
+                file.append(result)
+            results.append(result)
+            kind = result.task, result.method, result.failed
+            if result.failed and kind not in reported:  # the first failure of each kind
+                reported.add(kind)
+                problem = f"an item failed. {finished.problem}"
+                screen.note(f"note: {result.task}, {result.method}: {problem}")
+            mean = sum(one.seconds for one in results) / len(results)
+            left = readable_time(mean * (total - len(results)))
+            label = f"{result.task} {len(results)}/{total}, {left} left"
+            screen.progress(label, len(results) / total)
+    finally:
+        screen.clear_progress()
+    return results

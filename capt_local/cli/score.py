@@ -16,138 +16,11 @@ from capt_local.cli.files import OutputFile, files_of
 from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, flag, setting
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.cli.signals import Interrupt
-from capt_local.decoding.options import Method
 from capt_local.errors import Cancelled
-from capt_local.evaluate.score import (
-    ItemScore,
-    ScoreItem,
-    bits_per_byte,
-    measure,
-    read_score_items,
-)
+from capt_local.evaluate.score import ItemScore, bits_per_byte, measure, read_score_items
 from capt_local.report.json import JsonObject, dumps
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Table
-
-
-class Scores:
-    """Collects and reports what is found.
-
-    Args:
-        screen: where it is reported.
-        method: that gave the probabilities.
-        items: what is scored, in this order.
-        per_item: whether each item is reported on a line of its own.
-        json: whether lines and sum are JSON.
-
-    Attributes:
-        done: what was found so far.
-    """
-
-    def __init__(
-        self,
-        screen: Screen,
-        method: Method,
-        items: Sequence[ScoreItem],
-        *,
-        per_item: bool,
-        json: bool,
-    ) -> None:
-        self.done: list[ItemScore] = []
-        self._screen, self._method, self._items = screen, method, items
-        self._per_item, self._json = per_item, json
-
-    def add(self, one: ItemScore) -> None:
-        """Takes in one item, and reports it if that is wanted."""
-        line = self._items[len(self.done)].line
-        self.done.append(one)
-        if one.error:  # by its line: an id may be a patient's
-            self._screen.note(f"line {line}: {one.error}")
-        if self._per_item:
-            self._screen.line(dumps(self._object(one)) if self._json else _line(one))
-        self._screen.progress("scoring", len(self.done) / len(self._items))
-
-    def lines(self) -> str:
-        """JSON Lines of all items so far."""
-        return "".join(dumps(self._object(one)) + "\n" for one in self.done)
-
-    def report(self) -> ExitCode:
-        """Reports the sum of what is done, and what is wrong with it."""
-        done, screen = self.done, self._screen
-        interrupted = len(done) < len(self._items)
-        failed = sum(bool(one.error) for one in done)
-        if again := sum(one.windows - 1 for one in done):
-            screen.note(f"{again} times the context was full and a text went on afresh.")
-        if never := sum(not math.isfinite(one.nats) for one in done):
-            screen.note(
-                f"{never} items have probability 0 under this method, so there is no finite sum."
-            )
-        judged = [one.correct for one in done if one.correct is not None]
-        result = self._figures(done)
-        if judged:
-            result |= {"accuracy": sum(judged) / len(judged), "questions": len(judged)}
-        if self._json:
-            result |= {"failed": failed} if failed else {}
-            result |= {"interrupted": True} if interrupted else {}
-            screen.line(dumps(result))
-        else:
-            screen.show(_table(result))
-        if failed:
-            screen.note(f"{failed} of {len(done)} items could not be scored.")
-        if interrupted:
-            screen.error(
-                f"interrupted after {len(done)} of {len(self._items)} items; the figures are "
-                "of these."
-            )
-            return ExitCode.INTERRUPTED
-        return ExitCode.FAILED_RECORDS if failed else ExitCode.OK
-
-    def _object(self, one: ItemScore) -> JsonObject:
-        """One item, with the keys that it has something for."""
-        if one.error:
-            return {"id": one.id, "method": str(self._method), "error": one.error}
-        result: JsonObject = {"id": one.id, **self._figures([one])}
-        if one.logps:
-            result["logps"] = list(one.logps)
-        for name in ("greedy", "chosen", "correct"):
-            if (value := getattr(one, name)) is not None:
-                result[name] = value
-        return result
-
-    def _figures(self, items: Sequence[ItemScore]) -> JsonObject:
-        return {
-            "method": str(self._method),
-            "bits_per_byte": bits_per_byte(items),
-            "bytes": sum(one.size for one in items),
-            "tokens": sum(one.tokens for one in items),
-            "nats": math.fsum(one.nats for one in items),
-        }
-
-
-def _line(one: ItemScore) -> str:
-    if one.error:
-        return f"{one.id}: not scored"
-    parts = []
-    if (bits := bits_per_byte([one])) is not None:
-        parts.append(f"{bits:.4f} bits per byte, {one.size} bytes")
-    if one.chosen is not None:
-        verdict = {True: ", right", False: ", wrong", None: ""}[one.correct]
-        parts.append(f"choice {one.chosen}{verdict}")
-    return f"{one.id}: {'; '.join(parts)}"
-
-
-def _table(result: JsonObject) -> Table:
-    bits = result["bits_per_byte"]
-    cells = {
-        "method": str(result["method"]),
-        "bits per byte": "-" if bits is None else f"{bits:.4f}",
-        "bytes": f"{result['bytes']}",
-        "tokens": f"{result['tokens']}",
-        "nats": f"{result['nats']:.1f}",
-    }
-    if "accuracy" in result:
-        cells["accuracy"] = f"{result['accuracy']:.3f} of {result['questions']}"
-    return Table("", (tuple(cells.values()),), tuple(cells), right=tuple(range(1, len(cells))))
 
 
 class Normalise(StrEnum):
@@ -160,7 +33,7 @@ class Normalise(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ScoreFlags:
-    """What is scored, and how the result is told."""
+    """What is scored, and how the result is shown."""
 
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="JSON Lines (.jsonl, see above), or one text.")
@@ -220,10 +93,10 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
     if what.output is not None:  # tried out before anything is loaded
         output = OutputFile(what.output, inputs=[what.file, *files_of(bundle)])
     options = generate_options(bundle, how, SampleFlags(), 0)
-    scores = Scores(screen, options.method, items, per_item=what.per_item, json=what.json)
+    method = str(options.method)
     if cut := sum(item.cut for item in items):
         screen.note(f"{cut} of {len(items)} texts are cut to --max-bytes.")
-    whole = False
+    done: list[ItemScore] = []
     try:
         with Interrupt() as interrupt:
             session = open_session(
@@ -234,17 +107,98 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
                 for one in measure(
                     runtime, items, options, choosing, raw=what.raw, end=what.end, cancel=interrupt
                 ):
-                    scores.add(one)
-        whole = True
+                    if one.error:  # by its line: an id may be a patient's
+                        screen.note(f"line {items[len(done)].line}: {one.error}")
+                    if what.per_item:
+                        screen.line(dumps(_object(one, method)) if what.json else _line(one))
+                    done.append(one)
+                    screen.progress("scoring", len(done) / len(items))
     except Cancelled:
-        if not scores.done:
+        if not done:
             raise
     finally:
         screen.clear_progress()
-        if output is not None and scores.done:
-            spared = None if whole else output.spare()
+        if output is not None and done:
+            spared = None if len(done) == len(items) else output.spare()
             if spared is None:
-                output.write(scores.lines())
+                output.write("".join(dumps(_object(one, method)) + "\n" for one in done))
             else:
                 screen.notes([spared])
-    return scores.report()
+    return _report(screen, done, len(items), method, json=what.json)
+
+
+def _report(
+    screen: Screen, done: Sequence[ItemScore], total: int, method: str, *, json: bool
+) -> ExitCode:
+    """The sum of what is done, and what is wrong with it."""
+    failed, interrupted = sum(bool(one.error) for one in done), len(done) < total
+    if again := sum(one.windows - 1 for one in done):
+        screen.note(f"{again} times the context was full and a text went on afresh.")
+    if never := sum(not math.isfinite(one.nats) for one in done):
+        screen.note(
+            f"{never} items have probability 0 under this method, so there is no finite sum."
+        )
+    result = _figures(done, method)
+    if judged := [one.correct for one in done if one.correct is not None]:
+        result |= {"accuracy": sum(judged) / len(judged), "questions": len(judged)}
+    if json:
+        result |= {"failed": failed} if failed else {}
+        result |= {"interrupted": True} if interrupted else {}
+        screen.line(dumps(result))
+    else:
+        screen.show(_table(result))
+    if failed:
+        screen.note(f"{failed} of {len(done)} items could not be scored.")
+    if interrupted:
+        screen.error(f"interrupted after {len(done)} of {total} items; the figures are of these.")
+        return ExitCode.INTERRUPTED
+    return ExitCode.FAILED_RECORDS if failed else ExitCode.OK
+
+
+def _figures(items: Sequence[ItemScore], method: str) -> JsonObject:
+    return {
+        "method": method,
+        "bits_per_byte": bits_per_byte(items),
+        "bytes": sum(one.size for one in items),
+        "tokens": sum(one.tokens for one in items),
+        "nats": math.fsum(one.nats for one in items),
+    }
+
+
+def _object(one: ItemScore, method: str) -> JsonObject:
+    """One item, with the keys that it has something for."""
+    if one.error:
+        return {"id": one.id, "method": method, "error": one.error}
+    result: JsonObject = {"id": one.id, **_figures([one], method)}
+    if one.logps:
+        result["logps"] = list(one.logps)
+    for name in ("greedy", "chosen", "correct"):
+        if (value := getattr(one, name)) is not None:
+            result[name] = value
+    return result
+
+
+def _line(one: ItemScore) -> str:
+    if one.error:
+        return f"{one.id}: not scored"
+    parts = []
+    if (bits := bits_per_byte([one])) is not None:
+        parts.append(f"{bits:.4f} bits per byte, {one.size} bytes")
+    if one.chosen is not None:
+        verdict = {True: ", right", False: ", wrong", None: ""}[one.correct]
+        parts.append(f"choice {one.chosen}{verdict}")
+    return f"{one.id}: {'; '.join(parts)}"
+
+
+def _table(result: JsonObject) -> Table:
+    bits = result["bits_per_byte"]
+    cells = {
+        "method": result["method"],
+        "bits per byte": "-" if bits is None else f"{bits:.4f}",
+        "bytes": f"{result['bytes']}",
+        "tokens": f"{result['tokens']}",
+        "nats": f"{result['nats']:.1f}",
+    }
+    if "accuracy" in result:
+        cells["accuracy"] = f"{result['accuracy']:.3f} of {result['questions']}"
+    return Table("", (tuple(cells.values()),), tuple(cells), right=tuple(range(1, len(cells))))

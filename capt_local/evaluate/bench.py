@@ -13,18 +13,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from capt_local.decoding.batching import Request
-from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
+from capt_local.evaluate.datasets import read_task
 from capt_local.evaluate.prompts import messages
-from capt_local.evaluate.tasks import Kind, read_task
-from capt_local.llama.plain import PlainLlama
+from capt_local.evaluate.tasks import Kind
 from capt_local.prompting.messages import Message
-from capt_local.runtime import Runtime
+
+if TYPE_CHECKING:
+    from capt_local.decoding.loop import Generation
+    from capt_local.llama.plain import PlainLlama
+    from capt_local.runtime import Runtime
 
 TARGET, STEPS, LLAMA = "target", "exact-steps", "llama"
 _INVENTED = 2000  # characters
@@ -36,6 +38,20 @@ class BenchPrompt:
 
     text: str | tuple[Message, ...]
     raw: bool = False
+
+
+def read_prompts(path: Path, what: str, limit: int | None) -> list[BenchPrompt]:
+    """The first items of a task as `eval` asks them; see `read_task`."""
+    task = read_task(path, what=what)
+    if task.kind is Kind.PERPLEXITY:
+        return [BenchPrompt(item.input, raw=True) for item in task.items[:limit]]
+    return [BenchPrompt(tuple(messages(item, task))) for item in task.items[:limit]]
+
+
+def invented_prompt() -> BenchPrompt:
+    """The beginning of invented notes, about 500 tokens."""
+    notes = (resources.files("capt_local") / "data" / "bench_notes.txt").read_text("utf-8")
+    return BenchPrompt(notes[:_INVENTED].rpartition(" ")[0], raw=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +135,11 @@ def llama_mode(
     return answer
 
 
+def _raise_if_interrupted(generation: Generation) -> None:
+    if generation.finish is FinishReason.INTERRUPTED:
+        raise Cancelled("Stopped on request.")
+
+
 @dataclass(frozen=True, slots=True)
 class BenchResult:
     """What a run measured.
@@ -141,26 +162,7 @@ class BenchResult:
 
     def figures(self) -> dict[str, dict[str, Any]]:
         """Of each mode; see docs/speed.md."""
-        found: dict[str, dict[str, Any]] = {}
-        for name, times in self.times.items():
-            steps = sum(one.steps for one in times)
-            outside = [one.outside for one in times if one.outside is not None]
-            roles = dict.fromkeys(role for one in times for role in one.decoded)
-            found[name] = {
-                "prefill_tokens_per_s": sum(one.prompt_tokens for one in times)
-                / sum(one.prompt_seconds for one in times),
-                "generate_tokens_per_s": steps / sum(one.seconds for one in times)
-                if steps
-                else None,
-                "outside_decode_ms_per_token": 1000 * sum(outside) / max(steps, 1)
-                if outside
-                else None,
-                "positions_per_token": {
-                    role: sum(one.decoded.get(role, 0) for one in times) / max(steps, 1)
-                    for role in roles
-                },
-                "tokens": steps,
-            }
+        found = {name: _figures(times) for name, times in self.times.items()}
         if self.parallel:
             tokens = sum(map(len, self.many_tokens))
             found[f"many-{self.parallel}"] = {
@@ -176,29 +178,28 @@ class BenchResult:
     def ratios(self) -> dict[str, dict[str, float]]:
         """Speed over that of another mode, answer by answer: median and quartiles.
 
-        Over the target alone and the binding's own loop, of drafts over exact steps, and of many at
-        once over one at a time, with their prompts.
+        Of the target over the binding's own loop, of the others over the target and exact steps,
+        and of many at once over one at a time, with their prompts.
         """
+        names = [name for name in self.times if name != LLAMA]
+        compared = [(TARGET, LLAMA)]
+        compared += [(name, TARGET) for name in names if name != TARGET]
+        compared += [(name, STEPS) for name in names if name not in (TARGET, STEPS)]
         found = {}
-        for name, other in (
-            (TARGET, LLAMA),
-            *((name, other) for other in (TARGET, STEPS) for name in self.times),
-        ):
-            if {name, other} <= set(self.times) and name not in (other, LLAMA):
+        for name, other in compared:
+            if {name, other} <= set(self.times):
                 pairs = zip(self.times[name], self.times[other], strict=True)
                 found[f"{name}/{other}"] = [
                     (one.steps / one.seconds) / (two.steps / two.seconds)
                     for one, two in pairs
                     if one.steps and two.steps
                 ]
-        found.pop(f"{TARGET}/{STEPS}", None)
         if self.parallel:
             alone = [one.prompt_seconds + one.seconds for one in self.times[STEPS]]
+            starts = range(0, len(self.many_tokens), self.parallel)
             found[f"many-{self.parallel}/{STEPS}"] = [
                 sum(alone[start : start + self.parallel]) / seconds
-                for start, seconds in zip(
-                    range(0, len(alone), self.parallel), self.many_seconds, strict=False
-                )
+                for start, seconds in zip(starts, self.many_seconds, strict=True)
             ]
         return {name: _spread(values) for name, values in found.items() if values}
 
@@ -214,6 +215,22 @@ class BenchResult:
                 pairs = list(zip(ours, answers[reference], strict=False))
                 found[name] = reference, sum(one == two for one, two in pairs), len(pairs)
         return found
+
+
+def _figures(times: Sequence[AnswerTime]) -> dict[str, Any]:
+    steps = sum(one.steps for one in times)
+    outside = [one.outside for one in times if one.outside is not None]
+    prompt_tokens = sum(one.prompt_tokens for one in times)
+    roles = dict.fromkeys(role for one in times for role in one.decoded)
+    return {
+        "prefill_tokens_per_s": prompt_tokens / sum(one.prompt_seconds for one in times),
+        "generate_tokens_per_s": steps / sum(one.seconds for one in times) if steps else None,
+        "outside_decode_ms_per_token": 1000 * sum(outside) / max(steps, 1) if outside else None,
+        "positions_per_token": {
+            role: sum(one.decoded.get(role, 0) for one in times) / max(steps, 1) for role in roles
+        },
+        "tokens": steps,
+    }
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
@@ -275,6 +292,8 @@ def time_many(
         MemoryShortage: so many do not fit at once.
         Cancelled: the user stopped it.
     """
+    from capt_local.decoding.batching import Request  # the help needs none of it
+
     prompts = found.prompts
     if len(prompts) < parallel:
         raise UsageError(f"--parallel {parallel} needs as many prompts that fit, or more.")
@@ -299,31 +318,3 @@ def time_many(
         many_seconds=tuple(seconds for seconds, _ in groups),
         many_tokens=tuple(tokens for _, answers in groups for tokens in answers),
     )
-
-
-def read_prompts(path: Path, what: str, limit: int | None) -> list[BenchPrompt]:
-    """The first items of a task as `capt-local eval` asks them.
-
-    Args:
-        path: see `read_task`.
-        what: what errors call the file; its name may be a patient's.
-        limit: how many.
-
-    Raises:
-        UsageError: it cannot be read, or a line is not as it should be (with its number).
-    """
-    task = read_task(path, what=what)
-    if task.kind is Kind.PERPLEXITY:
-        return [BenchPrompt(item.input, raw=True) for item in task.items[:limit]]
-    return [BenchPrompt(tuple(messages(item, task))) for item in task.items[:limit]]
-
-
-def invented_prompt() -> BenchPrompt:
-    """The beginning of invented notes, about 500 tokens."""
-    notes = (resources.files("capt_local") / "data" / "bench_notes.txt").read_text("utf-8")
-    return BenchPrompt(notes[:_INVENTED].rpartition(" ")[0], raw=True)
-
-
-def _raise_if_interrupted(generation: Generation) -> None:
-    if generation.finish is FinishReason.INTERRUPTED:
-        raise Cancelled("Stopped on request.")

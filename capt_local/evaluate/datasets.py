@@ -1,8 +1,9 @@
-"""MedNLI, RadQA and CLIP as their owners ship them, with the prompts of Lehman et al. 2023.
+"""Reads tasks: JSON Lines, or MedNLI, RadQA and CLIP as their owners ship them.
 
-"Do We Still Need Clinical Language Models?" (elehman16/do-we-still-need-clinical-lms). The files
-need credentials of PhysioNet; we have none, so names and columns are those of public programs, and
-the tests run on made-up rows.
+A line is `{id, task, kind, instruction, input, reference, choices, ...}`; a text to predict is
+`{id, task, kind: "perplexity", text}`. See docs/tasks.md. The data sets become such lines, with the
+prompts of Lehman et al. 2023, "Do We Still Need Clinical Language Models?". They need credentials
+of PhysioNet; we have none, so names and columns are those of public programs.
 """
 
 from __future__ import annotations
@@ -11,18 +12,30 @@ import ast
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure, joined_labels, problem_of
+from capt_local.bundles.manifest import NAME
+from capt_local.evaluate.tasks import (
+    LABEL_SEPARATOR,
+    MEASURES,
+    EvalTask,
+    Item,
+    Kind,
+    Measure,
+    problem_of,
+)
 from capt_local.strict_json import (
     NotReadable,
     Problems,
     check_characters,
     convert,
+    form,
     lines,
     parse_json,
     parse_object,
@@ -30,8 +43,126 @@ from capt_local.strict_json import (
     utf8,
 )
 
+_MAX_TOKENS = {Kind.CLASSIFICATION: 32, Kind.GENERATION: 512, Kind.PERPLEXITY: 1}
 _LICENCE = "PhysioNet Credentialed Health Data License 1.5.0"
-Numbered = Iterator[tuple[int, Item | NotReadable]]
+_Row = TypeVar("_Row")
+
+
+def read_task(
+    place: Path, *, limit: int | None = None, seed: int = 0, what: str = "The task file"
+) -> EvalTask:
+    """Reads a task.
+
+    Args:
+        place: a file of JSON Lines, or DATASET=PATH with one of `DATASETS`.
+        limit: only so many items, drawn at random, in the order of the file.
+        seed: of the draw.
+        what: how errors call it; its name may be a patient's.
+
+    Raises:
+        UsageError: it cannot be read, or lines are not as they should be; the first is reported
+            with its number, and how many more there are.
+    """
+    name, equals, path = str(place).partition("=")
+    task = DATASETS[name](Path(path), what) if equals and name in DATASETS else _lines(place, what)
+    if limit is None or limit >= len(task.items):
+        return task
+    chosen = sorted(random.Random(seed).sample(range(len(task.items)), limit))
+    return replace(task, items=tuple(task.items[index] for index in chosen))
+
+
+class TaskLine(msgspec.Struct, frozen=True):
+    """A line of a file of items; other keys are ignored."""
+
+    id: str | int
+    task: Annotated[str, form(NAME.pattern, "must be 1 to 64 letters, digits, '.-_'")]
+    kind: Kind
+    instruction: str = ""
+    input: str = ""
+    text: str = ""
+    reference: str = ""
+    choices: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
+    licence: str = ""
+    measure: Measure | None = None
+    no_answer: str = ""
+
+    @property
+    def measured_by(self) -> Measure:
+        return self.measure or MEASURES[self.kind][0]
+
+    def item(self) -> Item:
+        if self.kind is Kind.PERPLEXITY:
+            return Item(str(self.id), "", self.text, "")
+        return Item(
+            str(self.id),
+            self.instruction,
+            self.input,
+            self.reference,
+            self.choices,
+            self.alternatives,
+        )
+
+
+def _lines(path: Path, what: str) -> EvalTask:
+    data = read_bytes(path, what)
+    return _task(
+        lines(data),
+        lambda raw: convert(parse_object(raw), TaskLine),
+        Problems(what),
+        hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _task(
+    rows: Iterable[tuple[int, _Row]],
+    parse: Callable[[_Row], TaskLine],
+    problems: Problems,
+    digest: str,
+    max_tokens: int | None = None,
+) -> EvalTask:
+    """The task of numbered rows; raises what is wrong with them."""
+    found: dict[str, TaskLine] = {}
+    first: TaskLine | None = None
+    for number, row in rows:
+        try:
+            line = parse(row)
+            first = first or line
+            _check(line, first, found)
+        except NotReadable as error:
+            problems.add(number, error)
+        else:
+            found[str(line.id)] = line
+    problems.raise_first()
+    if first is None:
+        problems.fail("it holds no items")
+    return EvalTask(
+        name=first.task,
+        kind=first.kind,
+        items=tuple(line.item() for line in found.values()),
+        measure=first.measured_by,
+        licence="; ".join(dict.fromkeys(line.licence for line in found.values() if line.licence)),
+        max_tokens=max_tokens or _MAX_TOKENS[first.kind],
+        no_answer=first.no_answer,
+        digest=digest,
+        total=len(found),
+    )
+
+
+def _check(line: TaskLine, first: TaskLine, before: dict[str, TaskLine]) -> None:
+    """Whether a line is an item that goes with those before it."""
+    if line.measured_by not in MEASURES[line.kind]:
+        raise NotReadable('"measure" is none of this "kind"')
+    if problem := problem_of(line.item(), line.measured_by, line.no_answer):
+        raise NotReadable(problem)
+    if str(line.id) in before:
+        raise NotReadable('this "id" stood on a line before')
+    shared = (line.task, line.kind, line.measured_by, line.no_answer)
+    if shared != (first.task, first.kind, first.measured_by, first.no_answer):
+        raise NotReadable('"task", "kind", "measure" or "no_answer" is not that of the first line')
+
+
+# --- MedNLI ---------------------------------------------------------------------------------------
 
 
 class _NliRow(msgspec.Struct):
@@ -41,119 +172,95 @@ class _NliRow(msgspec.Struct):
     gold_label: Literal["entailment", "contradiction", "neutral"]
 
 
-_WORDS = {"entailment": "Yes", "contradiction": "No", "neutral": "It's impossible to say"}
-_ALIASES = {
-    "Yes": ("true", "always", "entailment"),
-    "No": ("false", "never", "contradiction"),
-    "It's impossible to say": (
-        *("maybe", "it is not possible to tell", "it is not possible to say", "inconclusive"),
-        *("sometimes", "neither", "neutral"),
-    ),
-}
-
-
-def mednli(path: Path, what: str, *, words: bool = False) -> EvalTask:
-    """MedNLI 1.0.0 (Romanov and Shivade 2018), such as `mli_test_v1.jsonl`.
-
-    Args:
-        path: of the file.
-        what: what errors call it.
-        words: asks in words, with the mapping of answers (prompt 11 of Lehman et al.).
-
-    Raises:
-        UsageError: a line is not one of it.
-    """
+def mednli(path: Path, what: str) -> EvalTask:
+    """MedNLI 1.0.0 (Romanov and Shivade 2018), such as `mli_test_v1.jsonl`."""
     data = read_bytes(path, what)
 
-    def items() -> Numbered:
-        for number, line in lines(data):
-            try:
-                row = convert(parse_object(line), _NliRow)
-            except NotReadable as error:
-                yield number, error
-                continue
-            if words:
-                question = f'Does "{row.sentence1}" mean that "{row.sentence2}"?'
-                answer, choices, instruction = _WORDS[row.gold_label], tuple(_WORDS.values()), ""
-            else:
-                question = f"Premise: {row.sentence1}\n\nHypothesis: {row.sentence2}"
-                answer, choices = row.gold_label, tuple(_WORDS)
-                instruction = (
-                    "Does the hypothesis follow from the premise (entailment), contradict it "
-                    "(contradiction), or neither (neutral)?"
-                )
-            yield number, Item(str(row.pairID), instruction, question, answer, choices)
+    def parse(raw: bytes) -> TaskLine:
+        row = convert(parse_object(raw), _NliRow)
+        return TaskLine(
+            id=row.pairID,
+            task="mednli",
+            kind=Kind.CLASSIFICATION,
+            instruction=(
+                "Does the hypothesis follow from the premise (entailment), contradict it "
+                "(contradiction), or neither (neutral)?"
+            ),
+            input=f"Premise: {row.sentence1}\n\nHypothesis: {row.sentence2}",
+            reference=row.gold_label,
+            choices=("entailment", "contradiction", "neutral"),
+            licence=_LICENCE,
+        )
 
-    aliases = {word: choice for choice, each in _ALIASES.items() for word in each}
-    return _task(
-        "mednli-words" if words else "mednli",
-        Kind.CLASSIFICATION,
-        Measure.CHOICE,
-        items(),
-        [data],
-        Problems(what),
-        max_tokens=32,
-        aliases=aliases if words else {},
-    )
+    return _task(lines(data), parse, Problems(what), hashlib.sha256(data).hexdigest())
+
+
+# --- RadQA ----------------------------------------------------------------------------------------
+
+
+class _SquadAnswer(msgspec.Struct):
+    text: str
+
+
+class _SquadQuestion(msgspec.Struct):
+    id: str
+    question: str
+    answers: list[_SquadAnswer]
+
+
+class _SquadParagraph(msgspec.Struct):
+    context: str
+    qas: list[_SquadQuestion]
+
+
+class _SquadDocument(msgspec.Struct):
+    paragraphs: list[_SquadParagraph]
+
+
+class _Squad(msgspec.Struct):
+    data: list[_SquadDocument]
 
 
 def radqa(path: Path, what: str) -> EvalTask:
     """RadQA 1.0.0 (Soni et al. 2022), such as `test.json`, in the form of SQuAD 2."""
     data = read_bytes(path, what)
     problems = Problems(what, "question")
-    instruction = (
-        "Answer the question with the words of the radiology report, copied as they stand. If the "
-        "report does not answer it, reply: unanswerable"
-    )
     try:
         documents = convert(parse_json(data), _Squad).data
     except NotReadable as error:
         problems.fail(str(error))
+    questions = [
+        (paragraph.context, question)
+        for document in documents
+        for paragraph in document.paragraphs
+        for question in paragraph.qas
+    ]
 
-    def items() -> Numbered:
-        number = 0
-        for paragraph in (each for document in documents for each in document.paragraphs):
-            for question in paragraph.qas:
-                number += 1
-                text = f"Report:\n{paragraph.context}\n\nQuestion: {question.question}"
-                answers = [answer.text for answer in question.answers] or ["unanswerable"]
-                first, *others = dict.fromkeys(answers)
-                yield number, Item(question.id, instruction, text, first, (), tuple(others))
+    def parse(row: tuple[str, _SquadQuestion]) -> TaskLine:
+        report, question = row
+        answers = [answer.text for answer in question.answers] or ["unanswerable"]
+        first, *others = dict.fromkeys(answers)
+        return TaskLine(
+            id=question.id,
+            task="radqa",
+            kind=Kind.GENERATION,
+            measure=Measure.SPAN,
+            instruction=(
+                "Answer the question with the words of the radiology report, copied as they "
+                "stand. If the report does not answer it, reply: unanswerable"
+            ),
+            input=f"Report:\n{report}\n\nQuestion: {question.question}",
+            reference=first,
+            alternatives=tuple(others),
+            no_answer="unanswerable",
+            licence=_LICENCE,
+        )
 
-    return _task(
-        "radqa",
-        Kind.GENERATION,
-        Measure.SPAN,
-        items(),
-        [data],
-        problems,
-        max_tokens=128,
-        no_answer="unanswerable",
-    )
-
-
-class _Answer(msgspec.Struct):
-    text: str
-
-
-class _Question(msgspec.Struct):
-    id: str
-    question: str
-    answers: list[_Answer]
+    digest = hashlib.sha256(data).hexdigest()
+    return _task(enumerate(questions, 1), parse, problems, digest, max_tokens=128)
 
 
-class _Paragraph(msgspec.Struct):
-    context: str
-    qas: list[_Question]
-
-
-class _Document(msgspec.Struct):
-    paragraphs: list[_Paragraph]
-
-
-class _Squad(msgspec.Struct):
-    data: list[_Document]
-
+# --- CLIP -----------------------------------------------------------------------------------------
 
 _LABELS = {
     "I-Appointment-related followup": "appointment",
@@ -164,35 +271,16 @@ _LABELS = {
     "I-Case-specific instructions for patient": "patient instructions",
     "I-Other helpful contextual information": "other",
 }
-_QUESTIONS = {
-    "appointment": (
-        "Does the sentence contain information about current or future appointments?"
-    ),
-    "lab": "Does the sentence contain any information about laboratory tests?",
-    "procedure": (
-        "Does the sentence contain any information about procedures (e.g., surgeries)?"
-    ),
-    "medication": "Does the sentence contain information about medications?",
-    "imaging": "Does the sentence contain any information about radiology or imaging?",
-    "patient instructions": (
-        "Does the sentence contain any information about what to do post-discharge?"
-    ),
-    "other": "Does the sentence contain any other important actionable information?",
-}  # fmt: skip
 _AROUND = 600  # bytes of whole sentences on each side, about as much as Lehman et al. take
 _LONGEST_LIST = 1 << 17
 
 
-def clip(path: Path, what: str, *, questions: bool = False) -> EvalTask:
+def clip(path: Path, what: str) -> EvalTask:
     """CLIP 1.0.0 (Mullenbach et al. 2021): sentences of discharge notes with sets of labels.
 
     Args:
         path: of the ids of a split, such as `test_ids.csv`, beside `sentence_level.csv`.
         what: what errors call it.
-        questions: asks a yes/no question for each label, as for zero-shot models.
-
-    Raises:
-        UsageError: a row is not one of it.
     """
     ids = read_bytes(path, f"{what}, the ids that count")
     data = read_bytes(path.with_name("sentence_level.csv"), f"{what}, sentence_level.csv")
@@ -201,70 +289,55 @@ def clip(path: Path, what: str, *, questions: bool = False) -> EvalTask:
         rows = list(csv.DictReader(io.StringIO(utf8(data), newline=""), strict=True))
     except (NotReadable, csv.Error):
         problems.fail("sentence_level.csv is not CSV in UTF-8")
-    counting = {line.strip().decode("utf-8", "replace") for _, line in lines(ids)}
-    instruction = (
-        "Which kinds of action does this sentence of a discharge note ask for? Reply with those "
-        "that apply, separated by commas, or with: none\nKinds: " + ", ".join(_QUESTIONS)
-    )
+    wanted = {line.strip().decode("utf-8", "replace") for _, line in lines(ids)}
 
-    def items() -> Numbered:
-        texts: list[str | NotReadable] = []
-        for row in rows:
-            try:
-                texts.append(" ".join(_listed(row.get("sentence"))))
-            except NotReadable as error:
-                texts.append(error)
-        for index, row in enumerate(rows):
-            if row.get("doc_id") not in counting:
-                continue
-            text = texts[index]
-            try:
-                if isinstance(text, NotReadable):
-                    raise text
-                named = tuple(
-                    dict.fromkeys(_LABELS.get(one, one) for one in _listed(row.get("labels")))
-                )
-                around = _around(rows, texts, index)
-                yield (
-                    index + 2,
-                    Item(
-                        f"{row['doc_id']}-{row.get('sent_index')}",
-                        "" if questions else instruction,
-                        f"Context: {around}\n\nSentence: {text}",
-                        joined_labels(named, "none"),
-                        tuple(_QUESTIONS),
-                    ),
-                )
-            except NotReadable as error:
-                yield index + 2, error
+    def parse(index: int) -> TaskLine:
+        row = rows[index]
+        sentence = _sentence(row)
+        labels = dict.fromkeys(_LABELS.get(one, one) for one in _listed(row.get("labels")))
+        return TaskLine(
+            id=f"{row['doc_id']}-{row.get('sent_index')}",
+            task="clip",
+            kind=Kind.GENERATION,
+            measure=Measure.LABELS,
+            instruction=(
+                "Which kinds of action does this sentence of a discharge note ask for? Reply with "
+                "those that apply, separated by commas, or with: none\nKinds: "
+                + ", ".join(_LABELS.values())
+            ),
+            input=f"Context: {_with_context(rows, index, sentence)}\n\nSentence: {sentence}",
+            reference=LABEL_SEPARATOR.join(labels) or "none",
+            choices=tuple(_LABELS.values()),
+            no_answer="none",
+            licence=_LICENCE,
+        )
 
-    return _task(
-        "clip-questions" if questions else "clip",
-        Kind.GENERATION,
-        Measure.LABELS,
-        items(),
-        [ids, data],
-        problems,
-        max_tokens=32,
-        no_answer="none",
-        questions=_QUESTIONS if questions else {},
-    )
+    numbered = ((i + 2, i) for i, row in enumerate(rows) if row.get("doc_id") in wanted)
+    both = hashlib.sha256(ids).digest() + hashlib.sha256(data).digest()
+    return _task(numbered, parse, problems, hashlib.sha256(both).hexdigest(), max_tokens=32)
 
 
-def _around(rows: Sequence[dict[str, Any]], texts: Sequence[object], index: int) -> str:
+def _with_context(rows: Sequence[dict[str, Any]], index: int, sentence: str) -> str:
     """A sentence between whole sentences of the same document."""
-    parts = [str(texts[index])]
+    parts = [sentence]
     for side in (range(index - 1, -1, -1), range(index + 1, len(rows))):
         used = 0
         for other in side:
-            text = texts[other]
-            if rows[other].get("doc_id") != rows[index].get("doc_id") or not isinstance(text, str):
+            if rows[other].get("doc_id") != rows[index].get("doc_id"):
+                break
+            try:
+                text = _sentence(rows[other])
+            except NotReadable:
                 break
             used += len(text.encode()) + 1
             if used > _AROUND:
                 break
             parts.insert(0 if other < index else len(parts), text)
     return " ".join(parts)
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    return " ".join(_listed(row.get("sentence")))
 
 
 def _listed(value: object) -> list[str]:
@@ -281,46 +354,8 @@ def _listed(value: object) -> list[str]:
     return found
 
 
-def _task(
-    name: str,
-    kind: Kind,
-    measure: Measure,
-    items: Numbered,
-    files: Sequence[bytes],
-    problems: Problems,
-    **more: Any,
-) -> EvalTask:
-    """The task of a data set; raises what is wrong with its rows."""
-    found: dict[str, Item] = {}
-    for number, item in items:
-        if isinstance(item, NotReadable):
-            problems.add(number, item)
-        elif problem := problem_of(item, measure, more.get("no_answer", "")):
-            problems.add(number, problem)
-        elif item.id in found:
-            problems.add(number, "this id stood on a row before")
-        else:
-            found[item.id] = item
-    problems.raise_first()
-    if not found:
-        problems.fail("it holds no items")
-    digest = hashlib.sha256(b"".join(hashlib.sha256(data).digest() for data in files)).hexdigest()
-    return EvalTask(
-        name,
-        kind,
-        tuple(found.values()),
-        measure,
-        _LICENCE,
-        digest=digest,
-        total=len(found),
-        **more,
-    )
-
-
 DATASETS: dict[str, Callable[[Path, str], EvalTask]] = {
     "mednli": mednli,
-    "mednli-words": lambda path, what: mednli(path, what, words=True),
     "radqa": radqa,
     "clip": clip,
-    "clip-questions": lambda path, what: clip(path, what, questions=True),
 }

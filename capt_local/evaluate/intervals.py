@@ -1,35 +1,37 @@
-"""How sure figures and differences are: bootstrap intervals, paired between two methods.
+"""Figures over all items of a task, and how sure they and their differences are.
 
-Items are drawn with replacement, the same for both methods, and the difference is computed anew
-from each draw; the interval is between percentiles of these (Efron and Tibshirani 1993; for F1 and
-other figures that are no means, Berg-Kirkpatrick et al. 2012). The draws are scipy's.
+A figure is a statistic of drawn items: of all of them it is the estimate, of items that are drawn
+with replacement, the same for both methods, it is one draw of the bootstrap. The interval is
+between percentiles of the draws (Efron and Tibshirani 1993; for F1 and other figures that are no
+means, Berg-Kirkpatrick et al. 2012). The draws are scipy's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from capt_local.errors import UsageError
-from capt_local.evaluate.metrics import Floats, Outcome, column, indicator, library, metrics_of
+from capt_local.evaluate.metrics import Outcome, library, metrics_of
 from capt_local.evaluate.tasks import EvalTask, Measure
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 # Numbers of one batch of draws: 16 MB.
 _BATCH_NUMBERS = 2_000_000
+_OVER_CHOICES = ("macro_f1", "micro_f1")
 
+Floats: TypeAlias = NDArray[np.float64]
+# From drawn items, numbers of shape (draws, items), to a value for each draw, shape (draws,).
 Statistic: TypeAlias = Callable[[NDArray[np.intp]], Floats]
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """A difference or ratio and how sure it is, as `--json` has it.
+    """A figure or a comparison and how sure it is, as `--json` has it.
 
     Attributes:
         kind: "value" of a figure itself; "ratio": method over target, with 1 for the same;
@@ -37,7 +39,7 @@ class Interval(msgspec.Struct, frozen=True):
         estimate: over the items as they are.
         low: lower end.
         high: upper end.
-        items: how many were paired.
+        items: how many there were, or how many were paired.
     """
 
     kind: str
@@ -47,87 +49,70 @@ class Interval(msgspec.Struct, frozen=True):
     items: int
 
 
+def figures(
+    task: EvalTask, outcomes: Sequence[Outcome], *, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Interval]:
+    """The figures of one method, by the names of `metrics_of`; empty without outcomes."""
+    found = {}
+    for name in metrics_of(task) if outcomes else ():
+        one = _statistic(task, outcomes, name)
+        found[name] = interval(
+            one, len(outcomes), seed, resamples, kind="value", width=_width(task, name)
+        )
+    return found
+
+
 def compare(
     task: EvalTask,
     method: Sequence[Outcome],
-    target: Sequence[Outcome],
+    other: Sequence[Outcome],
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Interval]:
-    """Intervals for every figure of a task.
+    """Method against another, by the names of `metrics_of`; empty without outcomes.
 
     Args:
         task: that the outcomes are of.
         method: outcomes of the method.
-        target: outcomes of the target for the same items, in the same order.
+        other: of the other one, for the same items in the same order.
         seed: of the draws.
         resamples: how many.
 
     Returns:
-        By the names of `metrics_of`: differences, for bits per byte the ratio.
-
-    Raises:
-        UsageError: the outcomes are not of the same items, or none; or scipy is not installed.
+        Differences, for bits per byte the ratio.
     """
-    if len(method) != len(target):
-        raise UsageError("An interval needs the same items under both methods.")
-    if [one.expected for one in method] != [one.expected for one in target]:
-        raise UsageError("The items of the two methods are not the same.")
-    if task.measure is Measure.BITS and (column(method, "bytes") != column(target, "bytes")).any():
-        raise UsageError("The texts of the two methods are not the same.")
-    kind = "ratio" if task.measure is Measure.BITS else "difference"
-    statistic = partial(_paired, task, method, target)
-    return _all(task, statistic, kind, len(method), seed, resamples)
-
-
-def values(task: EvalTask, outcomes: Sequence[Outcome], *, seed: int = 0) -> dict[str, Interval]:
-    """Intervals of the figures of one method themselves, by the names of `metrics_of`.
-
-    Raises:
-        UsageError: there is no outcome; or scipy is not installed.
-    """
-    return _all(task, partial(_figure, task, outcomes), "value", len(outcomes), seed)
-
-
-def _all(
-    task: EvalTask,
-    statistic: Callable[[str], Statistic],
-    kind: str,
-    items: int,
-    seed: int,
-    resamples: int = RESAMPLES,
-) -> dict[str, Interval]:
-    if not items:
-        raise UsageError("An interval needs at least one item.")
-    return {
-        name: interval(
-            statistic(name),
-            items,
-            kind=kind,
-            seed=seed,
-            resamples=resamples,
-            width=len(task.choices) if name.endswith("_f1") else 1,
+    found = {}
+    for name in metrics_of(task) if method else ():
+        ours, theirs = _statistic(task, method, name), _statistic(task, other, name)
+        if task.measure is Measure.BITS:
+            kind, both = "ratio", _applied(np.divide, ours, theirs)
+        else:
+            kind, both = "difference", _applied(np.subtract, ours, theirs)
+        found[name] = interval(
+            both, len(method), seed, resamples, kind=kind, width=_width(task, name)
         )
-        for name in metrics_of(task)
-    }
+    return found
+
+
+def _applied(how: np.ufunc, one: Statistic, two: Statistic) -> Statistic:
+    return lambda drawn: how(one(drawn), two(drawn))
 
 
 def interval(
     statistic: Statistic,
     items: int,
-    *,
     seed: int = 0,
     resamples: int = RESAMPLES,
+    *,
     kind: str = "difference",
     width: int = 1,
 ) -> Interval:
-    """The percentile interval of a statistic of paired items.
+    """The percentile interval of a statistic of at least one item.
 
     Args:
-        statistic: from drawn items, numbers of shape (draws, items), to a value for each draw,
-            shape (draws,).
-        items: how many there are, at least 1.
+        statistic: see `Statistic`.
+        items: how many there are.
         seed: of the draws.
         resamples: how many.
         kind: see `Interval`.
@@ -139,7 +124,7 @@ def interval(
     estimate = float(statistic(np.arange(items)[None])[0])
     if items == 1:  # every draw is that item
         return Interval(kind, estimate, estimate, estimate, items)
-    found: Any = (
+    found = (
         library("scipy.stats")
         .bootstrap(
             (np.arange(items),),
@@ -156,37 +141,38 @@ def interval(
     return Interval(kind, estimate, float(found.low), float(found.high), items)
 
 
-def _figure(task: EvalTask, outcomes: Sequence[Outcome], name: str) -> Statistic:
+def _statistic(task: EvalTask, outcomes: Sequence[Outcome], name: str) -> Statistic:
+    def column(name: str) -> Floats:
+        return np.array([outcome.values[name] for outcome in outcomes], dtype=np.float64)
+
     if name == "bits_per_byte":
-        bits, sizes = column(outcomes, "nats") / math.log(2), column(outcomes, "bytes")
+        bits, sizes = column("nats") / math.log(2), column("bytes")
         return lambda drawn: bits[drawn].sum(axis=-1) / sizes[drawn].sum(axis=-1)
-    if name in ("macro_f1", "micro_f1"):
-        return _f1_statistic(task, outcomes, name.removesuffix("_f1"))
-    one = column(outcomes, name)
-    return lambda drawn: one[drawn].mean(axis=-1)
+    if name in _OVER_CHOICES:
+        return _f1(task, outcomes, macro=name == "macro_f1")
+    values = column(name)
+    return lambda drawn: values[drawn].mean(axis=-1)
 
 
-def _paired(
-    task: EvalTask, method: Sequence[Outcome], target: Sequence[Outcome], name: str
-) -> Statistic:
-    ours, theirs = _figure(task, method, name), _figure(task, target, name)
-    if task.measure is Measure.BITS:
-        return lambda drawn: ours(drawn) / theirs(drawn)
-    return lambda drawn: ours(drawn) - theirs(drawn)
-
-
-def _f1_statistic(task: EvalTask, outcomes: Sequence[Outcome], average: str) -> Statistic:
-    classes = len(task.choices)
-    right = indicator([outcome.expected for outcome in outcomes], classes)
-    named = indicator([outcome.predicted for outcome in outcomes], classes)
-    hits, sizes = (right * named).astype(np.float64), (right + named).astype(np.float64)
+def _f1(task: EvalTask, outcomes: Sequence[Outcome], *, macro: bool) -> Statistic:
+    """The mean of F1 over the choices, or F1 over all decisions; 0 of what never comes up."""
+    right, named = np.zeros((2, len(outcomes), len(task.choices)))
+    for row, outcome in enumerate(outcomes):
+        # An answer that names nothing is a row of zeros: a miss of its class, a find of none.
+        right[row, list(outcome.expected)] = 1
+        named[row, list(outcome.predicted)] = 1
+    hits, sizes = right * named, right + named
 
     def statistic(drawn: NDArray[np.intp]) -> Floats:
-        # 2 TP / (2 TP + FP + FN), by class or over all; 0 where nothing was right or named.
+        # 2 TP / (2 TP + FP + FN), by class or over all.
         both, either = 2 * hits[drawn].sum(axis=-2), sizes[drawn].sum(axis=-2)
-        if average == "micro":
+        if not macro:
             both, either = both.sum(axis=-1, keepdims=True), either.sum(axis=-1, keepdims=True)
         scores: Floats = np.divide(both, either, out=np.zeros_like(both), where=either > 0)
         return scores.mean(axis=-1)
 
     return statistic
+
+
+def _width(task: EvalTask, name: str) -> int:
+    return len(task.choices) if name in _OVER_CHOICES else 1

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from capt_local.errors import UsageError
 from capt_local.evaluate.tasks import EvalTask, Item, Kind, folded
 from capt_local.prompting.messages import Message
 
-YES_NO = ("Yes", "No")
 _BETWEEN = "\n\n"
 _LEAD = "\n\nAnswer:"  # between question and answer of raw text
 _AROUND = "\"'`*_“”‘’«» \t.,:;!?()[]"
@@ -27,11 +26,7 @@ _DENIAL = re.compile(r"(?:\b(?:not|never|no|neither|nor|cannot|without)|n['’]t
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Examples to show before a question: the first of a task.
-
-    Attributes:
-        task: that they come from.
-        count: how many.
+    """The first `count` items of a task, to show before a question.
 
     Raises:
         UsageError: there are fewer, or they are prose.
@@ -72,11 +67,7 @@ class Examples:
 
 
 def messages(item: Item, task: EvalTask, examples: Examples | None = None) -> list[Message]:
-    """The conversation that asks for an answer.
-
-    Raises:
-        UsageError: there are too few examples.
-    """
+    """The conversation that asks for an answer."""
     turns = []
     for shot in examples.of(item, task) if examples else []:
         turns += [Message("user", _question(shot, task)), Message("assistant", shot.reference)]
@@ -84,22 +75,10 @@ def messages(item: Item, task: EvalTask, examples: Examples | None = None) -> li
 
 
 def text(item: Item, task: EvalTask, examples: Examples | None = None) -> str:
-    """The same as one text for a model without a chat template; the answer goes on behind it.
-
-    Raises:
-        UsageError: there are too few examples.
-    """
+    """The same as one text for a model without a chat template; the answer goes on behind it."""
     shots = examples.of(item, task) if examples else []
     parts = [f"{_question(shot, task)}{_LEAD} {shot.reference}" for shot in shots]
     return _BETWEEN.join([*parts, _question(item, task) + _LEAD])
-
-
-def label_question(item: Item, task: EvalTask, label: str, *, raw: bool) -> str | list[Message]:
-    """Whether one label applies, as a question that is answered with `YES_NO`."""
-    options = "\n".join(f"-{answer}" for answer in YES_NO)
-    question = f"{item.input}\n\n{task.questions[label]} Options:\n{options}"
-    plain = replace(item, instruction="", input=question)
-    return text(plain, task) if raw else messages(plain, task)
 
 
 def _question(item: Item, task: EvalTask) -> str:
@@ -110,25 +89,17 @@ def _question(item: Item, task: EvalTask) -> str:
 
 
 def read_answer(answer: str, item: Item, task: EvalTask) -> str | None:
-    """What an answer says: for a classification the choice that it names, else its text.
-
-    Returns:
-        None where it says nothing: no choice, or more than one.
-    """
+    """The choice that an answer names, of a generation its text; None where it says nothing."""
     if task.kind is not Kind.CLASSIFICATION:
         return answer.strip() or None
-    aliases = {word: choice for word, choice in task.aliases.items() if choice in item.choices}
-    named = named_choice(answer, (*item.choices, *aliases))
-    return aliases.get(named, named) if named is not None else None
+    return named_choice(answer, item.choices)
 
 
 def named_choice(answer: str, choices: Sequence[str]) -> str | None:
-    """The choice that an answer names; `choices` are distinct.
+    """The choice of several distinct ones that an answer names.
 
-    Returns:
-        The choice, by the first of these that holds: the answer is the choice; it begins with the
-        choice as a word of its own; its first line with any choice in it has one alone, not
-        denied. Else None.
+    The first rule that holds: the answer is the choice; it begins with the choice as a word of its
+    own; its first line with any choice in it has one alone, not denied. Else None.
     """
     by_fold = {folded(choice): choice for choice in choices}
     bare = folded(answer.strip().strip(_AROUND))

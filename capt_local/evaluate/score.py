@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,11 +55,6 @@ class ScoreItem:
     cut: bool = False
 
 
-def is_lines(path: Path) -> bool:
-    """Whether a file is JSON Lines, by its name."""
-    return path.suffix.lower() == ".jsonl"
-
-
 def read_score_items(
     path: Path, what: str, *, raw: bool = False, limit: int | None = None, size: int | None = None
 ) -> list[ScoreItem]:
@@ -77,48 +72,25 @@ def read_score_items(
             reported with its number, and how many more there are.
     """
     data = read_bytes(path, what, pipes=True)
-    problems, found, seen = Problems(what), list[ScoreItem](), dict[str, int]()
-    if not is_lines(path):
+    problems, found = Problems(what), dict[str, ScoreItem]()
+    if path.suffix.lower() != ".jsonl":
         try:
-            found.append(text_item(1, "1", utf8(data), size) if data else _none())
+            return [_text(1, "1", utf8(data), size)]
         except NotReadable as error:
             problems.fail(str(error))
-        return found
     for number, line in lines(data):
         try:
             item = _item(number, parse_object(line), raw=raw, size=size)
-            before = seen.setdefault(item.id, number)
-            if before != number:
-                raise NotReadable(f"its id is that of line {before}")
+            if item.id in found:
+                raise NotReadable(f"its id is that of line {found[item.id].line}")
         except NotReadable as error:
             problems.add(number, error)
         else:
-            found.append(item)
+            found[item.id] = item
     problems.raise_first()
     if not found:
         raise UsageError(f"{what} holds no text.")
-    return found[:limit]
-
-
-def _none() -> ScoreItem:
-    raise NotReadable("it holds no text")
-
-
-def text_item(number: int, id: str, text: str, size: int | None) -> ScoreItem:
-    """A text, of at most so many bytes (never a part of a character).
-
-    Raises:
-        NotReadable: it is empty, or nothing of it would be left.
-    """
-    if not text:
-        raise NotReadable("the text is empty")
-    data = text.encode()
-    if size is None or len(data) <= size:
-        return ScoreItem(id, number, data)
-    beginning = data[:size].decode("utf-8", "ignore").encode()
-    if not beginning:
-        raise NotReadable(f"the first character is longer than {size} bytes; allow more")
-    return ScoreItem(id, number, beginning, cut=True)
+    return list(found.values())[:limit]
 
 
 class _ScoreLine(msgspec.Struct):
@@ -142,7 +114,7 @@ def _item(number: int, value: Mapping[str, object], *, raw: bool, size: int | No
     if "text" in value:
         if "prompt" in value or "messages" in value:
             raise NotReadable('a "text" has no prompt before it; name it "continuation"')
-        return text_item(number, id, row.text or "", size)
+        return _text(number, id, row.text or "", size)
     if size is not None:
         raise NotReadable("--max-bytes cuts texts alone, and this is an answer")
     if ("prompt" in value) == ("messages" in value):
@@ -153,12 +125,24 @@ def _item(number: int, value: Mapping[str, object], *, raw: bool, size: int | No
     if isinstance(prompt, str) and not raw and not prompt.strip():
         raise NotReadable("the prompt is empty")
     if row.choices is not None:
-        right = _right(row.answer, row.choices)
-        return ScoreItem(id, number, b"", prompt, row.choices, right)
+        return ScoreItem(id, number, b"", prompt, row.choices, _right(row.answer, row.choices))
     answer = row.continuation or row.completion
     if not answer:
         raise NotReadable(f"the {kinds[0]} is empty")
     return ScoreItem(id, number, answer.encode(), prompt)
+
+
+def _text(number: int, id: str, text: str, size: int | None) -> ScoreItem:
+    """A text of at most `size` bytes, in whole characters."""
+    if not text:
+        raise NotReadable("the text is empty")
+    data = text.encode()
+    if size is None or len(data) <= size:
+        return ScoreItem(id, number, data)
+    beginning = data[:size].decode("utf-8", "ignore").encode()
+    if not beginning:
+        raise NotReadable(f"the first character is longer than {size} bytes; allow more")
+    return ScoreItem(id, number, beginning, cut=True)
 
 
 def _right(answer: str | int | None, choices: tuple[str, ...]) -> int | None:
@@ -221,7 +205,7 @@ def measure(
     end: bool = False,
     cancel: Callable[[], bool] | None = None,
 ) -> Iterator[ItemScore]:
-    """Scores every item by itself.
+    """Scores every item by itself; one that is longer than the context says so.
 
     Args:
         runtime: with the models that the method needs.
@@ -230,38 +214,42 @@ def measure(
         how: rule by which one of several choices is chosen.
         raw: whether a prompt is text to go on with, without a chat template.
         end: whether it counts that an answer ends where it does.
-        cancel: called at every token; true ends the work.
-
-    Yields:
-        What was found about each; one that is longer than the context says so.
-
-    Raises:
-        Cancelled: `cancel` returned true.
+        cancel: called at every token; true raises Cancelled.
     """
     for item in items:
         try:
-            if item.prompt is None:
-                text = runtime.score(item.data, options, cancel=cancel)
-                yield ItemScore(item.id, text.nats, text.size, text.tokens, text.windows)
-            elif not item.choices:
-                score = runtime.score_answer(
-                    item.prompt, item.data, options, raw=raw, cancel=cancel, end=end
-                )
-                yield ItemScore(item.id, score.nats, score.size, score.tokens, greedy=score.greedy)
-            else:
-                chosen = runtime.choose(
-                    item.prompt, item.choices, options, raw=raw, cancel=cancel, how=how
-                )
-                right = item.answer
-                scored = chosen.scores[right] if right is not None and chosen.scores else None
-                yield ItemScore(
-                    item.id,
-                    nats=scored.nats if scored else 0.0,
-                    size=scored.size if scored else 0,
-                    tokens=scored.tokens if scored else 0,
-                    chosen=chosen.index,
-                    logps=chosen.logps,
-                    correct=None if right is None else chosen.index == right,
-                )
+            yield _scored(runtime, item, options, how, raw=raw, end=end, cancel=cancel)
         except ContextOverflow as error:
             yield ItemScore(item.id, error=str(error))
+
+
+def _scored(
+    runtime: Runtime,
+    item: ScoreItem,
+    options: GenerateOptions,
+    how: Choosing,
+    *,
+    raw: bool,
+    end: bool,
+    cancel: Callable[[], bool] | None,
+) -> ItemScore:
+    if item.prompt is None:
+        text = runtime.score(item.data, options, cancel=cancel)
+        return ItemScore(item.id, text.nats, text.size, text.tokens, text.windows)
+    if not item.choices:
+        score = runtime.score_answer(
+            item.prompt, item.data, options, raw=raw, cancel=cancel, end=end
+        )
+        return ItemScore(item.id, score.nats, score.size, score.tokens, greedy=score.greedy)
+    chosen = runtime.choose(item.prompt, item.choices, options, raw=raw, cancel=cancel, how=how)
+    found = ItemScore(item.id, chosen=chosen.index, logps=chosen.logps)
+    if item.answer is None:
+        return found
+    right = chosen.scores[item.answer]
+    return replace(
+        found,
+        nats=right.nats,
+        size=right.size,
+        tokens=right.tokens,
+        correct=chosen.index == item.answer,
+    )

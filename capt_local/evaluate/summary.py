@@ -10,9 +10,8 @@ from typing import Any
 
 import msgspec
 
-from capt_local.evaluate.intervals import Interval, compare, values
-from capt_local.evaluate.metrics import summarise
-from capt_local.evaluate.run import Result
+from capt_local.evaluate.intervals import Interval, compare, figures
+from capt_local.evaluate.results import Result
 from capt_local.evaluate.tasks import EvalTask
 
 TARGET = "target"
@@ -52,25 +51,17 @@ class MethodFigures(msgspec.Struct, frozen=True):
     values: dict[str, Interval]
     intervals: dict[str, Interval]
     counts: Counts
-    seconds: float = 0.0
-    tokens: int = 0
-    decoded: int = 0
+    seconds: float
+    tokens: int
+    decoded: int
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSummary:
-    """One task under all methods.
-
-    Attributes:
-        task: that was run.
-        methods: by their names, in their order.
-        cut: items whose input was cut on request.
-        against: the method that intervals are against.
-    """
+    """One task under all methods, by their names; intervals are against one of them."""
 
     task: EvalTask
     methods: dict[str, MethodFigures]
-    cut: int
     against: str = TARGET
 
 
@@ -99,40 +90,40 @@ def summarise_task(
         if result.task == task.name and result.method in found:
             found[result.method][result.item] = result
     others = found.get(against, {})
-    figures = {
-        method: _figures(task, found[method], others if method != against else {}, seed)
-        for method in methods
-    }
-    cut = {one.item for by_item in found.values() for one in by_item.values() if one.cut}
-    return TaskSummary(task, figures, len(cut), against)
+    return TaskSummary(
+        task,
+        {
+            method: _figures(task, found[method], others if method != against else {}, seed)
+            for method in methods
+        },
+        against,
+    )
 
 
 def _figures(
-    task: EvalTask,
-    found: Mapping[str, Result],
-    others: Mapping[str, Result],
-    seed: int,
+    task: EvalTask, found: Mapping[str, Result], others: Mapping[str, Result], seed: int
 ) -> MethodFigures:
     # In the order of the task: sums and draws do not depend on the order of the run.
     results = [found[item.id] for item in task.items if item.id in found]
     outcomes = [result.outcome for result in results if result.outcome is not None]
-    pairs = [
-        (result.outcome, others[result.item].outcome) for result in results if result.item in others
-    ]
-    ours = [one for one, other in pairs if one is not None and other is not None]
-    theirs = [other for one, other in pairs if one is not None and other is not None]
-    counts = Counts(
-        done=len(outcomes),
-        failed=dict(Counter(result.failed for result in results if result.failed)),
-        left=len(task.items) - len(results),
-        unanswered=sum(bool(one.expected) and not one.predicted for one in outcomes),
-        unfinished=sum(result.unfinished for result in results),
-    )
+    ours, theirs = [], []
+    for result in results:
+        other = others.get(result.item)
+        if result.outcome is not None and other is not None and other.outcome is not None:
+            ours.append(result.outcome)
+            theirs.append(other.outcome)
+    values = figures(task, outcomes, seed=seed)
     return MethodFigures(
-        metrics=summarise(task, outcomes) if outcomes else {},
-        values=values(task, outcomes, seed=seed) if outcomes else {},
-        intervals=compare(task, ours, theirs, seed=seed) if ours else {},
-        counts=counts,
+        metrics={name: value.estimate for name, value in values.items()},
+        values=values,
+        intervals=compare(task, ours, theirs, seed=seed),
+        counts=Counts(
+            done=len(outcomes),
+            failed=dict(Counter(result.failed for result in results if result.failed)),
+            left=len(task.items) - len(results),
+            unanswered=sum(bool(one.expected) and not one.predicted for one in outcomes),
+            unfinished=sum(result.unfinished for result in results),
+        ),
         seconds=math.fsum(result.seconds for result in results),
         tokens=sum(result.tokens for result in results),
         decoded=sum(result.decoded for result in results),
@@ -155,7 +146,7 @@ def as_object(
                 "licence": summary.task.licence,
                 "items": len(summary.task.items),
                 "items_in_file": summary.task.total,
-                "cut": summary.cut,
+                "cut": len(summary.task.cut),
                 "against": summary.against,
                 "methods": msgspec.to_builtins(summary.methods),
             }

@@ -1,35 +1,16 @@
-"""Tasks: items of one kind, from JSON Lines or from the files of a known data set.
-
-A line is `{id, task, kind, instruction, input, reference, choices, ...}`; a text to predict is
-`{id, task, kind: "perplexity", text}`. See docs/tasks.md.
-"""
+"""Tasks: items of one kind, and what their answers are measured by."""
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Mapping
+import json
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import msgspec
-
-from capt_local.bundles.manifest import NAME
 from capt_local.errors import UsageError
-from capt_local.strict_json import (
-    NotReadable,
-    Problems,
-    convert,
-    form,
-    lines,
-    parse_object,
-    read_bytes,
-)
 
 _LONGEST_ID = 256
-_BETWEEN_LABELS = ", "
+LABEL_SEPARATOR = ", "
 
 
 class Kind(StrEnum):
@@ -56,7 +37,6 @@ MEASURES: dict[Kind, tuple[Measure, ...]] = {  # the first is the default
     Kind.GENERATION: (Measure.ROUGE, Measure.SPAN, Measure.LABELS, Measure.FIELDS),
     Kind.PERPLEXITY: (Measure.BITS,),
 }
-MAX_TOKENS = {Kind.CLASSIFICATION: 32, Kind.GENERATION: 512, Kind.PERPLEXITY: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +72,17 @@ def folded(text: str) -> str:
 
 
 def labels_of(reference: str, no_answer: str) -> tuple[str, ...]:
-    """The labels of a reference, which joins them with ", "; `no_answer` is that without any."""
-    return () if reference == no_answer else tuple(reference.split(_BETWEEN_LABELS))
+    """The labels of a reference; `no_answer` is that without any."""
+    return () if reference == no_answer else tuple(reference.split(LABEL_SEPARATOR))
 
 
-def joined_labels(labels: tuple[str, ...], no_answer: str) -> str:
-    """The reference with some labels."""
-    return _BETWEEN_LABELS.join(labels) or no_answer
+def json_object(text: str) -> dict[str, Any] | None:
+    """A text as a JSON object; None where it is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def problem_of(item: Item, measure: Measure, no_answer: str = "") -> str | None:
@@ -112,6 +96,8 @@ def problem_of(item: Item, measure: Measure, no_answer: str = "") -> str | None:
         return None
     if any(not reference.strip() for reference in item.references):
         return '"reference" is empty'
+    if measure is Measure.FIELDS and json_object(item.reference) is None:
+        return '"reference" is no JSON object'
     if measure not in (Measure.CHOICE, Measure.LABELS):
         return '"choices" are only for a classification' if choices else None
     if len(choices) < (2 if measure is Measure.CHOICE else 1):
@@ -122,7 +108,7 @@ def problem_of(item: Item, measure: Measure, no_answer: str = "") -> str | None:
         return 'two of "choices" are the same, but for capitals and spaces'
     if measure is Measure.CHOICE:
         return None if item.reference in choices else '"reference" is not one of "choices"'
-    if any(_BETWEEN_LABELS in choice for choice in choices):
+    if any(LABEL_SEPARATOR in choice for choice in choices):
         return 'one of "choices" has a comma in it'
     named = labels_of(item.reference, no_answer)
     if not set(named) <= set(choices) or len(set(named)) < len(named):
@@ -132,7 +118,7 @@ def problem_of(item: Item, measure: Measure, no_answer: str = "") -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class EvalTask:
-    """Items of one kind.
+    """Items of one kind; `evaluate.datasets` reads and checks them.
 
     Attributes:
         name: short, for tables.
@@ -143,16 +129,11 @@ class EvalTask:
         max_tokens: the longest answer.
         no_answer: for spans the answer that says that there is none; for labels the answer that
             says that none applies.
-        aliases: further words that name a choice, by the choice in the values.
-        questions: for labels: a yes/no question for each, put one by one instead of asking for a
-            list; empty: for the list.
         digest: SHA-256 in hexadecimal over all files that the items come from.
         total: how many items there were before `limit`.
+        cut: ids of the items whose input was cut on request.
         choices: all choices of all items, in the order of their first appearance.
         same_choices: whether every item has the same choices, so that they are classes.
-
-    Raises:
-        UsageError: the items are not of the kind, or two share an id.
     """
 
     name: str
@@ -162,147 +143,33 @@ class EvalTask:
     licence: str = ""
     max_tokens: int = 512
     no_answer: str = ""
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    questions: Mapping[str, str] = field(default_factory=dict)
     digest: str = ""
     total: int = 0
+    cut: frozenset[str] = frozenset()
     choices: tuple[str, ...] = field(init=False)
     same_choices: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        """Checks that everything fits together."""
+        """Collects the choices."""
         each = dict.fromkeys(item.choices for item in self.items)
         found = dict.fromkeys(choice for choices in each for choice in choices)
         object.__setattr__(self, "choices", tuple(found))
         object.__setattr__(self, "same_choices", len(each) == 1)
-        if not self.items:
-            raise UsageError("A task needs at least one item.")
-        if self.measure not in MEASURES[self.kind]:
-            raise UsageError(f"A {self.kind} task cannot be measured by {self.measure}.")
-        for number, item in enumerate(self.items, 1):
-            if problem := problem_of(item, self.measure, self.no_answer):
-                raise UsageError(f"Item {number} of a task: {problem}.")
-        if len({item.id for item in self.items}) < len(self.items):
-            raise UsageError("Two items of a task have the same id.")
 
 
-def read_task(
-    place: Path, *, limit: int | None = None, seed: int = 0, what: str = "The task file"
-) -> EvalTask:
-    """Reads a task.
-
-    Args:
-        place: a file of JSON Lines, or DATASET=PATH (see `evaluate.datasets`).
-        limit: only so many items, drawn at random, in the order of the file.
-        seed: of the draw.
-        what: how errors call it; its name may be a patient's.
-
-    Raises:
-        UsageError: it cannot be read, or lines are not as they should be; the first is reported
-            with its number, and how many more there are.
-    """
-    from capt_local.evaluate.datasets import DATASETS
-
-    name, equals, path = str(place).partition("=")
-    task = DATASETS[name](Path(path), what) if equals and name in DATASETS else _lines(place, what)
-    if limit is None or limit >= len(task.items):
-        return task
-    chosen = sorted(random.Random(seed).sample(range(len(task.items)), limit))
-    return replace(task, items=tuple(task.items[index] for index in chosen))
-
-
-class TaskLine(msgspec.Struct, frozen=True):
-    """A line of a file of items; keys of others are left alone."""
-
-    id: str | int
-    task: Annotated[str, form(NAME.pattern, "must be 1 to 64 letters, digits, '.-_'")]
-    kind: Kind
-    instruction: str = ""
-    input: str = ""
-    text: str = ""
-    reference: str = ""
-    choices: tuple[str, ...] = ()
-    alternatives: tuple[str, ...] = ()
-    licence: str = ""
-    measure: Measure | None = None
-    no_answer: str = ""
-
-    def item(self) -> Item:
-        """As an item."""
-        if self.kind is Kind.PERPLEXITY:
-            return Item(str(self.id), "", self.text, "")
-        return Item(
-            str(self.id),
-            self.instruction,
-            self.input,
-            self.reference,
-            self.choices,
-            self.alternatives,
-        )
-
-    @property
-    def shared(self) -> tuple[object, ...]:
-        """What all lines of a file have in common."""
-        return self.task, self.kind, self.measure or MEASURES[self.kind][0], self.no_answer
-
-
-def _lines(place: Path, what: str) -> EvalTask:
-    data = read_bytes(place, what)
-    problems, found = Problems(what), dict[str, TaskLine]()
-    first: TaskLine | None = None
-    for number, raw in lines(data):
-        try:
-            line = convert(parse_object(raw), TaskLine)
-            first = first or line
-            measure = line.measure or MEASURES[line.kind][0]
-            if problem := problem_of(line.item(), measure, line.no_answer):
-                raise NotReadable(problem)
-            if str(line.id) in found:
-                raise NotReadable('this "id" stood on a line before')
-            if line.shared != first.shared:
-                raise NotReadable(
-                    '"task", "kind", "measure" or "no_answer" is not that of the first line'
-                )
-        except NotReadable as error:
-            problems.add(number, error)
-        else:
-            found[str(line.id)] = line
-    problems.raise_first()
-    if first is None:
-        problems.fail("it holds no items")
-    return EvalTask(
-        name=first.task,
-        kind=first.kind,
-        items=tuple(line.item() for line in found.values()),
-        measure=first.measure or MEASURES[first.kind][0],
-        licence="; ".join(dict.fromkeys(line.licence for line in found.values() if line.licence)),
-        max_tokens=MAX_TOKENS[first.kind],
-        no_answer=first.no_answer,
-        digest=hashlib.sha256(data).hexdigest(),
-        total=len(found),
-    )
-
-
-def shortened(task: EvalTask, size: int | None) -> tuple[EvalTask, frozenset[str]]:
-    """The task with inputs of at most so many bytes: their beginnings, never a part of a character.
-
-    Args:
-        task: any.
-        size: bytes of UTF-8; None leaves everything as it is.
-
-    Returns:
-        The task, and the ids of the items that were cut.
+def shortened(task: EvalTask, size: int | None) -> EvalTask:
+    """The task with inputs of at most `size` bytes: their beginnings, in whole characters.
 
     Raises:
         UsageError: nothing would be left of an input.
     """
     if size is None:
-        return task, frozenset()
-    cut = {item.id for item in task.items if len(item.input.encode()) > size}
+        return task
     items = tuple(
         replace(item, input=item.input.encode()[:size].decode("utf-8", "ignore"))
         for item in task.items
     )
     if any(not item.input.strip() for item in items):
         raise UsageError(f"--max-input-bytes {size} leaves nothing of an input; allow more.")
-    return replace(task, items=items), frozenset(cut)
+    cut = {old.id for old, new in zip(task.items, items, strict=True) if old.input != new.input}
+    return replace(task, items=items, cut=frozenset(cut))

@@ -12,7 +12,7 @@ from capt_local import GenerateOptions, LoadOptions
 from capt_local.batch.manifest import fingerprint_of
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import AdapterFile, Bundle
-from capt_local.cli.eval_run import fingerprint
+from capt_local.cli.eval import fingerprint
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 from tests.tiny_models import tiny_adapter, tiny_gguf

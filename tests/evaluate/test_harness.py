@@ -19,9 +19,10 @@ from capt_local.errors import (
     NumericalError,
     UsageError,
 )
-from capt_local.evaluate import ChoiceBy
+from capt_local.evaluate import ChoiceBy, metrics
 from capt_local.evaluate.metrics import Outcome
-from capt_local.evaluate.run import EvalPlan, Finished, Result, ResultsFile, TaskRun, run
+from capt_local.evaluate.results import Finished, Result, ResultsFile, SampleLog
+from capt_local.evaluate.run import EvalPlan, run
 from capt_local.evaluate.summary import summarise_task
 from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure
 from tests.evaluate.fake_runtime import FakeRuntime, Rules
@@ -55,16 +56,16 @@ def plan(choice: ChoiceBy = ChoiceBy.PER_BYTE, **more: Any) -> EvalPlan:
     return EvalPlan(methods, choice, **more)
 
 
-def outcomes(rules: Rules, runs: Sequence[TaskRun], how: EvalPlan, **more: Any) -> list[Finished]:
-    how.check(runs)
-    return list(run(FakeRuntime(rules), runs, how, **more))  # type: ignore[arg-type]
+def outcomes(rules: Rules, tasks: Sequence[EvalTask], how: EvalPlan, **more: Any) -> list[Finished]:
+    how.check(tasks)
+    return list(run(FakeRuntime(rules), tasks, how, **more))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("choice", [ChoiceBy.LIKELIHOOD, ChoiceBy.PER_BYTE])
 def test_a_classification_by_its_choices(choice: ChoiceBy) -> None:
     rules = Rules(say=lambda method, prompt, seed: "yes" if method == "capt" else "no")
-    found = outcomes(rules, [TaskRun(QUESTIONS)], plan(choice))
-    assert [one.result.place[1:] for one in found] == [
+    found = outcomes(rules, [QUESTIONS], plan(choice))
+    assert [one.result.key[1:] for one in found] == [
         *(("target", "0"), ("capt", "0")),
         *(("target", "1"), ("capt", "1")),
         *(("target", "2"), ("capt", "2")),
@@ -83,7 +84,7 @@ def test_a_classification_by_its_choices(choice: ChoiceBy) -> None:
 def test_a_choice_is_read_from_a_free_answer() -> None:
     words = {"0": "Answer: yes.", "1": "Yes or no", "2": "No, not at all"}
     rules = Rules(say=lambda method, prompt, seed: words[prompt.split("note ")[1][0]])
-    found = outcomes(rules, [TaskRun(QUESTIONS)], plan(ChoiceBy.FREE))
+    found = outcomes(rules, [QUESTIONS], plan(ChoiceBy.FREE))
     assert [one.read for one in found[::2]] == ["yes", None, "no"]
     assert [one.answer for one in found[::2]] == list(words.values())
     whole = summarise_task(QUESTIONS, ["target", "capt"], [one.result for one in found])
@@ -95,7 +96,7 @@ def test_a_choice_is_read_from_a_free_answer() -> None:
 
 def test_prose_is_scored_and_compared_by_its_ratio() -> None:
     rules = Rules(say=lambda method, prompt, seed: "6" if method == "capt" else "12")
-    found = outcomes(rules, [TaskRun(TEXTS)], plan())
+    found = outcomes(rules, [TEXTS], plan())
     results = [one.result for one in found]
     cell = summarise_task(TEXTS, ["target", "capt"], results).methods["capt"]
     assert cell.metrics["bits_per_byte"] == pytest.approx(12 / 13 / 0.6931471805599453)
@@ -111,7 +112,7 @@ def test_prose_is_scored_and_compared_by_its_ratio() -> None:
 
 def test_a_text_that_was_ended_by_its_length_is_told() -> None:
     rules = Rules(say=lambda *_: "two days of fever", finish=FinishReason.LENGTH)
-    found = outcomes(rules, [TaskRun(WRITING)], plan())
+    found = outcomes(rules, [WRITING], plan())
     cells = summarise_task(WRITING, ["target", "capt"], [one.result for one in found]).methods
     assert cells["target"].metrics["rougeL"] == 1.0
     assert [cell.counts.unfinished for cell in cells.values()] == [1, 1]
@@ -134,7 +135,7 @@ def test_an_error_costs_one_item_under_one_method(error: Exception, reason: str)
             raise error
         return "yes"
 
-    found = outcomes(Rules(say=say), [TaskRun(QUESTIONS)], plan())
+    found = outcomes(Rules(say=say), [QUESTIONS], plan())
     assert [one.result.failed for one in found] == ["", "", "", reason, "", ""]
     assert found[3].problem == str(error)
     assert found[3].result.decoded == 10
@@ -151,7 +152,7 @@ def test_what_is_no_fault_of_an_item_ends_the_run() -> None:
         raise MemoryShortage("full")
 
     with pytest.raises(MemoryShortage):
-        outcomes(Rules(say=say), [TaskRun(QUESTIONS)], plan())
+        outcomes(Rules(say=say), [QUESTIONS], plan())
 
 
 @pytest.mark.parametrize("choice", [ChoiceBy.PER_BYTE, ChoiceBy.FREE])
@@ -162,7 +163,7 @@ def test_what_is_half_done_when_it_is_stopped_is_dropped(choice: ChoiceBy) -> No
     def cancel() -> bool:
         return len(rules.calls) >= stop_at
 
-    found = outcomes(rules, [TaskRun(QUESTIONS), TaskRun(TEXTS)], plan(choice), cancel=cancel)
+    found = outcomes(rules, [QUESTIONS, TEXTS], plan(choice), cancel=cancel)
     assert len(found) == stop_at - 1
     cells = summarise_task(QUESTIONS, ["target", "capt"], [one.result for one in found]).methods
     assert [(cell.counts.done, cell.counts.left) for cell in cells.values()] == [(2, 1), (1, 2)]
@@ -178,48 +179,31 @@ def test_a_resumed_run_is_the_run() -> None:
         return "no" if method == "capt" and "note 1" in prompt else "yes"
 
     def figures(finished: Sequence[Finished]) -> list[tuple[object, ...]]:
-        return [(*one.result.place, one.result.outcome) for one in finished]
+        return [(*one.result.key, one.result.outcome) for one in finished]
 
-    whole = outcomes(Rules(say=say), [TaskRun(QUESTIONS)], plan())
+    whole = outcomes(Rules(say=say), [QUESTIONS], plan())
     rules = Rules(say=say)
-    done = [one.result.place for one in whole[:2]]
-    rest = outcomes(rules, [TaskRun(QUESTIONS)], plan(), done=done)
+    done = [one.result.key for one in whole[:2]]
+    rest = outcomes(rules, [QUESTIONS], plan(), done=done)
     assert figures([*whole[:2], *rest]) == figures(whole)
     assert len(rules.calls) == 4
 
 
-def test_labels_by_a_question_each() -> None:
-    labels = ("lab", "imaging")
-    items = tuple(
-        Item(str(n), "", note, reference, labels)
-        for n, (note, reference) in enumerate([("repeat the test", "lab"), ("rest", "none")])
-    )
-    task = EvalTask(
-        "asked",
-        Kind.GENERATION,
-        items,
-        Measure.LABELS,
-        no_answer="none",
-        questions={"lab": "A laboratory test?", "imaging": "An image?"},
-    )
-    rules = Rules(
-        say=lambda method, text, seed: "Yes" if "test\n" in text and "A lab" in text else "No"
-    )
-    how = EvalPlan({"target": GenerateOptions(method=Method.TARGET)})
-    found = outcomes(rules, [TaskRun(task)], how)
-    assert [one.read for one in found] == ["lab", "none"]
-    assert all(len(one.logps) == 4 for one in found)
-    results = [one.result for one in found]
-    cell = summarise_task(task, ["target"], results).methods["target"]
-    assert cell.metrics == {"micro_f1": 1.0, "macro_f1": 0.5}
-
-
 def test_raw_text_and_two_tasks_of_one_name() -> None:
     raw = Rules(say=lambda *_: " no")
-    found = outcomes(raw, [TaskRun(QUESTIONS)], plan(raw=True))
+    found = outcomes(raw, [QUESTIONS], plan(raw=True))
     assert raw.calls[0][2].endswith("\n\nAnswer:") and found[0].read == "no"
     with pytest.raises(UsageError, match="Tasks 1 and 3 have the same name"):
-        plan().check([TaskRun(QUESTIONS), TaskRun(TEXTS), TaskRun(QUESTIONS)])
+        plan().check([QUESTIONS, TEXTS, QUESTIONS])
+
+
+def test_a_missing_library_is_told_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(metrics.importlib, "import_module", missing)
+    with pytest.raises(UsageError, match=r"scipy.*pip install 'capt-local\[eval\]'"):
+        plan().check([QUESTIONS])
 
 
 def test_a_results_file_goes_on_with_the_same_run_alone(tmp_path: Path) -> None:
@@ -259,3 +243,22 @@ def test_a_file_that_is_no_results_file_is_left_alone(
     with pytest.raises(UsageError, match=problem):
         ResultsFile(path)
     assert path.read_bytes() == held
+
+
+def test_a_file_of_answers_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "samples"
+    done = Finished(Result("t", "capt", "1"), "yes", "yes", (-float("inf"), -1.0))
+    failed = Finished(Result("t", "capt", "2", failed="model error"))
+    with contextlib.closing(SampleLog(path, resumed=False)) as log:
+        log.append(done)
+        log.append(failed)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"task":"t","me')  # a kill
+    with contextlib.closing(SampleLog(path, resumed=True)) as log:
+        log.append(done)
+    assert path.read_bytes() == whole
+    for held in (b"a note of a patient", b"a note\n", whole.replace(b"answer", b"other")):
+        path.write_bytes(held)
+        with pytest.raises(UsageError, match="holds something already"):
+            SampleLog(path, resumed=True)
+        assert path.read_bytes() == held

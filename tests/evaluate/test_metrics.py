@@ -7,17 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from capt_local.errors import UsageError
-from capt_local.evaluate import metrics
+from capt_local.evaluate.intervals import figures
 from capt_local.evaluate.metrics import (
     Outcome,
     exact_match,
     field_score,
     judge,
-    metrics_of,
     named_labels,
     rouge,
-    summarise,
     token_f1,
 )
 from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure
@@ -34,12 +31,16 @@ def judged(task: EvalTask, answers: list[str | None]) -> list[Outcome]:
     return [judge(task, *pair) for pair in zip(task.items, answers, strict=True)]
 
 
+def estimates(task: EvalTask, answers: list[str | None]) -> dict[str, float]:
+    found = figures(task, judged(task, answers), resamples=9)
+    return {name: value.estimate for name, value in found.items()}
+
+
 def test_an_unanswered_question_is_wrong() -> None:
-    task = classification(["x", "x", "y"])
-    figures = summarise(task, judged(task, ["x", None, "y"]))
-    assert figures["accuracy"] == pytest.approx(2 / 3)
+    found = estimates(classification(["x", "x", "y"]), ["x", None, "y"])
+    assert found["accuracy"] == pytest.approx(2 / 3)
     # x: one of two found, none wrong; y: right; z never comes up and has 0.
-    assert figures["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
 
 
 @given(
@@ -53,7 +54,7 @@ def test_macro_f1_is_that_of_scikit_learn_over_names(
     pairs: list[tuple[str, str | None]],
 ) -> None:
     task = classification([reference for reference, _ in pairs])
-    figures = summarise(task, judged(task, [answer for _, answer in pairs]))
+    found = estimates(task, [answer for _, answer in pairs])
     wanted = f1_score(
         [reference for reference, _ in pairs],
         [answer or "" for _, answer in pairs],
@@ -61,7 +62,7 @@ def test_macro_f1_is_that_of_scikit_learn_over_names(
         average="macro",
         zero_division=0,
     )
-    assert figures["macro_f1"] == pytest.approx(wanted)
+    assert found["macro_f1"] == pytest.approx(wanted)
 
 
 def test_rouge_by_hand() -> None:
@@ -98,11 +99,11 @@ def labels_task() -> EvalTask:
 
 def test_sets_of_labels() -> None:
     task = labels_task()
-    outcomes = judged(task, ["Imaging; lab", "lab", "none"])
-    figures = summarise(task, outcomes)
+    found = estimates(task, ["Imaging; lab", "lab", "none"])
     # lab: 1 hit, 1 false; imaging: 1 hit, 1 missed.
-    assert figures["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
-    assert figures["micro_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert found["micro_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    outcomes = judged(task, ["Imaging; lab", "lab", "none"])
     assert [one.values["exact"] for one in outcomes] == [1, 0, 0]
     assert [one.values["exact"] for one in judged(task, ["", "None.", ""])] == [0, 1, 0]
     assert [one.values["exact"] for one in judged(task, ["?", "I cannot say", ""])] == [0, 0, 0]
@@ -121,18 +122,7 @@ def test_bits_per_byte_is_a_ratio_of_sums() -> None:
         Outcome({"nats": 8 * math.log(2), "bytes": 1.0}),
         Outcome({"nats": 0.0, "bytes": 7.0}),
     ]
-    assert summarise(task, outcomes) == {"bits_per_byte": pytest.approx(1.0)}
-
-
-def test_a_missing_library_is_one_line_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr(metrics.importlib, "import_module", missing)
-    task = classification(["x"])
-    outcomes = [Outcome({"accuracy": 1.0}, (0,), (0,))]
-    with pytest.raises(UsageError, match=r"sklearn.*pip install 'capt-local\[eval\]'"):
-        summarise(task, outcomes)
+    assert figures(task, outcomes)["bits_per_byte"].estimate == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +150,13 @@ def test_a_task_of_fields_has_a_figure_for_each() -> None:
         Item("2", "", "x", '{"dose": "6 mg", "since": 2019}'),
     )
     task = EvalTask("t", Kind.GENERATION, items, measure=Measure.FIELDS)
-    answers = ('{"dose": "5 MG", "drugs": ["b"]}', "no JSON")
-    outcomes = [judge(task, *pair) for pair in zip(items, answers, strict=True)]
-    assert metrics_of(task) == ("fields", "dose", "drugs", "since")
-    assert summarise(task, outcomes) == {"fields": 0.25, "dose": 0.5, "drugs": 0.5, "since": 0.5}
+    found = estimates(task, ['{"dose": "5 MG", "drugs": ["b"]}', "no JSON"])
+    assert found == {"fields": 0.25, "dose": 0.5, "drugs": 0.5, "since": 0.5}
+
+
+def test_a_task_of_spans_has_intervals() -> None:
+    items = tuple(Item(str(n), "", "t", "left knee") for n in range(4))
+    task = EvalTask("t", Kind.GENERATION, items, Measure.SPAN)
+    found = figures(task, judged(task, ["left knee", "knee", "x", "Left knee."]))
+    assert found["token_f1"].estimate == pytest.approx((1 + 2 / 3 + 0 + 1) / 4)
+    assert found["token_f1"].low < found["token_f1"].high

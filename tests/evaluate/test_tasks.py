@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.metrics import judge, summarise
-from capt_local.evaluate.prompts import read_answer
-from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure, read_task, shortened
+from capt_local.evaluate.datasets import read_task
+from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure, shortened
 
 DATA = Path(__file__).parent.parent / "data" / "tasks"
 DOCS = Path(__file__).parent.parent.parent / "docs" / "tasks.md"
@@ -101,6 +100,11 @@ def test_a_limit_draws_items_and_their_order_stays(tmp_path: Path) -> None:
         (changed(task=SECRET), "task must be 1 to 64 letters"),
         (changed(kind="guessing"), "kind is none of the words"),
         (changed(kind="generation"), '"choices" are only for a classification'),
+        (changed(measure="bits"), '"measure" is none of this "kind"'),
+        (
+            changed(kind="generation", choices=..., measure="fields"),
+            '"reference" is no JSON object',
+        ),
         (changed(kind="perplexity"), '"text" is empty'),
         (changed(input="\n "), '"input" is empty'),
         (changed(input=None), "input must be a text"),
@@ -138,9 +142,9 @@ def test_the_first_mistake_is_reported_and_the_others_are_counted(tmp_path: Path
 def test_inputs_are_cut_between_characters() -> None:
     items = (Item("a", "", "fever", ""), Item("b", "", "cough é", ""))
     task = EvalTask("texts", Kind.PERPLEXITY, items, Measure.BITS)
-    assert shortened(task, None) == (task, frozenset())
-    cut, ids = shortened(task, 7)
-    assert [item.input for item in cut.items] == ["fever", "cough "] and ids == {"b"}
+    assert shortened(task, None) == task
+    cut = shortened(task, 7)
+    assert [item.input for item in cut.items] == ["fever", "cough "] and cut.cut == {"b"}
     with pytest.raises(UsageError, match="leaves nothing"):
         shortened(EvalTask("t", Kind.PERPLEXITY, (Item("a", "", "é", ""),), Measure.BITS), 1)
 
@@ -160,12 +164,6 @@ def test_mednli() -> None:
         "Premise: Her temperature was 39.4 °C on arrival.\n\nHypothesis: She had a fever."
     )
     assert [item.reference for item in task.items] == ["contradiction", "entailment", "neutral"]
-    words = data_set("mednli-words", "mednli", "mli_test_v1.jsonl")
-    assert [item.reference for item in words.items] == ["No", "Yes", "It's impossible to say"]
-    assert words.items[1].input.endswith('mean that "She had a fever."?')
-    answers = ["It is not possible to tell.", "Always", "False, she had none", "Perhaps"]
-    read = [read_answer(answer, words.items[0], words) for answer in answers]
-    assert read == ["It's impossible to say", "Yes", "No", None]
 
 
 def test_radqa() -> None:
@@ -177,12 +175,6 @@ def test_radqa() -> None:
         task.items[2].input
         == "Report:\nIMPRESSION: Small effusion.\n\nQuestion: Is there any effusion?"
     )
-    answers = ["Small left effusion.", "Unanswerable", "effusion"]
-    outcomes = [judge(task, *pair) for pair in zip(task.items, answers, strict=True)]
-    assert summarise(task, outcomes) == {
-        "exact_match": pytest.approx(2 / 3),
-        "token_f1": pytest.approx((1 + 1 + 2 / 3) / 3),
-    }
 
 
 def test_clip() -> None:
@@ -202,8 +194,6 @@ def test_clip() -> None:
     assert task.items[2].input.startswith("Context: Do n't drive for a week .\n")  # another note
     examples = data_set("clip", "clip", "train_ids.csv")
     assert [item.id for item in examples.items] == ["9003-0"] and examples.digest != task.digest
-    asked = data_set("clip-questions", "clip", "test_ids.csv")
-    assert set(asked.questions) == set(asked.choices) and asked.items[0].instruction == ""
 
 
 def test_rows_of_data_sets_that_are_wrong_are_named_without_their_text(tmp_path: Path) -> None:
@@ -220,24 +210,3 @@ def test_rows_of_data_sets_that_are_wrong_are_named_without_their_text(tmp_path:
     sentences.write_text(sentences.read_text().replace("['I-", f"[{SECRET} 'I-", 1))
     assert "not a list of texts" in refused(Path(f"clip={tmp_path / 'clip' / 'test_ids.csv'}"))
     assert "there is no such file" in refused(Path(f"clip={tmp_path / 'test_ids.csv'}"))
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"items": ()},
-        {"measure": Measure.BITS},
-        {"items": (Item("1", "", "t", "x", ("x", "y")),) * 2},
-        {"items": (Item("1", "", "t", "z", ("x", "y")),)},
-    ],
-)
-def test_a_task_checks_itself(values: dict[str, Any]) -> None:
-    right: dict[str, Any] = {
-        "name": "made-up",
-        "kind": Kind.CLASSIFICATION,
-        "items": (Item("1", "", "t", "x", ("x", "y")),),
-        "measure": Measure.CHOICE,
-    }
-    assert EvalTask(**right).choices == ("x", "y")
-    with pytest.raises(UsageError):
-        EvalTask(**{**right, **values})
