@@ -61,8 +61,7 @@ def page(answer: Answer, note: str = "", offset: int = 0) -> str:
     Raises:
         UsageError: the provenance is nested deeper than any that we write.
     """
-    folder = resources.files("capt_local.report") / "page"
-    style, script = ((folder / name).read_text("utf-8") for name in ("report.css", "report.js"))
+    style, script = _files("strip.css", "report.css"), _files("strip.js", "report.js")
     coloured = expert_weight(answer) >= LEAST_SHARE
     found = cells(answer)
     words, of_words = changed_words(answer.steps)
@@ -113,6 +112,11 @@ def policy(style: str, script: str) -> str:
         f"default-src 'none'; style-src '{digest(style)}'; script-src '{digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
+
+
+def _files(*names: str) -> str:
+    folder = resources.files("capt_local.report") / "page"
+    return "".join((folder / name).read_text("utf-8") for name in names)
 
 
 @functools.cache

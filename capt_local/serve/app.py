@@ -44,7 +44,11 @@ from capt_local.serve.tasks import Task
 from capt_local.strict_json import NotReadable, parse_object
 from capt_local.version import __version__
 
-OPEN_PATHS = frozenset(("/", "/page.css", "/page.js", "/icon.svg", "/health", "/openapi.json"))
+OPEN_PATHS = frozenset(
+    f"/{name}"
+    for name in ("", "page.css", "page.js", "strip.css", "strip.js", "icon.svg", "health",
+                 "openapi.json")
+)  # fmt: skip
 Handler = Callable[[Request], Awaitable[Response]]
 _PATIENCE = 10.0  # seconds after which a stream begins though no token is there
 _LARGEST_NOTE = 4 << 20
@@ -229,7 +233,8 @@ class Service:
         }
         routes: list[BaseRoute] = [Route(path, each) for path, each in gets.items()]
         routes += [Route(path, each, methods=["POST"]) for path, each in posts.items()]
-        routes.append(Mount("/", StaticFiles(packages=[("capt_local.serve", "static")], html=True)))
+        page, strip = ("capt_local.serve", "static"), ("capt_local.report", "page")
+        routes.append(Mount("/", StaticFiles(packages=[page, strip], html=True)))
         self.app = Router(routes)  # the guard answers what is raised
 
     async def _complete(self, request: Request, *, chat: bool) -> Response:

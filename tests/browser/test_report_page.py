@@ -97,7 +97,7 @@ def test_a_pin_stays_until_it_is_let_go(shown: Opened) -> None:
     shown.page.locator("#t1").click()
     shown.page.locator("#t4").hover()
     assert "Token 2 of 9" in panel(shown)
-    shown.page.get_by_role("button", name="Let go").click()
+    shown.page.get_by_role("button", name="Close").click()
     assert shown.focused() == "t1" and shown.run("document.querySelectorAll('.pin').length") == 0
 
 

@@ -1,7 +1,6 @@
-"use strict";
 (() => {
   const at = (id) => document.getElementById(id);
-  const LIMIT = 4, LEVELS = 4, END = "end of the answer";
+  const LEVELS = 8;
   const ROLES = { target: "General model", expert: "Clinical expert", base: "Expert's base" };
   // The key stands behind the # alone, which no browser sends; nothing is stored.
   let key = new URLSearchParams(location.hash.slice(1)).get("key") || "";
@@ -10,32 +9,10 @@
   let last = null; // the answer that is shown, and what was asked
   let counting = 0;
 
-  // Text only ever becomes a text node.
-  function make(tag, className, ...children) {
-    const node = document.createElement(tag);
-    if (className) node.className = className;
-    node.append(...children);
-    return node;
-  }
   // As `visible` of the reports: what would reorder or hide text is spelled out.
   const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}\p{Cs}]/gu;
   const visible = (text) => text.replace(HIDDEN, (c) => "\\u" + c.codePointAt(0).toString(16).padStart(4, "0"));
   const line = (text) => visible(text).replaceAll("\n", "\\n").replaceAll("\t", "\\t");
-  function piece(choice) {
-    const text = line(choice.token) || END;
-    const spaced = text.startsWith(" ");
-    const node = make("bdi", spaced ? "piece sp" : "piece", spaced ? text.slice(1) : text);
-    node.lang = "";
-    return node;
-  }
-  function chance(logp) {
-    if (logp === null || logp === undefined) return "?";
-    const percent = 100 * Math.exp(Math.min(logp, 0));
-    if (percent >= 10) return percent.toFixed(0) + " %";
-    if (percent >= 0.01) return percent.toFixed(percent >= 1 ? 1 : 2) + " %";
-    return "< 0.01 %";
-  }
-  const nats = (value) => value === null ? "not run" : (value < 0 ? "\u2212" : "+") + Math.abs(value).toFixed(2) + " nats";
   const level = (value) => Math.round(Math.min(Math.max((value || 0) / LIMIT, -1), 1) * LEVELS) || 0;
   const many = (count, name) => count.toLocaleString("en") + " " + name + (count === 1 ? "" : "s");
 
@@ -127,15 +104,15 @@
 
   // An answer that grows: cells of text, each with its tokens.
   const strip = at("strip");
-  let cells = [], entries = [], waiting = [], current = 0, shown = -1, pinned = -1;
+  const walker = walk(strip, at("detail"), at("told"), describe, tell);
+  let cells = [], entries = [], waiting = [];
 
   function clear() {
-    cells = []; entries = []; waiting = []; current = 0; shown = -1; pinned = -1;
-    strip.replaceChildren();
+    cells = []; entries = []; waiting = [];
+    walker.clear();
     at("plain").textContent = "";
     for (const id of ["figures", "plain-figures"]) at(id).textContent = "";
     for (const id of ["warnings", "table"]) { at(id).hidden = true; at(id).replaceChildren(); }
-    at("detail").hidden = true;
     at("result").classList.remove("asdata");
     problem("");
   }
@@ -182,9 +159,9 @@
     const contrast = own.map((one) => one.delta).filter((delta) => delta !== null).sort((a, b) => Math.abs(b) - Math.abs(a))[0];
     const strength = level(contrast);
     cell.node.classList.add("s" + strength);
-    cell.changed = own.some((one) => one.changed);
-    cell.node.classList.toggle("c", cell.changed);
-    if (cell.changed) cell.word.classList.add("c");
+    if (!own.some((one) => one.changed)) return;
+    cell.node.classList.add("c");
+    cell.word.classList.add("c");
   }
   function finishStrip(finish) {
     if (waiting.length && finish === "stop") {
@@ -204,7 +181,7 @@
   function list(title, choices, said, logp) {
     const items = make("ol");
     for (const choice of choices) {
-      const item = make("li", choice.token === said ? "said-here" : "", piece(choice), make("span", "r", chance(choice.logprob)));
+      const item = make("li", choice.token === said ? "said-here" : "", piece(line(choice.token)), make("span", "r", chance(choice.logprob)));
       item.style.setProperty("--share", 100 * Math.exp(Math.min(choice.logprob, 0)) + "%");
       items.append(item);
     }
@@ -212,108 +189,33 @@
   }
   function detail(index) {
     const entry = entries[index], { capt } = entry;
-    const title = make("p", "said", piece(entry));
+    const title = make("p", "said", piece(line(entry.token)));
     if (capt.changed) title.append(make("span", "chip", "changed by the expert"));
     const instead = make("p", "instead");
     const own = capt.target_choice;
     if (own.id === entry.id) instead.append("The general model alone would have written the same.");
-    else instead.append("After the same text, the general model alone would have written ", piece(own), " (" + chance(own.logprob) + ").");
+    else instead.append("After the same text, the general model alone would have written ", piece(line(own.token)), " (" + chance(own.logprob) + ").");
     if (capt.likeliest_id !== null) instead.append(" This token was drawn at random.");
-    const fill = make("i", (capt.delta || 0) < 0 ? "down" : "up");
-    fill.style.width = 100 * Math.min(Math.abs(capt.delta || 0), LIMIT) / LIMIT + "%";
-    const meter = make("div", "meter", fill);
-    meter.setAttribute("aria-hidden", "true");
     const pair = make("p", "pair", make("span", "", "Expert against its base"), make("b", "", nats(capt.delta)));
     const lists = make("div", "lists");
     const all = [["target", capt.target_top, capt.target_logprob], ["expert", capt.expert_top, capt.expert_logprob], ["base", capt.base_top, capt.base_logprob]];
     for (const [role, choices, logp] of all) if (choices.length) lists.append(list(name(role), choices, entry.token, logp));
     lists.append(list("Together", entry.top_logprobs, entry.token, entry.logprob));
-    return [make("div", "", title, instead, pair, meter), lists];
+    return [make("div", "", title, instead, pair, meter(capt.delta || 0)), lists];
   }
-  function show(number) {
-    if (number === shown) return;
-    if (cells[shown]) cells[shown].node.classList.remove("on");
-    shown = number;
-    const panel = at("detail");
-    panel.hidden = number < 0;
-    if (number < 0) return panel.replaceChildren();
-    const { node, own } = cells[number];
-    node.classList.add("on");
-    const where = make("div", "where", make("span", "", own.length ? "Token " + (own[0] + 1) + " of " + entries.length + ". Beside each name: the probability of what was written; below: the likeliest." : "Held back; no token is known."));
-    const close = make("button", "quiet", "Close");
-    close.type = "button";
-    close.addEventListener("click", () => { const from = shown; pin(-1); show(-1); if (cells[from]) cells[from].node.focus(); });
-    where.append(close);
-    panel.replaceChildren(where, ...own.flatMap(detail));
-    panel.scrollTop = 0;
+  function describe(number) {
+    if (number < 0) return [];
+    const { own } = cells[number];
+    const where = own.length ? "Token " + (own[0] + 1) + " of " + entries.length + ". Beside each name: the probability of what was written; below: the likeliest." : "Held back; no token is known.";
+    return [make("div", "where", make("span", "", where)), ...own.flatMap(detail)];
   }
-  function pin(number) {
-    if (cells[pinned]) { cells[pinned].node.classList.remove("pin"); cells[pinned].node.removeAttribute("aria-selected"); }
-    pinned = number;
-    if (cells[number]) { cells[number].node.classList.add("pin"); cells[number].node.setAttribute("aria-selected", "true"); show(number); }
-  }
-  function take(number) {
-    if (cells[current]) cells[current].node.tabIndex = -1;
-    current = number;
-    cells[number].node.tabIndex = 0;
-  }
-  function move(number) {
-    if (!cells.length) return;
-    take(Math.max(0, Math.min(cells.length - 1, number)));
-    cells[current].node.focus();
-  }
-  function beside(from, way) {
-    const box = cells[from].node.getBoundingClientRect(), middle = box.left + box.width / 2;
-    let best = from, distance = Infinity, top = null;
-    for (let i = from + way; i >= 0 && i < cells.length; i += way) {
-      const other = cells[i].node.getBoundingClientRect();
-      if (top === null) { if (Math.abs(other.top - box.top) < box.height / 2) continue; top = other.top; }
-      if (Math.abs(other.top - top) > box.height / 2) break;
-      const off = Math.abs(other.left + other.width / 2 - middle);
-      if (off < distance) { distance = off; best = i; }
-    }
-    return best;
-  }
-  function change(from, way) {
-    for (let i = from + way; i >= 0 && i < cells.length; i += way) if (cells[i].changed) return i;
-    return from;
-  }
-  const numberOf = (target) => target instanceof Element && target.closest(".t") ? Number(target.closest(".t").id.slice(1)) : -1;
-  strip.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.altKey || event.metaKey) return;
-    const here = numberOf(event.target);
-    if (here < 0) return;
-    const forward = getComputedStyle(strip).direction === "rtl" ? -1 : 1;
-    const moves = {
-      ArrowRight: () => move(here + forward), ArrowLeft: () => move(here - forward),
-      ArrowDown: () => move(beside(here, 1)), ArrowUp: () => move(beside(here, -1)),
-      Home: () => move(0), End: () => move(cells.length - 1),
-      n: () => move(change(here, 1)), p: () => move(change(here, -1)),
-      Enter: () => pin(pinned === here ? -1 : here), " ": () => pin(pinned === here ? -1 : here),
-    };
-    if (!Object.hasOwn(moves, event.key)) return;
-    event.preventDefault();
-    moves[event.key]();
-  });
-  strip.addEventListener("focusin", (event) => {
-    const here = numberOf(event.target);
-    if (here < 0) return;
-    take(here);
-    at("told").textContent = cells[here].own.map((index) => {
+  function tell(number) {
+    return cells[number].own.map((index) => {
       const { token, capt } = entries[index];
       return (line(token) || END) + (capt.changed ? ", changed; the general model alone would have written " + (line(capt.target_choice.token) || END) : "");
     }).join("; ");
-    if (pinned < 0) show(here);
-  });
-  strip.addEventListener("click", (event) => {
-    const here = numberOf(event.target);
-    if (here < 0 || !getSelection().isCollapsed) return;
-    take(here);
-    pin(pinned === here ? -1 : here);
-    if (pinned < 0) show(-1);
-  });
+  }
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") { pin(-1); show(-1); }
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !run) at("form").requestSubmit();
   });
 
@@ -408,7 +310,6 @@
       failed(error, "figures");
     } finally {
       strip.classList.remove("caret");
-      if (cells.length && !cells.some((cell) => cell.node.tabIndex === 0)) cells[0].node.tabIndex = 0;
     }
   }
   async function without(started) {
@@ -483,7 +384,7 @@
       const button = make("button", "cell c", visible(text));
       button.type = "button";
       button.title = "Changed by the expert";
-      button.addEventListener("click", () => { const number = cells.findIndex((cell) => cell.own.includes(hit)); take(number); pin(number); });
+      button.addEventListener("click", () => walker.pin(cells.findIndex((cell) => cell.own.includes(hit))));
       return make("td", "", button);
     })));
     at("table").replaceChildren(make("table", "", make("thead", "", head), make("tbody", "", ...body)));
