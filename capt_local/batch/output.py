@@ -1,21 +1,25 @@
 """A line of the output: the answer to one record, or why there is none, and its provenance.
 
 The shape is that of OpenAI's batch output, `{id, custom_id, response, error}`, so that existing
-readers work; the body is a chat completion. What is ours stands beside: `capt`, `timings`,
-`provenance`, and `sha256` of the line before it. A line holds nothing random: the same run gives
-the same bytes apart from `response.body.created`, `timings`, `provenance.time` and that digest.
+readers work; both ids are the record's, and the body is a chat completion. What is ours stands
+beside: `capt`, `timings`, `provenance`, and `sha256` of the line before it. A line holds nothing
+random: the same run gives the same bytes apart from `response.body.created`, `timings`,
+`provenance.time` and that digest.
 """
 
 from __future__ import annotations
 
+import csv
 import datetime
 import hashlib
-from collections.abc import Mapping
+import io
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from capt_local.batch.manifest import AI_LABEL, HUMAN_REVIEW, Fingerprint, digest_of
-from capt_local.batch.records import BatchRecord
+from capt_local.batch.records import BatchRecord, record_seed
 from capt_local.errors import CaptError
 from capt_local.report.json import JsonObject, dumps
 
@@ -23,6 +27,7 @@ OK = "ok"
 _LONGEST = 500  # characters of a message
 _BODY = ("id", "object", "created", "model", "choices", "usage")
 _SEAL, _SEAL_END = b', "sha256": "', b'"}'
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets run
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ class OutputLine:
         """The line without its end: ASCII, and no line feed in it."""
         line = {
             "id": self.record.id,
-            "custom_id": self.record.custom_id,
+            "custom_id": self.record.id,
             "response": self.response,
             "error": self.error,
             "capt": self.capt,
@@ -85,14 +90,11 @@ def is_sealed(line: bytes) -> bool:
 
 
 class LineWriter:
-    """Makes the lines of a run.
-
-    Args:
-        fingerprint: of the run.
-    """
+    """Makes the lines of the run with a fingerprint."""
 
     def __init__(self, fingerprint: Fingerprint) -> None:
         self.run = digest_of(fingerprint)
+        self._seed: int = fingerprint["parameters"]["sample"]["seed"]
         self._common: JsonObject = {
             "run": self.run,
             "versions": fingerprint["versions"],
@@ -113,7 +115,7 @@ class LineWriter:
         """The line of an answer.
 
         Args:
-            record: that was answered, with its seed among its settings; its prompt is not read.
+            record: that was answered; its prompt is not read.
             answer: as `report.json.answer_object` gives it.
             now: seconds since 1970.
             logprobs: whether the line holds the log-probabilities of each token.
@@ -152,7 +154,7 @@ class LineWriter:
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "status": status,
             **self._common,
-            "seed": record.settings.seed,
+            "seed": record_seed(self._seed, record.id),
             "record": {"line": record.number, "sha256": record.digest},
             "ai_label": AI_LABEL,
             "human_review": HUMAN_REVIEW,
@@ -184,3 +186,67 @@ def answer_object_of(line: Mapping[str, Any]) -> JsonObject | None:
         labels = {"ai_label": AI_LABEL, "human_review": HUMAN_REVIEW}
         ours |= {"warnings": provenance.get("warnings", []), **labels}
     return {**body, **ours}
+
+
+def answers_table(lines: Iterable[bytes]) -> str:
+    """CSV of the answers of an output, one row a record, in its order.
+
+    Columns: id, status (`ok` or the code of the error), and for each field of any answer its value
+    and `FIELD source`: its place in the note in characters, with the page ("120-127 p. 2"), or
+    "unsupported". Free text is the one field `answer`. A text that a spreadsheet would run as a
+    formula has an apostrophe in front.
+
+    Args:
+        lines: of the output, as `OutputLine.encode` writes them.
+    """
+    rows = [_row(json.loads(line)) for line in lines]
+    names = dict.fromkeys(name for row in rows for name in row)
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, list(names) or ["id", "status"], restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _row(line: Mapping[str, Any]) -> dict[str, str]:
+    error = line.get("error")
+    row = {"id": line["id"], "status": error["code"] if error else OK}
+    if line.get("response") is None:
+        return row
+    text = answer_text(line["response"]["body"]["choices"][0])
+    try:
+        fields = dict(_fields(json.loads(text), ""))
+    except ValueError:
+        fields = {}
+    sources = (line.get("capt") or {}).get("sources") or {}
+    places = {fact["path"]: fact for fact in sources.get("facts", ()) if fact["path"]}
+    for path, value in fields.items():
+        row[path] = _cell(value)
+        row[f"{path} source"] = _place(places[path]) if path in places else ""
+    return row if fields else {**row, "answer": _cell(text)}
+
+
+def _fields(value: Any, path: str) -> Iterable[tuple[str, Any]]:
+    """Each value of a JSON object by its path, as `medications[0].dose`."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _fields(inner, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from _fields(inner, f"{path}[{place}]")
+    elif path:
+        yield path, value
+
+
+def _cell(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "" if value is None else str(value).lower()
+    text = str(value)
+    return f"'{text}" if isinstance(value, str) and text.startswith(_FORMULA) else text
+
+
+def _place(fact: Mapping[str, Any]) -> str:
+    if fact["source"] is None:
+        return "unsupported"
+    start, end = fact["source"]
+    return f"{start}-{end}" + (f" p. {fact['page']}" if fact["page"] else "")

@@ -15,18 +15,11 @@ import shutil
 import signal
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from capt_local.batch import ipc
-from capt_local.batch.supervisor import (
-    Death,
-    News,
-    RecordOutcome,
-    WorkerProcess,
-    WorkerSupervisor,
-    worker_command,
-)
+from capt_local.batch.supervisor import Death, WorkerProcess, Workers, worker_command
 from capt_local.errors import UsageError, WorkerFailed
 
 OPEN_PORTS = (
@@ -110,84 +103,27 @@ class ActorProcess:
             self._ray.kill(self._actor)
 
 
-class RayWorkers:
-    """Workers of several actors; see `supervisor.Workers`.
+def ray_workers(ray: Any, *, actors: int | None, timeout: float, threads: int) -> Workers:
+    """Workers under actors.
 
     Args:
         ray: the library, connected to a cluster.
         actors: how many; None: one for each GPU, else for each node.
-        timeout: see `WorkerSupervisor`.
+        timeout: see `Workers`.
         threads: CPUs that an actor computes with.
+
+    Raises:
+        UsageError: there are more actors than GPUs.
     """
-
-    def __init__(self, ray: Any, *, actors: int | None, timeout: float, threads: int) -> None:
-        resources = ray.cluster_resources()
-        gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
-        count = actors or int(gpus) or sum(node["Alive"] for node in ray.nodes())
-        if gpus and gpus < count:
-            raise UsageError(f"{count} actors need as many GPUs; Ray finds {gpus:.0f}.")
-        kind = ray.remote(Actor).options(
-            num_cpus=max(0.001, min(threads, cpus / count)), num_gpus=1.0 if gpus else 0.0
-        )
-        self._facts: list[dict[str, Any]] = []
-        self._all = [
-            WorkerSupervisor(lambda: ActorProcess(ray, kind), timeout=timeout) for _ in range(count)
-        ]
-
-    def hello(self, seconds: float) -> dict[str, Any] | None:
-        """The facts of all actors; they must be of the same build.
-
-        Raises:
-            UsageError: they are not.
-            CaptError: a worker cannot start.
-        """
-        if (facts := self._all[len(self._facts)].hello(seconds)) is not None:
-            self._facts.append(facts)
-        if len(self._facts) < len(self._all):
-            return None
-        first = self._facts[0]
-        for facts in self._facts[1:]:
-            if any(facts[name] != first[name] for name in ("versions", "build")):
-                raise UsageError(
-                    "The machines of the Ray cluster have different versions or builds of "
-                    "capt-local or llama.cpp, which may answer differently."
-                )
-        devices = sorted({device for facts in self._facts for device in facts["devices"]})
-        return {**first, "devices": devices, "ray_actors": len(self._all)}
-
-    def load(self, config: ipc.WorkerConfig) -> None:
-        for each in self._all:
-            each.load(config)
-
-    @property
-    def has_room(self) -> bool:
-        return any(each.has_room for each in self._all)
-
-    @property
-    def idle(self) -> bool:
-        return all(each.idle for each in self._all)
-
-    def put(self, key: int, request: ipc.WireMessage) -> None:
-        min(self._all, key=lambda each: each.records).put(key, request)
-
-    def no_more(self) -> None:
-        for each in self._all:
-            each.no_more()
-
-    def poll(self, seconds: float) -> RecordOutcome | News | None:
-        self._all.append(self._all.pop(0))  # in turn, so that none waits behind the others
-        busy = [each for each in self._all if not each.idle]
-        for each in busy:
-            if (event := each.poll(seconds / len(busy))) is not None:
-                return event
-        return None
-
-    def finish(self, stop: Callable[[], bool]) -> None:
-        self.kill()
-
-    def kill(self) -> None:
-        for each in self._all:
-            each.kill()
+    resources = ray.cluster_resources()
+    gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
+    count = actors or int(gpus) or sum(node["Alive"] for node in ray.nodes())
+    if gpus and gpus < count:
+        raise UsageError(f"{count} actors need as many GPUs; Ray finds {gpus:.0f}.")
+    kind = ray.remote(Actor).options(
+        num_cpus=max(0.001, min(threads, cpus / count)), num_gpus=1.0 if gpus else 0.0
+    )
+    return Workers(lambda: ActorProcess(ray, kind), count=count, timeout=timeout)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import os
-import re
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,15 +23,13 @@ from typing import Any, NamedTuple
 
 from capt_local.batch import InputFormat
 from capt_local.batch.records import (
+    LONGEST,
     BatchRecord,
     DocumentText,
     InputChanged,
-    MissingId,
     RecordParser,
-    RecordSettings,
-    TemplateFailed,
     not_nul,
-    requested_model,
+    record_options,
 )
 from capt_local.decoding.options import GenerateOptions
 from capt_local.documents import LARGEST_FILE, SUFFIXES, DocumentError, read
@@ -47,17 +44,10 @@ from capt_local.strict_json import (
 )
 
 WHAT = "The input"  # its name may be a patient's
-LONGEST = 1 << 22  # bytes of a record
 _SHOWN = 20  # different problems that one error lists, and numbers listed for each
 _MOST_COLUMNS = 1000
 _PROGRESS_EVERY = 500  # records
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
-# Names of columns that an error may list. A table without a header has patients' text there.
-_COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,39}")
-_WORD = re.compile(r"[a-z]+")
-_ID_WORDS = frozenset(
-    ("id", "ids", "ident", "identifier", "key", "nr", "num", "number", "mrn", "uid", "uuid", "guid")
-)
 
 
 class InputErrors(UsageError):
@@ -102,11 +92,9 @@ class JsonLines:
     Attributes:
         hash: SHA-256 of what was read; of the whole input once `pieces` is exhausted.
         share: how much was read, 0 to 1.
-        columns: names of the fields, where the input declares them.
     """
 
     format, unit = InputFormat.JSONL, "line"
-    columns: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self._path, self.hash, self.share = path, hashlib.sha256(), 0.0
@@ -164,6 +152,7 @@ class CsvTable(JsonLines):
     def __init__(self, path: Path, delimiter: str | None = None) -> None:
         super().__init__(path)
         self._delimiter = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
+        self.columns: tuple[str, ...] = ()
         self._row: list[Piece] = []
         self._row_size = 0
         self._problem: str | None = None
@@ -260,14 +249,13 @@ class Folder:
 
     Attributes:
         ignored: how many other entries the folder has.
-        hash, share, columns: see `JsonLines`; the digest is over names and SHA-256 of the files.
+        hash, share: see `JsonLines`; the digest is over names and SHA-256 of the files.
 
     Raises:
         OSError: it cannot be read.
     """
 
     format, unit = InputFormat.TXT_DIR, "file"
-    columns: tuple[str, ...] = ()
 
     def __init__(self, path: Path, documents: DocumentField) -> None:
         self._path, self.hash, self.share = path, hashlib.sha256(), 0.0
@@ -440,8 +428,6 @@ class InputSource:
 
         Raises:
             InputChanged: its bytes are not those that were checked, or cannot be read.
-            TemplateFailed: the template takes too much now.
-            IndexError: there is no such record.
         """
         number, start, size, sha256 = self._places[index]
         where = f"{WHAT}, {self._reader.unit} {number}"
@@ -450,17 +436,13 @@ class InputSource:
         except OSError as error:
             reason = error.strerror or "no access"
             raise InputChanged(f"{where}: it can no longer be read: {reason}.") from None
-        changed = InputChanged(f"{where}: it has changed since the input was checked.")
         try:
             fields, digest = self.fields(Piece(number, start, data))
+            if digest == sha256:
+                return self._parser.parse(number, fields, sha256.hex())
         except NotReadable:
-            raise changed from None
-        if digest != sha256:
-            raise changed
-        try:
-            return self._parser.parse(number, fields, sha256.hex())
-        except NotReadable as error:
-            raise TemplateFailed(f"{where}: {error}.") from None
+            pass
+        raise InputChanged(f"{where}: it has changed since the input was checked.")
 
     def described(self) -> dict[str, Any]:
         """What decides the prompt of a record besides its bytes, for a fingerprint; no text."""
@@ -481,7 +463,6 @@ def check_input(
     document_field: str | None = None,
     encoding: str | None = None,
     options: GenerateOptions | None = None,
-    model: str | None = None,
     skip_invalid: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> InputSource:
@@ -495,7 +476,6 @@ def check_input(
         document_field: names the document that each record is about; None: none does.
         encoding: of text files among documents; None: that of their mark, else UTF-8.
         options: of the run; what a record sets for itself must go with them.
-        model: that answers; a notice counts lines that name another one.
         skip_invalid: leaves wrong records out instead of refusing the input.
         progress: called now and then with the share of the input that is checked.
 
@@ -505,8 +485,6 @@ def check_input(
     """
     parser, options = parser or RecordParser(), options or GenerateOptions()
     wrong: dict[str, list[int]] = {}
-    keys: set[str] | None = None  # fields that all records without an id have
-    other_models, accepted = 0, RecordSettings()
     try:
         folder = path if path.is_dir() else path.parent
         documents = DocumentField(document_field, folder, encoding)
@@ -523,23 +501,15 @@ def check_input(
             raise UsageError("--encoding goes with a folder of documents or --document-field.")
         source = InputSource(reader, parser, documents)
         for count, piece in enumerate(reader.pieces()):
-            fields: dict[str, object] = {}
             try:
                 if piece.problem is not None:
                     raise NotReadable(piece.problem)
                 fields, digest = source.fields(piece)
                 record = parser.parse(piece.number, fields, "")
-                if record.settings != accepted:
-                    record.settings.applied(options)
-                    accepted = record.settings
+                record_options(options, 0, record.adapter_scales)
                 source.add(piece, record.id, digest)
             except (NotReadable, UsageError) as error:
-                if isinstance(error, MissingId):
-                    keys = set(fields) if keys is None else keys & set(fields)
                 wrong.setdefault(str(error).removesuffix("."), []).append(piece.number)
-            else:
-                named = requested_model(fields) if record.custom_id is not None else None
-                other_models += named is not None and named != model
             if progress is not None and count % _PROGRESS_EVERY == 0:
                 progress(reader.share)
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
@@ -547,18 +517,13 @@ def check_input(
         raise UsageError(f"{WHAT} cannot be read: {reason}.") from None
     source.digest = reader.hash.hexdigest()
     if wrong:
-        problems = _listed(wrong, reader.unit, _id_remedy(reader.columns, keys or set()))
+        problems = _listed(wrong, reader.unit)
         if not skip_invalid:
             raise InputErrors(wrong, problems)
         source.skipped = sorted((number, why) for why, each in wrong.items() for number in each)
         source.notices.append(f"left out of the run (--skip-invalid): {problems}.")
     if not len(source):
         raise UsageError(f"{WHAT} holds no {'valid ' if wrong else ''}record.")
-    if other_models:
-        source.notices.append(
-            f"lines of the input that name another model: {other_models}. The models of this run "
-            "answer them."
-        )
     if isinstance(reader, Folder) and reader.ignored:
         source.notices.append(
             "entries of the input folder that are no documents (.txt, .pdf, .docx, ...), and are "
@@ -568,33 +533,16 @@ def check_input(
     return source
 
 
-def _listed(wrong: Mapping[str, Sequence[int]], unit: str, remedy: str) -> str:
+def _listed(wrong: Mapping[str, Sequence[int]], unit: str) -> str:
     """Each problem once, with the records that have it: "lines 2, 5 and 498 more: not JSON"."""
     found = []
     for why, numbers in list(wrong.items())[:_SHOWN]:
         shown = ", ".join(map(str, numbers[:_SHOWN]))
         more = f" and {len(numbers) - _SHOWN} more" if numbers[_SHOWN:] else ""
-        missing_id = why.startswith('no "id"') or "--id-field" in why
-        units = f"{unit}{'s' if numbers[1:] else ''}"
-        found.append(f"{units} {shown}{more}: {why}{remedy if missing_id else ''}")
+        found.append(f"{unit}{'s' if numbers[1:] else ''} {shown}{more}: {why}")
     if (rest := len(wrong) - _SHOWN) > 0:
         found.append(f"and {rest} other problems")
     return "; ".join(found)
-
-
-def _id_remedy(columns: Sequence[str], keys: set[str]) -> str:
-    """What to do where records have no id, with the fields that look like one.
-
-    Candidates are the columns of a table, or what all such records share, if all are plain names.
-    Only names with a word such as "id" or "number" in them are listed: in a table without a header
-    the others are the first patient's.
-    """
-    names = list(columns) or sorted(keys)
-    likely = [name for name in names if not _ID_WORDS.isdisjoint(_WORD.findall(name.lower()))]
-    if not likely or not all(_COLUMN.fullmatch(name) for name in names):
-        return " (name the field that identifies a record with --id-field)"
-    shown = ", ".join(likely[:_SHOWN]) + (", ..." if likely[_SHOWN:] else "")
-    return f" (name the field that identifies a record with --id-field, such as {shown})"
 
 
 def _reader(

@@ -6,7 +6,6 @@ journal holds is all that is done.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections import Counter
@@ -20,7 +19,7 @@ from capt_local.batch import ipc
 from capt_local.batch.journal import OutputJournal
 from capt_local.batch.output import OK, Failure, LineWriter, OutputLine, answer_text
 from capt_local.batch.readers import InputSource
-from capt_local.batch.records import BatchRecord, RecordSettings
+from capt_local.batch.records import BatchRecord, InputChanged, record_seed
 from capt_local.batch.supervisor import News, RecordOutcome, Workers
 from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.options import GenerateOptions
@@ -46,7 +45,7 @@ class BatchJob:
         lines: makes lines.
         options: of answers.
         indices: of the records that are to be done, in their order.
-        logprobs: whether the output holds log-probabilities, where a record does not say.
+        logprobs: whether the output holds log-probabilities.
         schema: that answers must satisfy; None for none.
         require_sources: whether a record fails where its answer has facts that its note has not.
     """
@@ -183,31 +182,36 @@ def run_job(
     todo, more = iter(job.indices), True
 
     def put(index: int) -> None:
-        number, sha256 = job.source.line(index)
-        record = BatchRecord(number, job.source.ids[index], None, "", RecordSettings(), sha256)
         try:
             record = job.source.record(index)
-            settings = record.request_settings(job.options)
-        except CaptError as error:
+        except InputChanged as error:
+            number, sha256 = job.source.line(index)
+            record = BatchRecord(number, job.source.ids[index], "", sha256)
             lines.append(job.lines.failed(record, Failure.of(error), time.time()))
             return
-        in_flight[index] = dataclasses.replace(record, settings=settings)
-        prompt = record.prompt if isinstance(record.prompt, str) else ipc.pack(record.prompt)
+        in_flight[index] = record
         # The worker knows the record by `index` alone.
-        workers.put(index, {"request": index, "prompt": prompt, "settings": ipc.pack(settings)})
+        message = {
+            "request": index,
+            "prompt": ipc.pack(record.prompt),
+            "seed": record_seed(job.options.sample.seed, record.id),
+            "adapter_scales": record.adapter_scales,
+        }
+        workers.put(index, message)
 
     def finish(outcome: RecordOutcome) -> OutputLine:
         record = in_flight.pop(outcome.key)
         if outcome.failure is not None:
             return job.lines.failed(record, outcome.failure, time.time())
-        answer, own = outcome.answer or {}, record.settings.logprobs
+        answer = outcome.answer or {}
         sources = sources_of(answer, record, schema)
         if job.require_sources and sources.unsupported:
             return job.lines.failed(record, Failure("abstained", f"{sources.reason}."), time.time())
         answer = {**answer, "capt": {**answer["capt"], "sources": msgspec.to_builtins(sources)}}
         invalid = structure_problem(answer, job.schema)
-        logprobs = job.logprobs if own is None else own
-        return job.lines.answered(record, answer, time.time(), logprobs=logprobs, invalid=invalid)
+        return job.lines.answered(
+            record, answer, time.time(), logprobs=job.logprobs, invalid=invalid
+        )
 
     def commit() -> None:
         """Puts the finished lines on the disk, with one fsync for all; then they count as done."""

@@ -1,9 +1,9 @@
 """Supervision of worker processes: each record gets an answer or a failure, whatever happens.
 
 When a worker dies, the records that it had begun are suspects: a new worker gets them one at a
-time, so that the record that kills workers is known. One with which three workers have died is
-given up; so is one with which two have hung, since that takes longer. A worker hangs if it starts,
-loads or has records and sends nothing for too long.
+time, so that the record that kills workers is known. One with which alone two workers have died
+has failed, and the others go on. A worker that starts, loads or has records and sends nothing for
+too long is ended, which is a death like others.
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ from capt_local.errors import (
     WorkerFailed,
 )
 
-GIVEN_UP = 5  # records in a row; then the cause is not the records
-DEATHS = 3  # of workers with one record, and in a row without one
-HANGS = 2
+DEATHS = 2  # of workers with one record alone
+DEATHS_IN_A_ROW = 10  # without an answer between them; then the cause is not the records
 # Records sent for each that is answered at once: with only one, the worker would wait for a record
 # while its answers wait to be written.
 _WINDOW = 2
-_LOAD_TIMEOUT = 600.0  # seconds; parts of loading report no progress
+LOAD_TIMEOUT = 600.0  # seconds; parts of loading report no progress
 _END_SECONDS = 10.0  # for a process that has closed its pipes to end
 _KINDS = {kind.__name__: kind for kind in (MemoryShortage, ModelError, NumericalError, UsageError)}
 _SIGNALS = {
@@ -108,11 +107,11 @@ class Death:
         if self.hung:
             return Failure(
                 "timed_out",
-                f"The worker process was ended again: with this record alone, {self.cause}.",
+                f"The worker process was ended twice: with this record alone, {self.cause}.",
             )
         return Failure(
             "worker_died",
-            f"The worker process died {DEATHS} times with this record; last, {self.cause}.",
+            f"The worker process died twice with this record alone; last, {self.cause}.",
         )
 
 
@@ -138,22 +137,6 @@ class News:
     loading: tuple[str, float] | None = None
     ready: dict[str, Any] | None = None
     died: str = ""
-
-
-class Workers(Protocol):
-    """What answers records: a `WorkerSupervisor`, or several (`batch.ray`)."""
-
-    def hello(self, seconds: float) -> dict[str, Any] | None: ...
-    def load(self, config: ipc.WorkerConfig) -> None: ...
-    @property
-    def has_room(self) -> bool: ...
-    @property
-    def idle(self) -> bool: ...
-    def put(self, key: int, request: ipc.WireMessage) -> None: ...
-    def no_more(self) -> None: ...
-    def poll(self, seconds: float) -> RecordOutcome | News | None: ...
-    def finish(self, stop: Callable[[], bool]) -> None: ...
-    def kill(self) -> None: ...
 
 
 class Process(Protocol):
@@ -256,24 +239,17 @@ class WorkerProcess:
 
 
 class WorkerSupervisor:
-    """Runs one worker process after the other; see `Workers`.
+    """Runs one worker process after the other.
 
     Args:
         start: starts a worker.
-        timeout: seconds after which a worker that has records and sends nothing is ended.
-        load_timeout: the same while it starts and loads models; None: `timeout`, at least 600.
+        timeout: seconds after which a worker that has records and sends nothing is ended; at least
+            600 while it starts and loads models, since parts of that report no progress.
     """
 
-    def __init__(
-        self,
-        start: Callable[[], Process],
-        *,
-        timeout: float = math.inf,
-        load_timeout: float | None = None,
-    ) -> None:
+    def __init__(self, start: Callable[[], Process], timeout: float) -> None:
         """Starts a worker, which loads nothing yet."""
         self._start, self._timeout = start, timeout
-        self._load_timeout = max(timeout, _LOAD_TIMEOUT) if load_timeout is None else load_timeout
         self._worker = start()
         self._load: ipc.WireMessage = {}
         self._window = 0
@@ -282,10 +258,10 @@ class WorkerSupervisor:
         self._ends = False  # whether there are no further records
         self._waiting: deque[tuple[int, ipc.WireMessage]] = deque()
         self._sent: dict[int, ipc.WireMessage] = {}
-        self._begun: dict[int, None] = {}
+        self._begun: set[int] = set()
         self._suspects: set[int] = set()
         self._deaths: Counter[int] = Counter()
-        self._idle_deaths = self._given_up = 0
+        self._deaths_in_a_row = 0
         self._silent = 0.0
 
     def hello(self, seconds: float) -> dict[str, Any] | None:
@@ -299,7 +275,7 @@ class WorkerSupervisor:
             raise message.at_start()
         if message is None:
             self._silent += seconds
-            if self._silent >= self._load_timeout:
+            if self._silent >= self._limit:
                 raise Death(f"it sent nothing for {self._silent:.0f} s", hung=True).at_start()
             return None
         facts: dict[str, Any] = message["hello"]
@@ -315,11 +291,6 @@ class WorkerSupervisor:
     def has_room(self) -> bool:
         """Whether another record may be put."""
         return self.records < self._window
-
-    @property
-    def idle(self) -> bool:
-        """Whether each record has an outcome."""
-        return not self.records
 
     @property
     def records(self) -> int:
@@ -341,7 +312,7 @@ class WorkerSupervisor:
 
         Raises:
             CaptError: a worker cannot be started or cannot load the models, or workers die again
-                and again without a record, or with every record.
+                and again.
         """
         if self._dead:
             self._worker.kill()
@@ -350,14 +321,12 @@ class WorkerSupervisor:
         left = seconds
         while (message := self._worker.poll(left)) is not None:
             self._silent, left = 0.0, 0.0
-            if isinstance(message, Death):
-                return self._died(message)
-            if (event := self._handle(message)) is not None:
+            event = self._died(message) if isinstance(message, Death) else self._handle(message)
+            if event is not None:
                 return event
         # Only time that was spent listening counts.
         self._silent += left
-        limit = (self._timeout if self._sent else math.inf) if self._ready else self._load_timeout
-        if self._silent < limit:
+        if self._silent < self._limit:
             return None
         self._worker.kill()
         return self._died(Death(f"it reported no progress for {self._silent:.0f} s", hung=True))
@@ -373,6 +342,13 @@ class WorkerSupervisor:
         """Ends the worker; its records are dropped."""
         self._worker.kill()
 
+    @property
+    def _limit(self) -> float:
+        """Seconds that the worker may be silent now."""
+        if not self._ready:
+            return max(self._timeout, LOAD_TIMEOUT)
+        return self._timeout if self._sent else math.inf
+
     def _handle(self, message: ipc.WireMessage) -> RecordOutcome | News | None:
         if "loading" in message:
             return News(loading=(message["loading"], message["share"]))
@@ -381,59 +357,51 @@ class WorkerSupervisor:
             self._feed()
             return News(ready=message["ready"])
         if "begun" in message:
-            self._begun[message["begun"]] = None
+            self._begun.add(message["begun"])
         if "answered" in message or "failed" in message:
             key = message["answered"] if "answered" in message else message["failed"]
             self._forget(key)
-            self._idle_deaths = self._given_up = 0
+            self._deaths_in_a_row = 0
             self._feed()
             if "answered" in message:
                 return RecordOutcome(key, answer=message["answer"])
-            failure = Failure(message["code"], message["message"])
-            return RecordOutcome(key, failure=failure)
+            return RecordOutcome(key, failure=Failure(message["code"], message["message"]))
         return None
 
     def _forget(self, key: int) -> None:
         self._sent.pop(key, None)
-        self._begun.pop(key, None)
         self._deaths.pop(key, None)
+        self._begun.discard(key)
         self._suspects.discard(key)
 
     def _died(self, death: Death) -> RecordOutcome | News:
         """Decides about the records of a worker that died; the next `poll` replaces it."""
-        begun, self._begun = list(self._begun), {}
+        begun, self._begun = self._begun, set()
         self._dead, self._silent = True, 0.0
         if not self._ready or (death.error is not None and not begun):
             raise death.at_start()  # a model or memory is the reason
-        given_up = self._blame(begun, death)
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row >= DEATHS_IN_A_ROW:
+            raise WorkerFailed(
+                f"The worker process died {DEATHS_IN_A_ROW} times in a row, so the cause is not "
+                f"the records; last, {death.cause}."
+            )
+        self._suspects.update(begun)
+        failed = None
+        if len(begun) == 1:
+            (alone,) = begun
+            self._deaths[alone] += 1
+            if self._deaths[alone] >= DEATHS:
+                failed = alone
+                self._forget(alone)
         # What was sent comes back in front: suspects first, then what had not begun.
         sent = sorted(self._sent.items(), key=lambda item: item[0] not in self._suspects)
         self._sent.clear()
         self._waiting.extendleft(reversed(sent))
         self._ready = self._end_sent = False
-        if given_up is None:
+        if failed is None:
             return News(died=death.cause)
-        self._given_up += 1
-        return RecordOutcome(given_up, failure=death.failure())
-
-    def _blame(self, begun: list[int], death: Death) -> int | None:
-        """Counts a death against the records that were begun; the one that is given up."""
-        self._idle_deaths = 0 if begun else self._idle_deaths + 1
-        if self._given_up >= GIVEN_UP:
-            raise WorkerFailed(
-                f"{GIVEN_UP} records in a row were given up, so the cause is not the records: the "
-                f"worker process dies whatever it computes. Last, {death.cause}."
-            )
-        if self._idle_deaths >= DEATHS:
-            raise WorkerFailed(
-                f"The worker process died {DEATHS} times without a record; last, {death.cause}."
-            )
-        self._suspects.update(begun)
-        self._deaths.update(begun)
-        if len(begun) == 1 and self._deaths[begun[0]] >= (HANGS if death.hung else DEATHS):
-            self._forget(begun[0])
-            return begun[0]
-        return None
+        return RecordOutcome(failed, failure=death.failure())
 
     def _feed(self) -> None:
         """Sends the worker what it may have: suspects one at a time."""
@@ -447,3 +415,85 @@ class WorkerSupervisor:
         if self._ends and not self._waiting and not self._end_sent:
             self._end_sent = True
             self._worker.send({"end": True})
+
+
+class Workers:
+    """The workers of a run: one, or as many as Ray has actors.
+
+    Args:
+        start: starts a worker.
+        count: of workers at once.
+        timeout: see `WorkerSupervisor`.
+    """
+
+    def __init__(
+        self, start: Callable[[], Process], *, count: int = 1, timeout: float = math.inf
+    ) -> None:
+        """Starts the workers, which load nothing yet."""
+        self._all = [WorkerSupervisor(start, timeout) for _ in range(count)]
+        self._facts: list[dict[str, Any]] = []
+
+    def hello(self, seconds: float) -> dict[str, Any] | None:
+        """The facts about their machines, which must have the same build; None: not all are here.
+
+        Raises:
+            CaptError: a worker cannot start, or the builds differ.
+        """
+        if (facts := self._all[len(self._facts)].hello(seconds)) is not None:
+            self._facts.append(facts)
+        if len(self._facts) < len(self._all):
+            return None
+        first = self._facts[0]
+        for facts in self._facts[1:]:
+            if any(facts[name] != first[name] for name in ("versions", "build")):
+                raise UsageError(
+                    "The machines of the Ray cluster have different versions or builds of "
+                    "capt-local or llama.cpp, which may answer differently."
+                )
+        if not self._all[1:]:
+            return first
+        devices = sorted({device for facts in self._facts for device in facts["devices"]})
+        return {**first, "devices": devices, "ray_actors": len(self._all)}
+
+    def load(self, config: ipc.WorkerConfig) -> None:
+        """Lets all load the models."""
+        for each in self._all:
+            each.load(config)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another record may be put."""
+        return any(each.has_room for each in self._all)
+
+    @property
+    def idle(self) -> bool:
+        """Whether each record has an outcome."""
+        return not any(each.records for each in self._all)
+
+    def put(self, key: int, request: ipc.WireMessage) -> None:
+        """Gives a record to the worker that has fewest."""
+        min(self._all, key=lambda each: each.records).put(key, request)
+
+    def no_more(self) -> None:
+        """There will be no other records."""
+        for each in self._all:
+            each.no_more()
+
+    def poll(self, seconds: float) -> RecordOutcome | News | None:
+        """What happens next; None where nothing does for so long. Raises as `WorkerSupervisor`."""
+        self._all.append(self._all.pop(0))  # in turn, so that none waits behind the others
+        busy = [each for each in self._all if each.records]
+        for each in busy:
+            if (event := each.poll(seconds / len(busy))) is not None:
+                return event
+        return None
+
+    def finish(self, stop: Callable[[], bool]) -> None:
+        """Lets the workers end by themselves; see `WorkerSupervisor.finish`."""
+        for each in self._all:
+            each.finish(stop)
+
+    def kill(self) -> None:
+        """Ends all workers; their records are dropped."""
+        for each in self._all:
+            each.kill()

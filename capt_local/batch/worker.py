@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from capt_local.batch import ipc
 from capt_local.batch.output import Failure
-from capt_local.batch.records import RecordSettings
+from capt_local.batch.records import record_options
 from capt_local.decoding.batching import Request, RequestResult
 from capt_local.errors import CaptError, place_of
 from capt_local.prompting.messages import Message
@@ -191,8 +191,7 @@ class Worker:
                 prompt = message["prompt"]
                 if not isinstance(prompt, str):
                     prompt = [ipc.unpack(Message, turn) for turn in prompt]
-                settings = ipc.unpack(RecordSettings, message["settings"])
-                options = settings.applied(config.options)
+                options = record_options(config.options, message["seed"], message["adapter_scales"])
             except CaptError as error:
                 self._fail(key, error)
                 continue

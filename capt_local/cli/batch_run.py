@@ -8,20 +8,12 @@ import datetime
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capt_local.batch.audit import append_audit
 from capt_local.batch.ipc import WorkerConfig, pack
-from capt_local.batch.journal import (
-    OutputJournal,
-    OutputState,
-    check_place,
-    is_note_of,
-    look,
-    read_manifest,
-)
+from capt_local.batch.journal import OutputJournal, check_place, is_note_of, look, read_manifest
 from capt_local.batch.manifest import (
     Fingerprint,
     RunManifest,
@@ -29,22 +21,14 @@ from capt_local.batch.manifest import (
     fingerprint_of,
     manifest_path,
 )
-from capt_local.batch.output import OK, LineWriter
+from capt_local.batch.output import OK, LineWriter, answers_table
 from capt_local.batch.readers import InputSource, check_input
 from capt_local.batch.run import BatchJob, RunProgress, readable_time, records_at_once, run_job
-from capt_local.batch.supervisor import (
-    News,
-    WorkerProcess,
-    Workers,
-    WorkerSupervisor,
-    worker_command,
-)
-from capt_local.batch.table import answers_table
+from capt_local.batch.supervisor import News, WorkerProcess, Workers, worker_command
 from capt_local.bundles.manifest import Bundle
-from capt_local.cli.batch import Flags
+from capt_local.cli.batch_flags import Flags
 from capt_local.cli.exits import ExitCode, code_for, wants_traceback
 from capt_local.cli.files import OutputFile, files_of, same_file
-from capt_local.cli.options import SystemFlags
 from capt_local.cli.session import (
     doubts,
     find_bundle,
@@ -55,7 +39,7 @@ from capt_local.cli.session import (
 from capt_local.cli.signals import Signals
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.structured import SchemaCheck
-from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
+from capt_local.errors import Cancelled, ContextOverflow, UsageError
 from capt_local.line_file import DiskFailed
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.threads import physical_cores
@@ -71,9 +55,89 @@ _SCHEMA = "The schema (--json-schema)"
 Summary = dict[str, Any]
 
 
-def start_worker() -> WorkerProcess:
-    """A worker; what it prints is shown only where tracebacks are, since it may be text."""
-    return WorkerProcess(worker_command(), show=wants_traceback())
+def run_batch(flags: Flags) -> int:
+    """Does the run and returns the exit code.
+
+    Raises:
+        CaptError: flags, input, output or models are not as they should be.
+    """
+    screen = Screen.standard(flags.view.verbose)
+    display = ProgressDisplay(screen)
+    run, report = flags.run, flags.report
+    if run.output is None:
+        raise UsageError("There is no output. Name a file with -o.")
+    if run.check and (report.summary or report.csv):
+        raise UsageError("--summary and --csv do not go with --check, which writes nothing.")
+    if run.ray_actors is not None and run.ray is None:
+        raise UsageError("--ray-actors goes with --ray.")
+    if flags.system.system is not None and os.path.isfile(flags.system.system):
+        raise UsageError("--system names a file: give --system-file.")
+    bundle = find_bundle(flags.model)
+    _check_places(flags, run.output, files_of(bundle))
+    settings = BatchSettings.of(flags, bundle, run.output)
+    screen.notes(doubts(settings.options))
+    summary_file = OutputFile(report.summary, "The summary (--summary)") if report.summary else None
+    table = OutputFile(report.csv, "The table (--csv)") if report.csv else None
+    source = _checked_input(flags, settings.options, display)
+    with Signals() as signals, contextlib.ExitStack() as stack:
+        this = BatchRun(flags, settings, source, run.output, display, signals)
+        try:
+            code, summary = this.check(stack) if run.check else this.answer(stack)
+        except Cancelled:
+            display.note("interrupted; nothing was written.")
+            return signals.code or ExitCode.INTERRUPTED
+        stopped = signals.requested
+    if table is not None:
+        table.write(answers_table(run.output.read_bytes().splitlines()))
+    text = dumps(summary, indent=1)
+    if summary_file is not None:
+        if stopped and summary["left"] and (spared := summary_file.spare()) is not None:
+            display.notes([spared])
+        else:
+            summary_file.write(text + "\n")
+    if report.json:
+        screen.line(text)
+    return code
+
+
+def _check_places(flags: Flags, output: Path, models: Iterable[Path]) -> None:
+    """Refuses an output, a summary or a table in the place of something else that the run uses."""
+    files = (flags.input.path, flags.system.system_file, flags.input.template)
+    forms = (flags.structure.json_schema, flags.structure.grammar_file)
+    read = [path for path in (*files, *forms, *models) if path is not None]
+    check_place(output, read)
+    used = {path.resolve() for path in (*read, output, manifest_path(output))}
+    written = {"--summary": flags.report.summary, "--csv": flags.report.csv}
+    for name, path in written.items():
+        if path is None:
+            continue
+        if path.resolve() in used or any(same_file(path, each) for each in used):
+            raise UsageError(f"{name} names a file that this run reads or writes otherwise.")
+        if is_note_of(path, flags.input.path):
+            raise UsageError(
+                f"{name} names a document in the folder of the notes. Name it otherwise."
+            )
+        used.add(path.resolve())
+
+
+def _checked_input(flags: Flags, options: GenerateOptions, display: ProgressDisplay) -> InputSource:
+    given = flags.input
+    try:
+        source = check_input(
+            given.path,
+            given.input_format,
+            parser=given.parser(flags.system.text()),
+            delimiter=given.delimiter.character if given.delimiter else None,
+            document_field=given.document_field,
+            encoding=given.encoding,
+            options=options,
+            skip_invalid=given.skip_invalid,
+            progress=lambda share: display.fraction("checking the input", share),
+        )
+    finally:
+        display.clear()
+    display.notes(source.notices)
+    return source
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +149,9 @@ class BatchSettings:
         options: of answers.
         load: how the models are loaded.
         date: today's date for chat templates: that of the run's first start.
-        parallel: records at once.
+        parallel: answers made at once.
         schema: that answers must satisfy; None for none.
-        schema_sha256: digest of its file.
-        several: how many answers each record gets, and what ranks them; None: one.
-        require_sources: whether a record fails whose answer has facts that its note has not.
+        others: what else the fingerprint has of answers, as digests.
     """
 
     bundle: Bundle
@@ -98,65 +160,57 @@ class BatchSettings:
     date: str
     parallel: int
     schema: SchemaCheck | None
-    schema_sha256: str | None
-    several: Mapping[str, Any] | None = None
-    require_sources: bool = False
+    others: Mapping[str, Any]
 
     @classmethod
-    def of(cls, flags: Flags, output: Path) -> BatchSettings:
+    def of(cls, flags: Flags, bundle: Bundle, output: Path) -> BatchSettings:
         """Checks the flags. What they leave open is as it was when the run began.
 
         Raises:
             UsageError: a value has no meaning, some do not go together, or the manifest of the
                 output is broken.
-            ModelError: there is no such bundle, or it is broken.
+            ModelError: the scorer is missing or broken.
         """
+        run, several = flags.run, flags.several
         if flags.report.top_logprobs and not flags.report.logprobs:
             raise UsageError("--top-logprobs goes with --logprobs.")
-        parallel = flags.run.records_at_once
-        form = flags.structure.structure()
-        schema, schema_sha256 = _schema(flags.structure.json_schema)
-        bundle = find_bundle(flags.model)
         options = generate_options(bundle, flags.method, flags.sample, flags.report.top_logprobs)
-        options = flags.thoughts.added(options, form)
-        flags.several.check(options)
-        load, pinned = load_options(flags.model, bundle), pinned_date(flags.model)
-        before = None if flags.run.force_new else read_manifest(output)
-        if flags.run.ray is not None and load.threads is None:
-            # Actors on other machines must compute with as many.
-            here = flags.run.ray_actors or 1 if flags.run.ray == "local" else 1
-            load = dataclasses.replace(load, threads=max(1, physical_cores() // here))
-        date = str(pinned) if pinned else _earlier(before, "prompt", "date", str)
-        parallel = parallel or _earlier(before, "computing", "parallel", int)
-        if parallel is None:
-            cores = load.threads or physical_cores()
-            parallel = records_at_once(bundle, options, load, cores=cores)
-        date = date or datetime.date.today().isoformat()
-        several = None
-        if flags.several.best_of > 1:
+        options = flags.thoughts.added(options, flags.structure.structure())
+        several.check(options)
+        schema, schema_sha256 = _schema(flags.structure.json_schema)
+        others: dict[str, Any] = {"schema_sha256": schema_sha256}
+        if several.best_of > 1:
             # What is wrong with a scorer is found before a worker starts.
             from capt_local.rerank.scorer import open_scorer
 
-            with (
-                open_scorer(flags.several.scorer, bundle, flags.model.verify)
-                or contextlib.nullcontext() as s
-            ):
-                several = {"best_of": flags.several.best_of, "scorer": s and s.digest}
-        require = flags.sources.require_sources
-        return cls(bundle, options, load, date, parallel, schema, schema_sha256, several, require)
+            opened = open_scorer(several.scorer, bundle, flags.model.verify)
+            with opened or contextlib.nullcontext() as scorer:
+                others |= {"best_of": several.best_of, "scorer": scorer and scorer.digest}
+        if flags.sources.require_sources:
+            others["require_sources"] = True
+        load, date = load_options(flags.model, bundle), pinned_date(flags.model)
+        if run.ray is not None and load.threads is None:
+            # Actors on other machines must compute with as many.
+            here = run.ray_actors or 1 if run.ray == "local" else 1
+            load = dataclasses.replace(load, threads=max(1, physical_cores() // here))
+        before = None if run.force_new else read_manifest(output)
+        parallel = run.records_at_once or _earlier(before, "computing", "parallel", int)
+        if parallel is None:
+            cores = load.threads or physical_cores()
+            parallel = records_at_once(bundle, options, load, cores=cores)
+        day = str(date) if date else _earlier(before, "prompt", "date", str)
+        day = day or datetime.date.today().isoformat()
+        return cls(bundle, options, load, day, parallel, schema, others)
 
     def fingerprint(
         self, source: InputSource, facts: Mapping[str, Any], *, logprobs: bool
     ) -> Fingerprint:
-        """That of the run.
+        """That of the run. Raises ModelError if a model without a digest cannot be read.
 
         Args:
             source: the input.
             facts: that the worker has sent first.
             logprobs: whether lines hold log-probabilities.
-
-        Raises:
-            ModelError: a model without a digest cannot be read.
         """
         load = self.load
         return fingerprint_of(
@@ -164,13 +218,7 @@ class BatchSettings:
             self.options,
             versions=facts["versions"],
             build=facts["build"],
-            prompt={
-                **source.described(),
-                "date": self.date,
-                "schema_sha256": self.schema_sha256,
-                **(self.several or {}),
-                **({"require_sources": True} if self.require_sources else {}),
-            },
+            prompt={**source.described(), "date": self.date, **self.others},
             computing={
                 "parallel": self.parallel,
                 "threads": load.threads or physical_cores(),
@@ -237,105 +285,14 @@ def _earlier(before: RunManifest | None, group: str, name: str, kind: type[Any])
     return value if isinstance(value, kind) else None
 
 
-def run_batch(flags: Flags) -> int:
-    """Does the run and returns the exit code.
-
-    Raises:
-        CaptError: flags, input, output or models are not as they should be.
-    """
-    screen = Screen.standard(flags.view.verbose)
-    flags = dataclasses.replace(flags, system=_system(flags.system, screen))
-    display = ProgressDisplay(screen)
-    output, report = flags.run.output, flags.report
-    if output is None:
-        raise UsageError("There is no output. Name a file with -o.")
-    if flags.run.check and report.summary:
-        raise UsageError("--summary does not go with --check, which writes nothing.")
-    if flags.run.ray_actors is not None and flags.run.ray is None:
-        raise UsageError("--ray-actors goes with --ray.")
-    _check_places(flags, output)
-    settings = BatchSettings.of(flags, output)
-    screen.notes(doubts(settings.options))
-    _check_places(flags, output, files_of(settings.bundle))
-    summary_file = OutputFile(report.summary, "The summary (--summary)") if report.summary else None
-    if flags.run.check and report.csv:
-        raise UsageError("--csv does not go with --check, which writes nothing.")
-    table = OutputFile(report.csv, "The table (--csv)") if report.csv else None
-    if report.audit and not flags.run.check:
-        append_audit(report.audit)
-    try:
-        source = check_input(
-            flags.input.path,
-            flags.input.input_format,
-            parser=flags.input.parser(flags.system.text()),
-            delimiter=flags.input.delimiter.character if flags.input.delimiter else None,
-            document_field=flags.input.document_field,
-            encoding=flags.input.encoding,
-            options=settings.options,
-            model=settings.bundle.id,
-            skip_invalid=flags.input.skip_invalid,
-            progress=lambda share: display.fraction("checking the input", share),
-        )
-    finally:
-        display.clear()
-    display.notes(source.notices)
-    with Signals() as signals:
-        try:
-            run = BatchRun(flags, settings, source, output, display, signals)
-            code, summary = run.check() if flags.run.check else run.answer()
-        except Cancelled:
-            display.note("interrupted; nothing was written.")
-            return signals.code or ExitCode.INTERRUPTED
-    if table is not None:
-        table.write(answers_table(output.read_bytes().splitlines()))
-    text = dumps(summary, indent=1)
-    if summary_file is not None:
-        stopped = signals.requested and summary["left"]
-        if stopped and (spared := summary_file.spare()) is not None:
-            display.notes([spared])
-        else:
-            summary_file.write(text + "\n")
-    if report.json:
-        screen.line(text)
-    return code
+def start_worker() -> WorkerProcess:
+    """A worker; what it prints is shown only where tracebacks are, since it may be text."""
+    return WorkerProcess(worker_command(), show=wants_traceback())
 
 
-def _system(given: SystemFlags, screen: Screen) -> SystemFlags:
-    """`--system` took a file in version 0.1.0; one that names a file still does, with a note."""
-    if given.system is None or not os.path.isfile(given.system):
-        return given
-    screen.notes(["--system names a file, which is read as the system text: say --system-file."])
-    return SystemFlags(system_file=Path(given.system))
-
-
-def _check_places(flags: Flags, output: Path, models: Iterable[Path] = ()) -> None:
-    """Refuses an output, a summary or a log in the place of something else that the run uses."""
-    files = (flags.input.path, flags.system.system_file, flags.input.template)
-    forms = (flags.structure.json_schema, flags.structure.grammar_file)
-    read = [path for path in (*files, *forms, *models) if path is not None]
-    check_place(output, read)
-    used = {path.resolve() for path in (*read, output, manifest_path(output))}
-    report = flags.report
-    written = {"--summary": report.summary, "--audit": report.audit, "--csv": report.csv}
-    for name, path in written.items():
-        if path is None:
-            continue
-        if path.resolve() in used or any(same_file(path, each) for each in used):
-            raise UsageError(f"{name} names a file that this run reads or writes otherwise.")
-        if is_note_of(path, flags.input.path):
-            raise UsageError(
-                f"{name} names a document in the folder of the notes. Name it otherwise."
-            )
-        used.add(path.resolve())
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class BatchRun:
-    """One run; `run_batch` has checked everything that needs no worker.
-
-    Attributes:
-        long: records that may be too long, until it is known.
-    """
+    """One run; `run_batch` has checked everything that needs no worker."""
 
     flags: Flags
     settings: BatchSettings
@@ -343,9 +300,8 @@ class BatchRun:
     output: Path
     display: ProgressDisplay
     signals: Signals
-    long: list[int] = field(default_factory=list)
 
-    def check(self) -> tuple[int, Summary]:
+    def check(self, stack: contextlib.ExitStack) -> tuple[int, Summary]:
         """Checks the output as a run would; writes nothing. Returns exit code and summary.
 
         Raises:
@@ -353,12 +309,10 @@ class BatchRun:
             CaptError: the output is of another run, or cannot be written.
         """
         run, source = self.flags.run, self.source
-        workers = WorkerSupervisor(start_worker)
-        try:
-            fingerprint = self._fingerprint(self._facts(workers))
-        finally:
-            workers.kill()
-        found: OutputState = look(
+        workers = Workers(start_worker)
+        stack.callback(workers.kill)
+        fingerprint = self._fingerprint(self._facts(workers))
+        found = look(
             self.output,
             fingerprint,
             source.lines(),
@@ -375,7 +329,7 @@ class BatchRun:
         counts = {"records": len(source), "already_done": len(done), "left": left}
         return ExitCode.OK, {**counts, "skipped": len(source.skipped), "torn_bytes": found.torn}
 
-    def answer(self) -> tuple[int, Summary]:
+    def answer(self, stack: contextlib.ExitStack) -> tuple[int, Summary]:
         """Answers all records that are left. Returns exit code and summary.
 
         Raises:
@@ -383,62 +337,55 @@ class BatchRun:
             CaptError: the output is of another run, a model cannot be loaded, the disk is full...
         """
         run, settings, source = self.flags.run, self.settings, self.source
-        with contextlib.ExitStack() as stack:
-            workers = self._workers(stack)
-            facts = self._facts(workers)
-            fingerprint = self._fingerprint(facts)
-            if self.signals.requested:
-                raise Cancelled("interrupted")
-            journal = stack.enter_context(
-                OutputJournal.open(
-                    self.output,
-                    fingerprint,
-                    records=source.lines(),
-                    input={
-                        **source.described(), "records": len(source), "sha256": source.digest
-                    },
-                    provenance=settings.provenance(fingerprint, facts),
-                    retry_errors=run.retry_errors,
-                    force_new=run.force_new,
-                )
-            )  # fmt: skip
-            self.display.notes(journal.notices)
-            left = [index for index, id in enumerate(source.ids) if id not in journal.done]
-            now = left[: run.limit]
-            # A token has at least one byte. Texts that may be too long go first: those that are
-            # fail without being computed, so they are reported before the long work.
-            context = settings.load.context or _CONTEXT
-            self.long = [index for index in now if source.size(index) > context]
-            now.sort(key=lambda index: source.size(index) <= context)
-            job = BatchJob(
-                source,
-                journal,
-                LineWriter(fingerprint),
-                settings.options,
-                now,
-                logprobs=self.flags.report.logprobs,
-                schema=settings.schema,
-                require_sources=settings.require_sources,
-            )
-            if (audit := self.flags.report.audit) is not None:
-                append_audit(audit, journal.manifest, "start", {"records": len(job.indices)})
-            if job.indices:
-                workers.load(settings.worker_config(fingerprint, self.flags))
-            return self._run_job(job, workers, journal, len(left))
+        workers = self._workers(stack)
+        facts = self._facts(workers)
+        fingerprint = self._fingerprint(facts)
+        if self.signals.requested:
+            raise Cancelled("interrupted")
+        journal = OutputJournal.open(
+            self.output,
+            fingerprint,
+            records=source.lines(),
+            input={**source.described(), "records": len(source), "sha256": source.digest},
+            provenance=settings.provenance(fingerprint, facts),
+            retry_errors=run.retry_errors,
+            force_new=run.force_new,
+        )
+        stack.enter_context(journal)
+        self.display.notes(journal.notices)
+        left = [index for index, id in enumerate(source.ids) if id not in journal.done]
+        now = left[: run.limit]
+        # A token has at least one byte. Texts that may be too long go first: those that are fail
+        # without being computed, so they are reported before the long work.
+        context = settings.load.context or _CONTEXT
+        long = [index for index in now if source.size(index) > context]
+        now.sort(key=lambda index: source.size(index) <= context)
+        job = BatchJob(
+            source,
+            journal,
+            LineWriter(fingerprint),
+            settings.options,
+            now,
+            logprobs=self.flags.report.logprobs,
+            schema=settings.schema,
+            require_sources=self.flags.sources.require_sources,
+        )
+        if now:
+            workers.load(settings.worker_config(fingerprint, self.flags))
+        return self._run_job(job, workers, journal, len(left), long)
 
     def _workers(self, stack: contextlib.ExitStack) -> Workers:
         """What answers: a process here, or actors of Ray."""
         run = self.flags.run
-        workers: Workers
         if run.ray is None:
-            workers = WorkerSupervisor(start_worker, timeout=run.timeout)
+            workers = Workers(start_worker, timeout=run.timeout)
         else:
-            from capt_local.batch.ray import OPEN_PORTS, RayWorkers, cluster
+            from capt_local.batch.ray import OPEN_PORTS, cluster, ray_workers
 
             self.display.notes([OPEN_PORTS] if run.ray == "local" else [])
             ray = stack.enter_context(cluster(run.ray, run.ray_actors))
             threads = self.settings.load.threads or 1
-            workers = RayWorkers(ray, actors=run.ray_actors, timeout=run.timeout, threads=threads)
+            workers = ray_workers(ray, actors=run.ray_actors, timeout=run.timeout, threads=threads)
         stack.callback(workers.kill)
         return workers
 
@@ -454,9 +401,9 @@ class BatchRun:
         return self.settings.fingerprint(self.source, facts, logprobs=logprobs)
 
     def _run_job(
-        self, job: BatchJob, workers: Workers, journal: OutputJournal, left: int
+        self, job: BatchJob, workers: Workers, journal: OutputJournal, left: int, long: list[int]
     ) -> tuple[int, Summary]:
-        """Runs the job and reports its end."""
+        """Runs the job and reports its end; `long` are records that may be too long."""
         display = self.display
         progress = RunProgress(len(job.indices), before=len(journal.done))
         complete, failure = not job.indices, None
@@ -469,7 +416,9 @@ class BatchRun:
             if news.ready is not None:
                 display.notes(journal.set_loaded(news.ready["models"]))
             display.news(news)
-            self._report_too_long(journal)
+            if long and all(self.source.ids[index] in journal.done for index in long):
+                self._report_too_long(journal, long)
+                long.clear()
 
         display.show(progress)
         try:
@@ -493,38 +442,24 @@ class BatchRun:
             "skipped": len(self.source.skipped),
             "exit_code": code,
         }
-        trouble: CaptError | None = None
-        try:
-            if (audit := self.flags.report.audit) is not None:
-                counts = {"records": summary["records"], OK: summary["done"], **summary["failed"]}
-                append_audit(audit, journal.manifest, "end", counts, code)
-        except CaptError as error:
-            trouble, summary["exit_code"] = error, int(code_for(error))
         try:
             journal.conclude(summary)
-        except DiskFailed as error:
-            trouble = trouble or error
+        except DiskFailed:
+            if failure is None:
+                self._report_end(summary, complete=complete)
+                raise
         if failure is not None:
-            # That the same disk fails again is no news.
-            again = isinstance(failure, DiskFailed)
-            display.notes([str(trouble)] if trouble and not again else ())
             raise failure
         self._report_end(summary, complete=complete)
-        if trouble is not None:
-            raise trouble
         return code, summary
 
-    def _report_too_long(self, journal: OutputJournal) -> None:
-        """Lists the records that do not fit into the context, as soon as all are known."""
-        ids = self.source.ids
-        if not self.long or not all(ids[index] in journal.done for index in self.long):
-            return
+    def _report_too_long(self, journal: OutputJournal, long: list[int]) -> None:
+        """Lists the records that do not fit into the context."""
         numbers = [
             str(self.source.line(index)[0])
-            for index in self.long
-            if journal.done[ids[index]] == ContextOverflow.code
+            for index in long
+            if journal.done[self.source.ids[index]] == ContextOverflow.code
         ]
-        self.long = []
         if numbers:
             more = f" and {len(numbers) - _SHOWN} more" if numbers[_SHOWN:] else ""
             self.display.notes(

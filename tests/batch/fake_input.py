@@ -9,31 +9,24 @@ from pathlib import Path
 
 from capt_local.batch.ipc import WorkerConfig
 from capt_local.batch.output import OutputLine
-from capt_local.batch.records import BatchRecord, InputChanged, RecordSettings, TemplateFailed
+from capt_local.batch.records import BatchRecord, InputChanged
 from capt_local.batch.supervisor import WorkerProcess
 from capt_local.bundles import store
 
 
 class FakeSource:
-    """Prompts by their ids; those in `changed` and `slow` cannot be read again, or filled in."""
+    """Prompts by their ids; those in `changed` cannot be read again."""
 
-    def __init__(
-        self,
-        prompts: Mapping[str, str],
-        changed: tuple[str, ...] = (),
-        slow: tuple[str, ...] = (),
-    ) -> None:
+    def __init__(self, prompts: Mapping[str, str], changed: tuple[str, ...] = ()) -> None:
         self.ids = tuple(prompts)
-        self._prompts, self._changed, self._slow = prompts, changed, slow
+        self._prompts, self._changed = prompts, changed
 
     def record(self, place: int) -> BatchRecord:
         id = self.ids[place]
         if id in self._changed:
             raise InputChanged(f"The input, line {place + 1}: it has changed.")
-        if id in self._slow:
-            raise TemplateFailed(f"The input, line {place + 1}: the template was stopped.")
         number, digest = self.line(place)
-        return BatchRecord(number, id, None, self._prompts[id], RecordSettings(), digest)
+        return BatchRecord(number, id, self._prompts[id], digest)
 
     def line(self, place: int) -> tuple[int, str]:
         prompt = self._prompts[self.ids[place]]

@@ -120,7 +120,11 @@ def open_models(config: WorkerConfig, progress: Callable[[str, float], None]) ->
     return FakeRuntime()
 
 
+MACHINE = {
+    "versions": {"capt_local": "1", "llama_cpp_python": "1", "llama_cpp": "1", "numpy": "1"},
+    "build": {},
+    "devices": ["CPU: a fake one"],
+}
+
 if __name__ == "__main__":
-    versions = {"capt_local": "1", "llama_cpp_python": "1", "llama_cpp": "1", "numpy": "1"}
-    devices = ["CPU: a fake one"]
-    worker.main(open_models, lambda: {"versions": versions, "build": {}, "devices": devices})
+    worker.main(open_models, lambda: MACHINE)

@@ -23,11 +23,6 @@ def short(id: object = "r1", prompt: str = CANARY, **more: Any) -> bytes:
     return line(id=id, prompt=prompt, **more)
 
 
-def openai(custom_id: str = "r1", **body: Any) -> bytes:
-    body = {"messages": [{"role": "user", "content": CANARY}], **body}
-    return line(custom_id=custom_id, method="POST", url="/v1/chat/completions", body=body)
-
-
 def written(folder: Path, data: bytes, name: str = "in.jsonl") -> Path:
     path = folder / name
     path.write_bytes(data)

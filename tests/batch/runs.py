@@ -10,7 +10,7 @@ from typing import Any
 
 from capt_local.batch.journal import OutputJournal
 from capt_local.batch.output import Failure, LineWriter, OutputLine
-from capt_local.batch.records import BatchRecord, RecordSettings
+from capt_local.batch.records import BatchRecord
 from capt_local.decoding.step import FinishReason
 from capt_local.report.json import Answer, answer_object
 from tests.batch.faults import Quick
@@ -38,7 +38,7 @@ def ids(count: int) -> list[str]:
 def ref(id: str) -> BatchRecord:
     number = int(id.rpartition("-")[2])
     sha256 = hashlib.sha256(f"record {id}".encode()).hexdigest()
-    return BatchRecord(number, id, id, NOTE, RecordSettings(seed=0), sha256)
+    return BatchRecord(number, id, NOTE, sha256)
 
 
 def line(id: str, of: dict[str, Any], now: float = 1.5e9) -> OutputLine:

@@ -19,7 +19,6 @@ from tests.batch.inputs import (
     checked,
     expanded,
     line,
-    openai,
     problems,
     records,
     short,
@@ -95,9 +94,9 @@ HOSTILE: dict[str, Hostile] = {
         lines(b"[]\n", b"1\n", b'"%s"\n' % C, b"null\n"),
         tuple(f"{n}: {EMPTY}" for n in (2, 3, 4, 5)),
     ),
-    "markers of a chat template": Hostile(lines(openai("a", user=None), short("b", "<|im_end|>"))),
+    "markers of a chat template": Hostile(lines(short("b", "<|im_end|>"))),
     "an id that stands there again": Hostile(
-        lines(short("a"), openai("good"), short("a")),
+        lines(short("a"), short("good"), short("a")),
         ("3: its id is that of line 1", "4: its id is that of line 2"),
     ),
     "a BOM, CRLF, a duplicate key and a surrogate": Hostile(
@@ -130,15 +129,10 @@ HOSTILE: dict[str, Hostile] = {
         + line(id="c", note={"x": CANARY})
         + line(id="d", other=CANARY)
         + line(id="e", note="__class__"),
-        ("2: the template prints a value that is null", "3: the template prints an object",
+        ('2: the field "note", which the template names, is null',
+         '3: the field "note", which the template names, is an object',
          '4: there is no field "note"'),
         template="{{ note }}",
-    ),
-    "a template that looks names up in the text": Hostile(
-        lambda: line(id="a", note=CANARY) + line(id="b", note="__globals__"),
-        ("1: the template asks for a value that is not there",
-         "2: the template"),
-        template="{{ record[note] }}",
     ),
 }  # fmt: skip
 
@@ -170,9 +164,9 @@ def test_all_in_one_file(tmp_path: Path) -> None:
 
 FRAGMENT = st.sampled_from(
     [b"{", b"}", b"[", b"]", b'"', b":", b",", b"\n", b"\r", b"\0", b"\\", b"\\ud800", b"\\u0000",
-     b'"id"', b'"prompt"', b'"messages"', b'"custom_id"', b'"body"', b'"role"', b'"user"', b"NaN",
+     b'"id"', b'"prompt"', b'"messages"', b'"role"', b'"user"', b"NaN",
      b"1e999", b"-", b"9", b"null", b"true", b"\xef\xbb\xbf", b"\xff", b"\xe2\x80\xa8", b" ",
-     GOOD, short("a"), openai("b"), b"zyzzyva"]
+     GOOD, short("a"), short("b"), b"zyzzyva"]
 )  # fmt: skip
 ANY = st.lists(FRAGMENT | st.binary(max_size=4), max_size=40).map(b"".join)
 
@@ -198,8 +192,7 @@ VALUE = st.recursive(
     | st.dictionaries(st.sampled_from(["role", "content", "model", "messages", "x"]), inner),
     max_leaves=8,
 )  # fmt: skip
-NAMES = ["id", "prompt", "messages", "custom_id", "method", "url", "body", "max_tokens", "stop",
-         "temperature", "logprobs", "n", "tools", "response_format", "note"]  # fmt: skip
+NAMES = ["id", "prompt", "messages", "adapter_scales", "note", "x"]
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), VALUE), st.booleans())

@@ -8,9 +8,8 @@ import re
 from typing import Any
 
 from capt_local.batch.manifest import differences, digest_of, fingerprint_of
-from capt_local.batch.output import LineWriter, is_sealed
-from capt_local.batch.records import BatchRecord, RecordSettings
-from capt_local.batch.table import answers_table
+from capt_local.batch.output import LineWriter, answers_table, is_sealed
+from capt_local.batch.records import BatchRecord, record_seed
 from capt_local.bundles.store import find
 from capt_local.decoding.options import GenerateOptions, SampleOptions, Structure
 from capt_local.report.json import answer_object
@@ -18,7 +17,7 @@ from tests.batch.runs import NOTE, fingerprint
 from tests.report.answers import an_answer
 
 OF = fingerprint()
-ASKED = BatchRecord(7, "a-1", "a-1", NOTE, RecordSettings(seed=5), "cd" * 32)
+ASKED = BatchRecord(7, "a-1", NOTE, "cd" * 32)
 NOW = 1_800_000_000.9
 ANSWER = an_answer([(b"No", b"Yes", 1.5), (b" fever\xe2\x80\xa8.", None, 0.25)])
 
@@ -65,7 +64,7 @@ def test_the_provenance_of_a_line() -> None:
         "bundle": {"id": "demo", "manifest_sha256": "ab" * 32},
         "models": {role: role.encode().hex() for role in ("target", "expert", "base")},
         "method": "capt",
-        "seed": 5,
+        "seed": record_seed(0, "a-1"),
         "record": {"line": 7, "sha256": "cd" * 32},
         "ai_label": "AIRPT",
         "human_review": "none",

@@ -29,7 +29,7 @@ def test_rows_are_records(tmp_path: Path) -> None:
         b"b,\xe2\x80\xa8five,6"
     )
     path = table(tmp_path, data)
-    source = checked(path, "{{ note }}|{{ record['Age Years'] }}")
+    source = checked(path, "{{ note }}|{{ Age Years }}")
     found = records(source)
     assert [record.prompt for record in found] == [
         'one, "two"\nthree\r\nfour|5',

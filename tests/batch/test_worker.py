@@ -7,6 +7,7 @@ import json
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,17 +45,18 @@ def events(worker: WorkerProcess, seconds: float = 60.0) -> list[ipc.WireMessage
 
 
 @pytest.fixture(scope="module")
-def demo() -> dict[str, object]:
-    opened: dict[str, object] = pack(WorkerConfig(store.find("demo"), date="2026-01-02"))
+def demo() -> dict[str, Any]:
+    opened: dict[str, Any] = pack(WorkerConfig(store.find("demo"), date="2026-01-02"))
     return opened
 
 
-def test_a_real_worker_answers_and_ends(demo: dict[str, object]) -> None:
+def test_a_real_worker_answers_and_ends(demo: dict[str, Any]) -> None:
     worker = WorkerProcess(worker_command())
-    worker.send({"load": {**demo, "load": {"threads": 1, "context": 256}}})
-    settings = {"max_tokens": 3, "seed": 1}
-    worker.send({"request": 7, "prompt": "What is fever?", "settings": settings})
-    worker.send({"request": 8, "prompt": " ", "settings": settings})
+    options = {**demo["options"], "max_tokens": 3}
+    worker.send({"load": {**demo, "options": options, "load": {"threads": 1, "context": 256}}})
+    own = {"seed": 1, "adapter_scales": None}
+    worker.send({"request": 7, "prompt": "What is fever?", **own})
+    worker.send({"request": 8, "prompt": " ", **own})
     worker.send({"end": True})
     found = events(worker)
     kinds = [next(iter(event)) for event in found[:-1] if not isinstance(event, Death)]
@@ -68,7 +70,7 @@ def test_a_real_worker_answers_and_ends(demo: dict[str, object]) -> None:
     assert found[-1] == Death("it ended with exit code 0")
 
 
-def test_a_model_that_is_not_the_right_one_is_told(demo: dict[str, object]) -> None:
+def test_a_model_that_is_not_the_right_one_is_told(demo: dict[str, Any]) -> None:
     bundle = json.loads(json.dumps(demo["bundle"]))
     bundle["models"]["target"]["sha256"] = "0" * 64
     worker = WorkerProcess(worker_command())

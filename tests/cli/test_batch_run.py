@@ -144,28 +144,7 @@ def test_a_record_that_hangs_fails_and_the_others_go_on(place: Place) -> None:
     assert "it reported no progress for 3 s" in result.err
 
 
-def test_the_audit_log_has_start_and_end_of_each_run_and_no_text(place: Place) -> None:
-    place.write(a=CANARY, b="refuse")
-    log = Path(place.path("log"))
-    assert place.batch("--audit", str(log), "--limit", "1").code == 0
-    with log.open("ab") as stream:
-        stream.write(b'{"event": "torn')  # a machine that lost power
-    assert place.batch("--audit", str(log)).code == 6
-    lines = log.read_bytes().splitlines()
-    assert len(lines) == 5 and b"torn" in lines[2] and CANARY.encode() not in b"".join(lines)
-    entries = [json.loads(line) for line in (*lines[:2], *lines[3:])]
-    assert len({entry["run"] for entry in entries}) == 1
-    assert [(entry["event"], entry["counts"], entry["exit_code"]) for entry in entries] == [
-        ("start", {"records": 1}, None), ("end", {"records": 1, "ok": 1}, 0),
-        ("start", {"records": 1}, None), ("end", {"records": 1, "ok": 0, "numerical_error": 1}, 6),
-    ]  # fmt: skip
-    assert log.stat().st_mode & 0o777 == 0o600
-    Path(place.path("link")).symlink_to("/dev/null")
-    for path in (place.path("none/log"), place.path("link"), place.path("in.jsonl")):
-        assert "--audit" in place.batch("--audit", path).err
-
-
-@pytest.mark.parametrize("flag", ["--summary", "--audit"])
+@pytest.mark.parametrize("flag", ["--summary", "--csv"])
 @pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.run.json", "in.jsonl", "system.txt"])
 def test_what_is_written_beside_the_output_has_a_place_of_its_own(
     run: Run, tmp_path: Path, flag: str, name: str

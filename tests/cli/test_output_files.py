@@ -84,10 +84,9 @@ def test_what_we_wrote_and_empty_files_are_replaced(run: Run, tmp_path: Path) ->
             "{folder}/out.jsonl",
             "--summary",
         ),
-        ("batch", "{models}", "--parallel", "1", "{input}", "-o", "{folder}/out.jsonl", "--audit"),
         ("batch", "{models}", "--parallel", "1", "{input}", "--force-new", "-o"),
     ],
-    ids=["score", "summary", "audit", "batch"],
+    ids=["score", "summary", "batch"],
 )
 def test_no_verb_replaces_a_model_or_what_it_did_not_write(
     run: Run, tmp_path: Path, command: tuple[str, ...]
