@@ -1,9 +1,9 @@
-"""Keeps the memory of this process private, and confines the process that reads untrusted files.
+"""Keeps the memory of this process private, and confines processes that read untrusted files.
 
 `keep_memory_private` is the first act of every verb: no core dump, and on Linux no other process of
-the same account may read this one's memory. `confine` is for processes that read untrusted files
-(`llama.probe`, `documents.process`): on Linux a seccomp filter allows the system calls of a fixed
-list and refuses all others.
+the same account may read this one's memory. `run_apart` starts a process for untrusted input
+(`llama.probe`, `documents.process`), and that one calls `confine`: on Linux a seccomp filter allows
+the system calls of a fixed list and refuses all others.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import contextlib
 import ctypes
 import errno
 import os
+import signal
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -32,18 +34,80 @@ _SET = {
 }
 
 
-def python_command(program: str) -> list[str]:
-    """The command of a process that runs a Python program with this package.
+_EACH = 0.1  # seconds between two calls of `waiting`
+_PATIENCE = 5.0  # seconds for a process to end that has closed its output
 
-    -I: neither the folder that it is run in nor the environment says what is imported.
+
+def run_apart(
+    program: str,
+    request: bytes,
+    *,
+    seconds: float,
+    largest: int,
+    handles: Sequence[int] = (),
+    waiting: Callable[[], None] | None = None,
+) -> tuple[bytes, int | None]:
+    """Runs a Python program with this package in a process without the user's terminal.
+
+    Args:
+        program: what it runs. Neither the folder nor the environment says what it imports.
+        request: its standard input.
+        seconds: that it may take.
+        largest: bytes that it may write to its standard output.
+        handles: open files that it inherits.
+        waiting: called several times a second; may raise to stop.
+
+    Returns:
+        What it wrote, and its exit code; None where it has not ended, or has written more.
+
+    Raises:
+        TimeoutError: it takes longer.
+        OSError: it cannot be started.
     """
+    import select  # imported here: every verb imports this file, and few start a process
+    import subprocess
+    import threading
+
     start = "import sys; sys.path.insert(0, sys.argv[1]); "
-    return [sys.executable, "-I", "-c", start + program, str(Path(__file__).resolve().parents[1])]
+    package = str(Path(__file__).resolve().parents[1])
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-c", start + program, package],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={name: os.environ[name] for name in _KEPT if name in os.environ} | _SET,
+        pass_fds=tuple(handles),
+        start_new_session=True,
+    )
+    incoming, outgoing = process.stdin, process.stdout
+    assert incoming is not None and outgoing is not None
 
+    def send() -> None:
+        with contextlib.suppress(OSError, ValueError), incoming:  # it may have ended already
+            incoming.write(request)
 
-def bare_environment() -> dict[str, str]:
-    """The environment of a process that reads untrusted files."""
-    return {name: os.environ[name] for name in _KEPT if name in os.environ} | _SET
+    sender = threading.Thread(target=send, daemon=True)
+    found, until, code = bytearray(), time.monotonic() + seconds, None
+    try:
+        sender.start()
+        while len(found) <= largest:
+            if waiting is not None:
+                waiting()
+            if time.monotonic() > until:
+                raise TimeoutError
+            if select.select([outgoing], [], [], _EACH)[0]:
+                part = os.read(outgoing.fileno(), 1 << 20)
+                if not part:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        code = process.wait(_PATIENCE)
+                    break
+                found += part
+        return bytes(found), code
+    finally:
+        process.kill()
+        process.wait()
+        outgoing.close()
+        sender.join()
 
 
 def own_streams() -> tuple[IO[bytes], IO[bytes]]:
@@ -56,12 +120,17 @@ def own_streams() -> tuple[IO[bytes], IO[bytes]]:
     return incoming, outgoing
 
 
-def data_bytes() -> int:
-    """What RLIMIT_DATA counts of this process now: data, stacks and private memory; 0 elsewhere."""
-    if sys.platform != "linux":
-        return 0
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+def limit_memory(more: int) -> None:
+    """Limits this process to so many bytes beyond what it has now; Linux only.
+
+    Counted are data, stacks and private memory (RLIMIT_DATA).
+    """
+    if sys.platform == "linux":
+        import resource
+
+        with open("/proc/self/statm") as file:
+            now = int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_DATA, (now + more, now + more))
 
 
 def keep_memory_private() -> None:
@@ -111,8 +180,6 @@ def confine() -> bool:
     Returns:
         Whether the kernel enforces the list of system calls; False outside Linux.
     """
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
@@ -126,10 +193,11 @@ def confine() -> bool:
             with contextlib.suppress(ValueError, OSError):
                 resource.setrlimit(resource.RLIMIT_STACK, (_LARGEST_STACK, hard))
     keep_memory_private()
-    if sys.platform != "linux":
-        return False
-    with contextlib.suppress(OSError, AttributeError):
-        return _drop_capabilities() and _allow_only_listed_calls()
+    if sys.platform == "linux" and sys.maxsize > 1 << 32:
+        machine = _MACHINES.get(os.uname().machine)
+        with contextlib.suppress(OSError, AttributeError):
+            if machine is not None and _drop_capabilities(machine):
+                return _install(machine, b"".join(_filter(machine)))
     return False
 
 
@@ -144,6 +212,12 @@ _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # of `struct seccomp_data`
 _CAPABILITY_VERSION = 0x20080522  # <linux/capability.h>
 _DAC_READ_SEARCH = 1 << 2
 
+
+def _one(code: int, value: int, met: int = 0, unmet: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, met, unmet, value)
+
+
+_REFUSE = _one(_RETURN, _ERROR | errno.EPERM)
 _WRITING = 0o1 | 0o2 | 0o100 | 0o1000  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC
 # MAP_SHARED, MAP_GROWSDOWN: mappings that RLIMIT_DATA does not count.
 _UNCOUNTED = 0x1 | 0x100
@@ -176,27 +250,28 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
 
 
 class _Condition(NamedTuple):
-    """Calls that are allowed for some values of one argument (its lower 32 bits) only."""
+    """What one word (32 bits) of a call's arguments must be; the lower word of each comes first."""
 
-    numbers: tuple[int | None, int | None]
-    argument: int
+    word: int
     refused_bits: int = 0
     values: Sequence[int] = ()
 
 
-def _conditions() -> tuple[_Condition, ...]:
-    return (
-        _Condition((2, None), 1, refused_bits=_WRITING),  # open
-        _Condition((257, 56), 2, refused_bits=_WRITING),  # openat
+def _conditional() -> dict[tuple[int | None, int | None], tuple[_Condition, ...]]:
+    """Calls that are allowed under conditions, by their numbers."""
+    return {
+        (2, None): (_Condition(2, refused_bits=_WRITING),),  # open
+        (257, 56): (_Condition(4, refused_bits=_WRITING),),  # openat
         # Memory that the limit does not count; and a file could be written through a shared one.
-        _Condition((9, 222), 3, refused_bits=_UNCOUNTED),  # mmap
-        _Condition((16, 29), 1, values=_TERMINAL_READS),  # ioctl
-        _Condition((72, 25), 1, values=_DESCRIPTOR_FLAGS),  # fcntl
-        _Condition((234, 131), 0, values=(os.getpid(),)),  # tgkill: how `abort` ends a process
-    )
+        (9, 222): (_Condition(6, refused_bits=_UNCOUNTED),),  # mmap
+        (16, 29): (_Condition(2, values=_TERMINAL_READS),),  # ioctl
+        (72, 25): (_Condition(2, values=_DESCRIPTOR_FLAGS),),  # fcntl
+        (234, 131): (_Condition(0, values=(os.getpid(),)),),  # tgkill: how `abort` ends a process
+        # prlimit64 may read the limits of this process: process 0, no new limit (a pointer).
+        (302, 261): tuple(_Condition(word, values=(0,)) for word in (0, 4, 5)),
+    }
 
 
-_PRLIMIT: tuple[int, int] = (302, 261)
 _CLONE3 = (435, 435)  # its flags lie in memory, where a filter cannot look
 
 
@@ -215,41 +290,25 @@ _MACHINES = {
 }
 
 
-def _machine() -> _Machine | None:
-    return _MACHINES.get(os.uname().machine)
-
-
 class _Program(ctypes.Structure):
     """`struct sock_fprog`."""
 
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def _drop_capabilities() -> bool:
+def _drop_capabilities(machine: _Machine) -> bool:
     """Gives up root's rights but reading files; other accounts have none to give up."""
-    machine = _machine()
-    if machine is None:
-        return False
     if os.geteuid() != 0:
         return True
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     data = (ctypes.c_uint32 * 6)(_DAC_READ_SEARCH, _DAC_READ_SEARCH, 0, 0, 0, 0)
-    word = ctypes.c_ulong
-    done: int = ctypes.CDLL(None).syscall(
-        word(machine.capset), ctypes.byref(header), ctypes.byref(data)
-    )
+    call = ctypes.c_ulong(machine.capset)
+    done: int = ctypes.CDLL(None).syscall(call, ctypes.byref(header), ctypes.byref(data))
     return done == 0
 
 
-def _allow_only_listed_calls() -> bool:
-    """Sets the filter for this process and all its threads; whether the kernel took it."""
-    machine = _machine()
-    if machine is None or sys.maxsize < 1 << 32:
-        return False
-    return _install(machine, b"".join(_filter(machine)))
-
-
 def _install(machine: _Machine, code: bytes) -> bool:
+    """Sets a filter for this process and all its threads; whether the kernel took it."""
     program = _Program(len(code) // 8, code)
     c, word = ctypes.CDLL(None), ctypes.c_ulong
     if c.prctl(_PR_SET_NO_NEW_PRIVS, word(1), word(0), word(0), word(0)):
@@ -262,47 +321,35 @@ def _install(machine: _Machine, code: bytes) -> bool:
 
 def _filter(machine: _Machine) -> Iterator[bytes]:
     """The filter's instructions: each with how many to skip if it holds, and if it does not."""
-    refuse = _one(_RETURN, _ERROR | errno.EPERM)
     allow = _one(_RETURN, _ALLOW)
     yield _one(_LOAD, _ARCHITECTURE)
     yield _one(_EQUAL, machine.architecture, 1, 0)
     yield _one(_RETURN, _KILL)
     yield _one(_LOAD, _NUMBER)
-    for condition in _conditions():
-        number = condition.numbers[machine.column]
+    for numbers, conditions in _conditional().items():
+        number = numbers[machine.column]
         if number is not None:
-            yield from _for_call(number, [*_judge(condition), refuse, allow])
-    # prlimit64 may read the limits of this process: process 0, no new limit (64 bits of a pointer).
-    zeros = (_ARGUMENTS, _ARGUMENTS + 16, _ARGUMENTS + 20)
-    tests = [
-        part
-        for left, place in zip(range(len(zeros) - 1, -1, -1), zeros, strict=True)
-        for part in (_one(_LOAD, place), _one(_EQUAL, 0, 0 if left else 1, 2 * left))
-    ]
-    yield from _for_call(_PRLIMIT[machine.column], [*tests, refuse, allow])
+            tests = [part for condition in conditions for part in _judge(condition)]
+            yield from _for_call(number, [*tests, allow])
     yield from _for_call(_CLONE3[machine.column], [_one(_RETURN, _ERROR | errno.ENOSYS)])
-    allowed = [pair[machine.column] for pair in _ALLOWED.values()]
-    numbers = [number for number in allowed if number is not None]
-    for place, number in enumerate(numbers):
-        yield _one(_EQUAL, number, len(numbers) - place, 0)
-    yield refuse
-    yield allow
+    for numbers in _ALLOWED.values():
+        number = numbers[machine.column]
+        if number is not None:
+            yield from _for_call(number, [allow])
+    yield _REFUSE
 
 
 def _judge(condition: _Condition) -> Iterable[bytes]:
-    """Instructions followed by "refuse" and "allow"."""
-    yield _one(_LOAD, _ARGUMENTS + 8 * condition.argument)
+    """Instructions that end in a refusal, or go on behind it where the condition is met."""
+    yield _one(_LOAD, _ARGUMENTS + 4 * condition.word)
     if condition.refused_bits:
         yield _one(_ANY_BIT, condition.refused_bits, 0, 1)
     for place, value in enumerate(condition.values):
         yield _one(_EQUAL, value, len(condition.values) - place, 0)
+    yield _REFUSE
 
 
 def _for_call(number: int, block: list[bytes]) -> Iterable[bytes]:
     """A block that ends the filter, for one call alone."""
     yield _one(_EQUAL, number, 0, len(block))
     yield from block
-
-
-def _one(code: int, value: int, met: int = 0, unmet: int = 0) -> bytes:
-    return struct.pack("=HBBI", code, met, unmet, value)

@@ -76,11 +76,11 @@ class LineFile:
             yield from stream
 
     def tail(self, start: int) -> bytes:
-        """What stands behind the first bytes. Raises OSError."""
+        """What stands behind the first bytes."""
         return os.pread(self._handle, self.size - start, start)
 
     def cut(self, size: int) -> None:
-        """Cuts the file off behind whole lines, on the disk. Raises OSError."""
+        """Cuts the file off behind whole lines, on the disk."""
         os.ftruncate(self._handle, size)
         os.fsync(self._handle)
         self.size = size
@@ -89,8 +89,8 @@ class LineFile:
         """Appends whole lines; they are on the disk when this returns.
 
         Raises:
-            DiskFailed: there is no room, the disk fails, or something else has changed the file.
-                What was written of them is cut off again, and nothing is written any more.
+            DiskFailed: the disk is full or fails, or something else has changed the file. What was
+                written of them is cut off again, and nothing is written any more.
         """
         self._check_unchanged()
         try:
@@ -107,11 +107,7 @@ class LineFile:
         self.size += len(data)
 
     def rewrite(self, lines: Iterable[bytes]) -> None:
-        """Makes the file hold these lines, all at one moment.
-
-        Raises:
-            DiskFailed: see `append`; the file is as it was.
-        """
+        """Makes the file hold these lines, all at one moment; where that fails, it is as it was."""
         self._check_unchanged()
         try:
             handle = _put(self._path, lines)
@@ -164,22 +160,18 @@ def disk_failed(what: str, error: BaseException) -> DiskFailed:
 
 
 def put(path: Path, data: bytes) -> None:
-    """Makes a file hold `data`, on the disk, whole or not at all. Raises OSError."""
+    """Makes a file hold `data`, on the disk, whole or not at all."""
     os.close(_put(path, [data]))
 
 
 def rename(old: Path, new: Path) -> None:
-    """Gives a file another name, on the disk. Raises OSError."""
+    """Gives a file another name, on the disk."""
     os.replace(old, new)
     sync_folder(new.parent)
 
 
 def read_file(path: Path, most: int) -> bytes | None:
-    """The bytes of a regular file; None where there is none. Never waits, as a FIFO would let it.
-
-    Raises:
-        OSError: it cannot be read, or is no regular file.
-    """
+    """The bytes of a regular file, None where there is none; never waits, as for a FIFO."""
     try:
         handle = _open(path, os.O_RDONLY)
     except FileNotFoundError:

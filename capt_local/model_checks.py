@@ -1,11 +1,9 @@
 """What is checked of model files before they are loaded in this process.
 
-Files that no trusted manifest names are loaded in a process of their own first.
-
-Trusted are the bundle that travels with the package, and bundles that a trusted key has signed.
-What was looked into once, at import too, is remembered as digests are (see `bundles.known`), by
-device, inode, size and times: a place in the user's own store says nothing of who has put a file
-there.
+Files that no trusted manifest names are loaded in a process of their own first. Trusted are the
+bundle that travels with the package, and bundles that a trusted key has signed. What was looked
+into once, at import too, is remembered as digests are (`bundles.digest_cache`), by device, inode,
+size and times: a place in the user's own store says nothing of who has put a file there.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from capt_local.bundles import store
-from capt_local.bundles.digest_cache import DigestCache, digest_cache
+from capt_local.bundles.digest_cache import digest_cache
 from capt_local.bundles.manifest import Bundle, ModelFile
 from capt_local.bundles.verify import Check
 from capt_local.errors import ModelError
@@ -69,25 +67,13 @@ def look_first(
     found = dict(stamps or {})
     if check is Check.NEVER or is_trusted(bundle):
         return found
-    wanted = bundle.models if models is None else models
-    parts: dict[Path, tuple[Path, ...]] = {}
-    for model in wanted.values():
-        for path in (model.path, *(one.path for one in model.adapters)):
-            found.setdefault(path, _stamp(path))
-        parts[model.path] = model_parts(model.path, read_header(model.path))
-        for part in parts[model.path]:
-            found.setdefault(part, _stamp(part))
-    known = digest_cache()
-    for role, files in _by_model(wanted):
-        marks = _marks(files, parts[files[0]], found)
-        if check is Check.CACHED and known is not None and _is_known(known, marks, found):
-            continue
+    each: dict[Path, tuple[str, list[Path]]] = {}  # by file: the first role, and all adapters on it
+    for role, model in (bundle.models if models is None else models).items():
+        _, files = each.setdefault(model.path.resolve(), (role, [model.path]))
+        files += [one.path for one in model.adapters if one.path not in files]
+    for role, (path, *adapters) in each.values():
         waiting = None if progress is None else partial(progress, role, 0.0)
-        for path, digest in probe.look(files[0], files[1:], waiting, found).items():
-            found[path] = found[path].with_digest(digest)
-        if known is not None:
-            for path, mark in marks.items():
-                known.store(path, found[path], mark, _ABOUT)
+        _look(path, adapters, check, found, waiting)
     return found
 
 
@@ -101,40 +87,41 @@ def look_at_encoder(
     """
     if check is Check.NEVER:
         return stamp
-    stamp = stamp or _stamp(path)
-    known, mark = digest_cache(), _mark(stamp)
-    if check is Check.CACHED and known is not None and known.find(path, stamp, _ABOUT) == mark:
-        return stamp
-    for digest in probe.look(path, (), None, {path: stamp}, encoder=True).values():
-        stamp = stamp.with_digest(digest)
+    found = {} if stamp is None else {path: stamp}
+    _look(path, (), check, found, encoder=True)
+    return found[path]
+
+
+def _look(
+    path: Path,
+    adapters: Sequence[Path],
+    check: Check,
+    stamps: dict[Path, Stamp],
+    waiting: probe.Waiting | None = None,
+    *,
+    encoder: bool = False,
+) -> None:
+    """Looks into a model and adapters on it, unless they are known; completes the stamps."""
+    parts = model_parts(path, read_header(path, encoder=encoder))
+    for one in (*parts, *adapters):
+        stamps.setdefault(one, _stamp(one))
+    # What is remembered of a model, and of adapters on that model, with this llama.cpp.
+    model, known = [stamps[part] for part in parts], digest_cache()
+    marks = {
+        one: hashlib.sha256(repr((BINDING_VERSION, (*model, stamps[one]))).encode()).hexdigest()
+        for one in (path, *adapters)
+    }
+    if (
+        check is Check.CACHED
+        and known is not None
+        and all(known.find(one, stamps[one], _ABOUT) == mark for one, mark in marks.items())
+    ):
+        return
+    for one, digest in probe.look(path, adapters, waiting, stamps, encoder).items():
+        stamps[one] = stamps[one].with_digest(digest)
     if known is not None:
-        known.store(path, stamp, mark, _ABOUT)
-    return stamp
-
-
-def _by_model(models: Mapping[str, ModelFile]) -> Iterable[tuple[str, list[Path]]]:
-    """The first role of each model file, and the file with all adapters that are put on it."""
-    found: dict[Path, tuple[str, list[Path]]] = {}
-    for role, model in models.items():
-        _, files = found.setdefault(model.path.resolve(), (role, [model.path]))
-        files += [one.path for one in model.adapters if one.path not in files]
-    return found.values()
-
-
-def _is_known(known: DigestCache, marks: Mapping[Path, str], stamps: Mapping[Path, Stamp]) -> bool:
-    return all(known.find(path, stamps[path], _ABOUT) == mark for path, mark in marks.items())
-
-
-def _marks(
-    files: Sequence[Path], parts: Sequence[Path], stamps: Mapping[Path, Stamp]
-) -> dict[Path, str]:
-    """What is remembered of a model, and of adapters on that model, with this llama.cpp."""
-    model = [stamps[part] for part in parts]
-    return {path: _mark(*model, stamps[path]) for path in files}
-
-
-def _mark(*stamps: Stamp) -> str:
-    return hashlib.sha256(repr((BINDING_VERSION, stamps)).encode()).hexdigest()
+        for one, mark in marks.items():
+            known.store(one, stamps[one], mark, _ABOUT)
 
 
 def _stamp(path: Path) -> Stamp:
@@ -143,8 +130,7 @@ def _stamp(path: Path) -> Stamp:
     except FileNotFoundError:
         raise ModelError(f"{path.name}: there is no such model file.") from None
     except OSError as error:
-        reason = error.strerror or "unreadable"
-        raise ModelError(f"{path.name} cannot be read: {reason}.") from None
+        raise ModelError(f"{path.name} cannot be read: {error.strerror}.") from None
 
 
 def check_tokenizers(models: Iterable[ModelFile]) -> None:

@@ -1,8 +1,7 @@
 """Files of others, read strictly: what is not quite right is refused, with its place.
 
-JSON in which everything means one thing (no key twice, no NaN, no half of a character), bounded in
-depth and size; structures by `msgspec`. No error holds a part of a file or its name: both may be a
-patient's.
+JSON in which everything means one thing, bounded in depth and size; structures by `msgspec`. No
+error holds a part of a file or its name: both may be a patient's.
 """
 
 from __future__ import annotations
@@ -49,11 +48,7 @@ class Problems:
         self._lines.add(line)
 
     def raise_first(self) -> None:
-        """Raises what was noted.
-
-        Raises:
-            UsageError: a line is wrong.
-        """
+        """Raises UsageError with the first that was noted and the number of lines, if any."""
         if self._first is None:
             return
         line, problem = self._first
@@ -62,11 +57,7 @@ class Problems:
         raise UsageError(f"{self._what}, {self._unit} {line}: {problem}.{rest if more else ''}")
 
     def fail(self, problem: str) -> NoReturn:
-        """Raises the error of a file that is wrong as a whole.
-
-        Raises:
-            UsageError: always.
-        """
+        """Raises the error of a file that is wrong as a whole."""
         raise UsageError(f"{self._what}: {problem}.")
 
 
@@ -75,7 +66,7 @@ class Stamp(tuple[int, int, int, int, int]):
 
     Whoever may write a file can set the first time back, but not the second. A write through a
     shared mapping may change content and no time, so where other accounts may write a file, its
-    digest is compared too (see `llama.locked_file`).
+    digest is compared too (see `llama.weights.LockedFile`).
 
     Attributes:
         sha256: of the content that was checked, where somebody has computed it; two stamps are
@@ -112,10 +103,7 @@ def read_bytes(path: Path, what: str, *, largest: int = LARGEST, pipes: bool = F
         UsageError: it cannot be read, or is too large.
     """
     try:
-        mode = os.stat(path).st_mode
-        if not (stat.S_ISREG(mode) or (pipes and not stat.S_ISDIR(mode))):
-            raise UsageError(f"{what} cannot be read: it is not a file.")
-        with open(path, "rb") as stream:
+        with open(path, "rb") if pipes else open_regular(path) as stream:
             data = stream.read(largest + 1)
     except FileNotFoundError:
         raise UsageError(f"{what} cannot be read: there is no such file.") from None
@@ -133,11 +121,7 @@ def size_text(count: int) -> str:
 
 
 def utf8(data: bytes) -> str:
-    """Bytes as text.
-
-    Raises:
-        NotReadable: they are not UTF-8.
-    """
+    """Bytes as text; raises NotReadable with the place of the first that is not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -147,14 +131,9 @@ def utf8(data: bytes) -> str:
 
 
 def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
-    """A regular file, for reading; a pipe or device is refused at once instead of waited for.
+    """A regular file, for reading, with `follow` also through a symbolic link.
 
-    Args:
-        path: of the file.
-        follow: whether it may be a symbolic link.
-
-    Raises:
-        OSError: it cannot be opened, or is no regular file.
+    A pipe or device is refused (OSError) at once instead of waited for.
     """
     safe = getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
     try:
@@ -170,21 +149,13 @@ def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """The first bytes of a regular file.
-
-    Raises:
-        OSError: see `open_regular`.
-    """
+    """The first bytes of a regular file; see `open_regular`."""
     with open_regular(path) as stream:
         return stream.read(most)
 
 
 def make_private_folder(folder: Path) -> None:
-    """Makes a folder and those above it that are missing, each with mode 0700 whatever the umask.
-
-    Raises:
-        OSError: one cannot be made.
-    """
+    """Makes a folder and those above it that are missing, each with mode 0700 despite the umask."""
     missing = []
     for each in (folder, *folder.parents):
         if each.is_dir():
@@ -208,25 +179,21 @@ class Number(float):
     _written: str
 
     def __new__(cls, written: str) -> Number:
-        """The number that a text spells."""
         found = super().__new__(cls, written)
         found._written = written
         return found
 
     def __str__(self) -> str:
-        """What was written."""
         return self._written
 
 
 def parse_json(data: bytes, *, as_written: bool = False) -> object:
-    """Bytes as JSON: no key twice, no NaN or infinity, no half of a character.
+    """Bytes as JSON: no key twice, no NaN or infinity, no half of a character, not too deep.
 
-    Args:
-        data: of the text.
-        as_written: gives numbers that are not whole as `Number`, for who prints them.
+    With `as_written`, numbers that are not whole are `Number`, for who prints them.
 
     Raises:
-        NotReadable: they are not, or are nested too deeply.
+        NotReadable: they are not.
     """
     text = utf8(data)
     value = load(text, as_written=as_written)
@@ -236,11 +203,7 @@ def parse_json(data: bytes, *, as_written: bool = False) -> object:
 
 
 def parse_object(data: bytes, *, as_written: bool = False) -> dict[str, object]:
-    """The same for bytes that are to be an object.
-
-    Raises:
-        NotReadable: they are not.
-    """
+    """The same for bytes that are to be an object."""
     value = parse_json(data, as_written=as_written)
     if not isinstance(value, dict):
         raise NotReadable("not a JSON object")
@@ -248,11 +211,7 @@ def parse_object(data: bytes, *, as_written: bool = False) -> dict[str, object]:
 
 
 def load(text: str, *, as_written: bool = False) -> object:
-    """A text as JSON; it may spell halves of characters.
-
-    Raises:
-        NotReadable: it is not, or is nested too deeply.
-    """
+    """The same for a text, which may spell halves of characters."""
     try:
         value: object = _DECODERS[as_written].decode(text)
     except RecursionError:
@@ -262,8 +221,19 @@ def load(text: str, *, as_written: bool = False) -> object:
         raise NotReadable("not JSON") from None
     # Fewer brackets than that cannot be deep; to count them is quicker than to walk.
     if text.count("[") + text.count("{") > DEEPEST:
-        _check_depth(value)
+        outer = [value]
+        for _ in range(DEEPEST + 1):
+            outer = [inner for each in outer for inner in _inside(each)]
+        if outer:
+            raise NotReadable("nested too deeply")
     return value
+
+
+def _inside(value: object) -> list[object]:
+    """What stands one level deeper: something in an empty list too, which is a level."""
+    if isinstance(value, dict):
+        return list(value.values()) or [None]
+    return (value or [None]) if isinstance(value, list) else []
 
 
 def lines(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -272,11 +242,7 @@ def lines(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def check_characters(value: object) -> None:
-    """Refuses texts in a value of JSON that are no UTF-8.
-
-    Raises:
-        NotReadable: there is half of a character.
-    """
+    """Raises NotReadable where a value of JSON holds half of a character."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -289,21 +255,6 @@ def check_characters(value: object) -> None:
     elif isinstance(value, list):
         for item in value:
             check_characters(item)
-
-
-def _check_depth(value: object) -> None:
-    outer = [value]
-    for _ in range(DEEPEST + 1):
-        outer = [inner for each in outer for inner in _inside(each)]
-    if outer:
-        raise NotReadable("nested too deeply")
-
-
-def _inside(value: object) -> list[object]:
-    """What stands one level deeper: something in an empty list too, which is a level."""
-    if isinstance(value, dict):
-        return list(value.values()) or [None]
-    return (value or [None]) if isinstance(value, list) else []
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -342,9 +293,7 @@ _DECODERS = tuple(
 def form(pattern: str, problem: str) -> msgspec.Meta:
     """A pattern that texts must match whole, for the annotations that `convert` reads.
 
-    Args:
-        pattern: a regular expression.
-        problem: what an error says of a text that does not match, such as "must be OWNER/NAME".
+    `problem` is what an error says of one that does not, such as "must be OWNER/NAME".
     """
     whole = rf"\A(?:{pattern})\Z"
     _FORMS[whole] = problem
@@ -352,15 +301,11 @@ def form(pattern: str, problem: str) -> msgspec.Meta:
 
 
 def convert(value: object, kind: type[_Kind], place: str = "") -> _Kind:
-    """Parsed JSON or TOML as a `msgspec.Struct`, with errors that repeat no value and no odd name.
-
-    Args:
-        value: as parsed.
-        kind: the structure; its constraints are checked, nothing is coerced.
-        place: of the value in its file, such as "models.target"; empty for the top.
+    """Parsed JSON or TOML as a `msgspec.Struct`; nothing is coerced.
 
     Raises:
-        NotReadable: the value does not fit; names the key.
+        NotReadable: the value does not fit. Names the key (behind `place`, that of the value in
+            its file, such as "models.target"), and repeats no value and no odd name.
     """
     try:
         return msgspec.convert(value, kind, builtin_types=(datetime.date,))
@@ -369,11 +314,7 @@ def convert(value: object, kind: type[_Kind], place: str = "") -> _Kind:
 
 
 def refuse_unknown(table: Iterable[str], known: Collection[str], place: str = "") -> None:
-    """Refuses keys that a table does not have, for dataclasses, of which msgspec ignores them.
-
-    Raises:
-        NotReadable: there is one.
-    """
+    """Refuses keys that a table does not have, for dataclasses, of which msgspec ignores them."""
     for key in table:
         if key not in known:
             raise NotReadable(_reworded(f"Object contains unknown field `{key}`", place))

@@ -115,7 +115,7 @@ def test_files(tmp_path: Path) -> None:
         read_bytes(path, "The file", largest=4)
     assert read_bytes(path, "The file", largest=5) == b"ab"
     for place, said in (
-        (tmp_path, "it is not a file"),
+        (tmp_path, "Is a directory"),
         (tmp_path / CANARY, "there is no such file"),
         (tmp_path / (CANARY * 100), "File name too long"),
         (Path(f"{CANARY}\0"), "no access"),

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import bisect
 import codecs
-import contextlib
 import re
-import subprocess
-import threading
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from capt_local.errors import UsageError
-from capt_local.hardening import bare_environment, python_command
+from capt_local.hardening import run_apart
 from capt_local.strict_json import read_bytes, size_text
 
 LARGEST_FILE = 64 << 20  # bytes of a document
@@ -240,38 +237,11 @@ class _Reply(msgspec.Struct):
 def _parsed(data: bytes, kind: str, codec: str | None, what: str) -> Document:
     """The text that a process of its own finds; whatever happens there, one line comes of it."""
     header = f"{kind} {codec or '-'} {len(data)}\n".encode()
-    with subprocess.Popen(
-        python_command(_PROGRAM),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=bare_environment(),
-        start_new_session=True,  # without the user's terminal
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            process.kill()
-
-        def send() -> None:
-            assert process.stdin is not None
-            with contextlib.suppress(OSError, ValueError):
-                process.stdin.write(header + data)
-                process.stdin.close()
-
-        timer, sender = threading.Timer(_SECONDS, end), threading.Thread(target=send, daemon=True)
-        try:
-            timer.start()
-            sender.start()
-            answer = process.stdout.read(_LARGEST_REPLY + 1)
-        finally:
-            timer.cancel()
-            process.kill()
-            sender.join(_SECONDS)
-    if late.is_set():
-        raise DocumentError(what, f"kept its reader busy for more than {_SECONDS:.0f} s")
+    try:
+        answer, _ = run_apart(_PROGRAM, header + data, seconds=_SECONDS, largest=_LARGEST_REPLY)
+    except TimeoutError:
+        problem = f"kept its reader busy for more than {_SECONDS:.0f} s"
+        raise DocumentError(what, problem) from None
     if answer == b"unconfined":
         raise UsageError(
             f"{what} needs a reader that gives up system calls (seccomp), and this system does not "

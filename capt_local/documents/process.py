@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from capt_local.documents.found import Found, Refused, tidy
-from capt_local.hardening import be_first_to_go, confine, data_bytes, own_streams
+from capt_local.hardening import be_first_to_go, confine, limit_memory, own_streams
 
 MOST_CHARACTERS = 8 << 20
 _MEMORY = 1 << 30  # bytes beyond what the program itself takes
@@ -27,11 +27,7 @@ def serve() -> None:
         "html": html.read,
     }
     incoming, outgoing = own_streams()
-    if sys.platform != "win32":
-        import resource
-
-        limit = data_bytes() + _MEMORY
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    limit_memory(_MEMORY)
     if not confine() and sys.platform == "linux":
         outgoing.write(b"unconfined")
     else:

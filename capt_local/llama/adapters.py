@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple
 
 from capt_local.errors import ModelError
 from capt_local.llama.gguf_header import FLOAT32, Header, read_header
@@ -22,43 +21,38 @@ _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 _NORM = "_norm.weight"
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedAdapter:
-    """An adapter on some weights.
-
-    Attributes:
-        address: llama.cpp's own.
-        notes: what the user should know about it.
-    """
+class LoadedAdapter(NamedTuple):
+    """An adapter on some weights: llama.cpp's address of it, and what the user should know."""
 
     address: int
     notes: tuple[str, ...]
 
 
 def load_adapter(
-    library: Library, handle: int | None, model: str, path: Path, place: Path | None = None
-) -> int:
-    """Loads an adapter that `check_adapter` has found to fit.
+    library: Library, handle: int | None, header: Header, model: str, path: Path, place: Path
+) -> LoadedAdapter:
+    """Loads an adapter onto the weights behind `handle`; freeing them frees the adapter too.
 
     Args:
         library: llama.cpp.
-        handle: of the model; freeing it frees the adapter too.
+        handle: of the model.
+        header: of the model.
         model: the name of its file, for errors.
         path: of the adapter.
-        place: where to open it instead; see `llama.locked_file`.
+        place: where to open it instead; see `llama.weights.LockedFile`.
 
     Raises:
-        ModelError: llama.cpp refuses it (with its own words).
+        ModelError: see `check_adapter`; or llama.cpp refuses it (with its own words).
     """
+    notes = check_adapter(path, header, model, place)
     address = ctypes.c_void_p
     load = library.function("llama_adapter_lora_init", address, address, ctypes.c_char_p)
     library.forget_errors()
-    place = place or path
     found = load(handle, bytes(place))
     if not found:
         reason = library.last_error().replace(str(place), path.name)
-        _refuse(path.name, model, reason or "llama.cpp gives no reason")
-    return int(found)
+        raise _refusal(path, model, reason or "llama.cpp gives no reason")
+    return LoadedAdapter(int(found), notes)
 
 
 def put_adapters(
@@ -68,9 +62,9 @@ def put_adapters(
 
     Args:
         library: llama.cpp.
-        loaded: the adapters, all that the context has.
+        loaded: all adapters that the context has.
         scales: the weight of each.
-        context: llama.cpp's own.
+        context: its address.
     """
     if not loaded:
         return
@@ -85,23 +79,14 @@ def put_adapters(
 def check_adapter(
     path: Path, header: Header, model: str, place: Path | None = None
 ) -> tuple[str, ...]:
-    """Whether an adapter fits a model, by their headers.
-
-    Args:
-        path: of the adapter.
-        header: of the model.
-        model: the name of its file, for errors.
-        place: where to open the adapter instead; see `llama.locked_file`.
-
-    Returns:
-        What the user should know.
+    """Whether an adapter fits the model of a header; what the user should know of it.
 
     Raises:
         ModelError: it is missing, damaged, no LoRA adapter, or one of another model.
     """
     found = read_header(path, place)
     if reason := _other_kind(found, header) or _misfit(found, header):
-        _refuse(path.name, model, reason)
+        raise _refusal(path, model, reason)
     norms = sum(one.name.endswith(_NORM) for one in found.tensors)
     if not norms:
         return ()
@@ -121,10 +106,11 @@ def _other_kind(adapter: Header, model: Header) -> str | None:
             f"it is made for the architecture {adapter.architecture}, "
             f"the model has {model.architecture}"
         )
+    alpha = values.get("adapter.lora.alpha", 1.0)
     if adapter.kinds.get("adapter.lora.alpha", FLOAT32) != FLOAT32:
         return "its alpha is not a number of 32 bits"
-    if values.get("adapter.lora.alpha") == 0:
-        return "its alpha is 0, which llama.cpp takes for no alpha at all"
+    if not (isinstance(alpha, float) and 0 < alpha < float("inf")):
+        return "its alpha is not a number above 0; llama.cpp takes 0 for no alpha at all"
     if "adapter.alora.invocation_tokens" in adapter.lengths:
         return "it is one that begins in the middle of a text (aLoRA), which is not supported here"
     return None
@@ -161,9 +147,7 @@ def _misfit(adapter: Header, model: Header) -> str | None:
 
 def _pair_fits(name: str, a: tuple[int, ...], b: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     """Shapes with the fastest dimension first: whole (in, out), a (in, rank), b (rank, out)."""
-    if (
-        name == _EMBEDDING
-    ):  # rows are taken from it, so its `a` is (rank, tokens), `b` (rank, width)
+    if name == _EMBEDDING:  # rows are taken from it: its `a` is (rank, tokens), `b` (rank, width)
         return len(a) == len(b) == 2 and a[0] == b[0] and (b[1], a[1]) == whole
     return (
         len(a) == len(b) >= 2 and a[1] == b[0] and (a[0], b[1], *b[2:]) == whole and a[2:] == b[2:]
@@ -177,5 +161,5 @@ def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape, 1) if len(shape) == 1 else shape
 
 
-def _refuse(adapter: str, model: str, reason: str) -> NoReturn:
-    raise ModelError(f"{adapter} cannot be used as an adapter of {model}: {reason}.")
+def _refusal(adapter: Path, model: str, reason: str) -> ModelError:
+    return ModelError(f"{adapter.name} cannot be used as an adapter of {model}: {reason}.")

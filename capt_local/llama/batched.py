@@ -17,19 +17,83 @@ from typing import NamedTuple
 
 import numpy as np
 
-from capt_local.errors import CaptError, ContextOverflow, MemoryShortage, NumericalError
+from capt_local.errors import CaptError, MemoryShortage
 from capt_local.llama.context import Context, Rows, can_rewind, cells_of_lane
 from capt_local.llama.devices import Kernels
-from capt_local.llama.library import DeferredInterrupts, library
+from capt_local.llama.library import library
 from capt_local.llama.memory import MemoryEstimate, available_memory, estimate
-from capt_local.llama.model import LlamaModel, OnWeights
-from capt_local.llama.options import LoadOptions, scales_of
+from capt_local.llama.model import LlamaModel, RunningSequence, are_finite
+from capt_local.llama.options import LoadOptions
 from capt_local.llama.weights import Weights
 
 # Tokens of a text that still go along with those of others; beyond, a batch of its own pays.
 MOST_TOGETHER = 4
 _CELLS, _TRIED = 32, 4  # tokens of text, and tokens behind it, that sizes of batches are tried on
 _PAD = 0  # any token will do; nobody reads what it gives
+_FEW = 4  # rows that a step may need; space for so many is kept
+
+
+class Part(NamedTuple):
+    """Tokens to append to a lane, and how many of the last of them want their logits."""
+
+    lane: Lane
+    tokens: Sequence[int]
+    rows: int
+
+
+class Lane(RunningSequence):
+    """One sequence of several on a context; `rows` is what its last part gave, in its own memory.
+
+    Attributes:
+        rows: as above, so that no other lane overwrites them.
+    """
+
+    _owner: Lanes
+
+    def __init__(self, owner: Lanes, context: Context, number: int, scratch: int | None) -> None:
+        super().__init__(owner, context, number, scratch)
+        self._kept: Rows = np.empty((1, len(self.vocabulary)), np.float32)
+        self.rows = self._kept[:0]
+
+    @property
+    def batch_floor(self) -> int:
+        """See `decoding.proxy.Model.batch_floor`."""
+        return self._owner.batch_floor
+
+    def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
+        """Appends tokens, without the other lanes; see `decoding.proxy.Model.extend`."""
+        self._context.scale_adapters(self.adapter_scales)
+        found = super().extend(tokens, rows)
+        self._owner.decoded += len(tokens)
+        self.make_room(rows)
+        self.rows[:] = found
+        return self.rows
+
+    def step(self, tokens: Sequence[int], rows: int = 1) -> Rows:
+        """Appends tokens one by one; see `decoding.proxy.Model.step`."""
+        self._check(len(tokens), rows)
+        (result,) = self._owner.run([(self, tokens, rows)])
+        if isinstance(result, CaptError):
+            raise result
+        return result
+
+    def peek(self, tokens: Sequence[int], rows: int = 1) -> Rows:
+        """Logits behind tokens that the lane does not get; see `decoding.proxy.Model.peek`."""
+        self._context.scale_adapters(self.adapter_scales)
+        return super().peek(tokens, rows)
+
+    def make_room(self, count: int) -> None:
+        """Makes space for so many rows. Many are needed for prompts alone, so they do not stay."""
+        width = len(self.vocabulary)
+        if count > _FEW:
+            self.rows = np.empty((count, width), np.float32)
+            return
+        if len(self._kept) < count:
+            self._kept = np.empty((_FEW, width), np.float32)
+        self.rows = self._kept[:count]
+
+    def close(self) -> None:
+        """Nothing: all lanes close together."""
 
 
 class Lanes:
@@ -43,14 +107,13 @@ class Lanes:
         batch_floor: of the model that has one running sequence.
 
     Attributes:
-        name, batch_floor: as given.
-        weights: as given.
+        name, weights, options, batch_floor: as given.
         slots: the models, one a lane.
         max_tokens_together: so many tokens of a lane go along with those of others.
         chunk: so many tokens of a long text go into one batch.
         decoded: tokens that texts have had decoded so far.
         sizes: of batches, which make no difference to any bit.
-        should_stop: asked while long texts are computed; True ends that with `Cancelled`.
+        should_stop: called while long texts are computed; True ends that with `Cancelled`.
     """
 
     def __init__(
@@ -62,30 +125,27 @@ class Lanes:
         name: str = "model",
         batch_floor: int = 1,
     ) -> None:
-        """Allocates, and tries out how the backend computes."""
         self.name = name
         self.weights = weights.retain()
         self.options = options
+        self.batch_floor = batch_floor
         self.should_stop: Callable[[], bool] | None = None
         self.max_tokens_together = MOST_TOGETHER
-        self.chunk = options.batch_size(weights.metadata.gpu_layers > 0)
         self.decoded = 0
         self.sizes: tuple[int, ...] = ()
-        self._open = True
         count = max(count, 2)
-        self.batch_floor = batch_floor
-        # A memory that cannot forget is read ahead on a copy; see `peek`.
-        self._scratch = None if can_rewind(library().api, weights, options) else count
         try:
-            sequences = count + (self._scratch is not None)
-            self._context = Context(weights, options, lanes=sequences)
+            # A memory that cannot forget is read ahead on a copy (`peek`), and takes no token that
+            # nobody asked for.
+            self._fills = can_rewind(library().api, weights, options)
+            scratch = None if self._fills else count
+            self._context = Context(weights, options, lanes=count + (scratch is not None))
         except BaseException:
             weights.close()
             raise
         self._batch = self._context.batch
-        self.slots = tuple(Lane(self, number) for number in range(count))
-        # A memory that cannot let go of one token takes none that nobody asked for.
-        self._fills = self._context.can_rewind
+        self.chunk = self._context.chunk
+        self.slots = tuple(Lane(self, self._context, number, scratch) for number in range(count))
         self._kernels = weights.metadata.kernels
         try:
             if self._fills:
@@ -120,49 +180,15 @@ class Lanes:
         # Adapters belong to the context: lanes with other scales go by themselves.
         groups: dict[tuple[float, ...], list[Part]] = {}
         for part in (wanted := [Part(*part) for part in parts]):
-            if error := self._overflow(part):
+            if error := part.lane.overflow(len(part.tokens)):
                 done[part.lane.number] = error
             else:
                 groups.setdefault(part.lane.adapter_scales, []).append(part)
-        for together in groups.values():
-            for part, result in zip(together, self._attempt(together, self._passes), strict=True):
+        for scales, together in groups.items():
+            self._context.scale_adapters(scales)
+            for part, result in zip(together, self._attempt(together), strict=True):
                 done[part.lane.number] = result
         return [done[part.lane.number] for part in wanted]
-
-    def extend(self, lane: Lane, tokens: Sequence[int], rows: int) -> Rows:
-        """Appends tokens to a lane, in batches of their own; see `decoding.proxy.Model.extend`."""
-        part = Part(lane, tokens, rows)
-        result = self._overflow(part) or self._attempt([part], self._alone)[0]
-        if isinstance(result, CaptError):
-            raise result
-        return result
-
-    def peek(self, lane: Lane, tokens: Sequence[int], rows: int) -> Rows:
-        """Logits behind tokens that a lane does not get; see `decoding.proxy.Model.peek`."""
-        if error := self._overflow(Part(lane, tokens, rows)):
-            raise error
-        scratch = self._scratch
-        if scratch is None:
-            raise ValueError("a memory that can be rewound is not copied")
-        found = np.empty((rows, len(self.weights.vocabulary)), np.float32)
-        self._context.scale_adapters(lane.adapter_scales)
-        self._context.copy_sequence(scratch, source=lane.number)
-        try:
-            for at, token in enumerate(tokens):
-                wanted = at >= len(tokens) - rows
-                self._batch.fill((token,), lane.position + at, int(wanted), sequence=scratch)
-                self._context.decode()
-                if wanted:
-                    found[at - len(tokens) + rows] = self._context.rows(1)[0]
-        finally:
-            self._context.drop_sequence(scratch)
-        if not _are_numbers(found):
-            raise self._not_numbers()
-        return found
-
-    def _overflow(self, part: Part) -> ContextOverflow | None:
-        count = part.lane.position + len(part.tokens)
-        return ContextOverflow({self.name: count}, self.limit) if count > self.limit else None
 
     def share(self, source: Lane, target: Lane, length: int) -> bool:
         """Gives a lane the first tokens of another; what it held is dropped.
@@ -176,92 +202,43 @@ class Lanes:
             return False
         self._context.copy_sequence(target.number, source=source.number)
         target.position = source.position
-        return self.cut(target, length)
-
-    def cut(self, lane: Lane, length: int) -> bool:
-        """Drops the end of a lane; see `decoding.proxy.Model.rewind`."""
-        try:
-            kept = self._context.cut(length, lane.number)
-        except BaseException:  # an interrupt: nobody knows what is there
-            lane.position = 0
-            self._context.cut(0, lane.number)
-            raise
-        lane.position = length if kept else 0
-        return kept
+        return target.cut(length)
 
     def close(self) -> None:
         """Frees the context, and the weights when nothing else uses them."""
-        if self._open:
-            self._open = False
+        if self._context.open:
             self._context.close()
             self.weights.close()
 
-    def _attempt(
-        self, parts: Sequence[Part], compute: Callable[[Sequence[Part]], None]
-    ) -> list[Rows | CaptError]:
+    def _attempt(self, parts: Sequence[Part]) -> list[Rows | CaptError]:
         """Computes parts; where that fails, each by itself, to find the one that is to blame."""
-        if not parts:
-            return []
         starts = [part.lane.position for part in parts]
-        self._context.scale_adapters(parts[0].lane.adapter_scales)
         for part in parts:
             part.lane.make_room(part.rows)
         try:
-            compute(parts)
+            for at in range(max(len(part.tokens) for part in parts)):
+                # The first token of each part, then the second of those that have one, ...
+                here = {part.lane.number: part for part in parts if at < len(part.tokens)}
+                for first, stop in self._spans(sorted(here)):
+                    self._pass(first, stop, at, here)
         except BaseException as error:
             for part, start in zip(parts, starts, strict=True):
-                self.cut(part.lane, start)
+                part.lane.cut(start)
             if not isinstance(error, CaptError):
                 raise
             if len(parts) == 1:
                 return [error]
-            return [self._attempt([part], compute)[0] for part in parts]
+            return [self._attempt([part])[0] for part in parts]
         self.decoded += sum(len(part.tokens) for part in parts)
         return [self._judged(part, at) for part, at in zip(parts, starts, strict=True)]
 
     def _judged(self, part: Part, start: int) -> Rows | CaptError:
-        """The rows of a part, if they are numbers."""
-        rows = part.lane.rows
-        if not part.rows or _are_numbers(rows):
-            return rows
-        self.cut(part.lane, start)
-        return self._not_numbers()
-
-    def _not_numbers(self) -> NumericalError:
-        return NumericalError(
-            f"{self.name} ({self.weights.metadata.name}) returned logits that are not numbers. "
-            "Its file is damaged or the backend is broken: verify the file, or try --gpu-layers 0."
-        )
-
-    def _alone(self, parts: Sequence[Part]) -> None:
-        """One long text, in batches of which the last holds all rows."""
-        (part,) = parts
-        tokens, lane, size = part.tokens, part.lane, self.chunk
-        done, count = 0, len(tokens)
-        with DeferredInterrupts() as interrupts, self._context.watched(self._stopper(interrupts)):
-            while done < count:
-                left = count - done
-                now = left if left <= size else min(size, left - part.rows)
-                rows = part.rows if now == left else 0
-                self._batch.fill(
-                    tokens[done : done + now], lane.position, rows, sequence=lane.number
-                )
-                self._context.decode()
-                lane.position += now
-                done += now
-        if part.rows:
-            lane.rows[:] = self._context.rows(part.rows)
-
-    def _stopper(self, interrupts: DeferredInterrupts) -> Callable[[], bool]:
-        asked = self.should_stop
-        return lambda: interrupts.requested or (asked is not None and asked())
-
-    def _passes(self, parts: Sequence[Part]) -> None:
-        """The first token of each part, then the second of those that have one, ..."""
-        for at in range(max(len(part.tokens) for part in parts)):
-            here = {part.lane.number: part for part in parts if at < len(part.tokens)}
-            for first, stop in self._spans(sorted(here)):
-                self._pass(first, stop, at, here)
+        """The rows of a part, if they are numbers; else its lane is what it was before."""
+        lane = part.lane
+        if not part.rows or are_finite(lane.rows):
+            return lane.rows
+        lane.cut(start)
+        return lane.not_finite()
 
     def _spans(self, numbers: Sequence[int]) -> Sequence[tuple[int, int]]:
         """The lanes of each batch, neighbours all: llama.cpp computes no others together."""
@@ -290,7 +267,7 @@ class Lanes:
         finally:
             for lane, part in zip(lanes, parts, strict=True):
                 if part is None:
-                    self.cut(lane, lane.position)
+                    lane.cut(lane.position)
         if any(wanted):
             places = np.cumsum(asked) - 1
             rows = self._context.rows(sum(asked))
@@ -307,7 +284,7 @@ class Lanes:
         text = [(7 + 31 * n * n) % len(self.weights.vocabulary) for n in range(_CELLS + _TRIED)]
         first = self.slots[0]
         self.sizes = (1,)
-        self.extend(first, text[:_CELLS], 0)
+        first.extend(text[:_CELLS], 0)
         for lane in self.slots[1:]:
             self.share(first, lane, _CELLS)
         classes: dict[bytes, list[int]] = {}
@@ -317,122 +294,16 @@ class Lanes:
             for at in range(_TRIED):
                 for lane in lanes:
                     lane.make_room(1)
-                part = {lane.number: Part(lane, text[_CELLS:], 1) for lane in lanes}
-                wanted = {n: Part(one.lane, one.tokens[: at + 1], 1) for n, one in part.items()}
-                self._pass(0, size, at, wanted)
+                tokens = text[_CELLS : _CELLS + at + 1]
+                self._pass(0, size, at, {lane.number: Part(lane, tokens, 1) for lane in lanes})
                 found = [old + lane.rows.tobytes() for old, lane in zip(found, lanes, strict=True)]
             if len(set(found)) == 1:
                 classes.setdefault(hashlib.sha256(found[0]).digest(), []).append(size)
             for lane in lanes:
-                self.cut(lane, _CELLS)
+                lane.cut(_CELLS)
         for lane in self.slots:
-            self.cut(lane, 0)
+            lane.cut(0)
         self.sizes = best_sizes(map(tuple, classes.values()), count, self._kernels)
-
-
-def _are_numbers(rows: Rows) -> bool:
-    return not rows.size or bool(np.isfinite(rows.max()) and np.isfinite(rows.min()))
-
-
-# Rows that a step may need; room for so many is kept.
-_FEW = 4
-
-
-class Part(NamedTuple):
-    """Tokens to append to a lane, and how many of the last of them want their logits."""
-
-    lane: Lane
-    tokens: Sequence[int]
-    rows: int
-
-
-class Lane(OnWeights):
-    """See `decoding.proxy.Model`, which this is.
-
-    Attributes:
-        number: of the lane.
-        position: tokens in its KV cache now.
-        rows: what the last part gave; the lane's own, so that no other lane overwrites them.
-        adapter_scales: see `decoding.proxy.Model`.
-    """
-
-    def __init__(self, owner: Lanes, number: int) -> None:
-        """An empty lane."""
-        self._owner = owner
-        self.weights = owner.weights
-        self.number = number
-        self.position = 0
-        self._room: Rows = np.empty((1, len(owner.weights.vocabulary)), np.float32)
-        self.rows = self._room[:0]
-        self.adapter_scales = scales_of("", owner.options, None)
-
-    def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
-        """Gives its adapters other weights; see `decoding.proxy.Model.set_adapter_scales`."""
-        wanted = scales_of(self._owner.name, self._owner.options, scales)
-        if wanted != self.adapter_scales:
-            self.rewind(0)
-            self.adapter_scales = wanted
-
-    @property
-    def context_limit(self) -> int:
-        """Tokens that the lane holds."""
-        return self._owner.limit
-
-    @property
-    def max_rows(self) -> int:
-        """The most logit rows that one `extend` can return."""
-        return self._owner.options.max_rows
-
-    @property
-    def can_rewind(self) -> bool:
-        """Whether the memory can forget a part."""
-        return self._owner.can_rewind
-
-    def make_room(self, count: int) -> None:
-        """Makes room for so many rows. Many are needed for prompts alone, so they are not kept."""
-        width = len(self.vocabulary)
-        if count > _FEW:
-            self.rows = np.empty((count, width), np.float32)
-            return
-        if len(self._room) < count:
-            self._room = np.empty((_FEW, width), np.float32)
-        self.rows = self._room[:count]
-
-    @property
-    def batch_floor(self) -> int:
-        """See `decoding.proxy.Model.batch_floor`."""
-        return self._owner.batch_floor
-
-    def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """Appends tokens, without the other lanes; see `decoding.proxy.Model.extend`."""
-        self._check(tokens, rows)
-        return self._owner.extend(self, tokens, rows)
-
-    def step(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """Appends tokens one by one; see `decoding.proxy.Model.step`."""
-        self._check(tokens, rows)
-        (result,) = self._owner.run([Part(self, tokens, rows)])
-        if isinstance(result, CaptError):
-            raise result
-        return result
-
-    def peek(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """Logits behind tokens that the lane does not get; see `decoding.proxy.Model.peek`."""
-        self._check(tokens, rows)
-        return self._owner.peek(self, tokens, rows)
-
-    def _check(self, tokens: Sequence[int], rows: int) -> None:
-        if not 0 <= rows <= min(len(tokens), self.max_rows) or not tokens:
-            raise ValueError(f"{rows} rows of {len(tokens)} tokens, at most {self.max_rows}")
-
-    def rewind(self, length: int) -> bool:
-        """Drops all tokens from position `length` on; see `decoding.proxy.Model.rewind`."""
-        if not 0 <= length <= self.position:
-            raise ValueError(f"cannot rewind from {self.position} to {length}")
-        return length == self.position or self._owner.cut(self, length)
-
-    def close(self) -> None:
-        """Nothing: all lanes close together."""
 
 
 MOST_LANES = 256  # llama.cpp keeps sequence ids in a bit set of so many
@@ -442,11 +313,7 @@ _MIB = 1 << 20
 
 
 def open_lanes(models: Mapping[str, LlamaModel], count: int) -> dict[str, Lanes]:
-    """Makes lanes beside the contexts that the models have.
-
-    Args:
-        models: by role.
-        count: lanes of each; there are at least two.
+    """Makes `count` lanes (at least two) beside the context that each model has, by role.
 
     Raises:
         MemoryShortage: so many do not fit; says how many would.
@@ -468,9 +335,8 @@ def open_lanes(models: Mapping[str, LlamaModel], count: int) -> dict[str, Lanes]
 
 def _check_fits(models: Mapping[str, LlamaModel], count: int) -> None:
     needed = {role: _lane(model) for role, model in models.items()}
-    most = count
     beside = [one.beside_gpu(models[role].metadata.gpu_layers) for role, one in needed.items()]
-    most = min(most, _fitting(beside, available_memory()))
+    most = min(count, _fitting(beside, available_memory()))
     gpus = [device.free for device in library().devices() if device.is_gpu]
     if gpus:
         there = [
@@ -512,16 +378,13 @@ def tried_sizes(count: int) -> list[int]:
 def spans(
     numbers: tuple[int, ...], count: int, sizes: tuple[int, ...], kernels: Kernels
 ) -> tuple[tuple[int, int], ...]:
-    """The cheapest ranges of neighbours that hold all of some lanes.
+    """The cheapest ranges (first, one behind the last) of neighbours that hold some lanes.
 
     Args:
         numbers: of the lanes, ascending.
         count: of all lanes.
         sizes: that a range may have, none above `count`.
         kernels: which compute them.
-
-    Returns:
-        First, and one behind the last, of each range, ascending; no two overlap.
     """
     # The cheapest way to cover the wanted lanes below each lane, and the range that ends there.
     costs = [0.0] + [float("inf")] * count
@@ -544,13 +407,7 @@ def spans(
 
 
 def best_sizes(classes: Iterable[tuple[int, ...]], count: int, kernels: Kernels) -> tuple[int, ...]:
-    """Of several sets of sizes the one that serves all lanes, and one alone, at the least cost.
-
-    Args:
-        classes: one of them serves all lanes, as a size of 1 does.
-        count: of all lanes.
-        kernels: which compute them.
-    """
+    """Of several sets of sizes the one that serves all lanes, and one alone, at the least cost."""
 
     def price(sizes: tuple[int, ...]) -> float:
         ways = [tuple(range(count)), (0,)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +20,7 @@ from capt_local.errors import (
 )
 from capt_local.llama.adapters import put_adapters
 from capt_local.llama.library import Library, library
-from capt_local.llama.memory import SEQUENCES, context_size
+from capt_local.llama.memory import CONTEXT_UNIT, SEQUENCES, context_size
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.threads import ThreadCount
 from capt_local.llama.weights import Weights
@@ -33,19 +32,9 @@ _RUNNING = 0  # the sequence that `extend` appends to
 
 
 class Batch:
-    """Room for `size` tokens, each of one sequence.
-
-    Args:
-        api: the binding's C functions.
-        size: tokens.
-
-    Attributes:
-        raw: what `llama_decode` takes.
-        size: tokens that fit.
-    """
+    """Space for `size` tokens, each of one sequence; `raw` is what `llama_decode` takes."""
 
     def __init__(self, api: Any, size: int) -> None:
-        """Allocates the arrays and ties them to the C structure."""
         self.size = size
         self._tokens = np.zeros(size, np.int32)
         self._positions = np.zeros(size, np.int32)
@@ -120,16 +109,17 @@ class Context:
 
     Attributes:
         batch: what the next `decode` computes.
-        limit: tokens that fit.
+        limit: tokens of a sequence that fit.
+        chunk: so many tokens of a long text go into one batch.
+        open: until `close`.
         can_rewind: whether the memory can forget a part of a sequence.
         notes: what was decided without being asked for.
         seconds: time in llama.cpp so far, computing and waiting for it.
-        sizes: batches computed so far, by their tokens, those that filled one up among them.
+        calls: batches computed so far.
         adapter_scales: of its adapters, in their order.
     """
 
     def __init__(self, weights: Weights, options: LoadOptions, *, lanes: int = 0) -> None:
-        """Allocates."""
         self._library: Library = library()
         api = self._library.api
         recurrent = is_recurrent(api, weights)
@@ -150,7 +140,9 @@ class Context:
             raise
         self._bind()
         self._apart = bool(lanes)
+        self.open = True
         self.batch = Batch(api, int(api.llama_n_batch(self._address)))
+        self.chunk = min(self.batch.size, options.batch_size(weights.metadata.gpu_layers > 0))
         self.limit = self._usable(weights, options)
         told = (note for one in self._adapters for note in one.notes)
         self.notes = (*notes(weights, options, self.limit), *told)
@@ -160,7 +152,7 @@ class Context:
         # The output buffer of other models is allocated in full at once and never moves.
         self._moves = recurrent
         self.seconds = 0.0
-        self.sizes: Counter[int] = Counter()
+        self.calls = 0
         self._views: dict[tuple[int, int], Rows] = {}
 
     def _bind(self) -> None:
@@ -191,7 +183,7 @@ class Context:
         started = time.perf_counter()
         code = self._decode(self._handle, self.batch.raw)
         self.seconds += time.perf_counter() - started
-        self.sizes[self.batch.raw.n_tokens] += 1
+        self.calls += 1
         if code:
             raise self._failure(code)
 
@@ -200,11 +192,6 @@ class Context:
         if scales != self.adapter_scales:
             put_adapters(self._library, self._adapters, scales, self._address)
             self.adapter_scales = scales
-
-    def forget_counts(self) -> None:
-        """Starts the counters at 0."""
-        self.seconds = 0.0
-        self.sizes.clear()
 
     def rows(self, count: int) -> Rows:
         """The logits of the last `count` tokens that asked for them: a view, shape (count, n)."""
@@ -267,8 +254,14 @@ class Context:
         finally:
             api.llama_set_abort_callback(self._address, api.ggml_abort_callback(), None)
 
+    def check_open(self, name: str) -> None:
+        """Raises ModelError where the context, of a model of that name, has been closed."""
+        if not self.open:
+            raise ModelError(f"The {name} has been closed.")
+
     def close(self) -> None:
         """Frees the memory."""
+        self.open = False
         self._views.clear()
         self._library.api.llama_free(self._address)
 
@@ -299,8 +292,6 @@ class Context:
             return trained
         return allocated
 
-
-CONTEXT_UNIT = 256  # llama.cpp pads a context to a multiple of this
 
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 _GGML_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
@@ -340,11 +331,7 @@ def can_rewind(api: Any, weights: Weights, options: LoadOptions) -> bool:
 
 
 def make_context(library: Library, weights: Weights, parameters: Any) -> int:
-    """A new context; its address.
-
-    Raises:
-        MemoryShortage, ModelError: llama.cpp gives none, with its own words.
-    """
+    """The address of a new context; where llama.cpp gives none, an error in its own words."""
     api = library.api
     library.forget_errors()
     address = api.llama_init_from_model(weights.handle, parameters)
@@ -365,14 +352,8 @@ def context_parameters(
 ) -> Any:
     """What `make_context` takes.
 
-    Args:
-        api: the binding's C functions.
-        weights: of the model.
-        options: of the context.
-        sequences: how many it may hold.
-        threads: that compute, until `llama_set_n_threads` says otherwise.
-        apart: whether each has cells of its own for the whole context, and one more unit of them;
-            else all share those of one context.
+    `apart`: each sequence has cells of its own for the whole context, and one more unit of them;
+    else all share those of one context.
     """
     result = api.llama_context_default_params()
     result.n_ctx = context_size(weights.header, options)

@@ -89,12 +89,7 @@ _MENDED = b"capt-local: whole tile configuration"
 
 
 class Rearranging(NamedTuple):
-    """The formats that weights are rearranged into.
-
-    Attributes:
-        used: names of those that llama.cpp may use.
-        left_out: names of those that were removed from its list.
-    """
+    """Names of the formats that weights may be rearranged into, and of those that are left out."""
 
     used: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -111,7 +106,6 @@ def leave_out_crashing(ggml: Callable[..., Callable[..., Any]], folder: Path) ->
     Args:
         ggml: `ggml(name, result, *arguments)` gives a function of the ggml library.
         folder: where the libraries lie; those of the CPU are searched for the mark of the mend.
-
     """
     address = ctypes.c_void_p
     device = ggml("ggml_backend_dev_by_type", address, ctypes.c_int)(_CPU)
@@ -208,15 +202,7 @@ class _InitParams(ctypes.Structure):
 
 
 def device_computes(ggml: Function, index: int) -> bool:
-    """Multiplies two small matrices on a device.
-
-    Args:
-        ggml: gives a function of ggml by name, result and argument types.
-        index: of the device, in ggml's order.
-
-    Returns:
-        Whether it gave the right numbers; False too where it cannot be started.
-    """
+    """Whether a device (by ggml's number of it) multiplies two small matrices as numpy does."""
     random = np.random.default_rng(7)
     left = random.uniform(-1, 1, (_ROWS, _INNER)).astype(np.float32)
     right = random.uniform(-1, 1, (_COLUMNS, _INNER)).astype(np.float32)

@@ -14,9 +14,8 @@ from capt_local.errors import MemoryShortage, ModelError, NumericalError, UsageE
 from capt_local.llama.context import Batch
 from capt_local.llama.gguf_header import Header, read_header
 from capt_local.llama.library import Closing, library
-from capt_local.llama.locked_file import LockedFile
 from capt_local.llama.memory import available_memory
-from capt_local.llama.weights import check_values
+from capt_local.llama.weights import LockedFile, check_values
 from capt_local.strict_json import Stamp
 
 _POOLINGS = (1, 2, 3)  # mean, first token, last token: one vector a text
@@ -33,7 +32,6 @@ class Encoder(Closing):
         stamp: of the file that was checked, if somebody has.
 
     Attributes:
-        header: of the file.
         name: of the file.
         width: numbers of a vector.
         limit: tokens of a text, with the two that stand around it.
@@ -44,7 +42,6 @@ class Encoder(Closing):
     """
 
     def __init__(self, path: Path, threads: int = 1, stamp: Stamp | None = None) -> None:
-        """Checks the file, then loads it."""
         self.name = path.name
         self._library = library()
         self._model: Any = None
@@ -52,9 +49,9 @@ class Encoder(Closing):
         api = self._library.api
         try:
             with LockedFile(path, stamp) as file:
-                self.header: Header = read_header(path, file.place, encoder=True)
-                self._check_header()
-                check_values(self._library, file, self.header)
+                header = read_header(path, file.place, encoder=True)
+                self._check_header(header)
+                check_values(self._library, file, header)
                 parameters = api.llama_model_default_params()
                 parameters.n_gpu_layers = 0
                 parameters.load_mode = api.LLAMA_LOAD_MODE_NONE
@@ -68,16 +65,16 @@ class Encoder(Closing):
             self.close()
             raise
 
-    def _check_header(self) -> None:
-        if self.header.number("pooling_type") not in _POOLINGS:
+    def _check_header(self, header: Header) -> None:
+        if header.number("pooling_type") not in _POOLINGS:
             raise ModelError(
                 f"{self.name} does not say how it makes one vector of a text (pooling_type), so it "
                 "cannot score answers. Use an encoder that was converted for embeddings."
             )
-        if self.header.file_size > min(_LARGEST, available_memory()):
+        if header.file_size > min(_LARGEST, available_memory()):
             raise MemoryShortage(f"{self.name}: the scorer does not fit into memory.")
-        self.width = self.header.number("embedding_length")
-        self.limit = min(self.header.number("context_length"), _LONGEST)
+        self.width = header.number("embedding_length")
+        self.limit = min(header.number("context_length"), _LONGEST)
 
     def _open_context(self, threads: int) -> None:
         api = self._library.api

@@ -11,16 +11,15 @@ import contextlib
 import ctypes
 import os
 import re
-import subprocess
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from capt_local.errors import ModelError, UsageError
-from capt_local.hardening import bare_environment, own_streams, python_command
+from capt_local.hardening import own_streams, run_apart
 from capt_local.llama.library import Library, library
 from capt_local.llama.weights import Weights
 from capt_local.tokenization.vocabulary import BoolArray, IntArray
@@ -28,6 +27,7 @@ from capt_local.tokenization.vocabulary import BoolArray, IntArray
 LARGEST_GRAMMAR = 1 << 18  # bytes
 MOST_REPETITIONS = 1999
 _LONGEST_READING = 20  # seconds
+_LARGEST_REASON = 1 << 12  # bytes
 # llama.cpp reads groups by recursion; this many are far from the end of a thread's stack.
 _DEEPEST = 100
 _NOT_STRUCTURE = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTALL)
@@ -51,7 +51,6 @@ class Grammar:
     """
 
     def __init__(self, weights: Weights, grammar: str, lead: bytes = b"") -> None:
-        """Stands before the first token."""
         self._vocabulary = weights.vocabulary
         self._half = b""  # the first bytes of a character that is not whole yet
         # The sampler looks tokens up in the model as long as it is used.
@@ -63,7 +62,8 @@ class Grammar:
         address = ctypes.c_void_p
         self._take = found.function("llama_sampler_accept", None, address, ctypes.c_int32)
         self._mark = found.function("llama_sampler_apply", None, address, address)
-        weakref.finalize(self, _freeing(found), self._sampler)
+        free = found.function("llama_sampler_free", None, address)
+        weakref.finalize(self, free, self._sampler)
 
     def allowed(self, tokens: Sequence[int] | IntArray) -> BoolArray:
         """Which tokens may come next, shape (n,). End tokens may where the form is complete.
@@ -136,30 +136,23 @@ def check_grammar(grammar: str, name: str = "The grammar") -> None:
     ambiguous grammars (optional parts in repetitions of repetitions). One that names tokens of a
     model (<think>) can only be told when the model is there.
 
-    Args:
-        grammar: in GBNF.
-        name: what errors call it.
-
     Raises:
-        UsageError: with the line of the mistake, and nothing of what stands there.
+        UsageError: with the grammar's `name` and the line of the mistake, and nothing of what
+            stands there.
     """
     _check_size(grammar, name)
+    program = "from capt_local.llama.grammar import read_input; read_input()"
     try:
-        done = subprocess.run(
-            python_command("from capt_local.llama.grammar import read_input; read_input()"),
-            input=grammar.encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=bare_environment(),
-            timeout=_LONGEST_READING,
+        answer, code = run_apart(
+            program, grammar.encode(), seconds=_LONGEST_READING, largest=_LARGEST_REASON
         )
-    except subprocess.TimeoutExpired:
+    except TimeoutError:
         raise UsageError(
             f"{name} is too ambiguous: llama.cpp takes over {_LONGEST_READING} s to read it. Use "
             "fewer optional or repeated parts inside of what is itself repeated."
         ) from None
-    reason = done.stdout.decode("utf-8", "replace").strip()
-    if reason or done.returncode:
+    reason = answer.decode("utf-8", "replace").strip()
+    if reason or code != 0:
         raise UsageError(f"{name} {reason or 'ends llama.cpp, so it cannot be used.'}")
 
 
@@ -193,13 +186,10 @@ def _parsed(
         sampler = make(vocab, text.encode(), root.encode())
     if sampler:
         return int(sampler)
-    reason = _reason(b"".join(printed), text) or _plain(found.last_error())
+    reason = _reason(b"".join(printed), text) or found.last_error().rstrip(".")
+    reason = reason or "llama.cpp gives no reason"
     kind = _NeedsVocabulary if reason.startswith(_NEEDS_VOCABULARY) else UsageError
     raise kind(f"{name} cannot be used: {reason}.")
-
-
-def _freeing(found: Library) -> Callable[[int], None]:
-    return found.function("llama_sampler_free", None, ctypes.c_void_p)
 
 
 def _check_size(text: str, name: str) -> None:
@@ -246,10 +236,6 @@ def _reason(printed: bytes, text: str) -> str:
         words = words.partition(" '")[0]
     line = text.count("\n", 0, len(text) - len(rest)) + 1
     return f"line {line}: {words}" if rest and words != _NEEDS_VOCABULARY else words
-
-
-def _plain(said: str) -> str:
-    return said.rstrip(".") or "llama.cpp gives no reason"
 
 
 @contextlib.contextmanager

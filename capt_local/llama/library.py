@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 from capt_local.errors import UsageError
@@ -64,7 +64,6 @@ class Library:
     """
 
     def __init__(self) -> None:
-        """Loads the binding, checks its version and starts llama.cpp's backends."""
         keep_freed_memory()
         limit_spinning()
         busy_cores()  # begins to count
@@ -149,11 +148,7 @@ class Library:
         return tuple(found)
 
     def computes(self, device: int) -> bool:
-        """Whether a device gives the right product of two small matrices.
-
-        Args:
-            device: its place in `devices`.
-        """
+        """Whether the device at a place of `devices` multiplies two small matrices rightly."""
         return device_computes(self.ggml, device)
 
     def ggml(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
@@ -228,16 +223,9 @@ class Closing:
         raise NotImplementedError
 
     def __enter__(self) -> Self:
-        """Itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes it."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -264,12 +252,7 @@ class DeferredInterrupts:
                 signal.signal(signal.SIGINT, self._note)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Puts the handler back and calls it if an interrupt came."""
         handler, frame = self._handler, self._frame
         self._handler = self._frame = None
@@ -296,8 +279,7 @@ def keep_freed_memory() -> bool:
     memory of that size back to the kernel at once, and asks for it anew a moment later; the pages
     then come one by one. That was half of the time of numpy in a step.
 
-    Returns:
-        Whether it does now. Settings that somebody made for the process stay as they are.
+    Returns whether it does now. Settings that somebody made for the process stay as they are.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False

@@ -27,12 +27,10 @@ class ScaledAdapter(Protocol):
     """An adapter of one role, as a bundle names it."""
 
     @property
-    def path(self) -> Path:
-        """Of the GGUF file."""
+    def path(self) -> Path: ...
 
     @property
-    def scale(self) -> float:
-        """Weight of the adapter."""
+    def scale(self) -> float: ...
 
 
 def open_models(
@@ -87,16 +85,8 @@ def estimates(
 ) -> dict[str, MemoryEstimate]:
     """What each model takes in memory, by role.
 
-    Weights that several roles share, and adapters, count for the first role alone.
-
-    Args:
-        files: see `open_models`.
-        options: likewise.
-        adapters: likewise.
-
-    Raises:
-        ModelError: a file is missing or broken, or an adapter does not fit its model.
-        UsageError: see `open_models`.
+    Weights that several roles share, and adapters, count for the first role alone. Arguments and
+    errors are those of `open_models`.
     """
     each = _options(files, options, adapters)
     needed: dict[str, MemoryEstimate] = {}

@@ -1,8 +1,4 @@
-"""What a model will take in memory, before any of it is loaded.
-
-An estimate on the safe side, from the header of the file: the weights as they lie in the file,
-the KV cache for the whole context, and what a batch needs while it is computed.
-"""
+"""What a model will take in memory, estimated on the safe side from the header of its file."""
 
 from __future__ import annotations
 
@@ -15,10 +11,12 @@ import psutil
 from capt_local.errors import MemoryShortage
 from capt_local.llama.gguf_header import Header, read_header
 from capt_local.llama.options import LoadOptions
+from capt_local.llama.threads import control_groups
 
 DEFAULT_CONTEXT = 4096
 
-_CONTEXT_UNIT = 256  # llama.cpp pads a context to a multiple of this
+CONTEXT_UNIT = 256  # llama.cpp pads a context to a multiple of this
+SEQUENCES = 2  # of one context: the running one, and a copy of it for `peek`
 _KV_BYTES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
 _GRAPH_BYTES = 8 << 20  # descriptions of the computation and of the vocabulary
 _MIB = 1 << 20
@@ -29,9 +27,9 @@ class MemoryEstimate:
     """Bytes that a model takes once it is open.
 
     Attributes:
-        weights: the tensors.
+        weights: the tensors, as they lie in the file.
         kv_cache: keys and values for the whole context, or the state of a recurrent model.
-        buffers: logits and intermediate results of a batch.
+        buffers: logits and intermediate results of a batch while it is computed.
         layers: layers of the model, the output being one of them.
         adapters: LoRA adapters beside the weights.
     """
@@ -44,7 +42,6 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All of it."""
         return self.weights + self.adapters + self.kv_cache + self.buffers
 
     def with_contexts(self, count: int) -> MemoryEstimate:
@@ -77,11 +74,7 @@ def context_size(header: Header, options: LoadOptions) -> int:
 
 
 def estimate(header: Header, options: LoadOptions) -> MemoryEstimate:
-    """What the model of this header takes with these options, its adapters among them.
-
-    Raises:
-        ModelError: an adapter is missing or damaged.
-    """
+    """What the model takes with these options. Raises ModelError where an adapter is damaged."""
     sizes = {tensor.name: tensor.size for tensor in header.tensors}
     # Where input and output share a matrix, it is kept twice: in order for the one, rearranged for
     # the other.
@@ -91,36 +84,24 @@ def estimate(header: Header, options: LoadOptions) -> MemoryEstimate:
         kv_cache=_kv_cache(header, options) + _recurrent_state(header, options),
         buffers=_buffers(header, options),
         layers=header.number("block_count") + 1,
-        adapters=sum(adapter_size(path) for path in {one.path for one in options.adapters}),
+        adapters=sum(
+            tensor.size
+            for path in {one.path for one in options.adapters}
+            for tensor in read_header(path).tensors
+        ),
     )
 
 
-def adapter_size(path: Path) -> int:
-    """Bytes that the matrices of an adapter take in memory.
-
-    Raises:
-        ModelError: it is missing or damaged.
-    """
-    return sum(one.size for one in read_header(path).tensors)
-
-
 def check_fits(estimates: Mapping[str, MemoryEstimate], available: int | None = None) -> None:
-    """Refuses models that do not fit together.
-
-    Args:
-        estimates: by role.
-        available: bytes, or None: what this machine has free now.
-
-    Raises:
-        MemoryShortage: with the estimate of each role and what is there.
-    """
+    """Raises MemoryShortage where models (by role) take more bytes than this machine has free."""
     there = available_memory() if available is None else available
     needed = sum(one.total for one in estimates.values())
     if needed <= there:
         return
     each = ", ".join(
-        f"{role} {_mib(one.total)} (weights {_mib(one.weights)}{_adapted(one)}, "
-        f"KV cache {_mib(one.kv_cache)})"
+        f"{role} {_mib(one.total)} (weights {_mib(one.weights)}, "
+        + (f"adapter {_mib(one.adapters)}, " if one.adapters else "")
+        + f"KV cache {_mib(one.kv_cache)})"
         for role, one in estimates.items()
     )
     raise MemoryShortage(
@@ -132,26 +113,11 @@ def check_fits(estimates: Mapping[str, MemoryEstimate], available: int | None = 
 def available_memory() -> int:
     """Bytes that this process may still take: the machine's, or what its control group allows."""
     free = int(psutil.virtual_memory().available)
-    group = _control_group_room(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    return free if group is None else min(free, group)
-
-
-def _control_group_room(membership: Path, root: Path) -> int | None:
-    """Bytes left of the smallest memory limit on this process (Linux, cgroup v2), or None."""
-    try:
-        lines = membership.read_text().splitlines()
-        own = next(line[3:] for line in lines if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return None
-    rooms = []
-    folder = root / own.lstrip("/")
-    while folder != root.parent:
-        rooms.append(_room(folder))
-        folder = folder.parent
-    return min((room for room in rooms if room is not None), default=None)
+    return min([free, *(room for group in control_groups() if (room := _room(group)) is not None)])
 
 
 def _room(group: Path) -> int | None:
+    """Bytes left of the memory limit of a control group (Linux, cgroup v2)."""
     try:
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())
@@ -173,12 +139,9 @@ def _kv_cache(header: Header, options: LoadOptions) -> int:
     value = header.number("attention.value_length", width)
     name = f"{header.architecture}.attention.head_count_kv"
     per_layer = header.arrays.get(name, (header.number("attention.head_count_kv", heads),) * layers)
-    cells = -(-context_size(header, options) // _CONTEXT_UNIT) * _CONTEXT_UNIT
+    cells = -(-context_size(header, options) // CONTEXT_UNIT) * CONTEXT_UNIT
     numbers = sum(int(count) for count in per_layer) * (key + value) * cells
     return int(numbers * _KV_BYTES[options.kv_type])
-
-
-SEQUENCES = 2  # the running one, and a copy of it for `peek`
 
 
 def _recurrent_state(header: Header, options: LoadOptions) -> int:
@@ -196,10 +159,6 @@ def _buffers(header: Header, options: LoadOptions) -> int:
     scores = context_size(header, options) * (heads + 2)
     batch = options.batch_size(on_gpu=False)
     return logits + 4 * batch * (6 * width + 3 * inner + scores) + _GRAPH_BYTES
-
-
-def _adapted(one: MemoryEstimate) -> str:
-    return f", adapter {_mib(one.adapters)}" if one.adapters else ""
 
 
 def _mib(count: int) -> str:

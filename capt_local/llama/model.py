@@ -7,15 +7,15 @@ method promises.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
-from capt_local.errors import ContextOverflow, ModelError, NumericalError
-from capt_local.llama.context import Batch, Context, Rows
+from capt_local.errors import ContextOverflow, NumericalError
+from capt_local.llama.context import Context, Rows
 from capt_local.llama.grammar import Grammar
 from capt_local.llama.library import Closing, DeferredInterrupts, library
 from capt_local.llama.options import LoadOptions, scales_of
@@ -35,14 +35,37 @@ _SMALL = 300 << 20  # bytes of weights up to which the comparison is made in any
 _CHEAP_PAIRS = ("all F32", "F16", "BF16", "Q8_0")
 
 
-class OnWeights:
-    """The part of `decoding.proxy.Model` that all contexts on the same weights share.
+class ContextOwner(Protocol):
+    """What holds a context, with all that its sequences share."""
+
+    name: str
+    weights: Weights
+    options: LoadOptions
+    batch_floor: int
+    should_stop: Callable[[], bool] | None
+
+
+class RunningSequence:
+    """One sequence of tokens in the KV cache of a context; see `decoding.proxy.Model`.
 
     Attributes:
-        weights: of the model.
+        number: of the sequence.
+        position: tokens in the KV cache now.
+        adapter_scales: of the adapters on the model.
     """
 
-    weights: Weights
+    def __init__(
+        self, owner: ContextOwner, context: Context, number: int, scratch: int | None
+    ) -> None:
+        self.weights = owner.weights
+        self.number = number
+        self.position = 0
+        self.adapter_scales = scales_of(owner.name, owner.options, None)
+        self._owner = owner
+        self._context = context
+        self._batch = context.batch
+        self._scratch = scratch  # the sequence of `peek`; None where nothing is copied
+        self._none: Rows = np.empty((0, len(owner.weights.vocabulary)), np.float32)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -59,8 +82,23 @@ class OnWeights:
         """Bytes of the weights."""
         return self.metadata.size
 
+    @property
+    def context_limit(self) -> int:
+        """Tokens that the sequence holds."""
+        return self._context.limit
+
+    @property
+    def max_rows(self) -> int:
+        """The most logit rows that one `extend` can return."""
+        return self._owner.options.max_rows
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether the memory can forget a part; see `decoding.proxy.Model`."""
+        return self._context.can_rewind
+
     def price(self, count: int) -> float:
-        """What a batch of so many tokens costs, in batches of one; see `decoding.proxy.Model`."""
+        """What a batch of so many tokens costs, in batches of one."""
         kernels = self.metadata.kernels
         return kernels.cost(kernels.filled(count))
 
@@ -73,8 +111,135 @@ class OnWeights:
         self.weights.check_open()
         return Grammar(self.weights, grammar, lead)
 
+    def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
+        """Appends tokens and returns the logits after the last `rows` of them.
 
-class LlamaModel(OnWeights, Closing):
+        Whatever is raised, the running sequence is what it was before, or empty where the model's
+        memory cannot forget a part (see `position`).
+
+        Raises:
+            ContextOverflow, NumericalError: see `decoding.proxy.Model.extend`.
+            Cancelled: `should_stop` said so.
+            MemoryShortage, ModelError: the backend failed.
+        """
+        count, start = len(tokens), self.position
+        self._check(count, rows)
+        try:
+            self._run_chunks(tokens, rows)
+            result = self._finite(self._context.rows(rows)) if rows else self._none
+            self.position = start + count
+        except BaseException:
+            self.cut(start)
+            raise
+        return result
+
+    def peek(self, tokens: Sequence[int], rows: int = 1) -> Rows:
+        """The same on a copy of the running sequence, which stays as it is: a copy of the rows.
+
+        What a memory that cannot forget (recurrent, sliding window) uses instead of rewinding.
+
+        Raises: as `extend`.
+        """
+        count, start = len(tokens), self.position
+        self._check(count, rows)
+        if self._scratch is None:
+            raise ValueError("a memory that can be rewound is not copied")
+        result = np.empty((rows, len(self.vocabulary)), np.float32)
+        self._context.copy_sequence(self._scratch, source=self.number)
+        try:
+            for at, token in enumerate(tokens):
+                wanted = at >= count - rows
+                self._batch.fill((token,), start + at, int(wanted), sequence=self._scratch)
+                self._context.decode()
+                if wanted:
+                    result[at - count + rows] = self._finite(self._context.rows(1))[0]
+        finally:
+            self._context.drop_sequence(self._scratch)
+        return result
+
+    def rewind(self, length: int) -> bool:
+        """Drops all tokens from position `length` on; see `decoding.proxy.Model.rewind`."""
+        self._context.check_open(self._owner.name)
+        if not 0 <= length <= self.position:
+            raise ValueError(f"cannot rewind from {self.position} to {length}")
+        return length == self.position or self.cut(length)
+
+    def cut(self, length: int) -> bool:
+        """Cuts the sequence back, whatever it holds; clears it where that cannot be done."""
+        try:
+            kept = self._context.cut(length, self.number)
+        except BaseException:  # an interrupt: nobody knows what is there
+            self.position = 0
+            self._context.cut(0, self.number)
+            raise
+        self.position = length if kept else 0
+        return kept
+
+    def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
+        """Gives its adapters other weights; see `decoding.proxy.Model.set_adapter_scales`."""
+        wanted = scales_of(self._owner.name, self._owner.options, scales)
+        if wanted != self.adapter_scales:
+            self.rewind(0)
+            self.adapter_scales = wanted
+            self._context.scale_adapters(wanted)
+
+    def overflow(self, count: int) -> ContextOverflow | None:
+        """The error of so many more tokens, where they do not fit."""
+        size = self.position + count
+        if size <= self._context.limit:
+            return None
+        return ContextOverflow({self._owner.name: size}, self._context.limit)
+
+    def _check(self, count: int, rows: int) -> None:
+        self._context.check_open(self._owner.name)
+        if not 0 <= rows <= min(count, self.max_rows) or not count:
+            raise ValueError(f"{rows} rows of {count} tokens, at most {self.max_rows}")
+        if error := self.overflow(count):
+            raise error
+
+    def _run_chunks(self, tokens: Sequence[int], rows: int) -> None:
+        """Runs a long text in batches; the last one holds all rows."""
+        start, done, count = self.position, 0, len(tokens)
+        most = self._context.chunk
+        if count <= min(_SHORT, most):
+            self._batch.fill(tokens, start, rows, sequence=self.number)
+            self._context.decode()
+            return
+        asked = self._owner.should_stop
+        with (
+            DeferredInterrupts() as interrupts,
+            self._context.watched(lambda: interrupts.requested or bool(asked and asked())),
+        ):
+            while done < count:
+                left = count - done
+                size = left if left <= most else min(most, left - rows)
+                now = tokens[done : done + size]
+                wanted = rows if size == left else 0
+                self._batch.fill(now, start + done, wanted, sequence=self.number)
+                self._context.decode()
+                done += size
+
+    def _finite(self, rows: Rows) -> Rows:
+        if not are_finite(rows):
+            raise self.not_finite()
+        return rows
+
+    def not_finite(self) -> NumericalError:
+        """The error of logits that are NaN or infinite."""
+        files = [self.metadata.name, *(one.path.name for one in self._owner.options.adapters)]
+        return NumericalError(
+            f"{self._owner.name} ({' with '.join(files)}) returned logits that are not numbers. "
+            "A file is damaged or the backend is broken: verify the files, or try --gpu-layers 0."
+        )
+
+
+def are_finite(rows: Rows) -> bool:
+    """Whether no row holds NaN or an infinity."""
+    # NaN comes through both, and each is several times faster than looking at every number.
+    return not rows.size or (isfinite(rows.max()) and isfinite(rows.min()))
+
+
+class LlamaModel(RunningSequence, Closing):
     """One context on shared weights. Not for use from two threads at once.
 
     Args:
@@ -86,7 +251,8 @@ class LlamaModel(OnWeights, Closing):
     Attributes:
         name: as given.
         weights: as given.
-        should_stop: asked while long texts are computed; True ends that with `Cancelled`.
+        options: of the context.
+        should_stop: called while long texts are computed; True ends that with `Cancelled`.
         batch_floor: how `step` gives a token the same bits whatever is computed with it: 0, in
             batches of any size; 1, one by one; more, in batches of at least so many.
     """
@@ -99,27 +265,21 @@ class LlamaModel(OnWeights, Closing):
         name: str = "model",
         prefers_batches: bool = False,
     ) -> None:
-        """Allocates the KV cache and the buffers."""
-        self._options = options or LoadOptions()
+        self.options = options or LoadOptions()
         self.name = name
         self.weights = weights.retain()
         self.should_stop: Callable[[], bool] | None = None
-        self._position = 0
-        self._open = True
+        self.batch_floor = 1
         try:
-            self._context = Context(weights, self._options)
+            context = Context(weights, self.options)
         except BaseException:
             weights.close()
             raise
-        self._batch: Batch = self._context.batch
-        self._limit = self._context.limit
+        super().__init__(self, context, 0, _SCRATCH)
         self._prefers_batches = prefers_batches
-        self._none: Rows = np.empty((0, len(weights.vocabulary)), np.float32)
-        self.batch_floor = 1
-        if self._context.can_rewind and self._limit > 3 * _MOST_TRIED:
+        if context.can_rewind and context.limit > 3 * _MOST_TRIED:
             try:
                 self.batch_floor = self._find_batch_floor()
-                self._context.forget_counts()
             except BaseException:
                 self.close()
                 raise
@@ -138,11 +298,6 @@ class LlamaModel(OnWeights, Closing):
             return cls(weights, options, name=name)
 
     @property
-    def options(self) -> LoadOptions:
-        """Those of its context."""
-        return self._options
-
-    @property
     def seconds(self) -> float:
         """Time in llama.cpp so far: computing, and waiting for a GPU."""
         return self._context.seconds
@@ -150,61 +305,16 @@ class LlamaModel(OnWeights, Closing):
     @property
     def calls(self) -> int:
         """Batches computed so far; a text longer than a batch takes several."""
-        return self._context.sizes.total()
-
-    @property
-    def sizes(self) -> Mapping[int, int]:
-        """The same batches by their tokens, those that only filled one up among them."""
-        return self._context.sizes
+        return self._context.calls
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What was decided without being asked for and should be told, a sentence each."""
         return self._context.notes
 
-    @property
-    def context_limit(self) -> int:
-        """Tokens that the context holds."""
-        return self._limit
-
-    @property
-    def position(self) -> int:
-        """Tokens in the KV cache now."""
-        return self._position
-
-    @property
-    def max_rows(self) -> int:
-        """The most logit rows that one `extend` can return."""
-        return self._options.max_rows
-
-    def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """Appends tokens and returns the logits after the last `rows` of them.
-
-        Whatever is raised, the running sequence is what it was before, or empty where the model's
-        memory cannot forget a part (see `position`).
-
-        Raises:
-            ContextOverflow, NumericalError: see `decoding.proxy.Model.extend`.
-            Cancelled: `should_stop` said so.
-            MemoryShortage, ModelError: the backend failed.
-        """
-        count, start = len(tokens), self._position
-        self._check(count, rows)
-        try:
-            self._run_chunks(tokens, rows)
-            result = self._finite(self._context.rows(rows)) if rows else self._none
-            self._position = start + count
-        except BaseException:
-            self._forget_from(start)
-            raise
-        return result
-
     def step(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """The same with the bits that the tokens have one by one; see `decoding.proxy.Model.step`.
-
-        Raises: as `extend`.
-        """
-        floor, count, start = self.batch_floor, len(tokens), self._position
+        """As `extend` with the bits that the tokens have one by one; raises as it does."""
+        floor, count, start = self.batch_floor, len(tokens), self.position
         if floor == 0 and count > 1:
             return self.extend(tokens, rows)
         self._check(count, rows)
@@ -225,77 +335,11 @@ class LlamaModel(OnWeights, Closing):
                     result = np.empty((rows, len(self.vocabulary)), np.float32)
                 place = at + len(now) - wanted - (count - rows)
                 result[place : place + wanted] = found
-            self._position = start + count
+            self.position = start + count
         except BaseException:
-            self._forget_from(start)
+            self.cut(start)
             raise
         return result
-
-    def peek(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """The same on a copy of the running sequence, which stays as it is: a copy of the rows.
-
-        What a memory that cannot forget (recurrent, sliding window) uses instead of rewinding.
-
-        Raises: as `extend`.
-        """
-        count, start = len(tokens), self._position
-        self._check(count, rows)
-        result = np.empty((rows, len(self.vocabulary)), np.float32)
-        self._context.copy_sequence(_SCRATCH)
-        try:
-            for at, token in enumerate(tokens):
-                wanted = at >= count - rows
-                self._batch.fill((token,), start + at, int(wanted), sequence=_SCRATCH)
-                self._context.decode()
-                if wanted:
-                    result[at - count + rows] = self._finite(self._context.rows(1))[0]
-        finally:
-            self._context.drop_sequence(_SCRATCH)
-        return result
-
-    def rewind(self, length: int) -> bool:
-        """Drops all tokens from position `length` on; see `decoding.proxy.Model.rewind`."""
-        self.check_open()
-        if not 0 <= length <= self._position:
-            raise ValueError(f"cannot rewind from {self._position} to {length}")
-        return length == self._position or self._forget_from(length)
-
-    @property
-    def adapter_scales(self) -> tuple[float, ...]:
-        """Of its adapters; see `decoding.proxy.Model`."""
-        return self._context.adapter_scales
-
-    def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
-        """Gives its adapters other weights; see `decoding.proxy.Model.set_adapter_scales`."""
-        self.check_open()
-        wanted = scales_of(self.name, self._options, scales)
-        if wanted != self.adapter_scales:
-            self.rewind(0)
-            self._context.scale_adapters(wanted)
-
-    @property
-    def can_rewind(self) -> bool:
-        """Whether the memory can forget a part; see `decoding.proxy.Model`."""
-        return self._context.can_rewind
-
-    def check_open(self) -> None:
-        """Raises ModelError where the model has been closed."""
-        if not self._open:
-            raise ModelError(f"The {self.name} has been closed.")
-
-    def close(self) -> None:
-        """Frees the context, and the weights when nothing else uses them."""
-        if self._open:
-            self._open = False
-            self._context.close()
-            self.weights.close()
-
-    def _check(self, count: int, rows: int) -> None:
-        self.check_open()
-        if not 0 <= rows <= min(count, self.max_rows) or not count:
-            raise ValueError(f"{rows} rows of {count} tokens, at most {self.max_rows}")
-        if self._position + count > self._limit:
-            raise ContextOverflow({self.name: self._position + count}, self._limit)
 
     def _run_step(self, tokens: Sequence[int], start: int, rows: int, size: int) -> None:
         """A batch of exactly `size` tokens, those at the end being taken back at once."""
@@ -303,33 +347,17 @@ class LlamaModel(OnWeights, Closing):
             self._batch.fill_one(tokens[0], start, rows == 1)
             self._context.decode()
             return
-        room = self._limit - start - len(tokens)
-        padding = min(size - len(tokens), room)
+        padding = min(size - len(tokens), self._context.limit - start - len(tokens))
         self._batch.fill(tokens, start, rows, padding)
         self._context.decode()
         if padding:
             self._context.cut(start + len(tokens))
 
-    def _run_chunks(self, tokens: Sequence[int], rows: int) -> None:
-        """Runs a long text in batches; the last one holds all rows."""
-        start, done, count = self._position, 0, len(tokens)
-        if count <= min(_SHORT, self._batch.size):
-            self._batch.fill(tokens, start, rows)
-            self._context.decode()
-            return
-        with DeferredInterrupts() as interrupts, self._context.watched(self._stopper(interrupts)):
-            while done < count:
-                left = count - done
-                size = left if left <= self._batch.size else min(self._batch.size, left - rows)
-                self._batch.fill(
-                    tokens[done : done + size], start + done, rows if size == left else 0
-                )
-                self._context.decode()
-                done += size
-
-    def _stopper(self, interrupts: DeferredInterrupts) -> Callable[[], bool]:
-        asked = self.should_stop
-        return lambda: interrupts.requested or (asked is not None and asked())
+    def close(self) -> None:
+        """Frees the context, and the weights when nothing else uses them."""
+        if self._context.open:
+            self._context.close()
+            self.weights.close()
 
     def _find_batch_floor(self) -> int:
         """How `step` gives a token the same bits whatever is computed with it.
@@ -344,15 +372,16 @@ class LlamaModel(OnWeights, Closing):
         on_gpu = self.metadata.gpu_layers > 0
         cheap = self.metadata.file_type.startswith(_CHEAP_PAIRS)
         pairs = [2] if cheap and self._prefers_batches else []
+        built_with = library().build_info().system_info
         if on_gpu:
             floors = [0, 2, 4, 8]
-        elif self._options.flash(on_gpu) != "off" or "LLAMAFILE = 1" in _system():
+        elif self.options.flash(on_gpu) != "off" or "LLAMAFILE = 1" in built_with:
             floors = pairs
         else:
             floors = [0, *pairs]
         started = time.perf_counter()
-        room = self._limit - 2 * _MOST_TRIED
-        for cells in sorted({min(cells, room) for cells in _PROBED_CELLS}):
+        most = self._context.limit - 2 * _MOST_TRIED
+        for cells in sorted({min(cells, most) for cells in _PROBED_CELLS}):
             floors = [floor for floor in floors if self._same_bits(cells, floor)]
             if not floors:
                 return 1
@@ -364,51 +393,23 @@ class LlamaModel(OnWeights, Closing):
         """Whether batches of different sizes give the same rows behind `cells` tokens of text."""
         width = len(self.vocabulary)
         text = [(7 + 31 * n * n) % width for n in range(cells + _MOST_TRIED)]
-        tried = [size for size in (1, 2, 3, 5, 8, _MOST_TRIED) if size <= self.max_rows]
         expected: Rows | None = None
-        self.rewind(0)
-        self._run_chunks(text[:cells], 0)
-        self._position = cells
-        for size in tried:
-            found = np.empty((_MOST_TRIED, width), np.float32)
-            for at in range(0, _MOST_TRIED, size):
-                now = text[cells + at : cells + min(at + size, _MOST_TRIED)]
-                padding = max(0, floor - len(now))
-                self._batch.fill(now, cells + at, len(now), padding)
-                self._context.decode()
-                found[at : at + len(now)] = self._context.rows(len(now))
-                self._context.cut(cells + at + len(now))
-            self._context.cut(cells)
-            if expected is not None and not np.array_equal(expected, found):
-                self.rewind(0)
-                return False
-            expected = found
-        self.rewind(0)
-        return True
-
-    def _forget_from(self, length: int) -> bool:
-        """Cuts the running sequence back; clears it where that cannot be done."""
         try:
-            kept = self._context.cut(length)
-        except BaseException:  # an interrupt: nobody knows what is there
-            self._position = 0
-            self._context.cut(0)
-            raise
-        self._position = length if kept else 0
-        return kept
-
-    def _finite(self, rows: Rows) -> Rows:
-        # NaN comes through both, and each is several times faster than looking at every number.
-        if not (isfinite(rows.max()) and isfinite(rows.min())):
-            files = [self.metadata.name, *(one.path.name for one in self._options.adapters)]
-            raise NumericalError(
-                f"{self.name} ({' with '.join(files)}) returned logits that are not numbers. "
-                "A file is damaged or the backend is broken: verify the files, or try "
-                "--gpu-layers 0."
-            )
-        return rows
-
-
-def _system() -> str:
-    """What llama.cpp was built with."""
-    return library().build_info().system_info
+            self._run_chunks(text[:cells], 0)
+            for size in (1, 2, 3, 5, 8, _MOST_TRIED):
+                if size > self.max_rows:
+                    break
+                found = np.empty((_MOST_TRIED, width), np.float32)
+                for at in range(0, _MOST_TRIED, size):
+                    now = text[cells + at : cells + min(at + size, _MOST_TRIED)]
+                    self._batch.fill(now, cells + at, len(now), max(0, floor - len(now)))
+                    self._context.decode()
+                    found[at : at + len(now)] = self._context.rows(len(now))
+                    self._context.cut(cells + at + len(now))
+                self._context.cut(cells)
+                if expected is not None and not np.array_equal(expected, found):
+                    return False
+                expected = found
+            return True
+        finally:
+            self.cut(0)

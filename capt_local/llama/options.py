@@ -21,18 +21,12 @@ _MOST_ROWS = 255
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter to put on a model.
-
-    Attributes:
-        path: of the adapter's GGUF file.
-        scale: weight of the adapter; 0 leaves the model as it is.
-    """
+    """A LoRA adapter to put on a model: its GGUF file and its weight; 0 changes nothing."""
 
     path: Path
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses scales without a meaning."""
         if not isfinite(self.scale):
             raise UsageError(f"{self.path.name}: a scale of {self.scale} is no number.")
 
@@ -74,22 +68,17 @@ class LoadOptions:
     adapters: tuple[Adapter, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses values without a meaning."""
         layers = self.gpu_layers
-        checks = {
-            f"--gpu-layers {layers} is negative.": isinstance(layers, int) and layers < 0,
-            f"--ctx-size {self.context} is below 1.": self.context is not None and self.context < 1,
-            f"--threads {self.threads} is below 1.": self.threads is not None and self.threads < 1,
-            f"{self.max_rows} logit rows are not 1 to {_MOST_ROWS}.": not (
-                1 <= self.max_rows <= _MOST_ROWS
-            ),
-            f"A batch of {self.batch} tokens is below {self.max_rows} logit rows.": (
-                self.batch is not None and self.batch < self.max_rows
-            ),
-        }
-        for message, wrong in checks.items():
-            if wrong:
-                raise UsageError(message)
+        if isinstance(layers, int) and layers < 0:
+            raise UsageError(f"--gpu-layers {layers} is negative.")
+        if self.context is not None and self.context < 1:
+            raise UsageError(f"--ctx-size {self.context} is below 1.")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads {self.threads} is below 1.")
+        if not 1 <= self.max_rows <= _MOST_ROWS:
+            raise UsageError(f"{self.max_rows} logit rows are not 1 to {_MOST_ROWS}.")
+        if self.batch is not None and self.batch < self.max_rows:
+            raise UsageError(f"A batch of {self.batch} tokens is below {self.max_rows} logit rows.")
 
     def flash(self, on_gpu: bool) -> FlashAttention:
         """What is requested of llama.cpp.
@@ -109,15 +98,10 @@ class LoadOptions:
 def scales_of(
     model: str, options: LoadOptions, scales: Sequence[float] | None
 ) -> tuple[float, ...]:
-    """The scales of a model's adapters.
-
-    Args:
-        model: its role, for errors.
-        options: that it was loaded with.
-        scales: one for each adapter; None: those of the options.
+    """The scales of a model's adapters: these, or with None those that it was loaded with.
 
     Raises:
-        UsageError: there are not as many as adapters.
+        UsageError: there are not as many as adapters; names the model's role.
     """
     if scales is None:
         return tuple(one.scale for one in options.adapters)

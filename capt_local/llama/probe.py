@@ -16,11 +16,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -29,22 +26,20 @@ from typing import Any
 
 from capt_local.errors import CaptError, MemoryShortage, ModelError, UsageError
 from capt_local.hardening import (
-    bare_environment,
     be_first_to_go,
     confine,
-    data_bytes,
+    limit_memory,
     own_streams,
-    python_command,
+    run_apart,
 )
 from capt_local.llama.adapters import check_adapter
 from capt_local.llama.encoder import Encoder
 from capt_local.llama.gguf_header import model_parts, read_header, read_model_header
 from capt_local.llama.library import library
-from capt_local.llama.locked_file import LockedFile
 from capt_local.llama.memory import estimate
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import Adapter, LoadOptions
-from capt_local.llama.weights import Weights, check_values
+from capt_local.llama.weights import LockedFile, Weights, check_values
 from capt_local.strict_json import Stamp, parse_object
 
 Waiting = Callable[[], None]
@@ -53,8 +48,6 @@ UNCONFINED, PASSED, REFUSED, SHORT = "unconfined", "passed", "refused: ", "memor
 
 _SECONDS = 60.0  # for a file of no size
 _SLOWEST = 10 << 20  # bytes in a second
-_PATIENCE = 5.0  # seconds for a process to end that has closed its line
-_EACH = 0.1  # seconds between two calls of `waiting`
 _LONGEST = 1000  # characters of an answer
 _PROGRAM_BYTES = 1 << 30  # for the program itself and for what it makes of a vocabulary
 _CONTEXT = 64
@@ -69,18 +62,9 @@ _TRIAL = "import sys; from capt_local.hardening import confine; sys.exit(not con
 
 def calls_are_forbidden() -> bool:
     """Whether the kernel enforces the probe's list of system calls; tries it in a process."""
-    try:
-        done = subprocess.run(
-            python_command(_TRIAL),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=bare_environment(),
-            timeout=_SECONDS,
-        )
-        return done.returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    with contextlib.suppress(OSError):
+        return run_apart(_TRIAL, b"", seconds=_SECONDS, largest=_LONGEST)[1] == 0
+    return False
 
 
 def look(
@@ -88,7 +72,6 @@ def look(
     adapters: Sequence[Path] = (),
     waiting: Waiting | None = None,
     stamps: Mapping[Path, Stamp] | None = None,
-    *,
     encoder: bool = False,
 ) -> dict[Path, str]:
     """Loads a model, and adapters onto it.
@@ -108,33 +91,30 @@ def look(
         MemoryShortage: the model does not fit into memory.
         UsageError: this Linux does not let a process give up system calls.
     """
+    first = read_header(path, encoder=encoder)  # a broken one never reaches llama.cpp
     with ExitStack() as stack:
-        parts = model_parts(
-            path, first := read_header(path, encoder=encoder)
-        )  # a broken one never reaches llama.cpp
-        known = stamps or {}
         locked = {
-            one: stack.enter_context(LockedFile(one, known.get(one))) for one in (*parts, *adapters)
+            one: stack.enter_context(LockedFile(one, (stamps or {}).get(one)))
+            for one in (*model_parts(path, first), *adapters)
         }
         header, needed = first, 2 * first.file_size
         if not encoder:
-            header = read_model_header(path, [locked[part].place for part in parts])
+            places = [locked[part].place for part in model_parts(path, first)]
+            header = read_model_header(path, places)
             for adapter in adapters:
                 check_adapter(adapter, header, path.name, locked[adapter].place)
-            each = [_OPTIONS, *(replace(_OPTIONS, adapters=(Adapter(one),)) for one in adapters)]
-            needed = max(estimate(header, options).total for options in each)
+            needed = max(estimate(header, options).total for options in _each(adapters))
         copies = [one for one in locked.values() if one.sha256 is not None]
         names = stack.enter_context(_named(locked)) if copies else {}
+        files = [os.fsencode(names.get(one, one.absolute())) for one in (path, *adapters)]
         request = {
             # In hexadecimal: the name of a file need not be UTF-8, and JSON has to be.
-            "files": [
-                os.fsencode(names.get(one, one.absolute())).hex() for one in (path, *adapters)
-            ],
+            "files": [name.hex() for name in files],
             "encoder": encoder,
             "memory": needed + _PROGRAM_BYTES,
         }
         limit = _SECONDS + header.file_size / _SLOWEST
-        answer = _asked(request, [one.handle for one in copies], limit, waiting, path.name)
+        answer = _answered(request, [one.handle for one in copies], limit, waiting, path.name)
         if answer == UNCONFINED:
             raise UsageError(
                 "This system does not let a process give up system calls (seccomp), so files that "
@@ -146,6 +126,11 @@ def look(
         for one in locked.values():
             one.check()
         return {one.path: one.sha256 for one in copies if one.sha256 is not None}
+
+
+def _each(adapters: Sequence[Path]) -> list[LoadOptions]:
+    """Options of the model alone, and with each of the adapters."""
+    return [_OPTIONS, *(replace(_OPTIONS, adapters=(Adapter(one),)) for one in adapters)]
 
 
 @contextlib.contextmanager
@@ -161,61 +146,34 @@ def _named(locked: Mapping[Path, LockedFile]) -> Iterator[dict[Path, Path]]:
         yield names
 
 
-def _asked(
+def _answered(
     request: Mapping[str, object],
     handles: Sequence[int],
-    limit: float,
+    seconds: float,
     waiting: Waiting | None,
     name: str,
 ) -> str:
     """The line that a new process answers to a request."""
+    line = json.dumps(request).encode() + b"\n"
     try:
-        process = subprocess.Popen(
-            python_command(_PROGRAM),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=bare_environment(),
-            pass_fds=tuple(handles),
-            start_new_session=True,  # without the user's terminal, which it could type into
+        answer, code = run_apart(
+            _PROGRAM, line, seconds=seconds, largest=4 * _LONGEST, handles=handles, waiting=waiting
         )
+    except TimeoutError:
+        raise ModelError(
+            f"{name} kept the process that looked at it busy for more than {seconds:.0f} s, so it "
+            "is not used. Get the file again from its source."
+        ) from None
     except OSError as error:
         raise ModelError(
-            "The process that looks at model files cannot be started: "
-            f"{error.strerror or 'unknown'}."
+            f"The process that looks at model files cannot be started: {error.strerror}."
         ) from None
-    assert process.stdin is not None and process.stdout is not None
-    said, until = b"", time.monotonic() + limit
-    try:
-        with contextlib.suppress(OSError), process.stdin:  # it may have ended already
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-        while len(said) <= 4 * _LONGEST:
-            if waiting is not None:
-                waiting()
-            if select.select([process.stdout], [], [], _EACH)[0]:
-                part = os.read(process.stdout.fileno(), _LONGEST)
-                said += part
-                if not part:
-                    break
-            elif time.monotonic() > until:
-                raise ModelError(
-                    f"{name} kept the process that looked at it busy for more than {limit:.0f} s, "
-                    "so it is not used. Get the file again from its source."
-                )
-        if said.endswith(b"\n") and len(said) <= 4 * _LONGEST:
-            return said.decode("utf-8", "replace").strip()
-        try:
-            code: int | str = process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            code = "unknown"
+    if not answer.endswith(b"\n") or len(answer) > 4 * _LONGEST:
         raise ModelError(
             f"{name} ended the process that looked at it (code {code}), so it is not used. Get "
             "the file again from its source."
         )
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    return answer.decode("utf-8", "replace").strip()
 
 
 def _refusal(answer: str, name: str) -> ModelError | MemoryShortage:
@@ -248,18 +206,6 @@ def serve() -> None:
     outgoing.flush()
 
 
-def limit_memory(more: int) -> None:
-    """Limits this process to so many bytes beyond what it has now; Linux only.
-
-    Counted are data, stacks and private memory (RLIMIT_DATA).
-    """
-    if sys.platform == "linux":
-        import resource
-
-        limit = data_bytes() + more
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-
 def _answer(files: Sequence[Path], *, encoder: bool) -> str:
     try:
         load(files[0], files[1:], encoder=encoder)
@@ -275,11 +221,6 @@ def _answer(files: Sequence[Path], *, encoder: bool) -> str:
 def load(model: Path, adapters: Sequence[Path], *, encoder: bool = False) -> None:
     """Loads a model and checks every weight; splits a text and computes some tokens of it.
 
-    Args:
-        model: its file.
-        adapters: likewise; each is put on the model by itself.
-        encoder: whether it is one.
-
     Raises:
         ModelError: a file is damaged.
         MemoryShortage: there is not enough memory for it.
@@ -294,9 +235,6 @@ def load(model: Path, adapters: Sequence[Path], *, encoder: bool = False) -> Non
             check_values(library(), file)
     with Weights(model, replace(_OPTIONS, check_tensors=True)) as weights:
         tokens = weights.tokenize(_SAMPLE, special=False)[:_MOST_TOKENS] or [0]
-        for options in (
-            _OPTIONS,
-            *(replace(_OPTIONS, adapters=(Adapter(path),)) for path in adapters),
-        ):
+        for options in _each(adapters):
             with LlamaModel(weights, options, name="The model") as opened:
                 opened.extend(tokens)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -41,21 +42,27 @@ def physical_cores() -> int:
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
 
-@cache
-def _quota() -> int:
-    """Cores that the control groups of this process allow (Linux, cgroup v2); else very many."""
-    found = [1 << 20]
+def control_groups() -> Iterator[Path]:
+    """The folders of the control groups that this process is in, innermost first (cgroup v2)."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
         own = next(line[3:] for line in lines if line.startswith("0::"))
     except (OSError, StopIteration):
-        return found[0]
+        return
     folder = _CONTROL_GROUPS / own.lstrip("/")
     while folder != _CONTROL_GROUPS.parent:
+        yield folder
+        folder = folder.parent
+
+
+@cache
+def _quota() -> int:
+    """Cores that the control groups of this process allow; else very many."""
+    found = [1 << 20]
+    for folder in control_groups():
         with contextlib.suppress(OSError, ValueError):  # no such group, or no limit ("max")
             quota, period = (folder / "cpu.max").read_text().split()
             found.append(max(1, int(quota) // int(period)))
-        folder = folder.parent
     return min(found)
 
 
@@ -76,7 +83,6 @@ class BusyCores:
     """
 
     def __init__(self) -> None:
-        """Begins to count."""
         self._usable = _usable_cpus()
         self.cores = len(self._usable)
         self.others = 0.0
@@ -84,17 +90,12 @@ class BusyCores:
 
     def threads(self) -> int:
         """Threads that find a core each: at least one, at most the physical cores."""
-        self._look()
+        if time.monotonic() - self._last.clock >= _SHORTEST:
+            before, self._last = self._last, self._sample()
+            now = self._last
+            work = (now.busy - before.busy) - (now.own - before.own)
+            self.others = min(float(self.cores), max(0.0, work / (now.clock - before.clock)))
         return max(1, min(physical_cores(), int(self.cores - self.others + _SLACK)))
-
-    def _look(self) -> None:
-        elapsed = time.monotonic() - self._last.clock
-        if elapsed < _SHORTEST:
-            return
-        now = self._sample()
-        work = (now.busy - self._last.busy) - (now.own - self._last.own)
-        self.others = min(float(self.cores), max(0.0, work / (now.clock - self._last.clock)))
-        self._last = now
 
     def _sample(self) -> _Sample:
         times = psutil.cpu_times(percpu=True)
@@ -127,7 +128,6 @@ class ThreadCount:
     """
 
     def __init__(self, fixed: int | None, follow: bool = True) -> None:
-        """Looks at the machine unless the number is fixed."""
         self._fixed = fixed is not None or not follow
         self.count = fixed or busy_cores().threads()
         self._next = time.monotonic() + _INTERVAL

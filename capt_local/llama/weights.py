@@ -1,9 +1,17 @@
-"""The weights of one GGUF file: loaded once, shared by any number of contexts."""
+"""The weights of one GGUF file: loaded once, shared by any number of contexts.
+
+A file is open from its check to the end of its loading (`LockedFile`), so that it stays the same
+one. Behind the weights stand the check of their values and the vocabulary as bytes.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
 import re
+import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,13 +19,13 @@ from dataclasses import dataclass
 from io import RawIOBase
 from itertools import repeat
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from capt_local.errors import Cancelled, MemoryShortage, ModelError, TextTooLong, UsageError
-from capt_local.llama.adapters import LoadedAdapter, check_adapter, load_adapter
+from capt_local.llama.adapters import LoadedAdapter, load_adapter
 from capt_local.llama.devices import Kernels, free_on_gpus
 from capt_local.llama.gguf_header import (
     NO_VOCABULARY,
@@ -25,13 +33,12 @@ from capt_local.llama.gguf_header import (
     model_parts,
     read_header,
     read_model_header,
-    rules,
+    tensor_types,
 )
 from capt_local.llama.library import Closing, DeferredInterrupts, Library, library
-from capt_local.llama.locked_file import LockedFile
 from capt_local.llama.memory import check_fits, estimate
 from capt_local.llama.options import LoadOptions
-from capt_local.strict_json import Stamp
+from capt_local.strict_json import Stamp, stamp_of
 from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 
 Progress = Callable[[float], None]
@@ -76,17 +83,114 @@ _QUALITY = {
 }
 
 
+_HANDLES = Path("/proc/self/fd")  # Linux
+_CHUNK = 1 << 20
+
+
+class LockedFile(Closing):
+    """A file that llama.cpp is to load.
+
+    On Linux, llama.cpp is given the open file by its handle, so another one of the same name is
+    never read. A file that other accounts may write could still change in place, even without a
+    change of its times; llama.cpp gets a private copy of it, whose digest has to be the one that
+    was checked. Elsewhere llama.cpp opens the file by its name; a change is found afterwards.
+
+    Args:
+        path: of the file.
+        stamp: of the file that was checked; None where nobody has.
+
+    Attributes:
+        path: as given.
+        place: where to open what is locked.
+        sha256: of the private copy; None where the file itself is used.
+        handle: the open file, for a process that inherits it.
+
+    Raises:
+        ModelError: it cannot be opened, or is not the one that was checked.
+    """
+
+    def __init__(self, path: Path, stamp: Stamp | None = None) -> None:
+        self.path = path
+        self.sha256: str | None = None
+        try:
+            self.handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except FileNotFoundError:
+            raise ModelError(f"{path.name}: there is no such model file.") from None
+        except OSError as error:
+            raise ModelError(f"{path.name} cannot be read: {error.strerror}.") from None
+        try:
+            self._stamp = stamp or stamp_of(os.fstat(self.handle))
+            by_handle = _HANDLES / str(self.handle)
+            self.place = by_handle if by_handle.exists() else path
+            self.check()
+            if self.place != path and _others_may_write(os.fstat(self.handle)):
+                self._copy()
+        except BaseException:
+            self.close()
+            raise
+
+    def check(self) -> None:
+        """Raises ModelError where it was changed, cut off, or another one has its name."""
+        if self.sha256 is not None:
+            return  # a copy that nobody else can reach
+        try:
+            found = [os.fstat(self.handle)]
+            if self.place == self.path:
+                found.append(os.stat(self.path))
+        except OSError:
+            found = []
+        if not found or any(stamp_of(one) != self._stamp for one in found):
+            self._refuse()
+
+    def close(self) -> None:
+        """Closes it; a private copy is gone with that."""
+        os.close(self.handle)
+
+    def _copy(self) -> None:
+        digest = hashlib.sha256()
+        try:
+            with (
+                os.fdopen(os.dup(self.handle), "rb", buffering=0) as source,
+                tempfile.TemporaryFile(buffering=0) as copy,  # has no name, so nobody finds it
+            ):
+                while chunk := source.read(_CHUNK):
+                    digest.update(chunk)
+                    copy.write(chunk)
+                os.dup2(copy.fileno(), self.handle, inheritable=False)
+        except OSError as error:
+            raise ModelError(
+                f"{self.path.name} can be written by other accounts, so a private copy is loaded, "
+                f"and that cannot be made: {error.strerror or 'unknown'}. Keep the file where only "
+                "you can write, or make space in the folder for temporary files (TMPDIR)."
+            ) from None
+        self.sha256 = digest.hexdigest()
+        if self._stamp.sha256 not in (None, self.sha256):
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise ModelError(
+            f"{self.path.name} changed between its check and its loading. Nothing of it is "
+            "used: see who writes to that folder, then start again."
+        )
+
+
+def _others_may_write(found: os.stat_result) -> bool:
+    """Whether another account than this one and root may write a file."""
+    if not hasattr(os, "geteuid"):
+        return False  # the system does not say whose a file is
+    return found.st_uid not in (os.geteuid(), 0) or bool(
+        found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Metadata:
     """What a model says about itself.
 
     Attributes:
         name: of the file, without its folder.
-        title: the model's own name, if it has one.
         architecture: such as "llama".
-        description: llama.cpp's summary of size and format.
         file_type: how the weights are quantized, such as "Q4_0".
-        parameters: number of weights.
         size: bytes of the weights.
         context_length: tokens that the model was trained for.
         vocabulary_size: tokens.
@@ -97,11 +201,8 @@ class Metadata:
     """
 
     name: str
-    title: str
     architecture: str
-    description: str
     file_type: str
-    parameters: int
     size: int
     context_length: int
     vocabulary_size: int
@@ -143,7 +244,6 @@ class Weights(Closing):
         contexts: int = 1,
         stamps: Mapping[Path, Stamp] | None = None,
     ) -> None:
-        """Checks the header, then the memory, then loads."""
         options = options or LoadOptions()
         self._library: Library = library()
         self._users = 1
@@ -167,7 +267,12 @@ class Weights(Closing):
                 for file in files:
                     file.check()
             self.notes = quality_notes(path.name, self._library.warnings())
-            self._examine(path.name)
+            self._vocab = ctypes.c_void_p(self._library.api.llama_model_get_vocab(self.handle))
+            self._refuse_unsupported(path.name)
+            self.vocabulary: Vocabulary = read_vocabulary(
+                self._library, self._vocab.value or 0, path.name
+            )
+            self.metadata: Metadata = self._describe(path.name)
         except BaseException:
             self.close()
             raise
@@ -177,19 +282,6 @@ class Weights(Closing):
             number, ctypes.c_void_p, ctypes.c_char_p, number, ctypes.c_void_p, number,
             ctypes.c_bool, ctypes.c_bool,
         )  # fmt: skip
-
-    def _examine(self, name: str) -> None:
-        library = self._library
-        self._vocab = ctypes.c_void_p(library.api.llama_model_get_vocab(self.handle))
-        _refuse_unsupported(library, self.handle, self._vocab, name, self.header.architecture)
-        self._pre_tokenizer = self.value("tokenizer.ggml.pre")
-        if self._pre_tokenizer == "whitespace":  # GGML_ASSERT in find_bpe_rank at two spaces
-            raise ModelError(
-                f"{name}: llama.cpp ends the process when the pre-tokenizer whitespace meets two "
-                "spaces. Use another model."
-            )
-        self.vocabulary: Vocabulary = read_vocabulary(library, self._vocab.value or 0, name)
-        self.metadata: Metadata = self._describe(name)
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
         """Splits UTF-8 text; see `decoding.proxy.Model.tokenize`.
@@ -209,7 +301,7 @@ class Weights(Closing):
         if len(text) > LONGEST_RUN:
             raise TextTooLong(len(text), LONGEST_RUN)
         if self._pre_tokenizer in _QUADRATIC:
-            run, limit = _QUADRATIC[self._pre_tokenizer]
+            run, limit = _QUADRATIC[str(self._pre_tokenizer)]
             longest = max(map(len, run.findall(characters)), default=0)
             if longest > limit:
                 raise TextTooLong(longest, limit)
@@ -249,17 +341,6 @@ class Weights(Closing):
                 raise ValueError("llama.cpp cannot split a text of this length")
             space = -count
 
-    def value(self, key: str) -> str | None:
-        """A value of the file's metadata as text, None if there is none or it is a list."""
-        api = self._library.api
-        name = key.encode()
-        length = api.llama_model_meta_val_str(self.handle, name, None, 0)
-        if length < 0:
-            return None
-        buffer = ctypes.create_string_buffer(length + 1)
-        api.llama_model_meta_val_str(self.handle, name, buffer, length + 1)
-        return buffer.raw[:length].decode("utf-8", "replace")
-
     def adapter(self, path: Path) -> LoadedAdapter:
         """A LoRA adapter of these weights: loaded once, freed with them.
 
@@ -268,18 +349,16 @@ class Weights(Closing):
         """
         place = path.resolve()
         if place not in self._adapters:
-            name = self.metadata.name
             with LockedFile(path, self._stamps.get(path)) as file:
-                notes = check_adapter(path, self.header, name, file.place)
-                address = load_adapter(self._library, self.handle, name, path, file.place)
+                self._adapters[place] = load_adapter(
+                    self._library, self.handle, self.header, self.metadata.name, path, file.place
+                )
                 file.check()
-            self._adapters[place] = LoadedAdapter(address, notes)
         return self._adapters[place]
 
     def retain(self) -> Self:
         """Counts one more user."""
-        if self.handle is None:
-            raise ValueError("these weights are closed")
+        self.check_open()
         self._users += 1
         return self
 
@@ -382,10 +461,35 @@ class Weights(Closing):
             raise kind(f"{path.name} cannot be loaded: {reason or 'llama.cpp gives no reason'}.")
         return int(handle)
 
+    def _refuse_unsupported(self, name: str) -> None:
+        """Refuses what does not write from left to right, or whose tokenizer rewrites the text."""
+        api, handle = self._library.api, self.handle
+        if (
+            not api.llama_model_has_decoder(handle)
+            or api.llama_model_has_encoder(handle)
+            or api.llama_model_is_diffusion(handle)
+        ):
+            raise ModelError(
+                f"{name} ({self.header.architecture}) does not write text from left to right. "
+                "Use a decoder-only language model."
+            )
+        if api.llama_vocab_type(self._vocab) in (
+            api.LLAMA_VOCAB_TYPE_WPM,
+            api.LLAMA_VOCAB_TYPE_UGM,
+        ):
+            raise ModelError(
+                f"{name}: its tokenizer rewrites the text (lower case, white space), so what it "
+                "reads is not what was written. Use a model with byte-level BPE or SentencePiece."
+            )
+        self._pre_tokenizer = self.header.values.get("tokenizer.ggml.pre")
+        if self._pre_tokenizer == "whitespace":  # GGML_ASSERT in find_bpe_rank at two spaces
+            raise ModelError(
+                f"{name}: llama.cpp ends the process when the pre-tokenizer whitespace meets two "
+                "spaces. Use another model."
+            )
+
     def _describe(self, name: str) -> Metadata:
         api = self._library.api
-        summary = ctypes.create_string_buffer(256)
-        api.llama_model_desc(self.handle, summary, len(summary))
         template = api.llama_model_chat_template(self.handle, None)
         # Loaded for its vocabulary alone, a model calls itself F32: the file itself knows better.
         declared = self.header.values.get("general.file_type")
@@ -396,11 +500,8 @@ class Weights(Closing):
         rearranged = on_cpu and file_type.startswith(_BY_FOURS)
         return Metadata(
             name=name,
-            title=self.value("general.name") or "",
             architecture=self.header.architecture,
-            description=summary.value.decode("utf-8", "replace"),
             file_type=file_type,
-            parameters=int(api.llama_model_n_params(self.handle)),
             size=int(api.llama_model_size(self.handle)),
             context_length=self.header.number("context_length"),
             vocabulary_size=len(self.vocabulary),
@@ -417,18 +518,13 @@ def check_values(library: Library, file: LockedFile, header: Header | None = Non
     llama.cpp can do that while it loads (`check_tensors`), but starts a thread for each tensor,
     and the stacks of some hundred threads are more than the model.
 
-    Args:
-        library: llama.cpp.
-        file: a model, a part of one, or an adapter.
-        header: of it, if it was read already.
-
     Raises:
         ModelError: a tensor holds such a number; or the file cannot be read.
     """
     valid = library.ggml(
         "ggml_validate_row_data", ctypes.c_bool, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
     )
-    header, types = header or read_header(file.path, file.place), rules().tensor_types
+    header, types = header or read_header(file.path, file.place), tensor_types()
     buffer = np.empty(_CHECKED_AT_ONCE, np.uint8)
     try:
         with file.place.open("rb", buffering=0) as stream:
@@ -458,12 +554,7 @@ def _read_into(stream: RawIOBase, part: npt.NDArray[np.uint8]) -> None:
 
 
 def quality_notes(name: str, warnings: Iterable[str]) -> tuple[str, ...]:
-    """What llama.cpp's warnings about a file mean for its answers, each once.
-
-    Args:
-        name: of the file.
-        warnings: lines that llama.cpp logged while it loaded the file.
-    """
+    """What llama.cpp's warnings about a file mean for its answers, each once."""
     found: dict[str, None] = {}
     for line in warnings:
         for mark, meaning in _QUALITY.items():
@@ -472,27 +563,6 @@ def quality_notes(name: str, warnings: Iterable[str]) -> tuple[str, ...]:
                     found[f"{name} {meaning}"] = None
                 break
     return tuple(found)
-
-
-def _refuse_unsupported(
-    library: Library, handle: int | None, vocab: ctypes.c_void_p, name: str, architecture: str
-) -> None:
-    """Refuses models that do not write from left to right, or whose tokenizer rewrites the text."""
-    api = library.api
-    if (
-        not api.llama_model_has_decoder(handle)
-        or api.llama_model_has_encoder(handle)
-        or api.llama_model_is_diffusion(handle)
-    ):
-        raise ModelError(
-            f"{name} ({architecture}) does not write text from left to right. "
-            "Use a decoder-only language model."
-        )
-    if api.llama_vocab_type(vocab) in (api.LLAMA_VOCAB_TYPE_WPM, api.LLAMA_VOCAB_TYPE_UGM):
-        raise ModelError(
-            f"{name}: its tokenizer rewrites the text (lower case, white space), so what it "
-            "reads is not what was written. Use a model with byte-level BPE or SentencePiece."
-        )
 
 
 # --- the vocabulary ------------------------------------------------------------------------------
@@ -519,12 +589,7 @@ _SLOT = 64  # bytes; a few hundred tokens of a vocabulary are longer
 
 
 def read_vocabulary(library: Library, vocab: int, name: str) -> Vocabulary:
-    """The vocabulary behind a `llama_vocab` address.
-
-    Args:
-        library: llama.cpp.
-        vocab: address of the model's vocabulary.
-        name: of the file, for errors.
+    """The vocabulary at an address of llama.cpp's; `name` of the file is for errors.
 
     Raises:
         ModelError: the file has no vocabulary, or llama.cpp cannot spell one of its tokens.

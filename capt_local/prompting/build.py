@@ -41,12 +41,7 @@ _MARKERS = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
 def build_chat(
     messages: Sequence[Message], template: ChatTemplate, tokenizer: TextTokenizer
 ) -> Prompt:
-    """The prompt that asks for an answer to the last message.
-
-    Args:
-        messages: ends with the user's turn; a system message may stand first.
-        template: of the model.
-        tokenizer: of the model.
+    """The prompt that asks for an answer to the last message, which is the user's.
 
     Raises:
         UsageError: the conversation is empty, out of order, or its last message is empty.
@@ -64,7 +59,6 @@ def build_chat(
     segments.close()
     return Prompt(
         segments=tuple(segments.done),
-        goes_on=False,
         starts_fresh=segments.fresh,
         lead=tokenizer.lead if segments.fresh else b"",
         notices=(*scaffold.notices, *segments.notices),
@@ -72,13 +66,10 @@ def build_chat(
 
 
 def build_raw(text: bytes, tokenizer: TextTokenizer, *, role: str = "target") -> Prompt:
-    """The prompt whose answer goes on with a text.
+    """The prompt whose answer goes on with a text, which is kept as it is.
 
-    Args:
-        text: any bytes but none; kept as they are.
-        tokenizer: of the model.
-        role: of the model. Only the target must read every byte; a proxy goes without characters
-            that its vocabulary has no token for, and a notice says so.
+    Only the target must read every byte; a proxy goes without characters that its vocabulary has
+    no token for, and a notice says so.
 
     Raises:
         UsageError: the text is empty.
@@ -124,23 +115,27 @@ class _Segments:
         space = b" " if self._held.endswith(b" ") else b""
         self._held = self._held.removesuffix(space)
         self.close()
-        encode = self._tokenizer.encode_known
         if self._role == "target":
-            encode = self._encode_all
-        tokens, whole = encode(space + text, start=self.fresh)
-        if not whole:
-            self.notices.append(
-                f"The {self._role} has no token for some bytes of the text and does not see them."
+            try:
+                tokens = self._tokenizer.encode(space + text, start=self.fresh)
+            except UnspellableByte as error:
+                raise UnspellableText(self._role, error.byte) from None
+        else:
+            tokens, whole = self._tokenizer.encode_known(space + text, start=self.fresh)
+            if not whole:
+                self.notices.append(
+                    f"The {self._role} has no token for some bytes of the text and does not see "
+                    "them."
+                )
+        # The last look at what the text became: a forged turn must never reach a model.
+        kinds = self._tokenizer.vocabulary.kinds
+        if any(kinds[token] == TokenKind.CONTROL for token in tokens):
+            raise ModelError(
+                f"The tokenizer of the {self._role} makes control tokens out of text; this model "
+                "cannot be used with text that is not trusted."
             )
-        self._refuse_markers(tokens)
         self.done.append(Segment(tuple(tokens), text, evidence))
         self.fresh = False
-
-    def _encode_all(self, text: bytes, *, start: bool) -> tuple[list[int], bool]:
-        try:
-            return self._tokenizer.encode(text, start=start), True
-        except UnspellableByte as error:
-            raise UnspellableText(self._role, error.byte) from None
 
     def close(self) -> None:
         """Tokenizes the scaffolding that is held back."""
@@ -161,25 +156,13 @@ class _Segments:
             self.done.append(Segment(tuple(tokens)))
             self.fresh = bool(vocabulary.kinds[tokens[-1]] in _MARKERS)
 
-    def _refuse_markers(self, tokens: list[int]) -> None:
-        """The last look at what the text became: a forged turn must never reach a model."""
-        vocabulary = self._tokenizer.vocabulary
-        if any(vocabulary.kinds[token] == TokenKind.CONTROL for token in tokens):
-            raise ModelError(
-                f"The tokenizer of the {self._role} makes control tokens out of text; this model "
-                "cannot be used with text that is not trusted."
-            )
-
 
 class PromptBuilder:
     """Makes the prompts of one model, in its own template and its own tokens.
 
     Args:
-        file: the model as the bundle describes it.
-        own: the chat template in the model's file, if there is one.
+        file, own, date, given: see `open_template`.
         tokenizer: of the model.
-        date: what the template takes for today; None: today.
-        given: the source of the template that the user gives; see `open_template`.
     """
 
     def __init__(
@@ -209,12 +192,14 @@ class PromptBuilder:
             return build_raw(_utf8(asked), self._tokenizer, role=self._file.role)
         messages = [Message("user", asked)] if isinstance(asked, str) else asked
         made = build_chat(messages, self.template, self._tokenizer)
-        return dataclasses.replace(
-            made,
-            markers=self._markers,
-            turn_ends=self._turn_ends,
-            notices=(*made.notices, *self._unknown_reasoning()),
-        )
+        ends, markers = self._ends_and_markers
+        notices = made.notices
+        if markers is None and mentions_reasoning(self.template.source):
+            notices += (
+                f"The chat template of the {self._file.role} mentions reasoning, but its markers "
+                "are not known: reasoning may stand in the answer.",
+            )
+        return dataclasses.replace(made, markers=markers, turn_ends=ends, notices=notices)
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -223,21 +208,10 @@ class PromptBuilder:
         return open_template(self._file, self._own, vocabulary, given=self._given, date=self._date)
 
     @cached_property
-    def _markers(self) -> ReasoningMarkers | None:
-        return find_markers(self._tokenizer.vocabulary, self.template)
-
-    @cached_property
-    def _turn_ends(self) -> frozenset[int]:
-        tokenizer = self._tokenizer
-        return find_turn_ends(self.template, tokenizer.vocabulary, tokenizer.tokenize)
-
-    def _unknown_reasoning(self) -> tuple[str, ...]:
-        if self._markers is not None or not mentions_reasoning(self.template.source):
-            return ()
-        return (
-            f"The chat template of the {self._file.role} mentions reasoning, but its markers are "
-            "not known: reasoning may stand in the answer.",
-        )
+    def _ends_and_markers(self) -> tuple[frozenset[int], ReasoningMarkers | None]:
+        vocabulary, template = self._tokenizer.vocabulary, self.template
+        ends = find_turn_ends(template, vocabulary, self._tokenizer.tokenize)
+        return ends, find_markers(vocabulary, template)
 
 
 def vocabulary_with_turn_ends(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,8 +46,7 @@ _ANSWERS: tuple[Pair, ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Channels:
+class _Channels(NamedTuple):
     """Messages in channels, each of them closed (gpt-oss, Solar).
 
     Attributes:
@@ -91,10 +90,7 @@ def find_turn_ends(
     Where it writes none that belongs to the answer, that is what begins the next turn; a model
     that writes it has ended its own.
 
-    Args:
-        template: of the model.
-        vocabulary: of the model.
-        tokenize: of the model; see `TextTokenizer`.
+    `tokenize` is the model's; see `TextTokenizer`.
     """
     found = set()
     for written in template.behind_answers():
@@ -106,9 +102,7 @@ def find_turn_ends(
 def find_markers(vocabulary: Vocabulary, template: ChatTemplate | str) -> ReasoningMarkers | None:
     """The markers of a model; None for one that writes no reasoning, as far as can be seen.
 
-    Args:
-        vocabulary: of the model.
-        template: its chat template, or the source of it.
+    Of a template that is a source alone, nothing is rendered.
     """
     source = template if isinstance(template, str) else template.source
     special = np.isin(vocabulary.kinds, _SPECIAL)
@@ -147,7 +141,7 @@ def mentions_reasoning(source: str) -> bool:
 
 def _rendered(template: ChatTemplate, known: Sequence[Pair]) -> Iterator[Pair]:
     """What the template writes around reasoning, where that is no known pair."""
-    around = template.around_reasoning()
+    around = template.around_answer(reasoning=True)
     if around is None:
         return
     prompt, before, between = (part.strip() for part in around)
@@ -164,9 +158,9 @@ def _rendered(template: ChatTemplate, known: Sequence[Pair]) -> Iterator[Pair]:
 
 def _answer_opener(template: ChatTemplate, known: Sequence[tuple[bytes, bool]]) -> Iterator[bytes]:
     """What the template writes between a generation prompt and an answer without reasoning."""
-    around = template.around_answer()
+    around = template.around_answer(reasoning=False)
     if around is not None:
-        opener = _beyond(*around).encode()
+        opener = _beyond(around[0].strip(), around[1].strip()).encode()
         if opener and len(opener) <= _LONGEST and not any(mark in opener for mark, _ in known):
             yield opener
 

@@ -20,14 +20,8 @@ Pair = tuple[bytes, bytes]
 def refuse_nul(text: str | bytes, what: str) -> None:
     """Refuses text with a NUL byte: C strings end there, so the engine would cut it unnoticed.
 
-    The one rule for control characters in all verbs; others pass as they are.
-
-    Args:
-        text: what a user wrote.
-        what: what the error calls it.
-
-    Raises:
-        UsageError: with the position of the first NUL byte in the text's UTF-8.
+    The one rule for control characters in all verbs; others pass as they are. The UsageError has
+    the position in the text's UTF-8, and `what` for the text.
     """
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     place = data.find(0)
@@ -74,11 +68,7 @@ class ReasoningMarkers:
     answers: tuple[Pair, ...] = ()
 
     def opened_by(self, scaffold: bytes) -> bool:
-        """Whether the template has opened the reasoning.
-
-        Args:
-            scaffold: what it wrote behind the last message.
-        """
+        """Whether the template has opened it, in what it wrote behind the last message."""
         end = scaffold.rstrip()
         return any(end.endswith(marker) for marker, reasons in self.begin if reasons)
 
@@ -114,16 +104,11 @@ class Prompt:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """All tokens in order."""
         return tuple(token for segment in self.segments for token in segment.tokens)
 
 
 def check_turns(messages: Sequence[Message]) -> None:
-    """Refuses a conversation that no answer can follow.
-
-    Raises:
-        UsageError: it is empty, out of order, or its last message is empty.
-    """
+    """Refuses (UsageError) a conversation that is empty, out of order, or ends empty."""
     if not messages:
         raise UsageError("The conversation is empty.")
     if any(message.role not in ("system", "user", "assistant") for message in messages):

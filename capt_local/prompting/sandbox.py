@@ -67,7 +67,7 @@ class Limits:
 
 
 class Meter:
-    """Counts what one rendering takes."""
+    """Counts what one rendering takes; every method raises LimitReached beyond the limits."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -76,11 +76,7 @@ class Meter:
         self._until = time.thread_time() + limits.seconds
 
     def step(self, weight: int = 0) -> None:
-        """One operation that makes a value of so much weight.
-
-        Raises:
-            LimitReached: too many operations, or too much time.
-        """
+        """One operation that makes a value of so much weight."""
         self._work += 1 + weight // 8
         if self._work > self.limits.work:
             raise LimitReached("it takes too many operations")
@@ -89,31 +85,19 @@ class Meter:
             raise LimitReached("it takes too long")
 
     def written(self, length: int) -> None:
-        """Characters of output.
-
-        Raises:
-            LimitReached: too much output.
-        """
+        """So many characters of output."""
         self.step(length)
         self._output += length
         if self._output > self.limits.output:
             raise LimitReached("it writes too much")
 
     def expect(self, weight: int) -> None:
-        """Refuses a value before it is made.
-
-        Raises:
-            LimitReached: it would be too large.
-        """
+        """Refuses a value that would be too large, before it is made."""
         if weight > self.limits.value:
             raise LimitReached("it makes a value that is too large")
 
     def measured(self, value: object) -> object:
-        """Weighs a value that was just made; an iterator becomes a list.
-
-        Raises:
-            LimitReached: it is too large or too deep, or holds what is not data.
-        """
+        """Weighs a value that was just made; an iterator becomes a list."""
         if isinstance(value, _LAZY) and not isinstance(value, LoopContext):
             value = list(islice(value, self.limits.value + 1))
         self.step(self._weight(value, 0) if isinstance(value, _SIZED) else 0)
@@ -198,15 +182,7 @@ class ShortNamespace(Namespace):
     """Jinja's namespace; as text it does not show what it holds, which may hold itself."""
 
     def __repr__(self) -> str:
-        """The same text for each."""
         return "<namespace>"
-
-
-def may_read(owner: object, name: str) -> bool:
-    """Whether a template may read an attribute."""
-    if isinstance(owner, Namespace):
-        return True
-    return any(isinstance(owner, kind) and name in names for kind, names in _ATTRIBUTES)
 
 
 def filters() -> dict[str, Callable[..., Any]]:
@@ -218,25 +194,16 @@ def filters() -> dict[str, Callable[..., Any]]:
 
 
 def as_text(value: object) -> str:
-    """A value as text. Only data is printed: the text of an object says nothing to a model.
-
-    Raises:
-        LimitReached: it is not data.
-    """
+    """A value as text. Only data is printed: the text of an object says nothing to a model."""
     if not isinstance(value, _DATA):
         raise LimitReached(f"it prints a {type(value).__name__}")
     return str(value)
 
 
 def check_operation(meter: Meter, operator: str, left: object, right: object) -> None:
-    """Refuses an arithmetic operation with a result that is too large.
-
-    Raises:
-        LimitReached: it is.
-        SecurityError: it formats text, which has no bound.
-    """
+    """Refuses an arithmetic operation with a result that is too large."""
     if operator == "%" and isinstance(left, str):
-        raise SecurityError("it formats with %")
+        raise SecurityError("it formats with %")  # which has no bound
     for one, other in ((left, right), (right, left)):
         if isinstance(one, str | list | tuple):
             if operator == "+" and isinstance(other, str | list | tuple):
@@ -248,11 +215,7 @@ def check_operation(meter: Meter, operator: str, left: object, right: object) ->
 
 
 def check_method(meter: Meter, method: object, arguments: tuple[Any, ...]) -> None:
-    """Refuses a call of a method of a text with a result that is too large.
-
-    Raises:
-        LimitReached: it is.
-    """
+    """Refuses a call of a method of a text with a result that is too large."""
     owner = getattr(method, "__self__", None)
     if not isinstance(method, types.BuiltinMethodType) or not isinstance(owner, str):
         return
@@ -263,12 +226,7 @@ def check_method(meter: Meter, method: object, arguments: tuple[Any, ...]) -> No
 
 
 def format_simply(meter: Meter, method: Any, *args: object, **kwargs: object) -> str:
-    """The method `format` of a text, with plain fields alone: {}, {0}, {name}.
-
-    Raises:
-        LimitReached: the result is too large.
-        SecurityError: a field has a format of its own, which has no bound.
-    """
+    """The method `format` of a text, with plain fields alone: {}, {0}, {name}."""
     if method.__name__ != "format":
         raise SecurityError("it formats with format_map")
     parts, size, next_field = [], 0, 0
@@ -296,7 +254,8 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         sandbox.meter.step()
         if not all(isinstance(value, _DATA) for value in (*args, *kwargs.values())):
             raise LimitReached(f"it filters what is not data with {name!r}")
-        _CHECKS.get(name, _no_check)(sandbox.meter, *args, **kwargs)
+        if name in _CHECKS:
+            _CHECKS[name](sandbox.meter, *args, **kwargs)
         front = {"context": context, "eval_context": context.eval_ctx, "environment": sandbox}
         lead = () if wanted is None else (front[wanted.name],)
         return sandbox.meter.measured(function(*lead, *args, **kwargs))
@@ -321,11 +280,7 @@ def _tojson(
 ) -> str:
     # As the library does that published templates are written for: no escapes for HTML.
     return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
@@ -337,10 +292,6 @@ def _small(operator: str, left: object, right: object) -> bool:
     if isinstance(left, int) and isinstance(right, int):
         return left.bit_length() + right.bit_length() <= _MOST_BITS
     return True
-
-
-def _no_check(meter: Meter, *args: object, **kwargs: object) -> None:
-    """Most filters return about as much as they are given."""
 
 
 def _check_replace(meter: Meter, s: object, old: object, new: object, *rest: object) -> None:
@@ -374,6 +325,7 @@ def _check_tojson(
         raise LimitReached("it separates too far")
 
 
+# The other filters return about as much as they are given.
 _CHECKS: dict[str, Callable[..., None]] = {
     "replace": _check_replace,
     "join": _check_join,
@@ -387,11 +339,7 @@ _MOST_NODES = 10_000
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """The environment of one rendering.
-
-    Args:
-        limits: what it may take.
-    """
+    """The environment of one rendering, which may take as much as the limits say."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
 
@@ -405,6 +353,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.meter = Meter(limits)
         self.globals = {"range": range, "dict": dict, "namespace": ShortNamespace}
         self.filters = filters()
+        # What the rewritten tree calls.
+        self.measured, self.touched = self.meter.measured, self.meter.touched
 
     def metered(self, source: str) -> nodes.Template:
         """The syntax tree of a template with the meter put in.
@@ -423,7 +373,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Allows what is on the lists above, and the variables of a namespace."""
         if not super().is_safe_attribute(obj, attr, value):
             return False
-        return may_read(obj, attr)
+        return isinstance(obj, Namespace) or any(
+            isinstance(obj, kind) and attr in names for kind, names in _ATTRIBUTES
+        )
 
     def unsafe_undefined(self, obj: object, attribute: str) -> Undefined:
         """Refuses at once; Jinja would wait until the value is used."""
@@ -448,14 +400,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         __self.meter.step()
         check_method(__self.meter, __obj, args)
         return __self.meter.measured(super().call(__context, __obj, *args, **kwargs))
-
-    def measured(self, value: object) -> object:
-        """A value that was made."""
-        return self.meter.measured(value)
-
-    def touched(self, value: object) -> object:
-        """A value that was read."""
-        return self.meter.touched(value)
 
     def iterate(self, values: Any) -> Iterator[object]:
         """The turns of a loop."""

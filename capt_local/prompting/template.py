@@ -7,10 +7,11 @@ text is changed by a template (trimmed, cut or escaped), and no error of a templ
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from jinja2 import Template
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError, UndefinedError
@@ -28,12 +29,15 @@ _LONGEST_REFUSAL = 200
 # Plane 15 is for private use: no text has a character of it by right.
 _MARKS = range(0xF0000, 0xFFFFE)
 _BETWEEN = "\n\n"
+_FOLDED = (
+    "The chat template of the {} takes no system message at the beginning: the system text stands "
+    "in front of the first user message instead."
+)
 # Where templates look for the reasoning of a message.
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 
 
-@dataclass(frozen=True, slots=True)
-class Scaffold:
+class Scaffold(NamedTuple):
     """What a template wrote around messages.
 
     Attributes:
@@ -57,17 +61,12 @@ class _NotInOrder(Exception):
 class ChatTemplate:
     """A chat template in Jinja, as it stands in a GGUF file.
 
-    Attributes:
-        role: as given.
-        source: as given.
-
     Args:
         source: of the template, at most 64 KiB.
         role: of the model, for errors.
         date: what `strftime_now` takes for today; None: today.
         bos: how the template is to write the token that begins a sequence.
         eos: how it is to write the token that ends one.
-        limits: what one rendering may take.
 
     Raises:
         ModelError: it is too large or not a template.
@@ -81,52 +80,40 @@ class ChatTemplate:
         date: datetime.date | None = None,
         bos: str = "",
         eos: str = "",
-        limits: Limits | None = None,
     ) -> None:
         self.role = role
         self.source = source
         self._date = date or datetime.date.today()
         self._words = {"bos_token": bos, "eos_token": eos}
-        self._limits = limits or Limits()
         if len(source.encode("utf-8", "replace")) > LARGEST_TEMPLATE:
             raise self._broken(f"is larger than {LARGEST_TEMPLATE // 1024} KiB")
         taken = set(source + bos + eos)
         self._mark = next(chr(code) for code in _MARKS if chr(code) not in taken)
-        sandbox = Sandbox(self._limits)
+        sandbox = Sandbox(Limits())
         try:
             self._code = sandbox.compile(sandbox.metered(source))
         except Exception as error:  # a program by strangers may fail in any way
             raise self._explained(error) from None
 
-    def scaffold(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
-    ) -> Scaffold:
-        """The scaffolding for a conversation.
+    def scaffold(self, messages: Sequence[Message]) -> Scaffold:
+        """The scaffolding of a conversation, up to where the answer is to begin.
 
         If the template refuses or drops a system message in front, its text goes in front of the
         first user message, with an empty line between; a notice says so.
-
-        Args:
-            messages: of the conversation; only their roles and order matter.
-            add_generation_prompt: whether the answer is to begin behind it.
 
         Raises:
             ModelError: the template is broken, takes too much, or drops or moves messages.
             UsageError: the template refuses this order of roles.
         """
-        contents = [self._content(index) for index in range(len(messages))]
-        turns = [
-            {"role": message.role, "content": content}
-            for message, content in zip(messages, contents, strict=True)
-        ]
+        turns = [self._turn(message.role, index) for index, message in enumerate(messages)]
         try:
-            return Scaffold(self._parts(turns, messages, add_generation_prompt))
+            return Scaffold(self._parts(turns, messages))
         except (_Refusal, _NotInOrder) as error:
             if [message.role for message in messages[:2]] == ["system", "user"]:
-                first = {"role": "user", "content": contents[0] + _BETWEEN + contents[1]}
-                folded = self._folded([first, *turns[2:]], messages, add_generation_prompt)
-                if folded is not None:
-                    return folded
+                both = self._content(0) + _BETWEEN + self._content(1)
+                with contextlib.suppress(_Refusal, _NotInOrder):
+                    parts = self._parts([{"role": "user", "content": both}, *turns[2:]], messages)
+                    return Scaffold(parts, (_FOLDED.format(self.role),))
             raise self._refused(error) from None
 
     def behind_answers(self) -> tuple[str, ...]:
@@ -134,69 +121,39 @@ class ChatTemplate:
 
         Empty where it refuses such conversations.
         """
+        question, answer = self._turn("user", 0), self._turn("assistant", 1)
         found = []
-        for roles in (("user", "assistant", "user"), ("user", "assistant")):
-            turns = [
-                {"role": role, "content": self._content(index)} for index, role in enumerate(roles)
-            ]
-            try:
-                written = self._render(turns, False)
-            except (_Refusal, ModelError):
-                continue
-            found.append(written.rpartition(self._content(1))[2].partition(self._mark)[0])
+        for turns in ([question, answer, self._turn("user", 2)], [question, answer]):
+            written = self._tried(turns, False)
+            if written is not None:
+                found.append(written.rpartition(self._content(1))[2].partition(self._mark)[0])
         return tuple(found)
 
-    def around_reasoning(self) -> tuple[str, str, str] | None:
-        """How the template writes reasoning in front of an answer.
+    def around_answer(self, *, reasoning: bool) -> tuple[str, str, str] | None:
+        """How the template writes an answer, with reasoning in front of it or without.
 
         Returns:
-            Scaffolding of a question up to where the model writes, that of the same question up
-            to the reasoning, and what stands between the reasoning and the answer. None where the
-            template writes no reasoning.
+            Scaffolding of a question up to where the model writes, that of the same question up to
+            the reasoning (without: up to the answer), and what stands between the reasoning and the
+            answer. None where the template writes no answer, or no reasoning.
         """
-        question, answer, reasoning = (self._content(index) for index in range(3))
-        turns = [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": answer, **dict.fromkeys(_REASONING_KEYS, reasoning)},
-        ]
-        try:
-            prompt, written = self._render(turns[:1], True), self._render(turns, False)
-        except (_Refusal, ModelError):
+        question, answer = self._turn("user", 0), self._turn("assistant", 1)
+        first = 2 if reasoning else 1
+        if reasoning:
+            answer |= dict.fromkeys(_REASONING_KEYS, self._content(first))
+        prompt, written = self._tried([question], True), self._tried([question, answer], False)
+        if prompt is None or written is None:
             return None
-        before, found, rest = written.partition(reasoning)
-        between, answered, _ = rest.partition(answer)
-        if not found or not answered or self._mark in between:
+        before, found, rest = written.partition(self._content(first))
+        between, answered, _ = rest.partition(self._content(1))
+        if reasoning and (not found or not answered or self._mark in between):
             return None
         return prompt.rpartition(self._mark)[2], before.rpartition(self._mark)[2], between
 
-    def around_answer(self) -> tuple[str, str] | None:
-        """Scaffolding of a question up to where the model writes, and up to a written answer."""
-        question, answer = self._content(0), self._content(1)
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        try:
-            prompt, written = self._render(turns[:1], True), self._render(turns, False)
-        except (_Refusal, ModelError):
-            return None
-        before = written.partition(answer)[0]
-        return prompt.rpartition(self._mark)[2].strip(), before.rpartition(self._mark)[2].strip()
-
-    def _folded(
-        self, turns: list[dict[str, str]], messages: Sequence[Message], answer: bool
-    ) -> Scaffold | None:
-        try:
-            parts = self._parts(turns, messages, answer)
-        except (_Refusal, _NotInOrder):
-            return None
-        notice = (
-            f"The chat template of the {self.role} takes no system message at the beginning: the "
-            "system text stands in front of the first user message instead."
-        )
-        return Scaffold(parts, (notice,))
-
     def _parts(
-        self, turns: list[dict[str, str]], messages: Sequence[Message], answer: bool
+        self, turns: list[dict[str, str]], messages: Sequence[Message]
     ) -> tuple[str | int, ...]:
-        rendered = self._render(turns, answer)
+        rendered = self._render(turns, True)
         # Every second piece is what stood between two marks, which is the index of a message.
         pieces = re.split(f"{self._mark}([0-9]+){self._mark}", rendered)
         found = [int(index) for index in pieces[1::2]]
@@ -209,8 +166,15 @@ class ChatTemplate:
         parts = [int(piece) if place % 2 else piece for place, piece in enumerate(pieces)]
         return tuple(part for part in parts if part != "")
 
+    def _tried(self, turns: list[dict[str, str]], answer: bool) -> str | None:
+        """What is written for turns; None where the template refuses them."""
+        try:
+            return self._render(turns, answer)
+        except (_Refusal, ModelError):
+            return None
+
     def _render(self, turns: list[dict[str, str]], answer: bool) -> str:
-        sandbox = Sandbox(self._limits.for_messages(len(turns)))
+        sandbox = Sandbox(Limits().for_messages(len(turns)))
         functions = {"raise_exception": _raise_exception, "strftime_now": self._strftime}
         template = Template.from_code(sandbox, self._code, sandbox.make_globals(functions))
         said = {"messages": turns, "add_generation_prompt": answer, **self._words}
@@ -229,7 +193,11 @@ class ChatTemplate:
             raise LimitReached("it writes a date that is too long")
         return datetime.datetime.combine(self._date, datetime.time()).strftime(form)
 
+    def _turn(self, role: str, index: int) -> dict[str, str]:
+        return {"role": role, "content": self._content(index)}
+
     def _content(self, index: int) -> str:
+        """What stands in the place of a message."""
         return f"{self._mark}{index}{self._mark}"
 
     def _refused(self, error: _Refusal | _NotInOrder) -> CaptError:
@@ -279,21 +247,6 @@ CHATML = (
 NAMED_TEMPLATES = {"plain": PLAIN, "chatml": CHATML}
 
 
-def named_template(name: str) -> str:
-    """The source of a built-in template.
-
-    Raises:
-        ModelError: there is none of that name.
-    """
-    try:
-        return NAMED_TEMPLATES[name]
-    except KeyError:
-        known = ", ".join(NAMED_TEMPLATES)
-        raise ModelError(
-            f"No built-in chat template has the name {name!r}; known: {known}."
-        ) from None
-
-
 def given_template(argument: str) -> str:
     """The source of the template that `--template NAME|FILE` names.
 
@@ -312,17 +265,6 @@ def given_template(argument: str) -> str:
         ) from None
     except UnicodeDecodeError:
         raise UsageError("The file of --template is not UTF-8.") from None
-
-
-def has_template(model: ModelFile, own: str | None) -> bool:
-    """Whether a model can be asked without `--template` or `--raw`.
-
-    Args:
-        model: as the bundle describes it.
-        own: the template in the GGUF file, if there is one.
-    """
-    named = model.template_file is not None or model.template is not None
-    return named or model.style is Style.RAW or own is not None
 
 
 def open_template(
@@ -344,17 +286,23 @@ def open_template(
         own: the template in the GGUF file, if there is one.
         vocabulary: of the model; says how a template writes BOS and EOS.
         given: the source of the template that the user gives; see `given_template`.
-        date: what it takes for today; None: today.
+        date: see `ChatTemplate`.
 
     Raises:
         ModelError: there is none, it is broken, or not the one that the bundle names.
     """
-    if given is not None and (model.role == "target" or not has_template(model, own)):
+    without = model.template_file is None and model.template is None and own is None
+    if given is not None and (model.role == "target" or (without and model.style is not Style.RAW)):
         source = given
     elif model.template_file is not None:
         source = read_template(model)
     elif model.template is not None:
-        source = named_template(model.template)
+        if model.template not in NAMED_TEMPLATES:
+            raise ModelError(
+                f"No built-in chat template has the name {model.template!r}; known: "
+                f"{', '.join(NAMED_TEMPLATES)}."
+            )
+        source = NAMED_TEMPLATES[model.template]
     elif model.style is Style.RAW:
         source = PLAIN
     elif own is not None:

@@ -234,8 +234,8 @@ def test_an_interrupt_while_the_memory_is_cut_leaves_a_model_that_goes_on(
     wanted = model.extend(TOKENS[:9]).copy()
     cut = model._context.cut
 
-    def interrupted(length: int) -> bool:
-        cut(length)
+    def interrupted(length: int, number: int) -> bool:
+        cut(length, number)
         monkeypatch.undo()
         raise KeyboardInterrupt
 

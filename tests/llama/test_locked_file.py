@@ -16,12 +16,11 @@ from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import Bundle, read_bundle
 from capt_local.bundles.verify import verify
 from capt_local.errors import ModelError
-from capt_local.llama import locked_file, weights
+from capt_local.llama import weights
 from capt_local.llama.gguf_header import file_digests
-from capt_local.llama.locked_file import LockedFile
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import LoadOptions
-from capt_local.llama.weights import Weights
+from capt_local.llama.weights import LockedFile, Weights
 from capt_local.strict_json import stamp_of
 from tests.tiny_models import tiny_gguf
 
@@ -73,7 +72,7 @@ def test_a_change_while_loading(
 ) -> None:
     path = bundle.models["target"].path
     if by_name:
-        monkeypatch.setattr(locked_file, "_HANDLES", Path("/no/such/folder"))
+        monkeypatch.setattr(weights, "_HANDLES", Path("/no/such/folder"))
     opened = weights.read_model_header
     headers = []
 

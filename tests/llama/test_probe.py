@@ -43,8 +43,7 @@ def confined(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Lets it do something else when it has given up what it can."""
     told = f"""
 import json
-from capt_local.hardening import confine
-from capt_local.llama.probe import limit_memory
+from capt_local.hardening import confine, limit_memory
 limit_memory(json.loads(sys.stdin.readline())["memory"])
 assert confine()
 try:
