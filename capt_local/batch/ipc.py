@@ -36,8 +36,8 @@ class WorkerConfig:
         date: today's date for chat templates, as YYYY-MM-DD.
         check: how the digests are checked.
         raw: whether prompts are continued without a chat template.
-        parallel: how many records are answered at once.
-        best_of: answers to each record, of which the best counts; then it is one record at a time.
+        parallel: how many answers are made at once.
+        best_of: answers to each record, of which the best counts.
         scorer: that ranks them; see `rerank.scorer.open_scorer`.
     """
 

@@ -19,15 +19,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 from capt_local.batch import ipc
 from capt_local.batch.output import Failure
 from capt_local.batch.records import record_options
 from capt_local.decoding.batching import Request, RequestResult
+from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import CaptError, place_of
 from capt_local.prompting.messages import Message
 from capt_local.report.json import answer_object, answer_of
+from capt_local.rerank.candidates import candidate_requests, ranked
+from capt_local.rerank.scorer import Scorer, open_scorer
+from capt_local.runtime import Runtime
 from capt_local.version import __version__
 
 OpenRuntime = Callable[[ipc.WorkerConfig, Callable[[str, float], None]], Any]
@@ -54,9 +59,7 @@ def main(
     Worker(incoming, outgoing, open_runtime or _open, facts or machine_facts).serve()
 
 
-def _open(config: ipc.WorkerConfig, progress: Callable[[str, float], None]) -> Any:
-    from capt_local.runtime import Runtime
-
+def _open(config: ipc.WorkerConfig, progress: Callable[[str, float], None]) -> Runtime:
     return Runtime.open(
         config.bundle,
         load=config.load,
@@ -67,8 +70,18 @@ def _open(config: ipc.WorkerConfig, progress: Callable[[str, float], None]) -> A
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A record that is being answered, and what its requests gave so far."""
+
+    key: int
+    prompt: str | list[Message]
+    options: GenerateOptions
+    results: list[RequestResult] = field(default_factory=list)
+
+
 class Worker:
-    """Answers requests, several at once."""
+    """Answers records, several at once."""
 
     def __init__(
         self,
@@ -90,10 +103,15 @@ class Worker:
         try:
             self._send({"hello": self._facts()})
             config = ipc.unpack(ipc.WorkerConfig, self._messages.get()["load"])
-            with self._open_runtime(config, self._loading) as runtime:
+            with self._open_runtime(config, self._loading) as runtime, contextlib.ExitStack() as on:
+                scorer = None
+                if config.best_of > 1:
+                    scorer = open_scorer(config.scorer, runtime.bundle, config.check)
+                if scorer is not None:
+                    on.enter_context(scorer)
                 self._send({"ready": _loaded_facts(runtime)})
                 while not self._ended:
-                    self._answer(runtime, config)
+                    self._answer(runtime, config, scorer)
         except BrokenPipeError:
             return
         except CaptError as error:
@@ -127,59 +145,26 @@ class Worker:
             self._shares[role] = share
             self._send({"loading": role, "share": share})
 
-    def _answer(self, runtime: Any, config: ipc.WorkerConfig) -> None:
-        keys: list[int] = []
-        requests = self._requests(config, keys)
-        if config.best_of > 1:
-            self._answer_best(runtime, config, requests, keys)
-            return
+    def _answer(self, runtime: Runtime, config: ipc.WorkerConfig, scorer: Scorer | None) -> None:
+        """Answers records side by side; the candidates of several records share the slots."""
+        asked: dict[int, _Asked] = {}  # by the index of each request
+        requests = self._requests(config, asked)
         # Also where it is one at a time: so answers have the same bits as side by side.
         many = runtime.generate_many(requests, parallel=config.parallel, cancel=self._alive)
-        for answered in many:
-            self._deliver(runtime.bundle.id, keys[answered.index], answered)
+        for result in many:
+            record = asked.pop(result.index)
+            record.results.append(result)
+            if len(record.results) == config.best_of:
+                self._deliver(runtime.bundle.id, record, scorer)
 
-    def _answer_best(
-        self, runtime: Any, config: ipc.WorkerConfig, requests: Iterator[Request], keys: list[int]
-    ) -> None:
-        """Several answers to each record, side by side; the best is the record's answer."""
-        from capt_local.rerank.candidates import best_of
-        from capt_local.rerank.scorer import open_scorer
+    def _requests(self, config: ipc.WorkerConfig, asked: dict[int, _Asked]) -> Iterator[Request]:
+        """Requests as they are wanted, those of one record behind each other.
 
-        scorer = open_scorer(config.scorer, runtime.bundle, config.check)
-        with scorer or contextlib.nullcontext():
-            for request in requests:
-                key = keys[-1]
-                try:
-                    found = best_of(
-                        runtime,
-                        request.prompt,
-                        request.options,
-                        config.best_of,
-                        scorer,
-                        raw=request.raw,
-                        cancel=self._alive,
-                    )
-                except CaptError as error:
-                    self._fail(key, error)
-                    continue
-                best = found.candidates[0]
-                answer = answer_of(
-                    best.generation,
-                    best.steps,
-                    runtime.bundle.id,
-                    notices=(*best.generation.notices, *found.notices),
-                    best_of=found.as_object(),
-                )
-                body = answer_object(answer, top_logprobs=_CANDIDATES)
-                self._send({"answered": key, "answer": body})
-
-    def _requests(self, config: ipc.WorkerConfig, keys: list[int]) -> Iterator[Request]:
-        """Requests as they are wanted; one that is impossible is answered with its error.
-
-        The run sends more than are answered at once, so waiting for the next one delays nothing.
-        Behind one that is `alone` it sends no other before the answer, so the call ends there.
+        The run sends more records than are answered at once, so waiting for the next one delays
+        nothing. Behind one that is `alone` it sends no other before the answer, so the call ends
+        there.
         """
-        alone = False
+        alone, count = False, 0
         while not alone:
             message = self._messages.get()
             if "end" in message:
@@ -187,27 +172,44 @@ class Worker:
                 return
             key, alone = message["request"], message.get("alone", False)
             self._send({"begun": key})
-            try:
-                prompt = message["prompt"]
-                if not isinstance(prompt, str):
-                    prompt = [ipc.unpack(Message, turn) for turn in prompt]
-                options = record_options(config.options, message["seed"], message["adapter_scales"])
-            except CaptError as error:
-                self._fail(key, error)
-                continue
-            keys.append(key)
-            yield Request(prompt, options, raw=config.raw)
+            prompt = message["prompt"]
+            if not isinstance(prompt, str):
+                prompt = [ipc.unpack(Message, turn) for turn in prompt]
+            options = record_options(config.options, message["seed"], message["adapter_scales"])
+            record = _Asked(key, prompt, options)
+            if config.best_of > 1:
+                requests = candidate_requests(prompt, options, config.best_of, raw=config.raw)
+            else:
+                requests = [Request(prompt, options, raw=config.raw)]
+            for request in requests:
+                asked[count] = record
+                count += 1
+                yield request
 
-    def _deliver(self, model: str, key: int, answered: RequestResult) -> None:
-        if answered.error is not None:
-            self._fail(key, answered.error)
-        elif answered.generation is not None:
-            answer = answer_of(answered.generation, answered.steps, model)
-            self._send({"answered": key, "answer": answer_object(answer, top_logprobs=_CANDIDATES)})
-
-    def _fail(self, key: int, error: CaptError) -> None:
-        failure = Failure.of(error)
-        self._send({"failed": key, "code": failure.code, "message": failure.message})
+    def _deliver(self, model: str, record: _Asked, scorer: Scorer | None) -> None:
+        """Sends the answer to a record, the best of several, or why there is none."""
+        results = sorted(record.results, key=lambda result: result.index)
+        error = next((result.error for result in results if result.error is not None), None)
+        if error is not None:
+            failure = Failure.of(error)
+            self._send({"failed": record.key, "code": failure.code, "message": failure.message})
+            return
+        if len(results) > 1:
+            found = ranked(record.prompt, record.options, results, scorer)
+            best = found.candidates[0]
+            answer = answer_of(
+                best.generation,
+                best.steps,
+                model,
+                notices=(*best.generation.notices, *found.notices),
+                best_of=found.as_object(),
+            )
+        else:
+            generation = results[0].generation
+            assert generation is not None, "it has ended without an error"
+            answer = answer_of(generation, results[0].steps, model)
+        body = answer_object(answer, top_logprobs=_CANDIDATES)
+        self._send({"answered": record.key, "answer": body})
 
 
 def machine_facts() -> dict[str, Any]:

@@ -45,6 +45,8 @@ class Request:
         on_step: called with each step as it is made, and the answer that it belongs to.
         cancel: called before each step and while the prompt is computed; true ends this answer
             alone as interrupted.
+        group: of requests with the same prompt, one behind the other: the prompt is read once. What
+            else runs at the same time makes no difference to them either. None: of no group.
     """
 
     prompt: str | Sequence[Message]
@@ -52,6 +54,7 @@ class Request:
     raw: bool = False
     on_step: Callable[[Generation, Step], None] | None = None
     cancel: Callable[[], bool] | None = None
+    group: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +139,15 @@ class Slot:
         self._beginning = beginning
 
     def take_over(self, source: Slot, size: int) -> bool:
-        """Holds the first tokens of another slot; False where that cannot be done."""
+        """Holds the first tokens of a slot, or of this one; False where that cannot be done."""
+        if source is self:
+            return self.rewind(size)
         self._beginning = ()
-        return self._model.share(source._slot, self._slot, size)
+        if not self._model.share(source._slot, self._slot, size):
+            return False
+        if len(source._beginning) <= size:
+            self._beginning = source._beginning
+        return True
 
     def _holds(self, beginning: tuple[int, ...]) -> bool:
         return self._beginning == beginning and self._slot.position >= len(beginning)
@@ -358,6 +367,24 @@ class Turns(Generic[T]):
         self._waiting.clear()
 
 
+@dataclass(frozen=True, slots=True)
+class _PromptOfGroup:
+    """The prompt that the last request of a group has read.
+
+    Attributes:
+        group: see `Request`.
+        place: that holds it.
+        texts: tokens, by role, that the next of the group takes over. It reads the rest itself, so
+            that it has the same bits, wherever and whenever it begins.
+        memory: what it showed about the weights.
+    """
+
+    group: object
+    place: int
+    texts: Mapping[str, Sequence[int]]
+    memory: Memory
+
+
 class BatchScheduler:
     """Answers requests side by side.
 
@@ -397,6 +424,7 @@ class BatchScheduler:
         self._cancel = cancel or (lambda: False)
         self._kept = [self._new_caches(place) for place in range(slots)] if reuse else []
         self._memories = [Memory() for _ in self._kept]
+        self._group: _PromptOfGroup | None = None
         # Places in the order in which they were last used.
         self._oldest = deque(range(slots))
 
@@ -456,7 +484,10 @@ class BatchScheduler:
             )
             for each in ensemble.models
         }
-        memory = None
+        earlier = None
+        if request.group is not None and self._group and self._group.group == request.group:
+            earlier = self._group
+        memory = earlier.memory if earlier else None if request.group is None else Memory()
         if self._kept:
             place = self._best_place(prompts, options)
             memory = self._memories[place]
@@ -469,7 +500,14 @@ class BatchScheduler:
         generation = Generation(ensemble, prompts, stepwise, cancel, memory, notices)
         ensemble.skip_certain = options.speed is not Speed.EXACT_STEPS and not options.top
         if not self._kept:
-            self._prepare(ensemble, generation, place)
+            self._prepare(ensemble, generation, place, earlier)
+            if memory is not None:
+                texts = {ensemble.leader.role: ensemble.tokens[:-1]}
+                for proxy in ensemble.proxies:
+                    # What is behind may be read again for healing, and be missing for a moment.
+                    size = min(proxy.stable, len(proxy.tokens)) - proxy.alignment.depth - 1
+                    texts[proxy.cache.role] = proxy.tokens[: max(0, size)]
+                self._group = _PromptOfGroup(request.group, place, texts, memory)
         return generation
 
     def _new_caches(self, place: int) -> dict[str, LogitsCache]:
@@ -514,12 +552,24 @@ class BatchScheduler:
             cache.notices.clear()
         return place
 
-    def _prepare(self, ensemble: Ensemble, generation: Generation, place: int) -> None:
+    def _prepare(
+        self,
+        ensemble: Ensemble,
+        generation: Generation,
+        place: int,
+        earlier: _PromptOfGroup | None,
+    ) -> None:
         """Brings the slots to what the prompts have in common with others."""
         try:
             for each in ensemble.models:
+                slots = self._slots[each.role]
+                if earlier is not None and (text := earlier.texts[each.role]):
+                    source = slots[earlier.place]
+                    if source.position >= len(text) and slots[place].take_over(source, len(text)):
+                        each.tokens[:] = text
+                        continue
                 beginning = shared_beginning(generation.prompts[each.role])
-                self._slots[each.role][place].begin(beginning)
+                slots[place].begin(beginning)
                 each.tokens[:] = beginning
         except Cancelled:
             generation.end()

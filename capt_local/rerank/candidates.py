@@ -16,7 +16,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from capt_local.decoding.batching import Request
+from capt_local.decoding.batching import Request, RequestResult
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import FinishReason, Step
@@ -132,24 +132,49 @@ def best_of(
         CaptError: what ended a candidate before its time.
     """
     check_best_of(n, options)
-    first = options.sample.seed
-    requests = [
-        Request(
-            prompt,
-            dataclasses.replace(options, sample=dataclasses.replace(options.sample, seed=seed)),
-            raw,
-        )
-        for seed in range(first, first + n)
-    ]
-    made: list[tuple[int, Generation, tuple[Step, ...]]] = []
-    for result in runtime.generate_many(requests, parallel=n, cancel=cancel, reuse=True):
+    requests = candidate_requests(prompt, options, n, raw=raw)
+    results: list[RequestResult] = []
+    for result in runtime.generate_many(requests, parallel=n, cancel=cancel):
         if result.error is not None:
             raise result.error
         assert result.generation is not None, "it has ended without an error"
         if result.generation.finish is FinishReason.INTERRUPTED:
             raise Cancelled("The answers were stopped.")
-        made.append((first + result.index, result.generation, result.steps))
-    made.sort(key=lambda one: one[0])
+        results.append(result)
+    return ranked(prompt, options, results, scorer, question=question)
+
+
+def candidate_requests(
+    prompt: str | Sequence[Message], options: GenerateOptions, n: int, *, raw: bool = False
+) -> list[Request]:
+    """The requests for n answers with the seeds `options.sample.seed`, + 1, ...: one group."""
+    first, group = options.sample.seed, object()
+    return [
+        Request(
+            prompt,
+            dataclasses.replace(options, sample=dataclasses.replace(options.sample, seed=seed)),
+            raw,
+            group=group,
+        )
+        for seed in range(first, first + n)
+    ]
+
+
+def ranked(
+    prompt: str | Sequence[Message],
+    options: GenerateOptions,
+    results: Sequence[RequestResult],
+    scorer: Scorer | None = None,
+    *,
+    question: str | None = None,
+) -> BestOf:
+    """Ranks the answers to `candidate_requests`, in any order; see `best_of`."""
+    first = min(result.index for result in results)
+    made: list[tuple[int, Generation, tuple[Step, ...]]] = []
+    for result in sorted(results, key=lambda result: result.index):
+        assert result.generation is not None, "it has ended without an error"
+        seed = options.sample.seed + result.index - first
+        made.append((seed, result.generation, result.steps))
     means = [mean_logp([step.logp for step in steps]) for _, _, steps in made]
     texts = [generation.text for _, generation, _ in made]
     if scorer is not None:
@@ -161,7 +186,7 @@ def best_of(
     candidates = [
         Candidate(*one, score, mean) for one, score, mean in zip(made, scores, means, strict=True)
     ]
-    order = sorted(range(n), key=lambda place: (-scores[place], place))
+    order = sorted(range(len(made)), key=lambda place: (-scores[place], place))
     notices = tuple(scorer.notices) if scorer is not None else ()
     return BestOf(tuple(candidates[place] for place in order), by, notices)
 

@@ -70,6 +70,21 @@ def test_a_real_worker_answers_and_ends(demo: dict[str, Any]) -> None:
     assert found[-1] == Death("it ended with exit code 0")
 
 
+def test_the_candidates_of_several_records_share_the_slots(demo: dict[str, Any]) -> None:
+    worker = WorkerProcess(worker_command())
+    options = {**demo["options"], "max_tokens": 3, "sample": {"temperature": 1.0}}
+    config = {**demo, "options": options, "load": {"threads": 1, "context": 256}}
+    worker.send({"load": {**config, "parallel": 4, "best_of": 3}})
+    for key in (1, 2):
+        prompt = "What is fever?"
+        worker.send({"request": key, "prompt": prompt, "seed": key, "adapter_scales": None})
+    worker.send({"end": True})
+    kinds = [next(iter(each)) for each in events(worker) if not isinstance(each, Death)]
+    assert [kind for kind in kinds if kind in ("begun", "answered")] == [
+        "begun", "begun", "answered", "answered"
+    ]  # fmt: skip
+
+
 def test_a_model_that_is_not_the_right_one_is_told(demo: dict[str, Any]) -> None:
     bundle = json.loads(json.dumps(demo["bundle"]))
     bundle["models"]["target"]["sha256"] = "0" * 64

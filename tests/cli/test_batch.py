@@ -107,6 +107,20 @@ def test_one_at_a_time_gives_the_same_answers(
         assert line["response"]["body"]["choices"] == there[id]["response"]["body"]["choices"]
 
 
+@pytest.mark.parametrize("more", [[], ["--raw", "--alpha", "0.5"]], ids=["chat", "raw"])
+def test_candidates_of_several_records_are_as_one_record_at_a_time(
+    tmp_path: Path, more: list[str]
+) -> None:
+    place, together, alone = notes(tmp_path / "in.jsonl", 4), tmp_path / "a", tmp_path / "b"
+    several = ["--best-of", "3", "--temp", "1", "--parallel", "4", "--logprobs"]
+    arguments = ["batch", place, *QUICK, *several, *more]
+    assert run([*arguments, "-o", str(together)]) == 0
+    for _ in range(4):
+        assert run([*arguments, "-o", str(alone), "--limit", "1"]) == 0
+    assert untimed(together) == untimed(alone)  # every bit of every number
+    assert all(len(line["capt"]["best_of"]["candidates"]) == 3 for line in results(together))
+
+
 def test_failed_records_are_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     place = written(
         tmp_path / "in.jsonl",

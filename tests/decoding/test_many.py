@@ -367,3 +367,29 @@ def test_others_go_on_while_a_long_prompt_is_read() -> None:
     for index, ask in enumerate(asks):
         assert list(found[index].steps) == list(desk.alone(ask))
     assert 4 <= order.index("long") < 40
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_a_group_reads_its_prompt_once_whatever_runs_beside_it(mixed: bool) -> None:
+    warm = SampleOptions(temperature=1.0)
+    options = dataclasses.replace(PLAIN, sample=warm)
+    if not mixed:
+        options = dataclasses.replace(options, combine=CombineOptions(alphas=(0.5,)))
+    note = "abc the card a cardiac the ab card " * 5
+    asks = [
+        Request(
+            note + text,
+            dataclasses.replace(options, sample=SampleOptions(1.0, seed=seed)),
+            group=text,
+        )
+        for text in ("abc", "the card", "b")
+        for seed in range(4)
+    ]
+    for places in (1, 2, 3, 12):
+        desk = Desk(places)
+        found = check(desk, asks)
+        for index, one in found.items():
+            assert one.generation is not None
+            read, whole = one.generation.prompt_decoded, one.generation.prompt_tokens
+            if index % 4:
+                assert all(read[role] <= 14 < whole[role] for role in whole)
