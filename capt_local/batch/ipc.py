@@ -31,9 +31,7 @@ class WorkerConfig:
     Attributes:
         bundle: as the run found it, digests included, so that a worker that is started again
             cannot load something else.
-        options: of answers; each record may change some.
-        load: how the models are loaded.
-        date: today's date for chat templates, as YYYY-MM-DD.
+        date: today's date for chat templates.
         check: how the digests are checked.
         raw: whether prompts are continued without a chat template.
         parallel: how many answers are made at once.
@@ -44,17 +42,12 @@ class WorkerConfig:
     bundle: Bundle
     options: GenerateOptions = field(default_factory=GenerateOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
-    date: str = ""
+    date: datetime.date | None = None
     check: Check = Check.CACHED
     raw: bool = False
     parallel: int = 1
     best_of: int = 1
     scorer: str | None = None
-
-    @property
-    def day(self) -> datetime.date | None:
-        """The date as such."""
-        return datetime.date.fromisoformat(self.date) if self.date else None
 
 
 def send(stream: IO[bytes], message: WireMessage) -> None:

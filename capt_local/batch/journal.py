@@ -13,10 +13,8 @@ changed nothing.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,7 +29,6 @@ from capt_local.batch.manifest import (
     plain,
 )
 from capt_local.batch.output import OK, OutputLine, is_sealed
-from capt_local.documents import SUFFIXES
 from capt_local.errors import UsageError
 from capt_local.line_file import DiskFailed, LineFile, disk_failed, put, read_file, rename
 from capt_local.strict_json import NotReadable, parse_object
@@ -48,54 +45,8 @@ _LARGEST_MANIFEST = 64 << 20
 Lines = Iterable[tuple[int, str, str]]  # number, id and SHA-256 of each record of the input
 
 
-def check_place(path: Path, inputs: Sequence[Path] = ()) -> None:
-    """Refuses places where no output can be.
-
-    Args:
-        path: of the output.
-        inputs: files and folders that the run reads.
-
-    Raises:
-        UsageError: it is a folder, a link, a device, or one of the inputs; its folder is missing.
-    """
-    if str(path) == "-":
-        raise UsageError(f"{WHAT} is a file: a run could not be resumed on standard output.")
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        if not path.parent.is_dir():
-            raise UsageError(f"{WHAT} cannot be written: its folder does not exist.") from None
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise _refusal(error) from None
-    else:
-        for kind, name in ((stat.S_ISDIR, "a folder"), (stat.S_ISLNK, "a symbolic link")):
-            if kind(mode):
-                raise UsageError(f"{WHAT} is {name}. Name a file.")
-        if not stat.S_ISREG(mode):
-            raise UsageError(f"{WHAT} is not a regular file. Name another one.")
-    for other in inputs:
-        with contextlib.suppress(OSError, ValueError):  # one of them does not exist
-            if path.resolve() == other.resolve() or (path.exists() and path.samefile(other)):
-                raise UsageError(f"{WHAT} is a file that the run reads. Name another one.")
-            if is_note_of(path, other):
-                raise UsageError(
-                    f"{WHAT} would be read as a note: it ends in {path.suffix.lower()}, in the "
-                    "folder of the notes. Name it .jsonl, or another folder."
-                )
-
-
-def is_note_of(path: Path, folder: Path) -> bool:
-    """Whether a file would be one of the documents of a folder of notes."""
-    note = path.suffix.lower() in SUFFIXES and folder.is_dir()
-    return note and path.resolve().parent == folder.resolve()
-
-
 def read_manifest(output: Path) -> RunManifest | None:
-    """The manifest beside an output; None where there is none.
-
-    Raises:
-        UsageError: it is broken, of another version, or no regular file.
-    """
+    """The manifest beside an output, None where there is none. Raises UsageError."""
     try:
         data = read_file(manifest_path(output), _LARGEST_MANIFEST)
     except OSError as error:
@@ -127,29 +78,16 @@ class OutputState:
         manifest: of the run that goes on; None where one begins.
         entries: its lines, by the id of the record, in the order of the file.
         whole, torn: bytes of whole lines, and of the half line behind them.
-        notices: sentences for the user.
     """
 
     manifest: RunManifest | None = None
     entries: dict[str, Entry] = field(default_factory=dict)
     whole: int = 0
     torn: int = 0
-    notices: list[str] = field(default_factory=list)
-
-    def done(self, *, retry_errors: bool) -> dict[str, Entry]:
-        """The lines whose records are not done again."""
-        entries = self.entries.items()
-        return {id: entry for id, entry in entries if entry.answered or not retry_errors}
 
 
 def _scan(file: LineFile, manifest: RunManifest) -> OutputState:
-    """Reads an output from its beginning to its end; holds no text.
-
-    Raises:
-        UsageError: a line that others follow is broken, is of another run, was edited, or has the
-            id of another one. At the end of the file, what is no line is torn instead.
-        OSError: as the system does.
-    """
+    """Reads an output; what is no line at its end is torn, and elsewhere refused."""
     state = OutputState(manifest)
     broken: int | None = None
 
@@ -188,21 +126,8 @@ def _scan(file: LineFile, manifest: RunManifest) -> OutputState:
     return state
 
 
-def _examine(
-    path: Path,
-    file: LineFile,
-    fingerprint: Fingerprint,
-    records: Lines | None,
-    *,
-    retry_errors: bool,
-) -> OutputState:
-    """Reads an output and compares it with the run that is to go on with it; writes nothing.
-
-    Raises:
-        UsageError: it is of another run or of none, or a record has changed since its line was
-            written.
-        OSError: as the system does.
-    """
+def _examine(path: Path, file: LineFile, fingerprint: Fingerprint) -> OutputState:
+    """Reads an output, which must be of the run that is to go on with it; writes nothing."""
     if not file.size:
         return OutputState()
     manifest = read_manifest(path)
@@ -216,10 +141,12 @@ def _examine(
             f"{WHAT} is of a run with other settings; what differs: {names}. Use the same "
             "settings, name a new file, or move this one aside with --force-new."
         )
-    found = _scan(file, manifest)
-    if records is None:
-        return found
-    done, changed, seen = found.done(retry_errors=retry_errors), [], 0
+    return _scan(file, manifest)
+
+
+def _compare(done: Mapping[str, Entry], records: Lines) -> list[str]:
+    """Refuses records that have changed since their line was written; notes those that are gone."""
+    changed, seen = [], 0
     for number, id, sha256 in records:
         if (entry := done.get(id)) is not None:
             seen += 1
@@ -232,37 +159,8 @@ def _examine(
             "changed records new ids (or use --retry-errors where they had failed), or begin "
             "again with --force-new."
         )
-    if gone := len(done) - seen:
-        found.notices.append(f"{_counted(gone)} in the output and no longer in the input.")
-    return found
-
-
-def look(
-    path: Path,
-    fingerprint: Fingerprint,
-    records: Lines,
-    *,
-    retry_errors: bool = False,
-    force_new: bool = False,
-) -> OutputState:
-    """What a run would find there; writes nothing. For `--check`.
-
-    Raises:
-        UsageError: as `OutputJournal.open`.
-    """
-    needed = [path.parent, path] if path.exists() else [path.parent]
-    if not all(os.access(place, os.W_OK) for place in needed):
-        raise UsageError(f"{WHAT} cannot be written: {os.strerror(errno.EACCES)}.")
-    if not path.exists():
-        return OutputState()
-    try:
-        file = LineFile(path, WHAT, create=False, write=False)
-        with contextlib.closing(file):
-            if force_new:
-                return OutputState()
-            return _examine(path, file, fingerprint, records, retry_errors=retry_errors)
-    except OSError as error:
-        raise _refusal(error) from None
+    gone = len(done) - seen
+    return [f"{_counted(gone)} in the output and no longer in the input."] if gone else []
 
 
 class OutputJournal:
@@ -271,17 +169,15 @@ class OutputJournal:
     Attributes:
         done: `ok` or the code of the error of each record that has a line.
         notices: sentences for the user.
-        manifest: which run it is.
     """
 
     def __init__(
-        self, path: Path, file: LineFile, state: OutputState, manifest: RunManifest
+        self, path: Path, file: LineFile, manifest: RunManifest, notices: list[str]
     ) -> None:
         """See `open`."""
         self._path, self._file = path, file
-        self.manifest = manifest
-        self.done = {id: entry.code for id, entry in state.entries.items()}
-        self.notices = state.notices
+        self.manifest, self.notices = manifest, notices
+        self.done: dict[str, str] = {}
 
     @classmethod
     def open(
@@ -294,7 +190,6 @@ class OutputJournal:
         provenance: Mapping[str, Any] | None = None,
         retry_errors: bool = False,
         force_new: bool = False,
-        inputs: Sequence[Path] = (),
     ) -> OutputJournal:
         """Begins an output, or goes on with one of the same run.
 
@@ -308,37 +203,50 @@ class OutputJournal:
             retry_errors: removes the lines of records without an answer, so that they are done
                 again.
             force_new: moves an existing output aside instead of going on with it.
-            inputs: files and folders that the run reads; the output must be none of them.
 
         Raises:
             UsageError: it cannot be written, is in use, is something else, is of a run with other
                 settings, which are named, or of records that have changed. Nothing was changed.
             DiskFailed: the disk failed while errors were removed. No answer is lost by it.
         """
-        check_place(path, inputs)
         with contextlib.ExitStack() as opened:
             try:
                 aside = _move_aside(path) if force_new else []
                 file = opened.enter_context(contextlib.closing(LineFile(path, WHAT)))
-                found = _examine(path, file, fingerprint, records, retry_errors=retry_errors)
+                found = _examine(path, file, fingerprint)
+                kept = {
+                    id: entry
+                    for id, entry in found.entries.items()
+                    if entry.answered or not retry_errors
+                }
+                notices = aside if file.locked else [NO_LOCKS, *aside]
+                notices += _compare(kept, records) if records is not None else []
                 # Everything that may refuse is behind: from here on files are written.
-                found.notices[:0] = aside if file.locked else [NO_LOCKS, *aside]
                 manifest = found.manifest or RunManifest.new(fingerprint)
                 manifest.input = plain(input or {})
                 manifest.starts.append({"time": now_text(), **plain(provenance or {})})
                 if found.manifest is None:
                     put(manifest_path(path), manifest.encode())
                 if found.torn:
-                    found.notices.append(_move_torn_end(path, file, found))
+                    notices.append(_move_torn_end(path, file, found))
                 # A run that was killed between write and fsync left a line that is not safe yet.
                 file.sync()
             except OSError as error:
                 raise _refusal(error) from None
-            journal = cls(path, file, found, manifest)
+            journal = cls(path, file, manifest, notices)
             # A manifest that names the input as it is now must have no lines beside it that were
             # made from an earlier one, so the errors go first.
-            if retry_errors:
-                journal._remove_errors(found)
+            if len(kept) < len(found.entries):
+                file.rewrite(
+                    line for line, id in zip(file.lines(), found.entries, strict=True) if id in kept
+                )
+            journal.done = {id: entry.code for id, entry in kept.items()}
+            invalid = sum(code != OK for code in journal.done.values())
+            if retry_errors and invalid:
+                notices.append(
+                    f"{_counted(invalid)} answered in a wrong form and not done again: the same "
+                    "settings would give the same."
+                )
             if found.manifest is not None:
                 journal._write_manifest()
             opened.pop_all()
@@ -364,7 +272,7 @@ class OutputJournal:
         self.done |= codes
 
     def set_loaded(self, models: Mapping[str, Any]) -> list[str]:
-        """Adds to the manifest how the models were loaded; again only where it has changed.
+        """Adds to the manifest how the models were loaded, if that has changed.
 
         Returns:
             Sentences for the user: whether this start computes on other devices than before.
@@ -383,11 +291,7 @@ class OutputJournal:
         return [OTHER_DEVICES] if self.manifest.computes_elsewhere else []
 
     def conclude(self, summary: Mapping[str, Any]) -> None:
-        """Writes the summary of this start into the manifest.
-
-        Raises:
-            DiskFailed: the disk fails or is full; the output is safe.
-        """
+        """Writes the summary of this start into the manifest. Raises DiskFailed."""
         self.manifest.starts[-1]["summary"] = plain(summary)
         self._write_manifest()
 
@@ -407,21 +311,9 @@ class OutputJournal:
         except OSError as error:
             raise disk_failed(f"{WHAT}, its manifest", error) from None
 
-    def _remove_errors(self, state: OutputState) -> None:
-        """Removes the lines that hold no answer."""
-        if not all(entry.answered for entry in state.entries.values()):
-            pairs = zip(self._file.lines(), state.entries.values(), strict=True)
-            self._file.rewrite(line for line, entry in pairs if entry.answered)
-        self.done = {id: each.code for id, each in state.entries.items() if each.answered}
-        if invalid := sum(code != OK for code in self.done.values()):
-            self.notices.append(
-                f"{_counted(invalid)} answered in a wrong form and not done again: the same "
-                "settings would give the same."
-            )
 
-
-def _refusal(error: OSError | ValueError) -> UsageError:
-    reason = getattr(error, "strerror", None) or "no access"
+def _refusal(error: OSError) -> UsageError:
+    reason = error.strerror or "no access"
     return UsageError(f"{WHAT} cannot be written: {reason}. What was there is unchanged.")
 
 
@@ -434,10 +326,7 @@ def _unused(path: Path, word: str) -> Path:
 
 
 def _move_aside(path: Path) -> list[str]:
-    """Gives an old output and its manifest another name; nothing is deleted.
-
-    The manifest is copied first: whenever a kill comes, no output is without its own.
-    """
+    """Gives an old output and its manifest another name; nothing is deleted."""
     manifest, old = manifest_path(path), _unused(path, "old")
     data = read_file(manifest, _LARGEST_MANIFEST)
     if data is None and (not path.exists() or not path.stat().st_size):
@@ -445,7 +334,7 @@ def _move_aside(path: Path) -> list[str]:
     with contextlib.ExitStack() as stack:
         if path.exists():  # refused while a run writes it
             stack.enter_context(contextlib.closing(LineFile(path, WHAT)))
-        if data is not None:
+        if data is not None:  # copied first: whenever a kill comes, no output is without its own
             put(manifest_path(old), data)
         if path.exists():
             rename(path, old)

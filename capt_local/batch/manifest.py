@@ -35,16 +35,16 @@ Fingerprint = dict[str, Any]
 def fingerprint_of(
     bundle: Bundle, options: GenerateOptions, **others: Mapping[str, Any]
 ) -> Fingerprint:
-    """Everything that decides an answer besides its record; reads models without a known digest.
+    """Everything that decides an answer besides its record.
 
     Args:
-        bundle: that answers.
+        bundle: that answers; models without a known digest are read.
         options: of the whole run.
         **others: versions, build, prompt (digests of template and system text, the date), computing
             (what changes the last digit of a number) and output (what a line holds).
 
     Raises:
-        ModelError: a model without a digest cannot be read.
+        ModelError: a model cannot be read.
     """
     parameters = dataclasses.asdict(options)
     del parameters["method"]
@@ -68,11 +68,7 @@ def fingerprint_of(
 
 
 def model_identity(file: ModelFile) -> dict[str, str | None]:
-    """Digests of a model's file, template and adapter; read where no manifest names them.
-
-    Raises:
-        ModelError: a file cannot be read.
-    """
+    """Digests of a model's file, template and adapters. Raises ModelError."""
     found = {
         "sha256": file.sha256 or file_digest(file.path),
         "style": str(file.style),
@@ -138,8 +134,8 @@ class RunManifest(msgspec.Struct, kw_only=True):
     created: str
     fingerprint_sha256: str
     fingerprint: Fingerprint
-    input: dict[str, Any]
-    starts: list[dict[str, Any]]
+    input: dict[str, Any] = {}
+    starts: list[dict[str, Any]] = []
     ai_label: str = AI_LABEL
     human_review: str = HUMAN_REVIEW
 
@@ -151,8 +147,6 @@ class RunManifest(msgspec.Struct, kw_only=True):
             created=now_text(),
             fingerprint_sha256=digest_of(fingerprint),
             fingerprint=fingerprint,
-            input={},
-            starts=[],
         )
 
     @property
@@ -167,11 +161,7 @@ class RunManifest(msgspec.Struct, kw_only=True):
 
     @classmethod
     def decode(cls, data: bytes, what: str) -> RunManifest:
-        """Reads the content of the file.
-
-        Args:
-            data: all of it.
-            what: what errors call the output.
+        """Reads the content of the file of an output that errors call `what`.
 
         Raises:
             UsageError: it is broken, or of another version.

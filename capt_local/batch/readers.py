@@ -47,6 +47,7 @@ WHAT = "The input"  # its name may be a patient's
 _SHOWN = 20  # different problems that one error lists, and numbers listed for each
 _MOST_COLUMNS = 1000
 _PROGRESS_EVERY = 500  # records
+_NOT_CSV = "not CSV (look at its quotation marks)"
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
 
 
@@ -73,21 +74,16 @@ class Piece:
         start: offset in the input, in bytes (of a folder: index of the file).
         data: without the end of its last line.
         problem: why it cannot be read; None for a good one.
-        cells: of a table row that was just read.
     """
 
     number: int
     start: int
     data: bytes
     problem: str | None = None
-    cells: Sequence[str] | None = None
 
 
 class JsonLines:
     """Lines of JSON objects.
-
-    Args:
-        path: of the file.
 
     Attributes:
         hash: SHA-256 of what was read; of the whole input once `pieces` is exhausted.
@@ -194,13 +190,13 @@ class CsvTable(JsonLines):
                 cells = next(reader, None)
                 more = cells is not None
             except csv.Error:  # its message may hold a cell
-                self._problem = self._problem or "not CSV (look at its quotation marks)"
+                self._problem = self._problem or _NOT_CSV
             except NotReadable as error:
                 self._problem, more = str(error), False
             if self._problem is not None or cells:
                 first = self._row[0]
                 data = _without_end(b"".join(line.data for line in self._row))
-                yield Piece(first.number, first.start, data, self._problem, cells)
+                yield Piece(first.number, first.start, data, self._problem)
 
     def _feed(self) -> Iterator[str]:
         """Lines for the csv reader, which takes as many as a row has."""
@@ -219,13 +215,11 @@ class CsvTable(JsonLines):
                 yield line.data.decode("utf-8", "surrogateescape")  # so the row's end is found
 
     def _cells(self, row: Piece) -> Sequence[str]:
-        if row.cells is not None:
-            return row.cells
         stream = io.StringIO(not_nul(utf8(row.data), "it"), newline="")
         try:
             return next(csv.reader(stream, strict=True, delimiter=self._delimiter), [])
         except csv.Error:
-            raise NotReadable("not CSV (look at its quotation marks)") from None
+            raise NotReadable(_NOT_CSV) from None
 
 
 def _columns(names: Sequence[str], delimiter: str) -> tuple[str, ...]:
@@ -250,9 +244,6 @@ class Folder:
     Attributes:
         ignored: how many other entries the folder has.
         hash, share: see `JsonLines`; the digest is over names and SHA-256 of the files.
-
-    Raises:
-        OSError: it cannot be read.
     """
 
     format, unit = InputFormat.TXT_DIR, "file"
@@ -311,7 +302,7 @@ class DocumentField:
     Attributes:
         name: of the field; None where records name no documents.
         folder: that paths in it are relative to.
-        encoding: of text files; None: that of their mark, else UTF-8.
+        encoding: see `check_input`.
         left_out: what was not read, and of how many documents.
     """
 
@@ -321,12 +312,7 @@ class DocumentField:
     left_out: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def fill(self, fields: dict[str, object]) -> tuple[dict[str, object], bytes]:
-        """The fields with the text of the document, and the SHA-256 of the file.
-
-        Raises:
-            NotReadable: the field is missing or no path, or the document cannot be read or lies
-                elsewhere.
-        """
+        """The fields with the text of the document, and SHA-256 of its file. Raises NotReadable."""
         if self.name is None:
             return fields, b""
         path = fields.get(self.name)
@@ -358,7 +344,7 @@ class DocumentField:
 
 
 class _Place(NamedTuple):
-    """Where a record is: see `Piece`; and the SHA-256 of its bytes."""
+    """Where a record is: see `Piece`."""
 
     number: int
     start: int
@@ -394,7 +380,7 @@ class InputSource:
         return len(self.ids)
 
     def fields(self, piece: Piece) -> tuple[dict[str, object], bytes]:
-        """The fields of a record, and the SHA-256 of its bytes and of the document that it names.
+        """The fields of a record, and SHA-256 of its bytes and of the document that it names.
 
         Raises:
             NotReadable: it has none, or the document cannot be read.

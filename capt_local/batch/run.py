@@ -40,11 +40,7 @@ class BatchJob:
     """What one run has to do.
 
     Attributes:
-        source: the input.
-        journal: the output.
-        lines: makes lines.
-        options: of answers.
-        indices: of the records that are to be done, in their order.
+        indices: of the records of the source that are to be done, in their order.
         logprobs: whether the output holds log-probabilities.
         schema: that answers must satisfy; None for none.
         require_sources: whether a record fails where its answer has facts that its note has not.
@@ -86,13 +82,10 @@ def records_at_once(
 
 @dataclass(slots=True)
 class RunProgress:
-    """Counts and times of this run.
+    """Counts and times of this run, without the records that were done before it.
 
     Attributes:
-        total: records of this run, without those that were done before.
-        before: records that were done before.
-        by_code: records done now, by `ok` or the code of their error.
-        answer_tokens, prompt_tokens: of the answers that were made now.
+        by_code: records done, by `ok` or the code of their error.
         began, started: when the run began, and when the models were loaded (0 before).
     """
 

@@ -41,12 +41,6 @@ _WINDOW = 2
 LOAD_TIMEOUT = 600.0  # seconds; parts of loading report no progress
 _END_SECONDS = 10.0  # for a process that has closed its pipes to end
 _KINDS = {kind.__name__: kind for kind in (MemoryShortage, ModelError, NumericalError, UsageError)}
-_SIGNALS = {
-    "SIGABRT": "an assertion of the engine failed",
-    "SIGBUS": "a file that it had mapped is gone or broken",
-    "SIGSEGV": "the engine accessed memory that is not its own",
-    "SIGILL": "this processor lacks an instruction that the engine was built with",
-}
 # The worker runs with the module path of the run's own interpreter, so both are the same program.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -72,14 +66,14 @@ class Death:
 
     @classmethod
     def reported(cls, kind: str, text: str) -> Death:
-        """The death of a worker that reported its error."""
+        """Of a worker that reported its error."""
         if kind == "unexpected":
             text = f"The worker process stopped with an unexpected {text}. This is a defect."
         return cls(text.rstrip("."), error=_KINDS.get(kind, WorkerFailed)(text))
 
     @classmethod
     def by_code(cls, code: int) -> Death:
-        """The death of a worker that had no time to report why."""
+        """Of a worker that had no time to report why."""
         if code >= 0:
             return cls(f"it ended with exit code {code}")
         try:
@@ -88,8 +82,9 @@ class Death:
             name = f"signal {-code}"
         if name == "SIGKILL":
             return cls(f"it was killed ({name}), probably because memory ran out", killed=True)
-        why = f": {_SIGNALS[name]}" if name in _SIGNALS else ""
-        return cls(f"it ended by {name}{why}")
+        if name == "SIGILL":
+            name += ": this processor lacks an instruction that the engine was built with"
+        return cls(f"it ended by {name}")
 
     def at_start(self) -> CaptError:
         """What to raise where the worker died before it could answer anything."""
@@ -129,11 +124,13 @@ class News:
     """What else happened: one of these is set.
 
     Attributes:
+        hello: a worker's facts about its machine; it has loaded nothing yet.
         loading: a role, and the share of its file that is checked, then loaded.
         ready: facts about the loaded models.
         died: why a worker died that is now replaced.
     """
 
+    hello: dict[str, Any] | None = None
     loading: tuple[str, float] | None = None
     ready: dict[str, Any] | None = None
     died: str = ""
@@ -264,23 +261,6 @@ class WorkerSupervisor:
         self._deaths_in_a_row = 0
         self._silent = 0.0
 
-    def hello(self, seconds: float) -> dict[str, Any] | None:
-        """The first worker's facts about the machine; None where they have not come yet.
-
-        Raises:
-            CaptError: it cannot start.
-        """
-        message = self._worker.poll(seconds)
-        if isinstance(message, Death):
-            raise message.at_start()
-        if message is None:
-            self._silent += seconds
-            if self._silent >= self._limit:
-                raise Death(f"it sent nothing for {self._silent:.0f} s", hung=True).at_start()
-            return None
-        facts: dict[str, Any] = message["hello"]
-        return facts
-
     def load(self, config: ipc.WorkerConfig) -> None:
         """Lets the worker load the models."""
         self._load, self._window = {"load": ipc.pack(config)}, _WINDOW * config.parallel
@@ -350,6 +330,8 @@ class WorkerSupervisor:
         return self._timeout if self._sent else math.inf
 
     def _handle(self, message: ipc.WireMessage) -> RecordOutcome | News | None:
+        if "hello" in message:
+            return News(hello=message["hello"])
         if "loading" in message:
             return News(loading=(message["loading"], message["share"]))
         if "ready" in message:
@@ -439,8 +421,9 @@ class Workers:
         Raises:
             CaptError: a worker cannot start, or the builds differ.
         """
-        if (facts := self._all[len(self._facts)].hello(seconds)) is not None:
-            self._facts.append(facts)
+        event = self._all[len(self._facts)].poll(seconds)
+        if isinstance(event, News) and event.hello is not None:
+            self._facts.append(event.hello)
         if len(self._facts) < len(self._all):
             return None
         first = self._facts[0]

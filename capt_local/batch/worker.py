@@ -65,7 +65,7 @@ def _open(config: ipc.WorkerConfig, progress: Callable[[str, float], None]) -> R
         load=config.load,
         progress=progress,
         check=config.check,
-        date=config.day,
+        date=config.date,
         roles=config.options.method.roles,
     )
 

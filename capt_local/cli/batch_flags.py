@@ -169,8 +169,7 @@ class RunFlags:
         bool,
         flag(
             "--check",
-            "Check flags, input and output, report what is to be done, and leave: nothing is "
-            "answered or written.",
+            "Check flags and input, and leave: nothing is answered or written.",
         ),
     ] = False
     ray: Annotated[
@@ -220,7 +219,6 @@ class SummaryFlags:
     json: Annotated[bool, setting("--json", "Write the summary to standard output as JSON.")] = (
         False
     )
-    summary: Annotated[Path | None, flag("--summary FILE", "Write it here, likewise.")] = None
     logprobs: Annotated[
         bool,
         setting("--logprobs", "Write the log-probability of each token."),

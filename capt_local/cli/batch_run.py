@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from capt_local.batch.ipc import WorkerConfig, pack
-from capt_local.batch.journal import OutputJournal, check_place, is_note_of, look, read_manifest
+from capt_local.batch.journal import WHAT, OutputJournal, read_manifest
 from capt_local.batch.manifest import (
     Fingerprint,
     RunManifest,
@@ -39,6 +39,7 @@ from capt_local.cli.session import (
 from capt_local.cli.signals import Signals
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.structured import SchemaCheck
+from capt_local.documents import SUFFIXES
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
 from capt_local.line_file import DiskFailed
 from capt_local.llama.options import LoadOptions
@@ -66,8 +67,8 @@ def run_batch(flags: Flags) -> int:
     run, report = flags.run, flags.report
     if run.output is None:
         raise UsageError("There is no output. Name a file with -o.")
-    if run.check and (report.summary or report.csv):
-        raise UsageError("--summary and --csv do not go with --check, which writes nothing.")
+    if run.check and report.csv:
+        raise UsageError("--csv does not go with --check, which writes nothing.")
     if run.ray_actors is not None and run.ray is None:
         raise UsageError("--ray-actors goes with --ray.")
     if flags.system.system is not None and os.path.isfile(flags.system.system):
@@ -76,48 +77,48 @@ def run_batch(flags: Flags) -> int:
     _check_places(flags, run.output, files_of(bundle))
     settings = BatchSettings.of(flags, bundle, run.output)
     screen.notes(doubts(settings.options))
-    summary_file = OutputFile(report.summary, "The summary (--summary)") if report.summary else None
     table = OutputFile(report.csv, "The table (--csv)") if report.csv else None
     source = _checked_input(flags, settings.options, display)
-    with Signals() as signals, contextlib.ExitStack() as stack:
-        this = BatchRun(flags, settings, source, run.output, display, signals)
-        try:
-            code, summary = this.check(stack) if run.check else this.answer(stack)
-        except Cancelled:
-            display.note("interrupted; nothing was written.")
-            return signals.code or ExitCode.INTERRUPTED
-        stopped = signals.requested
-    if table is not None:
-        table.write(answers_table(run.output.read_bytes().splitlines()))
-    text = dumps(summary, indent=1)
-    if summary_file is not None:
-        if stopped and summary["left"] and (spared := summary_file.spare()) is not None:
-            display.notes([spared])
-        else:
-            summary_file.write(text + "\n")
+    if run.check:
+        display.note(f"checked: {len(source)} records. No model was loaded, and nothing written.")
+        summary: Summary = {"records": len(source), "skipped": len(source.skipped)}
+        code = int(ExitCode.OK)
+    else:
+        with Signals() as signals, contextlib.ExitStack() as stack:
+            this = BatchRun(flags, settings, source, run.output, display, signals)
+            try:
+                code, summary = this.answer(stack)
+            except Cancelled:
+                display.note("interrupted; nothing was written.")
+                return signals.code or ExitCode.INTERRUPTED
+        if table is not None:
+            table.write(answers_table(run.output.read_bytes().splitlines()))
     if report.json:
-        screen.line(text)
+        screen.line(dumps(summary, indent=1))
     return code
 
 
 def _check_places(flags: Flags, output: Path, models: Iterable[Path]) -> None:
-    """Refuses an output, a summary or a table in the place of something else that the run uses."""
-    files = (flags.input.path, flags.system.system_file, flags.input.template)
+    """Refuses an output or a table in the place of something else that the run uses."""
+    if str(output) == "-":
+        raise UsageError(f"{WHAT} is a file: a run could not be resumed on standard output.")
+    if not output.parent.is_dir():
+        raise UsageError(f"{WHAT} cannot be written: its folder does not exist.")
+    notes = flags.input.path
+    files = (notes, flags.system.system_file, flags.input.template)
     forms = (flags.structure.json_schema, flags.structure.grammar_file)
-    read = [path for path in (*files, *forms, *models) if path is not None]
-    check_place(output, read)
-    used = {path.resolve() for path in (*read, output, manifest_path(output))}
-    written = {"--summary": flags.report.summary, "--csv": flags.report.csv}
-    for name, path in written.items():
+    used = [path for path in (*files, *forms, *models) if path is not None]
+    for name, path in ((WHAT, output), ("The table (--csv)", flags.report.csv)):
         if path is None:
             continue
-        if path.resolve() in used or any(same_file(path, each) for each in used):
-            raise UsageError(f"{name} names a file that this run reads or writes otherwise.")
-        if is_note_of(path, flags.input.path):
+        if any(same_file(path, each) or path.resolve() == each.resolve() for each in used):
+            raise UsageError(f"{name} is a file that the run uses otherwise. Name another one.")
+        if path.suffix.lower() in SUFFIXES and path.resolve().parent == notes.resolve():
             raise UsageError(
-                f"{name} names a document in the folder of the notes. Name it otherwise."
+                f"{name} would be read as a note: it ends in {path.suffix.lower()}, in the folder "
+                "of the notes. Name it otherwise, or another folder."
             )
-        used.add(path.resolve())
+        used += [path, manifest_path(path)]
 
 
 def _checked_input(flags: Flags, options: GenerateOptions, display: ProgressDisplay) -> InputSource:
@@ -258,7 +259,7 @@ class BatchSettings:
             bundle=dataclasses.replace(self.bundle, models=models),
             options=self.options,
             load=self.load,
-            date=self.date,
+            date=datetime.date.fromisoformat(self.date),
             check=flags.model.verify,
             raw=flags.input.raw,
             parallel=self.parallel,
@@ -301,34 +302,6 @@ class BatchRun:
     display: ProgressDisplay
     signals: Signals
 
-    def check(self, stack: contextlib.ExitStack) -> tuple[int, Summary]:
-        """Checks the output as a run would; writes nothing. Returns exit code and summary.
-
-        Raises:
-            Cancelled: it was stopped.
-            CaptError: the output is of another run, or cannot be written.
-        """
-        run, source = self.flags.run, self.source
-        workers = Workers(start_worker)
-        stack.callback(workers.kill)
-        fingerprint = self._fingerprint(self._facts(workers))
-        found = look(
-            self.output,
-            fingerprint,
-            source.lines(),
-            retry_errors=run.retry_errors,
-            force_new=run.force_new,
-        )
-        self.display.notes(found.notices)
-        done = found.done(retry_errors=run.retry_errors)
-        left = sum(id not in done for id in source.ids)
-        self.display.note(
-            f"checked: {len(source)} records in the input; {len(done)} are done, {left} to be "
-            "done. No model was loaded, and nothing written."
-        )
-        counts = {"records": len(source), "already_done": len(done), "left": left}
-        return ExitCode.OK, {**counts, "skipped": len(source.skipped), "torn_bytes": found.torn}
-
     def answer(self, stack: contextlib.ExitStack) -> tuple[int, Summary]:
         """Answers all records that are left. Returns exit code and summary.
 
@@ -338,8 +311,10 @@ class BatchRun:
         """
         run, settings, source = self.flags.run, self.settings, self.source
         workers = self._workers(stack)
-        facts = self._facts(workers)
-        fingerprint = self._fingerprint(facts)
+        while (facts := workers.hello(_POLL)) is None:
+            if self.signals.requested:
+                raise Cancelled("interrupted")
+        fingerprint = settings.fingerprint(source, facts, logprobs=self.flags.report.logprobs)
         if self.signals.requested:
             raise Cancelled("interrupted")
         journal = OutputJournal.open(
@@ -388,17 +363,6 @@ class BatchRun:
             workers = ray_workers(ray, actors=run.ray_actors, timeout=run.timeout, threads=threads)
         stack.callback(workers.kill)
         return workers
-
-    def _facts(self, workers: Workers) -> Mapping[str, Any]:
-        """What a worker sends before it loads its models."""
-        while (facts := workers.hello(_POLL)) is None:
-            if self.signals.requested:
-                raise Cancelled("interrupted")
-        return facts
-
-    def _fingerprint(self, facts: Mapping[str, Any]) -> Fingerprint:
-        logprobs = self.flags.report.logprobs
-        return self.settings.fingerprint(self.source, facts, logprobs=logprobs)
 
     def _run_job(
         self, job: BatchJob, workers: Workers, journal: OutputJournal, left: int, long: list[int]
@@ -462,12 +426,9 @@ class BatchRun:
         ]
         if numbers:
             more = f" and {len(numbers) - _SHOWN} more" if numbers[_SHOWN:] else ""
-            self.display.notes(
-                [
-                    f"too long for the context: input line {', '.join(numbers[:_SHOWN])}{more}. "
-                    "Nothing is cut; a larger --ctx-size in a new run takes them."
-                ]
-            )
+            note = f"too long for the context: input line {', '.join(numbers[:_SHOWN])}{more}. "
+            note += "Nothing is cut; a larger --ctx-size in a new run takes them."
+            self.display.notes([note])
 
     def _report_end(self, summary: Summary, *, complete: bool) -> None:
         self.display.note(summary_line(summary))

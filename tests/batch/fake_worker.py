@@ -21,6 +21,7 @@ from typing import Any
 
 from capt_local.batch import worker
 from capt_local.batch.ipc import WorkerConfig
+from capt_local.batch.supervisor import WorkerProcess
 from capt_local.decoding.batching import Request, RequestResult
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import ContextOverflow, NumericalError
@@ -118,6 +119,11 @@ def open_models(config: WorkerConfig, progress: Callable[[str, float], None]) ->
     progress("target", 1.0)
     print("a library prints on standard output")
     return FakeRuntime()
+
+
+def start_worker(folder: Path) -> WorkerProcess:
+    """The process of this file."""
+    return WorkerProcess([sys.executable, "-m", "tests.batch.fake_worker", str(folder)])
 
 
 MACHINE = {

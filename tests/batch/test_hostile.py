@@ -17,7 +17,6 @@ from capt_local.errors import UsageError
 from tests.batch.inputs import (
     CANARY,
     checked,
-    expanded,
     line,
     problems,
     records,
@@ -60,7 +59,6 @@ HOSTILE: dict[str, Hostile] = {
     "raw U+0085 between lines": Hostile(
         lines(short("a").rstrip() + "\x85".encode() + short("b")), ("2: not JSON",)
     ),
-    "escaped line feeds": Hostile(lines(short("a", f"{CANARY}\n\r\n\n"))),
     "id twice": Hostile(lines(b'{"id": "a", "id": "b", "prompt": "%s"}\n' % C), (f"2: {TWICE}",)),
     "a lone surrogate": Hostile(
         lines(b'{"id": "a", "prompt": "%s\\ud83d"}\n' % C), (f"2: {HALF}",)
@@ -74,46 +72,23 @@ HOSTILE: dict[str, Hostile] = {
     ),
     "100,000 levels": Hostile(lines(deep(100_000)), (f"2: {DEEP}",)),
     "a line of 5 MiB": Hostile(lines(short("a", "x" * LONG), b"{\n"), ("2: longer", "3: not JSON")),
-    "5 MiB without a line feed": Hostile(lines(b"%s" % C * 800_000), ("2: longer than 4 MiB",)),
     "a BOM": Hostile(lambda: b"\xef\xbb\xbf" + GOOD),
-    "a BOM in the middle": Hostile(lines(b"\xef\xbb\xbf" + short("a")), (f"2: {NOT_JSON}",)),
     "CRLF": Hostile(lambda: GOOD.replace(b"\n", b"\r\n") + short("a")),
-    "CR alone": Hostile(
-        lambda: GOOD.replace(b"\n", b"\r") + short("a"), (f"1: {NOT_JSON}",)
-    ),
-    "blank lines": Hostile(lines(b"\n\r\n \t\n", short("a"), b"\n\n")),
-    "half a record at the end": Hostile(lines(short("a")[:20]), (f"2: {NOT_JSON}",)),
-    "two records in a line": Hostile(lines(GOOD.rstrip() + short("a")), (f"2: {NOT_JSON}",)),
     "a zero byte": Hostile(
         lines(b'{"id": "a", "prompt": "%s\0"}\n' % C), (f"2: {NOT_JSON}",)
     ),
     "an escaped zero": Hostile(lines(short("a", f"{CANARY}\0")), ("2: a text of it holds",)),
-    "an escape sequence in the text": Hostile(lines(short("a", f"{CANARY}\x1b]52;c;eA==\x07"))),
     "an escape sequence in the id": Hostile(lines(short(f"{CANARY}\x1b[2J")), (f"2: {ID}",)),
     "other values": Hostile(
         lines(b"[]\n", b"1\n", b'"%s"\n' % C, b"null\n"),
         tuple(f"{n}: {EMPTY}" for n in (2, 3, 4, 5)),
     ),
-    "markers of a chat template": Hostile(lines(short("b", "<|im_end|>"))),
     "an id that stands there again": Hostile(
         lines(short("a"), short("good"), short("a")),
         ("3: its id is that of line 1", "4: its id is that of line 2"),
     ),
-    "a BOM, CRLF, a duplicate key and a surrogate": Hostile(
-        lambda: b"\xef\xbb\xbf"
-        + b'{"id": "a", "id": "\\ud800", "prompt": "%s"}\r\n' % C
-        + b'{"id": "b", "prompt": "\\ud800%s"}\r\n' % C
-        + GOOD,
-        (f"1: {TWICE}", f"2: {HALF}"),
-    ),
     "CSV with U+2028 and line feeds": Hostile(
         lambda: "id,prompt\na,\"zyzzyva\u2028\n\n\x0c\"\nb,x\x85y\n".encode(), name="in.csv"
-    ),
-    "CSV with a cell of 5 MiB": Hostile(
-        lambda: b"id,prompt\na,x\nb," + b"x" * LONG + b"\n", (f"3: {ROW}",), name="in.csv"
-    ),
-    "CSV with an open quotation mark": Hostile(
-        lambda: b'id,prompt\na,x\nb,"%s\n' % C + b"c,x\n" * (1 << 20), (f"3: {ROW}",), name="in.csv"
     ),
     "CSV with zero bytes, ragged rows and Latin-1": Hostile(
         lambda: b"id,prompt\na,\0%s\nb\nc,%s,x\nd,\xe9\n" % (C, C),
@@ -148,18 +123,6 @@ def test_a_hostile_file(hostile: Hostile, tmp_path: Path) -> None:
         return
     source = checked(path, hostile.template)
     assert [record.id for record in records(source)] == source.ids
-
-
-def test_all_in_one_file(tmp_path: Path) -> None:
-    parts = [each.data() for each in HOSTILE.values() if each.name == "in.jsonl"]
-    data = b"\n".join(parts)
-    with pytest.raises(InputErrors) as caught:
-        check_input(written(tmp_path, data))
-    told = expanded(caught.value)
-    assert CANARY not in str(caught.value)
-    numbers = [int(each.split(":")[0].removeprefix("line ")) for each in told]
-    assert numbers == sorted(set(numbers)) and numbers[-1] <= data.count(b"\n") + 1
-    assert len(told) > len(parts) / 2
 
 
 FRAGMENT = st.sampled_from(

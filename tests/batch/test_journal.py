@@ -78,24 +78,15 @@ def test_another_setting_is_refused_and_named_without_texts(tmp_path: Path) -> N
 
 
 def test_places_where_no_output_can_be(tmp_path: Path) -> None:
-    notes, folder = tmp_path / "smith.jsonl", tmp_path / "notes-of-smith"
+    folder, link, pipe = tmp_path / "smith", tmp_path / "smith-link", tmp_path / "smith-pipe"
     folder.mkdir()
-    notes.write_bytes(b"{}\n")
-    refused(folder, "is a folder")
-    refused(tmp_path / "no-such" / "smith.jsonl", "its folder does not exist")
-    refused(Path("-"), "is a file")
-    refused(tmp_path / "smith\0.jsonl", "cannot be written: no access")
-    refused(tmp_path / ("smith" * 60), "File name too long")
-    link = tmp_path / "smith-link"
     link.symlink_to(tmp_path / "elsewhere")
-    refused(link, "is a symbolic link")
-    os.mkfifo(tmp_path / "smith-pipe")
-    refused(tmp_path / "smith-pipe", "is not a regular file")
-    refused(notes, "is a file that the run reads", inputs=[folder, notes])
-    os.link(notes, tmp_path / "smith-2.jsonl")
-    refused(tmp_path / "smith-2.jsonl", "is a file that the run reads", inputs=[notes])
-    refused(folder / "out.TXT", "would be read as a note", inputs=[folder])
-    run(folder / "out.jsonl", ids(1), inputs=[folder])
+    os.mkfifo(pipe)
+    refused(folder, "Is a directory")
+    refused(tmp_path / "no-such" / "smith.jsonl", "No such file or directory")
+    refused(tmp_path / ("smith" * 60), "File name too long")
+    refused(link, "symbolic link")
+    refused(pipe, "is not a regular file")
 
 
 @pytest.mark.parametrize("held", [b"{}\n", b"some notes", line("note-1", OF).encode() + b"\n"])
@@ -183,30 +174,11 @@ def test_what_else_changes_the_output_during_the_run_stops_it(tmp_path: Path) ->
         with pytest.raises(DiskFailed, match=r"changed by something else .* 1 record is safe"):
             journal.append(line("note-2", OF))
     assert output.read_bytes() == data + b"x"  # not ours to cut
-    run(output, ids(2))
     with Quick().used(), OutputJournal.open(output, OF) as journal:
         output.rename(tmp_path / "moved")
         with pytest.raises(DiskFailed, match="moved or removed"):
             journal.append(line("note-3", OF))
-    assert not output.exists() and in_file(tmp_path / "moved") == ids(2)
-
-
-def test_an_interrupted_line_is_taken_back(tmp_path: Path) -> None:
-    class Pressed(Quick):
-        def pwrite(self, handle: int, data: memoryview, offset: int) -> int:
-            if b"note-2" in bytes(data):
-                os.pwrite(handle, data[:50], offset)
-                raise KeyboardInterrupt
-            return os.pwrite(handle, data, offset)
-
-    output = tmp_path / "out"
-    with Pressed().used(), OutputJournal.open(output, OF) as journal:
-        journal.append(line("note-1", OF))
-        with pytest.raises(KeyboardInterrupt):
-            journal.append(line("note-2", OF))
-        with pytest.raises(DiskFailed, match="it was interrupted"):
-            journal.append(line("note-3", OF))
-    assert in_file(output) == ids(1) and output.read_bytes().endswith(b"\n")
+    assert not output.exists() and in_file(tmp_path / "moved") == ids(1)
 
 
 def test_errors_are_done_again_when_asked(tmp_path: Path) -> None:
@@ -390,21 +362,6 @@ def test_an_output_moved_aside_keeps_its_manifest_whatever_fails(tmp_path: Path)
         assert in_file(old) == ids(6)
 
 
-def test_a_full_disk_stops_the_run_with_what_is_safe(tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    files = Faulty("pwrite", 5, FULL)  # the manifest, then three records
-    with files.used(), OutputJournal.open(output, OF) as journal:
-        for id in ids(3):
-            journal.append(line(id, OF))
-        size = output.stat().st_size
-        for _ in range(2):  # and it stays so, though the disk would take it now
-            with pytest.raises(DiskFailed, match=r"disk is full\. 3 records are safe"):
-                journal.append(line("note-4", OF))
-            assert output.stat().st_size == size  # the half line is gone
-        assert "note-4" not in journal.done
-    assert in_file(output) == ids(3)
-
-
 @pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.slow)])
 def test_kills_at_any_moment_leave_each_record_once(kills: int, tmp_path: Path) -> None:
     (tmp_path / "killed").mkdir()
@@ -453,13 +410,15 @@ def test_what_a_power_cut_may_leave_behind_the_lines_is_moved_aside(
 
 
 def until_full(output: Path) -> int:
-    """Works until the disk is full; returns how many records are safe."""
+    """Works until the disk is full, and stays so; returns how many records are safe."""
     with OutputJournal.open(output, OF) as journal:
         with pytest.raises(DiskFailed) as error:
             for id in ids(5000):
                 if id not in journal.done:
                     journal.append(line(id, OF))
         assert f"{len(journal.done)} records are safe" in str(error.value)
+        with pytest.raises(DiskFailed, match="records are safe"):
+            journal.append(line("note-5001", OF))
         return len(journal.done)
 
 
@@ -495,6 +454,5 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
             safe = until_full(output)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert os.path.getsize(output) <= 100 << 10
     run(output, ids(safe + 1))
     assert in_file(output) == ids(safe + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import subprocess
@@ -46,7 +47,7 @@ def events(worker: WorkerProcess, seconds: float = 60.0) -> list[ipc.WireMessage
 
 @pytest.fixture(scope="module")
 def demo() -> dict[str, Any]:
-    opened: dict[str, Any] = pack(WorkerConfig(store.find("demo"), date="2026-01-02"))
+    opened: dict[str, Any] = pack(WorkerConfig(store.find("demo"), date=datetime.date(2026, 1, 2)))
     return opened
 
 

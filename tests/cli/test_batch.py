@@ -130,9 +130,9 @@ def test_failed_records_are_lines(tmp_path: Path, capfd: pytest.CaptureFixture[s
             {"id": "turns", "messages": [{"role": "user", "content": CANARY}]},
         ],
     )
-    output, summary = tmp_path / "out.jsonl", tmp_path / "summary.json"
+    output = tmp_path / "out.jsonl"
     arguments = ["batch", place, "-o", str(output), *QUICK, "--logprobs"]
-    assert run([*arguments, "--summary", str(summary)]) == 6
+    assert run([*arguments, "--json"]) == 6
     long, short, turns = sorted(
         results(output), key=lambda line: line["provenance"]["record"]["line"]
     )
@@ -141,9 +141,9 @@ def test_failed_records_are_lines(tmp_path: Path, capfd: pytest.CaptureFixture[s
     content = short["response"]["body"]["choices"][0]["logprobs"]["content"]
     assert len(content) == short["response"]["body"]["usage"]["completion_tokens"] > 0
     assert turns["custom_id"] == "turns" and turns["error"] is None
-    told = json.loads(summary.read_text())
+    out, err = capfd.readouterr()
+    told = json.loads(out)
     assert (told["done"], told["failed"]) == (2, {"context_overflow": 1})
-    err = capfd.readouterr().err
     assert "1 failed (context_overflow 1)" in err
     assert "too long for the context: input line 1. Nothing is cut" in err
     assert run([*arguments, "--retry-errors"]) == 6

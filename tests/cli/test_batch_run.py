@@ -1,17 +1,24 @@
-"""`batch` with a worker without models: what is written, what is told, and in which order."""
+"""`batch` with real worker processes without models, which die, fail and take their time."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from capt_local.batch import supervisor
+from capt_local.batch.records import record_seed
+from capt_local.batch.supervisor import WorkerProcess, Workers
 from capt_local.cli import batch_run
+from capt_local.errors import WorkerFailed
 from capt_local.line_file import LineFile
-from tests.batch.fake_input import start_worker
+from tests.batch.fake_worker import start_worker
 from tests.cli.conftest import Result, Run
 
 CANARY = "zyzzyva-canary"
@@ -23,20 +30,30 @@ class Place:
     Attributes:
         folder: of everything.
         output: where lines go.
+        workers: that were started.
+        later: what the input holds once a worker was started; None: the same.
     """
 
     def __init__(self, folder: Path, run: Run) -> None:
         self.folder, self._run = folder, run
         self.output = folder / "out.jsonl"
+        self.workers: list[WorkerProcess] = []
+        self.later: dict[str, str] | None = None
         self.write(a="one", b="two")
+
+    def start(self) -> WorkerProcess:
+        if self.later is not None:
+            self.write(**self.later)
+        self.workers.append(start_worker(self.folder.parent))
+        return self.workers[-1]
 
     def write(self, **prompts: str) -> None:
         lines = [json.dumps({"id": id, "prompt": text}) for id, text in prompts.items()]
         (self.folder / "in.jsonl").write_text("\n".join(lines) + "\n")
 
-    def batch(self, *more: str, input: str = "in.jsonl") -> Result:
+    def batch(self, *more: str, parallel: int = 1, input: str = "in.jsonl") -> Result:
         given = ["batch", str(self.folder / input), "-o", str(self.output), "-t", "1"]
-        result = self._run(*given, "--parallel", "1", *more)
+        result = self._run(*given, "--parallel", str(parallel), *more)
         assert CANARY not in result.err + result.out and "Traceback" not in result.err
         return result
 
@@ -47,18 +64,111 @@ class Place:
         found = [path for path in self.folder.rglob("*") if path.is_file()]
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in found}
 
-    def codes(self) -> dict[str, str]:
+    def lines(self) -> dict[str, dict[str, Any]]:
         lines = [json.loads(line) for line in self.output.read_bytes().splitlines()]
-        return {line["id"]: line["error"]["code"] if line["error"] else "ok" for line in lines}
+        assert len({line["id"] for line in lines}) == len(lines)
+        return {line["id"]: line for line in lines}
+
+    def codes(self) -> dict[str, str]:
+        """The code of each error; `ok` for the answer that belongs to the record."""
+        found = {}
+        for id, line in self.lines().items():
+            found[id] = line["error"]["code"] if line["error"] else "ok"
+            if line["response"] is not None:
+                seed = line["response"]["body"]["choices"][0]["message"]["content"].split()[-1]
+                assert int(seed) == line["provenance"]["seed"] == record_seed(0, id)
+        return found
 
 
 @pytest.fixture
-def place(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     folder = tmp_path / "place"
     folder.mkdir()
-    start = functools.partial(start_worker, tmp_path)
-    monkeypatch.setattr(batch_run, "start_worker", start)
-    return Place(folder, run)
+    made = Place(folder, run)
+    monkeypatch.setattr(batch_run, "start_worker", made.start)
+    yield made
+    for worker in made.workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker.pid, 0)
+
+
+@pytest.mark.parametrize("parallel", [1, 8])
+def test_every_record_is_answered_once(place: Place, parallel: int) -> None:
+    place.write(**{f"r{number}": f"word {number}" for number in range(20)})
+    assert place.batch(parallel=parallel).code == 0
+    assert place.codes() == {f"r{number}": "ok" for number in range(20)}
+    answer = place.lines()["r7"]["response"]["body"]["choices"][0]["message"]["content"]
+    assert answer.startswith("7 word ") and len(place.workers) == 1
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_a_record_that_kills_two_workers_alone_has_failed(place: Place, parallel: int) -> None:
+    place.write(a="one", b="die SIGABRT", c="two", d="three", e="four")
+    result = place.batch(parallel=parallel)
+    assert result.code == 6 and "The worker process died: it ended by SIGABRT" in result.err
+    assert place.codes() == {"b": "worker_died", **dict.fromkeys("acde", "ok")}
+    assert "twice with this record alone" in place.lines()["b"]["error"]["message"]
+    # In company too, to find out which record it is.
+    assert len(place.workers) == (3 if parallel == 1 else 4)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cause"),
+    [
+        ("once die SIGKILL", "memory ran out"),
+        ("once exit 7", "exit code 7"),
+        (f"once break {CANARY}", "unexpected TypeError at "),
+    ],
+)
+def test_a_worker_that_dies_once_is_replaced(place: Place, prompt: str, cause: str) -> None:
+    place.write(a="one", b=prompt, c="two")
+    result = place.batch()
+    assert result.code == 0 and result.err.count(cause) == 1
+    assert place.codes() == dict.fromkeys("abc", "ok")
+
+
+@pytest.mark.slow
+def test_workers_that_die_whatever_they_are_asked_end_the_run(place: Place) -> None:
+    place.write(**{f"r{number}": "die SIGSEGV" for number in range(20)})
+    result = place.batch()
+    assert result.code == 1 and "10 times in a row" in result.err
+    assert list(place.codes().values()) == ["worker_died"] * 4
+
+
+def test_a_failed_record_is_a_line_and_the_others_go_on(place: Place) -> None:
+    place.write(a="refuse", b="one", c="overflow", d="two")
+    place.later = {"a": "refuse", "b": "one", "c": "overflow", "d": CANARY}
+    assert place.batch(parallel=2).code == 6
+    assert place.codes() == {
+        "a": "numerical_error", "b": "ok", "c": "context_overflow", "d": "input_changed"
+    }  # fmt: skip
+    assert "target 2000" in place.lines()["c"]["error"]["message"]
+
+
+def test_a_worker_that_hangs_is_ended_and_its_record_fails(place: Place) -> None:
+    place.write(a="one", b="wait 3600", c="busy 4", d="three")
+    result = place.batch("--record-timeout", "3", parallel=2)
+    assert result.code == 6 and "it reported no progress for 3 s" in result.err
+    assert place.codes() == {"a": "ok", "b": "timed_out", "c": "ok", "d": "ok"}
+    assert "alone, it reported no progress" in place.lines()["b"]["error"]["message"]
+
+
+def test_a_worker_that_hangs_while_it_loads_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import time; from tests.batch.fake_worker import *; "
+        "worker.main(lambda *_: time.sleep(3600), lambda: MACHINE)"
+    )
+    workers = Workers(lambda: WorkerProcess([sys.executable, "-c", code]), timeout=1.0)
+    try:
+        while workers.hello(0.1) is None:
+            pass
+        monkeypatch.setattr(supervisor, "LOAD_TIMEOUT", 1.0)  # now: Python itself may take longer
+        workers.put(0, {})
+        with pytest.raises(WorkerFailed, match="while it loaded the models"):
+            while True:
+                workers.poll(0.1)
+    finally:
+        workers.kill()
 
 
 def test_a_resume_that_is_refused_has_written_nothing(place: Place) -> None:
@@ -72,6 +182,8 @@ def test_a_resume_that_is_refused_has_written_nothing(place: Place) -> None:
     place.write(a="one", b="corrected")
     assert place.batch().code == 2 and place.batch("--retry-errors").code == 0
     assert place.codes() == {"a": "ok", "b": "ok"}
+    with contextlib.closing(LineFile(place.output, "The output")):
+        assert "is being written by another run" in place.batch().err
 
 
 def test_a_run_that_goes_on_elsewhere_says_so(place: Place) -> None:
@@ -80,7 +192,6 @@ def test_a_run_that_goes_on_elsewhere_says_so(place: Place) -> None:
     held = json.loads(manifest.read_bytes())
     (entry,) = held["starts"]
     assert (entry["devices"], entry["loaded"]) == (["CPU: a fake one"], {})
-    assert entry["bundle"]["signer"] is None
     entry["devices"] = ["GPU0: another one"]
     manifest.write_text(json.dumps(held))
     result = place.batch()
@@ -88,76 +199,42 @@ def test_a_run_that_goes_on_elsewhere_says_so(place: Place) -> None:
     assert place.codes() == {"a": "ok", "b": "ok"}
     entries = json.loads(manifest.read_bytes())["starts"]
     assert [entry["devices"] for entry in entries] == [["GPU0: another one"], ["CPU: a fake one"]]
-    assert [entry["loaded"] for entry in entries] == [{}, {}]
     assert [entry["summary"]["done"] for entry in entries] == [1, 1]
 
 
 def test_a_check_tells_and_writes_nothing(place: Place) -> None:
     before = place.all()
-    result = place.batch("--check")
-    assert result.code == 0 and place.all() == before
-    assert "2 records in the input; 0 are done, 2 to be done" in result.err
-    assert place.batch("--limit", "1").code == 0
-    before = place.all()
     result = place.batch("--check", "--json")
-    assert json.loads(result.out) == {
-        "records": 2, "already_done": 1, "left": 1, "skipped": 0, "torn_bytes": 0
-    }  # fmt: skip
-    assert "0 are done" in place.batch("--check", "--force-new").err
-    result = place.batch("--check", "--temp", "1")
-    assert result.code == 2 and "what differs: parameters.sample.temperature" in result.err
-    place.write(a="changed", b="two")
-    assert "line 1: changed since" in place.batch("--check").err
+    assert result.code == 0 and place.all() == before and not place.workers
+    assert json.loads(result.out) == {"records": 2, "skipped": 0}
     place.write(a=" ")
     assert "line 1: the prompt is empty" in place.batch("--check").err
-    assert place.batch("--check", "--summary", place.path("s")).code == 2
-    assert {name: data for name, data in place.all().items() if name != "in.jsonl"} == {
-        name: data for name, data in before.items() if name != "in.jsonl"
-    }
 
 
-def test_a_check_sees_a_run_that_goes_on(place: Place) -> None:
-    assert place.batch().code == 0
-    with contextlib.closing(LineFile(place.output, "The output")):
-        assert "is being written by another run" in place.batch("--check").err
-    assert place.batch("--check").code == 0
-
-
-def test_the_summary_of_an_interrupted_run_replaces_no_earlier_one(place: Place) -> None:
-    summary = Path(place.path("summary.json"))
-    assert place.batch("--summary", str(summary), "--limit", "1").code == 0
-    before = summary.read_bytes()
-    place.write(a="one", b="two", c="interrupt", d="wait 60")
-    result = place.batch("--summary", str(summary))
+def test_an_interrupted_run_says_what_is_left(place: Place) -> None:
+    place.write(a="one", c="interrupt", d="wait 60")
+    result = place.batch("--json")
     assert result.code == 130 and " left: the same command goes on" in result.err
-    assert summary.read_bytes() == before and "The summary (--summary) exists" in result.err
-    summary.unlink()
-    place.write(a="one", b="two", e="interrupt", f="wait 60")
-    assert place.batch("--summary", str(summary)).code == 130
-    assert json.loads(summary.read_bytes())["left"] > 0  # there was none to replace
+    assert json.loads(result.out)["left"] > 0
 
 
-def test_a_record_that_hangs_fails_and_the_others_go_on(place: Place) -> None:
-    place.write(a="one", b="wait 3600", c="two")
-    result = place.batch("--record-timeout", "3")
-    assert result.code == 6 and place.codes() == {"a": "ok", "b": "timed_out", "c": "ok"}
-    assert "it reported no progress for 3 s" in result.err
-
-
-@pytest.mark.parametrize("flag", ["--summary", "--csv"])
 @pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.run.json", "in.jsonl", "system.txt"])
-def test_what_is_written_beside_the_output_has_a_place_of_its_own(
-    run: Run, tmp_path: Path, flag: str, name: str
-) -> None:
-    (tmp_path / "in.jsonl").write_text('{"id": "a", "prompt": "What is it?"}\n')
-    (tmp_path / "system.txt").write_text("Be brief.\n")
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    given = [str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")]
-    given += ["--system-file", str(tmp_path / "system.txt"), flag, str(tmp_path / name)]
-    result = run("batch", *given)
-    assert result.code == 2
-    assert flag in result.err
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+def test_what_is_written_has_a_place_of_its_own(place: Place, name: str) -> None:
+    Path(place.path("system.txt")).write_text("Be brief.\n")
+    os.link(place.path("in.jsonl"), place.path("same.jsonl"))
+    before = place.all()
+    result = place.batch("--system-file", place.path("system.txt"), "--csv", place.path(name))
+    assert result.code == 2 and "--csv" in result.err and place.all() == before
+    place.output = place.folder / ("same.jsonl" if name == "in.jsonl" else "none/out.jsonl")
+    result = place.batch()
+    assert result.code == 2 and "-o" in result.err and place.all() == before
+
+
+def test_an_output_is_no_note(place: Place) -> None:
+    (place.folder / "in.jsonl").rename(place.folder / "a.txt")
+    for name in ("out.txt", "a.txt"):
+        result = place.batch("--csv", place.path(name), input=".")
+        assert result.code == 2 and "--csv" in result.err
 
 
 def test_answers_without_sources_fail_and_a_table_is_written(place: Place) -> None:
@@ -167,9 +244,6 @@ def test_answers_without_sources_fail_and_a_table_is_written(place: Place) -> No
     assert result.code == 0
     table = (place.folder / "table.csv").read_text().splitlines()
     assert table[0] == "id,status,answer" and len(table) == 3 and "mg 81 aspirin" in table[1]
-    lines = [json.loads(line) for line in place.output.read_bytes().splitlines()]
-    assert {line["capt"]["sources"]["of"] for line in lines} == {"prompt"}
-    place.output.unlink()
+    assert {line["capt"]["sources"]["of"] for line in place.lines().values()} == {"prompt"}
     result = place.batch("--require-sources", "--force-new", "--csv", place.path("table.csv"))
     assert result.code == 6 and set(place.codes().values()) == {"abstained"}
-    assert place.batch("--csv", place.path("in.jsonl")).code == 2

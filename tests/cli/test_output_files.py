@@ -74,19 +74,10 @@ def test_what_we_wrote_and_empty_files_are_replaced(run: Run, tmp_path: Path) ->
     "command",
     [
         ("score", "{models}", "--raw", "{input}", "-o"),
-        (
-            "batch",
-            "{models}",
-            "--parallel",
-            "1",
-            "{input}",
-            "-o",
-            "{folder}/out.jsonl",
-            "--summary",
-        ),
+        ("batch", "{models}", "--parallel", "1", "{input}", "-o", "{folder}/out.jsonl", "--csv"),
         ("batch", "{models}", "--parallel", "1", "{input}", "--force-new", "-o"),
     ],
-    ids=["score", "summary", "batch"],
+    ids=["score", "table", "batch"],
 )
 def test_no_verb_replaces_a_model_or_what_it_did_not_write(
     run: Run, tmp_path: Path, command: tuple[str, ...]
