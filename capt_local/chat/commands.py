@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from capt_local.decoding.options import GenerateOptions, Method
+from capt_local.decoding.options import GenerateOptions, Method, with_arguments
 from capt_local.errors import UsageError
 
 BLOCK = '"""'
@@ -109,22 +109,22 @@ class Setting:
 
     Attributes:
         name: as it is typed; that of the flag.
-        group: the field of `GenerateOptions` that holds it; empty for itself.
-        field: of the group.
+        argument: its name in `with_arguments`.
+        place: where `GenerateOptions` has it.
         read: from text to value; ValueError if it cannot be.
         takes: what may be given, for people.
     """
 
     name: str
-    group: str
-    field: str
+    argument: str
+    place: str
     read: Callable[[str], Any]
     takes: str
 
     def of(self, options: GenerateOptions) -> str:
         """The present value as it would be typed."""
-        value = getattr(getattr(options, self.group) if self.group else options, self.field)
-        if self.field == "adapter_scales":
+        value = attrgetter(self.place)(options)
+        if self.argument == "adapter_scales":
             each = (f"{role}:{','.join(f'{one:g}' for one in own)}" for role, own in value)
             return ";".join(each) or "loaded"
         if isinstance(value, tuple):
@@ -136,29 +136,31 @@ def _weights(text: str) -> tuple[float, ...]:
     return () if text == EVIDENCE else tuple(float(part) for part in text.split(","))
 
 
-def _scales(text: str) -> tuple[tuple[str, tuple[float, ...]], ...]:
-    if text == "loaded":
-        return ()
-    pairs = [part.partition(":") for part in text.split(";")]
-    return tuple((role, tuple(float(one) for one in own.split(","))) for role, _, own in pairs)
+def _scales(text: str) -> dict[str, tuple[float, ...]]:
+    pairs = [] if text == "loaded" else [part.partition(":") for part in text.split(";")]
+    return {role: tuple(float(one) for one in own.split(",")) for role, _, own in pairs}
 
 
-_WEIGHTS = ("alphas", "powers")
 _ALPHA = f"a number, one for each pair, or '{EVIDENCE}'"
+_ABC = f"A,B,C or '{EVIDENCE}'"
+_SHARE = "a number from 0 to 1"
+_WHOLE = "a whole number"
+_METHODS = f"one of {'|'.join(Method)}"
+_SCALES = "ROLE:SCALE,...;... or 'loaded'"
 SETTINGS = (
-    Setting("alpha", "combine", "alphas", _weights, _ALPHA),
-    Setting("weights", "combine", "powers", _weights, f"A,B,C or '{EVIDENCE}'"),
-    Setting("plausibility", "combine", "plausibility", float, "a number from 0 to 1"),
-    Setting("method", "", "method", Method, f"one of {'|'.join(Method)}"),
-    Setting("max-tokens", "", "max_tokens", int, "a whole number"),
-    Setting("temp", "sample", "temperature", float, "a number from 0"),
-    Setting("top-k", "sample", "top_k", int, "a whole number; 0 keeps all"),
-    Setting("top-p", "sample", "top_p", float, "a number above 0, at most 1"),
-    Setting("min-p", "sample", "min_p", float, "a number from 0 to 1"),
-    Setting("repeat-penalty", "sample", "repeat_penalty", float, "a number above 0"),
-    Setting("repeat-last-n", "sample", "repeat_window", int, "a whole number"),
-    Setting("seed", "sample", "seed", int, "a whole number"),
-    Setting("adapter-scales", "", "adapter_scales", _scales, "ROLE:SCALE,...;... or 'loaded'"),
+    Setting("alpha", "alpha", "combine.alphas", _weights, _ALPHA),
+    Setting("weights", "weights", "combine.powers", _weights, _ABC),
+    Setting("plausibility", "plausibility", "combine.plausibility", float, _SHARE),
+    Setting("method", "method", "method", Method, _METHODS),
+    Setting("max-tokens", "max_tokens", "max_tokens", int, _WHOLE),
+    Setting("temp", "temperature", "sample.temperature", float, "a number from 0"),
+    Setting("top-k", "top_k", "sample.top_k", int, f"{_WHOLE}; 0 keeps all"),
+    Setting("top-p", "top_p", "sample.top_p", float, "a number above 0, at most 1"),
+    Setting("min-p", "min_p", "sample.min_p", float, _SHARE),
+    Setting("repeat-penalty", "repeat_penalty", "sample.repeat_penalty", float, "a number above 0"),
+    Setting("repeat-last-n", "repeat_window", "sample.repeat_window", int, _WHOLE),
+    Setting("seed", "seed", "sample.seed", int, _WHOLE),
+    Setting("adapter-scales", "adapter_scales", "adapter_scales", _scales, _SCALES),
 )
 _SETTINGS = {setting.name: setting for setting in SETTINGS}
 # Spellings that other tools taught people.
@@ -167,11 +169,7 @@ _VALUES = {"method": tuple(Method), "alpha": (EVIDENCE,)}
 
 
 def changed(options: GenerateOptions, assignments: str) -> GenerateOptions:
-    """The options with new values.
-
-    Args:
-        options: as they are.
-        assignments: "name value" or any number of "name=value".
+    """The options with new values: "name value", or any number of "name=value".
 
     Raises:
         UsageError: there is no such name, or the value has no meaning.
@@ -190,16 +188,11 @@ def changed(options: GenerateOptions, assignments: str) -> GenerateOptions:
             hint = f"The nearest is {near[0]}." if near else f"Known: {', '.join(_SETTINGS)}."
             raise UsageError(f"There is no such setting. {hint}")
         try:
-            fields = {setting.field: setting.read(text)}
+            value = setting.read(text)
         except ValueError:
             raise UsageError(f"{setting.name} takes {setting.takes}.") from None
-        if setting.field in _WEIGHTS:  # the one takes the place of the other
-            fields = {**dict.fromkeys(_WEIGHTS, ()), **fields}
         # The parameters check themselves, as they do for the flags.
-        if setting.group:
-            group = dataclasses.replace(getattr(options, setting.group), **fields)
-            fields = {setting.group: group}
-        options = dataclasses.replace(options, **fields)
+        options = with_arguments(options, {setting.argument: value})
     return options
 
 
@@ -213,11 +206,7 @@ def differences(old: GenerateOptions, new: GenerateOptions) -> list[tuple[str, s
 
 
 def offers(before: str) -> list[tuple[str, int]]:
-    """What can stand at the cursor: (text, how many characters before the cursor it replaces).
-
-    Args:
-        before: the line up to the cursor.
-    """
+    """What can stand at the cursor, behind `before`: (text, how many characters it replaces)."""
     if not before.startswith("/") or "\n" in before:
         return []
     name, space, rest = before.partition(" ")

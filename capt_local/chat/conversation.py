@@ -61,20 +61,12 @@ class Conversation:
         return replace(self, turns=(*self.turns, turn))
 
     def without_last(self) -> Conversation:
-        """Without the last turn.
-
-        Raises:
-            UsageError: there is none.
-        """
+        """Without the last turn."""
         self.last()
         return replace(self, turns=self.turns[:-1])
 
     def last(self) -> Turn:
-        """The last turn.
-
-        Raises:
-            UsageError: there is none.
-        """
+        """The last turn. Raises UsageError where there is none."""
         if not self.turns:
             raise UsageError("Nothing has been asked yet.")
         return self.turns[-1]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from capt_local.cli.exits import ExitCode, code_for, line_for, wants_traceback
-from capt_local.cli.verbs import VERBS, Verb, function
+from capt_local.cli.verbs import VERBS, below, function
 from capt_local.hardening import keep_memory_private
 from capt_local.report.terminal import Screen, check_output, drop_output
 from capt_local.version import __version__
@@ -83,29 +83,26 @@ def _dispatch(arguments: list[str], screen: Screen) -> int:
     ):
         return _complete(arguments)
     if first in ("-h", "--help", "help"):
-        screen.line(_HELP.format(verbs=_listed(VERBS)))
+        screen.line(_HELP.format(verbs=_listed("")))
         return ExitCode.OK
     if first == "--version":
         screen.line(f"capt-local {__version__}")
         return ExitCode.OK
-    above: tuple[str, ...] = ()
-    verbs: Sequence[Verb] = VERBS
-    while verb := next((each for each in verbs if arguments and each.name == arguments[0]), None):
-        names, arguments = (*above, verb.name), arguments[1:]
-        if not verb.verbs:
-            from capt_local.cli import parse
+    above = first if first in VERBS and not VERBS[first][0] else ""
+    if above and (len(arguments) < 2 or arguments[1] in ("-h", "--help")):
+        screen.line(_GROUP_HELP.format(name=above, summary=VERBS[above][1], verbs=_listed(above)))
+        return ExitCode.OK
+    depth = 2 if above else 1
+    name = " ".join(arguments[:depth])
+    if name in VERBS:
+        from capt_local.cli import parse
 
-            found = function(verb, *above)
-            return parse.call(found, f"capt-local {' '.join(names)}", arguments, screen)
-        if not arguments or arguments[0] in ("-h", "--help"):
-            listed = _listed(verb.verbs)
-            screen.line(_GROUP_HELP.format(name=verb.name, summary=verb.summary, verbs=listed))
-            return ExitCode.OK
-        verbs, above = verb.verbs, names
-    behind = f" behind {above[0]}" if above else ""
+        return parse.call(function(name), f"capt-local {name}", arguments[depth:], screen)
+    behind = f" behind {above}" if above else ""
     hint = " For an answer to a file: capt-local generate -f FILE." if _is_file(first) else ""
-    known = ", ".join(verb.name for verb in verbs)
-    screen.error(f"there is no such verb{behind}; one of {known} is needed.{hint}")
+    screen.error(
+        f"there is no such verb{behind}; one of {', '.join(below(above))} is needed.{hint}"
+    )
     return ExitCode.USAGE
 
 
@@ -113,19 +110,20 @@ def _is_file(text: str) -> bool:
     return os.path.isfile(text) or os.path.splitext(text)[1].lower() in (".txt", ".md")
 
 
-def _listed(verbs: Sequence[Verb]) -> str:
-    width = max(len(verb.name) for verb in verbs)
-    return "\n".join(f"  {verb.name:<{width}}  {verb.summary}" for verb in verbs)
+def _listed(above: str) -> str:
+    verbs = below(above)
+    width = max(map(len, verbs))
+    return "\n".join(f"  {name:<{width}}  {summary}" for name, summary in verbs.items())
 
 
 def _complete(arguments: list[str]) -> int:
     """All verbs in one Typer program; only shell completion needs that."""
     from capt_local.cli import parse
 
-    program = parse.program({v.name: function(v) for v in VERBS if not v.verbs})
-    for verb in VERBS:
-        if verb.verbs:
-            inner = {each.name: function(each, verb.name) for each in verb.verbs}
-            program.add_typer(parse.program(inner), name=verb.name)
+    groups = [name for name, (module, _) in VERBS.items() if not module]
+    program = parse.program({name: function(name) for name in below() if name not in groups})
+    for above in groups:
+        inner = {name: function(f"{above} {name}") for name in below(above)}
+        program.add_typer(parse.program(inner), name=above)
     program(arguments, prog_name="capt-local")
     return ExitCode.OK

@@ -6,9 +6,9 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from capt_local.chat.commands import in_block, is_open, offers, understood
 from capt_local.cli.exits import ExitCode, line_for, wants_traceback
@@ -51,21 +51,15 @@ _BANNER = (
 class ChatFlags:
     """What becomes of the conversation."""
 
-    transcript: Annotated[
-        Path | None,
-        flag(
-            "--transcript PATH",
-            "Write down every turn here at once (a new file, JSON Lines, mode 0600).",
-        ),
-        Feature.TRANSCRIPTS,
-    ] = None
-    idle_timeout: Annotated[
-        float | None,
-        setting(
-            "--idle-timeout MINUTES",
-            "Forget the conversation when nothing is typed for so long. Default: never.",
-        ),
-    ] = None
+    transcript: Path | None = flag(
+        "--transcript PATH",
+        "Write down every turn here at once (a new file, JSON Lines, mode 0600).",
+        feature=Feature.TRANSCRIPTS,
+    )
+    idle_timeout: float | None = setting(
+        "--idle-timeout MINUTES",
+        "Forget the conversation when nothing is typed for so long. Default: never.",
+    )
 
     def log(self) -> LineFile | None:
         """The new file of `--transcript`. Raises UsageError where it cannot be made."""
@@ -114,14 +108,11 @@ def chat(
       capt-local chat --idle-timeout 10 --alpha 0.5
     """
     screen = Screen.standard(view.verbose)
-    text, idle, shape, source = (
-        system.text(),
-        talk.idle_seconds,
-        form.structure(),
-        template.source(),
-    )
+    text, idle = system.text(), talk.idle_seconds
+    shape, source = form.structure(), template.source()
     bundle = find_bundle(model)
-    options = pace.at(thought.added(generate_options(bundle, how, sample, REPORTED), shape))
+    options = thought.added(generate_options(bundle, how, sample, REPORTED), shape)
+    options = replace(options, speed=pace.speed)
     screen.notes(doubts(options))
     with Signals() as signals:
         log = talk.log()

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message, refuse_nul
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
     from capt_local.documents import Document
 
-_PART = ".capt-local-part-"
 # How answers, reports, scored items, summaries of batch and tables of eval begin.
 _OURS = re.compile(
     rb'\{"id": "capt-|<!doctype html>.{0,4000}<title>capt-local report'
@@ -64,7 +62,6 @@ def read_prompt(
     system: str | None = None,
     raw: bool = False,
     encoding: str | None = None,
-    stdin: BinaryIO | None = None,
 ) -> GivenPrompt:
     """The prompt of the flags.
 
@@ -74,25 +71,22 @@ def read_prompt(
         system: the system text.
         raw: whether the text is continued as it is.
         encoding: of text in files and on standard input; None: that of its mark, else UTF-8.
-        stdin: standard input as bytes; the process's own when None.
 
     Raises:
         UsageError: no text, empty text, standard input as both parts, a document that cannot be
             read, text of another encoding, or a terminal as standard input with nothing else.
     """
-    from capt_local.documents import Document, read, read_path
+    from capt_local.documents import Document, read_path
 
     if prompt == "-" and str(file) == "-":
         raise UsageError("Standard input cannot be both the prompt (-p) and the file (-f).")
     parts = []
     if prompt == "-" or (prompt is None and file is None):
-        data = stdin_bytes(_NO_PROMPT, stdin, wait=prompt == "-")
-        parts.append(read(data, what="Standard input", encoding=encoding))
+        parts.append(_stdin_document(encoding, wait=prompt == "-"))
     elif prompt is not None:
         parts.append(Document(checked(prompt, "-p")))
     if file is not None and str(file) == "-":
-        data = stdin_bytes(_NO_PROMPT, stdin, wait=True)
-        parts.append(read(data, what="Standard input", encoding=encoding))
+        parts.append(_stdin_document(encoding, wait=True))
     elif file is not None:
         parts.append(read_path(file, "The prompt file (-f)", encoding))
     if len(parts) == 2:
@@ -111,16 +105,15 @@ def read_prompt(
     return GivenPrompt([*front, Message("user", text)], parts[-1], of)
 
 
-def stdin_bytes(nothing: str, stdin: BinaryIO | None = None, *, wait: bool = False) -> bytes:
-    """All of standard input; looked at only here, since a process may have none.
+def _stdin_document(encoding: str | None, *, wait: bool) -> Document:
+    from capt_local.documents import read
 
-    Args:
-        nothing: the error where there is none.
-        stdin: the stream; the process's own when None.
-        wait: whether a terminal is read too.
-    """
-    if stdin is None and sys.stdin is not None:
-        stdin = sys.stdin.buffer
+    return read(stdin_bytes(_NO_PROMPT, wait=wait), what="Standard input", encoding=encoding)
+
+
+def stdin_bytes(nothing: str, *, wait: bool = False) -> bytes:
+    """All of standard input, of a terminal only with `wait`; `nothing` is the error without it."""
+    stdin = sys.stdin.buffer if sys.stdin is not None else None
     if stdin is None or (not wait and stdin.isatty()):
         raise UsageError(nothing)
     try:
@@ -132,19 +125,14 @@ def stdin_bytes(nothing: str, stdin: BinaryIO | None = None, *, wait: bool = Fal
 def stdin_holds_text() -> bool:
     """Whether something waits on standard input that nobody has read; does not wait for it."""
     try:
-        number = sys.stdin.fileno()
-        about = os.fstat(number)
-        if stat.S_ISREG(about.st_mode):
-            return about.st_size > os.lseek(number, 0, os.SEEK_CUR)
-        if not stat.S_ISFIFO(about.st_mode):
-            return False
         import fcntl
         import termios
 
-        waiting = fcntl.ioctl(number, termios.FIONREAD, b"\0\0\0\0")
-        return int.from_bytes(waiting, sys.byteorder) > 0
+        number = sys.stdin.fileno()
+        waiting = b"" if os.isatty(number) else fcntl.ioctl(number, termios.FIONREAD, b"\0" * 4)
     except (AttributeError, ImportError, OSError, ValueError):  # none, or no real stream
         return False
+    return int.from_bytes(waiting, sys.byteorder) > 0
 
 
 def read_text(path: Path, what: str, largest: int = 64 << 20) -> str:
@@ -191,18 +179,20 @@ def checked(text: str, option: str) -> str:
 
 
 class OutputFile:
-    """A file that is written at the end, but whose place is tried out before.
+    """A file that is written at the end, in one go; its place is tried out when this is made.
+
+    An existing file is replaced only if it is empty, if it begins as what we write, or by force;
+    one that the command reads never, links to it included.
 
     Args:
         path: of the file.
         name: of the file in errors: what the user calls it, never its path.
-        inputs: files that the command reads; none of them is ever replaced, links included.
+        inputs: files that the command reads.
         force: whether a file that we did not write may be replaced; None: no, and there is no
             --force that would let it.
 
     Raises:
-        UsageError: the file cannot be written there, or would take the place of another one.
-            Nothing has been computed yet.
+        UsageError: the file cannot be written there, or may not take the place of another one.
     """
 
     def __init__(
@@ -213,9 +203,8 @@ class OutputFile:
         inputs: Iterable[Path | None] = (),
         force: bool | None = None,
     ) -> None:
-        """Makes and removes an empty file beside `path`, to find out now and not at the end."""
-        self._path = path
         self._name = name
+        self._path = path
         try:
             exists = path.exists()
             regular = path.is_file() or not exists
@@ -231,20 +220,18 @@ class OutputFile:
                 f"{name} exists, and capt-local cannot tell that it wrote it. Name another one"
                 f"{forced}."
             )
-        _remove_parts(path.parent)
-        _discard(*self._new_file())
+        handle, part = self._new_file()
+        os.close(handle)
+        os.unlink(part)
 
     def spare(self) -> str | None:
-        """Why what is incomplete is not written here: it would replace an earlier file.
-
-        None where there is no file, so that it can be written.
-        """
+        """Why what is incomplete is not written here; None where there is no earlier file."""
         if not os.path.lexists(self._path):
             return None
         return f"{self._name} exists and stays as it was: what is incomplete replaces no file."
 
     def write(self, text: str) -> None:
-        """Writes the file in one go: beside its place, flushed to the disk, then renamed.
+        """Writes the file beside its place, flushes it to the disk and renames it.
 
         Raises:
             UsageError: the disk is full or the folder has gone; what was there before is intact.
@@ -252,26 +239,24 @@ class OutputFile:
         handle, part = self._new_file()
         try:
             # By its handle: whoever may write the folder could put a link in the place of the name.
-            with open(handle, "w", encoding="utf-8", newline="", closefd=False) as stream:
+            with open(handle, "w", encoding="utf-8", newline="") as stream:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(part, self._path)
-            os.close(handle)
         except BaseException as error:
-            _discard(handle, part)
+            with contextlib.suppress(OSError):
+                os.unlink(part)
             if isinstance(error, OSError):
                 raise self._refusal(error) from None
             raise
 
     def _new_file(self) -> tuple[int, str]:
-        """An empty file of mode 0600 in the folder of the output, locked while it is written."""
+        """An empty file of mode 0600 in the folder of the output: a handle, and its path."""
         try:
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=_PART)
+            return tempfile.mkstemp(dir=self._path.parent, prefix=".capt-local-part-")
         except OSError as error:
             raise self._refusal(error) from None
-        _lock(handle)
-        return handle, name
 
     def _refusal(self, error: OSError) -> UsageError:
         return UsageError(f"{self._name} cannot be written: {error.strerror}. Nothing was written.")
@@ -309,34 +294,3 @@ def _is_ours(path: Path) -> bool:
     except OSError:
         return False
     return not start or _OURS.match(start) is not None
-
-
-def _discard(handle: int, path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
-    with contextlib.suppress(OSError):
-        os.close(handle)
-
-
-def _lock(handle: int) -> bool:
-    """Locks an open file; False where another process holds the lock."""
-    try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):
-        return False
-    return True
-
-
-def _remove_parts(folder: Path) -> None:
-    """Removes what a killed run has left: files of our prefix that no process has locked."""
-    with contextlib.suppress(OSError):
-        for part in folder.glob(f"{_PART}*"):
-            with contextlib.suppress(OSError):
-                handle = os.open(part, os.O_RDONLY | os.O_NOFOLLOW)
-                try:
-                    if os.fstat(handle).st_uid == os.geteuid() and _lock(handle):
-                        part.unlink()
-                finally:
-                    os.close(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from capt_local.cli.exits import ExitCode
@@ -22,18 +23,18 @@ from capt_local.cli.options import (
     HtmlFlags,
     MethodFlags,
     ModelFlags,
-    OutputFlags,
-    RawFlags,
     ReasoningFlags,
     SampleFlags,
     SourceFlags,
     SpeedFlags,
     StructureFlags,
     SystemFlags,
-    TargetAloneFlags,
     TemplateFlags,
     TextFlags,
     ViewFlags,
+    flag,
+    setting,
+    top_logprobs_option,
 )
 from capt_local.cli.session import (
     Session,
@@ -53,23 +54,34 @@ from capt_local.report.json import REPORTED, Answer, answer_object, dumps, warni
 from capt_local.report.terminal import Screen
 
 
+@dataclass(frozen=True, slots=True)
+class GenerateFlags:
+    """What is made of the prompt, and where the answer goes."""
+
+    raw: bool = setting("--raw", "Continue the text as it is, without a template.", False)
+    output: Path | None = flag("-o --output PATH", "Write the answer here (mode 0600).")
+    json: bool = setting("--json", "Write a JSON object instead of the text.", False)
+    top_logprobs: int = top_logprobs_option("--json")
+    with_target: bool = flag(
+        "--with-target", "The target's own answer to the same prompt beside it.", False
+    )
+
+
 def generate(
     model: ModelFlags,
     prompt: TextFlags,
     bytes_: EncodingFlags,
     system: SystemFlags,
-    style: RawFlags,
     template: TemplateFlags,
     how: MethodFlags,
     sample: SampleFlags,
     pace: SpeedFlags,
     several: BestOfFlags,
-    output: OutputFlags,
     form: StructureFlags,
     thought: ReasoningFlags,
     sources: SourceFlags,
+    output: GenerateFlags,
     report: HtmlFlags,
-    beside: TargetAloneFlags,
     view: ViewFlags,
 ) -> int:
     """One answer to a prompt: the answer on standard output, everything else on standard error.
@@ -85,10 +97,11 @@ def generate(
     # Everything that can be wrong is found before anything heavy is loaded.
     if output.top_logprobs and not output.json:
         raise UsageError("--top-logprobs goes with --json.")
-    if beside.with_target and not (report.html or output.json):
+    if output.with_target and not (report.html or output.json):
         raise UsageError("--with-target goes with --html or --json.")
+    raw = output.raw
     given = read_prompt(
-        prompt.prompt, prompt.file, system=system.text(), raw=style.raw, encoding=bytes_.encoding
+        prompt.prompt, prompt.file, system=system.text(), raw=raw, encoding=bytes_.encoding
     )
     asked = given.asked
     if sources.require_sources and given.of == "prompt":
@@ -98,16 +111,16 @@ def generate(
     shape = form.structure()
     bundle = find_bundle(model)
     top = max(output.top_logprobs, REPORTED if report.html else 0)
-    options = pace.at(thought.added(generate_options(bundle, how, sample, top), shape))
+    options = thought.added(generate_options(bundle, how, sample, top), shape)
+    options = dataclasses.replace(options, speed=pace.speed)
     several.check(options)
     screen.notes([*given.notices, *doubts(options)])
-    if beside.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
+    if output.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
         raise UsageError("--with-target compares with the target, so it needs a method of three.")
     inputs = [prompt.file, system.system_file, form.json_schema, form.grammar_file]
     delivery = _Delivery(screen, output, report, given, [*inputs, *files_of(bundle)])
     if several.best_of > 1 or sources.require_sources:
         delivery.live = False
-    show = screen.answer if delivery.live else None
 
     with Interrupt() as interrupt:
         session = open_session(
@@ -117,23 +130,23 @@ def generate(
             try:
                 if several.best_of > 1:
                     answer = best_answer_to(
-                        session, asked, options, several, check=model.verify, raw=style.raw
+                        session, asked, options, several, check=model.verify, raw=raw
                     )
                 else:
                     answer = answer_to(
                         session,
                         asked,
                         options,
-                        raw=style.raw,
-                        show=show,
+                        raw=raw,
+                        show=screen.answer if delivery.live else None,
                         think=thought.writer(screen) if delivery.live else None,
                         keep=delivery.keep,
                     )
             finally:
                 # Also behind a part of an answer that an error ended: it gets its own line.
-                if show is not None:
+                if delivery.live:
                     screen.end_answer()
-            if beside.with_target and answer.finish is not FinishReason.INTERRUPTED:
+            if output.with_target and answer.finish is not FinishReason.INTERRUPTED:
                 answer = _with_target_alone(session, asked, options, answer, delivery)
     schema = json.loads(shape.source) if shape and shape.kind == "json-schema" else None
     answer = with_sources(answer, given.source, schema, given.of, require=sources.require_sources)
@@ -146,9 +159,8 @@ def generate(
     screen.note(summary_line(answer))
     if answer.finish is FinishReason.INTERRUPTED:
         return ExitCode.INTERRUPTED
-    if answer.finish is FinishReason.ABSTAINED:
-        return ExitCode.FAILED_RECORDS
-    return ExitCode.OK if answer.structured is not False else ExitCode.FAILED_RECORDS
+    failed = answer.finish is FinishReason.ABSTAINED or answer.structured is False
+    return ExitCode.FAILED_RECORDS if failed else ExitCode.OK
 
 
 class _Delivery:
@@ -161,7 +173,7 @@ class _Delivery:
     def __init__(
         self,
         screen: Screen,
-        output: OutputFlags,
+        output: GenerateFlags,
         report: HtmlFlags,
         given: GivenPrompt,
         inputs: list[Path | None],
@@ -211,25 +223,23 @@ class _Delivery:
     def _spared(self, file: OutputFile | None) -> bool:
         """Whether an earlier file is there, which a part of an answer does not replace."""
         reason = file.spare() if file is not None else None
-        if reason is not None:
-            self._screen.notes([reason])
+        self._screen.notes([reason] if reason else [])
         return reason is not None
 
     def _write_answer(self, answer: Answer) -> None:
         if answer.finish is FinishReason.ABSTAINED and not self._output.json:
             return  # nothing is answered; why stands on standard error
+        text = answer.text.decode("utf-8", "replace")
         if self._output.json:
             text = dumps(answer_object(answer, top_logprobs=self._output.top_logprobs)) + "\n"
-        else:
-            text = answer.text.decode("utf-8", "replace")
         try:
             if self._file is not None:
                 self._file.write(text)
-                return
         except UsageError:
             self._screen.line(text.removesuffix("\n"))  # not lost with the disk
             raise
-        self._screen.line(text.removesuffix("\n"))
+        if self._file is None:
+            self._screen.line(text.removesuffix("\n"))
 
 
 def _with_target_alone(

@@ -1,26 +1,27 @@
 """The options that verbs share, each declared once, in groups of one concern.
 
 A verb is a function of such groups (see `parse`). A default of None means: what the bundle says,
-else the default of the decoder. Each option that is a setting has an environment twin CAPT_LOCAL_*
-and a key in the files of user and site. The prompt and the files of one call have none: the
+else the default of the decoder. Each `setting` has an environment twin CAPT_LOCAL_* and a key in
+the files of user and site. The prompt and the files of one call are a `flag`, without a twin: the
 environment is inherited by everything that is started later.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from capt_local.alignment import Align
 from capt_local.bundles.verify import Check
 from capt_local.cli.files import checked, read_text
-from capt_local.config import Feature
+from capt_local.config import Feature, read_site
 from capt_local.decoding.options import GenerateOptions, Method, Speed, Structure
 from capt_local.errors import UsageError
 
@@ -31,68 +32,67 @@ if TYPE_CHECKING:
 _LARGEST = 1 << 20  # bytes of a schema, a grammar or a system text
 
 
-def option(*names: str, help: str, twin: str = "", metavar: str | None = None, **more: Any) -> Any:
-    """A Typer option; `twin` is the end of the name of its environment variable."""
-    return typer.Option(
+def flag(
+    usage: str,
+    help: str,
+    default: Any = None,
+    *,
+    twin: str | None = None,
+    feature: Feature | None = None,
+    **more: Any,
+) -> Any:
+    """A field of a group that is an option of one call, such as `-o --output PATH`.
+
+    Args:
+        usage: its names, and what stands behind them.
+        help: the line of `--help`.
+        default: its value where nobody gives one.
+        twin: its environment variable.
+        feature: which the site may forbid.
+        more: for Typer.
+    """
+    *names, last = usage.split()
+    if last.startswith("-"):
+        names.append(last)
+    made = typer.Option(
         *names,
         help=help,
-        envvar=f"CAPT_LOCAL_{twin}" if twin else None,
-        metavar=metavar,
+        envvar=twin,
+        metavar=None if last in names else last,
         show_default=False,
         show_envvar=False,
         **more,
     )
+    return dataclasses.field(default=default, metadata={"option": made, "feature": feature})
 
 
-def flag(usage: str, help: str, **more: Any) -> Any:
-    """An option of one call, such as `-o --output PATH`."""
-    names = [word for word in usage.split() if word.startswith("-")]
-    metavar = usage.split()[-1]
-    return option(*names, help=help, metavar=None if metavar in names else metavar, **more)
-
-
-def setting(usage: str, help: str, **more: Any) -> Any:
-    """An option that environment and files can set too, by the name of its long flag."""
+def setting(usage: str, help: str, default: Any = None, **more: Any) -> Any:
+    """The same for an option that environment and files can set too, by its long name."""
     long = max((word for word in usage.split() if word.startswith("-")), key=len)
-    return flag(usage, help, twin=long.lstrip("-").upper().replace("-", "_"), **more)
+    twin = "CAPT_LOCAL_" + long.lstrip("-").upper().replace("-", "_")
+    return flag(usage, help, default, twin=twin, **more)
 
 
-# Options of several groups.
+def option(*names: str, help: str, twin: str = "", metavar: str | None = None, **more: Any) -> Any:
+    """The declaration alone, for `Annotated`."""
+    usage = " ".join([*names, *([metavar] if metavar else [])])
+    return flag(usage, help, twin=f"CAPT_LOCAL_{twin}" if twin else None, **more)
 
 
 def verify_option() -> Any:
-    """How the digests of models are checked; the default stands in the help of each verb."""
+    """How the digests of models are checked."""
     return setting(
         "--verify always|cached|never",
         "Check the digests of the models: always reads the files; cached reads a file of an "
         "installed bundle once and then only if it has changed. Default: cached.",
-    )
-
-
-def gpu_layers_option() -> Any:
-    """How much of the models goes to a GPU; the default is `auto`."""
-    return setting(
-        "-ngl --gpu-layers N|auto|all", "Layers on the GPU. Default: auto, as many as fit."
-    )
-
-
-def threads_option() -> Any:
-    """On how many threads a CPU computes."""
-    return setting(
-        "-t --threads N",
-        "CPU threads. Default: the cores that other programs leave free while it runs.",
-        min=1,
+        Check.CACHED,
     )
 
 
 def top_logprobs_option(needs: str) -> Any:
     """How many candidates are written for each token; `needs` is the option that it goes with."""
-    return setting(
-        "--top-logprobs N",
-        f"Candidates of each model for each token, with {needs}.",
-        min=0,
-        max=100,
-    )
+    help = f"Candidates of each model for each token, with {needs}."
+    return setting("--top-logprobs N", help, 0, min=0, max=100)
 
 
 # The prompt.
@@ -102,46 +102,37 @@ def top_logprobs_option(needs: str) -> Any:
 class TextFlags:
     """The text of one call."""
 
-    prompt: Annotated[
-        str | None,
-        flag(
-            "-p --prompt TEXT",
-            "The prompt; '-' reads standard input. Other accounts of this machine can see "
-            "the arguments of a process: for patient text use -f or standard input.",
-        ),
-    ] = None
-    file: Annotated[
-        Path | None,
-        flag(
-            "-f --file PATH",
-            "A file that holds the prompt: text, PDF, DOCX, ODT, RTF or HTML; with -p, that "
-            "text, a blank line and the text of the file are the prompt.",
-        ),
-    ] = None
+    prompt: str | None = flag(
+        "-p --prompt TEXT",
+        "The prompt; '-' reads standard input. Other accounts of this machine can see the "
+        "arguments of a process: for patient text use -f or standard input.",
+    )
+    file: Path | None = flag(
+        "-f --file PATH",
+        "A file that holds the prompt: text, PDF, DOCX, ODT, RTF or HTML; with -p, that text, a "
+        "blank line and the text of the file are the prompt.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class EncodingFlags:
     """How bytes of plain text are read."""
 
-    encoding: Annotated[
-        str | None,
-        setting(
-            "--encoding NAME",
-            "The encoding of text files: utf-8, utf-16, windows-1252, ... Default: that of a "
-            "byte order mark, else utf-8.",
-        ),
-    ] = None
+    encoding: str | None = setting(
+        "--encoding NAME",
+        "The encoding of text files: utf-8, utf-16, windows-1252, ... Default: that of a byte "
+        "order mark, else utf-8.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class SystemFlags:
-    """The system text, the same for each verb."""
+    """The system text."""
 
-    system: Annotated[str | None, setting("--system TEXT", "The system text.")] = None
-    system_file: Annotated[
-        Path | None, flag("--system-file PATH", "A UTF-8 file that holds the system text.")
-    ] = None
+    system: str | None = setting("--system TEXT", "The system text.")
+    system_file: Path | None = flag(
+        "--system-file PATH", "A UTF-8 file that holds the system text."
+    )
 
     def text(self) -> str | None:
         """The system text; None for none.
@@ -162,26 +153,14 @@ class SystemFlags:
 
 
 @dataclass(frozen=True, slots=True)
-class RawFlags:
-    """Whether the text is continued or answered."""
-
-    raw: Annotated[bool, setting("--raw", "Continue the text as it is, without a template.")] = (
-        False
-    )
-
-
-@dataclass(frozen=True, slots=True)
 class TemplateFlags:
     """Which chat template the target reads."""
 
-    template: Annotated[
-        str | None,
-        flag(
-            "--template NAME|FILE",
-            "A chat template for the target, and for models without one: plain, chatml, or a "
-            "file (Jinja). Default: the bundle's, else the model's own.",
-        ),
-    ] = None
+    template: str | None = flag(
+        "--template NAME|FILE",
+        "A chat template for the target, and for models without one: plain, chatml, or a file "
+        "(Jinja). Default: the bundle's, else the model's own.",
+    )
 
     def source(self) -> str | None:
         """The source of the template; None: the bundle's or the model's own.
@@ -192,7 +171,6 @@ class TemplateFlags:
         """
         if self.template is None:
             return None
-        from capt_local.config import Feature, read_site
         from capt_local.prompting.template import NAMED_TEMPLATES, given_template
 
         if self.template not in NAMED_TEMPLATES:
@@ -207,119 +185,83 @@ class TemplateFlags:
 class CombineFlags:
     """How the models are combined, for verbs that run several methods."""
 
-    alpha: Annotated[
-        str | None,
-        setting(
-            "--alpha NUMBER[,...]|evidence",
-            "Weight of the contrast, one for all pairs or one for each; 'evidence' weighs "
-            "the models by how well they explain the prompt. Default: the bundle's, else evidence.",
-        ),
-    ] = None
-    weights: Annotated[
-        str | None,
-        setting(
-            "--weights A,B,C", "Fixed weights of target, expert and base instead: T^A * E^B / B^C."
-        ),
-    ] = None
-    alignment: Annotated[
-        Align | None,
-        setting(
-            "--alignment NAME",
-            "How vocabularies are aligned: projection, capt-paper (to compare). Default: "
-            "projection.",
-        ),
-    ] = None
-    plausibility: Annotated[
-        float | None,
-        setting(
-            "--plausibility P",
-            "Never choose a token below this share of the target's best. Default: 1e-5.",
-        ),
-    ] = None
+    alpha: str | None = setting(
+        "--alpha NUMBER[,...]|evidence",
+        "Weight of the contrast, one for all pairs or one for each; 'evidence' weighs the models "
+        "by how well they explain the prompt. Default: the bundle's, else evidence.",
+    )
+    weights: str | None = setting(
+        "--weights A,B,C", "Fixed weights of target, expert and base instead: T^A * E^B / B^C."
+    )
+    alignment: Align | None = setting(
+        "--alignment NAME",
+        "How vocabularies are aligned: projection, capt-paper (to compare). Default: projection.",
+    )
+    plausibility: float | None = setting(
+        "--plausibility P",
+        "Never choose a token below this share of the target's best. Default: 1e-5.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class MethodFlags(CombineFlags):
     """The same, and which method."""
 
-    method: Annotated[
-        Method | None,
-        setting(
-            "--method NAME",
-            "capt: all together; expert-led: the same over the expert's tokens; duo: target "
-            "and expert without a base; target, expert, base: one alone; capt-paper, "
-            "capt-paper-raw, unite, unite-20, safe, proxy-tuning, contrastive: published methods. "
-            "Default: the bundle's, else capt.",
-        ),
-    ] = None
+    method: Method | None = setting(
+        "--method NAME",
+        "capt: all together; expert-led: the same over the expert's tokens; duo: target and expert "
+        "without a base; target, expert, base: one alone; capt-paper, capt-paper-raw, unite, "
+        "unite-20, safe, proxy-tuning, contrastive: published methods. Default: the bundle's, else "
+        "capt.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class SampleFlags:
     """How tokens are drawn, and when the answer ends."""
 
-    max_tokens: Annotated[
-        int | None,
-        setting("-n --max-tokens N", "Most tokens of the answer. Default: the bundle's, else 512."),
-    ] = None
-    temp: Annotated[
-        float | None, setting("--temp T", "Temperature; 0 takes the likeliest. Default: 0.")
-    ] = None
-    top_k: Annotated[int, setting("--top-k K", "Keep the K likeliest; 0: all.")] = 0
-    top_p: Annotated[float, setting("--top-p P", "Keep the likeliest up to this mass.")] = 1.0
-    min_p: Annotated[float, setting("--min-p P", "Keep those above this share of best.")] = 0.0
-    repeat_penalty: Annotated[
-        float,
-        setting("--repeat-penalty X", "Above 1: recent tokens become less likely. Default: 1."),
-    ] = 1.0
-    no_repetition_stop: Annotated[
-        bool,
-        setting("--no-repetition-stop", "Let an answer run on that repeats itself without end."),
-    ] = False
-    repeat_last_n: Annotated[
-        int,
-        setting("--repeat-last-n N", "Tokens that the repetition penalty looks back. Default: 64."),
-    ] = 64
-    seed: Annotated[int, setting("-s --seed N", "Of the random draws. Default: 0.")] = 0
-    stop: Annotated[
-        list[str] | None, flag("--stop TEXT", "Ends the answer; may be given several times.")
-    ] = None
+    max_tokens: int | None = setting(
+        "-n --max-tokens N", "Most tokens of the answer. Default: the bundle's, else 512."
+    )
+    temp: float | None = setting("--temp T", "Temperature; 0 takes the likeliest. Default: 0.")
+    top_k: int = setting("--top-k K", "Keep the K likeliest; 0: all.", 0)
+    top_p: float = setting("--top-p P", "Keep the likeliest up to this mass.", 1.0)
+    min_p: float = setting("--min-p P", "Keep those above this share of best.", 0.0)
+    repeat_penalty: float = setting(
+        "--repeat-penalty X", "Above 1: recent tokens become less likely. Default: 1.", 1.0
+    )
+    no_repetition_stop: bool = setting(
+        "--no-repetition-stop", "Let an answer run on that repeats itself without end.", False
+    )
+    repeat_last_n: int = setting(
+        "--repeat-last-n N", "Tokens that the repetition penalty looks back. Default: 64.", 64
+    )
+    seed: int = setting("-s --seed N", "Of the random draws. Default: 0.", 0)
+    stop: list[str] | None = flag("--stop TEXT", "Ends the answer; may be given several times.")
 
 
 @dataclass(frozen=True, slots=True)
 class SpeedFlags:
     """How fast, for verbs that write one answer at a time."""
 
-    speed: Annotated[
-        Speed,
-        setting(
-            "--speed NAME",
-            "auto: drafts that all models check at once, where they pay; lookup, "
-            "target-draft: always that draft; exact-steps: none. The answer is the "
-            "same. Default: auto.",
-        ),
-    ] = Speed.AUTO
-
-    def at(self, options: GenerateOptions) -> GenerateOptions:
-        """The options with this speed."""
-        return replace(options, speed=self.speed)
+    speed: Speed = setting(
+        "--speed NAME",
+        "auto: drafts that all models check at once, where they pay; lookup, target-draft: always "
+        "that draft; exact-steps: none. The answer is the same. Default: auto.",
+        Speed.AUTO,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class StructureFlags:
     """Which form the answer must have."""
 
-    json_schema: Annotated[
-        Path | None,
-        flag(
-            "--json-schema PATH",
-            "A JSON schema: the answer is an instance of it (docs/answers.md).",
-        ),
-    ] = None
-    grammar_file: Annotated[
-        Path | None,
-        flag("--grammar-file PATH", "A grammar in llama.cpp's GBNF: the answer is a text of it."),
-    ] = None
+    json_schema: Path | None = flag(
+        "--json-schema PATH", "A JSON schema: the answer is an instance of it (docs/answers.md)."
+    )
+    grammar_file: Path | None = flag(
+        "--grammar-file PATH", "A grammar in llama.cpp's GBNF: the answer is a text of it."
+    )
 
     def structure(self) -> Structure | None:
         """The form that the flags name, checked; None where they name none. Needs no model.
@@ -348,13 +290,11 @@ class StructureFlags:
 class SourceFlags:
     """What becomes of an answer whose facts the note does not have."""
 
-    require_sources: Annotated[
-        bool,
-        setting(
-            "--require-sources",
-            "Answer nothing where a fact of the answer is not in the note (docs/documents.md).",
-        ),
-    ] = False
+    require_sources: bool = setting(
+        "--require-sources",
+        "Answer nothing where a fact of the answer is not in the note (docs/documents.md).",
+        False,
+    )
 
 
 class Switch(StrEnum):
@@ -368,13 +308,11 @@ class Switch(StrEnum):
 class ProxyReasoningFlags:
     """For models that reason before they answer."""
 
-    expert_in_thoughts: Annotated[
-        Switch,
-        setting(
-            "--expert-in-thoughts on|off",
-            "Whether expert and base read the reasoning and take part in it. Default: off.",
-        ),
-    ] = Switch.OFF
+    expert_in_thoughts: Switch = setting(
+        "--expert-in-thoughts on|off",
+        "Whether expert and base read the reasoning and take part in it. Default: off.",
+        Switch.OFF,
+    )
 
     def added(self, options: GenerateOptions, form: Structure | None) -> GenerateOptions:
         """The options with these flags and the form of the answer."""
@@ -394,14 +332,11 @@ class ReasoningDisplay(StrEnum):
 class ReasoningFlags(ProxyReasoningFlags):
     """The same where the output is shown as it is made."""
 
-    thoughts: Annotated[
-        ReasoningDisplay | None,
-        setting(
-            "--thoughts show|dim|hide",
-            "How the model's reasoning is shown, on standard error. Default: dim on a "
-            "terminal, else hide.",
-        ),
-    ] = None
+    thoughts: ReasoningDisplay | None = setting(
+        "--thoughts show|dim|hide",
+        "How the model's reasoning is shown, on standard error. Default: dim on a terminal, else "
+        "hide.",
+    )
 
     def writer(self, screen: Screen) -> Callable[[bytes], None] | None:
         """What writes reasoning on standard error; None where it is hidden."""
@@ -412,32 +347,20 @@ class ReasoningFlags(ProxyReasoningFlags):
         return partial(screen.thought, dim=display is ReasoningDisplay.DIM)
 
 
-# What is written.
-
-
 @dataclass(frozen=True, slots=True)
 class BestOfFlags:
     """Several answers to one prompt, of which the best is shown."""
 
-    best_of: Annotated[
-        int,
-        option(
-            "--best-of",
-            twin="BEST_OF",
-            metavar="N",
-            help="Draw N answers at once and show the best: by the scorer, of answers of a form "
-            "by the majority, else by likelihood. Needs --temp. Default: 1.",
-        ),
-    ] = 1
-    scorer: Annotated[
-        str | None,
-        option(
-            "--scorer",
-            twin="SCORER",
-            metavar="scorer|PATH",
-            help="What ranks them: 'scorer', that of the bundle, or the folder of one.",
-        ),
-    ] = None
+    best_of: int = setting(
+        "--best-of N",
+        "Draw N answers at once and show the best: by the scorer, of answers of a form by the "
+        "majority, else by likelihood. Needs --temp. Default: 1.",
+        1,
+    )
+    scorer: str | None = setting(
+        "--scorer scorer|PATH",
+        "What ranks them: 'scorer', that of the bundle, or the folder of one.",
+    )
 
     def check(self, options: GenerateOptions) -> None:
         """Refuses what cannot be drawn.
@@ -453,54 +376,35 @@ class BestOfFlags:
             raise UsageError("--scorer ranks several answers: give --best-of N.")
 
 
-@dataclass(frozen=True, slots=True)
-class OutputFlags:
-    """Where the answer goes, and in which form."""
-
-    output: Annotated[
-        Path | None, flag("-o --output PATH", "Write the answer here (mode 0600).")
-    ] = None
-    json: Annotated[bool, setting("--json", "Write a JSON object instead of the text.")] = False
-    top_logprobs: Annotated[int, top_logprobs_option("--json")] = 0
+# What is written.
 
 
 @dataclass(frozen=True, slots=True)
 class HtmlFlags:
     """Whether a report is written, and whether files of others may be replaced."""
 
-    html: Annotated[
-        Path | None,
-        flag("--html PATH", "Write what the expert changed as one HTML page here (mode 0600)."),
-        Feature.REPORTS,
-    ] = None
-    force: Annotated[
-        bool, flag("--force", "Let -o and --html replace a file that capt-local did not write.")
-    ] = False
-
-
-@dataclass(frozen=True, slots=True)
-class TargetAloneFlags:
-    """Whether the target answers alone too."""
-
-    with_target: Annotated[
-        bool, flag("--with-target", "The target's own answer to the same prompt beside it.")
-    ] = False
+    html: Path | None = flag(
+        "--html PATH",
+        "Write what the expert changed as one HTML page here (mode 0600).",
+        feature=Feature.REPORTS,
+    )
+    force: bool = flag(
+        "--force", "Let -o and --html replace a file that capt-local did not write.", False
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class JsonFlags:
     """How findings are written."""
 
-    json: Annotated[bool, setting("--json", "Write a JSON object.")] = False
+    json: bool = setting("--json", "Write a JSON object.", False)
 
 
 @dataclass(frozen=True, slots=True)
 class ViewFlags:
     """How much is written on standard error."""
 
-    verbose: Annotated[
-        int, setting("-v --verbose", "Write more on standard error.", count=True)
-    ] = 0
+    verbose: int = setting("-v --verbose", "Write more on standard error.", 0, count=True)
 
 
 # The models.
@@ -510,54 +414,41 @@ class ViewFlags:
 class ModelFlags:
     """Which models, and how they are loaded."""
 
-    bundle: Annotated[
-        str | None,
-        setting(
-            "-m --bundle NAME|PATH",
-            "A bundle: its id, its folder or its bundle.toml. Default: demo.",
-        ),
-    ] = None
-    target: Annotated[Path | None, setting("--target GGUF", "The target model, for no bundle.")] = (
-        None
+    bundle: str | None = setting(
+        "-m --bundle NAME|PATH", "A bundle: its id, its folder or its bundle.toml. Default: demo."
     )
-    expert: Annotated[
-        list[Path] | None,
-        setting("--expert GGUF", "The clinical expert, likewise; once for each of several pairs."),
-    ] = None
-    base: Annotated[
-        list[Path] | None,
-        setting(
-            "--base GGUF",
-            "What the expert was trained from, likewise; in the order of the experts.",
-        ),
-    ] = None
-    expert_adapter: Annotated[
-        list[Path] | None,
-        setting(
-            "--expert-adapter GGUF[=SCALE]",
-            "A LoRA adapter for each expert; without --expert, of the base.",
-        ),
-    ] = None
-    adapter: Annotated[
-        list[str] | None,
-        option(
-            "--adapter",
-            twin="ADAPTER",
-            metavar="ROLE:GGUF[=SCALE]",
-            help="One more LoRA adapter on the model of a role; may be given several times.",
-        ),
-    ] = None
-    verify: Annotated[Check, verify_option()] = Check.CACHED
-    ctx_size: Annotated[
-        int | None,
-        setting("-c --ctx-size N", "Tokens that the context holds. Default: the bundle's.", min=1),
-    ] = None
-    gpu_layers: Annotated[str, gpu_layers_option()] = "auto"
-    threads: Annotated[int | None, threads_option()] = None
-    date: Annotated[
-        str | None,
-        setting("--date YYYY-MM-DD", "The date that chat templates may use. Default: today."),
-    ] = None
+    target: Path | None = setting("--target GGUF", "The target model, for no bundle.")
+    expert: list[Path] | None = setting(
+        "--expert GGUF", "The clinical expert, likewise; once for each of several pairs."
+    )
+    base: list[Path] | None = setting(
+        "--base GGUF", "What the expert was trained from, likewise; in the order of the experts."
+    )
+    expert_adapter: list[Path] | None = setting(
+        "--expert-adapter GGUF[=SCALE]",
+        "A LoRA adapter for each expert; without --expert, of the base.",
+    )
+    adapter: list[str] | None = setting(
+        "--adapter ROLE:GGUF[=SCALE]",
+        "One more LoRA adapter on the model of a role; may be given several times.",
+    )
+    verify: Check = verify_option()
+    ctx_size: int | None = setting(
+        "-c --ctx-size N", "Tokens that the context holds. Default: the bundle's.", min=1
+    )
+    gpu_layers: str = setting(
+        "-ngl --gpu-layers N|auto|all",
+        "Layers on the GPU. Default: auto, as many as fit.",
+        "auto",
+    )
+    threads: int | None = setting(
+        "-t --threads N",
+        "CPU threads. Default: the cores that other programs leave free while it runs.",
+        min=1,
+    )
+    date: str | None = setting(
+        "--date YYYY-MM-DD", "The date that chat templates may use. Default: today."
+    )
 
     def adapters(self) -> list[AdapterFile]:
         """The adapters of the experts, with their scales.

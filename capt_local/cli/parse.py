@@ -12,22 +12,21 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.settings import (
     FILES,
-    DeclaredOption,
     SettingsFiles,
     Verb,
+    declaration,
     groups_of,
     options_of,
     overruled,
     unknown_variables,
 )
-from capt_local.config import ConfigFile
 from capt_local.report.terminal import Screen, unwritable
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -70,26 +69,14 @@ _INSTEAD = {
 
 
 def call(verb: Verb, name: str, arguments: Sequence[str], screen: Screen) -> int:
-    """Parses the arguments of a verb and runs it.
-
-    Returns:
-        The exit code.
-    """
-    files = SettingsFiles.read()
-    values, origin = files.values(options_of(verb))
-
-    def allowed(given: Mapping[str, Any]) -> None:
-        for option in options_of(verb).values():
-            if option.feature is not None and given[option.name] not in (None, False):
-                files.site.limits.refuse(option.feature, f"--{option.key}")
-
-    program = typer.Typer(add_completion=False, rich_markup_mode=None)
-    program.command(context_settings=dict(_SETTINGS))(flat(verb, origin, allowed))
-    made: Any = typer.main.get_command(program)
+    """Parses the arguments of a verb and runs it; returns the exit code."""
+    files, options = SettingsFiles.read(), options_of(verb)
+    of_files, file_of = files.values(options)
+    made: Any = typer.main.get_command(program({name: verb}))
     try:
         # Only the parsing happens inside: Click has ideas of its own about errors and Ctrl-C.
         parsed = made.main(
-            list(arguments), prog_name=name, standalone_mode=False, default_map=values
+            list(arguments), prog_name=name, standalone_mode=False, default_map=of_files
         )
     except typer.Exit as exit_:
         return exit_.exit_code
@@ -100,78 +87,67 @@ def call(verb: Verb, name: str, arguments: Sequence[str], screen: Screen) -> int
     except OSError as error:  # Click writes the help by itself
         raise unwritable(error) from None
     except _USAGE_ERRORS as error:
-        screen.error(f"{_usage_line(error, verb, name, dict(files.named()), origin)}")
+        at: Any = getattr(getattr(error, "param", None), "name", None)
+        declared = next((one for one in options.values() if one.name == at), None)
+        takes = declared.takes if declared else "another value"
+        if declared is not None and _source(error, at) == FILES:
+            path = dict(files.named())[file_of[declared.name]].path
+            screen.error(f"{path}: options.{declared.key} takes {takes}.")
+        else:
+            line = _usage_line(error, takes, name.split()[-1])
+            screen.error(f"{line} See '{name} --help'.")
         return ExitCode.USAGE
-    if not isinstance(parsed, dict):
+    if not isinstance(parsed, tuple):
         return int(parsed or 0)  # --help
+    values, sources = parsed
+    for option in options.values():
+        if option.feature is not None and values[option.name] not in (None, False):
+            files.site.limits.refuse(option.feature, f"--{option.key}")
     if unknown := unknown_variables(os.environ):
         have = "is" if len(unknown) == 1 else "are"
-        screen.notes(
-            [
-                f"{', '.join(unknown)} {have} in the environment, but no setting has this name; "
-                "'capt-local config show' lists the settings."
-            ]
-        )
-    return verb(**parsed)
+        hint = "'capt-local config show' lists the settings."
+        note = f"{', '.join(unknown)} {have} in the environment, but no setting has this name;"
+        screen.notes([f"{note} {hint}"])
+    gone = overruled(
+        values, {at: file_of[at] if one == FILES else one for at, one in sources.items()}
+    )
+    groups = {}
+    for group, kind in groups_of(verb).items():
+        fields = {each.name: each.default for each in dataclasses.fields(kind)}
+        fields |= {at: values[at] for at in fields if at not in gone}
+        groups[group] = kind(**fields)
+    return verb(**groups)
 
 
 def program(verbs: Mapping[str, Verb]) -> typer.Typer:
-    """One Typer program with all verbs, for shell completion."""
-    whole = typer.Typer(rich_markup_mode=None)
+    """One Typer program with these verbs; all of them together for shell completion alone."""
+    whole = typer.Typer(add_completion=len(verbs) > 1, rich_markup_mode=None)
     for name, verb in verbs.items():
-        whole.command(name, context_settings=dict(_SETTINGS))(flat(verb))
+        whole.command(name, context_settings=dict(_SETTINGS))(_flat(verb))
     return whole
 
 
-def flat(
-    verb: Verb,
-    of_files: Mapping[str, str] | None = None,
-    check: Callable[[Mapping[str, Any]], None] | None = None,
-) -> Callable[..., dict[str, Any]]:
-    """A function with one parameter for each field of the verb's groups, that returns these.
+def _flat(verb: Verb) -> Callable[..., Any]:
+    """A function with a parameter for each field of the verb's groups.
 
-    One more parameter is Click's context, which knows what came from the environment and files.
-
-    Args:
-        verb: the function.
-        of_files: which file the values come from that files set, by name.
-        check: called with all values; raises where one is forbidden.
+    It returns their values, and where each came from in Click's words.
     """
-    groups = groups_of(verb)
 
-    def command(context: typer.Context, **values: Any) -> dict[str, Any]:
-        if check is not None:
-            check(values)
+    def command(context: typer.Context, **values: Any) -> tuple[dict[str, Any], dict[str, str]]:
         sources = {name: context.get_parameter_source(name) for name in values}
-        origin = {name: source.name for name, source in sources.items() if source is not None}
-        origin |= {name: (of_files or {})[name] for name in origin if origin[name] == FILES}
-        gone = overruled(values, origin)
-        return {
-            name: kind(
-                **{
-                    field.name: field.default if field.name in gone else values[field.name]
-                    for field in dataclasses.fields(kind)
-                }
-            )
-            for name, kind in groups.items()
-        }
+        return values, {name: each.name for name, each in sources.items() if each is not None}
 
-    parameters = [
-        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    ]
-    for kind in groups.values():
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
+    for kind in groups_of(verb).values():
         hints = get_type_hints(kind, include_extras=True)
         for field in dataclasses.fields(kind):
             # An argument without a default has to be given.
             missing = field.default is dataclasses.MISSING
             default = inspect.Parameter.empty if missing else field.default
+            declared: Any = Annotated[declaration(field, hints[field.name])[:2]]
             parameters.append(
-                inspect.Parameter(
-                    field.name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=default,
-                    annotation=hints[field.name],
-                )
+                inspect.Parameter(field.name, keyword, default=default, annotation=declared)
             )
     command.__name__ = verb.__name__
     # Click fills paragraphs, but for those that begin with this mark.
@@ -183,34 +159,22 @@ def flat(
     return command
 
 
-def _usage_line(
-    error: BaseException,
-    verb: Verb,
-    name: str,
-    files: Mapping[str, ConfigFile],
-    origin: Mapping[str, str],
-) -> str:
-    """What is wrong with the command line or a file, without the value that stands there."""
-    name_of = getattr(getattr(error, "param", None), "name", None)
-    declared = next((one for one in options_of(verb).values() if one.name == name_of), None)
+def _source(error: BaseException, name: str) -> str | None:
+    """Where the value came from that an error of Click is about."""
     context: Any = getattr(error, "ctx", None)
-    source = context.get_parameter_source(name_of) if declared and context else None
-    if declared is not None and source is not None and source.name == FILES:
-        path = files[origin[declared.name]].path
-        return f"{path}: options.{declared.key} takes {declared.takes}."
-    return f"{_flag_line(error, declared, name.split()[-1])} See '{name} --help'."
+    source = context.get_parameter_source(name) if context else None
+    return None if source is None else str(source.name)
 
 
-def _flag_line(error: BaseException, declared: DeclaredOption | None, verb: str) -> str:
-    option = getattr(error, "option_name", None)
-    param = getattr(error, "param", None)
-    names = getattr(param, "opts", None)
-    if names:
+def _usage_line(error: BaseException, takes: str, verb: str) -> str:
+    """What is wrong with the command line, without the value that stands there."""
+    option, param = getattr(error, "option_name", None), getattr(error, "param", None)
+    if names := getattr(param, "opts", None):
         long = max(names, key=len)
         if hasattr(error, "param_type"):  # only Click's MissingParameter has it
             shown = long if long.startswith("-") else getattr(param, "metavar", long)
             return f"{shown} is missing."
-        return f"{long} takes {declared.takes if declared else 'another value'}."
+        return f"{long} takes {takes}."
     if option is None:
         return "There is text that belongs to no option; put the prompt in quotes: -p '...'."
     # Text that begins with a dash looks like an option; only what cannot be a note is repeated.

@@ -6,7 +6,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import read_text
@@ -16,7 +16,7 @@ from capt_local.cli.options import (
     SampleFlags,
     TemplateFlags,
     ViewFlags,
-    option,
+    setting,
 )
 from capt_local.cli.session import Session, find_bundle, generate_options, open_session
 from capt_local.cli.signals import Signals
@@ -36,56 +36,45 @@ _SHORTEST_KEY, _FORGET_AFTER, _WAITING = 16, 10.0, 32  # characters, minutes, re
 class ServeFlags:
     """Where the server listens, for whom, and for how many at once."""
 
-    port: Annotated[
-        int,
-        option("--port", twin="PORT", metavar="N", min=0, max=65535,
-               help="The port; 0 takes a free one. Default: 8080."),
-    ] = 8080  # fmt: skip
-    host: Annotated[
-        str,
-        option("--host", twin="HOST", metavar="ADDRESS",
-               help="The address to listen on; another than loopback needs --api-key-file, "
-               "--tls-cert and --tls-key. Default: 127.0.0.1."),
-    ] = "127.0.0.1"  # fmt: skip
-    parallel: Annotated[
-        int,
-        option("--parallel", twin="PARALLEL", metavar="N", min=1, max=256,
-               help="Requests that are answered at once; each takes memory for its context in "
-               "all models. Default: 4."),
-    ] = 4  # fmt: skip
-    api_key_file: Annotated[
-        Path | None,
-        option("--api-key-file", twin="API_KEY_FILE", metavar="PATH",
-               help="A file with a key on each line, readable by you alone. Default: a new key, "
-               "in the address that is printed."),
-    ] = None  # fmt: skip
-    tls_cert: Annotated[
-        Path | None,
-        option("--tls-cert", twin="TLS_CERT", metavar="PATH", help="A certificate (PEM)."),
-    ] = None
-    tls_key: Annotated[
-        Path | None, option("--tls-key", twin="TLS_KEY", metavar="PATH", help="Its key (PEM).")
-    ] = None
-    allow_host: Annotated[
-        list[str] | None,
-        option("--allow-host", twin="ALLOW_HOST", metavar="NAME",
-               help="A further name that the server answers to; may be given several times."),
-    ] = None  # fmt: skip
-    allow_origin: Annotated[
-        list[str] | None,
-        option("--allow-origin", twin="ALLOW_ORIGIN", metavar="URL",
-               help="A site whose pages may use the server, such as https://ehr.example."),
-    ] = None  # fmt: skip
-    tasks: Annotated[
-        Path | None,
-        option("--tasks", twin="TASKS", metavar="FOLDER",
-               help="Further tasks for the page, a TOML file each (docs/serve.md)."),
-    ] = None  # fmt: skip
-    idle_timeout: Annotated[
-        float | None,
-        option("--idle-timeout", twin="IDLE_TIMEOUT", metavar="MINUTES",
-               help="Forget all texts when nothing was asked for so long. Default: 10."),
-    ] = None  # fmt: skip
+    port: int = setting(
+        "--port N", "The port; 0 takes a free one. Default: 8080.", 8080, min=0, max=65535
+    )
+    host: str = setting(
+        "--host ADDRESS",
+        "The address to listen on; another than loopback needs --api-key-file, --tls-cert and "
+        "--tls-key. Default: 127.0.0.1.",
+        "127.0.0.1",
+    )
+    parallel: int = setting(
+        "--parallel N",
+        "Requests that are answered at once; each takes memory for its context in all models. "
+        "Default: 4.",
+        4,
+        min=1,
+        max=256,
+    )
+    api_key_file: Path | None = setting(
+        "--api-key-file PATH",
+        "A file with a key on each line, readable by you alone. Default: a new key, in the address "
+        "that is printed.",
+    )
+    tls_cert: Path | None = setting("--tls-cert PATH", "A certificate (PEM).")
+    tls_key: Path | None = setting("--tls-key PATH", "Its key (PEM).")
+    allow_host: list[str] | None = setting(
+        "--allow-host NAME",
+        "A further name that the server answers to; may be given several times.",
+    )
+    allow_origin: list[str] | None = setting(
+        "--allow-origin URL",
+        "A site whose pages may use the server, such as https://ehr.example.",
+    )
+    tasks: Path | None = setting(
+        "--tasks FOLDER", "Further tasks for the page, a TOML file each (docs/serve.md)."
+    )
+    idle_timeout: float | None = setting(
+        "--idle-timeout MINUTES",
+        "Forget all texts when nothing was asked for so long. Default: 10.",
+    )
 
 
 def serve(

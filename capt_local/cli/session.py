@@ -8,7 +8,7 @@ import datetime
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from capt_local.cli.files import checked
 from capt_local.cli.options import BestOfFlags, CombineFlags, ModelFlags, SampleFlags
@@ -32,6 +32,7 @@ from capt_local.report.terminal import Screen
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
     from capt_local.bundles.verify import Check
+    from capt_local.decoding.loop import Generation
     from capt_local.llama.options import LoadOptions
     from capt_local.runtime import Runtime
 
@@ -83,15 +84,12 @@ def load_options(flags: ModelFlags, bundle: Bundle) -> LoadOptions:
     from capt_local.llama.options import GpuLayers, LoadOptions
 
     layers: GpuLayers
-    match flags.gpu_layers:
-        case "auto":
-            layers = "auto"
-        case "all":
-            layers = "all"
-        case number if number.isascii() and number.isdecimal():
-            layers = int(number)
-        case _:
-            raise UsageError("--gpu-layers takes a number, auto or all.")
+    if flags.gpu_layers in ("auto", "all"):
+        layers = flags.gpu_layers  # type: ignore[assignment]
+    elif flags.gpu_layers.isascii() and flags.gpu_layers.isdecimal():
+        layers = int(flags.gpu_layers)
+    else:
+        raise UsageError("--gpu-layers takes a number, auto or all.")
     context = flags.ctx_size if flags.ctx_size is not None else bundle.context
     return LoadOptions(gpu_layers=layers, context=context, threads=flags.threads)
 
@@ -243,6 +241,32 @@ def _context_notices(session: Session, asked: int | None) -> list[str]:
     return lines
 
 
+def _record(
+    session: Session,
+    generation: Generation,
+    steps: Sequence[Step],
+    options: GenerateOptions,
+    *,
+    raw: bool,
+    notices: Sequence[str] = (),
+    **more: Any,
+) -> Answer:
+    """An answer with its provenance; `notices` and `more` are what its making adds."""
+    runtime = session.runtime
+    return answer_of(
+        generation,
+        steps,
+        runtime.bundle.id,
+        load=session.load_seconds,
+        raw=raw,
+        notices=(*runtime.notices, *generation.notices, *notices),
+        provenance=provenance(runtime, options, session.load, session.date, generation.text_bytes),
+        created=int(time.time()),
+        id=new_id(),
+        **more,
+    )
+
+
 def best_answer_to(
     session: Session,
     asked: str | Sequence[Message],
@@ -266,18 +290,10 @@ def best_answer_to(
         )
     best = found.candidates[0]
     own = dataclasses.replace(options, sample=dataclasses.replace(options.sample, seed=best.seed))
-    text = best.generation.text_bytes
-    return answer_of(
-        best.generation,
-        best.steps,
-        runtime.bundle.id,
-        load=session.load_seconds,
-        raw=raw,
-        notices=(*runtime.notices, *best.generation.notices, *found.notices),
-        provenance=provenance(runtime, own, session.load, session.date, text),
-        created=int(time.time()),
-        id=new_id(),
-        best_of=found.as_object(),
+    about = found.as_object()
+    notices = found.notices
+    return _record(
+        session, best.generation, best.steps, own, raw=raw, notices=notices, best_of=about
     )
 
 
@@ -305,25 +321,8 @@ def answer_to(
     Raises:
         UsageError, ContextOverflow, NumericalError: see `Runtime.generate`.
     """
-    runtime = session.runtime
-    generation = runtime.generate(asked, options, raw=raw, cancel=session.interrupt)
+    generation = session.runtime.generate(asked, options, raw=raw, cancel=session.interrupt)
     steps: list[Step] = []
-
-    def made(finish: FinishReason | None) -> Answer:
-        text = generation.text_bytes
-        return answer_of(
-            generation,
-            steps,
-            runtime.bundle.id,
-            load=session.load_seconds,
-            finish=finish,
-            raw=raw,
-            notices=(*runtime.notices, *generation.notices),
-            provenance=provenance(runtime, options, session.load, session.date, text),
-            created=int(time.time()),
-            id=new_id(),
-        )
-
     try:
         for step in generation:
             steps.append(step)
@@ -332,13 +331,14 @@ def answer_to(
                 writer(step.piece_bytes)
     except Exception:
         if keep is not None and not all(step.thought for step in steps):
-            keep(made(FinishReason.ERROR))
+            failed = FinishReason.ERROR
+            keep(_record(session, generation, steps, options, raw=raw, finish=failed))
         raise
     # An interrupted answer may end in bytes that no step brought.
     shown = sum(len(step.piece_bytes) for step in steps if not step.thought)
     if show is not None and len(generation.text_bytes) > shown:
         show(generation.text_bytes[shown:])
-    return made(generation.finish)
+    return _record(session, generation, steps, options, raw=raw)
 
 
 def _numbers(text: str | None, wrong: str) -> tuple[float, ...]:

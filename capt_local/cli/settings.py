@@ -169,13 +169,19 @@ def options_of(verb: Verb) -> dict[str, DeclaredOption]:
 
 def verbs() -> Iterator[Verb]:
     """The functions of all verbs; imports them."""
-    for verb in VERBS:
-        for leaf in verb.verbs or (verb,):
-            yield function(leaf, *((verb.name,) if verb.verbs else ()))
+    return (function(name) for name, (module, _) in VERBS.items() if module)
+
+
+def declaration(field: dataclasses.Field[Any], hint: Any) -> tuple[Any, Any, Feature | None]:
+    """The type of a field, its declaration for Typer, and the feature that it is."""
+    kind, *more = (hint, field) if "option" in field.metadata else get_args(hint)
+    own = getattr(more[0], "metadata", {"option": more[0], "feature": None})
+    feature = next((each for each in more if isinstance(each, Feature)), own["feature"])
+    return kind, own["option"], feature
 
 
 def _declared(field: dataclasses.Field[Any], hint: Any) -> DeclaredOption | None:
-    kind, (declared, *more) = get_args(hint)[0], hint.__metadata__
+    kind, declared, feature = declaration(field, hint)
     # In an annotation the first flag stands where Typer keeps the default elsewhere.
     flags = [name for name in (declared.default, *(declared.param_decls or ())) if _is_flag(name)]
     if not flags:
@@ -192,7 +198,7 @@ def _declared(field: dataclasses.Field[Any], hint: Any) -> DeclaredOption | None
         least=declared.min,
         most=declared.max,
         default=_default_text(field.default, declared.help or ""),
-        feature=next((each for each in more if isinstance(each, Feature)), None),
+        feature=feature,
     )
 
 

@@ -50,16 +50,14 @@ class Talk:
     Args:
         session: with the models.
         signals: what stops an answer.
-        options: how answers are made.
+        options: how answers are made; `/set` changes them.
         log: the running transcript; None for none.
         system: the system text; None for none.
         think: shows a model's reasoning; None: nobody sees it.
         encoding: of text files that `/read` reads; None: that of their mark, else UTF-8.
 
     Attributes:
-        session: as given.
         conversation: what was said so far.
-        options: as given; `/set` changes them.
         notes: texts that will stand before the next question.
     """
 
@@ -75,15 +73,14 @@ class Talk:
     ) -> None:
         self.session = session
         self.options = options
-        self.encoding = encoding
         self.conversation = Conversation(system)
         self.notes: tuple[str, ...] = ()
+        self._encoding = encoding
         self._screen = session.screen
         self._signals = signals
         self._think = think
         self._log = log
         self._shown: set[str] = set(session.runtime.notices)
-        self._questioned = ""  # a /set that was asked about
         self._saved: Path | None = None  # the file that /save may write again
         self._write_down(lambda: transcript(self.conversation, self._first_line()))
 
@@ -108,7 +105,7 @@ class Talk:
         return answer
 
     def run(self, call: Call) -> None:
-        """Carries out a command; `exit` is not among them.
+        """Carries out a command of `COMMANDS` by the method of its name; not `exit`.
 
         Raises:
             CaptError: it cannot be done; nothing has changed.
@@ -125,11 +122,7 @@ class Talk:
         self._write_down(lambda: CLEAR)
 
     def close(self) -> None:
-        """Ends the running transcript.
-
-        Raises:
-            UsageError: lines of it could not be written.
-        """
+        """Ends the running transcript. Raises UsageError where lines could not be written."""
         if self._log is not None:
             try:
                 self._log.append(b"")
@@ -173,30 +166,24 @@ class Talk:
                 )
             options = changed(options, f"seed={options.sample.seed + 1}")
         before = self.conversation.without_last()
-        made: list[Answer] = []
-
-        def exchange(answer: Answer) -> None:
-            if answer.finish in (FinishReason.INTERRUPTED, FinishReason.ERROR):
-                return
-            made.append(answer)
-            if not rest:
-                turn = Turn(old.question, answer, options)
-                self.conversation = before.plus(turn)
-                self._write_down(lambda: UNDO + turn_line(turn))
-
         # The seed of a further draw is no news; whatever else differs is shown side by side.
-        self._answer(before.asking(old.question), options, keep=exchange, live=further)
-        if rest or not made:
+        answer = self._answer(before.asking(old.question), options, live=further)
+        if answer.finish is FinishReason.INTERRUPTED:
             self._roll_back()
-        if not made:
             self._screen.note("Interrupted; the answer before it stays.")
             return
+        if rest:
+            self._roll_back()
+        else:
+            turn = Turn(old.question, answer, options)
+            self.conversation = before.plus(turn)
+            self._write_down(lambda: UNDO + turn_line(turn))
         if not further:
             changes = differences(old.options, options)
             earlier = ", ".join(f"{name} {value}" for name, value, _ in changes) or "before"
             now = ", ".join(f"{name} {value}" for name, _, value in changes) or "now"
-            self._screen.aside(Beside(pane(earlier, old.answer), pane(now, made[0])))
-        self._tell(made[0])
+            self._screen.aside(Beside(pane(earlier, old.answer), pane(now, answer)))
+        self._tell(answer)
         if rest:
             self._screen.note(
                 "The conversation goes on with the earlier answer; /set and then /regen exchange "
@@ -236,17 +223,10 @@ class Talk:
         if not rest:
             self._screen.aside(_settings(self.options))
             return
-        before, options = self.options, self._changed(rest)
-        doubt = doubts(options)
-        if doubt and doubt != doubts(before) and self._questioned != rest:
-            self._questioned = rest
-            text = doubt[0][0].upper() + doubt[0][1:]
-            self._screen.note(f"{text} Nothing has changed; the same command again sets it.")
-            return
-        self._questioned = ""
-        self.options = options
-        for name, old, new in differences(before, options):
+        before, self.options = self.options, self._changed(rest)
+        for name, old, new in differences(before, self.options):
             self._screen.note(f"{name} is {new} from now on (was {old}).")
+        self._screen.notes(doubts(self.options))
 
     def _changed(self, rest: str) -> GenerateOptions:
         """The settings with new values that these models can answer with."""
@@ -286,7 +266,7 @@ class Talk:
         self._screen.aside(Bars("Context that the conversation takes", tuple(rows)))
 
     def _read(self, rest: str) -> None:
-        document = read_path(named(rest, "/read"), "The note", self.encoding, pipes=False)
+        document = read_path(named(rest, "/read"), "The note", self._encoding, pipes=False)
         text = document.text
         if not text.strip():
             raise UsageError("The note is empty.")
@@ -329,10 +309,10 @@ class Talk:
         asked: Sequence[Message],
         options: GenerateOptions,
         *,
-        keep: Callable[[Answer], None],
+        keep: Callable[[Answer], None] | None = None,
         live: bool = True,
     ) -> Answer:
-        """Makes an answer; `keep` gets it before anything else can fail."""
+        """Makes an answer; `keep` gets it, or the part that an error ended, before all else."""
         screen, done, begun = self._screen, 0, time.monotonic()
 
         def reading() -> None:
@@ -361,7 +341,8 @@ class Talk:
             answer = answer_to(self.session, asked, options, show=show, think=think, keep=keep)
             if answer.finish is FinishReason.INTERRUPTED and not answer.text:
                 raise Cancelled("Stopped before the answer began.")
-            keep(answer)
+            if keep is not None:
+                keep(answer)
         except Exception:
             if not done:  # nothing came of the question: the models forget it
                 try:
@@ -389,11 +370,7 @@ class Talk:
         self._screen.note(f"[{short_line(answer)}, {context_line(answer)}]")
 
     def _replace(self, conversation: Conversation, lines: Callable[[], str]) -> None:
-        """Goes on with another conversation; `lines` makes what the transcript says about it.
-
-        Raises:
-            CaptError: the models cannot take it; the conversation stays as it was.
-        """
+        """Goes on with another conversation, if the models can take it."""
         before, self.conversation = self.conversation, conversation
         try:
             self._roll_back()
@@ -419,11 +396,7 @@ class Talk:
         return first_line(session.runtime.bundle, about)
 
     def _write_down(self, lines: Callable[[], str]) -> None:
-        """Adds lines to the running transcript; from a full disk on each turn ends with the error.
-
-        Args:
-            lines: makes them; the record of a long answer takes time, so only where it is wanted.
-        """
+        """Adds lines to the running transcript, which are made only where there is one."""
         if self._log is not None:
             try:
                 self._log.append(lines().encode())
@@ -452,11 +425,7 @@ def _start(text: str) -> str:
 
 
 def named(rest: str, command: str) -> Path:
-    """The path that stands behind a command.
-
-    Raises:
-        UsageError: none does, or it can be no path.
-    """
+    """The path that stands behind a command. Raises UsageError where none does."""
     if not rest:
         raise UsageError(f"{command} needs the name of a file.")
     try:

@@ -41,14 +41,3 @@ def test_the_audit_sees_what_it_should(opens: Open) -> None:
     assert [text for text, *_ in found["faint"]] == ["faint"]
     assert len(found["nameless"]) == 1 and len(found["dangling"]) == 1
     assert (found["twice"], found["headings"], found["scopeless"]) == (["a"], 0, 1)
-
-
-def test_roles(opens: Open) -> None:
-    answer = an_answer([(b"a", b"b", 1.0), (b"\n", None, 1.0), (b"", None, 1.0)])
-    opened = opens(page(answer))
-    strip = opened.page.get_by_role("listbox", name="The answer, token by token")
-    for name in ("a", "line break", "the end of the answer"):
-        assert strip.get_by_role("option", name=name, exact=True).count() == 1
-    assert opened.page.get_by_role("img", name="Contrast of 3 tokens").count() == 1
-    assert opened.page.get_by_role("complementary", name="About one token").count() == 1
-    assert opened.page.get_by_role("heading", level=1).count() == 1

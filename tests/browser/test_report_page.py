@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from capt_local.report.html import chance, page
 from capt_local.report.sanitise import visible
 from tests.browser.conftest import Open, Opened
-from tests.report.answers import an_answer, long_answer
+from tests.report.answers import an_answer
 from tests.report.test_html import HOSTILE, said
 
 ANSWER = an_answer(
@@ -75,13 +73,6 @@ def test_the_whole_text_can_be_walked_by_keys(shown: Opened) -> None:
     assert shown.focused() == "t0"
 
 
-def test_the_strip_is_reached_and_left_by_tab(shown: Opened) -> None:
-    shown.press("Tab")
-    assert shown.focused() == "t0"
-    shown.press("Tab")
-    assert not shown.focused().startswith("t")
-
-
 def test_a_pin_stays_until_it_is_let_go(shown: Opened) -> None:
     shown.page.locator("#t1").focus()
     shown.press("Enter", "ArrowRight")
@@ -99,22 +90,6 @@ def test_a_pin_stays_until_it_is_let_go(shown: Opened) -> None:
     assert "Token 2 of 9" in panel(shown)
     shown.page.get_by_role("button", name="Close").click()
     assert shown.focused() == "t1" and shown.run("document.querySelectorAll('.pin').length") == 0
-
-
-def test_the_mouse_shows_any_token(shown: Opened) -> None:
-    shown.page.locator("#t4").hover()
-    text = panel(shown)
-    assert "would have written Take" in text and "+1.50 nats" in text
-    for model in ("Target", "Expert", "Base", "Together"):
-        assert model in text
-    shown.page.locator("#t0").hover()
-    assert "would have written the same" in panel(shown)
-
-
-def test_a_draw_is_told(opens: Open) -> None:
-    steps = [replace(step, likeliest=99) for step in ANSWER.steps]
-    opened = opens(page(replace(ANSWER, steps=steps)))
-    assert "Drawn at random" in panel(opened) and "not with the draw" in opened.text(".how")
 
 
 def test_the_chart_leads_to_the_token(shown: Opened) -> None:
@@ -245,47 +220,3 @@ def test_a_narrow_window_keeps_the_text_free_until_it_is_asked(opens: Open) -> N
     assert not opened.page.locator("#detail").is_visible()
     opened.page.locator("#t1").click()
     assert opened.page.locator("#detail").is_visible()
-
-
-def test_two_thousand_tokens_are_there_within_a_second(browser: Any, tmp_path: Path) -> None:
-    """Told as the time of the page's own thread: whatever else the machine does is not in it."""
-    source = page(replace(long_answer(2000), alone=long_answer(2000)))
-    assert len(source.encode()) < 2_000_000
-    (tmp_path / "long.html").write_text(source, "utf-8")
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    opened = context.new_page()
-    meter = context.new_cdp_session(opened)
-    meter.send("Performance.enable", {"timeDomain": "threadTicks"})
-    opened.goto((tmp_path / "long.html").as_uri())
-    opened.locator("#t1500").focus()
-    assert "Token 1501 of 2000" in opened.locator("#detail").inner_text()
-    metrics = meter.send("Performance.getMetrics")["metrics"]
-    context.close()
-    taken = {each["name"]: each["value"] for each in metrics}
-    assert 0 < taken["TaskDuration"] < 1.0
-
-
-def test_the_real_demo(opens: Open) -> None:
-    from capt_local import GenerateOptions, LoadOptions, Runtime
-    from capt_local.cli.demo import QUESTION, demo_note
-    from capt_local.report.json import Answer
-
-    with Runtime.open("demo", load=LoadOptions(threads=1)) as runtime:
-        asked = f"{demo_note()}\n\n{QUESTION}"
-        generation = runtime.generate(asked, GenerateOptions(max_tokens=48, top=3))
-        steps = list(generation)
-    answer = Answer(
-        steps=steps,
-        text=generation.text_bytes,
-        finish=generation.finish,
-        model="demo",
-        prompt_tokens=generation.prompt_tokens,
-        context_limit=generation.context_limit,
-        weights=generation.weights,
-    )
-    opened = opens(page(answer))
-    strip: Any = opened.run("document.getElementById('strip').textContent")
-    assert strip.strip() == visible(answer.text.decode("utf-8", "replace")).strip()
-    assert opened.run("document.querySelectorAll('.t.c').length") > 0
-    opened.press("Tab", "End")
-    assert f"of {len(steps)}" in panel(opened)

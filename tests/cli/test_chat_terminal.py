@@ -121,17 +121,6 @@ def test_a_note_is_text_and_cannot_forge_a_turn(fresh: Chat) -> None:
     assert "NUL byte" in fresh.refused("/read utf16.txt")
 
 
-def test_save(fresh: Chat) -> None:
-    assert "Nothing has been said" in fresh.refused("/save x.jsonl")
-    fresh(QUESTION)
-    path = fresh.folder / "saved.jsonl"
-    assert "1 turn" in fresh(f"/save {path}")
-    assert path.stat().st_mode & 0o777 == 0o600
-    fresh("And what helps?")
-    assert "2 turns" in fresh(f"/save {path}")  # one's own file is written again
-    assert len(path.read_text().splitlines()) == 3
-
-
 def test_a_full_disk_on_save_loses_nothing(fresh: Chat) -> None:
     fresh("/set max-tokens=40 temp=1.9")
     for question in (QUESTION, "And what helps?"):
@@ -205,21 +194,6 @@ def test_pasted_bytes_that_are_no_text_and_control_characters(fresh: Chat) -> No
     assert b"\x1b]0;owned" not in terminal.raw and "\u202e".encode() not in terminal.raw
     terminal.send("\x03")
     terminal.ready()
-
-
-def test_what_was_typed_comes_back_with_the_arrow_until_it_is_forgotten(fresh: Chat) -> None:
-    terminal = fresh.terminal
-    fresh("/context")
-    terminal.send("\x1b[A")
-    terminal.wait(lambda: terminal.at_cursor() == ">>> /context")
-    terminal.send("\x15\x19")  # cut, and pasted again
-    terminal.wait(lambda: terminal.at_cursor() == ">>> /context")
-    terminal.send("\x15")
-    terminal.ready()
-    fresh("/clear")
-    terminal.send("\x1b[A\x1b[A\x19")
-    terminal.read(0.3)
-    assert terminal.at_cursor() == ">>>"
 
 
 def test_ctrl_c_at_the_prompt_clears_the_line_and_goes_on(fresh: Chat) -> None:

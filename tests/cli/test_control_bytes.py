@@ -10,7 +10,6 @@ import pytest
 from capt_local import Runtime
 from capt_local.cli.app import run
 from capt_local.errors import UsageError
-from tests.cli.conftest import Run, Stdin
 from tests.small_trio import SMALL_TRIO
 
 # With byte tokens: SmolLM2 has none for some control characters, and refuses them itself.
@@ -45,11 +44,6 @@ def test_one_rule_for_all_verbs(
             place = len(NOTE.encode())
             assert f"holds a NUL byte (0x00) at byte {place} (counted from 0)" in err
             assert "Fever" not in err
-
-
-def test_chat_and_the_command_line_too(run: Run, script: object) -> None:
-    result = run("chat", "{models}", stdin=Stdin(b"one\0\ntwo\x01\n"))
-    assert "holds a NUL byte (0x00) at byte 3" in result.err
 
 
 @pytest.mark.parametrize("raw", [False, True])

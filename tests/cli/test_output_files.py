@@ -1,27 +1,21 @@
-"""Outputs never take the place of a file that is not ours; killed runs leave nothing behind."""
+"""Outputs never take the place of a file that is not ours."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from capt_local.cli.files import OutputFile
 from tests.cli.conftest import Run
 
 pytestmark = pytest.mark.usefixtures("script")
 NOTE = "A note that nobody may lose."
 
 
-@pytest.mark.parametrize("option", ["-o", "--html"])
-@pytest.mark.parametrize("link", ["none", "symlink", "hardlink"])
-@pytest.mark.parametrize("force", [[], ["--force"]])
-def test_an_input_is_never_replaced(
-    run: Run, tmp_path: Path, option: str, link: str, force: list[str]
-) -> None:
+@pytest.mark.parametrize(
+    ("option", "link"), [("-o", "none"), ("-o", "symlink"), ("--html", "hardlink")]
+)
+def test_an_input_is_never_replaced(run: Run, tmp_path: Path, option: str, link: str) -> None:
     note = tmp_path / "note.txt"
     note.write_text(NOTE)
     output = note if link == "none" else tmp_path / "other.txt"
@@ -29,7 +23,7 @@ def test_an_input_is_never_replaced(
         output.symlink_to(note)
     elif link == "hardlink":
         output.hardlink_to(note)
-    result = run("generate", "{models}", "-f", str(note), option, str(output), *force)
+    result = run("generate", "{models}", "-f", str(note), option, str(output), "--force")
     assert result.code == 2
     assert note.read_text() == NOTE
     assert output.samefile(note)
@@ -93,22 +87,3 @@ def test_no_verb_replaces_a_model_or_what_it_did_not_write(
         result = run(*given, str(place))
         assert result.code == 2 and "traceback" not in result.err, place
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def test_parts_of_a_killed_run_are_removed_and_those_of_a_live_one_are_not(tmp_path: Path) -> None:
-    code = (
-        "import sys, signal, pathlib\n"
-        "from capt_local.cli.files import OutputFile\n"
-        "part = OutputFile(pathlib.Path(sys.argv[1]))._new_file()\n"
-        "print(part[1], flush=True)\n"
-        "signal.pause()\n"
-    )
-    arguments = [sys.executable, "-c", code, str(tmp_path / "answer.txt")]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        part = Path(other.stdout.readline().strip())
-        OutputFile(tmp_path / "mine.txt")
-        assert part.exists()  # its writer lives
-        other.kill()
-    OutputFile(tmp_path / "mine.txt").write("x")
-    assert sorted(os.listdir(tmp_path)) == ["mine.txt"]

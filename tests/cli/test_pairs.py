@@ -76,7 +76,6 @@ def test_the_environment_separates_them_as_in_path(
     [
         ([], (0.5, 1.0)),
         (["--alpha", "2"], (2.0,)),
-        (["--alpha", "evidence"], ()),
         (["--weights", "1,1,1,1,1"], ()),
         (["--method", "capt-paper"], (0.5,)),  # which uses the first pair
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -52,22 +51,6 @@ def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     )
 
 
-def test_a_prompt_on_standard_input(models: list[str], tmp_path: Path) -> None:
-    prompt = f"{CANARY} fever"
-    arguments = ["generate", *models, "--raw", "-n", "12", "--json"]
-    result = done(*arguments, text=prompt, cwd=tmp_path)
-    assert result.returncode == 0
-    found = json.loads(result.stdout)
-    assert 0 < found["usage"]["completion_tokens"] <= 12
-    content = found["choices"][0]["logprobs"]["content"]
-    whole = b"".join(bytes(token["bytes"]) for token in content)
-    assert whole.decode("utf-8", "replace") == found["choices"][0]["text"]
-    assert CANARY.encode() not in result.stderr
-    assert b"\x1b" not in result.stdout + result.stderr
-    assert b"Traceback" not in result.stderr
-    assert not list(tmp_path.iterdir())
-
-
 def test_what_a_run_leaves_behind(models: list[str], tmp_path: Path) -> None:
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
@@ -97,20 +80,6 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_is_there(models: list[str]) -> N
     assert b"ignored" not in err
 
 
-def test_ctrl_c_stops_the_scoring_of_a_long_text(models: list[str], tmp_path: Path) -> None:
-    file = tmp_path / "note.txt"
-    file.write_text("fever and a cough " * 20_000)
-    process = start(["score", *models, "-v", str(file)])
-    assert process.stderr is not None
-    while not process.stderr.readline().startswith(b"loaded in"):
-        assert process.poll() is None
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (130, b"")
-    assert err.endswith(b"error: interrupted.\n")
-
-
 def test_a_reader_that_leaves_is_no_drama(models: list[str]) -> None:
     process = start(["generate", *models, "--raw", "-p", "fever", "-n", "4000"])
     assert process.stdout is not None
@@ -131,15 +100,6 @@ def test_text_on_standard_input_beside_a_file_is_noted(models: list[str], tmp_pa
         assert result.returncode == 0
         assert (b"standard input holds text, which is not read" in result.stderr) is noted
     assert b"not read" not in done(*arguments).stderr
-
-
-def test_a_text_that_is_too_long_is_exit_5_with_the_counts(models: list[str]) -> None:
-    result = done("generate", *models, "--raw", "-c", "256", text=f"{CANARY} " * 400)
-    assert result.returncode == 5
-    assert result.stdout == b""
-    for role in (b"target", b"expert", b"base"):
-        assert role in result.stderr
-    assert CANARY.encode() not in result.stderr
 
 
 def test_a_model_with_nan_weights_is_exit_3(tmp_path: Path) -> None:

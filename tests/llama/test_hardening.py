@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.cli.verbs import VERBS
+from capt_local.cli.verbs import below
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="written for Linux's core files")
 
@@ -58,7 +58,7 @@ def cores_are_files(tmp_path: Path) -> None:
         pytest.skip("this system writes no core files into the folder")
 
 
-@pytest.mark.parametrize("verb", [verb.name for verb in VERBS])
+@pytest.mark.parametrize("verb", below())
 def test_a_crash_before_a_verb_has_read_anything(tmp_path: Path, verb: str) -> None:
     (tmp_path / "here").mkdir()
     code = "app._dispatch = crash\napp.run(sys.argv[1:])"

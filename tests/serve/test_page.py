@@ -246,16 +246,6 @@ def test_a_note_that_does_not_fit_is_refused_with_the_counts(opens: Opens) -> No
     page.locator("#counts .over").nth(2).wait_for()
 
 
-def test_two_browsers_at_once(opens: Opens) -> None:
-    pages = [ready(opens()) for _ in range(2)]
-    for number, page in enumerate(pages):
-        page.fill("#note", f"Patient {number}. {NOTE}")
-        page.click("#write")
-    for page in pages:
-        page.wait_for_selector("#stop", state="hidden", **WAIT)
-        assert text(page, "#strip") and page.locator("#problem").is_hidden()
-
-
 def test_without_its_key_the_page_asks_for_it(opens: Opens, server: Running) -> None:
     page = opens(server.url + "/")
     page.wait_for_selector("#gate[open]")
@@ -268,8 +258,7 @@ def test_without_its_key_the_page_asks_for_it(opens: Opens, server: Running) -> 
     assert page.locator("#gate").is_hidden()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 320])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 320)])
 def test_contrast_names_and_no_scrolling_aside(opens: Opens, scheme: str, width: int) -> None:
     """320 points are a window of 1,280 at 400 %."""
     page = ready(opens(color_scheme=scheme, viewport={"width": width, "height": 256}))
@@ -297,11 +286,7 @@ def test_tasks_of_the_site_and_texts_of_files(opens: Opens, starts: Starts, tmp_
     page = ready(opens(server.page))
     assert page.locator("#library label").first.inner_text().strip() == "<b>Ours</b>"
     assert page.locator("#library label").count() == 5
-    latin = {
-        "name": "note.txt",
-        "mimeType": "text/plain",
-        "buffer": "Gr\u00f6\u00dfe".encode("latin-1"),
-    }
+    latin = {"name": "note.txt", "mimeType": "text/plain", "buffer": b"Gr\xf6\xdfe"}
     page.set_input_files("#file", files=[latin])
     page.wait_for_selector("#toast.shown")
     assert "not read" in text(page, "#toast") and page.input_value("#note") == ""
