@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,11 @@ from capt_local.chat.commands import in_block, is_open, offers, understood
 from capt_local.cli.exits import ExitCode, line_for, wants_traceback
 from capt_local.cli.files import checked, decoded
 from capt_local.cli.options import (
+    AnswerFlags,
     EncodingFlags,
     MethodFlags,
     ModelFlags,
-    ReasoningFlags,
     SampleFlags,
-    SpeedFlags,
     StructureFlags,
     SystemFlags,
     TemplateFlags,
@@ -91,9 +90,8 @@ def chat(
     template: TemplateFlags,
     how: MethodFlags,
     sample: SampleFlags,
-    pace: SpeedFlags,
     form: StructureFlags,
-    thought: ReasoningFlags,
+    thought: AnswerFlags,
     view: ViewFlags,
 ) -> int:
     """A conversation; /help in it lists the commands, /why shows what the expert changed.
@@ -112,7 +110,6 @@ def chat(
     shape, source = form.structure(), template.source()
     bundle = find_bundle(model)
     options = thought.added(generate_options(bundle, how, sample, REPORTED), shape)
-    options = replace(options, speed=pace.speed)
     screen.notes(doubts(options))
     with Signals() as signals:
         log = talk.log()

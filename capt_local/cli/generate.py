@@ -18,15 +18,14 @@ from capt_local.cli.files import (
     stdin_holds_text,
 )
 from capt_local.cli.options import (
+    AnswerFlags,
     BestOfFlags,
     EncodingFlags,
     HtmlFlags,
     MethodFlags,
     ModelFlags,
-    ReasoningFlags,
     SampleFlags,
     SourceFlags,
-    SpeedFlags,
     StructureFlags,
     SystemFlags,
     TemplateFlags,
@@ -75,10 +74,9 @@ def generate(
     template: TemplateFlags,
     how: MethodFlags,
     sample: SampleFlags,
-    pace: SpeedFlags,
     several: BestOfFlags,
     form: StructureFlags,
-    thought: ReasoningFlags,
+    thought: AnswerFlags,
     sources: SourceFlags,
     output: GenerateFlags,
     report: HtmlFlags,
@@ -112,7 +110,6 @@ def generate(
     bundle = find_bundle(model)
     top = max(output.top_logprobs, REPORTED if report.html else 0)
     options = thought.added(generate_options(bundle, how, sample, top), shape)
-    options = dataclasses.replace(options, speed=pace.speed)
     several.check(options)
     screen.notes([*given.notices, *doubts(options)])
     if output.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):

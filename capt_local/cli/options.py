@@ -241,18 +241,6 @@ class SampleFlags:
 
 
 @dataclass(frozen=True, slots=True)
-class SpeedFlags:
-    """How fast, for verbs that write one answer at a time."""
-
-    speed: Speed = setting(
-        "--speed NAME",
-        "auto: drafts that all models check at once, where they pay; lookup, target-draft: always "
-        "that draft; exact-steps: none. The answer is the same. Default: auto.",
-        Speed.AUTO,
-    )
-
-
-@dataclass(frozen=True, slots=True)
 class StructureFlags:
     """Which form the answer must have."""
 
@@ -329,14 +317,24 @@ class ReasoningDisplay(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ReasoningFlags(ProxyReasoningFlags):
-    """The same where the output is shown as it is made."""
+class AnswerFlags(ProxyReasoningFlags):
+    """The same, for verbs that write one answer at a time and show it as it is made."""
 
     thoughts: ReasoningDisplay | None = setting(
         "--thoughts show|dim|hide",
         "How the model's reasoning is shown, on standard error. Default: dim on a terminal, else "
         "hide.",
     )
+    speed: Speed = setting(
+        "--speed NAME",
+        "auto: drafts that all models check at once, where they pay; lookup, target-draft: always "
+        "that draft; exact-steps: none. The answer is the same. Default: auto.",
+        Speed.AUTO,
+    )
+
+    def added(self, options: GenerateOptions, form: Structure | None) -> GenerateOptions:
+        """The options with these flags and the form of the answer."""
+        return replace(ProxyReasoningFlags.added(self, options, form), speed=self.speed)
 
     def writer(self, screen: Screen) -> Callable[[bytes], None] | None:
         """What writes reasoning on standard error; None where it is hidden."""

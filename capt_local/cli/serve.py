@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from capt_local.errors import Cancelled, UsageError
 from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
+    from capt_local.rerank.scorer import Scorer
     from capt_local.serve.server import Listener
     from capt_local.serve.tasks import Task
 
@@ -68,6 +70,10 @@ class ServeFlags:
         "--allow-origin URL",
         "A site whose pages may use the server, such as https://ehr.example.",
     )
+    scorer: str | None = setting(
+        "--scorer scorer|PATH",
+        "What ranks the answers of best_of: 'scorer', that of the bundle, or the folder of one.",
+    )
     tasks: Path | None = setting(
         "--tasks FOLDER", "Further tasks for the page, a TOML file each (docs/serve.md)."
     )
@@ -106,7 +112,10 @@ def serve(
         except Cancelled:
             return signals.code or ExitCode.INTERRUPTED
         with session.runtime:
-            _run(session, where, options, tasks, listener, keys, signals)
+            from capt_local.rerank.scorer import open_scorer
+
+            with open_scorer(where.scorer, bundle, model.verify) or nullcontext() as scorer:
+                _run(session, where, options, tasks, listener, keys, signals, scorer)
     return signals.code or ExitCode.INTERRUPTED
 
 
@@ -151,6 +160,7 @@ def _run(
     listener: Listener,
     keys: tuple[str, ...],
     signals: Signals,
+    scorer: Scorer | None,
 ) -> None:
     """Serves until a signal asks to leave."""
     from capt_local.serve.app import OPEN_PATHS, Service
@@ -168,7 +178,7 @@ def _run(
         service = Service(
             engine, options, session.load, tasks,
             lambda made: limits.check_weights((*made.combine.alphas, *made.combine.powers)),
-            reports=not limits.forbids(Feature.REPORTS),
+            scorer=scorer, reports=not limits.forbids(Feature.REPORTS),
         )  # fmt: skip
         names = ("127.0.0.1", "localhost", "[::1]", where.host, *(where.allow_host or ()))
         origins = [each.rstrip("/").lower() for each in where.allow_origin or ()]

@@ -281,10 +281,7 @@ def best_answer_to(
     from capt_local.rerank.scorer import open_scorer
 
     runtime = session.runtime
-    with contextlib.ExitStack() as stack:
-        scorer = open_scorer(flags.scorer, runtime.bundle, check)
-        if scorer is not None:
-            stack.enter_context(scorer)
+    with open_scorer(flags.scorer, runtime.bundle, check) or contextlib.nullcontext() as scorer:
         found = best_of(
             runtime, asked, options, flags.best_of, scorer, raw=raw, cancel=session.interrupt
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from importlib import resources
 
@@ -24,6 +24,8 @@ from capt_local.llama.options import LoadOptions
 from capt_local.provenance import provenance
 from capt_local.report.html import page
 from capt_local.report.json import JsonObject, answer_from, warnings
+from capt_local.rerank.candidates import BestOf, ranked
+from capt_local.rerank.scorer import Scorer
 from capt_local.runtime import Runtime
 from capt_local.serve.engine import Engine, Job, JobEvent, QueueFull
 from capt_local.serve.openapi import description
@@ -33,6 +35,7 @@ from capt_local.serve.protocol import (
     Completion,
     Writer,
     api_error,
+    grounded,
     invalid,
     json_response,
     no_model,
@@ -94,7 +97,13 @@ class _Answers:
     def __init__(self, service: Service, completion: Completion, request: Request) -> None:
         self._service = service
         self.completion = completion
-        self.writers = [Writer(completion, index) for index in range(len(completion.options))]
+        # Of several answers of which the best is shown, all are choice 0.
+        self._drawn = [
+            Writer(completion, 0 if completion.best else index)
+            for index in range(len(completion.options))
+        ]
+        self._best: BestOf | None = None
+        self._ready: Iterator[JsonObject] = iter(())  # chunks of the best answer
         self._events: asyncio.Queue[tuple[int, JobEvent] | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._jobs = [self._job(index, each) for index, each in enumerate(completion.options)]
@@ -135,14 +144,22 @@ class _Answers:
             TimeoutError: there was none for so many seconds.
             _Left: the client has gone.
         """
-        if not self._open:
-            return None
         async with asyncio.timeout(patience):
-            found = await self._events.get()
+            if not self.completion.best:
+                return await self._chunk() if self._open else None
+            while self._open:
+                await self._chunk()
+            if self._best is None:
+                self._best = await asyncio.wrap_future(self._service.engine.call(self._rank))
+                self._ready = self._drawn[0].chunks()
+        return next(self._ready, None)
+
+    async def _chunk(self) -> JsonObject:
+        found = await self._events.get()
         if found is None:
             raise _Left
         index, event = found
-        writer = self.writers[index]
+        writer = self._drawn[index]
         made = event.generation
         if made is not None and event.step is not None:
             return writer.add(made, event.step)
@@ -153,20 +170,41 @@ class _Answers:
             raise ApiError(503, "The server is stopping; the answer is incomplete.", "stopping")
         return writer.end(made)
 
+    def _rank(self) -> BestOf:
+        """Puts the best answer first; in the engine's thread, where the scorer may run."""
+        asked, seed = self.completion, self.completion.options[0].sample.seed
+        results = [each.result(place) for place, each in enumerate(self._drawn)]
+        found = ranked(asked.prompt, asked.options[0], results, self._service.scorer)
+        self._drawn = [self._drawn[one.seed - seed] for one in found.candidates]
+        return found
+
+    def choices(self) -> list[JsonObject]:
+        """The choices of a whole response."""
+        return [each.choice() for each in (self._drawn[:1] if self._best else self._drawn)]
+
     async def tail(self) -> JsonObject:
         """What stands behind the choices: the counts, and ours where it is wanted."""
-        runtime = self._service.engine.runtime
-        # In a thread: it checks answers against schemas, which may take seconds.
-        found = await asyncio.to_thread(
-            lambda: [each.answer(runtime.bundle.id, runtime.notices) for each in self.writers]
-        )
-        tail: JsonObject = {"usage": usage(found, self.writers)}
-        if self.completion.capt is None:
+        return await asyncio.to_thread(self._tail)  # schemas and sources may take seconds
+
+    def _tail(self) -> JsonObject:
+        runtime, asked = self._service.engine.runtime, self.completion
+        found = [each.answer(runtime.bundle.id, runtime.notices) for each in self._drawn]
+        tail: JsonObject = {"usage": usage(found, self._drawn)}
+        if asked.capt is None:
             return tail
-        known = await asyncio.to_thread(
-            provenance, runtime, self.completion.options[0], self._service.load, None, found[0].text
-        )
-        return tail | ours(dataclasses.replace(found[0], provenance=known))
+        answer, options = found[0], asked.options[0]
+        if self._best is not None:
+            seed = self._best.candidates[0].seed
+            options = dataclasses.replace(
+                options, sample=dataclasses.replace(options.sample, seed=seed)
+            )
+            answer = dataclasses.replace(
+                answer,
+                best_of=self._best.as_object(),
+                notices=(*answer.notices, *self._best.notices),
+            )
+        known = provenance(runtime, options, self._service.load, None, answer.text)
+        return tail | ours(grounded(dataclasses.replace(answer, provenance=known), asked))
 
 
 async def _gone(request: Request) -> None:
@@ -183,6 +221,7 @@ class Service:
         load: how the models were loaded, for provenance.
         tasks: of the page.
         check: refuses options that the site forbids.
+        scorer: that ranks several answers, of which the best is shown; None: their likelihoods.
         reports: whether reports may be made.
     """
 
@@ -194,12 +233,17 @@ class Service:
         tasks: Sequence[Task],
         check: Callable[[GenerateOptions], None],
         *,
+        scorer: Scorer | None = None,
         reports: bool = True,
     ) -> None:
         self.engine = engine
+        self.scorer = scorer
         self.load = load
         self.models = _methods(engine.runtime, options.method)
-        self._read = partial(read_completion, models=self.models, options=options, check=check)
+        self._check = check
+        self._read = partial(
+            read_completion, models=self.models, options=options, check=self._refuse
+        )
         self._reports = reports
         self._documents = 0  # that are being read
         runtime, package = engine.runtime, resources.files("capt_local")
@@ -237,6 +281,13 @@ class Service:
         routes.append(Mount("/", StaticFiles(packages=[page, strip], html=True)))
         self.app = Router(routes)  # the guard answers what is raised
 
+    def _refuse(self, options: GenerateOptions) -> None:
+        self._check(options)
+        adapters = self.engine.runtime.bundle.adapters
+        for role, scales in options.adapter_scales:
+            if len(scales) != len(adapters.get(role, ())):
+                raise invalid("adapter_scales has a scale for each adapter of a model.", "capt")
+
     async def _complete(self, request: Request, *, chat: bool) -> Response:
         data = await request.body()
         completion = await asyncio.to_thread(self._read, data, chat=chat)
@@ -250,7 +301,7 @@ class Service:
                 return _Stream(_chunks(answers, first))
             while await answers.next() is not None:
                 pass
-            whole = completion.head() | {"choices": [each.choice() for each in answers.writers]}
+            whole = completion.head() | {"choices": answers.choices()}
             whole |= await answers.tail()
         except BaseException as error:
             answers.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -17,10 +17,12 @@ import msgspec
 from msgspec import Meta
 from starlette.responses import Response
 
+from capt_local.decoding.batching import RequestResult
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions, Method, Structure, with_arguments
 from capt_local.decoding.step import FinishReason, Step
 from capt_local.decoding.structured import schema_structure
+from capt_local.documents import Document
 from capt_local.errors import CaptError, ContextOverflow, ModelError, TextTooLong, UsageError
 from capt_local.prompting.messages import Message, messages_of, refuse_nul
 from capt_local.report.json import (
@@ -32,6 +34,7 @@ from capt_local.report.json import (
     new_id,
     step_object,
     warnings,
+    with_sources,
 )
 from capt_local.strict_json import NotReadable, convert, parse_object
 
@@ -46,7 +49,7 @@ IGNORED = frozenset(
 )  # fmt: skip
 # Fields that do, with the values at which they do not.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "audio": (), "best_of": (1,), "chat_template": (), "chat_template_kwargs": ({},),
+    "audio": (), "chat_template": (), "chat_template_kwargs": ({},),
     "echo": (False,), "frequency_penalty": (0,), "function_call": ("none", "auto"),
     "functions": ([],), "grammar": ("",), "guided_choice": (), "guided_grammar": (),
     "guided_json": (), "guided_regex": (), "json_schema": (), "logit_bias": ({},),
@@ -86,10 +89,14 @@ class CaptFields(msgspec.Struct):
     Attributes:
         top: candidates of each model for each token.
         alpha: a fixed weight of the contrast.
+        adapter_scales: of the LoRA adapters of a model, by its role.
+        document: the text that facts of the answer are looked for in; None: the prompt.
     """
 
     top: Annotated[int, Meta(ge=0, le=20)] = 0
     alpha: Annotated[float, Meta(ge=-8, le=8)] | None = None
+    adapter_scales: dict[str, list[float]] | None = None
+    document: str | None = None
 
 
 class _Common(msgspec.Struct, kw_only=True):
@@ -104,6 +111,7 @@ class _Common(msgspec.Struct, kw_only=True):
     seed: Annotated[int, Meta(ge=-_SEEDS, le=_SEEDS - 1)] | None = None
     stop: str | list[str] | None = None
     n: Annotated[int, Meta(ge=1, le=MOST_CHOICES)] | None = None
+    best_of: Annotated[int, Meta(ge=1, le=MOST_CHOICES)] | None = None
     response_format: ResponseFormat | None = None
     capt: CaptFields | None = None
 
@@ -204,7 +212,9 @@ class Completion:
         chat: whether it is a conversation; else a text that is gone on with.
         model: as the response names it.
         prompt: of the engine.
-        options: of each of `n` answers, which differ in their seed.
+        options: of each of `n` or `best_of` answers, which differ in their seed.
+        best: whether the best of them is the answer.
+        document: where facts of the answer are looked for; None: in the prompt.
         stream: whether tokens are sent as they come.
         usage: whether a stream ends with the counts of tokens.
         logprobs: how many candidates are wanted with each token; None: no log-probabilities.
@@ -217,6 +227,8 @@ class Completion:
     model: str
     prompt: str | tuple[Message, ...]
     options: tuple[GenerateOptions, ...]
+    best: bool
+    document: str | None
     stream: bool
     usage: bool
     logprobs: int | None
@@ -261,9 +273,10 @@ def read_completion(
     name = body.model or next(iter(models))
     if name not in models:
         raise no_model()
+    count, drawn = body.n or 1, body.best_of or 1
     capt = None if body.capt is None else body.capt.top
-    if capt is not None and (body.n or 1) > 1:
-        raise invalid("capt describes one answer: leave out n.", "n")
+    if count > 1 and (drawn > 1 or capt is not None):
+        raise invalid("capt and best_of are about one answer: leave out n.", "n")
     logprobs = _logprobs(body)
     try:
         made = _options(body, models[name], options, max(logprobs or 0, capt or 0))
@@ -271,14 +284,18 @@ def read_completion(
         prompt = _prompt(body)
     except UsageError as error:
         raise api_error(error) from None
-    count, seed = body.n or 1, made.sample.seed
+    if drawn > 1 and not made.sample.temperature:
+        raise invalid(
+            "best_of needs a temperature above 0, or all answers are the same.", "best_of"
+        )
     several = tuple(
-        dataclasses.replace(made, sample=dataclasses.replace(made.sample, seed=seed + number))
-        for number in range(count)
+        dataclasses.replace(made, sample=dataclasses.replace(made.sample, seed=seed))
+        for seed in range(made.sample.seed, made.sample.seed + max(count, drawn))
     )
     wants = body.stream_options
     return Completion(
-        chat=chat, model=name, prompt=prompt, options=several, stream=bool(body.stream),
+        chat=chat, model=name, prompt=prompt, options=several, best=drawn > 1,
+        document=body.capt.document if body.capt is not None else None, stream=bool(body.stream),
         usage=bool(wants and wants.include_usage), logprobs=logprobs, capt=capt,
         id=new_id(), created=int(time.time()),
     )  # fmt: skip
@@ -313,7 +330,8 @@ def _options(
     stops = [body.stop] if isinstance(body.stop, str) else body.stop
     if stops is not None and len(stops) > _MOST_STOPS:
         raise invalid(f"stop holds at most {_MOST_STOPS} texts.", "stop")
-    alpha = None if body.capt is None else body.capt.alpha
+    own = body.capt or CaptFields()
+    alpha = own.alpha
     if alpha is None and method.roles is not None and len(base.combine.alphas) > 1:
         alpha = base.combine.alphas[0]  # it uses the first pair
     given = {
@@ -322,7 +340,7 @@ def _options(
         "seed": None if body.seed is None else body.seed % _SEEDS, "alpha": alpha,
         "max_tokens": min((each for each in limits if each is not None), default=None),
         "stop": None if stops is None else [text for text in stops if text],
-        "structure": _structure(body.response_format),
+        "structure": _structure(body.response_format), "adapter_scales": own.adapter_scales,
     }  # fmt: skip
     return with_arguments(base, {name: each for name, each in given.items() if each is not None})
 
@@ -418,6 +436,18 @@ class Writer:
         chunk["choices"][0]["finish_reason"] = self.finish
         return chunk
 
+    def chunks(self) -> Iterator[JsonObject]:
+        """The chunks of an answer that has ended."""
+        made = self.generation
+        assert made is not None
+        again = Writer(self._asked, self._index)
+        yield from (again.add(made, step) for step in self._steps)
+        yield again.end(made)
+
+    def result(self, place: int) -> RequestResult:
+        """An answer that has ended, as `rerank.candidates.ranked` takes it."""
+        return RequestResult(place, self.generation, tuple(self._steps), None)
+
     def answer(self, model: str, notices: Sequence[str]) -> Answer:
         """The record of the answer, which has ended; without provenance."""
         made = self.generation
@@ -498,6 +528,18 @@ def usage(answers: Sequence[Answer], writers: Sequence[Writer]) -> JsonObject:
         "completion_tokens_details": {"reasoning_tokens": reasoned},
         "prompt_tokens_details": {"cached_tokens": max(0, prompt - [*read.values(), 0][0])},
     }
+
+
+def grounded(answer: Answer, asked: Completion) -> Answer:
+    """The answer with what the document, or else the prompt, has of it."""
+    structure, text = asked.options[0].structure, asked.prompt
+    if not isinstance(text, str):
+        text = "\n".join(turn.content for turn in text if turn.role != "assistant")
+    form = structure is not None and structure.kind == "json-schema"
+    schema = json.loads(structure.source) if structure is not None and form else None
+    if asked.document is not None:
+        return with_sources(answer, Document(asked.document), schema, "document")
+    return with_sources(answer, Document(text), schema, "prompt")
 
 
 def ours(answer: Answer) -> JsonObject:

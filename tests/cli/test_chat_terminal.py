@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,19 +69,6 @@ def test_an_answer_and_what_the_expert_changed_in_it(fresh: Chat) -> None:
     assert fresh("/why 1")
     assert "1 to 1" in fresh.refused("/why 2")
     assert "1 to 1" in fresh.refused("/why x")
-
-
-def test_the_second_turn_goes_on_from_the_first(fresh: Chat) -> None:
-    fresh(QUESTION)
-    first = fresh("/context")
-    fresh("And what helps?")
-    second = fresh("/context")
-    counts = [int(shown.split("target")[1].split("/")[0]) for shown in (first, second)]
-    assert 0 < counts[0] < counts[1]
-    assert all(role in second for role in ("target", "expert", "base")) and "/1024" in second
-    turns = fresh("/show")
-    assert "And what helps?" in turns and "alpha" in turns and "llama" in turns
-    assert fresh.terminal.turns() == 2
 
 
 def test_regen_with_another_alpha_stands_beside_the_answer_so_far(fresh: Chat) -> None:
@@ -194,20 +180,6 @@ def test_pasted_bytes_that_are_no_text_and_control_characters(fresh: Chat) -> No
     assert b"\x1b]0;owned" not in terminal.raw and "\u202e".encode() not in terminal.raw
     terminal.send("\x03")
     terminal.ready()
-
-
-def test_ctrl_c_at_the_prompt_clears_the_line_and_goes_on(fresh: Chat) -> None:
-    terminal = fresh.terminal
-    terminal.send("half a question")
-    terminal.wait(lambda: "question" in terminal.at_cursor())
-    terminal.send("\x03")
-    terminal.ready()
-    assert "leaves" in terminal.text()
-    fresh("/context")  # so that the next one is a first one again
-    terminal.press("\x03", "leaves")
-    terminal.ready()
-    terminal.process.kill(signal.SIGINT)
-    assert terminal.end() == 130
 
 
 def leftovers(folder: Path) -> set[str]:

@@ -12,17 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from capt_local import Runtime
 from capt_local.cli.demo import QUESTION, demo_note
 from capt_local.decoding.options import Method
 from capt_local.errors import (
     ContextOverflow,
     ModelError,
     NumericalError,
+    UsageError,
 )
 from capt_local.prompting.messages import Message
 from capt_local.report.json import answer_from
 from tests.cli.conftest import Run, Stdin
 from tests.cli.fake_runtime import Script
+from tests.small_trio import SMALL_TRIO
 from tests.tiny_models import tiny_gguf
 
 CANARY = "zyzzyva-canary"
@@ -98,6 +101,8 @@ def test_an_empty_prompt_and_bytes_that_are_not_utf8_are_refused(run: Run, scrip
     assert f"byte {len(CANARY) + 3} " in result.err
     assert "0xb0" in result.err
     assert CANARY not in result.err
+    result = run("generate", "{models}", stdin=Stdin(b"Fever\0"))
+    assert result.code == 2 and "holds a NUL byte (0x00) at byte 5 (counted from 0)" in result.err
     assert not script.calls
 
 
@@ -107,6 +112,18 @@ def test_the_name_of_a_missing_prompt_file_is_not_repeated(
     result = run("generate", "{models}", "-f", str(tmp_path / f"{CANARY}.txt"))
     assert result.code == 2
     assert CANARY not in result.err
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_nul_byte_is_refused_in_python_too(raw: bool) -> None:
+    with Runtime.open(SMALL_TRIO) as runtime:
+        for call in (
+            lambda: list(runtime.generate("one\0two", raw=raw)),
+            lambda: runtime.score(b"one\0two"),
+            lambda: runtime.score_answer("one", b"two\0", raw=raw),
+        ):
+            with pytest.raises(UsageError, match="NUL byte"):
+                call()
 
 
 FAILURES = [

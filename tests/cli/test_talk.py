@@ -16,7 +16,7 @@ from capt_local.cli import talk as talk_module
 from capt_local.cli.options import ModelFlags
 from capt_local.cli.session import find_bundle, open_session
 from capt_local.cli.signals import Signals
-from capt_local.cli.talk import Talk, overflow_text
+from capt_local.cli.talk import Talk
 from capt_local.config import Feature, SiteFile, SiteLimits
 from capt_local.decoding.options import GenerateOptions, SampleOptions
 from capt_local.decoding.step import FinishReason
@@ -125,18 +125,6 @@ def test_an_answer_with_other_settings_stands_beside_the_one_that_stays(
     assert err.getvalue().count("alpha 0:") == 2
 
 
-def test_a_note_that_does_not_fit_is_refused_with_what_helps(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    talk, _, _ = made
-    (tmp_path / "note").write_text("first")
-    monkeypatch.setattr(talk.session.runtime, "keep", lambda asked: {"target": 300, "expert": 90})
-    with pytest.raises(ContextOverflow) as caught:
-        talk.run(Call("read", str(tmp_path / "note")))
-    text = overflow_text(caught.value)
-    assert talk.notes == () and "target 300" in text and "/undo" in text and "--ctx-size" in text
-
-
 def test_a_transcript_on_a_full_disk_is_an_error_each_time_and_the_session_goes_on(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,20 +163,6 @@ def test_what_the_site_forbids_is_forbidden_in_a_conversation_too(
     assert talk.options is before and events(log) == ["turn"]
     assert not (tmp_path / "x").exists()
     talk.run(Call("set", "alpha=1.5"))
-
-
-def test_a_note_of_another_patient_can_be_removed(made: Made, tmp_path: Path) -> None:
-    talk, err, _ = made
-    talk.ask("one")
-    for text in ("first", "second"):
-        (tmp_path / "note").write_text(text)
-        talk.run(Call("read", str(tmp_path / "note")))
-    talk.run(Call("undo"))
-    assert talk.notes == ("first",) and len(talk.conversation.turns) == 1
-    assert "1 note left" in err.getvalue()
-    for _ in range(2):
-        talk.run(Call("undo"))
-    assert talk.notes == talk.conversation.turns == ()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jsonschema
 import openai
@@ -13,7 +14,8 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from capt_local import GenerateOptions, LoadOptions, Runtime
-from tests.serve.conftest import CANARY, Running
+from tests.serve.conftest import CANARY, Running, Starts
+from tests.tiny_models import tiny_adapter, tiny_gguf
 
 NOTE = "58-year-old woman with dyspnea for 3 days. Metoprolol 25 mg twice a day. Troponin negative."
 ASK = [{"role": "user", "content": f"{NOTE}\n\nWhat medicine does she take?"}]
@@ -96,6 +98,70 @@ def test_log_probabilities_and_ours_beside(client: openai.OpenAI) -> None:
     assert "capt" not in plain.choices[0].logprobs.content[0].model_extra
 
 
+def test_the_best_of_several_is_the_answer(client: openai.OpenAI) -> None:
+    asked = {"model": "demo", "messages": ASK, "max_tokens": 8, "temperature": 1, "seed": 5}
+    body = {"best_of": 3, "capt": {}}
+    found = client.chat.completions.create(**asked, logprobs=True, extra_body=body)  # type: ignore[call-overload]
+    strict(found)
+    (choice,) = found.choices
+    told = found.model_extra["capt"]["best_of"]
+    candidates = told["candidates"]
+    assert told["ranked_by"] == "mean-logprob"
+    assert sorted(each["seed"] for each in candidates) == [5, 6, 7]
+    scores = [each["score"] for each in candidates]
+    logps = [token.logprob for token in choice.logprobs.content]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] == pytest.approx(sum(logps) / len(logps))
+    assert found.usage.completion_tokens == sum(each["tokens"] for each in candidates)
+    assert found.model_extra["provenance"]["parameters"]["sample"]["seed"] == candidates[0]["seed"]
+    chunks = client.chat.completions.create(**asked, stream=True, extra_body=body)  # type: ignore[call-overload]
+    texts = [each.choices[0].delta.content or "" for each in chunks if each.choices]
+    assert "".join(texts) == choice.message.content
+
+
+def test_facts_of_an_answer_are_looked_for_in_the_document(client: openai.OpenAI) -> None:
+    document = f"\U0001f600 {NOTE}"
+    messages = [{"role": "user", "content": f"{document}\n\nWhich medicine?"}]
+    found = client.chat.completions.create(  # type: ignore[call-overload]
+        model="demo", messages=messages, max_tokens=40, extra_body={"capt": {"document": document}}
+    )
+    sources = found.model_extra["capt"]["sources"]
+    assert sources["of"] == "document" and sources["facts"] and sources["statements"]
+    text = found.choices[0].message.content
+    for fact in sources["facts"]:
+        assert text[fact["start"] : fact["end"]] == fact["text"]
+        if fact["match"] == "exact":
+            start, end = fact["source"]
+            assert document[start:end].lower() == fact["text"].lower()
+    plain = client.chat.completions.create(  # type: ignore[call-overload]
+        model="demo", messages=messages, max_tokens=2, extra_body={"capt": {}}
+    )
+    assert plain.model_extra["capt"]["sources"]["of"] == "prompt"
+
+
+def test_an_adapter_of_scale_0_makes_the_expert_its_base(starts: Starts, tmp_path: Path) -> None:
+    target = tiny_gguf(tmp_path / "target.gguf", seed=1, flavour="spm")
+    base, lora = tiny_gguf(tmp_path / "base.gguf", seed=2), tmp_path / "lora.gguf"
+    tiny_adapter(lora, seed=3)
+    server = starts("--target", str(target), "--base", str(base), "--expert-adapter", str(lora))
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0) as client:
+
+        def contrasts(capt: dict[str, object]) -> list[float | None]:
+            found = client.completions.create(
+                model="files", prompt="fever", max_tokens=6, extra_body={"capt": capt | {"top": 1}}
+            )
+            content = found.choices[0].logprobs.model_extra["content"]
+            return [token["capt"]["delta"] for token in content]
+
+        assert any(contrasts({}))
+        assert not any(contrasts({"adapter_scales": {"expert": [0]}}))
+        assert any(contrasts({}))  # the next request has those it was loaded with
+        for scales in ({"expert": [1, 1]}, {"base": [1]}, {CANARY: [1]}):
+            with pytest.raises(openai.BadRequestError) as caught:
+                contrasts({"adapter_scales": scales})
+            assert caught.value.param == "capt" and CANARY not in caught.value.response.text
+
+
 def test_completions_go_on_with_a_text(client: openai.OpenAI) -> None:
     found = client.completions.create(
         model="demo", prompt="The patient has a history of", max_tokens=6, logprobs=2, stop="\n"
@@ -176,6 +242,8 @@ REFUSED = [
      "messages"),
     ({"frequency_penalty": 0.5}, "frequency_penalty"),
     ({"temperature": -1}, "temperature"),
+    ({"best_of": 2}, "best_of"),
+    ({"best_of": 2, "n": 2, "temperature": 1}, "n"),
     ({"top_logprobs": 2}, "top_logprobs"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema":
         {"type": CANARY}}}}, "response_format"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -178,6 +179,40 @@ def test_beside_the_answer_without_the_expert_and_the_report(opens: Opens) -> No
     assert saved.value.suggested_filename == "capt-report.html"
     assert "What the expert changed" in report and "The target alone" in report
     assert "58-year-old" in report and "<img src=x" not in report
+
+
+def test_statements_lead_to_their_places_in_the_note(opens: Opens) -> None:
+    page = ready(opens())
+    note = f"\U0001f600 {NOTE}"
+    answers: list[str] = []
+
+    def keep(route: Any) -> None:
+        answered = route.fetch(timeout=60_000)
+        answers.append(answered.text())
+        route.fulfill(response=answered)
+
+    page.route("**/v1/chat/completions", keep)
+    write(page, f"\n{note}")
+    last = answers[0].split("\n\n")[-3]  # in front of [DONE]
+    found = json.loads(last.removeprefix("data: "))["capt"]["sources"]
+    statements = found["statements"]
+    rows = page.locator("#sources li")
+    assert rows.count() == len(statements) > 0
+    assert page.locator("#strip [data-s]").count() == len(statements)
+    for one, row in zip(statements, rows.all(), strict=True):
+        assert ("not found" in row.inner_text()) != one["supported"]
+        assert row.locator("button").count() == (one["source"] is not None)
+        if one["source"] is not None:
+            start, end = one["source"]
+            row.locator("button").click()
+            assert page.evaluate("document.activeElement.id") == "note"
+            assert page.evaluate("getSelection().toString()") == note[start:end]
+    lacking = any(fact["match"] == "unsupported" for fact in found["facts"])
+    assert (page.locator("#strip .t.u").count() > 0) == lacking
+    page.fill("#note", "Another note.")
+    if page.locator("#sources button").count():
+        page.locator("#sources button").first.click()
+        assert "has changed" in text(page, "#toast")
 
 
 def test_a_table_of_medications(opens: Opens) -> None:

@@ -105,14 +105,15 @@
   // An answer that grows: cells of text, each with its tokens.
   const strip = at("strip");
   const walker = walk(strip, at("detail"), at("told"), describe, tell);
-  let cells = [], entries = [], waiting = [];
+  let cells = [], entries = [], waiting = [], size = 0, statements = [];
 
   function clear() {
-    cells = []; entries = []; waiting = [];
+    cells = []; entries = []; waiting = []; size = 0; statements = [];
     walker.clear();
     at("plain").textContent = "";
     for (const id of ["figures", "plain-figures"]) at(id).textContent = "";
     for (const id of ["warnings", "table"]) { at(id).hidden = true; at(id).replaceChildren(); }
+    at("traced").hidden = true;
     at("result").classList.remove("asdata");
     problem("");
   }
@@ -120,12 +121,15 @@
   function add(text, entry) {
     if (entry) { entries.push(entry); waiting.push(entries.length - 1); }
     if (!text) return;
+    const begin = size; // in characters, as the server counts
+    size += [...text].length;
     text = visible(text);
     const before = cells[cells.length - 1];
     if (before && /^[\p{M}\u200d\u{1f3fb}-\u{1f3ff}]/u.test(text)) {
       before.node.append(text);
       before.text += text;
       before.own.push(...waiting);
+      before.end = size;
     } else {
       const core = text.trim();
       const start = core ? text.indexOf(core) : 0;
@@ -136,7 +140,7 @@
       const rest = core ? text.slice(start + core.length) : "";
       if (rest) strip.append(rest);
       if (!core && text.includes("\n")) node.classList.add("n");
-      cells.push({ node, text: core || text, own: [...waiting], ends: Boolean(rest) || !core, word: node.parentNode });
+      cells.push({ node, text: core || text, own: [...waiting], ends: Boolean(rest) || !core, word: node.parentNode, begin, end: size });
     }
     waiting = [];
     mark(cells[cells.length - 1]);
@@ -175,6 +179,38 @@
   function words() {
     const all = [...strip.querySelectorAll(".w")].filter((word) => WORD.test(word.textContent));
     return [all.filter((word) => word.classList.contains("c")).length, all.length];
+  }
+
+  // What the note has of the answer.
+  const covers = (one, cell) => cell.begin < one.end && cell.end > one.start;
+  function trace(found, note) {
+    if (!found || found.of !== "document") return;
+    const points = [...note];
+    const jump = ([start, end]) => {
+      const field = at("note"), from = field.value.indexOf(note);
+      if (from < 0) return toast("The note has changed since.");
+      const place = (point) => from + points.slice(0, point).join("").length;
+      field.setSelectionRange(place(start), place(end));
+      field.blur(); // a browser scrolls to what is selected when the field gets the focus
+      field.focus();
+    };
+    for (const fact of found.facts) {
+      if (fact.match === "unsupported") cells.filter((cell) => covers(fact, cell)).forEach((cell) => cell.node.classList.add("u"));
+    }
+    statements = found.statements;
+    statements.forEach((one, index) => {
+      const end = cells.findLast((cell) => covers(one, cell));
+      if (end) end.node.dataset.s = index + 1 + (one.supported ? "" : "?");
+    });
+    const rows = statements.length ? statements : found.facts;
+    at("sources").replaceChildren(...rows.map((one) => {
+      const words = (one.path ? one.path + ": " : "") + visible(one.text.trim()), button = make("button", "", words);
+      button.type = "button";
+      button.addEventListener("click", () => jump(one.source));
+      const lacks = one.supported === false || one.match === "unsupported";
+      return make("li", "", one.source ? button : words, lacks ? make("strong", "lacks", " not found") : "");
+    }));
+    at("traced").hidden = !rows.length;
   }
 
   // One token: what each model would have written.
@@ -269,6 +305,7 @@
     if (!text) { toast("Paste a note, or ask a question."); return at(note ? "question" : "note").focus(); }
     if (task && !task.prompt && !at("question").value.trim()) { toast("Type your question first."); return at("question").focus(); }
     const body = { model: about.bundle, messages: messages(text), capt: { top: 3 } };
+    if (note) body.capt.document = note;
     if (at("length").value) body.max_tokens = Number(at("length").value);
     else if (task && task.max_tokens) body.max_tokens = task.max_tokens;
     if (at("alpha").value) body.capt.alpha = Number(at("alpha").value);
@@ -304,6 +341,7 @@
       at("figures").textContent = share + figures(whole);
       at("told").textContent = "The answer is finished. " + share;
       caution(whole);
+      trace(whole.capt.sources, asked.note);
       if (whole.usage.context_by_model) meters(whole.usage.context_by_model);
       if (task && task.json_schema) tabulate(whole.choices[0].message.content);
     } catch (error) {
