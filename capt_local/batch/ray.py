@@ -41,20 +41,17 @@ class Actor:
             os.dup2(devnull, number)
         self._worker = WorkerProcess(worker_command())
 
-    def exchange(self, messages: list[ipc.WireMessage]) -> list[ipc.WireMessage]:
+    def exchange(self, messages: list[ipc.WireMessage]) -> list[ipc.WireMessage | Death]:
         """Passes messages on; returns those that have come meanwhile, a death as the last one."""
         for each in messages:
             self._worker.send(each)
-        found: list[ipc.WireMessage] = []
+        found: list[ipc.WireMessage | Death] = []
         seconds = _ACTOR_POLL
         while (message := self._worker.poll(seconds)) is not None:
             seconds = 0.0
-            if isinstance(message, Death):
-                error = message.error
-                kind, text = type(error).__name__ if error else "", str(error)
-                return [*found, {"died": message.cause, "killed": message.killed,
-                                 "kind": kind, "text": text}]  # fmt: skip
             found.append(message)
+            if isinstance(message, Death):
+                break
         return found
 
 
@@ -69,7 +66,7 @@ class ActorProcess:
     def __init__(self, ray: Any, kind: Any) -> None:
         self._ray, self._actor = ray, kind.remote()
         self._outbox: list[ipc.WireMessage] = []
-        self._received: deque[ipc.WireMessage] = deque()
+        self._received: deque[ipc.WireMessage | Death] = deque()
         self._reply: Any = None
 
     def send(self, message: ipc.WireMessage) -> None:
@@ -86,14 +83,7 @@ class ActorProcess:
                     self._reply = None
             except self._ray.exceptions.RayError as error:
                 return Death(f"its Ray actor died ({type(error).__name__})")
-        if not self._received:
-            return None
-        message = self._received.popleft()
-        if "died" not in message:
-            return message
-        if message["kind"]:
-            return Death.reported(message["kind"], message["text"])
-        return Death(message["died"], killed=message["killed"])
+        return self._received.popleft() if self._received else None
 
     def ended(self, seconds: float) -> bool:
         return isinstance(self.poll(seconds), Death)

@@ -89,8 +89,7 @@ class InputFlags(EncodingFlags):
         ),
     ] = None
     raw: Annotated[
-        bool,
-        setting("--raw", "Continue the texts as they are, without a template."),
+        bool, setting("--raw", "Continue the texts as they are, without a template.")
     ] = False
     skip_invalid: Annotated[
         bool,
@@ -153,8 +152,7 @@ class RunFlags:
         False
     )
     force_new: Annotated[
-        bool,
-        flag("--force-new", "Move an existing output aside, and begin a new one."),
+        bool, flag("--force-new", "Move an existing output aside, and begin a new one.")
     ] = False
     record_timeout: Annotated[
         int,
@@ -166,11 +164,7 @@ class RunFlags:
         ),
     ] = 1800
     check: Annotated[
-        bool,
-        flag(
-            "--check",
-            "Check flags and input, and leave: nothing is answered or written.",
-        ),
+        bool, flag("--check", "Check flags and input, and leave: nothing is answered or written.")
     ] = False
     ray: Annotated[
         str | None,
@@ -219,10 +213,9 @@ class SummaryFlags:
     json: Annotated[bool, setting("--json", "Write the summary to standard output as JSON.")] = (
         False
     )
-    logprobs: Annotated[
-        bool,
-        setting("--logprobs", "Write the log-probability of each token."),
-    ] = False
+    logprobs: Annotated[bool, setting("--logprobs", "Write the log-probability of each token.")] = (
+        False
+    )
     top_logprobs: Annotated[int, top_logprobs_option("--logprobs")] = 0
     csv: Annotated[
         Path | None,
