@@ -62,7 +62,7 @@ class Entry:
     Attributes:
         code: `ok`, or that of its error.
         answered: whether it holds an answer; one that breaks its schema is answer and error.
-        sha256: of the record in the input, in hexadecimal.
+        sha256: of the record in the input.
     """
 
     code: str

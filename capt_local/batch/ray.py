@@ -56,12 +56,7 @@ class Actor:
 
 
 class ActorProcess:
-    """The worker of an actor; see `supervisor.Process`.
-
-    Args:
-        ray: the library, connected to a cluster.
-        kind: the class of actors.
-    """
+    """The worker of an actor; see `supervisor.Process`."""
 
     def __init__(self, ray: Any, kind: Any) -> None:
         self._ray, self._actor = ray, kind.remote()
@@ -94,16 +89,9 @@ class ActorProcess:
 
 
 def ray_workers(ray: Any, *, actors: int | None, timeout: float, threads: int) -> Workers:
-    """Workers under actors.
+    """Workers under actors, one for each GPU, else for each node, where `actors` does not say.
 
-    Args:
-        ray: the library, connected to a cluster.
-        actors: how many; None: one for each GPU, else for each node.
-        timeout: see `Workers`.
-        threads: CPUs that an actor computes with.
-
-    Raises:
-        UsageError: there are more actors than GPUs.
+    Each computes with so many threads. Raises UsageError if there are more actors than GPUs.
     """
     resources = ray.cluster_resources()
     gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
@@ -122,10 +110,6 @@ def cluster(address: str, actors: int | None) -> Iterator[Any]:
 
     A local one has no usage statistics, dashboard or log forwarding, a token of its own, and a
     temporary folder that is removed.
-
-    Args:
-        address: `local`, or that of a cluster.
-        actors: how many there will be on this machine.
 
     Raises:
         UsageError: Ray is not installed, cannot be started, or is not reached.

@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from capt_local.decoding.options import GenerateOptions
 from capt_local.documents import Document
 from capt_local.errors import CaptError, UsageError
@@ -49,12 +47,6 @@ class DocumentText(str):
         text = cls(document.text)
         text.document = document
         return text
-
-
-class _Given(msgspec.Struct):
-    """What a record may bring beside its id and its prompt."""
-
-    adapter_scales: dict[str, tuple[float, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,15 +161,16 @@ class RecordParser:
                 f'one of "{self.prompt_field}" and "messages" is needed (other fields need '
                 "--template)"
             )
-        given = convert({"adapter_scales": _plain(fields.get("adapter_scales"))}, _Given)
+        scales = fields.get("adapter_scales")
+        if scales is not None:
+            scales = convert(_plain(scales), dict[str, tuple[float, ...]], "adapter_scales")
         if text is None:
-            turns = self._turns(turns)
-            return BatchRecord(number, id, turns, digest, given.adapter_scales)
+            return BatchRecord(number, id, self._turns(turns), digest, scales)
         if not isinstance(text, str):
             raise NotReadable('"prompt" must be a text')
         document = text.document if isinstance(text, DocumentText) else None
         prompt, of = self._user_turn(text), "document" if document else "prompt"
-        return BatchRecord(number, id, prompt, digest, given.adapter_scales, document, of)
+        return BatchRecord(number, id, prompt, digest, scales, document, of)
 
     def _note(self, printed: Mapping[str, object]) -> tuple[Document | None, str]:
         """What answers are checked against: the one text that the template puts into prompts."""

@@ -146,9 +146,6 @@ class BatchSettings:
     """What decides the answers, from flags, bundle, and an earlier start of the same run.
 
     Attributes:
-        bundle: that answers.
-        options: of answers.
-        load: how the models are loaded.
         date: today's date for chat templates: that of the run's first start.
         parallel: answers made at once.
         schema: that answers must satisfy; None for none.
@@ -206,13 +203,7 @@ class BatchSettings:
     def fingerprint(
         self, source: InputSource, facts: Mapping[str, Any], *, logprobs: bool
     ) -> Fingerprint:
-        """That of the run. Raises ModelError if a model without a digest cannot be read.
-
-        Args:
-            source: the input.
-            facts: that the worker has sent first.
-            logprobs: whether lines hold log-probabilities.
-        """
+        """That of the run; `facts` are what a worker has sent first. Raises ModelError."""
         load = self.load
         return fingerprint_of(
             self.bundle,

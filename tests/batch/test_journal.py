@@ -301,44 +301,28 @@ def test_no_fault_loses_what_was_acknowledged(
         assert set(safe) <= set(in_file(output)) and is_whole(output)
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["new", "torn"])
 @pytest.mark.parametrize("power", [False, True], ids=["kill", "power-cut"])
 def test_no_moment_of_a_kill_or_a_power_cut_loses_what_was_acknowledged(
-    power: bool, torn: Path
+    power: bool, begun: bool, torn: Path
 ) -> None:
     half = line("note-11", OF).encode()[:90]
+    if not begun:
+        for path in torn.iterdir():
+            path.unlink()
 
     def make(folder: Path, at: int) -> Faulty:
         return PowerCut(folder, at) if power else Faulty("any", at, None)
 
     for output, files in moments(torn, make):
-        safe = ids(10)
+        safe = ids(10) if begun else []
         with contextlib.suppress(Cut), files.used():
             work(output, safe)
         if isinstance(files, PowerCut) and files.struck:
             files.power_on()
         # The half line is where it was, or aside.
-        assert any(path.read_bytes().endswith(half) for path in output.parent.glob("out*"))
-        with Quick().used():
-            with OutputJournal.open(output, OF) as journal:
-                assert set(safe) <= set(journal.done)
-            work(output, safe)
-        assert is_whole(output)
-
-
-@pytest.mark.parametrize("power", [False, True], ids=["fault", "power-cut"])
-def test_a_new_run_that_fails_leaves_nothing_in_the_way(power: bool, tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-
-    def make(folder: Path, at: int) -> Faulty:
-        return PowerCut(folder, at) if power else Faulty("any", at, BROKEN)
-
-    for output, files in moments(empty, make):
-        safe: list[str] = []
-        with contextlib.suppress(UsageError, Cut), files.used():
-            work(output, safe)
-        if isinstance(files, PowerCut) and files.struck:
-            files.power_on()
+        halves = [path for path in output.parent.glob("out*") if path.read_bytes().endswith(half)]
+        assert bool(halves) == begun
         with Quick().used():
             with OutputJournal.open(output, OF) as journal:
                 assert set(safe) <= set(journal.done)

@@ -131,7 +131,7 @@ def test_a_worker_that_dies_once_is_replaced(place: Place, prompt: str, cause: s
 def test_workers_that_die_whatever_they_are_asked_end_the_run(place: Place) -> None:
     place.write(**{f"r{number}": "die SIGSEGV" for number in range(20)})
     result = place.batch()
-    assert result.code == 1 and "10 times in a row" in result.err
+    assert result.code == 3 and "10 times in a row" in result.err
     assert list(place.codes().values()) == ["worker_died"] * 4
 
 
