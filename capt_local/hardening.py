@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import resource
 import signal
 import struct
 import sys
@@ -49,20 +50,18 @@ def run_apart(
 ) -> tuple[bytes, int | None]:
     """Runs a Python program with this package in a process without the user's terminal.
 
+    Neither the folder nor the environment says what it imports.
+
     Args:
-        program: what it runs. Neither the folder nor the environment says what it imports.
+        program: its source.
         request: its standard input.
-        seconds: that it may take.
+        seconds: that it may take, or TimeoutError is raised.
         largest: bytes that it may write to its standard output.
         handles: open files that it inherits.
         waiting: called several times a second; may raise to stop.
 
     Returns:
         What it wrote, and its exit code; None where it has not ended, or has written more.
-
-    Raises:
-        TimeoutError: it takes longer.
-        OSError: it cannot be started.
     """
     import select  # imported here: every verb imports this file, and few start a process
     import subprocess
@@ -126,8 +125,6 @@ def limit_memory(more: int) -> None:
     Counted are data, stacks and private memory (RLIMIT_DATA).
     """
     if sys.platform == "linux":
-        import resource
-
         with open("/proc/self/statm") as file:
             now = int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_DATA, (now + more, now + more))
@@ -135,29 +132,17 @@ def limit_memory(more: int) -> None:
 
 def keep_memory_private() -> None:
     """Forbids core dumps, and on Linux reading this process's memory from another one."""
-    if sys.platform == "win32":
-        return
-    import resource
-
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
     if sys.platform == "linux":
         # A core pattern that is a pipe ignores the limit, but not this.
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def memory_is_private() -> bool | None:
-    """Whether no core dump of this process can be written; None where that is unknown."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
+def memory_is_private() -> bool:
+    """Whether no core dump of this process can be written."""
     if sys.platform == "linux":
-        try:
-            return ctypes.CDLL(None).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) == 0
-        except (OSError, AttributeError):
-            return None
+        return bool(ctypes.CDLL(None).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) == 0)
     return resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
 
 
@@ -181,24 +166,19 @@ def confine() -> bool:
         Whether the kernel enforces the list of system calls; False outside Linux.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if sys.platform != "win32":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-        if not 0 <= soft <= _LARGEST_STACK:  # unlimited is -1
-            with contextlib.suppress(ValueError, OSError):
-                resource.setrlimit(resource.RLIMIT_STACK, (_LARGEST_STACK, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if not 0 <= soft <= _LARGEST_STACK:  # unlimited is -1
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_STACK, (_LARGEST_STACK, hard))
     keep_memory_private()
-    if sys.platform == "linux" and sys.maxsize > 1 << 32:
-        machine = _MACHINES.get(os.uname().machine)
-        with contextlib.suppress(OSError, AttributeError):
-            if machine is not None and _drop_capabilities(machine):
-                return _install(machine, b"".join(_filter(machine)))
-    return False
+    if sys.platform != "linux":
+        return False
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    machine = _MACHINES.get(os.uname().machine)
+    if machine is None or sys.maxsize < 1 << 32 or not _drop_capabilities(machine):
+        return False
+    return _install(machine, b"".join(_filter(machine)))
 
 
 # --- the filter of system calls (seccomp) ---------------------------------------------------------

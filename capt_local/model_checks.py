@@ -20,7 +20,7 @@ from capt_local.bundles.manifest import Bundle, ModelFile
 from capt_local.bundles.verify import Check
 from capt_local.errors import ModelError
 from capt_local.llama import probe
-from capt_local.llama.gguf_header import file_digests, model_parts, read_header
+from capt_local.llama.gguf_header import file_digests
 from capt_local.llama.library import BINDING_VERSION
 from capt_local.strict_json import Stamp, stamp_of
 
@@ -102,15 +102,16 @@ def _look(
     encoder: bool = False,
 ) -> None:
     """Looks into a model and adapters on it, unless they are known; completes the stamps."""
-    parts = model_parts(path, read_header(path, encoder=encoder))
-    for one in (*parts, *adapters):
+    for one in (path, *adapters):
         stamps.setdefault(one, _stamp(one))
     # What is remembered of a model, and of adapters on that model, with this llama.cpp.
-    model, known = [stamps[part] for part in parts], digest_cache()
     marks = {
-        one: hashlib.sha256(repr((BINDING_VERSION, (*model, stamps[one]))).encode()).hexdigest()
+        one: hashlib.sha256(
+            repr((BINDING_VERSION, (stamps[path], stamps[one]))).encode()
+        ).hexdigest()
         for one in (path, *adapters)
     }
+    known = digest_cache()
     if (
         check is Check.CACHED
         and known is not None
@@ -142,11 +143,6 @@ def check_tokenizers(models: Iterable[ModelFile]) -> None:
         ModelError: one is another, a file cannot be read, or a model with a digest is split.
     """
     for model in models:
-        if model.sha256 is not None and (parts := read_header(model.path).parts) > 1:
-            raise ModelError(
-                f"The {model.role} of the bundle is one of {parts} parts, and the manifest has "
-                "the digest of one alone. Join them with llama-gguf-split --merge."
-            )
         template = None if model.template_file else model.template_sha256
         pinned = {"tokenizer": model.tokenizer_sha256, "chat template": template}
         if not any(pinned.values()):

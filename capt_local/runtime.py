@@ -37,7 +37,6 @@ from capt_local.decoding.scoring import (
 from capt_local.decoding.step import Step
 from capt_local.errors import CaptError, UsageError
 from capt_local.llama.batched import MOST_LANES, Lanes, open_lanes
-from capt_local.llama.gguf_header import model_parts, read_header
 from capt_local.llama.load_models import open_models, vocabulary_notices
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import LoadOptions
@@ -167,9 +166,8 @@ class Runtime:
         check_tokenizers(files.values())
         paths = {role: file.path for role, file in files.items()}
         # Files without a digest in a manifest: it is computed while they load, for provenance.
-        parts = {path: model_parts(path, read_header(path)) for path in paths.values()}
         adapters = (one for each in found.adapters.values() for one in each)
-        late = LateDigests((*files.values(), *adapters), stamps, parts)
+        late = LateDigests((*files.values(), *adapters), stamps)
         models = open_models(paths, load, progress, found.adapters, stamps)
         try:
             runtime = cls(found, models, date, template)

@@ -135,7 +135,7 @@ def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
 
     A pipe or device is refused (OSError) at once instead of waited for.
     """
-    safe = getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    safe = os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
         stream = open(  # noqa: SIM115 - the caller closes it
             path, "rb", opener=lambda name, flags: os.open(name, flags | safe)

@@ -85,32 +85,6 @@ def tiny_gguf(
     return path
 
 
-def split_gguf(path: Path, prefix: Path, count: int) -> list[Path]:
-    """Writes a model again as so many parts, `PREFIX-00001-of-00003.gguf` and so on."""
-    reader = gguf.GGUFReader(path)
-    size = -(-len(reader.tensors) // count)
-    parts = []
-    for number in range(count):
-        part = Path(f"{prefix}-{number + 1:05}-of-{count:05}.gguf")
-        writer = gguf.GGUFWriter(str(part), str(reader.fields["general.architecture"].contents()))
-        if not number:
-            for field in reader.fields.values():
-                if not field.name.startswith(("GGUF.", "general.architecture")):
-                    inner = field.types[1] if len(field.types) > 1 else None
-                    writer.add_key_value(field.name, field.contents(), field.types[0], inner)
-        writer.add_uint16("split.no", number)
-        writer.add_uint16("split.count", count)
-        writer.add_int32("split.tensors.count", len(reader.tensors))
-        for tensor in reader.tensors[number * size : (number + 1) * size]:
-            writer.add_tensor(tensor.name, tensor.data)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        parts.append(part)
-    return parts
-
-
 def tiny_adapter(path: Path, *, seed: int, rank: int = 2, architecture: str = "llama") -> Path:
     """Writes a LoRA adapter for the tiny llama model."""
     random = np.random.default_rng(seed)

@@ -183,7 +183,7 @@ def _measure(
     parallel: int | None,
 ) -> BenchResult:
     """All modes in turn, with a progress line meanwhile."""
-    from capt_local.llama.plain import PlainLlama
+    from capt_local.llama.load_models import PlainLlama
 
     runtime, interrupt = session.runtime, session.interrupt
 

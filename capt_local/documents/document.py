@@ -73,33 +73,21 @@ _NOTICES: Mapping[str, str] = {
 
 
 class DocumentError(UsageError):
-    """A document cannot be read.
-
-    Attributes:
-        problem: why, to stand behind a name for the document; no full stop.
-    """
+    """A document cannot be read; `problem` says why, to stand behind a name for it."""
 
     def __init__(self, what: str, problem: str) -> None:
-        """Builds the one-line message."""
         self.problem = problem
         super().__init__(f"{what} {problem}.")
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The text of a document.
+    """The text of a document."""
 
-    Attributes:
-        text: of all pages.
-        pages: (start, end) of each page in `text`; empty where the kind has no pages.
-        kind: text, pdf, docx, odt, rtf or html.
-        notices: what was left out, a sentence each without a full stop.
-    """
-
-    text: str
-    pages: tuple[tuple[int, int], ...] = ()
-    kind: str = "text"
-    notices: tuple[str, ...] = ()
+    text: str  # of all pages
+    pages: tuple[tuple[int, int], ...] = ()  # start and end of each in the text, if there are any
+    kind: str = "text"  # or pdf, docx, odt, rtf, html
+    notices: tuple[str, ...] = ()  # what was left out, a sentence each without a full stop
 
     def page(self, offset: int) -> int | None:
         """The page that holds a character, from 1; None where there are no pages."""
@@ -111,12 +99,7 @@ class Document:
 def read_path(
     path: Path, what: str, encoding: str | None = None, *, pipes: bool = True
 ) -> Document:
-    """The document in a file, or in a pipe where `pipes`; see `read`.
-
-    Raises:
-        UsageError: the file cannot be read, or is larger than 64 MiB.
-        DocumentError: it is no document that can be read.
-    """
+    """The document in a file (or pipe); UsageError where it cannot be read; see `read`."""
     data = read_bytes(path, what, largest=LARGEST_FILE, pipes=pipes)
     return read(data, name=path.name, what=what, encoding=encoding)
 

@@ -20,19 +20,12 @@ class Refused(Exception):
 
 
 class Found:
-    """Text as it is found.
-
-    Attributes:
-        pages: texts of the pages, or one of the whole.
-        paged: whether these are pages.
-        notices: counts by the key of `document._NOTICES`.
-    """
+    """Text as it is found."""
 
     def __init__(self) -> None:
-        """Nothing is found yet."""
-        self.pages: list[str] = []
+        self.pages: list[str] = []  # their texts, or one of the whole
         self.paged = False
-        self.notices: dict[str, int] = {}
+        self.notices: dict[str, int] = {}  # counts by the key of `document._NOTICES`
 
     def note(self, name: str, count: int = 1) -> None:
         """Counts what the user is told of."""
@@ -51,12 +44,7 @@ def tidy(text: str) -> str:
 
 
 def raised(before: str, text: str) -> str:
-    """Superscript text: digits are marked, so that an exponent does not become part of a number.
-
-    Args:
-        before: text in front, of which the last character counts.
-        text: that is raised.
-    """
+    """Superscript text behind other text: an exponent does not become part of a number."""
     if not text.strip().lstrip("+-\u2212").isdigit():
         return text
     return f"^{text}" if before[-1:].isalnum() else f"[{text}]"

@@ -87,6 +87,18 @@ class _Writer:
         """Writes the paragraphs and tables below an element."""
         raise NotImplementedError
 
+    def inline(self, parent: Element, frames: list[str]) -> Iterator[str]:
+        """The text of a paragraph in parts; lines of frames inside go to `frames`."""
+        raise NotImplementedError
+
+    def paragraph(self, parent: Element, listed: bool, text: str = "") -> None:
+        """Writes a paragraph, and behind it what stands in its frames."""
+        frames: list[str] = []
+        for part in self.inline(parent, frames):
+            text += raised(text, part[1:]) if part[:1] == _RAISED else part
+        bullet = "- " if listed and text else ""
+        self.lines += [*(bullet + text).split("\n"), *frames]
+
     def rows(self, rows: Iterator[list[Element]]) -> None:
         """Writes the rows of a table."""
         for cells in rows:
@@ -103,22 +115,14 @@ class _Docx(_Writer):
     def blocks(self, parent: Element) -> None:
         for child in parent:
             if child.tag == "p":
-                self.paragraph(child)
+                listed = child.find("./pPr/numPr/numId")
+                self.paragraph(child, listed is not None and listed.get("val") != "0")
             elif child.tag == "tbl":
                 self.rows([c for c in _within(row, "tc")] for row in _within(child, "tr"))
             elif child.tag in ("del", "moveFrom"):
                 self.found.note("deleted")
             elif child.tag != "Fallback":
                 self.blocks(child)
-
-    def paragraph(self, paragraph: Element) -> None:
-        frames: list[str] = []
-        text = ""
-        for part in self.inline(paragraph, frames):
-            text += raised(text, part[1:]) if part[:1] == _RAISED else part
-        listed = paragraph.find("./pPr/numPr/numId")
-        bullet = "- " if listed is not None and listed.get("val") != "0" and text else ""
-        self.lines += [*(bullet + text).split("\n"), *frames]
 
     def inline(self, parent: Element, frames: list[str]) -> Iterator[str]:
         for child in parent:
@@ -227,12 +231,7 @@ class _Odt(_Writer):
         for child in parent:
             match child.tag:
                 case "p" | "h":
-                    frames: list[str] = []
-                    text = _spaced(child.text)
-                    for part in self.inline(child, frames):
-                        text += raised(text, part[1:]) if part[:1] == _RAISED else part
-                    bullet = "- " if parent.tag == "list-item" and text else ""
-                    self.lines += [*(bullet + text).split("\n"), *frames]
+                    self.paragraph(child, parent.tag == "list-item", _spaced(child.text))
                 case "table":
                     self.rows(_cells(row) for row in _within(child, "table-row"))
                 case "tracked-changes":

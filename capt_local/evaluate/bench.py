@@ -25,7 +25,7 @@ from capt_local.prompting.messages import Message
 
 if TYPE_CHECKING:
     from capt_local.decoding.loop import Generation
-    from capt_local.llama.plain import PlainLlama
+    from capt_local.llama.load_models import PlainLlama
     from capt_local.runtime import Runtime
 
 TARGET, STEPS, LLAMA = "target", "exact-steps", "llama"

@@ -1,4 +1,4 @@
-"""LoRA adapters: loaded onto weights once, put on any of the contexts there.
+"""LoRA adapters: whether one fits a model.
 
 llama.cpp ends the process over some adapters (of embeddings that serve as output too, or with ranks
 that differ) and passes over norms without a word. So the header of an adapter is compared with that
@@ -7,73 +7,14 @@ of its model first.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from capt_local.errors import ModelError
 from capt_local.llama.gguf_header import FLOAT32, Header, read_header
-from capt_local.llama.library import Library
 
 _KINDS = {0, 1, 8, 30}  # F32, F16, Q8_0, BF16: what the converter of llama.cpp writes
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 _NORM = "_norm.weight"
-
-
-class LoadedAdapter(NamedTuple):
-    """An adapter on some weights: llama.cpp's address of it, and what the user should know."""
-
-    address: int
-    notes: tuple[str, ...]
-
-
-def load_adapter(
-    library: Library, handle: int | None, header: Header, model: str, path: Path, place: Path
-) -> LoadedAdapter:
-    """Loads an adapter onto the weights behind `handle`; freeing them frees the adapter too.
-
-    Args:
-        library: llama.cpp.
-        handle: of the model.
-        header: of the model.
-        model: the name of its file, for errors.
-        path: of the adapter.
-        place: where to open it instead; see `llama.weights.LockedFile`.
-
-    Raises:
-        ModelError: see `check_adapter`; or llama.cpp refuses it (with its own words).
-    """
-    notes = check_adapter(path, header, model, place)
-    address = ctypes.c_void_p
-    load = library.function("llama_adapter_lora_init", address, address, ctypes.c_char_p)
-    library.forget_errors()
-    found = load(handle, bytes(place))
-    if not found:
-        reason = library.last_error().replace(str(place), path.name)
-        raise _refusal(path, model, reason or "llama.cpp gives no reason")
-    return LoadedAdapter(int(found), notes)
-
-
-def put_adapters(
-    library: Library, loaded: Sequence[LoadedAdapter], scales: Sequence[float], context: int
-) -> None:
-    """Puts adapters on a context; other contexts on the same weights do not see them.
-
-    Args:
-        library: llama.cpp.
-        loaded: all adapters that the context has.
-        scales: the weight of each.
-        context: its address.
-    """
-    if not loaded:
-        return
-    address, count = ctypes.c_void_p, len(loaded)
-    put = library.function(
-        "llama_set_adapters_lora", ctypes.c_int32, address, address, ctypes.c_size_t, address
-    )
-    factors = (ctypes.c_float * count)(*scales)
-    put(context, (address * count)(*(one.address for one in loaded)), count, factors)
 
 
 def check_adapter(
@@ -86,7 +27,7 @@ def check_adapter(
     """
     found = read_header(path, place)
     if reason := _other_kind(found, header) or _misfit(found, header):
-        raise _refusal(path, model, reason)
+        raise misfit(path, model, reason)
     norms = sum(one.name.endswith(_NORM) for one in found.tensors)
     if not norms:
         return ()
@@ -161,5 +102,6 @@ def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape, 1) if len(shape) == 1 else shape
 
 
-def _refusal(adapter: Path, model: str, reason: str) -> ModelError:
+def misfit(adapter: Path, model: str, reason: str) -> ModelError:
+    """The error of an adapter that cannot be used with the model of that file name."""
     return ModelError(f"{adapter.name} cannot be used as an adapter of {model}: {reason}.")

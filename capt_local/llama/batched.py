@@ -42,10 +42,10 @@ class Part(NamedTuple):
 
 
 class Lane(RunningSequence):
-    """One sequence of several on a context; `rows` is what its last part gave, in its own memory.
+    """One sequence of several on a context.
 
     Attributes:
-        rows: as above, so that no other lane overwrites them.
+        rows: what its last part gave, in memory of its own, so that no other lane overwrites them.
     """
 
     _owner: Lanes
@@ -57,11 +57,9 @@ class Lane(RunningSequence):
 
     @property
     def batch_floor(self) -> int:
-        """See `decoding.proxy.Model.batch_floor`."""
         return self._owner.batch_floor
 
     def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """Appends tokens, without the other lanes; see `decoding.proxy.Model.extend`."""
         self._context.scale_adapters(self.adapter_scales)
         found = super().extend(tokens, rows)
         self._owner.decoded += len(tokens)
@@ -70,7 +68,6 @@ class Lane(RunningSequence):
         return self.rows
 
     def step(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """Appends tokens one by one; see `decoding.proxy.Model.step`."""
         self._check(len(tokens), rows)
         (result,) = self._owner.run([(self, tokens, rows)])
         if isinstance(result, CaptError):
@@ -78,7 +75,6 @@ class Lane(RunningSequence):
         return result
 
     def peek(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """Logits behind tokens that the lane does not get; see `decoding.proxy.Model.peek`."""
         self._context.scale_adapters(self.adapter_scales)
         return super().peek(tokens, rows)
 
@@ -156,12 +152,10 @@ class Lanes:
 
     @property
     def limit(self) -> int:
-        """Tokens that a lane holds."""
         return self._context.limit
 
     @property
     def can_rewind(self) -> bool:
-        """Whether the memory can forget a part of a lane."""
         return self._context.can_rewind
 
     def run(self, parts: Sequence[tuple[Lane, Sequence[int], int]]) -> list[Rows | CaptError]:

@@ -18,7 +18,6 @@ from capt_local.errors import (
     MemoryShortage,
     ModelError,
 )
-from capt_local.llama.adapters import put_adapters
 from capt_local.llama.library import Library, library
 from capt_local.llama.memory import CONTEXT_UNIT, SEQUENCES, context_size
 from capt_local.llama.options import LoadOptions
@@ -101,11 +100,8 @@ class Batch:
 class Context:
     """The KV cache and buffers of one model, and the calls that a step needs.
 
-    Args:
-        weights: which must stay open as long as this.
-        options: of the context.
-        lanes: 0 for one running sequence and a scratch copy of it; else as many
-            sequences with memory of their own, each for the whole context.
+    With `lanes` = 0 there are one running sequence and a scratch copy of it; else as many
+    sequences with memory of their own, each for the whole context. The weights must stay open.
 
     Attributes:
         batch: what the next `decode` computes.
@@ -122,15 +118,11 @@ class Context:
     def __init__(self, weights: Weights, options: LoadOptions, *, lanes: int = 0) -> None:
         self._library: Library = library()
         api = self._library.api
-        recurrent = is_recurrent(api, weights)
-        sequences = lanes or SEQUENCES
-        exact = options.flash(weights.metadata.gpu_layers > 0) == "off"
-        self._threads = ThreadCount(options.threads, follow=exact)
-        parameters = context_parameters(
-            api, weights, options, sequences, self._threads.count, apart=bool(lanes)
-        )
-        self._address = make_context(self._library, weights, parameters)
+        on_gpu = weights.metadata.gpu_layers > 0
+        self._threads = ThreadCount(options.threads, follow=options.flash(on_gpu) == "off")
         self._name = weights.metadata.name
+        self._apart = bool(lanes)
+        self._address = self._allocate(weights, options, lanes or SEQUENCES)
         self.adapter_scales: tuple[float, ...] = ()
         try:
             self._adapters = [weights.adapter(one.path) for one in options.adapters]
@@ -139,10 +131,9 @@ class Context:
             api.llama_free(self._address)
             raise
         self._bind()
-        self._apart = bool(lanes)
         self.open = True
         self.batch = Batch(api, int(api.llama_n_batch(self._address)))
-        self.chunk = min(self.batch.size, options.batch_size(weights.metadata.gpu_layers > 0))
+        self.chunk = min(self.batch.size, options.batch_size(on_gpu))
         self.limit = self._usable(weights, options)
         told = (note for one in self._adapters for note in one.notes)
         self.notes = (*notes(weights, options, self.limit), *told)
@@ -150,10 +141,38 @@ class Context:
         self._width = len(weights.vocabulary)
         self.can_rewind = can_rewind(api, weights, options)
         # The output buffer of other models is allocated in full at once and never moves.
-        self._moves = recurrent
+        self._moves = is_recurrent(api, weights)
         self.seconds = 0.0
         self.calls = 0
         self._views: dict[tuple[int, int], Rows] = {}
+
+    def _allocate(self, weights: Weights, options: LoadOptions, sequences: int) -> int:
+        """The address of a new context; where llama.cpp gives none, an error in its own words."""
+        api, on_gpu = self._library.api, weights.metadata.gpu_layers > 0
+        parameters = api.llama_context_default_params()
+        parameters.n_ctx = context_size(weights.header, options)
+        parameters.n_batch = options.batch_size(on_gpu)
+        if self._apart:
+            parameters.n_ctx = sequences * cells_of_lane(weights, options)
+            parameters.n_batch = max(parameters.n_batch, sequences)
+        parameters.n_ubatch = parameters.n_batch
+        parameters.n_seq_max = sequences
+        # llama.cpp reserves a row for each sequence, and aborts where that is not allowed for.
+        parameters.n_outputs_max = max(options.max_rows, sequences)
+        parameters.n_threads = parameters.n_threads_batch = self._threads.count
+        parameters.flash_attn_type = _FLASH[options.flash(on_gpu)]
+        parameters.type_k = parameters.type_v = _GGML_TYPES[options.kv_type]
+        parameters.no_perf = True
+        parameters.swa_full = options.whole_window
+        parameters.kv_unified = not self._apart  # a copy shares the cells of what it is copied from
+        self._library.forget_errors()
+        address = api.llama_init_from_model(weights.handle, parameters)
+        if address:
+            return int(address)
+        reason = self._library.last_error()
+        if "alloc" in reason:
+            raise MemoryShortage(f"{self._name}: {reason}. Use a smaller --ctx-size.")
+        raise ModelError(f"{self._name} cannot be run: {reason or 'llama.cpp gives no reason'}.")
 
     def _bind(self) -> None:
         """Prototypes with plain addresses, which cost less per call than the binding's."""
@@ -171,11 +190,10 @@ class Context:
         self._earliest = function("llama_memory_seq_pos_min", number, address, number)
 
     def decode(self) -> None:
-        """Computes the batch.
+        """Computes the batch; where it fails, part of it may have been added to the memory.
 
         Raises:
-            ContextOverflow, Cancelled, MemoryShortage, ModelError: by llama.cpp's return code;
-                part of the batch may have been added to the memory.
+            ContextOverflow, Cancelled, MemoryShortage, ModelError: by llama.cpp's return code.
         """
         if self._threads.changed():
             count = self._threads.count
@@ -188,10 +206,19 @@ class Context:
             raise self._failure(code)
 
     def scale_adapters(self, scales: tuple[float, ...]) -> None:
-        """Gives the adapters other weights; what was read with others stays in the memory."""
-        if scales != self.adapter_scales:
-            put_adapters(self._library, self._adapters, scales, self._address)
-            self.adapter_scales = scales
+        """Gives the adapters other weights; what was read with others stays in the memory.
+
+        Other contexts on the same weights do not see them.
+        """
+        if scales == self.adapter_scales:
+            return
+        address, count = ctypes.c_void_p, len(scales)
+        put = self._library.function(
+            "llama_set_adapters_lora", ctypes.c_int32, address, address, ctypes.c_size_t, address
+        )
+        addresses = (address * count)(*(one.address for one in self._adapters))
+        put(self._address, addresses, count, (ctypes.c_float * count)(*scales))
+        self.adapter_scales = scales
 
     def rows(self, count: int) -> Rows:
         """The logits of the last `count` tokens that asked for them: a view, shape (count, n)."""
@@ -209,7 +236,6 @@ class Context:
         self._copy(self._memory, source, number, -1, length)
 
     def drop_sequence(self, number: int) -> None:
-        """Forgets the sequence `number`."""
         self._remove(self._memory, number, -1, -1)
 
     def cut(self, length: int, number: int = _RUNNING) -> bool:
@@ -328,50 +354,6 @@ def can_rewind(api: Any, weights: Weights, options: LoadOptions) -> bool:
     """Whether the memory can forget the end of a sequence: no state, and no window cut short."""
     windowed = bool(api.llama_model_n_swa(weights.handle)) and not options.whole_window
     return not (windowed or is_recurrent(api, weights))
-
-
-def make_context(library: Library, weights: Weights, parameters: Any) -> int:
-    """The address of a new context; where llama.cpp gives none, an error in its own words."""
-    api = library.api
-    library.forget_errors()
-    address = api.llama_init_from_model(weights.handle, parameters)
-    name = weights.metadata.name
-    if not address:
-        reason = library.last_error()
-        if "alloc" in reason:
-            raise MemoryShortage(f"{name}: {reason}. Use a smaller --ctx-size.")
-        raise ModelError(f"{name} cannot be run: {reason or 'llama.cpp gives no reason'}.")
-    if not api.llama_get_memory(address):
-        api.llama_free(address)
-        raise ModelError(f"{name} keeps no context, so it cannot write text.")
-    return int(address)
-
-
-def context_parameters(
-    api: Any, weights: Weights, options: LoadOptions, sequences: int, threads: int, *, apart: bool
-) -> Any:
-    """What `make_context` takes.
-
-    `apart`: each sequence has cells of its own for the whole context, and one more unit of them;
-    else all share those of one context.
-    """
-    result = api.llama_context_default_params()
-    result.n_ctx = context_size(weights.header, options)
-    if apart:
-        result.n_ctx = sequences * cells_of_lane(weights, options)
-    result.n_batch = result.n_ubatch = max(
-        options.batch_size(weights.metadata.gpu_layers > 0), sequences if apart else 0
-    )
-    result.n_seq_max = sequences
-    # llama.cpp reserves a row for each sequence, and aborts where that is not allowed for.
-    result.n_outputs_max = max(options.max_rows, sequences)
-    result.n_threads = result.n_threads_batch = threads
-    result.flash_attn_type = _FLASH[options.flash(weights.metadata.gpu_layers > 0)]
-    result.type_k = result.type_v = _GGML_TYPES[options.kv_type]
-    result.no_perf = True
-    result.swa_full = options.whole_window
-    result.kv_unified = not apart  # the scratch copy shares the cells of the running sequence
-    return result
 
 
 def cells_of_lane(weights: Weights, options: LoadOptions) -> int:

@@ -28,7 +28,7 @@ DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "composite")
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Something that llama.cpp can compute on. Memory in bytes, 0 where unknown."""
+    """Something that llama.cpp can compute on; memory in bytes, 0 where unknown."""
 
     name: str
     description: str
@@ -53,10 +53,21 @@ def free_on_gpus(devices: Iterable[Device]) -> int:
     return sum(max(0, device.free - GPU_RESERVE) for device in devices if device.is_gpu)
 
 
+def wanted_layers(one: MemoryEstimate, options: LoadOptions, free: int) -> int:
+    """Layers of a model for the GPUs, of which so many bytes are free."""
+    match options.gpu_layers:
+        case "auto":
+            return one.layers_that_fit(free)
+        case "all":
+            return one.layers
+        case number:
+            return min(number, one.layers)
+
+
 def planned_layers(
     each: Mapping[str, MemoryEstimate], options: LoadOptions, free: int
 ) -> dict[str, int]:
-    """Layers of each model on the GPU, when they load one after the other.
+    """Layers of each model on the GPUs, when they load one after the other.
 
     Args:
         each: estimates in the order of loading; models that share weights as one.
@@ -66,16 +77,9 @@ def planned_layers(
     planned: dict[str, int] = {}
     there = free > 0
     for role, one in each.items():
-        match options.gpu_layers:
-            case "auto":
-                layers = one.layers_that_fit(free)
-            case "all":
-                layers = one.layers
-            case number:
-                layers = min(number, one.layers)
-        planned[role] = layers if there else 0
+        planned[role] = wanted_layers(one, options, free) if there else 0
         if planned[role]:
-            share = layers / max(one.layers, 1)
+            share = planned[role] / max(one.layers, 1)
             free -= int((one.weights + one.adapters + one.kv_cache) * share) + one.buffers
             free = max(0, free)
     return planned
@@ -154,17 +158,11 @@ _TWO_OF_TILE, _FURTHER_OF_TILE = 1.65, 0.17
 
 
 class Kernels(NamedTuple):
-    """Those of one model.
+    """Those of one model."""
 
-    Attributes:
-        by_fours: whether they take four tokens of a batch at once; two or three cost more.
-        on_gpu: whether a GPU computes at least a part of the model.
-        tiles: whether they take tiles of 16 tokens (AMX).
-    """
-
-    by_fours: bool = False
-    on_gpu: bool = False
-    tiles: bool = False
+    by_fours: bool = False  # they take four tokens of a batch at once; two or three cost more
+    on_gpu: bool = False  # a GPU computes at least a part of the model
+    tiles: bool = False  # they take tiles of 16 tokens (AMX)
 
     def cost(self, size: int) -> float:
         """What a batch of so many tokens costs, in batches of one."""
@@ -180,8 +178,6 @@ class Kernels(NamedTuple):
 
 
 # --- whether a device computes: a small matrix product on it, compared with numpy
-
-Function = Callable[..., Callable[..., Any]]
 
 _ADDRESS, _SIZE, _INT64 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
 _F32 = 0  # ggml's number of the format
@@ -201,7 +197,7 @@ class _InitParams(ctypes.Structure):
     )
 
 
-def device_computes(ggml: Function, index: int) -> bool:
+def device_computes(ggml: Callable[..., Callable[..., Any]], index: int) -> bool:
     """Whether a device (by ggml's number of it) multiplies two small matrices as numpy does."""
     random = np.random.default_rng(7)
     left = random.uniform(-1, 1, (_ROWS, _INNER)).astype(np.float32)
@@ -212,7 +208,10 @@ def device_computes(ggml: Function, index: int) -> bool:
 
 
 def _product(
-    ggml: Function, index: int, left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]
+    ggml: Callable[..., Callable[..., Any]],
+    index: int,
+    left: npt.NDArray[np.float32],
+    right: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float32] | None:
     """`right @ left.T` as the device computes it, shape (columns, rows)."""
     with ExitStack() as stack:

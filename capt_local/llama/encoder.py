@@ -24,12 +24,7 @@ _LONGEST = 1 << 13  # tokens; llama.cpp computes attention of a text at once
 
 
 class Encoder(Closing):
-    """One loaded encoder. Not for use from two threads.
-
-    Args:
-        path: of the GGUF file.
-        threads: CPU threads.
-        stamp: of the file that was checked, if somebody has.
+    """One loaded encoder, and the stamp of its file if that was checked. Not for two threads.
 
     Attributes:
         name: of the file.
@@ -110,10 +105,7 @@ class Encoder(Closing):
         return buffer[:count]
 
     def vector(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """The pooled vector of a text, shape (width,).
-
-        Args:
-            tokens: at most `limit` - 2; the two around them are added.
+        """The pooled vector, shape (width,), of at most `limit` - 2 tokens; two are added.
 
         Raises:
             NumericalError: it holds NaN or infinities.
@@ -130,7 +122,6 @@ class Encoder(Closing):
         return found
 
     def close(self) -> None:
-        """Frees model and context."""
         api = self._library.api
         if self._context:
             api.llama_free(self._context)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
@@ -45,7 +45,6 @@ _MOST_NUMBERS = 1 << 48  # of a tensor
 _LONGEST_KEY = (1 << 16) - 1  # bytes, as GGUF has it
 _LONGEST_NAME = 63  # bytes, of a tensor: what llama.cpp has space for
 _WIDEST_ALIGNMENT = 1 << 16
-_MOST_PARTS = 1 << 10
 
 # Architectures of the pinned llama.cpp that write text from left to right by themselves: a list of
 # those that are accepted. Left out are encoders and embedders (BERT and its kin, T5), diffusion
@@ -71,8 +70,6 @@ NO_VOCABULARY = ("none", "no_vocab")  # what converters write where there is non
 _ENCODER = "bert"  # architecture and tokenizer of models that turn a text into one vector
 
 _PLAIN_NAME = re.compile(r"[\w.-]{1,40}", re.ASCII)
-# llama.cpp names the parts of a split model like this, and finds them by it.
-_PART_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 # The sizes that this program computes with, and more than any model has; the first three are given
 # and not 0.
@@ -106,55 +103,32 @@ def tensor_types() -> Mapping[int, tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of a file.
+    """One tensor of a file."""
 
-    Attributes:
-        name: such as "blk.0.attn_q.weight".
-        shape: the fastest dimension first.
-        size: bytes.
-        kind: ggml's id of the number format.
-        place: first byte in the file.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    size: int
-    kind: int
-    place: int = 0
+    name: str  # such as "blk.0.attn_q.weight"
+    shape: tuple[int, ...]  # the fastest dimension first
+    size: int  # bytes
+    kind: int  # ggml's id of the number format
+    place: int = 0  # first byte in the file
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a GGUF file says about itself, without its vocabulary.
+    """What a GGUF file says about itself, without its vocabulary; all but tensors by key."""
 
-    Attributes:
-        file_size: bytes.
-        values: scalars by key.
-        arrays: short arrays of numbers by key.
-        lengths: length of every array by key.
-        tensors: in the order of the file.
-        kinds: GGUF value type of each scalar by key.
-        places: first byte in the file and length of each value by key, its type in front of it.
-    """
-
-    file_size: int
+    file_size: int  # bytes
     values: dict[str, Scalar] = field(default_factory=dict)
-    arrays: dict[str, Numbers] = field(default_factory=dict)
-    lengths: dict[str, int] = field(default_factory=dict)
-    tensors: tuple[Tensor, ...] = ()
-    kinds: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)  # GGUF value type of each scalar
+    arrays: dict[str, Numbers] = field(default_factory=dict)  # short ones
+    lengths: dict[str, int] = field(default_factory=dict)  # of every array
+    # First byte in the file and length of each value, its type in front of it.
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    tensors: tuple[Tensor, ...] = ()  # in the order of the file
 
     @property
     def architecture(self) -> str:
         """Such as "llama" or "qwen2"."""
         return str(self.values.get("general.architecture", ""))
-
-    @property
-    def parts(self) -> int:
-        """How many files the model is split into; 1 for a whole one."""
-        count = self.values.get("split.count", 1)
-        return max(count, 1) if isinstance(count, int) else 1
 
     def number(self, key: str, default: int = 0) -> int:
         """A whole number under `<architecture>.<key>`."""
@@ -188,66 +162,6 @@ def read_header(path: Path, place: Path | None = None, *, encoder: bool = False)
 def parse_header(file: BinaryIO, name: str, size: int, *, encoder: bool = False) -> Header:
     """The header of an open file of `size` bytes, checked; see `read_header`."""
     return _Parser(file, name, size).parsed(encoder)
-
-
-def model_parts(path: Path, header: Header) -> tuple[Path, ...]:
-    """The files of a model: itself, or all parts of a split one in their order.
-
-    Raises:
-        ModelError: `path` is not the first part, or a part is missing; names it.
-    """
-    if header.parts == 1:
-        return (path,)
-    found = _PART_NAME.fullmatch(path.name)
-    if header.values.get("split.no", 0) != 0 or found is None or int(found[2]) != 1:
-        raise ModelError(
-            f"{path.name} is not the first of the {header.parts} parts of its model. Name the file "
-            f"that ends in -00001-of-{header.parts:05}.gguf, with the others beside it."
-        )
-    parts = tuple(
-        path.with_name(f"{found[1]}-{number:05}-of-{header.parts:05}.gguf")
-        for number in range(1, header.parts + 1)
-    )
-    for part in parts:
-        if not part.exists():
-            raise ModelError(
-                f"{path.name} is one of {header.parts} parts of a model, and {part.name} is not "
-                "beside it. Get the missing part."
-            )
-    return parts
-
-
-def read_model_header(
-    path: Path, places: Sequence[Path] = (), first: Header | None = None
-) -> Header:
-    """The header of a model: of its file, or of all parts with all tensors and sizes together.
-
-    Args:
-        path: of the file, or of the first part.
-        places: where to open the parts instead; see `llama.weights.LockedFile`.
-        first: the header of the first part, if it was read already.
-
-    Raises:
-        ModelError: see `read_header` and `model_parts`.
-    """
-    first = first or read_header(path, places[0] if places else None)
-    if first.parts == 1:
-        return first
-    parts = model_parts(path, first)
-    headers = [first]
-    for number, (part, place) in enumerate(zip(parts, places or parts, strict=True)):
-        if number:
-            header = read_header(part, place)
-            if (header.values.get("split.no"), header.parts) != (number, first.parts):
-                raise ModelError(
-                    f"{part.name} is not part {number + 1} of the model that it names."
-                )
-            headers.append(header)
-    return replace(
-        first,
-        file_size=sum(one.file_size for one in headers),
-        tensors=tuple(tensor for one in headers for tensor in one.tensors),
-    )
 
 
 class FileDigests(NamedTuple):
@@ -310,15 +224,14 @@ class _Parser:
         tensors, pairs = self._count(_MOST_TENSORS), self._count(_MOST_PAIRS)
         for _ in range(pairs):
             self._pair()
-        for key in ("split.count", "split.no"):
-            value = header.values.get(key, 0)
-            if not isinstance(value, int) or not 0 <= value <= _MOST_PARTS:
-                raise self._broken(f"{key} is no possible number of parts")
-        # A later part of a split model has its tensors alone; the first part says what it is.
-        if not header.values.get("split.no"):
-            self._check_kind(encoder)
-            self._check_sizes()
-            self._check_lists()
+        if header.values.get("split.count", 1) not in (0, 1):
+            raise ModelError(
+                f"{self._name} is one of several parts of a model. Join them into one file "
+                "(llama-gguf-split --merge)."
+            )
+        self._check_kind(encoder)
+        self._check_sizes()
+        self._check_lists()
         return replace(header, tensors=self._tensors(tensors))
 
     def _pair(self) -> None:

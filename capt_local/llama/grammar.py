@@ -91,11 +91,7 @@ class Grammar:
         return _half_behind(self._half + piece) is not None
 
     def accept(self, token: int) -> None:
-        """Goes one token on.
-
-        Raises:
-            ValueError: it is not allowed. llama.cpp would end the process.
-        """
+        """Goes one token on; ValueError if it is not allowed: llama.cpp would end the process."""
         if not self.allowed((token,))[0]:
             raise ValueError("the grammar does not allow this token")
         self._take(self._sampler, token)

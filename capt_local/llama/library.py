@@ -37,31 +37,18 @@ _MOST_LINES = 512  # of the log
 
 @dataclass(frozen=True, slots=True)
 class BuildInfo:
-    """What `doctor` shows about llama.cpp.
+    """What `doctor` shows about llama.cpp."""
 
-    Attributes:
-        binding: version of llama-cpp-python.
-        llama_cpp: version of llama.cpp.
-        gpu_offload: whether the build can put layers on a GPU.
-        system_info: instruction sets and build flags.
-        left_out: weight formats that are not used since they crash.
-        devices: what there is to compute on.
-    """
-
-    binding: str
-    llama_cpp: str
-    gpu_offload: bool
-    system_info: str
-    left_out: tuple[str, ...]
+    binding: str  # version of llama-cpp-python
+    llama_cpp: str  # version
+    gpu_offload: bool  # whether the build can put layers on a GPU
+    system_info: str  # instruction sets and build flags
+    left_out: tuple[str, ...]  # weight formats that are not used since they crash
     devices: tuple[Device, ...]
 
 
 class Library:
-    """llama.cpp's functions with its log caught.
-
-    Attributes:
-        api: the module with the C functions.
-    """
+    """llama.cpp's functions (`api` is the binding's module of them) with its log caught."""
 
     def __init__(self) -> None:
         keep_freed_memory()
@@ -219,7 +206,6 @@ class Closing:
     """A context manager that closes itself."""
 
     def close(self) -> None:
-        """Lets go of what it holds."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -234,13 +220,10 @@ class DeferredInterrupts:
 
     Python runs its signal handlers inside the callbacks of C code, and an exception raised there is
     printed and lost. So the interrupt is noted, and handed on once the C code has returned.
-
-    Attributes:
-        requested: whether an interrupt came; C callbacks look at it to stop early.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = False  # C callbacks look at it to stop early
         self._handler: object = None
         self._frame: FrameType | None = None
 

@@ -6,19 +6,20 @@ once, with a KV cache for each. So does an expert that is its base with a LoRA a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from capt_local.errors import UsageError
+from capt_local.errors import ModelError, UsageError
 from capt_local.llama.adapters import check_adapter
-from capt_local.llama.gguf_header import read_model_header
-from capt_local.llama.library import library
+from capt_local.llama.gguf_header import read_header
+from capt_local.llama.library import Closing, library
 from capt_local.llama.memory import MemoryEstimate, check_fits, estimate
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import Adapter, LoadOptions
+from capt_local.llama.threads import physical_cores
 from capt_local.llama.weights import Weights
 from capt_local.strict_json import Stamp
 
@@ -91,7 +92,7 @@ def estimates(
     each = _options(files, options, adapters)
     needed: dict[str, MemoryEstimate] = {}
     for path, roles in _by_file(files).items():
-        header, counted = read_model_header(path), set[Path]()
+        header, counted = read_header(path), set[Path]()
         for place, role in enumerate(roles):
             for adapter in each[role].adapters:
                 check_adapter(adapter.path, header, path.name)
@@ -145,3 +146,46 @@ def _by_file(files: Mapping[str, Path]) -> dict[Path, list[str]]:
         # A link and what it points to are one file; errors name it as it was given.
         found.setdefault(path.resolve(), (path, []))[1].append(role)
     return dict(found.values())
+
+
+class PlainLlama(Closing):
+    """A second copy of a model, loaded and run by llama-cpp-python itself, to compare with.
+
+    Context, threads and layers on a GPU are those of `model`, which stays as it is.
+    """
+
+    def __init__(self, path: Path, model: LlamaModel, options: LoadOptions) -> None:
+        library()  # checks the binding's version, and starts llama.cpp as for our own models
+        import llama_cpp
+
+        on_gpu = model.metadata.gpu_layers
+        options = replace(options, context=model.context_limit)
+        if on_gpu == 0:
+            check_fits({"a second copy of the target": estimate(model.weights.header, options)})
+        threads, batch = options.threads or physical_cores(), options.batch_size(on_gpu > 0)
+        try:
+            self._llama: Any = llama_cpp.Llama(
+                str(path),
+                n_ctx=model.context_limit,
+                n_batch=batch,
+                n_ubatch=batch,
+                n_threads=threads,
+                n_threads_batch=threads,
+                n_gpu_layers=on_gpu,
+                flash_attn=options.flash(on_gpu > 0) != "off",
+                use_mmap=options.map_file,
+                verbose=False,
+            )
+        except (ValueError, RuntimeError):  # its message names the file
+            raise ModelError("llama-cpp-python itself cannot load the target.") from None
+
+    def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
+        """The greedy continuation of a prompt, without an end; forgets what came before."""
+        self._llama.reset()
+        found: Iterator[int] = self._llama.generate(
+            list(prompt), temp=0.0, top_k=1, repeat_penalty=1.0
+        )
+        return found
+
+    def close(self) -> None:
+        self._llama.close()

@@ -24,21 +24,13 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes that a model takes once it is open.
+    """Bytes that a model takes once it is open."""
 
-    Attributes:
-        weights: the tensors, as they lie in the file.
-        kv_cache: keys and values for the whole context, or the state of a recurrent model.
-        buffers: logits and intermediate results of a batch while it is computed.
-        layers: layers of the model, the output being one of them.
-        adapters: LoRA adapters beside the weights.
-    """
-
-    weights: int
-    kv_cache: int
-    buffers: int
-    layers: int
-    adapters: int = 0
+    weights: int  # the tensors, as they lie in the file
+    kv_cache: int  # of the whole context, or the state of a recurrent model
+    buffers: int  # logits and intermediate results of a batch
+    layers: int  # a number: those of the model, the output being one of them
+    adapters: int = 0  # LoRA adapters beside the weights
 
     @property
     def total(self) -> int:

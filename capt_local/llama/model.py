@@ -46,13 +46,7 @@ class ContextOwner(Protocol):
 
 
 class RunningSequence:
-    """One sequence of tokens in the KV cache of a context; see `decoding.proxy.Model`.
-
-    Attributes:
-        number: of the sequence.
-        position: tokens in the KV cache now.
-        adapter_scales: of the adapters on the model.
-    """
+    """One sequence of tokens in the KV cache of a context; see `decoding.proxy.Model`."""
 
     def __init__(
         self, owner: ContextOwner, context: Context, number: int, scratch: int | None
@@ -69,45 +63,36 @@ class RunningSequence:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The model's tokens."""
         return self.weights.vocabulary
 
     @property
     def metadata(self) -> Metadata:
-        """What the model says about itself."""
         return self.weights.metadata
 
     @property
     def size(self) -> int:
-        """Bytes of the weights."""
         return self.metadata.size
 
     @property
     def context_limit(self) -> int:
-        """Tokens that the sequence holds."""
         return self._context.limit
 
     @property
     def max_rows(self) -> int:
-        """The most logit rows that one `extend` can return."""
         return self._owner.options.max_rows
 
     @property
     def can_rewind(self) -> bool:
-        """Whether the memory can forget a part; see `decoding.proxy.Model`."""
         return self._context.can_rewind
 
     def price(self, count: int) -> float:
-        """What a batch of so many tokens costs, in batches of one."""
         kernels = self.metadata.kernels
         return kernels.cost(kernels.filled(count))
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
-        """Splits UTF-8 text the way llama.cpp does, without adding BOS or EOS."""
         return self.weights.tokenize(text, special=special)
 
     def constraint(self, grammar: str, lead: bytes = b"") -> Grammar:
-        """What a grammar allows in an answer; see `llama.grammar.Grammar`."""
         self.weights.check_open()
         return Grammar(self.weights, grammar, lead)
 
@@ -118,7 +103,8 @@ class RunningSequence:
         memory cannot forget a part (see `position`).
 
         Raises:
-            ContextOverflow, NumericalError: see `decoding.proxy.Model.extend`.
+            ContextOverflow: they do not fit.
+            NumericalError: a logit is NaN or infinite.
             Cancelled: `should_stop` said so.
             MemoryShortage, ModelError: the backend failed.
         """
@@ -137,8 +123,6 @@ class RunningSequence:
         """The same on a copy of the running sequence, which stays as it is: a copy of the rows.
 
         What a memory that cannot forget (recurrent, sliding window) uses instead of rewinding.
-
-        Raises: as `extend`.
         """
         count, start = len(tokens), self.position
         self._check(count, rows)
@@ -158,7 +142,6 @@ class RunningSequence:
         return result
 
     def rewind(self, length: int) -> bool:
-        """Drops all tokens from position `length` on; see `decoding.proxy.Model.rewind`."""
         self._context.check_open(self._owner.name)
         if not 0 <= length <= self.position:
             raise ValueError(f"cannot rewind from {self.position} to {length}")
@@ -176,7 +159,6 @@ class RunningSequence:
         return kept
 
     def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
-        """Gives its adapters other weights; see `decoding.proxy.Model.set_adapter_scales`."""
         wanted = scales_of(self._owner.name, self._owner.options, scales)
         if wanted != self.adapter_scales:
             self.rewind(0)

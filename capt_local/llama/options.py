@@ -14,9 +14,8 @@ GpuLayers = int | Literal["auto", "all"]
 KvType = Literal["f16", "q8_0", "f32"]
 FlashAttention = Literal["auto", "on", "off"]
 
-# llama.cpp keeps sequence ids in a bit set of 256, one of them for the running sequence.
 _PLAIN_KV = ("f16", "f32")  # llama.cpp computes with other formats in flash attention alone
-_MOST_ROWS = 255
+_MOST_ROWS = 255  # llama.cpp keeps sequence ids in a bit set of 256, one for the running sequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from capt_local.hardening import (
 )
 from capt_local.llama.adapters import check_adapter
 from capt_local.llama.encoder import Encoder
-from capt_local.llama.gguf_header import model_parts, read_header, read_model_header
+from capt_local.llama.gguf_header import read_header
 from capt_local.llama.library import library
 from capt_local.llama.memory import estimate
 from capt_local.llama.model import LlamaModel
@@ -77,7 +77,7 @@ def look(
     """Loads a model, and adapters onto it.
 
     Args:
-        path: of the model; of the first part if it is split.
+        path: of the model.
         adapters: of LoRA adapters; each is put on the model by itself.
         waiting: called several times a second while it works; may raise to stop.
         stamps: of files that were checked already, by path.
@@ -91,16 +91,15 @@ def look(
         MemoryShortage: the model does not fit into memory.
         UsageError: this Linux does not let a process give up system calls.
     """
-    first = read_header(path, encoder=encoder)  # a broken one never reaches llama.cpp
+    header = read_header(path, encoder=encoder)  # a broken one never reaches llama.cpp
     with ExitStack() as stack:
         locked = {
             one: stack.enter_context(LockedFile(one, (stamps or {}).get(one)))
-            for one in (*model_parts(path, first), *adapters)
+            for one in (path, *adapters)
         }
-        header, needed = first, 2 * first.file_size
+        needed = 2 * header.file_size
         if not encoder:
-            places = [locked[part].place for part in model_parts(path, first)]
-            header = read_model_header(path, places)
+            header = read_header(path, locked[path].place)
             for adapter in adapters:
                 check_adapter(adapter, header, path.name, locked[adapter].place)
             needed = max(estimate(header, options).total for options in _each(adapters))
@@ -232,7 +231,7 @@ def load(model: Path, adapters: Sequence[Path], *, encoder: bool = False) -> Non
         return
     for path in adapters:
         with LockedFile(path) as file:
-            check_values(library(), file)
+            check_values(library(), file, read_header(path, file.place))
     with Weights(model, replace(_OPTIONS, check_tensors=True)) as weights:
         tokens = weights.tokenize(_SAMPLE, special=False)[:_MOST_TOKENS] or [0]
         for options in _each(adapters):

@@ -67,7 +67,7 @@ def _quota() -> int:
 
 
 class _Sample(NamedTuple):
-    """Seconds: of the clock, of all work on the usable processors, of this process."""
+    """Seconds of the clock, of all work on the usable processors, of this process."""
 
     clock: float
     busy: float
@@ -111,7 +111,7 @@ class BusyCores:
 
 @cache
 def busy_cores() -> BusyCores:
-    """The one of this process; it begins to count at the first call."""
+    """Those of this process, counted from the first call on."""
     return BusyCores()
 
 
@@ -142,6 +142,6 @@ class ThreadCount:
 
 
 def _usable_cpus() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

@@ -13,26 +13,23 @@ import re
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import RawIOBase
 from itertools import repeat
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import NamedTuple, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from capt_local.errors import Cancelled, MemoryShortage, ModelError, TextTooLong, UsageError
-from capt_local.llama.adapters import LoadedAdapter, load_adapter
-from capt_local.llama.devices import Kernels, free_on_gpus
+from capt_local.llama.adapters import check_adapter, misfit
+from capt_local.llama.devices import Kernels, free_on_gpus, wanted_layers
 from capt_local.llama.gguf_header import (
     NO_VOCABULARY,
     Header,
-    model_parts,
     read_header,
-    read_model_header,
     tensor_types,
 )
 from capt_local.llama.library import Closing, DeferredInterrupts, Library, library
@@ -57,7 +54,6 @@ _STACK_SIZE = threading.Lock()  # `threading.stack_size` is one for all threads
 # Formats that llama.cpp rearranges for kernels which take four tokens at once: two or three cost
 # more than four, as each of them is computed by itself.
 _BY_FOURS = ("Q4_0", "Q4_K", "IQ4_NL")
-_NO_VOCABULARY = "{} has no vocabulary, so it cannot read or write text."
 _CHECKED_AT_ONCE = 1 << 24  # bytes of a tensor
 
 # What llama.cpp's warnings about a file mean for its answers; the first that a line holds counts.
@@ -113,7 +109,7 @@ class LockedFile(Closing):
         self.path = path
         self.sha256: str | None = None
         try:
-            self.handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self.handle = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             raise ModelError(f"{path.name}: there is no such model file.") from None
         except OSError as error:
@@ -176,8 +172,6 @@ class LockedFile(Closing):
 
 def _others_may_write(found: os.stat_result) -> bool:
     """Whether another account than this one and root may write a file."""
-    if not hasattr(os, "geteuid"):
-        return False  # the system does not say whose a file is
     return found.st_uid not in (os.geteuid(), 0) or bool(
         found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     )
@@ -185,31 +179,25 @@ def _others_may_write(found: os.stat_result) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a model says about itself.
+    """What a model says about itself."""
 
-    Attributes:
-        name: of the file, without its folder.
-        architecture: such as "llama".
-        file_type: how the weights are quantized, such as "Q4_0".
-        size: bytes of the weights.
-        context_length: tokens that the model was trained for.
-        vocabulary_size: tokens.
-        chat_template: Jinja source, if the file has one.
-        gpu_layers: layers that were put on a GPU.
-        layers: layers in all, the output being one.
-        kernels: that compute batches of its tokens.
-    """
+    name: str  # of the file, without its folder
+    architecture: str  # such as "llama"
+    file_type: str  # how the weights are quantized, such as "Q4_0"
+    size: int  # bytes of the weights
+    context_length: int  # tokens that the model was trained for
+    vocabulary_size: int  # tokens
+    chat_template: str | None  # Jinja source, if the file has one
+    gpu_layers: int  # layers that were put on a GPU
+    layers: int  # in all, the output being one
+    kernels: Kernels  # that compute batches of its tokens
 
-    name: str
-    architecture: str
-    file_type: str
-    size: int
-    context_length: int
-    vocabulary_size: int
-    chat_template: str | None
-    gpu_layers: int
-    layers: int
-    kernels: Kernels
+
+class LoadedAdapter(NamedTuple):
+    """An adapter on some weights: llama.cpp's address of it, and what the user should know."""
+
+    address: int
+    notes: tuple[str, ...]
 
 
 class Weights(Closing):
@@ -224,7 +212,7 @@ class Weights(Closing):
         stamps: of the files that were checked, by path; adapters too.
 
     Attributes:
-        header: of the file; of all parts where the model is split.
+        header: of the file.
         vocabulary: all tokens.
         metadata: for people.
         notes: what llama.cpp warns about in this file that lowers the quality, a sentence each.
@@ -251,27 +239,20 @@ class Weights(Closing):
         self._stamps = dict(stamps or {})
         self.handle: int | None = None
         try:
-            with ExitStack() as stack:
-                files, first = self._lock(path, stack)
-                places = [file.place for file in files]
-                self.header: Header = read_model_header(path, places, first)
-                if self.header.values.get("tokenizer.ggml.model") in (None, *NO_VOCABULARY):
-                    raise ModelError(_NO_VOCABULARY.format(path.name))
+            with LockedFile(path, self._stamps.get(path)) as file:
+                self.header: Header = read_header(path, file.place)
+                self._refuse_unusable(path.name)
                 self._layers = (
                     0 if vocabulary_only else self._choose_layers(path.name, options, contexts)
                 )
                 if options.check_tensors and not vocabulary_only:
-                    for file in files:
-                        check_values(self._library, file)
-                self.handle = self._load(files, options, progress, vocabulary_only)
-                for file in files:
-                    file.check()
+                    check_values(self._library, file, self.header)
+                self.handle = self._load(file, options, progress, vocabulary_only)
+                file.check()
             self.notes = quality_notes(path.name, self._library.warnings())
             self._vocab = ctypes.c_void_p(self._library.api.llama_model_get_vocab(self.handle))
-            self._refuse_unsupported(path.name)
-            self.vocabulary: Vocabulary = read_vocabulary(
-                self._library, self._vocab.value or 0, path.name
-            )
+            self._pre_tokenizer = self.header.values.get("tokenizer.ggml.pre")
+            self.vocabulary: Vocabulary = read_vocabulary(self._library, self._vocab, path.name)
             self.metadata: Metadata = self._describe(path.name)
         except BaseException:
             self.close()
@@ -282,6 +263,16 @@ class Weights(Closing):
             number, ctypes.c_void_p, ctypes.c_char_p, number, ctypes.c_void_p, number,
             ctypes.c_bool, ctypes.c_bool,
         )  # fmt: skip
+
+    def _refuse_unusable(self, name: str) -> None:
+        values = self.header.values
+        if values.get("tokenizer.ggml.model") in (None, *NO_VOCABULARY):
+            raise ModelError(f"{name} has no vocabulary, so it cannot read or write text.")
+        if values.get("tokenizer.ggml.pre") == "whitespace":  # GGML_ASSERT in find_bpe_rank
+            raise ModelError(
+                f"{name}: llama.cpp ends the process when the pre-tokenizer whitespace meets two "
+                "spaces. Use another model."
+            )
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
         """Splits UTF-8 text; see `decoding.proxy.Model.tokenize`.
@@ -347,13 +338,20 @@ class Weights(Closing):
         Raises:
             ModelError: the file is missing, damaged, or does not fit.
         """
-        place = path.resolve()
-        if place not in self._adapters:
-            with LockedFile(path, self._stamps.get(path)) as file:
-                self._adapters[place] = load_adapter(
-                    self._library, self.handle, self.header, self.metadata.name, path, file.place
-                )
-                file.check()
+        place, name = path.resolve(), self.metadata.name
+        if place in self._adapters:
+            return self._adapters[place]
+        address = ctypes.c_void_p
+        load = self._library.function("llama_adapter_lora_init", address, address, ctypes.c_char_p)
+        with LockedFile(path, self._stamps.get(path)) as file:
+            notes = check_adapter(path, self.header, name, file.place)
+            self._library.forget_errors()
+            found = load(self.handle, bytes(file.place))
+            if not found:
+                reason = self._library.last_error().replace(str(file.place), path.name)
+                raise misfit(path, name, reason or "llama.cpp gives no reason")
+            file.check()
+        self._adapters[place] = LoadedAdapter(int(found), notes)
         return self._adapters[place]
 
     def retain(self) -> Self:
@@ -378,12 +376,7 @@ class Weights(Closing):
         """Layers for the GPU; also refuses what does not fit into memory."""
         needed = estimate(self.header, options).with_contexts(contexts)
         gpus = [device for device in self._library.devices() if device.is_gpu]
-        if options.gpu_layers == "all":
-            layers = needed.layers
-        elif options.gpu_layers == "auto":
-            layers = needed.layers_that_fit(free_on_gpus(gpus))
-        else:
-            layers = options.gpu_layers
+        layers = wanted_layers(needed, options, free_on_gpus(gpus))
         if not gpus:
             if options.gpu_layers != "auto" and layers:
                 raise UsageError(
@@ -391,33 +384,17 @@ class Weights(Closing):
                     "sees no GPU. Use --gpu-layers 0 or auto."
                 )
             layers = 0
-        layers = min(layers, needed.layers)
         check_fits({name: needed.beside_gpu(layers)})
         return layers
 
-    def _lock(self, path: Path, stack: ExitStack) -> tuple[list[LockedFile], Header]:
-        """The file, or all parts of a split model, until the stack is closed; the first header."""
-        first = stack.enter_context(LockedFile(path, self._stamps.get(path)))
-        header = read_header(path, first.place)
-        others = model_parts(path, header)[1:]
-        known = self._stamps.get(path)
-        if others and known and known.sha256 and not all(part in self._stamps for part in others):
-            raise ModelError(
-                f"{path.name} is one of {len(others) + 1} parts of a model, and its bundle names "
-                "no digests of the others. Join them into one file (llama-gguf-split --merge)."
-            )
-        rest = [stack.enter_context(LockedFile(one, self._stamps.get(one))) for one in others]
-        return [first, *rest], header
-
     def _load(
         self,
-        files: Sequence[LockedFile],
+        file: LockedFile,
         options: LoadOptions,
         progress: Progress | None,
         vocabulary_only: bool,
     ) -> int:
-        path = files[0].path
-        api = self._library.api
+        path, api = file.path, self._library.api
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = self._layers
         parameters.vocab_only = vocabulary_only
@@ -438,11 +415,7 @@ class Weights(Closing):
 
             callback = api.llama_progress_callback(tell)
             parameters.progress_callback = callback
-            if len(files) == 1:
-                handle = api.llama_model_load_from_file(bytes(files[0].place), parameters)
-            else:
-                places = (ctypes.c_char_p * len(files))(*(bytes(file.place) for file in files))
-                handle = api.llama_model_load_from_splits(places, len(files), parameters)
+            handle = api.llama_model_load_from_file(bytes(file.place), parameters)
         if raised:
             api.llama_model_free(handle)
             raise raised[0]
@@ -450,9 +423,7 @@ class Weights(Closing):
             api.llama_model_free(handle)
             raise Cancelled(f"Loading {path.name} was stopped.")
         if not handle:
-            reason = self._library.last_error()
-            for file in files:
-                reason = reason.replace(str(file.place), file.path.name)
+            reason = self._library.last_error().replace(str(file.place), path.name)
             if "unknown pre-tokenizer type" in reason:
                 reason += (
                     ", which this llama.cpp does not know; use another conversion of the model"
@@ -460,33 +431,6 @@ class Weights(Closing):
             kind = MemoryShortage if "alloc" in reason or "out of memory" in reason else ModelError
             raise kind(f"{path.name} cannot be loaded: {reason or 'llama.cpp gives no reason'}.")
         return int(handle)
-
-    def _refuse_unsupported(self, name: str) -> None:
-        """Refuses what does not write from left to right, or whose tokenizer rewrites the text."""
-        api, handle = self._library.api, self.handle
-        if (
-            not api.llama_model_has_decoder(handle)
-            or api.llama_model_has_encoder(handle)
-            or api.llama_model_is_diffusion(handle)
-        ):
-            raise ModelError(
-                f"{name} ({self.header.architecture}) does not write text from left to right. "
-                "Use a decoder-only language model."
-            )
-        if api.llama_vocab_type(self._vocab) in (
-            api.LLAMA_VOCAB_TYPE_WPM,
-            api.LLAMA_VOCAB_TYPE_UGM,
-        ):
-            raise ModelError(
-                f"{name}: its tokenizer rewrites the text (lower case, white space), so what it "
-                "reads is not what was written. Use a model with byte-level BPE or SentencePiece."
-            )
-        self._pre_tokenizer = self.header.values.get("tokenizer.ggml.pre")
-        if self._pre_tokenizer == "whitespace":  # GGML_ASSERT in find_bpe_rank at two spaces
-            raise ModelError(
-                f"{name}: llama.cpp ends the process when the pre-tokenizer whitespace meets two "
-                "spaces. Use another model."
-            )
 
     def _describe(self, name: str) -> Metadata:
         api = self._library.api
@@ -512,7 +456,7 @@ class Weights(Closing):
         )
 
 
-def check_values(library: Library, file: LockedFile, header: Header | None = None) -> None:
+def check_values(library: Library, file: LockedFile, header: Header) -> None:
     """Looks at every number of a file's tensors for NaN, infinities and impossible blocks.
 
     llama.cpp can do that while it loads (`check_tensors`), but starts a thread for each tensor,
@@ -524,7 +468,7 @@ def check_values(library: Library, file: LockedFile, header: Header | None = Non
     valid = library.ggml(
         "ggml_validate_row_data", ctypes.c_bool, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
     )
-    header, types = header or read_header(file.path, file.place), tensor_types()
+    types = tensor_types()
     buffer = np.empty(_CHECKED_AT_ONCE, np.uint8)
     try:
         with file.place.open("rb", buffering=0) as stream:
@@ -588,27 +532,24 @@ _KINDS = np.array(
 _SLOT = 64  # bytes; a few hundred tokens of a vocabulary are longer
 
 
-def read_vocabulary(library: Library, vocab: int, name: str) -> Vocabulary:
-    """The vocabulary at an address of llama.cpp's; `name` of the file is for errors.
+def read_vocabulary(library: Library, vocab: ctypes.c_void_p, name: str) -> Vocabulary:
+    """The vocabulary at an address of llama.cpp's.
 
     Raises:
-        ModelError: the file has no vocabulary, or llama.cpp cannot spell one of its tokens.
+        ModelError: llama.cpp cannot spell one of its tokens; has the file's `name`.
     """
     api = library.api
     count = api.llama_vocab_n_tokens(vocab)
-    if count < 1 or api.llama_vocab_type(vocab) == api.LLAMA_VOCAB_TYPE_NONE:
-        raise ModelError(_NO_VOCABULARY.format(name))
-    handle = ctypes.c_void_p(vocab)
     address, number = ctypes.c_void_p, ctypes.c_int32
     attributes = library.function("llama_vocab_get_attr", ctypes.c_int, address, number)
     is_end = library.function("llama_vocab_is_eog", ctypes.c_bool, address, number)
-    everywhere, tokens = repeat(handle), range(count)
+    everywhere, tokens = repeat(vocab), range(count)
     bits = np.fromiter(map(attributes, everywhere, tokens), np.int32, count) & _KIND_MASK
     ends = np.fromiter(map(is_end, everywhere, tokens), np.bool_, count)
     bos = api.llama_vocab_bos(vocab)
     eos = api.llama_vocab_eos(vocab)
     return Vocabulary(
-        _pieces(library, handle, count, name),
+        _pieces(library, vocab, count, name),
         _KINDS[bits],
         end_ids=np.flatnonzero(ends).tolist(),
         bos=bos if bos >= 0 else None,

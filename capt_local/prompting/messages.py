@@ -39,33 +39,24 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive tokens of one origin.
-
-    Attributes:
-        tokens: of one model's vocabulary.
-        text: the bytes that a person or model wrote; None for scaffolding (BOS included). A
-            leading space that the tokenizer adds by itself is in the tokens but not here.
-        evidence: whether the user wrote it, so that it may weigh the contrast.
-    """
+    """Consecutive tokens of one origin, in one model's vocabulary."""
 
     tokens: tuple[int, ...]
+    # The bytes that a person or model wrote; None for scaffolding (BOS included). A leading space
+    # that the tokenizer adds by itself is in the tokens but not here.
     text: bytes | None = None
-    evidence: bool = False
+    evidence: bool = False  # whether the user wrote it, so that it may weigh the contrast
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarkers:
-    """What stands where reasoning begins and ends; control tokens as their names.
+    """What stands where reasoning begins and ends; control tokens as their names."""
 
-    Attributes:
-        begin: what may stand at the beginning of the output, and whether reasoning follows it.
-        within: what may stand behind reasoning, and whether more reasoning follows it.
-        answers: what may stand around the answer itself.
-    """
-
+    # What may stand at the beginning of the output, and whether reasoning follows it; likewise
+    # behind reasoning.
     begin: tuple[tuple[bytes, bool], ...]
     within: tuple[tuple[bytes, bool], ...]
-    answers: tuple[Pair, ...] = ()
+    answers: tuple[Pair, ...] = ()  # what may stand around the answer itself
 
     def opened_by(self, scaffold: bytes) -> bool:
         """Whether the template has opened it, in what it wrote behind the last message."""
@@ -80,27 +71,19 @@ class ReasoningMarkers:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The prompt of one model.
-
-    Attributes:
-        segments: in order.
-        goes_on: whether the answer goes on with the text of the last segment (raw text) rather
-            than beginning a text of its own (a turn).
-        starts_fresh: for a turn: whether the answer is the first text behind a control token, so
-            that a tokenizer with a leading space puts it there.
-        lead: the space that the tokenizer puts in front of the answer, which is no part of it.
-        notices: what the user should be told about how the prompt was made.
-        markers: of the reasoning that the model may write first; None: it writes none.
-        turn_ends: tokens that the template writes behind an answer.
-    """
+    """The prompt of one model."""
 
     segments: tuple[Segment, ...]
+    # Whether the answer goes on with the text of the last segment (raw text) rather than beginning
+    # a text of its own (a turn).
     goes_on: bool = False
+    # For a turn: whether the answer is the first text behind a control token, so that a tokenizer
+    # with a leading space puts it there; and that space, which is no part of the answer.
     starts_fresh: bool = True
     lead: bytes = b""
-    notices: tuple[str, ...] = ()
-    markers: ReasoningMarkers | None = None
-    turn_ends: frozenset[int] = frozenset()
+    notices: tuple[str, ...] = ()  # what the user should be told about how it was made
+    markers: ReasoningMarkers | None = None  # of reasoning that may come first; None: there is none
+    turn_ends: frozenset[int] = frozenset()  # what the template writes behind an answer
 
     @property
     def tokens(self) -> tuple[int, ...]:

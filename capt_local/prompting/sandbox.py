@@ -16,7 +16,6 @@ import json
 import time
 import types
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from string import Formatter
@@ -37,48 +36,28 @@ class LimitReached(Exception):
     """A template went over its budget; the text names which and holds nothing else."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much one rendering may take. Templates of published models take a tenth of it.
-
-    Attributes:
-        value: weight of any single value: its characters, items and bytes together.
-        depth: nesting of lists and dictionaries.
-        output: characters written, those inside macros and blocks included.
-        work: operations, plus an eighth of the weight of what they make.
-        seconds: processor time of the thread that renders; a pause of the garbage collector counts.
-    """
-
-    value: int = 1 << 16
-    depth: int = 16
-    output: int = 1 << 18
-    work: int = 200_000
-    seconds: float = 2.5
-
-    def for_messages(self, count: int) -> Limits:
-        """The limits for a conversation: a long one may take more work, time and output."""
-        factor = 1 + count // 50
-        return replace(
-            self,
-            output=self.output * factor,
-            work=self.work * factor,
-            seconds=self.seconds * factor,
-        )
+# How much one rendering may take. Templates of published models take a tenth of it.
+_LARGEST = 1 << 16  # weight of any single value: its characters, items and bytes together
+_DEEPEST = 16  # nesting of lists and dictionaries
+_MOST_OUTPUT = 1 << 18  # characters written, those inside macros and blocks included
+_MOST_WORK = 200_000  # operations, plus an eighth of the weight of what they make
+_SECONDS = 2.5  # of the processor, in the thread that renders; its garbage collector counts
+_TURNS = 50  # a conversation of so many more may take as much again
 
 
 class Meter:
     """Counts what one rendering takes; every method raises LimitReached beyond the limits."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._work = 0
-        self._output = 0
-        self._until = time.thread_time() + limits.seconds
+    def __init__(self, turns: int) -> None:
+        factor = 1 + turns // _TURNS
+        self._work_left = _MOST_WORK * factor
+        self._output_left = _MOST_OUTPUT * factor
+        self._until = time.thread_time() + _SECONDS * factor
 
     def step(self, weight: int = 0) -> None:
         """One operation that makes a value of so much weight."""
-        self._work += 1 + weight // 8
-        if self._work > self.limits.work:
+        self._work_left -= 1 + weight // 8
+        if self._work_left < 0:
             raise LimitReached("it takes too many operations")
         # Processor time, so that a busy machine does not refuse what an idle one accepts.
         if time.thread_time() > self._until:
@@ -87,19 +66,19 @@ class Meter:
     def written(self, length: int) -> None:
         """So many characters of output."""
         self.step(length)
-        self._output += length
-        if self._output > self.limits.output:
+        self._output_left -= length
+        if self._output_left < 0:
             raise LimitReached("it writes too much")
 
     def expect(self, weight: int) -> None:
         """Refuses a value that would be too large, before it is made."""
-        if weight > self.limits.value:
+        if weight > _LARGEST:
             raise LimitReached("it makes a value that is too large")
 
     def measured(self, value: object) -> object:
         """Weighs a value that was just made; an iterator becomes a list."""
         if isinstance(value, _LAZY) and not isinstance(value, LoopContext):
-            value = list(islice(value, self.limits.value + 1))
+            value = list(islice(value, _LARGEST + 1))
         self.step(self._weight(value, 0) if isinstance(value, _SIZED) else 0)
         return value
 
@@ -128,7 +107,7 @@ class Meter:
     def _weight_of_items(
         self, items: list[object] | tuple[object, ...] | Mapping[object, object], depth: int
     ) -> int:
-        if depth > self.limits.depth:
+        if depth > _DEEPEST:
             raise LimitReached("it nests lists too deeply")
         self.expect(len(items))
         weight = 1
@@ -183,14 +162,6 @@ class ShortNamespace(Namespace):
 
     def __repr__(self) -> str:
         return "<namespace>"
-
-
-def filters() -> dict[str, Callable[..., Any]]:
-    """The filters by name. One that is not allowed fails when it is used, not before."""
-    own = {"safe": as_text, "string": as_text, "tojson": _tojson}
-    table = {name: _refused(name) for name in FILTERS}
-    table |= {name: _metered(name, FILTERS[name]) for name in _FILTERS}
-    return table | {name: _metered(name, function) for name, function in own.items()}
 
 
 def as_text(value: object) -> str:
@@ -274,14 +245,24 @@ def _refused(name: str) -> Callable[..., Any]:
 def _tojson(
     value: object,
     ensure_ascii: bool = False,
-    indent: int | None = None,
+    indent: int | str | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # As the library does that published templates are written for: no escapes for HTML.
+    """As the library does that published templates are written for: no escapes for HTML."""
+    _refuse_wide(indent)
+    # Separators stand once for each item: they must not be long.
+    if any(len(each) > _WIDEST_INDENT for each in separators or ()):
+        raise LimitReached("it separates too far")
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+
+
+def _refuse_wide(indent: object) -> None:
+    wide = len(indent) if isinstance(indent, str) else indent
+    if isinstance(wide, int) and wide > _WIDEST_INDENT:
+        raise LimitReached("it indents too far")
 
 
 def _small(operator: str, left: object, right: object) -> bool:
@@ -304,25 +285,7 @@ def _check_join(meter: Meter, value: Any, d: object = "", attribute: object = No
 
 
 def _check_indent(meter: Meter, s: object, width: object = 4, *rest: object, **_: object) -> None:
-    wide = len(width) if isinstance(width, str) else width
-    if isinstance(wide, int) and wide > _WIDEST_INDENT:
-        raise LimitReached("it indents too far")
-
-
-def _check_tojson(
-    meter: Meter,
-    value: object,
-    ensure_ascii: bool = False,
-    indent: object = None,
-    separators: object = None,
-    sort_keys: bool = False,
-) -> None:
-    _check_indent(meter, value, indent)
-    # Separators stand once for each item: they must not be long.
-    if isinstance(separators, list | tuple) and any(
-        len(each) > _WIDEST_INDENT for each in separators
-    ):
-        raise LimitReached("it separates too far")
+    _refuse_wide(width)
 
 
 # The other filters return about as much as they are given.
@@ -330,7 +293,13 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "replace": _check_replace,
     "join": _check_join,
     "indent": _check_indent,
-    "tojson": _check_tojson,
+}
+_OWN_FILTERS = {"safe": as_text, "string": as_text, "tojson": _tojson}
+_FILTERS_BY_NAME = {
+    # One that is not allowed fails when it is used, not before.
+    **{name: _refused(name) for name in FILTERS},
+    **{name: _metered(name, FILTERS[name]) for name in _FILTERS},
+    **{name: _metered(name, function) for name, function in _OWN_FILTERS.items()},
 }
 
 
@@ -339,20 +308,20 @@ _MOST_NODES = 10_000
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """The environment of one rendering, which may take as much as the limits say."""
+    """The environment of one rendering, of a conversation of so many turns."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, turns: int = 0) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
             cache_size=0,
             extensions=[LoopControlExtension, _GenerationExtension],
         )
-        self.meter = Meter(limits)
+        self.meter = Meter(turns)
         self.globals = {"range": range, "dict": dict, "namespace": ShortNamespace}
-        self.filters = filters()
+        self.filters = _FILTERS_BY_NAME
         # What the rewritten tree calls.
         self.measured, self.touched = self.meter.measured, self.meter.touched
 
@@ -370,7 +339,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return metered.set_environment(self)  # type: ignore[return-value]
 
     def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
-        """Allows what is on the lists above, and the variables of a namespace."""
         if not super().is_safe_attribute(obj, attr, value):
             return False
         return isinstance(obj, Namespace) or any(
@@ -382,13 +350,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         raise SecurityError(f"it reaches for {attribute!r} of a {type(obj).__name__}")
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Gives templates a simpler `str.format` with a bound."""
         if super().wrap_str_format(value) is None:
             return None
         return partial(format_simply, self.meter, value)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Checks the size of a result before it is made."""
         self.meter.step()
         check_operation(self.meter, operator, left, right)
         return self.meter.measured(super().call_binop(context, operator, left, right))

@@ -20,7 +20,7 @@ from capt_local.bundles.manifest import ModelFile, Style
 from capt_local.bundles.verify import check_template, read_template
 from capt_local.errors import CaptError, ModelError, UsageError
 from capt_local.prompting.messages import Message
-from capt_local.prompting.sandbox import LimitReached, Limits, Sandbox
+from capt_local.prompting.sandbox import LimitReached, Sandbox
 from capt_local.tokenization.vocabulary import Vocabulary
 
 LARGEST_TEMPLATE = 1 << 16
@@ -38,14 +38,10 @@ _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 
 
 class Scaffold(NamedTuple):
-    """What a template wrote around messages.
+    """What a template wrote around messages, and what the user should be told."""
 
-    Attributes:
-        parts: scaffolding as text, and in the places of the messages their indexes; each message
-            once, in order. No part is empty.
-        notices: what the user should be told.
-    """
-
+    # Scaffolding as text, and in the places of the messages their indexes; each message once, in
+    # order. No part is empty.
     parts: tuple[str | int, ...]
     notices: tuple[str, ...] = ()
 
@@ -89,7 +85,7 @@ class ChatTemplate:
             raise self._broken(f"is larger than {LARGEST_TEMPLATE // 1024} KiB")
         taken = set(source + bos + eos)
         self._mark = next(chr(code) for code in _MARKS if chr(code) not in taken)
-        sandbox = Sandbox(Limits())
+        sandbox = Sandbox()
         try:
             self._code = sandbox.compile(sandbox.metered(source))
         except Exception as error:  # a program by strangers may fail in any way
@@ -174,7 +170,7 @@ class ChatTemplate:
             return None
 
     def _render(self, turns: list[dict[str, str]], answer: bool) -> str:
-        sandbox = Sandbox(Limits().for_messages(len(turns)))
+        sandbox = Sandbox(len(turns))
         functions = {"raise_exception": _raise_exception, "strftime_now": self._strftime}
         template = Template.from_code(sandbox, self._code, sandbox.make_globals(functions))
         said = {"messages": turns, "add_generation_prompt": answer, **self._words}

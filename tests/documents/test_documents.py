@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.documents import Document, DocumentError, document, read, read_path
+from capt_local.documents import Document, DocumentError, document, read
 from capt_local.errors import UsageError
-from tests.batch.inputs import checked, problems, records
 
 DATA = Path(__file__).parent / "data"
 CANARY = "zyzzyva"
@@ -217,50 +216,6 @@ def test_whatever_the_reading_process_does_one_line_comes_of_it(
     monkeypatch.setattr(document, "_PROGRAM", program)
     monkeypatch.setattr(document, "_SECONDS", 3.0)
     assert says in refusal(VISIT[".pdf"], "x.pdf")
-
-
-def test_a_file_is_read_no_further_than_a_document_may_be_large(tmp_path: Path) -> None:
-    with (tmp_path / f"{CANARY}.pdf").open("wb") as stream:
-        stream.truncate(1 << 30)
-    with pytest.raises(UsageError) as caught:
-        read_path(tmp_path / f"{CANARY}.pdf", "The note")
-    assert str(caught.value) == "The note is larger than 64 MiB."
-
-
-def test_a_folder_of_documents_is_an_input_of_batch(tmp_path: Path) -> None:
-    for suffix, data in VISIT.items():
-        if suffix != ".fodt":
-            (tmp_path / f"visit{suffix}").write_bytes(data)
-    (tmp_path / "~$visit.docx").write_bytes(b"a file of Word that is held open")
-    source = checked(tmp_path)
-    assert tuple(source.ids) == tuple(
-        f"visit.{kind}" for kind in ("docx", "html", "odt", "pdf", "rtf")
-    )
-    assert all("denies chest pain" in str(record.prompt) for record in records(source))
-    (tmp_path / "a.pdf").write_bytes(BAD["password"][0])
-    assert problems(tmp_path) == ("file 1: it needs a password; save a copy without one",)
-
-
-def test_a_column_may_name_documents(tmp_path: Path) -> None:
-    from capt_local.batch.readers import check_input
-    from capt_local.batch.records import InputChanged, RecordParser, RecordTemplate
-
-    (tmp_path / "notes").mkdir()
-    note = tmp_path / "notes" / "a.docx"
-    note.write_bytes(VISIT[".docx"])
-    table = tmp_path / "in.csv"
-    table.write_text("id,path\n1,notes/a.docx\n")
-    parser = RecordParser(RecordTemplate(b"Summarise: {{ path }}"))
-    source = check_input(table, parser=parser, document_field="path")
-    assert str(source.record(0).prompt).startswith("Summarise: Invented Hospital\nVisit of 3 May")
-    note.write_bytes(docx(paragraph("another one")))
-    with pytest.raises(InputChanged):
-        source.record(0)
-    table.write_text("id,path\n1,notes/a.docx\n2,notes/missing.pdf\n3,\n")
-    with pytest.raises(UsageError, match=r"line 3: its document cannot be .*; line 4: the field"):
-        check_input(table, parser=parser, document_field="path")
-    with pytest.raises(UsageError, match="--document-field goes with"):
-        check_input(tmp_path / "notes", document_field="path")
 
 
 @pytest.mark.parametrize("how", ["absolute", "above", "link", "circle", "zero byte"])

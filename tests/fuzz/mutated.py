@@ -9,10 +9,9 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from capt_local.errors import CaptError, ModelError
 from capt_local.llama import probe
@@ -46,8 +45,7 @@ class Outcome(StrEnum):
     LOADED = "loaded, and computed a token"
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """A number of a header: where it stands, its bytes, and what it is for."""
 
     place: int
@@ -55,60 +53,43 @@ class Field:
     kind: str
 
 
-@dataclass(frozen=True)
 class Layout:
-    """A valid file, and where in it what stands."""
+    """A valid file, and where in it what stands; `end` is that of the header."""
 
-    data: bytes
-    fields: tuple[Field, ...]
-    texts: tuple[tuple[int, int], ...]
-    end: int  # of the header
-
-
-def layout(data: bytes) -> Layout:
-    """Walks over a valid file."""
-    walk = _Walk(data)
-    walk.header()
-    return Layout(data, tuple(walk.fields), tuple(walk.texts), walk.at)
-
-
-class _Walk:
     def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 8
+        self.data, self.end = data, 8
         self.fields: list[Field] = []
         self.texts: list[tuple[int, int]] = []
-
-    def header(self) -> None:
-        tensors, pairs = self.take(8, "count"), self.take(8, "count")
+        tensors, pairs = self._take(8, "count"), self._take(8, "count")
         for _ in range(pairs):
-            self.text()
-            self.value(self.take(4, "type"))
+            self._text()
+            self._value(self._take(4, "type"))
         for _ in range(tensors):
-            self.text()
-            for _ in range(self.take(4, "dimensions")):
-                self.take(8, "shape")
-            self.take(4, "type")
-            self.take(8, "offset")
+            self._text()
+            for _ in range(self._take(4, "dimensions")):
+                self._take(8, "shape")
+            self._take(4, "type")
+            self._take(8, "offset")
 
-    def take(self, size: int, kind: str) -> int:
-        self.fields.append(Field(self.at, size, kind))
-        self.at += size
-        return int.from_bytes(self.data[self.at - size : self.at], "little")
+    def _take(self, size: int, kind: str) -> int:
+        self.fields.append(Field(self.end, size, kind))
+        self.end += size
+        return int.from_bytes(self.data[self.end - size : self.end], "little")
 
-    def text(self) -> None:
-        size = self.take(8, "length")
-        self.texts.append((self.at, size))
-        self.at += size
+    def _text(self) -> None:
+        size = self._take(8, "length")
+        self.texts.append((self.end, size))
+        self.end += size
 
-    def value(self, kind: int) -> None:
+    def _value(self, kind: int) -> None:
         if kind == _STRING:
-            self.text()
+            self._text()
         elif kind == _ARRAY:
-            inner, length = self.take(4, "type"), self.take(8, "length")
+            inner, length = self._take(4, "type"), self._take(8, "length")
             for _ in range(length):
-                self.value(inner)
+                self._value(inner)
         else:
-            self.take(_SIZES[kind], "value")
+            self._take(_SIZES[kind], "value")
 
 
 Mutation = Callable[[random.Random, Layout, bytearray], None]
@@ -169,7 +150,7 @@ class Models:
 
     def __init__(self, folder: Path) -> None:
         self._layouts = [
-            layout(tiny_gguf(folder / f"base-{number}.gguf", seed=number, **about).read_bytes())
+            Layout(tiny_gguf(folder / f"base-{number}.gguf", seed=number, **about).read_bytes())
             for number, about in enumerate(_BASES)
         ]
 

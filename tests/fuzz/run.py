@@ -1,21 +1,16 @@
-"""Fuzzes a reader for a bounded time.
+"""Fuzzes a reader for a bounded time, by changes of the files of the corpus from a seed.
 
     python -m tests.fuzz.run header --seconds 600
-    python -m tests.fuzz.run lines --engine mutations --seed 7
 
-With `--engine atheris` it is guided by the lines that an input reaches; `mutations` changes the
-files of the corpus from a seed, and needs nothing. `auto` takes atheris where it is installed. An
-input that is neither known nor refused is kept (`--keep FOLDER`) and the exit code is not 0; put
+An input that is neither known nor refused is kept (`--keep FOLDER`) and the exit code is not 0; put
 it into the corpus with its mending. Needs a system with a folder for temporary files.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import random
-import shutil
 import sys
 import tempfile
 import time
@@ -41,46 +36,14 @@ def main() -> int:
     parser.add_argument("target", choices=NAMES)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=20261122)
-    parser.add_argument("--engine", choices=("auto", "atheris", "mutations"), default="auto")
     parser.add_argument("--keep", type=Path, default=None, help="where inputs go that are faults")
     asked = parser.parse_args()
-    there = importlib.util.find_spec("atheris") is not None
-    guided = asked.engine == "atheris" or (asked.engine == "auto" and there)
     # The user's store is one of this run: the readers of bundles write to it.
     with tempfile.TemporaryDirectory() as name:
         tempfile.tempdir = name
         for each in ("DATA", "STATE", "CONFIG"):
             os.environ[f"XDG_{each}_HOME"] = str(Path(name) / f"capt-local-fuzz-{os.getpid()}")
-        if guided:
-            return by_coverage(asked.target, asked.seconds, asked.seed, asked.keep, Path(name))
         return by_mutations(asked.target, asked.seconds, asked.seed, asked.keep)
-
-
-def by_coverage(target: str, seconds: float, seed: int, keep: Path | None, room: Path) -> int:
-    """Fuzzes with atheris, beginning with the corpus; new inputs stay in `room`."""
-    import atheris  # type: ignore[import-not-found]
-
-    with atheris.instrument_imports(include=["capt_local"]):
-        from tests.fuzz.targets import TARGETS
-
-    corpus = room / "corpus"
-    shutil.copytree(HERE / "corpus" / target, corpus)
-    words = room / "words"
-    tokens = _TOKENS.get(target, _TEXT)
-    words.write_text("".join(f'"{_escaped(each)}"\n' for each in tokens))
-    flags = [
-        f"-max_total_time={max(1, int(seconds))}", f"-seed={seed}", "-max_len=16384",
-        f"-dict={words}", "-print_final_stats=1", "-timeout=10",
-        f"-artifact_prefix={keep or room}{os.sep}", str(corpus),
-    ]  # fmt: skip
-    print(f"{target}: guided by coverage (atheris), {seconds:.0f} s", flush=True)
-    atheris.Setup([sys.argv[0], *flags], lambda data: TARGETS[target](data) and None)
-    atheris.Fuzz()
-    return 0
-
-
-def _escaped(token: bytes) -> str:
-    return "".join(rf"\x{byte:02x}" for byte in token)
 
 
 def by_mutations(target: str, seconds: float, seed: int, keep: Path | None) -> int:

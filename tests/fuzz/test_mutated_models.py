@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from tests.fuzz.mutated import MUTATIONS, Models, Outcome, outcomes
+from tests.fuzz.mutated import Outcome, outcomes
 
 COUNT = 180
 
@@ -26,10 +26,3 @@ def test_damaged_models_end_in_a_named_error_and_nothing_else(tmp_path: Path) ->
     # Most of what is wrong is found before llama.cpp sees it, and what passes has no other harm.
     assert found[Outcome.HEADER] > COUNT / 3 and found[Outcome.LOADED] > 0
     assert sorted(each.name for each in tmp_path.iterdir()) == ["valid", "work"]
-
-
-def test_the_same_number_is_the_same_file_and_no_valid_one(tmp_path: Path) -> None:
-    models, again = Models(tmp_path), Models(tmp_path)
-    files = [models.damaged(number) for number in range(len(MUTATIONS) * 5)]
-    assert files == [again.damaged(number) for number in range(len(files))]
-    assert len(set(files)) == len(files)

@@ -15,12 +15,11 @@ from capt_local.cli import app
 from capt_local.errors import ModelError
 from capt_local.llama.gguf_header import read_header
 from capt_local.llama.options import LoadOptions
-from capt_local.llama.weights import Weights, quality_notes
+from capt_local.llama.weights import Weights
 from capt_local.runtime import Runtime
 from tests.fuzz.seeds import text
 from tests.llama.conftest import ONE_THREAD
-from tests.real_models import gemma, smollm2
-from tests.tiny_models import INNER, WIDTH, adapter_gguf, split_gguf, tiny_gguf
+from tests.tiny_models import INNER, WIDTH, adapter_gguf, tiny_gguf
 
 TinyPath = Callable[..., Path]
 NAN, INF = float("nan"), float("inf")
@@ -73,8 +72,6 @@ MAKERS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
         lambda _, new: tiny_gguf(new, seed=1, template="{% if %}"),
         "The chat template of the target has a mistake in line 1"),
     "NaN": (lambda _, new: tiny_gguf(new, seed=1, nan=True), "a tensor has invalid data"),
-    "a later part": (
-        lambda good, new: split_gguf(good, new.with_suffix(""), 3)[1], "is not the first of the 3"),
 }  # fmt: skip
 
 
@@ -88,19 +85,6 @@ def test_one_line_and_exit_3(
     captured = capsys.readouterr()
     errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
     assert (int(code), captured.out, len(errors)) == (3, "", 1) and said in errors[0]
-
-
-def test_a_template_that_refuses_a_system_text_still_answers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    template = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system text') }}{% endif %}"
-        "{% for one in messages %}<{{ one.role }}>{{ one.content }}{% endfor %}"
-    )
-    path = tiny_gguf(tmp_path / "m.gguf", seed=1, template=template)
-    words = ["generate", "-p", "x", "--system", "Be brief.", "-n", "2", "-t", "1"]
-    assert app.run([*words, "--method", "target", "--target", str(path)]) == 0
-    assert "takes no system message at the beginning" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("alpha", [0.0, -16.0, NAN, INF])
@@ -149,17 +133,6 @@ def test_special_tokens_that_are_none(
     )
     with Weights(path, vocabulary_only=True) as weights:
         assert meaning in " ".join(weights.notes)
-
-
-def test_good_models_have_no_such_notes() -> None:
-    for path in (smollm2(), gemma()):
-        with Weights(path, vocabulary_only=True) as weights:
-            assert weights.notes == ()
-
-
-def test_each_warning_once() -> None:
-    lines = ["load: GENERATION QUALITY WILL BE DEGRADED!", "x: something degraded", "x: harmless"]
-    assert len(quality_notes("m.gguf", lines)) == 1
 
 
 def test_weights_are_checked_without_threads(tiny_path: TinyPath, tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import io
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from capt_local.llama.gguf_header import (
     TOKENIZERS,
     parse_header,
     read_header,
-    read_model_header,
     tensor_types,
 )
 from capt_local.llama.library import library
@@ -27,21 +24,6 @@ from capt_local.llama.memory import estimate
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.weights import Weights
 from tests.fuzz.seeds import gguf, text
-from tests.tiny_models import CONTEXT, WIDTH
-
-
-def test_a_header_holds_the_scalars_and_the_size_of_each_tensor(
-    tiny_path: Callable[..., Path],
-) -> None:
-    header = read_header(tiny_path("spm"))
-    assert header.architecture == "llama"
-    assert header.number("context_length") == CONTEXT
-    assert header.number("nothing", 7) == 7
-    assert header.lengths["tokenizer.ggml.tokens"] == header.values["llama.vocab_size"]
-    embedding = next(one for one in header.tensors if one.name == "token_embd.weight")
-    assert embedding.shape == (WIDTH, header.lengths["tokenizer.ggml.tokens"])
-    assert embedding.size == 4 * embedding.shape[0] * embedding.shape[1]
-    assert sum(one.size for one in header.tensors) < header.file_size
 
 
 def test_sizes_of_number_formats_are_those_of_ggml() -> None:
@@ -64,7 +46,7 @@ def test_a_cut_off_file_is_noticed_wherever_it_ends(
         read_header(path)
 
 
-def test_old_versions_and_parts_of_models_are_named(
+def test_old_versions_and_parts_of_models_are_refused(
     tiny_path: Callable[..., Path], tmp_path: Path
 ) -> None:
     whole = tiny_path().read_bytes()
@@ -78,10 +60,8 @@ def test_old_versions_and_parts_of_models_are_named(
     path.write_bytes(whole[:16] + struct.pack("<Q", count + 1) + entry + whole[24:])
     with path.open("ab") as file:
         file.write(bytes(64))
-    for name in ("other.gguf", "other-00002-of-00003.gguf", "other-00001-of-00002.gguf"):
-        with pytest.raises(ModelError, match=r"is not the first of the 3 parts|is not beside it"):
-            read_model_header(path.rename(tmp_path / name))
-        path = tmp_path / name
+    with pytest.raises(ModelError, match="is one of several parts of a model"):
+        read_header(path)
 
 
 def test_no_damage_to_a_header_escapes_as_another_error(
@@ -149,11 +129,9 @@ LIES: dict[str, tuple[list[bytes], list[bytes], str]] = {
         [pair("general.architecture", TEXT, text("bert"))], [], "bert is not among the arch"),
     "an architecture that nobody knows": (
         [pair("general.architecture", TEXT, text("\x1b[2Jx\ny"))], [], "what the file names is"),
-    "an architecture that is a number": ([whole("general.architecture", 7)], [], "what the file"),
     "a tokenizer that rewrites the text": (
         [LLAMA, pair("tokenizer.ggml.model", TEXT, text("bert"))], [], "bert is not among the tok"),
     "a key that stands there twice": ([LLAMA, whole("a", 1), whole("a", 2)], [], "there twice"),
-    "the architecture twice": ([LLAMA, LLAMA], [], "there twice"),
     "a key without a name": ([LLAMA, whole("", 1)], [], "empty or stands there twice"),
     "a key that is no text": (
         [LLAMA, struct.pack("<Q", 1) + b"\xff" + struct.pack("<II", U32, 1)], [], "not UTF-8"),
@@ -162,50 +140,30 @@ LIES: dict[str, tuple[list[bytes], list[bytes], str]] = {
     "a list of lists": ([LLAMA, pair("a", LIST, struct.pack("<IQ", LIST, 1))], [], "a list has an"),
     "a list that is too long": (
         [LLAMA, pair("a", LIST, struct.pack("<IQ", TEXT, 1 << 23))], [], "longer than any"),
-    "a list of numbers that is too long": (
-        [LLAMA, pair("a", LIST, struct.pack("<IQ", 0, 1 << 27))], [], "longer than any"),
-    "a text that is too long": (
-        [LLAMA, pair("a", TEXT, struct.pack("<Q", 1 << 25))], [], "longer than any"),
     "a long text in a list": (
         [LLAMA, pair("a", LIST, struct.pack("<IQQ", TEXT, 1, 1 << 25))], [], "longer than any"),
     "four billion layers": ([LLAMA, whole("llama.block_count", (1 << 32) - 1)], [], "block_count"),
-    "layers that are no whole number": (
-        [LLAMA, pair("llama.block_count", F32, struct.pack("<f", float("inf")))], [], "block_"),
     "heads below nothing": (
         [LLAMA, pair("llama.attention.head_count", 5, struct.pack("<i", -1))], [], "head_count"),
     "heads of layers that are no whole numbers": (
         [LLAMA, numbers("llama.attention.head_count_kv", 3)], [], "head_count_kv"),
     "no layers": ([LLAMA, whole("llama.block_count", 0)], [], "block_count is no possible size"),
-    "no context": ([LLAMA, whole("llama.context_length", 0)], [], "context_length is no possible"),
-    "a width of nothing": (
-        [LLAMA, whole("llama.embedding_length", 0)], [], "embedding_length is no possible size"),
-    "more parts than any model has": ([LLAMA, whole("split.count", 70_000)], [], "split.count"),
+    "a part of a model": ([LLAMA, whole("split.count", 3)], [], "is one of several parts"),
     "an alignment of 3": ([LLAMA, whole("general.alignment", 3)], [], "alignment"),
-    "an alignment of nothing": ([LLAMA, whole("general.alignment", 0)], [], "alignment"),
-    "an alignment of gigabytes": ([LLAMA, whole("general.alignment", 1 << 30)], [], "alignment"),
     "an alignment that is a float": (
         [LLAMA, pair("general.alignment", F32, struct.pack("<f", 32))], [], "alignment"),
     "tokens that are numbers": ([LLAMA, numbers("tokenizer.ggml.tokens", 2)], [], "another type"),
     "tokens that are one text": (
         [LLAMA, pair("tokenizer.ggml.tokens", TEXT, text("a"))], [], "a list of its vocabulary is"),
-    "merges that are numbers": (
-        [LLAMA, TOKENS, numbers("tokenizer.ggml.merges", 2)], [], "another type"),
-    "kinds of fewer tokens than there are": (
-        [LLAMA, TOKENS, numbers("tokenizer.ggml.token_type", 1, 5)], [], "too short"),
     "scores of fewer tokens than there are": (
         [LLAMA, numbers("tokenizer.ggml.scores", 1), TOKENS], [], "too short"),
     "a tensor twice": ([LLAMA], [tensor("a"), tensor("a", offset=64)], "there twice"),
     "a tensor without a name": ([LLAMA], [tensor("")], "empty or stands there twice"),
     "a tensor with a long name": ([LLAMA], [tensor("x" * 64)], "longer than any"),
     "tensors on each other": ([LLAMA], [tensor("a"), tensor("b", offset=32)], "does not begin"),
-    "tensors in the same place": ([LLAMA], [tensor("a"), tensor("b")], "does not begin"),
     "a hole between tensors": ([LLAMA], [tensor("a"), tensor("b", offset=96)], "does not begin"),
-    "a tensor that begins late": ([LLAMA], [tensor("a", offset=32)], "does not begin"),
-    "a tensor between two places": ([LLAMA], [tensor("a", offset=1)], "does not begin"),
     "a tensor behind the end": ([LLAMA], [tensor("a", (1 << 20, 2))], "cut off"),
-    "a tensor of no dimension": ([LLAMA], [tensor("a", ())], "impossible shape"),
     "a tensor of five dimensions": ([LLAMA], [tensor("a", (1,) * 5)], "impossible shape"),
-    "a tensor without numbers": ([LLAMA], [tensor("a", (8, 0))], "impossible shape"),
     "a tensor whose size overflows": ([LLAMA], [tensor("a", (1 << 32, 1 << 32))], "impossible sh"),
     "half a block": ([LLAMA], [tensor("a", (16, 2), kind=2)], "impossible shape"),
     "a number format that was taken out": ([LLAMA], [tensor("a", kind=4)], "number format 4"),
@@ -231,14 +189,6 @@ def test_what_is_no_lie_is_accepted() -> None:
     found = parse_header(io.BytesIO(data), "a.gguf", len(data))
     assert [one.name for one in found.tensors] == ["a", "x" * 63]
     assert found.number("block_count") == 2 and estimate(found, LoadOptions()).layers == 3
-
-
-@pytest.mark.parametrize("count", ["tensors", "pairs"])
-def test_more_entries_than_any_file_has(count: str) -> None:
-    data = bytearray(gguf([LLAMA], [], 0))
-    place = 8 if count == "tensors" else 16
-    data[place : place + 8] = (1 << 17).to_bytes(8, "little")
-    assert "claims 131072 entries" in refusal(bytes(data))
 
 
 def test_a_lie_about_a_length_takes_no_memory(tmp_path: Path) -> None:
@@ -279,11 +229,3 @@ def test_an_error_of_llama_cpp_that_repeats_the_file_can_be_shown(
     with pytest.raises(ModelError, match="unknown pre-tokenizer") as caught:
         Weights(file)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
-
-
-def test_the_names_of_gguf_come_without_a_network() -> None:
-    """The package needs `requests` for its own tools; none of that is imported."""
-    network = {"requests", "urllib3", "ssl"}
-    code = f"import sys, gguf.constants; print(sorted({network} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

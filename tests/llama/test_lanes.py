@@ -54,17 +54,6 @@ def alone(lane: Lane, tokens: list[int], steps: int) -> list[np.ndarray]:
     return found
 
 
-def test_a_lane_says_what_a_context_of_its_own_says(
-    lanes: Lanes, tiny_path: Callable[..., Path]
-) -> None:
-    with LlamaModel.open(tiny_path(), ONE_THREAD) as model:
-        assert lanes.limit == model.context_limit
-        for number, lane in enumerate(lanes.slots):
-            found = lane.extend(text(number), rows=3)
-            np.testing.assert_allclose(found, model.extend(text(number), rows=3), atol=CLOSE)
-            model.rewind(0)
-
-
 def test_a_text_gives_the_same_bits_whatever_runs_beside_it(lanes: Lanes) -> None:
     assert len(lanes.sizes) > 2
     expected = alone(lanes.slots[2], text(2), 12)
@@ -86,18 +75,6 @@ def test_a_text_gives_the_same_bits_whatever_runs_beside_it(lanes: Lanes) -> Non
         places = rng.permutation(len(parts))
         results = lanes.run([parts[place] for place in places])
         found.append(rows_of(results[int(np.flatnonzero(places == 0)[0])]))
-    assert all(np.array_equal(*pair) for pair in zip(expected, found, strict=True))
-
-
-def test_all_lanes_are_filled_up_where_batches_differ(lanes: Lanes) -> None:
-    lanes.sizes = (COUNT,)
-    expected = alone(lanes.slots[0], text(0), 5)
-    for number in range(1, COUNT):
-        lanes.slots[number].extend(text(number), rows=0)
-    found = [lanes.slots[0].extend(text(0)).copy()]
-    for step in range(5):
-        parts = [Part(lane, [TOKENS[step]], 1) for lane in lanes.slots]
-        found.append(rows_of(lanes.run(parts)[0]))
     assert all(np.array_equal(*pair) for pair in zip(expected, found, strict=True))
 
 

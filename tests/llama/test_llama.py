@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from capt_local.errors import Cancelled, ContextOverflow, NumericalError
-from capt_local.llama.devices import Kernels
 from capt_local.llama.model import LlamaModel
-from capt_local.llama.weights import Weights
 from tests.llama.conftest import ONE_THREAD
 from tests.tiny_models import WINDOW, tiny_gguf
 
@@ -98,18 +96,6 @@ def test_cancelling_a_long_text_leaves_the_position(model: LlamaModel, stop_at: 
     assert np.array_equal(model.extend(TOKENS[16:24]), fresh)
 
 
-def test_an_exception_in_should_stop_arrives_and_leaves_the_position(model: LlamaModel) -> None:
-    model.extend(TOKENS[:16], rows=0)
-
-    def broken() -> bool:
-        raise KeyError("asked")
-
-    model.should_stop = broken
-    with pytest.raises(KeyError, match="asked"):
-        model.extend(TOKENS[16:60])
-    assert model.position == 16
-
-
 def test_nan_weights_are_an_error_and_leave_the_position(tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "broken.gguf", seed=1, nan=True)
     with LlamaModel.open(path, ONE_THREAD, name="expert") as model:
@@ -131,17 +117,6 @@ def test_a_recurrent_model_says_that_it_cannot_rewind(tiny_path: Callable[..., P
         np.testing.assert_allclose(model.extend([2, 3])[0], peeked[0], atol=CLOSE)
         assert model.rewind(22)  # nothing to forget
         assert not model.rewind(10)
-        assert model.position == 0
-        assert np.array_equal(model.extend(TOKENS[:20], rows=2), fresh)
-
-
-def test_a_recurrent_model_that_is_cancelled_is_empty(tiny_path: Callable[..., Path]) -> None:
-    with LlamaModel.open(tiny_path(architecture="mamba"), ONE_THREAD) as model:
-        fresh = model.extend(TOKENS[:20], rows=2).copy()
-        model.should_stop = lambda: True
-        with pytest.raises(Cancelled):
-            model.extend(TOKENS[20:60])
-        model.should_stop = None
         assert model.position == 0
         assert np.array_equal(model.extend(TOKENS[:20], rows=2), fresh)
 
@@ -171,42 +146,6 @@ def test_contract_violations_are_refused_before_llama_cpp_sees_them(model: Llama
             model.step(tokens, rows)
     with pytest.raises(ValueError, match="rewind"):
         model.rewind(1)
-
-
-@pytest.fixture
-def padding(tmp_path: Path) -> Iterator[tuple[LlamaModel, LlamaModel]]:
-    """A model that pads short batches, wherever this runs, and the same one that does not."""
-    path = tiny_gguf(tmp_path / "fours.gguf", seed=1, number_format="Q4_0")
-    with (
-        Weights(path) as weights,
-        LlamaModel(weights, ONE_THREAD) as one,
-        LlamaModel(weights, ONE_THREAD) as other,
-    ):
-        one._kernels, other._kernels = Kernels(by_fours=True), Kernels()
-        yield one, other
-
-
-ROUGH = 2e-2  # of logits of about 4, with the activations of Q4_0 rounded to eight bits
-
-
-@pytest.mark.parametrize("count", range(2, 16))
-def test_tokens_that_mean_nothing_leave_no_trace(
-    padding: tuple[LlamaModel, LlamaModel], count: int
-) -> None:
-    for rows in (0, 1, min(count, 8)):
-        found = []
-        for model in padding:
-            model.rewind(0)
-            model.extend(TOKENS[:9], rows=0)
-            first = model.extend(TOKENS[9 : 9 + count], rows).copy()
-            assert (first.shape[0], model.position) == (rows, 9 + count)
-            # What comes behind sees the text alone.
-            behind = model.extend(TOKENS[50:52], rows=2).copy()
-            assert model.position == 11 + count
-            assert model.rewind(9 + count)
-            found.append((first, behind, model.extend(TOKENS[50:51]).copy()))
-        for padded, plain in zip(*found, strict=True):
-            np.testing.assert_allclose(padded, plain, atol=ROUGH)
 
 
 def test_steps_have_the_bits_of_single_tokens(model: LlamaModel) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from capt_local.errors import MemoryShortage, ModelError
+from capt_local.bundles.store import find
+from capt_local.errors import MemoryShortage
 from capt_local.llama import memory
-from capt_local.llama.load_models import estimates, open_models
+from capt_local.llama.load_models import PlainLlama, estimates, open_models
 from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import LoadOptions
 from tests.llama.conftest import ONE_THREAD
 
 TinyPath = Callable[..., Path]
@@ -80,17 +83,16 @@ def test_what_does_not_fit_together_is_not_loaded(
         model.close()
 
 
-def test_all_or_none(tiny_path: TinyPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[LlamaModel] = []
-    make = LlamaModel.__init__
-
-    def second_fails(self: LlamaModel, *arguments: object, **named: object) -> None:
-        if opened:
-            raise ModelError("no second one")
-        make(self, *arguments, **named)  # type: ignore[arg-type]
-        opened.append(self)
-
-    monkeypatch.setattr(LlamaModel, "__init__", second_fails)
-    with pytest.raises(ModelError, match="no second one"):
-        open_models({"base": tiny_path(), "base-2": tiny_path()}, ONE_THREAD)
-    assert opened[0].weights.handle is None
+def test_the_answer_of_the_binding_is_ours_and_does_not_depend_on_the_one_before() -> None:
+    path = find("demo").models["target"].path
+    options = LoadOptions(threads=1, context=128)
+    with LlamaModel.open(path, options) as model, PlainLlama(path, model, options) as plain:
+        prompt = model.tokenize(b"The patient has a cough and", special=False)
+        ours: list[int] = []
+        row = model.extend(prompt)[0]
+        for _ in range(6):
+            ours.append(int(row.argmax()))
+            row = model.extend(ours[-1:])[0]
+        first = list(islice(plain.tokens(prompt), 6))
+        list(islice(plain.tokens(prompt[:3]), 4))
+        assert first == ours == list(islice(plain.tokens(prompt), 6))

@@ -73,7 +73,7 @@ def test_a_change_while_loading(
     path = bundle.models["target"].path
     if by_name:
         monkeypatch.setattr(weights, "_HANDLES", Path("/no/such/folder"))
-    opened = weights.read_model_header
+    opened = weights.read_header
     headers = []
 
     def header(*arguments: object) -> object:
@@ -81,7 +81,7 @@ def test_a_change_while_loading(
         change(path)  # type: ignore[operator]
         return headers[0]
 
-    monkeypatch.setattr(weights, "read_model_header", header)
+    monkeypatch.setattr(weights, "read_header", header)
     stamps = verify(bundle).stamps
     with pytest.raises(ModelError, match=rf"target\.gguf {CHANGED}"):
         Weights(path, stamps=stamps)
@@ -127,13 +127,6 @@ def test_what_others_may_write_is_loaded_from_a_private_copy(tmp_path: Path) -> 
         file.check()
         assert file.place.read_bytes() == before
         assert file.sha256 == hashlib.sha256(before).hexdigest()
-
-
-def test_where_llama_cpp_opens_it() -> None:
-    with LockedFile(Path(__file__)) as file:
-        on_linux = sys.platform == "linux"
-        assert (file.place != file.path) == on_linux
-        assert file.place.read_bytes() == Path(__file__).read_bytes()
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs another account")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,14 +25,6 @@ def test_weights_and_kv_cache_are_counted_to_the_byte(tiny_path: Callable[..., P
     assert found.total == found.weights + found.kv_cache + found.buffers
     wider = estimate(header, LoadOptions(context=300, kv_type="f32"))
     assert wider.kv_cache == 2 * found.kv_cache
-
-
-def test_a_matrix_for_both_ends_counts_twice(tiny_path: Callable[..., Path]) -> None:
-    header = read_header(tiny_path())
-    shared = dataclasses.replace(
-        header, tensors=tuple(one for one in header.tensors if one.name != "output.weight")
-    )
-    assert estimate(shared, LoadOptions()).weights == estimate(header, LoadOptions()).weights
 
 
 def test_models_that_do_not_fit_are_refused_with_the_figures() -> None:

@@ -11,23 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from capt_local import hardening
 from capt_local.errors import Cancelled, ModelError, UsageError
 from capt_local.llama import probe as probe_module
 from capt_local.llama.gguf_header import read_header
-from capt_local.llama.model import LlamaModel
 from capt_local.llama.probe import look
-from capt_local.llama.weights import Weights
-from tests.llama.conftest import ONE_THREAD
-from tests.real_models import demo_proxy, gemma, smollm2
-from tests.tiny_models import INNER, WIDTH, adapter_gguf, split_gguf, tiny_adapter, tiny_gguf
+from tests.real_models import smollm2
+from tests.tiny_models import tiny_adapter, tiny_gguf
 
 TinyPath = Callable[..., Path]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process give it up")
@@ -75,11 +70,6 @@ def test_each_model_has_a_process_of_its_own(
         look(tiny_gguf(tmp_path / "nan.gguf", seed=1, nan=True))
     assert len({each.pid for each in started}) == 3
     assert all(each.poll() is not None for each in started)
-
-
-def test_recurrent_models_and_windows_are_taken(tiny_path: TinyPath) -> None:
-    look(tiny_path("bpe", "mamba"))
-    look(tiny_path("bpe", "gemma3"))
 
 
 @pytest.mark.parametrize(
@@ -152,35 +142,24 @@ def test_more_memory_than_the_header_explains_is_not_there(
 # What it may not do; {place} is a folder.
 BEYOND = [
     "import socket; socket.socket()",
-    "import socket; socket.socket(socket.AF_UNIX)",
     "import os; os.execv('/bin/true', ['true'])",
     "open({place!r} + '/new', 'w')",
-    "open({place!r} + '/there', 'r+')",
     "import os; os.truncate({place!r} + '/there', 0)",
     "import os; os.unlink({place!r} + '/there')",
-    "import os; os.rename({place!r} + '/there', {place!r} + '/other')",
     "import os; os.chmod({place!r} + '/there', 0o777)",
-    "import os; os.mkdir({place!r} + '/folder')",
     "import os; os.symlink('/', {place!r} + '/link')",
     "import os; os.kill(os.getppid(), 0)",
-    "import os; os.kill(os.getpid(), 0)",
     "import os, signal; signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 0)",
     "import os, resource; resource.prlimit(os.getppid(), resource.RLIMIT_CORE, (0, 0))",
     "import os; os.mkfifo({place!r} + '/pipe')",
-    "import os, stat; os.mknod({place!r} + '/node', stat.S_IFREG)",
     "import os; os.utime({place!r} + '/there', (0, 0))",
-    "import os; os.utime({place!r} + '/there', (0, 0), follow_symlinks=False)",
-    "import os; os.setxattr({place!r} + '/there', 'user.a', b'b')",
-    "import os; os.setxattr({place!r} + '/there', 'user.a', b'b', follow_symlinks=False)",
     "import os; os.setxattr(os.open({place!r} + '/there', os.O_RDONLY), 'user.a', b'b')",
-    "import os; os.removexattr({place!r} + '/there', 'user.a')",
     "import fcntl; fcntl.ioctl(0, 0x5412, b'x')",
     "import os; os.fork()",
     "import os; os.setsid()",
     "import os; os.setpriority(os.PRIO_PROCESS, os.getppid(), 5)",
     "import os; os.sched_setaffinity(os.getppid(), {{0}})",
     "import os; os.memfd_create('a')",
-    "import os; os.pipe()",
     "import mmap; mmap.mmap(-1, 4096)",
     # MAP_GROWSDOWN, which no limit of memory counts
     "import mmap; mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | 0x100)",
@@ -244,14 +223,6 @@ def test_it_has_no_terminal_to_type_into(
 
 
 @LINUX
-def test_whether_the_kernel_forbids_calls_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert probe_module.calls_are_forbidden()
-    for code in ("import sys; sys.exit(1)", "1 / 0"):
-        monkeypatch.setattr(probe_module, "_TRIAL", code)
-        assert not probe_module.calls_are_forbidden()
-
-
-@LINUX
 def test_it_may_read_and_has_no_core_dump_and_no_new_rights(
     tiny_path: TinyPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,17 +263,6 @@ def _lives(pid: int) -> bool:
     return not re.search(r"\) Z", state)
 
 
-def test_what_is_plainly_broken_starts_no_process(tmp_path: Path) -> None:
-    (tmp_path / "a.gguf").write_bytes(b"no model")
-    with pytest.raises(ModelError, match="not a GGUF"):
-        look(tmp_path / "a.gguf")
-
-
-def test_real_models_pass() -> None:
-    for path in (smollm2(), gemma(), demo_proxy("expert")):
-        look(path)
-
-
 def test_a_model_of_a_thousand_tensors_on_a_busy_machine(tmp_path: Path) -> None:
     """llama.cpp's own check starts a thread for each tensor; their stacks are not the model."""
     path = tiny_gguf(tmp_path / "deep.gguf", seed=1, layers=111)
@@ -324,23 +284,6 @@ def busy(count: int) -> Iterator[None]:
             one.wait()
 
 
-def test_a_split_model(tmp_path: Path) -> None:
-    whole = tiny_gguf(tmp_path / "whole.gguf", seed=1)
-    parts = split_gguf(whole, tmp_path / "m", 3)
-    look(parts[0])
-    with LlamaModel.open(whole, ONE_THREAD) as one, LlamaModel.open(parts[0], ONE_THREAD) as other:
-        assert np.array_equal(one.extend([3, 4, 5]), other.extend([3, 4, 5]))
-        assert one.metadata == replace(other.metadata, name=one.metadata.name)
-    with pytest.raises(ModelError, match=r"m-00002-of-00003\.gguf is not the first of the 3 parts"):
-        look(parts[1])
-    os.chmod(parts[2], 0o666)
-    assert list(look(parts[0])) == [parts[2]]
-    parts[2].unlink()
-    for opened in (look, Weights):
-        with pytest.raises(ModelError, match=r"m-00003-of-00003\.gguf is not beside it"):
-            opened(parts[0])
-
-
 def test_of_files_that_others_may_write_the_digest_of_what_was_loaded(
     tiny_path: TinyPath, tmp_path: Path
 ) -> None:
@@ -353,14 +296,6 @@ def test_of_files_that_others_may_write_the_digest_of_what_was_loaded(
     bad.chmod(0o666)
     with pytest.raises(ModelError, match=r"^bad\.gguf is damaged: a tensor has invalid data"):
         look(bad)
-
-
-def test_an_adapter_with_a_nan_is_named_itself(tiny_path: TinyPath, tmp_path: Path) -> None:
-    name = "blk.0.ffn_down.weight"
-    tensors = {f"{name}.lora_a": np.full((2, INNER), np.nan), f"{name}.lora_b": np.ones((WIDTH, 2))}
-    adapter = adapter_gguf(tmp_path / "lora.gguf", tensors)
-    with pytest.raises(ModelError, match=r"^lora\.gguf is damaged"):
-        look(tiny_path(), [adapter])
 
 
 @LINUX

@@ -148,17 +148,6 @@ def test_markers_typed_into_a_note_stay_text(tokenizer: TextTokenizer) -> None:
             assert not forbidden[tokens].any()
 
 
-def test_bytes_that_are_not_utf_8_are_kept_or_refused(tokenizer: TextTokenizer) -> None:
-    text = b"\xff\xfe caf\xe9 \xc3"
-    if spellable(tokenizer, text):
-        for start in (True, False):
-            tokens = tokenizer.encode(text, start=start)
-            assert written(tokenizer, tokens) == (tokenizer.lead if start else b"") + text
-    else:
-        with pytest.raises(ValueError, match="cannot spell the byte"):
-            tokenizer.encode(text, start=True)
-
-
 @settings(max_examples=25)
 @given(data=st.data())
 @pytest.mark.parametrize("name", NAMES)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +13,6 @@ from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.threads import BusyCores, physical_cores
 from tests.real_models import smollm2
-
-
-@contextmanager
-def busy(count: int) -> Iterator[None]:
-    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        time.sleep(0.3)
-        yield
-    finally:
-        for one in burners:
-            one.kill()
-            one.wait()
 
 
 def samples(monkeypatch: pytest.MonkeyPatch, *values: tuple[float, float, float]) -> BusyCores:
@@ -51,15 +34,6 @@ def test_as_many_threads_as_find_a_core(
 ) -> None:
     cores = samples(monkeypatch, (50.0, 10.0, 5.0), (51.0, 10.0 + busy_seconds, 5.0 + own))
     assert cores.threads() == wanted
-
-
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core is always one thread")
-def test_beside_busy_processes_there_is_one_thread() -> None:
-    cores = BusyCores()
-    with busy(2 * (os.cpu_count() or 1)):
-        time.sleep(1.0)
-        assert cores.threads() == 1
-        assert cores.others > physical_cores() - 1
 
 
 def test_logits_are_the_same_bits_with_any_number_of_threads() -> None:

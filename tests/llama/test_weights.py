@@ -11,51 +11,8 @@ from capt_local.errors import ModelError, UsageError
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.weights import Weights
-from capt_local.tokenization.vocabulary import TokenKind
 from tests.llama.conftest import ONE_THREAD
-from tests.tiny_models import CONTEXT, LAYERS, tiny_gguf
-from tests.tiny_vocabularies import MARKERS, TEMPLATE, TEXT, USER_DEFINED, Flavour, tiny_vocabulary
-
-FLAVOURS: tuple[Flavour, ...] = ("bpe", "spm")
-
-
-def test_a_model_says_what_it_is(tiny_path: Callable[..., Path]) -> None:
-    with Weights(tiny_path()) as weights:
-        found = weights.metadata
-        assert found.name == "llama-bpe.gguf"
-        assert found.architecture == "llama"
-        assert found.file_type == "all F32"
-        assert found.context_length == CONTEXT
-        assert found.vocabulary_size == len(weights.vocabulary)
-        assert found.chat_template == TEMPLATE
-        assert found.layers == LAYERS + 1
-
-
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_every_token_has_its_bytes_and_kind(
-    tiny_path: Callable[..., Path], flavour: Flavour
-) -> None:
-    wanted = tiny_vocabulary(flavour)
-    with Weights(tiny_path(flavour)) as weights:
-        found = weights.vocabulary
-        assert len(found) == len(wanted)
-        assert found.kinds.tolist() == wanted.kinds
-        assert sorted(found.byte_ids) == list(range(256))
-        ends = {wanted.tokens[token] for token in found.end_ids.tolist()}
-        assert MARKERS[1] in ends
-        assert ends <= {MARKERS[1], "</s>", "<|endoftext|>"}
-        assert found.bos == wanted.ids["bos"]
-        assert found.add_bos == (flavour == "spm")
-        marker = wanted.tokens.index(MARKERS[0])
-        assert found.piece(marker) == MARKERS[0].encode()
-        assert not found.is_text[marker]
-        assert found.kinds[wanted.tokens.index(USER_DEFINED)] == TokenKind.USER_DEFINED
-        tokens = weights.tokenize(TEXT.encode(), special=False)
-        assert found.text(tokens).lstrip() == TEXT.encode()
-        assert len(tokens) < len(TEXT) / 2
-        special = weights.tokenize(b"<|im_start|>a", special=True)
-        assert special[0] == marker
-        assert marker not in weights.tokenize(b"<|im_start|>a", special=False)
+from tests.tiny_models import tiny_gguf
 
 
 def test_text_that_is_not_utf_8_never_reaches_llama_cpp(tiny_path: Callable[..., Path]) -> None:

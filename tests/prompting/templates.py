@@ -43,22 +43,6 @@ GEMMA = (
     "{{ '<start_of_turn>' + role + '\\n' + m['content'] | trim + '<end_of_turn>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
-PHI3 = (
-    "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"
-)
-ZEPHYR = """{% for m in messages %}
-{% if m['role'] == 'user' %}
-{{ '<|user|>\n' + m['content'] + eos_token }}
-{% elif m['role'] == 'system' %}
-{{ '<|system|>\n' + m['content'] + eos_token }}
-{% else %}
-{{ '<|assistant|>\n'  + m['content'] + eos_token }}
-{% endif %}
-{% if loop.last and add_generation_prompt %}
-{{ '<|assistant|>' }}
-{% endif %}
-{% endfor %}"""
 WITHOUT_SYSTEM = (
     "{% for m in messages if m.role != 'system' %}{{ '<|im_start|>' ~ m.content }}{% endfor %}"
 )
@@ -110,25 +94,6 @@ HARMONY = (
     "{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
 )
-COHERE = turns(
-    "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>X<|END_OF_TURN_TOKEN|>",
-    "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>X<|END_RESPONSE|>"
-    "<|END_OF_TURN_TOKEN|>",
-    "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
-    "{# <|START_THINKING|> <|END_THINKING|> #}",
-)
-GRANITE = turns(
-    "<|start_of_role|>user<|end_of_role|>X<|end_of_text|>\\n",
-    "<|start_of_role|>assistant<|end_of_role|>X<|end_of_text|>\\n",
-    "<|start_of_role|>assistant<|end_of_role|>",
-    "{# Write <think></think> and <response></response>. #}",
-)
-APERTUS = turns(
-    "<|user_start|>X<|user_end|>",
-    "<|assistant_start|>X<|assistant_end|>",
-    "<|assistant_start|>",
-    "{# <|inner_prefix|> <|inner_suffix|> #}",
-)
 # No marker of its own behind an answer: the next turn's ends it.
 GLM = turns("<|user|>\\nX", "<|assistant|>\\nX", "<|assistant|>")
 # A family that nobody has heard of.
@@ -138,12 +103,3 @@ UNHEARD = (
     "{{ m.content + '[STOP]' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
 )
-PHI4 = turns(
-    "<|im_start|>user<|im_sep|>X<|im_end|>",
-    "<|im_start|>assistant<|im_sep|>X<|im_end|>",
-    "<|im_start|>assistant<|im_sep|>",
-)
-LFM2 = "{{ bos_token }}{# split at </think> #}" + CHATML
-MAGISTRAL = "{# [THINK] [/THINK] #}" + MISTRAL
-EXAONE = turns("[|user|]X[|endofturn|]\\n", "[|assistant|]X[|endofturn|]\\n",
-               "[|assistant|]<thought>\\n", "{# </thought> #}")  # fmt: skip

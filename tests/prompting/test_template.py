@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from capt_local.bundles.manifest import ModelFile, Style
+from capt_local.bundles.manifest import ModelFile
 from capt_local.errors import ModelError, UsageError
 from capt_local.prompting.messages import Message
 from capt_local.prompting.template import (
@@ -55,24 +54,8 @@ def scaffolding(source: str, messages: tuple[Message, ...]) -> str:
             "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n[3]"
             "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
         ),
-        (
-            templates.PHI3,
-            "<|system|>\n[0]"
-            "<|end|>\n<|user|>\n[1]"
-            "<|end|>\n<|assistant|>\n[2]"
-            "<|end|>\n<|user|>\n[3]"
-            "<|end|>\n<|assistant|>\n",
-        ),
-        (
-            templates.ZEPHYR,
-            "<|system|>\n[0]"
-            "</s>\n<|user|>\n[1]"
-            "</s>\n<|assistant|>\n[2]"
-            "</s>\n<|user|>\n[3]"
-            "</s>\n<|assistant|>\n",
-        ),
     ],
-    ids=["chatml", "llama2", "llama3", "phi3", "zephyr"],
+    ids=["chatml", "llama2", "llama3"],
 )
 def test_scaffolding_of_a_conversation(source: str, expected: str) -> None:
     assert scaffolding(source, LONG) == expected
@@ -152,15 +135,6 @@ def test_a_template_never_sees_a_message() -> None:
     assert "CANARY" not in str(caught.value)
 
 
-def test_the_date_can_be_pinned() -> None:
-    source = "{{ strftime_now('%d %b %Y') }}{{ messages[0].content }}"
-    pinned = ChatTemplate(source, date=datetime.date(2024, 7, 26))
-    assert pinned.scaffold((USER,)).parts == ("26 Jul 2024", 0)
-    today = ChatTemplate(source).scaffold((USER,)).parts[0]
-    days = [datetime.date.today() - datetime.timedelta(days) for days in (0, 1)]
-    assert today in [day.strftime("%d %b %Y") for day in days]
-
-
 def test_what_published_templates_use() -> None:
     source = (
         "{%- set ns = namespace(first=true, seen=[]) -%}\n"
@@ -182,18 +156,6 @@ VOCABULARY = make_vocabulary([])
 
 def model(**values: object) -> ModelFile:
     return ModelFile(role="expert", path=Path("model.gguf"), size=1, **values)  # type: ignore[arg-type]
-
-
-def test_which_template_a_model_is_asked_with() -> None:
-    marked, user = "own:{{ messages[0].content }}", [Message("user", "x")]
-
-    def first(found: ModelFile, own: str | None) -> object:
-        return open_template(found, own, VOCABULARY).scaffold(user).parts[0]
-
-    assert first(model(), marked) == "own:"
-    assert first(model(template="chatml"), marked) == "<|im_start|>user\n"
-    assert first(model(template="plain"), marked) == 0
-    assert first(model(style=Style.RAW), None) == 0
 
 
 def test_a_given_template_is_for_the_target_and_for_models_without(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_where_no_second_copy_fits_llama_is_left_out_and_said(
     def none(*_: object) -> None:
         raise MemoryShortage("Not enough memory.")
 
-    monkeypatch.setattr("capt_local.llama.plain.PlainLlama", none)
+    monkeypatch.setattr("capt_local.llama.load_models.PlainLlama", none)
     flags = ["bench", "-t", "1", "--json", "-n", "2", "-c", "1024"]
     assert run([*flags, "--modes", "target,llama"]) == 0
     told = capfd.readouterr()

@@ -156,11 +156,6 @@ def _with_headers(bundle: Bundle, what: CreateFlags) -> Bundle:
         try:
             header = headers[role] = read_header(model.path)
             digests = file_digests(model.path, header)
-            if header.parts > 1:
-                raise ModelError(
-                    f"{model.path.name} is one of {header.parts} parts, and a bundle has one file "
-                    "for a model: join them with llama-gguf-split --merge."
-                )
             adapters = []
             for adapter in model.adapters:
                 check_adapter(adapter.path, header, model.path.name)
