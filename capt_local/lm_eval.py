@@ -14,7 +14,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -64,13 +64,7 @@ class ChatText(str):
 
     __slots__ = ()
 
-    @classmethod
-    def of(cls, turns: Sequence[Mapping[str, str]]) -> ChatText:
-        """The text of a conversation."""
-        return cls(json.dumps([dict(turn) for turn in turns]))
-
     def messages(self) -> list[Message]:
-        """The turns."""
         return [Message(turn["role"], turn["content"]) for turn in json.loads(self)]
 
 
@@ -96,21 +90,18 @@ class GenerationArguments(msgspec.Struct, forbid_unknown_fields=True):
 def answer_options(
     options: GenerateOptions, arguments: Mapping[str, Any], seed: int
 ) -> GenerateOptions:
-    """The options of one answer.
-
-    Args:
-        options: method and weights.
-        arguments: of the task; see `GenerationArguments`.
-        seed: of the draws.
+    """The options of one answer: method and weights of ours, the rest of the task.
 
     Raises:
-        UsageError: an argument is not one of ours, or has no meaning.
+        UsageError: an argument is not one of `GenerationArguments`, or has no meaning.
     """
     given = _converted(arguments, GenerationArguments, "generation")
     draws = bool(given.temperature) if given.do_sample is None else given.do_sample
-    lengths = (
-        *(given.max_gen_toks, given.max_new_tokens),
-        *(given.max_tokens, given.max_completion_tokens),
+    length = (
+        given.max_gen_toks
+        or given.max_new_tokens
+        or given.max_tokens
+        or given.max_completion_tokens
     )
     sample = dataclasses.replace(
         options.sample,
@@ -122,7 +113,7 @@ def answer_options(
     )
     return dataclasses.replace(
         options,
-        max_tokens=next((length for length in lengths if length is not None), _LONGEST),
+        max_tokens=length or _LONGEST,
         stop=(given.until,) if isinstance(given.until, str) else given.until or (),
         sample=sample,
     )
@@ -141,21 +132,10 @@ def _converted(arguments: Mapping[str, Any], kind: type[_Kind], what: str) -> _K
 class ModelArguments(msgspec.Struct, forbid_unknown_fields=True):
     """What `--model_args` may say.
 
-    Attributes:
-        bundle: id or path; demo where no files are named.
-        target: a model file, for no bundle.
-        expert: likewise; of several pairs one each, separated as in PATH.
-        base: likewise, in the order of the experts.
-        expert_adapter: a LoRA adapter for each expert; without experts, of the base.
-        method: see `capt-local score --help`; None is the bundle's.
-        alpha: weight of the contrast, or "evidence".
-        plausibility: see `capt-local score --help`.
-        ctx_size: tokens that the context holds.
-        threads: of the CPU.
-        gpu_layers: a number, "auto" or "all".
-        seed: of the draws; each answer of a run has its own.
-        batch_size, max_batch_size, device: not used: requests run one by one, and llama.cpp is
-            built for one kind of device.
+    They mean what the flags of `capt-local score` mean. Experts, bases and adapters of several
+    pairs are separated as in PATH. Each answer of a run has a seed of its own. batch_size,
+    max_batch_size and device are not used: requests run one by one, and llama.cpp is built for one
+    kind of device.
     """
 
     bundle: str | None = None
@@ -175,8 +155,6 @@ class ModelArguments(msgspec.Struct, forbid_unknown_fields=True):
     device: Any = None
 
     def flags(self) -> ModelFlags:
-        """Which models, as on the command line."""
-
         def files(given: str | None) -> list[Path] | None:
             return None if given is None else [Path(file) for file in given.split(os.pathsep)]
 
@@ -200,16 +178,9 @@ class CaptLocal(LM):
     conversation in each model's own template. Nothing is cut: a context and continuation that do
     not fit end the run with their token counts. Requests run one by one, whatever the batch size;
     those in a row that share a context share its computation.
-
-    Args:
-        arguments: see `ModelArguments`.
-
-    Raises:
-        UsageError, ModelError, MemoryShortage: as for the command line.
     """
 
     def __init__(self, **arguments: Any) -> None:
-        """Loads the models."""
         super().__init__()
         given = _converted(arguments, ModelArguments, "model")
         flags = given.flags()
@@ -231,17 +202,12 @@ class CaptLocal(LM):
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of continuations, and whether generating would give them.
+        """Log-likelihood of (context, continuation), and whether generating would give it.
 
         See `Runtime.score_answer`; an empty context stands for the beginning of a text.
-
-        Args:
-            requests: of (context, continuation).
-            disable_tqdm: whether no progress is shown.
         """
         found: list[tuple[float, bool]] = []
-        shared = groupby(requests, key=lambda request: request.args[0])
-        for context, group in shared:
+        for context, group in groupby(requests, key=lambda request: request.args[0]):
             texts = [request.args[1] for request in group]
             asked, raw = _asked(context)
             different = list(dict.fromkeys(texts))
@@ -254,7 +220,6 @@ class CaptLocal(LM):
                 self.cache_hook.add_partial("loglikelihood", (context, text), result)
                 found.append(result)
             self._progress("log-likelihoods", len(found), len(requests), shown=not disable_tqdm)
-        self._screen.clear_progress()
         return found
 
     def loglikelihood_rolling(
@@ -264,10 +229,6 @@ class CaptLocal(LM):
 
         A text that is longer than the context goes on afresh where the context is full, in windows
         of this program and not of the harness, whose windows overlap.
-
-        Args:
-            requests: of (text,).
-            disable_tqdm: whether no progress is shown.
         """
         found: list[float] = []
         for request in requests:
@@ -275,23 +236,16 @@ class CaptLocal(LM):
             found.append(-score.nats)
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, found[-1])
             self._progress("texts", len(found), len(requests), shown=not disable_tqdm)
-        self._screen.clear_progress()
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers, up to a stop string, which is no part of them.
-
-        Args:
-            requests: of (context, generation arguments); see `answer_options`.
-            disable_tqdm: whether no progress is shown.
-        """
+        """Answers, up to a stop string, which is no part of them; see `answer_options`."""
         found: list[str] = []
         for request in requests:
             context, arguments = request.args[:2]
             found.append(self._answer(context, arguments))
             self.cache_hook.add_partial("generate_until", request.args, found[-1])
             self._progress("answers", len(found), len(requests), shown=not disable_tqdm)
-        self._screen.clear_progress()
         return found
 
     def apply_chat_template(
@@ -307,11 +261,10 @@ class CaptLocal(LM):
                 "A chat template with a given beginning of the answer (gen_prefix) is not "
                 "possible: leave out --apply_chat_template."
             )
-        return ChatText.of(chat_history)
+        return ChatText(json.dumps(chat_history))
 
     @property
-    def tokenizer_name(self) -> str:
-        """What the harness keeps prepared requests by."""
+    def tokenizer_name(self) -> str:  # what the harness keeps prepared requests by
         return f"capt-local-{self._session.runtime.bundle.id}"
 
     def get_model_info(self) -> dict[str, Any]:
@@ -320,7 +273,6 @@ class CaptLocal(LM):
         return {"capt_local": provenance(session.runtime, self.options, session.load, session.date)}
 
     def close(self) -> None:
-        """Frees the models."""
         self._session.runtime.close()
 
     def _answer(self, context: str, arguments: dict[str, Any]) -> str:
@@ -338,6 +290,8 @@ class CaptLocal(LM):
     def _progress(self, label: str, done: int, total: int, *, shown: bool) -> None:
         if shown:
             self._screen.progress(label, done / total)
+        if done == total:
+            self._screen.clear_progress()
 
 
 def _asked(context: str) -> tuple[str | list[Message], bool]:

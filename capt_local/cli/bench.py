@@ -90,6 +90,8 @@ def bench(
 
       capt-local bench --prompts notes.jsonl --limit 16 --parallel 8
     """
+    import psutil
+
     screen = Screen.standard(view.verbose)
     if what.prompts is None and (what.limit or what.parallel):
         raise UsageError("--limit and --parallel are about prompts; give also --prompts.")
@@ -112,7 +114,7 @@ def bench(
             )
             options = next(iter(wanted.values()))
             threads = session.load.threads or physical_cores()
-            memory = _resident()
+            memory = psutil.Process().memory_info().rss
             sizes = {role: each.metadata.size for role, each in runtime.models.items()}
             about = dict(provenance(runtime, options, session.load, session.date))
     figures, ratios = found.figures(), found.ratios()
@@ -142,21 +144,10 @@ def bench(
     return ExitCode.OK
 
 
-def _resident() -> int:
-    """Bytes of memory that this process takes."""
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
-
-
 def _modes(
     names: str | None, bundle: Bundle, how: CombineFlags, sample: SampleFlags
 ) -> dict[str, GenerateOptions]:
-    """The modes that were asked for, or those of the default that the bundle can do.
-
-    Raises:
-        UsageError: a mode is unknown or comes twice, or needs models that are not there.
-    """
+    """The modes that were asked for, or those of the default that the bundle can do."""
     options = generate_options(bundle, how, sample, 0, Method.TARGET)
     known = {TARGET: dataclasses.replace(options, speed=Speed.EXACT_STEPS)}
     if not options.sample.temperature:  # the binding draws in its own way

@@ -34,7 +34,7 @@ from capt_local.cli.session import (
     pinned_date,
 )
 from capt_local.cli.signals import Interrupt
-from capt_local.decoding.options import GenerateOptions, Method, Speed
+from capt_local.decoding.options import GenerateOptions, Method, Speed, Structure
 from capt_local.errors import UsageError
 from capt_local.evaluate import ChoiceBy
 from capt_local.provenance import provenance
@@ -169,17 +169,8 @@ def eval(
 
     screen = Screen.standard(view.verbose)
     tasks, examples = _read_tasks(what, sample.seed)
-    structure = form.structure()
     bundle = find_bundle(model)
-    plan = _plan(what, bundle, how, sample, several)
-    plan = dataclasses.replace(
-        plan,
-        methods={
-            name: dataclasses.replace(options, structure=structure)
-            for name, options in plan.methods.items()
-        },
-        examples=examples,
-    )
+    plan = _plan(what, bundle, how, sample, several, form.structure(), examples)
     plan.check(tasks)
     if what.names is not None and what.against not in what.names:
         screen.note(f"note: the {what.against} is run too, since intervals are against it.")
@@ -219,11 +210,6 @@ def eval(
 
 
 def _read_tasks(what: EvalFlags, seed: int) -> tuple[list[EvalTask], Examples | None]:
-    """Reads tasks and examples.
-
-    Raises:
-        UsageError: one of them is not as it should be.
-    """
     from capt_local.evaluate.datasets import read_task
     from capt_local.evaluate.prompts import Examples
     from capt_local.evaluate.tasks import shortened
@@ -250,13 +236,10 @@ def _plan(
     how: CombineFlags,
     sample: SampleFlags,
     several: BestOfFlags,
+    structure: Structure | None,
+    examples: Examples | None,
 ) -> EvalPlan:
-    """How answers are made: step by step, so that a resumed run is the same to the last bit.
-
-    Raises:
-        UsageError: a method is unknown, comes twice or needs other models, or a value has no
-            meaning.
-    """
+    """How answers are made: step by step, so that a resumed run is the same to the last bit."""
     from capt_local.evaluate.run import BEST, EvalPlan
 
     methods = _methods(what.names, bundle, what.against)
@@ -264,7 +247,7 @@ def _plan(
     def options(method: Method, temp: float) -> GenerateOptions:
         drawn = dataclasses.replace(sample, temp=temp)
         made = generate_options(bundle, how, drawn, 0, method)
-        return dataclasses.replace(made, speed=Speed.EXACT_STEPS)
+        return dataclasses.replace(made, speed=Speed.EXACT_STEPS, structure=structure)
 
     each = {method.value: options(method, sample.temp or 0.0) for method in methods}
     if several.best_of != 1:
@@ -281,6 +264,7 @@ def _plan(
         choice=what.choice,
         raw=what.raw,
         max_tokens=sample.max_tokens,
+        examples=examples,
     )
 
 
@@ -335,17 +319,7 @@ def _parameters(options: GenerateOptions) -> dict[str, Any]:
 def fingerprint(
     settings: Mapping[str, Any], bundle: Bundle, load: LoadOptions, date: str
 ) -> dict[str, Any]:
-    """Everything that decides a result; where it is computed (threads, GPU) is left out.
-
-    Args:
-        settings: of tasks and methods.
-        bundle: whose files are read where no manifest names their digest.
-        load: how models are loaded.
-        date: what chat templates take for today.
-
-    Raises:
-        ModelError: a model file cannot be read.
-    """
+    """Everything that decides a result; where it is computed (threads, GPU) is left out."""
     from capt_local.batch.manifest import model_identity
     from capt_local.llama.library import library
 
@@ -374,13 +348,8 @@ def _open_files(
 ) -> tuple[ModelFlags, ResultsFile | None, SampleLog | None]:
     """Opens the files of --results and --log-samples; `stack` closes them.
 
-    Returns:
-        The flags with the day that chat templates take for today: the whole run has one, also where
-        it goes over midnight or is resumed on another day. Then the files.
-
-    Raises:
-        UsageError: a file cannot be written, or is of another run.
-        ModelError: a model without a digest cannot be read.
+    The flags come back with the day that chat templates take for today: the whole run has one, also
+    where it goes over midnight or is resumed on another day.
     """
     from capt_local.batch.manifest import differences
     from capt_local.evaluate.results import ResultsFile, SampleLog

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,10 +22,6 @@ _WHAT = "The file of the answer (FILE)"
 _NOTHING = (
     "There is no answer to explain. Give the file that generate --json or chat wrote, or pipe it "
     "into standard input."
-)
-_NO_LOGPROBS = (
-    "The answer holds no log-probabilities, so nothing says what the expert changed. batch writes "
-    "them with --logprobs, and with --top-logprobs 3 what each model found likeliest."
 )
 
 
@@ -72,8 +68,6 @@ def explain(what: StoredFlags, report: HtmlFlags, view: ViewFlags) -> int:
     if what.turn is None and len(found) > 1:
         screen.notes([f"the file holds {len(found)} answers; this is the last (see --turn)."])
     one = found[(what.turn or len(found)) - 1]
-    if _without_logprobs(one):
-        raise UsageError(_NO_LOGPROBS)
     answer = answer_from(one)
     screen.notes(missing(answer))
     if file is None:
@@ -87,11 +81,7 @@ def explain(what: StoredFlags, report: HtmlFlags, view: ViewFlags) -> int:
 
 
 def _stored(data: bytes) -> list[object]:
-    """The answers of a file: an object of generate, or JSON Lines of chat or batch.
-
-    Raises:
-        UsageError: it is neither, or holds no answer.
-    """
+    """The answers of a file: an object of generate, or JSON Lines of chat or batch."""
     events = _events(data)
     if len(events) == 1 and not _answer_in(events[0]):
         return events  # `answer_from` says what it lacks
@@ -117,14 +107,6 @@ def _answer_in(event: object) -> object:
         return event
     held = event.get("answer") or answer_object_of(event)
     return held if isinstance(held, dict) and "choices" in held else None
-
-
-def _without_logprobs(answer: Any) -> bool:
-    """Whether it is an answer as batch writes it when it is not asked for log-probabilities."""
-    try:
-        return answer["choices"][0]["logprobs"] is None
-    except (KeyError, IndexError, TypeError):
-        return False
 
 
 def _events(data: bytes) -> list[object]:

@@ -56,23 +56,14 @@ def invented_prompt() -> BenchPrompt:
 
 @dataclass(frozen=True, slots=True)
 class AnswerTime:
-    """What one answer took.
+    """What one answer took."""
 
-    Attributes:
-        prompt_tokens: of the target.
-        prompt_seconds: for the prompt, all models.
-        tokens: of the answer, in the target's vocabulary.
-        seconds: for the answer behind the prompt.
-        outside: the part of `seconds` that was not spent in llama.cpp; None if not known.
-        decoded: tokens decoded for the answer, by role.
-    """
-
-    prompt_tokens: int
-    prompt_seconds: float
-    tokens: tuple[int, ...]
-    seconds: float
-    outside: float | None = None
-    decoded: Mapping[str, int] = field(default_factory=dict)
+    prompt_tokens: int  # of the target
+    prompt_seconds: float  # all models
+    tokens: tuple[int, ...]  # of the answer, in the target's vocabulary
+    seconds: float  # for the answer behind the prompt
+    outside: float | None = None  # the part of `seconds` outside llama.cpp
+    decoded: Mapping[str, int] = field(default_factory=dict)  # tokens for the answer, by role
 
     @property
     def steps(self) -> int:
@@ -142,22 +133,13 @@ def _raise_if_interrupted(generation: Generation) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """What a run measured.
+    """What a run measured."""
 
-    Attributes:
-        times: of each mode, by prompt.
-        prompts: that were answered by all modes.
-        too_long: numbers of the prompts that do not fit, from 1.
-        parallel: how many were answered at once; 0 where that was not measured.
-        many_seconds: of each group of so many prompts, prompts included.
-        many_tokens: of each answer, in the order of the prompts.
-    """
-
-    times: Mapping[str, Sequence[AnswerTime]]
-    prompts: Sequence[BenchPrompt]
-    too_long: Sequence[int] = ()
-    parallel: int = 0
-    many_seconds: tuple[float, ...] = ()
+    times: Mapping[str, Sequence[AnswerTime]]  # of each mode, by prompt
+    prompts: Sequence[BenchPrompt]  # that were answered by all modes
+    too_long: Sequence[int] = ()  # numbers of the prompts that do not fit, from 1
+    parallel: int = 0  # how many were answered at once
+    many_seconds: tuple[float, ...] = ()  # of each group of so many prompts, prompts included
     many_tokens: tuple[tuple[int, ...], ...] = ()
 
     def figures(self) -> dict[str, dict[str, Any]]:
@@ -248,12 +230,7 @@ def take_turns(
     prompts: Sequence[BenchPrompt],
     progress: Callable[[float], None] = lambda _: None,
 ) -> BenchResult:
-    """Answers every prompt in every mode; the next prompt begins with another mode.
-
-    Raises:
-        UsageError: no prompt fits.
-        Cancelled: the user stopped it.
-    """
+    """Answers every prompt in every mode; the next prompt begins with another mode."""
     names, done, warm = list(modes), 0, False
     times: dict[str, list[AnswerTime]] = {name: [] for name in names}
     too_long, fitting = [], []
@@ -285,13 +262,7 @@ def time_many(
     parallel: int,
     cancel: Callable[[], bool],
 ) -> BenchResult:
-    """Also answers the prompts in groups of `parallel`; those that fill no group are left out.
-
-    Raises:
-        UsageError: there are fewer prompts than one group.
-        MemoryShortage: so many do not fit at once.
-        Cancelled: the user stopped it.
-    """
+    """Also answers the prompts in groups of `parallel`; those that fill no group are left out."""
     from capt_local.decoding.batching import Request  # the help needs none of it
 
     prompts = found.prompts

@@ -31,22 +31,13 @@ Statistic: TypeAlias = Callable[[NDArray[np.intp]], Floats]
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """A figure or a comparison and how sure it is, as `--json` has it.
+    """A figure or a comparison and how sure it is, as `--json` has it."""
 
-    Attributes:
-        kind: "value" of a figure itself; "ratio": method over target, with 1 for the same;
-            "difference": method minus target.
-        estimate: over the items as they are.
-        low: lower end.
-        high: upper end.
-        items: how many there were, or how many were paired.
-    """
-
-    kind: str
+    kind: str  # "value"; "ratio" (method over target) or "difference" (minus target)
     estimate: float
     low: float
     high: float
-    items: int
+    items: int  # that there were, or that were paired
 
 
 def figures(
@@ -70,17 +61,9 @@ def compare(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Interval]:
-    """Method against another, by the names of `metrics_of`; empty without outcomes.
+    """Differences of the figures of two methods, for bits per byte the ratio.
 
-    Args:
-        task: that the outcomes are of.
-        method: outcomes of the method.
-        other: of the other one, for the same items in the same order.
-        seed: of the draws.
-        resamples: how many.
-
-    Returns:
-        Differences, for bits per byte the ratio.
+    The outcomes are of the same items in the same order; without any the result is empty.
     """
     found = {}
     for name in metrics_of(task) if method else ():
@@ -110,16 +93,7 @@ def interval(
 ) -> Interval:
     """The percentile interval of a statistic of at least one item.
 
-    Args:
-        statistic: see `Statistic`.
-        items: how many there are.
-        seed: of the draws.
-        resamples: how many.
-        kind: see `Interval`.
-        width: numbers that the statistic looks at for each drawn item.
-
-    Raises:
-        UsageError: scipy is not installed.
+    `width` is how many numbers the statistic looks at for each drawn item.
     """
     estimate = float(statistic(np.arange(items)[None])[0])
     if items == 1:  # every draw is that item

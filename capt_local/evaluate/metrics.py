@@ -27,12 +27,9 @@ _Place = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What is left of one answer.
+    """What is left of one answer: figures from 0 to 1 by name (of prose `nats` and `bytes`).
 
-    Attributes:
-        values: figures of this item by name, each between 0 and 1; for prose `nats` and `bytes`.
-        predicted: the choices that the answer names, as places in the task's choices.
-        expected: the choices that are right, likewise.
+    Choices that the answer names, and those that are right, are places in the task's choices.
     """
 
     values: dict[str, float] = {}
@@ -41,11 +38,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def library(name: str) -> Any:
-    """A module of the extra `eval`.
-
-    Raises:
-        UsageError: it is not installed.
-    """
+    """A module of the extra `eval`; UsageError where that is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -74,16 +67,9 @@ def metrics_of(task: EvalTask) -> tuple[str, ...]:
 
 
 def judge(task: EvalTask, item: Item, answer: str | None) -> Outcome:
-    """Compares an answer with what is right.
+    """Compares with what is right what was read from an answer (see `prompts.read_answer`).
 
-    Args:
-        task: that the item is of; not of prose.
-        item: that was answered.
-        answer: what was read from what the model wrote: for a classification one of the choices;
-            None where nothing was read, which is wrong.
-
-    Raises:
-        UsageError: a library is not installed.
+    None, where nothing was read, is wrong. Prose is measured by its likelihood instead.
     """
     text = answer or ""
     match task.measure:
@@ -110,7 +96,7 @@ def judge(task: EvalTask, item: Item, answer: str | None) -> Outcome:
             # A field that the reference lacks is right where the answer lacks it, too.
             others = {name: float(name not in found) for name in metrics_of(task)[1:]}
             return Outcome({**others, **each, "fields": mean})
-    raise AssertionError("prose is measured by its likelihood, not by an answer")
+    raise AssertionError("prose has no answer")
 
 
 def rouge(answer: str, references: Sequence[str]) -> dict[str, float]:

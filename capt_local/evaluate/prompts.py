@@ -45,11 +45,7 @@ class Examples:
             )
 
     def of(self, item: Item, task: EvalTask) -> list[Item]:
-        """The examples for an item: never the item itself, nor one with the same input.
-
-        Raises:
-            UsageError: too few are left, or they are of another kind.
-        """
+        """The examples for an item: never the item itself, nor one with the same input."""
         if self.task.kind is not task.kind:
             raise UsageError(f"The examples are for {self.task.kind}, the task is {task.kind}.")
         same_file = self.task.digest == task.digest

@@ -29,32 +29,18 @@ _SAMPLE_START = b'{"task":'
 
 
 class Result(msgspec.Struct, frozen=True):
-    """One item under one method, as a line of the journal; holds no text.
-
-    Attributes:
-        task: name of the task.
-        method: name of the method.
-        item: id of the item.
-        outcome: the figures; None when the item failed.
-        failed: why there is no outcome; "" when there is one.
-        tokens: of the answer, of the choices that were weighed, or of the text, in the leading
-            model's tokens.
-        decoded: tokens that all models together have decoded for it, prompts included.
-        seconds: all models.
-        cut: whether the input was cut on request.
-        unfinished: whether the answer was ended by the limit on its length.
-    """
+    """One item under one method, as a line of the journal; holds no text."""
 
     task: str
     method: str
-    item: str
-    outcome: Outcome | None = None
-    failed: str = ""
-    tokens: int = 0
-    decoded: int = 0
+    item: str  # its id
+    outcome: Outcome | None = None  # None when it failed
+    failed: str = ""  # why
+    tokens: int = 0  # of answer, weighed choices or text, in the leading model's tokens
+    decoded: int = 0  # by all models together, prompts included
     seconds: float = 0.0
-    cut: bool = False
-    unfinished: bool = False
+    cut: bool = False  # whether the input was cut on request
+    unfinished: bool = False  # whether the limit on its length ended the answer
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -64,35 +50,21 @@ class Result(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """An item that is done under a method.
-
-    Attributes:
-        result: figures, no text.
-        answer: what was written; "" for prose and where choices are weighed.
-        read: what was read from it, or the choice; None where that is nothing.
-        logps: of the choices, in nats, where these are weighed.
-        problem: the line that says why it failed; it holds no text of the item.
-    """
+    """An item that is done under a method, with its texts."""
 
     result: Result
-    answer: str = ""
-    read: str | None = None
-    logps: tuple[float, ...] = ()
-    problem: str = ""
+    answer: str = ""  # what was written; "" for prose and where choices are weighed
+    read: str | None = None  # what was read from it, or the choice
+    logps: tuple[float, ...] = ()  # of choices that were weighed, in nats
+    problem: str = ""  # why it failed; holds no text of the item
 
 
 class ResultsFile:
     """The journal of results: each is on the disk before the next item begins.
 
     The first line is a fingerprint of everything that decides a result, so that only the same run
-    goes on with the file; the others hold ids, places of choices and figures, no text.
-
-    Attributes:
-        done: the results of earlier runs.
-        fingerprint: of the earlier runs; None for a new file.
-
-    Raises:
-        UsageError: it cannot be read or written, or is something else.
+    goes on with the file; the others hold ids, places of choices and figures, no text. `done` are
+    the results of earlier runs, `fingerprint` is theirs; None for a new file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -130,15 +102,7 @@ class ResultsFile:
             ) from None
 
     def begin(self, fingerprint: Mapping[str, Any], differences: Callable[..., str]) -> None:
-        """Compares the fingerprint with that of an old file, or writes that of a new one.
-
-        Args:
-            fingerprint: values that JSON has; compared name by name.
-            differences: names what differs between two.
-
-        Raises:
-            UsageError: the file is of another run; names what differs.
-        """
+        """Writes the fingerprint of a new file; refuses an old file of another run."""
         ours = json.loads(json.dumps(fingerprint))
         if self.fingerprint is not None and (names := differences(self.fingerprint, ours)):
             raise UsageError(
@@ -158,7 +122,7 @@ class ResultsFile:
         self._file.close()
 
 
-class _Sample(msgspec.Struct):
+class _SampleLine(msgspec.Struct):
     """A line of the file of answers."""
 
     task: str
@@ -173,12 +137,7 @@ class _Sample(msgspec.Struct):
 class SampleLog:
     """The file of answers: a line for each item and method. Holds text.
 
-    Args:
-        path: of the file.
-        resumed: whether it goes on from an earlier run; else it must not hold anything yet.
-
-    Raises:
-        UsageError: it cannot be written, or holds something else.
+    Unless the run is `resumed`, the file must not hold anything yet.
     """
 
     def __init__(self, path: Path, *, resumed: bool) -> None:
@@ -189,7 +148,7 @@ class SampleLog:
         try:
             for line in self._file.lines():
                 if line.endswith(b"\n"):
-                    old = convert(parse_object(line), _Sample)
+                    old = convert(parse_object(line), _SampleLine)
                     self._there |= set() if old.failed else {(old.task, old.method, old.id)}
                     whole += len(line)
                 elif not line.startswith(_SAMPLE_START[: len(line)]):
@@ -206,7 +165,7 @@ class SampleLog:
         """Adds the answer to an item. Raises DiskFailed."""
         result = finished.result
         if result.key not in self._there:
-            line = _Sample(
+            line = _SampleLine(
                 *result.key, result.failed, finished.answer, finished.read, finished.logps
             )
             self._file.append(msgspec.json.encode(line) + b"\n")

@@ -51,25 +51,15 @@ _HOW = {ChoiceBy.LIKELIHOOD: Choosing.LIKELIHOOD, ChoiceBy.PER_BYTE: Choosing.PE
 
 @dataclass(frozen=True, slots=True)
 class EvalPlan:
-    """How answers are made.
+    """How answers are made."""
 
-    Attributes:
-        methods: how each of them answers, by its name; the length of answers is the task's.
-        choice: how the answer to a classification is found.
-        raw: texts to go on with instead of messages, for models without a chat template.
-        max_tokens: the longest answer; None: the task's.
-        best_of: answers that a method draws whose name ends in `BEST`; the best of them counts.
-        scorer: ranks them; None: the majority, of texts the likeliest.
-        examples: shown before each question.
-    """
-
-    methods: Mapping[str, GenerateOptions]
+    methods: Mapping[str, GenerateOptions]  # by name; the length of answers is the task's
     choice: ChoiceBy = ChoiceBy.LIKELIHOOD
-    raw: bool = False
-    max_tokens: int | None = None
-    best_of: int = 1
-    scorer: Scorer | None = None
-    examples: Examples | None = None
+    raw: bool = False  # texts to go on with, for models without a chat template
+    max_tokens: int | None = None  # None: the task's
+    best_of: int = 1  # answers that a method draws whose name ends in `BEST`
+    scorer: Scorer | None = None  # ranks them; None: the majority, of texts the likeliest
+    examples: Examples | None = None  # before each question
 
     def check(self, tasks: Sequence[EvalTask]) -> None:
         """Finds out now what could go wrong in the middle of a run, or at its end.
@@ -115,17 +105,14 @@ def run(
     done: Collection[tuple[str, str, str]] = (),
     cancel: Callable[[], bool] = lambda: False,
 ) -> Iterator[Finished]:
-    """Runs every item of every task under every method.
+    """Runs every item of every task under every method; an error of one item is its result.
 
     Args:
         runtime: with the models that the methods need.
-        tasks: with different names.
-        plan: see `EvalPlan`.
-        done: keys (task, method, item) of results that are there already.
+        tasks: see `EvalPlan.check`.
+        plan: how answers are made.
+        done: keys of results that are there already.
         cancel: called at every token; true ends the run, and what is half done is dropped.
-
-    Yields:
-        Each item under each method as it is done. An error of one item is its result.
 
     Raises:
         MemoryShortage: the models do not fit any more.

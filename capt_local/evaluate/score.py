@@ -34,25 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ScoreItem:
-    """A text, an answer after a prompt, or a prompt with several answers.
+    """A text, an answer after a prompt, or a prompt with several answers."""
 
-    Attributes:
-        id: of the line; the number of the line if it has none.
-        line: where it stands in its file, from 1.
-        data: the text or the answer in UTF-8, not empty; b"" where there are choices.
-        prompt: a text, or a conversation that ends with the user's turn; None of a text.
-        choices: at least two, all different, none empty.
-        answer: the place of the right choice, if it is known.
-        cut: whether the text was cut on request.
-    """
-
-    id: str
-    line: int
-    data: bytes = b""
-    prompt: str | tuple[Message, ...] | None = None
+    id: str  # the number of the line if it has none
+    line: int  # from 1
+    data: bytes = b""  # the text or the answer in UTF-8; empty where there are choices
+    prompt: str | tuple[Message, ...] | None = None  # None of a text
     choices: tuple[str, ...] = ()
-    answer: int | None = None
-    cut: bool = False
+    answer: int | None = None  # the place of the right choice, if it is known
+    cut: bool = False  # whether the text was cut on request
 
 
 def read_score_items(
@@ -162,31 +152,18 @@ def _right(answer: str | int | None, choices: tuple[str, ...]) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class ItemScore:
-    """What was found about one item.
-
-    Attributes:
-        id: of the item.
-        nats: -log p of the text, the answer or the right choice; 0 where there is none.
-        size: its bytes.
-        tokens: of the model whose tokens are scored.
-        windows: how often a text was begun afresh because the context was full.
-        greedy: whether generating would have given the answer; None where there is none.
-        chosen: which of the choices was taken; None where there are none.
-        logps: of each choice, in nats.
-        correct: whether the choice is the right one; None where that is not known.
-        error: why nothing was found.
-    """
+    """What was found about one item; figures are of the text, the answer or the right choice."""
 
     id: str
-    nats: float = 0.0
-    size: int = 0
-    tokens: int = 0
-    windows: int = 1
-    greedy: bool | None = None
+    nats: float = 0.0  # -log p
+    size: int = 0  # bytes
+    tokens: int = 0  # of the model whose tokens are scored
+    windows: int = 1  # times that a text was begun, more than once where the context was full
+    greedy: bool | None = None  # whether generating would have given the answer
     chosen: int | None = None
-    logps: tuple[float, ...] = ()
-    correct: bool | None = None
-    error: str = ""
+    logps: tuple[float, ...] = ()  # of each choice, in nats
+    correct: bool | None = None  # None where that is not known
+    error: str = ""  # why nothing was found
 
 
 def bits_per_byte(items: Sequence[ItemScore]) -> float | None:
@@ -207,14 +184,8 @@ def measure(
 ) -> Iterator[ItemScore]:
     """Scores every item by itself; one that is longer than the context says so.
 
-    Args:
-        runtime: with the models that the method needs.
-        items: texts, answers and questions.
-        options: the method, the alignment and the weight of the contrast.
-        how: rule by which one of several choices is chosen.
-        raw: whether a prompt is text to go on with, without a chat template.
-        end: whether it counts that an answer ends where it does.
-        cancel: called at every token; true raises Cancelled.
+    With `raw` a prompt is text to go on with; with `end` it counts that an answer ends where it
+    does. `cancel` is called at every token; true raises Cancelled.
     """
     for item in items:
         try:

@@ -18,38 +18,21 @@ TARGET = "target"
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """What became of the items of a task under a method.
-
-    Attributes:
-        done: items that have an outcome.
-        failed: items that have none, by reason.
-        left: items that were not run, since the run was stopped.
-        unanswered: classification and labels: answers that name no choice.
-        unfinished: answers that were ended by the limit on their length.
-    """
+    """What became of the items of a task under a method."""
 
     done: int
-    failed: dict[str, int]
-    left: int
-    unanswered: int = 0
+    failed: dict[str, int]  # by reason
+    left: int  # not run, since the run was stopped
+    unanswered: int = 0  # of classifications and labels: answers that name no choice
     unfinished: int = 0
 
 
 class MethodFigures(msgspec.Struct, frozen=True):
-    """One method on one task, as `--json` has it.
-
-    Attributes:
-        metrics: by the names of `metrics_of`; empty when nothing is done.
-        values: 95 % intervals of these.
-        intervals: 95 % intervals of the difference to the method that the table is against (bits
-            per byte: of the ratio), over the items that both have done; empty for that method.
-        counts: of items.
-        seconds, tokens, decoded: see `Result`.
-    """
+    """One method on one task, as `--json` has it; figures by the names of `metrics_of`."""
 
     metrics: dict[str, float]
     values: dict[str, Interval]
-    intervals: dict[str, Interval]
+    intervals: dict[str, Interval]  # against the other method, over the items that both have done
     counts: Counts
     seconds: float
     tokens: int
@@ -73,18 +56,7 @@ def summarise_task(
     seed: int = 0,
     against: str = TARGET,
 ) -> TaskSummary:
-    """Sums up one task.
-
-    Args:
-        task: that was run.
-        methods: in the order of the table.
-        results: of the task and others, in any order.
-        seed: of the bootstrap.
-        against: the method that intervals are against.
-
-    Raises:
-        UsageError: a library that a figure needs is not installed.
-    """
+    """Sums up one task from results of it and others, in any order."""
     found: dict[str, dict[str, Result]] = {method: {} for method in methods}
     for result in results:
         if result.task == task.name and result.method in found:

@@ -41,24 +41,14 @@ MEASURES: dict[Kind, tuple[Measure, ...]] = {  # the first is the default
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question with its answer.
-
-    Attributes:
-        id: unique in its task.
-        instruction: what to do with the input; may be empty where the input says it.
-        input: what it is about; for perplexity, the text itself.
-        reference: the right answer: for a classification one of `choices`, for labels those that
-            apply, joined with ", "; empty for perplexity.
-        choices: possible answers, or labels.
-        alternatives: further answers that are as right as `reference`.
-    """
+    """One question with its answer."""
 
     id: str
-    instruction: str
-    input: str
-    reference: str
+    instruction: str  # may be empty where the input says it
+    input: str  # for perplexity, the text itself
+    reference: str  # one of `choices`; labels that apply, joined with ", "; empty for perplexity
     choices: tuple[str, ...] = ()
-    alternatives: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()  # as right as the reference
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -118,39 +108,22 @@ def problem_of(item: Item, measure: Measure, no_answer: str = "") -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class EvalTask:
-    """Items of one kind; `evaluate.datasets` reads and checks them.
-
-    Attributes:
-        name: short, for tables.
-        kind: of all items.
-        items: at least one, in the order of the file.
-        measure: what answers are measured by.
-        licence: of the items.
-        max_tokens: the longest answer.
-        no_answer: for spans the answer that says that there is none; for labels the answer that
-            says that none applies.
-        digest: SHA-256 in hexadecimal over all files that the items come from.
-        total: how many items there were before `limit`.
-        cut: ids of the items whose input was cut on request.
-        choices: all choices of all items, in the order of their first appearance.
-        same_choices: whether every item has the same choices, so that they are classes.
-    """
+    """Items of one kind; `evaluate.datasets` reads and checks them."""
 
     name: str
     kind: Kind
-    items: tuple[Item, ...]
+    items: tuple[Item, ...]  # at least one, in the order of the file
     measure: Measure
     licence: str = ""
     max_tokens: int = 512
-    no_answer: str = ""
-    digest: str = ""
-    total: int = 0
-    cut: frozenset[str] = frozenset()
-    choices: tuple[str, ...] = field(init=False)
-    same_choices: bool = field(init=False)
+    no_answer: str = ""  # the answer that says that there is none, or that no label applies
+    digest: str = ""  # SHA-256 over all files
+    total: int = 0  # items before `limit`
+    cut: frozenset[str] = frozenset()  # ids of the items whose input was cut on request
+    choices: tuple[str, ...] = field(init=False)  # of all items
+    same_choices: bool = field(init=False)  # whether they are classes
 
     def __post_init__(self) -> None:
-        """Collects the choices."""
         each = dict.fromkeys(item.choices for item in self.items)
         found = dict.fromkeys(choice for choices in each for choice in choices)
         object.__setattr__(self, "choices", tuple(found))

@@ -49,12 +49,9 @@ _SECTIONS = word_list("headings")
 
 
 class Grounding(msgspec.Struct, frozen=True):
-    """What was found of an answer.
+    """What was found of an answer, in its order.
 
-    Attributes:
-        of: what the source is: document, prompt, or the name of a field of a record.
-        facts: in order of the answer.
-        statements: of free text, likewise.
+    `of` is what the source is: document, prompt, or the name of a field of a record.
     """
 
     of: str
@@ -82,17 +79,14 @@ def ground(
 ) -> Grounding:
     """Looks for the facts of an answer in a source.
 
-    Args:
-        answer: free text, or an instance of `schema`.
-        source: what it should be drawn from.
-        schema: of a structured answer; values of its enumerations are not looked for.
-        of: see `Grounding`. Of a prompt without a document, figures alone are looked for: a
-            question need not hold its answer.
+    The answer is free text, or an instance of `schema`, of which values of enumerations are not
+    looked for. Of a prompt without a document, figures alone are looked for: a question need not
+    hold its answer.
     """
     if schema is not None:
         return Grounding(of, list(_values(answer, source, schema)), [])
     facts: list[Fact] = []
-    statements = []
+    statements: list[Statement] = []
     for start, end in _statements(answer):
         said = [
             word._replace(start=word.start + start, end=word.end + start)
@@ -173,7 +167,13 @@ def _found(span: Span | None) -> tuple[Match, Span | None]:
 
 
 def _fact(
-    kind: str, answer: str, start: int, end: int, found: tuple[Match, Span | None], source: Source
+    kind: str,
+    answer: str,
+    start: int,
+    end: int,
+    found: tuple[Match, Span | None],
+    source: Source,
+    path: str = "",
 ) -> Fact:
     how, span = found
     return Fact(
@@ -182,6 +182,7 @@ def _fact(
         start=start,
         end=end,
         match=how,
+        path=path,
         source=span,
         page=source.page(span),
     )
@@ -199,8 +200,8 @@ def _drug(said: Sequence[Word], at: int) -> str | None:
 
 def _date(source: Source, parts: Sequence[str]) -> Span | None:
     """Where a date stands, in any order of its parts, with the month as a number or a name."""
+    year = next((str(int(part)) for part in parts if len(part) == 4), None)
     numbers = [str(int(part)) for part in parts]
-    year = next((part for part, text in zip(numbers, parts, strict=True) if len(text) == 4), None)
     rest = [part for part in numbers if part != year] if year else numbers[:2]
     for place, word in enumerate(source.words):
         month = MONTHS.get(word.key)
@@ -305,16 +306,7 @@ def _values(answer: str, source: Source, schema: Mapping[str, Any]) -> Iterator[
             how, span = source.number(said, 0) if len(said) == 1 else (how, span)
         if span is not None:
             near.setdefault(owner, span)
-        yield Fact(
-            kind="value",
-            text=answer[start:end],
-            start=start,
-            end=end,
-            match=how,
-            path=path,
-            source=span,
-            page=source.page(span),
-        )
+        yield _fact("value", answer, start, end, (how, span), source, path)
 
 
 def _leaves(answer: str) -> Iterator[tuple[str, int, int, str]]:

@@ -39,27 +39,16 @@ Place = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True):
-    """A value or a part of a statement, and where the source has it.
+    """A value or a part of a statement, and where the source has it; places in characters."""
 
-    Attributes:
-        kind: value, number, date, drug, side or negation.
-        text: of the answer.
-        start: in the answer, in characters.
-        end: likewise.
-        match: how it was found.
-        path: of a value in a structured answer, as `medications[0].dose`; empty in free text.
-        source: where the source has it, in characters; None where it has not.
-        page: of the source, from 1; None where it has no pages.
-    """
-
-    kind: str
+    kind: str  # value, number, date, drug, side or negation
     text: str
     start: Place
     end: Place
     match: Match
-    path: str = ""
+    path: str = ""  # of a value in a structured answer, as `medications[0].dose`
     source: tuple[Place, Place] | None = None
-    page: Place | None = None
+    page: Place | None = None  # of the source, from 1
 
     @property
     def supported(self) -> bool:
@@ -67,12 +56,9 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True):
-    """A sentence or line of an answer.
+    """A sentence or line of an answer, and where the source has most of its words.
 
-    Attributes:
-        text, start, end, source, page: as of a fact; `source` is where most of its words stand.
-        score: 0 to 1; the share of its words that the source has, half of it close together.
-        supported: whether that is enough.
+    `score` is the share of its words that the source has, half of it close together.
     """
 
     text: str
@@ -85,14 +71,9 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Source:
-    """The text that answers are checked against.
-
-    Args:
-        document: with the text and its pages.
-    """
+    """The text that answers are checked against."""
 
     def __init__(self, document: Document) -> None:
-        """Finds the words."""
         self.document, self.text = document, document.text
         self.words = words(self.text)
         self.starts = [word.start for word in self.words]
@@ -113,8 +94,6 @@ class Source:
     def page(self, span: Span | None) -> int | None:
         """The page on which a span begins."""
         return None if span is None else self.document.page(span[0])
-
-    # --- statements -------------------------------------------------------------------------------
 
     def statement(self, said: Sequence[Word]) -> tuple[float, Span | None]:
         """The score of a statement, and where most of its words stand close together."""
@@ -152,8 +131,6 @@ class Source:
                 best, found = held, self.span(hits[begin][0], hits[end][0])
         return best, found
 
-    # --- numbers ----------------------------------------------------------------------------------
-
     def number(self, said: Sequence[Word], at: int) -> tuple[Match, Span | None]:
         """Where a number of a statement stands; of several places the one in the same company.
 
@@ -189,15 +166,8 @@ class Source:
                 score += weight * max(0.0, 1 - near / _NEAR)
         return score
 
-    # --- values -----------------------------------------------------------------------------------
-
     def value(self, value: str, near: Span | None) -> tuple[Match, Span | None]:
-        """Where the text of a value stands.
-
-        Args:
-            value: not empty.
-            near: of several places the nearest to this one; None: the first.
-        """
+        """Where a text that is not empty stands; of several places the nearest to `near`."""
         pattern = re.escape(value)
         pattern = (r"(?<!\w)" if value[0].isalnum() else "") + pattern
         pattern += r"(?!\w)" if value[-1].isalnum() else ""

@@ -38,14 +38,7 @@ _SPELLED = _VALUES.keys() | _ORDINALS.keys()
 
 
 class Word(NamedTuple):
-    """A word of a text.
-
-    Attributes:
-        key: how it is compared.
-        start: first character.
-        end: behind the last one.
-        number: whether the key is a number, in digits.
-    """
+    """A word of a text: how it is compared, its characters, and whether it is a number."""
 
     key: str
     start: int

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from capt_local.decoding.options import Exponents
-from capt_local.decoding.step import Choice, Step
+from capt_local.decoding.step import Step
 from capt_local.report.json import FLAGS, Advice, Answer, warnings
 from capt_local.report.sanitise import Sanitiser, visible_line
 from capt_local.report.views import Bars, Beside, Line, Pane, Prose, Span, Table, View, cells
@@ -52,7 +52,7 @@ def views(answer: Answer, more: Advice = FLAGS) -> tuple[View, ...]:
     shown: View = pane("What the expert changed", answer)
     if answer.alone is not None:
         shown = both(answer.alone, answer)
-    figures: tuple[View, ...] = figure_views(answer)
+    figures = figure_views(answer)
     if figures:
         drawn = any(step.likeliest is not None for step in answer.steps)
         figures = (*figures, LEGEND, *((_DRAWN,) if drawn else ()))
@@ -146,6 +146,16 @@ def marked_text(steps: Iterable[Step]) -> Line:
     return tuple(Span(text[start:end], marks[start]) for start, end in ends if end > start)
 
 
+def marked_spans(steps: Iterable[Step]) -> list[tuple[int, int]]:
+    """Where the marked stretches of the visible text begin and end."""
+    spans, place = [], 0
+    for span in marked_text(steps):
+        if span.marked:
+            spans.append((place, place + len(span.text)))
+        place += len(span.text)
+    return spans
+
+
 def changed_words(steps: Iterable[Step]) -> tuple[int, int]:
     """Words of an answer that hold a changed token, and all words (runs without white space)."""
     text, marks = character_marks(steps)
@@ -169,12 +179,7 @@ def largest_shifts(steps: Iterable[Step], count: int = 10) -> list[Step]:
 
 
 def shift_table(steps: Sequence[Step], count: int = 10) -> Table:
-    """A table of the largest shifts; without rows when nothing changed.
-
-    Columns: the token's number, what the target alone would have written and its probability, what
-    was written, its probability under target, expert, base (where known) and all together, and
-    the contrast in nats.
-    """
+    """A table of the largest shifts, in probabilities and nats; no rows when nothing changed."""
     largest = largest_shifts(steps, count)
     proxies = any(step.expert_logp is not None for step in largest)
     rows = []
@@ -204,11 +209,8 @@ def nats(value: float | None) -> str:
 
 def written(step: Step) -> bytes:
     """The bytes of the token that was chosen, also where a stop string held them back."""
-    candidates: tuple[Choice, ...] = (*step.top, *step.target_top)
-    for choice in candidates:
-        if choice.token == step.token:
-            return choice.piece_bytes
-    return step.piece_bytes
+    known = {choice.token: choice.piece_bytes for choice in (*step.target_top, *step.top)}
+    return known.get(step.token, step.piece_bytes)
 
 
 def is_end(piece: bytes) -> bool:
@@ -247,8 +249,7 @@ def clipped(text: str, width: int) -> str:
 def formula(powers: Exponents) -> str:
     """What is added up: `target + 0.5 (expert - base)`, `0.5 target + 0.5 expert`.
 
-    Args:
-        powers: exponents (a, b, c, b2, c2, ...) of the product; factors of the log-probabilities.
+    The exponents (a, b, c, b2, c2, ...) of a product are factors of the log-probabilities.
     """
     target, *others = powers
     terms = [(target, "target")]

@@ -73,21 +73,17 @@ def _printed(console: Console, what: RenderableType) -> str:
 
 
 def progress_line(label: str, fraction: float | None, look: Look) -> str:
-    """One line about how far something is; always `progress_width(look)` columns wide.
-
-    Without a fraction there is no bar.
-    """
+    """One line about how far something is, `progress_width(look)` columns wide."""
     line = Grid.grid(expand=True, padding=(0, 1, 0, 0))
     line.add_column(no_wrap=True, overflow="ellipsis")
     line.add_column(ratio=1)
     line.add_column(justify="right", no_wrap=True, width=5)
-    if fraction is None:
-        line.add_row(_cell(label), Text(), Text())
-    else:
-        bar = ProgressBar(
-            total=1.0, completed=fraction, complete_style=_FRAME, finished_style=_FRAME
-        )
-        line.add_row(_cell(label), bar, Text(f"{100 * fraction:.0f} %"))
+    bar: RenderableType = Text()
+    percent = ""
+    if fraction is not None:
+        bar = ProgressBar(1.0, fraction, complete_style=_FRAME, finished_style=_FRAME)
+        percent = f"{100 * fraction:.0f} %"
+    line.add_row(_cell(label), bar, Text(percent))
     console = console_for(Look(progress_width(look), look.colour, look.encoding))
     return _printed(console, line).rstrip("\n")
 

@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -22,19 +22,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from capt_local.decoding.step import Choice, FinishReason, Step
 from capt_local.errors import UsageError
+from capt_local.grounding import Grounding
 from capt_local.report.answers import (
     LEAST_SHARE,
     changed_words,
-    character_marks,
     expert_weight,
     formula,
     in_words,
     largest_shifts,
+    marked_spans,
     nats,
     short_line,
     written,
 )
-from capt_local.report.json import REPORTED, Answer, JsonObject, warnings
+from capt_local.report.json import REPORTED, Answer, warnings
 from capt_local.report.sanitise import visible, visible_line
 
 LIMIT = 4.0
@@ -42,29 +43,19 @@ LIMIT = 4.0
 LEVELS = 8
 """Steps of the scale on each side of 0."""
 _DEEPEST = 8  # levels of a provenance
-_END = "end of the answer"
 _JOINER = "\u200d"
-_NARROWEST = 40  # tokens; bars of a short answer would look like walls
-_HALF = 40  # height of one side of the scale
-_TICK = 6  # height of the marks of changed tokens, below the scale
 
 
 def page(answer: Answer, note: str = "", offset: int = 0) -> str:
-    """The page.
+    """The page of an answer, beside the note that was asked about where that is known.
 
-    Args:
-        answer: what is reported on; the target's own answer stands beside it where it holds that.
-        note: the text that was asked about, to stand beside the answer; empty where it is not
-            known.
-        offset: where in the note the document begins that facts of the answer were looked for in.
-
-    Raises:
-        UsageError: the provenance is nested deeper than any that we write.
+    `offset` is where in the note the document begins that facts were looked for in. UsageError: the
+    provenance is nested deeper than any that we write.
     """
     style, script = _files("strip.css", "report.css"), _files("strip.js", "report.js")
-    coloured = expert_weight(answer) >= LEAST_SHARE
     found = cells(answer)
-    words, of_words = changed_words(answer.steps)
+    sources = answer.sources or Grounding("", [], [])
+    missing = [(fact.start, fact.end) for fact in sources.facts if not fact.supported]
     return (
         _environment()
         .get_template("report.html")
@@ -72,31 +63,28 @@ def page(answer: Answer, note: str = "", offset: int = 0) -> str:
             style=style,
             script=script,
             policy=policy(style, script),
-            cells=[(cell, cell.level if coloured else 0) for cell in found],
-            details=details(found),
-            chart=chart(answer.steps),
-            shifts=_shifts(answer, found, coloured=coloured),
-            levels=range(-LEVELS, LEVELS + 1),
-            limit=f"{LIMIT:g}",
-            together=_figures(answer),
-            alone=answer.alone and _figures(answer.alone),
+            answer=answer,
             three=len(answer.prompt_tokens) > 1,
-            note=_note_parts(answer, note, offset),
-            statements=answer.sources.statements if answer.sources else [],
-            facts_found=answer.sources.facts if answer.sources else [],
-            lacking=answer.sources.reason if answer.sources else "",
-            visible=visible_line,
-            unsupported=_unsupported(answer, found),
-            words=words,
-            of_words=of_words,
-            coloured=coloured,
-            marked=_in_changed_words(answer, found),
+            words=changed_words(answer.steps),
+            warnings=[visible(line) for line in (*answer.notices, *warnings(answer))],
+            cells=found,
+            coloured=expert_weight(answer) >= LEAST_SHARE,
+            marked=_overlapping(found, marked_spans(answer.steps)),
+            unsupported=_overlapping(found, missing),
+            details=details(found),
+            contrasts=contrasts(answer.steps),
+            changed=[place for place, step in enumerate(answer.steps) if step.changed],
+            levels=range(-LEVELS, LEVELS + 1),
+            limit=LIMIT,
+            note=_note_parts(sources, note, offset),
+            sources=sources,
+            shifts=largest_shifts(answer.steps),
+            cell_of={step.index: cell.number for cell in found for step in cell.steps},
+            drawn=any(step.likeliest is not None for step in answer.steps),
             sums=[
                 (formula(powers), share) for powers, share in answer.weights if share >= LEAST_SHARE
             ],
-            drawn=any(step.likeliest is not None for step in answer.steps),
-            warnings=[visible(line) for line in (*answer.notices, *warnings(answer))],
-            facts=_facts(answer),
+            origin=_origin(answer),
             more=list(_flat(answer.provenance)),
         )
     )
@@ -129,40 +117,19 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {
+        "visible": visible,
+        "visible_line": visible_line,
+        "chance": chance,
+        "level": level,
+        "line": short_line,
+        "nats": nats,
+        "spelled": spelled,
+        "written": written,
+    }
     # A page of a long answer is mostly this.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment
-
-
-def _figures(answer: Answer) -> JsonObject:
-    """A whole answer: its text, and a line about it."""
-    return {
-        "text": visible(answer.text.decode("utf-8", "replace")),
-        "line": short_line(answer),
-        "changed": answer.changed,
-        "count": len(answer.steps),
-    }
-
-
-def _shifts(answer: Answer, found: Sequence[TokenCell], *, coloured: bool) -> list[JsonObject]:
-    """The rows of the table of the largest shifts, as they are shown."""
-    where = {step.index: cell.number for cell in found for step in cell.steps}
-    return [
-        {
-            "cell": where[step.index],
-            "number": step.index + 1,
-            "instead": spelled(step.target_choice.piece_bytes) or _END,
-            "written": spelled(written(step)) or _END,
-            "chance_instead": chance(step.target_choice.logp),
-            "chances": [
-                chance(logp)
-                for logp in (step.target_logp, step.expert_logp, step.base_logp, step.logp)
-            ],
-            "contrast": nats(step.contrast).replace("-", "\N{MINUS SIGN}"),
-            "level": level(step.contrast) if coloured else 0,
-        }
-        for step in largest_shifts(answer.steps)
-    ]
 
 
 def chance(logp: float | None) -> str:
@@ -178,7 +145,7 @@ def chance(logp: float | None) -> str:
     return "< 0.01 %"
 
 
-def _facts(answer: Answer) -> list[tuple[str, str]]:
+def _origin(answer: Answer) -> list[tuple[str, str]]:
     """The provenance that a reader looks for first."""
     method, made = answer.provenance.get("method"), ""
     if answer.created is not None:
@@ -187,7 +154,7 @@ def _facts(answer: Answer) -> list[tuple[str, str]]:
             made = f"{moment:%Y-%m-%d %H:%M} UTC"
         except (OverflowError, ValueError, OSError):  # a file may say anything
             pass
-    facts = [
+    lines = [
         ("Bundle", answer.model),
         ("Method", method if isinstance(method, str) else ""),
         ("Weights (share)", in_words(answer.weights)),
@@ -197,7 +164,7 @@ def _facts(answer: Answer) -> list[tuple[str, str]]:
         ("Answer", answer.id),
         ("Labels", "AI report (AIRPT), human review: none"),
     ]
-    return [(name, visible_line(value)) for name, value in facts if value]
+    return [(name, visible_line(value)) for name, value in lines if value]
 
 
 def _flat(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
@@ -215,30 +182,19 @@ def _flat(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]
         yield visible_line(" · ".join(path)), visible_line("none" if value is None else text)
 
 
-# The answer in cells.
+# --- the answer in cells --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCell:
-    """A stretch of text that belongs together, and what is known about it.
-
-    Tokens that hold parts of one character, or of one emoji, are one cell.
-
-    Attributes:
-        number: from 0.
-        lead: white space in front, which is not coloured.
-        text: what is; without anything that a reader's machine would obey.
-        trail: white space behind.
-        steps: that made the text, in order.
-        name: what the cell is for those who cannot see it, where its text says nothing.
-    """
+    """A token, or several that hold parts of one character or of one emoji."""
 
     number: int
-    lead: str
-    text: str
+    lead: str  # white space in front, which is not coloured
+    text: str  # made visible
     trail: str
     steps: tuple[Step, ...]
-    name: str = ""
+    name: str = ""  # for those who cannot see it, where the text says nothing
 
     @property
     def changed(self) -> bool:
@@ -253,8 +209,11 @@ class TokenCell:
 
 def contrasts(steps: Sequence[Step]) -> dict[int, float]:
     """Those that are known, by their places among the steps."""
-    values = ((place, step.contrast) for place, step in enumerate(steps))
-    return {place: x for place, x in values if x is not None and not math.isnan(x)}
+    return {
+        place: step.contrast
+        for place, step in enumerate(steps)
+        if step.contrast is not None and not math.isnan(step.contrast)
+    }
 
 
 def level(contrast: float | None) -> int:
@@ -319,45 +278,31 @@ def _cell(number: int, text: str, steps: list[Step]) -> TokenCell:
     return TokenCell(number, "", shown, "", tuple(steps), name)
 
 
-def _in_changed_words(answer: Answer, found: Sequence[TokenCell]) -> set[int]:
-    """Numbers of the cells that are parts of a word in which a token was changed."""
-    _, marks = character_marks(answer.steps)
-    marked, place = set(), 0
+def _overlapping(found: Sequence[TokenCell], spans: Sequence[tuple[int, int]]) -> set[int]:
+    """Numbers of the cells of which a part lies in one of the spans of the visible text."""
+    numbers, place = set(), 0
     for cell in found:
         start = place + len(cell.lead)
-        if any(marks[start : start + len(cell.text)]):
-            marked.add(cell.number)
-        place = start + len(cell.text) + len(cell.trail)
-    return marked
+        end = start + len(cell.text)
+        if cell.text and any(first < end and start < last for first, last in spans):
+            numbers.add(cell.number)
+        place = end + len(cell.trail)
+    return numbers
 
 
-def _unsupported(answer: Answer, found: Sequence[TokenCell]) -> set[int]:
-    """Numbers of the cells that are parts of a fact that has no source."""
-    facts = answer.sources.facts if answer.sources else []
-    spans = [(fact.start, fact.end) for fact in facts if not fact.supported]
-    marked, place = set(), 0
-    for cell in found:
-        start = place + len(cell.lead)
-        if any(start < end and begin < start + len(cell.text) for begin, end in spans):
-            marked.add(cell.number)
-        place = start + len(cell.text) + len(cell.trail)
-    return marked
-
-
-def _note_parts(answer: Answer, note: str, offset: int) -> list[tuple[list[str], str, bool]]:
+def _note_parts(sources: Grounding, note: str, offset: int) -> list[tuple[list[str], str, bool]]:
     """The note in parts: anchors in front, text, and whether a fact of the answer stands there."""
     anchors: dict[int, list[str]] = {}
     marks: list[tuple[int, int]] = []
-    if answer.sources is not None:
-        named = [
-            *((f"s{i}", one.source) for i, one in enumerate(answer.sources.statements)),
-            *((f"f{i}", one.source) for i, one in enumerate(answer.sources.facts)),
-        ]
-        for name, span in named:
-            if span is not None and span[1] + offset <= len(note):
-                start, end = span[0] + offset, span[1] + offset
-                anchors.setdefault(start, []).append(name)
-                marks += [(start, end)] if name[0] == "f" else []
+    named = [
+        *((f"s{i}", one.source) for i, one in enumerate(sources.statements)),
+        *((f"f{i}", one.source) for i, one in enumerate(sources.facts)),
+    ]
+    for name, span in named:
+        if span is not None and span[1] + offset <= len(note):
+            start, end = span[0] + offset, span[1] + offset
+            anchors.setdefault(start, []).append(name)
+            marks += [(start, end)] if name[0] == "f" else []
     ends = {0, len(note), *anchors, *(place for mark in marks for place in mark)}
     return [
         (
@@ -416,41 +361,3 @@ def spelled(piece: bytes) -> str:
 def short(value: float | None) -> float | None:
     """A number with as many digits as a page needs; None where there is none."""
     return round(value, 3) if value is not None and math.isfinite(value) else None
-
-
-def chart(steps: Sequence[Step]) -> JsonObject:
-    """The chart of an answer as SVG paths, one unit wide for each token.
-
-    Returns:
-        width in tokens; height; zero: where contrast 0 is; marks: heights of the lines of the
-        scale; above, below: bars of tokens that expert or base find likelier, cut at the ends of
-        the scale; changed: marks of the changed tokens; beyond: tokens beyond the scale; said: the
-        chart in a sentence, for those who cannot see it.
-    """
-    known = contrasts(steps)
-    changed = [i for i, step in enumerate(steps) if step.changed]
-    values = list(known.values())
-    up = sum(value > 0 for value in values)
-    sentence = "No contrast is known."
-    if values:
-        sentence = (
-            f"Contrast of {len(values)} tokens, from {min(values):+.2f} to {max(values):+.2f} "
-            f"nats: {up} above zero, {len(values) - up} at or below. {len(changed)} tokens were "
-            "changed."
-        )
-    return {
-        "width": max(len(steps), _NARROWEST),
-        "height": 2 * _HALF + 4 + _TICK,
-        "zero": _HALF,
-        "marks": [_HALF * (1 + share / 2) for share in (-2, -1, 1, 2)],
-        "above": _bars((i, value) for i, value in known.items() if value > 0),
-        "below": _bars((i, value) for i, value in known.items() if value < 0),
-        "changed": "".join(f"M{i}.1 {2 * _HALF + 4}h.8v{_TICK}h-.8z" for i in changed),
-        "beyond": sum(abs(value) > LIMIT for value in values),
-        "said": sentence,
-    }
-
-
-def _bars(values: Iterable[tuple[int, float]]) -> str:
-    heights = ((i, _HALF * min(abs(v), LIMIT) / LIMIT * math.copysign(1, -v)) for i, v in values)
-    return "".join(f"M{i}.1 {_HALF}h.8v{height:.1f}h-.8z" for i, height in heights)

@@ -51,15 +51,12 @@ class Woken(Exception):
 
 
 class InputLine:
-    """Asks for one text after the other.
+    """Asks for one text after the other; `typed` is what stood on the line when `ask` ended.
 
     Args:
         offers: what Tab offers for the text before the cursor: (text, how much it replaces).
         is_open: whether Enter must begin another line, since the text is not complete.
         idle: seconds without a key after which `ask` gives up; None for never.
-
-    Attributes:
-        typed: what stood on the line when `ask` ended.
     """
 
     def __init__(
@@ -92,10 +89,7 @@ class InputLine:
         self._session.app.key_processor.before_key_press += self._note_key
 
     def ask(self, draft: str = "") -> str:
-        """One text; several lines where the person wants that.
-
-        Args:
-            draft: what stands there to begin with.
+        """One text, of several lines where the person wants that; it begins with `draft`.
 
         Raises:
             KeyboardInterrupt: Ctrl-C; `typed` is what was there.

@@ -13,7 +13,6 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -34,34 +33,38 @@ REPORTED = 3
 """Candidates of each model that reports and transcripts hold for each token."""
 _ROLE = re.compile(r"target|(expert|base)(-[1-9][0-9]?)?")  # base-2 is that of a second pair
 _HOW = "Write it with capt-local generate --json --top-logprobs 3."
+_NO_LOGPROBS = (
+    "The answer holds no log-probabilities, so nothing says what the expert changed. batch writes "
+    "them with --logprobs, and with --top-logprobs 3 what each model found likeliest."
+)
 
-Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
-Byte = Annotated[int, Meta(ge=0, le=255)]
-Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
-Number = Finite | None  # null stands for one that was not finite
+_Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
+_Byte = Annotated[int, Meta(ge=0, le=255)]
+_Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
+_Number = _Finite | None  # null stands for one that was not finite
 
 
 class Timings(msgspec.Struct, frozen=True, rename=lambda name: f"{name}_seconds"):
     """How long it took, in seconds."""
 
-    load: Finite = 0.0
-    prompt: Finite = 0.0
-    generate: Finite = 0.0
+    load: _Finite = 0.0
+    prompt: _Finite = 0.0
+    generate: _Finite = 0.0
 
 
-class TokenObject(msgspec.Struct):
-    """A token. `bytes` is exact; `token` is for reading, since a piece need not be UTF-8 by itself.
+class _Token(msgspec.Struct):
+    """`bytes` is exact; `token` is for reading, since a piece need not be UTF-8 by itself.
 
     `id` is what llama.cpp's server adds; those of expert and base are of their own vocabularies.
     """
 
     token: str
-    logprob: Number
-    bytes: list[Byte]
-    id: Count
+    logprob: _Number
+    bytes: list[_Byte]
+    id: _Count
 
 
-class StepDetails(msgspec.Struct, kw_only=True):
+class _StepDetails(msgspec.Struct, kw_only=True):
     """What the models found of a token.
 
     `delta` is null where one token alone was plausible, so that expert and base were not run;
@@ -70,108 +73,94 @@ class StepDetails(msgspec.Struct, kw_only=True):
     token; null without --top-logprobs.
     """
 
-    delta: Number
+    delta: _Number
     changed: bool
-    likeliest_id: Count | None = None
-    target_rank: Count
-    target_logprob: Number
-    expert_logprob: Number = None
-    base_logprob: Number = None
-    target_choice: TokenObject
-    target_top: list[TokenObject]
-    expert_top: list[TokenObject]
-    base_top: list[TokenObject]
+    likeliest_id: _Count | None = None
+    target_rank: _Count
+    target_logprob: _Number
+    expert_logprob: _Number = None
+    base_logprob: _Number = None
+    target_choice: _Token
+    target_top: list[_Token]
+    expert_top: list[_Token]
+    base_top: list[_Token]
 
 
-class StepObject(TokenObject):
-    """A token of the answer."""
-
-    top_logprobs: list[TokenObject]
-    capt: StepDetails
+class _Step(_Token):
+    top_logprobs: list[_Token]
+    capt: _StepDetails
 
 
-class StepList(msgspec.Struct):
-    """All tokens of the answer."""
-
-    content: list[StepObject]
+class _Steps(msgspec.Struct):
+    content: list[_Step]
 
 
-class MessageObject(msgspec.Struct):
-    """The answer, and the reasoning before it."""
-
+class _Message(msgspec.Struct):
     role: str
     content: str
     reasoning_content: str | UnsetType | None = UNSET
 
 
-class ChoiceObject(msgspec.Struct, kw_only=True):
+class _Choice(msgspec.Struct, kw_only=True):
     """An answer of OpenAI's list of them; `text` where the prompt was continued."""
 
-    index: Count
-    message: MessageObject | UnsetType = UNSET
+    index: _Count
+    message: _Message | UnsetType = UNSET
     text: str | UnsetType = UNSET
     finish_reason: FinishReason | None
-    logprobs: StepList
+    logprobs: _Steps | None  # batch writes none unless it is asked to
 
 
-class UsageDetails(msgspec.Struct):
-    """Tokens of the reasoning."""
-
-    reasoning_tokens: Count
+class _UsageDetails(msgspec.Struct):
+    reasoning_tokens: _Count
 
 
-class ContextObject(msgspec.Struct):
-    """How full the context of a model is."""
-
-    tokens: Count
-    limit: Count
+class _Context(msgspec.Struct):
+    tokens: _Count
+    limit: _Count
 
 
-class UsageObject(msgspec.Struct, kw_only=True):
-    """Counts of tokens."""
-
-    prompt_tokens: Count
-    completion_tokens: Count
-    completion_tokens_details: UsageDetails | None = None
-    total_tokens: Count
-    prompt_tokens_by_model: dict[str, Count]
-    context_limit: Count
-    context_by_model: dict[str, ContextObject] | UnsetType | None = UNSET
+class _Usage(msgspec.Struct, kw_only=True):
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    completion_tokens_details: _UsageDetails | None = None
+    total_tokens: _Count
+    prompt_tokens_by_model: dict[str, _Count]
+    context_limit: _Count
+    context_by_model: dict[str, _Context] | UnsetType | None = UNSET
 
 
-class WeightObject(msgspec.Struct):
+class _Weight(msgspec.Struct):
     """Exponents of target, expert and base, and their share of the mixture."""
 
-    powers: list[Finite]
+    powers: list[_Finite]
     weight: Annotated[float, Meta(ge=0.0, le=1.000001)]  # shares are sums
 
 
-class SummaryObject(msgspec.Struct, kw_only=True):
+class _Summary(msgspec.Struct, kw_only=True):
     """What is ours of a whole answer; `mean_contrast` is over `mean_contrast_tokens`."""
 
     structured: Literal["complete", "incomplete"] | UnsetType | None = UNSET
     speed: JsonObject | UnsetType | None = UNSET
-    changed: Count
-    share: Number = None
-    mean_contrast: Number = None
-    mean_contrast_tokens: Count = 0
-    weights: list[WeightObject]
-    target_alone: AnswerObject | UnsetType | None = UNSET
+    changed: _Count
+    share: _Number = None
+    mean_contrast: _Number = None
+    mean_contrast_tokens: _Count = 0
+    weights: list[_Weight]
+    target_alone: _Answer | UnsetType | None = UNSET
     best_of: JsonObject | UnsetType | None = UNSET
     sources: Grounding | UnsetType | None = UNSET
 
 
-class AnswerObject(msgspec.Struct, kw_only=True):
-    """An answer as a whole."""
-
+class _Answer(msgspec.Struct, kw_only=True):
     id: str
     object: str
-    created: Count | UnsetType | None = UNSET
+    created: _Count | UnsetType | None = UNSET
     model: str
-    choices: Annotated[list[ChoiceObject], Meta(min_length=1, max_length=1)]
-    usage: UsageObject
+    choices: Annotated[list[_Choice], Meta(min_length=1, max_length=1)]
+    usage: _Usage
     timings: Timings
-    capt: SummaryObject
+    capt: _Summary
     provenance: dict[str, Any]
     warnings: list[str]
     ai_label: str = "AIRPT"
@@ -180,54 +169,30 @@ class AnswerObject(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is known about a finished answer.
-
-    Attributes:
-        steps: all of them, in order.
-        text: the answer's bytes.
-        finish: why it ended.
-        model: id of the bundle.
-        raw: whether the prompt was text to continue, not a message.
-        thoughts: bytes of the model's reasoning; their tokens are not in `steps`.
-        thought_tokens: how many tokens they took, markers and the line ends behind included.
-        structured: whether it has the form that was asked for; None where none was.
-        prompt_tokens: tokens of the prompt, by role.
-        context_limit: tokens that the smallest context holds.
-        context: tokens in the context of each model at the end and what it holds, by role; empty
-            where that is not known.
-        weights: exponents (a, b, c) of T^a E^b A^-c, and their share of the mixture.
-        notices: of models, templates and decoder, a sentence each.
-        tally: what was drafted, accepted and left out on the way; None where it is not known.
-        provenance: versions, bundle, digests, method and parameters; holds no text of the user.
-        created: Unix time, or None when the caller wants the same bytes each time.
-        id: of this answer.
-        best_of: how it was chosen among several, as `rerank.candidates` describes it; None where
-            there was one.
-        alone: the target's own answer to the same prompt, if that was made too.
-        sources: which facts of it the prompt or the document has; None where nobody looked.
-    """
+    """What is known about a finished answer; the steps of its reasoning are not among `steps`."""
 
     steps: Sequence[Step]
     text: bytes
     finish: FinishReason | None
-    model: str
-    raw: bool = False
-    thoughts: bytes = b""
-    thought_tokens: int = 0
-    structured: bool | None = None
-    prompt_tokens: Mapping[str, int] = field(default_factory=dict)
-    context_limit: int = 0
+    model: str  # id of the bundle
+    raw: bool = False  # whether the prompt was text to continue, not a message
+    thoughts: bytes = b""  # the model's reasoning
+    thought_tokens: int = 0  # markers and the line ends behind included
+    structured: bool | None = None  # whether it has the form that was asked for
+    prompt_tokens: Mapping[str, int] = field(default_factory=dict)  # by role
+    context_limit: int = 0  # tokens that the smallest context holds
+    # Tokens in the context of each model at the end and what it holds, by role, if that is known.
     context: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    weights: Sequence[tuple[Exponents, float]] = ()
+    weights: Sequence[tuple[Exponents, float]] = ()  # and their share of the mixture
     timings: Timings = field(default_factory=Timings)
-    notices: Sequence[str] = ()
+    notices: Sequence[str] = ()  # of models, templates and decoder, a sentence each
     tally: DraftStats | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    created: int | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # no text of the user
+    created: int | None = None  # Unix time
     id: str = ""
-    best_of: Mapping[str, Any] | None = None
-    alone: Answer | None = None
-    sources: Grounding | None = None
+    best_of: Mapping[str, Any] | None = None  # see `rerank.candidates`
+    alone: Answer | None = None  # the target's own answer to the same prompt
+    sources: Grounding | None = None  # which facts the prompt or the document has
 
     @property
     def tokens(self) -> int:
@@ -270,14 +235,9 @@ class Answer:
 def with_sources(
     answer: Answer, document: Document, schema: JsonObject | None, of: str, *, require: bool = False
 ) -> Answer:
-    """An answer with what a document has of it.
+    """A whole answer with what a document has of it; `schema` and `of` as for `grounding.ground`.
 
-    Args:
-        answer: a whole one; of one that broke off nothing is looked for.
-        document: that it is about.
-        schema: of a structured answer.
-        of: what the document is; see `grounding.ground`.
-        require: whether nothing is answered where a fact has no source.
+    With `require`, nothing is answered where a fact has no source.
     """
     if answer.finish in (None, FinishReason.INTERRUPTED, FinishReason.ERROR):
         return answer
@@ -301,12 +261,8 @@ def answer_of(
 ) -> Answer:
     """What is known about an answer.
 
-    Args:
-        generation: of the answer.
-        steps: all of it, reasoning included.
-        model: id of the bundle.
-        load: seconds for the models.
-        known: further fields of `Answer`, and `finish` or `notices` where they are others.
+    `steps` are all of it, reasoning included; `load` is the seconds for the models; `known` are
+    fields of `Answer` that the generation does not know, or knows otherwise.
     """
     own = [step for step in steps if not step.thought]
     fields: dict[str, Any] = {
@@ -351,12 +307,7 @@ COMMANDS = Advice(
 
 
 def warnings(answer: Answer, more: Advice = FLAGS) -> list[str]:
-    """What a reader of the answer must know, in sentences.
-
-    Args:
-        answer: about which.
-        more: what helps where something ended it; in a chat a command, not a flag.
-    """
+    """What a reader of the answer must know, in sentences; `more` is what helps against its end."""
     lines = []
     if answer.context_is_full:
         role, used, limit = answer.fullest
@@ -414,25 +365,20 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
 
 def _clean(value: Any) -> Any:
     """The same value without numbers and characters that JSON readers refuse."""
-    kind = type(value)  # exact kinds first: asking for abstract ones takes most of the time
-    if value is None or kind is int or kind is bool or (kind is str and value.isascii()):
-        return value
-    if kind is float:
-        return value if math.isfinite(value) else None
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, dict) or isinstance(value, Mapping):  # noqa: SIM101 - see above
+        return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
         return {_clean(str(key)): _clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(item) for item in value]
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):  # numpy's numbers too
-        return float(value) if math.isfinite(value) else None
-    return value
+    if isinstance(value, Mapping):
+        return _clean(dict(value))
+    return _clean(value.item()) if hasattr(value, "item") else value  # numpy's numbers
 
 
-# Writing.
+# --- writing --------------------------------------------------------------------------------------
 
 
 def answer_object(answer: Answer, *, top_logprobs: int = 0) -> JsonObject:
@@ -447,25 +393,25 @@ def step_object(step: Step, top_logprobs: int) -> JsonObject:
     return found
 
 
-def _object(answer: Answer, top: int) -> AnswerObject:
+def _object(answer: Answer, top: int) -> _Answer:
     text = answer.text.decode("utf-8", "replace")
-    logprobs = StepList([_step_object(step, top) for step in answer.steps])
-    choice = ChoiceObject(index=0, finish_reason=answer.finish, logprobs=logprobs)
+    logprobs = _Steps([_step_object(step, top) for step in answer.steps])
+    choice = _Choice(index=0, finish_reason=answer.finish, logprobs=logprobs)
     if answer.raw:
         choice.text = text
     else:
-        choice.message = MessageObject("assistant", text)
+        choice.message = _Message("assistant", text)
         if answer.thought_tokens:
             choice.message.reasoning_content = answer.thoughts.decode("utf-8", "replace")
     prompt = max(answer.prompt_tokens.values(), default=0)
     prompt = answer.prompt_tokens.get("target", prompt)
     contrasts = [step.contrast for step in answer.steps if step.contrast is not None]
-    summary = SummaryObject(
+    summary = _Summary(
         changed=answer.changed,
         share=answer.changed / len(answer.steps) if answer.steps else None,
         mean_contrast=math.fsum(contrasts) / len(contrasts) if contrasts else None,
         mean_contrast_tokens=len(contrasts),
-        weights=[WeightObject(list(powers), share) for powers, share in answer.weights],
+        weights=[_Weight(list(powers), share) for powers, share in answer.weights],
     )
     if answer.structured is not None:
         summary.structured = "complete" if answer.structured else "incomplete"
@@ -477,21 +423,21 @@ def _object(answer: Answer, top: int) -> AnswerObject:
         summary.sources = answer.sources
     if answer.alone is not None:
         summary.target_alone = _object(answer.alone, 0)
-    return AnswerObject(
+    return _Answer(
         id=answer.id or new_id(),
         object="text_completion" if answer.raw else "chat.completion",
         created=UNSET if answer.created is None else answer.created,
         model=answer.model,
         choices=[choice],
-        usage=UsageObject(
+        usage=_Usage(
             prompt_tokens=prompt,
             completion_tokens=answer.tokens,
-            completion_tokens_details=UsageDetails(answer.thought_tokens),
+            completion_tokens_details=_UsageDetails(answer.thought_tokens),
             total_tokens=prompt + answer.tokens,
             prompt_tokens_by_model=dict(answer.prompt_tokens),
             context_limit=answer.context_limit,
             context_by_model={
-                role: ContextObject(used, limit) for role, (used, limit) in answer.context.items()
+                role: _Context(used, limit) for role, (used, limit) in answer.context.items()
             }
             or UNSET,
         ),
@@ -502,19 +448,18 @@ def _object(answer: Answer, top: int) -> AnswerObject:
     )
 
 
-def _step_object(step: Step, top: int) -> StepObject:
-    def listed(choices: Sequence[Choice]) -> list[TokenObject]:
-        return [_token(one.token, one.piece_bytes, one.logp) for one in choices[:top]]
+def _step_object(step: Step, top: int) -> _Step:
+    def listed(choices: Sequence[Choice]) -> list[_Token]:
+        return [_token(one) for one in choices[:top]]
 
-    own = step.target_choice
-    token = _token(step.token, step.piece_bytes, step.logp)
-    return StepObject(
+    token = _token(Choice(step.token, step.piece_bytes, step.logp))
+    return _Step(
         token.token,
         token.logprob,
         token.bytes,
         token.id,
         listed(step.top),
-        StepDetails(
+        _StepDetails(
             delta=step.contrast,
             changed=step.changed,
             likeliest_id=step.likeliest,
@@ -522,7 +467,7 @@ def _step_object(step: Step, top: int) -> StepObject:
             target_logprob=step.target_logp,
             expert_logprob=step.expert_logp,
             base_logprob=step.base_logp,
-            target_choice=_token(own.token, own.piece_bytes, own.logp),
+            target_choice=_token(step.target_choice),
             target_top=listed(step.target_top),
             expert_top=listed(step.expert_top),
             base_top=listed(step.base_top),
@@ -530,8 +475,9 @@ def _step_object(step: Step, top: int) -> StepObject:
     )
 
 
-def _token(token: int, piece: bytes, logp: float) -> TokenObject:
-    return TokenObject(piece.decode("utf-8", "replace"), logp, list(piece), token)
+def _token(one: Choice) -> _Token:
+    piece = one.piece_bytes
+    return _Token(piece.decode("utf-8", "replace"), one.logp, list(piece), one.token)
 
 
 def _speed(tally: DraftStats) -> JsonObject:
@@ -548,32 +494,30 @@ def _speed(tally: DraftStats) -> JsonObject:
     }
 
 
-# Reading.
+# --- reading --------------------------------------------------------------------------------------
 
 
 def answer_from(value: object) -> Answer:
     """The answer that a JSON object holds; see `answer_object`.
 
-    Args:
-        value: as a JSON reader returns it.
-
     Raises:
-        UsageError: it is not such an object, a field is missing or broken, or fields contradict
-            each other.
+        UsageError: a field is missing or broken, or fields contradict each other.
     """
     try:
-        return _answer(convert(value, AnswerObject))
+        return _answer(convert(value, _Answer))
     except NotReadable as error:
         raise UsageError(f"This is not an answer that can be read: {error}. {_HOW}") from None
 
 
-def _answer(given: AnswerObject) -> Answer:
+def _answer(given: _Answer) -> Answer:
     choice, usage, summary = given.choices[0], given.usage, given.capt
     raw = given.object == "text_completion"
     message = choice.message
     text = choice.text if raw else message.content if message else UNSET
     if text is UNSET:
         raise NotReadable("choices.message is missing")
+    if choice.logprobs is None:
+        raise UsageError(_NO_LOGPROBS)
     steps = [_step(index, each) for index, each in enumerate(choice.logprobs.content)]
     finish = choice.finish_reason
     if steps and finish in (FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION):
@@ -618,7 +562,7 @@ def _answer(given: AnswerObject) -> Answer:
     return replace(answer, notices=tuple(line for line in answer.notices if line not in own))
 
 
-def _step(index: int, given: StepObject) -> Step:
+def _step(index: int, given: _Step) -> Step:
     more, own = given.capt, _choice(given)
     step = Step(
         index=index,
@@ -646,7 +590,7 @@ def _step(index: int, given: StepObject) -> Step:
     return step
 
 
-def _choice(given: TokenObject) -> Choice:
+def _choice(given: _Token) -> Choice:
     return Choice(given.id, bytes(given.bytes), _known(given.logprob))
 
 
@@ -655,11 +599,7 @@ def _known(number: float | None) -> float:
 
 
 def _whole(text: str, joined: bytes) -> bytes:
-    """The bytes of the answer: those of its tokens, and what was held back at an interruption.
-
-    Raises:
-        NotReadable: the text and the tokens are not the same.
-    """
+    """The bytes of the answer: those of its tokens, and what was held back at an interruption."""
     known = joined.decode("utf-8", "replace")
     if text == known:
         return joined

@@ -48,10 +48,9 @@ def _width(stream: TextIO, environment: Mapping[str, str]) -> int:
 
 
 def drop_output(*, asides: bool = False) -> None:
-    """Sends standard output nowhere: its reader has gone, and Python would complain at exit.
+    """Sends standard output (`asides`: standard error) nowhere, since its reader has gone.
 
-    Args:
-        asides: the same of standard error instead.
+    Python would complain at exit.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, (sys.stderr if asides else sys.stdout).fileno())
@@ -59,11 +58,9 @@ def drop_output(*, asides: bool = False) -> None:
 
 
 def check_output() -> None:
-    """Refuses to run without a standard output.
+    """Refuses to run with standard output closed (UsageError).
 
-    Raises:
-        UsageError: it is closed. The next file that is opened would take its place, and what
-            libraries print would get into that file.
+    The next file that is opened would take its place, and get what libraries print.
     """
     if sys.stdout is None:
         raise UsageError("Standard output is closed. Send it to a file, a pipe or /dev/null.")
@@ -123,14 +120,10 @@ class Wrap:
 
 
 class Screen:
-    """Both output streams of a command.
+    """Both output streams of a command: `out` for the answer, `err` for everything else.
 
-    Args:
-        out: for the answer.
-        err: for everything else.
-        look_out: what the terminal behind `out` can show; None for plain text.
-        look_err: the same of `err`; None for no progress line.
-        verbose: how often -v was given.
+    `look_out` and `look_err` are what the terminals behind them can show; None for plain text, and
+    no progress line.
     """
 
     def __init__(
@@ -182,12 +175,7 @@ class Screen:
         return self._look_err is not None
 
     def thought(self, piece: bytes, *, dim: bool) -> None:
-        """Shows the next bytes of a model's reasoning at once, on standard error.
-
-        Args:
-            piece: of the reasoning.
-            dim: whether a terminal shows them fainter than the answer.
-        """
+        """Shows the next bytes of a model's reasoning on standard error; `dim`: fainter."""
         self._thought_text(self._thoughts.feed(piece), dim=dim)
 
     def end_thoughts(self) -> None:
@@ -232,18 +220,12 @@ class Screen:
         self._to_out(visible(text) + "\n")
 
     def show(self, *views: View) -> None:
-        """Writes views to standard output, each with an empty line behind it.
-
-        On a terminal they are drawn; elsewhere they are plain lines.
-        """
+        """Writes views to standard output: drawn on a terminal, elsewhere as plain lines."""
         self.clear_progress()
         self._to_out("".join(_as_text(view, self.look_out) + "\n" for view in views))
 
     def aside(self, *views: View) -> None:
-        """Writes views to standard error, drawn for the present width of the terminal.
-
-        For a session, in which standard output carries the answers alone.
-        """
+        """Writes views to standard error: in a session standard output has the answers alone."""
         self.clear_progress()
         self._look_err = look_of(self._err, os.environ)
         self._to_err("".join(_as_text(view, self._look_err) + "\n" for view in views))
@@ -268,12 +250,7 @@ class Screen:
         self.note("error: " + text.replace("\n", " "))
 
     def progress(self, label: str, fraction: float | None) -> None:
-        """Redraws the progress line on a terminal now and then; writes nothing elsewhere.
-
-        Args:
-            label: what is going on.
-            fraction: 0 to 1; None where nobody knows how far it is.
-        """
+        """Redraws the progress line on a terminal now and then; `fraction` is 0 to 1 if known."""
         if self._look_err is None:
             return
         now = time.monotonic()

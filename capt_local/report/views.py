@@ -19,22 +19,16 @@ _BAR = 20
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a terminal can show.
-
-    Attributes:
-        width: columns.
-        colour: whether colours are wanted; bold and underline are always there.
-        encoding: of the stream; decides about lines and blocks.
-    """
+    """What a terminal can show; bold and underline are always there."""
 
     width: int = 80
     colour: bool = False
-    encoding: str = "utf-8"
+    encoding: str = "utf-8"  # decides about lines and blocks
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of text that is marked (bold and underlined) or not."""
+    """A stretch of text, marked (bold and underlined) or not."""
 
     text: str
     marked: bool = False
@@ -67,19 +61,12 @@ class Pane:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells.
+    """Rows of cells, of the same length each."""
 
-    Attributes:
-        title: above it; may be empty.
-        rows: of the same length each.
-        headings: of the columns; empty for names and values.
-        right: the columns that are aligned at their right end.
-    """
-
-    title: str
+    title: str  # above it; may be empty
     rows: tuple[tuple[str, ...], ...]
-    headings: tuple[str, ...] = ()
-    right: tuple[int, ...] = ()
+    headings: tuple[str, ...] = ()  # of the columns; empty for names and values
+    right: tuple[int, ...] = ()  # columns that are aligned at their right end
 
 
 @dataclass(frozen=True, slots=True)

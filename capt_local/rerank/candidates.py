@@ -39,33 +39,18 @@ class RankedBy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One answer of several.
-
-    Attributes:
-        seed: of its draws.
-        generation: the answer, which has ended.
-        steps: all of it.
-        score: what it was ranked by: the scorer's probability that it is right, the share of
-            candidates that say the same, or the mean log-probability of its tokens in nats.
-        mean_logp: the latter in any case.
-    """
+    """One answer of several, which has ended."""
 
     seed: int
     generation: Generation
     steps: tuple[Step, ...]
-    score: float
-    mean_logp: float
+    score: float  # by the scorer, the share of those that say the same, or mean_logp
+    mean_logp: float  # of its tokens, in nats
 
 
 @dataclass(frozen=True, slots=True)
 class BestOf:
-    """Candidates, the best first; of equals the one with the smaller seed.
-
-    Attributes:
-        candidates: at least one.
-        ranked_by: what their scores are.
-        notices: what the user should know about the ranking.
-    """
+    """Candidates, the best first; of equals the one with the smaller seed."""
 
     candidates: tuple[Candidate, ...]
     ranked_by: RankedBy
@@ -95,7 +80,7 @@ def check_best_of(n: int, options: GenerateOptions) -> None:
     Raises:
         UsageError: n is not 1 to MOST, or all candidates would be the same.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST:
+    if not 1 <= n <= MOST:
         raise UsageError(f"--best-of takes 1 to {MOST} candidates.")
     if n > 1 and not options.sample.temperature:
         raise UsageError(
@@ -116,15 +101,8 @@ def best_of(
 ) -> BestOf:
     """Draws n answers with the seeds `options.sample.seed`, + 1, ..., and ranks them.
 
-    Args:
-        runtime: with the models.
-        prompt: see `Runtime.generate`.
-        options: of each answer, but for the seed.
-        n: 1 to MOST.
-        scorer: ranks them; None: see the module.
-        raw: see `Runtime.generate`.
-        cancel: called between steps; true ends all of it.
-        question: what the scorer reads as the question; None: the user's last turn.
+    The scorer reads `question`, or else the user's last turn. For `prompt`, `raw` and `cancel` see
+    `Runtime.generate`.
 
     Raises:
         UsageError: see `check_best_of`.
@@ -175,7 +153,9 @@ def ranked(
         assert result.generation is not None, "it has ended without an error"
         seed = options.sample.seed + result.index - first
         made.append((seed, result.generation, result.steps))
-    means = [mean_logp([step.logp for step in steps]) for _, _, steps in made]
+    means = [
+        float(np.mean([step.logp for step in steps])) if steps else 0.0 for _, _, steps in made
+    ]
     texts = [generation.text for _, generation, _ in made]
     if scorer is not None:
         by, scores = RankedBy.SCORER, scorer.scores(question or asked_of(prompt), texts)
@@ -198,11 +178,6 @@ def asked_of(prompt: str | Sequence[Message]) -> str:
     return next((turn.content for turn in reversed(prompt) if turn.role == "user"), "")
 
 
-def mean_logp(logps: Sequence[float]) -> float:
-    """Mean log-probability of the tokens of an answer, in nats; 0 for none."""
-    return float(np.mean(logps)) if logps else 0.0
-
-
 def shares(said: Sequence[str | None]) -> list[float]:
     """The share of answers that say the same as each; of None, which says nothing, 0."""
     counts = Counter(one for one in said if one is not None)
@@ -210,14 +185,7 @@ def shares(said: Sequence[str | None]) -> list[float]:
 
 
 def draw_choices(logps: Sequence[float], n: int, temperature: float, seed: int) -> list[int]:
-    """Places of n choices, drawn by their likelihoods: answers that can be nothing else.
-
-    Args:
-        logps: log-likelihood of each choice, in nats.
-        n: draws.
-        temperature: above 0.
-        seed: of the draws.
-    """
+    """Places of n choices, drawn by their likelihoods (nats): answers that can be nothing else."""
     scaled = np.asarray(logps) / temperature
     weights = np.exp(scaled - scaled.max())
     rng = np.random.default_rng(seed)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +37,7 @@ _LARGEST_HEAD = 1 << 20  # bytes
 
 @dataclass(frozen=True, slots=True)
 class ScorerFiles:
-    """Where a scorer lies.
-
-    Attributes:
-        encoder: a GGUF file.
-        head: a safetensors file.
-        stamp: of the encoder, where it was checked.
-    """
+    """Where a scorer lies: a GGUF file, and its stamp if it was checked; a safetensors file."""
 
     encoder: Path
     head: Path
@@ -69,33 +63,28 @@ def open_scorer(
 ) -> Scorer | None:
     """The scorer that a user names, checked as models are; None where nobody names one.
 
-    Args:
-        which: "scorer", the bundle's own; or the path of an encoder or of a folder.
-        bundle: whose answers are scored; its digests have been checked.
-        check: how digests are checked.
-        threads: CPU threads; None: one, which is enough for an encoder of this size.
+    `which` is "scorer", the bundle's own, or the path of an encoder or of a folder. One thread is
+    enough for an encoder of this size.
 
     Raises:
         UsageError: the site forbids files without a manifest.
-        ModelError: there is no such scorer, or it is not one of this bundle; see `Scorer`.
+        ModelError: there is no such scorer, or it is not one of this bundle.
     """
     if which is None:
         return None
-    named = which == ROLE and not Path(which).exists()
-    if named and bundle.scorer is None:
-        raise ModelError(f"The bundle {bundle.id} has no scorer: name the folder of one.")
-    if named and bundle.scorer is not None:
-        files = ScorerFiles(bundle.scorer.path, bundle.scorer.head.path)
-    else:
-        read_site().limits.refuse(Feature.UNSIGNED, "A scorer that is given by its path")
-        files = ScorerFiles.at(Path(which))
-    if named and bundle.scorer is not None:
-        for file in (bundle.scorer, bundle.scorer.head):
+    if which == ROLE and not Path(which).exists():
+        own = bundle.scorer
+        if own is None:
+            raise ModelError(f"The bundle {bundle.id} has no scorer: name the folder of one.")
+        for file in (own, own.head):
             if file_digest(file.path) != file.sha256:
                 raise ModelError(f"The scorer's {file.path.name} is not the file of the manifest.")
-    if not (named and is_trusted(bundle)):
-        stamp = look_at_encoder(files.encoder, check)
-        files = ScorerFiles(files.encoder, files.head, stamp)
+        files, trusted = ScorerFiles(own.path, own.head.path), is_trusted(bundle)
+    else:
+        read_site().limits.refuse(Feature.UNSIGNED, "A scorer that is given by its path")
+        files, trusted = ScorerFiles.at(Path(which)), False
+    if not trusted:
+        files = replace(files, stamp=look_at_encoder(files.encoder, check))
     tokenizer = file_digests(bundle.models["target"].path).tokenizer
     return Scorer(files, tokenizer, threads or 1)
 
@@ -103,15 +92,9 @@ def open_scorer(
 class Scorer(Closing):
     """A loaded scorer.
 
-    Args:
-        files: encoder and head; see `model_checks.look_at_encoder` for files of others.
-        target_tokenizer: digest of the tokenizer of the target whose answers are scored; see
-            `llama.gguf_header.FileDigests`. None is not compared.
-        threads: CPU threads.
-
-    Attributes:
-        digest: SHA-256 of encoder and head.
-        notices: what the user should know, each once.
+    `target_tokenizer` is the digest of the tokenizer of the target whose answers are scored; None
+    is not compared. `digest` is the SHA-256 of encoder and head, `notices` what the user should
+    know.
 
     Raises:
         ModelError: a file is missing, damaged or no part of a scorer, the head is of another
@@ -121,7 +104,6 @@ class Scorer(Closing):
     def __init__(
         self, files: ScorerFiles, target_tokenizer: str | None = None, threads: int = 1
     ) -> None:
-        """Checks and loads both files."""
         weight, bias, about = _read_head(files.head)
         with files.encoder.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -143,13 +125,9 @@ class Scorer(Closing):
             self.close()
             raise ModelError(f"{files.head.name} does not fit {files.encoder.name}.")
         self._weight, self._bias = weight, bias
-        limit = about.get("length", "")
-        self._limit = (
-            min(
-                self._encoder.limit, int(limit) if limit.isdecimal() and len(limit) < 9 else 1 << 30
-            )
-            - 2
-        )
+        length = about.get("length", "")
+        most = int(length) if length.isdecimal() and len(length) < 9 else self._encoder.limit
+        self._limit = min(self._encoder.limit, most) - 2  # [CLS] and [SEP]
 
     def scores(self, question: str, answers: Sequence[str]) -> list[float]:
         """The probability that each answer is right; the same text is read once."""
@@ -174,7 +152,6 @@ class Scorer(Closing):
         return 0.5 + 0.5 * math.tanh(0.5 * float(logits[1] - logits[0]))  # of any size
 
     def close(self) -> None:
-        """Frees the encoder."""
         self._encoder.close()
 
 

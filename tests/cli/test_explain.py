@@ -34,22 +34,8 @@ def test_an_answer_is_explained_from_a_file_or_a_pipe(run: Run, kept: Path) -> N
         result = run("explain", *arguments, stdin=stdin)
         assert result.code == 0
         assert "It is [pneumonia]." in result.out and '"a cold"' in result.out
+        assert "The target alone:" in result.out
         assert "for one word at a time" in " ".join(result.out.split())
-
-
-def test_the_targets_own_answer_stands_beside_it_where_the_file_has_it(
-    run: Run, kept: Path, tmp_path: Path
-) -> None:
-    page = tmp_path / "report.html"
-    assert "The target alone:" in run("explain", str(kept)).out
-    assert run("explain", str(kept), "--html", str(page)).code == 0
-    assert "own answer</h2>" in page.read_text("utf-8")
-    value = json.loads(kept.read_text())
-    del value["capt"]["target_alone"]
-    kept.write_text(json.dumps(value))
-    assert "The target alone:" not in run("explain", str(kept)).out
-    assert run("explain", str(kept), "--html", str(page)).code == 0
-    assert "own answer</h2>" not in page.read_text("utf-8")
 
 
 def test_a_report_is_for_its_owner_alone(run: Run, kept: Path, tmp_path: Path) -> None:
@@ -94,10 +80,9 @@ def test_a_line_of_a_batch_without_log_probabilities_names_the_flag(run: Run, ke
 
 
 BROKEN = [
-    b"", b" \n", b"\xff" + CANARY.encode(), f"{CANARY}".encode(), b'{"a": 1, "a": 2}',
-    b'{"choices": NaN}', b"[" * 100_000, f'{{"{CANARY}": "{CANARY}"}}'.encode(), b"[]", b"3",
-    b'{"choices": [1]}', f'{{"type": "turn"}}\n{CANARY}'.encode(), b'{"type": "undo"}\n{}',
-    b'{"choices": [{"message": {"content": "\\ud800"}}]}', b'{"answer": {"choices": 3}}',
+    b"", b"\xff" + CANARY.encode(), f"{CANARY}".encode(), b"[" * 100_000, b"[]",
+    f'{{"{CANARY}": "{CANARY}"}}'.encode(), b'{"choices": [1]}', b'{"answer": {"choices": 3}}',
+    f'{{"type": "turn"}}\n{CANARY}'.encode(), b'{"type": "undo"}\n{}',
 ]  # fmt: skip
 
 

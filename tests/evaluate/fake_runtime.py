@@ -25,20 +25,16 @@ class Rules:
         say: from method, prompt and seed to an answer; it may raise.
         finish: of every answer.
         press_at: the number of the call in which Ctrl-C is pressed; None never.
-        refuse: methods that the bundle cannot serve, and why.
         calls: (verb, method, prompt, options) of every call, probes without a prompt left out.
         opened: arguments of every open.
-        probes: whether each probe was raw.
         forgotten: how often the caches were emptied.
     """
 
     say: Callable[[str, str, int], str] = lambda method, prompt, seed: "yes"
     finish: FinishReason = FinishReason.STOP
     press_at: int | None = None
-    refuse: dict[str, Exception] = field(default_factory=dict)
     calls: list[tuple[str, str, str, Any]] = field(default_factory=list)
     opened: list[dict[str, Any]] = field(default_factory=list)
-    probes: list[bool] = field(default_factory=list)
     forgotten: int = 0
 
     def count(self, verb: str, prompt: str, options: Any, cancel: Callable[[], bool]) -> None:
@@ -75,10 +71,7 @@ class FakeRuntime:
     def generate(
         self, prompt: Any, options: Any, *, raw: bool = False, cancel: Any = None
     ) -> _Generation:
-        if options.method.value in self.rules.refuse:
-            raise self.rules.refuse[options.method.value]
         if prompt == "-":  # a probe
-            self.rules.probes.append(raw)
             return _Generation(b"", FinishReason.STOP)
         text = asked(prompt)
         try:

@@ -12,7 +12,6 @@ from capt_local.evaluate.bench import (
     AnswerTime,
     BenchPrompt,
     BenchResult,
-    invented_prompt,
     read_prompts,
     take_turns,
 )
@@ -37,13 +36,6 @@ def test_items_of_a_task_are_asked_as_eval_asks_them(tmp_path: Path) -> None:
     line = {"id": "p", "task": "prose", "kind": "perplexity", "text": "The wound is dry."}
     path.write_text(json.dumps(line))
     assert read_prompts(path, "The file", None) == [BenchPrompt("The wound is dry.", raw=True)]
-
-
-def test_the_invented_notes_hardly_repeat_themselves() -> None:
-    # Drafts that are looked up in the text would look better than they are.
-    words = str(invented_prompt().text).split()
-    runs = [tuple(words[i : i + 6]) for i in range(len(words) - 5)]
-    assert len(set(runs)) == len(runs) > 200
 
 
 def timing(tokens: list[int], rate: float, **more: object) -> AnswerTime:

@@ -37,12 +37,6 @@ QUESTIONS = EvalTask(
     Measure.CHOICE,
     max_tokens=7,
 )
-TEXTS = EvalTask(
-    "texts",
-    Kind.PERPLEXITY,
-    (Item("a", "", "fever", ""), Item("b", "", "cough é", "")),
-    Measure.BITS,
-)
 WRITING = EvalTask(
     "writing",
     Kind.GENERATION,
@@ -61,24 +55,20 @@ def outcomes(rules: Rules, tasks: Sequence[EvalTask], how: EvalPlan, **more: Any
     return list(run(FakeRuntime(rules), tasks, how, **more))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("choice", [ChoiceBy.LIKELIHOOD, ChoiceBy.PER_BYTE])
-def test_a_classification_by_its_choices(choice: ChoiceBy) -> None:
+@pytest.mark.parametrize(
+    ("choice", "how"), [(ChoiceBy.LIKELIHOOD, "likelihood"), (ChoiceBy.PER_BYTE, "per-byte")]
+)
+def test_a_classification_by_its_choices(choice: ChoiceBy, how: str) -> None:
     rules = Rules(say=lambda method, prompt, seed: "yes" if method == "capt" else "no")
     found = outcomes(rules, [QUESTIONS], plan(choice))
     assert [one.result.key[1:] for one in found] == [
-        *(("target", "0"), ("capt", "0")),
-        *(("target", "1"), ("capt", "1")),
-        *(("target", "2"), ("capt", "2")),
+        (method, item) for item in "012" for method in ("target", "capt")
     ]
     right = [one.result.outcome.values["accuracy"] for one in found if one.result.outcome]
     assert right == [0.0, 1.0, 1.0, 0.0, 0.0, 1.0]
-    assert {call[0] for call in rules.calls} == {
-        f"choose {choice.removeprefix('likelihood-') if choice.endswith('byte') else choice}"
-    }
-    assert all(one.result.decoded == 10 and not one.answer for one in found)
-    assert found[0].logps
-    assert "note 0 {input}" in rules.calls[0][2]
-    assert rules.forgotten == 6
+    assert {call[0] for call in rules.calls} == {f"choose {how}"}
+    assert all(one.result.decoded == 10 and not one.answer and one.logps for one in found)
+    assert "note 0 {input}" in rules.calls[0][2] and rules.forgotten == 6
 
 
 def test_a_choice_is_read_from_a_free_answer() -> None:
@@ -92,22 +82,6 @@ def test_a_choice_is_read_from_a_free_answer() -> None:
     assert (whole.methods["target"].counts.unanswered, whole.methods["target"].tokens) == (1, 9)
     assert whole.methods["capt"].intervals["accuracy"].estimate == 0
     assert whole.methods["target"].intervals == {}
-
-
-def test_prose_is_scored_and_compared_by_its_ratio() -> None:
-    rules = Rules(say=lambda method, prompt, seed: "6" if method == "capt" else "12")
-    found = outcomes(rules, [TEXTS], plan())
-    results = [one.result for one in found]
-    cell = summarise_task(TEXTS, ["target", "capt"], results).methods["capt"]
-    assert cell.metrics["bits_per_byte"] == pytest.approx(12 / 13 / 0.6931471805599453)
-    interval = cell.intervals["bits_per_byte"]
-    assert (interval.kind, interval.estimate, interval.low, interval.high) == (
-        "ratio",
-        0.5,
-        0.5,
-        0.5,
-    )
-    assert (cell.tokens, rules.calls[0][0]) == (10, "score")
 
 
 def test_a_text_that_was_ended_by_its_length_is_told() -> None:
@@ -155,46 +129,10 @@ def test_what_is_no_fault_of_an_item_ends_the_run() -> None:
         outcomes(Rules(say=say), [QUESTIONS], plan())
 
 
-@pytest.mark.parametrize("choice", [ChoiceBy.PER_BYTE, ChoiceBy.FREE])
-def test_what_is_half_done_when_it_is_stopped_is_dropped(choice: ChoiceBy) -> None:
-    rules = Rules()
-    stop_at = 4
-
-    def cancel() -> bool:
-        return len(rules.calls) >= stop_at
-
-    found = outcomes(rules, [QUESTIONS, TEXTS], plan(choice), cancel=cancel)
-    assert len(found) == stop_at - 1
-    cells = summarise_task(QUESTIONS, ["target", "capt"], [one.result for one in found]).methods
-    assert [(cell.counts.done, cell.counts.left) for cell in cells.values()] == [(2, 1), (1, 2)]
-    assert cells["capt"].intervals["accuracy"].items == 1
-    none = summarise_task(TEXTS, ["target", "capt"], [one.result for one in found]).methods
-    assert [(cell.metrics, cell.intervals, cell.counts.left) for cell in none.values()] == [
-        ({}, {}, 2)
-    ] * 2
-
-
-def test_a_resumed_run_is_the_run() -> None:
-    def say(method: str, prompt: str, seed: int) -> str:
-        return "no" if method == "capt" and "note 1" in prompt else "yes"
-
-    def figures(finished: Sequence[Finished]) -> list[tuple[object, ...]]:
-        return [(*one.result.key, one.result.outcome) for one in finished]
-
-    whole = outcomes(Rules(say=say), [QUESTIONS], plan())
-    rules = Rules(say=say)
-    done = [one.result.key for one in whole[:2]]
-    rest = outcomes(rules, [QUESTIONS], plan(), done=done)
-    assert figures([*whole[:2], *rest]) == figures(whole)
-    assert len(rules.calls) == 4
-
-
-def test_raw_text_and_two_tasks_of_one_name() -> None:
+def test_raw_text() -> None:
     raw = Rules(say=lambda *_: " no")
     found = outcomes(raw, [QUESTIONS], plan(raw=True))
     assert raw.calls[0][2].endswith("\n\nAnswer:") and found[0].read == "no"
-    with pytest.raises(UsageError, match="Tasks 1 and 3 have the same name"):
-        plan().check([QUESTIONS, TEXTS, QUESTIONS])
 
 
 def test_a_missing_library_is_told_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,13 +69,6 @@ def test_the_same_answers_give_no_difference() -> None:
     assert half.high < 0.51
 
 
-def test_the_same_seed_gives_the_same_interval() -> None:
-    task, method, target = sections(25)
-    one, two = (compare(task, method, target, seed=9) for _ in range(2))
-    assert one == two
-    assert one != compare(task, method, target, seed=10)
-
-
 def mean_of(values: np.ndarray):  # type: ignore[no-untyped-def]
     return lambda drawn: values[drawn].mean(axis=-1)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
-from capt_local.decoding.step import FinishReason
 from capt_local.report.answers import LEGEND, bars, both, shift_table
 from capt_local.report.drawing import drawn, progress_line, progress_width
-from capt_local.report.json import Answer, Timings
 from capt_local.report.views import (
     Bars,
     Beside,
@@ -22,27 +21,15 @@ from capt_local.report.views import (
     cells,
     plain,
 )
-from tests.report.steps import step
+from tests.report.answers import an_answer
 
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 CANARY = "\x1b]52;\x07[bold red]x[/] :smile: [link=//x] \u202e\x9b2J"
 SPELLED = r"\x1b]52;\x07[bold red]x[/] :smile: [link=//x] \u202e\x9b2J"
 
 
-def an_answer(*pieces: tuple[bytes, bytes | None], proxies: bool = True) -> Answer:
-    return Answer(
-        steps=[step(i, piece, instead=instead) for i, (piece, instead) in enumerate(pieces)],
-        text=b"".join(piece for piece, _ in pieces),
-        finish=FinishReason.STOP,
-        model="demo",
-        prompt_tokens=dict.fromkeys(("target", "expert", "base")[: 3 if proxies else 1], 9),
-        weights=(((1.0, 0.0, 0.0), 0.25), ((1.0, 0.5, 0.5), 0.75)) if proxies else (),
-        timings=Timings(generate=1.0),
-    )
-
-
-ALONE = an_answer((b"It is a cold.", None), proxies=False)
-TOGETHER = an_answer((b"It is", None), (b" pneumonia", b" a"), (b".", None))
+ALONE = replace(an_answer([(b"It is a cold.", None, 0.0)]), prompt_tokens={"target": 9}, weights=())
+TOGETHER = an_answer([(b"It is", None, 0.0), (b" pneumonia", b" a", 2.0), (b".", None, 0.0)])
 WEIGHTS = bars(TOGETHER.weights)
 assert WEIGHTS is not None
 FIGURES = Beside(shift_table(TOGETHER.steps), WEIGHTS)

@@ -82,10 +82,8 @@ def test_the_shape() -> None:
 def test_the_mean_is_over_the_tokens_at_which_expert_and_base_were_asked() -> None:
     asked = step(0, b"a", contrast=3.0)
     not_asked = replace(step(1, b"b"), contrast=None, proxies_skipped=True)
-    found = json.loads(dumps(answer_object(an_answer(steps=[asked, not_asked, asked]))))
+    found = answer_object(an_answer(steps=[asked, not_asked, asked]))
     assert (found["capt"]["mean_contrast"], found["capt"]["mean_contrast_tokens"]) == (3.0, 2)
-    deltas = [one["capt"]["delta"] for one in found["choices"][0]["logprobs"]["content"]]
-    assert deltas == [3.0, None, 3.0]
     found = answer_object(an_answer(steps=[not_asked]))
     assert (found["capt"]["mean_contrast"], found["capt"]["mean_contrast_tokens"]) == (None, 0)
 
@@ -118,12 +116,8 @@ def test_whatever_is_written_is_ascii_and_strict_json(value: object) -> None:
 
 
 def test_lone_surrogates_do_not_get_out() -> None:
-    assert json.loads(dumps("a\ud800b")) == "a?b"
-
-
-def test_numbers_of_numpy_are_numbers() -> None:
-    value = {"a": np.float32(0.5), "b": np.int64(3), "c": np.float32("nan"), "d": True}
-    assert json.loads(dumps(value)) == {"a": 0.5, "b": 3, "c": None, "d": True}
+    value = {"a": np.float32(0.5), "b": np.int64(3), "c": np.float32("nan"), "d": "a\ud800b"}
+    assert json.loads(dumps(value)) == {"a": 0.5, "b": 3, "c": None, "d": "a?b"}
 
 
 CANARY = "zyzzyva-canary"
@@ -150,15 +144,11 @@ def test_an_answer_comes_back_as_it_was() -> None:
         assert found == replace(answer, notices=("a notice",), alone=kept)
 
 
-def test_warnings_are_not_told_twice() -> None:
-    cut = an_answer(finish=FinishReason.ERROR)
-    assert answer_from(stored(cut)).notices == ("a notice",)
-
-
-def test_a_warning_is_one_line() -> None:
-    value = stored(an_answer())
-    value["warnings"] = ["first\n\nerror: not ours\u2028and more"]
-    assert answer_from(value).notices == ("first error: not ours and more",)
+def test_warnings_are_told_once_and_on_one_line() -> None:
+    value = stored(an_answer(finish=FinishReason.ERROR))
+    assert answer_from(value).notices == ("a notice",)
+    value["warnings"].append("first\n\nerror: not ours\u2028and more")
+    assert answer_from(value).notices == ("a notice", "first error: not ours and more")
 
 
 def test_numbers_that_were_not_finite_are_not_known() -> None:
@@ -217,14 +207,6 @@ def test_no_broken_field_gets_further_or_is_repeated(
         assert isinstance(found.text, bytes)
         assert all(plain(view) for view in views(found))
         assert summary_line(found) and page(found)
-
-
-@pytest.mark.parametrize("value", [None, [], 3, CANARY, {}, {"choices": []}])
-def test_what_is_no_answer_at_all(value: object) -> None:
-    with pytest.raises(UsageError, match="generate --json"):
-        answer_from(value) if value != {"choices": []} else answer_from({})
-    with pytest.raises(UsageError):
-        answer_from(value)
 
 
 def test_contradictions_are_refused() -> None:

@@ -7,15 +7,11 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 from prompt_toolkit.application import create_app_session
-from prompt_toolkit.buffer import Buffer
-from prompt_toolkit.document import Document
-from prompt_toolkit.formatted_text import StyleAndTextTuples, fragment_list_to_text
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.layout.controls import BufferControl
-from prompt_toolkit.layout.processors import Transformation, TransformationInput
 from prompt_toolkit.output import DummyOutput
 
-from capt_local.report.input_line import InputLine, _SpelledOut
+from capt_local.report.input_line import InputLine
 from capt_local.report.terminal import Screen, Wrap, look_of
 from capt_local.report.views import Look, Prose, Span, cells
 
@@ -85,23 +81,6 @@ def test_an_answer_on_a_terminal_wraps_and_in_a_pipe_does_not() -> None:
             screen.answer(piece)
         screen.end_answer()
         assert out.getvalue() == wanted
-
-
-def shown(fragments: StyleAndTextTuples) -> Transformation:
-    text = fragment_list_to_text(fragments)
-    control = BufferControl(Buffer())
-    return _SpelledOut().apply_transformation(
-        TransformationInput(control, Document(text), 0, lambda at: at, fragments, 80, 24)
-    )
-
-
-def test_what_would_move_the_cursor_is_spelled_out_and_places_are_kept() -> None:
-    made = shown([("class:a", "a\x1b\tb")])
-    assert fragment_list_to_text(made.fragments) == "a\\x1b    b"
-    assert [made.source_to_display(at) for at in range(6)] == [0, 1, 5, 9, 10, 11]
-    assert [made.display_to_source(at) for at in (0, 1, 3, 4, 5, 8, 9, 10, 12)] == [
-        *(0, 1, 1, 1, 2, 2, 3, 4, 6),
-    ]
 
 
 def test_what_was_searched_for_is_forgotten_too() -> None:

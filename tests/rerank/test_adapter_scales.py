@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local import GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.llama.batched import Lanes
 from capt_local.llama.model import LlamaModel
@@ -81,9 +80,3 @@ def test_lanes_with_different_scales_do_not_mix(
             assert not lanes.share(lanes.slots[0], lanes.slots[1], 3)
         finally:
             lanes.close()
-
-
-@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 9.0])
-def test_scales_without_a_meaning(scale: float) -> None:
-    with pytest.raises(UsageError, match="-8 to 8"):
-        GenerateOptions(adapter_scales=(("expert", (1.0, scale)),))

@@ -11,7 +11,7 @@ import pytest
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Request, Runtime, SampleOptions
 from capt_local.decoding.options import Structure
-from capt_local.errors import Cancelled, UsageError
+from capt_local.errors import Cancelled
 from capt_local.rerank.candidates import RankedBy, best_of, draw_choices, shares
 
 QUESTION = "58-year-old woman with dyspnea on exertion for 3 days and a cough. What should be done?"
@@ -25,8 +25,9 @@ def runtime() -> Iterator[Runtime]:
         yield opened
 
 
-@pytest.mark.parametrize("raw", [False, True])
-@pytest.mark.parametrize("combine", [CombineOptions(alphas=(0.5,)), CombineOptions()])
+@pytest.mark.parametrize(
+    ("combine", "raw"), [(CombineOptions(alphas=(0.5,)), True), (CombineOptions(), False)]
+)
 def test_the_prompt_is_read_once_and_each_candidate_is_as_one_alone(
     runtime: Runtime, combine: CombineOptions, raw: bool
 ) -> None:
@@ -71,17 +72,6 @@ def test_answers_of_a_form_are_ranked_by_the_majority(runtime: Runtime) -> None:
 def test_a_stop_ends_all_of_them(runtime: Runtime) -> None:
     with pytest.raises(Cancelled):
         best_of(runtime, QUESTION, OPTIONS, 3, cancel=lambda: True)
-
-
-@pytest.mark.parametrize("n", [0, -1, 65, 1000])
-def test_numbers_that_cannot_be_drawn(runtime: Runtime, n: int) -> None:
-    with pytest.raises(UsageError, match="1 to 64"):
-        best_of(runtime, QUESTION, OPTIONS, n)
-
-
-def test_candidates_at_temperature_0_are_refused(runtime: Runtime) -> None:
-    with pytest.raises(UsageError, match="temperature 0"):
-        best_of(runtime, QUESTION, GenerateOptions(max_tokens=2), 4)
 
 
 def test_drawn_choices_follow_their_likelihoods() -> None:
