@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from capt_local.evaluate.intervals import Interval
 from capt_local.evaluate.metrics import metrics_of
-from capt_local.evaluate.summary import MethodFigures, TaskSummary
+from capt_local.evaluate.summary import Interval, MethodFigures, TaskSummary
 from capt_local.report.views import Prose, Table, View
 
 _NAMES = {

@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from capt_local.evaluate.intervals import figures
 from capt_local.evaluate.metrics import (
     Outcome,
     exact_match,
@@ -14,6 +13,7 @@ from capt_local.evaluate.metrics import (
     rouge,
     token_f1,
 )
+from capt_local.evaluate.summary import figures
 from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure
 
 CHOICES = ("x", "y", "z")
