@@ -52,7 +52,7 @@ class Timings(msgspec.Struct, frozen=True, rename=lambda name: f"{name}_seconds"
     generate: _Finite = 0.0
 
 
-class _Token(msgspec.Struct):
+class _TokenJson(msgspec.Struct):
     """`bytes` is exact; `token` is for reading, since a piece need not be UTF-8 by itself.
 
     `id` is what llama.cpp's server adds; those of expert and base are of their own vocabularies.
@@ -64,7 +64,7 @@ class _Token(msgspec.Struct):
     id: _Count
 
 
-class _StepDetails(msgspec.Struct, kw_only=True):
+class _StepDetailsJson(msgspec.Struct, kw_only=True):
     """What the models found of a token.
 
     `delta` is null where one token alone was plausible, so that expert and base were not run;
@@ -80,64 +80,64 @@ class _StepDetails(msgspec.Struct, kw_only=True):
     target_logprob: _Number
     expert_logprob: _Number = None
     base_logprob: _Number = None
-    target_choice: _Token
-    target_top: list[_Token]
-    expert_top: list[_Token]
-    base_top: list[_Token]
+    target_choice: _TokenJson
+    target_top: list[_TokenJson]
+    expert_top: list[_TokenJson]
+    base_top: list[_TokenJson]
 
 
-class _Step(_Token):
-    top_logprobs: list[_Token]
-    capt: _StepDetails
+class _StepJson(_TokenJson):
+    top_logprobs: list[_TokenJson]
+    capt: _StepDetailsJson
 
 
-class _Steps(msgspec.Struct):
-    content: list[_Step]
+class _StepsJson(msgspec.Struct):
+    content: list[_StepJson]
 
 
-class _Message(msgspec.Struct):
+class _MessageJson(msgspec.Struct):
     role: str
     content: str
     reasoning_content: str | UnsetType | None = UNSET
 
 
-class _Choice(msgspec.Struct, kw_only=True):
+class _ChoiceJson(msgspec.Struct, kw_only=True):
     """An answer of OpenAI's list of them; `text` where the prompt was continued."""
 
     index: _Count
-    message: _Message | UnsetType = UNSET
+    message: _MessageJson | UnsetType = UNSET
     text: str | UnsetType = UNSET
     finish_reason: FinishReason | None
-    logprobs: _Steps | None  # batch writes none unless it is asked to
+    logprobs: _StepsJson | None  # batch writes none unless it is asked to
 
 
-class _UsageDetails(msgspec.Struct):
+class _UsageDetailsJson(msgspec.Struct):
     reasoning_tokens: _Count
 
 
-class _Context(msgspec.Struct):
+class _ContextJson(msgspec.Struct):
     tokens: _Count
     limit: _Count
 
 
-class _Usage(msgspec.Struct, kw_only=True):
+class _UsageJson(msgspec.Struct, kw_only=True):
     prompt_tokens: _Count
     completion_tokens: _Count
-    completion_tokens_details: _UsageDetails | None = None
+    completion_tokens_details: _UsageDetailsJson | None = None
     total_tokens: _Count
     prompt_tokens_by_model: dict[str, _Count]
     context_limit: _Count
-    context_by_model: dict[str, _Context] | UnsetType | None = UNSET
+    context_by_model: dict[str, _ContextJson] | UnsetType | None = UNSET
 
 
-class _Weight(msgspec.Struct):
+class _WeightJson(msgspec.Struct):
     """Exponents of target, expert and base, and their share of the mixture."""
 
     powers: list[_Finite]
     weight: Annotated[float, Meta(ge=0.0, le=1.000001)]  # shares are sums
 
 
-class _Summary(msgspec.Struct, kw_only=True):
+class _SummaryJson(msgspec.Struct, kw_only=True):
     """What is ours of a whole answer; `mean_contrast` is over `mean_contrast_tokens`."""
 
     structured: Literal["complete", "incomplete"] | UnsetType | None = UNSET
@@ -146,21 +146,21 @@ class _Summary(msgspec.Struct, kw_only=True):
     share: _Number = None
     mean_contrast: _Number = None
     mean_contrast_tokens: _Count = 0
-    weights: list[_Weight]
-    target_alone: _Answer | UnsetType | None = UNSET
+    weights: list[_WeightJson]
+    target_alone: _AnswerJson | UnsetType | None = UNSET
     best_of: JsonObject | UnsetType | None = UNSET
     sources: Grounding | UnsetType | None = UNSET
 
 
-class _Answer(msgspec.Struct, kw_only=True):
+class _AnswerJson(msgspec.Struct, kw_only=True):
     id: str
     object: str
     created: _Count | UnsetType | None = UNSET
     model: str
-    choices: Annotated[list[_Choice], Meta(min_length=1, max_length=1)]
-    usage: _Usage
+    choices: Annotated[list[_ChoiceJson], Meta(min_length=1, max_length=1)]
+    usage: _UsageJson
     timings: Timings
-    capt: _Summary
+    capt: _SummaryJson
     provenance: dict[str, Any]
     warnings: list[str]
     ai_label: str = "AIRPT"
@@ -393,25 +393,25 @@ def step_object(step: Step, top_logprobs: int) -> JsonObject:
     return found
 
 
-def _object(answer: Answer, top: int) -> _Answer:
+def _object(answer: Answer, top: int) -> _AnswerJson:
     text = answer.text.decode("utf-8", "replace")
-    logprobs = _Steps([_step_object(step, top) for step in answer.steps])
-    choice = _Choice(index=0, finish_reason=answer.finish, logprobs=logprobs)
+    logprobs = _StepsJson([_step_object(step, top) for step in answer.steps])
+    choice = _ChoiceJson(index=0, finish_reason=answer.finish, logprobs=logprobs)
     if answer.raw:
         choice.text = text
     else:
-        choice.message = _Message("assistant", text)
+        choice.message = _MessageJson("assistant", text)
         if answer.thought_tokens:
             choice.message.reasoning_content = answer.thoughts.decode("utf-8", "replace")
     prompt = max(answer.prompt_tokens.values(), default=0)
     prompt = answer.prompt_tokens.get("target", prompt)
     contrasts = [step.contrast for step in answer.steps if step.contrast is not None]
-    summary = _Summary(
+    summary = _SummaryJson(
         changed=answer.changed,
         share=answer.changed / len(answer.steps) if answer.steps else None,
         mean_contrast=math.fsum(contrasts) / len(contrasts) if contrasts else None,
         mean_contrast_tokens=len(contrasts),
-        weights=[_Weight(list(powers), share) for powers, share in answer.weights],
+        weights=[_WeightJson(list(powers), share) for powers, share in answer.weights],
     )
     if answer.structured is not None:
         summary.structured = "complete" if answer.structured else "incomplete"
@@ -423,21 +423,21 @@ def _object(answer: Answer, top: int) -> _Answer:
         summary.sources = answer.sources
     if answer.alone is not None:
         summary.target_alone = _object(answer.alone, 0)
-    return _Answer(
+    return _AnswerJson(
         id=answer.id or new_id(),
         object="text_completion" if answer.raw else "chat.completion",
         created=UNSET if answer.created is None else answer.created,
         model=answer.model,
         choices=[choice],
-        usage=_Usage(
+        usage=_UsageJson(
             prompt_tokens=prompt,
             completion_tokens=answer.tokens,
-            completion_tokens_details=_UsageDetails(answer.thought_tokens),
+            completion_tokens_details=_UsageDetailsJson(answer.thought_tokens),
             total_tokens=prompt + answer.tokens,
             prompt_tokens_by_model=dict(answer.prompt_tokens),
             context_limit=answer.context_limit,
             context_by_model={
-                role: _Context(used, limit) for role, (used, limit) in answer.context.items()
+                role: _ContextJson(used, limit) for role, (used, limit) in answer.context.items()
             }
             or UNSET,
         ),
@@ -448,18 +448,18 @@ def _object(answer: Answer, top: int) -> _Answer:
     )
 
 
-def _step_object(step: Step, top: int) -> _Step:
-    def listed(choices: Sequence[Choice]) -> list[_Token]:
+def _step_object(step: Step, top: int) -> _StepJson:
+    def listed(choices: Sequence[Choice]) -> list[_TokenJson]:
         return [_token(one) for one in choices[:top]]
 
     token = _token(Choice(step.token, step.piece_bytes, step.logp))
-    return _Step(
+    return _StepJson(
         token.token,
         token.logprob,
         token.bytes,
         token.id,
         listed(step.top),
-        _StepDetails(
+        _StepDetailsJson(
             delta=step.contrast,
             changed=step.changed,
             likeliest_id=step.likeliest,
@@ -475,9 +475,9 @@ def _step_object(step: Step, top: int) -> _Step:
     )
 
 
-def _token(one: Choice) -> _Token:
+def _token(one: Choice) -> _TokenJson:
     piece = one.piece_bytes
-    return _Token(piece.decode("utf-8", "replace"), one.logp, list(piece), one.token)
+    return _TokenJson(piece.decode("utf-8", "replace"), one.logp, list(piece), one.token)
 
 
 def _speed(tally: DraftStats) -> JsonObject:
@@ -504,12 +504,12 @@ def answer_from(value: object) -> Answer:
         UsageError: a field is missing or broken, or fields contradict each other.
     """
     try:
-        return _answer(convert(value, _Answer))
+        return _answer(convert(value, _AnswerJson))
     except NotReadable as error:
         raise UsageError(f"This is not an answer that can be read: {error}. {_HOW}") from None
 
 
-def _answer(given: _Answer) -> Answer:
+def _answer(given: _AnswerJson) -> Answer:
     choice, usage, summary = given.choices[0], given.usage, given.capt
     raw = given.object == "text_completion"
     message = choice.message
@@ -562,7 +562,7 @@ def _answer(given: _Answer) -> Answer:
     return replace(answer, notices=tuple(line for line in answer.notices if line not in own))
 
 
-def _step(index: int, given: _Step) -> Step:
+def _step(index: int, given: _StepJson) -> Step:
     more, own = given.capt, _choice(given)
     step = Step(
         index=index,
@@ -590,7 +590,7 @@ def _step(index: int, given: _Step) -> Step:
     return step
 
 
-def _choice(given: _Token) -> Choice:
+def _choice(given: _TokenJson) -> Choice:
     return Choice(given.id, bytes(given.bytes), _known(given.logprob))
 
 
