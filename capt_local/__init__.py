@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from capt_local.decoding.batching import Request, RequestResult
     from capt_local.decoding.options import (
-        AlignOptions,
         CombineOptions,
         GenerateOptions,
         Method,
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 _PLACES = {
     "RequestResult": "capt_local.decoding.batching",
     "Request": "capt_local.decoding.batching",
-    "AlignOptions": "capt_local.decoding.options",
     "CaptError": "capt_local.errors",
     "CombineOptions": "capt_local.decoding.options",
     "FinishReason": "capt_local.decoding.step",
@@ -47,7 +45,6 @@ _PLACES = {
     "__version__": "capt_local.version",
 }
 __all__ = [
-    "AlignOptions",
     "CaptError",
     "CombineOptions",
     "FinishReason",

@@ -428,7 +428,6 @@ class Runtime:
         ensemble = self._builder.build(options, scoring=scoring)
         for each in ensemble.models:
             each.set_adapter_scales(options.scales_of(each.role))
-        ensemble.configure(options.combine)
         for model in self.models.values():
             model.should_stop = cancel
         return ensemble

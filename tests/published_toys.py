@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from capt_local.alignment.paper import TokenStrings
+from capt_local.decoding.baselines import Choices
 from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 from tests.fakes import greedy_tokenizer
 
@@ -63,3 +64,17 @@ def _vocabulary(words: tuple[str, ...], end: str, kind: TokenKind) -> Vocabulary
     pieces += [word.encode() for word in words]
     kinds = [TokenKind.UNKNOWN, TokenKind.CONTROL, *[kind] * 256, *[TokenKind.NORMAL] * len(words)]
     return Vocabulary(pieces, kinds, end_ids=[1])
+
+
+def best(made: Choices) -> int:
+    """The token that is emitted at temperature 0: of the likeliest entry, the first of equals.
+
+    Entries are compared one by one, as published, not the sums over a token.
+    """
+    return int(made.tokens[np.argmax(made.logp)])
+
+
+def token_logp(made: Choices, token: int, own: float) -> float:
+    """Log-probability of any token that has `own` under the leading model."""
+    entries = made.logp[made.tokens == token]
+    return float(np.logaddexp.reduce(entries)) if len(entries) else own + made.outside

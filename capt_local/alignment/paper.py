@@ -10,14 +10,9 @@ from __future__ import annotations
 
 from functools import cached_property
 
-import numpy as np
-
-from capt_local.alignment.projection import TINY, CandidateQuery, FloatArray, View
 from capt_local.tokenization.tokenizer import Tokenize
-from capt_local.tokenization.vocabulary import IntArray, TokenKind, Vocabulary
+from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
 
-# Candidates of the published method.
-_PUBLISHED_CANDIDATES = 20
 # A space inside a token, as SentencePiece and as byte-level BPE write it.
 _MARK, _LETTER = "\u2581", "\u0120"
 # A newline, likewise; and what the published code makes of both. (It means "\n".)
@@ -115,31 +110,3 @@ def _byte_letters() -> dict[int, int]:
 
 
 _LETTERS = _byte_letters()
-
-
-class PublishedMapping:
-    """The target's top 20, each by one piece found by its string: the published alignment.
-
-    With all of its defects (docs/method.md); the base takes the piece of the expert.
-    """
-
-    follows_tokens = False
-    depth = 0
-    floor = TINY
-    most: int | None = _PUBLISHED_CANDIDATES
-
-    def __init__(self, target: TokenStrings, proxy: TokenStrings) -> None:
-        """Keeps the strings of both vocabularies."""
-        self._target = target
-        self._proxy = proxy
-
-    def query(
-        self, tokens: IntArray, prior: FloatArray, *, start: bool = False
-    ) -> CandidateQuery[None]:
-        """See `Alignment.query`; what is wanted is the piece of each token."""
-        pieces = [self._proxy.piece(self._target.key(token)) for token in tokens.tolist()]
-        return CandidateQuery(np.array(pieces, dtype=np.int32), prior)
-
-    def probability(self, query: CandidateQuery[None], view: View) -> FloatArray:
-        """The probability of each piece."""
-        return view.row[query.wanted].astype(np.float64)

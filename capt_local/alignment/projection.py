@@ -24,38 +24,41 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from capt_local.tokenization.tokenizer import TextTokenizer, UnspellableByte
-from capt_local.tokenization.vocabulary import BoolArray, IntArray, PrefixIndex, Vocabulary
+from capt_local.tokenization.vocabulary import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    PrefixIndex,
+    Vocabulary,
+)
 
-FloatArray = npt.NDArray[np.float64]
 Probabilities = npt.NDArray[np.float32]
-Prepared = TypeVar("Prepared")
 # Keeps an underflow from dividing by 0, and changes nothing else.
 TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, slots=True)
-class CandidateQuery(Generic[Prepared]):
+class CandidateQuery:
     """Tokens of the target whose probability under a proxy is wanted.
 
     The same query goes to expert and base, so what depends on neither of them is kept with it.
 
     Attributes:
-        wanted: what stands for each token (an event, or a piece), shape (n,); negative where the
-            proxies have no say.
+        wanted: the event or token that stands for each, shape (n,); negative where the proxies
+            have no say.
         prior: the target's probability of each token, shape (n,).
-        prepared: what the alignment worked out for this query, by the bytes that pieces start
-            after.
+        prepared: the shares worked out so far, by the bytes that pieces start after.
     """
 
     wanted: IntArray
     prior: FloatArray
-    prepared: dict[bytes, Prepared] = field(default_factory=dict)
+    prepared: dict[bytes, Shares | None] = field(default_factory=dict)
 
     @property
     def aligned(self) -> BoolArray:
@@ -94,38 +97,6 @@ class View(NamedTuple):
         for back in self.back:
             inverse /= max(float(back.row[back.token]), TINY)
             yield back, inverse
-
-
-class Alignment(Protocol[Prepared]):
-    """What a proxy's row says about tokens of the target.
-
-    Attributes:
-        follows_tokens: whether the proxy takes the target's tokens as they are.
-        depth: how many tokens back it looks.
-        floor: added to the probabilities of both proxies before they are compared.
-        most: how many of the target's likeliest tokens it can compare; None: all.
-    """
-
-    follows_tokens: bool
-    depth: int
-    floor: float
-    most: int | None
-
-    def query(
-        self, tokens: IntArray, prior: FloatArray, *, start: bool = False
-    ) -> CandidateQuery[Prepared]:
-        """The query for some tokens of the target.
-
-        Args:
-            tokens: ascending, shape (n,).
-            prior: the target's probability of each, shape (n,).
-            start: whether the tokens begin a text whose leading space is the tokenizer's own.
-        """
-        ...
-
-    def probability(self, query: CandidateQuery[Prepared], view: View) -> FloatArray:
-        """The probability of each token in query, shape (n,); 0 where there is no say."""
-        ...
 
 
 END_EVENT = 0
@@ -409,21 +380,19 @@ DEPTH = 3
 # Entries of healing tables that are kept: 4 bytes each.
 _CACHE_ENTRIES, _EMPTY = 4_000_000, 50
 
-Query: TypeAlias = CandidateQuery[Shares | None]
-
 
 class Projection:
     """Different vocabularies: byte prefixes, with the healing of the proxy's last pieces.
 
-    Args:
-        proxy: the proxy's vocabulary.
-        events: of the target.
+    Attributes:
+        follows_tokens: whether the proxy takes the target's tokens as they are.
+        depth: how many tokens back it looks.
+        floor: added to the probabilities of both proxies before they are compared.
     """
 
     follows_tokens = False
     depth = DEPTH
     floor = FLOOR
-    most: int | None = None
 
     def __init__(self, proxy: Vocabulary, events: TargetEvents) -> None:
         """Builds the table of the plain projection; healing tables are made when needed."""
@@ -438,12 +407,18 @@ class Projection:
         """Memory of the plain projection's table."""
         return self._plain.size * 4 / 1e6
 
-    def query(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Query:
-        """See `Alignment.query`; what is wanted is the event of each token."""
+    def query(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> CandidateQuery:
+        """The query for some tokens of the target.
+
+        Args:
+            tokens: ascending, shape (n,).
+            prior: the target's probability of each, shape (n,).
+            start: whether they begin a text whose leading space is the tokenizer's own.
+        """
         return CandidateQuery(self._events.of(tokens, start=start), prior)
 
-    def probability(self, query: Query, view: View) -> FloatArray:
-        """The probability of each event.
+    def probability(self, query: CandidateQuery, view: View) -> FloatArray:
+        """The probability of each token in query, shape (n,); 0 where there is no say.
 
         The text so far may have been covered otherwise than by the proxy's own tokens y_1..y_n: by
         the first n-k of them and one piece u that goes beyond the text. With p(u) from the row
@@ -464,7 +439,7 @@ class Projection:
         said /= total
         return said
 
-    def _shares(self, query: Query, start: bytes, pieces: PieceMap) -> Shares | None:
+    def _shares(self, query: CandidateQuery, start: bytes, pieces: PieceMap) -> Shares | None:
         """What is shared; expert and base often stand at the same pieces, and share it alike."""
         if start not in query.prepared:
             query.prepared[start] = pieces.share(query.wanted, query.prior)
@@ -492,12 +467,21 @@ class SharedVocabulary:
     follows_tokens = True
     depth = 0
     floor = TINY
-    most: int | None = None
 
-    def query(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> Query:
+    def query(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> CandidateQuery:
         """Every token stands for itself."""
         return CandidateQuery(tokens, prior)
 
-    def probability(self, query: Query, view: View) -> FloatArray:
+    def probability(self, query: CandidateQuery, view: View) -> FloatArray:
         """The proxy's own probabilities."""
         return view.row[query.wanted].astype(np.float64)
+
+
+Alignment: TypeAlias = Projection | SharedVocabulary
+
+
+def fit(proxy: Vocabulary, events: TargetEvents) -> Alignment:
+    """The identity for one shared vocabulary, for two the projection."""
+    if proxy.same_as(events.tokenizer.vocabulary):
+        return SharedVocabulary()
+    return Projection(proxy, events)

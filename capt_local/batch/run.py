@@ -23,7 +23,7 @@ from capt_local.batch.records import BatchRecord, InputChanged, record_seed
 from capt_local.batch.supervisor import News, RecordOutcome, Workers
 from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.options import GenerateOptions
-from capt_local.decoding.structured import SchemaCheck, structure_problem
+from capt_local.decoding.structured import structure_problem
 from capt_local.documents import Document
 from capt_local.errors import CaptError
 from capt_local.grounding import Grounding, Source, ground
@@ -42,7 +42,6 @@ class BatchJob:
     Attributes:
         indices: of the records of the source that are to be done, in their order.
         logprobs: whether the output holds log-probabilities.
-        schema: that answers must satisfy; None for none.
         require_sources: whether a record fails where its answer has facts that its note has not.
     """
 
@@ -52,7 +51,6 @@ class BatchJob:
     options: GenerateOptions
     indices: Sequence[int]
     logprobs: bool = False
-    schema: SchemaCheck | None = None
     require_sources: bool = False
 
 
@@ -201,7 +199,7 @@ def run_job(
         if job.require_sources and sources.unsupported:
             return job.lines.failed(record, Failure("abstained", f"{sources.reason}."), time.time())
         answer = {**answer, "capt": {**answer["capt"], "sources": msgspec.to_builtins(sources)}}
-        invalid = structure_problem(answer, job.schema)
+        invalid = structure_problem(answer)
         return job.lines.answered(
             record, answer, time.time(), logprobs=job.logprobs, invalid=invalid
         )

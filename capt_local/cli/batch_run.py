@@ -38,7 +38,6 @@ from capt_local.cli.session import (
 )
 from capt_local.cli.signals import Signals
 from capt_local.decoding.options import GenerateOptions
-from capt_local.decoding.structured import SchemaCheck
 from capt_local.documents import SUFFIXES
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
 from capt_local.line_file import DiskFailed
@@ -46,7 +45,7 @@ from capt_local.llama.options import LoadOptions
 from capt_local.llama.threads import physical_cores
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen, drop_output
-from capt_local.strict_json import NotReadable, parse_json, read_bytes
+from capt_local.strict_json import read_bytes
 
 _POLL = 0.1  # seconds until signals get their turn
 _REDRAW, _LINE_EVERY = 0.1, 5.0  # seconds between two updates on a terminal, and elsewhere
@@ -148,7 +147,6 @@ class BatchSettings:
     Attributes:
         date: today's date for chat templates: that of the run's first start.
         parallel: answers made at once.
-        schema: that answers must satisfy; None for none.
         others: what else the fingerprint has of answers, as digests.
     """
 
@@ -157,7 +155,6 @@ class BatchSettings:
     load: LoadOptions
     date: str
     parallel: int
-    schema: SchemaCheck | None
     others: Mapping[str, Any]
 
     @classmethod
@@ -175,8 +172,7 @@ class BatchSettings:
         options = generate_options(bundle, flags.method, flags.sample, flags.report.top_logprobs)
         options = flags.thoughts.added(options, flags.structure.structure())
         several.check(options)
-        schema, schema_sha256 = _schema(flags.structure.json_schema)
-        others: dict[str, Any] = {"schema_sha256": schema_sha256}
+        others: dict[str, Any] = {"schema_sha256": _schema_digest(flags.structure.json_schema)}
         if several.best_of > 1:
             # What is wrong with a scorer is found before a worker starts.
             from capt_local.rerank.scorer import open_scorer
@@ -198,7 +194,7 @@ class BatchSettings:
             parallel = records_at_once(bundle, options, load, cores=cores)
         day = str(date) if date else _earlier(before, "prompt", "date", str)
         day = day or datetime.date.today().isoformat()
-        return cls(bundle, options, load, day, parallel, schema, others)
+        return cls(bundle, options, load, day, parallel, others)
 
     def fingerprint(
         self, source: InputSource, facts: Mapping[str, Any], *, logprobs: bool
@@ -259,15 +255,8 @@ class BatchSettings:
         )
 
 
-def _schema(path: Path | None) -> tuple[SchemaCheck | None, str | None]:
-    """What validates answers against the schema of a file, and the digest of the file."""
-    if path is None:
-        return None, None
-    try:
-        data = read_bytes(path, _SCHEMA)
-        return SchemaCheck(parse_json(data), _SCHEMA), digest_of(data.decode())
-    except NotReadable as error:
-        raise UsageError(f"{_SCHEMA}: {error}.") from None
+def _schema_digest(path: Path | None) -> str | None:
+    return None if path is None else digest_of(read_bytes(path, _SCHEMA).decode())
 
 
 def _earlier(before: RunManifest | None, group: str, name: str, kind: type[Any]) -> Any:
@@ -333,7 +322,6 @@ class BatchRun:
             settings.options,
             now,
             logprobs=self.flags.report.logprobs,
-            schema=settings.schema,
             require_sources=self.flags.sources.require_sources,
         )
         if now:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from capt_local.alignment import Align
 from capt_local.bundles.verify import Check
 from capt_local.cli.files import checked, read_text
 from capt_local.config import Feature, read_site
@@ -192,10 +191,6 @@ class CombineFlags:
     )
     weights: str | None = setting(
         "--weights A,B,C", "Fixed weights of target, expert and base instead: T^A * E^B / B^C."
-    )
-    alignment: Align | None = setting(
-        "--alignment NAME",
-        "How vocabularies are aligned: projection, capt-paper (to compare). Default: projection.",
     )
     plausibility: float | None = setting(
         "--plausibility P",

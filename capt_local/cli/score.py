@@ -102,7 +102,6 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
             session = open_session(
                 bundle, model, screen, interrupt, wanted=options.method, scores=True
             )
-            screen.detail(f"alignment {options.align.kind}")
             with session.runtime as runtime:
                 for one in measure(
                     runtime, items, options, choosing, raw=what.raw, end=what.end, cancel=interrupt

@@ -15,7 +15,6 @@ from capt_local.cli.options import BestOfFlags, CombineFlags, ModelFlags, Sample
 from capt_local.cli.signals import Interrupt
 from capt_local.config import read_site
 from capt_local.decoding.options import (
-    AlignOptions,
     CombineOptions,
     GenerateOptions,
     Method,
@@ -122,7 +121,6 @@ def generate_options(
         max_tokens=_first(sample.max_tokens, said.max_tokens, ours.max_tokens),
         stop=tuple(checked(text, "--stop") for text in sample.stop or ()),
         top=top,
-        align=AlignOptions(kind=how.alignment or AlignOptions().kind),
         combine=CombineOptions(
             alphas=alphas,
             powers=_numbers(how.weights, "--weights takes numbers, as in 0.5,1,0.5."),

@@ -31,7 +31,7 @@ _OTHERS = frozenset({MODELS_VARIABLE, "CAPT_LOCAL_DEBUG", "CAPT_LOCAL_HUB_TOKEN"
 # All options that have a twin: reading them off the declarations of all verbs takes a second, so a
 # test compares.
 KEYS = frozenset({
-    "adapter", "alignment", "allow-host", "allow-origin", "alpha", "api-key-file",
+    "adapter", "allow-host", "allow-origin", "alpha", "api-key-file",
     "base", "best-of", "bundle", "ctx-size", "date", "delimiter", "encoding", "expert",
     "expert-adapter", "expert-in-thoughts", "gpu-layers", "host", "id-field", "idle-timeout",
     "input-format", "json", "logprobs", "max-tokens", "method", "min-p", "mirror",

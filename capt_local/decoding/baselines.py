@@ -1,32 +1,22 @@
-"""The published methods, for comparison: pure functions on the rows of logits of their models.
+"""The published methods, for comparison: functions on the rows of logits of their models.
 
 Each gives a normalised distribution, as it is published for generating and in a form for scoring
-that gives every token some probability. What the authors' code loses stays lost here
-(docs/method.md).
+that gives every token some probability: an addition, since the published ones give 0 to most texts.
+What the authors' code loses stays lost here (docs/method.md).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from capt_local.alignment.paper import TokenStrings
-from capt_local.decoding.combine import (
-    Contrast,
-    Distribution,
-    FloatArray,
-    Row,
-    as_candidates,
-)
-from capt_local.decoding.options import CombineOptions, Exponents
-from capt_local.tokenization.vocabulary import IntArray, Vocabulary
-
-if TYPE_CHECKING:
-    from capt_local.decoding.proxy import Proxy
+from capt_local.decoding.combine import Distribution, as_candidates
+from capt_local.decoding.model import Row
+from capt_local.tokenization.vocabulary import FloatArray, IntArray, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +35,6 @@ class Choices:
     logp: FloatArray
     outside: float = -math.inf
 
-    @property
-    def best(self) -> int:
-        """The token that is emitted at temperature 0: of the likeliest entry, the first of equals.
-
-        Entries are compared one by one, as published, not the sums over a token.
-        """
-        return int(self.tokens[np.argmax(self.logp)])
-
     def merged(self) -> Choices:
         """The same distribution with each token once, ascending."""
         tokens, places = np.unique(self.tokens, return_inverse=True)
@@ -60,17 +42,19 @@ class Choices:
         np.logaddexp.at(logp, places, self.logp)
         return Choices(tokens, logp, self.outside)
 
-    def token_logp(self, token: int, own: float) -> float:
-        """Log-probability of any token.
+    def sharing(self, logits: Row) -> Choices:
+        """The form for scoring in which the tokens share what the leading model gives to them.
 
-        Args:
-            token: of the leading model.
-            own: its log-probability under the leading model.
+        Every other token keeps its probability.
         """
-        entries = self.logp[self.tokens == token]
-        if not len(entries):
-            return own + self.outside
-        return float(np.logaddexp.reduce(entries))
+        share = log_mass(log_softmax(logits)[self.tokens])
+        return Choices(self.tokens, self.logp + share, outside=0.0)
+
+    def over(self, row: Row) -> Distribution:
+        """The distribution with the leading model's own row, without a contrast."""
+        own, count = as_candidates(row, self.tokens), len(self.tokens)
+        nothing, members = np.empty((0, count)), self.logp[None, :]
+        return Distribution(own, np.zeros(count), self.logp, row, members, nothing, self.outside)
 
 
 def log_softmax(logits: Row | FloatArray) -> FloatArray:
@@ -79,6 +63,11 @@ def log_softmax(logits: Row | FloatArray) -> FloatArray:
     row -= row.max()
     row -= np.log(np.exp(row).sum())
     return row
+
+
+def log_mass(logp: FloatArray) -> float:
+    """Log of the probability of several tokens together."""
+    return float(np.logaddexp.reduce(logp))
 
 
 def top(logits: Row, count: int) -> list[int]:
@@ -94,73 +83,28 @@ def top(logits: Row, count: int) -> list[int]:
     return best
 
 
-def log_mass(logp: FloatArray) -> float:
-    """Log of the probability of several tokens together."""
-    return float(np.logaddexp.reduce(logp))
-
-
 def proxy_tuning(target: Row, expert: Row, base: Row, alpha: float = 1.0) -> Choices:
     """softmax(l_T + alpha * (l_E - l_A)) over the whole vocabulary; it generates and scores.
 
-    Args:
-        target: logits, shape (vocabulary,).
-        expert: logits over the same vocabulary.
-        base: logits over the same vocabulary.
-        alpha: weight of the contrast; published 1.
-
-    Returns:
-        Every token, ascending.
+    The logits are over one vocabulary, shape (vocabulary,); alpha is published as 1.
     """
-    if not target.shape == expert.shape == base.shape:
-        raise ValueError("proxy tuning needs one vocabulary for all three models")
     moved = target.astype(np.float64) + alpha * (expert.astype(np.float64) - base)
     return Choices(np.arange(len(target), dtype=np.int32), log_softmax(moved))
 
 
-@dataclass(frozen=True, slots=True)
-class Contrastive:
-    """(1 + beta) * l_E - beta * l_A on the tokens with p_E >= plausibility * max p_E.
+def contrastive(expert: Row, base: Row, beta: float = 0.5, plausibility: float = 0.1) -> Choices:
+    """Softmax of (1 + beta) * l_E - beta * l_A on the tokens with p_E >= plausibility * max p_E.
 
-    l are logits; the expert leads and the base is the amateur, so the two share one vocabulary and
-    the target takes no part. The formula and its constants are those of O'Brien and Lewis (2023);
-    the plausibility limit is that of Li et al. (2022), whose own score is logp_E - logp_A.
-
-    Attributes:
-        beta: strength of the contrast; published 0.5.
-        plausibility: alpha of the papers; published 0.1.
+    l are logits over one vocabulary; the expert leads, the base is the amateur, and the target
+    takes no part. Formula and constants are those of O'Brien and Lewis (2023); the plausibility
+    limit is that of Li et al. (2022), whose own score is logp_E - logp_A.
     """
-
-    beta: float = 0.5
-    plausibility: float = 0.1
-
-    def generating(self, expert: Row, base: Row) -> Choices:
-        """The softmax of the scores of the plausible tokens; nothing else can come.
-
-        Args:
-            expert: logits, shape (vocabulary,).
-            base: logits over the same vocabulary.
-
-        Returns:
-            Ascending tokens of the expert.
-        """
-        if expert.shape != base.shape:
-            raise ValueError("contrastive decoding needs one vocabulary for expert and base")
-        # The cut is made in single precision, as in the papers' logits.
-        least = expert.max() + np.float32(math.log(self.plausibility))
-        tokens = np.flatnonzero(expert >= least).astype(np.int32)
-        wide = expert[tokens].astype(np.float64), base[tokens].astype(np.float64)
-        scores = (1.0 + self.beta) * wide[0] - self.beta * wide[1]
-        return Choices(tokens, scores - log_mass(scores))
-
-    def scoring(self, expert: Row, base: Row) -> Choices:
-        """The form for likelihoods: plausible tokens share what the expert gives to them.
-
-        Every other token keeps the expert's probability. This is an addition: the published
-        distribution gives 0 to most texts.
-        """
-        made = self.generating(expert, base)
-        share = log_mass(log_softmax(expert)[made.tokens])
-        return Choices(made.tokens, made.logp + share, outside=0.0)
+    # The cut is made in single precision, as in the papers' logits.
+    least = expert.max() + np.float32(math.log(plausibility))
+    tokens = np.flatnonzero(expert >= least).astype(np.int32)
+    wide = expert[tokens].astype(np.float64), base[tokens].astype(np.float64)
+    scores = (1.0 + beta) * wide[0] - beta * wide[1]
+    return Choices(tokens, scores - log_mass(scores))
 
 
 class Unite:
@@ -173,23 +117,15 @@ class Unite:
     """
 
     def __init__(self, target: TokenStrings, expert: TokenStrings, k: int = 10) -> None:
-        """Keeps the strings; the mapping grows with the strings that are met."""
         self._target = target
         self._expert = expert
         self._k = k
 
     def generating(self, target: Row, expert: Row) -> Choices:
-        """The published distribution; nothing outside the union can come.
+        """The published distribution: an entry for each string, the target's in order first.
 
         A string that is no token of the target emits its first sub-token there, and the expert
         reads on from that.
-
-        Args:
-            target: logits, shape (target vocabulary,).
-            expert: logits, shape (expert vocabulary,).
-
-        Returns:
-            One entry for each string, the target's own in its order, then the expert's.
         """
         own = {self._target.key(token): token for token in top(target, self._k)}
         other = {self._expert.key(token): token for token in top(expert, self._k)}
@@ -199,14 +135,8 @@ class Unite:
         return Choices(tokens, np.logaddexp(first, second) - np.log(2.0))
 
     def scoring(self, target: Row, expert: Row) -> Choices:
-        """The form for likelihoods: the union shares what the target gives to its tokens.
-
-        Every other token keeps the target's probability. This is an addition: the published
-        distribution gives 0 to most texts.
-        """
-        made = self.generating(target, expert).merged()
-        share = log_mass(log_softmax(target)[made.tokens])
-        return Choices(made.tokens, made.logp + share, outside=0.0)
+        """See `Choices.sharing`."""
+        return self.generating(target, expert).merged().sharing(target)
 
 
 def _entries(
@@ -232,15 +162,9 @@ def _entries(
 class PaperCapt:
     """s(t) = logp_T(t) + alpha * (logp_E(m(t)) - logp_A(m(t))) over the target's top k.
 
-    Log-probabilities are over each model's whole vocabulary; m(t) is `TokenStrings.piece`. There
-    is no floor, no plausibility limit and no event for the end of an answer.
-
-    Args:
-        target: strings of the target.
-        expert: strings of the expert.
-        base: strings of the base; the published code looks them up apart from the expert's.
-        alpha: weight of the contrast; published 1.
-        k: how many of the target's likeliest tokens are compared; published 20.
+    Log-probabilities are over each model's whole vocabulary; m(t) is `TokenStrings.piece`, which
+    the published code looks up for expert and base apart. There is no floor, no plausibility limit
+    and no event for the end of an answer. Published: alpha 1, k 20.
     """
 
     def __init__(
@@ -251,31 +175,20 @@ class PaperCapt:
         alpha: float = 1.0,
         k: int = 20,
     ) -> None:
-        """Keeps the strings; the mapping grows with the candidates that are met."""
         self._target = target
         self._expert = expert
         self._base = base
         self._alpha, self._k = alpha, k
 
     def generating(self, target: Row, expert: Row, base: Row) -> Choices:
-        """The softmax of s over the candidates; nothing else can come.
-
-        Args:
-            target: logits, shape (target vocabulary,).
-            expert: logits, shape (expert vocabulary,).
-            base: logits, shape (base vocabulary,).
-
-        Returns:
-            The candidates in the target's order; `best` is the published choice.
-        """
+        """The softmax of s over the candidates in the target's order; nothing else can come."""
         tokens, _own, scores = self._scores(target, expert, base)
         return Choices(tokens, scores - log_mass(scores))
 
     def scoring(self, target: Row, expert: Row, base: Row) -> Choices:
-        """The form for likelihoods: other tokens keep the target's probability, uncontrasted.
+        """The form for scoring: other tokens keep the target's probability, uncontrasted.
 
-        All is divided by the sum over the vocabulary. This is an addition: the published
-        distribution gives 0 to most texts.
+        All is divided by the sum over the vocabulary.
         """
         tokens, own, scores = self._scores(target, expert, base)
         rest = max(-math.expm1(log_mass(own)), 0.0)
@@ -298,32 +211,6 @@ class PaperCapt:
         return tokens, own, own + self._alpha * (said[0] - said[1])
 
 
-class Published:
-    """A method of the papers: all that it needs are the rows.
-
-    Args:
-        choices: from the logits of the leading model and of its followers.
-    """
-
-    exponents: tuple[Exponents, ...] = ()
-
-    def __init__(self, choices: Callable[..., Choices]) -> None:
-        """Keeps the function."""
-        self._choices = choices
-
-    def distribution(
-        self, row: Row, followers: Sequence[Proxy], weights: FloatArray, *, start: bool
-    ) -> Distribution:
-        """See `Rule.distribution`."""
-        made = self._choices(row, *(each.logits for each in followers))
-        own = as_candidates(row, made.tokens)
-        count = len(made.tokens)
-        nothing = np.empty((0, count))
-        return Distribution(
-            own, np.zeros(count), made.logp, row, made.logp[None, :], nothing, made.outside
-        )
-
-
 class Safe:
     """SAFE: UniTE at the few positions that matter, elsewhere the target alone (Yun et al. 2026).
 
@@ -339,49 +226,26 @@ class Safe:
         target: strings of the target.
         expert: strings of the expert.
         vocabulary: of the target.
-        scoring: the form for likelihoods, without the sharpening, which gives 0 to tokens.
+        keeps_tokens: whether the expert's tokens so far stay when some bytes follow.
     """
-
-    exponents: tuple[Exponents, ...] = ()
 
     def __init__(
         self,
         target: TokenStrings,
         expert: TokenStrings,
         vocabulary: Vocabulary,
-        *,
-        scoring: bool = False,
+        keeps_tokens: Callable[[bytes], bool],
     ) -> None:
-        """Keeps the strings."""
         self._target = target
         self._expert = expert
         self._vocabulary = vocabulary
+        self._keeps_tokens = keeps_tokens
         self._unite = Unite(target, expert)
-        self._ensembling = Published(self._unite.scoring if scoring else self._sharpened)
-        self._alone = Contrast(CombineOptions(), 0)
 
-    def distribution(
-        self, row: Row, followers: Sequence[Proxy], weights: FloatArray, *, start: bool
-    ) -> Distribution:
-        """See `Rule.distribution`."""
-        (expert,) = followers
-        if self._matters(row, expert):
-            return self._ensembling.distribution(row, followers, weights, start=start)
-        return self._alone.distribution(row, (), np.ones(1), start=start)
-
-    def _matters(self, row: Row, expert: Proxy) -> bool:
-        token, other = int(row.argmax()), int(expert.logits.argmax())
-        key = self._target.key(token)
-        if key == self._expert.key(other):
-            return False
-        own = math.exp(log_softmax(row)[token])
-        theirs = math.exp(log_softmax(expert.logits)[self._expert.piece(key)])
-        if (own + theirs) / 2 > _CONSENSUS:
-            return False
-        text = self._vocabulary.text((token,))
-        return bool(text) and expert.keeps_tokens(text)
-
-    def _sharpened(self, target: Row, expert: Row) -> Choices:
+    def generating(self, target: Row, expert: Row) -> Choices | None:
+        """The sharpened ensemble; None for the target alone."""
+        if not self._matters(target, expert):
+            return None
         made = self._unite.generating(target, expert)
         shares = np.exp(made.logp)
         if shares.max() > _CONSENSUS:
@@ -394,6 +258,22 @@ class Safe:
         moved[best] = totals[best]
         with np.errstate(divide="ignore"):
             return Choices(made.tokens, np.log(moved))
+
+    def scoring(self, target: Row, expert: Row) -> Choices | None:
+        """The ensemble without the sharpening, which gives 0 to tokens; None as above."""
+        return self._unite.scoring(target, expert) if self._matters(target, expert) else None
+
+    def _matters(self, target: Row, expert: Row) -> bool:
+        token, other = int(target.argmax()), int(expert.argmax())
+        key = self._target.key(token)
+        if key == self._expert.key(other):
+            return False
+        own = math.exp(log_softmax(target)[token])
+        theirs = math.exp(log_softmax(expert)[self._expert.piece(key)])
+        if (own + theirs) / 2 > _CONSENSUS:
+            return False
+        text = self._vocabulary.text((token,))
+        return bool(text) and self._keeps_tokens(text)
 
 
 # The mean probability from which on two models agree, and below which a distribution is smooth.

@@ -8,25 +8,16 @@ and Bayesian model averaging over their exponents.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from capt_local.alignment.projection import CandidateQuery
-from capt_local.decoding.options import CombineOptions, Exponents
-from capt_local.tokenization.vocabulary import BoolArray, IntArray
-
-if TYPE_CHECKING:
-    from capt_local.decoding.proxy import Proxy
-
-FloatArray = npt.NDArray[np.float64]
-SingleArray = npt.NDArray[np.float32]
-Row = npt.NDArray[np.float32]
+from capt_local.decoding.model import Row
+from capt_local.decoding.options import CombineOptions, Method
+from capt_local.tokenization.vocabulary import BoolArray, FloatArray, IntArray
 
 # Between exp(-60) and exp(60) a row of single precision keeps all that matters of its largest.
 _SAFE = 60.0
@@ -38,11 +29,11 @@ _LEAST = 1e-280
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The target's plausible tokens.
+    """The plausible tokens of the leading model.
 
     Attributes:
         tokens: ascending ids, shape (n,).
-        logp: log-probability of each under the target, over its whole vocabulary, shape (n,).
+        logp: log-probability of each over the whole vocabulary, shape (n,).
         rest: probability of all other tokens together; they keep it.
         log_total: logsumexp of the row, so that any logit minus it is a log-probability.
     """
@@ -53,32 +44,33 @@ class Candidates:
     log_total: float
 
 
-def exponentials(logits: SingleArray, top: float) -> tuple[SingleArray, float]:
-    """The exponentials of a row, all divided by exp(shift), and the shift.
-
-    Args:
-        logits: shape (vocabulary,).
-        top: the largest of them.
-    """
+def exponentials(logits: Row, top: float) -> tuple[Row, float]:
+    """The exponentials of a row whose largest is `top`, divided by exp(shift), and the shift."""
     # The row is long and rarely in the processor's cache: where none is needed, no pass to shift.
     shift = 0.0 if abs(top) < _SAFE else top
     return np.exp(logits - np.float32(shift) if shift else logits), shift
 
 
-def total(shares: SingleArray) -> float:
+def total(shares: Row) -> float:
     """The sum of a row."""
     whole = len(shares) - len(shares) % _WIDTH
     columns = np.add.reduce(shares[:whole].reshape(-1, _WIDTH))
     return float(np.add.reduce(columns)) + float(np.add.reduce(shares[whole:]))
 
 
-def plausible(logits: SingleArray, plausibility: float, most: int | None = None) -> Candidates:
+def softmax(logits: Row) -> Row:
+    """Probabilities of one row of logits, as a new array of the same shape."""
+    row, _ = exponentials(logits, float(logits.max()))
+    row *= np.float32(1.0 / total(row))
+    return row
+
+
+def plausible(logits: Row, plausibility: float) -> Candidates:
     """The tokens with p >= plausibility * max p (Li et al. 2022, eq. 3).
 
     Args:
-        logits: of the target, shape (vocabulary,).
+        logits: shape (vocabulary,).
         plausibility: 0 (all tokens) to 1 (the likeliest alone).
-        most: the likeliest of these, if there are more.
     """
     top = float(logits.max())
     shares, shift = exponentials(logits, top)
@@ -87,30 +79,32 @@ def plausible(logits: SingleArray, plausibility: float, most: int | None = None)
         (tokens,) = (logits >= np.float32(top + math.log(plausibility))).nonzero()
     else:
         tokens = np.arange(len(logits))
-    if most is not None and len(tokens) > most:
-        tokens = np.sort(tokens[np.argsort(-logits[tokens], kind="stable")[:most]])
     logp = logits.take(tokens).astype(np.float64)
     logp -= log_total
     rest = max(0.0, 1.0 - float(np.exp(logp).sum())) if len(tokens) < len(logits) else 0.0
     return Candidates(tokens.astype(np.int32), logp, rest, log_total)
 
 
+def as_candidates(row: Row, tokens: IntArray) -> Candidates:
+    """Any tokens, in their order, with their log-probabilities under the leading model."""
+    every = plausible(row, 0.0)
+    rest = max(0.0, 1.0 - float(np.exp(every.logp[np.unique(tokens)]).sum()))
+    return Candidates(tokens, every.logp[tokens], rest, every.log_total)
+
+
 def logs(
     said: Sequence[FloatArray], aligned: BoolArray, own: FloatArray, floor: float
 ) -> FloatArray:
-    """Log-probabilities of the candidates under each proxy.
+    """Log-probabilities of the candidates under each proxy, shape (k, n).
 
     Where the proxies have no say on a token (a control token of the target), they are taken to
     say what the target says: its contrast is 0.
 
     Args:
         said: probabilities under k proxies, each of shape (n,).
-        aligned: shape (n,).
+        aligned: whether they have a say, shape (n,).
         own: log-probabilities under the target, shape (n,).
         floor: added to the probabilities, see `alignment.projection.FLOOR`.
-
-    Returns:
-        Shape (k, n).
     """
     rows = np.array(said).reshape(-1, len(own))
     rows += floor
@@ -153,15 +147,7 @@ def products(candidates: Candidates, proxies: FloatArray, exponents: FloatArray)
 
 
 def mixture(members: Products, weights: FloatArray) -> FloatArray:
-    """Log sum_i w_i P_i.
-
-    Args:
-        members: the P_i.
-        weights: summing to 1, shape (m,).
-
-    Returns:
-        Shape (n,).
-    """
+    """Log sum_i w_i P_i, shape (n,), with weights of shape (m,) that sum to 1."""
     if len(weights) == 1:
         only: FloatArray = members.logp[0]
         return only
@@ -190,59 +176,44 @@ class Distribution:
             look at them one by one.
         outside: what any other token has over its log-probability under the leading model;
             -inf: it cannot come.
-        proxies_skipped: whether one token alone is plausible, so that the followers did not run.
+        proxies_skipped: whether one token alone is plausible, so that the proxies did not run.
     """
 
     candidates: Candidates
     contrast: FloatArray
     logp: FloatArray
-    row: npt.NDArray[np.float32]
+    row: Row
     members: FloatArray
     proxy_logprobs: FloatArray
     outside: float = 0.0
     proxies_skipped: bool = False
 
-    def place(self, token: int) -> int | None:
-        """The place of a token among the candidates."""
-        found = np.flatnonzero(self.candidates.tokens == token)
-        return int(found[0]) if len(found) else None
-
     def token_logp(self, token: int) -> float:
         """Log-probability of any token of the vocabulary, in nats."""
-        place = self.place(token)
+        place = self._place(token)
         if place is not None:
             return float(self.logp[place])
         return float(self.row[token]) - self.candidates.log_total + self.outside
 
+    def token_logps(self, tokens: IntArray) -> FloatArray:
+        """Log-probabilities of any tokens, shape (n,), where the candidates ascend."""
+        own = self.candidates
+        places = np.minimum(np.searchsorted(own.tokens, tokens), len(own.tokens) - 1)
+        inside = own.tokens[places] == tokens
+        result: FloatArray = self.row[tokens].astype(np.float64) - own.log_total + self.outside
+        result[inside] = self.logp[places[inside]]
+        return result
+
     def gains(self, token: int) -> FloatArray:
         """How much better than the worst each member predicted a token, shape (m,), in nats."""
-        place = self.place(token)
+        place = self._place(token)
         if place is None:  # to all of them the same
             return np.zeros(len(self.members))
         return self.members[:, place]
 
-
-class Rule(Protocol):
-    """A method: one distribution from the rows of all models.
-
-    Attributes:
-        exponents: of the combinations that are mixed; empty for a method without.
-    """
-
-    exponents: tuple[Exponents, ...]
-
-    def distribution(
-        self, row: Row, followers: Sequence[Proxy], weights: FloatArray, *, start: bool
-    ) -> Distribution:
-        """The distribution at the present place.
-
-        Args:
-            row: logits of the leading model.
-            followers: expert, base, ... at the same text.
-            weights: of the mixture, shape (m,).
-            start: whether an answer begins whose leading space is the tokenizer's own.
-        """
-        ...
+    def _place(self, token: int) -> int | None:
+        found = np.flatnonzero(self.candidates.tokens == token)
+        return int(found[0]) if len(found) else None
 
 
 class Contrast:
@@ -250,9 +221,9 @@ class Contrast:
 
     Args:
         options: exponents and plausibility.
-        pairs: number of pairs of expert and base.
-        expert_leads: the same products over the tokens of the expert, followed by target and base.
-        duo: products T^a E^b of the target and one expert, without any base.
+        pairs: number of pairs of expert and base; 0 for the leading model alone.
+        method: CAPT; EXPERT_LED for the same products over the expert's tokens, followed by target
+            and base; or DUO for T^a E^b, without any base.
         answer: whether a turn is answered, for the exponents that are mixed by default.
     """
 
@@ -260,44 +231,37 @@ class Contrast:
         self,
         options: CombineOptions,
         pairs: int,
+        method: Method = Method.CAPT,
         *,
-        expert_leads: bool = False,
-        duo: bool = False,
         answer: bool = False,
     ) -> None:
-        """Lays out the exponents."""
-        self.options = options
-        self._duo = duo
-        self._expert_leads = expert_leads
+        self._plausibility = options.plausibility
+        self._method = method
         self._seen: tuple[Row, Candidates] | None = None
         # The base's exponents are told as they are written, T^a E^b A^-c. Where the expert leads,
         # its own distribution is the one with the full exponent.
-        if duo:
+        if method is Method.DUO:
             self.exponents = options.duo_rows()
             self._signed = np.array(self.exponents)[:, :2]
         else:
-            self.exponents = options.rows(pairs, answer=answer and not expert_leads)
+            answer = answer and method is Method.CAPT
+            self.exponents = options.rows(pairs, answer=answer)
             self._signed = np.array(self.exponents) * np.array([1.0, *(1.0, -1.0) * pairs])
-        if expert_leads:
+        if method is Method.EXPERT_LED:
             self._signed = self._signed[:, [1, 0, 2]]
 
-    def distribution(
-        self, row: Row, followers: Sequence[Proxy], weights: FloatArray, *, start: bool
-    ) -> Distribution:
-        """See `Rule.distribution`."""
-        own = self.candidates(row, followers)
-        questions = self.questions(own, followers, start=start)
-        said = [each.probability(questions[id(each.alignment)]) for each in followers]
-        return self.combined(own, self.logs(own, followers, questions, said), row, weights)
+    def candidates(self, row: Row) -> Candidates:
+        """The plausible tokens of the leading model; asked twice about one array, it looks once."""
+        if self._seen is None or self._seen[0] is not row:
+            self._seen = row, plausible(row, self._plausibility)
+        return self._seen[1]
 
-    def certain(
-        self, row: Row, followers: Sequence[Proxy], weights: FloatArray
-    ) -> Distribution | None:
-        """The distribution where one token alone is plausible, whatever the followers say.
+    def certain(self, row: Row, weights: FloatArray) -> Distribution | None:
+        """The distribution where one token alone is plausible, whatever the proxies say.
 
         Its contrast is not known then.
         """
-        own = self.candidates(row, followers)
+        own = self.candidates(row)
         if len(own.tokens) > 1:
             return None
         # What they say of a single token falls out when it is normalised. So anything will do, and
@@ -310,58 +274,22 @@ class Contrast:
             proxies_skipped=True,
         )
 
-    def candidates(self, row: Row, followers: Sequence[Proxy]) -> Candidates:
-        """The target's plausible tokens, as many as the alignments can compare.
-
-        Asked twice about one array, as the gate and the step after it do, it looks once.
-        """
-        if self._seen is None or self._seen[0] is not row:
-            most = [each.alignment.most for each in followers if each.alignment.most is not None]
-            found = plausible(row, self.options.plausibility, min(most, default=None))
-            self._seen = row, found
-        return self._seen[1]
-
-    def questions(
-        self, own: Candidates, followers: Sequence[Proxy], *, start: bool = False
-    ) -> Mapping[int, CandidateQuery[Any]]:
-        """One question for all followers that share an alignment, by its identity."""
-        prior = np.exp(own.logp)
-        return {
-            id(alignment): alignment.query(own.tokens, prior, start=start)
-            for alignment in {id(each.alignment): each.alignment for each in followers}.values()
-        }
-
-    def logs(
-        self,
-        own: Candidates,
-        followers: Sequence[Proxy],
-        questions: Mapping[int, CandidateQuery[Any]],
-        said: Sequence[FloatArray],
-    ) -> FloatArray:
-        """What the followers say about the candidates, as logarithms, shape (k, n)."""
-        if not followers:
-            return np.empty((0, len(own.tokens)))
-        aligned = functools.reduce(
-            np.logical_and, (question.aligned for question in questions.values())
-        )
-        return logs(said, aligned, own.logp, max(each.alignment.floor for each in followers))
-
     def combined(
         self, own: Candidates, said: FloatArray, row: Row, weights: FloatArray
     ) -> Distribution:
-        """The mixture of the products."""
+        """The mixture of the products.
+
+        Args:
+            own: the candidates.
+            said: their log-probabilities under the proxies, shape (k, n).
+            row: logits of the leading model.
+            weights: of the products, shape (m,).
+        """
         members = products(own, said, self._signed)
         experts, bases = np.add.reduce(said[0::2]), np.add.reduce(said[1::2])
-        if self._duo:
+        if self._method is Method.DUO:
             contrast = experts - own.logp
         else:
-            contrast = own.logp - bases if self._expert_leads else experts - bases
+            leads = self._method is Method.EXPERT_LED
+            contrast = own.logp - bases if leads else experts - bases
         return Distribution(own, contrast, mixture(members, weights), row, members.logp, said)
-
-
-def as_candidates(row: Row, tokens: IntArray) -> Candidates:
-    """Any tokens, in their order, with their log-probabilities under the target."""
-    every = plausible(row, 0.0)
-    logp = every.logp[tokens]
-    rest = max(0.0, 1.0 - float(np.exp(every.logp[np.unique(tokens)]).sum()))
-    return Candidates(tokens, logp, rest, every.log_total)

@@ -6,44 +6,38 @@ method needs, and how they are aligned, is in `EnsembleBuilder`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from capt_local.alignment import Align
-from capt_local.alignment.fit import AnyAlignment, fit
 from capt_local.alignment.paper import TokenStrings
-from capt_local.alignment.projection import TINY, SharedVocabulary, TargetEvents
+from capt_local.alignment.projection import TINY, Alignment, TargetEvents, fit
 from capt_local.decoding.baselines import (
     Choices,
-    Contrastive,
     PaperCapt,
-    Published,
     Safe,
     Unite,
+    contrastive,
     proxy_tuning,
 )
-from capt_local.decoding.combine import Contrast, Distribution, FloatArray, Rule
-from capt_local.decoding.options import (
-    AlignOptions,
-    CombineOptions,
-    Exponents,
-    GenerateOptions,
-    Method,
-)
-from capt_local.decoding.proxy import LogitsCache, Proxy, common_length
+from capt_local.decoding.combine import Contrast, Distribution
+from capt_local.decoding.model import Row
+from capt_local.decoding.options import CombineOptions, Exponents, GenerateOptions, Method
+from capt_local.decoding.proxy import LogitsCache, Proxy, common_length, proxy_logps, queries
 from capt_local.errors import ContextOverflow, UsageError
 from capt_local.prompting.messages import Message, Prompt
 from capt_local.tokenization.tokenizer import TextTokenizer
-from capt_local.tokenization.vocabulary import BoolArray
+from capt_local.tokenization.vocabulary import BoolArray, FloatArray
 
 _NOTHING = np.float32(1e4)  # nats below the least; a probability of 0
 # From this share of the mixture on the target is alone: the others could move a probability by a
 # thousandth, and are not run.
 TARGET_ALONE = 0.999
+# A published method: from the logits of the leading model and of the others what it chooses among;
+# None for the leading model alone.
+Published = Callable[..., Choices | None]
 
 
 class Ensemble:
@@ -53,15 +47,16 @@ class Ensemble:
         leader: the model whose tokens are chosen, and what it has read.
         proxies: expert and base, further pairs, or nothing: then the leader answers alone.
         options: the weight of each model.
-        rule: the method; None: the products that the options name.
-        expert_leads: these products, led by the expert and followed by target and base.
-        duo: products of the leader and one proxy, without any base.
+        method: which products; see `combine.Contrast`.
+        published: the method instead of products.
 
     Attributes:
-        leader, options: see above.
-        proxies: see above; those of a fixed weight of 0 are not among them.
+        leader, proxies, options, published: see above.
         tokens: the leader's tokens, prompt and answer.
+        contrast: the products.
+        exponents: of the products that are mixed; empty for a method without any.
         weights: of the mixture, summing to 1, one for each of `exponents`.
+        target_alone: whether the proxies have no weight and do not run.
         skip_certain: whether the proxies do not run where one token alone is plausible; they catch
             up later. What they would have said is then not known.
     """
@@ -71,46 +66,31 @@ class Ensemble:
         leader: LogitsCache,
         proxies: Sequence[Proxy] = (),
         options: CombineOptions | None = None,
-        rule: Rule | None = None,
-        *,
-        expert_leads: bool = False,
-        duo: bool = False,
+        method: Method = Method.CAPT,
+        published: Published | None = None,
     ) -> None:
-        """Starts without a text."""
         self.leader = leader
         self.proxies = tuple(proxies)
         self.options = options or CombineOptions()
+        self.published = published
         self.tokens: list[int] = []
         self.skip_certain = False
-        self._rule = rule
-        self._expert_leads = expert_leads
-        self._duo = duo
+        self._method = method
         self._leading_space = b""
-        self._answers_turn = False
-        self.configure(self.options)
+        self._alone = Contrast(self.options, 0)
+        self._lay_out(answer=False)
 
-    def configure(self, options: CombineOptions) -> None:
-        """Sets the weights; without evidence all that are mixed weigh the same."""
-        self.options = options
-        # A published method has weights of its own, so those for several pairs are not read.
-        pairs = 0 if self._rule else len(self.proxies) // 2
-        self.contrast = Contrast(
-            options,
-            pairs,
-            expert_leads=self._expert_leads,
-            duo=self._duo,
-            answer=self._answers_turn,
-        )
-        self._alone = Contrast(options, 0)
-        self.rule: Rule = self._rule or self.contrast
-        count = max(len(self.rule.exponents), 1)
+    def _lay_out(self, *, answer: bool) -> None:
+        """The products, which all weigh the same until there is evidence."""
+        self.contrast = self._alone
+        self.exponents: tuple[Exponents, ...] = ()
+        if self.proxies and self.published is None:
+            pairs = len(self.proxies) // 2
+            self.contrast = Contrast(self.options, pairs, self._method, answer=answer)
+            self.exponents = self.contrast.exponents
+        count = max(len(self.exponents), 1)
         self.weights: FloatArray = np.full(count, 1.0 / count)
         self.target_alone = not self.proxies
-
-    @property
-    def exponents(self) -> tuple[Exponents, ...]:
-        """The exponents of what is mixed; empty for a method without any."""
-        return self.rule.exponents if self.proxies else ()
 
     @property
     def mixes(self) -> bool:
@@ -120,7 +100,7 @@ class Ensemble:
     def set_weights(self, weights: FloatArray) -> None:
         """Sets the weights that the evidence gives; the target may be all of it."""
         self.weights = weights
-        if not self._expert_leads and self._rule is None:
+        if self._method is not Method.EXPERT_LED:
             only = [is_target_alone(exponents) for exponents in self.exponents]
             self.target_alone = float(weights[only].sum()) >= TARGET_ALONE
 
@@ -139,26 +119,18 @@ class Ensemble:
         limits = {each.role: each.model.context_limit for each in self.models}
         if any(counts[role] + reserve > limits[role] for role in counts):
             raise ContextOverflow(counts, min(limits.values()), reserve)
-        self.tokens = list(prompts[self.leader.role].tokens)
-        self._leading_space = prompts[self.leader.role].lead
         own = prompts[self.leader.role]
-        # What stands in front of a text that is scored from its beginning is no turn.
-        self._answers_turn = not own.goes_on and any(each.evidence for each in own.segments)
+        self.tokens = list(own.tokens)
+        self._leading_space = own.lead
         for each in self.models:
             each.exact = exact
         self.leader.keep_as(None)
-        self.configure(self.options)
+        # What stands in front of a text that is scored from its beginning is no turn.
+        self._lay_out(answer=not own.goes_on and any(each.evidence for each in own.segments))
         for proxy in self.proxies:
             proxy.start(prompts[proxy.cache.role])
 
-    def sync(self) -> None:
-        """Brings all models to the text."""
-        self.leader_row()
-        # One after the other: each on half of the cores at the same time was slower.
-        for proxy in self.proxies:
-            proxy.sync()
-
-    def leader_row(self) -> npt.NDArray[np.float32]:
+    def leader_row(self) -> Row:
         """The leader's logits behind the text: a view that stands until it decodes again."""
         return self.leader.logits_for(self.tokens)[0]
 
@@ -173,24 +145,38 @@ class Ensemble:
         row = self.leader_row()
         if only is not None:  # finite, so that any exponent leaves numbers
             row = np.where(only, row, row.min() - _NOTHING)
-        start = bool(self._leading_space)
         if alone or self.target_alone:
-            own = self._alone.distribution(row, (), np.ones(1), start=start)
-            return own if alone or not self.proxies else self._without_proxies(own)
+            found = self._leaders_own(row)
+            if alone or not self.proxies:
+                return found
+            unknown = np.full(len(found.logp), np.nan)
+            return dataclasses.replace(found, contrast=unknown, proxies_skipped=True)
         # Where a context is full all models run, so that the answer ends where it does in any case.
         if self.skip_certain and only is None and self.tokens_left > 1:
             certain = self.certain()
             if certain is not None:
                 return certain
+        # One after the other: each on half of the cores at the same time was slower.
         for proxy in self.proxies:
             proxy.sync()
-        return self.rule.distribution(row, self.proxies, self.weights, start=start)
+        if self.published is not None:
+            made = self.published(row, *(proxy.logits for proxy in self.proxies))
+            return self._leaders_own(row) if made is None else made.over(row)
+        own = self.contrast.candidates(row)
+        asked = queries(own, self.proxies, start=bool(self._leading_space))
+        said = [each.probability(asked[id(each.alignment)]) for each in self.proxies]
+        logps = proxy_logps(own, self.proxies, asked, said)
+        return self.contrast.combined(own, logps, row, self.weights)
 
     def certain(self) -> Distribution | None:
         """The distribution where the proxies cannot change it, without running them."""
-        if not self.proxies or self.rule is not self.contrast:
+        if not self.proxies or self.published is not None:
             return None
-        return self.contrast.certain(self.leader_row(), self.proxies, self.weights)
+        return self.contrast.certain(self.leader_row(), self.weights)
+
+    def _leaders_own(self, row: Row) -> Distribution:
+        own = self._alone.candidates(row)
+        return self._alone.combined(own, np.empty((0, len(own.tokens))), row, np.ones(1))
 
     def advance(self, token: int) -> None:
         """Goes one token on. The models decode it when the next distribution is wanted."""
@@ -274,6 +260,13 @@ class Ensemble:
             if ahead and proxy.cache.model.can_rewind and not proxy.is_read:
                 proxy.read_ahead(ahead, self._pieces(ahead))
 
+    def drop_ahead(self) -> None:
+        """Takes back what models have read beyond the text."""
+        texts = [self.tokens, *(proxy.tokens for proxy in self.proxies)]
+        for cache, text in zip(self.models, texts, strict=True):
+            if cache.model.can_rewind:
+                cache.rewind(common_length(cache.tokens, text))
+
     def save(self) -> tuple[Any, ...]:
         """The text so far, for `restore`."""
         return [*self.tokens], self._leading_space, [proxy.context() for proxy in self.proxies]
@@ -290,13 +283,6 @@ class Ensemble:
         text = self.leader.model.vocabulary.text
         return [self.piece(tokens[0]), *(text((token,)) for token in tokens[1:])]
 
-    def drop_ahead(self) -> None:
-        """Takes back what models have read beyond the text."""
-        texts = [self.tokens, *(proxy.tokens for proxy in self.proxies)]
-        for cache, text in zip(self.models, texts, strict=True):
-            if cache.model.can_rewind:
-                cache.rewind(common_length(cache.tokens, text))
-
     def _plausible(self, path: list[int]) -> int:
         """How many tokens of a path behind the text are plausible where they come."""
         limit, size = np.log(max(self.options.plausibility, TINY)), len(self.tokens)
@@ -308,24 +294,12 @@ class Ensemble:
                 return place - size
         return len(path) - size
 
-    def _without_proxies(self, own: Distribution) -> Distribution:
-        """The leader's distribution, marked as one for which the proxies did not run."""
-        return Distribution(
-            own.candidates,
-            np.full(len(own.logp), np.nan),
-            own.logp,
-            own.row,
-            own.members,
-            np.empty((0, len(own.logp))),
-            proxies_skipped=True,
-        )
-
 
 def read_by(
     method: Method, role: str, asked: str | Sequence[Message], *, raw: bool
 ) -> tuple[str | Sequence[Message], bool]:
     """What a model reads of a prompt under a method, and whether without a chat template."""
-    if raw or role == "target" or not method.proxies_read_raw:
+    if raw or role == "target" or method is not Method.CAPT_PAPER_RAW:
         return asked, raw
     if isinstance(asked, str):
         return asked, True
@@ -358,18 +332,18 @@ class EnsembleBuilder:
         tokenizers: Mapping[str, TextTokenizer],
         hint: Callable[[str], str],
     ) -> None:
-        """Builds nothing yet."""
         self._caches = dict(caches)
         self._tokenizers = dict(tokenizers)
         self._hint = hint
-        self._tables: dict[str, _Tables] = {}
+        self._events: dict[str, TargetEvents] = {}
+        self._alignments: list[tuple[str, TextTokenizer, Alignment]] = []
         self._strings: dict[str, TokenStrings] = {}
-        self._proxies: dict[tuple[AlignOptions, str, str], Proxy] = {}
 
     def with_caches(self, caches: Mapping[str, LogitsCache]) -> EnsembleBuilder:
         """The same for other contexts on the same models; the tables are shared."""
         other = EnsembleBuilder(caches, self._tokenizers, self._hint)
-        other._tables, other._strings = self._tables, self._strings
+        other._events, other._alignments = self._events, self._alignments
+        other._strings = self._strings
         return other
 
     @property
@@ -387,7 +361,7 @@ class EnsembleBuilder:
         """The models that a method needs, in their places.
 
         Args:
-            options: the method, the alignment and the weights.
+            options: the method and the weights.
             scoring: the form of a published method that gives every token some probability,
                 instead of the one that it generates with (docs/method.md).
 
@@ -405,70 +379,56 @@ class EnsembleBuilder:
         leader, *others = [self._need(role) for role in roles]
         if not others:
             return Ensemble(leader, (), combine)
-        if method in (Method.CAPT, Method.EXPERT_LED):
-            proxies = [self._proxy(options.align, leader.role, each) for each in others]
-            led = method is Method.EXPERT_LED
-            return Ensemble(leader, proxies, combine, expert_leads=led)
-        if method is Method.DUO:
-            proxies = [self._proxy(options.align, leader.role, each) for each in others]
-            return Ensemble(leader, proxies, combine, duo=True)
-        if method in (Method.PROXY_TUNING, Method.CONTRASTIVE):
+        if method in (Method.CAPT, Method.EXPERT_LED, Method.DUO):
+            proxies = [
+                Proxy(each, self._tokenizers[each.role], self._alignment(leader.role, each.role))
+                for each in others
+            ]
+            return Ensemble(leader, proxies, combine, method)
+        # With one vocabulary a proxy takes the leader's tokens as they are.
+        shared = method in (Method.PROXY_TUNING, Method.CONTRASTIVE)
+        if shared:
             self._need_one_vocabulary(method, roles)
-            alignment: AnyAlignment = SharedVocabulary()
-        else:
-            events = self._onto("target").events
-            alignment = fit(self._tokenizers["expert"], events, Align.CAPT_PAPER)
-        followers = [
-            Proxy(each, self._tokenizers[each.role], alignment, keeps_logits=True)
-            for each in others
+        proxies = [
+            Proxy(each, self._tokenizers[each.role], None, follows_tokens=shared) for each in others
         ]
-        if method is Method.SAFE:
-            safe = Safe(
-                self._spelled("target"),
-                self._spelled("expert"),
-                leader.model.vocabulary,
-                scoring=scoring,
-            )
-            return Ensemble(leader, followers, combine, safe)
-        return Ensemble(
-            leader, followers, combine, Published(self._choices(method, scoring=scoring))
-        )
+        published = self._published(method, proxies, scoring=scoring)
+        return Ensemble(leader, proxies, combine, published=published)
 
-    def _proxy(self, how: AlignOptions, leader: str, cache: LogitsCache) -> Proxy:
-        key = how, leader, cache.role
-        if key not in self._proxies:
-            tokenizer = self._tokenizers[cache.role]
-            alignment = self._onto(leader).alignment(how, tokenizer)
-            self._proxies[key] = Proxy(cache, tokenizer, alignment)
-        return self._proxies[key]
-
-    def _choices(self, method: Method, *, scoring: bool) -> Callable[..., Choices]:
-        """The published algorithm."""
+    def _published(self, method: Method, proxies: Sequence[Proxy], *, scoring: bool) -> Published:
+        """The algorithm of a published method."""
         if method is Method.PROXY_TUNING:
             return proxy_tuning
-        made: Contrastive | PaperCapt | Unite
         if method is Method.CONTRASTIVE:
-            made = Contrastive()
-        elif method in (Method.UNITE, Method.UNITE_20):
-            k = 20 if method is Method.UNITE_20 else 10
-            made = Unite(self._spelled("target"), self._spelled("expert"), k)
+            return _contrastive_scoring if scoring else contrastive
+        target, expert = self._spelled("target"), self._spelled("expert")
+        made: Unite | Safe | PaperCapt
+        if method in (Method.UNITE, Method.UNITE_20):
+            made = Unite(target, expert, 20 if method is Method.UNITE_20 else 10)
+        elif method is Method.SAFE:
+            vocabulary = self._tokenizers["target"].vocabulary
+            made = Safe(target, expert, vocabulary, proxies[0].keeps_tokens)
         else:
-            target, expert, base = map(self._spelled, ("target", "expert", "base"))
-            made = PaperCapt(target, expert, base)
+            made = PaperCapt(target, expert, self._spelled("base"))
         return made.scoring if scoring else made.generating
 
-    def _onto(self, role: str) -> _Tables:
-        """The alignments onto the vocabulary of a role."""
-        if role not in self._tables:
-            self._tables[role] = _Tables(self._tokenizers[role])
-        return self._tables[role]
+    def _alignment(self, leader: str, role: str) -> Alignment:
+        """One table for all proxies of one vocabulary."""
+        own = self._tokenizers[role]
+        for known, other, alignment in self._alignments:
+            if known == leader and other.vocabulary.same_as(own.vocabulary):
+                return alignment
+        if leader not in self._events:
+            self._events[leader] = TargetEvents(self._tokenizers[leader])
+        made = fit(own.vocabulary, self._events[leader])
+        self._alignments.append((leader, own, made))
+        return made
 
     def _spelled(self, role: str) -> TokenStrings:
-        found = self._strings.get(role)
-        if found is None:
+        if role not in self._strings:
             tokenizer = self._tokenizers[role]
-            found = self._strings[role] = TokenStrings(tokenizer.vocabulary, tokenizer.tokenize)
-        return found
+            self._strings[role] = TokenStrings(tokenizer.vocabulary, tokenizer.tokenize)
+        return self._strings[role]
 
     def _need(self, role: str) -> LogitsCache:
         if role not in self._caches:
@@ -484,23 +444,5 @@ class EnsembleBuilder:
             )
 
 
-class _Tables:
-    """The alignments of proxies onto one leading vocabulary, each made once."""
-
-    def __init__(self, leader: TextTokenizer) -> None:
-        self._leader = leader
-        self._known: list[tuple[AlignOptions, TextTokenizer, AnyAlignment]] = []
-
-    @cached_property
-    def events(self) -> TargetEvents:
-        """The events of the leading vocabulary."""
-        return TargetEvents(self._leader)
-
-    def alignment(self, how: AlignOptions, tokenizer: TextTokenizer) -> AnyAlignment:
-        """One table for all models of one vocabulary."""
-        for known, other, alignment in self._known:
-            if known == how and other.vocabulary.same_as(tokenizer.vocabulary):
-                return alignment
-        made = fit(tokenizer, self.events, how.kind)
-        self._known.append((how, tokenizer, made))
-        return made
+def _contrastive_scoring(expert: Row, base: Row) -> Choices:
+    return contrastive(expert, base).sharing(expert)

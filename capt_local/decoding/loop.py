@@ -23,8 +23,12 @@ from capt_local.decoding.drafting import Drafter
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.options import Exponents, GenerateOptions, Method, Speed
 from capt_local.decoding.prompt_weights import Memory, prefill
-from capt_local.decoding.reasoning import AnswerStream, ReasoningParser, TextPart
-from capt_local.decoding.repetition import RepetitionDetector
+from capt_local.decoding.reasoning import (
+    AnswerStream,
+    ReasoningParser,
+    RepetitionDetector,
+    TextPart,
+)
 from capt_local.decoding.sampling import choose, likeliest
 from capt_local.decoding.step import Choice, DraftStats, FinishReason, Step
 from capt_local.decoding.structured import GrammarSampler, MaskedDistribution, constraint_for
@@ -90,7 +94,6 @@ class Generation:
         check: Callable[[], None] | None = None,
     ) -> None:
         """Checks that the prompt fits; decodes when the first step is read."""
-        ensemble.configure(options.combine)
         ensemble.start(prompts)
         self._ensemble = ensemble
         self._options = options

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeAlias
 
-from capt_local.alignment import Align
 from capt_local.errors import UsageError
 
 # The exponents (a, b, c) of T^a E^b A^-c; with more pairs (a, b, c, b2, c2, ...).
@@ -55,11 +54,6 @@ class Method(StrEnum):
                 return ("expert", "base")
         return ("target", "expert", "base")
 
-    @property
-    def proxies_read_raw(self) -> bool:
-        """Whether expert and base read what the user wrote without a chat template."""
-        return self is Method.CAPT_PAPER_RAW
-
 
 class Speed(StrEnum):
     """How the steps of an answer are computed. The answer is the same, bit for bit.
@@ -72,17 +66,6 @@ class Speed(StrEnum):
     EXACT_STEPS = "exact-steps"
     LOOKUP = "lookup"
     TARGET_DRAFT = "target-draft"
-
-
-@dataclass(frozen=True, slots=True)
-class AlignOptions:
-    """How tokens of the target are looked up at expert and base (docs/method.md).
-
-    Attributes:
-        kind: which alignment.
-    """
-
-    kind: Align = Align.PROJECTION
 
 
 # What the evidence of a text chooses among where a text is continued: the target alone, mild and
@@ -303,7 +286,6 @@ class GenerateOptions:
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
     top: int = 0
-    align: AlignOptions = field(default_factory=AlignOptions)
     combine: CombineOptions = field(default_factory=CombineOptions)
     sample: SampleOptions = field(default_factory=SampleOptions)
     structure: Structure | None = None

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from capt_local.alignment.context import rests
-from capt_local.alignment.projection import Back, CandidateQuery, Probabilities, View
-from capt_local.decoding.combine import Candidates, FloatArray
+from capt_local.alignment.projection import Back, CandidateQuery, View
+from capt_local.decoding.combine import Candidates, softmax
 from capt_local.decoding.ensemble import Ensemble
+from capt_local.decoding.model import Row
 from capt_local.decoding.options import FORGETTING
-from capt_local.decoding.proxy import Proxy, common_length, softmax
+from capt_local.decoding.proxy import Proxy, common_length, proxy_logps, queries
 from capt_local.prompting.messages import Prompt
-from capt_local.tokenization.vocabulary import Vocabulary
+from capt_local.tokenization.vocabulary import FloatArray, Vocabulary
 
 
 class Evidence:
@@ -156,41 +156,36 @@ def _read(
     ensemble: Ensemble, prompts: Mapping[str, Prompt], places: Sequence[TextPosition]
 ) -> list[FloatArray]:
     """What positions show; leaves all models at the whole prompt."""
-    rule = ensemble.contrast
+    contrast, proxies = ensemble.contrast, ensemble.proxies
     rows = _read_target(ensemble, places)
-    questions = [rule.questions(own, ensemble.proxies) for own, _ in rows]
-    proxy_probabilities = [
-        _read_proxy(each, index, places, [asked[id(each.alignment)] for asked in questions])
-        for index, each in enumerate(ensemble.proxies)
+    asked = [queries(own, proxies) for own, _ in rows]
+    said = [
+        _read_proxy(each, index, places, [at[id(each.alignment)] for at in asked])
+        for index, each in enumerate(proxies)
     ]
-    for proxy in ensemble.proxies:
+    for proxy in proxies:
         if prompts[proxy.cache.role].goes_on:
             # Its last tokens may change with the answer; they are steps like those of the answer.
             proxy.cache.rewind(proxy.stable)
     found = []
     for number, (place, (own, row)) in enumerate(zip(places, rows, strict=True)):
-        known = rule.logs(
-            own,
-            ensemble.proxies,
-            questions[number],
-            [each[number] for each in proxy_probabilities],
-        )
-        here = rule.combined(own, known, row, ensemble.weights)
+        logps = proxy_logps(own, proxies, asked[number], [each[number] for each in said])
+        here = contrast.combined(own, logps, row, ensemble.weights)
         found.append(here.gains(ensemble.tokens[place.target]))
     return found
 
 
 def _read_target(
     ensemble: Ensemble, places: Sequence[TextPosition]
-) -> list[tuple[Candidates, Any]]:
-    found = []
+) -> list[tuple[Candidates, Row]]:
+    found: list[tuple[Candidates, Row]] = []
     cache, tokens = ensemble.leader, ensemble.tokens
     wanted = sorted({place.target for place in places} | {len(tokens)})
     for count, row in cache.prefill(tokens, wanted):
         if count == len(tokens):
             cache.keep_row(tokens, count, row)
         else:
-            found.append((ensemble.contrast.candidates(row, ensemble.proxies), row))
+            found.append((ensemble.contrast.candidates(row), row))
     return found
 
 
@@ -198,17 +193,17 @@ def _read_proxy(
     proxy: Proxy,
     index: int,
     places: Sequence[TextPosition],
-    questions: Sequence[CandidateQuery[Any]],
+    questions: Sequence[CandidateQuery],
 ) -> list[FloatArray]:
     """What one proxy says about the candidates of each place; leaves it at the whole prompt."""
-    depth, tokens = proxy.alignment.depth, proxy.tokens
+    depth, tokens = proxy.depth, proxy.tokens
     asked = {place.proxies[index][0]: number for number, place in enumerate(places)}
     parts = {count: some[:depth] for count, some in (place.proxies[index] for place in places)}
     behind = {count - back for count, some in parts.items() for back in range(1, len(some) + 1)}
     last = proxy.wanted_rows()
     wanted = sorted(set(asked) | behind | set(last))
     found: list[FloatArray] = [np.empty(0)] * len(places)
-    rows: dict[int, Probabilities] = {}
+    rows: dict[int, Row] = {}
     for count, logits in proxy.cache.prefill(tokens, wanted):
         if count in asked or count in behind:
             rows[count] = softmax(logits)

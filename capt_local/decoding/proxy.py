@@ -1,6 +1,5 @@
 """A model that follows a text, and the rows of logits behind it: `LogitsCache` owns both.
 
-`Model` is what the decoder needs of a model; the engine provides it, tests provide it in 60 lines.
 A `LogitsCache` brings one model to a text, reads what follows, and knows which rows it has read
 already (also those behind a draft). A `Proxy` is a cache that stands at the canonical tokens of a
 text that grows in the target's tokens.
@@ -9,23 +8,18 @@ text that grows in the target's tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from capt_local.alignment.context import CanonicalContext
-from capt_local.alignment.fit import AnyAlignment
-from capt_local.alignment.projection import Back, CandidateQuery, FloatArray, Probabilities, View
-from capt_local.decoding.combine import exponentials, total
-from capt_local.decoding.structured import Constraint
+from capt_local.alignment.projection import Alignment, Back, CandidateQuery, View
+from capt_local.decoding.combine import Candidates, logs, softmax
+from capt_local.decoding.model import Model, Row, Rows
 from capt_local.prompting.messages import Prompt
 from capt_local.tokenization.tokenizer import TextTokenizer
-from capt_local.tokenization.vocabulary import Vocabulary
-
-Rows = npt.NDArray[np.float32]
-Row = npt.NDArray[np.float32]
+from capt_local.tokenization.vocabulary import FloatArray
 
 # Rows of a prompt that lie this close together are read in one batch, the ones between them for
 # nothing: a batch more would cost more than a few rows.
@@ -35,138 +29,6 @@ _GAP = 8
 _KEPT_ROWS = 8
 # Of a text without a space the last tokens alone are taken for those that may change.
 _LONGEST_TAIL = 12
-
-
-class Model(Protocol):
-    """One model with one running sequence of tokens in its KV cache.
-
-    Logits are rows of float32 over the vocabulary, unnormalised (nats). A row is a view into memory
-    that the next call to the same model overwrites.
-    """
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The model's tokens."""
-        ...
-
-    @property
-    def context_limit(self) -> int:
-        """Tokens that the context holds."""
-        ...
-
-    @property
-    def position(self) -> int:
-        """Tokens in the KV cache now."""
-        ...
-
-    @property
-    def max_rows(self) -> int:
-        """The most logit rows that one call can return."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Bytes of its weights."""
-        ...
-
-    @property
-    def can_rewind(self) -> bool:
-        """Whether the memory can forget a part; see `rewind`."""
-        ...
-
-    @property
-    def batch_floor(self) -> int:
-        """How `step` gives a token the same bits whatever comes with it.
-
-        0: in batches of any size; 1: one by one; more: in batches of at least so many.
-        """
-        ...
-
-    def price(self, count: int) -> float:
-        """What a batch of so many tokens costs here, in batches of one, as far as is known."""
-        ...
-
-    def tokenize(self, text: bytes, *, special: bool) -> list[int]:
-        """Splits UTF-8 text the way llama.cpp does, without adding BOS or EOS.
-
-        With `special`, control tokens written out in `text` become those tokens; without, they
-        stay text, except USER_DEFINED ones, which llama.cpp always matches. A tokenizer that puts
-        a space before a text does so here too.
-        """
-        ...
-
-    def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """Appends tokens in batches and returns the logits after the last `rows` of them.
-
-        Args:
-            tokens: at least one token. With `rows` = 0 no logits are computed.
-            rows: 0 to min(len(tokens), max_rows).
-
-        Returns:
-            Shape (rows, vocabulary), the last row being what follows all tokens. Every value is
-            finite.
-
-        Raises:
-            ContextOverflow: the tokens do not fit; nothing was appended.
-            NumericalError: a logit is NaN or infinite.
-        """
-        ...
-
-    def step(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """As `extend`, with the bits that these tokens have when they are appended one by one."""
-        ...
-
-    def peek(self, tokens: Sequence[int], rows: int = 1) -> Rows:
-        """The same logits as `step`, as a copy; the running sequence stays as it was."""
-        ...
-
-    def rewind(self, length: int) -> bool:
-        """Drops all tokens from position `length` on.
-
-        Returns:
-            False where the model's memory cannot forget a part (sliding window, recurrent): then
-            the whole sequence has been dropped (`position` is 0) and must be computed again.
-        """
-        ...
-
-    @property
-    def adapter_scales(self) -> tuple[float, ...]:
-        """Weights of the LoRA adapters on the model, in their order; empty without adapters."""
-        ...
-
-    def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
-        """Gives the adapters other weights; where they change, the whole sequence is dropped.
-
-        Args:
-            scales: one for each adapter; None: those that the model was loaded with.
-
-        Raises:
-            UsageError: there are not as many as adapters.
-        """
-        ...
-
-    def constraint(self, grammar: str, lead: bytes) -> Constraint:
-        """What a grammar (GBNF) allows in an answer, by this model's tokens.
-
-        Args:
-            grammar: in llama.cpp's notation.
-            lead: what the tokenizer puts in front of the answer, which is no part of it.
-
-        Raises:
-            UsageError: the grammar cannot be read.
-        """
-        ...
-
-    def close(self) -> None:
-        """Frees the KV cache (and the weights, when nothing else uses them)."""
-        ...
-
-
-def softmax(logits: Rows) -> Probabilities:
-    """Probabilities of one row of logits, as a new array of the same shape."""
-    row, _ = exponentials(logits, float(logits.max()))
-    row *= np.float32(1.0 / total(row))
-    return row
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
@@ -194,7 +56,6 @@ class LogitsCache:
     """
 
     def __init__(self, role: str, model: Model) -> None:
-        """Starts with what is expected to be an empty cache."""
         self.role = role
         self.model = model
         self.tokens: list[int] = []
@@ -211,10 +72,6 @@ class LogitsCache:
         if made is not self._made:
             self._rows.clear()
             self._made = made
-
-    def extend(self, tokens: Sequence[int], rows: int) -> Rows:
-        """See `Model.extend`."""
-        return self._decode(self.model.extend, tokens, rows)
 
     def rewind(self, length: int) -> None:
         """Holds at most the first `length` tokens; a model that cannot rewind is emptied."""
@@ -239,8 +96,9 @@ class LogitsCache:
         if self.model.adapter_scales != before:
             self.clear()
 
-    def tell(self, notice: str) -> None:
-        """Adds a notice, once."""
+    def notice_unseen(self) -> None:
+        """Adds the notice that some bytes have no token."""
+        notice = f"The {self.role} has no token for some bytes of the text and does not see them."
         if notice not in self.notices:
             self.notices.append(notice)
 
@@ -262,8 +120,8 @@ class LogitsCache:
         for group in _groups(wanted, self.model.max_rows):
             start = group[0] - 1
             if len(self.tokens) < start:
-                self.extend(tokens[len(self.tokens) : start], 0)
-            rows = self.extend(tokens[start : group[-1]], group[-1] - start)
+                self._decode(self.model.extend, tokens[len(self.tokens) : start], 0)
+            rows = self._decode(self.model.extend, tokens[start : group[-1]], group[-1] - start)
             for count in group:
                 yield count, rows[count - start - 1]
 
@@ -328,7 +186,7 @@ class LogitsCache:
         if same < len(self.tokens) or first <= same:
             self.rewind(0)
             if first > 1:
-                self.extend(tokens[: min(stable, first - 1)], 0)
+                self._decode(self.model.extend, tokens[: min(stable, first - 1)], 0)
         if len(self.tokens) < stable:
             self._step(tokens, first, stable)
         if stable < len(tokens):
@@ -406,28 +264,37 @@ class Proxy:
     Args:
         cache: the model and what it has read.
         tokenizer: of the model.
-        alignment: onto the target's tokens.
-        keeps_logits: for a method that needs more than probabilities.
+        alignment: onto the target's tokens; None for a method that needs the logits alone.
+        follows_tokens: whether it takes the target's tokens as they are, as one vocabulary allows.
 
     Attributes:
-        cache, alignment, keeps_logits: see above.
+        cache: see above.
+        depth: how many pieces back the alignment looks.
     """
 
     def __init__(
         self,
         cache: LogitsCache,
         tokenizer: TextTokenizer,
-        alignment: AnyAlignment,
+        alignment: Alignment | None,
         *,
-        keeps_logits: bool = False,
+        follows_tokens: bool = False,
     ) -> None:
-        """Starts with an empty context."""
         self.cache = cache
-        self.alignment = alignment
-        self.keeps_logits = keeps_logits
+        self.depth = alignment.depth if alignment else 0
+        self._alignment = alignment
+        self._follows_tokens = follows_tokens or (
+            alignment is not None and alignment.follows_tokens
+        )
         self._tokenizer = tokenizer
         self._context = CanonicalContext(tokenizer, (), start=False)
         self._rows: list[Row] = []
+
+    @property
+    def alignment(self) -> Alignment:
+        """See above."""
+        assert self._alignment is not None
+        return self._alignment
 
     @property
     def tokens(self) -> list[int]:
@@ -439,10 +306,15 @@ class Proxy:
         """Tokens that still fit into the context."""
         return self.cache.model.context_limit - len(self.tokens)
 
+    @property
+    def stable(self) -> int:
+        """Tokens that stay as they are when the text grows."""
+        return len(self.tokens) if self._follows_tokens else self._context.stable
+
     def start(self, prompt: Prompt) -> None:
         """Takes a prompt; decodes nothing yet. What the KV cache shares with it is kept."""
-        self.cache.keep_as(np.copy if self.keeps_logits else softmax)
-        if self.alignment.follows_tokens:
+        self.cache.keep_as(softmax if self._alignment else np.copy)
+        if self._follows_tokens:
             self._context = CanonicalContext(self._tokenizer, prompt.tokens, start=False)
         else:
             self._context = context_behind(prompt, self._tokenizer)
@@ -455,25 +327,19 @@ class Proxy:
             piece: the bytes that are read.
             before: the tokens in front of it which some of these bytes are of.
         """
-        if self.alignment.follows_tokens:
+        if self._follows_tokens:
             self._context.tokens += [*before, token]
         elif piece:
             self._context.append(piece)
             if self._context.unseen:
-                self.tell_unseen()
+                self.cache.notice_unseen()
 
     def keeps_tokens(self, text: bytes) -> bool:
         """Whether its tokens so far stay when this text follows.
 
         They change where the boundary in front of that text lies inside a longer piece.
         """
-        return self.alignment.follows_tokens or self.context().append(text) >= len(self.tokens)
-
-    def tell_unseen(self) -> None:
-        """Adds the notice that some bytes have no token."""
-        self.cache.tell(
-            f"The {self.cache.role} has no token for some bytes of the text and does not see them."
-        )
+        return self._follows_tokens or self.context().append(text) >= len(self.tokens)
 
     def context(self) -> CanonicalContext:
         """A copy of the tokens of prompt and answer, to go on from or to `restore`."""
@@ -481,21 +347,25 @@ class Proxy:
         context.tokens = list(context.tokens)
         return context
 
+    def restore(self, saved: CanonicalContext) -> None:
+        """Goes back to a text, or to one that began like it."""
+        self._context = copy.copy(saved)
+        self._context.tokens = list(saved.tokens)
+
     def wanted_rows(self) -> list[int]:
         """After how many tokens rows are needed: after the last pieces that may be healed."""
         size = len(self.tokens)
-        return list(range(size - len(self._rests()), size + 1))
+        return list(range(size - len(self._context.rests(self.depth)), size + 1))
 
     def sync(self) -> None:
         """Brings the model to the text and keeps the rows that `probability` needs."""
-        self._rows = self.cache.logits_for(self.tokens, 1 + len(self._rests()), self.stable)
+        count = 1 + len(self._context.rests(self.depth))
+        self._rows = self.cache.logits_for(self.tokens, count, self.stable)
 
     @property
-    def stable(self) -> int:
-        """Tokens that stay as they are when the text grows."""
-        if self.alignment.follows_tokens:
-            return len(self.tokens)
-        return self._context.stable
+    def is_read(self) -> bool:
+        """Whether the rows that `probability` needs are there."""
+        return self.cache.has(self.tokens, len(self.wanted_rows()))
 
     def read_ahead(self, tokens: Sequence[int], pieces: Sequence[bytes]) -> None:
         """Reads in one batch what the next positions need if these tokens of the target come.
@@ -508,7 +378,7 @@ class Proxy:
             pieces: their bytes.
         """
         first, size = self.wanted_rows()[0], len(self.tokens)
-        if self.alignment.follows_tokens:
+        if self._follows_tokens:
             path = [*self.tokens, *tokens]
         else:
             context = self.context()
@@ -527,37 +397,56 @@ class Proxy:
         if len(path) >= size:
             self.cache.logits_for(path, len(path) - first + 1, self.stable)
 
-    @property
-    def is_read(self) -> bool:
-        """Whether the rows that `probability` needs are there."""
-        return self.cache.has(self.tokens, len(self.wanted_rows()))
-
-    def restore(self, saved: CanonicalContext) -> None:
-        """Goes back to a text, or to one that began like it."""
-        self._context = copy.copy(saved)
-        self._context.tokens = list(saved.tokens)
-
-    def probability(self, question: CandidateQuery[Any]) -> FloatArray:
-        """Probability of each token in question; `sync` comes first. See `Alignment`."""
-        rests, size, rows = self._rests(), len(self.tokens), self._rows
+    def probability(self, query: CandidateQuery) -> FloatArray:
+        """Probability of each token in query, shape (n,); `sync` comes first."""
+        size, rows = len(self.tokens), self._rows
         back = [
             Back(rows[-1 - number], self.tokens[size - number], rest)
-            for number, rest in enumerate(rests, start=1)
+            for number, rest in enumerate(self._context.rests(self.depth), start=1)
         ]
-        return self.alignment.probability(question, View(rows[-1], back))
+        return self.alignment.probability(query, View(rows[-1], back))
 
     @property
-    def row(self) -> Probabilities:
+    def row(self) -> Row:
         """Probabilities over the proxy's own vocabulary after the text, shape (vocabulary,)."""
         row = self.cache.logits_for(self.tokens, 1, self.stable)[0]
-        return softmax(row) if self.keeps_logits else row
+        return row if self._alignment else softmax(row)
 
     @property
-    def logits(self) -> Rows:
-        """The same row as logits, where it `keeps_logits`."""
-        assert self.keeps_logits
+    def logits(self) -> Row:
+        """The same row as logits, where there is no alignment."""
+        assert self._alignment is None
         return self.cache.logits_for(self.tokens, 1, self.stable)[0]
 
-    def _rests(self) -> list[bytes]:
-        """Bytes that may be healed, the shortest first."""
-        return self._context.rests(self.alignment.depth)
+
+def queries(
+    own: Candidates, proxies: Sequence[Proxy], *, start: bool = False
+) -> Mapping[int, CandidateQuery]:
+    """What is asked about the candidates: one query for all proxies that share an alignment.
+
+    Args:
+        own: the candidates.
+        proxies: that are asked.
+        start: whether an answer begins whose leading space is the tokenizer's own.
+
+    Returns:
+        By the identity of the alignment.
+    """
+    prior = np.exp(own.logp)
+    return {
+        id(alignment): alignment.query(own.tokens, prior, start=start)
+        for alignment in {id(each.alignment): each.alignment for each in proxies}.values()
+    }
+
+
+def proxy_logps(
+    own: Candidates,
+    proxies: Sequence[Proxy],
+    asked: Mapping[int, CandidateQuery],
+    said: Sequence[FloatArray],
+) -> FloatArray:
+    """What the proxies say about the candidates, as logarithms, shape (k, n)."""
+    if not proxies:
+        return np.empty((0, len(own.tokens)))
+    aligned = functools.reduce(np.logical_and, (query.aligned for query in asked.values()))
+    return logs(said, aligned, own.logp, max(each.alignment.floor for each in proxies))

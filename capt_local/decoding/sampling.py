@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.decoding.combine import FloatArray
 from capt_local.decoding.options import SampleOptions
-from capt_local.tokenization.vocabulary import BoolArray, IntArray
+from capt_local.tokenization.vocabulary import BoolArray, FloatArray, IntArray
 
 
 def penalised(
@@ -30,12 +29,7 @@ def penalised(
 
 
 def filtered(scores: FloatArray, options: SampleOptions) -> npt.NDArray[np.intp]:
-    """Places of the scores that top-k, top-p and min-p leave, likeliest first.
-
-    Args:
-        scores: log-scores, not necessarily normalised, shape (n,).
-        options: which filters.
-    """
+    """Places of the log-scores, shape (n,), that top-k, top-p and min-p leave, likeliest first."""
     order = np.argsort(-scores, kind="stable")
     if options.top_k:
         order = order[: options.top_k]
@@ -70,7 +64,7 @@ def choose(
     rng: np.random.Generator,
     mask: BoolArray | None = None,
 ) -> int:
-    """Draws the next token.
+    """Draws the next token; at temperature 0 the likeliest, the lowest id of equals.
 
     Args:
         tokens: ascending ids, shape (n,).
@@ -81,8 +75,7 @@ def choose(
         mask: which tokens may be drawn, at least one, shape (n,); None: all.
 
     Returns:
-        The place of the chosen token in `tokens`. At temperature 0 the likeliest, the lowest id
-        of equals.
+        The place of the chosen token in `tokens`.
     """
     if options.temperature == 0.0:
         return likeliest(tokens, logp, recent, options, mask)

@@ -16,7 +16,7 @@ from enum import StrEnum
 import numpy as np
 
 from capt_local.decoding.baselines import log_mass
-from capt_local.decoding.combine import Distribution, FloatArray
+from capt_local.decoding.combine import Distribution
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.prompt_weights import Evidence, prefill
 from capt_local.decoding.proxy import LogitsCache, context_behind
@@ -24,7 +24,7 @@ from capt_local.errors import Cancelled, ContextOverflow, UnspellableText, Usage
 from capt_local.prompting.build import build_raw
 from capt_local.prompting.messages import Prompt, Segment
 from capt_local.tokenization.tokenizer import TextTokenizer, UnspellableByte
-from capt_local.tokenization.vocabulary import IntArray, Vocabulary
+from capt_local.tokenization.vocabulary import Vocabulary
 
 Cancel = Callable[[], bool]
 Tokenizers = Mapping[str, TextTokenizer]
@@ -195,28 +195,18 @@ def _events(
     if given:
         begins = [token for token, one in enumerate(vocabulary.pieces()) if one.startswith(given)]
         allowed = np.array([each for each in begins if vocabulary.is_text[each]], dtype=np.int32)
-        found = logps(here, allowed)
+        found = here.token_logps(allowed)
         likeliest, total = int(allowed[found.argmax()]), log_mass(found)
     tokens = [token for token in wanted if token != _END]
-    said = logps(here, np.array(tokens, dtype=np.int32))
+    said = here.token_logps(np.array(tokens, dtype=np.int32))
     events = {
         token: Event(float(logp) - total, token == likeliest)
         for token, logp in zip(tokens, said, strict=True)
     }
     if _END in wanted:
-        ends = logps(here, vocabulary.end_ids)
+        ends = here.token_logps(vocabulary.end_ids)
         events[_END] = Event(log_mass(ends), bool(vocabulary.is_end[likeliest]))
     return events
-
-
-def logps(here: Distribution, tokens: IntArray) -> FloatArray:
-    """Log-probabilities of any tokens under a distribution with ascending candidates, (n,)."""
-    own = here.candidates
-    places = np.minimum(np.searchsorted(own.tokens, tokens), len(own.tokens) - 1)
-    inside = own.tokens[places] == tokens
-    result: FloatArray = here.row[tokens].astype(np.float64) - own.log_total + here.outside
-    result[inside] = here.logp[places[inside]]
-    return result
 
 
 class Choosing(StrEnum):

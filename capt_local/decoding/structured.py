@@ -14,17 +14,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from capt_local.decoding.combine import Distribution
+from capt_local.decoding.model import Constraint, Model
 from capt_local.decoding.options import SampleOptions, Structure
 from capt_local.decoding.sampling import likeliest
 from capt_local.errors import ModelError, UsageError
@@ -33,8 +32,6 @@ from capt_local.tokenization.vocabulary import BoolArray, IntArray, TokenKind, V
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
-
-    from capt_local.decoding.proxy import Model
 
 LARGEST_SCHEMA = 1 << 16  # bytes
 DEEPEST = 32
@@ -55,13 +52,12 @@ _REFUSED = {"$dynamicAnchor", "$dynamicRef", "$recursiveRef", "$vocabulary", "ad
             "not", "propertyNames", "then", "unevaluatedItems", "unevaluatedProperties",
             "uniqueItems"}  # fmt: skip
 _KNOWN = _VALUES | _SCHEMA | _SCHEMAS | _NAMED_SCHEMAS | _REFUSED
-_BROKEN_OFF = "The answer reached its largest length before its form was complete."
 # At most one space between parts: a model could write white space without end. No \\u, since half
 # of a pair of surrogates is no character.
 _LAYOUT = {
     "whitespace_pattern": " ?",
     "json_allowed_escapes": '"\\bfnrt',
-    "coerce_one_of": True,
+    "coerce_one_of": True,  # whether the cases of a oneOf overlap is not looked at
 }
 # The beginnings of llguidance's errors, which quote the schema, and what is said instead.
 _REASONS = (
@@ -73,26 +69,6 @@ _REASONS = (
     ("Pointer ", 'has a "$ref" to what is not there'),
     ("Resource ", 'has a "$ref" that does not begin with "#"'),
 )  # fmt: skip
-
-
-class Constraint(Protocol):
-    """What may come next in an answer, in the tokens of one model."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether the answer so far is all that is asked for."""
-        ...
-
-    def allowed(self, tokens: Sequence[int] | IntArray) -> BoolArray:
-        """Which of these tokens may come next, shape (n,).
-
-        End tokens may where the answer may end; other control tokens never.
-        """
-        ...
-
-    def accept(self, token: int) -> None:
-        """Goes one token on. The token is allowed and is no end token."""
-        ...
 
 
 def schema_structure(text: bytes, name: str = "The schema") -> Structure:
@@ -114,9 +90,9 @@ def schema_structure(text: bytes, name: str = "The schema") -> Structure:
         raise UsageError(f"{name} is not JSON (UTF-8, no name twice in an object).") from None
     try:
         kept = _kept(schema, name, schema)
-        SchemaCheck(kept, name)
-        kept = _closed(kept)
-        structure = Structure(json.dumps(kept, ensure_ascii=False), "json-schema")
+        _refuse_invalid(kept, name)
+        source = json.dumps(_closed(kept), ensure_ascii=False)
+        structure = Structure(source, "json-schema")
         SchemaConstraint(_BYTES, structure.source)
     except _Refused as error:
         raise UsageError(f"{name} {error}.") from None
@@ -125,6 +101,16 @@ def schema_structure(text: bytes, name: str = "The schema") -> Structure:
     except ModelError:  # llguidance gave up; no model is there yet
         raise UsageError(f"{name} refers to itself without an end, or is too large.") from None
     return structure
+
+
+def _refuse_invalid(schema: Any, name: str) -> None:
+    from jsonschema import Draft202012Validator, SchemaError
+
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        place = _place(schema, error.absolute_path)
+        raise UsageError(f"{name} is not a valid JSON schema{place}.") from None
 
 
 def constraint_for(structure: Structure, model: Model, lead: bytes) -> Constraint:
@@ -164,7 +150,6 @@ class SchemaConstraint:
             raise ModelError("The model has no token that ends an answer.")
         self._vocabulary = vocabulary
         found = json.loads(schema)
-        self._check_of_whole = SchemaCheck(found, "The schema")
         self._lead = lead
         self._text = b""
         front = f"{json.dumps(lead.decode())}? " if lead else ""
@@ -192,7 +177,11 @@ class SchemaConstraint:
         """Whether the answer is an instance of the schema."""
         if not self._matcher.is_accepting():
             return False
-        return not self._check_of_whole.problem(self._text.removeprefix(self._lead))
+        try:
+            parse_json(self._text.removeprefix(self._lead))
+        except NotReadable:  # a free member may have the name of another
+            return False
+        return True
 
     def allowed(self, tokens: Sequence[int] | IntArray) -> BoolArray:
         """Which of these tokens may come next, shape (n,)."""
@@ -235,136 +224,17 @@ class SchemaConstraint:
             )
 
 
-def structure_problem(answer: Mapping[str, Any], schema: SchemaCheck | None) -> str:
+def structure_problem(answer: Mapping[str, Any]) -> str:
     """Why an answer has not the form that was requested; empty where it has, or none was.
 
     Args:
         answer: as `report.json.answer_object` gives it.
-        schema: None where there is none, but perhaps a grammar.
     """
-    choice = answer["choices"][0]
-    if schema is None:
-        return _BROKEN_OFF if answer["capt"].get("structured") == "incomplete" else ""
-    text = choice["message"]["content"] if "message" in choice else choice["text"]
-    return schema.problem(text, cut=choice["finish_reason"] == "length")
-
-
-class SchemaCheck:
-    """Validates answers against a JSON schema.
-
-    Args:
-        schema: as it was read.
-        name: what errors call it.
-
-    Raises:
-        UsageError: it is no schema; the message holds nothing of it.
-    """
-
-    def __init__(self, schema: Any, name: str) -> None:
-        from jsonschema import SchemaError
-        from referencing import Registry
-
-        kind = _validator(schema.get("$schema") if isinstance(schema, dict) else None)
-        try:
-            kind.check_schema(schema)
-        except SchemaError as error:
-            place = _place(schema, error.absolute_path)
-            raise UsageError(f"{name} is not a valid JSON schema{place}.") from None
-        # With a registry of its own, nothing is ever fetched for a reference.
-        self._validator = kind(schema, registry=Registry())
-
-    def problem(self, text: str | bytes, *, cut: bool = False) -> str:
-        """Why a text is no instance; empty where it is one. Repeats nothing of the text.
-
-        Args:
-            text: of the answer.
-            cut: whether it reached its largest length.
-        """
-        from referencing.exceptions import Unresolvable
-
-        try:
-            data = text.encode("utf-8", "replace") if isinstance(text, str) else text
-            value: Any = parse_json(data)
-        except NotReadable:
-            return _BROKEN_OFF if cut else "The answer is not valid JSON."
-        _work.left = _MOST_WORK
-        try:
-            error = next(iter(self._validator.iter_errors(value)), None)
-        except (Unresolvable, RecursionError, _Refused):
-            return "The schema has a reference or a pattern that cannot be followed."
-        if error is None:
-            return ""
-        return f"The answer breaks a rule of the schema ({error.validator})."
-
-
-# Keywords that are looked at for one answer; those of references to references may double without
-# end.
-_MOST_WORK = 50_000
-_work = threading.local()
-
-
-@cache
-def _validator(dialect: str | None) -> Any:
-    """The validator of a dialect, with patterns of llguidance and a bound of its work.
-
-    Python's own patterns can take exponential time, during which nothing else of the process runs.
-    """
-    from jsonschema import Draft202012Validator, ValidationError
-    from jsonschema.validators import extend, validator_for
-
-    def counted(check: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Iterator[Any]:
-            _work.left -= 1
-            if _work.left < 0:
-                raise _Refused
-            yield from check(*arguments) or ()
-
-        return run
-
-    def pattern(_: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
-        if isinstance(value, str) and not _matches(pattern, value):
-            yield ValidationError("")
-
-    def named(validator: Any, patterns: Any, value: Any, schema: Any) -> Iterator[Any]:
-        for name in value if isinstance(value, dict) else ():
-            for each in (each for each in patterns if _matches(each, name)):
-                yield from validator.descend(value[name], patterns[each])
-
-    def others(validator: Any, other: Any, value: Any, schema: Any) -> Iterator[Any]:
-        for name in value if isinstance(value, dict) else ():
-            patterns = schema.get("patternProperties", ())
-            if name not in schema.get("properties", ()) and not any(
-                _matches(each, name) for each in patterns
-            ):
-                errors = [ValidationError("")] if other is False else None
-                yield from errors or validator.descend(value[name], other)
-
-    kind = validator_for({"$schema": dialect}, default=Draft202012Validator)
-    own = {"pattern": pattern, "patternProperties": named, "additionalProperties": others}
-    checks = {name: counted(check) for name, check in {**kind.VALIDATORS, **own}.items()}
-    return extend(kind, checks)  # type: ignore[no-untyped-call]
-
-
-def _matches(pattern: str, text: str) -> bool:
-    """Whether a pattern matches a part of a text, in a time that the text's length bounds."""
-    matcher = _automaton(pattern).deep_copy()
-    data = json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")
-    whole = matcher.try_consume_tokens(list(data)) == len(data) and matcher.is_accepting()
-    if matcher.is_error():
-        raise _Refused
-    return whole
-
-
-@lru_cache(64)
-def _automaton(pattern: str) -> LLMatcher:
-    from llguidance import LLMatcher, LLParserLimits
-
-    form = LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", "pattern": pattern}))
-    limits = LLParserLimits(verbose_errors=False)
-    matcher = LLMatcher(_tokenizer(_BYTES), form, limits=limits, log_level=0)
-    if matcher.is_error():
-        raise _Refused
-    return matcher
+    if answer["capt"].get("structured") != "incomplete":
+        return ""
+    if answer["choices"][0]["finish_reason"] == "length":
+        return "The answer reached its largest length before its form was complete."
+    return "The answer is not complete, or has a name twice in an object."
 
 
 class _NumberLimit:

@@ -12,7 +12,6 @@ import numpy as np
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions, Speed
-from capt_local.decoding.proxy import Proxy
 from capt_local.decoding.step import Step
 from capt_local.errors import CaptError
 from capt_local.prompting.messages import Prompt
@@ -116,8 +115,7 @@ def nothing_is_left_of_drafts(trio: Ensemble) -> None:
     """Every model stands at the text that was said, or before it; never behind it."""
     assert trio.leader.tokens == trio.tokens[: len(trio.leader.tokens)]
     for proxy in trio.proxies:
-        if isinstance(proxy, Proxy):  # the others read many tokenizations of the text
-            assert proxy.cache.tokens == proxy.tokens[: len(proxy.cache.tokens)]
+        assert proxy.cache.tokens == proxy.tokens[: len(proxy.cache.tokens)]
     for cached in trio.models:
         assert cached.model.tokens == cached.tokens  # type: ignore[attr-defined]
         assert cached.model.position == len(cached.tokens)

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from capt_local.alignment import Align
 from capt_local.decoding.batching import BatchScheduler, Request, RequestResult, shared_beginning
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import (
-    AlignOptions,
     CombineOptions,
     GenerateOptions,
     Method,
@@ -137,7 +135,7 @@ def test_each_request_has_its_own_options() -> None:
         ),
         Request(TEXTS[2], dataclasses.replace(PLAIN, method=Method.EXPERT_LED, top=3)),
         Request(TEXTS[3], dataclasses.replace(PLAIN, stop=("a",), max_tokens=40)),
-        Request(TEXTS[4], dataclasses.replace(PLAIN, align=AlignOptions(kind=Align.CAPT_PAPER))),
+        Request(TEXTS[4], dataclasses.replace(PLAIN, method=Method.CAPT_PAPER)),
     ]
     found = check(Desk(), asks)
     assert found[0].steps != found[1].steps

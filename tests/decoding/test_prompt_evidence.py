@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.alignment import Align
 from capt_local.decoding.ensemble import Ensemble
-from capt_local.decoding.options import GRID, AlignOptions, CombineOptions, GenerateOptions
+from capt_local.decoding.options import GRID, CombineOptions, GenerateOptions
 from capt_local.decoding.prompt_weights import Evidence, Memory, prefill
 from capt_local.prompting.messages import Prompt, Segment
 from tests.decoding.trios import PROXY, TARGET, assembly, toy, turn
@@ -122,11 +121,9 @@ def test_evidence_is_the_same_with_and_without_memory(
         same(evidence(trio, prompts, memory), evidence(fresh, conversation(fresh, texts[:size])))
 
 
-@pytest.mark.parametrize("kind", list(Align))
-def test_a_second_turn_decodes_new_tokens_alone(kind: Align) -> None:
-    options = GenerateOptions(align=AlignOptions(kind))
+def test_a_second_turn_decodes_new_tokens_alone() -> None:
     kinds = {"target": (TARGET, 1), "expert": (PROXY, 2), "base": (PROXY, 3)}
-    trio = assembly({r: FakeModel(*kind) for r, kind in kinds.items()}).build(options)
+    trio = assembly({r: FakeModel(*kind) for r, kind in kinds.items()}).build(GenerateOptions())
     memory, again = Memory(), trio.proxies[0].alignment.depth + 1
     for size in (1, 3):
         prompts = conversation(trio, TURNS[:size])
@@ -171,7 +168,6 @@ def test_other_options_do_not_reuse_what_was_remembered(options: CombineOptions)
     memory, trio, fresh = Memory(), toy(), toy(options)
     prompts = conversation(trio, TURNS)
     before = evidence(trio, prompts, memory)
-    trio.configure(options)
-    got = evidence(trio, prompts, memory)
+    got = evidence(toy(options), prompts, memory)
     same(got, evidence(fresh, prompts))
     assert got.seen != before.seen or (got.weights.tolist() != before.weights.tolist())

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capt_local.alignment.paper import TokenStrings
-from capt_local.decoding.baselines import Choices, Contrastive, PaperCapt, Unite, proxy_tuning
+from capt_local.decoding.baselines import Choices, PaperCapt, Unite, contrastive, proxy_tuning
 from capt_local.decoding.combine import plausible
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.options import CombineOptions, Exponents, GenerateOptions, Method
 from tests.decoding.trios import PROXY, TARGET, assembly, make_trio, toy, turn, walk
 from tests.fakes import FakeModel, softmax, text_tokenizer
+from tests.published_toys import best
 
 LIMITS = st.sampled_from([0.0, 1e-5, 1e-2, 0.3, 1.0])
 POWERS = st.tuples(*[st.floats(-2, 2)] * 3)
@@ -122,7 +123,7 @@ def test_one_vocabulary_is_proxy_tuning_to_the_letter(alpha: float) -> None:
     for _ in range(20):
         wanted = proxy_tuning(*(model.logits(trio.tokens) for model in models), alpha=alpha)
         np.testing.assert_allclose(everything(trio), wanted.logp, atol=2e-5)
-        trio.advance(wanted.best)
+        trio.advance(best(wanted))
 
 
 def test_a_mixture_mixes_its_products_and_each_token_tells_how_well_each_did() -> None:
@@ -144,12 +145,12 @@ def test_a_mixture_mixes_its_products_and_each_token_tells_how_well_each_did() -
     assert len(outside) and not here.gains(int(outside[0])).any()
 
 
-def pure(method: Method, models: dict[str, FakeModel], *, scoring: bool) -> Callable[..., Choices]:
+def pure(method: Method, models: dict[str, FakeModel]) -> Callable[..., Choices]:
     """The published algorithm, straight from its file."""
     strings = {
         role: TokenStrings(model.vocabulary, model.tokenize) for role, model in models.items()
     }
-    made: PaperCapt | Unite | Contrastive
+    made: PaperCapt | Unite
     if method is Method.PROXY_TUNING:
         return proxy_tuning
     if method is Method.CAPT_PAPER:
@@ -157,8 +158,8 @@ def pure(method: Method, models: dict[str, FakeModel], *, scoring: bool) -> Call
     elif method is Method.UNITE:
         made = Unite(strings["target"], strings["expert"])
     else:
-        made = Contrastive()
-    return made.scoring if scoring else made.generating
+        return contrastive
+    return made.generating
 
 
 def fakes(method: Method) -> dict[str, FakeModel]:
@@ -178,7 +179,7 @@ def test_a_published_answer_is_that_of_its_pure_function_stepped_by_hand(method:
     trio.start(turn(trio, b"abc the card"))
     steps = list(walk(trio, GenerateOptions(method, max_tokens=20)))
 
-    choose = pure(method, models, scoring=False)
+    choose = pure(method, models)
     prompts = turn(trio, b"abc the card")
     leading, *others = (models[each.role] for each in trio.models)
     tokens = list(prompts[trio.leader.role].tokens)
@@ -187,12 +188,12 @@ def test_a_published_answer_is_that_of_its_pure_function_stepped_by_hand(method:
         rows = [leading.logits(tokens)]
         for each, model in zip(trio.proxies, others, strict=True):
             own = list(prompts[each.cache.role].tokens)
-            same = each.alignment.follows_tokens
+            same = method is Method.PROXY_TUNING or method is Method.CONTRASTIVE
             start = len(prompts[trio.leader.role].tokens)
             more = tokens[start:] if same else text_tokenizer(model).encode(answer, start=True)
             rows.append(model.logits([*own, *more]))
         made = choose(*rows)
-        assert step.token == made.best
+        assert step.token == best(made)
         assert step.logp == pytest.approx(float(made.logp.max()), abs=1e-5)
         tokens.append(step.token)
     assert len(steps) == 20 and len({step.token for step in steps}) > 5

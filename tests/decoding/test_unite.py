@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capt_local.decoding.baselines import Unite, log_softmax, top
-from tests.published_toys import lettered, spaced
+from tests.published_toys import best, lettered, spaced, token_logp
 
 TARGET = lettered("card", "iac", " the")
 EXPERT = spaced(" ", " the", "card", " i", "ac", " therapy", " thesis")
@@ -28,8 +28,8 @@ def test_the_mean_over_the_union() -> None:
     wanted = [(0.66524 + 0.04661) / 2, (0.24473 + 0.01715) / 2, (0.09003 + 0.93624) / 2]
     assert made.tokens.tolist() == [TARGET.id("card"), TARGET.id("iac"), TARGET.id(" the")]
     assert np.exp(made.logp) == pytest.approx(wanted, abs=2e-5)
-    assert made.best == TARGET.id(" the")
-    assert made.token_logp(TARGET.id("x"), -1.0) == -np.inf
+    assert best(made) == TARGET.id(" the")
+    assert token_logp(made, TARGET.id("x"), -1.0) == -np.inf
 
 
 def test_scoring_shares_what_the_target_gives_to_the_union() -> None:
@@ -47,14 +47,14 @@ def test_scoring_shares_what_the_target_gives_to_the_union() -> None:
     own = log_softmax(target)
     for piece, share in wanted.items():
         token = TARGET.id(piece)
-        assert made.token_logp(token, own[token]) == pytest.approx(np.log(share), abs=1e-5)
+        assert token_logp(made, token, own[token]) == pytest.approx(np.log(share), abs=1e-5)
 
 
 def test_a_word_that_the_target_lacks_emits_the_letter_of_its_space() -> None:
     """The string "Ġtherapy" is split as text: "Ġ" is C4 A0, and its first byte is emitted."""
     target = TARGET.logits({"card": 0.0, "iac": -1.0})
     expert = EXPERT.logits({" therapy": 9.0, "card": 0.0})
-    assert method().generating(target, expert).best == 2 + 0xC4
+    assert best(method().generating(target, expert)) == 2 + 0xC4
 
 
 def test_a_second_string_with_the_same_first_sub_token_gets_the_logit_0() -> None:
@@ -71,7 +71,7 @@ def test_a_second_string_with_the_same_first_sub_token_gets_the_logit_0() -> Non
     merged = made.merged()
     assert merged.tokens.tolist() == [2 + 0xC4, TARGET.id("card"), TARGET.id("iac")]
     assert np.exp(merged.logp[0]) == pytest.approx(wanted[2] + wanted[3], rel=1e-5)
-    assert made.token_logp(2 + 0xC4, -9.0) == pytest.approx(merged.logp[0])
+    assert token_logp(made, 2 + 0xC4, -9.0) == pytest.approx(merged.logp[0])
 
 
 def test_strings_are_compared_one_by_one_not_by_the_token_that_they_emit() -> None:
@@ -81,8 +81,8 @@ def test_strings_are_compared_one_by_one_not_by_the_token_that_they_emit() -> No
     made = method().generating(target, expert)
     # card: (0.378 + 0.311) / 2 = 0.345. therapy: (0.229 + 0.345) / 2 = 0.287. thesis:
     # (0.139 + 0.345) / 2 = 0.242. The two emit one token, which would have 0.529.
-    assert made.best == TARGET.id("card")
-    assert made.merged().best == 2 + 0xC4
+    assert best(made) == TARGET.id("card")
+    assert best(made.merged()) == 2 + 0xC4
     assert np.exp(made.merged().logp.max()) == pytest.approx(0.529, abs=1e-3)
 
 
@@ -120,7 +120,7 @@ def test_both_forms_are_normalised(seed: int, k: int) -> None:
     assert k <= len(made.tokens) <= 2 * k
     scored = method(k).scoring(*rows)
     own = log_softmax(rows[0])
-    total = sum(np.exp(scored.token_logp(token, own[token])) for token in range(len(own)))
+    total = sum(np.exp(token_logp(scored, token, own[token])) for token in range(len(own)))
     assert total == pytest.approx(1.0)
 
 

@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.alignment.fit import fit
-from capt_local.alignment.projection import FLOOR, TargetEvents
+from capt_local.alignment.projection import FLOOR, TargetEvents, fit
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GRID, CombineOptions, GenerateOptions, SampleOptions
 from capt_local.decoding.prompt_weights import Evidence, prefill
-from capt_local.decoding.proxy import LogitsCache, Proxy
+from capt_local.decoding.proxy import LogitsCache, Proxy, queries
 from capt_local.decoding.reasoning import StopStrings
 from capt_local.decoding.scoring import score_text
 from capt_local.decoding.step import FinishReason
@@ -44,7 +43,7 @@ def test_rows_are_those_of_a_fresh_prefill(
     model = FakeModel(PROXY, 2, can_rewind=can_rewind, lead=lead)
     tokens = text_tokenizer(model)
     proxy = Proxy(
-        LogitsCache("expert", model), tokens, fit(tokens, TargetEvents(text_tokenizer(target)))
+        LogitsCache("expert", model), tokens, fit(PROXY, TargetEvents(text_tokenizer(target)))
     )
     user = Segment(tuple(tokens.encode(b"card", start=True)), b"card")
     for text in (first, second):  # the second prompt shares the cache of the first
@@ -143,7 +142,7 @@ def test_cancelling_leaves_all_models_at_one_text() -> None:
     for step in made:
         seen.append(step.token)
     assert made.finish is FinishReason.INTERRUPTED and len(seen) == 7
-    trio.sync()
+    trio.distribution()
     text = TARGET.text(trio.tokens)
     for proxy in trio.proxies:
         assert PROXY.text(proxy.cache.tokens) == text
@@ -211,15 +210,15 @@ def test_the_leading_space_of_the_targets_tokenizer_is_no_part_of_the_answer() -
     alignment = trio.proxies[0].alignment
     wanted = alignment.query(own.tokens, np.exp(own.logp), start=True).wanted[word]
     assert wanted == alignment.query(A, np.ones(1)).wanted[0]
-    question = trio.contrast.questions(own, trio.proxies, start=True)
+    question = queries(own, trio.proxies, start=True)
     expert, base = (
         proxy.probability(question[id(proxy.alignment)])[word] + FLOOR for proxy in trio.proxies
     )
     assert here.contrast[word] == pytest.approx(np.log(expert / base))
-    unlike = trio.contrast.questions(own, trio.proxies)
+    unlike = queries(own, trio.proxies)
     assert trio.proxies[0].probability(unlike[id(trio.proxies[0].alignment)])[word] != expert
     trio.advance(int(here.candidates.tokens[word]))
-    trio.sync()
+    trio.distribution()
     for proxy in trio.proxies:
         assert PROXY.text(proxy.tokens[proxy._context.fixed :]) == b"a"
     assert trio.piece(int(here.candidates.tokens[word])) == b" a"
@@ -246,7 +245,7 @@ def test_control_tokens_have_no_contrast_where_one_proxy_has_no_event_for_them()
     target, expert, base = FakeModel(TARGET, 1), FakeModel(TARGET, 2), FakeModel(PROXY, 3)
     events = TargetEvents(text_tokenizer(target))
     proxies = [
-        Proxy(LogitsCache(role, each), text_tokenizer(each), fit(text_tokenizer(each), events))
+        Proxy(LogitsCache(role, each), text_tokenizer(each), fit(each.vocabulary, events))
         for role, each in (("expert", expert), ("base", base))
     ]
     options = CombineOptions(alphas=(1.0,), plausibility=0.0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from capt_local.alignment.fit import fit
-from capt_local.alignment.projection import TargetEvents
+from capt_local.alignment.projection import TargetEvents, fit
 from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder
 from capt_local.decoding.loop import Generation
+from capt_local.decoding.model import Constraint
 from capt_local.decoding.options import CombineOptions, GenerateOptions
 from capt_local.decoding.proxy import LogitsCache, Proxy
-from capt_local.decoding.structured import Constraint, GrammarSampler
+from capt_local.decoding.structured import GrammarSampler
 from capt_local.prompting.messages import Prompt, Segment
 from tests.fakes import FakeModel, make_vocabulary, text_tokenizer
 
@@ -23,7 +23,7 @@ def make_trio(
     target: FakeModel, expert: FakeModel, base: FakeModel, options: CombineOptions | None = None
 ) -> Ensemble:
     events = TargetEvents(text_tokenizer(target))
-    alignment = fit(text_tokenizer(expert), events)
+    alignment = fit(expert.vocabulary, events)
     proxies = [
         Proxy(LogitsCache(role, model), text_tokenizer(model), alignment)
         for role, model in (("expert", expert), ("base", base))

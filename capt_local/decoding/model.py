@@ -1,0 +1,158 @@
+"""What the decoder needs of a model; the engine provides it, tests provide it in 60 lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from capt_local.tokenization.vocabulary import BoolArray, IntArray, Vocabulary
+
+# Logits, or probabilities: one row over a vocabulary, or several.
+Row = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.float32]
+
+
+class Constraint(Protocol):
+    """What may come next in an answer, in the tokens of one model."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer so far is all that is asked for."""
+        ...
+
+    def allowed(self, tokens: Sequence[int] | IntArray) -> BoolArray:
+        """Which of these tokens may come next, shape (n,).
+
+        End tokens may where the answer may end; other control tokens never.
+        """
+        ...
+
+    def accept(self, token: int) -> None:
+        """Goes one token on. The token is allowed and is no end token."""
+        ...
+
+
+class Model(Protocol):
+    """One model with one running sequence of tokens in its KV cache.
+
+    Logits are rows of float32 over the vocabulary, unnormalised (nats). A row is a view into memory
+    that the next call to the same model overwrites.
+    """
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's tokens."""
+        ...
+
+    @property
+    def context_limit(self) -> int:
+        """Tokens that the context holds."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """Tokens in the KV cache now."""
+        ...
+
+    @property
+    def max_rows(self) -> int:
+        """The most logit rows that one call can return."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights."""
+        ...
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether the memory can forget a part; see `rewind`."""
+        ...
+
+    @property
+    def batch_floor(self) -> int:
+        """How `step` gives a token the same bits whatever comes with it.
+
+        0: in batches of any size; 1: one by one; more: in batches of at least so many.
+        """
+        ...
+
+    def price(self, count: int) -> float:
+        """What a batch of so many tokens costs here, in batches of one, as far as is known."""
+        ...
+
+    def tokenize(self, text: bytes, *, special: bool) -> list[int]:
+        """Splits UTF-8 text the way llama.cpp does, without adding BOS or EOS.
+
+        With `special`, control tokens written out in `text` become those tokens; without, they
+        stay text, except USER_DEFINED ones, which llama.cpp always matches. A tokenizer that puts
+        a space before a text does so here too.
+        """
+        ...
+
+    def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
+        """Appends tokens in batches and returns the logits after the last `rows` of them.
+
+        Args:
+            tokens: at least one token. With `rows` = 0 no logits are computed.
+            rows: 0 to min(len(tokens), max_rows).
+
+        Returns:
+            Shape (rows, vocabulary), the last row being what follows all tokens. Every value is
+            finite.
+
+        Raises:
+            ContextOverflow: the tokens do not fit; nothing was appended.
+            NumericalError: a logit is NaN or infinite.
+        """
+        ...
+
+    def step(self, tokens: Sequence[int], rows: int = 1) -> Rows:
+        """As `extend`, with the bits that these tokens have when they are appended one by one."""
+        ...
+
+    def peek(self, tokens: Sequence[int], rows: int = 1) -> Rows:
+        """The same logits as `step`, as a copy; the running sequence stays as it was."""
+        ...
+
+    def rewind(self, length: int) -> bool:
+        """Drops all tokens from position `length` on.
+
+        Returns:
+            False where the model's memory cannot forget a part (sliding window, recurrent): then
+            the whole sequence has been dropped (`position` is 0) and must be computed again.
+        """
+        ...
+
+    @property
+    def adapter_scales(self) -> tuple[float, ...]:
+        """Weights of the LoRA adapters on the model, in their order; empty without adapters."""
+        ...
+
+    def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
+        """Gives the adapters other weights; where they change, the whole sequence is dropped.
+
+        Args:
+            scales: one for each adapter; None: those that the model was loaded with.
+
+        Raises:
+            UsageError: there are not as many as adapters.
+        """
+        ...
+
+    def constraint(self, grammar: str, lead: bytes) -> Constraint:
+        """What a grammar (GBNF) allows in an answer, by this model's tokens.
+
+        `lead` is what the tokenizer puts in front of the answer, which is no part of it.
+
+        Raises:
+            UsageError: the grammar cannot be read.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the KV cache (and the weights, when nothing else uses them)."""
+        ...
