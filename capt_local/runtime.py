@@ -34,8 +34,7 @@ from capt_local.decoding.scoring import (
     opening,
     score_text,
 )
-from capt_local.decoding.step import Step
-from capt_local.errors import CaptError, UsageError
+from capt_local.errors import UsageError
 from capt_local.llama.batched import MOST_LANES, Lanes, open_lanes
 from capt_local.llama.load_models import open_models, vocabulary_notices
 from capt_local.llama.model import LlamaModel
@@ -49,6 +48,7 @@ from capt_local.tokenization.tokenizer import TextTokenizer
 Progress = Callable[[str, float], None]
 Cancel = Callable[[], bool]
 Asked = str | Sequence[Message | Mapping[str, str]]
+Files = str | Path | Sequence[str | Path]
 
 _CLOSED = "This runtime has been closed."
 _ANOTHER = (
@@ -58,7 +58,7 @@ _ANOTHER = (
 
 
 class Runtime:
-    """A bundle that is loaded and can answer. Use it as a context manager.
+    """A bundle that is loaded and can answer; see `open`. Use it as a context manager.
 
     Every method raises UsageError once the runtime has been closed.
 
@@ -81,7 +81,6 @@ class Runtime:
         date: datetime.date | None = None,
         template: str | None = None,
     ) -> None:
-        """See `open`."""
         self.bundle = bundle
         self.template = template
         self.models = dict(models)
@@ -91,7 +90,7 @@ class Runtime:
             self.notices.append(first_pair_notice(bundle.pairs))
         templates = {role: model.metadata.chat_template for role, model in models.items()}
         files: dict[str, ModelFile] = dict(bundle.models.items())
-        self._add_turn_ends(files, templates, template)
+        _add_turn_ends(self.models, files, templates, template)
         self._caches = {role: LogitsCache(role, model) for role, model in models.items()}
         self._tokenizers: dict[str, TextTokenizer] = {
             role: TextTokenizer(model.vocabulary, model.tokenize) for role, model in models.items()
@@ -117,8 +116,8 @@ class Runtime:
         bundle: str | Path | Bundle | None = None,
         *,
         target: str | Path | None = None,
-        expert: str | Path | Sequence[str | Path] | None = None,
-        base: str | Path | Sequence[str | Path] | None = None,
+        expert: Files | None = None,
+        base: Files | None = None,
         load: LoadOptions | None = None,
         progress: Progress | None = None,
         check: bool | Check = Check.CACHED,
@@ -232,7 +231,6 @@ class Runtime:
         *,
         parallel: int = 8,
         cancel: Cancel | None = None,
-        alone: bool = False,
         reuse: bool = False,
     ) -> Iterator[RequestResult]:
         """Answers many requests, several at once. A new call ends the one before it.
@@ -248,7 +246,6 @@ class Runtime:
             parallel: requests at once.
             cancel: called between steps and while prompts are computed; true ends what is running
                 as interrupted, and takes nothing more.
-            alone: one at a time through `generate` itself, which has forgotten what came before.
             reuse: a prompt that begins as another one, earlier or running, is not read again up to
                 where they differ. The last bits then depend on what was read before.
 
@@ -265,9 +262,6 @@ class Runtime:
         if not 1 <= parallel <= MOST_LANES:
             raise UsageError(f"{parallel} requests at once are not 1 to {MOST_LANES}.")
         self._supersede_many(_ANOTHER)
-        if alone:
-            self._many = ManyResults(self._one_by_one(requests, cancel))
-            return self._many
         if parallel != self._lane_count:
             self._close_lanes()
             self._lanes = open_lanes(self.models, parallel)
@@ -316,9 +310,10 @@ class Runtime:
 
         A raw prompt may be empty: the answer is then a text of its own.
         """
-        self._check_open()
-        refuse_nul(continuation, "The answer")
-        return self._answers(prompt, options, cancel, raw=raw).score(continuation, end=end)
+        (score,) = self.score_answers(
+            prompt, (continuation,), options, raw=raw, cancel=cancel, end=end
+        )
+        return score
 
     def score_answers(
         self,
@@ -410,11 +405,9 @@ class Runtime:
             model.close()
 
     def __enter__(self) -> Self:
-        """Itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Frees the models."""
         self.close()
 
     def _begin(
@@ -435,14 +428,13 @@ class Runtime:
     def _answers(
         self, prompt: Asked, options: GenerateOptions | None, cancel: Cancel | None, *, raw: bool
     ) -> Answers:
-        """What judges given answers to a prompt."""
-        ensemble = self._begin(options or GenerateOptions(), cancel, scoring=True)
+        options = options or GenerateOptions()
+        ensemble = self._begin(options, cancel, scoring=True)
         asked = _messages(prompt)
         if raw and not asked:
             prompts = opening(ensemble.models, self._tokenizers)
         else:
-            method = (options or GenerateOptions()).method
-            prompts = self._prompts(ensemble, asked, method, raw=raw)
+            prompts = self._prompts(ensemble, asked, options.method, raw=raw)
         return Answers(ensemble, self._tokenizers, prompts, cancel)
 
     def _prompts(
@@ -456,33 +448,6 @@ class Runtime:
 
     def _prompt(self, role: str, asked: str | Sequence[Message], raw: bool) -> Prompt:
         return self._prompt_builders[role].prompt(asked, raw=raw)
-
-    def _one_by_one(
-        self, requests: Iterable[Request | None], cancel: Cancel | None
-    ) -> Generator[RequestResult, None, None]:
-        """Answers requests one after the other; each is taken when the one before has ended."""
-        for index, request in enumerate(filter(None, requests)):
-            steps: list[Step] = []
-            generation, failed = None, None
-            try:
-                # Or the shapes of batches would depend on the request before.
-                self._supersede_current()
-                self._forget_texts()
-                generation = self.generate(
-                    request.prompt,
-                    request.options,
-                    raw=request.raw,
-                    cancel=_either(cancel, request.cancel),
-                )
-                for step in generation:
-                    steps.append(step)  # also those before an error
-                    if request.on_step is not None:
-                        request.on_step(generation, step)
-            except CaptError as error:
-                failed = error.with_traceback(None)
-            yield RequestResult(index, generation, tuple(steps), failed)
-            if cancel is not None and cancel():
-                return
 
     def _forget_texts(self) -> None:
         self._memory.clear()
@@ -514,52 +479,21 @@ class Runtime:
         self._lane_count = 0
 
     def _missing(self, role: str) -> str:
-        """What to say where a method needs a model that is not loaded."""
         return (
             f"The bundle {self.bundle.id} has no {role}: give --expert and --base, or use "
             "--method target."
         )
-
-    def _add_turn_ends(
-        self,
-        files: Mapping[str, ModelFile],
-        templates: Mapping[str, str | None],
-        given: str | None,
-    ) -> None:
-        """Has what the templates write behind answers end them; alike where vocabularies are."""
-        own = {role: model.vocabulary for role, model in self.models.items()}
-        made = {
-            role: vocabulary_with_turn_ends(
-                files[role], templates[role], own[role], model.tokenize, given
-            )
-            for role, model in self.models.items()
-        }
-        for role, model in self.models.items():
-            ends = {
-                token
-                for other, vocabulary in made.items()
-                if vocabulary is not own[other] and own[role].same_as(own[other])
-                for token in vocabulary.end_ids.tolist()
-            }
-            if ends:
-                model.weights.vocabulary = own[role].with_ends(ends)
 
 
 class ManyResults(Iterator[RequestResult]):
     """The answers of `Runtime.generate_many`, as they end."""
 
     def __init__(self, results: Generator[RequestResult, None, None]) -> None:
-        """Reads nothing yet."""
         self._results = results
         self._done = False
         self._superseded: str | None = None
 
     def __next__(self) -> RequestResult:
-        """The next answer that has ended.
-
-        Raises:
-            UsageError: another call has begun, or the models were closed.
-        """
         if self._superseded is not None:
             raise UsageError(self._superseded)
         try:
@@ -580,11 +514,36 @@ class ManyResults(Iterator[RequestResult]):
             self._superseded = reason
 
 
+def _add_turn_ends(
+    models: Mapping[str, LlamaModel],
+    files: Mapping[str, ModelFile],
+    templates: Mapping[str, str | None],
+    given: str | None,
+) -> None:
+    """Has what the templates write behind answers end them; alike where vocabularies are."""
+    own = {role: model.vocabulary for role, model in models.items()}
+    made = {
+        role: vocabulary_with_turn_ends(
+            files[role], templates[role], own[role], model.tokenize, given
+        )
+        for role, model in models.items()
+    }
+    for role, model in models.items():
+        ends = {
+            token
+            for other, vocabulary in made.items()
+            if vocabulary is not own[other] and own[role].same_as(own[other])
+            for token in vocabulary.end_ids.tolist()
+        }
+        if ends:
+            model.weights.vocabulary = own[role].with_ends(ends)
+
+
 def _named(
     bundle: str | Path | Bundle | None,
     target: str | Path | None,
-    expert: str | Path | Sequence[str | Path] | None,
-    base: str | Path | Sequence[str | Path] | None,
+    expert: Files | None,
+    base: Files | None,
 ) -> Bundle:
     """The bundle that is named, or one of files."""
     if target is None and (expert is not None or base is not None):
@@ -593,25 +552,15 @@ def _named(
         if bundle is not None:
             raise UsageError("Name a bundle or model files, not both.")
         return Bundle.from_paths(target, expert, base)
-    if bundle is None:
-        return store.find("demo")
     if isinstance(bundle, Bundle):
         return bundle
-    if not isinstance(bundle, str | Path):
+    if not isinstance(bundle, str | Path | None):
         raise UsageError(f"bundle has to be a name, a path or a Bundle, not {_kind(bundle)}.")
-    return store.find(bundle)
-
-
-def _either(*some: Cancel | None) -> Cancel:
-    return lambda: any(each is not None and each() for each in some)
+    return store.find("demo" if bundle is None else bundle)
 
 
 def _messages(prompt: Asked) -> str | Sequence[Message]:
-    """A prompt with its dictionaries as messages.
-
-    Raises:
-        UsageError: it is of the wrong type; the text is not in the message.
-    """
+    """A prompt with its dictionaries as messages; errors hold nothing of the text."""
     if isinstance(prompt, str):
         return prompt
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):

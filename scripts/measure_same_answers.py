@@ -37,27 +37,22 @@ def main() -> None:
     lines = itertools.chain.from_iterable(path.open(encoding="utf-8") for path in given.items)
     asked = [json.loads(line) for line in itertools.islice(lines, given.count)]
     load = LoadOptions(threads=given.threads, context=4096)
-    same = dict.fromkeys((Speed.AUTO, Speed.LOOKUP, Speed.TARGET_DRAFT), 0)
-    drafted = dict.fromkeys(same, 0)
-    skipped = 0
+    same = drafted = skipped = 0
     files = Bundle.from_paths(target, expert, base)
     with Runtime.open(files, load=load, check=False) as runtime:
         for item in asked:
             prompt = f"{item['instruction']}\n\n{item['input']}"
             found = {}
-            for speed in (Speed.EXACT_STEPS, *same):
+            for speed in Speed:
                 runtime.forget()
                 answer = runtime.generate(
                     prompt, GenerateOptions(max_tokens=given.tokens, speed=speed)
                 )
                 found[speed] = bits(list(answer))
-                if speed in drafted:
-                    drafted[speed] += answer.stats.drafted
-                    skipped += answer.stats.proxies_skipped
-            for speed in same:
-                same[speed] += found[speed] == found[Speed.EXACT_STEPS]
-    for speed, count in same.items():
-        print(f"{speed}: {count} of {len(asked)} the same bits, {drafted[speed]} tokens drafted")
+                drafted += answer.stats.drafted
+                skipped += answer.stats.proxies_skipped
+            same += found[Speed.AUTO] == found[Speed.EXACT_STEPS]
+    print(f"{same} of {len(asked)} the same bits, {drafted} tokens drafted")
     print(f"proxies skipped at {skipped} steps")
 
 

@@ -62,7 +62,6 @@ class CanonicalContext:
     def __init__(
         self, tokenizer: TextTokenizer, head: Sequence[int], text: bytes = b"", *, start: bool
     ) -> None:
-        """Tokenizes what is there."""
         self._tokenizer = tokenizer
         self._start = start
         self.fixed = len(head)
@@ -96,21 +95,10 @@ class CanonicalContext:
         return self._rests[1]
 
     def append(self, text: bytes) -> int:
-        """Adds text.
-
-        Returns:
-            How many tokens at the front stayed as they were; the others are to be decoded anew.
-        """
+        """Adds text; returns how many tokens at the front stayed as they were."""
         if self._goes_on_at_cut(text):
             self._cut, self._cut_tokens = len(self._text), len(self.tokens)
         self._text += text
-        return self._replace_tail()
-
-    def truncate(self, size: int) -> int:
-        """Drops the text behind its first `size` bytes; returns what `append` returns."""
-        self._text = self._text[:size]
-        if self._cut > size:
-            self._cut, self._cut_tokens = 0, self.fixed
         return self._replace_tail()
 
     def _goes_on_at_cut(self, text: bytes) -> bool:

@@ -29,16 +29,11 @@ class TokenStrings:
     lookup of a key that came from another model. Both stay strings all the way: no key is ever
     turned back into text, so byte-level letters reach a SentencePiece tokenizer as letters.
 
-    Args:
-        vocabulary: of one model.
-        tokenize: llama.cpp's tokenizer of the same model (see `decoding.proxy.Model.tokenize`).
-
     Attributes:
         spaced: SentencePiece spelling (word mark, `<0x0A>` for bytes); else byte-level letters.
     """
 
     def __init__(self, vocabulary: Vocabulary, tokenize: Tokenize) -> None:
-        """Builds nothing yet: tables are made when a foreign string comes, or token by token."""
         self.spaced = bool((vocabulary.kinds == TokenKind.BYTE).any())
         self._vocabulary = vocabulary
         self._tokenize = tokenize
@@ -61,9 +56,6 @@ class TokenStrings:
 
         A SentencePiece tokenizer puts a word mark in front of what it splits; where that mark is a
         piece of its own it is passed over, where it is merged with the first letters it stays.
-
-        Args:
-            key: of a token of another vocabulary.
         """
         found = self._pieces.get(key)
         if found is None:

@@ -81,12 +81,7 @@ class Back(NamedTuple):
 
 
 class View(NamedTuple):
-    """What a proxy shows of its state after a text.
-
-    Attributes:
-        row: its probabilities, shape (vocabulary,).
-        back: one token back, two back, ... as far as the alignment looks.
-    """
+    """A proxy's probabilities after a text, and one token back, two back, ... as far as needed."""
 
     row: Probabilities
     back: Sequence[Back] = ()
@@ -107,7 +102,6 @@ class TargetEvents:
     """The events of one target vocabulary.
 
     Attributes:
-        tokenizer: of the target.
         index: the target's text tokens in byte order.
         of_token: the event of each token, shape (vocabulary,); NO_EVENT for control tokens.
         of_rank: the events of text in byte order, shape (count - 1,).
@@ -115,10 +109,8 @@ class TargetEvents:
     """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
-        """Numbers the distinct pieces in order of token, behind the end event.
-
-        Tokens with low ids are the common ones: what belongs to them stands together in memory.
-        """
+        # Events are numbered in order of token, behind the end event: tokens with low ids are the
+        # common ones, so what belongs to them stands together in memory.
         self.tokenizer = tokenizer
         vocabulary = tokenizer.vocabulary
         self.index = PrefixIndex(vocabulary)
@@ -201,13 +193,7 @@ Places: TypeAlias = npt.NDArray[np.intp]
 
 
 class Shares(NamedTuple):
-    """Which part of which piece of one map goes to which of the wanted events.
-
-    Attributes:
-        places: which of the wanted events gets something, shape (entries,).
-        pieces: from which piece, shape (entries,).
-        parts: which part of the piece's probability, shape (entries,).
-    """
+    """Which part of which piece goes to which place among the wanted events, each (entries,)."""
 
     places: Places
     pieces: Places
@@ -215,13 +201,9 @@ class Shares(NamedTuple):
 
 
 class PieceMap:
-    """Which pieces may begin which events, after the bytes `start`.
+    """Which pieces of a proxy may begin which events, after the bytes `start`.
 
-    Args:
-        start: bytes that are already there; empty for the plain projection.
-        proxy: the proxy's text tokens in byte order.
-        end_ids: tokens of the proxy that end a generation; only for the plain projection.
-        events: of the target.
+    For the plain projection `start` is empty, and `end_ids` are the tokens that end a generation.
 
     Attributes:
         longer: the pieces that begin with `start` and add to it, ends included, ascending, shape
@@ -231,7 +213,6 @@ class PieceMap:
     def __init__(
         self, start: bytes, proxy: PrefixIndex, end_ids: IntArray, events: TargetEvents
     ) -> None:
-        """Builds the table; costs a few us a piece."""
         low, high = proxy.exact(start)[1] if start else 0, proxy.interval(start)[1]
         added = [key[len(start) :] for key in proxy.keys[low:high]]
         longer = np.concatenate((proxy.ids[low:high], end_ids)).astype(np.int32)
@@ -259,14 +240,9 @@ class PieceMap:
         return len(self.longer) + 2 * len(self._piece) + self._spans.size
 
     def share(self, wanted: IntArray, prior: FloatArray) -> Shares | None:
-        """Shares the pieces among events.
+        """Shares the pieces among events, shape (n,), by the target's probability of each.
 
-        Args:
-            wanted: events, shape (n,); NO_EVENT gets nothing.
-            prior: the target's probability of each, shape (n,).
-
-        Returns:
-            None where no piece begins any of them.
+        NO_EVENT gets nothing. None where no piece begins any of them.
         """
         starts, counts = self._spans.find(wanted)
         ends = counts.cumsum()
@@ -284,12 +260,9 @@ class PieceMap:
 
 
 def credit(said: Sequence[tuple[Shares, Probabilities, float]], size: int) -> FloatArray:
-    """What pieces give to each wanted event.
+    """What pieces give to each of `size` wanted events.
 
-    Args:
-        said: for each map what is shared, the proxy's probabilities, shape (proxy vocabulary,),
-            and a factor on them.
-        size: number of wanted events.
+    `said` has for each map what is shared, the proxy's probabilities, and a factor on them.
     """
     given = [
         row.take(shares.pieces) * np.float64(factor) * shares.parts for shares, row, factor in said
@@ -337,12 +310,7 @@ def _groups(added: list[bytes], events: TargetEvents) -> _Entries:
 
 
 class _Spans:
-    """Finds the entries of an event: by a table of all events if they are many.
-
-    Args:
-        event: of each entry, ascending.
-        events: number of all events.
-    """
+    """Finds the entries of an event among `events`: by a table of all if they are many."""
 
     def __init__(self, event: IntArray, events: int) -> None:
         starts = np.flatnonzero(np.diff(event, prepend=NO_EVENT - 1))
@@ -363,7 +331,7 @@ class _Spans:
         return 4 * len(self._starts) + (0 if self._keys is None else len(self._keys))
 
     def find(self, wanted: IntArray) -> tuple[Places, Places]:
-        """See `PieceMap.spans`."""
+        """Where the entries of each event begin, and how many there are."""
         if self._keys is None:
             return self._starts.take(wanted), self._counts.take(wanted)
         places = self._keys.searchsorted(wanted)
@@ -395,7 +363,6 @@ class Projection:
     floor = FLOOR
 
     def __init__(self, proxy: Vocabulary, events: TargetEvents) -> None:
-        """Builds the table of the plain projection; healing tables are made when needed."""
         self._events = events
         self._index = PrefixIndex(proxy)
         self._plain = PieceMap(b"", self._index, proxy.end_ids, events)

@@ -322,8 +322,8 @@ class AnswerFlags(ProxyReasoningFlags):
     )
     speed: Speed = setting(
         "--speed NAME",
-        "auto: drafts that all models check at once, where they pay; lookup, target-draft: always "
-        "that draft; exact-steps: none. The answer is the same. Default: auto.",
+        "auto: drafts that all models check at once, where they pay; exact-steps: none. The answer "
+        "is the same. Default: auto.",
         Speed.AUTO,
     )
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
@@ -26,8 +26,10 @@ from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import Cancelled, CaptError
 from capt_local.prompting.messages import Message, Prompt
 
+# The prompt of a role for what was asked, raw or not.
 PromptOf = Callable[[str, str | Sequence[Message], bool], Prompt]
-T = TypeVar("T")
+# Called with its place, from 0.
+Job = Callable[[int], "RequestResult"]
 
 # Beginnings that are shorter are not worth keeping apart.
 _LEAST = 32
@@ -37,11 +39,9 @@ _MARGIN = 8
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request.
+    """One question, or a conversation that ends with the user's turn, and how it is answered.
 
     Attributes:
-        prompt: one question, or a conversation that ends with the user's turn.
-        options: how it is answered.
         raw: goes on with the text as it is, without a template.
         on_step: called with each step as it is made, and the answer that it belongs to.
         cancel: called before each step and while the prompt is computed; true ends this answer
@@ -91,37 +91,21 @@ def shared_beginning(prompt: Prompt) -> tuple[int, ...]:
 
 
 class Slot:
-    """One sequence of a model, for one request after the other. See `proxy.Model`.
-
-    Args:
-        role: of the model.
-        number: of the slot.
-        model: all its slots.
-        turns: of all requests.
+    """One sequence of a model, for one request after the other; a `Model`.
 
     Attributes:
         should_stop: of the request that has the slot; see `BatchedModel`.
     """
 
-    def __init__(self, role: str, number: int, model: BatchedModel, turns: Turns[Any]) -> None:
-        """An empty slot."""
+    def __init__(self, role: str, number: int, model: BatchedModel, turns: Turns) -> None:
         self._role = role
         self._model = model
         self._slot = model.slots[number]
         self._turns = turns
         self.should_stop: Callable[[], bool] | None = None
         self._beginning: tuple[int, ...] = ()
-        self._others: Sequence[Slot] = ()
 
-    @classmethod
-    def row(cls, role: str, model: BatchedModel, turns: Turns[Any], count: int) -> list[Self]:
-        """The first slots of a model."""
-        slots = [cls(role, number, model, turns) for number in range(count)]
-        for slot in slots:
-            slot._others = slots
-        return slots
-
-    def begin(self, beginning: tuple[int, ...]) -> None:
+    def begin(self, beginning: tuple[int, ...], others: Sequence[Slot]) -> None:
         """Empties the slot, but for a beginning: kept, taken over from a neighbour, or decoded.
 
         Raises:
@@ -134,7 +118,7 @@ class Slot:
         self._slot.rewind(0)
         if not size:
             return
-        source = next((one for one in self._others if one._holds(beginning)), None)
+        source = next((one for one in others if one._holds(beginning)), None)
         if source is None or not self._model.share(source._slot, self._slot, size):
             self.extend(beginning, 0)
         self._beginning = beginning
@@ -199,8 +183,8 @@ class BatchedModel(Protocol):
 
     Attributes:
         slots: each is a model by itself.
-        max_tokens_together: so many tokens of a slot go
-            along with those of others; more by themselves.
+        max_tokens_together: so many tokens of a slot go along with those of others; more by
+            themselves.
         chunk: so many tokens go into one batch.
         should_stop: called while long texts are computed; true ends that with `Cancelled`.
     """
@@ -223,8 +207,7 @@ class BatchedModel(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """What a request waits for."""
 
     role: str
@@ -233,16 +216,10 @@ class _Call:
     rows: int
 
 
-class Turns(Generic[T]):
-    """Runs requests side by side.
-
-    Args:
-        models: the slots of each model, by role.
-        slots: how many requests run at once.
-    """
+class Turns:
+    """Runs so many requests side by side on models by role."""
 
     def __init__(self, models: Mapping[str, BatchedModel], slots: int) -> None:
-        """Runs nothing yet."""
         self._models = dict(models)
         # The target goes last: once all the others are through, all wait for it together.
         self._order = sorted(models, key=lambda role: role == "target")
@@ -251,17 +228,15 @@ class Turns(Generic[T]):
         # None: has read a part of its prompt, and waits for nothing.
         self._waiting: dict[Any, _Call | None] = {}
         self._rounds = 0
-        self._done: list[T] = []
+        self._done: list[RequestResult] = []
         self._home: Any = None
 
-    def results(self, jobs: Iterator[Callable[[int], T] | None]) -> Generator[T, None, None]:
+    def results(self, jobs: Iterator[Job | None]) -> Generator[RequestResult, None, None]:
         """Runs jobs, each at a place of its own, and yields what they return as they end.
 
         A new one is taken only when a place is free and all results so far have been fetched.
-
-        Args:
-            jobs: called with their place, 0 to slots - 1. What they raise ends all of them. None:
-                there is none for now, so those that run go on for a step.
+        What a job raises ends all of them. None: there is none for now, so those that run go on
+        for a step.
         """
         more = True
         try:
@@ -291,11 +266,7 @@ class Turns(Generic[T]):
         return self._places[getcurrent()]
 
     def move(self, better: Callable[[Sequence[int]], int]) -> int:
-        """Gives the job that calls it another place: the best of the free ones and its own.
-
-        Returns:
-            Its place.
-        """
+        """Gives the job that calls it the best place of the free ones and its own; returns it."""
         task = getcurrent()
         own = self._places[task]
         chosen = better(sorted((own, *self._free)))
@@ -316,7 +287,7 @@ class Turns(Generic[T]):
         if self._waiting:
             self._home.switch(None)
 
-    def _start(self, job: Callable[[int], T]) -> None:
+    def _start(self, job: Job) -> None:
         place = self._free.pop(0)
         task = greenlet(job)
         self._places[task] = place
@@ -334,7 +305,7 @@ class Turns(Generic[T]):
         self._free.sort()
         self._done.append(call)
 
-    def _ended(self) -> Iterator[T]:
+    def _ended(self) -> Iterator[RequestResult]:
         while self._done:
             yield self._done.pop(0)
 
@@ -393,7 +364,7 @@ class BatchScheduler:
         models: the slots of each model, by role.
         slots: how many requests are answered at once.
         builder: of the same models, with the tables between their vocabularies.
-        prompt_of: the prompt of a role for what was asked, raw or not.
+        prompt_of: see `PromptOf`.
         cancel: asked between steps and while prompts are computed.
         reuse: whether a prompt begins with what an earlier or a running request has left in a
             slot. The last bits of its answer then depend on what that was, as those of
@@ -410,10 +381,10 @@ class BatchScheduler:
         *,
         reuse: bool = False,
     ) -> None:
-        """Answers nothing yet."""
-        self._turns: Turns[RequestResult] = Turns(models, slots)
+        self._turns = Turns(models, slots)
         self._slots = {
-            role: Slot.row(role, model, self._turns, slots) for role, model in models.items()
+            role: [Slot(role, number, model, self._turns) for number in range(slots)]
+            for role, model in models.items()
         }
         self._scales: dict[str, tuple[float, ...]] = {}
         for role, row in self._slots.items():
@@ -436,9 +407,7 @@ class BatchScheduler:
         """
         return self._turns.results(self._jobs(requests))
 
-    def _jobs(
-        self, requests: Iterable[Request | None]
-    ) -> Iterator[Callable[[int], RequestResult] | None]:
+    def _jobs(self, requests: Iterable[Request | None]) -> Iterator[Job | None]:
         index = 0
         for request in requests:
             yield None if request is None else partial(self._answer, index, request)
@@ -447,7 +416,6 @@ class BatchScheduler:
                 return
 
     def _answer(self, index: int, request: Request, place: int) -> RequestResult:
-        """Answers one request at its place."""
         steps: list[Step] = []
         generation = None
         try:
@@ -506,7 +474,7 @@ class BatchScheduler:
                 texts = {ensemble.leader.role: ensemble.tokens[:-1]}
                 for proxy in ensemble.proxies:
                     # What is behind may be read again for healing, and be missing for a moment.
-                    size = min(proxy.stable, len(proxy.tokens)) - proxy.alignment.depth - 1
+                    size = min(proxy.stable, len(proxy.tokens)) - proxy.depth - 1
                     texts[proxy.cache.role] = proxy.tokens[: max(0, size)]
                 self._group = _PromptOfGroup(request.group, place, texts, memory)
         return generation
@@ -570,7 +538,7 @@ class BatchScheduler:
                         each.tokens[:] = text
                         continue
                 beginning = shared_beginning(generation.prompts[each.role])
-                slots[place].begin(beginning)
+                slots[place].begin(beginning, slots)
                 each.tokens[:] = beginning
         except Cancelled:
             generation.end()

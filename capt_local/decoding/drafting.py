@@ -30,22 +30,15 @@ _SURE = 0.9
 _STRENGTH, _FADING = 8.0, 0.97  # observations that a prior counts for; of what was seen earlier
 _MOST = 8  # tokens of a draft
 _GAIN = 1.05  # expected speed over step by step from which on a draft is made
+_SAVED = 0.5  # of what the proxies cost for a token, where a draft of the leader is right
 
 
 class Drafter:
-    """Drafts for one answer.
+    """Drafts for one answer, counted in `stats`."""
 
-    Args:
-        ensemble: at the beginning of the answer.
-        options: of the answer.
-        stats: where it is counted.
-    """
-
-    def __init__(self, ensemble: Ensemble, options: GenerateOptions, stats: DraftStats) -> None:
-        """Drafts nothing yet."""
+    def __init__(self, ensemble: Ensemble, stats: DraftStats) -> None:
         self._ensemble = ensemble
         self._stats = stats
-        self._speed = options.speed
         self._chances = {
             name: [[chance * _STRENGTH, _STRENGTH] for chance in priors]
             for name, priors in _PRIORS.items()
@@ -61,32 +54,16 @@ class Drafter:
     def for_answer(
         cls, ensemble: Ensemble, options: GenerateOptions, stats: DraftStats
     ) -> Drafter | None:
-        """What drafts for an answer; None where nothing can: a notice says why."""
-        wanted = options.speed
-        if wanted is Speed.EXACT_STEPS:
-            return None
-        reason = None
-        if not ensemble.can_draft:
-            reason = "a model cannot take tokens back"
-        elif wanted is Speed.LOOKUP and ensemble.leader.model.batch_floor == 1:
-            reason = (
-                "here the target computes several tokens at once with other last bits than one by "
-                "one, so a draft could change the answer"
-            )
-        elif wanted is Speed.TARGET_DRAFT and not ensemble.proxies:
-            reason = "this method uses one model"
-        if reason is not None:
-            if wanted is not Speed.AUTO:
-                stats.notices.append(f"The answer is written without drafts: {reason}.")
+        """What drafts for an answer; None where nothing may, or a model cannot take tokens back."""
+        if options.speed is Speed.EXACT_STEPS or not ensemble.can_draft:
             return None
         ensemble.leader.keep_as(np.copy)
-        return cls(ensemble, options, stats)
+        return cls(ensemble, stats)
 
     def propose(self, most: int) -> None:
         """Reads ahead, if that is worth it, where the next choice has not been read yet.
 
-        Args:
-            most: tokens that the answer may still have.
+        The answer may still have `most` tokens.
         """
         ensemble = self._ensemble
         if self._at < len(self._draft):
@@ -98,9 +75,9 @@ class Drafter:
         self._draft, self._kinds, self._at = [], [], 0
         if most < 1:
             return
-        if self._speed is not Speed.TARGET_DRAFT and ensemble.leader.model.batch_floor != 1:
+        if ensemble.leader.model.batch_floor != 1:
             self._look_up(most)
-        if not self._draft and self._speed is not Speed.LOOKUP and not ensemble.target_alone:
+        if not self._draft and not ensemble.target_alone:
             self._ask_leader(most)
         if self._draft:
             count = self._stats.by_source.setdefault(self._source, DraftCount())
@@ -109,11 +86,9 @@ class Drafter:
             ensemble.read_ahead(self._draft, read=self._source == TARGET)
 
     def accept(self, token: int, here: Distribution | None) -> None:
-        """A token has been chosen: the draft goes on or ends.
+        """A token has been chosen, from `here` unless the leader alone had a say.
 
-        Args:
-            token: which.
-            here: what it was chosen from; None where the leader alone had a say.
+        The draft goes on or ends.
         """
         if self._at < len(self._draft):
             right = self._draft[self._at] == token
@@ -158,8 +133,6 @@ class Drafter:
             gain = tokens_made / price(drafted + 1)  # the proxies' batches cost alike
             if gain > best:
                 best, count = gain, drafted
-        if self._speed is Speed.LOOKUP:
-            count = max(count, min(most, 2))
         text = list(tokens)
         for _ in range(count):  # over the end of the text into the match itself
             text.append(text[found + len(text) - size])
@@ -181,8 +154,10 @@ class Drafter:
         what the proxies cost.
         """
         ensemble = self._ensemble
-        share = self._proxy_share()
-        needed = 0.0 if self._speed is Speed.TARGET_DRAFT else 1.0 / (1.0 + 0.5 * share)
+        # What a token of the proxies costs, in tokens of the leader: by the bytes of weights.
+        sizes = sum(each.cache.model.size for each in ensemble.proxies)
+        share = sizes / max(ensemble.leader.model.size, 1)
+        needed = 1.0 / (1.0 + _SAVED * share)
         tokens, ends = list(ensemble.tokens), ensemble.leader.model.vocabulary.is_end
         drafted: list[int] = []
         kinds: list[int] = []
@@ -197,8 +172,3 @@ class Drafter:
             tokens.append(token)
         if len(drafted) > 1:  # one token alone is a step
             self._source, self._draft, self._kinds = TARGET, drafted, kinds
-
-    def _proxy_share(self) -> float:
-        """What a token of the proxies costs, in tokens of the leader: by the bytes of weights."""
-        own = max(self._ensemble.leader.model.size, 1)
-        return sum(each.cache.model.size for each in self._ensemble.proxies) / own

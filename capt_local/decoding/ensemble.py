@@ -105,12 +105,9 @@ class Ensemble:
             self.target_alone = float(weights[only].sum()) >= TARGET_ALONE
 
     def start(self, prompts: Mapping[str, Prompt], reserve: int = 1, *, exact: bool = True) -> None:
-        """Takes a prompt; nothing is decoded before it is known to fit into all contexts.
+        """Takes a prompt, by role; nothing is decoded before it is known to fit into all contexts.
 
-        Args:
-            prompts: by role.
-            reserve: tokens that must be left for the answer.
-            exact: see `LogitsCache`.
+        `reserve` tokens must be left for the answer; for `exact` see `LogitsCache`.
 
         Raises:
             ContextOverflow: with the counts of every model.
@@ -183,12 +180,9 @@ class Ensemble:
         self.advance_reading(token, self.piece(token))
 
     def advance_reading(self, token: int, read: bytes | None, before: Sequence[int] = ()) -> None:
-        """The same where the proxies read something else, or with None nothing.
+        """The same where the proxies read other bytes, or with None nothing.
 
-        Args:
-            token: of the leader.
-            read: the bytes that the proxies read.
-            before: the tokens in front of it which some of these bytes are of.
+        `before` are the tokens in front of it which some of these bytes are of.
         """
         self.tokens.append(token)
         self._leading_space = b""
@@ -232,9 +226,7 @@ class Ensemble:
     def read_ahead(self, draft: Sequence[int], *, read: bool) -> None:
         """Has the models read a draft behind the text, each in as few batches as it can.
 
-        Args:
-            draft: tokens that may come next.
-            read: whether the leader has read all of them but the last; it then stops there.
+        Where the leader has `read` all of it but the last token, it stops there.
         """
         path = [*self.tokens, *draft]
         if not read:
@@ -247,11 +239,7 @@ class Ensemble:
                 proxy.read_ahead(plausible, self._pieces(plausible))
 
     def read_known(self, tokens: Sequence[int]) -> None:
-        """Has each model that has nothing to say yet read the text, and some of what follows.
-
-        Args:
-            tokens: of the leader, that are known to come.
-        """
+        """Has each model that has nothing to say yet read the text, and some of what is to come."""
         if not self.leader.has(self.tokens):
             ahead = tokens[: self.leader.model.max_rows - 1]
             self.leader.logits_for([*self.tokens, *ahead], len(ahead) + 1)

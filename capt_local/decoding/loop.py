@@ -14,7 +14,6 @@ from __future__ import annotations
 import codecs
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -37,21 +36,6 @@ from capt_local.prompting.messages import Prompt
 from capt_local.tokenization.vocabulary import Vocabulary
 
 
-@dataclass(frozen=True, slots=True)
-class FullContext:
-    """The context that ended an answer.
-
-    Attributes:
-        role: of the model.
-        used: tokens of the text.
-        limit: tokens that the context holds.
-    """
-
-    role: str
-    used: int
-    limit: int
-
-
 class Generation:
     """An answer that is being made: an iterator of steps.
 
@@ -68,12 +52,10 @@ class Generation:
         text_bytes: the answer so far; at the end, all of it.
         thoughts_bytes: what the model wrote before it, between its markers.
         finish: why it ended; None while it has not.
-        prompts: by role, of the models that run.
-        prompt_tokens: their lengths.
+        prompts, prompt_tokens: the prompts and their lengths, by role, of the models that run.
         prompt_decoded: tokens that were decoded for them, by role; fewer where the models had read
             a part before, more where a part was read twice.
         context_limit: tokens that the smallest context holds.
-        full_context: the context that ended the answer; None where none did.
         weights: exponents (a, b, c) of T^a E^b A^-c and their share of the mixture; empty for
             a method without.
         evidence_tokens: positions of the prompt that the weights come from.
@@ -93,7 +75,6 @@ class Generation:
         notices: Sequence[str] = (),
         check: Callable[[], None] | None = None,
     ) -> None:
-        """Checks that the prompt fits; decodes when the first step is read."""
         ensemble.start(prompts)
         self._ensemble = ensemble
         self._options = options
@@ -124,7 +105,7 @@ class Generation:
         self.prompt_tokens = {role: len(prompt.tokens) for role, prompt in prompts.items()}
         self.prompt_decoded: dict[str, int] = {}
         self.context_limit = min(each.model.context_limit for each in ensemble.models)
-        self.full_context: FullContext | None = None
+        self._full: tuple[str, int, int] | None = None  # role, tokens and limit
         self.text_bytes = b""
         self.thoughts_bytes = b""
         self.finish: FinishReason | None = None
@@ -135,7 +116,6 @@ class Generation:
         self.changed = 0
 
     def __iter__(self) -> Self:
-        """Itself."""
         return self
 
     def __next__(self) -> Step:
@@ -231,11 +211,11 @@ class Generation:
     def notices(self) -> list[str]:
         """What the user should know."""
         own = list(self._stream.notices)
-        if self.full_context is not None:
-            full = self.full_context
+        if self._full is not None:
+            role, used, limit = self._full
             own.append(
-                f"The context of the {full.role} is full ({full.used:,} of {full.limit:,} "
-                "tokens), so the answer ends here. A larger --ctx-size leaves more room."
+                f"The context of the {role} is full ({used:,} of {limit:,} tokens), so the answer "
+                "ends here. A larger --ctx-size leaves more room."
             )
         if self._grammar is not None and self._grammar.implausible_steps:
             count = self._grammar.implausible_steps
@@ -244,7 +224,7 @@ class Generation:
                 "finds plausible, so the likeliest that it allows were taken."
             )
         models = [notice for each in self._ensemble.models for notice in each.notices]
-        return [*dict.fromkeys(self._notices + models + own + self.stats.notices)]
+        return [*dict.fromkeys(self._notices + models + own)]
 
     def _prefill(self) -> None:
         """Decodes the prompt in all models, and weighs them by it."""
@@ -354,7 +334,7 @@ class Generation:
         """Notes which context has the least room."""
         used = self._ensemble.used
         role = min(used, key=lambda each: used[each][1] - used[each][0])
-        self.full_context = FullContext(role, min(used[role]), used[role][1])
+        self._full = role, min(used[role]), used[role][1]
 
     def _described(
         self,

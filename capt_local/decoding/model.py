@@ -16,12 +16,14 @@ Rows = npt.NDArray[np.float32]
 
 
 class Constraint(Protocol):
-    """What may come next in an answer, in the tokens of one model."""
+    """What may come next in an answer, in the tokens of one model.
+
+    Attributes:
+        complete: whether the answer so far is all that is asked for.
+    """
 
     @property
-    def complete(self) -> bool:
-        """Whether the answer so far is all that is asked for."""
-        ...
+    def complete(self) -> bool: ...
 
     def allowed(self, tokens: Sequence[int] | IntArray) -> BoolArray:
         """Which of these tokens may come next, shape (n,).
@@ -40,45 +42,41 @@ class Model(Protocol):
 
     Logits are rows of float32 over the vocabulary, unnormalised (nats). A row is a view into memory
     that the next call to the same model overwrites.
+
+    Attributes:
+        context_limit: tokens that the context holds.
+        position: tokens in the KV cache now.
+        max_rows: the most logit rows that one call can return.
+        size: bytes of its weights.
+        can_rewind: whether the memory can forget a part; see `rewind`.
+        batch_floor: how `step` gives a token the same bits whatever comes with it. 0: in batches of
+            any size; 1: one by one; more: in batches of at least so many.
+        adapter_scales: weights of the LoRA adapters on the model, in their order.
     """
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        """The model's tokens."""
-        ...
+    def vocabulary(self) -> Vocabulary: ...
 
     @property
-    def context_limit(self) -> int:
-        """Tokens that the context holds."""
-        ...
+    def context_limit(self) -> int: ...
 
     @property
-    def position(self) -> int:
-        """Tokens in the KV cache now."""
-        ...
+    def position(self) -> int: ...
 
     @property
-    def max_rows(self) -> int:
-        """The most logit rows that one call can return."""
-        ...
+    def max_rows(self) -> int: ...
 
     @property
-    def size(self) -> int:
-        """Bytes of its weights."""
-        ...
+    def size(self) -> int: ...
 
     @property
-    def can_rewind(self) -> bool:
-        """Whether the memory can forget a part; see `rewind`."""
-        ...
+    def can_rewind(self) -> bool: ...
 
     @property
-    def batch_floor(self) -> int:
-        """How `step` gives a token the same bits whatever comes with it.
+    def batch_floor(self) -> int: ...
 
-        0: in batches of any size; 1: one by one; more: in batches of at least so many.
-        """
-        ...
+    @property
+    def adapter_scales(self) -> tuple[float, ...]: ...
 
     def price(self, count: int) -> float:
         """What a batch of so many tokens costs here, in batches of one, as far as is known."""
@@ -121,22 +119,15 @@ class Model(Protocol):
     def rewind(self, length: int) -> bool:
         """Drops all tokens from position `length` on.
 
-        Returns:
-            False where the model's memory cannot forget a part (sliding window, recurrent): then
-            the whole sequence has been dropped (`position` is 0) and must be computed again.
+        False where the model's memory cannot forget a part (sliding window, recurrent): then the
+        whole sequence has been dropped (`position` is 0) and must be computed again.
         """
-        ...
-
-    @property
-    def adapter_scales(self) -> tuple[float, ...]:
-        """Weights of the LoRA adapters on the model, in their order; empty without adapters."""
         ...
 
     def set_adapter_scales(self, scales: Sequence[float] | None) -> None:
         """Gives the adapters other weights; where they change, the whole sequence is dropped.
 
-        Args:
-            scales: one for each adapter; None: those that the model was loaded with.
+        None is for those that the model was loaded with.
 
         Raises:
             UsageError: there are not as many as adapters.

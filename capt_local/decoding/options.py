@@ -59,13 +59,11 @@ class Speed(StrEnum):
     """How the steps of an answer are computed. The answer is the same, bit for bit.
 
     EXACT_STEPS runs every model for every token. AUTO leaves out what cannot change a choice, and
-    drafts where that pays; LOOKUP drafts from earlier text alone, TARGET_DRAFT with the target.
+    drafts where that pays.
     """
 
     AUTO = "auto"
     EXACT_STEPS = "exact-steps"
-    LOOKUP = "lookup"
-    TARGET_DRAFT = "target-draft"
 
 
 # What the evidence of a text chooses among where a text is continued: the target alone, mild and
@@ -107,8 +105,8 @@ class CombineOptions:
         powers: fixed exponents (a, b, c) of T^a E^b A^-c instead, or (a, b, c, b2, c2, ...).
         plausibility: tokens with p_target < plausibility * max p_target keep the target's
             probability and are never chosen.
-        grid: the exponents that the evidence chooses among; holds the target alone. Empty: GRID
-            where a text is continued, ANSWER_GRID where a turn is answered.
+        grid: the exponents (a, b, c) that the evidence chooses among, the target alone among them.
+            Empty: GRID where a text is continued, ANSWER_GRID where a turn is answered.
         evidence_tokens: how many of the last tokens that the user wrote are the evidence.
         forgetting: factor on earlier evidence at each token; 1 forgets nothing.
     """
@@ -121,7 +119,6 @@ class CombineOptions:
     forgetting: float = FORGETTING
 
     def __post_init__(self) -> None:
-        """Refuses values without a meaning."""
         for alpha in self.alphas:
             if not -_LARGEST <= alpha <= _LARGEST:
                 raise UsageError(f"--alpha {alpha} is not between -8 and 8.")
@@ -129,16 +126,10 @@ class CombineOptions:
             raise UsageError("Give either --alpha or --weights.")
         if not 0.0 <= self.plausibility <= 1.0:
             raise UsageError(f"--plausibility {self.plausibility} is not between 0 and 1.")
-        if not all(-_LARGEST <= power <= _LARGEST for row in self._rows() for power in row):
+        if not all(-_LARGEST <= power <= _LARGEST for power in self.powers):
             raise UsageError("A weight is not between -8 and 8.")
-        if any(len(row) < 3 or len(row) % 2 == 0 for row in self._rows()):
+        if self.powers and (len(self.powers) < 3 or len(self.powers) % 2 == 0):
             raise UsageError("--weights takes A,B,C, and B,C once more for each further pair.")
-        if self.grid and (
-            (1.0, 0.0, 0.0) not in self.grid or any(len(row) != 3 for row in self.grid)
-        ):
-            raise UsageError("The grid of weights needs the target alone in it.")
-        if self.evidence_tokens < 0 or not 0.0 < self.forgetting <= 1.0:
-            raise UsageError("The evidence has a length, and forgets by a factor up to 1.")
 
     @property
     def mixes(self) -> bool:
@@ -202,9 +193,6 @@ class CombineOptions:
         alphas = self.alphas if len(self.alphas) == pairs else self.alphas * pairs
         return (1.0, *(power for alpha in alphas for power in (alpha, alpha)))
 
-    def _rows(self) -> tuple[Exponents, ...]:
-        return (self.powers, *self.grid) if self.powers else self.grid
-
 
 @dataclass(frozen=True, slots=True)
 class SampleOptions:
@@ -216,7 +204,6 @@ class SampleOptions:
         top_p: keep the likeliest that together reach this probability.
         min_p: keep those with at least this share of the largest probability.
         repeat_penalty: > 1 makes tokens of the last `repeat_window` less likely.
-        repeat_window: how far the repetition penalty looks back, in tokens.
         seed: of the random draws; the same seed gives the same answer.
     """
 
@@ -229,21 +216,20 @@ class SampleOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses values without a meaning."""
-        checks = {
-            f"--temp {self.temperature} is not 0 or above.": not 0 <= self.temperature < math.inf,
-            f"--top-k {self.top_k} is negative.": self.top_k < 0,
-            f"--top-p {self.top_p} is not above 0 and at most 1.": not 0 < self.top_p <= 1,
-            f"--min-p {self.min_p} is not between 0 and 1.": not 0 <= self.min_p <= 1,
-            f"--repeat-penalty {self.repeat_penalty} is not above 0.": not (
-                0 < self.repeat_penalty < math.inf
-            ),
-            f"--seed {self.seed} is negative.": self.seed < 0,
-            f"--repeat-last-n {self.repeat_window} is negative.": self.repeat_window < 0,
-        }
-        for message, wrong in checks.items():
-            if wrong:
-                raise UsageError(message)
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"--temp {self.temperature} is not 0 or above.")
+        if self.top_k < 0:
+            raise UsageError(f"--top-k {self.top_k} is negative.")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"--top-p {self.top_p} is not above 0 and at most 1.")
+        if not 0 <= self.min_p <= 1:
+            raise UsageError(f"--min-p {self.min_p} is not between 0 and 1.")
+        if not 0 < self.repeat_penalty < math.inf:
+            raise UsageError(f"--repeat-penalty {self.repeat_penalty} is not above 0.")
+        if self.repeat_window < 0:
+            raise UsageError(f"--repeat-last-n {self.repeat_window} is negative.")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} is negative.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +262,6 @@ class GenerateOptions:
         structure: the form that the answer must have; None for any.
         expert_in_thoughts: whether expert and base read the thoughts that a model writes before
             its answer, and have a say in them.
-        speed: how its steps are computed.
         repetition_stop: whether an answer that repeats itself without end is ended.
         adapter_scales: roles with the scale of each of their LoRA adapters; a role that is not
             among them has the scales that it was loaded with.
@@ -295,7 +280,6 @@ class GenerateOptions:
     adapter_scales: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses values without a meaning."""
         if self.max_tokens < 1:
             raise UsageError(f"--max-tokens {self.max_tokens} is below 1.")
         if any(not text for text in self.stop):
@@ -308,11 +292,6 @@ class GenerateOptions:
     def scales_of(self, role: str) -> tuple[float, ...] | None:
         """The scales of the adapters of a role; None: those that it was loaded with."""
         return dict(self.adapter_scales).get(role)
-
-
-_SAMPLE = {"temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_window", "seed"}
-_WHOLE = {"top_k", "repeat_window", "seed", "max_tokens", "top"}
-_NUMBERS = {"temperature", "top_p", "min_p", "repeat_penalty", "plausibility"}
 
 
 def with_arguments(
@@ -334,54 +313,54 @@ def with_arguments(
     sample: dict[str, Any] = {}
     combine: dict[str, Any] = {}
     for name, value in arguments.items():
-        if name in _WHOLE and (isinstance(value, bool) or not isinstance(value, int)):
-            raise _wrong(name, "a whole number", value)
-        if name in _NUMBERS:
-            value = _number(name, value)
-        if name in _SAMPLE:
-            sample[name] = value
-        elif name in ("max_tokens", "top"):
-            own[name] = value
-        elif name == "plausibility":
-            combine[name] = value
-        elif name == "alpha":
-            several = isinstance(value, Sequence) and not isinstance(value, str)
-            combine["alphas"] = _numbers(name, value if several else (value,))
-            combine["powers"] = ()
-        elif name == "weights":
-            combine["powers"], combine["alphas"] = _numbers(name, value), ()
-        elif name == "stop":
-            texts = (value,) if isinstance(value, str) else value
-            if not isinstance(texts, Sequence) or not all(isinstance(one, str) for one in texts):
-                raise _wrong(name, "a text or a list of texts", value)
-            own[name] = tuple(texts)
-        elif name in ("method", "speed"):
-            kind = Method if name == "method" else Speed
-            if value not in list(kind):
-                raise UsageError(f"{name} has to be one of {', '.join(kind)}.")
-            own[name] = kind(value)
-        elif name == "adapter_scales":
-            if not isinstance(value, Mapping):
-                raise _wrong(name, "a mapping from roles to numbers", value)
-            own[name] = tuple(
-                (str(role), _numbers(name, one if isinstance(one, Sequence) else (one,)))
-                for role, one in value.items()
-            )
-        elif name == "structure":
-            if value is not None and not isinstance(value, Structure):
-                raise _wrong(name, "a Structure or None", value)
-            own[name] = value
-        elif name == "expert_in_thoughts":
-            if not isinstance(value, bool):
-                raise _wrong(name, "True or False", value)
-            own[name] = value
-        else:
-            raise UsageError(f"generate has no argument {name!r}.")
+        match name:
+            case "max_tokens" | "top":
+                own[name] = _whole(name, value)
+            case "top_k" | "repeat_window" | "seed":
+                sample[name] = _whole(name, value)
+            case "temperature" | "top_p" | "min_p" | "repeat_penalty":
+                sample[name] = _number(name, value)
+            case "plausibility":
+                combine[name] = _number(name, value)
+            case "alpha":
+                combine |= {"alphas": _numbers(name, value, one=True), "powers": ()}
+            case "weights":
+                combine |= {"powers": _numbers(name, value), "alphas": ()}
+            case "stop":
+                own[name] = _texts(name, value)
+            case "method" | "speed":
+                kind = Method if name == "method" else Speed
+                if value not in list(kind):
+                    raise UsageError(f"{name} has to be one of {', '.join(kind)}.")
+                own[name] = kind(value)
+            case "adapter_scales":
+                scales = _checked(name, value, Mapping, "a mapping from roles to numbers")
+                own[name] = tuple(
+                    (str(role), _numbers(name, each, one=True)) for role, each in scales.items()
+                )
+            case "structure":
+                own[name] = _checked(name, value, Structure | None, "a Structure or None")
+            case "expert_in_thoughts":
+                own[name] = _checked(name, value, bool, "True or False")
+            case _:
+                raise UsageError(f"generate has no argument {name!r}.")
     if sample:
         own["sample"] = replace(made.sample, **sample)
     if combine:
         own["combine"] = replace(made.combine, **combine)
     return replace(made, **own) if own else made
+
+
+def _checked(name: str, value: Any, kind: Any, wanted: str) -> Any:
+    if not isinstance(value, kind):
+        raise _wrong(name, wanted, value)
+    return value
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _wrong(name, "a whole number", value)
+    return value
 
 
 def _number(name: str, value: object) -> float:
@@ -390,10 +369,20 @@ def _number(name: str, value: object) -> float:
     return float(value)
 
 
-def _numbers(name: str, values: object) -> tuple[float, ...]:
+def _numbers(name: str, values: object, *, one: bool = False) -> tuple[float, ...]:
+    """A list of numbers, or where `one` is allowed a single one."""
     if not isinstance(values, Sequence) or isinstance(values, str):
+        if one:
+            return (_number(name, values),)
         raise _wrong(name, "a list of numbers", values)
     return tuple(_number(name, value) for value in values)
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not all(isinstance(one, str) for one in texts):
+        raise _wrong(name, "a text or a list of texts", value)
+    return tuple(texts)
 
 
 def _wrong(name: str, wanted: str, value: object) -> UsageError:

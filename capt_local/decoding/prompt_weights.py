@@ -29,18 +29,12 @@ from capt_local.tokenization.vocabulary import FloatArray, Vocabulary
 
 
 class Evidence:
-    """Collects how well each of m combinations predicts a text.
+    """Collects how well each of m combinations predicts a text, of which it has `seen` tokens.
 
-    Args:
-        count: m.
-        forgetting: factor on all earlier evidence at each token; 1 forgets nothing.
-
-    Attributes:
-        seen: tokens of evidence so far.
+    At each token all earlier evidence is multiplied by `forgetting`; 1 forgets nothing.
     """
 
     def __init__(self, count: int, forgetting: float = FORGETTING) -> None:
-        """Starts with equal weights."""
         self.seen = 0
         self._forgetting = forgetting
         self._logs = np.zeros(count)
@@ -81,7 +75,6 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        """Remembers nothing."""
         self.clear()
 
     def clear(self) -> None:
@@ -126,10 +119,7 @@ def prefill(
 ) -> Evidence | None:
     """Brings all models to the end of the prompt, and sets the weights where these are open.
 
-    Args:
-        ensemble: started with the same prompts.
-        prompts: by role.
-        memory: what earlier prompts showed; this one is added.
+    The ensemble was started with the same prompts; what this one shows is added to `memory`.
 
     Returns:
         What the weights come from; its `seen` says how many positions could be used. None where
@@ -236,14 +226,10 @@ def _positions(ensemble: Ensemble, prompts: Mapping[str, Prompt]) -> list[TextPo
 
 @dataclass(frozen=True, slots=True)
 class _UserText:
-    """One turn of the user in the tokens of one model.
+    """One turn of the user in the tokens of one model, behind `start` tokens of the prompt.
 
-    Attributes:
-        text: the bytes.
-        marks: for each byte offset of the text that is a token boundary, the tokens of the whole
-            prompt before it.
-        pieces: the bytes of the tokens of the turn.
-        start: tokens of the prompt before the turn.
+    `marks` has for each byte offset of the text that is a token boundary the tokens of the whole
+    prompt before it.
     """
 
     text: bytes

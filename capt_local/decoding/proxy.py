@@ -320,12 +320,9 @@ class Proxy:
             self._context = context_behind(prompt, self._tokenizer)
 
     def append(self, token: int, piece: bytes, before: Sequence[int] = ()) -> None:
-        """Follows one token of the answer. Decodes nothing yet: see `sync`.
+        """Follows one token of the leading model and its bytes. Decodes nothing yet: see `sync`.
 
-        Args:
-            token: of the leading model.
-            piece: the bytes that are read.
-            before: the tokens in front of it which some of these bytes are of.
+        `before` are the tokens in front of it which some of these bytes are of.
         """
         if self._follows_tokens:
             self._context.tokens += [*before, token]
@@ -372,10 +369,6 @@ class Proxy:
 
         Positions at which the proxy's tokens are no prefix of those behind the draft (it ends
         inside one of them) are read when they are reached.
-
-        Args:
-            tokens: of the target.
-            pieces: their bytes.
         """
         first, size = self.wanted_rows()[0], len(self.tokens)
         if self._follows_tokens:
@@ -422,15 +415,9 @@ class Proxy:
 def queries(
     own: Candidates, proxies: Sequence[Proxy], *, start: bool = False
 ) -> Mapping[int, CandidateQuery]:
-    """What is asked about the candidates: one query for all proxies that share an alignment.
+    """What is asked about the candidates, by the identity of the alignment that proxies share.
 
-    Args:
-        own: the candidates.
-        proxies: that are asked.
-        start: whether an answer begins whose leading space is the tokenizer's own.
-
-    Returns:
-        By the identity of the alignment.
+    `start` is whether an answer begins whose leading space is the tokenizer's own.
     """
     prior = np.exp(own.logp)
     return {

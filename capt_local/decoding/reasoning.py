@@ -36,7 +36,7 @@ class ReasoningParser:
     """Divides one stream into reasoning and answer.
 
     Args:
-        markers: of the model.
+        markers: of the model; None where all of the output is the answer.
         opened: whether the template has already written the marker that opens the reasoning.
 
     Attributes:
@@ -44,10 +44,12 @@ class ReasoningParser:
         closer: the marker that ends the answer, where the model has begun it with one.
     """
 
-    def __init__(self, markers: ReasoningMarkers, *, opened: bool) -> None:
-        self.markers = markers
+    def __init__(self, markers: ReasoningMarkers | None, *, opened: bool = False) -> None:
+        self.markers = markers or ReasoningMarkers((), ())
         self.closer = b""
         self.section = Section.REASONING if opened else Section.BEGINNING
+        if markers is None:
+            self.section = Section.ANSWER
         self._fresh = opened  # whether no reasoning has come since the marker
         self._buffer = b""
         self._is_text = b""  # for each byte of the buffer: 1 text, 0 the name of a control token
@@ -60,17 +62,17 @@ class ReasoningParser:
     @classmethod
     def for_prompt(
         cls, prompt: Prompt, vocabulary: Vocabulary, *, structured: bool
-    ) -> ReasoningParser | None:
-        """For the answer to a prompt; None where all of the output is the answer.
+    ) -> ReasoningParser:
+        """For the answer to a prompt.
 
         Before an answer that a grammar constrains (`structured`), only reasoning that the template
         has opened comes.
         """
         if prompt.markers is None or not prompt.segments or prompt.segments[-1].text is not None:
-            return None
+            return cls(None)
         scaffold = b"".join(vocabulary.piece(token) for token in prompt.segments[-1].tokens)
         opened = prompt.markers.opened_by(scaffold)
-        return cls(prompt.markers, opened=opened) if opened or not structured else None
+        return cls(prompt.markers if opened or not structured else None, opened=opened)
 
     @property
     def in_broken_marker(self) -> bool:
@@ -210,14 +212,7 @@ _LONGEST_UNIT = 2000
 
 
 class RepetitionDetector:
-    """Finds out whether a text begins to repeat itself without end.
-
-    Args:
-        words: whether the rule about words is applied.
-
-    Attributes:
-        found: whether the text repeats itself.
-    """
+    """Finds out whether a text repeats itself without end, by `words` too or by units alone."""
 
     def __init__(self, *, words: bool = True) -> None:
         self.found = False
@@ -255,14 +250,14 @@ class RepetitionDetector:
 
 
 class AnswerStream:
-    """The text of one answer as its tokens come.
+    """The text of one answer as its tokens, of the leading model, come.
 
     Args:
         vocabulary: of the leading model.
         stops: strings that end the answer; reasoning may contain them.
-        parser: finds the reasoning; None where all of the output is the answer.
+        parser: finds the reasoning; None: there is none.
         turn_ends: further tokens that end the answer, since the template writes them behind one.
-        repetition: looks for loops; None where they are let run.
+        repetition: None where loops are let run.
 
     Attributes:
         notices: what the user should know.
@@ -283,7 +278,7 @@ class AnswerStream:
         self._repetition = repetition
         self._vocabulary = vocabulary
         self._stops = StopStrings(stops)
-        self._parser = parser
+        self._parser = parser or ReasoningParser(None)
         self._turn_ends = frozenset(turn_ends)
         self.notices: list[str] = []
         self.proxy_text: bytes | None = None
@@ -293,12 +288,12 @@ class AnswerStream:
     @property
     def in_reasoning(self) -> bool:
         """Whether the next token may belong to reasoning."""
-        return self._parser is not None and self._parser.in_reasoning
+        return self._parser.in_reasoning
 
     @property
     def in_gap(self) -> bool:
         """Whether the reasoning has ended and the answer has not begun."""
-        return self._parser is not None and self._parser.section is Section.GAP
+        return self._parser.section is Section.GAP
 
     @property
     def stopped(self) -> bool:
@@ -317,16 +312,16 @@ class AnswerStream:
         is no part of a reasoning marker. A notice names a token of the last kind.
         """
         parser, piece = self._parser, self._vocabulary.piece(token)
-        if parser is not None and parser.expects(piece):
+        if parser.expects(piece):
             return False
-        if parser is not None and parser.in_broken_marker:
+        if parser.in_broken_marker:
             self._note(piece, "ends behind the reasoning, before {}: no answer followed.")
             return True
         if self._vocabulary.is_end[token] or token in self._turn_ends:
             return True
         if self._vocabulary.kinds[token] != TokenKind.CONTROL:
             return False
-        if parser is not None and piece in parser.markers:
+        if piece in parser.markers:
             if piece == parser.closer:
                 return True
             self._note(piece, "contains {}, a marker of reasoning, which is left out.")
@@ -341,17 +336,9 @@ class AnswerStream:
             self.notices.append(notice)
 
     def feed(self, token: int, text: bytes) -> TextPart:
-        """Takes the next token.
-
-        Args:
-            token: of the leading model, not one that `ends` the output.
-            text: what it adds as text.
-        """
+        """Takes the next token, not one that `ends` the output, and what it adds as text."""
         if self._repetition is not None:
             self._repetition.feed(text)
-        if self._parser is None:
-            self.proxy_text = text
-            return TextPart(self._stops.feed(text))
         is_text = bool(self._vocabulary.is_text[token])
         spelled = text if is_text else self._vocabulary.piece(token)
         part = self._parser.feed(spelled, is_text=is_text)
@@ -372,7 +359,7 @@ class AnswerStream:
 
         Answer text behind a part that is reasoning does not go into it: `rest` has that.
         """
-        if self._parser is not None and self._parser.section is Section.REASONING:
+        if self._parser.section is Section.REASONING:
             text = self._parser.flush().text
             return TextPart((part.text if part else b"") + text, True)
         if part is not None and part.reasoning:
@@ -381,12 +368,8 @@ class AnswerStream:
 
     def rest(self) -> bytes:
         """The bytes of the answer that no part has brought."""
-        if self._parser is not None:
-            part = self._parser.flush()
-            if part.reasoning:
-                return self._stops.flush()
-            return self._stops.feed(part.text) + self._stops.flush()
-        return self._stops.flush()
+        part = self._parser.flush()
+        return (b"" if part.reasoning else self._stops.feed(part.text)) + self._stops.flush()
 
 
 def _goes_on(text: bytes, markers: Iterable[bytes]) -> bool:

@@ -58,20 +58,12 @@ def score_text(
     evidence: Evidence | None = None,
     cancel: Cancel | None = None,
 ) -> TextScore:
-    """Scores a text from its beginning.
+    """Scores a text (UTF-8) from its beginning.
 
-    A text that is longer than the context is scored in windows, each begun afresh.
-
-    Args:
-        ensemble: of which the target's tokens are scored.
-        tokenizers: of all its models, by role.
-        text: UTF-8.
-        evidence: if given, the weights follow the text: each token is predicted
-            with the weights from the tokens before it.
-        cancel: asked at every token.
+    With `evidence`, each token is predicted with the weights from the tokens before it.
 
     Raises:
-        Cancelled: `cancel` said so.
+        Cancelled: `cancel`, which is asked at every token, said so.
         ContextOverflow: the context is too small for any window.
         UnspellableText: the vocabulary cannot spell the text.
     """
@@ -101,11 +93,8 @@ def opening(
 ) -> dict[str, Prompt]:
     """What stands in front of a text: prompts of one token, by role.
 
-    Args:
-        models: that read the text.
-        tokenizers: by role.
-        first: whether the text itself begins there, with the space that some tokenizers put in
-            front, rather than a window of it.
+    `first` is whether the text itself begins there, with the space that some tokenizers put in
+    front, rather than a window of it.
     """
     prompts = {}
     for each in models:
@@ -140,29 +129,22 @@ class Event:
 def score_paths(
     ensemble: Ensemble,
     prompts: Mapping[str, Prompt],
-    paths: Iterable[tuple[int, ...]],
+    paths: Sequence[tuple[int, ...]],
     *,
     end: bool,
     given: bytes = b"",
     cancel: Cancel | None = None,
 ) -> list[list[Event]]:
-    """What is given to each token of some lists behind a prompt, and to the end behind each.
+    """What is given to each token of some lists behind a prompt, and with `end` to the end of each.
 
     The prompt is decoded once, and so is what the lists have in common at their beginnings.
-
-    Args:
-        ensemble: configured.
-        prompts: by role.
-        paths: tokens of the leading model.
-        end: whether the end behind each list is wanted.
-        given: bytes that the first token begins with, whatever it is.
-        cancel: asked at every position.
+    `given` are bytes that the first token begins with, whatever it is; `cancel` is asked at every
+    position.
 
     Raises:
         Cancelled: `cancel` said so.
         ContextOverflow: the prompt does not fit.
     """
-    paths = list(paths)
     wanted: dict[tuple[int, ...], set[int]] = {}
     for path in paths:
         for place, token in enumerate((*path, _END) if end else path):
@@ -237,12 +219,7 @@ class AnswerScore:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """One of several answers.
-
-    Attributes:
-        index: of the answer; the first of equals.
-        scores: of each answer.
-    """
+    """One of several answers: the index of the first of equals, and the score of each."""
 
     index: int
     scores: tuple[AnswerScore, ...]
@@ -254,14 +231,7 @@ class Chosen:
 
 
 class Answers:
-    """Judges given answers to one prompt.
-
-    Args:
-        ensemble: configured.
-        tokenizers: of its models, by role.
-        prompts: by role.
-        cancel: asked at every token.
-    """
+    """Judges given answers to one prompt; `cancel` is asked at every token."""
 
     def __init__(
         self,
@@ -270,15 +240,10 @@ class Answers:
         prompts: Mapping[str, Prompt],
         cancel: Cancel | None = None,
     ) -> None:
-        """Decodes nothing yet."""
         self._ensemble = ensemble
         self._tokenizers = tokenizers
         self._prompts = prompts
         self._cancel = cancel
-
-    def score(self, answer: bytes, *, end: bool = False) -> AnswerScore:
-        """Log-likelihood of one answer; see `scores`."""
-        return self.scores((answer,), end=end)[0]
 
     def scores(self, answers: Sequence[bytes], *, end: bool = False) -> tuple[AnswerScore, ...]:
         """Log-likelihood of each answer in the target's tokens, canonical behind the prompt.
@@ -319,14 +284,10 @@ class Answers:
         return tuple(scores[number] for number in range(len(answers)))
 
     def choose(self, choices: Sequence[bytes], how: Choosing = Choosing.LIKELIHOOD) -> Chosen:
-        """Chooses one of several answers.
+        """Chooses one of several different answers.
 
         The end of an answer counts where one choice is the beginning of another: without its end
         the shorter one is never less likely.
-
-        Args:
-            choices: UTF-8, different, none of them empty.
-            how: see `Choosing`.
 
         Raises:
             UsageError: there are no choices, or two are the same, or as for `scores`.
@@ -339,11 +300,13 @@ class Answers:
         ordered = sorted(choices)  # then what begins with a choice stands right behind it
         nested = any(after.startswith(one) for one, after in itertools.pairwise(ordered))
         scores = self.scores(choices, end=nested)
-        lengths = {Choosing.PER_BYTE: "size", Choosing.PER_TOKEN: "tokens"}
-        rates = [
-            -score.nats / (getattr(score, lengths[how]) if how in lengths else 1)
-            for score in scores
-        ]
+        match how:
+            case Choosing.LIKELIHOOD:
+                rates = [-score.nats for score in scores]
+            case Choosing.PER_BYTE:
+                rates = [-score.nats / score.size for score in scores]
+            case Choosing.PER_TOKEN:
+                rates = [-score.nats / score.tokens for score in scores]
         return Chosen(max(range(len(rates)), key=rates.__getitem__), scores)
 
     def _place(self, answer: bytes) -> _Placed:
@@ -357,7 +320,7 @@ class Answers:
             raise UsageError(f"An answer is not UTF-8 at byte {error.start}.") from None
         role = self._ensemble.leader.role
         try:
-            placed = place(role, self._prompts, self._tokenizers, answer)
+            placed = _placed(role, self._prompts, self._tokenizers, answer)
         except UnspellableByte as error:
             raise UnspellableText(role, error.byte) from None
         counts = {role: len(placed.prompts[role].tokens) + len(placed.tokens)}
@@ -387,29 +350,19 @@ class _Placed:
     tokens: tuple[int, ...]
 
 
-def place(
+def _placed(
     role: str, prompts: Mapping[str, Prompt], tokenizers: Tokenizers, answer: bytes
 ) -> _Placed:
-    """Where a prompt ends and a given answer begins, in tokens.
+    """Where a prompt ends and a given answer begins, in tokens of `role`.
 
     After a turn the answer begins a text of its own. Raw text goes on, and its last word may go on
     in the answer: then the canonical tokens of the whole have no boundary where the answer begins.
     So the whole is tokenized. Tokens that lie in the prompt are the prompt, and the token that
     straddles the boundary is scored given the bytes of the prompt that it begins with.
-
-    Args:
-        role: whose tokens are scored.
-        prompts: by role.
-        tokenizers: by role.
-        answer: UTF-8, not empty.
-
-    Raises:
-        UnspellableByte: the vocabulary cannot spell the answer.
     """
     own, tokenizer = prompts[role], tokenizers[role]
     if not own.goes_on:
-        tokens = tokenizer.encode(answer, start=own.starts_fresh)
-        return _Placed(prompts, b"", tuple(tokens))
+        return _Placed(prompts, b"", tuple(tokenizer.encode(answer, start=own.starts_fresh)))
     text = own.segments[-1].text or b""
     tokens = tokenizer.encode(text + answer, start=True)
     ends = itertools.accumulate(len(tokenizer.vocabulary.piece(token)) for token in tokens)

@@ -1,4 +1,4 @@
-"""The record of one choice: what was said, what the target alone would have said, and why."""
+"""The record of one choice: what was said, and what the target alone would have said."""
 
 from __future__ import annotations
 
@@ -38,22 +38,17 @@ class Step:
     Attributes:
         index: position in the answer, from 0.
         token: id in the target's vocabulary.
-        piece_bytes: what the token adds to the answer; nothing for an end or control token. With
-            stop strings, bytes that might begin one are held back until it is known, so the bytes
-            of the steps joined are the answer in any case.
+        piece_bytes: what the token adds to the answer; nothing for an end or control token. Bytes
+            that might begin a stop string are held back until it is known, so the bytes of the
+            steps joined are the answer.
         logp: log-probability under the combined distribution, before temperature and cuts.
-        target_logp: log-probability under the target alone.
-        target_rank: rank under the target alone, 0 being its own choice.
+        target_logp, target_rank: under the target alone; rank 0 is its own choice.
         target_choice: the token that the target alone finds likeliest after the same text.
         contrast: logp_expert - logp_base of the token's event; 0 without proxies, None where they
             were not asked.
-        expert_logp: log-probability of that event under the expert; None where no candidates were
-            asked for.
-        base_logp: the same under the base.
-        top: the likeliest candidates of the combination.
-        target_top: the likeliest tokens of the target.
-        expert_top: the likeliest pieces of the expert, in its own vocabulary.
-        base_top: the likeliest pieces of the base, in its own vocabulary.
+        expert_logp, base_logp: of that event; None where no candidates were asked for.
+        top, target_top: the likeliest tokens of the combination, and of the target.
+        expert_top, base_top: the likeliest pieces of the proxies, in their own vocabulary.
         likeliest: the token that the combination finds likeliest, which a draw may pass over; None
             where that is the token itself.
         finish: set on the last step alone.
@@ -97,13 +92,7 @@ class Step:
 
 @dataclass(slots=True)
 class DraftCount:
-    """Of one source of drafts.
-
-    Attributes:
-        rounds: drafts that were read.
-        drafted: tokens in them.
-        accepted: those that were chosen.
-    """
+    """Of one source: drafts that were read, tokens in them, and those that were chosen."""
 
     rounds: int = 0
     drafted: int = 0
@@ -117,10 +106,7 @@ class DraftStats:
     Attributes:
         steps: tokens that were chosen.
         proxies_skipped: those for which expert and base did not run.
-        by_source: of each source that drafted something.
-        passes: calls that decoded something for the answer, by role.
-        decoded: tokens that they decoded, by role.
-        notices: what the user should know.
+        passes, decoded: calls that decoded something for the answer, and tokens in them, by role.
     """
 
     steps: int = 0
@@ -128,17 +114,11 @@ class DraftStats:
     by_source: dict[str, DraftCount] = field(default_factory=dict)
     passes: dict[str, int] = field(default_factory=dict)
     decoded: dict[str, int] = field(default_factory=dict)
-    notices: list[str] = field(default_factory=list)
 
     def add(self, role: str, passes: int, decoded: int) -> None:
         """Counts what a model did."""
         self.passes[role] = self.passes.get(role, 0) + passes
         self.decoded[role] = self.decoded.get(role, 0) + decoded
-
-    @property
-    def rounds(self) -> int:
-        """Drafts that were read."""
-        return sum(count.rounds for count in self.by_source.values())
 
     @property
     def drafted(self) -> int:

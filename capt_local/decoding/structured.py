@@ -1,12 +1,11 @@
 """Structured answers: sampling restricted to the tokens that a JSON schema or a grammar allows.
 
 A schema is compiled by llguidance into a mask over the vocabulary at each step (0.1 ms of 49,000
-tokens, 0.3 ms of 262,000). A
-grammar in GBNF runs in llama.cpp's own sampler, whose mask over a whole vocabulary takes longer
-than a small model takes for a token. So at temperature 0 the likeliest token alone is checked
-first (and the target's own, to see whether the expert changed something), then the plausible
-candidates. If none of those is allowed, plausibility is applied among the tokens that are: the
-same method, on the target's distribution without the others.
+tokens, 0.3 ms of 262,000). A grammar in GBNF runs in llama.cpp's own sampler, whose mask over a
+whole vocabulary takes longer than a small model takes for a token. So at temperature 0 the
+likeliest token alone is checked first (and the target's own, to see whether the expert changed
+something), then the plausible candidates. If none of those is allowed, plausibility is applied
+among the tokens that are: the same method, on the target's distribution without the others.
 """
 
 from __future__ import annotations
@@ -74,10 +73,6 @@ _REASONS = (
 def schema_structure(text: bytes, name: str = "The schema") -> Structure:
     """The form that a JSON schema describes, checked without a model.
 
-    Args:
-        text: the schema.
-        name: what errors call it.
-
     Raises:
         UsageError: it is no schema, too large, or says what cannot be kept. Names the keyword,
             never a name or value that the schema holds.
@@ -91,8 +86,7 @@ def schema_structure(text: bytes, name: str = "The schema") -> Structure:
     try:
         kept = _kept(schema, name, schema)
         _refuse_invalid(kept, name)
-        source = json.dumps(_closed(kept), ensure_ascii=False)
-        structure = Structure(source, "json-schema")
+        structure = Structure(json.dumps(kept, ensure_ascii=False), "json-schema")
         SchemaConstraint(_BYTES, structure.source)
     except _Refused as error:
         raise UsageError(f"{name} {error}.") from None
@@ -114,12 +108,7 @@ def _refuse_invalid(schema: Any, name: str) -> None:
 
 
 def constraint_for(structure: Structure, model: Model, lead: bytes) -> Constraint:
-    """What a form allows in an answer of a model.
-
-    Args:
-        structure: the form.
-        model: whose tokens are chosen.
-        lead: what its tokenizer puts in front of the answer, which is no part of it.
+    """What a form allows in an answer of a model, whose tokenizer may put `lead` in front of it.
 
     Raises:
         UsageError: a grammar names tokens that the model does not have.
@@ -135,12 +124,9 @@ class _Refused(Exception):
 
 
 class SchemaConstraint:
-    """Keeps an answer to a JSON schema, by llguidance. See `Constraint`.
+    """Keeps an answer to a JSON schema as `schema_structure` gives it, by llguidance.
 
-    Args:
-        vocabulary: of the model.
-        schema: as `schema_structure` gives it.
-        lead: see `constraint_for`; the answer may begin with it or not.
+    See `Constraint`. The answer may begin with `lead` or not.
     """
 
     def __init__(self, vocabulary: Vocabulary, schema: str, lead: bytes = b"") -> None:
@@ -345,29 +331,30 @@ def _place(schema: Any, path: Iterable[str | int]) -> str:
 
 
 def _kept(
-    schema: object, name: str, whole: object, steps: tuple[tuple[str | int, ...], ...] = ()
+    schema: object,
+    name: str,
+    whole: Any,
+    path: tuple[str | int, ...] = (),
+    *,
+    depth: int = 0,
+    alone: bool = True,
 ) -> Any:
-    """A schema without its annotations.
+    """A schema without its annotations, in which described objects have no other members.
 
-    Args:
-        schema: a part of the whole one.
-        name: what errors call it.
-        whole: the whole one.
-        steps: the keys that lead to the part, level by level.
-
-    Raises:
-        UsageError: it holds a keyword that cannot be kept, or is too deep.
+    A small model does not stop to invent members, so objects with `properties` are closed unless
+    the schema says that they may have more. Objects that are described in several places (allOf,
+    anyOf, oneOf or $ref beside `properties`: not `alone`) stay as they are, and all of them do in
+    a schema with allOf. `path` leads to this part of the whole schema.
     """
-    if len(steps) > DEEPEST:
+    if depth > DEEPEST:
         raise UsageError(f"{name} is more than {DEEPEST} levels deep.")
-    if isinstance(schema, bool) and steps:
+    if isinstance(schema, bool) and depth:
         return schema
-    path = [key for step in steps for key in step]
     if not isinstance(schema, dict):
         raise UsageError(f"{name} has no object where a schema is needed{_place(whole, path)}.")
 
-    def inner(value: object, *keys: str | int) -> Any:
-        return _kept(value, name, whole, (*steps, keys))
+    def inner(part: object, *keys: str | int, alone: bool = True) -> Any:
+        return _kept(part, name, whole, (*path, *keys), depth=depth + 1, alone=alone)
 
     made: dict[str, Any] = {}
     for key, value in schema.items():
@@ -378,7 +365,9 @@ def _kept(
         elif key in _SCHEMA:
             made[key] = inner(value, key)
         elif key in _SCHEMAS and isinstance(value, list):
-            made[key] = [inner(each, key, number) for number, each in enumerate(value)]
+            within = key == "prefixItems" or (alone and "properties" not in schema)
+            parts = enumerate(value)
+            made[key] = [inner(each, key, number, alone=within) for number, each in parts]
         elif key in _NAMED_SCHEMAS and isinstance(value, dict):
             made[key] = {each: inner(found, key, each) for each, found in value.items()}
         else:
@@ -387,47 +376,18 @@ def _kept(
                 f"{name} has {shown}{_place(whole, path)}, which cannot be kept here; leave it out "
                 "and check it on the answer, or describe the form with --grammar-file."
             )
+    open_ended = made.keys() & {"anyOf", "oneOf", "$ref", "additionalProperties",
+                                "patternProperties"}  # fmt: skip
+    if "properties" in made and alone and not open_ended and '"allOf"' not in json.dumps(whole):
+        made["additionalProperties"] = False
     return made
-
-
-def _closed(schema: Any) -> Any:
-    """A schema in which objects with `properties` have no others, unless it says that they may.
-
-    A small model does not stop to invent members. Objects that are described in several places
-    (allOf, anyOf, oneOf or $ref beside `properties`) stay as they are, and all of them do in a
-    schema with allOf.
-    """
-    if "allOf" in json.dumps(schema):
-        return schema
-
-    def close(part: Any, *, alone: bool) -> Any:
-        if not isinstance(part, dict):
-            return part
-        beside = part.keys() & {"anyOf", "oneOf", "$ref"}
-        made = dict(part)
-        for key in part.keys() & _SCHEMA:
-            made[key] = close(part[key], alone=True)
-        for key in part.keys() & _SCHEMAS:
-            within = key == "prefixItems" or (alone and "properties" not in part)
-            made[key] = [close(each, alone=within) for each in part[key]]
-        for key in part.keys() & _NAMED_SCHEMAS:
-            made[key] = {name: close(each, alone=True) for name, each in part[key].items()}
-        free = part.keys() & {"additionalProperties", "patternProperties"}
-        if "properties" in part and alone and not beside and not free:
-            made["additionalProperties"] = False
-        return made
-
-    return close(schema, alone=True)
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedDistribution:
-    """A distribution and the part of it that may be chosen.
+    """A distribution, perhaps that of the leading model `alone`, and the part that may be chosen.
 
-    Attributes:
-        here: the distribution.
-        mask: which of its candidates may be chosen, shape (n,); None: all that matter.
-        alone: whether the distribution is that of the leading model alone.
+    `mask` says which of its candidates may be chosen, shape (n,); None: all that matter.
     """
 
     here: Distribution
@@ -436,15 +396,10 @@ class MaskedDistribution:
 
 
 class GrammarSampler:
-    """Restricts the choices of one answer to what a grammar allows.
-
-    Args:
-        constraint: at the beginning of the answer.
-        vocabulary: of the leading model.
-        options: how tokens are drawn.
+    """Restricts the choices of one answer to what a constraint allows.
 
     Attributes:
-        implausible_steps: steps at which the grammar allowed no plausible token.
+        implausible_steps: steps at which it allowed no plausible token.
     """
 
     def __init__(

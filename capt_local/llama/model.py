@@ -1,6 +1,6 @@
 """A model with one running sequence, through llama.cpp: extend, step, peek, rewind.
 
-It knows nothing about text, templates or other models. See `decoding.proxy.Model` for what each
+It knows nothing about text, templates or other models. See `decoding.model.Model` for what each
 method promises.
 """
 
@@ -46,7 +46,7 @@ class ContextOwner(Protocol):
 
 
 class RunningSequence:
-    """One sequence of tokens in the KV cache of a context; see `decoding.proxy.Model`."""
+    """One sequence of tokens in the KV cache of a context; see `decoding.model.Model`."""
 
     def __init__(
         self, owner: ContextOwner, context: Context, number: int, scratch: int | None

@@ -275,7 +275,7 @@ class Weights(Closing):
             )
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
-        """Splits UTF-8 text; see `decoding.proxy.Model.tokenize`.
+        """Splits UTF-8 text; see `decoding.model.Model.tokenize`.
 
         Some pre-tokenizers are std::regex, which recurses over the longest match (up to 350 bytes
         of stack a byte): a long text gets a thread whose stack is large enough for one match.

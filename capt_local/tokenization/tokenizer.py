@@ -34,11 +34,7 @@ _SPACE_MARK = "\u2581".encode()
 
 
 class UnspellableByte(ValueError):
-    """The vocabulary has no token for a byte of the text.
-
-    Attributes:
-        byte: its value.
-    """
+    """The vocabulary has no token for a byte of the text."""
 
     def __init__(self, byte: int) -> None:
         super().__init__(f"the vocabulary cannot spell the byte 0x{byte:02x}")
@@ -48,19 +44,14 @@ class UnspellableByte(ValueError):
 class TextTokenizer:
     """Turns bytes into tokens of one vocabulary.
 
-    Args:
+    Attributes:
         vocabulary: of the model.
         tokenize: `tokenize(text: bytes, *, special: bool) -> list[int]`, llama.cpp's tokenizer
-            without BOS or EOS (see `decoding.proxy.Model.tokenize`).
-
-    Attributes:
-        vocabulary: see above.
-        tokenize: see above.
+            without BOS or EOS (see `decoding.model.Model.tokenize`).
         lead: the space that the tokenizer puts in front of a text, or nothing.
     """
 
     def __init__(self, vocabulary: Vocabulary, tokenize: Tokenize) -> None:
-        """Finds out whether the tokenizer puts a space in front of a text."""
         self.vocabulary = vocabulary
         self.tokenize = tokenize
         self._forbidden = self._forbidden_in_text()
@@ -97,11 +88,7 @@ class TextTokenizer:
         return tokens
 
     def encode_known(self, text: bytes, *, start: bool) -> tuple[list[int], bool]:
-        """Tokens of a text without the characters that the vocabulary cannot spell.
-
-        Returns:
-            The tokens, and whether they are the whole text.
-        """
+        """Tokens of a text without characters that cannot be spelt, and whether that is all."""
         try:
             return self.encode(text, start=start), True
         except UnspellableByte:

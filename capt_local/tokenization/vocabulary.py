@@ -62,9 +62,6 @@ class Vocabulary:
         add_bos: bool = False,
         eos: int | None = None,
     ) -> None:
-        """Copies the pieces into one buffer."""
-        if len(pieces) != len(kinds):
-            raise ValueError(f"{len(pieces)} pieces but {len(kinds)} kinds")
         lengths = np.fromiter((len(piece) for piece in pieces), np.int64, len(pieces))
         self._offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
         self._data = b"".join(pieces)
@@ -76,7 +73,6 @@ class Vocabulary:
         self.eos = eos
 
     def __len__(self) -> int:
-        """Number of tokens."""
         return len(self.kinds)
 
     def piece(self, token: int) -> bytes:
@@ -147,7 +143,6 @@ class PrefixIndex:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        """Sorts the pieces."""
         pieces = vocabulary.pieces()
         order = sorted(np.flatnonzero(vocabulary.is_text).tolist(), key=pieces.__getitem__)
         self.keys: list[bytes] = [pieces[token] for token in order]

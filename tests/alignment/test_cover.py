@@ -18,7 +18,7 @@ from capt_local.alignment.projection import (
     credit,
 )
 from capt_local.tokenization.vocabulary import PrefixIndex, Vocabulary
-from tests.alignment.slow import events_of, longer, slow_parts, text_ids
+from tests.alignment.slow import events_of, slow_parts, text_ids
 from tests.fakes import make_vocabulary
 
 WORDS = st.lists(st.text(alphabet="ab ", min_size=1, max_size=5), min_size=1, max_size=12)
@@ -64,62 +64,6 @@ def test_sharing_is_its_rule(
     shares = made.share(asked, np.array(prior))
     said = credit([(shares, row, 1.0)] if shares else [], len(wanted))
     np.testing.assert_allclose(said, got @ row, rtol=1e-6, atol=1e-12)
-
-
-@settings(max_examples=100)
-@given(WORDS, WORDS, st.lists(STARTS, min_size=1, max_size=3, unique=True), st.integers(0, 2**16))
-def test_covers_together_are_each_for_itself(
-    own: list[str], other: list[str], starts: list[bytes], seed: int
-) -> None:
-    events, proxy, rng = events_of(words(own)), words(other), np.random.default_rng(seed)
-    covers = [cover(proxy, events, start) for start in starts]
-    wanted = rng.integers(NO_EVENT, events.count, 6).astype(np.int32)
-    prior = rng.random(6)
-    rows = [rng.random(len(proxy)).astype(np.float32) for _ in starts]
-    factors = [10.0 ** float(rng.integers(-3, 60)) for _ in starts]
-    given = [
-        (shares, row, factor)
-        for made, row, factor in zip(covers, rows, factors, strict=True)
-        if (shares := made.share(wanted, prior))
-    ]
-    got = credit(given, 6)
-    each = [np.zeros(6), *(credit([one], 6) for one in given)]
-    np.testing.assert_allclose(got, np.sum(each, axis=0), rtol=1e-6)
-
-
-@settings(max_examples=100)
-@given(WORDS, WORDS, STARTS, st.integers(0, 2**16))
-def test_every_piece_is_given_away_whole(
-    own: list[str], other: list[str], start: bytes, seed: int
-) -> None:
-    events, proxy = events_of(words(own)), words(other)
-    every = np.arange(events.count, dtype=np.int32)
-    prior = np.random.default_rng(seed).dirichlet(np.full(events.count, 0.2)) + 1e-30
-    made = cover(proxy, events, start)
-    sums = parts(made, every, prior, len(proxy)).sum(axis=0)
-    given_away = sorted([*longer(proxy, start), *([] if start else proxy.end_ids.tolist())])
-    assert sorted(made.longer.tolist()) == given_away
-    np.testing.assert_allclose(sums[given_away], 1.0, rtol=1e-9)
-    np.testing.assert_array_equal(np.delete(sums, given_away), 0.0)
-
-
-@settings(max_examples=100)
-@given(WORDS, WORDS, STARTS, st.data())
-def test_among_some_events_a_piece_is_shared_as_among_all_given_that_it_is_one_of_them(
-    own: list[str], other: list[str], start: bytes, data: st.DataObject
-) -> None:
-    events, proxy = events_of(words(own)), words(other)
-    prior = np.random.default_rng(len(own)).dirichlet(np.ones(events.count))
-    some = np.array(
-        data.draw(st.lists(st.integers(0, events.count - 1), unique=True, max_size=8)), np.int32
-    )
-    made = cover(proxy, events, start)
-    every = np.arange(events.count, dtype=np.int32)
-    whole = parts(made, every, prior, len(proxy))[some]
-    total = whole.sum(axis=0)
-    wanted = np.divide(whole, total, out=np.zeros_like(whole), where=total > 0)
-    got = parts(made, some, prior[some], len(proxy))
-    np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-15)
 
 
 def shared(

@@ -83,24 +83,6 @@ def test_healing_stays_exact_where_what_came_was_next_to_impossible(
     np.testing.assert_allclose(got, [float(one) for one in wanted], rtol=2e-5, atol=1e-12)
 
 
-@settings(max_examples=100)
-@given(WORDS, WORDS, st.integers(0, 2**16), st.integers(0, DEPTH))
-def test_no_mass_is_lost_or_made(own: list[str], other: list[str], seed: int, depth: int) -> None:
-    """Over all tokens: 1 less the mass of control tokens, healed or not."""
-    target, proxy = words(own, ["a"]), words(other)
-    rng = np.random.default_rng(seed)
-    rows = rng.dirichlet(np.full(len(proxy), 0.3), size=depth + 1).astype(np.float32)
-    last = rng.choice(text_ids(proxy), size=depth).tolist()
-    tokens = np.arange(len(target), dtype=np.int32)
-    made = Projection(proxy, events_of(target))
-    question = made.query(tokens, rng.dirichlet(np.ones(len(target))))
-    got = made.probability(question, view(proxy, rows, last)).sum()
-    plain = float(rows[0].sum(dtype=np.float64) - rows[0][0])
-    if not depth:
-        assert got == pytest.approx(plain, rel=1e-6)
-    assert min(plain, 1.0) - 1e-6 <= got <= 1.0 + 1e-6
-
-
 def test_expert_and_base_share_a_question_and_each_hears_its_own_answer() -> None:
     """What is prepared for one proxy is right for the next, at the same place and at another."""
     target, proxy = words(["ab", "bab", "abab"]), words(["aba", "abab", "ba", "bb"])

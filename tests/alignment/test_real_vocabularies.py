@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import cache
 
 import numpy as np
@@ -27,16 +26,6 @@ def tokenizer(name: str) -> TextTokenizer:
     return TextTokenizer(weights.vocabulary, weights.tokenize)
 
 
-@cache
-def projection(target: str, proxy: str) -> tuple[TargetEvents, Projection]:
-    events = TargetEvents(tokenizer(target))
-    index = tokenizer(proxy).vocabulary
-    started = time.perf_counter()
-    made = Projection(index, events)
-    print(f"{target} x {proxy}: table in {time.perf_counter() - started:.2f} s")
-    return events, made
-
-
 def sure_of(proxy: str, token: int) -> np.ndarray:
     """A row that is certain of one piece."""
     row = np.zeros(len(tokenizer(proxy).vocabulary), dtype=np.float32)
@@ -45,47 +34,10 @@ def sure_of(proxy: str, token: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("target", "proxy"), PAIRS)
-def test_every_text_piece_is_given_away_whole(target: str, proxy: str) -> None:
-    """Over all tokens of the target, whatever it expects: 1 less the control tokens."""
-    _events, made = projection(target, proxy)
-    vocabulary = tokenizer(proxy).vocabulary
-    rng = np.random.default_rng(0)
-    row = rng.dirichlet(np.full(len(vocabulary), 0.1)).astype(np.float32)
-    tokens = np.arange(len(tokenizer(target).vocabulary), dtype=np.int32)
-    prior = rng.dirichlet(np.full(len(tokens), 0.1)) + 1e-30
-    got = made.probability(made.query(tokens, prior), View(row))
-    counted = np.append(np.flatnonzero(vocabulary.is_text), vocabulary.end_ids)
-    assert got.sum() == pytest.approx(row[counted].sum(dtype=np.float64), rel=1e-5)
-    assert got.min() >= 0.0
-
-
-@pytest.mark.parametrize(("target", "proxy"), PAIRS)
-def test_healed_rows_stay_distributions_along_a_note(target: str, proxy: str) -> None:
-    """At every token of a note, healed three pieces back by a proxy that was surprised or not."""
-    _events, made = projection(target, proxy)
-    other, rng = tokenizer(proxy), np.random.default_rng(0)
-    whole = other.encode(NOTE.encode(), start=True)
-    tokens = np.arange(len(tokenizer(target).vocabulary), dtype=np.int32)
-    question = made.query(tokens, rng.dirichlet(np.full(len(tokens), 0.1)) + 1e-30)
-    context, longer = CanonicalContext(other, [], start=True), 0
-    text = b"".join(map(other.vocabulary.piece, whole)).removeprefix(other.lead)
-    for cut in range(0, len(text), 9):
-        context.append(text[cut : cut + 9])
-        behind = context.rests(DEPTH)
-        last = context.tokens[::-1][: len(behind)]
-        rows = rng.dirichlet(np.full(len(other.vocabulary), 0.1), size=len(behind) + 1)
-        back = [Back(*each) for each in zip(rows[1:].astype(np.float32), last, behind, strict=True)]
-        got = made.probability(question, View(rows[0].astype(np.float32), back))
-        assert 0.9 < got.sum() < 1.0 + 1e-5 and got.min() >= 0.0
-        longer += sum(made._healer(rest) is not None for rest in behind)
-    assert longer > 20
-
-
-@pytest.mark.parametrize(("target", "proxy"), PAIRS)
 def test_a_proxy_that_knows_what_comes_gives_its_token_the_credit(target: str, proxy: str) -> None:
     """Walk a note in the target's tokens: a proxy that is certain of the right next piece, and was
     certain of the right last ones, gives all to a target that expects the token, too."""
-    _events, made = projection(target, proxy)
+    made = Projection(tokenizer(proxy).vocabulary, TargetEvents(tokenizer(target)))
     own, other = tokenizer(target), tokenizer(proxy)
     context = CanonicalContext(other, [], start=True)
     whole = other.encode(NOTE.encode(), start=True)

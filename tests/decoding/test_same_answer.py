@@ -14,9 +14,14 @@ from capt_local.decoding.options import (
     GenerateOptions,
     Method,
     SampleOptions,
-    Speed,
+    Structure,
 )
+from capt_local.prompting.markers import find_markers
+from capt_local.prompting.messages import Prompt, Segment
 from tests.decoding.answers import Habit, at_every_speed, lettered
+from tests.decoding.test_reasoning import IDS, SAID, VOCABULARY, Speaker
+from tests.decoding.test_structured import Texts
+from tests.decoding.trios import PROXY
 from tests.fakes import FakeModel, make_vocabulary, text_tokenizer
 
 WORDS = st.lists(
@@ -89,13 +94,13 @@ def test_all_of_this_happens() -> None:
     options = GenerateOptions(
         max_tokens=60, combine=CombineOptions(alphas=(0.5,), plausibility=1e-3)
     )
-    found: dict[Speed, np.ndarray] = {speed: np.zeros(3, int) for speed in Speed}
+    found = {speed: np.zeros(3, int) for speed in ("exact", "auto", "eager")}
     for seed in range(5):
         answers = at_every_speed(lambda seed=seed: pair(SOME, OTHERS, seed), options)
         for speed, told in answers.items():
             tally = told.generation.stats
             found[speed] += tally.proxies_skipped, tally.drafted, tally.accepted
-    assert not found.pop(Speed.EXACT_STEPS).any()
+    assert not found.pop("exact").any()
     for gated, drafted, accepted in found.values():
         assert gated > 50 and drafted >= accepted > 15
 
@@ -108,17 +113,7 @@ def test_every_method_gives_the_same_answer(method: Method, temperature: float) 
     )
     for seed in range(3):  # one vocabulary, as some of them need
         found = at_every_speed(lambda seed=seed: pair(SOME, SOME, seed), options)
-        assert found[Speed.LOOKUP].generation.stats.drafted
-        needs = not found[Speed.TARGET_DRAFT].trio.proxies
-        said = found[Speed.TARGET_DRAFT].generation.notices
-        assert any("uses one model" in note for note in said) == needs
-
-
-@pytest.mark.parametrize("method", [Method.EXPERT_LED, Method.CAPT_PAPER, Method.UNITE])
-def test_and_across_vocabularies(method: Method) -> None:
-    options = GenerateOptions(method=method, max_tokens=40)
-    for seed in range(3):
-        at_every_speed(lambda seed=seed: pair(SOME, OTHERS, seed), options)
+        assert found["auto"].generation.stats.drafted
 
 
 @pytest.mark.parametrize("text", [b"", b"ab"])
@@ -133,7 +128,7 @@ def test_the_space_in_front_of_an_answer_is_taken_off_drafts_as_well(text: bytes
             return {"target": own, "expert": Habit(other, 5), "base": Habit(other, 6)}
 
         found = at_every_speed(models, GenerateOptions(max_tokens=20), text, lead=b" ")
-        steps = found[Speed.TARGET_DRAFT].steps
+        steps = found["eager"].steps
         assert steps[0].piece_bytes == b"ab" and steps[0].target_choice.piece_bytes == b" ab"
 
 
@@ -167,5 +162,74 @@ def test_a_draft_that_a_small_context_of_a_proxy_cannot_hold_ends_no_answer(limi
     drafted = 0
     for seed in range(8):
         found = at_every_speed(lambda seed=seed: models(seed), options, b"ab ca")
-        drafted += found[Speed.LOOKUP].generation.stats.drafted
+        drafted += found["auto"].generation.stats.drafted
     assert drafted
+
+
+# Drafts beside what else decides an answer: a form, thoughts.
+
+FORM = [b"abcabcabcabcab", b"abc cab ab cab ab ca", b"bcaabcabc"]
+
+
+class Formed(Habit):
+    """Keeps an answer to some texts, whatever the grammar says."""
+
+    def constraint(self, grammar: str, lead: bytes) -> Texts:
+        return Texts(self.vocabulary, FORM)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("plausibility", [1e-5, 0.3])
+def test_structured_answers(temperature: float, plausibility: float) -> None:
+    options = GenerateOptions(
+        max_tokens=25,
+        structure=Structure("root ::= any"),
+        combine=CombineOptions(alphas=(0.5,), plausibility=plausibility),
+        sample=SampleOptions(temperature=temperature, seed=3),
+    )
+    drafted = 0
+    for seed in range(3):
+
+        def models(seed: int = seed) -> Mapping[str, FakeModel]:
+            made = pair(SOME, OTHERS, seed, max_rows=16)
+            return {**made, "target": Formed(lettered(SOME), seed, max_rows=16)}
+
+        found = at_every_speed(models, options)
+        for told in found.values():
+            assert told.generation.text_bytes in FORM and told.generation.structured
+            drafted += told.generation.stats.drafted
+    assert drafted
+
+
+@pytest.mark.parametrize("opened", [True, False])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_thoughts(opened: bool, everywhere: bool) -> None:
+    """Reasoning is the target's alone; drafts before and behind do not mix the two up."""
+    said = [*SAID[:2], *[b"hm"] * 6, *SAID[2:-2], *[b"!", b"Yes"] * 4, b"<end>"]
+    said = said[1:] if opened else said
+    tokens = [IDS[b"<s>"], *([IDS[b"<think>"]] if opened else [])]
+
+    def thinking() -> Mapping[str, FakeModel]:
+        front = [0, *made.tokenize(b"ab", special=False), *tokens]
+        return {
+            "target": Speaker(said, len(front)),
+            "expert": FakeModel(PROXY, 2),
+            "base": FakeModel(PROXY, 3),
+        }
+
+    made = FakeModel(VOCABULARY, 1)
+
+    def edit(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
+        target = prompts["target"]
+        markers = find_markers(VOCABULARY, "")
+        segments = (*target.segments, Segment(tuple(tokens)))
+        prompts["target"] = Prompt(segments, markers=markers)
+        return prompts
+
+    options = GenerateOptions(max_tokens=40, expert_in_thoughts=everywhere)
+    found = at_every_speed(thinking, options, b"ab", edit=edit)
+    for speed, told in found.items():
+        assert told.generation.thoughts_bytes == b"hm" * 7 + b" card"
+        assert told.generation.text_bytes == b"Yes" + b"!Yes" * 4
+        if speed == "eager":
+            assert told.generation.stats.accepted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +18,8 @@ from capt_local.decoding.options import CombineOptions, GenerateOptions, SampleO
 from capt_local.decoding.prompt_weights import prefill
 from capt_local.decoding.sampling import choose
 from capt_local.decoding.step import FinishReason
-from capt_local.decoding.structured import GrammarSampler, schema_structure
-from capt_local.errors import ModelError, UsageError
+from capt_local.decoding.structured import GrammarSampler
+from capt_local.errors import ModelError
 from capt_local.tokenization.vocabulary import Vocabulary
 from tests.decoding.trios import TARGET, toy, turn, walk
 from tests.fakes import make_vocabulary
@@ -56,12 +55,17 @@ class Texts:
         return text and any(each.startswith(after) for each in self.texts)
 
 
-def walked(
-    trio: Ensemble, texts: Sequence[bytes], options: GenerateOptions = GREEDY
-) -> tuple[bytes, Generation, list]:
+def started(options: CombineOptions | None = None) -> Ensemble:
+    trio = toy(options)
     prompts = turn(trio)
     trio.start(prompts)
     prefill(trio, prompts)
+    return trio
+
+
+def walked(
+    trio: Ensemble, texts: Sequence[bytes], options: GenerateOptions = GREEDY
+) -> tuple[bytes, Generation, list]:
     made = walk(trio, options, constraint=Texts(TARGET, texts))
     steps = list(made)
     return b"".join(step.piece_bytes for step in steps), made, steps
@@ -79,7 +83,7 @@ def test_an_answer_is_one_of_the_texts(
 ) -> None:
     combine = CombineOptions(plausibility=plausibility)
     options = GenerateOptions(max_tokens=12, sample=SampleOptions(temperature=temperature))
-    said, made, steps = walked(toy(combine), texts, options)
+    said, made, steps = walked(started(combine), texts, options)
     assert said in texts
     assert (made.finish, made.structured) == (FinishReason.STOP, True)
     assert all(np.isfinite([step.logp, step.target_logp]).all() for step in steps)
@@ -99,14 +103,6 @@ def test_a_form_that_allows_everything_changes_nothing() -> None:
         for constraint in (None, Everything(TARGET, ())):
             found.append(list(walk(started(), options, constraint=constraint)))
         assert found[0] == found[1]
-
-
-def started() -> Ensemble:
-    trio = toy()
-    prompts = turn(trio)
-    trio.start(prompts)
-    prefill(trio, prompts)
-    return trio
 
 
 def test_where_the_likeliest_may_come_only_it_and_the_targets_own_are_asked_about() -> None:
@@ -141,14 +137,11 @@ def test_draws_are_of_the_distribution_over_what_is_allowed() -> None:
 
 
 def test_where_nothing_plausible_is_allowed_the_contrast_decides_among_what_is() -> None:
-    trio = toy(CombineOptions(alphas=(1.0,), plausibility=1.0))
-    prompts = turn(trio)
-    trio.start(prompts)
-    prefill(trio, prompts)
-    free = trio.distribution()
+    combine = CombineOptions(alphas=(1.0,), plausibility=1.0)
+    free = started(combine).distribution()
     refused = set(free.candidates.tokens.tolist())
     texts = [bytes([byte]) for byte in b"xyzq" if TARGET.byte_ids[byte] not in refused]
-    said, made, steps = walked(toy(CombineOptions(alphas=(1.0,), plausibility=1.0)), texts)
+    said, made, steps = walked(started(combine), texts)
     assert said in texts and made._grammar.implausible_steps == 1
     # The target's own log-probability is that of its whole distribution.
     row = free.row[steps[0].token] - free.candidates.log_total
@@ -161,19 +154,14 @@ def test_a_form_that_no_token_can_go_on_is_an_error() -> None:
         def _may(self, token: int) -> bool:
             return False
 
-    trio = toy()
-    prompts = turn(trio)
-    trio.start(prompts)
     with pytest.raises(ModelError, match="has no token for what the grammar"):
-        list(walk(trio, GREEDY, constraint=Nothing(TARGET, ())))
+        list(walk(started(), GREEDY, constraint=Nothing(TARGET, ())))
 
 
 def test_an_answer_that_ends_early_is_not_complete() -> None:
-    _, made, _ = walked(toy(), [b"cardiac" * 3], GenerateOptions(max_tokens=2))
+    _, made, _ = walked(started(), [b"cardiac" * 3], GenerateOptions(max_tokens=2))
     assert (made.finish, made.structured) == (FinishReason.LENGTH, False)
-    trio = toy()
-    trio.start(turn(trio))
-    made = walk(trio, GREEDY, cancel=lambda: True, constraint=Texts(TARGET, [b"a"]))
+    made = walk(started(), GREEDY, cancel=lambda: True, constraint=Texts(TARGET, [b"a"]))
     assert list(made) == []
     assert (made.finish, made.structured) == (FinishReason.INTERRUPTED, False)
 
@@ -210,16 +198,3 @@ def test_a_token_of_probability_0_is_never_chosen(temperature: float) -> None:
         made.mask,
     )
     assert int(tokens[place]) == 4 and np.isfinite(made.here.logp[place])
-
-
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {"type": "string", "pattern": "(" * 500 + "a" + ")*" * 500},
-        {"$ref": "#"},
-        {"$defs": {"x": {"$ref": "#/$defs/y"}, "y": {"$ref": "#/$defs/x"}}, "$ref": "#/$defs/x"},
-    ],
-)
-def test_a_schema_without_a_bottom_is_refused(schema: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match="The schema"):
-        schema_structure(json.dumps(schema).encode())

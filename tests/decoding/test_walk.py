@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from capt_local.alignment.projection import FLOOR, TargetEvents, fit
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import GRID, CombineOptions, GenerateOptions, SampleOptions
-from capt_local.decoding.prompt_weights import Evidence, prefill
+from capt_local.decoding.options import CombineOptions, GenerateOptions, SampleOptions
 from capt_local.decoding.proxy import LogitsCache, Proxy, queries
 from capt_local.decoding.reasoning import StopStrings
 from capt_local.decoding.scoring import score_text
@@ -79,34 +78,6 @@ def test_a_model_that_cannot_rewind_gives_the_same_answer_at_a_like_cost() -> No
     assert decoded[1] < 7 * decoded[0]  # the tail again at each step, not the text
 
 
-def test_evidence_of_the_prompt_is_that_of_the_step_by_step_walk() -> None:
-    """Batched rows of the prompt say what the made over the same text says, where both can."""
-    trio = toy(CombineOptions(evidence_tokens=64, grid=GRID))
-    text = b"abc the card a ab abc the a card the"
-    prompts = turn(trio, text)
-    trio.start(prompts)
-    got = prefill(trio, prompts)
-
-    other = toy(CombineOptions(grid=GRID))
-    begin = {role: Prompt(prompt.segments[:1]) for role, prompt in prompts.items()}
-    other.start(begin)
-    wanted, places = Evidence(len(other.exponents)), 0
-    for token in prompts["target"].segments[1].tokens:
-        here = other.distribution()
-        boundary = all(
-            list(proxy.tokens) == list(prompts[proxy.cache.role].tokens[: len(proxy.tokens)])
-            for proxy in other.proxies
-        )
-        if boundary:
-            wanted.observe(here.gains(token))
-            places += 1
-        other.advance(token)
-    assert got.seen == places > 5
-    np.testing.assert_allclose(got.weights, wanted.weights, rtol=1e-4)
-    for proxy in trio.proxies:
-        assert list(proxy.cache.tokens) == list(proxy.tokens)
-
-
 @given(
     st.lists(st.binary(max_size=3), max_size=20),
     st.lists(st.sampled_from(["ab", "aab", "b", "abab"]), min_size=1, max_size=3),
@@ -167,22 +138,6 @@ def test_a_prompt_that_does_not_fit_is_refused_with_all_counts_and_nothing_is_de
 
 def tokenizers(trio: Ensemble) -> dict[str, TextTokenizer]:
     return {each.role: text_tokenizer(each.model) for each in trio.models}  # type: ignore[arg-type]
-
-
-def test_score_is_the_sum_over_the_walk_and_windows_are_counted() -> None:
-    trio = toy(CombineOptions(alphas=(1.0,)))
-    tokens = text_tokenizer(trio.leader.model)  # type: ignore[arg-type]
-    text = b"abc the card a ab"
-    got = score_text(trio, tokenizers(trio), text)
-    alone = Ensemble(toy().leader)
-    wanted, model, seen = 0.0, FakeModel(TARGET, 1), [0]
-    for token in tokens.encode(text, start=True):
-        wanted -= float(np.log(softmax(model.logits(seen))[token]))
-        seen.append(token)
-    np.testing.assert_allclose(score_text(alone, tokenizers(alone), text).nats, wanted, rtol=1e-5)
-    assert got.nats != pytest.approx(wanted) and got.windows == 1 and got.size == len(text)
-    small = toy(limit=60)
-    assert score_text(small, tokenizers(small), text * 10).windows > 1
 
 
 def test_a_penalty_is_not_counted_as_a_change_by_the_expert() -> None:

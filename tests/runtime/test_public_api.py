@@ -14,6 +14,7 @@ from capt_local import CaptError, GenerateOptions, LoadOptions, Request, Runtime
 from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.loop import Generation
 from capt_local.errors import UsageError
+from capt_local.llama.model import LlamaModel
 from tests.tiny_models import tiny_gguf
 
 OPTIONS = GenerateOptions(max_tokens=4)
@@ -150,10 +151,10 @@ class PublicCalls(RuleBasedStateMachine):
         found = self.call(lambda: self.runtime.score_answer("abc", b"ab", OPTIONS, raw=True))
         assert (found is not None) == self.open
 
-    @rule(count=st.integers(0, 3), alone=st.booleans())
-    def many(self, count: int, alone: bool) -> None:
+    @rule(count=st.integers(0, 3), reuse=st.booleans())
+    def many(self, count: int, reuse: bool) -> None:
         requests = [Request("abc", OPTIONS, raw=True)] * 3
-        results = self.call(lambda: self.runtime.generate_many(requests, parallel=2, alone=alone))
+        results = self.call(lambda: self.runtime.generate_many(requests, parallel=2, reuse=reuse))
         assert (results is not None) == self.open
         for _ in range(count if results is not None else 0):
             self.call(lambda: next(results))  # type: ignore[call-overload]
@@ -186,17 +187,17 @@ def test_any_order_of_public_calls(files: Bundle) -> None:
 def test_what_was_loaded_is_closed_where_the_runtime_cannot_be_made(
     files: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[Runtime] = []
+    opened: list[LlamaModel] = []
 
-    def interrupted(runtime: Runtime, *_: object) -> None:
-        opened.append(runtime)
+    def interrupted(models: dict[str, LlamaModel], *_: object) -> None:
+        opened.extend(models.values())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Runtime, "_add_turn_ends", interrupted)
+    monkeypatch.setattr("capt_local.runtime._add_turn_ends", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Runtime.open(files, load=LOAD, check=False)
     assert opened
-    for model in opened[0].models.values():
+    for model in opened:
         with pytest.raises(CaptError, match="closed"):
             model.extend([1])
 

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
+from capt_local import GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundles.store import find
-from capt_local.decoding.scoring import Choosing
 
 NOTE = "The patient is a 61-year-old woman who presents with shortness of breath. She was"
 ANSWER = b" given furosemide and admitted for heart failure."
@@ -74,17 +73,3 @@ def test_the_answer_that_was_generated_has_its_probability(runtime: Runtime, raw
     assert got.nats == pytest.approx(-sum(step.logp for step in steps), abs=0.5)
     assert got.greedy
     assert not runtime.score_answer(NOTE, ANSWER, options, raw=raw).greedy
-
-
-def test_alpha_zero_is_the_target(runtime: Runtime) -> None:
-    zero = GenerateOptions(combine=CombineOptions(alphas=(0.0,)))
-    alone = GenerateOptions(method=Method.TARGET)
-    one, other = (runtime.score_answer(NOTE, ANSWER, each, raw=True) for each in (zero, alone))
-    assert one.nats == pytest.approx(other.nats, rel=1e-3)
-
-
-@pytest.mark.parametrize("how", list(Choosing))
-def test_every_way_chooses_the_clinical_answer(runtime: Runtime, how: Choosing) -> None:
-    question = "The patient has chest pain and shortness of breath. She was given"
-    choices = [" aspirin and oxygen.", " zebra xylophone."]
-    assert runtime.choose(question, choices, raw=True, how=how).index == 0

@@ -6,22 +6,18 @@ import dataclasses
 import gc
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pytest
 
 from capt_local import GenerateOptions, LoadOptions, Request, RequestResult, Runtime, SampleOptions
 from capt_local.decoding.options import Speed, Structure
-from capt_local.decoding.step import FinishReason, Step
+from capt_local.decoding.step import Step
 from capt_local.errors import (
     CaptError,
     ContextOverflow,
     MemoryShortage,
-    NumericalError,
     UsageError,
 )
 from capt_local.llama import batched as many
-from capt_local.llama.batched import Lanes, Part
-from capt_local.llama.context import Rows
 from capt_local.prompting.messages import Message
 
 OPTIONS = GenerateOptions(max_tokens=10, speed=Speed.EXACT_STEPS)
@@ -69,17 +65,18 @@ def alike(ones: Sequence[Step], twos: Sequence[Step]) -> int:
 
 def test_answers_are_those_of_one_at_a_time(runtime: Runtime) -> None:
     given = asks(dataclasses.replace(OPTIONS, top=2))
-    alone = in_order(runtime.generate_many(given, alone=True))
     together = in_order(runtime.generate_many(given, parallel=4))
     assert [each.index for each in together] == list(range(len(asks())))
-    for one, two in zip(alone, together, strict=True):
-        assert one.generation is not None and two.generation is not None
-        assert one.error is two.error is None
-        assert one.generation.prompt_tokens == two.generation.prompt_tokens
-        assert one.generation.notices == two.generation.notices
-        pairs = zip(one.generation.weights, two.generation.weights, strict=True)
+    for request, two in zip(given, together, strict=True):
+        runtime.forget()
+        one = runtime.generate(request.prompt, request.options)
+        steps = list(one)
+        assert two.generation is not None and two.error is None
+        assert one.prompt_tokens == two.generation.prompt_tokens
+        assert one.notices == two.generation.notices
+        pairs = zip(one.weights, two.generation.weights, strict=True)
         assert all(abs(a - b) < 1e-2 for (_, a), (_, b) in pairs)
-        assert alike(one.steps, two.steps) > 0
+        assert alike(steps, two.steps) > 0
 
 
 def test_no_bit_depends_on_order_company_or_number(runtime: Runtime) -> None:
@@ -123,58 +120,11 @@ def test_a_shared_beginning_is_decoded_once(runtime: Runtime) -> None:
     list(runtime.generate_many(asks()[:5], parallel=5))
     shared = {role: count - before[role] for role, count in runtime.decoded().items()}
     before = runtime.decoded()
-    list(runtime.generate_many(asks()[:5], alone=True))
+    for request in asks()[:5]:
+        runtime.forget()
+        list(runtime.generate(request.prompt, request.options))
     alone = {role: count - before[role] for role, count in runtime.decoded().items()}
     assert all(shared[role] < 0.75 * alone[role] for role in alone), (shared, alone)
-
-
-def test_one_that_fails_among_eight_ends_alone(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = dataclasses.replace(OPTIONS, max_tokens=5)
-    given = [Request(note[:24], options) for note in (NOTES * 2)[:8]]
-    whole = in_order(runtime.generate_many(given, parallel=8))
-    runtime.forget()
-    judged, seen = Lanes._judged, 0
-
-    def damaged(lanes: Lanes, part: Part, start: int) -> Rows | CaptError:
-        nonlocal seen
-        if lanes.name == "expert" and part.lane.number == 3 and len(part.tokens) <= 4:
-            seen += 1
-            if seen == 3:
-                part.lane.rows[:] = np.nan
-        return judged(lanes, part, start)
-
-    monkeypatch.setattr(Lanes, "_judged", damaged)
-    found = in_order(runtime.generate_many(given, parallel=8))
-    failed = [each.index for each in found if each.error is not None]
-    assert len(failed) == 1 and isinstance(found[failed[0]].error, NumericalError)
-    assert found[failed[0]].generation is not None
-    assert found[failed[0]].generation.finish is FinishReason.ERROR
-    for one, two in zip(whole, found, strict=True):
-        if two.error is None:
-            assert two.steps == one.steps  # to the last bit
-        else:
-            assert two.steps == one.steps[: len(two.steps)] and len(two.steps) < len(one.steps)
-    monkeypatch.undo()
-    (again,) = runtime.generate_many(given[:1], parallel=8)
-    assert again.steps == whole[0].steps
-
-
-def test_cancelling_ends_what_runs(runtime: Runtime) -> None:
-    count = 0
-
-    def cancel() -> bool:
-        nonlocal count
-        count += 1
-        return count > 400
-
-    long = dataclasses.replace(OPTIONS, max_tokens=200)
-    found = list(runtime.generate_many(asks(long), parallel=3, cancel=cancel))
-    assert 0 < len(found) <= 4
-    finishes = [each.generation.finish for each in found if each.generation is not None]
-    assert FinishReason.INTERRUPTED in finishes
-    assert len(in_order(runtime.generate_many(asks()[:3], parallel=3))) == 3
 
 
 def test_one_answer_may_be_made_between_two_of_many(runtime: Runtime) -> None:

@@ -81,11 +81,6 @@ def test_identities(
     assert any(step.changed for step in wanted)
 
 
-def test_pairs_that_cancel_leave_the_target(opened: Open) -> None:
-    alone = GenerateOptions(method=Method.TARGET, max_tokens=24, speed=STEPS)
-    assert_same(steps(opened("turned"), weighed(0.75)), steps(opened("one"), alone))
-
-
 def test_evidence_weighs_pair_by_pair(opened: Open) -> None:
     generation = opened("twice").generate(NOTE, GenerateOptions(max_tokens=4), raw=True)
     assert list(generation) and generation.evidence_tokens > 0
@@ -98,16 +93,6 @@ def test_evidence_weighs_pair_by_pair(opened: Open) -> None:
             assert weights[a, b / 2, c / 2, b / 2, c / 2] == pytest.approx(share, rel=1e-3)
     words = in_words(generation.weights)
     assert all(name in words for name in ("expert 1", "base 1", "expert 2", "base 2"))
-
-
-def test_evidence_finds_the_pair_that_helps(opened: Open) -> None:
-    generation = opened("turned").generate(NOTE, GenerateOptions(max_tokens=4), raw=True)
-    list(generation)
-    first, second = (
-        sum(share for powers, share in generation.weights if powers[one] and not powers[other])
-        for one, other in ((1, 3), (3, 1))
-    )
-    assert first > 2 * second
 
 
 def test_a_shared_file_is_loaded_once_and_has_a_context_for_each(opened: Open) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import Speed
 from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import Cancelled
-from tests.real_models import smollm2
+from tests.decoding.answers import eager
 from tests.tiny_models import tiny_gguf
 
 # Repeats itself, as notes and their summaries do.
@@ -24,8 +26,6 @@ PROMPTS = [
     "Mr. Karlov, 71, fell at home. No loss of consciousness. Write one line for the note.",
 ]
 OPTIONS = GenerateOptions(max_tokens=24, combine=CombineOptions(alphas=(1.0,)))
-DRAFTING = [speed for speed in Speed if speed is not Speed.EXACT_STEPS]
-DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +68,10 @@ def test_the_answer_has_the_same_bits_at_every_speed(
     runtime.forget()
     plain, wanted = answered(runtime, prompt, Speed.EXACT_STEPS, raw=raw)
     assert plain.text and not plain.stats.drafted and not plain.stats.proxies_skipped
-    for speed in DRAFTING:
+    for drafts in (nullcontext(), eager()):
         runtime.forget()
-        fast, got = answered(runtime, prompt, speed, raw=raw)
+        with drafts:
+            fast, got = answered(runtime, prompt, Speed.AUTO, raw=raw)
         assert bits(got) == bits(wanted) and fast.text == plain.text
         assert fast.finish == plain.finish and fast.changed == plain.changed
         stats = fast.stats
@@ -79,22 +80,10 @@ def test_the_answer_has_the_same_bits_at_every_speed(
         assert set(stats.by_source) <= {"lookup", "target-draft"}
 
 
-@pytest.mark.slow
-def test_and_on_a_published_target() -> None:
-    files = Bundle.from_paths(smollm2(), DEMO / "expert.gguf", DEMO / "base.gguf")
-    load = LoadOptions(threads=1, context=1024)
-    with Runtime.open(files, load=load, check=False) as opened:
-        for prompt in PROMPTS:
-            found = []
-            for speed in Speed:
-                opened.forget()
-                found.append(bits(answered(opened, prompt, speed, raw=False)[1]))
-            assert all(one == found[0] for one in found)
-
-
 def test_drafts_of_the_target_save_passes_of_the_proxies(runtime: Runtime) -> None:
     slow, _ = answered(runtime, COPY, Speed.EXACT_STEPS)
-    fast, _ = answered(runtime, COPY, Speed.TARGET_DRAFT)
+    with eager():
+        fast, _ = answered(runtime, COPY, Speed.AUTO)
     assert fast.stats.accepted > 5 and 0.0 < (fast.stats.acceptance or 0.0) <= 1.0
     for role in ("expert", "base"):
         assert fast.stats.passes[role] < 0.8 * slow.stats.passes[role]
@@ -118,42 +107,43 @@ def calls(runtime: Runtime) -> dict[str, int]:
     return {role: model.calls for role, model in runtime.models.items()}
 
 
-@pytest.mark.parametrize("speed", DRAFTING)
+@pytest.mark.parametrize("drafts", [nullcontext, eager])
 def test_cancelled_in_the_middle_of_a_draft_all_models_stand_at_one_text(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, speed: Speed
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, drafts: Callable[[], Any]
 ) -> None:
     """In some batch behind the prompt, of each model in turn, after it was computed."""
     plain, _ = answered(runtime, COPY, Speed.EXACT_STEPS)
-    runtime.forget()
-    begun = runtime.generate(COPY, OPTIONS, speed=speed, raw=True)
-    begun.prepare()
-    prompt = calls(runtime)
-    assert list(begun) and begun.text == plain.text
-    done = calls(runtime)
-    for role, model in runtime.models.items():
-        first, last = prompt[role] + 1, done[role]
-        assert last - first >= 3
-        for number in {first, (first + last) // 2, last - 1}:
-            runtime.forget()
-            begun = runtime.generate(COPY, OPTIONS, speed=speed, raw=True)
-            begun.prepare()
-            left = number - prompt[role]
-            decode = model._context.decode
+    with drafts():
+        runtime.forget()
+        begun = runtime.generate(COPY, OPTIONS, raw=True)
+        begun.prepare()
+        prompt = calls(runtime)
+        assert list(begun) and begun.text == plain.text
+        done = calls(runtime)
+        for role, model in runtime.models.items():
+            first, last = prompt[role] + 1, done[role]
+            assert last - first >= 3
+            for number in {first, (first + last) // 2, last - 1}:
+                runtime.forget()
+                begun = runtime.generate(COPY, OPTIONS, raw=True)
+                begun.prepare()
+                left = number - prompt[role]
+                decode = model._context.decode
 
-            def stopped() -> None:
-                nonlocal left
-                decode()  # noqa: B023
-                left -= 1
-                if not left:
-                    raise Cancelled("Stopped on request.")
+                def stopped() -> None:
+                    nonlocal left
+                    decode()  # noqa: B023
+                    left -= 1
+                    if not left:
+                        raise Cancelled("Stopped on request.")
 
-            with monkeypatch.context() as patch:
-                patch.setattr(model._context, "decode", stopped)
-                written = "".join(step.piece for step in begun)
-            assert left <= 0 and begun.finish is FinishReason.INTERRUPTED
-            assert plain.text.startswith(written) and written != plain.text
-            at_one_text(begun)
-            assert answered(runtime, COPY, Speed.EXACT_STEPS)[0].text == plain.text
+                with monkeypatch.context() as patch:
+                    patch.setattr(model._context, "decode", stopped)
+                    written = "".join(step.piece for step in begun)
+                assert left <= 0 and begun.finish is FinishReason.INTERRUPTED
+                assert plain.text.startswith(written) and written != plain.text
+                at_one_text(begun)
+                assert answered(runtime, COPY, Speed.EXACT_STEPS)[0].text == plain.text
 
 
 @pytest.mark.parametrize("recurrent", [("expert", "base"), ("target", "expert", "base")])
@@ -172,9 +162,6 @@ def test_models_that_cannot_go_back_write_the_same_without_drafts(
     load = LoadOptions(threads=1, context=256)
     with Runtime.open(Bundle.from_paths(*paths), load=load, check=False) as opened:
         plain = list(opened.generate("abc", options, speed=Speed.EXACT_STEPS, raw=True))
-        for speed in DRAFTING:
-            told = opened.generate("abc", options, speed=speed, raw=True)
-            assert [step.token for step in told] == [step.token for step in plain]
-            assert not told.stats.drafted
-            noted = sum("without drafts" in note for note in told.notices)
-            assert noted == (speed is not Speed.AUTO)
+        told = opened.generate("abc", options, raw=True)
+        assert [step.token for step in told] == [step.token for step in plain]
+        assert not told.stats.drafted

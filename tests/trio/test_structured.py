@@ -64,14 +64,6 @@ def test_every_answer_is_an_instance(
     jsonschema.validate(json.loads(generation.text_bytes), SCHEMA)
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("method", [Method.CAPT, Method.TARGET, Method.BASE])
-def test_a_choice_is_made(runtime: Runtime, prompt: str, method: Method) -> None:
-    generation = runtime.generate(prompt, GenerateOptions(method, structure=CHOICE))
-    list(generation)
-    assert generation.text_bytes in (b"yes", b"no")
-
-
 def test_the_targets_answer_is_that_of_the_binding(runtime: Runtime) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
     model = llama_cpp.Llama(

@@ -9,7 +9,6 @@ import pytest
 
 from capt_local import FinishReason, GenerateOptions, LoadOptions, Runtime
 from capt_local.bundles.manifest import Bundle
-from capt_local.decoding.options import Structure
 from capt_local.prompting.messages import Message
 from tests.tiny_models import tiny_gguf
 from tests.tiny_vocabularies import TEMPLATE
@@ -40,21 +39,6 @@ def test_expert_and_base_stay_at_their_prompt_while_the_target_thinks(runtime: R
     assert generation.text_bytes == b"" and generation.thoughts_bytes
     for role in ("expert", "base"):
         assert runtime.models[role].position == generation.prompt_tokens[role]
-
-
-def test_they_read_along_where_they_have_a_say(runtime: Runtime) -> None:
-    options = GenerateOptions(max_tokens=12, expert_in_thoughts=True)
-    generation = runtime.generate("chest pain", options)
-    steps = list(generation)
-    assert all(step.thought for step in steps) and any(step.contrast for step in steps)
-    assert runtime.models["expert"].position > generation.prompt_tokens["expert"]
-
-
-def test_a_form_begins_behind_the_thoughts(runtime: Runtime) -> None:
-    options = GenerateOptions(max_tokens=6, structure=Structure('root ::= "yes"'))
-    generation = runtime.generate("chest pain", options)
-    assert all(step.thought for step in generation)
-    assert generation.structured is False
 
 
 def test_the_next_turn_takes_the_thoughts_out_of_the_cache(runtime: Runtime) -> None:

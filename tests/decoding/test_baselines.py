@@ -1,0 +1,322 @@
+"""The published methods, worked by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capt_local.decoding.baselines import (
+    Choices,
+    PaperCapt,
+    Unite,
+    contrastive,
+    log_softmax,
+    proxy_tuning,
+    top,
+)
+from capt_local.decoding.ensemble import Ensemble, read_by
+from capt_local.decoding.options import GenerateOptions, Method
+from capt_local.prompting.messages import Message
+from tests.decoding.trios import PROXY as PROXY_WORDS
+from tests.decoding.trios import TARGET as TARGET_WORDS
+from tests.decoding.trios import assembly, turn
+from tests.fakes import FakeModel, softmax
+from tests.published_toys import best, lettered, spaced, token_logp
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def rows(seed: int, *sizes: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [(rng.normal(size=size) * 4).astype(np.float32) for size in sizes]
+
+
+def is_normalised(made: Choices, target: np.ndarray) -> None:
+    own = log_softmax(target)
+    total = sum(np.exp(token_logp(made, token, own[token])) for token in range(len(own)))
+    assert total == pytest.approx(1.0)
+
+
+# Contrastive decoding and proxy tuning.
+
+
+def logits(*shares: float, offset: float = 5.0) -> np.ndarray:
+    return (np.log(shares) + offset).astype(np.float32)
+
+
+def test_contrastive_decoding_by_hand() -> None:
+    expert = logits(0.60, 0.30, 0.05, 0.05)
+    made = contrastive(expert, logits(0.30, 0.60, 0.01, 0.09, offset=-2.0))
+    # At least 0.1 * 0.6: the first two. Their ratio is (0.6 / 0.3)^1.5 / (0.3 / 0.6)^0.5 = 4,
+    # so that they have 0.8 and 0.2. The third, five times likelier than for the base, has nothing.
+    assert made.tokens.tolist() == [0, 1]
+    assert np.exp(made.logp) == pytest.approx([0.8, 0.2], rel=1e-5)
+    assert token_logp(made, 2, np.log(0.05)) == -np.inf
+    # For scoring the plausible ones share 0.9.
+    own, scored = log_softmax(expert), made.sharing(expert)
+    got = [np.exp(token_logp(scored, token, own[token])) for token in range(4)]
+    assert got == pytest.approx([0.72, 0.18, 0.05, 0.05], rel=1e-5)
+
+
+def test_the_limit_itself_is_plausible() -> None:
+    """p >= alpha * max p, not p > alpha * max p."""
+    row = np.log(np.array([0.8, 0.2], np.float32))
+    assert contrastive(row, row, plausibility=0.25).tokens.tolist() == [0, 1]
+    assert contrastive(row, row, plausibility=0.26).tokens.tolist() == [0]
+
+
+@given(SEEDS, st.floats(0, 3), st.floats(0.001, 1))
+def test_contrastive_decoding_is_normalised(seed: int, beta: float, limit: float) -> None:
+    expert, base = rows(seed, 40, 40)
+    made = contrastive(expert, base, beta, limit)
+    assert np.exp(made.logp).sum() == pytest.approx(1.0)
+    p = softmax(expert)
+    assert (p[made.tokens] >= limit * p.max() * (1 - 1e-5)).all()
+    is_normalised(made.sharing(expert), expert)
+
+
+def test_proxy_tuning_by_hand() -> None:
+    made = proxy_tuning(
+        logits(0.5, 0.25, 0.25), logits(0.6, 0.2, 0.2, offset=1.0), logits(0.3, 0.2, 0.5)
+    )
+    # 0.5 * 0.6 / 0.3 = 1; 0.25 * 0.2 / 0.2 = 0.25; 0.25 * 0.2 / 0.5 = 0.1. Together 1.35.
+    assert np.exp(made.logp) == pytest.approx(np.array([1.0, 0.25, 0.1]) / 1.35, rel=1e-5)
+    assert made.tokens.tolist() == [0, 1, 2]
+
+
+# Published CAPT: s(t) = logp_T(t) + logp_E(m(t)) - logp_A(m(t)). The pair that was published: a
+# byte-level target, SentencePiece proxies of one vocabulary.
+
+TARGET = lettered("card", "iac", " the", "/n")
+PROXY = spaced(" ", " the", "card", " i", "ac", " /", " <")
+EXPERT = PROXY.row({"card": 0.4, " the": 0.2, " i": 0.1, " /": 0.1, " <": 0.02})
+BASE = PROXY.row({"card": 0.1, " the": 0.2, " i": 0.2, " /": 0.05, " <": 0.01}, offset=-7.0)
+
+
+def paper(k: int = 3, alpha: float = 1.0) -> PaperCapt:
+    return PaperCapt(TARGET.strings, PROXY.strings, PROXY.strings, alpha, k)
+
+
+def test_generating_is_the_softmax_over_the_top_k() -> None:
+    target = TARGET.row({"card": 0.5, "iac": 0.25, " the": 0.125})
+    made = paper().generating(target, EXPERT, BASE)
+    # card: 0.5 * 0.4 / 0.1 = 2. iac, scored as " i": 0.25 * 0.1 / 0.2 = 0.125.
+    # the: 0.125 * 0.2 / 0.2 = 0.125. Together 2.25.
+    assert made.tokens.tolist() == [TARGET.id("card"), TARGET.id("iac"), TARGET.id(" the")]
+    assert np.exp(made.logp) == pytest.approx([2 / 2.25, 0.125 / 2.25, 0.125 / 2.25])
+    assert token_logp(made, 1, -2.0) == -np.inf
+    made = paper(alpha=0.5).generating(target, EXPERT, BASE)
+    # card: 0.5 * 4^0.5 = 1. iac: 0.25 * 0.5^0.5 = 0.17678. the: 0.125. Together 1.30178.
+    assert np.exp(made.logp) == pytest.approx(np.array([1.0, 0.17678, 0.125]) / 1.30178, rel=1e-4)
+
+
+def test_scoring_leaves_all_other_tokens_as_the_target_has_them() -> None:
+    target = TARGET.row({"card": 0.5, "iac": 0.25, " the": 0.125, "<|end|>": 0.1})
+    made = paper().scoring(target, EXPERT, BASE)
+    # As above, and 0.125 that is not among the three: the sum is 2.25 + 0.125 = 2.375.
+    own = log_softmax(target)
+    for piece, share in {"card": 2.0, "iac": 0.125, " the": 0.125, "<|end|>": 0.1}.items():
+        token = TARGET.id(piece)
+        assert token_logp(made, token, own[token]) == pytest.approx(np.log(share / 2.375), abs=1e-5)
+    made = paper(alpha=0.0).scoring(target, EXPERT, BASE)
+    assert made.logp == pytest.approx(log_softmax(target)[made.tokens])
+    assert made.outside == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_newline_is_compared_as_a_slash() -> None:
+    made = paper(k=2).generating(TARGET.row({"card": 0.6, "\n": 0.2}), EXPERT, BASE)
+    # card: 0.6 * 4 = 2.4. newline, scored as " /": 0.2 * 0.1 / 0.05 = 0.4.
+    assert np.exp(made.logp) == pytest.approx([2.4 / 2.8, 0.4 / 2.8], rel=1e-4)
+
+
+def test_a_newline_is_lost_when_slash_n_is_among_the_candidates() -> None:
+    """Both have the key "/n"; the less likely token takes the place of the other."""
+    target = TARGET.row({"\n": 0.6, "card": 0.2, "/n": 0.1})
+    made = paper().generating(target, EXPERT, BASE)
+    # "/n": 0.1 * 2 = 0.2, in the newline's place. card: 0.2 * 4 = 0.8.
+    assert made.tokens.tolist() == [TARGET.id("/n"), TARGET.id("card")]
+    assert np.exp(made.logp) == pytest.approx([0.2, 0.8], rel=1e-4)
+    scored = paper().scoring(target, EXPERT, BASE)
+    # The newline is outside: 0.2 + 0.8 and the other 0.7 of the target make 1.7.
+    found = token_logp(scored, TARGET.id("\n"), np.log(0.6))
+    assert found == pytest.approx(np.log(0.6 / 1.7), abs=1e-5)
+
+
+def test_there_is_no_plausibility_limit() -> None:
+    """A token at one in a million beats one at 0.99, because the base never met it."""
+    target = TARGET.logits({"card": np.log(0.99), "iac": np.log(0.01), " the": np.log(1e-6)})
+    expert = PROXY.row({"card": 0.1, " the": 0.5, " i": 0.1})
+    base = PROXY.row({"card": 0.1, " the": 1e-8, " i": 0.1})
+    # card: 0.99. " the": 1e-6 * 0.5 / 1e-8 = 50. iac: 0.01.
+    made = paper().generating(target, expert, base)
+    assert best(made) == TARGET.id(" the")
+    assert np.exp(made.logp) == pytest.approx([0.99 / 51, 0.01 / 51, 50 / 51], rel=1e-3)
+
+
+def test_of_equals_the_likelier_token_of_the_target_comes() -> None:
+    same = PROXY.logits({"card": 1.0, " the": 1.0, " i": 1.0})
+    target = TARGET.logits({" the": 2.0, "card": 2.0, "iac": 1.0})
+    made = paper().generating(target, same, same)
+    assert made.tokens.tolist() == [TARGET.id("card"), TARGET.id(" the"), TARGET.id("iac")]
+    assert best(made) == TARGET.id("card")
+
+
+@given(SEEDS, st.integers(1, 30), st.floats(-2, 2))
+def test_published_capt_is_normalised(seed: int, k: int, alpha: float) -> None:
+    read = rows(seed, *(len(toy.vocabulary) for toy in (TARGET, PROXY, PROXY)))
+    assert np.exp(paper(k, alpha).generating(*read).logp).sum() == pytest.approx(1.0)
+    is_normalised(paper(k, alpha).scoring(*read), read[0])
+
+
+# UniTE: union of both top k, a softmax each, the mean.
+
+OTHER = spaced(" ", " the", "card", " i", "ac", " therapy", " thesis")
+C4 = 2 + 0xC4
+
+
+def unite(k: int = 2) -> Unite:
+    return Unite(TARGET.strings, OTHER.strings, k)
+
+
+def test_the_mean_over_the_union() -> None:
+    target = TARGET.logits({"card": 3.0, "iac": 2.0, " the": 1.0, "x": 1.5})
+    expert = OTHER.logits({" the": 4.0, "card": 1.0, " i": 0.0, "y": 0.5})
+    made = unite().generating(target, expert)
+    # Union: card, iac (the target's two), " the" (new among the expert's two).
+    # Target: softmax(3, 2, 1) = 0.66524, 0.24473, 0.09003.
+    # Expert: iac has no piece and gets " i": softmax(1, 0, 4) = 0.04661, 0.01715, 0.93624.
+    wanted = [(0.66524 + 0.04661) / 2, (0.24473 + 0.01715) / 2, (0.09003 + 0.93624) / 2]
+    assert made.tokens.tolist() == [TARGET.id("card"), TARGET.id("iac"), TARGET.id(" the")]
+    assert np.exp(made.logp) == pytest.approx(wanted, abs=2e-5)
+
+
+def test_scoring_shares_what_the_target_gives_to_the_union() -> None:
+    target = TARGET.row({"card": 0.4, "iac": 0.2, " the": 0.1, "x": 0.15})
+    made = unite().scoring(target, OTHER.row({" the": 0.6, "card": 0.2, " i": 0.1}))
+    # The union has 0.4 + 0.2 + 0.1 = 0.7 of the target.
+    # Target: 4/7, 2/7, 1/7. Expert, of 0.2, 0.1, 0.6: 2/9, 1/9, 6/9.
+    wanted = {
+        "card": 0.7 * (4 / 7 + 2 / 9) / 2,
+        "iac": 0.7 * (2 / 7 + 1 / 9) / 2,
+        " the": 0.7 * (1 / 7 + 6 / 9) / 2,
+        "x": 0.15,
+    }
+    own = log_softmax(target)
+    for piece, share in wanted.items():
+        token = TARGET.id(piece)
+        assert token_logp(made, token, own[token]) == pytest.approx(np.log(share), abs=1e-5)
+
+
+def test_a_second_string_with_the_same_first_sub_token_gets_the_logit_0() -> None:
+    """ "Ġtherapy" is split as text: "Ġ" is C4 A0, and its first byte is emitted."""
+    target = TARGET.logits({"card": 5.0, "iac": 4.0})
+    target[C4] = 3.0
+    expert = OTHER.logits({" therapy": 9.0, " thesis": 8.0, "card": 1.0, " i": 2.0})
+    made = unite().generating(target, expert)
+    # The target has "Ġtherapy" and "Ġthesis" as the byte C4: the first gets 3, the second 0.
+    first, second = np.exp([5.0, 4.0, 3.0, 0.0]), np.exp([1.0, 2.0, 9.0, 8.0])
+    wanted = (first / first.sum() + second / second.sum()) / 2
+    assert made.tokens.tolist() == [TARGET.id("card"), TARGET.id("iac"), C4, C4]
+    assert np.exp(made.logp) == pytest.approx(wanted, rel=1e-5)
+    merged = made.merged()
+    assert merged.tokens.tolist() == [C4, TARGET.id("card"), TARGET.id("iac")]
+    assert np.exp(merged.logp[0]) == pytest.approx(wanted[2] + wanted[3], rel=1e-5)
+
+
+def test_strings_are_compared_one_by_one_not_by_the_token_that_they_emit() -> None:
+    target = TARGET.logits({"card": 1.0, "iac": 0.6})
+    target[C4] = 0.5
+    expert = OTHER.logits({" therapy": 5.0, " thesis": 5.0, "card": 4.9})
+    made = unite().generating(target, expert)
+    # card: (0.378 + 0.311) / 2 = 0.345. therapy: (0.229 + 0.345) / 2 = 0.287. thesis:
+    # (0.139 + 0.345) / 2 = 0.242. The two emit one token, which would have 0.529.
+    assert best(made) == TARGET.id("card") and best(made.merged()) == C4
+    assert np.exp(made.merged().logp.max()) == pytest.approx(0.529, abs=1e-3)
+
+
+def test_a_sentencepiece_target_repeats_the_logit_instead() -> None:
+    """With the roles changed " therapy" and " thesis" both have the value of " the"."""
+    target = spaced(" ", " the", "card")
+    expert = lettered(" therapy", " thesis", "card")
+    made = Unite(target.strings, expert.strings, 2).generating(
+        target.logits({"card": 2.0, " ": 1.0, " the": 0.5}),
+        expert.logits({" therapy": 3.0, " thesis": 2.0, "card": 0.0, " ": 1.0}),
+    )
+    # Target, of card, space and twice " the": softmax(2, 1, 0.5, 0.5).
+    # Expert: card, its own byte for the space, therapy, thesis: softmax(0, 1, 3, 2).
+    first, second = np.exp([2.0, 1.0, 0.5, 0.5]), np.exp([0.0, 1.0, 3.0, 2.0])
+    the = target.id(" the")
+    assert made.tokens.tolist() == [target.id("card"), target.id(" "), the, the]
+    assert np.exp(made.logp) == pytest.approx(
+        (first / first.sum() + second / second.sum()) / 2, rel=1e-5
+    )
+
+
+@given(SEEDS, st.integers(1, 30))
+def test_unite_is_normalised(seed: int, k: int) -> None:
+    read = rows(seed, len(TARGET.vocabulary), len(OTHER.vocabulary))
+    made = unite(k).generating(*read)
+    assert np.exp(made.logp).sum() == pytest.approx(1.0)
+    assert k <= len(made.tokens) <= 2 * k
+    is_normalised(unite(k).scoring(*read), read[0])
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0, 3.0]), min_size=1), st.integers(1, 9))
+def test_top_is_the_beginning_of_a_stable_sort(values: list[float], count: int) -> None:
+    wanted = sorted(range(len(values)), key=lambda token: (-values[token], token))
+    assert top(np.array(values, np.float32), count) == wanted[:count]
+
+
+# SAFE.
+
+PAIR = {"target": FakeModel(TARGET_WORDS, 1), "expert": FakeModel(PROXY_WORDS, 2)}
+
+
+def built(method: Method, **models: FakeModel) -> Ensemble:
+    """Without a base among the models: nothing of these methods needs one."""
+    return assembly({**PAIR, **models}).build(GenerateOptions(method=method), scoring=True)
+
+
+def test_safe_leaves_the_target_alone_where_models_agree() -> None:
+    ensemble = built(Method.SAFE, expert=FakeModel(TARGET_WORDS, 1))  # the same model
+    ensemble.start(turn(ensemble))
+    for _ in range(6):
+        row = softmax(PAIR["target"].logits(ensemble.tokens))
+        here, token = ensemble.distribution(), int(row.argmax())
+        assert here.token_logp(token) == pytest.approx(np.log(row[token]), rel=1e-4)
+        ensemble.advance(token)
+
+
+def test_safe_ensembles_some_positions_and_is_unite_there() -> None:
+    safe, mean = built(Method.SAFE), built(Method.UNITE)
+    for each in (safe, mean):
+        each.start(turn(each, b"abc the card abc a"))
+    kinds = set()
+    for token in [TARGET_WORDS.byte_ids[byte] for byte in b"cab dac abc"]:
+        alone = np.log(softmax(PAIR["target"].logits(safe.tokens))[token])
+        found = [each.distribution().token_logp(token) for each in (safe, mean)]
+        assert found[0] == pytest.approx(alone, rel=1e-4) or found[0] == found[1]
+        kinds.add("alone" if found[0] == pytest.approx(alone, rel=1e-4) else "unite")
+        for each in (safe, mean):
+            each.advance(token)
+    assert kinds == {"alone", "unite"}
+
+
+def test_a_boundary_inside_a_piece_of_the_expert_is_left_alone() -> None:
+    """ "ab" + "c" is the piece "abc" of the expert: its token "ab" does not stay."""
+    safe = built(Method.SAFE)
+    safe.start(turn(safe, b"card"))
+    (expert,) = safe.proxies
+    for byte in b"xca":
+        safe.advance(TARGET_WORDS.byte_ids[byte])
+    assert not expert.keeps_tokens(b"r") and expert.keeps_tokens(b"\n\n")
+
+
+def test_proxies_of_the_published_prompts_read_the_raw_text() -> None:
+    asked = [Message("system", "Be short."), Message("user", "Why?")]
+    raw = Method.CAPT_PAPER_RAW
+    assert read_by(raw, "target", asked, raw=False) == (asked, False)
+    assert read_by(raw, "expert", asked, raw=False) == ("Be short.\n\nWhy?", True)
+    assert read_by(Method.CAPT_PAPER, "expert", asked, raw=False) == (asked, False)
