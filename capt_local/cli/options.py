@@ -72,6 +72,12 @@ def setting(usage: str, help: str, default: Any = None, **more: Any) -> Any:
     return flag(usage, help, default, twin=twin, **more)
 
 
+def argument(metavar: str, help: str, default: Any = None) -> Any:
+    """A field of a group that is what stands without a flag; one without a default is required."""
+    made = typer.Argument(metavar=metavar, help=help, show_default=False)
+    return dataclasses.field(default=default, metadata={"option": made, "feature": None})
+
+
 def option(*names: str, help: str, twin: str = "", metavar: str | None = None, **more: Any) -> Any:
     """The declaration alone, for `Annotated`."""
     usage = " ".join([*names, *([metavar] if metavar else [])])

@@ -82,13 +82,11 @@ def load_options(flags: ModelFlags, bundle: Bundle) -> LoadOptions:
     """
     from capt_local.llama.options import GpuLayers, LoadOptions
 
-    layers: GpuLayers
-    if flags.gpu_layers in ("auto", "all"):
-        layers = flags.gpu_layers  # type: ignore[assignment]
-    elif flags.gpu_layers.isascii() and flags.gpu_layers.isdecimal():
+    layers: GpuLayers = "auto" if flags.gpu_layers == "auto" else "all"
+    if flags.gpu_layers not in ("auto", "all"):
+        if not (flags.gpu_layers.isascii() and flags.gpu_layers.isdecimal()):
+            raise UsageError("--gpu-layers takes a number, auto or all.")
         layers = int(flags.gpu_layers)
-    else:
-        raise UsageError("--gpu-layers takes a number, auto or all.")
     context = flags.ctx_size if flags.ctx_size is not None else bundle.context
     return LoadOptions(gpu_layers=layers, context=context, threads=flags.threads)
 

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from importlib import resources
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -16,10 +17,12 @@ from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
+from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions, Method
-from capt_local.decoding.step import FinishReason
+from capt_local.decoding.step import FinishReason, Step
 from capt_local.documents import SUFFIXES
 from capt_local.documents import read as read_document
+from capt_local.errors import CaptError
 from capt_local.llama.options import LoadOptions
 from capt_local.provenance import provenance
 from capt_local.report.html import page
@@ -27,7 +30,7 @@ from capt_local.report.json import JsonObject, answer_from, warnings
 from capt_local.rerank.candidates import BestOf, ranked
 from capt_local.rerank.scorer import Scorer
 from capt_local.runtime import Runtime
-from capt_local.serve.engine import Engine, Job, JobEvent, QueueFull
+from capt_local.serve.engine import Engine, Job
 from capt_local.serve.openapi import description
 from capt_local.serve.protocol import (
     ADVICE,
@@ -53,6 +56,7 @@ OPEN_PATHS = frozenset(
                  "openapi.json")
 )  # fmt: skip
 Handler = Callable[[Request], Awaitable[Response]]
+_Event = tuple[Generation | None, Step | None, CaptError | None]
 _PATIENCE = 10.0  # seconds after which a stream begins though no token is there
 _LARGEST_NOTE = 4 << 20
 _MOST_DOCUMENTS = 3  # at once: each may take a minute and 1 GiB
@@ -104,14 +108,14 @@ class _Answers:
         ]
         self._best: BestOf | None = None
         self._ready: Iterator[JsonObject] = iter(())  # chunks of the best answer
-        self._events: asyncio.Queue[tuple[int, JobEvent] | None] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, _Event] | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._jobs = [self._job(index, each) for index, each in enumerate(completion.options)]
         self._open = len(self._jobs)
         self._watch = asyncio.ensure_future(_gone(request))
 
     def _job(self, index: int, options: GenerateOptions) -> Job:
-        def sink(event: JobEvent) -> None:
+        def sink(*event: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
@@ -124,11 +128,9 @@ class _Answers:
             ApiError: the queue is full.
         """
         self._watch.add_done_callback(lambda _: self._events.put_nowait(None))
-        try:
-            self._service.engine.submit(*self._jobs)
-        except QueueFull:
+        if not self._service.engine.submit(*self._jobs):
             self.close()
-            raise ApiError(503, "All places are taken; try again soon.", "overloaded") from None
+            raise ApiError(503, "All places are taken; try again soon.", "overloaded")
 
     def close(self) -> None:
         """Ends what still runs."""
@@ -158,14 +160,13 @@ class _Answers:
         found = await self._events.get()
         if found is None:
             raise _Left
-        index, event = found
+        index, (made, step, error) = found
         writer = self._drawn[index]
-        made = event.generation
-        if made is not None and event.step is not None:
-            return writer.add(made, event.step)
+        if made is not None and step is not None:
+            return writer.add(made, step)
         self._open -= 1
-        if event.error is not None:
-            raise api_error(event.error, began=made is not None)
+        if error is not None:
+            raise api_error(error, began=made is not None)
         if made is None or made.finish is FinishReason.INTERRUPTED:
             raise ApiError(503, "The server is stopping; the answer is incomplete.", "stopping")
         return writer.end(made)

@@ -26,23 +26,14 @@ T = TypeVar("T")
 _OUTCOMES = ("answered", "failed", "left", "refused")
 
 
-class QueueFull(Exception):
-    """So many requests wait that another one is refused."""
-
-
 class EngineFailed(CaptError):
     """The thread with the models met an error of its own; the request is lost."""
 
     code = "server_error"
 
 
-@dataclass(frozen=True, slots=True)
-class JobEvent:
-    """A token of an answer, or without one its end; without a generation it never began."""
-
-    generation: Generation | None
-    step: Step | None = None
-    error: CaptError | None = None
+# The answer, None where it never began; its new token, None at its end; what ended it too early.
+Sink = Callable[[Generation | None, Step | None, CaptError | None], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +49,7 @@ class Job:
     prompt: str | Sequence[Message]
     options: GenerateOptions
     raw: bool
-    sink: Callable[[JobEvent], None]
+    sink: Sink
     cancelled: bool = False
 
 
@@ -114,25 +105,18 @@ class Engine:
         self._jobs.put(None)
         self._thread.join()
 
-    def submit(self, *jobs: Job) -> None:
-        """Puts jobs at the end of the queue, all or none.
-
-        Raises:
-            QueueFull: too many wait.
-        """
+    def submit(self, *jobs: Job) -> bool:
+        """Puts jobs at the end of the queue, all or none; false where too many wait."""
         free = max(0, self._parallel - len(self._running))
         if self._jobs.qsize() + len(jobs) > self._most + free:
             self._count("refused")
-            raise QueueFull
+            return False
         for job in jobs:
             self._jobs.put(job)
+        return True
 
     def call(self, function: Callable[[], T]) -> Future[T]:
-        """Has the thread call a function between two steps; for what needs the models' tokenizers.
-
-        Returns:
-            Its result, or what it raised.
-        """
+        """Has the thread call a function between two steps; for what needs the models."""
         found: Future[T] = Future()
         self._calls.put((function, found))
         self._jobs.put(None)
@@ -168,13 +152,13 @@ class Engine:
                     return
                 self._failed(error)
             self._holds_texts = False
-        self._drain(JobEvent(None, error=EngineFailed("The server is stopping.")))
+        self._drain(EngineFailed("The server is stopping."))
 
     def _requests(self) -> Iterator[Request | None]:
         """What `generate_many` takes; ends where nothing has come for a while."""
         index = 0
         if not self._ready.done():
-            self._running[index] = warm = Job("a", self._warm, False, lambda event: None)
+            self._running[index] = warm = Job("a", self._warm, False, lambda *_: None)
             index += 1
             yield self._request(warm)
         while not self._stopping:
@@ -193,7 +177,7 @@ class Engine:
             if found is None:
                 continue
             if found.cancelled:
-                found.sink(JobEvent(None))
+                found.sink(None, None, None)
                 continue
             self._holds_texts = True
             self._running[index] = found
@@ -202,7 +186,7 @@ class Engine:
 
     def _request(self, job: Job) -> Request:
         def on_step(generation: Generation, step: Step) -> None:
-            job.sink(JobEvent(generation, step))
+            job.sink(generation, step, None)
             self._answer_calls()
 
         return Request(job.prompt, job.options, job.raw, on_step, lambda: job.cancelled)
@@ -232,7 +216,7 @@ class Engine:
             self._counts["answer_tokens_total"] += generation.steps_done
             self._counts["changed_tokens_total"] += generation.changed
         self._count(outcome)
-        job.sink(JobEvent(generation, error=result.error))
+        job.sink(generation, None, result.error)
 
     def _failed(self, error: BaseException) -> None:
         """An error that is no request's own ends all that run; the next ones are answered."""
@@ -240,12 +224,12 @@ class Engine:
         failure = EngineFailed("The server met an unexpected error; nothing more is known.")
         for job in self._running.values():
             self._count("failed")
-            job.sink(JobEvent(None, error=failure))
+            job.sink(None, None, failure)
         self._running.clear()
 
-    def _drain(self, ended: JobEvent) -> None:
+    def _drain(self, ended: EngineFailed) -> None:
         for job in self._running.values():
-            job.sink(ended)
+            job.sink(None, None, ended)
         while not self._jobs.empty():
             if (waits := self._jobs.get()) is not None:
-                waits.sink(ended)
+                waits.sink(None, None, ended)

@@ -41,6 +41,7 @@ from capt_local.strict_json import NotReadable, convert, parse_object
 MOST_CHOICES = 16
 _MOST_STOPS = 16
 _SEEDS = 1 << 63
+_LARGEST_SOURCE = 1 << 18  # characters; a long answer's facts take 10 s there
 
 # Fields of OpenAI's interface, and of servers that follow it, that do not change an answer.
 IGNORED = frozenset(
@@ -96,7 +97,7 @@ class CaptFields(msgspec.Struct):
     top: Annotated[int, Meta(ge=0, le=20)] = 0
     alpha: Annotated[float, Meta(ge=-8, le=8)] | None = None
     adapter_scales: dict[str, list[float]] | None = None
-    document: str | None = None
+    document: Annotated[str, Meta(max_length=_LARGEST_SOURCE)] | None = None
 
 
 class _Common(msgspec.Struct, kw_only=True):
@@ -539,6 +540,8 @@ def grounded(answer: Answer, asked: Completion) -> Answer:
     schema = json.loads(structure.source) if structure is not None and form else None
     if asked.document is not None:
         return with_sources(answer, Document(asked.document), schema, "document")
+    if len(text) > _LARGEST_SOURCE:
+        return answer
     return with_sources(answer, Document(text), schema, "prompt")
 
 

@@ -213,10 +213,3 @@ def test_nothing_sticks_out_of_the_window(opens: Open) -> None:
     for width in (320, 420, 768, 1024, 1920):
         opened.page.set_viewport_size({"width": width, "height": 800})
         assert opened.run("document.documentElement.scrollWidth") <= width, width
-
-
-def test_a_narrow_window_keeps_the_text_free_until_it_is_asked(opens: Open) -> None:
-    opened = opens(page(ANSWER), viewport={"width": 400, "height": 800})
-    assert not opened.page.locator("#detail").is_visible()
-    opened.page.locator("#t1").click()
-    assert opened.page.locator("#detail").is_visible()

@@ -74,19 +74,3 @@ def test_what_was_kept_changes_no_answer(runtime: Runtime, options: GenerateOpti
     kept = turn(runtime, asked, options)
     runtime.forget()
     assert turn(runtime, asked, options) == kept
-
-
-def test_a_turn_that_is_taken_back_leaves_the_caches(runtime: Runtime) -> None:
-    runtime.forget()
-    said = turn(runtime, [Message("user", FIRST)], FIXED)
-    turn(runtime, [*said, Message("user", SECOND)], FIXED)
-    before = runtime.decoded()
-    another = [*said, Message("user", ".")]
-    counts = runtime.keep(another)
-    assert runtime.decoded() == before
-    first, prompts = tokens(runtime, [Message("user", FIRST)]), tokens(runtime, another)
-    for role, cached in runtime._caches.items():
-        # The first turn, and of the second one no more than the frame of any.
-        assert cached.tokens == prompts[role][: len(cached.tokens)]
-        assert len(first[role]) < len(cached.tokens) < counts[role] == len(prompts[role])
-        assert cached.model.position == len(cached.tokens)

@@ -107,39 +107,17 @@ class Terminal:
         first, last = (mark.encode() for mark in _PASTE)
         self.process.send(first + data.replace(b"\n", b"\r") + last)
 
-    def say(self, line: str = "", *, empty: bool = True, timeout: float | None = None) -> str:
-        """Sends a line and waits for the next prompt.
-
-        Args:
-            line: what is typed before Enter.
-            empty: whether the next prompt must be empty; False for one that offers the line again.
-            timeout: in seconds.
-
-        Returns:
-            What was shown meanwhile, in lines.
-        """
+    def say(self, line: str = "", *, timeout: float | None = None) -> str:
+        """Sends a line and waits for the next, empty prompt; what was shown meanwhile, in lines."""
         sent, seen = self.raw.count(ENDED), len(self.raw)
         self.send(line + "\r")
-        begins = PROMPT if empty else f"{PROMPT} "
-        self.wait(
-            lambda: self.raw.count(ENDED) > sent and self._prompts(begins, empty=empty), timeout
-        )
+        self.wait(lambda: self.raw.count(ENDED) > sent and self.at_cursor() == PROMPT, timeout)
         return plain(self.raw[seen:])
 
     def turns(self) -> int:
         """How many turns a chat has, as /show lists them."""
         _, _, listed = self.say("/show").partition("Turns")
         return len(re.findall(r"^ +\d+ ", listed, re.M))
-
-    def _prompts(self, begins: str, *, empty: bool) -> bool:
-        line = self.at_cursor()
-        return line == begins if empty else line.startswith(begins)
-
-    def press(self, keys: str | bytes, shown: str) -> None:
-        """Presses keys and waits until something new is shown."""
-        seen = len(self.raw)
-        self.send(keys)
-        self.wait(lambda: shown in plain(self.raw[seen:]))
 
     def end(self, timeout: float | None = None) -> int:
         """Waits for the end; the exit code, or minus the signal that ended it."""

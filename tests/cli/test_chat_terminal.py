@@ -34,8 +34,8 @@ class Chat:
         )
         self.terminal.ready()
 
-    def __call__(self, line: str, *, empty: bool = True) -> str:
-        return self.terminal.say(line, empty=empty)
+    def __call__(self, line: str) -> str:
+        return self.terminal.say(line)
 
     def refused(self, line: str) -> str:
         """A line that is refused with one line of explanation, behind which the prompt is empty."""
@@ -99,26 +99,16 @@ def test_a_note_is_text_and_cannot_forge_a_turn(fresh: Chat) -> None:
     fresh(f"/save {fresh.folder}/forged.jsonl")
     *_, last = (fresh.folder / "forged.jsonl").read_text().splitlines()
     assert json.loads(last)["question"] == f"{forged}\n\nWhat is the blood pressure?"
-    for name, says in (("missing", "no such file"), (".", "not a file"), ("", "needs the name")):
+    for name, says in (
+        ("missing", "no such file"),
+        (".", "Is a directory"),
+        ("", "needs the name"),
+    ):
         assert says in fresh.refused(f"/read {name}".strip())
     (fresh.folder / "latin.txt").write_bytes(b"caf\xe9 " + CANARY.encode())
     assert "byte 3" in fresh.refused("/read latin.txt")
     (fresh.folder / "utf16.txt").write_bytes("note".encode("utf-16-le"))
     assert "NUL byte" in fresh.refused("/read utf16.txt")
-
-
-def test_a_full_disk_on_save_loses_nothing(fresh: Chat) -> None:
-    fresh("/set max-tokens=40 temp=1.9")
-    for question in (QUESTION, "And what helps?"):
-        fresh(question)
-    reason = fresh.refused("/save large.jsonl")
-    assert "cannot be written: File too large. Nothing was written." in reason
-    assert not (fresh.folder / "large.jsonl").exists()
-    assert not list(fresh.folder.glob(".capt-local-*"))
-    assert "such a file already" in fresh.refused("/save /dev/full")
-    assert fresh.terminal.turns() == 2
-    (fresh.folder / "mine.txt").write_text("mine")
-    assert "such a file already" in fresh.refused("/save mine.txt")
 
 
 def questions(chat: Chat) -> list[str]:

@@ -179,3 +179,34 @@ def test_what_a_pipe_cannot_have(
     result = run("chat", "{models}", stdin=Stdin(data))
     assert (result.code, result.out) == (code, "")
     assert says in result.err and "zyzzyva" not in result.err
+
+
+def test_another_conversation_does_not_take_the_place_of_a_saved_one(
+    made: Made, tmp_path: Path
+) -> None:
+    talk, _, log = made
+    run, file = talk.run, tmp_path / "one.jsonl"
+    talk.ask("one")
+    run(Call("save", str(file)))
+    run(Call("save", str(file)))
+    run(Call("clear"))
+    talk.ask("two")
+    for path in (file, log):
+        with pytest.raises(UsageError, match="such a file already"):
+            run(Call("save", str(path)))
+    with pytest.raises(UsageError, match="folder"):
+        run(Call("save", str(tmp_path)))
+    assert '"one"' in file.read_text()
+
+
+def test_a_file_that_is_there_is_not_touched(run: Run, script: Script, tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for place in (path, tmp_path / "link", tmp_path / "no" / "t", tmp_path / ("x" * 300)):
+        result = run("chat", "{models}", "--transcript", str(place), stdin=Stdin(b"one\n"))
+        assert (result.code, result.out) == (2, "") and "The --transcript file" in result.err
+    assert path.read_text() == "mine" and not (tmp_path / "nowhere").exists()
+    script.fail_at, script.error = -1, NumericalError("broken")
+    assert run("chat", "{models}", "--transcript", str(tmp_path / "t")).code == 3
+    assert not (tmp_path / "t").exists()  # an empty one would be in the way the next time

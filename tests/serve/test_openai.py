@@ -14,6 +14,8 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from capt_local import GenerateOptions, LoadOptions, Runtime
+from capt_local.llama.gguf_header import file_digests
+from tests.rerank.tiny_scorer import tiny_scorer
 from tests.serve.conftest import CANARY, Running, Starts
 from tests.tiny_models import tiny_adapter, tiny_gguf
 
@@ -139,11 +141,15 @@ def test_facts_of_an_answer_are_looked_for_in_the_document(client: openai.OpenAI
     assert plain.model_extra["capt"]["sources"]["of"] == "prompt"
 
 
-def test_an_adapter_of_scale_0_makes_the_expert_its_base(starts: Starts, tmp_path: Path) -> None:
+def test_an_adapter_of_scale_0_makes_the_expert_its_base_and_a_scorer_ranks(
+    starts: Starts, tmp_path: Path
+) -> None:
     target = tiny_gguf(tmp_path / "target.gguf", seed=1, flavour="spm")
     base, lora = tiny_gguf(tmp_path / "base.gguf", seed=2), tmp_path / "lora.gguf"
     tiny_adapter(lora, seed=3)
-    server = starts("--target", str(target), "--base", str(base), "--expert-adapter", str(lora))
+    tiny_scorer(tmp_path / "scorer", target_tokenizer=file_digests(target).tokenizer)
+    models = ["--target", str(target), "--base", str(base), "--expert-adapter", str(lora)]
+    server = starts(*models, "--scorer", str(tmp_path / "scorer"))
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0) as client:
 
         def contrasts(capt: dict[str, object]) -> list[float | None]:
@@ -160,6 +166,13 @@ def test_an_adapter_of_scale_0_makes_the_expert_its_base(starts: Starts, tmp_pat
             with pytest.raises(openai.BadRequestError) as caught:
                 contrasts({"adapter_scales": scales})
             assert caught.value.param == "capt" and CANARY not in caught.value.response.text
+        best = client.completions.create(
+            model="files", prompt="fever", max_tokens=4, temperature=1,
+            extra_body={"best_of": 3, "capt": {}},
+        ).model_extra["capt"]["best_of"]  # fmt: skip
+        scores = [each["score"] for each in best["candidates"]]
+        assert best["ranked_by"] == "scorer" and scores == sorted(scores, reverse=True)
+        assert all(0 < score < 1 for score in scores)
 
 
 def test_completions_go_on_with_a_text(client: openai.OpenAI) -> None:

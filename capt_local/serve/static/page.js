@@ -305,7 +305,7 @@
     if (!text) { toast("Paste a note, or ask a question."); return at(note ? "question" : "note").focus(); }
     if (task && !task.prompt && !at("question").value.trim()) { toast("Type your question first."); return at("question").focus(); }
     const body = { model: about.bundle, messages: messages(text), capt: { top: 3 } };
-    if (note) body.capt.document = note;
+    if (note && note.length <= 1 << 18) body.capt.document = note;
     if (at("length").value) body.max_tokens = Number(at("length").value);
     else if (task && task.max_tokens) body.max_tokens = task.max_tokens;
     if (at("alpha").value) body.capt.alpha = Number(at("alpha").value);
