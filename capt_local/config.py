@@ -16,18 +16,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from platformdirs import user_config_path
 
 from capt_local.errors import UsageError
+from capt_local.strict_json import NotReadable, convert, open_regular
 
 MODELS_VARIABLE = "CAPT_LOCAL_MODELS"
 LARGEST = 1 << 16
-# Below this a limit would not hold: the evidence of a prompt weighs an expert by up to 1 by itself.
-LEAST_ALPHA, LARGEST_ALPHA = 1.0, 8.0
 _NAME, _KEYS = "config.toml", "keys"
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,40}")  # others may hold anything, line breaks too
 
 
@@ -49,6 +48,20 @@ class Feature(StrEnum):
 
 
 _WIDER = {Feature.PULL: Feature.NETWORK}
+
+
+class _LimitsTable(msgspec.Struct, forbid_unknown_fields=True, rename="kebab"):
+    """The table `limits`: `pull = false` means the same as its name in `forbid`."""
+
+    forbid: list[Feature] = []
+    # Below 1 it would not hold: the evidence of a prompt weighs an expert by up to 1 by itself.
+    alpha: Annotated[float, msgspec.Meta(ge=1, le=8)] | None = None
+    transcripts: bool = True
+    reports: bool = True
+    network: bool = True
+    serve: bool = True
+    pull: bool = True
+    unsigned_bundles: bool = True
 
 
 def site_file() -> Path:
@@ -140,9 +153,10 @@ class ConfigFile:
         Raises:
             UsageError: it is no list of absolute paths.
         """
-        given = self.options.get("models", [])
-        if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
-            raise UsageError(f"{self.path}: options.models takes a list of paths.")
+        try:
+            given = convert(self.options.get("models", []), list[str], "options.models")
+        except NotReadable:
+            raise UsageError(f"{self.path}: options.models takes a list of paths.") from None
         if not all(Path(one).is_absolute() for one in given):
             raise UsageError(f"{self.path}: options.models takes absolute paths.")
         return tuple(map(Path, given))
@@ -162,10 +176,19 @@ def read_site() -> SiteFile:
         UsageError: it is there, but others than root may have written it, or it is not understood.
     """
     path = site_file()
-    found = _tables(path, ("options", "limits"), owner=0, others=_OTHERS_WRITE)
+    found = _tables(path, ("options", "limits"), owner=0, others=stat.S_IWGRP | stat.S_IWOTH)
     if found is None:
         return SiteFile(path, limits=SiteLimits(path))
-    return SiteFile(path, True, found["options"], _limits(path, found["limits"]))
+    try:
+        table = convert(found["limits"], _LimitsTable, "limits")
+    except NotReadable as error:
+        raise UsageError(
+            f"{path}: {error}; what can be forbidden is {', '.join(sorted(Feature))}."
+        ) from None
+    allowed = msgspec.to_builtins(table)
+    forbidden = {feature for feature in Feature if not allowed[feature]}
+    limits = SiteLimits(path, frozenset(forbidden.union(table.forbid)), table.alpha)
+    return SiteFile(path, True, found["options"], limits)
 
 
 def read_user() -> ConfigFile:
@@ -182,6 +205,7 @@ def read_user() -> ConfigFile:
 def _tables(
     path: Path, known: tuple[str, ...], *, owner: int, others: int
 ) -> dict[str, dict[str, Any]] | None:
+    """The tables of a file; None without one."""
     data = _read(path, owner, others)
     if data is None:
         return None
@@ -207,8 +231,6 @@ def _tables(
 
 def _read(path: Path, owner: int, others: int) -> bytes | None:
     """The bytes of a file that only root or its owner can have written; None without one."""
-    from capt_local.strict_json import open_regular
-
     try:
         with open_regular(path) as stream:
             _check_owner(path, os.fstat(stream.fileno()), owner, others)
@@ -231,33 +253,3 @@ def _check_owner(path: Path, about: os.stat_result, owner: int, others: int) -> 
     if about.st_mode & others:
         mode = "go-w" if others & stat.S_IWGRP else "o-w"
         raise UsageError(f"{path} can be written by others than {who}: chmod {mode} it.")
-
-
-def _limits(path: Path, table: Mapping[str, Any]) -> SiteLimits:
-    """`forbid` and `alpha`; and `pull = false`, which means the same as its name in `forbid`."""
-    from capt_local.strict_json import NotReadable, convert
-
-    kinds: dict[str, Any] = {"forbid": list[Feature], "alpha": float}
-    kinds |= {feature.value: bool for feature in Feature}
-    for key, value in table.items():
-        if key not in kinds:
-            named = f"limits.{key}" if _KEY.fullmatch(key) else "such key in limits"
-            raise UsageError(f"{path}: there is no {named}; known: {', '.join(sorted(kinds))}.")
-        try:
-            convert(value, kinds[key], f"limits.{key}")
-        except NotReadable as error:
-            hint = f"; known: {', '.join(Feature)}" if key == "forbid" else ""
-            raise UsageError(f"{path}: {error}{hint}.") from None
-    forbidden = {Feature(name) for name in table.get("forbid", [])}
-    for feature in Feature:
-        if table.get(feature.value, False) and feature in forbidden:
-            raise UsageError(f"{path}: limits.{feature} is true, but limits.forbid names it.")
-        if not table.get(feature.value, True):
-            forbidden.add(feature)
-    alpha = table.get("alpha")
-    if alpha is not None and not LEAST_ALPHA <= alpha <= LARGEST_ALPHA:
-        raise UsageError(
-            f"{path}: limits.alpha is not between {LEAST_ALPHA:g} and {LARGEST_ALPHA:g}; the "
-            f"evidence of a prompt weighs by up to {LEAST_ALPHA:g} by itself."
-        )
-    return SiteLimits(path, frozenset(forbidden), None if alpha is None else float(alpha))

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from capt_local.bundles import store
-from capt_local.bundles.digest_cache import digest_cache
+from capt_local.bundles.digest_cache import DigestCache
 from capt_local.bundles.manifest import Bundle, ModelFile
 from capt_local.bundles.verify import Check
 from capt_local.errors import ModelError
@@ -111,18 +111,15 @@ def _look(
         ).hexdigest()
         for one in (path, *adapters)
     }
-    known = digest_cache()
-    if (
-        check is Check.CACHED
-        and known is not None
-        and all(known.find(one, stamps[one], _ABOUT) == mark for one, mark in marks.items())
+    known = DigestCache()
+    if check is Check.CACHED and all(
+        known.find(one, stamps[one], _ABOUT) == mark for one, mark in marks.items()
     ):
         return
     for one, digest in probe.look(path, adapters, waiting, stamps, encoder).items():
         stamps[one] = stamps[one].with_digest(digest)
-    if known is not None:
-        for one, mark in marks.items():
-            known.store(one, stamps[one], mark, _ABOUT)
+    for one, mark in marks.items():
+        known.store(one, stamps[one], mark, _ABOUT)
 
 
 def _stamp(path: Path) -> Stamp:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from capt_local.bundles.store import is_packaged
 from capt_local.bundles.verify import Check
 from capt_local.config import Feature, key_folders, read_site
 
@@ -27,15 +28,14 @@ def signed(bundle: Bundle) -> Bundle:
         return bundle
     from capt_local.bundles.sign import signer_of
 
-    found = signer_of(bundle, trusted)
+    signer, untrusted = signer_of(bundle, trusted)
     notices = bundle.notices
-    if found.untrusted:
+    if untrusted:
         notice = (
-            f"The bundle {bundle.id} is signed with a key that is not trusted here "
-            f"({found.untrusted})."
+            f"The bundle {bundle.id} is signed with a key that is not trusted here ({untrusted})."
         )
         notices = (*(one for one in notices if one != notice), notice)
-    return dataclasses.replace(bundle, notices=notices, signer=found.signer)
+    return dataclasses.replace(bundle, notices=notices, signer=signer)
 
 
 def permitted(bundle: Bundle, check: Check = Check.CACHED) -> Bundle:
@@ -56,7 +56,6 @@ def permitted(bundle: Bundle, check: Check = Check.CACHED) -> Bundle:
     if not limits.forbids(Feature.UNSIGNED):
         return signed(bundle)
     from capt_local.bundles.sign import signer_of
-    from capt_local.bundles.store import is_packaged
 
     if bundle.folder is None:
         limits.refuse(Feature.UNSIGNED, "A model file that is given by its path")
@@ -65,18 +64,16 @@ def permitted(bundle: Bundle, check: Check = Check.CACHED) -> Bundle:
     if check is Check.NEVER:
         limits.refuse(Feature.UNSIGNED, "--verify never")
     if not is_packaged(bundle):
-        found = signer_of(bundle, trusted_by_the_site, receipts=False)
-        if found.signer is None:
+        signer, _ = signer_of(bundle, lambda: trusted(by_the_site=True), receipts=False)
+        if signer is None:
             limits.refuse(Feature.UNSIGNED, "A bundle that no key of the site has signed")
-        bundle = dataclasses.replace(bundle, signer=found.signer)
+        bundle = dataclasses.replace(bundle, signer=signer)
     # The cache of digests is a file of the user, who could write another one.
     return dataclasses.replace(bundle, read_digests=True)
 
 
 def signer_text(bundle: Bundle) -> str:
     """Who has signed a bundle, for people."""
-    from capt_local.bundles.store import is_packaged
-
     if bundle.signer is not None:
         return str(bundle.signer)
     if is_packaged(bundle):
@@ -84,23 +81,13 @@ def signer_text(bundle: Bundle) -> str:
     return "nobody trusted here" if bundle.may_be_signed else "nobody: it is unsigned"
 
 
-def trusted() -> Mapping[str, TrustedKey]:
-    """The keys that are trusted here: the site's and the user's.
+def trusted(*, by_the_site: bool = False) -> Mapping[str, TrustedKey]:
+    """The keys that are trusted here: the site's and the user's, or the site's alone.
 
     Raises:
         ModelError: one is no key, or others than its owner may write it.
     """
     from capt_local.bundles.sign import trusted_keys
 
-    return trusted_keys(key_folders())
-
-
-def trusted_by_the_site() -> Mapping[str, TrustedKey]:
-    """The site's keys alone.
-
-    Raises:
-        ModelError: see `trusted`.
-    """
-    from capt_local.bundles.sign import trusted_keys
-
-    return trusted_keys(key_folders()[:1])
+    site, user = key_folders()
+    return trusted_keys([site] if by_the_site else [site, user])

@@ -12,11 +12,11 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -25,19 +25,16 @@ from capt_local.bundles.manifest import (
     NAME,
     RECEIPT,
     SIGNATURE,
-    AttachedFile,
     Bundle,
-    ModelFile,
     PackageFile,
     read_manifest,
 )
 from capt_local.bundles.sign import read_signature, sign
 from capt_local.bundles.store import RESERVED, check_id
-from capt_local.bundles.verify import LARGEST_TEMPLATE, hashed
+from capt_local.bundles.verify import LARGEST_TEMPLATE, Progress, hashed
 from capt_local.errors import ModelError, UsageError
 from capt_local.strict_json import open_regular
 
-Report = Callable[[str, float], None]
 ENDING = ".capt"
 CHUNK = 1 << 20
 BLOCK = 512
@@ -48,7 +45,7 @@ _SMALL = 8 << 30  # from here on, a size does not fit into octal digits
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file.
+    """One file of an archive.
 
     Attributes:
         name: in the folder and in an archive.
@@ -72,35 +69,36 @@ def members(bundle: Bundle) -> tuple[Member, ...]:
     """The files that a manifest names besides itself, each once, in the order of the roles.
 
     Raises:
-        ModelError: a name is not plain, a file is named in two ways, or models are mixed up.
+        ModelError: a name is not plain, a file is named in two ways, or an expert is its base.
     """
-    folder = bundle.folder or Path()
     found: dict[str, Member] = {}
-    files: list[tuple[str, ModelFile | AttachedFile]]
-    files = [*bundle.models.items(), *bundle.attached]
-    for role, model in files:
-        named: list[tuple[Path, PackageFile | None, int | None, str | None]]
-        named = [(model.path, model.package, model.size, model.sha256)]
-        if isinstance(model, ModelFile) and model.template_file is not None:
-            named.append((model.template_file, None, None, model.template_sha256))
-        for path, package, size, digest in named:
-            name = package.name if package else path.relative_to(folder).as_posix()
-            own = name.casefold() in (MANIFEST, SIGNATURE, RECEIPT)
-            if not NAME.fullmatch(name) or name.endswith(".") or RESERVED.fullmatch(name) or own:
-                raise ModelError(
-                    f"A file of the {role} has a name that cannot travel. Files of a bundle that "
-                    "travels lie beside its manifest, with names of letters, digits, '.', '-' "
-                    "and '_'."
-                )
-            member = Member(name, size, digest or "", path)
-            if found.setdefault(name.casefold(), member) != member:
-                raise ModelError(f"The bundle names {name} in two ways, which differ.")
-    for expert, model in bundle.models.items():
-        base = bundle.models.get(expert.replace("expert", "base"))
-        if not expert.startswith("expert") or base is None or model.sha256 != base.sha256:
-            continue
-        pair = [[(on.sha256, on.scale) for on in one.adapters] for one in (model, base)]
-        if pair[0] == pair[1]:
+
+    def add(
+        what: str, path: Path, package: PackageFile | None, size: int | None, sha256: str | None
+    ) -> None:
+        name = package.name if package else path.relative_to(bundle.folder or Path()).as_posix()
+        own = name.casefold() in (MANIFEST, SIGNATURE, RECEIPT)
+        if not NAME.fullmatch(name) or name.endswith(".") or RESERVED.fullmatch(name) or own:
+            raise ModelError(
+                f"A file of the {what} has a name that cannot travel. Files of a bundle that "
+                "travels lie beside its manifest, with names of letters, digits, '.', '-' and '_'."
+            )
+        member = Member(name, size, sha256 or "", path)
+        if found.setdefault(name.casefold(), member) != member:
+            raise ModelError(f"The bundle names {name} in two ways, which differ.")
+
+    for role, model in bundle.models.items():
+        add(role, model.path, model.package, model.size, model.sha256)
+        if model.template_file is not None:
+            add(role, model.template_file, None, None, model.template_sha256)
+    for what, file in bundle.attached:
+        add(what, file.path, file.package, file.size, file.sha256)
+    for expert, base in bundle.pair_roles:
+        one, other = (
+            (model.sha256, [(adapter.sha256, adapter.scale) for adapter in model.adapters])
+            for model in (bundle.models[expert], bundle.models[base])
+        )
+        if one == other:
             raise ModelError(
                 f"The {expert} and its base are the same model, so nothing is contrasted."
             )
@@ -126,7 +124,7 @@ def export(
     bundle: Bundle,
     place: Path,
     key: Ed25519PrivateKey | None = None,
-    report: Report | None = None,
+    report: Progress | None = None,
     *,
     unsigned: bool = False,
 ) -> Path:
@@ -138,9 +136,6 @@ def export(
         key: that signs; None keeps the signature that the bundle came with, if it has one.
         report: called with a file's name and the share of it that is written.
         unsigned: without a signature, also where the bundle came with one.
-
-    Returns:
-        What was written.
 
     Raises:
         UsageError: there is something of that name, or it has another ending.
@@ -183,8 +178,7 @@ def export(
     return place
 
 
-def _write(member: Member, out: BinaryIO, report: Report | None) -> None:
-    """Copies a file; at its end an error if it is not the one of the manifest."""
+def _write(member: Member, out: BinaryIO, report: Progress | None) -> None:
     with open_file(member.source.resolve()) as stream:
         size = os.fstat(stream.fileno()).st_size
         out.write(header(member.name, size))
@@ -203,14 +197,10 @@ def _refuse_present(place: Path) -> None:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Says before anything is copied that a disk is too small.
-
-    Args:
-        folder: on the disk; it is there.
-        needed: bytes.
+    """Says before anything is copied that the disk of a folder has too few bytes free.
 
     Raises:
-        ModelError: it is.
+        ModelError: it has.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -226,8 +216,8 @@ def new_file(path: Path) -> BinaryIO:
     Raises:
         OSError: it is there, or cannot be made.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-    return os.fdopen(os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600), "wb")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o600), "wb")
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -244,50 +234,10 @@ def open_file(path: Path) -> BinaryIO:
         raise ModelError(f"{path.name} cannot be read: {error.strerror}.") from None
 
 
-class BundleSource(Protocol):
-    """Where the files of a bundle come from, in their order.
+class Archive:
+    """Reads the members of an archive in their order. Use it as a context manager.
 
-    Each method raises a ModelError where the disk fails, so that no error of the system leaves it.
-    """
-
-    def begin(self, name: str, size: int | None, most: int) -> int:
-        """Goes to the next file and returns its size.
-
-        Args:
-            name: that it must have.
-            size: that it must have; None: any up to `most`.
-            most: bytes.
-
-        Raises:
-            ModelError: it is not there, or is another thing.
-        """
-
-    def read(self, count: int) -> bytes:
-        """The next bytes of the file; fewer only where the source ends."""
-
-    def skip(self, count: int) -> None:
-        """Goes on by so many bytes."""
-
-    def end(self) -> None:
-        """Behind the last file.
-
-        Raises:
-            ModelError: there is more.
-        """
-
-    def check(self, files: Iterable[Member]) -> None:
-        """Whether the source has these files, none of which will be read.
-
-        Raises:
-            ModelError: it does not.
-        """
-
-
-class ArchiveSource:
-    """A bundle in one file. Use it as a context manager.
-
-    Raises:
-        ModelError: it cannot be opened.
+    Each method raises a ModelError where the archive is damaged or its disk fails.
     """
 
     def __init__(self, path: Path) -> None:
@@ -296,7 +246,7 @@ class ArchiveSource:
         self._left = b""
         self._began = False
 
-    def __enter__(self) -> ArchiveSource:
+    def __enter__(self) -> Archive:
         """Itself."""
         return self
 
@@ -305,17 +255,21 @@ class ArchiveSource:
         self._stream.close()
 
     def begin(self, name: str, size: int | None, most: int) -> int:
-        """See `BundleSource.begin`."""
+        """Goes to the next member, which must have this name and size; None: any up to `most`.
+
+        Returns:
+            Its size in bytes.
+        """
         if not self._began:
-            block, self._began = self.read(BLOCK), True
+            block, self._began = self._some(BLOCK), True
             if block[257:262] != _MARK or len(block) < BLOCK:
                 raise ModelError(
                     f"{self._name} is no archive of a bundle; 'capt-local models export' makes one."
                 )
         else:
-            if self._exactly(len(self._left)) != self._left:
+            if self.read(len(self._left)) != self._left:
                 raise self._damaged("there is something between two members")
-            block = self._exactly(BLOCK)
+            block = self.read(BLOCK)
         found = _size(block) if size is None else size
         if found is None or found > most or block != header(name, found):
             raise self._damaged(
@@ -324,34 +278,32 @@ class ArchiveSource:
         self._left = padding(found)
         return found
 
+    def whole(self, name: str, most: int) -> bytes:
+        """The next member, which is small."""
+        return self.read(self.begin(name, None, most))
+
     def read(self, count: int) -> bytes:
-        """See `BundleSource.read`."""
-        with self._readable():
-            return self._stream.read(count)
+        """So many bytes of the member."""
+        found = self._some(count)
+        if len(found) < count:
+            raise self._damaged("it is cut off")
+        return found
 
     def skip(self, count: int) -> None:
-        """See `BundleSource.skip`."""
+        """Goes on by so many bytes."""
         with self._readable():
             self._stream.seek(count, os.SEEK_CUR)
 
     def end(self) -> None:
-        """See `BundleSource.end`."""
-        if self._exactly(len(self._left)) != self._left or self._exactly(len(END)) != END:
+        """Behind the last member: there is nothing more."""
+        if self.read(len(self._left)) != self._left or self.read(len(END)) != END:
             raise self._damaged("there is something behind the last file of the manifest")
-        if self.read(1):
+        if self._some(1):
             raise self._damaged("there is something behind its end")
 
-    def check(self, files: Iterable[Member]) -> None:
-        """See `BundleSource.check`."""
-        for each in files:
-            self.skip(self.begin(each.name, each.size, each.most))
-        self.end()
-
-    def _exactly(self, count: int) -> bytes:
-        found = self.read(count)
-        if len(found) < count:
-            raise self._damaged("it is cut off")
-        return found
+    def _some(self, count: int) -> bytes:
+        with self._readable():
+            return self._stream.read(count)
 
     def _damaged(self, why: str) -> ModelError:
         return ModelError(
@@ -365,8 +317,8 @@ class ArchiveSource:
             yield
         except OSError as error:
             raise ModelError(
-                f"{self._name} cannot be read any more: {error.strerror or 'the disk fails'}. What "
-                "was copied stays: give the same command again to go on."
+                f"{self._name} cannot be read any more: {error.strerror or 'the disk fails'}. "
+                "Nothing was installed."
             ) from None
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from capt_local.bundles.archive import CHUNK, Report, check_space, new_file, open_file
+from capt_local.bundles.archive import CHUNK, check_space, new_file, open_file
 from capt_local.bundles.manifest import (
     MANIFEST,
     SCHEMA,
@@ -28,7 +28,7 @@ from capt_local.bundles.manifest import (
     Role,
     read_bundle,
 )
-from capt_local.bundles.verify import file_digest, hashed
+from capt_local.bundles.verify import Progress, file_digest, hashed
 from capt_local.errors import ModelError
 from capt_local.strict_json import stamp_of
 
@@ -39,14 +39,9 @@ _HEAD = (
 
 
 def put_together(
-    wanted: Bundle, folder: Path, report: Report | None = None
+    wanted: Bundle, folder: Path, report: Progress | None = None
 ) -> tuple[Bundle, list[str]]:
-    """Brings the files of a bundle into an empty folder.
-
-    Args:
-        wanted: its models, wherever they lie.
-        folder: empty, of this user alone.
-        report: called with the name of a file and the share of it that is read.
+    """Brings the files of a bundle, wherever they lie, into an empty folder.
 
     Returns:
         The bundle with places, sizes and digests of its files; and the names of those that share
@@ -135,13 +130,13 @@ def describe(
     adapters: Sequence[AdapterFile] = (),
     **about: Any,
 ) -> ModelFile:
-    """One model with size and digest computed from the file.
+    """One model with sizes and digests computed from its files.
 
     Args:
         role: what it does in the bundle.
         path: of the GGUF file, in the folder of the bundle or in an installed package.
         template_file: chat template in the folder of the bundle.
-        adapters: LoRA adapters in the folder of the bundle; their digests are computed too.
+        adapters: LoRA adapters in the folder of the bundle.
         about: other attributes of `ModelFile`.
 
     Raises:
@@ -157,9 +152,6 @@ def describe(
 
 def write_manifest(bundle: Bundle, folder: Path) -> Path:
     """Writes `bundle.toml` into the folder that holds the models; the same input, the same bytes.
-
-    Returns:
-        The manifest that was written.
 
     Raises:
         ModelError: a model lies elsewhere, or what was written does not read back the same.

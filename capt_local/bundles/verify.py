@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
-from capt_local.bundles.digest_cache import DigestCache, digest_cache
+from capt_local.bundles.digest_cache import DigestCache
 from capt_local.bundles.manifest import AttachedFile, Bundle, ModelFile
 from capt_local.bundles.store import is_installed
 from capt_local.errors import ModelError
@@ -39,19 +39,12 @@ class Verified(StrEnum):
     """What is known of a file at a start, for provenance."""
 
     READ = "read now"
-    """Its digest was computed at this start."""
     CACHED = "unchanged since its digest was computed"
-    """Device, inode, size and times are those of an earlier start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The files that were checked.
-
-    Attributes:
-        stamps: that show that a file is still the one that was checked, by path.
-        how: what is known of each file.
-    """
+    """The files that were checked: what is known of each, and stamps that show later changes."""
 
     stamps: dict[Path, Stamp] = field(default_factory=dict)
     how: dict[Path, Verified] = field(default_factory=dict)
@@ -67,10 +60,7 @@ def verify(
     Args:
         bundle: its files are read once, from beginning to end; also one that several models share.
         progress: called with a role and the share of its file that is read, 0 to 1.
-        check: how.
-
-    Returns:
-        The files that were checked. Under `Check.NEVER` none.
+        check: under `Check.NEVER` nothing is read or returned.
 
     Raises:
         ModelError: a file is missing, unreadable or another one; names its role.
@@ -78,24 +68,18 @@ def verify(
     if check is Check.NEVER:
         return Verification()
     cached = check is Check.CACHED and not bundle.read_digests and is_installed(bundle)
-    digests = _Digests(digest_cache() if cached else None)
+    digests = _Digests(DigestCache() if cached else None)
     for role, model in bundle.models.items():
-        report = None if progress is None else partial(progress, role)
-        digests.check(f"{role} model", model, report)
+        digests.check(f"{role} model", model, progress and partial(progress, role))
         if model.template_file is not None:
             read_template(model)
     for what, file in bundle.attached:
-        report = None if progress is None else partial(progress, what)
-        digests.check(what, file, report)
+        digests.check(what, file, progress and partial(progress, what))
     return digests.done
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal.
-
-    Raises:
-        ModelError: it cannot be read.
-    """
+    """SHA-256 of a file in hexadecimal. Raises ModelError: it cannot be read."""
     try:
         with open_regular(path) as stream:
             return hashed(stream, os.fstat(stream.fileno()).st_size)
@@ -103,8 +87,15 @@ def file_digest(path: Path) -> str:
         raise ModelError(f"{path.name} cannot be read: {error.strerror or 'unreadable'}.") from None
 
 
+class Readable(Protocol):
+    """A file, or a member of an archive."""
+
+    def read(self, count: int, /) -> bytes:
+        """The next bytes."""
+
+
 def hashed(
-    stream: BinaryIO,
+    stream: Readable,
     size: int,
     report: Callable[[float], None] | None = None,
     out: BinaryIO | None = None,

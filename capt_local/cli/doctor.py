@@ -14,21 +14,22 @@ from typing import TYPE_CHECKING, Any
 from capt_local.bundles.verify import Check
 from capt_local.cli.exits import ExitCode, code_for
 from capt_local.cli.files import files_of
+from capt_local.cli.models.manage import described, mebibytes, signed_bundles
 from capt_local.cli.options import JsonFlags, ModelFlags, TemplateFlags, ViewFlags
 from capt_local.cli.session import find_bundle, load_options
 from capt_local.config import key_folders, read_site, read_user
 from capt_local.errors import CaptError, MemoryShortage, ModelError
-from capt_local.policy import signed, signer_text
+from capt_local.policy import signer_text
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Table
 from capt_local.version import __version__
 
 if TYPE_CHECKING:
-    from capt_local.bundles.manifest import Bundle
+    from capt_local.bundles.manifest import Bundle, ModelFile
     from capt_local.llama.options import LoadOptions
+    from capt_local.llama.weights import Weights
     from capt_local.strict_json import Stamp
-    from capt_local.tokenization.vocabulary import Vocabulary
 
 Facts = dict[str, Any]
 _CHECKED = {
@@ -74,14 +75,7 @@ def doctor(model: ModelFlags, template: TemplateFlags, how: JsonFlags, view: Vie
 
 
 class Diagnosis:
-    """Facts by section, and problems in the order in which they were found.
-
-    Attributes:
-        facts: section to name to value; values are text, numbers, booleans or None.
-        problems: lines that say what is wrong.
-        warnings: lines about what works but should be known.
-        code: the exit code; that of the first problem.
-    """
+    """Facts by section; problems, and warnings about what works; the code of the first problem."""
 
     def __init__(self) -> None:
         self.facts: dict[str, Facts] = {}
@@ -102,7 +96,7 @@ class Diagnosis:
         self._attempt("probe of model files", self._confinement)
         self._attempt("settings", self._settings)
         self._attempt("trusted keys", self._keys)
-        self._attempt("store", lambda: self._store(flags.verify))
+        self._attempt("store", self._store)
         try:
             bundle = find_bundle(flags)
             options = load_options(flags, bundle)
@@ -158,7 +152,7 @@ class Diagnosis:
         facts["GPU support in this build"] = build.gpu_offload
         facts["weight formats that crash it"] = ", ".join(build.left_out) or "none"
         for index, device in enumerate(build.devices):
-            there = f", {mebibytes(device.free)} of {mebibytes(device.total)} free"
+            there = f", {_mib(device.free)} of {_mib(device.total)} free"
             free = there if device.total else ""
             right = library().computes(index)
             facts[device.name] = f"{device.kind}: {device.description}{free}"
@@ -180,7 +174,7 @@ class Diagnosis:
         from capt_local.llama.memory import available_memory
 
         total, free = int(psutil.virtual_memory().total), available_memory()
-        facts: Facts = {"total": mebibytes(total), "available": mebibytes(free)}
+        facts: Facts = {"total": _mib(total), "available": _mib(free)}
         return facts | {"total bytes": total, "available bytes": free}
 
     def _processor(self) -> Facts:
@@ -209,7 +203,7 @@ class Diagnosis:
         from capt_local.hardening import memory_is_private
 
         total = int(psutil.swap_memory().total)
-        plain = [name for name, safe in swaps() if not safe]
+        plain = [name for name, safe in _swaps() if not safe]
         if total and (plain or not _SWAPS.exists()):
             where = f" ({', '.join(plain)})" if plain else ""
             self.warnings.append(
@@ -220,7 +214,7 @@ class Diagnosis:
         if private is False:
             self.warnings.append("A core dump of this process can be written, with text in it.")
         dumps = {True: "off", False: "possible", None: "not known"}[private]
-        swap = mebibytes(total) if total else "none"
+        swap = _mib(total) if total else "none"
         return {"swap": swap, "core dumps of this process": dumps}
 
     def _confinement(self) -> Facts:
@@ -256,39 +250,23 @@ class Diagnosis:
             facts[name] = ", ".join(keys) or "none"
         return facts
 
-    def _store(self, check: Check) -> Facts:
-        """The bundles that can be named by their id; each that is not whole is a warning.
-
-        `always` reads every file of every bundle; else sizes and signatures are checked.
-        """
+    def _store(self) -> Facts:
+        """The bundles that can be named by their id; each that is broken is a warning."""
         from capt_local.bundles import store
         from capt_local.bundles.install import leftovers
-        from capt_local.bundles.verify import verify
 
-        broken: list[ModelError] = []
-        found = store.available(broken.append)
-        for bundle in found:
-            try:
-                signed(bundle)
-                if check is Check.ALWAYS:
-                    verify(bundle)
-                else:
-                    _check_sizes(bundle)
-            except ModelError as error:
-                broken.append(error)
+        found, broken = signed_bundles()
         self.warnings.extend(map(str, broken))
-        left = ", ".join(f"{name} ({mebibytes(size)})" for name, size in leftovers().items())
+        left = ", ".join(f"{name} ({_mib(size)})" for name, size in leftovers().items())
         if left:
             self.warnings.append(
-                f"Imports that did not end have left files: {left}. Give the import again to go on "
-                "with it, or delete them: capt-local models clean."
+                f"Imports or pulls that did not end have left files: {left}. Delete them: "
+                "capt-local models clean. A pull that is given again goes on with them."
             )
-        read = check is Check.ALWAYS
         return {
             "folder": str(store.user_folder()),
             "bundles": ", ".join(bundle.id for bundle in found),
             "broken": len(broken),
-            "digests of all": "verified" if read else "not read; --verify always reads them",
             "incomplete imports": left or "none",
         }
 
@@ -343,40 +321,38 @@ class Diagnosis:
         reading = 0
         if len(bundle.models) > 1 and not bundle.defaults.alphas:
             reading = CombineOptions().evidence_tokens * _CANDIDATES * _BYTES_OF_A_CANDIDATE
-        # The peak of the whole process on all devices, and what main memory still has to give.
+        # What main memory still has to give, as it is weighed when models are loaded.
+        to_come = {role: one.beside_gpu(on_gpu[role]) for role, one in each.items()}
+        to_come["reading a prompt"] = memory.MemoryEstimate(0, 0, reading, 0)
+        fits = True
+        try:
+            memory.check_fits(to_come, available)
+        except MemoryShortage as error:
+            fits = False
+            self._problem(error)
+        # The peak of the whole process on all devices.
         needed = program + reading + sum(one.total for one in each.values())
-        to_come = reading + sum(one.beside_gpu(on_gpu[role]).total for role, one in each.items())
         context = f"{options.context:,}" if options.context else "the models' own, at most 4,096"
-        facts: Facts = {"context": context, "program": mebibytes(program)}
+        facts: Facts = {"context": context, "program": _mib(program)}
         for role, one in each.items():
             # The weights of a file that several models share are counted with the first of them.
-            weights = f"weights {mebibytes(one.weights)}" if one.weights else "weights shared"
-            adapter = f", adapter {mebibytes(one.adapters)}" if one.adapters else ""
+            weights = f"weights {_mib(one.weights)}" if one.weights else "weights shared"
+            adapter = f", adapter {_mib(one.adapters)}" if one.adapters else ""
             facts[role] = (
-                f"{mebibytes(one.total)}: {weights}{adapter}, KV cache {mebibytes(one.kv_cache)}, "
-                f"compute {mebibytes(one.buffers)}"
+                f"{_mib(one.total)}: {weights}{adapter}, KV cache {_mib(one.kv_cache)}, "
+                f"compute {_mib(one.buffers)}"
             )
         if reading:
-            facts["reading a prompt"] = mebibytes(reading)
-        facts |= {"needed": mebibytes(needed), "available": mebibytes(available)}
-        facts |= {
+            facts["reading a prompt"] = _mib(reading)
+        layers = (f"{role} {on} of {each[role].layers}" for role, on in on_gpu.items())
+        return facts | {
+            "needed": _mib(needed),
+            "available": _mib(available),
             "needed bytes": needed,
             "available bytes": available,
-            "fits": to_come <= available,
+            "fits": fits,
+            "layers on the GPU": ", ".join(layers) if gpu else "none: there is no GPU",
         }
-        layers = (f"{role} {on} of {each[role].layers}" for role, on in on_gpu.items())
-        facts["layers on the GPU"] = ", ".join(layers) if gpu else "none: there is no GPU"
-        if to_come > available:
-            roles = ", ".join(f"{role} {mebibytes(one.total)}" for role, one in each.items())
-            self._problem(
-                MemoryShortage(
-                    f"Not enough memory: {mebibytes(to_come)} are needed beside the program, "
-                    f"{mebibytes(available)} are free. {roles}, reading a prompt "
-                    f"{mebibytes(reading)}. Use a smaller --ctx-size, smaller models, or more GPU "
-                    "layers."
-                )
-            )
-        return facts
 
     def _probe(self, bundle: Bundle, check: Check) -> Facts:
         """Who vouches for the files, or that they were loaded in a process of their own."""
@@ -396,94 +372,58 @@ class Diagnosis:
         Each model gets a question as from the other verbs, so that what they would refuse (no chat
         template, one that takes no question) is a problem here.
         """
-        from capt_local.bundles.manifest import pair_roles
-        from capt_local.llama.weights import Weights
         from capt_local.model_checks import check_tokenizers
         from capt_local.prompting.build import PromptBuilder
         from capt_local.tokenization.tokenizer import TextTokenizer
 
+        def ask(model: ModelFile, weights: Weights) -> None:
+            self.warnings.extend(weights.notes)
+            tokenizer = TextTokenizer(weights.vocabulary, weights.tokenize)
+            builder = PromptBuilder(
+                model, weights.metadata.chat_template, tokenizer, given=template
+            )
+            try:
+                prompt = builder.prompt("What is asthma?", raw=False)
+                self.warnings.extend(prompt.notices)
+            except CaptError as error:
+                self._problem(error)
+
         check_tokenizers(bundle.models.values())
-        vocabularies: dict[str, Vocabulary] = {}
-        templates: dict[str, str | None] = {}
-        facts: Facts = {}
-        for role, model in bundle.models.items():
-            with Weights(model.path, vocabulary_only=True, stamps=self._stamps) as weights:
-                about = weights.metadata
-                self.warnings.extend(weights.notes)
-                facts[role] = (
-                    f"{about.architecture}, {about.file_type}, {about.vocabulary_size:,} tokens, "
-                    f"trained for {about.context_length:,}"
-                    + "".join(f", {adapter}" for adapter in model.adapters)
-                )
-                vocabularies[role], templates[role] = weights.vocabulary, about.chat_template
-                tokenizer = TextTokenizer(weights.vocabulary, weights.tokenize)
-                builder = PromptBuilder(model, about.chat_template, tokenizer, given=template)
-                try:
-                    prompt = builder.prompt("What is asthma?", raw=False)
-                    self.warnings.extend(prompt.notices)
-                except CaptError as error:
-                    self._problem(error)
-        for expert, base in (pair_roles(number) for number in range(1, bundle.pairs + 1)):
-            same = vocabularies[expert].same_as(vocabularies[base])
-            facts[f"{expert} and {base}: same vocabulary"] = same
-            facts[f"{expert} and {base}: same chat template"] = templates[expert] == templates[base]
-            share = overlap(vocabularies["target"], vocabularies[expert])
-            facts[f"target's pieces that the {expert} has too"] = f"{100 * share:.0f} %"
-            if not same:
+        found = described(bundle, self._stamps, ask)
+        facts: Facts = {
+            role: f"{about['architecture']}, {about['quantization']}, "
+            f"{about['vocabulary']:,} tokens, trained for {about['trained_context']:,}"
+            + "".join(f", {adapter}" for adapter in bundle.models[role].adapters)
+            for role, about in found["models"].items()
+        }
+        for expert, fit in found["fit"].items():
+            pair = f"{expert} and {fit['base']}"
+            facts[f"{pair}: same vocabulary"] = fit["same_vocabulary"]
+            facts[f"{pair}: same chat template"] = fit["same_template"]
+            facts[f"target's pieces that the {expert} has too"] = f"{100 * fit['overlap']:.0f} %"
+            if not fit["same_vocabulary"]:
                 self.warnings.append(
-                    f"{expert.capitalize()} and {base} have different vocabularies: this works, "
-                    "but the contrast also holds the difference of their tokens."
+                    f"{pair.capitalize()} have different vocabularies: this works, but the "
+                    "contrast also holds the difference of their tokens."
                 )
         return facts
 
 
-def mebibytes(count: int) -> str:
-    """A number of bytes as MiB, rounded."""
-    return f"{count / (1 << 20):,.0f} MiB"
+def _mib(count: int) -> str:
+    return mebibytes(count, 0)
 
 
-def overlap(target: Vocabulary, expert: Vocabulary) -> float:
-    """The share of the target's text pieces that are pieces of the expert as well."""
-    ours = {piece for piece, text in zip(target.pieces(), target.is_text, strict=True) if text}
-    theirs = {piece for piece, text in zip(expert.pieces(), expert.is_text, strict=True) if text}
-    return len(ours & theirs) / len(ours) if ours else 0.0
-
-
-def _check_sizes(bundle: Bundle) -> None:
-    """Compares the sizes of files with the manifest.
-
-    Raises:
-        ModelError: one is not what it should be.
-    """
-    sizes = {one.path: one.size for one in bundle.models.values()}
-    sizes |= {one.path: one.size for _, one in bundle.attached}
-    for path, size in sizes.items():
-        if (found := path.stat().st_size) != size:
-            raise ModelError(
-                f"The bundle {bundle.id} is not whole: {path.name} has {found} bytes instead of "
-                f"{size}. Get the bundle again from its source."
-            )
-
-
-def swaps(listing: Path | None = None, block: Path | None = None) -> Iterator[tuple[str, bool]]:
-    """Swap devices and files of Linux, and whether they keep text off the disk.
-
-    Args:
-        listing: the kernel's list.
-        block: the kernel's folder of block devices.
-
-    Yields:
-        Its name, and whether it is encrypted, or compressed memory.
-    """
+def _swaps() -> Iterator[tuple[str, bool]]:
+    """Swap devices and files of Linux, and whether they are encrypted, or compressed memory."""
     try:
-        lines = (listing or _SWAPS).read_text("utf-8", "replace").splitlines()[1:]
+        lines = _SWAPS.read_text("utf-8", "replace").splitlines()[1:]
     except OSError:
         return
     for line in lines:
         name = line.split()[0]
         device = Path(os.path.realpath(name)).name
         try:
-            uuid = ((block or _BLOCK) / device / "dm" / "uuid").read_text("ascii", "replace")
+            uuid = (_BLOCK / device / "dm" / "uuid").read_text("ascii", "replace")
         except OSError:
             uuid = ""
         yield name, device.startswith("zram") or uuid.startswith("CRYPT-")

@@ -27,15 +27,15 @@ FILES = "DEFAULT_MAP"  # Click's name for what comes from files
 _SOURCES = ("COMMANDLINE", "ENVIRONMENT", USER, SITE)
 _PREFIX, _TESTS = "CAPT_LOCAL_", "CAPT_LOCAL_TEST_"
 # Variables without an option.
-_OTHERS = frozenset({MODELS_VARIABLE, "CAPT_LOCAL_DEBUG", "CAPT_LOCAL_HUB_TOKEN"})
+_OTHERS = frozenset({MODELS_VARIABLE, "CAPT_LOCAL_DEBUG"})
 # All options that have a twin: reading them off the declarations of all verbs takes a second, so a
 # test compares.
 KEYS = frozenset({
     "adapter", "allow-host", "allow-origin", "alpha", "api-key-file",
     "base", "best-of", "bundle", "ctx-size", "date", "delimiter", "encoding", "expert",
     "expert-adapter", "expert-in-thoughts", "gpu-layers", "host", "id-field", "idle-timeout",
-    "input-format", "json", "logprobs", "max-tokens", "method", "min-p", "mirror",
-    "no-repetition-stop", "offline", "parallel", "plausibility", "port", "raw",
+    "input-format", "json", "logprobs", "max-tokens", "method", "min-p",
+    "no-repetition-stop", "parallel", "plausibility", "port", "raw",
     "record-timeout", "repeat-last-n", "repeat-penalty", "require-sources", "scorer", "seed",
     "speed", "system", "target", "tasks", "temp", "thoughts", "threads", "tls-cert", "tls-key",
     "top-k", "top-logprobs", "top-p", "verbose", "verify", "weights",
@@ -117,11 +117,7 @@ class SettingsFiles:
 
     @classmethod
     def read(cls) -> SettingsFiles:
-        """Reads both.
-
-        Raises:
-            UsageError: one is not understood, or not to be trusted.
-        """
+        """Reads both. Raises UsageError: one is not understood, or not to be trusted."""
         return cls(read_site(), read_user())
 
     def named(self) -> Iterator[tuple[str, ConfigFile]]:

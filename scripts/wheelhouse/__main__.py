@@ -3,7 +3,7 @@
     scripts/build_wheelhouse.sh -o /media/stick/capt-local --key hospital.key --bundle our-trio
 
 It holds every wheel for this Python and this kind of machine, a requirements file with their
-hashes, a bill of materials, the signed bundle, the public key, an installer that needs Python
+hashes, the signed bundle, the public key, an installer that needs Python
 alone, and the digests of all of it. docs/airgap.md says how it is used. This Python has to have
 what capt-local needs (pip install .), but for --binding.
 """
@@ -11,7 +11,6 @@ what capt-local needs (pip install .), but for --binding.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import platform
@@ -26,7 +25,6 @@ from capt_local.errors import CaptError
 from scripts.wheelhouse.install import SUMS, fingerprint
 from scripts.wheelhouse.wheels import (
     NotBuilt,
-    bill,
     binding_wheel,
     call,
     cpu_features,
@@ -48,15 +46,7 @@ def say(line: str) -> None:
 
 
 def make(given: argparse.Namespace, stick: Path, scratch: Path) -> str:
-    """Fills a folder.
-
-    Args:
-        given: what the command line says.
-        stick: an empty folder.
-        scratch: another one, for a try.
-
-    Returns:
-        The fingerprint of the key.
+    """Fills an empty folder; returns the fingerprint of the key.
 
     Raises:
         NotBuilt: something is missing or fails; says what.
@@ -94,7 +84,6 @@ def make(given: argparse.Namespace, stick: Path, scratch: Path) -> str:
     shutil.copyfile(PROJECT / "docs" / "airgap.md", stick / "README.md")
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     (stick / "python-version").write_text(version + "\n", "utf-8")
-    built = {"wheel": wheel.name, "cmake_args": os.environ.get("CMAKE_ARGS", "")}
     sealed, public = f"bundle/{bundle.id}.capt", f"keys/{key.stem}.pub"
     about: dict[str, Any] = {
         "version": next(wheel.version for wheel in wheels if wheel.name == NAME),
@@ -105,7 +94,7 @@ def make(given: argparse.Namespace, stick: Path, scratch: Path) -> str:
         # Wheels that were built here need a C library that is not older than the one here.
         "libc": list(platform.libc_ver()),
         "processor": [] if given.wheel else [name.lower() for name in cpu_features()],
-        "binding": built,
+        "binding": {"wheel": wheel.name, "cmake_args": os.environ.get("CMAKE_ARGS", "")},
         "next": "demo" if bundle.id == "demo" else f"chat -m {bundle.id}",
         "space": int(_SPACE * sum(wheel.unpacked for wheel in wheels)),
         "bundle": sealed,
@@ -129,25 +118,6 @@ def make(given: argparse.Namespace, stick: Path, scratch: Path) -> str:
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
     )
-    models = [
-        {
-            "type": "machine-learning-model",
-            "name": f"{bundle.id}/{model.path.name}",
-            "version": bundle.version,
-            "sha256": model.sha256 or "",
-            "licence": model.licence,
-            "source": model.source,
-        }
-        for model in {model.path: model for model in bundle.models.values()}.values()
-    ]
-    # The archive has all that a bundle has besides: adapters, templates.
-    whole = {"type": "file", "name": Path(sealed).name, "sha256": sha256(stick / sealed)}
-    models.append(
-        {**whole, "version": bundle.version, "licence": bundle.licence, "source": "models export"}
-    )
-    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    text = json.dumps(bill(NAME, wheels, models, built, when), indent=2)
-    (stick / "sbom.cdx.json").write_text(text + "\n", "utf-8")
     write_sums(stick)
     # The bytes of the file are signed as they are, so that openssl can check it: lines of digests,
     # which no manifest begins with, so neither signature passes for the other.

@@ -49,11 +49,7 @@ class Refused(Exception):
 
 
 def read_sums(stick: Path) -> dict[str, str]:
-    """The digests of all files, by name.
-
-    Raises:
-        Refused: there are none, or they are damaged.
-    """
+    """The digests of all files, by name. Raises Refused: there are none, or they are damaged."""
     try:
         lines = (stick / SUMS).read_text("ascii", "replace").splitlines()
     except FileNotFoundError:
@@ -71,11 +67,7 @@ def read_sums(stick: Path) -> dict[str, str]:
 
 
 def check_file(stick: Path, name: str, sums: Mapping[str, str]) -> None:
-    """Compares a file with its digest.
-
-    Raises:
-        Refused: it is not there, or is another.
-    """
+    """Compares a file with its digest. Raises Refused: it is not there, or is another."""
     if name not in sums:
         raise Refused(f"{SUMS} does not name {name}. {AGAIN}")
     try:

@@ -11,28 +11,20 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-try:
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-except ModuleNotFoundError:  # pip, which has to be there, carries a copy
-    from pip._vendor.packaging.requirements import Requirement
-    from pip._vendor.packaging.utils import canonicalize_name
 
 BINDING = "llama-cpp-python"
 # What processors of 2013 and later have. Linux tells them by these names.
 _BASELINE = ("AVX", "AVX2", "BMI2", "F16C", "FMA")
-_LONGEST_NAME = 60  # of a licence; what is longer is its text
 
 
 class NotBuilt(Exception):
@@ -40,14 +32,7 @@ class NotBuilt(Exception):
 
 
 def call(command: Sequence[str], **environment: str) -> str:
-    """Runs a program, which is not to find this project by the environment.
-
-    Args:
-        command: the program and its arguments.
-        environment: variables to set besides.
-
-    Returns:
-        What it says on standard output.
+    """Runs a program, which is not to find this project by the environment; returns its output.
 
     Raises:
         NotBuilt: it failed; with its last line about an error.
@@ -128,27 +113,13 @@ def binding_wheel(project: Path, given: Path | None, say: Callable[[str], None])
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """One wheel.
-
-    Attributes:
-        path: of the file.
-        name: normalized, as the index has it.
-        version: as its metadata say.
-        sha256: of the file.
-        unpacked: bytes of what it holds.
-        licences: an SPDX expression alone, or names of licences.
-        is_expression: whether it is an expression.
-        needs: names of the packages that it needs here, without extras.
-    """
+    """One wheel: its normalized name, version and digest, and the bytes of what it holds."""
 
     path: Path
     name: str
     version: str
     sha256: str
     unpacked: int
-    licences: tuple[str, ...]
-    is_expression: bool
-    needs: tuple[str, ...]
 
 
 def read_wheels(folder: Path) -> list[Wheel]:
@@ -170,25 +141,12 @@ def _read(path: Path) -> Wheel:
     if len(inside) != 1:
         raise NotBuilt(f"{path.name} is no wheel.")
     about = inside[0].metadata
-    expression = about.get("License-Expression")
-    classifiers = [
-        line.rpartition("::")[2].strip()
-        for line in about.get_all("Classifier", [])
-        if line.startswith("License :: OSI Approved ::")
-    ]
-    name = (about.get("License") or "").strip()
-    plain = [name] if name and len(name) <= _LONGEST_NAME and "\n" not in name else []
-    needs = map(Requirement, inside[0].requires or ())
-    here = (each for each in needs if each.marker is None or each.marker.evaluate({"extra": ""}))
     return Wheel(
         path=path,
-        name=canonicalize_name(about["Name"]),
+        name=re.sub(r"[-_.]+", "-", about["Name"]).lower(),  # PEP 503
         version=about["Version"],
         sha256=sha256(path),
         unpacked=sum(each.size or 0 for each in inside[0].files or ()),
-        licences=tuple([expression] if expression else classifiers or plain),
-        is_expression=bool(expression),
-        needs=tuple(sorted({canonicalize_name(each.name) for each in here})),
     )
 
 
@@ -205,71 +163,3 @@ def requirements(wheels: Sequence[Wheel]) -> str:
         for wheel in wheels
         if wheel.name != "pip"
     )
-
-
-def bill(
-    root: str,
-    wheels: Sequence[Wheel],
-    models: Sequence[Mapping[str, str]],
-    build: Mapping[str, str],
-    when: str,
-) -> dict[str, object]:
-    """The bill of materials, as CycloneDX 1.6 in JSON.
-
-    Args:
-        root: name of the package that all others are for.
-        wheels: all of them, that package and pip included.
-        models: the bundle's files: type in CycloneDX, name, version, sha256, licence, source.
-        build: how the binding was built.
-        when: the time in ISO 8601.
-    """
-    links = {
-        wheel.name: f"pkg:pypi/{wheel.name}@{wheel.version}".replace("+", "%2B") for wheel in wheels
-    }
-    packages: dict[str, dict[str, Any]] = {}
-    for wheel in wheels:
-        names = [{"license": {"name": name}} for name in wheel.licences]
-        packages[wheel.name] = {
-            "type": "application" if wheel.name == root else "library",
-            "name": wheel.name,
-            "version": wheel.version,
-            "bom-ref": links[wheel.name],
-            "purl": links[wheel.name],
-            "hashes": [{"alg": "SHA-256", "content": wheel.sha256}],
-            "licenses": [{"expression": wheel.licences[0]}] if wheel.is_expression else names,
-            "properties": [{"name": "capt-local:file", "value": f"wheels/{wheel.path.name}"}],
-            # pip installs the others and is not installed itself.
-            "scope": "excluded" if wheel.name == "pip" else "required",
-        }
-    if BINDING in packages:
-        packages[BINDING]["properties"] += [
-            {"name": f"capt-local:build:{name}", "value": value} for name, value in build.items()
-        ]
-        # What its wheel holds in binary form; which build of it, the version of the binding says.
-        inside = "pkg:github/ggml-org/llama.cpp"
-        packages[BINDING]["components"] = [{
-            "type": "library", "name": "llama.cpp", "bom-ref": inside, "purl": inside,
-            "licenses": [{"license": {"name": "MIT"}}],
-        }]  # fmt: skip
-    files = [
-        {
-            **{key: model[key] for key in ("type", "name", "version")},
-            "bom-ref": f"{model['name']}@{model['sha256']}",
-            "description": f"source: {model['source'] or 'not stated'}",
-            "hashes": [{"alg": "SHA-256", "content": model["sha256"]}],
-            "licenses": [{"license": {"name": model["licence"]}}] if model["licence"] else [],
-        }
-        for model in models
-    ]
-    needs = [
-        {"ref": links[one.name], "dependsOn": [links[name] for name in one.needs if name in links]}
-        for one in wheels
-    ]
-    return {
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.6",
-        "version": 1,
-        "metadata": {"timestamp": when, "component": packages.pop(root)},
-        "components": [*packages.values(), *files],
-        "dependencies": needs,
-    }

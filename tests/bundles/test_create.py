@@ -57,17 +57,6 @@ def test_what_others_may_write_is_copied(files: dict[str, Path], folder: Path) -
     assert told == {"target.gguf": 1.0, "expert.gguf": 1.0, "base.gguf": 1.0}
 
 
-def test_an_adapted_expert_shares_the_file_of_its_base(
-    files: dict[str, Path], folder: Path
-) -> None:
-    made, _ = put_together(
-        Bundle.from_paths(files["target"], None, files["base"], files["lora"]), folder
-    )
-    assert sorted(os.listdir(folder)) == ["base.gguf", "expert-adapter.gguf", "target.gguf"]
-    assert made.models["expert"].path == made.models["base"].path
-    assert made.adapters["expert"][0].sha256
-
-
 @pytest.mark.parametrize("mode", [0o644, 0o664])
 def test_a_file_that_changes_while_it_is_read(
     mode: int, files: dict[str, Path], folder: Path

@@ -1,4 +1,4 @@
-"""Export and import: whole or not at all, signed, never back, resumed after a pulled stick."""
+"""Export and import: whole or not at all, signed, never back."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundles import archive, install, store
+from capt_local.bundles import archive, store, verify
 from capt_local.bundles.archive import END, header, members, padding
 from capt_local.bundles.install import clear, leftovers
 from capt_local.bundles.manifest import MANIFEST, RECEIPT, SIGNATURE, Bundle, Signer, read_bundle
 from capt_local.bundles.sign import read_private
-from capt_local.bundles.verify import verify
 from capt_local.errors import ModelError, UsageError
 from tests.bundles.travelling import (
     FILES,
@@ -40,26 +39,19 @@ def stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def stopped(hands: Hands, path: Path) -> None:
-    """An import that is stopped in its first file."""
-    with pytest.raises(KeyboardInterrupt):
-        hands.take(path, report=stop)
-
-
 def test_there_and_back(hands: Hands) -> None:
     path = hands.export("trio.capt")
     with tarfile.open(path) as tar:  # any program reads it
         names = [MANIFEST, SIGNATURE, "target.gguf", "chat.jinja", "expert.gguf", "base.gguf"]
         assert tar.getnames() == names and {member.mode for member in tar} == {0o600}
     seen: set[str] = set()
-    found = hands.take(path, report=lambda file, _: seen.add(file))
-    assert (found.fresh, found.resumed) == (True, 0)
-    assert found.bundle.signer == Signer(hands.trusted.fingerprint, "hands")
+    bundle, fresh = hands.take(path, report=lambda file, _: seen.add(file))
+    assert fresh and bundle.signer == Signer(hands.trusted.fingerprint, "hands")
     folder = store.user_folder() / "trio"
     assert sorted(os.listdir(folder)) == FILES
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {each.stat().st_mode & 0o777 for each in folder.iterdir()} == {0o600}
-    verify(store.find("trio"))
+    verify.verify(store.find("trio"))
     assert seen == set(FILES) - {MANIFEST, RECEIPT, SIGNATURE}
     assert os.listdir(store.staging_folder()) == ["trio.lock"]
     again = archive.export(store.find("trio"), hands.folder / "again.capt")
@@ -70,7 +62,7 @@ def test_the_same_bundle_again_changes_nothing(hands: Hands) -> None:
     path = hands.export("trio.capt")
     hands.take(path)
     before = (store.user_folder() / "trio").stat().st_ino
-    assert hands.take(path).fresh is False
+    assert hands.take(path)[1] is False
     assert (store.user_folder() / "trio").stat().st_ino == before
     (store.user_folder() / "trio" / "base.gguf").write_bytes(b"x" * SIZES["base"])
     with pytest.raises(ModelError, match="SHA-256 differs"):
@@ -96,12 +88,12 @@ def test_what_is_no_archive_is_called_none(data: bytes, hands: Hands, tmp_path: 
 def test_never_back_to_an_older_version(hands: Hands) -> None:
     old, new = hands.export("old.capt", "1.9"), hands.export("new.capt", "1.10")
     hands.take(old)
-    assert hands.take(new).bundle.version == "1.10"
+    assert hands.take(new)[0].version == "1.10"
     before = installed()
     with pytest.raises(ModelError, match=r"version 1\.10; this one has 1\.9, which is not newer"):
         hands.take(old)
     assert installed() == before
-    assert hands.take(old, older=True).bundle.version == "1.9"
+    assert hands.take(old, older=True)[0].version == "1.9"
 
 
 @pytest.mark.parametrize(("here", "there"), [("2", "2.0"), ("2", "new"), ("", "1"), ("old", "1")])
@@ -118,7 +110,7 @@ def test_no_signature(hands: Hands) -> None:
     with pytest.raises(ModelError, match="The bundle is not signed"):
         hands.take(path)
     assert installed() == {}
-    assert hands.take(path, unsigned=True).bundle.signer is None
+    assert hands.take(path, unsigned=True)[0].signer is None
     assert not set(os.listdir(store.user_folder() / "trio")) & {RECEIPT, SIGNATURE}
 
 
@@ -135,18 +127,16 @@ WHOLE = sum(SIZES.values()) + len(TEMPLATE)
 
 @pytest.mark.parametrize("at", [0, 40_000, 71_000, WHOLE])
 def test_a_stick_that_is_pulled(at: int, hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading fails behind so many bytes of the models; the same command goes on from there."""
+    """Reading fails behind so many bytes of the models."""
     path = hands.export("trio.capt")
-    monkeypatch.setattr(install, "CHUNK", 1_000)
+    monkeypatch.setattr(verify, "_CHUNK", 1_000)
     stick = Pulled(monkeypatch)
-    with pytest.raises(ModelError, match=r"cannot be read any more: .* to go on"):
+    with pytest.raises(ModelError, match=r"cannot be read any more: .* Nothing was installed"):
         hands.take(path, report=stick.pull_at(at))
-    assert installed() == {}
+    assert installed() == {} and leftovers() == {}
     stick.out = False
-    found = hands.take(path)
-    assert (found.fresh, found.resumed) == (True, sum(stick.copied.values()))
-    assert at <= found.resumed < at + 1_000
-    verify(store.find("trio"))
+    assert hands.take(path)[1]
+    verify.verify(store.find("trio"))
 
 
 def a_link_to_a_bundle(place: Path, outside: Path) -> None:
@@ -176,41 +166,26 @@ def test_what_is_no_bundle_is_not_replaced(
     assert os.listdir(place) == []
 
 
-def test_what_is_left_of_another_version_is_not_gone_on_with(hands: Hands) -> None:
-    stopped(hands, hands.export("one.capt", "1"))
-    assert hands.take(hands.export("two.capt", "2")).resumed == 0
-    verify(store.find("trio"))
-
-
-def test_what_is_left_and_was_changed_is_found(hands: Hands) -> None:
-    path = hands.export("trio.capt")
-    stopped(hands, path)
-    part = store.staging_folder() / "trio" / "target.gguf"
-    part.write_bytes(b"x" * 1_000)
-    with pytest.raises(ModelError, match="SHA-256 differs"):
-        hands.take(path)
-    assert not part.exists()
-    assert hands.take(path).fresh
-
-
-@pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "folder"])
 def test_nothing_is_written_through_what_lies_there(
     kind: str, hands: Hands, tmp_path: Path
 ) -> None:
     outside = tmp_path / "outside"
-    outside.write_text("mine")
-    path = hands.export("trio.capt")
-    stopped(hands, path)
+    outside.mkdir()
+    (outside / "target.gguf").write_text("mine")
     part = store.staging_folder() / "trio" / "target.gguf"
-    part.unlink()
-    if kind == "pipe":
+    part.parent.mkdir(parents=True)
+    if kind == "folder":
+        part.parent.rmdir()
+        part.parent.symlink_to(outside)
+    elif kind == "pipe":
         os.mkfifo(part)
     elif kind == "link":
-        part.symlink_to(outside)
+        part.symlink_to(outside / "target.gguf")
     else:
-        os.link(outside, part)
-    hands.take(path)
-    assert outside.read_text() == "mine"
+        os.link(outside / "target.gguf", part)
+    hands.take(hands.export("trio.capt"))
+    assert (outside / "target.gguf").read_text() == "mine"
     assert stat.S_ISREG(os.lstat(store.user_folder() / "trio" / "target.gguf").st_mode)
 
 
@@ -260,17 +235,19 @@ def test_a_power_cut_between_two_moves(
     with pytest.raises(KeyboardInterrupt):
         hands.take(other, examine=stop)
     assert store.find("trio").version == "1"
-    verify(store.find("trio"))
-    assert hands.take(path).bundle.version == "2"
+    verify.verify(store.find("trio"))
+    assert hands.take(path)[0].version == "2"
 
 
 def test_what_is_left_is_told_and_deleted(hands: Hands, tmp_path: Path) -> None:
-    path = hands.export("trio.capt")
-    stopped(hands, path)
-    assert leftovers()["trio"] > 1_000
+    path, left = hands.export("trio.capt"), store.staging_folder() / "trio"
+    for name in ("trio", "trio.download"):
+        left.with_name(name).mkdir(parents=True)
+        (left.with_name(name) / "part").write_bytes(bytes(1_000))
+    assert leftovers() == {"trio": 2_000}
     clear("trio")
     assert leftovers() == {} and os.listdir(store.staging_folder()) == ["trio.lock"]
-    assert hands.take(path).resumed == 0
+    hands.take(path)
     # What a power cut took out of the store goes back there.
     os.rename(store.user_folder() / "trio", store.staging_folder() / "trio.old")
     assert list(leftovers()) == ["trio"]
@@ -292,7 +269,7 @@ def test_what_is_being_imported_is_never_touched(hands: Hands) -> None:
             with pytest.raises(ModelError, match="trio is being imported already"):
                 act()
 
-    assert hands.take(path, examine=during).fresh
+    assert hands.take(path, examine=during)[1]
 
 
 # --- exports

@@ -16,7 +16,6 @@ import pytest
 from capt_local.bundles import store
 from capt_local.bundles.manifest import MANIFEST, RECEIPT, SIGNATURE, Signer
 from capt_local.bundles.sign import (
-    SignatureFound,
     TrustedKey,
     check_signature,
     install,
@@ -127,16 +126,16 @@ def not_asked() -> Mapping[str, TrustedKey]:
 
 def test_the_key_of_the_import_is_known_later(place: Path, hands: Hands) -> None:
     signer = Signer(hands.trusted.fingerprint, "hands")
-    assert signer_of(store.find("trio"), not_asked) == SignatureFound(signer)
+    assert signer_of(store.find("trio"), not_asked) == (signer, "")
     assert str(signer) == f"hands ({signer.key})"
 
 
 def test_without_its_receipt_the_key_has_to_be_trusted_now(place: Path, hands: Hands) -> None:
     (place / RECEIPT).unlink()
     name = hands.trusted.fingerprint
-    assert signer_of(store.find("trio"), no_keys) == SignatureFound(untrusted=name)
+    assert signer_of(store.find("trio"), no_keys) == (None, name)
     keys = {name: hands.trusted}
-    assert signer_of(store.find("trio"), lambda: keys) == SignatureFound(Signer(name, "hands"))
+    assert signer_of(store.find("trio"), lambda: keys) == (Signer(name, "hands"), "")
 
 
 def test_a_receipt_of_another_place_is_not_believed(
@@ -146,15 +145,15 @@ def test_a_receipt_of_another_place_is_not_believed(
     monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path / "stick"))
     for bundle in (store.find("trio"), store.find(tmp_path / "stick" / "trio")):
         assert bundle.folder == tmp_path / "stick" / "trio"
-        assert signer_of(bundle, no_keys).signer is None
+        assert signer_of(bundle, no_keys)[0] is None
 
 
 def test_a_receipt_that_others_may_have_written_is_not_believed(place: Path) -> None:
     (place / RECEIPT).chmod(0o666)
-    assert signer_of(store.find("trio"), no_keys).signer is None
+    assert signer_of(store.find("trio"), no_keys)[0] is None
     (place / RECEIPT).chmod(0o600)
     place.chmod(0o777)
-    assert signer_of(store.find("trio"), no_keys).signer is None
+    assert signer_of(store.find("trio"), no_keys)[0] is None
 
 
 def test_a_folder_that_is_copied_into_the_store_brings_no_receipt(
@@ -170,10 +169,8 @@ def test_a_folder_that_is_copied_into_the_store_brings_no_receipt(
     known = {key.fingerprint: hands.trusted}
     for copy in (shutil.copytree, partial(shutil.copytree, symlinks=True), copied_by_the_system):
         copy(made, store.user_folder() / "trio")
-        assert signer_of(store.find("trio"), no_keys) == SignatureFound(untrusted=key.fingerprint)
-        assert signer_of(store.find("trio"), lambda: known).signer == Signer(
-            key.fingerprint, "hands"
-        )
+        assert signer_of(store.find("trio"), no_keys) == (None, key.fingerprint)
+        assert signer_of(store.find("trio"), lambda: known)[0] == Signer(key.fingerprint, "hands")
         shutil.rmtree(store.user_folder() / "trio")
 
 
@@ -192,7 +189,7 @@ def test_a_link_in_the_place_of_the_manifest_brings_no_receipt(
     told = json.loads(receipt(hands.trusted, elsewhere))
     for mark in (told["file"], "", None):
         (place / RECEIPT).write_text(json.dumps(told | {"file": mark}))
-        assert signer_of(store.find("trio"), no_keys).signer is None
+        assert signer_of(store.find("trio"), no_keys)[0] is None
 
 
 def test_a_receipt_moves_with_its_folder(
@@ -205,22 +202,22 @@ def test_a_receipt_moves_with_its_folder(
     monkeypatch.setattr(store, "user_folder", lambda: new / "models")
     found = store.find("trio")
     assert found.folder == new / "models" / "trio"
-    assert signer_of(found, not_asked).signer == Signer(hands.trusted.fingerprint, "hands")
+    assert signer_of(found, not_asked)[0] == Signer(hands.trusted.fingerprint, "hands")
 
 
 def test_an_import_again_brings_a_receipt_that_fits(place: Path, hands: Hands) -> None:
     shutil.copytree(place, place.with_name("copy"))
     shutil.rmtree(place)
     place.with_name("copy").rename(place)
-    assert signer_of(store.find("trio"), no_keys).signer is None
-    assert hands.take(hands.folder / "trio.capt").fresh is False
-    assert signer_of(store.find("trio"), not_asked).signer is not None
+    assert signer_of(store.find("trio"), no_keys)[0] is None
+    assert hands.take(hands.folder / "trio.capt")[1] is False
+    assert signer_of(store.find("trio"), not_asked)[0] is not None
 
 
 def test_a_receipt_of_another_key_vouches_for_nothing(place: Path, tmp_path: Path) -> None:
     other = Hands.at(tmp_path / "others")
     (place / RECEIPT).write_bytes(receipt(other.trusted, place / MANIFEST))
-    assert signer_of(store.find("trio"), no_keys).signer is None
+    assert signer_of(store.find("trio"), no_keys)[0] is None
 
 
 @pytest.mark.parametrize(
@@ -228,7 +225,7 @@ def test_a_receipt_of_another_key_vouches_for_nothing(place: Path, tmp_path: Pat
 )
 def test_a_receipt_that_is_none(text: bytes, place: Path) -> None:
     (place / RECEIPT).write_bytes(text)
-    assert signer_of(store.find("trio"), no_keys).signer is None
+    assert signer_of(store.find("trio"), no_keys)[0] is None
 
 
 def test_a_manifest_that_was_changed_is_refused(place: Path) -> None:
@@ -250,11 +247,11 @@ def test_a_key_that_is_not_trusted_any_more(place: Path, hands: Hands, tmp_path:
     for name in ("hands", "hands.pub", fingerprint[:8], fingerprint):
         install(hands.folder / "hands.pub", folder)
         hands.take(hands.folder / "trio.capt")
-        assert signer_of(store.find("trio"), not_asked).signer is not None
+        assert signer_of(store.find("trio"), not_asked)[0] is not None
         key, bundles = uninstall(name, folder)
         assert (key.fingerprint, bundles) == (fingerprint, ["trio"])
         assert trusted_keys([folder]) == {}
-        assert signer_of(store.find("trio"), no_keys) == SignatureFound(untrusted=fingerprint)
+        assert signer_of(store.find("trio"), no_keys) == (None, fingerprint)
     for name in ("hands", "", "x", fingerprint[:7]):
         with pytest.raises(ModelError, match="No key has that name or fingerprint"):
             uninstall(name, folder)

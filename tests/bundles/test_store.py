@@ -87,52 +87,17 @@ def test_all_bundles_once_each_and_broken_ones_are_told(
     make(site[0], "b", "site")
     (user / "not a bundle").mkdir()
     (user / "file").write_text("x")
-    found = [(bundle.id, bundle.title) for bundle in store.available()]
+    bundles, problems = store.available()
+    found = [(bundle.id, bundle.title) for bundle in bundles]
     first = [("demo", "packaged"), ("b", "site"), ("a", "user")]
-    assert found == [*first, ("c", "user"), ("d", "user"), ("e", "user")]
+    assert found == [*first, ("c", "user"), ("d", "user"), ("e", "user")] and not problems
     (user / "c" / MANIFEST).write_text("broken")
     for file in (user / "d" / "target.gguf", user / "e" / MANIFEST):
         file.unlink()
         file.symlink_to(file.name)  # a link to itself
-    problems: list[ModelError] = []
-    assert [bundle.id for bundle in store.available(problems.append)] == ["demo", "b", "a"]
+    bundles, problems = store.available()
+    assert [bundle.id for bundle in bundles] == ["demo", "b", "a"]
     assert all(str(user / name) in str(each) for name, each in zip("cde", problems, strict=True))
-    with pytest.raises(ModelError, match="not valid TOML"):
-        store.available()
-
-
-def layout(root: Path, *, project: bool, beside: bool, inside: bool) -> Path:
-    package = root / "capt_local"
-    package.mkdir()
-    if project:
-        (root / "pyproject.toml").write_text("")
-    for wanted, place in ((beside, root / "models"), (inside, package / "models")):
-        if wanted:
-            make(place, "demo")
-    return package
-
-
-@pytest.mark.parametrize(
-    ("project", "beside", "inside", "expected"),
-    [
-        (True, True, False, "models/demo"),
-        (False, True, True, "capt_local/models/demo"),
-        (False, True, False, "capt_local/models/demo"),
-        (True, False, True, "capt_local/models/demo"),
-    ],
-    ids=["editable", "installed", "another package's models", "built in place"],
-)
-def test_where_the_packaged_bundle_lies(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    project: bool,
-    beside: bool,
-    inside: bool,
-    expected: str,
-) -> None:
-    package = layout(tmp_path, project=project, beside=beside, inside=inside)
-    monkeypatch.setattr(store.resources, "files", lambda name: package)
-    assert store.packaged_folder() == tmp_path / expected
 
 
 def test_a_pipe_as_manifest_is_refused_at_once(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from capt_local.bundles import archive, store
 from capt_local.bundles.create import describe, write_manifest
-from capt_local.bundles.install import Imported, Terms, import_bundle
+from capt_local.bundles.install import import_bundle
 from capt_local.bundles.manifest import Bundle, read_bundle
 from capt_local.bundles.sign import TrustedKey, new_key, read_private, read_public
 
@@ -67,9 +67,9 @@ class Hands:
         older: bool = False,
         examine: Callable[[Bundle], None] = lambda _: None,
         report: Callable[[str, float], None] | None = None,
-    ) -> Imported:
+    ) -> tuple[Bundle, bool]:
         keys = {self.trusted.fingerprint: self.trusted}
-        return import_bundle(path, Terms(keys, unsigned, older), examine, report)
+        return import_bundle(path, keys, examine, report, unsigned=unsigned, older=older)
 
 
 class Pulled:

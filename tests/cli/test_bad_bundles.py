@@ -66,24 +66,8 @@ def stick(run: Run, tmp_path: Path) -> Stick:
     return Stick(tmp_path / "stick", tmp_path / "house.key")
 
 
-def another_key(stick: Stick) -> None:
-    from capt_local.bundles.sign import new_key
-
-    private, _, _ = new_key(stick.folder.with_name("stranger"))
-    manifest = (stick.folder / MANIFEST).read_bytes()
-    (stick.folder / SIGNATURE).write_bytes(sign(manifest, read_private(private)))
-
-
-def no_key(stick: Stick) -> None:
-    (stick.folder / SIGNATURE).write_bytes(b"")
-
-
 def a_missing_file(stick: Stick) -> None:
     (stick.folder / "base.gguf").unlink()
-
-
-def an_extra_file(stick: Stick) -> None:
-    (stick.folder / "more.gguf").write_bytes(b"GGUF")
 
 
 def swapped_roles(stick: Stick) -> None:
@@ -112,24 +96,8 @@ def a_wrong_size(stick: Stick) -> None:
         file.write(b"x")
 
 
-def a_newer_format(stick: Stick) -> None:
-    stick.change("schema = 1", "schema = 2\nof_tomorrow = [1, 2]")
-
-
 def a_newer_program(stick: Stick) -> None:
     stick.change('version = "2"', 'version = "2"\nrequires = "99.0"\nof_tomorrow = 1')
-
-
-def a_damaged_signature(stick: Stick) -> None:
-    (stick.folder / SIGNATURE).write_bytes(b"no signature")
-
-
-def no_manifest(stick: Stick) -> None:
-    (stick.folder / MANIFEST).unlink()
-
-
-def a_date_that_is_none(stick: Stick) -> None:
-    stick.change('version = "2"', 'version = "2"\nreview_by = "soon"')
 
 
 def another_tokenizer(stick: Stick) -> None:
@@ -141,19 +109,11 @@ def another_template(stick: Stick) -> None:
 
 
 BAD: list[tuple[Callable[[Stick], None], str]] = [
-    (another_key, "signed with a key that is not trusted here"),
-    (no_key, "The bundle is not signed, so nobody knows who made it"),
     (a_missing_file, "where base.gguf should be there is another file"),
-    (an_extra_file, "something behind the last file of the manifest"),
     (swapped_roles, "expert.gguf is not the file that the manifest names: its SHA-256 differs"),
     (the_same_model_twice, "The expert and its base are the same model"),
     (the_same_file_twice, "The expert and its base are the same model"),
-    (a_wrong_size, "where base.gguf should be there is another file, or one of another"),
-    (a_newer_format, "the bundle tiny was made for a newer capt-local: its format is 2"),
     (a_newer_program, "the bundle tiny was made for a newer capt-local: it needs 99.0"),
-    (a_damaged_signature, "The signature (bundle.sig) is damaged"),
-    (no_manifest, "where bundle.toml should be there is another file"),
-    (a_date_that_is_none, "review_by must be a day"),
     (another_tokenizer, "The tokenizer of the base is not the one that the bundle names"),
     (another_template, "The chat template of the base is not the one that the bundle names"),
 ]
@@ -172,7 +132,7 @@ def test_a_bad_bundle_is_one_line(
     assert after == before
 
 
-@pytest.mark.parametrize("spoil", [swapped_roles, a_wrong_size, a_missing_file, a_newer_program])
+@pytest.mark.parametrize("spoil", [swapped_roles, a_wrong_size, a_newer_program])
 def test_an_installed_bundle_that_is_spoilt_answers_nothing(
     spoil: Callable[[Stick], None], stick: Stick, run: Run
 ) -> None:

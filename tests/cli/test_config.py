@@ -141,7 +141,6 @@ def test_a_variable_that_nothing_reads_is_named(
     verb: tuple[str, ...], run: Run, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAPT_LOCAL_TEST_CACHE", "/nowhere")
-    monkeypatch.setenv("CAPT_LOCAL_HUB_TOKEN", "hidden")
     monkeypatch.setenv("CAPT_LOCAL_CTX_SIZE", "2048")
     assert "environment" not in run(*verb).err
     monkeypatch.setenv("CAPT_LOCAL_APLHA", "0.7")

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
-
-import pytest
 
 from capt_local.bundles import store
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import Bundle
-from capt_local.errors import ModelError
-from capt_local.llama import probe
-from capt_local.llama import probe as probe_module
 from tests.cli.conftest import Run
-from tests.tiny_models import tiny_adapter, tiny_gguf
+from tests.tiny_models import tiny_gguf
 
 
 def make(folder: Path, *, nan: bool = False) -> Path:
@@ -23,10 +17,6 @@ def make(folder: Path, *, nan: bool = False) -> Path:
     name = "demo" if folder.name == "demo" else "tiny"
     write_manifest(Bundle(id=name, models={"target": describe("target", file)}), folder)
     return folder
-
-
-def look(*files: Path) -> None:
-    probe.look(files[0], files[1:])
 
 
 def test_from_one_machine_to_another(run: Run, tmp_path: Path) -> None:
@@ -67,23 +57,3 @@ def test_a_weight_that_is_no_number_is_found_at_import(run: Run, tmp_path: Path)
     assert (result.code, result.out) == (3, "")
     assert "target.gguf is damaged" in result.err
     assert not (store.user_folder() / "tiny").exists()
-
-
-def test_a_file_that_ends_the_process_ends_the_other_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tiny_gguf(tmp_path / "a.gguf", seed=1)
-    look(file, tiny_adapter(tmp_path / "lora.gguf", seed=2))
-    monkeypatch.setattr(probe_module, "_PROGRAM", "import os; input(); os.abort()")
-    with pytest.raises(ModelError, match=r"a\.gguf ended the process .* \(code -6\)"):
-        look(file)
-    monkeypatch.setattr(probe_module, "_PROGRAM", "input(); 1 / 0")
-    with pytest.raises(ModelError, match=r"ended the process that looked at it \(code 1\)"):
-        look(file)
-
-
-def test_what_is_no_gguf_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
-    (tmp_path / "a.gguf").write_bytes(b"no model")
-    with pytest.raises(ModelError, match="not a GGUF"):
-        look(tmp_path / "a.gguf")

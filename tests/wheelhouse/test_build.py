@@ -1,17 +1,12 @@
-"""What makes a stick: flags of the binding, wheels, the bill of materials; nothing is compiled."""
+"""What makes a stick: flags of the binding, wheels; nothing is compiled."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from capt_local.bundles.sign import new_key
 from capt_local.errors import CaptError
@@ -21,14 +16,12 @@ from scripts.wheelhouse import wheels as binding
 from scripts.wheelhouse.__main__ import PROJECT
 from scripts.wheelhouse.wheels import (
     NotBuilt,
-    Wheel,
-    bill,
     binding_wheel,
     read_wheels,
     requirements,
 )
 from tests.bundles.travelling import make_bundle
-from tests.wheelhouse.stub import repack, write_wheel
+from tests.wheelhouse.stub import write_wheel
 
 
 def test_wheels_of_other_flags_are_kept_apart(
@@ -64,11 +57,6 @@ ABOUT = """\
 Metadata-Version: 2.4
 Name: Some.Thing
 Version: 1.2
-License-Expression: MIT OR Apache-2.0
-Requires-Dist: numpy>=1
-Requires-Dist: Typing_Extensions; python_version >= "3"
-Requires-Dist: other; python_version < "3"
-Requires-Dist: extra; extra == "more"
 """
 
 
@@ -78,8 +66,6 @@ def test_what_a_wheel_says_of_itself(tmp_path: Path) -> None:
     (wheel,) = read_wheels(tmp_path)
     assert (wheel.name, wheel.version, wheel.path) == ("some-thing", "1.2", path)
     assert wheel.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (wheel.licences, wheel.is_expression) == (("MIT OR Apache-2.0",), True)
-    assert wheel.needs == ("numpy", "typing-extensions")
     assert wheel.unpacked > 1000
     write_wheel(tmp_path, "pip", "1.0", {})
     assert requirements(read_wheels(tmp_path)) == (
@@ -88,45 +74,6 @@ def test_what_a_wheel_says_of_itself(tmp_path: Path) -> None:
     (tmp_path / "odd-1.0-py3-none-any.whl").write_bytes(b"no wheel")
     with pytest.raises(NotBuilt, match="is no wheel"):
         read_wheels(tmp_path)
-
-
-def test_a_wheel_that_was_put_together_again_installs(tmp_path: Path) -> None:
-    wheel = repack("jinja2", tmp_path)
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet"]
-    subprocess.run([*command, "--target", str(tmp_path / "there"), str(wheel)], check=True)
-    assert (tmp_path / "there" / "jinja2" / "sandbox.py").is_file()
-
-
-def wheel(name: str, needs: tuple[str, ...] = (), expression: str = "", *licences: str) -> Wheel:
-    path = Path(f"{name}-1.0+cpu-py3-none-any.whl")
-    every = (expression,) if expression else licences
-    return Wheel(path, name, "1.0+cpu", "cd" * 32, 10, every, bool(expression), needs)
-
-
-def test_the_bill_of_materials() -> None:
-    wheels = [
-        wheel("capt-local", ("llama-cpp-python", "numpy", "not-there"), "Apache-2.0"),
-        wheel("llama-cpp-python", ("numpy",), "", "MIT"),
-        wheel("numpy", (), "BSD-3-Clause AND MIT"),
-        wheel("pip", (), "MIT"),
-        wheel("odd", (), "", "ISC License (ISCL)", "and another one"),
-    ]
-    model = {"type": "machine-learning-model", "name": "tiny/target.gguf", "version": "1"}
-    model |= {"sha256": "ab" * 32, "licence": "llama3", "source": ""}
-    built = {"cmake_args": "-DA=ON -DB=OFF"}
-    whole: dict[str, Any] = bill("capt-local", wheels, [model], built, "2026-11-30T22:00:00+00:00")
-    problem = JsonStrictValidator(SchemaVersion.V1_6).validate_str(script.json.dumps(whole))
-    assert problem is None, problem
-    assert whole["metadata"]["component"]["purl"] == "pkg:pypi/capt-local@1.0%2Bcpu"
-    names = sorted(each["name"] for each in whole["components"])
-    assert names == ["llama-cpp-python", "numpy", "odd", "pip", "tiny/target.gguf"]
-    references = [each["bom-ref"] for each in whole["components"]]
-    assert len(set(references)) == len(references)
-    found = {each["ref"]: each["dependsOn"] for each in whole["dependencies"]}
-    assert found["pkg:pypi/capt-local@1.0%2Bcpu"] == [
-        "pkg:pypi/llama-cpp-python@1.0%2Bcpu",
-        "pkg:pypi/numpy@1.0%2Bcpu",
-    ]
 
 
 # --- what is wrong is found before anything is compiled, and nothing is left of it
@@ -170,20 +117,3 @@ def test_what_will_not_do_is_found_before_the_build(bundle: Path) -> None:
     assert refused(bundle, *own).startswith("Others may read maker.key")
     key.unlink()
     assert "maker.key is not there" in refused(bundle, *own)
-
-
-def test_what_others_have_left_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(_: object, stick: Path, scratch: Path) -> str:
-        assert stick.is_dir() and scratch.is_dir()
-        (stick / "install.sh").write_text("")
-        return "f" * 64
-
-    monkeypatch.setattr(script, "make", make)
-    others = tmp_path / "stick.part" / "thesis.txt"
-    others.parent.mkdir()
-    others.write_text("mine")
-    script.run(script.arguments(["-o", str(tmp_path / "stick"), "--new-key", "x.key"]))
-    assert others.read_text() == "mine"
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["stick", "stick.part"]
-    # Others have to read the stick, too.
-    assert (tmp_path / "stick").stat().st_mode == (tmp_path / "stick.part").stat().st_mode

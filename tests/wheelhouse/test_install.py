@@ -99,15 +99,6 @@ def test_a_wheel_that_is_not_the_one_of_the_requirements(stick: Path) -> None:
     assert not program(stick).exists()
 
 
-@pytest.mark.slow
-def test_another_python(stick: Path) -> None:
-    (stick / "python-version").write_text("3.3\n")
-    line = refused(stick)
-    assert "for Python 3.3" in line and f"is 3.{sys.version_info[1]}." in line
-    assert "which was not found" in refused(stick, PYTHON="")
-    assert "no Python that runs" in refused(stick, PYTHON="/nowhere/python")
-
-
 @pytest.mark.parametrize(
     ("change", "part"),
     [
@@ -123,15 +114,6 @@ def test_another_machine(stick: Path, change: dict[str, object], part: str) -> N
     tell(stick, **change)
     assert part in refused(stick)
     assert not program(stick).exists()
-
-
-@pytest.mark.slow
-def test_a_place_that_holds_other_things(stick: Path) -> None:
-    place = stick.parent / "home" / "capt-local"
-    place.mkdir(parents=True)
-    (place / "thesis.txt").write_text("mine")
-    assert "holds other things" in refused(stick)
-    assert [each.name for each in place.iterdir()] == ["thesis.txt"]
 
 
 def test_what_lies_on_the_stick_and_is_not_named_is_not_used(stick: Path) -> None:
@@ -188,14 +170,6 @@ def test_a_program_that_does_not_run_here_changes_nothing(stick: Path) -> None:
         newer(stick, "2.0", doctor=doctor)
         assert part in refused(stick)
         assert (version(stick), versions(stick)) == ("1.0", {"1.0"})
-
-
-@pytest.mark.slow
-def test_ctrl_c_changes_nothing(stick: Path) -> None:
-    assert run(stick).returncode == 0
-    newer(stick, "2.0", doctor="os.kill(os.getppid(), signal.SIGINT); signal.pause()")
-    assert "interrupted; the same command goes on" in refused(stick, code=130)
-    assert (version(stick), versions(stick)) == ("1.0", {"1.0"})
 
 
 @pytest.mark.slow

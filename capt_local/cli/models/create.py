@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.models.manage import described, mebibytes, named, size_of
-from capt_local.cli.models.travel import examine, reference
-from capt_local.cli.options import ViewFlags, option
+from capt_local.cli.models.manage import described
+from capt_local.cli.models.travel import examine, finished
+from capt_local.cli.options import ViewFlags, flag
 from capt_local.config import Feature, read_site
 from capt_local.errors import ModelError, UsageError
 from capt_local.report.terminal import Screen
@@ -42,40 +42,28 @@ class CreateFlags:
         str,
         typer.Argument(metavar="ID", help="A short name for the bundle.", show_default=False),
     ]
-    target: Annotated[str | None, option("--target", metavar="GGUF", help="The target.")] = None
+    target: Annotated[str | None, flag("--target GGUF", "The target.")] = None
     expert: Annotated[
-        list[str] | None,
-        option("--expert", metavar="GGUF", help="The clinical expert; once for each pair."),
+        list[str] | None, flag("--expert GGUF", "The clinical expert; once for each pair.")
     ] = None
     base: Annotated[
         list[str] | None,
-        option(
-            "--base",
-            metavar="GGUF",
-            help="What the expert was trained from; in the order of the experts.",
-        ),
+        flag("--base GGUF", "What the expert was trained from; in the order of the experts."),
     ] = None
     expert_adapter: Annotated[
         list[str] | None,
-        option(
-            "--expert-adapter",
-            metavar="GGUF[=SCALE]",
-            help="A LoRA adapter for each expert; without --expert, of the base.",
+        flag(
+            "--expert-adapter GGUF[=SCALE]",
+            "A LoRA adapter for each expert; without --expert, of the base.",
         ),
     ] = None
-    replace: Annotated[
-        bool, option("--replace", help="Replace a bundle that is there already.")
-    ] = False
-    version: Annotated[
-        str, option("--version", metavar="N.N", help="Of the bundle. Default: 1.")
-    ] = "1"
+    replace: Annotated[bool, flag("--replace", "Replace a bundle that is there already.")] = False
+    version: Annotated[str, flag("--version N.N", "Of the bundle. Default: 1.")] = "1"
     licence: Annotated[
-        str | None,
-        option("--licence", metavar="TEXT", help="Of the models whose files name none."),
+        str | None, flag("--licence TEXT", "Of the models whose files name none.")
     ] = None
     allow_misfit: Annotated[
-        bool,
-        option("--allow-misfit", help="Allow an expert and base with different vocabularies."),
+        bool, flag("--allow-misfit", "Allow an expert and base with different vocabularies.")
     ] = False
 
 
@@ -91,47 +79,30 @@ def models_create(what: CreateFlags, view: ViewFlags) -> int:
 
       capt-local models create heart --target qwen.gguf --base llama.gguf --expert-adapter lora.gguf
     """
-    from capt_local.bundles import store
     from capt_local.bundles.create import write_manifest
-    from capt_local.bundles.install import check_replaceable, new_staging
-    from capt_local.bundles.manifest import read_bundle
+    from capt_local.bundles.install import new_staging, place_for
 
     unsigned = "A bundle that models create makes, which nobody has signed,"
     read_site().limits.refuse(Feature.UNSIGNED, unsigned)
     screen = Screen.standard(view.verbose)
+    place = place_for(what.id, replace=what.replace)
     planned = _planned(what)
-    place = store.user_folder() / planned.id
-    check_replaceable(place)
-    if os.path.lexists(place) and not what.replace:
-        raise ModelError(
-            f"A bundle is there already ({place}). Give another id, or --replace to take its place."
-        )
     with new_staging(place) as staging:
         put, linked, fits = _collect(planned, staging.folder, what, screen)
         write_manifest(put, staging.folder)
         staging.install()
-    bundle = read_bundle(place)
-    screen.notes((*_notes(bundle, linked, fits), *bundle.notices))
-    leads = reference(bundle, screen)
-    screen.line(f"{named(bundle)} is made: {bundle.folder}, {mebibytes(size_of(bundle))}.")
-    screen.line(f"How its models fit: capt-local models show {leads}")
-    screen.line(f"Use it with: capt-local generate -m {leads}")
+    screen.notes(_notes(put, linked, fits))
+    finished(place, "made", screen)
     return ExitCode.OK
 
 
 def _planned(what: CreateFlags) -> Bundle:
     """The bundle as far as flags and headers decide it."""
-    from capt_local.bundles import store
-    from capt_local.bundles.manifest import NAME, AdapterFile, Bundle, version_numbers
+    from capt_local.bundles.manifest import AdapterFile, Bundle, version_numbers
 
     if what.target is None or not what.base or not (what.expert or what.expert_adapter):
         raise UsageError(
             "A bundle is made of a --target, an --expert (or --expert-adapter) and its --base."
-        )
-    if not NAME.fullmatch(what.id) or what.id == store.DEMO:
-        raise UsageError(
-            "The id of a bundle has 1 to 64 letters, digits, '.', '-' or '_', first a letter or "
-            f"digit; {store.DEMO} is that of the bundle that travels with the package."
         )
     if version_numbers(what.version) is None:
         raise UsageError("--version is numbers with dots, as in 1.2, so that it can travel.")
@@ -140,14 +111,12 @@ def _planned(what: CreateFlags) -> Bundle:
     adapters = [AdapterFile.parse(given) for given in what.expert_adapter or ()]
     bundle = Bundle.from_paths(what.target, what.expert, what.base, adapters)
     about: dict[str, Any] = {"id": what.id, "version": what.version, "requires": __version__}
-    bundle = _with_headers(replace(bundle, notices=(), **about), what)
-    store.check_id(bundle)
-    return bundle
+    return _with_headers(replace(bundle, notices=(), **about), what)
 
 
 def _with_headers(bundle: Bundle, what: CreateFlags) -> Bundle:
     """The bundle with what its files say: licences, sources, styles, digests of tokenizers."""
-    from capt_local.bundles.manifest import Style, pair_roles
+    from capt_local.bundles.manifest import Style
     from capt_local.llama.adapters import check_adapter
     from capt_local.llama.gguf_header import file_digests, read_header
 
@@ -171,7 +140,7 @@ def _with_headers(bundle: Bundle, what: CreateFlags) -> Bundle:
             tokenizer_sha256=digests.tokenizer,
             adapters=tuple(adapters),
         )
-    for expert, base in (pair_roles(number) for number in range(1, bundle.pairs + 1)):
+    for expert, base in bundle.pair_roles:
         ours, theirs = models[expert], models[base]
         if os.path.samefile(ours.path, theirs.path) and not any(one.scale for one in ours.adapters):
             raise ModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ import typer
 
 from capt_local.bundles.verify import Check
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.options import ViewFlags, option, verify_option
+from capt_local.cli.options import JsonFlags, ViewFlags, flag, option, verify_option
 from capt_local.errors import ModelError
 from capt_local.policy import permitted, signed, signer_text
 from capt_local.report.json import dumps
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from capt_local.bundles.manifest import Bundle, ModelFile
+    from capt_local.llama.weights import Weights
     from capt_local.strict_json import Stamp
     from capt_local.tokenization.vocabulary import Vocabulary
 
@@ -36,15 +38,8 @@ _HEAD = (
     "id", "title", "version", "licence", "description", "requires", "tested_with", "review_by",
     "context", "pairs", "manifest_sha256",
 )  # fmt: skip
-_YES = option("--yes", help="Delete it; without, only say what would go.")
+_YES = flag("--yes", "Delete it; without, only say what would go.")
 _JSON = option("--json", twin="JSON", help="Write JSON.")
-
-
-@dataclass(frozen=True, slots=True)
-class ListFlags:
-    """How the bundles are shown."""
-
-    json: Annotated[bool, _JSON] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +47,15 @@ class BundleFlags:
     """Which bundle, and how it is shown."""
 
     bundle: Annotated[str, bundle_argument()]
+    json: Annotated[bool, _JSON] = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShowFlags:
+    """Which bundle, and how it is shown."""
+
+    bundle: Annotated[str, bundle_argument()]
+    verify: Annotated[Check, verify_option()] = Check.CACHED
     json: Annotated[bool, _JSON] = False
 
 
@@ -66,54 +70,51 @@ class RemoveFlags:
 
 
 @dataclass(frozen=True, slots=True)
-class ShowFlags:
-    """Which bundle, and how it is shown."""
-
-    bundle: Annotated[str, bundle_argument()]
-    verify: Annotated[Check, verify_option()] = Check.CACHED
-    json: Annotated[bool, _JSON] = False
-
-
-@dataclass(frozen=True, slots=True)
 class CleanFlags:
     """Whether anything is deleted."""
 
     yes: Annotated[bool, _YES] = False
 
 
-def models_list(how: ListFlags, view: ViewFlags) -> int:
+def models_list(how: JsonFlags, view: ViewFlags) -> int:
     """The bundles that are here: packaged, in the user's store, in CAPT_LOCAL_MODELS.
 
     Exit code 3 when one of them is broken; the others are listed all the same.
     """
-    from capt_local.bundles import store
     from capt_local.bundles.manifest import PackageMissing
 
     screen = Screen.standard(view.verbose)
-    problems: list[ModelError] = []
-    found: list[Bundle] = []
-    for bundle in store.available(problems.append):
-        try:
-            found.append(signed(bundle))
-        except ModelError as error:
-            problems.append(ModelError(f"The bundle {bundle.id}: {error}"))
+    found, problems = signed_bundles()
     if how.json:
         objects = [_about(bundle) for bundle in found]
         screen.line(dumps({"bundles": objects, "problems": [str(each) for each in problems]}))
     else:
-        rows = tuple(
-            (each.id, each.version, size, by, each.title, str(each.folder))
-            for each in found
-            for size in [mebibytes(size_of(each))]
-            for by in [each.signer.name or each.signer.key[:16] if each.signer else ""]
-        )
+        rows = []
+        for each in found:
+            by = each.signer.name or each.signer.key[:16] if each.signer else ""
+            size, place = mebibytes(size_of(each)), str(each.folder)
+            rows.append((each.id, each.version, size, by, each.title, place))
         columns = ("id", "version", "size", "signed by", "title", "place")
-        screen.show(Table("Bundles", rows, columns, (2,)))
+        screen.show(Table("Bundles", tuple(rows), columns, (2,)))
         screen.notes(line for bundle in found for line in bundle.notices)
     for problem in problems:
         screen.error(str(problem))
     broken = any(not isinstance(problem, PackageMissing) for problem in problems)
     return ExitCode.MODEL if broken else ExitCode.OK
+
+
+def signed_bundles() -> tuple[list[Bundle], list[ModelError]]:
+    """All bundles that can be named by their id, with their signers; and what is wrong."""
+    from capt_local.bundles import store
+
+    bundles, problems = store.available()
+    found = []
+    for bundle in bundles:
+        try:
+            found.append(signed(bundle))
+        except ModelError as error:
+            problems.append(ModelError(f"The bundle {bundle.id}: {error}"))
+    return found, problems
 
 
 def models_verify(what: BundleFlags, view: ViewFlags) -> int:
@@ -160,7 +161,7 @@ def models_remove(what: RemoveFlags, view: ViewFlags) -> int:
 def models_clean(what: CleanFlags, view: ViewFlags) -> int:
     """Deletes what imports and downloads that were stopped have left beside the user's own store.
 
-    The same import given again would go on with it. What is being imported right now stays.
+    A pull that is given again would go on with it. What is being imported right now stays.
     Without --yes nothing is deleted, and the exit code is 2.
     """
     from capt_local.bundles.install import clear, leftovers
@@ -210,12 +211,17 @@ def models_show(what: ShowFlags, view: ViewFlags) -> int:
     return ExitCode.OK
 
 
-def described(bundle: Bundle, stamps: Mapping[Path, Stamp] | None = None) -> dict[str, Any]:
+def described(
+    bundle: Bundle,
+    stamps: Mapping[Path, Stamp] | None = None,
+    look: Callable[[ModelFile, Weights], None] = lambda *_: None,
+) -> dict[str, Any]:
     """All that is known of a bundle; only the vocabularies of its models are loaded.
 
     Args:
         bundle: read from its manifest.
         stamps: of the files that were checked, by path; one that is not the same is not loaded.
+        look: called with each model while its vocabulary is loaded.
 
     Raises:
         ModelError: a file cannot be loaded.
@@ -228,6 +234,7 @@ def described(bundle: Bundle, stamps: Mapping[Path, Stamp] | None = None) -> dic
         with Weights(model.path, vocabulary_only=True, stamps=stamps) as weights:
             vocabularies[role] = weights.vocabulary
             models[role] = _model(model, weights)
+            look(model, weights)
     return {
         "bundle": _about(bundle),
         "models": models,
@@ -246,7 +253,7 @@ def _about(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _model(model: ModelFile, weights: Any) -> dict[str, Any]:
+def _model(model: ModelFile, weights: Weights) -> dict[str, Any]:
     from capt_local.llama.gguf_header import file_digests
 
     about, digests = weights.metadata, file_digests(model.path, weights.header)
@@ -272,22 +279,32 @@ def _model(model: ModelFile, weights: Any) -> dict[str, Any]:
 def _fits(
     bundle: Bundle, models: dict[str, dict[str, Any]], vocabularies: dict[str, Vocabulary]
 ) -> dict[str, Any]:
-    from capt_local.bundles.manifest import pair_roles
-    from capt_local.cli.doctor import overlap
-
     fits: dict[str, Any] = {}
-    for expert, base in (pair_roles(number) for number in range(1, bundle.pairs + 1)):
+    for expert, base in bundle.pair_roles:
         ours, theirs = models[expert], models[base]
-        template = [(each["template"], each["template_sha256"]) for each in (ours, theirs)]
+        same = {
+            name: ours[key] == theirs[key]
+            for name, key in (
+                ("same_tokenizer", "tokenizer_sha256"),
+                ("same_template", "template_sha256"),
+                ("same_quantization", "quantization"),
+            )
+        }
+        same["same_template"] &= ours["template"] == theirs["template"]
         fits[expert] = {
             "base": base,
             "same_vocabulary": vocabularies[expert].same_as(vocabularies[base]),
-            "same_tokenizer": ours["tokenizer_sha256"] == theirs["tokenizer_sha256"],
-            "same_template": template[0] == template[1],
-            "same_quantization": ours["quantization"] == theirs["quantization"],
+            **same,
             "overlap": overlap(vocabularies["target"], vocabularies[expert]),
         }
     return fits
+
+
+def overlap(target: Vocabulary, expert: Vocabulary) -> float:
+    """The share of the target's text pieces that are pieces of the expert as well."""
+    ours = {piece for piece, text in zip(target.pieces(), target.is_text, strict=True) if text}
+    theirs = {piece for piece, text in zip(expert.pieces(), expert.is_text, strict=True) if text}
+    return len(ours & theirs) / len(ours) if ours else 0.0
 
 
 def _tables(found: dict[str, Any], signer: str) -> list[Table]:
@@ -326,6 +343,6 @@ def size_of(bundle: Bundle) -> int:
     return sum(files.values())
 
 
-def mebibytes(count: int) -> str:
+def mebibytes(count: int, digits: int = 1) -> str:
     """A number of bytes for people."""
-    return f"{count / (1 << 20):,.1f} MiB"
+    return f"{count / (1 << 20):,.{digits}f} MiB"

@@ -11,11 +11,11 @@ import typer
 
 from capt_local.bundles.verify import Check
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.models.manage import bundle_argument, named
-from capt_local.cli.options import ViewFlags, option
+from capt_local.cli.models.manage import bundle_argument, mebibytes, named, size_of
+from capt_local.cli.options import ViewFlags, flag
 from capt_local.config import Feature, key_folders, read_site
 from capt_local.errors import ModelError, UsageError
-from capt_local.policy import signed, trusted, trusted_by_the_site
+from capt_local.policy import signed, trusted
 from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
@@ -27,20 +27,10 @@ class ExportFlags:
     """Which bundle goes where."""
 
     bundle: Annotated[str, bundle_argument()]
-    output: Annotated[
-        Path,
-        option(
-            "-o",
-            "--output",
-            metavar="NAME.capt",
-            help="The archive.",
-        ),
-    ]
-    key: Annotated[
-        Path | None, option("--key", metavar="NAME.key", help="Signs with this private key.")
-    ] = None
+    output: Annotated[Path, flag("-o --output NAME.capt", "The archive.")]
+    key: Annotated[Path | None, flag("--key NAME.key", "Signs with this private key.")] = None
     unsigned: Annotated[
-        bool, option("--unsigned", help="Goes out without a signature; importing it needs a flag.")
+        bool, flag("--unsigned", "Goes out without a signature; importing it needs a flag.")
     ] = False
 
 
@@ -51,17 +41,16 @@ class ImportFlags:
     path: Annotated[Path, typer.Argument(metavar="NAME.capt", help="What models export wrote.")]
     key: Annotated[
         Path | None,
-        option("--key", metavar="FILE.pub", help="Trusts this public key for this import too."),
+        flag("--key FILE.pub", "Trusts this public key for this import too."),
         Feature.UNSIGNED,
     ] = None
     allow_unsigned: Annotated[
         bool,
-        option("--allow-unsigned", help="Takes a bundle that nobody has signed."),
+        flag("--allow-unsigned", "Takes a bundle that nobody has signed."),
         Feature.UNSIGNED,
     ] = False
     allow_older: Annotated[
-        bool,
-        option("--allow-older", help="Takes a version that is not newer than the installed one."),
+        bool, flag("--allow-older", "Takes a version that is not newer than the installed one.")
     ] = False
 
 
@@ -97,39 +86,42 @@ def models_export(what: ExportFlags, view: ViewFlags) -> int:
 def models_import(what: ImportFlags, view: ViewFlags) -> int:
     """Takes a bundle into the user's own store: the signature first, then whole or not at all.
 
-    After an interruption, the same command goes on where it was. Exit code 3 when the bundle is
+    Exit code 3 when the bundle is
     not to be trusted, damaged, or older than the installed one; the store is then what it was.
     """
-    from capt_local.bundles.install import Terms, import_bundle
+    from capt_local.bundles.install import import_bundle
     from capt_local.bundles.sign import read_public
     from capt_local.model_checks import check_tokenizers
 
     screen = Screen.standard(view.verbose)
     limits = read_site().limits
+    rule = ""
     if limits.forbids(Feature.UNSIGNED):  # only what the site's own keys have signed
-        why = f"Only keys of the site count: {limits.file} forbids {Feature.UNSIGNED}."
-        terms = Terms(trusted_by_the_site(), older=what.allow_older, key_hint=why, no_key_hint=why)
-    else:
-        keys = dict(trusted())
-        if what.key is not None:
-            given = read_public(what.key)
-            keys[given.fingerprint] = given
-        terms = Terms(keys, what.allow_unsigned, what.allow_older)
+        rule = f"Only keys of the site count: {limits.file} forbids {Feature.UNSIGNED}."
+    keys = dict(trusted(by_the_site=bool(rule)))
+    if what.key is not None and not rule:
+        given = read_public(what.key)
+        keys[given.fingerprint] = given
 
     def look(bundle: Bundle) -> None:
         examine(bundle, screen)
         check_tokenizers(bundle.models.values())
 
     try:
-        found = import_bundle(what.path, terms, look, screen.progress)
+        bundle, fresh = import_bundle(
+            what.path,
+            keys,
+            look,
+            screen.progress,
+            unsigned=what.allow_unsigned and not rule,
+            older=what.allow_older,
+            rule=rule,
+        )
     finally:
         screen.clear_progress()
-    bundle = found.bundle
     screen.notes(bundle.notices)
-    if found.resumed:
-        screen.note(f"note: {found.resumed >> 20:,} MiB were there of an earlier try.")
     by = f"signed by {bundle.signer}" if bundle.signer else "not signed by anybody"
-    done = "is installed" if found.fresh else "was installed already, and is whole"
+    done = "is installed" if fresh else "was installed already, and is whole"
     screen.line(f"{named(bundle)} {done}: {by}.")
     screen.line(f"Use it with: capt-local generate -m {reference(bundle, screen)}")
     return ExitCode.OK
@@ -148,6 +140,18 @@ def reference(bundle: Bundle, screen: Screen) -> str:
         pass
     screen.notes([f"Another bundle has the id {bundle.id} and is found before this one."])
     return shlex.quote(str(bundle.folder))
+
+
+def finished(place: Path, done: str, screen: Screen) -> None:
+    """Says that a bundle was made, and how to go on with it."""
+    from capt_local.bundles.manifest import read_bundle
+
+    bundle = read_bundle(place)
+    screen.notes(bundle.notices)
+    leads = reference(bundle, screen)
+    screen.line(f"{named(bundle)} is {done}: {place}, {mebibytes(size_of(bundle))}.")
+    screen.line(f"How its models fit: capt-local models show {leads}")
+    screen.line(f"Use it with: capt-local generate -m {leads}")
 
 
 def examine(bundle: Bundle, screen: Screen) -> None:
@@ -170,10 +174,7 @@ def examine(bundle: Bundle, screen: Screen) -> None:
 class KeygenFlags:
     """Where the keys go."""
 
-    output: Annotated[
-        Path,
-        option("-o", "--output", metavar="NAME", help="Writes NAME.key (0600) and NAME.pub."),
-    ]
+    output: Annotated[Path, flag("-o --output NAME", "Writes NAME.key (0600) and NAME.pub.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +186,9 @@ class TrustFlags:
     ] = None
     remove: Annotated[
         str | None,
-        option(
-            "--remove",
-            metavar="NAME",
-            help="Takes the trust in a key back: its name, or the beginning of its fingerprint.",
+        flag(
+            "--remove NAME",
+            "Takes the trust in a key back: its name, or the beginning of its fingerprint.",
         ),
     ] = None
 
