@@ -98,8 +98,6 @@ def _model(runtime: Runtime, role: str, file: ModelFile) -> dict[str, Any]:
         "sha256": late.of(file),
         "verified": _verified(runtime, file),
     }
-    if parts := late.of_parts(file):
-        about["parts"] = [{"file": name, "sha256": digest} for name, digest in parts.items()]
     if file.adapters:
         about["adapters"] = [
             {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -211,25 +211,20 @@ def _other(what: str, path: Path, why: str) -> ModelError:
 class LateDigests:
     """SHA-256 of files that no manifest pins, computed in a thread while the models load.
 
-    Args:
-        files: whose digests are wanted; those that have one are left out.
-        stamps: of the files that are loaded, by path; a file that is another one has no digest.
-        parts: of models that are split, by the path of their first part.
+    A file that is another one than its stamp says has no digest.
     """
 
     def __init__(
         self,
         files: Iterable[ModelFile | AttachedFile],
         stamps: Mapping[Path, Stamp] | None = None,
-        parts: Mapping[Path, Sequence[Path]] | None = None,
     ) -> None:
         """Starts the thread, if there is anything to read."""
-        self._stamps, self._parts = dict(stamps or {}), dict(parts or {})
+        self._stamps = dict(stamps or {})
         self._digests: dict[Path, str | None] = {}
-        paths = [file.path for file in files if file.sha256 is None]
-        wanted = dict.fromkeys(one for path in paths for one in self._parts.get(path, (path,)))
+        wanted = [file.path for file in files if file.sha256 is None]
         # A daemon: who wants no provenance does not wait for it.
-        self._thread = threading.Thread(target=self._compute, args=(list(wanted),), daemon=True)
+        self._thread = threading.Thread(target=self._compute, args=(wanted,), daemon=True)
         if wanted:
             self._thread.start()
 
@@ -239,14 +234,8 @@ class LateDigests:
             self._thread.join()
         return file.sha256 or self._digests.get(file.path)
 
-    def of_parts(self, file: ModelFile | AttachedFile) -> dict[str, str | None]:
-        """The digest of each part of a split model by its name; empty for a whole one."""
-        self.of(file)
-        parts = self._parts.get(file.path, ())
-        return {one.name: self._digests.get(one) for one in parts} if len(parts) > 1 else {}
-
     def _compute(self, paths: list[Path]) -> None:
-        for path in paths:
+        for path in dict.fromkeys(paths):
             known = self._stamps.get(path)
             if known is not None and known.sha256 is not None:  # of the copy that is loaded
                 self._digests[path] = known.sha256

@@ -167,16 +167,10 @@ def test_a_rule_of_the_site_reads_whatever_the_cache_says(bundle: Bundle, reads:
 
 
 def test_digests_beside_the_load_are_of_what_is_loaded(tmp_path: Path) -> None:
-    file, other = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    file = tmp_path / "a.gguf"
     file.write_bytes(b"GGUF" * 1000)
-    other.write_bytes(b"part")
     model = Bundle.from_paths(file).models["target"]
     stamps = {file: verify.stamp_of(file.stat())}
-    late = verify.LateDigests([model], stamps, {file: [file, other]})
-    assert late.of_parts(model) == {
-        "a.gguf": hashlib.sha256(b"GGUF" * 1000).hexdigest(),
-        "b.gguf": hashlib.sha256(b"part").hexdigest(),
-    }
     assert verify.LateDigests([model]).of(model) == hashlib.sha256(b"GGUF" * 1000).hexdigest()
     file.write_bytes(b"another")
     assert verify.LateDigests([model], stamps).of(model) is None
