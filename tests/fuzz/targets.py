@@ -14,7 +14,7 @@ from pathlib import Path
 from capt_local.batch import InputFormat
 from capt_local.batch.readers import check_input
 from capt_local.bundles import store
-from capt_local.bundles.install import Terms, import_bundle
+from capt_local.bundles.install import import_bundle
 from capt_local.bundles.manifest import parse_manifest
 from capt_local.errors import ModelError, UsageError
 from capt_local.llama.gguf_header import parse_header
@@ -43,7 +43,7 @@ def archive(data: bytes) -> bool:
     path = place() / "fuzz.capt"
     path.write_bytes(data)
     try:
-        import_bundle(path, Terms({}, unsigned=True, older=True), lambda _: None)
+        import_bundle(path, {}, lambda _: None, unsigned=True, older=True)
     except ModelError as error:
         assert str(error).count("\n") == 0
         return False

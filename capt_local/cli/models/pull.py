@@ -54,17 +54,17 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
     Each file is checked against its SHA-256, which the recipe or else the hub names. After a cut,
     the same command goes on where it was. HF_ENDPOINT names a mirror, HF_TOKEN a token.
     """
-    from capt_local.bundles import hub
     from capt_local.bundles.create import write_manifest
+    from capt_local.bundles.hub import download, find_files, find_recipe, recipes
     from capt_local.bundles.install import new_staging, place_for
 
     screen = Screen.standard(view.verbose)
     if what.recipe is None:
-        rows = [(one.id, one.title) for one in hub.recipes().values()]
+        rows = [(one.id, one.title) for one in recipes().values()]
         screen.show(Table("Recipes", tuple(rows), ("name", "what it is")))
         screen.line("What a recipe does: capt-local models pull NAME --dry-run")
         return ExitCode.OK
-    recipe = hub.find_recipe(what.recipe)
+    recipe = find_recipe(what.recipe)
     limits = read_site().limits
     limits.refuse(Feature.PULL, "models pull")
     limits.refuse(Feature.UNSIGNED, "A bundle that models pull makes, which nobody has signed,")
@@ -73,7 +73,7 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
     except ImportError:
         raise UsageError("models pull needs more: pip install 'capt-local[pull]'.") from None
     place = place_for(recipe.id, replace=what.replace)
-    files = hub.find_files(recipe)
+    files = find_files(recipe)
     for role, file in files.items():
         rows = [("weights", recipe.models[role].weights), ("licence", file.licence)]
         rows += [("source", file.source), ("sha256", file.sha256 or "not known")]
@@ -88,7 +88,7 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
     _accept(files, what.accept_licence or [], screen)
     with new_staging(place) as staging:
         try:
-            bundle = hub.download(recipe, files, staging, screen.progress)
+            bundle = download(recipe, files, staging, screen.progress)
             examine(bundle, screen)
         finally:
             screen.clear_progress()
