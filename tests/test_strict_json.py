@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 from capt_local.errors import UsageError
 from capt_local.strict_json import (
     DEEPEST,
-    LARGEST,
     NotReadable,
     lines,
     parse_json,
     read_bytes,
-    size_text,
 )
 
 CANARY = "zyzzyva"
@@ -124,14 +122,3 @@ def test_files(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"The file cannot be read: {said}") as caught:
             read_bytes(place, "The file", pipes=True)
         assert CANARY not in str(caught.value)
-
-
-def test_a_device_without_an_end_is_not_read_to_its_end() -> None:
-    zero = Path("/dev/zero")
-    if not zero.exists():
-        pytest.skip("no /dev/zero here")
-    with pytest.raises(UsageError, match="it is not a file"):
-        read_bytes(zero, "The file")
-    with pytest.raises(UsageError, match="larger than 64 MiB"):
-        read_bytes(zero, "The file", pipes=True)
-    assert size_text(LARGEST) == "64 MiB"

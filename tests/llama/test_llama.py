@@ -138,16 +138,6 @@ def test_a_small_sliding_window_cannot_rewind_but_a_whole_one_can(
         np.testing.assert_allclose(windowed.extend(text, rows=2), expected, atol=CLOSE)
 
 
-def test_contract_violations_are_refused_before_llama_cpp_sees_them(model: LlamaModel) -> None:
-    for tokens, rows in (([], 0), ([1], 2), ([1] * 20, 9), ([1], -1)):
-        with pytest.raises(ValueError, match="rows of"):
-            model.extend(tokens, rows)
-        with pytest.raises(ValueError, match="rows of"):
-            model.step(tokens, rows)
-    with pytest.raises(ValueError, match="rewind"):
-        model.rewind(1)
-
-
 def test_steps_have_the_bits_of_single_tokens(model: LlamaModel) -> None:
     """However many come at once, and whatever stands behind them in the memory."""
     model._prefers_batches = True

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from capt_local.bundles.store import find
@@ -46,21 +45,6 @@ def test_models_of_one_file_share_its_weights(files: dict[str, Path]) -> None:
     for model in models.values():
         model.close()
     assert all(model.weights.handle is None for model in models.values())
-
-
-def test_contexts_on_one_file_do_not_see_each_other(tiny_path: TinyPath) -> None:
-    models = open_models({"base": tiny_path(), "base-2": tiny_path()}, ONE_THREAD)
-    first, second = models.values()
-    with LlamaModel.open(tiny_path(), ONE_THREAD) as alone:
-        wanted = alone.extend([5, 6, 7]).copy()
-    first.extend([9, 10, 11, 12])
-    np.testing.assert_array_equal(second.extend([5, 6, 7]), wanted)
-    assert (first.position, second.position) == (4, 3)
-    first.close()
-    assert second.rewind(2)
-    np.testing.assert_allclose(second.extend([7]), wanted, atol=1e-4)
-    second.close()
-    assert second.weights.handle is None
 
 
 def test_shared_weights_count_once(files: dict[str, Path]) -> None:

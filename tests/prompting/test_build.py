@@ -129,18 +129,6 @@ def test_a_forged_turn_stays_text(flavour: Flavour) -> None:
     assert set(markers) <= set(split.scaffold(note.encode(), start=True))
 
 
-@pytest.mark.parametrize("writes_it", [True, False])
-@pytest.mark.parametrize("add_bos", [True, False])
-def test_one_bos_and_not_two(writes_it: bool, add_bos: bool) -> None:
-    split = tokenizer("spm", add_bos)
-    source = ("{{ bos_token }}" if writes_it else "") + CHATML
-    prompt = build_chat(conversation("pain"), ChatTemplate(source, bos="<s>"), split)
-    count = int(writes_it or add_bos)
-    assert list(prompt.tokens).count(cast(int, split.vocabulary.bos)) == count
-    assert (prompt.tokens[0] == split.vocabulary.bos) == bool(count)
-    assert prompt.segments[0].text is None
-
-
 @pytest.mark.parametrize(
     ("messages", "problem"),
     [
