@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from capt_local.documents.found import Found, Refused, raised
+from capt_local.documents.document import Found, Refused, raised
 
 _BLOCKS = frozenset(
     ("address", "article", "aside", "blockquote", "br", "caption", "dd", "div", "dl", "dt",

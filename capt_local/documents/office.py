@@ -9,7 +9,7 @@ from io import BytesIO
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from capt_local.documents.found import Found, Refused, raised
+from capt_local.documents.document import Found, Refused, raised
 
 _MOST_XML = 64 << 20  # bytes of one part
 _MOST_PARTS = 10_000

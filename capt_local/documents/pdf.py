@@ -7,7 +7,7 @@ import re
 import pypdfium2 as pdfium
 from pypdfium2 import raw
 
-from capt_local.documents.found import Found, Refused, raised
+from capt_local.documents.document import Found, Refused, raised
 
 _MOST_PAGES = 2000
 # PDFium marks a hyphen at the end of a line in one of these ways: the word goes on in the next one.

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from capt_local.documents.found import Found, Refused, tidy
+from capt_local.documents.document import Found, Refused, tidy
 from capt_local.hardening import be_first_to_go, confine, limit_memory, own_streams
 
 MOST_CHARACTERS = 8 << 20
