@@ -194,7 +194,7 @@ def answers_table(lines: Iterable[bytes]) -> str:
     Columns: id, status (`ok` or the code of the error), and for each field of any answer its value
     and `FIELD source`: its place in the note in characters, with the page ("120-127 p. 2"), or
     "unsupported". Free text is the one field `answer`. A text that a spreadsheet would run as a
-    formula has an apostrophe in front.
+    formula has an apostrophe in front, ids and names of fields too.
 
     Args:
         lines: of the output, as `OutputLine.encode` writes them.
@@ -210,7 +210,7 @@ def answers_table(lines: Iterable[bytes]) -> str:
 
 def _row(line: Mapping[str, Any]) -> dict[str, str]:
     error = line.get("error")
-    row = {"id": line["id"], "status": error["code"] if error else OK}
+    row = {"id": _cell(line["id"]), "status": error["code"] if error else OK}
     if line.get("response") is None:
         return row
     text = answer_text(line["response"]["body"]["choices"][0])
@@ -221,8 +221,8 @@ def _row(line: Mapping[str, Any]) -> dict[str, str]:
     sources = (line.get("capt") or {}).get("sources") or {}
     places = {fact["path"]: fact for fact in sources.get("facts", ()) if fact["path"]}
     for path, value in fields.items():
-        row[path] = _cell(value)
-        row[f"{path} source"] = _place(places[path]) if path in places else ""
+        row[_cell(path)] = _cell(value)
+        row[f"{_cell(path)} source"] = _place(places[path]) if path in places else ""
     return row if fields else {**row, "answer": _cell(text)}
 
 

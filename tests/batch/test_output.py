@@ -126,3 +126,8 @@ def test_a_table_has_a_column_a_field_and_its_place() -> None:
     ]  # fmt: skip
     assert rows[0] == ["1", "ok", "aspirin", "3-9 p. 2", "'=cmd()", "unsupported", "", "", ""]
     assert rows[1][-1] == "Free, text" and rows[2][:2] == ["3", "abstained"]
+    table = answers_table([line("=1+1", '{"@SUM(1)": 1, "-1": [{"=x": "\\tb"}]}', [])])
+    assert list(csv.reader(io.StringIO(table))) == [
+        ["id", "status", "'@SUM(1)", "'@SUM(1) source", "'-1[0].=x", "'-1[0].=x source"],
+        ["'=1+1", "ok", "1", "", "'\tb", ""],
+    ]
