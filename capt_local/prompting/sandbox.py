@@ -401,6 +401,10 @@ class _Metering(NodeTransformer):
         node.iter = _call("iterate", [node.iter], node)
         return node
 
+    def visit_ScopedEvalContextModifier(self, node: nodes.Node) -> nodes.Node:
+        # `{% autoescape %}` makes texts of another class, whose methods nobody here weighs.
+        raise TemplateAssertionError("autoescape is not allowed", node.lineno)
+
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return _call("concat_metered", node.nodes, node)

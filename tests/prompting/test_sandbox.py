@@ -37,6 +37,8 @@ MEMORY = {
     "{{ [[1]] | tojson(indent=2000000000) }}": "indents too far",
     "{{ 'a\\nb' | indent(2000000000) }}": "indents too far",
     "{{ [1] | batch(2000000000, 'x') | list }}": "uses the filter 'batch'",
+    "{% autoescape true %}{% set x %}{{ 'a' * 60000 }}{% endset %}"
+    "{{ x.replace('a', 'b' * 60000) }}{% endautoescape %}": "autoescape is not allowed",
     "{{ 9 ** 9 ** 9 ** 9 }}": "a number that is too large",
     "{{ range(2000000000) | list }}": TOO_LARGE,
     "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}"

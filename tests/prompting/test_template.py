@@ -97,6 +97,17 @@ def test_without_a_system_role_its_text_precedes_the_user_s(source: str, expecte
             "changes or moves the messages",
         ),
         ("{% for m in messages %}{{ m.content[1:] }}{% endfor %}", "leaves out message 1"),
+        # Marks that the template has made itself, of messages that there are not.
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}"
+            "{{ messages[0].content[0] ~ '999' ~ messages[0].content[0] }}",
+            "changes or moves the messages",
+        ),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}"
+            "{{ messages[0].content[0] ~ '9' * 5000 ~ messages[0].content[0] }}",
+            "changes or moves the messages",
+        ),
         ("{% for m in messages %}", "has a mistake in line 1"),
         ("{{ nothing.here }}", "fails: 'nothing' is undefined"),
         ("x" * (LARGEST_TEMPLATE + 1), "is larger than 64 KiB"),
