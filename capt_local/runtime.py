@@ -360,8 +360,7 @@ class Runtime:
     def keep(self, prompt: Asked) -> dict[str, int]:
         """Takes out of the KV caches what is not the beginning of a prompt; decodes nothing.
 
-        Returns:
-            Tokens that the prompt takes in each loaded model, by role.
+        Returns the tokens that the prompt takes in each loaded model, by role.
         """
         self._check_open()
         self._supersede_current()

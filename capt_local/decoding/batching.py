@@ -60,13 +60,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """What became of a request.
+    """What became of a request: its answer, which has ended, or what ended it before its time.
 
     Attributes:
         index: its place among all, from 0.
-        generation: the answer, which has ended; None where it could not begin.
-        steps: all of it, token by token.
-        error: what ended it before its time; None where nothing did.
+        generation: None where it could not begin.
     """
 
     index: int

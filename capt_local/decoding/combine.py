@@ -95,16 +95,11 @@ def as_candidates(row: Row, tokens: IntArray) -> Candidates:
 def logs(
     said: Sequence[FloatArray], aligned: BoolArray, own: FloatArray, floor: float
 ) -> FloatArray:
-    """Log-probabilities of the candidates under each proxy, shape (k, n).
+    """Log-probabilities of the candidates under k proxies, shape (k, n), from probabilities (n,).
 
     Where the proxies have no say on a token (a control token of the target), they are taken to
-    say what the target says: its contrast is 0.
-
-    Args:
-        said: probabilities under k proxies, each of shape (n,).
-        aligned: whether they have a say, shape (n,).
-        own: log-probabilities under the target, shape (n,).
-        floor: added to the probabilities, see `alignment.projection.FLOOR`.
+    say what the target says (`own`): its contrast is 0. For the floor that is added see
+    `alignment.projection.FLOOR`.
     """
     rows = np.array(said).reshape(-1, len(own))
     rows += floor
@@ -277,14 +272,7 @@ class Contrast:
     def combined(
         self, own: Candidates, said: FloatArray, row: Row, weights: FloatArray
     ) -> Distribution:
-        """The mixture of the products.
-
-        Args:
-            own: the candidates.
-            said: their log-probabilities under the proxies, shape (k, n).
-            row: logits of the leading model.
-            weights: of the products, shape (m,).
-        """
+        """The mixture, by weights (m,), of the products with what the proxies said, (k, n)."""
         members = products(own, said, self._signed)
         experts, bases = np.add.reduce(said[0::2]), np.add.reduce(said[1::2])
         if self._method is Method.DUO:

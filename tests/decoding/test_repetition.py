@@ -16,7 +16,7 @@ from capt_local.decoding.reasoning import _COPIES as COPIES
 from capt_local.decoding.reasoning import _SPAN as SPAN
 from capt_local.decoding.reasoning import RepetitionDetector
 from capt_local.decoding.step import FinishReason
-from tests.decoding.trios import TARGET, turn, walk
+from tests.decoding.trios import TARGET, walk
 from tests.fakes import FakeModel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +78,6 @@ class Stuck(FakeModel):
 @pytest.mark.parametrize("stop", [True, False])
 def test_an_answer_that_loops_is_ended(stop: bool) -> None:
     trio = Ensemble(LogitsCache("target", Stuck(TARGET, 1)))
-    trio.start(turn(trio))
     made = walk(trio, GenerateOptions(max_tokens=300, repetition_stop=stop))
     steps = list(made)
     assert len(steps) == (SPAN if stop else 300)

@@ -219,7 +219,6 @@ GREEDY = GenerateOptions(max_tokens=40)
 
 
 def answer(trio: Ensemble, options: GenerateOptions) -> list[int]:
-    trio.start(turn(trio))
     return [step.token for step in walk(trio, options)]
 
 
@@ -241,7 +240,6 @@ def test_expert_equal_to_base_is_the_target(options: GenerateOptions, powers: Ex
 
 def test_the_contrast_changes_the_answer_and_is_recorded() -> None:
     trio = toy(CombineOptions(alphas=(1.0,)))
-    trio.start(turn(trio))
     steps = list(walk(trio, GenerateOptions(max_tokens=40, top=3)))
     assert [step.token for step in steps] != alone(GREEDY)
     changed = [step for step in steps if step.changed]

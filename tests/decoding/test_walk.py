@@ -96,18 +96,15 @@ def test_stop_strings_in_any_split(pieces: list[bytes], stops: list[str]) -> Non
 
 def test_length_and_end() -> None:
     trio = toy()
-    trio.start(turn(trio))
     steps = list(walk(trio, sampled(4)))
     assert [step.finish for step in steps] == [None, None, None, FinishReason.LENGTH]
     ending = toy(end_logit=30.0)
-    ending.start(turn(ending))
     (step,) = walk(ending, sampled(9))
     assert (step.finish, step.piece_bytes, step.token) == (FinishReason.STOP, b"", 1)
 
 
 def test_cancelling_leaves_all_models_at_one_text() -> None:
     trio = toy()
-    trio.start(turn(trio))
     seen: list[int] = []
     made = walk(trio, sampled(50), cancel=lambda: len(seen) == 7)
     for step in made:
@@ -122,7 +119,6 @@ def test_cancelling_leaves_all_models_at_one_text() -> None:
 
 def test_a_full_context_ends_the_answer_and_says_so() -> None:
     trio = toy(limit=40)
-    trio.start(turn(trio))
     made = walk(trio, sampled(500))
     steps = list(made)
     assert made.finish is FinishReason.LENGTH and len(steps) < 40
@@ -142,7 +138,6 @@ def tokenizers(trio: Ensemble) -> dict[str, TextTokenizer]:
 
 def test_a_penalty_is_not_counted_as_a_change_by_the_expert() -> None:
     trio = toy(CombineOptions(alphas=(0.0,)))
-    trio.start(turn(trio))
     sample = SampleOptions(repeat_penalty=4.0)
     steps = list(walk(trio, GenerateOptions(max_tokens=40, sample=sample)))
     assert any(step.target_rank for step in steps)
