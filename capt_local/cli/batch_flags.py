@@ -6,9 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from capt_local.batch import InputFormat
 from capt_local.cli.options import (
@@ -22,6 +20,7 @@ from capt_local.cli.options import (
     StructureFlags,
     SystemFlags,
     ViewFlags,
+    argument,
     flag,
     setting,
     top_logprobs_option,
@@ -55,57 +54,33 @@ class Delimiter(StrEnum):
 class InputFlags(EncodingFlags):
     """Which records are answered, and how they become prompts."""
 
-    input_format: Annotated[
-        InputFormat | None,
-        setting(
-            "--input-format jsonl|csv|txt-dir",
-            "How records are written. Default: by the name of the input.",
-        ),
-    ] = None
-    delimiter: Annotated[
-        Delimiter | None,
-        setting(
-            "--delimiter comma|semicolon|tab|pipe",
-            "What separates the cells of CSV. Default: comma, and tab in *.tsv.",
-        ),
-    ] = None
-    template: Annotated[
-        Path | None,
-        flag(
-            "--template FILE",
-            "Writes the prompt around the fields of a record: 'Summarise: {{ note }}'.",
-        ),
-    ] = None
-    id_field: Annotated[
-        str,
-        setting("--id-field NAME", "The field or column that identifies a record. Default: id."),
-    ] = "id"
-    document_field: Annotated[
-        str | None,
-        flag(
-            "--document-field NAME",
-            "The field or column that names a document (PDF, DOCX, ..., relative to the "
-            "input); its text takes the place of the name.",
-        ),
-    ] = None
-    raw: Annotated[
-        bool, setting("--raw", "Continue the texts as they are, without a template.")
-    ] = False
-    skip_invalid: Annotated[
-        bool,
-        flag(
-            "--skip-invalid",
-            "Run without the records that are wrong, and list them, instead of refusing the input.",
-        ),
-    ] = False
-    input: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="INPUT",
-            show_default=False,
-            help="JSON Lines, a CSV file, or a folder of documents.",
-        ),
-    ] = None
+    input_format: InputFormat | None = setting(
+        "--input-format jsonl|csv|txt-dir",
+        "How records are written. Default: by the name of the input.",
+    )
+    delimiter: Delimiter | None = setting(
+        "--delimiter comma|semicolon|tab|pipe",
+        "What separates the cells of CSV. Default: comma, and tab in *.tsv.",
+    )
+    template: Path | None = flag(
+        "--template FILE",
+        "Writes the prompt around the fields of a record: 'Summarise: {{ note }}'.",
+    )
+    id_field: str = setting(
+        "--id-field NAME", "The field or column that identifies a record. Default: id.", "id"
+    )
+    document_field: str | None = flag(
+        "--document-field NAME",
+        "The field or column that names a document (PDF, DOCX, ..., relative to the input); "
+        "its text takes the place of the name.",
+    )
+    raw: bool = setting("--raw", "Continue the texts as they are, without a template.", False)
+    skip_invalid: bool = flag(
+        "--skip-invalid",
+        "Run without the records that are wrong, and list them, instead of refusing the input.",
+        False,
+    )
+    input: Path | None = argument("INPUT", "JSON Lines, a CSV file, or a folder of documents.")
 
     @property
     def path(self) -> Path:
@@ -134,56 +109,39 @@ class InputFlags(EncodingFlags):
 class RunFlags:
     """Where answers go, which records are done, and by how many workers."""
 
-    output: Annotated[
-        Path | None,
-        flag(
-            "-o --output PATH",
-            "Write a line for each record here (mode 0600). The same command goes on with it.",
-        ),
-    ] = None
-    parallel: Annotated[
-        str,
-        setting(
-            "--parallel N|auto", "Records answered at once. Default: auto, by memory and cores."
-        ),
-    ] = "auto"
-    limit: Annotated[int | None, flag("--limit N", "At most N records in this run.", min=1)] = None
-    retry_errors: Annotated[bool, flag("--retry-errors", "Do records that have failed again.")] = (
-        False
+    output: Path | None = flag(
+        "-o --output PATH",
+        "Write a line for each record here (mode 0600). The same command goes on with it.",
     )
-    force_new: Annotated[
-        bool, flag("--force-new", "Move an existing output aside, and begin a new one.")
-    ] = False
-    record_timeout: Annotated[
-        int,
-        setting(
-            "--record-timeout SECONDS",
-            "End a worker that reports no progress for so long, and fail the record that it "
-            "hangs on. Default: 1800; 0 never does.",
-            min=0,
-        ),
-    ] = 1800
-    check: Annotated[
-        bool, flag("--check", "Check flags and input, and leave: nothing is answered or written.")
-    ] = False
-    ray: Annotated[
-        str | None,
-        flag(
-            "--ray local|ADDRESS",
-            "Answer on actors of Ray: on this machine, or on the cluster at ADDRESS (the "
-            "extra 'ray'). Records pass through Ray.",
-        ),
-        Feature.NETWORK,
-    ] = None
-    ray_actors: Annotated[
-        int | None,
-        flag(
-            "--ray-actors N",
-            "Actors, each with models of its own. Default: one for each GPU, else for each "
-            "machine.",
-            min=1,
-        ),
-    ] = None
+    parallel: str = setting(
+        "--parallel N|auto", "Records answered at once. Default: auto, by memory and cores.", "auto"
+    )
+    limit: int | None = flag("--limit N", "At most N records in this run.", min=1)
+    retry_errors: bool = flag("--retry-errors", "Do records that have failed again.", False)
+    force_new: bool = flag(
+        "--force-new", "Move an existing output aside, and begin a new one.", False
+    )
+    record_timeout: int = setting(
+        "--record-timeout SECONDS",
+        "End a worker that reports no progress for so long, and fail the record that it "
+        "hangs on. Default: 1800; 0 never does.",
+        1800,
+        min=0,
+    )
+    check: bool = flag(
+        "--check", "Check flags and input, and leave: nothing is answered or written.", False
+    )
+    ray: str | None = flag(
+        "--ray local|ADDRESS",
+        "Answer on actors of Ray: on this machine, or on the cluster at ADDRESS (the extra "
+        "'ray'). Records pass through Ray.",
+        feature=Feature.NETWORK,
+    )
+    ray_actors: int | None = flag(
+        "--ray-actors N",
+        "Actors, each with models of its own. Default: one for each GPU, else for each machine.",
+        min=1,
+    )
 
     @property
     def records_at_once(self) -> int | None:
@@ -210,20 +168,13 @@ class RunFlags:
 class SummaryFlags:
     """What the lines hold, and what is reported of the run."""
 
-    json: Annotated[bool, setting("--json", "Write the summary to standard output as JSON.")] = (
-        False
+    json: bool = setting("--json", "Write the summary to standard output as JSON.", False)
+    logprobs: bool = setting("--logprobs", "Write the log-probability of each token.", False)
+    top_logprobs: int = top_logprobs_option("--logprobs")
+    csv: Path | None = flag(
+        "--csv FILE",
+        "Write the answers here as a table: a column a field, and where its note has it.",
     )
-    logprobs: Annotated[bool, setting("--logprobs", "Write the log-probability of each token.")] = (
-        False
-    )
-    top_logprobs: Annotated[int, top_logprobs_option("--logprobs")] = 0
-    csv: Annotated[
-        Path | None,
-        flag(
-            "--csv FILE",
-            "Write the answers here as a table: a column a field, and where its note has it.",
-        ),
-    ] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import (
@@ -22,6 +20,7 @@ from capt_local.cli.options import (
     SampleFlags,
     StructureFlags,
     ViewFlags,
+    argument,
     flag,
     setting,
 )
@@ -58,71 +57,43 @@ _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 class EvalFlags:
     """Which tasks and methods, how items are asked, and where results go."""
 
-    more_tasks: Annotated[
-        list[Path] | None, typer.Argument(metavar="[TASK]...", help="More tasks, as --task.")
-    ] = None
-    task: Annotated[
-        list[Path] | None,
-        flag(
-            "--task FILE|DATASET=PATH",
-            "A task: a JSON Lines file, or files of mednli, radqa or clip (docs/tasks.md); "
-            "several are possible.",
-        ),
-    ] = None
-    methods: Annotated[
-        str | None,
-        flag("--methods A,B,...", "Methods to compare. Default: target and capt."),
-    ] = None
-    against: Annotated[
-        Method,
-        flag(
-            "--against METHOD",
-            "The method that intervals are against, which is always run. Default: target.",
-        ),
-    ] = Method.TARGET
-    shots: Annotated[
-        int,
-        flag("--shots K", "Examples to show (--shots-file). Default: 0.", min=0),
-    ] = 0
-    shots_file: Annotated[
-        Path | None,
-        flag(
-            "--shots-file FILE|DATASET=PATH",
-            "A task to take the examples from: the first ones that are not the question.",
-        ),
-    ] = None
-    choice: Annotated[
-        ChoiceBy,
-        flag(
-            "--choice likelihood|likelihood-per-byte|free",
-            "How a classification is answered. Default: likelihood.",
-        ),
-    ] = ChoiceBy.LIKELIHOOD
-    raw: Annotated[bool, flag("--raw", "Ask with plain text, without chat templates.")] = False
-    limit: Annotated[
-        int | None,
-        flag("--limit N", "Only N items of each task, drawn by --seed.", min=1),
-    ] = None
-    max_input_bytes: Annotated[
-        int | None,
-        flag("--max-input-bytes N", "Cut inputs to their first N bytes.", min=1),
-    ] = None
-    results: Annotated[
-        Path | None,
-        flag(
-            "--results FILE",
-            "Add every result to this file as it is done, and go on from there after a stop. "
-            "Holds ids and figures, no text.",
-        ),
-    ] = None
-    log_samples: Annotated[
-        Path | None,
-        flag(
-            "--log-samples FILE",
-            "Write every answer here. This file holds patient text if the tasks do (mode 0600).",
-        ),
-    ] = None
-    json: Annotated[bool, setting("--json", "Write a JSON object.")] = False
+    more_tasks: list[Path] | None = argument("[TASK]...", "More tasks, as --task.")
+    task: list[Path] | None = flag(
+        "--task FILE|DATASET=PATH",
+        "A task: a JSON Lines file, or files of mednli, radqa or clip (docs/tasks.md); "
+        "several are possible.",
+    )
+    methods: str | None = flag("--methods A,B,...", "Methods to compare. Default: target and capt.")
+    against: Method = flag(
+        "--against METHOD",
+        "The method that intervals are against, which is always run. Default: target.",
+        Method.TARGET,
+    )
+    shots: int = flag("--shots K", "Examples to show (--shots-file). Default: 0.", 0, min=0)
+    shots_file: Path | None = flag(
+        "--shots-file FILE|DATASET=PATH",
+        "A task to take the examples from: the first ones that are not the question.",
+    )
+    choice: ChoiceBy = flag(
+        "--choice likelihood|likelihood-per-byte|free",
+        "How a classification is answered. Default: likelihood.",
+        ChoiceBy.LIKELIHOOD,
+    )
+    raw: bool = flag("--raw", "Ask with plain text, without chat templates.", False)
+    limit: int | None = flag("--limit N", "Only N items of each task, drawn by --seed.", min=1)
+    max_input_bytes: int | None = flag(
+        "--max-input-bytes N", "Cut inputs to their first N bytes.", min=1
+    )
+    results: Path | None = flag(
+        "--results FILE",
+        "Add every result to this file as it is done, and go on from there after a stop. "
+        "Holds ids and figures, no text.",
+    )
+    log_samples: Path | None = flag(
+        "--log-samples FILE",
+        "Write every answer here. This file holds patient text if the tasks do (mode 0600).",
+    )
+    json: bool = setting("--json", "Write a JSON object.", False)
 
     @property
     def places(self) -> tuple[Path, ...]:

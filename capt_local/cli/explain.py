@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from capt_local.batch.output import answer_object_of
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import OutputFile, stdin_bytes
-from capt_local.cli.options import HtmlFlags, ViewFlags, flag
+from capt_local.cli.options import HtmlFlags, ViewFlags, argument, flag
 from capt_local.errors import UsageError
 from capt_local.report.answers import counted, views
 from capt_local.report.json import answer_from, missing
@@ -29,18 +26,11 @@ _NOTHING = (
 class StoredFlags:
     """Which answer."""
 
-    file: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="FILE",
-            help="What generate --json wrote, or a transcript of chat. '-' or nothing: "
-            "standard input.",
-            show_default=False,
-        ),
-    ] = None
-    turn: Annotated[
-        int | None, flag("--turn N", "Which answer of the file. Default: the last.", min=1)
-    ] = None
+    file: Path | None = argument(
+        "FILE",
+        "What generate --json wrote, or a transcript of chat. '-' or nothing: standard input.",
+    )
+    turn: int | None = flag("--turn N", "Which answer of the file. Default: the last.", min=1)
 
 
 def explain(what: StoredFlags, report: HtmlFlags, view: ViewFlags) -> int:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.files import OutputFile, files_of
-from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags, ViewFlags, flag, setting
+from capt_local.cli.options import (
+    MethodFlags,
+    ModelFlags,
+    SampleFlags,
+    ViewFlags,
+    argument,
+    flag,
+    setting,
+)
 from capt_local.cli.session import find_bundle, generate_options, open_session
 from capt_local.cli.signals import Interrupt
 from capt_local.errors import Cancelled
@@ -35,32 +40,19 @@ class Normalise(StrEnum):
 class ScoreFlags:
     """What is scored, and how the result is shown."""
 
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSON Lines (.jsonl, see above), or one text.")
-    ]
-    limit: Annotated[int | None, flag("--limit N", "Only the first N items.", min=1)] = None
-    max_bytes: Annotated[
-        int | None,
-        flag("--max-bytes N", "Only the first N bytes of each text.", min=1),
-    ] = None
-    raw: Annotated[
-        bool,
-        setting("--raw", "Answers go on with the prompt, without a template."),
-    ] = False
-    end: Annotated[bool, flag("--end", "It counts that a given answer ends where it does.")] = False
-    normalise: Annotated[
-        Normalise,
-        flag(
-            "--normalise none|bytes|tokens",
-            "What the log-likelihood of a choice is divided by. Default: none.",
-        ),
-    ] = Normalise.NONE
-    json: Annotated[bool, setting("--json", "Write a JSON object.")] = False
-    per_item: Annotated[bool, flag("--per-item", "A line for each item before the sum.")] = False
-    output: Annotated[
-        Path | None,
-        flag("-o --output PATH", "Write a line of JSON for each item here."),
-    ] = None
+    file: Path = argument("FILE", "JSON Lines (.jsonl, see above), or one text.", MISSING)
+    limit: int | None = flag("--limit N", "Only the first N items.", min=1)
+    max_bytes: int | None = flag("--max-bytes N", "Only the first N bytes of each text.", min=1)
+    raw: bool = setting("--raw", "Answers go on with the prompt, without a template.", False)
+    end: bool = flag("--end", "It counts that a given answer ends where it does.", False)
+    normalise: Normalise = flag(
+        "--normalise none|bytes|tokens",
+        "What the log-likelihood of a choice is divided by. Default: none.",
+        Normalise.NONE,
+    )
+    json: bool = setting("--json", "Write a JSON object.", False)
+    per_item: bool = flag("--per-item", "A line for each item before the sum.", False)
+    output: Path | None = flag("-o --output PATH", "Write a line of JSON for each item here.")
 
 
 def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags) -> int:
