@@ -154,10 +154,10 @@ def _modes(
         known[LLAMA] = known[TARGET]
     if "expert" in bundle.models:
         together = generate_options(bundle, how, sample, 0, Method.CAPT)
-        order = dict.fromkeys((Speed.EXACT_STEPS, Speed.AUTO, *Speed))
-        known |= {str(speed): dataclasses.replace(together, speed=speed) for speed in order}
+        for speed in (Speed.EXACT_STEPS, Speed.AUTO):
+            known[str(speed)] = dataclasses.replace(together, speed=speed)
     if names is None:
-        return {name: known[name] for name in (TARGET, LLAMA, STEPS, Speed.AUTO) if name in known}
+        return known
     found: dict[str, GenerateOptions] = {}
     for number, name in enumerate(map(str.strip, names.split(",")), 1):
         if name not in known or name in found:
