@@ -60,10 +60,10 @@ class Library:
         self._callback = self.api.llama_log_callback(self._log)
         self.api.llama_log_set(self._callback, None)
         self.api.llama_backend_init()
-        self._formats = leave_out_crashing(self.ggml, Path(self.api._lib._name).parent)
+        self._formats = leave_out_crashing(self.function, Path(self.api._lib._name).parent)
 
     def function(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
-        """A C function with a prototype of our own, apart from the binding's."""
+        """A C function of llama.cpp, or of ggml, with a prototype apart from the binding's."""
         found = self.api._lib[name]
         found.restype = result
         found.argtypes = list(arguments)
@@ -113,13 +113,13 @@ class Library:
         """What llama.cpp can compute on, with the memory that is free now."""
         address, size = ctypes.c_void_p, ctypes.c_size_t
         pointer = ctypes.POINTER(size)
-        get = self.ggml("ggml_backend_dev_get", address, size)
-        name = self.ggml("ggml_backend_dev_name", ctypes.c_char_p, address)
-        description = self.ggml("ggml_backend_dev_description", ctypes.c_char_p, address)
-        kind = self.ggml("ggml_backend_dev_type", ctypes.c_int, address)
-        memory = self.ggml("ggml_backend_dev_memory", None, address, pointer, pointer)
+        get = self.function("ggml_backend_dev_get", address, size)
+        name = self.function("ggml_backend_dev_name", ctypes.c_char_p, address)
+        description = self.function("ggml_backend_dev_description", ctypes.c_char_p, address)
+        kind = self.function("ggml_backend_dev_type", ctypes.c_int, address)
+        memory = self.function("ggml_backend_dev_memory", None, address, pointer, pointer)
         found = []
-        for index in range(self.ggml("ggml_backend_dev_count", size)()):
+        for index in range(self.function("ggml_backend_dev_count", size)()):
             device = get(index)
             free, total = size(), size()
             memory(device, ctypes.byref(free), ctypes.byref(total))
@@ -136,19 +136,7 @@ class Library:
 
     def computes(self, device: int) -> bool:
         """Whether the device at a place of `devices` multiplies two small matrices rightly."""
-        return device_computes(self.ggml, device)
-
-    def ggml(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
-        """A function of ggml, which is a library of its own beside libllama."""
-        from llama_cpp._ggml import libggml
-
-        try:
-            found = libggml[name]
-        except AttributeError:
-            found = self.api._lib[name]
-        found.restype = result
-        found.argtypes = list(arguments)
-        return found
+        return device_computes(self.function, device)
 
     def _log(self, level: int, text: bytes, _data: object) -> None:
         try:

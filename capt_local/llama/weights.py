@@ -465,7 +465,7 @@ def check_values(library: Library, file: LockedFile, header: Header) -> None:
     Raises:
         ModelError: a tensor holds such a number; or the file cannot be read.
     """
-    valid = library.ggml(
+    valid = library.function(
         "ggml_validate_row_data", ctypes.c_bool, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
     )
     types = tensor_types()

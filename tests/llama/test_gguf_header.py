@@ -25,7 +25,7 @@ from tests.fuzz.seeds import gguf, text
 
 
 def test_sizes_of_number_formats_are_those_of_ggml() -> None:
-    ggml = library().ggml
+    ggml = library().function
     block = ggml("ggml_blck_size", ctypes.c_int64, ctypes.c_int)
     size = ggml("ggml_type_size", ctypes.c_size_t, ctypes.c_int)
     known = {kind: (block(kind), size(kind)) for kind in range(43) if block(kind)}
