@@ -124,7 +124,7 @@ def read_recipes(file: Path) -> list[Recipe]:
     try:
         data = read_regular(file, _LARGEST_RECIPE + 1)
         top = parse_toml(data, _LARGEST_RECIPE, "a recipe")
-        for table in top.get("recipe", [top]):
+        for table in convert(top.get("recipe", [top]), list[dict[str, Any]], "recipe"):
             parts = convert(table.get("models", {}), dict[str, Any], "models")
             models = {role: parts[role] for role in ordered_roles(parts)}
             found.append(convert({**table, "models": models}, Recipe))
@@ -225,14 +225,15 @@ def download(
         card={**recipe.card, "foundation_models": weights},
     )
     put, _ = put_together(wanted, staging.folder, report)
-    wipe(folder)
     for role, file in files.items():
         found = put.models[role]
         if file.sha256 not in (None, found.sha256) or found.size != file.size:
+            models[role].path.unlink()
             raise ModelError(
                 f"{file.source}: what came is not the file that it should be: its SHA-256 is "
                 f"{found.sha256} instead of {file.sha256}. It was deleted."
             )
+    wipe(folder)
     return put
 
 
@@ -301,5 +302,5 @@ def _explained(what: str) -> Iterator[None]:
                 "the hub's certificate is not trusted here; behind a proxy that opens TLS, set "
                 "SSL_CERT_FILE to its authority"
             )
-        # Whatever, or of a line that is cut.
+        # Else it is whatever the library raises of what comes, or of a line that is cut.
         raise ModelError(f"{what}: {reason}. {again}") from None

@@ -97,31 +97,29 @@ def import_bundle(
         signer = Signer(key.fingerprint, key.name) if key else None
         with new_staging(place) as staging:
             check_replaceable(place)
-            fresh = not staging.is_installed(manifest, signature)
-            if fresh:
-                if not older:
-                    _check_version(bundle, place)
-                check_space(staging.folder, sum(each.most for each in files) + CHUNK)
-                staging.write(staging.folder / MANIFEST, manifest)
-                if signature:
-                    staging.write(staging.folder / SIGNATURE, signature)
+            if staging.is_installed(manifest, signature):
+                for member in files:
+                    archive.skip(archive.begin(member.name, member.size, member.most))
+                archive.end()
+                found = read_bundle(place)
+                verify(found)
+                if key:
+                    staging.write_receipt(place, key)
+                return replace(found, signer=signer), False
+            if not older:
+                _check_version(bundle, place)
+            check_space(staging.folder, sum(each.most for each in files) + CHUNK)
+            staging.write(staging.folder / MANIFEST, manifest)
+            if signature:
+                staging.write(staging.folder / SIGNATURE, signature)
             for member in files:
-                size = archive.begin(member.name, member.size, member.most)
-                if fresh:
-                    _copy(archive, member, size, staging, report)
-                else:
-                    archive.skip(size)
+                _copy(archive, member, staging, report)
             archive.end()
-            folder = staging.folder if fresh else place
-            if fresh:
-                examine(read_bundle(folder))
-            else:
-                verify(read_bundle(folder))
+            examine(read_bundle(staging.folder))
             if key:
-                staging.write_receipt(folder, key)
-            if fresh:
-                staging.install()
-    return replace(read_bundle(place), signer=signer), fresh
+                staging.write_receipt(staging.folder, key)
+            staging.install()
+    return replace(read_bundle(place), signer=signer), True
 
 
 def _check_version(bundle: Bundle, place: Path) -> None:
@@ -141,10 +139,9 @@ def _check_version(bundle: Bundle, place: Path) -> None:
     )
 
 
-def _copy(
-    archive: Archive, member: Member, size: int, staging: Staging, report: Progress | None
-) -> None:
+def _copy(archive: Archive, member: Member, staging: Staging, report: Progress | None) -> None:
     """Copies a file, and checks it against the manifest."""
+    size = archive.begin(member.name, member.size, member.most)
     # An archive tells by itself what fails in reading it, so all else is the store's.
     with staging.guarded(), new_file(staging.folder / member.name) as out:
         digest = hashed(archive, size, report and partial(report, member.name), out)

@@ -107,7 +107,13 @@ def test_what_is_pinned_and_what_is_not(server: HubServer, tmp_path: Path) -> No
 def test_another_content_is_deleted(server: HubServer, recipe: str) -> None:
     server.sent["base"] = server.files["base"][:-1] + b"!"
     assert "is not the file that it should be" in refused(recipe)
-    assert not (store.staging_folder() / "trio.download").exists()
+    left = [
+        path for path in (store.staging_folder() / "trio.download").rglob("*") if path.is_file()
+    ]
+    assert sorted(path.name for path in left) == ["expert.Q4_K_M.gguf", "target.Q4_K_M.gguf"]
+    server.sent.clear()
+    pull(recipe)
+    assert [len(server.fetches(role)) for role in ROLES] == [1, 1, 2]
 
 
 def test_after_a_cut_the_same_command_goes_on(server: HubServer, recipe: str) -> None:
@@ -213,6 +219,7 @@ def test_the_recipes_of_the_package() -> None:
         ('file = "*Q4_K_M.gguf"', 'revision = "main"\nfile = "x.gguf"', "branches move"),
         ('file = "*Q4_K_M.gguf"', 'sha256 = "abc"\nfile = "x.gguf"', "sha256 must be a SHA-256"),
         ("[models.base]", "[models.judge]", "models.roles are target"),
+        ('id = "trio"', 'recipe = "trio"', "recipe must be a list"),
     ],
 )
 def test_recipes_that_are_refused(tmp_path: Path, old: str, new: str, told: str) -> None:
