@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags, ViewFlags, flag, setting
@@ -45,35 +45,23 @@ REPETITIONS, ANSWER_TOKENS = 5, 128
 class BenchFlags:
     """What is measured on, and the form of the result."""
 
-    modes: Annotated[
-        str | None,
-        flag(
-            "--modes A,B,...",
-            "Only these; llama is the target through llama-cpp-python itself. Default: "
-            "target, llama, exact-steps, auto.",
-        ),
-    ] = None
-    prompts: Annotated[
-        list[Path] | None,
-        flag(
-            "--prompts FILE",
-            "Measure on the items of these tasks of eval. Default: an invented note of about "
-            "500 tokens, five times.",
-        ),
-    ] = None
-    limit: Annotated[
-        int | None,
-        flag("--limit N", "Only the first N prompts of each file.", min=1),
-    ] = None
-    parallel: Annotated[
-        int | None,
-        flag(
-            "--parallel N",
-            "Also answer N prompts at once, against the same ones one at a time.",
-            min=2,
-        ),
-    ] = None
-    json: Annotated[bool, setting("--json", "Write a JSON object.")] = False
+    modes: str | None = flag(
+        "--modes A,B,...",
+        "Only these; llama is the target through llama-cpp-python itself. Default: "
+        "target, llama, exact-steps, auto.",
+    )
+    prompts: list[Path] | None = flag(
+        "--prompts FILE",
+        "Measure on the items of these tasks of eval. Default: an invented note of about "
+        "500 tokens, five times.",
+    )
+    limit: int | None = flag("--limit N", "Only the first N prompts of each file.", min=1)
+    parallel: int | None = flag(
+        "--parallel N",
+        "Also answer N prompts at once, against the same ones one at a time.",
+        min=2,
+    )
+    json: bool = setting("--json", "Write a JSON object.", False)
 
 
 def bench(
