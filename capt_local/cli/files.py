@@ -63,14 +63,9 @@ def read_prompt(
     raw: bool = False,
     encoding: str | None = None,
 ) -> GivenPrompt:
-    """The prompt of the flags.
+    """The prompt of -p and -f, "-" being standard input; with both, a blank line is between them.
 
-    Args:
-        prompt: -p; "-" is standard input.
-        file: -f; "-" is standard input. With -p it follows behind a blank line.
-        system: the system text.
-        raw: whether the text is continued as it is.
-        encoding: of text in files and on standard input; None: that of its mark, else UTF-8.
+    Text is in the given encoding; None: that of its mark, else UTF-8.
 
     Raises:
         UsageError: no text, empty text, standard input as both parts, a document that cannot be

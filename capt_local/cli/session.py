@@ -75,11 +75,7 @@ def find_bundle(flags: ModelFlags) -> Bundle:
 
 
 def load_options(flags: ModelFlags, bundle: Bundle) -> LoadOptions:
-    """How the models are loaded.
-
-    Raises:
-        UsageError: a value has no meaning.
-    """
+    """How the models are loaded. Raises UsageError: a value has no meaning."""
     from capt_local.llama.options import GpuLayers, LoadOptions
 
     layers: GpuLayers = "auto" if flags.gpu_layers == "auto" else "all"
@@ -96,12 +92,7 @@ def generate_options(
 ) -> GenerateOptions:
     """How the answer is made: flags first, then what the bundle says, then the defaults.
 
-    Args:
-        bundle: that answers.
-        how: flags of the combination.
-        sample: flags of the draws.
-        top: candidates of each model to report for each token.
-        method: the method; None: that of the flags, else of the bundle.
+    `top` candidates of each model are reported for each token. `method` stands above the flags.
 
     Raises:
         UsageError: a value has no meaning, or the site forbids it.
@@ -156,11 +147,7 @@ def doubts(options: GenerateOptions) -> list[str]:
 
 
 def pinned_date(flags: ModelFlags) -> datetime.date | None:
-    """The date for chat templates, if one was given.
-
-    Raises:
-        UsageError: it is not a date.
-    """
+    """The date for chat templates, if one was given. Raises UsageError: it is not a date."""
     if flags.date is None:
         return None
     try:
@@ -300,19 +287,10 @@ def answer_to(
     think: Writer | None = None,
     keep: Callable[[Answer], None] | None = None,
 ) -> Answer:
-    """Runs one generation to its end.
+    """Runs one generation to its end; raises what `Runtime.generate` does.
 
-    Args:
-        session: with the models.
-        asked: the prompt.
-        options: how the answer is made.
-        raw: whether the prompt is text to continue.
-        show: called with the bytes of the answer as they come.
-        think: called with those of the model's reasoning.
-        keep: called with the part of an answer that an error ends; the error goes on.
-
-    Raises:
-        UsageError, ContextOverflow, NumericalError: see `Runtime.generate`.
+    `show` gets the bytes of the answer as they come, `think` those of the model's reasoning, `keep`
+    the part of an answer that an error ends.
     """
     generation = session.runtime.generate(asked, options, raw=raw, cancel=session.interrupt)
     steps: list[Step] = []

@@ -85,11 +85,9 @@ class Signals(Interrupt):
 
     @contextmanager
     def waiting(self, wake: Callable[[], None] | None = None) -> Iterator[None]:
-        """While input is waited for.
+        """While input is waited for: Ctrl-C is KeyboardInterrupt there.
 
-        Args:
-            wake: ends the waiting when a signal asks to leave; None raises `Leave` from there, and
-                KeyboardInterrupt for Ctrl-C.
+        A signal that asks to leave calls `wake`, or without one raises `Leave`.
         """
         self._wake, self._waits = wake, True
         try:

@@ -47,14 +47,8 @@ _CELL = 40
 class Talk:
     """The state of a chat.
 
-    Args:
-        session: with the models.
-        signals: what stops an answer.
-        options: how answers are made; `/set` changes them.
-        log: the running transcript; None for none.
-        system: the system text; None for none.
-        think: shows a model's reasoning; None: nobody sees it.
-        encoding: of text files that `/read` reads; None: that of their mark, else UTF-8.
+    `log` is the running transcript; `think` shows a model's reasoning; `encoding` is that of text
+    files for `/read`.
 
     Attributes:
         conversation: what was said so far.

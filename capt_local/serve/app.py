@@ -122,11 +122,7 @@ class _Answers:
         return Job(self.completion.prompt, options, not self.completion.chat, sink)
 
     def begin(self) -> None:
-        """Queues the jobs.
-
-        Raises:
-            ApiError: the queue is full.
-        """
+        """Queues the jobs. Raises ApiError: the queue is full."""
         self._watch.add_done_callback(lambda _: self._events.put_nowait(None))
         if not self._service.engine.submit(*self._jobs):
             self.close()

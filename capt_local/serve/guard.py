@@ -63,7 +63,7 @@ class Guard:
         hosts: names and addresses that the server answers to, in lower case, without port.
         keys: any of them opens it.
         origins: of pages of other sites that may use it, such as https://ehr.example.
-        open_paths: that need no key: they hold no data.
+        open_paths: that need no key, since they hold no data.
         report: called with a line about an error of the program itself.
     """
 

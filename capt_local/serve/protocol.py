@@ -249,14 +249,9 @@ def read_completion(
     data: bytes, *, chat: bool, models: Mapping[str, Method], options: GenerateOptions,
     check: Callable[[GenerateOptions], None],
 ) -> Completion:  # fmt: skip
-    """What a request asks for.
+    """What a request asks for: its body over the `options` of the server.
 
-    Args:
-        data: its body.
-        chat: whether it is a conversation.
-        models: by the names that a request may give, the default first.
-        options: where it says nothing.
-        check: refuses options that the site forbids.
+    `models` are those that it may name, the default first; `check` refuses what the site forbids.
 
     Raises:
         ApiError: it cannot be understood or done.

@@ -41,11 +41,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> Listener:
-    """A socket that listens; port 0 takes a free one.
-
-    Raises:
-        UsageError: the address is not of this machine, or taken.
-    """
+    """A socket that listens; port 0 takes a free one. Raises UsageError where it cannot."""
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(found[0], socket.SOCK_STREAM)
@@ -112,18 +108,10 @@ def run(
     certificate: Path | None = None,
     key: Path | None = None,
 ) -> None:
-    """Serves until `leave` is true.
-
-    Args:
-        app: behind its guard.
-        listener: see `listen`.
-        leave: called ten times a second.
-        stop: ends the answers that run.
-        certificate: of TLS; None: without.
-        key: of the certificate.
+    """Serves until `leave`, which is called ten times a second, is true; `stop` ends the answers.
 
     Raises:
-        UsageError: certificate or key cannot be used.
+        UsageError: certificate or key of TLS cannot be used.
     """
     config = uvicorn.Config(
         app, http=_Protocol, ws="none", lifespan="off", loop="asyncio", log_config=_LOGGING,

@@ -46,10 +46,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 def library(folder: Path | None = None) -> list[Task]:
-    """All tasks in their order.
-
-    Args:
-        folder: of the site; None for none.
+    """All tasks in their order, those in the folder of the site too.
 
     Raises:
         UsageError: the folder or a file cannot be read, or is no task; names the file.
