@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.manage import described
 from capt_local.cli.models.travel import examine, finished
-from capt_local.cli.options import ViewFlags, flag
+from capt_local.cli.options import ViewFlags, argument, flag
 from capt_local.config import Feature, read_site
 from capt_local.errors import ModelError, UsageError
 from capt_local.report.terminal import Screen
@@ -38,33 +36,22 @@ _SOURCE = (
 class CreateFlags:
     """Of what a bundle is made, and where it goes."""
 
-    id: Annotated[
-        str,
-        typer.Argument(metavar="ID", help="A short name for the bundle.", show_default=False),
-    ]
-    target: Annotated[str | None, flag("--target GGUF", "The target.")] = None
-    expert: Annotated[
-        list[str] | None, flag("--expert GGUF", "The clinical expert; once for each pair.")
-    ] = None
-    base: Annotated[
-        list[str] | None,
-        flag("--base GGUF", "What the expert was trained from; in the order of the experts."),
-    ] = None
-    expert_adapter: Annotated[
-        list[str] | None,
-        flag(
-            "--expert-adapter GGUF[=SCALE]",
-            "A LoRA adapter for each expert; without --expert, of the base.",
-        ),
-    ] = None
-    replace: Annotated[bool, flag("--replace", "Replace a bundle that is there already.")] = False
-    version: Annotated[str, flag("--version N.N", "Of the bundle. Default: 1.")] = "1"
-    licence: Annotated[
-        str | None, flag("--licence TEXT", "Of the models whose files name none.")
-    ] = None
-    allow_misfit: Annotated[
-        bool, flag("--allow-misfit", "Allow an expert and base with different vocabularies.")
-    ] = False
+    id: str = argument("ID", "A short name for the bundle.", MISSING)
+    target: str | None = flag("--target GGUF", "The target.")
+    expert: list[str] | None = flag("--expert GGUF", "The clinical expert; once for each pair.")
+    base: list[str] | None = flag(
+        "--base GGUF", "What the expert was trained from; in the order of the experts."
+    )
+    expert_adapter: list[str] | None = flag(
+        "--expert-adapter GGUF[=SCALE]",
+        "A LoRA adapter for each expert; without --expert, of the base.",
+    )
+    replace: bool = flag("--replace", "Replace a bundle that is there already.", False)
+    version: str = flag("--version N.N", "Of the bundle. Default: 1.", "1")
+    licence: str | None = flag("--licence TEXT", "Of the models whose files name none.")
+    allow_misfit: bool = flag(
+        "--allow-misfit", "Allow an expert and base with different vocabularies.", False
+    )
 
 
 def models_create(what: CreateFlags, view: ViewFlags) -> int:

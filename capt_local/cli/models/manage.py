@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from capt_local.bundles.verify import Check
 from capt_local.cli.exits import ExitCode
-from capt_local.cli.options import JsonFlags, ViewFlags, flag, option, verify_option
+from capt_local.cli.options import JsonFlags, ViewFlags, argument, flag, setting, verify_option
 from capt_local.errors import ModelError
 from capt_local.policy import permitted, signed, signer_text
 from capt_local.report.json import dumps
@@ -29,51 +27,49 @@ if TYPE_CHECKING:
 
 def bundle_argument() -> Any:
     """The bundle that a verb is about."""
-    return typer.Argument(
-        metavar="NAME|PATH", help="Its id, its folder or its bundle.toml.", show_default=False
-    )
+    return argument("NAME|PATH", "Its id, its folder or its bundle.toml.", MISSING)
 
 
 _HEAD = (
     "id", "title", "version", "licence", "description", "requires", "tested_with", "review_by",
     "context", "pairs", "manifest_sha256",
 )  # fmt: skip
-_YES = flag("--yes", "Delete it; without, only say what would go.")
-_JSON = option("--json", twin="JSON", help="Write JSON.")
+
+
+def _yes() -> Any:
+    return flag("--yes", "Delete it; without, only say what would go.", False)
 
 
 @dataclass(frozen=True, slots=True)
 class BundleFlags:
     """Which bundle, and how it is shown."""
 
-    bundle: Annotated[str, bundle_argument()]
-    json: Annotated[bool, _JSON] = False
+    bundle: str = bundle_argument()
+    json: bool = setting("--json", "Write JSON.", False)
 
 
 @dataclass(frozen=True, slots=True)
 class ShowFlags:
     """Which bundle, and how it is shown."""
 
-    bundle: Annotated[str, bundle_argument()]
-    verify: Annotated[Check, verify_option()] = Check.CACHED
-    json: Annotated[bool, _JSON] = False
+    bundle: str = bundle_argument()
+    verify: Check = verify_option()
+    json: bool = setting("--json", "Write JSON.", False)
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveFlags:
     """Which bundle is deleted."""
 
-    bundle: Annotated[
-        str, typer.Argument(metavar="NAME", help="The id of the bundle.", show_default=False)
-    ]
-    yes: Annotated[bool, _YES] = False
+    bundle: str = argument("NAME", "The id of the bundle.", MISSING)
+    yes: bool = _yes()
 
 
 @dataclass(frozen=True, slots=True)
 class CleanFlags:
     """Whether anything is deleted."""
 
-    yes: Annotated[bool, _YES] = False
+    yes: bool = _yes()
 
 
 def models_list(how: JsonFlags, view: ViewFlags) -> int:

@@ -6,14 +6,12 @@ import importlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.manage import mebibytes
 from capt_local.cli.models.travel import examine, finished
-from capt_local.cli.options import ViewFlags, flag
+from capt_local.cli.options import ViewFlags, argument, flag
 from capt_local.config import Feature, read_site
 from capt_local.errors import ModelError, UsageError
 from capt_local.report.terminal import Screen
@@ -27,25 +25,15 @@ if TYPE_CHECKING:
 class PullFlags:
     """What is downloaded, and on which terms."""
 
-    recipe: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[RECIPE|FILE.toml]",
-            help="The name of a recipe, or one of your own; without, all are listed.",
-            show_default=False,
-        ),
-    ] = None
-    accept_licence: Annotated[
-        list[str] | None,
-        flag(
-            "--accept-licence NAME",
-            "Accepts a licence; once for each. Without, you are asked on a terminal.",
-        ),
-    ] = None
-    dry_run: Annotated[
-        bool, flag("--dry-run", "Asks the hub and tells what would be downloaded.")
-    ] = False
-    replace: Annotated[bool, flag("--replace", "Replace a bundle that is there already.")] = False
+    recipe: str | None = argument(
+        "[RECIPE|FILE.toml]", "The name of a recipe, or one of your own; without, all are listed."
+    )
+    accept_licence: list[str] | None = flag(
+        "--accept-licence NAME",
+        "Accepts a licence; once for each. Without, you are asked on a terminal.",
+    )
+    dry_run: bool = flag("--dry-run", "Asks the hub and tells what would be downloaded.", False)
+    replace: bool = flag("--replace", "Replace a bundle that is there already.", False)
 
 
 def models_pull(what: PullFlags, view: ViewFlags) -> int:

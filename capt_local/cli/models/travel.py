@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from capt_local.bundles.verify import Check
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.models.manage import bundle_argument, mebibytes, named, size_of
-from capt_local.cli.options import ViewFlags, flag
+from capt_local.cli.options import ViewFlags, argument, flag
 from capt_local.config import Feature, key_folders, read_site
 from capt_local.errors import ModelError, UsageError
 from capt_local.policy import signed, trusted
@@ -26,32 +24,33 @@ if TYPE_CHECKING:
 class ExportFlags:
     """Which bundle goes where."""
 
-    bundle: Annotated[str, bundle_argument()]
-    output: Annotated[Path, flag("-o --output NAME.capt", "The archive.")]
-    key: Annotated[Path | None, flag("--key NAME.key", "Signs with this private key.")] = None
-    unsigned: Annotated[
-        bool, flag("--unsigned", "Goes out without a signature; importing it needs a flag.")
-    ] = False
+    bundle: str = bundle_argument()
+    output: Path = flag("-o --output NAME.capt", "The archive.", MISSING)
+    key: Path | None = flag("--key NAME.key", "Signs with this private key.")
+    unsigned: bool = flag(
+        "--unsigned", "Goes out without a signature; importing it needs a flag.", False
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class ImportFlags:
     """What is accepted."""
 
-    path: Annotated[Path, typer.Argument(metavar="NAME.capt", help="What models export wrote.")]
-    key: Annotated[
-        Path | None,
-        flag("--key FILE.pub", "Trusts this public key for this import too."),
-        Feature.UNSIGNED,
-    ] = None
-    allow_unsigned: Annotated[
-        bool,
-        flag("--allow-unsigned", "Takes a bundle that nobody has signed."),
-        Feature.UNSIGNED,
-    ] = False
-    allow_older: Annotated[
-        bool, flag("--allow-older", "Takes a version that is not newer than the installed one.")
-    ] = False
+    path: Path = argument("NAME.capt", "What models export wrote.", MISSING)
+    key: Path | None = flag(
+        "--key FILE.pub",
+        "Trusts this public key for this import too.",
+        feature=Feature.UNSIGNED,
+    )
+    allow_unsigned: bool = flag(
+        "--allow-unsigned",
+        "Takes a bundle that nobody has signed.",
+        False,
+        feature=Feature.UNSIGNED,
+    )
+    allow_older: bool = flag(
+        "--allow-older", "Takes a version that is not newer than the installed one.", False
+    )
 
 
 def models_export(what: ExportFlags, view: ViewFlags) -> int:
@@ -174,23 +173,18 @@ def examine(bundle: Bundle, screen: Screen) -> None:
 class KeygenFlags:
     """Where the keys go."""
 
-    output: Annotated[Path, flag("-o --output NAME", "Writes NAME.key (0600) and NAME.pub.")]
+    output: Path = flag("-o --output NAME", "Writes NAME.key (0600) and NAME.pub.", MISSING)
 
 
 @dataclass(frozen=True, slots=True)
 class TrustFlags:
     """Which key is trusted, or no more."""
 
-    key: Annotated[
-        Path | None, typer.Argument(metavar="[FILE.pub]", help="A public key, as PEM.")
-    ] = None
-    remove: Annotated[
-        str | None,
-        flag(
-            "--remove NAME",
-            "Takes the trust in a key back: its name, or the beginning of its fingerprint.",
-        ),
-    ] = None
+    key: Path | None = argument("[FILE.pub]", "A public key, as PEM.")
+    remove: str | None = flag(
+        "--remove NAME",
+        "Takes the trust in a key back: its name, or the beginning of its fingerprint.",
+    )
 
 
 def models_keygen(what: KeygenFlags, view: ViewFlags) -> int:
