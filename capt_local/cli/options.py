@@ -62,7 +62,8 @@ def flag(
         show_envvar=False,
         **more,
     )
-    return dataclasses.field(default=default, metadata={"option": made, "feature": feature})
+    about = {"declared": made, "names": names, "feature": feature}
+    return dataclasses.field(default=default, metadata=about)
 
 
 def setting(usage: str, help: str, default: Any = None, **more: Any) -> Any:
@@ -75,13 +76,7 @@ def setting(usage: str, help: str, default: Any = None, **more: Any) -> Any:
 def argument(metavar: str, help: str, default: Any = None) -> Any:
     """A field of a group that is what stands without a flag; one without a default is required."""
     made = typer.Argument(metavar=metavar, help=help, show_default=False)
-    return dataclasses.field(default=default, metadata={"option": made, "feature": None})
-
-
-def option(*names: str, help: str, twin: str = "", metavar: str | None = None, **more: Any) -> Any:
-    """The declaration alone, for `Annotated`."""
-    usage = " ".join([*names, *([metavar] if metavar else [])])
-    return flag(usage, help, twin=f"CAPT_LOCAL_{twin}" if twin else None, **more)
+    return dataclasses.field(default=default, metadata={"declared": made, "names": []})
 
 
 def verify_option() -> Any:

@@ -21,7 +21,6 @@ from capt_local.cli.settings import (
     FILES,
     SettingsFiles,
     Verb,
-    declaration,
     groups_of,
     options_of,
     overruled,
@@ -140,12 +139,12 @@ def _flat(verb: Verb) -> Callable[..., Any]:
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
     for kind in groups_of(verb).values():
-        hints = get_type_hints(kind, include_extras=True)
+        hints = get_type_hints(kind)
         for field in dataclasses.fields(kind):
             # An argument without a default has to be given.
             missing = field.default is dataclasses.MISSING
             default = inspect.Parameter.empty if missing else field.default
-            declared: Any = Annotated[declaration(field, hints[field.name])[:2]]
+            declared: Any = Annotated[hints[field.name], field.metadata["declared"]]
             parameters.append(
                 inspect.Parameter(field.name, keyword, default=default, annotation=declared)
             )

@@ -156,7 +156,7 @@ def options_of(verb: Verb) -> dict[str, DeclaredOption]:
     """The options of a verb, by their key in a file; its arguments are left out."""
     found = {}
     for group in groups_of(verb).values():
-        hints = get_type_hints(group, include_extras=True)
+        hints = get_type_hints(group)
         for each in dataclasses.fields(group):
             if option := _declared(each, hints[each.name]):
                 found[option.key] = option
@@ -168,38 +168,24 @@ def verbs() -> Iterator[Verb]:
     return (function(name) for name, (module, _) in VERBS.items() if module)
 
 
-def declaration(field: dataclasses.Field[Any], hint: Any) -> tuple[Any, Any, Feature | None]:
-    """The type of a field, its declaration for Typer, and the feature that it is."""
-    kind, *more = (hint, field) if "option" in field.metadata else get_args(hint)
-    own = getattr(more[0], "metadata", {"option": more[0], "feature": None})
-    feature = next((each for each in more if isinstance(each, Feature)), own["feature"])
-    return kind, own["option"], feature
-
-
-def _declared(field: dataclasses.Field[Any], hint: Any) -> DeclaredOption | None:
-    kind, declared, feature = declaration(field, hint)
-    # In an annotation the first flag stands where Typer keeps the default elsewhere.
-    flags = [name for name in (declared.default, *(declared.param_decls or ())) if _is_flag(name)]
-    if not flags:
+def _declared(field: dataclasses.Field[Any], kind: Any) -> DeclaredOption | None:
+    declared, names = field.metadata["declared"], field.metadata["names"]
+    if not names:
         return None
     union = () if get_origin(kind) is list else get_args(kind)
     parts = [part for part in union if part is not NoneType] or [kind]
     several = get_origin(parts[0]) is list
     return DeclaredOption(
         name=field.name,
-        key=max((flag.partition("/")[0] for flag in flags), key=len).lstrip("-"),
+        key=max(names, key=len).lstrip("-"),
         variable=declared.envvar,
         kind=get_args(parts[0])[0] if several else parts[0],
         several=several,
         least=declared.min,
         most=declared.max,
         default=_default_text(field.default, declared.help or ""),
-        feature=feature,
+        feature=field.metadata["feature"],
     )
-
-
-def _is_flag(name: object) -> bool:
-    return isinstance(name, str) and name.startswith("-")
 
 
 def _default_text(default: Any, help: str) -> str:
