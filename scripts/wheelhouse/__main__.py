@@ -3,7 +3,7 @@
     scripts/build_wheelhouse.sh -o /media/stick/capt-local --key hospital.key --bundle our-trio
 
 It holds every wheel for this Python and this kind of machine, a requirements file with their
-hashes, the signed bundle, the public key, an installer that needs Python
+hashes, a bill of materials, the signed bundle, the public key, an installer that needs Python
 alone, and the digests of all of it. docs/airgap.md says how it is used. This Python has to have
 what capt-local needs (pip install .), but for --binding.
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from capt_local.errors import CaptError
+from scripts.wheelhouse.bill import bill_of_materials, check_library
 from scripts.wheelhouse.install import SUMS, fingerprint
 from scripts.wheelhouse.wheels import (
     NotBuilt,
@@ -60,6 +61,7 @@ def make(given: argparse.Namespace, stick: Path, scratch: Path) -> str:
     from capt_local.policy import signed
 
     # What can be wrong before the binding is built.
+    check_library()
     key, new = given.key or given.new_key, given.key is None
     if new and (not os.access(key.parent, os.W_OK) or _is_there(key, key.with_suffix(".pub"))):
         raise NotBuilt(f"{key} and its .pub are there already, or cannot be made.")
@@ -79,6 +81,9 @@ def make(given: argparse.Namespace, stick: Path, scratch: Path) -> str:
     pip("wheel", f"--wheel-dir={folder}", "--no-deps", "pip")
     wheels = read_wheels(folder)
     (stick / "requirements.txt").write_text(requirements(wheels), "utf-8")
+    flags = os.environ.get("CMAKE_ARGS", "")
+    bill = bill_of_materials(NAME, wheels, bundle, flags)
+    (stick / "sbom.cdx.json").write_text(bill, "utf-8")
     for name in ("install.sh", "install.py"):
         shutil.copyfile(HERE / name, stick / name)
     shutil.copyfile(PROJECT / "docs" / "airgap.md", stick / "README.md")
@@ -94,7 +99,7 @@ def make(given: argparse.Namespace, stick: Path, scratch: Path) -> str:
         # Wheels that were built here need a C library that is not older than the one here.
         "libc": list(platform.libc_ver()),
         "processor": [] if given.wheel else [name.lower() for name in cpu_features()],
-        "binding": {"wheel": wheel.name, "cmake_args": os.environ.get("CMAKE_ARGS", "")},
+        "binding": {"wheel": wheel.name, "cmake_args": flags},
         "next": "demo" if bundle.id == "demo" else f"chat -m {bundle.id}",
         "space": int(_SPACE * sum(wheel.unpacked for wheel in wheels)),
         "bundle": sealed,

@@ -143,11 +143,16 @@ def _read(path: Path) -> Wheel:
     about = inside[0].metadata
     return Wheel(
         path=path,
-        name=re.sub(r"[-_.]+", "-", about["Name"]).lower(),  # PEP 503
+        name=normalized(about["Name"]),
         version=about["Version"],
         sha256=sha256(path),
         unpacked=sum(each.size or 0 for each in inside[0].files or ()),
     )
+
+
+def normalized(name: str) -> str:
+    """The name of a package as the index has it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def sha256(path: Path) -> str:

@@ -1,12 +1,15 @@
-"""What makes a stick: flags of the binding, wheels; nothing is compiled."""
+"""What makes a stick: flags of the binding, wheels, the bill of materials; nothing is compiled."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from capt_local.bundles.sign import new_key
 from capt_local.errors import CaptError
@@ -14,12 +17,8 @@ from scripts.real_vocabularies import VERSION
 from scripts.wheelhouse import __main__ as script
 from scripts.wheelhouse import wheels as binding
 from scripts.wheelhouse.__main__ import PROJECT
-from scripts.wheelhouse.wheels import (
-    NotBuilt,
-    binding_wheel,
-    read_wheels,
-    requirements,
-)
+from scripts.wheelhouse.bill import bill_of_materials
+from scripts.wheelhouse.wheels import NotBuilt, binding_wheel, read_wheels, requirements
 from tests.bundles.travelling import make_bundle
 from tests.wheelhouse.stub import write_wheel
 
@@ -74,6 +73,42 @@ def test_what_a_wheel_says_of_itself(tmp_path: Path) -> None:
     (tmp_path / "odd-1.0-py3-none-any.whl").write_bytes(b"no wheel")
     with pytest.raises(NotBuilt, match="is no wheel"):
         read_wheels(tmp_path)
+
+
+LICENSED = """\
+Metadata-Version: 2.4
+Name: capt-local
+Version: 1.0+cpu
+License-Expression: MIT OR Apache-2.0
+Requires-Dist: Some_Thing>=1
+Requires-Dist: pip; python_version >= "3"
+Requires-Dist: other; python_version < "3"
+Requires-Dist: extra; extra == "more"
+"""
+
+
+def test_the_bill_of_materials(tmp_path: Path) -> None:
+    files = {"capt_local-1.0+cpu.dist-info/METADATA": LICENSED}
+    write_wheel(tmp_path, "capt-local", "1.0+cpu", files)
+    write_wheel(tmp_path, "some.thing", "1.2", {})
+    for name in ("pip", "llama-cpp-python"):
+        write_wheel(tmp_path, name, "1.0", {})
+    bundle = make_bundle(tmp_path / "bundle")
+    text = bill_of_materials("capt-local", read_wheels(tmp_path), bundle, "-DA=ON")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    whole = json.loads(text)
+    root = whole["metadata"]["component"]
+    assert root["purl"] == "pkg:pypi/capt-local@1.0%2Bcpu"
+    assert root["licenses"] == [{"expression": "MIT OR Apache-2.0"}]
+    found = {each["name"]: each for each in whole["components"]}
+    models = {f"{bundle.id}/{model.path.name}": model for model in bundle.models.values()}
+    assert set(found) == {"some-thing", "pip", "llama-cpp-python", *models}
+    assert found["llama-cpp-python"]["components"][0]["name"] == "llama.cpp"
+    for name, model in models.items():
+        assert found[name]["hashes"] == [{"alg": "SHA-256", "content": model.sha256}]
+    needs = {each["ref"]: each.get("dependsOn", []) for each in whole["dependencies"]}
+    own = [found[name]["bom-ref"] for name in ("pip", "some-thing")]
+    assert sorted(needs[root["bom-ref"]]) == sorted(own)
 
 
 # --- what is wrong is found before anything is compiled, and nothing is left of it

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from scripts.wheelhouse.__main__ import PROJECT
 from tests.wheelhouse.stub import needed, repack
@@ -123,3 +125,13 @@ def test_the_sums_and_their_signature_with_tools_of_the_system(built: Built) -> 
     files = [path for path in built.stick.rglob("*") if path.is_file()]
     there = {path.relative_to(built.stick).as_posix() for path in files}
     assert there - named == {"SHA256SUMS", "SHA256SUMS.sig"} and not named - there
+
+
+def test_the_bill_of_materials(built: Built) -> None:
+    text = (built.stick / "sbom.cdx.json").read_text("utf-8")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    found = {each["name"]: each for each in json.loads(text)["components"]}
+    assert needed(NEEDS) <= set(found)
+    target = "demo/SmolLM2-135M-Instruct.Q4_1.gguf"  # a file of a package
+    assert {target, "demo/expert.gguf", "demo/base.gguf", "pip"} <= set(found)
+    assert all(each["licenses"] for each in found.values()), "a licence is not stated"
