@@ -48,6 +48,8 @@ class Request:
             alone as interrupted.
         group: of requests with the same prompt, one behind the other: the prompt is read once. What
             else runs at the same time makes no difference to them either. None: of no group.
+        owner: with `reuse`, only what requests of the same owner have left is gone on with: how
+            much is read anew, and how soon, would tell others how an owner's text began.
     """
 
     prompt: str | Sequence[Message]
@@ -56,6 +58,7 @@ class Request:
     on_step: Callable[[Generation, Step], None] | None = None
     cancel: Callable[[], bool] | None = None
     group: object = None
+    owner: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +397,7 @@ class BatchScheduler:
         self._cancel = cancel or (lambda: False)
         self._kept = [self._new_caches(place) for place in range(slots)] if reuse else []
         self._memories = [Memory() for _ in self._kept]
+        self._owners: list[object] = [None] * slots  # whose text is at each place
         self._group: _PromptOfGroup | None = None
         # Places in the order in which they were last used.
         self._oldest = deque(range(slots))
@@ -456,7 +460,7 @@ class BatchScheduler:
             earlier = self._group
         memory = earlier.memory if earlier else None if request.group is None else Memory()
         if self._kept:
-            place = self._best_place(prompts, options)
+            place = self._best_place(prompts, options, request.owner)
             memory = self._memories[place]
             builder = self._builder.with_caches(self._kept[place])
             ensemble = builder.build(stepwise)
@@ -480,7 +484,9 @@ class BatchScheduler:
     def _new_caches(self, place: int) -> dict[str, LogitsCache]:
         return {role: LogitsCache(role, slots[place]) for role, slots in self._slots.items()}
 
-    def _best_place(self, prompts: Mapping[str, Prompt], options: GenerateOptions) -> int:
+    def _best_place(
+        self, prompts: Mapping[str, Prompt], options: GenerateOptions, owner: object
+    ) -> int:
         """Moves the request to where most of its prompt has been read; takes over what others have.
 
         Where nobody has read any, that is the place whose text is the oldest.
@@ -489,6 +495,8 @@ class BatchScheduler:
 
         def shared(place: int) -> int:
             caches = self._kept[place]
+            if self._owners[place] != owner:
+                return 0
             return sum(
                 common_length(caches[role].tokens, own)
                 for role, own in tokens.items()
@@ -500,6 +508,10 @@ class BatchScheduler:
             return max(free, key=lambda place: (shared(place), -self._oldest.index(place)))
 
         place = self._turns.move(best)
+        if self._owners[place] != owner:
+            self._owners[place], self._memories[place] = owner, Memory()
+            for cache in self._kept[place].values():
+                cache.clear()
         for role in tokens:
             self._kept[place][role].set_adapter_scales(options.scales_of(role))
         self._oldest.remove(place)

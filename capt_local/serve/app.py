@@ -59,6 +59,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 _Event = tuple[Generation | None, Step | None, CaptError | None]
 _PATIENCE = 10.0  # seconds after which a stream begins though no token is there
 _LARGEST_NOTE = 4 << 20
+# Characters that a token has on average in no text that means anything.
+_MOST_A_TOKEN = 32
 _MOST_DOCUMENTS = 3  # at once: each may take a minute and 1 GiB
 # Methods that need tables of both vocabularies which no other method needs.
 _ONE_VOCABULARY = (Method.PROXY_TUNING, Method.CONTRASTIVE)
@@ -106,7 +108,9 @@ class _Answers:
             Writer(completion, 0 if completion.best else index)
             for index in range(len(completion.options))
         ]
+        self._owner = request.headers.get("authorization", "")
         self._best: BestOf | None = None
+        self._ranking: asyncio.Future[BestOf] | None = None
         self._ready: Iterator[JsonObject] = iter(())  # chunks of the best answer
         self._events: asyncio.Queue[tuple[int, _Event] | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -119,7 +123,7 @@ class _Answers:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
-        return Job(self.completion.prompt, options, not self.completion.chat, sink)
+        return Job(self.completion.prompt, options, not self.completion.chat, sink, self._owner)
 
     def begin(self) -> None:
         """Queues the jobs. Raises ApiError: the queue is full."""
@@ -148,7 +152,10 @@ class _Answers:
             while self._open:
                 await self._chunk()
             if self._best is None:
-                self._best = await asyncio.wrap_future(self._service.engine.call(self._rank))
+                if self._ranking is None:
+                    call = self._service.engine.call(self._rank)
+                    self._ranking = asyncio.wrap_future(call)
+                self._best = await asyncio.shield(self._ranking)  # for as long as it takes
                 self._ready = self._drawn[0].chunks()
         return next(self._ready, None)
 
@@ -244,6 +251,7 @@ class Service:
         self._reports = reports
         self._documents = 0  # that are being read
         runtime, package = engine.runtime, resources.files("capt_local")
+        self._most = _MOST_A_TOKEN * max(each.context_limit for each in runtime.models.values())
         about = {
             "version": __version__,
             "bundle": runtime.bundle.id,
@@ -285,9 +293,18 @@ class Service:
             if len(scales) != len(adapters.get(role, ())):
                 raise invalid("adapter_scales has a scale for each adapter of a model.", "capt")
 
+    async def _asked(self, request: Request, *, chat: bool) -> Completion:
+        """What a request asks for; refuses a text whose tokens alone would hold up all others."""
+        found = await asyncio.to_thread(self._read, await request.body(), chat=chat)
+        prompt = found.prompt
+        size = len(prompt) if isinstance(prompt, str) else sum(len(one.content) for one in prompt)
+        if size > self._most:
+            told = f"The text has {size:,} characters; the contexts never hold {self._most:,}."
+            raise ApiError(400, told, "context_length_exceeded", "messages")
+        return found
+
     async def _complete(self, request: Request, *, chat: bool) -> Response:
-        data = await request.body()
-        completion = await asyncio.to_thread(self._read, data, chat=chat)
+        completion = await self._asked(request, chat=chat)
         answers = _Answers(self, completion, request)
         answers.begin()
         first: JsonObject | None = {}
@@ -325,8 +342,7 @@ class Service:
 
     async def _count(self, request: Request) -> Response:
         """Tokens that a conversation takes in each model."""
-        data, runtime = await request.body(), self.engine.runtime
-        prompt = (await asyncio.to_thread(self._read, data, chat=True)).prompt
+        prompt, runtime = (await self._asked(request, chat=True)).prompt, self.engine.runtime
         found = await asyncio.wrap_future(self.engine.call(lambda: runtime.count(prompt)))
         counts = {role: {"tokens": size, "limit": most} for role, (size, most) in found.items()}
         return json_response(counts)

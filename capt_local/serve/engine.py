@@ -43,6 +43,7 @@ class Job:
     Attributes:
         prompt, options, raw: see `batching.Request`.
         sink: called in the engine's thread with each token, then once with the end.
+        owner: see `batching.Request`.
         cancelled: ends it before its next step; any thread may set it.
     """
 
@@ -50,6 +51,7 @@ class Job:
     options: GenerateOptions
     raw: bool
     sink: Sink
+    owner: str = ""
     cancelled: bool = False
 
 
@@ -189,11 +191,15 @@ class Engine:
             job.sink(generation, step, None)
             self._answer_calls()
 
-        return Request(job.prompt, job.options, job.raw, on_step, lambda: job.cancelled)
+        return Request(
+            job.prompt, job.options, job.raw, on_step, lambda: job.cancelled, owner=job.owner
+        )
 
     def _answer_calls(self) -> None:
         while not self._calls.empty():
             function, found = self._calls.get()
+            if not found.set_running_or_notify_cancel():
+                continue  # nobody waits for it any more
             try:
                 found.set_result(function())
             except BaseException as error:

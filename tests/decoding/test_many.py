@@ -341,6 +341,22 @@ def test_what_was_read_before_is_not_read_again(mixed: bool) -> None:
                 assert read[role] >= whole[role]
 
 
+def test_nothing_is_reused_that_another_owner_has_left() -> None:
+    """How much of a guess is not read anew would tell how the text of somebody else began."""
+    desk, note = Desk(2), "abc the card a cardiac the ab card " * 5
+    owners = ["one", "two", "one", "three", "two"]
+    asks = [Request(note + "abc", PLAIN, owner=owner) for owner in owners]
+    found = {each.index: each for each in desk.answers(asks, reuse=True)}
+    as_alone(found, asks)
+    anew = []
+    for index in range(len(asks)):
+        made = found[index].generation
+        assert made is not None
+        read, whole = made.prompt_decoded, made.prompt_tokens
+        anew.append(all(read[role] >= whole[role] for role in whole))
+    assert anew[:2] == [True, True] and not anew[2] and anew[3]
+
+
 def test_others_go_on_while_a_long_prompt_is_read() -> None:
     desk, order = Desk(2), list[str]()
     fixed = dataclasses.replace(PLAIN, combine=CombineOptions(alphas=(0.5,)))

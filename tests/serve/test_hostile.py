@@ -14,11 +14,15 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import httpx2
 import openai
 import pytest
 
+from capt_local.decoding.batching import RequestResult
+from capt_local.decoding.options import GenerateOptions
+from capt_local.serve.engine import Engine
 from tests.serve.conftest import CANARY, Running, Starts
 
 ASK = {"messages": [{"role": "user", "content": f"{CANARY}: what is asthma?"}]}
@@ -80,6 +84,43 @@ def test_what_is_too_large_is_refused_at_once(server: Running) -> None:
     chunk = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
     assert post(server, chunk * 9, "Transfer-Encoding: chunked")[9:12] in (b"413", b"")
     assert b" 400 " in post(server, b"", f"X-Large: {'x' * 200_000}")
+
+
+def test_a_text_that_never_fits_is_not_even_counted(server: Running) -> None:
+    body = json.dumps({"messages": [{"role": "user", "content": "word " * 200_000}]}).encode()
+    for path in ("/v1/chat/completions", "/count"):
+        answer = post(server, body, f"Content-Length: {len(body)}", path=path)
+        error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+        assert error["code"] == "context_length_exceeded" and "1,000,000" in error["message"]
+
+
+def test_a_call_that_nobody_waits_for_ends_no_answers() -> None:
+    class Idle:
+        models: ClassVar[dict[str, object]] = {}
+
+        def generate_many(self, requests: Any, **_: object) -> Any:
+            for index, _request in enumerate(filter(None, requests)):
+                yield RequestResult(index, None, (), None)
+
+        def forget(self) -> None:
+            pass
+
+    told, begun, gate = list[str](), threading.Event(), threading.Event()
+    engine = Engine(
+        cast(Any, Idle()), GenerateOptions(), parallel=1, waiting=1, forget_after=60,
+        report=told.append,
+    )  # fmt: skip
+    engine.start()
+    try:
+        runs = engine.call(lambda: (begun.set(), gate.wait(10)))
+        assert begun.wait(10)
+        waits = engine.call(list)
+        assert waits.cancel() and not runs.cancel()
+        gate.set()
+        assert engine.call(lambda: 7).result(10) == 7
+    finally:
+        engine.stop()
+    assert not told
 
 
 def test_what_is_not_http_is_refused(server: Running) -> None:
