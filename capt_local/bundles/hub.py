@@ -9,6 +9,7 @@ Nothing that a server says is repeated; each file's SHA-256 is computed from wha
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -237,6 +238,19 @@ def download(
     return put
 
 
+class _AtMost(io.BufferedRandom):
+    """A file that takes as many bytes as the hub has said and no more: a disk is not for it."""
+
+    def __init__(self, handle: int, most: int) -> None:
+        super().__init__(io.FileIO(handle, "r+"))
+        self._most = most
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > self._most:
+            raise ValueError("the hub sends more than it said")
+        return super().write(data)
+
+
 def _fetch(file: ModelFile, folder: Path) -> Path:
     """Downloads a file to below a folder, going on behind what is there."""
     from huggingface_hub import hf_hub_url
@@ -249,7 +263,7 @@ def _fetch(file: ModelFile, folder: Path) -> Path:
     with _explained(f"{repository}: {path}"):
         make_private_folder(folder)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        with open(os.open(place, flags, 0o600), "r+b") as stream:
+        with _AtMost(os.open(place, flags, 0o600), file.size) as stream:
             there = stream.seek(0, os.SEEK_END)
             if there < file.size:
                 http_get(
@@ -270,7 +284,8 @@ def _token() -> str | bool:
     # Xet is a client of its own, with a cache outside the folder of the download.
     constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_TELEMETRY = True
     huggingface_hub.logging.set_verbosity(100)  # its warnings repeat what a server says
-    if not constants.ENDPOINT.startswith(("https://", "http://127.0.0.1:")):
+    # Not http://127.0.0.1:x@elsewhere, which begins like this machine.
+    if not re.match(r"https://|http://127\.0\.0\.1:[0-9]+(/|$)", constants.ENDPOINT):
         raise UsageError("HF_ENDPOINT must begin with https://.")
     return os.environ.get("HF_TOKEN") or False
 

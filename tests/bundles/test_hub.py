@@ -116,6 +116,13 @@ def test_another_content_is_deleted(server: HubServer, recipe: str) -> None:
     assert [len(server.fetches(role)) for role in ROLES] == [1, 1, 2]
 
 
+def test_no_more_is_written_than_the_hub_has_said(server: HubServer, recipe: str) -> None:
+    server.sent["target"] = server.files["target"] + b"x" * 5_000_000
+    assert "download failed" in refused(recipe)
+    [left] = (store.staging_folder() / "trio.download").rglob("target*")
+    assert left.stat().st_size <= SIZES["target"]
+
+
 def test_after_a_cut_the_same_command_goes_on(server: HubServer, recipe: str) -> None:
     server.cut["target"] = 2_000_000
     assert "same command again" in refused(recipe)
@@ -181,7 +188,11 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
 
 @pytest.mark.parametrize(
     ("name", "value", "told"),
-    [("ENDPOINT", "http://10.0.0.1", "https"), ("HF_HUB_OFFLINE", True, "HF_HUB_OFFLINE is set")],
+    [
+        ("ENDPOINT", "http://10.0.0.1", "https"),
+        ("ENDPOINT", "http://127.0.0.1:x@10.0.0.1", "https"),
+        ("HF_HUB_OFFLINE", True, "HF_HUB_OFFLINE is set"),
+    ],
 )
 def test_an_environment_without_a_hub(
     server: HubServer, recipe: str, name: str, value: object, told: str,
