@@ -281,6 +281,16 @@ def test_a_note_that_does_not_fit_is_refused_with_the_counts(opens: Opens) -> No
     page.locator("#counts .over").nth(2).wait_for()
 
 
+def test_two_browsers_at_once(opens: Opens) -> None:
+    pages = [ready(opens()) for _ in range(2)]
+    for number, page in enumerate(pages):
+        page.fill("#note", f"Patient {number}. {NOTE}")
+        page.click("#write")
+    for page in pages:
+        page.wait_for_selector("#stop", state="hidden", **WAIT)
+        assert text(page, "#strip") and page.locator("#problem").is_hidden()
+
+
 def test_without_its_key_the_page_asks_for_it(opens: Opens, server: Running) -> None:
     page = opens(server.url + "/")
     page.wait_for_selector("#gate[open]")
