@@ -297,9 +297,10 @@ class Service:
         """What a request asks for; refuses a text whose tokens alone would hold up all others."""
         found = await asyncio.to_thread(self._read, await request.body(), chat=chat)
         prompt = found.prompt
-        size = len(prompt) if isinstance(prompt, str) else sum(len(one.content) for one in prompt)
-        if size > self._most:
-            told = f"The text has {size:,} characters; the contexts never hold {self._most:,}."
+        texts = [prompt] if isinstance(prompt, str) else [one.content for one in prompt]
+        size, turns = sum(map(len, texts)), len(texts)
+        if size + turns * _MOST_A_TOKEN > self._most:  # a turn has a token at least
+            told = f"{size:,} characters in {turns:,} messages never fit into the contexts."
             raise ApiError(400, told, "context_length_exceeded", "messages")
         return found
 
