@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from capt_local.serve.tasks import Task
 
 _SHORTEST_KEY, _FORGET_AFTER, _WAITING = 16, 10.0, 32  # characters, minutes, requests
+_FEWEST_CHARACTERS = 8  # different ones in a key
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +147,13 @@ def _keys(where: ServeFlags) -> tuple[str, ...]:
     if os.name == "posix" and os.stat(path).st_mode & 0o077:
         raise UsageError("The file of --api-key-file can be read by others: chmod 600 it.")
     found = tuple(line.strip() for line in lines if line.strip())
-    if not found or any(len(key) < _SHORTEST_KEY or not key.isascii() for key in found):
-        told = f"needs keys of at least {_SHORTEST_KEY} plain characters, one a line."
-        raise UsageError(f"The file of --api-key-file {told}")
+    # /proof answers whoever asks, so that keys of few characters could be guessed at leisure.
+    plain = all(key.isascii() and len(key) >= _SHORTEST_KEY for key in found)
+    if not found or not plain or any(len(set(key)) < _FEWEST_CHARACTERS for key in found):
+        raise UsageError(
+            f"The file of --api-key-file needs keys of at least {_SHORTEST_KEY} random plain "
+            "characters, one a line, such as `openssl rand -base64 24` makes."
+        )
     return found
 
 

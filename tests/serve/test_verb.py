@@ -55,6 +55,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
         (["--host", "notes.example", "--api-key-file", "KEYS"], "--tls-cert"),
         (["--tls-cert", "x"], "go together"),
         (["--api-key-file", "SHORT"], "at least 16"),
+        (["--api-key-file", "PLAIN"], "random"),
         (["--api-key-file", "OPEN"], "chmod 600"),
         (["--tasks", "nowhere"], "no folder"),
     ],
@@ -63,7 +64,10 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 def test_what_cannot_be_is_said_before_a_model_is_loaded(
     flags: list[str], problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    texts = {"KEYS": (KEY, 0o600), "SHORT": ("short", 0o600), "OPEN": (KEY, 0o644)}
+    texts = {"KEYS": (KEY, 0o600), "SHORT": ("short", 0o600)} | {
+        "PLAIN": ("A" * 20, 0o600),
+        "OPEN": (KEY, 0o644),
+    }
     given = [str(key_file(tmp_path, *texts[flag])) if flag in texts else flag for flag in flags]
     assert app.run(["serve", *given]) == 2
     assert problem in capsys.readouterr().err
