@@ -20,6 +20,8 @@ import datetime
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
+import numpy as np
+
 from capt_local.bundles.manifest import ModelFile
 from capt_local.errors import CaptError, ModelError, UnspellableText, UsageError
 from capt_local.prompting.markers import find_markers, find_turn_ends, mentions_reasoning
@@ -129,7 +131,7 @@ class _Segments:
                 )
         # The last look at what the text became: a forged turn must never reach a model.
         kinds = self._tokenizer.vocabulary.kinds
-        if any(kinds[token] == TokenKind.CONTROL for token in tokens):
+        if (kinds[np.asarray(tokens, dtype=np.intp)] == TokenKind.CONTROL).any():
             raise ModelError(
                 f"The tokenizer of the {self._role} makes control tokens out of text; this model "
                 "cannot be used with text that is not trusted."
