@@ -13,8 +13,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 LARGEST_SCHEMA = 1 << 16  # bytes
 DEEPEST = 32
+# Keywords that are looked at for one answer: references to references may double without end.
+_MOST_WORK = 50_000
 # Annotations: they say nothing about the form of an instance.
 _ANNOTATIONS = {"title", "description", "$comment", "$schema", "$id", "examples", "default",
                 "deprecated", "readOnly", "writeOnly", "$anchor"}  # fmt: skip
@@ -56,7 +61,7 @@ _KNOWN = _VALUES | _SCHEMA | _SCHEMAS | _NAMED_SCHEMAS | _REFUSED
 _LAYOUT = {
     "whitespace_pattern": " ?",
     "json_allowed_escapes": '"\\bfnrt',
-    "coerce_one_of": True,  # whether the cases of a oneOf overlap is not looked at
+    "coerce_one_of": True,  # as anyOf; that two cases hold is seen at the end
 }
 # The beginnings of llguidance's errors, which quote the schema, and what is said instead.
 _REASONS = (
@@ -120,7 +125,7 @@ def constraint_for(structure: Structure, model: Model, lead: bytes) -> Constrain
 
 
 class _Refused(Exception):
-    """Why llguidance does not take a schema, in words that quote nothing of it."""
+    """Why a schema cannot be used, in words that quote nothing of it."""
 
 
 class SchemaConstraint:
@@ -135,7 +140,7 @@ class SchemaConstraint:
         if not len(vocabulary.end_ids):
             raise ModelError("The model has no token that ends an answer.")
         self._vocabulary = vocabulary
-        found = json.loads(schema)
+        self._schema, found = schema, json.loads(schema)
         self._lead = lead
         self._text = b""
         front = f"{json.dumps(lead.decode())}? " if lead else ""
@@ -150,6 +155,7 @@ class SchemaConstraint:
             log_level=0,
         )
         self._mask: BoolArray | None = None
+        self._complete: bool | None = None
         self._numbers = _NumberLimit(vocabulary)
         if self._matcher.is_error():
             error = self._matcher.get_error()
@@ -161,13 +167,10 @@ class SchemaConstraint:
     @property
     def complete(self) -> bool:
         """Whether the answer is an instance of the schema."""
-        if not self._matcher.is_accepting():
-            return False
-        try:
-            parse_json(self._text.removeprefix(self._lead))
-        except NotReadable:  # a free member may have the name of another
-            return False
-        return True
+        if self._complete is None:
+            text = self._text.removeprefix(self._lead)
+            self._complete = self._matcher.is_accepting() and _is_instance(text, self._schema)
+        return self._complete
 
     def allowed(self, tokens: Sequence[int] | IntArray) -> BoolArray:
         """Which of these tokens may come next, shape (n,)."""
@@ -187,7 +190,7 @@ class SchemaConstraint:
         self._check()
         self._text += self._vocabulary.piece(token)
         self._numbers.accept(self._vocabulary.piece(token))
-        self._mask = None
+        self._mask = self._complete = None
 
     def _all_allowed(self) -> BoolArray:
         if self._mask is None:
@@ -210,6 +213,90 @@ class SchemaConstraint:
             )
 
 
+def _is_instance(text: bytes, schema: str) -> bool:
+    """Whether a text is JSON and, by jsonschema, an instance of a schema; False if it takes long.
+
+    A grammar cannot see that two cases of a oneOf hold, or that a name stands twice in an object.
+    Patterns and formats are matched by llguidance: Python's own can take exponential time.
+    """
+    from jsonschema import Draft202012Validator, ValidationError
+    from jsonschema.validators import extend
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
+    own, work = Draft202012Validator.VALIDATORS, count()
+
+    def bounded(check: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            if next(work) >= _MOST_WORK:
+                raise _Refused
+            return check(*arguments)
+
+        return run
+
+    def matching(keyword: str) -> Callable[..., Any]:
+        def check(_: Any, rule: str, value: Any, schema: Any) -> Iterator[Any]:
+            if isinstance(value, str) and not _matches(keyword, rule, value):
+                yield ValidationError("")
+
+        return check
+
+    def named(validator: Any, patterns: Any, value: Any, schema: Any) -> Iterator[Any]:
+        for pattern, inner in patterns.items():
+            names = [name for name in _names(value) if _matches("pattern", pattern, name)]
+            yield from own["properties"](validator, dict.fromkeys(names, inner), value, schema)
+
+    def others(validator: Any, inner: Any, value: Any, schema: Any) -> Iterator[Any]:
+        known = dict.fromkeys(schema.get("properties", ()))
+        for pattern in schema.get("patternProperties", ()):
+            known |= {name: None for name in _names(value) if _matches("pattern", pattern, name)}
+        yield from own["additionalProperties"](validator, inner, value, {"properties": known})
+
+    checks = {**own, "pattern": matching("pattern"), "format": matching("format"),
+              "patternProperties": named, "additionalProperties": others}  # fmt: skip
+    checks = {name: bounded(check) for name, check in checks.items()}
+    kind = extend(Draft202012Validator, checks)  # type: ignore[no-untyped-call]
+    try:
+        parse_json(text)
+        form, value = (json.loads(each, parse_float=_exact) for each in (schema, text))
+        # With a registry of its own, nothing is ever fetched for a reference.
+        return bool(kind(form, registry=Registry()).is_valid(value))
+    except (NotReadable, Unresolvable, RecursionError, _Refused):
+        return False
+
+
+def _names(value: object) -> Iterable[str]:
+    return value if isinstance(value, dict) else ()
+
+
+def _exact(number: str) -> Fraction | int:
+    """A number of JSON, so that 0.3 is a multiple of 0.1, and 1.0 an integer."""
+    found = Fraction(number)
+    return found.numerator if found.denominator == 1 else found
+
+
+def _matches(keyword: str, rule: str, text: str) -> bool:
+    """Whether a text has a pattern or a format, in a time that its length bounds."""
+    matcher = _automaton(keyword, rule).deep_copy()
+    data = json.dumps(text, ensure_ascii=False).encode()
+    whole = matcher.try_consume_tokens(list(data)) == len(data) and matcher.is_accepting()
+    if matcher.is_error():
+        raise _Refused
+    return whole
+
+
+@lru_cache(64)
+def _automaton(keyword: str, rule: str) -> LLMatcher:
+    from llguidance import LLMatcher, LLParserLimits
+
+    form = LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", keyword: rule}))
+    limits = LLParserLimits(verbose_errors=False)
+    matcher = LLMatcher(_tokenizer(_BYTES), form, limits=limits, log_level=0)
+    if matcher.is_error():
+        raise _Refused
+    return matcher
+
+
 def structure_problem(answer: Mapping[str, Any]) -> str:
     """Why an answer has not the form that was requested; empty where it has, or none was.
 
@@ -220,7 +307,7 @@ def structure_problem(answer: Mapping[str, Any]) -> str:
         return ""
     if answer["choices"][0]["finish_reason"] == "length":
         return "The answer reached its largest length before its form was complete."
-    return "The answer is not complete, or has a name twice in an object."
+    return "The answer is not complete, or no instance of its schema."
 
 
 class _NumberLimit:

@@ -334,7 +334,7 @@ def warnings(answer: Answer, more: Advice = FLAGS) -> list[str]:
         lines.append("an error ended the answer, so it is incomplete.")
     if answer.structured is False:
         lines.append(
-            "the answer ends before its form (schema or grammar) is complete, so it is not valid."
+            "the answer is not complete, or no instance of its schema, so it is not valid."
         )
     if answer.thought_tokens and not answer.steps:
         lines.append("the model was still reasoning when the answer ended.")

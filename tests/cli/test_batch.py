@@ -167,6 +167,23 @@ def test_an_answer_that_breaks_off_is_not_of_its_schema(tmp_path: Path) -> None:
     assert line["response"]["body"]["choices"][0]["finish_reason"] == "length"
 
 
+def test_an_answer_of_two_cases_of_a_oneof_is_not_of_its_schema(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(f'{{"oneOf": [{{"const": "{CANARY}"}}, {{"enum": ["{CANARY}"]}}]}}')
+    place = written(tmp_path / "in.jsonl", [{"id": "a", "prompt": "Yes or no?"}])
+    form = ["--json-schema", str(schema), "-n", "30"]
+    assert run(["batch", place, *QUICK, *form, "-o", str(tmp_path / "out.jsonl")]) == 6
+    (line,) = results(tmp_path / "out.jsonl")
+    assert line["error"]["code"] == "invalid_structure" and CANARY not in str(line["error"])
+    assert line["response"]["body"]["choices"][0]["finish_reason"] == "stop"
+    capfd.readouterr()
+    assert run(["generate", "-p", "Yes or no?", *QUICK, *form]) == 6
+    out, err = capfd.readouterr()
+    assert json.loads(out) == CANARY and "no instance of its schema, so it is not valid" in err
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "capt_local", *arguments]
 

@@ -227,6 +227,60 @@ def test_whatever_is_allowed_becomes_an_instance(seed: int, place: int) -> None:
         assert made.complete
 
 
+DOUBLING = {f"a{n}": {"oneOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(40)}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "instance"),
+    [
+        ({"oneOf": [{"type": "integer"}, {"type": "number", "minimum": 5}]}, "3", True),
+        ({"oneOf": [{"type": "integer"}, {"type": "number", "minimum": 5}]}, "7", False),
+        ({"type": "array", "items": {"oneOf": [{"type": "string"}, {"const": "a"}]}}, '["a"]',
+         False),
+        ({"oneOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "time"}]},
+         '"2026-02-28"', True),
+        ({"type": "number", "multipleOf": 0.1}, "0.3", True),
+        ({"type": "object", "additionalProperties": {"type": "integer"}}, '{"a":1,"a":2}', False),
+        ({"$ref": "#/$defs/a0", "$defs": {**DOUBLING, "a40": {"type": "integer"}}}, "5", False),
+    ],
+    ids=["one case", "two", "two inside", "formats", "tenths", "a name twice", "without an end"],
+)  # fmt: skip
+def test_what_the_grammar_cannot_see_is_seen_at_the_end(
+    schema: dict[str, Any], text: str, instance: bool
+) -> None:
+    assert takes(schema, text) == instance
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"pattern": "b."}, '"abc"'),
+        ({"pattern": "^b"}, '"ab"'),
+        ({"pattern": "^ü\\t$"}, '"ü\\t"'),
+        ({"patternProperties": {"^x": {"type": "string"}}}, '{"y":1,"x1":2}'),
+        ({"patternProperties": {"^x": {}}, "additionalProperties": False}, '{"x":1}'),
+        ({"patternProperties": {"^x": {}}, "additionalProperties": False}, '{"y":1}'),
+        ({"properties": {"y": {}}, "additionalProperties": {"type": "null"}}, '{"y":1}'),
+        ({"properties": {"y": {}}, "additionalProperties": {"type": "null"}}, '{"z":1}'),
+        ({"type": "integer"}, "1.0"),
+        ({"type": "integer"}, "1.5"),
+        ({"type": "integer", "maximum": 9007199254740992}, "9007199254740993"),
+        ({"const": 0.1}, "0.1"),
+        ({"pattern": "^(a+)+$"}, json.dumps("a" * 60 + "b")),  # years with Python's patterns
+        ({"patternProperties": {"^(a+)+$": False}}, json.dumps({"a" * 60 + "b": 1})),
+    ],
+)
+def test_the_cases_of_a_oneof_mean_what_they_mean_elsewhere(
+    schema: dict[str, Any], text: str
+) -> None:
+    """An instance of a case is one of everything, too: two cases hold."""
+    if "a+" in json.dumps(schema):
+        valid = "pattern" not in schema
+    else:
+        valid = jsonschema.Draft202012Validator(schema).is_valid(json.loads(text))
+    assert takes({"oneOf": [schema, {}]}, text) == (not valid)
+
+
 def test_numbers_do_not_go_on_for_ever() -> None:
     schema = {"type": "array", "items": {"type": ["number", "string"]}}
     most = "1" * 16
