@@ -1,18 +1,22 @@
-"""Which weights answer best: greedy answers to a task under several settings, judged by figures.
+"""Which weights answer best: answers to a task under several settings, judged by figures.
 
     python -m scripts.measure_answers TASK.jsonl BUNDLE OUT SETTING... [--limit 50] [-n 64]
 
 A SETTING is `target`, `expert`, a fixed alpha such as `0.5`, `default` (what the program takes for
 turns), or alphas that the evidence of the prompt chooses among, with the target, such as
-`0.25/0.5`. Answers are kept in OUT, one file a setting, and are not made again. Printed for each:
-ROUGE-1, 2 and L, answers that end by themselves, the share of repeated four-word sequences, and
-numbers in answers that the input lacks; then ROUGE-L minus that of the first setting, with a paired
-95 % interval. Needs the extra "eval". Choose on validation files, confirm on test files.
+`0.25/0.5`; greedy. With `*8@0.7` behind it, eight answers are drawn at that temperature (1 where
+none is given), and the one with the fewest facts that the input lacks counts.
+
+Answers are kept in OUT, one file a setting, and are not made again. Printed for each: ROUGE-1, 2
+and L, answers that end by themselves, the share of repeated four-word sequences, and numbers in
+answers that the input lacks; then ROUGE-L minus that of the first setting, with a paired 95 %
+interval. Needs the extra "eval". Choose on validation files, confirm on test files.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -22,10 +26,14 @@ import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import bootstrap
 
-from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
+from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime, SampleOptions
+from capt_local.documents import Document
+from capt_local.grounding import missing_from
+from capt_local.rerank.candidates import best_of
 
 Table = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_IN_NAMES = str.maketrans("/*", "+x")
 _ROUGES = ("rouge1", "rouge2", "rougeL")
 
 
@@ -51,18 +59,30 @@ def repeated(text: str) -> float:
 
 
 def answers(
-    runtime: Runtime, items: list[dict[str, Any]], options: GenerateOptions, path: Path
+    runtime: Runtime, items: list[dict[str, Any]], setting: str, tokens: int, path: Path
 ) -> list[dict[str, Any]]:
     """The answer to each item; those that the file holds are not made again."""
+    weights, _, drawn = setting.partition("*")
+    number, _, temperature = drawn.partition("@")
+    options = options_of(weights, tokens)
+    if drawn:
+        sample = SampleOptions(temperature=float(temperature or 1))
+        options = dataclasses.replace(options, sample=sample)
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     found = {line["id"]: line for line in map(json.loads, lines)}
     with path.open("a", encoding="utf-8") as file:
         for item in items:
             if item["id"] in found:
                 continue
-            generation = runtime.generate(f"{item['instruction']}\n\n{item['input']}", options)
-            for _ in generation:
-                pass
+            prompt = f"{item['instruction']}\n\n{item['input']}"
+            if drawn:
+                unsupported = missing_from(Document(item["input"]))
+                best = best_of(runtime, prompt, options, int(number), unsupported=unsupported)
+                generation = best.candidates[0].generation
+            else:
+                generation = runtime.generate(prompt, options)
+                for _ in generation:
+                    pass
             made = {"id": item["id"], "text": generation.text, "finish": str(generation.finish)}
             file.write(json.dumps(made) + "\n")
             file.flush()
@@ -114,8 +134,8 @@ def main() -> None:
     with Runtime.open(given.bundle, load=LoadOptions(threads=given.t, context=given.c)) as runtime:
         first = None
         for setting in given.settings:
-            path = given.out / f"{given.task.stem}.{setting.replace('/', '+')}.jsonl"
-            made = answers(runtime, items, options_of(setting, given.n), path)
+            path = given.out / f"{given.task.stem}.{setting.translate(_IN_NAMES)}.jsonl"
+            made = answers(runtime, items, setting, given.n, path)
             rouges = rouge(items, made)
             line = f"{setting:12} {figures(items, made, rouges)}"
             if first is not None and (rouges != first).any():

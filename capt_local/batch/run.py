@@ -188,6 +188,8 @@ def run_job(
             "seed": record_seed(job.options.sample.seed, record.id),
             "adapter_scales": record.adapter_scales,
         }
+        if job.require_sources:
+            message["source"] = (note_of(record).text, record.of)
         workers.put(index, message)
 
     def finish(outcome: RecordOutcome) -> OutputLine:
@@ -247,11 +249,16 @@ def sources_of(
     answer: Mapping[str, Any], record: BatchRecord, schema: Mapping[str, Any] | None
 ) -> Grounding:
     """Which facts of an answer the note of its record has."""
-    note = record.note
-    if note is None:
-        turns = (record.prompt,) if isinstance(record.prompt, str) else record.prompt
-        note = Document("\n".join(t if isinstance(t, str) else t.content for t in turns))
-    return ground(answer_text(answer["choices"][0]), Source(note), schema=schema, of=record.of)
+    source = Source(note_of(record))
+    return ground(answer_text(answer["choices"][0]), source, schema=schema, of=record.of)
+
+
+def note_of(record: BatchRecord) -> Document:
+    """What the answer to a record is checked against: its note, or else its prompt."""
+    if record.note is not None:
+        return record.note
+    turns = (record.prompt,) if isinstance(record.prompt, str) else record.prompt
+    return Document("\n".join(t if isinstance(t, str) else t.content for t in turns))
 
 
 def readable_time(seconds: float) -> str:

@@ -12,6 +12,7 @@ discarded, since it may hold text. It knows neither files nor ids, and it ends w
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import queue
@@ -27,10 +28,12 @@ from capt_local.batch.output import Failure
 from capt_local.batch.records import record_options
 from capt_local.decoding.batching import Request, RequestResult
 from capt_local.decoding.options import GenerateOptions
+from capt_local.documents import Document
 from capt_local.errors import CaptError, place_of
+from capt_local.grounding import missing_from
 from capt_local.prompting.messages import Message
 from capt_local.report.json import answer_object, answer_of
-from capt_local.rerank.candidates import candidate_requests, ranked
+from capt_local.rerank.candidates import Unsupported, candidate_requests, ranked
 from capt_local.rerank.scorer import Scorer, open_scorer
 from capt_local.runtime import Runtime
 from capt_local.version import __version__
@@ -77,6 +80,7 @@ class _Asked:
     key: int
     prompt: str | list[Message]
     options: GenerateOptions
+    source: tuple[str, str] | None  # the text that has to have all facts, and what it is
     results: list[RequestResult] = field(default_factory=list)
 
 
@@ -176,7 +180,7 @@ class Worker:
             if not isinstance(prompt, str):
                 prompt = [ipc.unpack(Message, turn) for turn in prompt]
             options = record_options(config.options, message["seed"], message["adapter_scales"])
-            record = _Asked(key, prompt, options)
+            record = _Asked(key, prompt, options, message.get("source"))
             if config.best_of > 1:
                 requests = candidate_requests(prompt, options, config.best_of, raw=config.raw)
             else:
@@ -195,7 +199,8 @@ class Worker:
             self._send({"failed": record.key, "code": failure.code, "message": failure.message})
             return
         if len(results) > 1:
-            found = ranked(record.prompt, record.options, results, scorer)
+            unsupported = self._unsupported(record) if record.source else None
+            found = ranked(record.prompt, record.options, results, scorer, unsupported=unsupported)
             best = found.candidates[0]
             answer = answer_of(
                 best.generation,
@@ -210,6 +215,20 @@ class Worker:
             answer = answer_of(generation, results[0].steps, model)
         body = answer_object(answer, top_logprobs=_CANDIDATES)
         self._send({"answered": record.key, "answer": body})
+
+    def _unsupported(self, record: _Asked) -> Unsupported:
+        """What counts the facts of a record's answers that its note lacks."""
+        assert record.source is not None
+        text, of = record.source
+        form = record.options.structure
+        schema = json.loads(form.source) if form and form.kind == "json-schema" else None
+        missing = missing_from(Document(text), schema, of)
+
+        def unsupported(answer: str) -> tuple[int, int]:
+            self._alive()
+            return missing(answer)
+
+        return unsupported
 
 
 def machine_facts() -> dict[str, Any]:

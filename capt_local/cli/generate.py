@@ -48,6 +48,7 @@ from capt_local.cli.signals import Interrupt
 from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
+from capt_local.grounding import missing_from
 from capt_local.report.answers import summary_line
 from capt_local.report.json import REPORTED, Answer, answer_object, dumps, warnings, with_sources
 from capt_local.report.terminal import Screen
@@ -116,8 +117,12 @@ def generate(
         raise UsageError("--with-target compares with the target, so it needs a method of three.")
     inputs = [prompt.file, system.system_file, form.json_schema, form.grammar_file]
     delivery = _Delivery(screen, output, report, given, [*inputs, *files_of(bundle)])
+    schema = json.loads(shape.source) if shape and shape.kind == "json-schema" else None
+    unsupported = None
     if several.best_of > 1 or sources.require_sources:
         delivery.live = False
+        if sources.require_sources:
+            unsupported = missing_from(given.source, schema, given.of)
 
     with Interrupt() as interrupt:
         session = open_session(
@@ -127,8 +132,9 @@ def generate(
             try:
                 if several.best_of > 1:
                     answer = best_answer_to(
-                        session, asked, options, several, check=model.verify, raw=raw
-                    )
+                        session, asked, options, several, check=model.verify, raw=raw,
+                        unsupported=unsupported,
+                    )  # fmt: skip
                 else:
                     answer = answer_to(
                         session,
@@ -145,7 +151,6 @@ def generate(
                     screen.end_answer()
             if output.with_target and answer.finish is not FinishReason.INTERRUPTED:
                 answer = _with_target_alone(session, asked, options, answer, delivery)
-    schema = json.loads(shape.source) if shape and shape.kind == "json-schema" else None
     answer = with_sources(answer, given.source, schema, given.of, require=sources.require_sources)
     delivery.write(answer)
     # The notices of the bundle have been shown when it was opened.

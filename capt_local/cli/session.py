@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from capt_local.bundles.verify import Check
     from capt_local.decoding.loop import Generation
     from capt_local.llama.options import LoadOptions
+    from capt_local.rerank.candidates import Unsupported
     from capt_local.runtime import Runtime
 
 _Value = TypeVar("_Value")
@@ -258,6 +259,7 @@ def best_answer_to(
     *,
     check: Check,
     raw: bool = False,
+    unsupported: Unsupported | None = None,
 ) -> Answer:
     """The best of several answers; see `rerank.candidates.best_of`."""
     from capt_local.rerank.candidates import best_of
@@ -266,8 +268,9 @@ def best_answer_to(
     runtime = session.runtime
     with open_scorer(flags.scorer, runtime.bundle, check) or contextlib.nullcontext() as scorer:
         found = best_of(
-            runtime, asked, options, flags.best_of, scorer, raw=raw, cancel=session.interrupt
-        )
+            runtime, asked, options, flags.best_of, scorer, raw=raw, cancel=session.interrupt,
+            unsupported=unsupported,
+        )  # fmt: skip
     best = found.candidates[0]
     own = dataclasses.replace(options, sample=dataclasses.replace(options.sample, seed=best.seed))
     about = found.as_object()

@@ -5,7 +5,7 @@ and negations of each statement of free text. It compares words; it does not und
 fact that is found may still be said of something else.
 """
 
-from capt_local.grounding.facts import Grounding, ground
+from capt_local.grounding.facts import Grounding, ground, missing_from
 from capt_local.grounding.source import Fact, Match, Source, Statement
 
-__all__ = ["Fact", "Grounding", "Match", "Source", "Statement", "ground"]
+__all__ = ["Fact", "Grounding", "Match", "Source", "Statement", "ground", "missing_from"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from capt_local.documents import Document
 from capt_local.grounding.source import (
     SUPPORTED,
     Fact,
@@ -65,12 +66,19 @@ class Grounding(msgspec.Struct, frozen=True):
         return sorted((one for one in each if not one.supported), key=lambda one: one.start)
 
     @property
+    def missing(self) -> tuple[int, int]:
+        """How many facts, and how many statements, are not supported."""
+        facts, statements = (
+            sum(not one.supported for one in each) for each in (self.facts, self.statements)
+        )
+        return facts, statements
+
+    @property
     def reason(self) -> str:
         """Why the answer is not wholly supported, in counts; empty where it is."""
-        parts = []
-        for name, each in (("facts", self.facts), ("statements", self.statements)):
-            if missing := sum(not one.supported for one in each):
-                parts.append(f"{missing} of {len(each)} {name}")
+        facts, statements = self.missing
+        parts = [f"{facts} of {len(self.facts)} facts"] if facts else []
+        parts += [f"{statements} of {len(self.statements)} statements"] if statements else []
         return f"{' and '.join(parts)} not found in the {self.of}" if parts else ""
 
 
@@ -110,6 +118,14 @@ def ground(
     if of == "prompt":
         return Grounding(of, [fact for fact in facts if fact.kind in ("number", "date")], [])
     return Grounding(of, facts, statements)
+
+
+def missing_from(
+    document: Document, schema: Mapping[str, Any] | None = None, of: str = "document"
+) -> Callable[[str], tuple[int, int]]:
+    """Counts what a document lacks of an answer, as `Grounding.missing`; for many answers."""
+    source = Source(document)
+    return lambda answer: ground(answer, source, schema=schema, of=of).missing
 
 
 def _statements(answer: str) -> Iterator[Span]:

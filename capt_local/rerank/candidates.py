@@ -2,7 +2,8 @@
 
 The prompt is read once; each candidate is an answer of its own seed, in one batch with the others.
 They are ranked by a scorer where there is one; answers of a given form by the majority; else by
-the mean log-probability that the combination gave to their tokens.
+the mean log-probability that the combination gave to their tokens. Where answers must have a
+source, those of which it lacks least come first.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from capt_local.prompting.messages import Message
 from capt_local.rerank.scorer import Scorer
 from capt_local.runtime import Runtime
 
+Unsupported = Callable[[str], tuple[int, int]]
+"""How many facts of an answer, and how many of its statements, a source lacks."""
 MOST = 64
 """Candidates at most; each takes a KV cache of its own in every model."""
 
@@ -46,6 +49,7 @@ class Candidate:
     steps: tuple[Step, ...]
     score: float  # by the scorer, the share of those that say the same, or mean_logp
     mean_logp: float  # of its tokens, in nats
+    unsupported: tuple[int, int] | None = None  # facts and statements; None: not looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class BestOf:
                     "mean_logprob": one.mean_logp,
                     "tokens": len(one.steps),
                     "finish_reason": one.generation.finish,
+                    **({"unsupported": one.unsupported[0]} if one.unsupported else {}),
                     **({} if place < shown else {"text": one.generation.text}),
                 }
                 for place, one in enumerate(self.candidates)
@@ -98,11 +103,14 @@ def best_of(
     raw: bool = False,
     cancel: Callable[[], bool] | None = None,
     question: str | None = None,
+    unsupported: Unsupported | None = None,
 ) -> BestOf:
     """Draws n answers with the seeds `options.sample.seed`, + 1, ..., and ranks them.
 
-    The scorer reads `question`, or else the user's last turn. For `prompt`, `raw` and `cancel` see
-    `Runtime.generate`.
+    The scorer reads `question`, or else the user's last turn. With `unsupported`, those with
+    the fewest facts without a source come first, of them those with the fewest such statements, and
+    the score decides between equals; answers that are empty or incomplete in form are last. For
+    `prompt`, `raw` and `cancel` see `Runtime.generate`.
 
     Raises:
         UsageError: see `check_best_of`.
@@ -119,7 +127,7 @@ def best_of(
         if result.generation.finish is FinishReason.INTERRUPTED:
             raise Cancelled("The answers were stopped.")
         results.append(result)
-    return ranked(prompt, options, results, scorer, question=question)
+    return ranked(prompt, options, results, scorer, question=question, unsupported=unsupported)
 
 
 def candidate_requests(
@@ -145,6 +153,7 @@ def ranked(
     scorer: Scorer | None = None,
     *,
     question: str | None = None,
+    unsupported: Unsupported | None = None,
 ) -> BestOf:
     """Ranks the answers to `candidate_requests`, in any order; see `best_of`."""
     first = min(result.index for result in results)
@@ -163,10 +172,20 @@ def ranked(
         by, scores = RankedBy.MAJORITY, shares([_meaning(text) for text in texts])
     else:
         by, scores = RankedBy.MEAN_LOGP, means
-    candidates = [
-        Candidate(*one, score, mean) for one, score, mean in zip(made, scores, means, strict=True)
+    lacks = [unsupported(text) if unsupported else None for text in texts]
+    # An answer that says nothing, or breaks off inside its form, lacks no source.
+    broken = [
+        unsupported is not None and (not each.text.strip() or each.structured is False)
+        for _, each, _ in made
     ]
-    order = sorted(range(len(made)), key=lambda place: (-scores[place], place))
+    candidates = [
+        Candidate(*one, score, mean, lack)
+        for one, score, mean, lack in zip(made, scores, means, lacks, strict=True)
+    ]
+    order = sorted(
+        range(len(made)),
+        key=lambda place: (broken[place], lacks[place] or (0, 0), -scores[place], place),
+    )
     notices = tuple(scorer.notices) if scorer is not None else ()
     return BestOf(tuple(candidates[place] for place in order), by, notices)
 

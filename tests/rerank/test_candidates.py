@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Request, Runtime, SampleOptions
+from capt_local.decoding.batching import RequestResult
+from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import Structure
+from capt_local.decoding.step import FinishReason
+from capt_local.documents import Document
 from capt_local.errors import Cancelled
-from capt_local.rerank.candidates import RankedBy, best_of, draw_choices, shares
+from capt_local.grounding import missing_from
+from capt_local.rerank.candidates import RankedBy, best_of, draw_choices, ranked, shares
+from tests.report.steps import step
 
 QUESTION = "58-year-old woman with dyspnea on exertion for 3 days and a cough. What should be done?"
 OPTIONS = GenerateOptions(max_tokens=6, sample=SampleOptions(temperature=1.0, seed=3))
@@ -85,3 +93,29 @@ def test_drawn_choices_follow_their_likelihoods() -> None:
 
 def test_what_says_nothing_has_no_vote() -> None:
     assert shares(["a", None, "b", "a"]) == [0.5, 0.0, 0.25, 0.5]
+
+
+def test_what_a_source_lacks_counts_before_the_score() -> None:
+    note = Document("Takes aspirin 81 mg daily for the heart.")
+    said = [  # the mean log-probability, facts that the note lacks
+        ("Takes warfarin 5 mg daily.", -0.1, 2),
+        ("Takes aspirin 5 mg daily.", -0.2, 1),
+        ("Takes aspirin daily.", -0.9, 0),
+        ("Takes aspirin 81 mg for the heart.", -0.5, 0),
+        ("Everything looks wonderful, lovely weather.", -0.3, 0),  # a statement, no fact
+        (" ", -0.05, 0),
+    ]
+    results = []
+    for place, (text, logp, _) in enumerate(said):
+        made = SimpleNamespace(text=text, structured=None, finish=FinishReason.STOP)
+        steps = (step(0, text.encode(), logp=logp),)
+        results.append(RequestResult(place, cast(Generation, made), steps, None))
+    found = ranked(QUESTION, OPTIONS, results[::-1], unsupported=missing_from(note))
+    seeds = [one.seed - OPTIONS.sample.seed for one in found.candidates]
+    assert seeds == [3, 2, 4, 1, 0, 5]
+    shown = found.as_object()["candidates"]
+    assert isinstance(shown, list)
+    assert [one["unsupported"] for one in shown] == [said[seed][2] for seed in seeds]
+    plain = ranked(QUESTION, OPTIONS, results)
+    assert [one.score for one in plain.candidates] == sorted((logp for _, logp, _ in said))[::-1]
+    assert "unsupported" not in str(plain.as_object())

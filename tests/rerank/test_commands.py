@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,38 @@ def test_each_record_of_a_batch_gets_its_best(
     for line in map(json.loads, out.read_text().splitlines()):
         best = line["capt"]["best_of"]
         assert best["ranked_by"] == "scorer" and len(best["candidates"]) == 2
+
+
+def test_an_answer_with_sources_is_preferred(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Eight doses of one digit, drawn nearly at random; the note has the odd ones."""
+    note, schema, records = folder / "note.txt", folder / "form.json", folder / "in.jsonl"
+    note.write_text("Doses 1 3 5 7 9")
+    digit = {"type": "integer", "minimum": 0, "maximum": 9}
+    form = {"type": "object", "properties": {"dose": digit}, "required": ["dose"]}
+    schema.write_text(json.dumps({**form, "additionalProperties": False}))
+    records.write_text(json.dumps({"id": "a", "prompt": "Doses 1 3 5 7 9"}) + "\n")
+    flags = [*trio(folder), "-n", "40", "--json-schema", str(schema), "--best-of", "8"]
+
+    def doses(answer: dict[str, Any]) -> list[int]:
+        best = answer["choices"][0]["message"]["content"]
+        candidates = answer["capt"]["best_of"]["candidates"]
+        found = [json.loads(one.get("text", best))["dose"] for one in candidates]
+        if "unsupported" in candidates[0]:
+            assert [one["unsupported"] for one in candidates] == [1 - dose % 2 for dose in found]
+        return found
+
+    assert run(["generate", *flags, "-f", str(note), "--json"]) == 0
+    plain = doses(json.loads(capfd.readouterr().out))
+    assert run(["generate", *flags, "-f", str(note), "--json", "--require-sources"]) == 0
+    chosen = doses(json.loads(capfd.readouterr().out))
+    assert sorted(chosen) == sorted(plain) and plain[0] % 2 == 0
+    assert chosen[0] == next(dose for dose in plain if dose % 2)
+    out = folder / "out.jsonl"
+    assert run(["batch", str(records), "-o", str(out), *flags, "--require-sources"]) == 0
+    line = json.loads(out.read_text())
+    assert doses({"capt": line["capt"], **line["response"]["body"]})[0] % 2
 
 
 @pytest.mark.parametrize("choice", ["likelihood", "free"])
