@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from capt_local import CaptError, GenerateOptions, LoadOptions, Request, Runtime
 from capt_local.bundles.manifest import Bundle
@@ -172,13 +173,52 @@ class PublicCalls(RuleBasedStateMachine):
         self.runtime.close()
 
 
-def test_any_order_of_public_calls(files: Bundle) -> None:
-    PublicCalls.files = files
-    case = PublicCalls.TestCase
+class PublicCallsOfOne(PublicCalls):
+    """The same with runtimes that are opened once for many sequences: seven of eight close none."""
+
+    opened: ClassVar[list[Runtime]] = []
+    closes = False
+
+    def __init__(self) -> None:
+        RuleBasedStateMachine.__init__(self)
+        self.runtime = (
+            self.opened.pop() if self.opened else Runtime.open(self.files, load=LOAD, check=False)
+        )
+        self.open = True
+        self.answers = []
+
+    @initialize(number=st.integers(0, 7))
+    def may_close(self, number: int) -> None:
+        self.closes = number == 7
+
+    @precondition(lambda self: self.closes)
+    @rule()
+    def close(self) -> None:
+        super().close()
+
+    def teardown(self) -> None:
+        if self.open:
+            for answer, _ in self.answers:
+                answer.end()
+            self.runtime.forget()
+            self.opened.append(self.runtime)
+
+
+@pytest.mark.parametrize(
+    ("machine", "sequences"),
+    [(PublicCalls, 25), pytest.param(PublicCallsOfOne, 100_000, marks=pytest.mark.slow)],
+)
+def test_any_order_of_public_calls(
+    files: Bundle, machine: type[PublicCalls], sequences: int
+) -> None:
+    machine.files = files
+    case = machine.TestCase
     case.settings = settings(
-        max_examples=25,
-        stateful_step_count=15,
+        max_examples=sequences,
+        stateful_step_count=12,
         deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
     case().runTest()
