@@ -15,6 +15,7 @@ import io
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -172,9 +173,40 @@ class _NliRow(msgspec.Struct):
     gold_label: Literal["entailment", "contradiction", "neutral"]
 
 
-def mednli(path: Path, what: str) -> EvalTask:
-    """MedNLI 1.0.0 (Romanov and Shivade 2018), such as `mli_test_v1.jsonl`."""
+_WORDS = {"entailment": "Yes", "contradiction": "No", "neutral": "It's impossible to say"}
+_ALIASES = {
+    **dict.fromkeys(("true", "always", "entailment"), "Yes"),
+    **dict.fromkeys(("false", "never", "contradiction"), "No"),
+    **dict.fromkeys(
+        (
+            *("maybe", "it is not possible to tell", "it is not possible to say", "inconclusive"),
+            *("sometimes", "neither", "neutral"),
+        ),
+        "It's impossible to say",
+    ),
+}
+
+
+def mednli(path: Path, what: str, *, words: bool = False) -> EvalTask:
+    """MedNLI 1.0.0 (Romanov and Shivade 2018), such as `mli_test_v1.jsonl`.
+
+    With `words`, asked and answered in words as in prompt 11 of Lehman et al., with their mapping
+    of answers.
+    """
     data = read_bytes(path, what)
+
+    def in_words(raw: bytes) -> TaskLine:
+        row = convert(parse_object(raw), _NliRow)
+        premise = row.sentence1.strip().removesuffix(".")
+        return TaskLine(
+            id=row.pairID,
+            task="mednli-words",
+            kind=Kind.CLASSIFICATION,
+            input=f'Does "{premise}" mean that "{row.sentence2.strip()}"?',
+            reference=_WORDS[row.gold_label],
+            choices=tuple(_WORDS.values()),
+            licence=_LICENCE,
+        )
 
     def parse(raw: bytes) -> TaskLine:
         row = convert(parse_object(raw), _NliRow)
@@ -192,7 +224,9 @@ def mednli(path: Path, what: str) -> EvalTask:
             licence=_LICENCE,
         )
 
-    return _task(lines(data), parse, Problems(what), hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256(data).hexdigest()
+    task = _task(lines(data), in_words if words else parse, Problems(what), digest)
+    return replace(task, aliases=_ALIASES) if words else task
 
 
 # --- RadQA ----------------------------------------------------------------------------------------
@@ -271,16 +305,28 @@ _LABELS = {
     "I-Case-specific instructions for patient": "patient instructions",
     "I-Other helpful contextual information": "other",
 }
+_QUESTIONS = {
+    "appointment": "Does the sentence contain information about current or future appointments?",
+    "lab": "Does the sentence contain any information about laboratory tests?",
+    "procedure": "Does the sentence contain any information about procedures (e.g., surgeries)?",
+    "medication": "Does the sentence contain information about medications?",
+    "imaging": "Does the sentence contain any information about radiology or imaging?",
+    "patient instructions": (
+        "Does the sentence contain any information about what to do post-discharge?"
+    ),
+    "other": "Does the sentence contain any other important actionable information?",
+}
 _AROUND = 600  # bytes of whole sentences on each side, about as much as Lehman et al. take
 _LONGEST_LIST = 1 << 17
 
 
-def clip(path: Path, what: str) -> EvalTask:
+def clip(path: Path, what: str, *, questions: bool = False) -> EvalTask:
     """CLIP 1.0.0 (Mullenbach et al. 2021): sentences of discharge notes with sets of labels.
 
     Args:
         path: of the ids of a split, such as `test_ids.csv`, beside `sentence_level.csv`.
         what: what errors call it.
+        questions: asks a yes/no question for each label, as for models without examples.
     """
     ids = read_bytes(path, f"{what}, the ids that count")
     data = read_bytes(path.with_name("sentence_level.csv"), f"{what}, sentence_level.csv")
@@ -289,6 +335,10 @@ def clip(path: Path, what: str) -> EvalTask:
         rows = list(csv.DictReader(io.StringIO(utf8(data), newline=""), strict=True))
     except (NotReadable, csv.Error):
         problems.fail("sentence_level.csv is not CSV in UTF-8")
+    instruction = (
+        "Which kinds of action does this sentence of a discharge note ask for? Reply with those "
+        "that apply, separated by commas, or with: none\nKinds: " + ", ".join(_LABELS.values())
+    )
     wanted = {line.strip().decode("utf-8", "replace") for _, line in lines(ids)}
 
     def parse(index: int) -> TaskLine:
@@ -297,14 +347,10 @@ def clip(path: Path, what: str) -> EvalTask:
         labels = dict.fromkeys(_LABELS.get(one, one) for one in _listed(row.get("labels")))
         return TaskLine(
             id=f"{row['doc_id']}-{row.get('sent_index')}",
-            task="clip",
+            task="clip-questions" if questions else "clip",
             kind=Kind.GENERATION,
             measure=Measure.LABELS,
-            instruction=(
-                "Which kinds of action does this sentence of a discharge note ask for? Reply with "
-                "those that apply, separated by commas, or with: none\nKinds: "
-                + ", ".join(_LABELS.values())
-            ),
+            instruction="" if questions else instruction,
             input=f"Context: {_with_context(rows, index, sentence)}\n\nSentence: {sentence}",
             reference=LABEL_SEPARATOR.join(labels) or "none",
             choices=tuple(_LABELS.values()),
@@ -314,7 +360,8 @@ def clip(path: Path, what: str) -> EvalTask:
 
     numbered = ((i + 2, i) for i, row in enumerate(rows) if row.get("doc_id") in wanted)
     both = hashlib.sha256(ids).digest() + hashlib.sha256(data).digest()
-    return _task(numbered, parse, problems, hashlib.sha256(both).hexdigest(), max_tokens=32)
+    task = _task(numbered, parse, problems, hashlib.sha256(both).hexdigest(), max_tokens=32)
+    return replace(task, questions=_QUESTIONS) if questions else task
 
 
 def _with_context(rows: Sequence[dict[str, Any]], index: int, sentence: str) -> str:
@@ -356,6 +403,8 @@ def _listed(value: object) -> list[str]:
 
 DATASETS: dict[str, Callable[[Path, str], EvalTask]] = {
     "mednli": mednli,
+    "mednli-words": partial(mednli, words=True),
     "radqa": radqa,
     "clip": clip,
+    "clip-questions": partial(clip, questions=True),
 }

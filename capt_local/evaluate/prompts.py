@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from capt_local.errors import UsageError
 from capt_local.evaluate.tasks import EvalTask, Item, Kind, folded
 from capt_local.prompting.messages import Message
 
+YES_NO = ("Yes", "No")
 _BETWEEN = "\n\n"
 _LEAD = "\n\nAnswer:"  # between question and answer of raw text
 _AROUND = "\"'`*_“”‘’«» \t.,:;!?()[]"
@@ -77,6 +78,13 @@ def text(item: Item, task: EvalTask, examples: Examples | None = None) -> str:
     return _BETWEEN.join([*parts, _question(item, task) + _LEAD])
 
 
+def label_question(item: Item, task: EvalTask, label: str, *, raw: bool) -> str | list[Message]:
+    """Whether one label applies, as a question that is answered with `YES_NO`."""
+    options = "\n".join(f"-{answer}" for answer in YES_NO)
+    asked = replace(item, input=f"{item.input}\n\n{task.questions[label]} Options:\n{options}")
+    return text(asked, task) if raw else messages(asked, task)
+
+
 def _question(item: Item, task: EvalTask) -> str:
     parts = [item.instruction.strip(), item.input]
     if task.kind is Kind.CLASSIFICATION:
@@ -88,7 +96,8 @@ def read_answer(answer: str, item: Item, task: EvalTask) -> str | None:
     """The choice that an answer names, of a generation its text; None where it says nothing."""
     if task.kind is not Kind.CLASSIFICATION:
         return answer.strip() or None
-    return named_choice(answer, item.choices)
+    named = named_choice(answer, (*item.choices, *task.aliases))
+    return task.aliases.get(named, named) if named is not None else None
 
 
 def named_choice(answer: str, choices: Sequence[str]) -> str | None:

@@ -29,7 +29,14 @@ from capt_local.errors import (
 )
 from capt_local.evaluate import ChoiceBy
 from capt_local.evaluate.metrics import Outcome, judge, library
-from capt_local.evaluate.prompts import Examples, messages, read_answer, text
+from capt_local.evaluate.prompts import (
+    YES_NO,
+    Examples,
+    label_question,
+    messages,
+    read_answer,
+    text,
+)
 from capt_local.evaluate.results import (
     DOES_NOT_FIT,
     MODEL,
@@ -38,7 +45,7 @@ from capt_local.evaluate.results import (
     Finished,
     Result,
 )
-from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure
+from capt_local.evaluate.tasks import LABEL_SEPARATOR, EvalTask, Item, Kind, Measure
 from capt_local.prompting.messages import Message
 from capt_local.rerank.candidates import best_of, draw_choices, shares
 from capt_local.rerank.scorer import Scorer
@@ -79,8 +86,8 @@ class EvalPlan:
             if task.measure is Measure.ROUGE:
                 library("rouge_score.rouge_scorer")
             if self.examples is not None:
-                if task.kind is Kind.PERPLEXITY:
-                    raise UsageError("Prose has no examples.")
+                if task.kind is Kind.PERPLEXITY or task.questions:
+                    raise UsageError("Prose, and a question for each label, have no examples.")
                 for item in task.items:
                     self.examples.of(item, task)
 
@@ -177,13 +184,16 @@ def _answered(
             raise NumericalError("The text has probability 0 under this method.")
         outcome = Outcome({"nats": score.nats, "bytes": float(score.size)})
         return Finished(fill(blank, outcome=outcome, tokens=score.tokens))
+    if task.questions:
+        named, logps = _labels(runtime, task, item, options, plan, cancel)
+        return Finished(fill(blank, outcome=judge(task, item, named)), read=named, logps=logps)
     prompt = (text if plan.raw else messages)(item, task, plan.examples)
     if blank.method.endswith(BEST):
         read, written, tokens = _best(runtime, task, item, prompt, options, plan, cancel)
         return Finished(fill(blank, outcome=judge(task, item, read), tokens=tokens), written, read)
     if plan.weighs_choices(task):
         chosen = runtime.choose(
-            prompt, _choices(item, plan), options, raw=plan.raw, how=_HOW[plan.choice],
+            prompt, _choices(item.choices, plan), options, raw=plan.raw, how=_HOW[plan.choice],
             cancel=cancel,
         )  # fmt: skip
         read = item.choices[chosen.index]
@@ -205,8 +215,28 @@ def _answered(
     return Finished(result, generation.text, read)
 
 
-def _choices(item: Item, plan: EvalPlan) -> tuple[str, ...]:
-    return tuple(f" {choice}" for choice in item.choices) if plan.raw else item.choices
+def _choices(choices: tuple[str, ...], plan: EvalPlan) -> tuple[str, ...]:
+    return tuple(f" {choice}" for choice in choices) if plan.raw else choices
+
+
+def _labels(
+    runtime: Runtime,
+    task: EvalTask,
+    item: Item,
+    options: GenerateOptions,
+    plan: EvalPlan,
+    cancel: Callable[[], bool],
+) -> tuple[str, tuple[float, ...]]:
+    """The labels whose questions are answered with yes, and what each answer got, in nats."""
+    named, logps = [], list[float]()
+    for label in item.choices:
+        chosen = runtime.choose(
+            label_question(item, task, label, raw=plan.raw), _choices(YES_NO, plan), options,
+            raw=plan.raw, how=Choosing.LIKELIHOOD, cancel=cancel,
+        )  # fmt: skip
+        named += [label] if chosen.index == 0 else []
+        logps += chosen.logps
+    return LABEL_SEPARATOR.join(named) or task.no_answer, tuple(logps)
 
 
 def _best(
@@ -225,7 +255,8 @@ def _best(
     """
     question = f"{item.instruction}\n\n{item.input}".strip()
     if plan.weighs_choices(task):
-        chosen = runtime.choose(prompt, _choices(item, plan), options, raw=plan.raw, cancel=cancel)
+        choices = _choices(item.choices, plan)
+        chosen = runtime.choose(prompt, choices, options, raw=plan.raw, cancel=cancel)
         seed = options.sample.seed + zlib.crc32(item.id.encode())
         drawn = draw_choices(chosen.logps, plan.best_of, options.sample.temperature, seed)
         said = [item.choices[place] for place in drawn]

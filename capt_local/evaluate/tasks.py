@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -117,6 +118,8 @@ class EvalTask:
     licence: str = ""
     max_tokens: int = 512
     no_answer: str = ""  # the answer that says that there is none, or that no label applies
+    aliases: Mapping[str, str] = field(default_factory=dict)  # further words for a choice
+    questions: Mapping[str, str] = field(default_factory=dict)  # for each label one with yes or no
     digest: str = ""  # SHA-256 over all files
     total: int = 0  # items before `limit`
     cut: frozenset[str] = frozenset()  # ids of the items whose input was cut on request

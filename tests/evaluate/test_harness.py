@@ -129,6 +129,37 @@ def test_what_is_no_fault_of_an_item_ends_the_run() -> None:
         outcomes(Rules(say=say), [QUESTIONS], plan())
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_labels_by_a_question_each(raw: bool) -> None:
+    """Of two sentences, and of two labels, one is named rightly and one is named too often."""
+    labels = ("lab", "imaging")
+    items = tuple(
+        Item(str(n), "", note, reference, labels)
+        for n, (note, reference) in enumerate([("repeat the test", "lab"), ("rest", "none")])
+    )
+    asked = {"lab": "A laboratory test?", "imaging": "An image?"}
+    task = EvalTask(
+        "asked", Kind.GENERATION, items, Measure.LABELS, no_answer="none", questions=asked
+    )
+    prompts: list[str] = []
+
+    def say(method: str, prompt: str, seed: int) -> str:
+        prompts.append(prompt)
+        yes = ("repeat" in prompt and "A lab" in prompt) or (
+            "rest\n" in prompt and "An i" in prompt
+        )
+        return raw * " " + ("Yes" if yes else "No")
+
+    how = EvalPlan({"target": GenerateOptions(method=Method.TARGET)}, raw=raw)
+    found = outcomes(Rules(say=say), [task], how)
+    assert [one.read for one in found] == ["lab", "imaging"]
+    assert all(len(one.logps) == 4 for one in found) and len(prompts) == 4
+    end = "\n\nAnswer:" if raw else ""
+    assert prompts[0] == f"repeat the test\n\nA laboratory test? Options:\n-Yes\n-No{end}"
+    cell = summarise_task(task, ["target"], [one.result for one in found]).methods["target"]
+    assert cell.metrics == {"micro_f1": pytest.approx(2 / 3), "macro_f1": 0.5}
+
+
 def test_raw_text() -> None:
     raw = Rules(say=lambda *_: " no")
     found = outcomes(raw, [QUESTIONS], plan(raw=True))

@@ -12,6 +12,7 @@ import pytest
 
 from capt_local.errors import UsageError
 from capt_local.evaluate.datasets import read_task
+from capt_local.evaluate.prompts import read_answer
 from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure, shortened
 
 DATA = Path(__file__).parent.parent / "data" / "tasks"
@@ -158,6 +159,25 @@ def test_mednli() -> None:
     assert [item.reference for item in task.items] == ["contradiction", "entailment", "neutral"]
 
 
+def test_mednli_in_words() -> None:
+    words = data_set("mednli-words", "mednli", "mli_test_v1.jsonl")
+    assert [item.reference for item in words.items] == ["No", "Yes", "It's impossible to say"]
+    asked = 'Does "Her temperature was 39.4 °C on arrival" mean that "She had a fever."?'
+    assert words.items[1].input == asked and words.items[1].instruction == ""
+    mapping = {  # of Lehman et al., `get_mapping`
+        **dict.fromkeys(("yes", "true", "always", "entailment"), "Yes"),
+        **dict.fromkeys(("no", "false", "never", "contradiction"), "No"),
+        **dict.fromkeys(("maybe", "it is not possible to tell", "inconclusive"), "neutral"),
+        **dict.fromkeys(("sometimes", "neutral", "neither", "it's impossible to say"), "neutral"),
+        "it is not possible to say": "neutral",
+    }
+    for answer, wanted in mapping.items():
+        right = "It's impossible to say" if wanted == "neutral" else wanted
+        for said in (answer, f"{answer.capitalize()}."):
+            assert read_answer(said, words.items[0], words) == right
+    assert read_answer("Perhaps", words.items[0], words) is None
+
+
 def test_radqa() -> None:
     task = data_set("radqa", "radqa", "test.json")
     assert (task.kind, task.measure, len(task.items)) == (Kind.GENERATION, Measure.SPAN, 3)
@@ -186,6 +206,10 @@ def test_clip() -> None:
     assert task.items[2].input.startswith("Context: Do n't drive for a week .\n")  # another note
     examples = data_set("clip", "clip", "train_ids.csv")
     assert [item.id for item in examples.items] == ["9003-0"] and examples.digest != task.digest
+    asked = data_set("clip-questions", "clip", "test_ids.csv")
+    assert list(asked.questions) == list(asked.choices) == list(task.choices)
+    assert [item.input for item in asked.items] == [item.input for item in task.items]
+    assert not any(item.instruction for item in asked.items) and asked.digest == task.digest
 
 
 def test_rows_of_data_sets_that_are_wrong_are_named_without_their_text(tmp_path: Path) -> None:
