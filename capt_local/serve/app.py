@@ -259,6 +259,10 @@ class Service:
             "models": list(self.models),
             "contexts": {role: each.context_limit for role, each in runtime.models.items()},
             "max_tokens": options.max_tokens,
+            "adapters": {
+                role: [{"name": one.path.name, "scale": one.scale} for one in each]
+                for role, each in runtime.bundle.adapters.items()
+            },
             "notices": runtime.notices,
             "reports": reports,
             "documents": [suffix[1:] for suffix, kind in SUFFIXES.items() if kind != "text"],

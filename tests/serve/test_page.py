@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.serve.conftest import CANARY, Running, Starts
+from tests.tiny_models import tiny_adapter, tiny_gguf
 
 AUDIT = (Path(__file__).parents[1] / "browser" / "audit.js").read_text("utf-8")
 NOTE = (
@@ -279,6 +280,26 @@ def test_a_note_that_does_not_fit_is_refused_with_the_counts(opens: Opens) -> No
     assert re.search(r"general model [\d,]+, clinical expert [\d,]+, expert's base [\d,]+", problem)
     assert "1,024 fit" in problem
     page.locator("#counts .over").nth(2).wait_for()
+
+
+def test_scales_of_adapters_and_the_best_of_several(
+    opens: Opens, starts: Starts, tmp_path: Path
+) -> None:
+    target, base, lora = (tmp_path / name for name in ("t.gguf", "b.gguf", "lora.gguf"))
+    for seed, path in enumerate((target, base)):
+        tiny_gguf(path, seed=seed)
+    tiny_adapter(lora, seed=3)
+    models = ["--target", str(target), "--base", str(base), "--expert-adapter", str(lora)]
+    page = ready(opens(starts(*models, "-n", "6", "--template", "chatml").page))
+    page.get_by_text("Settings", exact=True).click()
+    page.get_by_label("Scale of lora.gguf on the clinical expert").fill("0")
+    page.get_by_label("Answers to choose the best from").select_option("4")
+    with page.expect_request("**/completions") as found:
+        write(page)
+    body = found.value.post_data_json
+    assert body["capt"]["adapter_scales"] == {"expert": [0]} and body["best_of"] == 4
+    assert page.locator("#problem").is_hidden() and page.locator("#strip .t").count() > 1
+    assert page.locator("#strip .c").count() == 0  # an expert that is its base changes nothing
 
 
 def test_two_browsers_at_once(opens: Opens) -> None:

@@ -309,7 +309,13 @@
     if (at("length").value) body.max_tokens = Number(at("length").value);
     else if (task && task.max_tokens) body.max_tokens = task.max_tokens;
     if (at("alpha").value) body.capt.alpha = Number(at("alpha").value);
+    for (const input of document.querySelectorAll("#adapters input")) {
+      if (!input.reportValidity()) return;
+      body.capt.adapter_scales ||= {};
+      (body.capt.adapter_scales[input.dataset.role] ||= []).push(Number(input.value || input.defaultValue));
+    }
     if (task && task.json_schema) body.response_format = { type: "json_schema", json_schema: { name: "answer", schema: JSON.parse(task.json_schema) } };
+    if (at("candidates").value > 1) Object.assign(body, { best_of: Number(at("candidates").value), temperature: 1 });
     if (fresh) Object.assign(body, { temperature: 0.7, top_p: 0.95, seed: crypto.getRandomValues(new Uint32Array(1))[0] });
     clear();
     last = { body, note, task, answer: null, alone: null };
@@ -358,7 +364,8 @@
     plain.textContent = "";
     plain.classList.add("caret");
     try {
-      const body = { ...asked.body, model: about.bundle + ":target", capt: { top: 0 } };
+      const scales = asked.body.capt.adapter_scales, own = scales && scales.target ? { adapter_scales: { target: scales.target } } : {};
+      const body = { ...asked.body, model: about.bundle + ":target", capt: { top: 0, ...own } };
       const whole = await stream(body, started.signal, (text) => plain.append(visible(text)));
       if (asked === last) last.alone = whole;
       at("plain-figures").textContent = figures(whole);
@@ -529,6 +536,12 @@
       return make("label", "", input, make("span", "", task.title));
     }));
     at("length").placeholder = about.max_tokens;
+    at("adapters").replaceChildren(...Object.entries(about.adapters).flatMap(([role, all]) => all.map((one) => {
+      const input = make("input");
+      Object.assign(input, { type: "number", min: -8, max: 8, step: 0.05, defaultValue: one.scale });
+      input.dataset.role = role;
+      return make("label", "", "Scale of " + one.name + " on the " + name(role).toLowerCase(), input);
+    })));
     state("ready", "Ready");
     choose();
     changed();
