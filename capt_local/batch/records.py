@@ -83,7 +83,7 @@ def record_options(
     Raises:
         UsageError: the scales do not go with the options.
     """
-    made = dataclasses.replace(options, sample=dataclasses.replace(options.sample, seed=seed))
+    made = options.with_seed(seed)
     if scales is None:
         return made
     pairs = tuple((role, tuple(each)) for role, each in sorted(scales.items()))

@@ -121,8 +121,8 @@ def generate(
     unsupported = None
     if several.best_of > 1 or sources.require_sources:
         delivery.live = False
-        if sources.require_sources:
-            unsupported = missing_from(given.source, schema, given.of)
+    if several.best_of > 1 and sources.require_sources:
+        unsupported = missing_from(given.source, schema, given.of)
 
     with Interrupt() as interrupt:
         session = open_session(

@@ -272,11 +272,14 @@ def best_answer_to(
             unsupported=unsupported,
         )  # fmt: skip
     best = found.candidates[0]
-    own = dataclasses.replace(options, sample=dataclasses.replace(options.sample, seed=best.seed))
-    about = found.as_object()
-    notices = found.notices
     return _record(
-        session, best.generation, best.steps, own, raw=raw, notices=notices, best_of=about
+        session,
+        best.generation,
+        best.steps,
+        options.with_seed(best.seed),
+        raw=raw,
+        notices=found.notices,
+        best_of=found.as_object(),
     )
 
 

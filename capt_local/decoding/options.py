@@ -289,6 +289,10 @@ class GenerateOptions:
         if not all(abs(one) <= _LARGEST for _, scales in self.adapter_scales for one in scales):
             raise UsageError("The scale of an adapter is a number from -8 to 8.")  # nor NaN
 
+    def with_seed(self, seed: int) -> GenerateOptions:
+        """The same options with another seed of the draws."""
+        return replace(self, sample=replace(self.sample, seed=seed))
+
     def scales_of(self, role: str) -> tuple[float, ...] | None:
         """The scales of the adapters of a role; None: those that it was loaded with."""
         return dict(self.adapter_scales).get(role)

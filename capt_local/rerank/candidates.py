@@ -8,7 +8,6 @@ source, those of which it lacks least come first.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -138,7 +137,7 @@ def candidate_requests(
     return [
         Request(
             prompt,
-            dataclasses.replace(options, sample=dataclasses.replace(options.sample, seed=seed)),
+            options.with_seed(seed),
             raw,
             group=group,
         )

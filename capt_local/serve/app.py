@@ -198,10 +198,7 @@ class _Answers:
             return tail
         answer, options = found[0], asked.options[0]
         if self._best is not None:
-            seed = self._best.candidates[0].seed
-            options = dataclasses.replace(
-                options, sample=dataclasses.replace(options.sample, seed=seed)
-            )
+            options = options.with_seed(self._best.candidates[0].seed)
             answer = dataclasses.replace(
                 answer,
                 best_of=self._best.as_object(),

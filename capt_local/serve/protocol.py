@@ -6,7 +6,6 @@ that would not is ignored. No error repeats a text or a name of the request.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -285,7 +284,7 @@ def read_completion(
             "best_of needs a temperature above 0, or all answers are the same.", "best_of"
         )
     several = tuple(
-        dataclasses.replace(made, sample=dataclasses.replace(made.sample, seed=seed))
+        made.with_seed(seed)
         for seed in range(made.sample.seed, made.sample.seed + max(count, drawn))
     )
     wants = body.stream_options
