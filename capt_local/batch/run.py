@@ -168,7 +168,7 @@ def run_job(
     """
     in_flight: dict[int, BatchRecord] = {}
     form = job.options.structure
-    schema = json.loads(form.source) if form and form.kind == "json-schema" else None
+    schema = json.loads(form.source) if form else None
     lines: list[OutputLine] = []  # finished, and not on the disk yet
     todo, more = iter(job.indices), True
 

@@ -221,7 +221,7 @@ class Worker:
         assert record.source is not None
         text, of = record.source
         form = record.options.structure
-        schema = json.loads(form.source) if form and form.kind == "json-schema" else None
+        schema = json.loads(form.source) if form else None
         missing = missing_from(Document(text), schema, of)
 
         def unsupported(answer: str) -> tuple[int, int]:

@@ -105,8 +105,8 @@ def _check_places(flags: Flags, output: Path, models: Iterable[Path]) -> None:
         raise UsageError(f"{WHAT} cannot be written: its folder does not exist.")
     notes = flags.input.path
     files = (notes, flags.system.system_file, flags.input.template)
-    forms = (flags.structure.json_schema, flags.structure.grammar_file)
-    used = [path for path in (*files, *forms, *models) if path is not None]
+    form = flags.structure.json_schema
+    used = [path for path in (*files, form, *models) if path is not None]
     for name, path in ((WHAT, output), ("The table (--csv)", flags.report.csv)):
         if path is None:
             continue

@@ -115,7 +115,7 @@ def generate(
     screen.notes([*given.notices, *doubts(options)])
     if output.with_target and options.method in (Method.TARGET, Method.EXPERT, Method.BASE):
         raise UsageError("--with-target compares with the target, so it needs a method of three.")
-    inputs = [prompt.file, system.system_file, form.json_schema, form.grammar_file]
+    inputs = [prompt.file, system.system_file, form.json_schema]
     delivery = _Delivery(screen, output, report, given, [*inputs, *files_of(bundle)])
     schema = json.loads(shape.source) if shape and shape.kind == "json-schema" else None
     unsupported = None

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from capt_local.bundles.manifest import AdapterFile
     from capt_local.report.terminal import Screen
 
-_LARGEST = 1 << 20  # bytes of a schema, a grammar or a system text
+_LARGEST = 1 << 20  # bytes of a schema or a system text
 
 
 def flag(
@@ -243,31 +243,19 @@ class StructureFlags:
     json_schema: Path | None = flag(
         "--json-schema PATH", "A JSON schema: the answer is an instance of it (docs/answers.md)."
     )
-    grammar_file: Path | None = flag(
-        "--grammar-file PATH", "A grammar in llama.cpp's GBNF: the answer is a text of it."
-    )
 
     def structure(self) -> Structure | None:
-        """The form that the flags name, checked; None where they name none. Needs no model.
+        """The form that the flag names, checked; None without it. Needs no model.
 
         Raises:
-            UsageError: both are given, or the file cannot be read or used. Quotes nothing of it.
+            UsageError: the file cannot be read or used. Quotes nothing of it.
         """
-        if self.json_schema is not None and self.grammar_file is not None:
-            raise UsageError("Give either --json-schema or --grammar-file.")
-        if self.json_schema is not None:
-            name = "The schema (--json-schema)"
-            from capt_local.decoding.structured import schema_structure
+        if self.json_schema is None:
+            return None
+        name = "The schema (--json-schema)"
+        from capt_local.decoding.structured import schema_structure
 
-            return schema_structure(read_text(self.json_schema, name, _LARGEST).encode(), name)
-        if self.grammar_file is not None:
-            name = "The grammar (--grammar-file)"
-            text = read_text(self.grammar_file, name, _LARGEST)
-            from capt_local.llama.grammar import check_grammar
-
-            check_grammar(text, name)
-            return Structure(text)
-        return None
+        return schema_structure(read_text(self.json_schema, name, _LARGEST).encode(), name)
 
 
 @dataclass(frozen=True, slots=True)

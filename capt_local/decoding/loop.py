@@ -3,7 +3,7 @@
     propose a draft      drafting.Drafter: tokens that may come next, read ahead in one batch
     let all models read  ensemble.Ensemble: brings each model to the text (proxy.LogitsCache)
     combine              combine.Contrast: one distribution from what they say
-    sample               sampling.choose, restricted by structured.GrammarSampler
+    sample               sampling.choose, restricted by structured.masked
     accept or roll back  the text grows by the token; what was read beyond it is dropped
 
 A `Generation` is that loop as an iterator of steps, each a plain record of one choice.
@@ -30,7 +30,7 @@ from capt_local.decoding.reasoning import (
 )
 from capt_local.decoding.sampling import choose, likeliest
 from capt_local.decoding.step import Choice, DraftStats, FinishReason, Step
-from capt_local.decoding.structured import GrammarSampler, MaskedDistribution, constraint_for
+from capt_local.decoding.structured import MaskedDistribution, SchemaConstraint, masked
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
 from capt_local.prompting.messages import Prompt
 from capt_local.tokenization.vocabulary import Vocabulary
@@ -83,11 +83,10 @@ class Generation:
         self._check = check or (lambda: None)
         self._rng = np.random.default_rng(options.sample.seed)
         own, vocabulary = prompts[ensemble.leader.role], ensemble.leader.model.vocabulary
-        self._grammar: GrammarSampler | None = None
+        self._constraint: SchemaConstraint | None = None
         if options.structure is not None:
-            constraint = constraint_for(options.structure, ensemble.leader.model, own.lead)
-            self._grammar = GrammarSampler(constraint, vocabulary, options.sample)
-        structured = self._grammar is not None
+            self._constraint = SchemaConstraint(vocabulary, options.structure.source, own.lead)
+        structured = self._constraint is not None
         parser = ReasoningParser.for_prompt(own, vocabulary, structured=structured)
         repetition = RepetitionDetector(words=not structured) if options.repetition_stop else None
         self._stream = AnswerStream(vocabulary, options.stop, parser, own.turn_ends, repetition)
@@ -100,6 +99,7 @@ class Generation:
         self._notices += notices
         self._prefilled = False
         self._begun_unstructured = False
+        self._implausible_steps = 0  # at which the schema allowed no plausible token
         self._superseded: str | None = None
         self.prompts = dict(prompts)
         self.prompt_tokens = {role: len(prompt.tokens) for role, prompt in prompts.items()}
@@ -203,9 +203,9 @@ class Generation:
     @property
     def structured(self) -> bool | None:
         """Whether the answer so far has the form that it must have; None where it has none."""
-        if self._grammar is None:
+        if self._constraint is None:
             return None
-        return self._grammar.complete and not self._begun_unstructured
+        return self._constraint.complete and not self._begun_unstructured
 
     @property
     def notices(self) -> list[str]:
@@ -217,8 +217,7 @@ class Generation:
                 f"The context of the {role} is full ({used:,} of {limit:,} tokens), so the answer "
                 "ends here. A larger --ctx-size leaves more room."
             )
-        if self._grammar is not None and self._grammar.implausible_steps:
-            count = self._grammar.implausible_steps
+        if count := self._implausible_steps:
             own.append(
                 f"At {count} token{'s' * (count > 1)} the form allowed nothing that the model "
                 "finds plausible, so the likeliest that it allows were taken."
@@ -278,8 +277,12 @@ class Generation:
             self._drafter.propose(options.max_tokens - index)
         # Read and combine.
         here = self._distribution()
-        if self._grammar is not None and not stream.in_reasoning:
-            here = self._grammar.mask(here.here, ensemble.tokens, ensemble.distribution)
+        if self._constraint is not None and not stream.in_reasoning:
+            allowed = self._constraint.allowed()
+            here = masked(here.here, allowed, ensemble.distribution)
+            # Where the answer can only end, there was no choice.
+            ends = ensemble.leader.model.vocabulary.is_end[allowed].all()
+            self._implausible_steps += here.implausible and not ends
         # Sample.
         tokens, logp = here.here.candidates.tokens, here.here.logp
         place = choose(tokens, logp, ensemble.tokens, options.sample, self._rng, here.mask)
@@ -314,8 +317,8 @@ class Generation:
         stream = self._stream
         if stream.ends(token):
             return stream.flush(), FinishReason.STOP
-        if self._grammar is not None and not stream.in_reasoning:
-            self._grammar.accept(token)
+        if self._constraint is not None and not stream.in_reasoning:
+            self._constraint.accept(token)
         part = stream.feed(token, self._ensemble.piece(token))
         # A token that ends the reasoning and begins the answer began it without the form.
         self._begun_unstructured |= stream.in_gap and stream.in_reasoning
@@ -346,7 +349,7 @@ class Generation:
         """The record of the choice of candidate `place`.
 
         What the target alone would have chosen is subject to the same repetition penalty and the
-        same grammar, so that a step that these changed does not count as changed by the expert.
+        same schema, so that a step that these changed does not count as changed by the expert.
         """
         ensemble, options, here = self._ensemble, self._options, chosen.here
         vocabulary, own, top = ensemble.leader.model.vocabulary, here.candidates, options.top

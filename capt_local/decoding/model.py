@@ -8,33 +8,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.tokenization.vocabulary import BoolArray, IntArray, Vocabulary
+from capt_local.tokenization.vocabulary import Vocabulary
 
 # Logits, or probabilities: one row over a vocabulary, or several.
 Row = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float32]
-
-
-class Constraint(Protocol):
-    """What may come next in an answer, in the tokens of one model.
-
-    Attributes:
-        complete: whether the answer so far is all that is asked for.
-    """
-
-    @property
-    def complete(self) -> bool: ...
-
-    def allowed(self, tokens: Sequence[int] | IntArray) -> BoolArray:
-        """Which of these tokens may come next, shape (n,).
-
-        End tokens may where the answer may end; other control tokens never.
-        """
-        ...
-
-    def accept(self, token: int) -> None:
-        """Goes one token on. The token is allowed and is no end token."""
-        ...
 
 
 class Model(Protocol):
@@ -131,16 +109,6 @@ class Model(Protocol):
 
         Raises:
             UsageError: there are not as many as adapters.
-        """
-        ...
-
-    def constraint(self, grammar: str, lead: bytes) -> Constraint:
-        """What a grammar (GBNF) allows in an answer, by this model's tokens.
-
-        `lead` is what the tokenizer puts in front of the answer, which is no part of it.
-
-        Raises:
-            UsageError: the grammar cannot be read.
         """
         ...
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from capt_local.errors import UsageError
 
@@ -237,13 +237,12 @@ class Structure:
     """The form that an answer must have.
 
     Attributes:
-        source: a grammar in GBNF, llama.cpp's notation, beginning with the rule `root`; or a JSON
-            schema as `structured.schema_structure` gives it.
-        kind: "grammar" or "json-schema".
+        source: a JSON schema as `structured.schema_structure` gives it.
+        kind: of the source, in records.
     """
 
     source: str
-    kind: str = "grammar"
+    kind: ClassVar[str] = "json-schema"
 
     @property
     def digest(self) -> str:

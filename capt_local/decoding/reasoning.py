@@ -65,7 +65,7 @@ class ReasoningParser:
     ) -> ReasoningParser:
         """For the answer to a prompt.
 
-        Before an answer that a grammar constrains (`structured`), only reasoning that the template
+        Before an answer that a schema constrains (`structured`), only reasoning that the template
         has opened comes.
         """
         if prompt.markers is None or not prompt.segments or prompt.segments[-1].text is not None:

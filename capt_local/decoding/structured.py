@@ -1,11 +1,8 @@
-"""Structured answers: sampling restricted to the tokens that a JSON schema or a grammar allows.
+"""Structured answers: sampling restricted to the tokens that a JSON schema allows.
 
 A schema is compiled by llguidance into a mask over the vocabulary at each step (0.1 ms of 49,000
-tokens, 0.3 ms of 262,000). A grammar in GBNF runs in llama.cpp's own sampler, whose mask over a
-whole vocabulary takes longer than a small model takes for a token. So at temperature 0 the
-likeliest token alone is checked first (and the target's own, to see whether the expert changed
-something), then the plausible candidates. If none of those is allowed, plausibility is applied
-among the tokens that are: the same method, on the target's distribution without the others.
+tokens, 0.3 ms of 262,000). If it allows no plausible candidate, plausibility is applied among the
+tokens that it allows: the same method, on the target's distribution without the others.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -25,12 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from capt_local.decoding.combine import Distribution
-from capt_local.decoding.model import Constraint, Model
-from capt_local.decoding.options import SampleOptions, Structure
-from capt_local.decoding.sampling import likeliest
+from capt_local.decoding.options import Structure
 from capt_local.errors import ModelError, UsageError
 from capt_local.strict_json import NotReadable, load, parse_json, utf8
-from capt_local.tokenization.vocabulary import BoolArray, IntArray, TokenKind, Vocabulary
+from capt_local.tokenization.vocabulary import BoolArray, TokenKind, Vocabulary
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -91,7 +86,7 @@ def schema_structure(text: bytes, name: str = "The schema") -> Structure:
     try:
         kept = _kept(schema, name, schema)
         _refuse_invalid(kept, name)
-        structure = Structure(json.dumps(kept, ensure_ascii=False), "json-schema")
+        structure = Structure(json.dumps(kept, ensure_ascii=False))
         SchemaConstraint(_BYTES, structure.source)
     except _Refused as error:
         raise UsageError(f"{name} {error}.") from None
@@ -112,18 +107,6 @@ def _refuse_invalid(schema: Any, name: str) -> None:
         raise UsageError(f"{name} is not a valid JSON schema{place}.") from None
 
 
-def constraint_for(structure: Structure, model: Model, lead: bytes) -> Constraint:
-    """What a form allows in an answer of a model, whose tokenizer may put `lead` in front of it.
-
-    Raises:
-        UsageError: a grammar names tokens that the model does not have.
-        ModelError: the model has no token that ends an answer.
-    """
-    if structure.kind == "json-schema":
-        return SchemaConstraint(model.vocabulary, structure.source, lead)
-    return model.constraint(structure.source, lead)
-
-
 class _Refused(Exception):
     """Why a schema cannot be used, in words that quote nothing of it."""
 
@@ -131,7 +114,10 @@ class _Refused(Exception):
 class SchemaConstraint:
     """Keeps an answer to a JSON schema as `schema_structure` gives it, by llguidance.
 
-    See `Constraint`. The answer may begin with `lead` or not.
+    The answer may begin with `lead`, what the model's tokenizer puts in front of it, or not.
+
+    Raises:
+        ModelError: the vocabulary has no token that ends an answer.
     """
 
     def __init__(self, vocabulary: Vocabulary, schema: str, lead: bytes = b"") -> None:
@@ -161,7 +147,7 @@ class SchemaConstraint:
             error = self._matcher.get_error()
             reasons = (said for begin, said in _REASONS if begin in error)
             raise _Refused(next(reasons, "cannot be used"))
-        if not self._all_allowed().any():
+        if not self.allowed().any():
             raise _Refused("has no instance")
 
     @property
@@ -172,19 +158,14 @@ class SchemaConstraint:
             self._complete = self._matcher.is_accepting() and _is_instance(text, self._schema)
         return self._complete
 
-    def allowed(self, tokens: Sequence[int] | IntArray) -> BoolArray:
-        """Which of these tokens may come next, shape (n,)."""
-        found: BoolArray = self._all_allowed()[np.asarray(tokens, np.int32)]
-        return found
-
     def accept(self, token: int) -> None:
-        """Goes one token on.
+        """Goes one token on; end tokens are none of the answer.
 
         Raises:
             ValueError: the token is not allowed.
             ModelError: the schema takes too much time or memory here.
         """
-        if self._vocabulary.is_end[token] or not self.allowed((token,))[0]:
+        if self._vocabulary.is_end[token] or not self.allowed()[token]:
             raise ValueError("the schema does not allow this token")
         self._matcher.consume_token(token)
         self._check()
@@ -192,7 +173,11 @@ class SchemaConstraint:
         self._numbers.accept(self._vocabulary.piece(token))
         self._mask = self._complete = None
 
-    def _all_allowed(self) -> BoolArray:
+    def allowed(self) -> BoolArray:
+        """Which tokens may come next, shape (vocabulary,).
+
+        End tokens may where the answer may end; other control tokens never.
+        """
         if self._mask is None:
             size = len(self._vocabulary)
             self._mask = np.zeros(size, np.bool_)
@@ -461,7 +446,7 @@ def _kept(
             shown = f'"{key}"' if key in _KNOWN else "a keyword that is not of JSON Schema"
             raise UsageError(
                 f"{name} has {shown}{_place(whole, path)}, which cannot be kept here; leave it out "
-                "and check it on the answer, or describe the form with --grammar-file."
+                "and check it on the answer."
             )
     open_ended = made.keys() & {"anyOf", "oneOf", "$ref", "additionalProperties",
                                 "patternProperties"}  # fmt: skip
@@ -475,88 +460,49 @@ class MaskedDistribution:
     """A distribution, perhaps that of the leading model `alone`, and the part that may be chosen.
 
     `mask` says which of its candidates may be chosen, shape (n,); None: all that matter.
+    `implausible`: no plausible candidate may be, so these are others.
     """
 
     here: Distribution
     mask: BoolArray | None = None
     alone: bool = False
+    implausible: bool = False
 
 
-class GrammarSampler:
-    """Restricts the choices of one answer to what a constraint allows.
+def masked(
+    here: Distribution, allowed: BoolArray, restricted: Callable[..., Distribution]
+) -> MaskedDistribution:
+    """What may be chosen here: never a token of probability 0, as some methods give.
 
-    Attributes:
-        implausible_steps: steps at which it allowed no plausible token.
+    If no plausible candidate is allowed: the same method on the target's distribution over the
+    allowed tokens alone.
+
+    Args:
+        here: the distribution over all plausible candidates.
+        allowed: tokens, shape (vocabulary,).
+        restricted: the distribution at the same place over the tokens that such a mask allows;
+            with `alone`, that of the leading model.
+
+    Raises:
+        ModelError: the vocabulary has no token that may come.
     """
-
-    def __init__(
-        self, constraint: Constraint, vocabulary: Vocabulary, options: SampleOptions
-    ) -> None:
-        self._constraint = constraint
-        self._vocabulary = vocabulary
-        self._options = options
-        self.implausible_steps = 0
-
-    @property
-    def complete(self) -> bool:
-        """Whether the answer may end here."""
-        return self._constraint.complete
-
-    def mask(
-        self,
-        here: Distribution,
-        history: Sequence[int],
-        restricted: Callable[..., Distribution],
-    ) -> MaskedDistribution:
-        """What may be chosen here: never a token of probability 0, as some methods give.
-
-        Args:
-            here: the distribution over all plausible candidates.
-            history: tokens so far, for the repetition penalty.
-            restricted: the distribution at the same place over the tokens that a mask of shape
-                (vocabulary,) allows; with `alone`, that of the leading model.
-
-        Raises:
-            ModelError: the vocabulary has no token that may come.
-        """
-        tokens = here.candidates.tokens
-        if self._options.temperature == 0.0:
-            best = [
-                likeliest(tokens, logp, history, self._options)
-                for logp in (here.logp, here.candidates.logp)
-            ]
-            if self._constraint.allowed(tokens[best]).all():
-                return MaskedDistribution(here)
-        mask = self._constraint.allowed(tokens) & np.isfinite(here.logp)
-        return MaskedDistribution(here, mask) if mask.any() else self._widened(here, restricted)
-
-    def accept(self, token: int) -> None:
-        """Goes one token on."""
-        self._constraint.accept(token)
-
-    def _widened(
-        self, here: Distribution, restricted: Callable[..., Distribution]
-    ) -> MaskedDistribution:
-        """The same method on the target's distribution over the allowed tokens alone."""
-        every = self._constraint.allowed(np.arange(len(self._vocabulary), dtype=np.int32))
-        if not every.any():
-            raise ModelError(
-                "The vocabulary has no token for what the grammar requires here. Use a grammar of "
-                "characters that the model has."
-            )
-        self.implausible_steps += not self._vocabulary.is_end[every].all()  # the end is no choice
-        only = restricted(every)
-        mask = every[only.candidates.tokens] & np.isfinite(only.logp)
-        if not mask.any():  # an expert has put all on what is not allowed
-            only = restricted(every, alone=True)
-            mask = every[only.candidates.tokens]
-        # As probabilities of the whole distribution: all that was left out keeps its share.
-        less = only.candidates.log_total - here.candidates.log_total
-        more = less + here.outside if np.isfinite(here.outside) else less
-        own = dataclasses.replace(
-            only.candidates,
-            logp=only.candidates.logp + less,
-            log_total=here.candidates.log_total,
-        )
-        made = dataclasses.replace(only, candidates=own, logp=only.logp + more)
-        return MaskedDistribution(made, mask)
+    mask = allowed[here.candidates.tokens]
+    if np.isfinite(here.logp[mask]).any():
+        return MaskedDistribution(here, mask)
+    if not allowed.any():
+        raise ModelError("The vocabulary has no token for what the schema requires here.")
+    only = restricted(allowed)
+    mask = allowed[only.candidates.tokens] & np.isfinite(only.logp)
+    if not mask.any():  # an expert has put all on what is not allowed
+        only = restricted(allowed, alone=True)
+        mask = allowed[only.candidates.tokens]
+    # As probabilities of the whole distribution: all that was left out keeps its share.
+    less = only.candidates.log_total - here.candidates.log_total
+    more = less + here.outside if np.isfinite(here.outside) else less
+    own = dataclasses.replace(
+        only.candidates,
+        logp=only.candidates.logp + less,
+        log_total=here.candidates.log_total,
+    )
+    made = dataclasses.replace(only, candidates=own, logp=only.logp + more)
+    return MaskedDistribution(made, mask, implausible=True)

@@ -16,7 +16,6 @@ import numpy as np
 
 from capt_local.errors import ContextOverflow, NumericalError
 from capt_local.llama.context import Context, Rows
-from capt_local.llama.grammar import Grammar
 from capt_local.llama.library import Closing, DeferredInterrupts, library
 from capt_local.llama.options import LoadOptions, scales_of
 from capt_local.llama.weights import Metadata, Progress, Weights
@@ -91,10 +90,6 @@ class RunningSequence:
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
         return self.weights.tokenize(text, special=special)
-
-    def constraint(self, grammar: str, lead: bytes = b"") -> Grammar:
-        self.weights.check_open()
-        return Grammar(self.weights, grammar, lead)
 
     def extend(self, tokens: Sequence[int], rows: int = 1) -> Rows:
         """Appends tokens and returns the logits after the last `rows` of them.

@@ -530,8 +530,7 @@ def grounded(answer: Answer, asked: Completion) -> Answer:
     structure, text = asked.options[0].structure, asked.prompt
     if not isinstance(text, str):
         text = "\n".join(turn.content for turn in text if turn.role != "assistant")
-    form = structure is not None and structure.kind == "json-schema"
-    schema = json.loads(structure.source) if structure is not None and form else None
+    schema = json.loads(structure.source) if structure is not None else None
     if asked.document is not None:
         return with_sources(answer, Document(asked.document), schema, "document")
     if len(text) > _LARGEST_SOURCE:

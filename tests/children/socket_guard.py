@@ -21,7 +21,6 @@ _CONFINED = (
     "capt_local.llama.probe",
     "capt_local.documents.process",
     "capt_local.hardening",
-    "capt_local.llama.grammar",
 )
 _FAMILIES = {getattr(socket, name, None) for name in ("AF_UNIX", "AF_INET", "AF_INET6")}
 

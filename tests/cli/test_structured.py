@@ -1,4 +1,4 @@
-"""`--json-schema` and `--grammar-file`: what reaches the decoder, what is told, what is refused."""
+"""`--json-schema`: what reaches the decoder, what is told, what is refused."""
 
 from __future__ import annotations
 
@@ -44,8 +44,7 @@ def test_a_schema_reaches_the_decoder(run: Run, script: Script, tmp_path: Path) 
         (["--json-schema"], b"\xff\xfe", "is not valid UTF-8"),
         (["--json-schema"], '{"type": "array", "uniqueItems": true}', '"uniqueItems"'),
         (["--json-schema"], f'{{"anyOf": [{{}}, {{"type": "{CANARY}"}}]}}', "at anyOf[2].type"),
-        (["--grammar-file"], f"The patient {CANARY}", "line 1: expecting ::="),
-        (["--stop", "x", "--grammar-file"], 'root ::= "a"', "stop string"),
+        (["--stop", "x", "--json-schema"], "{}", "stop string"),
     ],
 )
 def test_a_broken_file_is_one_line_before_any_model(
@@ -72,14 +71,14 @@ def test_whether_it_is_complete_is_told(
     run: Run, script: Script, tmp_path: Path, finish: FinishReason, state: str
 ) -> None:
     script.finish = finish
-    path = file(tmp_path, f'root ::= "{CANARY}"')
-    result = run("generate", "{models}", "-p", "x", "--grammar-file", path, "--json")
+    path = file(tmp_path, f'{{"enum": ["{CANARY}"]}}')
+    result = run("generate", "{models}", "-p", "x", "--json-schema", path, "--json")
     told = json.loads(result.out)
     whole = state == "complete"
     assert (result.code, told["capt"]["structured"]) == (0 if whole else 6, state)
     assert ("not valid" in result.err) != whole
     assert any("not valid" in line for line in told["warnings"]) != whole
-    # The grammar itself may hold words of a note.
-    assert told["provenance"]["parameters"]["structure"]["kind"] == "grammar"
+    # The schema itself may hold words of a note.
+    assert told["provenance"]["parameters"]["structure"]["kind"] == "json-schema"
     assert CANARY not in result.out
     assert answer_from(told).structured is whole

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from capt_local.alignment.projection import TargetEvents, fit
 from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.model import Constraint
 from capt_local.decoding.options import CombineOptions, GenerateOptions
 from capt_local.decoding.proxy import LogitsCache, Proxy
-from capt_local.decoding.structured import GrammarSampler
 from capt_local.prompting.messages import Prompt, Segment
 from tests.fakes import FakeModel, make_vocabulary, text_tokenizer
 
@@ -66,13 +65,12 @@ def walk(
     trio: Ensemble,
     options: GenerateOptions,
     cancel: Callable[[], bool] | None = None,
-    constraint: Constraint | None = None,
+    constraint: Any = None,
 ) -> Generation:
     """An answer to the prompt that `turn` made last."""
     prompts = getattr(trio, "prompts", None) or turn(trio)
     options = replace(options, combine=trio.options)
     made = Generation(trio, prompts, options, cancel)
     if constraint is not None:
-        vocabulary = trio.leader.model.vocabulary
-        made._grammar = GrammarSampler(constraint, vocabulary, options.sample)
+        made._constraint = constraint
     return made

@@ -68,7 +68,7 @@ def test_the_prompt_is_read_once_and_each_candidate_is_as_one_alone(
 
 
 def test_answers_of_a_form_are_ranked_by_the_majority(runtime: Runtime) -> None:
-    form = Structure('root ::= " "? ("yes" | "no" | "maybe")')
+    form = Structure('{"enum": ["yes", "no", "maybe"]}')
     options = GenerateOptions(max_tokens=6, structure=form, sample=OPTIONS.sample)
     found = best_of(runtime, QUESTION, options, 8)
     said = Counter(one.generation.text.strip() for one in found.candidates)

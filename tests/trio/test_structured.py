@@ -40,7 +40,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 FORM = schema_structure(json.dumps(SCHEMA).encode())
-CHOICE = Structure('root ::= "yes" | "no"')
+CHOICE = Structure('{"enum": ["yes", "no"]}')
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_the_targets_answer_is_that_of_the_binding(runtime: Runtime) -> None:
     prompt = runtime._prompt_builders["target"].prompt(PROMPTS[0], raw=False)
     ends = set(runtime.models["target"].vocabulary.end_ids.tolist())
     wanted = []
-    grammar = llama_cpp.LlamaGrammar.from_string(CHOICE.source)
+    grammar = llama_cpp.LlamaGrammar.from_string(r'root ::= "\"yes\"" | "\"no\""')
     for token in model.generate(list(prompt.tokens), temp=0.0, repeat_penalty=1.0, grammar=grammar):
         wanted.append(token)
         if token in ends or len(wanted) == 200:
