@@ -44,25 +44,6 @@ def test_a_leading_space_waits_for_the_first_word() -> None:
     assert context.rests(1) == [b" card"]
 
 
-def test_an_invalid_byte_becomes_its_own_token_and_is_replaced_when_complete() -> None:
-    context = CanonicalContext(tokenizer(b""), [0], start=True)
-    context.append(b"a\xc3")
-    assert context.rests(1) == [b"\xc3"]
-    context.append(b"\xa9")
-    assert context.rests(1) == ["é".encode()]
-
-
-def test_bytes_without_a_token_are_left_out_and_told() -> None:
-    vocabulary = make_vocabulary(["card", "c", "a", "r", "d", " "], all_bytes=False)
-    tokens = TextTokenizer(vocabulary, greedy_tokenizer(vocabulary))
-    context = CanonicalContext(tokens, [0], start=True)
-    context.append(b"card ")
-    assert not context.unseen
-    context.append("\xc3".encode("latin-1") + b"card a")
-    assert context.unseen
-    assert vocabulary.text(context.tokens) == b"card card a"
-
-
 def test_a_word_behind_a_safe_cut_is_tokenized_alone() -> None:
     asked: list[bytes] = []
     plain = greedy_tokenizer(VOCABULARY)

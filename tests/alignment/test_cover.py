@@ -18,7 +18,7 @@ from capt_local.alignment.projection import (
     credit,
 )
 from capt_local.tokenization.vocabulary import PrefixIndex, Vocabulary
-from tests.alignment.slow import events_of, slow_parts, text_ids
+from tests.alignment.slow import events_of, slow_parts
 from tests.fakes import make_vocabulary
 
 WORDS = st.lists(st.text(alphabet="ab ", min_size=1, max_size=5), min_size=1, max_size=12)
@@ -95,27 +95,6 @@ def test_a_piece_leaves_what_a_longer_one_begins_to_that_one() -> None:
     assert got["abba", "abb"] == 1.0
     assert got["abba", "ab"] == pytest.approx(ASIDE / (1 + ASIDE), rel=1e-6)
     assert got["ab", "ab"] == pytest.approx(1 / (1 + ASIDE), rel=1e-6)
-
-
-def test_a_piece_that_stands_twice_is_shared_twice_alike() -> None:
-    """A byte token beside a normal one: neither is longer than the other."""
-    events = events_of(words(["ab", "abb"]))
-    proxy = words(["ab", "ab", "abb"])
-    wanted = np.array([events.of_piece(b"ab"), events.of_piece(b"abb")], dtype=np.int32)
-    table = parts(cover(proxy, events), wanted, np.full(2, 0.5), len(proxy))
-    twins = [token for token in text_ids(proxy) if proxy.piece(token) == b"ab"]
-    assert len(twins) == 2
-    np.testing.assert_array_equal(table[:, twins[0]], table[:, twins[1]])
-    np.testing.assert_allclose(table[:, twins[0]], np.array([1, ASIDE]) / (1 + ASIDE), rtol=1e-6)
-
-
-def test_events_without_a_chance_get_nothing_and_take_nothing() -> None:
-    assert shared(["ab", "abb"], ["ab"], {"ab": 0.0, "abb": 1.0}) == {
-        ("abb", "ab"): 1.0,
-        ("abb", "a"): 1.0,
-    }
-    with np.errstate(all="raise"):
-        assert shared(["ab", "abb"], ["ab"], {"ab": 0.0, "abb": 0.0}) == {}
 
 
 def test_all_ends_of_the_proxy_go_to_the_ends_of_the_target() -> None:

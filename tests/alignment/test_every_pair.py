@@ -114,23 +114,78 @@ def test_a_target_with_every_proxy(target: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_an_odd_note_keeps_its_bytes(name: str) -> None:
-    """100,000 characters without a space among control bytes, CRLF, tabs, emoji and Chinese."""
-    text = ODD + NO_SPACE * 44 + ODD
-    assert len(text.decode()) > 100_000
+    """20,000 characters without a space among control bytes, CRLF, tabs, emoji and Chinese."""
+    text = ODD + NO_SPACE * 9 + ODD
     tokens, whole = tokenizer(name).encode_known(text, start=True)
     missing = unspellable(name)
     assert text_of(name, tokens, start=True) == text.translate(None, bytes(missing))
     assert whole == (not missing)
 
 
-@pytest.mark.parametrize(("name", "other"), [("smollm2", "qwen2"), ("demo", "qwen2")])
+@pytest.mark.parametrize(("name", "other"), [("demo", "qwen2")])
 def test_following_a_text_without_spaces_is_not_quadratic(name: str, other: str) -> None:
-    """10,000 characters token by token: the tail that is tokenized again stays short."""
+    """4,600 characters token by token: the tail that is tokenized again stays short."""
     context, longest = CanonicalContext(tokenizer(name), [], start=True), 0
-    text = NO_SPACE * 5
+    text = NO_SPACE * 2
     tokens = tokenizer(other).encode(text, start=True)
     for token in tokens:
         context.append(tokenizer(other).vocabulary.piece(token))
         longest = max(longest, len(context.text) - context._cut)
     assert context.text == text == text_of(name, context.tokens, start=True)
     assert longest < 1500
+
+
+SHORT = (
+    "\n\nBP 142/88 mmHg, SpO\u2082 91 % on room air, T 38.5 \u00b0C. Troponin < 0.04 ng/mL; "
+    "\u03b1-blocker held \u2013 metoprolol 25 mg b.i.d. for acute cardiomyopathy \U0001fac0."
+).encode()
+
+
+def sure_of(proxy: str, token: int) -> np.ndarray:
+    """A row that is certain of one piece."""
+    row = np.zeros(len(tokenizer(proxy).vocabulary), dtype=np.float32)
+    row[token] = 1.0
+    return row
+
+
+@pytest.mark.parametrize(("target", "proxy"), [("qwen2", "llama-spm"), ("llama-spm", "qwen2")])
+def test_a_proxy_that_knows_what_comes_gives_its_token_the_credit(target: str, proxy: str) -> None:
+    """Certain of the right next piece, and of the right last ones, along a note."""
+    own, other = tokenizer(target), tokenizer(proxy)
+    made = Projection(other.vocabulary, TargetEvents(own))
+    context, seen = CanonicalContext(other, [], start=True), 0
+    whole = other.encode(SHORT, start=True)
+    everything = np.arange(len(own.vocabulary), dtype=np.int32)
+    for number, token in enumerate(own.encode(SHORT, start=True)):
+        piece, place = own.vocabulary.piece(token), len(context.tokens)
+        text = piece if context.text else piece.removeprefix(own.lead)
+        boundary = context.tokens == whole[:place] and place < len(whole)
+        if boundary and context.text and number % 3 == 0:
+            behind = context.rests(DEPTH)
+            last = context.tokens[::-1][: len(behind)]
+            back = [
+                Back(sure_of(proxy, each), each, rest)
+                for each, rest in zip(last, behind, strict=True)
+            ]
+            prior = np.full(len(everything), 1e-9)
+            prior[token] = 1.0
+            shown = View(sure_of(proxy, whole[place]), back)
+            got = made.probability(made.query(everything, prior), shown)
+            begins = text.startswith(other.vocabulary.piece(whole[place]))
+            assert got[token] > 0.99 or not begins
+            assert got.sum() == pytest.approx(1.0)
+            seen += got[token] > 0.99
+        context.append(text)
+    assert context.tokens == whole and seen > 5
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama-spm", "gemma-4"])
+def test_contexts_grow_by_any_bytes_as_the_whole_text(name: str) -> None:
+    """Also inside a character."""
+    context, at = CanonicalContext(tokenizer(name), [], start=True), 0
+    rng = np.random.default_rng(0)
+    while at < len(SHORT):
+        size = int(rng.integers(1, 6))
+        context.append(SHORT[at : at + size])
+        at += size
+    assert context.tokens == tokenizer(name).encode(SHORT, start=True)

@@ -83,20 +83,6 @@ def test_healing_stays_exact_where_what_came_was_next_to_impossible(
     np.testing.assert_allclose(got, [float(one) for one in wanted], rtol=2e-5, atol=1e-12)
 
 
-def test_expert_and_base_share_a_question_and_each_hears_its_own_answer() -> None:
-    """What is prepared for one proxy is right for the next, at the same place and at another."""
-    target, proxy = words(["ab", "bab", "abab"]), words(["aba", "abab", "ba", "bb"])
-    made, rng = Projection(proxy, events_of(target)), np.random.default_rng(3)
-    tokens = np.arange(len(target), dtype=np.int32)
-    prior = rng.dirichlet(np.ones(len(target)))
-    shared = made.query(tokens, prior)
-    for _ in range(8):
-        rows = rng.dirichlet(np.ones(len(proxy)), size=DEPTH + 1).astype(np.float32)
-        seen = view(proxy, rows, rng.choice(text_ids(proxy), size=DEPTH).tolist())
-        got = made.probability(shared, seen)
-        np.testing.assert_array_equal(got, made.probability(made.query(tokens, prior), seen))
-
-
 def test_a_longer_word_behind_a_split_one_is_healed() -> None:
     """After "card", the base form gives "iac" nothing; the piece "cardiac" gives it its share."""
     proxy = make_vocabulary(["card", "cardiac", "iac"])

@@ -14,28 +14,6 @@ from tests.published_toys import lettered, spaced
 from tests.real_vocabularies import open_vocabulary
 
 
-def test_both_spellings_give_the_same_key() -> None:
-    for toy in (spaced(" the", "card"), lettered(" the", "card")):
-        assert toy.strings.key(toy.id(" the")) == "Ġthe"
-        assert toy.strings.key(toy.id("card")) == "card"
-    assert spaced().strings.key(1) == "</s>"
-    assert lettered().strings.key(1) == "<|end|>"
-
-
-def test_a_newline_becomes_slash_n_in_both_spellings() -> None:
-    for toy in (spaced(), lettered()):
-        assert toy.strings.key(toy.id("\n")) == "/n"
-    toy = lettered(".\n\n")
-    assert toy.strings.key(toy.id(".\n\n")) == "./n/n"
-
-
-def test_the_same_string_comes_first() -> None:
-    toy = spaced(" ", " the", "the", " th")
-    assert toy.strings.piece("Ġthe") == toy.id(" the")
-    assert toy.strings.piece("the") == toy.id("the")
-    assert toy.strings.piece("</s>") == 1
-
-
 def test_else_the_first_sub_token() -> None:
     """A word mark that is a piece of its own is passed over; a merged one stays."""
     toy = spaced(" ", "card", " os", "is", " /", " <")
@@ -125,11 +103,11 @@ def test_what_llama_2_tokens_become_for_qwen() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["qwen2", "llama-bpe", "llama-spm", "phi-3", "gemma-4", "gpt-2"])
+@pytest.mark.parametrize("name", ["qwen2", "llama-spm", "gemma-4"])
 def test_real_vocabularies_are_spelt_without_loss(name: str) -> None:
     """Every string is found again, under the id of the first token that has it."""
     strings = real(name)
-    assert strings.spaced == (name in {"llama-spm", "phi-3", "gemma-4"})
+    assert strings.spaced == (name != "qwen2")
     for token in range(1, 3000):
         key = strings.key(token)
         if "/n" not in key:

@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 from capt_local.decoding.combine import (
     Candidates,
-    logs,
-    mixture,
     plausible,
     products,
 )
@@ -65,42 +63,3 @@ def test_every_product_is_its_formula_and_sums_to_what_the_target_gives(
         wanted = np.exp(score - score.max())
         np.testing.assert_allclose(np.exp(row), wanted / wanted.sum() * share, rtol=1e-6)
         assert np.exp(row).sum() + own.rest == pytest.approx(1.0, abs=1e-6)
-
-
-@given(LOGITS, LIMITS, st.integers(0, 99), st.floats(-2, 2), st.floats(0, 3))
-def test_an_expert_that_is_the_base_leaves_a_power_of_the_target(
-    logits: np.ndarray, limit: float, seed: int, a: float, b: float
-) -> None:
-    own = plausible(logits, limit)
-    one = opinions(own, seed, 1)
-    (got,) = products(own, np.concatenate((one, one)), np.array([[a, b, -b]])).logp
-    wanted = np.exp(a * (own.logp - own.logp.max()))
-    wanted *= np.exp(own.logp).sum() / wanted.sum()
-    np.testing.assert_allclose(np.exp(got), wanted, rtol=1e-6)
-
-
-@given(LOGITS, LIMITS, st.integers(0, 99), st.integers(1, 5))
-def test_mixture_is_the_sum_of_its_parts_and_normalised(
-    logits: np.ndarray, limit: float, seed: int, count: int
-) -> None:
-    own = plausible(logits, limit)
-    rng = np.random.default_rng(seed)
-    members = products(own, opinions(own, seed), rng.normal(size=(count, 3)) * 2)
-    weights = rng.dirichlet(np.ones(count))
-    got = np.exp(mixture(members, weights))
-    np.testing.assert_allclose(got, weights @ np.exp(members.logp), rtol=1e-7)
-    assert got.sum() + own.rest == pytest.approx(1.0, abs=1e-6)
-
-
-def test_what_the_proxies_have_no_say_on_is_what_the_target_says() -> None:
-    own = np.log(np.array([0.7, 0.3]))
-    said = [np.array([0.5, 0.5]), np.array([0.25, 0.5])]
-    got = logs(said, np.array([True, False]), own, 0.0)
-    np.testing.assert_allclose(got, [[np.log(0.5), own[1]], [np.log(0.25), own[1]]])
-    assert (logs([np.zeros(2)] * 2, np.ones(2, np.bool_), own, 1e-6) == np.log(1e-6)).all()
-
-
-def test_a_floor_keeps_the_contrast_of_rare_words_small() -> None:
-    rows = [np.array([1e-3]), np.array([1e-8])]
-    expert, base = logs(rows, np.array([True]), np.zeros(1), 1e-6)
-    assert (expert - base)[0] == pytest.approx(np.log(1.001e-3 / 1.01e-6))

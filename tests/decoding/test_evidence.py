@@ -142,12 +142,6 @@ def test_raw_text_has_evidence_with_and_without_a_token_before_it(text: bytes, b
     same(got, wanted)
 
 
-def test_what_the_program_said_is_no_evidence() -> None:
-    trio = toy()
-    user, said = conversation(trio, [b"abc"]), conversation(trio, [b"abc", b"cardiac the card"])
-    same(evidence_of(trio, user), evidence_of(trio, said))
-
-
 @settings(max_examples=40)
 @given(
     st.lists(st.lists(TEXTS, min_size=1, max_size=4), min_size=1, max_size=4),

@@ -32,7 +32,7 @@ def found_at(text: bytes, size: int, *, words: bool = True) -> int | None:
     return None
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(
     unit=st.text(min_size=1, max_size=120).map(str.encode),
     front=st.text(max_size=60).map(str.encode),

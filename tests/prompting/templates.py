@@ -48,54 +48,6 @@ WITHOUT_SYSTEM = (
 )
 
 
-def turns(user: str, assistant: str, opening: str, front: str = "") -> str:
-    """A template of two turns, `X` standing for the text, and of what opens the answer."""
-    write = "{{{{ '{}' + {} + '{}' }}}}"
-    before, behind = user.split("X")
-    said_before, said_behind = assistant.split("X")
-    return (
-        f"{front}{{% for m in messages %}}{{% if m.role == 'assistant' %}}"
-        + write.format(said_before, "m.content", said_behind)
-        + "{% else %}"
-        + write.format(before, "m.content", behind)
-        + f"{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{{{{ '{opening}' }}}}"
-        + "{% endif %}"
-    )
-
-
-# Families whose reasoning a template shows, leaves out of conversations, or opens by itself.
-QWEN3 = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
-    "{% if m.role == 'assistant' and loop.last %}{{ '<think>\\n' + (m.reasoning_content or '')"
-    " + '\\n</think>\\n\\n' }}{% endif %}{{ m.content + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
-    "{% if enable_thinking is defined and not enable_thinking %}"
-    "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
-)
-DEEPSEEK = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}"
-    "{{ '<｜Assistant｜>' + m.content.split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}{% else %}"
-    "{{ '<｜User｜>' + m.content }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
-)
-GEMMA4 = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{{ '<|turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' }}"
-    "{% if m.reasoning %}{{ '<|channel>thought\\n' + m.reasoning + '\\n<channel|>' }}{% endif %}"
-    "{{ m.content + '<turn|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|turn>model\\n' }}{% endif %}"
-)
-HARMONY = (
-    "{% for m in messages %}{% if m.role == 'assistant' %}"
-    "{% if loop.last and m.thinking %}"
-    "{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{% endif %}"
-    "{{ '<|start|>assistant<|channel|>final<|message|>' + m.content }}"
-    "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}{% else %}"
-    "{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
-)
-# No marker of its own behind an answer: the next turn's ends it.
-GLM = turns("<|user|>\\nX", "<|assistant|>\\nX", "<|assistant|>")
 # A family that nobody has heard of.
 UNHEARD = (
     "{% for m in messages %}{{ '[' + m.role + ']' }}"

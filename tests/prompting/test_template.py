@@ -35,14 +35,6 @@ def scaffolding(source: str, messages: tuple[Message, ...]) -> str:
     ("source", "expected"),
     [
         (
-            templates.CHATML,
-            "<|im_start|>system\n[0]"
-            "<|im_end|>\n<|im_start|>user\n[1]"
-            "<|im_end|>\n<|im_start|>assistant\n[2]"
-            "<|im_end|>\n<|im_start|>user\n[3]"
-            "<|im_end|>\n<|im_start|>assistant\n",
-        ),
-        (
             templates.LLAMA2,
             "<s>[INST] <<SYS>>\n[0]\n<</SYS>>\n\n[1] [/INST] [2] </s><s>[INST] [3] [/INST]",
         ),
@@ -55,7 +47,7 @@ def scaffolding(source: str, messages: tuple[Message, ...]) -> str:
             "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
         ),
     ],
-    ids=["chatml", "llama2", "llama3"],
+    ids=["llama2", "llama3"],
 )
 def test_scaffolding_of_a_conversation(source: str, expected: str) -> None:
     assert scaffolding(source, LONG) == expected

@@ -1,4 +1,4 @@
-"""`bench` with the real demo trio: every mode answers, and the figures belong together."""
+"""`bench` with real files: every mode answers, and the figures belong together."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 
 from capt_local.cli.app import run
 from capt_local.errors import MemoryShortage
+from tests.small_trio import SMALL_TRIO
 
 TASKS = Path(__file__).resolve().parent.parent / "data" / "tasks"
+BENCH = ["bench", "-m", str(SMALL_TRIO), "-t", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -22,13 +24,13 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bench(capfd: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
-    assert run(["bench", "-t", "1", "--json", *flags]) == 0
+    assert run([*BENCH, "--json", *flags]) == 0
     told: dict[str, Any] = json.loads(capfd.readouterr().out)
     return told
 
 
 def test_the_invented_text_in_all_modes(capfd: pytest.CaptureFixture[str]) -> None:
-    told = bench(capfd, "-n", "6", "-c", "1024")
+    told = bench(capfd, "-n", "6")
     modes = told["modes"]
     assert {"target", "exact-steps", "llama"} <= set(modes)
     for name, mode in modes.items():
@@ -46,15 +48,7 @@ def test_the_invented_text_in_all_modes(capfd: pytest.CaptureFixture[str]) -> No
     }
     assert all(ratio["median"] > 0 and ratio["pairs"] == 2 for ratio in told["ratios"].values())
     assert told["model_bytes"].keys() == {"target", "expert", "base"}
-    assert told["provenance"]["bundle"]["id"] == "demo" and told["threads"] == 1
-
-
-def test_a_task_of_eval_is_measured_on(capfd: pytest.CaptureFixture[str]) -> None:
-    flags = ["--prompts", str(TASKS / "summary.jsonl"), "--modes", "target,exact-steps"]
-    told = bench(capfd, *flags, "--limit", "2", "-n", "4")
-    assert list(told["modes"]) == ["target", "exact-steps"]
-    assert told["prompts"] == {"measured": 2, "too_long": []}
-    assert told["workload"] == {"kind": "prompts", "max_tokens": 4}
+    assert told["provenance"]["bundle"]["id"] == "demo-tests" and told["threads"] == 1
 
 
 def test_prompts_side_by_side_get_the_same_answers(capfd: pytest.CaptureFixture[str]) -> None:
@@ -64,20 +58,10 @@ def test_prompts_side_by_side_get_the_same_answers(capfd: pytest.CaptureFixture[
     assert side["answers"] == 2 and side["requests_per_s"] > 0
     assert told["memory_bytes"] > 0
     assert side["same_answers"] == 2  # so short that no two tokens come near each other
-    assert told["ratios"].keys() == {
-        *("exact-steps/target", "many-2/exact-steps"),
-    }
-    assert run(["bench", "-t", "1", *flags, "--limit", "1", "--parallel", "2"]) == 2
-
-
-def test_a_prompt_that_does_not_fit_is_left_out_and_told(
-    capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    path = tmp_path / "in.jsonl"
-    lines = [{"id": n, "task": "t", "kind": "perplexity", "text": "word " * n} for n in (900, 3)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    flags = ["-c", "128", "--prompts", str(path), "--modes", "target", "-n", "4"]
-    assert bench(capfd, *flags)["prompts"] == {"measured": 1, "too_long": [1]}
+    assert told["ratios"].keys() == {"exact-steps/target", "many-2/exact-steps"}
+    assert told["prompts"] == {"measured": 2, "too_long": []}
+    assert told["workload"] == {"kind": "prompts", "max_tokens": 6}
+    assert run([*BENCH, *flags, "--limit", "1", "--parallel", "2"]) == 2
 
 
 def test_where_no_second_copy_fits_llama_is_left_out_and_said(
@@ -87,7 +71,7 @@ def test_where_no_second_copy_fits_llama_is_left_out_and_said(
         raise MemoryShortage("Not enough memory.")
 
     monkeypatch.setattr("capt_local.llama.load_models.PlainLlama", none)
-    flags = ["bench", "-t", "1", "--json", "-n", "2", "-c", "1024"]
+    flags = [*BENCH, "--json", "-n", "2"]
     assert run([*flags, "--modes", "target,llama"]) == 0
     told = capfd.readouterr()
     assert list(json.loads(told.out)["modes"]) == ["target"]
@@ -104,4 +88,4 @@ def test_ctrl_c_ends_a_run_in_the_middle_of_an_answer(
         return next(asked) > 5
 
     monkeypatch.setattr("capt_local.cli.signals.Interrupt.__call__", cancel)
-    assert run(["bench", "-t", "1", "--modes", "target"]) == 130
+    assert run([*BENCH, "--modes", "target"]) == 130

@@ -1,4 +1,4 @@
-"""The demo's expert as an adapter of its base: the same expert, and a base that is not touched."""
+"""Experts that are an adapter of their base: the same expert, and a base that is not touched."""
 
 from __future__ import annotations
 
@@ -9,62 +9,76 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local import GenerateOptions, LoadOptions, Method, Runtime
+from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import Bundle
-from capt_local.bundles.store import find
 from capt_local.errors import ModelError
 from scripts.make_lora_expert import Weights, make_adapter, write_adapter, write_untied
+from tests.real_models import smollm2
+from tests.small_trio import SMALL_TRIO
 
-NOTE = b"The patient is a 61-year-old woman who presents with shortness of breath. She was given"
-TARGET, EXPERT, BASE = (find("demo").models[role].path for role in ("target", "expert", "base"))
+CLINICAL = Path(__file__).resolve().parents[2] / "models" / "smollm2-clinical"
+NOTE = (
+    b"HISTORY OF PRESENT ILLNESS: The patient is a 58-year-old gentleman who presents with a "
+    b"three-day history of productive cough, fever and chills. He denies any"
+)
 LOAD = LoadOptions(threads=1, context=512)
+
+
+def nats(runtime: Runtime, method: Method, combine: CombineOptions | None = None) -> float:
+    runtime.forget()
+    options = GenerateOptions(method=method, combine=combine or CombineOptions())
+    return runtime.score(NOTE, options).nats
+
+
+def test_the_published_model_with_our_clinical_adapter() -> None:
+    smollm2()  # skips where the package is not installed
+    with Runtime.open(CLINICAL, load=LOAD) as runtime:
+        expert = nats(runtime, Method.EXPERT)
+        assert expert < 0.85 * nats(runtime, Method.TARGET)
+        # T E / A with T = A (docs/method.md: one shared vocabulary gives proxy tuning).
+        alone = CombineOptions(alphas=(1.0,), plausibility=0.0)
+        assert nats(runtime, Method.CAPT, alone) == pytest.approx(expert, rel=1e-2)
 
 
 @dataclass(frozen=True)
 class Files:
-    """A base with an output matrix of its own, and its adapters."""
+    """A target, a base with an output matrix of its own, and the base's adapter."""
 
+    target: Path
     base: Path
-    full: Path
-    small: Path
+    adapter: Path
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """From the difference of expert and base of the small trio, in full rank."""
     folder = tmp_path_factory.mktemp("lora")
-    made = Files(folder / "base.gguf", folder / "full.gguf", folder / "small.gguf")
-    base, expert = Weights(BASE), Weights(EXPERT)
+    made = Files(*(folder / f"{name}.gguf" for name in ("target", "base", "adapter")))
+    made.target.write_bytes((SMALL_TRIO / "target.gguf").read_bytes())
+    base, expert = Weights(SMALL_TRIO / "base.gguf"), Weights(SMALL_TRIO / "expert.gguf")
     write_untied(made.base, base)
-    for path, rank in ((made.full, None), (made.small, 4)):
-        write_adapter(path, base, make_adapter(base, expert, rank, untied=True)[0])
+    write_adapter(made.adapter, base, make_adapter(base, expert, None, untied=True)[0])
     return made
 
 
 @pytest.fixture(scope="module")
 def adapted(files: Files) -> Iterator[Runtime]:
-    bundle = Bundle.from_paths(TARGET, base=files.base, expert_adapter=files.full)
+    bundle = Bundle.from_paths(files.target, base=files.base, expert_adapter=files.adapter)
     with Runtime.open(bundle, load=LOAD) as runtime:
         yield runtime
 
 
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Runtime]:
-    with Runtime.open("demo", load=LOAD) as runtime:
-        yield runtime
-
-
-def nats(runtime: Runtime, method: Method) -> float:
-    runtime.forget()
-    return runtime.score(NOTE, GenerateOptions(method=method)).nats
-
-
-@pytest.mark.parametrize("method", [Method.EXPERT, Method.BASE, Method.CAPT, Method.EXPERT_LED])
-def test_the_full_rank_scores_as_the_expert(
-    adapted: Runtime, demo: Runtime, method: Method
-) -> None:
-    assert nats(adapted, method) == pytest.approx(nats(demo, method), rel=2e-3)
-    assert nats(demo, Method.EXPERT) < 0.8 * nats(demo, Method.BASE)
+def test_the_full_rank_scores_and_answers_as_the_expert(adapted: Runtime, small: Runtime) -> None:
+    for method in (Method.EXPERT, Method.BASE, Method.CAPT, Method.EXPERT_LED):
+        assert nats(adapted, method) == pytest.approx(nats(small, method), rel=2e-3)
+    texts = []
+    for runtime in (adapted, small):  # through drafts and rewinding
+        runtime.forget()
+        answer = runtime.generate(NOTE.decode(), GenerateOptions(max_tokens=12), raw=True)
+        assert len(list(answer)) == 12
+        texts.append(answer.text_bytes)
+    assert texts[0] == texts[1]
 
 
 def test_the_base_is_that_of_a_base_alone(adapted: Runtime, files: Files) -> None:
@@ -83,22 +97,9 @@ def test_the_base_is_that_of_a_base_alone(adapted: Runtime, files: Files) -> Non
         np.testing.assert_array_equal(mine, its)
 
 
-def test_an_answer_goes_through_drafts_and_rewinding(adapted: Runtime, demo: Runtime) -> None:
-    options = GenerateOptions(max_tokens=12)
-    texts = []
-    for runtime in (adapted, demo):
-        runtime.forget()
-        answer = runtime.generate(NOTE.decode(), options, raw=True)
-        assert len(list(answer)) == 12
-        texts.append(answer.text_bytes)
-    assert texts[0] == texts[1]
-
-
 def test_a_bundle_with_an_adapter_is_checked_and_opened(files: Files, adapted: Runtime) -> None:
     folder = files.base.parent
-    target = folder / "target.gguf"
-    target.write_bytes(TARGET.read_bytes())
-    given = Bundle.from_paths(target, base=files.base, expert_adapter=files.full)
+    given = Bundle.from_paths(files.target, base=files.base, expert_adapter=files.adapter)
     models = {
         role: describe(role, model.path, adapters=model.adapters)
         for role, model in given.models.items()
@@ -106,8 +107,8 @@ def test_a_bundle_with_an_adapter_is_checked_and_opened(files: Files, adapted: R
     write_manifest(Bundle("lora", models, context=512), folder)
     with Runtime.open(folder, load=LoadOptions(threads=1)) as runtime:
         assert nats(runtime, Method.EXPERT) == nats(adapted, Method.EXPERT)
-    data = bytearray(files.full.read_bytes())
+    data = bytearray(files.adapter.read_bytes())
     data[len(data) // 2] ^= 1
-    files.full.write_bytes(data)
-    with pytest.raises(ModelError, match=r"The expert's adapter full\.gguf is not the file"):
+    files.adapter.write_bytes(data)
+    with pytest.raises(ModelError, match=r"The expert's adapter adapter\.gguf is not the file"):
         Runtime.open(folder, load=LOAD)

@@ -1,4 +1,4 @@
-"""Several pairs of expert and base on the demo trio: what must not change, and what is told."""
+"""Several pairs of expert and base: what must not change, and what is told."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pytest
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundles.manifest import Bundle
-from capt_local.bundles.store import find
 from capt_local.cli.app import run
 from capt_local.decoding.options import Speed
 from capt_local.decoding.step import Step
 from capt_local.report.answers import in_words
+from tests.small_trio import SMALL_TRIO
 
 # Pairs change how steps are computed, and with it the last bits of drafts.
 STEPS = Speed.EXACT_STEPS
 NOTE = "The patient is a 61-year-old woman who presents with shortness of breath. She was"
 FIVE = ["target", "expert", "base", "expert-2", "base-2"]
-TARGET, EXPERT, BASE = (find("demo").models[role].path for role in FIVE[:3])
+TARGET, EXPERT, BASE = (SMALL_TRIO / f"{role}.gguf" for role in FIVE[:3])
 PAIRS = {
     "one": ([EXPERT], [BASE]),
     "twice": ([EXPERT, EXPERT], [BASE, BASE]),

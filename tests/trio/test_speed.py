@@ -1,9 +1,9 @@
-"""Drafts and skipped proxies on the real demo trio: the same bits, in fewer passes."""
+"""Drafts and skipped proxies on real files: the same bits, in fewer passes."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,8 @@ from tests.tiny_models import tiny_gguf
 
 # Repeats itself, as notes and their summaries do.
 COPY = "Medications: aspirin, lisinopril, metoprolol.\n" * 4 + "Medications: aspirin,"
-PROMPTS = [
-    "A 58-year-old man has had a dry cough for three weeks. What should be asked?",
-    "Mr. Karlov, 71, fell at home. No loss of consciousness. Write one line for the note.",
-]
+QUESTION = "A 58-year-old man has had a dry cough for three weeks. What should be asked?"
 OPTIONS = GenerateOptions(max_tokens=24, combine=CombineOptions(alphas=(1.0,)))
-
-
-@pytest.fixture(scope="module")
-def runtime() -> Iterator[Runtime]:
-    with Runtime.open("demo", load=LoadOptions(threads=1)) as opened:
-        yield opened
 
 
 def answered(
@@ -61,44 +52,36 @@ def bits(steps: list[Step]) -> list[tuple[int, float, float]]:
     return [(step.token, step.logp, step.target_logp) for step in steps]
 
 
-@pytest.mark.parametrize(("prompt", "raw"), [(COPY, True), *((each, False) for each in PROMPTS)])
-def test_the_answer_has_the_same_bits_at_every_speed(
-    runtime: Runtime, prompt: str, raw: bool
-) -> None:
-    runtime.forget()
-    plain, wanted = answered(runtime, prompt, Speed.EXACT_STEPS, raw=raw)
+@pytest.mark.parametrize(("prompt", "raw"), [(COPY, True), (QUESTION, False)])
+def test_the_answer_has_the_same_bits_at_every_speed(demo: Runtime, prompt: str, raw: bool) -> None:
+    plain, wanted = answered(demo, prompt, Speed.EXACT_STEPS, raw=raw)
     assert plain.text and not plain.stats.drafted and not plain.stats.proxies_skipped
     for drafts in (nullcontext(), eager()):
-        runtime.forget()
+        demo.forget()
         with drafts:
-            fast, got = answered(runtime, prompt, Speed.AUTO, raw=raw)
+            fast, got = answered(demo, prompt, Speed.AUTO, raw=raw)
         assert bits(got) == bits(wanted) and fast.text == plain.text
         assert fast.finish == plain.finish and fast.changed == plain.changed
         stats = fast.stats
         assert stats.steps == fast.steps_done == plain.steps_done
         assert 0 <= stats.accepted <= stats.drafted
         assert set(stats.by_source) <= {"lookup", "target-draft"}
+    if raw:  # it was worth it
+        assert stats.accepted > 5 and 0.0 < (stats.acceptance or 0.0) <= 1.0
+        for role in ("expert", "base"):
+            assert stats.passes[role] < 0.8 * plain.stats.passes[role]
 
 
-def test_drafts_of_the_target_save_passes_of_the_proxies(runtime: Runtime) -> None:
-    slow, _ = answered(runtime, COPY, Speed.EXACT_STEPS)
-    with eager():
-        fast, _ = answered(runtime, COPY, Speed.AUTO)
-    assert fast.stats.accepted > 5 and 0.0 < (fast.stats.acceptance or 0.0) <= 1.0
-    for role in ("expert", "base"):
-        assert fast.stats.passes[role] < 0.8 * slow.stats.passes[role]
-
-
-def test_models_without_weight_do_not_run(runtime: Runtime) -> None:
+def test_models_without_weight_do_not_run(small: Runtime) -> None:
     options = dataclasses.replace(OPTIONS, combine=CombineOptions(powers=(1.0, 0.0, 0.0)))
-    alone, steps = answered(runtime, COPY, Speed.AUTO, options)
-    before = runtime.decoded()
+    alone, steps = answered(small, COPY, Speed.AUTO, options)
+    before = small.decoded()
     for speed in (Speed.EXACT_STEPS, Speed.AUTO):
-        runtime.forget()
+        small.forget()
         target = dataclasses.replace(OPTIONS, method=Method.TARGET)
-        assert bits(answered(runtime, COPY, speed, options)[1]) == bits(steps)
-        assert bits(answered(runtime, COPY, speed, target)[1]) == bits(steps)
-    after = runtime.decoded()
+        assert bits(answered(small, COPY, speed, options)[1]) == bits(steps)
+        assert bits(answered(small, COPY, speed, target)[1]) == bits(steps)
+    after = small.decoded()
     assert (after["expert"], after["base"]) == (before["expert"], before["base"])
     assert set(alone.context) == {"target"}
 
@@ -109,23 +92,23 @@ def calls(runtime: Runtime) -> dict[str, int]:
 
 @pytest.mark.parametrize("drafts", [nullcontext, eager])
 def test_cancelled_in_the_middle_of_a_draft_all_models_stand_at_one_text(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, drafts: Callable[[], Any]
+    small: Runtime, monkeypatch: pytest.MonkeyPatch, drafts: Callable[[], Any]
 ) -> None:
     """In some batch behind the prompt, of each model in turn, after it was computed."""
-    plain, _ = answered(runtime, COPY, Speed.EXACT_STEPS)
+    plain, _ = answered(small, COPY, Speed.EXACT_STEPS)
     with drafts():
-        runtime.forget()
-        begun = runtime.generate(COPY, OPTIONS, raw=True)
+        small.forget()
+        begun = small.generate(COPY, OPTIONS, raw=True)
         begun.prepare()
-        prompt = calls(runtime)
+        prompt = calls(small)
         assert list(begun) and begun.text == plain.text
-        done = calls(runtime)
-        for role, model in runtime.models.items():
+        done = calls(small)
+        for role, model in small.models.items():
             first, last = prompt[role] + 1, done[role]
             assert last - first >= 3
             for number in {first, (first + last) // 2, last - 1}:
-                runtime.forget()
-                begun = runtime.generate(COPY, OPTIONS, raw=True)
+                small.forget()
+                begun = small.generate(COPY, OPTIONS, raw=True)
                 begun.prepare()
                 left = number - prompt[role]
                 decode = model._context.decode
@@ -143,7 +126,12 @@ def test_cancelled_in_the_middle_of_a_draft_all_models_stand_at_one_text(
                 assert left <= 0 and begun.finish is FinishReason.INTERRUPTED
                 assert plain.text.startswith(written) and written != plain.text
                 at_one_text(begun)
-                assert answered(runtime, COPY, Speed.EXACT_STEPS)[0].text == plain.text
+                assert answered(small, COPY, Speed.EXACT_STEPS)[0].text == plain.text
+
+
+def test_cancelled_in_the_prompt_there_is_no_answer(small: Runtime) -> None:
+    generation = small.generate("word " * 200, OPTIONS, raw=True, cancel=lambda: True)
+    assert list(generation) == [] and generation.finish is FinishReason.INTERRUPTED
 
 
 @pytest.mark.parametrize("recurrent", [("expert", "base"), ("target", "expert", "base")])
