@@ -111,6 +111,10 @@ class Cancelled(CaptError):
     code = "cancelled"
 
 
+class BackendFailed(ModelError):
+    """llama.cpp is about to end this process: a device has failed, or it found a defect."""
+
+
 class WorkerFailed(ModelError):
     """The process that holds the models cannot go on."""
 

@@ -166,7 +166,7 @@ class ModelArguments(msgspec.Struct, forbid_unknown_fields=True):
             expert_adapter=files(self.expert_adapter),
             ctx_size=self.ctx_size,
             threads=self.threads,
-            gpu_layers=str(self.gpu_layers),
+            gpu_layers=[str(self.gpu_layers)],
         )
 
 

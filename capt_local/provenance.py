@@ -113,6 +113,7 @@ def _model(runtime: Runtime, role: str, file: ModelFile) -> dict[str, Any]:
         "quantization": model.metadata.file_type,
         "context": model.context_limit,
         "gpu_layers": model.metadata.gpu_layers,
+        "devices": model.metadata.devices,
     }
 
 

@@ -277,6 +277,7 @@ def _loaded_facts(runtime: Any) -> dict[str, Any]:
                 "quantization": model.metadata.file_type,
                 "context": model.context_limit,
                 "gpu_layers": model.metadata.gpu_layers,
+                "devices": model.metadata.devices,
             }
             for role, model in runtime.models.items()
         },

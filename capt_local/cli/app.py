@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from capt_local.cli.exits import ExitCode, code_for, line_for, wants_traceback
 from capt_local.cli.verbs import VERBS, below, function
+from capt_local.errors import BackendFailed
 from capt_local.hardening import keep_memory_private
 from capt_local.report.terminal import Screen, check_output, drop_output
 from capt_local.version import __version__
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     def told(found: Any) -> None:
         if isinstance(found.exc_value, Exception):
             Screen.standard().error(line_for(found.exc_value))
+        if isinstance(found.exc_value, BackendFailed):  # else C code ends the process by a signal
+            os._exit(code_for(found.exc_value))
 
     if not wants_traceback():
         threading.excepthook = sys.unraisablehook = told

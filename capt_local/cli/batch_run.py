@@ -200,7 +200,8 @@ class BatchSettings:
         self, source: InputSource, facts: Mapping[str, Any], *, logprobs: bool
     ) -> Fingerprint:
         """That of the run; `facts` are what a worker has sent first. Raises ModelError."""
-        load = self.load
+        load, packed = self.load, pack(self.load)
+        placed = ("devices", "tensor_split", "placements")
         return fingerprint_of(
             self.bundle,
             self.options,
@@ -215,6 +216,7 @@ class BatchSettings:
                 "gpu_layers": load.gpu_layers,
                 "flash_attention": load.flash_attention,
                 "kv_type": load.kv_type,
+                **{name: packed[name] for name in placed if packed[name]},
             },
             output={"logprobs": logprobs},
         )

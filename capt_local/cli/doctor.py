@@ -7,7 +7,7 @@ import platform
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ from capt_local.version import __version__
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle, ModelFile
+    from capt_local.llama.devices import Layers
+    from capt_local.llama.memory import MemoryEstimate
     from capt_local.llama.options import LoadOptions
     from capt_local.llama.weights import Weights
     from capt_local.strict_json import Stamp
@@ -303,27 +305,26 @@ class Diagnosis:
         return {"writable by others": len(writable)}
 
     def _fit(self, bundle: Bundle, options: LoadOptions) -> Facts:
-        """What a run takes in memory; notes the problem when it does not fit."""
+        """What a run takes in memory, and where; notes the problem when it does not fit."""
         import psutil
 
         from capt_local.decoding.options import CombineOptions
         from capt_local.llama import memory
-        from capt_local.llama.devices import free_on_gpus, planned_layers
+        from capt_local.llama.devices import GPU_RESERVE
         from capt_local.llama.library import library
-        from capt_local.llama.load_models import estimates
+        from capt_local.llama.load_models import estimates, in_main_memory, planned
 
         paths = {role: model.path for role, model in bundle.models.items()}
         each = estimates(paths, options, bundle.adapters)
-        gpu = free_on_gpus(library().devices())
-        on_gpu = planned_layers(each, options, gpu)
+        layers = planned(paths, options, each)
         program, available = int(psutil.Process().memory_info().rss), memory.available_memory()
         # What the evidence of a prompt takes while it is read; nothing where weights are fixed.
         reading = 0
         if len(bundle.models) > 1 and not bundle.defaults.alphas:
             reading = CombineOptions().evidence_tokens * _CANDIDATES * _BYTES_OF_A_CANDIDATE
         # What main memory still has to give, as it is weighed when models are loaded.
-        to_come = {role: one.beside_gpu(on_gpu[role]) for role, one in each.items()}
-        to_come["reading a prompt"] = memory.MemoryEstimate(0, 0, reading, 0)
+        to_come = in_main_memory(each, layers)
+        to_come["reading a prompt"] = memory.MemoryEstimate(0, 0, reading)
         fits = True
         try:
             memory.check_fits(to_come, available)
@@ -344,14 +345,22 @@ class Diagnosis:
             )
         if reading:
             facts["reading a prompt"] = _mib(reading)
-        layers = (f"{role} {on} of {each[role].layers}" for role, on in on_gpu.items())
+        gpus = {one.name: one.free for one in library().devices() if one.is_gpu}
+        for name, free in gpus.items():
+            taken = sum(one.on_gpus(layers[role]).get(name, 0) for role, one in each.items())
+            facts[f"on {name}"] = f"{_mib(taken)} of {_mib(free)}"
+            if taken > max(0, free - GPU_RESERVE):
+                self.warnings.append(
+                    f"{name} has {_mib(free)} free, and {_mib(taken + GPU_RESERVE)} are needed for "
+                    "the layers that were asked for: loading may fail."
+                )
         return facts | {
             "needed": _mib(needed),
             "available": _mib(available),
             "needed bytes": needed,
             "available bytes": available,
             "fits": fits,
-            "layers on the GPU": ", ".join(layers) if gpu else "none: there is no GPU",
+            "layers on the GPU": _placed(layers, each) if gpus else "none: there is no GPU",
         }
 
     def _probe(self, bundle: Bundle, check: Check) -> Facts:
@@ -407,6 +416,16 @@ class Diagnosis:
                     "contrast also holds the difference of their tokens."
                 )
         return facts
+
+
+def _placed(layers: Mapping[str, Layers], each: Mapping[str, MemoryEstimate]) -> str:
+    """Layers of all models by device, for people."""
+    lines = []
+    for role, found in layers.items():
+        where = ", ".join(f"{name} {count}" for name, count in found.items())
+        all_of_them = f"{role} {sum(found.values())} of {each[role].layers}"
+        lines.append(all_of_them + (f" ({where})" if where else ""))
+    return ", ".join(lines)
 
 
 def _mib(count: int) -> str:

@@ -392,6 +392,14 @@ class ViewFlags:
 # The models.
 
 
+class KvFormat(StrEnum):
+    """Number formats of a KV cache."""
+
+    F16 = "f16"
+    Q8_0 = "q8_0"
+    Q4_0 = "q4_0"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFlags:
     """Which models, and how they are loaded."""
@@ -418,10 +426,22 @@ class ModelFlags:
     ctx_size: int | None = setting(
         "-c --ctx-size N", "Tokens that the context holds. Default: the bundle's.", min=1
     )
-    gpu_layers: str = setting(
-        "-ngl --gpu-layers N|auto|all",
-        "Layers on the GPU. Default: auto, as many as fit.",
-        "auto",
+    gpu_layers: list[str] | None = setting(
+        "-ngl --gpu-layers [ROLE:]N|auto|all",
+        "Layers on GPUs, of all models or of one; may be given several times. Default: auto, as "
+        "many as fit, the target's first.",
+    )
+    device: list[str] | None = setting(
+        "--device [ROLE:]NAME[,...]",
+        "GPUs that the models, or one of them, may use, as doctor names them, or CPU; may be given "
+        "several times. Default: all GPUs.",
+    )
+    tensor_split: list[str] | None = setting(
+        "--tensor-split [ROLE:]A,B,...",
+        "Proportions of the layers on these GPUs. Default: on as few GPUs as hold them.",
+    )
+    kv_type: KvFormat = setting(
+        "--kv-type f16|q8_0|q4_0", "Number format of the KV cache. Default: f16.", KvFormat.F16
     )
     threads: int | None = setting(
         "-t --threads N",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
     from capt_local.bundles.verify import Check
     from capt_local.decoding.loop import Generation
-    from capt_local.llama.options import LoadOptions
+    from capt_local.llama.options import LoadOptions, Placement
     from capt_local.rerank.candidates import Unsupported
     from capt_local.runtime import Runtime
 
@@ -77,15 +77,64 @@ def find_bundle(flags: ModelFlags) -> Bundle:
 
 def load_options(flags: ModelFlags, bundle: Bundle) -> LoadOptions:
     """How the models are loaded. Raises UsageError: a value has no meaning."""
-    from capt_local.llama.options import GpuLayers, LoadOptions
+    from capt_local.llama.options import LoadOptions
 
-    layers: GpuLayers = "auto" if flags.gpu_layers == "auto" else "all"
-    if flags.gpu_layers not in ("auto", "all"):
-        if not (flags.gpu_layers.isascii() and flags.gpu_layers.isdecimal()):
-            raise UsageError("--gpu-layers takes a number, auto or all.")
-        layers = int(flags.gpu_layers)
-    context = flags.ctx_size if flags.ctx_size is not None else bundle.context
-    return LoadOptions(gpu_layers=layers, context=context, threads=flags.threads)
+    placements = _placements(flags, bundle)
+    general = placements.pop("")
+    return LoadOptions(
+        gpu_layers=general.gpu_layers,
+        devices=general.devices,
+        tensor_split=general.tensor_split,
+        placements=placements,
+        context=flags.ctx_size if flags.ctx_size is not None else bundle.context,
+        threads=flags.threads,
+        kv_type=flags.kv_type.value,
+    )
+
+
+def _placements(flags: ModelFlags, bundle: Bundle) -> dict[str, Placement]:
+    """Where models go: of the roles that flags name, and of all others as that of ""."""
+    from capt_local.llama.options import CPU, GpuLayers, Placement
+
+    def by_role(name: str, given: Sequence[str] | None) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for text in given or ():
+            role, colon, value = text.rpartition(":")
+            if colon and role not in bundle.models:
+                roles = ", ".join(bundle.models)
+                raise UsageError(f"{name} names a role that is not there; there are {roles}.")
+            found.setdefault(role, []).append(value)
+        if name != "--device" and any(len(values) > 1 for values in found.values()):
+            raise UsageError(f"{name} is given twice for the same models.")
+        return found
+
+    def layers_of(text: str) -> GpuLayers:
+        if text in ("auto", "all"):
+            return "auto" if text == "auto" else "all"
+        if text.isascii() and text.isdecimal():
+            return int(text)
+        raise UsageError("--gpu-layers takes a number, auto or all.")
+
+    layers = by_role("--gpu-layers", flags.gpu_layers)
+    devices = by_role("--device", flags.device)
+    splits = by_role("--tensor-split", flags.tensor_split)
+    found = {}
+    for role in ("", *bundle.models):
+        if role and not any(role in each for each in (layers, devices, splits)):
+            continue
+        names = tuple(",".join(devices.get(role, devices.get("", []))).split(","))
+        number = layers.get(role, layers.get("", ["auto"]))[0]
+        split = splits.get(role, splits.get("", []))
+        if names == (CPU,) and role in devices:  # stronger than what holds for all
+            number = number if role in layers else "auto"
+            split = splits.get(role, [])
+        wrong = "--tensor-split takes numbers, as in 3,1."
+        found[role] = Placement(
+            gpu_layers=layers_of(number),
+            devices=names if names != ("",) else (),
+            tensor_split=_numbers(split[0], wrong) if split else (),
+        )
+    return found
 
 
 def generate_options(

@@ -32,13 +32,13 @@ _OTHERS = frozenset({MODELS_VARIABLE, "CAPT_LOCAL_DEBUG"})
 # test compares.
 KEYS = frozenset({
     "adapter", "allow-host", "allow-origin", "alpha", "api-key-file",
-    "base", "best-of", "bundle", "ctx-size", "date", "delimiter", "encoding", "expert",
+    "base", "best-of", "bundle", "ctx-size", "date", "delimiter", "device", "encoding", "expert",
     "expert-adapter", "expert-in-thoughts", "gpu-layers", "host", "id-field", "idle-timeout",
-    "input-format", "json", "logprobs", "max-tokens", "method", "min-p",
+    "input-format", "json", "kv-type", "logprobs", "max-tokens", "method", "min-p",
     "no-repetition-stop", "parallel", "plausibility", "port", "raw",
     "record-timeout", "repeat-last-n", "repeat-penalty", "require-sources", "scorer", "seed",
-    "speed", "system", "target", "tasks", "temp", "thoughts", "threads", "tls-cert", "tls-key",
-    "top-k", "top-logprobs", "top-p", "verbose", "verify", "weights",
+    "speed", "system", "target", "tasks", "temp", "tensor-split", "thoughts", "threads",
+    "tls-cert", "tls-key", "top-k", "top-logprobs", "top-p", "verbose", "verify", "weights",
 })  # fmt: skip
 # Options that exclude each other: the set with the stronger source holds.
 _RIVALS = (
@@ -97,8 +97,11 @@ class DeclaredOption:
             UsageError: it is a relative path, or holds a NUL.
         """
         if isinstance(given, list):  # such as weights = [0.5, 1, 0.5]
-            each = [self.from_file(one, file) for one in given]
+            one = dataclasses.replace(self, several=False)
+            each = [one.from_file(value, file) for value in given]
             return each if self.several else ",".join(map(str, each))
+        if self.several:
+            return self.from_file([given], file)
         if self.kind is bool and isinstance(given, bool):
             return given
         if self.kind is Path and not Path(str(given)).is_absolute():

@@ -331,13 +331,14 @@ def _check_fits(models: Mapping[str, LlamaModel], count: int) -> None:
     needed = {role: _lane(model) for role, model in models.items()}
     beside = [one.beside_gpu(models[role].metadata.gpu_layers) for role, one in needed.items()]
     most = min(count, _fitting(beside, available_memory()))
-    gpus = [device.free for device in library().devices() if device.is_gpu]
-    if gpus:
-        there = [
-            replace(one, kv_cache=one.kv_cache - rest.kv_cache)
-            for one, rest in zip(needed.values(), beside, strict=True)
-        ]
-        most = min(most, _fitting(there, sum(gpus) - _GPU_RESERVE * len(gpus)))
+    for device in library().devices():
+        there = []
+        for role, one in needed.items():
+            taken = one.on_gpus(models[role].metadata.devices)
+            if device.name in taken:
+                there.append(replace(one, kv_cache=taken[device.name] - one.buffers))
+        if there:
+            most = min(most, _fitting(there, device.free - _GPU_RESERVE))
     if most >= count:
         return
     each = sum(one.kv_cache for one in needed.values()) / _MIB
@@ -351,9 +352,8 @@ def _check_fits(models: Mapping[str, LlamaModel], count: int) -> None:
 def _lane(model: LlamaModel) -> MemoryEstimate:
     """What the first lane of a model takes; more of them take its KV cache again."""
     cells = cells_of_lane(model.weights, model.options)
-    return replace(
-        estimate(model.weights.header, replace(model.options, context=cells)), weights=0, adapters=0
-    )
+    found = estimate(model.weights.header, replace(model.options, context=cells))
+    return replace(found, weights=0, movable=(0,) * found.layers, adapters=0)
 
 
 def _fitting(needed: list[MemoryEstimate], free: int) -> int:

@@ -161,7 +161,7 @@ class Context:
         parameters.n_outputs_max = max(options.max_rows, sequences)
         parameters.n_threads = parameters.n_threads_batch = self._threads.count
         parameters.flash_attn_type = _FLASH[options.flash(on_gpu)]
-        parameters.type_k = parameters.type_v = _GGML_TYPES[options.kv_type]
+        parameters.type_k = parameters.type_v = GGML_TYPES[options.kv_type]
         parameters.no_perf = True
         parameters.swa_full = options.whole_window
         parameters.kv_unified = not self._apart  # a copy shares the cells of what it is copied from
@@ -320,7 +320,7 @@ class Context:
 
 
 _FLASH = {"auto": -1, "off": 0, "on": 1}
-_GGML_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+GGML_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}
 
 
 def notes(weights: Weights, options: LoadOptions, limit: int) -> tuple[str, ...]:

@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from capt_local.errors import UsageError
 from capt_local.llama.memory import MemoryEstimate
-from capt_local.llama.options import LoadOptions
+from capt_local.llama.options import CPU, Placement
 
 DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "composite")
 
@@ -35,6 +38,7 @@ class Device:
     kind: str
     free: int
     total: int
+    identity: str = ""  # of the hardware, where known: two backends may see one GPU
 
     @property
     def is_gpu(self) -> bool:
@@ -42,47 +46,124 @@ class Device:
         return self.kind in ("GPU", "integrated GPU")
 
 
-# --- layers on a GPU
+class DeviceProperties(ctypes.Structure):
+    """`struct ggml_backend_dev_props`."""
 
-# Left free on a GPU for the backend itself.
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("description", ctypes.c_char_p),
+        ("memory_free", ctypes.c_size_t),
+        ("memory_total", ctypes.c_size_t),
+        ("type", ctypes.c_int),
+        ("device_id", ctypes.c_char_p),
+        ("capabilities", ctypes.c_bool * 16),  # fewer flags are there
+    )
+
+
+# --- layers on GPUs
+
+# Left free on each GPU for the backend itself.
 GPU_RESERVE = 512 << 20
 
-
-def free_on_gpus(devices: Iterable[Device]) -> int:
-    """Bytes that models may take on the GPUs, 0 where there are none."""
-    return sum(max(0, device.free - GPU_RESERVE) for device in devices if device.is_gpu)
+Layers = dict[str, int]  # how many of a model each GPU has, by its name, in their order
 
 
-def wanted_layers(one: MemoryEstimate, options: LoadOptions, free: int) -> int:
-    """Layers of a model for the GPUs, of which so many bytes are free."""
-    match options.gpu_layers:
-        case "auto":
-            return one.layers_that_fit(free)
-        case "all":
-            return one.layers
-        case number:
-            return min(number, one.layers)
+def plan(
+    models: Mapping[str, MemoryEstimate],
+    options: Mapping[str, Placement],
+    devices: Sequence[Device],
+) -> dict[str, Layers]:
+    """Which GPUs have how many layers of each model; the others stay in main memory.
 
-
-def planned_layers(
-    each: Mapping[str, MemoryEstimate], options: LoadOptions, free: int
-) -> dict[str, int]:
-    """Layers of each model on the GPUs, when they load one after the other.
+    The models load one after the other, and each finds what those before it have left. A model
+    goes to as few GPUs as hold it, to those with the most free memory: its layers are computed one
+    after the other, so more of them are not faster. Of a model that does not fit, the last layers
+    go to GPUs. Where more was insisted on than fits, layers are divided by free memory, and with
+    --tensor-split by its proportions, both as llama.cpp does.
 
     Args:
-        each: estimates in the order of loading; models that share weights as one.
-        options: say how many are wanted.
-        free: bytes on the GPUs, see `free_on_gpus`.
+        models: estimates in the order of loading; models that share weights as one.
+        options: where each may go.
+        devices: of llama.cpp.
+
+    Raises:
+        UsageError: there is no such device, no GPU for layers that were asked for, or there are
+            more or fewer proportions than devices.
     """
-    planned: dict[str, int] = {}
-    there = free > 0
-    for role, one in each.items():
-        planned[role] = wanted_layers(one, options, free) if there else 0
-        if planned[role]:
-            share = planned[role] / max(one.layers, 1)
-            free -= int((one.weights + one.adapters + one.kv_cache) * share) + one.buffers
-            free = max(0, free)
+    free = {one.name: max(0, one.free - GPU_RESERVE) for one in devices if one.is_gpu}
+    planned: dict[str, Layers] = {}
+    for role, one in models.items():
+        planned[role] = _placed(one, options[role], _names(options[role], devices), free)
+        for name, taken in one.on_gpus(planned[role]).items():
+            free[name] = max(0, free[name] - taken)
     return planned
+
+
+def default_gpus(devices: Sequence[Device]) -> list[str]:
+    """Those that llama.cpp takes without a choice: integrated ones only where there is no other."""
+    gpus = [device for device in devices if device.is_gpu]
+    separate = [device for device in gpus if device.kind == "GPU"]
+    names: dict[str, str] = {}
+    for one in separate or gpus:
+        names.setdefault(one.identity or one.name, one.name)
+    return list(names.values())
+
+
+def _names(options: Placement, devices: Sequence[Device]) -> list[str]:
+    """The GPUs that a model may use."""
+    known = [CPU, *(device.name for device in devices if device.is_gpu)]
+    if not set(options.devices) <= set(known):
+        raise UsageError(f"--device names no device of this machine; it has {', '.join(known)}.")
+    names = [name for name in options.devices if name != CPU]
+    if not options.devices:
+        names = default_gpus(devices)
+    if options.gpu_layers not in ("auto", 0) and not names:
+        raise UsageError(
+            f"--gpu-layers {options.gpu_layers} was asked for, but this build of llama.cpp "
+            "sees no GPU. Use --gpu-layers 0 or auto."
+        )
+    if options.tensor_split and not options.devices and len(options.tensor_split) != len(names):
+        raise UsageError(
+            f"--tensor-split has {len(options.tensor_split)} numbers, but there are {len(names)} "
+            "GPUs."
+        )
+    return names
+
+
+def _placed(
+    one: MemoryEstimate, options: Placement, names: Sequence[str], free: Mapping[str, int]
+) -> Layers:
+    """The layers of one model, beside what others have taken."""
+    automatic, number = options.gpu_layers == "auto", options.gpu_layers
+    wanted = min(number, one.layers) if isinstance(number, int) else one.layers
+    if not names:
+        return {}
+    if options.tensor_split:
+        found = _divided(wanted, names, options.tensor_split)
+        while automatic and any(size > free[at] for at, size in one.on_gpus(found).items()):
+            wanted -= 1
+            found = _divided(wanted, names, options.tensor_split)
+        return found
+    sizes, found = one.layer_bytes(), {}
+    end, first = one.layers, one.layers - wanted
+    for name in sorted(names, key=lambda name: free[name], reverse=True):
+        space, at = free[name] - one.buffers, end
+        while at > first and sizes[at - 1] <= space:
+            at -= 1
+            space -= sizes[at]
+        if at < end:
+            found[name] = end - at
+        end = at
+    if end > first and not automatic:
+        return _divided(wanted, names, [max(1, free[name]) for name in names])
+    return dict(reversed(found.items()))  # the last layers went first
+
+
+def _divided(layers: int, names: Sequence[str], proportions: Sequence[float]) -> Layers:
+    """So many layers by proportions, as `llama_model::load_tensors` divides them."""
+    ends = [total / sum(proportions) for total in accumulate(proportions)]
+    places = [min(bisect_right(ends, at / layers), len(names) - 1) for at in range(layers)]
+    return {name: places.count(at) for at, name in enumerate(names) if at in places}
 
 
 # --- formats that llama.cpp rearranges weights into for the CPU, without those that crash

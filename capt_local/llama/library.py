@@ -22,9 +22,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from capt_local.errors import UsageError
+from capt_local.errors import BackendFailed, UsageError
 from capt_local.hardening import keep_memory_private
-from capt_local.llama.devices import DEVICE_KINDS, Device, device_computes, leave_out_crashing
+from capt_local.llama.devices import (
+    DEVICE_KINDS,
+    Device,
+    DeviceProperties,
+    device_computes,
+    leave_out_crashing,
+)
 from capt_local.llama.threads import busy_cores, limit_spinning
 
 # The structures of the binding fit only the library that it was built with.
@@ -59,6 +65,8 @@ class Library:
         # llama.cpp keeps only the address, so the callback has to live as long as the library.
         self._callback = self.api.llama_log_callback(self._log)
         self.api.llama_log_set(self._callback, None)
+        self._last_words = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(self._aborted)
+        self.function("ggml_set_abort_callback", ctypes.c_void_p, ctypes.c_void_p)(self._last_words)
         self.api.llama_backend_init()
         self._formats = leave_out_crashing(self.function, Path(self.api._lib._name).parent)
 
@@ -112,24 +120,20 @@ class Library:
     def devices(self) -> tuple[Device, ...]:
         """What llama.cpp can compute on, with the memory that is free now."""
         address, size = ctypes.c_void_p, ctypes.c_size_t
-        pointer = ctypes.POINTER(size)
         get = self.function("ggml_backend_dev_get", address, size)
-        name = self.function("ggml_backend_dev_name", ctypes.c_char_p, address)
-        description = self.function("ggml_backend_dev_description", ctypes.c_char_p, address)
-        kind = self.function("ggml_backend_dev_type", ctypes.c_int, address)
-        memory = self.function("ggml_backend_dev_memory", None, address, pointer, pointer)
+        describe = self.function("ggml_backend_dev_get_props", None, address, address)
         found = []
         for index in range(self.function("ggml_backend_dev_count", size)()):
-            device = get(index)
-            free, total = size(), size()
-            memory(device, ctypes.byref(free), ctypes.byref(total))
+            about = DeviceProperties()
+            describe(get(index), ctypes.byref(about))
             found.append(
                 Device(
-                    name=_text(name(device)),
-                    description=_text(description(device)),
-                    kind=DEVICE_KINDS[kind(device)],
-                    free=free.value,
-                    total=total.value,
+                    name=_text(about.name),
+                    description=_text(about.description),
+                    kind=DEVICE_KINDS[about.type],
+                    free=about.memory_free,
+                    total=about.memory_total,
+                    identity=_text(about.device_id),
                 )
             )
         return tuple(found)
@@ -150,6 +154,16 @@ class Library:
         except KeyboardInterrupt:
             # An exception cannot leave a callback; the interrupt is raised again behind it.
             _thread.interrupt_main()
+
+    def _aborted(self, message: bytes) -> None:
+        """Called before ggml ends the process, on whatever thread: a GPU has gone, for example.
+
+        An exception cannot leave a callback, so Python gives it to `sys.unraisablehook`: the
+        command line writes its line there and ends with its exit code.
+        """
+        reason = message.decode("utf-8", "replace").rpartition("/")[2][:_LONGEST]
+        known = f" ({self.last_error()})" if self.last_error() else ""
+        raise BackendFailed(f"A device of llama.cpp failed, or it found a defect: {reason}{known}.")
 
 
 def _import_binding() -> Any:

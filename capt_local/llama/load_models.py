@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from capt_local.errors import ModelError, UsageError
 from capt_local.llama.adapters import check_adapter
+from capt_local.llama.context import GGML_TYPES
+from capt_local.llama.devices import Layers, default_gpus, plan
 from capt_local.llama.gguf_header import read_header
 from capt_local.llama.library import Closing, library
 from capt_local.llama.memory import MemoryEstimate, check_fits, estimate
@@ -58,16 +60,15 @@ def open_models(
     """
     each = _options(files, options, adapters)
     needed = estimates(files, options, adapters)
-    if not any(device.is_gpu for device in library().devices()):
-        check_fits(needed)  # beside a GPU each model is weighed as it is loaded
+    layers = planned(files, options, needed)
+    check_fits(in_main_memory(needed, layers))
     models: dict[str, LlamaModel] = {}
     try:
         for path, roles in _by_file(files).items():
             report = None if progress is None else partial(progress, roles[0])
             together = tuple(one for role in roles for one in each[role].adapters)
             shared = replace(options, adapters=together)
-            count = len(roles)
-            with Weights(path, shared, report, contexts=count, stamps=stamps) as weights:
+            with Weights(path, shared, report, layers=layers[roles[0]], stamps=stamps) as weights:
                 for role in roles:
                     models[role] = LlamaModel(
                         weights, each[role], name=role, prefers_batches=role != "target"
@@ -101,10 +102,46 @@ def estimates(
             needed[role] = replace(
                 found,
                 weights=0 if place else found.weights,
+                movable=(0,) * found.layers if place else found.movable,
                 adapters=0 if again else found.adapters,
             )
             counted.update(one.path for one in each[role].adapters)
     return {role: needed[role] for role in files}
+
+
+def planned(
+    files: Mapping[str, Path], options: LoadOptions, needed: Mapping[str, MemoryEstimate]
+) -> dict[str, Layers]:
+    """Layers of each model on GPUs, by role, as `open_models` will put them there.
+
+    Args:
+        files: as there.
+        options: as there.
+        needed: their `estimates`.
+
+    Raises:
+        UsageError: see `devices.plan`; or models that share weights are to go to several places.
+    """
+    groups = list(_by_file(files).values())
+    for roles in groups:
+        if len({options.placement(role) for role in roles}) > 1:
+            raise UsageError(
+                f"{' and '.join(roles)} share the weights of one file, so --device, --gpu-layers "
+                "and --tensor-split have to be the same for them."
+            )
+    found = plan(
+        {roles[0]: MemoryEstimate.together([needed[one] for one in roles]) for roles in groups},
+        {roles[0]: options.placement(roles[0]) for roles in groups},
+        library().devices(),
+    )
+    return {role: found[roles[0]] for roles in groups for role in roles}
+
+
+def in_main_memory(
+    needed: Mapping[str, MemoryEstimate], layers: Mapping[str, Layers]
+) -> dict[str, MemoryEstimate]:
+    """What main memory has to give for each model beside GPUs."""
+    return {role: one.beside_gpu(sum(layers[role].values())) for role, one in needed.items()}
 
 
 def vocabulary_notices(models: Mapping[str, LlamaModel]) -> list[str]:
@@ -133,7 +170,8 @@ def _options(
     named = adapters or {}
     return {
         role: replace(
-            options, adapters=tuple(Adapter(one.path, one.scale) for one in named.get(role, ()))
+            options.of(role),
+            adapters=tuple(Adapter(one.path, one.scale) for one in named.get(role, ())),
         )
         for role in files
     }
@@ -158,10 +196,11 @@ class PlainLlama(Closing):
         library()  # checks the binding's version, and starts llama.cpp as for our own models
         import llama_cpp
 
-        on_gpu = model.metadata.gpu_layers
+        on_gpu, layers = model.metadata.gpu_layers, model.metadata.devices
         options = replace(options, context=model.context_limit)
         if on_gpu == 0:
             check_fits({"a second copy of the target": estimate(model.weights.header, options)})
+        gpus = default_gpus(library().devices())
         threads, batch = options.threads or physical_cores(), options.batch_size(on_gpu > 0)
         try:
             self._llama: Any = llama_cpp.Llama(
@@ -172,6 +211,9 @@ class PlainLlama(Closing):
                 n_threads=threads,
                 n_threads_batch=threads,
                 n_gpu_layers=on_gpu,
+                tensor_split=[layers.get(name, 0) for name in gpus] if layers else None,
+                type_k=GGML_TYPES[options.kv_type],
+                type_v=GGML_TYPES[options.kv_type],
                 flash_attn=options.flash(on_gpu > 0) != "off",
                 use_mmap=options.map_file,
                 verbose=False,

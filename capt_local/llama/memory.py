@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +18,9 @@ DEFAULT_CONTEXT = 4096
 
 CONTEXT_UNIT = 256  # llama.cpp pads a context to a multiple of this
 SEQUENCES = 2  # of one context: the running one, and a copy of it for `peek`
-_KV_BYTES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
+_KV_BYTES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 _GRAPH_BYTES = 8 << 20  # descriptions of the computation and of the vocabulary
+_BLOCK = re.compile(r"blk\.(\d{1,9})\.")  # of the name of a tensor
 _MIB = 1 << 20
 
 
@@ -29,32 +31,54 @@ class MemoryEstimate:
     weights: int  # the tensors, as they lie in the file
     kv_cache: int  # of the whole context, or the state of a recurrent model
     buffers: int  # logits and intermediate results of a batch
-    layers: int  # a number: those of the model, the output being one of them
+    movable: tuple[int, ...] = ()  # the weights of each layer that a GPU can take, the output last
     adapters: int = 0  # LoRA adapters beside the weights
 
     @property
     def total(self) -> int:
         return self.weights + self.adapters + self.kv_cache + self.buffers
 
-    def with_contexts(self, count: int) -> MemoryEstimate:
-        """The same weights under several contexts."""
-        return replace(self, kv_cache=self.kv_cache * count, buffers=self.buffers * count)
+    @property
+    def layers(self) -> int:
+        """Their number; the output is one of them."""
+        return len(self.movable)
 
-    def beside_gpu(self, layers: int) -> MemoryEstimate:
-        """What is left for the machine's own memory with so many layers on a GPU."""
-        share = 1 - layers / max(self.layers, 1)
-        return MemoryEstimate(
-            int(self.weights * share),
-            int(self.kv_cache * share),
-            self.buffers,
-            self.layers - layers,
-            int(self.adapters * share),
+    @classmethod
+    def together(cls, several: Sequence[MemoryEstimate]) -> MemoryEstimate:
+        """Contexts on the same weights, which only the first estimate has."""
+        return cls(
+            weights=several[0].weights,
+            kv_cache=sum(one.kv_cache for one in several),
+            buffers=sum(one.buffers for one in several),
+            movable=several[0].movable,
+            adapters=sum(one.adapters for one in several),
         )
 
-    def layers_that_fit(self, free: int) -> int:
-        """How many layers fit into `free` bytes of a GPU beside the buffers."""
-        each = (self.weights + self.adapters + self.kv_cache) / max(self.layers, 1)
-        return max(0, min(self.layers, int((free - self.buffers) / max(each, 1))))
+    def layer_bytes(self) -> list[int]:
+        """What each layer takes with its part of the KV cache and of adapters."""
+        each = -(-(self.kv_cache + self.adapters) // max(1, self.layers - 1))
+        return [*(size + each for size in self.movable[:-1]), *self.movable[-1:]]
+
+    def on_gpus(self, layers: Mapping[str, int]) -> dict[str, int]:
+        """Bytes on each GPU with so many layers on each, in their order and the output last."""
+        sizes, at = self.layer_bytes(), self.layers - sum(layers.values())
+        found = {}
+        for name, count in layers.items():
+            found[name] = sum(sizes[at : at + count]) + self.buffers
+            at += count
+        return found
+
+    def beside_gpu(self, layers: int) -> MemoryEstimate:
+        """What is left for the machine's own memory with so many layers on GPUs."""
+        left = self.layers - layers
+        share = min(1.0, left / max(1, self.layers - 1)) if layers else 1.0
+        return replace(
+            self,
+            weights=self.weights - sum(self.movable[left:]),
+            kv_cache=int(self.kv_cache * share),
+            movable=self.movable[:left],
+            adapters=int(self.adapters * share),
+        )
 
 
 def context_size(header: Header, options: LoadOptions) -> int:
@@ -68,6 +92,12 @@ def context_size(header: Header, options: LoadOptions) -> int:
 def estimate(header: Header, options: LoadOptions) -> MemoryEstimate:
     """What the model takes with these options. Raises ModelError where an adapter is damaged."""
     sizes = {tensor.name: tensor.size for tensor in header.tensors}
+    layers = [0] * (header.number("block_count") + 1)
+    for name, size in sizes.items():
+        if name.startswith("output"):
+            layers[-1] += size
+        elif found := _BLOCK.match(name):
+            layers[min(int(found[1]), len(layers) - 1)] += size
     # Where input and output share a matrix, it is kept twice: in order for the one, rearranged for
     # the other.
     again = sizes.get("token_embd.weight", 0) if "output.weight" not in sizes else 0
@@ -75,7 +105,7 @@ def estimate(header: Header, options: LoadOptions) -> MemoryEstimate:
         weights=sum(sizes.values()) + again,
         kv_cache=_kv_cache(header, options) + _recurrent_state(header, options),
         buffers=_buffers(header, options),
-        layers=header.number("block_count") + 1,
+        movable=(*layers[:-1], layers[-1] + again),
         adapters=sum(
             tensor.size
             for path in {one.path for one in options.adapters}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Literal
@@ -11,10 +11,11 @@ from typing import Literal
 from capt_local.errors import UsageError
 
 GpuLayers = int | Literal["auto", "all"]
-KvType = Literal["f16", "q8_0", "f32"]
+KvType = Literal["f16", "q8_0", "q4_0", "f32"]
 FlashAttention = Literal["auto", "on", "off"]
 
 _PLAIN_KV = ("f16", "f32")  # llama.cpp computes with other formats in flash attention alone
+CPU = "CPU"  # llama.cpp's name of it as a device
 _MOST_ROWS = 255  # llama.cpp keeps sequence ids in a bit set of 256, one for the running sequence
 
 
@@ -31,11 +32,45 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadOptions:
+class Placement:
+    """Where the layers of one model go.
+
+    Attributes:
+        gpu_layers: layers on GPUs; "auto" puts there what fits, "all" insists.
+        devices: names of llama.cpp's devices that they may go to, or CPU; none: all GPUs.
+        tensor_split: proportions of the layers on these devices, as llama.cpp divides them; none:
+            on as few devices as hold them.
+    """
+
+    gpu_layers: GpuLayers = "auto"
+    devices: tuple[str, ...] = ()
+    tensor_split: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        layers, devices, split = self.gpu_layers, self.devices, self.tensor_split
+        if isinstance(layers, int) and layers < 0:
+            raise UsageError(f"--gpu-layers {layers} is negative.")
+        if len(set(devices)) < len(devices):
+            raise UsageError("--device names a device twice for one model.")
+        if CPU in devices and (len(devices) > 1 or layers not in ("auto", 0)):
+            raise UsageError(
+                "--device CPU keeps a model off all GPUs: no other device and no --gpu-layers go "
+                "with it."
+            )
+        if split and not (isfinite(sum(split)) and min(split) >= 0 < sum(split)):
+            raise UsageError("--tensor-split takes numbers from 0 on, one of them above 0.")
+        if split and devices and len(split) != len(devices):
+            raise UsageError(
+                f"--tensor-split has {len(split)} numbers for {len(devices)} devices of a model."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions(Placement):
     """Everything that decides how a model is loaded.
 
     Attributes:
-        gpu_layers: layers on the GPU; "auto" puts there what fits, "all" insists.
+        placements: of single models of a bundle, by role, instead of this one.
         context: tokens that the context holds, or None: as many as the model was trained for, at
             most 4,096, since the KV cache is allocated at once.
         threads: CPU threads, or None: as many physical cores as other processes leave free, which
@@ -54,7 +89,7 @@ class LoadOptions:
         adapters: LoRA adapters of this model, in the order of their scales.
     """
 
-    gpu_layers: GpuLayers = "auto"
+    placements: Mapping[str, Placement] = field(default_factory=dict)
     context: int | None = None
     threads: int | None = None
     flash_attention: FlashAttention = "auto"
@@ -67,9 +102,7 @@ class LoadOptions:
     adapters: tuple[Adapter, ...] = ()
 
     def __post_init__(self) -> None:
-        layers = self.gpu_layers
-        if isinstance(layers, int) and layers < 0:
-            raise UsageError(f"--gpu-layers {layers} is negative.")
+        Placement.__post_init__(self)
         if self.context is not None and self.context < 1:
             raise UsageError(f"--ctx-size {self.context} is below 1.")
         if self.threads is not None and self.threads < 1:
@@ -78,6 +111,22 @@ class LoadOptions:
             raise UsageError(f"{self.max_rows} logit rows are not 1 to {_MOST_ROWS}.")
         if self.batch is not None and self.batch < self.max_rows:
             raise UsageError(f"A batch of {self.batch} tokens is below {self.max_rows} logit rows.")
+
+    def placement(self, role: str) -> Placement:
+        """Where one model of a bundle goes."""
+        general = Placement(self.gpu_layers, self.devices, self.tensor_split)
+        return self.placements.get(role, general)
+
+    def of(self, role: str) -> LoadOptions:
+        """Those of one model of a bundle."""
+        own = self.placement(role)
+        return replace(
+            self,
+            gpu_layers=own.gpu_layers,
+            devices=own.devices,
+            tensor_split=own.tensor_split,
+            placements={},
+        )
 
     def flash(self, on_gpu: bool) -> FlashAttention:
         """What is requested of llama.cpp.

@@ -23,9 +23,9 @@ from typing import NamedTuple, NoReturn, Self
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.errors import Cancelled, MemoryShortage, ModelError, TextTooLong, UsageError
+from capt_local.errors import Cancelled, MemoryShortage, ModelError, TextTooLong
 from capt_local.llama.adapters import check_adapter, misfit
-from capt_local.llama.devices import Kernels, free_on_gpus, wanted_layers
+from capt_local.llama.devices import Kernels, Layers, plan
 from capt_local.llama.gguf_header import (
     NO_VOCABULARY,
     Header,
@@ -188,7 +188,8 @@ class Metadata:
     context_length: int  # tokens that the model was trained for
     vocabulary_size: int  # tokens
     chat_template: str | None  # Jinja source, if the file has one
-    gpu_layers: int  # layers that were put on a GPU
+    gpu_layers: int  # layers that were put on GPUs
+    devices: Layers  # on which of them how many
     layers: int  # in all, the output being one
     kernels: Kernels  # that compute batches of its tokens
 
@@ -208,7 +209,7 @@ class Weights(Closing):
         options: how to load it.
         progress: called with the part that is loaded, 0 to 1; may raise to stop.
         vocabulary_only: reads no tensors; such weights tokenize, but no context fits on them.
-        contexts: how many will be made on them, so that there is space for all.
+        layers: that GPUs take, if that is settled (`devices.plan`); else what fits now.
         stamps: of the files that were checked, by path; adapters too.
 
     Attributes:
@@ -229,7 +230,7 @@ class Weights(Closing):
         progress: Progress | None = None,
         *,
         vocabulary_only: bool = False,
-        contexts: int = 1,
+        layers: Layers | None = None,
         stamps: Mapping[Path, Stamp] | None = None,
     ) -> None:
         options = options or LoadOptions()
@@ -242,9 +243,9 @@ class Weights(Closing):
             with LockedFile(path, self._stamps.get(path)) as file:
                 self.header: Header = read_header(path, file.place)
                 self._refuse_unusable(path.name)
-                self._layers = (
-                    0 if vocabulary_only else self._choose_layers(path.name, options, contexts)
-                )
+                if layers is None:
+                    layers = {} if vocabulary_only else self._choose_layers(path.name, options)
+                self._layers = layers
                 if options.check_tensors and not vocabulary_only:
                     check_values(self._library, file, self.header)
                 self.handle = self._load(file, options, progress, vocabulary_only)
@@ -372,19 +373,11 @@ class Weights(Closing):
             self._library.api.llama_model_free(self.handle)
             self.handle = None
 
-    def _choose_layers(self, name: str, options: LoadOptions, contexts: int) -> int:
-        """Layers for the GPU; also refuses what does not fit into memory."""
-        needed = estimate(self.header, options).with_contexts(contexts)
-        gpus = [device for device in self._library.devices() if device.is_gpu]
-        layers = wanted_layers(needed, options, free_on_gpus(gpus))
-        if not gpus:
-            if options.gpu_layers != "auto" and layers:
-                raise UsageError(
-                    f"--gpu-layers {options.gpu_layers} was asked for, but this build of llama.cpp "
-                    "sees no GPU. Use --gpu-layers 0 or auto."
-                )
-            layers = 0
-        check_fits({name: needed.beside_gpu(layers)})
+    def _choose_layers(self, name: str, options: LoadOptions) -> Layers:
+        """Layers for GPUs; also refuses what does not fit into memory."""
+        needed = estimate(self.header, options)
+        layers = plan({name: needed}, {name: options}, self._library.devices())[name]
+        check_fits({name: needed.beside_gpu(sum(layers.values()))})
         return layers
 
     def _load(
@@ -396,7 +389,13 @@ class Weights(Closing):
     ) -> int:
         path, api = file.path, self._library.api
         parameters = api.llama_model_default_params()
-        parameters.n_gpu_layers = self._layers
+        # Exactly as planned; without a layer on them no GPU is used for anything.
+        find = self._library.function("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
+        gpus = [find(gpu.encode()) for gpu in self._layers]
+        devices = (ctypes.c_void_p * (len(gpus) + 1))(*gpus, None)
+        split = (ctypes.c_float * max(len(gpus), api.llama_max_devices()))(*self._layers.values())
+        parameters.devices, parameters.tensor_split = ctypes.addressof(devices), split
+        parameters.n_gpu_layers = sum(self._layers.values())
         parameters.vocab_only = vocabulary_only
         parameters.load_mode = (
             api.LLAMA_LOAD_MODE_MMAP if options.map_file else api.LLAMA_LOAD_MODE_NONE
@@ -450,7 +449,8 @@ class Weights(Closing):
             context_length=self.header.number("context_length"),
             vocabulary_size=len(self.vocabulary),
             chat_template=template.decode("utf-8", "replace") if template else None,
-            gpu_layers=self._layers,
+            gpu_layers=sum(self._layers.values()),
+            devices=self._layers,
             layers=self.header.number("block_count") + 1,
             kernels=Kernels(rearranged and not tiles, not on_cpu, on_cpu and tiles),
         )

@@ -95,7 +95,9 @@ def install(monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
             self.notices = list(bundle.notices)
             self.verification, self.late_digests = Verification(), LateDigests(())
             self.template = None
-            about = types.SimpleNamespace(architecture="llama", file_type="Q8_0", gpu_layers=0)
+            about = types.SimpleNamespace(
+                architecture="llama", file_type="Q8_0", gpu_layers=0, devices={}
+            )
             self.models = {
                 role: types.SimpleNamespace(metadata=about, context_limit=256)
                 for role in bundle.models

@@ -64,7 +64,9 @@ class FakeRuntime:
         self.notices: list[str] = []
         self.verification, self.late_digests = Verification(), LateDigests(())
         self.template = None
-        about = types.SimpleNamespace(architecture="llama", file_type="Q8_0", gpu_layers=0)
+        about = types.SimpleNamespace(
+            architecture="llama", file_type="Q8_0", gpu_layers=0, devices={}
+        )
         model = types.SimpleNamespace(metadata=about, context_limit=256)
         self.models = {role: model for role in bundle.models} if bundle else {}
 

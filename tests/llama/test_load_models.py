@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles.store import find
-from capt_local.errors import MemoryShortage
+from capt_local.errors import MemoryShortage, UsageError
 from capt_local.llama import memory
 from capt_local.llama.load_models import PlainLlama, estimates, open_models
 from capt_local.llama.model import LlamaModel
-from capt_local.llama.options import LoadOptions
+from capt_local.llama.options import LoadOptions, Placement
 from tests.llama.conftest import ONE_THREAD
 
 TinyPath = Callable[..., Path]
@@ -36,6 +36,9 @@ def files(tiny_path: TinyPath, tmp_path: Path) -> dict[str, Path]:
 
 def test_models_of_one_file_share_its_weights(files: dict[str, Path]) -> None:
     told: list[str] = []
+    different = dataclasses.replace(ONE_THREAD, placements={"base": Placement(devices=("CPU",))})
+    with pytest.raises(UsageError, match="base and base-2 share the weights"):
+        open_models(files, different)
     models = open_models(files, ONE_THREAD, lambda role, _: told.append(role))
     assert list(models) == list(files)
     assert [model.name for model in models.values()] == list(files)
@@ -50,7 +53,8 @@ def test_models_of_one_file_share_its_weights(files: dict[str, Path]) -> None:
 def test_shared_weights_count_once(files: dict[str, Path]) -> None:
     needed = estimates(files, ONE_THREAD)
     assert list(needed) == list(files)
-    assert needed["base-2"] == dataclasses.replace(needed["base"], weights=0)
+    shared = dataclasses.replace(needed["base"], weights=0, movable=(0,) * needed["base"].layers)
+    assert needed["base-2"] == shared
     assert needed["base"].weights > 0 and needed["base-2"].kv_cache > 0
 
 

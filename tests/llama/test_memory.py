@@ -22,13 +22,18 @@ def test_weights_and_kv_cache_are_counted_to_the_byte(tiny_path: Callable[..., P
     assert found.weights == sum(one.size for one in header.tensors)
     assert found.kv_cache == 2 * WIDTH * LAYERS * 512 * 2  # keys and values; padded to 512 cells
     assert found.layers == LAYERS + 1
+    sizes = {one.name: one.size for one in header.tensors}
+    assert found.movable[-1] == sizes["output.weight"] + sizes["output_norm.weight"]
+    assert sum(found.movable) == found.weights - sizes["token_embd.weight"]
     assert found.total == found.weights + found.kv_cache + found.buffers
     wider = estimate(header, LoadOptions(context=300, kv_type="f32"))
     assert wider.kv_cache == 2 * found.kv_cache
+    narrow = estimate(header, LoadOptions(context=300, kv_type="q4_0"))
+    assert narrow.kv_cache == found.kv_cache * 18 // 64  # blocks of 32 numbers in 18 bytes
 
 
 def test_models_that_do_not_fit_are_refused_with_the_figures() -> None:
-    one = MemoryEstimate(weights=600 * MIB, kv_cache=300 * MIB, buffers=100 * MIB, layers=10)
+    one = MemoryEstimate(weights=600 * MIB, kv_cache=300 * MIB, buffers=100 * MIB)
     check_fits({"target": one, "expert": one}, 2000 * MIB)
     with pytest.raises(MemoryShortage) as caught:
         check_fits({"target": one, "expert": one}, 1999 * MIB)
