@@ -12,7 +12,13 @@ import pytest
 from capt_local.bundles.create import describe, write_manifest
 from capt_local.bundles.manifest import Bundle, Role
 from capt_local.cli import doctor
+from capt_local.cli.doctor import Diagnosis
 from capt_local.llama import memory
+from capt_local.llama.devices import GPU_RESERVE, Device
+from capt_local.llama.gguf_header import read_header
+from capt_local.llama.library import Library
+from capt_local.llama.memory import estimate
+from capt_local.llama.options import LoadOptions
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_gguf
 from tests.tiny_vocabularies import Flavour
@@ -69,6 +75,30 @@ def test_models_that_do_not_fit_are_exit_4(
     assert result.code == 4
     assert found["memory of the bundle"]["fits"] is False
     assert "Not enough memory" in found["problems"][0]
+
+
+def test_the_plan_for_gpus_is_shown_before_anything_loads(
+    bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = Library.devices
+
+    def devices(self: Library) -> tuple[Device, ...]:
+        # The target alone fits on the first; the second takes what of the expert it can.
+        made_up = ((name, free + GPU_RESERVE) for name, free in (("G0", whole), ("G1", whole - 1)))
+        return (*true(self), *(Device(name, "", "GPU", free, free) for name, free in made_up))
+
+    one = estimate(read_header(bundle / "target.gguf"), LoadOptions())
+    whole = one.buffers + sum(one.layer_bytes())
+    monkeypatch.setattr(Library, "devices", devices)
+    monkeypatch.setattr(Library, "computes", lambda *_: True)
+    monkeypatch.setattr(Diagnosis, "_roles", lambda *_: {})
+    found = json.loads(run("doctor", "-m", str(bundle), "--json").out)["memory of the bundle"]
+    assert found["layers on the GPU"].startswith("target 3 of 3 (G0 3), expert 2 of 3 (G1 2)")
+    assert found["on G0"] == f"{whole / (1 << 20):.0f} MiB of {whole / (1 << 20) + 512:.0f} MiB"
+    refused = run("doctor", "-m", str(bundle), "--device", "base:G2")
+    assert refused.code == 2 and "it has CPU, G0, G1" in refused.out
+    too_much = run("doctor", "-m", str(bundle), "-ngl", "all", "--device", "G1")
+    assert too_much.code == 0 and "warning: G1 has" in too_much.out
 
 
 def test_files_that_others_can_write_are_a_warning(bundle: Path, run: Run) -> None:

@@ -14,7 +14,7 @@ from capt_local.errors import MemoryShortage, UsageError
 from capt_local.llama import memory
 from capt_local.llama.load_models import PlainLlama, estimates, open_models
 from capt_local.llama.model import LlamaModel
-from capt_local.llama.options import LoadOptions, Placement
+from capt_local.llama.options import KvType, LoadOptions, Placement
 from tests.llama.conftest import ONE_THREAD
 
 TinyPath = Callable[..., Path]
@@ -71,9 +71,12 @@ def test_what_does_not_fit_together_is_not_loaded(
         model.close()
 
 
-def test_the_answer_of_the_binding_is_ours_and_does_not_depend_on_the_one_before() -> None:
+@pytest.mark.parametrize("kv_type", ["f16", "q4_0"])
+def test_the_answer_of_the_binding_is_ours_and_does_not_depend_on_the_one_before(
+    kv_type: KvType,
+) -> None:
     path = find("demo").models["target"].path
-    options = LoadOptions(threads=1, context=128)
+    options = LoadOptions(threads=1, context=128, kv_type=kv_type)
     with LlamaModel.open(path, options) as model, PlainLlama(path, model, options) as plain:
         prompt = model.tokenize(b"The patient has a cough and", special=False)
         ours: list[int] = []
