@@ -48,13 +48,6 @@ def test_names_of_tests_are_written_in_one_form() -> None:
     assert len(NAMED) == MODEL.count("::") > 40
 
 
-def test_the_pages_name_each_other() -> None:
-    security = (ROOT / "SECURITY.md").read_text("utf-8")
-    assert "docs/threat-model.md" in security and "../SECURITY.md" in MODEL
-    for part in ("164.312", "diskcache", "Reporting"):
-        assert part in security
-
-
 def test_every_technical_safeguard_is_told() -> None:
     """All standards and specifications of 45 CFR 164.312, what is given and what is not."""
     security = (ROOT / "SECURITY.md").read_text("utf-8")

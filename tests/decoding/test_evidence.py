@@ -52,18 +52,6 @@ def test_weights_are_the_probabilities_that_each_gave_to_the_text(forgetting: fl
     assert evidence.seen == 30 and CombineOptions().forgetting == FORGETTING
 
 
-@pytest.mark.parametrize("forgetting", [1.0, 0.98])
-def test_evidence_finds_the_powers_that_wrote_the_text(forgetting: float) -> None:
-    rng = np.random.default_rng(0)
-    evidence, writer = Evidence(len(GRID), forgetting), GRID.index((0.5, 1.0, 0.5))
-    for _ in range(600):
-        own = plausible(rng.normal(size=8).astype(np.float32) * 2, 0.0)
-        members = products(own, rng.normal(size=(2, 8)) * 2, SIGNED)
-        shares = members.shares[writer]
-        evidence.observe(members.logp[:, int(rng.choice(8, p=shares / shares.sum()))])
-    assert int(evidence.weights.argmax()) == writer
-
-
 # The evidence of a prompt: read in batches, remembered, and never from other text.
 
 

@@ -40,20 +40,6 @@ def everything(trio: Ensemble) -> np.ndarray:
 
 
 @settings(max_examples=30)
-@given(LIMITS, st.lists(st.integers(2, 265), max_size=6))
-def test_the_target_alone_is_its_softmax_to_the_last_digit(limit: float, answer: list[int]) -> None:
-    trio = toy(CombineOptions(powers=(1.0, 0.0, 0.0), plausibility=limit))
-    alone = Ensemble(toy().leader, (), CombineOptions(plausibility=limit))
-    for each in (trio, alone):
-        each.start(turn(each))
-        for token in answer:
-            each.advance(token)
-    np.testing.assert_allclose(everything(trio), everything(alone), rtol=1e-12, atol=1e-12)
-    wanted = softmax(FakeModel(TARGET, 1).logits(trio.tokens))
-    np.testing.assert_allclose(np.exp(everything(alone)), wanted, rtol=1e-5)
-
-
-@settings(max_examples=30)
 @given(LIMITS, POWERS, st.lists(st.integers(2, 265), max_size=6))
 def test_a_product_is_its_formula_over_what_the_proxies_say(
     limit: float, powers: Exponents, answer: list[int]

@@ -19,8 +19,7 @@ from capt_local.decoding.scoring import score_text
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import ContextOverflow, NumericalError
 from capt_local.prompting.messages import Prompt, Segment
-from capt_local.tokenization.tokenizer import TextTokenizer
-from tests.decoding.trios import PROXY, TARGET, make_trio, toy, turn, walk
+from tests.decoding.trios import PROXY, TARGET, make_trio, tokenizers, toy, turn, walk
 from tests.fakes import FakeModel, make_vocabulary, softmax, text_tokenizer
 
 A = np.array([TARGET.byte_ids[ord("a")]], dtype=np.int32)
@@ -130,10 +129,6 @@ def test_a_prompt_that_does_not_fit_is_refused_with_all_counts_and_nothing_is_de
     with pytest.raises(ContextOverflow, match=r"target .*expert .*base .*holds 8"):
         trio.start(turn(trio, b"abcd" * 20))
     assert trio.leader.decoded == 0
-
-
-def tokenizers(trio: Ensemble) -> dict[str, TextTokenizer]:
-    return {each.role: text_tokenizer(each.model) for each in trio.models}  # type: ignore[arg-type]
 
 
 def test_a_penalty_is_not_counted_as_a_change_by_the_expert() -> None:

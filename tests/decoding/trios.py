@@ -12,6 +12,7 @@ from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import CombineOptions, GenerateOptions
 from capt_local.decoding.proxy import LogitsCache, Proxy
 from capt_local.prompting.messages import Prompt, Segment
+from capt_local.tokenization.tokenizer import TextTokenizer
 from tests.fakes import FakeModel, make_vocabulary, text_tokenizer
 
 TARGET = make_vocabulary(["card", "iac", " the", " a", "cardiac", "\n\n", "ab", "abc"])
@@ -36,6 +37,11 @@ def toy(options: CombineOptions | None = None, **kinds: object) -> Ensemble:
         for vocabulary, seed in ((TARGET, 1), (PROXY, 2), (PROXY, 3))
     ]
     return make_trio(*models, options)
+
+
+def tokenizers(trio: Ensemble) -> dict[str, TextTokenizer]:
+    """Of its models, by role."""
+    return {each.role: text_tokenizer(each.model) for each in trio.models}  # type: ignore[arg-type]
 
 
 def assembly(models: Mapping[str, FakeModel]) -> EnsembleBuilder:

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.cli.verbs import below
-
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="written for Linux's core files")
 
 CRASH = """
@@ -50,19 +48,17 @@ def run(code: str, *arguments: str, folder: Path) -> list[str]:
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def cores_are_files(tmp_path: Path) -> None:
-    """Without the hardening, the same crash leaves a core dump here."""
-    (tmp_path / "control").mkdir()
-    if not run("crash()", folder=tmp_path / "control"):
+@pytest.fixture(autouse=True, scope="module")
+def cores_are_files(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Without the hardening, the same crash leaves a core dump."""
+    if not run("crash()", folder=tmp_path_factory.mktemp("control")):
         pytest.skip("this system writes no core files into the folder")
 
 
-@pytest.mark.parametrize("verb", below())
-def test_a_crash_before_a_verb_has_read_anything(tmp_path: Path, verb: str) -> None:
-    (tmp_path / "here").mkdir()
+def test_a_crash_before_a_verb_has_read_anything(tmp_path: Path) -> None:
     code = "app._dispatch = crash\napp.run(sys.argv[1:])"
-    assert run(code, verb, "x", folder=tmp_path / "here") == []
+    for verb in ("generate", "serve"):
+        assert run(code, verb, "x", folder=tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -78,7 +74,6 @@ def test_a_crash_before_a_verb_has_read_anything(tmp_path: Path, verb: str) -> N
     ids=["standard input", "a conversation", "digests", "first look", "loading", "computing"],
 )
 def test_a_crash_at_a_stage(tmp_path: Path, place: str, arguments: list[str]) -> None:
-    (tmp_path / "here").mkdir()
     module, _, names = place.partition(":")
     *outer, name = names.split(".")
     owner = ".".join(["module", *outer])
@@ -89,13 +84,12 @@ def test_a_crash_at_a_stage(tmp_path: Path, place: str, arguments: list[str]) ->
     )
     proxy = str(ROOT / "models" / "demo" / "expert.gguf")
     words = [proxy if word == "PROXY" else word for word in arguments]
-    assert run(code, *words, folder=tmp_path / "here") == []
+    assert run(code, *words, folder=tmp_path) == []
 
 
 def test_a_crash_of_a_worker_of_batch(tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
     code = (
         "import capt_local.batch.worker as worker\n"
         "sys.stdin = sys.stdout = Crashing()\nos.dup = os.fdopen = crash\nworker.main()"
     )
-    assert run(code, folder=tmp_path / "here") == []
+    assert run(code, folder=tmp_path) == []

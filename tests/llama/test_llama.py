@@ -22,21 +22,15 @@ def rows_one_by_one(model: LlamaModel, tokens: list[int]) -> np.ndarray:
     return np.concatenate([model.extend([token]).copy() for token in tokens])
 
 
-def test_rows_are_the_logits_after_the_last_tokens(model: LlamaModel) -> None:
-    single = rows_one_by_one(model, TOKENS[:20])
+@pytest.mark.parametrize("size", [20, 65])
+def test_rows_are_the_logits_after_the_last_tokens(model: LlamaModel, size: int) -> None:
+    # 65 tokens in batches of 32: without care one row would be left for the last batch.
+    single = rows_one_by_one(model, TOKENS[:size])
     assert model.rewind(0)
-    rows = model.extend(TOKENS[:20], rows=8)
-    assert rows.shape == (8, len(model.vocabulary))
-    assert model.position == 20
+    rows = model.extend(TOKENS[:size], rows=8)
+    assert rows.shape == (8, len(model.vocabulary)) and model.position == size
     np.testing.assert_allclose(rows, single[-8:], atol=CLOSE)
     assert single.std() > 1  # the model says something
-
-
-def test_long_input_runs_in_chunks_and_all_rows_come_from_the_last(model: LlamaModel) -> None:
-    # 65 tokens in batches of 32: without care one row would be left for the last batch.
-    single = rows_one_by_one(model, TOKENS[:65])
-    model.rewind(0)
-    np.testing.assert_allclose(model.extend(TOKENS[:65], rows=8), single[-8:], atol=CLOSE)
 
 
 def test_extending_after_a_rewind_is_a_fresh_prefill_bit_for_bit(model: LlamaModel) -> None:

@@ -15,12 +15,6 @@ from capt_local.tokenization.tokenizer import TextTokenizer
 from capt_local.tokenization.vocabulary import TokenKind
 from tests.real_vocabularies import NAMES, REFUSED, open_vocabulary, vocabulary_path
 
-NOTES = (
-    "Pt. c/o chest pain x3 days; BP 142/88 mmHg, HR 96. Tropo\u00adnin 0.03 ng/mL (< 0.04).\n\n"
-    "  1) ASA 81 mg PO qd\r\n\t2) Metoprolol 25 mg b.i.d.\n\n\n\nT 38,5 \u00b0C \u2013 "
-    "\u00b5g/mL \u2265 90 % \u03b1-blocker \u65e5\u672c\u8a9e \U0001f3e5 e\u0301 "
-    "\u200b\ufeff\u00a0x \u2581y it's WE'LL 1234567890 = $5 -> </s> "
-)
 SPACES = [" ", "  ", "\n", "\n\n", "\t", " \n", "\u00a0", "\u3000"]
 WORDS = [
     "word",
@@ -106,14 +100,6 @@ def test_llama_cpps_own_cases(weights: Weights) -> None:
     for text, answer in zip(texts, answers, strict=False):
         found = weights.tokenize(text.encode(), special=False)
         assert found == [int(token) for token in answer.split()], repr(text)
-
-
-def test_text_keeps_its_bytes_and_is_never_a_marker(tokenizer: TextTokenizer) -> None:
-    text = NOTES.encode()
-    for start in (True, False):
-        tokens = tokenizer.encode(text, start=start)
-        assert written(tokenizer, tokens) == (tokenizer.lead if start else b"") + text
-        assert not tokenizer.vocabulary.is_end[tokens].any()
 
 
 def markers(tokenizer: TextTokenizer) -> list[int]:

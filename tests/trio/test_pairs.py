@@ -14,7 +14,6 @@ from capt_local.bundles.manifest import Bundle
 from capt_local.cli.app import run
 from capt_local.decoding.options import Speed
 from capt_local.decoding.step import Step
-from capt_local.report.answers import in_words
 from tests.small_trio import SMALL_TRIO
 
 # Pairs change how steps are computed, and with it the last bits of drafts.
@@ -79,30 +78,6 @@ def test_identities(
     wanted = steps(opened("one"), weighed(alone, plausibility=plausibility))
     assert_same(steps(opened(pairs), weighed(*alphas, plausibility=plausibility)), wanted)
     assert any(step.changed for step in wanted)
-
-
-def test_evidence_weighs_pair_by_pair(opened: Open) -> None:
-    generation = opened("twice").generate(NOTE, GenerateOptions(max_tokens=4), raw=True)
-    assert list(generation) and generation.evidence_tokens > 0
-    weights = dict(generation.weights)
-    assert sum(weights.values()) == pytest.approx(1.0)
-    # The pairs are the same, so the text speaks for the one as much as for the other, and for both.
-    for (a, b, c, *rest), share in weights.items():
-        if rest == [0.0, 0.0] and b:
-            assert weights[a, 0.0, 0.0, b, c] == pytest.approx(share, rel=1e-3)
-            assert weights[a, b / 2, c / 2, b / 2, c / 2] == pytest.approx(share, rel=1e-3)
-    words = in_words(generation.weights)
-    assert all(name in words for name in ("expert 1", "base 1", "expert 2", "base 2"))
-
-
-def test_a_shared_file_is_loaded_once_and_has_a_context_for_each(opened: Open) -> None:
-    models = opened("idle").models
-    assert models["base"].weights is models["base-2"].weights is models["expert-2"].weights
-    assert models["expert"].weights is not models["base"].weights
-    found = list(opened("idle").generate(NOTE, weighed(0.5, 0.5), raw=True))
-    assert found and models["base"].position == models["base-2"].position > 0
-    models["base"].rewind(1)
-    assert models["base-2"].position > 1
 
 
 @pytest.mark.parametrize("method", [Method.UNITE, Method.CAPT_PAPER, Method.EXPERT, Method.BASE])
