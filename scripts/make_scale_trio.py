@@ -1,6 +1,6 @@
 """Write a trio with random weights and real vocabularies, to measure speed and memory on.
 
-    python scripts/make_scale_trio.py FOLDER [--preset 1b|8b|tiny] [--seed 1]
+    python -m scripts.make_scale_trio FOLDER [--preset 1b|8b|tiny] [--seed 1]
 
 Writes FOLDER/{target,expert,base}.gguf: llama architecture, Q4_0 with F32 norms, the target with
 the vocabulary of Qwen2 (152k tokens), expert and base with that of Llama 2 (32k). The same seed
@@ -16,25 +16,20 @@ Expert and base differ in a part of the last layer alone, so that their contrast
 from __future__ import annotations
 
 import argparse
-import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log, prod, sqrt
 from pathlib import Path
-from typing import BinaryIO
 
+import gguf
 import numpy as np
+from gguf import GGMLQuantizationType as Kind
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from scripts.real_vocabularies import VocabulariesUnavailable, vocabulary
 
-from real_vocabularies import VocabulariesUnavailable, vocabulary
-
-F32, Q4_0 = 0, 2
-BLOCK, BLOCK_BYTES = 32, 18
+BLOCK, BLOCK_BYTES = gguf.GGML_QUANT_SIZES[Kind.Q4_0]
 NIBBLE_RMS = sqrt(sum(k * k for k in range(-8, 8)) / 16)
-ALIGNMENT = 32
-CHUNK_BLOCKS = 1 << 18
 SPREAD = 1.3  # of the logits, over the largest that is still flat
 CONTEXT = 4096
 
@@ -49,26 +44,14 @@ class Shape:
     heads: int
     heads_kv: int
 
-    @property
-    def width_kv(self) -> int:
-        """Numbers that keys (and values) of a layer have."""
-        return self.width // self.heads * self.heads_kv
-
 
 @dataclass(frozen=True)
 class Tensor:
     """A tensor to write: `spread` is the standard deviation, or the value of a norm."""
 
     name: str
-    shape: tuple[int, ...]  # the fastest dimension first
+    shape: tuple[int, ...]  # rows first
     spread: float
-    kind: int = Q4_0
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        count = prod(self.shape)
-        return count * 4 if self.kind == F32 else count // BLOCK * BLOCK_BYTES
 
 
 # Of target and proxies. 1b: 1.1 billion weights and twice 0.5; 8b: 8 billion and twice 6.7.
@@ -79,129 +62,48 @@ PRESETS = {
 }
 
 
-def read_vocabulary_values(path: Path) -> tuple[list[bytes], int]:
-    """The `tokenizer.*` entries of a GGUF file as they stand there, and the number of tokens."""
-    data = path.read_bytes()
-    entries, tokens = [], 0
-    count = struct.unpack_from("<Q", data, 16)[0]
-    at = 24
-    for _ in range(count):
-        start = at
-        length = struct.unpack_from("<Q", data, at)[0]
-        key = data[at + 8 : at + 8 + length].decode()
-        at += 8 + length
-        kind = struct.unpack_from("<I", data, at)[0]
-        if key == "tokenizer.ggml.tokens":
-            tokens = struct.unpack_from("<Q", data, at + 8)[0]
-        at = _end_of_value(data, at + 4, kind)
-        if key.startswith("tokenizer."):
-            entries.append(data[start:at])
-    return entries, tokens
-
-
-def _end_of_value(data: bytes, at: int, kind: int) -> int:
-    sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-    if kind == 8:
-        return at + 8 + int.from_bytes(data[at : at + 8], "little")
-    if kind != 9:
-        return at + sizes[kind]
-    inner, count = struct.unpack_from("<IQ", data, at)
-    at += 12
-    if inner != 8:
-        return at + int(count) * sizes[inner]
-    for _ in range(count):
-        at += 8 + int.from_bytes(data[at : at + 8], "little")
-    return at
-
-
-def text_value(key: str, value: str) -> bytes:
-    """A GGUF entry that holds text."""
-    return _text(key) + struct.pack("<I", 8) + _text(value)
-
-
-def number_value(key: str, value: int | float) -> bytes:
-    """A GGUF entry that holds a whole number or a float."""
-    if isinstance(value, float):
-        return _text(key) + struct.pack("<If", 6, value)
-    return _text(key) + struct.pack("<II", 4, value)
-
-
-def _text(value: str) -> bytes:
-    data = value.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def model_values(shape: Shape, title: str, tokens: int) -> list[bytes]:
-    """The entries that describe a llama model."""
-    numbers: dict[str, int | float] = {
-        "general.file_type": 2,
-        "llama.context_length": CONTEXT,
-        "llama.embedding_length": shape.width,
-        "llama.block_count": shape.layers,
-        "llama.feed_forward_length": shape.inner,
-        "llama.attention.head_count": shape.heads,
-        "llama.attention.head_count_kv": shape.heads_kv,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.rope.dimension_count": shape.width // shape.heads,
-        "llama.rope.freq_base": 10000.0,
-        "llama.vocab_size": tokens,
-    }
-    return [
-        text_value("general.architecture", "llama"),
-        text_value("general.name", title),
-        *(number_value(key, value) for key, value in numbers.items()),
-    ]
-
-
-def logit_spread(tokens: int) -> float:
-    """Standard deviation of normal logits over `tokens` tokens with an entropy of about 2 nats."""
-    return SPREAD * sqrt(2 * log(tokens))
-
-
 def tensors(shape: Shape, tokens: int) -> Iterator[Tensor]:
     """All tensors of a model. Every layer adds about as much as the embedding holds."""
     width, inner = shape.width, shape.inner
-    yield Tensor("token_embd.weight", (width, tokens), 0.3)
+    kv = width // shape.heads * shape.heads_kv
+    yield Tensor("token_embd.weight", (tokens, width), 0.3)
     for layer in range(shape.layers):
         name = f"blk.{layer}."
-        yield Tensor(name + "attn_norm.weight", (width,), 1.0, F32)
+        yield Tensor(name + "attn_norm.weight", (width,), 1.0)
         yield Tensor(name + "attn_q.weight", (width, width), 1.4 / sqrt(width))
-        yield Tensor(name + "attn_k.weight", (width, shape.width_kv), 1.4 / sqrt(width))
-        yield Tensor(name + "attn_v.weight", (width, shape.width_kv), 1.0 / sqrt(width))
+        yield Tensor(name + "attn_k.weight", (kv, width), 1.4 / sqrt(width))
+        yield Tensor(name + "attn_v.weight", (kv, width), 1.0 / sqrt(width))
         yield Tensor(name + "attn_output.weight", (width, width), 1.0 / sqrt(width))
-        yield Tensor(name + "ffn_norm.weight", (width,), 1.0, F32)
-        yield Tensor(name + "ffn_gate.weight", (width, inner), 1.0 / sqrt(width))
-        yield Tensor(name + "ffn_up.weight", (width, inner), 1.0 / sqrt(width))
-        yield Tensor(name + "ffn_down.weight", (inner, width), 1.0 / sqrt(inner))
-    yield Tensor("output_norm.weight", (width,), logit_spread(tokens), F32)
-    yield Tensor("output.weight", (width, tokens), 1.0 / sqrt(width))
+        yield Tensor(name + "ffn_norm.weight", (width,), 1.0)
+        yield Tensor(name + "ffn_gate.weight", (inner, width), 1.0 / sqrt(width))
+        yield Tensor(name + "ffn_up.weight", (inner, width), 1.0 / sqrt(width))
+        yield Tensor(name + "ffn_down.weight", (width, inner), 1.0 / sqrt(inner))
+    yield Tensor("output_norm.weight", (width,), SPREAD * sqrt(2 * log(tokens)))
+    yield Tensor("output.weight", (tokens, width), 1.0 / sqrt(width))
 
 
-def write_tensor(file: BinaryIO, tensor: Tensor, seed: tuple[int, ...]) -> None:
-    """Writes random blocks with the right spread, or a norm.
+def values(tensor: Tensor, seed: tuple[int, ...]) -> np.ndarray:
+    """Random Q4_0 blocks with the right spread as bytes, or a norm.
 
     A block is 32 random numbers from -8 to 7 with one scale. Their mean is -1/2, so the scale has
     a random sign: rows without a common direction, as in real models.
     """
-    if tensor.kind == F32:
-        file.write(np.full(tensor.shape, tensor.spread, np.float32).tobytes())
-        return
+    if len(tensor.shape) == 1:
+        return np.full(tensor.shape, tensor.spread, np.float32)
     random = np.random.Generator(np.random.SFC64(seed))
     low, high = np.array([tensor.spread / NIBBLE_RMS], np.float16).tobytes()
-    blocks = prod(tensor.shape) // BLOCK
-    for start in range(0, blocks, CHUNK_BLOCKS):
-        count = min(CHUNK_BLOCKS, blocks - start)
-        words = random.integers(0, 1 << 64, -(-count * BLOCK_BYTES // 8), np.uint64)
-        data = words.view(np.uint8)[: count * BLOCK_BYTES].reshape(count, BLOCK_BYTES)
-        data[:, 0] = low
-        data[:, 1] = (data[:, 1] & 0x80) | high
-        file.write(data.tobytes())
+    size = prod(tensor.shape) // BLOCK * BLOCK_BYTES
+    data = random.integers(0, 1 << 64, -(-size // 8), np.uint64).view(np.uint8)[:size]
+    blocks = data.reshape(-1, BLOCK_BYTES)
+    blocks[:, 0] = low
+    blocks[:, 1] = (blocks[:, 1] & 0x80) | high
+    return data.reshape(tensor.shape[0], -1)
 
 
 def write_model(
     path: Path, shape: Shape, vocabulary_file: Path, seed: int, *, own_from: int | None = None
 ) -> None:
-    """Writes one model.
+    """Writes one model, a tensor at a time.
 
     Args:
         path: of the new file.
@@ -211,24 +113,41 @@ def write_model(
         own_from: layers from here on have other feed-forward weights than the model of the same
             seed without this.
     """
-    entries, tokens = read_vocabulary_values(vocabulary_file)
-    values = model_values(shape, f"random {path.stem}", tokens) + entries
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(f"random {path.stem}")
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(shape.width)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.inner)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.heads_kv)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(shape.width // shape.heads)
+    writer.add_rope_freq_base(10000.0)
+    tokens = 0
+    for key, value in gguf.GGUFReader(vocabulary_file).fields.items():
+        if key.startswith("tokenizer."):
+            inner = value.types[-1] if len(value.types) > 1 else None
+            writer.add_key_value(key, value.contents(), value.types[0], sub_type=inner)
+            tokens = len(value.data) if key == "tokenizer.ggml.tokens" else tokens
+    writer.add_vocab_size(tokens)
     wanted = list(tensors(shape, tokens))
-    with path.open("wb") as file:
-        file.write(struct.pack("<4sIQQ", b"GGUF", 3, len(wanted), len(values)))
-        file.writelines(values)
-        offset = 0
-        for tensor in wanted:
-            file.write(_text(tensor.name) + struct.pack("<I", len(tensor.shape)))
-            file.write(struct.pack(f"<{len(tensor.shape)}Q", *tensor.shape))
-            file.write(struct.pack("<IQ", tensor.kind, offset))
-            offset += -(-tensor.size // ALIGNMENT) * ALIGNMENT
-        for number, tensor in enumerate(wanted):
-            file.write(b"\0" * (-file.tell() % ALIGNMENT))
-            layer = int(tensor.name.split(".")[1]) if tensor.name.startswith("blk.") else -1
-            own = own_from is not None and layer >= own_from and "ffn_down" in tensor.name
-            write_tensor(file, tensor, (seed, number, int(own)))
-        file.write(b"\0" * (-file.tell() % ALIGNMENT))
+    for one in wanted:
+        if len(one.shape) == 1:
+            writer.add_tensor_info(one.name, one.shape, np.dtype(np.float32), 4 * one.shape[0])
+        else:
+            size = prod(one.shape) // BLOCK * BLOCK_BYTES
+            packed = (one.shape[0], size // one.shape[0])
+            writer.add_tensor_info(one.name, packed, np.dtype(np.uint8), size, Kind.Q4_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for number, one in enumerate(wanted):
+        layer = int(one.name.split(".")[1]) if one.name.startswith("blk.") else -1
+        own = own_from is not None and layer >= own_from and "ffn_down" in one.name
+        writer.write_tensor_data(values(one, (seed, number, int(own))))
+    writer.close()
 
 
 def write_trio(folder: Path, preset: str, seed: int) -> list[Path]:

@@ -11,7 +11,7 @@ import datetime
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,14 +21,12 @@ from capt_local.bundles.archive import CHUNK, check_space, new_file, open_file
 from capt_local.bundles.manifest import (
     MANIFEST,
     SCHEMA,
-    AdapterFile,
     AttachedFile,
     Bundle,
     ModelFile,
-    Role,
     read_bundle,
 )
-from capt_local.bundles.verify import Progress, file_digest, hashed
+from capt_local.bundles.verify import Progress, hashed
 from capt_local.errors import ModelError
 from capt_local.strict_json import stamp_of
 
@@ -120,34 +118,6 @@ def _take(
                 "to it, then start again."
             )
     return before[2], digest
-
-
-def describe(
-    role: Role,
-    path: Path,
-    *,
-    template_file: Path | None = None,
-    adapters: Sequence[AdapterFile] = (),
-    **about: Any,
-) -> ModelFile:
-    """One model with sizes and digests computed from its files.
-
-    Args:
-        role: what it does in the bundle.
-        path: of the GGUF file, in the folder of the bundle or in an installed package.
-        template_file: chat template in the folder of the bundle.
-        adapters: LoRA adapters in the folder of the bundle.
-        about: other attributes of `ModelFile`.
-
-    Raises:
-        ModelError: a file cannot be read.
-    """
-    if template_file is not None:
-        about |= {"template_file": template_file, "template_sha256": file_digest(template_file)}
-    made = tuple(replace(one, sha256=file_digest(one.path)) for one in adapters)
-    digest = file_digest(path)
-    size = path.stat().st_size
-    return ModelFile(role=role, path=path, size=size, sha256=digest, adapters=made, **about)
 
 
 def write_manifest(bundle: Bundle, folder: Path) -> Path:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles import store
-from capt_local.bundles.create import describe, put_together
+from capt_local.bundles.create import put_together
 from capt_local.bundles.install import new_staging
 from capt_local.bundles.manifest import Bundle
 from capt_local.errors import ModelError
+from tests.bundle_files import describe
 
 
 @pytest.fixture

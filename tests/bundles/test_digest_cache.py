@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles import digest_cache, store, verify
-from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.create import write_manifest
 from capt_local.bundles.manifest import Bundle, read_bundle
 from capt_local.bundles.verify import Check
 from capt_local.errors import ModelError
+from tests.bundle_files import describe
 
 SIZE = 3_000_000
 

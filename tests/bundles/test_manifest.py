@@ -11,7 +11,7 @@ import pytest
 
 from capt_local.bundles import manifest, store
 from capt_local.bundles.archive import export, members
-from capt_local.bundles.create import describe, manifest_text, write_manifest
+from capt_local.bundles.create import manifest_text, write_manifest
 from capt_local.bundles.install import import_bundle
 from capt_local.bundles.manifest import (
     MANIFEST,
@@ -30,6 +30,7 @@ from capt_local.bundles.verify import file_digest, read_template, verify
 from capt_local.config import MODELS_VARIABLE
 from capt_local.errors import ModelError, UsageError
 from capt_local.llama.gguf_header import file_digests
+from tests.bundle_files import describe
 
 CONTENT = {"target": b"GGUF target", "expert": b"GGUF expert", "base": b"GGUF base"}
 HEAD = 'schema = 1\nid = "trio"\n'

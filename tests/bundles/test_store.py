@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles import digest_cache, store
-from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.create import write_manifest
 from capt_local.bundles.install import Staging
 from capt_local.bundles.manifest import MANIFEST, Bundle
 from capt_local.config import MODELS_VARIABLE
 from capt_local.errors import ModelError
 from capt_local.strict_json import make_private_folder, stamp_of
+from tests.bundle_files import describe
 
 
 def make(folder: Path, name: str, title: str = "") -> Path:

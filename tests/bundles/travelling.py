@@ -10,10 +10,11 @@ from typing import BinaryIO
 import pytest
 
 from capt_local.bundles import archive, store
-from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.create import write_manifest
 from capt_local.bundles.install import import_bundle
 from capt_local.bundles.manifest import Bundle, read_bundle
 from capt_local.bundles.sign import TrustedKey, new_key, read_private, read_public
+from tests.bundle_files import describe
 
 SIZES = {"target": 70_000, "expert": 1_500, "base": 1_024}
 TEMPLATE = "{{ messages }}"

@@ -11,9 +11,10 @@ import pytest
 
 from capt_local.bundles import store
 from capt_local.bundles.archive import END, header, padding
-from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.create import write_manifest
 from capt_local.bundles.manifest import MANIFEST, SIGNATURE, Bundle
 from capt_local.bundles.sign import read_private, sign
+from tests.bundle_files import describe
 from tests.bundles.travelling import everything
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_gguf

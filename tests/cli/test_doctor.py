@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.create import write_manifest
 from capt_local.bundles.manifest import Bundle, Role
 from capt_local.cli import doctor
 from capt_local.cli.doctor import Diagnosis
@@ -19,6 +19,7 @@ from capt_local.llama.gguf_header import read_header
 from capt_local.llama.library import Library
 from capt_local.llama.memory import estimate
 from capt_local.llama.options import LoadOptions
+from tests.bundle_files import describe
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_gguf
 from tests.tiny_vocabularies import Flavour

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.create import write_manifest
 from capt_local.bundles.manifest import AdapterFile, Bundle, Defaults, roles
+from tests.bundle_files import describe
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 from tests.tiny_models import tiny_adapter, tiny_gguf

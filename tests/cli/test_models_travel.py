@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from capt_local.bundles import store
-from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.create import write_manifest
 from capt_local.bundles.manifest import Bundle
+from tests.bundle_files import describe
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_gguf
 

@@ -12,9 +12,10 @@ import pytest
 import capt_local.model_checks  # noqa: F401  before a fake stands in the place of its package
 from capt_local import config as site_config
 from capt_local.bundles import store
-from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.create import write_manifest
 from capt_local.bundles.manifest import Bundle, Signer
 from capt_local.provenance import about_bundle
+from tests.bundle_files import describe
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
 from tests.tiny_models import tiny_gguf

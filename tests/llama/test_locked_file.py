@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.create import write_manifest
 from capt_local.bundles.manifest import Bundle, read_bundle
 from capt_local.bundles.verify import verify
 from capt_local.errors import ModelError
@@ -22,6 +22,7 @@ from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import LoadOptions
 from capt_local.llama.weights import LockedFile, Weights
 from capt_local.strict_json import stamp_of
+from tests.bundle_files import describe
 from tests.tiny_models import tiny_gguf
 
 CHANGED = "changed between its check and its loading"

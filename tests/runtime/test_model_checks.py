@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles import digest_cache, store
-from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.create import write_manifest
 from capt_local.bundles.manifest import Bundle, Signer, read_bundle
 from capt_local.bundles.verify import Check
 from capt_local.cli import app
@@ -24,6 +24,7 @@ from capt_local.llama.weights import Weights
 from capt_local.model_checks import is_trusted, look_first
 from capt_local.report.terminal import Screen
 from capt_local.runtime import Runtime
+from tests.bundle_files import describe
 from tests.tiny_models import tiny_adapter, tiny_gguf
 
 LOAD = LoadOptions(threads=1, context=256)

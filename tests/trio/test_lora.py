@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
-from capt_local.bundles.create import describe, write_manifest
+from capt_local.bundles.create import write_manifest
 from capt_local.bundles.manifest import Bundle
 from capt_local.errors import ModelError
-from scripts.make_lora_expert import Weights, make_adapter, write_adapter, write_untied
+from tests.bundle_files import describe
 from tests.real_models import smollm2
 from tests.small_trio import SMALL_TRIO
 
@@ -23,6 +24,12 @@ NOTE = (
     b"three-day history of productive cough, fever and chills. He denies any"
 )
 LOAD = LoadOptions(threads=1, context=512)
+BASE, EXPERT = SMALL_TRIO / "base.gguf", SMALL_TRIO / "expert.gguf"
+NORMS = {
+    "attn_norm": ("attn_q", "attn_k", "attn_v"),
+    "ffn_norm": ("ffn_gate", "ffn_up"),
+    "output_norm": ("output",),
+}
 
 
 def nats(runtime: Runtime, method: Method, combine: CombineOptions | None = None) -> float:
@@ -50,15 +57,70 @@ class Files:
     adapter: Path
 
 
+def numbers(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a model, whose embeddings are its output, too."""
+    found = {
+        one.name: gguf.quants.dequantize(one.data, one.tensor_type)
+        for one in gguf.GGUFReader(path).tensors
+    }
+    return {**found, "output.weight": found["token_embd.weight"]}
+
+
+def write(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_base(path: Path) -> None:
+    """The base, whose embeddings an adapter can change without its output."""
+    reader, writer = gguf.GGUFReader(BASE), gguf.GGUFWriter(path, "llama")
+    for value in reader.fields.values():
+        if value.name != "general.architecture" and not value.name.startswith("GGUF."):
+            inner = value.types[-1] if len(value.types) > 1 else None
+            writer.add_key_value(value.name, value.contents(), value.types[0], sub_type=inner)
+    for tensor in reader.tensors:
+        names = [tensor.name] + ["output.weight"] * (tensor.name == "token_embd.weight")
+        for name in names:
+            writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
+    write(writer)
+
+
+def write_adapter(path: Path) -> None:
+    """The whole difference of expert and base; norms become part of the matrices behind them."""
+    base, expert = numbers(BASE), numbers(EXPERT)
+    before = {part: norm for norm, parts in NORMS.items() for part in parts}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    pairs = {}
+    for name, weights in base.items():
+        if weights.ndim == 2:
+            part, scale = name.removesuffix(".weight").rpartition(".")[2], 1.0
+            if part in before:
+                norm = name.replace(part, before[part])
+                scale = expert[norm] / base[norm]
+            change = expert[name] * scale - weights
+            whole = np.eye(weights.shape[1], dtype=np.float32)
+            # The rows of embeddings are looked up in `a`.
+            pairs[name] = (change, whole) if name == "token_embd.weight" else (whole, change)
+    alpha = max(b.shape[1] for _, b in pairs.values())
+    writer.add_float32("adapter.lora.alpha", float(alpha))
+    for name, (a, b) in pairs.items():
+        writer.add_tensor(f"{name}.lora_a", a.astype(np.float16))
+        writer.add_tensor(f"{name}.lora_b", (b * (b.shape[1] / alpha)).astype(np.float16))
+    write(writer)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """From the difference of expert and base of the small trio, in full rank."""
     folder = tmp_path_factory.mktemp("lora")
     made = Files(*(folder / f"{name}.gguf" for name in ("target", "base", "adapter")))
     made.target.write_bytes((SMALL_TRIO / "target.gguf").read_bytes())
-    base, expert = Weights(SMALL_TRIO / "base.gguf"), Weights(SMALL_TRIO / "expert.gguf")
-    write_untied(made.base, base)
-    write_adapter(made.adapter, base, make_adapter(base, expert, None, untied=True)[0])
+    write_base(made.base)
+    write_adapter(made.adapter)
     return made
 
 
