@@ -12,7 +12,7 @@ from capt_local.decoding.options import GenerateOptions
 from capt_local.version import __version__
 
 if TYPE_CHECKING:
-    from capt_local.bundles.manifest import AdapterFile, Bundle, ModelFile
+    from capt_local.bundles.manifest import AttachedFile, Bundle, ModelFile
     from capt_local.llama.options import LoadOptions
     from capt_local.runtime import Runtime
 
@@ -117,7 +117,7 @@ def _model(runtime: Runtime, role: str, file: ModelFile) -> dict[str, Any]:
     }
 
 
-def _verified(runtime: Runtime, file: ModelFile | AdapterFile) -> str:
+def _verified(runtime: Runtime, file: AttachedFile) -> str:
     """What this start has done about the digest of a manifest."""
     if file.sha256 is None:
         return "no manifest names it"

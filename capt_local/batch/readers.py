@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from capt_local.batch import InputFormat
 from capt_local.batch.records import (
     LONGEST,
     BatchRecord,
@@ -48,7 +47,6 @@ _SHOWN = 20  # different problems that one error lists, and numbers listed for e
 _MOST_COLUMNS = 1000
 _PROGRESS_EVERY = 500  # records
 _NOT_CSV = "not CSV (look at its quotation marks)"
-_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
 
 
 class InputErrors(UsageError):
@@ -90,7 +88,7 @@ class JsonLines:
         share: how much was read, 0 to 1.
     """
 
-    format, unit = InputFormat.JSONL, "line"
+    format, unit = "jsonl", "line"
 
     def __init__(self, path: Path) -> None:
         self._path, self.hash, self.share = path, hashlib.sha256(), 0.0
@@ -143,7 +141,7 @@ class CsvTable(JsonLines):
     A quoted cell may hold line feeds, so a row may be several lines.
     """
 
-    format = InputFormat.CSV
+    format = "csv"
 
     def __init__(self, path: Path, delimiter: str | None = None) -> None:
         super().__init__(path)
@@ -246,7 +244,7 @@ class Folder:
         hash, share: see `JsonLines`; the digest is over names and SHA-256 of the files.
     """
 
-    format, unit = InputFormat.TXT_DIR, "file"
+    format, unit = "txt-dir", "file"
 
     def __init__(self, path: Path, documents: DocumentField) -> None:
         self._path, self.hash, self.share = path, hashlib.sha256(), 0.0
@@ -433,7 +431,7 @@ class InputSource:
     def described(self) -> dict[str, Any]:
         """What decides the prompt of a record besides its bytes, for a fingerprint; no text."""
         return {
-            "format": str(self.format),
+            "format": self.format,
             **self._reader.described(),
             **self._parser.described(),
             **({"document_field": self._documents.name} if self._documents.name else {}),
@@ -442,7 +440,6 @@ class InputSource:
 
 def check_input(
     path: Path,
-    format: InputFormat | None = None,
     *,
     parser: RecordParser | None = None,
     delimiter: str | None = None,
@@ -455,8 +452,7 @@ def check_input(
     """Checks all of an input. Loads no model.
 
     Args:
-        path: a file or a folder.
-        format: how records are written; None: by the name.
+        path: a folder, or a file whose name says how records are written.
         parser: how their fields become prompts.
         delimiter: between the cells of a table; None: by the name.
         document_field: names the document that each record is about; None: none does.
@@ -474,7 +470,7 @@ def check_input(
     try:
         folder = path if path.is_dir() else path.parent
         documents = DocumentField(document_field, folder, encoding)
-        reader = _reader(path, format, delimiter, documents)
+        reader = _reader(path, delimiter, documents)
         if isinstance(reader, Folder):
             if parser.id_field != "id":
                 raise UsageError(
@@ -531,27 +527,14 @@ def _listed(wrong: Mapping[str, Sequence[int]], unit: str) -> str:
     return "; ".join(found)
 
 
-def _reader(
-    path: Path, format: InputFormat | None, delimiter: str | None, documents: DocumentField
-) -> JsonLines | Folder:
-    if format is None and path.is_dir():
-        format = InputFormat.TXT_DIR
-    elif format is None:
-        name = _FORMATS.get(path.suffix.lower())
-        if name is None:
-            raise UsageError(
-                "The name of the input does not end in .jsonl, .ndjson, .csv or .tsv. Say what it "
-                "is with --input-format jsonl, csv or txt-dir."
-            )
-        format = InputFormat(name)
-    if delimiter is not None and format is not InputFormat.CSV:
-        raise UsageError("--delimiter goes with CSV: --input-format csv.")
-    if (format is InputFormat.TXT_DIR) != path.is_dir():
-        if format is InputFormat.TXT_DIR:
-            raise UsageError("--input-format txt-dir needs a folder.")
-        raise UsageError(f"{WHAT} is a folder. For one of documents: --input-format txt-dir.")
-    if format is InputFormat.TXT_DIR:
+def _reader(path: Path, delimiter: str | None, documents: DocumentField) -> JsonLines | Folder:
+    is_table = path.suffix.lower() in (".csv", ".tsv")
+    if delimiter is not None and (path.is_dir() or not is_table):
+        raise UsageError("--delimiter goes with CSV: *.csv or *.tsv.")
+    if path.is_dir():
         return Folder(path, documents)
+    if not is_table and path.suffix.lower() not in (".jsonl", ".ndjson"):
+        raise UsageError(f"{WHAT} is no folder, and does not end in .jsonl, .ndjson, .csv or .tsv.")
     if path.exists() and not path.is_file():  # records are read again when their turn comes
         raise UsageError(f"{WHAT} is not a regular file. Save what comes through a pipe first.")
-    return JsonLines(path) if format is InputFormat.JSONL else CsvTable(path, delimiter)
+    return CsvTable(path, delimiter) if is_table else JsonLines(path)

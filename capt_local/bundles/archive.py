@@ -25,8 +25,9 @@ from capt_local.bundles.manifest import (
     NAME,
     RECEIPT,
     SIGNATURE,
+    AttachedFile,
     Bundle,
-    PackageFile,
+    ModelFile,
     read_manifest,
 )
 from capt_local.bundles.sign import read_signature, sign
@@ -73,9 +74,9 @@ def members(bundle: Bundle) -> tuple[Member, ...]:
     """
     found: dict[str, Member] = {}
 
-    def add(
-        what: str, path: Path, package: PackageFile | None, size: int | None, sha256: str | None
-    ) -> None:
+    def add(what: str, path: Path, sha256: str | None, file: AttachedFile | None = None) -> None:
+        """A file of the bundle, or without one a template, of which the size is not known."""
+        package = file.package if file else None
         name = package.name if package else path.relative_to(bundle.folder or Path()).as_posix()
         own = name.casefold() in (MANIFEST, SIGNATURE, RECEIPT)
         if not NAME.fullmatch(name) or name.endswith(".") or RESERVED.fullmatch(name) or own:
@@ -83,16 +84,14 @@ def members(bundle: Bundle) -> tuple[Member, ...]:
                 f"A file of the {what} has a name that cannot travel. Files of a bundle that "
                 "travels lie beside its manifest, with names of letters, digits, '.', '-' and '_'."
             )
-        member = Member(name, size, sha256 or "", path)
+        member = Member(name, file and file.size, sha256 or "", path)
         if found.setdefault(name.casefold(), member) != member:
             raise ModelError(f"The bundle names {name} in two ways, which differ.")
 
-    for role, model in bundle.models.items():
-        add(role, model.path, model.package, model.size, model.sha256)
-        if model.template_file is not None:
-            add(role, model.template_file, None, None, model.template_sha256)
-    for what, file in bundle.attached:
-        add(what, file.path, file.package, file.size, file.sha256)
+    for what, file in bundle.files:
+        add(what, file.path, file.sha256, file)
+        if isinstance(file, ModelFile) and file.template_file is not None:
+            add(what, file.template_file, file.template_sha256)
     for expert, base in bundle.pair_roles:
         one, other = (
             (model.sha256, [(adapter.sha256, adapter.scale) for adapter in model.adapters])

@@ -23,7 +23,6 @@ from capt_local.bundles.manifest import (
     SCHEMA,
     AttachedFile,
     Bundle,
-    ModelFile,
     read_bundle,
 )
 from capt_local.bundles.verify import Progress, hashed
@@ -171,7 +170,7 @@ def manifest_text(bundle: Bundle, folder: Path) -> str:
     return text
 
 
-def _file(what: str, file: ModelFile | AttachedFile, folder: Path) -> dict[str, object]:
+def _file(what: str, file: AttachedFile, folder: Path) -> dict[str, object]:
     if file.sha256 is None:
         raise ModelError(f"The {what} has no digest; describe it from its file first.")
     found: dict[str, object] = {"file": None}

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
 _LARGEST_RECIPE = 1 << 16
+_LARGEST_LISTING = 16 << 20  # bytes of what a hub says of a repository, or of an error
 _WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _LICENCE = r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}"
 _SOURCE = re.compile(r"hub:(.+)@([0-9a-f]{40})/(.+)")  # repository, commit, path
@@ -70,7 +71,13 @@ class RecipePart(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     weights: str
     licence: Annotated[str, form(_LICENCE, "must be one word of letters and digits")]
     repository: Annotated[str, form(rf"(?!.*\.\.){_WORD}/{_WORD}", "must be OWNER/NAME")]
-    file: Annotated[str, form(r"[\w.+*/-]{1,200}\.gguf", "must be the path of a .gguf file")]
+    file: Annotated[
+        str,
+        form(
+            r"(?=.{1,200}\Z)(?:[\w.+/-]*\*){0,3}[\w.+/-]*\.gguf",
+            "must be the path of a .gguf file, with three * at most",
+        ),
+    ]
     revision: Commit | None = None
     sha256: Digest | None = None
     style: Style = Style.CHAT
@@ -184,10 +191,10 @@ def _choose(role: Role, part: RecipePart, listing: ModelInfo) -> ModelFile:
     stated = stated if re.fullmatch(_LICENCE, str(stated)) else "other"
     file = files[0].rfilename
     return ModelFile(
-        role,
         Path(file),
         size,
         part.sha256 or digest,
+        role=role,
         licence=" and ".join(dict.fromkeys([part.licence.lower(), stated.lower()])),
         source=f"hub:{where}@{commit}/{file}",
         style=part.style,
@@ -284,10 +291,40 @@ def _token() -> str | bool:
     # Xet is a client of its own, with a cache outside the folder of the download.
     constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_TELEMETRY = True
     huggingface_hub.logging.set_verbosity(100)  # its warnings repeat what a server says
+    huggingface_hub.set_client_factory(_client)
     # Not http://127.0.0.1:x@elsewhere, which begins like this machine.
     if not re.match(r"https://|http://127\.0\.0\.1:[0-9]+(/|$)", constants.ENDPOINT):
         raise UsageError("HF_ENDPOINT must begin with https://.")
     return os.environ.get("HF_TOKEN") or False
+
+
+def _client() -> Any:
+    """The client of the library; what is packed, or a listing without end, is not read."""
+    import httpx2
+    from huggingface_hub.utils._http import default_client_factory
+
+    class Bounded(httpx2.SyncByteStream):
+        def __init__(self, stream: Any) -> None:
+            self._stream, self.close = stream, stream.close  # type: ignore[method-assign]
+
+        def __iter__(self) -> Iterator[bytes]:
+            left = _LARGEST_LISTING
+            for part in self._stream:
+                left -= len(part)
+                if left < 0:
+                    raise ValueError("the hub says too much")
+                yield part
+
+    def check(response: httpx2.Response) -> None:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise ValueError("the hub packs what was wanted as it is")
+        if response.is_error or "/api/" in response.url.path:
+            response.stream = Bounded(response.stream)
+
+    client = default_client_factory()
+    client.headers["accept-encoding"] = "identity"
+    client.event_hooks = {**client.event_hooks, "response": [check]}
+    return client
 
 
 @contextlib.contextmanager

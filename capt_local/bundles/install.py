@@ -46,8 +46,6 @@ from capt_local.bundles.verify import Progress, hashed, verify
 from capt_local.errors import ModelError, UsageError
 from capt_local.strict_json import make_private_folder, open_regular
 
-_OLD, _LOCK, _DOWNLOAD = ".old", ".lock", ".download"  # behind the name of a bundle
-
 
 def import_bundle(
     path: Path,
@@ -172,8 +170,8 @@ class Staging:
         self._place = place
         above = place.parent.parent / "incoming"
         self.folder = above / place.name
-        self.downloads = above / f"{place.name}{_DOWNLOAD}"
-        self._old = above / f"{place.name}{_OLD}"
+        self.downloads = above / f"{place.name}{store.DOWNLOAD}"
+        self._old = above / f"{place.name}{store.OLD}"
         with self.guarded():
             make_private_folder(place.parent)
             make_private_folder(above)
@@ -324,7 +322,7 @@ def _bytes(place: Path) -> bytes:
 
 
 def _lock(above: Path, name: str) -> FileLock:
-    return FileLock(above / f"{name}{_LOCK}", timeout=0, mode=0o600)
+    return FileLock(above / f"{name}{store.LOCK}", timeout=0, mode=0o600)
 
 
 def _sync(folder: Path) -> None:
@@ -342,8 +340,8 @@ def leftovers() -> dict[str, int]:
     above, found = store.staging_folder(), dict[str, int]()
     with contextlib.suppress(OSError):
         for entry in sorted(above.iterdir()):
-            name = entry.name.removesuffix(_OLD).removesuffix(_DOWNLOAD)
-            if entry.name.endswith(_LOCK) or not NAME.fullmatch(name):
+            name = entry.name.removesuffix(store.OLD).removesuffix(store.DOWNLOAD)
+            if entry.name.endswith(store.LOCK) or not NAME.fullmatch(name):
                 continue
             if not _is_busy(above, name):
                 files = [each for each in (entry, *entry.rglob("*")) if not each.is_dir()]
@@ -353,7 +351,7 @@ def leftovers() -> dict[str, int]:
 
 
 def _is_busy(above: Path, name: str) -> bool:
-    if os.path.lexists(above / f"{name}{_LOCK}"):
+    if os.path.lexists(above / f"{name}{store.LOCK}"):
         try:
             with _lock(above, name):
                 pass

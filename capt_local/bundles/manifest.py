@@ -172,12 +172,11 @@ class AdapterFile(AttachedFile):
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFile:
-    """One model of a bundle; see `AttachedFile`.
+class ModelFile(AttachedFile):
+    """One model of a bundle; several may share one GGUF file.
 
     Attributes:
         role: what it does in the bundle.
-        path: of the GGUF file; several models may share one.
         style: chat: prompted through a chat template; raw: with the text as it is.
         template: name of a built-in chat template instead of the file's own.
         template_file: a chat template beside the model instead of the file's own.
@@ -186,19 +185,13 @@ class ModelFile:
         adapters: LoRA adapters on it, in the order of their scales.
     """
 
-    role: Role
-    path: Path
-    size: Count
-    sha256: Digest | None = None
-    licence: str = ""
-    source: str = ""
+    role: Role = field(kw_only=True)
     style: Style = Style.CHAT
     template: ShortName | None = None
     template_file: Path | None = None
     template_sha256: Digest | None = None
     tokenizer_sha256: Digest | None = None
     adapters: tuple[AdapterFile, ...] = ()
-    package: PackageFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +301,11 @@ class Bundle:
         return tuple(found)
 
     @property
+    def files(self) -> tuple[tuple[str, AttachedFile], ...]:
+        """All files that its manifest names but templates, models first, with what each is."""
+        return (*self.models.items(), *self.attached)
+
+    @property
     def digests(self) -> dict[str, str | None]:
         """SHA-256 by role, `<role>.adapter`, `<role>.adapter-2`; None where it is not known.
 
@@ -371,7 +369,7 @@ class Bundle:
         models = {}
         for role, file in zip(roles(len(pairs)), files, strict=True):
             path = Path(file)
-            models[role] = ModelFile(role, path, _size(f"The {role} model", path))
+            models[role] = ModelFile(path, _size(f"The {role} model", path), role=role)
         for role, adapter in zip(list(models)[1::2], adapters, strict=False):
             models[role] = replace(models[role], adapters=(adapter,))
         notice = "The models were given as files: no manifest says whether they are the right ones."

@@ -21,6 +21,8 @@ from capt_local.config import MODELS_VARIABLE, model_folders
 from capt_local.errors import ModelError
 
 DEMO = "demo"
+OLD, LOCK, DOWNLOAD = ".old", ".lock", ".download"
+"""What `install` writes behind the name of a bundle on its way into the store."""
 _IMPORT_FIRST = "{0!r} is an archive of a bundle: import it first, 'capt-local models import FILE'."
 # Names that mean a device on Windows, whatever their ending.
 RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
@@ -124,8 +126,9 @@ def packaged_folder() -> Path:
 
 
 def is_id(name: str) -> bool:
-    """Whether a bundle can be called so, and its folder everywhere."""
-    return bool(NAME.fullmatch(name)) and not RESERVED.fullmatch(name) and not name.endswith(".")
+    """Whether a bundle can be called so, and its folder everywhere, on its way too."""
+    reserved = RESERVED.fullmatch(name) or name.endswith((".", OLD, LOCK, DOWNLOAD))
+    return bool(NAME.fullmatch(name)) and not reserved
 
 
 def check_id(bundle: Bundle) -> None:

@@ -69,12 +69,10 @@ def verify(
         return Verification()
     cached = check is Check.CACHED and not bundle.read_digests and is_installed(bundle)
     digests = _Digests(DigestCache() if cached else None)
-    for role, model in bundle.models.items():
-        digests.check(f"{role} model", model, progress and partial(progress, role))
-        if model.template_file is not None:
-            read_template(model)
-    for what, file in bundle.attached:
+    for what, file in bundle.files:
         digests.check(what, file, progress and partial(progress, what))
+        if isinstance(file, ModelFile) and file.template_file is not None:
+            read_template(file)
     return digests.done
 
 
@@ -164,12 +162,11 @@ class _Digests:
         self._cache = cache
         self.done = Verification()
 
-    def check(
-        self, what: str, file: ModelFile | AttachedFile, report: Callable[[float], None] | None
-    ) -> None:
+    def check(self, what: str, file: AttachedFile, report: Callable[[float], None] | None) -> None:
         """Compares size and digest of a file with those of the manifest, if it has some."""
         if file.sha256 is None:
             return
+        what += " model" if isinstance(file, ModelFile) else ""
         known = self.done.stamps.get(file.path)
         try:
             stamp = known or self._read(what, file, report)
@@ -180,9 +177,7 @@ class _Digests:
         if stamp.sha256 != file.sha256:
             raise _other(what, file.path, "its SHA-256 differs")
 
-    def _read(
-        self, what: str, file: ModelFile | AttachedFile, report: Callable[[float], None] | None
-    ) -> Stamp:
+    def _read(self, what: str, file: AttachedFile, report: Callable[[float], None] | None) -> Stamp:
         """The stamp of a file, with its digest if it has the right size."""
         path = file.path
         with open_regular(path) as stream:
@@ -216,7 +211,7 @@ class LateDigests:
 
     def __init__(
         self,
-        files: Iterable[ModelFile | AttachedFile],
+        files: Iterable[AttachedFile],
         stamps: Mapping[Path, Stamp] | None = None,
     ) -> None:
         """Starts the thread, if there is anything to read."""
@@ -228,7 +223,7 @@ class LateDigests:
         if wanted:
             self._thread.start()
 
-    def of(self, file: ModelFile | AttachedFile) -> str | None:
+    def of(self, file: AttachedFile) -> str | None:
         """The digest of a file, waiting for it; None where it could not be read, or changed."""
         if file.sha256 is None and self._thread.ident is not None:
             self._thread.join()

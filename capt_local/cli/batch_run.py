@@ -26,7 +26,7 @@ from capt_local.batch.readers import InputSource, check_input
 from capt_local.batch.run import BatchJob, RunProgress, readable_time, records_at_once, run_job
 from capt_local.batch.supervisor import News, WorkerProcess, Workers, worker_command
 from capt_local.bundles.manifest import Bundle
-from capt_local.cli.batch_flags import Flags
+from capt_local.cli.batch import Flags
 from capt_local.cli.exits import ExitCode, code_for, wants_traceback
 from capt_local.cli.files import OutputFile, files_of, same_file
 from capt_local.cli.session import (
@@ -125,7 +125,6 @@ def _checked_input(flags: Flags, options: GenerateOptions, display: ProgressDisp
     try:
         source = check_input(
             given.path,
-            given.input_format,
             parser=given.parser(flags.system.text()),
             delimiter=given.delimiter.character if given.delimiter else None,
             document_field=given.document_field,

@@ -34,7 +34,7 @@ KEYS = frozenset({
     "adapter", "allow-host", "allow-origin", "alpha", "api-key-file",
     "base", "best-of", "bundle", "ctx-size", "date", "delimiter", "device", "encoding", "expert",
     "expert-adapter", "expert-in-thoughts", "gpu-layers", "host", "id-field", "idle-timeout",
-    "input-format", "json", "kv-type", "logprobs", "max-tokens", "method", "min-p",
+    "json", "kv-type", "logprobs", "max-tokens", "method", "min-p",
     "no-repetition-stop", "parallel", "plausibility", "port", "raw",
     "record-timeout", "repeat-last-n", "repeat-penalty", "require-sources", "scorer", "seed",
     "speed", "system", "target", "tasks", "temp", "tensor-split", "thoughts", "threads",

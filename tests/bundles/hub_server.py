@@ -62,6 +62,7 @@ class HubServer:
         self.status: dict[str, int] = {}
         self.cut: dict[str, int] = {}
         self.pause: dict[str, int] = {}
+        self.encoding: dict[str, str] = {}
         self.seen: list[tuple[str, dict[str, str]]] = []
         bound = type("Bound", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), bound)
@@ -129,6 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def head(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)
+        for where, packed in self.hub.encoding.items():
+            headers |= {"Content-Encoding": packed} if where in self.path else {}
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()

@@ -134,6 +134,25 @@ def test_after_a_cut_the_same_command_goes_on(server: HubServer, recipe: str) ->
     assert bundle.models["target"].sha256 == sha256(server.files["target"])
 
 
+@pytest.mark.parametrize("status", [200, 401])
+def test_no_answer_without_end_is_read(
+    server: HubServer, recipe: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_LARGEST_LISTING", 200)
+    server.status["/api/"] = status
+    server.about["target"] = {"tags": ["x" * 1000]}
+    told = refused(recipe)
+    assert "download failed" in told if status == 200 else "401" in told
+    server.about.clear()
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("where", ["/api/", "/resolve/"])
+def test_what_is_packed_is_not_unpacked(server: HubServer, recipe: str, where: str) -> None:
+    server.encoding[where] = "gzip"
+    assert "download failed (ValueError)" in refused(recipe)
+
+
 @pytest.mark.parametrize("code", [401, 416, 429])
 @pytest.mark.parametrize("where", ["/api/", "/resolve/"])
 def test_a_refusal_is_told_in_our_words(
@@ -229,6 +248,7 @@ def test_the_recipes_of_the_package() -> None:
         ('file = "*Q4_K_M.gguf"', 'file = "x.bin"', "must be the path of a .gguf file"),
         ('file = "*Q4_K_M.gguf"', 'revision = "main"\nfile = "x.gguf"', "branches move"),
         ('file = "*Q4_K_M.gguf"', 'sha256 = "abc"\nfile = "x.gguf"', "sha256 must be a SHA-256"),
+        ('file = "*Q4_K_M.gguf"', f'file = "{"*a" * 40}.gguf"', "with three \\* at most"),
         ("[models.base]", "[models.judge]", "models.roles are target"),
         ('id = "trio"', 'recipe = "trio"', "recipe must be a list"),
     ],

@@ -191,6 +191,15 @@ def test_any_damage_ends_in_a_text_or_in_one_line() -> None:
                 assert "\n" not in str(error) and len(str(error)) < 200
 
 
+@pytest.mark.parametrize("begun", ["<!--", "<![CDATA[", "</ ", '<a b="'])
+def test_a_page_of_things_that_never_end_is_read_at_once(
+    begun: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document, "_SECONDS", 20.0)
+    text = read(b"<html><p>Fever.</p>" + begun.encode() * 400_000).text
+    assert text.startswith("Fever.") and begun.strip() in text
+
+
 @pytest.mark.parametrize(
     "program, says",
     [

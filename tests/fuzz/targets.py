@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from capt_local.batch import InputFormat
 from capt_local.batch.readers import check_input
 from capt_local.bundles import store
 from capt_local.bundles.install import import_bundle
@@ -63,12 +62,12 @@ def manifest(data: bytes) -> bool:
 
 def lines(data: bytes) -> bool:
     """The input of a batch as lines of JSON."""
-    return _records(data, InputFormat.JSONL)
+    return _records(data, "input.jsonl")
 
 
 def table(data: bytes) -> bool:
     """The input of a batch as a table."""
-    return _records(data, InputFormat.CSV)
+    return _records(data, "input.csv")
 
 
 def value(data: bytes) -> bool:
@@ -95,11 +94,11 @@ def place() -> Path:
     return found
 
 
-def _records(data: bytes, form: InputFormat) -> bool:
+def _records(data: bytes, name: str) -> bool:
     try:
-        path = place() / "input"
+        path = place() / name
         path.write_bytes(data)
-        source = check_input(path, form)
+        source = check_input(path)
     except UsageError:
         return False
     assert [source.record(at).id for at in range(len(source.ids))] == list(source.ids)

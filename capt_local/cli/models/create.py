@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
 
 _LONGEST = 200
-_TOKENS = "tokenizer.ggml.tokens"
 _LICENCE = ("general.license.name", "general.license")
 _SOURCE = (
     "general.repo_url",
@@ -75,10 +73,10 @@ def models_create(what: CreateFlags, view: ViewFlags) -> int:
     place = place_for(what.id, replace=what.replace)
     planned = _planned(what)
     with new_staging(place) as staging:
-        put, linked, fits = _collect(planned, staging.folder, what, screen)
+        put, notes = _collect(planned, staging.folder, what, screen)
         write_manifest(put, staging.folder)
         staging.install()
-    screen.notes(_notes(put, linked, fits))
+    screen.notes(notes)
     finished(place, "made", screen)
     return ExitCode.OK
 
@@ -107,10 +105,10 @@ def _with_headers(bundle: Bundle, what: CreateFlags) -> Bundle:
     from capt_local.llama.adapters import check_adapter
     from capt_local.llama.gguf_header import file_digests, read_header
 
-    models, headers = {}, {}
+    models = {}
     for role, model in bundle.models.items():
         try:
-            header = headers[role] = read_header(model.path)
+            header = read_header(model.path)
             digests = file_digests(model.path, header)
             adapters = []
             for adapter in model.adapters:
@@ -127,22 +125,9 @@ def _with_headers(bundle: Bundle, what: CreateFlags) -> Bundle:
             tokenizer_sha256=digests.tokenizer,
             adapters=tuple(adapters),
         )
-    for expert, base in bundle.pair_roles:
-        ours, theirs = models[expert], models[base]
-        if os.path.samefile(ours.path, theirs.path) and not any(one.scale for one in ours.adapters):
-            raise ModelError(
-                f"The {expert} and the {base} are the same file, so nothing would be contrasted. "
-                f"Give the model that the {expert} was trained from as {base}."
-            )
-        counts = [headers[role].lengths.get(_TOKENS, 0) for role in (expert, base)]
-        if counts[0] != counts[1] and not what.allow_misfit:
-            raise _misfit(f"The {expert} has {counts[0]:,} tokens and the {base} {counts[1]:,}")
     bundle = replace(bundle, models=models)
-    every = [model.licence for model in models.values()]
-    every += [file.licence for _, file in bundle.attached]
-    names = [_plain(headers[role].values.get("general.name")) for role in ("target", "expert")]
-    title = " with ".join(names) if all(names) else bundle.id
-    return replace(bundle, licence="; ".join(dict.fromkeys(every)), title=title)
+    licences = dict.fromkeys(file.licence for _, file in bundle.files)
+    return replace(bundle, licence="; ".join(licences), title=bundle.id)
 
 
 def _about(name: str, values: Mapping[str, object], what: CreateFlags) -> dict[str, Any]:
@@ -161,8 +146,8 @@ def _about(name: str, values: Mapping[str, object], what: CreateFlags) -> dict[s
 
 def _collect(
     planned: Bundle, folder: Path, what: CreateFlags, screen: Screen
-) -> tuple[Bundle, list[str], dict[str, Any]]:
-    """Brings the files together and looks into each; returns how the pairs fit, too."""
+) -> tuple[Bundle, list[str]]:
+    """Brings the files together and looks into each; returns notes for the user, too."""
     from capt_local.bundles.archive import members
     from capt_local.bundles.create import put_together
     from capt_local.model_checks import check_tokenizers
@@ -171,46 +156,31 @@ def _collect(
         put, linked = put_together(
             planned, folder, lambda name, part: screen.progress(f"reading {name}", part)
         )
-        members(put)  # refuses one model under two names
+        members(put)  # refuses an expert that is its base
         examine(put, screen)
     finally:
         screen.clear_progress()
     check_tokenizers(put.models.values())
-    fits: dict[str, Any] = described(put)["fit"]
-    for expert, fit in fits.items():
+    notes = []
+    for expert, fit in described(put)["fit"].items():
         if not (fit["same_vocabulary"] or what.allow_misfit):
-            raise _misfit(f"The {expert} and its {fit['base']} do not fit")
-    return put, linked, fits
-
-
-def _misfit(found: str) -> ModelError:
-    return ModelError(
-        f"{found}: they have different vocabularies, so the contrast would also hold the "
-        "difference of their tokens. Give the model that the expert was trained from, or "
-        "--allow-misfit."
-    )
-
-
-def _notes(bundle: Bundle, linked: list[str], fits: Mapping[str, Any]) -> list[str]:
-    models = bundle.models
-    found = [
-        f"The target and the {role} are the same model."
-        for role, model in models.items()
-        if role != "target" and model.sha256 == models["target"].sha256
-    ]
-    for expert, fit in fits.items():
-        found += [
+            raise ModelError(
+                f"The {expert} and its {fit['base']} have different vocabularies, so the contrast "
+                "would also hold the difference of their tokens. Give the model that the expert "
+                "was trained from, or --allow-misfit."
+            )
+        notes += [
             f"The {expert} and its {fit['base']} differ in their {name}: the contrast also holds "
             "that difference."
             for name in ("vocabulary", "template", "quantization")
             if not fit[f"same_{name}"]
         ]
     if linked:
-        found.append(
+        notes.append(
             f"{', '.join(linked)} share their bytes with the files that were given: do not "
             "write into those."
         )
-    return found
+    return put, notes
 
 
 def _plain(text: object) -> str:

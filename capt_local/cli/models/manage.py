@@ -36,10 +36,6 @@ _HEAD = (
 )  # fmt: skip
 
 
-def _yes() -> Any:
-    return flag("--yes", "Delete it; without, only say what would go.", False)
-
-
 @dataclass(frozen=True, slots=True)
 class BundleFlags:
     """Which bundle, and how it is shown."""
@@ -49,27 +45,24 @@ class BundleFlags:
 
 
 @dataclass(frozen=True, slots=True)
-class ShowFlags:
-    """Which bundle, and how it is shown."""
+class ShowFlags(BundleFlags):
+    """And how its digests are checked."""
 
-    bundle: str = bundle_argument()
     verify: Check = verify_option()
-    json: bool = setting("--json", "Write JSON.", False)
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveFlags:
-    """Which bundle is deleted."""
-
-    bundle: str = argument("NAME", "The id of the bundle.", MISSING)
-    yes: bool = _yes()
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CleanFlags:
     """Whether anything is deleted."""
 
-    yes: bool = _yes()
+    yes: bool = flag("--yes", "Delete it; without, only say what would go.", False)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFlags(CleanFlags):
+    """Which bundle is deleted."""
+
+    bundle: str = argument("NAME", "The id of the bundle.", MISSING)
 
 
 def models_list(how: JsonFlags, view: ViewFlags) -> int:
@@ -334,9 +327,7 @@ def named(bundle: Bundle) -> str:
 
 def size_of(bundle: Bundle) -> int:
     """Bytes of all files; of one that several models share, once."""
-    files = {model.path: model.size for model in bundle.models.values()}
-    files |= {file.path: file.size for _, file in bundle.attached}
-    return sum(files.values())
+    return sum({file.path: file.size for _, file in bundle.files}.values())
 
 
 def mebibytes(count: int, digits: int = 1) -> str:
