@@ -91,7 +91,7 @@ def test_an_adapter(run: Run, models: dict[str, Path]) -> None:
 def test_the_same_file_twice(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
     result = create(run, models, base=str(models["expert"]))
     assert (result.code, nothing_is_there()) == (3, True)
-    assert "The expert and the base are the same file" in result.err
+    assert "The expert and its base are the same model" in result.err
     twin = tmp_path / "twin.gguf"  # the same bytes under another name
     shutil.copy(models["expert"], twin)
     result = create(run, models, base=str(twin))
@@ -103,7 +103,7 @@ def test_a_base_of_another_vocabulary(run: Run, models: dict[str, Path]) -> None
     flags = dict(base=str(models["spm"]))
     result = create(run, models, **flags)
     assert (result.code, nothing_is_there()) == (3, True)
-    assert "The expert has" in result.err and "different vocabularies" in result.err
+    assert "The expert and its base have different vocabularies" in result.err
     result = create(run, models, "--allow-misfit", **flags)
     assert result.code == 0
     assert "differ in their vocabulary" in result.err
@@ -160,9 +160,8 @@ def test_what_a_file_says_of_its_licence(
     run: Run, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def speak(writer: gguf.GGUFWriter, _: str) -> None:
-        writer.add_string("general.name", "Tiny\x1b[2J  \u202eone\n" + "x" * 500)
         writer.add_string("general.license", "mit")
-        writer.add_string("general.repo_url", "from a friend")
+        writer.add_string("general.repo_url", "from\x1b[2J \n a  friend" + "x" * 500)
 
     monkeypatch.setattr(gguf.GGUFWriter, "add_name", speak)
     spoken = tiny_gguf(tmp_path / "spoken.gguf", seed=1)
@@ -174,9 +173,8 @@ def test_what_a_file_says_of_its_licence(
     assert result.code == 0, result.err
     bundle = store.find("mine")
     assert (bundle.models["expert"].licence, bundle.licence) == ("mit", "CC0-1.0; mit")
-    assert bundle.models["expert"].source == "from a friend"
-    assert "with Tiny [2J one x" in bundle.title
-    assert len(bundle.title) < 300 and bundle.title.isprintable()
+    source = bundle.models["expert"].source
+    assert source.startswith("from [2J a friendxx") and len(source) < 300
 
 
 def test_a_bundle_that_was_made_travels(run: Run, models: dict[str, Path], tmp_path: Path) -> None:
