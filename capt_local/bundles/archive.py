@@ -84,7 +84,7 @@ def members(bundle: Bundle) -> tuple[Member, ...]:
                 f"A file of the {what} has a name that cannot travel. Files of a bundle that "
                 "travels lie beside its manifest, with names of letters, digits, '.', '-' and '_'."
             )
-        member = Member(name, file and file.size, sha256 or "", path)
+        member = Member(name, file.size if file else None, sha256 or "", path)
         if found.setdefault(name.casefold(), member) != member:
             raise ModelError(f"The bundle names {name} in two ways, which differ.")
 
