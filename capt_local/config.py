@@ -34,7 +34,7 @@ class Feature(StrEnum):
     """What can be forbidden."""
 
     TRANSCRIPTS = "transcripts"
-    """Files that hold conversations: --transcript, /save."""
+    """Files that hold conversations: /save."""
     REPORTS = "reports"
     """Pages about answers: --html."""
     NETWORK = "network"

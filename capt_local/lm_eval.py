@@ -21,10 +21,9 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from capt_local.cli.exits import ExitCode, code_for, line_for
+from capt_local.cli.exits import ExitCode, Interrupt, code_for, line_for
 from capt_local.cli.options import MethodFlags, ModelFlags, SampleFlags
 from capt_local.cli.session import find_bundle, generate_options, open_session
-from capt_local.cli.signals import Interrupt
 from capt_local.decoding.options import GenerateOptions, Method, Speed
 from capt_local.decoding.scoring import as_utf8
 from capt_local.errors import CaptError, UsageError

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.terminal_theme import TerminalTheme
 
 from capt_local.cli.demo import play
-from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags, TextFlags
+from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags
 from capt_local.report.drawing import console_for, renderable
 from capt_local.report.terminal import Screen
 from capt_local.report.views import Look, View
@@ -118,7 +118,7 @@ def main() -> int:
         threads=asked.threads,
     )
     sample = SampleFlags(max_tokens=asked.max_tokens)
-    code = play(screen, model, TextFlags(), CombineFlags(), sample)
+    code = play(screen, model, CombineFlags(), sample)
     if code == 0:
         asked.output.write_text(picture(screen.views), "utf-8")
     return code

@@ -133,9 +133,9 @@ assert h._install(machine, b"".join([*code, h._one(h._RETURN, h._ALLOW)]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux watches")
-def test_a_conversation_makes_no_call_for_a_socket() -> None:
-    chat = "from capt_local.cli import app; sys.exit(app.run(['chat', '-t', '1', '-n', '4']))"
-    done = python(WATCHED + chat, "What is a fever?\n/stats\n")
+def test_an_answer_makes_no_call_for_a_socket() -> None:
+    ask = "from capt_local.cli import app; sys.exit(app.run(['generate', '-t', '1', '-n', '4']))"
+    done = python(WATCHED + ask, "What is a fever?\n")
     assert (done.returncode, bool(done.stdout)) == (0, True), done.stderr
     control = python(WATCHED + "import socket; socket.socket(socket.AF_UNIX)")
     assert control.returncode == -signal.SIGSYS

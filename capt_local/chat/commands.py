@@ -14,8 +14,7 @@ from typing import Any
 from capt_local.decoding.options import GenerateOptions, Method, with_arguments
 from capt_local.errors import UsageError
 
-BLOCK = '"""'
-_QUOTE = f"Text that begins with a slash goes between {BLOCK} and {BLOCK}."
+_QUOTE = "Text that begins with a slash needs a blank in front of it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +35,7 @@ COMMANDS = (
     Command("clear", "", "forget the conversation, the notes and the typed lines"),
     Command("system", "[TEXT]", 'show or change the system text; "" removes it'),
     Command("set", "[NAME VALUE]", "show or change how answers are made: alpha, temp, method, ..."),
-    Command("show", "", "models, settings and turns"),
-    Command("context", "", "how full the contexts of the models are"),
+    Command("context", "", "how full the contexts of the models are, and the turns"),
     Command("read", "FILE", "put a note (PDF, DOCX, text) before the next question", True),
     Command("save", "FILE", "write the conversation (JSON Lines, mode 0600)", takes_path=True),
     Command("exit", "", "leave (also Ctrl-D)"),
@@ -56,18 +54,14 @@ class Call:
 
 
 def understood(line: str) -> Call | str:
-    '''A command, or the text for the models.
+    """A command, or the text for the models.
 
-    Text between `"""` is taken as it stands, whatever it begins with; so is text of several lines
-    that begins with a slash but with no command.
+    Text of several lines that begins with a slash but with no command is text.
 
     Raises:
         UsageError: one line that begins with a slash, but with no command; or text behind a
             command that takes none. It is not repeated.
-    '''
-    inside = in_block(line)
-    if inside is not None:
-        return inside
+    """
     found = _CALL.fullmatch(line) if line.startswith("/") else None
     if found is None:
         return line
@@ -83,19 +77,6 @@ def understood(line: str) -> Call | str:
     near = get_close_matches(name, _BY_NAME, 1, 0.5)
     hint = f"the nearest is /{near[0]}" if near else "/help lists them"
     raise UsageError(f"There is no such command; {hint}. {_QUOTE}")
-
-
-def in_block(line: str) -> str | None:
-    '''The text between `"""` and `"""`; None if the line is no such block.'''
-    text = line.strip()
-    if len(text) < 2 * len(BLOCK) or not (text.startswith(BLOCK) and text.endswith(BLOCK)):
-        return None
-    return text[len(BLOCK) : -len(BLOCK)].removeprefix("\n").removesuffix("\n")
-
-
-def is_open(text: str) -> bool:
-    '''Whether a `"""` block was begun and not ended, so that more lines belong to it.'''
-    return text.lstrip().startswith(BLOCK) and in_block(text) is None
 
 
 # Settings.

@@ -77,40 +77,22 @@ def with_notes(notes: Iterable[str], typed: str) -> str:
     return "\n\n".join([*notes, *([typed] if typed.strip() else [])])
 
 
-# Transcripts: a first line about the models, then a line for each event.
-
-UNDO = dumps({"type": "undo"}) + "\n"
-"""The last turn was removed."""
-CLEAR = dumps({"type": "clear"}) + "\n"
-"""All turns were forgotten."""
-
-
-def first_line(bundle: Bundle, provenance: Mapping[str, Any]) -> str:
-    """The first line of a transcript."""
-    about = {
-        "type": "capt-local chat",
-        "schema": 1,
-        "bundle": bundle.id,
-        "models": dict(bundle.digests),
-        "provenance": dict(provenance),
-        "ai_label": "AIRPT",
-        "human_review": "none",
-    }
-    return dumps(about) + "\n"
-
-
-def turn_line(turn: Turn) -> str:
-    """A turn, with all that is known about its answer."""
-    answer = answer_object(turn.answer, top_logprobs=REPORTED)
-    return dumps({"type": "turn", "question": turn.question, "answer": answer}) + "\n"
-
-
-def system_line(text: str | None) -> str:
-    """A system text; None removes it."""
-    return dumps({"type": "system", "text": text}) + "\n"
-
-
-def transcript(conversation: Conversation, first: str) -> str:
-    """A whole conversation behind its first line."""
-    system = "" if conversation.system is None else system_line(conversation.system)
-    return first + system + "".join(map(turn_line, conversation.turns))
+def transcript(conversation: Conversation, bundle: Bundle, provenance: Mapping[str, Any]) -> str:
+    """A conversation as JSON Lines: one about the models, the system text, one for each turn."""
+    events: list[dict[str, Any]] = [
+        {
+            "type": "capt-local chat",
+            "schema": 1,
+            "bundle": bundle.id,
+            "models": dict(bundle.digests),
+            "provenance": dict(provenance),
+            "ai_label": "AIRPT",
+            "human_review": "none",
+        }
+    ]
+    if conversation.system is not None:
+        events.append({"type": "system", "text": conversation.system})
+    for turn in conversation.turns:
+        answer = answer_object(turn.answer, top_logprobs=REPORTED)
+        events.append({"type": "turn", "question": turn.question, "answer": answer})
+    return "".join(dumps(event) + "\n" for event in events)

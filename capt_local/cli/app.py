@@ -9,16 +9,44 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from capt_local.cli.exits import ExitCode, code_for, line_for, wants_traceback
-from capt_local.cli.verbs import VERBS, below, function
 from capt_local.errors import BackendFailed
 from capt_local.hardening import keep_memory_private
 from capt_local.report.terminal import Screen, check_output, drop_output
 from capt_local.version import __version__
 
+# The module of this package that holds a verb's function, and its line in the help. A verb without
+# a module stands in front of others, as in `models list`.
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "A fictitious visit, with the three demo models"),
+    "chat": ("chat", "A conversation, with /why for what the expert changed"),
+    "generate": ("generate", "One answer to a prompt (-p, -f or stdin)"),
+    "explain": ("explain", "What the expert changed in an answer, and why"),
+    "serve": ("serve", "A page for clinicians, and OpenAI's interface, on this machine"),
+    "batch": ("batch", "An answer to each record of a file, resumable"),
+    "score": ("score", "How well texts are predicted: bits per byte"),
+    "eval": ("eval", "Tasks under several methods, with 95 % intervals"),
+    "bench": ("bench", "How fast answers come, target alone and together"),
+    "models": ("", "The bundles: list, show, verify, export, import"),
+    "models list": ("models.manage", "The bundles that are here"),
+    "models show": ("models.manage", "What a bundle is, and how its models fit together"),
+    "models verify": ("models.manage", "Whether the files are those that the bundle names"),
+    "models create": ("models.create", "Makes a bundle of models, after a look into them"),
+    "models remove": ("models.manage", "Deletes a bundle from the user's own store"),
+    "models clean": ("models.manage", "Deletes what imports that were stopped have left"),
+    "models pull": ("models.pull", "Fetches a bundle from a hub, the one verb with a network"),
+    "models export": ("models.travel", "Writes a bundle for another machine, signed"),
+    "models import": ("models.travel", "Installs a bundle that came from elsewhere"),
+    "models keygen": ("models.travel", "Makes a pair of keys to sign bundles with"),
+    "models trust": ("models.travel", "Installs the public key of a source of bundles"),
+    "config": ("", "The settings of site and user: show"),
+    "config show": ("config", "Every setting, and where its value comes from"),
+    "doctor": ("doctor", "What runs here: versions, backend, memory, bundle"),
+}
 _HELP = """\
 capt-local: private clinical language-model inference by Cross-Architecture Proxy Tuning.
 
@@ -28,8 +56,7 @@ Verbs:
 {verbs}
 
 Options:
-  --version             the version
-  --install-completion  completion for this shell
+  --version  the version
 
 Use 'capt-local VERB --help' for the options of a verb.
 Every setting has a twin in the environment, for example CAPT_LOCAL_BUNDLE for --bundle.
@@ -81,10 +108,6 @@ def run(arguments: Sequence[str]) -> int:
 
 def _dispatch(arguments: list[str], screen: Screen) -> int:
     first = arguments[0] if arguments else "--help"
-    if first in ("--install-completion", "--show-completion") or (
-        "_CAPT_LOCAL_COMPLETE" in os.environ
-    ):
-        return _complete(arguments)
     if first in ("-h", "--help", "help"):
         screen.line(_HELP.format(verbs=_listed("")))
         return ExitCode.OK
@@ -119,14 +142,15 @@ def _listed(above: str) -> str:
     return "\n".join(f"  {name:<{width}}  {summary}" for name, summary in verbs.items())
 
 
-def _complete(arguments: list[str]) -> int:
-    """All verbs in one Typer program; only shell completion needs that."""
-    from capt_local.cli import parse
+def function(name: str) -> Callable[..., int]:
+    """The function of a verb, `models_list` for `models list`; imports its module."""
+    module = import_module(f"capt_local.cli.{VERBS[name][0]}")
+    found: Callable[..., int] = getattr(module, name.replace(" ", "_"))
+    return found
 
-    groups = [name for name, (module, _) in VERBS.items() if not module]
-    program = parse.program({name: function(name) for name in below() if name not in groups})
-    for above in groups:
-        inner = {name: function(f"{above} {name}") for name in below(above)}
-        program.add_typer(parse.program(inner), name=above)
-    program(arguments, prog_name="capt-local")
-    return ExitCode.OK
+
+def below(name: str = "") -> dict[str, str]:
+    """The verbs behind a name and their lines in the help; those of the program behind none."""
+    front = f"{name} " if name else ""
+    rest = {each.removeprefix(front): VERBS[each][1] for each in VERBS if each.startswith(front)}
+    return {each: line for each, line in rest.items() if " " not in each}

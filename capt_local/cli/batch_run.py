@@ -27,7 +27,7 @@ from capt_local.batch.run import BatchJob, RunProgress, readable_time, records_a
 from capt_local.batch.supervisor import News, WorkerProcess, Workers, worker_command
 from capt_local.bundles.manifest import Bundle
 from capt_local.cli.batch import Flags
-from capt_local.cli.exits import ExitCode, code_for, wants_traceback
+from capt_local.cli.exits import ExitCode, Signals, code_for, wants_traceback
 from capt_local.cli.files import OutputFile, files_of, same_file
 from capt_local.cli.session import (
     doubts,
@@ -36,7 +36,6 @@ from capt_local.cli.session import (
     load_options,
     pinned_date,
 )
-from capt_local.cli.signals import Signals
 from capt_local.decoding.options import GenerateOptions
 from capt_local.documents import SUFFIXES
 from capt_local.errors import Cancelled, ContextOverflow, UsageError

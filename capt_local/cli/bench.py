@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capt_local.cli.exits import ExitCode
+from capt_local.cli.exits import ExitCode, Interrupt
 from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags, ViewFlags, flag, setting
 from capt_local.cli.session import Session, find_bundle, generate_options, open_session
-from capt_local.cli.signals import Interrupt
 from capt_local.decoding.options import GenerateOptions, Method, Speed
 from capt_local.errors import MemoryShortage, UsageError
 from capt_local.evaluate.bench import (

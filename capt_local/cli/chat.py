@@ -1,18 +1,31 @@
-"""`capt-local chat`: a conversation in the terminal, or a turn for each line of a pipe."""
+"""`capt-local chat`: a conversation in the terminal: asking, the commands, and the loop over lines.
+
+Each command shows its result beside the answers, on standard error.
+"""
 
 from __future__ import annotations
 
 import math
-import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capt_local.chat.commands import in_block, is_open, offers, understood
-from capt_local.cli.exits import ExitCode, line_for, wants_traceback
-from capt_local.cli.files import checked, decoded
+from capt_local.chat.commands import (
+    COMMANDS,
+    SETTINGS,
+    Call,
+    changed,
+    differences,
+    offers,
+    path_of,
+    understood,
+)
+from capt_local.chat.conversation import Conversation, Turn, transcript, with_notes
+from capt_local.cli.exits import ExitCode, Leave, Signals, line_for, wants_traceback
+from capt_local.cli.files import OutputFile, checked
 from capt_local.cli.options import (
     AnswerFlags,
     EncodingFlags,
@@ -23,23 +36,36 @@ from capt_local.cli.options import (
     SystemFlags,
     TemplateFlags,
     ViewFlags,
-    flag,
     setting,
 )
-from capt_local.cli.session import doubts, find_bundle, generate_options, open_session
-from capt_local.cli.signals import Leave, Signals
-from capt_local.cli.talk import Talk, overflow_text
-from capt_local.config import Feature
+from capt_local.cli.session import (
+    Session,
+    Writer,
+    answer_to,
+    doubts,
+    find_bundle,
+    generate_options,
+    open_session,
+)
+from capt_local.config import Feature, read_site
+from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import FinishReason
+from capt_local.documents import Document, read_path
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
-from capt_local.line_file import LineFile
-from capt_local.report.json import REPORTED
+from capt_local.prompting.messages import Message
+from capt_local.provenance import provenance
+from capt_local.report.answers import clipped, context_line, counted, pane, short_line, views
+from capt_local.report.json import REPORTED, Answer, sources_line, warnings, with_sources
+from capt_local.report.sanitise import visible
 from capt_local.report.terminal import Screen, drop_output
-from capt_local.report.views import Prose
+from capt_local.report.views import Beside, Pane, Prose, Span, Table
 
 if TYPE_CHECKING:
     from capt_local.report.input_line import InputLine
 
+# What `Runtime.keep` is asked about when nothing is being asked: the beginning of any next turn.
+_ANYTHING = "."
+_CELL = 40
 _BANNER = (
     "Drafts for review by a clinician; not for time-critical decisions. Nothing is written unless "
     "you ask for it. /help lists the commands, /why shows what the expert changed."
@@ -48,30 +74,12 @@ _BANNER = (
 
 @dataclass(frozen=True, slots=True)
 class ChatFlags:
-    """What becomes of the conversation."""
+    """How long the conversation stays."""
 
-    transcript: Path | None = flag(
-        "--transcript PATH",
-        "Write down every turn here at once (a new file, JSON Lines, mode 0600).",
-        feature=Feature.TRANSCRIPTS,
-    )
     idle_timeout: float | None = setting(
         "--idle-timeout MINUTES",
         "Forget the conversation when nothing is typed for so long. Default: never.",
     )
-
-    def log(self) -> LineFile | None:
-        """The new file of `--transcript`. Raises UsageError where it cannot be made."""
-        name = "The --transcript file"
-        if self.transcript is None:
-            return None
-        if os.path.lexists(self.transcript):
-            raise UsageError(f"{name} is there already. Name a new one.")
-        try:
-            return LineFile(self.transcript, name)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "that is no file name"
-            raise UsageError(f"{name} cannot be made: {reason}.") from None
 
     @property
     def idle_seconds(self) -> float | None:
@@ -84,7 +92,7 @@ class ChatFlags:
 
 def chat(
     model: ModelFlags,
-    talk: ChatFlags,
+    how_long: ChatFlags,
     system: SystemFlags,
     bytes_: EncodingFlags,
     template: TemplateFlags,
@@ -96,60 +104,42 @@ def chat(
 ) -> int:
     """A conversation; /help in it lists the commands, /why shows what the expert changed.
 
-    On a terminal: Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.
-
-    Standard input that is no terminal: each line is one turn, and the lines between two lines of
-    three double quotes are one; there are no commands. For one prompt use generate.
+    Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.
 
     Examples:
-      capt-local chat --system "Answer in one sentence." --transcript visit.jsonl
+      capt-local chat --system "Answer in one sentence."
       capt-local chat --idle-timeout 10 --alpha 0.5
     """
     screen = Screen.standard(view.verbose)
-    text, idle = system.text(), talk.idle_seconds
+    if sys.stdin is None or not (sys.stdin.buffer.isatty() and screen.on_terminal):
+        raise UsageError(
+            "chat needs a terminal. For text of a file or a pipe use generate, for many batch."
+        )
+    text, idle = system.text(), how_long.idle_seconds
     shape, source = form.structure(), template.source()
     bundle = find_bundle(model)
     options = thought.added(generate_options(bundle, how, sample, REPORTED), shape)
     screen.notes(doubts(options))
     with Signals() as signals:
-        log = talk.log()
         try:
             session = open_session(
                 bundle, model, screen, signals, wanted=options.method, template=source
             )
-        except BaseException as error:
-            if talk.transcript is not None:  # an empty one would be in the way the next time
-                talk.transcript.unlink(missing_ok=True)
-            if isinstance(error, Cancelled) and signals.code is not None:
-                return signals.code
-            raise
+        except Cancelled:
+            if signals.code is None:
+                raise
+            return signals.code
         with session.runtime:
-            held = Talk(
-                session, signals, options, log, text, thought.writer(screen), bytes_.encoding
-            )
-            try:
-                return _converse(held, signals, idle)
-            finally:
-                held.close()
+            talk = Talk(session, signals, options, text, thought.writer(screen), bytes_.encoding)
+            return _converse(talk, signals, idle)
 
 
 def _converse(talk: Talk, signals: Signals, idle: float | None) -> int:
     """Runs the conversation; a terminal that has gone is left without a word."""
-    screen = talk.session.screen
-    try:
-        if sys.stdin is not None and sys.stdin.buffer.isatty() and screen.on_terminal:
-            from capt_local.report.input_line import InputLine
+    from capt_local.report.input_line import InputLine
 
-            return _Terminal(talk, signals, InputLine(offers, is_open, idle), idle).run()
-        if idle is not None:
-            screen.note("--idle-timeout has no effect without a terminal.")
-        for text in _texts(signals):
-            try:
-                answer = talk.ask(text)
-            except Cancelled:
-                return signals.code or ExitCode.INTERRUPTED
-            if answer.finish is FinishReason.INTERRUPTED:
-                return signals.code or ExitCode.INTERRUPTED
+    try:
+        return _Terminal(talk, signals, InputLine(offers, idle), idle).run()
     except Leave:
         pass
     except (CaptError, OSError):
@@ -257,24 +247,340 @@ class _Terminal:
         return False
 
 
-def _texts(signals: Signals) -> Iterator[str]:
-    """The turns on standard input: lines, and blocks of lines between quotes."""
-    if sys.stdin is None:
-        raise UsageError("There is no standard input to read turns from.")
-    block, number = "", 0
-    while True:
-        with signals.waiting():
-            data = sys.stdin.buffer.readline()
-        if not data:
-            break
-        number += 1
-        text = decoded(data, f"Line {number} of standard input").rstrip("\r\n")
-        block = f"{block}\n{text}" if block else text
-        if is_open(block):
-            continue
-        inside, block = in_block(block), ""
-        meant = text if inside is None else inside
-        if meant.strip():
-            yield meant
-    if block:
-        raise UsageError('Standard input ends inside a block: the closing """ is missing.')
+class Talk:
+    """The state of a chat.
+
+    `think` shows a model's reasoning; `encoding` is that of text files for `/read`.
+
+    Attributes:
+        conversation: what was said so far.
+        notes: texts that will stand before the next question.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        signals: Signals,
+        options: GenerateOptions,
+        system: str | None = None,
+        think: Writer | None = None,
+        encoding: str | None = None,
+    ) -> None:
+        self.session = session
+        self.options = options
+        self.conversation = Conversation(system)
+        self.notes: tuple[str, ...] = ()
+        self._encoding = encoding
+        self._screen = session.screen
+        self._signals = signals
+        self._think = think
+        self._shown: set[str] = set(session.runtime.notices)
+        self._saved: Path | None = None  # the file that /save may write again
+
+    def ask(self, typed: str) -> Answer:
+        """Asks the next question, and shows the answer while it is made.
+
+        Raises:
+            Cancelled: it was stopped before the answer began; nothing has changed.
+            ContextOverflow, CaptError: it cannot be answered. What was shown of an answer becomes
+                a turn; if nothing was, nothing has changed.
+        """
+        question, before = with_notes(self.notes, typed), self.conversation
+        options = self.options
+
+        def add(answer: Answer) -> None:
+            self.conversation = before.plus(Turn(question, answer, options))
+            self.notes = ()
+
+        answer = self._answer(before.asking(question), options, keep=add)
+        self._tell(answer)
+        return answer
+
+    def run(self, call: Call) -> None:
+        """Carries out a command of `COMMANDS` by the method of its name; not `exit`.
+
+        Raises:
+            CaptError: it cannot be done; nothing has changed.
+        """
+        command: Callable[[str], None] = getattr(self, f"_{call.name}")
+        command(call.rest)
+
+    def forget(self) -> None:
+        """Forgets what was said, and what the models have of it."""
+        self.conversation = Conversation(self.conversation.system)
+        self.notes = ()
+        self._saved = None  # another conversation does not take its place
+        self.session.runtime.forget()
+
+    # Commands.
+
+    def _help(self, _: str) -> None:
+        rows = tuple((f"/{each.name} {each.takes}".strip(), each.summary) for each in COMMANDS)
+        self._screen.aside(
+            Table("", rows),
+            Prose.of(
+                "Alt-Enter begins a new line, and pasted text keeps its lines. Tab completes "
+                "commands and files. Ctrl-C stops an answer. Nothing is written unless you ask for "
+                "it with /save."
+            ),
+        )
+
+    def _why(self, rest: str) -> None:
+        turns = self.conversation.turns
+        if not turns:
+            raise UsageError("Nothing has been answered yet.")
+        number = rest or str(len(turns))
+        if not (number.isascii() and number.isdecimal() and 1 <= int(number) <= len(turns)):
+            raise UsageError(f"/why takes the number of a turn, 1 to {len(turns)}.")
+        # Its notices and warnings have been shown.
+        answer = replace(turns[int(number) - 1].answer, notices=())
+        self._screen.aside(*views(answer))
+
+    def _regen(self, rest: str) -> None:
+        """With settings: another answer beside the last one, which stays. Else one in its place."""
+        old = self.conversation.last()
+        options = self._changed(rest) if rest else self.options
+        if not rest and old.options == options:
+            if not options.sample.temperature:
+                raise UsageError(
+                    "At temperature 0 the same settings give the same answer. Name another one, "
+                    "such as /regen alpha=0 or /regen temp=0.7."
+                )
+            options = options.with_seed(options.sample.seed + 1)
+        before = self.conversation.without_last()
+        answer = self._answer(before.asking(old.question), options, live=not rest)
+        if answer.finish is FinishReason.INTERRUPTED:
+            self._roll_back()
+            self._screen.note("Interrupted; the answer before it stays.")
+            return
+        if not rest:
+            self.conversation = before.plus(Turn(old.question, answer, options))
+            self._tell(answer)
+            return
+        self._roll_back()
+        changes = differences(old.options, options)
+        earlier = ", ".join(f"{name} {value}" for name, value, _ in changes) or "before"
+        now = ", ".join(f"{name} {value}" for name, _, value in changes) or "now"
+        self._screen.aside(Beside(pane(earlier, old.answer), pane(now, answer)))
+        self._tell(answer)
+        self._screen.note(
+            "The conversation goes on with the earlier answer; /set and then /regen exchange it."
+        )
+
+    def _undo(self, _: str) -> None:
+        if self.notes:  # such as that of another patient
+            self.notes = self.notes[:-1]
+            self._screen.note(f"The note is removed; {counted(len(self.notes), 'note')} left.")
+            return
+        self._replace(self.conversation.without_last())
+        left = len(self.conversation.turns)
+        self._screen.note(f"The last turn is removed; {counted(left, 'turn')} left.")
+
+    def _clear(self, _: str) -> None:
+        self.forget()
+        stays = " The system text stays." if self.conversation.system is not None else ""
+        self._screen.note(
+            f"The conversation is forgotten, in all models.{stays} What the terminal shows is not."
+        )
+
+    def _system(self, rest: str) -> None:
+        if not rest:
+            text = self.conversation.system
+            if text is None:
+                raise UsageError("There is no system text. /system TEXT sets one.")
+            self._screen.aside(Pane("System text", (Span(text),)))
+            return
+        new = None if rest in ('""', "''") else checked(rest, "/system")
+        self._replace(replace(self.conversation, system=new))
+        self._screen.note(f"The system text is {'removed' if new is None else 'set'}.")
+
+    def _set(self, rest: str) -> None:
+        if not rest:
+            self._screen.aside(_settings(self.options))
+            return
+        before, self.options = self.options, self._changed(rest)
+        for name, old, new in differences(before, self.options):
+            self._screen.note(f"{name} is {new} from now on (was {old}).")
+        self._screen.notes(doubts(self.options))
+
+    def _changed(self, rest: str) -> GenerateOptions:
+        """The settings with new values that these models can answer with."""
+        options = changed(self.options, rest)
+        read_site().limits.check_weights((*options.combine.alphas, *options.combine.powers))
+        pairs = self.session.runtime.bundle.pairs
+        options.combine.rows(pairs if options.method.roles is None else min(pairs, 1))
+        return options
+
+    def _context(self, _: str) -> None:
+        used = self._roll_back() if self.conversation.messages() else {}
+        rows = []
+        for role, model in self.session.runtime.models.items():
+            count, limit = used.get(role, 0), model.context_limit
+            rows.append((role, f"{count}/{limit} tokens", f"{100 * count / limit:.0f} %"))
+        title = "Context that the conversation takes"
+        self._screen.aside(Table(title, tuple(rows), right=(1, 2)))
+        turns = tuple(
+            (str(number), _start(turn.question), _start(turn.reply), str(turn.answer.finish))
+            for number, turn in enumerate(self.conversation.turns, 1)
+        )
+        if turns:
+            heading = ("turn", "question", "answer", "end")
+            self._screen.aside(Table("Turns", turns, heading, right=(0,)))
+
+    def _read(self, rest: str) -> None:
+        document = read_path(named(rest, "/read"), "The note", self._encoding, pipes=False)
+        text = document.text
+        if not text.strip():
+            raise UsageError("The note is empty.")
+        notes = (*self.notes, text)
+        counts = self.session.runtime.keep(self.conversation.asking(with_notes(notes, "")))
+        limit = min(model.context_limit for model in self.session.runtime.models.values())
+        if max(counts.values()) >= limit:
+            raise ContextOverflow(counts, limit)
+        self.notes = notes
+        self._screen.notes(f"the note: {notice}." for notice in document.notices)
+        hidden = sum(visible(character) != character for character in text if character != "\r")
+        if hidden:
+            characters = counted(hidden, "control or invisible character")
+            self._screen.notes([f"{characters} in the note; the models get the text as it is."])
+        each = ", ".join(f"{role} {count}" for role, count in counts.items())
+        self._screen.note(
+            f"The note ({counted(len(text), 'character')}) stands before your next question; with "
+            f"it the turn takes {each} of {limit} tokens."
+        )
+
+    def _save(self, rest: str) -> None:
+        if not self.conversation.messages():
+            raise UsageError("Nothing has been said yet, so there is nothing to save.")
+        read_site().limits.refuse(Feature.TRANSCRIPTS, "/save")
+        runtime = self.session.runtime
+        path = named(rest, "/save")
+        if path.is_dir():
+            raise UsageError("That is a folder. Name a file; nothing was written.")
+        if path != self._saved and path.exists():
+            raise UsageError("There is such a file already. Name a new one; nothing was written.")
+        file = OutputFile(path, "The file of /save", force=True)
+        about = provenance(runtime, self.options, self.session.load, self.session.date)
+        file.write(transcript(self.conversation, runtime.bundle, about))
+        self._saved = path
+        turns = counted(len(self.conversation.turns), "turn")
+        self._screen.note(f"Saved: {turns}, readable by you alone. The file holds what was said.")
+
+    # How answers are made and remembered.
+
+    def _answer(
+        self,
+        asked: Sequence[Message],
+        options: GenerateOptions,
+        *,
+        keep: Callable[[Answer], None] | None = None,
+        live: bool = True,
+    ) -> Answer:
+        """Makes an answer; `keep` gets it, or the part that an error ended, before all else."""
+        screen, done, begun = self._screen, 0, time.monotonic()
+
+        def reading() -> None:
+            # Answers that begin at once do not flicker.
+            if (seconds := time.monotonic() - begun) > 0.5:
+                screen.progress(f"reading, {seconds:.0f} s (Ctrl-C stops)", None)
+
+        def show(piece: bytes) -> None:
+            nonlocal done
+            done += 1
+            self._signals.tick = None
+            if live:
+                screen.answer(piece)
+            else:
+                screen.progress("answering again", done / options.max_tokens)
+
+        def think(piece: bytes) -> None:
+            self._signals.tick = None
+            if live and self._think is not None:
+                self._think(piece)
+            else:
+                screen.progress("thinking (Ctrl-C stops)", None)
+
+        self._signals.tick = reading
+        try:
+            answer = answer_to(self.session, asked, options, show=show, think=think, keep=keep)
+            if answer.finish is FinishReason.INTERRUPTED and not answer.text:
+                raise Cancelled("Stopped before the answer began.")
+            if keep is not None:
+                keep(answer)
+        except Exception:
+            if not done:  # nothing came of the question: the models forget it
+                try:
+                    self._roll_back()
+                except CaptError:  # the models could not take what was asked at all
+                    self.session.runtime.forget()
+            raise
+        finally:
+            self._signals.tick = None
+            screen.clear_progress()
+            screen.end_thoughts()
+            if live and done:
+                screen.end_answer()
+        return answer
+
+    def _tell(self, answer: Answer) -> None:
+        """What there is to say about an answer: each notice once, warnings, one line of figures."""
+        self._screen.notes(notice for notice in answer.notices if notice not in self._shown)
+        self._shown.update(answer.notices)
+        self._screen.notes(warnings(answer))
+        asked = "\n".join(m.content for m in self.conversation.messages() if m.role != "assistant")
+        found = with_sources(answer, Document(asked), None, "prompt").sources
+        if found is not None and found.unsupported:
+            self._screen.notes([sources_line(found)])
+        self._screen.note(f"[{short_line(answer)}, {context_line(answer)}]")
+
+    def _replace(self, conversation: Conversation) -> None:
+        """Goes on with another conversation, if the models can take it."""
+        before, self.conversation = self.conversation, conversation
+        try:
+            self._roll_back()
+        except CaptError:
+            self.conversation = before
+            raise
+
+    def _roll_back(self) -> dict[str, int]:
+        """Removes from the KV caches what the conversation does not hold.
+
+        Returns:
+            Tokens that it takes in each model, by role, with the frame of the next question.
+        """
+        runtime = self.session.runtime
+        if not self.conversation.turns and self.conversation.system is None:
+            runtime.forget()
+        return runtime.keep(self.conversation.asking(_ANYTHING))
+
+
+def overflow_text(error: ContextOverflow) -> str:
+    """Why a turn was refused and what helps; says nothing of the text but its length."""
+    each = ", ".join(f"{role} {count}" for role, count in error.counts.items())
+    return (
+        f"This turn does not fit: with the conversation it takes {each} tokens, and the smallest "
+        f"context holds {error.limit}. Nothing was run or cut. /undo removes the last turn, /clear "
+        "begins anew, a shorter text takes less, and a larger --ctx-size (-c) at the start holds "
+        "more."
+    )
+
+
+def _settings(options: GenerateOptions) -> Table:
+    rows = tuple((each.name, each.of(options), each.takes) for each in SETTINGS)
+    return Table("Settings", rows, ("name", "value", "takes"))
+
+
+def _start(text: str) -> str:
+    return clipped(" ".join(text.split()), _CELL)
+
+
+def named(rest: str, command: str) -> Path:
+    """The path that stands behind a command. Raises UsageError where none does."""
+    if not rest:
+        raise UsageError(f"{command} needs the name of a file.")
+    try:
+        path = path_of(rest)
+        path.exists()  # not a name at all, such as one that is too long
+    except (OSError, ValueError, RuntimeError):
+        raise UsageError(f"{command} cannot use that name. Give another one.") from None
+    return path

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from capt_local.cli.app import VERBS, function
 from capt_local.cli.exits import ExitCode
 from capt_local.cli.options import JsonFlags, ViewFlags
-from capt_local.cli.settings import (
+from capt_local.cli.parse import (
     DeclaredOption,
     SettingsFiles,
     options_of,
     unknown_variables,
-    verbs,
 )
 from capt_local.config import MODELS_VARIABLE
 from capt_local.report.json import dumps
@@ -31,7 +31,7 @@ def config_show(how: JsonFlags, view: ViewFlags) -> int:
     known = {"models": DeclaredOption("models", "models", MODELS_VARIABLE, str, several=True)}
     for file in (files.site, files.user):
         file.models  # noqa: B018 - raises if it has no meaning
-    for verb in verbs():
+    for verb in (function(name) for name, (module, _) in VERBS.items() if module):
         known = {key: one for key, one in options_of(verb).items() if one.variable} | known
     files.values(known)  # unknown keys are refused
     found: dict[str, dict[str, Any]] = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capt_local.cli.exits import ExitCode
+from capt_local.cli.exits import ExitCode, Interrupt
 from capt_local.cli.options import (
     BestOfFlags,
     CombineFlags,
@@ -32,7 +32,6 @@ from capt_local.cli.session import (
     open_session,
     pinned_date,
 )
-from capt_local.cli.signals import Interrupt
 from capt_local.decoding.options import GenerateOptions, Method, Speed, Structure
 from capt_local.errors import UsageError
 from capt_local.evaluate import ChoiceBy

@@ -11,7 +11,7 @@ from capt_local.cli.files import OutputFile, stdin_bytes
 from capt_local.cli.options import HtmlFlags, ViewFlags, argument, flag
 from capt_local.errors import UsageError
 from capt_local.report.answers import counted, views
-from capt_local.report.json import answer_from, missing
+from capt_local.report.json import answer_from
 from capt_local.report.terminal import Screen
 from capt_local.strict_json import NotReadable, lines, parse_json, read_bytes
 
@@ -28,7 +28,7 @@ class StoredFlags:
 
     file: Path | None = argument(
         "FILE",
-        "What generate --json wrote, or a transcript of chat. '-' or nothing: standard input.",
+        "What generate --json, batch or /save of a chat wrote. '-' or nothing: standard input.",
     )
     turn: int | None = flag("--turn N", "Which answer of the file. Default: the last.", min=1)
 
@@ -59,7 +59,6 @@ def explain(what: StoredFlags, report: HtmlFlags, view: ViewFlags) -> int:
         screen.notes([f"the file holds {len(found)} answers; this is the last (see --turn)."])
     one = found[(what.turn or len(found)) - 1]
     answer = answer_from(one)
-    screen.notes(missing(answer))
     if file is None:
         screen.show(*views(answer))
     else:
@@ -75,15 +74,7 @@ def _stored(data: bytes) -> list[object]:
     events = _events(data)
     if len(events) == 1 and not _answer_in(events[0]):
         return events  # `answer_from` says what it lacks
-    found: list[object] = []
-    for event in events:
-        kind = event.get("type") if isinstance(event, dict) else None
-        if kind == "undo":
-            del found[-1:]
-        elif kind == "clear":
-            found.clear()
-        elif answer := _answer_in(event):
-            found.append(answer)
+    found = [answer for answer in map(_answer_in, events) if answer]
     if not found:
         raise UsageError(_NOTHING)
     return found

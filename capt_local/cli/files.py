@@ -30,7 +30,6 @@ _OURS = re.compile(
     rb"|id,status,",
     re.DOTALL,
 )
-_FIRST_PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf", re.DOTALL)
 _NO_PROMPT = "There is no prompt. Give it with -p, -f or on standard input."
 Asked = str | list[Message]
 
@@ -131,22 +130,15 @@ def stdin_holds_text() -> bool:
 
 
 def read_text(path: Path, what: str, largest: int = 64 << 20) -> str:
-    """A text file.
+    """A text file; a byte order mark in front is not part of it.
 
     Raises:
-        UsageError: it cannot be read, is larger than `largest` bytes, or is no UTF-8.
+        UsageError: it cannot be read, is larger than `largest` bytes, or holds a byte that is NUL
+            or not UTF-8, with its offset.
     """
     from capt_local.strict_json import read_bytes
 
-    return decoded(read_bytes(path, what, largest=largest, pipes=True), what)
-
-
-def decoded(data: bytes, what: str) -> str:
-    """Bytes as text; a byte order mark in front is not part of it.
-
-    Raises:
-        UsageError: naming the offset of the first byte that is NUL or not UTF-8.
-    """
+    data = read_bytes(path, what, largest=largest, pipes=True)
     refuse_nul(data, what)
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
@@ -269,9 +261,6 @@ def files_of(bundle: Bundle) -> Iterator[Path]:
     """The files of a bundle that decide an answer; no output may take the place of one."""
     for model in bundle.models.values():
         yield model.path
-        if found := _FIRST_PART.fullmatch(model.path.name):
-            for number in range(2, min(int(found[2]), 1024) + 1):
-                yield model.path.with_name(f"{found[1]}-{number:05}-of-{found[2]}.gguf")
         if model.template_file is not None:
             yield model.template_file
     yield from (file.path for _, file in bundle.attached)

@@ -7,9 +7,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from capt_local.cli.exits import ExitCode
+from capt_local.cli.exits import ExitCode, Interrupt
 from capt_local.cli.files import (
-    Asked,
     GivenPrompt,
     OutputFile,
     files_of,
@@ -36,16 +35,15 @@ from capt_local.cli.options import (
     top_logprobs_option,
 )
 from capt_local.cli.session import (
-    Session,
     answer_to,
     best_answer_to,
     doubts,
     find_bundle,
     generate_options,
+    hidden_answer_to,
     open_session,
 )
-from capt_local.cli.signals import Interrupt
-from capt_local.decoding.options import GenerateOptions, Method
+from capt_local.decoding.options import Method
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
 from capt_local.grounding import missing_from
@@ -150,7 +148,13 @@ def generate(
                 if delivery.live:
                     screen.end_answer()
             if output.with_target and answer.finish is not FinishReason.INTERRUPTED:
-                answer = _with_target_alone(session, asked, options, answer, delivery)
+                own = dataclasses.replace(options, method=Method.TARGET, top=0)
+                try:
+                    alone = hidden_answer_to(session, "the target alone", asked, own, raw=raw)
+                except Exception:
+                    delivery.write(answer)  # it is finished, whatever happens to the other
+                    raise
+                answer = dataclasses.replace(answer, alone=alone)
     answer = with_sources(answer, given.source, schema, given.of, require=sources.require_sources)
     delivery.write(answer)
     # The notices of the bundle have been shown when it was opened.
@@ -242,25 +246,3 @@ class _Delivery:
             raise
         if self._file is None:
             self._screen.line(text.removesuffix("\n"))
-
-
-def _with_target_alone(
-    session: Session, asked: Asked, options: GenerateOptions, answer: Answer, delivery: _Delivery
-) -> Answer:
-    """The answer with the target's own to the same prompt."""
-    own = dataclasses.replace(options, method=Method.TARGET, top=0)
-    done = 0
-
-    def show(_: bytes) -> None:
-        nonlocal done
-        done += 1
-        session.screen.progress("the target alone", done / own.max_tokens)
-
-    try:
-        alone = answer_to(session, asked, own, raw=answer.raw, show=show)
-    except Exception:
-        delivery.write(answer)  # it is finished, whatever happens to the other
-        raise
-    finally:
-        session.screen.clear_progress()
-    return dataclasses.replace(answer, alone=alone)

@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from capt_local.cli.exits import ExitCode
+from capt_local.cli.exits import ExitCode, Interrupt
 from capt_local.cli.files import OutputFile, files_of
 from capt_local.cli.options import (
     MethodFlags,
@@ -20,7 +20,6 @@ from capt_local.cli.options import (
     setting,
 )
 from capt_local.cli.session import find_bundle, generate_options, open_session
-from capt_local.cli.signals import Interrupt
 from capt_local.errors import Cancelled
 from capt_local.evaluate.score import ItemScore, bits_per_byte, measure, read_score_items
 from capt_local.report.json import JsonObject, dumps

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capt_local.cli.exits import ExitCode
+from capt_local.cli.exits import ExitCode, Signals
 from capt_local.cli.files import read_text
 from capt_local.cli.options import (
     MethodFlags,
@@ -20,7 +20,6 @@ from capt_local.cli.options import (
     setting,
 )
 from capt_local.cli.session import Session, find_bundle, generate_options, open_session
-from capt_local.cli.signals import Signals
 from capt_local.config import Feature, read_site
 from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import Cancelled, UsageError

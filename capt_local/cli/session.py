@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from capt_local.cli.exits import Interrupt
 from capt_local.cli.files import checked
 from capt_local.cli.options import BestOfFlags, CombineFlags, ModelFlags, SampleFlags
-from capt_local.cli.signals import Interrupt
 from capt_local.config import read_site
 from capt_local.decoding.options import (
     CombineOptions,
@@ -365,6 +365,29 @@ def answer_to(
     if show is not None and len(generation.text_bytes) > shown:
         show(generation.text_bytes[shown:])
     return _record(session, generation, steps, options, raw=raw)
+
+
+def hidden_answer_to(
+    session: Session,
+    label: str,
+    asked: str | Sequence[Message],
+    options: GenerateOptions,
+    *,
+    raw: bool = False,
+) -> Answer:
+    """The same, with a progress line while it is made."""
+    screen, done = session.screen, 0
+
+    def show(_: bytes) -> None:
+        nonlocal done
+        done += 1
+        screen.progress(label, done / options.max_tokens)
+
+    screen.progress(label, 0.0)
+    try:
+        return answer_to(session, asked, options, raw=raw, show=show)
+    finally:
+        screen.clear_progress()
 
 
 def _numbers(text: str | None, wrong: str) -> tuple[float, ...]:

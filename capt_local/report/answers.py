@@ -1,4 +1,4 @@
-"""An answer as views: its text with changed words marked, the largest shifts, weights, figures."""
+"""An answer as views: its text with changed words marked, the largest shifts, figures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from capt_local.decoding.options import Exponents
 from capt_local.decoding.step import Step
-from capt_local.report.json import FLAGS, Advice, Answer, warnings
+from capt_local.report.json import Answer, warnings
 from capt_local.report.sanitise import Sanitiser, visible_line
-from capt_local.report.views import Bars, Beside, Line, Pane, Prose, Span, Table, View, cells
+from capt_local.report.views import Beside, Line, Pane, Prose, Span, Table, View, cells
 
 _CELL = 26
 _CONTROL = re.compile(rb"<[|/]?\w{1,40}[|]?>")
@@ -40,23 +40,24 @@ _DRAWN = Prose.of(
 )
 
 
-def views(answer: Answer, more: Advice = FLAGS) -> tuple[View, ...]:
+def views(answer: Answer) -> tuple[View, ...]:
     """What the expert changed in an answer: in words, as marked text, as a table of the shifts.
 
-    The target's own answer stands beside it where the answer holds that. For `more` see `warnings`.
+    The target's own answer stands beside it where the answer holds that.
     """
-    notes = [Prose.of(f"Note: {line}") for line in (*answer.notices, *warnings(answer, more))]
+    notes: list[View] = [Prose.of(f"Note: {line}") for line in (*answer.notices, *warnings(answer))]
     if len(answer.prompt_tokens) < 2:
         last = Prose.of("One model answered alone: nothing to compare.")
         return (DRAFT, pane("The answer", answer), *notes, last)
     shown: View = pane("What the expert changed", answer)
     if answer.alone is not None:
         shown = both(answer.alone, answer)
-    figures = figure_views(answer)
-    if figures:
-        drawn = any(step.likeliest is not None for step in answer.steps)
-        figures = (*figures, LEGEND, *((_DRAWN,) if drawn else ()))
-    return (DRAFT, shown, in_plain_words(answer), *notes, *figures)
+    if (table := shift_table(answer.steps)).rows:
+        weights = in_words(answer.weights)
+        notes += [table, *([Prose.of(f"Weights: {weights}.")] if weights else []), LEGEND]
+        if any(step.likeliest is not None for step in answer.steps):
+            notes.append(_DRAWN)
+    return (DRAFT, shown, in_plain_words(answer), *notes)
 
 
 def pane(title: str, answer: Answer) -> Pane:
@@ -71,14 +72,6 @@ def both(alone: Answer, together: Answer) -> Beside:
         text = formula(together.weights[0][0])
         title = text[0].upper() + text[1:]
     return Beside(pane("The target alone", alone), pane(title, together))
-
-
-def figure_views(answer: Answer) -> tuple[View, ...]:
-    """The largest shifts and the weights; nothing where nothing changed."""
-    table, weights = shift_table(answer.steps), bars(answer.weights)
-    if not table.rows:
-        return ()
-    return (Beside(table, weights) if weights else table,)
 
 
 def in_plain_words(answer: Answer) -> Prose:
@@ -189,9 +182,9 @@ def shift_table(steps: Sequence[Step], count: int = 10) -> Table:
             (
                 str(step.index + 1),
                 quoted(step.target_choice.piece_bytes),
-                probability(step.target_choice.logp),
+                chance(step.target_choice.logp),
                 quoted(written(step)),
-                *map(probability, logps if proxies else (logps[0], logps[3])),
+                *map(chance, logps if proxies else (logps[0], logps[3])),
                 nats(step.contrast),
             )
         )
@@ -222,16 +215,30 @@ def quoted(piece: bytes, width: int = _CELL) -> str:
     """A token in quotes, on one line: white space and undecodable bytes are spelled out."""
     if is_end(piece):
         return "(end)"
-    text = visible_line(piece.decode("utf-8", "backslashreplace"))
-    return f'"{clipped(text, width - 2)}"'
+    return f'"{clipped(spelled(piece), width - 2)}"'
 
 
-def probability(logp: float | None) -> str:
-    """A natural log-probability as a probability that a person can read."""
-    if logp is None or math.isnan(logp):
+def spelled(piece: bytes) -> str:
+    """A token on one line: white space and bytes that are no character are spelled out."""
+    return visible_line(piece.decode("utf-8", "backslashreplace"))
+
+
+def chance(logp: float | None) -> str:
+    """A natural log-probability in percent. The page's script does the same, in the same digits."""
+    rounded = short(logp)
+    if rounded is None:
         return "?"
-    value = math.exp(min(logp, 0.0))
-    return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"
+    percent = 100 * math.exp(min(rounded, 0.0))
+    if percent >= 10:
+        return f"{percent:.0f} %"
+    if percent >= 0.01:
+        return f"{percent:.1f} %" if percent >= 1 else f"{percent:.2f} %"
+    return "< 0.01 %"
+
+
+def short(value: float | None) -> float | None:
+    """A number with as many digits as a page needs; None where there is none."""
+    return round(value, 3) if value is not None and math.isfinite(value) else None
 
 
 def clipped(text: str, width: int) -> str:
@@ -290,16 +297,6 @@ def expert_weight(answer: Answer) -> float:
     if not answer.weights:
         return 1.0
     return math.fsum(share * sum(map(abs, powers[1::2])) for powers, share in answer.weights)
-
-
-def bars(weights: Sequence[tuple[Exponents, float]]) -> Bars | None:
-    """The share of each combination of at least half a percent.
-
-    Fixed weights are one bar, a method without any has none.
-    """
-    title = "Log-probabilities added up" if len(weights) == 1 else "Mixed, weighed by the prompt"
-    rows = tuple((formula(powers), share) for powers, share in weights if share >= LEAST_SHARE)
-    return Bars(title, rows) if rows else None
 
 
 def summary_line(answer: Answer) -> str:

@@ -10,19 +10,17 @@ import io
 
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.measure import Measurement
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 from rich.text import Text
 
 from capt_local.report.sanitise import visible, visible_line
-from capt_local.report.views import Bars, Beside, Line, Look, Pane, Prose, Table, View, filled, tidy
+from capt_local.report.views import Beside, Line, Look, Pane, Prose, Table, View, tidy
 
 MARK = "bold underline magenta"
 _HEAD = "bold"
 _FRAME = "cyan"
-_BAR = 20
 _WIDEST = 140
 _SIDE_BY_SIDE = 100
 _NARROW = 80
@@ -104,11 +102,9 @@ def renderable(view: View, console: Console) -> RenderableType:
             return _panel(view)
         case Table():
             body = _table(view, console.width)
-        case Bars():
-            body = _bars(view, ascii_only=console.options.ascii_only)
+            return Group(_cell(view.title, _HEAD), body) if view.title else body
         case Beside():
             return _beside(view, console)
-    return Group(_cell(view.title, _HEAD), body) if view.title else body
 
 
 def _text(line: Line) -> Text:
@@ -153,33 +149,15 @@ def _table(table: Table, width: int) -> Grid:
     return grid
 
 
-def _bars(bars: Bars, *, ascii_only: bool) -> Grid:
-    grid = Grid.grid(padding=(0, 2, 0, 0), pad_edge=False)
-    full, rest = ("#", "-") if ascii_only else ("█", "░")
-    for name, share in bars.rows:
-        cells = filled(share, _BAR)
-        bar = Text(full * cells, _FRAME).append(rest * (_BAR - cells))
-        grid.add_row(_cell(name), bar, Text(f"{100 * share:.0f} %", justify="right"))
-    return grid
-
-
 def _beside(both: Beside, console: Console) -> RenderableType:
-    left, right, width = both.left, both.right, console.width
-    if isinstance(left, Pane) and isinstance(right, Pane):
-        if width < _SIDE_BY_SIDE:
-            return Group(_panel(left), _panel(right))
-        half = (width - 1) // 2
-        options = console.options.update(width=half)
-        height = max(len(console.render_lines(_panel(pane), options)) for pane in (left, right))
-        row = Grid.grid(padding=(0, 1, 0, 0), pad_edge=False)
-        row.add_column(width=half)
-        row.add_column(width=half)
-        row.add_row(_panel(left, height), _panel(right, height))
-        return row
-    parts = [renderable(left, console), renderable(right, console)]
-    need = sum(Measurement.get(console, console.options, part).maximum for part in parts)
-    if need + 4 > width:
-        return Group(parts[0], Text(), parts[1])
-    row = Grid.grid(padding=(0, 4, 0, 0), pad_edge=False)
-    row.add_row(*parts)
+    panes, width = (both.left, both.right), console.width
+    if width < _SIDE_BY_SIDE:
+        return Group(*map(_panel, panes))
+    half = (width - 1) // 2
+    options = console.options.update(width=half)
+    height = max(len(console.render_lines(_panel(pane), options)) for pane in panes)
+    row = Grid.grid(padding=(0, 1, 0, 0), pad_edge=False)
+    row.add_column(width=half)
+    row.add_column(width=half)
+    row.add_row(*(_panel(pane, height) for pane in panes))
     return row

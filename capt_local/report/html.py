@@ -25,6 +25,7 @@ from capt_local.errors import UsageError
 from capt_local.grounding import Grounding
 from capt_local.report.answers import (
     LEAST_SHARE,
+    chance,
     changed_words,
     expert_weight,
     formula,
@@ -32,7 +33,9 @@ from capt_local.report.answers import (
     largest_shifts,
     marked_spans,
     nats,
+    short,
     short_line,
+    spelled,
     written,
 )
 from capt_local.report.json import REPORTED, Answer, warnings
@@ -130,19 +133,6 @@ def _environment() -> Environment:
     # A page of a long answer is mostly this.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment
-
-
-def chance(logp: float | None) -> str:
-    """A natural log-probability in percent. The page's script does the same, in the same digits."""
-    rounded = short(logp)
-    if rounded is None:
-        return "?"
-    percent = 100 * math.exp(min(rounded, 0.0))
-    if percent >= 10:
-        return f"{percent:.0f} %"
-    if percent >= 0.01:
-        return f"{percent:.1f} %" if percent >= 1 else f"{percent:.2f} %"
-    return "< 0.01 %"
 
 
 def _origin(answer: Answer) -> list[tuple[str, str]]:
@@ -351,13 +341,3 @@ def details(found: Sequence[TokenCell]) -> dict[str, list[object]]:
         for step in cell.steps
     ]
     return {"pieces": [spelled(piece) for piece in pieces], "steps": steps}
-
-
-def spelled(piece: bytes) -> str:
-    """A token on one line: white space and bytes that are no character are spelled out."""
-    return visible_line(piece.decode("utf-8", "backslashreplace"))
-
-
-def short(value: float | None) -> float | None:
-    """A number with as many digits as a page needs; None where there is none."""
-    return round(value, 3) if value is not None and math.isfinite(value) else None

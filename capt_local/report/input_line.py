@@ -20,7 +20,6 @@ from prompt_toolkit.application import Application
 from prompt_toolkit.clipboard import InMemoryClipboard
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
-from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import (
     AnyFormattedText,
     StyleAndTextTuples,
@@ -55,15 +54,11 @@ class InputLine:
 
     Args:
         offers: what Tab offers for the text before the cursor: (text, how much it replaces).
-        is_open: whether Enter must begin another line, since the text is not complete.
         idle: seconds without a key after which `ask` gives up; None for never.
     """
 
-    def __init__(
-        self, offers: Offers, is_open: Callable[[str], bool], idle: float | None = None
-    ) -> None:
+    def __init__(self, offers: Offers, idle: float | None = None) -> None:
         self.typed = ""
-        self._is_open = is_open
         self._idle = idle
         self._last_key = 0.0
         self._woken = False
@@ -155,17 +150,11 @@ class InputLine:
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
 
-        @Condition
-        def goes_on() -> bool:
-            return self._is_open(self._session.default_buffer.text)
-
-        @keys.add("enter", filter=goes_on)
-        @keys.add("escape", "enter", filter=~goes_on)
+        @keys.add("escape", "enter")
         def _new_line(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
-        @keys.add("enter", filter=~goes_on)
-        @keys.add("escape", "enter", filter=goes_on)
+        @keys.add("enter")
         def _send(event: KeyPressEvent) -> None:
             event.current_buffer.validate_and_handle()
 

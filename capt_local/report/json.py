@@ -289,36 +289,19 @@ def answer_of(
     return Answer(**(fields | known))
 
 
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """What allows a longer answer."""
-
-    tokens: str
-    context: str
-    repetition: str
-
-
-FLAGS = Advice("a larger --max-tokens (-n)", "a larger --ctx-size (-c)", "--no-repetition-stop")
-COMMANDS = Advice(
-    "/set max-tokens N",
-    "a chat started with a larger --ctx-size (-c)",
-    "a chat started with --no-repetition-stop",
-)
-
-
-def warnings(answer: Answer, more: Advice = FLAGS) -> list[str]:
-    """What a reader of the answer must know, in sentences; `more` is what helps against its end."""
+def warnings(answer: Answer) -> list[str]:
+    """What a reader of the answer must know, in sentences; names settings as all interfaces do."""
     lines = []
     if answer.context_is_full:
         role, used, limit = answer.fullest
         lines.append(
             f"the answer ended since the context of the {role} is full ({used} of {limit} tokens), "
-            f"and may be incomplete; {more.context} holds more."
+            f"and may be incomplete; a larger ctx-size holds more."
         )
     elif answer.finish is FinishReason.LENGTH:
         lines.append(
-            f"the answer was ended after {answer.tokens} tokens and may be incomplete; "
-            f"{more.tokens} allows more."
+            f"the answer was ended after {answer.tokens} tokens and may be incomplete; a larger "
+            "max-tokens allows more."
         )
     if answer.sources is not None and answer.sources.unsupported:
         refused = "nothing is answered (--require-sources): "
@@ -326,7 +309,7 @@ def warnings(answer: Answer, more: Advice = FLAGS) -> list[str]:
         lines.append((refused if abstained else "") + sources_line(answer.sources))
     if answer.finish is FinishReason.REPETITION:
         lines.append(
-            f"the answer repeated itself and was ended ({more.repetition} lets it run on)."
+            "the answer repeated itself and was ended (no-repetition-stop lets it run on)."
         )
     if answer.finish is FinishReason.INTERRUPTED:
         lines.append("the answer was interrupted and is incomplete.")
@@ -341,16 +324,6 @@ def warnings(answer: Answer, more: Advice = FLAGS) -> list[str]:
     if not answer.text.strip() and answer.finish is not FinishReason.ABSTAINED:
         lines.append("the answer is empty; that says nothing about the text that was asked about.")
     return lines
-
-
-def missing(answer: Answer) -> list[str]:
-    """What the report would show but the answer does not hold, in sentences."""
-    if not answer.steps or any(step.target_top for step in answer.steps):
-        return []
-    return [
-        "the answer does not hold what each model found likeliest; with generate --top-logprobs 3 "
-        "it does."
-    ]
 
 
 def new_id() -> str:

@@ -1,4 +1,4 @@
-"""What can be shown, as plain values: text with marks, panes, tables, bars, and how they stand.
+"""What can be shown, as plain values: text with marks, panes, tables, and how they stand.
 
 Pure: verbs build these; `plain` and `drawing` turn them into characters. No value here holds a
 style or an escape sequence, and no text in it has to be safe: both renderers sanitise.
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from capt_local.report.sanitise import visible, visible_line
 
 _WIDTH = 100
-_BAR = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,22 +69,14 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Bars:
-    """Shares of a whole, as bars: (name, share from 0 to 1) pairs."""
-
-    title: str
-    rows: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Beside:
-    """Two views that stand side by side where there is space, else one under the other."""
+    """Two texts that stand side by side where there is space, else one under the other."""
 
-    left: Pane | Table | Bars
-    right: Pane | Table | Bars
+    left: Pane
+    right: Pane
 
 
-View = Prose | Pane | Table | Bars | Beside
+View = Prose | Pane | Table | Beside
 
 
 def tidy(line: Iterable[Span]) -> Line:
@@ -118,17 +109,10 @@ def plain(view: View) -> list[str]:
             body = [f"  {line}".rstrip() for line in _marked(view.body).split("\n")]
             return [f"{visible_line(view.title)}:", *body, *foot]
         case Table():
-            lines = _columns(view)
-        case Bars():
-            width = max((cells(visible_line(name)) for name, _ in view.rows), default=0)
-            lines = [
-                f"{visible_line(name):<{width}}  {100 * share:3.0f} %  "
-                f"{'#' * filled(share, _BAR)}".rstrip()
-                for name, share in view.rows
-            ]
+            title = [visible_line(view.title)] if view.title else []
+            return [*title, *(f"{'  ' * bool(title)}{line}" for line in _columns(view))]
         case Beside():
             return [*plain(view.left), "", *plain(view.right)]
-    return [visible_line(view.title), *(f"  {line}" for line in lines)] if view.title else lines
 
 
 def cells(text: str) -> int:
@@ -137,11 +121,6 @@ def cells(text: str) -> int:
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
         for c in text
     )
-
-
-def filled(share: float, width: int) -> int:
-    """How many of `width` cells a bar fills; what would read as 1 % is seen."""
-    return max(round(share * width), 1 if share >= 0.005 else 0)
 
 
 def _marked(line: Line) -> str:

@@ -1,4 +1,4 @@
-"""The endpoints: OpenAI's, and those of the page."""
+"""The endpoints: OpenAI's and those of the page, and their description."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ from capt_local.errors import CaptError
 from capt_local.llama.options import LoadOptions
 from capt_local.provenance import provenance
 from capt_local.report.html import page
-from capt_local.report.json import JsonObject, answer_from, warnings
+from capt_local.report.json import JsonObject, answer_from
 from capt_local.rerank.candidates import BestOf, ranked
 from capt_local.rerank.scorer import Scorer
 from capt_local.runtime import Runtime
 from capt_local.serve.engine import Engine, Job
-from capt_local.serve.openapi import description
 from capt_local.serve.protocol import (
-    ADVICE,
+    IGNORED,
+    NEUTRAL,
     ApiError,
+    ChatBody,
     Completion,
+    CompletionBody,
     Writer,
     api_error,
     grounded,
@@ -64,6 +66,9 @@ _MOST_A_TOKEN = 32
 _MOST_DOCUMENTS = 3  # at once: each may take a minute and 1 GiB
 # Methods that need tables of both vocabularies which no other method needs.
 _ONE_VOCABULARY = (Method.PROXY_TUNING, Method.CONTRASTIVE)
+_ERRORS = {400: "cannot be understood, done or read by the models", 401: "needs a key",
+           403: "Host or origin is not allowed", 404: "no such path or model", 408: "too slow",
+           413: "too large", 415: "no file that is read here", 503: "full"}  # fmt: skip
 _METRICS = (
     ("requests_total", "counter", "Requests by what became of them."),
     ("prompt_tokens_total", "counter", "Tokens of prompts."),
@@ -437,9 +442,69 @@ def _report(data: bytes) -> str:
     answer = answer_from(fields.get("answer"))
     if (alone := fields.get("alone")) is not None:
         answer = dataclasses.replace(answer, alone=answer_from(alone))
-    # What the server advised is said again by the report, in words of the command line.
-    own = set(warnings(answer, ADVICE))
-    return page(
-        dataclasses.replace(answer, notices=[each for each in answer.notices if each not in own]),
-        note,
+    return page(answer, note)
+
+
+def description() -> dict[str, Any]:
+    """What the server takes and gives, as OpenAPI 3.1, with the schemas that it checks with."""
+    (chat, completion), schemas = msgspec.json.schema_components(
+        [ChatBody, CompletionBody], ref_template="#/components/schemas/{name}"
     )
+    for name in ("ChatBody", "CompletionBody"):
+        fields = schemas[name]["properties"]
+        fields |= {each: {} for each in sorted(IGNORED)}
+        fields |= {each: {"enum": [*values, None]} for each, values in sorted(NEUTRAL.items())}
+        schemas[name]["additionalProperties"] = False
+    schemas["ChatBody"]["properties"]["messages"] = {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "type": "object",
+            "required": ["role", "content"],
+            "properties": {
+                "role": {"enum": ["system", "developer", "user", "assistant"]},
+                "content": {"type": "string", "minLength": 1},
+            },
+            "additionalProperties": False,
+        },
+    }
+    schemas["Error"] = {
+        "type": "object",
+        "required": ["error"],
+        "properties": {"error": {"type": "object", "required": ["message", "type", "code"]}},
+    }
+    kind = {"name": "kind", "in": "query", "required": True, "schema": {"type": "string"}}
+    model = kind | {"name": "model", "in": "path"}
+    paths: dict[str, Any] = {
+        "/v1/chat/completions": {"post": _operation("An answer", chat)},
+        "/v1/completions": {"post": _operation("A text, continued", completion)},
+        "/count": {"post": _operation("Tokens of a conversation", chat)},
+        "/report": {"post": _operation("An answer as a page", {"required": ["answer", "note"]})},
+        "/documents": {"post": _operation("The text of a file", {}) | {"parameters": [kind]}},
+        "/v1/models": {"get": _operation("The bundle and its methods")},
+        "/v1/models/{model}": {"get": _operation("One of them") | {"parameters": [model]}},
+        "/about": {"get": _operation("Models, limits and tasks")},
+        "/metrics": {"get": _operation("Counts for Prometheus")},
+        "/health": {"get": _operation("Whether it runs") | {"security": []}},
+    }
+    bearer = {"key": {"type": "http", "scheme": "bearer"}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "capt-local", "version": __version__},
+        "security": [{"key": []}],
+        "components": {"schemas": schemas, "securitySchemes": bearer},
+        "paths": paths,
+    }
+
+
+def _operation(summary: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    kinds = ("application/json", "text/event-stream", "text/html", "text/plain")
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    responses: dict[str, Any] = {
+        str(code): {"description": why, "content": error} for code, why in _ERRORS.items()
+    }
+    responses["200"] = {"description": summary, "content": {kind: {} for kind in kinds}}
+    found: dict[str, Any] = {"summary": summary, "responses": responses}
+    if body is not None:
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    return found

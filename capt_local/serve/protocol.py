@@ -25,14 +25,12 @@ from capt_local.documents import Document
 from capt_local.errors import CaptError, ContextOverflow, ModelError, TextTooLong, UsageError
 from capt_local.prompting.messages import Message, messages_of, refuse_nul
 from capt_local.report.json import (
-    Advice,
     Answer,
     JsonObject,
     answer_object,
     answer_of,
     new_id,
     step_object,
-    warnings,
     with_sources,
 )
 from capt_local.strict_json import NotReadable, convert, parse_object
@@ -176,13 +174,6 @@ def no_model() -> ApiError:
     """The error of a name that no model has."""
     told = "There is no such model; /v1/models lists them."
     return ApiError(404, told, "model_not_found", "model")
-
-
-ADVICE = Advice(
-    "a larger max_tokens",
-    "a server started with a larger --ctx-size (-c)",
-    "a server started with --no-repetition-stop",
-)
 
 
 def api_error(error: CaptError, *, began: bool = False) -> ApiError:
@@ -544,4 +535,4 @@ def ours(answer: Answer) -> JsonObject:
     names = ("capt", "timings", "provenance", "ai_label", "human_review")
     found: JsonObject = {name: whole[name] for name in names}
     found["capt"]["finish"] = str(answer.finish) if answer.finish else None
-    return found | {"warnings": [*answer.notices, *warnings(answer, ADVICE)]}
+    return found | {"warnings": whole["warnings"]}

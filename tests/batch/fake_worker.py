@@ -25,7 +25,7 @@ from capt_local.batch.supervisor import WorkerProcess
 from capt_local.decoding.batching import Request, RequestResult
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import ContextOverflow, NumericalError
-from tests.report.steps import step
+from tests.report.answers import step
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
 

@@ -7,12 +7,13 @@ import json
 import pytest
 
 from capt_local.bundles.manifest import Bundle
-from capt_local.chat.conversation import Conversation, first_line, transcript
+from capt_local.chat.conversation import Conversation, Turn, transcript
+from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
-from capt_local.report.json import answer_from
-from tests.chat.turns import turn
+from capt_local.report.json import Answer, answer_from
+from tests.report.answers import step
 
 
 def test_what_is_asked_has_all_that_was_said_before() -> None:
@@ -37,7 +38,7 @@ def test_a_transcript_is_ascii_labelled_and_holds_the_answers() -> None:
         .plus(turn("two", b"caf\xc3", finish=FinishReason.INTERRUPTED))
     )
     assert held.last().reply == "caf\ufffd"  # as it was shown
-    text = transcript(held, first_line(Bundle(id="demo", models={}), {"versions": {}}))
+    text = transcript(held, Bundle(id="demo", models={}), {"versions": {}})
     assert text.isascii() and text.endswith("\n")
     first, system, *turns = map(json.loads, text.splitlines())
     assert (first["type"], first["ai_label"], first["bundle"]) == (
@@ -49,3 +50,20 @@ def test_a_transcript_is_ascii_labelled_and_holds_the_answers() -> None:
     assert [each["question"] for each in turns] == [each.question for each in held.turns]
     for line, each in zip(turns, held.turns, strict=True):
         assert answer_from(line["answer"]).text == each.answer.text
+
+
+def turn(question: str, *pieces: bytes, finish: FinishReason = FinishReason.STOP) -> Turn:
+    steps = [step(index, piece) for index, piece in enumerate(pieces)]
+    answer = Answer(
+        steps=steps,
+        text=b"".join(pieces),
+        finish=finish,
+        model="demo",
+        prompt_tokens={"target": 7, "expert": 8, "base": 8},
+        context_limit=64,
+        weights=(((1.0, 0.5, 0.5), 1.0),),
+        provenance={"method": "capt"},
+        created=1,
+        id="capt-1",
+    )
+    return Turn(question, answer, GenerateOptions(top=3))

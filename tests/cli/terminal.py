@@ -115,8 +115,8 @@ class Terminal:
         return plain(self.raw[seen:])
 
     def turns(self) -> int:
-        """How many turns a chat has, as /show lists them."""
-        _, _, listed = self.say("/show").partition("Turns")
+        """How many turns a chat has, as /context lists them."""
+        _, _, listed = self.say("/context").partition("Turns")
         return len(re.findall(r"^ +\d+ ", listed, re.M))
 
     def end(self, timeout: float | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -13,8 +12,8 @@ import pytest
 
 from capt_local import errors
 from capt_local.cli import app
+from capt_local.cli.app import VERBS, below, function
 from capt_local.cli.exits import ExitCode, code_for, line_for
-from capt_local.cli.verbs import VERBS, below, function
 from capt_local.prompting.messages import Message
 from tests.cli.conftest import Run
 
@@ -95,7 +94,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_2(
             ["generate", "--top-logprobs", "101"],
             "--top-logprobs takes a whole number from 0 to 100",
         ),
-        (["chat", "-o", "x"], "near: --transcript FILE"),
+        (["chat", "-o", "x"], "near: /save FILE"),
         ([f"{CANARY}.txt"], "capt-local generate -f FILE"),
         (["models", CANARY], "behind models; one of list, "),
     ],
@@ -162,20 +161,3 @@ def test_nor_does_one_in_a_thread_or_a_destructor(
         app.main([])
     said = capfd.readouterr().err
     assert said.count("unexpected KeyError at") == 2 and CANARY not in said
-
-
-def test_shell_completion_knows_the_verbs() -> None:
-    code = "from capt_local.cli.app import main; main()"
-    environment = {
-        "_CAPT_LOCAL_COMPLETE": "complete_bash",
-        "COMP_WORDS": "capt-local ge",
-        "COMP_CWORD": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        check=False,
-    )
-    assert done.stdout.split() == ["generate"]

@@ -61,7 +61,7 @@ def test_nothing_of_an_answer_is_obeyed(tmp_path: Path) -> None:
     before = len(terminal.raw)
     terminal.say("What is it?")
     answered = terminal.raw[before:]
-    for line in ("/why", "/show", "/regen alpha=0"):
+    for line in ("/why", "/context", "/regen alpha=0"):
         terminal.say(line)
     terminal.send("/read \t")
     terminal.read(0.3)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,10 @@ def reading(terminal: Terminal) -> None:
     )
 
 
-def turns(path: Path) -> list[dict[str, object]]:
+def saved(terminal: Terminal, path: Path) -> list[dict[str, object]]:
+    """The turns of the conversation, as a file has them."""
+    terminal.say(f"/save {path}")
+    assert path.stat().st_mode & 0o777 == 0o600
     return [e for e in map(json.loads, path.read_text().splitlines()) if e["type"] == "turn"]
 
 
@@ -65,9 +67,7 @@ def echoes(terminal: Terminal) -> bool:
 
 
 def test_ctrl_c_keeps_the_part_and_the_session_and_the_second_one_leaves(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    terminal = started("--transcript", str(path))
-    assert path.stat().st_mode & 0o777 == 0o600
+    terminal = started()
     answering(terminal)
     assert not echoes(terminal)
     begun = time.monotonic()
@@ -75,11 +75,11 @@ def test_ctrl_c_keeps_the_part_and_the_session_and_the_second_one_leaves(tmp_pat
     terminal.ready()
     assert time.monotonic() - begun < 3  # a second on a machine that does nothing else
     assert "interrupted" in terminal.text()
-    (turn,) = turns(path)
+    (turn,) = saved(terminal, tmp_path / "t.jsonl")
     assert turn["answer"]["choices"][0]["finish_reason"] == "interrupted"  # type: ignore[index]
     terminal.say("/set max-tokens 3")
     terminal.say("Go on.")
-    assert len(turns(path)) == 2
+    assert terminal.turns() == 2
     terminal.say("/set max-tokens 900")
     answering(terminal)
     terminal.send("\x03")
@@ -115,9 +115,8 @@ def test_ctrl_c_while_the_models_read_offers_the_text_again() -> None:
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["at the prompt", "in an answer"])
-def test_a_signal_ends_the_session_and_restores_the_terminal(busy: bool, tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    terminal = started("--transcript", str(path))
+def test_a_signal_ends_the_session_and_restores_the_terminal(busy: bool) -> None:
+    terminal = started()
     if busy:
         answering(terminal)
     else:
@@ -127,20 +126,17 @@ def test_a_signal_ends_the_session_and_restores_the_terminal(busy: bool, tmp_pat
     assert terminal.end() == 143
     assert "Traceback" not in terminal.text() and "error" not in terminal.text()
     assert terminal.raw.count(b"\x1b[?2004h") == terminal.raw.count(b"\x1b[?2004l")
-    assert len(turns(path)) == busy
 
 
 def test_a_closed_terminal_ends_the_session(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
     errors = tmp_path / "errors"
     shell = f'exec "$@" 2>{errors}'
     command = ("sh", "-c", shell, "sh", sys.executable, "-m", "capt_local")
-    terminal = Terminal(["chat", *LONG, "--transcript", str(path)], command=command)
+    terminal = Terminal(["chat", *LONG], command=command)
     terminal.ready()
     answering(terminal)
     assert terminal.hang_up() == 128 + signal.SIGHUP
     assert "Traceback" not in errors.read_text() and "error" not in errors.read_text()
-    assert len(turns(path)) == 1
 
 
 def test_an_idle_session_forgets_and_says_so(tmp_path: Path) -> None:
@@ -161,26 +157,8 @@ def test_an_idle_session_forgets_and_says_so(tmp_path: Path) -> None:
     assert terminal.end() == 0
 
 
-def piped(text: bytes, *flags: str) -> subprocess.CompletedProcess[bytes]:
-    command: Sequence[str] = (sys.executable, "-m", "capt_local", "chat", "-t", "1", "-n", "6")
-    return subprocess.run([*command, *flags], input=text, capture_output=True, check=False)
-
-
-def test_a_pipe_has_one_turn_a_line_and_no_commands(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    text = f'{QUESTION}\r\n\n/exit {CANARY}\n"""\none\n\n/two\n"""\nlast'
-    result = piped(text.encode(), "--transcript", str(path), "--idle-timeout", "5")
-    assert b"--idle-timeout has no effect" in result.stderr
-    assert result.returncode == 0
-    said = turns(path)
-    assert [turn["question"] for turn in said] == [
-        QUESTION,
-        f"/exit {CANARY}",
-        "one\n\n/two",
-        "last",
-    ]
-    answers = [turn["answer"]["choices"][0]["message"]["content"] for turn in said]  # type: ignore[index]
-    shown = "".join(answer if answer.endswith("\n") else f"{answer}\n" for answer in answers)
-    assert result.stdout.decode() == shown
-    assert b"\x1b" not in result.stdout + result.stderr and b">>>" not in result.stderr
-    assert CANARY.encode() not in result.stderr
+def test_a_pipe_is_refused_before_a_model_loads() -> None:
+    command = (sys.executable, "-m", "capt_local", "chat", "-m", "no-such-bundle")
+    result = subprocess.run(command, input=CANARY.encode(), capture_output=True, check=False)
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert b"chat needs a terminal" in result.stderr and CANARY.encode() not in result.stderr

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from capt_local import config as site_config
-from capt_local.cli.settings import KEYS, options_of, unknown_variables, verbs
+from capt_local.cli.app import VERBS, function
+from capt_local.cli.parse import KEYS, options_of, unknown_variables
 from capt_local.decoding.options import CombineOptions
 from tests.cli.conftest import Run
 from tests.cli.fake_runtime import Script
@@ -106,9 +107,12 @@ def test_a_number_may_stand_where_a_flag_has_text(
 
 
 def test_the_list_of_keys_is_complete() -> None:
-    """What `settings` reads off the declarations, against the list that needs no import of them."""
-    found = {key for verb in verbs() for key, option in options_of(verb).items() if option.variable}
-    assert found == KEYS, f"cli/settings.py: add {found - KEYS}, remove {KEYS - found}"
+    """What is read off the declarations, against the list that needs no import of them."""
+    verbs = [function(name) for name, (module, _) in VERBS.items() if module]
+    declared = [option for verb in verbs for option in options_of(verb).values()]
+    found = {option.key: option.variable for option in declared if option.variable}
+    assert {*found} == KEYS, f"cli/parse.py: add {found.keys() - KEYS}, remove {KEYS - {*found}}"
+    assert unknown_variables(dict.fromkeys(found.values(), "")) == []
 
 
 def test_show_says_where_each_value_is_from(
@@ -150,11 +154,6 @@ def test_a_variable_that_nothing_reads_is_named(
     assert "0.7" not in told[0]
 
 
-def test_every_variable_of_an_option_is_known() -> None:
-    names = {each.variable for verb in verbs() for each in options_of(verb).values()}
-    assert unknown_variables(dict.fromkeys(filter(None, names), "")) == []
-
-
 def forbid(site: Path, *names: str) -> None:
     site.write_text(f"[limits]\nforbid = {list(names)!r}\n")
 
@@ -168,13 +167,12 @@ def refused(run: Run, site: Path, *arguments: str) -> None:
 
 
 def test_a_site_forbids_features(run: Run, script: Script, site: Path, tmp_path: Path) -> None:
-    page, log = tmp_path / "x.html", tmp_path / "t.jsonl"
-    forbid(site, "reports", "transcripts", "network")
+    page = tmp_path / "x.html"
+    forbid(site, "reports", "network")
     refused(run, site, "generate", "{models}", "-p", "x", "--html", str(page))
     refused(run, site, "explain", str(tmp_path / "a.json"), "--html", str(page))
-    refused(run, site, "chat", "{models}", "--transcript", str(log))
     refused(run, site, "batch", str(tmp_path / "in.jsonl"), "-o", "x.jsonl", "--ray", "local")
-    assert not page.exists() and not log.exists() and not script.calls
+    assert not page.exists() and not script.calls
     assert run("generate", "{models}", "-p", "x").code == 0
 
 

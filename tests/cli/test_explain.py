@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles.manifest import Bundle
-from capt_local.chat.conversation import Conversation, Turn, first_line, transcript
+from capt_local.chat.conversation import Conversation, Turn, transcript
 from capt_local.decoding.options import GenerateOptions
 from capt_local.report.json import answer_from
 from tests.cli.conftest import Run, Stdin
@@ -55,17 +55,15 @@ def test_a_report_is_for_its_owner_alone(run: Run, kept: Path, tmp_path: Path) -
 
 def test_turns_of_a_transcript(run: Run, kept: Path) -> None:
     answer = answer_from(json.loads(kept.read_text()))
-    turn, first = Turn(CANARY, answer, GenerateOptions()), first_line(Bundle("demo", {}), {})
-    talk = transcript(Conversation().plus(turn).plus(turn), first)
-    lines = [*talk.splitlines(), '{"type": "undo"}', talk.splitlines()[1], '{"type": "system"}']
-    data = "\n".join(lines).encode()
+    turn = Turn(CANARY, answer, GenerateOptions())
+    talk = Conversation("Be brief.").plus(turn).plus(turn)
+    data = transcript(talk, Bundle("demo", {}), {}).encode()
     result = run("explain", stdin=Stdin(data))
     assert result.code == 0 and "holds 2 answers; this is the last" in result.err
     result = run("explain", "--turn", "2", stdin=Stdin(data))
     assert result.err == "" and "[pneumonia]" in result.out and CANARY not in result.out
     result = run("explain", "--turn", "3", stdin=Stdin(data))
     assert result.code == 2 and "the file holds 2 answers" in result.err
-    assert run("explain", stdin=Stdin(data + b'\n{"type": "clear"}\n')).code == 2
 
 
 def test_a_line_of_a_batch_without_log_probabilities_names_the_flag(run: Run, kept: Path) -> None:
@@ -82,7 +80,7 @@ def test_a_line_of_a_batch_without_log_probabilities_names_the_flag(run: Run, ke
 BROKEN = [
     b"", b"\xff" + CANARY.encode(), f"{CANARY}".encode(), b"[" * 100_000, b"[]",
     f'{{"{CANARY}": "{CANARY}"}}'.encode(), b'{"choices": [1]}', b'{"answer": {"choices": 3}}',
-    f'{{"type": "turn"}}\n{CANARY}'.encode(), b'{"type": "undo"}\n{}',
+    f'{{"type": "turn"}}\n{CANARY}'.encode(), b'{"type": "system"}\n{}',
 ]  # fmt: skip
 
 

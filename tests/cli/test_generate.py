@@ -24,7 +24,7 @@ from capt_local.errors import (
 from capt_local.prompting.messages import Message
 from capt_local.report.json import answer_from
 from tests.cli.conftest import Run, Stdin
-from tests.cli.fake_runtime import Script
+from tests.cli.fake_runtime import FakeGeneration, Script
 from tests.small_trio import SMALL_TRIO
 from tests.tiny_models import tiny_gguf
 
@@ -103,15 +103,9 @@ def test_an_empty_prompt_and_bytes_that_are_not_utf8_are_refused(run: Run, scrip
     assert CANARY not in result.err
     result = run("generate", "{models}", stdin=Stdin(b"Fever\0"))
     assert result.code == 2 and "holds a NUL byte (0x00) at byte 5 (counted from 0)" in result.err
+    result = run("generate", "{models}", "-f", f"/nowhere/{CANARY}.txt")
+    assert result.code == 2 and CANARY not in result.err
     assert not script.calls
-
-
-def test_the_name_of_a_missing_prompt_file_is_not_repeated(
-    run: Run, script: Script, tmp_path: Path
-) -> None:
-    result = run("generate", "{models}", "-f", str(tmp_path / f"{CANARY}.txt"))
-    assert result.code == 2
-    assert CANARY not in result.err
 
 
 @pytest.mark.parametrize("raw", [False, True])
@@ -241,16 +235,6 @@ def test_an_answer_is_not_lost_with_the_disk(
     assert not list(tmp_path.glob("*answer*")) + list(tmp_path.glob(".capt-local-*"))
 
 
-def test_no_file_is_written_that_was_not_asked_for(
-    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    run("generate", "{models}", "-p", "x")
-    run("generate", "{models}", "-p", "x", "--json")
-    assert sorted(tmp_path.rglob("*")) == before
-
-
 def test_models_given_by_path(run: Run, tmp_path: Path) -> None:
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xffb.gguf"))  # no UTF-8
     shutil.move(tiny_gguf(tmp_path / "a.gguf", seed=1), odd)
@@ -305,8 +289,107 @@ def test_both_answers_are_shown_with_marks_and_a_table(run: Run, script: Script)
     assert "  It is [pneumonia].\n" in result.out
     assert '"a cold"' in result.out
     assert "not medical" in result.out
-    assert "note: a notice of the generation" in result.err
+    assert "Note: a notice of the generation" in result.out
     calls = [call for call in script.calls if "asked" in call]
     assert [call["options"].method for call in calls] == [Method.TARGET, Method.CAPT]
     prompts = {call["asked"][0].content for call in calls}
     assert prompts == {f"{demo_note()}\n\n{QUESTION}"}
+
+
+# Structured answers.
+
+
+@pytest.mark.parametrize(
+    ("flags", "text", "said"),
+    [
+        (["--json-schema"], f"The patient {CANARY}", "is not JSON"),
+        (["--json-schema"], f'{{"anyOf": [{{}}, {{"type": "{CANARY}"}}]}}', "at anyOf[2].type"),
+        (["--stop", "x", "--json-schema"], "{}", "stop string"),
+    ],
+)
+def test_a_schema_that_cannot_be_used_is_one_line_before_any_model(
+    run: Run, script: Script, tmp_path: Path, flags: list[str], text: str, said: str
+) -> None:
+    (path := tmp_path / f"{CANARY}.txt").write_text(text)
+    result = run("generate", "{models}", "-p", "x", *flags, str(path))
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert said in result.err and CANARY not in result.err
+    assert script.calls == []
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_whether_an_answer_has_its_form_is_told(
+    run: Run, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    told_form = property(lambda _: whole, lambda *_: None)
+    monkeypatch.setattr(FakeGeneration, "structured", told_form, raising=False)
+    schema = f'{{"enum": ["{CANARY}"]}}'
+    (path := tmp_path / "schema.json").write_text(schema)
+    result = run("generate", "{models}", "-p", "x", "--json-schema", str(path), "--json")
+    assert script.calls[1]["options"].structure.source == schema
+    told = json.loads(result.out)
+    state = "complete" if whole else "incomplete"
+    assert (result.code, told["capt"]["structured"]) == (0 if whole else 6, state)
+    assert ("not valid" in result.err) != whole
+    assert any("not valid" in line for line in told["warnings"]) != whole
+    # The schema itself may hold words of a note.
+    assert told["provenance"]["parameters"]["structure"]["kind"] == "json-schema"
+    assert CANARY not in result.out
+    assert answer_from(told).structured is whole
+
+
+# Documents.
+
+DATA = Path(__file__).parents[1] / "documents" / "data"
+
+
+def test_the_text_of_a_document_is_the_prompt(run: Run, script: Script, tmp_path: Path) -> None:
+    result = run("generate", "{models}", "-p", "Which drugs?", "-f", str(DATA / "visit.pdf"))
+    asked = script.calls[1]["asked"][0].content
+    assert result.code == 0 and asked.startswith("Which drugs?\n\nInvented Hospital\nVisit of")
+    data = (DATA / "visit.docx").read_bytes()
+    assert run("generate", "{models}", stdin=Stdin(data)).code == 0
+    assert "metformin | 500 mg" in script.calls[-2]["asked"][0].content
+    note = tmp_path / "note.txt"
+    note.write_bytes("Fieber 39 °C".encode("windows-1252"))
+    refused = run("generate", "{models}", "-f", str(note))
+    assert refused.code == 2 and "byte 10 (counted from 0) is 0xb0" in refused.err
+    assert run("generate", "{models}", "-f", str(note), "--encoding", "windows-1252").code == 0
+    assert script.calls[-2]["asked"][0].content == "Fieber 39 °C"
+
+
+def test_a_document_that_cannot_be_read_ends_with_2(run: Run, script: Script) -> None:
+    result = run("generate", "{models}", "-f", str(DATA / "locked.pdf"))
+    assert (result.code, result.out) == (2, "") and script.calls == []
+    assert "The prompt file (-f) needs a password" in result.err and "locked" not in result.err
+
+
+def test_facts_without_a_source_are_told(run: Run, script: Script, tmp_path: Path) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("Takes aspirin 81 mg daily for the heart.")
+    script.pieces = [(b"Takes aspirin 81 mg", None), (b" and warfarin 5 mg daily.", None)]
+    told = run("generate", "{models}", "-p", "Drugs?", "-f", str(note), "--json")
+    sources = json.loads(told.out)["capt"]["sources"]
+    assert told.code == 0 and sources["of"] == "document"
+    assert "2 of 4 facts not found in the document: warfarin; 5 mg" in told.err
+    places = {fact["text"]: (fact["match"], fact["source"]) for fact in sources["facts"]}
+    assert places["aspirin"] == ("exact", [6, 13]) and places["warfarin"] == ("unsupported", None)
+    # Without a note, figures alone are looked for in the prompt.
+    told = run("generate", "{models}", "-p", "Drugs?")
+    assert "2 of 2 facts not found in the prompt: 81 mg; 5 mg." in told.err
+
+
+def test_no_answer_without_sources(run: Run, script: Script, tmp_path: Path) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("Takes aspirin 81 mg daily for the heart.")
+    script.pieces = [(b"Takes warfarin.", None)]
+    refused = run("generate", "{models}", "-f", str(note), "--require-sources")
+    assert (refused.code, refused.out) == (6, "")
+    assert "nothing is answered (--require-sources): 1 of 1 facts" in refused.err
+    written = run("generate", "{models}", "-f", str(note), "--require-sources", "--json")
+    choice = json.loads(written.out)["choices"][0]
+    assert choice["finish_reason"] == "abstained" and choice["message"]["content"] == ""
+    script.pieces = [(b"Takes aspirin daily.", None)]
+    answered = run("generate", "{models}", "-f", str(note), "--require-sources")
+    assert (answered.code, answered.out) == (0, "Takes aspirin daily.\n")
+    assert run("generate", "{models}", "-p", "x", "--require-sources").code == 2

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from capt_local.decoding.step import Choice, FinishReason, Step
 from capt_local.report.answers import (
-    bars,
     changed_words,
     clipped,
     formula,
@@ -26,10 +25,9 @@ from capt_local.report.answers import (
 )
 from capt_local.report.html import cells as cells_of
 from capt_local.report.html import contrasts, details, page
-from capt_local.report.json import COMMANDS, Answer, warnings
+from capt_local.report.json import Answer, warnings
 from capt_local.report.views import Span, cells, plain
-from tests.report.answers import an_answer, long_answer
-from tests.report.steps import step
+from tests.report.answers import an_answer, long_answer, step
 
 PIECES = [
     (b"He has", None, 0.5),
@@ -124,13 +122,11 @@ def test_the_context_is_that_of_the_fullest_model_by_name() -> None:
     )
     assert "context 508/512 (expert)" in summary_line(answer)
     assert "expert is full (508 of 512 tokens)" in warnings(answer)[0]
-    assert "--ctx-size" in warnings(answer)[0] and "--max-tokens" not in warnings(answer)[0]
+    assert "ctx-size" in warnings(answer)[0] and "max-tokens" not in warnings(answer)[0]
     reached = replace(answer, provenance={"parameters": {"max_tokens": 4}})
-    assert "--max-tokens" in warnings(reached)[0] and "--ctx-size" not in warnings(reached)[0]
-    assert "/set max-tokens" in warnings(reached, COMMANDS)[0]
+    assert "max-tokens" in warnings(reached)[0] and "ctx-size" not in warnings(reached)[0]
     looped = replace(answer, finish=FinishReason.REPETITION, context={})
-    assert "(--no-repetition-stop lets" in warnings(looped)[0]
-    assert "a chat started with --no-repetition-stop" in warnings(looped, COMMANDS)[0]
+    assert "(no-repetition-stop lets" in warnings(looped)[0]
     assert "context 16/512 (expert)" in summary_line(an_answer(PIECES))  # only prompts counted
     alone = replace(answer, prompt_tokens={"target": 10}, context={"target": (14, 4096)})
     assert "context 14/4096 |" in summary_line(alone)
@@ -175,10 +171,10 @@ def test_a_combination_has_a_name_and_a_formula(
 def test_formula_and_weights_agree() -> None:
     mixed = (((1.0, 0.0, 0.0), 0.3), ((1.0, 0.5, 0.5), 0.699), ((0.0, 1.0, 0.0), 0.001))
     assert in_words(mixed) == "alpha 0.5 (70 %), target (30 %)"
-    assert in_words(()) == "" and bars(()) is None
-    found = bars(mixed)
-    assert found is not None
-    assert found.rows == (("target", 0.3), ("target + 0.5 (expert - base)", 0.699))
+    assert in_words(()) == ""
+    assert "Weights: alpha 0.5 (70 %), target (30 %)." in text(
+        replace(an_answer(PIECES), weights=mixed)
+    )
     fixed = replace(an_answer(PIECES), weights=(((1.0, 0.5, 0.5), 1.0),))
     assert "Target + 0.5 (expert - base):" in text(
         replace(fixed, alone=an_answer([(b"x", None, 0.0)]))

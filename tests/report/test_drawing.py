@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from capt_local.report.answers import LEGEND, bars, both, shift_table
+from capt_local.report.answers import LEGEND, both, shift_table
 from capt_local.report.drawing import drawn, progress_line, progress_width
 from capt_local.report.views import (
-    Bars,
     Beside,
     Look,
     Pane,
@@ -30,9 +29,7 @@ SPELLED = r"\x1b]52;\x07[bold red]x[/] :smile: [link=//x] \u202e\x9b2J"
 
 ALONE = replace(an_answer([(b"It is a cold.", None, 0.0)]), prompt_tokens={"target": 9}, weights=())
 TOGETHER = an_answer([(b"It is", None, 0.0), (b" pneumonia", b" a", 2.0), (b".", None, 0.0)])
-WEIGHTS = bars(TOGETHER.weights)
-assert WEIGHTS is not None
-FIGURES = Beside(shift_table(TOGETHER.steps), WEIGHTS)
+FIGURES = shift_table(TOGETHER.steps)
 
 
 def shown(view: View, width: int, **look: object) -> list[str]:
@@ -62,9 +59,7 @@ VIEWS: list[View] = [
     Table(CANARY, (("a",),)),
     Table("t", ((CANARY, "b"),)),
     Table("t", (("a", "b"),), (CANARY, "y"), right=(0,)),
-    Bars(CANARY, ((CANARY, 0.5),)),
     Beside(Pane(CANARY, ()), Pane("t", (Span(CANARY),))),
-    Beside(Table(CANARY, ((CANARY,),)), Bars(CANARY, ())),
 ]
 
 
@@ -78,8 +73,7 @@ def test_no_text_is_an_instruction(view: View, colour: bool) -> None:
 
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:
-    bars = Bars("t", (("0.5", 0.5),))
-    for view in (both(ALONE, TOGETHER), FIGURES, bars):
+    for view in (both(ALONE, TOGETHER), FIGURES):
         assert drawn(view, Look(110, encoding="ascii")).isascii()
     assert progress_line("loading", 0.5, Look(40, encoding="ascii")).isascii()
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from capt_local.documents import Document
 from capt_local.errors import UsageError
+from capt_local.report.answers import spelled
 from capt_local.report.html import (
     cells,
     page,
     policy,
-    spelled,
 )
 from capt_local.report.json import Answer, with_sources
 from capt_local.report.sanitise import visible

@@ -24,7 +24,7 @@ from capt_local.report.json import (
     dumps,
 )
 from capt_local.report.views import plain
-from tests.report.steps import step
+from tests.report.answers import step
 
 
 def an_answer(**changes: object) -> Answer:
@@ -88,14 +88,6 @@ def test_the_mean_is_over_the_tokens_at_which_expert_and_base_were_asked() -> No
     assert (found["capt"]["mean_contrast"], found["capt"]["mean_contrast_tokens"]) == (None, 0)
 
 
-def test_numbers_that_are_not_finite_become_null() -> None:
-    steps = [step(0, b"a", logp=-math.inf, target_logp=math.nan)]
-    content = json.loads(dumps(answer_object(an_answer(steps=steps))))
-    token = content["choices"][0]["logprobs"]["content"][0]
-    assert token["logprob"] is None
-    assert token["capt"]["target_logprob"] is None
-
-
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -152,8 +144,11 @@ def test_warnings_are_told_once_and_on_one_line() -> None:
 
 
 def test_numbers_that_were_not_finite_are_not_known() -> None:
-    answer = an_answer(steps=[step(0, b"a", target_logp=-math.inf)], text=b"a")
-    assert math.isnan(answer_from(stored(answer)).steps[0].target_logp)
+    answer = an_answer(steps=[step(0, b"a", logp=-math.inf, target_logp=math.nan)], text=b"a")
+    value = stored(answer)
+    token = value["choices"][0]["logprobs"]["content"][0]
+    assert token["logprob"] is None and token["capt"]["target_logprob"] is None
+    assert math.isnan(answer_from(value).steps[0].target_logp)
 
 
 def test_bytes_that_an_interruption_held_back_are_there() -> None:

@@ -85,7 +85,7 @@ def test_an_answer_on_a_terminal_wraps_and_in_a_pipe_does_not() -> None:
 
 def test_what_was_searched_for_is_forgotten_too() -> None:
     with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
-        line = InputLine(lambda _: (), lambda _: False)
+        line = InputLine(lambda _: ())
         buffer = line._session.search_buffer
         buffer.text = "zyzzyva"
         buffer.append_to_history()

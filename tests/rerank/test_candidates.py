@@ -20,7 +20,7 @@ from capt_local.documents import Document
 from capt_local.errors import Cancelled
 from capt_local.grounding import missing_from
 from capt_local.rerank.candidates import RankedBy, best_of, draw_choices, ranked, shares
-from tests.report.steps import step
+from tests.report.answers import step
 
 QUESTION = "58-year-old woman with dyspnea on exertion for 3 days and a cough. What should be done?"
 OPTIONS = GenerateOptions(max_tokens=6, sample=SampleOptions(temperature=1.0, seed=3))

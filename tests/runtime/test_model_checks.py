@@ -196,7 +196,7 @@ def test_a_swap_is_found_by_what_reads_vocabularies_too(
 
 @pytest.mark.parametrize(
     "verb",
-    [["generate", "-p", "x"], ["bench"], ["chat"], ["models", "show"], ["doctor", "-m"]],
+    [["generate", "-p", "x"], ["bench"], ["models", "show"], ["doctor", "-m"]],
     ids=lambda verb: verb[0],
 )
 def test_a_hostile_file_never_reaches_llama_cpp_here(

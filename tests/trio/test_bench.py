@@ -87,5 +87,5 @@ def test_ctrl_c_ends_a_run_in_the_middle_of_an_answer(
     def cancel(_: object) -> bool:
         return next(asked) > 5
 
-    monkeypatch.setattr("capt_local.cli.signals.Interrupt.__call__", cancel)
+    monkeypatch.setattr("capt_local.cli.exits.Interrupt.__call__", cancel)
     assert run([*BENCH, "--modes", "target"]) == 130

@@ -49,8 +49,7 @@ def runtime() -> Iterator[Runtime]:
         yield opened
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("prompt", "temperature"), list(zip(PROMPTS, [0.0, 1.0], strict=True)))
 @pytest.mark.parametrize("method", [Method.CAPT, Method.TARGET, Method.EXPERT, Method.CAPT_PAPER,
                                     Method.UNITE, Method.CONTRASTIVE])  # fmt: skip
 def test_every_answer_is_an_instance(
