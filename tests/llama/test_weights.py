@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.errors import ModelError, UsageError
+from capt_local.errors import ModelError
 from capt_local.llama.model import LlamaModel
-from capt_local.llama.options import LoadOptions
 from capt_local.llama.weights import Weights
 from tests.llama.conftest import ONE_THREAD
 from tests.tiny_models import tiny_gguf
@@ -36,17 +35,6 @@ def test_llama_cpp_says_itself_what_is_wrong_with_a_model(
     assert "tensor 'blk.1.ffn_up.weight' not found" in message
     assert str(tmp_path) not in message
     assert "\n" not in message
-
-
-def test_gpu_layers_without_a_gpu_are_refused_not_ignored(
-    tiny_path: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("capt_local.llama.library.Library.devices", lambda _self: ())
-    for layers in ("all", 3):
-        with pytest.raises(UsageError, match=f"--gpu-layers {layers}"):
-            Weights(tiny_path(), LoadOptions(gpu_layers=layers))
-    with Weights(tiny_path(), LoadOptions(gpu_layers="auto")) as weights:
-        assert weights.metadata.gpu_layers == 0
 
 
 @pytest.mark.parametrize("quantized", ["Q8_0", "Q4_0", "F16"])
