@@ -5,7 +5,8 @@
 A SETTING is `target`, `expert`, a fixed alpha such as `0.5`, `default` (what the program takes for
 turns), or alphas that the evidence of the prompt chooses among, with the target, such as
 `0.25/0.5`; greedy. With `*8@0.7` behind it, eight answers are drawn at that temperature (1 where
-none is given), and the one with the fewest facts that the input lacks counts.
+none is given), and the one with the fewest facts that the input lacks counts. With `+fast` behind
+it, expert and base are skipped as by `--speed fast`; `+fast0.5` has another `ensemble.SURE`.
 
 Answers are kept in OUT, one file a setting, and are not made again. Printed for each: ROUGE-1, 2
 and L, answers that end by themselves, the share of repeated four-word sequences, and numbers in
@@ -19,14 +20,18 @@ import argparse
 import dataclasses
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import bootstrap
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime, SampleOptions
+from capt_local.decoding.ensemble import SURE, SkipRule
+from capt_local.decoding.options import Speed
 from capt_local.documents import Document
 from capt_local.grounding import missing_from
 from capt_local.rerank.candidates import best_of
@@ -63,14 +68,21 @@ def answers(
 ) -> list[dict[str, Any]]:
     """The answer to each item; those that the file holds are not made again."""
     weights, _, drawn = setting.partition("*")
+    weights, fast, sure = weights.partition("+fast")
     number, _, temperature = drawn.partition("@")
     options = options_of(weights, tokens)
+    if fast:
+        options = dataclasses.replace(options, speed=Speed.FAST)
+    rule = partial(SkipRule, float(sure or SURE))
     if drawn:
         sample = SampleOptions(temperature=float(temperature or 1))
         options = dataclasses.replace(options, sample=sample)
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     found = {line["id"]: line for line in map(json.loads, lines)}
-    with path.open("a", encoding="utf-8") as file:
+    with (
+        mock.patch("capt_local.decoding.ensemble.SkipRule", rule),
+        path.open("a", encoding="utf-8") as file,
+    ):
         for item in items:
             if item["id"] in found:
                 continue
@@ -84,6 +96,8 @@ def answers(
                 for _ in generation:
                     pass
             made = {"id": item["id"], "text": generation.text, "finish": str(generation.finish)}
+            stats = generation.stats
+            made["tokens"], made["skipped"] = stats.steps, stats.proxies_skipped
             file.write(json.dumps(made) + "\n")
             file.flush()
             found[item["id"]] = made
@@ -114,7 +128,12 @@ def figures(items: list[dict[str, Any]], made: list[dict[str, Any]], rouges: Tab
     ended = sum(answer["finish"] == "stop" for answer in made)
     again = sum(repeated(answer["text"]) for answer in made) / count
     means = " ".join(f"{mean:.4f}" for mean in rouges.mean(axis=0))
-    return f"{means}  ended {ended} of {count}  repeated {again:.3f}  unsupported {unsupported}"
+    tokens = sum(answer.get("tokens", 0) for answer in made)
+    skipped = sum(answer.get("skipped", 0) for answer in made) / max(tokens, 1)
+    return (
+        f"{means}  ended {ended} of {count}  repeated {again:.3f}  unsupported {unsupported}  "
+        f"skipped {skipped:.3f}"
+    )
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ class BenchFlags:
     modes: str | None = flag(
         "--modes A,B,...",
         "Only these; llama is the target through llama-cpp-python itself. Default: "
-        "target, llama, exact-steps, auto.",
+        "target, llama, exact-steps, auto, fast.",
     )
     prompts: list[Path] | None = flag(
         "--prompts FILE",
@@ -69,8 +69,8 @@ def bench(
     """Prompt and answer speed of every way of answering, and their ratios answer by answer.
 
     Modes: target (alone), llama (the same through llama-cpp-python itself), exact-steps (the three,
-    step by step), and auto (with drafts). They take turns on the same prompts, so ratios hold on a
-    machine whose speed drifts; see docs/speed.md.
+    step by step), auto (with drafts), and fast (not all three at every token). They take turns on
+    the same prompts, so ratios hold on a machine whose speed drifts; see docs/speed.md.
 
     Examples:
       capt-local bench
@@ -141,7 +141,7 @@ def _modes(
         known[LLAMA] = known[TARGET]
     if "expert" in bundle.models:
         together = generate_options(bundle, how, sample, 0, Method.CAPT)
-        for speed in (Speed.EXACT_STEPS, Speed.AUTO):
+        for speed in (Speed.EXACT_STEPS, Speed.AUTO, Speed.FAST):
             known[str(speed)] = dataclasses.replace(together, speed=speed)
     if names is None:
         return known

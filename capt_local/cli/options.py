@@ -311,8 +311,9 @@ class AnswerFlags(ProxyReasoningFlags):
     )
     speed: Speed = setting(
         "--speed NAME",
-        "auto: drafts that all models check at once, where they pay; exact-steps: none. The answer "
-        "is the same. Default: auto.",
+        "auto: drafts that all models check at once, where they pay; exact-steps: none; the same "
+        "answer. fast: the target alone where expert and base hardly count: another answer. "
+        "Default: auto.",
         Speed.AUTO,
     )
 

@@ -7,7 +7,6 @@ alone; where several want the same model, it decodes for all of them in one batc
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder, read_by
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.model import Model, Rows
-from capt_local.decoding.options import GenerateOptions, Speed
+from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.prompt_weights import Memory
 from capt_local.decoding.proxy import LogitsCache, common_length
 from capt_local.decoding.step import FinishReason, Step
@@ -444,11 +443,9 @@ class BatchScheduler:
         def cancel() -> bool:
             return self._cancel() or (own is not None and own())
 
-        # Drafts would use what the others leave idle. There is nothing idle here.
-        stepwise = dataclasses.replace(options, speed=Speed.EXACT_STEPS)
         caches = self._kept[place] if self._kept else self._new_caches(place)
         builder = self._builder.with_caches(caches)
-        ensemble = builder.build(stepwise)
+        ensemble = builder.build(options)
         prompts = {
             each.role: self._prompt_of(
                 each.role, *read_by(options.method, each.role, request.prompt, raw=request.raw)
@@ -463,13 +460,13 @@ class BatchScheduler:
             place = self._best_place(prompts, options, request.owner)
             memory = self._memories[place]
             builder = self._builder.with_caches(self._kept[place])
-            ensemble = builder.build(stepwise)
+            ensemble = builder.build(options)
         for each in ensemble.models:
             each.set_adapter_scales(options.scales_of(each.role))
         self._watch(place, cancel)
         notices = builder.notices(options.method)
-        generation = Generation(ensemble, prompts, stepwise, cancel, memory, notices)
-        ensemble.skip_certain = options.speed is not Speed.EXACT_STEPS and not options.top
+        # Drafts would use what the others leave idle. There is nothing idle here.
+        generation = Generation(ensemble, prompts, options, cancel, memory, notices, drafts=False)
         if not self._kept:
             self._prepare(ensemble, generation, place, earlier)
             if memory is not None:

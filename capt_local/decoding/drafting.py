@@ -77,7 +77,8 @@ class Drafter:
             return
         if ensemble.leader.model.batch_floor != 1:
             self._look_up(most)
-        if not self._draft and not ensemble.target_alone:
+        # Proxies that are skipped here catch up where they count, and read ahead from there.
+        if not self._draft and not ensemble.target_alone and not ensemble.skips_proxies:
             self._ask_leader(most)
         if self._draft:
             count = self._stats.by_source.setdefault(self._source, DraftCount())

@@ -7,6 +7,7 @@ method needs, and how they are aligned, is in `EnsembleBuilder`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +23,15 @@ from capt_local.decoding.baselines import (
     contrastive,
     proxy_tuning,
 )
-from capt_local.decoding.combine import Contrast, Distribution
+from capt_local.decoding.combine import Candidates, Contrast, Distribution
 from capt_local.decoding.model import Row
-from capt_local.decoding.options import CombineOptions, Exponents, GenerateOptions, Method
+from capt_local.decoding.options import (
+    CombineOptions,
+    Exponents,
+    GenerateOptions,
+    Method,
+    Speed,
+)
 from capt_local.decoding.proxy import LogitsCache, Proxy, common_length, proxy_logps, queries
 from capt_local.errors import ContextOverflow, UsageError
 from capt_local.prompting.messages import Message, Prompt
@@ -35,9 +42,42 @@ _NOTHING = np.float32(1e4)  # nats below the least; a probability of 0
 # From this share of the mixture on the target is alone: the others could move a probability by a
 # thousandth, and are not run.
 TARGET_ALONE = 0.999
+# Where `Speed.FAST` skips the proxies, chosen on validation text (docs/results.md).
+SURE, MOVED = 0.8, 0.05
+_FADING, _REMINDER = 0.9, 8
 # A published method: from the logits of the leading model and of the others what it chooses among;
 # None for the leading model alone.
 Published = Callable[..., Choices | None]
+
+
+class SkipRule:
+    """Where the proxies hardly count, so that `Speed.FAST` takes the target's distribution.
+
+    They do not where the target gives its likeliest token the probability `sure`; nor where, as
+    far as is known, they move less than `moved` of the probability: on average over the last
+    places at which they ran, which they do every few tokens in any case.
+    """
+
+    def __init__(self, sure: float = SURE, moved: float = MOVED) -> None:
+        self._least = math.log(sure)
+        self._limit = moved
+        self.start(0)
+
+    def start(self, place: int) -> None:
+        """Begins behind so many tokens, of which nothing is known."""
+        self._moved, self._ran_at = 2 * self._limit, place
+
+    def skips(self, own: Candidates, place: int) -> bool:
+        """Whether they are skipped behind `place` tokens."""
+        if own.logp.max() >= self._least:
+            return True
+        return self._moved < self._limit and place - self._ran_at < _REMINDER
+
+    def observe(self, here: Distribution, place: int) -> None:
+        """Takes in what they did behind `place` tokens."""
+        moved = 0.5 * float(np.abs(np.exp(here.logp) - np.exp(here.candidates.logp)).sum())
+        self._moved = _FADING * self._moved + (1.0 - _FADING) * moved
+        self._ran_at = place
 
 
 class Ensemble:
@@ -59,6 +99,7 @@ class Ensemble:
         target_alone: whether the proxies have no weight and do not run.
         skip_certain: whether the proxies do not run where one token alone is plausible; they catch
             up later. What they would have said is then not known.
+        skip_rule: where they do not run either; the leader's distribution is taken. None: nowhere.
     """
 
     def __init__(
@@ -75,6 +116,7 @@ class Ensemble:
         self.published = published
         self.tokens: list[int] = []
         self.skip_certain = False
+        self.skip_rule: SkipRule | None = None
         self._method = method
         self._leading_space = b""
         self._alone = Contrast(self.options, 0)
@@ -119,8 +161,10 @@ class Ensemble:
         own = prompts[self.leader.role]
         self.tokens = list(own.tokens)
         self._leading_space = own.lead
-        for each in self.models:
-            each.exact = exact
+        if self.skip_rule is not None:
+            self.skip_rule.start(len(self.tokens))
+        for each in self.models:  # what proxies catch up with comes in one batch
+            each.exact = exact and (each is self.leader or self.skip_rule is None)
         self.leader.keep_as(None)
         # What stands in front of a text that is scored from its beginning is no turn.
         self._lay_out(answer=not own.goes_on and any(each.evidence for each in own.segments))
@@ -131,28 +175,29 @@ class Ensemble:
         """The leader's logits behind the text: a view that stands until it decodes again."""
         return self.leader.logits_for(self.tokens)[0]
 
-    def distribution(self, only: BoolArray | None = None, *, alone: bool = False) -> Distribution:
+    def distribution(
+        self, only: BoolArray | None = None, *, alone: bool = False, run_all: bool = False
+    ) -> Distribution:
         """The distribution over what may come next; brings the models there first.
 
         Args:
             only: the tokens that may come, shape (vocabulary,); the leader gives nothing to the
                 others. None: all.
             alone: the leader's own; the others stay where they are.
+            run_all: the proxies run also where the rule would skip them.
         """
         row = self.leader_row()
         if only is not None:  # finite, so that any exponent leaves numbers
             row = np.where(only, row, row.min() - _NOTHING)
         if alone or self.target_alone:
             found = self._leaders_own(row)
-            if alone or not self.proxies:
-                return found
-            unknown = np.full(len(found.logp), np.nan)
-            return dataclasses.replace(found, contrast=unknown, proxies_skipped=True)
+            return found if alone or not self.proxies else _without_proxies(found)
         # Where a context is full all models run, so that the answer ends where it does in any case.
-        if self.skip_certain and only is None and self.tokens_left > 1:
-            certain = self.certain()
-            if certain is not None:
+        if only is None and self.tokens_left > 1:
+            if self.skip_certain and (certain := self.certain()) is not None:
                 return certain
+            if not run_all and self.skips_proxies:
+                return _without_proxies(self._leaders_own(row))
         # One after the other: each on half of the cores at the same time was slower.
         for proxy in self.proxies:
             proxy.sync()
@@ -163,7 +208,18 @@ class Ensemble:
         asked = queries(own, self.proxies, start=bool(self._leading_space))
         said = [each.probability(asked[id(each.alignment)]) for each in self.proxies]
         logps = proxy_logps(own, self.proxies, asked, said)
-        return self.contrast.combined(own, logps, row, self.weights)
+        found = self.contrast.combined(own, logps, row, self.weights)
+        if self.skip_rule is not None and only is None:
+            self.skip_rule.observe(found, len(self.tokens))
+        return found
+
+    @property
+    def skips_proxies(self) -> bool:
+        """Whether the rule skips the proxies behind the text."""
+        if self.skip_rule is None or self.target_alone:
+            return False
+        own = self.contrast.candidates(self.leader_row())
+        return self.skip_rule.skips(own, len(self.tokens))
 
     def certain(self) -> Distribution | None:
         """The distribution where the proxies cannot change it, without running them."""
@@ -172,7 +228,7 @@ class Ensemble:
         return self.contrast.certain(self.leader_row(), self.weights)
 
     def _leaders_own(self, row: Row) -> Distribution:
-        own = self._alone.candidates(row)
+        own = self.contrast.candidates(row)
         return self._alone.combined(own, np.empty((0, len(own.tokens))), row, np.ones(1))
 
     def advance(self, token: int) -> None:
@@ -283,6 +339,12 @@ class Ensemble:
         return len(path) - size
 
 
+def _without_proxies(found: Distribution) -> Distribution:
+    """The leader's distribution where the proxies might have said something."""
+    unknown = np.full(len(found.logp), np.nan)
+    return dataclasses.replace(found, contrast=unknown, proxies_skipped=True)
+
+
 def read_by(
     method: Method, role: str, asked: str | Sequence[Message], *, raw: bool
 ) -> tuple[str | Sequence[Message], bool]:
@@ -372,7 +434,11 @@ class EnsembleBuilder:
                 Proxy(each, self._tokenizers[each.role], self._alignment(leader.role, each.role))
                 for each in others
             ]
-            return Ensemble(leader, proxies, combine, method)
+            ensemble = Ensemble(leader, proxies, combine, method)
+            # Other products are not measured with skips; reports and scores are of all tokens.
+            if options.speed is Speed.FAST and method is Method.CAPT:
+                ensemble.skip_rule = None if options.top or scoring else SkipRule()
+            return ensemble
         # With one vocabulary a proxy takes the leader's tokens as they are.
         shared = method in (Method.PROXY_TUNING, Method.CONTRASTIVE)
         if shared:

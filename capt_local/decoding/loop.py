@@ -47,6 +47,7 @@ class Generation:
         memory: what an earlier prompt showed about the weights.
         notices: what the user should know.
         check: called before each step; raises where the models can no longer be used.
+        drafts: whether tokens may be read ahead.
 
     Attributes:
         text_bytes: the answer so far; at the end, all of it.
@@ -74,6 +75,8 @@ class Generation:
         memory: Memory | None = None,
         notices: Sequence[str] = (),
         check: Callable[[], None] | None = None,
+        *,
+        drafts: bool = True,
     ) -> None:
         ensemble.start(prompts)
         self._ensemble = ensemble
@@ -93,7 +96,7 @@ class Generation:
         # What expert and base say is part of the record then, so they run at each step.
         ensemble.skip_certain = options.speed is not Speed.EXACT_STEPS and not options.top
         self.stats = DraftStats()
-        self._drafter = Drafter.for_answer(ensemble, options, self.stats)
+        self._drafter = Drafter.for_answer(ensemble, options, self.stats) if drafts else None
         self._pieces = codecs.getincrementaldecoder("utf-8")("replace")
         self._notices = [note for prompt in prompts.values() for note in prompt.notices]
         self._notices += notices
@@ -222,8 +225,24 @@ class Generation:
                 f"At {count} token{'s' * (count > 1)} the form allowed nothing that the model "
                 "finds plausible, so the likeliest that it allows were taken."
             )
+        if self._options.speed is Speed.FAST and (said := self._about_skips()):
+            own.append(said)
         models = [notice for each in self._ensemble.models for notice in each.notices]
         return [*dict.fromkeys(self._notices + models + own)]
+
+    def _about_skips(self) -> str | None:
+        """What `Speed.FAST` has changed here, where it could."""
+        if self._ensemble.target_alone:
+            return None
+        if self._ensemble.skip_rule is not None:
+            return (
+                f"--speed fast: expert and base took no part in {self.stats.proxies_skipped} of "
+                f"{self.stats.steps} tokens. Other speeds may give another answer."
+            )
+        why = "--top-logprobs (and a report) shows them at every token"
+        if self._options.method is not Method.CAPT:
+            why = f"--method {self._options.method} needs them at every token"
+        return f"--speed fast leaves expert and base out nowhere here: {why}."
 
     def _prefill(self) -> None:
         """Decodes the prompt in all models, and weighs them by it."""

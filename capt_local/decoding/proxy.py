@@ -52,7 +52,7 @@ class LogitsCache:
         passes: calls that decoded them.
         notices: what the user should know, each once.
         exact: whether rows behind a text have the bits of tokens that are decoded one by one; else
-            they come in batches as large as can be, as for a text that is known.
+            several tokens come in batches as large as can be, as for a text that is known.
     """
 
     def __init__(self, role: str, model: Model) -> None:
@@ -199,9 +199,11 @@ class LogitsCache:
 
     def _step(self, tokens: Sequence[int], first: int, size: int) -> None:
         """Decodes up to `size` tokens, with rows from the one after `first` on."""
-        call = self.model.step if self.exact else self.model.extend
-        rows = max(0, size - first + 1)
-        self._keep(self._decode(call, tokens[len(self.tokens) : size], rows), size)
+        now, rows = tokens[len(self.tokens) : size], max(0, size - first + 1)
+        # One token by `step` in any case: with those of other requests, where there are any.
+        together = not self.exact and len(now) > 1
+        call = self.model.extend if together else self.model.step
+        self._keep(self._decode(call, now, rows), size)
 
     def _keep(self, rows: Rows, size: int) -> None:
         """Keeps rows of which the last follows `size` tokens."""

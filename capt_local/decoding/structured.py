@@ -481,11 +481,16 @@ def masked(
         here: the distribution over all plausible candidates.
         allowed: tokens, shape (vocabulary,).
         restricted: the distribution at the same place over the tokens that such a mask allows;
-            with `alone`, that of the leading model.
+            with `alone`, that of the leading model; with `run_all`, of all models.
 
     Raises:
         ModelError: the vocabulary has no token that may come.
     """
+    tokens = here.candidates.tokens
+    if here.proxies_skipped and len(tokens) > 1 and not allowed[tokens[here.logp.argmax()]]:
+        here = restricted(
+            None, run_all=True
+        )  # they were left out for the sake of what may not come
     mask = allowed[here.candidates.tokens]
     if np.isfinite(here.logp[mask]).any():
         return MaskedDistribution(here, mask)

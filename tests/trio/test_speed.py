@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
+from capt_local import (
+    CombineOptions,
+    GenerateOptions,
+    LoadOptions,
+    Method,
+    Request,
+    Runtime,
+    SampleOptions,
+)
 from capt_local.bundles.manifest import Bundle
+from capt_local.cli.app import run
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import Speed
 from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import Cancelled
+from capt_local.rerank.candidates import best_of
 from tests.decoding.answers import eager
 from tests.tiny_models import tiny_gguf
 
 # Repeats itself, as notes and their summaries do.
 COPY = "Medications: aspirin, lisinopril, metoprolol.\n" * 4 + "Medications: aspirin,"
 QUESTION = "A 58-year-old man has had a dry cough for three weeks. What should be asked?"
+TASK = "Mr. Karlov, 71, fell at home. No loss of consciousness. Write one line for the note."
 OPTIONS = GenerateOptions(max_tokens=24, combine=CombineOptions(alphas=(1.0,)))
 
 
@@ -84,6 +97,47 @@ def test_models_without_weight_do_not_run(small: Runtime) -> None:
     after = small.decoded()
     assert (after["expert"], after["base"]) == (before["expert"], before["base"])
     assert set(alone.context) == {"target"}
+
+
+def test_fast_runs_the_proxies_less_often_and_says_so(demo: Runtime) -> None:
+    demo.forget()
+    options = dataclasses.replace(OPTIONS, speed=Speed.FAST, max_tokens=40)
+    every, _ = answered(demo, TASK, Speed.EXACT_STEPS, options, raw=False)
+    demo.forget()
+    fast, steps = answered(demo, TASK, Speed.FAST, options, raw=False)
+    ran = len(steps) - fast.stats.proxies_skipped
+    assert 0 < ran < len(steps) and fast.stats.passes["target"] >= len(steps) - 1
+    for role in ("expert", "base"):
+        assert 0 < fast.stats.passes[role] < every.stats.passes[role]
+    assert f"no part in {fast.stats.proxies_skipped} of {len(steps)} " in fast.notices[-1]
+    demo.forget()
+    assert bits(answered(demo, TASK, Speed.FAST, options, raw=False)[1]) == bits(steps)
+    # Several at once, drawn or not, skip by the same rule.
+    (one,) = demo.generate_many([Request(TASK, options)], parallel=2)
+    assert one.generation is not None and one.generation.stats.proxies_skipped > 0
+    sample = SampleOptions(temperature=0.2)
+    best = best_of(demo, TASK, dataclasses.replace(options, sample=sample), 2)
+    for each in best.candidates:
+        assert "--speed fast: expert and base" in each.generation.notices[-1]
+        assert each.mean_logp == pytest.approx(np.mean([step.logp for step in each.steps]))
+
+
+def test_fast_is_told_in_the_json_of_an_answer(capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["generate", "-p", QUESTION, "-n", "24", "-t", "1", "--speed", "fast", "--json"]
+    assert run(flags) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["provenance"]["parameters"]["speed"] == "fast"
+    assert any(line.startswith("--speed fast: expert and base") for line in told["warnings"])
+    assert told["capt"]["speed"]["gated"] > 0
+    assert run([*flags, "--top-logprobs", "2"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert any(line.startswith("--speed fast leaves") for line in told["warnings"])
+    assert told["capt"]["speed"]["gated"] == 0
+
+
+@pytest.mark.parametrize("verb", ["batch", "serve", "eval", "score"])
+def test_verbs_whose_answers_are_records_have_no_speed(verb: str) -> None:
+    assert run([verb, "--speed", "fast"]) == 2
 
 
 def calls(runtime: Runtime) -> dict[str, int]:

@@ -1,0 +1,242 @@
+"""What the speeds of docs/speed.md keep of an answer, and what `fast` gains.
+
+    python -m scripts.measure_speeds same TARGET EXPERT BASE ITEMS.jsonl... --count 300
+    python -m scripts.measure_speeds curve TARGET EXPERT BASE ITEMS.jsonl... --count 12 [--texts]
+    python -m scripts.measure_speeds skips TARGET EXPERT BASE ITEMS.jsonl --out SKIPS.json
+    python -m scripts.measure_speeds replay TARGET EXPERT BASE ITEMS.jsonl --skips SKIPS.json
+
+`same` counts answers of `auto` that are those of `exact-steps`, bit for bit: tokens, their
+log-probabilities under the combination and under the target. `curve` reads known text (texts; with
+`--texts` references, too, else behind their prompts), and skips expert and base by several rules:
+bits per byte, the share of tokens at which they did not run, and the share kept of those that they
+would have changed. `skips` writes down at which tokens of its answers `fast` does not run them,
+and which they change; `replay` does the same at the same tokens with other models, such as random
+ones, and measures the speed of all modes.
+ITEMS hold "instruction" and "input" or "text" (docs/eval.md). With `--adapter` EXPERT is a LoRA of
+BASE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from capt_local import GenerateOptions, LoadOptions, Method, Runtime
+from capt_local.bundles.manifest import Bundle
+from capt_local.decoding.combine import Distribution, Products, mixture
+from capt_local.decoding.ensemble import MOVED, SURE, Ensemble, SkipRule
+from capt_local.decoding.options import Speed
+from capt_local.decoding.prompt_weights import Evidence, prefill
+from capt_local.decoding.scoring import MARGIN, opening
+from capt_local.decoding.step import Step
+from capt_local.evaluate.bench import BenchPrompt, runtime_mode, take_turns
+
+_BYTES = 1200  # of a text
+_SURE, _MOVED = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95), (0.0, MOVED, 0.1)
+
+
+def bits(steps: list[Step]) -> list[tuple[int, float, float]]:
+    """What is compared of an answer."""
+    return [(step.token, step.logp, step.target_logp) for step in steps]
+
+
+def same(runtime: Runtime, asked: list[str], given: argparse.Namespace) -> None:
+    """Answers each item at the speeds that give the same answer."""
+    equal = drafted = skipped = 0
+    for prompt in asked:
+        found = {}
+        for speed in (Speed.AUTO, Speed.EXACT_STEPS):
+            runtime.forget()
+            answer = runtime.generate(prompt, max_tokens=given.tokens, speed=speed)
+            found[speed] = bits(list(answer))
+            drafted += answer.stats.drafted
+            skipped += answer.stats.proxies_skipped
+        equal += found[Speed.AUTO] == found[Speed.EXACT_STEPS]
+    print(f"{equal} of {len(asked)} the same bits, {drafted} tokens drafted")
+    print(f"proxies skipped at {skipped} steps")
+
+
+@dataclasses.dataclass
+class Place:
+    """What all models say at a place of a known text, and what came."""
+
+    here: Distribution  # without its row
+    gains: np.ndarray  # log-probability of what came, under each combination
+    own: float  # and under the target
+
+
+@dataclasses.dataclass
+class Text:
+    """A known text; `weights` are those of its prompt, None where they follow the text."""
+
+    places: list[Place]
+    size: int
+    start: int
+    weights: np.ndarray | None
+
+
+def read(runtime: Runtime, item: dict[str, Any], *, texts: bool, raw: bool) -> Text:
+    """Runs all models along a text, or along the reference behind its prompt."""
+    options = GenerateOptions()
+    made: Ensemble = runtime._begin(options, None, scoring=True)
+    tokenizer, weights, reserve = runtime._tokenizers["target"], None, MARGIN + 1
+    text = item["text"] if "text" in item else item["reference"]
+    if texts or "text" in item:
+        text = text.encode()[:_BYTES].decode("utf-8", "ignore")
+        made.start(opening(made.models, runtime._tokenizers), reserve, exact=False)
+    else:
+        prompt = f"{item['instruction']}\n\n{item['input']}" + "\n\n" * raw
+        prompts = runtime._prompts(made, prompt, options.method, raw=raw)
+        made.start(prompts, reserve, exact=False)
+        prefill(made, prompts)
+        weights = made.weights
+    begins = weights is None or prompts["target"].starts_fresh
+    tokens = tokenizer.encode(text.encode(), start=begins)
+    start, places = len(made.tokens), []
+    for at, token in enumerate(tokens):
+        if made.tokens_left <= MARGIN:
+            break
+        made.read_known(tokens[at:-1])
+        here = made.distribution()
+        own = float(here.row[token]) - here.candidates.log_total
+        inside = token in here.candidates.tokens
+        gains = here.gains(token) if inside else np.full(len(here.members), own)
+        places.append(Place(dataclasses.replace(here, row=here.row[:0].copy()), gains, own))
+        made.advance(token)
+    pieces = [runtime.models["target"].vocabulary.piece(token) for token in tokens[: len(places)]]
+    return Text(places, sum(map(len, pieces)), start, weights)
+
+
+def along(text: Text, rule: SkipRule | None) -> Iterator[tuple[float, bool, bool]]:
+    """Nats of each token, whether the proxies were skipped, and whether they change the token."""
+    evidence = Evidence(len(text.places[0].gains))
+    if rule is not None:
+        rule.start(text.start)
+    for place, one in enumerate(text.places, text.start):
+        weights = evidence.weights if text.weights is None else text.weights
+        members = Products(one.here.members, np.exp(one.here.members))
+        here = dataclasses.replace(one.here, logp=mixture(members, weights))
+        own = here.candidates
+        changed = bool(own.logp.argmax() != here.logp.argmax())
+        if rule is not None and rule.skips(own, place):
+            yield -one.own, True, changed
+            continue
+        with np.errstate(divide="ignore"):
+            yield -float(np.logaddexp.reduce(one.gains + np.log(weights))), False, changed
+        if rule is not None:
+            rule.observe(here, place)
+        evidence.observe(one.gains)
+
+
+def curve(runtime: Runtime, items: list[dict[str, Any]], given: argparse.Namespace) -> None:
+    """A line for each rule."""
+    texts = [read(runtime, item, texts=given.texts, raw=given.raw) for item in items]
+    size = sum(text.size for text in texts) * np.log(2)
+    alone = sum(-place.own for text in texts for place in text.places) / size
+    every = [step for text in texts for step in along(text, None)]
+    whole = sum(nats for nats, _, _ in every) / size
+    changes = [change for _, _, change in every]
+    print(f"{len(texts)} texts, {len(every)} tokens, {np.mean(changes):.3f} of them changed")
+    print(f"bits per byte: target {alone:.4f}, all at every token {whole:.4f}")
+    for sure, moved in itertools.product(_SURE, _MOVED):
+        found = [step for text in texts for step in along(text, SkipRule(sure, moved))]
+        loss = sum(nats for nats, _, _ in found) / size / whole - 1
+        skipped = np.array([skip for _, skip, _ in found])
+        kept = 1 - skipped[changes].mean()
+        default = " (default)" if (sure, moved) == (SURE, MOVED) else ""
+        print(f"sure {sure:.2f} moved {moved:.2f}: bits {100 * loss:+.2f} %, skipped "
+              f"{skipped.mean():.3f}, changed tokens kept {kept:.3f}{default}")  # fmt: skip
+
+
+def options(given: argparse.Namespace, speed: Speed) -> GenerateOptions:
+    """Of the answers that are timed: they have all the same length."""
+    return GenerateOptions(max_tokens=given.tokens, speed=speed, repetition_stop=False)
+
+
+def skips(runtime: Runtime, asked: list[str], given: argparse.Namespace) -> None:
+    """Writes down where `fast` skips, and where the token is another one, an answer a list."""
+    found = []
+    for prompt in asked:
+        generation = runtime.generate(prompt, options(given, Speed.FAST), raw=given.raw)
+        found.append([(step.proxies_skipped, step.changed) for step in generation])
+    given.out.write_text(json.dumps(found))
+    every = np.array(list(itertools.chain.from_iterable(found)))
+    print(f"{len(found)} answers, {len(every)} tokens, skipped and changed", every.mean(axis=0))
+
+
+def replay(runtime: Runtime, asked: list[str], given: argparse.Namespace) -> None:
+    """The speed of each mode with the skips, and the changed tokens, of other answers."""
+    patterns = [one for one in json.loads(given.skips.read_text()) if len(one) > 8]
+    began: dict[str, Any] = {}
+    start, distribution = Ensemble.start, Ensemble.distribution
+
+    def started(self: Ensemble, *arguments: Any, **more: Any) -> None:
+        start(self, *arguments, **more)
+        began["at"], began["now"] = len(self.tokens), patterns[sum(self.tokens) % len(patterns)]
+
+    def at(place: int) -> tuple[bool, bool]:
+        return began["now"][(place - began["at"]) % len(began["now"])]
+
+    def replayed(self: Ensemble, *arguments: Any, **more: Any) -> Distribution:
+        """The target's distribution, its two likeliest tokens exchanged where one was changed."""
+        found, own = distribution(self, *arguments, **more), None
+        if self.proxies and not found.proxies_skipped:
+            own = found.candidates.logp.copy()
+            if at(len(self.tokens))[1] and len(own) > 1:
+                best = np.argsort(own)[-2:]
+                own[best] = own[best[::-1]]
+        return found if own is None else dataclasses.replace(found, logp=own)
+
+    target = dataclasses.replace(options(given, Speed.EXACT_STEPS), method=Method.TARGET)
+    kinds = {"target": target} | {str(speed): options(given, speed) for speed in Speed}
+    modes = {name: runtime_mode(runtime, kind, lambda: False) for name, kind in kinds.items()}
+    with (
+        mock.patch.object(Ensemble, "start", started),
+        mock.patch.object(Ensemble, "distribution", replayed),
+        mock.patch.object(SkipRule, "skips", lambda _rule, _own, place: at(place)[0]),
+    ):
+        result = take_turns(modes, [BenchPrompt(prompt, given.raw) for prompt in asked])
+    for name, figures in result.figures().items():
+        print(name, {key: figures[key] for key in ("generate_tokens_per_s", "positions_per_token")})
+    print({name: round(ratio["median"], 3) for name, ratio in result.ratios().items()})
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("same", "curve", "skips", "replay"))
+    parser.add_argument("models", nargs=3)
+    parser.add_argument("items", nargs="+", type=Path)
+    parser.add_argument("--adapter", action="store_true")
+    parser.add_argument("--texts", action="store_true")
+    parser.add_argument("--raw", action="store_true")
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--skips", type=Path)
+    given = parser.parse_args()
+    target, expert, base = given.models
+    lines = itertools.chain.from_iterable(path.open(encoding="utf-8") for path in given.items)
+    items = [json.loads(line) for line in itertools.islice(lines, given.count)]
+    load = LoadOptions(threads=given.threads, context=4096)
+    files = Bundle.from_paths(target, None if given.adapter else expert, base,
+                              expert if given.adapter else None)  # fmt: skip
+    with Runtime.open(files, load=load, check=False) as runtime:
+        if given.what == "curve":
+            curve(runtime, items, given)
+            return
+        asked = [f"{item['instruction']}\n\n{item['input']}" for item in items]
+        {"same": same, "skips": skips, "replay": replay}[given.what](runtime, asked, given)
+
+
+if __name__ == "__main__":
+    main()
