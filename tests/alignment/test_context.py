@@ -12,7 +12,9 @@ from tests.fakes import greedy_tokenizer, make_vocabulary
 VOCABULARY = make_vocabulary(["card", "cardiac", "iac", " the", " card", "  ", "\n\n", "é", " a"])
 PIECES = st.lists(
     st.one_of(
-        st.sampled_from([b"card", b"iac", b" ", b"the", b"\n", b"\xc3", b"\xa9", b" a"]),
+        st.sampled_from(
+            [b"card", b"iac", b" ", b"the", b"\n", b"\xc3", b"\xa9", b" a", b"d the a"]
+        ),
         st.binary(min_size=1, max_size=3),
     ),
     max_size=25,

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from capt_local.alignment.context import rests
 from capt_local.alignment.projection import (
     _EMPTY,
+    ASIDE,
     DEPTH,
+    END_EVENT,
     NO_EVENT,
     Back,
+    CandidateQuery,
     Projection,
     View,
 )
@@ -52,6 +55,7 @@ def test_projection_is_its_definition(
     last = rng.choice(text_ids(proxy), size=depth).tolist()
     tokens = np.flatnonzero(rng.random(len(target)) < 0.7).astype(np.int32)
     prior = rng.dirichlet(np.full(len(target), 0.3))[tokens]
+    prior[rng.random(len(prior)) < 0.2] = 0.0
     question = Projection(proxy, events).query(tokens, prior)
     got = Projection(proxy, events).probability(question, view(proxy, rows, last))
     wanted = slow_probability(proxy, events, question.wanted, prior, rows, last)
@@ -81,6 +85,49 @@ def test_healing_stays_exact_where_what_came_was_next_to_impossible(
         got = made.probability(question, view(proxy, rows, last))
     wanted = slow_probability(proxy, events, question.wanted, prior, rows, last)
     np.testing.assert_allclose(got, [float(one) for one in wanted], rtol=2e-5, atol=1e-12)
+
+
+def shared(
+    target: Sequence[str], proxy: Sequence[str], prior: dict[str, float]
+) -> dict[tuple[str, str], float]:
+    """What each piece of the proxy gives to the events that have a prior, by their bytes."""
+    events, other = events_of(words(target)), words(proxy)
+    wanted = np.array([events.of_piece(text.encode()) for text in prior], dtype=np.int32)
+    made, query = Projection(other, events), CandidateQuery(wanted, np.array([*prior.values()]))
+    found = {}
+    for token in text_ids(other):
+        sure = (np.arange(len(other)) == token).astype(np.float32)
+        for event, share in zip(prior, made.probability(query, View(sure)).tolist(), strict=True):
+            if share:
+                found[event, other.piece(token).decode()] = share
+    return found
+
+
+def test_a_piece_is_shared_in_proportion_to_what_the_target_says() -> None:
+    got = shared(["ab", "abb", "aba"], ["ab"], {"ab": 0.1, "abb": 0.6, "aba": 0.3, "b": 0.9})
+    assert got == pytest.approx(
+        {("ab", "ab"): 0.1, ("abb", "ab"): 0.6, ("aba", "ab"): 0.3, ("b", "b"): 1.0}
+        # "a" begins only what "ab" begins, too: what is put aside is shared in the same way.
+        | {("ab", "a"): 0.1, ("abb", "a"): 0.6, ("aba", "a"): 0.3}
+    )
+
+
+def test_a_piece_leaves_what_a_longer_one_begins_to_that_one() -> None:
+    got = shared(["ab", "abba"], ["ab", "abb"], {"ab": 0.5, "abba": 0.5})
+    assert got["abba", "abb"] == 1.0
+    assert got["abba", "ab"] == pytest.approx(ASIDE / (1 + ASIDE), rel=1e-6)
+    assert got["ab", "ab"] == pytest.approx(1 / (1 + ASIDE), rel=1e-6)
+
+
+def test_all_ends_of_the_proxy_go_to_the_ends_of_the_target() -> None:
+    proxy = Vocabulary(
+        [b"<s>", b"<e>", b"<stop>", b"a", b"b", b" "], [3, 3, 3, 1, 1, 1], end_ids=[1, 2]
+    )
+    wanted = np.array([END_EVENT, NO_EVENT, END_EVENT], dtype=np.int32)
+    query = CandidateQuery(wanted, np.array([0.1, 0.5, 0.3]))
+    row = np.array([0.1, 0.2, 0.3, 0.3, 0.1, 0.0], dtype=np.float32)
+    got = Projection(proxy, events_of(words([]))).probability(query, View(row))
+    np.testing.assert_allclose(got, [0.125, 0.0, 0.375], rtol=1e-6)
 
 
 def test_a_longer_word_behind_a_split_one_is_healed() -> None:

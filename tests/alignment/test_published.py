@@ -22,8 +22,9 @@ def test_else_the_first_sub_token() -> None:
     assert toy.strings.piece("osis") == toy.id(" os")
     assert toy.strings.piece("/n") == toy.id(" /")
     assert toy.strings.piece("<|end|>") == toy.id(" <")
-    toy = lettered("card")
+    toy = lettered("card", "card")  # of equals the lowest
     assert toy.strings.piece("cardosis") == toy.id("card")
+    assert toy.strings.piece("card") == toy.id("card") - 1
 
 
 def test_a_letter_for_a_space_reaches_a_byte_level_tokenizer_as_a_letter() -> None:

@@ -100,12 +100,6 @@ def test_scoring_leaves_all_other_tokens_as_the_target_has_them() -> None:
     assert made.outside == pytest.approx(0.0, abs=1e-12)
 
 
-def test_a_newline_is_compared_as_a_slash() -> None:
-    made = paper(k=2).generating(TARGET.row({"card": 0.6, "\n": 0.2}), EXPERT, BASE)
-    # card: 0.6 * 4 = 2.4. newline, scored as " /": 0.2 * 0.1 / 0.05 = 0.4.
-    assert np.exp(made.logp) == pytest.approx([2.4 / 2.8, 0.4 / 2.8], rel=1e-4)
-
-
 def test_a_newline_is_lost_when_slash_n_is_among_the_candidates() -> None:
     """Both have the key "/n"; the less likely token takes the place of the other."""
     target = TARGET.row({"\n": 0.6, "card": 0.2, "/n": 0.1})
@@ -128,14 +122,6 @@ def test_there_is_no_plausibility_limit() -> None:
     made = paper().generating(target, expert, base)
     assert best(made) == TARGET.id(" the")
     assert np.exp(made.logp) == pytest.approx([0.99 / 51, 0.01 / 51, 50 / 51], rel=1e-3)
-
-
-def test_of_equals_the_likelier_token_of_the_target_comes() -> None:
-    same = PROXY.logits({"card": 1.0, " the": 1.0, " i": 1.0})
-    target = TARGET.logits({" the": 2.0, "card": 2.0, "iac": 1.0})
-    made = paper().generating(target, same, same)
-    assert made.tokens.tolist() == [TARGET.id("card"), TARGET.id(" the"), TARGET.id("iac")]
-    assert best(made) == TARGET.id("card")
 
 
 # UniTE: union of both top k, a softmax each, the mean.

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from capt_local.decoding.combine import (
     Candidates,
+    Products,
+    mixture,
     plausible,
     products,
 )
@@ -63,3 +65,10 @@ def test_every_product_is_its_formula_and_sums_to_what_the_target_gives(
         wanted = np.exp(score - score.max())
         np.testing.assert_allclose(np.exp(row), wanted / wanted.sum() * share, rtol=1e-6)
         assert np.exp(row).sum() + own.rest == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_mixture_of_what_is_next_to_impossible_keeps_its_logarithm() -> None:
+    logp = np.array([[-900.0, -1.0], [-901.0, -2.0], [-1.0, -3.0]])
+    got = mixture(Products(logp, np.exp(logp)), np.array([0.25, 0.75, 0.0]))
+    wanted = np.logaddexp(logp[0] + np.log(0.25), logp[1] + np.log(0.75))
+    np.testing.assert_allclose(got, wanted, rtol=1e-12)
