@@ -25,11 +25,11 @@ _BLOCKS = (
 
 
 def text_of(seed: int) -> str:
-    """A text of 0 to about 1,800 characters: runs of one class, random blocks of Unicode, words."""
+    """A text of 0 to about 400 characters: runs of one class, random blocks of Unicode, words."""
     rng = random.Random(seed)
     parts = []
     for _ in range(rng.randrange(6)):
-        size = int(300 ** rng.random())
+        size = int(80 ** rng.random())
         kind = rng.randrange(3)
         if kind == 0:
             parts.append(rng.choice(list(CLASSES.values())) * size)
