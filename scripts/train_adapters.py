@@ -4,6 +4,7 @@
     python -m scripts.train_adapters train knowledge --work W [--lanes 2] [--minutes 60]
     python -m scripts.train_adapters train alignment --work W [--lanes 2] [--tokens 300000]
     python -m scripts.train_adapters export --work W OUT
+    python -m scripts.train_adapters take knowledge.gguf --work W
 
 DATA holds clinical/, general/ and eval/ (JSON Lines). Needs the extra "train": PyTorch,
 transformers, peft.
@@ -19,6 +20,7 @@ fits the very file that it is used with.
 Each lane is a process with one thread; gradients are averaged over the lanes at each step. A stage
 ends after its tokens or its minutes, whichever comes first; the learning rate falls linearly to
 zero by then. A checkpoint is written every few minutes, and the same command resumes from it.
+`take` makes an exported adapter the frozen one that alignment stages lie on.
 """
 
 from __future__ import annotations
@@ -51,7 +53,16 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MATRICES = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_output",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+}
+"""The matrices with an adapter: their names in transformers and in GGUF."""
 SEPARATOR = "<|endoftext|>"
 ROW = 512
 """Tokens of a row; documents are packed into rows one behind the other."""
@@ -424,15 +435,7 @@ def export(work: Path, out: Path, names: Sequence[str], bits: int) -> None:
     from gguf import GGMLQuantizationType as Kind
     from safetensors.numpy import load_file
 
-    reader = gguf.GGUFReader(Path((work / "model").read_text()))
-    heads = {
-        "attn_q": int(reader.fields["llama.attention.head_count"].parts[-1][0]),
-        "attn_k": int(reader.fields["llama.attention.head_count_kv"].parts[-1][0]),
-    }
-    names_of = dict(
-        zip(MATRICES, ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up",
-                       "ffn_down"), strict=True)
-    )  # fmt: skip
+    heads = _heads(work)
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         values = load_file(work / name / name / "adapter_model.safetensors")
@@ -446,7 +449,7 @@ def export(work: Path, out: Path, names: Sequence[str], bits: int) -> None:
         for key, value in sorted(values.items()):
             parts = key.split(".")
             layer = parts[parts.index("layers") + 1]
-            matrix = names_of[next(p for p in parts if p in MATRICES)]
+            matrix = MATRICES[next(p for p in parts if p in MATRICES)]
             side = "a" if "lora_A" in parts else "b"
             value = value.astype(np.float32)
             if side == "b" and matrix in heads:
@@ -466,11 +469,51 @@ def export(work: Path, out: Path, names: Sequence[str], bits: int) -> None:
         print(f"{out / name}.gguf {(out / f'{name}.gguf').stat().st_size} bytes")
 
 
+def take(work: Path, file: Path) -> None:
+    """Make an adapter that `export` wrote WORK/NAME, in peft's form; NAME is that of the file."""
+    import gguf
+    from safetensors.numpy import save_file
+
+    reader, heads = gguf.GGUFReader(file), _heads(work)
+    modules = {ours: theirs for theirs, ours in MATRICES.items()}
+    values = {}
+    for tensor in reader.tensors:
+        _, layer, matrix, _, side = tensor.name.split(".")
+        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        if side == "lora_b" and matrix in heads:
+            pairs = value.reshape(heads[matrix], value.shape[0] // heads[matrix] // 2, 2, -1)
+            value = pairs.swapaxes(1, 2).reshape(value.shape)
+        part = "mlp" if matrix.startswith("ffn") else "self_attn"
+        place = f"base_model.model.model.layers.{layer}.{part}.{modules[matrix]}"
+        values[f"{place}.lora_{side[-1].upper()}.weight"] = np.ascontiguousarray(value)
+    rank = next(value.shape[0] for name, value in values.items() if ".lora_A." in name)
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": int(reader.fields["adapter.lora.alpha"].parts[-1][0]),
+        "target_modules": list(MATRICES),
+    }
+    folder = work / file.stem / file.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(values, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+
+
+def _heads(work: Path) -> dict[str, int]:
+    """Heads of the matrices whose rows llama.cpp has in another order."""
+    import gguf
+
+    fields = gguf.GGUFReader(Path((work / "model").read_text())).fields
+    keys = {"attn_q": "head_count", "attn_k": "head_count_kv"}
+    return {name: int(fields[f"llama.attention.{key}"].parts[-1][0]) for name, key in keys.items()}
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("prepare", "train", "export"):
+    for verb in ("prepare", "train", "export", "take"):
         part = verbs.add_parser(verb)
         part.add_argument("--work", type=Path, required=True)
         if verb == "prepare":
@@ -481,6 +524,8 @@ def main() -> None:
             part.add_argument("--lanes", type=int, default=1)
             part.add_argument("--minutes", type=float, default=1e6)
             part.add_argument("--tokens", type=int, help="instead of the stage's own number")
+        elif verb == "take":
+            part.add_argument("file", type=Path)
         else:
             part.add_argument("out", type=Path)
             part.add_argument("--names", nargs="+", default=["knowledge", "alignment"])
@@ -492,6 +537,8 @@ def main() -> None:
         stage = STAGES[given.stage]
         stage = replace(stage, tokens=given.tokens or stage.tokens)
         train(given.work, stage, given.lanes, given.minutes)
+    elif given.verb == "take":
+        take(given.work, given.file)
     else:
         export(given.work, given.out, given.names, given.bits)
 

@@ -14,6 +14,7 @@ from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Run
 from capt_local.bundles.create import write_manifest
 from capt_local.bundles.manifest import Bundle
 from capt_local.errors import ModelError
+from scripts import train_adapters
 from tests.bundle_files import describe
 from tests.real_models import smollm2
 from tests.small_trio import SMALL_TRIO
@@ -36,6 +37,14 @@ def nats(runtime: Runtime, method: Method, combine: CombineOptions | None = None
     runtime.forget()
     options = GenerateOptions(method=method, combine=combine or CombineOptions())
     return runtime.score(NOTE, options).nats
+
+
+def test_an_exported_adapter_is_taken_back_to_be_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text(str(smollm2()))
+    train_adapters.take(tmp_path, CLINICAL / "knowledge.gguf")
+    train_adapters.export(tmp_path, tmp_path, ["knowledge"], bits=16)
+    exported = (tmp_path / "knowledge.gguf").read_bytes()
+    assert exported == (CLINICAL / "knowledge.gguf").read_bytes()
 
 
 def test_the_published_model_with_our_clinical_adapter() -> None:
