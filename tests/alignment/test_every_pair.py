@@ -7,6 +7,7 @@ that repeat (Llama-2, Gemma), of 262,144 pieces, with and without a space in fro
 from __future__ import annotations
 
 from functools import cache
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -112,7 +113,10 @@ def test_a_target_with_every_proxy(target: str) -> None:
         check_pair(target, proxy)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in chain(*FAST) else pytest.param(name, marks=pytest.mark.slow) for name in ALL],
+)
 def test_an_odd_note_keeps_its_bytes(name: str) -> None:
     """20,000 characters without a space among control bytes, CRLF, tabs, emoji and Chinese."""
     text = ODD + NO_SPACE * 9 + ODD
