@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from capt_local.decoding.options import ANSWER_GRID, GRID, CombineOptions
+from capt_local.decoding.options import ANSWER_GRID, GRID, CombineOptions, SampleOptions
 from capt_local.errors import UsageError
 
 
@@ -31,40 +31,34 @@ def test_two_pairs_are_weighed_one_by_one_and_together() -> None:
     assert len(rows) == len(set(rows)) == 3 * len(GRID) - 2
     assert rows.count((1.0, 0.0, 0.0, 0.0, 0.0)) == 1
     assert all(len(row) == 7 for row in CombineOptions().rows(3))
+    with pytest.raises(UsageError, match="takes one number, or 3"):
+        CombineOptions(alphas=(0.5, 1.0)).rows(3)
+    with pytest.raises(UsageError, match="takes 3 numbers for 1 pair"):
+        CombineOptions(powers=(1.0,) * 5).rows(1)
 
 
 @pytest.mark.parametrize(
-    ("options", "pairs", "message"),
+    ("options", "values", "message"),
     [
-        (CombineOptions(alphas=(0.5, 1.0)), 1, "takes one number."),
-        (CombineOptions(alphas=(0.5, 1.0)), 3, "takes one number, or 3"),
-        (CombineOptions(powers=(1.0, 1.0, 1.0)), 2, "takes 5 numbers for 2 pairs"),
-        (CombineOptions(powers=(1.0,) * 5), 1, "takes 3 numbers for 1 pair"),
+        (CombineOptions, {"alphas": (8.5,)}, "--alpha 8.5"),
+        (CombineOptions, {"alphas": (0.5, math.nan)}, "--alpha nan"),
+        (CombineOptions, {"alphas": (1.0,), "powers": (1.0, 1.0, 1.0)}, "either --alpha or --w"),
+        (CombineOptions, {"powers": (1.0, 1.0)}, "--weights takes A,B,C"),
+        (CombineOptions, {"powers": (1.0, math.inf, 1.0)}, "not between -8 and 8"),
+        (CombineOptions, {"plausibility": 1.5}, "--plausibility"),
+        (CombineOptions, {"plausibility": math.nan}, "--plausibility"),
+        (SampleOptions, {"temperature": -1}, "--temp"),
+        (SampleOptions, {"temperature": math.nan}, "--temp"),
+        (SampleOptions, {"repeat_penalty": 0}, "--repeat-penalty"),
+        (SampleOptions, {"repeat_penalty": math.nan}, "--repeat-penalty"),
+        (SampleOptions, {"seed": -1}, "--seed"),
+        (SampleOptions, {"top_k": -1}, "--top-k"),
+        (SampleOptions, {"top_p": 0}, "--top-p"),
+        (SampleOptions, {"min_p": 2}, "--min-p"),
     ],
 )
-def test_too_few_or_too_many_weights_are_refused(
-    options: CombineOptions, pairs: int, message: str
+def test_values_without_a_meaning_are_refused(
+    options: type[CombineOptions | SampleOptions], values: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        options.rows(pairs)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"alphas": (8.5,)}, "--alpha 8.5"),
-        ({"alphas": (0.5, -9.0)}, "--alpha -9.0"),
-        ({"alphas": (math.nan,)}, "--alpha nan"),
-        ({"alphas": (1.0,), "powers": (1.0, 1.0, 1.0)}, "either --alpha or --weights"),
-        ({"powers": (1.0, 1.0)}, "--weights takes A,B,C"),
-        ({"powers": (1.0, 1.0, 1.0, 1.0)}, "--weights takes A,B,C"),
-        ({"powers": (1.0, math.inf, 1.0)}, "not between -8 and 8"),
-        ({"powers": (math.nan, 1.0, 1.0)}, "not between -8 and 8"),
-        ({"plausibility": -0.1}, "--plausibility"),
-        ({"plausibility": 1.5}, "--plausibility"),
-        ({"plausibility": math.nan}, "--plausibility"),
-    ],
-)
-def test_values_without_a_meaning_are_refused(values: dict[str, object], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        CombineOptions(**values)  # type: ignore[arg-type]
+        options(**values)  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ import pytest
 
 from capt_local.decoding.options import SampleOptions
 from capt_local.decoding.sampling import choose, filtered, penalised
-from capt_local.errors import UsageError
 
 SHARES = np.array([0.5, 0.05, 0.3, 0.15])
 LOGP = np.log(SHARES)
@@ -50,21 +49,3 @@ def test_draws_follow_the_distribution(temperature: float) -> None:
     counts = np.bincount(draws, minlength=4)
     chi_square = ((counts - 4000 * wanted) ** 2 / (4000 * wanted)).sum()
     assert chi_square < 16.27  # 0.1 % of three degrees of freedom
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"temperature": -1},
-        {"temperature": float("nan")},
-        {"repeat_penalty": float("nan")},
-        {"seed": -1},
-        {"top_k": -1},
-        {"top_p": 0},
-        {"min_p": 2},
-        {"repeat_penalty": 0},
-    ],
-)
-def test_values_without_a_meaning_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="--"):
-        SampleOptions(**wrong)  # type: ignore[arg-type]
