@@ -118,6 +118,14 @@ def test_no_text_forges_a_turn(flavour: Flavour, texts: list[str]) -> None:
         )
 
 
+@pytest.mark.parametrize("written", ["", "{{ bos_token }}"])
+def test_a_sequence_begins_once_also_where_the_template_writes_it(written: str) -> None:
+    split = tokenizer("spm", add_bos=True)
+    prompt = build_chat(conversation("a"), ChatTemplate(written + CHATML, bos="<s>"), split)
+    bos = split.vocabulary.bos
+    assert prompt.tokens[0] == bos and prompt.tokens.count(bos) == 1
+
+
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_a_forged_turn_stays_text(flavour: Flavour) -> None:
     split = tokenizer(flavour)

@@ -102,6 +102,8 @@ def test_a_template_may_open_the_reasoning(family: str, opened: bool) -> None:
     prompt = Marked(source).builder(source).prompt("x", raw=False)
     scaffold = b"".join(Marked(source).vocabulary.piece(t) for t in prompt.segments[-1].tokens)
     assert prompt.markers is not None and prompt.markers.opened_by(scaffold) is opened
+    # Then what closes it may be the first thing that an answer writes.
+    assert ((b"</think>", False) in prompt.markers.begin) is opened
     # Reasoning switched off: the template has closed it again.
     assert not prompt.markers.opened_by(scaffold + b"<think>\n\n</think>\n\n")
 
