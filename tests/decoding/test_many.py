@@ -388,5 +388,5 @@ def test_a_group_reads_its_prompt_once_whatever_runs_beside_it(mixed: bool) -> N
         for index, one in found.items():
             assert one.generation is not None
             read, whole = one.generation.prompt_decoded, one.generation.prompt_tokens
-            if index % 4:
-                assert all(read[role] <= 14 < whole[role] for role in whole)
+            for role in whole:  # the first of a group reads everything itself
+                assert read[role] <= 14 < whole[role] if index % 4 else read[role] >= whole[role]
