@@ -120,8 +120,8 @@ def test_a_system_text_of_a_file(run: Run, script: object, tmp_path: Path) -> No
 
 def test_every_kind_of_error_has_its_code() -> None:
     codes = {
-        "UsageError": 2, "ModelError": 3, "NumericalError": 3, "BackendFailed": 3, "WorkerFailed": 3,
-        "MemoryShortage": 4, "ContextOverflow": 5, "TextTooLong": 5,
+        "UsageError": 2, "ModelError": 3, "NumericalError": 3, "BackendFailed": 3,
+        "WorkerFailed": 3, "MemoryShortage": 4, "ContextOverflow": 5, "TextTooLong": 5,
         "UnspellableText": 5, "Cancelled": 130,
     }  # fmt: skip
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
