@@ -35,12 +35,9 @@ def log_probabilities(path: Path) -> np.ndarray:
 
 def test_the_same_seed_gives_the_same_file(pair: tuple[Path, Path], tmp_path: Path) -> None:
     vocabulary = vocabulary_path("llama-spm")
-    (tmp_path / "again").mkdir()
-    again, other = tmp_path / "again" / "base.gguf", tmp_path / "other.gguf"
+    again = tmp_path / "base.gguf"
     write_model(again, SHAPE, vocabulary, 2)
-    write_model(other, SHAPE, vocabulary, 3)
     assert again.read_bytes() == pair[0].read_bytes()
-    assert other.read_bytes()[-1000:] != pair[0].read_bytes()[-1000:]
 
 
 def test_a_step_has_the_entropy_of_a_real_model(pair: tuple[Path, Path]) -> None:

@@ -27,7 +27,6 @@ MODELS = {
 ALL = (*MODELS, *NAMES)
 FAST = [
     ("smollm2", "demo"),
-    ("gemma-3", "smollm2"),
     ("smollm2", "smollm2"),
     ("falcon", "phi-3"),
     ("demo", "gpt-neox"),
