@@ -31,7 +31,6 @@ PRE_TOKENIZERS = (
     "hunyuan-dense", "hy_v4", "joyai-llm", "kimi-k2", "ufakzeka", "grok-2", "afmoe", "laguna",
     "minimax-m2", "solar-open", "mellum2",
 )  # fmt: skip
-CRASHED = ("gpt-4o", "tekken", "deepseek-v3")
 
 
 def tokenize_all(path: Path, size: int, seconds: int, *classes: str) -> list[str]:
@@ -41,7 +40,7 @@ def tokenize_all(path: Path, size: int, seconds: int, *classes: str) -> list[str
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("name", [*CRASHED, "exaone-moe", "superbpe"])
+@pytest.mark.parametrize("name", ["gpt-4o", "deepseek-v3", "superbpe"])
 def test_long_runs_do_not_end_the_process(name: str, tmp_path: Path) -> None:
     classes = ("underscores", "spaces", "lower case", "digits", "words")
     path = with_pre_tokenizer(name, tmp_path)
