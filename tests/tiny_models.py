@@ -6,7 +6,7 @@ the same file. Other architectures stand for models that forget: a sliding windo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from math import sqrt
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from tests.tiny_vocabularies import TEMPLATE, Flavour, TinyVocabulary, tiny_voca
 Architecture = Literal["llama", "gemma3", "mamba"]
 
 WIDTH, INNER, HEADS, LAYERS, CONTEXT = 64, 128, 4, 2, 512
+SPREAD = 4.0  # standard deviation of the logits
 WINDOW = 16  # of the sliding-window model
 _STATE, _KERNEL, _STEP_RANK = 4, 4, 4  # of the recurrent model
 
@@ -31,12 +32,9 @@ def tiny_gguf(
     flavour: Flavour = "bpe",
     architecture: Architecture = "llama",
     context: int = CONTEXT,
-    spread: float = 4.0,
     nan: bool = False,
     number_format: str = "F32",
     template: str | None = TEMPLATE,
-    tied: bool = False,
-    changes: Mapping[str, np.ndarray] | None = None,
     layers: int = LAYERS,
     pre_tokenizer: str | None = None,
     unused: int = 0,
@@ -50,12 +48,9 @@ def tiny_gguf(
         flavour: of the vocabulary; see `tests.tiny_vocabularies`.
         architecture: of the model.
         context: tokens that it claims to be trained for.
-        spread: standard deviation of the logits.
         nan: one weight of the last layer is NaN.
         number_format: of the matrices, such as "Q8_0".
         template: chat template, or None.
-        tied: the embeddings serve as output too.
-        changes: what is added to tensors, by name.
         layers: of the model.
         pre_tokenizer: that a byte-level file names; "gpt-2" by default.
         unused: tokens behind the others that fill up the embeddings, as converters name them.
@@ -72,12 +67,7 @@ def tiny_gguf(
     _add_vocabulary(writer, vocabulary, template, pre_tokenizer)
     random = np.random.default_rng(seed)
     for name, shape in _tensors(architecture, len(vocabulary) + more_rows, layers):
-        if tied and name == "output.weight":
-            continue
-        values = _values(random, name, shape, spread, nan)
-        if changes and name in changes:
-            values = values + changes[name].astype(np.float32)
-        _add_tensor(writer, name, values, number_format)
+        _add_tensor(writer, name, _values(random, name, shape, nan), number_format)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -97,36 +87,15 @@ def tiny_adapter(path: Path, *, seed: int, rank: int = 2, architecture: str = "l
 
 
 def adapter_gguf(
-    path: Path,
-    tensors: Mapping[str, np.ndarray],
-    *,
-    alpha: float | str = 1.0,
-    alpha_kind: str = "FLOAT32",
-    architecture: str = "llama",
-    kind: str = "lora",
-    dtype: type[np.generic] = np.float32,
-    begins: Sequence[int] = (),
+    path: Path, tensors: Mapping[str, np.ndarray], *, alpha: float, architecture: str = "llama"
 ) -> Path:
-    """Writes an adapter of these tensors (as numpy has them: rows first).
-
-    Args:
-        path: of the new file.
-        tensors: by name.
-        alpha: llama.cpp multiplies by it over the rank.
-        alpha_kind: of the value, such as "FLOAT32".
-        architecture: of the model that it claims to be for.
-        kind: of the adapter.
-        dtype: of the tensors.
-        begins: tokens from which on it works, for an adapter that begins in the middle of a text.
-    """
+    """Writes a LoRA adapter of these tensors by name (as numpy has them: rows first)."""
     writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_type("adapter")
-    writer.add_string("adapter.type", kind)
-    writer.add_key_value("adapter.lora.alpha", alpha, gguf.GGUFValueType[alpha_kind])
-    if begins:
-        writer.add_array("adapter.alora.invocation_tokens", list(begins))
+    writer.add_string("adapter.type", "lora")
+    writer.add_key_value("adapter.lora.alpha", alpha, gguf.GGUFValueType.FLOAT32)
     for name, values in tensors.items():
-        writer.add_tensor(name, values.astype(dtype))
+        writer.add_tensor(name, values.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -234,13 +203,13 @@ def _recurrent_layer() -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _values(
-    random: np.random.Generator, name: str, shape: tuple[int, ...], spread: float, nan: bool
+    random: np.random.Generator, name: str, shape: tuple[int, ...], nan: bool
 ) -> np.ndarray:
     values = random.standard_normal(shape) / sqrt(shape[-1])
     if name == "token_embd.weight":
         values = random.standard_normal(shape)
     if name.endswith("norm.weight"):
-        values = np.full(shape, spread if name == "output_norm.weight" else 1.0)
+        values = np.full(shape, SPREAD if name == "output_norm.weight" else 1.0)
     if name.endswith("ssm_a"):
         values = -np.exp(values)
     if nan and name == f"blk.{LAYERS - 1}.ffn_down.weight":

@@ -22,9 +22,9 @@ LOGITS = st.lists(st.floats(-12, 12, width=32), min_size=2, max_size=12).map(
 LIMITS = st.one_of(st.sampled_from([0.0, 1e-5, 1e-2, 1.0]), st.floats(0, 1))
 
 
-def opinions(own: Candidates, seed: int, proxies: int = 2, scale: float = 3.0) -> np.ndarray:
+def opinions(own: Candidates, seed: int, proxies: int) -> np.ndarray:
     """Log-probabilities of the candidates under some proxies."""
-    return np.random.default_rng(seed).normal(size=(proxies, len(own.tokens))) * scale - 5
+    return np.random.default_rng(seed).normal(size=(proxies, len(own.tokens))) * 3 - 5
 
 
 @given(LOGITS, LIMITS)

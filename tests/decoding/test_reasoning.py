@@ -30,12 +30,10 @@ NEXT = b"<|end|><|start|>assistant"
 FINAL = b"<|channel|>final<|message|>"
 
 
-def divided(
-    thoughts: ReasoningParser, pieces: Sequence[bytes], *, is_text: bool = True
-) -> tuple[bytes, bytes]:
+def divided(thoughts: ReasoningParser, pieces: Sequence[bytes]) -> tuple[bytes, bytes]:
     """(thoughts, answer) of a stream."""
     found = [b"", b""]
-    for part in [thoughts.feed(piece, is_text=is_text) for piece in pieces] + [thoughts.flush()]:
+    for part in [thoughts.feed(piece, is_text=True) for piece in pieces] + [thoughts.flush()]:
         found[not part.reasoning] += part.text
     return found[0], found[1]
 
