@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import resource
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,18 +36,33 @@ from capt_local.evaluate import ChoiceBy
 from capt_local.provenance import provenance
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen
+from capt_local.report.views import Prose, Table, View
 from capt_local.version import __version__
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
-    from capt_local.evaluate.prompts import Examples
     from capt_local.evaluate.results import Result, ResultsFile, SampleLog
     from capt_local.evaluate.run import EvalPlan
-    from capt_local.evaluate.tasks import EvalTask
+    from capt_local.evaluate.summary import Interval, MethodFigures, TaskSummary
+    from capt_local.evaluate.tasks import EvalTask, Examples
     from capt_local.llama.options import LoadOptions
 
 TARGET = "target"
-_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
+_NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "exact_match": "exact",
+    "token_f1": "token F1",
+    "bits_per_byte": "bits per byte",
+}
+_LEGEND = (
+    "In brackets 95 % intervals (bootstrap over items). Against the {against}: the difference, for "
+    "bits per byte the ratio (x), paired."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +72,8 @@ class EvalFlags:
     more_tasks: list[Path] | None = argument("[TASK]...", "More tasks, as --task.")
     task: list[Path] | None = flag(
         "--task FILE|DATASET=PATH",
-        "A task: a JSON Lines file, or files of mednli, radqa or clip (docs/tasks.md); "
-        "several are possible.",
+        "A task: a JSON Lines file, or files of mednli-words, radqa or clip-questions "
+        "(docs/tasks.md); several are possible.",
     )
     methods: str | None = flag("--methods A,B,...", "Methods to compare. Default: target and capt.")
     against: Method = flag(
@@ -74,7 +87,7 @@ class EvalFlags:
         "A task to take the examples from: the first ones that are not the question.",
     )
     choice: ChoiceBy = flag(
-        "--choice likelihood|likelihood-per-byte|free",
+        "--choice likelihood|free",
         "How a classification is answered. Default: likelihood.",
         ChoiceBy.LIKELIHOOD,
     )
@@ -125,14 +138,13 @@ def eval(
     Examples:
       capt-local eval --task pubmedqa.jsonl --methods target,capt
 
-      capt-local eval --task notes.jsonl --task mednli=mli_test_v1.jsonl --results run.jsonl
+      capt-local eval --task notes.jsonl --task mednli-words=mli_test_v1.jsonl --results run.jsonl
 
       capt-local eval --task rqe.jsonl --methods target,expert,capt --best-of 8 --scorer scorer
 
       capt-local eval --task rqe.jsonl --shots 4 --shots-file rqe-train.jsonl --limit 50
     """
     # Imported here: the help needs none of it.
-    from capt_local.cli.eval_table import notes, views
     from capt_local.evaluate.summary import as_object, summarise_task
     from capt_local.evaluate.tasks import Kind
     from capt_local.rerank.scorer import open_scorer
@@ -168,10 +180,8 @@ def eval(
     if what.json:
         screen.line(dumps(as_object(summaries, settings, about, interrupted=interrupted)))
     else:
-        screen.show(*views(summaries))
-    screen.notes(notes(summaries))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
-    screen.note(f"memory of this process at most: {peak / (1 << 20):,.0f} MiB")
+        screen.show(*_views(summaries))
+    screen.notes(_notes(summaries))
     if interrupted:
         safe = "The same command goes on from here." if what.results else "Nothing was saved."
         screen.note(f"interrupted. {safe}")
@@ -181,8 +191,7 @@ def eval(
 
 def _read_tasks(what: EvalFlags, seed: int) -> tuple[list[EvalTask], Examples | None]:
     from capt_local.evaluate.datasets import read_task
-    from capt_local.evaluate.prompts import Examples
-    from capt_local.evaluate.tasks import shortened
+    from capt_local.evaluate.tasks import Examples, shortened
 
     if not what.places:
         raise UsageError("There is no task. Give at least one with --task.")
@@ -395,3 +404,75 @@ def _run(
     finally:
         screen.clear_progress()
     return results
+
+
+def _views(summaries: Sequence[TaskSummary]) -> list[View]:
+    """Figures in one table, a row for each task, method and figure; what they cost in another."""
+    from capt_local.evaluate.metrics import metrics_of
+
+    against = summaries[0].against
+    figures, costs = [], []
+    for summary in summaries:
+        name = summary.task.name
+        for method, one in summary.methods.items():
+            for metric in metrics_of(summary.task):
+                digits = 4 if metric == "bits_per_byte" else 3
+                value = "-"
+                if spread := one.values.get(metric):
+                    low, high = f"{spread.low:.{digits}f}", f"{spread.high:.{digits}f}"
+                    value = f"{spread.estimate:.{digits}f} [{low}, {high}]"
+                interval = one.intervals.get(metric)
+                shown = _comparison(interval) if interval else "-"
+                figures.append((name, method, _NAMES.get(metric, metric), value, shown))
+            failed = sum(one.counts.failed.values())
+            cost = f"{one.counts.done}", f"{failed}", f"{one.seconds:.1f}", f"{one.tokens}"
+            costs.append((name, method, *cost))
+    headings = ("task", "method", "figure", "value", f"against {against}")
+    counts = ("task", "method", "done", "failed", "seconds", "tokens")
+    return [
+        Table("Figures", _once(figures), headings, right=(3, 4)),
+        Table("Items and cost", _once(costs), counts, right=(2, 3, 4, 5)),
+        Prose.of(_LEGEND.format(against=against)),
+    ]
+
+
+def _once(rows: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+    """The rows without the task and the method where they are those of the row above."""
+    shown = []
+    for row, above in zip(rows, (("", ""), *rows), strict=False):
+        task = "" if row[0] == above[0] else row[0]
+        method = "" if row[:2] == above[:2] else row[1]
+        shown.append((task, method, *row[2:]))
+    return tuple(shown)
+
+
+def _comparison(interval: Interval) -> str:
+    if interval.kind == "ratio":
+        return f"x{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def _notes(summaries: Sequence[TaskSummary]) -> Iterator[str]:
+    """What a reader of the table must know, in sentences."""
+    for summary in summaries:
+        name = summary.task.name
+        if cut := summary.task.cut:
+            yield f"{name}: inputs that were cut to --max-input-bytes: {len(cut)}."
+        for method, one in summary.methods.items():
+            yield from (f"{name}, {method}: {note}" for note in _about(one, summary.against))
+
+
+def _about(one: MethodFigures, against: str) -> Iterator[str]:
+    counts = one.counts
+    for reason, count in counts.failed.items():
+        rest = f"its figures are over the other {counts.done}" if counts.done else "none was done"
+        yield f"{count} failed ({reason}); {rest}."
+    if counts.unanswered:
+        yield f"{counts.unanswered} answers name no choice; they count as wrong."
+    if counts.unfinished:
+        yield f"{counts.unfinished} answers were ended by --max-tokens or the context."
+    paired = [interval.items for interval in one.intervals.values()]
+    if paired and paired[0] < counts.done:
+        yield f"intervals are over the {paired[0]} items that the {against} has done too."
+    if counts.left:
+        yield f"{counts.left} items were not run."

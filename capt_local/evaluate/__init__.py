@@ -9,10 +9,8 @@ class ChoiceBy(StrEnum):
     """How the answer to a classification is found. Here, since the help needs nothing else.
 
     The likelihood is what the model believes if it answers with one of the choices; the question
-    lists them, so no other wording takes a share of it. Per byte, long choices win over short ones:
-    "maybe" over "no" at a lower probability.
+    lists them, so no other wording takes a share of it.
     """
 
     LIKELIHOOD = "likelihood"  # the choice that is likeliest as a whole
-    PER_BYTE = "likelihood-per-byte"  # the choice with the largest log-likelihood per byte
     FREE = "free"  # an answer in free words, from which a choice is read

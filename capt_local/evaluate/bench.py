@@ -19,8 +19,7 @@ from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
 from capt_local.evaluate.datasets import read_task
-from capt_local.evaluate.prompts import messages
-from capt_local.evaluate.tasks import Kind
+from capt_local.evaluate.tasks import Kind, messages
 from capt_local.prompting.messages import Message
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ import io
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -187,15 +186,14 @@ _ALIASES = {
 }
 
 
-def mednli(path: Path, what: str, *, words: bool = False) -> EvalTask:
+def mednli(path: Path, what: str) -> EvalTask:
     """MedNLI 1.0.0 (Romanov and Shivade 2018), such as `mli_test_v1.jsonl`.
 
-    With `words`, asked and answered in words as in prompt 11 of Lehman et al., with their mapping
-    of answers.
+    Asked and answered in words as in prompt 11 of Lehman et al., with their mapping of answers.
     """
     data = read_bytes(path, what)
 
-    def in_words(raw: bytes) -> TaskLine:
+    def parse(raw: bytes) -> TaskLine:
         row = convert(parse_object(raw), _NliRow)
         premise = row.sentence1.strip().removesuffix(".")
         return TaskLine(
@@ -208,25 +206,8 @@ def mednli(path: Path, what: str, *, words: bool = False) -> EvalTask:
             licence=_LICENCE,
         )
 
-    def parse(raw: bytes) -> TaskLine:
-        row = convert(parse_object(raw), _NliRow)
-        return TaskLine(
-            id=row.pairID,
-            task="mednli",
-            kind=Kind.CLASSIFICATION,
-            instruction=(
-                "Does the hypothesis follow from the premise (entailment), contradict it "
-                "(contradiction), or neither (neutral)?"
-            ),
-            input=f"Premise: {row.sentence1}\n\nHypothesis: {row.sentence2}",
-            reference=row.gold_label,
-            choices=("entailment", "contradiction", "neutral"),
-            licence=_LICENCE,
-        )
-
-    digest = hashlib.sha256(data).hexdigest()
-    task = _task(lines(data), in_words if words else parse, Problems(what), digest)
-    return replace(task, aliases=_ALIASES) if words else task
+    task = _task(lines(data), parse, Problems(what), hashlib.sha256(data).hexdigest())
+    return replace(task, aliases=_ALIASES)
 
 
 # --- RadQA ----------------------------------------------------------------------------------------
@@ -320,13 +301,11 @@ _AROUND = 600  # bytes of whole sentences on each side, about as much as Lehman 
 _LONGEST_LIST = 1 << 17
 
 
-def clip(path: Path, what: str, *, questions: bool = False) -> EvalTask:
+def clip(path: Path, what: str) -> EvalTask:
     """CLIP 1.0.0 (Mullenbach et al. 2021): sentences of discharge notes with sets of labels.
 
-    Args:
-        path: of the ids of a split, such as `test_ids.csv`, beside `sentence_level.csv`.
-        what: what errors call it.
-        questions: asks a yes/no question for each label, as for models without examples.
+    A yes/no question is asked for each label, as for models without examples. `path` is that of
+    the ids of a split, such as `test_ids.csv`, beside `sentence_level.csv`.
     """
     ids = read_bytes(path, f"{what}, the ids that count")
     data = read_bytes(path.with_name("sentence_level.csv"), f"{what}, sentence_level.csv")
@@ -335,10 +314,6 @@ def clip(path: Path, what: str, *, questions: bool = False) -> EvalTask:
         rows = list(csv.DictReader(io.StringIO(utf8(data), newline=""), strict=True))
     except (NotReadable, csv.Error):
         problems.fail("sentence_level.csv is not CSV in UTF-8")
-    instruction = (
-        "Which kinds of action does this sentence of a discharge note ask for? Reply with those "
-        "that apply, separated by commas, or with: none\nKinds: " + ", ".join(_LABELS.values())
-    )
     wanted = {line.strip().decode("utf-8", "replace") for _, line in lines(ids)}
 
     def parse(index: int) -> TaskLine:
@@ -347,10 +322,9 @@ def clip(path: Path, what: str, *, questions: bool = False) -> EvalTask:
         labels = dict.fromkeys(_LABELS.get(one, one) for one in _listed(row.get("labels")))
         return TaskLine(
             id=f"{row['doc_id']}-{row.get('sent_index')}",
-            task="clip-questions" if questions else "clip",
+            task="clip-questions",
             kind=Kind.GENERATION,
             measure=Measure.LABELS,
-            instruction="" if questions else instruction,
             input=f"Context: {_with_context(rows, index, sentence)}\n\nSentence: {sentence}",
             reference=LABEL_SEPARATOR.join(labels) or "none",
             choices=tuple(_LABELS.values()),
@@ -361,7 +335,7 @@ def clip(path: Path, what: str, *, questions: bool = False) -> EvalTask:
     numbered = ((i + 2, i) for i, row in enumerate(rows) if row.get("doc_id") in wanted)
     both = hashlib.sha256(ids).digest() + hashlib.sha256(data).digest()
     task = _task(numbered, parse, problems, hashlib.sha256(both).hexdigest(), max_tokens=32)
-    return replace(task, questions=_QUESTIONS) if questions else task
+    return replace(task, questions=_QUESTIONS)
 
 
 def _with_context(rows: Sequence[dict[str, Any]], index: int, sentence: str) -> str:
@@ -402,9 +376,7 @@ def _listed(value: object) -> list[str]:
 
 
 DATASETS: dict[str, Callable[[Path, str], EvalTask]] = {
-    "mednli": mednli,
-    "mednli-words": partial(mednli, words=True),
+    "mednli-words": mednli,
     "radqa": radqa,
-    "clip": clip,
-    "clip-questions": partial(clip, questions=True),
+    "clip-questions": clip,
 }

@@ -67,7 +67,7 @@ def metrics_of(task: EvalTask) -> tuple[str, ...]:
 
 
 def judge(task: EvalTask, item: Item, answer: str | None) -> Outcome:
-    """Compares with what is right what was read from an answer (see `prompts.read_answer`).
+    """Compares with what is right what was read from an answer (see `tasks.read_answer`).
 
     None, where nothing was read, is wrong. Prose is measured by its likelihood instead.
     """

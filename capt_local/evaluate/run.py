@@ -17,7 +17,6 @@ import msgspec
 import numpy as np
 
 from capt_local.decoding.options import GenerateOptions
-from capt_local.decoding.scoring import Choosing
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import (
     Cancelled,
@@ -29,14 +28,6 @@ from capt_local.errors import (
 )
 from capt_local.evaluate import ChoiceBy
 from capt_local.evaluate.metrics import Outcome, judge, library
-from capt_local.evaluate.prompts import (
-    YES_NO,
-    Examples,
-    label_question,
-    messages,
-    read_answer,
-    text,
-)
 from capt_local.evaluate.results import (
     DOES_NOT_FIT,
     MODEL,
@@ -45,7 +36,19 @@ from capt_local.evaluate.results import (
     Finished,
     Result,
 )
-from capt_local.evaluate.tasks import LABEL_SEPARATOR, EvalTask, Item, Kind, Measure
+from capt_local.evaluate.tasks import (
+    LABEL_SEPARATOR,
+    YES_NO,
+    EvalTask,
+    Examples,
+    Item,
+    Kind,
+    Measure,
+    label_question,
+    messages,
+    read_answer,
+    text,
+)
 from capt_local.prompting.messages import Message
 from capt_local.rerank.candidates import best_of, draw_choices, shares
 from capt_local.rerank.scorer import Scorer
@@ -53,7 +56,6 @@ from capt_local.runtime import Runtime
 
 BEST = "+best"
 """Behind the name of a method: the best of several of its answers."""
-_HOW = {ChoiceBy.LIKELIHOOD: Choosing.LIKELIHOOD, ChoiceBy.PER_BYTE: Choosing.PER_BYTE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +195,8 @@ def _answered(
         return Finished(fill(blank, outcome=judge(task, item, read), tokens=tokens), written, read)
     if plan.weighs_choices(task):
         chosen = runtime.choose(
-            prompt, _choices(item.choices, plan), options, raw=plan.raw, how=_HOW[plan.choice],
-            cancel=cancel,
-        )  # fmt: skip
+            prompt, _choices(item.choices, plan), options, raw=plan.raw, cancel=cancel
+        )
         read = item.choices[chosen.index]
         tokens = sum(score.tokens for score in chosen.scores)
         result = fill(blank, outcome=judge(task, item, read), tokens=tokens)
@@ -232,7 +233,7 @@ def _labels(
     for label in item.choices:
         chosen = runtime.choose(
             label_question(item, task, label, raw=plan.raw), _choices(YES_NO, plan), options,
-            raw=plan.raw, how=Choosing.LIKELIHOOD, cancel=cancel,
+            raw=plan.raw, cancel=cancel,
         )  # fmt: skip
         named += [label] if chosen.index == 0 else []
         logps += chosen.logps

@@ -90,7 +90,7 @@ class FakeRuntime:
         options: Any,
         *,
         raw: bool,
-        how: Choosing,
+        how: Choosing = Choosing.LIKELIHOOD,
         cancel: Any,
     ) -> Chosen:
         text = asked(prompt)

@@ -45,7 +45,7 @@ WRITING = EvalTask(
 )
 
 
-def plan(choice: ChoiceBy = ChoiceBy.PER_BYTE, **more: Any) -> EvalPlan:
+def plan(choice: ChoiceBy = ChoiceBy.LIKELIHOOD, **more: Any) -> EvalPlan:
     methods = {name: GenerateOptions(method=Method(name)) for name in ("target", "capt")}
     return EvalPlan(methods, choice, **more)
 
@@ -55,18 +55,15 @@ def outcomes(rules: Rules, tasks: Sequence[EvalTask], how: EvalPlan, **more: Any
     return list(run(FakeRuntime(rules), tasks, how, **more))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("choice", "how"), [(ChoiceBy.LIKELIHOOD, "likelihood"), (ChoiceBy.PER_BYTE, "per-byte")]
-)
-def test_a_classification_by_its_choices(choice: ChoiceBy, how: str) -> None:
+def test_a_classification_by_its_choices() -> None:
     rules = Rules(say=lambda method, prompt, seed: "yes" if method == "capt" else "no")
-    found = outcomes(rules, [QUESTIONS], plan(choice))
+    found = outcomes(rules, [QUESTIONS], plan())
     assert [one.result.key[1:] for one in found] == [
         (method, item) for item in "012" for method in ("target", "capt")
     ]
     right = [one.result.outcome.values["accuracy"] for one in found if one.result.outcome]
     assert right == [0.0, 1.0, 1.0, 0.0, 0.0, 1.0]
-    assert {call[0] for call in rules.calls} == {f"choose {how}"}
+    assert {call[0] for call in rules.calls} == {"choose likelihood"}
     assert all(one.result.decoded == 10 and not one.answer and one.logps for one in found)
     assert "note 0 {input}" in rules.calls[0][2] and rules.forgotten == 6
 

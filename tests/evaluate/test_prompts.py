@@ -9,8 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.prompts import Examples, messages, named_choice, text
-from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure, folded
+from capt_local.evaluate.tasks import (
+    EvalTask,
+    Examples,
+    Item,
+    Kind,
+    Measure,
+    folded,
+    messages,
+    named_choice,
+    text,
+)
 from capt_local.prompting.messages import Message
 
 YES_NO = ("yes", "no", "maybe")

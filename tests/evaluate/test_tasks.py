@@ -12,8 +12,7 @@ import pytest
 
 from capt_local.errors import UsageError
 from capt_local.evaluate.datasets import read_task
-from capt_local.evaluate.prompts import read_answer
-from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure, shortened
+from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure, read_answer, shortened
 
 DATA = Path(__file__).parent.parent / "data" / "tasks"
 DOCS = Path(__file__).parent.parent.parent / "docs" / "tasks.md"
@@ -149,18 +148,9 @@ def data_set(name: str, *path: str) -> EvalTask:
     return read_task(Path(f"{name}={DATA.joinpath(*path)}"))
 
 
-def test_mednli() -> None:
-    task = data_set("mednli", "mednli", "mli_test_v1.jsonl")
-    assert (task.name, task.measure, len(task.items)) == ("mednli", Measure.CHOICE, 3)
-    assert task.items[1].id == "made-up-2"
-    assert task.items[1].input == (
-        "Premise: Her temperature was 39.4 °C on arrival.\n\nHypothesis: She had a fever."
-    )
-    assert [item.reference for item in task.items] == ["contradiction", "entailment", "neutral"]
-
-
 def test_mednli_in_words() -> None:
     words = data_set("mednli-words", "mednli", "mli_test_v1.jsonl")
+    assert (words.measure, words.items[1].id) == (Measure.CHOICE, "made-up-2")
     assert [item.reference for item in words.items] == ["No", "Yes", "It's impossible to say"]
     asked = 'Does "Her temperature was 39.4 °C on arrival" mean that "She had a fever."?'
     assert words.items[1].input == asked and words.items[1].instruction == ""
@@ -190,7 +180,7 @@ def test_radqa() -> None:
 
 
 def test_clip() -> None:
-    task = data_set("clip", "clip", "test_ids.csv")
+    task = data_set("clip-questions", "clip", "test_ids.csv")
     assert (task.kind, task.measure) == (Kind.GENERATION, Measure.LABELS)
     assert [(item.id, item.reference) for item in task.items] == [
         ("9001-0", "none"),
@@ -204,12 +194,10 @@ def test_clip() -> None:
     assert task.items[0].input == f"Context: {own} {near}\n\nSentence: {own}"
     assert task.items[1].input == f"Context: {own} {near}\n\nSentence: {near}"
     assert task.items[2].input.startswith("Context: Do n't drive for a week .\n")  # another note
-    examples = data_set("clip", "clip", "train_ids.csv")
+    examples = data_set("clip-questions", "clip", "train_ids.csv")
     assert [item.id for item in examples.items] == ["9003-0"] and examples.digest != task.digest
-    asked = data_set("clip-questions", "clip", "test_ids.csv")
-    assert list(asked.questions) == list(asked.choices) == list(task.choices)
-    assert [item.input for item in asked.items] == [item.input for item in task.items]
-    assert not any(item.instruction for item in asked.items) and asked.digest == task.digest
+    assert list(task.questions) == list(task.choices)
+    assert not any(item.instruction for item in task.items)
 
 
 def test_rows_of_data_sets_that_are_wrong_are_named_without_their_text(tmp_path: Path) -> None:
@@ -217,12 +205,14 @@ def test_rows_of_data_sets_that_are_wrong_are_named_without_their_text(tmp_path:
     path = written(
         tmp_path, row, {**row, "pairID": "2", "gold_label": SECRET}, {"pairID": "3"}, row
     )
-    message = refused(Path(f"mednli={path}"))
+    message = refused(Path(f"mednli-words={path}"))
     assert "line 2: gold_label is none of the words" in message and "2 more lines" in message
     (tmp_path / "test.json").write_text('{"data": [{"paragraphs": [{"context": "x"}]}]}')
     assert "qas is missing" in refused(Path(f"radqa={tmp_path / 'test.json'}"))
     shutil.copytree(DATA / "clip", tmp_path / "clip")
     sentences = tmp_path / "clip" / "sentence_level.csv"
     sentences.write_text(sentences.read_text().replace("['I-", f"[{SECRET} 'I-", 1))
-    assert "not a list of texts" in refused(Path(f"clip={tmp_path / 'clip' / 'test_ids.csv'}"))
-    assert "there is no such file" in refused(Path(f"clip={tmp_path / 'test_ids.csv'}"))
+    assert "not a list of texts" in refused(
+        Path(f"clip-questions={tmp_path / 'clip' / 'test_ids.csv'}")
+    )
+    assert "there is no such file" in refused(Path(f"clip-questions={tmp_path / 'test_ids.csv'}"))
