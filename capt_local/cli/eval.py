@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from capt_local.evaluate.results import Result, ResultsFile, SampleLog
     from capt_local.evaluate.run import EvalPlan
     from capt_local.evaluate.summary import Interval, MethodFigures, TaskSummary
-    from capt_local.evaluate.tasks import EvalTask, Examples
+    from capt_local.evaluate.tasks import EvalTask
     from capt_local.llama.options import LoadOptions
 
 TARGET = "target"
@@ -80,11 +80,6 @@ class EvalFlags:
         "--against METHOD",
         "The method that intervals are against, which is always run. Default: target.",
         Method.TARGET,
-    )
-    shots: int = flag("--shots K", "Examples to show (--shots-file). Default: 0.", 0, min=0)
-    shots_file: Path | None = flag(
-        "--shots-file FILE|DATASET=PATH",
-        "A task to take the examples from: the first ones that are not the question.",
     )
     choice: ChoiceBy = flag(
         "--choice likelihood|free",
@@ -141,8 +136,6 @@ def eval(
       capt-local eval --task notes.jsonl --task mednli-words=mli_test_v1.jsonl --results run.jsonl
 
       capt-local eval --task rqe.jsonl --methods target,expert,capt --best-of 8 --scorer scorer
-
-      capt-local eval --task rqe.jsonl --shots 4 --shots-file rqe-train.jsonl --limit 50
     """
     # Imported here: the help needs none of it.
     from capt_local.evaluate.summary import as_object, summarise_task
@@ -150,9 +143,9 @@ def eval(
     from capt_local.rerank.scorer import open_scorer
 
     screen = Screen.standard(view.verbose)
-    tasks, examples = _read_tasks(what, sample.seed)
+    tasks = _read_tasks(what, sample.seed)
     bundle = find_bundle(model)
-    plan = _plan(what, bundle, how, sample, several, form.structure(), examples)
+    plan = _plan(what, bundle, how, sample, several, form.structure())
     plan.check(tasks)
     if what.names is not None and what.against not in what.names:
         screen.note(f"note: the {what.against} is run too, since intervals are against it.")
@@ -189,24 +182,17 @@ def eval(
     return ExitCode.FAILED_RECORDS if any(one.failed for one in counts) else ExitCode.OK
 
 
-def _read_tasks(what: EvalFlags, seed: int) -> tuple[list[EvalTask], Examples | None]:
+def _read_tasks(what: EvalFlags, seed: int) -> list[EvalTask]:
     from capt_local.evaluate.datasets import read_task
-    from capt_local.evaluate.tasks import Examples, shortened
+    from capt_local.evaluate.tasks import shortened
 
     if not what.places:
         raise UsageError("There is no task. Give at least one with --task.")
-    if (what.shots_file is None) != (what.shots == 0):
-        raise UsageError("--shots K and --shots-file go together.")
-    examples = None
-    if what.shots_file is not None:
-        whole = read_task(what.shots_file, what="The file of --shots-file")
-        # Cut as the questions are, so that a question is still known among its examples.
-        examples = Examples(shortened(whole, what.max_input_bytes), what.shots)
     tasks = [
         read_task(place, limit=what.limit, seed=seed, what=f"Task {number}")
         for number, place in enumerate(what.places, 1)
     ]
-    return [shortened(task, what.max_input_bytes) for task in tasks], examples
+    return [shortened(task, what.max_input_bytes) for task in tasks]
 
 
 def _plan(
@@ -216,7 +202,6 @@ def _plan(
     sample: SampleFlags,
     several: BestOfFlags,
     structure: Structure | None,
-    examples: Examples | None,
 ) -> EvalPlan:
     """How answers are made: step by step, so that a resumed run is the same to the last bit."""
     from capt_local.evaluate.run import BEST, EvalPlan
@@ -243,7 +228,6 @@ def _plan(
         choice=what.choice,
         raw=what.raw,
         max_tokens=sample.max_tokens,
-        examples=examples,
     )
 
 
@@ -268,7 +252,6 @@ def _settings(
 ) -> dict[str, Any]:
     """Tasks and parameters by name; no text of prompts, items or stop strings."""
     best = {"best_of": plan.best_of, "scorer": plan.scorer and plan.scorer.digest}
-    shots = plan.examples and {"count": plan.examples.count, "file": plan.examples.task.digest}
     return {
         "seed": seed,
         "limit": what.limit,
@@ -278,7 +261,6 @@ def _settings(
         "max_tokens": plan.max_tokens,
         **(best if plan.best_of > 1 else {}),
         "tasks": {task.name: task.digest for task in tasks},
-        "shots": {task.name: shots for task in tasks if shots},
         "methods": {name: _parameters(options) for name, options in plan.methods.items()},
     }
 

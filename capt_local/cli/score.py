@@ -50,7 +50,6 @@ class ScoreFlags:
         Normalise.NONE,
     )
     json: bool = setting("--json", "Write a JSON object.", False)
-    per_item: bool = flag("--per-item", "A line for each item before the sum.", False)
     output: Path | None = flag("-o --output PATH", "Write a line of JSON for each item here.")
 
 
@@ -66,7 +65,7 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
     Examples:
       capt-local score notes.jsonl --method capt
 
-      capt-local score questions.jsonl --normalise bytes --per-item --json
+      capt-local score questions.jsonl --normalise bytes -o items.jsonl --json
     """
     from capt_local.decoding.scoring import Choosing  # the help needs none of it
 
@@ -99,8 +98,6 @@ def score(what: ScoreFlags, model: ModelFlags, how: MethodFlags, view: ViewFlags
                 ):
                     if one.error:  # by its line: an id may be a patient's
                         screen.note(f"line {items[len(done)].line}: {one.error}")
-                    if what.per_item:
-                        screen.line(dumps(_object(one, method)) if what.json else _line(one))
                     done.append(one)
                     screen.progress("scoring", len(done) / len(items))
     except Cancelled:
@@ -166,18 +163,6 @@ def _object(one: ItemScore, method: str) -> JsonObject:
         if (value := getattr(one, name)) is not None:
             result[name] = value
     return result
-
-
-def _line(one: ItemScore) -> str:
-    if one.error:
-        return f"{one.id}: not scored"
-    parts = []
-    if (bits := bits_per_byte([one])) is not None:
-        parts.append(f"{bits:.4f} bits per byte, {one.size} bytes")
-    if one.chosen is not None:
-        verdict = {True: ", right", False: ", wrong", None: ""}[one.correct]
-        parts.append(f"choice {one.chosen}{verdict}")
-    return f"{one.id}: {'; '.join(parts)}"
 
 
 def _table(result: JsonObject) -> Table:

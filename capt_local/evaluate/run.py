@@ -40,7 +40,6 @@ from capt_local.evaluate.tasks import (
     LABEL_SEPARATOR,
     YES_NO,
     EvalTask,
-    Examples,
     Item,
     Kind,
     Measure,
@@ -68,14 +67,12 @@ class EvalPlan:
     max_tokens: int | None = None  # None: the task's
     best_of: int = 1  # answers that a method draws whose name ends in `BEST`
     scorer: Scorer | None = None  # ranks them; None: the majority, of texts the likeliest
-    examples: Examples | None = None  # before each question
 
     def check(self, tasks: Sequence[EvalTask]) -> None:
         """Finds out now what could go wrong in the middle of a run, or at its end.
 
         Raises:
-            UsageError: two tasks have one name, there are too few examples, or a library is not
-                installed.
+            UsageError: two tasks have one name, or a library is not installed.
         """
         library("scipy.stats")
         names = [task.name for task in tasks]
@@ -87,11 +84,6 @@ class EvalPlan:
                 )
             if task.measure is Measure.ROUGE:
                 library("rouge_score.rouge_scorer")
-            if self.examples is not None:
-                if task.kind is Kind.PERPLEXITY or task.questions:
-                    raise UsageError("Prose, and a question for each label, have no examples.")
-                for item in task.items:
-                    self.examples.of(item, task)
 
     def options(self, task: EvalTask, method: str) -> GenerateOptions:
         """How the answers to a task are made by a method."""
@@ -189,7 +181,7 @@ def _answered(
     if task.questions:
         named, logps = _labels(runtime, task, item, options, plan, cancel)
         return Finished(fill(blank, outcome=judge(task, item, named)), read=named, logps=logps)
-    prompt = (text if plan.raw else messages)(item, task, plan.examples)
+    prompt = (text if plan.raw else messages)(item, task)
     if blank.method.endswith(BEST):
         read, written, tokens = _best(runtime, task, item, prompt, options, plan, cancel)
         return Finished(fill(blank, outcome=judge(task, item, read), tokens=tokens), written, read)

@@ -1,7 +1,7 @@
 """Tasks: items of one kind, what their answers are measured by, and how they are asked and read.
 
-Examples are earlier turns of the conversation. A free answer is read from the surest sign to the
-weakest; one that names two choices, or denies one, names none.
+A free answer is read from the surest sign to the weakest; one that names two choices, or denies
+one, names none.
 """
 
 from __future__ import annotations
@@ -170,57 +170,14 @@ _OR = r"\s*(?:,|/|or\b|and\b)\s*(?:or\b|and\b)?\s*"
 _DENIAL = re.compile(r"(?:\b(?:not|never|no|neither|nor|cannot|without)|n['’]t)\s+(?:\w+\s+)?$")
 
 
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """The first `count` items of a task, to show before a question.
-
-    Raises:
-        UsageError: there are fewer, or they are prose.
-    """
-
-    task: EvalTask
-    count: int
-
-    def __post_init__(self) -> None:
-        if self.task.kind is Kind.PERPLEXITY:
-            raise UsageError("The file of examples holds texts without answers.")
-        if not 1 <= self.count <= len(self.task.items):
-            raise UsageError(
-                f"{self.count} examples are wanted, but the file of examples has "
-                f"{len(self.task.items)}; --shots is at least 1 and no more."
-            )
-
-    def of(self, item: Item, task: EvalTask) -> list[Item]:
-        """The examples for an item: never the item itself, nor one with the same input."""
-        if self.task.kind is not task.kind:
-            raise UsageError(f"The examples are for {self.task.kind}, the task is {task.kind}.")
-        same_file = self.task.digest == task.digest
-        left = [
-            one
-            for one in self.task.items
-            if folded(one.input) != folded(item.input) and not (same_file and one.id == item.id)
-        ]
-        if len(left) < self.count:
-            raise UsageError(
-                f"{self.count} examples are wanted, but only {len(left)} are not the question "
-                "itself; use fewer."
-            )
-        return left[: self.count]
-
-
-def messages(item: Item, task: EvalTask, examples: Examples | None = None) -> list[Message]:
+def messages(item: Item, task: EvalTask) -> list[Message]:
     """The conversation that asks for an answer."""
-    turns = []
-    for shot in examples.of(item, task) if examples else []:
-        turns += [Message("user", _question(shot, task)), Message("assistant", shot.reference)]
-    return [*turns, Message("user", _question(item, task))]
+    return [Message("user", _question(item, task))]
 
 
-def text(item: Item, task: EvalTask, examples: Examples | None = None) -> str:
-    """The same as one text for a model without a chat template; the answer goes on behind it."""
-    shots = examples.of(item, task) if examples else []
-    parts = [f"{_question(shot, task)}{_LEAD} {shot.reference}" for shot in shots]
-    return _BETWEEN.join([*parts, _question(item, task) + _LEAD])
+def text(item: Item, task: EvalTask) -> str:
+    """The same as a text for a model without a chat template; the answer goes on behind it."""
+    return _question(item, task) + _LEAD
 
 
 def label_question(item: Item, task: EvalTask, label: str, *, raw: bool) -> str | list[Message]:

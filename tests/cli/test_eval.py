@@ -189,8 +189,6 @@ def test_items_that_do_not_fit_are_counted_and_said(run: Run, rules: Rules, choi
         ([], "There is no task"),
         (["--task", "{choices}", "--methods", f"target,{CANARY}"], "Number 2 of --methods"),
         (["--task", "{choices}", "{choices}"], "Tasks 1 and 2 have the same name"),
-        (["--task", "{choices}", "--shots", "2"], "--shots K and --shots-file go"),
-        (["--task", "{choices}", "--shots", "4", "--shots-file", "{choices}"], "use fewer"),
         (["--task", "{folder}/none.jsonl"], "Task 1"),
         (["--task", "{choices}", "--results", "{choices}"], "--results"),
         (["--task", "{choices}", "--log-samples", "{choices}"], "--log-samples"),

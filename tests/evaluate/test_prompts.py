@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.errors import UsageError
 from capt_local.evaluate.tasks import (
     EvalTask,
-    Examples,
     Item,
     Kind,
     Measure,
@@ -35,29 +31,12 @@ TASK = EvalTask(
 ASKED = "Is it so?\n\nnote 1 ${x}\n\nReply with one of these and nothing else: yes, no, maybe"
 
 
-def test_a_question_and_its_examples() -> None:
+def test_a_question() -> None:
     item = TASK.items[1]
     assert messages(item, TASK) == [Message("user", ASKED)]
     assert text(item, TASK) == f"{ASKED}\n\nAnswer:"
-    turns = messages(item, TASK, Examples(TASK, 2))
-    assert [turn.role for turn in turns] == ["user", "assistant"] * 2 + ["user"]
-    # Never the item itself.
-    assert ["note 0" in turns[0].content, "note 2" in turns[2].content] == [True, True]
-    assert turns[1].content == "yes" and turns[-1].content == ASKED
-    whole = text(item, TASK, Examples(TASK, 1))
-    assert whole.startswith("Is it so?\n\nnote 0") and "\n\nAnswer: yes\n\nIs it so?" in whole
-    # Nor one with the same input, whatever its id.
-    other = dataclasses.replace(TASK, digest="cd")
-    twin = dataclasses.replace(item, id="another", input="NOTE 1  ${x}")
-    assert "note 1" not in messages(twin, other, Examples(TASK, 1))[0].content
-    with pytest.raises(UsageError, match="only 3 are not the question itself"):
-        messages(item, TASK, Examples(TASK, 4))
-    with pytest.raises(UsageError, match="has 4"):
-        Examples(TASK, 5)
     writing = EvalTask("w", Kind.GENERATION, (Item("a", "Sum up.", "x", "y"),), Measure.ROUGE)
     assert messages(writing.items[0], writing) == [Message("user", "Sum up.\n\nx")]
-    with pytest.raises(UsageError, match="for generation, the task is classification"):
-        messages(item, TASK, Examples(writing, 1))
 
 
 @pytest.mark.parametrize(
