@@ -101,17 +101,9 @@ class Llama(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def hidden(self, ids: Tensor, noise: float = 0.0) -> Tensor:
-        """Normalised last hidden states [batch, time, width].
-
-        `noise` is NEFTune's alpha (Jain et al. 2023): uniform noise on the embeddings, of size
-        alpha / sqrt(time * width). The random state is the caller's.
-        """
-        x = F.embedding(ids, self.token_embd)
-        if noise:
-            size = noise / (ids.shape[1] * self.shape.width) ** 0.5
-            x = x + (2 * torch.rand_like(x) - 1) * size
-        x = x.to(self.dtype)
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Normalised last hidden states [batch, time, width]."""
+        x = F.embedding(ids, self.token_embd).to(self.dtype)
         for block in self.blk:
             x = block(x, self.cos, self.sin)
         return rms_norm(x, self.output_norm, self.shape.norm_eps)
@@ -120,9 +112,9 @@ class Llama(nn.Module):
         """Logits [batch, time, vocab] in float32."""
         return linear(self.hidden(ids), self.token_embd).float()
 
-    def losses(self, ids: Tensor, targets: Tensor, noise: float = 0.0) -> Tensor:
+    def losses(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats of each target: [batch * time]."""
-        logits = linear(self.hidden(ids, noise), self.token_embd).float()
+        logits = linear(self.hidden(ids), self.token_embd).float()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
 
 

@@ -1,7 +1,6 @@
 """What is trained: sizes of the models, and how often each stage reads each source.
 
 base -> expert-pretrain -> expert-tune             the expert, and its parent
-        expert-pretrain -> expert-neft             the same tuning with NEFTune's noise
 """
 
 from __future__ import annotations
@@ -55,7 +54,6 @@ class Stage:
         decay: weight decay of the matrices; large, since the text is read many times
             (Kim et al. 2025, "Pre-training under infinite compute").
         warmup: share of the stage in which the rates rise; then they fall linearly to zero.
-        noise: NEFTune's alpha; 0 is without.
     """
 
     name: str
@@ -64,7 +62,6 @@ class Stage:
     lr: float = 4e-3
     decay: float = 0.15
     warmup: float = 0.02
-    noise: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +126,6 @@ STAGES = {
             start_from="base",
         ),
         Stage("expert-tune", _TUNING, start_from="expert-pretrain", lr=2e-3),
-        Stage("expert-neft", _TUNING, start_from="expert-pretrain", lr=2e-3, noise=5.0),
     )
 }
 # Held-out text of clinical sources is measured at every stage, the base's included.

@@ -84,7 +84,7 @@ class Trainer:
         preset: its size.
         work: folder of streams, vocabulary and checkpoints.
         device: "auto" takes a GPU where there is one.
-        seed: of weights, rows and noise.
+        seed: of weights and rows.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Trainer:
             step = self._resume(packer)
         saved_at, mean = time.monotonic(), None
         while step < steps and time.time() < stop_at:
-            loss = self._step(packer, step / steps, step)
+            loss = self._step(packer, step / steps)
             mean = loss if mean is None else mean.lerp(loss, 0.05)
             step += 1
             if step % _LOG_EVERY == 0:
@@ -143,12 +143,10 @@ class Trainer:
             (self.work / f"{self.stage.name}.done").touch()
         return step >= steps
 
-    def _step(self, packer: Packer, progress: float, step: int) -> torch.Tensor:
+    def _step(self, packer: Packer, progress: float) -> torch.Tensor:
         rows, shares = (torch.from_numpy(part) for part in packer.rows(self.preset.rows))
         ids, weights = rows.to(self.device), shares.to(self.device)[:, 1:].flatten()
-        if self.stage.noise:  # a resumed run draws the same noise
-            torch.manual_seed(self.seed * 1_000_003 + step)
-        losses = self._losses(ids[:, :-1].contiguous(), ids[:, 1:], noise=self.stage.noise)
+        losses = self._losses(ids[:, :-1].contiguous(), ids[:, 1:])
         loss = (losses * weights).sum() / weights.sum()
         loss.backward()
         warmup = self.stage.warmup

@@ -21,8 +21,7 @@ from jinja2 import Environment
 from scripts.train_demo_trio import __main__ as command
 from scripts.train_demo_trio import train as training
 from scripts.train_demo_trio.corpus import CLINICAL, SOURCES
-from scripts.train_demo_trio.model import Llama
-from scripts.train_demo_trio.stages import PRESETS, STAGES, Shape
+from scripts.train_demo_trio.stages import PRESETS, STAGES
 from scripts.train_demo_trio.train import Trainer, checkpoint, load_model
 from scripts.train_demo_trio.turns import Turn
 from scripts.train_demo_trio.vocab import Vocab
@@ -84,15 +83,6 @@ def test_a_stage_that_was_stopped_goes_on_as_if_it_had_not(
         weights.append(saved["model"])
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name]), name
-
-
-def test_noise_is_drawn_anew_and_only_on_embeddings() -> None:
-    torch.manual_seed(0)
-    model = Llama(Shape(64, 32, 1, 1, 1, 32, 32, context=16), torch.float32)
-    ids = torch.arange(16)[None]
-    plain, noisy, again = (model.hidden(ids, noise) for noise in (0.0, 5.0, 5.0))
-    assert torch.equal(plain, model.hidden(ids)) and not torch.equal(noisy, again)
-    assert (noisy - plain).abs().max() > 0
 
 
 def test_the_files_say_what_was_trained(trained: Path, tmp_path: Path) -> None:
