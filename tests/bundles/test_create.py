@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundles import store
 from capt_local.bundles.create import put_together
-from capt_local.bundles.install import new_staging
 from capt_local.bundles.manifest import Bundle
 from capt_local.errors import ModelError
 from tests.bundle_files import describe
@@ -71,15 +69,3 @@ def test_a_file_that_changes_while_it_is_read(
 
     with pytest.raises(ModelError, match="changed while it was looked at"):
         put_together(of(files), folder, spoil)
-
-
-def test_nothing_is_left_of_what_failed() -> None:
-    place, left = store.user_folder() / "new", store.staging_folder() / "new"
-    left.mkdir(parents=True)
-    (left / "target.gguf").write_bytes(b"half of a try that was killed")
-    with pytest.raises(KeyboardInterrupt), new_staging(place) as staging:
-        assert staging.folder == left and os.listdir(left) == []
-        assert left.stat().st_mode & 0o777 == 0o700
-        (left / "part").write_bytes(b"1")
-        raise KeyboardInterrupt
-    assert not place.exists() and not left.exists()

@@ -167,7 +167,7 @@ def test_hostile_manifests_of_a_trusted_hand(hands: Hands, tmp_path: Path) -> No
     make_bundle(folder)
     text = (folder / MANIFEST).read_text()
     names = "../base.gguf", "/etc/passwd", "sub/base.gguf", "con", "bundle.sig", "..\\\\x", ".x"
-    ids = "../x", "..", "con", "NUL.x", "x."
+    ids = "../x", "..", "con", "NUL.x", "x.", "x.lock", "x.old", "x.download"
     evil = [("base", '"base.gguf"', f'"{name}"') for name in names]
     evil += [("id", 'id = "trio"', f'id = "{name}"') for name in ids]
     for told, old, new in evil:

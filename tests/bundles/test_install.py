@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles import archive, store, verify
-from capt_local.bundles.archive import END, header, members, padding
+from capt_local.bundles.archive import members
 from capt_local.bundles.install import clear, leftovers
-from capt_local.bundles.manifest import MANIFEST, RECEIPT, SIGNATURE, Bundle, Signer, read_bundle
+from capt_local.bundles.manifest import MANIFEST, RECEIPT, SIGNATURE, Bundle, Signer
 from capt_local.bundles.sign import read_private
 from capt_local.errors import ModelError, UsageError
 from tests.bundles.travelling import (
@@ -313,16 +313,3 @@ def test_names_that_cannot_travel(tmp_path: Path) -> None:
     base = replace(bundle.models["base"], path=folder / "EXPERT.gguf")
     with pytest.raises(ModelError, match="in two ways"):
         members(replace(bundle, models={**bundle.models, "base": base}))
-
-
-def test_swapped_roles(hands: Hands) -> None:
-    """Files of other roles under the names of the signed manifest."""
-    bundle = read_bundle(make_bundle(hands.folder / "from").folder or Path())
-    with tarfile.open(archive.export(bundle, hands.folder / "good.capt")) as tar:
-        data = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
-    data["expert.gguf"], data["base.gguf"] = data["base.gguf"], data["expert.gguf"]
-    parts = [header(name, len(each)) + each + padding(len(each)) for name, each in data.items()]
-    path = hands.folder / "swapped.capt"
-    path.write_bytes(b"".join(parts) + END)
-    with pytest.raises(ModelError, match=r"where expert\.gguf should be there is another file"):
-        hands.take(path, unsigned=True)

@@ -114,7 +114,6 @@ BAD = {
     "title with an escape": (HEAD + 'title = "\\u001b]0;x"\n' + TARGET, "title holds control"),
     "context zero": (HEAD + "context = 0\n" + TARGET, "context must be at least 1"),
     "unknown key": (HEAD + "contxt = 1\n" + TARGET, "contxt is not known"),
-    "unknown odd key": (HEAD + '"\\u001b[2J" = 1\n' + TARGET, "a key with odd characters is not"),
     "no target": (HEAD + PROXIES, "models.target is missing"),
     "no base": (HEAD + TARGET + table("expert"), "models.base is missing; .* both expert "),
     "unknown role": (HEAD + TARGET + table("judge"), "models.roles are target, expert, base"),
@@ -123,7 +122,6 @@ BAD = {
     "file not there": (HEAD + table("target", file='"x.gguf"'), "names x.gguf, which is not there"),
     "file absolute": (HEAD + table("target", file='"/etc/passwd"'), "must name a file inside"),
     "file above": (HEAD + table("target", file='"../x"'), "must name a file inside"),
-    "file with backslash": (HEAD + table("target", file="'..\\x'"), "must name a file inside"),
     "digest short": (HEAD + table("target", sha256='"abc"'), "sha256 must be a SHA-256 of 64"),
     "template twice": (
         HEAD + table("target", template='"plain"', template_file='"chat.jinja"'),
@@ -139,18 +137,10 @@ BAD = {
     ),
     "no base-2": (HEAD + TARGET + PROXIES + table("expert-2"), "models.base-2 is missing"),
     "a gap": (HEAD + TARGET + table("expert-2") + table("base-2"), "models.expert is missing"),
-    "a number as no role": (HEAD + TARGET + table("expert-02"), "models.roles are"),
     "requires": (HEAD + 'requires = "new"\n' + TARGET, "requires must be a version"),
-    "review quoted": (HEAD + 'review_by = "2026-06-01"\n' + TARGET, "review_by must be a day"),
-    "card of numbers": (HEAD + "[card]\nrisks = 1\n" + TARGET, r"card.* must be a text"),
-    "path as a key": (HEAD + table("target", path='"/etc/passwd"'), "models.target.path is not"),
-    "role as a key": (HEAD + TARGET + 'role = "base"\n', "models.target.role is not"),
-    "folder as a key": (HEAD + 'folder = "/"\n' + TARGET, "folder is not known"),
     "signer as a key": (HEAD + "[signer]\nkey = 'x'\n" + TARGET, "signer is not known"),
     "adapter above": (HEAD + TARGET + lora(file='"../x"'), r"adapter.file must name a file inside"),
-    "adapter without file": (HEAD + TARGET + lora(file=None), r"adapter.file is missing"),
     "scale": (HEAD + TARGET + lora(scale="9"), r"adapter.scale must be at most 8"),
-    "scale nan": (HEAD + TARGET + lora(scale="nan"), r"adapter.scale must be at (most|least)"),
     "adapter key": (HEAD + TARGET + lora(rank="4"), r"adapter.rank is not known"),
 }
 
@@ -285,11 +275,6 @@ def test_adapters_that_are_given_by_role(folder: Path) -> None:
         bundle.with_adapters([f"expert:{folder / 'none.gguf'}"])
 
 
-def test_models_of_a_bundle_lie_in_its_folder(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="does not lie in the folder"):
-        write_manifest(described(folder), tmp_path / "elsewhere")
-
-
 def test_notices_of_review_and_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest.metadata, "version", lambda _: "0.3.36")
     load(folder, HEAD + 'review_by = 2026-06-01\ntested_with = "0.3.9"\n' + TARGET)
@@ -354,21 +339,6 @@ def test_another_size_is_told_without_reading(bundle: Bundle) -> None:
     path = bundle.models["base"].path
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ModelError, match=r"base\.gguf .* has 2999999 bytes instead of 3000000"):
-        verify(bundle)
-
-
-def test_swapped_roles_are_found(bundle: Bundle) -> None:
-    expert, base = bundle.models["expert"].path, bundle.models["base"].path
-    expert.rename(expert.with_suffix(".tmp"))
-    base.rename(expert)
-    expert.with_suffix(".tmp").rename(base)
-    with pytest.raises(ModelError, match="The expert model"):
-        verify(bundle)
-
-
-def test_a_file_that_went_away(bundle: Bundle) -> None:
-    bundle.models["expert"].path.unlink()
-    with pytest.raises(ModelError, match=r"The expert model expert\.gguf .*No such file"):
         verify(bundle)
 
 

@@ -94,15 +94,6 @@ def test_pairs_in_the_order_of_flags_and_variables(
     assert paths(script) == files
 
 
-@pytest.mark.parametrize("missing", ["base-2", "expert", "target"])
-def test_what_does_not_pair_up_is_refused(
-    run: Run, script: Script, files: dict[str, str], missing: str
-) -> None:
-    del files[missing]
-    result = run("generate", *pairs(files), "-p", "x")
-    assert (result.code, script.calls) == (2, []) and result.err.count("\n") == 1
-
-
 @pytest.mark.parametrize(
     ("more", "alphas"),
     [

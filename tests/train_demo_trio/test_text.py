@@ -6,14 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.train_demo_trio.corpus import (
-    PIECE,
     RUN,
     STOCK,
     Document,
     Sieve,
     Words,
     pieces,
-    thinned,
 )
 from scripts.train_demo_trio.turns import turns_of
 
@@ -46,22 +44,6 @@ def test_pieces_are_short_and_lose_only_line_ends(text: str, size: int) -> None:
     cut = pieces(text, size)
     assert all(len(piece) <= size for piece in cut)
     assert "".join(cut).replace("\n", "") == text.replace("\n", "")
-
-
-def test_pieces_end_where_a_sentence_does() -> None:
-    sentence = "She was seen in the clinic today. "
-    text = sentence * 300
-    cut = pieces(text)
-    assert len(cut) == 3 and all(len(piece) <= PIECE for piece in cut)
-    assert all(piece.endswith("today. ") for piece in cut)
-    assert pieces("short") == ["short"]
-
-
-def test_a_part_of_a_source_is_taken_from_all_of_it() -> None:
-    documents = [Document("s", str(i), "x" * 100) for i in range(100)]
-    kept = thinned(documents, 1000)
-    assert 9 <= len(kept) <= 11 and int(kept[-1].id) > 80
-    assert thinned(documents, 0) == documents
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=40), st.lists(st.sampled_from("abc"), max_size=40))
