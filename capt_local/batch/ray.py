@@ -80,9 +80,6 @@ class ActorProcess:
                 return Death(f"its Ray actor died ({type(error).__name__})")
         return self._received.popleft() if self._received else None
 
-    def ended(self, seconds: float) -> bool:
-        return isinstance(self.poll(seconds), Death)
-
     def kill(self) -> None:
         with contextlib.suppress(Exception):  # Ray may have gone already
             self._ray.kill(self._actor)

@@ -141,7 +141,6 @@ class Process(Protocol):
 
     def send(self, message: ipc.WireMessage) -> None: ...
     def poll(self, seconds: float) -> ipc.WireMessage | Death | None: ...
-    def ended(self, seconds: float) -> bool: ...
     def kill(self) -> None: ...
 
 
@@ -194,17 +193,11 @@ class WorkerProcess:
             return None
         if message is not None and "fatal" not in message:
             return message
-        code = self._process.returncode if self.ended(_END_SECONDS) else None
+        code = self._process.returncode if self._ended() else None
         self.kill()
         if message is not None:
             return Death.reported(str(message["fatal"]), str(message.get("message")))
         return Death("it closed its pipe") if code is None else Death.by_code(code)
-
-    def ended(self, seconds: float) -> bool:
-        """Whether it has ended, or does so in that time."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
-        return self._process.returncode is not None
 
     def kill(self) -> None:
         """Ends the process at once; safe to call again.
@@ -213,9 +206,15 @@ class WorkerProcess:
         """
         self._process.kill()
         self._outbox.put(None)
-        ended = self.ended(_END_SECONDS)
+        ended = self._ended()
         for thread in self._threads:
             thread.join(_END_SECONDS if ended else 0)
+
+    def _ended(self) -> bool:
+        """Whether it has ended, or does so soon."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+        return self._process.returncode is not None
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -310,13 +309,6 @@ class WorkerSupervisor:
             return None
         self._worker.kill()
         return self._died(Death(f"it reported no progress for {self._silent:.0f} s", hung=True))
-
-    def finish(self, stop: Callable[[], bool]) -> None:
-        """Lets the worker end by itself for 10 s, or until `stop()`; then ends it."""
-        for _ in range(100):
-            if self._worker.ended(0.1) or stop():
-                break
-        self._worker.kill()
 
     def kill(self) -> None:
         """Ends the worker; its records are dropped."""
@@ -470,11 +462,6 @@ class Workers:
             if (event := each.poll(seconds / len(busy))) is not None:
                 return event
         return None
-
-    def finish(self, stop: Callable[[], bool]) -> None:
-        """Lets the workers end by themselves; see `WorkerSupervisor.finish`."""
-        for each in self._all:
-            each.finish(stop)
 
     def kill(self) -> None:
         """Ends all workers; their records are dropped."""

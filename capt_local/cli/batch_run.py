@@ -367,8 +367,6 @@ class BatchRun:
         try:
             if job.indices:
                 complete = run_job(job, workers, progress, report=report, stop=stop)
-            if complete and job.indices:
-                workers.finish(stop)
         except Exception as error:  # no KeyboardInterrupt: a second Ctrl-C writes nothing more
             failure = error
         finally:
