@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.scoring import Chosen
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import (
     Cancelled,
@@ -118,6 +119,7 @@ def run(
     Raises:
         MemoryShortage: the models do not fit any more.
     """
+    asking = _Asking(runtime, plan, cancel)
     for task in tasks:
         for item in task.items:
             for method in plan.methods:
@@ -126,142 +128,124 @@ def run(
                 try:
                     if cancel():
                         return
-                    yield _finished(runtime, task, item, method, plan, cancel)
+                    yield asking.finished(task, item, method)
                 except Cancelled:
                     return
 
 
-def _finished(
-    runtime: Runtime,
-    task: EvalTask,
-    item: Item,
-    method: str,
-    plan: EvalPlan,
-    cancel: Callable[[], bool],
-) -> Finished:
-    """One item under one method, with its costs; an error is a result."""
-    runtime.forget()
-    before, started = sum(runtime.decoded().values()), time.perf_counter()
-    blank = Result(task.name, method, item.id, cut=item.id in task.cut)
-    try:
-        found = _answered(runtime, task, item, blank, plan, cancel)
-    except (Cancelled, MemoryShortage):
-        raise
-    except CaptError as error:
-        reason = REFUSED if isinstance(error, UsageError) else MODEL
-        if isinstance(error, ContextOverflow):
-            reason = DOES_NOT_FIT
-        elif isinstance(error, NumericalError):
-            reason = NOT_FINITE
-        found = Finished(msgspec.structs.replace(blank, failed=reason), problem=str(error))
-    result = msgspec.structs.replace(
-        found.result,
-        decoded=sum(runtime.decoded().values()) - before,
-        seconds=time.perf_counter() - started,
-    )
-    return dataclasses.replace(found, result=result)
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """Puts items to the models."""
 
+    runtime: Runtime
+    plan: EvalPlan
+    cancel: Callable[[], bool]
 
-def _answered(
-    runtime: Runtime,
-    task: EvalTask,
-    item: Item,
-    blank: Result,
-    plan: EvalPlan,
-    cancel: Callable[[], bool],
-) -> Finished:
-    options = plan.options(task, blank.method)
-    fill = msgspec.structs.replace
-    if task.kind is Kind.PERPLEXITY:
-        score = runtime.score(item.input.encode(), options, cancel=cancel)
-        if not math.isfinite(score.nats):
-            raise NumericalError("The text has probability 0 under this method.")
-        outcome = Outcome({"nats": score.nats, "bytes": float(score.size)})
-        return Finished(fill(blank, outcome=outcome, tokens=score.tokens))
-    if task.questions:
-        named, logps = _labels(runtime, task, item, options, plan, cancel)
-        return Finished(fill(blank, outcome=judge(task, item, named)), read=named, logps=logps)
-    prompt = (text if plan.raw else messages)(item, task)
-    if blank.method.endswith(BEST):
-        read, written, tokens = _best(runtime, task, item, prompt, options, plan, cancel)
-        return Finished(fill(blank, outcome=judge(task, item, read), tokens=tokens), written, read)
-    if plan.weighs_choices(task):
-        chosen = runtime.choose(
-            prompt, _choices(item.choices, plan), options, raw=plan.raw, cancel=cancel
+    def finished(self, task: EvalTask, item: Item, method: str) -> Finished:
+        """One item under one method, with its costs; an error is a result."""
+        runtime = self.runtime
+        runtime.forget()
+        before, started = sum(runtime.decoded().values()), time.perf_counter()
+        blank = Result(task.name, method, item.id, cut=item.id in task.cut)
+        try:
+            found = self._answered(task, item, blank)
+        except (Cancelled, MemoryShortage):
+            raise
+        except CaptError as error:
+            reason = REFUSED if isinstance(error, UsageError) else MODEL
+            if isinstance(error, ContextOverflow):
+                reason = DOES_NOT_FIT
+            elif isinstance(error, NumericalError):
+                reason = NOT_FINITE
+            found = Finished(msgspec.structs.replace(blank, failed=reason), problem=str(error))
+        result = msgspec.structs.replace(
+            found.result,
+            decoded=sum(runtime.decoded().values()) - before,
+            seconds=time.perf_counter() - started,
         )
-        read = item.choices[chosen.index]
-        tokens = sum(score.tokens for score in chosen.scores)
-        result = fill(blank, outcome=judge(task, item, read), tokens=tokens)
-        return Finished(result, read=read, logps=chosen.logps)
-    generation = runtime.generate(prompt, options, raw=plan.raw, cancel=cancel)
-    for _ in generation:
-        pass
-    if generation.finish is FinishReason.INTERRUPTED:
-        raise Cancelled("The run was stopped.")
-    read = read_answer(generation.text, item, task)
-    result = fill(
-        blank,
-        outcome=judge(task, item, read),
-        tokens=generation.steps_done,
-        unfinished=generation.finish is FinishReason.LENGTH,
-    )
-    return Finished(result, generation.text, read)
+        return dataclasses.replace(found, result=result)
 
+    def _answered(self, task: EvalTask, item: Item, blank: Result) -> Finished:
+        plan, fill = self.plan, msgspec.structs.replace
+        options = plan.options(task, blank.method)
+        if task.kind is Kind.PERPLEXITY:
+            score = self.runtime.score(item.input.encode(), options, cancel=self.cancel)
+            if not math.isfinite(score.nats):
+                raise NumericalError("The text has probability 0 under this method.")
+            outcome = Outcome({"nats": score.nats, "bytes": float(score.size)})
+            return Finished(fill(blank, outcome=outcome, tokens=score.tokens))
+        if task.questions:
+            named, logps = self._labels(task, item, options)
+            return Finished(fill(blank, outcome=judge(task, item, named)), read=named, logps=logps)
+        prompt = (text if plan.raw else messages)(item, task)
+        if blank.method.endswith(BEST):
+            read, written, tokens = self._best(task, item, prompt, options)
+            outcome = judge(task, item, read)
+            return Finished(fill(blank, outcome=outcome, tokens=tokens), written, read)
+        if plan.weighs_choices(task):
+            chosen = self._chosen(prompt, item.choices, options)
+            read = item.choices[chosen.index]
+            tokens = sum(score.tokens for score in chosen.scores)
+            result = fill(blank, outcome=judge(task, item, read), tokens=tokens)
+            return Finished(result, read=read, logps=chosen.logps)
+        generation = self.runtime.generate(prompt, options, raw=plan.raw, cancel=self.cancel)
+        for _ in generation:
+            pass
+        if generation.finish is FinishReason.INTERRUPTED:
+            raise Cancelled("The run was stopped.")
+        read = read_answer(generation.text, item, task)
+        result = fill(
+            blank,
+            outcome=judge(task, item, read),
+            tokens=generation.steps_done,
+            unfinished=generation.finish is FinishReason.LENGTH,
+        )
+        return Finished(result, generation.text, read)
 
-def _choices(choices: tuple[str, ...], plan: EvalPlan) -> tuple[str, ...]:
-    return tuple(f" {choice}" for choice in choices) if plan.raw else choices
+    def _chosen(
+        self, prompt: str | list[Message], choices: Sequence[str], options: GenerateOptions
+    ) -> Chosen:
+        """The likeliest choice; in raw text a space stands in front of each."""
+        raw = self.plan.raw
+        answers = [f" {choice}" if raw else choice for choice in choices]
+        return self.runtime.choose(prompt, answers, options, raw=raw, cancel=self.cancel)
 
+    def _labels(
+        self, task: EvalTask, item: Item, options: GenerateOptions
+    ) -> tuple[str, tuple[float, ...]]:
+        """The labels whose questions are answered with yes, and what each answer got, in nats."""
+        named, logps = [], list[float]()
+        for label in item.choices:
+            question = label_question(item, task, label, raw=self.plan.raw)
+            chosen = self._chosen(question, YES_NO, options)
+            named += [label] if chosen.index == 0 else []
+            logps += chosen.logps
+        return LABEL_SEPARATOR.join(named) or task.no_answer, tuple(logps)
 
-def _labels(
-    runtime: Runtime,
-    task: EvalTask,
-    item: Item,
-    options: GenerateOptions,
-    plan: EvalPlan,
-    cancel: Callable[[], bool],
-) -> tuple[str, tuple[float, ...]]:
-    """The labels whose questions are answered with yes, and what each answer got, in nats."""
-    named, logps = [], list[float]()
-    for label in item.choices:
-        chosen = runtime.choose(
-            label_question(item, task, label, raw=plan.raw), _choices(YES_NO, plan), options,
-            raw=plan.raw, cancel=cancel,
-        )  # fmt: skip
-        named += [label] if chosen.index == 0 else []
-        logps += chosen.logps
-    return LABEL_SEPARATOR.join(named) or task.no_answer, tuple(logps)
+    def _best(
+        self, task: EvalTask, item: Item, prompt: str | list[Message], options: GenerateOptions
+    ) -> tuple[str | None, str, int]:
+        """What the best of several answers says, the answer itself, and the tokens of all of them.
 
-
-def _best(
-    runtime: Runtime,
-    task: EvalTask,
-    item: Item,
-    prompt: str | list[Message],
-    options: GenerateOptions,
-    plan: EvalPlan,
-    cancel: Callable[[], bool],
-) -> tuple[str | None, str, int]:
-    """What the best of several answers says, the answer itself, and the tokens of all of them.
-
-    Choices are drawn by their likelihood, which is the same as writing them where no other answer
-    can be written.
-    """
-    question = f"{item.instruction}\n\n{item.input}".strip()
-    if plan.weighs_choices(task):
-        choices = _choices(item.choices, plan)
-        chosen = runtime.choose(prompt, choices, options, raw=plan.raw, cancel=cancel)
-        seed = options.sample.seed + zlib.crc32(item.id.encode())
-        drawn = draw_choices(chosen.logps, plan.best_of, options.sample.temperature, seed)
-        said = [item.choices[place] for place in drawn]
-        scores = plan.scorer.scores(question, said) if plan.scorer else shares(said)
-        return said[int(np.argmax(scores))], "", sum(score.tokens for score in chosen.scores)
-    found = best_of(
-        runtime, prompt, options, plan.best_of, plan.scorer, raw=plan.raw, cancel=cancel,
-        question=question,
-    ).candidates  # fmt: skip
-    texts = [one.generation.text for one in found]
-    read = [read_answer(text, item, task) for text in texts]
-    best = 0
-    if plan.scorer is None and task.kind is Kind.CLASSIFICATION:
-        best = int(np.argmax(shares(read)))
-    return read[best], texts[best], sum(one.generation.steps_done for one in found)
+        Choices are drawn by their likelihood, which is the same as writing them where no other
+        answer can be written.
+        """
+        plan = self.plan
+        question = f"{item.instruction}\n\n{item.input}".strip()
+        if plan.weighs_choices(task):
+            chosen = self._chosen(prompt, item.choices, options)
+            seed = options.sample.seed + zlib.crc32(item.id.encode())
+            drawn = draw_choices(chosen.logps, plan.best_of, options.sample.temperature, seed)
+            said = [item.choices[place] for place in drawn]
+            scores = plan.scorer.scores(question, said) if plan.scorer else shares(said)
+            return said[int(np.argmax(scores))], "", sum(score.tokens for score in chosen.scores)
+        found = best_of(
+            self.runtime, prompt, options, plan.best_of, plan.scorer, raw=plan.raw,
+            cancel=self.cancel, question=question,
+        ).candidates  # fmt: skip
+        texts = [one.generation.text for one in found]
+        read = [read_answer(text, item, task) for text in texts]
+        best = 0
+        if plan.scorer is None and task.kind is Kind.CLASSIFICATION:
+            best = int(np.argmax(shares(read)))
+        return read[best], texts[best], sum(one.generation.steps_done for one in found)
