@@ -2,8 +2,8 @@
 
     python -m scripts.measure_answers TASK.jsonl BUNDLE OUT SETTING... [--limit 50] [-n 64]
 
-A SETTING is `target`, `expert`, a fixed alpha such as `0.5`, `default` (what the program takes for
-turns), or alphas that the evidence of the prompt chooses among, with the target, such as
+A SETTING is a method such as `target`, a fixed alpha such as `0.5`, `default` (what the program
+takes for turns), or alphas that the evidence of the prompt chooses among, with the target, such as
 `0.25/0.5`; greedy. With `*8@0.7` behind it, eight answers are drawn at that temperature (1 where
 none is given), and the one with the fewest facts that the input lacks counts. With `+fast` behind
 it, expert and base are skipped as by `--speed fast`; `+fast0.5` has another `ensemble.SURE`.
@@ -20,6 +20,7 @@ import argparse
 import dataclasses
 import json
 import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from scipy.stats import bootstrap
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime, SampleOptions
 from capt_local.decoding.ensemble import SURE, SkipRule
+from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import Speed
 from capt_local.documents import Document
 from capt_local.grounding import missing_from
@@ -44,7 +46,7 @@ _ROUGES = ("rouge1", "rouge2", "rougeL")
 
 def options_of(setting: str, tokens: int) -> GenerateOptions:
     """The options that a setting names."""
-    if setting in (Method.TARGET, Method.EXPERT):
+    if setting in tuple(Method):
         return GenerateOptions(max_tokens=tokens, method=Method(setting))
     if setting == "default":
         combine = CombineOptions()
@@ -63,45 +65,52 @@ def repeated(text: str) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
+def kept(
+    path: Path, ids: Sequence[str], answer: Callable[[str], Generation]
+) -> list[dict[str, Any]]:
+    """The answer to each id, which has ended; those that a file holds are not made again."""
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    found = {line["id"]: line for line in map(json.loads, lines)}
+    with path.open("a", encoding="utf-8") as file:
+        for id in ids:
+            if id not in found:
+                made = answer(id)
+                for _ in made:
+                    pass
+                found[id] = {"id": id, "text": made.text, "finish": str(made.finish)}
+                found[id] |= {"tokens": made.stats.steps, "skipped": made.stats.proxies_skipped}
+                file.write(json.dumps(found[id]) + "\n")
+                file.flush()
+    return [found[id] for id in ids]
+
+
 def answers(
     runtime: Runtime, items: list[dict[str, Any]], setting: str, tokens: int, path: Path
 ) -> list[dict[str, Any]]:
-    """The answer to each item; those that the file holds are not made again."""
+    """The answer to each item under a setting."""
     weights, _, drawn = setting.partition("*")
     weights, fast, sure = weights.partition("+fast")
     number, _, temperature = drawn.partition("@")
     options = options_of(weights, tokens)
     if fast:
         options = dataclasses.replace(options, speed=Speed.FAST)
-    rule = partial(SkipRule, float(sure or SURE))
     if drawn:
         sample = SampleOptions(temperature=float(temperature or 1))
         options = dataclasses.replace(options, sample=sample)
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    found = {line["id"]: line for line in map(json.loads, lines)}
-    with (
-        mock.patch("capt_local.decoding.ensemble.SkipRule", rule),
-        path.open("a", encoding="utf-8") as file,
-    ):
-        for item in items:
-            if item["id"] in found:
-                continue
-            prompt = f"{item['instruction']}\n\n{item['input']}"
-            if drawn:
-                unsupported = missing_from(Document(item["input"]))
-                best = best_of(runtime, prompt, options, int(number), unsupported=unsupported)
-                generation = best.candidates[0].generation
-            else:
-                generation = runtime.generate(prompt, options)
-                for _ in generation:
-                    pass
-            made = {"id": item["id"], "text": generation.text, "finish": str(generation.finish)}
-            stats = generation.stats
-            made["tokens"], made["skipped"] = stats.steps, stats.proxies_skipped
-            file.write(json.dumps(made) + "\n")
-            file.flush()
-            found[item["id"]] = made
-    return [found[item["id"]] for item in items]
+    known = {item["id"]: item for item in items}
+
+    def answer(id: str) -> Generation:
+        item = known[id]
+        prompt = f"{item['instruction']}\n\n{item['input']}"
+        if not drawn:
+            return runtime.generate(prompt, options)
+        unsupported = missing_from(Document(item["input"]))
+        best = best_of(runtime, prompt, options, int(number), unsupported=unsupported)
+        return best.candidates[0].generation
+
+    rule = partial(SkipRule, float(sure or SURE))
+    with mock.patch("capt_local.decoding.ensemble.SkipRule", rule):
+        return kept(path, list(known), answer)
 
 
 def rouge(items: list[dict[str, Any]], made: list[dict[str, Any]]) -> Table:

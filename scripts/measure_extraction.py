@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
-from capt_local import CombineOptions, GenerateOptions, LoadOptions, Message, Method, Runtime
+from capt_local import LoadOptions, Message, Runtime
 from capt_local.decoding.structured import schema_structure
+from scripts.measure_answers import kept, options_of
 
 _DRUGS = {
     "metformin": (500, 850, 1000), "lisinopril": (5, 10, 20, 40), "amlodipine": (5, 10),
@@ -106,23 +107,13 @@ def f1(wanted: Fields, fields: Fields) -> float:
 
 
 def answers(runtime: Runtime, setting: str, numbers: range, path: Path, tokens: int) -> list[str]:
-    """Answers to notes under a setting; `path` holds those that were made."""
+    """Answers to notes under a setting."""
     structure = schema_structure(json.dumps(_SCHEMA).encode(), "The schema")
-    options = GenerateOptions(max_tokens=tokens, structure=structure)
-    if setting in tuple(Method):
-        options = replace(options, method=Method(setting))
-    else:
-        options = replace(options, combine=CombineOptions(alphas=(float(setting),)))
-    made = path.read_text("utf-8").splitlines() if path.exists() else []
-    with path.open("a", encoding="utf-8") as file:
-        for number in numbers[len(made) :]:
-            generation = runtime.generate(asked(number), options)
-            for _ in generation:
-                pass
-            made.append(json.dumps({"text": generation.text, "finish": str(generation.finish)}))
-            file.write(made[-1] + "\n")
-            file.flush()
-    return [json.loads(line)["text"] for line in made[: len(numbers)]]
+    options = replace(options_of(setting, tokens), structure=structure)
+    made = kept(
+        path, list(map(str, numbers)), lambda one: runtime.generate(asked(int(one)), options)
+    )
+    return [line["text"] for line in made]
 
 
 def interval(values: Any) -> str:
