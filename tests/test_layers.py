@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "grounding": {"documents"},
     "config": BASE,
     "tokenization": {"errors"},
-    "bundles": BASE | {"version", "config"},
+    "bundles": BASE | {"version", "config", "line_file"},
     "llama": BASE | {"tokenization", "hardening"},
     "prompting": BASE | {"tokenization", "bundles"},
     "alignment": {"errors", "tokenization"},

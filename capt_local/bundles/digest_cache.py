@@ -18,6 +18,7 @@ from pathlib import Path
 
 from platformdirs import user_state_dir
 
+from capt_local.line_file import put
 from capt_local.strict_json import NotReadable, Stamp, make_private_folder, parse_object
 
 _FILE = "digests.json"
@@ -79,18 +80,9 @@ class DigestCache:
         return {}
 
     def _write(self) -> None:
-        folder = self._place.parent
-        make_private_folder(folder)
-        if not _ours(os.lstat(folder), _OTHERS_WRITE):
-            return
-        draft = folder / f"{_FILE}.{os.getpid()}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        try:
-            with open(os.open(draft, flags, 0o600), "wb") as file:
-                file.write(json.dumps(self._entries).encode())
-            os.replace(draft, self._place)
-        finally:
-            draft.unlink(missing_ok=True)
+        make_private_folder(self._place.parent)
+        if _ours(os.lstat(self._place.parent), _OTHERS_WRITE):
+            put(self._place, json.dumps(self._entries).encode())
 
 
 def is_private(path: Path) -> bool:

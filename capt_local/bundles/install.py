@@ -44,6 +44,7 @@ from capt_local.bundles.sign import (
 )
 from capt_local.bundles.verify import Progress, hashed, verify
 from capt_local.errors import ModelError, UsageError
+from capt_local.line_file import sync_folder
 from capt_local.strict_json import make_private_folder, open_regular
 
 
@@ -235,12 +236,12 @@ class Staging:
         check_replaceable(self._place)  # much time may have gone by
         with self.guarded():
             try:
-                _sync(self.folder)
+                sync_folder(self.folder)
                 if self._place.exists():
                     os.rename(self._place, self._old)
                 os.rename(self.folder, self._place)
                 for each in (self._place.parent, self.folder.parent):
-                    _sync(each)
+                    sync_folder(each)
                 if self._old.exists():
                     shutil.rmtree(self._old)
             except OSError:
@@ -323,16 +324,6 @@ def _bytes(place: Path) -> bytes:
 
 def _lock(above: Path, name: str) -> FileLock:
     return FileLock(above / f"{name}{store.LOCK}", timeout=0, mode=0o600)
-
-
-def _sync(folder: Path) -> None:
-    """Returns when the disk knows which files a folder holds."""
-    handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-    try:
-        with contextlib.suppress(OSError):  # some file systems have no such thing
-            os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def leftovers() -> dict[str, int]:
