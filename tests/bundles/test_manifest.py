@@ -342,6 +342,15 @@ def test_another_size_is_told_without_reading(bundle: Bundle) -> None:
         verify(bundle)
 
 
+def test_swapped_roles_are_found(bundle: Bundle) -> None:
+    expert, base = bundle.models["expert"].path, bundle.models["base"].path
+    expert.rename(expert.with_suffix(".tmp"))
+    base.rename(expert)
+    expert.with_suffix(".tmp").rename(base)
+    with pytest.raises(ModelError, match="The expert model"):
+        verify(bundle)
+
+
 def test_a_changed_template_is_found(bundle: Bundle) -> None:
     file = bundle.models["target"].template_file
     assert file is not None
