@@ -275,6 +275,11 @@ def test_adapters_that_are_given_by_role(folder: Path) -> None:
         bundle.with_adapters([f"expert:{folder / 'none.gguf'}"])
 
 
+def test_models_of_a_bundle_lie_in_its_folder(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not lie in the folder"):
+        write_manifest(described(folder), tmp_path / "elsewhere")
+
+
 def test_notices_of_review_and_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest.metadata, "version", lambda _: "0.3.36")
     load(folder, HEAD + 'review_by = 2026-06-01\ntested_with = "0.3.9"\n' + TARGET)
