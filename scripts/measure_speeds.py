@@ -11,7 +11,7 @@ log-probabilities under the combination and under the target. `curve` reads know
 bits per byte, the share of tokens at which they did not run, and the share kept of those that they
 would have changed. `skips` writes down at which tokens of its answers `fast` does not run them,
 and which they change; `replay` does the same at the same tokens with other models, such as random
-ones, and measures the speed of all modes.
+ones, along the references, and measures the speed of all modes.
 ITEMS hold "instruction" and "input" or "text" (docs/eval.md). With `--adapter` EXPERT is a LoRA of
 BASE.
 """
@@ -37,7 +37,7 @@ from capt_local.decoding.options import Speed
 from capt_local.decoding.prompt_weights import Evidence, prefill
 from capt_local.decoding.scoring import MARGIN, opening
 from capt_local.decoding.step import Step
-from capt_local.evaluate.bench import BenchPrompt, runtime_mode, take_turns
+from capt_local.evaluate.bench import AnswerTime, BenchPrompt, Mode, runtime_mode, take_turns
 
 _BYTES = 1200  # of a text
 _SURE, _MOVED = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95), (0.0, MOVED, 0.1)
@@ -172,38 +172,66 @@ def skips(runtime: Runtime, asked: list[str], given: argparse.Namespace) -> None
     print(f"{len(found)} answers, {len(every)} tokens, skipped and changed", every.mean(axis=0))
 
 
-def replay(runtime: Runtime, asked: list[str], given: argparse.Namespace) -> None:
-    """The speed of each mode with the skips, and the changed tokens, of other answers."""
+def replay(runtime: Runtime, items: list[dict[str, Any]], given: argparse.Namespace) -> None:
+    """The speed of each mode along the references, skipped and changed as other answers were.
+
+    Random models write random tokens, of which each takes several of a proxy: so the target is
+    made to find the next token of the reference likeliest, or second where it is changed.
+    """
     patterns = [one for one in json.loads(given.skips.read_text()) if len(one) > 8]
-    began: dict[str, Any] = {}
+    tokenizer, target = runtime._tokenizers["target"], runtime.models["target"]
+    texts = {item["id"]: tokenizer.encode(item["reference"].encode(), start=True) for item in items}
+    texts = {name: tokens for name, tokens in texts.items() if len(tokens) > given.tokens}
+    now: dict[str, Any] = {}
     start, distribution = Ensemble.start, Ensemble.distribution
+
+    def at(place: int) -> tuple[int, bool, bool]:
+        """What comes behind so many tokens, whether it is skipped, and whether changed."""
+        done = max(place - now["start"], 0)
+        return now["text"][done], *now["pattern"][done % len(now["pattern"])]
 
     def started(self: Ensemble, *arguments: Any, **more: Any) -> None:
         start(self, *arguments, **more)
-        began["at"], began["now"] = len(self.tokens), patterns[sum(self.tokens) % len(patterns)]
+        now["start"] = len(self.tokens)
 
-    def at(place: int) -> tuple[bool, bool]:
-        return began["now"][(place - began["at"]) % len(began["now"])]
+    def forced(call: Any) -> Any:
+        def wrapper(tokens: Any, rows: int = 1) -> np.ndarray:
+            found = call(tokens, rows).copy()
+            for back, row in enumerate(found[::-1]):
+                token, skipped, changed = at(target.position - back)
+                row[token] = row.max() + (20.0 if skipped else 0.5)
+                row[token + 1] = row[token] + 0.5 if changed else row[token + 1]
+            return found
+
+        return wrapper
 
     def replayed(self: Ensemble, *arguments: Any, **more: Any) -> Distribution:
-        """The target's distribution, its two likeliest tokens exchanged where one was changed."""
-        found, own = distribution(self, *arguments, **more), None
-        if self.proxies and not found.proxies_skipped:
-            own = found.candidates.logp.copy()
-            if at(len(self.tokens))[1] and len(own) > 1:
-                best = np.argsort(own)[-2:]
-                own[best] = own[best[::-1]]
-        return found if own is None else dataclasses.replace(found, logp=own)
+        found = distribution(self, *arguments, **more)
+        own, token = found.candidates, at(len(self.tokens))[0]
+        return dataclasses.replace(found, logp=np.where(own.tokens == token, 0.0, own.logp - 9.0))
 
-    target = dataclasses.replace(options(given, Speed.EXACT_STEPS), method=Method.TARGET)
-    kinds = {"target": target} | {str(speed): options(given, speed) for speed in Speed}
+    alone = dataclasses.replace(options(given, Speed.EXACT_STEPS), method=Method.TARGET)
+    kinds = {"target": alone} | {str(speed): options(given, speed) for speed in Speed}
     modes = {name: runtime_mode(runtime, kind, lambda: False) for name, kind in kinds.items()}
+
+    def along(mode: Mode) -> Mode:
+        def answer(prompt: BenchPrompt) -> AnswerTime:
+            now["text"] = texts[str(prompt.text)]
+            now["pattern"] = patterns[list(texts).index(str(prompt.text)) % len(patterns)]
+            asked = BenchPrompt("Doctor: How are you?\nSummary:", raw=True)
+            return mode(asked)
+
+        return answer
+
     with (
         mock.patch.object(Ensemble, "start", started),
         mock.patch.object(Ensemble, "distribution", replayed),
-        mock.patch.object(SkipRule, "skips", lambda _rule, _own, place: at(place)[0]),
+        mock.patch.object(SkipRule, "skips", lambda _rule, _own, place: at(place)[1]),
+        mock.patch.object(target, "step", forced(target.step)),
+        mock.patch.object(target, "extend", forced(target.extend)),
     ):
-        result = take_turns(modes, [BenchPrompt(prompt, given.raw) for prompt in asked])
+        chosen = {name: along(mode) for name, mode in modes.items()}
+        result = take_turns(chosen, [BenchPrompt(name) for name in texts])
     for name, figures in result.figures().items():
         print(name, {key: figures[key] for key in ("generate_tokens_per_s", "positions_per_token")})
     print({name: round(ratio["median"], 3) for name, ratio in result.ratios().items()})
@@ -231,11 +259,11 @@ def main() -> None:
     files = Bundle.from_paths(target, None if given.adapter else expert, base,
                               expert if given.adapter else None)  # fmt: skip
     with Runtime.open(files, load=load, check=False) as runtime:
-        if given.what == "curve":
-            curve(runtime, items, given)
+        if given.what in ("curve", "replay"):
+            {"curve": curve, "replay": replay}[given.what](runtime, items, given)
             return
         asked = [f"{item['instruction']}\n\n{item['input']}" for item in items]
-        {"same": same, "skips": skips, "replay": replay}[given.what](runtime, asked, given)
+        {"same": same, "skips": skips}[given.what](runtime, asked, given)
 
 
 if __name__ == "__main__":

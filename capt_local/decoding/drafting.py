@@ -18,6 +18,7 @@ import numpy as np
 from capt_local.decoding.combine import Distribution
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.options import GenerateOptions, Speed
+from capt_local.decoding.proxy import LogitsCache
 from capt_local.decoding.step import DraftCount, DraftStats
 
 LOOKUP, TARGET = "lookup", "target-draft"
@@ -30,7 +31,6 @@ _SURE = 0.9
 _STRENGTH, _FADING = 8.0, 0.97  # observations that a prior counts for; of what was seen earlier
 _MOST = 8  # tokens of a draft
 _GAIN = 1.05  # expected speed over step by step from which on a draft is made
-_SAVED = 0.5  # of what the proxies cost for a token, where a draft of the leader is right
 
 
 class Drafter:
@@ -155,21 +155,29 @@ class Drafter:
         what the proxies cost.
         """
         ensemble = self._ensemble
-        # What a token of the proxies costs, in tokens of the leader: by the bytes of weights.
-        sizes = sum(each.cache.model.size for each in ensemble.proxies)
-        share = sizes / max(ensemble.leader.model.size, 1)
-        needed = 1.0 / (1.0 + _SAVED * share)
+        # What a right token saves, in tokens of the leader: by the bytes of weights.
+        saved = sum(_saved(each.cache, most) for each in ensemble.proxies)
+        needed = 1.0 / (1.0 + saved / max(ensemble.leader.model.size, 1))
         tokens, ends = list(ensemble.tokens), ensemble.leader.model.vocabulary.is_end
         drafted: list[int] = []
         kinds: list[int] = []
+        promise = 1.0  # that all of them are right
         while len(drafted) < most:
             row = ensemble.leader.logits_for(tokens)[0]
             token = int(row.argmax())
             kind = int(1.0 / float(np.exp(row - row[token]).sum()) >= _SURE)
-            if ends[token] or self._chance(TARGET, kind) < needed:
+            promise *= self._chance(TARGET, kind)
+            if ends[token] or promise < needed:
                 break
             drafted.append(token)
             kinds.append(kind)
             tokens.append(token)
         if len(drafted) > 1:  # one token alone is a step
             self._source, self._draft, self._kinds = TARGET, drafted, kinds
+
+
+def _saved(cache: LogitsCache, count: int) -> float:
+    """Bytes of weights that need not be read for a token where so many are read together."""
+    if cache.exact and cache.model.batch_floor == 1:
+        return 0.0  # they are read one by one
+    return cache.model.size * (1.0 - cache.model.price(count) / count)
