@@ -318,7 +318,7 @@ def _client() -> Any:
     def check(response: httpx2.Response) -> None:
         if response.headers.get("content-encoding", "identity") != "identity":
             raise ValueError("the hub packs what was wanted as it is")
-        if response.is_error or "/api/" in response.url.path:
+        if not response.is_success or "/api/" in response.url.path:  # redirects are read, too
             response.stream = Bounded(response.stream)
 
     client = default_client_factory()
