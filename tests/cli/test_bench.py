@@ -18,7 +18,7 @@ CANARY = "PATIENT-CANARY"
         ["--limit", "3"],
         ["--prompts", "{broken}"],
         ["--prompts", "{missing}"],
-        ["--modes", "llama,fast"],
+        ["--modes", "llama,quick"],
         ["--limit", "0"],
         ["-n", "0"],
         ["--parallel", "8"],
