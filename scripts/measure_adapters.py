@@ -1,10 +1,11 @@
-r"""What each of two adapters does: notes and answers of SmolLM2 over their scales.
+r"""What each of two adapters does: notes and answers of SmolLM2 over their scales, and a plot.
 
     python -m scripts.measure_adapters MODEL.gguf KNOWLEDGE.gguf ALIGNMENT.gguf OUT.json \
-        --notes clinical-prose.test-a.jsonl --answers mts-summary.validation.jsonl
+        --notes clinical-prose.test-a.jsonl --answers mts-summary.validation.jsonl --plot PLOT.svg
 
 For each pair of scales: bits per byte of the first 1,000 bytes of notes, and ROUGE-L of greedy
-answers of 64 tokens at most. What stands in OUT is not measured again. Needs the extra "eval".
+answers of 64 tokens at most. What stands in OUT is not measured again. Needs the extra "eval", and
+matplotlib for the plot.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +66,23 @@ def measure(given: argparse.Namespace) -> None:
                 given.out.write_text(json.dumps(found))
 
 
+def plot(found: dict[str, Any], place: Path) -> None:
+    """Two panels, notes and answers: a line for each adapter whose scale goes from 0 to 1."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.fonttype"] = "none"
+    titles = {"bits": "bits per byte of notes", "rougeL": "ROUGE-L of answers"}
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for panel, (kind, title) in zip(panels, titles.items(), strict=True):
+        for name, key in (("knowledge", "{:g},1"), ("alignment", "1,{:g}")):
+            scales = [each for each in SCALES if kind in found.get(key.format(each), {})]
+            means = [np.mean(found[key.format(each)][kind]) for each in scales]
+            panel.plot(scales, means, "o-", label=f"scale of {name}, the other at 1")
+        panel.set_title(title)
+    panels[1].legend()
+    figure.savefig(place, metadata={"Date": None})
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("model", type=Path)
@@ -73,4 +92,8 @@ if __name__ == "__main__":
     parser.add_argument("--answers", type=Path, required=True)
     parser.add_argument("--count", type=int, default=12, help="notes")
     parser.add_argument("--items", type=int, default=40, help="answers")
-    measure(parser.parse_args())
+    parser.add_argument("--plot", type=Path)
+    asked = parser.parse_args()
+    measure(asked)
+    if asked.plot:
+        plot(json.loads(asked.out.read_text()), asked.plot)
