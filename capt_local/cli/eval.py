@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import resource
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +177,9 @@ def eval(
     else:
         screen.show(*_views(summaries))
     screen.notes(_notes(summaries))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1 << 10
+    screen.note(f"memory of this process at most: {peak * unit / (1 << 20):,.0f} MiB")
     if interrupted:
         safe = "The same command goes on from here." if what.results else "Nothing was saved."
         screen.note(f"interrupted. {safe}")
