@@ -35,6 +35,7 @@ def tiny_gguf(
     nan: bool = False,
     number_format: str = "F32",
     template: str | None = TEMPLATE,
+    tied: bool = False,
     layers: int = LAYERS,
     pre_tokenizer: str | None = None,
     unused: int = 0,
@@ -51,6 +52,7 @@ def tiny_gguf(
         nan: one weight of the last layer is NaN.
         number_format: of the matrices, such as "Q8_0".
         template: chat template, or None.
+        tied: the embeddings serve as output too.
         layers: of the model.
         pre_tokenizer: that a byte-level file names; "gpt-2" by default.
         unused: tokens behind the others that fill up the embeddings, as converters name them.
@@ -67,7 +69,8 @@ def tiny_gguf(
     _add_vocabulary(writer, vocabulary, template, pre_tokenizer)
     random = np.random.default_rng(seed)
     for name, shape in _tensors(architecture, len(vocabulary) + more_rows, layers):
-        _add_tensor(writer, name, _values(random, name, shape, nan), number_format)
+        if not (tied and name == "output.weight"):
+            _add_tensor(writer, name, _values(random, name, shape, nan), number_format)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
