@@ -369,6 +369,11 @@ class Projection:
         self._healers: OrderedDict[bytes, PieceMap | None] = OrderedDict()
         self._entries = 0
 
+    @property
+    def megabytes(self) -> float:
+        """Memory of the plain projection's table."""
+        return self._plain.size * 4 / 1e6
+
     def query(self, tokens: IntArray, prior: FloatArray, *, start: bool = False) -> CandidateQuery:
         """The query for some tokens of the target.
 
