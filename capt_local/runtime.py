@@ -154,7 +154,8 @@ class Runtime:
             check = Check.CACHED if check else Check.NEVER
         found = permitted(_named(bundle, target, expert, base), check)
         wanted = set(found.models if roles is None else roles)
-        if missing := wanted - set(found.models):
+        placed = set(load.placements) if load is not None else set()
+        if missing := (wanted | placed) - set(found.models):
             raise UsageError(f"The bundle {found.id} has no {' and no '.join(sorted(missing))}.")
         files = {role: found.models[role] for role in roles_of(found.pairs) if role in wanted}
         load = load or LoadOptions()

@@ -82,7 +82,10 @@ class DigestCache:
     def _write(self) -> None:
         make_private_folder(self._place.parent)
         if _ours(os.lstat(self._place.parent), _OTHERS_WRITE):
-            put(self._place, json.dumps(self._entries).encode())
+            # Two processes may write at once, each a file of its own.
+            part = self._place.with_name(f"{self._place.name}.{os.getpid()}")
+            put(part, json.dumps(self._entries).encode())
+            os.replace(part, self._place)
 
 
 def is_private(path: Path) -> bool:

@@ -315,15 +315,20 @@ def _client() -> Any:
                     raise ValueError("the hub says too much")
                 yield part
 
+    def note(request: httpx2.Request) -> None:
+        # What a redirect leads to keeps the mark of what was asked for.
+        request.extensions.setdefault("listing", "/api/" in request.url.path)
+
     def check(response: httpx2.Response) -> None:
         if response.headers.get("content-encoding", "identity") != "identity":
             raise ValueError("the hub packs what was wanted as it is")
-        if not response.is_success or "/api/" in response.url.path:  # redirects are read, too
+        if not response.is_success or response.request.extensions["listing"]:
             response.stream = Bounded(response.stream)
 
     client = default_client_factory()
     client.headers["accept-encoding"] = "identity"
-    client.event_hooks = {**client.event_hooks, "response": [check]}
+    own = client.event_hooks
+    client.event_hooks = {"request": [*own["request"], note], "response": [check]}
     return client
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import termios
 import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -76,17 +77,35 @@ Use 'capt-local {name} VERB --help' for the options of a verb."""
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the process."""
+    as_before = _terminal_as_it_is()
 
     # What Python itself would print of an error in a thread or a callback may hold a note's text.
     def told(found: Any) -> None:
-        if isinstance(found.exc_value, Exception):
-            Screen.standard().error(line_for(found.exc_value))
-        if isinstance(found.exc_value, BackendFailed):  # else C code ends the process by a signal
-            os._exit(code_for(found.exc_value))
+        try:
+            if isinstance(found.exc_value, Exception):
+                Screen.standard().error(line_for(found.exc_value))
+        finally:
+            if isinstance(found.exc_value, BackendFailed):  # else C code ends it by a signal
+                as_before()
+                os._exit(code_for(found.exc_value))
 
     if not wants_traceback():
         threading.excepthook = sys.unraisablehook = told
     sys.exit(int(run(sys.argv[1:] if arguments is None else list(arguments))))
+
+
+def _terminal_as_it_is() -> Callable[[], None]:
+    """What makes the terminal show typing again where an end in mid-answer left it without."""
+    if not sys.stdin or not sys.stdin.isatty():
+        return lambda: None
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+
+    def restore() -> None:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
+        os.write(terminal, b"\x1b[?2004l")  # no bracketed paste
+
+    return restore
 
 
 def run(arguments: Sequence[str]) -> int:

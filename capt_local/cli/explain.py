@@ -74,6 +74,10 @@ def _stored(data: bytes) -> list[object]:
     events = _events(data)
     if len(events) == 1 and not _answer_in(events[0]):
         return events  # `answer_from` says what it lacks
+    if any(isinstance(event, dict) and event.get("type") in ("undo", "clear") for event in events):
+        raise UsageError(
+            f"{_WHAT} is a transcript of an earlier version, from which answers were taken back."
+        )
     found = [answer for answer in map(_answer_in, events) if answer]
     if not found:
         raise UsageError(_NOTHING)

@@ -115,7 +115,7 @@ def generate(
         raise UsageError("--with-target compares with the target, so it needs a method of three.")
     inputs = [prompt.file, system.system_file, form.json_schema]
     delivery = _Delivery(screen, output, report, given, [*inputs, *files_of(bundle)])
-    schema = json.loads(shape.source) if shape and shape.kind == "json-schema" else None
+    schema = json.loads(shape.source) if shape else None
     unsupported = None
     if several.best_of > 1 or sources.require_sources:
         delivery.live = False

@@ -103,6 +103,8 @@ def _placements(flags: ModelFlags, bundle: Bundle) -> dict[str, Placement]:
             if colon and role not in bundle.models:
                 roles = ", ".join(bundle.models)
                 raise UsageError(f"{name} names a role that is not there; there are {roles}.")
+            if not value:
+                raise UsageError(f"{name} has no value{' behind the role' * bool(colon)}.")
             found.setdefault(role, []).append(value)
         if name != "--device" and any(len(values) > 1 for values in found.values()):
             raise UsageError(f"{name} is given twice for the same models.")

@@ -171,7 +171,8 @@ class Distribution:
             look at them one by one.
         outside: what any other token has over its log-probability under the leading model;
             -inf: it cannot come.
-        proxies_skipped: whether one token alone is plausible, so that the proxies did not run.
+        proxies_skipped: whether the proxies did not run, since they could not change the choice,
+            had no weight or, with `Speed.FAST`, hardly counted.
     """
 
     candidates: Candidates

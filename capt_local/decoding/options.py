@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -245,6 +246,14 @@ class Structure:
 
     source: str
     kind: ClassVar[str] = "json-schema"
+
+    def __post_init__(self) -> None:
+        try:
+            found = json.loads(self.source)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise UsageError("A structure is a JSON schema, as `schema_structure` gives it.")
 
     @property
     def digest(self) -> str:

@@ -54,8 +54,8 @@ class Step:
         finish: set on the last step alone.
         thought: whether `piece` belongs to the model's thoughts, not to its answer. The tokens of
             the markers have no bytes.
-        proxies_skipped: whether expert and base did not run, since one token alone was plausible
-            for the target or they had no weight.
+        proxies_skipped: whether expert and base did not run, since they could not change the
+            choice, had no weight or, with `Speed.FAST`, hardly counted.
         piece: the same bytes as text. A character that ends in a later token belongs to that token,
             so the pieces joined are the answer, too.
     """

@@ -96,9 +96,7 @@ class Library:
         for wanted in (_ERROR, _WARN):
             for level, line in lines:
                 if level == wanted and line.strip():
-                    _, _, reason = line.strip().partition(": ")
-                    shown = "".join(char for char in reason or line.strip() if char.isprintable())
-                    return shown[:_LONGEST]
+                    return _reason(line)
         return ""
 
     def warnings(self) -> list[str]:
@@ -161,9 +159,17 @@ class Library:
         An exception cannot leave a callback, so Python gives it to `sys.unraisablehook`: the
         command line writes its line there and ends with its exit code.
         """
-        reason = message.decode("utf-8", "replace").rpartition("/")[2][:_LONGEST]
-        known = f" ({self.last_error()})" if self.last_error() else ""
+        place, colon, what = message.decode("utf-8", "replace").partition(": ")
+        reason = f"{place.rpartition('/')[2]}{colon}{what}"[:_LONGEST]
+        errors = [line for level, line in list(self._lines) if level == _ERROR and line.strip()]
+        known = f" ({_reason(errors[-1])})" if errors else ""
         raise BackendFailed(f"A device of llama.cpp failed, or it found a defect: {reason}{known}.")
+
+
+def _reason(line: str) -> str:
+    """A line of the log without its function name."""
+    _, _, reason = line.strip().partition(": ")
+    return "".join(char for char in reason or line.strip() if char.isprintable())[:_LONGEST]
 
 
 def _import_binding() -> Any:

@@ -47,6 +47,8 @@ class Placement:
     tensor_split: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("devices", "tensor_split"):  # a list does as well
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         layers, devices, split = self.gpu_layers, self.devices, self.tensor_split
         if isinstance(layers, int) and layers < 0:
             raise UsageError(f"--gpu-layers {layers} is negative.")
@@ -65,7 +67,7 @@ class Placement:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions(Placement):
     """Everything that decides how a model is loaded.
 
@@ -89,7 +91,7 @@ class LoadOptions(Placement):
         adapters: LoRA adapters of this model, in the order of their scales.
     """
 
-    placements: Mapping[str, Placement] = field(default_factory=dict)
+    placements: Mapping[str, Placement] = field(default_factory=dict, hash=False)
     context: int | None = None
     threads: int | None = None
     flash_attention: FlashAttention = "auto"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from huggingface_hub import constants
 
@@ -145,6 +146,20 @@ def test_no_answer_without_end_is_read(
     assert "download failed" in told if status == 200 else "401" in told
     server.about.clear()
     monkeypatch.undo()
+
+
+def test_nor_one_behind_a_redirect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path == "/large":
+            return httpx2.Response(200, content=iter([b"x" * 1000]))
+        return httpx2.Response(302, headers={"location": "/large"})
+
+    monkeypatch.setattr(hub, "_LARGEST_LISTING", 200)
+    client = hub._client()
+    client._transport = httpx2.MockTransport(answer)
+    assert len(client.get("http://hub/file", follow_redirects=True).content) == 1000
+    with pytest.raises(ValueError, match="too much"):
+        client.get("http://hub/api/models", follow_redirects=True)
 
 
 @pytest.mark.parametrize("where", ["/api/", "/resolve/"])

@@ -104,6 +104,9 @@ def test_a_whole_manifest(folder: Path) -> None:
 
 
 BAD = {
+    "unknown odd key": (HEAD + '"\\u001b[2J" = 1\n' + TARGET, "a key with odd characters is not"),
+    "path as a key": (HEAD + table("target", path='"/etc/passwd"'), "models.target.path is not"),
+    "role as a key": (HEAD + TARGET + 'role = "base"\n', "models.target.role is not"),
     "not toml": ("id = [", "not valid TOML"),
     "not utf-8": (b'id = "\xff"', "not valid TOML"),
     "a number without end": (HEAD + f"context = {'1' * 5000}\n" + TARGET, "not valid TOML"),

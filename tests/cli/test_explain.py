@@ -64,6 +64,8 @@ def test_turns_of_a_transcript(run: Run, kept: Path) -> None:
     assert result.err == "" and "[pneumonia]" in result.out and CANARY not in result.out
     result = run("explain", "--turn", "3", stdin=Stdin(data))
     assert result.code == 2 and "the file holds 2 answers" in result.err
+    for taken in (b"undo", b"clear"):  # of transcripts that earlier versions wrote
+        assert run("explain", stdin=Stdin(data + b'\n{"type": "' + taken + b'"}\n')).code == 2
 
 
 def test_a_line_of_a_batch_without_log_probabilities_names_the_flag(run: Run, kept: Path) -> None:

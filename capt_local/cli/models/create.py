@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
@@ -125,6 +126,13 @@ def _with_headers(bundle: Bundle, what: CreateFlags) -> Bundle:
             tokenizer_sha256=digests.tokenizer,
             adapters=tuple(adapters),
         )
+    for expert, base in bundle.pair_roles:  # found before files of many gigabytes are copied
+        ours, theirs = models[expert], models[base]
+        if os.path.samefile(ours.path, theirs.path) and not any(one.scale for one in ours.adapters):
+            raise ModelError(
+                f"The {expert} and its {base} are the same model, so nothing would be contrasted. "
+                f"Give the model that the {expert} was trained from as {base}."
+            )
     bundle = replace(bundle, models=models)
     licences = dict.fromkeys(file.licence for _, file in bundle.files)
     return replace(bundle, licence="; ".join(licences), title=bundle.id)
