@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import termios
 import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -17,7 +16,7 @@ from typing import Any, NoReturn
 from capt_local.cli.exits import ExitCode, code_for, line_for, wants_traceback
 from capt_local.errors import BackendFailed
 from capt_local.hardening import keep_memory_private
-from capt_local.report.terminal import Screen, check_output, drop_output
+from capt_local.report.terminal import Screen, check_output, drop_output, terminal_as_it_is
 from capt_local.version import __version__
 
 # The module of this package that holds a verb's function, and its line in the help. A verb without
@@ -77,7 +76,7 @@ Use 'capt-local {name} VERB --help' for the options of a verb."""
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the process."""
-    as_before = _terminal_as_it_is()
+    as_before = terminal_as_it_is()
 
     # What Python itself would print of an error in a thread or a callback may hold a note's text.
     def told(found: Any) -> None:
@@ -92,20 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if not wants_traceback():
         threading.excepthook = sys.unraisablehook = told
     sys.exit(int(run(sys.argv[1:] if arguments is None else list(arguments))))
-
-
-def _terminal_as_it_is() -> Callable[[], None]:
-    """What makes the terminal show typing again where an end in mid-answer left it without."""
-    if not sys.stdin or not sys.stdin.isatty():
-        return lambda: None
-    terminal = sys.stdin.fileno()
-    before = termios.tcgetattr(terminal)
-
-    def restore() -> None:
-        termios.tcsetattr(terminal, termios.TCSANOW, before)
-        os.write(terminal, b"\x1b[?2004l")  # no bracketed paste
-
-    return restore
 
 
 def run(arguments: Sequence[str]) -> int:

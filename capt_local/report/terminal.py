@@ -11,8 +11,9 @@ import contextlib
 import io
 import os
 import sys
+import termios
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TextIO
 
 from capt_local.errors import UsageError
@@ -289,3 +290,17 @@ def _as_text(view: View, look: Look | None) -> str:
     from capt_local.report.drawing import drawn  # `--help` and answers in a pipe need no Rich
 
     return drawn(view, look)
+
+
+def terminal_as_it_is() -> Callable[[], None]:
+    """What makes the terminal show typing again where an end in mid-answer left it without."""
+    if not sys.stdin or not sys.stdin.isatty():
+        return lambda: None
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+
+    def restore() -> None:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
+        os.write(terminal, b"\x1b[?2004l")  # no bracketed paste
+
+    return restore
