@@ -65,7 +65,8 @@ def test_settings_say_it_too(run: Run, script: Script, monkeypatch: pytest.Monke
         "--device judge:G0", "--device G0,G0", "--device G0 --device G0", "--device target:CPU,G0",
         "--device base:CPU -ngl base:3", "-ngl some", "-ngl expert:-1", "-ngl 3 -ngl 4",
         "--tensor-split 1,x", "--tensor-split nan,1", "--tensor-split=-1,2", "--tensor-split 0,0",
-        "--device G0,G1 --tensor-split 1", "--tensor-split expert:", "--kv-type f32",
+        "--device G0,G1 --tensor-split 1", "--tensor-split expert:", "--device expert:",
+        "--kv-type f32",
     ],
 )  # fmt: skip
 def test_what_has_no_meaning_is_one_line_and_exit_2(run: Run, script: Script, flags: str) -> None:

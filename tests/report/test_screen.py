@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
+import sys
+import termios
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prompt_toolkit.application import create_app_session
@@ -12,7 +17,7 @@ from prompt_toolkit.layout.controls import BufferControl
 from prompt_toolkit.output import DummyOutput
 
 from capt_local.report.input_line import InputLine
-from capt_local.report.terminal import Screen, Wrap, look_of
+from capt_local.report.terminal import Screen, Wrap, look_of, terminal_as_it_is
 from capt_local.report.views import Look, Prose, Span, cells
 
 
@@ -106,3 +111,16 @@ def searched(line: InputLine) -> str:
     buffer = line._session.search_buffer
     states = [each.search_state.text for each in controls(line)]
     return "".join([buffer.text, *buffer.history.get_strings(), *states])
+
+
+def test_a_terminal_gets_its_echo_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, terminal = pty.openpty()
+    with os.fdopen(terminal, "r+b", 0) as stream, os.fdopen(master, "rb", 0):
+        monkeypatch.setattr(sys, "stdin", stream)
+        restore = terminal_as_it_is()
+        before = termios.tcgetattr(stream)
+        quiet = termios.tcgetattr(stream)
+        quiet[3] &= ~(termios.ECHO | termios.ICANON)
+        termios.tcsetattr(stream, termios.TCSANOW, quiet)
+        restore()
+        assert termios.tcgetattr(stream) == before and before[3] & termios.ECHO

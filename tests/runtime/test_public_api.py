@@ -14,8 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from capt_local import CaptError, GenerateOptions, LoadOptions, Request, Runtime
 from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.loop import Generation
+from capt_local.decoding.options import Structure
 from capt_local.errors import UsageError
 from capt_local.llama.model import LlamaModel
+from capt_local.llama.options import Placement
 from tests.tiny_models import tiny_gguf
 
 OPTIONS = GenerateOptions(max_tokens=4)
@@ -222,6 +224,19 @@ def test_any_order_of_public_calls(
         suppress_health_check=list(HealthCheck),
     )
     case().runTest()
+
+
+def test_a_place_for_a_role_that_is_not_there_is_refused(files: Bundle) -> None:
+    load = LoadOptions(placements={"exprt": Placement(0)})
+    with pytest.raises(UsageError, match="has no exprt"):
+        Runtime.open(files, load=load, check=False)
+    assert Placement(devices=["CPU"]) == Placement(devices=("CPU",))  # type: ignore[arg-type]
+
+
+def test_a_structure_is_a_schema() -> None:
+    for source in ('root ::= "yes"', "[1]", "[" * 100_000):
+        with pytest.raises(UsageError, match="JSON schema"):
+            Structure(source)
 
 
 def test_what_was_loaded_is_closed_where_the_runtime_cannot_be_made(
