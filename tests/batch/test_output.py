@@ -93,7 +93,7 @@ def test_a_fingerprint_is_of_everything_that_decides_an_answer() -> None:
         (GenerateOptions(max_tokens=9), "parameters.max_tokens (512, now 9)"),
         (GenerateOptions(sample=SampleOptions(seed=3)), "parameters.sample.seed (0, now 3)"),
         (GenerateOptions(stop=(NOTE,)), "parameters.stop"),
-        (GenerateOptions(structure=Structure(NOTE)), "parameters.structure"),
+        (GenerateOptions(structure=Structure(json.dumps({"title": NOTE}))), "parameters.structure"),
     ]:
         other = demo(changed)
         assert differences(first, other) == names
