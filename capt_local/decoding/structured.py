@@ -488,9 +488,8 @@ def masked(
     """
     tokens = here.candidates.tokens
     if here.proxies_skipped and len(tokens) > 1 and not allowed[tokens[here.logp.argmax()]]:
-        here = restricted(
-            None, run_all=True
-        )  # they were left out for the sake of what may not come
+        # The proxies were left out for the sake of what may not come.
+        here = restricted(None, run_all=True)
     mask = allowed[here.candidates.tokens]
     if np.isfinite(here.logp[mask]).any():
         return MaskedDistribution(here, mask)

@@ -188,10 +188,14 @@ class Metadata:
     context_length: int  # tokens that the model was trained for
     vocabulary_size: int  # tokens
     chat_template: str | None  # Jinja source, if the file has one
-    gpu_layers: int  # layers that were put on GPUs
-    devices: Layers  # on which of them how many
+    devices: Layers  # the GPUs that layers were put on, and how many on each
     layers: int  # in all, the output being one
     kernels: Kernels  # that compute batches of its tokens
+
+    @property
+    def gpu_layers(self) -> int:
+        """Layers that were put on GPUs."""
+        return sum(self.devices.values())
 
 
 class LoadedAdapter(NamedTuple):
@@ -449,7 +453,6 @@ class Weights(Closing):
             context_length=self.header.number("context_length"),
             vocabulary_size=len(self.vocabulary),
             chat_template=template.decode("utf-8", "replace") if template else None,
-            gpu_layers=sum(self._layers.values()),
             devices=self._layers,
             layers=self.header.number("block_count") + 1,
             kernels=Kernels(rearranged and not tiles, not on_cpu, on_cpu and tiles),
