@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
-from capt_local.cli.demo import play
+from capt_local.cli.generate import play
 from capt_local.cli.options import CombineFlags, ModelFlags, SampleFlags
 from capt_local.report.drawing import console_for, renderable
 from capt_local.report.terminal import Screen

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from capt_local.cli.app import run
-from capt_local.cli.demo import QUESTION, demo_note
+from capt_local.cli.generate import QUESTION, demo_note
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SIZE = {"width": 1280, "height": 900}

@@ -145,7 +145,7 @@ def test_only_the_hub_reaches_for_the_network() -> None:
 def test_only_one_verb_uses_the_hub() -> None:
     front = "capt_local.bundles.hub."
     users = [path for path in FILES if any(name.startswith(front) for name in imports(path))]
-    assert [path.name for path in users] == ["pull.py"]
+    assert [path.name for path in users] == ["models_create.py"]
     for node in ast.parse(users[0].read_text("utf-8")).body:
         assert not isinstance(node, ast.ImportFrom) or not (node.module or "").endswith(".hub")
 

@@ -1,4 +1,4 @@
-"""`capt-local doctor`: what runs here, and whether a bundle is whole and fits."""
+"""`capt-local doctor`: what runs here, and whether a bundle is whole and fits; `config show`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capt_local.bundles.verify import Check
+from capt_local.cli.app import VERBS, function
 from capt_local.cli.exits import ExitCode, code_for
 from capt_local.cli.files import files_of
-from capt_local.cli.models.manage import described, mebibytes, signed_bundles
+from capt_local.cli.models import described, mebibytes, signed_bundles
 from capt_local.cli.options import JsonFlags, ModelFlags, TemplateFlags, ViewFlags
+from capt_local.cli.parse import DeclaredOption, SettingsFiles, options_of, unknown_variables
 from capt_local.cli.session import find_bundle, load_options
-from capt_local.config import key_folders, read_site, read_user
+from capt_local.config import MODELS_VARIABLE, key_folders, read_site, read_user
 from capt_local.errors import CaptError, MemoryShortage, ModelError
 from capt_local.policy import signer_text
 from capt_local.report.json import dumps
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from capt_local.llama.options import LoadOptions
     from capt_local.llama.weights import Weights
     from capt_local.strict_json import Stamp
+
 
 Facts = dict[str, Any]
 _CHECKED = {
@@ -446,3 +449,70 @@ def _swaps() -> Iterator[tuple[str, bool]]:
         except OSError:
             uuid = ""
         yield name, device.startswith("zram") or uuid.startswith("CRYPT-")
+
+
+def config_show(how: JsonFlags, view: ViewFlags) -> int:
+    """Every setting, its value, and whether site, user or environment set it.
+
+    A flag wins over the environment, that over the user's file, that over the site's. Values are
+    shown as they are; a verb checks them when it uses them.
+    """
+    screen = Screen.standard(view.verbose)
+    files = SettingsFiles.read()
+    known = {"models": DeclaredOption("models", "models", MODELS_VARIABLE, str, several=True)}
+    for file in (files.site, files.user):
+        file.models  # noqa: B018 - raises if it has no meaning
+    for verb in (function(name) for name, (module, _) in VERBS.items() if module):
+        known = {key: one for key, one in options_of(verb).items() if one.variable} | known
+    files.values(known)  # unknown keys are refused
+    found: dict[str, dict[str, Any]] = {}
+    for key, option in sorted(known.items()):
+        value, source = None, "default"
+        for name, file in files.named():
+            if key in file.options:
+                value, source = file.options[key], f"{name.lower()} file"
+        if given := os.environ.get(option.variable or ""):  # an empty one counts as none
+            value, source = given, "environment"
+        found[key] = {
+            "value": value,
+            "default": option.default or None,
+            "source": source,
+            "variable": option.variable,
+        }
+    limits = files.site.limits
+    if how.json:
+        about = {
+            "files": {
+                name.lower(): {"path": str(file.path), "exists": file.exists}
+                for name, file in files.named()
+            },
+            "settings": found,
+            "limits": {"forbid": sorted(limits.forbidden), "alpha": limits.alpha},
+            "unknown_variables": unknown_variables(os.environ),
+        }
+        screen.line(dumps(about, indent=2))
+        return ExitCode.OK
+    places = tuple(
+        (name.lower(), str(file.path) + ("" if file.exists else " (not there)"))
+        for name, file in files.named()
+    )
+    rows = tuple(
+        (key, one["default"] or "" if one["value"] is None else _text(one["value"]), one["source"])
+        for key, one in found.items()
+    )
+    limited = (
+        ("forbidden", ", ".join(sorted(limits.forbidden)) or "nothing"),
+        ("largest fixed weight", "the program's" if limits.alpha is None else f"{limits.alpha:g}"),
+    )
+    screen.show(
+        Table("Files, the stronger last", places),
+        Table("Settings", rows, ("setting", "value", "from")),
+        Table("Limits of the site", limited),
+    )
+    return ExitCode.OK
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

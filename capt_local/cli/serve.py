@@ -27,8 +27,8 @@ from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
     from capt_local.rerank.scorer import Scorer
+    from capt_local.serve.app import Task
     from capt_local.serve.server import Listener
-    from capt_local.serve.tasks import Task
 
 _SHORTEST_KEY, _FORGET_AFTER, _WAITING = 16, 10.0, 32  # characters, minutes, requests
 _FEWEST_CHARACTERS = 8  # different ones in a key
@@ -99,8 +99,8 @@ def serve(
       capt-local serve -m my-bundle --port 9000 --parallel 8 --api-key-file keys.txt
     """
     screen, keys = Screen.standard(view.verbose), _keys(where)
+    from capt_local.serve.app import library
     from capt_local.serve.server import listen
-    from capt_local.serve.tasks import library
 
     tasks, bundle = library(where.tasks), find_bundle(model)
     options = generate_options(bundle, how, sample, 0)
@@ -169,8 +169,7 @@ def _run(
     """Serves until a signal asks to leave."""
     from capt_local.serve.app import OPEN_PATHS, Service
     from capt_local.serve.engine import Engine
-    from capt_local.serve.guard import Guard
-    from capt_local.serve.server import run
+    from capt_local.serve.server import Guard, run
 
     screen, limits = session.screen, read_site().limits
     engine = Engine(

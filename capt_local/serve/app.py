@@ -1,16 +1,19 @@
-"""The endpoints: OpenAI's and those of the page, and their description."""
+"""The endpoints: OpenAI's and those of the page, and their description; the tasks of the page."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
+import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route, Router
@@ -20,9 +23,10 @@ from starlette.types import Receive, Scope, Send
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason, Step
+from capt_local.decoding.structured import schema_structure
 from capt_local.documents import SUFFIXES
 from capt_local.documents import read as read_document
-from capt_local.errors import CaptError
+from capt_local.errors import CaptError, UsageError
 from capt_local.llama.options import LoadOptions
 from capt_local.provenance import provenance
 from capt_local.report.html import page
@@ -48,8 +52,7 @@ from capt_local.serve.protocol import (
     read_completion,
     usage,
 )
-from capt_local.serve.tasks import Task
-from capt_local.strict_json import NotReadable, parse_object
+from capt_local.strict_json import NotReadable, convert, parse_object, read_bytes, utf8
 from capt_local.version import __version__
 
 OPEN_PATHS = frozenset(
@@ -60,7 +63,7 @@ OPEN_PATHS = frozenset(
 Handler = Callable[[Request], Awaitable[Response]]
 _Event = tuple[Generation | None, Step | None, CaptError | None]
 _PATIENCE = 10.0  # seconds after which a stream begins though no token is there
-_LARGEST_NOTE = 4 << 20
+_LARGEST_NOTE, _LARGEST_TASK, _MOST_TASKS = 4 << 20, 1 << 16, 100
 # Characters that a token has on average in no text that means anything.
 _MOST_A_TOKEN = 32
 _MOST_DOCUMENTS = 3  # at once: each may take a minute and 1 GiB
@@ -508,3 +511,64 @@ def _operation(summary: str, body: dict[str, Any] | None = None) -> dict[str, An
     if body is not None:
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     return found
+
+
+class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What may be asked about a note: an instruction that the page puts behind the note.
+
+    Attributes:
+        name: of its file.
+        title: on its button.
+        prompt: the instruction that follows the note; empty: the user types it.
+        hint: a line about it.
+        order: the smaller the further in front.
+        max_tokens: of the answer; None: as the server has it.
+        json_schema: the form of the answer, as the text of a JSON schema; a list of objects in it
+            is shown as a table.
+    """
+
+    title: Annotated[str, Meta(min_length=1, max_length=60)]
+    prompt: Annotated[str, Meta(max_length=8000)] = ""
+    hint: Annotated[str, Meta(max_length=300)] = ""
+    order: int = 100
+    max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
+    json_schema: str = ""
+    name: str = ""
+
+
+def library(folder: Path | None = None) -> list[Task]:
+    """All tasks in their order; those in the folder of the site win over ours of the same name.
+
+    Raises:
+        UsageError: the folder or a file cannot be read, or is no task; names the file.
+    """
+    found: dict[str, Task] = {}
+    for entry in (resources.files("capt_local.serve") / "tasks").iterdir():
+        if entry.name.endswith(".toml"):
+            name = entry.name.removesuffix(".toml")
+            found[name] = _task(entry.read_bytes(), name)
+    if folder is not None:
+        try:
+            files = sorted(folder.glob("*.toml"))
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be read: {error.strerror}.") from None
+        if not folder.is_dir():
+            raise UsageError(f"{folder} (--tasks) is no folder.")
+        if len(files) > _MOST_TASKS:
+            raise UsageError(f"{folder} has more than {_MOST_TASKS} tasks.")
+        for file in files:
+            data = read_bytes(file, str(file), largest=_LARGEST_TASK)
+            found[file.stem] = _task(data, file.stem)
+    return sorted(found.values(), key=lambda task: (task.order, task.title))
+
+
+def _task(data: bytes, name: str) -> Task:
+    try:
+        fields: dict[str, Any] = tomllib.loads(utf8(data))
+        task = convert(fields | {"name": name}, Task)
+    except (tomllib.TOMLDecodeError, NotReadable, RecursionError) as error:
+        what = f": {error}" if isinstance(error, NotReadable) else " (it is not TOML)"
+        raise UsageError(f"The task {name}.toml cannot be used{what}.") from None
+    if task.json_schema:
+        schema_structure(task.json_schema.encode(), f"The json_schema of the task {name}.toml")
+    return task

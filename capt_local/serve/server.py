@@ -1,22 +1,33 @@
-"""uvicorn with bounds on slow clients, without any log, that ends when a signal asks for it."""
+"""uvicorn without any log, with bounds on slow clients; and what stands before every request.
+
+That is host, origin, key, sizes and times; and headers behind it. A page of another site may not
+use this server: its origin is refused, and a name of its own that it has pointed at this machine
+(DNS rebinding) is no host of ours. Another account of the machine has no key. No error repeats what
+was sent, and nothing is logged.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import ipaddress
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from capt_local.errors import UsageError
+from capt_local.errors import CaptError, UsageError, place_of
+from capt_local.serve.protocol import ApiError, api_error, json_response
 
 Listener = socket.socket
 HEADER_SECONDS = 10.0
@@ -29,6 +40,33 @@ _LOGGING: dict[str, Any] = {
     "handlers": {"none": {"class": "logging.NullHandler"}},
     "root": {"handlers": ["none"], "level": "CRITICAL"},
     "loggers": {name: _SILENT for name in ("uvicorn", "asyncio", "starlette")},
+}
+
+PROOF = "/proof"
+LARGEST_BODY = 8 << 20
+LARGEST_DOCUMENT = 64 << 20
+BODY_SECONDS = 60.0
+SEND_SECONDS = 60.0
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = (
+    (b"content-security-policy", _POLICY.encode()),
+    (b"cache-control", b"no-cache"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), microphone=(), geolocation=()"),
+)
+_ALLOWED = b"authorization, content-type"
+_MORE = {
+    401: {"www-authenticate": "Bearer"},
+    408: {"connection": "close"},
+    413: {"connection": "close"},
+    503: {"retry-after": "5"},
 }
 
 
@@ -125,3 +163,156 @@ def run(
         reason = error.strerror or "not a certificate and its key"
         raise UsageError(f"--tls-cert and --tls-key cannot be used: {reason}.") from None
     asyncio.run(_Server(config, leave, stop).serve([listener]))
+
+
+def host_of(header: str) -> str:
+    """The name in a Host header, without its port."""
+    if header.startswith("["):
+        return header.partition("]")[0] + "]"
+    return header.partition(":")[0].lower()
+
+
+class Guard:
+    """ASGI middleware around the whole application; see the module.
+
+    Args:
+        app: behind it.
+        hosts: names and addresses that the server answers to, in lower case, without port.
+        keys: any of them opens it.
+        origins: of pages of other sites that may use it, such as https://ehr.example.
+        open_paths: that need no key, since they hold no data.
+        report: called with a line about an error of the program itself.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, hosts: Iterable[str], keys: Sequence[str], origins: Iterable[str],
+        open_paths: Iterable[str], report: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._app = app
+        self._hosts, self._origins = frozenset(hosts), frozenset(origins)
+        self._keys, self._open_paths = tuple(keys), frozenset(open_paths)
+        self._report = report
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        origin = headers.get(b"origin", "")
+        answered = False
+
+        async def guarded(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                answered = True
+                message["headers"] = [*message.get("headers", ()), *self._headers(origin)]
+            async with asyncio.timeout(SEND_SECONDS):  # of a reader who does not read
+                await send(message)
+
+        scope["app"] = self  # so that routes raise what they would answer in a way of their own
+        try:
+            if self._preflight(scope, headers, origin):
+                await Response(status_code=204)(scope, receive, guarded)
+                return
+            if scope["path"] == PROOF:
+                proofs = self._proofs(scope["query_string"])
+                await json_response({"proofs": proofs})(scope, receive, guarded)
+                return
+            most = LARGEST_DOCUMENT if scope["path"] == "/documents" else LARGEST_BODY
+            await self._app(scope, _bounded(receive, headers, most), guarded)
+        except ClientDisconnect:
+            pass  # in the middle of its request
+        except TimeoutError:
+            raise _Dropped from None  # the connection is closed, without a word in any log
+        except Exception as error:
+            problem = self._problem(error)
+            if answered:
+                raise _Dropped from None
+            more = _MORE.get(problem.status, {})
+            await json_response(problem.body(), problem.status, more)(scope, receive, guarded)
+
+    def _problem(self, error: Exception) -> ApiError:
+        match error:
+            case ApiError():
+                return error
+            case CaptError():
+                return api_error(error)
+            case HTTPException():
+                return ApiError(error.status_code, f"{error.detail}: there is no such thing here.")
+        self._report(f"an unexpected error at {place_of(error)}")
+        return ApiError(500, "The server met an unexpected error; nothing more is known.")
+
+    def _preflight(self, scope: Scope, headers: dict[bytes, str], origin: str) -> bool:
+        """Refuses who may not use the server; whether a browser only asks if it may.
+
+        Raises:
+            ApiError: host, origin or key are not right.
+        """
+        host = headers.get(b"host", "")
+        if host_of(host) not in self._hosts:
+            raise ApiError(403, "The server does not answer to this Host.", "host_not_allowed")
+        allowed = origin.lower() in self._origins
+        if origin and not allowed and origin.lower() != f"{scope['scheme']}://{host.lower()}":
+            raise ApiError(403, "Pages of this origin may not use it.", "origin_not_allowed")
+        if allowed and scope["method"] == "OPTIONS":
+            return True
+        if scope["path"] in (*self._open_paths, PROOF) and scope["method"] in ("GET", "HEAD"):
+            return False
+        scheme, _, key = headers.get(b"authorization", "").partition(" ")
+        given = key.strip().encode() if scheme.lower() == "bearer" else b""
+        # All are compared, so that the time says nothing about which one is near.
+        if not sum(hmac.compare_digest(given, each.encode()) for each in self._keys):
+            raise ApiError(401, "A key is needed: Authorization: Bearer KEY.", "invalid_api_key")
+        return False
+
+    def _proofs(self, nonce: bytes) -> list[str]:
+        """Shows that this server knows the keys, to a page that has one of them."""
+        keys = (key.encode() for key in self._keys)
+        return [hmac.digest(key, b"proof " + nonce[:100], "sha256").hex() for key in keys]
+
+    def _headers(self, origin: str) -> Sequence[tuple[bytes, bytes]]:
+        if origin.lower() not in self._origins:
+            return _HEADERS
+        return (
+            *(pair for pair in _HEADERS if pair[0] != b"cross-origin-resource-policy"),
+            (b"access-control-allow-origin", origin.encode("latin-1")),
+            (b"access-control-allow-headers", _ALLOWED),
+            (b"access-control-allow-methods", b"GET, POST"),
+            (b"vary", b"origin"),
+        )
+
+
+class _Dropped(Exception):
+    """Has the connection closed in the middle of a response."""
+
+
+def _bounded(receive: Receive, headers: dict[bytes, str], most: int) -> Receive:
+    """A body of at most so many bytes, which comes in time."""
+    length = headers.get(b"content-length", "0")
+    if not length.isdecimal() or int(length) > most:
+        raise _too_large(most)
+    size, deadline, more = 0, asyncio.get_running_loop().time() + BODY_SECONDS, True
+
+    async def bounded() -> Message:
+        nonlocal size, more
+        if not more:
+            return await receive()  # waits for the client to leave
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise ApiError(408, "The request took too long to arrive.", "timeout") from None
+        if message["type"] == "http.request":
+            more = message.get("more_body", False)
+            size += len(message.get("body", b""))
+            if size > most:
+                raise _too_large(most)
+        return message
+
+    return bounded
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"The request is larger than {most >> 20} MiB.", "request_too_large")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from capt_local import Runtime
-from capt_local.cli.demo import QUESTION, demo_note
+from capt_local.cli.generate import QUESTION, demo_note
 from capt_local.decoding.options import Method
 from capt_local.errors import (
     ContextOverflow,

@@ -11,7 +11,7 @@ import pytest
 
 from capt_local.bundles import store
 from capt_local.bundles.manifest import MANIFEST, Style, read_bundle
-from capt_local.cli.models import create as creating
+from capt_local.cli import models_create as creating
 from capt_local.version import __version__
 from tests.cli.conftest import Result, Run
 from tests.tiny_models import tiny_adapter, tiny_gguf

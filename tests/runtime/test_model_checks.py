@@ -16,7 +16,7 @@ from capt_local.bundles.create import write_manifest
 from capt_local.bundles.manifest import Bundle, Signer, read_bundle
 from capt_local.bundles.verify import Check
 from capt_local.cli import app
-from capt_local.cli.models.travel import examine as examine_bundle
+from capt_local.cli.models import examine as examine_bundle
 from capt_local.errors import Cancelled, ModelError
 from capt_local.llama import probe as probe_module
 from capt_local.llama.options import LoadOptions

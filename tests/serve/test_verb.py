@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from capt_local import config as site_config
 from capt_local.cli import app
 from capt_local.errors import UsageError
-from capt_local.serve.tasks import library
+from capt_local.serve.app import library
 from tests.serve.conftest import Starts
 
 KEY = "a-key-of-the-hospital"

@@ -11,7 +11,7 @@ import pytest
 from capt_local import CombineOptions, FinishReason, GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundles.manifest import Bundle
 from capt_local.bundles.store import find
-from capt_local.cli.demo import QUESTION, demo_note
+from capt_local.cli.generate import QUESTION, demo_note
 from capt_local.decoding.options import Speed
 
 llama_cpp = pytest.importorskip("llama_cpp")

@@ -1,1 +1,0 @@
-"""`capt-local models`: the bundles of this machine, and those that travel."""
