@@ -26,9 +26,8 @@ import numpy as np
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundles import store
-from capt_local.evaluate.datasets import read_task
-from capt_local.evaluate.summary import interval
-from capt_local.evaluate.tasks import messages, read_answer
+from capt_local.evaluate.metrics import interval
+from capt_local.evaluate.tasks import messages, read_answer, read_task
 from capt_local.rerank.candidates import best_of, draw_choices, shares
 from capt_local.rerank.scorer import Scorer, ScorerFiles
 

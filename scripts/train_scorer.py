@@ -47,7 +47,7 @@ BATCH = 16
 
 def tasks_of(names: Sequence[str]) -> Iterator[EvalTask]:
     """The tasks that are named, each with its questions in a random order."""
-    from capt_local.evaluate.datasets import read_task
+    from capt_local.evaluate.tasks import read_task
 
     for name in names:
         place, _, count = name.rpartition(":")
@@ -64,7 +64,7 @@ def tasks_of(names: Sequence[str]) -> Iterator[EvalTask]:
 
 def mts_headers(names: Sequence[str]) -> tuple[str, ...]:
     """The sections that the task file of MTS-Dialog among them lists."""
-    from capt_local.evaluate.datasets import read_task
+    from capt_local.evaluate.tasks import read_task
 
     found = next(n for n in names if "mts-header" in n)
     return read_task(Path(re.sub(r":\d+$", "", found))).choices

@@ -19,16 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from capt_local.batch.manifest import (
+from capt_local.batch.output import (
     ENDING,
+    OK,
     Fingerprint,
+    OutputLine,
     RunManifest,
     differences,
+    is_sealed,
     manifest_path,
     now_text,
     plain,
 )
-from capt_local.batch.output import OK, OutputLine, is_sealed
 from capt_local.errors import UsageError
 from capt_local.line_file import DiskFailed, LineFile, disk_failed, put, read_file, rename
 from capt_local.strict_json import NotReadable, parse_object

@@ -18,8 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from capt_local.batch import ipc
-from capt_local.batch.supervisor import Death, WorkerProcess, Workers, worker_command
+from capt_local.batch.supervisor import Death, WireMessage, WorkerProcess, Workers, worker_command
 from capt_local.errors import UsageError, WorkerFailed
 
 OPEN_PORTS = (
@@ -41,11 +40,11 @@ class Actor:
             os.dup2(devnull, number)
         self._worker = WorkerProcess(worker_command())
 
-    def exchange(self, messages: list[ipc.WireMessage]) -> list[ipc.WireMessage | Death]:
+    def exchange(self, messages: list[WireMessage]) -> list[WireMessage | Death]:
         """Passes messages on; returns those that have come meanwhile, a death as the last one."""
         for each in messages:
             self._worker.send(each)
-        found: list[ipc.WireMessage | Death] = []
+        found: list[WireMessage | Death] = []
         seconds = _ACTOR_POLL
         while (message := self._worker.poll(seconds)) is not None:
             seconds = 0.0
@@ -60,14 +59,14 @@ class ActorProcess:
 
     def __init__(self, ray: Any, kind: Any) -> None:
         self._ray, self._actor = ray, kind.remote()
-        self._outbox: list[ipc.WireMessage] = []
-        self._received: deque[ipc.WireMessage | Death] = deque()
+        self._outbox: list[WireMessage] = []
+        self._received: deque[WireMessage | Death] = deque()
         self._reply: Any = None
 
-    def send(self, message: ipc.WireMessage) -> None:
+    def send(self, message: WireMessage) -> None:
         self._outbox.append(message)
 
-    def poll(self, seconds: float) -> ipc.WireMessage | Death | None:
+    def poll(self, seconds: float) -> WireMessage | Death | None:
         if not self._received:
             try:
                 if self._reply is None:

@@ -15,12 +15,11 @@ from typing import Any
 
 import msgspec
 
-from capt_local.batch import ipc
 from capt_local.batch.journal import OutputJournal
 from capt_local.batch.output import OK, Failure, LineWriter, OutputLine, answer_text
 from capt_local.batch.readers import InputSource
 from capt_local.batch.records import BatchRecord, InputChanged, record_seed
-from capt_local.batch.supervisor import News, RecordOutcome, Workers
+from capt_local.batch.supervisor import News, RecordOutcome, Workers, pack
 from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.structured import structure_problem
@@ -184,7 +183,7 @@ def run_job(
         # The worker knows the record by `index` alone.
         message = {
             "request": index,
-            "prompt": ipc.pack(record.prompt),
+            "prompt": pack(record.prompt),
             "seed": record_seed(job.options.sample.seed, record.id),
             "adapter_scales": record.adapter_scales,
         }

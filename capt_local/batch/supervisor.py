@@ -1,5 +1,9 @@
 """Supervision of worker processes: each record gets an answer or a failure, whatever happens.
 
+Messages between a run and a worker are JSON objects, each behind its length: plain JSON, so that
+neither side can make the other run anything. Text of patients goes through the pipe alone; no file
+is made.
+
 When a worker dies, the records that it had begun are suspects: a new worker gets them one at a
 time, so that the record that kills workers is known. One with which alone two workers have died
 has failed, and the others go on. A worker that starts, loads or has records and sends nothing for
@@ -9,21 +13,27 @@ too long is ended, which is a death like others.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import math
 import os
 import queue
 import signal
+import struct
 import subprocess
 import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import IO, Any, Protocol, TypeVar
 
-from capt_local.batch import ipc
+import msgspec
+
 from capt_local.batch.output import Failure
+from capt_local.bundles.manifest import Bundle
+from capt_local.bundles.verify import Check
+from capt_local.decoding.options import GenerateOptions
 from capt_local.errors import (
     CaptError,
     MemoryShortage,
@@ -32,7 +42,12 @@ from capt_local.errors import (
     UsageError,
     WorkerFailed,
 )
+from capt_local.llama.options import LoadOptions
 
+WireMessage = dict[str, Any]
+_Kind = TypeVar("_Kind")
+_HEAD = struct.Struct(">I")
+_LARGEST = 1 << 30
 DEATHS = 2  # of workers with one record alone
 DEATHS_IN_A_ROW = 10  # without an answer between them; then the cause is not the records
 # Records sent for each that is answered at once: with only one, the worker would wait for a record
@@ -46,6 +61,64 @@ _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from capt_local.batch.worker import main; main()"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """Which models a worker loads, how, and what all records of a run share.
+
+    Attributes:
+        bundle: as the run found it, digests included, so that a worker that is started again
+            cannot load something else.
+        date: today's date for chat templates.
+        check: how the digests are checked.
+        raw: whether prompts are continued without a chat template.
+        parallel: how many answers are made at once.
+        best_of: answers to each record, of which the best counts.
+        scorer: that ranks them; see `rerank.scorer.open_scorer`.
+    """
+
+    bundle: Bundle
+    options: GenerateOptions = field(default_factory=GenerateOptions)
+    load: LoadOptions = field(default_factory=LoadOptions)
+    date: datetime.date | None = None
+    check: Check = Check.CACHED
+    raw: bool = False
+    parallel: int = 1
+    best_of: int = 1
+    scorer: str | None = None
+
+
+def send(stream: IO[bytes], message: WireMessage) -> None:
+    """Sends a message. Raises OSError if the other side has gone."""
+    data = msgspec.json.encode(message)
+    stream.write(_HEAD.pack(len(data)) + data)
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> WireMessage | None:
+    """The next message; None where the other side has gone, also in the middle of one."""
+    head = stream.read(_HEAD.size)
+    if len(head) < _HEAD.size or (size := _HEAD.unpack(head)[0]) > _LARGEST:
+        return None
+    data = stream.read(size)
+    message = msgspec.json.decode(data) if len(data) == size else None
+    return message if isinstance(message, dict) else None
+
+
+def pack(value: object) -> Any:
+    """A dataclass as JSON has it; paths as text."""
+    return msgspec.to_builtins(value, enc_hook=str)
+
+
+def unpack(kind: type[_Kind], value: object) -> _Kind:
+    """The dataclass that was packed. A missing field has its default.
+
+    Raises:
+        msgspec.ValidationError: a value is not of its kind.
+        UsageError: the dataclass refuses a value.
+    """
+    return msgspec.convert(value, kind, dec_hook=lambda kind, value: kind(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +212,8 @@ class News:
 class Process(Protocol):
     """A running worker: a `WorkerProcess`, or an actor of Ray that holds one."""
 
-    def send(self, message: ipc.WireMessage) -> None: ...
-    def poll(self, seconds: float) -> ipc.WireMessage | Death | None: ...
+    def send(self, message: WireMessage) -> None: ...
+    def poll(self, seconds: float) -> WireMessage | Death | None: ...
     def kill(self) -> None: ...
 
 
@@ -172,8 +245,8 @@ class WorkerProcess:
             reason = error.strerror or "unknown"
             raise WorkerFailed(f"The worker process cannot be started: {reason}.") from None
         self.pid = self._process.pid
-        self._received: queue.SimpleQueue[ipc.WireMessage | None] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[ipc.WireMessage | None] = queue.SimpleQueue()
+        self._received: queue.SimpleQueue[WireMessage | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[WireMessage | None] = queue.SimpleQueue()
         # Each pipe has a thread of its own, so that nothing else waits for a worker that hangs.
         self._threads = [
             threading.Thread(target=work, daemon=True) for work in (self._listen, self._write)
@@ -181,11 +254,11 @@ class WorkerProcess:
         for thread in self._threads:
             thread.start()
 
-    def send(self, message: ipc.WireMessage) -> None:
+    def send(self, message: WireMessage) -> None:
         """Sends a message without waiting; one to a worker that has died is lost."""
         self._outbox.put(message)
 
-    def poll(self, seconds: float) -> ipc.WireMessage | Death | None:
+    def poll(self, seconds: float) -> WireMessage | Death | None:
         """Its next message; None where there is none for so long."""
         try:
             message = self._received.get(timeout=seconds)
@@ -218,11 +291,11 @@ class WorkerProcess:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        message: ipc.WireMessage | None = {}
+        message: WireMessage | None = {}
         with self._process.stdout as stream:
             while message is not None:
                 try:
-                    message = ipc.receive(stream)
+                    message = receive(stream)
                 except (OSError, ValueError):  # half a message
                     message = None
                 self._received.put(message)
@@ -231,7 +304,7 @@ class WorkerProcess:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError), self._process.stdin as stream:
             while (message := self._outbox.get()) is not None:
-                ipc.send(stream, message)
+                send(stream, message)
 
 
 class WorkerSupervisor:
@@ -247,22 +320,22 @@ class WorkerSupervisor:
         """Starts a worker, which loads nothing yet."""
         self._start, self._timeout = start, timeout
         self._worker = start()
-        self._load: ipc.WireMessage = {}
+        self._load: WireMessage = {}
         self._window = 0
         # Of the current worker: whether it has loaded the models, has died, was sent "end".
         self._ready = self._dead = self._end_sent = False
         self._ends = False  # whether there are no further records
-        self._waiting: deque[tuple[int, ipc.WireMessage]] = deque()
-        self._sent: dict[int, ipc.WireMessage] = {}
+        self._waiting: deque[tuple[int, WireMessage]] = deque()
+        self._sent: dict[int, WireMessage] = {}
         self._begun: set[int] = set()
         self._suspects: set[int] = set()
         self._deaths: Counter[int] = Counter()
         self._deaths_in_a_row = 0
         self._silent = 0.0
 
-    def load(self, config: ipc.WorkerConfig) -> None:
+    def load(self, config: WorkerConfig) -> None:
         """Lets the worker load the models."""
-        self._load, self._window = {"load": ipc.pack(config)}, _WINDOW * config.parallel
+        self._load, self._window = {"load": pack(config)}, _WINDOW * config.parallel
         self._silent = 0.0
         self._worker.send(self._load)
 
@@ -276,7 +349,7 @@ class WorkerSupervisor:
         """How many have no outcome yet."""
         return len(self._waiting) + len(self._sent)
 
-    def put(self, key: int, request: ipc.WireMessage) -> None:
+    def put(self, key: int, request: WireMessage) -> None:
         """Adds a record."""
         self._waiting.append((key, request))
         self._feed()
@@ -321,7 +394,7 @@ class WorkerSupervisor:
             return max(self._timeout, LOAD_TIMEOUT)
         return self._timeout if self._sent else math.inf
 
-    def _handle(self, message: ipc.WireMessage) -> RecordOutcome | News | None:
+    def _handle(self, message: WireMessage) -> RecordOutcome | News | None:
         if "hello" in message:
             return News(hello=message["hello"])
         if "loading" in message:
@@ -430,7 +503,7 @@ class Workers:
         devices = sorted({device for facts in self._facts for device in facts["devices"]})
         return {**first, "devices": devices, "ray_actors": len(self._all)}
 
-    def load(self, config: ipc.WorkerConfig) -> None:
+    def load(self, config: WorkerConfig) -> None:
         """Lets all load the models."""
         for each in self._all:
             each.load(config)
@@ -445,7 +518,7 @@ class Workers:
         """Whether each record has an outcome."""
         return not any(each.records for each in self._all)
 
-    def put(self, key: int, request: ipc.WireMessage) -> None:
+    def put(self, key: int, request: WireMessage) -> None:
         """Gives a record to the worker that has fewest."""
         min(self._all, key=lambda each: each.records).put(key, request)
 

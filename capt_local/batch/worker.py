@@ -1,6 +1,6 @@
 """The worker process: the models live here, so a crash of the engine does not end the run.
 
-It reads from standard input and writes to standard output (`ipc`); what libraries print is
+It reads from standard input and writes to standard output (`supervisor`); what libraries print is
 discarded, since it may hold text. It knows neither files nor ids, and it ends when the run does.
 
     from the run    {"load": WorkerConfig}, {"request": key, ...} for each record, {"end": true}
@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from capt_local.batch import ipc
 from capt_local.batch.output import Failure
 from capt_local.batch.records import record_options
+from capt_local.batch.supervisor import WireMessage, WorkerConfig, receive, send, unpack
 from capt_local.decoding.batching import Request, RequestResult
 from capt_local.decoding.options import GenerateOptions
 from capt_local.documents import Document
@@ -38,7 +38,7 @@ from capt_local.rerank.scorer import Scorer, open_scorer
 from capt_local.runtime import Runtime
 from capt_local.version import __version__
 
-OpenRuntime = Callable[[ipc.WorkerConfig, Callable[[str, float], None]], Any]
+OpenRuntime = Callable[[WorkerConfig, Callable[[str, float], None]], Any]
 _LOADING_EVERY = 0.01  # of a file
 _ALIVE_EVERY = 1.0  # seconds
 _CANDIDATES = 100  # of a token in the answer object: all that a step has
@@ -62,7 +62,7 @@ def main(
     Worker(incoming, outgoing, open_runtime or _open, facts or machine_facts).serve()
 
 
-def _open(config: ipc.WorkerConfig, progress: Callable[[str, float], None]) -> Runtime:
+def _open(config: WorkerConfig, progress: Callable[[str, float], None]) -> Runtime:
     return Runtime.open(
         config.bundle,
         load=config.load,
@@ -96,7 +96,7 @@ class Worker:
     ) -> None:
         self._incoming, self._outgoing = incoming, outgoing
         self._open_runtime, self._facts = open_runtime, facts
-        self._messages: queue.SimpleQueue[ipc.WireMessage] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[WireMessage] = queue.SimpleQueue()
         self._shares: dict[str, float] = {}
         self._ended = False
         self._last_sent = 0.0
@@ -106,7 +106,7 @@ class Worker:
         threading.Thread(target=self._read, daemon=True).start()
         try:
             self._send({"hello": self._facts()})
-            config = ipc.unpack(ipc.WorkerConfig, self._messages.get()["load"])
+            config = unpack(WorkerConfig, self._messages.get()["load"])
             with self._open_runtime(config, self._loading) as runtime, contextlib.ExitStack() as on:
                 scorer = None
                 if config.best_of > 1:
@@ -127,12 +127,12 @@ class Worker:
 
     def _read(self) -> None:
         """Receives messages as they come; without the run there is nothing left to do."""
-        while (message := ipc.receive(self._incoming)) is not None:
+        while (message := receive(self._incoming)) is not None:
             self._messages.put(message)
         os._exit(0)
 
-    def _send(self, message: ipc.WireMessage) -> None:
-        ipc.send(self._outgoing, message)
+    def _send(self, message: WireMessage) -> None:
+        send(self._outgoing, message)
         self._last_sent = time.monotonic()
 
     def _alive(self) -> bool:
@@ -149,7 +149,7 @@ class Worker:
             self._shares[role] = share
             self._send({"loading": role, "share": share})
 
-    def _answer(self, runtime: Runtime, config: ipc.WorkerConfig, scorer: Scorer | None) -> None:
+    def _answer(self, runtime: Runtime, config: WorkerConfig, scorer: Scorer | None) -> None:
         """Answers records side by side; the candidates of several records share the slots."""
         asked: dict[int, _Asked] = {}  # by the index of each request
         requests = self._requests(config, asked)
@@ -161,7 +161,7 @@ class Worker:
             if len(record.results) == config.best_of:
                 self._deliver(runtime.bundle.id, record, scorer)
 
-    def _requests(self, config: ipc.WorkerConfig, asked: dict[int, _Asked]) -> Iterator[Request]:
+    def _requests(self, config: WorkerConfig, asked: dict[int, _Asked]) -> Iterator[Request]:
         """Requests as they are wanted, those of one record behind each other.
 
         The run sends more records than are answered at once, so waiting for the next one delays
@@ -178,7 +178,7 @@ class Worker:
             self._send({"begun": key})
             prompt = message["prompt"]
             if not isinstance(prompt, str):
-                prompt = [ipc.unpack(Message, turn) for turn in prompt]
+                prompt = [unpack(Message, turn) for turn in prompt]
             options = record_options(config.options, message["seed"], message["adapter_scales"])
             record = _Asked(key, prompt, options, message.get("source"))
             if config.best_of > 1:

@@ -12,19 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capt_local.batch.ipc import WorkerConfig, pack
 from capt_local.batch.journal import WHAT, OutputJournal, read_manifest
-from capt_local.batch.manifest import (
+from capt_local.batch.output import (
+    OK,
     Fingerprint,
+    LineWriter,
     RunManifest,
+    answers_table,
     digest_of,
     fingerprint_of,
     manifest_path,
 )
-from capt_local.batch.output import OK, LineWriter, answers_table
 from capt_local.batch.readers import InputSource, check_input
 from capt_local.batch.run import BatchJob, RunProgress, readable_time, records_at_once, run_job
-from capt_local.batch.supervisor import News, WorkerProcess, Workers, worker_command
+from capt_local.batch.supervisor import (
+    News,
+    WorkerConfig,
+    WorkerProcess,
+    Workers,
+    pack,
+    worker_command,
+)
 from capt_local.bundles.manifest import Bundle
 from capt_local.cli.batch import Flags
 from capt_local.cli.exits import ExitCode, Signals, code_for, wants_traceback

@@ -13,17 +13,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capt_local.chat.commands import (
+from capt_local.chat import (
     COMMANDS,
     SETTINGS,
     Call,
+    Conversation,
+    Turn,
     changed,
     differences,
     offers,
     path_of,
+    transcript,
     understood,
+    with_notes,
 )
-from capt_local.chat.conversation import Conversation, Turn, transcript, with_notes
 from capt_local.cli.exits import ExitCode, Leave, Signals, line_for, wants_traceback
 from capt_local.cli.files import OutputFile, checked
 from capt_local.cli.options import (
@@ -56,9 +59,8 @@ from capt_local.prompting.messages import Message
 from capt_local.provenance import provenance
 from capt_local.report.answers import clipped, context_line, counted, pane, short_line, views
 from capt_local.report.json import REPORTED, Answer, sources_line, warnings, with_sources
-from capt_local.report.sanitise import visible
 from capt_local.report.terminal import Screen, drop_output
-from capt_local.report.views import Beside, Pane, Prose, Span, Table
+from capt_local.report.views import Beside, Pane, Prose, Span, Table, visible
 
 if TYPE_CHECKING:
     from capt_local.report.input_line import InputLine

@@ -43,9 +43,8 @@ from capt_local.version import __version__
 
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle
-    from capt_local.evaluate.results import Result, ResultsFile, SampleLog
-    from capt_local.evaluate.run import EvalPlan
-    from capt_local.evaluate.summary import Interval, MethodFigures, TaskSummary
+    from capt_local.evaluate.metrics import Interval, MethodFigures, Result, TaskSummary
+    from capt_local.evaluate.run import EvalPlan, ResultsFile, SampleLog
     from capt_local.evaluate.tasks import EvalTask
     from capt_local.llama.options import LoadOptions
 
@@ -140,7 +139,7 @@ def eval(
       capt-local eval --task rqe.jsonl --methods target,expert,capt --best-of 8 --scorer scorer
     """
     # Imported here: the help needs none of it.
-    from capt_local.evaluate.summary import as_object, summarise_task
+    from capt_local.evaluate.metrics import as_object, summarise_task
     from capt_local.evaluate.tasks import Kind
     from capt_local.rerank.scorer import open_scorer
 
@@ -188,8 +187,7 @@ def eval(
 
 
 def _read_tasks(what: EvalFlags, seed: int) -> list[EvalTask]:
-    from capt_local.evaluate.datasets import read_task
-    from capt_local.evaluate.tasks import shortened
+    from capt_local.evaluate.tasks import read_task, shortened
 
     if not what.places:
         raise UsageError("There is no task. Give at least one with --task.")
@@ -271,7 +269,7 @@ def _settings(
 
 
 def _parameters(options: GenerateOptions) -> dict[str, Any]:
-    from capt_local.batch.manifest import digest_of
+    from capt_local.batch.output import digest_of
 
     parameters = dataclasses.asdict(options)
     for name in ("max_tokens", "top", "method"):
@@ -286,7 +284,7 @@ def fingerprint(
     settings: Mapping[str, Any], bundle: Bundle, load: LoadOptions, date: str
 ) -> dict[str, Any]:
     """Everything that decides a result; where it is computed (threads, GPU) is left out."""
-    from capt_local.batch.manifest import model_identity
+    from capt_local.batch.output import model_identity
     from capt_local.llama.library import library
 
     build = library().build_info()
@@ -317,8 +315,8 @@ def _open_files(
     The flags come back with the day that chat templates take for today: the whole run has one, also
     where it goes over midnight or is resumed on another day.
     """
-    from capt_local.batch.manifest import differences
-    from capt_local.evaluate.results import ResultsFile, SampleLog
+    from capt_local.batch.output import differences
+    from capt_local.evaluate.run import ResultsFile, SampleLog
 
     results = samples = before = None
     if what.results is not None:
@@ -359,8 +357,7 @@ def _run(
 ) -> list[Result]:
     """All results, those of earlier runs among them; saves each and shows how far it is."""
     from capt_local.batch.run import readable_time
-    from capt_local.evaluate.results import LASTING
-    from capt_local.evaluate.run import run
+    from capt_local.evaluate.run import LASTING, run
 
     # What failed for a passing reason is tried again.
     earlier = file.done if file else []

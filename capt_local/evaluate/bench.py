@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
-from capt_local.evaluate.datasets import read_task
-from capt_local.evaluate.tasks import Kind, messages
+from capt_local.evaluate.tasks import Kind, messages, read_task
 from capt_local.prompting.messages import Message
 
 if TYPE_CHECKING:

@@ -9,8 +9,18 @@ from collections.abc import Iterable, Sequence
 from capt_local.decoding.options import Exponents
 from capt_local.decoding.step import Step
 from capt_local.report.json import Answer, warnings
-from capt_local.report.sanitise import Sanitiser, visible_line
-from capt_local.report.views import Beside, Line, Pane, Prose, Span, Table, View, cells
+from capt_local.report.views import (
+    Beside,
+    Line,
+    Pane,
+    Prose,
+    Sanitiser,
+    Span,
+    Table,
+    View,
+    cells,
+    visible_line,
+)
 
 _CELL = 26
 _CONTROL = re.compile(rb"<[|/]?\w{1,40}[|]?>")

@@ -15,8 +15,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
 from rich.text import Text
 
-from capt_local.report.sanitise import visible, visible_line
-from capt_local.report.views import Beside, Line, Look, Pane, Prose, Table, View, tidy
+from capt_local.report.views import (
+    Beside,
+    Line,
+    Look,
+    Pane,
+    Prose,
+    Table,
+    View,
+    tidy,
+    visible,
+    visible_line,
+)
 
 MARK = "bold underline magenta"
 _HEAD = "bold"

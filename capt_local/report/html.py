@@ -39,7 +39,7 @@ from capt_local.report.answers import (
     written,
 )
 from capt_local.report.json import REPORTED, Answer, warnings
-from capt_local.report.sanitise import visible, visible_line
+from capt_local.report.views import visible, visible_line
 
 LIMIT = 4.0
 """Where the scale of the contrast ends on both sides, in nats: the same on every page."""

@@ -33,7 +33,7 @@ from prompt_toolkit.layout.utils import explode_text_fragments
 from prompt_toolkit.output.defaults import create_output
 from prompt_toolkit.styles import Style as TypedStyle
 
-from capt_local.report.sanitise import visible_line
+from capt_local.report.views import visible_line
 
 Offers = Callable[[str], Iterable[tuple[str, int]]]
 _PROMPT, _MORE = ">>> ", "... "

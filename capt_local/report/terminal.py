@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TextIO
 
 from capt_local.errors import UsageError
-from capt_local.report.sanitise import Sanitiser, visible
-from capt_local.report.views import Look, View, cells, plain
+from capt_local.report.views import Look, Sanitiser, View, cells, plain, visible
 
 _DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
 _REDRAW = 0.1  # seconds; drawing must not slow down what it tells about

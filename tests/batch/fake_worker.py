@@ -20,8 +20,7 @@ from types import SimpleNamespace, TracebackType
 from typing import Any
 
 from capt_local.batch import worker
-from capt_local.batch.ipc import WorkerConfig
-from capt_local.batch.supervisor import WorkerProcess
+from capt_local.batch.supervisor import WorkerConfig, WorkerProcess
 from capt_local.decoding.batching import Request, RequestResult
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import ContextOverflow, NumericalError

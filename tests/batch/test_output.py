@@ -7,8 +7,14 @@ import json
 import re
 from typing import Any
 
-from capt_local.batch.manifest import differences, digest_of, fingerprint_of
-from capt_local.batch.output import LineWriter, answers_table, is_sealed
+from capt_local.batch.output import (
+    LineWriter,
+    answers_table,
+    differences,
+    digest_of,
+    fingerprint_of,
+    is_sealed,
+)
 from capt_local.batch.records import BatchRecord, record_seed
 from capt_local.bundles.store import find
 from capt_local.decoding.options import GenerateOptions, SampleOptions, Structure

@@ -12,9 +12,16 @@ from typing import Any
 
 import pytest
 
-from capt_local.batch import ipc
-from capt_local.batch.ipc import WorkerConfig, pack
-from capt_local.batch.supervisor import Death, WorkerProcess, worker_command
+from capt_local.batch.supervisor import (
+    Death,
+    WireMessage,
+    WorkerConfig,
+    WorkerProcess,
+    pack,
+    receive,
+    send,
+    worker_command,
+)
 from capt_local.bundles import store
 from capt_local.errors import ModelError
 
@@ -23,20 +30,20 @@ def test_messages_come_whole_or_not_at_all() -> None:
     stream = io.BytesIO()
     messages = [{"request": 1, "prompt": "a\u2028\u00e4 \U0001f600"}, {}, {"end": True}]
     for message in messages:
-        ipc.send(stream, message)
+        send(stream, message)
     data = stream.getvalue()
     reader = io.BytesIO(data)
-    assert [ipc.receive(reader) for _ in messages] == messages
-    assert ipc.receive(reader) is None
+    assert [receive(reader) for _ in messages] == messages
+    assert receive(reader) is None
     first = 4 + int.from_bytes(data[:4], "big")
     for end in range(first):
-        assert ipc.receive(io.BytesIO(data[:end])) is None
-    assert ipc.receive(io.BytesIO(b"\xff\xff\xff\xff")) is None
+        assert receive(io.BytesIO(data[:end])) is None
+    assert receive(io.BytesIO(b"\xff\xff\xff\xff")) is None
 
 
-def events(worker: WorkerProcess, seconds: float = 60.0) -> list[ipc.WireMessage | Death]:
+def events(worker: WorkerProcess, seconds: float = 60.0) -> list[WireMessage | Death]:
     """All that it says until it has ended."""
-    found: list[ipc.WireMessage | Death] = []
+    found: list[WireMessage | Death] = []
     until = time.monotonic() + seconds
     while not (found and isinstance(found[-1], Death)):
         assert time.monotonic() < until
@@ -105,7 +112,7 @@ def test_a_worker_imports_nothing_from_the_folder_that_it_is_started_in(tmp_path
         worker_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path
     )
     assert process.stdin is not None and process.stdout is not None
-    message = ipc.receive(process.stdout)
+    message = receive(process.stdout)
     assert message is not None and "hello" in message
     process.stdin.close()
     assert process.wait(timeout=30) == 0

@@ -11,7 +11,7 @@ import pytest
 from capt_local.decoding.step import FinishReason
 from capt_local.report.answers import chance
 from capt_local.report.html import page
-from capt_local.report.sanitise import visible
+from capt_local.report.views import visible
 from tests.browser.conftest import Open, Opened
 from tests.report.answers import an_answer
 from tests.report.test_html import HOSTILE, said

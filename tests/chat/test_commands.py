@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.chat.commands import (
+from capt_local.chat import (
     COMMANDS,
     SETTINGS,
     Call,

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from capt_local.bundles.manifest import Bundle
-from capt_local.chat.conversation import Conversation, Turn, transcript
+from capt_local.chat import Conversation, Turn, transcript
 from capt_local.decoding.options import GenerateOptions
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import UsageError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles.manifest import Bundle
-from capt_local.chat.conversation import Conversation, Turn, transcript
+from capt_local.chat import Conversation, Turn, transcript
 from capt_local.decoding.options import GenerateOptions
 from capt_local.report.json import answer_from
 from tests.cli.conftest import Run, Stdin

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.chat.commands import Call
+from capt_local.chat import Call
 from capt_local.cli import chat as chat_module
 from capt_local.cli.chat import Talk
 from capt_local.cli.exits import Signals

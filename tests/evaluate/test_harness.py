@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from capt_local.batch.manifest import differences
+from capt_local.batch.output import differences
 from capt_local.decoding.options import GenerateOptions, Method
 from capt_local.decoding.step import FinishReason
 from capt_local.errors import (
@@ -20,10 +20,8 @@ from capt_local.errors import (
     UsageError,
 )
 from capt_local.evaluate import ChoiceBy, metrics
-from capt_local.evaluate.metrics import Outcome
-from capt_local.evaluate.results import Finished, Result, ResultsFile, SampleLog
-from capt_local.evaluate.run import EvalPlan, run
-from capt_local.evaluate.summary import summarise_task
+from capt_local.evaluate.metrics import Outcome, Result, summarise_task
+from capt_local.evaluate.run import EvalPlan, Finished, ResultsFile, SampleLog, run
 from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure
 from tests.evaluate.fake_runtime import FakeRuntime, Rules
 

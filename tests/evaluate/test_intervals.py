@@ -5,8 +5,7 @@ import pytest
 from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
 
-from capt_local.evaluate.metrics import Outcome, judge
-from capt_local.evaluate.summary import compare, interval
+from capt_local.evaluate.metrics import Outcome, compare, interval, judge
 from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure
 
 

@@ -8,12 +8,12 @@ from capt_local.evaluate.metrics import (
     Outcome,
     exact_match,
     field_score,
+    figures,
     judge,
     named_labels,
     rouge,
     token_f1,
 )
-from capt_local.evaluate.summary import figures
 from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure
 
 CHOICES = ("x", "y", "z")

@@ -11,8 +11,15 @@ from typing import Any
 import pytest
 
 from capt_local.errors import UsageError
-from capt_local.evaluate.datasets import read_task
-from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure, read_answer, shortened
+from capt_local.evaluate.tasks import (
+    EvalTask,
+    Item,
+    Kind,
+    Measure,
+    read_answer,
+    read_task,
+    shortened,
+)
 
 DATA = Path(__file__).parent.parent / "data" / "tasks"
 DOCS = Path(__file__).parent.parent.parent / "docs" / "tasks.md"

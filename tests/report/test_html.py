@@ -23,7 +23,7 @@ from capt_local.report.html import (
     policy,
 )
 from capt_local.report.json import Answer, with_sources
-from capt_local.report.sanitise import visible
+from capt_local.report.views import visible
 from tests.report.answers import an_answer, long_answer
 
 HOSTILE = [

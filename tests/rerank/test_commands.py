@@ -10,7 +10,7 @@ import pytest
 
 from capt_local.cli.app import run
 from capt_local.llama.gguf_header import file_digests
-from capt_local.report.sanitise import visible
+from capt_local.report.views import visible
 from tests.rerank.tiny_scorer import tiny_scorer
 from tests.tiny_models import tiny_adapter, tiny_gguf
 

@@ -1,1 +1,0 @@
-"""A conversation: what was said, what typed lines mean, how it is kept. Prints nothing."""
