@@ -3,7 +3,7 @@
     python -m scripts.measure_serve [--threads 2] [--page]
 
 Each prompt is answered by a server with the demo and by `generate_many` in this process, one after
-the other, so that drift of the machine meets both. `--page` opens the page (extra "browser").
+the other, so that drift of the machine meets both. `--page` opens the page (extras browser, test).
 """
 
 from __future__ import annotations
@@ -88,13 +88,10 @@ def reused(client: httpx2.Client, text: str) -> tuple[int, int]:
 
 def on_page(address: str) -> Iterator[tuple[float, float]]:
     """Seconds from the click to the first visible token, and those of the prompt alone."""
-    from playwright.sync_api import sync_playwright
+    from scripts.make_picture import browser
 
-    from scripts.make_screenshot import browser_flags, browser_path
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=browser_path(), args=browser_flags())
-        page = browser.new_page()
+    with browser() as opened:
+        page = opened.new_page()
         page.add_init_script(
             """const ask = fetch;
             window.fetch = async (...all) => {
@@ -120,7 +117,6 @@ def on_page(address: str) -> Iterator[tuple[float, float]]:
             page.wait_for_selector("#stop", state="hidden", timeout=120_000)
             last = page.evaluate("window.body").strip().split("\n\n")[-2]
             yield shown / 1000, json.loads(last.removeprefix("data: "))["timings"]["prompt_seconds"]
-        browser.close()
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from scripts.make_screenshot import BROWSERS, browser_flags, browser_path
+from scripts import make_picture
 
 
 @pytest.fixture(scope="module")
@@ -19,15 +19,11 @@ def browser() -> Iterator[Any]:
     It is started before the fixture that forbids sockets to each test, since its driver needs a
     pair of them; the pages' own requests are watched by `Opened`.
     """
-    path = browser_path()
-    if path is None:
-        pytest.skip(f"there is no Chromium on this machine ({', '.join(BROWSERS)})")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=path, args=browser_flags())
-        yield opened
-        opened.close()
+    try:
+        with make_picture.browser() as opened:
+            yield opened
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
 
 
 @dataclass

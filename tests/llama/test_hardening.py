@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -28,20 +27,20 @@ TEXT = ["generate", "-t", "1", "-n", "2", "-p", "A note of a patient."]
 
 
 def run(code: str, *arguments: str, folder: Path) -> list[str]:
-    """Crashes in a folder of its own; what lies there afterwards."""
+    """Crashes in a terminal, in a folder of its own; what lies there afterwards."""
     import resource
 
-    def unlimited() -> None:
-        resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    from tests.cli.terminal import Terminal
 
-    done = subprocess.run(
-        [sys.executable, "-c", CRASH + code, *arguments],
+    terminal = Terminal(
+        arguments,
+        environment={"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])},
+        before=lambda: resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2),
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])},
-        capture_output=True,
-        preexec_fn=unlimited,
+        command=(sys.executable, "-c", CRASH + code),
+        timeout=120,
     )
-    assert done.returncode == -signal.SIGSEGV, done.stderr.decode()
+    assert terminal.end() == -signal.SIGSEGV, terminal.text()
     return sorted(os.listdir(folder))
 
 
@@ -65,7 +64,7 @@ def test_a_crash_before_a_verb_has_read_anything(tmp_path: Path) -> None:
     ("place", "arguments"),
     [
         ("sys:stdin", ["generate"]),
-        ("sys:stdin", ["chat", "-t", "1"]),
+        ("capt_local.report.input_line:InputLine.ask", ["chat", "-t", "1"]),
         ("capt_local.bundles.verify:verify", TEXT),
         ("capt_local.llama.probe:look", [*TEXT, "--target", "PROXY"]),
         ("capt_local.llama.weights:Weights._load", TEXT),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -196,7 +198,7 @@ def test_a_swap_is_found_by_what_reads_vocabularies_too(
 
 @pytest.mark.parametrize(
     "verb",
-    [["generate", "-p", "x"], ["bench"], ["models", "show"], ["doctor", "-m"]],
+    [["generate", "-p", "x"], ["chat"], ["bench"], ["models", "show"], ["doctor", "-m"]],
     ids=lambda verb: verb[0],
 )
 def test_a_hostile_file_never_reaches_llama_cpp_here(
@@ -208,6 +210,10 @@ def test_a_hostile_file_never_reaches_llama_cpp_here(
     """Given by its path, or in a bundle that nobody vouches for."""
     monkeypatch.setattr(probe_module, "_PROGRAM", ABORT)
     monkeypatch.setattr(Weights, "_load", lambda *_: pytest.fail("llama.cpp was asked"))
+    # As in a terminal, which chat needs.
+    terminal = SimpleNamespace(buffer=SimpleNamespace(isatty=lambda: True), isatty=lambda: False)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    monkeypatch.setattr(Screen, "on_terminal", True)
     if verb[-1] in ("show", "-m"):
         with_manifest(folder)
         flags = [str(folder)]
