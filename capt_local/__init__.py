@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from capt_local.decoding.batching import Request, RequestResult
     from capt_local.decoding.options import (
         CombineOptions,
+        FinishReason,
         GenerateOptions,
         Method,
         SampleOptions,
+        Step,
     )
-    from capt_local.decoding.step import FinishReason, Step
     from capt_local.errors import CaptError
     from capt_local.llama.options import LoadOptions
     from capt_local.prompting.messages import Message
@@ -34,14 +35,14 @@ _PLACES = {
     "Request": "capt_local.decoding.batching",
     "CaptError": "capt_local.errors",
     "CombineOptions": "capt_local.decoding.options",
-    "FinishReason": "capt_local.decoding.step",
+    "FinishReason": "capt_local.decoding.options",
     "GenerateOptions": "capt_local.decoding.options",
     "LoadOptions": "capt_local.llama.options",
     "Message": "capt_local.prompting.messages",
     "Method": "capt_local.decoding.options",
     "Runtime": "capt_local.runtime",
     "SampleOptions": "capt_local.decoding.options",
-    "Step": "capt_local.decoding.step",
+    "Step": "capt_local.decoding.options",
     "__version__": "capt_local.version",
 }
 __all__ = [

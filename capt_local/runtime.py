@@ -43,7 +43,7 @@ from capt_local.model_checks import NOT_LOOKED_AT, check_tokenizers, is_trusted,
 from capt_local.policy import permitted
 from capt_local.prompting.build import PromptBuilder, vocabulary_with_turn_ends
 from capt_local.prompting.messages import Message, Prompt, refuse_nul
-from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization import TextTokenizer
 
 Progress = Callable[[str, float], None]
 Cancel = Callable[[], bool]

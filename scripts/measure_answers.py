@@ -36,7 +36,7 @@ from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import Speed
 from capt_local.documents import Document
 from capt_local.grounding import missing_from
-from capt_local.rerank.candidates import best_of
+from capt_local.rerank import best_of
 
 Table = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")

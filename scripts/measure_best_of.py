@@ -28,8 +28,7 @@ from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Run
 from capt_local.bundles import store
 from capt_local.evaluate.metrics import interval
 from capt_local.evaluate.tasks import messages, read_answer, read_task
-from capt_local.rerank.candidates import best_of, draw_choices, shares
-from capt_local.rerank.scorer import Scorer, ScorerFiles
+from capt_local.rerank import Scorer, ScorerFiles, best_of, draw_choices, shares
 
 N = 8
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from capt_local.documents import Document
 from capt_local.grounding import Grounding, Source, ground
-from capt_local.grounding.words import words
+from capt_local.grounding.source import words
 
 Scores = list[list[float]]
 

@@ -33,10 +33,9 @@ from capt_local import GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.combine import Distribution, Products, mixture
 from capt_local.decoding.ensemble import MOVED, SURE, Ensemble, SkipRule
-from capt_local.decoding.options import Speed
+from capt_local.decoding.options import Speed, Step
 from capt_local.decoding.prompt_weights import Evidence, prefill
 from capt_local.decoding.scoring import MARGIN, opening
-from capt_local.decoding.step import Step
 from capt_local.evaluate.bench import AnswerTime, BenchPrompt, Mode, runtime_mode, take_turns
 
 _BYTES = 1200  # of a text

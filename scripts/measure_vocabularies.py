@@ -19,10 +19,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from capt_local.alignment.projection import NO_EVENT, Projection, TargetEvents
+from capt_local.alignment import NO_EVENT, Projection, TargetEvents
 from capt_local.errors import ModelError
 from capt_local.llama.weights import Weights
-from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization import TextTokenizer
 from scripts.real_vocabularies import fetch
 
 Made = TypeVar("Made")

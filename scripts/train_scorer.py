@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 LENGTH = 256
 """Tokens of a question and an answer at most."""
 CLS, SEP = 101, 102
-ENCODER, HEAD = "encoder.gguf", "head.safetensors"  # as `capt_local.rerank.scorer` has it
+ENCODER, HEAD = "encoder.gguf", "head.safetensors"  # as `capt_local.rerank` has it
 BATCH = 16
 
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from capt_local.errors import ContextOverflow
-from capt_local.tokenization.tokenizer import TextTokenizer
-from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization import TextTokenizer, TokenKind, Vocabulary
 
 END = "<end>"
 

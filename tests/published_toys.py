@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capt_local.alignment.paper import TokenStrings
-from capt_local.decoding.baselines import Choices
-from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
+from capt_local.decoding.baselines import Choices, TokenStrings
+from capt_local.tokenization import TokenKind, Vocabulary
 from tests.fakes import greedy_tokenizer
 
 

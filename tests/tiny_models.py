@@ -14,7 +14,7 @@ from typing import Literal
 import gguf
 import numpy as np
 
-from capt_local.tokenization.vocabulary import TokenKind
+from capt_local.tokenization import TokenKind
 from tests.tiny_vocabularies import TEMPLATE, Flavour, TinyVocabulary, tiny_vocabulary
 
 Architecture = Literal["llama", "gemma3", "mamba"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from capt_local.tokenization.vocabulary import TokenKind
+from capt_local.tokenization import TokenKind
 
 Flavour = Literal["bpe", "spm"]
 

@@ -75,7 +75,7 @@ class WorkerConfig:
         raw: whether prompts are continued without a chat template.
         parallel: how many answers are made at once.
         best_of: answers to each record, of which the best counts.
-        scorer: that ranks them; see `rerank.scorer.open_scorer`.
+        scorer: that ranks them; see `rerank.open_scorer`.
     """
 
     bundle: Bundle

@@ -33,8 +33,7 @@ from capt_local.errors import CaptError, place_of
 from capt_local.grounding import missing_from
 from capt_local.prompting.messages import Message
 from capt_local.report.json import answer_object, answer_of
-from capt_local.rerank.candidates import Unsupported, candidate_requests, ranked
-from capt_local.rerank.scorer import Scorer, open_scorer
+from capt_local.rerank import Scorer, Unsupported, candidate_requests, open_scorer, ranked
 from capt_local.runtime import Runtime
 from capt_local.version import __version__
 

@@ -181,7 +181,7 @@ class BatchSettings:
         others: dict[str, Any] = {"schema_sha256": _schema_digest(flags.structure.json_schema)}
         if several.best_of > 1:
             # What is wrong with a scorer is found before a worker starts.
-            from capt_local.rerank.scorer import open_scorer
+            from capt_local.rerank import open_scorer
 
             opened = open_scorer(several.scorer, bundle, flags.model.verify)
             with opened or contextlib.nullcontext() as scorer:

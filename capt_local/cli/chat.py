@@ -51,8 +51,7 @@ from capt_local.cli.session import (
     open_session,
 )
 from capt_local.config import Feature, read_site
-from capt_local.decoding.options import GenerateOptions
-from capt_local.decoding.step import FinishReason
+from capt_local.decoding.options import FinishReason, GenerateOptions
 from capt_local.documents import Document, read_path
 from capt_local.errors import Cancelled, CaptError, ContextOverflow, UsageError
 from capt_local.prompting.messages import Message

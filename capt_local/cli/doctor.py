@@ -386,7 +386,7 @@ class Diagnosis:
         """
         from capt_local.model_checks import check_tokenizers
         from capt_local.prompting.build import PromptBuilder
-        from capt_local.tokenization.tokenizer import TextTokenizer
+        from capt_local.tokenization import TextTokenizer
 
         def ask(model: ModelFile, weights: Weights) -> None:
             self.warnings.extend(weights.notes)

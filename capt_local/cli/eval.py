@@ -141,7 +141,7 @@ def eval(
     # Imported here: the help needs none of it.
     from capt_local.evaluate.metrics import as_object, summarise_task
     from capt_local.evaluate.tasks import Kind
-    from capt_local.rerank.scorer import open_scorer
+    from capt_local.rerank import open_scorer
 
     screen = Screen.standard(view.verbose)
     tasks = _read_tasks(what, sample.seed)

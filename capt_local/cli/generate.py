@@ -45,8 +45,7 @@ from capt_local.cli.session import (
     hidden_answer_to,
     open_session,
 )
-from capt_local.decoding.options import Method
-from capt_local.decoding.step import FinishReason
+from capt_local.decoding.options import FinishReason, Method
 from capt_local.errors import UsageError
 from capt_local.grounding import missing_from
 from capt_local.prompting.messages import Message

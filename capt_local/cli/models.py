@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle, ModelFile
     from capt_local.llama.weights import Weights
     from capt_local.strict_json import Stamp
-    from capt_local.tokenization.vocabulary import Vocabulary
+    from capt_local.tokenization import Vocabulary
 
 
 def bundle_argument() -> Any:

@@ -349,10 +349,10 @@ class BestOfFlags:
         """Refuses what cannot be drawn.
 
         Raises:
-            UsageError: see `rerank.candidates.check_best_of`; a scorer without several answers.
+            UsageError: see `rerank.check_best_of`; a scorer without several answers.
         """
         if self.best_of != 1:
-            from capt_local.rerank.candidates import check_best_of
+            from capt_local.rerank import check_best_of
 
             check_best_of(self.best_of, options)
         elif self.scorer is not None:

@@ -26,7 +26,7 @@ from capt_local.errors import Cancelled, UsageError
 from capt_local.report.terminal import Screen
 
 if TYPE_CHECKING:
-    from capt_local.rerank.scorer import Scorer
+    from capt_local.rerank import Scorer
     from capt_local.serve.app import Task
     from capt_local.serve.server import Listener
 
@@ -112,7 +112,7 @@ def serve(
         except Cancelled:
             return signals.code or ExitCode.INTERRUPTED
         with session.runtime:
-            from capt_local.rerank.scorer import open_scorer
+            from capt_local.rerank import open_scorer
 
             with open_scorer(where.scorer, bundle, model.verify) or nullcontext() as scorer:
                 _run(session, where, options, tasks, listener, keys, signals, scorer)

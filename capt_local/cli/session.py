@@ -16,11 +16,12 @@ from capt_local.cli.options import BestOfFlags, CombineFlags, ModelFlags, Sample
 from capt_local.config import read_site
 from capt_local.decoding.options import (
     CombineOptions,
+    FinishReason,
     GenerateOptions,
     Method,
     SampleOptions,
+    Step,
 )
-from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import UsageError
 from capt_local.policy import permitted
 from capt_local.prompting.messages import Message
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from capt_local.bundles.verify import Check
     from capt_local.decoding.loop import Generation
     from capt_local.llama.options import LoadOptions, Placement
-    from capt_local.rerank.candidates import Unsupported
+    from capt_local.rerank import Unsupported
     from capt_local.runtime import Runtime
 
 _Value = TypeVar("_Value")
@@ -312,9 +313,8 @@ def best_answer_to(
     raw: bool = False,
     unsupported: Unsupported | None = None,
 ) -> Answer:
-    """The best of several answers; see `rerank.candidates.best_of`."""
-    from capt_local.rerank.candidates import best_of
-    from capt_local.rerank.scorer import open_scorer
+    """The best of several answers; see `rerank.best_of`."""
+    from capt_local.rerank import best_of, open_scorer
 
     runtime = session.runtime
     with open_scorer(flags.scorer, runtime.bundle, check) or contextlib.nullcontext() as scorer:

@@ -17,13 +17,12 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder, read_by
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.model import Model, Rows
-from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.options import FinishReason, GenerateOptions, Step
 from capt_local.decoding.prompt_weights import Memory
-from capt_local.decoding.proxy import LogitsCache, common_length
-from capt_local.decoding.step import FinishReason, Step
+from capt_local.decoding.proxy import LogitsCache, Model, common_length
 from capt_local.errors import Cancelled, CaptError
 from capt_local.prompting.messages import Message, Prompt
+from capt_local.tokenization import Rows
 
 # The prompt of a role for what was asked, raw or not.
 PromptOf = Callable[[str, str | Sequence[Message], bool], Prompt]

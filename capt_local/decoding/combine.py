@@ -15,9 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from capt_local.decoding.model import Row
 from capt_local.decoding.options import CombineOptions, Method
-from capt_local.tokenization.vocabulary import BoolArray, FloatArray, IntArray
+from capt_local.tokenization import BoolArray, FloatArray, IntArray, Row
 
 # Between exp(-60) and exp(60) a row of single precision keeps all that matters of its largest.
 _SAFE = 60.0
@@ -99,7 +98,7 @@ def logs(
 
     Where the proxies have no say on a token (a control token of the target), they are taken to
     say what the target says (`own`): its contrast is 0. For the floor that is added see
-    `alignment.projection.FLOOR`.
+    `alignment.FLOOR`.
     """
     rows = np.array(said).reshape(-1, len(own))
     rows += floor

@@ -17,9 +17,8 @@ import numpy as np
 
 from capt_local.decoding.combine import Distribution
 from capt_local.decoding.ensemble import Ensemble
-from capt_local.decoding.options import GenerateOptions, Speed
+from capt_local.decoding.options import DraftCount, DraftStats, GenerateOptions, Speed
 from capt_local.decoding.proxy import LogitsCache
-from capt_local.decoding.step import DraftCount, DraftStats
 
 LOOKUP, TARGET = "lookup", "target-draft"
 

@@ -13,18 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from capt_local.alignment.paper import TokenStrings
-from capt_local.alignment.projection import TINY, Alignment, TargetEvents, fit
+from capt_local.alignment import TINY, Alignment, TargetEvents, fit
 from capt_local.decoding.baselines import (
     Choices,
     PaperCapt,
     Safe,
+    TokenStrings,
     Unite,
     contrastive,
     proxy_tuning,
 )
 from capt_local.decoding.combine import Candidates, Contrast, Distribution
-from capt_local.decoding.model import Row
 from capt_local.decoding.options import (
     CombineOptions,
     Exponents,
@@ -35,8 +34,7 @@ from capt_local.decoding.options import (
 from capt_local.decoding.proxy import LogitsCache, Proxy, common_length, proxy_logps, queries
 from capt_local.errors import ContextOverflow, UsageError
 from capt_local.prompting.messages import Message, Prompt
-from capt_local.tokenization.tokenizer import TextTokenizer
-from capt_local.tokenization.vocabulary import BoolArray, FloatArray
+from capt_local.tokenization import BoolArray, FloatArray, Row, TextTokenizer
 
 _NOTHING = np.float32(1e4)  # nats below the least; a probability of 0
 # From this share of the mixture on the target is alone: the others could move a probability by a

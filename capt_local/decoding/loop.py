@@ -20,7 +20,16 @@ import numpy as np
 
 from capt_local.decoding.drafting import Drafter
 from capt_local.decoding.ensemble import Ensemble
-from capt_local.decoding.options import Exponents, GenerateOptions, Method, Speed
+from capt_local.decoding.options import (
+    Choice,
+    DraftStats,
+    Exponents,
+    FinishReason,
+    GenerateOptions,
+    Method,
+    Speed,
+    Step,
+)
 from capt_local.decoding.prompt_weights import Memory, prefill
 from capt_local.decoding.reasoning import (
     AnswerStream,
@@ -29,11 +38,10 @@ from capt_local.decoding.reasoning import (
     TextPart,
 )
 from capt_local.decoding.sampling import choose, likeliest
-from capt_local.decoding.step import Choice, DraftStats, FinishReason, Step
 from capt_local.decoding.structured import MaskedDistribution, SchemaConstraint, masked
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
 from capt_local.prompting.messages import Prompt
-from capt_local.tokenization.vocabulary import Vocabulary
+from capt_local.tokenization import Vocabulary
 
 
 class Generation:

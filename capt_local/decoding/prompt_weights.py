@@ -17,15 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capt_local.alignment.context import rests
-from capt_local.alignment.projection import Back, CandidateQuery, View
+from capt_local.alignment import Back, CandidateQuery, View, rests
 from capt_local.decoding.combine import Candidates, softmax
 from capt_local.decoding.ensemble import Ensemble
-from capt_local.decoding.model import Row
 from capt_local.decoding.options import FORGETTING
 from capt_local.decoding.proxy import Proxy, common_length, proxy_logps, queries
 from capt_local.prompting.messages import Prompt
-from capt_local.tokenization.vocabulary import FloatArray, Vocabulary
+from capt_local.tokenization import FloatArray, Row, Vocabulary
 
 
 class Evidence:

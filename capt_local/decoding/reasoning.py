@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from capt_local.prompting.messages import Prompt, ReasoningMarkers
-from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization import TokenKind, Vocabulary
 
 
 class Section(Enum):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capt_local.decoding.options import SampleOptions
-from capt_local.tokenization.vocabulary import BoolArray, FloatArray, IntArray
+from capt_local.tokenization import BoolArray, FloatArray, IntArray
 
 
 def penalised(

@@ -23,8 +23,7 @@ from capt_local.decoding.proxy import LogitsCache, context_behind
 from capt_local.errors import Cancelled, ContextOverflow, UnspellableText, UsageError
 from capt_local.prompting.build import build_raw
 from capt_local.prompting.messages import Prompt, Segment
-from capt_local.tokenization.tokenizer import TextTokenizer, UnspellableByte
-from capt_local.tokenization.vocabulary import Vocabulary
+from capt_local.tokenization import TextTokenizer, UnspellableByte, Vocabulary
 
 Cancel = Callable[[], bool]
 Tokenizers = Mapping[str, TextTokenizer]

@@ -25,7 +25,7 @@ from capt_local.decoding.combine import Distribution
 from capt_local.decoding.options import Structure
 from capt_local.errors import ModelError, UsageError
 from capt_local.strict_json import NotReadable, load, parse_json, utf8
-from capt_local.tokenization.vocabulary import BoolArray, TokenKind, Vocabulary
+from capt_local.tokenization import BoolArray, TokenKind, Vocabulary
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

@@ -15,8 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capt_local.decoding.options import GenerateOptions, Method
-from capt_local.decoding.step import FinishReason
+from capt_local.decoding.options import FinishReason, GenerateOptions, Method
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
 from capt_local.evaluate.tasks import Kind, messages, read_task
 from capt_local.prompting.messages import Message

@@ -19,9 +19,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.options import FinishReason, GenerateOptions
 from capt_local.decoding.scoring import Chosen
-from capt_local.decoding.step import FinishReason
 from capt_local.errors import (
     Cancelled,
     CaptError,
@@ -46,8 +45,7 @@ from capt_local.evaluate.tasks import (
 )
 from capt_local.line_file import LineFile
 from capt_local.prompting.messages import Message
-from capt_local.rerank.candidates import best_of, draw_choices, shares
-from capt_local.rerank.scorer import Scorer
+from capt_local.rerank import Scorer, best_of, draw_choices, shares
 from capt_local.runtime import Runtime
 from capt_local.strict_json import NotReadable, convert, parse_object
 

@@ -12,23 +12,21 @@ import msgspec
 
 from capt_local.documents import Document
 from capt_local.grounding.source import (
+    COMMON,
+    MONTHS,
+    STOP,
     SUPPORTED,
     Fact,
     Match,
     Source,
     Span,
     Statement,
-    content,
-    unit_at,
-)
-from capt_local.grounding.words import (
-    COMMON,
-    MONTHS,
-    STOP,
     Word,
+    content,
     drugs,
     stem,
     stems,
+    unit_at,
     word_list,
     words,
 )

@@ -1,6 +1,6 @@
 """A model with one running sequence, through llama.cpp: extend, step, peek, rewind.
 
-It knows nothing about text, templates or other models. See `decoding.model.Model` for what each
+It knows nothing about text, templates or other models. See `decoding.proxy.Model` for what each
 method promises.
 """
 
@@ -19,7 +19,7 @@ from capt_local.llama.context import Context, Rows
 from capt_local.llama.library import Closing, DeferredInterrupts, library
 from capt_local.llama.options import LoadOptions, scales_of
 from capt_local.llama.weights import Metadata, Progress, Weights
-from capt_local.tokenization.vocabulary import Vocabulary
+from capt_local.tokenization import Vocabulary
 
 # So few tokens are over before anybody could want to stop them, and the asking would cost more.
 _SHORT = 16
@@ -45,7 +45,7 @@ class ContextOwner(Protocol):
 
 
 class RunningSequence:
-    """One sequence of tokens in the KV cache of a context; see `decoding.model.Model`."""
+    """One sequence of tokens in the KV cache of a context; see `decoding.proxy.Model`."""
 
     def __init__(
         self, owner: ContextOwner, context: Context, number: int, scratch: int | None

@@ -36,7 +36,7 @@ from capt_local.llama.library import Closing, DeferredInterrupts, Library, libra
 from capt_local.llama.memory import check_fits, estimate
 from capt_local.llama.options import LoadOptions
 from capt_local.strict_json import Stamp, stamp_of
-from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization import TokenKind, Vocabulary
 
 Progress = Callable[[float], None]
 
@@ -280,7 +280,7 @@ class Weights(Closing):
             )
 
     def tokenize(self, text: bytes, *, special: bool) -> list[int]:
-        """Splits UTF-8 text; see `decoding.model.Model.tokenize`.
+        """Splits UTF-8 text; see `decoding.proxy.Model.tokenize`.
 
         Some pre-tokenizers are std::regex, which recurses over the longest match (up to 350 bytes
         of stack a byte): a long text gets a thread whose stack is large enough for one match.

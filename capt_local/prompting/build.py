@@ -34,8 +34,7 @@ from capt_local.prompting.messages import (
     refuse_nul,
 )
 from capt_local.prompting.template import ChatTemplate, open_template
-from capt_local.tokenization.tokenizer import TextTokenizer, UnspellableByte
-from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization import TextTokenizer, TokenKind, UnspellableByte, Vocabulary
 
 _MARKERS = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from capt_local.prompting.messages import Pair, ReasoningMarkers
 from capt_local.prompting.template import ChatTemplate
-from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization import TokenKind, Vocabulary
 
 _SPECIAL = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
 # What begins and ends reasoning: Qwen, DeepSeek, GLM, Nemotron, SmolLM3, Granite, LFM2 and others;

@@ -21,7 +21,7 @@ from capt_local.bundles.verify import check_template, read_template
 from capt_local.errors import CaptError, ModelError, UsageError
 from capt_local.prompting.messages import Message
 from capt_local.prompting.sandbox import LimitReached, Sandbox
-from capt_local.tokenization.vocabulary import Vocabulary
+from capt_local.tokenization import Vocabulary
 
 LARGEST_TEMPLATE = 1 << 16
 _LONGEST_FORMAT = 200

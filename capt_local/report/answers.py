@@ -6,8 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from capt_local.decoding.options import Exponents
-from capt_local.decoding.step import Step
+from capt_local.decoding.options import Exponents, Step
 from capt_local.report.json import Answer, warnings
 from capt_local.report.views import (
     Beside,

@@ -20,7 +20,7 @@ from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from capt_local.decoding.step import Choice, FinishReason, Step
+from capt_local.decoding.options import Choice, FinishReason, Step
 from capt_local.errors import UsageError
 from capt_local.grounding import Grounding
 from capt_local.report.answers import (

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from capt_local.decoding.options import Exponents
-from capt_local.decoding.step import Choice, DraftStats, FinishReason, Step
+from capt_local.decoding.options import Choice, DraftStats, Exponents, FinishReason, Step
 from capt_local.errors import UsageError
 from capt_local.grounding import Grounding, Source, ground
 from capt_local.strict_json import NotReadable, convert
@@ -190,7 +189,7 @@ class Answer:
     provenance: Mapping[str, Any] = field(default_factory=dict)  # no text of the user
     created: int | None = None  # Unix time
     id: str = ""
-    best_of: Mapping[str, Any] | None = None  # see `rerank.candidates`
+    best_of: Mapping[str, Any] | None = None  # see `rerank`
     alone: Answer | None = None  # the target's own answer to the same prompt
     sources: Grounding | None = None  # which facts the prompt or the document has
 

@@ -21,8 +21,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import GenerateOptions, Method
-from capt_local.decoding.step import FinishReason, Step
+from capt_local.decoding.options import FinishReason, GenerateOptions, Method, Step
 from capt_local.decoding.structured import schema_structure
 from capt_local.documents import SUFFIXES
 from capt_local.documents import read as read_document
@@ -31,8 +30,7 @@ from capt_local.llama.options import LoadOptions
 from capt_local.provenance import provenance
 from capt_local.report.html import page
 from capt_local.report.json import JsonObject, answer_from
-from capt_local.rerank.candidates import BestOf, ranked
-from capt_local.rerank.scorer import Scorer
+from capt_local.rerank import BestOf, Scorer, ranked
 from capt_local.runtime import Runtime
 from capt_local.serve.engine import Engine, Job
 from capt_local.serve.protocol import (

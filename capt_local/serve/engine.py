@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 
 from capt_local.decoding.batching import Request, RequestResult
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import GenerateOptions
-from capt_local.decoding.step import FinishReason, Step
+from capt_local.decoding.options import FinishReason, GenerateOptions, Step
 from capt_local.errors import CaptError, place_of
 from capt_local.prompting.messages import Message
 from capt_local.runtime import Runtime

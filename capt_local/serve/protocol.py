@@ -18,8 +18,14 @@ from starlette.responses import Response
 
 from capt_local.decoding.batching import RequestResult
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import GenerateOptions, Method, Structure, with_arguments
-from capt_local.decoding.step import FinishReason, Step
+from capt_local.decoding.options import (
+    FinishReason,
+    GenerateOptions,
+    Method,
+    Step,
+    Structure,
+    with_arguments,
+)
 from capt_local.decoding.structured import schema_structure
 from capt_local.documents import Document
 from capt_local.errors import CaptError, ContextOverflow, ModelError, TextTooLong, UsageError
@@ -431,7 +437,7 @@ class Writer:
         yield again.end(made)
 
     def result(self, place: int) -> RequestResult:
-        """An answer that has ended, as `rerank.candidates.ranked` takes it."""
+        """An answer that has ended, as `rerank.ranked` takes it."""
         return RequestResult(place, self.generation, tuple(self._steps), None)
 
     def answer(self, model: str, notices: Sequence[str]) -> Answer:

@@ -7,9 +7,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from capt_local.alignment.projection import ASIDE, END_EVENT, TargetEvents
-from capt_local.tokenization.tokenizer import TextTokenizer
-from capt_local.tokenization.vocabulary import Vocabulary
+from capt_local.alignment import ASIDE, END_EVENT, TargetEvents
+from capt_local.tokenization import TextTokenizer, Vocabulary
 from tests.fakes import greedy_tokenizer
 
 # By the wanted event's place, then by the proxy's token.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.alignment.context import CanonicalContext
-from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.alignment import CanonicalContext
+from capt_local.tokenization import TextTokenizer
 from tests.fakes import greedy_tokenizer, make_vocabulary
 
 VOCABULARY = make_vocabulary(["card", "cardiac", "iac", " the", " card", "  ", "\n\n", "é", " a"])

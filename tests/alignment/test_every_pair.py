@@ -12,10 +12,17 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from capt_local.alignment.context import CanonicalContext
-from capt_local.alignment.projection import DEPTH, NO_EVENT, Back, Projection, TargetEvents, View
+from capt_local.alignment import (
+    DEPTH,
+    NO_EVENT,
+    Back,
+    CanonicalContext,
+    Projection,
+    TargetEvents,
+    View,
+)
 from capt_local.llama.weights import Weights
-from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization import TextTokenizer
 from tests import real_models
 from tests.real_vocabularies import NAMES, open_vocabulary
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.alignment.context import rests
-from capt_local.alignment.projection import (
+from capt_local.alignment import (
     _EMPTY,
     ASIDE,
     DEPTH,
@@ -20,8 +19,9 @@ from capt_local.alignment.projection import (
     CandidateQuery,
     Projection,
     View,
+    rests,
 )
-from capt_local.tokenization.vocabulary import Vocabulary
+from capt_local.tokenization import Vocabulary
 from tests.alignment.slow import events_of, slow_probability, text_ids
 from tests.fakes import make_vocabulary
 
@@ -180,7 +180,7 @@ def test_the_space_that_the_targets_tokenizer_adds_is_no_part_of_the_first_word(
 
 def test_healing_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Old tables go when the budget is used up; what is asked again is right again."""
-    monkeypatch.setattr("capt_local.alignment.projection._CACHE_ENTRIES", 60)
+    monkeypatch.setattr("capt_local.alignment._CACHE_ENTRIES", 60)
     target, proxy = words(["ab", "abab"]), words(["aa", "ab", "aba", "bab", "bb", " a", " ab"])
     made, fresh = (Projection(proxy, events_of(target)) for _ in range(2))
     tokens = np.arange(len(target), dtype=np.int32)

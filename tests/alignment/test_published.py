@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.alignment.paper import TokenStrings
+from capt_local.decoding.baselines import TokenStrings
 from tests.published_toys import lettered, spaced
 from tests.real_vocabularies import open_vocabulary
 

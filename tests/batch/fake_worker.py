@@ -22,7 +22,7 @@ from typing import Any
 from capt_local.batch import worker
 from capt_local.batch.supervisor import WorkerConfig, WorkerProcess
 from capt_local.decoding.batching import Request, RequestResult
-from capt_local.decoding.step import FinishReason
+from capt_local.decoding.options import FinishReason
 from capt_local.errors import ContextOverflow, NumericalError
 from tests.report.answers import step
 

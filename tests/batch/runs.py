@@ -11,7 +11,7 @@ from typing import Any
 from capt_local.batch.journal import OutputJournal
 from capt_local.batch.output import Failure, LineWriter, OutputLine
 from capt_local.batch.records import BatchRecord
-from capt_local.decoding.step import FinishReason
+from capt_local.decoding.options import FinishReason
 from capt_local.report.json import Answer, answer_object
 from tests.batch.faults import Quick
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.decoding.step import FinishReason
+from capt_local.decoding.options import FinishReason
 from capt_local.report.answers import chance
 from capt_local.report.html import page
 from capt_local.report.views import visible

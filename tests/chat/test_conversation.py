@@ -8,8 +8,7 @@ import pytest
 
 from capt_local.bundles.manifest import Bundle
 from capt_local.chat import Conversation, Turn, transcript
-from capt_local.decoding.options import GenerateOptions
-from capt_local.decoding.step import FinishReason
+from capt_local.decoding.options import FinishReason, GenerateOptions
 from capt_local.errors import UsageError
 from capt_local.prompting.messages import Message
 from capt_local.report.json import Answer, answer_from

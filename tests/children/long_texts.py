@@ -12,7 +12,7 @@ from pathlib import Path
 
 from capt_local.errors import TextTooLong
 from capt_local.llama.weights import Weights
-from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization import TextTokenizer
 
 CLASSES = {
     "underscores": "_",

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from capt_local.bundles.verify import LateDigests, Verification
+from capt_local.decoding.options import DraftStats, FinishReason, Step
 from capt_local.decoding.scoring import AnswerScore, Chosen, TextScore
-from capt_local.decoding.step import DraftStats, FinishReason, Step
 from capt_local.errors import Cancelled, ContextOverflow
 from tests.report.answers import step
 

@@ -16,8 +16,7 @@ from capt_local.cli.exits import Signals
 from capt_local.cli.options import ModelFlags
 from capt_local.cli.session import find_bundle, open_session
 from capt_local.config import Feature, SiteFile, SiteLimits
-from capt_local.decoding.options import GenerateOptions, SampleOptions
-from capt_local.decoding.step import FinishReason
+from capt_local.decoding.options import FinishReason, GenerateOptions, SampleOptions
 from capt_local.errors import ContextOverflow, NumericalError, UsageError
 from capt_local.report.terminal import Screen
 from tests.cli.fake_runtime import Script

@@ -14,11 +14,10 @@ import numpy as np
 from capt_local.decoding import drafting
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import GenerateOptions, Speed
-from capt_local.decoding.step import Step
+from capt_local.decoding.options import GenerateOptions, Speed, Step
 from capt_local.errors import CaptError
 from capt_local.prompting.messages import Prompt
-from capt_local.tokenization.vocabulary import Vocabulary
+from capt_local.tokenization import Vocabulary
 from tests.decoding.trios import assembly, turn
 from tests.fakes import FakeModel, make_vocabulary
 

@@ -13,6 +13,7 @@ from capt_local.decoding.batching import Request
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import (
     CombineOptions,
+    FinishReason,
     GenerateOptions,
     Method,
     SampleOptions,
@@ -21,7 +22,6 @@ from capt_local.decoding.options import (
 )
 from capt_local.decoding.prompt_weights import Evidence
 from capt_local.decoding.scoring import score_text
-from capt_local.decoding.step import FinishReason
 from tests.decoding.answers import Habit, Told, lettered, nothing_is_left_of_drafts, tell
 from tests.decoding.test_many import TEXTS, Desk, check
 from tests.decoding.test_reasoning import SAID, answer

@@ -12,12 +12,13 @@ from capt_local.decoding.batching import BatchScheduler, Request, RequestResult,
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import (
     CombineOptions,
+    FinishReason,
     GenerateOptions,
     Method,
     SampleOptions,
     Speed,
+    Step,
 )
-from capt_local.decoding.step import FinishReason, Step
 from capt_local.errors import CaptError, ContextOverflow, NumericalError, UsageError
 from capt_local.prompting.messages import Message, Prompt, Segment
 from tests.decoding.trios import PROXY, TARGET, assembly

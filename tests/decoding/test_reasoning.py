@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import CombineOptions, GenerateOptions, Speed
+from capt_local.decoding.options import CombineOptions, FinishReason, GenerateOptions, Speed
 from capt_local.decoding.reasoning import AnswerStream, ReasoningParser, Section
-from capt_local.decoding.step import FinishReason
 from capt_local.prompting.markers import find_markers
 from capt_local.prompting.messages import Prompt, ReasoningMarkers, Segment
-from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization import TokenKind, Vocabulary
 from tests.decoding.trios import PROXY, make_trio
 from tests.fakes import FakeModel, make_vocabulary, text_tokenizer
 

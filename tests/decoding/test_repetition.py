@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capt_local.decoding.ensemble import Ensemble
-from capt_local.decoding.options import GenerateOptions
+from capt_local.decoding.options import FinishReason, GenerateOptions
 from capt_local.decoding.proxy import LogitsCache
 from capt_local.decoding.reasoning import _COPIES as COPIES
 from capt_local.decoding.reasoning import _SPAN as SPAN
 from capt_local.decoding.reasoning import RepetitionDetector
-from capt_local.decoding.step import FinishReason
 from tests.decoding.trios import TARGET, walk
 from tests.fakes import FakeModel
 

@@ -9,8 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.alignment.paper import TokenStrings
-from capt_local.decoding.baselines import Choices, PaperCapt, Unite, contrastive, proxy_tuning
+from capt_local.decoding.baselines import (
+    Choices,
+    PaperCapt,
+    TokenStrings,
+    Unite,
+    contrastive,
+    proxy_tuning,
+)
 from capt_local.decoding.combine import plausible
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
@@ -23,7 +29,7 @@ from capt_local.decoding.options import (
 )
 from capt_local.decoding.scoring import score_text
 from capt_local.errors import UsageError
-from capt_local.tokenization.vocabulary import Vocabulary
+from capt_local.tokenization import Vocabulary
 from tests.decoding.trios import PROXY, TARGET, assembly, make_trio, toy, turn, walk
 from tests.fakes import FakeModel, softmax, text_tokenizer
 from tests.published_toys import best

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import GRID, CombineOptions, GenerateOptions, Method
+from capt_local.decoding.options import GRID, CombineOptions, FinishReason, GenerateOptions, Method
 from capt_local.decoding.prompt_weights import Evidence, prefill
 from capt_local.decoding.scoring import (
     MARGIN,
@@ -24,10 +24,9 @@ from capt_local.decoding.scoring import (
     score_paths,
     score_text,
 )
-from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled, ContextOverflow, UnspellableText, UsageError
 from capt_local.prompting.messages import Prompt
-from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization import TextTokenizer
 from tests.decoding.trios import PROXY, TARGET, assembly, make_trio, tokenizers, toy, turn
 from tests.fakes import FakeModel, make_vocabulary, softmax, text_tokenizer
 

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from capt_local.decoding.combine import Distribution, as_candidates
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import CombineOptions, GenerateOptions, SampleOptions
+from capt_local.decoding.options import CombineOptions, FinishReason, GenerateOptions, SampleOptions
 from capt_local.decoding.prompt_weights import prefill
 from capt_local.decoding.sampling import choose
-from capt_local.decoding.step import FinishReason
 from capt_local.decoding.structured import (
     SchemaConstraint,
     masked,
@@ -28,7 +27,7 @@ from capt_local.decoding.structured import (
 )
 from capt_local.errors import ModelError, UsageError
 from capt_local.strict_json import NotReadable, parse_json
-from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization import TokenKind, Vocabulary
 from tests.decoding.trios import TARGET, toy, turn, walk
 from tests.fakes import make_vocabulary
 

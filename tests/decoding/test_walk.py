@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.alignment.projection import FLOOR, TargetEvents, fit
+from capt_local.alignment import FLOOR, TargetEvents, fit
 from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import CombineOptions, GenerateOptions, SampleOptions
+from capt_local.decoding.options import CombineOptions, FinishReason, GenerateOptions, SampleOptions
 from capt_local.decoding.proxy import LogitsCache, Proxy, queries
 from capt_local.decoding.reasoning import StopStrings
 from capt_local.decoding.scoring import score_text
-from capt_local.decoding.step import FinishReason
 from capt_local.errors import ContextOverflow, NumericalError
 from capt_local.prompting.messages import Prompt, Segment
 from tests.decoding.trios import PROXY, TARGET, make_trio, tokenizers, toy, turn, walk

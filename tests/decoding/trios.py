@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from capt_local.alignment.projection import TargetEvents, fit
+from capt_local.alignment import TargetEvents, fit
 from capt_local.decoding.ensemble import Ensemble, EnsembleBuilder
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import CombineOptions, GenerateOptions
 from capt_local.decoding.proxy import LogitsCache, Proxy
 from capt_local.prompting.messages import Prompt, Segment
-from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization import TextTokenizer
 from tests.fakes import FakeModel, make_vocabulary, text_tokenizer
 
 TARGET = make_vocabulary(["card", "iac", " the", " a", "cardiac", "\n\n", "ab", "abc"])

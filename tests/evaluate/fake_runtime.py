@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from capt_local.bundles.verify import LateDigests, Verification
+from capt_local.decoding.options import FinishReason
 from capt_local.decoding.scoring import AnswerScore, Choosing, Chosen, TextScore
-from capt_local.decoding.step import FinishReason
 from capt_local.errors import Cancelled
 
 

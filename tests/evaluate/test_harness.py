@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from capt_local.batch.output import differences
-from capt_local.decoding.options import GenerateOptions, Method
-from capt_local.decoding.step import FinishReason
+from capt_local.decoding.options import FinishReason, GenerateOptions, Method
 from capt_local.errors import (
     ContextOverflow,
     MemoryShortage,

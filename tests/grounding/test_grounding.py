@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from capt_local.decoding.structured import schema_structure
 from capt_local.documents import Document
 from capt_local.grounding import Grounding, Match, Source, ground
-from capt_local.grounding.words import words
+from capt_local.grounding.source import words
 
 NOTE = (
     "Ms. Roe, 54 years old, seen on 3 May 2024. She takes lisinopril twenty milligrams daily and "

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from capt_local.errors import ModelError
 from capt_local.llama.weights import Weights
-from capt_local.tokenization.tokenizer import TextTokenizer
-from capt_local.tokenization.vocabulary import TokenKind
+from capt_local.tokenization import TextTokenizer, TokenKind
 from tests.real_vocabularies import NAMES, REFUSED, open_vocabulary, vocabulary_path
 
 SPACES = [" ", "  ", "\n", "\n\n", "\t", " \n", "\u00a0", "\u3000"]

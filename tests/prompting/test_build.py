@@ -15,8 +15,7 @@ from capt_local.prompting.build import build_chat, build_raw
 from capt_local.prompting.messages import Message, Prompt, Role, Segment, messages_of
 from capt_local.prompting.template import CHATML, PLAIN, ChatTemplate
 from capt_local.strict_json import NotReadable
-from capt_local.tokenization.tokenizer import TextTokenizer
-from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization import TextTokenizer, TokenKind, Vocabulary
 from tests.prompting import templates
 from tests.real_models import open_tokenizer, smollm2
 from tests.tiny_models import tiny_gguf

@@ -12,8 +12,7 @@ from capt_local.bundles.manifest import ModelFile
 from capt_local.prompting.build import PromptBuilder, vocabulary_with_turn_ends
 from capt_local.prompting.markers import find_markers, find_turn_ends
 from capt_local.prompting.template import ChatTemplate
-from capt_local.tokenization.tokenizer import TextTokenizer
-from capt_local.tokenization.vocabulary import TokenKind, Vocabulary
+from capt_local.tokenization import TextTokenizer, TokenKind, Vocabulary
 from tests.fakes import make_vocabulary
 from tests.prompting import templates
 from tests.real_vocabularies import open_vocabulary, templates_folder

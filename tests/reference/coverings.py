@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from capt_local.alignment.projection import END_EVENT, TargetEvents
-from capt_local.tokenization.vocabulary import PrefixIndex, Vocabulary
+from capt_local.alignment import END_EVENT, TargetEvents
+from capt_local.tokenization import PrefixIndex, Vocabulary
 
 Read = Callable[[tuple[int, ...]], np.ndarray]  # the probabilities behind some tokens
 

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capt_local.alignment.context import CanonicalContext
-from capt_local.alignment.projection import Back, Projection, TargetEvents, View
+from capt_local.alignment import Back, CanonicalContext, Projection, TargetEvents, View
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import LoadOptions
-from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization import TextTokenizer
 from tests import real_models
 from tests.alignment.slow import events_of
 from tests.fakes import FakeModel, make_vocabulary, softmax

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from capt_local.decoding.step import Choice, FinishReason, Step
+from capt_local.decoding.options import Choice, FinishReason, Step
 from capt_local.report.json import Answer, Timings
 
 

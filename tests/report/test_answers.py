@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.decoding.step import Choice, FinishReason, Step
+from capt_local.decoding.options import Choice, FinishReason, Step
 from capt_local.report.answers import (
     changed_words,
     clipped,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.decoding.step import FinishReason
+from capt_local.decoding.options import FinishReason
 from capt_local.errors import UsageError
 from capt_local.report.answers import summary_line, views
 from capt_local.report.html import page

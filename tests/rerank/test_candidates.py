@@ -14,12 +14,11 @@ import pytest
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Request, Runtime, SampleOptions
 from capt_local.decoding.batching import RequestResult
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import Structure
-from capt_local.decoding.step import FinishReason
+from capt_local.decoding.options import FinishReason, Structure
 from capt_local.documents import Document
 from capt_local.errors import Cancelled
 from capt_local.grounding import missing_from
-from capt_local.rerank.candidates import RankedBy, best_of, draw_choices, ranked, shares
+from capt_local.rerank import RankedBy, best_of, draw_choices, ranked, shares
 from tests.report.answers import step
 
 QUESTION = "58-year-old woman with dyspnea on exertion for 3 days and a cough. What should be done?"

@@ -13,7 +13,7 @@ from capt_local.llama import probe
 from capt_local.llama.encoder import Encoder
 from capt_local.llama.gguf_header import file_digests
 from capt_local.llama.weights import Weights
-from capt_local.rerank.scorer import Scorer, ScorerFiles
+from capt_local.rerank import Scorer, ScorerFiles
 from tests.real_models import smollm2
 from tests.rerank.tiny_scorer import WORDS, pooled, tiny_scorer, tiny_weights, write_head
 from tests.tiny_models import tiny_gguf

@@ -8,7 +8,7 @@ from pathlib import Path
 from capt_local import GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundles.manifest import Bundle
 from capt_local.provenance import provenance
-from capt_local.tokenization.vocabulary import Vocabulary
+from capt_local.tokenization import Vocabulary
 from tests.tiny_models import tiny_gguf
 
 # The token is USER_DEFINED, and in no list of llama.cpp.

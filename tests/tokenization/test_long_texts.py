@@ -15,7 +15,7 @@ import pytest
 
 from capt_local.errors import ModelError, TextTooLong
 from capt_local.llama.weights import LONGEST_RUN, Weights
-from capt_local.tokenization.tokenizer import TextTokenizer
+from capt_local.tokenization import TextTokenizer
 from tests.children import long_texts
 from tests.real_models import gemma, open_tokenizer
 from tests.real_vocabularies import open_vocabulary, vocabulary_path, with_pre_tokenizer

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capt_local.tokenization.vocabulary import PrefixIndex
+from capt_local.tokenization import PrefixIndex
 from tests.fakes import make_vocabulary
 
 PIECE = st.one_of(

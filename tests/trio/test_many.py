@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from capt_local import GenerateOptions, Request, RequestResult, Runtime
-from capt_local.decoding.options import Speed, Structure
-from capt_local.decoding.step import Step
+from capt_local.decoding.options import Speed, Step, Structure
 from capt_local.errors import MemoryShortage
 from capt_local.llama import batched
 from capt_local.prompting.messages import Message

@@ -12,8 +12,7 @@ import pytest
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundles.manifest import Bundle
 from capt_local.cli.app import run
-from capt_local.decoding.options import Speed
-from capt_local.decoding.step import Step
+from capt_local.decoding.options import Speed, Step
 from tests.small_trio import SMALL_TRIO
 
 # Pairs change how steps are computed, and with it the last bits of drafts.

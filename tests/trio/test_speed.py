@@ -24,10 +24,9 @@ from capt_local import (
 from capt_local.bundles.manifest import Bundle
 from capt_local.cli.app import run
 from capt_local.decoding.loop import Generation
-from capt_local.decoding.options import Speed
-from capt_local.decoding.step import FinishReason, Step
+from capt_local.decoding.options import FinishReason, Speed, Step
 from capt_local.errors import Cancelled
-from capt_local.rerank.candidates import best_of
+from capt_local.rerank import best_of
 from tests.decoding.answers import eager
 from tests.tiny_models import tiny_gguf
 

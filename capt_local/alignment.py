@@ -16,6 +16,8 @@ piece begins as well takes next to nothing from the shorter one: a proxy that wr
 "cardi" does not write it with "card". With no bytes there, this is the projection of a row. With
 the bytes of the proxy's last pieces there, it is their healing: a longer piece that starts with
 these bytes counts by what it adds. One table serves both.
+
+A proxy stands at its own canonical tokens of a text that grows: see `CanonicalContext`.
 """
 
 from __future__ import annotations
@@ -29,16 +31,17 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from capt_local.tokenization.tokenizer import TextTokenizer, UnspellableByte
-from capt_local.tokenization.vocabulary import (
+from capt_local.tokenization import (
     BoolArray,
     FloatArray,
     IntArray,
     PrefixIndex,
+    Row,
+    TextTokenizer,
+    UnspellableByte,
     Vocabulary,
 )
 
-Probabilities = npt.NDArray[np.float32]
 # Keeps an underflow from dividing by 0, and changes nothing else.
 TINY = float(np.finfo(np.float32).tiny)
 
@@ -75,7 +78,7 @@ class Back(NamedTuple):
         rest: bytes of all tokens from there on.
     """
 
-    row: Probabilities
+    row: Row
     token: int
     rest: bytes
 
@@ -83,7 +86,7 @@ class Back(NamedTuple):
 class View(NamedTuple):
     """A proxy's probabilities after a text, and one token back, two back, ... as far as needed."""
 
-    row: Probabilities
+    row: Row
     back: Sequence[Back] = ()
 
     def coverings(self) -> Iterator[tuple[Back, float]]:
@@ -259,7 +262,7 @@ class PieceMap:
         return Shares(places, self.longer.take(group), parts)
 
 
-def credit(said: Sequence[tuple[Shares, Probabilities, float]], size: int) -> FloatArray:
+def credit(said: Sequence[tuple[Shares, Row, float]], size: int) -> FloatArray:
     """What pieces give to each of `size` wanted events.
 
     `said` has for each map what is shared, the proxy's probabilities, and a factor on them.
@@ -452,3 +455,147 @@ def fit(proxy: Vocabulary, events: TargetEvents) -> Alignment:
     if proxy.same_as(events.tokenizer.vocabulary):
         return SharedVocabulary()
     return Projection(proxy, events)
+
+
+# No piece that matters begins so far back.
+_LONGEST_REST = 24
+# Without a safe cut in so many bytes the tokens before the last so many are final.
+_LONGEST_TAIL, _OPEN_TAIL = 1024, 256
+
+
+def rests(pieces: Sequence[bytes]) -> list[bytes]:
+    """Bytes of the last piece, of the last two, ..., as far back as a longer piece may begin."""
+    found: list[bytes] = []
+    rest = b""
+    for piece in reversed(pieces):
+        rest = piece + rest
+        if len(rest) > _LONGEST_REST:
+            break
+        found.append(rest)
+    return found
+
+
+def _boundary(tail: bytes, pieces: Sequence[bytes]) -> int:
+    """Where a token begins, and a character, at least `_OPEN_TAIL` bytes before the end."""
+    at = len(tail)
+    for piece in reversed(pieces):
+        at -= len(piece)
+        if 0 < at <= len(tail) - _OPEN_TAIL and tail[at] & 0xC0 != 0x80:
+            return at
+    return 0
+
+
+class CanonicalContext:
+    """Fixed tokens in front, and the canonical tokens of a text that grows behind them.
+
+    A tokenizer that puts a space in front of a text is met half-way: before the text begins, the
+    context already holds that space as a piece, so that healing can take it for what it is, the
+    beginning of the first word.
+
+    Args:
+        tokenizer: of the proxy.
+        head: tokens that stay (scaffolding, earlier turns).
+        text: what the growing text holds already.
+        start: whether the text begins a sequence or follows a control token.
+
+    Attributes:
+        tokens: all tokens now; do not change it.
+        fixed: number of tokens in `head`.
+        unseen: whether bytes were left out that the vocabulary cannot spell.
+    """
+
+    def __init__(
+        self, tokenizer: TextTokenizer, head: Sequence[int], text: bytes = b"", *, start: bool
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._start = start
+        self.fixed = len(head)
+        self.unseen = False
+        self.tokens = list(head)
+        self._text = b""
+        self._cut = 0
+        self._cut_tokens = self.fixed
+        self._whole = True
+        self._rests: tuple[int, list[bytes]] = (0, [])
+        self.append(text)
+
+    @property
+    def text(self) -> bytes:
+        """The growing text, without the head and without a leading space of the tokenizer."""
+        return self._text
+
+    @property
+    def stable(self) -> int:
+        """How many tokens at the front stay as they are, whatever text comes."""
+        return self._cut_tokens
+
+    def rests(self, depth: int) -> list[bytes]:
+        """Bytes of the last token of the growing text, of the last two, ...; at most `depth`.
+
+        The first token of all has nothing before it and is left out.
+        """
+        if depth != self._rests[0]:
+            last = self.tokens[max(self.fixed, 1, len(self.tokens) - depth) :]
+            self._rests = depth, rests(list(map(self._tokenizer.vocabulary.piece, last)))
+        return self._rests[1]
+
+    def append(self, text: bytes) -> int:
+        """Adds text; returns how many tokens at the front stayed as they were."""
+        if self._goes_on_at_cut(text):
+            self._cut, self._cut_tokens = len(self._text), len(self.tokens)
+        self._text += text
+        return self._replace_tail()
+
+    def _goes_on_at_cut(self, text: bytes) -> bool:
+        """Whether the tokens that are there stay as they are, whatever comes with `text`."""
+        tail = self._text[self._cut :]
+        seam = tail[-1:] + text[:1]
+        return bool(tail) and self._whole and self._tokenizer.last_cut(seam) == 1
+
+    def _replace_tail(self) -> int:
+        self._rests = 0, []
+        tail = self._text[self._cut :]
+        first = self._start and self._cut == 0
+        new, whole = self._encode(tail, first=first)
+        self._whole = whole
+        if not self._text and first and self._tokenizer.lead:
+            new = list(self._tokenizer.lead_tokens)
+        kept = self._cut_tokens
+        old = self.tokens[kept:]
+        same = next(
+            (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b),
+            min(len(old), len(new)),
+        )
+        self.tokens[kept + same :] = new[same:]
+        if self._text and whole:
+            self._advance_cut(tail, new)
+        return kept + same
+
+    def _encode(self, tail: bytes, *, first: bool) -> tuple[list[int], bool]:
+        """The tokens of a tail, and whether they hold all of its bytes."""
+        if not tail:
+            return [], True
+        # The answer is not the proxy's: what it has no token for, it does not see.
+        tokens, whole = self._tokenizer.encode_known(tail, start=first)
+        self.unseen |= not whole
+        return tokens, whole
+
+    def _advance_cut(self, tail: bytes, new: list[int]) -> None:
+        """Moves the safe cut forward, to a place where a token begins."""
+        cut = self._tokenizer.last_cut(tail)
+        # Counted from the end, where no leading space of the tokenizer can be.
+        piece = self._tokenizer.vocabulary.piece
+        if not cut and len(tail) > _LONGEST_TAIL:
+            cut = _boundary(tail, list(map(piece, new)))
+        if not cut:
+            return
+        behind = len(tail) - cut
+        for count in range(len(new), 0, -1):
+            if behind <= 0:
+                break
+            behind -= len(piece(new[count - 1]))
+        else:
+            count = 0
+        if behind == 0:
+            self._cut += cut
+            self._cut_tokens += count

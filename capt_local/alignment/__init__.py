@@ -1,1 +1,0 @@
-"""What a proxy's probabilities say about the target's tokens."""

@@ -1,1 +1,0 @@
-"""Best of n: several answers to one prompt, and what ranks them."""

@@ -1,1 +1,0 @@
-"""Vocabularies as bytes, and text as tokens."""
