@@ -2,7 +2,7 @@
 
 Files that no trusted manifest names are loaded in a process of their own first. Trusted are the
 bundle that travels with the package, and bundles that a trusted key has signed. What was looked
-into once, at import too, is remembered as digests are (`bundles.digest_cache`), by device, inode,
+into once, at import too, is remembered as digests are (`bundles.verify`), by device, inode,
 size and times: a place in the user's own store says nothing of who has put a file there.
 """
 
@@ -15,9 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from capt_local.bundles import store
-from capt_local.bundles.digest_cache import DigestCache
 from capt_local.bundles.manifest import Bundle, ModelFile
-from capt_local.bundles.verify import Check
+from capt_local.bundles.verify import Check, DigestCache
 from capt_local.errors import ModelError
 from capt_local.llama import probe
 from capt_local.llama.gguf_header import file_digests

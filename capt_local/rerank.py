@@ -33,9 +33,9 @@ from capt_local.decoding.batching import Request, RequestResult
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import FinishReason, GenerateOptions, Step
 from capt_local.errors import Cancelled, ModelError, UsageError
-from capt_local.llama.encoder import Encoder
 from capt_local.llama.gguf_header import file_digests
 from capt_local.llama.library import Closing
+from capt_local.llama.model import Encoder
 from capt_local.model_checks import is_trusted, look_at_encoder
 from capt_local.prompting.messages import Message
 from capt_local.runtime import Runtime

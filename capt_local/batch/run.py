@@ -64,7 +64,7 @@ def records_at_once(
         ModelError: a model is missing or broken.
     """
     from capt_local.llama.load_models import estimates
-    from capt_local.llama.memory import available_memory
+    from capt_local.llama.resources import available_memory
 
     roles = options.method.roles or tuple(bundle.models)
     files = {role: bundle.models[role].path for role in roles if role in bundle.models}

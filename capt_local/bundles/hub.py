@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from capt_local.bundles.archive import CHUNK, check_space
-from capt_local.bundles.create import put_together
-from capt_local.bundles.install import Staging, wipe
+from capt_local.bundles.install import Staging, put_together, wipe
 from capt_local.bundles.manifest import (
     Bundle,
     Count,

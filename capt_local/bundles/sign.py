@@ -28,7 +28,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from capt_local.bundles import store
-from capt_local.bundles.digest_cache import is_private
 from capt_local.bundles.manifest import (
     LARGEST_MANIFEST,
     MANIFEST,
@@ -38,6 +37,7 @@ from capt_local.bundles.manifest import (
     Bundle,
     Signer,
 )
+from capt_local.bundles.verify import is_private
 from capt_local.errors import ModelError, UsageError
 from capt_local.strict_json import (
     NotReadable,

@@ -49,7 +49,7 @@ from capt_local.documents import SUFFIXES
 from capt_local.errors import Cancelled, ContextOverflow, UsageError
 from capt_local.line_file import DiskFailed
 from capt_local.llama.options import LoadOptions
-from capt_local.llama.threads import physical_cores
+from capt_local.llama.resources import physical_cores
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen, drop_output
 from capt_local.strict_json import read_bytes

@@ -28,7 +28,7 @@ from capt_local.evaluate.bench import (
     take_turns,
     time_many,
 )
-from capt_local.llama.threads import physical_cores
+from capt_local.llama.resources import physical_cores
 from capt_local.provenance import provenance
 from capt_local.report.json import dumps
 from capt_local.report.terminal import Screen

@@ -30,8 +30,8 @@ from capt_local.version import __version__
 if TYPE_CHECKING:
     from capt_local.bundles.manifest import Bundle, ModelFile
     from capt_local.llama.devices import Layers
-    from capt_local.llama.memory import MemoryEstimate
     from capt_local.llama.options import LoadOptions
+    from capt_local.llama.resources import MemoryEstimate
     from capt_local.llama.weights import Weights
     from capt_local.strict_json import Stamp
 
@@ -176,7 +176,7 @@ class Diagnosis:
     def _memory(self) -> Facts:
         import psutil
 
-        from capt_local.llama.memory import available_memory
+        from capt_local.llama.resources import available_memory
 
         total, free = int(psutil.virtual_memory().total), available_memory()
         facts: Facts = {"total": _mib(total), "available": _mib(free)}
@@ -184,7 +184,7 @@ class Diagnosis:
 
     def _processor(self) -> Facts:
         """Cores, and what other programs take of them now."""
-        from capt_local.llama.threads import BusyCores, physical_cores
+        from capt_local.llama.resources import BusyCores, physical_cores
 
         busy = BusyCores()
         time.sleep(_WATCHED)
@@ -312,7 +312,7 @@ class Diagnosis:
         import psutil
 
         from capt_local.decoding.options import CombineOptions
-        from capt_local.llama import memory
+        from capt_local.llama import resources
         from capt_local.llama.devices import GPU_RESERVE
         from capt_local.llama.library import library
         from capt_local.llama.load_models import estimates, in_main_memory, planned
@@ -320,17 +320,17 @@ class Diagnosis:
         paths = {role: model.path for role, model in bundle.models.items()}
         each = estimates(paths, options, bundle.adapters)
         layers = planned(paths, options, each)
-        program, available = int(psutil.Process().memory_info().rss), memory.available_memory()
+        program, available = int(psutil.Process().memory_info().rss), resources.available_memory()
         # What the evidence of a prompt takes while it is read; nothing where weights are fixed.
         reading = 0
         if len(bundle.models) > 1 and not bundle.defaults.alphas:
             reading = CombineOptions().evidence_tokens * _CANDIDATES * _BYTES_OF_A_CANDIDATE
         # What main memory still has to give, as it is weighed when models are loaded.
         to_come = in_main_memory(each, layers)
-        to_come["reading a prompt"] = memory.MemoryEstimate(0, 0, reading)
+        to_come["reading a prompt"] = resources.MemoryEstimate(0, 0, reading)
         fits = True
         try:
-            memory.check_fits(to_come, available)
+            resources.check_fits(to_come, available)
         except MemoryShortage as error:
             fits = False
             self._problem(error)

@@ -71,8 +71,7 @@ def models_create(what: CreateFlags, view: ViewFlags) -> int:
 
       capt-local models create heart --target qwen.gguf --base llama.gguf --expert-adapter lora.gguf
     """
-    from capt_local.bundles.create import write_manifest
-    from capt_local.bundles.install import new_staging, place_for
+    from capt_local.bundles.install import new_staging, place_for, write_manifest
 
     unsigned = "A bundle that models create makes, which nobody has signed,"
     read_site().limits.refuse(Feature.UNSIGNED, unsigned)
@@ -109,8 +108,7 @@ def _planned(what: CreateFlags) -> Bundle:
 def _with_headers(bundle: Bundle, what: CreateFlags) -> Bundle:
     """The bundle with what its files say: licences, sources, styles, digests of tokenizers."""
     from capt_local.bundles.manifest import Style
-    from capt_local.llama.adapters import check_adapter
-    from capt_local.llama.gguf_header import file_digests, read_header
+    from capt_local.llama.gguf_header import check_adapter, file_digests, read_header
 
     models = {}
     for role, model in bundle.models.items():
@@ -163,7 +161,7 @@ def _collect(
 ) -> tuple[Bundle, list[str]]:
     """Brings the files together and looks into each; returns notes for the user, too."""
     from capt_local.bundles.archive import members
-    from capt_local.bundles.create import put_together
+    from capt_local.bundles.install import put_together
     from capt_local.model_checks import check_tokenizers
 
     try:
@@ -226,9 +224,8 @@ def models_pull(what: PullFlags, view: ViewFlags) -> int:
     Each file is checked against its SHA-256, which the recipe or else the hub names. After a cut,
     the same command goes on where it was. HF_ENDPOINT names a mirror, HF_TOKEN a token.
     """
-    from capt_local.bundles.create import write_manifest
     from capt_local.bundles.hub import download, find_files, find_recipe, recipes
-    from capt_local.bundles.install import new_staging, place_for
+    from capt_local.bundles.install import new_staging, place_for, write_manifest
 
     screen = Screen.standard(view.verbose)
     if what.recipe is None:

@@ -26,13 +26,13 @@ def serve() -> None:
     """Reads a request from standard input, and answers on standard output."""
     be_first_to_go()
     # Whatever is to be imported is there before files can be opened for nothing but reading.
-    from capt_local.documents import office, rtf
+    from capt_local.documents import formats
 
     readers: dict[str, Callable[[bytes, str | None, Found], None]] = {
         "pdf": read_pdf,
-        "docx": office.read_docx,
-        "odt": office.read_odt,
-        "rtf": rtf.read,
+        "docx": formats.read_docx,
+        "odt": formats.read_odt,
+        "rtf": formats.read_rtf,
         "html": read_html,
     }
     incoming, outgoing = own_streams()

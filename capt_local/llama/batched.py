@@ -21,9 +21,9 @@ from capt_local.errors import CaptError, MemoryShortage
 from capt_local.llama.context import Context, Rows, can_rewind, cells_of_lane
 from capt_local.llama.devices import Kernels
 from capt_local.llama.library import library
-from capt_local.llama.memory import MemoryEstimate, available_memory, estimate
 from capt_local.llama.model import LlamaModel, RunningSequence, are_finite
 from capt_local.llama.options import LoadOptions
+from capt_local.llama.resources import MemoryEstimate, available_memory, estimate
 from capt_local.llama.weights import Weights
 
 # Tokens of a text that still go along with those of others; beyond, a batch of its own pays.

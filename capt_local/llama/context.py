@@ -19,9 +19,8 @@ from capt_local.errors import (
     ModelError,
 )
 from capt_local.llama.library import Library, library
-from capt_local.llama.memory import CONTEXT_UNIT, SEQUENCES, context_size
 from capt_local.llama.options import LoadOptions
-from capt_local.llama.threads import ThreadCount
+from capt_local.llama.resources import CONTEXT_UNIT, SEQUENCES, ThreadCount, context_size
 from capt_local.llama.weights import Weights
 
 Rows = npt.NDArray[np.float32]

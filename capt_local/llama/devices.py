@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from capt_local.errors import UsageError
-from capt_local.llama.memory import MemoryEstimate
 from capt_local.llama.options import CPU, Placement
+from capt_local.llama.resources import MemoryEstimate
 
 DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "composite")
 

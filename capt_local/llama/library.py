@@ -31,7 +31,7 @@ from capt_local.llama.devices import (
     device_computes,
     leave_out_crashing,
 )
-from capt_local.llama.threads import busy_cores, limit_spinning
+from capt_local.llama.resources import busy_cores, limit_spinning
 
 # The structures of the binding fit only the library that it was built with.
 BINDING_VERSION = "0.3.36"

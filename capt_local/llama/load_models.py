@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from capt_local.errors import ModelError, UsageError
-from capt_local.llama.adapters import check_adapter
 from capt_local.llama.context import GGML_TYPES
 from capt_local.llama.devices import Layers, default_gpus, plan
-from capt_local.llama.gguf_header import read_header
+from capt_local.llama.gguf_header import check_adapter, read_header
 from capt_local.llama.library import Closing, library
-from capt_local.llama.memory import MemoryEstimate, check_fits, estimate
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import Adapter, LoadOptions
-from capt_local.llama.threads import physical_cores
+from capt_local.llama.resources import MemoryEstimate, check_fits, estimate, physical_cores
 from capt_local.llama.weights import Weights
 from capt_local.strict_json import Stamp
 

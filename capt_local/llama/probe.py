@@ -32,13 +32,11 @@ from capt_local.hardening import (
     own_streams,
     run_apart,
 )
-from capt_local.llama.adapters import check_adapter
-from capt_local.llama.encoder import Encoder
-from capt_local.llama.gguf_header import read_header
+from capt_local.llama.gguf_header import check_adapter, read_header
 from capt_local.llama.library import library
-from capt_local.llama.memory import estimate
-from capt_local.llama.model import LlamaModel
+from capt_local.llama.model import Encoder, LlamaModel
 from capt_local.llama.options import Adapter, LoadOptions
+from capt_local.llama.resources import estimate
 from capt_local.llama.weights import LockedFile, Weights, check_values
 from capt_local.strict_json import Stamp, parse_object
 

@@ -24,17 +24,18 @@ import numpy as np
 import numpy.typing as npt
 
 from capt_local.errors import Cancelled, MemoryShortage, ModelError, TextTooLong
-from capt_local.llama.adapters import check_adapter, misfit
 from capt_local.llama.devices import Kernels, Layers, plan
 from capt_local.llama.gguf_header import (
     NO_VOCABULARY,
     Header,
+    check_adapter,
+    misfit,
     read_header,
     tensor_types,
 )
 from capt_local.llama.library import Closing, DeferredInterrupts, Library, library
-from capt_local.llama.memory import check_fits, estimate
 from capt_local.llama.options import LoadOptions
+from capt_local.llama.resources import check_fits, estimate
 from capt_local.strict_json import Stamp, stamp_of
 from capt_local.tokenization import TokenKind, Vocabulary
 

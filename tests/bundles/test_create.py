@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundles.create import put_together
+from capt_local.bundles.install import put_together
 from capt_local.bundles.manifest import Bundle
 from capt_local.errors import ModelError
 from tests.bundle_files import describe

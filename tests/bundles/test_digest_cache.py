@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundles import digest_cache, store, verify
-from capt_local.bundles.create import write_manifest
+from capt_local.bundles import store, verify
+from capt_local.bundles.install import write_manifest
 from capt_local.bundles.manifest import Bundle, read_bundle
 from capt_local.bundles.verify import Check
 from capt_local.errors import ModelError
@@ -31,7 +31,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return hashed(stream, *more)
 
     monkeypatch.setattr(verify, "hashed", counted)
-    monkeypatch.setattr(digest_cache, "_SETTLED", 0)
+    monkeypatch.setattr(verify, "_SETTLED", 0)
     return found
 
 
@@ -57,7 +57,7 @@ def check(bundle: Bundle) -> None:
 
 
 def cache() -> Path:
-    return digest_cache.state_folder() / "digests.json"
+    return verify.state_folder() / "digests.json"
 
 
 def test_an_installed_file_is_read_once(bundle: Bundle, reads: list[str]) -> None:
@@ -158,7 +158,7 @@ def test_a_rule_of_the_site_reads_whatever_the_cache_says(bundle: Bundle, reads:
     file.write_bytes(b"H" * SIZE)  # another model, and a cache that vouches for it
     entry = json.loads(cache().read_text())
     stamp = verify.stamp_of(os.stat(file))
-    entry[digest_cache._key(file, stamp, "")] = bundle.models["target"].sha256
+    entry[verify._key(file, stamp, "")] = bundle.models["target"].sha256
     cache().write_text(json.dumps(entry))
     found = verify.verify(bundle, check=Check.CACHED)
     assert (reads, found.how[file]) == ([], verify.Verified.CACHED)

@@ -11,8 +11,7 @@ import pytest
 
 from capt_local.bundles import manifest, store
 from capt_local.bundles.archive import export, members
-from capt_local.bundles.create import manifest_text, write_manifest
-from capt_local.bundles.install import import_bundle
+from capt_local.bundles.install import import_bundle, manifest_text, write_manifest
 from capt_local.bundles.manifest import (
     MANIFEST,
     AdapterFile,

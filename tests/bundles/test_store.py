@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from capt_local.bundles import digest_cache, store
-from capt_local.bundles.create import write_manifest
-from capt_local.bundles.install import Staging
+from capt_local.bundles import store, verify
+from capt_local.bundles.install import Staging, write_manifest
 from capt_local.bundles.manifest import MANIFEST, Bundle
 from capt_local.config import MODELS_VARIABLE
 from capt_local.errors import ModelError
@@ -117,10 +116,10 @@ def test_folders_are_private_whatever_the_umask(
     try:
         make_private_folder(tmp_path / "a" / "b" / "c")
         Staging(store.user_folder() / "x").__exit__(None, None, None)
-        monkeypatch.setattr(digest_cache, "_SETTLED", 0)
-        monkeypatch.setattr(digest_cache, "state_folder", lambda: tmp_path / "d/e")
+        monkeypatch.setattr(verify, "_SETTLED", 0)
+        monkeypatch.setattr(verify, "state_folder", lambda: tmp_path / "d/e")
         (tmp_path / "file").touch(mode=0o600)
-        cache = digest_cache.DigestCache()
+        cache = verify.DigestCache()
         cache.store(tmp_path / "file", stamp_of(os.stat(tmp_path / "file")), "0" * 64)
     finally:
         os.umask(before)

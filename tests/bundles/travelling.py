@@ -10,8 +10,7 @@ from typing import BinaryIO
 import pytest
 
 from capt_local.bundles import archive, store
-from capt_local.bundles.create import write_manifest
-from capt_local.bundles.install import import_bundle
+from capt_local.bundles.install import import_bundle, write_manifest
 from capt_local.bundles.manifest import Bundle, read_bundle
 from capt_local.bundles.sign import TrustedKey, new_key, read_private, read_public
 from tests.bundle_files import describe

@@ -11,7 +11,7 @@ import pytest
 
 from capt_local.bundles import store
 from capt_local.bundles.archive import END, header, padding
-from capt_local.bundles.create import write_manifest
+from capt_local.bundles.install import write_manifest
 from capt_local.bundles.manifest import MANIFEST, SIGNATURE, Bundle
 from capt_local.bundles.sign import read_private, sign
 from tests.bundle_files import describe

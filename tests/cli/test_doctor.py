@@ -9,16 +9,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from capt_local.bundles.create import write_manifest
+from capt_local.bundles.install import write_manifest
 from capt_local.bundles.manifest import Bundle, Role
 from capt_local.cli import doctor
 from capt_local.cli.doctor import Diagnosis
-from capt_local.llama import memory
+from capt_local.llama import resources
 from capt_local.llama.devices import GPU_RESERVE, Device
 from capt_local.llama.gguf_header import read_header
 from capt_local.llama.library import Library
-from capt_local.llama.memory import estimate
 from capt_local.llama.options import LoadOptions
+from capt_local.llama.resources import estimate
 from tests.bundle_files import describe
 from tests.cli.conftest import Run
 from tests.tiny_models import tiny_gguf
@@ -70,7 +70,7 @@ def test_what_is_no_bundle_or_model_is_exit_3(tmp_path: Path, run: Run) -> None:
 def test_models_that_do_not_fit_are_exit_4(
     bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(resources, "available_memory", lambda: 1 << 20)
     result = run("doctor", "-m", str(bundle), "--json")
     found = json.loads(result.out)
     assert result.code == 4

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from capt_local.bundles.create import write_manifest
+from capt_local.bundles.install import write_manifest
 from capt_local.bundles.manifest import AdapterFile, Bundle, Defaults, roles
 from tests.bundle_files import describe
 from tests.cli.conftest import Run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from capt_local.bundles import store
-from capt_local.bundles.create import write_manifest
+from capt_local.bundles.install import write_manifest
 from capt_local.bundles.manifest import Bundle
 from tests.bundle_files import describe
 from tests.cli.conftest import Run

@@ -12,7 +12,7 @@ import pytest
 
 from capt_local import config as site_config
 from capt_local.bundles import store
-from capt_local.bundles.create import write_manifest
+from capt_local.bundles.install import write_manifest
 from capt_local.bundles.manifest import Bundle
 from capt_local.config import MODELS_VARIABLE
 from tests.bundle_files import describe

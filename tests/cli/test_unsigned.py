@@ -12,7 +12,7 @@ import pytest
 import capt_local.model_checks  # noqa: F401  before a fake stands in the place of its package
 from capt_local import config as site_config
 from capt_local.bundles import store
-from capt_local.bundles.create import write_manifest
+from capt_local.bundles.install import write_manifest
 from capt_local.bundles.manifest import Bundle, Signer
 from capt_local.provenance import about_bundle
 from tests.bundle_files import describe

@@ -14,7 +14,7 @@ from capt_local.decoding.ensemble import Ensemble
 from capt_local.decoding.loop import Generation
 from capt_local.decoding.options import CombineOptions, FinishReason, GenerateOptions, Speed
 from capt_local.decoding.reasoning import AnswerStream, ReasoningParser, Section
-from capt_local.prompting.markers import find_markers
+from capt_local.prompting.build import find_markers
 from capt_local.prompting.messages import Prompt, ReasoningMarkers, Segment
 from capt_local.tokenization import TokenKind, Vocabulary
 from tests.decoding.trios import PROXY, make_trio

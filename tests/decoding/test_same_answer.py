@@ -16,7 +16,7 @@ from capt_local.decoding.options import (
     SampleOptions,
     Structure,
 )
-from capt_local.prompting.markers import find_markers
+from capt_local.prompting.build import find_markers
 from capt_local.prompting.messages import Prompt, Segment
 from tests.decoding.answers import Habit, at_every_speed, lettered
 from tests.decoding.test_reasoning import IDS, SAID, VOCABULARY, Speaker

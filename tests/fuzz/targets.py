@@ -17,8 +17,8 @@ from capt_local.bundles.install import import_bundle
 from capt_local.bundles.manifest import parse_manifest
 from capt_local.errors import ModelError, UsageError
 from capt_local.llama.gguf_header import parse_header
-from capt_local.llama.memory import estimate
 from capt_local.llama.options import LoadOptions
+from capt_local.llama.resources import estimate
 from capt_local.strict_json import NotReadable, parse_json
 
 CORPUS = Path(__file__).resolve().parent / "corpus"

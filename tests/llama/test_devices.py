@@ -11,8 +11,8 @@ from capt_local.errors import UsageError
 from capt_local.llama import devices
 from capt_local.llama.devices import GPU_RESERVE, Device, mended, plan
 from capt_local.llama.library import library
-from capt_local.llama.memory import MemoryEstimate
 from capt_local.llama.options import Placement
+from capt_local.llama.resources import MemoryEstimate
 
 
 def test_every_device_of_this_machine_computes() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from capt_local.bundles.store import find
 from capt_local.errors import MemoryShortage, UsageError
-from capt_local.llama import memory
+from capt_local.llama import resources
 from capt_local.llama.load_models import PlainLlama, estimates, open_models
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import KvType, LoadOptions, Placement
@@ -63,10 +63,10 @@ def test_what_does_not_fit_together_is_not_loaded(
 ) -> None:
     files = {"base": tiny_path(), "base-2": tiny_path()}
     needed = sum(one.total for one in estimates(files, ONE_THREAD).values())
-    monkeypatch.setattr(memory, "available_memory", lambda: needed - 1)
+    monkeypatch.setattr(resources, "available_memory", lambda: needed - 1)
     with pytest.raises(MemoryShortage, match=r"base \d+ MiB .*, base-2 \d+ MiB \(weights 0 MiB"):
         open_models(files, ONE_THREAD)
-    monkeypatch.setattr(memory, "available_memory", lambda: needed)
+    monkeypatch.setattr(resources, "available_memory", lambda: needed)
     for model in open_models(files, ONE_THREAD).values():
         model.close()
 

@@ -9,8 +9,8 @@ import pytest
 
 from capt_local.errors import MemoryShortage
 from capt_local.llama.gguf_header import read_header
-from capt_local.llama.memory import MemoryEstimate, check_fits, estimate
 from capt_local.llama.options import LoadOptions
+from capt_local.llama.resources import MemoryEstimate, check_fits, estimate
 from tests.tiny_models import LAYERS, WIDTH
 
 MIB = 1 << 20

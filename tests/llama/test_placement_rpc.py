@@ -21,8 +21,8 @@ import pytest
 
 from capt_local.llama.gguf_header import read_header
 from capt_local.llama.library import library
-from capt_local.llama.memory import estimate
 from capt_local.llama.options import LoadOptions
+from capt_local.llama.resources import estimate
 from tests.tiny_models import tiny_gguf
 
 pytestmark = [

@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capt_local.llama import threads
+from capt_local.llama import resources
 from capt_local.llama.model import LlamaModel
 from capt_local.llama.options import LoadOptions
-from capt_local.llama.threads import BusyCores, physical_cores
+from capt_local.llama.resources import BusyCores, physical_cores
 from tests.real_models import smollm2
 
 
 def samples(monkeypatch: pytest.MonkeyPatch, *values: tuple[float, float, float]) -> BusyCores:
     """A machine of four cores whose samples are these."""
     given = iter(values)
-    monkeypatch.setattr(BusyCores, "_sample", lambda _: threads._Sample(*next(given)))
-    monkeypatch.setattr(threads, "_usable_cpus", lambda: [0, 1, 2, 3])
-    monkeypatch.setattr(threads.psutil, "cpu_count", lambda logical: 4)
+    monkeypatch.setattr(BusyCores, "_sample", lambda _: resources._Sample(*next(given)))
+    monkeypatch.setattr(resources, "_usable_cpus", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(resources.psutil, "cpu_count", lambda logical: 4)
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     return BusyCores()
 
@@ -50,11 +50,11 @@ def test_logits_are_the_same_bits_with_any_number_of_threads() -> None:
 def test_a_control_group_limits_the_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "_CONTROL_GROUPS", tmp_path)
-    monkeypatch.setattr(threads, "_usable_cpus", lambda: list(range(8)))
-    monkeypatch.setattr(threads.psutil, "cpu_count", lambda logical: 8)
+    monkeypatch.setattr(resources, "_CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(resources, "_usable_cpus", lambda: list(range(8)))
+    monkeypatch.setattr(resources.psutil, "cpu_count", lambda logical: 8)
     for text, wanted in (("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1)):
         (tmp_path / "cpu.max").write_text(text)
-        threads._quota.cache_clear()
+        resources._quota.cache_clear()
         assert physical_cores() == wanted
-    threads._quota.cache_clear()
+    resources._quota.cache_clear()

@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from capt_local.bundles.manifest import ModelFile
-from capt_local.prompting.build import PromptBuilder, vocabulary_with_turn_ends
-from capt_local.prompting.markers import find_markers, find_turn_ends
+from capt_local.prompting.build import (
+    PromptBuilder,
+    find_markers,
+    find_turn_ends,
+    vocabulary_with_turn_ends,
+)
 from capt_local.prompting.template import ChatTemplate
 from capt_local.tokenization import TextTokenizer, TokenKind, Vocabulary
 from tests.fakes import make_vocabulary

@@ -10,8 +10,8 @@ import pytest
 
 from capt_local.errors import CaptError, ModelError
 from capt_local.llama import probe
-from capt_local.llama.encoder import Encoder
 from capt_local.llama.gguf_header import file_digests
+from capt_local.llama.model import Encoder
 from capt_local.llama.weights import Weights
 from capt_local.rerank import Scorer, ScorerFiles
 from tests.real_models import smollm2

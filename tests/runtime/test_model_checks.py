@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from capt_local.bundles import digest_cache, store
-from capt_local.bundles.create import write_manifest
+from capt_local.bundles import store, verify
+from capt_local.bundles.install import write_manifest
 from capt_local.bundles.manifest import Bundle, Signer, read_bundle
 from capt_local.bundles.verify import Check
 from capt_local.cli import app
@@ -36,7 +36,7 @@ ABORT = "import os; input(); os.abort()"
 @pytest.fixture(autouse=True)
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that were written just now are remembered too."""
-    monkeypatch.setattr(digest_cache, "_SETTLED", 0)
+    monkeypatch.setattr(verify, "_SETTLED", 0)
 
 
 @pytest.fixture

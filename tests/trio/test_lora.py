@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
-from capt_local.bundles.create import write_manifest
+from capt_local.bundles.install import write_manifest
 from capt_local.bundles.manifest import Bundle
 from capt_local.errors import ModelError
 from scripts import train_adapters
