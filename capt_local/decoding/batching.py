@@ -30,7 +30,7 @@ PromptOf = Callable[[str, str | Sequence[Message], bool], Prompt]
 Job = Callable[[int], "RequestResult"]
 
 # Beginnings that are shorter are not worth keeping apart.
-_LEAST = 32
+_LEAST = 16
 # Tokens before the user's text that the evidence reads once more, for their rows.
 _MARGIN = 8
 
@@ -201,6 +201,10 @@ class BatchedModel(Protocol):
         """Gives a slot the first tokens of another; False where that cannot be done."""
         ...
 
+    def pack(self, used: Iterable[Any]) -> None:
+        """Makes batches of these slots as cheap as it can; what others held may be lost."""
+        ...
+
     def run(self, parts: Sequence[tuple[Any, Sequence[int], int]]) -> list[Rows | CaptError]:
         """Appends tokens to slots: for each (slot, tokens, rows) its rows, or what went wrong."""
         ...
@@ -222,6 +226,7 @@ class Turns:
         self._models = dict(models)
         # The target goes last: once all the others are through, all wait for it together.
         self._order = sorted(models, key=lambda role: role == "target")
+        self._lanes = {role: list(model.slots) for role, model in models.items()}  # by place
         self._free = list(range(slots))
         self._places: dict[Any, int] = {}
         # None: has read a part of its prompt, and waits for nothing.
@@ -252,6 +257,9 @@ class Turns:
                     self._start(job)
                     yield from self._ended()
                 if self._waiting:
+                    if not more:  # nobody fills the places that are free
+                        for role, model in self._models.items():
+                            model.pack(self._lanes[role][place] for place in self._places.values())
                     self._decode()
                     yield from self._ended()
                 elif not more:

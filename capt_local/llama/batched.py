@@ -141,7 +141,7 @@ class Lanes:
             raise
         self._batch = self._context.batch
         self.chunk = self._context.chunk
-        self.slots = tuple(Lane(self, self._context, number, scratch) for number in range(count))
+        self.slots = [Lane(self, self._context, number, scratch) for number in range(count)]
         self._kernels = weights.metadata.kernels
         try:
             if self._fills:
@@ -197,6 +197,24 @@ class Lanes:
         self._context.copy_sequence(target.number, source=source.number)
         target.position = source.position
         return target.cut(length)
+
+    def pack(self, used: Iterable[Lane]) -> None:
+        """Gives these lanes the first places, if batches of neighbours are cheaper then.
+
+        The lanes that were there are emptied.
+        """
+        numbers = sorted(lane.number for lane in used)
+        count, sizes, kernels = len(self.slots), self.sizes, self._kernels
+        packed = cost_of(tuple(range(len(numbers))), count, sizes, kernels)
+        if not self._fills or packed >= cost_of(tuple(numbers), count, sizes, kernels):
+            return
+        holes = sorted(set(range(len(numbers))).difference(numbers))
+        for hole, number in zip(holes, numbers[-len(holes) :], strict=True):
+            moved, other = self.slots[number], self.slots[hole]
+            self._context.copy_sequence(hole, source=number)
+            moved.number, other.number = hole, number
+            self.slots[hole], self.slots[number] = moved, other
+            other.cut(0)
 
     def close(self) -> None:
         """Frees the context, and the weights when nothing else uses them."""
@@ -400,13 +418,18 @@ def spans(
     return tuple(reversed(found))
 
 
+def cost_of(
+    numbers: tuple[int, ...], count: int, sizes: tuple[int, ...], kernels: Kernels
+) -> float:
+    """What the batches for these lanes cost, in batches of one; see `spans`."""
+    return sum(kernels.cost(stop - at) for at, stop in spans(numbers, count, sizes, kernels))
+
+
 def best_sizes(classes: Iterable[tuple[int, ...]], count: int, kernels: Kernels) -> tuple[int, ...]:
     """Of several sets of sizes the one that serves all lanes, and one alone, at the least cost."""
 
     def price(sizes: tuple[int, ...]) -> float:
-        ways = [tuple(range(count)), (0,)]
-        ranges = [each for lanes in ways for each in spans(lanes, count, sizes, kernels)]
-        return sum(kernels.cost(stop - first) for first, stop in ranges)
+        return sum(cost_of(lanes, count, sizes, kernels) for lanes in (tuple(range(count)), (0,)))
 
     return min((sizes for sizes in classes if _covers(sizes, count, kernels)), key=price)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -42,6 +42,7 @@ class FakeLanes:
         self.slots: Sequence[FakeModel] = made
         self.batches: list[list[int]] = []
         self.shared: list[tuple[int, int, int]] = []
+        self.packed: list[list[int]] = []
         self.fails: Callable[[int, Sequence[int]], BaseException | None] = lambda lane, new: None
 
     def run(self, parts: Sequence[tuple[Any, Sequence[int], int]]) -> list[Any]:
@@ -56,6 +57,9 @@ class FakeLanes:
                 raise error
             results.append(error if error is not None else lane.extend(tokens, rows))
         return results
+
+    def pack(self, used: Iterable[FakeModel]) -> None:
+        self.packed.append(sorted(map(self.slots.index, used)))
 
     def share(self, source: FakeModel, target: FakeModel, length: int) -> bool:
         if not target.can_rewind:
@@ -166,6 +170,8 @@ def test_requests_decode_together_though_they_begin_at_different_times() -> None
         batches = [len(batch) for batch in slots.batches]
         # As few as there can be: whoever is there takes part each time.
         assert sum(n == 4 for n in batches) > len(batches) / 2, batches
+        # Once nobody takes the free places, those who still run move together.
+        assert len(slots.packed[0]) > len(slots.packed[-1]) == 1
 
 
 def test_asks_are_taken_one_by_one_and_answers_come_as_they_end() -> None:

@@ -105,6 +105,28 @@ def test_what_one_lane_computed_is_there_for_another(lanes: Lanes) -> None:
     assert not lanes.share(one, two, 52)
 
 
+def test_what_still_runs_moves_to_the_first_places(lanes: Lanes) -> None:
+    running = [lanes.slots[number] for number in (1, 3, 5)]
+
+    def steps(packed: bool) -> list[np.ndarray]:
+        for number, lane in enumerate(running):
+            lane.rewind(0)
+            lane.extend(text(number, 30 + 7 * number), rows=0)
+        if packed:
+            lanes.slots[0].extend(text(7), rows=0)
+            lanes.pack(running)
+        calls = ([Part(lane, [TOKENS[at]], 1) for lane in running] for at in range(5))
+        return [rows_of(result) for call in calls for result in lanes.run(call)]
+
+    expected, found = steps(packed=False), steps(packed=True)
+    assert all(np.array_equal(*pair) for pair in zip(expected, found, strict=True))
+    assert sorted(lane.number for lane in running) == [0, 1, 2]
+    assert [lane.number for lane in lanes.slots] == list(range(COUNT))
+    assert [lane.position for lane in lanes.slots[3:]] == [0] * 3
+    lanes.pack(running[:1])  # one alone costs the same wherever it is
+    assert sorted(lane.number for lane in running) == [0, 1, 2]
+
+
 def test_a_part_that_does_not_fit_leaves_the_others_alone(lanes: Lanes) -> None:
     full, other = lanes.slots[0], lanes.slots[1]
     full.extend((TOKENS * 3)[: lanes.limit], rows=0)
