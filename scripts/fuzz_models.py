@@ -11,39 +11,32 @@ Needs the `test` extra.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
+import typer
+
 from tests.fuzz.mutated import SEED, Outcome, outcomes
 
 
-def main() -> int:
-    """Runs."""
-    parser = argparse.ArgumentParser(description="Damaged model files on their whole way.")
-    parser.add_argument("--first", type=int, default=0, help="number of the first file")
-    parser.add_argument("--count", type=int, default=1000, help="how many")
-    parser.add_argument("--show", action="store_true", help="tells of each file")
-    asked = parser.parse_args()
+def main(first: int = 0, count: int = 1000, show: bool = False) -> None:
+    """Puts COUNT damaged files from the number FIRST on through their whole way."""
     started, found = time.perf_counter(), Counter[Outcome]()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "valid").mkdir()
-        for number, became, said in outcomes(range(asked.first, asked.first + asked.count), folder):
+        for number, became, said in outcomes(range(first, first + count), folder):
             found[became] += 1
-            if asked.show:
+            if show:
                 print(f"{number}\t{became.name}\t{said}", flush=True)
             if became is not Outcome.LOADED and "damaged.gguf" not in said:
-                print(f"the error of file {number} does not name it: {said}")
-                return 1
+                raise SystemExit(f"the error of file {number} does not name it: {said}")
     print(f"seed {SEED}, {found.total():,} files, {time.perf_counter() - started:.0f} s")
     for became in Outcome:
         print(f"{found[became]:>6,}  {became}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

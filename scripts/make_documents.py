@@ -10,14 +10,16 @@ each as PDF, DOCX, ODT, RTF and HTML. The words that were written have to come b
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Annotated
 from xml.sax.saxutils import escape
+
+import typer
 
 from capt_local.documents import DocumentError, read_path
 
@@ -34,7 +36,6 @@ _ARABIC = "يشكو المريض من ألم في الصدر منذ أمس دو�
 
 
 def sentence(random_: random.Random) -> str:
-    """An invented sentence of a note."""
     sign = random_.choice(_SIGNS.split("|"))
     drug, dose = random_.choice(_DRUGS), random_.choice((2.5, 5, 10, 20, 40, 500))
     return random_.choice(
@@ -59,20 +60,16 @@ class Layout:
         self.name, self.random = name, random.Random(name)
         self.body: list[str] = []
         self.streams: list[list[str]] = [[]]
-        self.page = 'fo:page-width="21cm" fo:page-height="29.7cm" fo:margin="2cm"'
-        self.columns = self.header = self.text = self.hyphens = ""
+        self.columns = self.header = self.hyphens = ""
 
     def say(self, text: str, style: str = "P", stream: int = 0) -> None:
-        """A paragraph."""
         self.streams[stream] += text.replace("\u00ad", "").split()
         self.body.append(f'<text:p text:style-name="{style}">{escape(text)}</text:p>')
 
     def sentences(self, count: int) -> str:
-        """Sentences in a row."""
         return " ".join(sentence(self.random) for _ in range(count))
 
     def table(self, rows: int, columns: int = 4) -> None:
-        """A table of short cells."""
         self.body.append("<table:table>" + "<table:table-column/>" * columns)
         for row in range(rows):
             cells = [self.random.choice(_DRUGS), f"{self.random.randint(1, 900)} mg"]
@@ -85,7 +82,6 @@ class Layout:
         self.body.append("</table:table>")
 
     def fodt(self) -> str:
-        """The file."""
         names = " ".join(
             f'xmlns:{prefix}="urn:oasis:names:tc:opendocument:xmlns:{name}:1.0"'
             for prefix, _, name in (each.partition(":") for each in _NAMES.split())
@@ -109,7 +105,8 @@ class Layout:
 <style:paragraph-properties fo:break-before="page"/></style:style>
 <style:style style:name="S" style:family="section"><style:section-properties>{self.columns}
 </style:section-properties></style:style>
-<style:page-layout style:name="L"><style:page-layout-properties {self.page}/></style:page-layout>
+<style:page-layout style:name="L"><style:page-layout-properties
+ fo:page-width="21cm" fo:page-height="29.7cm" fo:margin="2cm"/></style:page-layout>
 </office:automatic-styles>
 <office:master-styles><style:master-page style:name="Standard" style:page-layout-name="L">{header}
 </style:master-page></office:master-styles>
@@ -117,7 +114,6 @@ class Layout:
 
 
 def layouts() -> list[Layout]:
-    """All of them."""
     names = (
         "plain tables columns footnotes ligatures hyphens hebrew arabic pages header frames list"
     )
@@ -235,16 +231,12 @@ def measure(folder: Path) -> None:
               f"worst {min(shares, default=0):.4f}")  # fmt: skip
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--measure", action="store_true")
-    flags = parser.parse_args()
-    if not flags.measure:
-        make(flags.folder)
-    measure(flags.folder)
+def main(folder: Path, only: Annotated[bool, typer.Option("--measure")] = False) -> None:
+    """Makes the documents in FOLDER and measures them; with --measure those that were made."""
+    if not only:
+        make(folder)
+    measure(folder)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -15,15 +15,16 @@ Expert and base differ in a part of the last layer alone, so that their contrast
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log, prod, sqrt
 from pathlib import Path
+from typing import Literal
 
 import gguf
 import numpy as np
+import typer
 from gguf import GGMLQuantizationType as Kind
 
 from scripts.real_vocabularies import VocabulariesUnavailable, vocabulary
@@ -36,8 +37,6 @@ CONTEXT = 4096
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of one model."""
-
     width: int
     layers: int
     inner: int
@@ -166,19 +165,14 @@ def write_trio(folder: Path, preset: str, seed: int) -> list[Path]:
     return paths
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="where the three files go")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="1b")
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
+def main(folder: Path, preset: Literal["1b", "8b", "tiny"] = "1b", seed: int = 1) -> None:
+    """Writes target, expert and base with random weights into FOLDER."""
     try:
-        for path in write_trio(args.folder, args.preset, args.seed):
+        for path in write_trio(folder, preset, seed):
             print(f"{path}  {path.stat().st_size / 1e6:,.0f} MB")
     except VocabulariesUnavailable as error:
         sys.exit(str(error))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -10,31 +10,41 @@ matplotlib for the plot.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
 from capt_local import GenerateOptions, LoadOptions, Method, Request, Runtime
 from capt_local.bundles.manifest import Bundle
+from scripts.common import prompt_of, records
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 PAIRS = [(k, 1.0) for k in SCALES] + [(1.0, a) for a in reversed(SCALES[:-1])] + [(0.0, 0.0)]
 _BYTES, _TOKENS = 1000, 64
 
 
-def measure(given: argparse.Namespace) -> None:
-    """Adds what is missing to OUT, a setting at a time."""
+def main(
+    model: Path,
+    knowledge: Path,
+    alignment: Path,
+    out: Path,
+    notes: Annotated[Path, typer.Option()],
+    answers: Annotated[Path, typer.Option()],
+    count: int = 12,
+    items: int = 40,
+    plot: Path | None = None,
+) -> None:
+    """Adds what is missing to OUT, a setting at a time: COUNT notes, and answers to ITEMS items."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    found = json.loads(given.out.read_text()) if given.out.exists() else {}
-    notes = [json.loads(line)["text"] for line in given.notes.open()][: given.count]
-    items = [json.loads(line) for line in given.answers.open()][: given.items]
+    found = json.loads(out.read_text()) if out.exists() else {}
+    texts = [record["text"] for record in records(notes, count)]
+    asked = records(answers, items)
     rouge = RougeScorer(["rougeL"], use_stemmer=True)
-    adapters = [f"target:{path}" for path in given.adapters]
-    bundle = Bundle.from_paths(given.model).with_adapters(adapters)
+    bundle = Bundle.from_paths(model).with_adapters([f"target:{knowledge}", f"target:{alignment}"])
     with Runtime.open(bundle, load=LoadOptions(threads=1, context=2048, max_rows=64)) as runtime:
         for kind in ("bits", "rougeL"):
             for pair in PAIRS:
@@ -48,25 +58,26 @@ def measure(given: argparse.Namespace) -> None:
                 )
                 if kind == "bits":
                     runtime.forget()
-                    parts = [note.encode()[:_BYTES].decode("utf-8", "ignore") for note in notes]
+                    parts = [note.encode()[:_BYTES].decode("utf-8", "ignore") for note in texts]
                     scores = [runtime.score(part.encode(), options) for part in parts]
                     own[kind] = [one.nats / np.log(2) / one.size for one in scores]
                 else:
-                    asked = [f"{item['instruction']}\n\n{item['input']}" for item in items]
-                    requests = [Request(text, options) for text in asked]
+                    requests = [Request(prompt_of(item), options) for item in asked]
                     made = sorted(
                         runtime.generate_many(requests, parallel=8), key=lambda r: r.index
                     )
-                    texts = [one.generation.text if one.generation else "" for one in made]
+                    written = [one.generation.text if one.generation else "" for one in made]
                     own[kind] = [
                         rouge.score(item["reference"], text)["rougeL"].fmeasure
-                        for item, text in zip(items, texts, strict=True)
+                        for item, text in zip(asked, written, strict=True)
                     ]
                 print(f"{pair} {kind} {np.mean(own[kind]):.4f}", flush=True)
-                given.out.write_text(json.dumps(found))
+                out.write_text(json.dumps(found))
+    if plot:
+        draw(found, plot)
 
 
-def plot(found: dict[str, Any], place: Path) -> None:
+def draw(found: dict[str, Any], place: Path) -> None:
     """Two panels, notes and answers: a line for each adapter whose scale goes from 0 to 1."""
     import matplotlib.pyplot as plt
 
@@ -84,16 +95,4 @@ def plot(found: dict[str, Any], place: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("adapters", type=Path, nargs=2)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--notes", type=Path, required=True)
-    parser.add_argument("--answers", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=12, help="notes")
-    parser.add_argument("--items", type=int, default=40, help="answers")
-    parser.add_argument("--plot", type=Path)
-    asked = parser.parse_args()
-    measure(asked)
-    if asked.plot:
-        plot(json.loads(asked.out.read_text()), asked.plot)
+    typer.run(main)

@@ -16,19 +16,18 @@ interval. Needs the extra "eval". Choose on validation files, confirm on test fi
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from unittest import mock
 
 import numpy as np
+import typer
 from rouge_score.rouge_scorer import RougeScorer
-from scipy.stats import bootstrap
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime, SampleOptions
 from capt_local.decoding.ensemble import SURE, SkipRule
@@ -37,6 +36,7 @@ from capt_local.decoding.options import Speed
 from capt_local.documents import Document
 from capt_local.grounding import missing_from
 from capt_local.rerank import best_of
+from scripts.common import mean_interval, prompt_of, records
 
 Table = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -69,8 +69,7 @@ def kept(
     path: Path, ids: Sequence[str], answer: Callable[[str], Generation]
 ) -> list[dict[str, Any]]:
     """The answer to each id, which has ended; those that a file holds are not made again."""
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    found = {line["id"]: line for line in map(json.loads, lines)}
+    found = {line["id"]: line for line in records(path)}
     with path.open("a", encoding="utf-8") as file:
         for id in ids:
             if id not in found:
@@ -101,11 +100,10 @@ def answers(
 
     def answer(id: str) -> Generation:
         item = known[id]
-        prompt = f"{item['instruction']}\n\n{item['input']}"
         if not drawn:
-            return runtime.generate(prompt, options)
+            return runtime.generate(prompt_of(item), options)
         unsupported = missing_from(Document(item["input"]))
-        best = best_of(runtime, prompt, options, int(number), unsupported=unsupported)
+        best = best_of(runtime, prompt_of(item), options, int(number), unsupported=unsupported)
         return best.candidates[0].generation
 
     rule = partial(SkipRule, float(sure or SURE))
@@ -119,13 +117,6 @@ def rouge(items: list[dict[str, Any]], made: list[dict[str, Any]]) -> Table:
     pairs = zip(items, made, strict=True)
     scores = [scorer.score(item["reference"], answer["text"]) for item, answer in pairs]
     return np.array([[score[name].fmeasure for name in _ROUGES] for score in scores])
-
-
-def difference(ours: Table, first: Table) -> str:
-    """The mean of ROUGE-L minus that of the first setting, with a paired bootstrap interval."""
-    change = ours[:, 2] - first[:, 2]
-    interval = bootstrap((change,), np.mean, n_resamples=2000, rng=0).confidence_interval
-    return f"L {change.mean():+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
 
 
 def figures(items: list[dict[str, Any]], made: list[dict[str, Any]], rouges: Table) -> str:
@@ -145,32 +136,32 @@ def figures(items: list[dict[str, Any]], made: list[dict[str, Any]], rouges: Tab
     )
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("task", type=Path)
-    parser.add_argument("bundle")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("settings", nargs="+")
-    parser.add_argument("--limit", type=int, default=50)
-    parser.add_argument("-n", type=int, default=64)
-    parser.add_argument("-t", type=int, default=1)
-    parser.add_argument("-c", type=int, default=4096)
-    given = parser.parse_args()
-    items = [json.loads(line) for line in given.task.read_text("utf-8").splitlines()][: given.limit]
-    given.out.mkdir(parents=True, exist_ok=True)
-    with Runtime.open(given.bundle, load=LoadOptions(threads=given.t, context=given.c)) as runtime:
+def main(
+    task: Path,
+    bundle: str,
+    out: Path,
+    settings: list[str],
+    limit: int = 50,
+    tokens: Annotated[int, typer.Option("-n")] = 64,
+    threads: Annotated[int, typer.Option("-t")] = 1,
+    context: Annotated[int, typer.Option("-c")] = 4096,
+) -> None:
+    """Prints a line for each of SETTINGS; answers are kept in OUT."""
+    items = records(task, limit)
+    out.mkdir(parents=True, exist_ok=True)
+    with Runtime.open(bundle, load=LoadOptions(threads=threads, context=context)) as runtime:
         first = None
-        for setting in given.settings:
-            path = given.out / f"{given.task.stem}.{setting.translate(_IN_NAMES)}.jsonl"
-            made = answers(runtime, items, setting, given.n, path)
+        for setting in settings:
+            path = out / f"{task.stem}.{setting.translate(_IN_NAMES)}.jsonl"
+            made = answers(runtime, items, setting, tokens, path)
             rouges = rouge(items, made)
             line = f"{setting:12} {figures(items, made, rouges)}"
             if first is not None and (rouges != first).any():
-                line += "  " + difference(rouges, first)
+                mean, low, high = mean_interval(rouges[:, 2] - first[:, 2], 2000, 0)
+                line += f"  L {mean:+.4f} [{low:+.4f}, {high:+.4f}]"
             first = rouges if first is None else first
             print(line, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

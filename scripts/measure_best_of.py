@@ -13,49 +13,60 @@ continued. Needs the extra "eval".
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import time
 import zlib
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundles import store
 from capt_local.evaluate.metrics import interval
 from capt_local.evaluate.tasks import messages, read_answer, read_task
 from capt_local.rerank import Scorer, ScorerFiles, best_of, draw_choices, shares
+from scripts.common import records
 
 N = 8
+app = typer.Typer(help=__doc__)
 
 
-def draw(out: Path, name: str, tasks: list[Path], given: argparse.Namespace) -> None:
-    """Adds a line for each question."""
-    done = {(r["system"], r["task"], r["id"]) for r in lines(out)}
-    options = GenerateOptions(method=Method(given.method), combine=CombineOptions(alphas=(0.5,)))
+@app.command()
+def draw(
+    out: Path,
+    name: str,
+    tasks: list[Path],
+    bundle: str = "demo",
+    method: Method = Method.CAPT,
+    limit: int | None = None,
+    free: bool = False,
+    adapter: Annotated[list[str] | None, typer.Option(metavar="ROLE:PATH[=SCALE]")] = None,
+) -> None:
+    """Adds eight answers to each question of TASKS to OUT, by a system that is called NAME."""
+    done = {(r["system"], r["task"], r["id"]) for r in records(out)}
+    options = GenerateOptions(method=method, combine=CombineOptions(alphas=(0.5,)))
     sample = dataclasses.replace(options.sample, temperature=1.0)
-    free = dataclasses.replace(options, max_tokens=16, sample=sample)
-    bundle = store.find(given.bundle).with_adapters(given.adapter)
+    texts = dataclasses.replace(options, max_tokens=16, sample=sample)
+    models = store.find(bundle).with_adapters(adapter or ())
     load = LoadOptions(threads=1, context=2048)
-    roles = options.method.roles
     with (
-        Runtime.open(bundle, load=load, roles=roles, check=False) as runtime,
+        Runtime.open(models, load=load, roles=method.roles, check=False) as runtime,
         out.open("a", encoding="utf-8") as file,
     ):
         for place in tasks:
-            task = read_task(place, limit=given.limit)
+            task = read_task(place, limit=limit)
             for item in task.items:
                 if (name, task.name, item.id) in done:
                     continue
                 started = time.perf_counter()
                 runtime.forget()
                 found: dict[str, Any]
-                if given.free:
-                    made = best_of(runtime, messages(item, task), free, N).candidates
+                if free:
+                    made = best_of(runtime, messages(item, task), texts, N).candidates
                     made = tuple(sorted(made, key=lambda one: one.seed))
                     answers = [one.generation.text for one in made]
                     said = [read_answer(text, item, task) for text in answers]
@@ -81,25 +92,27 @@ def draw(out: Path, name: str, tasks: list[Path], given: argparse.Namespace) -> 
                 file.flush()
 
 
-def table(out: Path, scorer: Scorer) -> None:
+@app.command()
+def table(out: Path, scorer: Annotated[Path, typer.Option()]) -> None:
     """Prints the accuracy of each way to choose, and what the scorer gains over it."""
     rows: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
-    for line in lines(out):
-        said = line.get("said", line["answers"])
-        right = np.array([one == line["reference"] for one in said], float)
-        scores = scorer.scores(line["question"], line["answers"])
-        rows[line["task"], line["system"]].append(
-            {
-                "scorer": right[np.argmax(scores)],
-                "first": right[0],
-                "mean of 8": right.mean(),
-                "majority": right[np.argmax(shares(said))],
-                "mean logprob": right[np.argmax(line["mean_logps"])],
-                "likeliest": float(line.get("likeliest") == line["reference"]),
-                "oracle": right.max(),
-                "seconds": line["seconds"],
-            }
-        )
+    with Scorer(ScorerFiles.at(scorer)) as opened:
+        for line in records(out):
+            said = line.get("said", line["answers"])
+            right = np.array([one == line["reference"] for one in said], float)
+            scores = opened.scores(line["question"], line["answers"])
+            rows[line["task"], line["system"]].append(
+                {
+                    "scorer": right[np.argmax(scores)],
+                    "first": right[0],
+                    "mean of 8": right.mean(),
+                    "majority": right[np.argmax(shares(said))],
+                    "mean logprob": right[np.argmax(line["mean_logps"])],
+                    "likeliest": float(line.get("likeliest") == line["reference"]),
+                    "oracle": right.max(),
+                    "seconds": line["seconds"],
+                }
+            )
     for (task, system), found in sorted(rows.items()):
         print(f"\n{task}, {system}: {len(found)} questions")
         values = {name: np.array([row[name] for row in found]) for name in found[0]}
@@ -112,29 +125,5 @@ def table(out: Path, scorer: Scorer) -> None:
             print(f"  {name:13} {column.mean():.3f}{shown}")
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file, none where there is no file."""
-    return [json.loads(line) for line in path.open(encoding="utf-8")] if path.exists() else []
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    part = verbs.add_parser("draw")
-    part.add_argument("out", type=Path)
-    part.add_argument("name")
-    part.add_argument("tasks", type=Path, nargs="+")
-    part.add_argument("--bundle", default="demo")
-    part.add_argument("--method", default="capt", choices=list(Method))
-    part.add_argument("--limit", type=int)
-    part.add_argument("--free", action="store_true")
-    part.add_argument("--adapter", action="append", default=[], metavar="ROLE:PATH[=SCALE]")
-    part = verbs.add_parser("table")
-    part.add_argument("out", type=Path)
-    part.add_argument("--scorer", type=Path, required=True)
-    asked = parser.parse_args()
-    if asked.verb == "draw":
-        draw(asked.out, asked.name, asked.tasks, asked)
-    else:
-        with Scorer(ScorerFiles.at(asked.scorer)) as opened:
-            table(asked.out, opened)
+    app()

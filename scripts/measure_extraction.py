@@ -17,13 +17,12 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from capt_local import LoadOptions, Message, Runtime
 from capt_local.decoding.structured import schema_structure
+from scripts.common import mean_interval
 from scripts.measure_answers import kept, options_of
 
 _DRUGS = {
@@ -102,7 +101,6 @@ def asked(number: int) -> list[Message]:
 
 
 def f1(wanted: Fields, fields: Fields) -> float:
-    """Of the fields of a note."""
     return 2 * len(wanted & fields) / (len(wanted) + len(fields))
 
 
@@ -116,17 +114,7 @@ def answers(runtime: Runtime, setting: str, numbers: range, path: Path, tokens: 
     return [line["text"] for line in made]
 
 
-def interval(values: Any) -> str:
-    """The mean of values with its 95 % bootstrap interval."""
-    array = np.array(values)
-    low = high = array.mean()
-    if array.std() > 0:
-        low, high = bootstrap((array,), np.mean, n_resamples=9999, rng=1).confidence_interval
-    return f"{array.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
 def main() -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle")
     parser.add_argument("out", type=Path)
@@ -136,17 +124,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=140)
     flags = parser.parse_args()
     flags.out.mkdir(parents=True, exist_ok=True)
+    numbers = range(flags.first, flags.first + flags.notes)
     scores: dict[str, list[float]] = {}
     with Runtime.open(flags.bundle, load=LoadOptions(threads=1)) as runtime:
         for setting in flags.settings:
-            texts = answers(
-                runtime,
-                setting,
-                range(flags.first, flags.first + flags.notes),
-                flags.out / f"{setting}.jsonl",
-                flags.tokens,
-            )
-            wanted = [note(number)[1] for number in range(flags.first, flags.first + flags.notes)]
+            path = flags.out / f"{setting}.jsonl"
+            texts = answers(runtime, setting, numbers, path, flags.tokens)
+            wanted = [note(number)[1] for number in numbers]
             fields = [found(text) for text in texts]
             scores[setting] = [f1(*pair) for pair in zip(wanted, fields, strict=True)]
             right = sum(len(w & f) for w, f in zip(wanted, fields, strict=True))
@@ -156,7 +140,8 @@ def main() -> None:
     first, *others = flags.settings
     for other in others:
         difference = np.array(scores[first]) - np.array(scores[other])
-        print(f"{first} - {other}: {interval(difference)}")
+        mean, low, high = mean_interval(difference, 9999, 1)
+        print(f"{first} - {other}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
 
 
 if __name__ == "__main__":

@@ -14,20 +14,20 @@ the difference with a paired interval over items.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import re
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
 from capt_local.documents import Document
 from capt_local.grounding import Grounding, Source, ground
 from capt_local.grounding.source import words
+from scripts.common import records
 
 Scores = list[list[float]]
 
@@ -62,11 +62,11 @@ def misspelt(text: str, draw: random.Random) -> str:
     return text[:at] + text[at + 1 :]
 
 
-def compare(items: list[dict[str, Any]], files: list[Path]) -> None:
+def compare(items: list[dict[str, Any]], files: tuple[Path, Path]) -> None:
     """Prints what answers have that their inputs do not."""
     counts = []
     for file in files:
-        texts = {one["id"]: one["text"] for one in map(json.loads, file.open(encoding="utf-8"))}
+        texts = {one["id"]: one["text"] for one in records(file)}
         rows = []
         for item in items:
             if item["id"] in texts:
@@ -93,15 +93,11 @@ def compare(items: list[dict[str, Any]], files: list[Path]) -> None:
               f"[{low:+.3f}, {high:+.3f}]")  # fmt: skip
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--answers", nargs=2, type=Path)
-    flags = parser.parse_args()
-    items = [json.loads(line) for line in flags.file.read_text("utf-8").splitlines()]
-    if flags.answers:
-        compare(items, flags.answers)
+def main(file: Path, answers: Annotated[tuple[Path, Path] | None, typer.Option()] = None) -> None:
+    """Grounds the references of FILE in their own source and in another one."""
+    items = records(file)
+    if answers:
+        compare(items, answers)
         return
     sources = [Source(Document(item["input"])) for item in items]
     own: Scores = []
@@ -159,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

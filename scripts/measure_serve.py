@@ -8,7 +8,6 @@ the other, so that drift of the machine meets both. `--page` opens the page (ext
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from statistics import median
 
 import httpx2
 import psutil
+import typer
 
 from capt_local import CombineOptions, GenerateOptions, LoadOptions, Request, Runtime
 
@@ -119,18 +119,14 @@ def on_page(address: str) -> Iterator[tuple[float, float]]:
             yield shown / 1000, json.loads(last.removeprefix("data: "))["timings"]["prompt_seconds"]
 
 
-def main() -> None:
+def main(threads: int = 2, page: bool = False) -> None:
     """Prints the figures of docs/results.md."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--page", action="store_true")
-    given = parser.parse_args()
-    flags = ["--port", "0", "-t", str(given.threads), "--parallel", str(MANY)]
+    flags = ["--port", "0", "-t", str(threads), "--parallel", str(MANY)]
     command = [sys.executable, "-m", "capt_local", "serve", *flags]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     address = server.stdout.readline().strip() if server.stdout else ""
     url, _, key = address.partition("/#key=")
-    load, headers = LoadOptions(threads=given.threads), {"authorization": f"Bearer {key}"}
+    load, headers = LoadOptions(threads=threads), {"authorization": f"Bearer {key}"}
     with (
         httpx2.Client(base_url=url, headers=headers, timeout=120) as client,
         Runtime.open("demo", load=load, check=False) as runtime,
@@ -162,11 +158,11 @@ def main() -> None:
             times.append(time.perf_counter())
         row, once, http_row, http_once = (b - a for a, b in pairwise(times))
         print(f"8 at once / in turn: {http_row / http_once:.3f}, in process {row / once:.3f}")
-        for shown, read in on_page(address) if given.page else ():
+        for shown, read in on_page(address) if page else ():
             print(f"page, 500 words: {1000 * shown:.0f} ms, prompt alone {1000 * read:.0f} ms")
     server.terminate()
     server.wait()
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

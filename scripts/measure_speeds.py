@@ -18,44 +18,40 @@ BASE.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from unittest import mock
 
 import numpy as np
+import typer
 
 from capt_local import GenerateOptions, LoadOptions, Method, Runtime
 from capt_local.bundles.manifest import Bundle
 from capt_local.decoding.combine import Distribution, Products, mixture
 from capt_local.decoding.ensemble import MOVED, SURE, Ensemble, SkipRule
-from capt_local.decoding.options import Speed, Step
+from capt_local.decoding.options import Speed
 from capt_local.decoding.prompt_weights import Evidence, prefill
 from capt_local.decoding.scoring import MARGIN, opening
 from capt_local.evaluate.bench import AnswerTime, BenchPrompt, Mode, runtime_mode, take_turns
+from scripts.common import prompt_of, records
 
 _BYTES = 1200  # of a text
 _SURE, _MOVED = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95), (0.0, MOVED, 0.1)
 
 
-def bits(steps: list[Step]) -> list[tuple[int, float, float]]:
-    """What is compared of an answer."""
-    return [(step.token, step.logp, step.target_logp) for step in steps]
-
-
-def same(runtime: Runtime, asked: list[str], given: argparse.Namespace) -> None:
+def same(runtime: Runtime, asked: list[str], tokens: int) -> None:
     """Answers each item at the speeds that give the same answer."""
     equal = drafted = skipped = 0
     for prompt in asked:
         found = {}
         for speed in (Speed.AUTO, Speed.EXACT_STEPS):
             runtime.forget()
-            answer = runtime.generate(prompt, max_tokens=given.tokens, speed=speed)
-            found[speed] = bits(list(answer))
+            answer = runtime.generate(prompt, max_tokens=tokens, speed=speed)
+            found[speed] = [(step.token, step.logp, step.target_logp) for step in answer]
             drafted += answer.stats.drafted
             skipped += answer.stats.proxies_skipped
         equal += found[Speed.AUTO] == found[Speed.EXACT_STEPS]
@@ -92,7 +88,7 @@ def read(runtime: Runtime, item: dict[str, Any], *, texts: bool, raw: bool) -> T
         text = text.encode()[:_BYTES].decode("utf-8", "ignore")
         made.start(opening(made.models, runtime._tokenizers), reserve, exact=False)
     else:
-        prompt = f"{item['instruction']}\n\n{item['input']}" + "\n\n" * raw
+        prompt = prompt_of(item) + "\n\n" * raw
         prompts = runtime._prompts(made, prompt, options.method, raw=raw)
         made.start(prompts, reserve, exact=False)
         prefill(made, prompts)
@@ -135,9 +131,8 @@ def along(text: Text, rule: SkipRule | None) -> Iterator[tuple[float, bool, bool
         evidence.observe(one.gains)
 
 
-def curve(runtime: Runtime, items: list[dict[str, Any]], given: argparse.Namespace) -> None:
+def curve(texts: list[Text]) -> None:
     """A line for each rule."""
-    texts = [read(runtime, item, texts=given.texts, raw=given.raw) for item in items]
     size = sum(text.size for text in texts) * np.log(2)
     alone = sum(-place.own for text in texts for place in text.places) / size
     every = [step for text in texts for step in along(text, None)]
@@ -155,32 +150,32 @@ def curve(runtime: Runtime, items: list[dict[str, Any]], given: argparse.Namespa
               f"{skipped.mean():.3f}, changed tokens kept {kept:.3f}{default}")  # fmt: skip
 
 
-def options(given: argparse.Namespace, speed: Speed) -> GenerateOptions:
+def options(tokens: int, speed: Speed) -> GenerateOptions:
     """Of the answers that are timed: they have all the same length."""
-    return GenerateOptions(max_tokens=given.tokens, speed=speed, repetition_stop=False)
+    return GenerateOptions(max_tokens=tokens, speed=speed, repetition_stop=False)
 
 
-def skips(runtime: Runtime, asked: list[str], given: argparse.Namespace) -> None:
+def skips(runtime: Runtime, asked: list[str], tokens: int, raw: bool, out: Path) -> None:
     """Writes down where `fast` skips, and where the token is another one, an answer a list."""
     found = []
     for prompt in asked:
-        generation = runtime.generate(prompt, options(given, Speed.FAST), raw=given.raw)
+        generation = runtime.generate(prompt, options(tokens, Speed.FAST), raw=raw)
         found.append([(step.proxies_skipped, step.changed) for step in generation])
-    given.out.write_text(json.dumps(found))
+    out.write_text(json.dumps(found))
     every = np.array(list(itertools.chain.from_iterable(found)))
     print(f"{len(found)} answers, {len(every)} tokens, skipped and changed", every.mean(axis=0))
 
 
-def replay(runtime: Runtime, items: list[dict[str, Any]], given: argparse.Namespace) -> None:
+def replay(runtime: Runtime, items: list[dict[str, Any]], size: int, skips: Path) -> None:
     """The speed of each mode along the references, skipped and changed as other answers were.
 
     Random models write random tokens, of which each takes several of a proxy: so the target is
     made to find the next token of the reference likeliest, or second where it is changed.
     """
-    patterns = [one for one in json.loads(given.skips.read_text()) if len(one) > 8]
+    patterns = [one for one in json.loads(skips.read_text()) if len(one) > 8]
     tokenizer, target = runtime._tokenizers["target"], runtime.models["target"]
     texts = {item["id"]: tokenizer.encode(item["reference"].encode(), start=True) for item in items}
-    texts = {name: tokens for name, tokens in texts.items() if len(tokens) > given.tokens}
+    texts = {name: tokens for name, tokens in texts.items() if len(tokens) > size}
     now: dict[str, Any] = {}
     start, distribution = Ensemble.start, Ensemble.distribution
 
@@ -209,8 +204,8 @@ def replay(runtime: Runtime, items: list[dict[str, Any]], given: argparse.Namesp
         own, token = found.candidates, at(len(self.tokens))[0]
         return dataclasses.replace(found, logp=np.where(own.tokens == token, 0.0, own.logp - 9.0))
 
-    alone = dataclasses.replace(options(given, Speed.EXACT_STEPS), method=Method.TARGET)
-    kinds = {"target": alone} | {str(speed): options(given, speed) for speed in Speed}
+    alone = dataclasses.replace(options(size, Speed.EXACT_STEPS), method=Method.TARGET)
+    kinds = {"target": alone} | {str(speed): options(size, speed) for speed in Speed}
     modes = {name: runtime_mode(runtime, kind, lambda: False) for name, kind in kinds.items()}
 
     def along(mode: Mode) -> Mode:
@@ -236,34 +231,37 @@ def replay(runtime: Runtime, items: list[dict[str, Any]], given: argparse.Namesp
     print({name: round(ratio["median"], 3) for name, ratio in result.ratios().items()})
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("same", "curve", "skips", "replay"))
-    parser.add_argument("models", nargs=3)
-    parser.add_argument("items", nargs="+", type=Path)
-    parser.add_argument("--adapter", action="store_true")
-    parser.add_argument("--texts", action="store_true")
-    parser.add_argument("--raw", action="store_true")
-    parser.add_argument("--count", type=int, default=300)
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--skips", type=Path)
-    given = parser.parse_args()
-    target, expert, base = given.models
-    lines = itertools.chain.from_iterable(path.open(encoding="utf-8") for path in given.items)
-    items = [json.loads(line) for line in itertools.islice(lines, given.count)]
-    load = LoadOptions(threads=given.threads, context=4096)
-    files = Bundle.from_paths(target, None if given.adapter else expert, base,
-                              expert if given.adapter else None)  # fmt: skip
-    with Runtime.open(files, load=load, check=False) as runtime:
-        if given.what in ("curve", "replay"):
-            {"curve": curve, "replay": replay}[given.what](runtime, items, given)
-            return
-        asked = [f"{item['instruction']}\n\n{item['input']}" for item in items]
-        {"same": same, "skips": skips}[given.what](runtime, asked, given)
+def main(
+    what: Literal["same", "curve", "skips", "replay"],
+    target: Path,
+    expert: Path,
+    base: Path,
+    files: list[Path],
+    adapter: bool = False,
+    texts: bool = False,
+    raw: bool = False,
+    count: int = 300,
+    tokens: int = 48,
+    threads: int = 1,
+    out: Path | None = None,
+    skips_file: Annotated[Path | None, typer.Option("--skips")] = None,
+) -> None:
+    """Measures WHAT with COUNT items of FILES."""
+    items = list(itertools.islice(itertools.chain.from_iterable(map(records, files)), count))
+    asked = list(map(prompt_of, items)) if what in ("same", "skips") else []
+    bundle = Bundle.from_paths(target, None if adapter else expert, base,
+                               expert if adapter else None)  # fmt: skip
+    load = LoadOptions(threads=threads, context=4096)
+    with Runtime.open(bundle, load=load, check=False) as runtime:
+        if what == "same":
+            same(runtime, asked, tokens)
+        elif what == "curve":
+            curve([read(runtime, item, texts=texts, raw=raw) for item in items])
+        elif what == "skips":
+            skips(runtime, asked, tokens, raw, out or Path("skips.json"))
+        else:
+            replay(runtime, items, tokens, skips_file or Path("skips.json"))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

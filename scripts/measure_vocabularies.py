@@ -11,13 +11,13 @@ proxy of a target is known for the next.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
+import typer
 
 from capt_local.alignment import NO_EVENT, Projection, TargetEvents
 from capt_local.errors import ModelError
@@ -56,17 +56,16 @@ def unspellable(tokenizer: TextTokenizer, events: TargetEvents) -> int:
     return sum(events.first(vocabulary.piece(token)) == NO_EVENT for token in text)
 
 
-def main() -> None:
+def main(
+    models: Annotated[list[Path] | None, typer.Argument(help="further GGUF files")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="these targets alone")] = None,
+) -> None:
     """Prints a table in Markdown: a row for each target, a column for each proxy."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", type=Path, help="further GGUF files")
-    parser.add_argument("--target", action="append", help="these targets alone")
-    arguments = parser.parse_args()
-    known = dict(tokenizers(arguments.models))
+    known = dict(tokenizers(models or []))
     print("| target | tokens | events |", " | ".join(known), "| MB | no token |", flush=True)
     print("|---" * (len(known) + 5) + "|")
     for name, tokenizer in known.items():
-        if arguments.target and name not in arguments.target:
+        if target and name not in target:
             continue
         events, seconds = timed(lambda tokenizer=tokenizer: TargetEvents(tokenizer))
         cells, largest, lost = [], 0.0, 0
@@ -82,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,8 +1,8 @@
 """Train the two clinical LoRA adapters of SmolLM2: knowledge first, then alignment.
 
     python -m scripts.train_adapters prepare DATA --model MODEL.gguf --work W
-    python -m scripts.train_adapters train knowledge --work W [--lanes 2] [--minutes 60]
-    python -m scripts.train_adapters train alignment --work W [--lanes 2] [--tokens 300000]
+    python -m scripts.train_adapters train knowledge --work W [--threads 2] [--minutes 60]
+    python -m scripts.train_adapters train alignment --work W [--threads 2] [--tokens 300000]
     python -m scripts.train_adapters export --work W OUT
     python -m scripts.train_adapters take knowledge.gguf --work W
 
@@ -17,10 +17,9 @@ matrices (Wang et al. 2023, O-LoRA). MedCare's routed experts are left out: a GG
 router. The weights of the model itself are the de-quantized ones of the GGUF file, so an adapter
 fits the very file that it is used with.
 
-Each lane is a process with one thread; gradients are averaged over the lanes at each step. A stage
-ends after its tokens or its minutes, whichever comes first; the learning rate falls linearly to
-zero by then. A checkpoint is written every few minutes, and the same command resumes from it.
-`take` makes an exported adapter the frozen one that alignment stages lie on.
+A stage ends after its tokens or its minutes, whichever comes first; the learning rate falls
+linearly to zero by then. A checkpoint is written every few minutes, and the same command resumes
+from it. `take` makes an exported adapter the frozen one that alignment stages lie on.
 """
 
 from __future__ import annotations
@@ -28,24 +27,23 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scripts.common import write_gguf
 from scripts.train_demo_trio.corpus import (
     CLINICAL,
     TEXTBOOKS,
     Document,
-    Sieve,
     evaluation_texts,
     load,
+    sift,
 )
 from scripts.train_demo_trio.turns import turns_of
 
@@ -82,7 +80,7 @@ class Stage:
         rank: of the matrices A and B.
         scale: what B A is multiplied by (alpha / rank).
         lr: the highest learning rate.
-        rows: of ROW tokens, in a step, all lanes together.
+        rows: of ROW tokens, in a step.
         under: the adapter that it lies on, frozen.
         orthogonal: weight of the penalty that keeps it orthogonal to that one.
         noise: alpha of NEFTune (Jain et al. 2023); 0 is without.
@@ -101,46 +99,38 @@ class Stage:
     noise: float = 0.0
 
 
-_BOOKS = dict.fromkeys(TEXTBOOKS, 0.04)
-_ANSWERS = {
-    "mts-dialog-train": 0.4,
-    "aci-bench-train": 0.1,
-    "medquad": 0.2,
-    "mtsamples-noleak": 0.15,
-    "e3c-en-ccby": 0.05,
-    **dict.fromkeys(TEXTBOOKS, 0.03),
-}
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage(
-            "knowledge",
-            {
-                "mtsamples-noleak": 0.62,
-                "e3c-en-ccby": 0.12,
-                "medquad": 0.06,
-                "mts-dialog-train": 0.05,
-                "aci-bench-train": 0.03,
-                **_BOOKS,
-            },
-            turns=False,
-            tokens=2_600_000,
-        ),
-        Stage(
-            "alignment",
-            _ANSWERS,
-            turns=True,
-            tokens=1_000_000,
-            lr=4e-4,
-            under="knowledge",
-            orthogonal=1.0,
-        ),
-        Stage("alignment-plain", _ANSWERS, turns=True, tokens=1_000_000, lr=4e-4,
-              under="knowledge"),
-        Stage("alignment-neft", _ANSWERS, turns=True, tokens=1_000_000, lr=4e-4,
-              under="knowledge", orthogonal=1.0, noise=5.0),
-    )
-}  # fmt: skip
+_KNOWLEDGE = Stage(
+    "knowledge",
+    {
+        "mtsamples-noleak": 0.62,
+        "e3c-en-ccby": 0.12,
+        "medquad": 0.06,
+        "mts-dialog-train": 0.05,
+        "aci-bench-train": 0.03,
+        **dict.fromkeys(TEXTBOOKS, 0.04),
+    },
+    turns=False,
+    tokens=2_600_000,
+)
+_ALIGNMENT = Stage(
+    "alignment",
+    {
+        "mts-dialog-train": 0.4,
+        "aci-bench-train": 0.1,
+        "medquad": 0.2,
+        "mtsamples-noleak": 0.15,
+        "e3c-en-ccby": 0.05,
+        **dict.fromkeys(TEXTBOOKS, 0.03),
+    },
+    turns=True,
+    tokens=1_000_000,
+    lr=4e-4,
+    under="knowledge",
+    orthogonal=1.0,
+)
+_PLAIN = replace(_ALIGNMENT, name="alignment-plain", orthogonal=0.0)
+_NEFT = replace(_ALIGNMENT, name="alignment-neft", noise=5.0)
+STAGES = {stage.name: stage for stage in (_KNOWLEDGE, _ALIGNMENT, _PLAIN, _NEFT)}
 
 
 # Text
@@ -149,7 +139,7 @@ STAGES = {
 def prepare(data: Path, model: Path, work: Path) -> None:
     """Tokenize all sources, without what stands in evaluation files, into WORK/rows."""
     documents = [d for source in CLINICAL for d in load(data, source)]
-    kept = Sieve(list(evaluation_texts(data / "eval"))).sift(documents)
+    kept = sift(documents, evaluation_texts(data / "eval"))
     tokenizer = load_tokenizer(model)
     folder = work / "rows"
     folder.mkdir(parents=True, exist_ok=True)
@@ -284,59 +274,43 @@ def overlap_penalty(model: PreTrainedModel, stage: Stage) -> torch.Tensor:
     return torch.stack(terms).mean()
 
 
-def loss_and_gradient(
-    hidden: torch.Tensor, labels: torch.Tensor, head: torch.Tensor, total: int, chunk: int = 512
-) -> tuple[float, torch.Tensor]:
-    """Summed cross-entropy and its gradient by the last hidden states, over `total` labels.
+def loss_of(
+    hidden: torch.Tensor, labels: torch.Tensor, head: torch.Tensor, chunk: int = 512
+) -> torch.Tensor:
+    """Summed cross-entropy of (positions, width) that the head (vocabulary, width) reads.
 
-    Chunk by chunk, so that the logits of a batch are never in memory together.
-
-    Args:
-        hidden: (positions, width), what the head reads.
-        labels: (positions,), IGNORED where there is none.
-        head: (vocabulary, width).
-        total: labels of all lanes in this step.
-        chunk: positions at a time.
+    Chunk by chunk, and once more for the gradient, so that the logits of a batch are never in
+    memory together. Positions with the label IGNORED do not count.
     """
     import torch
+    from torch.utils.checkpoint import checkpoint
 
-    gradient = torch.zeros_like(hidden)
-    loss = 0.0
-    places = torch.nonzero(labels != IGNORED).squeeze(1)
-    for at in places.split(chunk):
-        logits = (hidden[at] @ head.T).float()
-        peak = torch.logsumexp(logits, 1)
-        picked = logits.gather(1, labels[at, None]).squeeze(1)
-        loss += float((peak - picked).sum())
-        share = torch.exp(logits - peak[:, None])
-        share[torch.arange(len(at)), labels[at]] -= 1.0
-        gradient[at] = ((share / total).to(head.dtype) @ head).to(gradient.dtype)
-    return loss, gradient
+    def summed(states: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        logits = (states @ head.T).float()
+        return torch.nn.functional.cross_entropy(logits, own, reduction="sum")
+
+    counted = labels != IGNORED
+    chunks = zip(hidden[counted].split(chunk), labels[counted].split(chunk), strict=True)
+    losses = [checkpoint(summed, *each, use_reentrant=False) for each in chunks]
+    return torch.stack(losses).sum()
 
 
 # Training
 
 
-def train(work: Path, stage: Stage, lanes: int, minutes: float) -> None:
-    """Train a stage in some processes of one thread each."""
-    import torch.multiprocessing as processes
-
-    port = str(20000 + os.getpid() % 20000)
-    processes.spawn(_lane, (work, stage, lanes, minutes, port), nprocs=lanes)
-
-
-def _lane(index: int, work: Path, stage: Stage, lanes: int, minutes: float, port: str) -> None:
+def train(
+    work: Path, stage: str, threads: int = 1, minutes: float = 1e6, tokens: int | None = None
+) -> None:
+    """Train a stage, or go on with it; `tokens` instead of its own number."""
     import torch
-    import torch.distributed as group
 
-    torch.set_num_threads(1)
+    plan = replace(STAGES[stage], tokens=tokens or STAGES[stage].tokens)
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    group.init_process_group("gloo", rank=index, world_size=lanes)
-    model = with_adapters(load_model(Path((work / "model").read_text())), stage, work)
+    model = with_adapters(load_model(Path((work / "model").read_text())), plan, work)
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.0)
-    folder = work / stage.name
+    optimizer = torch.optim.AdamW(weights, lr=plan.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    folder = work / plan.name
     folder.mkdir(exist_ok=True)
     state = {"tokens": 0, "steps": 0, "seconds": 0.0}
     if (folder / "state.pt").exists():
@@ -345,81 +319,59 @@ def _lane(index: int, work: Path, stage: Stage, lanes: int, minutes: float, port
         optimizer.load_state_dict(saved["optimizer"])
         for parameter, value in zip(weights, values, strict=True):
             parameter.data.copy_(value)
-    rows = mixture(work / "rows", stage, seed=1000 * index + state["steps"])
+
+    def save() -> None:
+        part = folder / "state.pt.part"
+        values = [p.detach().clone() for p in weights]
+        torch.save({"state": state, "weights": values, "optimizer": optimizer.state_dict()}, part)
+        part.replace(folder / "state.pt")
+
+    rows = mixture(work / "rows", plan, seed=state["steps"])
     began, saved_at = time.monotonic() - state["seconds"], time.monotonic()
     body = model.get_base_model()
     head = body.lm_head.weight
     recent: list[float] = []
     while True:
-        # One clock for all lanes, so that they stop together.
-        clock = torch.tensor([time.monotonic() - began])
-        group.broadcast(clock, 0)
-        done = max(state["tokens"] / stage.tokens, float(clock) / (60 * minutes))
+        state["seconds"] = time.monotonic() - began
+        done = max(state["tokens"] / plan.tokens, state["seconds"] / (60 * minutes))
         if done >= 1:
             break
-        rate = stage.lr * min(1.0, (state["steps"] + 1) / 20, 1 - done)
+        rate = plan.lr * min(1.0, (state["steps"] + 1) / 20, 1 - done)
         for each in optimizer.param_groups:
             each["lr"] = rate
-        batch = [next(rows) for _ in range(stage.rows // lanes)]
-        tokens = torch.from_numpy(np.stack([b[0] for b in batch])).long()
+        batch = [next(rows) for _ in range(plan.rows)]
+        ids = torch.from_numpy(np.stack([b[0] for b in batch])).long()
         labels = torch.from_numpy(np.stack([b[1] for b in batch])).long()
         labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        counts = torch.tensor([float((labels != IGNORED).sum()), 0.0])
-        mine = counts[:1].clone()
-        group.all_reduce(mine)
-        inputs = body.model.embed_tokens(tokens)
-        if stage.noise:
-            size = stage.noise / math.sqrt(ROW * inputs.shape[-1])
+        inputs = body.model.embed_tokens(ids)
+        if plan.noise:
+            size = plan.noise / math.sqrt(ROW * inputs.shape[-1])
             inputs = inputs + torch.empty_like(inputs).uniform_(-size, size)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = body.model(inputs_embeds=inputs).last_hidden_state
-        flat = hidden.flatten(0, 1)
-        loss, gradient = loss_and_gradient(
-            flat.detach().to(head.dtype), labels.flatten(), head, int(mine)
-        )
+        loss = loss_of(hidden.to(head.dtype), labels, head) / (labels != IGNORED).sum()
+        recent.append(loss.item())
+        if plan.orthogonal:
+            loss = loss + plan.orthogonal * overlap_penalty(model, plan)
         optimizer.zero_grad()
-        flat.backward(gradient.to(flat.dtype))
-        if stage.orthogonal:
-            (stage.orthogonal / lanes * overlap_penalty(model, stage)).backward()
-        for parameter in weights:
-            group.all_reduce(parameter.grad)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        counts[1] = loss
-        group.all_reduce(counts)
-        recent.append(float(counts[1] / counts[0]))
-        state["tokens"] += stage.rows * ROW
+        state["tokens"] += plan.rows * ROW
         state["steps"] += 1
-        state["seconds"] = float(clock)
-        if index == 0 and state["steps"] % 10 == 0:
+        if state["steps"] % 10 == 0:
             speed = state["tokens"] / max(state["seconds"], 1)
             print(
-                f"{stage.name} step {state['steps']} tokens {state['tokens']} "
+                f"{plan.name} step {state['steps']} tokens {state['tokens']} "
                 f"loss {np.mean(recent[-20:]):.4f} rate {rate:.1e} {speed:.0f} tokens/s",
                 flush=True,
             )
-        if index == 0 and time.monotonic() - saved_at > 300:
-            _save_state(folder, state, weights, optimizer)
+        if time.monotonic() - saved_at > 300:
+            save()
             saved_at = time.monotonic()
-    if index == 0:
-        _save_state(folder, state, weights, optimizer)
-        model.save_pretrained(folder, selected_adapters=[stage.name])
-        (folder / "log.json").write_text(json.dumps({**state, "losses": recent}))
-    group.destroy_process_group()
-
-
-def _save_state(
-    folder: Path,
-    state: dict[str, float],
-    weights: Sequence[torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    import torch
-
-    part = folder / "state.pt.part"
-    values = [p.detach().clone() for p in weights]
-    torch.save({"state": state, "weights": values, "optimizer": optimizer.state_dict()}, part)
-    part.replace(folder / "state.pt")
+    save()
+    model.save_pretrained(folder, selected_adapters=[plan.name])
+    (folder / "log.json").write_text(json.dumps({**state, "losses": recent}))
 
 
 # GGUF
@@ -453,19 +405,12 @@ def export(work: Path, out: Path, names: Sequence[str], bits: int) -> None:
             side = "a" if "lora_A" in parts else "b"
             value = value.astype(np.float32)
             if side == "b" and matrix in heads:
-                count = heads[matrix]
-                value = (
-                    value.reshape(count, 2, value.shape[0] // count // 2, -1)
-                    .swapaxes(1, 2)
-                    .reshape(value.shape)
-                )
+                halves = value.reshape(heads[matrix], 2, value.shape[0] // heads[matrix] // 2, -1)
+                value = halves.swapaxes(1, 2).reshape(value.shape)
             kind = Kind.Q8_0 if bits == 8 and value.shape[-1] % 32 == 0 else Kind.F16
             packed = gguf.quants.quantize(np.ascontiguousarray(value), kind)
             writer.add_tensor(f"blk.{layer}.{matrix}.weight.lora_{side}", packed, raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_gguf(writer)
         print(f"{out / name}.gguf {(out / f'{name}.gguf').stat().st_size} bytes")
 
 
@@ -510,38 +455,31 @@ def _heads(work: Path) -> dict[str, int]:
 
 
 def main() -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("prepare", "train", "export", "take"):
-        part = verbs.add_parser(verb)
+    verbs = parser.add_subparsers(required=True)
+
+    def verb(call: Callable[..., None]) -> argparse.ArgumentParser:
+        part = verbs.add_parser(call.__name__)
+        part.set_defaults(call=call)
         part.add_argument("--work", type=Path, required=True)
-        if verb == "prepare":
-            part.add_argument("data", type=Path)
-            part.add_argument("--model", type=Path, required=True)
-        elif verb == "train":
-            part.add_argument("stage", choices=list(STAGES))
-            part.add_argument("--lanes", type=int, default=1)
-            part.add_argument("--minutes", type=float, default=1e6)
-            part.add_argument("--tokens", type=int, help="instead of the stage's own number")
-        elif verb == "take":
-            part.add_argument("file", type=Path)
-        else:
-            part.add_argument("out", type=Path)
-            part.add_argument("--names", nargs="+", default=["knowledge", "alignment"])
-            part.add_argument("--bits", type=int, choices=(8, 16), default=16)
-    given = parser.parse_args()
-    if given.verb == "prepare":
-        prepare(given.data, given.model, given.work)
-    elif given.verb == "train":
-        stage = STAGES[given.stage]
-        stage = replace(stage, tokens=given.tokens or stage.tokens)
-        train(given.work, stage, given.lanes, given.minutes)
-    elif given.verb == "take":
-        take(given.work, given.file)
-    else:
-        export(given.work, given.out, given.names, given.bits)
+        return part
+
+    part = verb(prepare)
+    part.add_argument("data", type=Path)
+    part.add_argument("--model", type=Path, required=True)
+    part = verb(train)
+    part.add_argument("stage", choices=list(STAGES))
+    part.add_argument("--threads", type=int, default=1)
+    part.add_argument("--minutes", type=float, default=1e6)
+    part.add_argument("--tokens", type=int, help="instead of the stage's own number")
+    part = verb(export)
+    part.add_argument("out", type=Path)
+    part.add_argument("--names", nargs="+", default=["knowledge", "alignment"])
+    part.add_argument("--bits", type=int, choices=(8, 16), default=16)
+    verb(take).add_argument("file", type=Path)
+    given = vars(parser.parse_args())
+    given.pop("call")(**given)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -17,21 +17,24 @@ ten is held out, by its id; the state with the lowest loss of held-out candidate
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import random
 import re
-import sys
 import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scripts.common import records, write_gguf
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Tokenizer
 
     from capt_local.evaluate.tasks import EvalTask
 
@@ -40,6 +43,9 @@ LENGTH = 256
 CLS, SEP = 101, 102
 ENCODER, HEAD = "encoder.gguf", "head.safetensors"  # as `capt_local.rerank` has it
 BATCH = 16
+
+app = typer.Typer(help=__doc__)
+Work = Annotated[Path, typer.Option()]
 
 
 # Candidates
@@ -72,30 +78,28 @@ def mts_headers(names: Sequence[str]) -> tuple[str, ...]:
 
 def sections(path: Path, headers: tuple[str, ...]) -> EvalTask:
     """The training dialogues of MTS-Dialog, each with the name of its section."""
-    import lzma
-
     from capt_local.evaluate.tasks import EvalTask, Item, Kind, Measure
 
     items = []
-    with lzma.open(path, "rt", encoding="utf-8") as lines:
-        for record in map(json.loads, lines):
-            found = re.match(r"Dialogue:\n(.*)\n\n([A-Z/_ ]+):\n", record["text"], re.S)
-            if found and found[2] in headers:
-                asked = "Name the clinical note section that this conversation belongs to."
-                items.append(Item(record["id"], asked, found[1].strip(), found[2], headers))
+    for record in records(path):
+        found = re.match(r"Dialogue:\n(.*)\n\n([A-Z/_ ]+):\n", record["text"], re.S)
+        if found and found[2] in headers:
+            asked = "Name the clinical note section that this conversation belongs to."
+            items.append(Item(record["id"], asked, found[1].strip(), found[2], headers))
     return EvalTask("mts-header", Kind.CLASSIFICATION, tuple(items), Measure.CHOICE)
 
 
-def borrow(out: Path, known: Path, names: Sequence[str], count: int) -> None:
+@app.command()
+def borrow(out: Path, known: Path, tasks: list[str], count: int = 3) -> None:
     """Write candidates for further questions: answers that the trio gave to others of the task.
 
     A classification has few different answers, so the models need not run for each question.
     """
-    lines = [json.loads(line) for line in known.open(encoding="utf-8")]
+    lines = records(known)
     there = {(line["task"], line["id"]) for line in lines}
     rng = random.Random(1)
     with out.open("w", encoding="utf-8") as file:
-        for task in tasks_of(names):
+        for task in tasks_of(tasks):
             pool = [
                 answer
                 for line in lines
@@ -141,41 +145,35 @@ def held_out(line: dict[str, Any]) -> bool:
     return zlib.crc32(f"{line['task']}/{line['id']}".encode()) % 10 == 0
 
 
-class Pairs:
-    """Texts as the runtime gives them to the encoder.
+def pair_ids(tokenizer: Tokenizer, question: str, answer: str) -> list[int]:
+    """[CLS] Q: question A: answer [SEP], as the runtime gives it to the encoder.
 
     At most LENGTH tokens; the beginning of the question is left out where they are longer.
     """
-
-    def __init__(self, encoder: Path) -> None:
-        """Reads the tokenizer."""
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-
-    def ids(self, question: str, answer: str) -> list[int]:
-        """[CLS] Q: question A: answer [SEP]."""
-        own = [self._tokenizer.encode(part, add_special_tokens=False).ids for part in
-               ("Q:", question, f"A: {answer}")]  # fmt: skip
-        left = LENGTH - 2 - len(own[0]) - len(own[2])
-        own[1] = own[1][-left:] if left > 0 else []
-        own[2] = own[2][: LENGTH - 2 - len(own[0])]
-        return [CLS, *(token for part in own for token in part), SEP]
+    parts = ("Q:", question, f"A: {answer}")
+    before, own, behind = (tokenizer.encode(part, add_special_tokens=False).ids for part in parts)
+    left = LENGTH - 2 - len(before) - len(behind)
+    own = own[-left:] if left > 0 else []
+    return [CLS, *before, *own, *behind[: LENGTH - 2 - len(before)], SEP]
 
 
-def train(paths: Sequence[Path], encoder: Path, work: Path, epochs: int, lr: float) -> None:
+@app.command()
+def train(
+    candidates: list[Path], encoder: Path, work: Work, epochs: int = 1, lr: float = 2e-5
+) -> None:
     """Train encoder and head; keep the state with the lowest held-out loss in WORK."""
     import numpy as np
     import torch
+    from tokenizers import Tokenizer
     from transformers import AutoModel
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    lines = [json.loads(line) for path in paths for line in path.open(encoding="utf-8")]
-    pairs = Pairs(encoder)
-    rows = [(p, pairs.ids(q, a), label) for p, q, a, label in examples(lines)]
+    lines = [line for path in candidates for line in records(path)]
+    tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    rows = [(p, pair_ids(tokenizer, q, a), label) for p, q, a, label in examples(lines)]
     learned = [row for row in rows if not held_out(lines[row[0]])]
     hidden = [row for row in rows if held_out(lines[row[0]])]
     print(
@@ -259,26 +257,14 @@ def train(paths: Sequence[Path], encoder: Path, work: Path, epochs: int, lr: flo
 
 # Export
 
-_LAYER = {
-    "attention.self.query": "attn_q",
-    "attention.self.key": "attn_k",
-    "attention.self.value": "attn_v",
-    "attention.output.dense": "attn_output",
-    "attention.output.LayerNorm": "attn_output_norm",
-    "intermediate.dense": "ffn_up",
-    "output.dense": "ffn_down",
-    "output.LayerNorm": "layer_output_norm",
-}
-_EMBEDDINGS = {
-    "embeddings.word_embeddings.weight": "token_embd.weight",
-    "embeddings.position_embeddings.weight": "position_embd.weight",
-    "embeddings.token_type_embeddings.weight": "token_types.weight",
-    "embeddings.LayerNorm.weight": "token_embd_norm.weight",
-    "embeddings.LayerNorm.bias": "token_embd_norm.bias",
-}
 
-
-def export(encoder: Path, work: Path, out: Path, target: Path) -> None:
+@app.command()
+def export(
+    encoder: Path,
+    out: Path,
+    work: Work,
+    target: Annotated[Path, typer.Option(help="GGUF whose answers it scores")],
+) -> None:
     """Write OUT/encoder.gguf (Q5_0) and OUT/head.safetensors."""
     import gguf
     import numpy as np
@@ -320,8 +306,9 @@ def export(encoder: Path, work: Path, out: Path, target: Path) -> None:
         (writer.add_pad_token_id, "PAD"), (writer.add_mask_token_id, "MASK"),
     ):  # fmt: skip
         add(words.index(f"[{name}]"))
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, config["num_hidden_layers"])
     for key, tensor in state["encoder"].items():
-        name = _EMBEDDINGS.get(key) or _layer_name(key)
+        name = names.get_name(key, try_suffixes=(".weight", ".bias"))
         if name is None:
             continue
         value = np.ascontiguousarray(tensor.numpy().astype(np.float32))
@@ -329,10 +316,7 @@ def export(encoder: Path, work: Path, out: Path, target: Path) -> None:
         if value.ndim == 2 and name != "token_types.weight":
             kind = Kind.Q5_0
         writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_gguf(writer)
     about = {
         "encoder_sha256": hashlib.sha256((out / ENCODER).read_bytes()).hexdigest(),
         "target_tokenizer": file_digests(target).tokenizer,
@@ -343,39 +327,5 @@ def export(encoder: Path, work: Path, out: Path, target: Path) -> None:
     print(f"{out / ENCODER}: {(out / ENCODER).stat().st_size:,} bytes")
 
 
-def _layer_name(key: str) -> str | None:
-    found = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", key)
-    return f"blk.{found[1]}.{_LAYER[found[2]]}.{found[3]}" if found else None
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    part = verbs.add_parser("borrow")
-    part.add_argument("out", type=Path)
-    part.add_argument("known", type=Path)
-    part.add_argument("tasks", nargs="+")
-    part.add_argument("--count", type=int, default=3)
-    part = verbs.add_parser("train")
-    part.add_argument("candidates", type=Path, nargs="+")
-    part.add_argument("encoder", type=Path)
-    part.add_argument("--work", type=Path, required=True)
-    part.add_argument("--epochs", type=int, default=1)
-    part.add_argument("--lr", type=float, default=2e-5)
-    part = verbs.add_parser("export")
-    part.add_argument("encoder", type=Path)
-    part.add_argument("out", type=Path)
-    part.add_argument("--work", type=Path, required=True)
-    part.add_argument("--target", type=Path, required=True, help="GGUF whose answers it scores")
-    given = parser.parse_args()
-    if given.verb == "borrow":
-        borrow(given.out, given.known, given.tasks, given.count)
-    elif given.verb == "train":
-        train(given.candidates, given.encoder, given.work, given.epochs, given.lr)
-    else:
-        export(given.encoder, given.work, given.out, given.target)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    app()

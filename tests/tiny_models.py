@@ -15,6 +15,7 @@ import gguf
 import numpy as np
 
 from capt_local.tokenization import TokenKind
+from scripts.common import write_gguf
 from tests.tiny_vocabularies import TEMPLATE, Flavour, TinyVocabulary, tiny_vocabulary
 
 Architecture = Literal["llama", "gemma3", "mamba"]
@@ -71,10 +72,7 @@ def tiny_gguf(
     for name, shape in _tensors(architecture, len(vocabulary) + more_rows, layers):
         if not (tied and name == "output.weight"):
             _add_tensor(writer, name, _values(random, name, shape, nan), number_format)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_gguf(writer)
     return path
 
 
@@ -99,10 +97,7 @@ def adapter_gguf(
     writer.add_key_value("adapter.lora.alpha", alpha, gguf.GGUFValueType.FLOAT32)
     for name, values in tensors.items():
         writer.add_tensor(name, values.astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_gguf(writer)
     return path
 
 

@@ -11,43 +11,50 @@ preset demo wants a GPU. The target of the demo is a published model (models/dem
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
 
 from scripts.train_demo_trio.corpus import (
     CLINICAL,
     GENERAL,
     SOURCES,
     Document,
-    Sieve,
     evaluation_texts,
     load,
+    sift,
     thinned,
 )
-from scripts.train_demo_trio.stages import PRESETS, STAGES, Preset
+from scripts.train_demo_trio.stages import PRESETS, STAGES
 
 _VOCAB_TEXT = {"english-novels-100": 4_000_000, "openstax-general": 12_000_000}
 
 
-def prepare(data: Path, work: Path, name: str) -> None:
-    """Text to token streams, without what stands in evaluation files."""
-    from scripts.train_demo_trio.streams import make_streams
-    from scripts.train_demo_trio.vocab import FILE, Vocab, train_vocab
+app = typer.Typer(help=__doc__)
+Work = Annotated[Path, typer.Option()]
+StageName = Literal["base", "expert-pretrain", "expert-tune"]
 
-    preset = PRESETS[name]
+
+@app.command()
+def prepare(data: Path, work: Work, preset: Literal["demo", "cpu", "tests"] = "demo") -> None:
+    """Text to token streams, without what stands in evaluation files."""
+    from scripts.train_demo_trio.streams import FILE, Vocab, make_streams, train_vocab
+
+    plan = PRESETS[preset]
     work.mkdir(parents=True, exist_ok=True)
-    documents = [d for source in SOURCES for d in load(data, source, preset.limit(source))]
-    kept = Sieve(list(evaluation_texts(data / "eval"))).sift(documents)
+    documents = [d for source in SOURCES for d in load(data, source, plan.limit(source))]
+    kept = sift(documents, evaluation_texts(data / "eval"))
     for source in SOURCES:
         own = [d for d in kept if d.source == source]
         characters = sum(len(d.text) for d in own) / 1e6
         print(f"{source:28} {len(own):7,} documents, {characters:7.2f} M characters")
-    train_vocab(_vocabulary_texts(kept), preset.shape.vocab, work / FILE)
-    make_streams(kept, preset, Vocab(work), work)
-    (work / "preset").write_text(name, encoding="utf-8")
+    train_vocab(_vocabulary_texts(kept), plan.shape.vocab, work / FILE)
+    make_streams(kept, plan, Vocab(work), work)
+    (work / "preset").write_text(preset, encoding="utf-8")
 
 
 def _vocabulary_texts(documents: Sequence[Document]) -> list[str]:
@@ -61,8 +68,14 @@ def _vocabulary_texts(documents: Sequence[Document]) -> list[str]:
     ]
 
 
+@app.command()
 def train(
-    work: Path, stages: Sequence[str], device: str, threads: int, minutes: float, steps: int
+    work: Work,
+    stages: list[str] | None = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    threads: int = 1,
+    minutes: Annotated[float, typer.Option(help="save and end after so long")] = math.inf,
+    steps: Annotated[int, typer.Option(help="of each stage, to try it")] = 0,
 ) -> None:
     """The stages that are not done, one after the other."""
     import torch
@@ -70,9 +83,9 @@ def train(
     from scripts.train_demo_trio.train import Trainer, is_done
 
     torch.set_num_threads(threads)
-    preset, stop_at = preset_of(work), time.time() + 60 * minutes
+    preset, stop_at = PRESETS[(work / "preset").read_text("utf-8")], time.time() + 60 * minutes
     tokens = steps * preset.rows * preset.shape.context
-    for name in stages:
+    for name in stages or STAGES:
         if not is_done(work, name) and not Trainer(STAGES[name], preset, work, device=device).run(
             stop_at, tokens
         ):
@@ -81,51 +94,25 @@ def train(
     print("all stages are done")
 
 
-def preset_of(work: Path) -> Preset:
-    """The preset that a folder was prepared for."""
-    return PRESETS[(work / "preset").read_text("utf-8")]
+@app.command()
+def export(
+    out: Path, work: Work, expert: StageName = "expert-tune", base: StageName = "base"
+) -> None:
+    """Writes the checkpoints of two stages as F16."""
+    from scripts.train_demo_trio.export import export
+
+    export(work, out, {"expert": expert, "base": base})
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    part = verbs.add_parser("prepare")
-    part.add_argument("data", type=Path)
-    part.add_argument("--work", type=Path, required=True)
-    part.add_argument("--preset", choices=PRESETS, default="demo")
-    part = verbs.add_parser("train")
-    part.add_argument("--work", type=Path, required=True)
-    part.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES)[:3])
-    part.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    part.add_argument("--threads", type=int, default=1)
-    part.add_argument("--minutes", type=float, default=math.inf, help="save and end after so long")
-    part.add_argument("--steps", type=int, default=0, help="of each stage, to try it")
-    part = verbs.add_parser("export")
-    part.add_argument("out", type=Path)
-    part.add_argument("--work", type=Path, required=True)
-    part.add_argument("--expert", choices=STAGES, default="expert-tune", help="its stage")
-    part.add_argument("--base", choices=STAGES, default="base", help="its stage")
-    part = verbs.add_parser("quantize")
-    part.add_argument("f16", type=Path)
-    part.add_argument("out", type=Path)
-    part.add_argument("--type", default="q8_0")
-    given = parser.parse_args(argv)
-    if given.verb == "prepare":
-        prepare(given.data, given.work, given.preset)
-    elif given.verb == "train":
-        train(given.work, given.stages, given.device, given.threads, given.minutes, given.steps)
-    elif given.verb == "export":
-        from scripts.train_demo_trio.export import export
+@app.command()
+def quantize(f16: Path, out: Path, type: str = "q8_0") -> None:
+    """Writes all files of a folder with fewer bits."""
+    from scripts.train_demo_trio.export import quantize
 
-        export(given.work, given.out, {"expert": given.expert, "base": given.base})
-    else:
-        from scripts.train_demo_trio.export import quantize
-
-        given.out.mkdir(parents=True, exist_ok=True)
-        for path in sorted(given.f16.glob("*.gguf")):
-            quantize(path, given.out / path.name, given.type)
+    out.mkdir(parents=True, exist_ok=True)
+    for path in sorted(f16.glob("*.gguf")):
+        quantize(path, out / path.name, type)
 
 
 if __name__ == "__main__":
-    main()
+    app()

@@ -10,17 +10,18 @@ of which more than half of the runs stood in an earlier one.
 
 from __future__ import annotations
 
-import json
-import lzma
+import hashlib
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from scripts.common import records
 
 GENERAL = ("openstax-general", "english-novels-100", "gsm8k-train")
 TEXTBOOKS = (
@@ -69,14 +70,6 @@ def clean(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
-def lines_of(path: Path) -> Iterator[dict[str, object]]:
-    """The records of a JSON Lines file."""
-    opened: Any = lzma.open if path.suffix == ".xz" else open
-    with opened(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
-
-
 def find(data: Path, source: str) -> Path:
     """The file of a source: DATA/{clinical,general}/SOURCE.jsonl[.xz]."""
     for folder in ("clinical", "general"):
@@ -121,7 +114,7 @@ def load(data: Path, source: str, limit: int = 0) -> list[Document]:
     part has something of every novel and every textbook.
     """
     documents: list[Document] = []
-    for record in lines_of(find(data, source)):
+    for record in records(find(data, source)):
         name, text = str(record["id"]), clean(str(record["text"]))
         parts = pieces(text, CHAPTER) if len(text) > 5 * CHAPTER else [text]
         documents += [
@@ -155,43 +148,28 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 Runs = NDArray[np.uint64]
 
 
-@dataclass
-class Words:
-    """A number for every word, drawn once, from which runs get their fingerprints."""
+@cache
+def _number(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
 
-    numbers: dict[str, int] = field(default_factory=dict)
-    _drawn: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
 
-    def runs(self, text: str) -> tuple[Runs, NDArray[np.int32]]:
-        """Fingerprints of all runs of a text, and the line in which each word stands.
+def runs_of(text: str) -> tuple[Runs, NDArray[np.int32]]:
+    """Fingerprints of all runs of a text, and the line in which each word stands.
 
-        Run i begins with word i and ends with word i + 12; a text of n words has n - 12 of them.
-        Different runs share a fingerprint of 64 bits with a chance of next to nothing.
-        """
-        found: list[int] = []
-        lines: list[int] = []
-        known = self.numbers
-        for number, line in enumerate(text.lower().split("\n")):
-            words = _WORD.findall(line)
-            found += [known.setdefault(word, len(known)) for word in words]
-            lines += [number] * len(words)
-        count = len(found) - RUN + 1
-        if count < 1:
-            return np.zeros(0, np.uint64), np.array(lines, np.int32)
-        drawn = self._table()[np.array(found)]
-        runs = np.zeros(count, np.uint64)
-        for place in range(RUN):
-            runs = runs * _FACTOR + drawn[place : place + count]
-        return runs, np.array(lines, np.int32)
-
-    def _table(self) -> NDArray[np.uint64]:
-        missing = len(self.numbers) - len(self._drawn)
-        if missing > 0:
-            more = np.random.default_rng(len(self._drawn)).integers(
-                0, 2**64 - 1, max(missing, 65536), dtype=np.uint64
-            )
-            self._drawn = np.concatenate([self._drawn, more])
-        return self._drawn
+    Run i begins with word i and ends with word i + 12; a text of n words has n - 12 of them.
+    Different runs share a fingerprint of 64 bits with a chance of next to nothing.
+    """
+    numbers: list[int] = []
+    lines: list[int] = []
+    for at, line in enumerate(text.lower().split("\n")):
+        words = _WORD.findall(line)
+        numbers += map(_number, words)
+        lines += [at] * len(words)
+    drawn = np.array(numbers, np.uint64)
+    runs = np.zeros(max(0, len(drawn) - RUN + 1), np.uint64)
+    for place in range(RUN):
+        runs = runs * _FACTOR + drawn[place : place + len(runs)]
+    return runs, np.array(lines, np.int32)
 
 
 def shared(runs: Runs, with_sorted: Runs) -> NDArray[np.bool_]:
@@ -201,11 +179,6 @@ def shared(runs: Runs, with_sorted: Runs) -> NDArray[np.bool_]:
     places = np.minimum(np.searchsorted(with_sorted, runs), len(with_sorted) - 1)
     found: NDArray[np.bool_] = with_sorted[places] == runs
     return found
-
-
-def union(parts: Iterable[Runs]) -> Runs:
-    """All runs of several texts, sorted, each once."""
-    return np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
 
 
 def not_stock(hits: Sequence[Runs]) -> Runs:
@@ -249,49 +222,39 @@ _REPEATED = 0.5
 def evaluation_texts(folder: Path) -> Iterator[str]:
     """Everything that evaluation files say: inputs, references and prose."""
     for path in sorted(folder.glob("*.jsonl")):
-        for record in lines_of(path):
+        for record in records(path):
             for key in ("input", "reference", "text"):
                 if isinstance(text := record.get(key), str):
                     yield clean(text)
 
 
-class Sieve:
-    """Takes out of documents what must not be trained on."""
+def sift(documents: Sequence[Document], forbidden: Iterable[str]) -> list[Document]:
+    """The documents without what must not be trained on, held-out ones as they are.
 
-    def __init__(self, forbidden: Sequence[str]) -> None:
-        """`forbidden` are the texts of the evaluation files."""
-        self.words = Words()
-        self.forbidden = [self.words.runs(text)[0] for text in forbidden]
+    Held-out documents that share runs with evaluation files stay: nothing is learnt from them.
 
-    def sift(self, documents: Sequence[Document]) -> list[Document]:
-        """The documents that are left, held-out ones as they are.
-
-        Held-out documents that share runs with evaluation files stay: nothing is learnt from them.
-        """
-        held = [d for d in documents if d.held_out]
-        train = [d for d in documents if not d.held_out]
-        runs = [self.words.runs(document.text) for document in train]
-        outlawed = union([*self.forbidden, *(self.words.runs(d.text)[0] for d in held)])
-        marks = [shared(each, outlawed) for each, _ in runs]
-        copies = not_stock([r[0][at] for r, at in zip(runs, marks, strict=True)])
-        left: list[Document] = []
-        for document, (found, lines), at in zip(train, runs, marks, strict=True):
-            at &= shared(found, copies)
-            left.append(_without(document, lines, at) if at.any() else document)
-        return [*held, *(document for document in self._fresh(left) if document.text)]
-
-    def _fresh(self, documents: Sequence[Document]) -> list[Document]:
-        shares = repeated_shares([self.words.runs(d.text)[0] for d in documents])
-        seen: set[str] = set()
-        out: list[Document] = []
-        for document, share in zip(documents, shares, strict=True):
-            again = share > _REPEATED or document.text in seen
-            seen.add(document.text)
-            out.append(replace(document, text="") if again else document)
-        return out
-
-
-def _without(document: Document, lines: NDArray[np.int32], at: NDArray[np.bool_]) -> Document:
-    if document.source in _WHOLE:
-        return replace(document, text="")
-    return replace(document, text=without_lines(document.text, lines, at))
+    Args:
+        documents: of all sources.
+        forbidden: the texts of the evaluation files.
+    """
+    held = [d for d in documents if d.held_out]
+    train = [d for d in documents if not d.held_out]
+    runs = [runs_of(document.text) for document in train]
+    texts = [*forbidden, *(d.text for d in held)]
+    outlawed = np.unique(np.concatenate([np.zeros(0, np.uint64), *(runs_of(t)[0] for t in texts)]))
+    marks = [shared(each, outlawed) for each, _ in runs]
+    copies = not_stock([r[0][at] for r, at in zip(runs, marks, strict=True)])
+    left: list[Document] = []
+    for document, (found, lines), at in zip(train, runs, marks, strict=True):
+        at &= shared(found, copies)
+        if at.any():
+            whole = document.source in _WHOLE
+            text = "" if whole else without_lines(document.text, lines, at)
+            document = replace(document, text=text)
+        left.append(document)
+    seen, shares = {""}, repeated_shares([runs_of(d.text)[0] for d in left])
+    for document, share in zip(left, shares, strict=True):
+        if share <= _REPEATED and document.text not in seen:
+            held.append(document)
+        seen.add(document.text)
+    return held

@@ -13,9 +13,10 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 from numpy.typing import NDArray
 
+from scripts.common import write_gguf
 from scripts.train_demo_trio.model import Llama
+from scripts.train_demo_trio.streams import CONTROL, TEMPLATE, Vocab
 from scripts.train_demo_trio.train import checkpoint, load_model
-from scripts.train_demo_trio.vocab import CONTROL, TEMPLATE, Vocab
 
 _ABOUT = {
     "base": "A small general language model: the expert's parent in the capt-local demo.",
@@ -41,10 +42,7 @@ def export(work: Path, out: Path, stages: Mapping[str, str]) -> None:
             else:
                 packed = values.astype(np.float16)
                 writer.add_tensor(f"{name}.weight", packed, raw_dtype=GGMLQuantizationType.F16)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_gguf(writer)
         print(f"{path}: {stage}, {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -4,15 +4,10 @@ RoPE rotates neighbouring pairs (the "norm" convention of llama.cpp), so that qu
 matrices go into a GGUF without a permutation. The output head is the token embedding. Weights are
 float32; matrix products run in `dtype` (bfloat16 uses AMX or tensor cores).
 
-Hidden matrices are trained by Muon (Jordan et al. 2024), which replaces a matrix's momentum by its
-nearest orthogonal matrix, found with five Newton-Schulz steps; embedding and norms by AdamW.
+Hidden matrices are trained by Muon (Jordan et al. 2024), embedding and norms by AdamW.
 """
 
 from __future__ import annotations
-
-from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +32,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm with the statistics in float32."""
-    y = x.float()
-    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
-    return (y * weight).to(x.dtype)
+    return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -56,7 +49,6 @@ class Block(nn.Module):
     """Pre-norm attention and SwiGLU; parameter names are llama.cpp's."""
 
     def __init__(self, shape: Shape) -> None:
-        """Make the weights of one layer."""
         super().__init__()
         self.shape = shape
         q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -78,9 +70,7 @@ class Block(nn.Module):
         q = rotate(linear(h, self.attn_q).view(n, t, s.heads, -1), cos, sin).transpose(1, 2)
         k = rotate(linear(h, self.attn_k).view(n, t, s.kv_heads, -1), cos, sin).transpose(1, 2)
         v = linear(h, self.attn_v).view(n, t, s.kv_heads, -1).transpose(1, 2)
-        groups = s.heads // s.kv_heads
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         x = x + linear(a.transpose(1, 2).reshape(n, t, -1), self.attn_output)
         h = rms_norm(x, self.ffn_norm, s.norm_eps)
         gated = F.silu(linear(h, self.ffn_gate)) * linear(h, self.ffn_up)
@@ -88,10 +78,9 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """Token ids to the next token's logits or loss."""
+    """Token ids to the next token's logits or loss; `dtype` is that of the matrix products."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Random weights; `dtype` is that of the matrix products."""
         super().__init__()
         self.shape, self.dtype = shape, dtype
         self.token_embd = nn.Parameter(torch.randn(shape.vocab, shape.width) * 0.02)
@@ -118,55 +107,14 @@ class Llama(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
 
 
-def orthogonal(g: Tensor, dtype: torch.dtype) -> Tensor:
-    """Newton-Schulz quintic iteration on a batch of matrices [n, rows, cols]."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    tall = g.shape[1] > g.shape[2]
-    x = g.mT if tall else g
-    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
-    for _ in range(5):
-        s = x @ x.mT
-        x = a * x + (b * s + c * (s @ s)) @ x
-    return (x.mT if tall else x).float()
-
-
-class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; the step has the RMS of an AdamW step (0.2)."""
-
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, decay: float = 0.05) -> None:
-        """`lr` is on AdamW's scale (Liu et al. 2025)."""
-        super().__init__(params, {"lr": lr, "momentum": 0.95, "decay": decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every matrix that has a gradient."""
-        for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is not None:
-                    shapes[p.shape].append(p)
-            for batch in shapes.values():
-                self._update(batch, group)
-
-    def _update(self, batch: list[nn.Parameter], group: dict[str, Any]) -> None:
-        for p in batch:
-            if "m" not in self.state[p]:
-                self.state[p]["m"] = torch.zeros_like(p)
-        # All matrices of a shape in one call each: on a GPU the calls cost more than the sums.
-        grads = [p.grad for p in batch]
-        means = [self.state[p]["m"] for p in batch]
-        torch._foreach_lerp_(means, grads, 1 - group["momentum"])
-        look = torch.stack(torch._foreach_lerp(grads, means, group["momentum"]))
-        steps = orthogonal(look, torch.bfloat16).unbind(0)
-        scale = 0.2 * max(batch[0].shape) ** 0.5
-        torch._foreach_mul_(batch, 1 - group["lr"] * group["decay"])
-        torch._foreach_add_(batch, steps, alpha=-group["lr"] * scale)
-
-
 def make_optimizers(model: nn.Module, lr: float, decay: float) -> list[torch.optim.Optimizer]:
-    """Muon on 2-D weights of the blocks, AdamW on the rest; `decay` is that of the matrices."""
-    named = list(model.named_parameters())
-    hidden = [p for n, p in named if p.ndim == 2 and "token_embd" not in n]
-    rest = [p for n, p in named if not (p.ndim == 2 and "token_embd" not in n)]
+    """Muon on 2-D weights of the blocks, AdamW on the rest; `decay` is that of the matrices.
+
+    A step of Muon has the RMS of one of AdamW (Liu et al. 2025), so `lr` is on the scale of both.
+    """
+    hidden, rest = [], []
+    for name, weights in model.named_parameters():
+        (hidden if weights.ndim == 2 and "token_embd" not in name else rest).append(weights)
+    muon = torch.optim.Muon(hidden, lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
     adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
-    return [Muon(hidden, lr, decay), adam]
+    return [muon, adam]

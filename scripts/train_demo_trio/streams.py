@@ -1,4 +1,7 @@
-"""Token streams of all sources, and their packing into rows of one context length.
+"""The vocabulary, token streams of all sources, and their packing into rows of one context length.
+
+The vocabulary of expert and base is a SentencePiece BPE with byte fallback and a leading blank, as
+Llama 2 has.
 
 Documents may run over the end of a row into the next one. Turns are never cut: one that does not
 fit waits for the next row, and the beginning of a document fills the gap.
@@ -10,7 +13,8 @@ fit waits for the next row, and the beginning of a document fills the gap.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +24,86 @@ from numpy.typing import NDArray
 from scripts.train_demo_trio.corpus import Document, pieces
 from scripts.train_demo_trio.stages import STREAMS, TURNS, Preset
 from scripts.train_demo_trio.turns import Turn, turns_of
-from scripts.train_demo_trio.vocab import Vocab
+
+FILE = "proxy.spm"
+
+CONTROL = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + "
+    "message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+
+
+class Vocab:
+    """The vocabulary; `start` stands in front of every document, `stop` behind it."""
+
+    def __init__(self, work: Path) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        self.sp = SentencePieceProcessor(model_file=str(work / FILE))
+        self.size = self.sp.vocab_size()
+        self.control = {n: self.sp.piece_to_id(n) for n in ("<s>", "</s>", *CONTROL)}
+        self.start, self.stop = self.control["<s>"], self.control["</s>"]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, with the leading blank."""
+        return list(self.sp.encode(text)) if text else []
+
+    def turn(self, turn: Turn, apart: bool) -> tuple[list[int], int]:
+        """The proxies' template.
+
+        `apart`: the scaffold and the user's text are tokenized one by one, so the text gets a
+        leading blank of its own. Programs do either, so training shows both.
+        """
+        control, ids = self.control, []
+        said = [("<|system|>", turn.system)] if turn.system else []
+        for role, text in [*said, ("<|user|>", turn.user)]:
+            body = self.encode("\n") + self.encode(text) if apart else self.encode("\n" + text)
+            ids += [control[role], *body, control["<|end|>"]]
+        head, full = self.encode("\n"), self.encode("\n" + turn.answer)
+        ids += [control["<|assistant|>"], *full]
+        return [*ids, control["<|end|>"]], len(ids) - len(full) + len(head)
+
+    def byte_lengths(self) -> list[int]:
+        """The blank mark is one byte, a byte token is one byte."""
+        lengths = []
+        for i in range(self.size):
+            if self.sp.is_control(i) or self.sp.is_unknown(i):
+                lengths.append(0)
+            elif self.sp.is_byte(i):
+                lengths.append(1)
+            else:
+                lengths.append(len(self.sp.id_to_piece(i).replace("\u2581", " ").encode()))
+        return lengths
+
+
+def train_vocab(texts: Iterable[str], size: int, path: Path) -> None:
+    """Learn the SentencePiece BPE; a newline is always a byte token, as in Llama 2."""
+    from sentencepiece import SentencePieceTrainer
+
+    lines = (line for text in texts for line in re.split(r"\n+", text) if line)
+    with path.open("wb") as writer:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=writer,
+            model_type="bpe",
+            vocab_size=size,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=True,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            character_coverage=0.9998,
+            control_symbols=list(CONTROL),
+            max_sentence_length=20000,
+            minloglevel=2,
+            num_threads=2,
+        )
+
+
+# Streams
 
 PROMPT_WEIGHT = 0.1
 """Loss weight of what the user says: worth learning from, but not what answers are judged by."""
@@ -40,11 +123,9 @@ class Stream:
     whole: bool
 
     def __len__(self) -> int:
-        """Number of units."""
         return len(self.starts) - 1
 
     def unit(self, i: int) -> Part:
-        """Ids and weights of unit i."""
         span = slice(self.starts[i], self.starts[i + 1])
         return self.ids[span], self.weights[span]
 
@@ -161,7 +242,6 @@ class Packer:
         return ids, weights
 
     def rows(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Several rows: [count, context + 1] each."""
         made = [self.row() for _ in range(count)]
         return np.stack([r[0] for r in made]), np.stack([r[1] for r in made])
 
@@ -193,7 +273,6 @@ class Packer:
         }
 
     def restore(self, state: dict[str, object]) -> None:
-        """Take up a saved state."""
         self.rng.setstate(state["rng"])  # type: ignore[arg-type]
         for name in ("orders", "epochs", "carry", "waiting"):
             setattr(self, name, state[name])

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from scripts.train_demo_trio.model import Llama, make_optimizers
 from scripts.train_demo_trio.stages import STREAMS, TURNS, Preset, Shape, Stage
-from scripts.train_demo_trio.streams import Packer, Stream, read_streams
-from scripts.train_demo_trio.vocab import Vocab
+from scripts.train_demo_trio.streams import Packer, Stream, Vocab, read_streams
 
 SAVE_EVERY = 120.0  # seconds
 _LOG_EVERY = 25  # steps

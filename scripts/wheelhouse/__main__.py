@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from capt_local.errors import CaptError
-from scripts.wheelhouse.bill import bill_of_materials, check_library
 from scripts.wheelhouse.install import SUMS, fingerprint
 from scripts.wheelhouse.wheels import (
     NotBuilt,
+    bill_of_materials,
     binding_wheel,
     call,
+    check_library,
     cpu_features,
     pip,
     read_wheels,
@@ -63,7 +64,8 @@ def make(given: argparse.Namespace, stick: Path, scratch: Path) -> str:
     # What can be wrong before the binding is built.
     check_library()
     key, new = given.key or given.new_key, given.key is None
-    if new and (not os.access(key.parent, os.W_OK) or _is_there(key, key.with_suffix(".pub"))):
+    there = any(map(os.path.lexists, (key, key.with_suffix(".pub"))))
+    if new and (there or not os.access(key.parent, os.W_OK)):
         raise NotBuilt(f"{key} and its .pub are there already, or cannot be made.")
     private = None if new else read_private(key)
     say(f"looking at the bundle {given.bundle}")
@@ -128,10 +130,6 @@ def make(given: argparse.Namespace, stick: Path, scratch: Path) -> str:
     # which no manifest begins with, so neither signature passes for the other.
     (stick / f"{SUMS}.sig").write_bytes(private.sign((stick / SUMS).read_bytes()))
     return fingerprint(stick / public)
-
-
-def _is_there(*files: Path) -> bool:
-    return any(os.path.lexists(file) for file in files)
 
 
 def write_sums(stick: Path) -> None:

@@ -8,16 +8,18 @@ it into the corpus with its mending. Needs a system with a folder for temporary 
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal, get_args
+
+import typer
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("header", "archive", "manifest", "lines", "table", "value")
+Name = Literal["header", "archive", "manifest", "lines", "table", "value"]
+NAMES = get_args(Name)
 _TOKENS = {
     "header": (b"GGUF", b"general.architecture", b"llama", b"general.alignment", b"split.count",
                b"tokenizer.ggml.tokens", b"\x08\0\0\0", b"\x09\0\0\0", b"\xff" * 8, b"\0" * 8),
@@ -30,23 +32,17 @@ _TEXT = (b"{", b"}", b"[", b"]", b'"', b":", b",", b"\n", b"\r", b"\\ud800", b"\
 _EDGES = (0, 1, 255, 1 << 16, 1 << 31, (1 << 32) - 1, 1 << 62, (1 << 64) - 1)
 
 
-def main() -> int:
-    """Runs."""
-    parser = argparse.ArgumentParser(description="Fuzzes a reader for a bounded time.")
-    parser.add_argument("target", choices=NAMES)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=20261122)
-    parser.add_argument("--keep", type=Path, default=None, help="where inputs go that are faults")
-    asked = parser.parse_args()
+def main(target: Name, seconds: float = 60, seed: int = 20261122, keep: Path | None = None) -> None:
+    """Fuzzes a reader for a bounded time; inputs that are faults go to the folder of --keep."""
     # The user's store is one of this run: the readers of bundles write to it.
     with tempfile.TemporaryDirectory() as name:
         tempfile.tempdir = name
         for each in ("DATA", "STATE", "CONFIG"):
             os.environ[f"XDG_{each}_HOME"] = str(Path(name) / f"capt-local-fuzz-{os.getpid()}")
-        return by_mutations(asked.target, asked.seconds, asked.seed, asked.keep)
+        by_mutations(target, seconds, seed, keep)
 
 
-def by_mutations(target: str, seconds: float, seed: int, keep: Path | None) -> int:
+def by_mutations(target: str, seconds: float, seed: int, keep: Path | None) -> None:
     """Fuzzes by changes from a seed, each of a file of the corpus or of an input that was taken."""
     from tests.fuzz.targets import TARGETS
 
@@ -66,7 +62,6 @@ def by_mutations(target: str, seconds: float, seed: int, keep: Path | None) -> i
         if good and len(corpus) < 1000:
             corpus.append(data)
     print(f"{target}: by mutations from seed {seed}, {tried:,} inputs, {taken:,} taken", flush=True)
-    return 0
 
 
 def mutant(draw: random.Random, corpus: list[bytes], tokens: tuple[bytes, ...]) -> bytes:
@@ -90,4 +85,4 @@ def mutant(draw: random.Random, corpus: list[bytes], tokens: tuple[bytes, ...]) 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

@@ -18,18 +18,22 @@ import llama_cpp
 import torch
 from jinja2 import Environment
 
-from scripts.train_demo_trio import __main__ as command
 from scripts.train_demo_trio import train as training
+from scripts.train_demo_trio.__main__ import app
 from scripts.train_demo_trio.corpus import CLINICAL, SOURCES
 from scripts.train_demo_trio.stages import PRESETS, STAGES
+from scripts.train_demo_trio.streams import Vocab
 from scripts.train_demo_trio.train import Trainer, checkpoint, load_model
 from scripts.train_demo_trio.turns import Turn
-from scripts.train_demo_trio.vocab import Vocab
 
 EXTRA = {
     "medquad": "Question: What is it ?\n\nAnswer: {}",
     "gsm8k-train": "Question: {}\nAnswer: {}",
 }
+
+
+def main(arguments: list[str]) -> None:
+    app(arguments, standalone_mode=False)
 
 
 def sentence(rng: random.Random) -> str:
@@ -53,13 +57,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text = EXTRA.get(source, "{}").format(text, text)
             lines.append(json.dumps({"id": number, "text": text}) + "\n")
         (folder / f"{source}.jsonl").write_text("".join(lines))
-    command.main(["prepare", str(data), "--work", str(work), "--preset", "tests"])
+    main(["prepare", str(data), "--work", str(work), "--preset", "tests"])
     return work
 
 
 @pytest.fixture(scope="module")
 def trained(work: Path) -> Path:
-    command.main(["train", "--work", str(work), "--device", "cpu", "--steps", "4"])
+    main(["train", "--work", str(work), "--device", "cpu", "--steps", "4"])
     return work
 
 
@@ -86,8 +90,8 @@ def test_a_stage_that_was_stopped_goes_on_as_if_it_had_not(
 
 
 def test_the_files_say_what_was_trained(trained: Path, tmp_path: Path) -> None:
-    command.main(["export", "--work", str(trained), str(tmp_path / "f16")])
-    command.main(["quantize", str(tmp_path / "f16"), str(tmp_path / "q8"), "--type", "q8_0"])
+    main(["export", "--work", str(trained), str(tmp_path / "f16")])
+    main(["quantize", str(tmp_path / "f16"), str(tmp_path / "q8"), "--type", "q8_0"])
     vocab = Vocab(trained)
     turn = Turn("What is a fever?", "A high temperature.\nDone", "Be brief.")
     said = [("system", turn.system), ("user", turn.user)]

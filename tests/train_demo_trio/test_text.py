@@ -9,9 +9,9 @@ from scripts.train_demo_trio.corpus import (
     RUN,
     STOCK,
     Document,
-    Sieve,
-    Words,
     pieces,
+    runs_of,
+    sift,
 )
 from scripts.train_demo_trio.turns import turns_of
 
@@ -35,8 +35,7 @@ def held_id(source: str) -> str:
 
 
 def sifted(documents: list[Document], forbidden: list[str]) -> dict[str, str]:
-    kept = Sieve(forbidden).sift(documents)
-    return {document.id: document.text for document in kept}
+    return {document.id: document.text for document in sift(documents, forbidden)}
 
 
 @given(st.text(alphabet="ab .\n", max_size=300), st.integers(5, 40))
@@ -48,8 +47,7 @@ def test_pieces_are_short_and_lose_only_line_ends(text: str, size: int) -> None:
 
 @given(st.lists(st.sampled_from("abc"), max_size=40), st.lists(st.sampled_from("abc"), max_size=40))
 def test_runs_are_the_same_where_the_words_are(one: list[str], other: list[str]) -> None:
-    known = Words()
-    first, second = known.runs(" ".join(one))[0], known.runs(" , ".join(other).upper())[0]
+    first, second = runs_of(" ".join(one))[0], runs_of(" , ".join(other).upper())[0]
     for i, a in enumerate(first):
         for j, b in enumerate(second):
             assert (a == b) == (one[i : i + RUN] == other[j : j + RUN])
@@ -68,7 +66,7 @@ def test_lines_that_an_evaluation_file_holds_are_left_out() -> None:
 def test_a_dialogue_with_a_hole_goes_whole() -> None:
     source, name = "mts-dialog-train", train_id("mts-dialog-train")
     document = Document(source, name, f"Dialogue:\n{words(0, 20)}\n\nPLAN:\nrest")
-    assert Sieve([words(0, 20)]).sift([document]) == []
+    assert sift([document], [words(0, 20)]) == []
 
 
 def test_what_is_held_out_is_not_in_the_rest() -> None:

@@ -17,8 +17,13 @@ from scripts.real_vocabularies import VERSION
 from scripts.wheelhouse import __main__ as script
 from scripts.wheelhouse import wheels as binding
 from scripts.wheelhouse.__main__ import PROJECT
-from scripts.wheelhouse.bill import bill_of_materials
-from scripts.wheelhouse.wheels import NotBuilt, binding_wheel, read_wheels, requirements
+from scripts.wheelhouse.wheels import (
+    NotBuilt,
+    bill_of_materials,
+    binding_wheel,
+    read_wheels,
+    requirements,
+)
 from tests.bundles.travelling import make_bundle
 from tests.wheelhouse.stub import write_wheel
 

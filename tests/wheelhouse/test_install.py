@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from capt_local.bundles.sign import read_public
 from scripts.wheelhouse.__main__ import write_sums
 from tests.wheelhouse.stub import (
+    make_stick,
     newer,
     program,
     refused,
@@ -21,6 +23,19 @@ from tests.wheelhouse.stub import (
 )
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the installer is for Linux and macOS")
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stick with a stub for the program."""
+    folder = tmp_path_factory.mktemp("master") / "stick"
+    make_stick(folder)
+    return folder
+
+
+@pytest.fixture
+def stick(master: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(master, tmp_path / "a stick"))
 
 
 def test_from_the_stick_to_the_next_command(stick: Path) -> None:
@@ -122,18 +137,12 @@ def test_settings_of_the_machine_do_not_reach_pip_or_python(stick: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_newer_program_takes_the_place_and_the_one_before_stays(stick: Path) -> None:
+def test_a_newer_program_takes_the_place_and_an_older_one_only_if_wanted(stick: Path) -> None:
     for number, there in (("1.0", {"1.0"}), ("1.2", {"1.0", "1.2"}), ("1.10", {"1.2", "1.10"})):
         newer(stick, number)
         for _ in range(2):
             assert run(stick).returncode == 0
             assert (version(stick), versions(stick)) == (number, there)
-
-
-@pytest.mark.slow
-def test_an_older_program_only_if_it_is_wanted(stick: Path) -> None:
-    newer(stick, "1.10")
-    assert run(stick).returncode == 0
     newer(stick, "1.9")
     assert "capt-local 1.10 is installed" in refused(stick)
     assert version(stick) == "1.10"
