@@ -16,45 +16,23 @@ HUB = PACKAGE / "bundles" / "hub.py"
 SERVER = PACKAGE / "serve" / "server.py"
 INPUT_LINE = PACKAGE / "report" / "input_line.py"
 
-# What each room may use, itself apart. A room that is not here may be used by none below `cli`.
-BASE = {"errors", "strict_json"}
-METHOD = BASE | {"tokenization", "alignment", "prompting"}
-FACE = METHOD | {"decoding", "bundles", "llama", "model_checks", "policy", "config"}
-BATCH = FACE | {"version", "runtime", "line_file", "hardening", "documents", "grounding", "report",
-                "provenance", "rerank"}  # fmt: skip
-ALLOWED: dict[str, set[str]] = {
-    "version": set(),
-    "errors": set(),
-    "strict_json": {"errors"},
-    "hardening": set(),
-    "line_file": {"errors"},
-    "documents": BASE | {"hardening"},
-    "grounding": {"documents"},
-    "config": BASE,
-    "tokenization": {"errors"},
-    "bundles": BASE | {"version", "config", "line_file"},
-    "llama": BASE | {"tokenization", "hardening"},
-    "prompting": BASE | {"tokenization", "bundles"},
-    "alignment": {"errors", "tokenization"},
-    "decoding": METHOD,
-    "report": BASE | {"decoding", "documents", "grounding"},
-    "model_checks": BASE | {"bundles", "llama"},
-    "policy": {"errors", "bundles", "config"},
-    "runtime": FACE,
-    "rerank": FACE | {"runtime"},
-    # The record of an answer is all that it takes from the room of the views.
-    "chat": {"errors", "bundles", "decoding", "prompting", "report"},
-    "evaluate": FACE | {"line_file", "runtime", "rerank"},
-    "provenance": {"version", "errors", "decoding", "bundles", "llama", "runtime"},
-    "batch": BATCH,
-    "serve": BATCH,
-    # The public face names what it gives out, and imports it only when it is used.
-    "__init__": {"version", "errors", "decoding", "llama", "prompting", "runtime"},
-    "__main__": {"cli"},
-    # Another command line, above our own.
-    "lm_eval": BASE | {"decoding", "prompting", "report", "provenance", "cli"},
-}
-ALLOWED["cli"] = {*ALLOWED}
+# A room uses rooms of lower floors alone. The package's public face is above all rooms that it
+# imports only when it is used; lm_eval is another command line, above our own.
+FLOORS = (
+    {"__init__", "__main__", "lm_eval"},
+    {"cli"},
+    {"batch", "chat", "evaluate", "serve"},
+    {"provenance", "report", "rerank"},
+    {"runtime"},
+    {"model_checks", "policy"},
+    {"decoding", "llama"},
+    {"alignment", "prompting"},
+    {"bundles", "grounding"},
+    {"config", "documents", "line_file", "tokenization"},
+    {"strict_json"},
+    {"errors", "hardening", "version"},
+)
+FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 
 def room(path: Path) -> str:
@@ -64,17 +42,14 @@ def room(path: Path) -> str:
 @cache
 def imports(path: Path) -> tuple[str, ...]:
     """Full names of what a file imports, wherever in it."""
-    return tuple(_imports(path))
-
-
-def _imports(path: Path) -> Iterator[str]:
+    names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name} has a relative import"
-            for alias in node.names:
-                yield f"{node.module}.{alias.name}"
+            names += (f"{node.module}.{alias.name}" for alias in node.names)
+    return tuple(names)
 
 
 def rooms_used(path: Path) -> set[str]:
@@ -85,29 +60,12 @@ def rooms_used(path: Path) -> set[str]:
     return {name if name in known else "__init__" for name in names}
 
 
-# The package's own public face is above all rooms.
-INSIDE = [path for path in FILES if path != PACKAGE / "__init__.py"]
-
-
-def test_a_room_uses_only_rooms_below_it() -> None:
-    for path in INSIDE:
-        own = room(path)
-        assert own in ALLOWED, f"the room {own} has no rule here"
-        assert rooms_used(path) <= ALLOWED[own] | {own}, path
-
-
-def test_there_are_no_circles_between_rooms() -> None:
-    below: dict[str, set[str]] = {}
+def test_a_room_uses_only_rooms_of_lower_floors() -> None:
     for path in FILES:
-        if room(path) != "__init__":
-            below.setdefault(room(path), set()).update(rooms_used(path) - {room(path)})
-    settled: set[str] = {"__init__"}
-    while below:
-        free = [name for name, needs in below.items() if needs <= settled]
-        assert free, f"a circle among {sorted(below)}"
-        settled.update(free)
-        for name in free:
-            del below[name]
+        own = room(path)
+        assert own in FLOOR_OF, f"the room {own} has no floor here"
+        used = rooms_used(path) - {own}
+        assert not {name for name in used if FLOOR_OF[name] <= FLOOR_OF[own]}, path
 
 
 def top(path: Path) -> set[str]:
